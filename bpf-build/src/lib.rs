@@ -1,0 +1,1 @@
+//! Finds the BPF toolchain and compiles router-ebpf with it.

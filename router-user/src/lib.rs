@@ -1,0 +1,3 @@
+//! The daemon and command line of pls-router.
+
+pub mod model;

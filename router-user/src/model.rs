@@ -1,0 +1,212 @@
+//! What the daemon says of itself, as data: the bodies of its API and of every `-o json`.
+//!
+//! Field names are a contract (snake_case, documented here); fields may be added, never renamed or removed.
+//! Times are seconds unless the name says otherwise, addresses and ports are plain text and numbers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`: is this router forwarding, and if not, why.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Whether the probe answers 200: everything below is in order.
+    pub healthy: bool,
+    /// Why it is not healthy, in words for the operator; empty when it is.
+    pub reasons: Vec<String>,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// The configuration file in force.
+    pub config: String,
+    /// The interfaces the router works on: one, or the PLS-facing and the firewall-facing one.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The addresses new sessions get as their source.
+    pub snat_addresses: Vec<IpAddr>,
+    /// Where each target's packets leave.
+    pub next_hops: Vec<NextHopStatus>,
+    /// Targets given by name, as last resolved.
+    pub names: Vec<NameStatus>,
+    /// The flow table.
+    pub flows: FlowTableStatus,
+}
+
+/// One interface and the program on it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct InterfaceStatus {
+    /// Its name, e.g. `eth0`.
+    pub name: String,
+    /// Its kernel index.
+    pub index: u32,
+    /// Its roles: `pls`, `firewall`.
+    pub roles: Vec<String>,
+    /// Whether our program is attached to it now.
+    pub attached: bool,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// The kernel's id of the attached program, if ours is attached.
+    pub program_id: Option<u32>,
+}
+
+/// The next hop of one target, as the kernel's routes and neighbours give it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NextHopStatus {
+    /// The rules that need it.
+    pub rules: Vec<String>,
+    /// The address packets go to.
+    pub target: IpAddr,
+    /// The router they are handed to; the target itself when it is on the link.
+    pub via: Option<IpAddr>,
+    /// The interface they leave by.
+    pub interface: Option<String>,
+    /// The next hop's MAC address, once the neighbour has answered.
+    pub mac: Option<String>,
+    /// Whether a packet to the target can leave now.
+    pub resolved: bool,
+    /// Why it cannot; empty when it can.
+    pub problem: String,
+}
+
+/// A target given by name.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NameStatus {
+    /// The DNS name.
+    pub name: String,
+    /// The addresses in use, from the last good answer.
+    pub addresses: Vec<IpAddr>,
+    /// Seconds since that answer.
+    pub age_seconds: u64,
+    /// What went wrong at the last attempt; empty when it went well.
+    pub problem: String,
+}
+
+/// How full the flow table is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct FlowTableStatus {
+    /// Sessions in the table, as of the last sweep.
+    pub sessions: u64,
+    /// Sessions it has room for.
+    pub capacity: u64,
+}
+
+/// `GET /v1/counters`: everything the data plane counts, summed over CPUs.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Counters {
+    /// One row a reason a packet left by, in the order of their numbers. All reasons, zero or not.
+    pub reasons: Vec<ReasonCounter>,
+    /// One row an interface.
+    pub interfaces: Vec<InterfaceCounters>,
+    /// One row a rule.
+    pub rules: Vec<RuleCounters>,
+}
+
+/// Packets that left the program for one reason.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ReasonCounter {
+    /// The reason's number; never reused.
+    pub number: u32,
+    /// Its name, e.g. `source_not_allowed`.
+    pub reason: String,
+    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`, or `punt`
+    /// (sent by the daemon once the neighbour answers).
+    pub action: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, Ethernet header included.
+    pub bytes: u64,
+    /// One line for the operator.
+    pub description: String,
+}
+
+/// Packets in and out of one interface, as the program saw them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct InterfaceCounters {
+    /// The interface.
+    pub name: String,
+    /// Packets that the program was given.
+    pub rx_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub rx_bytes: u64,
+    /// Packets that the program sent out of it.
+    pub tx_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub tx_bytes: u64,
+}
+
+/// Packets of one rule, by direction.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RuleCounters {
+    /// The rule's name.
+    pub name: String,
+    /// Sessions that it has opened.
+    pub sessions_opened: u64,
+    /// Packets from the client to the target.
+    pub forward_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub forward_bytes: u64,
+    /// Packets from the target to the client.
+    pub reply_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub reply_bytes: u64,
+    /// Packets to the rule's port from outside its `sources`, dropped.
+    pub denied_packets: u64,
+}
+
+/// `GET /v1/rules`: one row a rule, in the order of the configuration.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Rule {
+    /// Its name.
+    pub name: String,
+    /// `forward` or `masquerade`.
+    pub kind: String,
+    /// `tcp` or `udp`; absent for a masquerade, which takes TCP, UDP and ICMP echo.
+    pub protocol: Option<String>,
+    /// Where a forward listens, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
+    pub listen: Option<String>,
+    /// Where a forward leads, as configured.
+    pub targets: Vec<String>,
+    /// The addresses those lead to now.
+    pub addresses: Vec<SocketAddr>,
+    /// Who may use it.
+    pub sources: Vec<String>,
+    /// Which destinations a masquerade covers.
+    pub destinations: Vec<String>,
+    /// Sessions in the table now, as of the last sweep.
+    pub sessions: u64,
+    /// Its counters.
+    pub counters: RuleCounters,
+}
+
+/// `GET /v1/flows`: one row a session.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Flow {
+    /// The rule that opened it.
+    pub rule: String,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The client, as it arrives here: address and port (echo identifier for ICMP).
+    pub client: SocketAddr,
+    /// What the client sent to.
+    pub listen: SocketAddr,
+    /// The source that this router gave the session.
+    pub snat: SocketAddr,
+    /// Where it leads.
+    pub target: SocketAddr,
+    /// `opening`, `established`, `closing` or `closed`; see `router_common::session::State`.
+    pub state: String,
+    /// Seconds since it was opened.
+    pub age_seconds: u64,
+    /// Seconds since a packet was last seen in either direction (to about a second).
+    pub idle_seconds: u64,
+    /// Seconds until it is removed if it stays idle.
+    pub expires_seconds: u64,
+    /// Packets from the client to the target.
+    pub forward_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub forward_bytes: u64,
+    /// Packets from the target to the client.
+    pub reply_packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub reply_bytes: u64,
+}
