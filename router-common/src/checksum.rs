@@ -1,0 +1,169 @@
+//! Internet checksums, updated incrementally (RFC 1071, RFC 1624).
+//!
+//! A checksum covers the whole packet; a rewrite changes a few 16-bit words of it. RFC 1624's equation 3 gives the new
+//! checksum from the old one and the changed words alone: `HC' = ~(~HC + ~m + m')`, in one's-complement arithmetic. The
+//! part that depends on the words, `~m + m'` summed over all of them, is the same for every packet of a session: it is
+//! computed once, as a [`Delta`], and costs one addition a packet.
+//!
+//! Words are taken in the machine's byte order. RFC 1071 section 2(B): the sum of byte-swapped words is the byte-swapped
+//! sum, so as long as nothing mixes orders the bytes that come out are right, and no word is swapped on the way.
+//!
+//! Two zeros: one's complement has +0 (`0x0000`) and -0 (`0xFFFF`). A sum of words that are not all zero never folds to +0,
+//! so a header checksum (its complement) never comes out as `0xFFFF`; that is what a checksum from scratch gives, too.
+//! In UDP over IPv4 a checksum of `0x0000` says "none" (RFC 768): such a packet keeps it, and a computed zero is sent as
+//! `0xFFFF`.
+
+/// An unfolded one's-complement sum of 16-bit words. Room for 65,535 of them.
+#[must_use]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sum(u32);
+
+/// What a rewrite adds to a checksum: the folded sum of `~m + m'` over all changed words.
+#[must_use]
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Delta(u16);
+
+impl Sum {
+    /// The sum of no words.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds a word.
+    #[inline(always)]
+    pub const fn add(self, word: [u8; 2]) -> Self {
+        Self(self.0 + u16::from_ne_bytes(word) as u32)
+    }
+
+    /// Takes a word out again.
+    #[inline(always)]
+    pub const fn remove(self, word: [u8; 2]) -> Self {
+        Self(self.0 + !u16::from_ne_bytes(word) as u32)
+    }
+
+    /// Adds another sum.
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.fold() as u32)
+    }
+
+    /// Takes another sum out again.
+    #[inline(always)]
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0 + !other.fold() as u32)
+    }
+
+    /// Adds every word of `bytes`; an odd last byte counts as the first half of a word (RFC 1071).
+    pub fn add_bytes(mut self, bytes: &[u8]) -> Self {
+        let mut words = bytes.chunks_exact(2);
+        for word in &mut words {
+            // Folded on the way, so that any length fits.
+            self = Self::ZERO.plus(self).add([word[0], word[1]]);
+        }
+        match words.remainder() {
+            [last] => self.add([*last, 0]),
+            _ => self,
+        }
+    }
+
+    /// The sum as what it adds to a checksum.
+    #[inline(always)]
+    pub const fn delta(self) -> Delta {
+        Delta(self.fold())
+    }
+
+    /// The checksum of the words: their sum's complement, as it goes on the wire.
+    #[inline(always)]
+    pub const fn checksum(self) -> [u8; 2] {
+        (!self.fold()).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    const fn fold(self) -> u16 {
+        // 0xFFFF * 65,535 words: two rounds always carry everything in.
+        let once = (self.0 & 0xffff) + (self.0 >> 16);
+        ((once & 0xffff) + (once >> 16)) as u16
+    }
+}
+
+impl Delta {
+    /// The delta as a sum, to add what differs from packet to packet.
+    #[inline(always)]
+    pub const fn sum(self) -> Sum {
+        Sum(self.0 as u32)
+    }
+
+    /// The new value of a header, TCP or ICMP checksum that is `old` now.
+    #[inline(always)]
+    pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
+        Sum(!u16::from_ne_bytes(old) as u32 + self.0 as u32).checksum()
+    }
+
+    /// The new value of a UDP checksum over IPv4 that is `old` now: "none" stays "none", and zero is sent as `0xFFFF`.
+    #[inline(always)]
+    pub const fn apply_udp(self, old: [u8; 2]) -> [u8; 2] {
+        if u16::from_ne_bytes(old) == 0 {
+            return old;
+        }
+        let new = self.apply(old);
+        if u16::from_ne_bytes(new) == 0 { [0xff, 0xff] } else { new }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 1071 section 3's example: the sum of these bytes is 0xddf2.
+    #[test]
+    fn sums_the_rfc_1071_example() {
+        let sum = Sum::ZERO.add_bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.checksum(), (!0xddf2_u16).to_be_bytes());
+    }
+
+    /// RFC 1624 section 4's example: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000 (equation 2 of RFC 1141 gave 0xFFFF).
+    #[test]
+    fn updates_the_rfc_1624_example() {
+        let delta = Sum::ZERO.remove([0x55, 0x55]).add([0x32, 0x85]).delta();
+        assert_eq!(delta.apply([0xdd, 0x2f]), [0x00, 0x00]);
+    }
+
+    #[test]
+    fn keeps_no_udp_checksum_and_never_makes_one() {
+        let delta = Sum::ZERO.remove([0x55, 0x55]).add([0x32, 0x85]).delta();
+        assert_eq!(delta.apply_udp([0, 0]), [0, 0]);
+        assert_eq!(delta.apply_udp([0xdd, 0x2f]), [0xff, 0xff]);
+    }
+
+    #[test]
+    fn odd_byte_counts_as_high_half() {
+        assert_eq!(Sum::ZERO.add_bytes(&[1, 2, 3]), Sum::ZERO.add_bytes(&[1, 2, 3, 0]));
+    }
+
+    /// Changing nothing changes no valid checksum, although the delta of "nothing" is -0.
+    #[test]
+    fn changing_nothing_changes_nothing() {
+        let delta = Sum::ZERO.remove([1, 2]).add([1, 2]).delta();
+        for checksum in 0..=0xfffe_u16 {
+            assert_eq!(delta.apply(checksum.to_be_bytes()), checksum.to_be_bytes());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn incremental_equals_from_scratch(
+            mut bytes in proptest::collection::vec(any::<u8>(), 2..200),
+            word in any::<prop::sample::Index>(),
+            new in any::<[u8; 2]>(),
+        ) {
+            let at = word.index(bytes.len() / 2) * 2;
+            let before = Sum::ZERO.add_bytes(&bytes).checksum();
+            let delta = Sum::ZERO.remove([bytes[at], bytes[at + 1]]).add(new).delta();
+            bytes[at..at + 2].copy_from_slice(&new);
+            // All-zero data is the one case where the two zeros part (RFC 1624 section 3); a header is never all zero.
+            prop_assume!(bytes.iter().any(|byte| *byte != 0));
+            prop_assert_eq!(delta.apply(before), Sum::ZERO.add_bytes(&bytes).checksum());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Reading an Ethernet frame: what the router can translate, and its tuple.
+
+use crate::{
+    address::{Ipv4, Port},
+    flow::{FlowKey, Protocol},
+    reason::Reason,
+};
+
+/// The length of an untagged Ethernet header.
+pub const ETHERNET_LENGTH: usize = 14;
+/// The length of an IPv4 header without options.
+pub const IPV4_LENGTH: usize = 20;
+/// Where the transport header of a packet without IP options starts in the frame.
+pub const L4: usize = ETHERNET_LENGTH + IPV4_LENGTH;
+/// The length of the headers up to the end of a TCP header without options.
+pub const TCP_HEADERS: usize = L4 + 20;
+/// The length of the headers up to the end of a UDP header.
+pub const UDP_HEADERS: usize = L4 + 8;
+/// The length of the headers up to the end of an ICMP echo header.
+pub const ICMP_HEADERS: usize = L4 + 8;
+
+pub(crate) const IPV4_TTL: usize = ETHERNET_LENGTH + 8;
+pub(crate) const IPV4_CHECKSUM: usize = ETHERNET_LENGTH + 10;
+pub(crate) const IPV4_SOURCE: usize = ETHERNET_LENGTH + 12;
+pub(crate) const IPV4_DESTINATION: usize = ETHERNET_LENGTH + 16;
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791 3.1).
+const FRAGMENT_MASK: u16 = 0x3fff;
+const DONT_FRAGMENT: u16 = 0x4000;
+const ICMP_ECHO_REPLY: u8 = 0;
+const ICMP_ECHO_REQUEST: u8 = 8;
+
+/// TCP flags, as they stand in byte 13 of the TCP header (RFC 9293 3.1).
+pub mod tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// Push.
+    pub const PSH: u8 = 0x08;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// A frame that can be read and written at an offset: the one door to packet bytes.
+///
+/// In the kernel this is the XDP context, where every access is a bounds check that the verifier sees; on the host, a
+/// slice.
+pub trait Frame {
+    /// The frame's length in bytes.
+    fn length(&self) -> usize;
+
+    /// The `N` bytes at `offset`, if the frame is that long.
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
+
+    /// The `N` bytes at `offset` to write, if the frame is that long.
+    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
+}
+
+impl Frame for [u8] {
+    fn length(&self) -> usize {
+        self.len()
+    }
+
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.get(offset..)?.first_chunk()
+    }
+
+    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        self.get_mut(offset..)?.first_chunk_mut()
+    }
+}
+
+/// The `N` bytes at `OFFSET` of a header; the bounds are checked when this is compiled.
+#[inline(always)]
+pub(crate) const fn field<const OFFSET: usize, const N: usize, const LENGTH: usize>(
+    header: &mut [u8; LENGTH],
+) -> &mut [u8; N] {
+    const { assert!(OFFSET + N <= LENGTH) };
+    // SAFETY: OFFSET + N <= LENGTH, so the bytes lie in `header`, whose exclusive borrow the result carries on; an array
+    // of bytes has no alignment.
+    unsafe { &mut *header.as_mut_ptr().add(OFFSET).cast() }
+}
+
+/// What the router needs to know of a packet that it can translate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Packet {
+    /// Its tuple.
+    pub key: FlowKey<Ipv4>,
+    /// Its protocol (also in the key; here as what the code matches on).
+    pub protocol: Protocol,
+    /// The IP packet's length in bytes, from its header.
+    pub ip_length: u16,
+    /// Its time to live.
+    pub ttl: u8,
+    /// Its TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    /// Whether its sender asked not to fragment it.
+    pub dont_fragment: bool,
+}
+
+impl Packet {
+    /// Whether it may open a session: any UDP or ICMP echo request, and a TCP SYN that acknowledges nothing.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        match self.protocol {
+            Protocol::Tcp => self.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN,
+            Protocol::Udp => true,
+            // In a reply, the destination port is the identifier, which is not 0.
+            Protocol::Icmp => self.key.destination_port.number() == 0,
+        }
+    }
+}
+
+/// Reads a frame.
+///
+/// # Errors
+/// The reason why the router does not translate the packet. All of these are reasons to pass it on untouched: nothing has
+/// been written yet, and this machine's own stack knows best what to do with it.
+#[inline(always)]
+pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
+    let ethernet: &[u8; ETHERNET_LENGTH] = frame.bytes(0).ok_or(Reason::Truncated)?;
+    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4);
+    }
+    // No IP packet with a transport header is shorter than this.
+    let headers: &[u8; UDP_HEADERS] = frame.bytes(0).ok_or(Reason::Truncated)?;
+    let ip = |at: usize| headers[ETHERNET_LENGTH + at];
+    if ip(0) != 0x45 {
+        return Err(if ip(0) >> 4 == 4 && ip(0) & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
+    }
+    let ip_length = u16::from_be_bytes([ip(2), ip(3)]);
+    if usize::from(ip_length) > frame.length() - ETHERNET_LENGTH {
+        return Err(Reason::Truncated);
+    }
+    let fragment = u16::from_be_bytes([ip(6), ip(7)]);
+    if fragment & FRAGMENT_MASK != 0 {
+        return Err(Reason::Fragment);
+    }
+    let protocol = Protocol::from_number(ip(9)).ok_or(Reason::UnsupportedProtocol)?;
+    let minimum = match protocol {
+        Protocol::Tcp => TCP_HEADERS,
+        Protocol::Udp => UDP_HEADERS,
+        Protocol::Icmp => ICMP_HEADERS,
+    };
+    if usize::from(ip_length) < minimum - ETHERNET_LENGTH {
+        return Err(Reason::Malformed);
+    }
+    let l4 = |at: usize| headers[L4 + at];
+    let (source_port, destination_port, tcp_flags) = match protocol {
+        Protocol::Tcp => {
+            let flags: &[u8; 1] = frame.bytes(L4 + 13).ok_or(Reason::Truncated)?;
+            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]), flags[0])
+        }
+        Protocol::Udp => (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]), 0),
+        Protocol::Icmp => match (l4(0), l4(1)) {
+            (ICMP_ECHO_REQUEST, 0) => (Port([l4(4), l4(5)]), Port([0, 0]), 0),
+            // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
+            (ICMP_ECHO_REPLY, 0) if [l4(4), l4(5)] != [0, 0] => (Port([0, 0]), Port([l4(4), l4(5)]), 0),
+            _ => return Err(Reason::IcmpOther),
+        },
+    };
+    let source = Ipv4([ip(12), ip(13), ip(14), ip(15)]);
+    let destination = Ipv4([ip(16), ip(17), ip(18), ip(19)]);
+    Ok(Packet {
+        key: FlowKey::new(protocol, source, source_port, destination, destination_port),
+        protocol,
+        ip_length,
+        ttl: ip(8),
+        tcp_flags,
+        dont_fragment: fragment & DONT_FRAGMENT != 0,
+    })
+}

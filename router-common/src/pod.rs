@@ -1,0 +1,33 @@
+//! `aya::Pod` for the types that user space reads from and writes to maps.
+
+use crate::{
+    address::Ipv4,
+    flow::{FlowEntry, FlowKey},
+    rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey},
+    settings::Settings,
+    stats::CpuStats,
+};
+
+/// Implements `Pod` for types that are `#[repr(C)]`, plain data, and whose size is the sum of their fields' sizes.
+macro_rules! pod {
+    ($($type:ty),* $(,)?) => {
+        $(
+            // SAFETY: `#[repr(C)]`, valid for any bytes (enumerations are stored as integers), and without padding: the
+            // size assertion beside the type counts its fields.
+            unsafe impl aya::Pod for $type {}
+        )*
+    };
+}
+
+pod!(
+    Ipv4,
+    FlowKey<Ipv4>,
+    FlowEntry<Ipv4>,
+    ListenKey,
+    Masquerade,
+    Rule,
+    RuleSet,
+    Settings,
+    SourceKey,
+    CpuStats,
+);

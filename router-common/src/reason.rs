@@ -1,0 +1,129 @@
+//! Why a packet left the program: one numbered list for counters, metrics and the command line.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Translated and sent on its way.
+    Forward,
+    /// Left as it was, to this machine's own network stack.
+    Pass,
+    /// Dropped.
+    Drop,
+    /// Translated and given to the daemon, which sends it once the next hop's neighbour has answered.
+    Punt,
+}
+
+impl Action {
+    /// `forward`, `pass`, `drop` or `punt`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Punt => "punt",
+        }
+    }
+}
+
+/// Defines [`Reason`] from one table, so that a reason cannot lack a number, an action, a name or a description.
+macro_rules! reasons {
+    ($($number:literal $variant:ident $name:literal $action:ident $description:literal;)*) => {
+        /// Why a packet left the program.
+        ///
+        /// The number is the index of its per-CPU counter. Numbers are never reused: a reason that goes leaves its line in
+        /// the table with a name that starts with `unused`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum Reason {
+            $(#[doc = $description] $variant = $number,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// What becomes of a packet for this reason.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self {
+                    $(Self::$variant => Action::$action,)*
+                }
+            }
+
+            /// Its name in metrics and on the command line.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// What it means, for the operator.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $description,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    0 Forwarded "forwarded" Forward "Packet of a known session, translated and sent.";
+    1 Opened "opened" Forward "First packet of a new session, translated and sent.";
+    2 Resolving "resolving" Punt "Translated, but the next hop's MAC address is not known yet: the daemon sends it as soon as the neighbour answers.";
+    3 NotIpv4 "not_ipv4" Pass "Not an untagged IPv4 packet (ARP, IPv6, VLAN): this machine's own business.";
+    4 Truncated "truncated" Pass "The frame ends before the packet does; the kernel will discard it.";
+    5 Malformed "malformed" Pass "The IPv4 header makes no sense; the kernel will discard it.";
+    6 IpOptions "ip_options" Pass "The IPv4 header has options, which are not translated.";
+    7 Fragment "fragment" Pass "A fragment of an IPv4 packet, which is not translated.";
+    8 UnsupportedProtocol "unsupported_protocol" Pass "Neither TCP, UDP nor ICMP.";
+    9 IcmpOther "icmp_other" Pass "ICMP other than echo.";
+    10 Platform "platform" Pass "To or from Azure's platform address 168.63.129.16 (probe, DNS, DHCP): never translated.";
+    11 NotMatched "not_matched" Pass "No session and no rule: traffic of this machine itself, such as SSH, or not meant for it.";
+    12 NoSession "no_session" Pass "A rule's packet that belongs to no session and cannot open one (TCP without SYN): the kernel answers with a reset.";
+    13 NotConfigured "not_configured" Pass "The program runs but has no rules loaded.";
+    14 SourceNotAllowed "source_not_allowed" Drop "To a rule's port from an address outside the rule's sources.";
+    15 TtlExpired "ttl_expired" Drop "The packet's time to live ended here.";
+    16 TooBig "too_big" Drop "Larger than the next hop's MTU.";
+    17 NoTarget "no_target" Drop "The rule has no target address: its name has not been resolved.";
+    18 NoRoute "no_route" Drop "The kernel has no route to where the packet would go, or the route forbids it.";
+    19 NeighbourUnresolved "neighbour_unresolved" Drop "The next hop's MAC address is not known, and the daemon was not there or too busy to find it out.";
+    20 EgressNotAttached "egress_not_attached" Drop "The route leads out of an interface that is not one of the router's.";
+    21 PortsExhausted "ports_exhausted" Drop "No free SNAT port was found towards this target.";
+    22 TableFull "table_full" Drop "The flow table is full (limits.flows).";
+    23 RedirectFailed "redirect_failed" Drop "The packet could not be handed to the egress interface.";
+    24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
+}
+
+/// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
+pub const REASON_SLOTS: usize = 64;
+
+const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_order_and_names_are_unique() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            let name = reason.as_str();
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{name}");
+            assert_eq!(Reason::ALL.iter().filter(|other| other.as_str() == name).count(), 1, "{name}");
+            assert!(reason.description().ends_with('.'), "{name}");
+        }
+    }
+
+    /// Numbers are a contract: this list only grows.
+    #[test]
+    fn numbers_are_never_reused() {
+        let names = Reason::ALL.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            names,
+            "forwarded opened resolving not_ipv4 truncated malformed ip_options fragment unsupported_protocol icmp_other \
+             platform not_matched no_session not_configured source_not_allowed ttl_expired too_big no_target no_route \
+             neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing"
+        );
+    }
+}

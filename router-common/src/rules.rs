@@ -1,0 +1,326 @@
+//! Rules as the program reads them.
+//!
+//! A *rule set* is everything that a configuration says about new sessions. Two fit side by side: the daemon writes the next
+//! one while the program still reads the one in force, and then changes the version in
+//! [`Settings`](crate::settings::Settings), which switches every rule at once. Indexes and keys carry the version, see
+//! [`bank`].
+
+use core::mem::size_of;
+
+use crate::{
+    MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+    address::{Ipv4, Port},
+    flow::Protocol,
+    ports::PortRange,
+};
+
+/// Which of the two places a rule set of this version has: versions alternate.
+#[inline(always)]
+pub const fn bank(version: u32) -> u32 {
+    version & 1
+}
+
+/// The index of a rule in the array of rules.
+#[inline(always)]
+pub const fn rule_index(version: u32, rule: u16) -> u32 {
+    bank(version) * MAX_RULES as u32 + rule as u32
+}
+
+/// The index of a masquerade pair in the array of them.
+#[inline(always)]
+pub const fn masquerade_index(version: u32, position: u32) -> u32 {
+    bank(version) * MAX_MASQUERADES as u32 + position
+}
+
+/// What a rule set says beside its rules.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RuleSet {
+    /// The addresses that new sessions get as their source.
+    pub snat: [Ipv4; MAX_SNAT_ADDRESSES],
+    /// How many of them there are.
+    pub snat_count: u32,
+    /// The ports that new sessions get as their source port.
+    pub ports: PortRange,
+    /// How many masquerade pairs there are.
+    pub masquerade_count: u32,
+}
+
+const _: () = assert!(size_of::<RuleSet>() == 76);
+
+impl RuleSet {
+    /// The SNAT address for a new session; `None` if there is none.
+    #[inline(always)]
+    pub const fn snat_address(&self, random: u32) -> Option<Ipv4> {
+        match spread(random, self.snat_count, MAX_SNAT_ADDRESSES) {
+            Some(at) => Some(self.snat[at]),
+            None => None,
+        }
+    }
+}
+
+/// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond `room`.
+#[inline(always)]
+const fn spread(random: u32, count: u32, room: usize) -> Option<usize> {
+    let at = ((random as u64 * count as u64) >> 32) as usize;
+    if count == 0 || at >= room { None } else { Some(at) }
+}
+
+/// Where a rule leads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Target {
+    /// The address.
+    pub address: Ipv4,
+    /// The port; 0 keeps the port that the client used.
+    pub port: Port,
+    zero: [u8; 2],
+}
+
+impl Target {
+    /// A target; no port keeps the client's.
+    pub const fn new(address: Ipv4, port: Option<u16>) -> Self {
+        let port = match port {
+            Some(port) => Port::new(port),
+            None => Port([0, 0]),
+        };
+        Self { address, port, zero: [0; 2] }
+    }
+
+    /// The port that a packet to `listen` goes to.
+    #[inline(always)]
+    pub const fn port_for(&self, listen: Port) -> Port {
+        if self.port.number() == 0 { listen } else { self.port }
+    }
+}
+
+/// The longest name of a rule, in bytes.
+pub const NAME_LENGTH: usize = 32;
+
+/// A rule by number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rule {
+    /// Its name, filled up with zeros: who reads the maps without the daemon can still tell whose a session is.
+    pub name: [u8; NAME_LENGTH],
+    /// Where a forward leads.
+    pub targets: [Target; MAX_TARGETS],
+    /// How many targets there are.
+    pub target_count: u32,
+}
+
+const _: () = assert!(size_of::<Rule>() == 292);
+
+impl Rule {
+    /// A rule with no targets.
+    pub const EMPTY: Self = Self {
+        name: [0; NAME_LENGTH],
+        targets: [Target { address: Ipv4([0; 4]), port: Port([0; 2]), zero: [0; 2] }; MAX_TARGETS],
+        target_count: 0,
+    };
+
+    /// The target for a new session; `None` if there is none.
+    #[inline(always)]
+    pub const fn target(&self, random: u32) -> Option<&Target> {
+        match spread(random, self.target_count, MAX_TARGETS) {
+            Some(at) => Some(&self.targets[at]),
+            None => None,
+        }
+    }
+}
+
+/// The data of a key in the trie that finds a forward by where it listens: a port range is a handful of prefixes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ListenKey {
+    bank: u8,
+    protocol: u8,
+    address: Ipv4,
+    port: Port,
+}
+
+const _: () = assert!(size_of::<ListenKey>() == 8);
+
+impl ListenKey {
+    /// The prefix length that covers everything but the port.
+    const BEFORE_PORT: u32 = 48;
+    /// The prefix length of a full key, as lookups use it.
+    pub const FULL: u32 = 64;
+
+    /// The key of one port. No address stands for every address of this machine.
+    #[inline(always)]
+    pub const fn new(version: u32, protocol: Protocol, address: Option<Ipv4>, port: Port) -> Self {
+        let address = match address {
+            Some(address) => address,
+            None => Ipv4([0; 4]),
+        };
+        Self { bank: bank(version) as u8, protocol: protocol as u8, address, port }
+    }
+
+    /// Whose bank this key belongs to.
+    pub const fn bank(&self) -> u32 {
+        self.bank as u32
+    }
+}
+
+/// The keys (with their prefix lengths) that together cover a range of ports, and nothing else.
+pub fn listen_prefixes(
+    version: u32,
+    protocol: Protocol,
+    address: Option<Ipv4>,
+    ports: PortRange,
+) -> impl Iterator<Item = (u32, ListenKey)> {
+    let mut next = u32::from(ports.first);
+    let end = u32::from(ports.last) + 1;
+    core::iter::from_fn(move || {
+        if next >= end {
+            return None;
+        }
+        // The largest aligned power of two that starts here and does not reach beyond the end.
+        let aligned = if next == 0 { 1 << 16 } else { 1 << next.trailing_zeros() };
+        let mut block: u32 = aligned;
+        while block > end - next {
+            block >>= 1;
+        }
+        let key = ListenKey::new(version, protocol, address, Port::new(next as u16));
+        next += block;
+        Some((ListenKey::BEFORE_PORT + 16 - block.trailing_zeros(), key))
+    })
+}
+
+/// The data of a key in the trie of who may use which forward.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SourceKey {
+    bank: u8,
+    zero: u8,
+    rule: [u8; 2],
+    address: Ipv4,
+}
+
+const _: () = assert!(size_of::<SourceKey>() == 8);
+
+impl SourceKey {
+    /// The prefix length that covers everything but the address.
+    const BEFORE_ADDRESS: u32 = 32;
+    /// The prefix length of a full key, as lookups use it.
+    pub const FULL: u32 = 64;
+
+    /// The key of a source address.
+    #[inline(always)]
+    pub const fn new(version: u32, rule: u16, address: Ipv4) -> Self {
+        Self { bank: bank(version) as u8, zero: 0, rule: rule.to_be_bytes(), address }
+    }
+
+    /// The prefix length of a network with this one.
+    pub const fn prefix(network: u8) -> u32 {
+        Self::BEFORE_ADDRESS + network as u32
+    }
+
+    /// Whose bank this key belongs to.
+    pub const fn bank(&self) -> u32 {
+        self.bank as u32
+    }
+}
+
+/// An IPv4 network, as an address and a mask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Network {
+    address: [u8; 4],
+    mask: [u8; 4],
+}
+
+impl Network {
+    /// The network of this prefix length (at most 32) around an address.
+    pub const fn new(address: Ipv4, prefix: u8) -> Self {
+        let mask = if prefix == 0 { 0 } else { u32::MAX << (32 - prefix) };
+        Self { address: (u32::from_be_bytes(address.0) & mask).to_be_bytes(), mask: mask.to_be_bytes() }
+    }
+
+    /// Whether the address is in it.
+    #[inline(always)]
+    pub const fn contains(&self, address: Ipv4) -> bool {
+        u32::from_ne_bytes(address.0) & u32::from_ne_bytes(self.mask) == u32::from_ne_bytes(self.address)
+    }
+}
+
+/// One source and destination pair of a `[[masquerade]]` rule. Pairs are tried in the order of the configuration.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Masquerade {
+    /// Who.
+    pub source: Network,
+    /// Whereto.
+    pub destination: Network,
+    /// The number of the rule.
+    pub rule: u32,
+}
+
+const _: () = assert!(size_of::<Masquerade>() == 20);
+
+impl Masquerade {
+    /// Whether it covers a packet.
+    #[inline(always)]
+    pub const fn matches(&self, source: Ipv4, destination: Ipv4) -> bool {
+        self.source.contains(source) && self.destination.contains(destination)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn covered(prefixes: &[(u32, ListenKey)], port: u16) -> usize {
+        prefixes
+            .iter()
+            .filter(|(length, key)| {
+                let bits = length - ListenKey::BEFORE_PORT;
+                bits == 0 || (key.port.number() ^ port).leading_zeros() >= bits
+            })
+            .count()
+    }
+
+    proptest! {
+        #[test]
+        fn listen_prefixes_cover_the_range_once(first in 0..=u16::MAX, length in 0..=u16::MAX, port in any::<u16>()) {
+            let range = PortRange { first, last: first.saturating_add(length) };
+            let prefixes: Vec<_> = listen_prefixes(1, Protocol::Tcp, None, range).collect();
+            prop_assert!(prefixes.len() <= 30);
+            for port in [port, range.first, range.last, range.first.wrapping_sub(1), range.last.wrapping_add(1)] {
+                prop_assert_eq!(covered(&prefixes, port), usize::from(range.contains(port)));
+            }
+        }
+
+        #[test]
+        fn networks_contain_what_their_prefix_says(address in any::<[u8; 4]>(), prefix in 0..=32_u8, other in any::<[u8; 4]>()) {
+            let network = Network::new(Ipv4(address), prefix);
+            let same = (u32::from_be_bytes(address) ^ u32::from_be_bytes(other)).leading_zeros() >= u32::from(prefix);
+            prop_assert_eq!(network.contains(Ipv4(other)), same);
+            prop_assert!(network.contains(Ipv4(address)));
+        }
+
+        #[test]
+        fn spread_stays_within(random in any::<u32>(), count in 0..=MAX_TARGETS as u32) {
+            match spread(random, count, MAX_TARGETS) {
+                Some(at) => prop_assert!(at < count as usize),
+                None => prop_assert_eq!(count, 0),
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_port_is_one_full_key() {
+        let range = PortRange { first: 443, last: 443 };
+        let prefixes: Vec<_> = listen_prefixes(1, Protocol::Tcp, None, range).collect();
+        assert_eq!(prefixes, [(ListenKey::FULL, ListenKey::new(1, Protocol::Tcp, None, Port::new(443)))]);
+    }
+
+    #[test]
+    fn spread_reaches_every_target() {
+        let hits: std::collections::HashSet<_> = (0..64).map(|n| spread(n << 26, 4, MAX_TARGETS)).collect();
+        assert_eq!(hits.len(), 4);
+    }
+}

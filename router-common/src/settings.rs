@@ -1,0 +1,76 @@
+//! What the daemon tells the running program, in one small record that every packet reads.
+
+use core::mem::size_of;
+
+use crate::MAX_INTERFACES;
+
+/// The kernel's indexes of one interface of the router.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct InterfaceIndexes {
+    /// The interface that is configured, where addresses and routes are, e.g. Azure's synthetic `eth0`. 0 is "no interface".
+    pub primary: u32,
+    /// Its virtual function, if there is one: hv_netvsc runs the program there too, and packets then name that device.
+    pub virtual_function: u32,
+}
+
+/// The settings. Written whole by the daemon; the program only reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Settings {
+    /// Which rule set is in force, see [`crate::rules`]. 0 is none: everything passes.
+    pub version: u32,
+    /// Raised whenever a route, neighbour, link or address changed: next hops resolved under another generation are
+    /// resolved again when they are next used. Never 0.
+    pub next_hop_generation: u32,
+    /// The router's interfaces by slot. With one NIC only slot 0 is set.
+    pub interfaces: [InterfaceIndexes; MAX_INTERFACES],
+}
+
+const _: () = assert!(size_of::<Settings>() == 24);
+
+impl Settings {
+    /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just
+    /// appeared) counts as slot 0.
+    #[inline(always)]
+    pub const fn ingress_slot(&self, index: u32) -> u32 {
+        let second = &self.interfaces[1];
+        if second.primary != 0 && (second.primary == index || second.virtual_function == index) { 1 } else { 0 }
+    }
+
+    /// The slot of the interface that a route leads out of, if it is one of the router's.
+    #[inline(always)]
+    pub const fn egress_slot(&self, index: u32) -> Option<u32> {
+        if self.interfaces[0].primary == index {
+            Some(0)
+        } else if self.interfaces[1].primary == index {
+            Some(1)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots() {
+        let one = Settings {
+            interfaces: [InterfaceIndexes { primary: 2, virtual_function: 3 }, InterfaceIndexes::default()],
+            ..Settings::default()
+        };
+        assert_eq!([one.ingress_slot(2), one.ingress_slot(3), one.ingress_slot(9)], [0, 0, 0]);
+        assert_eq!([one.egress_slot(2), one.egress_slot(3)], [Some(0), None]);
+        let two = Settings {
+            interfaces: [
+                InterfaceIndexes { primary: 2, virtual_function: 3 },
+                InterfaceIndexes { primary: 4, virtual_function: 5 },
+            ],
+            ..Settings::default()
+        };
+        assert_eq!([two.ingress_slot(2), two.ingress_slot(4), two.ingress_slot(5)], [0, 1, 1]);
+        assert_eq!([two.egress_slot(4), two.egress_slot(5), two.egress_slot(7)], [Some(1), None, None]);
+    }
+}
