@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod flow;
 pub mod packet;
 pub mod ports;
+pub mod punt;
 pub mod reason;
 pub mod rewrite;
 pub mod rules;

@@ -93,6 +93,7 @@ reasons! {
     22 TableFull "table_full" Drop "The flow table is full (limits.flows).";
     23 RedirectFailed "redirect_failed" Drop "The packet could not be handed to the egress interface.";
     24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
+    25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; the daemon sets it when it starts.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -123,7 +124,8 @@ mod tests {
             names,
             "forwarded opened resolving not_ipv4 truncated malformed ip_options fragment unsupported_protocol icmp_other \
              platform not_matched no_session not_configured source_not_allowed ttl_expired too_big no_target no_route \
-             neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing"
+             neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
+             route_lookups_off"
         );
     }
 }

@@ -7,8 +7,8 @@ use crate::{
     checksum::{Delta, Sum},
     flow::{FlowKey, Protocol},
     packet::{
-        ETHERNET_LENGTH, ICMP_HEADERS, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV4_TTL, L4, TCP_HEADERS, UDP_HEADERS,
-        field,
+        ETHERNET_LENGTH, ICMP_HEADERS, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV4_TTL, L4,
+        TCP_HEADERS, UDP_HEADERS, field,
     },
 };
 

@@ -35,7 +35,11 @@ impl Settings {
     #[inline(always)]
     pub const fn ingress_slot(&self, index: u32) -> u32 {
         let second = &self.interfaces[1];
-        if second.primary != 0 && (second.primary == index || second.virtual_function == index) { 1 } else { 0 }
+        if second.primary != 0 && (second.primary == index || second.virtual_function == index) {
+            1
+        } else {
+            0
+        }
     }
 
     /// The slot of the interface that a route leads out of, if it is one of the router's.

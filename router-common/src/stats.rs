@@ -68,7 +68,9 @@ pub struct CpuStats {
 /// The kernel's limit for a per-CPU value (`PCPU_MIN_UNIT_SIZE`, include/linux/percpu.h).
 const _: () = assert!(size_of::<CpuStats>() <= 32 << 10);
 /// The program masks indexes instead of comparing them.
-const _: () = assert!(REASON_SLOTS.is_power_of_two() && MAX_RULES.is_power_of_two() && MAX_INTERFACES.is_power_of_two());
+const _: () = assert!(
+    REASON_SLOTS.is_power_of_two() && MAX_RULES.is_power_of_two() && MAX_INTERFACES.is_power_of_two()
+);
 
 impl CpuStats {
     /// All zero.

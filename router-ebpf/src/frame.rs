@@ -1,0 +1,53 @@
+//! The one door to packet bytes.
+
+use aya_ebpf::programs::XdpContext;
+use router_common::packet::Frame;
+
+/// The frame of an XDP context.
+pub(crate) struct XdpFrame(XdpContext);
+
+impl XdpFrame {
+    #[inline(always)]
+    pub(crate) const fn new(context: XdpContext) -> Self {
+        Self(context)
+    }
+
+    /// The context, for helpers and tail calls.
+    #[inline(always)]
+    pub(crate) const fn context(&self) -> &XdpContext {
+        &self.0
+    }
+
+    /// The interface that the frame came in on.
+    #[inline(always)]
+    pub(crate) fn ingress_index(&self) -> u32 {
+        self.0.ingress_ifindex() as u32
+    }
+
+    /// Where `N` bytes at `offset` are, if they are in the frame.
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        let start = self.0.data() + offset;
+        if start + N > self.0.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+impl Frame for XdpFrame {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.0.data_end() - self.0.data()
+    }
+
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        // SAFETY: `at` checked that the bytes are in the frame, which stays where it is while the program runs (no helper
+        // that moves it is called); writing to it takes `&mut self`.
+        Some(unsafe { &*self.at(offset)? })
+    }
+
+    #[inline(always)]
+    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        // SAFETY: as above, and `&mut self` makes this the only reference.
+        Some(unsafe { &mut *self.at(offset)? })
+    }
+}

@@ -1,0 +1,83 @@
+//! Where packets leave, from the kernel's own routes and neighbours.
+
+use core::mem::{size_of, zeroed};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    },
+    helpers::generated::bpf_fib_lookup as fib_lookup,
+};
+use router_common::{
+    address::Ipv4,
+    flow::{NextHop, Protocol},
+    reason::Reason,
+    settings::Settings,
+};
+
+use crate::frame::XdpFrame;
+
+/// The loopback interface's index, in every network namespace.
+const LOOPBACK: u32 = 1;
+/// `AF_INET`, include/linux/socket.h.
+const AF_INET: u8 = 2;
+
+/// What the kernel says of a destination.
+pub(crate) enum Resolution {
+    /// Packets can leave now.
+    Ready(NextHop),
+    /// There is a route, but its neighbour's MAC address is not known yet.
+    Pending,
+}
+
+/// Asks the kernel where a translated packet leaves.
+///
+/// The question is asked as if the packet came in by the loopback interface: to the kernel that is what a packet of this
+/// machine's own looks like (`LOOPBACK_IFINDEX` in net/ipv4/route.c, `ip_route_output_key_hash`), which fits, since its
+/// source is one of this machine's addresses. It also means that only `net.ipv4.conf.lo.forwarding` has to be on for the
+/// kernel to answer (`bpf_ipv4_fib_lookup`, net/core/filter.c), while forwarding stays off on the real interfaces:
+/// nothing that this program leaves to the kernel can be routed on untranslated.
+///
+/// # Errors
+/// Why the packet cannot leave.
+#[inline(always)]
+pub(crate) fn resolve(
+    frame: &XdpFrame,
+    settings: &Settings,
+    protocol: Protocol,
+    source: Ipv4,
+    destination: Ipv4,
+) -> Result<Resolution, Reason> {
+    // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
+    let mut params: bpf_fib_lookup = unsafe { zeroed() };
+    params.family = AF_INET;
+    params.l4_protocol = protocol as u8;
+    params.ifindex = LOOPBACK;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
+    // SAFETY: the context is the program's own, the structure and its length belong together.
+    let answer = unsafe {
+        fib_lookup(frame.context().as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
+    };
+    match answer as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => {}
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            return match settings.egress_slot(params.ifindex) {
+                Some(_) => Ok(Resolution::Pending),
+                None => Err(Reason::EgressNotAttached),
+            };
+        }
+        BPF_FIB_LKUP_RET_FWD_DISABLED => return Err(Reason::RouteLookupsOff),
+        _ => return Err(Reason::NoRoute),
+    }
+    let slot = settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
+    Ok(Resolution::Ready(NextHop {
+        destination_mac: params.dmac,
+        source_mac: params.smac,
+        generation: settings.next_hop_generation,
+        slot: slot as u16,
+        // SAFETY: an answer of success has put the route's MTU here (`bpf_fib_set_fwd_params`).
+        mtu: unsafe { params.__bindgen_anon_1.mtu_result },
+    }))
+}

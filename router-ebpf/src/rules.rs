@@ -1,0 +1,132 @@
+//! Which rule a packet opens a session by.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
+};
+use router_common::{
+    AZURE_PLATFORM, MAX_MASQUERADES, MAX_RULES,
+    address::{Ipv4, Port},
+    packet::Packet,
+    reason::Reason,
+    rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
+    stats::CpuStats,
+};
+
+use crate::stats;
+
+// All of these are written by the daemon and only read here; see `router_common::rules` for how a new rule set takes over.
+
+/// What a rule set says beside its rules, by bank.
+#[map]
+static RULE_SETS: Array<RuleSet> = Array::with_max_entries(2, 0);
+
+/// Rules by bank and number (300 KiB).
+#[map]
+static RULES: Array<Rule> = Array::with_max_entries(2 * MAX_RULES as u32, 0);
+
+/// Masquerade pairs by bank and position (10 KiB).
+#[map]
+static MASQUERADES: Array<Masquerade> = Array::with_max_entries(2 * MAX_MASQUERADES as u32, 0);
+
+/// The number of the forward rule that listens on an address and port: at most 30 prefixes a rule and bank.
+#[map]
+static LISTENERS: LpmTrie<ListenKey, u32> =
+    LpmTrie::with_max_entries(2 * 32 * MAX_RULES as u32, BPF_F_NO_PREALLOC);
+
+/// Which sources may use which forward rule.
+#[map]
+static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 17, BPF_F_NO_PREALLOC);
+
+/// This machine's own addresses, and the broadcast addresses of its networks. Kept up to date by the daemon.
+#[map]
+static LOCAL_ADDRESSES: HashMap<Ipv4, u32> = HashMap::with_max_entries(4096, 0);
+
+/// How a packet may open a session.
+pub(crate) struct Match {
+    /// The rule's number.
+    pub(crate) rule: u16,
+    /// Where it leads.
+    pub(crate) target: Ipv4,
+    /// To which port.
+    pub(crate) target_port: Port,
+}
+
+/// The rule set of a version.
+#[inline(always)]
+pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
+    RULE_SETS.get(router_common::rules::bank(version))
+}
+
+/// Finds the rule by which a packet without a session may open one.
+///
+/// # Errors
+/// Why it may not.
+#[inline(always)]
+pub(crate) fn find(
+    packet: &Packet,
+    version: u32,
+    rule_set: &RuleSet,
+    random: u32,
+    counters: &mut CpuStats,
+) -> Result<Match, Reason> {
+    let key = &packet.key;
+    if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
+        return Err(Reason::Platform);
+    }
+    // SAFETY: only whether the address is there matters.
+    let found = if unsafe { LOCAL_ADDRESSES.get(key.destination) }.is_some() {
+        find_forward(packet, version, random, counters)
+    } else {
+        find_masquerade(packet, version, rule_set)
+    }?;
+    if packet.opens() { Ok(found) } else { Err(Reason::NoSession) }
+}
+
+#[inline(always)]
+fn find_forward(
+    packet: &Packet,
+    version: u32,
+    random: u32,
+    counters: &mut CpuStats,
+) -> Result<Match, Reason> {
+    let key = &packet.key;
+    let listener = |address| {
+        let data = ListenKey::new(version, packet.protocol, address, key.destination_port);
+        LISTENERS.get(Key::new(ListenKey::FULL, data))
+    };
+    let rule = match listener(Some(key.destination)) {
+        Some(rule) => *rule as u16,
+        None => *listener(None).ok_or(Reason::NotMatched)? as u16,
+    };
+    let source = SourceKey::new(version, rule, key.source);
+    if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
+        stats::rule(counters, rule).denied += 1;
+        return Err(Reason::SourceNotAllowed);
+    }
+    let target =
+        RULES.get(rule_index(version, rule)).and_then(|rule| rule.target(random)).ok_or(Reason::NoTarget)?;
+    Ok(Match { rule, target: target.address, target_port: target.port_for(key.destination_port) })
+}
+
+#[inline(always)]
+fn find_masquerade(packet: &Packet, version: u32, rule_set: &RuleSet) -> Result<Match, Reason> {
+    let key = &packet.key;
+    if !key.destination.is_unicast() {
+        return Err(Reason::NotMatched);
+    }
+    let mut position = 0;
+    while position < rule_set.masquerade_count && position < MAX_MASQUERADES as u32 {
+        let pair = MASQUERADES.get(masquerade_index(version, position)).ok_or(Reason::NotMatched)?;
+        if pair.matches(key.source, key.destination) {
+            return Ok(Match {
+                rule: pair.rule as u16,
+                target: key.destination,
+                target_port: key.destination_port,
+            });
+        }
+        position += 1;
+    }
+    Err(Reason::NotMatched)
+}
