@@ -1,0 +1,336 @@
+//! What must hold between values of the configuration: no single one of them is wrong.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use toml::Spanned;
+
+use super::diagnostic::Severity;
+use super::document::Document;
+use super::read::{RawForward, RawListeners, RawMasquerade};
+use super::types::{Listen, Protocol};
+use super::values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
+
+/// The port this machine is usually administered on.
+const SSH: u16 = 22;
+
+/// Checks the rules, alone and against each other.
+pub(super) fn rules(
+    document: &mut Document,
+    forwards: &[RawForward],
+    masquerades: &[RawMasquerade],
+    listeners: &RawListeners,
+) {
+    let number = forwards.len() + masquerades.len();
+    if number == 0 {
+        let none = document
+            .diagnostic(Severity::Error, "there is no rule: nothing would be forwarded")
+            .help("add a [[forward]] or a [[masquerade]] table");
+        document.push(none);
+    }
+    unique_names(document, forwards, masquerades);
+    for forward in forwards {
+        targets(document, forward);
+        sources(document, forward.sources.as_ref());
+        own_listeners(document, forward, listeners);
+    }
+    for masquerade in masquerades {
+        sources(document, masquerade.sources.as_ref());
+    }
+    listeners_apart(document, listeners);
+    masquerade_pairs(document, masquerades);
+    if number > MAX_RULES {
+        let headers =
+            forwards.iter().map(|rule| &rule.header).chain(masquerades.iter().map(|rule| &rule.header));
+        if let Some(header) = headers.max_by_key(|header| header.start) {
+            document.error(
+                format!("{number} rules are too many"),
+                header.clone(),
+                format!("at most {MAX_RULES} in all: ranges of ports and lists of targets may save some"),
+            );
+        }
+    } else {
+        overlaps(document, forwards);
+    }
+}
+
+fn unique_names(document: &mut Document, forwards: &[RawForward], masquerades: &[RawMasquerade]) {
+    let mut names: Vec<&Spanned<String>> = forwards
+        .iter()
+        .filter_map(|rule| rule.name.as_ref())
+        .chain(masquerades.iter().filter_map(|rule| rule.name.as_ref()))
+        .collect();
+    names.sort_by_key(|name| name.span().start);
+    let mut first: HashMap<&str, Range<usize>> = HashMap::new();
+    for name in names {
+        match first.entry(name.get_ref()) {
+            Entry::Vacant(entry) => {
+                entry.insert(name.span());
+            }
+            Entry::Occupied(entry) => {
+                let twice = document
+                    .diagnostic(Severity::Error, format!("two rules are named `{}`", name.get_ref()))
+                    .at(name.span(), "give it another name: counters and metrics go by it")
+                    .at(entry.get().clone(), "the first one");
+                document.push(twice);
+            }
+        }
+    }
+}
+
+fn overlaps(document: &mut Document, forwards: &[RawForward]) {
+    let placed: Vec<(&RawForward, Protocol, &Spanned<Listen>)> = forwards
+        .iter()
+        .filter_map(|rule| Some((rule, *rule.protocol.as_ref()?.get_ref(), rule.listen.as_ref()?)))
+        .collect();
+    for (later, (rule, protocol, listen)) in placed.iter().enumerate() {
+        // One complaint a rule: the first rule it runs into is the one to look at.
+        let other = placed.iter().take(later).find(|(_, other_protocol, other_listen)| {
+            other_protocol == protocol && other_listen.get_ref().overlaps(listen.get_ref())
+        });
+        let Some((other_rule, _, other_listen)) = other else {
+            continue;
+        };
+        let (name, other_name) = (named(rule), named(other_rule));
+        let shared = Listen {
+            address: listen.get_ref().address.or(other_listen.get_ref().address),
+            ports: *listen.get_ref().ports.start().max(other_listen.get_ref().ports.start())
+                ..=*listen.get_ref().ports.end().min(other_listen.get_ref().ports.end()),
+        };
+        let diagnostic = document
+            .diagnostic(
+                Severity::Error,
+                format!("forwards {other_name} and {name} overlap: both take {protocol} {shared}"),
+            )
+            .at(listen.span(), format!("{name} listens here"))
+            .at(other_listen.span(), format!("{other_name} listens here"))
+            .help("change the ports of one, or give each its own address to listen on");
+        document.push(diagnostic);
+    }
+}
+
+fn named(rule: &RawForward) -> String {
+    rule.name.as_ref().map_or_else(|| "without a name".to_owned(), |name| format!("`{}`", name.get_ref()))
+}
+
+fn targets(document: &mut Document, rule: &RawForward) {
+    let Some(targets) = &rule.targets else {
+        return;
+    };
+    if targets.get_ref().len() > MAX_TARGETS {
+        document.error(
+            format!("{} targets are too many", targets.get_ref().len()),
+            targets.span(),
+            format!("a forward has at most {MAX_TARGETS}: split it into several"),
+        );
+    }
+    let Some(listen) = rule.listen.as_ref().filter(|listen| listen.get_ref().is_range()) else {
+        return;
+    };
+    for target in targets.get_ref() {
+        if let Some(port) = target.get_ref().port {
+            let diagnostic = document
+                .diagnostic(Severity::Error, format!("the target of a range of ports has a port, {port}"))
+                .at(target.span(), "leave the port out: the one that the client used is kept")
+                .at(listen.span(), "a range");
+            document.push(diagnostic);
+        }
+    }
+}
+
+fn sources(document: &mut Document, sources: Option<&Spanned<Vec<Spanned<Ipv4Net>>>>) {
+    let everyone = sources
+        .and_then(|sources| sources.get_ref().iter().find(|source| source.get_ref().prefix_len() == 0));
+    if let Some(everyone) = everyone {
+        document.warning(
+            "anyone who reaches this machine may use this rule",
+            everyone.span(),
+            "every IPv4 address",
+            "name the addresses that the Private Link Service translates to, e.g. sources = [\"10.0.2.64/26\"]",
+        );
+    }
+}
+
+/// A forward takes its packets before this machine's own sockets see them.
+fn own_listeners(document: &mut Document, rule: &RawForward, listeners: &RawListeners) {
+    let (Some(protocol), Some(listen)) = (&rule.protocol, &rule.listen) else {
+        return;
+    };
+    if *protocol.get_ref() != Protocol::Tcp {
+        return;
+    }
+    let taken = listen.get_ref();
+    if hides(taken, listeners.health) {
+        let mut diagnostic = document
+            .diagnostic(
+                Severity::Error,
+                format!(
+                    "forward {} takes the load balancer's probe port, {}",
+                    named(rule),
+                    listeners.health.port()
+                ),
+            )
+            .at(listen.span(), "the probe would be forwarded, not answered");
+        if let Some(span) = &listeners.health_at {
+            diagnostic = diagnostic.at(span.clone(), "the probe is answered here");
+        }
+        document.push(
+            diagnostic
+                .help("change this rule's ports, or `listen` in [health] and the load balancer's probe"),
+        );
+    }
+    if hides(taken, listeners.admin) {
+        document.warning(
+            format!("forward {} takes the port of [admin], {}", named(rule), listeners.admin.port()),
+            listen.span(),
+            "metrics cannot be read from outside this machine",
+            "change this rule's ports, or `listen` in [admin]",
+        );
+    }
+    if hides(taken, SocketAddr::from((Ipv4Addr::UNSPECIFIED, SSH))) {
+        document.warning(
+            format!("forward {} takes the port of SSH, {SSH}", named(rule)),
+            listen.span(),
+            "nobody can log in over this interface: what is not forwarded is dropped",
+            "leave out port 22, or give `listen` an address that nobody logs in at",
+        );
+    }
+}
+
+/// Whether a socket at `socket` would miss packets because a TCP forward at `listen` takes them.
+fn hides(listen: &Listen, socket: SocketAddr) -> bool {
+    let same_address = match (listen.address, socket.ip()) {
+        (_, ip) if ip.is_loopback() => false,
+        (_, ip) if ip.is_unspecified() => true,
+        (Some(address), ip) => IpAddr::V4(address) == ip,
+        (None, ip) => ip.is_ipv4(),
+    };
+    same_address && listen.ports.contains(&socket.port())
+}
+
+fn listeners_apart(document: &mut Document, listeners: &RawListeners) {
+    let RawListeners { health, health_at, admin, admin_at } = listeners;
+    let same_address =
+        health.ip() == admin.ip() || health.ip().is_unspecified() || admin.ip().is_unspecified();
+    if health.port() == admin.port() && same_address {
+        let mut diagnostic = document.diagnostic(
+            Severity::Error,
+            format!("[health] and [admin] both listen on port {}", health.port()),
+        );
+        for span in [admin_at, health_at].into_iter().flatten() {
+            diagnostic = diagnostic.at(span.clone(), "here");
+        }
+        document.push(diagnostic.help("give one of them another port"));
+    }
+    if health.ip().is_loopback()
+        && let Some(span) = health_at
+    {
+        document.warning(
+            "the load balancer cannot reach the probe",
+            span.clone(),
+            "a loopback address",
+            "write \"0.0.0.0:8082\"",
+        );
+    }
+}
+
+fn masquerade_pairs(document: &mut Document, rules: &[RawMasquerade]) {
+    let mut number = 0;
+    let mut seen: HashMap<(Ipv4Net, Ipv4Net), (&RawMasquerade, Range<usize>)> = HashMap::new();
+    for rule in rules {
+        let (Some(sources), Some(destinations)) = (&rule.sources, &rule.destinations) else {
+            continue;
+        };
+        let before = number;
+        number += sources.get_ref().len() * destinations.get_ref().len();
+        if number > MAX_MASQUERADE_PAIRS && before <= MAX_MASQUERADE_PAIRS {
+            document.error(
+                format!("masquerades have more than {MAX_MASQUERADE_PAIRS} pairs of source and destination"),
+                rule.header.clone(),
+                format!("with this one they have {number}: combine networks"),
+            );
+        }
+        let pairs = sources
+            .get_ref()
+            .iter()
+            .flat_map(|source| destinations.get_ref().iter().map(move |destination| (source, destination)));
+        for (source, destination) in pairs {
+            match seen.entry((*source.get_ref(), *destination.get_ref())) {
+                Entry::Vacant(entry) => {
+                    entry.insert((rule, source.span()));
+                }
+                Entry::Occupied(entry) => {
+                    let (_, first) = entry.get();
+                    let diagnostic = document
+                        .diagnostic(
+                            Severity::Error,
+                            format!("two masquerades take {} to {}", source.get_ref(), destination.get_ref()),
+                        )
+                        .at(source.span(), "this one would never be used: leave it out")
+                        .at(first.clone(), "the first one");
+                    document.push(diagnostic);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Checks the list of SNAT addresses.
+pub(super) fn snat_addresses(document: &mut Document, addresses: &Spanned<Vec<Spanned<Ipv4Addr>>>) {
+    let list = addresses.get_ref();
+    if list.len() > MAX_SNAT_ADDRESSES {
+        document.error(
+            format!("{} SNAT addresses are too many", list.len()),
+            addresses.span(),
+            format!("at most {MAX_SNAT_ADDRESSES}"),
+        );
+    }
+    for (number, address) in list.iter().enumerate() {
+        if list.iter().take(number).any(|earlier| earlier.get_ref() == address.get_ref()) {
+            document.error(
+                format!("`addresses` has {} twice", address.get_ref()),
+                address.span(),
+                "leave it out",
+            );
+        }
+    }
+}
+
+/// How short a timeout may be before a standard says no.
+pub(super) struct TimeoutFloor {
+    pub(super) key: &'static str,
+    seconds: u64,
+    why: &'static str,
+}
+
+pub(super) const TCP_ESTABLISHED: TimeoutFloor = TimeoutFloor {
+    key: "tcp_established",
+    seconds: 7440,
+    why: "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection",
+};
+pub(super) const TCP_TRANSITORY: TimeoutFloor =
+    TimeoutFloor { key: "tcp_transitory", seconds: 240, why: "RFC 5382 REQ-5 says at least 4 minutes" };
+pub(super) const UDP: TimeoutFloor = TimeoutFloor {
+    key: "udp",
+    seconds: 120,
+    why: "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more",
+};
+pub(super) const ICMP: TimeoutFloor =
+    TimeoutFloor { key: "icmp", seconds: 60, why: "RFC 5508 REQ-1 says at least 60 seconds" };
+
+/// Warns of a timeout below what the standards ask.
+pub(super) fn timeout(document: &mut Document, floor: &TimeoutFloor, found: &Spanned<Duration>) {
+    if found.get_ref().as_secs() < floor.seconds {
+        document.warning(
+            format!("`{}` is short: idle sessions that are still in use may break", floor.key),
+            found.span(),
+            format!("{} seconds", found.get_ref().as_secs()),
+            format!("{}: write \"{}s\" or more", floor.why, floor.seconds),
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! One thing that is wrong or doubtful in a configuration, shown the way rustc shows it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// It can, but is probably not what was meant.
+    Warning,
+}
+
+/// The text that diagnostics point into.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) path: String,
+    pub(super) text: String,
+}
+
+impl Source {
+    pub(super) fn new(text: &str, path: &Path) -> Arc<Self> {
+        Arc::new(Self { path: path.display().to_string(), text: text.to_owned() })
+    }
+}
+
+/// One thing that is wrong or doubtful in a configuration. Its `Display` is the whole message, over several
+/// lines and without a final line break.
+#[derive(Clone, Debug)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What to do about it, if the place does not say it already.
+    pub help: Option<String>,
+    /// Where, and what about it: the main place first.
+    labels: Vec<(Range<usize>, String)>,
+    source: Arc<Source>,
+}
+
+impl Diagnostic {
+    pub(super) fn new(source: &Arc<Source>, severity: Severity, message: impl Into<String>) -> Self {
+        Self { severity, message: message.into(), help: None, labels: Vec::new(), source: Arc::clone(source) }
+    }
+
+    /// Points at `span`, saying `label` beside it. The first call gives the main place.
+    pub(super) fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+        // A span from the parser can lie one past the end (an unclosed string at the end of the file).
+        let end = self.source.text.len();
+        self.labels.push((span.start.min(end)..span.end.min(end), label.into()));
+        self
+    }
+
+    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The file it is about.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.source.path
+    }
+
+    /// Line and column of the main place, from 1; `None` if it is about the whole file.
+    #[must_use]
+    pub fn position(&self) -> Option<(usize, usize)> {
+        let (span, _) = self.labels.first()?;
+        let before = self.source.text.get(..span.start)?;
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.matches('\n').count() + 1;
+        let column = before.get(line_start..)?.chars().count() + 1;
+        Some((line, column))
+    }
+
+    /// What the main place's label and the help say: the remedy, in one line.
+    #[must_use]
+    pub fn fix(&self) -> String {
+        let label = self.labels.first().map_or("", |(_, label)| label.as_str());
+        match &self.help {
+            Some(help) => help.clone(),
+            None => label.to_owned(),
+        }
+    }
+
+    /// Where it sorts among others of its file.
+    pub(super) fn offset(&self) -> usize {
+        self.labels.first().map_or(0, |(span, _)| span.start)
+    }
+
+    /// The whole message, with colours if `colour`.
+    #[must_use]
+    pub fn render(&self, colour: bool) -> String {
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(self.message.as_str());
+        let mut group = if self.labels.is_empty() {
+            Group::with_title(title).element(Origin::path(self.source.path.as_str()))
+        } else {
+            let mut snippet = Snippet::source(self.source.text.as_str()).path(self.source.path.as_str());
+            for (number, (span, label)) in self.labels.iter().enumerate() {
+                let kind = if number == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
+                snippet = snippet.annotation(kind.span(span.clone()).label(label.as_str()));
+            }
+            Group::with_title(title).element(snippet)
+        };
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(help.as_str()));
+        }
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        renderer.render(&[group])
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}

@@ -1,0 +1,124 @@
+//! The configuration file: TOML text to a [`Config`] that the rest of the program can trust.
+//!
+//! Everything that can be said of a file without looking at the machine is said here, all of it at once;
+//! what depends on the machine (interfaces, addresses) is [`crate::preflight`]'s.
+
+mod check;
+mod diagnostic;
+mod document;
+mod read;
+mod schema;
+mod types;
+mod values;
+
+use std::fmt;
+use std::path::Path;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use schema::{SECTIONS, SectionSchema};
+pub use types::{
+    Admin, Config, Forward, Health, Host, Interfaces, Limits, Listen, Masquerade, Mode, Protocol, Snat,
+    Target, Timeouts,
+};
+pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
+
+/// Where the configuration is looked for if nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/pls-router/config.toml";
+
+/// A good configuration, and what is doubtful in it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is allowed but probably not meant, in the order of the file.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is wrong: all that is wrong in it, and its warnings, in the order of the file.
+    Invalid {
+        /// At least one error; warnings may be among them.
+        diagnostics: Vec<Diagnostic>,
+    },
+}
+
+impl ConfigError {
+    /// What is wrong in the file; empty if it could not be read.
+    #[must_use]
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        match self {
+            Self::Read { .. } => &[],
+            Self::Invalid { diagnostics } => diagnostics,
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { path, source } => {
+                write!(f, "cannot read the configuration {path}: {source}")?;
+                match source.kind() {
+                    std::io::ErrorKind::NotFound => {
+                        f.write_str("\n  fix: create it, or name another with --config FILE")
+                    }
+                    std::io::ErrorKind::PermissionDenied => f.write_str("\n  fix: run this as root (sudo)"),
+                    _ => Ok(()),
+                }
+            }
+            Self::Invalid { diagnostics } => {
+                for (number, diagnostic) in diagnostics.iter().enumerate() {
+                    if number > 0 {
+                        f.write_str("\n\n")?;
+                    }
+                    diagnostic.fmt(f)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // The system's words are part of the text above; giving them again here would print them twice.
+        None
+    }
+}
+
+impl Config {
+    /// Reads and checks the configuration file at `path`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or anything in it is wrong.
+    pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a configuration file; `path` is for its messages only.
+    ///
+    /// # Errors
+    /// If anything in it is wrong: all that is, not only the first.
+    pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigError> {
+        let mut document = document::Document::new(text, path);
+        let config = read::config(&mut document);
+        let diagnostics = document.into_diagnostics();
+        match config {
+            Some(config) if diagnostics.iter().all(|found| found.severity == Severity::Warning) => {
+                Ok(Loaded { config, warnings: diagnostics })
+            }
+            _ => Err(ConfigError::Invalid { diagnostics }),
+        }
+    }
+}

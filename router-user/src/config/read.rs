@@ -1,0 +1,213 @@
+//! The tables of the file, one after another, into a [`Config`].
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::check;
+use super::document::{Document, Section};
+use super::schema;
+use super::types::{
+    Admin, Config, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Protocol, Snat, Target,
+    Timeouts,
+};
+use super::values;
+
+const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 1024..=65535;
+const DEFAULT_HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8082);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
+const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
+const DEFAULT_FLOWS: u32 = 1 << 20;
+const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
+const SOURCES_EXAMPLE: &str = "[\"10.0.2.64/26\"]";
+
+/// A `[[forward]]` as far as it could be understood, so that it can be checked against the others all the same.
+pub(super) struct RawForward {
+    pub(super) header: Range<usize>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) protocol: Option<Spanned<Protocol>>,
+    pub(super) listen: Option<Spanned<Listen>>,
+    pub(super) targets: Option<Spanned<Vec<Spanned<Target>>>>,
+    pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+}
+
+/// A `[[masquerade]]`, likewise.
+pub(super) struct RawMasquerade {
+    pub(super) header: Range<usize>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+    pub(super) destinations: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+}
+
+/// The two addresses that the daemon listens on itself, and where the file says so.
+pub(super) struct RawListeners {
+    pub(super) health: SocketAddr,
+    pub(super) health_at: Option<Range<usize>>,
+    pub(super) admin: SocketAddr,
+    pub(super) admin_at: Option<Range<usize>>,
+}
+
+/// Reads the whole document. `None` if something needed is missing; complaints are in the document.
+pub(super) fn config(document: &mut Document) -> Option<Config> {
+    let source = Arc::clone(&document.source);
+    let (root, errors) = DeTable::parse_recoverable(&source.text);
+    if !errors.is_empty() {
+        // What could be recovered is not what was meant: more complaints about it would only confuse.
+        document.syntax_errors(&errors);
+        return None;
+    }
+    let root = root.get_ref();
+    document.unknown_sections(root);
+
+    let interfaces = interfaces(document, root);
+    let forwards: Vec<RawForward> =
+        document.sections(root, schema::FORWARD).iter().map(|section| forward(document, section)).collect();
+    let masquerades: Vec<RawMasquerade> = document
+        .sections(root, schema::MASQUERADE)
+        .iter()
+        .map(|section| masquerade(document, section))
+        .collect();
+    let snat = snat(document, root);
+    let (admin, listeners) = listeners(document, root);
+    let limits = Limits {
+        flows: document
+            .section(root, schema::LIMITS)
+            .integer(document, "flows", FLOWS)
+            .unwrap_or(DEFAULT_FLOWS),
+    };
+    let timeouts = timeouts(document, root);
+    check::rules(document, &forwards, &masquerades, &listeners);
+
+    Some(Config {
+        interfaces: interfaces?,
+        forwards: forwards.into_iter().map(RawForward::finish).collect::<Option<_>>()?,
+        masquerades: masquerades.into_iter().map(RawMasquerade::finish).collect::<Option<_>>()?,
+        snat,
+        health: Health { listen: listeners.health },
+        admin,
+        limits,
+        timeouts,
+    })
+}
+
+fn interfaces(document: &mut Document, root: &DeTable<'_>) -> Option<Interfaces> {
+    let section = document.section(root, schema::INTERFACES);
+    let pls = section.required(document, "pls", "eth0", values::interface);
+    let firewall = section.optional(document, "firewall", values::interface);
+    let mode = section.optional(document, "mode", values::mode);
+    let pls = pls?.into_inner();
+    Some(Interfaces {
+        firewall: firewall.map_or_else(|| pls.clone(), Spanned::into_inner),
+        pls,
+        mode: mode.map_or(Mode::Native, Spanned::into_inner),
+    })
+}
+
+fn forward(document: &mut Document, section: &Section<'_>) -> RawForward {
+    RawForward {
+        header: section.header.clone().unwrap_or_default(),
+        name: section.required(document, "name", "https", values::rule_name),
+        protocol: section.required(document, "protocol", "tcp", values::protocol),
+        listen: section.required(document, "listen", "443", values::listen),
+        targets: section.required_one_or_more(document, "target", "\"203.0.113.10:443\"", values::target),
+        sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
+    }
+}
+
+fn masquerade(document: &mut Document, section: &Section<'_>) -> RawMasquerade {
+    RawMasquerade {
+        header: section.header.clone().unwrap_or_default(),
+        name: section.required(document, "name", "vnet", values::rule_name),
+        sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
+        destinations: section.required_list(document, "destinations", "[\"0.0.0.0/0\"]", values::network),
+    }
+}
+
+fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
+    let section = document.section(root, schema::SNAT);
+    let addresses = section.list(document, "addresses", values::unicast);
+    if let Some(addresses) = &addresses {
+        check::snat_addresses(document, addresses);
+    }
+    Snat {
+        addresses: addresses
+            .map_or_else(Vec::new, |list| list.into_inner().into_iter().map(Spanned::into_inner).collect()),
+        ports: section
+            .optional(document, "ports", values::snat_ports)
+            .map_or(DEFAULT_SNAT_PORTS, Spanned::into_inner),
+    }
+}
+
+fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListeners) {
+    let section = document.section(root, schema::HEALTH);
+    let health = section.optional(document, "listen", values::socket_address);
+    let section = document.section(root, schema::ADMIN);
+    let listen = section.optional(document, "listen", values::socket_address);
+    let path = |document: &mut Document, key, default: &str, parse: fn(&str) -> _| {
+        section.optional(document, key, parse).map_or_else(|| PathBuf::from(default), Spanned::into_inner)
+    };
+    let admin = Admin {
+        listen: listen.as_ref().map_or(DEFAULT_ADMIN, |listen| *listen.get_ref()),
+        socket: path(document, "socket", DEFAULT_SOCKET, values::socket_path),
+        pins: path(document, "pins", DEFAULT_PINS, values::absolute_path),
+    };
+    let listeners = RawListeners {
+        health: health.as_ref().map_or(DEFAULT_HEALTH, |listen| *listen.get_ref()),
+        health_at: health.map(|listen| listen.span()),
+        admin: admin.listen,
+        admin_at: listen.map(|listen| listen.span()),
+    };
+    (admin, listeners)
+}
+
+fn timeouts(document: &mut Document, root: &DeTable<'_>) -> Timeouts {
+    let section = document.section(root, schema::TIMEOUTS);
+    let mut timeout = |floor: &check::TimeoutFloor, default: u64| -> Duration {
+        match section.optional(document, floor.key, values::timeout) {
+            Some(found) => {
+                check::timeout(document, floor, &found);
+                found.into_inner()
+            }
+            None => Duration::from_secs(default),
+        }
+    };
+    Timeouts {
+        tcp_established: timeout(&check::TCP_ESTABLISHED, 7440),
+        tcp_transitory: timeout(&check::TCP_TRANSITORY, 240),
+        udp: timeout(&check::UDP, 300),
+        icmp: timeout(&check::ICMP, 60),
+    }
+}
+
+fn plain<T>(list: Spanned<Vec<Spanned<T>>>) -> Vec<T> {
+    list.into_inner().into_iter().map(Spanned::into_inner).collect()
+}
+
+impl RawForward {
+    fn finish(self) -> Option<Forward> {
+        Some(Forward {
+            name: self.name?.into_inner(),
+            protocol: self.protocol?.into_inner(),
+            listen: self.listen?.into_inner(),
+            targets: plain(self.targets?),
+            sources: plain(self.sources?),
+        })
+    }
+}
+
+impl RawMasquerade {
+    fn finish(self) -> Option<Masquerade> {
+        Some(Masquerade {
+            name: self.name?.into_inner(),
+            sources: plain(self.sources?),
+            destinations: plain(self.destinations?),
+        })
+    }
+}

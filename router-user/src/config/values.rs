@@ -1,0 +1,390 @@
+//! The values of the configuration: text to value, or what is wrong with it and what to write instead.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use super::document::did_you_mean;
+use super::types::{Host, Listen, Mode, Protocol, Target};
+
+/// Rules of both kinds.
+pub const MAX_RULES: usize = 1024;
+/// Targets of one forward.
+pub const MAX_TARGETS: usize = 32;
+/// Addresses of `[snat]`.
+pub const MAX_SNAT_ADDRESSES: usize = 16;
+/// Pairs of a source and a destination over all masquerades.
+pub const MAX_MASQUERADE_PAIRS: usize = 256;
+
+/// The address that Azure's platform speaks from and listens on in every virtual network: probes, DNS, DHCP.
+/// The router never translates its traffic.
+pub(crate) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+/// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
+const MAX_INTERFACE_NAME: usize = 15;
+const MAX_RULE_NAME: usize = 32;
+/// Nobody means more, and seconds of it fit any counter.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What is wrong with a value, and what to write instead.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) what: String,
+    pub(super) fix: String,
+}
+
+fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Problem> {
+    Err(Problem { what: what.into(), fix: fix.into() })
+}
+
+pub(super) fn interface(text: &str) -> Result<String, Problem> {
+    let good = (1..=MAX_INTERFACE_NAME).contains(&text.len())
+        && text != "."
+        && text != ".."
+        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if good {
+        Ok(text.to_owned())
+    } else {
+        problem(
+            format!("{text:?} cannot be the name of an interface"),
+            "write one that `ip -br link` shows, e.g. \"eth0\"",
+        )
+    }
+}
+
+pub(super) fn mode(text: &str) -> Result<Mode, Problem> {
+    one_of(text, &[("native", Mode::Native), ("generic", Mode::Generic)])
+}
+
+pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
+    one_of(text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+}
+
+fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
+    if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+    let quoted = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
+    let fix = did_you_mean(&text.to_ascii_lowercase(), &names).unwrap_or_else(|| format!("write {quoted}"));
+    problem(format!("{text:?} is not {quoted}"), fix)
+}
+
+pub(super) fn rule_name(text: &str) -> Result<String, Problem> {
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if text.is_empty() || text.len() > MAX_RULE_NAME {
+        problem(
+            format!("a rule's name has 1 to {MAX_RULE_NAME} characters, this has {}", text.chars().count()),
+            "write a shorter one, e.g. \"https\"",
+        )
+    } else if !text.starts_with(letter) {
+        problem(format!("{text:?} does not start with a letter or digit"), "start it with a-z or 0-9")
+    } else if let Some(bad) = text.chars().find(|c| !letter(*c) && !"._-".contains(*c)) {
+        let lower = text.to_ascii_lowercase();
+        let fix = if rule_name(&lower).is_ok() {
+            format!("write \"{lower}\"")
+        } else {
+            "use a-z, 0-9 and . _ -".to_owned()
+        };
+        problem(format!("{bad:?} may not be in a rule's name"), fix)
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+pub(super) fn listen(text: &str) -> Result<Listen, Problem> {
+    let (address, ports_text) = match text.rsplit_once(':') {
+        Some((address, ports)) => (Some(address), ports),
+        None => (None, text),
+    };
+    let address = match address {
+        // "any address" has one way to be written inside: `Listen::address == None`.
+        None | Some("0.0.0.0" | "*" | "") => None,
+        Some(address) => Some(unicast(address)?),
+    };
+    if address.is_none() && ports_text.parse::<Ipv4Addr>().is_ok() {
+        return problem(format!("{text:?} has no port"), format!("write \"{text}:443\""));
+    }
+    let ports = ports(ports_text).map_err(|Problem { what, fix }| {
+        let fix = if fix.is_empty() {
+            "write a port, a range, or an address and either: \"443\", \"8000-8010\", \"10.0.2.68:443\""
+                .to_owned()
+        } else {
+            fix
+        };
+        Problem { what, fix }
+    })?;
+    Ok(Listen { address, ports })
+}
+
+pub(super) fn snat_ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
+    ports(text).map_err(|Problem { what, fix }| {
+        let fix = if fix.is_empty() { "write a range: \"1024-65535\"".to_owned() } else { fix };
+        Problem { what, fix }
+    })
+}
+
+/// "443" or "8000-8010". The fix is empty where it depends on who asks.
+fn ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first.trim())?, port(last.trim())?);
+    if first > last {
+        return problem(format!("the range {text} runs backwards"), format!("write \"{last}-{first}\""));
+    }
+    Ok(first..=last)
+}
+
+fn port(text: &str) -> Result<u16, Problem> {
+    match text.parse::<u32>() {
+        Ok(0) => problem("port 0 is no port", "ports are 1 to 65535"),
+        Ok(number) => match u16::try_from(number) {
+            Ok(number) => Ok(number),
+            Err(_) => problem(format!("port {number} is too large"), "ports are 1 to 65535"),
+        },
+        Err(_) => problem(format!("{text:?} is not a port"), ""),
+    }
+}
+
+pub(super) fn target(text: &str) -> Result<Target, Problem> {
+    if text.contains("://") {
+        return problem(
+            format!("{text:?} is a URL"),
+            "write only the host and port, e.g. \"db.example.com:443\"",
+        );
+    }
+    if text.parse::<std::net::Ipv6Addr>().is_ok() || text.starts_with('[') {
+        return problem(format!("{text:?} is an IPv6 address"), "this version forwards IPv4 only");
+    }
+    let (host, port_text) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let port = match port_text {
+        None => None,
+        Some(number) if number.contains('-') => {
+            return problem(
+                format!("{text:?} has a range of ports"),
+                format!("write \"{host}\": the port that the client used is kept"),
+            );
+        }
+        Some(number) => Some(port(number).map_err(|Problem { what, fix }| {
+            let fix = if fix.is_empty() {
+                "write an address or name and a port: \"203.0.113.10:443\"".to_owned()
+            } else {
+                fix
+            };
+            Problem { what, fix }
+        })?),
+    };
+    let looks_numeric = !host.is_empty() && host.chars().all(|c| c.is_ascii_digit() || c == '.' || c == '/');
+    let host = if looks_numeric { Host::Address(unicast(host)?) } else { Host::Name(dns_name(host)?) };
+    Ok(Target { host, port })
+}
+
+/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it.
+fn dns_name(text: &str) -> Result<String, Problem> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let good_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    if name.len() <= 253 && name.split('.').all(good_label) {
+        Ok(name.to_ascii_lowercase())
+    } else {
+        problem(
+            format!("{text:?} is neither an IPv4 address nor a DNS name"),
+            "write an address or name and perhaps a port: \"203.0.113.10:443\", \"db.example.com:443\"",
+        )
+    }
+}
+
+/// An address that a packet on the wire can be from and for.
+pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
+    let Ok(address) = text.parse::<Ipv4Addr>() else {
+        let fix = if text.parse::<std::net::Ipv6Addr>().is_ok() {
+            "this version knows IPv4 only".to_owned()
+        } else if let Some((address, _)) = text.split_once('/').filter(|(a, _)| a.parse::<Ipv4Addr>().is_ok())
+        {
+            format!("one address is wanted, not a network: \"{address}\"")
+        } else {
+            "write four numbers from 0 to 255: \"10.0.2.68\"".to_owned()
+        };
+        return problem(format!("{text:?} is not an IPv4 address"), fix);
+    };
+    let why = if address == AZURE_PLATFORM {
+        Some("Azure's platform address (probes, DNS, DHCP), whose traffic is never translated")
+    } else if address.octets().first() == Some(&0) {
+        Some("not an address a packet can be sent to")
+    } else if address.is_loopback() {
+        Some("a loopback address: a packet from the network never gets there")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address.is_broadcast() {
+        Some("the broadcast address")
+    } else if address.is_link_local() {
+        Some("a link-local address (in Azure: the metadata service), which is not routed")
+    } else {
+        None
+    };
+    match why {
+        Some(why) => problem(format!("{address} is {why}"), "name a unicast address, e.g. \"10.0.2.68\""),
+        None => Ok(address),
+    }
+}
+
+pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return problem(
+            format!("{text:?} is an address, not a network"),
+            format!("write \"{address}/32\" for this address alone"),
+        );
+    }
+    let Ok(network) = text.parse::<Ipv4Net>() else {
+        let fix = if text.contains(':') {
+            "this version knows IPv4 only".to_owned()
+        } else if text
+            .split_once('/')
+            .is_some_and(|(a, p)| a.parse::<Ipv4Addr>().is_ok() && p.parse::<u32>().is_ok())
+        {
+            "the prefix length is 0 to 32".to_owned()
+        } else {
+            "write an address and a prefix length: \"10.0.2.64/26\"".to_owned()
+        };
+        return problem(format!("{text:?} is not a network"), fix);
+    };
+    if network.trunc() != network {
+        return problem(
+            format!("{network} has bits set after its first {}", network.prefix_len()),
+            format!("write \"{}\", the network this address is in", network.trunc()),
+        );
+    }
+    if network.addr() == AZURE_PLATFORM && network.prefix_len() == 32 {
+        return problem(
+            format!("{AZURE_PLATFORM} is Azure's platform address, whose traffic is never translated"),
+            "leave it out",
+        );
+    }
+    Ok(network)
+}
+
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Problem> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => {
+            problem("port 0 would be a different port every time", "ports are 1 to 65535")
+        }
+        Ok(address) => Ok(address),
+        Err(_) => {
+            let fix = if let Ok(port) = text.parse::<u16>() {
+                format!("write the address too: \"0.0.0.0:{port}\"")
+            } else if let Ok(address) = text.parse::<IpAddr>() {
+                format!("write the port too: \"{}\"", SocketAddr::new(address, 8082))
+            } else {
+                "write an address and a port: \"0.0.0.0:8082\"".to_owned()
+            };
+            problem(format!("{text:?} is not an address and port"), fix)
+        }
+    }
+}
+
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        problem(format!("{text:?} is not an absolute path"), "start it with /")
+    }
+}
+
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, Problem> {
+    if text.len() > MAX_SOCKET_PATH {
+        return problem(
+            format!("the path has {} bytes, and a Unix socket's at most {MAX_SOCKET_PATH}", text.len()),
+            "choose a shorter one: \"/run/pls-router/api.sock\"",
+        );
+    }
+    absolute_path(text)
+}
+
+pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
+    let Ok(duration) = humantime::parse_duration(text) else {
+        let fix = if text.parse::<u64>().is_ok() {
+            format!("say the unit: \"{text}s\"")
+        } else {
+            "write a number and a unit: \"300s\", \"5m\", \"2h 4m\"".to_owned()
+        };
+        return problem(format!("{text:?} is not a time"), fix);
+    };
+    if duration.subsec_nanos() != 0 || duration.is_zero() {
+        problem(format!("{text:?} is not a number of whole seconds"), "write at least \"1s\"")
+    } else if duration > MAX_TIMEOUT {
+        problem(format!("{text:?} is more than 30 days"), "write at most \"30d\"")
+    } else {
+        Ok(duration)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_forms() {
+        let shown = |text| listen(text).map(|listen| listen.to_string());
+        assert_eq!(shown("443"), Ok("443".to_owned()));
+        assert_eq!(shown("8000-8010"), Ok("8000-8010".to_owned()));
+        assert_eq!(shown("10.0.2.68:443"), Ok("10.0.2.68:443".to_owned()));
+        assert_eq!(shown("10.0.2.68:1-65535"), Ok("10.0.2.68:1-65535".to_owned()));
+        assert_eq!(shown("0.0.0.0:443"), Ok("443".to_owned()));
+        assert_eq!(shown("80-80"), Ok("80".to_owned()));
+        for bad in ["", "0", "65536", "9-1", "x", "10.0.2.68", "127.0.0.1:1", "1.2.3.4:", "-", "1-", "a:1"] {
+            assert!(listen(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn target_forms() {
+        let shown = |text| target(text).map(|target| target.to_string());
+        for good in ["203.0.113.10:443", "203.0.113.10", "db.example.com:443", "db", "_x.example.com"] {
+            assert_eq!(shown(good), Ok(good.to_owned()));
+        }
+        assert_eq!(shown("DB.Example.com."), Ok("db.example.com".to_owned()));
+        for bad in [
+            "",
+            ":443",
+            "1.2.3",
+            "1.2.3.4.5",
+            "10.0.0.0/8",
+            "a..b",
+            "-a",
+            "a b",
+            "::1",
+            "[::1]:443",
+            "a:",
+            "a:0",
+            "a:1-2",
+            "https://a",
+            "168.63.129.16",
+            "255.255.255.255",
+            "224.0.0.1:1",
+            "0.0.0.0:443",
+            "169.254.169.254:80",
+        ] {
+            assert!(target(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_whole_seconds() {
+        assert_eq!(timeout("2h 4m"), Ok(Duration::from_secs(7440)));
+        for bad in ["", "0s", "500ms", "1s 1ms", "31d", "-1s", "soon"] {
+            assert!(timeout(bad).is_err(), "{bad:?}");
+        }
+    }
+}
