@@ -113,7 +113,7 @@ fn summary(stderr: &str) -> String {
                 || line.contains("Invalid record")
         })
         .or_else(|| lines().find(|line| line.starts_with("error")))
-        .or_else(|| lines().last())
+        .or_else(|| lines().next_back())
         .unwrap_or("no message");
     let short: String = line.chars().take(200).collect();
     format!("cannot make a BPF object: {short}")
