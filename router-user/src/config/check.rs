@@ -121,10 +121,10 @@ fn targets(document: &mut Document, rule: &RawForward) {
     let Some(targets) = &rule.targets else {
         return;
     };
-    if targets.get_ref().len() > MAX_TARGETS {
+    if let Some(excess) = targets.get_ref().get(MAX_TARGETS) {
         document.error(
             format!("{} targets are too many", targets.get_ref().len()),
-            targets.span(),
+            excess.span(),
             format!("a forward has at most {MAX_TARGETS}: split it into several"),
         );
     }
@@ -283,10 +283,10 @@ fn masquerade_pairs(document: &mut Document, rules: &[RawMasquerade]) {
 /// Checks the list of SNAT addresses.
 pub(super) fn snat_addresses(document: &mut Document, addresses: &Spanned<Vec<Spanned<Ipv4Addr>>>) {
     let list = addresses.get_ref();
-    if list.len() > MAX_SNAT_ADDRESSES {
+    if let Some(excess) = list.get(MAX_SNAT_ADDRESSES) {
         document.error(
             format!("{} SNAT addresses are too many", list.len()),
-            addresses.span(),
+            excess.span(),
             format!("at most {MAX_SNAT_ADDRESSES}"),
         );
     }

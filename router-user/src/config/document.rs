@@ -25,6 +25,8 @@ pub(super) struct Section<'t> {
     table: Option<&'t DeTable<'t>>,
     /// `[name]`, for what has no better place.
     pub(super) header: Option<Range<usize>>,
+    /// Keys that unknown ones were taken to mean: saying that these are missing would be saying it twice.
+    misspelt: Vec<&'t str>,
 }
 
 impl Document {
@@ -93,7 +95,7 @@ impl Document {
 
     /// The table of `schema`, checked for unknown keys.
     pub(super) fn section<'t>(&mut self, root: &'t DeTable<'t>, schema: SectionSchema) -> Section<'t> {
-        let empty = Section { schema, table: None, header: None };
+        let empty = Section { schema, table: None, header: None, misspelt: Vec::new() };
         let Some((key, value)) = root.get_key_value(schema.name) else {
             return empty;
         };
@@ -164,38 +166,25 @@ impl Document {
         key: &Range<usize>,
         header: Range<usize>,
     ) -> Section<'t> {
+        let mut misspelt = Vec::new();
         for (key, _) in table {
             let name = key.get_ref().as_ref();
             if schema.keys.contains(&name) {
                 continue;
             }
-            let label = did_you_mean(name, schema.keys).unwrap_or_else(|| {
-                match SECTIONS.iter().find(|section| section.keys.contains(&name)) {
-                    Some(owner) => format!("it belongs to {}", owner.title()),
-                    None => format!("{} has {}", schema.title(), listed(schema.keys.iter().copied())),
-                }
-            });
+            let label = if let Some(meant) = closest(name, schema.keys) {
+                misspelt.push(meant);
+                format!("did you mean `{meant}`?")
+            } else if let Some(owner) = SECTIONS.iter().find(|section| section.keys.contains(&name)) {
+                format!("it belongs to {}", owner.title())
+            } else {
+                format!("{} has {}", schema.title(), listed(schema.keys.iter().copied()))
+            };
             self.error(format!("unknown key `{name}` in {}", schema.title()), key.span(), label);
         }
         // A table made by dotted keys has no header of its own.
         let header = if header.is_empty() { key.clone() } else { header };
-        Section { schema, table: Some(table), header: Some(header) }
-    }
-
-    /// The text of a value that must be a string.
-    fn text<'v>(&mut self, key: &str, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
-        let text = value.get_ref().as_str();
-        if text.is_none() {
-            let written = self.source.text.get(value.span()).unwrap_or_default();
-            let label = match value.get_ref() {
-                DeValue::Integer(_) | DeValue::Float(_) => format!("write it in quotes: \"{written}\""),
-                DeValue::Array(_) => "write one string, not a list".to_owned(),
-                _ => "write a string in quotes".to_owned(),
-            };
-            let message = format!("`{key}` is {}, not a string", article(value.get_ref().type_str()));
-            self.error(message, value.span(), label);
-        }
-        text
+        Section { schema, table: Some(table), header: Some(header), misspelt }
     }
 
     /// A string, understood by `parse`.
@@ -205,7 +194,21 @@ impl Document {
         value: &Spanned<DeValue<'_>>,
         parse: impl Fn(&str) -> Result<T, Problem>,
     ) -> Option<Spanned<T>> {
-        match parse(self.text(key, value)?) {
+        let Some(text) = value.get_ref().as_str() else {
+            let written = self.source.text.get(value.span()).unwrap_or_default();
+            let label = match value.get_ref() {
+                DeValue::Integer(_) | DeValue::Float(_) => match parse(written) {
+                    Ok(_) => format!("write it in quotes: \"{written}\""),
+                    Err(problem) => problem.fix,
+                },
+                DeValue::Array(_) => "write one string, not a list".to_owned(),
+                _ => "write a string in quotes".to_owned(),
+            };
+            let message = format!("`{key}` is {}, not a string", article(value.get_ref().type_str()));
+            self.error(message, value.span(), label);
+            return None;
+        };
+        match parse(text) {
             Ok(parsed) => Some(Spanned::new(value.span(), parsed)),
             Err(Problem { what, fix }) => {
                 self.error(format!("`{key}`: {what}"), value.span(), fix);
@@ -352,6 +355,9 @@ impl<'t> Section<'t> {
     }
 
     fn missing(&self, document: &mut Document, key: &str, example: &str) {
+        if self.misspelt.contains(&key) {
+            return;
+        }
         let title = self.schema.title();
         let add = format!("{key} = {example}");
         let diagnostic = match &self.header {
@@ -386,7 +392,10 @@ pub(crate) fn closest<'n>(written: &str, known: &[&'n str]) -> Option<&'n str> {
     known
         .iter()
         .map(|name| (strsim::jaro_winkler(written, name), *name))
-        .filter(|(likeness, _)| *likeness > 0.8)
+        // In a short name one slip is much: "tpc" is not at all like "tcp" by the first measure.
+        .filter(|(likeness, name)| {
+            *likeness > 0.8 || (name.len() > 2 && strsim::osa_distance(written, name) < 2)
+        })
         .max_by(|(one, _), (two, _)| one.total_cmp(two))
         .map(|(_, name)| name)
 }

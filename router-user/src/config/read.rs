@@ -147,9 +147,9 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
 
 fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListeners) {
     let section = document.section(root, schema::HEALTH);
-    let health = section.optional(document, "listen", values::socket_address);
+    let health = section.optional(document, "listen", values::health_address);
     let section = document.section(root, schema::ADMIN);
-    let listen = section.optional(document, "listen", values::socket_address);
+    let listen = section.optional(document, "listen", values::admin_address);
     let path = |document: &mut Document, key, default: &str, parse: fn(&str) -> _| {
         section.optional(document, key, parse).map_or_else(|| PathBuf::from(default), Spanned::into_inner)
     };

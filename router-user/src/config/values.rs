@@ -82,16 +82,20 @@ pub(super) fn rule_name(text: &str) -> Result<String, Problem> {
             format!("a rule's name has 1 to {MAX_RULE_NAME} characters, this has {}", text.chars().count()),
             "write a shorter one, e.g. \"https\"",
         )
-    } else if !text.starts_with(letter) {
-        problem(format!("{text:?} does not start with a letter or digit"), "start it with a-z or 0-9")
     } else if let Some(bad) = text.chars().find(|c| !letter(*c) && !"._-".contains(*c)) {
-        let lower = text.to_ascii_lowercase();
-        let fix = if rule_name(&lower).is_ok() {
-            format!("write \"{lower}\"")
+        let tidy: String = text
+            .to_ascii_lowercase()
+            .chars()
+            .map(|c| if letter(c) || "._-".contains(c) { c } else { '-' })
+            .collect();
+        let fix = if tidy.starts_with(letter) {
+            format!("write \"{tidy}\"")
         } else {
             "use a-z, 0-9 and . _ -".to_owned()
         };
         problem(format!("{bad:?} may not be in a rule's name"), fix)
+    } else if !text.starts_with(letter) {
+        problem(format!("{text:?} does not start with a letter or digit"), "start it with a-z or 0-9")
     } else {
         Ok(text.to_owned())
     }
@@ -234,7 +238,7 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
         None
     };
     match why {
-        Some(why) => problem(format!("{address} is {why}"), "name a unicast address, e.g. \"10.0.2.68\""),
+        Some(why) => problem(format!("{address} is {why}"), "name another address"),
         None => Ok(address),
     }
 }
@@ -274,7 +278,15 @@ pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
     Ok(network)
 }
 
-pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Problem> {
+pub(super) fn health_address(text: &str) -> Result<SocketAddr, Problem> {
+    socket_address(text, "0.0.0.0:8082")
+}
+
+pub(super) fn admin_address(text: &str) -> Result<SocketAddr, Problem> {
+    socket_address(text, "127.0.0.1:9090")
+}
+
+fn socket_address(text: &str, example: &str) -> Result<SocketAddr, Problem> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() == 0 => {
             problem("port 0 would be a different port every time", "ports are 1 to 65535")
@@ -282,11 +294,11 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Problem> {
         Ok(address) => Ok(address),
         Err(_) => {
             let fix = if let Ok(port) = text.parse::<u16>() {
-                format!("write the address too: \"0.0.0.0:{port}\"")
+                format!("write the address too: \"{}:{port}\"", example.split(':').next().unwrap_or_default())
             } else if let Ok(address) = text.parse::<IpAddr>() {
                 format!("write the port too: \"{}\"", SocketAddr::new(address, 8082))
             } else {
-                "write an address and a port: \"0.0.0.0:8082\"".to_owned()
+                format!("write an address and a port: \"{example}\"")
             };
             problem(format!("{text:?} is not an address and port"), fix)
         }
