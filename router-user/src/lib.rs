@@ -1,4 +1,6 @@
 //! The daemon and command line of pls-router.
 
 pub mod config;
+pub mod dataplane;
 pub mod model;
+pub mod preflight;

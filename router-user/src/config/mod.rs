@@ -14,6 +14,8 @@ mod values;
 use std::fmt;
 use std::path::Path;
 
+pub(crate) use document::closest;
+
 pub use diagnostic::{Diagnostic, Severity};
 pub use schema::{SECTIONS, SectionSchema};
 pub use types::{
@@ -67,12 +69,13 @@ impl fmt::Display for ConfigError {
         match self {
             Self::Read { path, source } => {
                 write!(f, "cannot read the configuration {path}: {source}")?;
-                match source.kind() {
-                    std::io::ErrorKind::NotFound => {
-                        f.write_str("\n  fix: create it, or name another with --config FILE")
-                    }
-                    std::io::ErrorKind::PermissionDenied => f.write_str("\n  fix: run this as root (sudo)"),
-                    _ => Ok(()),
+                let kind = source.kind();
+                if kind == std::io::ErrorKind::NotFound {
+                    f.write_str("\n  fix: create it, or name another with --config FILE")
+                } else if kind == std::io::ErrorKind::PermissionDenied {
+                    f.write_str("\n  fix: run this as root (sudo)")
+                } else {
+                    Ok(())
                 }
             }
             Self::Invalid { diagnostics } => {

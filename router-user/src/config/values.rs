@@ -21,7 +21,7 @@ pub const MAX_MASQUERADE_PAIRS: usize = 256;
 
 /// The address that Azure's platform speaks from and listens on in every virtual network: probes, DNS, DHCP.
 /// The router never translates its traffic.
-pub(crate) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 /// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;

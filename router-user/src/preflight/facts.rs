@@ -1,0 +1,142 @@
+//! What is known of the machine. `None` always means that it could not be found out.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Ports from the first to the last.
+pub type PortRange = RangeInclusive<u16>;
+
+/// Everything that [`super::findings`] wants to know of a machine.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What this process may do.
+    pub privileges: Option<Privileges>,
+    /// The running kernel.
+    pub kernel: Option<Kernel>,
+    /// All interfaces of this network namespace, by kernel index; or why they cannot be listed.
+    pub interfaces: Result<Vec<Interface>, String>,
+    /// TCP sockets that listen on a port of the configuration.
+    pub listeners: Vec<Listener>,
+    /// `net.ipv4.ip_local_port_range`: the ports that the kernel gives this machine's own connections.
+    pub local_ports: Option<PortRange>,
+    /// `net.ipv4.ip_local_reserved_ports`: those that it leaves out.
+    pub reserved_ports: Vec<PortRange>,
+    /// `net.ipv4.ip_forward`.
+    pub ip_forward: Option<bool>,
+    /// Whether the directory of pins is on a BPF file system.
+    pub pins_on_bpffs: Option<bool>,
+}
+
+/// What this process may do, by its effective capabilities (capabilities(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Privileges {
+    /// Load programs and make maps: CAP_BPF or CAP_SYS_ADMIN.
+    pub bpf: bool,
+    /// Attach them to interfaces: CAP_NET_ADMIN.
+    pub net_admin: bool,
+}
+
+/// The running kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// As `uname -r` says it.
+    pub release: String,
+    /// Its first two numbers.
+    pub version: (u32, u32),
+}
+
+/// One network interface.
+#[derive(Clone, Debug, Default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its kernel index.
+    pub index: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it is the loopback interface.
+    pub loopback: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The name and driver of the interface that it is a slave or port of.
+    pub master: Option<(String, Option<String>)>,
+    /// Its IPv4 addresses, primary ones first.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its driver; found out only for the interfaces of the configuration.
+    pub driver: Option<String>,
+    /// Whether it joins received packets into larger ones in hardware; likewise.
+    pub lro: Option<bool>,
+    /// The XDP programs on it.
+    pub programs: Vec<AttachedProgram>,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Debug)]
+pub struct AttachedProgram {
+    /// The kernel's id of it.
+    pub id: u32,
+    /// How it is attached.
+    pub mode: XdpMode,
+    /// Its name.
+    pub name: Option<String>,
+    /// Whether it is ours.
+    pub ours: bool,
+    /// How long ago it was loaded.
+    pub loaded_ago: Option<Duration>,
+    /// The user that loaded it.
+    pub uid: Option<u32>,
+    /// Processes that hold it or a link of it.
+    pub holders: Vec<Process>,
+    /// Where it or a link of it is pinned.
+    pub pins: Vec<PathBuf>,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic receive path.
+    Generic,
+    /// In the NIC.
+    Offload,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offload => "offloaded",
+        })
+    }
+}
+
+/// A TCP socket that listens.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Whose it is.
+    pub process: Option<Process>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name, as `ps -o comm` says it.
+    pub name: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.name, self.pid)
+    }
+}

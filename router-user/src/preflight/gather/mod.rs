@@ -1,0 +1,124 @@
+//! From the machine to facts. Whatever cannot be found out is left `None`: that is no reason not to start.
+
+mod ethtool;
+mod netlink;
+mod processes;
+mod programs;
+mod sockets;
+
+use std::path::Path;
+
+use super::facts::{Facts, Kernel, PortRange, Privileges};
+use crate::config::Config;
+
+/// Looks at the machine, with an eye on what `config` wants of it. Changes nothing.
+pub async fn inspect(config: &Config) -> Facts {
+    let interfaces = netlink::interfaces(config).await.map_err(|error| error.to_string());
+    let ports = [config.health.listen.port(), config.admin.listen.port()];
+    Facts {
+        privileges: privileges(),
+        kernel: kernel(),
+        interfaces,
+        listeners: sockets::listeners(&ports),
+        local_ports: sysctl("net/ipv4/ip_local_port_range").as_deref().and_then(local_ports),
+        reserved_ports: sysctl("net/ipv4/ip_local_reserved_ports")
+            .as_deref()
+            .map(reserved_ports)
+            .unwrap_or_default(),
+        ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
+        pins_on_bpffs: on_bpffs(&config.admin.pins),
+    }
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()
+}
+
+/// "32768\t60999"
+fn local_ports(text: &str) -> Option<PortRange> {
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    Some(first.parse().ok()?..=last.trim().parse().ok()?)
+}
+
+/// "1024-2000,8080"
+fn reserved_ports(text: &str) -> Vec<PortRange> {
+    let range = |item: &str| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    text.trim().split(',').filter_map(range).collect()
+}
+
+fn privileges() -> Option<Privileges> {
+    // Bit numbers of <linux/capability.h>.
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const BPF: u32 = 39;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    Some(Privileges { bpf: has(BPF) || has(SYS_ADMIN), net_admin: has(NET_ADMIN) })
+}
+
+fn kernel() -> Option<Kernel> {
+    let release = sysctl("kernel/osrelease")?.trim().to_owned();
+    let version = kernel_version(&release)?;
+    Some(Kernel { release, version })
+}
+
+/// The first two numbers of "6.8.0-1017-azure".
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
+fn on_bpffs(path: &Path) -> Option<bool> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let name = std::ffi::CString::new(existing.as_os_str().as_bytes()).ok()?;
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `name` is a string with a final zero and `found` has room for what statfs(2) writes.
+    let result = unsafe { libc::statfs(name.as_ptr(), found.as_mut_ptr()) };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: statfs(2) has succeeded, so it has filled the structure.
+    let found = unsafe { found.assume_init() };
+    Some(found.f_type == libc::BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_texts() {
+        assert_eq!(local_ports("32768\t60999\n"), Some(32768..=60999));
+        assert_eq!(local_ports("x"), None);
+        assert_eq!(reserved_ports("\n"), []);
+        assert_eq!(reserved_ports("1024-2000,8080\n"), [1024..=2000, 8080..=8080]);
+        assert_eq!(kernel_version("6.8.0-1017-azure"), Some((6, 8)));
+        assert_eq!(kernel_version("6.18.44"), Some((6, 18)));
+        assert_eq!(kernel_version("odd"), None);
+    }
+
+    #[test]
+    fn file_systems() {
+        assert_eq!(on_bpffs(Path::new("/proc/no/such")), Some(false));
+    }
+
+    #[tokio::test]
+    async fn this_machine_can_be_looked_at() {
+        let text = "interfaces.pls = \"lo\"\n\
+            masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
+        let config =
+            Config::parse(text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
+        let facts = inspect(&config).await;
+        let interfaces = facts.interfaces.unwrap();
+        let lo = interfaces.iter().find(|interface| interface.name == "lo").unwrap();
+        assert!(lo.loopback && lo.index == 1 && lo.mtu > 0, "{lo:?}");
+        assert!(facts.kernel.is_some() && facts.privileges.is_some() && facts.ip_forward.is_some());
+    }
+}

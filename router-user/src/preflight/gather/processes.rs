@@ -1,0 +1,25 @@
+//! Processes and what they have open, from `/proc` (proc(5)). What may not be looked at is skipped.
+
+use std::path::{Path, PathBuf};
+
+use crate::preflight::facts::Process;
+
+/// All processes but this one, with their directories in `/proc`.
+pub(super) fn others() -> impl Iterator<Item = (u32, PathBuf)> {
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .filter(move |(pid, _)| *pid != own)
+}
+
+/// The process `pid`, whose directory is `directory`.
+pub(super) fn process(pid: u32, directory: &Path) -> Process {
+    let name = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
+    Process { pid, name: name.trim().to_owned() }
+}
+
+/// The entries of a directory of `/proc`.
+pub(super) fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}

@@ -1,0 +1,382 @@
+//! From facts to findings.
+
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::facts::{AttachedProgram, Facts, Interface, PortRange, XdpMode};
+use super::{Finding, Severity};
+use crate::config::{Config, Host, Mode, closest};
+
+/// The oldest kernel that the tests run on. The newest helper in use, bpf_xdp_load_bytes, came with 5.18.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// The largest MTU with which a frame still fits one page beside what the driver keeps there: 4096 less 256 of
+/// headroom (XDP_PACKET_HEADROOM), 320 for `skb_shared_info` and 14 of Ethernet header.
+const MAX_NATIVE_MTU: u32 = 4096 - 256 - 320 - 14;
+
+/// Drivers known to run XDP programs natively. Others may as well: that is for them to say when we attach.
+const NATIVE_DRIVERS: &[&str] = &[
+    "bnxt_en",
+    "ena",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "netdevsim",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmaceth",
+    "thunder-nicvf",
+    "tsnep",
+    "tun",
+    "veth",
+    "virtio_net",
+    "vmxnet3",
+];
+
+/// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its own means.
+const OWN_PROCESS: &str = "pls-router";
+
+/// What is wrong or doubtful when `config` is run on a machine of which `facts` are known: errors first.
+#[must_use]
+pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let mut found = Findings::default();
+    privileges(&mut found, facts);
+    kernel(&mut found, facts);
+    match &facts.interfaces {
+        Ok(interfaces) => {
+            for name in config.interfaces.names() {
+                match interfaces.iter().find(|interface| interface.name == name) {
+                    Some(interface) => one_interface(&mut found, config, interface),
+                    None => no_interface(&mut found, name, interfaces),
+                }
+            }
+            addresses(&mut found, config, interfaces);
+        }
+        Err(why) => found.error(
+            format!("the network interfaces cannot be listed: {why}"),
+            "run this as root (sudo), in the network namespace of the router",
+        ),
+    }
+    listeners(&mut found, config, facts);
+    local_ports(&mut found, config, facts);
+    if facts.ip_forward == Some(true) {
+        found.warning(
+            "the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
+             go on untranslated, and past its rules",
+            "sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
+        );
+    }
+    if facts.pins_on_bpffs == Some(false) {
+        found.error(
+            format!("`pins` of [admin], {}, is not on a BPF file system", config.admin.pins.display()),
+            "mount -t bpf bpf /sys/fs/bpf",
+        );
+    }
+    found.sorted()
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn push(&mut self, severity: Severity, text: impl Into<String>, fix: impl Into<String>) {
+        self.0.push(Finding { severity, text: text.into(), fix: fix.into() });
+    }
+
+    fn error(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.push(Severity::Error, text, fix);
+    }
+
+    fn warning(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.push(Severity::Warning, text, fix);
+    }
+
+    fn sorted(mut self) -> Vec<Finding> {
+        self.0.sort_by_key(|finding| match finding.severity {
+            Severity::Error => 0,
+            Severity::Warning => 1,
+        });
+        self.0
+    }
+}
+
+fn privileges(found: &mut Findings, facts: &Facts) {
+    let Some(privileges) = facts.privileges else {
+        return;
+    };
+    let lacking = match (privileges.bpf, privileges.net_admin) {
+        (true, true) => return,
+        (false, true) => "CAP_BPF",
+        (true, false) => "CAP_NET_ADMIN",
+        (false, false) => "CAP_BPF and CAP_NET_ADMIN",
+    };
+    found.error(
+        format!("this process may not load and attach programs: it lacks {lacking}"),
+        "run it as root (sudo), or as the service: systemctl start pls-router",
+    );
+}
+
+fn kernel(found: &mut Findings, facts: &Facts) {
+    let Some(kernel) = &facts.kernel else {
+        return;
+    };
+    if kernel.version < OLDEST_KERNEL {
+        let (major, minor) = OLDEST_KERNEL;
+        found.error(
+            format!("the kernel {} is too old: {major}.{minor} is the oldest that works", kernel.release),
+            "use an image with a newer one, e.g. Ubuntu 24.04, Debian 12 or Azure Linux 3",
+        );
+    }
+}
+
+fn no_interface(found: &mut Findings, name: &str, interfaces: &[Interface]) {
+    let names: Vec<&str> =
+        interfaces.iter().filter(|other| !other.loopback).map(|other| other.name.as_str()).collect();
+    let fix = match closest(name, &names) {
+        Some(meant) => format!("did you mean `{meant}`? Change [interfaces]"),
+        None => "name one of these in [interfaces]".to_owned(),
+    };
+    found.error(format!("there is no interface `{name}`; this machine has {}", listed(&names)), fix);
+}
+
+fn one_interface(found: &mut Findings, config: &Config, interface: &Interface) {
+    let name = &interface.name;
+    let native = config.interfaces.mode == Mode::Native;
+    if !interface.up {
+        found.error(format!("interface `{name}` is down"), format!("ip link set dev {name} up"));
+    }
+    match &interface.master {
+        Some((master, Some(driver))) if driver == "hv_netvsc" => found.error(
+            format!(
+                "interface `{name}` is the SR-IOV half of `{master}`: a program on it sees only a part of the packets"
+            ),
+            format!("write \"{master}\" in [interfaces]: it hands the program on to `{name}`"),
+        ),
+        Some((master, _)) => found.warning(
+            format!("interface `{name}` is a port of `{master}`: its packets are taken before `{master}` sees them"),
+            format!("take it out (ip link set dev {name} nomaster), or name another interface"),
+        ),
+        None => {}
+    }
+    if native {
+        native_support(found, interface);
+    }
+    for program in &interface.programs {
+        other_program(found, name, program);
+    }
+}
+
+fn native_support(found: &mut Findings, interface: &Interface) {
+    let name = &interface.name;
+    let generic = "write mode = \"generic\" in [interfaces] (several times slower)";
+    if interface.loopback {
+        found.error(
+            format!("interface `{name}` is the loopback: no packet to forward comes in there"),
+            "name another",
+        );
+        return;
+    }
+    match &interface.driver {
+        Some(driver) if !NATIVE_DRIVERS.contains(&driver.as_str()) => found.warning(
+            format!(
+                "interface `{name}` has the driver {driver}, which is not known to run XDP programs natively"
+            ),
+            format!("try it; if attaching fails, {generic}"),
+        ),
+        Some(_) | None => {}
+    }
+    if interface.lro == Some(true) {
+        found.error(
+            format!("interface `{name}` joins received packets (LRO), and XDP needs them as they came"),
+            format!("ethtool -K {name} lro off"),
+        );
+    }
+    if interface.mtu > MAX_NATIVE_MTU {
+        found.error(
+            format!(
+                "interface `{name}` has an MTU of {}: native XDP takes at most {MAX_NATIVE_MTU}, a frame in a page",
+                interface.mtu
+            ),
+            format!("ip link set dev {name} mtu {MAX_NATIVE_MTU}"),
+        );
+    }
+}
+
+fn other_program(found: &mut Findings, interface: &str, program: &AttachedProgram) {
+    if program.ours {
+        return;
+    }
+    let mut text = format!("interface `{interface}` has another XDP program: ");
+    match &program.name {
+        Some(name) => text.push_str(&format!("`{name}`, id {}, {}", program.id, program.mode)),
+        None => text.push_str(&format!("id {}, {}", program.id, program.mode)),
+    }
+    if let Some(ago) = program.loaded_ago {
+        text.push_str(&format!(", loaded {} ago", roughly(ago)));
+    }
+    if let Some(uid) = program.uid {
+        text.push_str(&format!(" by user {uid}"));
+    }
+    if !program.holders.is_empty() {
+        text.push_str(&format!(", held by {}", listed(&program.holders)));
+    }
+    if !program.pins.is_empty() {
+        let pins: Vec<_> = program.pins.iter().map(|pin| pin.display()).collect();
+        text.push_str(&format!(", pinned at {}", listed(&pins)));
+    }
+    let kind = match program.mode {
+        XdpMode::Native => "xdpdrv",
+        XdpMode::Generic => "xdpgeneric",
+        XdpMode::Offload => "xdpoffload",
+    };
+    let detach = format!("ip link set dev {interface} {kind} off");
+    let fix = match (program.holders.first(), program.pins.first()) {
+        (Some(holder), _) => format!("stop {holder}; if the program stays, {detach}"),
+        (None, Some(pin)) => format!("rm {}; if the program stays, {detach}", pin.display()),
+        (None, None) => detach,
+    };
+    found.error(text, fix);
+}
+
+fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
+    let mine: Vec<Ipv4Addr> = interfaces
+        .iter()
+        .filter(|interface| !interface.loopback)
+        .flat_map(|interface| interface.addresses.iter().copied())
+        .collect();
+    let has = if mine.is_empty() { "none".to_owned() } else { listed(&mine) };
+    for forward in &config.forwards {
+        if let Some(address) = forward.listen.address.filter(|address| !mine.contains(address)) {
+            found.error(
+                format!(
+                    "forward `{}` listens at {address}, which is not this machine's; its are {has}",
+                    forward.name
+                ),
+                format!(
+                    "change `listen`, or add the address: ip addr add {address}/32 dev {}",
+                    config.interfaces.pls
+                ),
+            );
+        }
+        for target in &forward.targets {
+            if let Host::Address(address) = target.host
+                && mine.contains(&address)
+            {
+                found.error(
+                    format!("forward `{}` leads to {address}, which is this machine itself", forward.name),
+                    "name another target: what is forwarded leaves this machine",
+                );
+            }
+        }
+    }
+    for address in config.snat.addresses.iter().filter(|address| !mine.contains(address)) {
+        found.error(
+            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {has}: no reply would come back"),
+            format!("leave it out, or add it: ip addr add {address}/32 dev {} (and to the NIC in Azure)", config.interfaces.firewall),
+        );
+    }
+    let firewall = interfaces.iter().find(|interface| interface.name == config.interfaces.firewall);
+    if config.snat.addresses.is_empty() && firewall.is_some_and(|firewall| firewall.addresses.is_empty()) {
+        let name = &config.interfaces.firewall;
+        found.error(
+            format!("interface `{name}` has no IPv4 address for new sessions to come from"),
+            format!("give it one (ip addr add ADDRESS/PREFIX dev {name}), or write `addresses` in [snat]"),
+        );
+    }
+}
+
+fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
+    let wanted = [("the probe ([health])", config.health.listen), ("metrics ([admin])", config.admin.listen)];
+    for (what, wanted) in wanted {
+        let taken = facts.listeners.iter().find(|listener| {
+            let own = listener.process.as_ref().is_some_and(|process| process.name == OWN_PROCESS);
+            !own && collide(wanted, listener.address, listener.port)
+        });
+        let Some(listener) = taken else {
+            continue;
+        };
+        let port = wanted.port();
+        let (by, fix) = match &listener.process {
+            Some(process) => (format!(" by {process}"), format!("stop {process}, or change `listen`")),
+            None => {
+                (String::new(), format!("see who: ss -ltnp 'sport = :{port}'; stop it, or change `listen`"))
+            }
+        };
+        found.error(format!("the port of {what}, {port}, is taken{by}"), fix);
+    }
+}
+
+/// Whether binding `wanted` fails because of a socket that listens at `address` and `port`.
+fn collide(wanted: SocketAddr, address: IpAddr, port: u16) -> bool {
+    // An unspecified IPv6 address takes IPv4 too, unless the socket says otherwise; few do.
+    let either_any = wanted.ip().is_unspecified() || address.is_unspecified();
+    wanted.port() == port && (wanted.ip() == address || either_any)
+}
+
+fn local_ports(found: &mut Findings, config: &Config, facts: &Facts) {
+    let Some(local) = &facts.local_ports else {
+        return;
+    };
+    let snat = &config.snat.ports;
+    let shared = *local.start().max(snat.start())..=*local.end().min(snat.end());
+    let reserved = |port: u16| facts.reserved_ports.iter().any(|range| range.contains(&port));
+    if shared.is_empty() || shared.clone().all(reserved) {
+        return;
+    }
+    let text = format!(
+        "this machine's own connections use ports {}, which [snat] gives to sessions too: \
+         one may take the other's replies",
+        shown(&shared)
+    );
+    // Reserving all of them would leave the machine itself none.
+    let fix = if shared == *local {
+        let (own, rest) = (61_000..=65_535, *snat.start()..=60_999);
+        if snat.start() < own.start() {
+            format!(
+                "write ports = \"{}\" in [snat], and sysctl -w net.ipv4.ip_local_port_range=\"{} {}\"",
+                shown(&rest),
+                own.start(),
+                own.end()
+            )
+        } else {
+            "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"".to_owned()
+        }
+    } else {
+        format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", shown(&shared))
+    };
+    found.warning(text, format!("{fix} (and in /etc/sysctl.d, to stay)"));
+}
+
+fn shown(ports: &PortRange) -> String {
+    format!("{}-{}", ports.start(), ports.end())
+}
+
+fn listed<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A time as one says it: "40 seconds", "3 hours".
+fn roughly(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (number, unit) = match seconds {
+        0..60 => (seconds, "second"),
+        60..3_600 => (seconds / 60, "minute"),
+        3_600..86_400 => (seconds / 3_600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests;

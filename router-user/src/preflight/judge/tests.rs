@@ -1,0 +1,284 @@
+use std::path::{Path, PathBuf};
+
+use super::super::facts::{Kernel, Listener, Privileges, Process};
+use super::*;
+
+fn config(extra: &str) -> Config {
+    let text = format!(
+        "interfaces = {{ pls = \"eth0\" }}\n\
+         forward = [{{ name = \"https\", protocol = \"tcp\", listen = \"10.0.2.68:443\",\
+         target = \"203.0.113.10\", sources = [\"10.0.2.64/26\"] }}]\n\
+         [snat]\nports = \"1024-32767\"\n{extra}"
+    );
+    Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
+}
+
+fn interface(name: &str) -> Interface {
+    Interface {
+        name: name.to_owned(),
+        index: 2,
+        up: true,
+        mtu: 1500,
+        addresses: vec![Ipv4Addr::new(10, 0, 2, 68)],
+        driver: Some("hv_netvsc".to_owned()),
+        lro: Some(false),
+        ..Interface::default()
+    }
+}
+
+fn good() -> Facts {
+    Facts {
+        privileges: Some(Privileges { bpf: true, net_admin: true }),
+        kernel: Some(Kernel { release: "6.8.0-azure".to_owned(), version: (6, 8) }),
+        interfaces: Ok(vec![interface("eth0")]),
+        listeners: Vec::new(),
+        local_ports: Some(32768..=60999),
+        reserved_ports: Vec::new(),
+        ip_forward: Some(false),
+        pins_on_bpffs: Some(true),
+    }
+}
+
+fn with_interface(change: impl FnOnce(&mut Interface)) -> Facts {
+    let mut eth0 = interface("eth0");
+    change(&mut eth0);
+    Facts { interfaces: Ok(vec![eth0]), ..good() }
+}
+
+#[track_caller]
+fn check(config: &Config, facts: &Facts, expected: &[&str]) {
+    let found: Vec<String> = findings(config, facts).iter().map(ToString::to_string).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_good_machine_has_no_findings() {
+    check(&config(""), &good(), &[]);
+}
+
+#[test]
+fn what_is_not_known_is_no_finding() {
+    let facts = Facts {
+        privileges: None,
+        kernel: None,
+        interfaces: Ok(vec![Interface { driver: None, lro: None, ..interface("eth0") }]),
+        listeners: Vec::new(),
+        local_ports: None,
+        reserved_ports: Vec::new(),
+        ip_forward: None,
+        pins_on_bpffs: None,
+    };
+    check(&config(""), &facts, &[]);
+}
+
+#[test]
+fn privileges_and_kernel() {
+    let facts = Facts {
+        privileges: Some(Privileges { bpf: false, net_admin: true }),
+        kernel: Some(Kernel { release: "5.15.0-1".to_owned(), version: (5, 15) }),
+        ..good()
+    };
+    check(
+        &config(""),
+        &facts,
+        &[
+            "error: this process may not load and attach programs: it lacks CAP_BPF\n  \
+             fix: run it as root (sudo), or as the service: systemctl start pls-router",
+            "error: the kernel 5.15.0-1 is too old: 6.1 is the oldest that works\n  \
+             fix: use an image with a newer one, e.g. Ubuntu 24.04, Debian 12 or Azure Linux 3",
+        ],
+    );
+}
+
+#[test]
+fn a_misspelt_interface() {
+    let lo = Interface { loopback: true, ..interface("lo") };
+    let mut facts = Facts { interfaces: Ok(vec![lo, interface("eth1"), interface("enP1")]), ..good() };
+    let no_eth0 = "error: there is no interface `eth0`; this machine has eth1, enP1\n  \
+                   fix: did you mean `eth1`? Change [interfaces]";
+    check(&config(""), &facts, &[no_eth0]);
+    facts.interfaces = Err("permission denied".to_owned());
+    check(
+        &config(""),
+        &facts,
+        &["error: the network interfaces cannot be listed: permission denied\n  \
+           fix: run this as root (sudo), in the network namespace of the router"],
+    );
+}
+
+#[test]
+fn what_native_xdp_needs() {
+    let facts = with_interface(|eth0| {
+        eth0.up = false;
+        eth0.lro = Some(true);
+        eth0.mtu = 9000;
+        eth0.driver = Some("e1000".to_owned());
+    });
+    let down = "error: interface `eth0` is down\n  fix: ip link set dev eth0 up";
+    check(
+        &config(""),
+        &facts,
+        &[
+            down,
+            "error: interface `eth0` joins received packets (LRO), and XDP needs them as they came\n  \
+             fix: ethtool -K eth0 lro off",
+            "error: interface `eth0` has an MTU of 9000: native XDP takes at most 3506, a frame in a page\n  \
+             fix: ip link set dev eth0 mtu 3506",
+            "warning: interface `eth0` has the driver e1000, which is not known to run XDP programs natively\n  \
+             fix: try it; if attaching fails, write mode = \"generic\" in [interfaces] (several times slower)",
+        ],
+    );
+    let mut generic = config("");
+    generic.interfaces.mode = Mode::Generic;
+    check(&generic, &facts, &[down]);
+    check(&config(""), &with_interface(|eth0| eth0.mtu = 3506), &[]);
+}
+
+#[test]
+fn a_virtual_function_is_not_the_interface_to_name() {
+    let facts = with_interface(|eth0| eth0.master = Some(("eth7".to_owned(), Some("hv_netvsc".to_owned()))));
+    check(
+        &config(""),
+        &facts,
+        &[
+            "error: interface `eth0` is the SR-IOV half of `eth7`: a program on it sees only a part of the packets\n  \
+           fix: write \"eth7\" in [interfaces]: it hands the program on to `eth0`",
+        ],
+    );
+    let facts = with_interface(|eth0| eth0.master = Some(("br0".to_owned(), Some("bridge".to_owned()))));
+    check(
+        &config(""),
+        &facts,
+        &["warning: interface `eth0` is a port of `br0`: its packets are taken before `br0` sees them\n  \
+           fix: take it out (ip link set dev eth0 nomaster), or name another interface"],
+    );
+}
+
+fn program() -> AttachedProgram {
+    AttachedProgram {
+        id: 41,
+        mode: XdpMode::Native,
+        name: Some("xdp_dispatcher".to_owned()),
+        ours: false,
+        loaded_ago: Some(Duration::from_secs(7300)),
+        uid: Some(0),
+        holders: vec![Process { pid: 812, name: "cilium-agent".to_owned() }],
+        pins: vec![PathBuf::from("/sys/fs/bpf/xdp/link")],
+    }
+}
+
+#[test]
+fn another_program_is_named_with_all_that_is_known() {
+    check(
+        &config(""),
+        &with_interface(|eth0| eth0.programs = vec![program()]),
+        &["error: interface `eth0` has another XDP program: `xdp_dispatcher`, id 41, native, \
+           loaded 2 hours ago by user 0, held by cilium-agent (process 812), pinned at /sys/fs/bpf/xdp/link\n  \
+           fix: stop cilium-agent (process 812); if the program stays, ip link set dev eth0 xdpdrv off"],
+    );
+    let unknown = AttachedProgram {
+        mode: XdpMode::Generic,
+        name: None,
+        loaded_ago: None,
+        uid: None,
+        holders: Vec::new(),
+        pins: Vec::new(),
+        ..program()
+    };
+    check(
+        &config(""),
+        &with_interface(|eth0| eth0.programs = vec![unknown]),
+        &["error: interface `eth0` has another XDP program: id 41, generic\n  \
+           fix: ip link set dev eth0 xdpgeneric off"],
+    );
+    let ours = AttachedProgram { ours: true, ..program() };
+    check(&config(""), &with_interface(|eth0| eth0.programs = vec![ours]), &[]);
+}
+
+#[test]
+fn addresses_must_be_this_machine_s() {
+    let mut config = config("addresses = [\"10.0.2.70\"]\n");
+    config.forwards[0].targets[0].host = Host::Address(Ipv4Addr::new(10, 0, 2, 69));
+    let facts = with_interface(|eth0| eth0.addresses = vec![Ipv4Addr::new(10, 0, 2, 69)]);
+    check(
+        &config,
+        &facts,
+        &[
+            "error: forward `https` listens at 10.0.2.68, which is not this machine's; its are 10.0.2.69\n  \
+             fix: change `listen`, or add the address: ip addr add 10.0.2.68/32 dev eth0",
+            "error: forward `https` leads to 10.0.2.69, which is this machine itself\n  \
+             fix: name another target: what is forwarded leaves this machine",
+            "error: `addresses` of [snat] has 10.0.2.70, which is not this machine's; its are 10.0.2.69: \
+             no reply would come back\n  \
+             fix: leave it out, or add it: ip addr add 10.0.2.70/32 dev eth0 (and to the NIC in Azure)",
+        ],
+    );
+}
+
+#[test]
+fn sessions_need_an_address_to_come_from() {
+    let mut config = config("");
+    config.forwards[0].listen.address = None;
+    check(
+        &config,
+        &with_interface(|eth0| eth0.addresses.clear()),
+        &["error: interface `eth0` has no IPv4 address for new sessions to come from\n  \
+           fix: give it one (ip addr add ADDRESS/PREFIX dev eth0), or write `addresses` in [snat]"],
+    );
+}
+
+#[test]
+fn a_taken_port() {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let nginx = Process { pid: 5, name: "nginx".to_owned() };
+    let listener = |port, process| Listener { address: any, port, process };
+    let facts = Facts { listeners: vec![listener(8082, Some(nginx)), listener(9090, None)], ..good() };
+    check(
+        &config(""),
+        &facts,
+        &[
+            "error: the port of the probe ([health]), 8082, is taken by nginx (process 5)\n  \
+             fix: stop nginx (process 5), or change `listen`",
+            "error: the port of metrics ([admin]), 9090, is taken\n  \
+             fix: see who: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
+        ],
+    );
+    let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
+    check(&config(""), &Facts { listeners: vec![listener(8082, Some(daemon))], ..good() }, &[]);
+}
+
+#[test]
+fn ports_of_this_machine_s_own_connections() {
+    let mut config = config("");
+    config.snat.ports = 1024..=65535;
+    let what = |ports: &str| {
+        format!(
+            "warning: this machine's own connections use ports {ports}, which [snat] gives to sessions too: \
+             one may take the other's replies\n  fix: "
+        )
+    };
+    let all = what("32768-60999")
+        + "write ports = \"1024-60999\" in [snat], and sysctl -w net.ipv4.ip_local_port_range=\"61000 65535\" \
+           (and in /etc/sysctl.d, to stay)";
+    check(&config, &good(), &[&all]);
+    check(&config, &Facts { reserved_ports: vec![32768..=50000, 50001..=60999], ..good() }, &[]);
+    config.snat.ports = 1024..=40000;
+    let some = what("32768-40000")
+        + "sysctl -w net.ipv4.ip_local_reserved_ports=32768-40000 (and in /etc/sysctl.d, to stay)";
+    check(&config, &good(), &[&some]);
+}
+
+#[test]
+fn the_kernel_forwarding_and_no_bpf_file_system() {
+    check(
+        &config(""),
+        &Facts { ip_forward: Some(true), pins_on_bpffs: Some(false), ..good() },
+        &[
+            "error: `pins` of [admin], /sys/fs/bpf/pls-router, is not on a BPF file system\n  \
+             fix: mount -t bpf bpf /sys/fs/bpf",
+            "warning: the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
+             go on untranslated, and past its rules\n  \
+             fix: sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
+        ],
+    );
+}

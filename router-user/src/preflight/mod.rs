@@ -1,0 +1,38 @@
+//! Whether this machine can run a configuration: looked at before anything is attached.
+//!
+//! [`inspect`] gathers facts and decides nothing; [`findings`] decides and looks at nothing, so that what it says
+//! is tested without the machines it is about.
+
+mod facts;
+mod gather;
+mod judge;
+
+use std::fmt;
+
+pub use facts::{
+    AttachedProgram, Facts, Interface, Kernel, Listener, PortRange, Privileges, Process, XdpMode,
+};
+pub use gather::inspect;
+pub use judge::findings;
+
+pub use crate::config::Severity;
+
+/// The name of our program as the kernel shows it.
+pub const PROGRAM_NAME: &str = "pls_router";
+
+/// One thing that is wrong or doubtful on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// An error keeps the router from working; a warning does not.
+    pub severity: Severity,
+    /// What is wrong and where, in one line.
+    pub text: String,
+    /// What to do about it: the command where there is one.
+    pub fix: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}\n  fix: {}", self.severity, self.text, self.fix)
+    }
+}
