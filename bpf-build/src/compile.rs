@@ -1,5 +1,7 @@
 //! The second cargo, which compiles for BPF.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -90,21 +92,20 @@ fn rustflags() -> [String; 3] {
     ]
 }
 
-/// A directory with nothing in it but a link to `llvm`, for the linker to find.
+/// A directory with nothing in it but a link to `llvm`, for the linker to find. One for each LLVM, since two
+/// compilers may be at work at the same time.
 fn llvm_dir(llvm: &Path, target_dir: &Path) -> Result<PathBuf> {
-    let dir = target_dir.join("llvm");
+    let mut hasher = DefaultHasher::new();
+    llvm.hash(&mut hasher);
+    let dir = target_dir.join("llvm").join(format!("{:016x}", hasher.finish()));
     let link = dir.join("libLLVM.so");
-    if std::fs::read_link(&link).is_ok_and(|target| target == llvm) {
-        return Ok(dir);
-    }
-    let make = || -> std::io::Result<()> {
-        std::fs::create_dir_all(&dir)?;
-        // By rename, for a build at the same time never to see the link missing.
-        let new = target_dir.join(format!("llvm-{}", std::process::id()));
-        std::os::unix::fs::symlink(llvm, &new)?;
-        std::fs::rename(&new, &link)
+    let make = || match std::os::unix::fs::symlink(llvm, &link) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     };
-    make().with_context(|| format!("cannot make {}", link.display()))?;
+    std::fs::create_dir_all(&dir)
+        .and_then(|()| make())
+        .with_context(|| format!("cannot make {}", link.display()))?;
     Ok(dir)
 }
 

@@ -1,3 +1,84 @@
-//! xtask
+//! Everything that is done with this repository: `cargo xtask <verb>`, one file a verb.
 
-fn main() {}
+mod bench;
+mod lab;
+mod packages;
+mod setup;
+mod system;
+mod test;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// One verb: its name, its line in the help, its own help (none: the program that it starts has one), and what it does.
+struct Verb {
+    name: &'static str,
+    about: &'static str,
+    help: Option<&'static str>,
+    run: fn(&[OsString]) -> anyhow::Result<ExitCode>,
+}
+
+const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB];
+
+const HELP: &str = "\
+Builds, tries, tests and measures pls-router.
+
+usage: cargo xtask VERB [OPTIONS]        cargo xtask VERB --help tells more
+";
+
+const HELP_AFTER: &str = "
+A newcomer starts with `cargo xtask lab` (see it work) or `cargo xtask test` (all tests), as root: both make network
+namespaces. Each verb installs what it needs and says so first. That is, once and only where it is missing:
+
+  a Rust compiler for BPF   from rustup, or else from Debian's packages      10 to 60 s
+  bpf-linker                by cargo install, into cargo's bin directory     90 s
+  system packages           by apt-get, for lab, test and bench              10 to 60 s
+
+Nothing outside the repository changes otherwise. A network service that comes with a package is neither started
+nor enabled. Tests and labs live in network namespaces of their own, without a route out.
+";
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(code) => code,
+        Err(error) => {
+            let usage = error.downcast_ref::<lexopt::Error>().is_some();
+            eprintln!("error: {error:#}");
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch() -> anyhow::Result<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(name) = arguments.next() else {
+        print_help();
+        return Ok(ExitCode::SUCCESS);
+    };
+    if ["--help", "-h", "help"].iter().any(|help| name == *help) {
+        print_help();
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(verb) = VERBS.iter().find(|verb| name == verb.name) else {
+        let names: Vec<_> = VERBS.iter().map(|verb| verb.name).collect();
+        eprintln!("error: no verb {name:?}; there are {}", names.join(", "));
+        return Ok(ExitCode::from(2));
+    };
+    let arguments: Vec<_> = arguments.collect();
+    if let Some(help) = verb.help
+        && arguments.iter().any(|argument| argument == "--help" || argument == "-h")
+    {
+        print!("{help}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    (verb.run)(&arguments)
+}
+
+fn print_help() {
+    println!("{HELP}");
+    for Verb { name, about, help: _, run: _ } in VERBS {
+        println!("  {name:<8}{about}");
+    }
+    print!("{HELP_AFTER}");
+}

@@ -1,0 +1,20 @@
+//! `cargo xtask bench`: packets a second and latency, against what the router replaces.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{Verb, lab};
+
+pub(crate) const VERB: Verb = Verb {
+    name: "bench",
+    about: "measure it, beside iptables and nftables on the same machine (root)",
+    // The bench has its own.
+    help: None,
+    run,
+};
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    lab::become_program("bench", arguments)
+}

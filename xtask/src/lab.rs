@@ -1,0 +1,47 @@
+//! `cargo xtask lab`: the router at work in a network of namespaces.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::packages::{self, Use};
+use crate::{Verb, setup, system, workspace};
+
+pub(crate) const VERB: Verb = Verb {
+    name: "lab",
+    about: "see it work: a network of namespaces with the router in the middle (root)",
+    // The lab has its own.
+    help: None,
+    run,
+};
+
+/// Tells the lab and the tests which `pls-router` to run.
+pub(crate) const ROUTER_VARIABLE: &str = "PLS_ROUTER_BIN";
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    become_program("lab", arguments)
+}
+
+/// Builds the router and `program` of the lab's package, and becomes that program.
+pub(crate) fn become_program(program: &str, arguments: &[OsString]) -> Result<ExitCode> {
+    setup::toolchain()?;
+    if !arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        system::require_root(program, "it makes network namespaces and loads BPF programs")?;
+        system::check_kernel()?;
+        packages::install(&[Use::Lab])?;
+    }
+    let mut build = workspace::cargo("build");
+    build.args(["--release", "-p", "router-user", "-p", "lab", "--bin", "pls-router", "--bin", program]);
+    system::run(&mut build)?;
+    let mut command = Command::new(release_binary(program));
+    command.args(arguments).env(ROUTER_VARIABLE, release_binary("pls-router"));
+    // In our place, so that Ctrl-C reaches it and its exit code is ours.
+    Err(command.exec()).with_context(|| format!("cannot start {}", command.get_program().display()))
+}
+
+fn release_binary(name: &str) -> PathBuf {
+    workspace::target_dir().join("release").join(name)
+}

@@ -1,0 +1,284 @@
+//! The system packages that verbs need, and apt-get.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::system;
+
+/// What a package is needed for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Use {
+    /// Network namespaces with hosts in them: lab, bench and the tests of the whole.
+    Lab,
+    /// The fuzzer.
+    Fuzz,
+}
+
+/// How to tell that a package's content is there, installed as that package or otherwise.
+enum Sign {
+    Program(&'static str),
+    File(&'static str),
+}
+
+use Sign::{File, Program};
+use Use::{Fuzz, Lab};
+
+/// One row a package of Debian and Ubuntu: its name, what of it is used, what for, and why.
+const PACKAGES: &[(&str, Sign, Use, &str)] = &[
+    ("iproute2", Program("ip"), Lab, "makes namespaces, links, addresses and routes"),
+    ("ethtool", Program("ethtool"), Lab, "switches off offloads, so that packets look as on a wire"),
+    ("iputils-ping", Program("ping"), Lab, "ICMP through the router"),
+    ("curl", Program("curl"), Lab, "HTTP and TLS clients behind the router, and the health probe"),
+    ("openssl", Program("openssl"), Lab, "certificates for the TLS servers of the lab"),
+    ("socat", Program("socat"), Lab, "plain TCP and UDP clients and servers"),
+    ("iperf3", Program("iperf3"), Lab, "bulk TCP and UDP traffic"),
+    ("tcpdump", Program("tcpdump"), Lab, "the independent observer: finds bad checksums"),
+    ("dnsmasq-base", Program("dnsmasq"), Lab, "the DNS server for targets that are names"),
+    ("dnsutils", Program("dig"), Lab, "DNS clients behind the router"),
+    ("openssh-client", Program("ssh"), Lab, "a long-lived interactive session"),
+    ("openssh-server", Program("sshd"), Lab, "its other end, started by the lab in a namespace only"),
+    ("nginx", Program("nginx"), Lab, "the published guide's probe responder and SNI proxy, to compare with"),
+    (
+        "libnginx-mod-stream",
+        File("/usr/lib/nginx/modules/ngx_stream_module.so"),
+        Lab,
+        "its TCP proxy with ssl_preread",
+    ),
+    ("iptables", Program("iptables"), Lab, "the published guide's NAT, to compare with"),
+    ("nftables", Program("nft"), Lab, "the kernel's newer NAT, to compare with"),
+    ("procps", Program("sysctl"), Lab, "kernel settings inside namespaces"),
+    ("g++", Program("c++"), Fuzz, "compiles libFuzzer"),
+];
+
+/// The services among them that Debian would start, now and at every boot.
+const UNITS: &[(&str, &[&str])] =
+    &[("nginx", &["nginx.service"]), ("openssh-server", &["ssh.service", "ssh.socket"])];
+
+/// Installs the packages for `uses` that are missing, after saying which and why.
+pub(crate) fn install(uses: &[Use]) -> Result<()> {
+    let missing: Vec<_> =
+        PACKAGES.iter().filter(|(_, sign, usage, _)| uses.contains(usage) && !sign.is_there()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("Installing system packages by apt-get; their services are neither started nor enabled:");
+    for (name, _, _, why) in &missing {
+        eprintln!("  {name:<20} {why}");
+    }
+    let names: Vec<_> = missing.iter().map(|(name, ..)| *name).collect();
+    apt_install(&names)?;
+    for (name, sign, ..) in missing {
+        ensure!(sign.is_there(), "{name} is installed but did not bring {}", sign.name());
+    }
+    Ok(())
+}
+
+impl Sign {
+    fn is_there(&self) -> bool {
+        match self {
+            Program(name) => system::find_program(name).is_some(),
+            File(path) => Path::new(path).is_file(),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Program(name) | File(name) => name,
+        }
+    }
+}
+
+/// Whether Debian's package of that name is installed.
+pub(crate) fn is_installed(name: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", name])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
+}
+
+/// Installs packages by one call of apt-get, without starting any service.
+pub(crate) fn apt_install(names: &[&str]) -> Result<()> {
+    let list = names.join(" ");
+    if system::find_program("apt-get").is_none() {
+        bail!("there is no apt-get here; please install by this system's means what Debian calls: {list}");
+    }
+    if !system::is_root() {
+        bail!(
+            "installing packages needs root\n\n    run: sudo apt-get install --no-install-recommends {list}"
+        );
+    }
+    let new: Vec<_> = names.iter().copied().filter(|name| !is_installed(name)).collect();
+    if !all_known(names) {
+        eprintln!("  the package lists do not have all of them: updating the lists");
+        update()?;
+    }
+    if let Err(error) = guarded_install(names) {
+        // Lists that are too old name files that the mirror has no more.
+        eprintln!("  {error:#}; updating the package lists and trying once more");
+        update()?;
+        guarded_install(names)?;
+    }
+    disable_units(&new);
+    Ok(())
+}
+
+fn update() -> Result<()> {
+    system::run(apt_get().args(["--quiet=2", "update"]))
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    // Somebody else's apt-get is waited for, but not for ever.
+    command
+        .args(["-o", "DPkg::Lock::Timeout=120"])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Whether apt has a version to install of each.
+fn all_known(names: &[&str]) -> bool {
+    names.iter().all(|name| {
+        Command::new("apt-cache")
+            .args(["show", "--no-all-versions", name])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    })
+}
+
+/// What `policy-rc.d` is while packages are being installed. Debian asks it whether a service may start; 101: no.
+const POLICY: &str = "#!/bin/sh\n# Left by `cargo xtask`, which is installing packages. Delete it if no apt-get is running.\nexit 101\n";
+
+/// Runs `$2...` with `$1` in place as policy-rc.d, and takes it away again however the command ends.
+///
+/// A shell does this, not we, because it can clean up when Ctrl-C ends the whole group of processes. A file
+/// that is already there is somebody's decision and stays, unless an earlier run of ours was killed and left it.
+const GUARD: &str = r#"
+policy=$1; text=$2; shift 2
+if [ -f "$policy" ] && [ "$(cat "$policy"; echo x)" = "${text}x" ]; then rm -f "$policy"; fi
+if (set -C; printf %s "$text" >"$policy") 2>/dev/null; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM HUP
+    chmod 755 "$policy"
+else
+    echo "  $policy exists and stays as it is: it decides which services may start"
+fi
+"$@"
+"#;
+
+fn guarded_install(names: &[&str]) -> Result<()> {
+    let mut install = apt_get();
+    // --no-remove: a package that conflicts with one of the user's is an error, not a removal.
+    install.args([
+        "--quiet",
+        "--yes",
+        "--no-install-recommends",
+        "--no-remove",
+        "-o",
+        "Dpkg::Use-Pty=0",
+        "install",
+    ]);
+    install.args(names);
+    eprintln!("  $ {}", system::display(&install));
+    let status = guarded(Path::new("/usr/sbin/policy-rc.d"), &install).status()?;
+    ensure!(status.success(), "apt-get failed ({status})");
+    Ok(())
+}
+
+fn guarded(policy: &Path, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", GUARD, "sh"]).arg(policy).arg(POLICY);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    shell.stdin(Stdio::null());
+    shell
+}
+
+/// Keeps the services of newly installed packages from starting at the next boot.
+fn disable_units(new: &[&str]) {
+    if system::find_program("systemctl").is_none() {
+        return;
+    }
+    for unit in UNITS.iter().filter(|(package, _)| new.contains(package)).flat_map(|(_, units)| *units) {
+        // Works on links, without a running systemd. A unit that does not exist is no loss.
+        let disabled =
+            Command::new("systemctl").args(["--quiet", "disable", unit]).stderr(Stdio::null()).status();
+        if disabled.is_ok_and(|status| status.success()) {
+            eprintln!("  {unit} will not start at boot; to have it do so: systemctl enable {unit}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn policy_file(test: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("xtask-policy-{test}-{}", std::process::id()));
+        _ = fs::remove_file(&path);
+        path
+    }
+
+    /// Runs `script` under the guard; returns whether it succeeded and what it wrote.
+    fn under_guard(policy: &Path, script: &str) -> (bool, String) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(policy);
+        let output = guarded(policy, &command).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    #[test]
+    fn services_are_denied_while_installing_and_only_then() {
+        let policy = policy_file("denied");
+        let (success, output) = under_guard(&policy, "\"$1\"; echo $?");
+        assert!(success);
+        assert_eq!(output, "101\n");
+        assert!(!policy.exists());
+    }
+
+    #[test]
+    fn the_policy_goes_away_when_the_install_fails_or_is_interrupted() {
+        let policy = policy_file("fails");
+        assert!(!under_guard(&policy, "exit 100").0);
+        assert!(!policy.exists());
+        assert!(!under_guard(&policy, "kill -TERM $PPID; sleep 1").0);
+        assert!(!policy.exists());
+    }
+
+    #[test]
+    fn somebodys_own_policy_stays() {
+        let policy = policy_file("own");
+        fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
+        assert!(under_guard(&policy, "true").0);
+        assert_eq!(fs::read_to_string(&policy).unwrap(), "#!/bin/sh\nexit 0\n");
+        fs::remove_file(&policy).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_taken_away() {
+        let policy = policy_file("left");
+        fs::write(&policy, POLICY).unwrap();
+        assert!(under_guard(&policy, "true").0);
+        assert!(!policy.exists());
+    }
+
+    #[test]
+    fn each_package_is_listed_once() {
+        let mut names: Vec<_> = PACKAGES.iter().map(|(name, ..)| name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), PACKAGES.len());
+    }
+}

@@ -1,0 +1,190 @@
+//! `cargo xtask setup`: the toolchain for BPF, and a look at the kernel.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use bpf_build::{LINKER, LINKER_VARIABLE, LINKER_VERSION, Missing, RUSTC_VARIABLE, Toolchain};
+
+use crate::packages::{self, Use};
+use crate::{Verb, system, workspace};
+
+pub(crate) const VERB: Verb = Verb {
+    name: "setup",
+    about: "install the compiler and linker for BPF, unless they are there",
+    help: Some(HELP),
+    run,
+};
+
+const HELP: &str = "\
+Makes this machine ready to build pls-router: finds a Rust compiler that can target BPF and a bpf-linker that fits
+it, and installs what is missing. Every other verb does this first, so it need not be run by itself.
+
+usage: cargo xtask setup [--all]
+
+  --all    also install the system packages that lab, test and bench use
+
+A compiler comes from rustup (a second toolchain, beside yours), or else from Debian's packages by apt-get, which
+needs root. The linker comes from crates.io and takes about 90 seconds to compile.
+
+  PLS_ROUTER_BPF_RUSTC=PATH     compile with this rustc and look for no other
+  PLS_ROUTER_BPF_LINKER=PATH    link with this bpf-linker and look for no other
+";
+
+/// The release that rustup is asked for. A fixed one, not a channel: its LLVM (22) has to be one that bpf-linker
+/// [`LINKER_VERSION`] can drive, and the next nightly's may not be.
+const RUSTUP_TOOLCHAIN: &str = "1.96.0";
+
+/// What Debian has: a recent compiler (packaged for web browsers), and `core` for BPF.
+const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
+
+/// The clippy of Debian's compiler, without which `cargo xtask test` cannot lint router-ebpf.
+const DEBIAN_CLIPPY: &str = "rust-web-clippy";
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    use lexopt::prelude::*;
+    let mut all = false;
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("all") => all = true,
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
+        }
+    }
+    let toolchain = toolchain()?;
+    println!("BPF toolchain: {toolchain}");
+    if all {
+        packages::install(&[Use::Lab, Use::Fuzz])?;
+        println!("system packages: all there");
+    }
+    // Building works on any kernel, running does not.
+    match system::check_kernel() {
+        Ok(kernel) => println!("kernel: {kernel}"),
+        Err(reason) => {
+            println!("kernel: not good enough for lab, test, bench and the router itself: {reason}");
+        }
+    }
+    if !system::is_root() {
+        println!(
+            "user: not root, so lab and bench will not run, and test will leave out what needs namespaces"
+        );
+    }
+    println!("ready");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A toolchain that works, installed if there is none.
+pub(crate) fn toolchain() -> Result<Toolchain> {
+    let target_dir = workspace::bpf_target_dir();
+    let missing = match bpf_build::find(&target_dir) {
+        Ok(toolchain) => return Ok(toolchain),
+        Err(missing) => missing,
+    };
+    for variable in [RUSTC_VARIABLE, LINKER_VARIABLE] {
+        if std::env::var_os(variable).is_some() {
+            // Who names one wants that one, not another that we install.
+            bail!("{missing}\n\n{variable} is set, so nothing is installed");
+        }
+    }
+    eprintln!("The BPF programs cannot be compiled yet:");
+    for rejection in &missing.rejections {
+        eprintln!("  {}: {}", rejection.candidate, rejection.reason);
+    }
+    // A trial may have failed for a passing reason, such as a full disk.
+    bpf_build::forget_failures(&target_dir);
+    install(&missing)?;
+    bpf_build::find(&target_dir).context("what was installed does not work together")
+}
+
+/// Installs what is missing, in the order that finds out soonest: with a compiler there, the linker may be all.
+fn install(missing: &Missing) -> Result<()> {
+    if !missing.has_compiler {
+        install_compiler()?;
+    }
+    let target_dir = workspace::bpf_target_dir();
+    if let Err(missing) = bpf_build::find(&target_dir) {
+        install_linker(&missing)?;
+    }
+    if missing.has_compiler && bpf_build::find(&target_dir).is_err() {
+        install_compiler()?;
+    }
+    Ok(())
+}
+
+fn install_compiler() -> Result<()> {
+    let mut failures = Vec::new();
+    match rustup() {
+        Ok(()) => return Ok(()),
+        Err(error) => failures.push(format!("rustup: {error:#}")),
+    }
+    eprintln!("Not from rustup ({})", failures[0]);
+    match debian() {
+        Ok(()) => return Ok(()),
+        Err(error) => failures.push(format!("Debian's packages: {error:#}")),
+    }
+    bail!(
+        "no Rust compiler for BPF could be installed\n  {}\n\nby hand, one of:\n  \
+         rustup toolchain install {RUSTUP_TOOLCHAIN} --profile minimal --component rust-src\n  \
+         apt-get install {}    (Debian 12 or newer, as root)\n  \
+         any rustc {} or newer with its sources (library/core below lib/rustlib/src/rust), and {RUSTC_VARIABLE} set to it",
+        failures.join("\n  "),
+        DEBIAN_PACKAGES.join(" "),
+        env!("CARGO_PKG_RUST_VERSION"),
+    );
+}
+
+fn rustup() -> Result<()> {
+    let rustup = system::find_program("rustup").context("it is not installed")?;
+    eprintln!(
+        "Installing Rust {RUSTUP_TOOLCHAIN} with its sources by rustup, as a second toolchain beside yours: core has to be \
+         compiled for BPF. About 100 MB."
+    );
+    let mut command = Command::new(rustup);
+    command
+        .args(["toolchain", "install", RUSTUP_TOOLCHAIN, "--profile", "minimal", "--component", "rust-src"])
+        .arg("--no-self-update")
+        // Without a network there is no use in trying again, and a panic's backtrace is not news.
+        .env("RUSTUP_MAX_RETRIES", "0")
+        .env("RUST_BACKTRACE", "0");
+    system::run(&mut command)
+}
+
+fn debian() -> Result<()> {
+    let mut wanted = DEBIAN_PACKAGES.to_vec();
+    wanted.push(DEBIAN_CLIPPY);
+    eprintln!("Installing Debian's Rust compiler for BPF by apt-get ({}), about 100 MB.", wanted.join(", "));
+    packages::apt_install(&wanted)
+}
+
+/// Debian's clippy for Debian's compiler, where that is the one in use. Not having it costs one lint step only.
+pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
+    let debian = toolchain.rustc == Path::new("/usr/bin/rustc") && packages::is_installed(DEBIAN_PACKAGES[0]);
+    if toolchain.clippy().is_some() || !debian || !system::is_root() {
+        return Ok(());
+    }
+    eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint router-ebpf.");
+    packages::apt_install(&[DEBIAN_CLIPPY])
+}
+
+fn install_linker(missing: &Missing) -> Result<()> {
+    let mut command = workspace::cargo("install");
+    command.args([LINKER, "--version", LINKER_VERSION, "--locked"]);
+    let place = if missing.has_linker {
+        // The user's own bpf-linker does not fit, but it may fit other projects.
+        let root = bpf_build::private_tools().context("neither HOME nor XDG_CACHE_HOME is set")?;
+        command.arg("--root").arg(&root);
+        root.display().to_string()
+    } else {
+        "cargo's bin directory".to_owned()
+    };
+    // Our workspace's configuration is not for other people's programs.
+    command.current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"] {
+        command.env_remove(variable);
+    }
+    eprintln!(
+        "Installing {LINKER} {LINKER_VERSION} into {place}: it turns rustc's output into a BPF object. About 90 s."
+    );
+    system::run(&mut command)
+}

@@ -1,0 +1,355 @@
+//! `cargo xtask test`: every check that there is, and one line that sums them up.
+
+mod fuzz;
+mod libtest;
+mod report;
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use bpf_build::{Action, Toolchain};
+
+use crate::packages::{self, Use};
+use crate::{Verb, lab, setup, system, workspace};
+use report::{Outcome, Report};
+
+pub(crate) const VERB: Verb = Verb {
+    name: "test",
+    about: "run all tests and checks (as root, for those in namespaces)",
+    help: Some(HELP),
+    run,
+};
+
+const HELP: &str = "\
+Runs everything that must pass, goes on after a failure, and ends with one line `N passed, N failed, N skipped`.
+
+usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [FILTER]
+
+  FILTER               only tests with this in their name (for host, bpf and net)
+  --fuzz-seconds N     how long each fuzz target runs (20)
+  --only GROUP,..      only these groups, of
+      fmt       the formatting
+      clippy    the lints; warnings are errors
+      doc       the documentation; warnings are errors
+      host      tests of pure code; they need nothing
+      bpf       the BPF programs on made-up packets (BPF_PROG_TEST_RUN); need root
+      net       the router in network namespaces, with real traffic; need root
+      fuzz      the fuzz targets
+
+The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
+";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Group {
+    Fmt,
+    Clippy,
+    Doc,
+    Host,
+    Bpf,
+    Net,
+    Fuzz,
+}
+
+const GROUPS: &[(&str, Group)] = &[
+    ("fmt", Group::Fmt),
+    ("clippy", Group::Clippy),
+    ("doc", Group::Doc),
+    ("host", Group::Host),
+    ("bpf", Group::Bpf),
+    ("net", Group::Net),
+    ("fuzz", Group::Fuzz),
+];
+
+/// The packages that compile for the host, by what is done with them. Always one at a time: in a build of all, the
+/// features that one package asks of a dependency would hide that another forgot to ask.
+const LINTED: &[&str] = &["bpf-build", "router-common", "router-user", "lab", "xtask", "fuzz"];
+const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "lab", "xtask"];
+const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "xtask"];
+
+#[derive(Debug, PartialEq)]
+struct Options {
+    groups: Vec<Group>,
+    fuzz_time: Duration,
+    filter: Option<OsString>,
+}
+
+fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut options = Options {
+        groups: GROUPS.iter().map(|(_, group)| *group).collect(),
+        fuzz_time: Duration::from_secs(20),
+        filter: None,
+    };
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("only") => options.groups = parser.value()?.parse_with(groups)?,
+            Long("fuzz-seconds") => options.fuzz_time = Duration::from_secs(parser.value()?.parse()?),
+            Value(filter) if options.filter.is_none() => options.filter = Some(filter),
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
+        }
+    }
+    Ok(options)
+}
+
+fn groups(list: &str) -> Result<Vec<Group>, String> {
+    let one = |name: &str| {
+        let found = GROUPS.iter().find(|(known, _)| *known == name);
+        found.map(|(_, group)| *group).ok_or_else(|| {
+            let known: Vec<_> = GROUPS.iter().map(|(name, _)| *name).collect();
+            format!("no group `{name}`; there are {}", known.join(", "))
+        })
+    };
+    list.split(',').map(one).collect()
+}
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    let options = parse(arguments)?;
+    let mut report = Report::default();
+    let toolchain = prepare(&options, &mut report);
+    // In the order of GROUPS, which is that of the time they take: what fails soon is seen soon.
+    for (_, group) in GROUPS.iter().filter(|(_, group)| options.groups.contains(group)) {
+        match group {
+            Group::Fmt => {
+                check(&mut report, "fmt", workspace::cargo("fmt").args(["--all", "--check"]));
+            }
+            Group::Clippy => clippy(&mut report, toolchain.as_ref()),
+            Group::Doc => doc(&mut report),
+            Group::Host => host(&mut report, &options),
+            Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
+            Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
+            Group::Fuzz => fuzz::run(&mut report, options.fuzz_time),
+        }
+    }
+    print!("{report}");
+    Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Installs what the groups need. What cannot be installed is a failure of its own, and the rest still runs.
+fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
+    let wants = |groups: &[Group]| groups.iter().any(|group| options.groups.contains(group));
+    let mut uses = Vec::new();
+    if wants(&[Group::Bpf, Group::Net]) && system::is_root() {
+        uses.push(Use::Lab);
+    }
+    if wants(&[Group::Fuzz, Group::Clippy]) {
+        uses.push(Use::Fuzz);
+    }
+    let start = Instant::now();
+    let mut failures = Vec::new();
+    if let Err(error) = packages::install(&uses) {
+        failures.push(error);
+    }
+    let mut toolchain = None;
+    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net]) {
+        match setup::toolchain() {
+            Ok(found) => {
+                if wants(&[Group::Clippy])
+                    && let Err(error) = setup::clippy_for(&found)
+                {
+                    failures.push(error);
+                }
+                toolchain = Some(found);
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    for error in failures {
+        eprintln!("error: {error:#}");
+        report.add("setup", start.elapsed(), Outcome::failed("something could not be installed; see above"));
+    }
+    toolchain
+}
+
+/// Runs a command that either passes or fails as a whole.
+fn check(report: &mut Report, name: &str, command: &mut Command) {
+    report::title(name);
+    let start = Instant::now();
+    let outcome = match system::run(command) {
+        Ok(()) => Outcome::passed(),
+        Err(error) => Outcome::failed(format!("{error:#}")),
+    };
+    report.add(name, start.elapsed(), outcome);
+}
+
+fn clippy(report: &mut Report, toolchain: Option<&Toolchain>) {
+    for package in LINTED {
+        let mut command = workspace::cargo("clippy");
+        command.args(["--package", package, "--all-targets", "--", "-Dwarnings"]);
+        check(report, &format!("clippy {package}"), &mut command);
+    }
+    let name = "clippy router-ebpf";
+    let Some(toolchain) = toolchain else {
+        return report.skip(name, "there is no toolchain for BPF");
+    };
+    if toolchain.clippy().is_none() {
+        return report.skip(name, &format!("no clippy came with {}", toolchain.rustc.display()));
+    }
+    match bpf_build::cargo(toolchain, Action::Clippy, &workspace::bpf_target_dir()) {
+        Ok(mut command) => {
+            // How `cargo clippy` hands lint levels to its driver.
+            command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
+            check(report, name, command.args(["--package", "router-ebpf"]).current_dir(workspace::root()));
+        }
+        Err(error) => report.add(name, Duration::ZERO, Outcome::failed(format!("{error:#}"))),
+    }
+}
+
+fn doc(report: &mut Report) {
+    for package in DOCUMENTED {
+        let mut command = workspace::cargo("doc");
+        command.args(["--no-deps", "--package", package]).env("RUSTDOCFLAGS", "-Dwarnings");
+        check(report, &format!("doc {package}"), &mut command);
+    }
+}
+
+fn host(report: &mut Report, options: &Options) {
+    for package in HOST_TESTED {
+        let name = format!("host {package}");
+        let mut command = test_command(package);
+        let (host, elsewhere): (Vec<_>, Vec<_>) =
+            test_targets(package).into_iter().partition(|target| ring(package, target) == Group::Host);
+        if elsewhere.is_empty() {
+            libtest::run(report, &name, &mut command, options.filter.as_deref());
+            continue;
+        }
+        // Cargo has no way to leave a test binary out, so that the others are named; and examples in documentation
+        // are then a command of their own.
+        command.args(["--lib", "--bins"]);
+        for target in host {
+            command.arg("--test").arg(target);
+        }
+        libtest::run(report, &name, &mut command, options.filter.as_deref());
+        let mut command = test_command(package);
+        libtest::run(report, &format!("{name}, examples"), command.arg("--doc"), options.filter.as_deref());
+    }
+}
+
+/// The tests that need root and this kernel, by the package they are in.
+fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
+    let obstacle = if system::is_root() {
+        system::check_kernel().err().map(|error| format!("{error:#}"))
+    } else {
+        Some("network namespaces and BPF programs need root".to_owned())
+    };
+    if let Some(obstacle) = obstacle {
+        return report.skip(name, &obstacle);
+    }
+    let mut found = false;
+    for package in ["router-user", "lab"] {
+        let targets: Vec<_> =
+            test_targets(package).into_iter().filter(|target| ring(package, target) == group).collect();
+        if targets.is_empty() {
+            continue;
+        }
+        found = true;
+        let step = format!("{name} {package}");
+        let mut command = test_command(package);
+        if package == "lab" {
+            // The tests are told the daemon's binary; cargo does not build it for another package's tests.
+            report::title("the daemon, for the tests");
+            let mut build = workspace::cargo("build");
+            let start = Instant::now();
+            if let Err(error) = system::run(build.args(["--package", "router-user", "--bin", "pls-router"])) {
+                report.add(&step, start.elapsed(), Outcome::failed(format!("{error:#}")));
+                continue;
+            }
+            command.env(lab::ROUTER_VARIABLE, workspace::target_dir().join("debug/pls-router"));
+            // The harness's own tests make namespaces too.
+            command.args(["--lib", "--bins"]);
+        }
+        for target in targets {
+            command.arg("--test").arg(target);
+        }
+        libtest::run(report, &step, &mut command, options.filter.as_deref());
+    }
+    if !found {
+        report.skip(name, "there are no such tests");
+    }
+}
+
+fn test_command(package: &str) -> Command {
+    let mut command = workspace::cargo("test");
+    command.args(["--no-fail-fast", "--package", package]);
+    command
+}
+
+/// Which of the three rings of tests the test binary `target` of a package belongs to, by its name.
+fn ring(package: &str, target: &str) -> Group {
+    if target == "datapath" || target.starts_with("bpf") {
+        Group::Bpf
+    } else if package == "lab" {
+        Group::Net
+    } else {
+        Group::Host
+    }
+}
+
+/// The names of the test binaries that cargo finds by itself: files, and directories with a `main.rs`.
+fn test_targets(package: &str) -> Vec<String> {
+    let folder = if package == "lab" { "tests" } else { package };
+    let Ok(entries) = workspace::root().join(folder).join("tests").read_dir() else { return Vec::new() };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file()
+        })
+        .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// The triple of this machine, as cargo gives it.
+fn host_triple() -> Result<String> {
+    let mut cargo = workspace::cargo("--version");
+    let output = cargo.arg("--verbose").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| anyhow!("`cargo --version --verbose` does not name the host"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Options, lexopt::Error> {
+        parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn all_groups_by_default() {
+        let options = parsed(&[]).unwrap();
+        assert_eq!(options.groups.len(), GROUPS.len());
+        assert_eq!(options.fuzz_time, Duration::from_secs(20));
+        assert_eq!(options.filter, None);
+    }
+
+    #[test]
+    fn groups_time_and_filter() {
+        let options = parsed(&["--only", "host,fuzz", "nat", "--fuzz-seconds=3"]).unwrap();
+        assert_eq!(options.groups, [Group::Host, Group::Fuzz]);
+        assert_eq!(options.fuzz_time, Duration::from_secs(3));
+        assert_eq!(options.filter, Some("nat".into()));
+    }
+
+    #[test]
+    fn rings() {
+        assert_eq!(ring("router-user", "config"), Group::Host);
+        assert_eq!(ring("router-user", "datapath"), Group::Bpf);
+        assert_eq!(ring("lab", "bpf_verifier"), Group::Bpf);
+        assert_eq!(ring("lab", "restart"), Group::Net);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let error = parsed(&["--only", "host,tests"]).unwrap_err().to_string();
+        assert!(error.contains("no group `tests`; there are fmt, clippy"), "{error}");
+        parsed(&["--fuzz-seconds", "long"]).unwrap_err();
+        parsed(&["one", "two"]).unwrap_err();
+        parsed(&["--fast"]).unwrap_err();
+    }
+}
