@@ -1,1 +1,23 @@
-//! The lab.
+//! The lab: Azure's picture around the router, in network namespaces, and the harness of the end-to-end tests.
+//!
+//! [`Lab::up`] brings one up, dropping it removes it. [`addresses`] has the picture.
+
+pub mod addresses;
+pub mod client;
+pub mod command;
+pub mod helper;
+mod hosts;
+mod interrupt;
+mod lab;
+pub mod link;
+mod namespace;
+mod process;
+pub mod state;
+pub mod story;
+pub mod wait;
+pub mod witness;
+
+pub use hosts::{internet::front_page, router::rules};
+pub use lab::{HOSTS, Hosts, Lab, Nics, Options, PROBE_INTERVAL, PlsPorts, Router};
+pub use namespace::Namespace;
+pub use process::Process;

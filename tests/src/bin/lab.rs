@@ -1,0 +1,187 @@
+//! `lab`: brings the lab up, plays its story, and removes it; or keeps it, enters it, removes it later.
+
+use std::{os::unix::process::CommandExt as _, path::Path, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use lab::{
+    HOSTS, Lab, Namespace, Nics, Options, PROBE_INTERVAL, Router,
+    helper::{Server, this_binary},
+    state,
+    story::{self, tell},
+};
+
+/// The lab that is meant when none is named.
+const DEFAULT: &str = "default";
+
+/// Azure's picture around pls-router, in network namespaces: a serverless client, Private Link with a load balancer,
+/// the router VM, a firewall and an internet. Brings it up, sends real traffic, tells what happened, and removes it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask lab", bin_name = "cargo xtask lab")]
+struct Arguments {
+    /// Leave the lab up afterwards and say how to enter it.
+    #[arg(long)]
+    keep: bool,
+    /// NICs of the router VM: one that hairpins, or one to each side.
+    #[arg(long, value_enum, default_value = "1")]
+    nics: NicsArgument,
+    /// What routes.
+    #[arg(long, value_enum, default_value = "pls-router")]
+    router: RouterArgument,
+    /// Remove the lab that was kept.
+    #[arg(long, conflicts_with_all = ["keep", "exec"])]
+    down: bool,
+    /// Run a command (by default a shell) on a host of the lab that was kept.
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, value_names = ["HOST", "COMMAND"])]
+    exec: Option<Vec<String>>,
+    /// The lab's name, letters and digits; labs with different names can be up at the same time.
+    #[arg(long, default_value = DEFAULT)]
+    id: String,
+    #[command(subcommand)]
+    internal: Option<Internal>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum NicsArgument {
+    #[value(name = "1")]
+    One,
+    #[value(name = "2")]
+    Two,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RouterArgument {
+    /// The daemon of this repository.
+    PlsRouter,
+    /// nftables with the same rules: what pls-router replaces.
+    Nftables,
+}
+
+#[derive(Debug, Subcommand)]
+enum Internal {
+    /// One of the lab's own servers.
+    #[command(subcommand, hide = true)]
+    Helper(Server),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match &arguments {
+        Arguments { internal: Some(Internal::Helper(server)), .. } => server.serve().map(|()| true),
+        Arguments { down: true, id, .. } => down(id),
+        Arguments { exec: Some(words), id, .. } => enter(id, words).map(|never| match never {}),
+        _ => run(&arguments),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn root() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run this as root or with sudo");
+    Ok(())
+}
+
+fn down(id: &str) -> Result<bool> {
+    root()?;
+    tell(&if state::down(id)? {
+        format!("the lab \"{id}\" is removed")
+    } else {
+        format!("there is no lab \"{id}\"")
+    });
+    Ok(true)
+}
+
+/// Becomes a command on a host of a kept lab.
+fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
+    root()?;
+    let about = state::about(id)?;
+    let (host, words) = words.split_first().context("--exec needs the name of a host")?;
+    if !about.hosts.contains(host) {
+        bail!("there is no host \"{host}\"; the lab's hosts are {}", about.hosts.join(", "));
+    }
+    let directory = state::directory(id);
+    let mut namespace = Namespace::existing(&state::namespace_name(id, host))?;
+    namespace.set_etc(&directory.join("etc").join(host));
+
+    let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
+    let (program, args) = match words.split_first() {
+        Some((program, args)) => (program.as_str(), args),
+        None => (shell.as_str(), [].as_slice()),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = about.binary.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path)))?;
+    let authority = directory.join("conf/ca.pem");
+
+    let mut command = namespace.interactive(program)?;
+    command.args(args).env("PATH", path).env("PLS_ROUTER_CONFIG", directory.join("config.toml"));
+    command.env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
+    Err(command.exec()).with_context(|| format!("cannot run {program} on {host}"))
+}
+
+fn run(arguments: &Arguments) -> Result<bool> {
+    root()?;
+    let started = Instant::now();
+    let nics = match arguments.nics {
+        NicsArgument::One => Nics::One,
+        NicsArgument::Two => Nics::Two,
+    };
+    let router = match arguments.router {
+        RouterArgument::PlsRouter => Router::find()?,
+        RouterArgument::Nftables => Router::Nftables,
+    };
+    let id = &arguments.id;
+    tell(&title(id, nics, &router));
+    let options = Options {
+        id: id.clone(),
+        probe_interval: PROBE_INTERVAL,
+        large_file: 64 << 20,
+        ..Options::new(nics, router, this_binary()?)
+    };
+    let mut lab = Lab::up(options)?;
+    tell(&format!("up after {:.1} s", started.elapsed().as_secs_f64()));
+    let story = story::play(&mut lab)?;
+    if arguments.keep {
+        let directory = lab.state().path("");
+        lab.keep()?;
+        tell(&how_to_enter(id, &directory));
+    } else {
+        drop(lab);
+    }
+    tell(&format!("{}, {:.1} s in all", story.summary(), started.elapsed().as_secs_f64()));
+    Ok(story.held())
+}
+
+fn title(id: &str, nics: Nics, router: &Router) -> String {
+    let nics = match nics {
+        Nics::One => "one NIC",
+        Nics::Two => "two NICs",
+    };
+    let router = match router {
+        Router::PlsRouter(binary) => binary.display().to_string(),
+        Router::Nftables => "nftables".to_owned(),
+    };
+    format!(
+        "the lab \"{id}\": serverless -> pls (Private Link, load balancer) -> router ({nics}, {router}) -> firewall -> internet"
+    )
+}
+
+fn how_to_enter(id: &str, directory: &Path) -> String {
+    let id = if id == DEFAULT { String::new() } else { format!(" --id {id}") };
+    format!(
+        "the lab stays up; its hosts are {}\n\
+         \x20 cargo xtask lab{id} --exec router pls-router status\n\
+         \x20 cargo xtask lab{id} --exec serverless curl https://www.example.com/\n\
+         \x20 cargo xtask lab{id} --exec firewall          (a shell)\n\
+         \x20 cargo xtask lab{id} --down\n\
+         logs and configuration are in {}",
+        HOSTS.join(", "),
+        directory.display()
+    )
+}

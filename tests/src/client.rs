@@ -1,0 +1,216 @@
+//! What a client does: fetch, upload, echo, ping, measure.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    addresses::{ENDPOINT, NAMES},
+    command,
+    lab::Lab,
+    namespace::Namespace,
+};
+
+/// The outcome of one curl, good or bad.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// curl's exit status: 0 if there was an answer, whatever it said.
+    pub exit: i32,
+    /// The HTTP status; 0 without an answer.
+    pub status: u16,
+    /// The body, unless it went to a file.
+    pub body: String,
+    /// How long it took, as curl measured it.
+    pub seconds: f64,
+    /// What curl complained about.
+    pub error: String,
+}
+
+/// Runs curl on the client; every name of the lab leads to the private endpoint.
+pub fn curl(lab: &Lab, url: &str, options: &[&str]) -> Result<Fetched> {
+    let mut command = lab.hosts.serverless.command("curl")?;
+    command.args(["--silent", "--show-error", "--max-time", "60", "--connect-timeout", "5"]);
+    command.arg("--cacert").arg(lab.authority());
+    for (name, ..) in NAMES {
+        for port in [80, 443] {
+            command.arg("--resolve").arg(format!("{name}:{port}:{ENDPOINT}"));
+        }
+    }
+    // After the body, so that the last line is ours however the body ends.
+    command.args(["--write-out", "\n%{http_code} %{time_total}"]).args(options).arg(url);
+    let output = command::output(&mut command)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (body, summary) = text.rsplit_once('\n').with_context(|| format!("curl printed \"{text}\""))?;
+    let (status, seconds) = summary.split_once(' ').with_context(|| format!("curl printed \"{text}\""))?;
+    Ok(Fetched {
+        exit: output.status.code().unwrap_or(-1),
+        status: status.parse().with_context(|| format!("\"{status}\" is not a status"))?,
+        body: body.to_owned(),
+        seconds: seconds.parse().with_context(|| format!("\"{seconds}\" is not a time"))?,
+        error: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Fetches `url` into a file.
+pub fn download(lab: &Lab, url: &str, file: &Path) -> Result<Fetched> {
+    curl(lab, url, &["--output", &file.display().to_string()])
+}
+
+/// Puts a file to `url`.
+pub fn upload(lab: &Lab, file: &Path, url: &str) -> Result<Fetched> {
+    curl(lab, url, &["--upload-file", &file.display().to_string()])
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+pub fn sha256(file: &Path) -> Result<String> {
+    let sum = command::run(Command::new("sha256sum").arg("--").arg(file))?;
+    Ok(sum.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// A UDP socket of one host, connected to one address.
+#[derive(Debug)]
+pub struct Udp {
+    socket: UdpSocket,
+}
+
+impl Udp {
+    /// Opens it.
+    pub fn open(from: &Namespace, target: SocketAddr) -> Result<Self> {
+        let connect = || -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(target)?;
+            Ok(socket)
+        };
+        let socket =
+            from.inside(connect)?.with_context(|| format!("cannot open a UDP socket to {target}"))?;
+        Ok(Self { socket })
+    }
+
+    /// From now on datagrams carry a checksum of zero, "the sender made none" (RFC 768).
+    pub fn without_checksum(self) -> Result<Self> {
+        set_no_checksum(self.socket.as_fd()).context("cannot switch UDP checksums off")?;
+        Ok(self)
+    }
+
+    /// Sends a datagram and waits until it comes back; answers to earlier ones are passed over.
+    pub fn echo(&self, datagram: &[u8], limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        self.send(datagram)?;
+        let mut answer = vec![0; 65536];
+        loop {
+            let left = limit.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(left)).context("cannot set a timeout")?;
+            let length = self.socket.recv(&mut answer).with_context(|| {
+                format!("a datagram of {} bytes did not come back within {limit:?}", datagram.len())
+            })?;
+            if answer[..length] == *datagram {
+                return Ok(start.elapsed());
+            }
+        }
+    }
+
+    /// Sends a datagram.
+    pub fn send(&self, datagram: &[u8]) -> Result<()> {
+        let sent = self.socket.send(datagram).context("cannot send a datagram")?;
+        ensure!(sent == datagram.len(), "only {sent} bytes of {} were sent", datagram.len());
+        Ok(())
+    }
+}
+
+/// `SO_NO_CHECK` of socket(7), which nix has no name for.
+fn set_no_checksum(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+    // SAFETY: the option's value is an int, which `on` is and outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A TCP connection to an echo server.
+#[derive(Debug)]
+pub struct Tcp {
+    stream: TcpStream,
+}
+
+impl Tcp {
+    /// Connects from a host within `limit`.
+    pub fn connect(from: &Namespace, target: SocketAddr, limit: Duration) -> Result<Self> {
+        let stream = from
+            .inside(|| TcpStream::connect_timeout(&target, limit))?
+            .with_context(|| format!("cannot connect from {} to {target} within {limit:?}", from.name()))?;
+        stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
+        Ok(Self { stream })
+    }
+
+    /// Sends bytes and reads as many back; they have to be the same.
+    pub fn echo(&mut self, bytes: &[u8], limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        self.stream.set_read_timeout(Some(limit)).context("cannot set a timeout")?;
+        self.stream.write_all(bytes).context("cannot send")?;
+        let mut answer = vec![0; bytes.len()];
+        self.stream.read_exact(&mut answer).with_context(|| format!("no echo within {limit:?}"))?;
+        ensure!(answer == bytes, "the echo differs from what was sent");
+        Ok(start.elapsed())
+    }
+}
+
+/// Pings from a host; gives how many of `count` requests were answered.
+pub fn ping(from: &Namespace, target: Ipv4Addr, count: u32, options: &[&str]) -> Result<u32> {
+    let mut command = from.command("ping")?;
+    command
+        .args(["-n", "-i", "0.05", "-W", "1", "-c", &count.to_string()])
+        .args(options)
+        .arg(target.to_string());
+    // It fails if some answer is missing; the numbers say more.
+    let output = command::output(&mut command)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let received = text.split(" received").next().and_then(|before| before.rsplit(' ').next());
+    let received = received.and_then(|number| number.parse().ok());
+    received.with_context(|| {
+        format!("`{}` said: {text}{}", command::line(&command), String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// Which way iperf3 sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// From the client to the server.
+    Up,
+    /// From the server to the client (`-R`).
+    Down,
+}
+
+/// Runs iperf3 from a host with `options` (a time or an amount) and gives the bits per second that arrived.
+pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, options: &[&str]) -> Result<f64> {
+    let mut command = from.command("iperf3")?;
+    command.args(["--json", "--connect-timeout", "3000", "--client", &target.ip().to_string()]);
+    command.args(["--port", &target.port().to_string()]).args(options);
+    if direction == Direction::Down {
+        command.arg("--reverse");
+    }
+    let output = command::output(&mut command)?;
+    let report: Value = serde_json::from_slice(&output.stdout).with_context(|| {
+        format!("`{}` said: {}", command::line(&command), String::from_utf8_lossy(&output.stderr).trim())
+    })?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("`{}` said: {error}", command::line(&command));
+    }
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    rate.with_context(|| format!("`{}` gave no rate", command::line(&command)))
+}

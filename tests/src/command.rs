@@ -1,0 +1,60 @@
+//! Running programs to their end, with errors that say which command failed and how.
+
+use std::{
+    ffi::OsStr,
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::interrupt;
+
+/// The command line as one would type it, for messages.
+pub fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs `command` to its end and returns its output, whatever its exit status.
+pub fn output(command: &mut Command) -> Result<Output> {
+    feed(command, None)
+}
+
+/// Runs `command` to its end and returns what it wrote to standard output; a failure's error has its standard error.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    succeeded(command, output)
+}
+
+/// As [`run`], with `input` on standard input. The error numbers the input's lines, since tools name them by number.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    let output = feed(command, Some(input))?;
+    succeeded(command, output).with_context(|| {
+        let numbered = input.lines().zip(1..).map(|(line, number)| format!("{number:4} {line}"));
+        format!("with this input:\n{}", numbered.collect::<Vec<_>>().join("\n"))
+    })
+}
+
+fn feed(command: &mut Command, input: Option<&str>) -> Result<Output> {
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = {
+        let _running = interrupt::gate();
+        command.spawn().with_context(|| format!("cannot run `{}`", line(command)))?
+    };
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A program that ends before it has read everything says why on standard error.
+        let _closed = stdin.write_all(input.as_bytes());
+    }
+    child.wait_with_output().with_context(|| format!("lost `{}`", line(command)))
+}
+
+fn succeeded(command: &Command, output: Output) -> Result<String> {
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed ({}): {}", line(command), output.status, stderr.trim());
+    }
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` wrote something else than text", line(command)))
+}

@@ -1,0 +1,159 @@
+//! The internet: HTTPS and HTTP servers with different names, iperf3, echo servers, DNS.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    addresses::{DNS, ECHO_PORT, IPERF_PORT, NAMES, TOOLS},
+    command,
+    helper::Helper,
+    hosts::nginx,
+    namespace::Namespace,
+    process::Process,
+    state::State,
+};
+
+/// How long a server gets to listen.
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// The large file that every name serves, below `/`.
+pub(crate) const LARGE_FILE: &str = "large.bin";
+
+/// What a name's front page says.
+pub fn front_page(name: &str) -> String {
+    format!("hello from {name}\n")
+}
+
+/// Starts the servers; they listen when this returns.
+pub(crate) fn start(
+    state: &State,
+    namespace: &Namespace,
+    helper: &Helper,
+    large_file: u64,
+) -> Result<Vec<Process>> {
+    certificates(state)?;
+    content(state, large_file)?;
+
+    let root = state.path("www");
+    let root = root.display();
+    let conf = state.path("conf");
+    let conf = conf.display();
+    let mut servers = String::new();
+    for (name, address, _) in NAMES {
+        servers.push_str(&format!(
+            "server {{\n\
+             listen {address}:80;\n\
+             listen {address}:443 ssl;\n\
+             server_name {name};\n\
+             ssl_certificate {conf}/server.pem;\n\
+             ssl_certificate_key {conf}/server.key;\n\
+             root {root}/{name};\n\
+             location /upload/ {{ dav_methods PUT; create_full_put_path on; client_max_body_size 0; }}\n\
+             }}\n"
+        ));
+    }
+    let mut web = nginx::start(state, namespace, "web", &servers, "")?;
+    let mut dns = dns(state, namespace, "dns", &DNS.to_string())?;
+    let mut iperf = namespace.command("iperf3")?;
+    iperf.args(["--server", "--forceflush", "--bind", &TOOLS.to_string(), "--port", &IPERF_PORT.to_string()]);
+    let mut iperf = Process::spawn(state, "iperf3", iperf)?;
+    let mut udp = helper.udp_echo(state, namespace, "udp-echo", (TOOLS, ECHO_PORT).into())?;
+    let mut tcp = helper.tcp_echo(state, namespace, "tcp-echo", (TOOLS, ECHO_PORT).into())?;
+
+    web.wait_until(START_LIMIT, || namespace.listens_tcp(443))?;
+    dns.wait_until(START_LIMIT, || namespace.listens_udp(53))?;
+    iperf.wait_until(START_LIMIT, || namespace.listens_tcp(IPERF_PORT))?;
+    udp.wait_until(START_LIMIT, || namespace.listens_udp(ECHO_PORT))?;
+    tcp.wait_until(START_LIMIT, || namespace.listens_tcp(ECHO_PORT))?;
+    Ok(vec![web, dns, iperf, udp, tcp])
+}
+
+/// Starts a DNS server that knows the lab's names and nothing else.
+pub(crate) fn dns(state: &State, namespace: &Namespace, name: &str, address: &str) -> Result<Process> {
+    let mut command = namespace.command("dnsmasq")?;
+    command.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--user=root",
+    ]);
+    command.args(["--pid-file=", "--bind-interfaces", "--log-facility=-", "--log-queries", "--local-ttl=1"]);
+    command.arg(format!("--listen-address={address}"));
+    command.args(NAMES.map(|(name, address, _)| format!("--host-record={name},{address}")));
+    Process::spawn(state, name, command)
+}
+
+/// Where the certificate of the lab's own authority is.
+pub(crate) fn authority(state: &State) -> std::path::PathBuf {
+    state.path("conf/ca.pem")
+}
+
+/// Makes an authority and one certificate for all names.
+fn certificates(state: &State) -> Result<()> {
+    let path = |name: &str| state.path("conf").join(name).display().to_string();
+    let names: Vec<String> = NAMES.iter().map(|(name, ..)| format!("DNS:{name}")).collect();
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let openssl = |args: &[&str]| command::run(Command::new("openssl").args(args)).map(drop);
+
+    let (ca, ca_key) = (path("ca.pem"), path("ca.key"));
+    let mut make: Vec<&str> =
+        vec!["req", "-x509", "-days", "30", "-subj", "/CN=pls-router lab", "-out", &ca, "-keyout", &ca_key];
+    make.extend(key);
+    openssl(&make)?;
+
+    let (server, server_key) = (path("server.pem"), path("server.key"));
+    let alternatives = format!("subjectAltName={}", names.join(","));
+    let mut make: Vec<&str> = vec![
+        "req",
+        "-x509",
+        "-days",
+        "30",
+        "-subj",
+        "/CN=lab server",
+        "-out",
+        &server,
+        "-keyout",
+        &server_key,
+    ];
+    make.extend([
+        "-CA",
+        &ca,
+        "-CAkey",
+        &ca_key,
+        "-addext",
+        &alternatives,
+        "-addext",
+        "basicConstraints=CA:FALSE",
+    ]);
+    make.extend(key);
+    openssl(&make)
+}
+
+/// Makes what the servers serve.
+fn content(state: &State, large_file: u64) -> Result<()> {
+    let large = state.directory("www")?.join(LARGE_FILE);
+    let mut file = File::create(&large).with_context(|| format!("cannot make {}", large.display()))?;
+    let mut random =
+        io::Read::take(File::open("/dev/urandom").context("cannot open /dev/urandom")?, large_file);
+    io::copy(&mut random, &mut file).with_context(|| format!("cannot fill {}", large.display()))?;
+    for (name, ..) in NAMES {
+        let directory = state.directory(&format!("www/{name}"))?;
+        state.write(&format!("www/{name}/index.html"), front_page(name))?;
+        let link = directory.join(LARGE_FILE);
+        fs::hard_link(&large, &link).with_context(|| format!("cannot link {}", link.display()))?;
+    }
+    Ok(())
+}
+
+/// Where an upload to `/upload/<file>` of a name ends up.
+pub(crate) fn uploaded(state: &State, name: &str, file: &str) -> std::path::PathBuf {
+    state.path("www").join(Path::new(name)).join("upload").join(file)
+}

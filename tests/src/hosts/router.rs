@@ -1,0 +1,160 @@
+//! The router VM.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    addresses::{
+        ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VNET,
+    },
+    lab::Nics,
+    namespace::Namespace,
+    process::Process,
+    state::State,
+};
+
+/// How long pls-router gets to be healthy.
+pub(crate) const HEALTHY_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long one request to the health endpoint may take.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The rules that every lab's router has, as tables of the configuration.
+pub fn rules() -> String {
+    let forwards = [
+        ("https", "tcp", 443, ANYWHERE, 443),
+        ("http", "tcp", 80, ANYWHERE, 80),
+        ("iperf", "tcp", IPERF_PORT, TOOLS, IPERF_PORT),
+        ("echo-tcp", "tcp", ECHO_PORT, TOOLS, ECHO_PORT),
+        ("echo-udp", "udp", ECHO_PORT, TOOLS, ECHO_PORT),
+    ];
+    let forwards = forwards.map(|(name, protocol, listen, target, port)| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\nprotocol = \"{protocol}\"\nlisten = \"{listen}\"\n\
+             target = \"{target}:{port}\"\nsources = [\"{PLS_SUBNET}\"]\n"
+        )
+    });
+    let masquerade =
+        format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
+    format!("{}\n{masquerade}", forwards.join("\n"))
+}
+
+/// The configuration of a lab's router with these rules.
+pub(crate) fn configuration(state: &State, nics: Nics, rules: &str) -> String {
+    let firewall = match nics {
+        Nics::One => "eth0",
+        Nics::Two => "eth1",
+    };
+    format!(
+        "[interfaces]\n\
+         pls = \"eth0\"\n\
+         firewall = \"{firewall}\"\n\
+         mode = \"native\"\n\
+         \n\
+         {rules}\n\
+         [health]\n\
+         listen = \"0.0.0.0:{HEALTH_PORT}\"\n\
+         \n\
+         [admin]\n\
+         listen = \"127.0.0.1:9090\"\n\
+         socket = \"{}\"\n\
+         pins = \"{}\"\n\
+         \n\
+         # A lab needs no room for a million sessions, and the machine may run several labs.\n\
+         [limits]\n\
+         flows = 65536\n",
+        state.path("api.sock").display(),
+        state.path("bpf/pls-router").display(),
+    )
+}
+
+/// A command of pls-router in its namespace, with this configuration.
+pub(crate) fn command(
+    namespace: &Namespace,
+    binary: &Path,
+    configuration: &Path,
+    args: &[&str],
+) -> Result<Command> {
+    let mut command = namespace.command(binary)?;
+    command.env("PLS_ROUTER_CONFIG", configuration).args(args);
+    Ok(command)
+}
+
+/// Starts pls-router. It may not be healthy yet when this returns.
+pub(crate) fn start(state: &State, namespace: &Namespace, binary: &Path) -> Result<Process> {
+    let configuration = state.path("config.toml");
+    let command = command(namespace, binary, &configuration, &["run"])?;
+    Process::spawn(state, "pls-router", command)
+}
+
+/// Asks the health endpoint from the router itself; an answer other than 200 is an error with its text.
+pub(crate) fn healthy(namespace: &Namespace) -> Result<()> {
+    let (status, body) = health(namespace)?;
+    ensure!(status == 200, "the health endpoint answers {status}: {}", body.trim());
+    Ok(())
+}
+
+/// The status and body that the health endpoint answers with.
+pub(crate) fn health(namespace: &Namespace) -> Result<(u16, String)> {
+    let address = (ROUTER, HEALTH_PORT).into();
+    let mut stream = namespace
+        .inside(|| TcpStream::connect_timeout(&address, HEALTH_TIMEOUT))?
+        .with_context(|| format!("cannot connect to the health endpoint {address}"))?;
+    stream.set_read_timeout(Some(HEALTH_TIMEOUT)).context("cannot set a timeout")?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n").context("cannot ask")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("no answer from the health endpoint")?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status.with_context(|| format!("not HTTP: {answer}"))?, body.to_owned()))
+}
+
+/// Loads the same rules as [`rules`] as nftables has them: the published guide's way, and the yardstick for ours.
+pub(crate) fn nftables(namespace: &Namespace, nics: Nics) -> Result<()> {
+    let (device, address) = match nics {
+        Nics::One => ("eth0", ROUTER),
+        Nics::Two => ("eth1", ROUTER_SECOND),
+    };
+    namespace.nft(&format!(
+        "table ip router {{
+            chain to_targets {{
+                type nat hook prerouting priority dstnat;
+                iifname eth0 ip daddr {ROUTER} ip saddr {PLS_SUBNET} tcp dport {{ 80, 443 }} dnat to {ANYWHERE}
+                iifname eth0 ip daddr {ROUTER} ip saddr {PLS_SUBNET} tcp dport {{ {IPERF_PORT}, {ECHO_PORT} }} dnat to {TOOLS}
+                iifname eth0 ip daddr {ROUTER} ip saddr {PLS_SUBNET} udp dport {ECHO_PORT} dnat to {TOOLS}
+            }}
+            chain from_router {{
+                type nat hook postrouting priority srcnat;
+                oifname {device} ip daddr != {VNET} ip saddr {VNET} ip saddr != {address} masquerade
+            }}
+        }}"
+    ))
+}
+
+/// The addresses and routes of the router, for `ip -batch`.
+pub(crate) fn addresses(
+    nics: Nics,
+    gateway: std::net::Ipv4Addr,
+    platform: std::net::Ipv4Addr,
+    firewall: std::net::Ipv4Addr,
+) -> String {
+    let second = match nics {
+        Nics::One => String::new(),
+        Nics::Two => format!("addr add {ROUTER_SECOND}/26 dev eth1\n"),
+    };
+    format!(
+        "addr add {ROUTER}/26 dev eth0\n\
+         {second}\
+         route add {VNET} via {gateway}\n\
+         route add {platform} via {gateway}\n\
+         route add default via {firewall}\n"
+    )
+}

@@ -1,0 +1,434 @@
+//! A whole lab: the hosts, the wires between them and what runs on them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::{
+    addresses::{
+        DNS, ENDPOINT, EVIL, FIREWALL_ONE_NIC, FIREWALL_PUBLIC, FIREWALL_TWO_NICS, HEALTH_PORT, INTERNET,
+        NAMES, PLATFORM, PLS_GATEWAY, PYPI, SERVERLESS, SERVERLESS_GATEWAY, SSH_PORT, TOOLS, VM, VM_GATEWAY,
+        WWW,
+    },
+    helper::Helper,
+    hosts::{firewall, internet, pls, router},
+    link::{self, XdpPass},
+    namespace::Namespace,
+    process::Process,
+    state::{self, About, State},
+    wait,
+};
+
+/// The load balancer's interval in Azure is 5 seconds at least; the lab's story cannot wait that long.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many NICs the router VM has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Nics {
+    /// One: packets leave by the NIC that they came in by.
+    One,
+    /// Two: one faces the Private Link Service, one the firewall.
+    Two,
+}
+
+/// What makes the router VM a router.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Router {
+    /// This binary of pls-router.
+    PlsRouter(PathBuf),
+    /// nftables with the same rules, and a responder for the probe: what pls-router replaces.
+    Nftables,
+}
+
+impl Router {
+    /// pls-router as `PLS_ROUTER_BIN` names it, else as it lies beside the running binary.
+    pub fn find() -> Result<Self> {
+        let binary = match std::env::var_os("PLS_ROUTER_BIN") {
+            Some(binary) => PathBuf::from(binary),
+            None => {
+                let this = std::env::current_exe().context("cannot tell which binary this is")?;
+                crate::helper::beside(&this, "pls-router")
+            }
+        };
+        ensure!(
+            binary.is_file(),
+            "there is no {}; `cargo build -p router-user` makes it, PLS_ROUTER_BIN names another",
+            binary.display()
+        );
+        let binary = binary.canonicalize().with_context(|| format!("cannot resolve {}", binary.display()))?;
+        Ok(Self::PlsRouter(binary))
+    }
+}
+
+/// What the Private Link Service does with the client's port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PlsPorts {
+    /// Keep it if it is free.
+    Keep,
+    /// Any.
+    Random,
+}
+
+/// What kind of lab to bring up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its id: letters and digits.
+    pub id: String,
+    /// How many NICs the router has.
+    pub nics: Nics,
+    /// What routes.
+    pub router: Router,
+    /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its configuration.
+    pub rules: String,
+    /// What the Private Link Service does with ports.
+    pub pls_ports: PlsPorts,
+    /// From one probe to the next.
+    pub probe_interval: Duration,
+    /// The size of the file to download.
+    pub large_file: u64,
+    /// Where the lab's own servers are.
+    pub helper: Helper,
+    /// Whether the router is started and has to become healthy; a test of the start itself does that alone.
+    pub start_router: bool,
+}
+
+impl Options {
+    /// A lab for a test: an id of its own, a quick probe, a download of 8 MiB.
+    pub fn new(nics: Nics, router: Router, helper: Helper) -> Self {
+        Self {
+            id: state::unique_id(),
+            nics,
+            router,
+            rules: router::rules(),
+            pls_ports: PlsPorts::Keep,
+            probe_interval: Duration::from_millis(100),
+            large_file: 8 << 20,
+            helper,
+            start_router: true,
+        }
+    }
+}
+
+/// The hosts of a lab.
+#[derive(Debug)]
+pub struct Hosts {
+    /// The client.
+    pub serverless: Namespace,
+    /// Private Link and the load balancer; also the gateway of the virtual network's subnets.
+    pub pls: Namespace,
+    /// The switches of the virtual network.
+    pub vnet: Namespace,
+    /// The router VM.
+    pub router: Namespace,
+    /// The firewall.
+    pub firewall: Namespace,
+    /// Everything beyond.
+    pub internet: Namespace,
+    /// A VM in another subnet whose default route is the router.
+    pub vm: Namespace,
+}
+
+/// The names of the hosts.
+pub const HOSTS: [&str; 7] = ["serverless", "pls", "vnet", "router", "firewall", "internet", "vm"];
+
+impl Hosts {
+    fn create(state: &State) -> Result<Self> {
+        let host = |name: &str| -> Result<Namespace> {
+            let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
+            // The state removes all of the lab's namespaces at once.
+            namespace.leave();
+            namespace.set_etc(&etc(state, name)?);
+            Ok(namespace)
+        };
+        Ok(Self {
+            serverless: host("serverless")?,
+            pls: host("pls")?,
+            vnet: host("vnet")?,
+            router: host("router")?,
+            firewall: host("firewall")?,
+            internet: host("internet")?,
+            vm: host("vm")?,
+        })
+    }
+}
+
+/// Writes the `hosts` and `resolv.conf` of a host. To the client every name is the private endpoint, as a private DNS zone makes it.
+fn etc(state: &State, host: &str) -> Result<PathBuf> {
+    let directory = state.directory(&format!("etc/{host}"))?;
+    let mut hosts = "127.0.0.1 localhost\n".to_owned();
+    if host == "serverless" {
+        for (name, ..) in NAMES {
+            hosts.push_str(&format!("{ENDPOINT} {name}\n"));
+        }
+    }
+    let server = match host {
+        "firewall" | "internet" => DNS,
+        _ => PLATFORM,
+    };
+    state.write(&format!("etc/{host}/hosts"), hosts)?;
+    state.write(&format!("etc/{host}/resolv.conf"), format!("nameserver {server}\n"))?;
+    Ok(directory)
+}
+
+/// A lab that is up. Dropping it removes it, unless it was [kept](Lab::keep).
+#[derive(Debug)]
+pub struct Lab {
+    /// Its hosts.
+    pub hosts: Hosts,
+    /// What it was made from.
+    pub options: Options,
+    router: Option<Process>,
+    probe: Option<Process>,
+    services: Vec<Process>,
+    // Last, so that it is dropped last: it removes all that is left.
+    state: State,
+}
+
+impl Lab {
+    /// Brings a lab up; the router is in service at the load balancer when this returns.
+    pub fn up(options: Options) -> Result<Self> {
+        let state = State::create(&options.id)?;
+        let hosts = Hosts::create(&state)?;
+        let mut lab = Self { hosts, options, router: None, probe: None, services: Vec::new(), state };
+        lab.lay_wires().context("cannot lay the lab's wires")?;
+        lab.start_services().context("cannot start the lab's services")?;
+        lab.start_probe()?;
+        if lab.options.start_router {
+            lab.start_router()?;
+            lab.wait_in_service(router::HEALTHY_LIMIT)?;
+        }
+        Ok(lab)
+    }
+
+    fn lay_wires(&self) -> Result<()> {
+        let Hosts { serverless, pls, vnet, router, firewall, internet, vm } = &self.hosts;
+        let nics = self.options.nics;
+        for forwards in [pls, router, firewall] {
+            forwards.sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        // Connections that were there before a table was loaded or a daemon started must not be guessed at.
+        pls.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+        for table in ["arptables", "ip6tables", "iptables"] {
+            // The switches switch; bridged packets are no business of the kernel's firewall.
+            vnet.sysctl(&format!("net/bridge/bridge-nf-call-{table}"), "0")?;
+        }
+        vnet.ip("link add br0 type bridge stp_state 0 forward_delay 0\n\
+                 link add br1 type bridge stp_state 0 forward_delay 0\n\
+                 link set br0 up\n\
+                 link set br1 up")?;
+
+        link::wire((serverless, "eth0"), (pls, "serverless"))?;
+        link::wire((vm, "eth0"), (pls, "vm"))?;
+        link::wire((pls, "vnet"), (vnet, "pls"))?;
+        link::wire((router, "eth0"), (vnet, "router"))?;
+        link::wire((firewall, "vnet"), (vnet, "firewall"))?;
+        link::wire((firewall, "internet"), (internet, "eth0"))?;
+        let pass = XdpPass::load(&self.state)?;
+        pass.attach(vnet, "router")?;
+        vnet.ip("link set pls master br0\nlink set router master br0")?;
+        let firewall_address = match nics {
+            Nics::One => {
+                vnet.ip("link set firewall master br0")?;
+                FIREWALL_ONE_NIC
+            }
+            Nics::Two => {
+                link::wire((router, "eth1"), (vnet, "router1"))?;
+                pass.attach(vnet, "router1")?;
+                vnet.ip("link set firewall master br1\nlink set router1 master br1")?;
+                FIREWALL_TWO_NICS
+            }
+        };
+
+        serverless
+            .ip(&format!("addr add {SERVERLESS}/24 dev eth0\nroute add default via {SERVERLESS_GATEWAY}"))?;
+        vm.ip(&format!("addr add {VM}/26 dev eth0\nroute add default via {VM_GATEWAY}"))?;
+        pls.ip(&format!(
+            "addr add {SERVERLESS_GATEWAY}/24 dev serverless\naddr add {VM_GATEWAY}/26 dev vm\n{}",
+            pls::addresses()
+        ))?;
+        router.ip(&router::addresses(nics, PLS_GATEWAY, PLATFORM, firewall_address))?;
+        firewall.ip(&format!(
+            "addr add {firewall_address}/26 dev vnet\n\
+             addr add {FIREWALL_PUBLIC}/24 dev internet\n\
+             route add default via {INTERNET}"
+        ))?;
+        let mut servers = format!("addr add {INTERNET}/24 dev eth0\n");
+        for address in [DNS, WWW, PYPI, EVIL, TOOLS] {
+            servers.push_str(&format!("addr add {address}/32 dev lo\n"));
+        }
+        internet.ip(&servers).map(drop)
+    }
+
+    fn start_services(&mut self) -> Result<()> {
+        let Self { state, hosts, options, services, .. } = self;
+        // Each of them waits until it listens, which takes longer than starting it.
+        let (internet, firewall, pls, ssh) = thread::scope(|scope| {
+            let internet =
+                scope.spawn(|| internet::start(state, &hosts.internet, &options.helper, options.large_file));
+            let firewall = scope.spawn(|| firewall::start(state, &hosts.firewall));
+            let pls = scope.spawn(|| pls::start(state, &hosts.pls, options.pls_ports));
+            let ssh = options.helper.tcp_echo(state, &hosts.router, "ssh", ([0, 0, 0, 0], SSH_PORT).into());
+            (join(internet), join(firewall), join(pls), ssh)
+        });
+        services.extend(internet?);
+        services.extend([firewall?, pls?]);
+        let mut ssh = ssh?;
+        ssh.wait_until(internet::START_LIMIT, || hosts.router.listens_tcp(SSH_PORT))?;
+        services.push(ssh);
+        Ok(())
+    }
+
+    fn start_probe(&mut self) -> Result<()> {
+        let Self { state, hosts, options, .. } = self;
+        self.probe = Some(pls::probe(state, &hosts.pls, &options.helper, options.probe_interval)?);
+        Ok(())
+    }
+
+    /// Starts the router and waits until its health endpoint answers 200.
+    pub fn start_router(&mut self) -> Result<()> {
+        let mut process = self.spawn_router()?;
+        process.wait_until(router::HEALTHY_LIMIT, || router::healthy(&self.hosts.router))?;
+        self.router = Some(process);
+        Ok(())
+    }
+
+    /// Starts the router and leaves the waiting to the caller.
+    pub fn spawn_router(&self) -> Result<Process> {
+        let Self { state, hosts, options, .. } = self;
+        match &options.router {
+            Router::Nftables => {
+                if hosts.router.run("nft", &["list", "table", "ip", "router"]).is_err() {
+                    router::nftables(&hosts.router, options.nics)?;
+                }
+                let listen = ([0, 0, 0, 0], HEALTH_PORT).into();
+                options.helper.http_ok(state, &hosts.router, "health", listen)
+            }
+            Router::PlsRouter(binary) => {
+                state.write("config.toml", self.configuration(&options.rules))?;
+                router::start(state, &hosts.router, binary)
+            }
+        }
+    }
+
+    /// The whole configuration of this lab's router with these rules.
+    pub fn configuration(&self, rules: &str) -> String {
+        router::configuration(&self.state, self.options.nics, rules)
+    }
+
+    /// Sets the rules for the router's next start.
+    pub fn set_rules(&mut self, rules: impl Into<String>) {
+        self.options.rules = rules.into();
+    }
+
+    /// The router's process: pls-router, or the responder for the probe beside nftables.
+    pub fn router(&mut self) -> Result<&mut Process> {
+        self.router.as_mut().ok_or_else(|| anyhow!("no router was started"))
+    }
+
+    /// Runs a command of pls-router on the router VM to its end.
+    pub fn pls_router(&self, args: &[&str]) -> Result<std::process::Output> {
+        crate::command::output(&mut self.pls_router_command(args, &self.state.path("config.toml"))?)
+    }
+
+    /// A command of pls-router on the router VM, with this configuration.
+    pub fn pls_router_command(&self, args: &[&str], configuration: &Path) -> Result<Command> {
+        match &self.options.router {
+            Router::PlsRouter(binary) => router::command(&self.hosts.router, binary, configuration, args),
+            Router::Nftables => bail!("this lab's router is nftables, not pls-router"),
+        }
+    }
+
+    /// What `pls-router ARGS -o json` prints.
+    pub fn pls_router_json<T: serde::de::DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
+        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
+        let text =
+            crate::command::run(&mut self.pls_router_command(&args, &self.state.path("config.toml"))?)?;
+        serde_json::from_str(&text).with_context(|| format!("`pls-router {}` printed {text}", args.join(" ")))
+    }
+
+    /// The status and body of the router's health endpoint.
+    pub fn health(&self) -> Result<(u16, String)> {
+        router::health(&self.hosts.router)
+    }
+
+    /// Whether the load balancer sends new connections to the router now.
+    pub fn in_service(&self) -> Result<bool> {
+        let map = self.hosts.pls.run("nft", &["list", "map", "ip", pls::TABLE, pls::BACKENDS])?;
+        Ok(map.contains(&format!("{ENDPOINT} : ")))
+    }
+
+    /// Waits until the load balancer has the router in service, and says how long that took.
+    pub fn wait_in_service(&self, limit: Duration) -> Result<Duration> {
+        self.wait_service(true, limit)
+    }
+
+    /// Waits until the load balancer has taken the router out, and says how long that took.
+    pub fn wait_out_of_service(&self, limit: Duration) -> Result<Duration> {
+        self.wait_service(false, limit)
+    }
+
+    fn wait_service(&self, wanted: bool, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let what = if wanted {
+            "the load balancer to take the router in"
+        } else {
+            "the load balancer to take the router out"
+        };
+        wait::until(what, limit, || {
+            ensure!(self.in_service()? == wanted, "the probe's log:\n{}", self.probe_log());
+            Ok(start.elapsed())
+        })
+    }
+
+    /// The log of the load balancer's probe.
+    pub fn probe_log(&self) -> String {
+        self.probe.as_ref().map(Process::output).unwrap_or_default()
+    }
+
+    /// The firewall's log of application rules.
+    pub fn firewall_log(&self) -> String {
+        std::fs::read_to_string(self.state.path(firewall::LOG)).unwrap_or_default()
+    }
+
+    /// The certificate of the authority that signed the servers'.
+    pub fn authority(&self) -> PathBuf {
+        internet::authority(&self.state)
+    }
+
+    /// The large file as the servers have it.
+    pub fn large_file(&self) -> PathBuf {
+        self.state.path("www").join(internet::LARGE_FILE)
+    }
+
+    /// Where an upload to `https://<name>/upload/<file>` ends up.
+    pub fn uploaded(&self, name: &str, file: &str) -> PathBuf {
+        internet::uploaded(&self.state, name, file)
+    }
+
+    /// The lab's directory and what belongs to it.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Leaves the lab up after this process.
+    pub fn keep(mut self) -> Result<()> {
+        let binary = match &self.options.router {
+            Router::PlsRouter(binary) => Some(binary.clone()),
+            Router::Nftables => None,
+        };
+        self.state.keep(&About { hosts: HOSTS.map(str::to_owned).to_vec(), binary })?;
+        for process in self.services.iter_mut().chain(&mut self.probe).chain(&mut self.router) {
+            process.leave();
+        }
+        Ok(())
+    }
+}
+
+fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+}

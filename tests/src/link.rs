@@ -1,0 +1,66 @@
+//! Wires between namespaces: veth pairs that behave like a cable between two machines.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use aya::{EbpfLoader, programs::Xdp};
+
+use crate::{interrupt, namespace::Namespace, state::State};
+
+/// Lays a wire from a device in one namespace to a device in another, and takes both up.
+///
+/// Offloads are off at both ends: a veth would otherwise hand over unfinished checksums and super-frames, which no
+/// wire carries, and which a program that rewrites packets cannot repair.
+pub fn wire(
+    (left, left_device): (&Namespace, &str),
+    (right, right_device): (&Namespace, &str),
+) -> Result<()> {
+    left.ip(&format!("link add {left_device} type veth peer name {right_device} netns {}", right.name()))?;
+    for (namespace, device) in [(left, left_device), (right, right_device)] {
+        offloads(namespace, device, false)?;
+        namespace.ip(&format!("link set {device} up"))?;
+    }
+    Ok(())
+}
+
+/// Switches what a NIC would do for its host: transmit checksums and segmentation.
+pub fn offloads(namespace: &Namespace, device: &str, on: bool) -> Result<()> {
+    let state = if on { "on" } else { "off" };
+    namespace.run("ethtool", &["-K", device, "tx", state, "tso", state, "gso", state]).map(drop)
+}
+
+/// A program that passes every packet, for the far ends of the router's wires.
+///
+/// Without a program there, a veth drops what the router sends by XDP_TX or a redirect.
+#[derive(Debug)]
+pub struct XdpPass {
+    pin: PathBuf,
+}
+
+impl XdpPass {
+    /// Loads the program.
+    pub fn load(state: &State) -> Result<Self> {
+        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"));
+        let mut ebpf = EbpfLoader::new().load(object).context("cannot load the lab's XDP programs")?;
+        let program = ebpf.program_mut("xdp_pass").context("the lab's object has no program xdp_pass")?;
+        let program: &mut Xdp = program.try_into().context("xdp_pass is not an XDP program")?;
+        program.load().context("the kernel does not take xdp_pass")?;
+        let pin = state.path("bpf/xdp_pass");
+        let _running = interrupt::gate();
+        program.pin(&pin).with_context(|| format!("cannot pin xdp_pass to {}", pin.display()))?;
+        Ok(Self { pin })
+    }
+
+    /// Puts the program on a device. It stays there as long as the device, also after this process: `ip` attaches it
+    /// through netlink, not by a link that somebody has to hold.
+    pub fn attach(&self, namespace: &Namespace, device: &str) -> Result<()> {
+        namespace.ip(&format!("link set dev {device} xdpdrv pinned {}", self.pin.display())).map(drop)
+    }
+}
+
+impl Drop for XdpPass {
+    fn drop(&mut self) {
+        // The pin was only needed to attach; the lab's bpffs goes away with the lab in any case.
+        let _gone = fs::remove_file(&self.pin);
+    }
+}

@@ -1,0 +1,145 @@
+//! Programs that keep running in a lab.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{command, interrupt, state::State, wait};
+
+/// How long a killed process gets to end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A program in the background, killed when the value is dropped (unless [`Process::leave`] was called). What it writes goes to a log.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    kill: bool,
+}
+
+impl Process {
+    /// Starts `command` (of [`Namespace::command`](crate::Namespace::command)) as a process of this lab.
+    pub fn spawn(state: &State, name: &str, mut command: Command) -> Result<Self> {
+        let log = state.log(name);
+        let writer = File::options().create(true).append(true).open(&log);
+        let writer = writer.with_context(|| format!("cannot open {}", log.display()))?;
+        let copy = writer.try_clone().with_context(|| format!("cannot share {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(copy).stderr(writer);
+        let _running = interrupt::gate();
+        let child = command.spawn().with_context(|| format!("cannot run `{}`", command::line(&command)))?;
+        let process = Self { name: name.to_owned(), child, log, kill: true };
+        state.record(process.pid())?;
+        Ok(process)
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// What it has written so far.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_else(|error| format!("({}: {error})", self.log.display()))
+    }
+
+    /// Dropping the value will not end the process.
+    pub fn leave(&mut self) {
+        self.kill = false;
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("lost {}", self.name))
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let what = format!("{} to end", self.name);
+        wait::until(&what, limit, || self.ended()?.ok_or_else(|| anyhow!("it still runs")))
+    }
+
+    /// Waits until `ready` holds; that the process has ended is an error at once, with the end of its log.
+    pub fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+        let what = format!("{} to be ready", self.name);
+        let ended = wait::until(&what, limit, || match ready() {
+            Ok(()) => Ok(None),
+            Err(not_yet) => self.ended()?.map(Some).ok_or(not_yet),
+        });
+        let ended = ended.with_context(|| format!("its log:\n{}", tail(&self.output())))?;
+        ensure!(
+            ended.is_none(),
+            "{} ended ({}) before it was ready; its log:\n{}",
+            self.name,
+            ended.unwrap_or_else(|| ExitStatus::from_raw(0)),
+            tail(&self.output())
+        );
+        Ok(())
+    }
+
+    /// Waits until its log has a line with `text`, and returns that line.
+    pub fn wait_for_log(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let log = self.log.clone();
+        let mut found = String::new();
+        self.wait_until(limit, || {
+            let output =
+                fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            let line = output.lines().find(|line| line.contains(text));
+            line.ok_or_else(|| anyhow!("its log has no line with \"{text}\""))?.clone_into(&mut found);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Ends it the hard way, and waits until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        if self.ended()?.is_none() {
+            self.signal(Signal::SIGKILL)?;
+            self.wait(KILL_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// Ends it the polite way.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(limit)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.kill
+            && let Err(error) = self.kill()
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}

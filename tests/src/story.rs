@@ -1,0 +1,234 @@
+//! The lab's story: scene after scene, one line each, with what was done, what was expected and what happened.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::{
+    addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, PLATFORM, TOOLS},
+    client::{self, Direction, Tcp, Udp},
+    helper::PROBE_THRESHOLD,
+    hosts::{internet, router::HEALTHY_LIMIT},
+    lab::{Lab, Router},
+    wait,
+};
+
+/// How long a datagram or a byte may take through the whole lab.
+const ECHO_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a log line may take to appear.
+const LOG_LIMIT: Duration = Duration::from_secs(5);
+
+/// The scenes so far.
+#[derive(Debug, Default)]
+pub struct Story {
+    scenes: usize,
+    failed: usize,
+}
+
+impl Story {
+    /// Plays a scene and tells it: `done` is what is done, `expected` what should come of it, and `play` gives what did.
+    pub fn scene(&mut self, done: &str, expected: &str, play: impl FnOnce() -> Result<String>) {
+        let outcome = play();
+        self.scenes += 1;
+        let (word, colour, happened) = match outcome {
+            Ok(happened) => ("ok", 32, happened),
+            Err(error) => {
+                self.failed += 1;
+                ("FAILED", 31, format!("{error:#}"))
+            }
+        };
+        let word = format!("{word:6}");
+        let word = if io::stdout().is_terminal() { format!("\x1b[{colour}m{word}\x1b[0m") } else { word };
+        tell(&format!("  {word}  {done}: expected {expected}; {happened}"));
+    }
+
+    /// Whether every scene held.
+    pub fn held(&self) -> bool {
+        self.failed == 0
+    }
+
+    /// The last line.
+    pub fn summary(&self) -> String {
+        match self.failed {
+            0 => format!("all {} scenes held", self.scenes),
+            failed => format!("{failed} of {} scenes FAILED", self.scenes),
+        }
+    }
+}
+
+/// Prints a line of the story. A reader who has gone away does not change what happens.
+pub fn tell(line: &str) {
+    let _gone = writeln!(io::stdout().lock(), "{line}");
+}
+
+/// Plays the whole story on a lab that is up.
+pub fn play(lab: &mut Lab) -> Result<Story> {
+    let mut story = Story::default();
+    names(&mut story, lab);
+    transfers(&mut story, lab);
+    outage(&mut story, lab);
+    Ok(story)
+}
+
+fn names(story: &mut Story, lab: &Lab) {
+    let url = format!("https://{ALLOWED_NAME}/");
+    story.scene(&format!("serverless fetches {url}"), "200 and its page", || {
+        let fetched = client::curl(lab, &url, &[])?;
+        ensure!(fetched.status == 200, "curl: status {}, {}", fetched.status, fetched.error);
+        ensure!(fetched.body == internet::front_page(ALLOWED_NAME), "the page says \"{}\"", fetched.body);
+        Ok(format!("got 200 \"{}\" in {:.0} ms", fetched.body.trim(), fetched.seconds * 1e3))
+    });
+
+    let url = format!("https://{DENIED_NAME}/");
+    story.scene(&format!("serverless fetches {url}"), "that the firewall refuses and logs it", || {
+        let fetched = client::curl(lab, &url, &[])?;
+        ensure!(fetched.status == 0 && fetched.exit != 0, "got status {}: {}", fetched.status, fetched.body);
+        let line = firewall_says(lab, &format!("deny tls name={DENIED_NAME}"))?;
+        Ok(format!("{}; the firewall's log: {line}", fetched.error))
+    });
+
+    let denied = format!("http://{DENIED_NAME}/");
+    let allowed = format!("http://{ALLOWED_NAME}/");
+    story.scene(&format!("the same over HTTP, {allowed} and {denied}"), "200 and a refusal", || {
+        let fetched = client::curl(lab, &allowed, &[])?;
+        ensure!(
+            fetched.body == internet::front_page(ALLOWED_NAME),
+            "{allowed}: {} {}",
+            fetched.status,
+            fetched.error
+        );
+        let fetched = client::curl(lab, &denied, &[])?;
+        ensure!(fetched.status == 470, "{denied}: {} {}", fetched.status, fetched.error);
+        Ok(format!("got 200, and {} \"{}\"", fetched.status, fetched.body.trim()))
+    });
+}
+
+/// Waits for a line in the firewall's log.
+fn firewall_says(lab: &Lab, text: &str) -> Result<String> {
+    wait::until("the firewall's log", LOG_LIMIT, || {
+        let log = lab.firewall_log();
+        match log.lines().rev().find(|line| line.contains(text)) {
+            Some(line) => Ok(line.to_owned()),
+            None => bail!("the firewall's log has no \"{text}\""),
+        }
+    })
+}
+
+fn transfers(story: &mut Story, lab: &Lab) {
+    let size = lab.options.large_file >> 20;
+    story.scene(
+        &format!("serverless downloads {size} MiB over HTTPS"),
+        "the same SHA-256 as the server's file",
+        || {
+            let file = lab.state().path("tmp/downloaded");
+            let url = format!("https://{ALLOWED_NAME}/{}", internet::LARGE_FILE);
+            let fetched = client::download(lab, &url, &file)?;
+            ensure!(fetched.status == 200, "curl: status {}, {}", fetched.status, fetched.error);
+            let (got, wanted) = (client::sha256(&file)?, client::sha256(&lab.large_file())?);
+            std::fs::remove_file(&file)?;
+            ensure!(got == wanted, "SHA-256 {got} instead of {wanted}");
+            let rate = rate(lab.options.large_file as f64 * 8.0 / fetched.seconds);
+            Ok(format!("{} in {:.2} s, {rate}", &got[..16], fetched.seconds))
+        },
+    );
+
+    story.scene("serverless sends 100 datagrams to a UDP echo server", "each one back", || {
+        let udp = Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?;
+        let mut slowest = Duration::ZERO;
+        for number in 0..100_u8 {
+            let datagram = vec![number; usize::from(number) * 14 + 1];
+            slowest = slowest.max(udp.echo(&datagram, ECHO_LIMIT)?);
+        }
+        Ok(format!("all came back, the slowest in {:.1} ms", slowest.as_secs_f64() * 1e3))
+    });
+
+    story.scene(
+        "a VM of the network pings the internet through the router's masquerade",
+        "10 answers of 10",
+        || {
+            let answers = client::ping(&lab.hosts.vm, TOOLS, 10, &[])?;
+            ensure!(answers == 10, "{answers} answers");
+            Ok(format!("{answers} answers"))
+        },
+    );
+
+    for (direction, way) in [(Direction::Up, "to the internet"), (Direction::Down, "from the internet")] {
+        story.scene(&format!("iperf3 for a second {way}"), "that it runs", || {
+            let target = (ENDPOINT, IPERF_PORT).into();
+            let speed = client::iperf3(&lab.hosts.serverless, target, direction, &["--time", "1"])?;
+            ensure!(speed > 0.0, "nothing arrived");
+            Ok(rate(speed))
+        });
+    }
+}
+
+fn rate(bits_per_second: f64) -> String {
+    format!("{:.2} Gbit/s", bits_per_second / 1e9)
+}
+
+/// The router dies and comes back.
+fn outage(story: &mut Story, lab: &mut Lab) {
+    let target = (ENDPOINT, ECHO_PORT).into();
+    let name = match &lab.options.router {
+        Router::PlsRouter(_) => "pls-router",
+        Router::Nftables => "the health responder",
+    };
+    story.scene(&format!("the load balancer probes the router from {PLATFORM}"), "200", || {
+        let (status, _) = lab.health()?;
+        ensure!(status == 200 && lab.in_service()?, "status {status}; the probe's log:\n{}", lab.probe_log());
+        Ok("200, the router is in service".to_owned())
+    });
+
+    let connection = Tcp::connect(&lab.hosts.serverless, target, ECHO_LIMIT);
+    let mut connection = match connection {
+        Ok(connection) => connection,
+        Err(error) => {
+            story.scene("a connection to survive what comes", "that it opens", || Err(error));
+            return;
+        }
+    };
+
+    // The probe that was under way when it happened may still have seen a healthy router.
+    let limit = lab.options.probe_interval * (PROBE_THRESHOLD + 1) + Duration::from_secs(1);
+    story.scene(&format!("kill -9 of {name}"), &format!("out of service within {limit:?}"), || {
+        let killed = Instant::now();
+        lab.router()?.kill()?;
+        lab.wait_out_of_service(limit)?;
+        let reason = lab
+            .probe_log()
+            .lines()
+            .rev()
+            .find_map(|line| line.split_once("probe failed: ").map(|(_, why)| why.to_owned()));
+        Ok(format!("out after {:.1} s ({})", killed.elapsed().as_secs_f64(), reason.unwrap_or_default()))
+    });
+    story.scene("an open connection while it is dead", "that it goes on", || {
+        let took = connection.echo(b"still there?", ECHO_LIMIT)?;
+        Ok(format!("it does, an echo took {:.1} ms", took.as_secs_f64() * 1e3))
+    });
+    story.scene("a new connection while it is out of service", "that nobody answers", || match Tcp::connect(
+        &lab.hosts.serverless,
+        target,
+        Duration::from_millis(500),
+    ) {
+        Ok(_) => bail!("it opened"),
+        Err(error) => Ok(format!("{}", error.root_cause())),
+    });
+    story.scene(&format!("{name} is started again"), "back in service, both connections work", || {
+        let started = Instant::now();
+        lab.start_router()?;
+        let healthy = started.elapsed();
+        lab.wait_in_service(HEALTHY_LIMIT)?;
+        let back = started.elapsed();
+        connection.echo(b"and now?", ECHO_LIMIT)?;
+        Tcp::connect(&lab.hosts.serverless, target, ECHO_LIMIT)?.echo(b"hello", ECHO_LIMIT)?;
+        Ok(format!(
+            "healthy after {:.1} s, in service after {:.1} s",
+            healthy.as_secs_f64(),
+            back.as_secs_f64()
+        ))
+    });
+}

@@ -1,0 +1,29 @@
+//! Waiting for a condition instead of for some time.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+/// How often a condition is looked at.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Asks `condition` again and again until it holds, and returns what it gives.
+///
+/// An error of the condition means "not yet"; the last one is the cause of the error that is returned once `limit` has
+/// passed, so that a timeout says what was missing.
+pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let last = match condition() {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if start.elapsed() >= limit {
+            return Err(last).with_context(|| format!("waited {limit:?} for {what}"));
+        }
+        thread::sleep(INTERVAL);
+    }
+}

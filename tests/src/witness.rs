@@ -1,0 +1,125 @@
+//! An independent witness: tcpdump on the wires, asked afterwards whether what it saw was right.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{
+    addresses::{ANYWHERE, PLS_NAT, ROUTER, ROUTER_SECOND, SERVERLESS, TOOLS, VM},
+    command,
+    lab::{Lab, Nics},
+    process::Process,
+};
+
+/// How long tcpdump gets to begin and to end.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Captures the wires of a lab from [`Witness::start`] to [`Witness::finish`].
+#[derive(Debug)]
+pub struct Witness {
+    wires: Vec<Wire>,
+}
+
+#[derive(Debug)]
+struct Wire {
+    name: &'static str,
+    tcpdump: Process,
+    capture: PathBuf,
+    /// What must not be on this wire, as a tcpdump expression.
+    leak: String,
+}
+
+/// What a witness saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// IPv4 packets on the wire between Private Link and the router.
+    pub pls: usize,
+    /// IPv4 packets on the wire between the router and the firewall.
+    pub firewall: usize,
+}
+
+impl Witness {
+    /// Begins to capture every wire of the lab that translated packets are on.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        // On the PLS side nobody knows where the rules lead; the VM does, since a masquerade keeps destinations.
+        let targets = format!("host {ANYWHERE} or (host {TOOLS} and not host {VM})");
+        // On the firewall's side nobody knows who asked.
+        let [first, last] = PLS_NAT;
+        let clients = format!("host {first} or host {last} or host {SERVERLESS} or host {VM}");
+        let snat = match lab.options.nics {
+            Nics::One => ROUTER,
+            Nics::Two => ROUTER_SECOND,
+        };
+        let wires = [
+            ("pls", targets),
+            // Whatever is forwarded to the firewall has the router's own address on one side.
+            ("firewall", format!("({clients}) or not host {snat}")),
+        ];
+        let mut witness = Self { wires: Vec::new() };
+        for (name, leak) in wires {
+            // Without the immediate mode, what came within the last second before the end would be missing.
+            let capture = lab.state().path(&format!("tmp/{name}.pcap"));
+            let mut command = lab.hosts.vnet.command("tcpdump")?;
+            command
+                .args(["-i", name, "-n", "-s", "0", "-B", "65536", "-Z", "root", "--immediate-mode", "-w"])
+                .arg(&capture);
+            let mut tcpdump = Process::spawn(lab.state(), &format!("tcpdump-{name}"), command)?;
+            tcpdump.wait_for_log("listening on", LIMIT)?;
+            witness.wires.push(Wire { name, tcpdump, capture, leak });
+        }
+        Ok(witness)
+    }
+
+    /// Stops, and fails if a packet had a bad checksum or an address was where it must not be.
+    pub fn finish(self) -> Result<Seen> {
+        let mut seen = Seen::default();
+        for mut wire in self.wires {
+            wire.tcpdump.signal(Signal::SIGINT)?;
+            wire.tcpdump.wait(LIMIT)?;
+            let log = wire.tcpdump.output();
+            let missed = log.lines().find(|line| line.ends_with("packets dropped by kernel"));
+            let missed = missed.with_context(|| format!("tcpdump said: {log}"))?;
+            ensure!(
+                missed.starts_with("0 "),
+                "the witness on the {} wire missed packets: {missed}",
+                wire.name
+            );
+
+            let leaks = wire.read(&["-c", "5"], &format!("ip and ({})", wire.leak))?;
+            ensure!(leaks.is_empty(), "untranslated addresses on the {} wire:\n{leaks}", wire.name);
+            let packets = wire.read(&["-vv"], "ip")?;
+            wire.check_checksums(&packets)?;
+            // A packet may take several lines; only its first one starts like this.
+            let count = packets.lines().filter(|line| line.starts_with("IP ")).count();
+            match wire.name {
+                "pls" => seen.pls = count,
+                _ => seen.firewall = count,
+            }
+        }
+        Ok(seen)
+    }
+}
+
+impl Wire {
+    fn read(&self, options: &[&str], expression: &str) -> Result<String> {
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-t", "-r"]).arg(&self.capture).args(options).arg(expression);
+        command::run(&mut command)
+    }
+
+    fn check_checksums(&self, packets: &str) -> Result<()> {
+        // tcpdump's words for IP, TCP, UDP and ICMP in this order (print-ip.c, print-tcp.c, print-udp.c, print-icmp.c).
+        let bad = |line: &&str| {
+            line.contains("bad cksum")
+                || line.contains("(incorrect")
+                || line.contains("bad udp cksum")
+                || line.contains("wrong icmp cksum")
+        };
+        let lines: Vec<&str> = packets.lines().filter(bad).take(5).collect();
+        if !lines.is_empty() {
+            bail!("bad checksums on the {} wire:\n{}", self.name, lines.join("\n"));
+        }
+        Ok(())
+    }
+}
