@@ -1,5 +1,7 @@
 //! The daemon and command line of pls-router.
 
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod dataplane;
 pub mod model;

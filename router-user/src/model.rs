@@ -210,3 +210,63 @@ pub struct Flow {
     /// Their bytes, Ethernet header included.
     pub reply_bytes: u64,
 }
+
+/// The query of `GET /v1/flows`: which sessions are wanted. A field that is absent asks for any.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct FlowQuery {
+    /// Sessions that this rule opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Sessions of this protocol: `tcp`, `udp` or `icmp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// Sessions of this client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    /// At most so many sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl FlowQuery {
+    /// Whether `flow` is wanted, by all but the limit.
+    #[must_use]
+    pub fn matches(&self, flow: &Flow) -> bool {
+        self.rule.as_ref().is_none_or(|rule| *rule == flow.rule)
+            && self.protocol.as_ref().is_none_or(|protocol| *protocol == flow.protocol)
+            && self.client.is_none_or(|client| client == flow.client.ip())
+    }
+}
+
+/// What `pls-router check -o json` says.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Check {
+    /// The configuration file that was checked.
+    pub config: String,
+    /// Whether there is no error: the router would start.
+    pub ok: bool,
+    /// What was found, errors before warnings; first in the file, then on the machine.
+    pub findings: Vec<CheckFinding>,
+}
+
+/// One thing that is wrong or doubtful.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct CheckFinding {
+    /// `error` or `warning`.
+    pub severity: String,
+    /// What is wrong, in one line.
+    pub text: String,
+    /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.
+    pub place: Option<String>,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// What `pls-router detach -o json` says.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Detached {
+    /// The interfaces that the program was detached from; empty if it was on none.
+    pub interfaces: Vec<String>,
+    /// The directory of pins that was removed.
+    pub pins: String,
+}

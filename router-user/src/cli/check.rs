@@ -1,0 +1,92 @@
+//! `pls-router check`
+
+use super::Answer;
+use super::options::{CheckArguments, Format, Global};
+use super::output::{self, BAD, DOUBTFUL, GOOD, styled};
+use crate::config::{Config, ConfigError, Diagnostic, Severity};
+use crate::model::{Check, CheckFinding};
+use crate::preflight::{self, Finding};
+
+pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<Answer> {
+    let (diagnostics, config) = match Config::load(&global.config) {
+        Ok(loaded) => (loaded.warnings, Some(loaded.config)),
+        Err(ConfigError::Invalid { diagnostics }) => (diagnostics, None),
+        Err(error @ ConfigError::Read { .. }) => return Err(error.into()),
+    };
+    let findings = match &config {
+        Some(config) if !arguments.config_only => {
+            preflight::findings(config, &preflight::inspect(config).await)
+        }
+        Some(_) | None => Vec::new(),
+    };
+    let severities = diagnostics
+        .iter()
+        .map(|diagnostic| diagnostic.severity)
+        .chain(findings.iter().map(|finding| finding.severity));
+    let (mut errors, mut warnings) = (0, 0);
+    for severity in severities {
+        match severity {
+            Severity::Error => errors += 1,
+            Severity::Warning => warnings += 1,
+        }
+    }
+    let file = global.config.display();
+    match arguments.output.output {
+        Format::Json => output::json(&model(&file.to_string(), errors == 0, &diagnostics, &findings))?,
+        Format::Text => {
+            let good = if arguments.config_only {
+                format!("{file} is good")
+            } else {
+                format!("{file} is good, and this machine can run it")
+            };
+            let verdict = match (errors, warnings) {
+                (0, 0) => styled(GOOD, good),
+                (0, _) => format!("{} ({})", styled(GOOD, good), counted(warnings, "warning")),
+                (_, 0) => styled(BAD, format!("{file}: {}", counted(errors, "error"))),
+                _ => styled(
+                    BAD,
+                    format!("{file}: {}, {}", counted(errors, "error"), counted(warnings, "warning")),
+                ),
+            };
+            let mut parts: Vec<String> =
+                diagnostics.iter().map(|diagnostic| diagnostic.render(true)).collect();
+            parts.extend(findings.iter().map(shown));
+            parts.push(verdict);
+            output::print(&format!("{}\n", parts.join("\n\n")))?;
+        }
+    }
+    Ok(if errors == 0 { Answer::Good } else { Answer::Bad })
+}
+
+fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn shown(finding: &Finding) -> String {
+    let style = match finding.severity {
+        Severity::Error => BAD,
+        Severity::Warning => DOUBTFUL,
+    };
+    format!("{}: {}\n  fix: {}", styled(style, finding.severity), finding.text, finding.fix)
+}
+
+fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding]) -> Check {
+    let of_file = diagnostics.iter().map(|diagnostic| CheckFinding {
+        severity: diagnostic.severity.to_string(),
+        text: diagnostic.message.clone(),
+        place: Some(match diagnostic.position() {
+            Some((line, column)) => format!("{}:{line}:{column}", diagnostic.path()),
+            None => diagnostic.path().to_owned(),
+        }),
+        fix: diagnostic.fix(),
+    });
+    let of_machine = findings.iter().map(|finding| CheckFinding {
+        severity: finding.severity.to_string(),
+        text: finding.text.clone(),
+        place: None,
+        fix: finding.fix.clone(),
+    });
+    let mut findings: Vec<CheckFinding> = of_file.chain(of_machine).collect();
+    findings.sort_by_key(|finding| finding.severity != "error");
+    Check { config: file.to_owned(), ok, findings }
+}

@@ -1,0 +1,54 @@
+//! `pls-router detach`
+
+use std::path::PathBuf;
+
+use super::options::{DetachArguments, Format, Global};
+use super::{Answer, output};
+use crate::client::{Client, ClientError};
+use crate::config::Config;
+use crate::dataplane;
+use crate::model::Detached;
+
+/// Where the pins are if no configuration says so.
+const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
+
+pub(super) async fn run(
+    global: &Global,
+    client: &Client,
+    arguments: &DetachArguments,
+) -> anyhow::Result<Answer> {
+    if !arguments.force {
+        match client.status().await {
+            Err(ClientError::NoDaemon { .. }) => {}
+            Ok(_) | Err(_) => anyhow::bail!(
+                "a pls-router daemon is running, and would be left without its programs\n  \
+                 fix: stop it first: systemctl stop pls-router (or use --force)"
+            ),
+        }
+    }
+    let pins = match Config::load(&global.config) {
+        Ok(loaded) => loaded.config.admin.pins,
+        Err(_) => {
+            output::remark(&format!(
+                "({} cannot be used; looking for programs at the usual place, {DEFAULT_PINS})",
+                global.config.display()
+            ));
+            PathBuf::from(DEFAULT_PINS)
+        }
+    };
+    let interfaces = dataplane::detach(&pins)?;
+    let detached = Detached { interfaces, pins: pins.display().to_string() };
+    match arguments.output.output {
+        Format::Json => output::json(&detached)?,
+        Format::Text => {
+            let text = if detached.interfaces.is_empty() {
+                format!("nothing was attached; {} is gone\n", detached.pins)
+            } else {
+                let interfaces = detached.interfaces.join(", ");
+                format!("detached from {interfaces}; {} is gone, and all sessions with it\n", detached.pins)
+            };
+            output::print(&text)?;
+        }
+    }
+    Ok(Answer::Good)
+}

@@ -1,0 +1,73 @@
+//! `pls-router flows`
+
+use super::Answer;
+use super::options::{FlowProtocol, FlowsArguments, Format};
+use super::output::{self, grouped, time};
+use super::table::{Align, Table};
+use crate::client::Client;
+use crate::model::{Flow, FlowQuery};
+
+pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::Result<Answer> {
+    let limit = (arguments.limit > 0).then_some(arguments.limit);
+    let query = FlowQuery {
+        rule: arguments.rule.clone(),
+        protocol: arguments.protocol.map(|protocol| protocol_name(protocol).to_owned()),
+        client: arguments.client,
+        limit,
+    };
+    let flows = client.flows(&query).await?;
+    match arguments.output.output {
+        Format::Text => output::print(&text(&flows))?,
+        Format::Json => output::json(&flows)?,
+    }
+    if limit == Some(flows.len()) {
+        output::remark(&format!("({} sessions shown; there may be more: --limit 0 shows all)", flows.len()));
+    }
+    Ok(Answer::Good)
+}
+
+fn protocol_name(protocol: FlowProtocol) -> &'static str {
+    match protocol {
+        FlowProtocol::Tcp => "tcp",
+        FlowProtocol::Udp => "udp",
+        FlowProtocol::Icmp => "icmp",
+    }
+}
+
+fn text(flows: &[Flow]) -> String {
+    let mut table = Table::new(&[
+        ("RULE", Align::Left),
+        ("PROTO", Align::Left),
+        ("CLIENT", Align::Left),
+        ("LISTEN", Align::Left),
+        ("SOURCE", Align::Left),
+        ("TARGET", Align::Left),
+        ("STATE", Align::Left),
+        ("AGE", Align::Right),
+        ("IDLE", Align::Right),
+        ("LEFT", Align::Right),
+        ("PACKETS", Align::Right),
+        ("BYTES", Align::Right),
+        ("REPLIES", Align::Right),
+        ("REPLY BYTES", Align::Right),
+    ]);
+    for flow in flows {
+        table.row(vec![
+            flow.rule.as_str().into(),
+            flow.protocol.as_str().into(),
+            flow.client.to_string().into(),
+            flow.listen.to_string().into(),
+            flow.snat.to_string().into(),
+            flow.target.to_string().into(),
+            flow.state.as_str().into(),
+            time(flow.age_seconds).into(),
+            time(flow.idle_seconds).into(),
+            time(flow.expires_seconds).into(),
+            grouped(flow.forward_packets).into(),
+            grouped(flow.forward_bytes).into(),
+            grouped(flow.reply_packets).into(),
+            grouped(flow.reply_bytes).into(),
+        ]);
+    }
+    table.render()
+}

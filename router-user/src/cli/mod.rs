@@ -1,0 +1,87 @@
+//! The command line: `pls-router COMMAND`.
+
+mod check;
+mod counters;
+mod detach;
+mod flows;
+mod logging;
+mod options;
+mod output;
+mod rules;
+mod run;
+mod status;
+mod table;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::client::Client;
+use crate::config::Config;
+use options::{Command, Global, Options};
+
+/// Where the daemon's socket is if neither the command line nor a configuration says so.
+const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
+
+/// What a command found: the exit code says it to scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// 0
+    Good,
+    /// 1: unhealthy, invalid, would fail.
+    Bad,
+}
+
+/// Runs what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    match runtime.block_on(command(&options)) {
+        Ok(Answer::Good) => ExitCode::SUCCESS,
+        Ok(Answer::Bad) => ExitCode::from(1),
+        // Whoever read our output has had enough (`pls-router flows | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn command(options: &Options) -> anyhow::Result<Answer> {
+    let global = &options.global;
+    match &options.command {
+        Command::Run(arguments) => run::run(global, arguments).await,
+        Command::Check(arguments) => check::run(global, arguments).await,
+        Command::Status(arguments) => status::run(&client(global), arguments).await,
+        Command::Counters(arguments) => counters::run(&client(global), arguments).await,
+        Command::Flows(arguments) => flows::run(&client(global), arguments).await,
+        Command::Rules(arguments) => rules::run(&client(global), arguments).await,
+        Command::Detach(arguments) => detach::run(global, &client(global), arguments).await,
+    }
+}
+
+/// The daemon that is meant: by `--socket`, else by the configuration, else at the usual place.
+fn client(global: &Global) -> Client {
+    let socket = global.socket.clone().unwrap_or_else(|| match Config::load(&global.config) {
+        Ok(loaded) => loaded.config.admin.socket,
+        // A configuration that is broken now does not keep anyone from asking the daemon that runs.
+        Err(_) => PathBuf::from(DEFAULT_SOCKET),
+    });
+    Client::new(&socket)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    output::complain(&format!("{error:#}"));
+    ExitCode::from(1)
+}

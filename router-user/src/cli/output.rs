@@ -1,0 +1,109 @@
+//! Printing: colour where there is a terminal that wants it (NO_COLOR is heard), and errors the same way everywhere.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+/// Headings.
+pub(super) const STRONG: Style = Style::new().bold();
+/// What is as it should be.
+pub(super) const GOOD: Style = AnsiColor::Green.on_default();
+/// What needs a look.
+pub(super) const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
+/// What is wrong.
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// `text` in `style`. Where colours are not wanted, printing takes them out again.
+pub(super) fn styled(style: Style, text: impl Display) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// Prints `text` as it is, with its colours if they are wanted.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints `value` as JSON, over several lines.
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    Ok(print(&text)?)
+}
+
+/// Prints `value` as one line of JSON.
+pub(super) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string(value)?;
+    text.push('\n');
+    Ok(print(&text)?)
+}
+
+/// Says on standard error why there is no answer.
+pub(super) fn complain(what: &str) {
+    // Text that starts with its own "error:" (the configuration's) is left alone.
+    let text = if what.starts_with("error: ") || what.starts_with("warning: ") {
+        what.to_owned()
+    } else {
+        format!("{} {what}", styled(BAD, "error:"))
+    };
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(anstream::stderr().lock(), "{text}");
+}
+
+/// Says something on standard error that is no error.
+pub(super) fn remark(what: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{what}");
+}
+
+/// 1234567 as "1,234,567".
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds as one reads them: "45s", "3m 20s", "2h 4m", "5d 3h".
+pub(super) fn time(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let Some(first) = units.iter().position(|(size, _)| seconds >= *size) else {
+        return "0s".to_owned();
+    };
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (size, name) in units.iter().skip(first).take(2) {
+        let number = rest / size;
+        rest %= size;
+        if number > 0 {
+            parts.push(format!("{number}{name}"));
+        }
+    }
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_000), "1,000");
+        assert_eq!(grouped(u64::MAX), "18,446,744,073,709,551,615");
+    }
+
+    #[test]
+    fn times() {
+        let shown = [0, 45, 60, 200, 7440, 86_400, 86_460, 270_000].map(time);
+        assert_eq!(shown, ["0s", "45s", "1m", "3m 20s", "2h 4m", "1d", "1d", "3d 3h"]);
+    }
+}

@@ -1,0 +1,120 @@
+//! `pls-router status`
+
+use std::fmt::Display;
+
+use super::Answer;
+use super::options::{Format, OutputArguments};
+use super::output::{self, BAD, DOUBTFUL, GOOD, grouped, styled, time};
+use super::table::{Align, Cell, Table};
+use crate::client::Client;
+use crate::model::{FlowTableStatus, Status};
+
+pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
+    let status = client.status().await?;
+    match arguments.output {
+        Format::Text => output::print(&text(&status))?,
+        Format::Json => output::json(&status)?,
+    }
+    Ok(if status.healthy { Answer::Good } else { Answer::Bad })
+}
+
+fn text(status: &Status) -> String {
+    let healthy = if status.healthy { styled(GOOD, "yes") } else { styled(BAD, "NO") };
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<12}{value}\n"));
+    line("forwarding", &healthy);
+    for reason in &status.reasons {
+        line("", &format!("- {reason}"));
+    }
+    line("version", &format!("{}, up {}", status.version, time(status.uptime_seconds)));
+    line("config", &status.config);
+    line("sources", &listed(&status.snat_addresses));
+    line("sessions", &sessions(&status.flows));
+
+    let mut interfaces = Table::new(&[
+        ("INTERFACE", Align::Left),
+        ("ROLE", Align::Left),
+        ("PROGRAM", Align::Left),
+        ("MODE", Align::Left),
+        ("ID", Align::Right),
+    ]);
+    for interface in &status.interfaces {
+        let attached = if interface.attached {
+            Cell::styled(GOOD, "attached")
+        } else {
+            Cell::styled(BAD, "NOT ATTACHED")
+        };
+        interfaces.row(vec![
+            interface.name.as_str().into(),
+            listed(&interface.roles).into(),
+            attached,
+            interface.mode.as_str().into(),
+            interface.program_id.map(|id| id.to_string()).unwrap_or_default().into(),
+        ]);
+    }
+    let mut hops = Table::new(&[
+        ("TARGET", Align::Left),
+        ("RULES", Align::Left),
+        ("VIA", Align::Left),
+        ("OUT OF", Align::Left),
+        ("MAC", Align::Left),
+        ("NEXT HOP", Align::Left),
+    ]);
+    for hop in &status.next_hops {
+        hops.row(vec![
+            hop.target.to_string().into(),
+            listed(&hop.rules).into(),
+            hop.via.map(|via| via.to_string()).unwrap_or_default().into(),
+            hop.interface.clone().unwrap_or_default().into(),
+            hop.mac.clone().unwrap_or_default().into(),
+            if hop.resolved { Cell::styled(GOOD, "ok") } else { Cell::styled(BAD, problem(&hop.problem)) },
+        ]);
+    }
+    let mut names = Table::new(&[
+        ("NAME", Align::Left),
+        ("ADDRESSES", Align::Left),
+        ("AGE", Align::Right),
+        ("RESOLVING", Align::Left),
+    ]);
+    for name in &status.names {
+        // A name that cannot be resolved again keeps its addresses: that is doubtful, having none is bad.
+        let style = if name.addresses.is_empty() { BAD } else { DOUBTFUL };
+        names.row(vec![
+            name.name.as_str().into(),
+            listed(&name.addresses).into(),
+            if name.addresses.is_empty() { "".into() } else { time(name.age_seconds).into() },
+            if name.problem.is_empty() {
+                Cell::styled(GOOD, "ok")
+            } else {
+                Cell::styled(style, name.problem.as_str())
+            },
+        ]);
+    }
+    for table in [interfaces, hops, names] {
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.render());
+        }
+    }
+    text
+}
+
+fn problem(words: &str) -> &str {
+    if words.is_empty() { "unresolved" } else { words }
+}
+
+fn sessions(flows: &FlowTableStatus) -> String {
+    let text = format!("{} of {}", grouped(flows.sessions), grouped(flows.capacity));
+    // Per mille in whole numbers, shown as per cent with one place.
+    match (flows.sessions * 1000).checked_div(flows.capacity) {
+        Some(share) => {
+            let text = format!("{text} ({}.{}%)", share / 10, share % 10);
+            if share >= 900 { styled(BAD, text) } else { text }
+        }
+        None => text,
+    }
+}
+
+pub(super) fn listed<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,182 @@
+//! Asking a running daemon: HTTP over its Unix socket.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::model::{Counters, Flow, FlowQuery, Rule, Status};
+
+/// The daemon answers from memory; a million flows take it some seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A daemon, by its socket. Each question is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// Why there is no answer. Its text says what to do.
+#[derive(Debug)]
+pub enum ClientError {
+    /// Nobody listens at the socket.
+    NoDaemon {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// This user may not speak to the daemon.
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The daemon has refused the question, in its own words.
+    Refused {
+        /// Its HTTP status.
+        status: StatusCode,
+        /// What it said.
+        text: String,
+    },
+    /// The connection broke, or the answer makes no sense.
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// What happened.
+        why: String,
+    },
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDaemon { socket } => write!(
+                f,
+                "no pls-router daemon is listening at {}\n  fix: start it with: systemctl start pls-router \
+                 (or name its socket with --socket PATH)",
+                socket.display()
+            ),
+            Self::Forbidden { socket } => {
+                write!(f, "this user may not use {}\n  fix: run this as root (sudo)", socket.display())
+            }
+            Self::Refused { status, text } => write!(f, "the daemon refused: {text} ({status})"),
+            Self::Broken { socket, why } => write!(
+                f,
+                "the daemon at {} gave no usable answer: {why}\n  fix: see its log: journalctl -u pls-router",
+                socket.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}
+
+impl Client {
+    /// The daemon that listens at `socket`, if it does.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// `GET /v1/status`
+    ///
+    /// # Errors
+    /// If there is no usable answer; likewise for the other questions.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// `GET /v1/counters`
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn counters(&self) -> Result<Counters, ClientError> {
+        self.get("/v1/counters").await
+    }
+
+    /// `GET /v1/rules`
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn rules(&self) -> Result<Vec<Rule>, ClientError> {
+        self.get("/v1/rules").await
+    }
+
+    /// `GET /v1/flows`
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn flows(&self, query: &FlowQuery) -> Result<Vec<Flow>, ClientError> {
+        let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
+        self.get(&format!("/v1/flows?{query}")).await
+    }
+
+    /// The answer to `GET path`, a path of the API with its query.
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path).await
+    }
+
+    /// The answer to `POST path`, a path of the API with its query.
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::POST, path).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path))
+            .await
+            .map_err(|_| self.broken(format!("no answer in {} seconds", PATIENCE.as_secs())))??;
+        serde_json::from_slice(&answer).map_err(|error| self.broken(format!("{path}: {error}")))
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))?;
+        // It drives the connection; what goes wrong on it, the request below hears too.
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| self.broken(error))?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
+        connection.abort();
+        if status.is_success() {
+            Ok(body)
+        } else {
+            let text = String::from_utf8_lossy(&body).trim().to_owned();
+            Err(ClientError::Refused { status, text })
+        }
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        let kind = error.kind();
+        if kind == ErrorKind::NotFound || kind == ErrorKind::ConnectionRefused {
+            ClientError::NoDaemon { socket }
+        } else if kind == ErrorKind::PermissionDenied {
+            ClientError::Forbidden { socket }
+        } else {
+            self.broken(error)
+        }
+    }
+
+    fn broken(&self, why: impl fmt::Display) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), why: why.to_string() }
+    }
+}
