@@ -208,11 +208,13 @@ fn disable_units(new: &[&str]) {
     if system::find_program("systemctl").is_none() {
         return;
     }
+    // Both work on links, without a running systemd.
+    let systemctl = |verb: &str, unit: &str| {
+        let status = Command::new("systemctl").args(["--quiet", verb, unit]).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
     for unit in UNITS.iter().filter(|(package, _)| new.contains(package)).flat_map(|(_, units)| *units) {
-        // Works on links, without a running systemd. A unit that does not exist is no loss.
-        let disabled =
-            Command::new("systemctl").args(["--quiet", "disable", unit]).stderr(Stdio::null()).status();
-        if disabled.is_ok_and(|status| status.success()) {
+        if systemctl("is-enabled", unit) && systemctl("disable", unit) {
             eprintln!("  {unit} will not start at boot; to have it do so: systemctl enable {unit}");
         }
     }

@@ -27,8 +27,10 @@ const RUSTFLAGS: &[&str] = &[
     "-Copt-level=3",
 ];
 
-/// How long one input may take, and how much memory the whole, before that is a finding.
-const LIMITS: &[&str] = &["-timeout=10", "-rss_limit_mb=2048"];
+/// How long one input may take, and how much memory the whole, before that is a finding; and that nearly equal
+/// operands count as progress. libFuzzer follows comparisons of four and eight bytes by itself, but what a packet
+/// holds is mostly of one and two.
+const OPTIONS: &[&str] = &["-timeout=10", "-rss_limit_mb=2048", "-use_value_profile=1"];
 
 /// Runs every target for `time`.
 pub(super) fn run(report: &mut Report, time: Duration) {
@@ -95,7 +97,7 @@ fn fuzz(name: &str, binary: &Path, time: Duration) -> Result<()> {
     command
         .arg(format!("-max_total_time={}", time.as_secs()))
         .arg("-print_final_stats=1")
-        .args(LIMITS)
+        .args(OPTIONS)
         // The slash makes it a directory and not the beginning of a file's name.
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(&corpus)
