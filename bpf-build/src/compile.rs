@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::search::{Core, Toolchain};
-use crate::{TARGET, env};
+use crate::{TARGET, btf, env};
 
 /// What the second cargo is to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,9 +129,10 @@ pub fn compile(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, bin: 
     Ok(target_dir.join(TARGET).join("release").join(bin))
 }
 
-/// Copies the object, unless the copy would change nothing but the time.
-pub(crate) fn copy_if_different(from: &Path, to: &Path) -> Result<()> {
-    let object = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+/// Installs the object, with type names that the kernel takes; unless that would change nothing but the time.
+pub(crate) fn install(from: &Path, to: &Path) -> Result<()> {
+    let mut object = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    btf::sanitize(&mut object).with_context(|| format!("{} is no BPF object", from.display()))?;
     if std::fs::read(to).is_ok_and(|old| old == object) {
         return Ok(());
     }

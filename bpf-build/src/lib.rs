@@ -14,6 +14,7 @@
 //! `aya_build::build_ebpf` does this job for a rustup nightly only; here a distribution's compiler with a
 //! prebuilt `core` for BPF serves as well, which is what a machine without access to rustup's servers has.
 
+mod btf;
 mod compile;
 mod env;
 mod llvm;
@@ -81,5 +82,5 @@ fn try_build_script(bin: &str) -> anyhow::Result<()> {
     let target_dir = target_dir(&workspace, Some(Path::new(&out_dir)));
     let toolchain = find(&target_dir)?;
     let object = compile(&toolchain, &workspace, &target_dir, bin)?;
-    compile::copy_if_different(&object, &Path::new(&out_dir).join(bin))
+    compile::install(&object, &Path::new(&out_dir).join(bin))
 }

@@ -84,30 +84,22 @@ impl<A: Address> FlowKey<A> {
         Protocol::from_number(self.protocol)
     }
 
+    /// The key of packets of the same protocol between other ends.
+    #[inline(always)]
+    pub const fn between(&self, source: A, source_port: Port, destination: A, destination_port: Port) -> Self {
+        Self { source, destination, source_port, destination_port, protocol: self.protocol, zero: [0; 3] }
+    }
+
     /// The key of packets that answer this one's.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-            protocol: self.protocol,
-            zero: [0; 3],
-        }
+        self.between(self.destination, self.destination_port, self.source, self.source_port)
     }
 
     /// The tuple that packets with this key leave with under `rewrite`.
     #[inline(always)]
     pub const fn translated(&self, rewrite: &Rewrite<A>) -> Self {
-        Self {
-            source: rewrite.source,
-            destination: rewrite.destination,
-            source_port: rewrite.source_port,
-            destination_port: rewrite.destination_port,
-            protocol: self.protocol,
-            zero: [0; 3],
-        }
+        self.between(rewrite.source, rewrite.source_port, rewrite.destination, rewrite.destination_port)
     }
 
     /// The key of the session's other flow: packets that answer what this flow's packets become.

@@ -1,15 +1,21 @@
 //! The slow path: packets that may open a session, and packets of sessions whose next hop has to be resolved again.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::{
+    cty::c_void,
+    helpers::generated::{bpf_get_prandom_u32, bpf_loop},
+    macros::map,
+    maps::PerCpuArray,
+};
 use aya_log_ebpf::debug;
 use router_common::{
-    address::Ipv4,
+    address::{Ipv4, Port},
     flow::{Direction, FlowEntry, FlowKey, NextHop},
     packet::{self, Packet},
-    ports::ATTEMPTS,
+    ports::{ATTEMPTS, PortRange},
     reason::Reason,
     rewrite::Rewrite,
     rules::RuleSet,
+    session::Ticks,
     settings::Settings,
     stats::CpuStats,
 };
@@ -78,30 +84,64 @@ fn open(frame: &mut XdpFrame, packet: &Packet, settings: &Settings, counters: &m
         Resolution::Ready(next_hop) => *next_hop,
         Resolution::Pending => NextHop::default(),
     };
-    let entry = match claim(packet, &found, snat, rule_set, next_hop, frame, counters)? {
-        Claim::Opened(entry) => entry,
-        // Another CPU has opened this very session in the meantime.
-        Claim::Lost => match flows::get(&packet.key) {
-            Some(entry) => return forward_known(frame, packet, entry, settings, counters),
-            None => return Err(Reason::TableFull),
-        },
+    let Some(rewrite) = claim(packet, &found, snat, rule_set, next_hop, frame, counters)? else {
+        return match flows::get(&packet.key) {
+            Some(entry) => forward_known(frame, packet, entry, settings, counters),
+            // And removed it again.
+            None => Err(Reason::TableFull),
+        };
     };
     match resolution {
-        Resolution::Ready(next_hop) => transmit(frame, packet, &entry.rewrite, &next_hop, Reason::Opened),
-        Resolution::Pending => Err(hand_over(frame, packet, &entry.rewrite)),
+        Resolution::Ready(next_hop) => transmit(frame, packet, &rewrite, &next_hop, Reason::Opened),
+        Resolution::Pending => Err(hand_over(frame, packet, &rewrite)),
     }
 }
 
-/// How a claim ended.
+/// A session that is being opened.
+///
+/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a map the verifier takes for
+/// any value, which spares it following every combination of what went in.
+struct Opening {
+    rule: u16,
+    snat: Ipv4,
+    target: Ipv4,
+    target_port: Port,
+    ports: PortRange,
+    random: u32,
+    now: Ticks,
+    /// The client's tuple.
+    key: FlowKey<Ipv4>,
+    forward: FlowEntry<Ipv4>,
+    reply_key: FlowKey<Ipv4>,
+    reply: FlowEntry<Ipv4>,
+    claim: Claim,
+}
+
+/// How far the claim of a SNAT port is.
+#[derive(Clone, Copy)]
+#[repr(u32)]
 enum Claim {
-    /// The session is in the table; its forward entry, with this packet recorded.
-    Opened(FlowEntry<Ipv4>),
-    /// The client's tuple is in the table already.
-    Lost,
+    /// No free port yet.
+    Searching = 0,
+    /// The reply flow is in the table.
+    Claimed,
+    /// The table has no room.
+    Full,
+}
+
+/// One a CPU. A CPU opens one session at a time.
+#[map]
+static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn opening() -> Option<&'static mut Opening> {
+    // SAFETY: this CPU's own. The two places that take it, `claim` and its callback, do not use it at the same time. Memory of
+    // a map starts as zero, which is a value of every field.
+    OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
 }
 
 /// Puts a new session into the table: first the reply flow, whose key claims the SNAT port, then the forward flow. If that fails,
-/// the first is taken back: there is never half a session.
+/// the first is taken back: there is never half a session. `None` is "another CPU has opened this very session".
 #[inline(always)]
 fn claim(
     packet: &Packet,
@@ -111,51 +151,66 @@ fn claim(
     next_hop: NextHop,
     frame: &XdpFrame,
     counters: &mut CpuStats,
-) -> Result<Claim, Reason> {
+) -> Result<Option<Rewrite<Ipv4>>, Reason> {
     let now = flows::now();
-    let random = random();
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        let port = rule_set.ports.candidate(attempt, packet.key.source_port, random);
-        attempt += 1;
-        let outbound = FlowKey::new(packet.protocol, snat, port, found.target, found.target_port);
-        let reply_key = outbound.reversed();
-        let rewrite = Rewrite::new(&reply_key, &packet.key.reversed());
-        // Where replies leave is found out by the first of them.
-        let reply = FlowEntry::new(Direction::Reply, rewrite, NextHop::default(), found.rule, now);
-        match flows::insert(&reply_key, &reply) {
-            Ok(()) => {}
-            Err(InsertError::Exists) => continue,
-            Err(InsertError::Full) => return Err(Reason::TableFull),
-        }
-        let rewrite = Rewrite::new(&packet.key, &outbound);
-        let mut forward = FlowEntry::new(Direction::Forward, rewrite, next_hop, found.rule, now);
-        flows::record(&mut forward, packet, frame, counters);
-        return match flows::insert(&packet.key, &forward) {
-            Ok(()) => {
-                stats::rule(counters, found.rule).opened += 1;
-                debug!(
-                    frame.context(),
-                    "opened {:i}:{} via {:i}:{} to {:i}:{}",
-                    packet.key.source.0,
-                    packet.key.source_port.number(),
-                    snat.0,
-                    port.number(),
-                    found.target.0,
-                    found.target_port.number()
-                );
-                Ok(Claim::Opened(forward))
-            }
-            Err(error) => {
-                flows::remove(&reply_key);
-                match error {
-                    InsertError::Exists => Ok(Claim::Lost),
-                    InsertError::Full => Err(Reason::TableFull),
-                }
-            }
+    let opening = opening().ok_or(Reason::TableFull)?;
+    opening.rule = found.rule;
+    opening.snat = snat;
+    opening.target = found.target;
+    opening.target_port = found.target_port;
+    opening.ports = rule_set.ports;
+    opening.random = random();
+    opening.now = now;
+    opening.key = packet.key;
+    opening.claim = Claim::Searching;
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+    unsafe { bpf_loop(ATTEMPTS, claim_port as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    match opening.claim {
+        Claim::Claimed => {}
+        Claim::Searching => return Err(Reason::PortsExhausted),
+        Claim::Full => return Err(Reason::TableFull),
+    }
+    let outbound = opening.reply_key.reversed();
+    let rewrite = Rewrite::new(&packet.key, &outbound);
+    opening.forward = FlowEntry::new(Direction::Forward, rewrite, next_hop, found.rule, now);
+    flows::record(&mut opening.forward, packet, frame, counters);
+    if let Err(error) = flows::insert(&opening.key, &opening.forward) {
+        flows::remove(&opening.reply_key);
+        return match error {
+            InsertError::Exists => Ok(None),
+            InsertError::Full => Err(Reason::TableFull),
         };
     }
-    Err(Reason::PortsExhausted)
+    stats::rule(counters, found.rule).opened += 1;
+    debug!(
+        frame.context(),
+        "opened {:i}:{} as {:i}:{} to {:i}:{}",
+        packet.key.source.0,
+        packet.key.source_port.number(),
+        snat.0,
+        outbound.source_port.number(),
+        found.target.0,
+        found.target_port.number()
+    );
+    Ok(Some(rewrite))
+}
+
+/// One attempt to claim a SNAT port. A callback of `bpf_loop`, so that the verifier looks at it once and not once an attempt; 1
+/// ends the search.
+unsafe extern "C" fn claim_port(attempt: u32, _context: *mut c_void) -> i64 {
+    let Some(opening) = opening() else { return 1 };
+    let port = opening.ports.candidate(attempt, opening.key.source_port, opening.random);
+    let outbound = opening.key.between(opening.snat, port, opening.target, opening.target_port);
+    opening.reply_key = outbound.reversed();
+    let rewrite = Rewrite::new(&opening.reply_key, &opening.key.reversed());
+    // Where replies leave is found out by the first of them.
+    opening.reply = FlowEntry::new(Direction::Reply, rewrite, NextHop::default(), opening.rule, opening.now);
+    match flows::insert(&opening.reply_key, &opening.reply) {
+        Ok(()) => opening.claim = Claim::Claimed,
+        Err(InsertError::Exists) => return 0,
+        Err(InsertError::Full) => opening.claim = Claim::Full,
+    }
+    1
 }
 
 /// Sends a translated packet, if its next hop takes one of this size.

@@ -2,6 +2,8 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
+    cty::c_void,
+    helpers::generated::bpf_loop,
     macros::map,
     maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
 };
@@ -116,17 +118,44 @@ fn find_masquerade(packet: &Packet, version: u32, rule_set: &RuleSet) -> Result<
     if !key.destination.is_unicast() {
         return Err(Reason::NotMatched);
     }
-    let mut position = 0;
-    while position < rule_set.masquerade_count && position < MAX_MASQUERADES as u32 {
-        let pair = MASQUERADES.get(masquerade_index(version, position)).ok_or(Reason::NotMatched)?;
-        if pair.matches(key.source, key.destination) {
-            return Ok(Match {
-                rule: pair.rule as u16,
-                target: key.destination,
-                target_port: key.destination_port,
-            });
-        }
-        position += 1;
+    let mut scan = Scan { version, source: key.source, destination: key.destination, found: None };
+    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
+    unsafe {
+        bpf_loop(
+            rule_set.masquerade_count.min(MAX_MASQUERADES as u32),
+            matches as *const () as *mut c_void,
+            (&raw mut scan).cast(),
+            0,
+        );
     }
-    Err(Reason::NotMatched)
+    match scan.found {
+        Some(rule) => Ok(Match { rule, target: key.destination, target_port: key.destination_port }),
+        None => Err(Reason::NotMatched),
+    }
+}
+
+/// A search for the first masquerade pair that covers a packet.
+struct Scan {
+    version: u32,
+    source: Ipv4,
+    destination: Ipv4,
+    /// The rule's number.
+    found: Option<u16>,
+}
+
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once and not once a pair; 1 ends it.
+///
+/// # Safety
+/// `scan` points to a [`Scan`] that nothing else uses meanwhile.
+unsafe extern "C" fn matches(position: u32, scan: *mut Scan) -> i64 {
+    // SAFETY: the caller's promise.
+    let scan = unsafe { &mut *scan };
+    match MASQUERADES.get(masquerade_index(scan.version, position)) {
+        Some(pair) if pair.matches(scan.source, scan.destination) => {
+            scan.found = Some(pair.rule as u16);
+            1
+        }
+        Some(_) => 0,
+        None => 1,
+    }
 }
