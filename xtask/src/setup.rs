@@ -153,7 +153,7 @@ fn rustup() -> Result<()> {
 fn debian() -> Result<()> {
     let mut wanted = DEBIAN_PACKAGES.to_vec();
     wanted.push(DEBIAN_CLIPPY);
-    eprintln!("Installing Debian's Rust compiler for BPF by apt-get ({}), about 100 MB.", wanted.join(", "));
+    eprintln!("Installing Debian's Rust compiler for BPF by apt-get ({}). About 140 MB.", wanted.join(", "));
     packages::apt_install(&wanted)
 }
 
