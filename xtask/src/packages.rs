@@ -205,17 +205,13 @@ fn guarded(policy: &Path, command: &Command) -> Command {
 
 /// Keeps the services of newly installed packages from starting at the next boot.
 fn disable_units(new: &[&str]) {
-    // Either works on the links of units, without a running systemd. Debian's helper is there without systemd, too.
-    let Some(tool) = ["systemctl", "deb-systemd-helper"].into_iter().find_map(system::find_program) else {
-        return;
-    };
-    let tool = |verb: &str, unit: &str| {
-        let command = &mut Command::new(&tool);
-        let status = command.args(["--quiet", verb, unit]).stderr(Stdio::null()).status();
+    // Works on the links of units, without a running systemd.
+    let systemctl = |verb: &str, unit: &str| {
+        let status = Command::new("systemctl").args(["--quiet", verb, unit]).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
     };
     for unit in UNITS.iter().filter(|(package, _)| new.contains(package)).flat_map(|(_, units)| *units) {
-        if tool("is-enabled", unit) && tool("disable", unit) {
+        if systemctl("is-enabled", unit) && systemctl("disable", unit) {
             eprintln!("  {unit} will not start at boot; to have it do so: systemctl enable {unit}");
         }
     }
