@@ -115,7 +115,12 @@ fn llvm_dir(llvm: &Path, target_dir: &Path) -> Result<PathBuf> {
 /// # Errors
 ///
 /// When it does not compile; the compiler's messages are on standard error by then.
-pub fn compile(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, bin: &str) -> Result<PathBuf> {
+pub(crate) fn compile(
+    toolchain: &Toolchain,
+    workspace: &Path,
+    target_dir: &Path,
+    bin: &str,
+) -> Result<PathBuf> {
     let status = cargo(toolchain, Action::Build, target_dir)?
         .args(["--package", "router-ebpf", "--bin", bin])
         .current_dir(workspace)

@@ -24,7 +24,7 @@ mod search;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use compile::{Action, cargo, compile, target_dir};
+pub use compile::{Action, cargo, target_dir};
 pub use probe::forget_failures;
 pub use search::{Core, Missing, Rejection, Toolchain, find, private_tools};
 
@@ -81,6 +81,6 @@ fn try_build_script(bin: &str) -> anyhow::Result<()> {
 
     let target_dir = target_dir(&workspace, Some(Path::new(&out_dir)));
     let toolchain = find(&target_dir)?;
-    let object = compile(&toolchain, &workspace, &target_dir, bin)?;
+    let object = compile::compile(&toolchain, &workspace, &target_dir, bin)?;
     compile::install(&object, &Path::new(&out_dir).join(bin))
 }

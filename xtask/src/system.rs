@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// The kernel type information that BPF programs are checked against.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// The oldest kernel that the router is made for: what Azure's images of Ubuntu 22.04 started with. Debian 12 has 6.1.
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
+/// The oldest kernel that the router is made for; the daemon's preflight says the same.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 pub(crate) fn is_root() -> bool {
     // The owner of a process's own directory is its effective user.
