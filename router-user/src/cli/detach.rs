@@ -42,10 +42,10 @@ pub(super) async fn run(
         Format::Json => output::json(&detached)?,
         Format::Text => {
             let text = if detached.interfaces.is_empty() {
-                format!("nothing was attached; {} is gone\n", detached.pins)
+                format!("nothing was attached, and nothing is left at {}\n", detached.pins)
             } else {
                 let interfaces = detached.interfaces.join(", ");
-                format!("detached from {interfaces}; {} is gone, and all sessions with it\n", detached.pins)
+                format!("detached from {interfaces}; {} and all sessions are gone\n", detached.pins)
             };
             output::print(&text)?;
         }

@@ -33,10 +33,17 @@ pub(super) struct Options {
 #[derive(Args, Debug)]
 pub(super) struct Global {
     /// The configuration file
-    #[arg(long, global = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::DEFAULT_PATH)]
+    #[arg(long, global = true, help_heading = "Everywhere", hide_env_values = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::DEFAULT_PATH)]
     pub(super) config: PathBuf,
-    /// The daemon's socket [default: `socket` of [admin] in the configuration, else /run/pls-router/api.sock]
-    #[arg(long, global = true, value_name = "PATH", env = "PLS_ROUTER_SOCKET")]
+    /// The daemon's socket [default: the configuration's, else /run/pls-router/api.sock]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        hide_env_values = true,
+        value_name = "PATH",
+        env = "PLS_ROUTER_SOCKET"
+    )]
     pub(super) socket: Option<PathBuf>,
 }
 
@@ -47,7 +54,7 @@ pub(super) enum Command {
         long_about = "Start forwarding: load the programs, attach them, and serve probe, metrics and API.\n\n\
         Stays in the foreground; the service runs this. When it stops or crashes, the programs stay and go on \
         forwarding, and the next start takes them over with all sessions. To stop forwarding, use `detach`.\n\n\
-        PLS_ROUTER_LOG sets what is logged: error, warn, info (the default), debug, or e.g. \
+        Logs go to standard error; in the journal, times and colours are left to it. PLS_ROUTER_LOG sets what is logged: error, warn, info (the default), debug, or e.g. \
         info,router_user::daemon=debug."
     )]
     Run(RunArguments),
@@ -82,22 +89,20 @@ pub(super) enum Command {
 
 #[derive(Args, Debug)]
 pub(super) struct OutputArguments {
-    /// For people, or for programs: field names of JSON are stable
+    /// Aligned text for people, or JSON with stable field names for programs
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(super) output: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// Aligned text
     Text,
-    /// JSON
     Json,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct RunArguments {
-    /// How to log: lines for people, or JSON. In the journal times and colours are left to it
+    /// How to log: lines for people, or one JSON object a line
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub(super) log_format: LogFormat,
     /// Log from inside the XDP programs too, from this level on. Slow: for finding a fault
@@ -107,9 +112,7 @@ pub(super) struct RunArguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
-    /// Lines for people
     Human,
-    /// One JSON object a line
     Json,
 }
 

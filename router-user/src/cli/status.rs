@@ -106,7 +106,7 @@ fn problem(words: &str) -> &str {
 fn sessions(flows: &FlowTableStatus) -> String {
     let text = format!("{} of {}", grouped(flows.sessions), grouped(flows.capacity));
     // Per mille in whole numbers, shown as per cent with one place.
-    match (flows.sessions * 1000).checked_div(flows.capacity) {
+    match (flows.sessions * 1000 + flows.capacity / 2).checked_div(flows.capacity) {
         Some(share) => {
             let text = format!("{text} ({}.{}%)", share / 10, share % 10);
             if share >= 900 { styled(BAD, text) } else { text }

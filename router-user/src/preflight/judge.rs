@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use super::facts::{AttachedProgram, Facts, Interface, PortRange, XdpMode};
@@ -44,6 +45,9 @@ const NATIVE_DRIVERS: &[&str] = &[
     "vmxnet3",
 ];
 
+/// Where systemd mounts the BPF file system.
+const BPF_FS: &str = "/sys/fs/bpf";
+
 /// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its own means.
 const OWN_PROCESS: &str = "pls-router";
 
@@ -78,10 +82,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         );
     }
     if facts.pins_on_bpffs == Some(false) {
-        found.error(
-            format!("`pins` of [admin], {}, is not on a BPF file system", config.admin.pins.display()),
-            "mount -t bpf bpf /sys/fs/bpf",
-        );
+        pins(&mut found, &config.admin.pins);
     }
     found.sorted()
 }
@@ -356,6 +357,20 @@ fn local_ports(found: &mut Findings, config: &Config, facts: &Facts) {
         format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", shown(&shared))
     };
     found.warning(text, format!("{fix} (and in /etc/sysctl.d, to stay)"));
+}
+
+fn pins(found: &mut Findings, pins: &Path) {
+    if pins.starts_with(BPF_FS) {
+        found.warning(
+            format!("there is no BPF file system at {BPF_FS} yet; `run` mounts one if it may, but systemd should have"),
+            format!("mount -t bpf bpf {BPF_FS}"),
+        );
+    } else {
+        found.error(
+            format!("`pins` of [admin], {}, is not on a BPF file system", pins.display()),
+            format!("leave `pins` out (it is below {BPF_FS} then), or mount one: mount -t bpf bpf DIRECTORY"),
+        );
+    }
 }
 
 fn shown(ports: &PortRange) -> String {

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::super::facts::{Kernel, Listener, Privileges, Process};
 use super::*;
@@ -269,16 +269,35 @@ fn ports_of_this_machine_s_own_connections() {
 }
 
 #[test]
-fn the_kernel_forwarding_and_no_bpf_file_system() {
+fn the_kernel_forwarding_too() {
     check(
         &config(""),
-        &Facts { ip_forward: Some(true), pins_on_bpffs: Some(false), ..good() },
+        &Facts { ip_forward: Some(true), ..good() },
         &[
-            "error: `pins` of [admin], /sys/fs/bpf/pls-router, is not on a BPF file system\n  \
-             fix: mount -t bpf bpf /sys/fs/bpf",
             "warning: the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
-             go on untranslated, and past its rules\n  \
-             fix: sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
+           go on untranslated, and past its rules\n  \
+           fix: sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
         ],
+    );
+}
+
+#[test]
+fn pins_need_a_bpf_file_system() {
+    let mut config = config("");
+    let facts = Facts { pins_on_bpffs: Some(false), ..good() };
+    check(
+        &config,
+        &facts,
+        &[
+            "warning: there is no BPF file system at /sys/fs/bpf yet; `run` mounts one if it may, but systemd should have\n  \
+           fix: mount -t bpf bpf /sys/fs/bpf",
+        ],
+    );
+    config.admin.pins = PathBuf::from("/var/lib/pins");
+    check(
+        &config,
+        &facts,
+        &["error: `pins` of [admin], /var/lib/pins, is not on a BPF file system\n  \
+           fix: leave `pins` out (it is below /sys/fs/bpf then), or mount one: mount -t bpf bpf DIRECTORY"],
     );
 }

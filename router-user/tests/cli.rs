@@ -1,0 +1,505 @@
+//! The real program, run as a person would: what it prints, word for word, and its exit codes. Its daemon is a
+//! stand-in that gives fixed answers.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
+
+mod golden;
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use router_user::model::{
+    Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
+    ReasonCounter, Rule, RuleCounters, Status,
+};
+use tempfile::TempDir;
+
+/// A temporary directory with a configuration, and perhaps a daemon's socket.
+struct Place {
+    directory: TempDir,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Place {
+    /// Nobody listens.
+    fn empty() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), asked: Arc::default() }
+    }
+
+    /// A daemon listens that answers each request line's path with the text beside it.
+    fn with_daemon(answers: Vec<(&'static str, String)>) -> Self {
+        let place = Self::empty();
+        let listener = UnixListener::bind(place.socket()).unwrap();
+        let asked = Arc::clone(&place.asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serve(stream, &answers, &asked);
+            }
+        });
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("api.sock")
+    }
+
+    /// The file named, with this text.
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// `pls-router` with these arguments, in this directory, with its socket.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pls-router"));
+        command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env_clear()
+            .env("PLS_ROUTER_SOCKET", "api.sock")
+            .env("PLS_ROUTER_CONFIG", "config.toml")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::of(&self.command(arguments).output().unwrap())
+    }
+}
+
+/// Answers one request.
+fn serve(mut stream: UnixStream, answers: &[(&str, String)], asked: &Mutex<Vec<String>>) {
+    let mut request = Vec::new();
+    let mut buffer = [0; 4096];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => request.extend(buffer.iter().take(length)),
+        }
+    }
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let line = request.lines().next().unwrap_or_default().to_owned();
+    let path = line.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default();
+    let (status, body) = match answers.iter().find(|(known, _)| *known == path) {
+        Some((_, body)) => ("200 OK", body.as_str()),
+        None => ("404 Not Found", "no such path"),
+    };
+    asked.lock().unwrap().push(line);
+    // The client may be gone already; then it fails, not this.
+    let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Everything there is to see, for a golden file.
+    fn shown(&self) -> String {
+        let mut text = self.out.clone();
+        if !self.err.is_empty() {
+            text.push_str(&format!("--- standard error\n{}", self.err));
+        }
+        text.push_str(&format!("--- exit code {:?}\n", self.code.unwrap()));
+        text
+    }
+}
+
+fn golden(name: &str, ran: &Ran) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(format!("{name}.txt"));
+    golden::check(&path, &ran.shown());
+}
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".to_owned(),
+        healthy: true,
+        reasons: Vec::new(),
+        uptime_seconds: 270_000,
+        config: "/etc/pls-router/config.toml".to_owned(),
+        interfaces: vec![InterfaceStatus {
+            name: "eth0".to_owned(),
+            index: 2,
+            roles: vec!["pls".to_owned(), "firewall".to_owned()],
+            attached: true,
+            mode: "native".to_owned(),
+            program_id: Some(41),
+        }],
+        snat_addresses: vec!["10.0.2.68".parse().unwrap()],
+        next_hops: vec![NextHopStatus {
+            rules: vec!["https".to_owned(), "mssql".to_owned()],
+            target: "203.0.113.10".parse().unwrap(),
+            via: Some("10.0.2.65".parse().unwrap()),
+            interface: Some("eth0".to_owned()),
+            mac: Some("12:34:56:78:9a:bc".to_owned()),
+            resolved: true,
+            problem: String::new(),
+        }],
+        names: vec![NameStatus {
+            name: "db.example.com".to_owned(),
+            addresses: vec!["198.51.100.7".parse().unwrap()],
+            age_seconds: 31,
+            problem: String::new(),
+        }],
+        flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576 },
+    }
+}
+
+fn broken_status() -> Status {
+    let mut broken = status();
+    broken.healthy = false;
+    broken.reasons =
+        vec!["eth0: the program is not attached".to_owned(), "no route to 203.0.113.10".to_owned()];
+    broken.interfaces[0].attached = false;
+    broken.interfaces[0].program_id = None;
+    broken.next_hops[0] = NextHopStatus {
+        via: None,
+        interface: None,
+        mac: None,
+        resolved: false,
+        problem: "no route to host".to_owned(),
+        ..broken.next_hops[0].clone()
+    };
+    broken.names[0].problem = "the server does not answer".to_owned();
+    broken
+}
+
+fn rule_counters(name: &str) -> RuleCounters {
+    RuleCounters {
+        name: name.to_owned(),
+        sessions_opened: 4_321,
+        forward_packets: 1_234_567,
+        forward_bytes: 987_654_321,
+        reply_packets: 2_345_678,
+        reply_bytes: 3_456_789_012,
+        denied_packets: 17,
+    }
+}
+
+fn counters() -> Counters {
+    let reason = |number, reason: &str, action: &str, packets, description: &str| ReasonCounter {
+        number,
+        reason: reason.to_owned(),
+        action: action.to_owned(),
+        packets,
+        bytes: packets * 100,
+        description: description.to_owned(),
+    };
+    Counters {
+        reasons: vec![
+            reason(0, "forwarded", "forward", 3_580_245, "Packet of a known session, translated and sent."),
+            reason(2, "resolving", "punt", 3, "Waits for the neighbour."),
+            reason(11, "not_matched", "pass", 120, "No session and no rule."),
+            reason(14, "source_not_allowed", "drop", 17, "To a rule's port from outside its sources."),
+            reason(22, "table_full", "drop", 0, "The flow table is full."),
+        ],
+        interfaces: vec![InterfaceCounters {
+            name: "eth0".to_owned(),
+            rx_packets: 3_580_385,
+            rx_bytes: 358_038_500,
+            tx_packets: 3_580_245,
+            tx_bytes: 358_024_500,
+        }],
+        rules: vec![rule_counters("https"), rule_counters("vnet")],
+    }
+}
+
+fn rules() -> Vec<Rule> {
+    let forward = Rule {
+        name: "https".to_owned(),
+        kind: "forward".to_owned(),
+        protocol: Some("tcp".to_owned()),
+        listen: Some("443".to_owned()),
+        targets: vec!["203.0.113.10:443".to_owned()],
+        addresses: vec!["203.0.113.10:443".parse().unwrap()],
+        sources: vec!["10.0.2.64/26".to_owned()],
+        destinations: Vec::new(),
+        sessions: 12_000,
+        counters: rule_counters("https"),
+    };
+    let named = Rule {
+        name: "db".to_owned(),
+        listen: Some("5432".to_owned()),
+        targets: vec!["db.example.com:5432".to_owned()],
+        addresses: vec!["198.51.100.7:5432".parse().unwrap(), "198.51.100.8:5432".parse().unwrap()],
+        counters: rule_counters("db"),
+        ..forward.clone()
+    };
+    let unresolved = Rule {
+        name: "old".to_owned(),
+        listen: Some("10.0.2.68:8000-8010".to_owned()),
+        targets: vec!["gone.example.com".to_owned()],
+        addresses: Vec::new(),
+        counters: rule_counters("old"),
+        ..forward.clone()
+    };
+    let masquerade = Rule {
+        name: "vnet".to_owned(),
+        kind: "masquerade".to_owned(),
+        protocol: None,
+        listen: None,
+        targets: Vec::new(),
+        addresses: Vec::new(),
+        sources: vec!["10.0.2.0/24".to_owned(), "10.0.3.0/24".to_owned()],
+        destinations: vec!["0.0.0.0/0".to_owned()],
+        sessions: 345,
+        counters: rule_counters("vnet"),
+    };
+    vec![forward, named, unresolved, masquerade]
+}
+
+fn flows() -> Vec<Flow> {
+    let flow = Flow {
+        rule: "https".to_owned(),
+        protocol: "tcp".to_owned(),
+        client: "10.0.2.70:50123".parse().unwrap(),
+        listen: "10.0.2.68:443".parse().unwrap(),
+        snat: "10.0.2.68:50123".parse().unwrap(),
+        target: "203.0.113.10:443".parse().unwrap(),
+        state: "established".to_owned(),
+        age_seconds: 3_700,
+        idle_seconds: 5,
+        expires_seconds: 7_435,
+        forward_packets: 1_200,
+        forward_bytes: 340_000,
+        reply_packets: 2_400,
+        reply_bytes: 3_000_000,
+    };
+    let second = Flow {
+        rule: "vnet".to_owned(),
+        protocol: "udp".to_owned(),
+        client: "10.0.2.7:53".parse().unwrap(),
+        state: "opening".to_owned(),
+        age_seconds: 0,
+        ..flow.clone()
+    };
+    vec![flow, second]
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap()
+}
+
+fn daemon() -> Place {
+    Place::with_daemon(vec![
+        ("/v1/status", json(&status())),
+        ("/v1/counters", json(&counters())),
+        ("/v1/rules", json(&rules())),
+        ("/v1/flows", json(&flows())),
+    ])
+}
+
+#[test]
+fn answers_as_text() {
+    let place = daemon();
+    golden("status", &place.run(&["status"]));
+    golden("counters", &place.run(&["counters"]));
+    golden("counters-all", &place.run(&["counters", "--all"]));
+    golden("rules", &place.run(&["rules"]));
+    golden("flows", &place.run(&["flows"]));
+}
+
+#[test]
+fn answers_as_json_are_the_model() {
+    let place = daemon();
+    assert_eq!(serde_json::from_str::<Status>(&place.run(&["status", "-o", "json"]).out).unwrap(), status());
+    assert_eq!(
+        serde_json::from_str::<Counters>(&place.run(&["counters", "-o", "json"]).out).unwrap(),
+        counters()
+    );
+    assert_eq!(serde_json::from_str::<Vec<Rule>>(&place.run(&["rules", "-o", "json"]).out).unwrap(), rules());
+    assert_eq!(serde_json::from_str::<Vec<Flow>>(&place.run(&["flows", "-o", "json"]).out).unwrap(), flows());
+    golden("status-json", &place.run(&["status", "-o", "json"]));
+}
+
+#[test]
+fn an_unhealthy_router_is_exit_code_1() {
+    let place = Place::with_daemon(vec![("/v1/status", json(&broken_status()))]);
+    golden("status-unhealthy", &place.run(&["status"]));
+    assert_eq!(place.run(&["status", "-o", "json"]).code, Some(1));
+}
+
+#[test]
+fn flows_are_asked_for_by_what_is_wanted() {
+    let place = daemon();
+    place.run(&["flows"]);
+    place.run(&["flows", "--rule", "a b", "--protocol", "udp", "--client", "10.0.2.70", "--limit", "5"]);
+    place.run(&["flows", "--limit", "0"]);
+    let asked = place.asked.lock().unwrap().clone();
+    assert_eq!(
+        asked,
+        [
+            "GET /v1/flows?limit=1000 HTTP/1.1",
+            "GET /v1/flows?rule=a+b&protocol=udp&client=10.0.2.70&limit=5 HTTP/1.1",
+            "GET /v1/flows? HTTP/1.1",
+        ]
+    );
+    let cut = place.run(&["flows", "--limit", "2"]);
+    assert_eq!(cut.err, "(2 sessions shown; there may be more: --limit 0 shows all)\n");
+}
+
+#[test]
+fn colour_is_for_terminals_and_whoever_insists() {
+    let place = daemon();
+    assert!(!place.run(&["status"]).out.contains('\x1b'));
+    let forced = Ran::of(&place.command(&["status"]).env("CLICOLOR_FORCE", "1").output().unwrap());
+    assert!(forced.out.contains("\x1b[32myes\x1b[0m"), "{}", forced.out);
+}
+
+#[test]
+fn no_daemon() {
+    let place = Place::empty();
+    golden("no-daemon", &place.run(&["status"]));
+    drop(UnixListener::bind(place.socket()).unwrap());
+    golden("no-daemon", &place.run(&["counters"]));
+}
+
+#[test]
+fn a_daemon_that_makes_no_sense() {
+    let place = Place::with_daemon(vec![("/v1/status", "{}".to_owned())]);
+    golden("nonsense", &place.run(&["status"]));
+    golden("refused", &place.run(&["rules"]));
+}
+
+#[test]
+fn the_socket_is_the_configuration_s() {
+    let place = daemon();
+    let config = format!(
+        "interfaces.pls = \"eth0\"\nadmin.socket = {:?}\n\
+         masquerade = [{{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }}]\n",
+        place.socket()
+    );
+    place.file("config.toml", &config);
+    let ran = Ran::of(&place.command(&["status"]).env_remove("PLS_ROUTER_SOCKET").output().unwrap());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let place = daemon();
+    let mut child = place
+        .command(&["counters", "--watch", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 6];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"REASON");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+const GOOD: &str = "[interfaces]\npls = \"no-such-if\"\n\n[[forward]]\nname = \"https\"\nprotocol = \"tcp\"\n\
+    listen = \"443\"\ntarget = \"203.0.113.10:443\"\nsources = [\"0.0.0.0/0\"]\n";
+
+#[test]
+fn check_of_a_file_alone() {
+    let place = Place::empty();
+    golden("check-no-file", &place.run(&["check"]));
+    place.file("config.toml", GOOD);
+    golden("check-good", &place.run(&["check", "--config-only"]));
+    place.file("config.toml", &GOOD.replace("sources", "sorces").replace("443\"\n", "44x\"\n"));
+    golden("check-bad", &place.run(&["check", "--config-only"]));
+    golden("check-bad-json", &place.run(&["check", "--config-only", "-o", "json"]));
+}
+
+#[test]
+fn check_looks_at_the_machine_too() {
+    let place = Place::empty();
+    place.file("config.toml", GOOD);
+    let ran = place.run(&["check"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains("error: there is no interface `no-such-if`; this machine has "), "{}", ran.out);
+    let ran = place.run(&["check", "-o", "json"]);
+    let check: router_user::model::Check = serde_json::from_str(&ran.out).unwrap();
+    assert!(!check.ok);
+    assert!(
+        check.findings.iter().any(|finding| finding.place.as_deref() == Some("config.toml:9:12")),
+        "{check:?}"
+    );
+    assert!(check.findings.iter().any(|finding| finding.place.is_none()), "{check:?}");
+}
+
+#[test]
+fn run_refuses_a_bad_configuration() {
+    let place = Place::empty();
+    place.file("config.toml", "[interfaces]\n");
+    let ran = place.run(&["run"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+}
+
+#[test]
+fn detach_leaves_a_running_daemon_alone() {
+    golden("detach-refused", &daemon().run(&["detach"]));
+}
+
+#[test]
+fn detach_without_a_daemon() {
+    let place = Place::empty();
+    let config = format!(
+        "admin.pins = {:?}\n{}",
+        place.path("pins"),
+        GOOD.replace("[interfaces]\npls", "interfaces.pls")
+    );
+    place.file("config.toml", &config);
+    let ran = place.run(&["detach"]);
+    let expected = format!("nothing was attached, and nothing is left at {}\n", place.path("pins").display());
+    assert_eq!((ran.code, ran.out, ran.err), (Some(0), expected, String::new()));
+    let ran = place.run(&["detach", "-o", "json"]);
+    let detached: router_user::model::Detached = serde_json::from_str(&ran.out).unwrap();
+    assert!(detached.interfaces.is_empty());
+}
+
+#[test]
+fn usage() {
+    let place = Place::empty();
+    let cases: &[&[&str]] = &[
+        &[],
+        &["stauts"],
+        &["status", "-o", "yaml"],
+        &["flows", "--client", "x"],
+        &["counters", "--watch", "0"],
+    ];
+    for arguments in cases {
+        assert_eq!(place.run(arguments).code, Some(2), "{arguments:?}");
+    }
+    golden("usage", &place.run(&["stauts"]));
+    let version = place.run(&["--version"]);
+    assert_eq!((version.code, version.out), (Some(0), format!("pls-router {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn help() {
+    let place = Place::empty();
+    for (name, arguments) in [
+        ("help", &["--help"][..]),
+        ("help-run", &["run", "--help"]),
+        ("help-check", &["check", "--help"]),
+        ("help-status", &["status", "--help"]),
+        ("help-counters", &["counters", "--help"]),
+        ("help-flows", &["flows", "--help"]),
+        ("help-rules", &["rules", "--help"]),
+        ("help-detach", &["detach", "--help"]),
+    ] {
+        golden(name, &Ran::of(&place.command(arguments).env("COLUMNS", "100").output().unwrap()));
+    }
+}
