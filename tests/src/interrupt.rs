@@ -74,10 +74,12 @@ fn watch() -> Result<()> {
         .spawn(move || {
             let Some(signal) = signals.forever().next() else { return };
             let _closed = GATE.write().unwrap_or_else(PoisonError::into_inner);
+            // For this thread, which runs commands to remove things, the gate is open.
+            DEPTH.set(1);
             for id in labs().iter() {
-                eprintln!("interrupted: removing the lab \"{id}\"");
+                complain!("interrupted: removing the lab \"{id}\"");
                 if let Err(error) = state::destroy(id) {
-                    eprintln!("{error:#}");
+                    complain!("{error:#}");
                 }
             }
             process::exit(128 + signal);

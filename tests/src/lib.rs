@@ -2,6 +2,15 @@
 //!
 //! [`Lab::up`] brings one up, dropping it removes it. [`addresses`] has the picture.
 
+/// Prints a line to standard error; unlike `eprintln!` it does not panic when nobody reads that any more, since it is
+/// what removals complain with.
+macro_rules! complain {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _gone = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+
 pub mod addresses;
 pub mod client;
 pub mod command;

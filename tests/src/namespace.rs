@@ -209,7 +209,7 @@ impl Drop for Namespace {
         if self.remove
             && let Err(error) = remove(&self.name)
         {
-            eprintln!("{error:#}");
+            complain!("{error:#}");
         }
     }
 }

@@ -133,7 +133,7 @@ impl Drop for Process {
         if self.kill
             && let Err(error) = self.kill()
         {
-            eprintln!("{error:#}");
+            complain!("{error:#}");
         }
     }
 }

@@ -152,7 +152,7 @@ impl Drop for State {
             return;
         }
         if let Err(error) = destroy(&self.id) {
-            eprintln!("the lab \"{}\" could not be removed whole, the next run will: {error:#}", self.id);
+            complain!("the lab \"{}\" could not be removed whole, the next run will: {error:#}", self.id);
         }
         interrupt::release(&self.id);
     }
@@ -225,7 +225,7 @@ fn sweep() -> Result<()> {
         let (path, name) = (entry.path(), entry.file_name());
         let Some(id) = name.to_str() else { continue };
         if path.is_dir() && !path.join("kept").exists() && !is_held(&path)? {
-            eprintln!("removing what the lab \"{id}\" left behind: its process is gone");
+            complain!("removing what the lab \"{id}\" left behind: its process is gone");
             destroy(id)?;
         }
     }
@@ -233,7 +233,7 @@ fn sweep() -> Result<()> {
     for name in namespaces("plr-")? {
         let id = name.split('-').nth(1).unwrap_or_default();
         if !directory(id).exists() {
-            eprintln!("removing the namespaces of the lab \"{id}\": it has no directory any more");
+            complain!("removing the namespaces of the lab \"{id}\": it has no directory any more");
             destroy(id)?;
         }
     }

@@ -137,7 +137,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         RouterArgument::Nftables => Router::Nftables,
     };
     let id = &arguments.id;
-    tell(&title(id, nics, &router));
+    let title = title(id, nics, &router);
     let options = Options {
         id: id.clone(),
         probe_interval: PROBE_INTERVAL,
@@ -145,7 +145,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         ..Options::new(nics, router, this_binary()?)
     };
     let mut lab = Lab::up(options)?;
-    tell(&format!("up after {:.1} s", started.elapsed().as_secs_f64()));
+    tell(&format!("{title}, up after {:.1} s", started.elapsed().as_secs_f64()));
     let story = story::play(&mut lab)?;
     if arguments.keep {
         let directory = lab.state().path("");
