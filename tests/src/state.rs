@@ -29,6 +29,9 @@ use crate::{interrupt, namespace, wait};
 /// The directory of all labs.
 const ROOT: &str = "/run/pls-router-lab";
 
+/// What the names of directories of labs begin with that were removed but for their files.
+const GONE: &str = ".gone-";
+
 /// How long processes get to disappear after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -224,7 +227,9 @@ fn sweep() -> Result<()> {
         let entry = entry.with_context(|| format!("cannot read {ROOT}"))?;
         let (path, name) = (entry.path(), entry.file_name());
         let Some(id) = name.to_str() else { continue };
-        if path.is_dir() && !path.join("kept").exists() && !is_held(&path)? {
+        if id.starts_with(GONE) {
+            remove_directory(&path)?;
+        } else if path.is_dir() && !path.join("kept").exists() && !is_held(&path)? {
             complain!("removing what the lab \"{id}\" left behind: its process is gone");
             destroy(id)?;
         }
@@ -273,8 +278,17 @@ pub(crate) fn destroy(id: &str) -> Result<()> {
                 .with_context(|| format!("cannot unmount {}", mounted.display()))?;
         }
     }
-    wait::until("the lab's directory to be empty", KILL_LIMIT, || {
-        fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))
+    // In one step, since others may look: a directory that has lost its lock file first would look like a dead run's.
+    let gone = Path::new(ROOT).join(format!("{GONE}{}", unique_id()));
+    fs::rename(&directory, &gone).with_context(|| format!("cannot rename {}", directory.display()))?;
+    remove_directory(&gone)
+}
+
+/// Removes a directory that somebody else may be removing, too.
+fn remove_directory(path: &Path) -> Result<()> {
+    wait::until("a lab's directory to be empty", KILL_LIMIT, || match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
     })
 }
 

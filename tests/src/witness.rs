@@ -72,9 +72,21 @@ impl Witness {
     }
 
     /// Stops, and fails if a packet had a bad checksum or an address was where it must not be.
-    pub fn finish(self) -> Result<Seen> {
+    pub fn finish(mut self) -> Result<Seen> {
+        self.judge()
+    }
+
+    /// As [`Witness::finish`], and gives how many packets on this wire were like the tcpdump expression.
+    pub fn finish_counting(mut self, wire: &str, expression: &str) -> Result<usize> {
+        self.judge()?;
+        let wire = self.wires.iter().find(|candidate| candidate.name == wire);
+        let packets = wire.with_context(|| "there is no such wire")?.read(&[], expression)?;
+        Ok(packets.lines().count())
+    }
+
+    fn judge(&mut self) -> Result<Seen> {
         let mut seen = Seen::default();
-        for mut wire in self.wires {
+        for wire in &mut self.wires {
             wire.tcpdump.signal(Signal::SIGINT)?;
             wire.tcpdump.wait(LIMIT)?;
             let log = wire.tcpdump.output();

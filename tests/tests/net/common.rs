@@ -1,0 +1,72 @@
+//! What the namespace tests share: a lab of its own for every test, once with one NIC and once with two.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lab::{
+    Lab, Nics, Options, Router,
+    addresses::{ECHO_PORT, ENDPOINT},
+    helper::Helper,
+};
+
+/// How long a packet may take through the lab, on a machine that has other things to do as well.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+
+/// The echo services, as the client reaches them.
+pub(crate) const ECHO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(ENDPOINT), ECHO_PORT);
+
+/// The lab binary with the lab's own servers.
+pub(crate) fn helper() -> Helper {
+    Helper::new(env!("CARGO_BIN_EXE_lab"))
+}
+
+/// What routes: pls-router, unless `LAB_ROUTER=nftables` asks whether the test itself is right, by the kernel's own NAT.
+pub(crate) fn router() -> Router {
+    match std::env::var("LAB_ROUTER").as_deref() {
+        Ok("nftables") => Router::Nftables,
+        Ok(other) if other != "pls-router" => panic!("LAB_ROUTER is pls-router or nftables, not {other}"),
+        _ => check(Router::find()),
+    }
+}
+
+/// The value, or a panic with the whole story of the error.
+#[track_caller]
+pub(crate) fn check<T>(result: anyhow::Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// Whether this test has to be left out here. Says so, in a line that the test runner counts.
+pub(crate) fn skipped(needs_pls_router: bool) -> bool {
+    let reason = if !nix::unistd::geteuid().is_root() {
+        "network namespaces need root"
+    } else if needs_pls_router && std::env::var("LAB_ROUTER").is_ok_and(|router| router == "nftables") {
+        "this is about pls-router, and LAB_ROUTER is nftables"
+    } else {
+        return false;
+    };
+    println!("skipped: {reason}");
+    true
+}
+
+/// Runs a test in a lab of its own.
+pub(crate) fn in_lab(nics: Nics, needs_pls_router: bool, test: fn(&mut Lab)) {
+    if !skipped(needs_pls_router) {
+        test(&mut check(Lab::up(Options::new(nics, router(), helper()))));
+    }
+}
+
+/// Makes two tests of every function, one a number of NICs. Those under `pls_router` are of things that only pls-router does.
+macro_rules! lab_tests {
+    (any: [$($any:ident),* $(,)?], pls_router: [$($own:ident),* $(,)?] $(,)?) => {
+        mod one_nic {
+            $(#[test] fn $any() { crate::common::in_lab(lab::Nics::One, false, super::$any); })*
+            $(#[test] fn $own() { crate::common::in_lab(lab::Nics::One, true, super::$own); })*
+        }
+        mod two_nics {
+            $(#[test] fn $any() { crate::common::in_lab(lab::Nics::Two, false, super::$any); })*
+            $(#[test] fn $own() { crate::common::in_lab(lab::Nics::Two, true, super::$own); })*
+        }
+    };
+}

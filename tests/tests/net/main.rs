@@ -1,0 +1,8 @@
+//! The router among real hosts, in network namespaces: see the `lab` crate. Needs root.
+//!
+//! `LAB_ROUTER=nftables` runs the tests that are not about pls-router alone against the kernel's own NAT.
+
+#[macro_use]
+mod common;
+
+mod traffic;
