@@ -443,8 +443,7 @@ fn check_looks_at_the_machine_too() {
 fn run_refuses_a_bad_configuration() {
     let place = Place::empty();
     place.file("config.toml", "[interfaces]\n");
-    let ran = place.run(&["run"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    golden("run-bad", &place.run(&["run"]));
 }
 
 #[test]

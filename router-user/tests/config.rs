@@ -143,3 +143,18 @@ fn there_may_be_1024_rules_and_no_more() {
     let error = rules(1025).unwrap_err().to_string();
     assert!(error.starts_with("error: 1025 rules are too many\n"), "{error}");
 }
+
+#[test]
+fn a_warning_fits_a_line_of_the_log() {
+    let text = "interfaces.pls = \"eth0\"\n[[masquerade]]\nname = \"m\"\nsources = [\"0.0.0.0/0\"]\n\
+                destinations = [\"10.0.0.0/8\"]\n";
+    let loaded = Config::parse(text, Path::new("config.toml")).map_err(|error| error.to_string()).unwrap();
+    let brief: Vec<String> = loaded.warnings.iter().map(router_user::config::Diagnostic::brief).collect();
+    assert_eq!(
+        brief,
+        [
+            "config.toml:4:12: anyone who reaches this machine may use this rule; name the addresses that the Private \
+          Link Service translates to, e.g. sources = [\"10.0.2.64/26\"]"
+        ]
+    );
+}

@@ -52,8 +52,9 @@ pub(super) enum Command {
     /// Start forwarding: load the programs, attach them, and serve probe, metrics and API
     #[command(
         long_about = "Start forwarding: load the programs, attach them, and serve probe, metrics and API.\n\n\
-        Stays in the foreground; the service runs this. When it stops or crashes, the programs stay and go on \
-        forwarding, and the next start takes them over with all sessions. To stop forwarding, use `detach`.\n\n\
+        Stays in the foreground; the service runs this. Stopped by SIGTERM or Ctrl-C, it detaches the programs and \
+        forgets all sessions. After a crash they stay and go on forwarding, and the next start takes them over \
+        with all sessions.\n\n\
         Logs go to standard error; in the journal, times and colours are left to it. PLS_ROUTER_LOG sets what is logged: error, warn, info (the default), debug, or e.g. \
         info,router_user::daemon=debug."
     )]
@@ -81,8 +82,8 @@ pub(super) enum Command {
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
         long_about = "Stop forwarding: detach the programs from all interfaces and remove what is pinned.\n\n\
-        All sessions are lost. Works without a daemon; with one running, stop it first, or it would be left \
-        without its programs."
+        For what a daemon has left behind that crashed or was killed; one that is stopped does this itself. All \
+        sessions are lost."
     )]
     Detach(DetachArguments),
 }

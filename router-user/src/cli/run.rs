@@ -2,17 +2,14 @@
 
 use super::options::{BpfLevel, Global, RunArguments};
 use super::{Answer, logging};
+use crate::daemon;
 
 pub(super) async fn run(global: &Global, arguments: &RunArguments) -> anyhow::Result<Answer> {
     logging::init(arguments.log_format)?;
-    start(global, arguments.bpf_log.map(level)).await?;
+    let options =
+        daemon::Options { config_path: global.config.clone(), bpf_log: arguments.bpf_log.map(level) };
+    daemon::run(options).await?;
     Ok(Answer::Good)
-}
-
-/// Hands over to the daemon.
-async fn start(global: &Global, bpf_log: Option<log::Level>) -> anyhow::Result<()> {
-    let _ = bpf_log;
-    anyhow::bail!("this build has no daemon to run with {}", global.config.display())
 }
 
 fn level(level: BpfLevel) -> log::Level {

@@ -98,6 +98,13 @@ impl Diagnostic {
         }
     }
 
+    /// The message in one line, for a log: `FILE:LINE:COLUMN: what is wrong; what to do`.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let place = self.position().map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+        format!("{}{place}: {}; {}", self.source.path, self.message, self.fix())
+    }
+
     /// Where it sorts among others of its file.
     pub(super) fn offset(&self) -> usize {
         self.labels.first().map_or(0, |(span, _)| span.start)

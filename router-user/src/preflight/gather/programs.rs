@@ -34,7 +34,7 @@ impl Details {
             id,
             mode,
             // Without CAP_SYS_ADMIN the kernel does not tell names, but our own pins can be opened all the same.
-            ours: self.pinned_by_us || self.name.as_deref() == Some(PROGRAM_NAME),
+            ours: self.name.as_deref().map_or(self.pinned_by_us, |name| name == PROGRAM_NAME),
             name: self.name,
             loaded_ago: self.loaded_ago,
             uid: self.uid,
