@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
     process::Command,
@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::{
+    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
+    time::TimeVal,
+};
 use serde_json::Value;
 
 use crate::{
@@ -142,6 +146,22 @@ fn set_no_checksum(socket: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A TCP connection from a given local address, with a limit on the connection and on every read and write.
+pub fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .context("cannot make a socket")?;
+    let limit = TimeVal::new(i64::try_from(limit.as_secs())?, i64::from(limit.subsec_micros()));
+    // The send timeout limits connect() as well: socket(7).
+    socket::setsockopt(&socket, sockopt::SendTimeout, &limit).context("cannot set a timeout")?;
+    socket::setsockopt(&socket, sockopt::ReceiveTimeout, &limit).context("cannot set a timeout")?;
+    let source = SocketAddrV4::new(source, 0);
+    socket::bind(socket.as_raw_fd(), &SockaddrIn::from(source))
+        .with_context(|| format!("cannot bind to {source}"))?;
+    socket::connect(socket.as_raw_fd(), &SockaddrIn::from(target))
+        .with_context(|| format!("cannot connect to {target}"))?;
+    Ok(socket.into())
+}
+
 /// A TCP connection to an echo server.
 #[derive(Debug)]
 pub struct Tcp {
@@ -156,6 +176,27 @@ impl Tcp {
             .with_context(|| format!("cannot connect from {} to {target} within {limit:?}", from.name()))?;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
         Ok(Self { stream })
+    }
+
+    /// Connects from a host within `limit`, as one of its addresses.
+    pub fn connect_from(
+        from: &Namespace,
+        source: Ipv4Addr,
+        target: SocketAddrV4,
+        limit: Duration,
+    ) -> Result<Self> {
+        let stream = from.inside(|| connect_from(source, target, limit))??;
+        stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
+        Ok(Self { stream })
+    }
+
+    /// Ends the connection, the orderly way.
+    pub fn close(self) -> Result<()> {
+        self.stream.shutdown(Shutdown::Write).context("cannot close")?;
+        let mut rest = Vec::new();
+        (&self.stream).read_to_end(&mut rest).context("the other end did not close")?;
+        ensure!(rest.is_empty(), "{} bytes came that nobody asked for", rest.len());
+        Ok(())
     }
 
     /// Sends bytes and reads as many back; they have to be the same.

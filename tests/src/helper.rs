@@ -4,29 +4,24 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd as _,
+    net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Subcommand;
-use nix::sys::{
-    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
-    time::TimeVal,
-};
-
 use crate::{
     addresses::{ENDPOINT, PLATFORM, ROUTER},
+    client::connect_from,
     command,
     hosts::pls,
     namespace::Namespace,
     process::Process,
     state::{self, State},
 };
+use anyhow::{Context, Result, bail, ensure};
+use clap::Subcommand;
 
 /// How long the load balancer waits for an answer to its probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -242,22 +237,6 @@ fn probe_once(target: SocketAddrV4) -> Result<()> {
     let status = answer.lines().next().unwrap_or_default();
     ensure!(status.split(' ').nth(1) == Some("200"), "{status}");
     Ok(())
-}
-
-/// A TCP connection from a given local address, with a limit on the connection and on every read and write.
-pub(crate) fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
-    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .context("cannot make a socket")?;
-    let limit = TimeVal::new(i64::try_from(limit.as_secs())?, i64::from(limit.subsec_micros()));
-    // The send timeout limits connect() as well: socket(7).
-    socket::setsockopt(&socket, sockopt::SendTimeout, &limit).context("cannot set a timeout")?;
-    socket::setsockopt(&socket, sockopt::ReceiveTimeout, &limit).context("cannot set a timeout")?;
-    let source = SocketAddrV4::new(source, 0);
-    socket::bind(socket.as_raw_fd(), &SockaddrIn::from(source))
-        .with_context(|| format!("cannot bind to {source}"))?;
-    socket::connect(socket.as_raw_fd(), &SockaddrIn::from(target))
-        .with_context(|| format!("cannot connect to {target}"))?;
-    Ok(socket.into())
 }
 
 /// The `lab` binary that is running, for its own use.

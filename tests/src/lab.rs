@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus, Output},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::Signal;
 
 use crate::{
     addresses::{
@@ -289,6 +290,13 @@ impl Lab {
         Ok(())
     }
 
+    /// Ends the router with this signal, and gives its exit status.
+    pub fn stop_router(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let mut process = self.router.take().context("no router was started")?;
+        process.signal(signal)?;
+        process.wait(router::STOP_LIMIT)
+    }
+
     /// Starts the router and waits until its health endpoint answers 200.
     pub fn start_router(&mut self) -> Result<()> {
         let mut process = self.spawn_router()?;
@@ -331,7 +339,7 @@ impl Lab {
     }
 
     /// Runs a command of pls-router on the router VM to its end.
-    pub fn pls_router(&self, args: &[&str]) -> Result<std::process::Output> {
+    pub fn pls_router(&self, args: &[&str]) -> Result<Output> {
         crate::command::output(&mut self.pls_router_command(args, &self.state.path("config.toml"))?)
     }
 
@@ -383,6 +391,11 @@ impl Lab {
             ensure!(self.in_service()? == wanted, "the probe's log:\n{}", self.probe_log());
             Ok(start.elapsed())
         })
+    }
+
+    /// Ends the probe: the load balancer goes on as it is, and the wires are silent.
+    pub fn stop_probe(&mut self) -> Result<()> {
+        self.probe.as_mut().map_or(Ok(()), Process::kill)
     }
 
     /// The log of the load balancer's probe.

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use router_user::model::{Counters, Flow};
 
 use crate::{
     addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, PLATFORM, TOOLS},
@@ -73,7 +74,11 @@ pub fn play(lab: &mut Lab) -> Result<Story> {
     let mut story = Story::default();
     names(&mut story, lab);
     transfers(&mut story, lab);
-    outage(&mut story, lab);
+    let connections = outage(&mut story, lab);
+    if matches!(lab.options.router, Router::PlsRouter(_)) {
+        accounts(&mut story, lab);
+    }
+    drop(connections);
     Ok(story)
 }
 
@@ -173,8 +178,8 @@ fn rate(bits_per_second: f64) -> String {
     format!("{:.2} Gbit/s", bits_per_second / 1e9)
 }
 
-/// The router dies and comes back.
-fn outage(story: &mut Story, lab: &mut Lab) {
+/// The router dies and comes back. Gives the connections that are open at the end.
+fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     let target = (ENDPOINT, ECHO_PORT).into();
     let name = match &lab.options.router {
         Router::PlsRouter(_) => "pls-router",
@@ -191,7 +196,7 @@ fn outage(story: &mut Story, lab: &mut Lab) {
         Ok(connection) => connection,
         Err(error) => {
             story.scene("a connection to survive what comes", "that it opens", || Err(error));
-            return;
+            return Vec::new();
         }
     };
 
@@ -220,6 +225,7 @@ fn outage(story: &mut Story, lab: &mut Lab) {
         Ok(_) => bail!("it opened"),
         Err(error) => Ok(format!("{}", error.root_cause())),
     });
+    let mut new = None;
     story.scene(&format!("{name} is started again"), "back in service, both connections work", || {
         let started = Instant::now();
         lab.start_router()?;
@@ -227,11 +233,70 @@ fn outage(story: &mut Story, lab: &mut Lab) {
         lab.wait_in_service(HEALTHY_LIMIT)?;
         let back = started.elapsed();
         connection.echo(b"and now?", ECHO_LIMIT)?;
-        Tcp::connect(&lab.hosts.serverless, target, ECHO_LIMIT)?.echo(b"hello", ECHO_LIMIT)?;
+        new.insert(Tcp::connect(&lab.hosts.serverless, target, ECHO_LIMIT)?).echo(b"hello", ECHO_LIMIT)?;
         Ok(format!(
             "healthy after {:.1} s, in service after {:.1} s",
             healthy.as_secs_f64(),
             back.as_secs_f64()
+        ))
+    });
+    [connection].into_iter().chain(new).collect()
+}
+
+/// What each rule must have counted by now: its sessions, and how many packets at least went each way.
+const ACCOUNTS: [(&str, u64, u64); 6] = [
+    // The allowed name, the denied one, the download.
+    ("https", 3, 20),
+    ("http", 2, 8),
+    // Two runs with two connections each.
+    ("iperf", 4, 1000),
+    // The connection that survived the outage, and the one after it.
+    ("echo-tcp", 2, 8),
+    ("echo-udp", 1, 100),
+    ("vnet", 1, 10),
+];
+
+/// The router's own numbers are those of what was sent.
+fn accounts(story: &mut Story, lab: &Lab) {
+    let expected = ACCOUNTS.map(|(rule, sessions, _)| format!("{rule} {sessions}")).join(", ");
+    story.scene("pls-router counters", &format!("the sessions that were opened: {expected}"), || {
+        let counters: Counters = lab.pls_router_json(&["counters"])?;
+        for (name, sessions, packets) in ACCOUNTS {
+            let rule = counters.rules.iter().find(|rule| rule.name == name);
+            let rule = rule.with_context(|| format!("the rule {name} is missing"))?;
+            ensure!(
+                rule.sessions_opened == sessions,
+                "{name} opened {} sessions, not {sessions}",
+                rule.sessions_opened
+            );
+            let fewest = rule.forward_packets.min(rule.reply_packets);
+            ensure!(fewest >= packets, "{name} counted {fewest} packets one way, which cannot be");
+        }
+        let by_action = |action: &str| {
+            let rows = counters.reasons.iter().filter(|row| row.action == action && row.packets > 0);
+            rows.map(|row| format!("{} {}", row.reason, row.packets)).collect::<Vec<_>>().join(", ")
+        };
+        ensure!(by_action("drop").is_empty(), "dropped: {}", by_action("drop"));
+        Ok(format!(
+            "they are; packets forwarded: {}; passed to the machine itself: {}",
+            by_action("forward"),
+            by_action("pass")
+        ))
+    });
+
+    story.scene("pls-router flows", "the two open connections to the echo server", || {
+        let flows: Vec<Flow> = lab.pls_router_json(&["flows"])?;
+        let open: Vec<&Flow> =
+            flows.iter().filter(|flow| flow.rule == "echo-tcp" && flow.state == "established").collect();
+        ensure!(open.len() == 2, "{} are established, of {} flows: {flows:?}", open.len(), flows.len());
+        let target = (TOOLS, ECHO_PORT).into();
+        ensure!(open.iter().all(|flow| flow.target == target), "they lead elsewhere: {open:?}");
+        let tell =
+            |flow: &&Flow| format!("{} -> {} as {} -> {}", flow.client, flow.listen, flow.snat, flow.target);
+        Ok(format!(
+            "{} flows, among them {}",
+            flows.len(),
+            open.iter().map(tell).collect::<Vec<_>>().join(", ")
         ))
     });
 }

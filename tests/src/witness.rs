@@ -62,7 +62,20 @@ impl Witness {
             let capture = lab.state().path(&format!("tmp/{name}.pcap"));
             let mut command = lab.hosts.vnet.command("tcpdump")?;
             command
-                .args(["-i", name, "-n", "-s", "0", "-B", "65536", "-Z", "root", "--immediate-mode", "-w"])
+                .args([
+                    "-i",
+                    name,
+                    "-n",
+                    "-s",
+                    "0",
+                    "-B",
+                    "65536",
+                    "-Z",
+                    "root",
+                    "--immediate-mode",
+                    "-U",
+                    "-w",
+                ])
                 .arg(&capture);
             let mut tcpdump = Process::spawn(lab.state(), &format!("tcpdump-{name}"), command)?;
             tcpdump.wait_for_log("listening on", LIMIT)?;

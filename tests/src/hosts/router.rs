@@ -23,6 +23,9 @@ use crate::{
 /// How long pls-router gets to be healthy.
 pub(crate) const HEALTHY_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long the router gets to end.
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long one request to the health endpoint may take.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -7,6 +7,7 @@ use lab::{
     addresses::{ECHO_PORT, ENDPOINT},
     helper::Helper,
 };
+use router_user::model::{Counters, RuleCounters};
 
 /// How long a packet may take through the lab, on a machine that has other things to do as well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
@@ -55,6 +56,26 @@ pub(crate) fn in_lab(nics: Nics, needs_pls_router: bool, test: fn(&mut Lab)) {
     if !skipped(needs_pls_router) {
         test(&mut check(Lab::up(Options::new(nics, router(), helper()))));
     }
+}
+
+/// The router's counters.
+#[track_caller]
+pub(crate) fn counters(lab: &Lab) -> Counters {
+    check(lab.pls_router_json(&["counters"]))
+}
+
+/// How many packets had this reason.
+#[track_caller]
+pub(crate) fn reason(counters: &Counters, reason: &str) -> u64 {
+    let row = counters.reasons.iter().find(|row| row.reason == reason);
+    row.unwrap_or_else(|| panic!("there is no reason {reason} in {:#?}", counters.reasons)).packets
+}
+
+/// The counters of a rule.
+#[track_caller]
+pub(crate) fn rule<'a>(counters: &'a Counters, name: &str) -> &'a RuleCounters {
+    let row = counters.rules.iter().find(|row| row.name == name);
+    row.unwrap_or_else(|| panic!("there is no rule {name} in {:#?}", counters.rules))
 }
 
 /// Makes two tests of every function, one a number of NICs. Those under `pls_router` are of things that only pls-router does.

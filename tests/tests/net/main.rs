@@ -5,4 +5,8 @@
 #[macro_use]
 mod common;
 
+mod isolation;
+mod lifecycle;
+mod neighbours;
+mod removal;
 mod traffic;

@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use lab::{
-    Lab,
+    Lab, Nics, Options, PlsPorts,
     addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, TOOLS},
     client::{self, Direction, Tcp, Udp},
     front_page, wait,
     witness::Witness,
 };
 
-use crate::common::{ECHO, LIMIT, check};
+use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
 
 lab_tests! {
     any: [
@@ -21,6 +22,7 @@ lab_tests! {
         pings_are_masqueraded,
         direct_connections_are_masqueraded,
         iperf3_runs_both_ways,
+        many_connections_are_kept_apart,
     ],
     pls_router: [],
 }
@@ -145,4 +147,34 @@ fn iperf3_runs_both_ways(lab: &mut Lab) {
     assert!(rate > 1e6, "only {rate} bit/s");
     let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(tcp.echo(b"afterwards", Duration::from_secs(1)));
+}
+
+/// A hundred connections at a time, each with bytes of its own.
+fn many_connections_are_kept_apart(lab: &mut Lab) {
+    const CONNECTIONS: u8 = 100;
+    let witness = check(Witness::start(lab));
+    let connect = |_| check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    let mut connections: Vec<Tcp> = (0..CONNECTIONS).map(connect).collect();
+    for round in 0..3 {
+        for (number, tcp) in (0..CONNECTIONS).zip(&mut connections) {
+            check(
+                tcp.echo(&[number; 100], LIMIT)
+                    .with_context(|| format!("round {round}, connection {number}")),
+            );
+        }
+    }
+    for tcp in connections {
+        check(tcp.close());
+    }
+    finish(witness);
+}
+
+/// Nothing says that the Private Link Service keeps the client's port.
+#[test]
+fn the_private_link_service_may_choose_any_port() {
+    if skipped(false) {
+        return;
+    }
+    let options = Options { pls_ports: PlsPorts::Random, ..Options::new(Nics::One, router(), helper()) };
+    many_connections_are_kept_apart(&mut check(Lab::up(options)));
 }

@@ -1,0 +1,116 @@
+//! What is not the router's stays as it is: who may not use it, and the machine's own traffic.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    time::Duration,
+};
+
+use lab::{
+    Lab, Namespace,
+    addresses::{ECHO_PORT, ENDPOINT, HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, SSH_PORT, TOOLS, VM},
+    client::{self, Tcp, Udp},
+};
+use router_user::model::Flow;
+
+use crate::common::{ECHO, LIMIT, check, counters, reason, rule};
+
+lab_tests! {
+    any: [
+        the_router_itself_stays_reachable,
+        the_router_itself_reaches_others,
+        ports_without_a_rule_are_the_kernels,
+    ],
+    pls_router: [
+        only_sources_may_use_a_rule,
+        the_platform_is_never_translated,
+    ],
+}
+
+/// An attempt that gets no answer is given up after this time.
+const NO_ANSWER: Duration = Duration::from_millis(300);
+
+/// What kind of error a connection attempt ended with.
+#[track_caller]
+fn refusal(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> io::ErrorKind {
+    let Err(error) = Tcp::connect_from(from, source, target, limit) else {
+        panic!("{source} could connect to {target}");
+    };
+    match error.downcast_ref::<nix::Error>() {
+        // A connect() that ran into its timeout says this: connect(2).
+        Some(nix::Error::EINPROGRESS | nix::Error::EAGAIN) => io::ErrorKind::TimedOut,
+        Some(number) => io::Error::from(*number).kind(),
+        None => panic!("{error:#}"),
+    }
+}
+
+fn only_sources_may_use_a_rule(lab: &mut Lab) {
+    let before = counters(lab);
+    // In the network, but outside of the subnet that the rules allow.
+    let tcp = SocketAddrV4::new(ROUTER, ECHO_PORT);
+    assert_eq!(refusal(&lab.hosts.vm, VM, tcp, NO_ANSWER), io::ErrorKind::TimedOut);
+    let udp = check(Udp::open(&lab.hosts.vm, tcp.into()));
+    for _ in 0..5 {
+        check(udp.send(b"let me in"));
+    }
+    udp.echo(b"please", NO_ANSWER).expect_err("an outsider got an answer");
+    let after = counters(lab);
+    assert_eq!(rule(&after, "echo-udp").denied_packets - rule(&before, "echo-udp").denied_packets, 6);
+    let denied_tcp = rule(&after, "echo-tcp").denied_packets - rule(&before, "echo-tcp").denied_packets;
+    assert!(denied_tcp >= 1, "no denied packet of echo-tcp");
+    assert_eq!(reason(&after, "source_not_allowed") - reason(&before, "source_not_allowed"), 6 + denied_tcp);
+    assert_eq!(rule(&after, "echo-udp").sessions_opened, rule(&before, "echo-udp").sessions_opened);
+
+    // Those whom the rules allow are not touched by that, from each of their addresses.
+    for source in PLS_NAT {
+        check(check(Tcp::connect_from(&lab.hosts.pls, source, tcp, LIMIT)).echo(b"hello", LIMIT));
+    }
+}
+
+fn the_router_itself_stays_reachable(lab: &mut Lab) {
+    // From the network, and through the load balancer's HA ports: whoever does not want the latter has network security groups.
+    let ways = [(&lab.hosts.vm, ROUTER), (&lab.hosts.pls, ROUTER), (&lab.hosts.serverless, ENDPOINT)];
+    for (from, address) in ways {
+        let target = SocketAddr::from((address, SSH_PORT));
+        check(check(Tcp::connect(from, target, LIMIT)).echo(b"SSH-2.0-lab", LIMIT));
+    }
+    // ARP too: nobody knows the router's MAC address any more.
+    check(lab.hosts.pls.ip("neigh flush all"));
+    assert_eq!(check(client::ping(&lab.hosts.vm, ROUTER, 3, &[])), 3, "answers of the router itself");
+}
+
+fn the_router_itself_reaches_others(lab: &mut Lab) {
+    // Its name server is the platform's, its way out the firewall: names, TCP and UDP of its own.
+    let page = check(
+        lab.hosts
+            .router
+            .run("curl", &["--silent", "--show-error", "--max-time", "10", "http://pypi.example.org/"]),
+    );
+    assert_eq!(page, lab::front_page("pypi.example.org"));
+    let udp = check(Udp::open(&lab.hosts.router, (TOOLS, ECHO_PORT).into()));
+    check(udp.echo(b"from the router itself", LIMIT));
+}
+
+fn ports_without_a_rule_are_the_kernels(lab: &mut Lab) {
+    let target = SocketAddrV4::new(ROUTER, 9999);
+    for source in PLS_NAT {
+        assert_eq!(refusal(&lab.hosts.pls, source, target, LIMIT), io::ErrorKind::ConnectionRefused);
+    }
+}
+
+fn the_platform_is_never_translated(lab: &mut Lab) {
+    // Its probe comes in every lab. Here it comes to a rule's port, too, where nobody listens.
+    let rules_port = SocketAddrV4::new(ROUTER, ECHO_PORT);
+    assert_eq!(refusal(&lab.hosts.pls, PLATFORM, rules_port, LIMIT), io::ErrorKind::ConnectionRefused);
+    check(Tcp::connect_from(&lab.hosts.pls, PLATFORM, SocketAddrV4::new(ROUTER, HEALTH_PORT), LIMIT));
+
+    // And what the router sends to it: DNS, from a source that a masquerade covers.
+    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"a flow", LIMIT));
+    let flows: Vec<Flow> = check(lab.pls_router_json(&["flows"]));
+    assert!(!flows.is_empty(), "no flow at all is listed");
+    for flow in &flows {
+        let ends = [flow.client.ip(), flow.listen.ip(), flow.snat.ip(), flow.target.ip()];
+        assert!(!ends.contains(&PLATFORM.into()), "the platform has a session: {flow:?}");
+    }
+    assert!(reason(&counters(lab), "platform") > 0, "no packet of the platform was counted");
+}
