@@ -86,7 +86,13 @@ impl<A: Address> FlowKey<A> {
 
     /// The key of packets of the same protocol between other ends.
     #[inline(always)]
-    pub const fn between(&self, source: A, source_port: Port, destination: A, destination_port: Port) -> Self {
+    pub const fn between(
+        &self,
+        source: A,
+        source_port: Port,
+        destination: A,
+        destination_port: Port,
+    ) -> Self {
         Self { source, destination, source_port, destination_port, protocol: self.protocol, zero: [0; 3] }
     }
 

@@ -25,9 +25,11 @@ pub struct Settings {
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [InterfaceIndexes; MAX_INTERFACES],
+    /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for whoever takes the router off.
+    pub route_lookups_were_off: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 28);
 
 impl Settings {
     /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just

@@ -218,8 +218,8 @@ impl Lab {
             // The switches switch; bridged packets are no business of the kernel's firewall.
             vnet.sysctl(&format!("net/bridge/bridge-nf-call-{table}"), "0")?;
         }
-        vnet.ip("link add br0 type bridge stp_state 0 forward_delay 0\n\
-                 link add br1 type bridge stp_state 0 forward_delay 0\n\
+        vnet.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+                 link add br1 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
                  link set br0 up\n\
                  link set br1 up")?;
 

@@ -54,7 +54,7 @@ impl Witness {
         let wires = [
             ("pls", targets),
             // Whatever is forwarded to the firewall has the router's own address on one side.
-            ("firewall", format!("({clients}) or not host {snat}")),
+            ("firewall", format!("({clients}) or ((tcp or udp or icmp) and not host {snat})")),
         ];
         let mut witness = Self { wires: Vec::new() };
         for (name, leak) in wires {

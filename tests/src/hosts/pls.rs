@@ -41,7 +41,7 @@ pub(crate) fn start(state: &State, namespace: &Namespace, ports: PlsPorts) -> Re
             }}
             chain private_link {{
                 type nat hook postrouting priority srcnat;
-                oifname vnet ip saddr {SERVERLESS} snat to {first}-{last}{ports}
+                oifname vnet ip saddr {SERVERLESS} meta l4proto {{ tcp, udp }} snat to {first}-{last}{ports}
             }}
         }}"
     ))?;

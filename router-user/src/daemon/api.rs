@@ -1,0 +1,46 @@
+//! The API on the Unix socket: what the command line asks. Bodies are the types of [`crate::model`].
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Serialize;
+use tokio::net::UnixListener;
+
+use super::{reports, shared::Shared};
+use crate::model::FlowQuery;
+
+/// Serves the API.
+pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(async |State(shared): State<Arc<Shared>>| Json(reports::status(&shared))))
+        .route(
+            "/v1/counters",
+            get(async |State(shared): State<Arc<Shared>>| answer(reports::counters(&shared))),
+        )
+        .route("/v1/rules", get(async |State(shared): State<Arc<Shared>>| answer(reports::rules(&shared))))
+        .route("/v1/flows", get(flows))
+        .with_state(shared);
+    axum::serve(listener, router).await.context("the API's server has failed")
+}
+
+async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>) -> Response {
+    // A walk through a large table takes a while.
+    match tokio::task::spawn_blocking(move || reports::flows(&shared, &query)).await {
+        Ok(flows) => answer(flows),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn answer<T: Serialize>(result: Result<T>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
+}

@@ -1,0 +1,196 @@
+//! Metrics in Prometheus' text format.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use tokio::net::TcpListener;
+
+use super::{reports, shared::Shared};
+use crate::model::{Counters, Rule, Status};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves `GET /metrics`.
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+    let router = Router::new().route("/metrics", get(metrics)).with_state(shared);
+    axum::serve(listener, router).await.context("the metrics' server has failed")
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    match render(&shared) {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
+}
+
+fn render(shared: &Shared) -> Result<String> {
+    let snapshot = Snapshot {
+        status: reports::status(shared),
+        counters: reports::counters(shared)?,
+        rules: reports::rules(shared)?,
+    };
+    let mut registry = Registry::with_prefix("pls_router");
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// Everything at one moment.
+#[derive(Debug)]
+struct Snapshot {
+    status: Status,
+    counters: Counters,
+    rules: Vec<Rule>,
+}
+
+/// One value of a family, with its labels.
+type Row<'a> = (Vec<(&'static str, &'a str)>, u64);
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let Self { status, counters, rules } = self;
+        let encoder = &mut encoder;
+        gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
+        gauge(
+            encoder,
+            "sessions",
+            "Sessions in the flow table, as of the last sweep",
+            vec![(vec![], status.flows.sessions)],
+        )?;
+        gauge(
+            encoder,
+            "sessions_capacity",
+            "Sessions that there is room for",
+            vec![(vec![], status.flows.capacity)],
+        )?;
+        let reasons = |value: fn(&crate::model::ReasonCounter) -> u64| {
+            let row = move |reason: &'_ crate::model::ReasonCounter| value(reason);
+            counters
+                .reasons
+                .iter()
+                .map(|reason| {
+                    (
+                        vec![("reason", reason.reason.as_str()), ("action", reason.action.as_str())],
+                        row(reason),
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(encoder, "packets", "Packets by the reason they left the program", reasons(|r| r.packets))?;
+        counter(encoder, "bytes", "Bytes by the reason they left the program", reasons(|r| r.bytes))?;
+        let interfaces = |value: fn(&crate::model::InterfaceCounters) -> [u64; 2]| {
+            counters
+                .interfaces
+                .iter()
+                .flat_map(|interface| {
+                    let [rx, tx] = value(interface);
+                    let row = |direction, value| {
+                        (vec![("interface", interface.name.as_str()), ("direction", direction)], value)
+                    };
+                    [row("receive", rx), row("transmit", tx)]
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(
+            encoder,
+            "interface_packets",
+            "Packets in and out of an interface, as the program saw them",
+            interfaces(|i| [i.rx_packets, i.tx_packets]),
+        )?;
+        counter(
+            encoder,
+            "interface_bytes",
+            "Bytes in and out of an interface, as the program saw them",
+            interfaces(|i| [i.rx_bytes, i.tx_bytes]),
+        )?;
+        let per_rule = |value: fn(&Rule) -> u64| {
+            rules.iter().map(|rule| (vec![("rule", rule.name.as_str())], value(rule))).collect::<Vec<_>>()
+        };
+        gauge(encoder, "rule_sessions", "Sessions by rule, as of the last sweep", per_rule(|r| r.sessions))?;
+        counter(
+            encoder,
+            "rule_sessions_opened",
+            "Sessions that a rule has opened",
+            per_rule(|r| r.counters.sessions_opened),
+        )?;
+        counter(
+            encoder,
+            "rule_denied_packets",
+            "Packets to a rule from outside its sources",
+            per_rule(|r| r.counters.denied_packets),
+        )?;
+        let directions = |value: fn(&Rule) -> [u64; 2]| {
+            rules
+                .iter()
+                .flat_map(|rule| {
+                    let [forward, reply] = value(rule);
+                    let row = |direction, value| {
+                        (vec![("rule", rule.name.as_str()), ("direction", direction)], value)
+                    };
+                    [row("forward", forward), row("reply", reply)]
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(
+            encoder,
+            "rule_packets",
+            "Packets by rule",
+            directions(|r| [r.counters.forward_packets, r.counters.reply_packets]),
+        )?;
+        counter(
+            encoder,
+            "rule_bytes",
+            "Bytes by rule",
+            directions(|r| [r.counters.forward_bytes, r.counters.reply_bytes]),
+        )
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: Vec<Row<'_>>,
+) -> std::fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in rows {
+        encode(ConstCounter::new(value), &mut family, &labels)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: Vec<Row<'_>>,
+) -> std::fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in rows {
+        #[expect(clippy::cast_possible_wrap, reason = "counts of sessions stay far below 2^63")]
+        encode(ConstGauge::new(value as i64), &mut family, &labels)?;
+    }
+    Ok(())
+}
+
+fn encode(
+    metric: impl EncodeMetric,
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&'static str, &str)],
+) -> std::fmt::Result {
+    metric.encode(family.encode_family(&labels)?)
+}

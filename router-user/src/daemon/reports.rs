@@ -1,0 +1,214 @@
+//! What the daemon knows, as the types of [`crate::model`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use router_common::{
+    address::{Ipv4, Port},
+    flow::Protocol,
+    reason::Reason,
+    stats::{CpuStats, RuleStats},
+};
+
+use super::{
+    rule_set,
+    shared::{Attached, Shared, lock},
+    sweep,
+};
+use crate::{
+    dataplane::{RuleTable, Session, now},
+    model::{
+        Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
+        ReasonCounter, Rule, RuleCounters, Status,
+    },
+};
+
+/// `GET /v1/status`.
+pub(super) fn status(shared: &Shared) -> Status {
+    let reasons = shared.problems();
+    let interfaces = shared.attached.iter().map(|Attached { attachment, roles }| {
+        let program_id = attachment.program_id();
+        InterfaceStatus {
+            name: attachment.interface.clone(),
+            index: attachment.index,
+            roles: roles.clone(),
+            attached: program_id.is_some(),
+            mode: attachment.mode.as_str().to_owned(),
+            program_id,
+        }
+    });
+    let mut names: Vec<_> = shared
+        .names()
+        .iter()
+        .map(|(name, resolved)| NameStatus {
+            name: name.clone(),
+            addresses: resolved.addresses.iter().copied().map(IpAddr::V4).collect(),
+            age_seconds: resolved.since.elapsed().as_secs(),
+            problem: resolved.problem.clone(),
+        })
+        .collect();
+    names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        healthy: reasons.is_empty(),
+        reasons,
+        uptime_seconds: shared.started.elapsed().as_secs(),
+        config: shared.config_path.display().to_string(),
+        interfaces: interfaces.collect(),
+        snat_addresses: shared.snat.iter().copied().map(IpAddr::V4).collect(),
+        next_hops: shared.next_hops().clone(),
+        names,
+        flows: FlowTableStatus { sessions: shared.sessions().total, capacity: u64::from(shared.capacity) },
+    }
+}
+
+/// `GET /v1/counters`.
+pub(super) fn counters(shared: &Shared) -> Result<Counters> {
+    let plane = shared.plane();
+    let stats = plane.counters.read()?;
+    let reasons = Reason::ALL.iter().map(|reason| {
+        let counter = stats.reasons[*reason as usize];
+        ReasonCounter {
+            number: *reason as u32,
+            reason: reason.as_str().to_owned(),
+            action: reason.action().as_str().to_owned(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+            description: reason.description().to_owned(),
+        }
+    });
+    let interfaces =
+        shared.attached.iter().zip(&stats.interfaces).map(|(attached, stats)| InterfaceCounters {
+            name: attached.attachment.interface.clone(),
+            rx_packets: stats.received.packets,
+            rx_bytes: stats.received.bytes,
+            tx_packets: stats.transmitted.packets,
+            tx_bytes: stats.transmitted.bytes,
+        });
+    Ok(Counters {
+        reasons: reasons.collect(),
+        interfaces: interfaces.collect(),
+        rules: rule_names(shared).map(|name| rule_counters(name, &plane.rules, &stats)).collect(),
+    })
+}
+
+/// The names of the rules, in the order of the configuration, forwards first.
+fn rule_names(shared: &Shared) -> impl Iterator<Item = &str> {
+    let forwards = shared.config.forwards.iter().map(|forward| forward.name.as_str());
+    forwards.chain(shared.config.masquerades.iter().map(|masquerade| masquerade.name.as_str()))
+}
+
+fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounters {
+    let stats = rules.number(name).and_then(|number| stats.rules.get(usize::from(number)));
+    let RuleStats { forward, reply, opened, denied } = stats.copied().unwrap_or_default();
+    RuleCounters {
+        name: name.to_owned(),
+        sessions_opened: opened,
+        forward_packets: forward.packets,
+        forward_bytes: forward.bytes,
+        reply_packets: reply.packets,
+        reply_bytes: reply.bytes,
+        denied_packets: denied,
+    }
+}
+
+/// `GET /v1/rules`.
+pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
+    let plane = shared.plane();
+    let stats = plane.counters.read()?;
+    let sessions = shared.sessions().clone();
+    let names = shared.names();
+    let count = |name: &str| {
+        plane.rules.number(name).and_then(|number| sessions.by_rule.get(&number)).copied().unwrap_or_default()
+    };
+    let forwards = shared.config.forwards.iter().map(|forward| Rule {
+        name: forward.name.clone(),
+        kind: "forward".to_owned(),
+        protocol: Some(forward.protocol.to_string()),
+        listen: Some(forward.listen.to_string()),
+        targets: forward.targets.iter().map(ToString::to_string).collect(),
+        addresses: rule_set::targets(forward, &names)
+            .into_iter()
+            .map(|(address, port)| {
+                let port =
+                    port.unwrap_or(if forward.listen.is_range() { 0 } else { *forward.listen.ports.start() });
+                SocketAddr::from((address, port))
+            })
+            .collect(),
+        sources: forward.sources.iter().map(ToString::to_string).collect(),
+        destinations: Vec::new(),
+        sessions: count(&forward.name),
+        counters: rule_counters(&forward.name, &plane.rules, &stats),
+    });
+    let masquerades = shared.config.masquerades.iter().map(|masquerade| Rule {
+        name: masquerade.name.clone(),
+        kind: "masquerade".to_owned(),
+        protocol: None,
+        listen: None,
+        targets: Vec::new(),
+        addresses: Vec::new(),
+        sources: masquerade.sources.iter().map(ToString::to_string).collect(),
+        destinations: masquerade.destinations.iter().map(ToString::to_string).collect(),
+        sessions: count(&masquerade.name),
+        counters: rule_counters(&masquerade.name, &plane.rules, &stats),
+    });
+    Ok(forwards.chain(masquerades).collect())
+}
+
+/// `GET /v1/flows`.
+pub(super) fn flows(shared: &Shared, query: &FlowQuery) -> Result<Vec<Flow>> {
+    let limit = query.limit.unwrap_or(usize::MAX);
+    let names: Vec<Option<String>> = {
+        let plane = shared.plane();
+        (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
+    };
+    let mut flows = Vec::new();
+    lock(&shared.flows).for_each(|session| {
+        if flows.len() < limit
+            && let Some(flow) = flow(session, &names, shared)
+            && query.matches(&flow)
+        {
+            flows.push(flow);
+        }
+    })?;
+    Ok(flows)
+}
+
+fn flow(session: &Session, names: &[Option<String>], shared: &Shared) -> Option<Flow> {
+    let Session { key, forward, reply } = session;
+    let protocol = session.protocol()?;
+    let outbound = key.translated(&forward.rewrite);
+    let now = now();
+    let seconds = |nanoseconds: u64| nanoseconds / 1_000_000_000;
+    let idle = seconds(now.nanoseconds_since(session.last_seen()));
+    let timeout = sweep::timeout(session, &shared.config.timeouts)?;
+    let rule = names.get(usize::from(forward.rule)).cloned().flatten();
+    Some(Flow {
+        rule: rule.unwrap_or_else(|| format!("#{}", forward.rule)),
+        protocol: protocol.as_str().to_owned(),
+        client: end(key.source, key.source_port),
+        listen: end(key.destination, destination_port(protocol, key.destination_port)),
+        snat: end(outbound.source, outbound.source_port),
+        target: end(outbound.destination, outbound.destination_port),
+        state: session.state()?.as_str().to_owned(),
+        age_seconds: seconds(now.nanoseconds_since(forward.opened)),
+        idle_seconds: idle,
+        expires_seconds: timeout.as_secs().saturating_sub(idle),
+        forward_packets: forward.packets,
+        forward_bytes: forward.bytes,
+        reply_packets: reply.packets,
+        reply_bytes: reply.bytes,
+    })
+}
+
+/// An echo has one identifier, which stands beside the client.
+fn destination_port(protocol: Protocol, port: Port) -> Port {
+    match protocol {
+        Protocol::Icmp => Port::new(0),
+        Protocol::Tcp | Protocol::Udp => port,
+    }
+}
+
+fn end(address: Ipv4, port: Port) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from(address), port.number()))
+}

@@ -1,0 +1,147 @@
+//! What the daemon's parts have in common.
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Result;
+
+use super::Names;
+use crate::{
+    config::Config,
+    dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
+    model::NextHopStatus,
+};
+
+/// An interface that the program is attached to.
+pub(super) struct Attached {
+    pub(super) attachment: Attachment,
+    pub(super) roles: Vec<String>,
+}
+
+/// Sessions, as of the last sweep.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SessionCounts {
+    pub(super) total: u64,
+    /// By rule number.
+    pub(super) by_rule: HashMap<u16, u64>,
+}
+
+/// The daemon's state. Locks are held for moments, and never across an `await`.
+pub(super) struct Shared {
+    pub(super) config_path: PathBuf,
+    pub(super) config: Config,
+    pub(super) started: Instant,
+    pub(super) snat: Vec<Ipv4Addr>,
+    pub(super) attached: Vec<Attached>,
+    /// For reading sessions at length, apart from `plane`.
+    pub(super) flows: Mutex<FlowTable>,
+    pub(super) capacity: u32,
+    plane: Mutex<Dataplane>,
+    names: Mutex<Names>,
+    next_hops: Mutex<Vec<NextHopStatus>>,
+    sessions: Mutex<SessionCounts>,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        config_path: PathBuf,
+        config: Config,
+        snat: Vec<Ipv4Addr>,
+        plane: Dataplane,
+        attached: Vec<Attached>,
+        names: Names,
+    ) -> Result<Self> {
+        Ok(Self {
+            config_path,
+            config,
+            started: Instant::now(),
+            snat,
+            attached,
+            flows: Mutex::new(plane.flows.try_clone()?),
+            capacity: plane.flows.capacity(),
+            plane: Mutex::new(plane),
+            names: Mutex::new(names),
+            next_hops: Mutex::default(),
+            sessions: Mutex::default(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn plane(&self) -> MutexGuard<'_, Dataplane> {
+        lock(&self.plane)
+    }
+
+    pub(super) fn names(&self) -> MutexGuard<'_, Names> {
+        lock(&self.names)
+    }
+
+    pub(super) fn next_hops(&self) -> MutexGuard<'_, Vec<NextHopStatus>> {
+        lock(&self.next_hops)
+    }
+
+    pub(super) fn sessions(&self) -> MutexGuard<'_, SessionCounts> {
+        lock(&self.sessions)
+    }
+
+    /// Has the probe answer 503 from now on.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Why this router does not forward, or should get no new connections; empty when all is well. Looks at the kernel now,
+    /// not at what it was when the daemon started.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            problems.push("draining: the daemon is stopping".to_owned());
+        }
+        for Attached { attachment, .. } in &self.attached {
+            if attachment.program_id().is_none() {
+                problems.push(format!(
+                    "{}: the program is not attached any more; fix: systemctl restart pls-router",
+                    attachment.interface
+                ));
+            }
+        }
+        match route_lookups_are_on() {
+            Ok(true) => {}
+            Ok(false) => {
+                problems.push("route lookups are off; fix: sysctl net.ipv4.conf.lo.forwarding=1".to_owned())
+            }
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+        if self.plane().settings.version() == 0 {
+            problems.push("no rules are loaded".to_owned());
+        }
+        for (name, resolved) in &*self.names() {
+            if resolved.addresses.is_empty() {
+                problems.push(format!("target {name}: no address: {}", resolved.problem));
+            }
+        }
+        for next_hop in &*self.next_hops() {
+            if !next_hop.resolved {
+                problems.push(format!(
+                    "rule {}: no next hop to {}: {}",
+                    next_hop.rules.join(", "),
+                    next_hop.target,
+                    next_hop.problem
+                ));
+            }
+        }
+        problems
+    }
+}
+
+/// A panic in another thread does not make plain data wrong.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

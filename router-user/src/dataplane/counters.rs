@@ -1,0 +1,29 @@
+//! The counters.
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, PerCpuArray};
+use router_common::stats::CpuStats;
+
+/// The counters of all CPUs.
+pub struct CounterTable {
+    map: PerCpuArray<MapData, CpuStats>,
+}
+
+impl CounterTable {
+    pub(super) fn new(map: Map) -> Result<Self> {
+        Ok(Self { map: map.try_into()? })
+    }
+
+    /// The counters, summed over CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn read(&self) -> Result<Box<CpuStats>> {
+        let cpus = self.map.get(&0, 0).context("cannot read the counters")?;
+        let mut sum = Box::new(CpuStats::ZERO);
+        for cpu in cpus.iter() {
+            sum.merge(cpu);
+        }
+        Ok(sum)
+    }
+}

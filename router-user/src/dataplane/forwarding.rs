@@ -1,0 +1,30 @@
+//! The one system setting that the data plane needs.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+/// The kernel answers a program's route lookups only where forwarding is on (`bpf_ipv4_fib_lookup`, net/core/filter.c). The
+/// programs ask by the loopback interface, so only there it has to be: nothing is ever received there that could be
+/// forwarded, and on the real interfaces it stays as it is.
+const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
+
+/// Whether route lookups are answered.
+///
+/// # Errors
+/// When the setting cannot be read.
+pub fn route_lookups_are_on() -> Result<bool> {
+    let text = fs::read_to_string(LOOPBACK_FORWARDING)
+        .with_context(|| format!("cannot read {LOOPBACK_FORWARDING}"))?;
+    Ok(text.trim() != "0")
+}
+
+/// Switches the answers to route lookups on or off.
+///
+/// # Errors
+/// When the setting cannot be written.
+pub fn switch_route_lookups(on: bool) -> Result<()> {
+    fs::write(Path::new(LOOPBACK_FORWARDING), if on { "1" } else { "0" }).with_context(|| {
+        format!("cannot write {LOOPBACK_FORWARDING} (run as root; sysctl net.ipv4.conf.lo.forwarding=1)")
+    })
+}

@@ -1,0 +1,279 @@
+//! The data plane from user space: loading the programs, and reading and writing their maps.
+//!
+//! Everything that must outlive the daemon is pinned below [`Pins`]: the link that holds the root program on an interface, the
+//! maps, and with them the programs in the program arrays. [`Dataplane::load`] finds it all again, so a daemon that comes
+//! back after a crash goes on with the sessions of the one before.
+//!
+//! Each map has one owner here: [`RuleTable`], [`FlowTable`], [`CounterTable`], [`SettingsTable`].
+
+mod counters;
+mod flows;
+mod forwarding;
+mod link;
+mod pins;
+mod rules;
+mod settings;
+mod sys;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
+    programs::{ProgramFd, Xdp},
+};
+
+pub use self::{
+    counters::CounterTable,
+    flows::{FlowTable, Session, now},
+    forwarding::{route_lookups_are_on, switch_route_lookups},
+    link::{Attachment, Mode},
+    pins::{Pins, detach},
+    rules::{ForwardSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
+    settings::{LocalAddresses, SettingsTable},
+};
+
+/// The BPF object: the programs of `router-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
+
+/// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
+const PINNED_MAPS: [&str; 11] = [
+    "ROOT",
+    "EGRESS",
+    "SETTINGS",
+    "STATS",
+    "FLOWS",
+    "RULE_SETS",
+    "RULES",
+    "MASQUERADES",
+    "LISTENERS",
+    "SOURCES",
+    "LOCAL_ADDRESSES",
+];
+const PUNTS: &str = "PUNTS";
+
+/// How to load the data plane.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where to pin. `None` pins nothing: the programs live as long as the [`Dataplane`] (tests).
+    pub pins: Option<PathBuf>,
+    /// Sessions to make room for.
+    pub sessions: u32,
+    /// The level of the programs' own log, see [`Dataplane::logger`]. `None` compiles it away.
+    pub log: Option<log::Level>,
+}
+
+/// The loaded data plane. Dropping it leaves what is pinned as it is.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pins: Option<Pins>,
+    egress: DevMap<MapData>,
+    /// Whether maps of an earlier daemon were found and are used on.
+    pub adopted: bool,
+    /// The rules in force.
+    pub rules: RuleTable,
+    /// The sessions.
+    pub flows: FlowTable,
+    /// The counters.
+    pub counters: CounterTable,
+    /// What the programs are told.
+    pub settings: SettingsTable,
+    /// This machine's addresses, as the programs know them.
+    pub local_addresses: LocalAddresses,
+}
+
+impl Dataplane {
+    /// Loads the programs, on top of the maps that an earlier daemon has left pinned, if there are any. Nothing is attached
+    /// yet; but where a root program is attached already, its packets are handled by these programs from now on.
+    ///
+    /// # Errors
+    /// When the kernel does not take the programs or maps, or a pin cannot be written; what had been pinned by this call is
+    /// removed again.
+    pub fn load(options: &LoadOptions) -> Result<Self> {
+        let pins = options.pins.as_deref().map(Pins::open).transpose()?;
+        let adopted = pins.as_ref().is_some_and(Pins::are_there);
+        let result = Self::load_with(options, pins.clone(), adopted);
+        if let (Err(_), Some(pins), false) = (&result, &pins, adopted) {
+            // Best effort: the error that matters is the one above.
+            let _ = pins.remove();
+        }
+        result
+    }
+
+    fn load_with(options: &LoadOptions, pins: Option<Pins>, adopted: bool) -> Result<Self> {
+        let entries = options.sessions.checked_mul(2).context("limits.flows is too large")?;
+        let mut loader = EbpfLoader::new();
+        let stages_pin = pins.as_ref().map(Pins::new_stages);
+        if let Some(pins) = &pins {
+            for name in PINNED_MAPS.into_iter().chain([PUNTS]) {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
+        if let Some(path) = &stages_pin {
+            loader.map_pin_path("STAGES", path);
+        }
+        loader.map_max_entries("FLOWS", entries);
+        let level = options.log.map_or(0, |level| level as u8);
+        loader.override_global("AYA_LOG_LEVEL", &level, false);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, entries))?;
+
+        load_program(&mut ebpf, "forward")?;
+        load_program(&mut ebpf, "slow")?;
+        let slow = program_fd(&ebpf, "slow")?;
+        let forward = program_fd(&ebpf, "forward")?;
+
+        // From the inside out: packets reach `forward` only when all it needs is in place.
+        let mut stages: ProgramArray<_> = take(&mut ebpf, "STAGES")?.try_into()?;
+        stages.set(0, &slow, 0).context("cannot put the slow path into its slot")?;
+        let settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
+        let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
+        let rules = RuleTable::new(&mut ebpf, settings.version())?;
+        let flows = FlowTable::new(take(&mut ebpf, "FLOWS")?)?;
+        let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
+        let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
+        let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
+        root.set(0, &forward, 0).context("cannot put the program into the root slot")?;
+        if let (Some(pins), Some(path)) = (&pins, &stages_pin) {
+            pins.keep_stages(path)?;
+        }
+        if pins.is_none() {
+            // Program arrays forget their programs when nobody holds them any more.
+            std::mem::forget(root);
+            std::mem::forget(stages);
+        }
+        Ok(Self { ebpf, pins, egress, adopted, rules, flows, counters, settings, local_addresses })
+    }
+
+    /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they were off: whoever detaches
+    /// switches them off again.
+    ///
+    /// # Errors
+    /// When the setting cannot be read or written.
+    pub fn switch_route_lookups_on(&mut self) -> Result<()> {
+        if !route_lookups_are_on()? {
+            self.settings.set_route_lookups_were_off()?;
+            switch_route_lookups(true)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the root program to an interface, and makes the interface the one of `slot`. An attachment that an earlier
+    /// daemon left, in the same mode, stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel or the driver refuses: the interface is then as it was.
+    pub fn attach(&mut self, slot: u32, interface: &str, mode: Mode) -> Result<Attachment> {
+        let pins = self.pins.as_ref().context("attaching needs pins")?;
+        let index = sys::interface_index(interface)?;
+        let attachment = match Attachment::find(pins, interface, index, mode)? {
+            Some(attachment) => attachment,
+            None => {
+                let root: &mut Xdp = program(&mut self.ebpf, "pls_router")?;
+                if root.fd().is_err() {
+                    root.load().context("the kernel does not take the root program")?;
+                }
+                Attachment::create(root, pins, interface, index, mode)?
+            }
+        };
+        self.set_egress(slot, interface)?;
+        Ok(attachment)
+    }
+
+    /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does this, too.
+    ///
+    /// # Errors
+    /// When there is no such interface, or its driver cannot send redirected packets.
+    pub fn set_egress(&mut self, slot: u32, interface: &str) -> Result<()> {
+        let index = sys::interface_index(interface)?;
+        self.egress
+            .set(slot, index, None, 0)
+            .with_context(|| format!("cannot make {interface} an egress interface"))
+    }
+
+    /// Removes attachments that an earlier daemon left on interfaces other than these.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_others(&self, interfaces: &[&str]) -> Result<Vec<String>> {
+        match &self.pins {
+            Some(pins) => pins.remove_links(|name| !interfaces.contains(&name)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The ring of packets that wait for a neighbour, see [`router_common::punt::Punt`]. Can be taken once.
+    ///
+    /// # Errors
+    /// When it has been taken already.
+    pub fn take_punts(&mut self) -> Result<RingBuf<MapData>> {
+        Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
+    }
+
+    /// The programs, for the log that they write when they were loaded with a level.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// One of the programs by its function's name: `pls_router` (loaded if it is not yet), `forward` or `slow`.
+    ///
+    /// # Errors
+    /// When there is no such program or the kernel does not take it.
+    pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        let program: &mut Xdp = program(&mut self.ebpf, name)?;
+        if program.fd().is_err() {
+            program.load().with_context(|| format!("the kernel does not take the program `{name}`"))?;
+        }
+        Ok(program)
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    program(ebpf, name)?.load().with_context(|| {
+        format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
+    })
+}
+
+fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
+    let program = ebpf.program(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    let program: &Xdp = program.try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map `{name}`"))
+}
+
+fn explain_load_error(error: aya::EbpfError, entries: u32) -> anyhow::Error {
+    let text = format!("{:#}", anyhow!(error));
+    if text.contains("os error 12") {
+        let mebibytes = u64::from(entries) * 128 >> 20;
+        return anyhow!(
+            "the kernel has not the memory for the flow table (about {mebibytes} MiB): lower limits.flows ({text})"
+        );
+    }
+    anyhow!("the kernel does not take the data plane: {text}")
+}
+
+/// Makes sure that `path` is on a BPF file system, mounting one at `/sys/fs/bpf` if that is what is missing.
+///
+/// # Errors
+/// When it is not, and cannot be made so.
+fn ensure_bpffs(path: &Path) -> Result<()> {
+    const USUAL: &str = "/sys/fs/bpf";
+    if sys::is_bpffs(path)? {
+        return Ok(());
+    }
+    if path.starts_with(USUAL) {
+        sys::mount_bpffs(Path::new(USUAL)).with_context(|| {
+            format!("cannot mount a BPF file system at {USUAL}: mount -t bpf bpf {USUAL}")
+        })?;
+        return Ok(());
+    }
+    bail!("{} (admin.pins) is not on a BPF file system: mount -t bpf bpf DIRECTORY", path.display())
+}

@@ -1,0 +1,259 @@
+//! Putting a configuration's rules in force.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{Array, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
+use ipnet::Ipv4Net;
+use router_common::{
+    MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+    address::Ipv4,
+    flow::Protocol,
+    ports::PortRange,
+    rules::{
+        ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, Target, bank, listen_prefixes,
+        masquerade_index, rule_index,
+    },
+};
+
+use super::{SettingsTable, take};
+
+/// A configuration's rules with every name resolved: what the programs are to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleSetSpec {
+    /// The `[[forward]]` rules.
+    pub forwards: Vec<ForwardSpec>,
+    /// The `[[masquerade]]` rules.
+    pub masquerades: Vec<MasqueradeSpec>,
+    /// The addresses that new sessions get.
+    pub snat: Vec<Ipv4Addr>,
+    /// The ports that new sessions get.
+    pub ports: PortRange,
+}
+
+/// A `[[forward]]` rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardSpec {
+    /// Its name.
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The address it listens on; `None` is every address of this machine.
+    pub address: Option<Ipv4Addr>,
+    /// The ports it listens on.
+    pub ports: PortRange,
+    /// Where it leads. Without a port, the client's is kept.
+    pub targets: Vec<(Ipv4Addr, Option<u16>)>,
+    /// Who may use it.
+    pub sources: Vec<Ipv4Net>,
+}
+
+/// A `[[masquerade]]` rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MasqueradeSpec {
+    /// Its name.
+    pub name: String,
+    /// Who may use it.
+    pub sources: Vec<Ipv4Net>,
+    /// Which destinations it covers.
+    pub destinations: Vec<Ipv4Net>,
+}
+
+/// The rule maps, and which rule has which number.
+///
+/// A rule keeps its number as long as it keeps its name, across rule sets and daemons: counters and sessions go by it.
+pub struct RuleTable {
+    rule_sets: Array<MapData, RuleSet>,
+    rules: Array<MapData, Rule>,
+    masquerades: Array<MapData, Masquerade>,
+    listeners: LpmTrie<MapData, ListenKey, u32>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
+    names: Vec<Option<String>>,
+}
+
+impl RuleTable {
+    pub(super) fn new(ebpf: &mut Ebpf, version: u32) -> Result<Self> {
+        let mut table = Self {
+            rule_sets: take(ebpf, "RULE_SETS")?.try_into()?,
+            rules: take(ebpf, "RULES")?.try_into()?,
+            masquerades: take(ebpf, "MASQUERADES")?.try_into()?,
+            listeners: take(ebpf, "LISTENERS")?.try_into()?,
+            sources: take(ebpf, "SOURCES")?.try_into()?,
+            names: vec![None; MAX_RULES],
+        };
+        if version != 0 {
+            for number in 0..MAX_RULES as u16 {
+                let rule =
+                    table.rules.get(&rule_index(version, number), 0).context("cannot read the rules")?;
+                table.names[usize::from(number)] = name(&rule);
+            }
+        }
+        Ok(table)
+    }
+
+    /// The name of the rule with this number, if there is or was one.
+    pub fn name(&self, number: u16) -> Option<&str> {
+        self.names.get(usize::from(number))?.as_deref()
+    }
+
+    /// The number of the rule with this name.
+    pub fn number(&self, name: &str) -> Option<u16> {
+        let position = self.names.iter().position(|known| known.as_deref() == Some(name))?;
+        u16::try_from(position).ok()
+    }
+
+    /// Puts a rule set in force, at once and whole: the program reads the old one until the new one is complete.
+    ///
+    /// # Errors
+    /// When a map cannot be written or the rule set does not fit. The old one stays in force.
+    pub fn apply(&mut self, spec: &RuleSetSpec, settings: &mut SettingsTable) -> Result<()> {
+        let version = settings.version().wrapping_add(1).max(1);
+        let names = self.number_rules(spec)?;
+        let number = |name: &str| -> Result<u16> {
+            let position = names.iter().position(|known| known.as_deref() == Some(name));
+            Ok(u16::try_from(position.context("a rule has no number")?)?)
+        };
+        self.clear_bank(version)?;
+        for (position, name) in names.iter().enumerate() {
+            let mut rule = Rule::EMPTY;
+            if let Some(name) = name {
+                set_name(&mut rule, name)?;
+            }
+            if let Some(forward) = spec.forwards.iter().find(|forward| Some(&forward.name) == name.as_ref()) {
+                set_targets(&mut rule, forward)?;
+            }
+            self.rules
+                .set(rule_index(version, u16::try_from(position)?), rule, 0)
+                .context("cannot write a rule")?;
+        }
+        for forward in &spec.forwards {
+            let number = number(&forward.name)?;
+            let address = forward.address.map(Ipv4::from);
+            for (prefix, key) in listen_prefixes(version, forward.protocol, address, forward.ports) {
+                self.listeners
+                    .insert(&Key::new(prefix, key), u32::from(number), 0)
+                    .with_context(|| format!("cannot write where rule `{}` listens", forward.name))?;
+            }
+            for source in &forward.sources {
+                let key = SourceKey::new(version, number, source.network().into());
+                self.sources
+                    .insert(&Key::new(SourceKey::prefix(source.prefix_len()), key), 1, 0)
+                    .with_context(|| format!("cannot write the sources of rule `{}`", forward.name))?;
+            }
+        }
+        let pairs = self.write_masquerades(version, spec, number)?;
+        self.rule_sets.set(bank(version), rule_set(spec, pairs)?, 0).context("cannot write the rule set")?;
+        settings.set_version(version)?;
+        self.names = names;
+        Ok(())
+    }
+
+    fn write_masquerades(
+        &mut self,
+        version: u32,
+        spec: &RuleSetSpec,
+        number: impl Fn(&str) -> Result<u16>,
+    ) -> Result<u32> {
+        let mut position = 0;
+        for masquerade in &spec.masquerades {
+            let rule = u32::from(number(&masquerade.name)?);
+            for source in &masquerade.sources {
+                for destination in &masquerade.destinations {
+                    if position as usize >= MAX_MASQUERADES {
+                        bail!(
+                            "more than {MAX_MASQUERADES} pairs of source and destination in [[masquerade]] rules"
+                        );
+                    }
+                    let pair =
+                        Masquerade { source: network(source), destination: network(destination), rule };
+                    self.masquerades
+                        .set(masquerade_index(version, position), pair, 0)
+                        .with_context(|| format!("cannot write rule `{}`", masquerade.name))?;
+                    position += 1;
+                }
+            }
+        }
+        Ok(position)
+    }
+
+    /// Numbers for the rules of a rule set: the old ones for names that stay; for new names, numbers that no rule has had, and
+    /// only then those of rules that are gone.
+    fn number_rules(&self, spec: &RuleSetSpec) -> Result<Vec<Option<String>>> {
+        let wanted: Vec<&String> = spec
+            .forwards
+            .iter()
+            .map(|forward| &forward.name)
+            .chain(spec.masquerades.iter().map(|masquerade| &masquerade.name))
+            .collect();
+        let mut names = self.names.clone();
+        for name in &wanted {
+            if names.iter().flatten().any(|known| known == *name) {
+                continue;
+            }
+            let free = names.iter().position(Option::is_none).or_else(|| {
+                names.iter().position(|known| known.as_ref().is_some_and(|known| !wanted.contains(&known)))
+            });
+            match free {
+                Some(position) => names[position] = Some((*name).clone()),
+                None => bail!("more than {MAX_RULES} rules"),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes what the rule set before the last one has left in the bank of a new version.
+    fn clear_bank(&mut self, version: u32) -> Result<()> {
+        let listeners: Vec<_> =
+            self.listeners.keys().collect::<Result<_, MapError>>().context("cannot read the rules")?;
+        for key in listeners.iter().filter(|key| key.data().bank() == bank(version)) {
+            self.listeners.remove(key).context("cannot remove an old rule")?;
+        }
+        let sources: Vec<_> =
+            self.sources.keys().collect::<Result<_, MapError>>().context("cannot read the rules")?;
+        for key in sources.iter().filter(|key| key.data().bank() == bank(version)) {
+            self.sources.remove(key).context("cannot remove an old rule")?;
+        }
+        Ok(())
+    }
+}
+
+fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
+    if spec.snat.len() > MAX_SNAT_ADDRESSES {
+        bail!("more than {MAX_SNAT_ADDRESSES} SNAT addresses");
+    }
+    let mut snat = [Ipv4::default(); MAX_SNAT_ADDRESSES];
+    for (slot, address) in snat.iter_mut().zip(&spec.snat) {
+        *slot = (*address).into();
+    }
+    Ok(RuleSet { snat, snat_count: u32::try_from(spec.snat.len())?, ports: spec.ports, masquerade_count })
+}
+
+fn set_targets(rule: &mut Rule, forward: &ForwardSpec) -> Result<()> {
+    // A name may have more addresses than there is room for: the first ones serve.
+    for (slot, (address, port)) in rule.targets.iter_mut().zip(&forward.targets) {
+        *slot = Target::new((*address).into(), *port);
+    }
+    rule.target_count = u32::try_from(forward.targets.len().min(MAX_TARGETS))?;
+    Ok(())
+}
+
+fn set_name(rule: &mut Rule, name: &str) -> Result<()> {
+    if name.len() > NAME_LENGTH {
+        bail!("the rule name `{name}` is longer than {NAME_LENGTH} bytes");
+    }
+    rule.name[..name.len()].copy_from_slice(name.as_bytes());
+    Ok(())
+}
+
+fn name(rule: &Rule) -> Option<String> {
+    let end = rule.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LENGTH);
+    let name = std::str::from_utf8(&rule.name[..end]).ok()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+fn network(network: &Ipv4Net) -> Network {
+    Network::new(network.network().into(), network.prefix_len())
+}

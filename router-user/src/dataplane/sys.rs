@@ -1,0 +1,193 @@
+//! The system calls that aya has no function for, each with the kernel structure it follows.
+
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+
+// enum bpf_cmd, include/uapi/linux/bpf.h.
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// include/uapi/linux/magic.h.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// The index of an interface in this network namespace.
+pub(super) fn interface_index(name: &str) -> Result<u32> {
+    let text = CString::new(name).with_context(|| format!("{name:?} is not an interface name"))?;
+    // SAFETY: a NUL-terminated string that lives through the call.
+    match unsafe { libc::if_nametoindex(text.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()).with_context(|| format!("there is no interface {name}")),
+        index => Ok(index),
+    }
+}
+
+/// Whether a path, or the nearest directory above it that exists, is on a BPF file system.
+pub(super) fn is_bpffs(path: &Path) -> Result<bool> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let file = File::open(existing).with_context(|| format!("cannot open {}", existing.display()))?;
+    // SAFETY: zero is a value of this plain structure, and the file is open.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: as above; the kernel fills the structure.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot examine {}", existing.display()));
+    }
+    #[expect(clippy::unnecessary_cast, reason = "the field's type differs between architectures")]
+    let magic = stat.f_type as i64;
+    Ok(magic == BPF_FS_MAGIC)
+}
+
+/// Mounts a BPF file system.
+pub(super) fn mount_bpffs(at: &Path) -> io::Result<()> {
+    let at = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: NUL-terminated strings that live through the call; no data.
+    let result = unsafe { libc::mount(c"bpf".as_ptr(), at.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens a pinned BPF object of any kind.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    /// The part of `union bpf_attr` for `BPF_OBJ_GET`.
+    #[repr(C)]
+    struct Attributes {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the attributes are those of the command, and the path lives through the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says of an XDP link.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct XdpLinkInfo {
+    /// `enum bpf_link_type`.
+    kind: u32,
+    /// The link's id.
+    id: u32,
+    /// The id of the program that it holds.
+    pub(super) program: u32,
+    padding: u32,
+    /// The interface it is on; 0 when that is gone.
+    pub(super) interface: u32,
+    rest: [u32; 11],
+}
+
+/// Asks about an XDP link.
+pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
+    /// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+    #[repr(C)]
+    struct Attributes {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = XdpLinkInfo::default();
+    let mut attributes = Attributes {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<XdpLinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes to `info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
+}
+
+/// A walk through a hash map, many entries a system call.
+pub(super) struct BatchReader<'map, K, V> {
+    map: BorrowedFd<'map>,
+    position: Option<u32>,
+    done: bool,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+impl<'map, K: aya::Pod, V: aya::Pod> BatchReader<'map, K, V> {
+    /// A walk that reads up to `batch` entries at a time.
+    pub(super) fn new(map: BorrowedFd<'map>, batch: usize) -> Self {
+        Self {
+            map,
+            position: None,
+            done: false,
+            keys: Vec::with_capacity(batch),
+            values: Vec::with_capacity(batch),
+        }
+    }
+
+    /// The next entries; `None` at the end.
+    pub(super) fn next(&mut self) -> io::Result<Option<impl Iterator<Item = (&K, &V)>>> {
+        /// The part of `union bpf_attr` for the batch commands.
+        #[repr(C)]
+        struct Attributes {
+            in_batch: u64,
+            out_batch: u64,
+            keys: u64,
+            values: u64,
+            count: u32,
+            map_fd: u32,
+            elem_flags: u64,
+            flags: u64,
+        }
+        if self.done {
+            return Ok(None);
+        }
+        self.keys.clear();
+        self.values.clear();
+        let capacity = self.keys.capacity().min(self.values.capacity());
+        let mut next_position = 0_u32;
+        let mut attributes = Attributes {
+            in_batch: self.position.as_ref().map_or(0, |position| std::ptr::from_ref(position) as u64),
+            out_batch: (&raw mut next_position) as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            count: capacity as u32,
+            map_fd: self.map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are those of the command; both buffers have room for `count` elements of the map's sizes,
+        // and the positions live through the call.
+        match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
+            Ok(_) => self.position = Some(next_position),
+            // The end of the map; what was read until there is in the buffers.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.done = true,
+            // A hash bucket holds more than the buffers: nothing was read, and the same place is tried again.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                self.keys.reserve(2 * capacity);
+                self.values.reserve(2 * capacity);
+                attributes.count = 0;
+            }
+            Err(error) => return Err(error),
+        }
+        let count = (attributes.count as usize).min(capacity);
+        // SAFETY: the kernel has written this many elements, and any bytes are a value of a `Pod`.
+        unsafe {
+            self.keys.set_len(count);
+            self.values.set_len(count);
+        }
+        Ok(Some(self.keys.iter().zip(&self.values)))
+    }
+}
+
+/// The system call.
+///
+/// # Safety
+/// `attributes` is the part of `union bpf_attr` that belongs to the command, and every pointer in it is good for it.
+unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<RawFd> {
+    // SAFETY: the caller's promise; the size tells the kernel how much of the union there is.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+}

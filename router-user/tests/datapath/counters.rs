@@ -1,0 +1,80 @@
+//! Counters: what moved, and nothing else.
+
+use router_common::{
+    reason::Reason,
+    session::State,
+    stats::{Counter, RuleStats},
+};
+
+use crate::{
+    packets::{PLS, ROUTER, STRANGER, TARGET, tcp, tcp_packet},
+    world::World,
+};
+
+#[test]
+fn rules_interfaces_and_entries_add_up() {
+    let mut world = World::new();
+    let out = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
+    let back = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK);
+    let before = world.dataplane.counters.read().expect("counters");
+    assert_eq!(before.interfaces[0].received.packets, 0);
+    world.run(&out.build());
+    world.run(&back.build());
+    let data = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).payload(&[1; 100]).build();
+    world.run(&data);
+    world.run(&tcp_packet((STRANGER, 1), (ROUTER, 443), tcp::SYN).build());
+
+    let stats = world.dataplane.counters.read().expect("counters");
+    let https = stats.rules[usize::from(world.dataplane.rules.number("https").expect("a rule"))];
+    let expected = RuleStats {
+        forward: Counter { packets: 2, bytes: 54 + 154 },
+        reply: Counter { packets: 1, bytes: 54 },
+        opened: 1,
+        denied: 1,
+    };
+    assert_eq!(https, expected);
+    assert_eq!(stats.interfaces[0].received, Counter { packets: 4, bytes: 54 * 3 + 154 });
+    assert_eq!(stats.interfaces[0].transmitted, Counter { packets: 3, bytes: 54 * 2 + 154 });
+    assert_eq!(stats.reasons[Reason::Forwarded as usize], Counter { packets: 2, bytes: 54 + 154 });
+    assert_eq!(stats.reasons[Reason::Opened as usize], Counter { packets: 1, bytes: 54 });
+    assert_eq!(stats.reasons[Reason::SourceNotAllowed as usize], Counter { packets: 1, bytes: 54 });
+    let total: u64 = stats.reasons.iter().map(|counter| counter.packets).sum();
+    assert_eq!(total, stats.interfaces[0].received.packets, "every packet has exactly one reason");
+
+    let mut sessions = Vec::new();
+    world.dataplane.flows.for_each(|session| sessions.push(*session)).expect("flows");
+    let [session] = sessions[..] else { panic!("one session") };
+    assert_eq!((session.forward.packets, session.forward.bytes), (2, 54 + 154));
+    assert_eq!((session.reply.packets, session.reply.bytes), (1, 54));
+    assert_eq!(session.state(), Some(State::Established));
+}
+
+#[test]
+fn sessions_go_through_their_states_and_are_removed_whole() {
+    let mut world = World::new();
+    let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).build();
+    let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).build();
+    let state = |world: &World| {
+        let mut states = Vec::new();
+        world.dataplane.flows.for_each(|session| states.push(session.state())).expect("flows");
+        assert_eq!(states.len(), 1);
+        states[0]
+    };
+    for (frame, expected) in [
+        (client(tcp::SYN), State::Opening),
+        (server(tcp::SYN | tcp::ACK), State::Established),
+        (client(tcp::ACK), State::Established),
+        (client(tcp::FIN | tcp::ACK), State::Closing),
+        (server(tcp::FIN | tcp::ACK), State::Closed),
+        (client(tcp::SYN), State::Closing),
+        (server(tcp::SYN | tcp::ACK), State::Established),
+        (server(tcp::RST), State::Closed),
+    ] {
+        world.run(&frame);
+        assert_eq!(state(&world), Some(expected));
+    }
+    let mut sessions = Vec::new();
+    world.dataplane.flows.for_each(|session| sessions.push(*session)).expect("flows");
+    world.dataplane.flows.remove(&sessions[0]).expect("removal");
+    assert_eq!(world.entries(), 0);
+}

@@ -1,0 +1,290 @@
+//! `[[forward]]` rules.
+
+use router_common::reason::Reason;
+
+use crate::{
+    packets::{
+        FIREWALL_MAC, PLS, PLS_MAC, ROUTER, STRANGER, Seen, TARGET, read, tcp, tcp_packet, udp_packet,
+    },
+    world::{Setup, Verdict, World, ip},
+};
+
+const CLIENT: ([u8; 4], u16) = (PLS, 40_000);
+
+#[test]
+fn a_tcp_session_goes_out_and_comes_back() {
+    let mut world = World::new();
+    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN);
+    let ran = world.run(&syn.build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Opened));
+    assert_eq!(
+        read(&ran.frame),
+        Seen {
+            destination_mac: FIREWALL_MAC,
+            source: (ROUTER, 40_000),
+            destination: (TARGET, 8443),
+            ttl: 63,
+            payload: vec![],
+        }
+    );
+    assert_eq!((world.sessions(), world.entries()), (1, 2));
+
+    let ran = world.run(&tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+    assert_eq!(
+        read(&ran.frame),
+        Seen {
+            destination_mac: PLS_MAC,
+            source: (ROUTER, 443),
+            destination: CLIENT,
+            ttl: 63,
+            payload: vec![],
+        }
+    );
+
+    let data = tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK | tcp::PSH).payload(b"odd");
+    let ran = world.run(&data.build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+    assert_eq!(read(&ran.frame).payload, b"odd");
+    assert_eq!((world.sessions(), world.entries()), (1, 2));
+}
+
+#[test]
+fn udp_keeps_the_port_when_the_target_has_none() {
+    let mut world = World::new();
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query");
+    let ran = world.run(&query.build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Opened));
+    let seen = read(&ran.frame);
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (TARGET, 53)));
+    let ran = world.run(&udp_packet((TARGET, 53), (ROUTER, 5000), b"answer").build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+    let seen = read(&ran.frame);
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 53), (PLS, 5000)));
+}
+
+#[test]
+fn a_port_range_takes_its_ports_and_no_others() {
+    let mut world = World::new();
+    for (port, reason) in [
+        (7999, Reason::NotMatched),
+        (8000, Reason::Opened),
+        (8005, Reason::Opened),
+        (8010, Reason::Opened),
+        (8011, Reason::NotMatched),
+    ] {
+        let ran = world.run(&tcp_packet(CLIENT, (ROUTER, port), tcp::SYN).build());
+        assert_eq!(ran.reason, reason, "port {port}");
+        if reason == Reason::Opened {
+            assert_eq!(read(&ran.frame).destination, (TARGET, port));
+        }
+    }
+}
+
+#[test]
+fn a_rule_for_one_address_comes_before_one_for_all() {
+    let mut world = World::with(Setup {
+        rules: |spec| {
+            let mut specific = spec.forwards[0].clone();
+            specific.name = "specific".to_owned();
+            specific.address = Some(ROUTER.into());
+            specific.targets = vec![(crate::world::other_server().into(), None)];
+            spec.forwards.push(specific);
+        },
+        ..Setup::default()
+    });
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!(read(&ran.frame).destination, (crate::world::other_server(), 443));
+}
+
+#[test]
+fn strangers_are_dropped_and_counted() {
+    let mut world = World::new();
+    let frame = tcp_packet((STRANGER, 40_000), (ROUTER, 443), tcp::SYN).build();
+    let ran = world.run(&frame);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::SourceNotAllowed));
+    assert_eq!(ran.frame, frame, "a dropped packet is untouched");
+    assert_eq!(world.entries(), 0);
+}
+
+#[test]
+fn tcp_without_a_session_is_the_kernels_to_reset() {
+    let mut world = World::new();
+    for flags in [tcp::ACK, tcp::SYN | tcp::ACK, tcp::RST, tcp::FIN | tcp::ACK, 0] {
+        let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), flags).build());
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession), "flags {flags:#x}");
+    }
+    assert_eq!(world.entries(), 0);
+}
+
+#[test]
+fn a_retransmitted_syn_opens_nothing_new() {
+    let mut world = World::new();
+    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
+    let first = world.run(&syn);
+    let second = world.run(&syn);
+    assert_eq!(second.reason, Reason::Forwarded);
+    assert_eq!(first.frame, second.frame);
+    assert_eq!(world.entries(), 2);
+}
+
+#[test]
+fn time_to_live_ends_here() {
+    let mut world = World::new();
+    for ttl in [0, 1] {
+        let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).ttl(ttl).build());
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TtlExpired), "unknown, ttl {ttl}");
+    }
+    assert_eq!(world.entries(), 0, "no session for a packet that goes nowhere");
+    world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).ttl(1).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TtlExpired), "known");
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).ttl(2).build());
+    assert_eq!(read(&ran.frame).ttl, 1);
+}
+
+#[test]
+fn larger_than_the_route_is_dropped_with_a_reason() {
+    let mut world = World::new();
+    ip("route change default via 10.0.2.65 mtu lock 1000");
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!(ran.reason, Reason::Opened);
+    let fits = tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&[7; 960]);
+    assert_eq!(world.run(&fits.build()).reason, Reason::Forwarded);
+    let too_big = tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&[7; 961]);
+    let ran = world.run(&too_big.build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TooBig));
+}
+
+#[test]
+fn two_interfaces_redirect_between_them() {
+    let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
+    world.dataplane.set_egress(0, "eth0").expect("egress");
+    world.dataplane.set_egress(1, "eth1").expect("egress");
+    world.dataplane.local_addresses.set(&[ROUTER.into(), [10, 0, 3, 4].into()].into()).expect("addresses");
+    let ran = world.run_on(0, &tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Redirect, Reason::Opened));
+    assert_eq!(read(&ran.frame).source, ([10, 0, 3, 4], 40_000));
+    let ran =
+        world.run_on(1, &tcp_packet((TARGET, 8443), ([10, 0, 3, 4], 40_000), tcp::SYN | tcp::ACK).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Redirect, Reason::Forwarded));
+    assert_eq!(read(&ran.frame).destination, CLIENT);
+}
+
+#[test]
+fn an_egress_that_is_not_ours_is_not_used() {
+    let mut world = World::new();
+    ip("link add other type veth peer name elsewhere");
+    ip("link set other up");
+    ip("link set elsewhere up");
+    ip("addr add 192.0.2.1/24 dev other");
+    ip("route add 203.0.113.0/24 via 192.0.2.2");
+    ip("neigh replace 192.0.2.2 lladdr 02:00:00:00:00:09 dev other nud permanent");
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::EgressNotAttached));
+    assert_eq!(world.entries(), 0);
+}
+
+#[test]
+fn no_route_opens_nothing() {
+    for route in ["unreachable 203.0.113.0/24", "blackhole 203.0.113.0/24", "prohibit 203.0.113.0/24"] {
+        std::thread::spawn(move || {
+            let mut world = World::new();
+            ip(&format!("route add {route}"));
+            let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+            assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoRoute), "{route}");
+            assert_eq!(world.entries(), 0);
+        })
+        .join()
+        .expect("the case holds");
+    }
+}
+
+#[test]
+fn route_lookups_that_are_off_say_so() {
+    let mut world = World::new();
+    std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "0").expect("sysctl");
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::RouteLookupsOff));
+}
+
+#[test]
+fn a_changed_next_hop_is_used_from_the_next_packet_on() {
+    let mut world = World::new();
+    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
+    assert_eq!(read(&world.run(&syn).frame).destination_mac, FIREWALL_MAC);
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:ff dev eth0 nud permanent");
+    assert_eq!(read(&world.run(&syn).frame).destination_mac, FIREWALL_MAC, "cached");
+    world.dataplane.settings.invalidate_next_hops().expect("settings");
+    assert_eq!(read(&world.run(&syn).frame).destination_mac, [2, 0, 0, 0, 0, 0xff]);
+}
+
+#[test]
+fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
+    let mut world = World::new();
+    let mut punts = world.dataplane.take_punts().expect("ring");
+    ip("neigh del 10.0.2.65 dev eth0");
+    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
+    let ran = world.run(&syn);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::Resolving));
+    assert_eq!(world.entries(), 2, "the session is open");
+    let record = punts.next().expect("a packet in the ring");
+    let packet = router_common::punt::Punt::parse(&record).expect("a record").to_vec();
+    drop(record);
+    let mut frame = vec![0; 14];
+    frame[12] = 8;
+    frame.extend_from_slice(&packet);
+    let seen = read(&frame);
+    assert_eq!((seen.source, seen.destination, seen.ttl), ((ROUTER, 40_000), (TARGET, 8443), 63));
+    assert!(punts.next().is_none());
+
+    // Still cold: the session's next packet goes the same way. Then the neighbour answers.
+    assert_eq!(world.run(&syn).reason, Reason::Resolving);
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+    let ran = world.run(&syn);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+}
+
+#[test]
+fn a_new_rule_set_takes_over_at_once_and_sessions_keep_their_target() {
+    let mut world = World::new();
+    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
+    world.run(&syn);
+    let mut spec = crate::world::rule_set();
+    spec.forwards.remove(1);
+    spec.forwards[0].targets = vec![(crate::world::other_server().into(), Some(9443))];
+    let number = world.dataplane.rules.number("range");
+    world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
+    assert_eq!(world.dataplane.rules.number("range"), number, "a rule keeps its number");
+
+    assert_eq!(read(&world.run(&syn).frame).destination, (TARGET, 8443), "known session");
+    let fresh = tcp_packet((PLS, 40_001), (ROUTER, 443), tcp::SYN).build();
+    assert_eq!(read(&world.run(&fresh).frame).destination, (crate::world::other_server(), 9443));
+    let gone = world.run(&udp_packet((PLS, 5000), (ROUTER, 53), b"query").build());
+    assert_eq!(gone.reason, Reason::NotMatched, "a rule that is gone");
+}
+
+#[test]
+fn new_sessions_are_spread_over_targets() {
+    let mut world = World::with(Setup {
+        rules: |spec| {
+            spec.forwards[0].targets = (1..=4).map(|host| ([203, 0, 113, host].into(), None)).collect();
+        },
+        ..Setup::default()
+    });
+    let mut hits = std::collections::BTreeMap::new();
+    for port in 20_000..20_400 {
+        let ran = world.run(&tcp_packet((PLS, port), (ROUTER, 443), tcp::SYN).build());
+        *hits.entry(read(&ran.frame).destination.0).or_insert(0) += 1;
+    }
+    assert_eq!(hits.len(), 4, "{hits:?}");
+    // 400 fair picks of 4: fewer than 50 for one has a probability below 1e-9.
+    assert!(hits.values().all(|count| *count > 50), "{hits:?}");
+}
+
+#[test]
+fn a_rule_without_addresses_drops_with_a_reason() {
+    let mut world = World::with(Setup { rules: |spec| spec.forwards[0].targets.clear(), ..Setup::default() });
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoTarget));
+}

@@ -1,0 +1,13 @@
+//! The programs in the kernel, by `BPF_PROG_TEST_RUN`: a packet in; the packet out, the verdict, and the counters that moved.
+//!
+//! Every test makes a network namespace of its own, so that routes, neighbours and addresses are what it says. Packets are built
+//! and checked by etherparse, which computes checksums from scratch. Needs root.
+
+mod checksums;
+mod counters;
+mod forward;
+mod masquerade;
+mod packets;
+mod pass;
+mod ports;
+mod world;

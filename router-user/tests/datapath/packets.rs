@@ -1,0 +1,216 @@
+//! Packets by name: who sends what to whom.
+
+use etherparse::{
+    Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4HeaderSlice,
+    PacketBuilder, PacketBuilderStep, TcpSlice, UdpSlice,
+};
+pub use router_common::packet::tcp;
+
+/// The address that the Private Link Service gives to clients.
+pub const PLS: [u8; 4] = [10, 0, 2, 69];
+/// An address on the same link that no rule names.
+pub const STRANGER: [u8; 4] = [10, 0, 2, 100];
+/// The router.
+pub const ROUTER: [u8; 4] = [10, 0, 2, 68];
+/// The router's next hop.
+pub const FIREWALL: [u8; 4] = [10, 0, 2, 65];
+/// Where the `https` rule leads, behind the firewall.
+pub const TARGET: [u8; 4] = [203, 0, 113, 10];
+/// Another server behind the firewall.
+pub const OTHER: [u8; 4] = [198, 51, 100, 7];
+/// Azure's platform address.
+pub const PLATFORM: [u8; 4] = [168, 63, 129, 16];
+
+/// The MAC addresses of the hosts above, as neighbours of the router.
+pub const PLS_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x69];
+pub const FIREWALL_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x65];
+
+/// A packet to be sent, to be changed by the methods, and built in the end.
+#[derive(Clone)]
+pub struct Spec {
+    source: ([u8; 4], u16),
+    destination: ([u8; 4], u16),
+    ttl: u8,
+    kind: Kind,
+    payload: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp { flags: u8 },
+    Udp { checksum: bool },
+    EchoRequest,
+    EchoReply,
+}
+
+/// A TCP packet with these flags.
+pub fn tcp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), flags: u8) -> Spec {
+    Spec { source, destination, ttl: 64, kind: Kind::Tcp { flags }, payload: Vec::new() }
+}
+
+/// A UDP packet.
+pub fn udp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), payload: &[u8]) -> Spec {
+    Spec { source, destination, ttl: 64, kind: Kind::Udp { checksum: true }, payload: payload.to_vec() }
+}
+
+/// An ICMP echo request with this identifier.
+pub fn echo_request(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
+    Spec {
+        source: (source, identifier),
+        destination: (destination, 0),
+        ttl: 64,
+        kind: Kind::EchoRequest,
+        payload: b"ping".to_vec(),
+    }
+}
+
+/// An ICMP echo reply with this identifier.
+pub fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
+    Spec {
+        source: (source, 0),
+        destination: (destination, identifier),
+        ttl: 64,
+        kind: Kind::EchoReply,
+        payload: b"ping".to_vec(),
+    }
+}
+
+impl Spec {
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// A UDP packet whose sender computed no checksum.
+    pub fn without_checksum(mut self) -> Self {
+        self.kind = Kind::Udp { checksum: false };
+        self
+    }
+
+    /// The same conversation's next packet in the other direction.
+    pub fn answered_with(&self, flags: u8) -> Self {
+        let kind = match self.kind {
+            Kind::Tcp { .. } => Kind::Tcp { flags },
+            Kind::EchoRequest => Kind::EchoReply,
+            Kind::EchoReply => Kind::EchoRequest,
+            udp @ Kind::Udp { .. } => udp,
+        };
+        Self {
+            source: self.destination,
+            destination: self.source,
+            kind,
+            ttl: 64,
+            payload: self.payload.clone(),
+        }
+    }
+
+    /// The frame, as the router receives it.
+    pub fn build(&self) -> Vec<u8> {
+        self.build_between([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+    }
+
+    /// The frame with these Ethernet addresses.
+    pub fn build_between(&self, source_mac: [u8; 6], destination_mac: [u8; 6]) -> Vec<u8> {
+        let start: PacketBuilderStep<IpHeaders> = PacketBuilder::ethernet2(source_mac, destination_mac).ipv4(
+            self.source.0,
+            self.destination.0,
+            self.ttl,
+        );
+        let mut frame = Vec::new();
+        match self.kind {
+            Kind::Tcp { flags } => {
+                let mut step = start.tcp(self.source.1, self.destination.1, 1000, 64_000);
+                if flags & tcp::SYN != 0 {
+                    step = step.syn();
+                }
+                if flags & tcp::ACK != 0 {
+                    step = step.ack(2000);
+                }
+                if flags & tcp::FIN != 0 {
+                    step = step.fin();
+                }
+                if flags & tcp::RST != 0 {
+                    step = step.rst();
+                }
+                if flags & tcp::PSH != 0 {
+                    step = step.psh();
+                }
+                step.write(&mut frame, &self.payload)
+            }
+            Kind::Udp { .. } => start.udp(self.source.1, self.destination.1).write(&mut frame, &self.payload),
+            Kind::EchoRequest => start.icmpv4_echo_request(self.source.1, 1).write(&mut frame, &self.payload),
+            Kind::EchoReply => {
+                start.icmpv4_echo_reply(self.destination.1, 1).write(&mut frame, &self.payload)
+            }
+        }
+        .expect("a Vec takes any packet");
+        if let Kind::Udp { checksum: false } = self.kind {
+            frame[40..42].fill(0);
+        }
+        frame
+    }
+}
+
+/// What a frame says, after its checksums have been verified from scratch.
+#[derive(Debug, PartialEq)]
+pub struct Seen {
+    pub destination_mac: [u8; 6],
+    pub source: ([u8; 4], u16),
+    pub destination: ([u8; 4], u16),
+    pub ttl: u8,
+    pub payload: Vec<u8>,
+}
+
+/// Reads a frame with etherparse and verifies every checksum in it.
+///
+/// For ICMP echo the identifier stands as the source port of a request and the destination port of a reply.
+pub fn read(frame: &[u8]) -> Seen {
+    let (ethernet, rest) = Ethernet2Header::from_slice(frame).expect("Ethernet");
+    let ip = Ipv4HeaderSlice::from_slice(rest).expect("IPv4");
+    assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum(), "IPv4 header checksum");
+    let total = usize::from(ip.total_len());
+    let payload = &rest[ip.slice().len()..total];
+    let (source_port, destination_port, payload) = match ip.protocol() {
+        IpNumber::TCP => {
+            let tcp = TcpSlice::from_slice(payload).expect("TCP");
+            let expected = tcp.calc_checksum_ipv4(ip.source(), ip.destination()).expect("length");
+            assert_eq!(tcp.checksum(), expected, "TCP checksum");
+            (tcp.source_port(), tcp.destination_port(), tcp.payload().to_vec())
+        }
+        IpNumber::UDP => {
+            let udp = UdpSlice::from_slice(payload).expect("UDP");
+            let header = udp.to_header();
+            if udp.checksum() != 0 {
+                let expected = header
+                    .calc_checksum_ipv4_raw(ip.source(), ip.destination(), udp.payload())
+                    .expect("length");
+                assert_eq!(udp.checksum(), expected, "UDP checksum");
+            }
+            (udp.source_port(), udp.destination_port(), udp.payload().to_vec())
+        }
+        IpNumber::ICMP => {
+            let icmp = Icmpv4Slice::from_slice(payload).expect("ICMP");
+            let header = icmp.header();
+            let expected = Icmpv4Header::with_checksum(header.icmp_type.clone(), icmp.payload()).checksum;
+            assert_eq!(header.checksum, expected, "ICMP checksum");
+            match header.icmp_type {
+                Icmpv4Type::EchoRequest(echo) => (echo.id, 0, icmp.payload().to_vec()),
+                Icmpv4Type::EchoReply(echo) => (0, echo.id, icmp.payload().to_vec()),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        other => panic!("unexpected protocol {other:?}"),
+    };
+    Seen {
+        destination_mac: ethernet.destination,
+        source: (ip.source(), source_port),
+        destination: (ip.destination(), destination_port),
+        ttl: ip.ttl(),
+        payload,
+    }
+}

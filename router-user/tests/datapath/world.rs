@@ -1,0 +1,276 @@
+//! A router in a network namespace of its own, and its programs.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
+
+use aya::programs::{TestRun as _, TestRunOptions};
+use ipnet::Ipv4Net;
+use router_common::{
+    flow::Protocol,
+    ports::PortRange,
+    reason::Reason,
+    settings::InterfaceIndexes,
+    stats::{CpuStats, RuleStats},
+};
+use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, MasqueradeSpec, RuleSetSpec};
+
+use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, TARGET};
+
+/// `enum xdp_action`, include/uapi/linux/bpf.h.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    Aborted,
+    Drop,
+    Pass,
+    Tx,
+    Redirect,
+}
+
+/// What became of one packet.
+#[derive(Debug)]
+pub struct Ran {
+    pub verdict: Verdict,
+    pub frame: Vec<u8>,
+    /// The reason it was counted under: exactly one counter moved, by one packet and the frame's bytes.
+    pub reason: Reason,
+}
+
+/// One router.
+pub struct World {
+    pub dataplane: Dataplane,
+    interfaces: [u32; 2],
+    before: Box<CpuStats>,
+}
+
+/// How the router is set up.
+pub struct Setup {
+    pub nics: usize,
+    pub sessions: u32,
+    pub ports: PortRange,
+    pub snat: Vec<[u8; 4]>,
+    pub rules: fn(&mut RuleSetSpec),
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            nics: 1,
+            sessions: 1024,
+            ports: PortRange { first: 1024, last: 65535 },
+            snat: vec![ROUTER],
+            rules: |_| {},
+        }
+    }
+}
+
+/// The rule set of most tests: `https`, `dns`, `range`, and the `vnet` masquerade.
+pub fn rule_set() -> RuleSetSpec {
+    let forward = |name: &str, protocol, ports: (u16, u16), target: ([u8; 4], Option<u16>)| ForwardSpec {
+        name: name.to_owned(),
+        protocol,
+        address: None,
+        ports: PortRange { first: ports.0, last: ports.1 },
+        targets: vec![(target.0.into(), target.1)],
+        sources: vec![network(PLS, 32)],
+    };
+    RuleSetSpec {
+        forwards: vec![
+            forward("https", Protocol::Tcp, (443, 443), (TARGET, Some(8443))),
+            forward("dns", Protocol::Udp, (53, 53), (TARGET, None)),
+            forward("range", Protocol::Tcp, (8000, 8010), (TARGET, None)),
+        ],
+        masquerades: vec![MasqueradeSpec {
+            name: "vnet".to_owned(),
+            sources: vec![network(PLS, 32)],
+            destinations: vec![network([0; 4], 0)],
+        }],
+        snat: vec![ROUTER.into()],
+        ports: PortRange { first: 1024, last: 65535 },
+    }
+}
+
+pub fn network(address: [u8; 4], prefix: u8) -> Ipv4Net {
+    Ipv4Net::new(address.into(), prefix).expect("a prefix length")
+}
+
+impl World {
+    /// A router with one NIC and [`rule_set`].
+    pub fn new() -> Self {
+        Self::with(Setup::default())
+    }
+
+    /// A router as set up.
+    pub fn with(setup: Setup) -> Self {
+        enter_new_namespace();
+        ip("link set lo up");
+        std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
+        ip("link add eth0 type veth peer name wire0");
+        ip("link set eth0 up");
+        ip("link set wire0 up");
+        ip(&format!("addr add {}/26 dev eth0", Ipv4Addr::from(ROUTER)));
+        let firewall_link = if setup.nics == 2 {
+            ip("link add eth1 type veth peer name wire1");
+            ip("link set eth1 up");
+            ip("link set wire1 up");
+            ip("addr add 10.0.3.4/26 dev eth1");
+            ip("route add default via 10.0.3.1");
+            ("10.0.3.1".to_owned(), "eth1")
+        } else {
+            ip(&format!("route add default via {}", Ipv4Addr::from(FIREWALL)));
+            (Ipv4Addr::from(FIREWALL).to_string(), "eth0")
+        };
+        neighbour(&firewall_link.0, FIREWALL_MAC, firewall_link.1);
+        neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
+        neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
+
+        let options = LoadOptions { pins: None, sessions: setup.sessions, log: None };
+        let mut dataplane = Dataplane::load(&options).expect("the programs load");
+        let interfaces = [index("eth0"), if setup.nics == 2 { index("eth1") } else { 0 }];
+        dataplane
+            .settings
+            .set_interfaces(interfaces.map(|primary| InterfaceIndexes { primary, virtual_function: 0 }))
+            .expect("interfaces");
+        dataplane.local_addresses.set(&[ROUTER.into()].into()).expect("addresses");
+        let mut spec = rule_set();
+        spec.ports = setup.ports;
+        spec.snat = setup.snat.iter().map(|address| (*address).into()).collect();
+        (setup.rules)(&mut spec);
+        dataplane.rules.apply(&spec, &mut dataplane.settings).expect("rules");
+        let before = dataplane.counters.read().expect("counters");
+        Self { dataplane, interfaces, before }
+    }
+
+    /// Gives a packet to the router on `eth0`.
+    pub fn run(&mut self, frame: &[u8]) -> Ran {
+        self.run_on(0, frame)
+    }
+
+    /// Gives a packet to the router on the interface of this slot, and takes stock of what happened.
+    pub fn run_on(&mut self, slot: usize, frame: &[u8]) -> Ran {
+        let (verdict, out) = self.run_uncounted(slot, frame);
+        let counted = self.moved();
+        let reasons: Vec<_> = counted.reasons.iter().collect();
+        let [(reason, packets)] = reasons[..] else { panic!("not exactly one reason counted: {counted:?}") };
+        assert_eq!(*packets, 1, "{reason:?}");
+        let received = counted.received[slot];
+        assert_eq!(received, 1, "received on slot {slot}");
+        Ran { verdict, frame: out, reason: *reason }
+    }
+
+    fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 64];
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: [u32; 6] = [0, frame.len() as u32, 0, self.interfaces[slot], 0, 0];
+        let context: Vec<u8> = context.iter().flat_map(|field| field.to_ne_bytes()).collect();
+        let program = self.dataplane.program("pls_router").expect("the root program");
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+            .expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        let verdict = match result.return_value {
+            0 => Verdict::Aborted,
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Tx,
+            4 => Verdict::Redirect,
+            other => panic!("verdict {other}"),
+        };
+        (verdict, out)
+    }
+
+    /// The counters that have moved since this was last asked.
+    pub fn moved(&mut self) -> Moved {
+        let now = self.dataplane.counters.read().expect("counters");
+        let before = std::mem::replace(&mut self.before, now);
+        let now = &self.before;
+        let reasons = Reason::ALL
+            .iter()
+            .map(|reason| {
+                let index = *reason as usize;
+                (*reason, now.reasons[index].packets - before.reasons[index].packets)
+            })
+            .filter(|(_, packets)| *packets > 0)
+            .collect();
+        let rules = (0..now.rules.len())
+            .filter(|number| now.rules[*number] != before.rules[*number])
+            .map(|number| {
+                let name = self.dataplane.rules.name(number as u16).unwrap_or("?").to_owned();
+                (name, difference(&now.rules[number], &before.rules[number]))
+            })
+            .collect();
+        let interface = |pick: fn(&router_common::stats::InterfaceStats) -> u64| {
+            [0, 1].map(|slot| pick(&now.interfaces[slot]) - pick(&before.interfaces[slot]))
+        };
+        Moved {
+            reasons,
+            rules,
+            received: interface(|stats| stats.received.packets),
+            transmitted: interface(|stats| stats.transmitted.packets),
+        }
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        let mut count = 0;
+        self.dataplane.flows.for_each(|_| count += 1).expect("flows");
+        count
+    }
+
+    /// How many entries the flow table has: two a session, always.
+    pub fn entries(&self) -> usize {
+        self.dataplane.flows.entries().expect("flows")
+    }
+}
+
+/// Counters that moved.
+#[derive(Debug)]
+pub struct Moved {
+    pub reasons: Vec<(Reason, u64)>,
+    pub rules: BTreeMap<String, RuleStats>,
+    pub received: [u64; 2],
+    pub transmitted: [u64; 2],
+}
+
+fn difference(now: &RuleStats, before: &RuleStats) -> RuleStats {
+    let mut difference = *now;
+    difference.forward.packets -= before.forward.packets;
+    difference.forward.bytes -= before.forward.bytes;
+    difference.reply.packets -= before.reply.packets;
+    difference.reply.bytes -= before.reply.bytes;
+    difference.opened -= before.opened;
+    difference.denied -= before.denied;
+    difference
+}
+
+/// Moves this thread into a new network namespace, which goes when the thread does.
+fn enter_new_namespace() {
+    // SAFETY: takes flags only, and concerns this thread only.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "these tests need root: {}", std::io::Error::last_os_error());
+}
+
+/// Runs `ip` in this thread's namespace.
+pub fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn neighbour(address: &str, mac: [u8; 6], interface: &str) {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    ip(&format!("neigh replace {address} lladdr {mac} dev {interface} nud permanent"));
+}
+
+fn index(interface: &str) -> u32 {
+    let name = std::ffi::CString::new(interface).expect("a name");
+    // SAFETY: a NUL-terminated string that lives through the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) }
+}
+
+/// A second server address, so that tests read well.
+pub fn other_server() -> [u8; 4] {
+    OTHER
+}
