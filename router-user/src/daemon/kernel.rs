@@ -1,4 +1,8 @@
 //! What the kernel says of addresses, routes and neighbours, by route netlink (rtnetlink(7)).
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink has many kinds of everything; we pick the few we know"
+)]
 
 use std::{
     collections::{HashMap, HashSet},
@@ -61,7 +65,6 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
     Ok((changes.boxed(), Kernel { handle }))
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "everything else is no change of where packets leave")]
 fn change(message: RouteNetlinkMessage) -> Option<Change> {
     match message {
         RouteNetlinkMessage::NewNeighbour(message) => {
@@ -103,7 +106,6 @@ impl Addresses {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "other attributes hold no address of this machine")]
 fn ipv4_of(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
     match attribute {
         AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),

@@ -168,7 +168,7 @@ fn counter(
 ) -> std::fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in rows {
-        encode(ConstCounter::new(value), &mut family, &labels)?;
+        encode(&ConstCounter::new(value), &mut family, &labels)?;
     }
     Ok(())
 }
@@ -182,13 +182,13 @@ fn gauge(
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in rows {
         #[expect(clippy::cast_possible_wrap, reason = "counts of sessions stay far below 2^63")]
-        encode(ConstGauge::new(value as i64), &mut family, &labels)?;
+        encode(&ConstGauge::new(value as i64), &mut family, &labels)?;
     }
     Ok(())
 }
 
 fn encode(
-    metric: impl EncodeMetric,
+    metric: &impl EncodeMetric,
     family: &mut MetricEncoder<'_>,
     labels: &[(&'static str, &str)],
 ) -> std::fmt::Result {

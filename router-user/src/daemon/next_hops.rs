@@ -32,10 +32,10 @@ pub(super) async fn follow(shared: Arc<Shared>, kernel: Kernel, mut watch: Watch
         tokio::select! {
             change = watch.next() => {
                 let Some(change) = change else { bail!("the netlink connection has ended") };
-                let mut moved = note(&mut known, change);
+                let mut moved = note(&mut known, &change);
                 let settled = Instant::now() + SETTLE;
                 while let Ok(Some(change)) = timeout_at(settled, watch.next()).await {
-                    moved |= note(&mut known, change);
+                    moved |= note(&mut known, &change);
                 }
                 if !moved {
                     continue;
@@ -52,10 +52,10 @@ pub(super) async fn follow(shared: Arc<Shared>, kernel: Kernel, mut watch: Watch
 }
 
 /// Whether a change is one of where packets leave. Neighbours change state all the time; what counts is the MAC address.
-fn note(known: &mut HashMap<Neighbour, Option<[u8; 6]>>, change: Change) -> bool {
+fn note(known: &mut HashMap<Neighbour, Option<[u8; 6]>>, change: &Change) -> bool {
     match change {
         Change::Topology => true,
-        Change::Neighbour(neighbour, mac) => known.insert(neighbour, mac).flatten() != mac,
+        Change::Neighbour(neighbour, mac) => known.insert(*neighbour, *mac).flatten() != *mac,
     }
 }
 

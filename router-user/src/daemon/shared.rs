@@ -115,7 +115,7 @@ impl Shared {
         match route_lookups_are_on() {
             Ok(true) => {}
             Ok(false) => {
-                problems.push("route lookups are off; fix: sysctl net.ipv4.conf.lo.forwarding=1".to_owned())
+                problems.push("route lookups are off; fix: sysctl net.ipv4.conf.lo.forwarding=1".to_owned());
             }
             Err(error) => problems.push(format!("{error:#}")),
         }

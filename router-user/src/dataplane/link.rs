@@ -102,10 +102,8 @@ fn remove_if_there(pin: &std::path::Path) -> Result<()> {
 
 /// What the kernel's answer to an attachment means, and what to do.
 fn explain(error: &ProgramError, interface: &str, mode: Mode) -> anyhow::Error {
-    let errno = match error {
-        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
-        _ => None,
-    };
+    let errno =
+        if let ProgramError::SyscallError(call) = error { call.io_error.raw_os_error() } else { None };
     let advice = match (errno, mode) {
         (Some(libc::EBUSY | libc::EEXIST), _) => {
             "another XDP program is attached: see `ip link show` and take it off, e.g. `ip link set dev DEV xdp off`"

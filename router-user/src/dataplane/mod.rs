@@ -252,7 +252,7 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
 fn explain_load_error(error: aya::EbpfError, entries: u32) -> anyhow::Error {
     let text = format!("{:#}", anyhow!(error));
     if text.contains("os error 12") {
-        let mebibytes = u64::from(entries) * 128 >> 20;
+        let mebibytes = (u64::from(entries) * 128) >> 20;
         return anyhow!(
             "the kernel has not the memory for the flow table (about {mebibytes} MiB): lower limits.flows ({text})"
         );

@@ -39,9 +39,7 @@ pub(super) fn is_bpffs(path: &Path) -> Result<bool> {
         return Err(io::Error::last_os_error())
             .with_context(|| format!("cannot examine {}", existing.display()));
     }
-    #[expect(clippy::unnecessary_cast, reason = "the field's type differs between architectures")]
-    let magic = stat.f_type as i64;
-    Ok(magic == BPF_FS_MAGIC)
+    Ok(stat.f_type == BPF_FS_MAGIC)
 }
 
 /// Mounts a BPF file system.

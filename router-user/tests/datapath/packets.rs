@@ -4,30 +4,30 @@ use etherparse::{
     Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4HeaderSlice,
     PacketBuilder, PacketBuilderStep, TcpSlice, UdpSlice,
 };
-pub use router_common::packet::tcp;
+pub(crate) use router_common::packet::tcp;
 
 /// The address that the Private Link Service gives to clients.
-pub const PLS: [u8; 4] = [10, 0, 2, 69];
+pub(crate) const PLS: [u8; 4] = [10, 0, 2, 69];
 /// An address on the same link that no rule names.
-pub const STRANGER: [u8; 4] = [10, 0, 2, 100];
+pub(crate) const STRANGER: [u8; 4] = [10, 0, 2, 100];
 /// The router.
-pub const ROUTER: [u8; 4] = [10, 0, 2, 68];
+pub(crate) const ROUTER: [u8; 4] = [10, 0, 2, 68];
 /// The router's next hop.
-pub const FIREWALL: [u8; 4] = [10, 0, 2, 65];
+pub(crate) const FIREWALL: [u8; 4] = [10, 0, 2, 65];
 /// Where the `https` rule leads, behind the firewall.
-pub const TARGET: [u8; 4] = [203, 0, 113, 10];
+pub(crate) const TARGET: [u8; 4] = [203, 0, 113, 10];
 /// Another server behind the firewall.
-pub const OTHER: [u8; 4] = [198, 51, 100, 7];
+pub(crate) const OTHER: [u8; 4] = [198, 51, 100, 7];
 /// Azure's platform address.
-pub const PLATFORM: [u8; 4] = [168, 63, 129, 16];
+pub(crate) const PLATFORM: [u8; 4] = [168, 63, 129, 16];
 
 /// The MAC addresses of the hosts above, as neighbours of the router.
-pub const PLS_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x69];
-pub const FIREWALL_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x65];
+pub(crate) const PLS_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x69];
+pub(crate) const FIREWALL_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x65];
 
 /// A packet to be sent, to be changed by the methods, and built in the end.
 #[derive(Clone)]
-pub struct Spec {
+pub(crate) struct Spec {
     source: ([u8; 4], u16),
     destination: ([u8; 4], u16),
     ttl: u8,
@@ -44,17 +44,17 @@ enum Kind {
 }
 
 /// A TCP packet with these flags.
-pub fn tcp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), flags: u8) -> Spec {
+pub(crate) fn tcp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), flags: u8) -> Spec {
     Spec { source, destination, ttl: 64, kind: Kind::Tcp { flags }, payload: Vec::new() }
 }
 
 /// A UDP packet.
-pub fn udp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), payload: &[u8]) -> Spec {
+pub(crate) fn udp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), payload: &[u8]) -> Spec {
     Spec { source, destination, ttl: 64, kind: Kind::Udp { checksum: true }, payload: payload.to_vec() }
 }
 
 /// An ICMP echo request with this identifier.
-pub fn echo_request(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
+pub(crate) fn echo_request(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
     Spec {
         source: (source, identifier),
         destination: (destination, 0),
@@ -65,7 +65,7 @@ pub fn echo_request(source: [u8; 4], destination: [u8; 4], identifier: u16) -> S
 }
 
 /// An ICMP echo reply with this identifier.
-pub fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
+pub(crate) fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
     Spec {
         source: (source, 0),
         destination: (destination, identifier),
@@ -76,46 +76,29 @@ pub fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spe
 }
 
 impl Spec {
-    pub fn ttl(mut self, ttl: u8) -> Self {
+    pub(crate) fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
     }
 
-    pub fn payload(mut self, payload: &[u8]) -> Self {
+    pub(crate) fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
         self
     }
 
     /// A UDP packet whose sender computed no checksum.
-    pub fn without_checksum(mut self) -> Self {
+    pub(crate) fn without_checksum(mut self) -> Self {
         self.kind = Kind::Udp { checksum: false };
         self
     }
 
-    /// The same conversation's next packet in the other direction.
-    pub fn answered_with(&self, flags: u8) -> Self {
-        let kind = match self.kind {
-            Kind::Tcp { .. } => Kind::Tcp { flags },
-            Kind::EchoRequest => Kind::EchoReply,
-            Kind::EchoReply => Kind::EchoRequest,
-            udp @ Kind::Udp { .. } => udp,
-        };
-        Self {
-            source: self.destination,
-            destination: self.source,
-            kind,
-            ttl: 64,
-            payload: self.payload.clone(),
-        }
-    }
-
     /// The frame, as the router receives it.
-    pub fn build(&self) -> Vec<u8> {
+    pub(crate) fn build(&self) -> Vec<u8> {
         self.build_between([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
     }
 
     /// The frame with these Ethernet addresses.
-    pub fn build_between(&self, source_mac: [u8; 6], destination_mac: [u8; 6]) -> Vec<u8> {
+    pub(crate) fn build_between(&self, source_mac: [u8; 6], destination_mac: [u8; 6]) -> Vec<u8> {
         let start: PacketBuilderStep<IpHeaders> = PacketBuilder::ethernet2(source_mac, destination_mac).ipv4(
             self.source.0,
             self.destination.0,
@@ -158,18 +141,18 @@ impl Spec {
 
 /// What a frame says, after its checksums have been verified from scratch.
 #[derive(Debug, PartialEq)]
-pub struct Seen {
-    pub destination_mac: [u8; 6],
-    pub source: ([u8; 4], u16),
-    pub destination: ([u8; 4], u16),
-    pub ttl: u8,
-    pub payload: Vec<u8>,
+pub(crate) struct Seen {
+    pub(crate) destination_mac: [u8; 6],
+    pub(crate) source: ([u8; 4], u16),
+    pub(crate) destination: ([u8; 4], u16),
+    pub(crate) ttl: u8,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// Reads a frame with etherparse and verifies every checksum in it.
 ///
 /// For ICMP echo the identifier stands as the source port of a request and the destination port of a reply.
-pub fn read(frame: &[u8]) -> Seen {
+pub(crate) fn read(frame: &[u8]) -> Seen {
     let (ethernet, rest) = Ethernet2Header::from_slice(frame).expect("Ethernet");
     let ip = Ipv4HeaderSlice::from_slice(rest).expect("IPv4");
     assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum(), "IPv4 header checksum");
@@ -198,10 +181,12 @@ pub fn read(frame: &[u8]) -> Seen {
             let header = icmp.header();
             let expected = Icmpv4Header::with_checksum(header.icmp_type.clone(), icmp.payload()).checksum;
             assert_eq!(header.checksum, expected, "ICMP checksum");
-            match header.icmp_type {
-                Icmpv4Type::EchoRequest(echo) => (echo.id, 0, icmp.payload().to_vec()),
-                Icmpv4Type::EchoReply(echo) => (0, echo.id, icmp.payload().to_vec()),
-                other => panic!("unexpected {other:?}"),
+            if let Icmpv4Type::EchoRequest(echo) = header.icmp_type {
+                (echo.id, 0, icmp.payload().to_vec())
+            } else if let Icmpv4Type::EchoReply(echo) = header.icmp_type {
+                (0, echo.id, icmp.payload().to_vec())
+            } else {
+                panic!("unexpected {:?}", header.icmp_type)
             }
         }
         other => panic!("unexpected protocol {other:?}"),

@@ -1,15 +1,11 @@
 //! A router in a network namespace of its own, and its programs.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
+use std::{net::Ipv4Addr, process::Command};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
 use router_common::{
-    flow::Protocol,
-    ports::PortRange,
-    reason::Reason,
-    settings::InterfaceIndexes,
-    stats::{CpuStats, RuleStats},
+    flow::Protocol, ports::PortRange, reason::Reason, settings::InterfaceIndexes, stats::CpuStats,
 };
 use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, MasqueradeSpec, RuleSetSpec};
 
@@ -17,7 +13,7 @@ use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, STRANG
 
 /// `enum xdp_action`, include/uapi/linux/bpf.h.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Aborted,
     Drop,
     Pass,
@@ -27,27 +23,27 @@ pub enum Verdict {
 
 /// What became of one packet.
 #[derive(Debug)]
-pub struct Ran {
-    pub verdict: Verdict,
-    pub frame: Vec<u8>,
+pub(crate) struct Ran {
+    pub(crate) verdict: Verdict,
+    pub(crate) frame: Vec<u8>,
     /// The reason it was counted under: exactly one counter moved, by one packet and the frame's bytes.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
 }
 
 /// One router.
-pub struct World {
-    pub dataplane: Dataplane,
+pub(crate) struct World {
+    pub(crate) dataplane: Dataplane,
     interfaces: [u32; 2],
     before: Box<CpuStats>,
 }
 
 /// How the router is set up.
-pub struct Setup {
-    pub nics: usize,
-    pub sessions: u32,
-    pub ports: PortRange,
-    pub snat: Vec<[u8; 4]>,
-    pub rules: fn(&mut RuleSetSpec),
+pub(crate) struct Setup {
+    pub(crate) nics: usize,
+    pub(crate) sessions: u32,
+    pub(crate) ports: PortRange,
+    pub(crate) snat: Vec<[u8; 4]>,
+    pub(crate) rules: fn(&mut RuleSetSpec),
 }
 
 impl Default for Setup {
@@ -63,7 +59,7 @@ impl Default for Setup {
 }
 
 /// The rule set of most tests: `https`, `dns`, `range`, and the `vnet` masquerade.
-pub fn rule_set() -> RuleSetSpec {
+pub(crate) fn rule_set() -> RuleSetSpec {
     let forward = |name: &str, protocol, ports: (u16, u16), target: ([u8; 4], Option<u16>)| ForwardSpec {
         name: name.to_owned(),
         protocol,
@@ -88,18 +84,19 @@ pub fn rule_set() -> RuleSetSpec {
     }
 }
 
-pub fn network(address: [u8; 4], prefix: u8) -> Ipv4Net {
+pub(crate) fn network(address: [u8; 4], prefix: u8) -> Ipv4Net {
     Ipv4Net::new(address.into(), prefix).expect("a prefix length")
 }
 
 impl World {
     /// A router with one NIC and [`rule_set`].
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Setup::default())
     }
 
     /// A router as set up.
-    pub fn with(setup: Setup) -> Self {
+    pub(crate) fn with(setup: Setup) -> Self {
+        let Setup { nics, sessions, ports, snat, rules } = setup;
         enter_new_namespace();
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
@@ -107,7 +104,7 @@ impl World {
         ip("link set eth0 up");
         ip("link set wire0 up");
         ip(&format!("addr add {}/26 dev eth0", Ipv4Addr::from(ROUTER)));
-        let firewall_link = if setup.nics == 2 {
+        let firewall_link = if nics == 2 {
             ip("link add eth1 type veth peer name wire1");
             ip("link set eth1 up");
             ip("link set wire1 up");
@@ -122,30 +119,30 @@ impl World {
         neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
-        let options = LoadOptions { pins: None, sessions: setup.sessions, log: None };
+        let options = LoadOptions { pins: None, sessions, log: None };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
-        let interfaces = [index("eth0"), if setup.nics == 2 { index("eth1") } else { 0 }];
+        let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane
             .settings
             .set_interfaces(interfaces.map(|primary| InterfaceIndexes { primary, virtual_function: 0 }))
             .expect("interfaces");
         dataplane.local_addresses.set(&[ROUTER.into()].into()).expect("addresses");
         let mut spec = rule_set();
-        spec.ports = setup.ports;
-        spec.snat = setup.snat.iter().map(|address| (*address).into()).collect();
-        (setup.rules)(&mut spec);
+        spec.ports = ports;
+        spec.snat = snat.into_iter().map(Into::into).collect();
+        rules(&mut spec);
         dataplane.rules.apply(&spec, &mut dataplane.settings).expect("rules");
         let before = dataplane.counters.read().expect("counters");
         Self { dataplane, interfaces, before }
     }
 
     /// Gives a packet to the router on `eth0`.
-    pub fn run(&mut self, frame: &[u8]) -> Ran {
+    pub(crate) fn run(&mut self, frame: &[u8]) -> Ran {
         self.run_on(0, frame)
     }
 
     /// Gives a packet to the router on the interface of this slot, and takes stock of what happened.
-    pub fn run_on(&mut self, slot: usize, frame: &[u8]) -> Ran {
+    pub(crate) fn run_on(&mut self, slot: usize, frame: &[u8]) -> Ran {
         let (verdict, out) = self.run_uncounted(slot, frame);
         let counted = self.moved();
         let reasons: Vec<_> = counted.reasons.iter().collect();
@@ -153,6 +150,12 @@ impl World {
         assert_eq!(*packets, 1, "{reason:?}");
         let received = counted.received[slot];
         assert_eq!(received, 1, "received on slot {slot}");
+        let transmitted = match verdict {
+            Verdict::Tx => [u64::from(slot == 0), u64::from(slot == 1)],
+            Verdict::Redirect => [u64::from(slot == 1), u64::from(slot == 0)],
+            Verdict::Aborted | Verdict::Drop | Verdict::Pass => [0, 0],
+        };
+        assert_eq!(counted.transmitted, transmitted, "{verdict:?}");
         Ran { verdict, frame: out, reason: *reason }
     }
 
@@ -183,7 +186,7 @@ impl World {
     }
 
     /// The counters that have moved since this was last asked.
-    pub fn moved(&mut self) -> Moved {
+    pub(crate) fn moved(&mut self) -> Moved {
         let now = self.dataplane.counters.read().expect("counters");
         let before = std::mem::replace(&mut self.before, now);
         let now = &self.before;
@@ -195,55 +198,35 @@ impl World {
             })
             .filter(|(_, packets)| *packets > 0)
             .collect();
-        let rules = (0..now.rules.len())
-            .filter(|number| now.rules[*number] != before.rules[*number])
-            .map(|number| {
-                let name = self.dataplane.rules.name(number as u16).unwrap_or("?").to_owned();
-                (name, difference(&now.rules[number], &before.rules[number]))
-            })
-            .collect();
         let interface = |pick: fn(&router_common::stats::InterfaceStats) -> u64| {
             [0, 1].map(|slot| pick(&now.interfaces[slot]) - pick(&before.interfaces[slot]))
         };
         Moved {
             reasons,
-            rules,
             received: interface(|stats| stats.received.packets),
             transmitted: interface(|stats| stats.transmitted.packets),
         }
     }
 
     /// How many sessions there are.
-    pub fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         let mut count = 0;
         self.dataplane.flows.for_each(|_| count += 1).expect("flows");
         count
     }
 
     /// How many entries the flow table has: two a session, always.
-    pub fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.dataplane.flows.entries().expect("flows")
     }
 }
 
 /// Counters that moved.
 #[derive(Debug)]
-pub struct Moved {
-    pub reasons: Vec<(Reason, u64)>,
-    pub rules: BTreeMap<String, RuleStats>,
-    pub received: [u64; 2],
-    pub transmitted: [u64; 2],
-}
-
-fn difference(now: &RuleStats, before: &RuleStats) -> RuleStats {
-    let mut difference = *now;
-    difference.forward.packets -= before.forward.packets;
-    difference.forward.bytes -= before.forward.bytes;
-    difference.reply.packets -= before.reply.packets;
-    difference.reply.bytes -= before.reply.bytes;
-    difference.opened -= before.opened;
-    difference.denied -= before.denied;
-    difference
+pub(crate) struct Moved {
+    pub(crate) reasons: Vec<(Reason, u64)>,
+    pub(crate) received: [u64; 2],
+    pub(crate) transmitted: [u64; 2],
 }
 
 /// Moves this thread into a new network namespace, which goes when the thread does.
@@ -254,7 +237,7 @@ fn enter_new_namespace() {
 }
 
 /// Runs `ip` in this thread's namespace.
-pub fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip runs");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -271,6 +254,6 @@ fn index(interface: &str) -> u32 {
 }
 
 /// A second server address, so that tests read well.
-pub fn other_server() -> [u8; 4] {
+pub(crate) fn other_server() -> [u8; 4] {
     OTHER
 }
