@@ -46,7 +46,8 @@ pub fn rules() -> String {
     });
     let masquerade =
         format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
-    format!("{}\n{masquerade}", forwards.join("\n"))
+    let snat = "[snat]\nports = \"1024-60999\"\n";
+    format!("{}\n{masquerade}\n{snat}", forwards.join("\n"))
 }
 
 /// The configuration of a lab's router with these rules.
