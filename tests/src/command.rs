@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     io::Write as _,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,15 @@ use crate::interrupt;
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+/// Starts a command.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+    let _running = interrupt::gate();
+    command.spawn().with_context(|| {
+        let hint = "if it is not installed: `cargo xtask setup --all` installs what the lab needs";
+        format!("cannot run `{}` ({hint})", line(command))
+    })
 }
 
 /// Runs `command` to its end and returns its output, whatever its exit status.
@@ -39,10 +48,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
 fn feed(command: &mut Command, input: Option<&str>) -> Result<Output> {
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = {
-        let _running = interrupt::gate();
-        command.spawn().with_context(|| format!("cannot run `{}`", line(command)))?
-    };
+    let mut child = spawn(command)?;
     if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
         // A program that ends before it has read everything says why on standard error.
         let _closed = stdin.write_all(input.as_bytes());

@@ -37,7 +37,7 @@ impl Process {
         let copy = writer.try_clone().with_context(|| format!("cannot share {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(copy).stderr(writer);
         let _running = interrupt::gate();
-        let child = command.spawn().with_context(|| format!("cannot run `{}`", command::line(&command)))?;
+        let child = command::spawn(&mut command)?;
         let process = Self { name: name.to_owned(), child, log, kill: true };
         state.record(process.pid())?;
         Ok(process)

@@ -164,8 +164,8 @@ impl Drop for State {
 /// What a lab that was kept says of itself.
 pub fn about(id: &str) -> Result<About> {
     let path = directory(id).join("kept");
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("no lab \"{id}\" was kept; `cargo xtask lab --keep` brings one up"))?;
+    ensure!(path.exists(), "no lab \"{id}\" was kept; `cargo xtask lab --keep` brings one up");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
 }
 

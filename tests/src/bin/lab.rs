@@ -17,7 +17,17 @@ const DEFAULT: &str = "default";
 /// Azure's picture around pls-router, in network namespaces: a serverless client, Private Link with a load balancer,
 /// the router VM, a firewall and an internet. Brings it up, sends real traffic, tells what happened, and removes it.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask lab", bin_name = "cargo xtask lab")]
+#[command(
+    name = "cargo xtask lab",
+    bin_name = "cargo xtask lab",
+    after_help = "Examples:\n  \
+        cargo xtask lab                                             the whole story, and nothing left behind\n  \
+        cargo xtask lab --keep --nics 2                             leave it up, with two NICs\n  \
+        cargo xtask lab --exec router pls-router counters --watch   look into the one that was left up\n  \
+        cargo xtask lab --exec serverless curl https://www.example.com/\n  \
+        cargo xtask lab --down                                      remove it\n\n\
+        Exit codes: 0 every scene held (or the command of --exec ended with 0); 1 not so; 2 wrong usage."
+)]
 struct Arguments {
     /// Leave the lab up afterwards and say how to enter it.
     #[arg(long)]
