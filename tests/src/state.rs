@@ -88,7 +88,8 @@ impl State {
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let mut lock = File::create_new(path.join("lock")).context("cannot make the lab's lock file")?;
         lock.try_lock().context("cannot lock a file that was just made")?;
-        writeln!(lock, "{}", process::id()).context("cannot write the lab's lock file")?;
+        let started = start_time(process::id()).context("this process is not in /proc")?;
+        writeln!(lock, "{} {started}", process::id()).context("cannot write the lab's lock file")?;
         let state = Self { id: id.to_owned(), path, _lock: lock, keep: false };
         for directory in ["bpf", "conf", "etc", "logs", "tmp"] {
             state.directory(directory)?;
@@ -200,8 +201,7 @@ fn occupied(id: &str) -> String {
             "the lab \"{id}\" was kept and is still up; `cargo xtask lab --down` removes it, `cargo xtask lab --exec HOST` enters it"
         );
     }
-    let holder = fs::read_to_string(directory.join("lock")).unwrap_or_default();
-    let holder = holder.trim();
+    let holder = holder(&directory).map_or_else(|| "?".to_owned(), |(pid, _)| pid.to_string());
     let command = fs::read(format!("/proc/{holder}/cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).replace('\0', " ");
     format!("the lab \"{id}\" is running: process {holder} (`{}`) has it", command.trim())
@@ -209,16 +209,39 @@ fn occupied(id: &str) -> String {
 
 /// Whether a live process has the lab of this directory.
 fn is_held(directory: &Path) -> Result<bool> {
-    match File::open(directory.join("lock")) {
+    let lock = match File::open(directory.join("lock")) {
         // Without a lock file the run died between two system calls.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("cannot open the lock in {}", directory.display())),
-        Ok(lock) => match lock.try_lock() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(error)) => Err(error).context("cannot ask for a lock"),
-        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        lock => lock.with_context(|| format!("cannot open the lock in {}", directory.display()))?,
+    };
+    let is_locked = || match lock.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error).context("cannot ask for a lock"),
+    };
+    if !is_locked()? {
+        return Ok(false);
     }
+    let holder = holder(directory);
+    if holder.is_some_and(|(pid, started)| start_time(pid) == Some(started)) {
+        return Ok(true);
+    }
+    // It is dead. A child that it had just forked has the lock until it becomes the program that it is to be.
+    wait::until("a dead lab's lock", KILL_LIMIT, || {
+        ensure!(!is_locked()?, "{} is locked, but not by the process that it names", directory.display());
+        Ok(false)
+    })
+}
+
+/// The process that made the lab of this directory, as its id and start time.
+fn holder(directory: &Path) -> Option<(u32, u64)> {
+    parse_process(&fs::read_to_string(directory.join("lock")).ok()?)
+}
+
+/// The line that names a process for good.
+fn parse_process(line: &str) -> Option<(u32, u64)> {
+    let (pid, started) = line.trim().split_once(' ')?;
+    Some((pid.parse().ok()?, started.parse().ok()?))
 }
 
 /// Removes what dead labs left. The caller has the turn.
@@ -304,11 +327,7 @@ fn kill_all(pid: u32) {
 /// The processes that a lab noted, with their start times.
 fn recorded(directory: &Path) -> Vec<(u32, u64)> {
     let text = fs::read_to_string(directory.join("pids")).unwrap_or_default();
-    let parse = |line: &str| {
-        let (pid, started) = line.split_once(' ')?;
-        Some((pid.parse().ok()?, started.parse().ok()?))
-    };
-    text.lines().filter_map(parse).collect()
+    text.lines().filter_map(parse_process).collect()
 }
 
 /// Those of the recorded processes that still live, and whoever lives in the namespaces with these inodes.

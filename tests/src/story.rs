@@ -251,7 +251,7 @@ const ACCOUNTS: [(&str, u64, u64); 6] = [
     // Two runs with two connections each.
     ("iperf", 4, 1000),
     // The connection that survived the outage, and the one after it.
-    ("echo-tcp", 2, 8),
+    ("echo-tcp", 2, 5),
     ("echo-udp", 1, 100),
     ("vnet", 1, 10),
 ];

@@ -13,7 +13,7 @@ use super::{ensure_bpffs, forwarding::switch_route_lookups, settings::route_look
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
 /// Inside: a file a map, `stages` (the program array of the programs in force), and in `links/` a file an attachment, named
-/// `<interface>.<mode>`.
+/// `<mode>-<interface>`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -72,12 +72,12 @@ impl Pins {
     }
 
     pub(super) fn link(&self, interface: &str, mode: super::Mode) -> PathBuf {
-        self.links().join(format!("{interface}.{}", mode.as_str()))
+        self.links().join(link_name(interface, mode.as_str()))
     }
 
     /// Where the program array of new programs is pinned until they are in force.
     pub(super) fn new_stages(&self) -> PathBuf {
-        self.directory.join(format!("stages.{}", std::process::id()))
+        self.directory.join(format!("stages-{}", std::process::id()))
     }
 
     /// Makes a new program array the one in force, and lets go of the one before.
@@ -90,7 +90,7 @@ impl Pins {
     pub(super) fn remove_links(&self, remove: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         for path in entries(&self.links())? {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let name = interface_of(&path.file_name().unwrap_or_default().to_string_lossy());
             if remove(&name) {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
                 removed.push(name);
@@ -138,6 +138,17 @@ pub fn detach(root: &Path) -> Result<Vec<String>> {
     Pins::at(root).remove()
 }
 
+/// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c); interfaces' names do.
+fn link_name(interface: &str, mode: &str) -> String {
+    format!("{mode}-{}", interface.replace('%', "%25").replace('.', "%2e"))
+}
+
+/// The interface that a link's pin is named for.
+fn interface_of(pin: &str) -> String {
+    let interface = pin.split_once('-').map_or(pin, |(_, interface)| interface);
+    interface.replace("%2e", ".").replace("%25", "%")
+}
+
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Ok(entries) => entries
@@ -146,5 +157,19 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
             .with_context(|| format!("cannot read {}", directory.display())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", directory.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_names_have_no_dots_and_come_back() {
+        for interface in ["eth0", "eth0.100", "a-b", "50%", "%2e"] {
+            let name = link_name(interface, "native");
+            assert!(!name.contains('.'), "{name}");
+            assert_eq!(interface_of(&name), interface);
+        }
     }
 }
