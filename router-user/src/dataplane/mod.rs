@@ -69,6 +69,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     pins: Option<Pins>,
     egress: DevMap<MapData>,
+    /// Programs name maps by descriptor until they are loaded, and an array forgets its programs when nobody holds it.
+    _arrays: [ProgramArray<MapData>; 2],
     /// Whether maps of an earlier daemon were found and are used on.
     pub adopted: bool,
     /// The rules in force.
@@ -137,12 +139,18 @@ impl Dataplane {
         if let (Some(pins), Some(path)) = (&pins, &stages_pin) {
             pins.keep_stages(path)?;
         }
-        if pins.is_none() {
-            // Program arrays forget their programs when nobody holds them any more.
-            std::mem::forget(root);
-            std::mem::forget(stages);
-        }
-        Ok(Self { ebpf, pins, egress, adopted, rules, flows, counters, settings, local_addresses })
+        Ok(Self {
+            ebpf,
+            pins,
+            _arrays: [root, stages],
+            egress,
+            adopted,
+            rules,
+            flows,
+            counters,
+            settings,
+            local_addresses,
+        })
     }
 
     /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they were off: whoever detaches

@@ -69,6 +69,11 @@ fn sigterm_takes_the_router_off(lab: &mut Lab) {
 }
 
 fn a_crash_loses_no_connection(lab: &mut Lab) {
+    let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
+    // Without the daemon nobody asks for the MAC address of a neighbour that is not known yet, so let them be known.
+    for source in PLS_NAT {
+        check(check(Tcp::connect_from(&lab.hosts.pls, source, direct, LIMIT)).close());
+    }
     let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
     check(old.echo(b"before", LIMIT));
@@ -79,7 +84,6 @@ fn a_crash_loses_no_connection(lab: &mut Lab) {
     check(old.echo(&[7; 20_000], LIMIT));
     check(udp.echo(b"meanwhile", LIMIT));
     // New ones too, for whoever does not ask the load balancer.
-    let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
     let mut meanwhile = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], direct, LIMIT));
     check(meanwhile.echo(b"meanwhile", LIMIT));
     check(lab.wait_out_of_service(LIMIT));
