@@ -1,3 +1,82 @@
-//! Feeds arbitrary bytes to the packet parser.
+//! Any bytes as a frame: parsing ends, and what is rewritten stays a packet.
+//!
+//! After every rewrite: the frame has the tuple that it was meant to get and one hop less to live, nothing beyond the headers has
+//! changed, and each checksum is right if it was right before. The checksums are verified by a plain RFC 1071 sum written here,
+//! not by the code under test.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|_data: &[u8]| {});
+
+use libfuzzer_sys::fuzz_target;
+use router_common::{
+    address::{Ipv4, Port},
+    flow::{FlowKey, Protocol},
+    packet::{Frame, Packet, TCP_HEADERS, parse},
+    rewrite::Rewrite,
+};
+
+fuzz_target!(|data: &[u8]| {
+    // The first bytes choose the new tuple, the rest is the frame.
+    let Some((tuple, frame)) = data.split_first_chunk::<12>() else { return };
+    let Ok(packet) = parse(frame) else { return };
+    assert!(usize::from(packet.ip_length) + 14 <= frame.len());
+
+    let to = new_key(&packet, tuple);
+    let mut out = frame.to_vec();
+    let rewrite = Rewrite::new(&packet.key, &to);
+    match packet.protocol {
+        Protocol::Tcp => rewrite.apply_tcp(out[..].bytes_mut(0).expect("parsed")),
+        Protocol::Udp => rewrite.apply_udp(out[..].bytes_mut(0).expect("parsed")),
+        Protocol::Icmp => rewrite.apply_icmp_echo(out[..].bytes_mut(0).expect("parsed")),
+    }
+
+    let again = parse(&out[..]).expect("a rewritten packet is a packet");
+    assert_eq!(again, Packet { key: to, ttl: packet.ttl.wrapping_sub(1), ..packet });
+    let headers = TCP_HEADERS.min(out.len());
+    assert_eq!(out[headers..], frame[headers..]);
+    for checksum in [ip_checksum_is_right, l4_checksum_is_right] {
+        if checksum(frame, &packet) {
+            assert!(checksum(&out, &again));
+        }
+    }
+});
+
+/// A tuple from arbitrary bytes that the router could have chosen: an echo keeps its one identifier, a reply's is not 0.
+fn new_key(packet: &Packet, bytes: &[u8; 12]) -> FlowKey<Ipv4> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
+    let (source, destination) = (Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));
+    let (source_port, destination_port) = match packet.protocol {
+        Protocol::Icmp if packet.opens() => (Port([i, j]), Port([0, 0])),
+        Protocol::Icmp => (Port([0, 0]), Port([i, j | 1])),
+        Protocol::Tcp | Protocol::Udp => (Port([i, j]), Port([k, l])),
+    };
+    packet.key.between(source, source_port, destination, destination_port)
+}
+
+fn ip_checksum_is_right(frame: &[u8], _packet: &Packet) -> bool {
+    sum(&[&frame[14..34]]) == 0xffff
+}
+
+fn l4_checksum_is_right(frame: &[u8], packet: &Packet) -> bool {
+    let segment = &frame[34..14 + usize::from(packet.ip_length)];
+    let length = (segment.len() as u16).to_be_bytes();
+    let pseudo = [&frame[26..34], &[0, packet.protocol as u8], &length].concat();
+    match packet.protocol {
+        Protocol::Icmp => sum(&[segment]) == 0xffff,
+        // None was computed.
+        Protocol::Udp if segment[6..8] == [0, 0] => true,
+        Protocol::Tcp | Protocol::Udp => sum(&[&pseudo, segment]) == 0xffff,
+    }
+}
+
+/// The folded one's-complement sum of big-endian words (RFC 1071).
+fn sum(parts: &[&[u8]]) -> u16 {
+    let mut sum: u64 = 0;
+    for part in parts {
+        for word in part.chunks(2) {
+            sum += u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
