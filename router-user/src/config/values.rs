@@ -10,24 +10,19 @@ use ipnet::Ipv4Net;
 use super::document::did_you_mean;
 use super::types::{Host, Listen, Mode, Protocol, Target};
 
-/// Rules of both kinds.
-pub const MAX_RULES: usize = 1024;
-/// Targets of one forward.
-pub const MAX_TARGETS: usize = 32;
-/// Addresses of `[snat]`.
-pub const MAX_SNAT_ADDRESSES: usize = 16;
-/// Pairs of a source and a destination over all masquerades.
-pub const MAX_MASQUERADE_PAIRS: usize = 256;
+pub use router_common::{
+    MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+};
 
 /// The address that Azure's platform speaks from and listens on in every virtual network: probes, DNS, DHCP.
 /// The router never translates its traffic.
-const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::AZURE_PLATFORM.0);
 
 /// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
-const MAX_RULE_NAME: usize = 32;
+const MAX_RULE_NAME: usize = router_common::rules::NAME_LENGTH;
 /// Nobody means more, and seconds of it fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 

@@ -26,7 +26,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use router_common::{MAX_INTERFACES, settings::InterfaceIndexes};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -186,24 +185,20 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
     }
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own())?;
-    let mut indexes = [InterfaceIndexes::default(); MAX_INTERFACES];
-    let mut attached = Vec::new();
-    let names_of_interfaces: Vec<&str> = config.interfaces.names().collect();
-    for (slot, name) in names_of_interfaces.iter().enumerate() {
-        indexes[slot] = kernel.interface(name).await?;
-    }
-    plane.settings.set_interfaces(indexes)?;
+    plane.settings.set_interfaces(next_hops::interface_indexes(&config, &kernel).await?)?;
     let spec = rule_set::build(&config, &names, &snat);
     {
         let Dataplane { rules, settings, .. } = &mut plane;
         rules.apply(&spec, settings)?;
     }
-    plane.detach_others(&names_of_interfaces)?;
+    let interfaces: Vec<&str> = config.interfaces.names().collect();
+    plane.detach_others(&interfaces)?;
     let mode = match config.interfaces.mode {
         config::Mode::Native => Mode::Native,
         config::Mode::Generic => Mode::Generic,
     };
-    for (slot, name) in names_of_interfaces.iter().enumerate() {
+    let mut attached = Vec::new();
+    for (slot, name) in interfaces.iter().enumerate() {
         let attachment = plane.attach(u32::try_from(slot)?, name, mode)?;
         info!(interface = name, mode = mode.as_str(), "attached");
         attached.push(Attached { attachment, roles: roles(&config, name) });

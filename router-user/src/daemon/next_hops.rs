@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
+use router_common::{MAX_INTERFACES, settings::InterfaceIndexes};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -16,7 +17,10 @@ use super::{
     kernel::{Change, Kernel, Neighbour, Watch},
     shared::Shared,
 };
-use crate::{config::Host, model::NextHopStatus};
+use crate::{
+    config::{Config, Host},
+    model::NextHopStatus,
+};
 
 /// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour is still there.
 const CONFIRM: Duration = Duration::from_secs(5);
@@ -63,6 +67,10 @@ fn note(known: &mut HashMap<Neighbour, Option<[u8; 6]>>, change: &Change) -> boo
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     let addresses = kernel.addresses().await?;
     shared.plane().local_addresses.set(&addresses.own())?;
+    if let Ok(indexes) = interface_indexes(&shared.config, kernel).await {
+        // A virtual function comes and goes while its interface stays (host servicing on Azure).
+        shared.plane().settings.set_interfaces(indexes)?;
+    }
     let neighbours = kernel.neighbours().await?;
     let interfaces = kernel.interface_names().await?;
     let mut next_hops = Vec::new();
@@ -102,6 +110,21 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     report(&shared.next_hops(), &next_hops);
     *shared.next_hops() = next_hops;
     Ok(())
+}
+
+/// The router's interfaces by slot.
+///
+/// # Errors
+/// When one of them is not there.
+pub(super) async fn interface_indexes(
+    config: &Config,
+    kernel: &Kernel,
+) -> Result<[InterfaceIndexes; MAX_INTERFACES]> {
+    let mut indexes = [InterfaceIndexes::default(); MAX_INTERFACES];
+    for (slot, name) in indexes.iter_mut().zip(config.interfaces.names()) {
+        *slot = kernel.interface(name).await?;
+    }
+    Ok(indexes)
 }
 
 /// Logs what has changed.

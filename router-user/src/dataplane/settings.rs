@@ -40,7 +40,7 @@ impl SettingsTable {
         self.write()
     }
 
-    /// Says which interfaces there are.
+    /// Says which interfaces there are; next hops are resolved again if that is new.
     ///
     /// # Errors
     /// When the map cannot be written.
@@ -48,8 +48,11 @@ impl SettingsTable {
         &mut self,
         interfaces: [InterfaceIndexes; router_common::MAX_INTERFACES],
     ) -> Result<()> {
+        if self.current.interfaces == interfaces {
+            return Ok(());
+        }
         self.current.interfaces = interfaces;
-        self.write()
+        self.invalidate_next_hops()
     }
 
     /// Remembers that the kernel did not answer route lookups before the router came.
