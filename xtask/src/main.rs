@@ -1,6 +1,7 @@
 //! Everything that is done with this repository: `cargo xtask <verb>`, one file a verb.
 
 mod bench;
+mod deploy;
 mod lab;
 mod packages;
 mod setup;
@@ -19,7 +20,7 @@ struct Verb {
     run: fn(&[OsString]) -> anyhow::Result<ExitCode>,
 }
 
-const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB];
+const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, deploy::VERB];
 
 const HELP: &str = "\
 Builds, tries, tests and measures pls-router.

@@ -1,12 +1,12 @@
 //! `[[forward]]` rules.
 
-use router_common::reason::Reason;
+use router_common::{ports::PortRange, reason::Reason};
 
 use crate::{
     packets::{
         FIREWALL_MAC, PLS, PLS_MAC, ROUTER, STRANGER, Seen, TARGET, read, tcp, tcp_packet, udp_packet,
     },
-    world::{Setup, Verdict, World, ip},
+    world::{Setup, Verdict, World, ip, network},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 40_000);
@@ -287,4 +287,33 @@ fn a_rule_without_addresses_drops_with_a_reason() {
     let mut world = World::with(Setup { rules: |spec| spec.forwards[0].targets.clear(), ..Setup::default() });
     let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoTarget));
+}
+
+#[test]
+fn the_largest_rule_set_fits_twice() {
+    let mut world = World::new();
+    let mut spec = crate::world::rule_set();
+    spec.masquerades.clear();
+    let model = spec.forwards[0].clone();
+    spec.forwards = (0..router_common::MAX_RULES as u16)
+        .map(|number| {
+            let mut forward = model.clone();
+            forward.name = format!("rule-{number}");
+            // An odd range is many prefixes.
+            forward.address = Some([10, 1, (number >> 8) as u8, number as u8].into());
+            forward.ports = PortRange { first: 1, last: 65534 };
+            forward.targets = (0..32).map(|host| ([203, 0, 113, host].into(), None)).collect();
+            forward.sources = (0..128).map(|net| network([10, 2, net, 0], 24)).collect();
+            forward
+        })
+        .collect();
+    for _ in 0..3 {
+        world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("the rule set fits");
+    }
+    let last = [10, 1, 1, 255];
+    world.dataplane.local_addresses.set(&[last.into()].into()).expect("addresses");
+    let ran = world.run(&tcp_packet(([10, 2, 127, 9], 40_000), (last, 65534), tcp::SYN).build());
+    assert_eq!(ran.reason, Reason::Opened);
+    let number = world.dataplane.rules.number("rule-511").expect("the rule has a number");
+    assert_eq!(world.dataplane.counters.read().expect("counters").rules[usize::from(number)].opened, 1);
 }
