@@ -1,0 +1,16 @@
+//! The programs' own log.
+
+use router_user::dataplane::{Dataplane, LoadOptions};
+
+/// Without a level the verifier finds the code behind the level's constant dead, and removes it.
+#[test]
+fn a_log_that_is_off_is_not_in_the_program() {
+    let size = |log| {
+        let options = LoadOptions { pins: None, sessions: 1024, log };
+        let mut dataplane = Dataplane::load(&options).expect("the programs load");
+        let slow = dataplane.program("slow").expect("a program");
+        slow.info().expect("its description").size_translated().expect("its size")
+    };
+    let (off, on) = (size(None), size(Some(log::Level::Debug)));
+    assert!(off + 1000 < on, "{off} bytes without the log, {on} with it");
+}
