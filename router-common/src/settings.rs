@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use crate::MAX_INTERFACES;
+use crate::{MAX_INTERFACES, session::Ticks};
 
 /// The kernel's indexes of one interface of the router.
 #[repr(C)]
@@ -25,13 +25,24 @@ pub struct Settings {
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [InterfaceIndexes; MAX_INTERFACES],
+    /// When the daemon was last there, in ticks: it says so every few seconds.
+    pub daemon_seen: Ticks,
     /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for whoever takes the router off.
     pub route_lookups_were_off: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 28);
+const _: () = assert!(size_of::<Settings>() == 32);
 
 impl Settings {
+    /// How long after the daemon was last heard of it still counts as there, in ticks.
+    pub const DAEMON_PATIENCE: u32 = 6;
+
+    /// Whether there is a daemon to hand packets to.
+    #[inline(always)]
+    pub const fn daemon_is_there(&self, now: Ticks) -> bool {
+        now.0.saturating_sub(self.daemon_seen.0) <= Self::DAEMON_PATIENCE
+    }
+
     /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just
     /// appeared) counts as slot 0.
     #[inline(always)]
@@ -60,6 +71,14 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_that_is_not_heard_of_is_not_there() {
+        let settings = Settings { daemon_seen: Ticks(100), ..Settings::default() };
+        assert!(settings.daemon_is_there(Ticks(99)), "its clock was read a moment later than ours");
+        assert!(settings.daemon_is_there(Ticks(106)));
+        assert!(!settings.daemon_is_there(Ticks(107)));
+    }
 
     #[test]
     fn slots() {

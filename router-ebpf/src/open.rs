@@ -61,7 +61,7 @@ fn forward_known(
             entry.next_hop = next_hop;
             transmit(frame, packet, &entry.rewrite, &next_hop, Reason::Forwarded)
         }
-        Resolution::Pending => Err(hand_over(frame, packet, &entry.rewrite)),
+        Resolution::Pending => Err(hand_over(frame, packet, &entry.rewrite, settings)),
     }
 }
 
@@ -93,7 +93,7 @@ fn open(frame: &mut XdpFrame, packet: &Packet, settings: &Settings, counters: &m
     };
     match resolution {
         Resolution::Ready(next_hop) => transmit(frame, packet, &rewrite, &next_hop, Reason::Opened),
-        Resolution::Pending => Err(hand_over(frame, packet, &rewrite)),
+        Resolution::Pending => Err(hand_over(frame, packet, &rewrite, settings)),
     }
 }
 
@@ -229,9 +229,12 @@ fn transmit(
     Ok(Transmit { reason, slot })
 }
 
-/// Translates a packet and leaves the sending to the daemon.
+/// Translates a packet and leaves the sending to the daemon, if there is one.
 #[inline(always)]
-fn hand_over(frame: &mut XdpFrame, packet: &Packet, rewrite: &Rewrite<Ipv4>) -> Reason {
+fn hand_over(frame: &mut XdpFrame, packet: &Packet, rewrite: &Rewrite<Ipv4>, settings: &Settings) -> Reason {
+    if !settings.daemon_is_there(flows::now()) {
+        return Reason::NeighbourUnresolved;
+    }
     match translate(frame, packet, rewrite) {
         Some(()) => punt::to_daemon(frame, packet.ip_length),
         None => Reason::Truncated,

@@ -16,9 +16,13 @@ use super::options::LogFormat;
 /// The variable that says what is logged.
 const VARIABLE: &str = "PLS_ROUTER_LOG";
 
-/// Sets up logging for the whole process.
-pub(super) fn init(format: LogFormat) -> anyhow::Result<()> {
-    let filter = std::env::var(VARIABLE).unwrap_or_else(|_| "info".to_owned());
+/// Sets up logging for the whole process. What the XDP programs log from their own level on is shown without asking twice.
+pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<()> {
+    let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
+        // The programs' crate is their target.
+        Some(level) => format!("info,router={level}"),
+        None => "info".to_owned(),
+    });
     let filter =
         EnvFilter::try_new(&filter).with_context(|| format!("{VARIABLE}={filter} is not understood"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -5,9 +5,9 @@ use super::{Answer, logging};
 use crate::daemon;
 
 pub(super) async fn run(global: &Global, arguments: &RunArguments) -> anyhow::Result<Answer> {
-    logging::init(arguments.log_format)?;
-    let options =
-        daemon::Options { config_path: global.config.clone(), bpf_log: arguments.bpf_log.map(level) };
+    let bpf_log = arguments.bpf_log.map(level);
+    logging::init(arguments.log_format, bpf_log)?;
+    let options = daemon::Options { config_path: global.config.clone(), bpf_log };
     daemon::run(options).await?;
     Ok(Answer::Good)
 }

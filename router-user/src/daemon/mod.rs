@@ -214,6 +214,7 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
     next_hops::refresh(&shared, &kernel).await?;
     tasks.spawn(next_hops::follow(shared.clone(), kernel, watch));
     tasks.spawn(punts::send(punts));
+    tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone(), sweeper));
     tasks.spawn(names::follow(shared.clone()));
     Ok((shared, tasks))

@@ -136,8 +136,9 @@ fn report(before: &[NextHopStatus], now: &[NextHopStatus]) {
         }
         let (target, rules) = (next_hop.target, next_hop.rules.join(", "));
         if next_hop.resolved {
-            let (via, mac) = (next_hop.via, next_hop.mac.as_deref().unwrap_or_default());
-            info!(%target, rules, via = ?via, mac, "next hop resolved");
+            let via = next_hop.via.unwrap_or(target);
+            let mac = next_hop.mac.as_deref().unwrap_or_default();
+            info!(%target, rules, %via, mac, "next hop resolved");
         } else {
             warn!(%target, rules, problem = next_hop.problem, "next hop not resolved");
         }

@@ -4,15 +4,23 @@
 //! output, which asks the neighbour and keeps the packet until it answers: the first packet of a connection is not lost,
 //! and no retransmission has to be waited for.
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use router_common::punt::Punt;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::interval,
+};
 use tracing::debug;
+
+use super::shared::Shared;
+
+/// How often the data plane hears of us: well within `Settings::DAEMON_PATIENCE`.
+const PRESENCE: Duration = Duration::from_secs(1);
 
 /// Sends packets from the ring for ever.
 pub(super) async fn send(ring: RingBuf<MapData>) -> Result<()> {
@@ -42,6 +50,15 @@ fn send_packet(socket: &Socket, packet: &[u8]) -> io::Result<()> {
     };
     let destination = SockAddr::from(std::net::SocketAddrV4::new(Ipv4Addr::from(*destination), 0));
     socket.send_to(packet, &destination).map(drop)
+}
+
+/// Tells the data plane for ever that there is somebody to hand packets to.
+pub(super) async fn show_presence(shared: Arc<Shared>) -> Result<()> {
+    let mut period = interval(PRESENCE);
+    loop {
+        period.tick().await;
+        shared.plane().settings.show_presence()?;
+    }
 }
 
 /// Passes the programs' own log on for ever.

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, net::Ipv4Addr, path::Path};
 
+use super::now;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use router_common::{
@@ -61,6 +62,15 @@ impl SettingsTable {
     /// When the map cannot be written.
     pub fn set_route_lookups_were_off(&mut self) -> Result<()> {
         self.current.route_lookups_were_off = 1;
+        self.write()
+    }
+
+    /// Says that the daemon is there now, see [`Settings::daemon_is_there`].
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn show_presence(&mut self) -> Result<()> {
+        self.current.daemon_seen = now();
         self.write()
     }
 

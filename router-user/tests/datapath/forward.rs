@@ -223,6 +223,7 @@ fn a_changed_next_hop_is_used_from_the_next_packet_on() {
 fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
+    world.dataplane.settings.show_presence().expect("settings");
     ip("neigh del 10.0.2.65 dev eth0");
     let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
     let ran = world.run(&syn);
@@ -243,6 +244,18 @@ fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
     let ran = world.run(&syn);
     assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+}
+
+#[test]
+fn a_cold_neighbour_without_a_daemon_is_said_so() {
+    let mut world = World::new();
+    ip("neigh del 10.0.2.65 dev eth0");
+    let frame = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
+    let ran = world.run(&frame);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NeighbourUnresolved));
+    assert!(world.dataplane.take_punts().expect("ring").next().is_none());
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+    assert_eq!(world.run(&frame).reason, Reason::Forwarded, "the retransmission goes through");
 }
 
 #[test]

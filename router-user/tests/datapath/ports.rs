@@ -6,14 +6,17 @@ use router_common::{ports::PortRange, reason::Reason};
 
 use crate::{
     packets::{OTHER, PLS, ROUTER, read, tcp, tcp_packet, udp_packet},
-    world::{Setup, Verdict, World, network},
+    world::{Setup, Verdict, World, ip, network},
 };
 
+/// Every host of the link may use the masquerade; 10.0.2.70 is one of them.
 fn open_masquerade(setup: Setup) -> World {
-    World::with(Setup {
+    let world = World::with(Setup {
         rules: |spec| spec.masquerades[0].sources = vec![network([10, 0, 2, 64], 26)],
         ..setup
-    })
+    });
+    ip("neigh replace 10.0.2.70 lladdr 02:00:00:00:00:70 dev eth0 nud permanent");
+    world
 }
 
 #[test]
