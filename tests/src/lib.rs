@@ -23,6 +23,7 @@ mod namespace;
 mod process;
 pub mod state;
 pub mod story;
+pub mod target;
 pub mod wait;
 pub mod witness;
 

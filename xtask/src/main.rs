@@ -45,7 +45,12 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let usage = error.downcast_ref::<lexopt::Error>().is_some();
-            eprintln!("error: {error:#}");
+            if usage {
+                // Its text has the cause's in it already.
+                eprintln!("error: {error}");
+            } else {
+                eprintln!("error: {error:#}");
+            }
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

@@ -1,0 +1,205 @@
+//! A machine to deploy to: a real sshd on a lab's router VM, with a file system of its own.
+//!
+//! It is a mount namespace in which what is written to `/etc`, `/usr` and `/var` lands in memory, so that nothing of the
+//! machine that runs the test is touched. There is no systemd in it: `systemctl` and `journalctl` are stand-ins, scripts
+//! that know one service. That the real ones take the unit and work with it has to be tested on a real machine.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Lab, Process, addresses::ROUTER, command, helper::beside};
+
+/// Where its sshd listens; the port of SSH itself is the lab's echo server's.
+const PORT: u16 = 2222;
+
+/// How long its sshd may take to listen.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+const MACHINE: &str = include_str!("target/machine.sh");
+const SYSTEMCTL: &str = include_str!("target/systemctl");
+const JOURNALCTL: &str = include_str!("target/journalctl");
+
+/// The user on the target who is not root.
+pub const OPERATOR: &str = "operator";
+
+/// The sshd and what is around it. The machine goes away with the lab.
+#[derive(Debug)]
+pub struct Target {
+    sshd: Process,
+    directory: PathBuf,
+    xtask: PathBuf,
+}
+
+impl Target {
+    /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as `target` (root), and as
+    /// `operator`; `stranger`, `locked-out` and `nowhere` are ways not to reach it.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let this = std::env::current_exe().context("cannot tell which binary this is")?;
+        let xtask = beside(&this, "xtask");
+        ensure!(xtask.is_file(), "there is no {}; `cargo build -p xtask` makes it", xtask.display());
+
+        let state = lab.state();
+        let directory = state.directory("target")?;
+        state.directory("target/memory")?;
+        state.directory("target/files")?;
+        state.directory("target/stand-ins")?;
+        let host_key = key(&directory.join("files/host_key"))?;
+        let user_key = key(&directory.join("user_key"))?;
+        key(&directory.join("other_key"))?;
+        state.write("target/files/authorized_keys", &user_key)?;
+        state.write("target/files/sshd_config", sshd_config())?;
+        state.write("target/known_hosts", format!("[{ROUTER}]:{PORT} {host_key}"))?;
+        state.write("target/ssh_config", ssh_config(&directory))?;
+        state.write("target/stand-ins/systemctl", SYSTEMCTL)?;
+        state.write("target/stand-ins/journalctl", JOURNALCTL)?;
+        let script = state.write("target/machine.sh", MACHINE)?;
+
+        let mut machine = lab.hosts.router.command("sh")?;
+        machine.arg(script);
+        machine.args(["memory", "files", "stand-ins"].map(|name| directory.join(name)));
+        let mut sshd = Process::spawn(state, "sshd", machine)?;
+        sshd.wait_until(START_LIMIT, || lab.hosts.router.listens_tcp(PORT))?;
+        Ok(Self { sshd, directory, xtask })
+    }
+
+    /// A file of the target, as this process reaches it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        Path::new("/proc").join(self.sshd.pid().to_string()).join("root").join(path.trim_start_matches('/'))
+    }
+
+    /// The configuration for ssh, with the names that [`Target::start`] tells of.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.directory.join("ssh_config")
+    }
+
+    /// `xtask deploy` with these arguments, on the lab's *vm*.
+    pub fn deploy_command(&self, lab: &Lab, args: &[&str]) -> Result<Command> {
+        let mut command = lab.hosts.vm.command(&self.xtask)?;
+        command.env("TMPDIR", lab.state().path("tmp"));
+        command.arg("deploy").arg("--ssh-config").arg(self.ssh_config()).args(args);
+        Ok(command)
+    }
+
+    /// Runs `xtask deploy` to its end.
+    pub fn deploy(&self, lab: &Lab, args: &[&str]) -> Result<Output> {
+        command::output(&mut self.deploy_command(lab, args)?)
+    }
+
+    /// The id of the daemon that the target's service runs, if one does.
+    pub fn daemon(&self) -> Option<u32> {
+        let pid = fs::read_to_string(self.path("/run/stand-in/pid")).ok()?.trim().parse().ok()?;
+        // The link of one that has ended leads nowhere.
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok().then_some(pid)
+    }
+
+    /// Lets the [`OPERATOR`] use sudo without a password, if there is a sudo.
+    pub fn allow_sudo(&self) -> Result<()> {
+        let path = self.path("/etc/sudoers.d/operator");
+        fs::write(&path, format!("{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n"))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// As long as the target is on hold, its service does not start: who starts it waits.
+    pub fn hold(&self, hold: bool) -> Result<()> {
+        let path = self.path("/run/stand-in/hold");
+        if hold { fs::write(&path, "") } else { fs::remove_file(&path) }
+            .with_context(|| format!("cannot change {}", path.display()))
+    }
+
+    /// All that a deploy may change, and the daemon: what two looks have in common has not changed.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut files = Vec::new();
+        for folder in ["/usr/bin", "/etc/pls-router", "/etc/systemd/system", "/tmp"] {
+            let Ok(entries) = fs::read_dir(self.path(folder)) else { continue };
+            for entry in entries {
+                let entry = entry.with_context(|| format!("cannot read {folder}"))?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                // Of /usr/bin only ours; and that a unit was enabled once leaves an empty directory.
+                if folder == "/usr/bin" && !name.starts_with("pls-router") || name.ends_with(".wants") {
+                    continue;
+                }
+                let path = entry.path();
+                let metadata =
+                    entry.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+                let content = if metadata.is_file() {
+                    command::run(Command::new("sha256sum").arg("-b").arg(&path))?
+                        .split(' ')
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned()
+                } else {
+                    String::new()
+                };
+                let mode = format!("{:o}", metadata.permissions().mode() & 0o7777);
+                files.push((format!("{folder}/{name}"), mode, content));
+            }
+        }
+        files.sort();
+        Ok(Snapshot { files, daemon: self.daemon() })
+    }
+}
+
+/// What there is on a target.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Snapshot {
+    /// Path, permissions and checksum of what a deploy may change, and everything in `/tmp`.
+    pub files: Vec<(String, String, String)>,
+    /// The daemon's id.
+    pub daemon: Option<u32>,
+}
+
+/// Makes a key pair, and gives the public half.
+fn key(path: &Path) -> Result<String> {
+    let mut keygen = Command::new("ssh-keygen");
+    command::run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(path))?;
+    let public = path.with_extension("pub");
+    fs::read_to_string(&public).with_context(|| format!("cannot read {}", public.display()))
+}
+
+fn sshd_config() -> String {
+    format!(
+        "Port {PORT}\n\
+         ListenAddress {ROUTER}\n\
+         HostKey /run/target/host_key\n\
+         AuthorizedKeysFile /run/target/authorized_keys\n\
+         PermitRootLogin prohibit-password\n\
+         PasswordAuthentication no\n\
+         KbdInteractiveAuthentication no\n\
+         UsePAM no\n\
+         PidFile none\n\
+         # Greets as many do, in the way of whoever parses.\n\
+         Banner /run/target/sshd_config\n"
+    )
+}
+
+fn ssh_config(directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        "Host target {OPERATOR} stranger locked-out\n\
+         \tHostName {ROUTER}\n\
+         Host nowhere\n\
+         \tHostName 10.0.2.126\n\
+         Host {OPERATOR}\n\
+         \tUser {OPERATOR}\n\
+         Host stranger\n\
+         \tUserKnownHostsFile /dev/null\n\
+         Host locked-out\n\
+         \tIdentityFile {directory}/other_key\n\
+         Host * !locked-out\n\
+         \tIdentityFile {directory}/user_key\n\
+         Host *\n\
+         \tPort {PORT}\n\
+         \tUser root\n\
+         \tIdentitiesOnly yes\n\
+         \tUserKnownHostsFile {directory}/known_hosts\n\
+         \tGlobalKnownHostsFile /dev/null\n\
+         \tStrictHostKeyChecking ask\n"
+    )
+}

@@ -1,0 +1,338 @@
+//! `cargo xtask deploy` against a real sshd, with a stand-in for systemd: see [`lab::target`]. Needs root.
+
+use std::{
+    fs::{self, File},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use lab::{
+    Lab, Nics, Options, Process, Router,
+    addresses::{ANYWHERE, PLS_SUBNET},
+    helper::Helper,
+    target::{OPERATOR, Snapshot, Target},
+    wait,
+};
+
+/// How long a deploy may take to get to a point of its way, or to undo it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// An address of the router's subnet that nobody has: whoever asks for its MAC gets no answer.
+const NOBODY: &str = "10.0.2.126";
+
+/// The value, or a panic with the whole story of the error.
+#[track_caller]
+fn check<T>(result: anyhow::Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// A lab, a target in it, and files to deploy.
+struct Bench {
+    target: Target,
+    binary: String,
+    // Dropped last: it ends everything on the target.
+    lab: Lab,
+}
+
+impl Bench {
+    fn up() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return None;
+        }
+        let router = check(Router::find());
+        let Router::PlsRouter(binary) = &router else { panic!("{router:?} cannot be deployed") };
+        let binary = binary.display().to_string();
+        let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
+        let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router, helper) }));
+        let target = check(Target::start(&lab));
+        Some(Self { target, binary, lab })
+    }
+
+    /// Writes a configuration whose rule leads to `to`; its name has a space in it, as people's do.
+    fn config(&self, name: &str, to: impl std::fmt::Display) -> String {
+        self.config_on("eth0", name, to)
+    }
+
+    fn config_on(&self, interface: &str, name: &str, to: impl std::fmt::Display) -> String {
+        let text = format!(
+            "# {name}\n[interfaces]\npls = \"{interface}\"\n\n[[forward]]\nname = \"https\"\nprotocol = \"tcp\"\n\
+             listen = \"443\"\ntarget = \"{to}:443\"\nsources = [\"{PLS_SUBNET}\"]\n\n[limits]\nflows = 4096\n"
+        );
+        let path = check(self.lab.state().write(&format!("tmp/my {name}.toml"), text));
+        path.display().to_string()
+    }
+
+    /// Deploys this lab's binary.
+    fn deploy(&self, args: &[&str]) -> Output {
+        let args: Vec<&str> = ["--binary", &self.binary].into_iter().chain(args.iter().copied()).collect();
+        let output = check(self.target.deploy(&self.lab, &args));
+        // Shown if the test fails.
+        println!("$ deploy {}\n{}", args.join(" "), said(&output));
+        output
+    }
+
+    /// Deploys and succeeds; gives what it said.
+    #[track_caller]
+    fn succeed(&self, args: &[&str]) -> String {
+        let output = self.deploy(args);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        said
+    }
+
+    /// Deploys and fails, saying all of `texts`.
+    #[track_caller]
+    fn fail(&self, args: &[&str], texts: &[&str]) -> String {
+        let output = self.deploy(args);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for text in texts {
+            assert!(said.contains(text), "nothing about \"{text}\" in: {said}");
+        }
+        said
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        check(self.target.snapshot())
+    }
+
+    /// A file as it is on the target.
+    fn read(&self, path: &str) -> Vec<u8> {
+        fs::read(self.target.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// The probe on the target answers 200, as the load balancer sees it from outside.
+    #[track_caller]
+    fn assert_in_service(&self) {
+        check(self.lab.wait_in_service(Duration::from_secs(5)));
+        assert_eq!(check(self.lab.health()).0, 200);
+    }
+
+    /// The first version, healthy.
+    fn install(&self) -> String {
+        let config = self.config("first", ANYWHERE);
+        self.succeed(&["target", "--config", &config]);
+        self.assert_in_service();
+        config
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_first_install_forwards() {
+    let Some(bench) = Bench::up() else { return };
+    bench.fail(&["target"], &["/etc/pls-router/config.toml", "--config FILE"]);
+    let before = bench.snapshot();
+    let config = bench.config("first", ANYWHERE);
+    let plan = bench.succeed(&["target", "--config", &config, "--dry-run"]);
+    assert!(plan.contains("install  /usr/bin/pls-router") && plan.contains("is good"), "{plan}");
+    assert_eq!(bench.snapshot(), before);
+    assert_eq!(before.daemon, None);
+
+    let said = bench.succeed(&["target", "--config", &config]);
+    bench.assert_in_service();
+    assert!(said.contains("the probe answers 200"), "{said}");
+    let installed = bench.snapshot();
+    let modes: Vec<_> =
+        installed.files.iter().map(|(path, mode, _)| (path.as_str(), mode.as_str())).collect();
+    // Nothing else: the copies in /tmp are gone, and there is no previous version.
+    let expected = [
+        ("/etc/pls-router/config.toml", "640"),
+        ("/etc/systemd/system/pls-router.service", "644"),
+        ("/usr/bin/pls-router", "755"),
+    ];
+    assert_eq!(modes, expected);
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/pls-router.service");
+    assert_eq!(
+        bench.read("/etc/systemd/system/pls-router.service"),
+        fs::read(unit).expect("the unit is there")
+    );
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&config).expect("it was written"));
+    let calls = String::from_utf8_lossy(&bench.read("/run/stand-in/calls")).into_owned();
+    assert!(calls.contains("enable"), "{calls}");
+
+    // Again: there is nothing to do, and no session is dropped for nothing.
+    let said = bench.succeed(&["target", "--config", &config]);
+    assert!(said.contains("installed already"), "{said}");
+    assert_eq!(bench.snapshot(), installed);
+    bench.succeed(&["target", "--restart"]);
+    assert_ne!(bench.target.daemon(), installed.daemon);
+    bench.assert_in_service();
+}
+
+#[test]
+fn an_upgrade_keeps_the_previous_version() {
+    let Some(bench) = Bench::up() else { return };
+    let first = bench.install();
+    let before = bench.snapshot();
+    let second = bench.config("second", ANYWHERE);
+
+    let plan = bench.succeed(&["target", "--config", &second, "--dry-run"]);
+    for text in
+        ["replace  /etc/pls-router/config.toml", "-# first", "+# second", "DROPS ALL SESSIONS", "dry run"]
+    {
+        assert!(plan.contains(text), "nothing about \"{text}\" in: {plan}");
+    }
+    assert_eq!(bench.snapshot(), before, "a dry run has changed something");
+
+    // As another deploy to the same machine would.
+    let path = bench.target.path("/run/pls-router-deploy.lock");
+    let lock = File::options().write(true).open(path).expect("the first deploy made it");
+    lock.lock().expect("nobody has it");
+    bench.fail(&["target", "--config", &second], &["somebody else is deploying", "nothing was changed"]);
+    assert_eq!(bench.snapshot(), before);
+    drop(lock);
+
+    bench.succeed(&["target", "--config", &second]);
+    bench.assert_in_service();
+    assert_ne!(bench.target.daemon(), before.daemon);
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(second).expect("it was written"));
+    assert_eq!(bench.read("/etc/pls-router/config.toml.previous"), fs::read(first).expect("it was written"));
+}
+
+#[test]
+fn what_the_check_rejects_changes_nothing() {
+    let Some(bench) = Bench::up() else { return };
+    bench.install();
+    let before = bench.snapshot();
+    let bad = bench.config_on("eth7", "bad", ANYWHERE);
+    // The file is named as it is here, not as its copy there.
+    bench.fail(&["target", "--config", &bad], &["eth7", &bad, "nothing was changed"]);
+    assert_eq!(bench.snapshot(), before);
+    // A binary that does not run there, and one for another machine.
+    let broken = check(
+        bench.lab.state().write("tmp/broken", [b"\x7fELF\x02\x01".as_slice(), &[0; 12], b"\x3e\0"].concat()),
+    );
+    let broken = broken.display().to_string();
+    let run = |binary: &str| said(&check(bench.target.deploy(&bench.lab, &["--binary", binary, "target"])));
+    let text = run(&broken);
+    assert!(text.contains("does not run there"), "{text}");
+    let foreign = check(
+        bench.lab.state().write("tmp/foreign", [b"\x7fELF\x02\x01".as_slice(), &[0; 12], b"\x08\0"].concat()),
+    );
+    let text = run(&foreign.display().to_string());
+    assert!(text.contains("ELF machine 8"), "{text}");
+    assert_eq!(bench.snapshot(), before);
+    bench.assert_in_service();
+}
+
+#[test]
+fn what_is_never_healthy_is_taken_back() {
+    let Some(bench) = Bench::up() else { return };
+    bench.install();
+    let before = bench.snapshot();
+    let deaf = bench.config("deaf", NOBODY);
+    let said = bench.fail(
+        &["target", "--config", &deaf, "--timeout", "4"],
+        &["not healthy within 4 s", NOBODY, "the previous version runs again", "taken back"],
+    );
+    assert!(said.contains("journal"), "{said}");
+    let after = bench.snapshot();
+    assert_eq!(after.files, before.files);
+    assert_ne!(after.daemon, before.daemon, "the previous version was not started again");
+    bench.assert_in_service();
+}
+
+#[test]
+fn a_first_install_that_fails_leaves_nothing() {
+    let Some(bench) = Bench::up() else { return };
+    let before = bench.snapshot();
+    let deaf = bench.config("deaf", NOBODY);
+    bench.fail(
+        &["target", "--config", &deaf, "--timeout", "4"],
+        &["not healthy within 4 s", "was not running before", "all is as it was before"],
+    );
+    let after = bench.snapshot();
+    assert_eq!(after, before);
+    assert_eq!(after.daemon, None);
+    assert!(!bench.target.path("/etc/pls-router").exists());
+    let shown = check(bench.lab.hosts.router.run("ip", &["link", "show", "dev", "eth0"]));
+    assert!(!shown.contains("xdp"), "a program is still attached: {shown}");
+}
+
+/// The router takes the connection with it, or the person closes the lid.
+#[test]
+fn without_a_word_from_here_the_previous_version_comes_back() {
+    let Some(bench) = Bench::up() else { return };
+    bench.install();
+    let before = bench.snapshot();
+    let second = bench.config("second", ANYWHERE);
+    check(bench.target.hold(true));
+    let command = check(
+        bench.target.deploy_command(&bench.lab, &["--binary", &bench.binary, "target", "--config", &second]),
+    );
+    let mut deploy = check(Process::spawn(bench.lab.state(), "deploy", command));
+    check(deploy.wait_for_log("installed; what was there", LIMIT));
+    check(deploy.kill());
+    check(bench.target.hold(false));
+    check(wait::until("the previous version to run again", LIMIT, || {
+        let now = check(bench.target.snapshot());
+        anyhow::ensure!(now.files == before.files && now.daemon.is_some(), "{now:#?}");
+        Ok(())
+    }));
+    check(wait::until("the machine to be done", LIMIT, || {
+        let lock = bench.target.path("/run/pls-router-deploy.lock");
+        let free = Command::new("flock").args(["--nonblock"]).arg(lock).arg("true").status()?;
+        anyhow::ensure!(free.success(), "the lock is still held");
+        Ok(())
+    }));
+    assert_eq!(bench.snapshot().files, before.files);
+    bench.assert_in_service();
+}
+
+#[test]
+fn hosts_that_cannot_be_used_are_told_apart() {
+    let Some(bench) = Bench::up() else { return };
+    let config = bench.config("first", ANYWHERE);
+    let before = bench.snapshot();
+    let cases: [(&str, &[&str]); 5] = [
+        ("nowhere", &["nowhere: it cannot be reached", "fix: check that it is up"]),
+        ("stranger", &["its host key is not known here", "compare the fingerprint"]),
+        ("locked-out", &["it does not let us in", "ssh-add"]),
+        ("no-such-host.invalid", &["there is no such host", "check the name"]),
+        (OPERATOR, &["is not root and may not become it", "fix: "]),
+    ];
+    for (host, texts) in cases {
+        bench.fail(&[host, "--config", &config], texts);
+    }
+    // The first failure ends it, and all are accounted for.
+    bench.fail(
+        &["target", "nowhere", OPERATOR, "--config", &config, "--dry-run"],
+        &["target: would be done", "nowhere: FAILED", "operator: not touched"],
+    );
+    assert_eq!(bench.snapshot(), before);
+    let output = bench.deploy(&[]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert_eq!(said(&output).matches("which HOST").count(), 1, "{}", said(&output));
+}
+
+/// As on Azure, where the user is not root but may use sudo.
+#[test]
+fn sudo_is_used_where_it_has_to_be() {
+    let Some(bench) = Bench::up() else { return };
+    if !bench.target.path("/usr/bin/sudo").exists() {
+        println!("skipped: there is no sudo on this machine");
+        return;
+    }
+    check(bench.target.allow_sudo());
+    let config = bench.config("first", ANYWHERE);
+    let said = bench.succeed(&[OPERATOR, "--config", &config]);
+    assert!(said.contains("as operator, with sudo"), "{said}");
+    bench.assert_in_service();
+    let installed = bench.snapshot();
+    assert!(!installed.files.iter().any(|(path, ..)| path.starts_with("/tmp/")), "{installed:#?}");
+    let deaf = bench.config("deaf", NOBODY);
+    bench.fail(
+        &[OPERATOR, "--config", &deaf, "--timeout", "4"],
+        &["not healthy within 4 s", "all is as it was before"],
+    );
+    assert_eq!(bench.snapshot().files, installed.files);
+    bench.assert_in_service();
+}
