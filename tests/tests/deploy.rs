@@ -75,6 +75,13 @@ impl Bench {
         output
     }
 
+    /// Deploys this lab's binary in the background.
+    fn spawn(&self, args: &[&str]) -> Process {
+        let args: Vec<&str> = ["--binary", &self.binary].into_iter().chain(args.iter().copied()).collect();
+        let command = check(self.target.deploy_command(&self.lab, &args));
+        check(Process::spawn(self.lab.state(), "deploy", command))
+    }
+
     /// Deploys and succeeds; gives what it said.
     #[track_caller]
     fn succeed(&self, args: &[&str]) -> String {
@@ -228,10 +235,20 @@ fn what_is_never_healthy_is_taken_back() {
     let Some(bench) = Bench::up() else { return };
     bench.install();
     let before = bench.snapshot();
+    // Another version, by its bytes: binary and configuration have to come back, both.
+    let mut other = fs::read(&bench.binary).expect("the binary can be read");
+    other.push(0);
+    let other = check(bench.lab.state().write("tmp/other version", other)).display().to_string();
     let deaf = bench.config("deaf", NOBODY);
     let said = bench.fail(
-        &["target", "--config", &deaf, "--timeout", "4"],
-        &["not healthy within 4 s", NOBODY, "the previous version runs again", "taken back"],
+        &["target", "--binary", &other, "--config", &deaf, "--timeout", "4"],
+        &[
+            "replace  /usr/bin/pls-router",
+            "not healthy within 4 s",
+            NOBODY,
+            "the previous version runs again",
+            "taken back",
+        ],
     );
     assert!(said.contains("journal"), "{said}");
     let after = bench.snapshot();
@@ -257,6 +274,24 @@ fn a_first_install_that_fails_leaves_nothing() {
     assert!(!shown.contains("xdp"), "a program is still attached: {shown}");
 }
 
+#[test]
+fn what_does_not_start_is_taken_back() {
+    let Some(bench) = Bench::up() else { return };
+    bench.install();
+    let before = bench.snapshot();
+    let second = bench.config("second", ANYWHERE);
+    check(bench.target.hold(true));
+    let mut deploy = bench.spawn(&["target", "--config", &second, "--timeout", "1"]);
+    check(deploy.wait_for_log("putting back", LIMIT));
+    assert!(deploy.output().contains("did not start"), "{}", deploy.output());
+    check(bench.target.hold(false));
+    let status = check(deploy.wait(LIMIT));
+    assert_eq!(status.code(), Some(1), "{}", deploy.output());
+    assert!(deploy.output().contains("all is as it was before"), "{}", deploy.output());
+    assert_eq!(bench.snapshot().files, before.files);
+    bench.assert_in_service();
+}
+
 /// The router takes the connection with it, or the person closes the lid.
 #[test]
 fn without_a_word_from_here_the_previous_version_comes_back() {
@@ -265,10 +300,7 @@ fn without_a_word_from_here_the_previous_version_comes_back() {
     let before = bench.snapshot();
     let second = bench.config("second", ANYWHERE);
     check(bench.target.hold(true));
-    let command = check(
-        bench.target.deploy_command(&bench.lab, &["--binary", &bench.binary, "target", "--config", &second]),
-    );
-    let mut deploy = check(Process::spawn(bench.lab.state(), "deploy", command));
+    let mut deploy = bench.spawn(&["target", "--config", &second]);
     check(deploy.wait_for_log("installed; what was there", LIMIT));
     check(deploy.kill());
     check(bench.target.hold(false));

@@ -19,8 +19,11 @@ export NO_COLOR=1
 
 indented() { sed 's/^/    /'; }
 
+# Children ignore the signals that this script ignores, all but KILL.
+limited() { timeout -s KILL "$@"; }
+
 # Children do not get the lock, or a daemon that one of them starts would hold it.
-ctl() { timeout "$limit" systemctl "$@" </dev/null 9>&-; }
+ctl() { limited "$limit" systemctl "$@" </dev/null 9>&-; }
 
 stage() {
     [ -e "$directory/$1" ] || return 0
@@ -49,7 +52,7 @@ put() {
     for file in $added; do rm -f "$file.previous" && mv -f "$file.new" "$file" || return; done
 }
 
-healthy() { reasons=$(timeout 10 "$router" status 2>&1 </dev/null 9>&-); }
+healthy() { reasons=$(limited 10 "$router" status 2>&1 </dev/null 9>&-); }
 
 wait_healthy() {
     end=$(($(date +%s) + limit))
@@ -71,7 +74,7 @@ put_back() {
     if [ "$was_running" = no ]; then
         ctl stop $service
         # After a crash the programs would go on forwarding, with nobody to answer for them.
-        timeout 10 "$router" detach >/dev/null 2>&1 </dev/null 9>&-
+        limited 10 "$router" detach >/dev/null 2>&1 </dev/null 9>&-
     fi
     [ "$was_enabled" = yes ] || ctl disable $service 2>/dev/null
     wrong=no
@@ -151,5 +154,5 @@ fi
 echo "restarted; waiting up to $limit s until the probe answers 200"
 wait_healthy || fail "the new version was not healthy within $limit s:" "$reasons"
 echo @healthy
-[ "$(timeout 30 head -n 1)" = keep ] || fail "the machine that asked for this did not answer any more"
+[ "$(limited 30 head -n 1)" = keep ] || fail "the machine that asked for this did not answer any more"
 exit 0
