@@ -19,7 +19,7 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 
 use super::{reports, shared::Shared};
-use crate::model::{Counters, Rule, Status};
+use crate::model::{Counters, InterfaceCounters, ReasonCounter, Rule, Status};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -77,22 +77,21 @@ impl Collector for Snapshot {
             "Sessions that there is room for",
             vec![(vec![], status.flows.capacity)],
         )?;
-        let reasons = |value: fn(&crate::model::ReasonCounter) -> u64| {
-            let row = move |reason: &'_ crate::model::ReasonCounter| value(reason);
+        let reasons = |value: fn(&ReasonCounter) -> u64| {
             counters
                 .reasons
                 .iter()
                 .map(|reason| {
                     (
                         vec![("reason", reason.reason.as_str()), ("action", reason.action.as_str())],
-                        row(reason),
+                        value(reason),
                     )
                 })
                 .collect::<Vec<_>>()
         };
         counter(encoder, "packets", "Packets by the reason they left the program", reasons(|r| r.packets))?;
         counter(encoder, "bytes", "Bytes by the reason they left the program", reasons(|r| r.bytes))?;
-        let interfaces = |value: fn(&crate::model::InterfaceCounters) -> [u64; 2]| {
+        let interfaces = |value: fn(&InterfaceCounters) -> [u64; 2]| {
             counters
                 .interfaces
                 .iter()
