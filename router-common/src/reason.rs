@@ -70,7 +70,7 @@ macro_rules! reasons {
 reasons! {
     0 Forwarded "forwarded" Forward "Packet of a known session, translated and sent.";
     1 Opened "opened" Forward "First packet of a new session, translated and sent.";
-    2 Resolving "resolving" Punt "Translated, but the next hop's MAC address is not known yet: the daemon sends it as soon as the neighbour answers.";
+    2 Resolving "resolving" Punt "Translated, but the next hop's MAC address is not known yet: the daemon sends it if the neighbour answers.";
     3 NotIpv4 "not_ipv4" Pass "Not an untagged IPv4 packet (ARP, IPv6, VLAN): this machine's own business.";
     4 Truncated "truncated" Pass "The frame ends before the packet does; the kernel will discard it.";
     5 Malformed "malformed" Pass "The IPv4 header makes no sense; the kernel will discard it.";
@@ -80,7 +80,7 @@ reasons! {
     9 IcmpOther "icmp_other" Pass "ICMP other than echo.";
     10 Platform "platform" Pass "To or from Azure's platform address 168.63.129.16 (probe, DNS, DHCP): never translated.";
     11 NotMatched "not_matched" Pass "No session and no rule: traffic of this machine itself, such as SSH, or not meant for it.";
-    12 NoSession "no_session" Pass "A rule's packet that belongs to no session and cannot open one (TCP without SYN): the kernel answers with a reset.";
+    12 NoSession "no_session" Pass "A rule's packet that belongs to no session and cannot open one (TCP without SYN, say): this machine's kernel answers to its own address with a reset.";
     13 NotConfigured "not_configured" Pass "The program runs but has no rules loaded.";
     14 SourceNotAllowed "source_not_allowed" Drop "To a rule's port from an address outside the rule's sources.";
     15 TtlExpired "ttl_expired" Drop "The packet's time to live ended here.";
@@ -94,6 +94,7 @@ reasons! {
     23 RedirectFailed "redirect_failed" Drop "The packet could not be handed to the egress interface.";
     24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
     25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; the daemon sets it when it starts.";
+    26 Internal "internal" Drop "Something that cannot happen has happened to a packet that was being rewritten; please report it.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -125,7 +126,7 @@ mod tests {
             "forwarded opened resolving not_ipv4 truncated malformed ip_options fragment unsupported_protocol icmp_other \
              platform not_matched no_session not_configured source_not_allowed ttl_expired too_big no_target no_route \
              neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
-             route_lookups_off"
+             route_lookups_off internal"
         );
     }
 }

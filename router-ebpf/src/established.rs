@@ -30,12 +30,12 @@ pub(crate) fn forward(frame: &mut XdpFrame, settings: &Settings, stats: &mut Cpu
     flows::record(entry, &packet, frame, stats);
     Some(match send(frame, &packet, &entry.rewrite, &entry.next_hop) {
         Some(slot) => Ok(Transmit { reason: Reason::Forwarded, slot }),
-        None => Err(Reason::Truncated),
+        None => Err(Reason::Internal),
     })
 }
 
 /// Makes a packet what it becomes and addresses it to its next hop; the slot it leaves by. `None` if the frame is shorter than
-/// its headers, which parsing has ruled out: nothing is written then.
+/// its headers, which parsing has ruled out.
 #[inline(always)]
 pub(crate) fn send(
     frame: &mut XdpFrame,

@@ -40,8 +40,9 @@ pub(crate) fn now() -> Ticks {
 /// The entry of a flow.
 #[inline(always)]
 pub(crate) fn get(key: &FlowKey<Ipv4>) -> Option<&'static mut FlowEntry<Ipv4>> {
-    // SAFETY: the kernel keeps the entry's memory until this program has returned. Other CPUs may write the same entry;
-    // every field is a plain integer or byte, and each reader copes with any value in it (see `FlowEntry`).
+    // SAFETY: the memory is the table's own and stays mapped. It is shared: other CPUs may write the same entry, and an entry
+    // that is removed at this very moment may become another session's while this packet is handled, which can then leave
+    // with the other's rewrite. Every field is a plain integer or byte for which any value is good.
     FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 

@@ -49,6 +49,9 @@ pub(crate) fn resolve(
     source: Ipv4,
     destination: Ipv4,
 ) -> Result<Resolution, Reason> {
+    // Read before the question is asked, and not again: an answer that has been overtaken must not count as a newer one.
+    // SAFETY: a field of a map value, which is always there to read.
+    let generation = unsafe { core::ptr::read_volatile(&raw const settings.next_hop_generation) };
     // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { zeroed() };
     params.family = AF_INET;
@@ -72,10 +75,14 @@ pub(crate) fn resolve(
         _ => return Err(Reason::NoRoute),
     }
     let slot = settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
+    // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
+    if params.dmac == [0; 6] {
+        return Ok(Resolution::Pending);
+    }
     Ok(Resolution::Ready(NextHop {
         destination_mac: params.dmac,
         source_mac: params.smac,
-        generation: settings.next_hop_generation,
+        generation,
         slot: slot as u16,
         // SAFETY: an answer of success has put the route's MTU here (`bpf_fib_set_fwd_params`).
         mtu: unsafe { params.__bindgen_anon_1.mtu_result },

@@ -82,7 +82,8 @@ fn open(frame: &mut XdpFrame, packet: &Packet, settings: &Settings, counters: &m
     let resolution = next_hop::resolve(frame, settings, packet.protocol, snat, found.target)?;
     let next_hop = match &resolution {
         Resolution::Ready(next_hop) => *next_hop,
-        Resolution::Pending => NextHop::default(),
+        Resolution::Pending if settings.daemon_is_there(flows::now()) => NextHop::default(),
+        Resolution::Pending => return Err(Reason::NeighbourUnresolved),
     };
     let Some(rewrite) = claim(packet, &found, snat, rule_set, next_hop, frame, counters)? else {
         return match flows::get(&packet.key) {
@@ -135,7 +136,7 @@ static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn opening() -> Option<&'static mut Opening> {
-    // SAFETY: this CPU's own. The two places that take it, `claim` and its callback, do not use it at the same time. Memory of
+    // SAFETY: this CPU's own. `claim` and its callback each take it anew and let go of it before the other takes it. Memory of
     // a map starts as zero, which is a value of every field.
     OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
 }
@@ -153,7 +154,7 @@ fn claim(
     counters: &mut CpuStats,
 ) -> Result<Option<Rewrite<Ipv4>>, Reason> {
     let now = flows::now();
-    let opening = opening().ok_or(Reason::TableFull)?;
+    let opening = self::opening().ok_or(Reason::TableFull)?;
     opening.rule = found.rule;
     opening.snat = snat;
     opening.target = found.target;
@@ -165,6 +166,8 @@ fn claim(
     opening.claim = Claim::Searching;
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(ATTEMPTS, claim_port as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    // Taken again: the callback has had it in the meantime.
+    let opening = self::opening().ok_or(Reason::TableFull)?;
     match opening.claim {
         Claim::Claimed => {}
         Claim::Searching => return Err(Reason::PortsExhausted),
@@ -225,7 +228,7 @@ fn transmit(
     if packet.ip_length > next_hop.mtu {
         return Err(Reason::TooBig);
     }
-    let slot = send(frame, packet, rewrite, next_hop).ok_or(Reason::Truncated)?;
+    let slot = send(frame, packet, rewrite, next_hop).ok_or(Reason::Internal)?;
     Ok(Transmit { reason, slot })
 }
 
@@ -237,7 +240,7 @@ fn hand_over(frame: &mut XdpFrame, packet: &Packet, rewrite: &Rewrite<Ipv4>, set
     }
     match translate(frame, packet, rewrite) {
         Some(()) => punt::to_daemon(frame, packet.ip_length),
-        None => Reason::Truncated,
+        None => Reason::Internal,
     }
 }
 

@@ -40,6 +40,6 @@ pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16) -> Reason {
         Reason::Resolving
     } else {
         record.discard(0);
-        Reason::Truncated
+        Reason::Internal
     }
 }

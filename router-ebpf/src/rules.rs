@@ -107,8 +107,12 @@ fn find_forward(
         stats::rule(counters, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
     }
-    let target =
-        RULES.get(rule_index(version, rule)).and_then(|rule| rule.target(random)).ok_or(Reason::NoTarget)?;
+    let target = RULES
+        .get(rule_index(version, rule))
+        .and_then(|rule| rule.target(random))
+        // Never, whatever a rule says.
+        .filter(|target| target.address != AZURE_PLATFORM)
+        .ok_or(Reason::NoTarget)?;
     Ok(Match { rule, target: target.address, target_port: target.port_for(key.destination_port) })
 }
 

@@ -25,7 +25,11 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     });
     let filter =
         EnvFilter::try_new(&filter).with_context(|| format!("{VARIABLE}={filter} is not understood"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Complaining about a log that cannot be written, in that log, would end the process.
+        .log_internal_errors(false);
     let done = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Human if stderr_is_the_journal() => {

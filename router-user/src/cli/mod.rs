@@ -56,22 +56,35 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
     match &options.command {
         Command::Run(arguments) => run::run(global, arguments).await,
         Command::Check(arguments) => check::run(global, arguments).await,
-        Command::Status(arguments) => status::run(&client(global), arguments).await,
-        Command::Counters(arguments) => counters::run(&client(global), arguments).await,
-        Command::Flows(arguments) => flows::run(&client(global), arguments).await,
-        Command::Rules(arguments) => rules::run(&client(global), arguments).await,
-        Command::Detach(arguments) => detach::run(global, &client(global), arguments).await,
+        Command::Status(arguments) => status::run(&client(global)?, arguments).await,
+        Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,
+        Command::Flows(arguments) => flows::run(&client(global)?, arguments).await,
+        Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
+        Command::Detach(arguments) => detach::run(global, &client(global)?, arguments).await,
     }
 }
 
 /// The daemon that is meant: by `--socket`, else by the configuration, else at the usual place.
-fn client(global: &Global) -> Client {
-    let socket = global.socket.clone().unwrap_or_else(|| match Config::load(&global.config) {
+fn client(global: &Global) -> anyhow::Result<Client> {
+    if let Some(socket) = &global.socket {
+        return Ok(Client::new(socket));
+    }
+    let config = &global.config;
+    if let Err(error) = std::fs::File::open(config)
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        anyhow::bail!(
+            "cannot read {}, which says where the daemon's socket is: {error}\n  fix: run as root, or name the socket \
+             with --socket PATH",
+            config.display()
+        );
+    }
+    let socket = match Config::load(config) {
         Ok(loaded) => loaded.config.admin.socket,
         // A configuration that is broken now does not keep anyone from asking the daemon that runs.
         Err(_) => PathBuf::from(DEFAULT_SOCKET),
-    });
-    Client::new(&socket)
+    };
+    Ok(Client::new(&socket))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

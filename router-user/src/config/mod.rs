@@ -22,7 +22,7 @@ pub use types::{
     Admin, Config, Forward, Health, Host, Interfaces, Limits, Listen, Masquerade, Mode, Protocol, Snat,
     Target, Timeouts,
 };
-pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
+pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
 
 /// Where the configuration is looked for if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/pls-router/config.toml";

@@ -200,7 +200,7 @@ pub struct Health {
 /// Metrics, the API socket, and where the kernel objects are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// Metrics and dashboard over HTTP.
+    /// Metrics over HTTP.
     pub listen: SocketAddr,
     /// The Unix socket of the API that the command line uses. Absolute.
     pub socket: PathBuf,

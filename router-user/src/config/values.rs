@@ -217,7 +217,15 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
         };
         return problem(format!("{text:?} is not an IPv4 address"), fix);
     };
-    let why = if address == AZURE_PLATFORM {
+    match no_target(address) {
+        Some(why) => problem(format!("{address} is {why}"), "name another address"),
+        None => Ok(address),
+    }
+}
+
+/// Why packets cannot be sent to an address by this router; `None` if they can.
+pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
+    if address == AZURE_PLATFORM {
         Some("Azure's platform address (probes, DNS, DHCP), whose traffic is never translated")
     } else if address.octets().first() == Some(&0) {
         Some("not an address a packet can be sent to")
@@ -231,10 +239,6 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
         Some("a link-local address (in Azure: the metadata service), which is not routed")
     } else {
         None
-    };
-    match why {
-        Some(why) => problem(format!("{address} is {why}"), "name another address"),
-        None => Ok(address),
     }
 }
 

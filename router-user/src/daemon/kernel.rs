@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -21,14 +22,33 @@ use netlink_packet_route::{
 };
 use router_common::settings::InterfaceIndexes;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::time::timeout;
+
+/// How long the kernel may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
+    timeout(PATIENCE, answer).await.context("the kernel does not answer on netlink")
+}
 
 /// What may have changed where packets leave.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Change {
     /// A route, a policy rule, a link or an address.
     Topology,
-    /// A neighbour; its MAC address if it can be used now.
-    Neighbour(Neighbour, Option<[u8; 6]>),
+    /// A neighbour.
+    Neighbour(Neighbour, NeighbourEntry),
+    /// Some changes were lost.
+    Missed,
+}
+
+/// What the kernel knows of a neighbour.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct NeighbourEntry {
+    /// Its MAC address, if it can be used now.
+    pub(super) mac: Option<[u8; 6]>,
+    /// Whether that was set by hand and is not to be asked for.
+    pub(super) fixed: bool,
 }
 
 /// A neighbour by interface and address.
@@ -45,7 +65,10 @@ pub(super) struct Kernel {
 
 /// Opens a connection to the kernel, and the stream of its changes from now on.
 pub(super) fn connect() -> Result<(Watch, Kernel)> {
-    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+    // Questions have a connection of their own: when a burst of changes overruns a socket's buffer, answers are lost with them.
+    let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    tokio::spawn(questions);
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
@@ -58,7 +81,7 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
         match message.payload {
             NetlinkPayload::InnerMessage(message) => change(message),
             // An overrun of the socket's buffer, for one: something was missed, so look at everything.
-            NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(Change::Topology),
+            NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(Change::Missed),
             _ => None,
         }
     });
@@ -68,10 +91,12 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
 fn change(message: RouteNetlinkMessage) -> Option<Change> {
     match message {
         RouteNetlinkMessage::NewNeighbour(message) => {
-            let (neighbour, mac) = neighbour(&message)?;
-            Some(Change::Neighbour(neighbour, mac))
+            let (neighbour, state) = neighbour(&message)?;
+            Some(Change::Neighbour(neighbour, state))
         }
-        RouteNetlinkMessage::DelNeighbour(message) => Some(Change::Neighbour(neighbour(&message)?.0, None)),
+        RouteNetlinkMessage::DelNeighbour(message) => {
+            Some(Change::Neighbour(neighbour(&message)?.0, NeighbourEntry::default()))
+        }
         RouteNetlinkMessage::NewLink(_)
         | RouteNetlinkMessage::DelLink(_)
         | RouteNetlinkMessage::NewAddress(_)
@@ -128,6 +153,8 @@ pub(super) struct Route {
     pub(super) interface: u32,
     /// The neighbour that they are handed to.
     pub(super) via: Ipv4Addr,
+    /// Whether that is the destination itself.
+    pub(super) on_link: bool,
 }
 
 impl Kernel {
@@ -135,7 +162,7 @@ impl Kernel {
     pub(super) async fn addresses(&self) -> Result<Addresses> {
         let messages = self.handle.address().get().execute();
         let messages: Vec<_> =
-            messages.try_collect().await.context("cannot read this machine's addresses")?;
+            in_time(messages.try_collect()).await?.context("cannot read this machine's addresses")?;
         Ok(Addresses { messages, names: self.interface_names().await? })
     }
 
@@ -160,14 +187,19 @@ impl Kernel {
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {
         let links = self.handle.link().get().execute();
-        links.try_collect().await.context("cannot read this machine's interfaces")
+        in_time(links.try_collect()).await?.context("cannot read this machine's interfaces")
     }
 
-    /// The route to a destination, for packets of this machine's own: the way the data plane asks. `Err` is the kernel's no.
-    pub(super) async fn route(&self, destination: Ipv4Addr) -> Result<Route, String> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, 32).build();
+    /// The route to a destination, for packets of this machine's own from this source: the way the data plane asks. `Err` is the
+    /// kernel's no.
+    pub(super) async fn route(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Result<Route, String> {
+        let question = RouteMessageBuilder::<Ipv4Addr>::new()
+            .source_prefix(source, 32)
+            .destination_prefix(destination, 32)
+            .build();
         let mut answers = self.handle.route().get(question).execute().boxed();
-        let route = match answers.next().await {
+        let answer = in_time(answers.next()).await.map_err(|error| format!("{error:#}"))?;
+        let route = match answer {
             Some(Ok(route)) => route,
             Some(Err(rtnetlink::Error::NetlinkError(error))) => {
                 return Err(format!("no route: {}", error.to_io()));
@@ -175,29 +207,31 @@ impl Kernel {
             Some(Err(error)) => return Err(format!("no route: {error}")),
             None => return Err("no route: the kernel gave no answer".to_owned()),
         };
-        // Read to the end, so that the connection is free again.
-        while answers.next().await.is_some() {}
         read_route(&route, destination)
     }
 
-    /// Every neighbour that the kernel knows, with its MAC address if it can be used now.
-    pub(super) async fn neighbours(&self) -> Result<HashMap<Neighbour, Option<[u8; 6]>>> {
+    /// Every neighbour that the kernel knows.
+    pub(super) async fn neighbours(&self) -> Result<HashMap<Neighbour, NeighbourEntry>> {
         let messages = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
         let messages: Vec<NeighbourMessage> =
-            messages.try_collect().await.context("cannot read the neighbours")?;
+            in_time(messages.try_collect()).await?.context("cannot read the neighbours")?;
         Ok(messages.iter().filter_map(neighbour).collect())
     }
 
-    /// Has the kernel find out, or confirm, a neighbour's MAC address.
+    /// Has the kernel ask a neighbour that it knows whether it is still there. It asks three times in three seconds, and uses the
+    /// MAC address meanwhile; by itself it would ask half a minute after it last heard of it, and only if it had a packet to send.
+    pub(super) async fn confirm(&self, (interface, address): Neighbour) -> Result<()> {
+        let request = self.handle.neighbours().add(interface, address.into());
+        in_time(request.state(NeighbourState::Probe).replace().execute())
+            .await?
+            .with_context(|| format!("cannot have the neighbour {address} confirmed"))
+    }
+
+    /// Has the kernel find out a neighbour's MAC address.
     pub(super) async fn probe(&self, (interface, address): Neighbour) -> Result<()> {
-        self.handle
-            .neighbours()
-            .add(interface, address.into())
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::Use)
-            .replace()
-            .execute()
-            .await
+        let request = self.handle.neighbours().add(interface, address.into());
+        in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
+            .await?
             .with_context(|| format!("cannot have the neighbour {address} looked up"))
     }
 }
@@ -207,7 +241,7 @@ fn read_route(route: &RouteMessage, destination: Ipv4Addr) -> Result<Route, Stri
         return Err(format!("the route to it is of the kind {:?}", route.header.kind).to_lowercase());
     }
     let mut interface = None;
-    let mut via = destination;
+    let mut gateway = None;
     for attribute in &route.attributes {
         #[expect(
             clippy::wildcard_enum_match_arm,
@@ -215,12 +249,14 @@ fn read_route(route: &RouteMessage, destination: Ipv4Addr) -> Result<Route, Stri
         )]
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => via = *gateway,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
             _ => {}
         }
     }
     match interface {
-        Some(interface) => Ok(Route { interface, via }),
+        Some(interface) => {
+            Ok(Route { interface, via: gateway.unwrap_or(destination), on_link: gateway.is_none() })
+        }
         None => Err("the route to it has no interface".to_owned()),
     }
 }
@@ -242,7 +278,7 @@ fn master(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6]>)> {
+fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> {
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
@@ -266,5 +302,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, Option<[u8; 6]>)>
             | NeighbourState::Stale
             | NeighbourState::Delay
     );
-    Some(((message.header.ifindex, address?), mac.filter(|_| usable)))
+    let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+    let state = NeighbourEntry { mac: mac.filter(|_| usable), fixed };
+    Some(((message.header.ifindex, address?), state))
 }

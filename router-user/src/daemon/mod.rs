@@ -3,7 +3,7 @@
 //! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses ([`kernel`],
 //! [`next_hops`]), resolves names ([`names`]), sends packets that wait for a neighbour ([`punts`]), removes sessions that
 //! have ended ([`sweep`]), and answers the load balancer ([`probe`]), the command line ([`api`]) and the monitoring
-//! ([`metrics`]).
+//! ([`metrics`]), and tells the log what an operator has to know ([`watch`]).
 
 mod api;
 mod kernel;
@@ -16,19 +16,21 @@ mod reports;
 mod rule_set;
 mod shared;
 mod sweep;
+mod watch;
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     net::Ipv4Addr,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
 use tracing::{info, warn};
@@ -65,22 +67,64 @@ pub async fn run(options: Options) -> Result<()> {
     let listeners = Listeners::bind(&config).await?;
     let pins = Pins::open(&config.admin.pins)?;
     let _lock = pins.lock()?;
-    let started = start(&options, config, &pins).await;
+    let socket = config.admin.socket.clone();
+    let fresh = !pins.are_there();
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = start(&options, config) => started,
+        () = signals.stop() => Err(anyhow!("stopped before it had started")),
+    };
     let (shared, tasks) = match started {
         Ok(started) => started,
-        Err(Failed { error, fresh }) => {
+        Err(error) => {
             if fresh {
                 undo(&pins);
             }
+            let _ = std::fs::remove_file(&socket);
             return Err(error);
         }
     };
-    let result = serve(&shared, tasks, listeners).await;
-    shared.drain();
-    let interfaces = dataplane::detach(shared.config.admin.pins.as_path())?;
-    info!("detached from {}", interfaces.join(", "));
-    let _ = std::fs::remove_file(&shared.config.admin.socket);
-    result
+    // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the next daemon finds it, and
+    // no session is lost. Only who asks for a stop gets the programs off.
+    serve(&shared, tasks, listeners, &mut signals).await?;
+    let interfaces = dataplane::detach(&shared.config.admin.pins)?;
+    if interfaces.is_empty() {
+        warn!("the programs had been detached already");
+    } else {
+        info!("detached from {}", interfaces.join(", "));
+    }
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// The signals that concern the daemon, from before it touches anything.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("cannot receive signals");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            // Otherwise it would end the daemon without a word.
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when the daemon is to stop.
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return info!("SIGTERM: stopping"),
+                _ = self.interrupt.recv() => return info!("SIGINT: stopping"),
+                _ = self.hangup.recv() => warn!("SIGHUP: ignored; a changed configuration takes a restart"),
+            }
+        }
+    }
 }
 
 /// The sockets that the daemon answers on.
@@ -93,9 +137,14 @@ struct Listeners {
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self> {
         let tcp = async |address: std::net::SocketAddr, key: &str| {
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address} ({key}); who does: ss -tlnp"))
+            TcpListener::bind(address).await.map_err(|error| {
+                let fix = if error.kind() == ErrorKind::AddrNotAvailable {
+                    "name an address of this machine, or 0.0.0.0 for all of them"
+                } else {
+                    "name another port; who has this one says `ss -tlnp`"
+                };
+                anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
+            })
         };
         let probe = tcp(config.health.listen, "health.listen").await?;
         let admin = tcp(config.admin.listen, "admin.listen").await?;
@@ -103,13 +152,27 @@ impl Listeners {
         let directory = socket.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {} (admin.socket)", directory.display()))?;
-        // `refuse_second` found nobody behind it.
-        let _ = std::fs::remove_file(socket);
+        remove_stale(socket)?;
         let api = UnixListener::bind(socket)
             .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?;
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
             .with_context(|| format!("cannot restrict {}", socket.display()))?;
         Ok(Self { probe, admin, api })
+    }
+}
+
+/// Removes the socket that a daemon has left; `refuse_second` found nobody behind it. Anything else is not ours to remove.
+fn remove_stale(socket: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(socket) {
+        Ok(there) if there.file_type().is_socket() => {
+            std::fs::remove_file(socket).with_context(|| format!("cannot remove {}", socket.display()))
+        }
+        Ok(_) => bail!(
+            "{} (admin.socket) is there and no socket\n  fix: name a path in a directory of its own, such as \
+             /run/pls-router/api.sock",
+            socket.display()
+        ),
+        Err(_) => Ok(()),
     }
 }
 
@@ -138,12 +201,6 @@ async fn check_machine(config: &Config) -> Result<()> {
     bail!("this machine cannot run this configuration\n{}", errors.join("\n"))
 }
 
-/// Why starting failed, and whether what is pinned is our own doing.
-struct Failed {
-    error: anyhow::Error,
-    fresh: bool,
-}
-
 /// Takes back what a failed start has done.
 fn undo(pins: &Pins) {
     if let Err(error) = pins.remove() {
@@ -152,20 +209,11 @@ fn undo(pins: &Pins) {
 }
 
 /// Puts the configuration into the data plane and starts everything that keeps it true.
-async fn start(
-    options: &Options,
-    config: Config,
-    pins: &Pins,
-) -> Result<(Arc<Shared>, JoinSet<Result<()>>), Failed> {
-    let fresh = !pins.are_there();
-    start_with(options, config).await.map_err(|error| Failed { error, fresh })
-}
-
-async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
-    let (watch, kernel) = kernel::connect()?;
+async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
+    let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
     let snat = snat_addresses(&config, &addresses)?;
-    let names = names::resolve_all(&config).await;
+    let mut names = names::resolve_all(&config).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
@@ -177,22 +225,17 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
         info!("found the data plane of an earlier daemon: its sessions go on");
         if plane.flows.capacity() != config.limits.flows {
             warn!(
-                "the flow table has room for {} sessions; limits.flows = {} takes effect after `pls-router detach`",
+                "the flow table has room for {} sessions; limits.flows = {} takes effect after `systemctl restart pls-router`",
                 plane.flows.capacity(),
                 config.limits.flows
             );
         }
     }
+    names::keep_targets(&mut names, &config, &plane.rules);
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own())?;
     plane.settings.set_interfaces(next_hops::interface_indexes(&config, &kernel).await?)?;
-    let spec = rule_set::build(&config, &names, &snat);
-    {
-        let Dataplane { rules, settings, .. } = &mut plane;
-        rules.apply(&spec, settings)?;
-    }
     let interfaces: Vec<&str> = config.interfaces.names().collect();
-    plane.detach_others(&interfaces)?;
     let mode = match config.interfaces.mode {
         config::Mode::Native => Mode::Native,
         config::Mode::Generic => Mode::Generic,
@@ -204,6 +247,14 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
         attached.push(Attached { attachment, roles: roles(&config, name) });
     }
 
+    // Last what takes something away from a router that works: a failure before this leaves it as it was.
+    let spec = rule_set::build(&config, &names, &snat);
+    {
+        let Dataplane { rules, settings, .. } = &mut plane;
+        rules.apply(&spec, settings)?;
+    }
+    plane.detach_others(&interfaces)?;
+
     let mut tasks = JoinSet::new();
     if options.bpf_log.is_some() {
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
@@ -212,7 +263,7 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
     let sweeper = plane.flows.try_clone()?;
     let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names)?);
     next_hops::refresh(&shared, &kernel).await?;
-    tasks.spawn(next_hops::follow(shared.clone(), kernel, watch));
+    tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
     tasks.spawn(punts::send(punts));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone(), sweeper));
@@ -221,9 +272,13 @@ async fn start_with(options: &Options, config: Config) -> Result<(Arc<Shared>, J
 }
 
 /// Answers until a signal says to stop, or until something that must not end has ended.
-async fn serve(shared: &Arc<Shared>, mut tasks: JoinSet<Result<()>>, listeners: Listeners) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+async fn serve(
+    shared: &Arc<Shared>,
+    mut tasks: JoinSet<Result<()>>,
+    listeners: Listeners,
+    signals: &mut Signals,
+) -> Result<()> {
+    tasks.spawn(watch::report(shared.clone()));
     tasks.spawn(probe::serve(shared.clone(), listeners.probe));
     tasks.spawn(metrics::serve(shared.clone(), listeners.admin));
     tasks.spawn(api::serve(shared.clone(), listeners.api));
@@ -236,8 +291,7 @@ async fn serve(shared: &Arc<Shared>, mut tasks: JoinSet<Result<()>>, listeners: 
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => info!("SIGINT: stopping"),
+        () = signals.stop() => {}
         Some(ended) = tasks.join_next() => {
             ended.context("a part of the daemon has crashed")?.context("a part of the daemon has failed")?;
             bail!("a part of the daemon has ended");

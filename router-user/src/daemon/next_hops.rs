@@ -1,8 +1,8 @@
 //! Keeps next hops true: the data plane's, and what `status` and the probe say of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -14,52 +14,93 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
-    kernel::{Change, Kernel, Neighbour, Watch},
+    kernel::{Addresses, Change, Kernel, Neighbour, NeighbourEntry, Watch},
+    rule_set,
     shared::Shared,
 };
-use crate::{
-    config::{Config, Host},
-    model::NextHopStatus,
-};
+use crate::{config::Config, model::NextHopStatus};
 
 /// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour is still there.
-const CONFIRM: Duration = Duration::from_secs(5);
+const CONFIRM: Duration = Duration::from_secs(2);
 /// How long changes are gathered before they are acted on: one `ip route` command makes several.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// Follows the kernel's changes for ever.
-pub(super) async fn follow(shared: Arc<Shared>, kernel: Kernel, mut watch: Watch) -> Result<()> {
-    let mut known = kernel.neighbours().await?;
+/// Follows the kernel's changes for ever. What fails is tried again at the next change, or two seconds later; if it goes on
+/// failing, the probe says so.
+pub(super) async fn follow(shared: Arc<Shared>, kernel: Kernel, mut changes: Watch) -> Result<()> {
+    let mut known = Known::default();
+    known.learn(kernel.neighbours().await?);
     let mut confirm = interval(CONFIRM);
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            change = watch.next() => {
+            change = changes.next() => {
                 let Some(change) = change else { bail!("the netlink connection has ended") };
-                let mut moved = note(&mut known, &change);
+                let mut gathered = vec![change];
                 let settled = Instant::now() + SETTLE;
-                while let Ok(Some(change)) = timeout_at(settled, watch.next()).await {
-                    moved |= note(&mut known, &change);
+                while let Ok(Some(change)) = timeout_at(settled, changes.next()).await {
+                    gathered.push(change);
                 }
-                if !moved {
-                    continue;
+                if gathered.contains(&Change::Missed) {
+                    match kernel.neighbours().await {
+                        Ok(neighbours) => known.learn(neighbours),
+                        Err(error) => warn!("{error:#}"),
+                    }
                 }
-                shared.plane().settings.invalidate_next_hops()?;
-                refresh(&shared, &kernel).await?;
+                let moved = gathered.iter().filter(|change| known.note(change)).count() > 0;
+                if moved {
+                    shared.plane().settings.invalidate_next_hops()?;
+                }
+                if moved || gathered.iter().any(|change| matches!(change, Change::Neighbour(..))) {
+                    retry_later(refresh(&shared, &kernel).await);
+                }
             }
             _ = confirm.tick() => {
-                refresh(&shared, &kernel).await?;
+                retry_later(refresh(&shared, &kernel).await);
                 confirm_neighbours(&shared, &kernel).await;
             }
         }
     }
 }
 
-/// Whether a change is one of where packets leave. Neighbours change state all the time; what counts is the MAC address.
-fn note(known: &mut HashMap<Neighbour, Option<[u8; 6]>>, change: &Change) -> bool {
-    match change {
-        Change::Topology => true,
-        Change::Neighbour(neighbour, mac) => known.insert(*neighbour, *mac).flatten() != *mac,
+fn retry_later(result: Result<()>) {
+    if let Err(error) = result {
+        warn!("cannot follow the kernel's routes: {error:#}");
+    }
+}
+
+/// The neighbours, as far as they decide where packets leave.
+#[derive(Default)]
+struct Known {
+    /// Whether it can be used now, and the last MAC address that it had.
+    neighbours: HashMap<Neighbour, (bool, Option<[u8; 6]>)>,
+}
+
+impl Known {
+    /// Starts over from what the kernel knows.
+    fn learn(&mut self, neighbours: HashMap<Neighbour, NeighbourEntry>) {
+        let entry =
+            |(neighbour, entry): (Neighbour, NeighbourEntry)| (neighbour, (entry.mac.is_some(), entry.mac));
+        self.neighbours = neighbours.into_iter().map(entry).collect();
+    }
+
+    /// Whether a change is one of where packets of known sessions leave. Neighbours change state all the time; what counts is that
+    /// one has gone, or has another MAC address. A new one concerns nobody: whoever waits for it asks again by itself.
+    fn note(&mut self, change: &Change) -> bool {
+        let Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) = change else { return true };
+        let (usable, last) = self.neighbours.get(neighbour).copied().unwrap_or_default();
+        match mac {
+            Some(mac) => {
+                self.neighbours.insert(*neighbour, (true, Some(*mac)));
+                last.is_some_and(|last| last != *mac)
+            }
+            None => {
+                if let Some(entry) = self.neighbours.get_mut(neighbour) {
+                    entry.0 = false;
+                }
+                usable
+            }
+        }
     }
 }
 
@@ -71,12 +112,56 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
         // A virtual function comes and goes while its interface stays (host servicing on Azure).
         shared.plane().settings.set_interfaces(indexes)?;
     }
-    let neighbours = kernel.neighbours().await?;
-    let interfaces = kernel.interface_names().await?;
+    follow_snat_address(shared, &addresses)?;
+    let view = View {
+        addresses,
+        neighbours: kernel.neighbours().await?,
+        interfaces: kernel.interface_names().await?,
+        snat: shared.snat().clone(),
+    };
     let mut next_hops = Vec::new();
-    for (target, rules) in targets(shared) {
+    for (target, needs) in targets(shared) {
+        next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+    }
+    report(&shared.next_hops(), &next_hops);
+    *shared.next_hops() = next_hops;
+    shared.set_refreshed();
+    Ok(())
+}
+
+/// New sessions come from the firewall NIC's first address, unless addresses are configured; also when that address changes.
+fn follow_snat_address(shared: &Shared, addresses: &Addresses) -> Result<()> {
+    if !shared.config.snat.addresses.is_empty() {
+        return Ok(());
+    }
+    let Some(first) = addresses.first_of(&shared.config.interfaces.firewall) else { return Ok(()) };
+    if *shared.snat() == [first] {
+        return Ok(());
+    }
+    info!(address = %first, "new sessions come from another address now");
+    *shared.snat() = vec![first];
+    shared.apply_rules()
+}
+
+/// The kernel at one moment.
+struct View {
+    addresses: Addresses,
+    neighbours: HashMap<Neighbour, NeighbourEntry>,
+    interfaces: HashMap<u32, String>,
+    snat: Vec<Ipv4Addr>,
+}
+
+impl View {
+    /// The way to a target, from every address that new sessions get.
+    async fn next_hop(
+        &self,
+        shared: &Shared,
+        kernel: &Kernel,
+        target: Ipv4Addr,
+        needs: Needs,
+    ) -> NextHopStatus {
         let mut next_hop = NextHopStatus {
-            rules,
+            rules: needs.rules,
             target: target.into(),
             via: None,
             interface: None,
@@ -84,32 +169,41 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
             resolved: false,
             problem: String::new(),
         };
-        match kernel.route(target).await {
-            Err(problem) => next_hop.problem = problem,
-            Ok(route) => {
-                let name = interfaces.get(&route.interface).cloned().unwrap_or_default();
-                let mac = neighbours.get(&(route.interface, route.via)).copied().flatten();
-                next_hop.via = Some(route.via.into());
-                next_hop.mac = mac.map(format_mac);
-                if !shared.config.interfaces.names().any(|interface| interface == name) {
-                    next_hop.problem =
-                        format!("the route leads out of {name}, which is not an interface of the router");
-                } else if mac.is_none() {
-                    next_hop.problem = format!("{} does not answer ARP on {name}", route.via);
-                    if let Err(error) = kernel.probe((route.interface, route.via)).await {
-                        debug!("{error:#}");
-                    }
-                } else {
-                    next_hop.resolved = true;
+        for source in &self.snat {
+            if !self.addresses.own().contains(source) {
+                next_hop.problem =
+                    format!("new sessions would come from {source}, which is no address of this machine");
+                return next_hop;
+            }
+            let route = match kernel.route(*source, target).await {
+                Ok(route) => route,
+                Err(problem) => {
+                    next_hop.problem = problem;
+                    return next_hop;
                 }
-                next_hop.interface = Some(name);
+            };
+            let name = self.interfaces.get(&route.interface).cloned().unwrap_or_default();
+            let entry = self.neighbours.get(&(route.interface, route.via)).copied().unwrap_or_default();
+            next_hop.via = Some(route.via.into());
+            next_hop.mac = entry.mac.map(format_mac);
+            next_hop.interface = Some(name.clone());
+            if !shared.config.interfaces.names().any(|interface| interface == name) {
+                next_hop.problem =
+                    format!("the route leads out of {name}, which is not an interface of the router");
+                return next_hop;
+            }
+            // The one address that stands for a network on the link need not be there.
+            if entry.mac.is_none() && !(route.on_link && needs.any_of_network) {
+                next_hop.problem = format!("{} does not answer ARP on {name}", route.via);
+                if let Err(error) = kernel.probe((route.interface, route.via)).await {
+                    debug!("{error:#}");
+                }
+                return next_hop;
             }
         }
-        next_hops.push(next_hop);
+        next_hop.resolved = true;
+        next_hop
     }
-    report(&shared.next_hops(), &next_hops);
-    *shared.next_hops() = next_hops;
-    Ok(())
 }
 
 /// The router's interfaces by slot.
@@ -147,52 +241,55 @@ fn report(before: &[NextHopStatus], now: &[NextHopStatus]) {
 
 /// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one that is there stays known.
 async fn confirm_neighbours(shared: &Shared, kernel: &Kernel) {
-    let Ok(interfaces) = kernel.interface_names().await else { return };
-    let neighbours: std::collections::HashSet<Neighbour> = shared
+    let (Ok(interfaces), Ok(neighbours)) = (kernel.interface_names().await, kernel.neighbours().await) else {
+        return;
+    };
+    let used: HashSet<(String, IpAddr)> = shared
         .next_hops()
         .iter()
-        .filter_map(|next_hop| {
-            let name = next_hop.interface.as_ref()?;
-            let index = interfaces.iter().find(|(_, known)| *known == name).map(|(index, _)| *index)?;
-            match next_hop.via? {
-                std::net::IpAddr::V4(via) => Some((index, via)),
-                std::net::IpAddr::V6(_) => None,
-            }
-        })
+        .filter(|next_hop| next_hop.mac.is_some())
+        .filter_map(|next_hop| Some((next_hop.interface.clone()?, next_hop.via?)))
         .collect();
-    for neighbour in neighbours {
-        if let Err(error) = kernel.probe(neighbour).await {
+    for (neighbour, entry) in neighbours {
+        let name = interfaces.get(&neighbour.0).cloned().unwrap_or_default();
+        // One that was set by hand is not asked: the question would make it one that was learnt.
+        if !entry.fixed
+            && used.contains(&(name, neighbour.1.into()))
+            && let Err(error) = kernel.confirm(neighbour).await
+        {
             debug!("{error:#}");
         }
     }
 }
 
-/// The addresses that rules lead to, with the rules. For a masquerade, the first address of each destination network stands
-/// for all of it.
-fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Vec<String>> {
+/// What is needed of a target.
+#[derive(Default)]
+struct Needs {
+    /// By these rules.
+    rules: Vec<String>,
+    /// The target only stands for a network.
+    any_of_network: bool,
+}
+
+/// The addresses that rules lead to. For a masquerade, one address of each destination network stands for all of it.
+fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
     let names = shared.names();
-    let mut targets: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
-    let mut add = |address: Ipv4Addr, rule: &String| {
-        let rules = targets.entry(address).or_default();
-        if !rules.contains(rule) {
-            rules.push(rule.clone());
+    let mut targets: BTreeMap<Ipv4Addr, Needs> = BTreeMap::new();
+    let mut add = |address: Ipv4Addr, rule: &String, any_of_network| {
+        let needs = targets.entry(address).or_insert(Needs { any_of_network, ..Needs::default() });
+        needs.any_of_network &= any_of_network;
+        if !needs.rules.contains(rule) {
+            needs.rules.push(rule.clone());
         }
     };
     for forward in &shared.config.forwards {
-        for target in &forward.targets {
-            match &target.host {
-                Host::Address(address) => add(*address, &forward.name),
-                Host::Name(name) => {
-                    for address in names.get(name).into_iter().flat_map(|resolved| &resolved.addresses) {
-                        add(*address, &forward.name);
-                    }
-                }
-            }
+        for (address, _) in rule_set::targets(forward, &names) {
+            add(address, &forward.name, false);
         }
     }
     for masquerade in &shared.config.masquerades {
         for destination in &masquerade.destinations {
-            add(representative(destination), &masquerade.name);
+            add(representative(destination), &masquerade.name, true);
         }
     }
     targets
@@ -209,4 +306,33 @@ fn representative(network: &ipnet::Ipv4Net) -> Ipv4Addr {
 
 fn format_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_neighbour_that_goes_or_changes_moves_packets() {
+        let neighbour = (2, Ipv4Addr::new(10, 0, 2, 1));
+        let seen = |mac| Change::Neighbour(neighbour, NeighbourEntry { mac, fixed: false });
+        let (one, other) = (Some([1; 6]), Some([2; 6]));
+        let mut known = Known::default();
+        let story = [
+            (seen(None), false, "asked for"),
+            (seen(one), false, "new"),
+            (seen(one), false, "confirmed"),
+            (seen(None), true, "gone"),
+            (seen(None), false, "still gone"),
+            (seen(one), false, "back as it was"),
+            (seen(other), true, "another"),
+            (seen(None), true, "gone again"),
+            (seen(one), true, "back as another"),
+            (Change::Topology, true, "a route"),
+            (Change::Missed, true, "anything"),
+        ];
+        for (change, moved, what) in story {
+            assert_eq!(known.note(&change), moved, "{what}");
+        }
+    }
 }

@@ -55,7 +55,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces: interfaces.collect(),
-        snat_addresses: shared.snat.iter().copied().map(IpAddr::V4).collect(),
+        snat_addresses: shared.snat().iter().copied().map(IpAddr::V4).collect(),
         next_hops: shared.next_hops().clone(),
         names,
         flows: FlowTableStatus { sessions: shared.sessions().total, capacity: u64::from(shared.capacity) },
@@ -164,12 +164,13 @@ pub(super) fn flows(shared: &Shared, query: &FlowQuery) -> Result<Vec<Flow>> {
     };
     let mut flows = Vec::new();
     lock(&shared.flows).for_each(|session| {
-        if flows.len() < limit
-            && let Some(flow) = flow(session, &names, shared)
+        if let Some(flow) = flow(session, &names, shared)
             && query.matches(&flow)
+            && flows.len() < limit
         {
             flows.push(flow);
         }
+        flows.len() < limit
     })?;
     Ok(flows)
 }

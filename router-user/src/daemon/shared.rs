@@ -4,21 +4,21 @@ use std::{
     collections::HashMap,
     net::Ipv4Addr,
     path::PathBuf,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 
-use super::Names;
+use super::{Names, rule_set};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
     model::NextHopStatus,
 };
+
+/// How old what we know of the kernel may be: it is read every other second.
+const STALE: Duration = Duration::from_secs(15);
 
 /// An interface that the program is attached to.
 pub(super) struct Attached {
@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) config_path: PathBuf,
     pub(super) config: Config,
     pub(super) started: Instant,
-    pub(super) snat: Vec<Ipv4Addr>,
+    snat: Mutex<Vec<Ipv4Addr>>,
     pub(super) attached: Vec<Attached>,
     /// For reading sessions at length, apart from `plane`.
     pub(super) flows: Mutex<FlowTable>,
@@ -48,7 +48,7 @@ pub(super) struct Shared {
     names: Mutex<Names>,
     next_hops: Mutex<Vec<NextHopStatus>>,
     sessions: Mutex<SessionCounts>,
-    draining: AtomicBool,
+    refreshed: Mutex<Instant>,
 }
 
 impl Shared {
@@ -64,7 +64,7 @@ impl Shared {
             config_path,
             config,
             started: Instant::now(),
-            snat,
+            snat: Mutex::new(snat),
             attached,
             flows: Mutex::new(plane.flows.try_clone()?),
             capacity: plane.flows.capacity(),
@@ -72,7 +72,7 @@ impl Shared {
             names: Mutex::new(names),
             next_hops: Mutex::default(),
             sessions: Mutex::default(),
-            draining: AtomicBool::new(false),
+            refreshed: Mutex::new(Instant::now()),
         })
     }
 
@@ -92,17 +92,30 @@ impl Shared {
         lock(&self.sessions)
     }
 
-    /// Has the probe answer 503 from now on.
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+    /// The addresses that new sessions get.
+    pub(super) fn snat(&self) -> MutexGuard<'_, Vec<Ipv4Addr>> {
+        lock(&self.snat)
+    }
+
+    /// Notes that what the kernel says of routes and neighbours has just been read.
+    pub(super) fn set_refreshed(&self) {
+        *lock(&self.refreshed) = Instant::now();
+    }
+
+    /// Puts the rules in force with names and addresses as they are now.
+    pub(super) fn apply_rules(&self) -> Result<()> {
+        let spec = rule_set::build(&self.config, &self.names(), &self.snat());
+        let plane = &mut *self.plane();
+        plane.rules.apply(&spec, &mut plane.settings)
     }
 
     /// Why this router does not forward, or should get no new connections; empty when all is well. Looks at the kernel now,
     /// not at what it was when the daemon started.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
-            problems.push("draining: the daemon is stopping".to_owned());
+        let age = lock(&self.refreshed).elapsed();
+        if age > STALE {
+            problems.push(format!("the kernel's routes have not been read for {} s", age.as_secs()));
         }
         for Attached { attachment, .. } in &self.attached {
             if attachment.program_id().is_none() {

@@ -45,21 +45,36 @@ pub(super) async fn sweep(shared: Arc<Shared>, mut flows: FlowTable) -> Result<(
 
 fn sweep_once(flows: &mut FlowTable, timeouts: &Timeouts) -> Result<(SessionCounts, usize)> {
     let now = now();
+    let idle = |since| Duration::from_nanos(now.nanoseconds_since(since));
+    let shortest = shortest(timeouts);
     let mut counts = SessionCounts::default();
-    let mut expired: Vec<Session> = Vec::new();
-    flows.for_each(|session| {
-        let idle = Duration::from_nanos(now.nanoseconds_since(session.last_seen()));
-        if timeout(session, timeouts).is_none_or(|timeout| idle > timeout) {
-            expired.push(*session);
-        } else {
-            counts.total += 1;
-            *counts.by_rule.entry(session.forward.rule).or_default() += 1;
+    let mut suspects = Vec::new();
+    flows.for_each_forward(|key, forward| {
+        counts.total += 1;
+        *counts.by_rule.entry(forward.rule).or_default() += 1;
+        // Most sessions are told alive by this direction alone.
+        if idle(forward.last_seen) > shortest {
+            suspects.push(*key);
         }
     })?;
-    for session in &expired {
-        flows.remove(session)?;
+    let mut removed = 0;
+    for key in suspects {
+        // Looked up now, and not when the walk came by: it may have come back to life since.
+        let Some(session) = flows.get_session(&key)? else { continue };
+        if timeout(&session, timeouts).is_none_or(|timeout| idle(session.last_seen()) > timeout) {
+            flows.remove(&session)?;
+            removed += 1;
+            counts.total -= 1;
+            counts.by_rule.entry(session.forward.rule).and_modify(|count| *count = count.saturating_sub(1));
+        }
     }
-    Ok((counts, expired.len()))
+    Ok((counts, removed))
+}
+
+/// No session is removed before this.
+fn shortest(timeouts: &Timeouts) -> Duration {
+    let Timeouts { tcp_established, tcp_transitory, udp, icmp } = timeouts;
+    *tcp_established.min(tcp_transitory).min(udp).min(icmp)
 }
 
 /// How long a session may be idle; `None` for one that makes no sense.

@@ -74,27 +74,54 @@ impl FlowTable {
         self.capacity
     }
 
-    /// Shows every session to `each`, in no order. Sessions that are opened or removed meanwhile may or may not be among them.
+    /// Shows every session to `each`, in no order, until it answers `false`. Sessions that are opened or removed meanwhile may or may
+    /// not be among them.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn for_each(&self, mut each: impl FnMut(&Session)) -> Result<()> {
+    pub fn for_each(&self, mut each: impl FnMut(&Session) -> bool) -> Result<()> {
         let mut reader = self.batches();
         while let Some(batch) = reader.next().context("cannot read the flow table")? {
-            for (key, forward) in batch {
-                if forward.direction() != Direction::Forward {
-                    continue;
-                }
-                let twin = key.twin(&forward.rewrite);
-                match self.map.get(&twin, 0) {
-                    Ok(reply) => each(&Session { key: *key, forward: *forward, reply }),
-                    // Removed in between.
-                    Err(MapError::KeyNotFound) => {}
-                    Err(error) => return Err(error).context("cannot read the flow table"),
+            for (key, forward) in batch.filter(|(_, entry)| entry.direction() == Direction::Forward) {
+                // Without its twin it has been removed in between.
+                if let Some(session) = self.session(key, forward)?
+                    && !each(&session)
+                {
+                    return Ok(());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Shows the client's direction of every session to `each`: one system call for thousands of them.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn for_each_forward(&self, mut each: impl FnMut(&FlowKey<Ipv4>, &FlowEntry<Ipv4>)) -> Result<()> {
+        let mut reader = self.batches();
+        while let Some(batch) = reader.next().context("cannot read the flow table")? {
+            for (key, forward) in batch.filter(|(_, entry)| entry.direction() == Direction::Forward) {
+                each(key, forward);
+            }
+        }
+        Ok(())
+    }
+
+    /// The session of a client's tuple, as it is now.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn get_session(&self, key: &FlowKey<Ipv4>) -> Result<Option<Session>> {
+        match self.get(key)? {
+            Some(forward) => self.session(key, &forward),
+            None => Ok(None),
+        }
+    }
+
+    fn session(&self, key: &FlowKey<Ipv4>, forward: &FlowEntry<Ipv4>) -> Result<Option<Session>> {
+        let reply = self.get(&key.twin(&forward.rewrite))?;
+        Ok(reply.map(|reply| Session { key: *key, forward: *forward, reply }))
     }
 
     /// Removes a session: the client's direction first, the one that holds the SNAT port last.

@@ -17,6 +17,14 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// The other one.
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Native => Self::Generic,
+            Self::Generic => Self::Native,
+        }
+    }
+
     /// `native` or `generic`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -39,14 +47,8 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// The attachment that an earlier daemon left on this interface in this mode. One that is of no use any more (another mode, an
-    /// interface that is gone) is removed.
+    /// The attachment that an earlier daemon left on this interface in this mode. One of an interface that is gone is removed.
     pub(super) fn find(pins: &Pins, interface: &str, index: u32, mode: Mode) -> Result<Option<Self>> {
-        let other = match mode {
-            Mode::Native => Mode::Generic,
-            Mode::Generic => Mode::Native,
-        };
-        remove_if_there(&pins.link(interface, other))?;
         let pin = pins.link(interface, mode);
         if !pin.exists() {
             return Ok(None);
@@ -55,8 +57,13 @@ impl Attachment {
         if attachment.program_id().is_some() {
             return Ok(Some(attachment));
         }
-        remove_if_there(&attachment.pin)?;
+        attachment.remove()?;
         Ok(None)
+    }
+
+    /// Takes the program off.
+    pub(super) fn remove(&self) -> Result<()> {
+        fs::remove_file(&self.pin).with_context(|| format!("cannot remove {}", self.pin.display()))
     }
 
     /// Attaches the program and pins the link.
@@ -93,20 +100,14 @@ impl Attachment {
     }
 }
 
-fn remove_if_there(pin: &std::path::Path) -> Result<()> {
-    if pin.exists() {
-        fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
-    }
-    Ok(())
-}
-
 /// What the kernel's answer to an attachment means, and what to do.
 fn explain(error: &ProgramError, interface: &str, mode: Mode) -> anyhow::Error {
     let errno =
         if let ProgramError::SyscallError(call) = error { call.io_error.raw_os_error() } else { None };
     let advice = match (errno, mode) {
         (Some(libc::EBUSY | libc::EEXIST), _) => {
-            "another XDP program is attached: see `ip link show` and take it off, e.g. `ip link set dev DEV xdp off`"
+            "another XDP program is attached, see `ip -d link show DEV`: stop what has put it there (another pls-router \
+             with other pins?), or take it off with `ip link set dev DEV xdp off`"
         }
         (Some(libc::EOPNOTSUPP), Mode::Native) => {
             "the driver has no native XDP, or LRO is on or the MTU too large for it: `ethtool -K DEV lro off`, \

@@ -181,7 +181,19 @@ impl Dataplane {
                 if root.fd().is_err() {
                     root.load().context("the kernel does not take the root program")?;
                 }
-                Attachment::create(root, pins, interface, index, mode)?
+                // An interface takes one mode at a time. If the new one is refused, the old one comes back.
+                let old = Attachment::find(pins, interface, index, mode.other())?;
+                if let Some(old) = &old {
+                    old.remove()?;
+                }
+                match (Attachment::create(root, pins, interface, index, mode), old) {
+                    (Ok(attachment), _) => attachment,
+                    (Err(error), None) => return Err(error),
+                    (Err(error), Some(old)) => {
+                        Attachment::create(root, pins, interface, index, old.mode)?;
+                        return Err(error);
+                    }
+                }
             }
         };
         self.set_egress(slot, interface)?;

@@ -1,6 +1,6 @@
 //! Putting a configuration's rules in force.
 
-use std::net::Ipv4Addr;
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -72,6 +72,8 @@ pub struct RuleTable {
     listeners: LpmTrie<MapData, ListenKey, u32>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     names: Vec<Option<String>>,
+    /// The targets of the rules that were in force when this was opened.
+    found: HashMap<String, Vec<Ipv4Addr>>,
 }
 
 impl RuleTable {
@@ -83,12 +85,16 @@ impl RuleTable {
             listeners: take(ebpf, "LISTENERS")?.try_into()?,
             sources: take(ebpf, "SOURCES")?.try_into()?,
             names: vec![None; MAX_RULES],
+            found: HashMap::new(),
         };
         if version != 0 {
             for number in 0..MAX_RULES as u16 {
                 let rule =
                     table.rules.get(&rule_index(version, number), 0).context("cannot read the rules")?;
-                table.names[usize::from(number)] = name(&rule);
+                let Some(name) = name(&rule) else { continue };
+                let targets = rule.targets.iter().take(rule.target_count as usize);
+                table.found.insert(name.clone(), targets.map(|target| target.address.into()).collect());
+                table.names[usize::from(number)] = Some(name);
             }
         }
         Ok(table)
@@ -103,6 +109,11 @@ impl RuleTable {
     pub fn number(&self, name: &str) -> Option<u16> {
         let position = self.names.iter().position(|known| known.as_deref() == Some(name))?;
         u16::try_from(position).ok()
+    }
+
+    /// The addresses that a rule led to when the rules here were put in force by an earlier daemon.
+    pub fn targets(&self, name: &str) -> Vec<Ipv4Addr> {
+        self.found.get(name).cloned().unwrap_or_default()
     }
 
     /// Puts a rule set in force, at once and whole: the program reads the old one until the new one is complete.

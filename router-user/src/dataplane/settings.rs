@@ -37,8 +37,8 @@ impl SettingsTable {
     /// # Errors
     /// When the map cannot be written.
     pub fn set_version(&mut self, version: u32) -> Result<()> {
-        self.current.version = version;
-        self.write()
+        let before = std::mem::replace(&mut self.current.version, version);
+        self.write().inspect_err(|_| self.current.version = before)
     }
 
     /// Says which interfaces there are; next hops are resolved again if that is new.

@@ -45,8 +45,10 @@ pub(super) fn is_bpffs(path: &Path) -> Result<bool> {
 /// Mounts a BPF file system.
 pub(super) fn mount_bpffs(at: &Path) -> io::Result<()> {
     let at = CString::new(at.as_os_str().as_bytes())?;
-    // SAFETY: NUL-terminated strings that live through the call; no data.
-    let result = unsafe { libc::mount(c"bpf".as_ptr(), at.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
+    let options = c"mode=0700";
+    // SAFETY: NUL-terminated strings that live through the call.
+    let result =
+        unsafe { libc::mount(c"bpf".as_ptr(), at.as_ptr(), c"bpf".as_ptr(), 0, options.as_ptr().cast()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

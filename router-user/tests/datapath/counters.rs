@@ -42,7 +42,14 @@ fn rules_interfaces_and_entries_add_up() {
     assert_eq!(total, stats.interfaces[0].received.packets, "every packet has exactly one reason");
 
     let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| sessions.push(*session)).expect("flows");
+    world
+        .dataplane
+        .flows
+        .for_each(|session| {
+            sessions.push(*session);
+            true
+        })
+        .expect("flows");
     let [session] = sessions[..] else { panic!("one session") };
     assert_eq!((session.forward.packets, session.forward.bytes), (2, 54 + 154));
     assert_eq!((session.reply.packets, session.reply.bytes), (1, 54));
@@ -56,7 +63,14 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
     let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).build();
     let state = |world: &World| {
         let mut states = Vec::new();
-        world.dataplane.flows.for_each(|session| states.push(session.state())).expect("flows");
+        world
+            .dataplane
+            .flows
+            .for_each(|session| {
+                states.push(session.state());
+                true
+            })
+            .expect("flows");
         assert_eq!(states.len(), 1);
         states[0]
     };
@@ -74,7 +88,14 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
         assert_eq!(state(&world), Some(expected));
     }
     let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| sessions.push(*session)).expect("flows");
+    world
+        .dataplane
+        .flows
+        .for_each(|session| {
+            sessions.push(*session);
+            true
+        })
+        .expect("flows");
     world.dataplane.flows.remove(&sessions[0]).expect("removal");
     assert_eq!(world.entries(), 0);
 }

@@ -255,7 +255,8 @@ fn a_cold_neighbour_without_a_daemon_is_said_so() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NeighbourUnresolved));
     assert!(world.dataplane.take_punts().expect("ring").next().is_none());
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
-    assert_eq!(world.run(&frame).reason, Reason::Forwarded, "the retransmission goes through");
+    assert_eq!(world.entries(), 0, "nothing is opened that cannot leave");
+    assert_eq!(world.run(&frame).reason, Reason::Opened, "the retransmission goes through");
 }
 
 #[test]
@@ -329,4 +330,14 @@ fn the_largest_rule_set_fits_twice() {
     assert_eq!(ran.reason, Reason::Opened);
     let number = world.dataplane.rules.number("rule-511").expect("the rule has a number");
     assert_eq!(world.dataplane.counters.read().expect("counters").rules[usize::from(number)].opened, 1);
+}
+
+#[test]
+fn no_rule_leads_to_the_platform_address() {
+    let mut world = World::with(Setup {
+        rules: |spec| spec.forwards[0].targets = vec![(crate::packets::PLATFORM.into(), None)],
+        ..Setup::default()
+    });
+    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoTarget));
 }

@@ -211,7 +211,7 @@ impl World {
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
         let mut count = 0;
-        self.dataplane.flows.for_each(|_| count += 1).expect("flows");
+        self.dataplane.flows.for_each_forward(|_, _| count += 1).expect("flows");
         count
     }
 

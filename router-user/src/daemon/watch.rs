@@ -1,0 +1,93 @@
+//! Tells the log what an operator has to know: that the router has stopped forwarding and why, and that it drops what it should
+//! not have to.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use router_common::reason::Reason;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::shared::Shared;
+
+/// How often health is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often drops are reported while they go on, in periods.
+const DROPS_EVERY: u64 = 10;
+
+/// Drops that are the router's trouble, or this machine's, and not the sender's.
+const TROUBLE: [Reason; 10] = [
+    Reason::NoTarget,
+    Reason::NoRoute,
+    Reason::NeighbourUnresolved,
+    Reason::EgressNotAttached,
+    Reason::PortsExhausted,
+    Reason::TableFull,
+    Reason::RedirectFailed,
+    Reason::StageMissing,
+    Reason::RouteLookupsOff,
+    Reason::TooBig,
+];
+
+/// Reports for ever.
+pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut problems = Vec::new();
+    let mut dropped = drops(&shared)?;
+    for round in 0_u64.. {
+        period.tick().await;
+        let now = shared.problems();
+        if now != problems {
+            if now.is_empty() {
+                info!("forwarding; the probe answers 200");
+            } else {
+                warn!(reasons = now.join("; "), "not forwarding; the probe answers 503");
+            }
+            problems = now;
+        }
+        if round.is_multiple_of(DROPS_EVERY) {
+            let now = drops(&shared)?;
+            for (reason, packets) in increases(&dropped, &now) {
+                warn!(reason = reason.as_str(), packets, "dropped: {}", reason.description());
+            }
+            dropped = now;
+        }
+    }
+    Ok(())
+}
+
+/// How many packets were dropped for each of the reasons.
+fn drops(shared: &Shared) -> Result<[u64; TROUBLE.len()]> {
+    let stats = shared.plane().counters.read()?;
+    Ok(TROUBLE.map(|reason| stats.reasons[reason as usize].packets))
+}
+
+fn increases<'a>(
+    before: &'a [u64; TROUBLE.len()],
+    now: &'a [u64; TROUBLE.len()],
+) -> impl Iterator<Item = (Reason, u64)> + 'a {
+    let counts = before.iter().zip(now).map(|(before, now)| now - before);
+    TROUBLE.into_iter().zip(counts).filter(|(_, packets)| *packets > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use router_common::reason::Action;
+
+    use super::*;
+
+    #[test]
+    fn trouble_is_drops_only() {
+        assert!(TROUBLE.iter().all(|reason| reason.action() == Action::Drop));
+    }
+
+    #[test]
+    fn only_what_has_grown_is_reported() {
+        let before = [5; TROUBLE.len()];
+        let mut now = before;
+        now[4] += 3;
+        let grown: Vec<_> = increases(&before, &now).collect();
+        assert_eq!(grown, [(Reason::PortsExhausted, 3)]);
+    }
+}
