@@ -57,7 +57,10 @@ fn tcp_frame(tuple: &Tuple, ttl: u8, payload: &[u8], options: bool) -> Vec<u8> {
         .ack(5)
         .psh();
     let options: &[u8] = if options { &[2, 4, 5, 180, 1, 3, 3, 7] } else { &[] };
-    step.options_raw(options).unwrap().write(&mut frame, payload).unwrap();
+    step.options_raw(options)
+        .expect("a packet of this size can be built")
+        .write(&mut frame, payload)
+        .expect("a packet of this size can be built");
     frame
 }
 
@@ -67,7 +70,7 @@ fn udp_frame(tuple: &Tuple, ttl: u8, payload: &[u8], checksum: bool) -> Vec<u8> 
         .ipv4(tuple.source, tuple.destination, ttl)
         .udp(tuple.source_port, tuple.destination_port)
         .write(&mut frame, payload)
-        .unwrap();
+        .expect("a packet of this size can be built");
     if !checksum {
         frame[40..42].fill(0);
     }
@@ -85,9 +88,13 @@ fn echo_frame(
     let mut frame = Vec::new();
     let step = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(source, destination, ttl);
     if reply {
-        step.icmpv4_echo_reply(identifier, 9).write(&mut frame, payload).unwrap();
+        step.icmpv4_echo_reply(identifier, 9)
+            .write(&mut frame, payload)
+            .expect("a packet of this size can be built");
     } else {
-        step.icmpv4_echo_request(identifier, 9).write(&mut frame, payload).unwrap();
+        step.icmpv4_echo_request(identifier, 9)
+            .write(&mut frame, payload)
+            .expect("a packet of this size can be built");
     }
     frame
 }

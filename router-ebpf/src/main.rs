@@ -63,7 +63,7 @@ fn pls_router(ctx: XdpContext) -> u32 {
     unsafe { ROOT.tail_call(&ctx, 0) };
     // Only without a program in the slot.
     match stats::block() {
-        Some(stats) => finish(&XdpFrame::new(ctx), stats, 0, Err(Reason::NotConfigured)),
+        Some(stats) => finish(&XdpFrame::new(ctx), stats, 0, &Err(Reason::NotConfigured)),
         None => xdp_action::XDP_PASS,
     }
 }
@@ -78,11 +78,11 @@ fn forward(ctx: XdpContext) -> u32 {
     let ingress = settings.ingress_slot(frame.ingress_index());
     stats::received(stats, ingress, &frame);
     match established::forward(&mut frame, settings, stats) {
-        Some(outcome) => finish(&frame, stats, ingress, outcome),
+        Some(outcome) => finish(&frame, stats, ingress, &outcome),
         None => {
             // SAFETY: as above.
             unsafe { STAGES.tail_call(frame.context(), 0) };
-            finish(&frame, stats, ingress, Err(Reason::StageMissing))
+            finish(&frame, stats, ingress, &Err(Reason::StageMissing))
         }
     }
 }
@@ -96,13 +96,13 @@ fn slow(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(ctx);
     let ingress = settings.ingress_slot(frame.ingress_index());
     let outcome = open::forward(&mut frame, settings, stats);
-    finish(&frame, stats, ingress, outcome)
+    finish(&frame, stats, ingress, &outcome)
 }
 
 /// Turns an outcome into the verdict, and counts it.
 #[inline(always)]
-fn finish(frame: &XdpFrame, stats: &mut CpuStats, ingress: u32, outcome: Outcome) -> u32 {
-    match outcome {
+fn finish(frame: &XdpFrame, stats: &mut CpuStats, ingress: u32, outcome: &Outcome) -> u32 {
+    match *outcome {
         Ok(Transmit { reason, slot }) if slot == ingress => {
             stats::transmitted(stats, slot, reason, frame);
             xdp_action::XDP_TX

@@ -135,7 +135,7 @@ enum Claim {
 static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
-fn opening() -> Option<&'static mut Opening> {
+fn scratch() -> Option<&'static mut Opening> {
     // SAFETY: this CPU's own. `claim` and its callback each take it anew and let go of it before the other takes it. Memory of
     // a map starts as zero, which is a value of every field.
     OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
@@ -154,7 +154,7 @@ fn claim(
     counters: &mut CpuStats,
 ) -> Result<Option<Rewrite<Ipv4>>, Reason> {
     let now = flows::now();
-    let opening = self::opening().ok_or(Reason::TableFull)?;
+    let opening = scratch().ok_or(Reason::TableFull)?;
     opening.rule = found.rule;
     opening.snat = snat;
     opening.target = found.target;
@@ -167,7 +167,7 @@ fn claim(
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(ATTEMPTS, claim_port as *const () as *mut c_void, core::ptr::null_mut(), 0) };
     // Taken again: the callback has had it in the meantime.
-    let opening = self::opening().ok_or(Reason::TableFull)?;
+    let opening = scratch().ok_or(Reason::TableFull)?;
     match opening.claim {
         Claim::Claimed => {}
         Claim::Searching => return Err(Reason::PortsExhausted),
@@ -201,7 +201,7 @@ fn claim(
 /// One attempt to claim a SNAT port. A callback of `bpf_loop`, so that the verifier looks at it once and not once an attempt; 1
 /// ends the search.
 unsafe extern "C" fn claim_port(attempt: u32, _context: *mut c_void) -> i64 {
-    let Some(opening) = opening() else { return 1 };
+    let Some(opening) = scratch() else { return 1 };
     let port = opening.ports.candidate(attempt, opening.key.source_port, opening.random);
     let outbound = opening.key.between(opening.snat, port, opening.target, opening.target_port);
     opening.reply_key = outbound.reversed();

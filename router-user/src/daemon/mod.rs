@@ -1,9 +1,9 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
-//! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses ([`kernel`],
-//! [`next_hops`]), resolves names ([`names`]), sends packets that wait for a neighbour ([`punts`]), removes sessions that
-//! have ended ([`sweep`]), and answers the load balancer ([`probe`]), the command line ([`api`]) and the monitoring
-//! ([`metrics`]), and tells the log what an operator has to know ([`watch`]).
+//! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
+//! `next_hops`), resolves names (`names`), sends packets that wait for a neighbour (`punts`), removes sessions that
+//! have ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the monitoring
+//! (`metrics`), and tells the log what an operator has to know (`watch`).
 
 mod api;
 mod kernel;

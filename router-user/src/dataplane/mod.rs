@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
-    programs::{ProgramFd, Xdp},
+    programs::{ProgramError, ProgramFd, Xdp},
 };
 
 pub use self::{
@@ -60,7 +60,7 @@ pub struct LoadOptions {
     pub pins: Option<PathBuf>,
     /// Sessions to make room for.
     pub sessions: u32,
-    /// The level of the programs' own log, see [`Dataplane::logger`]. `None` compiles it away.
+    /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
     pub log: Option<log::Level>,
 }
 
@@ -179,7 +179,7 @@ impl Dataplane {
             None => {
                 let root: &mut Xdp = program(&mut self.ebpf, "pls_router")?;
                 if root.fd().is_err() {
-                    root.load().context("the kernel does not take the root program")?;
+                    load_patiently(root).context("the kernel does not take the root program")?;
                 }
                 // An interface takes one mode at a time. If the new one is refused, the old one comes back.
                 let old = Attachment::find(pins, interface, index, mode.other())?;
@@ -242,7 +242,8 @@ impl Dataplane {
     pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program: &mut Xdp = program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
-            program.load().with_context(|| format!("the kernel does not take the program `{name}`"))?;
+            load_patiently(program)
+                .with_context(|| format!("the kernel does not take the program `{name}`"))?;
         }
         Ok(program)
     }
@@ -254,9 +255,23 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    program(ebpf, name)?.load().with_context(|| {
+    load_patiently(program(ebpf, name)?).with_context(|| {
         format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
     })
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`, kernel/bpf/verifier.c), which says nothing
+/// about the program.
+fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    program.load()
 }
 
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
