@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: packets a second and latency, against what the router replaces.
+//! `cargo xtask bench`: packets a second of one core, and TCP, against what the router replaces.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use crate::{Verb, lab};
 
 pub(crate) const VERB: Verb = Verb {
     name: "bench",
-    about: "measure it, beside iptables and nftables on the same machine (root)",
+    about: "measure it, beside nftables and a no-op redirect on the same machine (root)",
     // The bench has its own.
     help: None,
     run,

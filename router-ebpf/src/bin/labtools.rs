@@ -1,17 +1,184 @@
-//! XDP programs for the ends of the lab's wires; nothing here is part of the router.
+//! XDP programs for the ends of the lab's and the bench's wires; nothing here is part of the router.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(clippy::needless_pass_by_value, reason = "what #[xdp] calls gives its context away")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+    use aya_ebpf::{
+        bindings::xdp_action,
+        macros::{map, xdp},
+        maps::{DevMap, PerCpuArray},
+        programs::XdpContext,
+    };
+    use router_common::checksum::Sum;
+
+    /// The headers of the bench's packets: Ethernet, IPv4 without options, UDP.
+    const HEADERS: usize = 42;
+    const ETHER_TYPE: usize = 12;
+    const IP_START: usize = 14;
+    const IP_PROTOCOL: usize = 23;
+    const IP_CHECKSUM: usize = 24;
+    const IP_SOURCE: usize = 26;
+    const IP_DESTINATION: usize = 30;
+    const UDP_SOURCE: usize = 34;
+    const UDP_DESTINATION: usize = 36;
+    const UDP_CHECKSUM: usize = 40;
+
+    /// Flows are dealt to this many source addresses in turn (a Private Link Service has up to eight), a port later each time.
+    const SOURCES: u32 = 8;
+
+    /// How many flows `generate` makes. Set when it is loaded.
+    #[unsafe(no_mangle)]
+    static FLOWS: u32 = 1;
+
+    /// The headers of the first flow, with the checksums that are right for it. Set when `generate` is loaded.
+    #[unsafe(no_mangle)]
+    static TEMPLATE: [u8; HEADERS] = [0; HEADERS];
+
+    /// The addresses that `sink` expects, source and destination as they are on the wire. Set when it is loaded.
+    #[unsafe(no_mangle)]
+    static EXPECTED: [u8; 8] = [0; 8];
+
+    /// Which bits of them it compares. Set when it is loaded.
+    #[unsafe(no_mangle)]
+    static EXPECTED_MASK: [u8; 8] = [0; 8];
+
+    /// The UDP port of the bench's packets, as it is on the wire. Set when `sink` is loaded.
+    #[unsafe(no_mangle)]
+    static PORT: [u8; 2] = [0; 2];
+
+    /// What `generate` remembers from one packet to the next.
+    #[repr(C)]
+    struct Generator {
+        /// Packets made.
+        packets: u64,
+        /// The next packet's flow.
+        flow: u64,
+    }
+
+    /// Written by the CPU that generates; the bench reads.
+    #[map]
+    static GENERATOR: PerCpuArray<Generator> = PerCpuArray::with_max_entries(1, 0);
+
+    /// Packets with the expected addresses, and others to the bench's port. Written by the CPU that sinks; the bench reads.
+    #[map]
+    static SUNK: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+    /// For `redirect`: by the index of the interface that a packet came in on, the one that it leaves by. Written by the bench.
+    #[map]
+    static OTHER_SIDE: DevMap = DevMap::with_max_entries(64, 0);
 
     /// Passes every packet.
     ///
     /// A veth takes frames from XDP_TX or a redirect only if its peer polls with NAPI, which it does once a
     /// program is attached (`veth_xdp_xmit`, `drivers/net/veth.c`); otherwise they vanish without a trace.
     #[xdp]
-    pub fn xdp_pass(_ctx: XdpContext) -> u32 {
+    fn xdp_pass(_ctx: XdpContext) -> u32 {
         xdp_action::XDP_PASS
+    }
+
+    /// Makes the next packet: for `BPF_PROG_TEST_RUN` with live frames, which sends what is `XDP_TX` out of the interface
+    /// that the packet is said to have come in on.
+    ///
+    /// The kernel recycles pages without restoring them: they come back as the router has left them. So all headers are
+    /// written every time.
+    #[xdp]
+    fn generate(ctx: XdpContext) -> u32 {
+        let Some(generator) = GENERATOR.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+        let Some(headers) = headers(&ctx) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
+        let generator = unsafe { &mut *generator };
+        // SAFETY: `headers` checked the bounds, and nothing else refers to the packet.
+        let headers = unsafe { &mut *headers };
+        *headers = setting(&TEMPLATE);
+
+        let flow = generator.flow as u32;
+        // Compared and not divided: a division would cost as much as the rest.
+        generator.flow = if flow + 1 >= setting(&FLOWS) { 0 } else { u64::from(flow + 1) };
+        generator.packets += 1;
+
+        // The low half of the source address, and the source port.
+        let old = [word(headers, IP_SOURCE + 2), word(headers, UDP_SOURCE)];
+        let new = [plus(old[0], flow % SOURCES), plus(old[1], flow / SOURCES)];
+        let address = Sum::ZERO.remove(old[0]).add(new[0]);
+        let both = address.remove(old[1]).add(new[1]);
+        set_word(headers, IP_SOURCE + 2, new[0]);
+        set_word(headers, UDP_SOURCE, new[1]);
+        set_word(headers, IP_CHECKSUM, address.delta().apply(word(headers, IP_CHECKSUM)));
+        set_word(headers, UDP_CHECKSUM, both.delta().apply_udp(word(headers, UDP_CHECKSUM)));
+        xdp_action::XDP_TX
+    }
+
+    /// Counts and drops the bench's packets; passes all others (ARP, iperf3).
+    #[xdp]
+    fn sink(ctx: XdpContext) -> u32 {
+        let Some(headers) = headers(&ctx) else { return xdp_action::XDP_PASS };
+        // SAFETY: `headers` checked the bounds, and nobody writes to the packet.
+        let headers = unsafe { &*headers };
+        // IPv4 (RFC 894) without options, UDP (RFC 768).
+        let ours = word(headers, ETHER_TYPE) == [0x08, 0x00]
+            && headers[IP_START] == 0x45
+            && headers[IP_PROTOCOL] == 17
+            && word(headers, UDP_DESTINATION) == setting(&PORT);
+        if !ours {
+            return xdp_action::XDP_PASS;
+        }
+        if let Some(sunk) = SUNK.get_ptr_mut(0) {
+            // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
+            let [as_expected, other] = unsafe { &mut *sunk };
+            let (source, destination) = (quad(headers, IP_SOURCE), quad(headers, IP_DESTINATION));
+            let addresses = u64::from(source) << 32 | u64::from(destination);
+            let difference = addresses ^ u64::from_be_bytes(setting(&EXPECTED));
+            if difference & u64::from_be_bytes(setting(&EXPECTED_MASK)) == 0 {
+                *as_expected += 1;
+            } else {
+                *other += 1;
+            }
+        }
+        xdp_action::XDP_DROP
+    }
+
+    /// Sends every packet out of the other interface without looking at it: what is left of a router when it does nothing.
+    #[xdp]
+    fn redirect(ctx: XdpContext) -> u32 {
+        OTHER_SIDE.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
+    /// A value that is set when the program is loaded.
+    #[inline(always)]
+    fn setting<T: Copy>(setting: &'static T) -> T {
+        // SAFETY: a valid reference to plain data. Volatile, since it is not the value that the compiler sees.
+        unsafe { core::ptr::read_volatile(setting) }
+    }
+
+    #[inline(always)]
+    fn word(headers: &[u8; HEADERS], at: usize) -> [u8; 2] {
+        [headers[at], headers[at + 1]]
+    }
+
+    #[inline(always)]
+    fn quad(headers: &[u8; HEADERS], at: usize) -> u32 {
+        u32::from_be_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]])
+    }
+
+    #[inline(always)]
+    fn set_word(headers: &mut [u8; HEADERS], at: usize, value: [u8; 2]) {
+        [headers[at], headers[at + 1]] = value;
+    }
+
+    /// The word, read as a number, plus `more`.
+    #[inline(always)]
+    fn plus(word: [u8; 2], more: u32) -> [u8; 2] {
+        u16::from_be_bytes(word).wrapping_add(more as u16).to_be_bytes()
+    }
+
+    #[inline(always)]
+    fn headers(ctx: &XdpContext) -> Option<*mut [u8; HEADERS]> {
+        let start = ctx.data();
+        if start + HEADERS > ctx.data_end() { None } else { Some(start as *mut [u8; HEADERS]) }
     }
 
     #[panic_handler]
