@@ -37,6 +37,7 @@ pub(super) fn rules(
         targets(document, forward);
         sources(document, forward.sources.as_ref());
         own_listeners(document, forward, listeners);
+        unused_timeouts(document, forward);
     }
     for masquerade in masquerades {
         sources(document, masquerade.sources.as_ref());
@@ -301,36 +302,65 @@ pub(super) fn snat_addresses(document: &mut Document, addresses: &Spanned<Vec<Sp
     }
 }
 
-/// How short a timeout may be before a standard says no.
-pub(super) struct TimeoutFloor {
+/// What a timeout is of, and how short it may be before a standard says no.
+pub(super) struct TimeoutLimit {
     pub(super) key: &'static str,
+    /// The forwards that it matters to; `None` for none.
+    protocol: Option<Protocol>,
     seconds: u64,
     why: &'static str,
 }
 
-pub(super) const TCP_ESTABLISHED: TimeoutFloor = TimeoutFloor {
+pub(super) static TCP_ESTABLISHED: TimeoutLimit = TimeoutLimit {
     key: "tcp_established",
+    protocol: Some(Protocol::Tcp),
     seconds: 7440,
     why: "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection",
 };
-pub(super) const TCP_TRANSITORY: TimeoutFloor =
-    TimeoutFloor { key: "tcp_transitory", seconds: 240, why: "RFC 5382 REQ-5 says at least 4 minutes" };
-pub(super) const UDP: TimeoutFloor = TimeoutFloor {
+pub(super) static TCP_TRANSITORY: TimeoutLimit = TimeoutLimit {
+    key: "tcp_transitory",
+    protocol: Some(Protocol::Tcp),
+    seconds: 240,
+    why: "RFC 5382 REQ-5 says at least 4 minutes",
+};
+pub(super) static UDP: TimeoutLimit = TimeoutLimit {
     key: "udp",
+    protocol: Some(Protocol::Udp),
     seconds: 120,
     why: "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more",
 };
-pub(super) const ICMP: TimeoutFloor =
-    TimeoutFloor { key: "icmp", seconds: 60, why: "RFC 5508 REQ-1 says at least 60 seconds" };
+pub(super) static UDP_UNREPLIED: TimeoutLimit = TimeoutLimit {
+    key: "udp_unreplied",
+    protocol: Some(Protocol::Udp),
+    seconds: 120,
+    why: "RFC 4787 REQ-5 says at least 2 minutes",
+};
+pub(super) static ICMP: TimeoutLimit =
+    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-1 says at least 60 seconds" };
 
 /// Warns of a timeout below what the standards ask.
-pub(super) fn timeout(document: &mut Document, floor: &TimeoutFloor, found: &Spanned<Duration>) {
-    if found.get_ref().as_secs() < floor.seconds {
+pub(super) fn timeout(document: &mut Document, limit: &TimeoutLimit, found: &Spanned<Duration>) {
+    if found.get_ref().as_secs() < limit.seconds {
         document.warning(
-            format!("`{}` is short: idle sessions that are still in use may break", floor.key),
+            format!("`{}` is short: idle sessions that are still in use may break", limit.key),
             found.span(),
             format!("{} seconds", found.get_ref().as_secs()),
-            format!("{}: write \"{}s\" or more", floor.why, floor.seconds),
+            format!("{}: write \"{}s\" or more", limit.why, limit.seconds),
+        );
+    }
+}
+
+/// Warns of timeouts for what a forward has no sessions of.
+fn unused_timeouts(document: &mut Document, rule: &RawForward) {
+    let Some(protocol) = rule.protocol.as_ref().map(|protocol| *protocol.get_ref()) else {
+        return;
+    };
+    for given in rule.timeouts.given.iter().filter(|given| given.get_ref().protocol != Some(protocol)) {
+        document.warning(
+            format!("forward {} has no session that `{}` is for", named(rule), given.get_ref().key),
+            given.span(),
+            format!("all its sessions are {protocol}"),
+            "leave it out, or write it in the rule that it is meant for",
         );
     }
 }

@@ -95,9 +95,9 @@ impl Document {
         }
     }
 
-    /// The table of `schema`, checked for unknown keys.
+    /// The table of `schema` in `root`, checked for unknown keys.
     pub(super) fn section<'t>(&mut self, root: &'t DeTable<'t>, schema: SectionSchema) -> Section<'t> {
-        let empty = Section { schema, table: None, header: None, misspelt: Vec::new() };
+        let empty = Section::absent(schema);
         let Some((key, value)) = root.get_key_value(schema.name) else {
             return empty;
         };
@@ -108,7 +108,7 @@ impl Document {
                 self.error(
                     format!("`{}` is given as a list of tables", schema.name),
                     span,
-                    format!("there is one: write [{}]", schema.name),
+                    format!("there is one: write {}", schema.form()),
                 );
                 empty
             }
@@ -116,7 +116,7 @@ impl Document {
                 self.error(
                     format!("`{}` is {}, not a table", schema.name, article(other.type_str())),
                     value.span(),
-                    format!("write a [{}] table", schema.name),
+                    format!("write {}", schema.form()),
                 );
                 empty
             }
@@ -221,6 +221,10 @@ impl Document {
 }
 
 impl<'t> Section<'t> {
+    fn absent(schema: SectionSchema) -> Self {
+        Self { schema, table: None, header: None, misspelt: Vec::new() }
+    }
+
     fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         debug_assert!(self.schema.keys.contains(&key), "{key} is missing in the schema");
         self.table?.get(key)
@@ -277,6 +281,15 @@ impl<'t> Section<'t> {
             }
         };
         Some(Spanned::new(value.span(), items))
+    }
+
+    /// The table of `schema` in this one, checked for unknown keys.
+    pub(super) fn inner(&self, document: &mut Document, schema: SectionSchema) -> Section<'t> {
+        debug_assert!(self.schema.keys.contains(&schema.name), "{} is missing in the schema", schema.name);
+        match self.table {
+            Some(table) => document.section(table, schema),
+            None => Section::absent(schema),
+        }
     }
 
     /// A list that must be there and have something in it; `example` is a good one, in TOML.

@@ -26,6 +26,13 @@ const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
 const DEFAULT_FLOWS: u32 = 1 << 20;
 const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
+    tcp_established: Duration::from_secs(7440),
+    tcp_transitory: Duration::from_secs(240),
+    udp: Duration::from_secs(300),
+    udp_unreplied: Duration::from_secs(120),
+    icmp: Duration::from_secs(60),
+};
 const SOURCES_EXAMPLE: &str = "[\"10.0.2.64/26\"]";
 
 /// A `[[forward]]` as far as it could be understood, so that it can be checked against the others all the same.
@@ -36,6 +43,7 @@ pub(super) struct RawForward {
     pub(super) listen: Option<Spanned<Listen>>,
     pub(super) targets: Option<Spanned<Vec<Spanned<Target>>>>,
     pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+    pub(super) timeouts: RawTimeouts,
 }
 
 /// A `[[masquerade]]`, likewise.
@@ -44,6 +52,14 @@ pub(super) struct RawMasquerade {
     pub(super) name: Option<Spanned<String>>,
     pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
     pub(super) destinations: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+    pub(super) timeouts: RawTimeouts,
+}
+
+/// `[timeouts]`, or a rule's own.
+pub(super) struct RawTimeouts {
+    values: Timeouts,
+    /// Those that are in the file at this place, and where.
+    pub(super) given: Vec<Spanned<&'static check::TimeoutLimit>>,
 }
 
 /// The two addresses that the daemon listens on itself, and where the file says so.
@@ -67,12 +83,17 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
     document.unknown_sections(root);
 
     let interfaces = interfaces(document, root);
-    let forwards: Vec<RawForward> =
-        document.sections(root, schema::FORWARD).iter().map(|section| forward(document, section)).collect();
+    let section = document.section(root, schema::TIMEOUTS);
+    let timeouts = timeouts(document, &section, &DEFAULT_TIMEOUTS).values;
+    let forwards: Vec<RawForward> = document
+        .sections(root, schema::FORWARD)
+        .iter()
+        .map(|section| forward(document, section, &timeouts))
+        .collect();
     let masquerades: Vec<RawMasquerade> = document
         .sections(root, schema::MASQUERADE)
         .iter()
-        .map(|section| masquerade(document, section))
+        .map(|section| masquerade(document, section, &timeouts))
         .collect();
     let snat = snat(document, root);
     let (admin, listeners) = listeners(document, root);
@@ -82,7 +103,6 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
             .integer(document, "flows", FLOWS)
             .unwrap_or(DEFAULT_FLOWS),
     };
-    let timeouts = timeouts(document, root);
     check::rules(document, &forwards, &masquerades, &listeners);
 
     Some(Config {
@@ -110,7 +130,7 @@ fn interfaces(document: &mut Document, root: &DeTable<'_>) -> Option<Interfaces>
     })
 }
 
-fn forward(document: &mut Document, section: &Section<'_>) -> RawForward {
+fn forward(document: &mut Document, section: &Section<'_>, defaults: &Timeouts) -> RawForward {
     RawForward {
         header: section.header.clone().unwrap_or_default(),
         name: section.required(document, "name", "https", values::rule_name),
@@ -118,15 +138,17 @@ fn forward(document: &mut Document, section: &Section<'_>) -> RawForward {
         listen: section.required(document, "listen", "443", values::listen),
         targets: section.required_one_or_more(document, "target", "\"203.0.113.10:443\"", values::target),
         sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
+        timeouts: rule_timeouts(document, section, defaults),
     }
 }
 
-fn masquerade(document: &mut Document, section: &Section<'_>) -> RawMasquerade {
+fn masquerade(document: &mut Document, section: &Section<'_>, defaults: &Timeouts) -> RawMasquerade {
     RawMasquerade {
         header: section.header.clone().unwrap_or_default(),
         name: section.required(document, "name", "vnet", values::rule_name),
         sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
         destinations: section.required_list(document, "destinations", "[\"0.0.0.0/0\"]", values::network),
+        timeouts: rule_timeouts(document, section, defaults),
     }
 }
 
@@ -167,23 +189,31 @@ fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListener
     (admin, listeners)
 }
 
-fn timeouts(document: &mut Document, root: &DeTable<'_>) -> Timeouts {
-    let section = document.section(root, schema::TIMEOUTS);
-    let mut timeout = |floor: &check::TimeoutFloor, default: u64| -> Duration {
-        match section.optional(document, floor.key, values::timeout) {
+fn rule_timeouts(document: &mut Document, rule: &Section<'_>, defaults: &Timeouts) -> RawTimeouts {
+    let section = rule.inner(document, schema::RULE_TIMEOUTS);
+    timeouts(document, &section, defaults)
+}
+
+fn timeouts(document: &mut Document, section: &Section<'_>, defaults: &Timeouts) -> RawTimeouts {
+    let mut given = Vec::new();
+    let mut timeout = |limit: &'static check::TimeoutLimit, default: Duration| -> Duration {
+        match section.optional(document, limit.key, values::timeout) {
             Some(found) => {
-                check::timeout(document, floor, &found);
+                check::timeout(document, limit, &found);
+                given.push(Spanned::new(found.span(), limit));
                 found.into_inner()
             }
-            None => Duration::from_secs(default),
+            None => default,
         }
     };
-    Timeouts {
-        tcp_established: timeout(&check::TCP_ESTABLISHED, 7440),
-        tcp_transitory: timeout(&check::TCP_TRANSITORY, 240),
-        udp: timeout(&check::UDP, 300),
-        icmp: timeout(&check::ICMP, 60),
-    }
+    let values = Timeouts {
+        tcp_established: timeout(&check::TCP_ESTABLISHED, defaults.tcp_established),
+        tcp_transitory: timeout(&check::TCP_TRANSITORY, defaults.tcp_transitory),
+        udp: timeout(&check::UDP, defaults.udp),
+        udp_unreplied: timeout(&check::UDP_UNREPLIED, defaults.udp_unreplied),
+        icmp: timeout(&check::ICMP, defaults.icmp),
+    };
+    RawTimeouts { values, given }
 }
 
 fn plain<T>(list: Spanned<Vec<Spanned<T>>>) -> Vec<T> {
@@ -198,6 +228,7 @@ impl RawForward {
             listen: self.listen?.into_inner(),
             targets: plain(self.targets?),
             sources: plain(self.sources?),
+            timeouts: self.timeouts.values,
         })
     }
 }
@@ -208,6 +239,7 @@ impl RawMasquerade {
             name: self.name?.into_inner(),
             sources: plain(self.sources?),
             destinations: plain(self.destinations?),
+            timeouts: self.timeouts.values,
         })
     }
 }

@@ -6,49 +6,79 @@
 pub struct SectionSchema {
     /// Its name.
     pub name: &'static str,
-    /// Whether it is written `[[name]]` and may come several times.
-    pub repeated: bool,
+    /// How it is written.
+    pub form: Form,
     /// Its keys.
     pub keys: &'static [&'static str],
 }
 
+/// How a table is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `[name]`
+    Single,
+    /// `[[name]]`: it may come several times.
+    Repeated,
+    /// `name = { .. }` in another table.
+    Inline,
+}
+
 /// `[interfaces]`
 pub(super) const INTERFACES: SectionSchema =
-    SectionSchema { name: "interfaces", repeated: false, keys: &["pls", "firewall", "mode"] };
+    SectionSchema { name: "interfaces", form: Form::Single, keys: &["pls", "firewall", "mode"] };
 /// `[[forward]]`
 pub(super) const FORWARD: SectionSchema = SectionSchema {
     name: "forward",
-    repeated: true,
-    keys: &["name", "protocol", "listen", "target", "sources"],
+    form: Form::Repeated,
+    keys: &["name", "protocol", "listen", "target", "sources", "timeouts"],
 };
 /// `[[masquerade]]`
-pub(super) const MASQUERADE: SectionSchema =
-    SectionSchema { name: "masquerade", repeated: true, keys: &["name", "sources", "destinations"] };
+pub(super) const MASQUERADE: SectionSchema = SectionSchema {
+    name: "masquerade",
+    form: Form::Repeated,
+    keys: &["name", "sources", "destinations", "timeouts"],
+};
 /// `[snat]`
 pub(super) const SNAT: SectionSchema =
-    SectionSchema { name: "snat", repeated: false, keys: &["addresses", "ports"] };
+    SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports"] };
 /// `[health]`
-pub(super) const HEALTH: SectionSchema = SectionSchema { name: "health", repeated: false, keys: &["listen"] };
+pub(super) const HEALTH: SectionSchema =
+    SectionSchema { name: "health", form: Form::Single, keys: &["listen"] };
 /// `[admin]`
 pub(super) const ADMIN: SectionSchema =
-    SectionSchema { name: "admin", repeated: false, keys: &["listen", "socket", "pins"] };
+    SectionSchema { name: "admin", form: Form::Single, keys: &["listen", "socket", "pins"] };
 /// `[limits]`
-pub(super) const LIMITS: SectionSchema = SectionSchema { name: "limits", repeated: false, keys: &["flows"] };
+pub(super) const LIMITS: SectionSchema =
+    SectionSchema { name: "limits", form: Form::Single, keys: &["flows"] };
 /// `[timeouts]`
 pub(super) const TIMEOUTS: SectionSchema = SectionSchema {
     name: "timeouts",
-    repeated: false,
-    keys: &["tcp_established", "tcp_transitory", "udp", "icmp"],
+    form: Form::Single,
+    keys: &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp"],
 };
+/// `timeouts` of a rule: the same keys.
+pub(super) const RULE_TIMEOUTS: SectionSchema = SectionSchema { form: Form::Inline, ..TIMEOUTS };
 
 /// All tables, in the order of the sample file.
 pub const SECTIONS: &[SectionSchema] =
     &[INTERFACES, FORWARD, MASQUERADE, SNAT, HEALTH, ADMIN, LIMITS, TIMEOUTS];
 
 impl SectionSchema {
-    /// As it is written in the file: `[snat]`, `[[forward]]`.
+    /// As it is written in the file: `[snat]`, `[[forward]]`, or `timeouts` in a rule.
     #[must_use]
     pub fn title(&self) -> String {
-        if self.repeated { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+        match self.form {
+            Form::Single => format!("[{}]", self.name),
+            Form::Repeated => format!("[[{}]]", self.name),
+            Form::Inline => format!("`{}`", self.name),
+        }
+    }
+
+    /// What to type for it.
+    pub(super) fn form(&self) -> String {
+        match self.form {
+            Form::Single | Form::Repeated => self.title(),
+            Form::Inline => format!("{} = {{ {} = ... }}", self.name, self.keys.first().unwrap_or(&"")),
+        }
     }
 }

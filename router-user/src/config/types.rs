@@ -25,7 +25,8 @@ pub struct Config {
     pub admin: Admin,
     /// Sizes.
     pub limits: Limits,
-    /// How long an idle session is kept.
+    /// How long an idle session is kept. What rules say of their own is already in [`Forward::timeouts`] and
+    /// [`Masquerade::timeouts`]; this is for sessions that no rule is known for.
     pub timeouts: Timeouts,
 }
 
@@ -79,6 +80,8 @@ pub struct Forward {
     pub targets: Vec<Target>,
     /// Who may use it; never empty, host bits clear.
     pub sources: Vec<Ipv4Net>,
+    /// How long its idle sessions are kept.
+    pub timeouts: Timeouts,
 }
 
 /// The transport protocol of a forward.
@@ -179,6 +182,8 @@ pub struct Masquerade {
     pub sources: Vec<Ipv4Net>,
     /// Where to; never empty, host bits clear.
     pub destinations: Vec<Ipv4Net>,
+    /// How long its idle sessions are kept.
+    pub timeouts: Timeouts,
 }
 
 /// What new sessions get as their source.
@@ -222,8 +227,10 @@ pub struct Timeouts {
     pub tcp_established: Duration,
     /// A TCP session that is opening or closing.
     pub tcp_transitory: Duration,
-    /// A UDP session.
+    /// A UDP session that has been answered.
     pub udp: Duration,
+    /// A UDP session before its first reply.
+    pub udp_unreplied: Duration,
     /// An ICMP echo session.
     pub icmp: Duration,
 }

@@ -73,8 +73,8 @@ fn sweep_once(flows: &mut FlowTable, timeouts: &Timeouts) -> Result<(SessionCoun
 
 /// No session is removed before this.
 fn shortest(timeouts: &Timeouts) -> Duration {
-    let Timeouts { tcp_established, tcp_transitory, udp, icmp } = timeouts;
-    *tcp_established.min(tcp_transitory).min(udp).min(icmp)
+    let Timeouts { tcp_established, tcp_transitory, udp, udp_unreplied, icmp } = timeouts;
+    *tcp_established.min(tcp_transitory).min(udp).min(udp_unreplied).min(icmp)
 }
 
 /// How long a session may be idle; `None` for one that makes no sense.
