@@ -38,6 +38,7 @@ pub(super) fn rules(
         sources(document, forward.sources.as_ref());
         own_listeners(document, forward, listeners);
         unused_timeouts(document, forward);
+        unused_mss(document, forward);
     }
     for masquerade in masquerades {
         sources(document, masquerade.sources.as_ref());
@@ -361,6 +362,19 @@ fn unused_timeouts(document: &mut Document, rule: &RawForward) {
             given.span(),
             format!("all its sessions are {protocol}"),
             "leave it out, or write it in the rule that it is meant for",
+        );
+    }
+}
+
+fn unused_mss(document: &mut Document, rule: &RawForward) {
+    if let (Some(protocol), Some(mss)) = (&rule.protocol, &rule.mss)
+        && *protocol.get_ref() != Protocol::Tcp
+    {
+        document.warning(
+            format!("forward {} has an `mss`, and no TCP", named(rule)),
+            mss.span(),
+            format!("all its sessions are {}", protocol.get_ref()),
+            "leave it out: only TCP announces the size of its segments",
         );
     }
 }

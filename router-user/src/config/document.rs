@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Severity, Source};
 use super::schema::{SECTIONS, SectionSchema};
@@ -210,10 +210,20 @@ impl Document {
             self.error(message, value.span(), label);
             return None;
         };
-        match parse(text) {
-            Ok(parsed) => Some(Spanned::new(value.span(), parsed)),
+        self.understood(key, value.span(), parse(text))
+    }
+
+    /// What was read at `span`, or `None` after complaining.
+    fn understood<T>(
+        &mut self,
+        key: &str,
+        span: Range<usize>,
+        read: Result<T, Problem>,
+    ) -> Option<Spanned<T>> {
+        match read {
+            Ok(value) => Some(Spanned::new(span, value)),
             Err(Problem { what, fix }) => {
-                self.error(format!("`{key}`: {what}"), value.span(), fix);
+                self.error(format!("`{key}`: {what}"), span, fix);
                 None
             }
         }
@@ -281,6 +291,28 @@ impl<'t> Section<'t> {
             }
         };
         Some(Spanned::new(value.span(), items))
+    }
+
+    /// A string or a whole number that may be absent; `parse` gets either as text.
+    pub(super) fn number_or_word<T>(
+        &self,
+        document: &mut Document,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<Spanned<T>> {
+        let value = self.value(key)?;
+        let text = match value.get_ref() {
+            DeValue::Integer(integer) => whole_number(integer).to_string(),
+            DeValue::String(text) => text.to_string(),
+            other => {
+                let message =
+                    format!("`{key}` is {}, not a whole number or a string", article(other.type_str()));
+                let label = parse("").err().map_or_else(String::new, |problem| problem.fix);
+                document.error(message, value.span(), label);
+                return None;
+            }
+        };
+        document.understood(key, value.span(), parse(&text))
     }
 
     /// The table of `schema` in this one, checked for unknown keys.
@@ -385,6 +417,11 @@ impl<'t> Section<'t> {
         };
         document.push(diagnostic);
     }
+}
+
+/// The number that is written; one that no type holds is as good as any that is too large.
+fn whole_number(integer: &DeInteger<'_>) -> i128 {
+    i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(i128::MAX)
 }
 
 /// "an integer", "a string".

@@ -14,8 +14,8 @@ use super::check;
 use super::document::{Document, Section};
 use super::schema;
 use super::types::{
-    Admin, Config, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Protocol, Snat, Target,
-    Timeouts,
+    Admin, Config, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Mss, Protocol, Snat,
+    Target, Timeouts,
 };
 use super::values;
 
@@ -43,6 +43,7 @@ pub(super) struct RawForward {
     pub(super) listen: Option<Spanned<Listen>>,
     pub(super) targets: Option<Spanned<Vec<Spanned<Target>>>>,
     pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+    pub(super) mss: Option<Spanned<Mss>>,
     pub(super) timeouts: RawTimeouts,
 }
 
@@ -52,6 +53,7 @@ pub(super) struct RawMasquerade {
     pub(super) name: Option<Spanned<String>>,
     pub(super) sources: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
     pub(super) destinations: Option<Spanned<Vec<Spanned<Ipv4Net>>>>,
+    pub(super) mss: Option<Spanned<Mss>>,
     pub(super) timeouts: RawTimeouts,
 }
 
@@ -138,6 +140,7 @@ fn forward(document: &mut Document, section: &Section<'_>, defaults: &Timeouts) 
         listen: section.required(document, "listen", "443", values::listen),
         targets: section.required_one_or_more(document, "target", "\"203.0.113.10:443\"", values::target),
         sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
+        mss: section.number_or_word(document, "mss", values::mss),
         timeouts: rule_timeouts(document, section, defaults),
     }
 }
@@ -148,6 +151,7 @@ fn masquerade(document: &mut Document, section: &Section<'_>, defaults: &Timeout
         name: section.required(document, "name", "vnet", values::rule_name),
         sources: section.required_list(document, "sources", SOURCES_EXAMPLE, values::network),
         destinations: section.required_list(document, "destinations", "[\"0.0.0.0/0\"]", values::network),
+        mss: section.number_or_word(document, "mss", values::mss),
         timeouts: rule_timeouts(document, section, defaults),
     }
 }
@@ -228,6 +232,7 @@ impl RawForward {
             listen: self.listen?.into_inner(),
             targets: plain(self.targets?),
             sources: plain(self.sources?),
+            mss: self.mss.map(Spanned::into_inner),
             timeouts: self.timeouts.values,
         })
     }
@@ -239,6 +244,7 @@ impl RawMasquerade {
             name: self.name?.into_inner(),
             sources: plain(self.sources?),
             destinations: plain(self.destinations?),
+            mss: self.mss.map(Spanned::into_inner),
             timeouts: self.timeouts.values,
         })
     }

@@ -30,13 +30,13 @@ pub(super) const INTERFACES: SectionSchema =
 pub(super) const FORWARD: SectionSchema = SectionSchema {
     name: "forward",
     form: Form::Repeated,
-    keys: &["name", "protocol", "listen", "target", "sources", "timeouts"],
+    keys: &["name", "protocol", "listen", "target", "sources", "mss", "timeouts"],
 };
 /// `[[masquerade]]`
 pub(super) const MASQUERADE: SectionSchema = SectionSchema {
     name: "masquerade",
     form: Form::Repeated,
-    keys: &["name", "sources", "destinations", "timeouts"],
+    keys: &["name", "sources", "destinations", "mss", "timeouts"],
 };
 /// `[snat]`
 pub(super) const SNAT: SectionSchema =

@@ -80,8 +80,29 @@ pub struct Forward {
     pub targets: Vec<Target>,
     /// Who may use it; never empty, host bits clear.
     pub sources: Vec<Ipv4Net>,
+    /// What TCP connections are kept to; `None` leaves them alone.
+    pub mss: Option<Mss>,
     /// How long its idle sessions are kept.
     pub timeouts: Timeouts,
+}
+
+/// The largest segment that TCP's two ends may send each other, where the router lowers what they announce in
+/// SYN and SYN-ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mss {
+    /// What fits the MTU of the way out, without fragments.
+    PathMtu,
+    /// So many bytes: 88 to 65,495.
+    Bytes(u16),
+}
+
+impl fmt::Display for Mss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PathMtu => f.pad("pmtu"),
+            Self::Bytes(bytes) => bytes.fmt(f),
+        }
+    }
 }
 
 /// The transport protocol of a forward.
@@ -182,6 +203,8 @@ pub struct Masquerade {
     pub sources: Vec<Ipv4Net>,
     /// Where to; never empty, host bits clear.
     pub destinations: Vec<Ipv4Net>,
+    /// As for [`Forward::mss`].
+    pub mss: Option<Mss>,
     /// How long its idle sessions are kept.
     pub timeouts: Timeouts,
 }

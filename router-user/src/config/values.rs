@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::document::did_you_mean;
-use super::types::{Host, Listen, Mode, Protocol, Target};
+use super::types::{Host, Listen, Mode, Mss, Protocol, Target};
 
 pub use router_common::{
     MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
@@ -23,6 +23,8 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
 const MAX_RULE_NAME: usize = router_common::rules::NAME_LENGTH;
+/// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside its headers.
+const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
 /// Nobody means more, and seconds of it fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -323,6 +325,29 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Problem> {
     absolute_path(text)
 }
 
+/// "pmtu" or "1360".
+pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
+    if text == "pmtu" {
+        return Ok(Mss::PathMtu);
+    }
+    if let Ok(number) = text.parse::<i128>() {
+        return match u16::try_from(number) {
+            Ok(bytes) if MSS.contains(&number) => Ok(Mss::Bytes(bytes)),
+            Ok(_) | Err(_) => problem(
+                format!("a segment of {number} bytes is out of range"),
+                format!(
+                    "it may be {} to {}: the MTU of the path less 40, e.g. 1360, or \"pmtu\"",
+                    MSS.start(),
+                    MSS.end()
+                ),
+            ),
+        };
+    }
+    let fix = did_you_mean(&text.to_ascii_lowercase(), &["pmtu"])
+        .unwrap_or_else(|| "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360".to_owned());
+    problem(format!("{text:?} is no size of a segment"), fix)
+}
+
 pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
     let Ok(duration) = humantime::parse_duration(text) else {
         let fix = if text.parse::<u64>().is_ok() {
@@ -388,6 +413,22 @@ mod tests {
             "169.254.169.254:80",
         ] {
             assert!(target(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn mss_forms() {
+        for (good, meant) in [
+            ("pmtu", Mss::PathMtu),
+            ("88", Mss::Bytes(88)),
+            ("1360", Mss::Bytes(1360)),
+            ("65495", Mss::Bytes(65495)),
+        ] {
+            assert_eq!(mss(good), Ok(meant));
+            assert_eq!(meant.to_string(), good);
+        }
+        for bad in ["", "87", "65496", "65624", "-1360", "PMTU", "1360B", "1360.0", "auto"] {
+            assert!(mss(bad).is_err(), "{bad:?}");
         }
     }
 
