@@ -378,3 +378,15 @@ fn unused_mss(document: &mut Document, rule: &RawForward) {
         );
     }
 }
+
+/// Warns of a limit that is beyond another.
+pub(super) fn half_open(document: &mut Document, half_open: &Spanned<u32>, flows: u32) {
+    if *half_open.get_ref() > flows {
+        document.warning(
+            "`half_open_per_source` limits nothing",
+            half_open.span(),
+            format!("there are never more than {flows} sessions (`flows`)"),
+            "one source could fill the table: write less, or leave it out (an eighth of `flows`)",
+        );
+    }
+}

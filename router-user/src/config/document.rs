@@ -368,37 +368,27 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// A whole number that may be absent, within `range`.
-    pub(super) fn integer(
+    /// A whole number that may be absent; `example` is a good one.
+    pub(super) fn integer<T>(
         &self,
         document: &mut Document,
         key: &str,
-        range: std::ops::RangeInclusive<u32>,
-    ) -> Option<u32> {
+        example: u32,
+        parse: impl Fn(i128) -> Result<T, Problem>,
+    ) -> Option<Spanned<T>> {
         let value = self.value(key)?;
         let Some(integer) = value.get_ref().as_integer() else {
             let label = match value.get_ref() {
                 DeValue::String(text) if text.parse::<u32>().is_ok() => {
                     format!("write it without quotes: {text}")
                 }
-                _ => format!("write a whole number from {} to {}", range.start(), range.end()),
+                _ => format!("write a whole number, e.g. {example}"),
             };
             let message = format!("`{key}` is {}, not a number", article(value.get_ref().type_str()));
             document.error(message, value.span(), label);
             return None;
         };
-        let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
-        match number.and_then(|number| u32::try_from(number).ok()).filter(|number| range.contains(number)) {
-            Some(number) => Some(number),
-            None => {
-                document.error(
-                    format!("`{key}`: {} is out of range", integer.as_str()),
-                    value.span(),
-                    format!("it may be {} to {}", range.start(), range.end()),
-                );
-                None
-            }
-        }
+        document.understood(key, value.span(), parse(whole_number(integer)))
     }
 
     fn missing(&self, document: &mut Document, key: &str, example: &str) {

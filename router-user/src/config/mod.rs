@@ -19,8 +19,8 @@ pub(crate) use document::closest;
 pub use diagnostic::{Diagnostic, Severity};
 pub use schema::{SECTIONS, SectionSchema};
 pub use types::{
-    Admin, Config, Forward, Health, Host, Interfaces, Limits, Listen, Masquerade, Mode, Mss, Protocol, Snat,
-    Target, Timeouts,
+    Admin, Config, Exhausted, Forward, Health, Host, Interfaces, Limits, Listen, Masquerade, Mode, Mss,
+    Protocol, Snat, Target, Timeouts,
 };
 pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
 

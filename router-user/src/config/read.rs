@@ -14,8 +14,8 @@ use super::check;
 use super::document::{Document, Section};
 use super::schema;
 use super::types::{
-    Admin, Config, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Mss, Protocol, Snat,
-    Target, Timeouts,
+    Admin, Config, Exhausted, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Mss, Protocol,
+    Snat, Target, Timeouts,
 };
 use super::values;
 
@@ -25,7 +25,8 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr:
 const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
 const DEFAULT_FLOWS: u32 = 1 << 20;
-const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
+/// Of all sessions, those that one source may have half open: one over this.
+const HALF_OPEN_SHARE: u32 = 8;
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     tcp_established: Duration::from_secs(7440),
     tcp_transitory: Duration::from_secs(240),
@@ -99,12 +100,7 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         .collect();
     let snat = snat(document, root);
     let (admin, listeners) = listeners(document, root);
-    let limits = Limits {
-        flows: document
-            .section(root, schema::LIMITS)
-            .integer(document, "flows", FLOWS)
-            .unwrap_or(DEFAULT_FLOWS),
-    };
+    let limits = limits(document, root);
     check::rules(document, &forwards, &masquerades, &listeners);
 
     Some(Config {
@@ -168,6 +164,9 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
         ports: section
             .optional(document, "ports", values::snat_ports)
             .map_or(DEFAULT_SNAT_PORTS, Spanned::into_inner),
+        exhausted: section
+            .optional(document, "exhausted", values::exhausted)
+            .map_or(Exhausted::Reject, Spanned::into_inner),
     }
 }
 
@@ -191,6 +190,19 @@ fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListener
         admin_at: listen.map(|listen| listen.span()),
     };
     (admin, listeners)
+}
+
+fn limits(document: &mut Document, root: &DeTable<'_>) -> Limits {
+    let section = document.section(root, schema::LIMITS);
+    let flows = section
+        .integer(document, "flows", DEFAULT_FLOWS, values::flows)
+        .map_or(DEFAULT_FLOWS, Spanned::into_inner);
+    let share = (flows / HALF_OPEN_SHARE).max(1);
+    let half_open = section.integer(document, "half_open_per_source", share, values::half_open);
+    if let Some(half_open) = &half_open {
+        check::half_open(document, half_open, flows);
+    }
+    Limits { flows, half_open_per_source: half_open.map_or(share, Spanned::into_inner) }
 }
 
 fn rule_timeouts(document: &mut Document, rule: &Section<'_>, defaults: &Timeouts) -> RawTimeouts {

@@ -40,7 +40,7 @@ pub(super) const MASQUERADE: SectionSchema = SectionSchema {
 };
 /// `[snat]`
 pub(super) const SNAT: SectionSchema =
-    SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports"] };
+    SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports", "exhausted"] };
 /// `[health]`
 pub(super) const HEALTH: SectionSchema =
     SectionSchema { name: "health", form: Form::Single, keys: &["listen"] };
@@ -49,7 +49,7 @@ pub(super) const ADMIN: SectionSchema =
     SectionSchema { name: "admin", form: Form::Single, keys: &["listen", "socket", "pins"] };
 /// `[limits]`
 pub(super) const LIMITS: SectionSchema =
-    SectionSchema { name: "limits", form: Form::Single, keys: &["flows"] };
+    SectionSchema { name: "limits", form: Form::Single, keys: &["flows", "half_open_per_source"] };
 /// `[timeouts]`
 pub(super) const TIMEOUTS: SectionSchema = SectionSchema {
     name: "timeouts",

@@ -216,6 +216,26 @@ pub struct Snat {
     pub addresses: Vec<Ipv4Addr>,
     /// The ports they get; never 0.
     pub ports: RangeInclusive<u16>,
+    /// What a client gets when none of them is free towards its target.
+    pub exhausted: Exhausted,
+}
+
+/// What a client gets when no port is free for its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exhausted {
+    /// Nothing.
+    Drop,
+    /// A TCP reset, or an ICMP error that its target is unreachable.
+    Reject,
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Drop => "drop",
+            Self::Reject => "reject",
+        })
+    }
 }
 
 /// The load balancer's probe.
@@ -241,6 +261,9 @@ pub struct Admin {
 pub struct Limits {
     /// Sessions at a time: 1,024 to 16,777,216.
     pub flows: u32,
+    /// Sessions that are opening (TCP before the handshake is done, UDP and ICMP before a reply) that one source
+    /// address may have; at least one.
+    pub half_open_per_source: u32,
 }
 
 /// How long an idle session is kept: whole seconds, at least one.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::document::did_you_mean;
-use super::types::{Host, Listen, Mode, Mss, Protocol, Target};
+use super::types::{Exhausted, Host, Listen, Mode, Mss, Protocol, Target};
 
 pub use router_common::{
     MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
@@ -23,6 +23,8 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
 const MAX_RULE_NAME: usize = router_common::rules::NAME_LENGTH;
+/// Below, the table is no use; above, it does not fit the memory of any machine this is meant for.
+const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
 /// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside its headers.
 const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
 /// Nobody means more, and seconds of it fit any counter.
@@ -60,6 +62,10 @@ pub(super) fn mode(text: &str) -> Result<Mode, Problem> {
 
 pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
     one_of(text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+}
+
+pub(super) fn exhausted(text: &str) -> Result<Exhausted, Problem> {
+    one_of(text, &[("drop", Exhausted::Drop), ("reject", Exhausted::Reject)])
 }
 
 fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
@@ -323,6 +329,26 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, Problem> {
         );
     }
     absolute_path(text)
+}
+
+pub(super) fn flows(number: i128) -> Result<u32, Problem> {
+    match u32::try_from(number) {
+        Ok(flows) if FLOWS.contains(&flows) => Ok(flows),
+        Ok(_) | Err(_) => problem(
+            format!("{number} is out of range"),
+            format!("it may be {} to {}", FLOWS.start(), FLOWS.end()),
+        ),
+    }
+}
+
+/// More than any table has sessions is the same as no limit.
+pub(super) fn half_open(number: i128) -> Result<u32, Problem> {
+    let fix = "write at least 1, or leave it out: an eighth of `flows`";
+    match number {
+        ..0 => problem(format!("{number} is out of range"), fix),
+        0 => problem("with 0 nobody could open a session", fix),
+        1.. => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
+    }
 }
 
 /// "pmtu" or "1360".
