@@ -6,6 +6,7 @@
 mod check;
 mod diagnostic;
 mod document;
+mod local;
 mod read;
 mod schema;
 mod types;
@@ -17,10 +18,11 @@ use std::path::Path;
 pub(crate) use document::closest;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use local::MAX_LOCAL_ALLOW;
 pub use schema::{SECTIONS, SectionSchema};
 pub use types::{
-    Admin, Config, Exhausted, Forward, Health, Host, Interfaces, Limits, Listen, Masquerade, Mode, Mss,
-    Protocol, Snat, Target, Timeouts,
+    Admin, Config, Exhausted, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
+    LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Snat, Target, Timeouts,
 };
 pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
 

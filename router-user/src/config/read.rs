@@ -12,10 +12,11 @@ use toml::de::DeTable;
 
 use super::check;
 use super::document::{Document, Section};
+use super::local;
 use super::schema;
 use super::types::{
-    Admin, Config, Exhausted, Forward, Health, Interfaces, Limits, Listen, Masquerade, Mode, Mss, Protocol,
-    Snat, Target, Timeouts,
+    Admin, Config, Exhausted, Forward, Health, Interfaces, Limits, Listen, Local, Masquerade, Mode, Mss,
+    Others, Protocol, Snat, Target, Timeouts,
 };
 use super::values;
 
@@ -99,15 +100,23 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         .map(|section| masquerade(document, section, &timeouts))
         .collect();
     let snat = snat(document, root);
+    let section = document.section(root, schema::LOCAL);
+    let others =
+        section.optional(document, "others", local::others).map_or(Others::Open, Spanned::into_inner);
+    let allow = section.list(document, "allow", local::allow);
     let (admin, listeners) = listeners(document, root);
     let limits = limits(document, root);
     check::rules(document, &forwards, &masquerades, &listeners);
+    if let Some(allow) = &allow {
+        local::check(document, allow, others, &forwards, &masquerades);
+    }
 
     Some(Config {
         interfaces: interfaces?,
         forwards: forwards.into_iter().map(RawForward::finish).collect::<Option<_>>()?,
         masquerades: masquerades.into_iter().map(RawMasquerade::finish).collect::<Option<_>>()?,
         snat,
+        local: Local { allow: allow.map_or_else(Vec::new, plain), others },
         health: Health { listen: listeners.health },
         admin,
         limits,
@@ -159,8 +168,7 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
         check::snat_addresses(document, addresses);
     }
     Snat {
-        addresses: addresses
-            .map_or_else(Vec::new, |list| list.into_inner().into_iter().map(Spanned::into_inner).collect()),
+        addresses: addresses.map_or_else(Vec::new, plain),
         ports: section
             .optional(document, "ports", values::snat_ports)
             .map_or(DEFAULT_SNAT_PORTS, Spanned::into_inner),

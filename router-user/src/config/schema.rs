@@ -41,6 +41,9 @@ pub(super) const MASQUERADE: SectionSchema = SectionSchema {
 /// `[snat]`
 pub(super) const SNAT: SectionSchema =
     SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports", "exhausted"] };
+/// `[local]`
+pub(super) const LOCAL: SectionSchema =
+    SectionSchema { name: "local", form: Form::Single, keys: &["allow", "others"] };
 /// `[health]`
 pub(super) const HEALTH: SectionSchema =
     SectionSchema { name: "health", form: Form::Single, keys: &["listen"] };
@@ -61,7 +64,7 @@ pub(super) const RULE_TIMEOUTS: SectionSchema = SectionSchema { form: Form::Inli
 
 /// All tables, in the order of the sample file.
 pub const SECTIONS: &[SectionSchema] =
-    &[INTERFACES, FORWARD, MASQUERADE, SNAT, HEALTH, ADMIN, LIMITS, TIMEOUTS];
+    &[INTERFACES, FORWARD, MASQUERADE, SNAT, LOCAL, HEALTH, ADMIN, LIMITS, TIMEOUTS];
 
 impl SectionSchema {
     /// As it is written in the file: `[snat]`, `[[forward]]`, or `timeouts` in a rule.

@@ -19,6 +19,8 @@ pub struct Config {
     pub masquerades: Vec<Masquerade>,
     /// What new sessions get as their source.
     pub snat: Snat,
+    /// What of this machine itself can be reached.
+    pub local: Local,
     /// The load balancer's probe.
     pub health: Health,
     /// Metrics, the API socket, and where the kernel objects are kept.
@@ -236,6 +238,88 @@ impl fmt::Display for Exhausted {
             Self::Reject => "reject",
         })
     }
+}
+
+/// What of this machine itself, beside rules and the probe, can be reached. Answers to what this machine asks, and
+/// the platform's traffic, are no matter of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Up to [`super::MAX_LOCAL_ALLOW`]; an address in any rule's `sources` reaches only these.
+    pub allow: Vec<LocalAllow>,
+    /// What addresses in no rule's `sources` reach.
+    pub others: Others,
+}
+
+/// Packets for this machine itself that it gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalAllow {
+    /// Their protocol.
+    pub protocol: LocalProtocol,
+    /// Their destination ports; never empty, never 0. `None` for all, and always for ICMP.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// Who they are from, host bits clear; `None` for anyone.
+    pub from: Option<Ipv4Net>,
+}
+
+impl LocalAllow {
+    /// Whether somebody may open TCP connections to `port`.
+    #[must_use]
+    pub fn takes_tcp(&self, port: u16) -> bool {
+        self.protocol == LocalProtocol::Tcp && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+    }
+
+    /// Whether it is for packets from `address`.
+    #[must_use]
+    pub fn is_for(&self, address: Ipv4Addr) -> bool {
+        self.from.is_none_or(|from| from.contains(&address))
+    }
+}
+
+/// As it is written in the file.
+impl fmt::Display for LocalAllow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.protocol.fmt(f)?;
+        if let Some(ports) = &self.ports {
+            write!(f, "/{}", ports.start())?;
+            if ports.start() != ports.end() {
+                write!(f, "-{}", ports.end())?;
+            }
+        }
+        match self.from {
+            Some(from) => write!(f, " from {from}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The protocol of a [`LocalAllow`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP echo requests.
+    Icmp,
+}
+
+impl fmt::Display for LocalProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        })
+    }
+}
+
+/// What addresses that no rule names reach of this machine itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Everything, as if there were no router.
+    Open,
+    /// Only [`Local::allow`].
+    Closed,
 }
 
 /// The load balancer's probe.

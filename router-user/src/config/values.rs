@@ -37,7 +37,7 @@ pub(super) struct Problem {
     pub(super) fix: String,
 }
 
-fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Problem> {
+pub(super) fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Problem> {
     Err(Problem { what: what.into(), fix: fix.into() })
 }
 
@@ -68,7 +68,7 @@ pub(super) fn exhausted(text: &str) -> Result<Exhausted, Problem> {
     one_of(text, &[("drop", Exhausted::Drop), ("reject", Exhausted::Reject)])
 }
 
-fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
+pub(super) fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
     if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
         return Ok(*value);
     }
@@ -146,7 +146,7 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
     Ok(first..=last)
 }
 
-fn port(text: &str) -> Result<u16, Problem> {
+pub(super) fn port(text: &str) -> Result<u16, Problem> {
     match text.parse::<u32>() {
         Ok(0) => problem("port 0 is no port", "ports are 1 to 65535"),
         Ok(number) => match u16::try_from(number) {
@@ -194,7 +194,7 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
 }
 
 /// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it.
-fn dns_name(text: &str) -> Result<String, Problem> {
+pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let good_label = |label: &str| {
         (1..=63).contains(&label.len())
