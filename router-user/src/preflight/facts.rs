@@ -2,12 +2,8 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Ports from the first to the last.
-pub type PortRange = RangeInclusive<u16>;
 
 /// Everything that [`super::findings`] wants to know of a machine.
 #[derive(Clone, Debug)]
@@ -20,10 +16,6 @@ pub struct Facts {
     pub interfaces: Result<Vec<Interface>, String>,
     /// TCP sockets that listen on a port of the configuration.
     pub listeners: Vec<Listener>,
-    /// `net.ipv4.ip_local_port_range`: the ports that the kernel gives this machine's own connections.
-    pub local_ports: Option<PortRange>,
-    /// `net.ipv4.ip_local_reserved_ports`: those that it leaves out.
-    pub reserved_ports: Vec<PortRange>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
     /// Whether the directory of pins is on a BPF file system.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::facts::{AttachedProgram, Facts, Interface, PortRange, XdpMode};
+use super::facts::{AttachedProgram, Facts, Interface, XdpMode};
 use super::{Finding, Severity};
 use crate::config::{Config, Host, Mode, closest};
 
@@ -73,7 +73,6 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         ),
     }
     listeners(&mut found, config, facts);
-    local_ports(&mut found, config, facts);
     if facts.ip_forward == Some(true) {
         found.warning(
             "the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
@@ -325,40 +324,6 @@ fn collide(wanted: SocketAddr, address: IpAddr, port: u16) -> bool {
     wanted.port() == port && (wanted.ip() == address || either_any)
 }
 
-fn local_ports(found: &mut Findings, config: &Config, facts: &Facts) {
-    let Some(local) = &facts.local_ports else {
-        return;
-    };
-    let snat = &config.snat.ports;
-    let shared = *local.start().max(snat.start())..=*local.end().min(snat.end());
-    let reserved = |port: u16| facts.reserved_ports.iter().any(|range| range.contains(&port));
-    if shared.is_empty() || shared.clone().all(reserved) {
-        return;
-    }
-    let text = format!(
-        "this machine's own connections use ports {}, which [snat] gives to sessions too: \
-         one may take the other's replies",
-        shown(&shared)
-    );
-    // Reserving all of them would leave the machine itself none.
-    let fix = if shared == *local {
-        let (own, rest) = (61_000..=65_535, *snat.start()..=60_999);
-        if snat.start() < own.start() {
-            format!(
-                "write ports = \"{}\" in [snat], and sysctl -w net.ipv4.ip_local_port_range=\"{} {}\"",
-                shown(&rest),
-                own.start(),
-                own.end()
-            )
-        } else {
-            "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"".to_owned()
-        }
-    } else {
-        format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", shown(&shared))
-    };
-    found.warning(text, format!("{fix} (and in /etc/sysctl.d, to stay)"));
-}
-
 fn pins(found: &mut Findings, pins: &Path) {
     if pins.starts_with(BPF_FS) {
         found.warning(
@@ -371,10 +336,6 @@ fn pins(found: &mut Findings, pins: &Path) {
             format!("leave `pins` out (it is below {BPF_FS} then), or mount one: mount -t bpf bpf DIRECTORY"),
         );
     }
-}
-
-fn shown(ports: &PortRange) -> String {
-    format!("{}-{}", ports.start(), ports.end())
 }
 
 fn listed<T: Display>(items: &[T]) -> String {

@@ -9,9 +9,7 @@ mod judge;
 
 use std::fmt;
 
-pub use facts::{
-    AttachedProgram, Facts, Interface, Kernel, Listener, PortRange, Privileges, Process, XdpMode,
-};
+pub use facts::{AttachedProgram, Facts, Interface, Kernel, Listener, Privileges, Process, XdpMode};
 pub use gather::inspect;
 pub use judge::findings;
 

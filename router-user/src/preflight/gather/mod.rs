@@ -8,7 +8,7 @@ mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Kernel, PortRange, Privileges};
+use super::facts::{Facts, Kernel, Privileges};
 use crate::config::Config;
 
 /// Looks at the machine, with an eye on what `config` wants of it. Changes nothing.
@@ -20,11 +20,6 @@ pub async fn inspect(config: &Config) -> Facts {
         kernel: kernel(),
         interfaces,
         listeners: sockets::listeners(&ports),
-        local_ports: sysctl("net/ipv4/ip_local_port_range").as_deref().and_then(local_ports),
-        reserved_ports: sysctl("net/ipv4/ip_local_reserved_ports")
-            .as_deref()
-            .map(reserved_ports)
-            .unwrap_or_default(),
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
     }
@@ -32,21 +27,6 @@ pub async fn inspect(config: &Config) -> Facts {
 
 fn sysctl(name: &str) -> Option<String> {
     std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()
-}
-
-/// "32768\t60999"
-fn local_ports(text: &str) -> Option<PortRange> {
-    let (first, last) = text.trim().split_once(char::is_whitespace)?;
-    Some(first.parse().ok()?..=last.trim().parse().ok()?)
-}
-
-/// "1024-2000,8080"
-fn reserved_ports(text: &str) -> Vec<PortRange> {
-    let range = |item: &str| {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        Some(first.parse().ok()?..=last.parse().ok()?)
-    };
-    text.trim().split(',').filter_map(range).collect()
 }
 
 fn privileges() -> Option<Privileges> {
@@ -94,11 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_texts() {
-        assert_eq!(local_ports("32768\t60999\n"), Some(32768..=60999));
-        assert_eq!(local_ports("x"), None);
-        assert_eq!(reserved_ports("\n"), []);
-        assert_eq!(reserved_ports("1024-2000,8080\n"), [1024..=2000, 8080..=8080]);
+    fn kernel_versions() {
         assert_eq!(kernel_version("6.8.0-1017-azure"), Some((6, 8)));
         assert_eq!(kernel_version("6.18.44"), Some((6, 18)));
         assert_eq!(kernel_version("odd"), None);

@@ -8,7 +8,7 @@ fn config(extra: &str) -> Config {
         "interfaces = {{ pls = \"eth0\" }}\n\
          forward = [{{ name = \"https\", protocol = \"tcp\", listen = \"10.0.2.68:443\",\
          target = \"203.0.113.10\", sources = [\"10.0.2.64/26\"] }}]\n\
-         [snat]\nports = \"1024-32767\"\n{extra}"
+         [snat]\n{extra}"
     );
     Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
 }
@@ -32,8 +32,6 @@ fn good() -> Facts {
         kernel: Some(Kernel { release: "6.8.0-azure".to_owned(), version: (6, 8) }),
         interfaces: Ok(vec![interface("eth0")]),
         listeners: Vec::new(),
-        local_ports: Some(32768..=60999),
-        reserved_ports: Vec::new(),
         ip_forward: Some(false),
         pins_on_bpffs: Some(true),
     }
@@ -63,8 +61,6 @@ fn what_is_not_known_is_no_finding() {
         kernel: None,
         interfaces: Ok(vec![Interface { driver: None, lro: None, ..interface("eth0") }]),
         listeners: Vec::new(),
-        local_ports: None,
-        reserved_ports: Vec::new(),
         ip_forward: None,
         pins_on_bpffs: None,
     };
@@ -245,27 +241,6 @@ fn a_taken_port() {
     );
     let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
     check(&config(""), &Facts { listeners: vec![listener(8082, Some(daemon))], ..good() }, &[]);
-}
-
-#[test]
-fn ports_of_this_machine_s_own_connections() {
-    let mut config = config("");
-    config.snat.ports = 1024..=65535;
-    let what = |ports: &str| {
-        format!(
-            "warning: this machine's own connections use ports {ports}, which [snat] gives to sessions too: \
-             one may take the other's replies\n  fix: "
-        )
-    };
-    let all = what("32768-60999")
-        + "write ports = \"1024-60999\" in [snat], and sysctl -w net.ipv4.ip_local_port_range=\"61000 65535\" \
-           (and in /etc/sysctl.d, to stay)";
-    check(&config, &good(), &[&all]);
-    check(&config, &Facts { reserved_ports: vec![32768..=50000, 50001..=60999], ..good() }, &[]);
-    config.snat.ports = 1024..=40000;
-    let some = what("32768-40000")
-        + "sysctl -w net.ipv4.ip_local_reserved_ports=32768-40000 (and in /etc/sysctl.d, to stay)";
-    check(&config, &good(), &[&some]);
 }
 
 #[test]
