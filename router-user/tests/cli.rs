@@ -439,6 +439,28 @@ fn check_looks_at_the_machine_too() {
     assert!(check.findings.iter().any(|finding| finding.place.is_none()), "{check:?}");
 }
 
+/// sudo takes `SSH_CONNECTION` away; so does `env` here.
+#[test]
+fn check_knows_the_session_it_runs_in() {
+    let place = Place::empty();
+    place.file("config.toml", &GOOD.replace("0.0.0.0/0", "192.0.2.0/24"));
+    let script = "env -u SSH_CONNECTION \"$0\" check; exit $?";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_pls-router")])
+        .current_dir(place.directory.path())
+        .env("PLS_ROUTER_CONFIG", "config.toml")
+        .env("SSH_CONNECTION", "192.0.2.7 50714 10.0.2.68 22")
+        .output()
+        .unwrap();
+    let ran = Ran::of(&output);
+    assert!(
+        ran.out.contains("fix: write allow = [\"tcp/22 from 192.0.2.7/32\"] in [local]\n"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
+}
+
 #[test]
 fn run_refuses_a_bad_configuration() {
     let place = Place::empty();

@@ -16,6 +16,8 @@ pub struct Facts {
     pub interfaces: Result<Vec<Interface>, String>,
     /// TCP sockets that listen on a port of the configuration.
     pub listeners: Vec<Listener>,
+    /// How people log in.
+    pub ssh: Ssh,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
     /// Whether the directory of pins is on a BPF file system.
@@ -116,6 +118,24 @@ pub struct Listener {
     pub port: u16,
     /// Whose it is.
     pub process: Option<Process>,
+}
+
+/// How people log in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ssh {
+    /// The ports, not only of loopback addresses, that an SSH server was seen to listen on, in order; empty if none was.
+    pub ports: Vec<u16>,
+    /// The session over IPv4 that this process was started from.
+    pub session: Option<SshSession>,
+}
+
+/// An SSH session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshSession {
+    /// Where it comes from.
+    pub peer: Ipv4Addr,
+    /// The port of this machine that it came to.
+    pub port: u16,
 }
 
 /// A process.

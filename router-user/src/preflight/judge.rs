@@ -1,5 +1,7 @@
 //! From facts to findings.
 
+mod logins;
+
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -73,6 +75,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         ),
     }
     listeners(&mut found, config, facts);
+    logins::logins(&mut found, config, &facts.ssh);
     if facts.ip_forward == Some(true) {
         found.warning(
             "the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \

@@ -9,7 +9,9 @@ mod judge;
 
 use std::fmt;
 
-pub use facts::{AttachedProgram, Facts, Interface, Kernel, Listener, Privileges, Process, XdpMode};
+pub use facts::{
+    AttachedProgram, Facts, Interface, Kernel, Listener, Privileges, Process, Ssh, SshSession, XdpMode,
+};
 pub use gather::inspect;
 pub use judge::findings;
 

@@ -4,12 +4,17 @@ mod ethtool;
 mod netlink;
 mod processes;
 mod programs;
+mod session;
 mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Kernel, Privileges};
+use super::facts::{Facts, Kernel, Privileges, Ssh};
 use crate::config::Config;
+
+/// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`), so does the server
+/// from the first login on.
+const SSH_SERVERS: &[&str] = &["sshd", "dropbear"];
 
 /// Looks at the machine, with an eye on what `config` wants of it. Changes nothing.
 pub async fn inspect(config: &Config) -> Facts {
@@ -20,6 +25,7 @@ pub async fn inspect(config: &Config) -> Facts {
         kernel: kernel(),
         interfaces,
         listeners: sockets::listeners(&ports),
+        ssh: Ssh { ports: sockets::ports_of(SSH_SERVERS), session: session::session() },
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
     }

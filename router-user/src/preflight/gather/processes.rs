@@ -20,6 +20,21 @@ pub(super) fn process(pid: u32, directory: &Path) -> Process {
 }
 
 /// The entries of a directory of `/proc`.
-pub(super) fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+pub(super) fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::process::{Child, Command, Stdio};
+
+    /// Runs `command`, which is a `cat` and ends with the [`Child`]. It has answered once: before a new process gets
+    /// to its program, `/proc` does not say all of it.
+    pub(in super::super) fn running(command: &mut Command) -> Child {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
+    }
 }

@@ -1,7 +1,8 @@
-//! Listening TCP sockets and whose they are, from `/proc/net/tcp` and the open files of all processes.
+//! Listening TCP sockets and whose they are, from `/proc/net/tcp` and the open files of processes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use super::processes;
 use crate::preflight::facts::{Listener, Process};
@@ -11,11 +12,7 @@ const LISTEN: &str = "0A";
 
 /// The sockets that listen on one of `ports`.
 pub(super) fn listeners(ports: &[u16]) -> Vec<Listener> {
-    let mut found = Vec::new();
-    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        found.extend(text.lines().skip(1).filter_map(listener).filter(|(_, port, _)| ports.contains(port)));
-    }
+    let found: Vec<_> = all().into_iter().filter(|(_, port, _)| ports.contains(port)).collect();
     if found.is_empty() {
         return Vec::new();
     }
@@ -23,6 +20,31 @@ pub(super) fn listeners(ports: &[u16]) -> Vec<Listener> {
     let mut owners = owners(&inodes);
     let listener = |(address, port, inode)| Listener { address, port, process: owners.remove(&inode) };
     found.into_iter().map(listener).collect()
+}
+
+/// The ports that processes with one of these names listen on, in order, without what only this machine reaches.
+pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
+    let named: Vec<PathBuf> = processes::others()
+        .filter(|(pid, directory)| names.contains(&processes::process(*pid, directory).name.as_str()))
+        .map(|(_, directory)| directory)
+        .collect();
+    let inodes: Vec<u64> = named.iter().flat_map(|directory| sockets(directory)).collect();
+    let ports: BTreeSet<u16> = all()
+        .into_iter()
+        .filter(|(address, _, inode)| !address.is_loopback() && inodes.contains(inode))
+        .map(|(_, port, _)| port)
+        .collect();
+    ports.into_iter().collect()
+}
+
+/// Address, port and inode of all listening sockets.
+fn all() -> Vec<(IpAddr, u16, u64)> {
+    let mut found = Vec::new();
+    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        found.extend(text.lines().skip(1).filter_map(listener));
+    }
+    found
 }
 
 /// Address, port and inode of a line that is about a listening socket.
@@ -53,20 +75,19 @@ fn address_of(hex: &str) -> Option<IpAddr> {
 fn owners(inodes: &[u64]) -> HashMap<u64, Process> {
     let mut owners = HashMap::new();
     for (pid, directory) in processes::others() {
-        for file in processes::entries(&directory.join("fd")) {
-            let Ok(link) = std::fs::read_link(file) else {
-                continue;
-            };
-            let inode = link
-                .to_str()
-                .and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok())
-                .filter(|inode| inodes.contains(inode));
-            if let Some(inode) = inode {
-                owners.entry(inode).or_insert_with(|| processes::process(pid, &directory));
-            }
+        for inode in sockets(&directory).filter(|inode| inodes.contains(inode)) {
+            owners.entry(inode).or_insert_with(|| processes::process(pid, &directory));
         }
     }
     owners
+}
+
+/// The inodes of the sockets that a process has open.
+fn sockets(directory: &Path) -> impl Iterator<Item = u64> + use<> {
+    processes::entries(&directory.join("fd")).filter_map(|file| {
+        let link = std::fs::read_link(file).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -91,5 +112,27 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let found = listeners(&[address.port()]);
         assert!(found.iter().any(|listener| listener.address == address.ip()), "{found:?}");
+    }
+
+    #[test]
+    fn ports_of_processes_by_their_name() {
+        use std::os::unix::process::CommandExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("ports-{}", std::process::id());
+        let program = directory.path().join(&name);
+        std::os::unix::fs::symlink("/bin/cat", &program).unwrap();
+        let sockets =
+            ["0.0.0.0:0", "127.0.0.1:0"].map(|address| std::net::TcpListener::bind(address).unwrap());
+        let port = sockets[0].local_addr().unwrap().port();
+        // `cat` has nothing to say there, so it leaves the socket alone.
+        let holders = sockets.map(|socket| {
+            let mut command = std::process::Command::new(&program);
+            processes::tests::running(command.arg0("cat").stderr(std::os::fd::OwnedFd::from(socket)))
+        });
+        assert_eq!(ports_of(&["no-such-name", &name]), [port]);
+        for mut holder in holders {
+            drop(holder.stdin.take());
+            holder.wait().unwrap();
+        }
     }
 }

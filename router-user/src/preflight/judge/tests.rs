@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::super::facts::{Kernel, Listener, Privileges, Process};
+use super::super::facts::{Kernel, Listener, Privileges, Process, Ssh, SshSession};
 use super::*;
 
 fn config(extra: &str) -> Config {
@@ -32,6 +32,7 @@ fn good() -> Facts {
         kernel: Some(Kernel { release: "6.8.0-azure".to_owned(), version: (6, 8) }),
         interfaces: Ok(vec![interface("eth0")]),
         listeners: Vec::new(),
+        ssh: Ssh::default(),
         ip_forward: Some(false),
         pins_on_bpffs: Some(true),
     }
@@ -61,6 +62,7 @@ fn what_is_not_known_is_no_finding() {
         kernel: None,
         interfaces: Ok(vec![Interface { driver: None, lro: None, ..interface("eth0") }]),
         listeners: Vec::new(),
+        ssh: Ssh::default(),
         ip_forward: None,
         pins_on_bpffs: None,
     };
@@ -241,6 +243,86 @@ fn a_taken_port() {
     );
     let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
     check(&config(""), &Facts { listeners: vec![listener(8082, Some(daemon))], ..good() }, &[]);
+}
+
+fn ssh(ports: &[u16], session: Option<(&str, u16)>) -> Facts {
+    let session = session.map(|(peer, port)| SshSession { peer: peer.parse().unwrap(), port });
+    Facts { ssh: Ssh { ports: ports.to_vec(), session }, ..good() }
+}
+
+#[test]
+fn closed_to_others_and_no_way_to_log_in() {
+    let closed = config("[local]\nothers = \"closed\"\n");
+    let nobody = |ports: &str, fix: &str| {
+        format!(
+            "warning: nobody can log in by SSH ({ports}): others = \"closed\", and no entry of `allow` in [local] \
+             is for it; connections that exist go on\n  fix: {fix}"
+        )
+    };
+    let network = "write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
+    check(&closed, &ssh(&[], None), &[&nobody("port 22", network)]);
+    let network =
+        "write allow = [\"tcp/2222 from NETWORK\"] in [local], NETWORK being the one to log in from";
+    check(&closed, &ssh(&[2222, 2223], None), &[&nobody("ports 2222, 2223", network)]);
+    let peer = "write allow = [\"tcp/22 from 10.0.9.7/32\"] in [local] (where this session comes from)";
+    check(&closed, &ssh(&[22], Some(("10.0.9.7", 22))), &[&nobody("port 22", peer)]);
+
+    let entry = |entry: &str| config(&format!("[local]\nothers = \"closed\"\nallow = [\"{entry}\"]\n"));
+    let network = "add \"tcp/22 from NETWORK\" to `allow` in [local], NETWORK being the one to log in from";
+    for other in ["udp/22", "icmp", "tcp/23-1024"] {
+        check(&entry(other), &ssh(&[22], None), &[&nobody("port 22", network)]);
+    }
+    for good in ["tcp/22", "tcp", "tcp/20-30 from 10.0.9.0/24"] {
+        check(&entry(good), &ssh(&[22], None), &[]);
+        check(&entry(good), &ssh(&[22], Some(("10.0.9.7", 22))), &[]);
+    }
+    check(&entry("tcp/2223"), &ssh(&[2222, 2223], None), &[]);
+}
+
+#[test]
+fn rules_for_everyone_close_every_other_port() {
+    let rules = |local: &str| {
+        let mut config = config(local);
+        config.forwards[0].sources = vec!["0.0.0.0/1".parse().unwrap(), "10.0.2.0/24".parse().unwrap()];
+        let masquerade = "interfaces.pls = \"eth0\"\nmasquerade = [{ name = \"vnet\", sources = [\"128.0.0.0/1\"], \
+                          destinations = [\"10.0.0.0/8\"] }]\n";
+        config.masquerades = Config::parse(masquerade, Path::new("test.toml")).unwrap().config.masquerades;
+        config
+    };
+    let nobody = "warning: nobody can log in by SSH (port 22): the `sources` of rules are every address there is, and \
+                  no entry of `allow` in [local] is for it; connections that exist go on\n  \
+                  fix: write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
+    check(&rules(""), &good(), &[nobody]);
+    check(&rules("[local]\nallow = [\"tcp/22 from 10.0.9.0/24\"]\n"), &good(), &[]);
+    let mut half = rules("");
+    half.masquerades.clear();
+    check(&half, &good(), &[]);
+}
+
+#[test]
+fn the_session_that_would_be_closed_out() {
+    let closed_out = |peer: &str, why: &str, fix: &str| {
+        format!(
+            "warning: nobody can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no \
+             entry of `allow` in [local] is for it; this session and others that exist go on\n  fix: {fix}"
+        )
+    };
+    let source = ssh(&[22], Some(("10.0.2.70", 2222)));
+    let in_sources = "it is in `sources` of the rule `https`";
+    let write = "write allow = [\"tcp/2222 from 10.0.2.70/32\"] in [local]";
+    check(&config(""), &source, &[&closed_out("10.0.2.70", in_sources, write)]);
+    let allow = |allow: &str| config(&format!("[local]\n{allow}\n"));
+    let add = "add \"tcp/2222 from 10.0.2.70/32\" to `allow` in [local]";
+    for other in ["allow = [\"tcp/22\"]", "allow = [\"tcp/2222 from 10.0.2.64/30\"]"] {
+        check(&allow(other), &source, &[&closed_out("10.0.2.70", in_sources, add)]);
+    }
+    check(&allow("allow = [\"tcp/2222 from 10.0.2.64/26\"]"), &source, &[]);
+
+    let other = ssh(&[22], Some(("10.0.9.7", 2222)));
+    check(&config(""), &other, &[]);
+    let add = "add \"tcp/2222 from 10.0.9.7/32\" to `allow` in [local]";
+    let closed = allow("others = \"closed\"\nallow = [\"tcp/22\"]");
+    check(&closed, &other, &[&closed_out("10.0.9.7", "others = \"closed\"", add)]);
 }
 
 #[test]

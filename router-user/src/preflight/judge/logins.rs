@@ -1,0 +1,98 @@
+//! Whether the operator can still log in once the rules and `[local]` are in force.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Findings, listed};
+use crate::config::{Config, LocalAllow, Others};
+use crate::preflight::facts::Ssh;
+
+/// Where an SSH server listens if nothing else is known of it.
+const SSH: &[u16] = &[22];
+
+pub(super) fn logins(found: &mut Findings, config: &Config, ssh: &Ssh) {
+    let ports = if ssh.ports.is_empty() { SSH } else { &ssh.ports };
+    if !nobody(found, config, ssh, ports) {
+        this_session(found, config, ssh);
+    }
+}
+
+/// Whether nobody can log in, which is warned about.
+fn nobody(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bool {
+    let sources: Vec<Ipv4Net> = sources(config).map(|(_, source)| source).collect();
+    let why = if config.local.others == Others::Closed {
+        "others = \"closed\""
+    } else if Ipv4Net::aggregate(&sources).iter().any(|network| network.prefix_len() == 0) {
+        "the `sources` of rules are every address there is"
+    } else {
+        return false;
+    };
+    if ports.iter().any(|port| config.local.allow.iter().any(|allow| allow.takes_tcp(*port))) {
+        return false;
+    }
+    let word = if ports.len() == 1 { "port" } else { "ports" };
+    let port = ports.first().copied().unwrap_or_default();
+    let fix = match &ssh.session {
+        Some(session) => {
+            format!("{} (where this session comes from)", line(config, session.port, &host(session.peer)))
+        }
+        None => format!("{}, NETWORK being the one to log in from", line(config, port, "NETWORK")),
+    };
+    found.warning(
+        format!(
+            "nobody can log in by SSH ({word} {}): {why}, and no entry of `allow` in [local] is for it; \
+             connections that exist go on",
+            listed(ports)
+        ),
+        fix,
+    );
+    true
+}
+
+/// Warns if whoever runs this could not come back.
+fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
+    let Some(session) = &ssh.session else {
+        return;
+    };
+    let allowed = |allow: &LocalAllow| allow.takes_tcp(session.port) && allow.is_for(session.peer);
+    if config.local.allow.iter().any(allowed) {
+        return;
+    }
+    let rule = sources(config).find(|(_, source)| source.contains(&session.peer)).map(|(name, _)| name);
+    let why = match (rule, config.local.others) {
+        (Some(rule), _) => format!("it is in `sources` of the rule `{rule}`"),
+        (None, Others::Closed) => "others = \"closed\"".to_owned(),
+        (None, Others::Open) => return,
+    };
+    found.warning(
+        format!(
+            "nobody can log in by SSH (port {}) from {}, where this session comes from: {why}, and no entry of \
+             `allow` in [local] is for it; this session and others that exist go on",
+            session.port, session.peer
+        ),
+        line(config, session.port, &host(session.peer)),
+    );
+}
+
+/// All sources, with the names of their rules.
+fn sources(config: &Config) -> impl Iterator<Item = (&str, Ipv4Net)> {
+    let forwards = config.forwards.iter().map(|rule| (rule.name.as_str(), &rule.sources));
+    let masquerades = config.masquerades.iter().map(|rule| (rule.name.as_str(), &rule.sources));
+    forwards.chain(masquerades).flat_map(|(name, sources)| sources.iter().map(move |source| (name, *source)))
+}
+
+/// What to write to let `from` in.
+fn line(config: &Config, port: u16, from: &str) -> String {
+    let entry = format!("\"tcp/{port} from {from}\"");
+    if config.local.allow.is_empty() {
+        format!("write allow = [{entry}] in [local]")
+    } else {
+        format!("add {entry} to `allow` in [local]")
+    }
+}
+
+/// The network of one address.
+fn host(address: Ipv4Addr) -> String {
+    Ipv4Net::from(address).to_string()
+}
