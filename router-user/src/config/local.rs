@@ -57,8 +57,8 @@ pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
     };
     let from = |network: &str| format!("{what} from {network}");
     let (protocol, ports) = match who.split_first() {
-        // "tcp 22", "tcp port 22"
-        Some((first, rest)) if protocol_of(what).is_some() && starts_with_digit(first) && is_port(first) => {
+        // "tcp 22"
+        Some((first, rest)) if has_ports(what) && is_port(first) => {
             let tail = if rest.is_empty() { String::new() } else { format!(" {}", rest.join(" ")) };
             return problem(
                 format!("{text:?} has a space before the port"),
@@ -118,6 +118,10 @@ fn protocol_of(name: &str) -> Option<LocalProtocol> {
     PROTOCOLS.iter().find(|(known, _)| *known == name).map(|(_, protocol)| *protocol)
 }
 
+fn has_ports(name: &str) -> bool {
+    protocol_of(name).is_some_and(|protocol| protocol != LocalProtocol::Icmp)
+}
+
 /// What was probably meant by an entry that starts with `name`, which is no protocol.
 fn meant(name: &str, ports: Option<&str>) -> String {
     let lower = name.to_ascii_lowercase();
@@ -140,8 +144,8 @@ fn meant(name: &str, ports: Option<&str>) -> String {
     let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
     if protocol_of(letters).is_some() {
         return match ports.or(Some(rest).filter(|rest| is_port(rest))) {
-            Some(ports) => format!("write \"{letters}/{ports}\""),
-            None => format!("write \"{letters}\""),
+            Some(ports) if has_ports(letters) => format!("write \"{letters}/{ports}\""),
+            Some(_) | None => format!("write \"{letters}\""),
         };
     }
     match lower.as_str() {
@@ -202,13 +206,9 @@ fn network(what: &str, text: &str) -> Result<Ipv4Net, Problem> {
     values::network(text)
 }
 
-fn starts_with_digit(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit())
-}
-
 /// Whether this is a port or a range, be it a bad one.
 fn is_port(text: &str) -> bool {
-    starts_with_digit(text) && text.chars().all(|c| c.is_ascii_digit() || c == '-')
+    text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || c == '-')
 }
 
 /// Checks the entries against each other and the rules.
@@ -340,6 +340,8 @@ mod tests {
             ("tcp22", "tcp/22"),
             ("TCP/22", "tcp/22"),
             ("ICMP", "icmp"),
+            ("ICMP/8", "icmp"),
+            ("icmp:8", "icmp"),
             ("tcp 22", "tcp/22"),
             ("tcp 22 from 10.0.2.0/24", "tcp/22 from 10.0.2.0/24"),
             ("tcp/", "tcp"),
@@ -387,10 +389,24 @@ mod tests {
             "tcp/22 from 10.0.2.0/24 10.0.3.0/24",
             "tcp/22 to 10.0.2.0/24",
             "tcp / 22",
+            "icmp 8",
             "é",
         ] {
             let refused = allow(slip).unwrap_err();
             assert!(!refused.what.is_empty() && !refused.fix.is_empty(), "{slip:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever is written, it is understood and can be written again, or refused with a remedy.
+        #[test]
+        fn every_text_is_answered(
+            text in "(tcp|udp|icmp|TCP|é|[0-9]{1,5}|[a-z]{0,4})[/: -]?(\\PC{0,5}|[0-9-]{0,9})( ?from ?)?[0-9./a-f:]{0,12}",
+        ) {
+            match allow(&text) {
+                Ok(entry) => proptest::prop_assert_eq!(allow(&entry.to_string()), Ok(entry)),
+                Err(Problem { what, fix }) => proptest::prop_assert!(!what.is_empty() && !fix.is_empty()),
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) use document::closest;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use local::MAX_LOCAL_ALLOW;
-pub use schema::{SECTIONS, SectionSchema};
+pub use schema::{Form, SECTIONS, SectionSchema};
 pub use types::{
     Admin, Config, Exhausted, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
     LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Snat, Target, Timeouts,
