@@ -82,11 +82,13 @@ impl Toolchain {
 }
 
 /// For the BPF target only: with `--target`, cargo keeps these flags from build scripts and macros.
-fn rustflags() -> [String; 3] {
+fn rustflags() -> [String; 4] {
     [
         // BTF is made from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // 32-bit registers and atomic operations on them (Linux 5.12).
+        "-Ctarget-cpu=v3".to_owned(),
         // What aya-ebpf asks to know which registers the probed machine has.
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
     ]
@@ -160,6 +162,6 @@ mod tests {
 
     #[test]
     fn flags_name_the_architecture() {
-        assert!(rustflags()[2].ends_with(&format!("\"{}\"", std::env::consts::ARCH)));
+        assert!(rustflags()[3].ends_with(&format!("\"{}\"", std::env::consts::ARCH)));
     }
 }

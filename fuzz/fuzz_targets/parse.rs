@@ -21,11 +21,11 @@ fuzz_target!(|data: &[u8]| {
 
     let to = new_key(&packet, tuple);
     let mut out = frame.to_vec();
-    let rewrite = Rewrite::new(&packet.key, &to);
+    let rewrite = Rewrite::to(&to);
     match packet.protocol {
-        Protocol::Tcp => rewrite.apply_tcp(out[..].bytes_mut(0).expect("parsed")),
-        Protocol::Udp => rewrite.apply_udp(out[..].bytes_mut(0).expect("parsed")),
-        Protocol::Icmp => rewrite.apply_icmp_echo(out[..].bytes_mut(0).expect("parsed")),
+        Protocol::Tcp => rewrite.apply_tcp(&packet.key, out[..].bytes_mut(0).expect("parsed")),
+        Protocol::Udp => rewrite.apply_udp(&packet.key, out[..].bytes_mut(0).expect("parsed")),
+        Protocol::Icmp => rewrite.apply_icmp_echo(&packet.key, out[..].bytes_mut(0).expect("parsed")),
     }
 
     let again = parse(&out[..]).expect("a rewritten packet is a packet");

@@ -3,12 +3,14 @@
 //! A *session* is what a client opened. It is two *flows*, one a direction, each an entry under the tuple that its packets
 //! arrive with: the client's tuple, and the tuple of the target's replies. Either entry holds all that its direction
 //! needs, so a packet of a session costs one lookup. Inserting the reply flow's key is what claims the SNAT port.
+//! How the table that they are in works: [`crate::table`].
 
 use core::mem::size_of;
 
 use crate::{
     address::{Address, Ipv4, Ipv6, Port},
     rewrite::Rewrite,
+    session::{Seen, Ticks},
 };
 
 /// The transport protocols that the router translates, by their IP protocol numbers.
@@ -84,6 +86,31 @@ impl<A: Address> FlowKey<A> {
         Protocol::from_number(self.protocol)
     }
 
+    /// The key that a slot of the flow table holds.
+    #[inline(always)]
+    pub(crate) const fn from_parts(
+        source: A,
+        destination: A,
+        source_port: Port,
+        destination_port: Port,
+        protocol: u8,
+    ) -> Self {
+        Self { source, destination, source_port, destination_port, protocol, zero: [0; 3] }
+    }
+
+    /// The IP protocol number.
+    #[inline(always)]
+    pub const fn protocol_number(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Both ports in one word.
+    #[inline(always)]
+    pub const fn ports(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.source_port.0, self.destination_port.0);
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
     /// The key of packets of the same protocol between other ends.
     #[inline(always)]
     pub const fn between(
@@ -131,18 +158,19 @@ pub enum Direction {
 pub struct NextHop {
     /// The next hop's MAC address.
     pub destination_mac: [u8; 6],
-    /// The egress interface's MAC address.
-    pub source_mac: [u8; 6],
     /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is "never". Anything but the
-    /// generation in force sends the packet to the slow path, which resolves again.
-    pub generation: u32,
-    /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings).
-    pub slot: u16,
+    /// generation in force sends the packet to the slow path, which resolves again. Generations go round: the daemon's sweep
+    /// sets those that are out of date to 0 long before.
+    pub generation: u16,
     /// The largest IP packet that the route takes, in bytes.
     pub mtu: u16,
+    /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings), which knows its MAC address.
+    pub slot: u8,
+    /// 1 if there is a route, but its neighbour's MAC address is not known yet. Never in an entry.
+    pub pending: u8,
 }
 
-/// The value of the flow table: all that a packet of this direction needs. One cache line for IPv4.
+/// All that a packet of this direction needs, beside what stands in the slot's tag.
 ///
 /// Written by whichever CPU handles the flow's packets (a NIC hands a flow to one queue, and so to one CPU at a time). The
 /// counters are plain adds: when a flow moves between queues at that very moment, a packet may be missed in them.
@@ -151,55 +179,133 @@ pub struct NextHop {
 pub struct FlowEntry<A> {
     /// What its packets become.
     pub rewrite: Rewrite<A>,
-    /// Where they leave.
-    pub next_hop: NextHop,
-    /// The rule that opened the session: its number.
-    pub rule: u16,
-    /// [`Direction`], as its number.
-    direction: u8,
-    /// The TCP flags that this direction has shown, see [`crate::session::Seen`].
-    pub seen: crate::session::Seen,
-    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick.
-    pub last_seen: crate::session::Ticks,
     /// When the session was opened, in ticks.
-    pub opened: crate::session::Ticks,
-    /// Packets.
-    pub packets: u64,
-    /// Their bytes, Ethernet header included.
-    pub bytes: u64,
+    pub opened: Ticks,
+    // A [`NextHop`], field by field: as a structure of its own it would waste a byte.
+    destination_mac: [u8; 6],
+    pub(crate) generation: u16,
+    mtu: u16,
+    slot: u8,
+    /// The TCP flags that this direction has shown, see [`crate::session::Seen`].
+    pub seen: Seen,
+    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
+    /// that happened.
+    pub last_seen: Ticks,
+    /// The last acknowledgement number that this direction has sent (TCP), as it stands in the packet.
+    pub last_acknowledged: [u8; 4],
+    packets_low: u32,
+    bytes_low: u32,
+    packets_high: u16,
+    bytes_high: u16,
 }
 
-const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 64);
+const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
+
+impl FlowEntry<Ipv4> {
+    /// All zero.
+    pub const EMPTY: Self = Self::new(
+        Rewrite {
+            source: Ipv4([0; 4]),
+            destination: Ipv4([0; 4]),
+            source_port: Port([0; 2]),
+            destination_port: Port([0; 2]),
+        },
+        Ticks(0),
+    );
+}
 
 impl<A: Address> FlowEntry<A> {
-    /// The entry of a session's direction that is opened now.
+    /// The entry of a session's direction that is opened now. Where its packets leave is not known yet.
     #[inline(always)]
-    pub const fn new(
-        direction: Direction,
-        rewrite: Rewrite<A>,
-        next_hop: NextHop,
-        rule: u16,
-        now: crate::session::Ticks,
-    ) -> Self {
+    pub const fn new(rewrite: Rewrite<A>, now: Ticks) -> Self {
         Self {
             rewrite,
-            next_hop,
-            rule,
-            direction: direction as u8,
-            seen: crate::session::Seen::NOTHING,
-            last_seen: now,
             opened: now,
-            packets: 0,
-            bytes: 0,
+            destination_mac: [0; 6],
+            generation: 0,
+            mtu: 0,
+            slot: 0,
+            seen: Seen::NOTHING,
+            last_seen: now,
+            last_acknowledged: [0; 4],
+            packets_low: 0,
+            bytes_low: 0,
+            packets_high: 0,
+            bytes_high: 0,
         }
     }
 
-    /// Which of the session's flows this is.
+    /// Makes this the entry of a direction that is opened now, whose packets become `to`.
     #[inline(always)]
-    pub const fn direction(&self) -> Direction {
-        match self.direction {
-            0 => Direction::Forward,
-            _ => Direction::Reply,
+    pub const fn start(&mut self, to: &FlowKey<A>, now: Ticks, seen: Seen) {
+        self.rewrite = Rewrite::to(to);
+        self.opened = now;
+        self.generation = 0;
+        self.seen = seen;
+        self.last_seen = now;
+        self.last_acknowledged = [0; 4];
+        self.packets_low = 0;
+        self.bytes_low = 0;
+        self.packets_high = 0;
+        self.bytes_high = 0;
+    }
+
+    /// Where its packets leave.
+    #[inline(always)]
+    pub const fn next_hop(&self) -> NextHop {
+        NextHop {
+            destination_mac: self.destination_mac,
+            generation: self.generation,
+            mtu: self.mtu,
+            slot: self.slot,
+            pending: 0,
         }
+    }
+
+    /// Says where its packets leave.
+    #[inline(always)]
+    pub const fn set_next_hop(&mut self, next_hop: &NextHop) {
+        self.destination_mac = next_hop.destination_mac;
+        self.mtu = next_hop.mtu;
+        self.slot = next_hop.slot;
+        self.generation = next_hop.generation;
+    }
+
+    /// Has the next packet resolve where it leaves, in the slow path.
+    #[inline(always)]
+    pub const fn forget_next_hop(&mut self) {
+        self.generation = 0;
+    }
+
+    /// Whether it is known where packets leave, in this generation.
+    #[inline(always)]
+    pub const fn is_resolved_in(&self, generation: u32) -> bool {
+        self.generation == generation as u16
+    }
+
+    /// Counts a packet of this many bytes.
+    #[inline(always)]
+    pub const fn count(&mut self, bytes: u32) {
+        // 48 bits each, in two parts: a carry is rare.
+        let (packets, carry) = self.packets_low.overflowing_add(1);
+        self.packets_low = packets;
+        if carry {
+            self.packets_high = self.packets_high.wrapping_add(1);
+        }
+        let (bytes, carry) = self.bytes_low.overflowing_add(bytes);
+        self.bytes_low = bytes;
+        if carry {
+            self.bytes_high = self.bytes_high.wrapping_add(1);
+        }
+    }
+
+    /// Its packets.
+    pub const fn packets(&self) -> u64 {
+        (self.packets_high as u64) << 32 | self.packets_low as u64
+    }
+
+    /// Their bytes, Ethernet header included.
+    pub const fn bytes(&self) -> u64 {
+        (self.bytes_high as u64) << 32 | self.bytes_low as u64
     }
 }

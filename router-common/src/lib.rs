@@ -7,8 +7,14 @@
 //! stand in the packet, and turn into numbers only where one is computed with. **Map types have no padding**: each is
 //! `#[repr(C)]`, and its size is asserted beside it.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    expect(internal_features, reason = "see `atomic`")
+)]
 
 pub mod address;
+mod atomic;
 pub mod checksum;
 pub mod flow;
 pub mod packet;
@@ -20,6 +26,7 @@ pub mod rules;
 pub mod session;
 pub mod settings;
 pub mod stats;
+pub mod table;
 
 #[cfg(feature = "user")]
 mod pod;
@@ -28,7 +35,7 @@ mod pod;
 ///
 /// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons which disagree about
 /// the bytes in a map never open the same one. Raise it with every change to a type in a map.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The interfaces that one router works on, at most: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;
@@ -44,3 +51,76 @@ pub const MAX_SNAT_ADDRESSES: usize = 16;
 /// Azure's platform address: probe source, DNS, DHCP and WireServer. Its packets always go to the VM's own stack, on
 /// every port (<https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>).
 pub const AZURE_PLATFORM: address::Ipv4 = address::Ipv4([168, 63, 129, 16]);
+
+/// The programs behind the fast path, by their slot in the array of them.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Packets of sessions that need more than a rewrite; finds whose every other packet is.
+    Slow = 0,
+    /// ICMP errors about known sessions.
+    Related = 1,
+    /// Fragments.
+    Fragment = 2,
+    /// Answers of the router's own: ICMP errors and resets.
+    Answer = 3,
+    /// Whether and how a packet opens a session.
+    Open = 4,
+    /// Puts a new session into the table.
+    Claim = 5,
+}
+
+impl Stage {
+    /// Each with the name of its program.
+    pub const ALL: [(Self, &str); STAGES as usize] = [
+        (Self::Slow, "slow"),
+        (Self::Related, "related"),
+        (Self::Fragment, "fragment"),
+        (Self::Answer, "answer"),
+        (Self::Open, "open"),
+        (Self::Claim, "claim"),
+    ];
+}
+
+/// How many there are.
+pub const STAGES: u32 = 6;
+
+/// Counters of half-open sessions, see [`half_open_slot`].
+pub const HALF_OPEN_SLOTS: u32 = 1 << 16;
+
+/// A counter of half-open sessions, in memory that the programs and the daemon share.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfOpen<'a>(atomic::Atomic<'a, u32>);
+
+impl<'a> HalfOpen<'a> {
+    /// The counter in this field.
+    #[inline(always)]
+    pub const fn new(field: &'a u32) -> Self {
+        Self(atomic::Atomic::new(field))
+    }
+
+    /// Counts one more; `false` if that is too many, and nothing was counted.
+    #[inline(always)]
+    pub fn enter(self, limit: u32) -> bool {
+        if self.0.add(1) < limit {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// Counts one less.
+    #[inline(always)]
+    pub fn leave(self) {
+        self.0.add(1_u32.wrapping_neg());
+    }
+}
+
+/// Which counter is a source's.
+#[inline(always)]
+pub const fn half_open_slot(seeds: &table::HashSeeds, source: address::Ipv4) -> u32 {
+    let nobody = address::Ipv4([0; 4]);
+    let no_port = address::Port([0; 2]);
+    let key = flow::FlowKey::new(flow::Protocol::Icmp, source, no_port, nobody, no_port);
+    seeds.hash(&key) & (HALF_OPEN_SLOTS - 1)
+}

@@ -98,6 +98,10 @@ pub struct Packet {
     pub ttl: u8,
     /// Its TCP flags; 0 for other protocols.
     pub tcp_flags: u8,
+    /// Its TCP sequence number; 0 for other protocols.
+    pub sequence: [u8; 4],
+    /// Its TCP acknowledgement number, which counts if the flags say so; 0 for other protocols.
+    pub acknowledgement: [u8; 4],
     /// Whether its sender asked not to fragment it.
     pub dont_fragment: bool,
 }
@@ -150,16 +154,20 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
         return Err(Reason::Malformed);
     }
     let l4 = |at: usize| headers[L4 + at];
-    let (source_port, destination_port, tcp_flags) = match protocol {
+    let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
+    let (source_port, destination_port) = match protocol {
         Protocol::Tcp => {
-            let flags: &[u8; 1] = frame.bytes(L4 + 13).ok_or(Reason::Truncated)?;
-            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]), flags[0])
+            let rest: &[u8; 6] = frame.bytes(L4 + 8).ok_or(Reason::Truncated)?;
+            sequence = [l4(4), l4(5), l4(6), l4(7)];
+            acknowledgement = [rest[0], rest[1], rest[2], rest[3]];
+            tcp_flags = rest[5];
+            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
         }
-        Protocol::Udp => (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]), 0),
+        Protocol::Udp => (Port([l4(0), l4(1)]), Port([l4(2), l4(3)])),
         Protocol::Icmp => match (l4(0), l4(1)) {
-            (ICMP_ECHO_REQUEST, 0) => (Port([l4(4), l4(5)]), Port([0, 0]), 0),
+            (ICMP_ECHO_REQUEST, 0) => (Port([l4(4), l4(5)]), Port([0, 0])),
             // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
-            (ICMP_ECHO_REPLY, 0) if [l4(4), l4(5)] != [0, 0] => (Port([0, 0]), Port([l4(4), l4(5)]), 0),
+            (ICMP_ECHO_REPLY, 0) if [l4(4), l4(5)] != [0, 0] => (Port([0, 0]), Port([l4(4), l4(5)])),
             _ => return Err(Reason::IcmpOther),
         },
     };
@@ -171,6 +179,8 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
         ip_length,
         ttl: ip(8),
         tcp_flags,
+        sequence,
+        acknowledgement,
         dont_fragment: fragment & DONT_FRAGMENT != 0,
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     address::Ipv4,
-    flow::{FlowEntry, FlowKey},
+    ports::PoolKey,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey},
     settings::Settings,
     stats::CpuStats,
@@ -19,15 +19,4 @@ macro_rules! pod {
     };
 }
 
-pod!(
-    Ipv4,
-    FlowKey<Ipv4>,
-    FlowEntry<Ipv4>,
-    ListenKey,
-    Masquerade,
-    Rule,
-    RuleSet,
-    Settings,
-    SourceKey,
-    CpuStats,
-);
+pod!(Ipv4, ListenKey, Masquerade, PoolKey, Rule, RuleSet, Settings, SourceKey, CpuStats,);

@@ -1,9 +1,18 @@
-//! Which SNAT ports to try for a new session.
+//! SNAT ports: which to try for a new session, and which are taken where many are.
+//!
+//! A port is taken by the reply flow in the table, and by nothing else: the same port serves sessions to different targets. What
+//! is here only helps to find a free one fast. First a few guesses, the client's own port first. Where they fail, the ports towards
+//! that target are crowded, and a [`Pool`] remembers which ones are taken, so that even the last free port is found at a bounded cost.
 
-use crate::address::Port;
+use core::mem::size_of;
 
-/// How many ports a new session tries before it gives up.
-pub const ATTEMPTS: u32 = 32;
+use crate::{
+    address::{Ipv4, Port},
+    atomic::Atomic,
+};
+
+/// How many ports a new session guesses before it asks the pool.
+pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
 #[repr(C)]
@@ -19,7 +28,7 @@ impl PortRange {
     /// How many ports there are.
     #[inline(always)]
     pub const fn size(self) -> u32 {
-        self.last as u32 - self.first as u32 + 1
+        (self.last as u32).wrapping_sub(self.first as u32).wrapping_add(1)
     }
 
     /// Whether this is one of them.
@@ -28,51 +37,312 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
-    /// The port to try at the `attempt`-th time, from 0: the client's own if it is in the range (RFC 4787 REQ-3's port
-    /// preservation), then the ports from a random one on, around the range.
+    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range (RFC 4787 REQ-3's port
+    /// preservation), then any.
     #[inline(always)]
-    pub const fn candidate(self, attempt: u32, own: Port, random: u32) -> Port {
+    pub const fn guess(self, attempt: u32, own: Port, random: u32) -> Port {
         if attempt == 0 && self.contains(own.number()) {
             return own;
         }
+        // Each attempt is elsewhere: clients' own ports fill solid blocks.
+        let mut bits = random.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+        bits ^= bits >> 16;
+        bits = bits.wrapping_mul(0x85eb_ca6b);
+        bits ^= bits >> 13;
+        // A multiplication in place of a remainder: maps 32 bits evenly to 0..size.
+        let at = ((bits as u64 * self.size() as u64) >> 32) as u32;
+        Port::new(self.first.wrapping_add(at as u16))
+    }
+
+    /// The `step`-th port on from a random one, around the range.
+    #[inline(always)]
+    pub const fn in_turn(self, random: u32, step: u32) -> Port {
         let size = self.size();
-        // A multiplication in place of a remainder: maps 32 random bits evenly to 0..size.
         let start = ((random as u64 * size as u64) >> 32) as u32;
         // A range is never empty, but a remainder that cannot panic is one that the verifier takes.
-        let at = match (start + attempt).checked_rem(size) {
+        let at = match start.wrapping_add(step).checked_rem(size) {
             Some(at) => at,
             None => 0,
         };
         Port::new(self.first.wrapping_add(at as u16))
     }
+
+    /// The ports of this range among the 64 of a word, as bits.
+    #[inline(always)]
+    const fn in_word(self, word: u32) -> u64 {
+        let start = word * 64;
+        let end = start + 63;
+        let (first, last) = (self.first as u32, self.last as u32);
+        if last < start || first > end {
+            return 0;
+        }
+        let low = if first > start { first - start } else { 0 };
+        let high = if last < end { last - start } else { 63 };
+        (u64::MAX << low) & (u64::MAX >> (63 - high))
+    }
+}
+
+/// Towards what a pool's ports are taken. Map data: no padding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct PoolKey {
+    /// The SNAT address.
+    pub snat: Ipv4,
+    /// The target.
+    pub target: Ipv4,
+    /// Its port.
+    pub target_port: Port,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// Padding.
+    pub zero: u8,
+}
+
+const _: () = assert!(size_of::<PoolKey>() == 12);
+
+/// Words of a pool's bitmap: a bit for each port.
+pub const POOL_WORDS: u32 = 1024;
+
+/// Which ports are taken towards one target, in memory that the programs and the daemon share.
+///
+/// A hint and nothing more: the flow table decides. A bit may be missing for a port that is taken, which the attempt to take it finds
+/// out and sets. A bit may not stay for a port that is free, or the port would be lost. So whoever sets a bit for a port that it
+/// did not take itself looks at the table once more *after* setting it, and clears it if the port is free; and whoever frees a port does so
+/// in the table *before* it clears the bit. Whichever comes last sees the other.
+#[repr(C, align(64))]
+pub struct Pool {
+    /// 1 while a [`PoolKey`] leads here.
+    used: u32,
+    /// Goes up whenever a port is freed.
+    frees: u32,
+    /// What `frees` was when a search found every port taken, plus one.
+    exhausted: u32,
+    zero: [u32; 13],
+    bits: [u64; POOL_WORDS as usize],
+}
+
+const _: () = assert!(size_of::<Pool>() == 64 + 8192);
+
+impl Pool {
+    #[inline(always)]
+    const fn bits(&self, word: u32) -> Atomic<'_, u64> {
+        Atomic::new(&self.bits[(word % POOL_WORDS) as usize])
+    }
+
+    /// Makes a pool that is not in use the caller's.
+    #[inline(always)]
+    pub fn claim(&self) -> bool {
+        Atomic::new(&self.used).change(0, 1)
+    }
+
+    /// Lets go of a pool that was just claimed, and that nobody can have found.
+    #[inline(always)]
+    pub fn unclaim(&self) {
+        Atomic::new(&self.used).swap(0);
+    }
+
+    /// Whether it is in use.
+    pub fn is_used(&self) -> bool {
+        Atomic::new(&self.used).load() != 0
+    }
+
+    /// Gives the pool back, empty. Only the daemon does, when no program can have it any more.
+    pub fn release(&self) {
+        for word in 0..POOL_WORDS {
+            self.bits(word).swap(0);
+        }
+        Atomic::new(&self.exhausted).swap(0);
+        Atomic::new(&self.used).swap(0);
+    }
+
+    /// A free port of the range in this word, now marked as taken.
+    #[inline(always)]
+    pub fn take_from(&self, word: u32, range: PortRange) -> Take {
+        let word = word % POOL_WORDS;
+        let bits = self.bits(word);
+        let free = !bits.load() & range.in_word(word);
+        if free == 0 {
+            return Take::AllTaken;
+        }
+        // The lowest bit, and its number: a count of trailing zeros is a long table in BPF.
+        let bit = free & free.wrapping_neg();
+        if bits.or(bit) & bit != 0 {
+            return Take::Lost;
+        }
+        Take::Port((word * 64 + bit_number(bit)) as u16)
+    }
+
+    /// Marks a port as free, after it has become free in the flow table.
+    #[inline(always)]
+    pub fn clear(&self, port: u16) {
+        self.bits(u32::from(port) / 64).and(!(1 << (port % 64)));
+        Atomic::new(&self.frees).add(1);
+    }
+
+    /// Marks a port as taken.
+    #[inline(always)]
+    pub fn set(&self, port: u16) {
+        self.bits(u32::from(port) / 64).or(1 << (port % 64));
+    }
+
+    /// Whether a port is marked as taken.
+    pub fn is_taken(&self, port: u16) -> bool {
+        self.bits(u32::from(port) / 64).load() & 1 << (port % 64) != 0
+    }
+
+    /// How many ports are marked as taken.
+    pub fn taken(&self) -> u32 {
+        (0..POOL_WORDS).map(|word| self.bits(word).load().count_ones()).sum()
+    }
+
+    /// The count of freed ports, to be given to [`set_exhausted`](Self::set_exhausted) after a search.
+    #[inline(always)]
+    pub fn frees(&self) -> u32 {
+        Atomic::new(&self.frees).load()
+    }
+
+    /// Whether a search has found every port taken, and none has been freed since.
+    #[inline(always)]
+    pub fn is_exhausted(&self) -> bool {
+        let exhausted = Atomic::new(&self.exhausted).load();
+        exhausted != 0 && exhausted == self.frees().wrapping_add(1)
+    }
+
+    /// Remembers that every port was found taken since `frees` was asked.
+    #[inline(always)]
+    pub fn set_exhausted(&self, frees: u32) {
+        // A word of its own that is only a hint: a plain exchange will do.
+        Atomic::new(&self.exhausted).swap(frees.wrapping_add(1));
+    }
+}
+
+/// What [`Pool::take_from`] found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Take {
+    /// This port was free, and is now marked as taken.
+    Port(u16),
+    /// Another CPU was faster; there may be more.
+    Lost,
+    /// None is free in this word.
+    AllTaken,
+}
+
+/// The number of the one bit that is set.
+#[inline(always)]
+const fn bit_number(bit: u64) -> u32 {
+    let mut number = 0;
+    if bit & 0xffff_ffff_0000_0000 != 0 {
+        number += 32;
+    }
+    if bit & 0xffff_0000_ffff_0000 != 0 {
+        number += 16;
+    }
+    if bit & 0xff00_ff00_ff00_ff00 != 0 {
+        number += 8;
+    }
+    if bit & 0xf0f0_f0f0_f0f0_f0f0 != 0 {
+        number += 4;
+    }
+    if bit & 0xcccc_cccc_cccc_cccc != 0 {
+        number += 2;
+    }
+    if bit & 0xaaaa_aaaa_aaaa_aaaa != 0 {
+        number += 1;
+    }
+    number
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
+    fn pool() -> Box<Pool> {
+        Box::new(Pool { used: 0, frees: 0, exhausted: 0, zero: [0; 13], bits: [0; POOL_WORDS as usize] })
+    }
+
+    fn ranges() -> impl Strategy<Value = PortRange> {
+        (1..=u16::MAX, prop_oneof![0..200_u16, 0..=u16::MAX])
+            .prop_map(|(first, length)| PortRange { first, last: first.saturating_add(length) })
+    }
+
+    /// What a program does: every word in turn, from anywhere, until a whole round has nothing.
+    fn take(pool: &Pool, range: PortRange, start: &mut u32) -> Option<u16> {
+        (0..POOL_WORDS).find_map(|_| match pool.take_from(*start, range) {
+            Take::Port(port) => Some(port),
+            Take::Lost | Take::AllTaken => {
+                *start = start.wrapping_add(1);
+                None
+            }
+        })
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
-        fn candidates_are_in_the_range_and_differ(
-            first in 1..=u16::MAX, length in prop_oneof![0..64_u16, 0..=u16::MAX], own in any::<u16>(), random in any::<u32>(),
-        ) {
-            let range = PortRange { first, last: first.saturating_add(length) };
-            let mut seen = std::collections::HashSet::new();
-            for attempt in 0..ATTEMPTS {
-                let port = range.candidate(attempt, Port::new(own), random).number();
-                prop_assert!(range.contains(port));
-                // The client's own port may come up once more on the way round; beyond the size it all comes again.
-                prop_assert!(seen.insert(port) || port == own || attempt >= range.size());
+        fn guesses_are_in_the_range(range in ranges(), own in any::<u16>(), random in any::<u32>()) {
+            for attempt in 0..GUESSES {
+                prop_assert!(range.contains(range.guess(attempt, Port::new(own), random).number()));
             }
         }
+
+        /// Every port of the range is given out once, and none beyond it; then freed ones are, in any order.
+        #[test]
+        fn a_pool_gives_out_every_port_once(range in ranges(), mut start in any::<u32>(), freed in proptest::collection::vec(any::<u16>(), 0..50)) {
+            let pool = pool();
+            let taken: HashSet<u16> = (0..range.size()).map(|_| take(&pool, range, &mut start).unwrap()).collect();
+            prop_assert_eq!(taken.len() as u32, range.size());
+            prop_assert!(taken.iter().all(|port| range.contains(*port)));
+            prop_assert_eq!(take(&pool, range, &mut start), None);
+            prop_assert_eq!(pool.taken(), range.size());
+            let freed: HashSet<u16> = freed.into_iter().filter(|port| range.contains(*port)).collect();
+            freed.iter().for_each(|port| pool.clear(*port));
+            let again: HashSet<u16> = std::iter::from_fn(|| take(&pool, range, &mut start)).collect();
+            prop_assert_eq!(again, freed);
+        }
+    }
+
+    #[test]
+    fn exhaustion_ends_when_a_port_is_freed() {
+        let pool = pool();
+        assert!(!pool.is_exhausted());
+        let frees = pool.frees();
+        pool.set_exhausted(frees);
+        assert!(pool.is_exhausted());
+        pool.clear(7);
+        assert!(!pool.is_exhausted());
+        // A port that is freed while the search goes on counts.
+        let frees = pool.frees();
+        pool.clear(8);
+        pool.set_exhausted(frees);
+        assert!(!pool.is_exhausted());
+    }
+
+    #[test]
+    fn a_pool_belongs_to_one() {
+        let pool = pool();
+        assert!(pool.claim() && !pool.claim());
+        pool.set(9);
+        assert!(pool.is_taken(9) && pool.is_used());
+        pool.release();
+        assert!(!pool.is_used() && !pool.is_taken(9));
     }
 
     #[test]
     fn own_port_comes_first() {
         let range = PortRange { first: 1024, last: 65535 };
-        assert_eq!(range.candidate(0, Port::new(40_000), 7).number(), 40_000);
-        assert_ne!(range.candidate(0, Port::new(80), 7).number(), 80);
+        assert_eq!(range.guess(0, Port::new(40_000), 7).number(), 40_000);
+        assert_ne!(range.guess(0, Port::new(80), 7).number(), 80);
+    }
+
+    #[test]
+    fn bits_are_numbered() {
+        for number in 0..64 {
+            assert_eq!(bit_number(1 << number), number);
+        }
     }
 }

@@ -9,18 +9,21 @@ pub enum Action {
     Pass,
     /// Dropped.
     Drop,
-    /// Translated and given to the daemon, which sends it once the next hop's neighbour has answered.
+    /// Given to the daemon, which sends it when it can be sent.
     Punt,
+    /// Not forwarded: its sender is told why.
+    Answer,
 }
 
 impl Action {
-    /// `forward`, `pass`, `drop` or `punt`.
+    /// `forward`, `pass`, `drop`, `punt` or `answer`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Forward => "forward",
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::Punt => "punt",
+            Self::Answer => "answer",
         }
     }
 }
@@ -95,6 +98,19 @@ reasons! {
     24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
     25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; the daemon sets it when it starts.";
     26 Internal "internal" Drop "Something that cannot happen has happened to a packet that was being rewritten; please report it.";
+    27 HalfOpenLimit "half_open_limit" Drop "Its source has too many sessions that are still opening (limits.half_open_per_source).";
+    28 Contended "contended" Drop "Two CPUs opened sessions in the same place at the same moment; the sender's next attempt will do better.";
+    29 IcmpError "icmp_error" Forward "An ICMP error about a known session, translated and sent.";
+    30 TtlExceeded "ttl_exceeded" Answer "The packet's time to live ended here, and its sender was told (ICMP time exceeded).";
+    31 FragmentationNeeded "fragmentation_needed" Answer "Larger than the next hop's MTU and not to be fragmented; its sender was told (ICMP fragmentation needed).";
+    32 Rejected "rejected" Answer "No SNAT port is free towards this target, and the client was told (TCP reset or ICMP unreachable).";
+    33 Fragmenting "fragmenting" Punt "Larger than the next hop's MTU: the daemon sends it in fragments.";
+    34 FragmentEarly "fragment_early" Punt "A fragment that came before its packet's first: the daemon keeps it for a moment.";
+    35 FragmentBad "fragment_bad" Drop "A fragment that overlaps another, reaches beyond 65,535 bytes, or is too small to tell whose it is.";
+    36 LocalDenied "local_denied" Drop "To this machine itself, from a rule's source, and neither a rule, the health port nor local.allow lets it.";
+    37 Martian "martian" Drop "A source or destination address that no packet on a wire may have here: this machine's own, loopback, multicast or broadcast.";
+    38 BadChecksum "bad_checksum" Drop "The IPv4 header checksum is wrong.";
+    39 OtherHost "other_host" Pass "Sent to another machine's MAC address, or to all: not to be forwarded by this one.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -126,7 +142,8 @@ mod tests {
             "forwarded opened resolving not_ipv4 truncated malformed ip_options fragment unsupported_protocol icmp_other \
              platform not_matched no_session not_configured source_not_allowed ttl_expired too_big no_target no_route \
              neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
-             route_lookups_off internal"
+             route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
+             fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host"
         );
     }
 }

@@ -4,7 +4,10 @@
 //! The session's state is a pure function of the two records, computed by whoever reads both: the sweeper that expires
 //! sessions, and the command line.
 
-use crate::{flow::Protocol, packet::tcp};
+use crate::{
+    flow::{Direction, Protocol},
+    packet::tcp,
+};
 
 /// Coarse monotonic time, in units of 2^30 ns (about 1.07 s): `CLOCK_MONOTONIC_COARSE` shifted right, because a shift is
 /// what a packet can afford. Wraps after 146 years.
@@ -27,7 +30,7 @@ impl Ticks {
     }
 }
 
-/// The TCP flags that a direction has shown since its last SYN.
+/// The TCP flags that a direction has shown.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Seen(u8);
@@ -35,36 +38,151 @@ pub struct Seen(u8);
 impl Seen {
     /// None yet.
     pub const NOTHING: Self = Self(0);
-    /// The flags that matter.
+    /// A SYN: what opens a connection.
+    pub const SYN: Self = Self(tcp::SYN);
+    /// The flags that matter: a packet with one of them changes the session's state.
     pub const FLAGS: u8 = tcp::SYN | tcp::FIN | tcp::RST;
 
-    /// After a packet with these TCP flags. A SYN starts over: a client may reuse the tuple of a connection that has ended
-    /// (RFC 9293 3.6.1), and a retransmitted SYN changes nothing.
-    #[inline(always)]
-    pub const fn after(self, tcp_flags: u8) -> Self {
-        let flags = tcp_flags & Self::FLAGS;
-        if flags & tcp::SYN != 0 { Self(flags) } else { Self(self.0 | flags) }
-    }
-
     /// Whether the direction has shown any of these flags.
+    #[inline(always)]
     pub const fn any(self, flags: u8) -> bool {
         self.0 & flags != 0
     }
+
+    /// With a mark of whether the other direction has ended, so that one look tells how long the session may be idle.
+    #[inline(always)]
+    pub const fn beside(self, other: Self) -> Self {
+        if other.any(tcp::FIN | tcp::RST) {
+            self.and(Self::OTHER_ENDED)
+        } else {
+            self.without(Self::OTHER_ENDED)
+        }
+    }
+
+    /// Whether either direction has ended, seen from the client's, which has the mark.
+    pub const fn either_has_ended(self) -> bool {
+        self.any(tcp::FIN | tcp::RST | Self::OTHER_ENDED)
+    }
+
+    /// A bit that is none of [`FLAGS`](Self::FLAGS).
+    const OTHER_ENDED: u8 = 0x80;
+
+    #[inline(always)]
+    const fn and(self, flags: u8) -> Self {
+        Self(self.0 | flags)
+    }
+
+    #[inline(always)]
+    const fn without(self, flags: u8) -> Self {
+        Self(self.0 & !flags)
+    }
 }
 
-/// What one direction of a session has done.
+/// A TCP packet, as far as the session's state goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct DirectionRecord {
-    /// The TCP flags it has shown.
-    pub seen: Seen,
-    /// How many packets it has sent.
-    pub packets: u64,
+pub struct Segment {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Its flags.
+    pub flags: u8,
+    /// For a reset: whether its receiver could take it for genuine, see [`reset_is_in_window`].
+    pub in_window: bool,
+}
+
+/// What both directions of a TCP connection have shown: the state machine of the session.
+///
+/// It follows RFC 5382 and RFC 7857 in what keeps a session and for how long, and RFC 6146 section 3.5.2.2 (to which RFC 7857
+/// refers) in that a reset does not end a session at once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Connection {
+    /// The client's direction.
+    pub forward: Seen,
+    /// The target's direction.
+    pub reply: Seen,
+    /// The handshake is not over: the client has not acknowledged the target's SYN.
+    pub opening: bool,
+}
+
+impl Connection {
+    /// After a segment.
+    ///
+    /// - A new SYN of the client's on a connection that is over starts it over, with the same port and target (RFC 9293 3.6.1,
+    ///   reuse in TIME-WAIT). On one that is not, a SYN changes nothing, whatever its sequence number: the target answers it
+    ///   (RFC 5961 section 4).
+    /// - A reset outside the window changes nothing; the receiver will ignore it, too.
+    /// - Whoever has sent a genuine reset does not go on talking. So if that side goes on, the reset was forged, or is forgotten:
+    ///   the session is what it was before.
+    #[inline(always)]
+    pub const fn after(self, segment: Segment) -> Self {
+        let Segment { direction, flags, in_window } = segment;
+        let mut next = self;
+        let (mut this, other) = match direction {
+            Direction::Forward => (self.forward, self.reply),
+            Direction::Reply => (self.reply, self.forward),
+        };
+        if flags & tcp::RST != 0 {
+            if in_window {
+                this = this.and(tcp::RST);
+            }
+        } else if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+            && matches!(direction, Direction::Forward)
+            && self.is_over()
+        {
+            return Self { forward: Seen(tcp::SYN), reply: Seen::NOTHING, opening: self.opening };
+        } else {
+            this = this.without(tcp::RST).and(flags & (tcp::SYN | tcp::FIN));
+            if flags & (tcp::SYN | tcp::ACK) == tcp::ACK
+                && matches!(direction, Direction::Forward)
+                && other.any(tcp::SYN)
+            {
+                next.opening = false;
+            }
+        }
+        match direction {
+            Direction::Forward => next.forward = this,
+            Direction::Reply => next.reply = this,
+        }
+        next
+    }
+
+    /// Whether the connection has ended, as far as can be seen.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        self.forward.any(tcp::RST)
+            || self.reply.any(tcp::RST)
+            || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
+    }
+
+    /// How far it is.
+    pub const fn state(&self) -> State {
+        if self.is_over() {
+            State::Closed
+        } else if self.forward.any(tcp::FIN) || self.reply.any(tcp::FIN) {
+            State::Closing
+        } else if self.opening {
+            State::Opening
+        } else {
+            State::Established
+        }
+    }
+}
+
+/// Whether a reset with this sequence number is one that its receiver, whose last acknowledgement number is `acknowledged`, could take
+/// for genuine: not before what has been acknowledged (Linux conntrack's rule, too), and not further on than any window reaches in
+/// practice. Both as they stand in packets. An `acknowledged` of zero is "nothing yet", before which every reset counts (it answers a
+/// SYN).
+#[inline(always)]
+pub const fn reset_is_in_window(sequence: [u8; 4], acknowledged: [u8; 4]) -> bool {
+    /// 16 MiB, as an offset in sequence numbers.
+    const WINDOW: u32 = 1 << 24;
+    let acknowledged = u32::from_be_bytes(acknowledged);
+    acknowledged == 0 || u32::from_be_bytes(sequence).wrapping_sub(acknowledged) < WINDOW
 }
 
 /// How far a session is.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum State {
-    /// The target has not answered yet.
+    /// The target has not answered yet, or the client has not finished TCP's handshake.
     Opening,
     /// Both sides have spoken.
     Established,
@@ -75,17 +193,12 @@ pub enum State {
 }
 
 impl State {
-    /// The state of a session.
-    pub fn of(protocol: Protocol, forward: DirectionRecord, reply: DirectionRecord) -> Self {
-        let either = |flag| forward.seen.any(flag) || reply.seen.any(flag);
+    /// The state of a session, from what its two flows have shown; `opening` is the forward flow's mark.
+    pub const fn of(protocol: Protocol, forward: Seen, reply: Seen, opening: bool) -> Self {
         match protocol {
-            Protocol::Icmp | Protocol::Udp if reply.packets > 0 => Self::Established,
-            Protocol::Icmp | Protocol::Udp => Self::Opening,
-            Protocol::Tcp if either(tcp::RST) => Self::Closed,
-            Protocol::Tcp if forward.seen.any(tcp::FIN) && reply.seen.any(tcp::FIN) => Self::Closed,
-            Protocol::Tcp if either(tcp::FIN) => Self::Closing,
-            Protocol::Tcp if forward.seen.any(tcp::SYN) && reply.seen.any(tcp::SYN) => Self::Established,
-            Protocol::Tcp => Self::Opening,
+            Protocol::Icmp | Protocol::Udp if opening => Self::Opening,
+            Protocol::Icmp | Protocol::Udp => Self::Established,
+            Protocol::Tcp => Connection { forward, reply, opening }.state(),
         }
     }
 
@@ -102,48 +215,93 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
 
-    fn record(flags: &[u8]) -> DirectionRecord {
-        let seen = flags.iter().fold(Seen::NOTHING, |seen, flags| seen.after(*flags));
-        DirectionRecord { seen, packets: flags.len() as u64 }
+    use super::*;
+    use crate::flow::Direction::{Forward, Reply};
+
+    const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+    const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
+
+    /// A connection after these segments, all in window.
+    fn after(segments: &[(Direction, u8)]) -> Connection {
+        let new = Connection { forward: Seen(tcp::SYN), opening: true, ..Connection::default() };
+        segments.iter().fold(new, |connection, (direction, flags)| {
+            connection.after(Segment { direction: *direction, flags: *flags, in_window: true })
+        })
     }
 
-    fn tcp_state(forward: &[u8], reply: &[u8]) -> State {
-        State::of(Protocol::Tcp, record(forward), record(reply))
+    const OPEN: [(Direction, u8); 2] = [(Reply, SYN_ACK), (Forward, tcp::ACK)];
+
+    fn after_open(segments: &[(Direction, u8)]) -> State {
+        after(&[&OPEN, segments].concat()).state()
     }
 
     #[test]
-    fn tcp_opens_when_both_have_sent_syn() {
-        assert_eq!(tcp_state(&[tcp::SYN], &[]), State::Opening);
-        assert_eq!(tcp_state(&[tcp::SYN], &[tcp::SYN | tcp::ACK]), State::Established);
-        assert_eq!(tcp_state(&[tcp::SYN, tcp::ACK], &[tcp::SYN | tcp::ACK, tcp::ACK]), State::Established);
+    fn tcp_opens_by_three_steps() {
+        assert_eq!(after(&[]).state(), State::Opening);
+        assert_eq!(after(&[(Forward, tcp::SYN)]).state(), State::Opening, "again");
+        assert_eq!(after(&[(Reply, SYN_ACK)]).state(), State::Opening, "a flood gets this far");
+        assert_eq!(after(&[(Forward, tcp::ACK)]).state(), State::Opening, "to nothing");
+        assert_eq!(after_open(&[]), State::Established);
+    }
+
+    #[test]
+    fn tcp_opens_from_both_sides_at_once() {
+        let both = [(Reply, tcp::SYN), (Forward, SYN_ACK), (Reply, SYN_ACK)];
+        assert_eq!(after(&both).state(), State::Opening);
+        assert_eq!(after(&[&both[..], &[(Forward, tcp::ACK)]].concat()).state(), State::Established);
     }
 
     #[test]
     fn tcp_closes_by_two_fins_or_one_reset() {
-        let open = [tcp::SYN | tcp::ACK, tcp::ACK];
-        assert_eq!(tcp_state(&[tcp::SYN, tcp::FIN | tcp::ACK], &open), State::Closing);
-        assert_eq!(tcp_state(&[tcp::SYN], &[tcp::SYN | tcp::ACK, tcp::FIN | tcp::ACK]), State::Closing);
-        assert_eq!(
-            tcp_state(&[tcp::SYN, tcp::FIN | tcp::ACK], &[tcp::SYN | tcp::ACK, tcp::FIN | tcp::ACK]),
-            State::Closed
-        );
-        assert_eq!(tcp_state(&[tcp::SYN, tcp::RST], &open), State::Closed);
-        assert_eq!(tcp_state(&[tcp::SYN], &[tcp::RST | tcp::ACK]), State::Closed);
+        assert_eq!(after_open(&[(Forward, FIN_ACK)]), State::Closing);
+        assert_eq!(after_open(&[(Reply, FIN_ACK)]), State::Closing);
+        assert_eq!(after_open(&[(Forward, FIN_ACK), (Reply, tcp::ACK), (Reply, FIN_ACK)]), State::Closed);
+        assert_eq!(after_open(&[(Forward, tcp::RST)]), State::Closed);
+        assert_eq!(after_open(&[(Reply, tcp::RST | tcp::ACK)]), State::Closed);
+        assert_eq!(after(&[(Reply, tcp::RST | tcp::ACK)]).state(), State::Closed, "refused");
     }
 
     #[test]
-    fn tcp_reopens_on_a_new_syn() {
-        let forward = [tcp::SYN, tcp::FIN | tcp::ACK, tcp::SYN];
-        let reply = [tcp::SYN | tcp::ACK, tcp::FIN | tcp::ACK, tcp::SYN | tcp::ACK];
-        assert_eq!(tcp_state(&forward, &reply), State::Established);
+    fn tcp_starts_over_on_a_new_syn() {
+        let closed = [(Forward, FIN_ACK), (Reply, FIN_ACK), (Forward, tcp::SYN)];
+        assert_eq!(after_open(&closed), State::Established, "counted as open: it has been");
+        assert_eq!(after(&[&OPEN[..], &closed].concat()).reply, Seen::NOTHING);
+        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::SYN)]), State::Established);
+        assert_eq!(after_open(&[(Forward, tcp::SYN)]), State::Established, "not on a living connection");
+        assert_eq!(after_open(&[(Forward, FIN_ACK), (Forward, tcp::SYN)]), State::Closing);
     }
 
     #[test]
-    fn udp_is_established_by_a_reply() {
-        assert_eq!(State::of(Protocol::Udp, record(&[0]), record(&[])), State::Opening);
-        assert_eq!(State::of(Protocol::Udp, record(&[0]), record(&[0])), State::Established);
+    fn a_reset_that_was_not_meant_is_forgotten() {
+        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::ACK)]), State::Closed, "still on its way");
+        assert_eq!(after_open(&[(Reply, tcp::RST), (Reply, tcp::ACK)]), State::Established);
+        let outside = Segment { direction: Reply, flags: tcp::RST, in_window: false };
+        assert_eq!(after(&OPEN).after(outside), after(&OPEN));
+    }
+
+    #[test]
+    fn resets_count_from_the_last_acknowledged_byte_on() {
+        let ack = 0xffff_ff00_u32.to_be_bytes();
+        for (sequence, counts) in [
+            (0xffff_ff00, true),
+            (0xffff_feff, false),
+            (0x0000_0010, true),
+            (0x0100_0000, false),
+            (0x7fff_ff00, false),
+        ] {
+            assert_eq!(reset_is_in_window(u32::to_be_bytes(sequence), ack), counts, "{sequence:#x}");
+        }
+        assert!(reset_is_in_window([0; 4], [0; 4]), "an answer to a SYN");
+    }
+
+    #[test]
+    fn others_are_established_by_a_reply() {
+        for protocol in [Protocol::Udp, Protocol::Icmp] {
+            assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, true), State::Opening);
+            assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, false), State::Established);
+        }
     }
 
     #[test]
@@ -152,5 +310,28 @@ mod tests {
         let now = Ticks::from_nanoseconds((12 << 30) + 5);
         assert_eq!(now.nanoseconds_since(then), 2 << 30);
         assert_eq!(then.nanoseconds_since(now), 0);
+    }
+
+    proptest! {
+        /// Whatever the two sides send: what has opened does not count as opening again, only resets and FINs of both sides end
+        /// a connection, and only a client's SYN or the resetting side starts an ended one over.
+        #[test]
+        fn tcp_in_any_order(segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<bool>()), 0..40)) {
+            let mut connection = after(&[]);
+            for (reply, flags, in_window) in segments {
+                let direction = if reply { Reply } else { Forward };
+                let next = connection.after(Segment { direction, flags, in_window });
+                prop_assert!(connection.opening || !next.opening);
+                if next.is_over() && !connection.is_over() {
+                    prop_assert!(flags & tcp::FIN != 0 || (flags & tcp::RST != 0 && in_window));
+                }
+                if connection.is_over() && !next.is_over() {
+                    let resetter = if reply { connection.reply } else { connection.forward };
+                    let new_syn = !reply && flags & (SYN_ACK | tcp::RST) == tcp::SYN;
+                    prop_assert!(new_syn || (resetter.any(tcp::RST) && flags & tcp::RST == 0));
+                }
+                connection = next;
+            }
+        }
     }
 }

@@ -2,16 +2,22 @@
 
 use core::mem::size_of;
 
-use crate::{MAX_INTERFACES, session::Ticks};
+use crate::{MAX_INTERFACES, address::Ipv4, session::Ticks, table::HashSeeds};
 
-/// The kernel's indexes of one interface of the router.
+/// One interface of the router, by the kernel's indexes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct InterfaceIndexes {
+pub struct Interface {
     /// The interface that is configured, where addresses and routes are, e.g. Azure's synthetic `eth0`. 0 is "no interface".
     pub primary: u32,
     /// Its virtual function, if there is one: hv_netvsc runs the program there too, and packets then name that device.
     pub virtual_function: u32,
+    /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is "none".
+    pub address: Ipv4,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Padding.
+    pub zero: [u8; 2],
 }
 
 /// The settings. Written whole by the daemon; the program only reads it.
@@ -21,17 +27,23 @@ pub struct Settings {
     /// Which rule set is in force, see [`crate::rules`]. 0 is none: everything passes.
     pub version: u32,
     /// Raised whenever a route, neighbour, link or address changed: next hops resolved under another generation are
-    /// resolved again when they are next used. Never 0.
+    /// resolved again when they are next used. 1 to 65,535, and round again.
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
-    pub interfaces: [InterfaceIndexes; MAX_INTERFACES],
+    pub interfaces: [Interface; MAX_INTERFACES],
     /// When the daemon was last there, in ticks: it says so every few seconds.
     pub daemon_seen: Ticks,
     /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for whoever takes the router off.
     pub route_lookups_were_off: u32,
+    /// The slots of the flow table.
+    pub slots: u32,
+    /// Sessions in the opening state that one source may have.
+    pub half_open_per_source: u32,
+    /// The key of the flow table's hash.
+    pub seeds: HashSeeds,
 }
 
-const _: () = assert!(size_of::<Settings>() == 32);
+const _: () = assert!(size_of::<Settings>() == 104);
 
 impl Settings {
     /// How long after the daemon was last heard of it still counts as there, in ticks.
@@ -41,6 +53,12 @@ impl Settings {
     #[inline(always)]
     pub const fn daemon_is_there(&self, now: Ticks) -> bool {
         now.0.saturating_sub(self.daemon_seen.0) <= Self::DAEMON_PATIENCE
+    }
+
+    /// The interface of a slot.
+    #[inline(always)]
+    pub const fn interface(&self, slot: u32) -> &Interface {
+        &self.interfaces[slot as usize & (MAX_INTERFACES - 1)]
     }
 
     /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just
@@ -80,21 +98,16 @@ mod tests {
         assert!(!settings.daemon_is_there(Ticks(107)));
     }
 
+    fn interface(primary: u32, virtual_function: u32) -> Interface {
+        Interface { primary, virtual_function, ..Interface::default() }
+    }
+
     #[test]
     fn slots() {
-        let one = Settings {
-            interfaces: [InterfaceIndexes { primary: 2, virtual_function: 3 }, InterfaceIndexes::default()],
-            ..Settings::default()
-        };
+        let one = Settings { interfaces: [interface(2, 3), Interface::default()], ..Settings::default() };
         assert_eq!([one.ingress_slot(2), one.ingress_slot(3), one.ingress_slot(9)], [0, 0, 0]);
         assert_eq!([one.egress_slot(2), one.egress_slot(3)], [Some(0), None]);
-        let two = Settings {
-            interfaces: [
-                InterfaceIndexes { primary: 2, virtual_function: 3 },
-                InterfaceIndexes { primary: 4, virtual_function: 5 },
-            ],
-            ..Settings::default()
-        };
+        let two = Settings { interfaces: [interface(2, 3), interface(4, 5)], ..Settings::default() };
         assert_eq!([two.ingress_slot(2), two.ingress_slot(4), two.ingress_slot(5)], [0, 1, 1]);
         assert_eq!([two.egress_slot(4), two.egress_slot(5), two.egress_slot(7)], [Some(1), None, None]);
     }

@@ -110,8 +110,8 @@ proptest! {
         prop_assert_eq!(packet.ttl, ttl);
         prop_assert_eq!(packet.tcp_flags, tcp::ACK | tcp::PSH);
         prop_assert_eq!(usize::from(packet.ip_length), frame.len() - 14);
-        let rewrite = Rewrite::new(&packet.key, &to.key(Protocol::Tcp));
-        rewrite.apply_tcp(frame[..].bytes_mut(0).unwrap());
+        let rewrite = Rewrite::to(&to.key(Protocol::Tcp));
+        rewrite.apply_tcp(&packet.key, frame[..].bytes_mut(0).unwrap());
         prop_assert_eq!(frame, tcp_frame(&to, ttl - 1, &payload, options));
     }
 
@@ -120,8 +120,8 @@ proptest! {
         let mut frame = udp_frame(&from, ttl, &payload, checksum);
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, from.key(Protocol::Udp));
-        let rewrite = Rewrite::new(&packet.key, &to.key(Protocol::Udp));
-        rewrite.apply_udp(frame[..].bytes_mut(0).unwrap());
+        let rewrite = Rewrite::to(&to.key(Protocol::Udp));
+        rewrite.apply_udp(&packet.key, frame[..].bytes_mut(0).unwrap());
         prop_assert_eq!(frame, udp_frame(&to, ttl - 1, &payload, checksum));
     }
 
@@ -144,8 +144,8 @@ proptest! {
             Tuple { source_port, destination_port, ..tuple.clone() }.key(Protocol::Icmp)
         };
         prop_assert_eq!(packet.key, key(&from, old));
-        let rewrite = Rewrite::new(&packet.key, &key(&to, new));
-        rewrite.apply_icmp_echo(frame[..].bytes_mut(0).unwrap());
+        let rewrite = Rewrite::to(&key(&to, new));
+        rewrite.apply_icmp_echo(&packet.key, frame[..].bytes_mut(0).unwrap());
         prop_assert_eq!(frame, echo_frame(to.source, to.destination, new, reply, ttl - 1, &payload));
     }
 
@@ -153,10 +153,10 @@ proptest! {
     #[test]
     fn the_reply_is_the_mirror_image(client in tuples(), outbound in tuples()) {
         let (key, out) = (client.key(Protocol::Tcp), outbound.key(Protocol::Tcp));
-        let forward = Rewrite::new(&key, &out);
+        let forward = Rewrite::to(&out);
         let reply_key = key.twin(&forward);
         prop_assert_eq!(reply_key, out.reversed());
-        let reply = Rewrite::new(&reply_key, &key.reversed());
+        let reply = Rewrite::to(&key.reversed());
         prop_assert_eq!(reply_key.twin(&reply), key);
 
         // The answer travels the other way round.
@@ -167,7 +167,7 @@ proptest! {
             destination_port: outbound.source_port,
         };
         let mut frame = tcp_frame(&answer, 60, b"answer", false);
-        reply.apply_tcp(frame[..].bytes_mut(0).unwrap());
+        reply.apply_tcp(&reply_key, frame[..].bytes_mut(0).unwrap());
         let expected = Tuple {
             source: client.destination,
             destination: client.source,

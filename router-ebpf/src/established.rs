@@ -1,60 +1,103 @@
 //! The fast path: a packet of a known session that needs nothing but its rewrite.
 
 use router_common::{
+    Stage,
     address::Ipv4,
-    flow::{NextHop, Protocol},
+    flow::{Direction, FlowEntry, NextHop, Protocol},
     packet::{self, Frame as _, Packet},
     reason::Reason,
     rewrite::{Rewrite, apply_ethernet},
-    settings::Settings,
-    stats::CpuStats,
+    session::Seen,
+    table::Tag,
 };
 
-use crate::{Outcome, Transmit, flows, frame::XdpFrame};
+use crate::{Exit, Outcome, Transmit, Work, flows, stats};
 
-/// Forwards a packet of a known session; `None` is "the slow path's".
+/// Forwards a packet of a known session; everything else is the slow path's.
 #[inline(always)]
-pub(crate) fn forward(frame: &mut XdpFrame, settings: &Settings, stats: &mut CpuStats) -> Option<Outcome> {
-    let packet = match packet::parse(frame) {
+pub(crate) fn forward(work: &mut Work) -> Outcome {
+    let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
-        Err(reason) => return Some(Err(reason)),
+        // Not for this program at all.
+        Err(Reason::NotIpv4) => return Err(Reason::NotIpv4.into()),
+        Err(_) => return Err(Exit::To(Stage::Slow)),
     };
-    let entry = flows::get(&packet.key)?;
-    let next_hop = &entry.next_hop;
-    if next_hop.generation != settings.next_hop_generation
+    let Some(slot) = flows::find_near(&packet.key, work.settings) else {
+        return Err(Exit::To(Stage::Slow));
+    };
+    let entry = &mut slot.entry;
+    let next_hop = entry.next_hop();
+    if !entry.is_resolved_in(work.settings.next_hop_generation)
         || packet.ttl <= 1
         || packet.ip_length > next_hop.mtu
+        || packet.tcp_flags & Seen::FLAGS != 0
     {
-        return None;
+        return Err(Exit::To(Stage::Slow));
     }
-    flows::record(entry, &packet, frame, stats);
-    Some(match send(frame, &packet, &entry.rewrite, &entry.next_hop) {
-        Some(slot) => Ok(Transmit { reason: Reason::Forwarded, slot }),
-        None => Err(Reason::Internal),
-    })
+    let rewrite = entry.rewrite;
+    record(entry, &packet, work);
+    let tag = slot.tag();
+    send(work, &packet, &rewrite, &next_hop, tag, Reason::Forwarded)
 }
 
-/// Makes a packet what it becomes and addresses it to its next hop; the slot it leaves by. `None` if the frame is shorter than
-/// its headers, which parsing has ruled out.
+/// Records a packet in its flow's entry.
+#[inline(always)]
+pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &Work) {
+    let now = flows::now();
+    // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
+    if entry.last_seen != now {
+        entry.last_seen = now;
+    }
+    if packet.tcp_flags & packet::tcp::ACK != 0 {
+        entry.last_acknowledged = packet.acknowledgement;
+    }
+    entry.count(work.frame.length() as u32);
+}
+
+/// Makes a packet what it becomes, addresses it to its next hop and counts it for its rule.
 #[inline(always)]
 pub(crate) fn send(
-    frame: &mut XdpFrame,
+    work: &mut Work,
     packet: &Packet,
     rewrite: &Rewrite<Ipv4>,
     next_hop: &NextHop,
-) -> Option<u32> {
-    translate(frame, packet, rewrite)?;
-    apply_ethernet(frame.bytes_mut(0)?, next_hop.destination_mac, next_hop.source_mac);
-    Some(u32::from(next_hop.slot))
+    tag: Tag,
+    reason: Reason,
+) -> Outcome {
+    translate(work, packet, rewrite)?;
+    address(work, next_hop)?;
+    count_for_rule(work, tag);
+    Ok(Transmit { reason, slot: u32::from(next_hop.slot) })
 }
 
 /// Makes a packet what it becomes, from the IP header on.
 #[inline(always)]
-pub(crate) fn translate(frame: &mut XdpFrame, packet: &Packet, rewrite: &Rewrite<Ipv4>) -> Option<()> {
+pub(crate) fn translate(work: &mut Work, packet: &Packet, rewrite: &Rewrite<Ipv4>) -> Result<(), Reason> {
+    let frame = &mut work.frame;
+    // Parsing has ruled out that the frame is shorter than its headers.
     match packet.protocol {
-        Protocol::Tcp => rewrite.apply_tcp(frame.bytes_mut(0)?),
-        Protocol::Udp => rewrite.apply_udp(frame.bytes_mut(0)?),
-        Protocol::Icmp => rewrite.apply_icmp_echo(frame.bytes_mut(0)?),
+        Protocol::Tcp => rewrite.apply_tcp(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
+        Protocol::Udp => rewrite.apply_udp(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
+        Protocol::Icmp => rewrite.apply_icmp_echo(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
     }
-    Some(())
+    Ok(())
+}
+
+/// Addresses a frame to its next hop.
+#[inline(always)]
+pub(crate) fn address(work: &mut Work, next_hop: &NextHop) -> Result<(), Reason> {
+    let source_mac = work.settings.interface(u32::from(next_hop.slot)).mac;
+    apply_ethernet(work.frame.bytes_mut(0).ok_or(Reason::Internal)?, next_hop.destination_mac, source_mac);
+    Ok(())
+}
+
+/// Counts a packet that leaves for the rule that opened its session.
+#[inline(always)]
+pub(crate) fn count_for_rule(work: &mut Work, tag: Tag) {
+    let bytes = work.frame.length() as u64;
+    let rule = stats::rule(work.stats, tag.rule());
+    match tag.direction() {
+        Direction::Forward => rule.forward.count(bytes),
+        Direction::Reply => rule.reply.count(bytes),
+    }
 }

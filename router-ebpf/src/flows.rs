@@ -1,34 +1,37 @@
-//! The flow table.
+//! The flow table, see [`router_common::table`].
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns, macros::map, maps::HashMap,
+    bindings::BPF_F_MMAPABLE,
+    cty::c_void,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop},
+    macros::map,
+    maps::{Array, PerCpuArray},
 };
 use router_common::{
     address::Ipv4,
-    flow::{Direction, FlowEntry, FlowKey},
-    packet::{Frame as _, Packet},
-    session::Ticks,
-    stats::CpuStats,
+    flow::{FlowEntry, FlowKey},
+    session::{Seen, Ticks},
+    settings::Settings,
+    table::{CHAIN, InsertError, NOWHERE, Occupancy, Search, Slot, Tag},
 };
 
-use crate::{frame::XdpFrame, stats};
+use crate::settings;
 
-/// The kernel's answers to an insertion that concern us (include/uapi/asm-generic/errno-base.h).
-const EEXIST: i32 = -17;
-
-/// Every session's two flows. Not an LRU: nothing but the daemon's sweep, or the roll-back of a half-made session, removes an
-/// entry. Inserted by this program with `BPF_NOEXIST`, so that of two CPUs one wins. Sized by the daemon: two entries a
-/// session (`limits.flows`), about 128 bytes each.
+/// Every session's two flows. The programs insert, the daemon's sweep removes; both follow `router_common::table`. Sized by the
+/// daemon (`limits.flows`), which has it in its memory.
 #[map]
-static FLOWS: HashMap<FlowKey<Ipv4>, FlowEntry<Ipv4>> = HashMap::with_max_entries(1 << 16, 0);
+static FLOWS: Array<Slot> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
 
-/// Why an entry was not inserted.
-pub(crate) enum InsertError {
-    /// The key is taken.
-    Exists,
-    /// No room.
-    Full,
-}
+/// One record: how many sessions there are. Added to by the programs, taken from by the daemon, both atomically.
+#[map]
+static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// One a CPU: a walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
+#[map]
+static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many slots of a chain the fast path looks at: all but one flow in a hundred of a full table is in one of them.
+const NEAR: u32 = 4;
 
 /// The time, in ticks.
 #[inline(always)]
@@ -37,53 +40,154 @@ pub(crate) fn now() -> Ticks {
     Ticks::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
-/// The entry of a flow.
 #[inline(always)]
-pub(crate) fn get(key: &FlowKey<Ipv4>) -> Option<&'static mut FlowEntry<Ipv4>> {
-    // SAFETY: the memory is the table's own and stays mapped. It is shared: other CPUs may write the same entry, and an entry
-    // that is removed at this very moment may become another session's while this packet is handled, which can then leave
-    // with the other's rewrite. Every field is a plain integer or byte for which any value is good.
-    FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+fn slot(index: u32) -> Option<&'static mut Slot> {
+    // SAFETY: the memory is the table's own and stays mapped. It is shared, see `router_common::table` for who may write what:
+    // tags are atomic, the rest is plain integers and bytes for which any value is good.
+    FLOWS.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
 }
 
-/// Inserts an entry whose key is not there yet.
+/// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
 #[inline(always)]
-pub(crate) fn insert(key: &FlowKey<Ipv4>, entry: &FlowEntry<Ipv4>) -> Result<(), InsertError> {
-    FLOWS.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|error| match error {
-        EEXIST => InsertError::Exists,
-        _ => InsertError::Full,
-    })
+pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
+    let home = settings.seeds.home(key, settings.slots);
+    for step in 0..NEAR {
+        let slot = slot(home + step)?;
+        if slot.is_flow(key) {
+            return Some(slot);
+        }
+    }
+    None
 }
 
-/// Takes back an insertion.
+/// The live flow of a key.
 #[inline(always)]
-pub(crate) fn remove(key: &FlowKey<Ipv4>) {
-    // It can only be gone already.
-    let _ = FLOWS.remove(key);
+pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
+    let found = walk(key, settings.seeds.home(key, settings.slots), NOWHERE)?.found;
+    slot(found).filter(|slot| slot.is_flow(key))
 }
 
-/// Records a packet in its flow's entry and in its rule's counters.
+/// Whether there is a live flow of a key.
 #[inline(always)]
-pub(crate) fn record(
-    entry: &mut FlowEntry<Ipv4>,
-    packet: &Packet,
-    frame: &XdpFrame,
-    counters: &mut CpuStats,
-) {
-    let bytes = frame.length() as u64;
-    let now = now();
-    // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
-    if entry.last_seen != now {
-        entry.last_seen = now;
+pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
+    settings::get().is_some_and(|settings| find(key, settings).is_some())
+}
+
+/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`.
+#[inline(always)]
+pub(crate) fn insert(
+    key: &FlowKey<Ipv4>,
+    to: &FlowKey<Ipv4>,
+    seen: Seen,
+    tag: Tag,
+) -> Result<&'static mut Slot, InsertError> {
+    let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
+    // SAFETY: this CPU's own, and nobody else has it now.
+    let insertion = unsafe { &mut *insertion };
+    insertion.key = *key;
+    insertion.entry.start(to, now(), seen);
+    match flow_table_insert(tag.0) {
+        CONTENDED => Err(InsertError::Contended),
+        EXISTS => Err(InsertError::Exists),
+        index => slot(index).ok_or(InsertError::Full),
     }
-    if packet.tcp_flags & router_common::session::Seen::FLAGS != 0 {
-        entry.seen = entry.seen.after(packet.tcp_flags);
+}
+
+/// A flow on its way into the table.
+struct Insertion {
+    key: FlowKey<Ipv4>,
+    entry: FlowEntry<Ipv4>,
+}
+
+/// One a CPU.
+#[map]
+static INSERTION: PerCpuArray<Insertion> = PerCpuArray::with_max_entries(1, 0);
+
+// What `flow_table_insert` answers beside a slot's index.
+const EXISTS: u32 = u32::MAX;
+const CONTENDED: u32 = u32::MAX - 1;
+const FULL: u32 = u32::MAX - 2;
+
+/// Inserts what is in `INSERTION` with this tag: the slot's index, or why not.
+///
+/// A global function: the verifier looks at it once, and not wherever it is called.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_table_insert(tag: u32) -> u32 {
+    let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get(0)) else { return FULL };
+    let tag = Tag(tag);
+    let home = settings.seeds.home(&insertion.key, settings.slots);
+    let Some(search) = walk(&insertion.key, home, NOWHERE) else { return FULL };
+    if let Err(error) = search.may_claim() {
+        return code(error);
     }
-    entry.packets += 1;
-    entry.bytes += bytes;
-    let rule = stats::rule(counters, entry.rule);
-    match entry.direction() {
-        Direction::Forward => rule.forward.count(bytes),
-        Direction::Reply => rule.reply.count(bytes),
+    let (index, seen) = (search.free, Tag(search.free_tag));
+    let Some(slot) = slot(index) else { return FULL };
+    if !slot.claim(seen) {
+        return CONTENDED;
     }
+    slot.write(&insertion.key, tag, &insertion.entry);
+    let verdict = match walk(&insertion.key, home, index) {
+        Some(search) => search.may_publish(),
+        None => Err(InsertError::Contended),
+    };
+    match verdict {
+        Ok(()) => {
+            slot.publish(tag);
+            index
+        }
+        Err(error) => {
+            slot.withdraw(tag, now());
+            code(error)
+        }
+    }
+}
+
+#[inline(always)]
+const fn code(error: InsertError) -> u32 {
+    match error {
+        InsertError::Exists => EXISTS,
+        InsertError::Contended => CONTENDED,
+        InsertError::Full | InsertError::NoPort => FULL,
+    }
+}
+
+/// Walks along a chain. `None` never happens.
+#[inline(always)]
+fn walk(key: &FlowKey<Ipv4>, home: u32, mine: u32) -> Option<&'static Search> {
+    // In place: a whole one would be put together on the stack first.
+    scratch()?.start(key, home, mine);
+    flow_table_walk();
+    scratch().map(|search| &*search)
+}
+
+/// Does the walk that is in `SEARCH`. A global function, see above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_table_walk() -> u32 {
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+    unsafe { bpf_loop(CHAIN, look as *const () as *mut c_void, core::ptr::null_mut(), 0) as u32 }
+}
+
+/// One step of a walk. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the walk.
+unsafe extern "C" fn look(step: u32, _context: *mut c_void) -> i64 {
+    let Some(search) = scratch() else { return 1 };
+    let index = search.home.wrapping_add(step);
+    match slot(index) {
+        Some(slot) => i64::from(search.look(index, slot)),
+        None => 1,
+    }
+}
+
+#[inline(always)]
+fn scratch() -> Option<&'static mut Search> {
+    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
+    // value of every field.
+    SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
+}
+
+/// How full the table is.
+#[inline(always)]
+pub(crate) fn occupancy() -> Option<&'static Occupancy> {
+    OCCUPANCY.get(0)
 }

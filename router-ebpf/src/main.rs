@@ -2,21 +2,30 @@
 //!
 //! What is decided about a packet is in `router-common`; what is here gets bytes, looks things up and writes them back.
 //!
-//! Three programs run one after the other. `pls_router` is attached and stays attached: it only jumps to slot 0 of `ROOT`, so
+//! Programs run one after the other. `pls_router` is attached and stays attached: it only jumps to slot 0 of `ROOT`, so
 //! that a new version of the rest takes over by one write to that slot, without the NIC noticing (MANA re-creates its
 //! queues whenever the attached program changes). `forward` handles packets of known sessions. Whatever else there is to
-//! do is `slow`'s.
+//! do is `slow`'s, which hands rare work on to programs of their own.
 #![no_std]
 #![no_main]
 
+mod answer;
+mod claim;
 mod established;
 mod flows;
+mod fragment;
 mod frame;
+mod half_open;
+mod known;
 mod next_hop;
 mod open;
+mod pools;
 mod punt;
+mod related;
 mod rules;
 mod settings;
+mod slow;
+mod sockets;
 mod stats;
 
 use aya_ebpf::{
@@ -26,8 +35,9 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use router_common::{
-    MAX_INTERFACES,
+    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage,
     reason::{Action, Reason},
+    settings::Settings,
     stats::CpuStats,
 };
 
@@ -37,33 +47,116 @@ use crate::frame::XdpFrame;
 #[map]
 static ROOT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Slot 0: the `slow` program that belongs to the `forward` program beside it. Written by the daemon.
+/// The programs behind the `forward` program beside it, by [`Stage`]. Written by the daemon.
 #[map]
-static STAGES: ProgramArray = ProgramArray::with_max_entries(1, 0);
+static STAGES: ProgramArray = ProgramArray::with_max_entries(STAGE_COUNT, 0);
 
 /// The router's interfaces by slot. Written by the daemon.
 #[map]
 static EGRESS: DevMap = DevMap::with_max_entries(MAX_INTERFACES as u32, 0);
 
-/// What is to become of a packet: sent, or left for a reason whose [`Action`] says how.
-type Outcome = Result<Transmit, Reason>;
+/// What is to become of a packet: sent, left for a reason whose [`Action`] says how, or handled by another program.
+type Outcome = Result<Transmit, Exit>;
 
-/// A translated packet that is ready to leave.
+/// A packet that is ready to leave.
 struct Transmit {
-    /// `Forwarded` or `Opened`.
+    /// Why: its action is `Forward` or `Answer`.
     reason: Reason,
     /// The egress interface's slot.
     slot: u32,
 }
 
+/// How a packet ends when it is not sent.
+enum Exit {
+    /// Left for this reason.
+    Left(Reason),
+    /// Given to another program.
+    To(Stage),
+}
+
+impl From<Reason> for Exit {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::Left(reason)
+    }
+}
+
+/// A packet at work: what every program needs.
+struct Work {
+    frame: XdpFrame,
+    settings: &'static Settings,
+    stats: &'static mut CpuStats,
+    /// The slot of the interface that the packet came in on.
+    ingress: u32,
+}
+
+impl Work {
+    /// `None` never happens, but the verifier cannot know.
+    #[inline(always)]
+    fn new(ctx: XdpContext) -> Option<Self> {
+        let (stats, settings) = (stats::block()?, settings::get()?);
+        let frame = XdpFrame::new(ctx);
+        let ingress = settings.ingress_slot(frame.ingress_index());
+        Some(Self { frame, settings, stats, ingress })
+    }
+
+    /// Turns an outcome into the verdict, and counts it.
+    #[inline(always)]
+    fn finish(&mut self, outcome: &Outcome) -> u32 {
+        match *outcome {
+            Ok(Transmit { reason, slot }) if slot == self.ingress => {
+                stats::transmitted(self.stats, slot, reason, &self.frame);
+                xdp_action::XDP_TX
+            }
+            Ok(Transmit { reason, slot }) => match EGRESS.redirect(slot, 0) {
+                Ok(verdict) => {
+                    stats::transmitted(self.stats, slot, reason, &self.frame);
+                    verdict
+                }
+                Err(_) => self.leave(Reason::RedirectFailed),
+            },
+            Err(Exit::Left(reason)) => self.leave(reason),
+            Err(Exit::To(stage)) => {
+                // SAFETY: the array holds XDP programs only; the kernel checks that when one is put in.
+                unsafe { STAGES.tail_call(self.frame.context(), stage as u32) };
+                // Only without a program in the slot.
+                self.leave(Reason::StageMissing)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn leave(&mut self, reason: Reason) -> u32 {
+        stats::left(self.stats, reason, &self.frame);
+        match reason.action() {
+            Action::Pass => xdp_action::XDP_PASS,
+            // The daemon has a copy of a punted packet. A packet is not left for a reason to forward or answer it.
+            Action::Drop | Action::Punt | Action::Forward | Action::Answer => xdp_action::XDP_DROP,
+        }
+    }
+}
+
+/// Runs a stage. A machine that lacks a map of its own programs aborts packets without a counter, since it has none.
+macro_rules! stage {
+    ($(#[$doc:meta])* $name:ident, $run:path) => {
+        $(#[$doc])*
+        #[xdp]
+        fn $name(ctx: XdpContext) -> u32 {
+            let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };
+            let outcome = $run(&mut work);
+            work.finish(&outcome)
+        }
+    };
+}
+
 /// The program that is attached to the interfaces.
 #[xdp]
 fn pls_router(ctx: XdpContext) -> u32 {
-    // SAFETY: the array holds XDP programs only; the kernel checks that when one is put in.
+    // SAFETY: as above.
     unsafe { ROOT.tail_call(&ctx, 0) };
     // Only without a program in the slot.
-    match stats::block() {
-        Some(stats) => finish(&XdpFrame::new(ctx), stats, 0, &Err(Reason::NotConfigured)),
+    match Work::new(ctx) {
+        Some(mut work) => work.leave(Reason::NotConfigured),
         None => xdp_action::XDP_PASS,
     }
 }
@@ -71,61 +164,40 @@ fn pls_router(ctx: XdpContext) -> u32 {
 /// Packets of known sessions.
 #[xdp]
 fn forward(ctx: XdpContext) -> u32 {
-    let (Some(stats), Some(settings)) = (stats::block(), settings::get()) else {
-        return xdp_action::XDP_ABORTED;
-    };
-    let mut frame = XdpFrame::new(ctx);
-    let ingress = settings.ingress_slot(frame.ingress_index());
-    stats::received(stats, ingress, &frame);
-    match established::forward(&mut frame, settings, stats) {
-        Some(outcome) => finish(&frame, stats, ingress, &outcome),
-        None => {
-            // SAFETY: as above.
-            unsafe { STAGES.tail_call(frame.context(), 0) };
-            finish(&frame, stats, ingress, &Err(Reason::StageMissing))
-        }
-    }
+    let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };
+    stats::received(work.stats, work.ingress, &work.frame);
+    let outcome = established::forward(&mut work);
+    work.finish(&outcome)
 }
 
-/// Everything else: packets that may open a session, and packets of sessions that need more than a rewrite.
-#[xdp]
-fn slow(ctx: XdpContext) -> u32 {
-    let (Some(stats), Some(settings)) = (stats::block(), settings::get()) else {
-        return xdp_action::XDP_ABORTED;
-    };
-    let mut frame = XdpFrame::new(ctx);
-    let ingress = settings.ingress_slot(frame.ingress_index());
-    let outcome = open::forward(&mut frame, settings, stats);
-    finish(&frame, stats, ingress, &outcome)
+stage! {
+    /// Packets of sessions that need more than a rewrite; finds whose every other packet is.
+    slow, slow::forward
 }
 
-/// Turns an outcome into the verdict, and counts it.
-#[inline(always)]
-fn finish(frame: &XdpFrame, stats: &mut CpuStats, ingress: u32, outcome: &Outcome) -> u32 {
-    match *outcome {
-        Ok(Transmit { reason, slot }) if slot == ingress => {
-            stats::transmitted(stats, slot, reason, frame);
-            xdp_action::XDP_TX
-        }
-        Ok(Transmit { reason, slot }) => match EGRESS.redirect(slot, 0) {
-            Ok(verdict) => {
-                stats::transmitted(stats, slot, reason, frame);
-                verdict
-            }
-            Err(_) => left(frame, stats, Reason::RedirectFailed),
-        },
-        Err(reason) => left(frame, stats, reason),
-    }
+stage! {
+    /// Packets that may open a session: by which rule, and where to.
+    open, open::decide
 }
 
-#[inline(always)]
-fn left(frame: &XdpFrame, stats: &mut CpuStats, reason: Reason) -> u32 {
-    stats::left(stats, reason, frame);
-    match reason.action() {
-        Action::Pass => xdp_action::XDP_PASS,
-        // The daemon has a copy of a punted packet. A packet is not left for a reason to forward it.
-        Action::Drop | Action::Punt | Action::Forward => xdp_action::XDP_DROP,
-    }
+stage! {
+    /// Puts the session that `open` has decided on into the table.
+    claim, claim::claim
+}
+
+stage! {
+    /// ICMP that is no echo.
+    related, related::forward
+}
+
+stage! {
+    /// Fragments.
+    fragment, fragment::forward
+}
+
+stage! {
+    /// Answers of the router's own.
+    answer, answer::answer
 }
 
 /// Never runs: nothing here panics, and the verifier would not load what could loop for ever.

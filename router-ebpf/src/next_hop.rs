@@ -13,25 +13,16 @@ use router_common::{
     address::Ipv4,
     flow::{NextHop, Protocol},
     reason::Reason,
-    settings::Settings,
 };
 
-use crate::frame::XdpFrame;
+use crate::Work;
 
 /// The loopback interface's index, in every network namespace.
 const LOOPBACK: u32 = 1;
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u8 = 2;
 
-/// What the kernel says of a destination.
-pub(crate) enum Resolution {
-    /// Packets can leave now.
-    Ready(NextHop),
-    /// There is a route, but its neighbour's MAC address is not known yet.
-    Pending,
-}
-
-/// Asks the kernel where a translated packet leaves.
+/// Asks the kernel where a translated packet leaves; that may be pending.
 ///
 /// The question is asked as if the packet came in by the loopback interface: to the kernel that is what a packet of this
 /// machine's own looks like (`LOOPBACK_IFINDEX` in net/ipv4/route.c, `ip_route_output_key_hash`), which fits, since its
@@ -43,15 +34,14 @@ pub(crate) enum Resolution {
 /// Why the packet cannot leave.
 #[inline(always)]
 pub(crate) fn resolve(
-    frame: &XdpFrame,
-    settings: &Settings,
+    work: &Work,
     protocol: Protocol,
     source: Ipv4,
     destination: Ipv4,
-) -> Result<Resolution, Reason> {
+) -> Result<NextHop, Reason> {
     // Read before the question is asked, and not again: an answer that has been overtaken must not count as a newer one.
     // SAFETY: a field of a map value, which is always there to read.
-    let generation = unsafe { core::ptr::read_volatile(&raw const settings.next_hop_generation) };
+    let generation = unsafe { core::ptr::read_volatile(&raw const work.settings.next_hop_generation) };
     // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { zeroed() };
     params.family = AF_INET;
@@ -61,30 +51,27 @@ pub(crate) fn resolve(
     params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
     // SAFETY: the context is the program's own, the structure and its length belong together.
     let answer = unsafe {
-        fib_lookup(frame.context().as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
+        fib_lookup(work.frame.context().as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
     };
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {}
         BPF_FIB_LKUP_RET_NO_NEIGH => {
-            return match settings.egress_slot(params.ifindex) {
-                Some(_) => Ok(Resolution::Pending),
+            return match work.settings.egress_slot(params.ifindex) {
+                Some(slot) => Ok(NextHop { slot: slot as u8, pending: 1, ..NextHop::default() }),
                 None => Err(Reason::EgressNotAttached),
             };
         }
         BPF_FIB_LKUP_RET_FWD_DISABLED => return Err(Reason::RouteLookupsOff),
         _ => return Err(Reason::NoRoute),
     }
-    let slot = settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
-    // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
-    if params.dmac == [0; 6] {
-        return Ok(Resolution::Pending);
-    }
-    Ok(Resolution::Ready(NextHop {
+    let slot = work.settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
+    Ok(NextHop {
         destination_mac: params.dmac,
-        source_mac: params.smac,
-        generation,
-        slot: slot as u16,
+        generation: generation as u16,
+        slot: slot as u8,
         // SAFETY: an answer of success has put the route's MTU here (`bpf_fib_set_fwd_params`).
         mtu: unsafe { params.__bindgen_anon_1.mtu_result },
-    }))
+        // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
+        pending: u8::from(params.dmac == [0; 6]),
+    })
 }

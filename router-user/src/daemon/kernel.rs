@@ -20,7 +20,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
-use router_common::settings::InterfaceIndexes;
+use router_common::settings::Interface;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
 
@@ -171,18 +171,17 @@ impl Kernel {
         Ok(self.links().await?.iter().map(|link| (link.header.index, name(link).to_owned())).collect())
     }
 
-    /// An interface and its virtual function: the device that has it for its master.
-    pub(super) async fn interface(&self, wanted: &str) -> Result<InterfaceIndexes> {
+    /// An interface and its virtual function: the device that has it for its master. Its address is left open.
+    pub(super) async fn interface(&self, wanted: &str) -> Result<Interface> {
         let links = self.links().await?;
-        let primary = links
+        let link = links
             .iter()
             .find(|link| name(link) == wanted)
-            .with_context(|| format!("there is no interface {wanted}"))?
-            .header
-            .index;
+            .with_context(|| format!("there is no interface {wanted}"))?;
+        let primary = link.header.index;
         let virtual_function =
             links.iter().find(|link| master(link) == Some(primary)).map_or(0, |link| link.header.index);
-        Ok(InterfaceIndexes { primary, virtual_function })
+        Ok(Interface { primary, virtual_function, mac: mac(link), ..Interface::default() })
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {
@@ -266,6 +265,17 @@ fn name(link: &LinkMessage) -> &str {
         .iter()
         .find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+/// All zero for a link that is no Ethernet.
+fn mac(link: &LinkMessage) -> [u8; 6] {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
             _ => None,
         })
         .unwrap_or_default()

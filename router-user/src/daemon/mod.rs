@@ -218,6 +218,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
         sessions: config.limits.flows,
+        half_open_per_source: config.limits.half_open_per_source,
         log: options.bpf_log,
     };
     let mut plane = Dataplane::load(&load)?;
@@ -234,7 +235,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     names::keep_targets(&mut names, &config, &plane.rules);
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own())?;
-    plane.settings.set_interfaces(next_hops::interface_indexes(&config, &kernel).await?)?;
+    plane.settings.set_interfaces(next_hops::interfaces(&config, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();
     let mode = match config.interfaces.mode {
         config::Mode::Native => Mode::Native,
@@ -260,13 +261,12 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
     }
     let punts = plane.take_punts()?;
-    let sweeper = plane.flows.try_clone()?;
     let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names)?);
     next_hops::refresh(&shared, &kernel).await?;
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
     tasks.spawn(punts::send(punts));
     tasks.spawn(punts::show_presence(shared.clone()));
-    tasks.spawn(sweep::sweep(shared.clone(), sweeper));
+    tasks.spawn(sweep::sweep(shared.clone()));
     tasks.spawn(names::follow(shared.clone()));
     Ok((shared, tasks))
 }

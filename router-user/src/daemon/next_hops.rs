@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
-use router_common::{MAX_INTERFACES, settings::InterfaceIndexes};
+use router_common::{MAX_INTERFACES, settings::Interface};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -108,9 +108,9 @@ impl Known {
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     let addresses = kernel.addresses().await?;
     shared.plane().local_addresses.set(&addresses.own())?;
-    if let Ok(indexes) = interface_indexes(&shared.config, kernel).await {
+    if let Ok(interfaces) = interfaces(&shared.config, kernel, &addresses).await {
         // A virtual function comes and goes while its interface stays (host servicing on Azure).
-        shared.plane().settings.set_interfaces(indexes)?;
+        shared.plane().settings.set_interfaces(interfaces)?;
     }
     follow_snat_address(shared, &addresses)?;
     let view = View {
@@ -210,15 +210,17 @@ impl View {
 ///
 /// # Errors
 /// When one of them is not there.
-pub(super) async fn interface_indexes(
+pub(super) async fn interfaces(
     config: &Config,
     kernel: &Kernel,
-) -> Result<[InterfaceIndexes; MAX_INTERFACES]> {
-    let mut indexes = [InterfaceIndexes::default(); MAX_INTERFACES];
-    for (slot, name) in indexes.iter_mut().zip(config.interfaces.names()) {
+    addresses: &Addresses,
+) -> Result<[Interface; MAX_INTERFACES]> {
+    let mut interfaces = [Interface::default(); MAX_INTERFACES];
+    for (slot, name) in interfaces.iter_mut().zip(config.interfaces.names()) {
         *slot = kernel.interface(name).await?;
+        slot.address = addresses.first_of(name).map(Into::into).unwrap_or_default();
     }
-    Ok(indexes)
+    Ok(interfaces)
 }
 
 /// Logs what has changed.

@@ -12,8 +12,8 @@ use router_common::{
 
 use super::{
     rule_set,
-    shared::{Attached, Shared, lock},
-    sweep,
+    shared::{Attached, Shared},
+    sweep::{self, RuleTimeouts},
 };
 use crate::{
     dataplane::{RuleTable, Session, now},
@@ -58,7 +58,10 @@ pub(super) fn status(shared: &Shared) -> Status {
         snat_addresses: shared.snat().iter().copied().map(IpAddr::V4).collect(),
         next_hops: shared.next_hops().clone(),
         names,
-        flows: FlowTableStatus { sessions: shared.sessions().total, capacity: u64::from(shared.capacity) },
+        flows: FlowTableStatus {
+            sessions: shared.sessions().total,
+            capacity: u64::from(shared.flows.capacity()),
+        },
     }
 }
 
@@ -162,43 +165,44 @@ pub(super) fn flows(shared: &Shared, query: &FlowQuery) -> Result<Vec<Flow>> {
         let plane = shared.plane();
         (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
     };
+    let timeouts = shared.rule_timeouts();
     let mut flows = Vec::new();
-    lock(&shared.flows).for_each(|session| {
-        if let Some(flow) = flow(session, &names, shared)
+    shared.flows.for_each(|session| {
+        if let Some(flow) = flow(session, &names, &timeouts)
             && query.matches(&flow)
             && flows.len() < limit
         {
             flows.push(flow);
         }
         flows.len() < limit
-    })?;
+    });
     Ok(flows)
 }
 
-fn flow(session: &Session, names: &[Option<String>], shared: &Shared) -> Option<Flow> {
-    let Session { key, forward, reply } = session;
-    let protocol = session.protocol()?;
-    let outbound = key.translated(&forward.rewrite);
+fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) -> Option<Flow> {
+    let Session { forward, reply } = session;
+    let (key, protocol) = (forward.key, session.protocol()?);
+    let outbound = forward.twin().reversed();
     let now = now();
     let seconds = |nanoseconds: u64| nanoseconds / 1_000_000_000;
     let idle = seconds(now.nanoseconds_since(session.last_seen()));
-    let timeout = sweep::timeout(session, &shared.config.timeouts)?;
-    let rule = names.get(usize::from(forward.rule)).cloned().flatten();
+    let timeout = sweep::timeout(session, timeouts.of(forward.rule()))?;
+    let rule = names.get(usize::from(forward.rule())).cloned().flatten();
     Some(Flow {
-        rule: rule.unwrap_or_else(|| format!("#{}", forward.rule)),
+        rule: rule.unwrap_or_else(|| format!("#{}", forward.rule())),
         protocol: protocol.as_str().to_owned(),
         client: end(key.source, key.source_port),
         listen: end(key.destination, destination_port(protocol, key.destination_port)),
         snat: end(outbound.source, outbound.source_port),
         target: end(outbound.destination, outbound.destination_port),
         state: session.state()?.as_str().to_owned(),
-        age_seconds: seconds(now.nanoseconds_since(forward.opened)),
+        age_seconds: seconds(now.nanoseconds_since(forward.entry.opened)),
         idle_seconds: idle,
         expires_seconds: timeout.as_secs().saturating_sub(idle),
-        forward_packets: forward.packets,
-        forward_bytes: forward.bytes,
-        reply_packets: reply.packets,
-        reply_bytes: reply.bytes,
+        forward_packets: forward.entry.packets(),
+        forward_bytes: forward.entry.bytes(),
+        reply_packets: reply.entry.packets(),
+        reply_bytes: reply.entry.bytes(),
     })
 }
 

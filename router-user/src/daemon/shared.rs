@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Names, rule_set};
+use super::{Names, rule_set, sweep::RuleTimeouts};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
@@ -42,8 +42,7 @@ pub(super) struct Shared {
     snat: Mutex<Vec<Ipv4Addr>>,
     pub(super) attached: Vec<Attached>,
     /// For reading sessions at length, apart from `plane`.
-    pub(super) flows: Mutex<FlowTable>,
-    pub(super) capacity: u32,
+    pub(super) flows: FlowTable,
     plane: Mutex<Dataplane>,
     names: Mutex<Names>,
     next_hops: Mutex<Vec<NextHopStatus>>,
@@ -66,8 +65,7 @@ impl Shared {
             started: Instant::now(),
             snat: Mutex::new(snat),
             attached,
-            flows: Mutex::new(plane.flows.try_clone()?),
-            capacity: plane.flows.capacity(),
+            flows: plane.flows.clone(),
             plane: Mutex::new(plane),
             names: Mutex::new(names),
             next_hops: Mutex::default(),
@@ -100,6 +98,22 @@ impl Shared {
     /// Notes that what the kernel says of routes and neighbours has just been read.
     pub(super) fn set_refreshed(&self) {
         *lock(&self.refreshed) = Instant::now();
+    }
+
+    /// How long sessions may be idle, by the number of their rule.
+    pub(super) fn rule_timeouts(&self) -> RuleTimeouts {
+        let plane = self.plane();
+        let mut by_rule = vec![None; router_common::MAX_RULES];
+        let forwards = self.config.forwards.iter().map(|rule| (&rule.name, &rule.timeouts));
+        let masquerades = self.config.masquerades.iter().map(|rule| (&rule.name, &rule.timeouts));
+        for (name, timeouts) in forwards.chain(masquerades) {
+            if let Some(place) =
+                plane.rules.number(name).and_then(|number| by_rule.get_mut(usize::from(number)))
+            {
+                *place = Some(timeouts.clone());
+            }
+        }
+        RuleTimeouts { others: self.config.timeouts.clone(), by_rule }
     }
 
     /// Puts the rules in force with names and addresses as they are now.

@@ -1,171 +1,367 @@
-//! The flow table.
+//! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it follows.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-
-use anyhow::{Context as _, Result, bail};
-use aya::maps::{HashMap, Map, MapData, MapError};
-use router_common::{
-    address::Ipv4,
-    flow::{Direction, FlowEntry, FlowKey, Protocol},
-    session::{DirectionRecord, State, Ticks},
+use std::{
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use super::sys::BatchReader;
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Map, MapData};
+use router_common::{
+    HalfOpen,
+    address::Ipv4,
+    flow::{Direction, FlowEntry, FlowKey, Protocol},
+    half_open_slot,
+    session::{State, Ticks},
+    settings::Settings,
+    table::{CHAIN, HashSeeds, Occupancy, SLOTS_PER_SESSION, Slot, SlotState, Tag},
+};
 
-/// Entries read by one system call: enough to make the call's own cost disappear, few enough to stay in cache.
-const BATCH: usize = 4096;
+use super::{
+    pools::{PoolTable, pool_key},
+    shared_memory::SharedArray,
+};
 
-/// A session: its two flows.
+/// One direction of a session.
 #[derive(Clone, Copy, Debug)]
-pub struct Session {
-    /// The tuple that the client's packets arrive with.
+pub struct Flow {
+    /// The tuple that its packets arrive with.
     pub key: FlowKey<Ipv4>,
-    /// The client's direction.
-    pub forward: FlowEntry<Ipv4>,
-    /// The target's direction.
-    pub reply: FlowEntry<Ipv4>,
+    tag: Tag,
+    /// What is known of it.
+    pub entry: FlowEntry<Ipv4>,
 }
 
-impl Session {
+impl Flow {
+    /// The number of the rule that opened the session.
+    pub fn rule(&self) -> u16 {
+        self.tag.rule()
+    }
+
     /// The protocol.
     pub fn protocol(&self) -> Option<Protocol> {
         self.key.protocol()
     }
 
+    /// The key of the session's other direction.
+    pub fn twin(&self) -> FlowKey<Ipv4> {
+        self.key.twin(&self.entry.rewrite)
+    }
+
+    /// Which of the session's directions this is.
+    pub fn direction(&self) -> Direction {
+        self.tag.direction()
+    }
+
+    /// Whether the session counts as half-open. Only the client's direction knows.
+    pub fn is_opening(&self) -> bool {
+        self.tag.is_opening()
+    }
+}
+
+/// A session: its two flows.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    /// The client's direction.
+    pub forward: Flow,
+    /// The target's direction.
+    pub reply: Flow,
+}
+
+impl Session {
+    /// The protocol.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.forward.protocol()
+    }
+
     /// How far it is.
     pub fn state(&self) -> Option<State> {
-        let record = |entry: &FlowEntry<Ipv4>| DirectionRecord { seen: entry.seen, packets: entry.packets };
-        Some(State::of(self.protocol()?, record(&self.forward), record(&self.reply)))
+        let Self { forward, reply } = self;
+        Some(State::of(self.protocol()?, forward.entry.seen, reply.entry.seen, forward.is_opening()))
     }
 
     /// When a packet was last seen in either direction.
     pub fn last_seen(&self) -> Ticks {
-        self.forward.last_seen.max(self.reply.last_seen)
+        self.forward.entry.last_seen.max(self.reply.entry.last_seen)
     }
 }
 
-/// The flow table, from user space.
-pub struct FlowTable {
-    map: HashMap<MapData, FlowKey<Ipv4>, FlowEntry<Ipv4>>,
-    /// The same map, for what aya has no function for.
-    fd: OwnedFd,
-    capacity: u32,
+/// The flow table, and what is counted and kept beside it. A clone is another handle to the same.
+#[derive(Clone)]
+pub struct FlowTable(Arc<Inner>);
+
+struct Inner {
+    slots: SharedArray<Slot>,
+    occupancy: SharedArray<Occupancy>,
+    half_open: SharedArray<u32>,
+    pools: Mutex<PoolTable>,
+    seeds: HashSeeds,
+}
+
+/// The maps that make up a [`FlowTable`].
+pub(super) struct FlowMaps {
+    pub(super) slots: Map,
+    pub(super) occupancy: Map,
+    pub(super) half_open: Map,
+    pub(super) pools: Map,
+    pub(super) pool_bits: Map,
+}
+
+fn share<T: super::shared_memory::Shared>(map: &Map, what: &str) -> Result<SharedArray<T>> {
+    let Map::Array(data) = map else { bail!("{what}: not an array") };
+    let length = data.info().with_context(|| format!("cannot examine {what}"))?.max_entries();
+    SharedArray::map(MapData::fd(data).as_fd(), length).with_context(|| format!("cannot map {what}"))
 }
 
 impl FlowTable {
-    pub(super) fn new(map: Map) -> Result<Self> {
-        let Map::HashMap(data) = map else { bail!("the flow table is not a hash map") };
-        let capacity = data.info().context("cannot examine the flow table")?.max_entries() / 2;
-        let fd = data.fd().as_fd().try_clone_to_owned().context("cannot open the flow table")?;
-        Ok(Self { map: Map::HashMap(data).try_into()?, fd, capacity })
+    pub(super) fn new(maps: FlowMaps, settings: &Settings) -> Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            slots: share(&maps.slots, "the flow table")?,
+            occupancy: share(&maps.occupancy, "the flow table's occupancy")?,
+            half_open: share(&maps.half_open, "the counters of half-open sessions")?,
+            pools: Mutex::new(PoolTable::new(maps.pools, maps.pool_bits)?),
+            seeds: settings.seeds,
+        })))
     }
 
-    /// Another handle to the same table.
-    ///
-    /// # Errors
-    /// When the process has no descriptor left.
-    pub fn try_clone(&self) -> Result<Self> {
-        let fd = self.fd.try_clone().context("cannot open the flow table once more")?;
-        Self::new(Map::HashMap(MapData::from_fd(fd)?))
-    }
-
-    /// How many sessions there is room for.
+    /// How many sessions there may be.
     pub fn capacity(&self) -> u32 {
-        self.capacity
+        self.0.occupancy.read(0).map_or(0, |occupancy| occupancy.capacity)
+    }
+
+    /// How many slots there are.
+    pub(super) fn slots(&self) -> u32 {
+        self.0.slots.len()
+    }
+
+    /// How many sessions there is memory for.
+    pub fn largest_capacity(&self) -> u32 {
+        (self.0.slots.len().saturating_sub(CHAIN)) / SLOTS_PER_SESSION
+    }
+
+    /// Says how many sessions there may be; at most what there is memory for. Sessions beyond stay.
+    pub(super) fn set_capacity(&self, sessions: u32) {
+        if let Some(occupancy) = self.0.occupancy.get(0) {
+            occupancy.set_capacity(sessions.min(self.largest_capacity()));
+        }
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> u32 {
+        self.0.occupancy.read(0).map_or(0, |occupancy| occupancy.sessions)
+    }
+
+    fn flow_at(&self, index: u32) -> Option<Flow> {
+        let slot = self.0.slots.read(index)?;
+        let tag = slot.tag();
+        (tag.state() == SlotState::Live).then(|| Flow { key: slot.key(), tag, entry: slot.entry })
     }
 
     /// Shows every session to `each`, in no order, until it answers `false`. Sessions that are opened or removed meanwhile may or may
     /// not be among them.
+    pub fn for_each(&self, mut each: impl FnMut(&Session) -> bool) {
+        for flow in self.flows().filter(|flow| flow.direction() == Direction::Forward) {
+            // Without its twin it has been removed in between.
+            if let Some(session) = self.session_of(&flow)
+                && !each(&session)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Every flow of both directions.
+    pub fn flows(&self) -> impl Iterator<Item = Flow> {
+        (0..self.0.slots.len()).filter_map(|index| self.flow_at(index))
+    }
+
+    /// The session of a client's direction; `None` if it has no other.
+    pub fn session_of(&self, forward: &Flow) -> Option<Session> {
+        self.get(&forward.twin()).map(|reply| Session { forward: *forward, reply })
+    }
+
+    /// One direction, by the tuple its packets arrive with.
+    pub fn get(&self, key: &FlowKey<Ipv4>) -> Option<Flow> {
+        self.find(key).and_then(|index| self.flow_at(index)).filter(|flow| flow.key == *key)
+    }
+
+    fn find(&self, key: &FlowKey<Ipv4>) -> Option<u32> {
+        let home = self.0.seeds.home(key, self.0.slots.len());
+        for index in home..home + CHAIN {
+            let slot = self.0.slots.get(index)?;
+            if slot.is_flow(key) {
+                return Some(index);
+            }
+            if slot.tag() == Tag::EMPTY {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Removes a session: the client's direction first, the one that holds the SNAT port last. One that is gone already is no error.
     ///
     /// # Errors
-    /// When the map cannot be read.
-    pub fn for_each(&self, mut each: impl FnMut(&Session) -> bool) -> Result<()> {
-        let mut reader = self.batches();
-        while let Some(batch) = reader.next().context("cannot read the flow table")? {
-            for (key, forward) in batch.filter(|(_, entry)| entry.direction() == Direction::Forward) {
-                // Without its twin it has been removed in between.
-                if let Some(session) = self.session(key, forward)?
-                    && !each(&session)
+    /// When the pools of ports cannot be read.
+    pub fn remove(&self, session: &Session) -> Result<()> {
+        self.retire(&session.forward.key)?;
+        self.retire(&session.reply.key)
+    }
+
+    /// Retires one flow, with all that hangs on it.
+    fn retire(&self, key: &FlowKey<Ipv4>) -> Result<()> {
+        let Some(slot) = self.find(key).and_then(|index| self.0.slots.get(index)) else { return Ok(()) };
+        let Some(tag) = slot.retire(key, now()) else { return Ok(()) };
+        match tag.direction() {
+            Direction::Forward => {
+                if let Some(occupancy) = self.0.occupancy.get(0) {
+                    occupancy.leave();
+                }
+                if tag.is_opening()
+                    && let Some(counter) = self.0.half_open.get(half_open_slot(&self.0.seeds, key.source))
                 {
-                    return Ok(());
+                    HalfOpen::new(counter).leave();
+                }
+                Ok(())
+            }
+            Direction::Reply => self.pools().clear(key),
+        }
+    }
+
+    fn pools(&self) -> std::sync::MutexGuard<'_, PoolTable> {
+        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One walk through the table: shows every flow to `each`, which says what is to become of it, and brings slots of flows that are gone
+    /// back into use. Only one walk may be under way at a time.
+    ///
+    /// # Errors
+    /// When the pools of ports cannot be read or written.
+    pub fn sweep(&self, generation: u32, mut each: impl FnMut(&Flow) -> Verdict) -> Result<()> {
+        let now = now();
+        let slots = &self.0.slots;
+        // Chains end where a slot is empty, so whether one may become empty depends on the one behind it: from the end on.
+        let mut next_is_empty = true;
+        for index in (0..slots.len()).rev() {
+            let Some(slot) = slots.get(index) else { continue };
+            let tag = slot.tag();
+            let mut is_empty = false;
+            match tag.state() {
+                SlotState::Empty => is_empty = true,
+                SlotState::Busy | SlotState::Pending => {}
+                SlotState::Retired => {
+                    if slot.is_out_of_quarantine(now) {
+                        slot.free(tag, now);
+                    }
+                }
+                SlotState::Free => {
+                    is_empty =
+                        next_is_empty && slot.is_out_of_quarantine(now) && slot.change_tag(tag, Tag::EMPTY);
+                }
+                SlotState::Live => {
+                    if let Some(flow) = self.flow_at(index) {
+                        if !flow.entry.is_resolved_in(generation) {
+                            slot.forget_next_hop();
+                        }
+                        match each(&flow) {
+                            Verdict::Keep => {}
+                            Verdict::Remove => {
+                                self.retire(&flow.key)?;
+                                self.retire(&flow.twin())?;
+                            }
+                        }
+                    }
+                }
+            }
+            next_is_empty = is_empty;
+        }
+        Ok(())
+    }
+
+    /// Gives back pools of ports that are not needed any more; to be called once a sweep.
+    ///
+    /// # Errors
+    /// When they cannot be read or written.
+    pub fn clean_pools(&self, range_size: u32) -> Result<()> {
+        self.pools().clean(range_size / 4)
+    }
+
+    /// What is wrong with the table: flows without their twin, keys that are there twice, counters and marks that say otherwise than the table.
+    /// What looks wrong because it is being changed is looked at again.
+    ///
+    /// # Errors
+    /// When the pools cannot be read.
+    pub fn audit(&self) -> Result<Audit> {
+        let mut audit = Audit::default();
+        let mut suspects = Vec::new();
+        let mut keys = std::collections::HashSet::new();
+        for flow in self.flows() {
+            audit.flows += 1;
+            if !keys.insert(flow.key) {
+                audit.twice.push(flow);
+            }
+            let twin = self.get(&flow.twin());
+            if twin.is_none_or(|twin| twin.twin() != flow.key) {
+                suspects.push(flow);
+            }
+        }
+        audit.half_sessions = suspects
+            .into_iter()
+            .filter(|flow| {
+                self.get(&flow.key).is_some()
+                    && self.get(&flow.twin()).is_none_or(|twin| twin.twin() != flow.key)
+            })
+            .collect();
+        audit.twice.retain(|flow| {
+            let home = self.0.seeds.home(&flow.key, self.0.slots.len());
+            let there = |index| self.0.slots.get(index).is_some_and(|slot| slot.is_flow(&flow.key));
+            (home..home + CHAIN).filter(|index| there(*index)).count() > 1
+        });
+        audit.sessions = self.sessions();
+        let pools = self.pools();
+        for (key, _) in pools.marked()? {
+            for port in pools.taken_ports(&key) {
+                let protocol = Protocol::from_number(key.protocol);
+                let Some(protocol) = protocol else { continue };
+                let port = router_common::address::Port::new(port);
+                let (source_port, destination_port) = (key.target_port, port);
+                let reply = FlowKey::new(protocol, key.target, source_port, key.snat, destination_port);
+                if self.get(&reply).is_none() {
+                    audit.leaked_ports.push(reply);
                 }
             }
         }
-        Ok(())
+        Ok(audit)
     }
+}
 
-    /// Shows the client's direction of every session to `each`: one system call for thousands of them.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn for_each_forward(&self, mut each: impl FnMut(&FlowKey<Ipv4>, &FlowEntry<Ipv4>)) -> Result<()> {
-        let mut reader = self.batches();
-        while let Some(batch) = reader.next().context("cannot read the flow table")? {
-            for (key, forward) in batch.filter(|(_, entry)| entry.direction() == Direction::Forward) {
-                each(key, forward);
-            }
-        }
-        Ok(())
-    }
+/// What is to become of a flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It stays.
+    Keep,
+    /// Its session goes, both directions of it.
+    Remove,
+}
 
-    /// The session of a client's tuple, as it is now.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn get_session(&self, key: &FlowKey<Ipv4>) -> Result<Option<Session>> {
-        match self.get(key)? {
-            Some(forward) => self.session(key, &forward),
-            None => Ok(None),
-        }
-    }
+/// What a look at the whole table has found.
+#[derive(Clone, Debug, Default)]
+pub struct Audit {
+    /// Flows of both directions.
+    pub flows: u64,
+    /// Sessions, as counted.
+    pub sessions: u32,
+    /// Flows whose other direction is not there.
+    pub half_sessions: Vec<Flow>,
+    /// Flows that are there more than once.
+    pub twice: Vec<Flow>,
+    /// Ports that are marked as taken, by the key of the reply flow that is not there.
+    pub leaked_ports: Vec<FlowKey<Ipv4>>,
+}
 
-    fn session(&self, key: &FlowKey<Ipv4>, forward: &FlowEntry<Ipv4>) -> Result<Option<Session>> {
-        let reply = self.get(&key.twin(&forward.rewrite))?;
-        Ok(reply.map(|reply| Session { key: *key, forward: *forward, reply }))
-    }
-
-    /// Removes a session: the client's direction first, the one that holds the SNAT port last.
-    ///
-    /// # Errors
-    /// When the map cannot be written. A session that is gone already is no error.
-    pub fn remove(&mut self, session: &Session) -> Result<()> {
-        for key in [session.key, session.key.twin(&session.forward.rewrite)] {
-            match self.map.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(error).context("cannot remove a session"),
-            }
-        }
-        Ok(())
-    }
-
-    /// How many entries the table has, of both directions.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn entries(&self) -> Result<usize> {
-        let mut count = 0;
-        let mut reader = self.batches();
-        while let Some(batch) = reader.next().context("cannot read the flow table")? {
-            count += batch.count();
-        }
-        Ok(count)
-    }
-
-    /// The entry of one direction, by the tuple its packets arrive with.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn get(&self, key: &FlowKey<Ipv4>) -> Result<Option<FlowEntry<Ipv4>>> {
-        match self.map.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).context("cannot read the flow table"),
-        }
-    }
-
-    fn batches(&self) -> BatchReader<'_, FlowKey<Ipv4>, FlowEntry<Ipv4>> {
-        BatchReader::new(self.fd.as_fd(), BATCH)
-    }
+/// The pool that a session's port belongs to, for counting.
+pub fn port_pool(forward: &Flow) -> router_common::ports::PoolKey {
+    pool_key(&forward.twin())
 }
 
 /// The time now, in the programs' ticks.

@@ -11,8 +11,10 @@ mod flows;
 mod forwarding;
 mod link;
 mod pins;
+mod pools;
 mod rules;
 mod settings;
+mod shared_memory;
 mod sys;
 
 use std::path::{Path, PathBuf};
@@ -23,10 +25,11 @@ use aya::{
     maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
     programs::{ProgramError, ProgramFd, Xdp},
 };
+use router_common::{Stage, table};
 
 pub use self::{
     counters::CounterTable,
-    flows::{FlowTable, Session, now},
+    flows::{Audit, Flow, FlowTable, Session, Verdict, now, port_pool},
     forwarding::{route_lookups_are_on, switch_route_lookups},
     link::{Attachment, Mode},
     pins::{Pins, detach},
@@ -34,16 +37,22 @@ pub use self::{
     settings::{LocalAddresses, SettingsTable},
 };
 
+use self::flows::FlowMaps;
+
 /// The BPF object: the programs of `router-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 11] = [
+const PINNED_MAPS: [&str; 15] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
     "STATS",
     "FLOWS",
+    "OCCUPANCY",
+    "HALF_OPEN",
+    "POOLS",
+    "POOL_BITS",
     "RULE_SETS",
     "RULES",
     "MASQUERADES",
@@ -60,6 +69,8 @@ pub struct LoadOptions {
     pub pins: Option<PathBuf>,
     /// Sessions to make room for.
     pub sessions: u32,
+    /// Sessions in the opening state that one source may have.
+    pub half_open_per_source: u32,
     /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
     pub log: Option<log::Level>,
 }
@@ -104,7 +115,7 @@ impl Dataplane {
     }
 
     fn load_with(options: &LoadOptions, pins: Option<Pins>, adopted: bool) -> Result<Self> {
-        let entries = options.sessions.checked_mul(2).context("limits.flows is too large")?;
+        let slots = table::slots(options.sessions).context("limits.flows is too large")?;
         let mut loader = EbpfLoader::new();
         let stages_pin = pins.as_ref().map(Pins::new_stages);
         if let Some(pins) = &pins {
@@ -115,23 +126,40 @@ impl Dataplane {
         if let Some(path) = &stages_pin {
             loader.map_pin_path("STAGES", path);
         }
-        loader.map_max_entries("FLOWS", entries);
+        loader.map_max_entries("FLOWS", slots);
+        for name in ["POOLS", "POOL_BITS"] {
+            loader.map_max_entries(name, pools::pools_for(options.sessions));
+        }
         let level = options.log.map_or(0, |level| level as u8);
         loader.override_global("AYA_LOG_LEVEL", &level, false);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, entries))?;
+        let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, slots))?;
 
         load_program(&mut ebpf, "forward")?;
-        load_program(&mut ebpf, "slow")?;
-        let slow = program_fd(&ebpf, "slow")?;
+        for (_, name) in Stage::ALL {
+            load_program(&mut ebpf, name)?;
+        }
         let forward = program_fd(&ebpf, "forward")?;
 
         // From the inside out: packets reach `forward` only when all it needs is in place.
         let mut stages: ProgramArray<_> = take(&mut ebpf, "STAGES")?.try_into()?;
-        stages.set(0, &slow, 0).context("cannot put the slow path into its slot")?;
-        let settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
+        for (stage, name) in Stage::ALL {
+            stages
+                .set(stage as u32, &program_fd(&ebpf, name)?, 0)
+                .with_context(|| format!("cannot put the program `{name}` into its slot"))?;
+        }
+        let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
         let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
-        let flows = FlowTable::new(take(&mut ebpf, "FLOWS")?)?;
+        let maps = FlowMaps {
+            slots: take(&mut ebpf, "FLOWS")?,
+            occupancy: take(&mut ebpf, "OCCUPANCY")?,
+            half_open: take(&mut ebpf, "HALF_OPEN")?,
+            pools: take(&mut ebpf, "POOLS")?,
+            pool_bits: take(&mut ebpf, "POOL_BITS")?,
+        };
+        let flows = FlowTable::new(maps, settings.current())?;
+        flows.set_capacity(options.sessions);
+        settings.set_limits(flows.slots(), options.half_open_per_source)?;
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
@@ -284,10 +312,10 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map `{name}`"))
 }
 
-fn explain_load_error(error: aya::EbpfError, entries: u32) -> anyhow::Error {
+fn explain_load_error(error: aya::EbpfError, slots: u32) -> anyhow::Error {
     let text = format!("{:#}", anyhow!(error));
     if text.contains("os error 12") {
-        let mebibytes = (u64::from(entries) * 128) >> 20;
+        let mebibytes = (u64::from(slots) * 64) >> 20;
         return anyhow!(
             "the kernel has not the memory for the flow table (about {mebibytes} MiB): lower limits.flows ({text})"
         );

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use router_common::{
     address::Ipv4,
-    settings::{InterfaceIndexes, Settings},
+    settings::{Interface, Settings},
+    table::HashSeeds,
 };
 
 /// The settings record.
@@ -22,9 +23,27 @@ impl SettingsTable {
         let mut current = map.get(&0, 0).context("cannot read the settings")?;
         // Next hops that an earlier daemon knew may have changed since.
         current.next_hop_generation = next_generation(current.next_hop_generation);
+        if current.seeds == HashSeeds::default() {
+            current.seeds = HashSeeds { words: random_words()? };
+        }
         let mut table = Self { map, current };
         table.write()?;
         Ok(table)
+    }
+
+    /// What the programs are told now.
+    pub fn current(&self) -> &Settings {
+        &self.current
+    }
+
+    /// Says how large the flow table is, and how many half-open sessions a source may have.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_limits(&mut self, slots: u32, half_open_per_source: u32) -> Result<()> {
+        self.current.slots = slots;
+        self.current.half_open_per_source = half_open_per_source;
+        self.write()
     }
 
     /// The version of the rule set in force; 0 is none.
@@ -45,10 +64,7 @@ impl SettingsTable {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_interfaces(
-        &mut self,
-        interfaces: [InterfaceIndexes; router_common::MAX_INTERFACES],
-    ) -> Result<()> {
+    pub fn set_interfaces(&mut self, interfaces: [Interface; router_common::MAX_INTERFACES]) -> Result<()> {
         if self.current.interfaces == interfaces {
             return Ok(());
         }
@@ -96,9 +112,20 @@ pub(super) fn route_lookups_were_off(pin: &Path) -> Result<bool> {
     Ok(settings.route_lookups_were_off != 0)
 }
 
-/// 0 means "never resolved" in an entry, so it is left out.
+/// 0 means "never resolved" in an entry, which has 16 bits for it.
 fn next_generation(generation: u32) -> u32 {
-    generation.wrapping_add(1).max(1)
+    generation % u32::from(u16::MAX) + 1
+}
+
+/// Random numbers that nobody can guess.
+fn random_words<const N: usize>() -> Result<[u64; N]> {
+    let mut words = [0_u64; N];
+    // SAFETY: the kernel writes at most the buffer's length; any bytes are a value.
+    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
+    if usize::try_from(got) != Ok(size_of_val(&words)) {
+        return Err(std::io::Error::last_os_error()).context("cannot get random numbers");
+    }
+    Ok(words)
 }
 
 /// This machine's own addresses.

@@ -14,7 +14,6 @@ use anyhow::{Context as _, Result};
 // enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -103,82 +102,6 @@ pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes to `info`.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info)
-}
-
-/// A walk through a hash map, many entries a system call.
-pub(super) struct BatchReader<'map, K, V> {
-    map: BorrowedFd<'map>,
-    position: Option<u32>,
-    done: bool,
-    keys: Vec<K>,
-    values: Vec<V>,
-}
-
-impl<'map, K: aya::Pod, V: aya::Pod> BatchReader<'map, K, V> {
-    /// A walk that reads up to `batch` entries at a time.
-    pub(super) fn new(map: BorrowedFd<'map>, batch: usize) -> Self {
-        Self {
-            map,
-            position: None,
-            done: false,
-            keys: Vec::with_capacity(batch),
-            values: Vec::with_capacity(batch),
-        }
-    }
-
-    /// The next entries; `None` at the end.
-    pub(super) fn next(&mut self) -> io::Result<Option<impl Iterator<Item = (&K, &V)>>> {
-        /// The part of `union bpf_attr` for the batch commands.
-        #[repr(C)]
-        struct Attributes {
-            in_batch: u64,
-            out_batch: u64,
-            keys: u64,
-            values: u64,
-            count: u32,
-            map_fd: u32,
-            elem_flags: u64,
-            flags: u64,
-        }
-        if self.done {
-            return Ok(None);
-        }
-        self.keys.clear();
-        self.values.clear();
-        let capacity = self.keys.capacity().min(self.values.capacity());
-        let mut next_position = 0_u32;
-        let mut attributes = Attributes {
-            in_batch: self.position.as_ref().map_or(0, |position| std::ptr::from_ref(position) as u64),
-            out_batch: (&raw mut next_position) as u64,
-            keys: self.keys.as_mut_ptr() as u64,
-            values: self.values.as_mut_ptr() as u64,
-            count: capacity as u32,
-            map_fd: self.map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the attributes are those of the command; both buffers have room for `count` elements of the map's sizes,
-        // and the positions live through the call.
-        match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) } {
-            Ok(_) => self.position = Some(next_position),
-            // The end of the map; what was read until there is in the buffers.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.done = true,
-            // A hash bucket holds more than the buffers: nothing was read, and the same place is tried again.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                self.keys.reserve(2 * capacity);
-                self.values.reserve(2 * capacity);
-                attributes.count = 0;
-            }
-            Err(error) => return Err(error),
-        }
-        let count = (attributes.count as usize).min(capacity);
-        // SAFETY: the kernel has written this many elements, and any bytes are a value of a `Pod`.
-        unsafe {
-            self.keys.set_len(count);
-            self.values.set_len(count);
-        }
-        Ok(Some(self.keys.iter().zip(&self.values)))
-    }
 }
 
 /// The system call.

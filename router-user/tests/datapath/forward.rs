@@ -211,12 +211,12 @@ fn route_lookups_that_are_off_say_so() {
 #[test]
 fn a_changed_next_hop_is_used_from_the_next_packet_on() {
     let mut world = World::new();
-    let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
-    assert_eq!(read(&world.run(&syn).frame).destination_mac, FIREWALL_MAC);
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
+    assert_eq!(read(&world.run(&query).frame).destination_mac, FIREWALL_MAC);
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:ff dev eth0 nud permanent");
-    assert_eq!(read(&world.run(&syn).frame).destination_mac, FIREWALL_MAC, "cached");
+    assert_eq!(read(&world.run(&query).frame).destination_mac, FIREWALL_MAC, "cached");
     world.dataplane.settings.invalidate_next_hops().expect("settings");
-    assert_eq!(read(&world.run(&syn).frame).destination_mac, [2, 0, 0, 0, 0, 0xff]);
+    assert_eq!(read(&world.run(&query).frame).destination_mac, [2, 0, 0, 0, 0, 0xff]);
 }
 
 #[test]

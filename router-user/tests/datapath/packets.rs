@@ -12,6 +12,8 @@ pub(crate) const PLS: [u8; 4] = [10, 0, 2, 69];
 pub(crate) const STRANGER: [u8; 4] = [10, 0, 2, 100];
 /// The router.
 pub(crate) const ROUTER: [u8; 4] = [10, 0, 2, 68];
+/// The router's second NIC, where it has one.
+pub(crate) const ROUTER_SECOND: [u8; 4] = [10, 0, 3, 4];
 /// The router's next hop.
 pub(crate) const FIREWALL: [u8; 4] = [10, 0, 2, 65];
 /// Where the `https` rule leads, behind the firewall.
@@ -112,7 +114,7 @@ impl Spec {
                     step = step.syn();
                 }
                 if flags & tcp::ACK != 0 {
-                    step = step.ack(2000);
+                    step = step.ack(1000);
                 }
                 if flags & tcp::FIN != 0 {
                     step = step.fin();

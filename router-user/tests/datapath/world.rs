@@ -4,12 +4,10 @@ use std::{net::Ipv4Addr, process::Command};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
-use router_common::{
-    flow::Protocol, ports::PortRange, reason::Reason, settings::InterfaceIndexes, stats::CpuStats,
-};
+use router_common::{flow::Protocol, ports::PortRange, reason::Reason, settings::Interface, stats::CpuStats};
 use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, MasqueradeSpec, RuleSetSpec};
 
-use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, TARGET};
+use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET};
 
 /// `enum xdp_action`, include/uapi/linux/bpf.h.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +39,7 @@ pub(crate) struct World {
 pub(crate) struct Setup {
     pub(crate) nics: usize,
     pub(crate) sessions: u32,
+    pub(crate) half_open_per_source: u32,
     pub(crate) ports: PortRange,
     pub(crate) snat: Vec<[u8; 4]>,
     pub(crate) rules: fn(&mut RuleSetSpec),
@@ -51,6 +50,7 @@ impl Default for Setup {
         Self {
             nics: 1,
             sessions: 1024,
+            half_open_per_source: u32::MAX,
             ports: PortRange { first: 1024, last: 65535 },
             snat: vec![ROUTER],
             rules: |_| {},
@@ -96,7 +96,7 @@ impl World {
 
     /// A router as set up.
     pub(crate) fn with(setup: Setup) -> Self {
-        let Setup { nics, sessions, ports, snat, rules } = setup;
+        let Setup { nics, sessions, half_open_per_source, ports, snat, rules } = setup;
         enter_new_namespace();
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
@@ -108,7 +108,7 @@ impl World {
             ip("link add eth1 type veth peer name wire1");
             ip("link set eth1 up");
             ip("link set wire1 up");
-            ip("addr add 10.0.3.4/26 dev eth1");
+            ip(&format!("addr add {}/26 dev eth1", Ipv4Addr::from(ROUTER_SECOND)));
             ip("route add default via 10.0.3.1");
             ("10.0.3.1".to_owned(), "eth1")
         } else {
@@ -119,12 +119,17 @@ impl World {
         neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
-        let options = LoadOptions { pins: None, sessions, log: None };
+        let options = LoadOptions { pins: None, sessions, half_open_per_source, log: None };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
         let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane
             .settings
-            .set_interfaces(interfaces.map(|primary| InterfaceIndexes { primary, virtual_function: 0 }))
+            .set_interfaces([0, 1].map(|slot| Interface {
+                primary: interfaces[slot],
+                address: router_common::address::Ipv4([ROUTER, ROUTER_SECOND][slot]),
+                mac: [mac("eth0"), if nics == 2 { mac("eth1") } else { [0; 6] }][slot],
+                ..Interface::default()
+            }))
             .expect("interfaces");
         dataplane.local_addresses.set(&[ROUTER.into()].into()).expect("addresses");
         let mut spec = rule_set();
@@ -211,13 +216,17 @@ impl World {
     /// How many sessions there are.
     pub(crate) fn sessions(&self) -> usize {
         let mut count = 0;
-        self.dataplane.flows.for_each_forward(|_, _| count += 1).expect("flows");
+        self.dataplane.flows.for_each(|_| {
+            count += 1;
+            true
+        });
+        assert_eq!(self.dataplane.flows.sessions(), count as u32, "as counted");
         count
     }
 
     /// How many entries the flow table has: two a session, always.
     pub(crate) fn entries(&self) -> usize {
-        self.dataplane.flows.entries().expect("flows")
+        self.dataplane.flows.flows().count()
     }
 }
 
@@ -245,6 +254,16 @@ pub(crate) fn ip(arguments: &str) {
 fn neighbour(address: &str, mac: [u8; 6], interface: &str) {
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     ip(&format!("neigh replace {address} lladdr {mac} dev {interface} nud permanent"));
+}
+
+/// The MAC address of an interface of this thread's namespace.
+pub(crate) fn mac(interface: &str) -> [u8; 6] {
+    let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().expect("ip runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mac =
+        text.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a MAC address");
+    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
+    bytes.try_into().expect("six bytes")
 }
 
 fn index(interface: &str) -> u32 {

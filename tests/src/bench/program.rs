@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use lab::{Namespace, state::State};
 use nix::net::if_::if_nametoindex;
-use router_common::{ports::PortRange, settings::InterfaceIndexes};
+use router_common::{ports::PortRange, settings::Interface};
 use router_user::dataplane::{Dataplane, LoadOptions, MasqueradeSpec, RuleSetSpec};
 
 use super::{
@@ -85,9 +85,13 @@ struct Router {
 impl Router {
     fn new() -> Result<Self> {
         let index = if_nametoindex("eth0").context("there is no eth0")?;
-        let mut dataplane = Dataplane::load(&LoadOptions { pins: None, sessions: 1024, log: None })?;
-        let interfaces =
-            [InterfaceIndexes { primary: index, virtual_function: 0 }, InterfaceIndexes::default()];
+        let mut dataplane = Dataplane::load(&LoadOptions {
+            pins: None,
+            sessions: 1024,
+            half_open_per_source: 1024,
+            log: None,
+        })?;
+        let interfaces = [Interface { primary: index, ..Interface::default() }, Interface::default()];
         dataplane.settings.set_interfaces(interfaces)?;
         dataplane.local_addresses.set(&[ROUTER].into())?;
         let rules = RuleSetSpec {

@@ -1,0 +1,751 @@
+//! The flow table: an array of cache lines, probed linearly, shared without locks.
+//!
+//! A packet of a known session finds everything about its direction in one cache line, key included, and most of them in the
+//! first line they look at. The table is one BPF array that the daemon maps into its memory, so a sweep is a walk through
+//! memory and not a system call an entry.
+//!
+//! # The life of a slot
+//!
+//! ```text
+//!   EMPTY --claim--> BUSY --key written--> PENDING --no twin found--> LIVE --expired--> RETIRED --later--> FREE --later--> EMPTY
+//!     ^                                       \---- withdrawn ----------------------------^         \--claim--> BUSY
+//! ```
+//!
+//! Everything turns on the slot's tag, one atomic word:
+//!
+//! - A slot is *claimed* by a compare-and-exchange, so one inserter has it.
+//! - Two CPUs may insert the same key in two slots. Each makes its own `PENDING` first (a full barrier) and then searches the
+//!   whole chain: at least one of them sees the other, and whoever sees another one withdraws. So a key is never live twice;
+//!   both may withdraw, and the caller tries again.
+//! - A chain ends at the first `EMPTY` slot. An entry is placed in the first slot of its chain that is not in use, so a slot may
+//!   become `EMPTY` only when the one behind it is.
+//! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and whoever is inserting may have passed
+//!   it. It therefore becomes `FREE`, and a `FREE` slot `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for
+//!   microseconds. Only the daemon's sweep does either.
+//!
+//! Probes start at a place that a keyed hash chooses ([`HashSeeds`]): whoever does not know the key cannot aim at one place.
+
+use core::mem::size_of;
+
+use crate::{
+    address::{Ipv4, Port},
+    atomic::Atomic,
+    flow::{Direction, FlowEntry, FlowKey},
+    session::Ticks,
+};
+
+/// How long a slot is neither found nor used after it was retired, and again after it became free, in ticks.
+pub const QUARANTINE: u32 = 2;
+
+/// How many slots a chain has at most. At half load, the load of a full table, a chain of this length has a probability of about
+/// 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a = 1/2).
+pub const CHAIN: u32 = 128;
+
+/// Slots for each session that there is room for: two in use, and as many free.
+pub const SLOTS_PER_SESSION: u32 = 4;
+
+/// The number of slots of a table for this many sessions; the last chain has its whole length. `None` if that is too many.
+pub const fn slots(sessions: u32) -> Option<u32> {
+    match sessions.checked_mul(SLOTS_PER_SESSION) {
+        Some(slots) => slots.checked_add(CHAIN),
+        None => None,
+    }
+}
+
+/// The key of the table's hash function: drawn at random when the table is made.
+///
+/// The function is multiply-shift over the key's 32-bit words (Dietzfelbinger et al., 1997): for any two flows, the probability over the
+/// seeds that they start at the same of `n` slots is at most about `2/n`. A fixed permutation of its 32 bits behind it keeps
+/// regular keys (ports in a row) from making regular chains.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct HashSeeds {
+    /// One multiplier for each word: source, destination, ports, protocol; and an addend.
+    pub words: [u64; 5],
+}
+
+impl HashSeeds {
+    /// 32 bits for a flow.
+    #[inline(always)]
+    pub const fn hash(&self, key: &FlowKey<Ipv4>) -> u32 {
+        let [source, destination, ports, protocol, addend] = self.words;
+        let sum = addend
+            .wrapping_add(source.wrapping_mul(u32::from_ne_bytes(key.source.0) as u64))
+            .wrapping_add(destination.wrapping_mul(u32::from_ne_bytes(key.destination.0) as u64))
+            .wrapping_add(ports.wrapping_mul(key.ports() as u64))
+            .wrapping_add(protocol.wrapping_mul(key.protocol_number() as u64));
+        let mut hash = (sum >> 32) as u32;
+        hash ^= hash >> 16;
+        hash = hash.wrapping_mul(0x85eb_ca6b);
+        hash ^ (hash >> 13)
+    }
+
+    /// Where the chain of a flow starts, in a table of `slots`.
+    #[inline(always)]
+    pub const fn home(&self, key: &FlowKey<Ipv4>, slots: u32) -> u32 {
+        ((self.hash(key) as u64 * slots.saturating_sub(CHAIN) as u64) >> 32) as u32
+    }
+}
+
+/// What a slot is, and of whom: one word.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tag(pub u32);
+
+/// Where in its life a slot is.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SlotState {
+    /// Never used, or cleaned: ends every chain.
+    Empty = 0,
+    /// Claimed; its key is being written.
+    Busy = 1,
+    /// Its key is there, but it is not yet found by packets.
+    Pending = 2,
+    /// A flow.
+    Live = 3,
+    /// Not a flow any more, in quarantine.
+    Retired = 4,
+    /// Free for another flow.
+    Free = 5,
+}
+
+impl Tag {
+    // 31..29 state, 28 opening, 27 direction, 26..16 rule, 7..0 protocol.
+    const STATE_SHIFT: u32 = 29;
+    const OPENING: u32 = 1 << 28;
+    const REPLY: u32 = 1 << 27;
+    const RULE_SHIFT: u32 = 16;
+    const RULE_MASK: u32 = 0x7ff;
+    const PROTOCOL_MASK: u32 = 0xff;
+    const MATCH_MASK: u32 = 7 << Self::STATE_SHIFT | Self::PROTOCOL_MASK;
+
+    /// A slot that was never used.
+    pub const EMPTY: Self = Self(0);
+    /// A slot that is being written.
+    pub const BUSY: Self = Self((SlotState::Busy as u32) << Self::STATE_SHIFT);
+    /// A slot that may be used again.
+    pub const FREE: Self = Self((SlotState::Free as u32) << Self::STATE_SHIFT);
+
+    /// The tag of a new flow, not yet live.
+    #[inline(always)]
+    pub const fn pending(protocol: u8, direction: Direction, rule: u16, opening: bool) -> Self {
+        let direction = match direction {
+            Direction::Forward => 0,
+            Direction::Reply => Self::REPLY,
+        };
+        let opening = if opening { Self::OPENING } else { 0 };
+        Self(
+            (SlotState::Pending as u32) << Self::STATE_SHIFT
+                | opening
+                | direction
+                | (rule as u32 & Self::RULE_MASK) << Self::RULE_SHIFT
+                | protocol as u32,
+        )
+    }
+
+    /// The same flow in another state.
+    #[inline(always)]
+    pub const fn in_state(self, state: SlotState) -> Self {
+        Self(self.0 & !(7 << Self::STATE_SHIFT) | (state as u32) << Self::STATE_SHIFT)
+    }
+
+    /// Where in its life the slot is.
+    #[inline(always)]
+    pub const fn state(self) -> SlotState {
+        match self.0 >> Self::STATE_SHIFT {
+            0 => SlotState::Empty,
+            1 => SlotState::Busy,
+            2 => SlotState::Pending,
+            3 => SlotState::Live,
+            4 => SlotState::Retired,
+            _ => SlotState::Free,
+        }
+    }
+
+    /// Whether this is a live flow of this protocol.
+    #[inline(always)]
+    pub const fn is_live(self, protocol: u8) -> bool {
+        self.0 & Self::MATCH_MASK == (SlotState::Live as u32) << Self::STATE_SHIFT | protocol as u32
+    }
+
+    /// The IP protocol number.
+    #[inline(always)]
+    pub const fn protocol_number(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Which of the session's flows this is.
+    #[inline(always)]
+    pub const fn direction(self) -> Direction {
+        if self.0 & Self::REPLY == 0 { Direction::Forward } else { Direction::Reply }
+    }
+
+    /// The number of the rule that opened the session.
+    #[inline(always)]
+    pub const fn rule(self) -> u16 {
+        (self.0 >> Self::RULE_SHIFT & Self::RULE_MASK) as u16
+    }
+
+    /// Whether the session counts as half-open. Only in the forward flow's tag.
+    #[inline(always)]
+    pub const fn is_opening(self) -> bool {
+        self.0 & Self::OPENING != 0
+    }
+}
+
+const _: () = assert!(crate::MAX_RULES <= Tag::RULE_MASK as usize + 1);
+
+/// A slot: a flow's key and entry in one cache line.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    source: Ipv4,
+    destination: Ipv4,
+    source_port: Port,
+    destination_port: Port,
+    tag: u32,
+    /// What its packets need.
+    pub entry: FlowEntry<Ipv4>,
+}
+
+const _: () = assert!(size_of::<Slot>() == 64);
+
+impl Slot {
+    /// A slot that was never used.
+    pub const EMPTY: Self = Self {
+        source: Ipv4([0; 4]),
+        destination: Ipv4([0; 4]),
+        source_port: Port([0; 2]),
+        destination_port: Port([0; 2]),
+        tag: 0,
+        entry: FlowEntry::EMPTY,
+    };
+
+    /// The tag as it is now.
+    #[inline(always)]
+    pub fn tag(&self) -> Tag {
+        Tag(self.atomic_tag().load())
+    }
+
+    #[inline(always)]
+    const fn atomic_tag(&self) -> Atomic<'_, u32> {
+        Atomic::new(&self.tag)
+    }
+
+    /// Changes the tag if it still is what was seen.
+    #[inline(always)]
+    pub fn change_tag(&self, from: Tag, to: Tag) -> bool {
+        self.atomic_tag().change(from.0, to.0)
+    }
+
+    /// Ends the opening phase of the session; whether it was this call that did.
+    #[inline(always)]
+    pub fn end_opening(&self) -> bool {
+        Tag(self.atomic_tag().and(!Tag::OPENING)).is_opening()
+    }
+
+    /// The key. What it says counts only while the tag is pending or live.
+    #[inline(always)]
+    pub const fn key(&self) -> FlowKey<Ipv4> {
+        FlowKey::from_parts(
+            self.source,
+            self.destination,
+            self.source_port,
+            self.destination_port,
+            self.tag as u8,
+        )
+    }
+
+    /// Whether the key's addresses and ports are these.
+    #[inline(always)]
+    pub fn is_between_ends_of(&self, key: &FlowKey<Ipv4>) -> bool {
+        self.source == key.source
+            && self.destination == key.destination
+            && self.source_port == key.source_port
+            && self.destination_port == key.destination_port
+    }
+
+    /// Whether this is the live flow of this key.
+    #[inline(always)]
+    pub fn is_flow(&self, key: &FlowKey<Ipv4>) -> bool {
+        self.tag().is_live(key.protocol_number()) && self.is_between_ends_of(key)
+    }
+
+    /// Claims the slot; fails if it is not any more what was seen.
+    #[inline(always)]
+    pub fn claim(&self, seen: Tag) -> bool {
+        self.change_tag(seen, Tag::BUSY)
+    }
+
+    /// Writes a flow into a slot that the caller has claimed, and makes it pending.
+    #[inline(always)]
+    pub fn write(&mut self, key: &FlowKey<Ipv4>, tag: Tag, entry: &FlowEntry<Ipv4>) {
+        self.source = key.source;
+        self.destination = key.destination;
+        self.source_port = key.source_port;
+        self.destination_port = key.destination_port;
+        self.entry = *entry;
+        // A swap and not a store: nobody may see this after what the writer looks at next.
+        self.atomic_tag().swap(tag.0);
+    }
+
+    /// Makes a pending flow of the caller's live.
+    #[inline(always)]
+    pub fn publish(&self, tag: Tag) {
+        self.atomic_tag().swap(tag.in_state(SlotState::Live).0);
+    }
+
+    /// Takes a flow that is the caller's own back, whether it has been live or not.
+    #[inline(always)]
+    pub fn withdraw(&mut self, tag: Tag, now: Ticks) {
+        self.entry.last_seen = now;
+        self.atomic_tag().swap(tag.in_state(SlotState::Retired).0);
+    }
+
+    /// Retires a live flow: the tag it had, if it was this call that did.
+    pub fn retire(&self, key: &FlowKey<Ipv4>, now: Ticks) -> Option<Tag> {
+        loop {
+            let tag = self.tag();
+            if !self.is_flow(key) {
+                return None;
+            }
+            self.set_last_seen(now);
+            // The tag may only have lost its "opening" meanwhile.
+            if self.change_tag(tag, tag.in_state(SlotState::Retired)) {
+                return Some(tag);
+            }
+        }
+    }
+
+    /// Whether a retired or free slot has been so for long enough.
+    pub fn is_out_of_quarantine(&self, now: Ticks) -> bool {
+        now.0.saturating_sub(self.last_seen()) >= QUARANTINE
+    }
+
+    /// Makes a retired slot free to be claimed. Only the sweep does.
+    pub fn free(&self, retired: Tag, now: Ticks) {
+        self.set_last_seen(now);
+        self.change_tag(retired, Tag::FREE);
+    }
+
+    /// Has the flow's next packet resolve where it leaves.
+    pub fn forget_next_hop(&self) {
+        // SAFETY: a field of a live reference, in memory that is written by all who share it. Volatile, for the same reason.
+        unsafe { core::ptr::write_volatile((&raw const self.entry.generation).cast_mut(), 0) };
+    }
+
+    fn last_seen(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { core::ptr::read_volatile(&raw const self.entry.last_seen) }.0
+    }
+
+    fn set_last_seen(&self, now: Ticks) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile((&raw const self.entry.last_seen).cast_mut(), now) };
+    }
+}
+
+/// A walk along the chain of a key.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    /// Whose chain.
+    pub key: FlowKey<Ipv4>,
+    /// Where it starts.
+    pub home: u32,
+    /// Where the key was found, or [`NOWHERE`].
+    pub found: u32,
+    /// The first slot that may be claimed, or [`NOWHERE`].
+    pub free: u32,
+    /// That slot's tag.
+    pub free_tag: u32,
+    /// The slot to leave out, or [`NOWHERE`].
+    pub mine: u32,
+    /// Whether something was met of which could not be told whose it is.
+    pub doubt: u32,
+}
+
+/// No slot.
+pub const NOWHERE: u32 = u32::MAX;
+
+impl Search {
+    /// A walk for `key` from `home`, past the slot `mine`.
+    #[inline(always)]
+    pub const fn new(key: FlowKey<Ipv4>, home: u32, mine: u32) -> Self {
+        Self { key, home, found: NOWHERE, free: NOWHERE, free_tag: 0, mine, doubt: 0 }
+    }
+
+    /// Makes this a walk for `key` from `home`, past the slot `mine`.
+    #[inline(always)]
+    pub const fn start(&mut self, key: &FlowKey<Ipv4>, home: u32, mine: u32) {
+        self.key = *key;
+        self.home = home;
+        self.found = NOWHERE;
+        self.free = NOWHERE;
+        self.free_tag = 0;
+        self.mine = mine;
+        self.doubt = 0;
+    }
+
+    /// After the first walk: whether there is a slot to claim, and none with the key.
+    ///
+    /// # Errors
+    /// Why not.
+    #[inline(always)]
+    pub const fn may_claim(&self) -> Result<(), InsertError> {
+        if self.found != NOWHERE {
+            // One that is not live may yet be withdrawn.
+            return Err(if self.doubt == 0 { InsertError::Exists } else { InsertError::Contended });
+        }
+        if self.free == NOWHERE { Err(InsertError::Full) } else { Ok(()) }
+    }
+
+    /// After the second walk, with the caller's own flow pending: whether nobody else has the key, or may come to have it.
+    ///
+    /// # Errors
+    /// Why the flow has to be withdrawn.
+    #[inline(always)]
+    pub const fn may_publish(&self) -> Result<(), InsertError> {
+        if self.doubt != 0 {
+            Err(InsertError::Contended)
+        } else if self.found != NOWHERE {
+            Err(InsertError::Exists)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Looks at one slot of the chain; whether that ends the walk.
+    #[inline(always)]
+    pub fn look(&mut self, index: u32, slot: &Slot) -> bool {
+        let tag = slot.tag();
+        match tag.state() {
+            SlotState::Empty | SlotState::Free => {
+                if self.free == NOWHERE {
+                    self.free = index;
+                    self.free_tag = tag.0;
+                }
+                matches!(tag.state(), SlotState::Empty)
+            }
+            SlotState::Busy => {
+                self.doubt |= u32::from(index != self.mine);
+                false
+            }
+            SlotState::Pending | SlotState::Live
+                if index != self.mine
+                    && tag.protocol_number() == self.key.protocol_number()
+                    && slot.is_between_ends_of(&self.key) =>
+            {
+                self.found = index;
+                self.doubt |= u32::from(matches!(tag.state(), SlotState::Pending));
+                true
+            }
+            SlotState::Pending | SlotState::Live | SlotState::Retired => false,
+        }
+    }
+}
+
+/// Why a flow was not inserted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum InsertError {
+    /// The key is taken.
+    Exists,
+    /// The chain is full.
+    Full,
+    /// No port is free that could make the key.
+    NoPort,
+    /// Another CPU was at work in the same place at the same moment; the next attempt will do better.
+    Contended,
+}
+
+/// What is counted of the table as a whole, in memory that the programs and the daemon share.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Occupancy {
+    /// Sessions in the table. Written atomically.
+    pub sessions: u32,
+    /// Sessions that it may hold. Written by the daemon.
+    pub capacity: u32,
+    zero: [u64; 7],
+}
+
+const _: () = assert!(size_of::<Occupancy>() == 64);
+
+impl Occupancy {
+    #[inline(always)]
+    const fn atomic(&self) -> Atomic<'_, u32> {
+        Atomic::new(&self.sessions)
+    }
+
+    /// Says how many sessions there may be.
+    pub fn set_capacity(&self, sessions: u32) {
+        Atomic::new(&self.capacity).swap(sessions);
+    }
+
+    /// Takes the place of one session, if there is one.
+    #[inline(always)]
+    pub fn enter(&self) -> bool {
+        if self.atomic().add(1) < self.capacity {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// Gives the place of one session back.
+    #[inline(always)]
+    pub fn leave(&self) {
+        self.atomic().add(1_u32.wrapping_neg());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::UnsafeCell, collections::HashMap, sync::Barrier, thread};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{flow::Protocol, rewrite::Rewrite};
+
+    const SEEDS: HashSeeds = HashSeeds {
+        words: [
+            0x9e37_79b9_7f4a_7c15,
+            0xbf58_476d_1ce4_e5b9,
+            0x94d0_49bb_1331_11eb,
+            0xd6e8_feb8_6659_fd93,
+            0xa076_1d64_78bd_642f,
+        ],
+    };
+
+    /// The table as the programs use it, on the host.
+    struct Table {
+        slots: Vec<UnsafeCell<Slot>>,
+    }
+
+    // SAFETY: shared as in the kernel, by the protocol under test.
+    unsafe impl Sync for Table {}
+
+    impl Table {
+        fn new(sessions: u32) -> Self {
+            let count = slots(sessions).unwrap();
+            Self { slots: (0..count).map(|_| UnsafeCell::new(Slot::EMPTY)).collect() }
+        }
+
+        fn slot(&self, index: u32) -> &Slot {
+            // SAFETY: the protocol says who writes what.
+            unsafe { &*self.slots[index as usize].get() }
+        }
+
+        #[expect(
+            clippy::mut_from_ref,
+            reason = "as in the kernel: the claim of the slot is what makes it exclusive"
+        )]
+        fn slot_mut(&self, index: u32) -> &mut Slot {
+            // SAFETY: as above.
+            unsafe { &mut *self.slots[index as usize].get() }
+        }
+
+        fn home(&self, key: &FlowKey<Ipv4>) -> u32 {
+            SEEDS.home(key, self.slots.len() as u32)
+        }
+
+        fn walk(&self, mut search: Search) -> Search {
+            for index in search.home..search.home + CHAIN {
+                if search.look(index, self.slot(index)) {
+                    break;
+                }
+            }
+            search
+        }
+
+        fn find(&self, key: &FlowKey<Ipv4>) -> Option<u32> {
+            let home = self.home(key);
+            for index in home..home + CHAIN {
+                if self.slot(index).is_flow(key) {
+                    return Some(index);
+                }
+                if self.slot(index).tag() == Tag::EMPTY {
+                    return None;
+                }
+            }
+            None
+        }
+
+        fn insert(&self, key: &FlowKey<Ipv4>) -> Result<u32, InsertError> {
+            let search = self.walk(Search::new(*key, self.home(key), NOWHERE));
+            search.may_claim()?;
+            let slot = self.slot_mut(search.free);
+            if !slot.claim(Tag(search.free_tag)) {
+                return Err(InsertError::Contended);
+            }
+            let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false);
+            slot.write(key, tag, &FlowEntry::new(Rewrite::to(key), Ticks(1)));
+            let others = self.walk(Search::new(*key, search.home, search.free));
+            if let Err(error) = others.may_publish() {
+                slot.withdraw(tag, Ticks(1));
+                return Err(error);
+            }
+            slot.publish(tag);
+            Ok(search.free)
+        }
+
+        fn retire(&self, key: &FlowKey<Ipv4>) -> bool {
+            self.find(key).is_some_and(|index| self.slot(index).retire(key, Ticks(1)).is_some())
+        }
+
+        /// What the sweep does with slots that are out of quarantine.
+        fn clean(&self) {
+            for index in (0..self.slots.len() as u32).rev() {
+                let slot = self.slot(index);
+                let tag = slot.tag();
+                match tag.state() {
+                    SlotState::Retired => assert!(slot.change_tag(tag, Tag::FREE)),
+                    SlotState::Free => {
+                        let next =
+                            index + 1 == self.slots.len() as u32 || self.slot(index + 1).tag() == Tag::EMPTY;
+                        if next {
+                            assert!(slot.change_tag(tag, Tag::EMPTY));
+                        }
+                    }
+                    SlotState::Empty | SlotState::Busy | SlotState::Pending | SlotState::Live => {}
+                }
+            }
+        }
+
+        fn live(&self) -> HashMap<FlowKey<Ipv4>, usize> {
+            let mut live = HashMap::new();
+            for index in 0..self.slots.len() as u32 {
+                if self.slot(index).tag().state() == SlotState::Live {
+                    *live.entry(self.slot(index).key()).or_default() += 1;
+                }
+            }
+            live
+        }
+    }
+
+    fn key(number: u16) -> FlowKey<Ipv4> {
+        FlowKey::new(
+            Protocol::Tcp,
+            Ipv4([10, 0, 2, 69]),
+            Port::new(number),
+            Ipv4([10, 0, 2, 68]),
+            Port::new(443),
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Against a set as the model: whatever is done in whatever order, what is in is found, and nothing else.
+        #[test]
+        fn it_is_a_set(steps in proptest::collection::vec((0..4_u8, 0..40_u16), 1..400)) {
+            let table = Table::new(16);
+            let mut model = std::collections::HashSet::new();
+            for (what, number) in steps {
+                let key = key(number);
+                match what {
+                    0 | 1 => match table.insert(&key) {
+                        Ok(_) => prop_assert!(model.insert(number)),
+                        Err(InsertError::Exists) => prop_assert!(model.contains(&number)),
+                        Err(error) => prop_assert!(false, "{error:?} with {} in", model.len()),
+                    },
+                    2 => prop_assert_eq!(table.retire(&key), model.remove(&number)),
+                    _ => table.clean(),
+                }
+                for number in 0..40 {
+                    prop_assert_eq!(table.find(&self::key(number)).is_some(), model.contains(&number));
+                }
+            }
+            // All gone, the table is as new after as many cleanings as it takes.
+            for number in model {
+                prop_assert!(table.retire(&key(number)));
+            }
+            table.clean();
+            table.clean();
+            prop_assert!((0..table.slots.len() as u32).all(|index| table.slot(index).tag() == Tag::EMPTY));
+        }
+
+        /// Tags hold what they are made of.
+        #[test]
+        fn tags_round_trip(protocol in any::<u8>(), reply in any::<bool>(), rule in 0..crate::MAX_RULES as u16, opening in any::<bool>()) {
+            let direction = if reply { Direction::Reply } else { Direction::Forward };
+            let tag = Tag::pending(protocol, direction, rule, opening);
+            for state in [SlotState::Pending, SlotState::Live, SlotState::Retired] {
+                let tag = tag.in_state(state);
+                prop_assert_eq!(
+                    (tag.state(), tag.protocol_number(), tag.direction(), tag.rule(), tag.is_opening()),
+                    (state, protocol, direction, rule, opening)
+                );
+                prop_assert_eq!(tag.is_live(protocol), state == SlotState::Live);
+            }
+        }
+    }
+
+    /// Threads insert the same keys at the same time, all in one chain: each key is live once at most, and every success is
+    /// there in the end.
+    #[test]
+    fn no_key_is_live_twice() {
+        const THREADS: usize = 4;
+        const KEYS: u16 = 24;
+        for _ in 0..500 {
+            // One session's slots: every chain starts in the first four slots.
+            let table = Table::new(1);
+            let barrier = Barrier::new(THREADS);
+            let wins: usize = thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            barrier.wait();
+                            (0..KEYS).filter(|number| table.insert(&key(*number)).is_ok()).count()
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            let live = table.live();
+            assert!(live.values().all(|count| *count == 1), "{live:?}");
+            assert_eq!(live.len(), wins);
+            for key in live.keys() {
+                assert!(table.find(key).is_some());
+            }
+        }
+    }
+
+    /// At the load of a full table, chains are nowhere near their limit, even for keys in a row.
+    #[test]
+    fn a_full_table_has_short_chains() {
+        const SESSIONS: u32 = 1 << 15;
+        let table = Table::new(SESSIONS);
+        let mut longest = 0;
+        let mut total = 0_u64;
+        for number in 0..2 * SESSIONS {
+            let [_, b, c, d] = number.to_be_bytes();
+            let key = FlowKey::new(
+                Protocol::Tcp,
+                Ipv4([10, 0, b, 1]),
+                Port([c, d]),
+                Ipv4([10, 0, 2, 68]),
+                Port::new(443),
+            );
+            let index = table.insert(&key).expect("room");
+            let length = index - table.home(&key);
+            longest = longest.max(length);
+            total += u64::from(length);
+        }
+        assert!(longest < CHAIN / 2, "the longest chain has {longest} slots");
+        // Knuth: an average successful search at half load looks at 1.5 slots.
+        let average = total as f64 / f64::from(2 * SESSIONS);
+        assert!(average < 1.0, "{average} slots beyond the first on average");
+    }
+
+    #[test]
+    fn occupancy_is_exact() {
+        let occupancy = Occupancy { capacity: 3, ..Occupancy::default() };
+        assert!(occupancy.enter() && occupancy.enter() && occupancy.enter());
+        assert!(!occupancy.enter());
+        occupancy.leave();
+        assert!(occupancy.enter() && !occupancy.enter());
+    }
+}

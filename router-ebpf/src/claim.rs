@@ -1,0 +1,350 @@
+//! Finding a free SNAT port and putting a new session into the flow table.
+
+use aya_ebpf::{bindings::xdp_md, cty::c_void, helpers::generated::bpf_loop, macros::map, maps::PerCpuArray};
+use router_common::{
+    Stage,
+    address::{Ipv4, Port},
+    flow::{Direction, FlowKey, NextHop, Protocol},
+    packet::Packet,
+    ports::{GUESSES, POOL_WORDS, PoolKey, PortRange, Take},
+    reason::Reason,
+    session::Seen,
+    settings::Settings,
+    table::{InsertError, Tag},
+};
+
+use crate::{Exit, Outcome, Work, flows, half_open, pools, rules::Match, settings, sockets};
+
+/// A session that is being opened.
+///
+/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a map the verifier takes for
+/// any value, which spares it following every combination of what went in.
+struct Opening {
+    rule: u16,
+    snat: Ipv4,
+    target: Ipv4,
+    target_port: Port,
+    ports: PortRange,
+    random: u32,
+    /// Where the session's packets leave.
+    next_hop: NextHop,
+    /// The client's tuple.
+    key: FlowKey<Ipv4>,
+    reply_key: FlowKey<Ipv4>,
+    /// The target's pool, or [`NO_POOL`].
+    pool: u32,
+    /// Where in the pool to look next.
+    word: u32,
+    /// Words in a row that had no free port.
+    empty_words: u32,
+    /// A [`Claim`], as its number.
+    claim: u32,
+    /// A [`Phase`], as its number.
+    phase: u32,
+    /// Ports that have been tried one after the other.
+    in_turn: u32,
+    /// Of the pool, see [`router_common::ports::Pool::frees`].
+    frees: u32,
+}
+
+impl Opening {
+    #[inline(always)]
+    const fn pool_key(&self) -> PoolKey {
+        PoolKey {
+            snat: self.snat,
+            target: self.target,
+            target_port: self.target_port,
+            protocol: self.key.protocol_number(),
+            zero: 0,
+        }
+    }
+}
+
+const NO_POOL: u32 = u32::MAX;
+
+/// How ports are chosen.
+#[repr(u32)]
+enum Phase {
+    /// The client's own, then any.
+    Guess = 0,
+    /// One after the other.
+    InTurn,
+    /// Those that the pool has not marked.
+    Pool,
+}
+
+/// How far the claim of a SNAT port is.
+#[repr(u32)]
+enum Claim {
+    /// No free port yet.
+    Searching = 0,
+    /// The reply flow is in the table.
+    Claimed,
+    /// The table has no room.
+    Full,
+}
+
+/// One a CPU. A CPU opens one session at a time.
+#[map]
+static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+fn scratch() -> Option<&'static mut Opening> {
+    // SAFETY: this CPU's own. Whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
+    // value of every field.
+    OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
+}
+
+/// Notes what session is to be opened, for [`claim`] to do.
+#[inline(always)]
+pub(crate) fn prepare(
+    packet: &Packet,
+    found: &Match,
+    snat: Ipv4,
+    ports: PortRange,
+    random: u32,
+    next_hop: NextHop,
+) -> Option<()> {
+    let opening = scratch()?;
+    // Field by field: a whole one would be put together on the stack first.
+    opening.rule = found.rule;
+    opening.snat = snat;
+    opening.target = found.target;
+    opening.target_port = found.target_port;
+    opening.ports = ports;
+    opening.random = random;
+    opening.next_hop = next_hop;
+    opening.key = packet.key;
+    opening.pool = NO_POOL;
+    opening.word = random % POOL_WORDS;
+    opening.empty_words = 0;
+    opening.claim = Claim::Searching as u32;
+    opening.phase = Phase::Guess as u32;
+    opening.in_turn = 0;
+    opening.frees = 0;
+    Some(())
+}
+
+/// The next hop that was found for the session that this CPU has opened last, if it is this one.
+#[inline(always)]
+pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
+    let opening = scratch()?;
+    (opening.key == *key).then_some(opening.next_hop)
+}
+
+/// Puts a session into the table that has been decided on: first the reply flow, whose key claims the SNAT port, then the forward flow. If
+/// that fails, the first is taken back: there is never half a session. Its first packet is then forwarded like any other.
+#[inline(always)]
+pub(crate) fn claim(work: &mut Work) -> Outcome {
+    let source = scratch().ok_or(Reason::Internal)?.key.source;
+    let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
+    if !occupancy.enter() {
+        return Err(Reason::TableFull.into());
+    }
+    if !half_open::enter(work.settings, source) {
+        occupancy.leave();
+        return Err(Reason::HalfOpenLimit.into());
+    }
+    match insert_both(work) {
+        Ok(()) => {}
+        Err(InsertError::Exists) => {
+            // Another CPU has opened this very session.
+            half_open::leave(work.settings, source);
+            occupancy.leave();
+        }
+        Err(error) => {
+            half_open::leave(work.settings, source);
+            occupancy.leave();
+            return Err(match error {
+                InsertError::Contended => Reason::Contended,
+                InsertError::Full => Reason::TableFull,
+                InsertError::NoPort | InsertError::Exists => Reason::PortsExhausted,
+            }
+            .into());
+        }
+    }
+    Err(Exit::To(Stage::Slow))
+}
+
+#[inline(always)]
+fn insert_both(work: &Work) -> Result<(), InsertError> {
+    let mut context = Callback { xdp: work.frame.context().ctx };
+    // More steps than the longest search can take. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this
+    // context.
+    unsafe { bpf_loop(MAX_STEPS, step as *const () as *mut c_void, (&raw mut context).cast(), 0) };
+    // Taken only now: the callback has had it in the meantime.
+    let opening = scratch().ok_or(InsertError::Full)?;
+    if opening.claim == Claim::Searching as u32 {
+        return Err(InsertError::NoPort);
+    }
+    if opening.claim == Claim::Full as u32 {
+        return Err(InsertError::Full);
+    }
+    match insert_forward() {
+        0 => Ok(()),
+        1 => Err(InsertError::Exists),
+        2 => Err(InsertError::Contended),
+        _ => Err(InsertError::Full),
+    }
+}
+
+/// Inserts the forward flow; if that fails, takes the reply flow back. 0 is success. A global function: the verifier looks at it apart from
+/// its caller, and the caller needs less stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn insert_forward() -> u32 {
+    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 3 };
+    let protocol = opening.key.protocol_number();
+    let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
+    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true);
+    match flows::insert(&opening.key, &opening.reply_key.reversed(), seen, tag) {
+        Ok(_) => 0,
+        Err(error) => {
+            release(settings);
+            match error {
+                InsertError::Exists => 1,
+                InsertError::Contended => 2,
+                InsertError::Full | InsertError::NoPort => 3,
+            }
+        }
+    }
+}
+
+/// What the callback needs that does not fit into a map: a pointer.
+struct Callback {
+    xdp: *mut xdp_md,
+}
+
+/// Every port twice, and every word of a pool.
+const MAX_STEPS: u32 = 3 << 16;
+
+/// Ranges up to this size are searched port by port as quickly as by a pool.
+const SMALL: u32 = 64;
+
+/// Finds the pool of the session that is being opened, or else makes one if `make` is not 0, and has the search go on in it. A global
+/// function: the verifier looks at it apart from its caller, and the caller needs less stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_pool(make: u32) -> u32 {
+    let Some(opening) = scratch() else { return 0 };
+    let key = opening.pool_key();
+    let index = if make == 0 {
+        pools::find(&key)
+    } else if opening.ports.size() <= SMALL {
+        None
+    } else {
+        pools::find_or_make(&key)
+    };
+    match index.and_then(|index| Some((index, pools::pool(index)?))) {
+        Some((index, pool)) => {
+            opening.pool = index;
+            opening.phase = Phase::Pool as u32;
+            opening.frees = pool.frees();
+            // Then there is nothing to look for.
+            opening.empty_words = if pool.is_exhausted() { POOL_WORDS } else { 0 };
+        }
+        None if make != 0 => opening.phase = Phase::InTurn as u32,
+        None => {}
+    }
+    0
+}
+
+/// Whether the reply flow of the session that is being opened would take packets from a socket of this machine. A global function, see
+/// above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
+    match scratch() {
+        Some(opening) => u32::from(sockets::owns(context, &opening.reply_key)),
+        None => 1,
+    }
+}
+
+/// One step of the search: chooses a port and tries to take it. A callback of `bpf_loop`, so that the verifier looks at it once and not
+/// once an attempt; 1 ends the search.
+///
+/// # Safety
+/// `context` points to a [`Callback`].
+unsafe extern "C" fn step(number: u32, context: *const Callback) -> i64 {
+    let Some(opening) = scratch() else { return 1 };
+    if opening.phase == Phase::Guess as u32 {
+        // The client's own port comes first; then, where ports are crowded, guessing is a waste.
+        if number == 1 || number == GUESSES {
+            choose_pool(u32::from(number == GUESSES));
+        }
+    }
+    let port = if opening.phase == Phase::Guess as u32 {
+        opening.ports.guess(number, opening.key.source_port, opening.random)
+    } else if opening.phase == Phase::InTurn as u32 {
+        if opening.in_turn >= opening.ports.size() {
+            return 1;
+        }
+        opening.in_turn += 1;
+        opening.ports.in_turn(opening.random, opening.in_turn)
+    } else {
+        let Some(pool) = pools::pool(opening.pool) else { return 1 };
+        if opening.empty_words >= POOL_WORDS {
+            return 1;
+        }
+        match pool.take_from(opening.word, opening.ports) {
+            Take::Port(number) => {
+                opening.empty_words = 0;
+                Port::new(number)
+            }
+            Take::Lost => return 0,
+            Take::AllTaken => {
+                opening.word = opening.word.wrapping_add(1) % POOL_WORDS;
+                opening.empty_words += 1;
+                if opening.empty_words < POOL_WORDS {
+                    return 0;
+                }
+                pool.set_exhausted(opening.frees);
+                return 1;
+            }
+        }
+    };
+    // SAFETY: the caller's promise.
+    i64::from(take(opening, port, unsafe { (*context).xdp }))
+}
+
+/// Tries to take a port; whether the search is over.
+#[inline(always)]
+fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
+    opening.reply_key = opening.key.between(opening.target, opening.target_port, opening.snat, port);
+    let is_own = is_own_socket(context) != 0;
+    let result = if is_own {
+        Err(InsertError::Exists)
+    } else {
+        // Where replies leave is found out by the first of them.
+        let tag = Tag::pending(opening.key.protocol_number(), Direction::Reply, opening.rule, false);
+        flows::insert(&opening.reply_key, &opening.key.reversed(), Seen::NOTHING, tag).map(|_| ())
+    };
+    let pool = pools::pool(opening.pool);
+    match (result, pool) {
+        (Ok(()), Some(pool)) => pool.set(port.number()),
+        // The mark that was just set is of a port that somebody has who had not marked it. Looked at again after the mark is there, see
+        // `Pool`.
+        (Err(_), Some(pool)) if !is_own && !flows::is_there(&opening.reply_key) => {
+            pool.clear(port.number());
+        }
+        _ => {}
+    }
+    match result {
+        Ok(()) => opening.claim = Claim::Claimed as u32,
+        Err(InsertError::Exists | InsertError::Contended) => return false,
+        Err(InsertError::Full | InsertError::NoPort) => opening.claim = Claim::Full as u32,
+    }
+    true
+}
+
+/// Gives back a port that has been taken for a session which did not come about.
+#[inline(always)]
+fn release(settings: &Settings) {
+    let Some(opening) = scratch() else { return };
+    if let Some(slot) = flows::find(&opening.reply_key, settings) {
+        slot.withdraw(slot.tag(), flows::now());
+    }
+    if let Some(pool) = pools::pool(opening.pool) {
+        pool.clear(opening.reply_key.destination_port.number());
+    }
+}

@@ -1,0 +1,81 @@
+//! Pools of SNAT ports, see [`router_common::ports`].
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    cty::c_void,
+    helpers::generated::bpf_loop,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use router_common::ports::{Pool, PoolKey};
+
+/// Which pool belongs to which target. Inserted by the programs where ports have become crowded, removed by the daemon where they
+/// are no more. Sized by the daemon: crowds need sessions, so there cannot be many.
+#[map]
+static POOLS: HashMap<PoolKey, u32> = HashMap::with_max_entries(16, 0);
+
+/// The pools. As many as there are keys; the daemon has them in its memory.
+#[map]
+static POOL_BITS: Array<Pool> = Array::with_max_entries(16, BPF_F_MMAPABLE);
+
+/// One a CPU: the search for a pool that is not in use.
+#[map]
+static POOL_SEARCH: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// No pool.
+const NONE: u32 = u32::MAX;
+
+/// More than there can be.
+const MAX_POOLS: u32 = 1 << 16;
+
+/// The pool of this number.
+#[inline(always)]
+pub(crate) fn pool(index: u32) -> Option<&'static Pool> {
+    POOL_BITS.get(index)
+}
+
+/// The number of a target's pool, if it has one.
+#[inline(always)]
+pub(crate) fn find(key: &PoolKey) -> Option<u32> {
+    // SAFETY: the value is a number that does not change.
+    unsafe { POOLS.get(key) }.copied()
+}
+
+/// The number of a target's pool, which is made if there is none. `None` if all are in use.
+#[inline(always)]
+pub(crate) fn find_or_make(key: &PoolKey) -> Option<u32> {
+    if let Some(index) = find(key) {
+        return Some(index);
+    }
+    *scratch()? = NONE;
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+    unsafe { bpf_loop(MAX_POOLS, claim as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    let index = *scratch()?;
+    if index == NONE {
+        return None;
+    }
+    match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Some(index),
+        // Another CPU has made one at the same time.
+        Err(_) => {
+            pool(index)?.unclaim();
+            find(key)
+        }
+    }
+}
+
+/// One step of the search for a pool that is not in use. A callback of `bpf_loop`; 1 ends it.
+unsafe extern "C" fn claim(index: u32, _context: *mut c_void) -> i64 {
+    let (Some(pool), Some(found)) = (pool(index), scratch()) else { return 1 };
+    if pool.claim() {
+        *found = index;
+        return 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn scratch() -> Option<&'static mut u32> {
+    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it.
+    POOL_SEARCH.get_ptr_mut(0).map(|found| unsafe { &mut *found })
+}

@@ -1,0 +1,9 @@
+//! ICMP that is no echo.
+
+use router_common::reason::Reason;
+
+use crate::{Outcome, Work};
+
+pub(crate) fn forward(_work: &mut Work) -> Outcome {
+    Err(Reason::IcmpOther.into())
+}

@@ -1,0 +1,108 @@
+//! Pools of SNAT ports, from user space: ports are given back here, and pools that are not needed any more.
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use router_common::{
+    address::Ipv4,
+    flow::FlowKey,
+    ports::{Pool, PoolKey},
+};
+use std::os::fd::AsFd as _;
+
+use super::shared_memory::SharedArray;
+
+/// How many pools a table of this many sessions needs: a pool is made where ports are crowded, which takes thousands of sessions.
+pub(super) fn pools_for(sessions: u32) -> u32 {
+    (sessions / 8192).clamp(8, 4096)
+}
+
+/// The pools.
+pub(super) struct PoolTable {
+    keys: HashMap<MapData, PoolKey, u32>,
+    pools: SharedArray<Pool>,
+    /// Pools that nobody can find any more, to be given back when no program can have them either.
+    leaving: Vec<u32>,
+}
+
+impl PoolTable {
+    pub(super) fn new(keys: Map, bits: Map) -> Result<Self> {
+        let Map::Array(bits) = bits else { bail!("the pools are not an array") };
+        let count = bits.info().context("cannot examine the pools")?.max_entries();
+        let pools = SharedArray::map(bits.fd().as_fd(), count).context("cannot map the pools")?;
+        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new() };
+        table.adopt()?;
+        Ok(table)
+    }
+
+    /// Gives back pools that an earlier daemon was about to give back.
+    fn adopt(&mut self) -> Result<()> {
+        let known: Vec<u32> = self.all()?.into_iter().map(|(_, index)| index).collect();
+        self.leaving = (0..self.pools.len())
+            .filter(|index| !known.contains(index) && self.pools.get(*index).is_some_and(Pool::is_used))
+            .collect();
+        Ok(())
+    }
+
+    fn all(&self) -> Result<Vec<(PoolKey, u32)>> {
+        // A key that goes while it is read makes the walk start over or end: the next one will see the rest.
+        Ok(self.keys.iter().filter_map(Result::ok).collect())
+    }
+
+    /// Marks the port of a reply flow as free, where there is a pool that marks it. Only after the flow is gone from the table.
+    pub(super) fn clear(&self, reply: &FlowKey<Ipv4>) -> Result<()> {
+        match self.keys.get(&pool_key(reply), 0) {
+            Ok(index) => {
+                if let Some(pool) = self.pools.get(index) {
+                    pool.clear(reply.destination_port.number());
+                }
+                Ok(())
+            }
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error).context("cannot read the pools of ports"),
+        }
+    }
+
+    /// Gives back pools whose ports are not crowded any more. To be called from time to time, at least a second apart: what one call takes
+    /// out of sight, the next one makes free.
+    pub(super) fn clean(&mut self, crowded: u32) -> Result<()> {
+        for index in self.leaving.drain(..) {
+            if let Some(pool) = self.pools.get(index) {
+                pool.release();
+            }
+        }
+        for (key, index) in self.all()? {
+            if self.pools.get(index).is_some_and(|pool| pool.taken() < crowded) {
+                match self.keys.remove(&key) {
+                    Ok(()) => self.leaving.push(index),
+                    Err(MapError::KeyNotFound) => {}
+                    Err(error) => return Err(error).context("cannot remove a pool of ports"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many pools there are, and how many ports they mark as taken.
+    pub(super) fn marked(&self) -> Result<Vec<(PoolKey, u32)>> {
+        let taken = |index| self.pools.get(index).map_or(0, Pool::taken);
+        Ok(self.all()?.into_iter().map(|(key, index)| (key, taken(index))).collect())
+    }
+
+    /// Ports that a pool marks as taken, for the checker.
+    pub(super) fn taken_ports(&self, key: &PoolKey) -> Vec<u16> {
+        let Ok(index) = self.keys.get(key, 0) else { return Vec::new() };
+        let Some(pool) = self.pools.get(index) else { return Vec::new() };
+        (0..=u16::MAX).filter(|port| pool.is_taken(*port)).collect()
+    }
+}
+
+/// The pool that the port of a reply flow belongs to.
+pub(super) fn pool_key(reply: &FlowKey<Ipv4>) -> PoolKey {
+    PoolKey {
+        snat: reply.destination,
+        target: reply.source,
+        target_port: reply.source_port,
+        protocol: reply.protocol_number(),
+        zero: 0,
+    }
+}

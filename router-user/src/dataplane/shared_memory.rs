@@ -1,0 +1,109 @@
+//! BPF arrays that the programs and the daemon have in their memory at the same time (`BPF_F_MMAPABLE`).
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    ptr::NonNull,
+};
+
+use router_common::{
+    ports::Pool,
+    table::{Occupancy, Slot},
+};
+
+/// Types whose every bit pattern is a value, and which others may write while they are read here.
+///
+/// # Safety
+/// Plain data without padding that matters, any bytes are valid, and whoever relies on more than single words being consistent follows
+/// the type's own protocol (see `router_common::table` and `router_common::ports`).
+pub(super) unsafe trait Shared {}
+
+// SAFETY: integers, and structures of integers and byte arrays.
+unsafe impl Shared for u32 {}
+// SAFETY: as above.
+unsafe impl Shared for Slot {}
+// SAFETY: as above.
+unsafe impl Shared for Occupancy {}
+// SAFETY: as above.
+unsafe impl Shared for Pool {}
+
+/// An array of `T` in the kernel's memory.
+#[derive(Debug)]
+pub(super) struct SharedArray<T> {
+    start: NonNull<T>,
+    length: usize,
+    bytes: usize,
+}
+
+// SAFETY: shared with the kernel's programs anyway; `Shared` says that this is sound.
+unsafe impl<T: Shared> Send for SharedArray<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared> Sync for SharedArray<T> {}
+
+impl<T: Shared> SharedArray<T> {
+    /// Maps an array of this many elements.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn map(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
+        let length = length as usize;
+        // The kernel lays out elements at multiples of 8 (`array_map_alloc`, kernel/bpf/arraymap.c), so a `u32` stands alone in its 8.
+        let bytes = (Self::STRIDE * length).next_multiple_of(page_size());
+        // SAFETY: a new mapping of the map's own memory; the kernel checks length and rights.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, length, bytes })
+    }
+
+    /// From one element to the next, in bytes.
+    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+
+    /// How many elements there are.
+    pub(super) fn len(&self) -> u32 {
+        self.length as u32
+    }
+
+    /// An element.
+    pub(super) fn get(&self, index: u32) -> Option<&T> {
+        let index = index as usize;
+        if index >= self.length {
+            return None;
+        }
+        // SAFETY: within the mapping, which lives as long as `self`; aligned, since the mapping starts at a page and the stride is a
+        // multiple of the alignment.
+        Some(unsafe { &*self.start.as_ptr().cast::<u8>().add(index * Self::STRIDE).cast() })
+    }
+}
+
+impl<T: Shared + Copy> SharedArray<T> {
+    /// A copy of an element, as it is now.
+    pub(super) fn read(&self, index: u32) -> Option<T> {
+        // SAFETY: a reference is good to read from; volatile, because others write it.
+        self.get(index).map(|element| unsafe { std::ptr::read_volatile(element) })
+    }
+}
+
+impl<T> Drop for SharedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+fn page_size() -> usize {
+    // SAFETY: takes a constant.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
