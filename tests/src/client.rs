@@ -38,8 +38,8 @@ pub struct Fetched {
     pub error: String,
 }
 
-/// Runs curl on the client; every name of the lab leads to the private endpoint.
-pub fn curl(lab: &Lab, url: &str, options: &[&str]) -> Result<Fetched> {
+/// A curl on the client, silent but for errors; every name of the lab leads to the private endpoint.
+pub fn curl_command(lab: &Lab) -> Result<Command> {
     let mut command = lab.hosts.serverless.command("curl")?;
     command.args(["--silent", "--show-error", "--max-time", "60", "--connect-timeout", "5"]);
     command.arg("--cacert").arg(lab.authority());
@@ -48,6 +48,12 @@ pub fn curl(lab: &Lab, url: &str, options: &[&str]) -> Result<Fetched> {
             command.arg("--resolve").arg(format!("{name}:{port}:{ENDPOINT}"));
         }
     }
+    Ok(command)
+}
+
+/// Runs curl on the client for one answer.
+pub fn curl(lab: &Lab, url: &str, options: &[&str]) -> Result<Fetched> {
+    let mut command = curl_command(lab)?;
     // After the body, so that the last line is ours however the body ends.
     command.args(["--write-out", "\n%{http_code} %{time_total}"]).args(options).arg(url);
     let output = command::output(&mut command)?;
@@ -239,6 +245,30 @@ pub enum Direction {
 
 /// Runs iperf3 from a host with `options` (a time or an amount) and gives the bits per second that arrived.
 pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, options: &[&str]) -> Result<f64> {
+    let report = iperf3_report(from, target, direction, options)?;
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    rate.with_context(|| format!("iperf3 gave no rate: {report}"))
+}
+
+/// As [`iperf3`], and gives how many bytes of each stream arrived.
+pub fn iperf3_streams(
+    from: &Namespace,
+    target: SocketAddr,
+    direction: Direction,
+    options: &[&str],
+) -> Result<Vec<u64>> {
+    let report = iperf3_report(from, target, direction, options)?;
+    let streams = report["end"]["streams"].as_array().context("iperf3 told of no streams")?;
+    let bytes = |stream: &Value| stream["receiver"]["bytes"].as_u64();
+    streams.iter().map(|stream| bytes(stream).with_context(|| format!("{stream} has no bytes"))).collect()
+}
+
+fn iperf3_report(
+    from: &Namespace,
+    target: SocketAddr,
+    direction: Direction,
+    options: &[&str],
+) -> Result<Value> {
     let mut command = from.command("iperf3")?;
     command.args(["--json", "--connect-timeout", "3000", "--client", &target.ip().to_string()]);
     command.args(["--port", &target.port().to_string()]).args(options);
@@ -252,6 +282,5 @@ pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, option
     if let Some(error) = report["error"].as_str() {
         bail!("`{}` said: {error}", command::line(&command));
     }
-    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    rate.with_context(|| format!("`{}` gave no rate", command::line(&command)))
+    Ok(report)
 }

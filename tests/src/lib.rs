@@ -21,13 +21,17 @@ mod lab;
 pub mod link;
 mod namespace;
 mod process;
+pub mod servers;
 pub mod state;
 pub mod story;
 pub mod target;
 pub mod wait;
 pub mod witness;
 
-pub use hosts::{internet::front_page, router::rules};
+pub use hosts::{
+    internet::{LARGE_RECORD, front_page, large_record},
+    router::rules,
+};
 pub use lab::{HOSTS, Hosts, Lab, Nics, Options, PROBE_INTERVAL, PlsPorts, Router};
 pub use namespace::Namespace;
 pub use process::Process;

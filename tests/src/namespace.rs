@@ -4,6 +4,7 @@ use std::{
     ffi::{CString, OsStr},
     fs::{self, File},
     io,
+    net::SocketAddrV4,
     os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     panic,
     path::{Path, PathBuf},
@@ -177,30 +178,38 @@ impl Namespace {
     /// Whether somebody in here listens on this TCP port. Unlike a connection, asking leaves no trace.
     pub fn listens_tcp(&self, port: u16) -> Result<()> {
         // Column 4 of a socket's line is its state, 0A is TCP_LISTEN (include/net/tcp_states.h).
-        self.has_socket("tcp", port, Some("0A"))
+        self.has_socket("tcp", &format!(":{port:04X}"), Some("0A"))
     }
 
     /// Whether somebody in here has this UDP port open.
     pub fn listens_udp(&self, port: u16) -> Result<()> {
-        self.has_socket("udp", port, None)
+        self.has_socket("udp", &format!(":{port:04X}"), None)
     }
 
-    fn has_socket(&self, protocol: &str, port: u16, state: Option<&str>) -> Result<()> {
+    /// Whether somebody in here has this UDP port of this address open.
+    pub fn listens_udp_at(&self, address: SocketAddrV4) -> Result<()> {
+        // As the kernel writes it: the bytes of the address in the order that they have in memory.
+        let ip = u32::from_ne_bytes(address.ip().octets());
+        self.has_socket("udp", &format!("{ip:08X}:{:04X}", address.port()), None)
+    }
+
+    fn has_socket(&self, protocol: &str, local_ends: &str, state: Option<&str>) -> Result<()> {
         let path = format!("/proc/thread-self/net/{protocol}");
         let table =
             self.inside(|| fs::read_to_string(&path))?.with_context(|| format!("cannot read {path}"))?;
-        let wanted = format!(":{port:04X}");
         table
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
             .find(|columns| match columns.as_slice() {
                 [_, local, _, socket_state, ..] => {
-                    local.ends_with(&wanted) && state.is_none_or(|state| state == *socket_state)
+                    local.ends_with(local_ends) && state.is_none_or(|state| state == *socket_state)
                 }
                 _ => false,
             })
             .map(drop)
-            .ok_or_else(|| anyhow!("nobody listens on {protocol} port {port} in {}", self.name))
+            .ok_or_else(|| {
+                anyhow!("nobody listens on {protocol} ..{local_ends} (hexadecimal) in {}", self.name)
+            })
     }
 }
 

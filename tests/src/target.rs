@@ -156,7 +156,7 @@ pub struct Snapshot {
 }
 
 /// Makes a key pair, and gives the public half.
-fn key(path: &Path) -> Result<String> {
+pub(crate) fn key(path: &Path) -> Result<String> {
     let mut keygen = Command::new("ssh-keygen");
     command::run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(path))?;
     let public = path.with_extension("pub");

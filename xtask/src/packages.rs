@@ -12,6 +12,8 @@ use crate::system;
 pub(crate) enum Use {
     /// Network namespaces with hosts in them: lab, bench and the tests of the whole.
     Lab,
+    /// What people run through a router, for the tests of that: clients, and servers for them.
+    Clients,
     /// The fuzzer.
     Fuzz,
 }
@@ -20,10 +22,12 @@ pub(crate) enum Use {
 enum Sign {
     Program(&'static str),
     File(&'static str),
+    /// A file below any directory of this one: Debian has a directory for each version.
+    Versioned(&'static str, &'static str),
 }
 
-use Sign::{File, Program};
-use Use::{Fuzz, Lab};
+use Sign::{File, Program, Versioned};
+use Use::{Clients, Fuzz, Lab};
 
 /// One row a package of Debian and Ubuntu: its name, what of it is used, what for, and why.
 const PACKAGES: &[(&str, Sign, Use, &str)] = &[
@@ -51,12 +55,31 @@ const PACKAGES: &[(&str, Sign, Use, &str)] = &[
         Lab,
         "the lab's Private Link Service and firewall, and the NAT to compare with",
     ),
+    ("git", Program("git"), Clients, "git over HTTPS through the router, both ends"),
+    ("fcgiwrap", Program("fcgiwrap"), Clients, "runs git's server behind nginx"),
+    (
+        "postgresql",
+        Versioned("/usr/lib/postgresql", "bin/initdb"),
+        Clients,
+        "a database behind the router; tests make clusters of their own",
+    ),
+    ("postgresql-client", Program("psql"), Clients, "its client"),
+    ("bind9-dnsutils", Program("dig"), Clients, "DNS through the router, over UDP and TCP"),
+    ("traceroute", Program("traceroute"), Clients, "shows whether the router is seen as a hop"),
+    ("mtr-tiny", Program("mtr"), Clients, "the same, many times over"),
+    ("iputils-tracepath", Program("tracepath"), Clients, "finds the path MTU through the router"),
+    ("coturn", Program("turnserver"), Clients, "a STUN server and client that tell what the NAT is like"),
     ("g++", Program("c++"), Fuzz, "compiles libFuzzer"),
 ];
 
 /// The services among them that Debian would start, now and at every boot.
-const UNITS: &[(&str, &[&str])] =
-    &[("nginx", &["nginx.service"]), ("openssh-server", &["ssh.service", "ssh.socket"])];
+const UNITS: &[(&str, &[&str])] = &[
+    ("nginx", &["nginx.service"]),
+    ("openssh-server", &["ssh.service", "ssh.socket"]),
+    ("postgresql", &["postgresql.service"]),
+    ("fcgiwrap", &["fcgiwrap.socket", "fcgiwrap.service"]),
+    ("coturn", &["coturn.service"]),
+];
 
 /// Installs the packages for `uses` that are missing, after saying which and why.
 pub(crate) fn install(uses: &[Use]) -> Result<()> {
@@ -82,12 +105,16 @@ impl Sign {
         match self {
             Program(name) => system::find_program(name).is_some(),
             File(path) => Path::new(path).is_file(),
+            Versioned(directory, file) => {
+                let Ok(versions) = Path::new(directory).read_dir() else { return false };
+                versions.flatten().any(|version| version.path().join(file).is_file())
+            }
         }
     }
 
     fn name(&self) -> &str {
         match self {
-            Program(name) | File(name) => name,
+            Program(name) | File(name) | Versioned(_, name) => name,
         }
     }
 }
@@ -273,6 +300,22 @@ mod tests {
         fs::write(&policy, POLICY).unwrap();
         assert!(under_guard(&policy, "true").0);
         assert!(!policy.exists());
+    }
+
+    #[test]
+    fn a_file_is_found_whatever_the_version() {
+        let root = std::env::temp_dir().join(format!("xtask-versions-{}", std::process::id()));
+        fs::create_dir_all(root.join("15/bin")).unwrap();
+        let there = |file| {
+            let directory: &'static str = root.display().to_string().leak();
+            Versioned(directory, file).is_there()
+        };
+        assert!(!there("bin/initdb"));
+        fs::write(root.join("15/bin/initdb"), "").unwrap();
+        assert!(there("bin/initdb"));
+        assert!(!there("bin/psql"));
+        fs::remove_dir_all(&root).unwrap();
+        assert!(!there("bin/initdb"));
     }
 
     #[test]

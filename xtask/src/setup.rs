@@ -55,7 +55,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let toolchain = toolchain()?;
     println!("BPF toolchain: {toolchain}");
     if all {
-        packages::install(&[Use::Lab, Use::Fuzz])?;
+        packages::install(&[Use::Lab, Use::Clients, Use::Fuzz])?;
         println!("system packages: all there");
     }
     // Building works on any kernel, running does not.

@@ -134,6 +134,9 @@ fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
     if wants(&[Group::Bpf, Group::Net]) && system::is_root() {
         uses.push(Use::Lab);
     }
+    if wants(&[Group::Net]) && system::is_root() {
+        uses.push(Use::Clients);
+    }
     if wants(&[Group::Fuzz, Group::Clippy]) {
         uses.push(Use::Fuzz);
     }

@@ -17,6 +17,7 @@ use crate::{
     hosts::nginx,
     namespace::Namespace,
     process::Process,
+    servers,
     state::State,
 };
 
@@ -25,6 +26,19 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The large file that every name serves, below `/`.
 pub(crate) const LARGE_FILE: &str = "large.bin";
+
+/// A name whose TXT record, [`large_record`], does not fit into a packet.
+pub const LARGE_RECORD: &str = "large.example.com";
+
+/// What [`LARGE_RECORD`] says, as one text.
+pub fn large_record() -> String {
+    large_strings().concat()
+}
+
+/// The strings of [`LARGE_RECORD`]; none may be longer than 255.
+fn large_strings() -> [String; 8] {
+    ["a", "b", "c", "d", "e", "f", "g", "h"].map(|letter| letter.repeat(250))
+}
 
 /// What a name's front page says.
 pub fn front_page(name: &str) -> String {
@@ -45,17 +59,19 @@ pub(crate) fn start(
     let root = root.display();
     let conf = state.path("conf");
     let conf = conf.display();
+    let git = servers::git_location(state);
     let mut servers = String::new();
     for (name, address, _) in NAMES {
         servers.push_str(&format!(
             "server {{\n\
              listen {address}:80;\n\
-             listen {address}:443 ssl;\n\
+             listen {address}:443 ssl http2;\n\
              server_name {name};\n\
              ssl_certificate {conf}/server.pem;\n\
              ssl_certificate_key {conf}/server.key;\n\
              root {root}/{name};\n\
              location /upload/ {{ dav_methods PUT; create_full_put_path on; client_max_body_size 0; }}\n\
+             {git}\
              }}\n"
         ));
     }
@@ -88,6 +104,9 @@ pub(crate) fn dns(state: &State, namespace: &Namespace, name: &str, address: &st
     command.args(["--pid-file=", "--bind-interfaces", "--log-facility=-", "--log-queries", "--local-ttl=1"]);
     command.arg(format!("--listen-address={address}"));
     command.args(NAMES.map(|(name, address, _)| format!("--host-record={name},{address}")));
+    command.arg(format!("--txt-record={LARGE_RECORD},{}", large_strings().join(",")));
+    // As much as a client may ask for: in fragments, as servers did before the flag day of 2020.
+    command.arg("--edns-packet-max=4096");
     Process::spawn(state, name, command)
 }
 

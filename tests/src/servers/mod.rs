@@ -1,0 +1,14 @@
+//! Servers that a test adds to a lab that is up, one a file: what real clients talk to through the router.
+
+mod database;
+mod files;
+mod git;
+mod shell;
+mod stun;
+
+pub use database::Database;
+pub use files::Files;
+pub use git::Git;
+pub(crate) use git::location as git_location;
+pub use shell::Shell;
+pub use stun::{STUN, STUN_OTHER, Stun};

@@ -1,0 +1,70 @@
+//! Real clients through the router: what people run, against servers that people run. Needs root.
+//!
+//! Every test runs twice, in a lab of its own: with pls-router, and with the kernel's own NAT (nftables), which says whether
+//! the test itself is right and what the answer is.
+
+mod bulk;
+mod database;
+mod dns;
+mod fragments;
+mod git;
+mod mtu;
+mod shell;
+mod stage;
+mod stun;
+mod trace;
+mod web;
+
+/// Makes two tests of each row, one a router. With `ignored "..."` the one with pls-router is ignored, and so counted as
+/// skipped, for that reason. `-- --include-ignored` runs it nevertheless.
+macro_rules! matrix {
+    ($($nics:ident $subject:ident :: $test:ident $(ignored $why:literal)?;)*) => {
+        mod pls_router {
+            $(
+                #[test]
+                $(#[ignore = $why])?
+                fn $test() {
+                    crate::stage::play(lab::Nics::$nics, lab::Router::find, crate::$subject::$test);
+                }
+            )*
+        }
+        mod nftables {
+            $(
+                #[test]
+                fn $test() {
+                    crate::stage::play(lab::Nics::$nics, || Ok(lab::Router::Nftables), crate::$subject::$test);
+                }
+            )*
+        }
+    };
+}
+
+// What is ignored waits for the data plane, and passes with nftables. Take the words away as the data plane learns it.
+matrix! {
+    One web::http_1_1_downloads_and_uploads_on_one_connection;
+    One web::http_2_multiplexes_on_one_connection;
+    One git::repositories_are_pushed_cloned_and_fetched;
+    One database::rows_come_back_as_they_were_put_in;
+    One shell::commands_run_and_files_are_copied;
+    One dns::names_resolve_over_udp_and_tcp;
+    One dns::large_answers_come_in_fragments ignored "waiting for fragments";
+    One bulk::all_of_128_streams_flow;
+    One stun::mappings_are_endpoint_independent_and_filters_are_not;
+    One stun::padded_requests_are_answered_as_well ignored "waiting for fragments";
+    One stun::two_clients_with_the_same_port_are_kept_apart;
+    One fragments::datagrams_of_64_kb_go_both_ways ignored "waiting for fragments";
+    One fragments::large_pings_are_answered ignored "waiting for fragments";
+    One trace::traceroute_shows_every_hop ignored "waiting for ICMP errors";
+    Two trace::traceroute_shows_every_hop_with_two_nics ignored "waiting for ICMP errors";
+    One trace::traceroute_to_the_endpoint_shows_only_the_endpoint ignored "waiting for ICMP errors";
+    One trace::mtr_reports_every_hop ignored "waiting for ICMP errors";
+    One trace::tracepath_shows_every_hop ignored "waiting for ICMP errors";
+    Two mtu::the_router_says_what_its_link_takes ignored "waiting for fragmentation needed";
+    Two mtu::a_link_that_becomes_narrow_is_noticed ignored "waiting for fragmentation needed";
+    Two mtu::tracepath_finds_the_narrow_link ignored "waiting for ICMP errors";
+    Two mtu::packets_that_may_be_fragmented_are ignored "waiting for fragments";
+    Two mtu::tcp_gets_through_a_narrow_link_to_the_firewall ignored "waiting for fragmentation needed";
+    Two mtu::tcp_gets_through_a_narrow_link_to_the_private_link ignored "waiting for fragmentation needed";
+    Two mtu::tcp_gets_through_a_narrow_link_beyond_the_firewall ignored "waiting for ICMP errors";
+    Two mtu::tcp_gets_through_a_narrow_link_beyond_the_private_link ignored "waiting for ICMP errors";
+}

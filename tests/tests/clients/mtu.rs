@@ -1,0 +1,200 @@
+//! Links that take less than others, and how everybody finds out (RFC 1191).
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    Lab, Namespace,
+    addresses::{ECHO_PORT, ENDPOINT, FIREWALL_PUBLIC, ROUTER, SERVERLESS_GATEWAY, TOOLS},
+    client::{self, Tcp, Udp, sha256},
+    command,
+    servers::Files,
+    witness::Witness,
+};
+
+use crate::{
+    stage::{LIMIT, Stage, finish},
+    trace::{hops, tracepath, tracepath_hops},
+};
+
+/// What the narrow link takes.
+const NARROW: u32 = 1400;
+
+/// A ping whose packets fit into 1500 bytes and no less: 20 of IPv4, 8 of ICMP.
+const FULL: &str = "1472";
+/// One that the narrow link just takes; with a byte more it does not.
+const FITS: &str = "1372";
+/// See [`FITS`].
+const TOO_BIG: &str = "1373";
+
+/// Sets the MTU of devices.
+fn narrow(ends: &[(&Namespace, &str)]) -> Result<()> {
+    ends.iter().try_for_each(|(host, device)| host.ip(&format!("link set {device} mtu {NARROW}")).map(drop))
+}
+
+/// Makes the link between router and firewall narrow.
+fn narrow_firewall_link(lab: &Lab) -> Result<()> {
+    narrow(&[(&lab.hosts.router, "eth1"), (&lab.hosts.firewall, "vnet")])
+}
+
+/// A lab whose router has a narrow link to the firewall.
+fn narrow_to_the_firewall(stage: &Stage) -> Result<Lab> {
+    stage.lab_with(narrow_firewall_link)
+}
+
+/// The path MTU that a host has learnt towards an address.
+fn learnt(host: &Namespace, towards: Ipv4Addr) -> Result<Option<u32>> {
+    let route = host.run("ip", &["route", "get", &towards.to_string()])?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+    words.next().map(|mtu| mtu.parse().with_context(|| route.clone())).transpose()
+}
+
+/// What ping prints, however many answers there were.
+fn ping(lab: &Lab, size: &str) -> Result<String> {
+    let mut ping = lab.hosts.vm.command("ping")?;
+    ping.args(["-n", "-M", "do", "-c", "1", "-W", "2", "-s", size]).arg(TOOLS.to_string());
+    Ok(String::from_utf8_lossy(&command::output(&mut ping)?.stdout).into_owned())
+}
+
+pub(crate) fn the_router_says_what_its_link_takes(stage: &Stage) -> Result<()> {
+    let lab = narrow_to_the_firewall(stage)?;
+    let witness = Witness::start(&lab)?;
+    let said = ping(&lab, FITS)?;
+    ensure!(said.contains(" 1 received"), "{said}");
+    ensure!(learnt(&lab.hosts.vm, TOOLS)?.is_none(), "nobody was to say anything yet");
+    for size in [TOO_BIG, FULL] {
+        // As if for the first time: a host that knows does not send it.
+        lab.hosts.vm.ip("route flush cache")?;
+        let said = ping(&lab, size)?;
+        let error = format!("From {ROUTER} icmp_seq=1 Frag needed and DF set (mtu = {NARROW})");
+        ensure!(said.contains(&error) && said.contains(" 0 received"), "not \"{error}\" in {said}");
+        ensure!(learnt(&lab.hosts.vm, TOOLS)? == Some(NARROW), "the VM has not learnt it");
+    }
+    finish(witness)
+}
+
+/// New sessions and old ones.
+pub(crate) fn a_link_that_becomes_narrow_is_noticed(stage: &Stage) -> Result<()> {
+    let lab = stage.lab()?;
+    let witness = Witness::start(&lab)?;
+    let bytes: Vec<u8> = (0..100_000).map(|index| (index * 31 + index / 251) as u8).collect();
+    let mut old = Tcp::connect(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into(), LIMIT)?;
+    old.echo(&bytes, LIMIT).context("before")?;
+    ensure!(learnt(&lab.hosts.serverless, ENDPOINT)?.is_none(), "nobody was to say anything yet");
+
+    narrow_firewall_link(&lab)?;
+    old.echo(&bytes, LIMIT).context("on a connection that was there before")?;
+    let client = learnt(&lab.hosts.serverless, ENDPOINT)?;
+    ensure!(client == Some(NARROW), "the client believes that the path takes {client:?}");
+    let said = ping(&lab, FULL)?;
+    ensure!(
+        said.contains(&format!("From {ROUTER} icmp_seq=1 Frag needed and DF set (mtu = {NARROW})")),
+        "{said}"
+    );
+    finish(witness)
+}
+
+pub(crate) fn tracepath_finds_the_narrow_link(stage: &Stage) -> Result<()> {
+    let lab = narrow_to_the_firewall(stage)?;
+    let witness = Witness::start(&lab)?;
+    let said = tracepath(&lab)?;
+    let wanted: Vec<_> = (1..).zip(hops(&lab)).collect();
+    ensure!(tracepath_hops(&said) == wanted, "{said}");
+    let tells = |line: &str| line.contains(&format!("{ROUTER} ")) && line.contains(&format!("pmtu {NARROW}"));
+    ensure!(said.lines().any(tells), "the router does not tell: {said}");
+    ensure!(said.contains(&format!("Resume: pmtu {NARROW} hops 4 back 4")), "{said}");
+    finish(witness)
+}
+
+pub(crate) fn packets_that_may_be_fragmented_are(stage: &Stage) -> Result<()> {
+    let lab = narrow_to_the_firewall(stage)?;
+    let witness = Witness::start(&lab)?;
+    for size in [FITS, TOO_BIG, FULL] {
+        let answers = client::ping(&lab.hosts.vm, TOOLS, 3, &["-M", "dont", "-s", size])?;
+        ensure!(answers == 3, "{answers} answers to 3 echo requests with {size} bytes");
+    }
+    // Fragments that have to be fragmented again.
+    let udp = Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?;
+    for length in [1473, 4000, 20_000] {
+        udp.echo(&vec![0x5a; length], LIMIT)?;
+    }
+    finish(witness)
+}
+
+/// What the ends believe that the path takes, if they believe anything but what their own links take.
+#[derive(Debug)]
+struct Learnt {
+    /// The client, by an upload.
+    client: Option<u32>,
+    /// The server, by a download.
+    server: Option<u32>,
+}
+
+/// A file up and a file down, each as if it were the first. The ends announce segments for 1500 bytes in their SYNs, so that
+/// what they have learnt afterwards, they were told.
+fn transfer(lab: &Lab) -> Result<Learnt> {
+    let files = Files::start(lab)?;
+    let witness = Witness::start(lab)?;
+    let original = sha256(&lab.large_file())?;
+    let url = format!("http://{ENDPOINT}:{}", Files::PORT);
+
+    let fetched = client::upload(lab, &lab.large_file(), &format!("{url}/upload/copy"))?;
+    ensure!(fetched.status == 201, "upload: {} {}", fetched.status, fetched.error);
+    ensure!(sha256(&files.uploaded("copy"))? == original, "the upload differs");
+    let client = learnt(&lab.hosts.serverless, ENDPOINT)?;
+
+    // Who knows of a narrow path announces smaller segments.
+    for end in [&lab.hosts.serverless, &lab.hosts.internet] {
+        end.ip("route flush cache")?;
+    }
+    let copy = lab.state().path("tmp/copy");
+    let fetched = client::download(lab, &format!("{url}/large.bin"), &copy)?;
+    ensure!(fetched.status == 200, "download: {} {}", fetched.status, fetched.error);
+    ensure!(sha256(&copy)? == original, "the download differs");
+    let server = learnt(&lab.hosts.internet, FIREWALL_PUBLIC)?;
+
+    finish(witness)?;
+    Ok(Learnt { client, server })
+}
+
+/// Upload: the router tells the client. Download: the firewall tells the server.
+pub(crate) fn tcp_gets_through_a_narrow_link_to_the_firewall(stage: &Stage) -> Result<()> {
+    let learnt = transfer(&narrow_to_the_firewall(stage)?)?;
+    ensure!(learnt.client == Some(NARROW) && learnt.server == Some(NARROW), "{learnt:?}");
+    Ok(())
+}
+
+/// Upload: the Private Link Service tells the client. Download: the router tells the server.
+pub(crate) fn tcp_gets_through_a_narrow_link_to_the_private_link(stage: &Stage) -> Result<()> {
+    let lab = stage.lab_with(|lab| narrow(&[(&lab.hosts.pls, "vnet"), (&lab.hosts.router, "eth0")]))?;
+    let learnt = transfer(&lab)?;
+    ensure!(learnt.client == Some(NARROW) && learnt.server == Some(NARROW), "{learnt:?}");
+    Ok(())
+}
+
+/// Upload: the firewall tells the client, through the router.
+pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_firewall(stage: &Stage) -> Result<()> {
+    let lab = stage.lab_with(|lab| {
+        narrow(&[(&lab.hosts.firewall, "internet")])?;
+        sends_less(&lab.hosts.internet, FIREWALL_PUBLIC, "")
+    })?;
+    let learnt = transfer(&lab)?;
+    ensure!(learnt.client == Some(NARROW), "{learnt:?}");
+    Ok(())
+}
+
+/// Download: the Private Link Service tells the server, through the router and the firewall.
+pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_private_link(stage: &Stage) -> Result<()> {
+    let lab = stage.lab_with(|lab| {
+        narrow(&[(&lab.hosts.pls, "serverless")])?;
+        sends_less(&lab.hosts.serverless, ENDPOINT, &format!("via {SERVERLESS_GATEWAY}"))
+    })?;
+    let learnt = transfer(&lab)?;
+    ensure!(learnt.server == Some(NARROW), "{learnt:?}");
+    Ok(())
+}
+
+/// At the far end of a narrow link: sends what it takes, but announces as much as if it did not know.
+fn sends_less(host: &Namespace, towards: Ipv4Addr, via: &str) -> Result<()> {
+    host.ip(&format!("route add {towards}/32 dev eth0 {via} mtu {NARROW} advmss 1460")).map(drop)
+}
