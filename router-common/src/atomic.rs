@@ -20,8 +20,9 @@ impl<'a, T> Atomic<'a, T> {
     }
 }
 
+/// Gives `Atomic` the operations that are used on a type.
 macro_rules! atomic {
-    ($type:ty, $host:ident) => {
+    ($type:ident, $host:ident: $($operation:ident)*) => {
         impl Atomic<'_, $type> {
             #[cfg(not(target_arch = "bpf"))]
             #[inline(always)]
@@ -29,51 +30,64 @@ macro_rules! atomic {
                 // SAFETY: aligned memory that lives as long as the reference this was made from, accessed atomically only.
                 unsafe { core::sync::atomic::$host::from_ptr(self.at) }
             }
-        }
 
-        atomic! { $type, load() -> $type,
-            |this| unsafe { core::ptr::read_volatile(this.at) },
-            |atomic| atomic.load(SeqCst) }
-        atomic! { $type, swap(value: $type) -> $type,
-            |this| unsafe { core::intrinsics::atomic_xchg::<$type, { core::intrinsics::AtomicOrdering::SeqCst }>(this.at, value) },
-            |atomic| atomic.swap(value, SeqCst) }
-        atomic! { $type, add(value: $type) -> $type,
-            |this| unsafe { core::intrinsics::atomic_xadd::<$type, $type, { core::intrinsics::AtomicOrdering::SeqCst }>(this.at, value) },
-            |atomic| atomic.fetch_add(value, SeqCst) }
-        atomic! { $type, and(value: $type) -> $type,
-            |this| unsafe { core::intrinsics::atomic_and::<$type, $type, { core::intrinsics::AtomicOrdering::SeqCst }>(this.at, value) },
-            |atomic| atomic.fetch_and(value, SeqCst) }
-        atomic! { $type, or(value: $type) -> $type,
-            |this| unsafe { core::intrinsics::atomic_or::<$type, $type, { core::intrinsics::AtomicOrdering::SeqCst }>(this.at, value) },
-            |atomic| atomic.fetch_or(value, SeqCst) }
-        atomic! { $type, change(from: $type, to: $type) -> bool,
-            |this| unsafe {
-                core::intrinsics::atomic_cxchg::<$type, { core::intrinsics::AtomicOrdering::SeqCst }, { core::intrinsics::AtomicOrdering::SeqCst }>(this.at, from, to).1
-            },
-            |atomic| atomic.compare_exchange(from, to, SeqCst, SeqCst).is_ok() }
+            $(atomic! { @$operation $type })*
+        }
     };
-    ($type:ty, $name:ident($($argument:ident: $of:ty),*) -> $result:ty, |$this:ident| $bpf:expr, |$atomic:ident| $on_host:expr) => {
-        impl Atomic<'_, $type> {
-            /// As the standard library's operation; the value before, or whether it was changed.
-            #[inline(always)]
-            #[allow(dead_code, reason = "not every operation is used on every type")]
-            pub(crate) fn $name(&self, $($argument: $of),*) -> $result {
-                #[cfg(target_arch = "bpf")]
-                {
-                    let $this = self;
-                    // SAFETY: as for the host.
-                    $bpf
-                }
-                #[cfg(not(target_arch = "bpf"))]
-                {
-                    use core::sync::atomic::Ordering::SeqCst;
-                    let $atomic = self.host();
-                    $on_host
-                }
+    (@load $type:ident) => {
+        atomic! { @operation load() -> $type, $type,
+            |this| core::ptr::read_volatile(this.at),
+            |host| host.load(SeqCst) }
+    };
+    (@swap $type:ident) => {
+        atomic! { @operation swap(value: $type) -> $type, $type,
+            |this| core::intrinsics::atomic_xchg::<$type, SEQ_CST>(this.at, value),
+            |host| host.swap(value, SeqCst) }
+    };
+    (@add $type:ident) => {
+        atomic! { @operation add(value: $type) -> $type, $type,
+            |this| core::intrinsics::atomic_xadd::<$type, $type, SEQ_CST>(this.at, value),
+            |host| host.fetch_add(value, SeqCst) }
+    };
+    (@and $type:ident) => {
+        atomic! { @operation and(value: $type) -> $type, $type,
+            |this| core::intrinsics::atomic_and::<$type, $type, SEQ_CST>(this.at, value),
+            |host| host.fetch_and(value, SeqCst) }
+    };
+    (@or $type:ident) => {
+        atomic! { @operation or(value: $type) -> $type, $type,
+            |this| core::intrinsics::atomic_or::<$type, $type, SEQ_CST>(this.at, value),
+            |host| host.fetch_or(value, SeqCst) }
+    };
+    (@change $type:ident) => {
+        atomic! { @operation change(from: $type, to: $type) -> bool, $type,
+            |this| core::intrinsics::atomic_cxchg::<$type, SEQ_CST, SEQ_CST>(this.at, from, to).1,
+            |host| host.compare_exchange(from, to, SeqCst, SeqCst).is_ok() }
+    };
+    (@operation $name:ident($($argument:ident: $of:ident),*) -> $result:ident, $type:ident,
+        |$this:ident| $bpf:expr, |$host:ident| $on_host:expr
+    ) => {
+        /// As the standard library's operation: the value before, or whether it was changed.
+        #[inline(always)]
+        pub(crate) fn $name(&self, $($argument: $of),*) -> $result {
+            #[cfg(target_arch = "bpf")]
+            {
+                let $this = self;
+                // SAFETY: as for the host.
+                unsafe { $bpf }
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            {
+                use core::sync::atomic::Ordering::SeqCst;
+                let $host = self.host();
+                $on_host
             }
         }
     };
 }
 
-atomic!(u32, AtomicU32);
-atomic!(u64, AtomicU64);
+#[cfg(target_arch = "bpf")]
+const SEQ_CST: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
+
+atomic!(u32, AtomicU32: load swap add and change);
+atomic!(u64, AtomicU64: load swap and or);

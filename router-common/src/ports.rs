@@ -76,7 +76,7 @@ impl PortRange {
         if last < start || first > end {
             return 0;
         }
-        let low = if first > start { first - start } else { 0 };
+        let low = first.saturating_sub(start);
         let high = if last < end { last - start } else { 63 };
         (u64::MAX << low) & (u64::MAX >> (63 - high))
     }
