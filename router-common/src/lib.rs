@@ -17,6 +17,7 @@ pub mod address;
 mod atomic;
 pub mod checksum;
 pub mod flow;
+pub mod local;
 pub mod packet;
 pub mod ports;
 pub mod punt;
@@ -68,6 +69,8 @@ pub enum Stage {
     Open = 4,
     /// Puts a new session into the table.
     Claim = 5,
+    /// Packets that are no session's and no rule's.
+    Local = 6,
 }
 
 impl Stage {
@@ -79,11 +82,12 @@ impl Stage {
         (Self::Answer, "answer"),
         (Self::Open, "open"),
         (Self::Claim, "claim"),
+        (Self::Local, "local"),
     ];
 }
 
 /// How many there are.
-pub const STAGES: u32 = 6;
+pub const STAGES: u32 = 7;
 
 /// Counters of half-open sessions, see [`half_open_slot`].
 pub const HALF_OPEN_SLOTS: u32 = 1 << 16;

@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Ipv4, Port},
+    checksum::Sum,
     flow::{FlowKey, Protocol},
     reason::Reason,
 };
@@ -83,6 +84,39 @@ pub(crate) const fn field<const OFFSET: usize, const N: usize, const LENGTH: usi
     // SAFETY: OFFSET + N <= LENGTH, so the bytes lie in `header`, whose exclusive borrow the result carries on; an array
     // of bytes has no alignment.
     unsafe { &mut *header.as_mut_ptr().add(OFFSET).cast() }
+}
+
+/// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for them.
+#[inline(always)]
+pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
+    let bytes: &[u8; 8] = frame.bytes(IPV4_SOURCE)?;
+    let [a, b, c, d, e, f, g, h] = *bytes;
+    Some((Ipv4([a, b, c, d]), Ipv4([e, f, g, h])))
+}
+
+/// Whether an ICMP packet without IP options is an error message (RFC 1122 3.2.2).
+#[inline(always)]
+pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
+    matches!(frame.bytes::<1>(L4), Some([3 | 4 | 11 | 12]))
+}
+
+/// Whether this is IPv4 with a header without options.
+#[inline(always)]
+pub fn has_plain_header(frame: &(impl Frame + ?Sized)) -> bool {
+    matches!(frame.bytes::<1>(ETHERNET_LENGTH), Some([0x45]))
+}
+
+/// Whether the checksum of an IPv4 header without options is right.
+#[inline(always)]
+pub fn header_checksum_is_right(frame: &(impl Frame + ?Sized)) -> bool {
+    let Some(header) = frame.bytes::<IPV4_LENGTH>(ETHERNET_LENGTH) else { return false };
+    let mut sum = Sum::ZERO;
+    let mut at = 0;
+    while at < IPV4_LENGTH {
+        sum = sum.add([header[at], header[at + 1]]);
+        at += 2;
+    }
+    sum.checksum() == [0, 0]
 }
 
 /// What the router needs to know of a packet that it can translate.

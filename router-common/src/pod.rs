@@ -2,6 +2,7 @@
 
 use crate::{
     address::Ipv4,
+    local::Allow,
     ports::PoolKey,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey},
     settings::Settings,
@@ -19,4 +20,4 @@ macro_rules! pod {
     };
 }
 
-pod!(Ipv4, ListenKey, Masquerade, PoolKey, Rule, RuleSet, Settings, SourceKey, CpuStats,);
+pod!(Allow, Ipv4, ListenKey, Masquerade, PoolKey, Rule, RuleSet, Settings, SourceKey, CpuStats,);

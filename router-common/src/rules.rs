@@ -44,9 +44,15 @@ pub struct RuleSet {
     pub ports: PortRange,
     /// How many masquerade pairs there are.
     pub masquerade_count: u32,
+    /// How many entries of `local.allow` there are.
+    pub local_allow_count: u32,
+    /// 1 if sources that no rule names are closed out of this machine, too.
+    pub others_are_closed: u32,
+    /// The port of the health probe.
+    pub health_port: u32,
 }
 
-const _: () = assert!(size_of::<RuleSet>() == 76);
+const _: () = assert!(size_of::<RuleSet>() == 88);
 
 impl RuleSet {
     /// The SNAT address for a new session; `None` if there is none.
@@ -221,6 +227,9 @@ impl SourceKey {
     pub const fn bank(&self) -> u32 {
         self.bank as u32
     }
+
+    /// In place of a rule's number: the sources of all rules together.
+    pub const ANY_RULE: u16 = u16::MAX;
 }
 
 /// An IPv4 network, as an address and a mask.

@@ -17,6 +17,7 @@ mod fragment;
 mod frame;
 mod half_open;
 mod known;
+mod local;
 mod next_hop;
 mod open;
 mod pools;
@@ -183,6 +184,11 @@ stage! {
 stage! {
     /// Puts the session that `open` has decided on into the table.
     claim, claim::claim
+}
+
+stage! {
+    /// Packets that are no session's and no rule's.
+    local, local::decide
 }
 
 stage! {

@@ -14,7 +14,11 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         Some(rule_set) if version != 0 => rule_set,
         _ => return Err(Reason::NotConfigured.into()),
     };
-    let found = rules::find(&packet, version, rule_set, random(), work.stats)?;
+    let found = match rules::find(&packet, version, rule_set, random(), work.stats) {
+        Ok(found) => found,
+        Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
+        Err(reason) => return Err(reason.into()),
+    };
     if packet.ttl <= 1 {
         return Err(Reason::TtlExpired.into());
     }

@@ -1,9 +1,9 @@
 //! ICMP that is no echo.
 
-use router_common::reason::Reason;
+use router_common::Stage;
 
-use crate::{Outcome, Work};
+use crate::{Exit, Outcome, Work};
 
 pub(crate) fn forward(_work: &mut Work) -> Outcome {
-    Err(Reason::IcmpOther.into())
+    Err(Exit::To(Stage::Local))
 }

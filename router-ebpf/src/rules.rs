@@ -37,9 +37,9 @@ static MASQUERADES: Array<Masquerade> = Array::with_max_entries(2 * MAX_MASQUERA
 static LISTENERS: LpmTrie<ListenKey, u32> =
     LpmTrie::with_max_entries(2 * 32 * MAX_RULES as u32, BPF_F_NO_PREALLOC);
 
-/// Which sources may use which forward rule.
+/// Which sources may use which forward rule; and the sources of all rules together.
 #[map]
-static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 17, BPF_F_NO_PREALLOC);
+static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
 
 /// This machine's own addresses, and the broadcast addresses of its networks. Kept up to date by the daemon.
 #[map]
@@ -61,6 +61,20 @@ pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
     RULE_SETS.get(router_common::rules::bank(version))
 }
 
+/// Whether this is one of this machine's own addresses, or a broadcast address of its networks.
+#[inline(always)]
+pub(crate) fn is_local(address: Ipv4) -> bool {
+    // SAFETY: only whether the address is there matters.
+    unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
+}
+
+/// Whether any rule names this source.
+#[inline(always)]
+pub(crate) fn is_a_rules_source(version: u32, source: Ipv4) -> bool {
+    let key = SourceKey::new(version, SourceKey::ANY_RULE, source);
+    SOURCES.get(Key::new(SourceKey::FULL, key)).is_some()
+}
+
 /// Finds the rule by which a packet without a session may open one.
 ///
 /// # Errors
@@ -77,8 +91,7 @@ pub(crate) fn find(
     if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
         return Err(Reason::Platform);
     }
-    // SAFETY: only whether the address is there matters.
-    let found = if unsafe { LOCAL_ADDRESSES.get(key.destination) }.is_some() {
+    let found = if is_local(key.destination) {
         find_forward(packet, version, random, counters)
     } else {
         find_masquerade(packet, version, rule_set)

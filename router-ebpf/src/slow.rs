@@ -1,20 +1,45 @@
 //! The slow path: where packets go that the fast path does not forward.
 
-use router_common::{Stage, packet, reason::Reason};
+use router_common::{
+    Stage,
+    local::{is_martian_destination, is_martian_source},
+    packet::{self, Frame as _},
+    reason::Reason,
+};
 
-use crate::{Exit, Outcome, Work, flows, known};
+use crate::{Exit, Outcome, Work, flows, known, rules};
 
 /// Forwards a packet that the fast path did not, or finds whose it is.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
+    refuse_what_no_wire_carries(work)?;
     let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Related)),
         Err(Reason::Fragment) => return Err(Exit::To(Stage::Fragment)),
-        Err(reason) => return Err(reason.into()),
+        Err(reason @ (Reason::Truncated | Reason::Malformed)) => return Err(reason.into()),
+        Err(_) => return Err(Exit::To(Stage::Local)),
     };
     match flows::find(&packet.key, work.settings) {
         Some(slot) => known::forward(work, &packet, slot),
         None => Err(Exit::To(Stage::Open)),
     }
+}
+
+/// Looks at what the fast path trusts: it only forwards what a session has been opened for, and this comes before any session.
+#[inline(always)]
+fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
+    let destination_mac: &[u8; 6] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
+    let interface = work.settings.interface(work.ingress);
+    if interface.mac != [0; 6] && *destination_mac != interface.mac {
+        return Err(Reason::OtherHost);
+    }
+    let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
+    if is_martian_source(source) || is_martian_destination(destination) || rules::is_local(source) {
+        return Err(Reason::Martian);
+    }
+    if packet::has_plain_header(&work.frame) && !packet::header_checksum_is_right(&work.frame) {
+        return Err(Reason::BadChecksum);
+    }
+    Ok(())
 }

@@ -6,8 +6,8 @@ use router_common::{flow, ports::PortRange};
 
 use super::Names;
 use crate::{
-    config::{Config, Forward, Host, Protocol, Target},
-    dataplane::{ForwardSpec, MasqueradeSpec, RuleSetSpec},
+    config::{Config, Forward, Host, LocalProtocol, Others, Protocol, Target},
+    dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
 };
 
 /// The rule set of a configuration, with names as they are resolved now.
@@ -39,6 +39,27 @@ pub(super) fn build(config: &Config, names: &Names, snat: &[Ipv4Addr]) -> RuleSe
             .collect(),
         snat: snat.to_vec(),
         ports: PortRange { first: *config.snat.ports.start(), last: *config.snat.ports.end() },
+        local: local(config),
+    }
+}
+
+fn local(config: &Config) -> LocalSpec {
+    let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
+        protocol: match allow.protocol {
+            LocalProtocol::Tcp => flow::Protocol::Tcp,
+            LocalProtocol::Udp => flow::Protocol::Udp,
+            LocalProtocol::Icmp => flow::Protocol::Icmp,
+        },
+        ports: match &allow.ports {
+            Some(ports) => PortRange { first: *ports.start(), last: *ports.end() },
+            None => PortRange { first: 0, last: u16::MAX },
+        },
+        from: allow.from.unwrap_or_default(),
+    });
+    LocalSpec {
+        allow: allow.collect(),
+        others_are_closed: config.local.others == Others::Closed,
+        health_port: config.health.listen.port(),
     }
 }
 

@@ -33,7 +33,7 @@ pub use self::{
     forwarding::{route_lookups_are_on, switch_route_lookups},
     link::{Attachment, Mode},
     pins::{Pins, detach},
-    rules::{ForwardSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
+    rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{LocalAddresses, SettingsTable},
 };
 
@@ -43,7 +43,7 @@ use self::flows::FlowMaps;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 15] = [
+const PINNED_MAPS: [&str; 16] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
@@ -59,6 +59,7 @@ const PINNED_MAPS: [&str; 15] = [
     "LISTENERS",
     "SOURCES",
     "LOCAL_ADDRESSES",
+    "LOCAL_ALLOW",
 ];
 const PUNTS: &str = "PUNTS";
 

@@ -12,6 +12,7 @@ use router_common::{
     MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
     address::Ipv4,
     flow::Protocol,
+    local::{Allow, MAX_LOCAL_ALLOW, allow_index},
     ports::PortRange,
     rules::{
         ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, Target, bank, listen_prefixes,
@@ -32,6 +33,30 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
+    /// What of this machine itself can be reached.
+    pub local: LocalSpec,
+}
+
+/// What of this machine itself can be reached by those who may use a rule.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalSpec {
+    /// What is allowed by name.
+    pub allow: Vec<LocalAllowSpec>,
+    /// Whether everybody else is held to it, too.
+    pub others_are_closed: bool,
+    /// The port of the health probe, which everybody reaches.
+    pub health_port: u16,
+}
+
+/// Something that is allowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalAllowSpec {
+    /// The protocol; of ICMP, echo requests.
+    pub protocol: Protocol,
+    /// The ports; nothing to ICMP.
+    pub ports: PortRange,
+    /// From where.
+    pub from: Ipv4Net,
 }
 
 /// A `[[forward]]` rule.
@@ -69,6 +94,7 @@ pub struct RuleTable {
     rule_sets: Array<MapData, RuleSet>,
     rules: Array<MapData, Rule>,
     masquerades: Array<MapData, Masquerade>,
+    local_allow: Array<MapData, Allow>,
     listeners: LpmTrie<MapData, ListenKey, u32>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     names: Vec<Option<String>>,
@@ -82,6 +108,7 @@ impl RuleTable {
             rule_sets: take(ebpf, "RULE_SETS")?.try_into()?,
             rules: take(ebpf, "RULES")?.try_into()?,
             masquerades: take(ebpf, "MASQUERADES")?.try_into()?,
+            local_allow: take(ebpf, "LOCAL_ALLOW")?.try_into()?,
             listeners: take(ebpf, "LISTENERS")?.try_into()?,
             sources: take(ebpf, "SOURCES")?.try_into()?,
             names: vec![None; MAX_RULES],
@@ -156,9 +183,36 @@ impl RuleTable {
             }
         }
         let pairs = self.write_masquerades(version, spec, number)?;
+        self.write_local(version, spec)?;
         self.rule_sets.set(bank(version), rule_set(spec, pairs)?, 0).context("cannot write the rule set")?;
         settings.set_version(version)?;
         self.names = names;
+        Ok(())
+    }
+
+    fn write_local(&mut self, version: u32, spec: &RuleSetSpec) -> Result<()> {
+        let forwards = spec.forwards.iter().flat_map(|forward| &forward.sources);
+        let masquerades = spec.masquerades.iter().flat_map(|masquerade| &masquerade.sources);
+        for source in forwards.chain(masquerades) {
+            let key = SourceKey::new(version, SourceKey::ANY_RULE, source.network().into());
+            self.sources
+                .insert(&Key::new(SourceKey::prefix(source.prefix_len()), key), 1, 0)
+                .context("cannot write the sources of all rules")?;
+        }
+        if spec.local.allow.len() > MAX_LOCAL_ALLOW {
+            bail!("more than {MAX_LOCAL_ALLOW} entries in local.allow");
+        }
+        for (position, allow) in (0..).zip(&spec.local.allow) {
+            let entry = Allow {
+                from: network(&allow.from),
+                first: allow.ports.first,
+                last: allow.ports.last,
+                protocol: allow.protocol as u32,
+            };
+            self.local_allow
+                .set(allow_index(version, position), entry, 0)
+                .context("cannot write local.allow")?;
+        }
         Ok(())
     }
 
@@ -239,7 +293,15 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
     for (slot, address) in snat.iter_mut().zip(&spec.snat) {
         *slot = (*address).into();
     }
-    Ok(RuleSet { snat, snat_count: u32::try_from(spec.snat.len())?, ports: spec.ports, masquerade_count })
+    Ok(RuleSet {
+        snat,
+        snat_count: u32::try_from(spec.snat.len())?,
+        ports: spec.ports,
+        masquerade_count,
+        local_allow_count: u32::try_from(spec.local.allow.len())?,
+        others_are_closed: spec.local.others_are_closed.into(),
+        health_port: spec.local.health_port.into(),
+    })
 }
 
 fn set_targets(rule: &mut Rule, forward: &ForwardSpec) -> Result<()> {

@@ -87,7 +87,7 @@ fn any_packet_comes_out_right() {
             };
             let world = &mut *world.borrow_mut();
             let ran = world.run(&spec.clone().ttl(ttl).build());
-            if ran.reason == Reason::NotMatched || ran.reason == Reason::SourceNotAllowed {
+            if matches!(ran.reason, Reason::NotMatched | Reason::SourceNotAllowed | Reason::LocalDenied) {
                 return Ok(());
             }
             prop_assert!(matches!(ran.reason, Reason::Opened | Reason::Forwarded), "{:?}", ran.reason);

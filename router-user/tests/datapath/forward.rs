@@ -67,11 +67,11 @@ fn udp_keeps_the_port_when_the_target_has_none() {
 fn a_port_range_takes_its_ports_and_no_others() {
     let mut world = World::new();
     for (port, reason) in [
-        (7999, Reason::NotMatched),
+        (7999, Reason::LocalDenied),
         (8000, Reason::Opened),
         (8005, Reason::Opened),
         (8010, Reason::Opened),
-        (8011, Reason::NotMatched),
+        (8011, Reason::LocalDenied),
     ] {
         let ran = world.run(&tcp_packet(CLIENT, (ROUTER, port), tcp::SYN).build());
         assert_eq!(ran.reason, reason, "port {port}");
@@ -275,7 +275,7 @@ fn a_new_rule_set_takes_over_at_once_and_sessions_keep_their_target() {
     let fresh = tcp_packet((PLS, 40_001), (ROUTER, 443), tcp::SYN).build();
     assert_eq!(read(&world.run(&fresh).frame).destination, (crate::world::other_server(), 9443));
     let gone = world.run(&udp_packet((PLS, 5000), (ROUTER, 53), b"query").build());
-    assert_eq!(gone.reason, Reason::NotMatched, "a rule that is gone");
+    assert_eq!(gone.reason, Reason::LocalDenied, "a rule that is gone");
 }
 
 #[test]

@@ -46,7 +46,11 @@ fn an_echo_reply_opens_nothing() {
     let ran = world.run(&echo_reply(PLS, OTHER, 77).build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession));
     let ran = world.run(&echo_reply(PLS, OTHER, 0).build());
-    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::IcmpOther));
+    assert_eq!(
+        (ran.verdict, ran.reason),
+        (Verdict::Drop, Reason::LocalDenied),
+        "not an echo that can be translated"
+    );
 }
 
 #[test]
@@ -68,10 +72,10 @@ fn only_its_sources_and_destinations() {
     });
     let ran = world.run(&udp_packet((PLS, 5000), (OTHER, 53), b"in").build());
     assert_eq!(ran.reason, Reason::Opened);
-    for (source, destination) in [(STRANGER, OTHER), (PLS, [203, 0, 113, 99])] {
-        let ran = world.run(&udp_packet((source, 5000), (destination, 53), b"out").build());
-        assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched));
-    }
+    let ran = world.run(&udp_packet((STRANGER, 5000), (OTHER, 53), b"out").build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched));
+    let ran = world.run(&udp_packet((PLS, 5000), ([203, 0, 113, 99], 53), b"out").build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::LocalDenied));
 }
 
 #[test]
@@ -95,8 +99,10 @@ fn the_first_pair_that_matches_wins() {
 #[test]
 fn multicast_and_broadcast_are_the_kernels() {
     let mut world = World::new();
-    for destination in [[224, 0, 0, 251], [239, 1, 2, 3], [255, 255, 255, 255], [0, 0, 0, 0]] {
-        let ran = world.run(&udp_packet((PLS, 5353), (destination, 5353), b"who").build());
+    for destination in [[224, 0, 0, 251], [239, 1, 2, 3], [255, 255, 255, 255]] {
+        let ran = world.run(&udp_packet((STRANGER, 5353), (destination, 5353), b"who").build());
         assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched), "{destination:?}");
+        let ran = world.run(&udp_packet((PLS, 5353), (destination, 5353), b"who").build());
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::LocalDenied), "{destination:?}");
     }
 }

@@ -141,6 +141,18 @@ impl Spec {
     }
 }
 
+/// Makes the IPv4 header checksum right again after the header was changed.
+pub(crate) fn fix_ip_checksum(frame: &mut [u8]) {
+    let end = 14 + usize::from(frame[14] & 0x0f) * 4;
+    frame[24..26].fill(0);
+    let sum = frame[14..end.max(34)]
+        .chunks(2)
+        .fold(0_u32, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// What a frame says, after its checksums have been verified from scratch.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen {

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, process::Command};
 use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
 use router_common::{flow::Protocol, ports::PortRange, reason::Reason, settings::Interface, stats::CpuStats};
-use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, MasqueradeSpec, RuleSetSpec};
+use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
 
 use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET};
 
@@ -81,6 +81,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
         }],
         snat: vec![ROUTER.into()],
         ports: PortRange { first: 1024, last: 65535 },
+        local: LocalSpec { health_port: 8082, ..LocalSpec::default() },
     }
 }
 
@@ -101,11 +102,14 @@ impl World {
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
         ip("link add eth0 type veth peer name wire0");
+        // What `Spec::build` addresses frames to.
+        ip("link set eth0 address 02:00:00:00:00:02");
         ip("link set eth0 up");
         ip("link set wire0 up");
         ip(&format!("addr add {}/26 dev eth0", Ipv4Addr::from(ROUTER)));
         let firewall_link = if nics == 2 {
             ip("link add eth1 type veth peer name wire1");
+            ip("link set eth1 address 02:00:00:00:00:02");
             ip("link set eth1 up");
             ip("link set wire1 up");
             ip(&format!("addr add {}/26 dev eth1", Ipv4Addr::from(ROUTER_SECOND)));

@@ -15,7 +15,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use lab::{Namespace, state::State};
 use nix::net::if_::if_nametoindex;
 use router_common::{ports::PortRange, settings::Interface};
-use router_user::dataplane::{Dataplane, LoadOptions, MasqueradeSpec, RuleSetSpec};
+use router_user::dataplane::{Dataplane, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
 
 use super::{
     cpu,
@@ -103,6 +103,7 @@ impl Router {
             }],
             snat: vec![CLIENT],
             ports: PortRange { first: 1024, last: 65535 },
+            local: LocalSpec::default(),
         };
         dataplane.rules.apply(&rules, &mut dataplane.settings)?;
         // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher (kernel/bpf/dispatcher.c), which

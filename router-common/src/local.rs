@@ -1,0 +1,188 @@
+//! What of this machine itself can be reached.
+//!
+//! With a load balancer for all ports in front, every port of this machine is within reach of whoever may use a rule. So what comes from
+//! a rule's sources and is no rule's business is dropped, unless it is known to be harmless or allowed by name. Everybody else reaches
+//! this machine as before, so that nobody is locked out by default.
+
+use core::mem::size_of;
+
+use crate::{
+    address::{Ipv4, Port},
+    flow::Protocol,
+    packet::{Packet, tcp},
+    rules::{Network, bank},
+};
+
+/// Entries of `local.allow`, at most.
+pub const MAX_LOCAL_ALLOW: usize = 64;
+
+/// The index of an entry in the array of them.
+#[inline(always)]
+pub const fn allow_index(version: u32, position: u32) -> u32 {
+    bank(version) * MAX_LOCAL_ALLOW as u32 + position
+}
+
+/// One entry of `local.allow`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Allow {
+    /// From where.
+    pub from: Network,
+    /// The first port.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
+    /// The IP protocol number; for ICMP, echo requests are meant.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<Allow>() == 16);
+
+impl Allow {
+    /// Whether it is about this packet.
+    #[inline(always)]
+    pub const fn covers(&self, packet: &Packet) -> bool {
+        let port = packet.key.destination_port.number();
+        let port_fits = match packet.protocol {
+            Protocol::Icmp => true,
+            Protocol::Tcp | Protocol::Udp => self.first <= port && port <= self.last,
+        };
+        self.protocol == packet.protocol as u32 && port_fits && self.from.contains(packet.key.source)
+    }
+}
+
+/// What [`judge`] needs to know beside the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The port of the health probe.
+    pub health_port: Port,
+    /// Whether the packet goes to an address of this machine.
+    pub is_local: bool,
+}
+
+/// What can be said of a packet to this machine without looking anything up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Judgement {
+    /// It may come in.
+    Harmless,
+    /// It may, if it belongs to a connection of this machine's own.
+    IfConnected,
+    /// It may not, unless an entry of `local.allow` says so.
+    Closed,
+}
+
+/// DHCP's client port (RFC 2131).
+const DHCP_CLIENT: u16 = 68;
+
+/// Judges a packet from a source that is closed out.
+#[inline(always)]
+pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
+    let port = packet.key.destination_port.number();
+    match packet.protocol {
+        Protocol::Udp if port == DHCP_CLIENT => Judgement::Harmless,
+        // Somebody else's: without a rule there is no way through this machine.
+        _ if !place.is_local => Judgement::Closed,
+        Protocol::Tcp if port == place.health_port.number() => Judgement::Harmless,
+        Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => Judgement::Closed,
+        Protocol::Tcp | Protocol::Udp => Judgement::IfConnected,
+        // An answer to a ping of this machine; the kernel knows whether there was one.
+        Protocol::Icmp if !packet.opens() => Judgement::Harmless,
+        Protocol::Icmp => Judgement::Closed,
+    }
+}
+
+/// Whether a source address is one that no packet on a wire may have: it would be answered to the wrong machine, or to all
+/// (RFC 1122 3.2.1.3, RFC 1812 5.3.7). 0.0.0.0 is a DHCP client's.
+#[inline(always)]
+pub const fn is_martian_source(source: Ipv4) -> bool {
+    let [first, ..] = source.0;
+    first == 127 || first >= 224 || (first == 0 && !matches!(source.0, [0, 0, 0, 0]))
+}
+
+/// Whether a destination address is one that no packet on a wire may have.
+#[inline(always)]
+pub const fn is_martian_destination(destination: Ipv4) -> bool {
+    matches!(destination.0[0], 0 | 127)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::FlowKey;
+
+    fn packet(protocol: Protocol, destination_port: u16, tcp_flags: u8) -> Packet {
+        Packet {
+            key: FlowKey::new(
+                protocol,
+                Ipv4([10, 0, 2, 69]),
+                Port::new(40_000),
+                Ipv4([10, 0, 2, 68]),
+                Port::new(destination_port),
+            ),
+            protocol,
+            ip_length: 40,
+            ttl: 64,
+            tcp_flags,
+            sequence: [0; 4],
+            acknowledgement: [0; 4],
+            dont_fragment: false,
+        }
+    }
+
+    const HERE: Place = Place { health_port: Port::new(8082), is_local: true };
+    const ELSEWHERE: Place = Place { is_local: false, ..HERE };
+
+    #[test]
+    fn closed_unless_there_is_a_reason() {
+        let cases = [
+            (packet(Protocol::Tcp, 22, tcp::SYN), Judgement::Closed),
+            (packet(Protocol::Tcp, 8082, tcp::SYN), Judgement::Harmless),
+            (packet(Protocol::Tcp, 8082, tcp::ACK), Judgement::Harmless),
+            (packet(Protocol::Tcp, 50_000, tcp::SYN | tcp::ACK), Judgement::IfConnected),
+            (packet(Protocol::Tcp, 22, tcp::ACK), Judgement::IfConnected),
+            (packet(Protocol::Udp, 68, 0), Judgement::Harmless),
+            (packet(Protocol::Udp, 8082, 0), Judgement::IfConnected),
+            (packet(Protocol::Icmp, 0, 0), Judgement::Closed),
+            (packet(Protocol::Icmp, 7, 0), Judgement::Harmless),
+        ];
+        for (packet, expected) in cases {
+            assert_eq!(judge(&packet, &HERE), expected, "{packet:?}");
+        }
+        assert_eq!(judge(&packet(Protocol::Tcp, 8082, tcp::SYN), &ELSEWHERE), Judgement::Closed);
+        assert_eq!(judge(&packet(Protocol::Udp, 68, 0), &ELSEWHERE), Judgement::Harmless, "a broadcast");
+    }
+
+    #[test]
+    fn martians() {
+        for (address, source, destination) in [
+            ([10, 0, 2, 69], false, false),
+            ([0, 0, 0, 0], false, true),
+            ([0, 0, 0, 1], true, true),
+            ([127, 0, 0, 1], true, true),
+            ([224, 0, 0, 1], true, false),
+            ([255, 255, 255, 255], true, false),
+            ([240, 0, 0, 1], true, false),
+        ] {
+            let seen = (is_martian_source(Ipv4(address)), is_martian_destination(Ipv4(address)));
+            assert_eq!(seen, (source, destination), "{address:?}");
+        }
+    }
+
+    #[test]
+    fn entries_cover_their_ports_and_networks() {
+        let ssh = Allow {
+            from: Network::new(Ipv4([10, 0, 2, 64]), 26),
+            first: 22,
+            last: 23,
+            protocol: Protocol::Tcp as u32,
+        };
+        assert!(
+            ssh.covers(&packet(Protocol::Tcp, 22, tcp::SYN)) && ssh.covers(&packet(Protocol::Tcp, 23, 0))
+        );
+        assert!(!ssh.covers(&packet(Protocol::Tcp, 24, 0)) && !ssh.covers(&packet(Protocol::Udp, 22, 0)));
+        let elsewhere = Allow { from: Network::new(Ipv4([10, 0, 3, 0]), 24), ..ssh };
+        assert!(!elsewhere.covers(&packet(Protocol::Tcp, 22, tcp::SYN)));
+        let ping = Allow { first: 0, last: 0, protocol: Protocol::Icmp as u32, ..ssh };
+        assert!(ping.covers(&packet(Protocol::Icmp, 0, 0)));
+    }
+}

@@ -1,0 +1,99 @@
+//! Packets that are no session's and no rule's: this machine's own traffic, or nobody's business.
+
+use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop, macros::map, maps::Array};
+use router_common::{
+    AZURE_PLATFORM,
+    address::Port,
+    local::{Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, judge},
+    packet::{self, Packet},
+    reason::Reason,
+};
+
+use crate::{Outcome, Work, rules, sockets};
+
+/// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
+#[map]
+static LOCAL_ALLOW: Array<Allow> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
+
+/// Passes a packet to this machine's own stack, or drops it.
+#[inline(always)]
+pub(crate) fn decide(work: &mut Work) -> Outcome {
+    let parsed = packet::parse(&work.frame);
+    // Why it passes, if it does.
+    let reason = match &parsed {
+        Ok(_) => Reason::NotMatched,
+        Err(reason) => *reason,
+    };
+    let Some((source, destination)) = packet::addresses(&work.frame) else { return Err(reason.into()) };
+    let version = work.settings.version;
+    let rule_set = match rules::rule_set(version) {
+        Some(rule_set) if version != 0 => rule_set,
+        _ => return Err(Reason::NotConfigured.into()),
+    };
+    if source == AZURE_PLATFORM || destination == AZURE_PLATFORM {
+        return Err(Reason::Platform.into());
+    }
+    if rule_set.others_are_closed == 0 && !rules::is_a_rules_source(version, source) {
+        return Err(reason.into());
+    }
+    let allowed = match &parsed {
+        Ok(packet) => {
+            let place = Place {
+                health_port: Port::new(rule_set.health_port as u16),
+                is_local: rules::is_local(destination),
+            };
+            match judge(packet, &place) {
+                Judgement::Harmless => true,
+                Judgement::IfConnected if sockets::is_connected(work.frame.context().ctx, &packet.key) => {
+                    true
+                }
+                Judgement::IfConnected | Judgement::Closed => {
+                    place.is_local && is_allowed(packet, version, rule_set.local_allow_count)
+                }
+            }
+        }
+        // An ICMP error about something that is not ours: the kernel finds out whose it is.
+        Err(Reason::IcmpOther) => packet::is_icmp_error(&work.frame),
+        Err(_) => false,
+    };
+    Err(if allowed { reason } else { Reason::LocalDenied }.into())
+}
+
+#[inline(always)]
+fn is_allowed(packet: &Packet, version: u32, count: u32) -> bool {
+    let mut scan = Scan { packet, version, found: false };
+    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
+    unsafe {
+        bpf_loop(
+            count.min(MAX_LOCAL_ALLOW as u32),
+            covers as *const () as *mut c_void,
+            (&raw mut scan).cast(),
+            0,
+        );
+    }
+    scan.found
+}
+
+/// A search for an entry that covers a packet.
+struct Scan<'a> {
+    packet: &'a Packet,
+    version: u32,
+    found: bool,
+}
+
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends it.
+///
+/// # Safety
+/// `scan` points to a [`Scan`] that nothing else uses meanwhile.
+unsafe extern "C" fn covers(position: u32, scan: *mut Scan<'_>) -> i64 {
+    // SAFETY: the caller's promise.
+    let scan = unsafe { &mut *scan };
+    match LOCAL_ALLOW.get(allow_index(scan.version, position)) {
+        Some(entry) if entry.covers(scan.packet) => {
+            scan.found = true;
+            1
+        }
+        Some(_) => 0,
+        None => 1,
+    }
+}

@@ -1,0 +1,183 @@
+//! What of this machine itself can be reached, and what no wire carries.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use router_common::{flow::Protocol, ports::PortRange, reason::Reason};
+use router_user::dataplane::LocalAllowSpec;
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    packets::{
+        FIREWALL, OTHER, PLS, ROUTER, STRANGER, echo_reply, echo_request, fix_ip_checksum, tcp, tcp_packet,
+        udp_packet,
+    },
+    world::{Setup, Verdict, World, network},
+};
+
+fn ends(world: &mut World, frame: &[u8], expected: (Verdict, Reason)) {
+    let ran = world.run(frame);
+    assert_eq!((ran.verdict, ran.reason), expected);
+    assert_eq!(ran.frame, frame, "untouched");
+    assert_eq!(world.entries(), 0);
+}
+
+const DENIED: (Verdict, Reason) = (Verdict::Drop, Reason::LocalDenied);
+const PASSED: (Verdict, Reason) = (Verdict::Pass, Reason::NotMatched);
+
+#[test]
+fn a_rules_source_reaches_rules_and_the_probe_only() {
+    let world = &mut World::new();
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::SYN).build(), DENIED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 9090), tcp::SYN).build(), DENIED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::ACK).build(), DENIED);
+    ends(world, &udp_packet((PLS, 5000), (ROUTER, 8082), b"not tcp").build(), DENIED);
+    ends(world, &echo_request(PLS, ROUTER, 7).build(), DENIED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 8082), tcp::SYN).build(), PASSED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 8082), tcp::ACK).build(), PASSED);
+    ends(world, &udp_packet((PLS, 67), (ROUTER, 68), b"dhcp").build(), PASSED);
+    ends(world, &echo_reply(PLS, ROUTER, 7).build(), PASSED);
+    // A rule's port without a session: the kernel's reset makes the client fail fast.
+    let ran = world.run(&tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).build());
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession));
+}
+
+#[test]
+fn other_kinds_of_packets_from_a_rules_source_are_denied() {
+    let world = &mut World::new();
+    for protocol in [2, 4, 41, 47, 50, 132] {
+        let mut frame = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
+        frame[23] = protocol;
+        fix_ip_checksum(&mut frame);
+        ends(world, &frame, DENIED);
+    }
+    let mut options = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
+    options[14] = 0x46;
+    ends(world, &options, DENIED);
+    // An error may be about a connection of this machine's own; a redirect or a timestamp request is nobody's business.
+    for (kind, expected) in [
+        (3, (Verdict::Pass, Reason::IcmpOther)),
+        (11, (Verdict::Pass, Reason::IcmpOther)),
+        (5, DENIED),
+        (13, DENIED),
+    ] {
+        let mut frame = echo_request(PLS, ROUTER, 7).build();
+        frame[34] = kind;
+        ends(world, &frame, expected);
+    }
+}
+
+#[test]
+fn what_is_allowed_by_name_comes_in() {
+    let world = &mut World::with(Setup {
+        rules: |spec| {
+            let allow = |protocol, first, last, from: [u8; 4], prefix| LocalAllowSpec {
+                protocol,
+                ports: PortRange { first, last },
+                from: network(from, prefix),
+            };
+            spec.local.allow = vec![
+                allow(Protocol::Tcp, 22, 22, [10, 0, 2, 0], 24),
+                allow(Protocol::Udp, 8125, 8126, [0; 4], 0),
+                allow(Protocol::Tcp, 9100, 9100, [10, 9, 0, 0], 16),
+                allow(Protocol::Icmp, 0, 65535, [0; 4], 0),
+            ];
+        },
+        ..Setup::default()
+    });
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::SYN).build(), PASSED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::ACK).build(), PASSED);
+    ends(world, &udp_packet((PLS, 40_000), (ROUTER, 8126), b"x").build(), PASSED);
+    ends(world, &echo_request(PLS, ROUTER, 7).build(), PASSED);
+    ends(world, &udp_packet((PLS, 40_000), (ROUTER, 8127), b"x").build(), DENIED);
+    ends(world, &udp_packet((PLS, 40_000), (ROUTER, 22), b"x").build(), DENIED);
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 9100), tcp::SYN).build(), DENIED);
+}
+
+#[test]
+fn others_can_be_closed_out_too() {
+    let world =
+        &mut World::with(Setup { rules: |spec| spec.local.others_are_closed = true, ..Setup::default() });
+    ends(world, &tcp_packet((STRANGER, 40_000), (ROUTER, 22), tcp::SYN).build(), DENIED);
+    ends(world, &tcp_packet((STRANGER, 40_000), (ROUTER, 8082), tcp::SYN).build(), PASSED);
+    let platform = tcp_packet(([168, 63, 129, 16], 40_000), (ROUTER, 22), tcp::SYN);
+    ends(world, &platform.build(), (Verdict::Pass, Reason::Platform));
+}
+
+/// The peer's socket is in the same namespace, by its address on the loopback interface: only this machine's socket matters here.
+#[test]
+fn replies_to_connections_of_this_machine_come_in() {
+    let world = &mut World::new();
+    let (peer, here) = (Ipv4Addr::from(PLS), Ipv4Addr::from(ROUTER));
+    crate::world::ip(&format!("addr add {peer}/32 dev lo"));
+    let listener = TcpListener::bind((peer, 5432)).expect("a peer");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((here, 0)).into()).expect("this machine's address");
+    socket.connect(&SocketAddr::from((peer, 5432)).into()).expect("a connection");
+    let port = socket.local_addr().expect("an address").as_socket().expect("of IP").port();
+    ends(world, &tcp_packet((PLS, 5432), (ROUTER, port), tcp::ACK).build(), PASSED);
+    ends(world, &tcp_packet((PLS, 5433), (ROUTER, port), tcp::ACK).build(), DENIED);
+    drop(listener);
+    let listener = TcpListener::bind((here, 9000)).expect("a service of this machine");
+    ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 9000), tcp::ACK).build(), DENIED);
+    drop(listener);
+
+    let connected = UdpSocket::bind((here, 0)).expect("a socket");
+    connected.connect((peer, 53)).expect("a peer");
+    let port = connected.local_addr().expect("an address").port();
+    ends(world, &udp_packet((PLS, 53), (ROUTER, port), b"answer").build(), PASSED);
+    ends(world, &udp_packet((PLS, 54), (ROUTER, port), b"not the peer").build(), DENIED);
+    let unconnected = UdpSocket::bind((here, 0)).expect("a socket");
+    let port = unconnected.local_addr().expect("an address").port();
+    ends(world, &udp_packet((PLS, 53), (ROUTER, port), b"a service").build(), DENIED);
+}
+
+#[test]
+fn martians_are_dropped() {
+    let world = &mut World::new();
+    let martian = (Verdict::Drop, Reason::Martian);
+    for source in [ROUTER, [127, 0, 0, 1], [0, 1, 2, 3], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
+        ends(world, &tcp_packet((source, 40_000), (ROUTER, 443), tcp::SYN).build(), martian);
+        ends(world, &udp_packet((source, 40_000), (ROUTER, 53), b"x").build(), martian);
+    }
+    for destination in [[127, 0, 0, 1], [0; 4], [0, 1, 2, 3]] {
+        ends(world, &tcp_packet((PLS, 40_000), (destination, 443), tcp::SYN).build(), martian);
+    }
+    // LAND: to itself.
+    ends(world, &tcp_packet((ROUTER, 443), (ROUTER, 443), tcp::SYN).build(), martian);
+}
+
+#[test]
+fn frames_for_others_are_not_forwarded() {
+    let world = &mut World::new();
+    let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
+    for mac in [[2, 0, 0, 0, 0, 3], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+        ends(world, &syn.build_between([2, 0, 0, 0, 0, 1], mac), (Verdict::Pass, Reason::OtherHost));
+    }
+}
+
+#[test]
+fn a_wrong_header_checksum_opens_nothing() {
+    let world = &mut World::new();
+    for spec in
+        [tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN), udp_packet((FIREWALL, 1), (OTHER, 53), b"x")]
+    {
+        let mut frame = spec.build();
+        frame[24] ^= 1;
+        ends(world, &frame, (Verdict::Drop, Reason::BadChecksum));
+    }
+}
+
+/// What an established flow forwards with a wrong header checksum still has a wrong one: the next one to look drops it.
+#[test]
+fn a_wrong_header_checksum_stays_wrong() {
+    let world = &mut World::new();
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
+    assert_eq!(world.run(&query).reason, Reason::Opened);
+    let mut wrong = query;
+    wrong[24] ^= 1;
+    let ran = world.run(&wrong);
+    assert_eq!(ran.reason, Reason::Forwarded);
+    let mut right = ran.frame.clone();
+    fix_ip_checksum(&mut right);
+    assert_ne!(ran.frame[24..26], right[24..26]);
+}
