@@ -75,8 +75,14 @@ pub struct NameStatus {
     pub name: String,
     /// The addresses in use, from the last good answer.
     pub addresses: Vec<IpAddr>,
-    /// Seconds since that answer.
+    /// Seconds since that answer; since the daemon's start while it has had none.
     pub age_seconds: u64,
+    /// How long that answer said that it holds; `null` while there has been none.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+    /// Seconds until it is asked for again.
+    #[serde(default)]
+    pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
 }

@@ -157,6 +157,8 @@ fn status() -> Status {
             name: "db.example.com".to_owned(),
             addresses: vec!["198.51.100.7".parse().unwrap()],
             age_seconds: 31,
+            ttl_seconds: Some(60),
+            next_seconds: 30,
             problem: String::new(),
         }],
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576 },

@@ -74,6 +74,7 @@ fn text(status: &Status) -> String {
         ("NAME", Align::Left),
         ("ADDRESSES", Align::Left),
         ("AGE", Align::Right),
+        ("AGAIN IN", Align::Right),
         ("RESOLVING", Align::Left),
     ]);
     for name in &status.names {
@@ -83,6 +84,7 @@ fn text(status: &Status) -> String {
             name.name.as_str().into(),
             listed(&name.addresses).into(),
             if name.addresses.is_empty() { "".into() } else { time(name.age_seconds).into() },
+            time(name.next_seconds).into(),
             if name.problem.is_empty() {
                 Cell::styled(GOOD, "ok")
             } else {

@@ -19,7 +19,6 @@ mod sweep;
 mod watch;
 
 use std::{
-    collections::HashMap,
     io::ErrorKind,
     net::Ipv4Addr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -35,7 +34,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::shared::{Attached, Shared};
+use self::{
+    names::NameService,
+    shared::{Attached, Shared},
+};
 use crate::{
     config::{self, Config},
     dataplane::{self, Dataplane, LoadOptions, Mode, Pins},
@@ -213,7 +215,8 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
     let snat = snat_addresses(&config, &addresses)?;
-    let mut names = names::resolve_all(&config).await;
+    let name_service = NameService::of_system();
+    let mut names = name_service.resolve_all(&config).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
@@ -267,7 +270,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     tasks.spawn(punts::send(punts));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone(), sweeper));
-    tasks.spawn(names::follow(shared.clone()));
+    tasks.spawn(name_service.follow(shared.clone()));
     Ok((shared, tasks))
 }
 
@@ -320,6 +323,3 @@ fn snat_addresses(config: &Config, addresses: &kernel::Addresses) -> Result<Vec<
     })?;
     Ok(vec![first])
 }
-
-/// Addresses by name, with what is known about each.
-type Names = HashMap<String, names::Resolved>;

@@ -1,6 +1,9 @@
 //! What the daemon knows, as the types of [`crate::model`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Instant,
+};
 
 use anyhow::Result;
 use router_common::{
@@ -44,6 +47,8 @@ pub(super) fn status(shared: &Shared) -> Status {
             name: name.clone(),
             addresses: resolved.addresses.iter().copied().map(IpAddr::V4).collect(),
             age_seconds: resolved.since.elapsed().as_secs(),
+            ttl_seconds: resolved.ttl.map(|ttl| ttl.as_secs()),
+            next_seconds: resolved.next.saturating_duration_since(Instant::now()).as_secs(),
             problem: resolved.problem.clone(),
         })
         .collect();

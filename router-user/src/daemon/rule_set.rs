@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use router_common::{flow, ports::PortRange};
 
-use super::Names;
+use super::names::Names;
 use crate::{
     config::{Config, Forward, Host, Protocol, Target},
     dataplane::{ForwardSpec, MasqueradeSpec, RuleSetSpec},

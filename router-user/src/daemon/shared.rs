@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Names, rule_set};
+use super::{names::Names, rule_set};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
