@@ -28,6 +28,9 @@ pub struct Status {
     pub next_hops: Vec<NextHopStatus>,
     /// Targets given by name, as last resolved.
     pub names: Vec<NameStatus>,
+    /// The health of targets, as sessions have shown it: those of TCP rules that have several.
+    #[serde(default)]
+    pub targets: Vec<TargetStatus>,
     /// The flow table.
     pub flows: FlowTableStatus,
 }
@@ -85,6 +88,24 @@ pub struct NameStatus {
     pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
+}
+
+/// The health of one of several targets of a rule, by passive signs: sessions that get an answer, and sessions that do not.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TargetStatus {
+    /// The rules that lead there.
+    pub rules: Vec<String>,
+    /// `tcp`.
+    pub protocol: String,
+    /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
+    pub target: SocketAddr,
+    /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not avoided) or `trial` (it was avoided; new
+    /// sessions may try it, and the first to show something decides).
+    pub health: String,
+    /// Seconds that it has been avoided or on trial; `null` when it is good.
+    pub since_seconds: Option<u64>,
+    /// Why it is not good; empty when it is.
+    pub reason: String,
 }
 
 /// How full the flow table is.
@@ -172,7 +193,7 @@ pub struct Rule {
     pub listen: Option<String>,
     /// Where a forward leads, as configured.
     pub targets: Vec<String>,
-    /// The addresses those lead to now.
+    /// The addresses that new sessions go to now: those of the targets, without any that is avoided.
     pub addresses: Vec<SocketAddr>,
     /// Who may use it.
     pub sources: Vec<String>,

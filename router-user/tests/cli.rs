@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
-    ReasonCounter, Rule, RuleCounters, Status,
+    ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -161,6 +161,7 @@ fn status() -> Status {
             next_seconds: 30,
             problem: String::new(),
         }],
+        targets: Vec::new(),
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576 },
     }
 }
@@ -182,6 +183,29 @@ fn broken_status() -> Status {
     };
     broken.names[0].problem = "the server does not answer".to_owned();
     broken
+}
+
+/// One with several targets.
+fn targets_status() -> Status {
+    let target = |target: &str, health: &str, since_seconds, reason: &str| TargetStatus {
+        rules: vec!["https".to_owned()],
+        protocol: "tcp".to_owned(),
+        target: target.parse().unwrap(),
+        health: health.to_owned(),
+        since_seconds,
+        reason: reason.to_owned(),
+    };
+    let mut several = status();
+    several.targets = vec![
+        target("10.1.0.4:8443", "good", None, ""),
+        target(
+            "10.1.0.5:8443",
+            "avoided",
+            Some(7),
+            "3 new sessions without an answer in 3 s, and none with one",
+        ),
+    ];
+    several
 }
 
 fn rule_counters(name: &str) -> RuleCounters {
@@ -337,6 +361,12 @@ fn an_unhealthy_router_is_exit_code_1() {
     let place = Place::with_daemon(vec![("/v1/status", json(&broken_status()))]);
     golden("status-unhealthy", &place.run(&["status"]));
     assert_eq!(place.run(&["status", "-o", "json"]).code, Some(1));
+}
+
+#[test]
+fn targets_are_listed_with_their_health() {
+    let place = Place::with_daemon(vec![("/v1/status", json(&targets_status()))]);
+    golden("status-targets", &place.run(&["status"]));
 }
 
 #[test]

@@ -92,7 +92,24 @@ fn text(status: &Status) -> String {
             },
         ]);
     }
-    for table in [interfaces, hops, names] {
+    let mut targets = Table::new(&[
+        ("TARGET", Align::Left),
+        ("RULES", Align::Left),
+        ("HEALTH", Align::Left),
+        ("FOR", Align::Right),
+        ("BECAUSE OF", Align::Left),
+    ]);
+    for target in &status.targets {
+        let good = target.health == "good";
+        targets.row(vec![
+            format!("{}/{}", target.target, target.protocol).into(),
+            listed(&target.rules).into(),
+            Cell::styled(if good { GOOD } else { DOUBTFUL }, target.health.as_str()),
+            target.since_seconds.map(time).unwrap_or_default().into(),
+            target.reason.as_str().into(),
+        ]);
+    }
+    for table in [interfaces, hops, names, targets] {
         if !table.is_empty() {
             text.push('\n');
             text.push_str(&table.render());

@@ -65,6 +65,13 @@ impl Collector for Snapshot {
         let Self { status, counters, rules } = self;
         let encoder = &mut encoder;
         gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
+        let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
+        gauge(
+            encoder,
+            "targets_avoided",
+            "Targets that new sessions avoid because they do not answer",
+            vec![(vec![], avoided as u64)],
+        )?;
         gauge(
             encoder,
             "sessions",

@@ -1,9 +1,10 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
 //! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
-//! `next_hops`), resolves names (`names`), sends packets that wait for a neighbour (`punts`), removes sessions that
-//! have ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the monitoring
-//! (`metrics`), and tells the log what an operator has to know (`watch`).
+//! `next_hops`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
+//! `target_health`), sends packets that wait for a neighbour (`punts`), removes sessions that have ended (`sweep`),
+//! and answers the load balancer (`probe`), the command line (`api`) and the monitoring (`metrics`), and tells the log
+//! what an operator has to know (`watch`).
 
 mod api;
 mod kernel;
@@ -16,6 +17,8 @@ mod reports;
 mod rule_set;
 mod shared;
 mod sweep;
+mod target_health;
+mod target_signs;
 mod watch;
 
 use std::{
@@ -37,6 +40,7 @@ use tracing::{info, warn};
 use self::{
     names::NameService,
     shared::{Attached, Shared},
+    target_health::TargetHealth,
 };
 use crate::{
     config::{self, Config},
@@ -251,7 +255,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     }
 
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
-    let spec = rule_set::build(&config, &names, &snat);
+    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &snat);
     {
         let Dataplane { rules, settings, .. } = &mut plane;
         rules.apply(&spec, settings)?;

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{names::Names, rule_set};
+use super::{names::Names, rule_set, target_health::TargetHealth};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
@@ -46,6 +46,7 @@ pub(super) struct Shared {
     pub(super) capacity: u32,
     plane: Mutex<Dataplane>,
     names: Mutex<Names>,
+    target_health: Mutex<TargetHealth>,
     next_hops: Mutex<Vec<NextHopStatus>>,
     sessions: Mutex<SessionCounts>,
     refreshed: Mutex<Instant>,
@@ -70,6 +71,7 @@ impl Shared {
             capacity: plane.flows.capacity(),
             plane: Mutex::new(plane),
             names: Mutex::new(names),
+            target_health: Mutex::default(),
             next_hops: Mutex::default(),
             sessions: Mutex::default(),
             refreshed: Mutex::new(Instant::now()),
@@ -82,6 +84,10 @@ impl Shared {
 
     pub(super) fn names(&self) -> MutexGuard<'_, Names> {
         lock(&self.names)
+    }
+
+    pub(super) fn target_health(&self) -> MutexGuard<'_, TargetHealth> {
+        lock(&self.target_health)
     }
 
     pub(super) fn next_hops(&self) -> MutexGuard<'_, Vec<NextHopStatus>> {
@@ -102,9 +108,9 @@ impl Shared {
         *lock(&self.refreshed) = Instant::now();
     }
 
-    /// Puts the rules in force with names and addresses as they are now.
+    /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let spec = rule_set::build(&self.config, &self.names(), &self.snat());
+        let spec = rule_set::build(&self.config, &self.names(), &self.target_health(), &self.snat());
         let plane = &mut *self.plane();
         plane.rules.apply(&spec, &mut plane.settings)
     }

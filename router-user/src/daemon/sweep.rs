@@ -7,7 +7,10 @@ use router_common::{flow::Protocol, session::State};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
-use super::shared::{SessionCounts, Shared};
+use super::{
+    shared::{SessionCounts, Shared},
+    target_signs::{self, Gatherer},
+};
 use crate::{
     config::Timeouts,
     dataplane::{FlowTable, Session, now},
@@ -20,17 +23,22 @@ const PERIOD: Duration = Duration::from_secs(2);
 pub(super) async fn sweep(shared: Arc<Shared>, mut flows: FlowTable) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = now();
     loop {
         period.tick().await;
         let timeouts = shared.config.timeouts.clone();
+        let now = now();
+        let watched = target_signs::watched(&shared);
+        let mut signs = Gatherer::new(watched, std::mem::replace(&mut before, now), now);
         // A walk through a large table takes a while, and must not hold up the probe.
-        let (returned, result) = tokio::task::spawn_blocking(move || {
-            let result = sweep_once(&mut flows, &timeouts);
-            (flows, result)
+        let (returned, signs, result) = tokio::task::spawn_blocking(move || {
+            let result = sweep_once(&mut flows, &timeouts, &mut signs);
+            (flows, signs, result)
         })
         .await
         .context("the sweep has crashed")?;
         flows = returned;
+        target_signs::judge(&shared, &signs.signs())?;
         match result {
             Ok((counts, 0)) => *shared.sessions() = counts,
             Ok((counts, removed)) => {
@@ -43,12 +51,17 @@ pub(super) async fn sweep(shared: Arc<Shared>, mut flows: FlowTable) -> Result<(
     }
 }
 
-fn sweep_once(flows: &mut FlowTable, timeouts: &Timeouts) -> Result<(SessionCounts, usize)> {
+fn sweep_once(
+    flows: &mut FlowTable,
+    timeouts: &Timeouts,
+    signs: &mut Gatherer,
+) -> Result<(SessionCounts, usize)> {
     let now = now();
     let idle = |since| Duration::from_nanos(now.nanoseconds_since(since));
     let shortest = shortest(timeouts);
     let mut counts = SessionCounts::default();
     let mut suspects = Vec::new();
+    let mut young = Vec::new();
     flows.for_each_forward(|key, forward| {
         counts.total += 1;
         *counts.by_rule.entry(forward.rule).or_default() += 1;
@@ -56,7 +69,17 @@ fn sweep_once(flows: &mut FlowTable, timeouts: &Timeouts) -> Result<(SessionCoun
         if idle(forward.last_seen) > shortest {
             suspects.push(*key);
         }
+        if signs.wants(key.protocol(), forward.rule, forward.opened) {
+            young.push(*key);
+        }
     })?;
+    for key in young {
+        if let Some(session) = flows.get_session(&key)? {
+            let Session { forward, reply, .. } = &session;
+            let target = (forward.rewrite.destination.into(), forward.rewrite.destination_port.number());
+            signs.note(forward.rule, target, forward.opened, reply.packets > 0);
+        }
+    }
     let mut removed = 0;
     for key in suspects {
         // Looked up now, and not when the walk came by: it may have come back to life since.
