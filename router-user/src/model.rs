@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// Whether the probe answers 200: everything below is in order.
+    /// Whether the probe answers 200: this router forwards.
     pub healthy: bool,
     /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
+    /// What does not work besides, while the probe may well answer 200: a rule without a target, a target that cannot be reached or
+    /// resolved while others of its rule can. In words for the operator.
+    #[serde(default)]
+    pub degraded: Vec<String>,
     /// Seconds since the daemon started.
     pub uptime_seconds: u64,
     /// The configuration file in force.

@@ -133,6 +133,7 @@ fn status() -> Status {
         version: "0.1.0".to_owned(),
         healthy: true,
         reasons: Vec::new(),
+        degraded: Vec::new(),
         uptime_seconds: 270_000,
         config: "/etc/pls-router/config.toml".to_owned(),
         interfaces: vec![InterfaceStatus {
@@ -185,8 +186,8 @@ fn broken_status() -> Status {
     broken
 }
 
-/// One with several targets.
-fn targets_status() -> Status {
+/// One that forwards, though not everything.
+fn degraded_status() -> Status {
     let target = |target: &str, health: &str, since_seconds, reason: &str| TargetStatus {
         rules: vec!["https".to_owned()],
         protocol: "tcp".to_owned(),
@@ -195,8 +196,13 @@ fn targets_status() -> Status {
         since_seconds,
         reason: reason.to_owned(),
     };
-    let mut several = status();
-    several.targets = vec![
+    let mut degraded = status();
+    degraded.degraded =
+        vec!["target db.example.com: no address: there is no such name (NXDOMAIN)".to_owned()];
+    degraded.names[0].addresses.clear();
+    degraded.names[0].ttl_seconds = None;
+    degraded.names[0].problem = "there is no such name (NXDOMAIN)".to_owned();
+    degraded.targets = vec![
         target("10.1.0.4:8443", "good", None, ""),
         target(
             "10.1.0.5:8443",
@@ -205,7 +211,7 @@ fn targets_status() -> Status {
             "3 new sessions without an answer in 3 s, and none with one",
         ),
     ];
-    several
+    degraded
 }
 
 fn rule_counters(name: &str) -> RuleCounters {
@@ -364,9 +370,9 @@ fn an_unhealthy_router_is_exit_code_1() {
 }
 
 #[test]
-fn targets_are_listed_with_their_health() {
-    let place = Place::with_daemon(vec![("/v1/status", json(&targets_status()))]);
-    golden("status-targets", &place.run(&["status"]));
+fn a_degraded_router_forwards_and_says_what_it_lacks() {
+    let place = Place::with_daemon(vec![("/v1/status", json(&degraded_status()))]);
+    golden("status-degraded", &place.run(&["status"]));
 }
 
 #[test]

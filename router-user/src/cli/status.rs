@@ -19,11 +19,15 @@ pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow:
 }
 
 fn text(status: &Status) -> String {
-    let healthy = if status.healthy { styled(GOOD, "yes") } else { styled(BAD, "NO") };
+    let healthy = match (status.healthy, status.degraded.is_empty()) {
+        (true, true) => styled(GOOD, "yes"),
+        (true, false) => styled(DOUBTFUL, "yes, degraded"),
+        (false, _) => styled(BAD, "NO"),
+    };
     let mut text = String::new();
     let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<12}{value}\n"));
     line("forwarding", &healthy);
-    for reason in &status.reasons {
+    for reason in status.reasons.iter().chain(&status.degraded) {
         line("", &format!("- {reason}"));
     }
     line("version", &format!("{}, up {}", status.version, time(status.uptime_seconds)));

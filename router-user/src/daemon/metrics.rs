@@ -65,6 +65,12 @@ impl Collector for Snapshot {
         let Self { status, counters, rules } = self;
         let encoder = &mut encoder;
         gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
+        gauge(
+            encoder,
+            "degraded",
+            "What does not work besides, as many as `pls-router status` lists",
+            vec![(vec![], status.degraded.len() as u64)],
+        )?;
         let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
         gauge(
             encoder,

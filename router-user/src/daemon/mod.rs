@@ -20,6 +20,7 @@ mod sweep;
 mod target_health;
 mod target_signs;
 mod watch;
+mod ways;
 
 use std::{
     io::ErrorKind,

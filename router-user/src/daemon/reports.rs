@@ -58,6 +58,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
         reasons,
+        degraded: shared.degraded(),
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces: interfaces.collect(),

@@ -10,7 +10,12 @@ use std::{
 
 use anyhow::Result;
 
-use super::{names::Names, rule_set, target_health::TargetHealth};
+use super::{
+    names::Names,
+    rule_set,
+    target_health::TargetHealth,
+    ways::{self, Ways},
+};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
@@ -141,22 +146,17 @@ impl Shared {
         if self.plane().settings.version() == 0 {
             problems.push("no rules are loaded".to_owned());
         }
-        for (name, resolved) in &*self.names() {
-            if resolved.addresses.is_empty() {
-                problems.push(format!("target {name}: no address: {}", resolved.problem));
-            }
-        }
-        for next_hop in &*self.next_hops() {
-            if !next_hop.resolved {
-                problems.push(format!(
-                    "rule {}: no next hop to {}: {}",
-                    next_hop.rules.join(", "),
-                    next_hop.target,
-                    next_hop.problem
-                ));
-            }
-        }
+        problems.extend(self.ways().problems);
         problems
+    }
+
+    /// What does not work of a router that forwards all the same.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        self.ways().degraded
+    }
+
+    fn ways(&self) -> Ways {
+        ways::judge(&self.config, &self.names(), &self.target_health(), &self.next_hops())
     }
 }
 
