@@ -39,6 +39,8 @@ struct Server {
     zone: Arc<Mutex<HashMap<String, Says>>>,
     /// The names it was asked for, over TCP with `tcp:` in front.
     asked: Arc<Mutex<Vec<String>>>,
+    /// The ports that datagrams came from.
+    ports: Arc<Mutex<Vec<u16>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -58,11 +60,12 @@ impl Server {
             }
         };
         let (zone, asked) = <(Arc<Mutex<HashMap<_, _>>>, Arc<Mutex<Vec<_>>>)>::default();
+        let ports = Arc::<Mutex<Vec<_>>>::default();
         let address = udp.local_addr().expect("it is bound");
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(udp, zone.clone(), asked.clone()));
+        tasks.spawn(serve_udp(udp, zone.clone(), asked.clone(), ports.clone()));
         tasks.spawn(serve_tcp(tcp, zone.clone(), asked.clone()));
-        Self { address, zone, asked, _tasks: tasks }
+        Self { address, zone, asked, ports, _tasks: tasks }
     }
 
     fn say(&self, name: &str, says: Says) {
@@ -79,9 +82,11 @@ async fn serve_udp(
     socket: UdpSocket,
     zone: Arc<Mutex<HashMap<String, Says>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    ports: Arc<Mutex<Vec<u16>>>,
 ) {
     let mut buffer = [0; 4096];
     while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+        lock(&ports).push(client.port());
         if let Some(answer) = answer(&buffer[..length], false, &zone, &asked) {
             socket.send_to(&answer, client).await.expect("the client is on loopback");
         }
@@ -283,6 +288,21 @@ async fn changed_files_are_followed() {
     place.write("hosts", "10.1.0.6 db.example # by hand\n");
     assert_eq!(place.lookup("db.example").await.map(|(addresses, _)| addresses), Ok(vec![[10, 1, 0, 6]]));
     assert_eq!((first.asked().len(), second.asked().len()), (1, 1));
+}
+
+/// Any other port could be one that a new session gets, and the answer would be taken for that session's.
+#[tokio::test]
+async fn queries_come_from_the_kernel_s_own_ports() {
+    let server = Server::new().await;
+    let place = Place::new(&[&server], "");
+    for _ in 0..50 {
+        assert!(place.lookup("gone.example.").await.is_err());
+    }
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux has it");
+    let range: Vec<u16> = range.split_whitespace().map(|port| port.parse().expect("a port")).collect();
+    let ports = lock(&server.ports).clone();
+    assert_eq!(ports.len(), 50);
+    assert!(ports.iter().all(|port| (range[0]..=range[1]).contains(port)), "{range:?}: {ports:?}");
 }
 
 #[test]
