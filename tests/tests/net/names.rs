@@ -104,6 +104,17 @@ fn status(lab: &Lab) -> Status {
     check(lab.pls_router_json(&["status"]))
 }
 
+/// What the router says of itself, for a test that has waited in vain.
+fn story(lab: &Lab) -> String {
+    let say = |args: &[&str]| match lab.pls_router(args) {
+        Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let log = fs::read_to_string(lab.state().log("pls-router")).unwrap_or_default();
+    let service = lab.in_service();
+    format!("in service: {service:?}\n{}\n{}\nits log:\n{log}", say(&["status"]), say(&["counters"]))
+}
+
 /// Where the sessions of the rule lead, each target once.
 fn targets(lab: &Lab) -> Result<Vec<std::net::SocketAddr>> {
     let flows: Vec<Flow> = lab.pls_router_json(&["flows", "--rule", "echo-tcp"])?;
@@ -266,10 +277,11 @@ fn new_sessions_avoid_a_dead_target_until_it_answers() {
 
     check(lab.hosts.internet.ip(&format!("addr add {NOBODY}/32 dev lo")));
     let _back = echo_server(&lab, NOBODY);
-    check(wait::until("the target to be used again", FORGIVEN, || {
+    let again = wait::until("the target to be used again", FORGIVEN, || {
         attempt(&lab, ANSWER)?;
         let health = health(&lab, NOBODY)?;
         ensure!(health == "good", "{health}");
         Ok(())
-    }));
+    });
+    check(again.with_context(|| story(&lab)));
 }
