@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// Whether the probe answers 200: everything below is in order.
+    /// Whether the probe answers 200: this router forwards.
     pub healthy: bool,
     /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
+    /// What does not work besides, while the probe may well answer 200: a rule without a target, a target that cannot be reached or
+    /// resolved while others of its rule can. In words for the operator.
+    #[serde(default)]
+    pub degraded: Vec<String>,
     /// Seconds since the daemon started.
     pub uptime_seconds: u64,
     /// The configuration file in force.
@@ -28,6 +32,9 @@ pub struct Status {
     pub next_hops: Vec<NextHopStatus>,
     /// Targets given by name, as last resolved.
     pub names: Vec<NameStatus>,
+    /// The health of targets, as sessions have shown it: those of TCP rules that have several.
+    #[serde(default)]
+    pub targets: Vec<TargetStatus>,
     /// The flow table.
     pub flows: FlowTableStatus,
 }
@@ -75,10 +82,34 @@ pub struct NameStatus {
     pub name: String,
     /// The addresses in use, from the last good answer.
     pub addresses: Vec<IpAddr>,
-    /// Seconds since that answer.
+    /// Seconds since that answer; since the daemon's start while it has had none.
     pub age_seconds: u64,
+    /// How long that answer said that it holds; `null` while there has been none.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+    /// Seconds until it is asked for again.
+    #[serde(default)]
+    pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
+}
+
+/// The health of one of several targets of a rule, by passive signs: sessions that get an answer, and sessions that do not.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TargetStatus {
+    /// The rules that lead there.
+    pub rules: Vec<String>,
+    /// `tcp`.
+    pub protocol: String,
+    /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
+    pub target: SocketAddr,
+    /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not avoided) or `trial` (it was avoided; new
+    /// sessions may try it, and the first to show something decides).
+    pub health: String,
+    /// Seconds that it has been avoided or on trial; `null` when it is good.
+    pub since_seconds: Option<u64>,
+    /// Why it is not good; empty when it is.
+    pub reason: String,
 }
 
 /// How full the flow table is.
@@ -166,7 +197,7 @@ pub struct Rule {
     pub listen: Option<String>,
     /// Where a forward leads, as configured.
     pub targets: Vec<String>,
-    /// The addresses those lead to now.
+    /// The addresses that new sessions go to now: those of the targets, without any that is avoided.
     pub addresses: Vec<SocketAddr>,
     /// Who may use it.
     pub sources: Vec<String>,

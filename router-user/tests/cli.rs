@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
-    ReasonCounter, Rule, RuleCounters, Status,
+    ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -133,6 +133,7 @@ fn status() -> Status {
         version: "0.1.0".to_owned(),
         healthy: true,
         reasons: Vec::new(),
+        degraded: Vec::new(),
         uptime_seconds: 270_000,
         config: "/etc/pls-router/config.toml".to_owned(),
         interfaces: vec![InterfaceStatus {
@@ -157,8 +158,11 @@ fn status() -> Status {
             name: "db.example.com".to_owned(),
             addresses: vec!["198.51.100.7".parse().unwrap()],
             age_seconds: 31,
+            ttl_seconds: Some(60),
+            next_seconds: 30,
             problem: String::new(),
         }],
+        targets: Vec::new(),
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576 },
     }
 }
@@ -180,6 +184,34 @@ fn broken_status() -> Status {
     };
     broken.names[0].problem = "the server does not answer".to_owned();
     broken
+}
+
+/// One that forwards, though not everything.
+fn degraded_status() -> Status {
+    let target = |target: &str, health: &str, since_seconds, reason: &str| TargetStatus {
+        rules: vec!["https".to_owned()],
+        protocol: "tcp".to_owned(),
+        target: target.parse().unwrap(),
+        health: health.to_owned(),
+        since_seconds,
+        reason: reason.to_owned(),
+    };
+    let mut degraded = status();
+    degraded.degraded =
+        vec!["target db.example.com: no address: there is no such name (NXDOMAIN)".to_owned()];
+    degraded.names[0].addresses.clear();
+    degraded.names[0].ttl_seconds = None;
+    degraded.names[0].problem = "there is no such name (NXDOMAIN)".to_owned();
+    degraded.targets = vec![
+        target("10.1.0.4:8443", "good", None, ""),
+        target(
+            "10.1.0.5:8443",
+            "avoided",
+            Some(7),
+            "3 new sessions without an answer in 3 s, and none with one",
+        ),
+    ];
+    degraded
 }
 
 fn rule_counters(name: &str) -> RuleCounters {
@@ -335,6 +367,12 @@ fn an_unhealthy_router_is_exit_code_1() {
     let place = Place::with_daemon(vec![("/v1/status", json(&broken_status()))]);
     golden("status-unhealthy", &place.run(&["status"]));
     assert_eq!(place.run(&["status", "-o", "json"]).code, Some(1));
+}
+
+#[test]
+fn a_degraded_router_forwards_and_says_what_it_lacks() {
+    let place = Place::with_daemon(vec![("/v1/status", json(&degraded_status()))]);
+    golden("status-degraded", &place.run(&["status"]));
 }
 
 #[test]

@@ -19,11 +19,15 @@ pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow:
 }
 
 fn text(status: &Status) -> String {
-    let healthy = if status.healthy { styled(GOOD, "yes") } else { styled(BAD, "NO") };
+    let healthy = match (status.healthy, status.degraded.is_empty()) {
+        (true, true) => styled(GOOD, "yes"),
+        (true, false) => styled(DOUBTFUL, "yes, degraded"),
+        (false, _) => styled(BAD, "NO"),
+    };
     let mut text = String::new();
     let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<12}{value}\n"));
     line("forwarding", &healthy);
-    for reason in &status.reasons {
+    for reason in status.reasons.iter().chain(&status.degraded) {
         line("", &format!("- {reason}"));
     }
     line("version", &format!("{}, up {}", status.version, time(status.uptime_seconds)));
@@ -74,6 +78,7 @@ fn text(status: &Status) -> String {
         ("NAME", Align::Left),
         ("ADDRESSES", Align::Left),
         ("AGE", Align::Right),
+        ("AGAIN IN", Align::Right),
         ("RESOLVING", Align::Left),
     ]);
     for name in &status.names {
@@ -83,6 +88,7 @@ fn text(status: &Status) -> String {
             name.name.as_str().into(),
             listed(&name.addresses).into(),
             if name.addresses.is_empty() { "".into() } else { time(name.age_seconds).into() },
+            time(name.next_seconds).into(),
             if name.problem.is_empty() {
                 Cell::styled(GOOD, "ok")
             } else {
@@ -90,7 +96,24 @@ fn text(status: &Status) -> String {
             },
         ]);
     }
-    for table in [interfaces, hops, names] {
+    let mut targets = Table::new(&[
+        ("TARGET", Align::Left),
+        ("RULES", Align::Left),
+        ("HEALTH", Align::Left),
+        ("FOR", Align::Right),
+        ("BECAUSE OF", Align::Left),
+    ]);
+    for target in &status.targets {
+        let good = target.health == "good";
+        targets.row(vec![
+            format!("{}/{}", target.target, target.protocol).into(),
+            listed(&target.rules).into(),
+            Cell::styled(if good { GOOD } else { DOUBTFUL }, target.health.as_str()),
+            target.since_seconds.map(time).unwrap_or_default().into(),
+            target.reason.as_str().into(),
+        ]);
+    }
+    for table in [interfaces, hops, names, targets] {
         if !table.is_empty() {
             text.push('\n');
             text.push_str(&table.render());

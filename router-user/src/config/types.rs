@@ -192,7 +192,7 @@ impl fmt::Display for Target {
 pub enum Host {
     /// A unicast address that packets can be sent to.
     Address(Ipv4Addr),
-    /// A DNS name, in lower case and without a final dot.
+    /// A DNS name, in lower case; with a final dot it is absolute, and no search list applies.
     Name(String),
 }
 

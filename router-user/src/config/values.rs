@@ -193,7 +193,7 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
     Ok(Target { host, port })
 }
 
-/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it.
+/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it. The final dot of an absolute name stays.
 pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let good_label = |label: &str| {
@@ -203,7 +203,7 @@ pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     if name.len() <= 253 && name.split('.').all(good_label) {
-        Ok(name.to_ascii_lowercase())
+        Ok(text.to_ascii_lowercase())
     } else {
         problem(
             format!("{text:?} is neither an IPv4 address nor a DNS name"),
@@ -413,10 +413,17 @@ mod tests {
     #[test]
     fn target_forms() {
         let shown = |text| target(text).map(|target| target.to_string());
-        for good in ["203.0.113.10:443", "203.0.113.10", "db.example.com:443", "db", "_x.example.com"] {
+        for good in [
+            "203.0.113.10:443",
+            "203.0.113.10",
+            "db.example.com:443",
+            "db",
+            "_x.example.com",
+            "db.example.com.:443",
+        ] {
             assert_eq!(shown(good), Ok(good.to_owned()));
         }
-        assert_eq!(shown("DB.Example.com."), Ok("db.example.com".to_owned()));
+        assert_eq!(shown("DB.Example.com."), Ok("db.example.com.".to_owned()));
         for bad in [
             "",
             ":443",

@@ -67,6 +67,19 @@ impl Collector for Snapshot {
         gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
         gauge(
             encoder,
+            "degraded",
+            "What does not work besides, as many as `pls-router status` lists",
+            vec![(vec![], status.degraded.len() as u64)],
+        )?;
+        let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
+        gauge(
+            encoder,
+            "targets_avoided",
+            "Targets that new sessions avoid because they do not answer",
+            vec![(vec![], avoided as u64)],
+        )?;
+        gauge(
+            encoder,
             "sessions",
             "Sessions in the flow table, as of the last sweep",
             vec![(vec![], status.flows.sessions)],

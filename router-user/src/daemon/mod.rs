@@ -1,9 +1,10 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
 //! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
-//! `next_hops`), resolves names (`names`), sends packets that wait for a neighbour (`punts`), removes sessions that
-//! have ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the monitoring
-//! (`metrics`), and tells the log what an operator has to know (`watch`).
+//! `next_hops`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
+//! `target_health`), sends packets that wait for a neighbour (`punts`), removes sessions that have ended (`sweep`),
+//! and answers the load balancer (`probe`), the command line (`api`) and the monitoring (`metrics`), and tells the log
+//! what an operator has to know (`watch`).
 
 mod api;
 mod kernel;
@@ -16,10 +17,12 @@ mod reports;
 mod rule_set;
 mod shared;
 mod sweep;
+mod target_health;
+mod target_signs;
 mod watch;
+mod ways;
 
 use std::{
-    collections::HashMap,
     io::ErrorKind,
     net::Ipv4Addr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -35,7 +38,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::shared::{Attached, Shared};
+use self::{
+    names::NameService,
+    shared::{Attached, Shared},
+    target_health::TargetHealth,
+};
 use crate::{
     config::{self, Config},
     dataplane::{self, Dataplane, LoadOptions, Mode, Pins},
@@ -213,7 +220,8 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
     let snat = snat_addresses(&config, &addresses)?;
-    let mut names = names::resolve_all(&config).await;
+    let name_service = NameService::of_system();
+    let mut names = name_service.resolve_all(&config).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
@@ -249,7 +257,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     }
 
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
-    let spec = rule_set::build(&config, &names, &snat);
+    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &snat);
     {
         let Dataplane { rules, settings, .. } = &mut plane;
         rules.apply(&spec, settings)?;
@@ -267,7 +275,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     tasks.spawn(punts::send(punts));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
-    tasks.spawn(names::follow(shared.clone()));
+    tasks.spawn(name_service.follow(shared.clone()));
     Ok((shared, tasks))
 }
 
@@ -320,6 +328,3 @@ fn snat_addresses(config: &Config, addresses: &kernel::Addresses) -> Result<Vec<
     })?;
     Ok(vec![first])
 }
-
-/// Addresses by name, with what is known about each.
-type Names = HashMap<String, names::Resolved>;

@@ -1,6 +1,9 @@
 //! What the daemon knows, as the types of [`crate::model`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Instant,
+};
 
 use anyhow::Result;
 use router_common::{
@@ -14,12 +17,13 @@ use super::{
     rule_set,
     shared::{Attached, Shared},
     sweep::{self, RuleTimeouts},
+    target_health::Report,
 };
 use crate::{
     dataplane::{RuleTable, Session, now},
     model::{
         Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-        ReasonCounter, Rule, RuleCounters, Status,
+        ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
     },
 };
 
@@ -44,6 +48,8 @@ pub(super) fn status(shared: &Shared) -> Status {
             name: name.clone(),
             addresses: resolved.addresses.iter().copied().map(IpAddr::V4).collect(),
             age_seconds: resolved.since.elapsed().as_secs(),
+            ttl_seconds: resolved.ttl.map(|ttl| ttl.as_secs()),
+            next_seconds: resolved.next.saturating_duration_since(Instant::now()).as_secs(),
             problem: resolved.problem.clone(),
         })
         .collect();
@@ -52,17 +58,47 @@ pub(super) fn status(shared: &Shared) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
         reasons,
+        degraded: shared.degraded(),
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces: interfaces.collect(),
         snat_addresses: shared.snat().iter().copied().map(IpAddr::V4).collect(),
         next_hops: shared.next_hops().clone(),
         names,
+        targets: targets(shared),
         flows: FlowTableStatus {
             sessions: shared.sessions().total,
             capacity: u64::from(shared.flows.capacity()),
         },
     }
+}
+
+/// The targets that sessions tell something of, in the order of the rules.
+fn targets(shared: &Shared) -> Vec<TargetStatus> {
+    let (names, health) = (shared.names(), shared.target_health());
+    let mut all: Vec<TargetStatus> = Vec::new();
+    for forward in shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, &names)) {
+        for target in rule_set::targets(forward, &names) {
+            let endpoint @ (address, port, protocol) = rule_set::endpoint(forward, &target);
+            let (target, protocol) = (SocketAddr::from((address, port)), protocol.as_str());
+            match all.iter_mut().find(|known| known.target == target && known.protocol == protocol) {
+                Some(known) if known.rules.contains(&forward.name) => {}
+                Some(known) => known.rules.push(forward.name.clone()),
+                None => {
+                    let Report { health, since, reason } = health.report(endpoint);
+                    all.push(TargetStatus {
+                        rules: vec![forward.name.clone()],
+                        protocol: protocol.to_owned(),
+                        target,
+                        health: health.as_str().to_owned(),
+                        since_seconds: since.map(|since| since.elapsed().as_secs()),
+                        reason: reason.to_owned(),
+                    });
+                }
+            }
+        }
+    }
+    all
 }
 
 /// `GET /v1/counters`.
@@ -120,7 +156,7 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
     let plane = shared.plane();
     let stats = plane.counters.read()?;
     let sessions = shared.sessions().clone();
-    let names = shared.names();
+    let (names, health) = (shared.names(), shared.target_health());
     let count = |name: &str| {
         plane.rules.number(name).and_then(|number| sessions.by_rule.get(&number)).copied().unwrap_or_default()
     };
@@ -130,11 +166,10 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
         protocol: Some(forward.protocol.to_string()),
         listen: Some(forward.listen.to_string()),
         targets: forward.targets.iter().map(ToString::to_string).collect(),
-        addresses: rule_set::targets(forward, &names)
+        addresses: rule_set::in_use(forward, &names, &health)
             .into_iter()
-            .map(|(address, port)| {
-                let port =
-                    port.unwrap_or(if forward.listen.is_range() { 0 } else { *forward.listen.ports.start() });
+            .map(|target| {
+                let (address, port, _) = rule_set::endpoint(forward, &target);
                 SocketAddr::from((address, port))
             })
             .collect(),

@@ -2,29 +2,32 @@
 
 use std::net::Ipv4Addr;
 
-use router_common::{flow, ports::PortRange};
+use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange};
 
-use super::Names;
+use super::{
+    names::Names,
+    target_health::{Endpoint, TargetHealth},
+};
 use crate::{
-    config::{Config, Forward, Host, LocalProtocol, Others, Protocol, Target},
+    config::{self, Config, Forward, Host, LocalProtocol, Others},
     dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
 };
 
-/// The rule set of a configuration, with names as they are resolved now.
-pub(super) fn build(config: &Config, names: &Names, snat: &[Ipv4Addr]) -> RuleSetSpec {
+/// An address that a forward leads to, and the port if it is not the client's.
+pub(super) type Target = (Ipv4Addr, Option<u16>);
+
+/// The rule set of a configuration, with names as they are resolved now, without the targets that are avoided now.
+pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat: &[Ipv4Addr]) -> RuleSetSpec {
     RuleSetSpec {
         forwards: config
             .forwards
             .iter()
             .map(|forward| ForwardSpec {
                 name: forward.name.clone(),
-                protocol: match forward.protocol {
-                    Protocol::Tcp => flow::Protocol::Tcp,
-                    Protocol::Udp => flow::Protocol::Udp,
-                },
+                protocol: protocol(forward),
                 address: forward.listen.address,
                 ports: PortRange { first: *forward.listen.ports.start(), last: *forward.listen.ports.end() },
-                targets: targets(forward, names),
+                targets: in_use(forward, names, health),
                 sources: forward.sources.clone(),
             })
             .collect(),
@@ -46,9 +49,9 @@ pub(super) fn build(config: &Config, names: &Names, snat: &[Ipv4Addr]) -> RuleSe
 fn local(config: &Config) -> LocalSpec {
     let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
         protocol: match allow.protocol {
-            LocalProtocol::Tcp => flow::Protocol::Tcp,
-            LocalProtocol::Udp => flow::Protocol::Udp,
-            LocalProtocol::Icmp => flow::Protocol::Icmp,
+            LocalProtocol::Tcp => Protocol::Tcp,
+            LocalProtocol::Udp => Protocol::Udp,
+            LocalProtocol::Icmp => Protocol::Icmp,
         },
         ports: match &allow.ports {
             Some(ports) => PortRange { first: *ports.start(), last: *ports.end() },
@@ -64,8 +67,8 @@ fn local(config: &Config) -> LocalSpec {
 }
 
 /// Where a forward leads now: every address of every target.
-pub(super) fn targets(forward: &Forward, names: &Names) -> Vec<(Ipv4Addr, Option<u16>)> {
-    let addresses = |target: &Target| match &target.host {
+pub(super) fn targets(forward: &Forward, names: &Names) -> Vec<Target> {
+    let addresses = |target: &config::Target| match &target.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => names.get(name).map(|resolved| resolved.addresses.clone()).unwrap_or_default(),
     };
@@ -75,3 +78,37 @@ pub(super) fn targets(forward: &Forward, names: &Names) -> Vec<(Ipv4Addr, Option
         .flat_map(|target| addresses(target).into_iter().map(|address| (address, target.port)))
         .collect()
 }
+
+/// Those of a forward's targets that new sessions go to: the ones that answer, as many as there is room for. If none answers, all: a
+/// rule is never left without a target by what is only a suspicion.
+pub(super) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<Target> {
+    let all = targets(forward, names);
+    let good = all.iter().filter(|target| !health.avoids(endpoint(forward, target)));
+    let mut chosen: Vec<Target> = good.copied().collect();
+    if chosen.is_empty() {
+        chosen = all;
+    }
+    chosen.truncate(MAX_TARGETS);
+    chosen
+}
+
+/// Whether new sessions of a forward have a choice that passive signs can help with.
+pub(super) fn is_judged(forward: &Forward, names: &Names) -> bool {
+    forward.protocol == config::Protocol::Tcp && targets(forward, names).len() > 1
+}
+
+/// A target as sessions see it.
+pub(super) fn endpoint(forward: &Forward, (address, port): &Target) -> Endpoint {
+    let kept = if forward.listen.is_range() { 0 } else { *forward.listen.ports.start() };
+    (*address, port.unwrap_or(kept), protocol(forward))
+}
+
+fn protocol(forward: &Forward) -> Protocol {
+    match forward.protocol {
+        config::Protocol::Tcp => Protocol::Tcp,
+        config::Protocol::Udp => Protocol::Udp,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,15 @@ use std::{
 };
 
 use anyhow::Result;
+use router_common::ports::PoolKey;
 
-use super::{Names, rule_set, sweep::RuleTimeouts};
+use super::{
+    names::Names,
+    rule_set,
+    sweep::RuleTimeouts,
+    target_health::TargetHealth,
+    ways::{self, Ways},
+};
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
@@ -32,6 +39,8 @@ pub(super) struct SessionCounts {
     pub(super) total: u64,
     /// By rule number.
     pub(super) by_rule: HashMap<u16, u64>,
+    /// By what their SNAT ports are taken towards: how many ports.
+    pub(super) by_pool: HashMap<PoolKey, u32>,
 }
 
 /// The daemon's state. Locks are held for moments, and never across an `await`.
@@ -45,6 +54,7 @@ pub(super) struct Shared {
     pub(super) flows: FlowTable,
     plane: Mutex<Dataplane>,
     names: Mutex<Names>,
+    target_health: Mutex<TargetHealth>,
     next_hops: Mutex<Vec<NextHopStatus>>,
     sessions: Mutex<SessionCounts>,
     refreshed: Mutex<Instant>,
@@ -68,6 +78,7 @@ impl Shared {
             flows: plane.flows.clone(),
             plane: Mutex::new(plane),
             names: Mutex::new(names),
+            target_health: Mutex::default(),
             next_hops: Mutex::default(),
             sessions: Mutex::default(),
             refreshed: Mutex::new(Instant::now()),
@@ -80,6 +91,10 @@ impl Shared {
 
     pub(super) fn names(&self) -> MutexGuard<'_, Names> {
         lock(&self.names)
+    }
+
+    pub(super) fn target_health(&self) -> MutexGuard<'_, TargetHealth> {
+        lock(&self.target_health)
     }
 
     pub(super) fn next_hops(&self) -> MutexGuard<'_, Vec<NextHopStatus>> {
@@ -100,6 +115,12 @@ impl Shared {
         *lock(&self.refreshed) = Instant::now();
     }
 
+    /// How many SNAT ports there are, for each address and target.
+    pub(super) fn snat_ports(&self) -> u32 {
+        let ports = &self.config.snat.ports;
+        u32::from(*ports.end()) - u32::from(*ports.start()) + 1
+    }
+
     /// How long sessions may be idle, by the number of their rule.
     pub(super) fn rule_timeouts(&self) -> RuleTimeouts {
         let plane = self.plane();
@@ -116,9 +137,9 @@ impl Shared {
         RuleTimeouts { others: self.config.timeouts.clone(), by_rule }
     }
 
-    /// Puts the rules in force with names and addresses as they are now.
+    /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let spec = rule_set::build(&self.config, &self.names(), &self.snat());
+        let spec = rule_set::build(&self.config, &self.names(), &self.target_health(), &self.snat());
         let plane = &mut *self.plane();
         plane.rules.apply(&spec, &mut plane.settings)
     }
@@ -149,22 +170,17 @@ impl Shared {
         if self.plane().settings.version() == 0 {
             problems.push("no rules are loaded".to_owned());
         }
-        for (name, resolved) in &*self.names() {
-            if resolved.addresses.is_empty() {
-                problems.push(format!("target {name}: no address: {}", resolved.problem));
-            }
-        }
-        for next_hop in &*self.next_hops() {
-            if !next_hop.resolved {
-                problems.push(format!(
-                    "rule {}: no next hop to {}: {}",
-                    next_hop.rules.join(", "),
-                    next_hop.target,
-                    next_hop.problem
-                ));
-            }
-        }
+        problems.extend(self.ways().problems);
         problems
+    }
+
+    /// What does not work of a router that forwards all the same.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        self.ways().degraded
+    }
+
+    fn ways(&self) -> Ways {
+        ways::judge(&self.config, &self.names(), &self.target_health(), &self.next_hops())
     }
 }
 

@@ -1,20 +1,28 @@
 //! Removes sessions that have been idle for too long, and counts the others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use router_common::{
     MAX_RULES,
     flow::{Direction, Protocol},
+    ports::PoolKey,
     session::State,
 };
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::shared::{SessionCounts, Shared};
+use super::{
+    shared::{SessionCounts, Shared},
+    target_signs::{self, Gatherer},
+};
 use crate::{
     config::Timeouts,
-    dataplane::{Flow, FlowTable, Session, Verdict, now},
+    dataplane::{Flow, FlowTable, Session, Verdict, now, port_pool},
 };
 
 /// How often. Timeouts are kept to within this.
@@ -25,39 +33,99 @@ const ORPHAN_SHARE: u64 = 16;
 /// A flow younger than this is not asked: it may still be in the making.
 const YOUNG: Duration = Duration::from_secs(10);
 
+/// Above this share of the table, sessions that are opening or have ended go early, so that others find room.
+const PRESSURE_PERCENT: u64 = 80;
+/// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
+const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
+const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(3);
+
+/// Targets whose ports are counted, at most: masquerades may lead anywhere.
+const MAX_COUNTED_TARGETS: usize = 4096;
+
 /// Sweeps for ever.
 pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0;
+    let mut before = now();
+    let mut ports = PortWatch::default();
     loop {
         period.tick().await;
         round += 1;
-        let shared = shared.clone();
+        let now = now();
+        let signs = Gatherer::new(target_signs::watched(&shared), std::mem::replace(&mut before, now), now);
+        let sweeping = shared.clone();
         // A walk through a large table takes a while, and must not hold up the probe.
-        tokio::task::spawn_blocking(move || sweep_once(&shared, round))
+        let signs = tokio::task::spawn_blocking(move || sweep_once(&sweeping, round, signs))
             .await
             .context("the sweep has crashed")?;
+        if let Err(error) = target_signs::judge(&shared, &signs.signs()) {
+            warn!("{error:#}");
+        }
+        ports.look(&shared);
     }
 }
 
-fn sweep_once(shared: &Shared, round: u64) {
+fn sweep_once(shared: &Shared, round: u64, mut signs: Gatherer) -> Gatherer {
     let generation = shared.plane().settings.current().next_hop_generation;
     let timeouts = shared.rule_timeouts();
-    let swept = Sweep { flows: &shared.flows, timeouts: &timeouts, round }.run(generation);
+    let flows = &shared.flows;
+    let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
+    let swept = Sweep { flows, timeouts: &timeouts, round, pressure }.run(generation, &mut signs);
     match swept {
         Ok((counts, removed)) => {
             if removed > 0 {
-                debug!(removed, left = counts.total, "swept");
+                debug!(removed, left = counts.total, pressure, "swept");
             }
             *shared.sessions() = counts;
         }
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),
     }
-    let ports = &shared.config.snat.ports;
-    if let Err(error) = shared.flows.clean_pools(u32::from(*ports.end()) - u32::from(*ports.start()) + 1) {
+    if let Err(error) = flows.clean_pools(shared.snat_ports()) {
         warn!("{error:#}");
+    }
+    signs
+}
+
+/// Says in the log when ports towards a target become few, and when that is over.
+#[derive(Default)]
+struct PortWatch {
+    crowded: HashSet<PoolKey>,
+}
+
+impl PortWatch {
+    /// From this share on they are few.
+    const CROWDED_PERCENT: u32 = 80;
+    /// Below this one, it is over.
+    const CALM_PERCENT: u32 = 70;
+
+    fn look(&mut self, shared: &Shared) {
+        let ports = shared.snat_ports();
+        let percent = |used: u32| u64::from(used) * 100 / u64::from(ports.max(1));
+        let sessions = shared.sessions();
+        for (key, used) in &sessions.by_pool {
+            if percent(*used) >= u64::from(Self::CROWDED_PERCENT) && self.crowded.insert(*key) {
+                let PoolKey { snat, target, target_port, .. } = key;
+                warn!(
+                    %snat,
+                    target = %format_args!("{target}:{target_port}"),
+                    used,
+                    ports,
+                    "{} % of the SNAT ports towards a target are in use: add snat.addresses",
+                    percent(*used)
+                );
+            }
+        }
+        self.crowded.retain(|key| {
+            let used = sessions.by_pool.get(key).copied().unwrap_or_default();
+            let calm = percent(used) < u64::from(Self::CALM_PERCENT);
+            if calm {
+                let PoolKey { snat, target, target_port, .. } = key;
+                info!(%snat, target = %format_args!("{target}:{target_port}"), used, "SNAT ports towards a target are free again");
+            }
+            !calm
+        });
     }
 }
 
@@ -65,36 +133,56 @@ struct Sweep<'a> {
     flows: &'a FlowTable,
     timeouts: &'a RuleTimeouts,
     round: u64,
+    pressure: bool,
 }
 
 impl Sweep<'_> {
     /// The sessions that are left, and how many were removed.
-    fn run(&self, generation: u32) -> Result<(SessionCounts, usize)> {
+    fn run(&self, generation: u32, signs: &mut Gatherer) -> Result<(SessionCounts, usize)> {
         let mut by_rule = vec![0_u64; MAX_RULES];
+        let mut by_pool: HashMap<PoolKey, u32> = HashMap::new();
         let mut removed = 0;
         let mut replies = 0_u64;
-        self.flows.sweep(generation, |flow| {
-            let verdict = match flow.direction() {
-                Direction::Forward => self.judge(flow),
-                Direction::Reply => {
-                    replies += 1;
-                    self.judge_reply(flow, replies)
+        self.flows.sweep(generation, |flow| match flow.direction() {
+            Direction::Forward => {
+                self.gather(flow, signs);
+                let verdict = self.judge(flow);
+                if verdict == Verdict::Remove {
+                    removed += 1;
+                    return verdict;
                 }
-            };
-            match (flow.direction(), verdict) {
-                (Direction::Forward, Verdict::Keep) => {
-                    if let Some(count) = by_rule.get_mut(usize::from(flow.rule())) {
-                        *count += 1;
-                    }
+                if let Some(count) = by_rule.get_mut(usize::from(flow.rule())) {
+                    *count += 1;
                 }
-                (Direction::Reply, Verdict::Keep) => {}
-                (_, Verdict::Remove) => removed += 1,
+                let pool = port_pool(flow);
+                if let Some(count) = by_pool.get_mut(&pool) {
+                    *count += 1;
+                } else if by_pool.len() < MAX_COUNTED_TARGETS {
+                    by_pool.insert(pool, 1);
+                }
+                verdict
             }
-            verdict
+            Direction::Reply => {
+                replies += 1;
+                let verdict = self.judge_reply(flow, replies);
+                removed += usize::from(verdict == Verdict::Remove);
+                verdict
+            }
         })?;
         let total = by_rule.iter().sum();
         let by_rule = (0..).zip(by_rule).filter(|(_, count)| *count > 0).collect();
-        Ok((SessionCounts { total, by_rule }, removed))
+        Ok((SessionCounts { total, by_rule, by_pool }, removed))
+    }
+
+    /// What a young session tells of its target.
+    fn gather(&self, forward: &Flow, signs: &mut Gatherer) {
+        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened) {
+            return;
+        }
+        let Some(session) = self.flows.session_of(forward) else { return };
+        let rewrite = &forward.entry.rewrite;
+        let target = (rewrite.destination.into(), rewrite.destination_port.number());
+        signs.note(forward.rule(), target, forward.entry.opened, session.reply.entry.packets() > 0);
     }
 
     /// Most sessions are told alive by their client's direction alone.
@@ -102,15 +190,30 @@ impl Sweep<'_> {
         let now = now();
         let idle = |since| Duration::from_nanos(now.nanoseconds_since(since));
         let timeouts = self.timeouts.of(forward.rule());
-        let Some(limit) = limit_of(forward, timeouts) else { return Verdict::Remove };
+        let Some(limit) = self.under_pressure(limit_of(forward, timeouts), forward) else {
+            return Verdict::Remove;
+        };
         if idle(forward.entry.last_seen) <= limit {
             return Verdict::Keep;
         }
         let Some(session) = self.flows.session_of(forward) else { return Verdict::Remove };
-        match timeout(&session, timeouts) {
+        match self.under_pressure(timeout(&session, timeouts), forward) {
             Some(timeout) if idle(session.last_seen()) <= timeout => Verdict::Keep,
             _ => Verdict::Remove,
         }
+    }
+
+    fn under_pressure(&self, timeout: Option<Duration>, forward: &Flow) -> Option<Duration> {
+        let timeout = timeout?;
+        Some(if !self.pressure {
+            timeout
+        } else if forward.is_opening() {
+            timeout.min(OPENING_UNDER_PRESSURE)
+        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.either_has_ended() {
+            timeout.min(ENDED_UNDER_PRESSURE)
+        } else {
+            timeout
+        })
     }
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.

@@ -34,6 +34,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut problems = Vec::new();
+    let mut degraded = Vec::new();
     let mut dropped = drops(&shared)?;
     for round in 0_u64.. {
         period.tick().await;
@@ -46,6 +47,14 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
             }
             problems = now;
         }
+        let now = shared.degraded();
+        for new in now.iter().filter(|reason| !degraded.contains(*reason)) {
+            warn!("degraded: {new}");
+        }
+        if now.is_empty() && !degraded.is_empty() {
+            info!("no longer degraded");
+        }
+        degraded = now;
         if round.is_multiple_of(DROPS_EVERY) {
             let now = drops(&shared)?;
             for (reason, packets) in increases(&dropped, &now) {

@@ -7,6 +7,7 @@ mod common;
 
 mod isolation;
 mod lifecycle;
+mod names;
 mod neighbours;
 mod removal;
 mod traffic;

@@ -1,0 +1,214 @@
+//! Targets given by name: each is resolved again when the time of its answer ends, and keeps the last good one while that fails.
+
+mod resolver;
+mod schedule;
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher as _,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use futures_util::future::{join_all, try_join_all};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use self::resolver::{Answer, Files, NO_ADDRESS, Resolver};
+use super::shared::Shared;
+use crate::{
+    config::{Config, Host, Target, no_target},
+    dataplane::RuleTable,
+};
+
+/// How long the start waits for answers. A name that has none by then gets it later.
+const START: Duration = Duration::from_secs(5);
+
+/// Addresses by name, with what is known about each.
+pub(super) type Names = HashMap<String, Resolved>;
+
+/// What is known of a name.
+#[derive(Clone, Debug)]
+pub(super) struct Resolved {
+    /// The addresses of the last good answer, in order.
+    pub(super) addresses: Vec<Ipv4Addr>,
+    /// When that came; when it was first asked for, if there is none yet.
+    pub(super) since: Instant,
+    /// How long that answer said it holds; `None` if there is none yet.
+    pub(super) ttl: Option<Duration>,
+    /// When it is asked for again.
+    pub(super) next: Instant,
+    /// How many attempts have failed since.
+    failures: u32,
+    /// What went wrong at the last attempt; empty when it went well.
+    pub(super) problem: String,
+}
+
+impl Resolved {
+    fn unknown(now: Instant) -> Self {
+        Self { addresses: Vec::new(), since: now, ttl: None, next: now, failures: 0, problem: String::new() }
+    }
+
+    /// A name with these addresses.
+    #[cfg(test)]
+    pub(super) fn of(addresses: Vec<Ipv4Addr>) -> Self {
+        Self { addresses, ..Self::unknown(Instant::now()) }
+    }
+
+    /// Takes in the outcome of an attempt. `luck` is anything from 0 to 1.
+    fn note(&mut self, outcome: Result<Answer, String>, now: Instant, luck: f64) -> Noted {
+        match outcome {
+            Ok(Answer { addresses, ttl }) => {
+                self.next = now + schedule::after_answer(ttl, luck);
+                self.failures = 0;
+                self.since = now;
+                self.ttl = Some(ttl);
+                let noted = Noted {
+                    moved: self.addresses != addresses,
+                    recovered: !std::mem::take(&mut self.problem).is_empty(),
+                };
+                self.addresses = addresses;
+                noted
+            }
+            Err(problem) => {
+                self.failures = self.failures.saturating_add(1);
+                self.next = now + schedule::after_failure(self.failures, luck);
+                self.problem = problem;
+                Noted { moved: false, recovered: false }
+            }
+        }
+    }
+}
+
+/// What an attempt has changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Noted {
+    /// The addresses.
+    moved: bool,
+    /// Something was wrong, and is not any more.
+    recovered: bool,
+}
+
+/// Whom names are asked of, for as long as the daemon runs.
+pub(super) struct NameService(Resolver);
+
+impl NameService {
+    pub(super) fn of_system() -> Self {
+        Self(Resolver::new(Files::default()))
+    }
+
+    /// Resolves every name of a configuration, all at the same time. Takes five seconds at most.
+    pub(super) async fn resolve_all(&self, config: &Config) -> Names {
+        let mut names: Vec<&String> = config
+            .forwards
+            .iter()
+            .flat_map(|forward| &forward.targets)
+            .filter_map(|target| match &target.host {
+                Host::Name(name) => Some(name),
+                Host::Address(_) => None,
+            })
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        let answers = names.into_iter().map(async |name| {
+            let outcome = timeout(START, self.resolve(name)).await;
+            let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer in {} s", START.as_secs())));
+            let now = Instant::now();
+            let mut resolved = Resolved::unknown(now);
+            let noted = resolved.note(outcome, now, luck());
+            log(name, &resolved, noted);
+            (name.clone(), resolved)
+        });
+        join_all(answers).await.into_iter().collect()
+    }
+
+    async fn resolve(&self, name: &str) -> Result<Answer, String> {
+        let Answer { addresses, ttl } = self.0.lookup(name).await?;
+        Ok(Answer { addresses: usable(addresses)?, ttl })
+    }
+
+    /// Resolves names again and again, each when it is time for it.
+    pub(super) async fn follow(self, shared: Arc<Shared>) -> Result<()> {
+        let names: Vec<String> = shared.names().keys().cloned().collect();
+        if names.is_empty() {
+            return std::future::pending().await;
+        }
+        try_join_all(names.iter().map(|name| self.follow_one(&shared, name))).await?;
+        Ok(())
+    }
+
+    async fn follow_one(&self, shared: &Shared, name: &str) -> Result<()> {
+        loop {
+            let Some(next) = shared.names().get(name).map(|resolved| resolved.next) else { return Ok(()) };
+            sleep(next.saturating_duration_since(Instant::now())).await;
+            let outcome = self.resolve(name).await;
+            let noted = {
+                let mut names = shared.names();
+                let Some(resolved) = names.get_mut(name) else { return Ok(()) };
+                let noted = resolved.note(outcome, Instant::now(), luck());
+                log(name, resolved, noted);
+                noted
+            };
+            if noted.moved {
+                shared.apply_rules()?;
+            }
+        }
+    }
+}
+
+/// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells.
+fn log(name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
+    if noted.moved {
+        let ttl = ttl.unwrap_or_default().as_secs();
+        info!(name, ?addresses, ttl, "resolved");
+    }
+    if noted.recovered {
+        info!(name, "can be resolved again");
+    }
+}
+
+/// Anything from 0 to 1, to keep what happens at the same time from doing so for ever. The standard library's hash keys are random.
+fn luck() -> f64 {
+    f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
+}
+
+/// The addresses of an answer that packets can be sent to. What the configuration may not name, an answer may not either: above
+/// all Azure's platform address, which a rule must never lead to.
+fn usable(answer: Vec<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, String> {
+    let mut refused = None;
+    let mut addresses = answer;
+    addresses.retain(|address| match no_target(*address) {
+        None => true,
+        Some(why) => {
+            refused = Some(format!("its address {address} is {why}"));
+            false
+        }
+    });
+    // Resolvers rotate: in order, the same answer is the same.
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(refused.unwrap_or_else(|| NO_ADDRESS.to_owned()));
+    }
+    Ok(addresses)
+}
+
+/// Has names that cannot be resolved now keep the addresses that an earlier daemon found: for rules that lead to one name, which
+/// the rules in the data plane tell.
+pub(super) fn keep_targets(names: &mut Names, config: &Config, rules: &RuleTable) {
+    for forward in &config.forwards {
+        let [Target { host: Host::Name(name), .. }] = forward.targets.as_slice() else { continue };
+        let Some(resolved) = names.get_mut(name) else { continue };
+        if resolved.addresses.is_empty() {
+            resolved.addresses = rules.targets(&forward.name);
+            if !resolved.addresses.is_empty() {
+                warn!(name, addresses = ?resolved.addresses, "kept as the earlier daemon had resolved it");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

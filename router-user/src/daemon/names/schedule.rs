@@ -1,0 +1,58 @@
+//! When a name is asked for again.
+
+use std::time::Duration;
+
+/// However short an answer's time is.
+const SHORTEST: Duration = Duration::from_secs(5);
+/// However long an answer's time is: a change that somebody is waiting for comes through.
+const LONGEST: Duration = Duration::from_secs(300);
+/// After the first failure; every further one doubles it.
+const FIRST_RETRY: Duration = Duration::from_secs(3);
+/// However often it failed.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// By how much of it a wait is longer at most, so that many names do not march in step.
+const JITTER: f64 = 0.1;
+
+/// How long a good answer is relied on. `luck` is anything from 0 to 1.
+pub(super) fn after_answer(ttl: Duration, luck: f64) -> Duration {
+    // Never before its end: a caching server would say the same once more, with what is left of the time.
+    ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
+}
+
+/// How long to wait after so many failures in a row. `luck` is anything from 0 to 1.
+pub(super) fn after_failure(failures: u32, luck: f64) -> Duration {
+    let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
+    doubled.min(LAST_RETRY).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_answer_is_relied_on_for_its_time_within_bounds(ttl in 0..u32::MAX, luck in 0.0..=1.0) {
+            let wait = after_answer(Duration::from_secs(ttl.into()), luck);
+            prop_assert!(wait >= SHORTEST && wait <= LONGEST.mul_f64(1.0 + JITTER));
+            if (5..=300).contains(&ttl) {
+                let ttl = Duration::from_secs(ttl.into());
+                prop_assert!(wait >= ttl && wait <= ttl.mul_f64(1.1));
+            }
+        }
+
+        #[test]
+        fn failures_slow_it_down_to_half_a_minute(failures in 1..u32::MAX, luck in 0.0..=1.0) {
+            let wait = after_failure(failures, luck);
+            prop_assert!(wait >= FIRST_RETRY && wait <= LAST_RETRY.mul_f64(1.1));
+            prop_assert!(after_failure(failures.saturating_add(1), luck) >= wait);
+        }
+    }
+
+    #[test]
+    fn retries_double() {
+        let waits: Vec<u64> = (1..=6).map(|failures| after_failure(failures, 0.0).as_secs()).collect();
+        assert_eq!(waits, [3, 6, 12, 24, 30, 30]);
+    }
+}

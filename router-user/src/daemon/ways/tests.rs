@@ -1,0 +1,130 @@
+use std::{collections::HashMap, net::Ipv4Addr, path::Path, time::Instant};
+
+use router_common::flow::Protocol;
+
+use super::*;
+use crate::daemon::{
+    names::Resolved,
+    target_health::{Signs, TargetSigns},
+};
+
+/// Two rules by name.
+fn config() -> Config {
+    let rule = |name: &str, port: u16, target: &str| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"{port}\"\ntarget = {target}\n\
+             sources = [\"10.0.2.64/26\"]\n"
+        )
+    };
+    let text = format!(
+        "[interfaces]\npls = \"eth0\"\n{}{}",
+        rule("db", 5432, "\"db.example.com\""),
+        rule("web", 443, "\"web.example.com\"")
+    );
+    Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
+}
+
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 1, 0, last)
+}
+
+fn names(known: &[(&str, &[u8], &str)]) -> Names {
+    let resolved = |(name, last, problem): &(&str, &[u8], &str)| {
+        let mut resolved = Resolved::of(last.iter().copied().map(address).collect());
+        (*problem).clone_into(&mut resolved.problem);
+        ((*name).to_owned(), resolved)
+    };
+    known.iter().map(resolved).collect()
+}
+
+fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHopStatus {
+    NextHopStatus {
+        rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+        target: address(last).into(),
+        via: None,
+        interface: None,
+        mac: None,
+        resolved,
+        problem: if resolved { "" } else { "no answer" }.to_owned(),
+    }
+}
+
+#[track_caller]
+fn check(names: &Names, next_hops: &[NextHopStatus], problems: &[&str], degraded: &[&str]) {
+    let ways = judge(&config(), names, &TargetHealth::default(), next_hops);
+    assert_eq!((ways.problems, ways.degraded), (owned(problems), owned(degraded)));
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[test]
+fn one_name_does_not_take_the_others_out() {
+    check(&names(&[("db.example.com", &[1], ""), ("web.example.com", &[2], "")]), &[], &[], &[]);
+    check(
+        &names(&[("db.example.com", &[], "gone"), ("web.example.com", &[2], "")]),
+        &[],
+        &[],
+        &["rule db: no target: new sessions are dropped", "target db.example.com: no address: gone"],
+    );
+    check(
+        &names(&[("db.example.com", &[1], "gone"), ("web.example.com", &[2], "")]),
+        &[],
+        &[],
+        &["target db.example.com: cannot be resolved again: gone"],
+    );
+}
+
+#[test]
+fn without_any_target_nothing_is_forwarded() {
+    check(
+        &names(&[("db.example.com", &[], "gone"), ("web.example.com", &[], "silence")]),
+        &[],
+        &[
+            "no forward rule has a target",
+            "target db.example.com: no address: gone",
+            "target web.example.com: no address: silence",
+        ],
+        &["rule db: no target: new sessions are dropped", "rule web: no target: new sessions are dropped"],
+    );
+}
+
+#[test]
+fn a_next_hop_is_a_problem_where_no_other_target_stands_in() {
+    let names = names(&[("db.example.com", &[1, 3], ""), ("web.example.com", &[2, 3], "")]);
+    let (db, web, both) = (["db"], ["web"], ["db", "web"]);
+    let all = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, true)];
+    check(&names, &all, &[], &[]);
+    let shared_one_gone = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, false)];
+    check(&names, &shared_one_gone, &[], &["rule db, web: no next hop to 10.1.0.3: no answer"]);
+    let web_lost = [next_hop(&db, 1, true), next_hop(&web, 2, false), next_hop(&both, 3, false)];
+    check(
+        &names,
+        &web_lost,
+        &["rule web: no next hop to 10.1.0.2: no answer", "rule db, web: no next hop to 10.1.0.3: no answer"],
+        &[],
+    );
+    // The networks behind a masquerade do not stand in for each other.
+    let masquerade = [next_hop(&["vnet"], 1, false), next_hop(&["vnet"], 2, true)];
+    check(&names, &masquerade, &["rule vnet: no next hop to 10.1.0.1: no answer"], &[]);
+}
+
+#[test]
+fn what_is_wrong_with_a_rule_s_targets_is_said() {
+    let many: Vec<u8> = (1..=40).collect();
+    let names = names(&[("db.example.com", &many, ""), ("web.example.com", &[50, 51], "")]);
+    let silent = Signs { answered: 0, unanswered: 3 };
+    let by_target: HashMap<_, _> = [50, 51].map(|last| ((address(last), 443, Protocol::Tcp), silent)).into();
+    let mut health = TargetHealth::default();
+    health.observe(&TargetSigns { by_target }, Instant::now());
+    let ways = judge(&config(), &names, &health, &[]);
+    assert_eq!(ways.problems, [""; 0]);
+    assert_eq!(
+        ways.degraded,
+        [
+            "rule db: its targets have 40 addresses; 32 of them are used",
+            "rule web: none of its 2 targets answers new sessions"
+        ]
+    );
+}

@@ -1,0 +1,287 @@
+//! Targets by name, whose addresses move and whose name server dies; lists of targets, one of which is dead.
+
+use std::{fs, net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{
+    Lab, Nics, Options, Process,
+    addresses::{ECHO_PORT, PLS_GATEWAY, TOOLS, WWW},
+    client::Tcp,
+    wait,
+};
+use nix::sys::signal::Signal;
+use router_user::model::{Flow, Status};
+
+use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
+
+/// The target's name.
+const NAME: &str = "echo.lab.example";
+/// A name that nobody knows.
+const UNKNOWN: &str = "nowhere.lab.example";
+/// The shortest time that the router relies on an answer for, plus what a busy machine needs.
+const TTL_LIMIT: Duration = Duration::from_secs(5 + 10);
+/// An address beyond the firewall where nobody is.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+/// Who answers has answered by then, on a wire without delay.
+const ANSWER: Duration = Duration::from_millis(200);
+/// How long a dead target gets to be found out: 3 s without an answer, a sweep every 2 s.
+const FOUND_OUT: Duration = Duration::from_secs(30);
+/// How long a target that is back gets to be used again: avoided for 10 s, perhaps for 20 s after a trial that came too early.
+const FORGIVEN: Duration = Duration::from_secs(60);
+
+/// A name server that knows what its file says, for one second at a time.
+struct Dns {
+    process: Process,
+}
+
+impl Dns {
+    fn start(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<Self> {
+        let hosts = lab.state().path("dns-hosts");
+        Self::write(lab, addresses)?;
+        let mut command = lab.hosts.pls.command("dnsmasq")?;
+        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]);
+        command.args([
+            "--user=root",
+            "--pid-file=",
+            "--bind-interfaces",
+            "--log-facility=-",
+            "--local-ttl=1",
+        ]);
+        // Nothing else is there, and that is an answer: without this it refuses.
+        command.arg("--local=/example/");
+        command.arg(format!("--listen-address={PLS_GATEWAY}"));
+        command.arg(format!("--addn-hosts={}", hosts.display()));
+        let mut process = Process::spawn(lab.state(), "name-server", command)?;
+        process.wait_until(LIMIT, || answers(lab))?;
+        Ok(Self { process })
+    }
+
+    fn write(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
+        let lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
+        lab.state().write("dns-hosts", lines).map(drop)
+    }
+
+    /// Has the name stand for other addresses.
+    fn change(&self, lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
+        Self::write(lab, addresses)?;
+        self.process.signal(Signal::SIGHUP)
+    }
+
+    fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+}
+
+/// Whether the name server has its socket; the platform's has another.
+fn answers(lab: &Lab) -> Result<()> {
+    let sockets = lab.hosts.pls.run("ss", &["-Hlun", "src", &format!("{PLS_GATEWAY}:53")])?;
+    ensure!(!sockets.trim().is_empty(), "nobody listens on {PLS_GATEWAY}:53");
+    Ok(())
+}
+
+/// A lab whose router has this rule for the echo service besides those of every lab, asks our name server, and is not started yet.
+fn lab_with(target: &str) -> Option<Lab> {
+    if skipped(true) {
+        return None;
+    }
+    let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
+    let old = format!("target = \"{TOOLS}:{ECHO_PORT}\"");
+    let rules = options.rules.replacen(&old, &format!("target = {target}"), 1);
+    assert_ne!(rules, options.rules, "the lab's rules have no {old}");
+    options.rules = rules;
+    let lab = check(Lab::up(options));
+    // In place: the router sees this very file.
+    let resolv_conf = lab.state().path("etc/router/resolv.conf");
+    check(
+        fs::write(resolv_conf, format!("nameserver {PLS_GATEWAY}\noptions timeout:1\n"))
+            .context("resolv.conf"),
+    );
+    Some(lab)
+}
+
+#[track_caller]
+fn status(lab: &Lab) -> Status {
+    check(lab.pls_router_json(&["status"]))
+}
+
+/// What the router says of itself, for a test that has waited in vain.
+fn story(lab: &Lab) -> String {
+    let say = |args: &[&str]| match lab.pls_router(args) {
+        Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let log = fs::read_to_string(lab.state().log("pls-router")).unwrap_or_default();
+    let service = lab.in_service();
+    format!("in service: {service:?}\n{}\n{}\nits log:\n{log}", say(&["status"]), say(&["counters"]))
+}
+
+/// Where the sessions of the rule lead, each target once.
+fn targets(lab: &Lab) -> Result<Vec<std::net::SocketAddr>> {
+    let flows: Vec<Flow> = lab.pls_router_json(&["flows", "--rule", "echo-tcp"])?;
+    let mut targets: Vec<_> = flows.iter().map(|flow| flow.target).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    Ok(targets)
+}
+
+/// An echo server at another address.
+#[track_caller]
+fn echo_server(lab: &Lab, address: Ipv4Addr) -> Process {
+    let listen = (address, ECHO_PORT).into();
+    let mut server = check(helper().tcp_echo(lab.state(), &lab.hosts.internet, "other-echo", listen));
+    check(server.wait_until(LIMIT, || {
+        let sockets = lab.hosts.internet.run("ss", &["-Hltn", "src", &listen.to_string()])?;
+        ensure!(!sockets.trim().is_empty(), "nobody listens on {listen}");
+        Ok(())
+    }));
+    server
+}
+
+/// A connection that works.
+#[track_caller]
+fn connect(lab: &Lab) -> Tcp {
+    let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(tcp.echo(b"hello", LIMIT));
+    tcp
+}
+
+#[test]
+fn new_sessions_follow_a_name_and_old_ones_stay() {
+    let Some(mut lab) = lab_with(&format!("\"{NAME}:{ECHO_PORT}\"")) else { return };
+    let _www = echo_server(&lab, WWW);
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let mut old = connect(&lab);
+    assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
+    let [name] = &status(&lab).names[..] else { panic!("{:#?}", status(&lab)) };
+    assert_eq!((name.ttl_seconds, name.addresses.as_slice()), (Some(1), [TOOLS.into()].as_slice()));
+    assert!(name.next_seconds <= 5 && name.problem.is_empty(), "{name:?}");
+
+    check(dns.change(&lab, &[WWW]));
+    check(wait::until("the name to have moved", TTL_LIMIT, || {
+        let addresses = lab.pls_router_json::<Status>(&["status"])?.names.remove(0).addresses;
+        ensure!(addresses == [WWW], "{addresses:?}");
+        Ok(())
+    }));
+    let mut new = connect(&lab);
+    assert_eq!(check(targets(&lab)), [(WWW, ECHO_PORT).into(), (TOOLS, ECHO_PORT).into()]);
+    check(old.echo(&[7; 20_000], LIMIT));
+    check(new.echo(&[8; 20_000], LIMIT));
+}
+
+#[test]
+fn a_dead_name_server_takes_nothing_away() {
+    let Some(mut lab) = lab_with(&format!("\"{NAME}:{ECHO_PORT}\"")) else { return };
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    check(dns.kill());
+    let problem = check(wait::until("the router to notice", TTL_LIMIT, || {
+        let name = lab.pls_router_json::<Status>(&["status"])?.names.remove(0);
+        ensure!(!name.problem.is_empty(), "{name:?}");
+        Ok(name.problem)
+    }));
+    let now = status(&lab);
+    assert_eq!(now.names[0].addresses, [TOOLS]);
+    assert!(now.healthy && now.degraded.iter().any(|reason| reason.contains(&problem)), "{now:#?}");
+    drop(connect(&lab));
+
+    // It crashes, and comes back while nobody knows the name: the rules in the kernel still do.
+    check(lab.stop_router(Signal::SIGKILL));
+    check(lab.start_router());
+    let now = status(&lab);
+    assert_eq!(now.names[0].addresses, [TOOLS], "{now:#?}");
+    assert!(!now.names[0].problem.is_empty() && now.names[0].ttl_seconds.is_none(), "{now:#?}");
+    check(lab.wait_in_service(LIMIT));
+    drop(connect(&lab));
+
+    let _dns = check(Dns::start(&lab, &[TOOLS]));
+    check(wait::until("the name to be resolved again", Duration::from_secs(30), || {
+        let now: Status = lab.pls_router_json(&["status"])?;
+        ensure!(now.degraded.is_empty() && now.names.iter().all(|name| name.problem.is_empty()), "{now:#?}");
+        Ok(())
+    }));
+}
+
+#[test]
+fn one_unknown_name_leaves_the_other_rules_alone() {
+    let Some(mut lab) = lab_with(&format!("\"{UNKNOWN}:{ECHO_PORT}\"")) else { return };
+    let _dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let now = status(&lab);
+    assert!(now.healthy && now.reasons.is_empty(), "{now:#?}");
+    for text in ["rule echo-tcp: no target", "NXDOMAIN"] {
+        assert!(now.degraded.iter().any(|reason| reason.contains(text)), "{now:#?}");
+    }
+    let udp = check(lab::client::Udp::open(&lab.hosts.serverless, ECHO));
+    check(udp.echo(b"another rule", LIMIT));
+    if let Ok(tcp) = Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER) {
+        panic!("a rule without a target leads somewhere: {tcp:?}");
+    }
+}
+
+#[test]
+fn without_any_target_the_probe_fails_until_there_is_one() {
+    let Some(mut lab) = lab_with(&format!("\"{NAME}:{ECHO_PORT}\"")) else { return };
+    // That rule alone.
+    let rules = lab.options.rules.clone();
+    let tables = rules.split("\n[[").filter(|table| table.contains(NAME) || table.starts_with("masquerade"));
+    let tables: Vec<_> = tables.map(|table| format!("[[{}\n", table.trim_start_matches("[["))).collect();
+    lab.set_rules(tables.concat());
+    let mut daemon = check(lab.spawn_router());
+    let body = check(wait::until("the probe to answer", LIMIT * 4, || match lab.health()? {
+        (503, body) => Ok(body),
+        (status, body) => bail!("{status}: {body}"),
+    }));
+    assert!(body.contains("no forward rule has a target") && body.contains(NAME), "{body}");
+    let _dns = check(Dns::start(&lab, &[TOOLS]));
+    check(daemon.wait_until(Duration::from_secs(60), || {
+        let (status, body) = lab.health()?;
+        ensure!(status == 200, "{status}: {body}");
+        Ok(())
+    }));
+    check(lab.wait_in_service(LIMIT));
+    drop(connect(&lab));
+}
+
+#[test]
+fn new_sessions_avoid_a_dead_target_until_it_answers() {
+    let targets = format!("[\"{TOOLS}:{ECHO_PORT}\", \"{NOBODY}:{ECHO_PORT}\"]");
+    let Some(mut lab) = lab_with(&targets) else { return };
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let health = |lab: &Lab, address: Ipv4Addr| {
+        let targets = lab.pls_router_json::<Status>(&["status"])?.targets;
+        let target = targets.into_iter().find(|target| target.target == (address, ECHO_PORT).into());
+        Ok::<_, anyhow::Error>(target.with_context(|| format!("{address} is not listed"))?.health)
+    };
+    let attempt = |lab: &Lab, limit| {
+        Tcp::connect(&lab.hosts.serverless, ECHO, limit).and_then(|mut tcp| tcp.echo(b"hello", limit))
+    };
+    assert_eq!(check(health(&lab, NOBODY)), "good");
+
+    check(wait::until("the dead target to be found out", FOUND_OUT, || {
+        let _half_of_them_fail = attempt(&lab, ANSWER);
+        let health = health(&lab, NOBODY)?;
+        ensure!(health == "avoided", "{health}");
+        Ok(())
+    }));
+    for number in 0..20 {
+        attempt(&lab, LIMIT).unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
+    }
+    let now = status(&lab);
+    assert_eq!(check(health(&lab, TOOLS)), "good", "{now:#?}");
+    assert!(now.healthy && now.degraded.is_empty(), "{now:#?}");
+
+    check(lab.hosts.internet.ip(&format!("addr add {NOBODY}/32 dev lo")));
+    let _back = echo_server(&lab, NOBODY);
+    let again = wait::until("the target to be used again", FORGIVEN, || {
+        attempt(&lab, ANSWER)?;
+        let health = health(&lab, NOBODY)?;
+        ensure!(health == "good", "{health}");
+        Ok(())
+    });
+    check(again.with_context(|| story(&lab)));
+}
