@@ -50,9 +50,11 @@ pub struct RuleSet {
     pub others_are_closed: u32,
     /// The port of the health probe.
     pub health_port: u32,
+    /// The ports that the kernel gives to this machine's own sockets which ask for none.
+    pub ephemeral: PortRange,
 }
 
-const _: () = assert!(size_of::<RuleSet>() == 88);
+const _: () = assert!(size_of::<RuleSet>() == 92);
 
 impl RuleSet {
     /// The SNAT address for a new session; `None` if there is none.

@@ -44,7 +44,9 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
             };
             match judge(packet, &place) {
                 Judgement::Harmless => true,
-                Judgement::IfConnected if sockets::is_connected(work.frame.context().ctx, &packet.key) => {
+                Judgement::IfConnected
+                    if sockets::is_connected(work.frame.context().ctx, &packet.key, rule_set.ephemeral) =>
+                {
                     true
                 }
                 Judgement::IfConnected | Judgement::Closed => {

@@ -10,15 +10,16 @@ use aya_ebpf::{
 use router_common::{
     address::Ipv4,
     flow::{FlowKey, Protocol},
+    ports::PortRange,
 };
 
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Whether a packet with this tuple belongs to a connection of this machine: of TCP, any that is not just listening; of UDP, a socket that
-/// talks to this very peer.
+/// talks to this very peer, or to anyone from a port that the kernel gave it, as clients do.
 #[inline(always)]
-pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
     /// `TCP_LISTEN`, include/net/tcp_states.h.
     const LISTEN: u32 = 10;
     // SAFETY: what is found is looked at while it is held, and given back.
@@ -26,6 +27,7 @@ pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
         let Some(socket) = find(context, key).as_ref() else { return false };
         let is_connected = match key.protocol() {
             Some(Protocol::Tcp) => socket.state != LISTEN,
+            _ if socket.dst_ip4 == 0 => ephemeral.contains(key.destination_port.number()),
             // `dst_port` is as it stands in the packet, in the first half of the field.
             _ => {
                 socket.dst_ip4 == u32::from_ne_bytes(key.source.0)

@@ -46,6 +46,16 @@ pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat:
     }
 }
 
+/// The ports that this machine's own sockets get; the kernel's default if it does not say.
+fn ephemeral_ports() -> PortRange {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = text.split_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) if first <= last => PortRange { first, last },
+        _ => PortRange { first: 32768, last: 60999 },
+    }
+}
+
 fn local(config: &Config) -> LocalSpec {
     let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
         protocol: match allow.protocol {
@@ -63,6 +73,7 @@ fn local(config: &Config) -> LocalSpec {
         allow: allow.collect(),
         others_are_closed: config.local.others == Others::Closed,
         health_port: config.health.listen.port(),
+        ephemeral: ephemeral_ports(),
     }
 }
 

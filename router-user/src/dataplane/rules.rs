@@ -46,6 +46,8 @@ pub struct LocalSpec {
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
+    /// The ports that the kernel gives to this machine's own sockets (`net.ipv4.ip_local_port_range`).
+    pub ephemeral: PortRange,
 }
 
 /// Something that is allowed.
@@ -301,6 +303,7 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
         local_allow_count: u32::try_from(spec.local.allow.len())?,
         others_are_closed: spec.local.others_are_closed.into(),
         health_port: spec.local.health_port.into(),
+        ephemeral: spec.local.ephemeral,
     })
 }
 

@@ -126,9 +126,12 @@ fn replies_to_connections_of_this_machine_come_in() {
     let port = connected.local_addr().expect("an address").port();
     ends(world, &udp_packet((PLS, 53), (ROUTER, port), b"answer").build(), PASSED);
     ends(world, &udp_packet((PLS, 54), (ROUTER, port), b"not the peer").build(), DENIED);
-    let unconnected = UdpSocket::bind((here, 0)).expect("a socket");
-    let port = unconnected.local_addr().expect("an address").port();
-    ends(world, &udp_packet((PLS, 53), (ROUTER, port), b"a service").build(), DENIED);
+    let client = UdpSocket::bind((here, 0)).expect("a socket");
+    let port = client.local_addr().expect("an address").port();
+    ends(world, &udp_packet((PLS, 53), (ROUTER, port), b"answer").build(), PASSED);
+    let service = UdpSocket::bind((here, 5353)).expect("a socket");
+    ends(world, &udp_packet((PLS, 53), (ROUTER, 5353), b"question").build(), DENIED);
+    drop((client, service));
 }
 
 #[test]

@@ -81,7 +81,11 @@ pub(crate) fn rule_set() -> RuleSetSpec {
         }],
         snat: vec![ROUTER.into()],
         ports: PortRange { first: 1024, last: 65535 },
-        local: LocalSpec { health_port: 8082, ..LocalSpec::default() },
+        local: LocalSpec {
+            health_port: 8082,
+            ephemeral: PortRange { first: 32768, last: 60999 },
+            ..LocalSpec::default()
+        },
     }
 }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     addresses::{
-        ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VNET,
+        ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM, VNET,
     },
     lab::Nics,
     namespace::Namespace,
@@ -47,7 +47,8 @@ pub fn rules() -> String {
     let masquerade =
         format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
     let snat = "[snat]\nports = \"1024-60999\"\n";
-    format!("{}\n{masquerade}\n{snat}", forwards.join("\n"))
+    let local = format!("[local]\nallow = [\"tcp/22 from {VM}/32\", \"icmp from {VM}/32\"]\n");
+    format!("{}\n{masquerade}\n{snat}\n{local}", forwards.join("\n"))
 }
 
 /// The configuration of a lab's router with these rules.

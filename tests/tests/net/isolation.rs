@@ -19,11 +19,11 @@ lab_tests! {
     any: [
         the_router_itself_stays_reachable,
         the_router_itself_reaches_others,
-        ports_without_a_rule_are_the_kernels,
     ],
     pls_router: [
         only_sources_may_use_a_rule,
         the_platform_is_never_translated,
+        whoever_may_use_a_rule_reaches_nothing_else,
     ],
 }
 
@@ -68,12 +68,8 @@ fn only_sources_may_use_a_rule(lab: &mut Lab) {
 }
 
 fn the_router_itself_stays_reachable(lab: &mut Lab) {
-    // From the network, and through the load balancer's HA ports: whoever does not want the latter has network security groups.
-    let ways = [(&lab.hosts.vm, ROUTER), (&lab.hosts.pls, ROUTER), (&lab.hosts.serverless, ENDPOINT)];
-    for (from, address) in ways {
-        let target = SocketAddr::from((address, SSH_PORT));
-        check(check(Tcp::connect(from, target, LIMIT)).echo(b"SSH-2.0-lab", LIMIT));
-    }
+    let target = SocketAddr::from((ROUTER, SSH_PORT));
+    check(check(Tcp::connect(&lab.hosts.vm, target, LIMIT)).echo(b"SSH-2.0-lab", LIMIT));
     // ARP too: nobody knows the router's MAC address any more.
     check(lab.hosts.pls.ip("neigh flush all"));
     assert_eq!(check(client::ping(&lab.hosts.vm, ROUTER, 3, &[])), 3, "answers of the router itself");
@@ -91,11 +87,18 @@ fn the_router_itself_reaches_others(lab: &mut Lab) {
     check(udp.echo(b"from the router itself", LIMIT));
 }
 
-fn ports_without_a_rule_are_the_kernels(lab: &mut Lab) {
-    let target = SocketAddrV4::new(ROUTER, 9999);
-    for source in PLS_NAT {
-        assert_eq!(refusal(&lab.hosts.pls, source, target, LIMIT), io::ErrorKind::ConnectionRefused);
+fn whoever_may_use_a_rule_reaches_nothing_else(lab: &mut Lab) {
+    let before = reason(&counters(lab), "local_denied");
+    for port in [SSH_PORT, 9999] {
+        let target = SocketAddrV4::new(ROUTER, port);
+        for source in PLS_NAT {
+            assert_eq!(refusal(&lab.hosts.pls, source, target, NO_ANSWER), io::ErrorKind::TimedOut);
+        }
     }
+    // Through the load balancer, which has all ports.
+    let endpoint = SocketAddr::from((ENDPOINT, SSH_PORT));
+    Tcp::connect(&lab.hosts.serverless, endpoint, NO_ANSWER).expect_err("SSH from the private endpoint");
+    assert!(reason(&counters(lab), "local_denied") - before >= 5);
 }
 
 fn the_platform_is_never_translated(lab: &mut Lab) {
