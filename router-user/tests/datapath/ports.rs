@@ -85,3 +85,156 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
     let ran = world.run(&udp_packet((PLS, 2000), (OTHER, 53), b"x").build());
     assert_eq!(ran.reason, Reason::Forwarded, "the first session lives on");
 }
+
+/// The whole range of a default configuration towards one target, up to its last port, then one that is freed in the middle.
+#[test]
+fn every_port_of_the_range_is_used() {
+    const PORTS: u32 = 65_535 - 1024 + 1;
+    let mut world = open_masquerade(Setup { sessions: PORTS + 100, ..Setup::default() });
+    // As a Private Link Service does it: one address with all its ports, which are kept. No collision tells that ports become few.
+    let mut packets = 0;
+    for port in 1024..=65_535 - 40 {
+        world.run_uncounted(0, &udp_packet(([10, 0, 2, 70], port), (OTHER, 53), b"x").build());
+        packets += 1;
+    }
+    // And a second address whose ports are all taken: it gets those that are left, each of them.
+    let mut left: HashSet<u16> = (65_535 - 39..=65_535).collect();
+    for port in 2000..2040 {
+        let ran = world.run_quietly(&udp_packet(([10, 0, 2, 71], port), (OTHER, 53), b"x").build());
+        packets += 1;
+        let (_, port) = read(&ran.1).source;
+        assert!(left.remove(&port), "port {port}");
+    }
+    assert_eq!((packets, world.dataplane.flows.sessions()), (PORTS, PORTS));
+    for _ in 0..3 {
+        let (verdict, _) = world.run_quietly(&udp_packet(([10, 0, 2, 71], 3000), (OTHER, 53), b"x").build());
+        assert_eq!(verdict, Verdict::Drop);
+    }
+    let moved = world.moved();
+    let of =
+        |reason| moved.reasons.iter().find(|(known, _)| *known == reason).map_or(0, |(_, packets)| *packets);
+    assert_eq!((of(Reason::Opened), of(Reason::PortsExhausted)), (u64::from(PORTS), 3));
+
+    // Another target has its own ports, and a freed one is found again.
+    let ran = world.run(&udp_packet(([10, 0, 2, 71], 3000), (OTHER, 54), b"x").build());
+    assert_eq!(ran.reason, Reason::Opened);
+    let mut freed = None;
+    world.dataplane.flows.for_each(|session| {
+        if session.forward.key.source_port.number() == 30_000 {
+            freed = Some(*session);
+        }
+        freed.is_none()
+    });
+    world.dataplane.flows.remove(&freed.expect("a session")).expect("removal");
+    let ran = world.run(&udp_packet(([10, 0, 2, 71], 3001), (OTHER, 53), b"x").build());
+    assert_eq!((ran.reason, read(&ran.frame).source.1), (Reason::Opened, 30_000));
+    let audit = world.dataplane.flows.audit().expect("audit");
+    assert!(
+        audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty(),
+        "{audit:?}"
+    );
+}
+
+/// A port that this machine has a socket on is left alone: the answers to it are that socket's.
+#[test]
+fn this_machines_own_ports_are_left_alone() {
+    let here = std::net::Ipv4Addr::from(ROUTER);
+    let ports = PortRange { first: 40_000, last: 40_003 };
+    let mut world = open_masquerade(Setup { ports, ..Setup::default() });
+    let _udp = std::net::UdpSocket::bind((here, 40_001)).expect("a socket");
+    let _tcp = std::net::TcpListener::bind((here, 40_002)).expect("a socket");
+    let mut used = HashSet::new();
+    for client in 0..3 {
+        let ran = world.run(&udp_packet(([10, 0, 2, 70], 40_001 + client), (OTHER, 53), b"x").build());
+        assert_eq!(ran.reason, Reason::Opened);
+        used.insert(read(&ran.frame).source.1);
+    }
+    assert_eq!(used, [40_000, 40_002, 40_003].into());
+    let ran = world.run(&udp_packet(([10, 0, 2, 70], 41_000), (OTHER, 53), b"x").build());
+    assert_eq!(ran.reason, Reason::PortsExhausted);
+    for client in 0..3 {
+        let ran = world.run(&tcp_packet(([10, 0, 2, 70], 40_001 + client), (OTHER, 53), tcp::SYN).build());
+        assert_ne!(read(&ran.frame).source.1, 40_002);
+    }
+}
+
+#[test]
+fn a_source_may_have_so_many_half_open_sessions() {
+    let mut world = open_masquerade(Setup { half_open_per_source: 10, ..Setup::default() });
+    let syn = |source: [u8; 4], port: u16| tcp_packet((source, port), (OTHER, 443), tcp::SYN).build();
+    for port in 0..10 {
+        assert_eq!(world.run(&syn(PLS, 2000 + port)).reason, Reason::Opened);
+    }
+    let ran = world.run(&syn(PLS, 3000));
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::HalfOpenLimit));
+    assert_eq!(world.run(&syn(PLS, 2000)).reason, Reason::Forwarded, "a retransmission opens nothing");
+    assert_eq!(world.run(&syn([10, 0, 2, 70], 2000)).reason, Reason::Opened, "others are not held to it");
+    // An answer is not enough: a flood gets those. The client's acknowledgement is.
+    let answer = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::SYN | tcp::ACK).build();
+    assert_eq!(world.run(&answer).reason, Reason::Forwarded);
+    assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::HalfOpenLimit);
+    let ack = tcp_packet((PLS, 2000), (OTHER, 443), tcp::ACK).build();
+    assert_eq!(world.run(&ack).reason, Reason::Forwarded);
+    assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::Opened);
+    assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::HalfOpenLimit);
+    // So does the end of one that never was.
+    let mut half_open = None;
+    world.dataplane.flows.for_each(|session| {
+        half_open = session.forward.is_opening().then_some(*session);
+        half_open.is_none()
+    });
+    world.dataplane.flows.remove(&half_open.expect("a session")).expect("removal");
+    assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::Opened);
+    // UDP by its first answer.
+    let query = |port: u16| udp_packet(([10, 0, 2, 72], port), (OTHER, 53), b"x").build();
+    for port in 0..10 {
+        assert_eq!(world.run(&query(2000 + port)).reason, Reason::Opened);
+    }
+    assert_eq!(world.run(&query(3000)).reason, Reason::HalfOpenLimit);
+    world.run(&udp_packet((OTHER, 53), (ROUTER, 2000), b"y").build());
+    assert_eq!(world.run(&query(3000)).reason, Reason::Opened);
+}
+
+/// Two CPUs open sessions towards one target at the same time, from clients that all use the same ports: no two sessions get the same
+/// port, none is half, none is lost.
+#[test]
+fn two_cpus_never_give_out_a_port_twice() {
+    const EACH: u16 = 4000;
+    let ports = PortRange { first: 20_000, last: 27_999 };
+    let mut world = open_masquerade(Setup { ports, sessions: 16_384, ..Setup::default() });
+    let program = world.program();
+    let barrier = std::sync::Barrier::new(2);
+    let opened: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2_u8)
+            .map(|cpu| {
+                let (program, barrier) = (&program, &barrier);
+                scope.spawn(move || {
+                    crate::world::stay_on(usize::from(cpu));
+                    barrier.wait();
+                    (0..EACH)
+                        .filter(|number| {
+                            let client = ([10, 0, 2, 70 + cpu], 20_000 + number);
+                            let frame = udp_packet(client, (OTHER, 53), b"x").build();
+                            program.run(&frame).0 == Verdict::Tx
+                        })
+                        .count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+    });
+    let moved = world.moved();
+    assert_eq!(opened, 2 * usize::from(EACH), "{moved:?}");
+    let mut used = HashSet::new();
+    world.dataplane.flows.for_each(|session| {
+        assert!(used.insert(session.reply.key), "{session:?}");
+        true
+    });
+    assert_eq!(used.len(), opened);
+    let audit = world.dataplane.flows.audit().expect("audit");
+    assert!(
+        audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty(),
+        "{audit:?}"
+    );
+    assert_eq!(audit.flows, 2 * opened as u64);
+}

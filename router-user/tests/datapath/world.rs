@@ -1,8 +1,11 @@
 //! A router in a network namespace of its own, and its programs.
 
-use std::{net::Ipv4Addr, process::Command};
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    process::Command,
+};
 
-use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
 use router_common::{flow::Protocol, ports::PortRange, reason::Reason, settings::Interface, stats::CpuStats};
 use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
@@ -172,30 +175,24 @@ impl World {
         Ran { verdict, frame: out, reason: *reason }
     }
 
-    fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut out = vec![0; frame.len() + 64];
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: [u32; 6] = [0, frame.len() as u32, 0, self.interfaces[slot], 0, 0];
-        let context: Vec<u8> = context.iter().flat_map(|field| field.to_ne_bytes()).collect();
+    /// Gives a packet to the router and takes no stock: for many of them.
+    pub(crate) fn run_quietly(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run_uncounted(0, frame)
+    }
+
+    pub(crate) fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        self.program_of(slot).run(frame)
+    }
+
+    /// The root program, to be run by other threads.
+    pub(crate) fn program(&mut self) -> Program {
+        self.program_of(0)
+    }
+
+    fn program_of(&mut self, slot: usize) -> Program {
         let program = self.dataplane.program("pls_router").expect("the root program");
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                ..TestRunOptions::new()
-            })
-            .expect("BPF_PROG_TEST_RUN");
-        out.truncate(result.data_size_out as usize);
-        let verdict = match result.return_value {
-            0 => Verdict::Aborted,
-            1 => Verdict::Drop,
-            2 => Verdict::Pass,
-            3 => Verdict::Tx,
-            4 => Verdict::Redirect,
-            other => panic!("verdict {other}"),
-        };
-        (verdict, out)
+        let fd = program.fd().expect("loaded").as_fd().as_raw_fd();
+        Program { fd, interface: self.interfaces[slot] }
     }
 
     /// The counters that have moved since this was last asked.
@@ -236,6 +233,79 @@ impl World {
     pub(crate) fn entries(&self) -> usize {
         self.dataplane.flows.flows().count()
     }
+}
+
+/// The root program of a world that outlives this.
+pub(crate) struct Program {
+    fd: i32,
+    interface: u32,
+}
+
+impl Program {
+    /// One packet: the verdict, and what became of it.
+    pub(crate) fn run(&self, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        /// The part of `union bpf_attr` for `BPF_PROG_TEST_RUN`, include/uapi/linux/bpf.h.
+        #[derive(Default)]
+        #[repr(C)]
+        struct Attributes {
+            prog_fd: u32,
+            retval: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            ctx_size_in: u32,
+            ctx_size_out: u32,
+            ctx_in: u64,
+            ctx_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            zero: u32,
+        }
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        let mut out = vec![0; frame.len() + 128];
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: [u32; 6] = [0, frame.len() as u32, 0, self.interface, 0, 0];
+        let mut attributes = Attributes {
+            prog_fd: self.fd as u32,
+            data_size_in: frame.len() as u32,
+            data_size_out: out.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            data_out: out.as_mut_ptr() as u64,
+            ctx_size_in: size_of_val(&context) as u32,
+            ctx_in: context.as_ptr() as u64,
+            ..Attributes::default()
+        };
+        // SAFETY: the attributes are those of the command; every buffer lives through the call and has the length that is said.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>())
+        };
+        assert_eq!(result, 0, "BPF_PROG_TEST_RUN: {}", std::io::Error::last_os_error());
+        out.truncate(attributes.data_size_out as usize);
+        let verdict = match attributes.retval {
+            0 => Verdict::Aborted,
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Tx,
+            4 => Verdict::Redirect,
+            other => panic!("verdict {other}"),
+        };
+        (verdict, out)
+    }
+}
+
+/// Keeps this thread on one CPU.
+pub(crate) fn stay_on(cpu: usize) {
+    // SAFETY: zero is a value of this plain structure, and the kernel reads it only.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+    };
+    assert_eq!(result, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
 }
 
 /// Counters that moved.
