@@ -335,6 +335,12 @@ impl Slot {
         unsafe { core::ptr::write_volatile((&raw const self.entry.generation).cast_mut(), 0) };
     }
 
+    /// Whether it is known where the flow's packets leave, in this generation.
+    pub fn is_resolved_in(&self, generation: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { core::ptr::read_volatile(&raw const self.entry.generation) == generation as u16 }
+    }
+
     fn last_seen(&self) -> u32 {
         // SAFETY: as above.
         unsafe { core::ptr::read_volatile(&raw const self.entry.last_seen) }.0

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use router_common::{
     MAX_RULES,
     flow::{Direction, Protocol},
     ports::PoolKey,
-    session::State,
+    session::{State, Ticks},
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
@@ -28,9 +29,7 @@ use crate::{
 /// How often. Timeouts are kept to within this.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// One in so many flows of the target's direction is asked for its other half in each sweep.
-const ORPHAN_SHARE: u64 = 16;
-/// A flow younger than this is not asked: it may still be in the making.
+/// A target's direction younger than this is not asked for its other half: the session may still be in the making.
 const YOUNG: Duration = Duration::from_secs(10);
 
 /// Above this share of the table, sessions that are opening or have ended go early, so that others find room.
@@ -46,12 +45,12 @@ const MAX_COUNTED_TARGETS: usize = 4096;
 pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut round = 0;
+    let mut round = 0_u32;
     let mut before = now();
     let mut ports = PortWatch::default();
     loop {
         period.tick().await;
-        round += 1;
+        round = round.wrapping_add(1);
         let now = now();
         let signs = Gatherer::new(target_signs::watched(&shared), std::mem::replace(&mut before, now), now);
         let sweeping = shared.clone();
@@ -66,12 +65,12 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     }
 }
 
-fn sweep_once(shared: &Shared, round: u64, mut signs: Gatherer) -> Gatherer {
+fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let generation = shared.plane().settings.current().next_hop_generation;
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let swept = Sweep { flows, timeouts: &timeouts, round, pressure }.run(generation, &mut signs);
+    let swept = Sweep { flows, timeouts: &timeouts, round, pressure, now: now() }.run(generation, &mut signs);
     match swept {
         Ok((counts, removed)) => {
             if removed > 0 {
@@ -132,18 +131,18 @@ impl PortWatch {
 struct Sweep<'a> {
     flows: &'a FlowTable,
     timeouts: &'a RuleTimeouts,
-    round: u64,
+    round: u32,
     pressure: bool,
+    now: Ticks,
 }
 
 impl Sweep<'_> {
     /// The sessions that are left, and how many were removed.
     fn run(&self, generation: u32, signs: &mut Gatherer) -> Result<(SessionCounts, usize)> {
         let mut by_rule = vec![0_u64; MAX_RULES];
-        let mut by_pool: HashMap<PoolKey, u32> = HashMap::new();
+        let mut by_pool: HashMap<PoolKey, u32, BuildHasherDefault<PoolHasher>> = HashMap::default();
         let mut removed = 0;
-        let mut replies = 0_u64;
-        self.flows.sweep(generation, |flow| match flow.direction() {
+        self.flows.sweep(generation, self.round, |flow| match flow.direction() {
             Direction::Forward => {
                 self.gather(flow, signs);
                 let verdict = self.judge(flow);
@@ -163,14 +162,14 @@ impl Sweep<'_> {
                 verdict
             }
             Direction::Reply => {
-                replies += 1;
-                let verdict = self.judge_reply(flow, replies);
+                let verdict = self.judge_reply(flow);
                 removed += usize::from(verdict == Verdict::Remove);
                 verdict
             }
         })?;
         let total = by_rule.iter().sum();
         let by_rule = (0..).zip(by_rule).filter(|(_, count)| *count > 0).collect();
+        let by_pool = by_pool.into_iter().collect();
         Ok((SessionCounts { total, by_rule, by_pool }, removed))
     }
 
@@ -187,8 +186,7 @@ impl Sweep<'_> {
 
     /// Most sessions are told alive by their client's direction alone.
     fn judge(&self, forward: &Flow) -> Verdict {
-        let now = now();
-        let idle = |since| Duration::from_nanos(now.nanoseconds_since(since));
+        let idle = |since| Duration::from_nanos(self.now.nanoseconds_since(since));
         let timeouts = self.timeouts.of(forward.rule());
         let Some(limit) = self.under_pressure(limit_of(forward, timeouts), forward) else {
             return Verdict::Remove;
@@ -217,14 +215,32 @@ impl Sweep<'_> {
     }
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.
-    fn judge_reply(&self, reply: &Flow, number: u64) -> Verdict {
-        let young = u128::from(now().nanoseconds_since(reply.entry.opened)) < YOUNG.as_nanos();
-        if number % ORPHAN_SHARE != self.round % ORPHAN_SHARE || young {
+    fn judge_reply(&self, reply: &Flow) -> Verdict {
+        let young = u128::from(self.now.nanoseconds_since(reply.entry.opened)) < YOUNG.as_nanos();
+        if young {
             return Verdict::Keep;
         }
         match self.flows.get(&reply.twin()) {
             Some(forward) if forward.twin() == reply.key => Verdict::Keep,
             _ => Verdict::Remove,
+        }
+    }
+}
+
+/// A quick hash for counting a million times by one of a few keys. What goes in is bounded, so nobody gains by collisions.
+#[derive(Default)]
+struct PoolHasher(u64);
+
+impl Hasher for PoolHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = (self.0.rotate_left(5) ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
     }
 }

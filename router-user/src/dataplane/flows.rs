@@ -22,6 +22,9 @@ use super::{
     shared_memory::SharedArray,
 };
 
+/// Of so many flows of the targets' direction, a sweep shows one.
+pub const REPLY_SHARE: u32 = 16;
+
 /// One direction of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
@@ -204,14 +207,18 @@ impl FlowTable {
     /// # Errors
     /// When the pools of ports cannot be read.
     pub fn remove(&self, session: &Session) -> Result<()> {
-        self.retire(&session.forward.key)?;
-        self.retire(&session.reply.key)
+        let ports = [self.retire(&session.forward.key), self.retire(&session.reply.key)];
+        self.pools().clear(ports.into_iter().flatten())
     }
 
-    /// Retires one flow, with all that hangs on it.
-    fn retire(&self, key: &FlowKey<Ipv4>) -> Result<()> {
-        let Some(slot) = self.find(key).and_then(|index| self.0.slots.get(index)) else { return Ok(()) };
-        let Some(tag) = slot.retire(key, now()) else { return Ok(()) };
+    /// Retires one flow, with all that hangs on it but the mark of its port; the key of that, if it is the direction that has one.
+    fn retire(&self, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
+        let slot = self.find(key).and_then(|index| self.0.slots.get(index))?;
+        self.retire_slot(slot, key)
+    }
+
+    fn retire_slot(&self, slot: &Slot, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
+        let tag = slot.retire(key, now())?;
         match tag.direction() {
             Direction::Forward => {
                 if let Some(occupancy) = self.0.occupancy.get(0) {
@@ -222,9 +229,9 @@ impl FlowTable {
                 {
                     HalfOpen::new(counter).leave();
                 }
-                Ok(())
+                None
             }
-            Direction::Reply => self.pools().clear(key),
+            Direction::Reply => Some(*key),
         }
     }
 
@@ -232,16 +239,18 @@ impl FlowTable {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One walk through the table: shows every flow to `each`, which says what is to become of it, and brings slots of flows that are gone
-    /// back into use. Only one walk may be under way at a time.
+    /// One walk through the table: shows every session's client's direction to `each`, which says what is to become of the session, and brings
+    /// slots of flows that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in each round. Only one walk may
+    /// be under way at a time.
     ///
     /// # Errors
     /// When the pools of ports cannot be read or written.
-    pub fn sweep(&self, generation: u32, mut each: impl FnMut(&Flow) -> Verdict) -> Result<()> {
+    pub fn sweep(&self, generation: u32, round: u32, mut each: impl FnMut(&Flow) -> Verdict) -> Result<()> {
         let now = now();
         let slots = &self.0.slots;
         // Chains end where a slot is empty, so whether one may become empty depends on the one behind it: from the end on.
         let mut next_is_empty = true;
+        let mut freed = Vec::new();
         for index in (0..slots.len()).rev() {
             let Some(slot) = slots.get(index) else { continue };
             let tag = slot.tag();
@@ -259,15 +268,17 @@ impl FlowTable {
                         next_is_empty && slot.is_out_of_quarantine(now) && slot.change_tag(tag, Tag::EMPTY);
                 }
                 SlotState::Live => {
-                    if let Some(flow) = self.flow_at(index) {
-                        if !flow.entry.is_resolved_in(generation) {
-                            slot.forget_next_hop();
-                        }
+                    if !slot.is_resolved_in(generation) {
+                        slot.forget_next_hop();
+                    }
+                    let is_shown =
+                        tag.direction() == Direction::Forward || index % REPLY_SHARE == round % REPLY_SHARE;
+                    if is_shown && let Some(flow) = self.flow_at(index) {
                         match each(&flow) {
                             Verdict::Keep => {}
                             Verdict::Remove => {
-                                self.retire(&flow.key)?;
-                                self.retire(&flow.twin())?;
+                                freed.extend(self.retire_slot(slot, &flow.key));
+                                freed.extend(self.retire(&flow.twin()));
                             }
                         }
                     }
@@ -275,7 +286,7 @@ impl FlowTable {
             }
             next_is_empty = is_empty;
         }
-        Ok(())
+        self.pools().clear(freed)
     }
 
     /// Gives back pools of ports that are not needed any more; to be called once a sweep.

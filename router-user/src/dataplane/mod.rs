@@ -29,7 +29,7 @@ use router_common::{Stage, table};
 
 pub use self::{
     counters::CounterTable,
-    flows::{Audit, Flow, FlowTable, Session, Verdict, now, port_pool},
+    flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Verdict, now, port_pool},
     forwarding::{route_lookups_are_on, switch_route_lookups},
     link::{Attachment, Mode},
     pins::{Pins, detach},

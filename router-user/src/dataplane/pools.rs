@@ -44,22 +44,27 @@ impl PoolTable {
     }
 
     fn all(&self) -> Result<Vec<(PoolKey, u32)>> {
-        // A key that goes while it is read makes the walk start over or end: the next one will see the rest.
-        Ok(self.keys.iter().filter_map(Result::ok).collect())
+        // Only this process removes keys, under a lock: the walk sees every pool that there was when it began.
+        self.keys.iter().collect::<Result<_, MapError>>().context("cannot read the pools of ports")
     }
 
-    /// Marks the port of a reply flow as free, where there is a pool that marks it. Only after the flow is gone from the table.
-    pub(super) fn clear(&self, reply: &FlowKey<Ipv4>) -> Result<()> {
-        match self.keys.get(&pool_key(reply), 0) {
-            Ok(index) => {
-                if let Some(pool) = self.pools.get(index) {
-                    pool.clear(reply.destination_port.number());
-                }
-                Ok(())
-            }
-            Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(error).context("cannot read the pools of ports"),
+    /// Marks the ports of reply flows as free, where there is a pool that marks them. Only after the flows are gone from the table: a pool
+    /// that is made later then finds the ports free.
+    pub(super) fn clear(&self, replies: impl IntoIterator<Item = FlowKey<Ipv4>>) -> Result<()> {
+        let mut replies = replies.into_iter().peekable();
+        if replies.peek().is_none() {
+            return Ok(());
         }
+        let pools: std::collections::HashMap<_, _> = self.all()?.into_iter().collect();
+        if pools.is_empty() {
+            return Ok(());
+        }
+        for reply in replies {
+            if let Some(pool) = pools.get(&pool_key(&reply)).and_then(|index| self.pools.get(*index)) {
+                pool.clear(reply.destination_port.number());
+            }
+        }
+        Ok(())
     }
 
     /// Gives back pools whose ports are not crowded any more. To be called from time to time, at least a second apart: what one call takes
