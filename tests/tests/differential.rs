@@ -1,8 +1,12 @@
 //! pls-router beside the kernel's own NAT, packet by packet: see `lab::differential`. Needs root.
 //!
-//! `LAB_SEQUENCES` is the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the first one's seed.
+//! `LAB_SEQUENCES` is the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the first one's seed,
+//! `LAB_CATEGORIES` what packets there are beside the usual ones (names as in `lab::differential::category`, or `all`).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use lab::{Nics, Router, differential};
 
@@ -22,18 +26,25 @@ fn another_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(SEED, |time| time.as_secs() << 20)
 }
 
-fn compare(nics: Nics) {
+/// The binary to test.
+fn router() -> PathBuf {
+    match Router::find() {
+        Ok(Router::PlsRouter(binary)) => binary,
+        Ok(Router::Nftables) => panic!("what is found is pls-router"),
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str) {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: network namespaces need root");
         return;
     }
-    let Router::PlsRouter(binary) = Router::find().expect("there is a pls-router") else {
-        panic!("what is found is pls-router");
-    };
     let sequences = variable("LAB_SEQUENCES").unwrap_or(SEQUENCES);
     let default = || if sequences == 0 { another_seed() } else { SEED };
     let seed = variable("LAB_SEED").unwrap_or_else(default);
-    let options = differential::Options { nics, binary, sequences, seed };
+    let categories = std::env::var("LAB_CATEGORIES").unwrap_or_else(|_| categories.to_owned());
+    let options = differential::Options { nics, binary: binary(), sequences, seed, categories };
     if let Err(error) = differential::run(&options) {
         panic!("{error:#}");
     }
@@ -41,10 +52,17 @@ fn compare(nics: Nics) {
 
 #[test]
 fn one_nic() {
-    compare(Nics::One);
+    compare(Nics::One, || Some(router()), "");
 }
 
 #[test]
 fn two_nics() {
-    compare(Nics::Two);
+    compare(Nics::Two, || Some(router()), "");
+}
+
+/// What tells the routers apart must not do so when both are the same: with all kinds of packets, whatever differs is a mistake
+/// of the comparison.
+#[test]
+fn the_kernel_agrees_with_itself() {
+    compare(Nics::One, || None, "all");
 }

@@ -6,7 +6,8 @@ use super::{
     category::Category,
     differences::{Case, DIFFERENCES, Difference},
     observe::{self, Seen},
-    plan::{Body, Known as _, Sequence, Step},
+    packet::Damage,
+    plan::{Body, Known as _, Sequence, Step, Wrong},
     rig::Arm,
     show,
     topology::Side,
@@ -68,11 +69,16 @@ impl Ran {
     /// Whether pls-router has made a wrong checksum of right ones. No stated difference excuses that.
     fn spoilt(&self, case: &Case<'_>, number: u16) -> Option<(String, String)> {
         let [_, track] = &self.tracks;
-        let spoilt = case.ours.iter().any(Seen::has_wrong_checksum);
+        let spoilt = case.ours.iter().any(|seen| !seen.own && seen.has_wrong_checksum());
         let right = track
             .sent(number)
             .all(|packet| !observe::observe(Side::Client, packet, false, 0, track).has_wrong_checksum());
-        (spoilt && right).then(|| ("wrong checksum".to_owned(), describe(case, number)))
+        let meant = |step: &&Step| match (&step.body, step.damage) {
+            (Body::Error(quote), _) if quote.wrong != Wrong::Nothing => true,
+            (_, damage) => !matches!(damage, None | Some(Damage::Trailer(_))),
+        };
+        (spoilt && right && !case.steps.iter().any(meant))
+            .then(|| ("wrong checksum".to_owned(), describe(case, number)))
     }
 
     /// The whole sequence, with what came out of both routers.
@@ -116,19 +122,19 @@ fn seen(track: &Track, number: u16, session: usize) -> Vec<Seen> {
     let mut fragments: BTreeMap<_, Vec<&[u8]>> = BTreeMap::new();
     for output in track.outputs.iter().filter(|output| output.number == number) {
         match View::new(&output.packet) {
-            Some(view) if view.is_fragment() && !output.own => {
-                let key = (output.side, view.source(), view.destination());
+            Some(view) if view.is_fragment() => {
+                let key = (output.side, output.own, view.source(), view.destination());
                 fragments.entry(key).or_default().push(&output.packet);
             }
             _ => seen.push(observe::observe(output.side, &output.packet, output.own, session, track)),
         }
     }
-    for ((side, ..), fragments) in fragments {
+    for ((side, own, ..), fragments) in fragments {
         // A router may cut a datagram otherwise, or put it together in between: what counts is what arrives.
         match observe::reassemble(&fragments) {
-            Some(whole) => seen.push(observe::observe(side, &whole, false, session, track)),
+            Some(whole) => seen.push(observe::observe(side, &whole, own, session, track)),
             None => seen
-                .extend(fragments.iter().map(|packet| observe::observe(side, packet, false, session, track))),
+                .extend(fragments.iter().map(|packet| observe::observe(side, packet, own, session, track))),
         }
     }
     seen.sort();
@@ -154,7 +160,8 @@ fn kind(case: &Case<'_>) -> String {
     let out = |seen: &[Seen]| match seen {
         [] => "nothing".to_owned(),
         seen => {
-            let sides: Vec<_> = seen.iter().map(|seen| format!("{:?}", seen.side)).collect();
+            let own = |seen: &Seen| if seen.own { " (own)" } else { "" };
+            let sides: Vec<_> = seen.iter().map(|seen| format!("{:?}{}", seen.side, own(seen))).collect();
             sides.join("+")
         }
     };
@@ -177,10 +184,11 @@ fn describe(case: &Case<'_>, number: u16) -> String {
         if seen.is_empty() {
             _ = writeln!(text, "    {arm:<6} nothing");
         }
-        for Seen { side, packet, checks, ports } in seen {
+        for Seen { side, own, packet, checks, ports } in seen {
             let ports = if ports.is_empty() { String::new() } else { format!(" ports {ports:?}") };
             let checks = show::checks(checks);
-            _ = writeln!(text, "    {arm:<6} to {side:?}: {}{checks}{ports}", show::packet(packet));
+            let own = if *own { ", its own" } else { "" };
+            _ = writeln!(text, "    {arm:<6} to {side:?}{own}: {}{checks}{ports}", show::packet(packet));
         }
     }
     if let ([oracle], [ours]) = (case.oracle, case.ours)

@@ -8,7 +8,7 @@ use super::{
     plan::{Body, MAX_DATAGRAMS, Sequence, Session, Step},
     random::Random,
     spice, talk,
-    topology::{Network, ROUTER, SERVICES, Service, Side},
+    topology::{Network, RANGE, RANGE_TARGET, ROUTER, SERVICES, Service, Side},
 };
 
 /// How many sequences have addresses and ports of their own.
@@ -16,7 +16,7 @@ pub(super) const SLOTS: u32 = 16_000;
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;
 const FIRST_PORT: u32 = 1500;
-const PORTS_PER_SLOT: u32 = 3;
+const PORTS_PER_SLOT: u32 = 2;
 
 /// Where the sequence of a seed has its addresses and ports, if nothing else is said.
 pub(super) const fn slot(seed: u64) -> u32 {
@@ -79,12 +79,14 @@ impl Maker<'_> {
         network.address((self.slot * PER_SLOT + which % PER_SLOT) as u16)
     }
 
-    /// A port that only this sequence has, or a rare one.
-    fn port(&mut self) -> u16 {
-        if self.random.chance(4) {
-            // None that a router may keep: below and above its own.
-            return self.random.pick(&[1 + (self.slot % 1000) as u16, 65_000 + (self.slot % 500) as u16]);
-        }
+    /// A server that only this sequence has.
+    pub(super) const fn own_server(&self) -> Ipv4Addr {
+        let (high, low) = (self.slot / 250, self.slot % 250);
+        Ipv4Addr::new(198, 19, 64 + high as u8, 1 + low as u8)
+    }
+
+    /// A port that only this sequence has.
+    fn port(&self) -> u16 {
         let which = self.sessions.len() as u32 % PORTS_PER_SLOT;
         (FIRST_PORT + self.slot * PORTS_PER_SLOT + which) as u16
     }
@@ -106,7 +108,7 @@ impl Maker<'_> {
         let masqueraded = protocol == ICMP || self.random.chance(25);
         let session = if masqueraded {
             let client = SocketAddrV4::new(self.client(Network::Masqueraded, which), port);
-            // Hosts in the benchmarks' network, RFC 2544; one of them only a narrow way leads to.
+            // Hosts in the benchmarks' network, RFC 2544; to one of them leads a narrow way only.
             let host = match self.random.below(4) {
                 0 => Ipv4Addr::new(203, 0, 114, 20),
                 _ => Ipv4Addr::new(198, 18, self.random.below(4) as u8, self.random.between(1, 200) as u8),
@@ -125,19 +127,44 @@ impl Maker<'_> {
             let server = service.target(listen);
             Session { protocol, client, listen: SocketAddrV4::new(ROUTER, listen), server }
         };
+        let number = self.sessions.len();
         self.sessions.push(session);
-        self.sessions.len() - 1
+        if self.random.chance(5) {
+            // A port that a router may not keep: below and above its own.
+            let below = 1 + self.random.below(1000) as u16;
+            let above = 65_000 + self.random.below(500) as u16;
+            let port = self.random.pick(&[below, above]);
+            self.isolate(number);
+            self.sessions[number].client.set_port(port);
+        }
+        number
+    }
+
+    /// Gives a session a server that only this sequence has. Each router chooses another port for it, by chance; towards a server
+    /// of others, too, that port might be one of theirs.
+    fn isolate(&mut self, number: usize) {
+        let own_server = self.own_server();
+        let own_listen = RANGE.0 + self.slot as u16;
+        let Session { listen, server, .. } = &mut self.sessions[number];
+        if listen == server {
+            server.set_ip(own_server);
+            *listen = *server;
+        } else {
+            *listen = SocketAddrV4::new(ROUTER, own_listen);
+            *server = SocketAddrV4::new(RANGE_TARGET, own_listen);
+        }
     }
 
     /// Makes the second session one of another client with the first one's port, towards the same server.
     fn collide(&mut self) {
-        let [first, second] = self.sessions.as_mut_slice() else { return };
+        let [first, second] = self.sessions.as_slice() else { return };
         if first.protocol == second.protocol {
+            self.isolate(0);
+            let first = self.sessions[0].clone();
             let network = if first.listen == first.server { Network::Masqueraded } else { Network::Clients };
-            let address = network.address((self.slot * PER_SLOT + 3) as u16);
-            second.client = SocketAddrV4::new(address, first.client.port());
-            second.listen = first.listen;
-            second.server = first.server;
+            let address = self.client(network, 3);
+            let client = SocketAddrV4::new(address, first.client.port());
+            self.sessions[1] = Session { client, ..first };
         }
     }
 

@@ -27,6 +27,8 @@ pub(super) enum Check {
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Seen {
     pub(super) side: Side,
+    /// It is the router's own.
+    pub(super) own: bool,
     /// The packet without what may differ.
     pub(super) packet: Vec<u8>,
     /// What its checksums are worth, from the outside in.
@@ -54,7 +56,7 @@ pub(super) trait Names {
 
 /// Takes out of a packet of a session what may differ. `own`: it is the router's own packet.
 pub(super) fn observe(side: Side, packet: &[u8], own: bool, session: usize, names: &impl Names) -> Seen {
-    let mut seen = Seen { side, packet: packet.to_vec(), checks: Vec::new(), ports: Vec::new() };
+    let mut seen = Seen { side, own, packet: packet.to_vec(), checks: Vec::new(), ports: Vec::new() };
     if let Some(view) = View::new(packet) {
         // What follows the packet is Ethernet's padding.
         seen.packet.truncate(view.total_length().max(view.header_length()));

@@ -215,17 +215,14 @@ pub(super) fn damage(packet: &mut Vec<u8>, damage: Damage) {
     let header = usize::from(packet[0] & 0x0f) * 4;
     let protocol = packet[9];
     match damage {
-        Damage::IpChecksum => packet[10] ^= 0x5a,
+        Damage::IpChecksum => spoil(packet, 10),
         Damage::L4Checksum => {
             let at = match protocol {
                 TCP => 16,
                 UDP => 6,
                 _ => 2,
             };
-            // Not to a UDP checksum of zero, which is none at all.
-            if let Some(byte) = packet.get_mut(header + at) {
-                *byte = if *byte == 0x5a { 0xa5 } else { *byte ^ 0x5a };
-            }
+            spoil(packet, header + at);
         }
         Damage::LengthTooLong => {
             let length = packet.len() + 8;
@@ -274,8 +271,25 @@ fn set_length(packet: &mut [u8], length: usize) {
     set_ip_checksum(packet);
 }
 
+/// Makes a checksum wrong, and by the same amount whatever else is in the packet.
+pub(super) fn spoil(packet: &mut [u8], at: usize) {
+    if let Some([a, b, ..]) = packet.get_mut(at..)
+        && [*a, *b] != [0, 0]
+    {
+        // Zero is none at all to UDP, and has to stay that, or must not become it.
+        let spoilt = match replace(u16::from_be_bytes([*a, *b]), 0, 0x5a5a) {
+            0 => 0xffff,
+            spoilt => spoilt,
+        };
+        [*a, *b] = spoilt.to_be_bytes();
+    }
+}
+
+/// Keeps a checksum right, if there is one.
 fn adjust(packet: &mut [u8], at: usize, old: u16, new: u16) {
-    if let Some([a, b, ..]) = packet.get_mut(at..) {
+    if let Some([a, b, ..]) = packet.get_mut(at..)
+        && [*a, *b] != [0, 0]
+    {
         [*a, *b] = replace(u16::from_be_bytes([*a, *b]), old, new).to_be_bytes();
     }
 }

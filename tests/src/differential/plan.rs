@@ -69,6 +69,17 @@ pub(super) enum Body {
     Error(Quote),
 }
 
+impl Body {
+    /// How long its payload is.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Tcp { length, .. } | Self::Udp { length, .. } => *length,
+            Self::Echo { length, .. } | Self::Other { length, .. } => *length,
+            Self::Error(quote) => quote.length,
+        }
+    }
+}
+
 /// An ICMP error about a packet that has come out on the side that sends the error.
 #[derive(Clone, Debug)]
 pub(super) struct Quote {
@@ -91,7 +102,7 @@ pub(super) struct Quote {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Wrong {
     Nothing,
-    /// The router's port in it.
+    /// The router's port in it: it is one that nobody has.
     Port,
     /// The far address in it.
     Address,
@@ -221,13 +232,13 @@ impl Quote {
                 // The port that is the router's is the source of what went to a server, and the destination else.
                 let ours = if view.source().octets()[0] == 10 { source } else { destination };
                 if let Some(at) = ours.or(source).or(destination) {
-                    payload[at] ^= 0x03;
+                    payload[at..at + 2].copy_from_slice(&NOBODYS_PORTS.0.to_be_bytes());
                 }
             }
             Wrong::Address => header[18] ^= 0x01,
             Wrong::L4Checksum => {
                 if let Some(at) = view.l4_checksum_offset() {
-                    payload[at] ^= 0x11;
+                    packet::spoil(&mut payload, at);
                 }
             }
             Wrong::Protocol => header[9] = 132,
@@ -236,7 +247,7 @@ impl Quote {
         let checksum = !packet::sum(&[&header]);
         header[10..12].copy_from_slice(&checksum.to_be_bytes());
         if self.wrong == Wrong::IpChecksum {
-            header[10] ^= 0x21;
+            packet::spoil(&mut header, 10);
         }
         header.extend(payload.iter().take(self.length));
         header

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    category::ENABLED,
+    category::{Category, enabled_and},
     compare::{Ran, Verdict, is_comparable},
     differences::DIFFERENCES,
     generate::{SLOTS, generate, slot},
@@ -43,12 +43,14 @@ const STORIES: usize = 3;
 pub struct Options {
     /// How many NICs the routers have.
     pub nics: Nics,
-    /// The pls-router.
-    pub binary: PathBuf,
+    /// The pls-router; none compares the kernel with itself.
+    pub binary: Option<PathBuf>,
     /// How many sequences; 0: until it is interrupted.
     pub sequences: u64,
     /// The first sequence's seed; the next ones' follow.
     pub seed: u64,
+    /// Categories to run although they are not enabled, by name with commas between them; or `all`.
+    pub categories: String,
 }
 
 /// What all sequences together have shown.
@@ -70,6 +72,7 @@ struct Totals {
 /// # Errors
 /// What is different and not stated, with the seeds that show it again.
 pub fn run(options: &Options) -> Result<()> {
+    let categories = enabled_and(&options.categories)?;
     let end = match options.sequences {
         0 => u64::MAX,
         sequences => options.seed.saturating_add(sequences),
@@ -80,14 +83,14 @@ pub fn run(options: &Options) -> Result<()> {
     let mut seed = options.seed;
     while seed < end {
         let round = seed..end.min(seed.saturating_add(ROUND));
-        let mut rig = Rig::up(options.nics, &options.binary)?;
+        let mut rig = Rig::up(options.nics, options.binary.as_deref())?;
         let mut failed = Vec::new();
         for first in round.clone().step_by(IDENTIFIED as usize) {
             let group = first..round.end.min(first + u64::from(IDENTIFIED));
-            let sequences = group.map(|seed| generate(seed, slot(seed), ENABLED)).collect();
+            let sequences = group.map(|seed| generate(seed, slot(seed), &categories)).collect();
             for ran in through(&mut rig, sequences)? {
                 totals.count(&ran);
-                let verdict = ran.judge(ENABLED);
+                let verdict = ran.judge(&categories);
                 let fails = !verdict.problems.is_empty();
                 totals.add(&ran, verdict);
                 if fails && failed.len() < STORIES {
@@ -99,18 +102,18 @@ pub fn run(options: &Options) -> Result<()> {
             let mut fresh = (round.end..).map(slot);
             let mut stories = String::new();
             for ran in failed {
-                let smaller = shrink(&mut rig, ran, &mut fresh)?;
-                _ = writeln!(stories, "{}", story(&smaller));
+                let smaller = shrink(&mut rig, ran, &mut fresh, &categories)?;
+                _ = writeln!(stories, "{}", story(&smaller, &categories));
             }
             bail!("{}{stories}{}", totals.problems(), totals.summary(start));
         }
         seed = round.end;
         tell(&totals.summary(start));
     }
-    if totals.sequences >= MANY {
+    if totals.sequences >= MANY && options.binary.is_some() {
         let unused: Vec<_> = DIFFERENCES
             .iter()
-            .filter(|difference| ENABLED.contains(&difference.category))
+            .filter(|difference| categories.contains(&difference.category))
             .map(|difference| difference.name)
             .filter(|name| !totals.stated.contains_key(name))
             .collect();
@@ -184,20 +187,25 @@ impl Totals {
 }
 
 /// A failure for a person.
-fn story(ran: &Ran) -> String {
+fn story(ran: &Ran, categories: &[Category]) -> String {
     let mut text =
         format!("sequence {} (--seed {0} --sequences 1), as small as it gets:\n", ran.sequence.seed);
     text.push_str(&ran.story());
-    for (kind, problem) in ran.judge(ENABLED).problems {
+    for (kind, problem) in ran.judge(categories).problems {
         _ = writeln!(text, "  {kind}\n  {problem}");
     }
     text
 }
 
 /// Leaves out steps as long as the sequence fails.
-fn shrink(rig: &mut Rig, failed: Ran, fresh: &mut impl Iterator<Item = u32>) -> Result<Ran> {
+fn shrink(
+    rig: &mut Rig,
+    failed: Ran,
+    fresh: &mut impl Iterator<Item = u32>,
+    categories: &[Category],
+) -> Result<Ran> {
     let kinds = |ran: &Ran| -> Vec<String> {
-        ran.judge(ENABLED).problems.into_iter().map(|(kind, _)| kind).collect()
+        ran.judge(categories).problems.into_iter().map(|(kind, _)| kind).collect()
     };
     // The first of its failures, lest it becomes another one on the way.
     let Some(kind) = kinds(&failed).into_iter().next() else { return Ok(failed) };
@@ -210,7 +218,7 @@ fn shrink(rig: &mut Rig, failed: Ran, fresh: &mut impl Iterator<Item = u32>) -> 
         let Sequence { seed, .. } = smallest.sequence;
         let mut steps = smallest.sequence.steps.clone();
         steps.remove(at);
-        let again = generate(seed, slot, ENABLED);
+        let again = generate(seed, slot, categories);
         let steps = steps
             .iter()
             .filter_map(|step| {
@@ -258,6 +266,8 @@ struct Group {
     pending: [Vec<Traffic>; 2],
     /// Whose each of the pending packets is, by its tuple: the sequence and the datagram.
     owners: [HashMap<Tuple, (usize, u16)>; 2],
+    /// Whose the fragments of an answer are, by addresses and IP identification.
+    fragments: HashMap<(Ipv4Addr, Ipv4Addr, u16), (usize, u16)>,
 }
 
 impl Group {
@@ -274,6 +284,7 @@ impl Group {
             ran,
             pending: [const { Vec::new() }; 2],
             owners: [HashMap::new(), HashMap::new()],
+            fragments: HashMap::new(),
         }
     }
 
@@ -314,6 +325,7 @@ impl Group {
             for Traffic { side, packet } in rig.exchange(arm, &pending)? {
                 self.take(arm, index, side, packet)?;
             }
+            self.fragments.clear();
             self.owners[index].clear();
         }
         Ok(())
@@ -331,7 +343,13 @@ impl Group {
         }
         // The router's own: an answer to one of the packets that have just been sent.
         let quoted = view.quoted().and_then(View::new).map(View::tuple);
-        let answered = self.owners[index].get(&quoted.unwrap_or(view.tuple().reversed()));
+        let tuple = quoted.unwrap_or(view.tuple().reversed());
+        let answered = self.owners[index].get(&tuple);
+        // What answers a fragment without ports may have them.
+        let answered = answered.or_else(|| self.owners[index].get(&tuple.without_ports()));
+        // And only the first fragment of an answer has them.
+        let fragment = (view.source(), view.destination(), id);
+        let answered = answered.or_else(|| self.fragments.get(&fragment));
         let found = answered.copied().or_else(|| {
             let owner = *self.by_client.get(&view.destination())?;
             let of_this = |(_, (sequence, _)): &(&Tuple, &(usize, u16))| *sequence == owner;
@@ -344,6 +362,9 @@ impl Group {
                 show::packet(&packet)
             );
         };
+        if view.is_fragment() {
+            self.fragments.insert(fragment, (owner, number));
+        }
         self.ran[owner].tracks[index].take_own(number, side, packet);
         Ok(())
     }

@@ -6,15 +6,18 @@ use super::{
     category::Category,
     generate::Maker,
     packet::{
-        ACK, Cut, Damage, FIN, IP_HEADER, PARAMETER_PROBLEM, PSH, RST, SYN, TCP, TIME_EXCEEDED, UDP,
+        ACK, Cut, Damage, FIN, ICMP, IP_HEADER, PARAMETER_PROBLEM, PSH, RST, SYN, TCP, TIME_EXCEEDED, UDP,
         UNREACHABLE, URG,
     },
-    plan::{Body, Quote, Step, Wrong},
+    plan::{Body, Quote, Session, Step, Wrong},
     topology::{
         CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NOBODYS_PORTS, Network, ROUTER,
         SERVER_SIDE_ROUTER, Side,
     },
 };
+
+/// A payload to which something can be added.
+const ROOMY: usize = 1_100;
 
 /// The categories that add something to a talk, by how often.
 const SPICES: &[Category] = &[
@@ -50,7 +53,11 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let later = maker.random.between(at + 1, steps.len());
             steps.insert(later, error);
         }
-        Category::Fragment => fragment(maker, session, &mut steps),
+        // More of what the session is about, not of other things that happened to it.
+        Category::Fragment | Category::Mtu if !is_own(maker, session, &steps[at]) => {}
+        Category::Fragment => fragment(maker, session, &mut steps, at),
+        // What is wrong with a fragment would be wrong with another part of its datagram.
+        Category::Malformed if steps[at].cut.is_some() => {}
         Category::Malformed => {
             let damage = damage(maker, &steps[at]);
             // As a packet of its own as often as instead: the talk goes on as if it had arrived.
@@ -67,6 +74,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let large = large(maker, session, &steps[at]);
             steps.insert(at + 1, large);
         }
+        Category::OutOfState if maker.sessions[session].protocol != TCP => {}
         Category::OutOfState => {
             let wild = wild(maker, session);
             steps.insert(at, wild);
@@ -76,17 +84,31 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let at = maker.random.between(0, steps.len());
             steps.insert(at, step);
         }
-        Category::Padding => steps[at].damage = Some(Damage::Trailer(maker.random.between(1, 30))),
-        Category::IpOptions => steps[at].options = options(maker),
+        // Neither makes a packet larger than a NIC sends.
+        Category::Padding => {
+            let trailer = Damage::Trailer(maker.random.between(1, 30));
+            if steps[at].body.length() < ROOMY {
+                steps[at].damage = Some(trailer);
+            }
+        }
+        Category::IpOptions => {
+            let options = options(maker);
+            if steps[at].body.length() < ROOMY {
+                steps[at].options = options;
+            }
+        }
         Category::Local => {
             let local = local(maker, session);
             steps.insert(at, local);
         }
         Category::Outsider => {
-            let outsider = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
-            let first = &steps[0];
-            let step = Step { number: maker.number(), source: Some(outsider), ..first.clone() };
-            steps.insert(at, step);
+            let outsider = Some(SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555));
+            let destination = Some(maker.sessions[session].listen);
+            if let Some(like) = steps.iter().find(|step| step.from == Side::Client) {
+                let like = like.clone();
+                let step = Step { number: maker.number(), source: outsider, destination, ..like };
+                steps.insert(at, step);
+            }
         }
         Category::Protocol => {
             let body = Body::Other {
@@ -94,7 +116,15 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
                 length: maker.random.between(0, 60),
             };
             let from = maker.random.pick(&Side::BOTH);
-            let step = maker.step(session, from, body);
+            let mut step = maker.step(session, from, body);
+            // Without ports, sessions of several clients with one server cannot be told apart.
+            let server = Some(SocketAddrV4::new(maker.own_server(), 0));
+            let Session { listen, server: masqueraded, .. } = &maker.sessions[session];
+            match from {
+                Side::Client if listen == masqueraded => step.destination = server,
+                Side::Client => {}
+                Side::Server => step.source = server,
+            }
             steps.insert(at, step);
         }
         Category::Martian => {
@@ -104,6 +134,17 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::Tcp | Category::Udp | Category::Echo | Category::ZeroChecksum | Category::Collision => {}
     }
     steps
+}
+
+/// Whether a step is of its session's protocol and between its ends.
+fn is_own(maker: &Maker<'_>, session: usize, step: &Step) -> bool {
+    let protocol = match step.body {
+        Body::Tcp { .. } => TCP,
+        Body::Udp { .. } => UDP,
+        Body::Echo { .. } => ICMP,
+        Body::Other { .. } | Body::Error(_) => return false,
+    };
+    protocol == maker.sessions[session].protocol && step.source.is_none() && step.destination.is_none()
 }
 
 /// An ICMP error about `about`, from the side where it came out.
@@ -158,8 +199,7 @@ fn datagram(maker: &mut Maker<'_>, session: usize, like: &Step, length: usize) -
         },
         Body::Udp { checksum, .. } => Body::Udp { length, checksum: *checksum },
         Body::Echo { reply, sequence, .. } => Body::Echo { reply: *reply, sequence: *sequence, length },
-        Body::Other { protocol, .. } => Body::Other { protocol: *protocol, length },
-        Body::Error(_) => Body::Udp { length, checksum: true },
+        Body::Other { .. } | Body::Error(_) => like.body.clone(),
     };
     maker.step(session, like.from, body)
 }
@@ -182,8 +222,7 @@ fn large(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
 }
 
 /// A datagram in two to four fragments: in order, in another order, one missing, one twice, one that overlaps.
-fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>) {
-    let at = maker.random.below(steps.len());
+fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: usize) {
     let length = maker.random.between(40, 1100);
     let mut whole = datagram(maker, session, &steps[at], length);
     whole.dont_fragment = false;
@@ -306,10 +345,11 @@ fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
 
 fn options(maker: &mut Maker<'_>) -> Vec<u8> {
     match maker.random.below(6) {
-        // No-operations; record route; timestamp; router alert; loose source route; nonsense.
+        // No-operations; record route; timestamps without room for another one, since that would tell the time; router alert;
+        // loose source route; nonsense.
         0 => vec![1, 1, 1, 1],
         1 => vec![7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        2 => vec![68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        2 => vec![68, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         3 => vec![148, 4, 0, 0],
         4 => vec![131, 7, 4, 198, 18, 0, 1, 0],
         _ => vec![7, 200, 4, 0],
@@ -339,7 +379,7 @@ fn local(maker: &mut Maker<'_>, session: usize) -> Step {
 
 /// From or to where no packet is from or for.
 fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
-    let Session { client, listen } = Session::of(maker, session);
+    let Session { client, listen, .. } = maker.sessions[session];
     let mut step = Step { number: maker.number(), from: Side::Client, ..like.clone() };
     if let Body::Error(_) = step.body {
         step.body = Body::Udp { length: 5, checksum: true };
@@ -367,17 +407,4 @@ fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
         step.source = Some(client);
     }
     step
-}
-
-/// What a martian needs of a session.
-struct Session {
-    client: SocketAddrV4,
-    listen: SocketAddrV4,
-}
-
-impl Session {
-    fn of(maker: &Maker<'_>, session: usize) -> Self {
-        let session = &maker.sessions[session];
-        Self { client: session.client, listen: session.listen }
-    }
 }

@@ -25,7 +25,7 @@ pub(super) const SERVER_HOP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 66);
 pub(super) const SERVER_HOP_SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
 
 /// The ports of the router's own that sessions get.
-pub(super) const SNAT_PORTS: (u16, u16) = (1024, 60_999);
+pub(super) const SNAT_PORTS: (u16, u16) = (1024, 44_999);
 
 /// Ports that no session gets and no client has: the first, and how many.
 pub(super) const NOBODYS_PORTS: (u16, u16) = (61_000, 4_000);
@@ -91,14 +91,19 @@ pub(super) struct Service {
     pub(super) port: Option<u16>,
 }
 
+/// A range of ports that are kept: enough of them for every sequence to have a server that no other one has.
+pub(super) const RANGE: (u16, u16) = (45_000, 60_999);
+/// Where they lead.
+pub(super) const RANGE_TARGET: Ipv4Addr = server(113, 12);
+
 /// All of them but the [`MARKER`].
 pub(super) const SERVICES: &[Service] = &[
     Service { name: "https", protocol: TCP, listen: (443, 443), target: server(113, 10), port: Some(443) },
     Service { name: "http", protocol: TCP, listen: (80, 80), target: server(113, 11), port: Some(8080) },
-    Service { name: "range", protocol: TCP, listen: (500, 509), target: server(113, 12), port: None },
+    Service { name: "range", protocol: TCP, listen: RANGE, target: RANGE_TARGET, port: None },
     Service { name: "narrow", protocol: TCP, listen: (844, 844), target: server(114, 10), port: Some(443) },
     Service { name: "dns", protocol: UDP, listen: (53, 53), target: server(113, 53), port: Some(53) },
-    Service { name: "udp", protocol: UDP, listen: (500, 509), target: server(113, 12), port: None },
+    Service { name: "udp-range", protocol: UDP, listen: RANGE, target: RANGE_TARGET, port: None },
     Service {
         name: "udp-narrow",
         protocol: UDP,

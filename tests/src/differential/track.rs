@@ -35,6 +35,7 @@ pub(super) struct Track {
 #[derive(Clone, Debug)]
 struct Session {
     protocol: u8,
+    client: Ipv4Addr,
     client_port: u16,
     server: SocketAddrV4,
     /// The ports that it has got, one after the other.
@@ -47,6 +48,7 @@ struct Session {
 struct Sent {
     number: u16,
     from: Side,
+    of: usize,
     /// The session, if it is one of the session's own packets.
     session: Option<usize>,
     packet: Vec<u8>,
@@ -56,6 +58,7 @@ impl Track {
     pub(super) fn new(sequence: &Sequence, address: Ipv4Addr) -> Self {
         let sessions = sequence.sessions.iter().map(|session| Session {
             protocol: session.protocol,
+            client: *session.client.ip(),
             client_port: session.client.port(),
             server: session.server,
             ports: Vec::new(),
@@ -68,8 +71,8 @@ impl Track {
     /// Notes what is sent.
     pub(super) fn send(&mut self, step: &Step, packet: &[u8]) {
         let session = (step.source.is_none() && step.destination.is_none()).then_some(step.session);
-        let Step { number, from, .. } = *step;
-        self.sent.push(Sent { number, from, session, packet: packet.to_vec() });
+        let Step { number, from, session: of, .. } = *step;
+        self.sent.push(Sent { number, from, of, session, packet: packet.to_vec() });
     }
 
     /// The packet of a datagram as it was sent.
@@ -85,17 +88,18 @@ impl Track {
     pub(super) fn take_forwarded(&mut self, side: Side, packet: &[u8]) -> bool {
         let Some(view) = View::new(packet) else { return false };
         let Some(number) = self.number(view.id()) else { return false };
-        let Some(sent) = self
-            .sent
-            .iter()
-            .find(|sent| sent.number == number && sent.from != side && continues(&sent.packet, view))
-        else {
-            return false;
+        let fits = |sent: &&Sent| {
+            let Session { client, server, .. } = &self.sessions[sent.of];
+            let sent_to = View::new(&sent.packet).map(View::destination);
+            let known = [Some(*client), Some(*server.ip()), sent_to].contains(&Some(view.destination()));
+            sent.number == number && sent.from != side && known && continues(&sent.packet, view)
         };
+        let Some(sent) = self.sent.iter().find(fits) else { return false };
         if side == Side::Server
             && let Some(session) = sent.session
             && let port = view.tuple().source.port()
             && port != 0
+            && view.protocol() == self.sessions[session].protocol
             && view.quoted().is_none()
         {
             self.learn(session, port, is_syn(view));
@@ -152,8 +156,9 @@ fn continues(sent: &[u8], out: View<'_>) -> bool {
     if sent.protocol() != out.protocol() {
         return false;
     }
+    // A router may cut what was whole, but does not put together what was not.
     if sent.is_fragment() || out.is_fragment() {
-        return true;
+        return out.is_fragment();
     }
     // From the words after the ports on: TCP's numbers and flags, UDP's length, an ICMP message's kind.
     let same = match sent.protocol() {

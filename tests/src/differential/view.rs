@@ -19,6 +19,15 @@ impl Tuple {
     pub(super) const fn reversed(self) -> Self {
         Self { protocol: self.protocol, source: self.destination, destination: self.source }
     }
+
+    pub(super) const fn without_ports(self) -> Self {
+        let Self { protocol, source, destination } = self;
+        Self {
+            protocol,
+            source: SocketAddrV4::new(*source.ip(), 0),
+            destination: SocketAddrV4::new(*destination.ip(), 0),
+        }
+    }
 }
 
 /// A packet with a whole IPv4 header, whose lengths may be wrong.
