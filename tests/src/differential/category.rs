@@ -58,7 +58,9 @@ pub(super) const ENABLED: &[Category] = &[
     Category::Outsider,
     Category::Local,
     Category::Martian,
-    // Not yet: OutOfState, IcmpError, Ttl, Mtu, Fragment, IpOptions, Malformed, Protocol. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::OutOfState,
+    Category::Protocol,
+    // Not yet: IcmpError, Ttl, Mtu, Fragment, IpOptions, Malformed. `LAB_CATEGORIES=Ttl` adds one to a run.
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.

@@ -183,6 +183,7 @@ impl Maker<'_> {
             body,
             cut: None,
             damage: None,
+            spice: None,
         }
     }
 

@@ -104,6 +104,17 @@ impl Seen {
         }
     }
 
+    /// Whether it is a piece of a datagram of which not all has come out.
+    pub(super) fn is_fragment(&self) -> bool {
+        View::new(&self.packet).is_some_and(View::is_fragment)
+    }
+
+    /// What kind of ICMP message it is, if it is one.
+    pub(super) fn icmp_kind(&self) -> Option<u8> {
+        let view = View::new(&self.packet).filter(|view| view.protocol() == ICMP && view.offset() == 0)?;
+        view.payload().first().copied()
+    }
+
     /// Whether a checksum is wrong.
     pub(super) fn has_wrong_checksum(&self) -> bool {
         self.checks.iter().any(|check| matches!(check, Check::Wrong(_)))

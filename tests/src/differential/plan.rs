@@ -6,6 +6,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
+    category::Category,
     packet::{self, Cut, Damage, ECHO_REPLY, ECHO_REQUEST, Header, ICMP, IP_HEADER, Segment, TCP, UDP},
     random::Random,
     topology::{NOBODYS_PORTS, Side},
@@ -57,6 +58,8 @@ pub(super) struct Step {
     pub(super) body: Body,
     pub(super) cut: Option<Cut>,
     pub(super) damage: Option<Damage>,
+    /// What it was added for, if it is no part of the talk.
+    pub(super) spice: Option<Category>,
 }
 
 /// What an IP packet carries.

@@ -165,9 +165,10 @@ impl Totals {
              {answered}, swallowed {swallowed})\n",
             start.elapsed().as_secs_f32()
         );
-        for difference in DIFFERENCES {
-            let count = self.stated.get(difference.name).copied().unwrap_or(0);
-            _ = writeln!(text, "  {count:>6} times {}: {}", difference.name, difference.reason);
+        for (name, count) in &self.stated {
+            let reason =
+                DIFFERENCES.iter().find(|known| known.name == *name).map_or("", |known| known.reason);
+            _ = writeln!(text, "  {count:>6} times {name}: {reason}");
         }
         text
     }

@@ -29,6 +29,9 @@ const SPICES: &[Category] = &[
     Category::Malformed,
     Category::Malformed,
     Category::Ttl,
+    Category::Ttl,
+    Category::Mtu,
+    Category::Mtu,
     Category::Mtu,
     Category::OutOfState,
     Category::Unsolicited,
@@ -47,7 +50,9 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         return steps;
     }
     let at = maker.random.below(steps.len());
-    match maker.random.pick(&spices) {
+    let spice = maker.random.pick(&spices);
+    let known: Vec<u16> = steps.iter().map(|step| step.number).collect();
+    match spice {
         Category::IcmpError => {
             let error = error(maker, session, &steps[at]);
             let later = maker.random.between(at + 1, steps.len());
@@ -56,20 +61,14 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         // More of what the session is about, not of other things that happened to it.
         Category::Fragment | Category::Mtu if !is_own(maker, session, &steps[at]) => {}
         Category::Fragment => fragment(maker, session, &mut steps, at),
-        // What is wrong with a fragment would be wrong with another part of its datagram.
-        Category::Malformed if steps[at].cut.is_some() => {}
         Category::Malformed => {
             let damage = damage(maker, &steps[at]);
-            // As a packet of its own as often as instead: the talk goes on as if it had arrived.
-            if maker.random.chance(50) {
-                let number = maker.number();
-                let copy = Step { number, damage: Some(damage), ..steps[at].clone() };
-                steps.insert(at, copy);
-            } else {
-                steps[at].damage = Some(damage);
-            }
+            again(maker, &mut steps, at, |copy| copy.damage = Some(damage));
         }
-        Category::Ttl => steps[at].ttl = maker.random.pick(&[0, 1, 1, 1, 2]),
+        Category::Ttl => {
+            let ttl = maker.random.pick(&[0, 1, 1, 1, 2]);
+            again(maker, &mut steps, at, |copy| copy.ttl = ttl);
+        }
         Category::Mtu => {
             let large = large(maker, session, &steps[at]);
             steps.insert(at + 1, large);
@@ -94,7 +93,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::IpOptions => {
             let options = options(maker);
             if steps[at].body.length() < ROOMY {
-                steps[at].options = options;
+                again(maker, &mut steps, at, |copy| copy.options = options);
             }
         }
         Category::Local => {
@@ -112,7 +111,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Protocol => {
             let body = Body::Other {
-                protocol: maker.random.pick(&[2, 4, 41, 47, 50, 132, 255]),
+                protocol: maker.random.pick(&[2, 4, 41, 47, 50, 132, 253]),
                 length: maker.random.between(0, 60),
             };
             let from = maker.random.pick(&Side::BOTH);
@@ -133,12 +132,35 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Tcp | Category::Udp | Category::Echo | Category::ZeroChecksum | Category::Collision => {}
     }
+    for step in steps.iter_mut().filter(|step| !known.contains(&step.number)) {
+        step.spice = Some(spice);
+    }
     steps
 }
 
-/// Whether a step is of its session's protocol and between its ends.
+/// Sends a step once more, with something about it that may keep it from getting through: the talk goes on as if it had not. Only
+/// what opens a session may come with that before it comes without; a reset never does, since it would end in one router
+/// what goes on in the other.
+fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl FnOnce(&mut Step)) {
+    let opens = match steps[at].body {
+        Body::Tcp { flags, .. } if flags & RST != 0 => return,
+        Body::Tcp { flags, .. } => flags & (SYN | ACK) == SYN,
+        Body::Udp { .. } | Body::Echo { .. } | Body::Other { .. } | Body::Error(_) => true,
+    };
+    let before =
+        steps[at].cut.is_none() && steps[at].from == Side::Client && opens && maker.random.chance(50);
+    if steps[at].cut.is_none() {
+        let mut copy = Step { number: maker.number(), ..steps[at].clone() };
+        change(&mut copy);
+        steps.insert(if before { at } else { at + 1 }, copy);
+    }
+}
+
+/// Whether another step like this one fits into the talk: it is of its session's protocol and between its ends, and TCP has
+/// got so far.
 fn is_own(maker: &Maker<'_>, session: usize, step: &Step) -> bool {
     let protocol = match step.body {
+        Body::Tcp { flags, .. } if flags & (SYN | RST | ACK) != ACK => return false,
         Body::Tcp { .. } => TCP,
         Body::Udp { .. } => UDP,
         Body::Echo { .. } => ICMP,

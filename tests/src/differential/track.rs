@@ -48,7 +48,6 @@ struct Session {
 struct Sent {
     number: u16,
     from: Side,
-    of: usize,
     /// The session, if it is one of the session's own packets.
     session: Option<usize>,
     packet: Vec<u8>,
@@ -71,8 +70,8 @@ impl Track {
     /// Notes what is sent.
     pub(super) fn send(&mut self, step: &Step, packet: &[u8]) {
         let session = (step.source.is_none() && step.destination.is_none()).then_some(step.session);
-        let Step { number, from, session: of, .. } = *step;
-        self.sent.push(Sent { number, from, of, session, packet: packet.to_vec() });
+        let Step { number, from, .. } = *step;
+        self.sent.push(Sent { number, from, session, packet: packet.to_vec() });
     }
 
     /// The packet of a datagram as it was sent.
@@ -88,10 +87,10 @@ impl Track {
     pub(super) fn take_forwarded(&mut self, side: Side, packet: &[u8]) -> bool {
         let Some(view) = View::new(packet) else { return false };
         let Some(number) = self.number(view.id()) else { return false };
+        let to = view.destination();
+        let is_end = self.sessions.iter().any(|session| session.client == to || *session.server.ip() == to);
         let fits = |sent: &&Sent| {
-            let Session { client, server, .. } = &self.sessions[sent.of];
-            let sent_to = View::new(&sent.packet).map(View::destination);
-            let known = [Some(*client), Some(*server.ip()), sent_to].contains(&Some(view.destination()));
+            let known = is_end || View::new(&sent.packet).is_some_and(|sent| sent.destination() == to);
             sent.number == number && sent.from != side && known && continues(&sent.packet, view)
         };
         let Some(sent) = self.sent.iter().find(fits) else { return false };
