@@ -205,8 +205,12 @@ fn describe(case: &Case<'_>, number: u16) -> String {
     text
 }
 
-/// Whether a step can be compared: what it quotes has come out of both routers, and of a connection that is not over.
+/// Whether a step can be compared: what it quotes has come out of both routers, and of a connection that is not over; and what
+/// the server sends to a port is still for the session that had it.
 pub(super) fn is_comparable(tracks: &[Track; 2], step: &Step) -> bool {
+    if step.from == Side::Server && tracks.iter().any(|track| track.has_lost_its_port(step.session)) {
+        return false;
+    }
     match &step.body {
         Body::Error(quote) => tracks
             .iter()

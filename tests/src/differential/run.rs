@@ -5,6 +5,7 @@ use std::{
     fmt::Write as _,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -38,6 +39,9 @@ const MANY: u64 = 2_000;
 const TOLD: usize = 40;
 const STORIES: usize = 3;
 
+/// Whether something has differed, in this process.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -56,6 +60,8 @@ pub struct Options {
 /// What all sequences together have shown.
 #[derive(Debug, Default)]
 struct Totals {
+    /// What is compared.
+    title: String,
     sequences: u64,
     packets: u64,
     /// What the oracle has done with them.
@@ -77,15 +83,25 @@ pub fn run(options: &Options) -> Result<()> {
         0 => u64::MAX,
         sequences => options.seed.saturating_add(sequences),
     };
-    tell(&format!("differential: {:?} NIC(s), sequences from seed {}\n", options.nics, options.seed));
+    let who = if options.binary.is_some() { "pls-router" } else { "the kernel" };
+    let nics = match options.nics {
+        Nics::One => "one NIC",
+        Nics::Two => "two NICs",
+    };
+    let title = format!("differential, {who} with {nics}");
+    tell(&format!("{title}: from seed {}\n", options.seed));
     let start = Instant::now();
-    let mut totals = Totals::default();
+    let mut totals = Totals { title, ..Totals::default() };
     let mut seed = options.seed;
     while seed < end {
         let round = seed..end.min(seed.saturating_add(ROUND));
         let mut rig = Rig::up(options.nics, options.binary.as_deref())?;
         let mut failed = Vec::new();
         for first in round.clone().step_by(IDENTIFIED as usize) {
+            if options.sequences == 0 && FAILED.load(Ordering::Relaxed) {
+                // The other one has something to say, and waits for this one's end to say it.
+                return Ok(());
+            }
             let group = first..round.end.min(first + u64::from(IDENTIFIED));
             let sequences = group.map(|seed| generate(seed, slot(seed), &categories)).collect();
             for ran in through(&mut rig, sequences)? {
@@ -99,13 +115,15 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
         if !failed.is_empty() {
+            FAILED.store(true, Ordering::Relaxed);
             let mut fresh = (round.end..).map(slot);
             let mut stories = String::new();
             for ran in failed {
                 let smaller = shrink(&mut rig, ran, &mut fresh, &categories)?;
                 _ = writeln!(stories, "{}", story(&smaller, &categories));
             }
-            bail!("{}{stories}{}", totals.problems(), totals.summary(start));
+            let text = format!("{}{stories}{}", totals.problems(), totals.summary(start));
+            bail!(text);
         }
         seed = round.end;
         tell(&totals.summary(start));
@@ -159,9 +177,9 @@ impl Totals {
     }
 
     fn summary(&self, start: Instant) -> String {
-        let Self { sequences, packets, forwarded, answered, swallowed, .. } = self;
+        let Self { title, sequences, packets, forwarded, answered, swallowed, .. } = self;
         let mut text = format!(
-            "differential: {sequences} sequences, {packets} packets in {:.1} s (the kernel forwarded {forwarded}, answered \
+            "{title}: {sequences} sequences, {packets} packets in {:.1} s (nftables forwarded {forwarded}, answered \
              {answered}, swallowed {swallowed})\n",
             start.elapsed().as_secs_f32()
         );
@@ -174,11 +192,13 @@ impl Totals {
     }
 
     fn problems(&self) -> String {
-        let mut text = "the routers differ:\n".to_owned();
+        let mut text = "the routers differ (`cargo xtask test --only net differential --sequences 1 --seed ...` shows one \
+                        again):\n"
+            .to_owned();
         let mut problems: Vec<_> = self.problems.iter().collect();
         problems.sort_by_key(|(_, (count, ..))| std::cmp::Reverse(*count));
         for (kind, (count, seed, _)) in problems.iter().take(TOLD) {
-            _ = writeln!(text, "  {count:>6} times {kind} (--seed {seed} --sequences 1)");
+            _ = writeln!(text, "  {count:>6} times {kind} (--seed {seed})");
         }
         if problems.len() > TOLD {
             _ = writeln!(text, "  and {} more kinds", problems.len() - TOLD);
@@ -189,8 +209,7 @@ impl Totals {
 
 /// A failure for a person.
 fn story(ran: &Ran, categories: &[Category]) -> String {
-    let mut text =
-        format!("sequence {} (--seed {0} --sequences 1), as small as it gets:\n", ran.sequence.seed);
+    let mut text = format!("sequence {} (--seed {0}), as small as it gets:\n", ran.sequence.seed);
     text.push_str(&ran.story());
     for (kind, problem) in ran.judge(categories).problems {
         _ = writeln!(text, "  {kind}\n  {problem}");

@@ -126,6 +126,11 @@ impl Track {
         })
     }
 
+    /// Whether a session's port has become another one's, which a router may do once a connection is over.
+    pub(super) fn has_lost_its_port(&self, session: usize) -> bool {
+        self.sessions[session].lost
+    }
+
     /// Notes that a session has this port.
     fn learn(&mut self, session: usize, port: u16, opens: bool) {
         let Session { protocol, server, .. } = self.sessions[session];
