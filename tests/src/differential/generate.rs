@@ -85,9 +85,9 @@ impl Maker<'_> {
         Ipv4Addr::new(198, 19, 64 + high as u8, 1 + low as u8)
     }
 
-    /// A port that only this sequence has.
-    fn port(&self) -> u16 {
-        let which = self.sessions.len() as u32 % PORTS_PER_SLOT;
+    /// A port that only this sequence has, and every router may keep.
+    pub(super) const fn port(&self, which: usize) -> u16 {
+        let which = which as u32 % PORTS_PER_SLOT;
         (FIRST_PORT + self.slot * PORTS_PER_SLOT + which) as u16
     }
 
@@ -104,7 +104,7 @@ impl Maker<'_> {
         let kinds: Vec<_> = kinds.into_iter().filter(|(category, _)| self.has(*category)).collect();
         let (_, protocol) = if kinds.is_empty() { (Category::Udp, UDP) } else { self.random.pick(&kinds) };
         let which = self.sessions.len() as u32;
-        let port = self.port();
+        let port = self.port(self.sessions.len());
         let masqueraded = protocol == ICMP || self.random.chance(25);
         let session = if masqueraded {
             let client = SocketAddrV4::new(self.client(Network::Masqueraded, which), port);
@@ -118,7 +118,7 @@ impl Maker<'_> {
             Session { protocol, client, listen: server, server }
         } else {
             let services: Vec<&Service> =
-                SERVICES.iter().filter(|service| service.protocol == protocol).collect();
+                SERVICES.iter().filter(|service| service.protocol == protocol && !service.open).collect();
             let service = self.random.pick(&services);
             let (first, last) = service.listen;
             let listen = self.random.between(usize::from(first), usize::from(last)) as u16;

@@ -335,15 +335,20 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
     let dnat: Vec<String> = services()
         .map(|service| {
             let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
-            format!("ip daddr {ROUTER} ip saddr $users {} dnat to {}{port}", listen(service), service.target)
+            let sources = service.sources().join(", ");
+            format!(
+                "ip daddr {ROUTER} ip saddr {{ {sources} }} {} dnat to {}{port}",
+                listen(service),
+                service.target
+            )
         })
         .collect();
-    let denied: Vec<String> =
-        services().map(|service| format!("ip saddr != $users {} drop", listen(service))).collect();
+    let denied: Vec<String> = services()
+        .map(|service| format!("ip saddr != {{ {} }} {} drop", service.sources().join(", "), listen(service)))
+        .collect();
     let (first, last) = SNAT_PORTS;
     router.nft(&format!(
-        "define users = {{ {}, {} }}
-        define masqueraded = {}
+        "define masqueraded = {}
         table ip oracle {{
             chain to_targets {{
                 type nat hook prerouting priority dstnat;
@@ -351,9 +356,9 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
             }}
             chain from_router {{
                 type nat hook postrouting priority srcnat;
-                ip saddr {{ $users, $masqueraded }} meta l4proto tcp masquerade to :{first}-{last}
-                ip saddr {{ $users, $masqueraded }} meta l4proto udp masquerade to :{first}-{last}
-                ip saddr {{ $users, $masqueraded }} masquerade
+                ct status dnat meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
+                ip saddr $masqueraded meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
+                ip saddr $masqueraded masquerade
             }}
             # A router that translates lets nothing through untranslated.
             chain through {{
@@ -369,8 +374,6 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
                 {}
             }}
         }}",
-        Network::Clients.cidr(),
-        Network::Narrow.cidr(),
         Network::Masqueraded.cidr(),
         dnat.join("\n"),
         denied.join("\n"),
@@ -417,13 +420,12 @@ fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) ->
         let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
         text.push_str(&format!(
             "[[forward]]\nname = \"{}\"\nprotocol = \"{}\"\nlisten = \"{}\"\ntarget = \"{}{port}\"\n\
-             sources = [\"{}\", \"{}\"]\n",
+             sources = {:?}\n",
             service.name,
             service.protocol_name(),
             if first == last { first.to_string() } else { format!("{first}-{last}") },
             service.target,
-            Network::Clients.cidr(),
-            Network::Narrow.cidr(),
+            service.sources(),
         ));
     }
     let (first, last) = SNAT_PORTS;

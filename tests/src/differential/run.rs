@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     net::Ipv4Addr,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ use super::{
     rig::{Arm, Rig, Traffic},
     show,
     topology::Side,
-    track::Track,
+    track::{Output, Track},
     view::{Tuple, View},
 };
 use crate::Nics;
@@ -57,6 +57,32 @@ pub struct Options {
     pub categories: String,
 }
 
+/// What has become of packets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fates {
+    forwarded: u64,
+    answered: u64,
+    swallowed: u64,
+}
+
+impl Fates {
+    fn count(&mut self, outputs: &[&Output]) {
+        let fate = match outputs {
+            [] => &mut self.swallowed,
+            [first, ..] if first.own => &mut self.answered,
+            _ => &mut self.forwarded,
+        };
+        *fate += 1;
+    }
+}
+
+impl fmt::Display for Fates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { forwarded, answered, swallowed } = self;
+        write!(f, "forwarded {forwarded}, answered {answered}, swallowed {swallowed}")
+    }
+}
+
 /// What all sequences together have shown.
 #[derive(Debug, Default)]
 struct Totals {
@@ -65,9 +91,9 @@ struct Totals {
     sequences: u64,
     packets: u64,
     /// What the oracle has done with them.
-    forwarded: u64,
-    answered: u64,
-    swallowed: u64,
+    fates: Fates,
+    /// By what the packets were added for.
+    by_category: BTreeMap<&'static str, Fates>,
     stated: BTreeMap<&'static str, u64>,
     /// By their short form: how many, and the first one's sequence and text.
     problems: BTreeMap<String, (u64, u64, String)>,
@@ -157,12 +183,15 @@ impl Totals {
         self.sequences += 1;
         let [oracle, _] = &ran.tracks;
         for step in &ran.sequence.steps {
+            if oracle.sent(step.number).next().is_none() {
+                continue;
+            }
             self.packets += 1;
-            let mut outputs = oracle.outputs.iter().filter(|output| output.number == step.number).peekable();
-            match outputs.peek() {
-                None => self.swallowed += 1,
-                Some(output) if output.own => self.answered += 1,
-                Some(_) => self.forwarded += 1,
+            let outputs: Vec<_> =
+                oracle.outputs.iter().filter(|output| output.number == step.number).collect();
+            self.fates.count(&outputs);
+            if let Some(category) = step.spice {
+                self.by_category.entry(category.name()).or_default().count(&outputs);
             }
         }
     }
@@ -177,12 +206,14 @@ impl Totals {
     }
 
     fn summary(&self, start: Instant) -> String {
-        let Self { title, sequences, packets, forwarded, answered, swallowed, .. } = self;
+        let Self { title, sequences, packets, fates, .. } = self;
         let mut text = format!(
-            "{title}: {sequences} sequences, {packets} packets in {:.1} s (nftables forwarded {forwarded}, answered \
-             {answered}, swallowed {swallowed})\n",
+            "{title}: {sequences} sequences, {packets} packets in {:.1} s; nftables {fates}\n",
             start.elapsed().as_secs_f32()
         );
+        for (category, fates) in &self.by_category {
+            _ = writeln!(text, "  {category:<12} {fates}");
+        }
         for (name, count) in &self.stated {
             let reason =
                 DIFFERENCES.iter().find(|known| known.name == *name).map_or("", |known| known.reason);

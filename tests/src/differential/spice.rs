@@ -11,8 +11,8 @@ use super::{
     },
     plan::{Body, Quote, Session, Step, Wrong},
     topology::{
-        CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NOBODYS_PORTS, Network, ROUTER,
-        SERVER_SIDE_ROUTER, Side,
+        CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NOBODYS_PORTS, Network, OPEN_PORT,
+        ROUTER, SERVER_SIDE_ROUTER, Side,
     },
 };
 
@@ -53,6 +53,8 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
     let spice = maker.random.pick(&spices);
     let known: Vec<u16> = steps.iter().map(|step| step.number).collect();
     match spice {
+        // The way back to a martian is not the one that it came.
+        Category::IcmpError if steps[at].spice == Some(Category::Martian) => {}
         Category::IcmpError => {
             let error = error(maker, session, &steps[at]);
             let later = maker.random.between(at + 1, steps.len());
@@ -406,7 +408,8 @@ fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     if let Body::Error(_) = step.body {
         step.body = Body::Udp { length: 5, checksum: true };
     }
-    let source = |address: [u8; 4]| Some(SocketAddrV4::new(address.into(), client.port()));
+    let port = maker.port(0);
+    let source = |address: [u8; 4]| Some(SocketAddrV4::new(address.into(), port));
     let destination = |address: [u8; 4]| Some(SocketAddrV4::new(address.into(), listen.port()));
     step.destination = Some(listen);
     match maker.random.below(10) {
@@ -418,15 +421,21 @@ fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
         // The router's own address, and LAND: from a port to itself.
         5 => step.source = source(ROUTER.octets()),
         6 => {
-            step.source = Some(SocketAddrV4::new(ROUTER, listen.port()));
-            step.destination = Some(SocketAddrV4::new(ROUTER, listen.port()));
+            let both = Some(SocketAddrV4::new(ROUTER, maker.random.pick(&[OPEN_PORT, listen.port()])));
+            (step.source, step.destination) = (both, both);
+            return step;
         }
         7 => step.destination = destination([255, 255, 255, 255]),
         8 => step.destination = destination([10, 0, 2, 127]),
         _ => step.destination = destination([224, 0, 0, 9]),
     }
-    if step.source.is_none() {
-        step.source = Some(client);
+    match step.source {
+        None => step.source = Some(client),
+        // To a service whose rule lets them in.
+        Some(_) if maker.random.chance(60) => {
+            step.destination = Some(SocketAddrV4::new(ROUTER, OPEN_PORT));
+        }
+        Some(_) => {}
     }
     step
 }

@@ -89,7 +89,16 @@ pub(super) struct Service {
     pub(super) target: Ipv4Addr,
     /// None: the port is kept.
     pub(super) port: Option<u16>,
+    /// Whether addresses that no packet comes from may use it, too: it is not its rule that keeps them out.
+    pub(super) open: bool,
 }
+
+/// Networks that no packet comes from: "this" host, loopback, multicast, reserved, and the router itself.
+const MARTIANS: [&str; 6] =
+    ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "10.0.2.68/32", "10.0.3.4/32"];
+
+/// The service that martians may use, by TCP and UDP.
+pub(super) const OPEN_PORT: u16 = 7;
 
 /// A range of ports that are kept: enough of them for every sequence to have a server that no other one has.
 pub(super) const RANGE: (u16, u16) = (45_000, 60_999);
@@ -98,24 +107,82 @@ pub(super) const RANGE_TARGET: Ipv4Addr = server(113, 12);
 
 /// All of them but the [`MARKER`].
 pub(super) const SERVICES: &[Service] = &[
-    Service { name: "https", protocol: TCP, listen: (443, 443), target: server(113, 10), port: Some(443) },
-    Service { name: "http", protocol: TCP, listen: (80, 80), target: server(113, 11), port: Some(8080) },
-    Service { name: "range", protocol: TCP, listen: RANGE, target: RANGE_TARGET, port: None },
-    Service { name: "narrow", protocol: TCP, listen: (844, 844), target: server(114, 10), port: Some(443) },
-    Service { name: "dns", protocol: UDP, listen: (53, 53), target: server(113, 53), port: Some(53) },
-    Service { name: "udp-range", protocol: UDP, listen: RANGE, target: RANGE_TARGET, port: None },
+    Service {
+        name: "https",
+        protocol: TCP,
+        listen: (443, 443),
+        target: server(113, 10),
+        port: Some(443),
+        open: false,
+    },
+    Service {
+        name: "http",
+        protocol: TCP,
+        listen: (80, 80),
+        target: server(113, 11),
+        port: Some(8080),
+        open: false,
+    },
+    Service { name: "range", protocol: TCP, listen: RANGE, target: RANGE_TARGET, port: None, open: false },
+    Service {
+        name: "narrow",
+        protocol: TCP,
+        listen: (844, 844),
+        target: server(114, 10),
+        port: Some(443),
+        open: false,
+    },
+    Service {
+        name: "dns",
+        protocol: UDP,
+        listen: (53, 53),
+        target: server(113, 53),
+        port: Some(53),
+        open: false,
+    },
+    Service {
+        name: "udp-range",
+        protocol: UDP,
+        listen: RANGE,
+        target: RANGE_TARGET,
+        port: None,
+        open: false,
+    },
     Service {
         name: "udp-narrow",
         protocol: UDP,
         listen: (844, 844),
         target: server(114, 10),
         port: Some(7000),
+        open: false,
+    },
+    Service {
+        name: "open",
+        protocol: TCP,
+        listen: (OPEN_PORT, OPEN_PORT),
+        target: server(113, 7),
+        port: None,
+        open: true,
+    },
+    Service {
+        name: "udp-open",
+        protocol: UDP,
+        listen: (OPEN_PORT, OPEN_PORT),
+        target: server(113, 7),
+        port: None,
+        open: true,
     },
 ];
 
 /// What both routers are known to forward: everything sent before a packet of this has been handled.
-pub(super) const MARKER: Service =
-    Service { name: "marker", protocol: UDP, listen: (9, 9), target: server(113, 9), port: Some(9) };
+pub(super) const MARKER: Service = Service {
+    name: "marker",
+    protocol: UDP,
+    listen: (9, 9),
+    target: server(113, 9),
+    port: Some(9),
+    open: false,
+};
 /// Who sends it.
 pub(super) const MARKER_CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 64, 255, 254), 9999);
 
@@ -131,6 +198,13 @@ impl Service {
             None => listen,
         };
         SocketAddrV4::new(self.target, port)
+    }
+
+    /// Who may use it.
+    pub(super) fn sources(&self) -> Vec<String> {
+        let users = [Network::Clients.cidr(), Network::Narrow.cidr()];
+        let martians = MARTIANS.iter().map(|network| (*network).to_owned()).filter(|_| self.open);
+        users.into_iter().chain(martians).collect()
     }
 
     /// The protocol as configuration files have it.

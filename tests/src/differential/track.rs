@@ -6,7 +6,7 @@ use super::{
     observe::{Mapped, Names},
     packet::{ACK, ICMP, SYN, TCP},
     plan::{Known, MAX_DATAGRAMS, Sequence, Step},
-    topology::Side,
+    topology::{SERVICES, Side},
     view::View,
 };
 
@@ -88,7 +88,9 @@ impl Track {
         let Some(view) = View::new(packet) else { return false };
         let Some(number) = self.number(view.id()) else { return false };
         let to = view.destination();
-        let is_end = self.sessions.iter().any(|session| session.client == to || *session.server.ip() == to);
+        let is_service = SERVICES.iter().any(|service| service.target == to);
+        let is_end = is_service
+            || self.sessions.iter().any(|session| session.client == to || *session.server.ip() == to);
         let fits = |sent: &&Sent| {
             let known = is_end || View::new(&sent.packet).is_some_and(|sent| sent.destination() == to);
             sent.number == number && sent.from != side && known && continues(&sent.packet, view)
