@@ -15,7 +15,7 @@ use super::{
 pub(super) const SLOTS: u32 = 16_000;
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;
-const FIRST_PORT: u32 = 1500;
+const FIRST_PORT: u32 = 10_000;
 const PORTS_PER_SLOT: u32 = 2;
 
 /// Where the sequence of a seed has its addresses and ports, if nothing else is said.

@@ -301,6 +301,8 @@ fn lay_wires(
         // A datagram that stays incomplete must not be told of in the middle of another sequence.
         ("net/ipv4/ipfrag_time", "600"),
         ("net/ipv4/ipfrag_high_thresh", "67108864"),
+        // Many sequences have the same server: fragments of one's datagram may be far apart among all the others'.
+        ("net/ipv4/ipfrag_max_dist", "0"),
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/eth0/rp_filter", "0"),
         ("net/ipv4/conf/eth1/rp_filter", "0"),
@@ -432,6 +434,8 @@ fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) ->
     text.push_str(&format!(
         "[[masquerade]]\nname = \"masquerade\"\nsources = [\"{}\"]\ndestinations = [\"0.0.0.0/0\"]\n\
          [snat]\nports = \"{first}-{last}\"\n\
+         # Where no packet of the sequences comes: the oracle has none.\n\
+         [health]\nlisten = \"0.0.0.0:65535\"\n\
          [admin]\nsocket = \"{}\"\npins = \"{}\"\n\
          [limits]\nflows = 131072\n\
          # Nothing ends while its sequence runs.\n\
