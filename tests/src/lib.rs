@@ -14,6 +14,7 @@ macro_rules! complain {
 pub mod addresses;
 pub mod client;
 pub mod command;
+pub mod differential;
 pub mod helper;
 mod hosts;
 mod interrupt;

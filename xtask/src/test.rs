@@ -25,10 +25,13 @@ pub(crate) const VERB: Verb = Verb {
 const HELP: &str = "\
 Runs everything that must pass, goes on after a failure, and ends with one line `N passed, N failed, N skipped`.
 
-usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [FILTER]
+usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--seed S] [FILTER]
 
   FILTER               only tests with this in their name (for host, bpf and net)
   --fuzz-seconds N     how long each fuzz target runs (20)
+  --sequences N        how many sequences of packets are sent through the router and through the kernel's own NAT, to
+                       compare them (2000); 0: until it is interrupted, from a seed that the time gives
+  --seed S             the first sequence's seed; a failure says which --seed and --sequences 1 show it again
   --only GROUP,..      only these groups, of
       fmt       the formatting
       clippy    the lints; warnings are errors
@@ -72,6 +75,9 @@ const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "xta
 struct Options {
     groups: Vec<Group>,
     fuzz_time: Duration,
+    /// As the test itself has it, if nothing is said.
+    sequences: Option<u64>,
+    seed: Option<u64>,
     filter: Option<OsString>,
 }
 
@@ -80,6 +86,8 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
     let mut options = Options {
         groups: GROUPS.iter().map(|(_, group)| *group).collect(),
         fuzz_time: Duration::from_secs(20),
+        sequences: None,
+        seed: None,
         filter: None,
     };
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -87,6 +95,8 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
         match argument {
             Long("only") => options.groups = parser.value()?.parse_with(groups)?,
             Long("fuzz-seconds") => options.fuzz_time = Duration::from_secs(parser.value()?.parse()?),
+            Long("sequences") => options.sequences = Some(parser.value()?.parse()?),
+            Long("seed") => options.seed = Some(parser.value()?.parse()?),
             Value(filter) if options.filter.is_none() => options.filter = Some(filter),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
         }
@@ -260,6 +270,11 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
                 continue;
             }
             command.env(lab::ROUTER_VARIABLE, workspace::target_dir().join("debug/pls-router"));
+            for (variable, value) in [("LAB_SEQUENCES", options.sequences), ("LAB_SEED", options.seed)] {
+                if let Some(value) = value {
+                    command.env(variable, value.to_string());
+                }
+            }
             // The harness's own tests make namespaces too.
             command.args(["--lib", "--bins"]);
         }
@@ -328,7 +343,15 @@ mod tests {
         let options = parsed(&[]).unwrap();
         assert_eq!(options.groups.len(), GROUPS.len());
         assert_eq!(options.fuzz_time, Duration::from_secs(20));
+        assert_eq!((options.sequences, options.seed), (None, None));
         assert_eq!(options.filter, None);
+    }
+
+    #[test]
+    fn sequences_and_seed() {
+        let options = parsed(&["--sequences", "0", "--seed=18446744073709551615"]).unwrap();
+        assert_eq!((options.sequences, options.seed), (Some(0), Some(u64::MAX)));
+        parsed(&["--seed", "-1"]).unwrap_err();
     }
 
     #[test]

@@ -1,0 +1,98 @@
+//! Where pls-router does something else than the kernel, on purpose.
+
+use super::{
+    category::Category,
+    observe::Seen,
+    packet::TIME_EXCEEDED,
+    plan::{Body, Sequence, Step},
+};
+
+/// A datagram that the two routers have made different things of.
+pub(super) struct Case<'a> {
+    pub(super) sequence: &'a Sequence,
+    /// Its packets: one, or its fragments.
+    pub(super) steps: Vec<&'a Step>,
+    pub(super) oracle: &'a [Seen],
+    pub(super) ours: &'a [Seen],
+}
+
+/// A difference that is meant.
+pub(super) struct Difference {
+    pub(super) name: &'static str,
+    /// The category whose packets show it.
+    pub(super) category: Category,
+    pub(super) reason: &'static str,
+    pub(super) applies: fn(&Case<'_>) -> bool,
+}
+
+/// All of them.
+pub(super) const DIFFERENCES: &[Difference] = &[
+    Difference {
+        name: "segments out of state",
+        category: Category::OutOfState,
+        reason: "a segment of a known session is forwarded whatever its flags, since its ends know best what it means to them; \
+                 the kernel does not translate what its own idea of the connection rules out, so that it gets a reset from the \
+                 router or is lost",
+        applies: |case| {
+            case.follows(Category::OutOfState)
+                && case.all_tcp()
+                && case.oracle.iter().all(|seen| seen.own)
+                && case.is_forwarded_by_ours()
+        },
+    },
+    Difference {
+        name: "other protocols of a masquerade",
+        category: Category::Protocol,
+        reason: "only TCP, UDP and ICMP are translated: without ports, sessions of several clients with one server cannot be told \
+                 apart",
+        applies: |case| {
+            let forwarded = |seen: &Seen| !seen.own;
+            case.steps.iter().all(|step| matches!(step.body, Body::Other { .. }))
+                && case.oracle.iter().all(forwarded)
+                && !case.ours.iter().any(forwarded)
+        },
+    },
+    Difference {
+        name: "hops that outsiders do not see",
+        category: Category::Ttl,
+        reason: "who may not use the router is not told that a packet's time ended there; the kernel looks at the time to live \
+                 before it looks at its rules",
+        applies: |case| {
+            let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
+            case.steps.iter().all(|step| step.source.is_some() && step.ttl <= 1)
+                && case.oracle.iter().all(has_ended)
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
+        name: "fragments of what never is complete",
+        category: Category::Fragment,
+        reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
+        applies: |case| {
+            let to = case.steps.first().map(|step| step.from.other());
+            let is_piece = |seen: &Seen| !seen.own && Some(seen.side) == to && seen.is_fragment();
+            case.steps.iter().all(|step| step.cut.is_some())
+                && case.oracle.is_empty()
+                && case.ours.iter().all(is_piece)
+        },
+    },
+];
+
+impl Case<'_> {
+    /// Whether this is, or comes after, something of its session that was added for this category.
+    fn follows(&self, category: Category) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let until = self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
+        until.into_iter().any(|step| step.session == this.session && step.spice == Some(category))
+    }
+
+    fn all_tcp(&self) -> bool {
+        self.steps.iter().all(|step| matches!(step.body, Body::Tcp { .. }))
+    }
+
+    /// Whether the only thing that pls-router has done is to send it on.
+    fn is_forwarded_by_ours(&self) -> bool {
+        let to = self.steps.first().map(|step| step.from.other());
+        matches!(self.ours, [seen] if !seen.own && Some(seen.side) == to)
+    }
+}

@@ -1,0 +1,203 @@
+//! Sequences from seeds.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::{
+    category::Category,
+    packet::{ICMP, TCP, UDP},
+    plan::{Body, MAX_DATAGRAMS, Sequence, Session, Step},
+    random::Random,
+    spice, talk,
+    topology::{Network, RANGE, RANGE_TARGET, ROUTER, SERVICES, Service, Side},
+};
+
+/// How many sequences have addresses and ports of their own.
+pub(super) const SLOTS: u32 = 16_000;
+/// The ports and addresses of a sequence.
+const PER_SLOT: u32 = 4;
+const FIRST_PORT: u32 = 10_000;
+const PORTS_PER_SLOT: u32 = 2;
+
+/// Where the sequence of a seed has its addresses and ports, if nothing else is said.
+pub(super) const fn slot(seed: u64) -> u32 {
+    (seed % SLOTS as u64) as u32
+}
+
+/// The sequence of a seed.
+pub(super) fn generate(seed: u64, slot: u32, categories: &[Category]) -> Sequence {
+    // Neighbouring seeds have nothing in common after this.
+    let mut random = Random::new(seed);
+    let random = Random::new(random.next() ^ seed.rotate_left(32));
+    let mut maker = Maker { random, slot, categories, next_number: 0, sessions: Vec::new() };
+    let mut lists = Vec::new();
+    for _ in 0..if maker.random.chance(35) { 2 } else { 1 } {
+        let session = maker.session();
+        lists.push(talk::steps(&mut maker, session));
+    }
+    if maker.sessions.len() == 2 && maker.wants(Category::Collision, 30) {
+        maker.collide();
+    }
+    for _ in 0..maker.random.pick(&[1, 1, 2, 3]) {
+        let of = maker.random.below(lists.len());
+        let list = std::mem::take(&mut lists[of]);
+        lists[of] = spice::add(&mut maker, of, list);
+    }
+    let steps = maker.interleave(lists);
+    Sequence { seed, slot, sessions: maker.sessions, steps }
+}
+
+/// A sequence in the making.
+pub(super) struct Maker<'a> {
+    pub(super) random: Random,
+    slot: u32,
+    pub(super) categories: &'a [Category],
+    next_number: u16,
+    pub(super) sessions: Vec<Session>,
+}
+
+impl Maker<'_> {
+    pub(super) fn has(&self, category: Category) -> bool {
+        self.categories.contains(&category)
+    }
+
+    /// True in this many of a hundred cases, if the category is there at all.
+    pub(super) fn wants(&mut self, category: Category, percent: usize) -> bool {
+        // Drawn in any case, so that more categories change as little as can be.
+        let drawn = self.random.chance(percent);
+        drawn && self.has(category)
+    }
+
+    /// A number for a datagram.
+    pub(super) fn number(&mut self) -> u16 {
+        let number = self.next_number.min(MAX_DATAGRAMS - 1);
+        self.next_number += 1;
+        number
+    }
+
+    /// An address that only this sequence has.
+    pub(super) fn client(&self, network: Network, which: u32) -> Ipv4Addr {
+        network.address((self.slot * PER_SLOT + which % PER_SLOT) as u16)
+    }
+
+    /// A server that only this sequence has.
+    pub(super) const fn own_server(&self) -> Ipv4Addr {
+        let (high, low) = (self.slot / 250, self.slot % 250);
+        Ipv4Addr::new(198, 19, 64 + high as u8, 1 + low as u8)
+    }
+
+    /// A port that only this sequence has, and every router may keep.
+    pub(super) const fn port(&self, which: usize) -> u16 {
+        let which = which as u32 % PORTS_PER_SLOT;
+        (FIRST_PORT + self.slot * PORTS_PER_SLOT + which) as u16
+    }
+
+    /// Adds a session of any of the categories.
+    fn session(&mut self) -> usize {
+        let kinds = [
+            (Category::Tcp, TCP),
+            (Category::Tcp, TCP),
+            (Category::Tcp, TCP),
+            (Category::Udp, UDP),
+            (Category::Udp, UDP),
+            (Category::Echo, ICMP),
+        ];
+        let kinds: Vec<_> = kinds.into_iter().filter(|(category, _)| self.has(*category)).collect();
+        let (_, protocol) = if kinds.is_empty() { (Category::Udp, UDP) } else { self.random.pick(&kinds) };
+        let which = self.sessions.len() as u32;
+        let port = self.port(self.sessions.len());
+        let masqueraded = protocol == ICMP || self.random.chance(25);
+        let session = if masqueraded {
+            let client = SocketAddrV4::new(self.client(Network::Masqueraded, which), port);
+            // Hosts in the benchmarks' network, RFC 2544; to one of them leads a narrow way only.
+            let host = match self.random.below(4) {
+                0 => Ipv4Addr::new(203, 0, 114, 20),
+                _ => Ipv4Addr::new(198, 18, self.random.below(4) as u8, self.random.between(1, 200) as u8),
+            };
+            let port = if protocol == ICMP { 0 } else { self.random.pick(&[22, 53, 443, 8080, 40_000]) };
+            let server = SocketAddrV4::new(host, port);
+            Session { protocol, client, listen: server, server }
+        } else {
+            let services: Vec<&Service> =
+                SERVICES.iter().filter(|service| service.protocol == protocol && !service.open).collect();
+            let service = self.random.pick(&services);
+            let (first, last) = service.listen;
+            let listen = self.random.between(usize::from(first), usize::from(last)) as u16;
+            let network = if self.random.chance(20) { Network::Narrow } else { Network::Clients };
+            let client = SocketAddrV4::new(self.client(network, which), port);
+            let server = service.target(listen);
+            Session { protocol, client, listen: SocketAddrV4::new(ROUTER, listen), server }
+        };
+        let number = self.sessions.len();
+        self.sessions.push(session);
+        if self.random.chance(5) {
+            // A port that a router may not keep: below and above its own.
+            let below = 1 + self.random.below(1000) as u16;
+            let above = 65_000 + self.random.below(500) as u16;
+            let port = self.random.pick(&[below, above]);
+            self.isolate(number);
+            self.sessions[number].client.set_port(port);
+        }
+        number
+    }
+
+    /// Gives a session a server that only this sequence has. Each router chooses another port for it, by chance; towards a server
+    /// of others, too, that port might be one of theirs.
+    fn isolate(&mut self, number: usize) {
+        let own_server = self.own_server();
+        let own_listen = RANGE.0 + self.slot as u16;
+        let Session { listen, server, .. } = &mut self.sessions[number];
+        if listen == server {
+            server.set_ip(own_server);
+            *listen = *server;
+        } else {
+            *listen = SocketAddrV4::new(ROUTER, own_listen);
+            *server = SocketAddrV4::new(RANGE_TARGET, own_listen);
+        }
+    }
+
+    /// Makes the second session one of another client with the first one's port, towards the same server.
+    fn collide(&mut self) {
+        let [first, second] = self.sessions.as_slice() else { return };
+        if first.protocol == second.protocol {
+            self.isolate(0);
+            let first = self.sessions[0].clone();
+            let network = if first.listen == first.server { Network::Masqueraded } else { Network::Clients };
+            let address = self.client(network, 3);
+            let client = SocketAddrV4::new(address, first.client.port());
+            self.sessions[1] = Session { client, ..first };
+        }
+    }
+
+    /// A step of a session, with the values of an ordinary packet.
+    pub(super) fn step(&mut self, session: usize, from: Side, body: Body) -> Step {
+        Step {
+            number: self.number(),
+            from,
+            session,
+            source: None,
+            destination: None,
+            tos: self.random.pick(&[0, 0, 0, 0x10, 0x02, 0xb8]),
+            ttl: self.random.pick(&[64, 64, 128, 255, 3]),
+            dont_fragment: !matches!(body, Body::Udp { .. } | Body::Echo { .. }) || self.random.chance(30),
+            options: Vec::new(),
+            body,
+            cut: None,
+            damage: None,
+            spice: None,
+        }
+    }
+
+    /// The steps of the sessions as one list, each session's in their order.
+    fn interleave(&mut self, lists: Vec<Vec<Step>>) -> Vec<Step> {
+        let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+        let mut steps = Vec::new();
+        loop {
+            lists.retain(|list| !list.as_slice().is_empty());
+            if lists.is_empty() {
+                return steps;
+            }
+            let of = self.random.below(lists.len());
+            steps.extend(lists[of].next());
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The same packets through pls-router and through the kernel's own NAT: what comes out has to be the same.
+//!
+//! Each sequence is made from a seed and sent step by step into two routers with the same addresses and rules: the kernel
+//! with nftables (the *oracle*), and pls-router. The ends of their wires are packet sockets, so every byte that a router
+//! sends is seen. Hundreds of sequences run at the same time; each has addresses and ports of its own. What may differ is
+//! taken out (`observe`), what differs on purpose is stated (`differences`), and everything else is a failure, which is made
+//! as small as it gets.
+
+mod category;
+mod compare;
+mod differences;
+mod generate;
+mod observe;
+mod packet;
+mod plan;
+mod random;
+mod rig;
+mod run;
+mod show;
+mod spice;
+mod talk;
+mod topology;
+mod track;
+mod view;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use run::{Options, run};

@@ -1,0 +1,182 @@
+//! What came out of a router, in a form in which two routers can be compared.
+//!
+//! What may differ is taken out: the port of the router's own that a session got, the IP identification of packets that are the
+//! router's own, Ethernet's padding. Checksums depend on the port, so they are replaced by what they are worth.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    packet::{ICMP, IP_HEADER, UDP, pseudo_header, replace, sum},
+    topology::Side,
+    view::View,
+};
+
+/// What a checksum is worth.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Check {
+    Right,
+    /// UDP without one.
+    Unused,
+    /// By how much it is wrong.
+    Wrong(u16),
+    /// It covers more than is there. What it would be if the session had kept the client's port.
+    Unknown(u16),
+}
+
+/// A packet that came out.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Seen {
+    pub(super) side: Side,
+    /// It is the router's own.
+    pub(super) own: bool,
+    /// The packet without what may differ.
+    pub(super) packet: Vec<u8>,
+    /// What its checksums are worth, from the outside in.
+    pub(super) checks: Vec<Check>,
+    /// The sessions whose ports were in it.
+    pub(super) ports: Vec<usize>,
+}
+
+/// What stands for a port of the router's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapped {
+    /// The session that has got it.
+    pub(super) session: usize,
+    /// The client's own port.
+    pub(super) client_port: u16,
+}
+
+/// What is to be taken out of the packets of a sequence.
+pub(super) trait Names {
+    /// What a port of the router stands for, in a packet of this session.
+    fn mapped(&self, port: u16, session: usize) -> Option<Mapped>;
+    /// The router's address towards servers.
+    fn address(&self) -> Ipv4Addr;
+}
+
+/// Takes out of a packet of a session what may differ. `own`: it is the router's own packet.
+pub(super) fn observe(side: Side, packet: &[u8], own: bool, session: usize, names: &impl Names) -> Seen {
+    let mut seen = Seen { side, own, packet: packet.to_vec(), checks: Vec::new(), ports: Vec::new() };
+    if let Some(view) = View::new(packet) {
+        // What follows the packet is Ethernet's padding.
+        seen.packet.truncate(view.total_length().max(view.header_length()));
+        let names = (side == Side::Server).then_some((names, session));
+        seen.normalise(packet, 0, names);
+        if own {
+            seen.packet[4..6].fill(0);
+        }
+    }
+    seen
+}
+
+impl Seen {
+    /// Takes care of the packet that starts at `at`: the whole one, or one that it quotes.
+    fn normalise(&mut self, packet: &[u8], at: usize, names: Option<(&impl Names, usize)>) {
+        let Some(view) = View::new(packet) else { return };
+        let header = view.header_length();
+        self.checks.push(worth(sum(&[view.header()])));
+        self.packet[at + 10..at + 12].fill(0);
+
+        // Which of the two ports is the router's own, and what it stands for.
+        let tuple = view.tuple();
+        let (source, destination) = view.port_offsets();
+        let mut renamed = None;
+        if let Some((names, session)) = names {
+            for (port_at, own) in [(source, tuple.source), (destination, tuple.destination)] {
+                if let Some(port_at) = port_at
+                    && *own.ip() == names.address()
+                    && let Some(mapped) = names.mapped(own.port(), session)
+                {
+                    self.ports.push(mapped.session);
+                    let place = at + header + port_at;
+                    self.packet[place..place + 2].copy_from_slice(&mapped.client_port.to_be_bytes());
+                    renamed = Some((own.port(), mapped.client_port));
+                }
+            }
+        }
+        if let Some(checksum_at) = view.l4_checksum_offset() {
+            self.checks.push(transport(view, checksum_at, renamed));
+            let place = at + header + checksum_at;
+            self.packet[place..place + 2].fill(0);
+        }
+        if let Some(quoted) = view.quoted() {
+            self.normalise(quoted, at + header + 8, names);
+        }
+    }
+
+    /// Whether it is a piece of a datagram of which not all has come out.
+    pub(super) fn is_fragment(&self) -> bool {
+        View::new(&self.packet).is_some_and(View::is_fragment)
+    }
+
+    /// What kind of ICMP message it is, if it is one.
+    pub(super) fn icmp_kind(&self) -> Option<u8> {
+        let view = View::new(&self.packet).filter(|view| view.protocol() == ICMP && view.offset() == 0)?;
+        view.payload().first().copied()
+    }
+
+    /// Whether a checksum is wrong.
+    pub(super) fn has_wrong_checksum(&self) -> bool {
+        self.checks.iter().any(|check| matches!(check, Check::Wrong(_)))
+    }
+}
+
+fn worth(sum: u16) -> Check {
+    // Both are zero; the second one is that of nothing but zeros.
+    if sum == 0xffff || sum == 0 { Check::Right } else { Check::Wrong(sum) }
+}
+
+/// What a transport header's checksum is worth.
+fn transport(view: View<'_>, at: usize, renamed: Option<(u16, u16)>) -> Check {
+    let payload = view.payload();
+    let checksum = u16::from_be_bytes([payload[at], payload[at + 1]]);
+    let protocol = view.protocol();
+    if protocol == UDP && checksum == 0 {
+        return Check::Unused;
+    }
+    if view.is_fragment() || !view.is_whole() {
+        let value = renamed.map_or(checksum, |(from, to)| replace(checksum, from, to));
+        // Both are zero.
+        return Check::Unknown(if value == 0xffff { 0 } else { value });
+    }
+    if protocol == ICMP {
+        return worth(sum(&[payload]));
+    }
+    let pseudo = pseudo_header(view.source(), view.destination(), protocol, payload.len());
+    worth(sum(&[&pseudo, payload]))
+}
+
+/// Fragments of one datagram put together, if all are there; else none.
+pub(super) fn reassemble(fragments: &[&[u8]]) -> Option<Vec<u8>> {
+    let views = fragments.iter().map(|fragment| View::new(fragment)).collect::<Option<Vec<_>>>()?;
+    let first = views.iter().find(|view| view.offset() == 0)?;
+    let last = views.iter().find(|view| !view.more_fragments())?;
+    let length = last.offset() + last.payload().len();
+    let mut payload = vec![0; length];
+    let mut filled = vec![false; length];
+    for view in &views {
+        for (at, byte) in view.payload().iter().enumerate() {
+            let at = view.offset() + at;
+            *payload.get_mut(at)? = *byte;
+            filled[at] = true;
+        }
+    }
+    if filled.contains(&false) {
+        return None;
+    }
+    let mut packet = first.header().to_vec();
+    let total = (packet.len() + length) as u16;
+    // Neither offset nor more-fragments; and the header's checksum as far as it was right before.
+    let old = [packet[2..4].to_vec(), packet[6..8].to_vec()].concat();
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet[6] &= 0xc0;
+    packet[7] = 0;
+    let mut checksum = u16::from_be_bytes([packet[10], packet[11]]);
+    for (old, new) in [(&old[0..2], [packet[2], packet[3]]), (&old[2..4], [packet[6], packet[7]])] {
+        checksum = replace(checksum, u16::from_be_bytes([old[0], old[1]]), u16::from_be_bytes(new));
+    }
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend(payload);
+    debug_assert!(packet.len() >= IP_HEADER);
+    Some(packet)
+}

@@ -1,0 +1,457 @@
+//! The two routers, and the wires to them.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{
+    packet::{Header, UDP, udp},
+    topology::{
+        CLIENT_HOP, MARKER, MARKER_CLIENT, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NARROW_SERVERS, Network,
+        ROUTER, ROUTER_SECOND, SERVER_HOP, SERVER_HOP_SECOND, SERVICES, SNAT_PORTS, Service, Side,
+    },
+    view::{Tuple, View},
+    wire::Wire,
+};
+use crate::{
+    Nics, Process, command,
+    link::{self, XdpPass},
+    namespace::Namespace,
+    state::{self, State},
+};
+
+/// How long pls-router gets to be in place.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Ethernet's header.
+const ETHERNET: usize = 14;
+const IPV4: [u8; 2] = [0x08, 0x00];
+
+/// Where markers are sent to.
+const MARKER_LISTEN: SocketAddrV4 = SocketAddrV4::new(ROUTER, MARKER.listen.0);
+
+/// The MAC addresses of each router's NICs.
+const ROUTER_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0xa0], [0x02, 0, 0, 0, 0, 0xa1]];
+
+/// The routers that are compared.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Arm {
+    /// The kernel with nftables.
+    Oracle,
+    /// pls-router.
+    Ours,
+}
+
+impl Arm {
+    pub(super) const BOTH: [Self; 2] = [Self::Oracle, Self::Ours];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Oracle => "oracle",
+            Self::Ours => "ours",
+        }
+    }
+}
+
+/// A packet and the side that it is sent from, or has come out on.
+#[derive(Clone, Debug)]
+pub(super) struct Traffic {
+    pub(super) side: Side,
+    pub(super) packet: Vec<u8>,
+}
+
+/// One of the routers with its wires.
+#[derive(Debug)]
+struct Router {
+    _namespace: Namespace,
+    _daemon: Option<Process>,
+    /// One a NIC.
+    wires: Vec<Wire>,
+    /// What the markers' session leaves with.
+    snat: SocketAddrV4,
+    last_marker: u32,
+}
+
+/// Both routers.
+#[derive(Debug)]
+pub(super) struct Rig {
+    routers: [Router; 2],
+    nics: Nics,
+    _world: Namespace,
+    // Last, so that it is dropped last: it removes all that is left.
+    _state: State,
+}
+
+impl Rig {
+    /// Brings both routers up. Without a binary, the kernel is in its place, too.
+    pub(super) fn up(nics: Nics, binary: Option<&Path>) -> Result<Self> {
+        let state = State::create(&state::unique_id())?;
+        let namespace = |name: &str| -> Result<Namespace> {
+            let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
+            // The state removes all namespaces at once.
+            namespace.leave();
+            Ok(namespace)
+        };
+        let world = namespace("world")?;
+        let pass = XdpPass::load(&state)?;
+        let mut routers = Vec::new();
+        for arm in Arm::BOTH {
+            let router = namespace(arm.name())?;
+            let wires = lay_wires(arm, nics, &world, &router, &pass)?;
+            let daemon = match (arm, binary) {
+                (Arm::Ours, Some(binary)) => Some(start_daemon(&state, nics, &router, binary)?),
+                (Arm::Oracle, _) | (Arm::Ours, None) => {
+                    set_up_oracle(nics, &router, &pass)?;
+                    None
+                }
+            };
+            let mut router =
+                Router { _namespace: router, _daemon: daemon, wires, snat: MARKER_CLIENT, last_marker: 0 };
+            router.begin().with_context(|| format!("{} does not forward", arm.name()))?;
+            routers.push(router);
+        }
+        let Ok(routers) = <[Router; 2]>::try_from(routers) else { bail!("there are two arms") };
+        Ok(Self { routers, nics, _world: world, _state: state })
+    }
+
+    /// The address that sessions get.
+    pub(super) const fn snat_address(&self) -> Ipv4Addr {
+        snat_address(self.nics)
+    }
+
+    /// Sends packets through a router, in this order, and returns all that comes out of it.
+    ///
+    /// Nothing is waited for but packets: a pair of markers follows, one from each side. The queues on the way keep the order,
+    /// so when both have come out the router has handled everything; and when a second pair has, everything that it
+    /// has sent meanwhile is here, too, whichever way it took.
+    pub(super) fn exchange(&mut self, arm: Arm, packets: &[Traffic]) -> Result<Vec<Traffic>> {
+        let [oracle, ours] = &mut self.routers;
+        let router = match arm {
+            Arm::Oracle => oracle,
+            Arm::Ours => ours,
+        };
+        for Traffic { side, packet } in packets {
+            router.send(*side, packet)?;
+        }
+        let mut out = Vec::new();
+        for _ in 0..2 {
+            router.mark(&mut out).with_context(|| format!("{} lost a marker", arm.name()))?;
+        }
+        Ok(out)
+    }
+}
+
+const fn snat_address(nics: Nics) -> Ipv4Addr {
+    match nics {
+        Nics::One => ROUTER,
+        Nics::Two => ROUTER_SECOND,
+    }
+}
+
+impl Router {
+    /// The wire to a side.
+    fn wire(&self, side: Side) -> usize {
+        match side {
+            Side::Client => 0,
+            Side::Server => self.wires.len() - 1,
+        }
+    }
+
+    fn send(&self, side: Side, packet: &[u8]) -> Result<()> {
+        let wire = self.wire(side);
+        let frame = [&ROUTER_MACS[wire], &side.mac(), IPV4.as_slice(), packet].concat();
+        self.wires[wire].send(&frame)
+    }
+
+    /// Opens the markers' session.
+    fn begin(&mut self) -> Result<()> {
+        self.send(Side::Client, &marker(MARKER_CLIENT, MARKER_LISTEN, 0))?;
+        let wire = self.wire(Side::Server);
+        loop {
+            // Before this, nothing but the kernel's own questions comes.
+            if let Some((Side::Server, packet)) = self.receive(wire)?
+                && marker_number(&packet) == Some(0)
+            {
+                self.snat = View::new(&packet).context("a marker is a packet")?.tuple().source;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a marker each way and waits for them; what comes before them is added to `out`.
+    fn mark(&mut self, out: &mut Vec<Traffic>) -> Result<()> {
+        self.last_marker += 1;
+        let number = self.last_marker;
+        self.send(Side::Client, &marker(MARKER_CLIENT, MARKER_LISTEN, number))?;
+        self.send(Side::Server, &marker(MARKER.target(MARKER.listen.0), self.snat, number))?;
+        for wire in 0..self.wires.len() {
+            // One wire brings both.
+            let mut missing = 2 / self.wires.len();
+            while missing > 0 {
+                let Some((side, packet)) = self.receive(wire)? else { continue };
+                match marker_number(&packet) {
+                    Some(found) => {
+                        ensure!(found == number, "marker {found} came in place of {number}");
+                        missing -= 1;
+                    }
+                    None => out.push(Traffic { side, packet }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next packet of a wire; none if it is a frame of another kind.
+    fn receive(&mut self, wire: usize) -> Result<Option<(Side, Vec<u8>)>> {
+        let wires = self.wires.len();
+        let frame = self.wires[wire].receive()?;
+        if frame.get(12..ETHERNET) != Some(IPV4.as_slice()) {
+            // ARP, which nobody answers: the neighbours that matter are permanent.
+            return Ok(None);
+        }
+        let side = Side::BOTH.into_iter().find(|side| frame.starts_with(&side.mac()));
+        let side = side.with_context(|| format!("a frame for nobody: {frame:02x?}"))?;
+        ensure!(
+            wires == 1 || side == Side::BOTH[wire],
+            "a frame for the {side:?} side on the other's wire: {frame:02x?}"
+        );
+        Ok(Some((side, frame[ETHERNET..].to_vec())))
+    }
+}
+
+/// The number in a marker.
+fn marker_number(packet: &[u8]) -> Option<u32> {
+    let view = View::new(packet)?;
+    let Tuple { protocol, destination, .. } = view.tuple();
+    let marker =
+        protocol == UDP && (destination == MARKER_CLIENT || destination == MARKER.target(MARKER.listen.0));
+    let number = view.payload().get(8..)?.first_chunk()?;
+    marker.then_some(u32::from_be_bytes(*number))
+}
+
+fn marker(source: SocketAddrV4, destination: SocketAddrV4, number: u32) -> Vec<u8> {
+    let header = Header {
+        source: *source.ip(),
+        destination: *destination.ip(),
+        protocol: UDP,
+        id: 0xffff,
+        tos: 0,
+        ttl: 64,
+        dont_fragment: true,
+        options: Vec::new(),
+    };
+    header.packet(&udp(source, destination, &number.to_be_bytes(), true))
+}
+
+/// Lays the wires from one router to the world, and gives the router its addresses and routes.
+fn lay_wires(
+    arm: Arm,
+    nics: Nics,
+    world: &Namespace,
+    router: &Namespace,
+    pass: &XdpPass,
+) -> Result<Vec<Wire>> {
+    let devices: &[&str] = match nics {
+        Nics::One => &["eth0"],
+        Nics::Two => &["eth0", "eth1"],
+    };
+    let mut wires = Vec::new();
+    for (device, router_mac) in devices.iter().zip(ROUTER_MACS) {
+        let end = format!("{}-{device}", arm.name());
+        // The next hops are not hosts: what comes for them is for nobody in the world's stack.
+        world.ip(&format!("link add {end} type veth peer name {device} netns {}", router.name()))?;
+        world.ip(&format!("link set {end} arp off up"))?;
+        link::offloads(world, &end, false)?;
+        link::offloads(router, device, false)?;
+        pass.attach(world, &end)?;
+        router.ip(&format!("link set {device} address {} up", mac(router_mac)))?;
+        wires.push(Wire::open(world, &end)?);
+    }
+    let (server_device, server_hop) = match nics {
+        Nics::One => ("eth0", SERVER_HOP),
+        Nics::Two => ("eth1", SERVER_HOP_SECOND),
+    };
+    let second = match nics {
+        Nics::One => String::new(),
+        Nics::Two => format!("addr add {ROUTER_SECOND}/26 dev eth1\n"),
+    };
+    router.ip(&format!(
+        "addr add {ROUTER}/26 dev eth0\n\
+         {second}\
+         neigh add {CLIENT_HOP} lladdr {} dev eth0 nud permanent\n\
+         neigh add {server_hop} lladdr {} dev {server_device} nud permanent\n\
+         route add 10.64.0.0/14 via {CLIENT_HOP}\n\
+         route add {} via {CLIENT_HOP} mtu lock {NARROW_CLIENT_MTU}\n\
+         route add {NARROW_SERVERS} via {server_hop} mtu lock {NARROW_SERVER_MTU}\n\
+         route add default via {server_hop}",
+        mac(Side::Client.mac()),
+        mac(Side::Server.mac()),
+        Network::Narrow.cidr(),
+    ))?;
+    for (name, value) in [
+        // Every error is compared, none is held back.
+        ("net/ipv4/icmp_ratelimit", "0"),
+        ("net/ipv4/icmp_ratemask", "0"),
+        ("net/ipv4/icmp_msgs_per_sec", "1000000"),
+        ("net/ipv4/icmp_msgs_burst", "1000000"),
+        // A datagram that stays incomplete must not be told of in the middle of another sequence.
+        ("net/ipv4/ipfrag_time", "600"),
+        ("net/ipv4/ipfrag_high_thresh", "67108864"),
+        // Many sequences have the same server: fragments of one's datagram may be far apart among all the others'.
+        ("net/ipv4/ipfrag_max_dist", "0"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/eth0/rp_filter", "0"),
+        ("net/ipv4/conf/eth1/rp_filter", "0"),
+        // Resets and errors answer packets of no socket; none of them may be one that is not sent.
+        ("net/ipv4/tcp_challenge_ack_limit", "1000000"),
+    ] {
+        router.sysctl(name, value)?;
+    }
+    Ok(wires)
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The kernel as a router that does what [`start_daemon`]'s configuration says.
+fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
+    let devices: &[&str] = match nics {
+        Nics::One => &["eth0"],
+        Nics::Two => &["eth0", "eth1"],
+    };
+    for device in devices {
+        // Packets then come in through one queue, as they do where pls-router is, and not through one a CPU.
+        pass.attach(router, device)?;
+    }
+    router.sysctl("net/ipv4/ip_forward", "1")?;
+    let services = || SERVICES.iter().chain([&MARKER]);
+    let listen = |service: &Service| {
+        let (first, last) = service.listen;
+        format!("{} dport {first}-{last}", service.protocol_name())
+    };
+    let dnat: Vec<String> = services()
+        .map(|service| {
+            let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
+            let sources = service.sources().join(", ");
+            format!(
+                "ip daddr {ROUTER} ip saddr {{ {sources} }} {} dnat to {}{port}",
+                listen(service),
+                service.target
+            )
+        })
+        .collect();
+    let denied: Vec<String> = services()
+        .map(|service| format!("ip saddr != {{ {} }} {} drop", service.sources().join(", "), listen(service)))
+        .collect();
+    let (first, last) = SNAT_PORTS;
+    router.nft(&format!(
+        "define masqueraded = {}
+        table ip oracle {{
+            chain to_targets {{
+                type nat hook prerouting priority dstnat;
+                {}
+            }}
+            chain from_router {{
+                type nat hook postrouting priority srcnat;
+                ct status dnat meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
+                ip saddr $masqueraded meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
+                ip saddr $masqueraded masquerade
+            }}
+            # A router that translates lets nothing through untranslated.
+            chain through {{
+                type filter hook forward priority filter; policy drop;
+                ct state invalid drop
+                ct state established,related accept
+                ct status dnat accept
+                ip saddr $masqueraded accept
+            }}
+            # `sources` of the services.
+            chain to_router {{
+                type filter hook input priority filter;
+                {}
+            }}
+        }}",
+        Network::Masqueraded.cidr(),
+        dnat.join("\n"),
+        denied.join("\n"),
+    ))?;
+    for (name, value) in [
+        // A segment of no known connection opens none: pls-router leaves it to the kernel, which resets it.
+        ("tcp_loose", "0"),
+        // A segment outside of the window would not be translated, and the kernel would reset the connection; pls-router keeps
+        // no windows. Resets are still checked.
+        ("tcp_be_liberal", "1"),
+        // A router does not verify what is no business of its own (RFC 1812 5.2.2 is about the IP header's checksum only); a
+        // transport checksum that is wrong stays wrong.
+        ("checksum", "0"),
+        // Nothing ends while its sequence runs.
+        ("tcp_timeout_syn_sent", "600"),
+        ("tcp_timeout_syn_recv", "600"),
+        ("tcp_timeout_fin_wait", "600"),
+        ("tcp_timeout_close_wait", "600"),
+        ("tcp_timeout_last_ack", "600"),
+        ("tcp_timeout_time_wait", "600"),
+        ("tcp_timeout_close", "600"),
+        ("tcp_timeout_max_retrans", "600"),
+        ("tcp_timeout_unacknowledged", "600"),
+        ("udp_timeout", "600"),
+        ("udp_timeout_stream", "600"),
+        ("icmp_timeout", "600"),
+    ] {
+        router.sysctl(&format!("net/netfilter/nf_conntrack_{name}"), value)?;
+    }
+    Ok(())
+}
+
+/// pls-router with the same services.
+fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) -> Result<Process> {
+    router.sysctl("net/ipv4/ip_forward", "0")?;
+    router.sysctl("net/ipv4/ip_local_port_range", "61000 65535")?;
+    let firewall = match nics {
+        Nics::One => "eth0",
+        Nics::Two => "eth1",
+    };
+    let mut text = format!("[interfaces]\npls = \"eth0\"\nfirewall = \"{firewall}\"\nmode = \"native\"\n");
+    for service in SERVICES.iter().chain([&MARKER]) {
+        let (first, last) = service.listen;
+        let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
+        text.push_str(&format!(
+            "[[forward]]\nname = \"{}\"\nprotocol = \"{}\"\nlisten = \"{}\"\ntarget = \"{}{port}\"\n\
+             sources = {:?}\n",
+            service.name,
+            service.protocol_name(),
+            if first == last { first.to_string() } else { format!("{first}-{last}") },
+            service.target,
+            service.sources(),
+        ));
+    }
+    let (first, last) = SNAT_PORTS;
+    text.push_str(&format!(
+        "[[masquerade]]\nname = \"masquerade\"\nsources = [\"{}\"]\ndestinations = [\"0.0.0.0/0\"]\n\
+         [snat]\nports = \"{first}-{last}\"\n\
+         # Where no packet of the sequences comes: the oracle has none.\n\
+         [health]\nlisten = \"0.0.0.0:65535\"\n\
+         [admin]\nsocket = \"{}\"\npins = \"{}\"\n\
+         [limits]\nflows = 131072\n\
+         # Nothing ends while its sequence runs.\n\
+         [timeouts]\ntcp_transitory = \"10m\"\nudp = \"10m\"\nicmp = \"10m\"\n",
+        Network::Masqueraded.cidr(),
+        state.path("api.sock").display(),
+        state.path("bpf/pls-router").display(),
+    ));
+    let configuration = state.write("config.toml", text)?;
+    let pls_router = |args: &[&str]| -> Result<std::process::Command> {
+        let mut command = router.command(binary)?;
+        command.env("PLS_ROUTER_CONFIG", &configuration).args(args);
+        Ok(command)
+    };
+    let mut process = Process::spawn(state, "pls-router", pls_router(&["run"])?)?;
+    // Its exit status says whether the router is healthy.
+    process.wait_until(START_LIMIT, || command::run(&mut pls_router(&["status"])?).map(drop))?;
+    Ok(process)
+}

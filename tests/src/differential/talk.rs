@@ -1,0 +1,247 @@
+//! How clients and servers talk when nothing goes wrong but the network.
+
+use super::{
+    category::Category,
+    generate::Maker,
+    packet::{ACK, FIN, ICMP, PSH, RST, SYN, TCP},
+    plan::{Body, Step},
+    topology::Side,
+};
+
+/// What the two sides of a session send.
+pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
+    match maker.sessions[session].protocol {
+        TCP => Tcp::new(maker, session).talk(),
+        ICMP => echo(maker, session),
+        _ => udp(maker, session),
+    }
+}
+
+fn udp(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for turn in 0..maker.random.between(2, 7) {
+        // Whoever begins is the client.
+        let from = if turn == 0 || maker.random.chance(50) { Side::Client } else { Side::Server };
+        let length = length(maker);
+        let checksum = !maker.wants(Category::ZeroChecksum, 25);
+        steps.push(maker.step(session, from, Body::Udp { length, checksum }));
+    }
+    steps
+}
+
+fn echo(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for sequence in 0..maker.random.between(1, 3) as u16 {
+        let length = length(maker);
+        steps.push(maker.step(session, Side::Client, Body::Echo { reply: false, sequence, length }));
+        for _ in 0..maker.random.pick(&[0, 1, 1, 1, 2]) {
+            steps.push(maker.step(session, Side::Server, Body::Echo { reply: true, sequence, length }));
+        }
+    }
+    steps
+}
+
+/// Of a payload: often nothing, odd lengths, and up to what every way takes.
+fn length(maker: &mut Maker<'_>) -> usize {
+    match maker.random.below(10) {
+        0..=1 => 0,
+        2..=7 => maker.random.between(1, 64),
+        8 => maker.random.between(65, 700),
+        _ => maker.random.between(701, 1200),
+    }
+}
+
+/// The two ends of a TCP connection.
+struct Tcp<'m, 'c> {
+    maker: &'m mut Maker<'c>,
+    session: usize,
+    /// The next sequence number of the client and of the server.
+    next: [u32; 2],
+    finished: [bool; 2],
+    /// This session's first connection.
+    is_first: bool,
+    steps: Vec<Step>,
+}
+
+impl<'m, 'c> Tcp<'m, 'c> {
+    fn new(maker: &'m mut Maker<'c>, session: usize) -> Self {
+        let next = [maker.random.word(), maker.random.word()];
+        Self { maker, session, next, finished: [false; 2], is_first: true, steps: Vec::new() }
+    }
+
+    fn talk(mut self) -> Vec<Step> {
+        self.connect();
+        while self.maker.random.chance(30) && self.steps.len() < 12 {
+            self.reopen();
+        }
+        self.steps
+    }
+
+    /// From the SYN to an end, or until they fall silent.
+    fn connect(&mut self) {
+        self.syn();
+        if self.maker.random.chance(12) {
+            return self.refused();
+        }
+        // Not after another connection: there the kernel waits for the server's SYN-ACK before it believes in a new one, and
+        // takes a bare SYN of the server for one without a connection.
+        if self.maker.random.chance(8) && self.is_first {
+            return self.both_open();
+        }
+        self.send(Side::Server, SYN | ACK, 0);
+        self.sometimes_again(10);
+        self.send(Side::Client, ACK, 0);
+        for _ in 0..self.maker.random.between(0, 4) {
+            self.data();
+        }
+        if self.maker.random.chance(75) {
+            self.close();
+        }
+    }
+
+    fn syn(&mut self) {
+        self.send(Side::Client, SYN, 0);
+        self.sometimes_again(12);
+        if self.maker.random.chance(8) {
+            // A client that has started over: another initial sequence number.
+            self.next[0] = self.maker.random.word();
+            self.send(Side::Client, SYN, 0);
+        }
+    }
+
+    fn refused(&mut self) {
+        self.send(Side::Server, RST | ACK, 0);
+        if self.maker.random.chance(50) {
+            self.next[0] = self.next[0].wrapping_sub(1);
+            self.send(Side::Client, SYN, 0);
+            self.send(Side::Server, RST | ACK, 0);
+        }
+    }
+
+    /// RFC 9293 3.5: both send a SYN.
+    fn both_open(&mut self) {
+        self.send(Side::Server, SYN, 0);
+        self.next = self.next.map(|next| next.wrapping_sub(1));
+        self.send(Side::Client, SYN | ACK, 0);
+        self.send(Side::Server, SYN | ACK, 0);
+        self.data();
+    }
+
+    fn data(&mut self) {
+        let from = self.maker.random.pick(&Side::BOTH);
+        let length = length(self.maker);
+        self.send(from, if length > 0 { ACK | PSH } else { ACK }, length);
+        self.sometimes_again(15);
+        if self.maker.random.chance(40) {
+            self.send(from.other(), ACK, 0);
+        }
+    }
+
+    fn close(&mut self) {
+        let first = self.maker.random.pick(&Side::BOTH);
+        if self.maker.random.chance(25) {
+            let flags = self.maker.random.pick(&[RST, RST | ACK]);
+            self.send(first, flags, 0);
+            self.sometimes_again(20);
+            return;
+        }
+        self.send(first, FIN | ACK, 0);
+        self.sometimes_again(10);
+        match self.maker.random.below(5) {
+            // Half closed: the other one still has to say something.
+            0 => {
+                self.send(first.other(), ACK, 0);
+                self.send(first.other(), ACK | PSH, 33);
+                self.send(first, ACK, 0);
+                if self.maker.random.chance(60) {
+                    self.send(first.other(), FIN | ACK, 0);
+                    self.send(first, ACK, 0);
+                }
+            }
+            // Both at once.
+            1 => {
+                self.send_behind(first.other(), FIN | ACK);
+                self.send(first, ACK, 0);
+                self.send(first.other(), ACK, 0);
+            }
+            // Who is closed on has gone.
+            2 => self.send(first.other(), RST | ACK, 0),
+            _ => {
+                self.send(first.other(), FIN | ACK, 0);
+                self.sometimes_again(10);
+                self.send(first, ACK, 0);
+            }
+        }
+    }
+
+    /// The same client, the same port, another connection (RFC 9293 3.6.1). Only after a whole end: what a client does that
+    /// opens an open connection is no talk.
+    fn reopen(&mut self) {
+        if self.finished != [true; 2] {
+            return;
+        }
+        self.finished = [false; 2];
+        self.is_first = false;
+        // Above what the last one has used.
+        self.next = self.next.map(|next| next.wrapping_add(70_000));
+        self.connect();
+    }
+
+    /// Sends a segment; both sides know all that has been sent.
+    fn send(&mut self, from: Side, flags: u8, length: usize) {
+        let acknowledgement = self.next[index(from.other())];
+        self.emit(from, flags, length, acknowledgement);
+    }
+
+    /// Sends a segment that has crossed the last one: it does not acknowledge what that took of the sequence space.
+    fn send_behind(&mut self, from: Side, flags: u8) {
+        let acknowledgement = self.next[index(from.other())].wrapping_sub(1);
+        self.emit(from, flags, 0, acknowledgement);
+    }
+
+    fn emit(&mut self, from: Side, flags: u8, length: usize, acknowledgement: u32) {
+        let options = if flags & SYN != 0 {
+            // MSS, SACK permitted, timestamps, a no-operation, window scale.
+            vec![2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 7, 0, 0, 0, 0, 1, 3, 3, 7]
+        } else if self.maker.random.chance(30) {
+            vec![1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 7]
+        } else {
+            Vec::new()
+        };
+        let body = Body::Tcp {
+            sequence: self.next[index(from)],
+            acknowledgement: if flags & ACK != 0 { acknowledgement } else { 0 },
+            flags,
+            window: 64_240,
+            options,
+            length,
+        };
+        let step = self.maker.step(self.session, from, body);
+        self.steps.push(step);
+        let phantom = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let next = &mut self.next[index(from)];
+        *next = next.wrapping_add(length as u32 + phantom);
+        if flags & FIN != 0 {
+            self.finished[index(from)] = true;
+        }
+        if flags & RST != 0 {
+            self.finished = [true; 2];
+        }
+    }
+
+    /// The last segment again, as another packet.
+    fn sometimes_again(&mut self, percent: usize) {
+        if self.maker.random.chance(percent)
+            && let Some(last) = self.steps.last().cloned()
+        {
+            self.steps.push(Step { number: self.maker.number(), ..last });
+        }
+    }
+}
+
+const fn index(side: Side) -> usize {
+    match side {
+        Side::Client => 0,
+        Side::Server => 1,
+    }
+}

@@ -1,0 +1,74 @@
+//! pls-router beside the kernel's own NAT, packet by packet: see `lab::differential`. Needs root.
+//!
+//! `cargo xtask test differential --sequences N --seed S` runs others than the usual ones. Without xtask, `LAB_SEQUENCES` is
+//! the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the first one's seed, `LAB_CATEGORIES` what packets there
+//! are beside the usual ones (names as in `lab::differential::category`, or `all`).
+
+use std::{
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use lab::{Nics, Router, differential};
+
+/// As many as `cargo xtask test` promises.
+const SEQUENCES: u64 = 2_000;
+/// The same every time: what passes today has to pass tomorrow.
+const SEED: u64 = 1;
+
+/// A number from the environment.
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+/// Who looks for more than the usual sequences wants other ones every time.
+fn another_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(SEED, |time| time.as_secs() << 20)
+}
+
+/// The binary to test.
+fn router() -> PathBuf {
+    match Router::find() {
+        Ok(Router::PlsRouter(binary)) => binary,
+        Ok(Router::Nftables) => panic!("what is found is pls-router"),
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: network namespaces need root");
+        return;
+    }
+    let mut sequences = variable("LAB_SEQUENCES").unwrap_or(SEQUENCES);
+    let default = || if sequences == 0 { another_seed() } else { SEED };
+    let seed = variable("LAB_SEED").unwrap_or_else(default);
+    let categories = std::env::var("LAB_CATEGORIES").unwrap_or_else(|_| categories.to_owned());
+    let binary = binary();
+    if binary.is_none() && sequences == 0 {
+        // Nobody looks for the kernel's own mistakes.
+        sequences = SEQUENCES;
+    }
+    let options = differential::Options { nics, binary, sequences, seed, categories };
+    if let Err(error) = differential::run(&options) {
+        panic!("{error:#}");
+    }
+}
+
+#[test]
+fn differential_with_one_nic() {
+    compare(Nics::One, || Some(router()), "");
+}
+
+#[test]
+fn differential_with_two_nics() {
+    compare(Nics::Two, || Some(router()), "");
+}
+
+/// What tells the routers apart must not do so when both are the same: with all kinds of packets, whatever differs is a mistake
+/// of the comparison.
+#[test]
+fn differential_of_the_kernel_and_itself() {
+    compare(Nics::One, || None, "all");
+}
