@@ -348,6 +348,7 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
     let denied: Vec<String> = services()
         .map(|service| format!("ip saddr != {{ {} }} {} drop", service.sources().join(", "), listen(service)))
         .collect();
+    let accepted: Vec<String> = services().map(|service| format!("{} accept", listen(service))).collect();
     let (first, last) = SNAT_PORTS;
     router.nft(&format!(
         "define masqueraded = {}
@@ -370,15 +371,24 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
                 ct status dnat accept
                 ip saddr $masqueraded accept
             }}
-            # `sources` of the services.
+            # `sources` of the services; and what their users may reach on the router itself.
             chain to_router {{
                 type filter hook input priority filter;
                 {}
+                ip saddr {{ {} }} jump users
+            }}
+            chain users {{
+                icmp type {{ echo-reply, destination-unreachable, source-quench, time-exceeded, parameter-problem }} accept
+                udp dport 68 accept
+                {}
+                drop
             }}
         }}",
         Network::Masqueraded.cidr(),
         dnat.join("\n"),
         denied.join("\n"),
+        [Network::Clients, Network::Narrow, Network::Masqueraded].map(Network::cidr).join(", "),
+        accepted.join("\n"),
     ))?;
     for (name, value) in [
         // A segment of no known connection opens none: pls-router leaves it to the kernel, which resets it.
