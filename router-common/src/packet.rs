@@ -94,26 +94,32 @@ pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
     Some((Ipv4([a, b, c, d]), Ipv4([e, f, g, h])))
 }
 
+/// The tuple of a TCP or UDP packet with IP options, if the frame is long enough for it.
+#[inline(always)]
+pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey<Ipv4>> {
+    let (source, destination) = addresses(frame)?;
+    let [first] = *frame.bytes::<1>(ETHERNET_LENGTH)?;
+    let protocol = match Protocol::from_number(frame.bytes::<1>(IPV4_TTL + 1)?[0])? {
+        Protocol::Icmp => return None,
+        protocol @ (Protocol::Tcp | Protocol::Udp) => protocol,
+    };
+    let [a, b, c, d] = *frame.bytes::<4>(ETHERNET_LENGTH + usize::from(first & 0x0f) * 4)?;
+    Some(FlowKey::new(protocol, source, Port([a, b]), destination, Port([c, d])))
+}
+
 /// Whether an ICMP packet without IP options is an error message (RFC 1122 3.2.2).
 #[inline(always)]
 pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
     matches!(frame.bytes::<1>(L4), Some([3 | 4 | 11 | 12]))
 }
 
-/// Whether this is IPv4 with a header without options.
 #[inline(always)]
-pub fn has_plain_header(frame: &(impl Frame + ?Sized)) -> bool {
-    matches!(frame.bytes::<1>(ETHERNET_LENGTH), Some([0x45]))
-}
-
-/// Whether the checksum of an IPv4 header without options is right.
-#[inline(always)]
-pub fn header_checksum_is_right(frame: &(impl Frame + ?Sized)) -> bool {
-    let Some(header) = frame.bytes::<IPV4_LENGTH>(ETHERNET_LENGTH) else { return false };
+fn header_checksum_is_right<const N: usize>(headers: &[u8; N]) -> bool {
+    const { assert!(N >= ETHERNET_LENGTH + IPV4_LENGTH) };
     let mut sum = Sum::ZERO;
-    let mut at = 0;
-    while at < IPV4_LENGTH {
-        sum = sum.add([header[at], header[at + 1]]);
+    let mut at = ETHERNET_LENGTH;
+    while at < ETHERNET_LENGTH + IPV4_LENGTH {
+        sum = sum.add([headers[at], headers[at + 1]]);
         at += 2;
     }
     sum.checksum() == [0, 0]
@@ -174,6 +180,10 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     if usize::from(ip_length) > frame.length() - ETHERNET_LENGTH {
         return Err(Reason::Truncated);
     }
+    // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
+    if !header_checksum_is_right(headers) {
+        return Err(Reason::BadChecksum);
+    }
     let fragment = u16::from_be_bytes([ip(6), ip(7)]);
     if fragment & FRAGMENT_MASK != 0 {
         return Err(Reason::Fragment);
@@ -195,9 +205,19 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
             sequence = [l4(4), l4(5), l4(6), l4(7)];
             acknowledgement = [rest[0], rest[1], rest[2], rest[3]];
             tcp_flags = rest[5];
+            let header_length = u16::from(rest[4] >> 4) * 4;
+            if header_length < 20 || header_length > ip_length - IPV4_LENGTH as u16 {
+                return Err(Reason::Malformed);
+            }
             (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
         }
-        Protocol::Udp => (Port([l4(0), l4(1)]), Port([l4(2), l4(3)])),
+        Protocol::Udp => {
+            let length = u16::from_be_bytes([l4(4), l4(5)]);
+            if length < 8 || length > ip_length - IPV4_LENGTH as u16 {
+                return Err(Reason::Malformed);
+            }
+            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
+        }
         Protocol::Icmp => match (l4(0), l4(1)) {
             (ICMP_ECHO_REQUEST, 0) => (Port([l4(4), l4(5)]), Port([0, 0])),
             // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.

@@ -111,6 +111,7 @@ reasons! {
     37 Martian "martian" Drop "A source or destination address that no packet on a wire may have here: this machine's own, loopback, multicast or broadcast.";
     38 BadChecksum "bad_checksum" Drop "The IPv4 header checksum is wrong.";
     39 OtherHost "other_host" Pass "Sent to another machine's MAC address, or to all: not to be forwarded by this one.";
+    40 SessionOptions "session_options" Drop "A packet of a known session with IP options, which are not translated: this machine's kernel would reset the connection.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -143,7 +144,8 @@ mod tests {
              platform not_matched no_session not_configured source_not_allowed ttl_expired too_big no_target no_route \
              neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
-             fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host"
+             fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
+             session_options"
         );
     }
 }

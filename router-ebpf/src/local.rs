@@ -9,7 +9,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Outcome, Work, rules, sockets};
+use crate::{Outcome, Work, flows, rules, sockets};
 
 /// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
 #[map]
@@ -32,6 +32,11 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
     };
     if source == AZURE_PLATFORM || destination == AZURE_PLATFORM {
         return Err(Reason::Platform.into());
+    }
+    if reason as u32 == Reason::IpOptions as u32
+        && packet::key_behind_options(&work.frame).is_some_and(|key| flows::is_there(&key))
+    {
+        return Err(Reason::SessionOptions.into());
     }
     if rule_set.others_are_closed == 0 && !rules::is_a_rules_source(version, source) {
         return Err(reason.into());

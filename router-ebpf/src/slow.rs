@@ -17,7 +17,9 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         Ok(packet) => packet,
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Related)),
         Err(Reason::Fragment) => return Err(Exit::To(Stage::Fragment)),
-        Err(reason @ (Reason::Truncated | Reason::Malformed)) => return Err(reason.into()),
+        Err(reason @ (Reason::Truncated | Reason::Malformed | Reason::BadChecksum)) => {
+            return Err(reason.into());
+        }
         Err(_) => return Err(Exit::To(Stage::Local)),
     };
     match flows::find(&packet.key, work.settings) {
@@ -26,7 +28,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     }
 }
 
-/// Looks at what the fast path trusts: it only forwards what a session has been opened for, and this comes before any session.
+/// Looks at what the fast path need not: it only forwards what a session has been opened for, and this comes before any session.
 #[inline(always)]
 fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
     let destination_mac: &[u8; 6] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
@@ -37,9 +39,6 @@ fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
     if is_martian_source(source) || is_martian_destination(destination) || rules::is_local(source) {
         return Err(Reason::Martian);
-    }
-    if packet::has_plain_header(&work.frame) && !packet::header_checksum_is_right(&work.frame) {
-        return Err(Reason::BadChecksum);
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     packets::{
-        FIREWALL, OTHER, PLS, ROUTER, STRANGER, echo_reply, echo_request, fix_ip_checksum, tcp, tcp_packet,
-        udp_packet,
+        FIREWALL, OTHER, PLS, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, fix_ip_checksum, tcp,
+        tcp_packet, udp_packet,
     },
     world::{Setup, Verdict, World, network},
 };
@@ -170,17 +170,47 @@ fn a_wrong_header_checksum_opens_nothing() {
     }
 }
 
-/// What an established flow forwards with a wrong header checksum still has a wrong one: the next one to look drops it.
 #[test]
-fn a_wrong_header_checksum_stays_wrong() {
+fn a_wrong_header_checksum_is_dropped_on_known_sessions_too() {
     let world = &mut World::new();
     let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
     assert_eq!(world.run(&query).reason, Reason::Opened);
     let mut wrong = query;
     wrong[24] ^= 1;
     let ran = world.run(&wrong);
-    assert_eq!(ran.reason, Reason::Forwarded);
-    let mut right = ran.frame.clone();
-    fix_ip_checksum(&mut right);
-    assert_ne!(ran.frame[24..26], right[24..26]);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::BadChecksum));
+}
+
+#[test]
+fn options_do_not_get_a_live_connection_reset() {
+    let world = &mut World::new();
+    assert_eq!(world.run(&tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build()).reason, Reason::Opened);
+    let with_options = |spec: Spec| {
+        let mut frame = spec.build();
+        frame[14] = 0x46;
+        frame.splice(34..34, [1, 1, 1, 0]);
+        frame[17] += 4;
+        fix_ip_checksum(&mut frame);
+        frame
+    };
+    let ran = world.run(&with_options(tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK)));
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::SessionOptions));
+    let ran = world.run(&with_options(tcp_packet((TARGET, 8443), (ROUTER, 40_001), tcp::SYN | tcp::ACK)));
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::IpOptions));
+}
+
+/// Lengths inside the packet that contradict each other: nobody can say what such a packet is.
+#[test]
+fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
+    let world = &mut World::new();
+    for offset in [0, 4, 15] {
+        let mut frame = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
+        frame[46] = offset << 4;
+        ends(world, &frame, (Verdict::Pass, Reason::Malformed));
+    }
+    for length in [0, 7, 9 + 1, 2000_u16] {
+        let mut frame = udp_packet((PLS, 5000), (ROUTER, 53), b"x").build();
+        frame[38..40].copy_from_slice(&length.to_be_bytes());
+        ends(world, &frame, (Verdict::Pass, Reason::Malformed));
+    }
 }
