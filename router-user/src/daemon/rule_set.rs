@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use router_common::{flow, ports::PortRange};
+use router_common::{flow, ports::PortRange, rules::Rule};
 
 use super::Names;
 use crate::{
-    config::{Config, Forward, Host, Protocol, Target},
+    config::{Config, Exhausted, Forward, Host, Mss, Protocol, Target},
     dataplane::{ForwardSpec, MasqueradeSpec, RuleSetSpec},
 };
 
@@ -26,6 +26,7 @@ pub(super) fn build(config: &Config, names: &Names, snat: &[Ipv4Addr]) -> RuleSe
                 ports: PortRange { first: *forward.listen.ports.start(), last: *forward.listen.ports.end() },
                 targets: targets(forward, names),
                 sources: forward.sources.clone(),
+                mss: mss(forward.mss),
             })
             .collect(),
         masquerades: config
@@ -35,10 +36,21 @@ pub(super) fn build(config: &Config, names: &Names, snat: &[Ipv4Addr]) -> RuleSe
                 name: masquerade.name.clone(),
                 sources: masquerade.sources.clone(),
                 destinations: masquerade.destinations.clone(),
+                mss: mss(masquerade.mss),
             })
             .collect(),
         snat: snat.to_vec(),
         ports: PortRange { first: *config.snat.ports.start(), last: *config.snat.ports.end() },
+        reject_exhausted: config.snat.exhausted == Exhausted::Reject,
+    }
+}
+
+/// A rule's segment size, in the data plane's words.
+fn mss(mss: Option<Mss>) -> u16 {
+    match mss {
+        None => 0,
+        Some(Mss::PathMtu) => Rule::MSS_OF_ROUTES,
+        Some(Mss::Bytes(bytes)) => bytes,
     }
 }
 

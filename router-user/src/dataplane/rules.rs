@@ -32,6 +32,8 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
+    /// Whether a client is told when none of them is free.
+    pub reject_exhausted: bool,
 }
 
 /// A `[[forward]]` rule.
@@ -49,6 +51,8 @@ pub struct ForwardSpec {
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
     /// Who may use it.
     pub sources: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
 }
 
 /// A `[[masquerade]]` rule.
@@ -60,6 +64,8 @@ pub struct MasqueradeSpec {
     pub sources: Vec<Ipv4Net>,
     /// Which destinations it covers.
     pub destinations: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
 }
 
 /// The rule maps, and which rule has which number.
@@ -92,7 +98,7 @@ impl RuleTable {
                 let rule =
                     table.rules.get(&rule_index(version, number), 0).context("cannot read the rules")?;
                 let Some(name) = name(&rule) else { continue };
-                let targets = rule.targets.iter().take(rule.target_count as usize);
+                let targets = rule.targets.iter().take(rule.target_count.into());
                 table.found.insert(name.clone(), targets.map(|target| target.address.into()).collect());
                 table.names[usize::from(number)] = Some(name);
             }
@@ -135,6 +141,10 @@ impl RuleTable {
             }
             if let Some(forward) = spec.forwards.iter().find(|forward| Some(&forward.name) == name.as_ref()) {
                 set_targets(&mut rule, forward)?;
+                rule.mss = forward.mss;
+            }
+            if let Some(masquerade) = spec.masquerades.iter().find(|rule| Some(&rule.name) == name.as_ref()) {
+                rule.mss = masquerade.mss;
             }
             self.rules
                 .set(rule_index(version, u16::try_from(position)?), rule, 0)
@@ -239,7 +249,13 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
     for (slot, address) in snat.iter_mut().zip(&spec.snat) {
         *slot = (*address).into();
     }
-    Ok(RuleSet { snat, snat_count: u32::try_from(spec.snat.len())?, ports: spec.ports, masquerade_count })
+    Ok(RuleSet {
+        snat,
+        snat_count: u32::try_from(spec.snat.len())?,
+        ports: spec.ports,
+        masquerade_count,
+        reject_exhausted: u32::from(spec.reject_exhausted),
+    })
 }
 
 fn set_targets(rule: &mut Rule, forward: &ForwardSpec) -> Result<()> {
@@ -247,7 +263,7 @@ fn set_targets(rule: &mut Rule, forward: &ForwardSpec) -> Result<()> {
     for (slot, (address, port)) in rule.targets.iter_mut().zip(&forward.targets) {
         *slot = Target::new((*address).into(), *port);
     }
-    rule.target_count = u32::try_from(forward.targets.len().min(MAX_TARGETS))?;
+    rule.target_count = u16::try_from(forward.targets.len().min(MAX_TARGETS))?;
     Ok(())
 }
 

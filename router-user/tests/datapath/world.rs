@@ -67,6 +67,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
         ports: PortRange { first: ports.0, last: ports.1 },
         targets: vec![(target.0.into(), target.1)],
         sources: vec![network(PLS, 32)],
+        mss: 0,
     };
     RuleSetSpec {
         forwards: vec![
@@ -78,9 +79,11 @@ pub(crate) fn rule_set() -> RuleSetSpec {
             name: "vnet".to_owned(),
             sources: vec![network(PLS, 32)],
             destinations: vec![network([0; 4], 0)],
+            mss: 0,
         }],
         snat: vec![ROUTER.into()],
         ports: PortRange { first: 1024, last: 65535 },
+        reject_exhausted: false,
     }
 }
 
@@ -164,7 +167,8 @@ impl World {
         Ran { verdict, frame: out, reason: *reason }
     }
 
-    fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    /// Gives a packet to the router, and leaves what happened for [`moved`](Self::moved).
+    pub(crate) fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut out = vec![0; frame.len() + 64];
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context: [u32; 6] = [0, frame.len() as u32, 0, self.interfaces[slot], 0, 0];
