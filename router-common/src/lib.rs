@@ -14,6 +14,7 @@
 )]
 
 pub mod address;
+pub mod answer;
 mod atomic;
 pub mod checksum;
 pub mod flow;
