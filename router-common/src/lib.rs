@@ -19,6 +19,7 @@ mod atomic;
 pub mod checksum;
 pub mod flow;
 pub mod icmp;
+pub mod mss;
 pub mod packet;
 pub mod ports;
 pub mod punt;

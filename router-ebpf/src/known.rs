@@ -13,7 +13,7 @@ use router_common::{
 use crate::{
     Outcome, Work, answer, claim,
     established::{count_for_rule, record, send, translate},
-    flows, half_open, next_hop, punt, stats,
+    flows, half_open, mss, next_hop, punt, stats,
 };
 
 /// Forwards a packet of a known session.
@@ -49,6 +49,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     if next_hop.pending == 0 && packet.ip_length > next_hop.mtu {
         return Err(answer::too_big(packet, next_hop.mtu));
     }
+    mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
     if next_hop.pending != 0 {
         if !work.settings.daemon_is_there(flows::now()) {
             return Err(Reason::NeighbourUnresolved.into());

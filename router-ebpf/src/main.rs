@@ -17,6 +17,7 @@ mod fragment;
 mod frame;
 mod half_open;
 mod known;
+mod mss;
 mod next_hop;
 mod open;
 mod pools;

@@ -68,6 +68,12 @@ pub(crate) fn is_own(address: Ipv4) -> bool {
     unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
 }
 
+/// What a rule keeps TCP's segments to, see [`Rule::mss`].
+#[inline(always)]
+pub(crate) fn mss(version: u32, rule: u16) -> u16 {
+    RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
+}
+
 /// Finds the rule by which a packet without a session may open one.
 ///
 /// # Errors

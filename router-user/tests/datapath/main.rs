@@ -10,6 +10,7 @@ mod forward;
 mod icmp;
 mod log;
 mod masquerade;
+mod mss;
 mod packets;
 mod pass;
 mod ports;
