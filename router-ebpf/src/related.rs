@@ -29,7 +29,7 @@ const WHOLE: usize = CAPACITY - size_of::<u32>();
 const SUMMED_AT_ONCE: usize = 512;
 
 /// Translates an ICMP error about a known session and sends it on. It travels like a packet that answers the one it quotes, but it
-/// neither keeps nor ends the session (RFC 5508 REQ-4 and 5, RFC 5382 REQ-9).
+/// neither keeps nor ends the session (RFC 5508 REQ-6, RFC 5382 REQ-10).
 ///
 /// Everything else that is no echo is left to this machine's own stack: also errors that quote what no session has sent.
 #[inline(always)]

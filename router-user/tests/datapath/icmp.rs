@@ -237,7 +237,7 @@ fn an_errors_own_end_is_silent() {
     assert_eq!(world.run(&frame).reason, Reason::IcmpError);
 }
 
-/// RFC 5508 REQ-4 b) and 5 b): an error neither keeps the session nor ends it.
+/// RFC 5508 REQ-6, RFC 5382 REQ-10: an error neither keeps the session nor ends it.
 #[test]
 fn a_session_is_as_it_was_after_an_error() {
     let mut world = World::new();
