@@ -71,6 +71,18 @@ impl Sum {
         Delta(self.fold())
     }
 
+    /// What `bpf_csum_diff` has summed up: words of 32 bits, carries included.
+    #[inline(always)]
+    pub const fn of_kernel(sum: u32) -> Self {
+        Self((sum & 0xffff) + (sum >> 16))
+    }
+
+    /// Whether words that have their own checksum among them are as they were when it was computed.
+    #[inline(always)]
+    pub const fn is_intact(self) -> bool {
+        self.fold() == 0xffff
+    }
+
     /// The checksum of the words: their sum's complement, as it goes on the wire.
     #[inline(always)]
     pub const fn checksum(self) -> [u8; 2] {

@@ -14,10 +14,13 @@
 )]
 
 pub mod address;
+pub mod answer;
 mod atomic;
 pub mod checksum;
 pub mod flow;
+pub mod icmp;
 pub mod local;
+pub mod mss;
 pub mod packet;
 pub mod ports;
 pub mod punt;

@@ -52,9 +52,11 @@ pub struct RuleSet {
     pub health_port: u32,
     /// The ports that the kernel gives to this machine's own sockets which ask for none.
     pub ephemeral: PortRange,
+    /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
+    pub reject_exhausted: u32,
 }
 
-const _: () = assert!(size_of::<RuleSet>() == 92);
+const _: () = assert!(size_of::<RuleSet>() == 96);
 
 impl RuleSet {
     /// The SNAT address for a new session; `None` if there is none.
@@ -114,7 +116,9 @@ pub struct Rule {
     /// Where a forward leads.
     pub targets: [Target; MAX_TARGETS],
     /// How many targets there are.
-    pub target_count: u32,
+    pub target_count: u16,
+    /// The largest TCP segment that the two ends may announce to each other; 0 leaves it to them.
+    pub mss: u16,
 }
 
 const _: () = assert!(size_of::<Rule>() == 292);
@@ -125,12 +129,16 @@ impl Rule {
         name: [0; NAME_LENGTH],
         targets: [Target { address: Ipv4([0; 4]), port: Port([0; 2]), zero: [0; 2] }; MAX_TARGETS],
         target_count: 0,
+        mss: 0,
     };
+
+    /// As [`mss`](Self::mss): what fits the routes both ways. More than any packet has room for.
+    pub const MSS_OF_ROUTES: u16 = u16::MAX;
 
     /// The target for a new session; `None` if there is none.
     #[inline(always)]
     pub const fn target(&self, random: u32) -> Option<&Target> {
-        match spread(random, self.target_count, MAX_TARGETS) {
+        match spread(random, self.target_count as u32, MAX_TARGETS) {
             Some(at) => Some(&self.targets[at]),
             None => None,
         }

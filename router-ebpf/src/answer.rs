@@ -1,9 +1,146 @@
-//! Answers of the router's own.
+//! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that they answer.
 
-use router_common::reason::Reason;
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::PerCpuArray};
+use router_common::{
+    Stage,
+    address::Ipv4,
+    answer::{
+        ABOUT, Bucket, ERROR_FRAME, Error, RESET_FRAME, destination, may_be_answered, source, write_error,
+        write_reset,
+    },
+    flow::{NextHop, Protocol},
+    packet::{ETHERNET_LENGTH, Frame as _, L4, Packet, TCP_HEADERS},
+    reason::Reason,
+};
 
-use crate::{Outcome, Work};
+use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules};
 
-pub(crate) fn answer(_work: &mut Work) -> Outcome {
-    Err(Reason::TtlExpired.into())
+/// What is to be told to who has sent a packet.
+struct Question {
+    /// One of the constants below.
+    kind: u32,
+    /// The next hop's MTU, for [`TOO_BIG`].
+    mtu: u32,
+}
+
+const TIME_EXCEEDED: u32 = 0;
+const TOO_BIG: u32 = 1;
+const REJECTED: u32 = 2;
+
+/// One a CPU: written by who asks, read by the program that answers, right behind.
+#[map]
+static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
+
+/// One a CPU.
+#[map]
+static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// The packet's time to live has ended here: its sender is to know.
+#[inline(always)]
+pub(crate) fn time_exceeded() -> Exit {
+    ask(TIME_EXCEEDED, 0)
+}
+
+/// The packet is larger than its next hop takes.
+#[inline(always)]
+pub(crate) fn too_big(packet: &Packet, mtu: u16) -> Exit {
+    if packet.dont_fragment {
+        ask(TOO_BIG, mtu)
+    } else {
+        // The place for fragmentation, which is to come.
+        Reason::TooBig.into()
+    }
+}
+
+/// The packet cannot open a session for want of a port: its sender is to know.
+#[inline(always)]
+pub(crate) fn rejected() -> Exit {
+    ask(REJECTED, 0)
+}
+
+/// Has the packet answered, which must be as it was received. How it ends is then the answering program's to say.
+#[inline(always)]
+fn ask(kind: u32, mtu: u16) -> Exit {
+    let Some(question) = QUESTION.get_ptr_mut(0) else { return Reason::Internal.into() };
+    // SAFETY: this CPU's own, and nobody else has it now.
+    let question = unsafe { &mut *question };
+    question.kind = kind;
+    question.mtu = u32::from(mtu);
+    Exit::To(Stage::Answer)
+}
+
+/// Answers the packet, or drops it in silence where it must not be answered, or too many have been.
+#[inline(always)]
+pub(crate) fn answer(work: &mut Work) -> Outcome {
+    let question = QUESTION.get(0).ok_or(Reason::Internal)?;
+    let (kind, mtu) = (question.kind, question.mtu as u16);
+    let (told, silent) = match kind {
+        TIME_EXCEEDED => (Reason::TtlExceeded, Reason::TtlExpired),
+        TOO_BIG => (Reason::FragmentationNeeded, Reason::TooBig),
+        _ => (Reason::Rejected, Reason::PortsExhausted),
+    };
+    let Some(next_hop) = build(work, kind, mtu) else { return Err(silent.into()) };
+    if next_hop.pending != 0 {
+        // Without padding.
+        let header: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Internal)?;
+        let is_reset = header[ETHERNET_LENGTH + 9] == Protocol::Tcp as u8;
+        let ip_length = if is_reset { TCP_HEADERS } else { ERROR_FRAME } - ETHERNET_LENGTH;
+        return Err(punt::to_daemon(&work.frame, ip_length as u16).into());
+    }
+    address(work, &next_hop)?;
+    Ok(Transmit { reason: told, slot: u32::from(next_hop.slot) })
+}
+
+/// Makes the packet its answer, from the IP header on; where that leaves.
+#[inline(always)]
+fn build(work: &mut Work, kind: u32, mtu: u16) -> Option<NextHop> {
+    let destination_mac: [u8; 6] = *work.frame.bytes(0)?;
+    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH)?;
+    let sender = source(&about);
+    if !may_be_answered(destination_mac, &about) || rules::is_local(sender) || !take_turn() {
+        return None;
+    }
+    if kind == REJECTED && about[9] == Protocol::Tcp as u8 {
+        // As if from whom the packet was for.
+        let next_hop = way_back(work, Protocol::Tcp, destination(&about), sender)?;
+        let [offset]: [u8; 1] = *work.frame.bytes(L4 + 12)?;
+        work.frame.resize(RESET_FRAME)?;
+        write_reset(work.frame.bytes_mut(0)?, &about, offset >> 4 << 2);
+        return Some(next_hop);
+    }
+    let error = match kind {
+        TIME_EXCEEDED => Error::TIME_EXCEEDED,
+        TOO_BIG => Error::too_big(mtu),
+        _ => Error::PROHIBITED,
+    };
+    // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812 4.3.2.4).
+    let from = if rules::is_local(destination(&about)) {
+        destination(&about)
+    } else {
+        work.settings.interface(work.ingress).address
+    };
+    if !from.is_unicast() {
+        return None;
+    }
+    let next_hop = way_back(work, Protocol::Icmp, from, sender)?;
+    work.frame.resize(ERROR_FRAME)?;
+    write_error(work.frame.bytes_mut(0)?, &about, from, error);
+    Some(next_hop)
+}
+
+/// Where an answer leaves. If its neighbour is not known yet, that is the daemon's to find out; who traces a route may never have had an
+/// answer from here.
+#[inline(always)]
+fn way_back(work: &Work, protocol: Protocol, from: Ipv4, to: Ipv4) -> Option<NextHop> {
+    let next_hop = next_hop::resolve(work, protocol, from, to).ok()?;
+    (next_hop.pending == 0 || work.settings.daemon_is_there(flows::now())).then_some(next_hop)
+}
+
+/// Whether this CPU may give one more answer now.
+#[inline(always)]
+fn take_turn() -> bool {
+    // SAFETY: this CPU's own, and nobody else has it now.
+    let Some(bucket) = BUCKET.get_ptr_mut(0).map(|bucket| unsafe { &mut *bucket }) else { return false };
+    // SAFETY: takes nothing and always answers.
+    bucket.take(unsafe { bpf_ktime_get_ns() })
 }

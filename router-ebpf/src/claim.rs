@@ -13,7 +13,7 @@ use router_common::{
     table::{InsertError, Tag},
 };
 
-use crate::{Exit, Outcome, Work, flows, half_open, pools, rules::Match, settings, sockets};
+use crate::{Exit, Outcome, Work, answer, flows, half_open, pools, rules, rules::Match, settings, sockets};
 
 /// A session that is being opened.
 ///
@@ -156,14 +156,22 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
             half_open::leave(work.settings, source);
             occupancy.leave();
             return Err(match error {
-                InsertError::Contended => Reason::Contended,
-                InsertError::Full => Reason::TableFull,
-                InsertError::NoPort | InsertError::Exists => Reason::PortsExhausted,
-            }
-            .into());
+                InsertError::Contended => Reason::Contended.into(),
+                InsertError::Full => Reason::TableFull.into(),
+                InsertError::NoPort | InsertError::Exists => no_port(work),
+            });
         }
     }
     Err(Exit::To(Stage::Slow))
+}
+
+/// No port is free: the client is told, or not, as is configured.
+#[inline(always)]
+fn no_port(work: &Work) -> Exit {
+    match rules::rule_set(work.settings.version) {
+        Some(rule_set) if rule_set.reject_exhausted != 0 => answer::rejected(),
+        _ => Reason::PortsExhausted.into(),
+    }
 }
 
 #[inline(always)]

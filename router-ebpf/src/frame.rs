@@ -1,6 +1,6 @@
 //! The one door to packet bytes.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use router_common::packet::Frame;
 
 /// The frame of an XDP context.
@@ -24,6 +24,15 @@ impl XdpFrame {
         self.0.ingress_ifindex() as u32
     }
 
+    /// Makes the frame this long, at its end. What it gains is zero. `None` if the driver has no room for that.
+    #[inline(always)]
+    pub(crate) fn resize(&mut self, length: usize) -> Option<()> {
+        let change = length as i32 - self.length() as i32;
+        // SAFETY: `&mut self` means that there is no reference to the bytes, which may move.
+        let result = unsafe { bpf_xdp_adjust_tail(self.0.ctx, change) };
+        (result == 0).then_some(())
+    }
+
     /// Where `N` bytes at `offset` are, if they are in the frame.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
@@ -40,8 +49,8 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        // SAFETY: `at` checked that the bytes are in the frame, which stays where it is while the program runs (no helper
-        // that moves it is called); writing to it takes `&mut self`.
+        // SAFETY: `at` checked that the bytes are in the frame, which stays where it is while there is a reference to it:
+        // moving it and writing to it take `&mut self`.
         Some(unsafe { &*self.at(offset)? })
     }
 

@@ -11,16 +11,16 @@ use router_common::{
 };
 
 use crate::{
-    Outcome, Work, claim,
+    Outcome, Work, answer, claim,
     established::{count_for_rule, record, send, translate},
-    flows, half_open, next_hop, punt, stats,
+    flows, half_open, mss, next_hop, punt, stats,
 };
 
 /// Forwards a packet of a known session.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outcome {
     if packet.ttl <= 1 {
-        return Err(Reason::TtlExpired.into());
+        return Err(answer::time_exceeded());
     }
     let rewrite = slot.entry.rewrite;
     let tag = slot.tag();
@@ -46,6 +46,10 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
             rewrite.destination_port.number()
         );
     }
+    if next_hop.pending == 0 && packet.ip_length > next_hop.mtu {
+        return Err(answer::too_big(packet, next_hop.mtu));
+    }
+    mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
     if next_hop.pending != 0 {
         if !work.settings.daemon_is_there(flows::now()) {
             return Err(Reason::NeighbourUnresolved.into());
@@ -53,9 +57,6 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         translate(work, packet, &rewrite)?;
         count_for_rule(work, tag);
         return Err(punt::to_daemon(&work.frame, packet.ip_length).into());
-    }
-    if packet.ip_length > next_hop.mtu {
-        return Err(Reason::TooBig.into());
     }
     if fast {
         slot.entry.set_next_hop(&next_hop);

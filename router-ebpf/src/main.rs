@@ -18,6 +18,7 @@ mod frame;
 mod half_open;
 mod known;
 mod local;
+mod mss;
 mod next_hop;
 mod open;
 mod pools;

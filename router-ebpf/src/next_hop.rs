@@ -5,7 +5,8 @@ use core::mem::{size_of, zeroed};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, xdp_md,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
@@ -42,13 +43,7 @@ pub(crate) fn resolve(
     // Read before the question is asked, and not again: an answer that has been overtaken must not count as a newer one.
     // SAFETY: a field of a map value, which is always there to read.
     let generation = unsafe { core::ptr::read_volatile(&raw const work.settings.next_hop_generation) };
-    // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
-    let mut params: bpf_fib_lookup = unsafe { zeroed() };
-    params.family = AF_INET;
-    params.l4_protocol = protocol as u8;
-    params.ifindex = LOOPBACK;
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
+    let mut params = question(protocol, source, destination);
     // SAFETY: the context is the program's own, the structure and its length belong together.
     let answer = unsafe {
         fib_lookup(work.frame.context().as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
@@ -74,4 +69,42 @@ pub(crate) fn resolve(
         // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
         pending: u8::from(params.dmac == [0; 6]),
     })
+}
+
+/// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that cannot be told.
+#[inline(always)]
+pub(crate) fn mtu(context: *mut xdp_md, source: Ipv4, destination: Ipv4) -> u16 {
+    route_mtu(context, u32::from_ne_bytes(source.0), u32::from_ne_bytes(destination.0)) as u16
+}
+
+/// A global function: the verifier looks at it apart from its callers, and they need less stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn route_mtu(context: *mut xdp_md, source: u32, destination: u32) -> u32 {
+    let (source, destination) = (Ipv4(source.to_ne_bytes()), Ipv4(destination.to_ne_bytes()));
+    // Before Linux 6.5 there is no answer without the neighbour, and the flag is refused.
+    for flags in [BPF_FIB_LOOKUP_SKIP_NEIGH, 0] {
+        let mut params = question(Protocol::Tcp, source, destination);
+        // SAFETY: the context is the program's own, the structure and its length belong together.
+        let answer =
+            unsafe { fib_lookup(context.cast(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, flags) };
+        if answer as u32 == BPF_FIB_LKUP_RET_SUCCESS {
+            // SAFETY: see `resolve`.
+            return u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+        }
+    }
+    0
+}
+
+/// The question where packets from `source` to `destination` leave.
+#[inline(always)]
+fn question(protocol: Protocol, source: Ipv4, destination: Ipv4) -> bpf_fib_lookup {
+    // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
+    let mut params: bpf_fib_lookup = unsafe { zeroed() };
+    params.family = AF_INET;
+    params.l4_protocol = protocol as u8;
+    params.ifindex = LOOPBACK;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
+    params
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use router_common::{Stage, packet, reason::Reason};
 
-use crate::{Exit, Outcome, Work, claim, flows, next_hop, rules};
+use crate::{Exit, Outcome, Work, answer, claim, flows, next_hop, rules};
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
 #[inline(always)]
@@ -20,7 +20,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         Err(reason) => return Err(reason.into()),
     };
     if packet.ttl <= 1 {
-        return Err(Reason::TtlExpired.into());
+        return Err(answer::time_exceeded());
     }
     let snat = rule_set.snat_address(random()).ok_or(Reason::NotConfigured)?;
     // Asked before anything is stored: a session that cannot leave is not opened.
@@ -30,7 +30,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
             return Err(Reason::NeighbourUnresolved.into());
         }
     } else if packet.ip_length > next_hop.mtu {
-        return Err(Reason::TooBig.into());
+        return Err(answer::too_big(&packet, next_hop.mtu));
     }
     claim::prepare(&packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))

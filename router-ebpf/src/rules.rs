@@ -75,6 +75,12 @@ pub(crate) fn is_a_rules_source(version: u32, source: Ipv4) -> bool {
     SOURCES.get(Key::new(SourceKey::FULL, key)).is_some()
 }
 
+/// What a rule keeps TCP's segments to, see [`Rule::mss`].
+#[inline(always)]
+pub(crate) fn mss(version: u32, rule: u16) -> u16 {
+    RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
+}
+
 /// Finds the rule by which a packet without a session may open one.
 ///
 /// # Errors

@@ -2,14 +2,14 @@
 
 use std::net::Ipv4Addr;
 
-use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange};
+use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange, rules::Rule};
 
 use super::{
     names::Names,
     target_health::{Endpoint, TargetHealth},
 };
 use crate::{
-    config::{self, Config, Forward, Host, LocalProtocol, Others},
+    config::{self, Config, Exhausted, Forward, Host, LocalProtocol, Mss, Others},
     dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
 };
 
@@ -29,6 +29,7 @@ pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat:
                 ports: PortRange { first: *forward.listen.ports.start(), last: *forward.listen.ports.end() },
                 targets: in_use(forward, names, health),
                 sources: forward.sources.clone(),
+                mss: mss(forward.mss),
             })
             .collect(),
         masquerades: config
@@ -38,10 +39,12 @@ pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat:
                 name: masquerade.name.clone(),
                 sources: masquerade.sources.clone(),
                 destinations: masquerade.destinations.clone(),
+                mss: mss(masquerade.mss),
             })
             .collect(),
         snat: snat.to_vec(),
         ports: PortRange { first: *config.snat.ports.start(), last: *config.snat.ports.end() },
+        reject_exhausted: config.snat.exhausted == Exhausted::Reject,
         local: local(config),
     }
 }
@@ -74,6 +77,15 @@ fn local(config: &Config) -> LocalSpec {
         others_are_closed: config.local.others == Others::Closed,
         health_port: config.health.listen.port(),
         ephemeral: ephemeral_ports(),
+    }
+}
+
+/// A rule's segment size, in the data plane's words.
+fn mss(mss: Option<Mss>) -> u16 {
+    match mss {
+        None => 0,
+        Some(Mss::PathMtu) => Rule::MSS_OF_ROUTES,
+        Some(Mss::Bytes(bytes)) => bytes,
     }
 }
 

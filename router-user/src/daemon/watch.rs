@@ -16,12 +16,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 const DROPS_EVERY: u64 = 10;
 
 /// Drops that are the router's trouble, or this machine's, and not the sender's.
-const TROUBLE: [Reason; 10] = [
+const TROUBLE: [Reason; 11] = [
     Reason::NoTarget,
     Reason::NoRoute,
     Reason::NeighbourUnresolved,
     Reason::EgressNotAttached,
     Reason::PortsExhausted,
+    Reason::Rejected,
     Reason::TableFull,
     Reason::RedirectFailed,
     Reason::StageMissing,
@@ -58,7 +59,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
         if round.is_multiple_of(DROPS_EVERY) {
             let now = drops(&shared)?;
             for (reason, packets) in increases(&dropped, &now) {
-                warn!(reason = reason.as_str(), packets, "dropped: {}", reason.description());
+                warn!(reason = reason.as_str(), packets, "not forwarded: {}", reason.description());
             }
             dropped = now;
         }
@@ -87,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trouble_is_drops_only() {
-        assert!(TROUBLE.iter().all(|reason| reason.action() == Action::Drop));
+    fn trouble_is_what_goes_nowhere() {
+        assert!(TROUBLE.iter().all(|reason| matches!(reason.action(), Action::Drop | Action::Answer)));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
+    /// Whether a client is told when none of them is free.
+    pub reject_exhausted: bool,
     /// What of this machine itself can be reached.
     pub local: LocalSpec,
 }
@@ -76,6 +78,8 @@ pub struct ForwardSpec {
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
     /// Who may use it.
     pub sources: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
 }
 
 /// A `[[masquerade]]` rule.
@@ -87,6 +91,8 @@ pub struct MasqueradeSpec {
     pub sources: Vec<Ipv4Net>,
     /// Which destinations it covers.
     pub destinations: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
 }
 
 /// The rule maps, and which rule has which number.
@@ -121,7 +127,7 @@ impl RuleTable {
                 let rule =
                     table.rules.get(&rule_index(version, number), 0).context("cannot read the rules")?;
                 let Some(name) = name(&rule) else { continue };
-                let targets = rule.targets.iter().take(rule.target_count as usize);
+                let targets = rule.targets.iter().take(rule.target_count.into());
                 table.found.insert(name.clone(), targets.map(|target| target.address.into()).collect());
                 table.names[usize::from(number)] = Some(name);
             }
@@ -164,6 +170,10 @@ impl RuleTable {
             }
             if let Some(forward) = spec.forwards.iter().find(|forward| Some(&forward.name) == name.as_ref()) {
                 set_targets(&mut rule, forward)?;
+                rule.mss = forward.mss;
+            }
+            if let Some(masquerade) = spec.masquerades.iter().find(|rule| Some(&rule.name) == name.as_ref()) {
+                rule.mss = masquerade.mss;
             }
             self.rules
                 .set(rule_index(version, u16::try_from(position)?), rule, 0)
@@ -304,6 +314,7 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
         others_are_closed: spec.local.others_are_closed.into(),
         health_port: spec.local.health_port.into(),
         ephemeral: spec.local.ephemeral,
+        reject_exhausted: u32::from(spec.reject_exhausted),
     })
 }
 
@@ -312,7 +323,7 @@ fn set_targets(rule: &mut Rule, forward: &ForwardSpec) -> Result<()> {
     for (slot, (address, port)) in rule.targets.iter_mut().zip(&forward.targets) {
         *slot = Target::new((*address).into(), *port);
     }
-    rule.target_count = u32::try_from(forward.targets.len().min(MAX_TARGETS))?;
+    rule.target_count = u16::try_from(forward.targets.len().min(MAX_TARGETS))?;
     Ok(())
 }
 

@@ -129,34 +129,6 @@ fn a_retransmitted_syn_opens_nothing_new() {
 }
 
 #[test]
-fn time_to_live_ends_here() {
-    let mut world = World::new();
-    for ttl in [0, 1] {
-        let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).ttl(ttl).build());
-        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TtlExpired), "unknown, ttl {ttl}");
-    }
-    assert_eq!(world.entries(), 0, "no session for a packet that goes nowhere");
-    world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
-    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).ttl(1).build());
-    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TtlExpired), "known");
-    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).ttl(2).build());
-    assert_eq!(read(&ran.frame).ttl, 1);
-}
-
-#[test]
-fn larger_than_the_route_is_dropped_with_a_reason() {
-    let mut world = World::new();
-    ip("route change default via 10.0.2.65 mtu lock 1000");
-    let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
-    assert_eq!(ran.reason, Reason::Opened);
-    let fits = tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&[7; 960]);
-    assert_eq!(world.run(&fits.build()).reason, Reason::Forwarded);
-    let too_big = tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&[7; 961]);
-    let ran = world.run(&too_big.build());
-    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::TooBig));
-}
-
-#[test]
 fn two_interfaces_redirect_between_them() {
     let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
     world.dataplane.set_egress(0, "eth0").expect("egress");

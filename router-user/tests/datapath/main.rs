@@ -3,12 +3,15 @@
 //! Every test makes a network namespace of its own, so that routes, neighbours and addresses are what it says. Packets are built
 //! and checked by etherparse, which computes checksums from scratch. Needs root.
 
+mod answers;
 mod checksums;
 mod counters;
 mod forward;
+mod icmp;
 mod local;
 mod log;
 mod masquerade;
+mod mss;
 mod packets;
 mod pass;
 mod ports;

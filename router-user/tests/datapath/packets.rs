@@ -1,8 +1,8 @@
 //! Packets by name: who sends what to whom.
 
 use etherparse::{
-    Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4HeaderSlice,
-    PacketBuilder, PacketBuilderStep, TcpSlice, UdpSlice,
+    Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4Header, Ipv4HeaderSlice,
+    PacketBuilder, PacketBuilderStep, TcpSlice, UdpSlice, checksum::Sum16BitWords,
 };
 pub(crate) use router_common::packet::tcp;
 
@@ -35,6 +35,8 @@ pub(crate) struct Spec {
     ttl: u8,
     kind: Kind,
     payload: Vec<u8>,
+    tcp_options: Vec<u8>,
+    dont_fragment: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -47,34 +49,27 @@ enum Kind {
 
 /// A TCP packet with these flags.
 pub(crate) fn tcp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), flags: u8) -> Spec {
-    Spec { source, destination, ttl: 64, kind: Kind::Tcp { flags }, payload: Vec::new() }
+    spec(source, destination, Kind::Tcp { flags }, &[])
 }
 
 /// A UDP packet.
 pub(crate) fn udp_packet(source: ([u8; 4], u16), destination: ([u8; 4], u16), payload: &[u8]) -> Spec {
-    Spec { source, destination, ttl: 64, kind: Kind::Udp { checksum: true }, payload: payload.to_vec() }
+    spec(source, destination, Kind::Udp { checksum: true }, payload)
 }
 
 /// An ICMP echo request with this identifier.
 pub(crate) fn echo_request(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
-    Spec {
-        source: (source, identifier),
-        destination: (destination, 0),
-        ttl: 64,
-        kind: Kind::EchoRequest,
-        payload: b"ping".to_vec(),
-    }
+    spec((source, identifier), (destination, 0), Kind::EchoRequest, b"ping")
 }
 
 /// An ICMP echo reply with this identifier.
 pub(crate) fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16) -> Spec {
-    Spec {
-        source: (source, 0),
-        destination: (destination, identifier),
-        ttl: 64,
-        kind: Kind::EchoReply,
-        payload: b"ping".to_vec(),
-    }
+    spec((source, 0), (destination, identifier), Kind::EchoReply, b"ping")
+}
+
+fn spec(source: ([u8; 4], u16), destination: ([u8; 4], u16), kind: Kind, payload: &[u8]) -> Spec {
+    let payload = payload.to_vec();
+    Spec { source, destination, ttl: 64, kind, payload, tcp_options: Vec::new(), dont_fragment: true }
 }
 
 impl Spec {
@@ -85,6 +80,18 @@ impl Spec {
 
     pub(crate) fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
+        self
+    }
+
+    /// A TCP packet with these options, filled up to whole words.
+    pub(crate) fn tcp_options(mut self, options: &[u8]) -> Self {
+        self.tcp_options = options.to_vec();
+        self
+    }
+
+    /// A packet that may be fragmented on its way.
+    pub(crate) fn may_be_fragmented(mut self) -> Self {
+        self.dont_fragment = false;
         self
     }
 
@@ -125,7 +132,7 @@ impl Spec {
                 if flags & tcp::PSH != 0 {
                     step = step.psh();
                 }
-                step.write(&mut frame, &self.payload)
+                step.options_raw(&self.tcp_options).expect("options").write(&mut frame, &self.payload)
             }
             Kind::Udp { .. } => start.udp(self.source.1, self.destination.1).write(&mut frame, &self.payload),
             Kind::EchoRequest => start.icmpv4_echo_request(self.source.1, 1).write(&mut frame, &self.payload),
@@ -137,6 +144,10 @@ impl Spec {
         if let Kind::Udp { checksum: false } = self.kind {
             frame[40..42].fill(0);
         }
+        let (mut header, _) = Ipv4Header::from_slice(&frame[14..]).expect("IPv4");
+        header.dont_fragment = self.dont_fragment;
+        header.header_checksum = header.calc_header_checksum();
+        frame[14..34].copy_from_slice(&header.to_bytes());
         frame
     }
 }
@@ -212,4 +223,52 @@ pub(crate) fn read(frame: &[u8]) -> Seen {
         ttl: ip.ttl(),
         payload,
     }
+}
+
+/// An ICMP error.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct IcmpError {
+    pub(crate) source: [u8; 4],
+    pub(crate) destination: [u8; 4],
+    pub(crate) ttl: u8,
+    /// Type and code.
+    pub(crate) kind: (u8, u8),
+    /// What stands before the quote: a pointer, an MTU.
+    pub(crate) rest: [u8; 4],
+    /// The packet it is about, from its IP header on.
+    pub(crate) quote: Vec<u8>,
+}
+
+impl IcmpError {
+    pub(crate) fn build(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv4(self.source, self.destination, self.ttl)
+            .icmpv4_raw(self.kind.0, self.kind.1, self.rest)
+            .write(&mut frame, &self.quote)
+            .expect("a Vec takes any packet");
+        frame
+    }
+
+    /// Reads an ICMP error, and verifies the checksums around its quote.
+    pub(crate) fn read(frame: &[u8]) -> Self {
+        let ip = Ipv4HeaderSlice::from_slice(&frame[14..]).expect("IPv4");
+        assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum(), "IPv4 header checksum");
+        assert_eq!(ip.protocol(), IpNumber::ICMP);
+        let message = &frame[34..14 + usize::from(ip.total_len())];
+        assert_eq!(internet_checksum(message), [0, 0], "ICMP checksum");
+        Self {
+            source: ip.source(),
+            destination: ip.destination(),
+            ttl: ip.ttl(),
+            kind: (message[0], message[1]),
+            rest: message[4..8].try_into().expect("four bytes"),
+            quote: message[8..].to_vec(),
+        }
+    }
+}
+
+/// The checksum of these bytes, from scratch (RFC 1071).
+pub(crate) fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    Sum16BitWords::new().add_slice(bytes).ones_complement().to_ne_bytes()
 }

@@ -70,6 +70,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
         ports: PortRange { first: ports.0, last: ports.1 },
         targets: vec![(target.0.into(), target.1)],
         sources: vec![network(PLS, 32)],
+        mss: 0,
     };
     RuleSetSpec {
         forwards: vec![
@@ -81,6 +82,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
             name: "vnet".to_owned(),
             sources: vec![network(PLS, 32)],
             destinations: vec![network([0; 4], 0)],
+            mss: 0,
         }],
         snat: vec![ROUTER.into()],
         ports: PortRange { first: 1024, last: 65535 },
@@ -89,6 +91,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
             ephemeral: PortRange { first: 32768, last: 60999 },
             ..LocalSpec::default()
         },
+        reject_exhausted: false,
     }
 }
 

@@ -100,10 +100,12 @@ impl Router {
                 name: "same".to_owned(),
                 sources: vec![format!("{CLIENT}/32").parse()?],
                 destinations: vec!["0.0.0.0/0".parse()?],
+                mss: 0,
             }],
             snat: vec![CLIENT],
             ports: PortRange { first: 1024, last: 65535 },
             local: LocalSpec::default(),
+            reject_exhausted: false,
         };
         dataplane.rules.apply(&rules, &mut dataplane.settings)?;
         // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher (kernel/bpf/dispatcher.c), which

@@ -7,7 +7,7 @@ use lab::{
     Lab, Nics, Options, PlsPorts,
     addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, TOOLS},
     client::{self, Direction, Tcp, Udp},
-    front_page, wait,
+    front_page, rules, wait,
     witness::Witness,
 };
 
@@ -177,4 +177,31 @@ fn the_private_link_service_may_choose_any_port() {
     }
     let options = Options { pls_ports: PlsPorts::Random, ..Options::new(Nics::One, router(), helper()) };
     many_connections_are_kept_apart(&mut check(Lab::up(options)));
+}
+
+/// What a rule says of segments reaches both ends of a connection, and they keep to it.
+#[test]
+fn segment_sizes_are_kept_to_the_rule() {
+    const SIZE: u16 = 1000;
+    if skipped(true) {
+        return;
+    }
+    let mut options = Options::new(Nics::One, router(), helper());
+    let rule = "name = \"echo-tcp\"\n";
+    options.rules = rules().replace(rule, &format!("{rule}mss = {SIZE}\n"));
+    let lab = check(Lab::up(options));
+    for (wire, flags) in [("firewall", "tcp-syn"), ("pls", "tcp-syn|tcp-ack")] {
+        let witness = check(Witness::start(&lab));
+        let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+        check(tcp.echo(&payload(100_001), LIMIT));
+        // The size is the first option that Linux sends.
+        let expression = format!("tcp[tcpflags] = {flags} and tcp[20:2] = 0x0204 and tcp[22:2] = {SIZE}");
+        let announced = check(witness.finish_counting(wire, &expression));
+        assert_eq!(announced, 1, "packets on the wire {wire} that announce {SIZE}");
+    }
+    let witness = check(Witness::start(&lab));
+    let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(tcp.echo(&payload(100_001), LIMIT));
+    let larger = format!("tcp and ip[2:2] > {}", 40 + SIZE);
+    assert_eq!(check(witness.finish_counting("firewall", &larger)), 0, "larger segments");
 }

@@ -1,0 +1,377 @@
+//! ICMP errors about packets that the router has translated (RFC 792; RFC 5508 section 4).
+//!
+//! An error quotes the packet that it is about: its IP header and at least 8 bytes of what follows (RFC 792), often more (RFC 1812
+//! 4.3.2.3). The quote is what the router has sent, so the error means nothing to who has to act on it until the quote is turned back
+//! into what they have sent.
+//!
+//! The checksum of the quote's IP header is not verified, although RFC 5508 REQ-3 a) would have it: some routers quote headers
+//! that they have already changed, and an error that names a session's tuple is better delivered than lost.
+
+use crate::{
+    address::{Address as _, Ipv4, Port},
+    checksum::Sum,
+    flow::{FlowKey, Protocol},
+    rewrite::Rewrite,
+};
+
+/// Messages up to this length are looked at whole. Routers quote so much that the packet has 576 bytes at most (RFC 1812 4.3.2.3).
+pub const CAPACITY: usize = 1024;
+/// How far into a message translation reaches: the ICMP header, the longest IP header, and TCP's up to its checksum.
+pub const HEAD: usize = QUOTE + 60 + 20;
+
+/// Where the quoted packet starts.
+const QUOTE: usize = 8;
+const CHECKSUM: usize = 2;
+const QUOTE_FRAGMENT: usize = QUOTE + 6;
+const QUOTE_PROTOCOL: usize = QUOTE + 8;
+const QUOTE_CHECKSUM: usize = QUOTE + 10;
+const QUOTE_SOURCE: usize = QUOTE + 12;
+const QUOTE_DESTINATION: usize = QUOTE + 16;
+
+/// What every quote has of the transport header.
+const MINIMUM_QUOTED: usize = 8;
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+const ICMP_CHECKSUM: usize = 2;
+const ICMP_IDENTIFIER: usize = 4;
+
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Whether a type is that of an error: destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 1122
+/// 3.2.2).
+#[inline(always)]
+pub const fn is_error(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 5 | 11 | 12)
+}
+
+/// Whether a type is that of an error which travels to who has sent the packet. A redirect goes to the last router only.
+#[inline(always)]
+pub const fn is_end_to_end_error(kind: u8) -> bool {
+    is_error(kind) && kind != 5
+}
+
+/// An ICMP message, or its start if it is longer than there is room for.
+#[derive(Debug)]
+pub struct Message {
+    /// Its true length.
+    pub length: u32,
+    /// Its bytes. What lies behind its length is old memory.
+    pub bytes: [u8; CAPACITY],
+}
+
+impl Message {
+    /// The tuple of the quoted packet, as it was on the wire where the error was made. `None` if this is no error, or the quote is not
+    /// whole or of nothing that the router translates.
+    #[inline(always)]
+    pub fn quoted(&self) -> Option<FlowKey<Ipv4>> {
+        let [first, _] = self.word(QUOTE);
+        let l4 = self.l4();
+        if !is_end_to_end_error(self.bytes[0]) || first >> 4 != 4 || first & 0x0f < 5 {
+            return None;
+        }
+        if self.length < (l4 + MINIMUM_QUOTED) as u32
+            // There are no ports in a later fragment.
+            || u16::from_be_bytes(self.word(QUOTE_FRAGMENT)) & FRAGMENT_OFFSET != 0
+        {
+            return None;
+        }
+        let protocol = self.protocol()?;
+        let (source_port, destination_port) = match protocol {
+            Protocol::Tcp | Protocol::Udp => (Port(self.word(l4)), Port(self.word(l4 + 2))),
+            Protocol::Icmp => match self.word(l4) {
+                [8, 0] => (Port(self.word(l4 + ICMP_IDENTIFIER)), Port([0, 0])),
+                [0, 0] => (Port([0, 0]), Port(self.word(l4 + ICMP_IDENTIFIER))),
+                _ => return None,
+            },
+        };
+        let source = self.address(QUOTE_SOURCE);
+        let destination = self.address(QUOTE_DESTINATION);
+        Some(FlowKey::new(protocol, source, source_port, destination, destination_port))
+    }
+
+    /// Turns the quote into what the router had received, and keeps all checksums as right as they were. `rewrite` is that of the
+    /// flow which the error travels with: of packets that answer the quoted one. [`quoted`](Self::quoted) has found the quote good.
+    #[inline(always)]
+    pub fn translate(&mut self, rewrite: &Rewrite<Ipv4>) {
+        let Some(protocol) = self.protocol() else { return };
+        let l4 = self.l4();
+        let addresses = self
+            .set_address(QUOTE_SOURCE, rewrite.destination)
+            .plus(self.set_address(QUOTE_DESTINATION, rewrite.source));
+        let header = addresses.delta().apply(self.word(QUOTE_CHECKSUM));
+        let header = self.replace(QUOTE_CHECKSUM, header);
+        let ports = match protocol {
+            Protocol::Tcp | Protocol::Udp => {
+                self.replace(l4, rewrite.destination_port.0).plus(self.replace(l4 + 2, rewrite.source_port.0))
+            }
+            Protocol::Icmp => {
+                // One of the two is zero, see `FlowKey`.
+                let ([a, b], [c, d]) = (rewrite.destination_port.0, rewrite.source_port.0);
+                self.replace(l4 + ICMP_IDENTIFIER, [a | c, b | d])
+            }
+        };
+        let transport = match protocol {
+            Protocol::Tcp if self.length < (l4 + TCP_CHECKSUM + 2) as u32 => Sum::ZERO,
+            Protocol::Tcp => {
+                let new = addresses.plus(ports).delta().apply(self.word(l4 + TCP_CHECKSUM));
+                self.replace(l4 + TCP_CHECKSUM, new)
+            }
+            Protocol::Udp => {
+                let new = addresses.plus(ports).delta().apply_udp(self.word(l4 + UDP_CHECKSUM));
+                self.replace(l4 + UDP_CHECKSUM, new)
+            }
+            Protocol::Icmp => {
+                let new = ports.delta().apply(self.word(l4 + ICMP_CHECKSUM));
+                self.replace(l4 + ICMP_CHECKSUM, new)
+            }
+        };
+        let change = addresses.plus(header).plus(ports).plus(transport);
+        let new = change.delta().apply(self.word(CHECKSUM));
+        self.put(CHECKSUM, new);
+    }
+
+    /// Where the quoted packet's transport header is.
+    #[inline(always)]
+    const fn l4(&self) -> usize {
+        QUOTE + (self.bytes[QUOTE] & 0x0f) as usize * 4
+    }
+
+    #[inline(always)]
+    const fn protocol(&self) -> Option<Protocol> {
+        Protocol::from_number(self.bytes[QUOTE_PROTOCOL + 1])
+    }
+
+    /// The word at an even offset.
+    #[inline(always)]
+    const fn word(&self, at: usize) -> [u8; 2] {
+        let at = at & (CAPACITY - 2);
+        [self.bytes[at], self.bytes[at + 1]]
+    }
+
+    #[inline(always)]
+    const fn put(&mut self, at: usize, new: [u8; 2]) {
+        let at = at & (CAPACITY - 2);
+        [self.bytes[at], self.bytes[at + 1]] = new;
+    }
+
+    /// Replaces the word at an even offset; what that adds to checksums.
+    #[inline(always)]
+    const fn replace(&mut self, at: usize, new: [u8; 2]) -> Sum {
+        let change = Sum::ZERO.remove(self.word(at)).add(new);
+        self.put(at, new);
+        change
+    }
+
+    #[inline(always)]
+    const fn address(&self, at: usize) -> Ipv4 {
+        let ([a, b], [c, d]) = (self.word(at), self.word(at + 2));
+        Ipv4([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn set_address(&mut self, at: usize, new: Ipv4) -> Sum {
+        let change = new.sum().minus(self.address(at).sum());
+        let [a, b, c, d] = new.0;
+        self.put(at, [a, b]);
+        self.put(at + 2, [c, d]);
+        change
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A packet to be quoted: an IP header of `ihl` words, and what follows.
+    fn packet(protocol: Protocol, ihl: u8, key: &FlowKey<Ipv4>, payload: &[u8], checksum: bool) -> Vec<u8> {
+        let mut l4 = match protocol {
+            Protocol::Tcp => [&key.source_port.0[..], &key.destination_port.0, &[7; 16]].concat(),
+            Protocol::Udp => [&key.source_port.0[..], &key.destination_port.0, &[0, 0, 0, 0]].concat(),
+            Protocol::Icmp if key.destination_port.number() == 0 => {
+                [&[8, 0, 0, 0][..], &key.source_port.0, &[0, 1]].concat()
+            }
+            Protocol::Icmp => [&[0, 0, 0, 0][..], &key.destination_port.0, &[0, 1]].concat(),
+        };
+        l4.extend_from_slice(payload);
+        let length = l4.len() as u16;
+        if protocol == Protocol::Udp {
+            l4[4..6].copy_from_slice(&length.to_be_bytes());
+        }
+        let at = match protocol {
+            Protocol::Tcp => TCP_CHECKSUM,
+            Protocol::Udp => UDP_CHECKSUM,
+            Protocol::Icmp => ICMP_CHECKSUM,
+        };
+        l4[at..at + 2].fill(0);
+        if checksum {
+            let pseudo = match protocol {
+                Protocol::Icmp => Sum::ZERO,
+                Protocol::Tcp | Protocol::Udp => key
+                    .source
+                    .sum()
+                    .plus(key.destination.sum())
+                    .add([0, protocol as u8])
+                    .add(length.to_be_bytes()),
+            };
+            let mut sum = pseudo.add_bytes(&l4).checksum();
+            if protocol == Protocol::Udp && sum == [0, 0] {
+                sum = [0xff, 0xff];
+            }
+            l4[at..at + 2].copy_from_slice(&sum);
+        }
+        let mut ip = vec![0; usize::from(ihl) * 4];
+        ip[0] = 0x40 | ihl;
+        ip[2..4].copy_from_slice(&(u16::from(ihl) * 4 + length).to_be_bytes());
+        ip[8] = 1;
+        ip[9] = protocol as u8;
+        ip[12..16].copy_from_slice(&key.source.0);
+        ip[16..20].copy_from_slice(&key.destination.0);
+        ip[20..].fill(1);
+        let sum = Sum::ZERO.add_bytes(&ip).checksum();
+        ip[10..12].copy_from_slice(&sum);
+        [ip, l4].concat()
+    }
+
+    fn error(quote: &[u8]) -> Message {
+        let mut bytes = [0xee; CAPACITY];
+        bytes[..8].copy_from_slice(&[11, 0, 0, 0, 0, 0, 0, 0]);
+        bytes[8..8 + quote.len()].copy_from_slice(quote);
+        let length = 8 + quote.len();
+        let sum = Sum::ZERO.add_bytes(&bytes[..length]).checksum();
+        bytes[2..4].copy_from_slice(&sum);
+        Message { length: length as u32, bytes }
+    }
+
+    fn key(protocol: Protocol) -> FlowKey<Ipv4> {
+        let port = Port::new(if protocol == Protocol::Icmp { 0 } else { 443 });
+        FlowKey::new(protocol, Ipv4([10, 0, 0, 1]), Port::new(5000), Ipv4([192, 0, 2, 1]), port)
+    }
+
+    #[test]
+    fn only_whole_quotes_of_what_is_translated_count() {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
+            let quote = packet(protocol, 5, &key(protocol), &[], true);
+            assert_eq!(error(&quote[..28]).quoted(), Some(key(protocol)));
+            assert_eq!(error(&quote[..27]).quoted(), None, "too short");
+            let options = packet(protocol, 15, &key(protocol), &[], true);
+            assert_eq!(error(&options[..68]).quoted(), Some(key(protocol)));
+            assert_eq!(error(&options[..67]).quoted(), None, "too short, with options");
+            for (at, byte, what) in [
+                (0, 0x65, "version"),
+                (0, 0x44, "header length"),
+                (7, 1, "a later fragment"),
+                (6, 0x10, "a later fragment"),
+                (9, 47, "GRE"),
+                (9, 4, "IPIP"),
+            ] {
+                let mut quote = quote.clone();
+                quote[at] = byte;
+                assert_eq!(error(&quote).quoted(), None, "{what}");
+            }
+            let mut first = quote.clone();
+            first[6] = 0x20;
+            assert_eq!(error(&first).quoted(), Some(key(protocol)), "a first fragment has ports");
+            for kind in 0..=u8::MAX {
+                let mut message = error(&quote);
+                message.bytes[0] = kind;
+                assert_eq!(message.quoted().is_some(), matches!(kind, 3 | 4 | 11 | 12), "type {kind}");
+            }
+        }
+        let mut quote = packet(Protocol::Icmp, 5, &key(Protocol::Icmp), &[], true);
+        quote[20] = 13;
+        assert_eq!(error(&quote).quoted(), None, "ICMP, but no echo");
+    }
+
+    /// Every checksum that there is, both zeros among them: before, after, and of the message.
+    #[test]
+    fn both_zeros_come_out_as_from_scratch() {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
+            let sent = key(protocol);
+            let translated =
+                sent.between(Ipv4([10, 9, 8, 7]), Port::new(6000), sent.destination, sent.destination_port);
+            for word in 0..=u16::MAX {
+                let mut message = error(&packet(protocol, 5, &translated, &word.to_be_bytes(), true));
+                message.translate(&Rewrite::to(&sent.reversed()));
+                let wanted = error(&packet(protocol, 5, &sent, &word.to_be_bytes(), true));
+                assert_eq!(message.bytes, wanted.bytes, "{protocol:?} {word:#x}");
+            }
+        }
+    }
+
+    fn protocols() -> impl Strategy<Value = Protocol> {
+        prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Icmp)]
+    }
+
+    proptest! {
+        /// The error about a translated packet becomes, byte for byte, the error about the packet before it was translated.
+        #[test]
+        fn the_quote_becomes_what_was_sent(
+            protocol in protocols(),
+            ihl in 5..=15_u8,
+            (sent, translated) in any::<([u8; 12], [u8; 12])>(),
+            reply in any::<bool>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..600),
+            checksum in any::<bool>(),
+            quoted in 8..700_usize,
+        ) {
+            let key = |bytes: [u8; 12]| {
+                let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+                let (mut source, mut destination) = (Port([i, j]), Port([k, l]));
+                if protocol == Protocol::Icmp {
+                    *if reply { &mut source } else { &mut destination } = Port([0, 0]);
+                    // A reply with the identifier 0 is not translated.
+                    if reply && destination.number() == 0 { destination = Port([0, 1]) }
+                }
+                FlowKey::new(protocol, Ipv4([a, b, c, d]), source, Ipv4([e, f, g, h]), destination)
+            };
+            let (sent, translated) = (key(sent), key(translated));
+            // Only UDP may do without.
+            let checksum = checksum || protocol != Protocol::Udp;
+            let quote = |key| {
+                let packet = packet(protocol, ihl, key, &payload, checksum);
+                let length = packet.len().min(usize::from(ihl) * 4 + quoted);
+                error(&packet[..length])
+            };
+            let mut message = quote(&translated);
+            prop_assert_eq!(message.quoted(), Some(translated));
+            message.translate(&Rewrite::to(&sent.reversed()));
+            prop_assert_eq!(message.quoted(), Some(sent));
+            let wanted = quote(&sent);
+            // A UDP checksum of zero comes in one way and may be computed in another; both were made from scratch.
+            prop_assert_eq!(message.length, wanted.length);
+            prop_assert_eq!(&message.bytes[..], &wanted.bytes[..]);
+        }
+
+        /// Whatever it is, nothing behind the head is touched, and a message that was intact stays so.
+        #[test]
+        fn any_bytes_do_no_harm(
+            bytes in proptest::collection::vec(any::<u8>(), CAPACITY),
+            length in 8..=CAPACITY,
+            protocol in protocols(),
+            rewrite in any::<[u8; 12]>(),
+        ) {
+            let mut message = Message { length: length as u32, bytes: bytes.try_into().expect("its length") };
+            message.bytes[0] = 3;
+            message.bytes[QUOTE] = 0x40 | message.bytes[QUOTE] & 0x0f;
+            message.bytes[QUOTE_FRAGMENT..QUOTE_FRAGMENT + 2].fill(0);
+            message.bytes[QUOTE_PROTOCOL + 1] = protocol as u8;
+            message.bytes[CHECKSUM..CHECKSUM + 2].fill(0);
+            let sum = Sum::ZERO.add_bytes(&message.bytes[..length]).checksum();
+            message.bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum);
+            let before = message.bytes;
+            let [a, b, c, d, e, f, g, h, i, j, k, l] = rewrite;
+            if message.quoted().is_some() {
+                message.translate(&Rewrite {
+                    source: Ipv4([a, b, c, d]),
+                    destination: Ipv4([e, f, g, h]),
+                    source_port: Port([i, j]),
+                    destination_port: Port([k, l]),
+                });
+            }
+            prop_assert_eq!(&before[HEAD.min(length)..], &message.bytes[HEAD.min(length)..]);
+            prop_assert!(Sum::ZERO.add_bytes(&message.bytes[..length]).is_intact());
+        }
+    }
+}

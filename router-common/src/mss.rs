@@ -1,0 +1,172 @@
+//! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a path takes.
+
+use crate::checksum::{Delta, Sum};
+
+/// Options take up to 40 bytes of a TCP header.
+pub const OPTIONS: usize = 40;
+/// A search takes at most so many steps.
+pub const STEPS: u32 = OPTIONS as u32;
+/// What the headers of a segment take of a packet: IPv4 and TCP without options.
+const HEADERS: u16 = 40;
+
+const END: u8 = 0;
+const NOTHING: u8 = 1;
+const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+
+/// The largest segment that fits the routes of both ways, of which 0 is not known; 0 if that says nothing.
+#[inline(always)]
+pub const fn for_routes(there: u16, back: u16) -> u16 {
+    let smaller = if there == 0 || (back != 0 && back < there) { back } else { there };
+    smaller.saturating_sub(HEADERS)
+}
+
+/// What lowering the size at this offset of the TCP header adds to the checksum. At an odd offset its bytes belong to two words, which
+/// comes to the same as one word with its bytes swapped.
+#[inline(always)]
+pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Delta {
+    let ([a, b], [c, d]) = (old, new);
+    if offset.is_multiple_of(2) {
+        Sum::ZERO.remove(old).add(new).delta()
+    } else {
+        Sum::ZERO.remove([b, a]).add([d, c]).delta()
+    }
+}
+
+/// A search for the size among the options of a TCP header.
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    /// The options. Longer than they can be, so that a masked offset is always within.
+    pub bytes: [u8; 64],
+    /// The length of the options.
+    pub length: u32,
+    /// Where to look next.
+    pub at: u32,
+    /// Where the size is, and 0 if nowhere.
+    found: u32,
+}
+
+impl Search {
+    /// Starts a search in options of this length, which are there already.
+    #[inline(always)]
+    pub const fn start(&mut self, length: u32) {
+        self.length = length;
+        self.at = 0;
+        self.found = 0;
+    }
+
+    /// Looks at one option; whether the search is over. Nothing is found in options that make no sense.
+    #[inline(always)]
+    pub const fn step(&mut self) -> bool {
+        let at = self.at;
+        if at >= self.length {
+            return true;
+        }
+        match self.byte(at) {
+            END => return true,
+            NOTHING => self.at = at + 1,
+            kind => {
+                let length = self.byte(at + 1) as u32;
+                if length < 2 || at + length > self.length {
+                    return true;
+                }
+                if kind == MAXIMUM_SEGMENT_SIZE {
+                    if length == 4 {
+                        self.found = at + 2;
+                    }
+                    return true;
+                }
+                self.at = at + length;
+            }
+        }
+        false
+    }
+
+    /// Where among the options the size is, and what it is.
+    #[inline(always)]
+    pub const fn found(&self) -> Option<(u32, [u8; 2])> {
+        // 0 is "not found": two bytes of the option come before the size.
+        match self.found {
+            0 => None,
+            at => Some((at, [self.byte(at), self.byte(at + 1)])),
+        }
+    }
+
+    #[inline(always)]
+    const fn byte(&self, at: u32) -> u8 {
+        self.bytes[at as usize & 63]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn search(options: &[u8]) -> Option<(u32, [u8; 2])> {
+        let mut search = Search { bytes: [2; 64], length: 9, at: 9, found: 9 };
+        search.bytes[..options.len()].copy_from_slice(options);
+        search.start(options.len() as u32);
+        let steps = (0..STEPS).find(|_| search.step());
+        assert!(steps.is_some() || search.at >= search.length, "not finished");
+        search.found()
+    }
+
+    #[test]
+    fn finds_the_size_wherever_it_is() {
+        assert_eq!(search(&[2, 4, 5, 180]), Some((2, [5, 180])));
+        assert_eq!(search(&[1, 2, 4, 5, 180]), Some((3, [5, 180])));
+        assert_eq!(search(&[3, 3, 7, 2, 4, 5, 180, 0]), Some((5, [5, 180])));
+        let nothing = [vec![1; 36], vec![2, 4, 5, 180]].concat();
+        assert_eq!(search(&nothing), Some((38, [5, 180])));
+    }
+
+    #[test]
+    fn finds_nothing_in_nonsense() {
+        for options in [
+            &[][..],
+            &[0, 2, 4, 5, 180],
+            &[2, 4, 5],
+            &[2, 3, 5, 180],
+            &[2, 0, 5, 180],
+            &[2],
+            &[8, 0, 2, 4, 5, 180],
+            &[8, 1, 2, 4, 5, 180],
+            &[8, 200, 2, 4, 5, 180],
+            &[1, 1, 1, 1],
+        ] {
+            assert_eq!(search(options), None, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_leave_room_for_headers() {
+        assert_eq!([for_routes(1500, 1400), for_routes(1400, 1500)], [1360, 1360]);
+        assert_eq!([for_routes(1500, 0), for_routes(0, 1500)], [1460, 1460], "one of them is not known");
+        assert_eq!([for_routes(0, 0), for_routes(40, 1500)], [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_options_are_searched_to_the_end(options in proptest::collection::vec(any::<u8>(), 0..=OPTIONS)) {
+            if let Some((at, value)) = search(&options) {
+                let at = at as usize;
+                prop_assert_eq!(&options[at - 2..at], &[2, 4]);
+                prop_assert_eq!(&options[at..at + 2], &value);
+            }
+        }
+
+        #[test]
+        fn checksums_follow_at_any_offset(
+            mut bytes in proptest::collection::vec(any::<u8>(), 60),
+            at in 20..58_usize,
+            new in any::<[u8; 2]>(),
+        ) {
+            bytes[0] = 1;
+            let before = Sum::ZERO.add_bytes(&bytes).checksum();
+            let old = [bytes[at], bytes[at + 1]];
+            bytes[at..at + 2].copy_from_slice(&new);
+            prop_assert_eq!(change(at as u32, old, new).apply(before), Sum::ZERO.add_bytes(&bytes).checksum());
+        }
+    }
+}
