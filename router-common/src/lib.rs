@@ -17,6 +17,7 @@ pub mod address;
 mod atomic;
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod packet;
 pub mod ports;
 pub mod punt;

@@ -103,6 +103,13 @@ impl Rewrite<Ipv4> {
         self.apply_ip(change.ip, headers);
     }
 
+    /// Rewrites a fragment, other than the first, of a packet with the tuple `from`: addresses, the IPv4 checksum, and the TTL one less. The
+    /// transport checksum is in the first.
+    #[inline(always)]
+    pub fn apply_fragment(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; L4]) {
+        self.apply_ip(self.change(from).ip, headers);
+    }
+
     #[inline(always)]
     fn apply_ports<const N: usize>(&self, headers: &mut [u8; N]) {
         *field::<L4, 2, _>(headers) = self.source_port.0;
