@@ -3,7 +3,7 @@
 
 use aya_log_ebpf::debug;
 use router_common::{
-    flow::{Direction, Protocol},
+    flow::{Direction, NextHop, Protocol},
     packet::{Packet, tcp},
     reason::Reason,
     session::{Connection, Segment, reset_is_in_window},
@@ -54,15 +54,32 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         count_for_rule(work, tag);
         return Err(punt::to_daemon(&work.frame, packet.ip_length).into());
     }
-    if packet.ip_length > next_hop.mtu {
-        return Err(Reason::TooBig.into());
-    }
+    may_leave(work, packet, &next_hop)?;
     if fast {
         slot.entry.set_next_hop(&next_hop);
     } else {
         slot.entry.forget_next_hop();
     }
+    if packet.ip_length > next_hop.mtu {
+        translate(work, packet, &rewrite)?;
+        count_for_rule(work, tag);
+        return Err(punt::to_be_split(&work.frame, packet.ip_length, next_hop.mtu).into());
+    }
     send(work, packet, &rewrite, &next_hop, tag, reason)
+}
+
+/// Whether the next hop takes a packet, or somebody can split it.
+///
+/// # Errors
+/// Why not.
+#[inline(always)]
+pub(crate) fn may_leave(work: &Work, packet: &Packet, next_hop: &NextHop) -> Result<(), Reason> {
+    let fits = packet.ip_length <= next_hop.mtu;
+    if fits || (!packet.dont_fragment && work.settings.daemon_is_there(flows::now())) {
+        Ok(())
+    } else {
+        Err(Reason::TooBig)
+    }
 }
 
 /// Has the session's state follow a packet; whether the next packet of this flow is the fast path's.

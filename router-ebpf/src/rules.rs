@@ -61,6 +61,13 @@ pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
     RULE_SETS.get(router_common::rules::bank(version))
 }
 
+/// Whether an address is one of this machine's.
+#[inline(always)]
+pub(crate) fn is_own(address: Ipv4) -> bool {
+    // SAFETY: only whether the address is there matters.
+    unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
+}
+
 /// Finds the rule by which a packet without a session may open one.
 ///
 /// # Errors
@@ -77,8 +84,7 @@ pub(crate) fn find(
     if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
         return Err(Reason::Platform);
     }
-    // SAFETY: only whether the address is there matters.
-    let found = if unsafe { LOCAL_ADDRESSES.get(key.destination) }.is_some() {
+    let found = if is_own(key.destination) {
         find_forward(packet, version, random, counters)
     } else {
         find_masquerade(packet, version, rule_set)

@@ -6,6 +6,7 @@
 mod checksums;
 mod counters;
 mod forward;
+mod fragments;
 mod log;
 mod masquerade;
 mod packets;
