@@ -214,7 +214,7 @@ impl Datagram {
         if length != 0 && fragment.end() > length {
             return Coverage::Bad;
         }
-        let (mut at, stop) = (u32::from(fragment.offset / UNIT), fragment.end().div_ceil(UNIT as u32));
+        let (mut at, stop) = (u32::from(fragment.offset / UNIT), fragment.end().div_ceil(u32::from(UNIT)));
         let units = stop.wrapping_sub(at);
         for _ in 0..WORDS {
             if at >= stop {
@@ -232,7 +232,7 @@ impl Datagram {
         let come = Atomic::new(&self.come).add(units).wrapping_add(units);
         // Asked again: whoever is last to add finds it.
         let length = end.load();
-        if length != 0 && come == length.div_ceil(UNIT as u32) {
+        if length != 0 && come == length.div_ceil(u32::from(UNIT)) {
             Coverage::Complete
         } else {
             Coverage::Partial

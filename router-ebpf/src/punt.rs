@@ -1,6 +1,9 @@
 //! Handing packets to the daemon.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_load_bytes, macros::map, maps::RingBuf};
+use aya_ebpf::{
+    EbpfContext as _, bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_xdp_load_bytes, macros::map,
+    maps::RingBuf,
+};
 use router_common::{
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
     punt::{CAPACITY, Kind, Record},
@@ -11,7 +14,9 @@ use crate::frame::XdpFrame;
 
 /// Packets for the daemon, which reads them: room for nearly 300.
 #[map]
-static PUNTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static PUNTS: RingBuf = RingBuf::with_byte_size(SIZE, 0);
+
+const SIZE: u32 = 1 << 20;
 
 /// Why a packet could not be handed over.
 enum Failure {
@@ -79,7 +84,9 @@ pub(crate) fn to_be_split(frame: &XdpFrame, ip_length: u16, mtu: u16) -> Reason 
 /// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether it was.
 #[inline(always)]
 pub(crate) fn to_be_held(frame: &XdpFrame, ip_length: u16) -> bool {
-    put::<CAPACITY>(frame, ip_length, Kind::Hold, frame.ingress_index()).is_ok()
+    // Anybody can send these, as many as they like: half of the room is for packets that have been judged.
+    PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
+        && put::<CAPACITY>(frame, ip_length, Kind::Hold, frame.ingress_index()).is_ok()
 }
 
 /// Tells the daemon that fragments of the same datagram as this one need not be held any longer.

@@ -454,3 +454,22 @@ fn fragments_wait_for_a_cold_neighbour_too() {
     let seen = assemble(&out);
     assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (TARGET, 53)));
 }
+
+/// Nobody reads the ring: half of it stays free of what anybody can send.
+#[test]
+fn early_ones_leave_room_in_the_ring() {
+    let (mut world, mut ring) = with_daemon();
+    let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
+    for id in 0..1000_u16 {
+        let early = changed(&frames[1], |frame| frame[18..20].copy_from_slice(&id.to_be_bytes()));
+        is(&world.run(&early), Verdict::Drop, Reason::FragmentEarly);
+    }
+    ip("neigh del 10.0.2.65 dev eth0");
+    for _ in 0..100 {
+        is(&world.run(&query(10).build()), Verdict::Drop, Reason::Resolving);
+    }
+    let kinds: Vec<_> = std::iter::from_fn(|| next(&mut ring)).map(|record| record.kind).collect();
+    let held = kinds.iter().filter(|kind| **kind == Kind::Hold).count();
+    assert!((100..=150).contains(&held), "{held} of 1000 are held");
+    assert_eq!(kinds.len() - held, 100);
+}
