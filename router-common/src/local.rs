@@ -126,6 +126,7 @@ mod tests {
             sequence: [0; 4],
             acknowledgement: [0; 4],
             dont_fragment: false,
+            is_fragment: false,
         }
     }
 
