@@ -81,11 +81,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let tag = slot.tag();
     rewrite.apply_addresses(&flow, packet::Frame::bytes_mut(&mut work.frame, 0).ok_or(Reason::Internal)?);
     count_for_rule(work, tag);
-    if unresolved {
-        return Err(punt::to_daemon(&work.frame, fragment.ip_length()).into());
-    }
-    if too_big {
-        return Err(punt::to_be_split(&work.frame, fragment.ip_length(), next_hop.mtu).into());
+    if unresolved || too_big {
+        return Err(punt::to_daemon(&work.frame, fragment.ip_length(), &next_hop).into());
     }
     address(work, &next_hop)?;
     Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })

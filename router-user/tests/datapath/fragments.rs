@@ -168,15 +168,13 @@ fn rule_and_session_count_every_fragment() {
 fn out_of_order_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
     // To this machine's address the kernel gets them, too; a masqueraded one is for nobody here.
-    for (packet, verdict, reason, source, destination) in [
-        (query(5000), Verdict::Pass, Reason::Fragment, (ROUTER, 5000), (TARGET, 53)),
-        (
-            udp_packet(CLIENT, (OTHER, 99), &payload(5000)),
-            Verdict::Drop,
-            Reason::FragmentEarly,
-            (ROUTER, 5000),
-            (OTHER, 99),
-        ),
+    let to = |source, destination| udp_packet(source, destination, &payload(5000));
+    let own = (Verdict::Pass, Reason::Fragment);
+    let others = (Verdict::Drop, Reason::FragmentEarly);
+    for (packet, (verdict, reason), first_reason, source, destination) in [
+        (to(CLIENT, LISTEN), own, Reason::Opened, (ROUTER, 5000), (TARGET, 53)),
+        (to((TARGET, 53), (ROUTER, 5000)), own, Reason::Forwarded, LISTEN, CLIENT),
+        (to(CLIENT, (OTHER, 99)), others, Reason::Opened, (ROUTER, 5000), (OTHER, 99)),
     ] {
         let mut frames = fragments(&packet, 9, 1500);
         let first = frames.remove(0);
@@ -190,7 +188,7 @@ fn out_of_order_through_the_daemon() {
             held.push(record);
         }
         let ran = world.run(&first);
-        is(&ran, Verdict::Tx, Reason::Opened);
+        is(&ran, Verdict::Tx, first_reason);
         let notice = next(&mut ring).expect("a notice");
         assert_eq!((notice.kind, &notice.packet[..]), (Kind::Release, &first[14..34]));
         assert!(next(&mut ring).is_none());
