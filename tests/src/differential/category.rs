@@ -59,7 +59,8 @@ pub(super) const ENABLED: &[Category] = &[
     Category::Local,
     Category::OutOfState,
     Category::Protocol,
-    // Not yet: IcmpError, Ttl, Mtu, Fragment, IpOptions, Malformed, Martian. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::IcmpError,
+    // Not yet: Ttl, Mtu, Fragment, IpOptions, Malformed, Martian. `LAB_CATEGORIES=Ttl` adds one to a run.
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.
