@@ -60,7 +60,9 @@ pub(super) const ENABLED: &[Category] = &[
     Category::OutOfState,
     Category::Protocol,
     Category::IcmpError,
-    // Not yet: Ttl, Mtu, Fragment, IpOptions, Malformed, Martian. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::Malformed,
+    Category::Martian,
+    // Not yet: Ttl, Mtu, Fragment, IpOptions. `LAB_CATEGORIES=Ttl` adds one to a run.
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.

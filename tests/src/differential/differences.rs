@@ -78,6 +78,18 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "reserved addresses",
+        category: Category::Martian,
+        reason: "a source in 240.0.0.0/4 is a martian (RFC 1812 5.3.7); Linux takes these for addresses like others",
+        applies: |case| {
+            case.steps
+                .iter()
+                .all(|step| step.source.is_some_and(|source| source.ip().octets()[0] >> 4 == 0xf))
+                && !case.oracle.is_empty()
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "fragments of what never is complete",
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
