@@ -9,14 +9,20 @@ use libfuzzer_sys::fuzz_target;
 use router_common::{
     address::{Ipv4, Port},
     flow::{FlowKey, Protocol},
-    packet::{Frame, Packet, TCP_HEADERS, parse},
+    fragment::{Coverage, Datagram, Fragment, split},
+    packet::{Frame, Packet, TCP_HEADERS, parse, parse_leading},
+    reason::Reason,
     rewrite::Rewrite,
 };
 
 fuzz_target!(|data: &[u8]| {
     // The first bytes choose the new tuple, the rest is the frame.
     let Some((tuple, frame)) = data.split_first_chunk::<12>() else { return };
-    let Ok(packet) = parse(frame) else { return };
+    let packet = match parse(frame) {
+        Ok(packet) => packet,
+        Err(Reason::Fragment) => return fragment(frame, u16::from_ne_bytes([tuple[0], tuple[1]])),
+        Err(_) => return,
+    };
     assert!(usize::from(packet.ip_length) + 14 <= frame.len());
 
     let to = new_key(&packet, tuple);
@@ -38,6 +44,42 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 });
+
+/// A fragment lies within its datagram and comes once; its pieces for a link that takes `mtu` bytes lie where it did.
+fn fragment(frame: &[u8], mtu: u16) {
+    let Ok(fragment) = Fragment::parse(frame) else { return };
+    assert!(fragment.end() <= 65_515);
+    assert!(usize::from(fragment.ip_length()) + 14 <= frame.len());
+    let nobody = Ipv4([0; 4]);
+    let flow = FlowKey::new(fragment.protocol, nobody, Port([0; 2]), nobody, Port([0; 2]));
+    let flow = match parse_leading(frame) {
+        Ok(packet) => {
+            assert!(packet.is_fragment && fragment.is_first());
+            packet.key
+        }
+        Err(reason) => {
+            assert!(!fragment.is_first() || matches!(reason, Reason::FragmentBad | Reason::IcmpOther));
+            flow
+        }
+    };
+    let datagram = Datagram::new(flow, Reason::Forwarded, 0);
+    assert_eq!(datagram.cover(&fragment, 0), Coverage::Partial);
+    assert_eq!(datagram.cover(&fragment, 0), Coverage::Bad);
+
+    let whole = Datagram::new(flow, Reason::Forwarded, 0);
+    let mut end = u32::from(fragment.offset);
+    for (header, data) in split(&frame[14..], mtu).into_iter().flatten() {
+        let piece = [&frame[..14], &header, data].concat();
+        assert!(piece.len() - 14 <= usize::from(mtu));
+        assert_eq!(sum(&[&header]), 0xffff);
+        // Between the header of TCP and its rest a narrow link may cut, which the next router need not like.
+        let Ok(piece) = Fragment::parse(&piece[..]) else { return };
+        assert_eq!((piece.key, u32::from(piece.offset)), (fragment.key, end));
+        assert_eq!(whole.cover(&piece, 0), Coverage::Partial);
+        end = piece.end();
+    }
+    assert!(end == fragment.end() || end == u32::from(fragment.offset));
+}
 
 /// A tuple from arbitrary bytes that the router could have chosen: an echo keeps its one identifier, a reply's is not 0.
 fn new_key(packet: &Packet, bytes: &[u8; 12]) -> FlowKey<Ipv4> {

@@ -18,6 +18,7 @@ pub mod answer;
 mod atomic;
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod icmp;
 pub mod local;
 pub mod mss;

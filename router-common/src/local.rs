@@ -127,6 +127,7 @@ mod tests {
             sequence: [0; 4],
             acknowledgement: [0; 4],
             dont_fragment: false,
+            is_fragment: false,
         }
     }
 

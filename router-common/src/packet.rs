@@ -28,7 +28,8 @@ pub(crate) const IPV4_DESTINATION: usize = ETHERNET_LENGTH + 16;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791 3.1).
 const FRAGMENT_MASK: u16 = 0x3fff;
-const DONT_FRAGMENT: u16 = 0x4000;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO_REQUEST: u8 = 8;
 
@@ -144,6 +145,8 @@ pub struct Packet {
     pub acknowledgement: [u8; 4],
     /// Whether its sender asked not to fragment it.
     pub dont_fragment: bool,
+    /// Whether it is the first fragment of a packet, and not all of it: only [`parse_leading`] reads such.
+    pub is_fragment: bool,
 }
 
 impl Packet {
@@ -166,12 +169,43 @@ impl Packet {
 /// been written yet, and this machine's own stack knows best what to do with it.
 #[inline(always)]
 pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
+    read(frame, false)
+}
+
+/// Reads a frame that may be the first fragment of a packet. That has ports like a whole packet, and its checksum changes like a whole
+/// packet's.
+///
+/// # Errors
+/// As [`parse`]; and a first fragment that has not all of the least transport header is to be dropped (RFC 1858).
+#[inline(always)]
+pub fn parse_leading(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
+    read(frame, true)
+}
+
+/// What an IPv4 packet in so short a frame is: the end of a datagram, or cut off.
+#[inline(always)]
+fn short(frame: &(impl Frame + ?Sized)) -> Reason {
+    match frame.bytes::<L4>(0) {
+        Some(headers)
+            if headers[ETHERNET_LENGTH] == 0x45
+                && usize::from(u16::from_be_bytes([headers[16], headers[17]]))
+                    <= frame.length() - ETHERNET_LENGTH
+                && u16::from_be_bytes([headers[20], headers[21]]) & FRAGMENT_MASK != 0 =>
+        {
+            Reason::Fragment
+        }
+        _ => Reason::Truncated,
+    }
+}
+
+#[inline(always)]
+fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> {
     let ethernet: &[u8; ETHERNET_LENGTH] = frame.bytes(0).ok_or(Reason::Truncated)?;
     if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
         return Err(Reason::NotIpv4);
     }
     // No IP packet with a transport header is shorter than this.
-    let headers: &[u8; UDP_HEADERS] = frame.bytes(0).ok_or(Reason::Truncated)?;
+    let Some(headers) = frame.bytes::<UDP_HEADERS>(0) else { return Err(short(frame)) };
     let ip = |at: usize| headers[ETHERNET_LENGTH + at];
     if ip(0) != 0x45 {
         return Err(if ip(0) >> 4 == 4 && ip(0) & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
@@ -185,7 +219,8 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
         return Err(Reason::BadChecksum);
     }
     let fragment = u16::from_be_bytes([ip(6), ip(7)]);
-    if fragment & FRAGMENT_MASK != 0 {
+    let is_fragment = fragment & FRAGMENT_MASK != 0;
+    if is_fragment && !(leading && fragment & FRAGMENT_MASK == MORE_FRAGMENTS) {
         return Err(Reason::Fragment);
     }
     let protocol = Protocol::from_number(ip(9)).ok_or(Reason::UnsupportedProtocol)?;
@@ -195,7 +230,7 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
         Protocol::Icmp => ICMP_HEADERS,
     };
     if usize::from(ip_length) < minimum - ETHERNET_LENGTH {
-        return Err(Reason::Malformed);
+        return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
     }
     let l4 = |at: usize| headers[L4 + at];
     let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
@@ -207,13 +242,14 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
             tcp_flags = rest[5];
             let header_length = u16::from(rest[4] >> 4) * 4;
             if header_length < 20 || header_length > ip_length - IPV4_LENGTH as u16 {
-                return Err(Reason::Malformed);
+                return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
             }
             (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
         }
         Protocol::Udp => {
             let length = u16::from_be_bytes([l4(4), l4(5)]);
-            if length < 8 || length > ip_length - IPV4_LENGTH as u16 {
+            // A first fragment says how long the whole is.
+            if length < 8 || (!is_fragment && length > ip_length - IPV4_LENGTH as u16) {
                 return Err(Reason::Malformed);
             }
             (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
@@ -236,5 +272,6 @@ pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
         sequence,
         acknowledgement,
         dont_fragment: fragment & DONT_FRAGMENT != 0,
+        is_fragment,
     })
 }

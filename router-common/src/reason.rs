@@ -45,6 +45,15 @@ macro_rules! reasons {
             /// Every reason, in the order of the numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
+            /// The reason with this number.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+
             /// What becomes of a packet for this reason.
             #[inline(always)]
             pub const fn action(self) -> Action {
@@ -105,7 +114,7 @@ reasons! {
     31 FragmentationNeeded "fragmentation_needed" Answer "Larger than the next hop's MTU and not to be fragmented; its sender was told (ICMP fragmentation needed).";
     32 Rejected "rejected" Answer "No SNAT port is free towards this target, and the client was told (TCP reset or ICMP unreachable).";
     33 Fragmenting "fragmenting" Punt "Larger than the next hop's MTU: the daemon sends it in fragments.";
-    34 FragmentEarly "fragment_early" Punt "A fragment that came before its packet's first: the daemon keeps it for a moment.";
+    34 FragmentEarly "fragment_early" Punt "A fragment that came before its packet's first: the daemon, if it is there, keeps it for a moment.";
     35 FragmentBad "fragment_bad" Drop "A fragment that overlaps another, reaches beyond 65,535 bytes, or is too small to tell whose it is.";
     36 LocalDenied "local_denied" Drop "To this machine itself, from a rule's source, and neither a rule, the health port nor local.allow lets it.";
     37 Martian "martian" Drop "A source or destination address that no packet on a wire may have here: this machine's own, loopback, multicast or broadcast.";
@@ -127,6 +136,7 @@ mod tests {
     fn numbers_are_the_order_and_names_are_unique() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_number(index as u32), Some(*reason));
             let name = reason.as_str();
             assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{name}");
             assert_eq!(Reason::ALL.iter().filter(|other| other.as_str() == name).count(), 1, "{name}");

@@ -41,15 +41,10 @@ pub(crate) fn time_exceeded() -> Exit {
     ask(TIME_EXCEEDED, 0)
 }
 
-/// The packet is larger than its next hop takes.
+/// The packet is larger than its next hop takes, and must not be split.
 #[inline(always)]
-pub(crate) fn too_big(packet: &Packet, mtu: u16) -> Exit {
-    if packet.dont_fragment {
-        ask(TOO_BIG, mtu)
-    } else {
-        // The place for fragmentation, which is to come.
-        Reason::TooBig.into()
-    }
+pub(crate) fn too_big(mtu: u16) -> Exit {
+    ask(TOO_BIG, mtu)
 }
 
 /// The packet cannot open a session for want of a port: its sender is to know.

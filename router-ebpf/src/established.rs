@@ -43,13 +43,19 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
 /// Records a packet in its flow's entry.
 #[inline(always)]
 pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &Work) {
+    if packet.tcp_flags & packet::tcp::ACK != 0 {
+        entry.last_acknowledged = packet.acknowledgement;
+    }
+    touch(entry, work);
+}
+
+/// Records in a flow's entry that there was a packet.
+#[inline(always)]
+pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, work: &Work) {
     let now = flows::now();
     // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
     if entry.last_seen != now {
         entry.last_seen = now;
-    }
-    if packet.tcp_flags & packet::tcp::ACK != 0 {
-        entry.last_acknowledged = packet.acknowledgement;
     }
     entry.count(work.frame.length() as u32);
 }

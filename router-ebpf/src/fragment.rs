@@ -1,9 +1,112 @@
-//! Fragments.
+//! Fragments (RFC 791 3.2, RFC 4787 REQ-14).
+//!
+//! The first fragment of a datagram has ports, and is a packet of its flow like any other: it opens a session, or belongs to one. It
+//! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
+//! to this program again when the first has come.
 
-use router_common::reason::Reason;
+use router_common::{Stage, fragment::Fragment, packet, reason::Reason};
 
-use crate::{Outcome, Work};
+use crate::{
+    Exit, Outcome, Transmit, Work, datagrams,
+    established::{address, count_for_rule, touch},
+    flows, known, local, next_hop, punt, rules,
+};
 
-pub(crate) fn forward(_work: &mut Work) -> Outcome {
-    Err(Reason::Fragment.into())
+/// Forwards a fragment.
+#[inline(always)]
+pub(crate) fn forward(work: &mut Work) -> Outcome {
+    let fragment = Fragment::parse(&work.frame)?;
+    if fragment.is_first() { first(work, &fragment) } else { later(work, &fragment) }
+}
+
+#[inline(always)]
+fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
+    let packet = match packet::parse_leading(&work.frame) {
+        Ok(packet) => packet,
+        // An ICMP error is never that long (RFC 1812 4.3.2.3).
+        Err(Reason::IcmpOther) => return Err(Reason::Fragment.into()),
+        Err(reason) => return Err(reason.into()),
+    };
+    match flows::find(&packet.key, work.settings) {
+        Some(slot) => {
+            datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
+            known::forward(work, &packet, slot)
+        }
+        // If that opens a session, the fragment comes back here. If not, `left` notes it.
+        None => Err(Exit::To(Stage::Open)),
+    }
+}
+
+/// Has a datagram's later fragments leave for the same reason as the first, which opens no session.
+#[inline(always)]
+pub(crate) fn left(work: &Work, packet: &packet::Packet, reason: Reason) -> Reason {
+    match Fragment::parse(&work.frame) {
+        Ok(fragment) => match datagrams::begin(work, &fragment, &packet.key, reason) {
+            Ok(()) => reason,
+            Err(bad) => bad,
+        },
+        // It has been read before.
+        Err(reason) => reason,
+    }
+}
+
+#[inline(always)]
+fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
+    let Some(datagram) = datagrams::find(&fragment.key) else { return early(work, fragment) };
+    let (flow, verdict) = (datagram.flow, datagram.verdict);
+    datagrams::cover(fragment)?;
+    if verdict != Reason::Forwarded as u32 {
+        return Err(Reason::from_number(verdict).unwrap_or(Reason::Internal).into());
+    }
+    if fragment.ttl <= 1 {
+        return Err(Reason::TtlExpired.into());
+    }
+    // The session may have ended this moment.
+    let slot = flows::find(&flow, work.settings).ok_or(Reason::FragmentBad)?;
+    let rewrite = slot.entry.rewrite;
+    let next_hop = if slot.entry.is_resolved_in(work.settings.next_hop_generation) {
+        slot.entry.next_hop()
+    } else {
+        next_hop::resolve(work, fragment.protocol, rewrite.source, rewrite.destination)?
+    };
+    let unresolved = next_hop.pending != 0;
+    let too_big = !unresolved && fragment.ip_length() > next_hop.mtu;
+    if too_big && fragment.dont_fragment {
+        return Err(Reason::TooBig.into());
+    }
+    if (unresolved || too_big) && !work.settings.daemon_is_there(flows::now()) {
+        return Err(if unresolved { Reason::NeighbourUnresolved } else { Reason::TooBig }.into());
+    }
+    touch(&mut slot.entry, work);
+    let tag = slot.tag();
+    rewrite.apply_addresses(&flow, packet::Frame::bytes_mut(&mut work.frame, 0).ok_or(Reason::Internal)?);
+    count_for_rule(work, tag);
+    if unresolved {
+        return Err(punt::to_daemon(&work.frame, fragment.ip_length()).into());
+    }
+    if too_big {
+        return Err(punt::to_be_split(&work.frame, fragment.ip_length(), next_hop.mtu).into());
+    }
+    address(work, &next_hop)?;
+    Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })
+}
+
+/// A fragment that comes before its first, or whose first never comes.
+#[inline(always)]
+fn early(work: &Work, fragment: &Fragment) -> Outcome {
+    if work.settings.daemon_is_there(flows::now()) {
+        datagrams::hold(work, fragment);
+    }
+    // The kernel gets what may be its own, too, and puts it together with the first if it gets that. If it does not, it forgets about it
+    // without a word (RFC 1122 3.3.2: no error without the first fragment).
+    Err(if may_be_for_the_kernel(work, fragment) { Reason::Fragment } else { Reason::FragmentEarly }.into())
+}
+
+/// Whether a fragment of which is not known whose it is may be for this machine itself. Not from a source that may not reach everything
+/// here: what is then for a service that it is allowed is lost if it comes in the wrong order.
+#[inline(always)]
+fn may_be_for_the_kernel(work: &Work, fragment: &Fragment) -> bool {
+    let destination = fragment.key.destination;
+    (rules::is_local(destination) || !destination.is_unicast())
+        && !local::is_closed_out(work.settings.version, fragment.key.source)
 }

@@ -3,7 +3,7 @@
 
 use aya_log_ebpf::debug;
 use router_common::{
-    flow::{Direction, Protocol},
+    flow::{Direction, NextHop, Protocol},
     packet::{Packet, tcp},
     reason::Reason,
     session::{Connection, Segment, reset_is_in_window},
@@ -11,7 +11,7 @@ use router_common::{
 };
 
 use crate::{
-    Outcome, Work, answer, claim,
+    Exit, Outcome, Work, answer, claim,
     established::{count_for_rule, record, send, translate},
     flows, half_open, mss, next_hop, punt, stats,
 };
@@ -46,8 +46,8 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
             rewrite.destination_port.number()
         );
     }
-    if next_hop.pending == 0 && packet.ip_length > next_hop.mtu {
-        return Err(answer::too_big(packet, next_hop.mtu));
+    if next_hop.pending == 0 {
+        may_leave(work, packet, &next_hop)?;
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
     if next_hop.pending != 0 {
@@ -63,7 +63,29 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     } else {
         slot.entry.forget_next_hop();
     }
+    if packet.ip_length > next_hop.mtu {
+        translate(work, packet, &rewrite)?;
+        count_for_rule(work, tag);
+        return Err(punt::to_be_split(&work.frame, packet.ip_length, next_hop.mtu).into());
+    }
     send(work, packet, &rewrite, &next_hop, tag, reason)
+}
+
+/// Whether the next hop takes a packet, or somebody can split it.
+///
+/// # Errors
+/// Why not.
+#[inline(always)]
+pub(crate) fn may_leave(work: &Work, packet: &Packet, next_hop: &NextHop) -> Result<(), Exit> {
+    if packet.ip_length <= next_hop.mtu {
+        Ok(())
+    } else if packet.dont_fragment {
+        Err(answer::too_big(next_hop.mtu))
+    } else if work.settings.daemon_is_there(flows::now()) {
+        Ok(())
+    } else {
+        Err(Reason::TooBig.into())
+    }
 }
 
 /// Has the session's state follow a packet; whether the next packet of this flow is the fast path's.

@@ -3,13 +3,13 @@
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop, macros::map, maps::Array};
 use router_common::{
     AZURE_PLATFORM,
-    address::Port,
+    address::{Ipv4, Port},
     local::{Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, judge},
     packet::{self, Packet},
     reason::Reason,
 };
 
-use crate::{Outcome, Work, flows, rules, sockets};
+use crate::{Outcome, Work, flows, fragment, rules, sockets};
 
 /// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
 #[map]
@@ -18,7 +18,7 @@ static LOCAL_ALLOW: Array<Allow> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW a
 /// Passes a packet to this machine's own stack, or drops it.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
-    let parsed = packet::parse(&work.frame);
+    let parsed = packet::parse_leading(&work.frame);
     // Why it passes, if it does.
     let reason = match &parsed {
         Ok(_) => Reason::NotMatched,
@@ -38,8 +38,8 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
     {
         return Err(Reason::SessionOptions.into());
     }
-    if rule_set.others_are_closed == 0 && !rules::is_a_rules_source(version, source) {
-        return Err(reason.into());
+    if !is_closed_out(version, source) {
+        return Err(noted(work, &parsed, reason).into());
     }
     let allowed = match &parsed {
         Ok(packet) => {
@@ -63,7 +63,27 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         Err(Reason::IcmpOther) => packet::is_icmp_error(&work.frame),
         Err(_) => false,
     };
-    Err(if allowed { reason } else { Reason::LocalDenied }.into())
+    Err(noted(work, &parsed, if allowed { reason } else { Reason::LocalDenied }).into())
+}
+
+/// Whether a source is held to what is allowed by name.
+#[inline(always)]
+pub(crate) fn is_closed_out(version: u32, source: Ipv4) -> bool {
+    match rules::rule_set(version) {
+        Some(rule_set) if version != 0 => {
+            rule_set.others_are_closed != 0 || rules::is_a_rules_source(version, source)
+        }
+        _ => false,
+    }
+}
+
+/// What a packet leaves for; the later fragments of one that is the first of several do, too.
+#[inline(always)]
+fn noted(work: &Work, parsed: &Result<Packet, Reason>, reason: Reason) -> Reason {
+    match parsed {
+        Ok(packet) if packet.is_fragment => fragment::left(work, packet, reason),
+        _ => reason,
+    }
 }
 
 #[inline(always)]

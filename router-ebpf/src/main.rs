@@ -11,6 +11,7 @@
 
 mod answer;
 mod claim;
+mod datagrams;
 mod established;
 mod flows;
 mod fragment;

@@ -1,20 +1,32 @@
 //! New sessions: by which rule, and where to.
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use router_common::{Stage, packet, reason::Reason};
+use router_common::{
+    Stage,
+    packet::{self, Packet},
+    reason::Reason,
+};
 
-use crate::{Exit, Outcome, Work, answer, claim, flows, next_hop, rules};
+use crate::{Exit, Outcome, Work, answer, claim, flows, fragment, known, next_hop, rules};
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
-    let packet = packet::parse(&work.frame)?;
+    let packet = packet::parse_leading(&work.frame)?;
+    match decide_on(work, &packet) {
+        Err(Exit::Left(reason)) if packet.is_fragment => Err(fragment::left(work, &packet, reason).into()),
+        outcome => outcome,
+    }
+}
+
+#[inline(always)]
+fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     let version = work.settings.version;
     let rule_set = match rules::rule_set(version) {
         Some(rule_set) if version != 0 => rule_set,
         _ => return Err(Reason::NotConfigured.into()),
     };
-    let found = match rules::find(&packet, version, rule_set, random(), work.stats) {
+    let found = match rules::find(packet, version, rule_set, random(), work.stats) {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
@@ -29,10 +41,10 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         if !work.settings.daemon_is_there(flows::now()) {
             return Err(Reason::NeighbourUnresolved.into());
         }
-    } else if packet.ip_length > next_hop.mtu {
-        return Err(answer::too_big(&packet, next_hop.mtu));
+    } else {
+        known::may_leave(work, packet, &next_hop)?;
     }
-    claim::prepare(&packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
+    claim::prepare(packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
 }
 

@@ -1,45 +1,97 @@
 //! Handing packets to the daemon.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_load_bytes, macros::map, maps::RingBuf};
+use aya_ebpf::{
+    EbpfContext as _, bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_xdp_load_bytes, macros::map,
+    maps::RingBuf,
+};
 use router_common::{
-    packet::ETHERNET_LENGTH,
-    punt::{CAPACITY, Punt},
+    packet::{ETHERNET_LENGTH, IPV4_LENGTH},
+    punt::{CAPACITY, Kind, Record},
     reason::Reason,
 };
 
 use crate::frame::XdpFrame;
 
-/// Translated packets that wait for a neighbour: room for nearly 300. Read by the daemon.
+/// Packets for the daemon, which reads them: room for nearly 300.
 #[map]
-static PUNTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+static PUNTS: RingBuf = RingBuf::with_byte_size(SIZE, 0);
 
-/// Gives a translated packet to the daemon; the reason the packet leaves this program by.
+const SIZE: u32 = 1 << 20;
+
+/// Why a packet could not be handed over.
+enum Failure {
+    TooLong,
+    NoRoom,
+    Internal,
+}
+
+/// Puts the first `length` bytes of a frame's IP packet into a record with room for `ROOM`.
 #[inline(always)]
-pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16) -> Reason {
-    let length = usize::from(ip_length);
-    if length == 0 || length > CAPACITY {
-        return Reason::TooBig;
+fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32) -> Result<(), Failure> {
+    if length == 0 || usize::from(length) > ROOM {
+        return Err(Failure::TooLong);
     }
-    let Some(mut record) = PUNTS.reserve::<Punt>(0) else {
-        return Reason::NeighbourUnresolved;
-    };
+    let Some(mut record) = PUNTS.reserve::<Record<ROOM>>(0) else { return Err(Failure::NoRoom) };
     let punt = record.as_mut_ptr();
-    // SAFETY: `punt` points to a whole reserved record, and at most its packet's capacity is written. Bytes that are not
+    // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written. Bytes that are not
     // written are not read: the daemon goes by the length.
     let loaded = unsafe {
-        (&raw mut (*punt).length).write(length as u32);
-        bpf_xdp_load_bytes(
-            frame.context().as_ptr().cast(),
-            ETHERNET_LENGTH as u32,
-            (&raw mut (*punt).packet).cast(),
-            length as u32,
-        )
+        (&raw mut (*punt).kind).write(kind as u32);
+        (&raw mut (*punt).detail).write(detail);
+        // The length goes through memory, and is checked again: the verifier must see the check of the very value that is used, and
+        // the compiler checks a copy otherwise.
+        (&raw mut (*punt).length).write_volatile(u32::from(length));
+        match (&raw const (*punt).length).read_volatile() {
+            length if length > 0 && length <= ROOM as u32 => bpf_xdp_load_bytes(
+                frame.context().as_ptr().cast(),
+                ETHERNET_LENGTH as u32,
+                (&raw mut (*punt).packet).cast(),
+                length,
+            ),
+            _ => -1,
+        }
     };
     if loaded == 0 {
         record.submit(0);
-        Reason::Resolving
+        Ok(())
     } else {
         record.discard(0);
-        Reason::Internal
+        Err(Failure::Internal)
     }
+}
+
+/// Gives a translated packet whose next hop has no MAC address yet to the daemon; the reason the packet leaves this program by.
+#[inline(always)]
+pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16) -> Reason {
+    match put::<CAPACITY>(frame, ip_length, Kind::Send, 0) {
+        Ok(()) => Reason::Resolving,
+        Err(Failure::TooLong) => Reason::TooBig,
+        Err(Failure::NoRoom) => Reason::NeighbourUnresolved,
+        Err(Failure::Internal) => Reason::Internal,
+    }
+}
+
+/// Gives a translated packet to the daemon that is larger than the `mtu` of its next hop; the reason the packet leaves this program by.
+#[inline(always)]
+pub(crate) fn to_be_split(frame: &XdpFrame, ip_length: u16, mtu: u16) -> Reason {
+    match put::<CAPACITY>(frame, ip_length, Kind::Split, u32::from(mtu)) {
+        Ok(()) => Reason::Fragmenting,
+        Err(Failure::TooLong | Failure::NoRoom) => Reason::TooBig,
+        Err(Failure::Internal) => Reason::Internal,
+    }
+}
+
+/// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether it was.
+#[inline(always)]
+pub(crate) fn to_be_held(frame: &XdpFrame, ip_length: u16) -> bool {
+    // Anybody can send these, as many as they like: half of the room is for packets that have been judged.
+    PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
+        && put::<CAPACITY>(frame, ip_length, Kind::Hold, frame.ingress_index()).is_ok()
+}
+
+/// Tells the daemon that fragments of the same datagram as this one need not be held any longer.
+#[inline(always)]
+pub(crate) fn release(frame: &XdpFrame) {
+    // Without room those that are held are lost, as packets are.
+    let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, Kind::Release, 0);
 }

@@ -11,9 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::{
-    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
+    socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sockopt},
     time::TimeVal,
 };
+use router_common::{checksum::Sum, fragment};
 use serde_json::Value;
 
 use crate::{
@@ -135,20 +136,74 @@ impl Udp {
     }
 }
 
+/// Sends a datagram in fragments, in an order that `arrange` makes; gives how many there were.
+///
+/// The ports are those of sockets that somebody has; this needs none.
+pub fn send_fragments(
+    from: &Namespace,
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    (identification, datagram): (u16, &[u8]),
+    arrange: impl FnOnce(&mut Vec<Vec<u8>>),
+) -> Result<usize> {
+    const MTU: u16 = 1500;
+    let packet = udp_packet(source, target, identification, datagram)?;
+    let pieces = fragment::split(&packet, MTU).context("not a packet")?;
+    let mut fragments: Vec<_> = pieces.map(|(header, data)| [&header, data].concat()).collect();
+    arrange(&mut fragments);
+    let socket = from
+        .inside(|| {
+            socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+        })?
+        .context("cannot make a raw socket")?;
+    // Connection tracking would put them together and in order again.
+    switch_on(socket.as_fd(), libc::SOL_IP, libc::IP_NODEFRAG).context("cannot set up a raw socket")?;
+    let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
+    for fragment in &fragments {
+        let sent = socket::sendto(socket.as_raw_fd(), fragment, &to, MsgFlags::empty())
+            .context("cannot send a fragment")?;
+        ensure!(sent == fragment.len(), "only {sent} bytes of {} were sent", fragment.len());
+    }
+    Ok(fragments.len())
+}
+
+/// An IPv4 packet with a datagram.
+fn udp_packet(
+    source: SocketAddrV4,
+    target: SocketAddrV4,
+    identification: u16,
+    datagram: &[u8],
+) -> Result<Vec<u8>> {
+    const UDP: u8 = 17;
+    let udp_length = u16::try_from(8 + datagram.len()).context("too long for a datagram")?.to_be_bytes();
+    let length = u16::try_from(28 + datagram.len()).context("too long for a packet")?.to_be_bytes();
+    let addresses = [source.ip().octets(), target.ip().octets()].concat();
+    let ports = [source.port().to_be_bytes(), target.port().to_be_bytes()].concat();
+    let pseudo_header = [&addresses[..], &[0, UDP], &udp_length].concat();
+    let checksum = Sum::ZERO
+        .add_bytes(&pseudo_header)
+        .add_bytes(&ports)
+        .add_bytes(&udp_length)
+        .add_bytes(datagram)
+        .checksum();
+    // Zero says "none" (RFC 768).
+    let checksum = if checksum == [0, 0] { [0xff, 0xff] } else { checksum };
+    // The kernel fills the header's checksum in (raw(7)).
+    let start = [&[0x45, 0], &length[..], &identification.to_be_bytes(), &[0, 0, 64, UDP, 0, 0]].concat();
+    Ok([&start[..], &addresses, &ports, &udp_length, &checksum, datagram].concat())
+}
+
 /// `SO_NO_CHECK` of socket(7), which nix has no name for.
 fn set_no_checksum(socket: BorrowedFd<'_>) -> io::Result<()> {
+    switch_on(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
+}
+
+/// Sets an option that is on or off.
+fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let size = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
     // SAFETY: the option's value is an int, which `on` is and outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NO_CHECK,
-            (&raw const on).cast(),
-            size,
-        )
-    };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
 //! `next_hops`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
-//! `target_health`), sends packets that wait for a neighbour (`punts`), removes sessions that have ended (`sweep`),
+//! `target_health`), sends packets that the data plane cannot (`punts`), removes sessions that have ended (`sweep`),
 //! and answers the load balancer (`probe`), the command line (`api`) and the monitoring (`metrics`), and tells the log
 //! what an operator has to know (`watch`).
 
@@ -272,7 +272,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names)?);
     next_hops::refresh(&shared, &kernel).await?;
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
-    tasks.spawn(punts::send(punts));
+    tasks.spawn(punts::serve(shared.clone(), punts));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
     tasks.spawn(name_service.follow(shared.clone()));

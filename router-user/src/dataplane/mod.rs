@@ -12,6 +12,7 @@ mod forwarding;
 mod link;
 mod pins;
 mod pools;
+mod replay;
 mod rules;
 mod settings;
 mod shared_memory;
@@ -43,7 +44,7 @@ use self::flows::FlowMaps;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 16] = [
+const PINNED_MAPS: [&str; 18] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
@@ -60,8 +61,12 @@ const PINNED_MAPS: [&str; 16] = [
     "SOURCES",
     "LOCAL_ADDRESSES",
     "LOCAL_ALLOW",
+    "DATAGRAMS",
+    "AWAITED",
 ];
 const PUNTS: &str = "PUNTS";
+/// The program of [`Stage::Fragment`].
+const FRAGMENT_STAGE: &str = "fragment";
 
 /// How to load the data plane.
 #[derive(Clone, Debug)]
@@ -251,12 +256,21 @@ impl Dataplane {
         }
     }
 
-    /// The ring of packets that wait for a neighbour, see [`router_common::punt::Punt`]. Can be taken once.
+    /// The ring of packets for the daemon, see [`router_common::punt`]. Can be taken once.
     ///
     /// # Errors
     /// When it has been taken already.
     pub fn take_punts(&mut self) -> Result<RingBuf<MapData>> {
         Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
+    }
+
+    /// Gives a fragment, an IP packet that came in on the interface with this index, to the program for fragments once more: what it
+    /// becomes if it is to be sent.
+    ///
+    /// # Errors
+    /// When the kernel does not run the program.
+    pub fn replay_fragment(&mut self, interface: u32, packet: &[u8]) -> Result<Option<Vec<u8>>> {
+        replay::run(self.program(FRAGMENT_STAGE)?, interface, packet)
     }
 
     /// The programs, for the log that they write when they were loaded with a level.

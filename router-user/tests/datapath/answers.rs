@@ -258,7 +258,7 @@ fn a_cold_neighbour_has_the_daemon_send_the_answer() {
     world.dataplane.settings.show_presence().expect("settings");
     silent(&mut world, &frame, Reason::Resolving, "the daemon sends it");
     let record = punts.next().expect("a packet in the ring");
-    let packet = Punt::parse(&record).expect("a record");
+    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
     let error = IcmpError::read(&[&[0; 14], packet].concat());
     assert_eq!((error.source, error.destination, error.kind), (ROUTER, PLS, (11, 0)));
     assert_eq!((error.quote.len(), packet.len()), (28, 56));

@@ -202,7 +202,7 @@ fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::Resolving));
     assert_eq!(world.entries(), 2, "the session is open");
     let record = punts.next().expect("a packet in the ring");
-    let packet = router_common::punt::Punt::parse(&record).expect("a record").to_vec();
+    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet.to_vec();
     drop(record);
     let mut frame = vec![0; 14];
     frame[12] = 8;

@@ -1,6 +1,6 @@
 //! ICMP errors about known sessions, in both directions.
 
-use router_common::{punt::Punt, reason::Reason};
+use router_common::reason::Reason;
 
 use crate::{
     packets::{
@@ -265,7 +265,7 @@ fn a_cold_neighbour_hands_the_error_to_the_daemon() {
     let ran = world.run(&error.build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::Resolving));
     let record = punts.next().expect("a packet in the ring");
-    let packet = Punt::parse(&record).expect("a record");
+    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
     let punted = IcmpError::read(&[&[0; 14], packet].concat());
     assert_eq!(punted, IcmpError { source: ROUTER, destination: PLS, ttl: 59, quote: sent, ..error });
 }

@@ -7,6 +7,7 @@ mod answers;
 mod checksums;
 mod counters;
 mod forward;
+mod fragments;
 mod icmp;
 mod local;
 mod log;

@@ -122,7 +122,7 @@ fn the_routes_count_when_neighbours_are_cold() {
     ip("neigh del 10.0.2.69 dev eth0");
     assert_eq!(world.run(&syn().tcp_options(&size(1460)).build()).reason, Reason::Resolving);
     let record = punts.next().expect("a packet in the ring");
-    let packet = Punt::parse(&record).expect("a record");
+    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
     let ethernet = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
     assert_eq!(options_of(&[&ethernet, packet].concat()), size(1360));
 }

@@ -118,6 +118,10 @@ pub(crate) fn packets_that_may_be_fragmented_are(stage: &Stage) -> Result<()> {
     for length in [1473, 4000, 20_000] {
         udp.echo(&vec![0x5a; length], LIMIT)?;
     }
+    // Nor is one lost to a next hop that has to be asked for first.
+    lab.hosts.router.ip("neigh flush all")?;
+    let answers = client::ping(&lab.hosts.vm, TOOLS, 1, &["-M", "dont", "-s", TOO_BIG])?;
+    ensure!(answers == 1, "{answers} answers to an echo request with {TOO_BIG} bytes, cold");
     finish(witness)
 }
 

@@ -5,6 +5,7 @@
 #[macro_use]
 mod common;
 
+mod fragments;
 mod isolation;
 mod lifecycle;
 mod names;

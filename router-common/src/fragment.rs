@@ -1,0 +1,486 @@
+//! Fragments of IPv4 packets (RFC 791 3.2): what later ones need of the first, and making them.
+//!
+//! Only the first fragment has ports. It is a packet of its flow like any other; beside, what its datagram's later fragments
+//! need is noted in a [`Datagram`]: whose they are, and which bytes have come already, so that none goes out twice (RFC 1858).
+
+use core::mem::size_of;
+
+use crate::{
+    AZURE_PLATFORM,
+    address::Ipv4,
+    atomic::Atomic,
+    checksum::Sum,
+    flow::{FlowKey, Protocol},
+    packet::{DONT_FRAGMENT, ETHERNET_LENGTH, Frame, IPV4_LENGTH, L4, MORE_FRAGMENTS, TCP_HEADERS},
+    reason::Reason,
+};
+
+/// Fragment offsets count in units of this many bytes.
+const UNIT: u16 = 8;
+/// The longest payload of an IPv4 packet without options.
+const LONGEST: u32 = u16::MAX as u32 - IPV4_LENGTH as u32;
+const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
+
+/// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for longer (RFC 1122 3.3.2), but a
+/// router that does refuses the next datagram with the same identification, and at full speed they all come round within a second.
+pub const PATIENCE: u32 = 2000;
+
+/// What the fragments of one datagram have in common (RFC 791 3.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct FragmentKey {
+    /// Where it comes from.
+    pub source: Ipv4,
+    /// Where it goes to.
+    pub destination: Ipv4,
+    identification: [u8; 2],
+    protocol: u8,
+    zero: u8,
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 12);
+
+impl FragmentKey {
+    /// The key of an IP packet.
+    #[inline(always)]
+    pub const fn new(header: &[u8; IPV4_LENGTH]) -> Self {
+        let [_, _, _, _, id, low, _, _, _, protocol, _, _, a, b, c, d, e, f, g, h] = *header;
+        Self {
+            source: Ipv4([a, b, c, d]),
+            destination: Ipv4([e, f, g, h]),
+            identification: [id, low],
+            protocol,
+            zero: 0,
+        }
+    }
+
+    /// Whether this may be a datagram of that flow.
+    #[inline(always)]
+    pub fn is_of(&self, flow: &FlowKey<Ipv4>) -> bool {
+        self.source == flow.source
+            && self.destination == flow.destination
+            && self.protocol == flow.protocol_number()
+    }
+}
+
+/// A fragment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Fragment {
+    /// Which datagram it is of.
+    pub key: FragmentKey,
+    /// That datagram's protocol.
+    pub protocol: Protocol,
+    /// Where in the datagram it starts, in bytes.
+    pub offset: u16,
+    /// Its bytes behind the IP header.
+    pub length: u16,
+    /// Whether it is not the datagram's end.
+    pub more: bool,
+    /// Its time to live.
+    pub ttl: u8,
+    /// Whether its sender asked not to fragment it further.
+    pub dont_fragment: bool,
+}
+
+impl Fragment {
+    /// Reads a frame that [`packet::parse`](crate::packet::parse) has found to be a fragment.
+    ///
+    /// # Errors
+    /// The reason why the router leaves it to the kernel, or drops it.
+    #[inline(always)]
+    pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Self, Reason> {
+        let headers: &[u8; L4] = frame.bytes(0).ok_or(Reason::Truncated)?;
+        let (_, header) = headers.split_first_chunk::<ETHERNET_LENGTH>().ok_or(Reason::Truncated)?;
+        let header: &[u8; IPV4_LENGTH] = header.first_chunk().ok_or(Reason::Truncated)?;
+        let key = FragmentKey::new(header);
+        if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
+            return Err(Reason::Platform);
+        }
+        let protocol = Protocol::from_number(key.protocol).ok_or(Reason::UnsupportedProtocol)?;
+        let ip_length = u16::from_be_bytes([header[2], header[3]]);
+        if ip_length < IPV4_LENGTH as u16 {
+            return Err(Reason::Malformed);
+        }
+        let place = u16::from_be_bytes([header[6], header[7]]);
+        let fragment = Self {
+            key,
+            protocol,
+            // Below 65,536: the field has 13 bits.
+            offset: place << 3,
+            length: ip_length - IPV4_LENGTH as u16,
+            more: place & MORE_FRAGMENTS != 0,
+            ttl: header[8],
+            dont_fragment: place & DONT_FRAGMENT != 0,
+        };
+        if fragment.makes_sense() { Ok(fragment) } else { Err(Reason::FragmentBad) }
+    }
+
+    #[inline(always)]
+    const fn makes_sense(&self) -> bool {
+        // All but the last are whole units. The whole is not longer than a packet can be. Nothing overwrites the TCP header that a
+        // first fragment must have all of (RFC 1858 3, RFC 3128).
+        self.length != 0
+            && (!self.more || self.length.is_multiple_of(UNIT))
+            && self.end() <= LONGEST
+            && !(matches!(self.protocol, Protocol::Tcp)
+                && self.offset != 0
+                && (self.offset as usize) < TCP_HEADERS - L4)
+    }
+
+    /// Whether it has the datagram's ports.
+    #[inline(always)]
+    pub const fn is_first(&self) -> bool {
+        self.offset == 0
+    }
+
+    /// The IP packet's length in bytes.
+    #[inline(always)]
+    pub const fn ip_length(&self) -> u16 {
+        self.length + IPV4_LENGTH as u16
+    }
+
+    /// Where in the datagram it ends, in bytes.
+    #[inline(always)]
+    pub const fn end(&self) -> u32 {
+        self.offset as u32 + self.length as u32
+    }
+}
+
+/// What is known of a datagram whose first fragment has been seen.
+///
+/// Whoever has a fragment of it may change it at any time; what changes is atomic.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Datagram {
+    /// The flow that it is a packet of.
+    pub flow: FlowKey<Ipv4>,
+    /// What became of the first fragment, as the number of a reason: `Forwarded` if it is a session's.
+    pub verdict: u32,
+    /// When a fragment of it was last seen, in milliseconds.
+    seen: u32,
+    /// Units that have come.
+    come: u32,
+    /// Its length in bytes, once the last fragment has come; else 0.
+    end: u32,
+    /// A bit for each unit that has come.
+    units: [u64; WORDS],
+}
+
+const _: () = assert!(size_of::<Datagram>() == 32 + 1024);
+
+/// What a fragment does to its datagram.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Coverage {
+    /// There is more to come.
+    Partial = 0,
+    /// That was all of it.
+    Complete = 1,
+    /// Part of it has come before, or it lies behind the end.
+    Bad = 2,
+}
+
+impl Datagram {
+    /// One of which nothing has come yet.
+    pub const fn new(flow: FlowKey<Ipv4>, verdict: Reason, now: u32) -> Self {
+        Self { flow, verdict: verdict as u32, seen: now, come: 0, end: 0, units: [0; WORDS] }
+    }
+
+    /// Makes a blank one a datagram that starts now. It stays blank otherwise: only copies of it are used.
+    #[inline(always)]
+    pub const fn start(&mut self, flow: &FlowKey<Ipv4>, verdict: Reason, now: u32) {
+        self.flow = *flow;
+        self.verdict = verdict as u32;
+        self.seen = now;
+    }
+
+    /// Whether nobody expects any more of it.
+    #[inline(always)]
+    pub fn is_stale(&self, now: u32) -> bool {
+        // Another CPU's clock may have been read a moment later.
+        now.wrapping_sub(Atomic::new(&self.seen).load()) as i32 > PATIENCE as i32
+    }
+
+    /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come: the datagram is spoilt, as RFC 5722
+    /// wants it in IPv6.
+    #[inline(always)]
+    pub fn cover(&self, fragment: &Fragment, now: u32) -> Coverage {
+        Atomic::new(&self.seen).swap(now);
+        let end = Atomic::new(&self.end);
+        if !fragment.more && !end.change(0, fragment.end()) {
+            return Coverage::Bad;
+        }
+        let length = end.load();
+        if length != 0 && fragment.end() > length {
+            return Coverage::Bad;
+        }
+        let (mut at, stop) = (u32::from(fragment.offset / UNIT), fragment.end().div_ceil(u32::from(UNIT)));
+        let units = stop.wrapping_sub(at);
+        for _ in 0..WORDS {
+            if at >= stop {
+                break;
+            }
+            let Some(word) = self.units.get(at as usize / 64) else { return Coverage::Bad };
+            let from = at % 64;
+            let count = (stop - at).min(64 - from);
+            let mask = (u64::MAX >> ((64 - count) & 63)) << from;
+            if Atomic::new(word).or(mask) & mask != 0 {
+                return Coverage::Bad;
+            }
+            at += count;
+        }
+        let come = Atomic::new(&self.come).add(units).wrapping_add(units);
+        // Asked again: whoever is last to add finds it.
+        let length = end.load();
+        if length != 0 && come == length.div_ceil(u32::from(UNIT)) {
+            Coverage::Complete
+        } else {
+            Coverage::Partial
+        }
+    }
+}
+
+/// The fragments of a packet for a link that takes `mtu` bytes (RFC 791 3.2, "An Example Fragmentation Procedure"): each as its header
+/// and what follows that. The packet may be a fragment itself. `None` if it is no whole IPv4 packet, has options, or no room is left for
+/// a unit.
+pub fn split(packet: &[u8], mtu: u16) -> Option<Pieces<'_>> {
+    let header: [u8; IPV4_LENGTH] = *packet.first_chunk()?;
+    let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let rest = packet.get(IPV4_LENGTH..length)?;
+    let room = usize::from(mtu).checked_sub(IPV4_LENGTH)? / usize::from(UNIT) * usize::from(UNIT);
+    (header[0] == 0x45 && room > 0).then_some(Pieces {
+        header,
+        rest,
+        place: u16::from_be_bytes([header[6], header[7]]),
+        room,
+        done: false,
+    })
+}
+
+/// See [`split`].
+#[derive(Clone, Debug)]
+pub struct Pieces<'a> {
+    header: [u8; IPV4_LENGTH],
+    rest: &'a [u8],
+    /// Flags and offset of the next piece, if it were the last.
+    place: u16,
+    room: usize,
+    done: bool,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = ([u8; IPV4_LENGTH], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let whole = self.rest.len() <= self.room;
+        let (data, rest) =
+            if whole { (self.rest, &[][..]) } else { self.rest.split_at_checked(self.room)? };
+        let mut header = self.header;
+        let length = u16::try_from(IPV4_LENGTH + data.len()).ok()?;
+        header[2..4].copy_from_slice(&length.to_be_bytes());
+        let place = if whole { self.place } else { self.place | MORE_FRAGMENTS };
+        header[6..8].copy_from_slice(&place.to_be_bytes());
+        header[10..12].fill(0);
+        let checksum = Sum::ZERO.add_bytes(&header).checksum();
+        header[10..12].copy_from_slice(&checksum);
+        self.place = self.place.wrapping_add(u16::try_from(data.len()).ok()? / UNIT);
+        self.rest = rest;
+        self.done = whole;
+        Some((header, data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{address::Port, packet::parse};
+
+    /// A frame with a UDP header's worth of zeros and more as its payload, and this in its flags and offset.
+    fn frame(protocol: u8, place: u16, length: usize) -> Vec<u8> {
+        let mut frame = vec![0; L4 + length];
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        frame[16..18].copy_from_slice(&((IPV4_LENGTH + length) as u16).to_be_bytes());
+        frame[18..20].copy_from_slice(&[0xab, 0xcd]);
+        frame[20..22].copy_from_slice(&place.to_be_bytes());
+        frame[22..24].copy_from_slice(&[64, protocol]);
+        frame[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        let checksum = Sum::ZERO.add_bytes(&frame[14..34]).checksum();
+        frame[24..26].copy_from_slice(&checksum);
+        frame
+    }
+
+    fn read(protocol: u8, place: u16, length: usize) -> Result<Fragment, Reason> {
+        let frame = frame(protocol, place, length);
+        assert_eq!(parse(&frame[..]), Err(Reason::Fragment));
+        Fragment::parse(&frame[..])
+    }
+
+    #[test]
+    fn reads_fragments() {
+        let fragment = read(17, 0x2000 | 185, 1480).expect("a fragment");
+        assert_eq!((fragment.offset, fragment.length, fragment.ip_length()), (1480, 1480, 1500));
+        assert!(fragment.more && !fragment.is_first() && !fragment.dont_fragment);
+        let first = read(6, 0x6000, 24).expect("a fragment");
+        assert!(first.more && first.is_first() && first.dont_fragment);
+        assert_eq!(first.key, FragmentKey { protocol: 6, ..fragment.key });
+    }
+
+    #[test]
+    fn refuses_what_makes_no_sense() {
+        for (protocol, place, length) in [
+            (17, 0x2001, 0),
+            (17, 0x0001, 0),
+            (17, 0x2000, 12),
+            (17, 0x2001, 1481),
+            (6, 0x2001, 24),
+            (6, 0x0001, 24),
+            (6, 0x2002, 24),
+            (17, 0x1fff, 8),
+            (17, 8189, 8),
+            (17, 8100, 1480),
+        ] {
+            assert_eq!(
+                read(protocol, place, length),
+                Err(Reason::FragmentBad),
+                "{protocol} {place:#x} {length}"
+            );
+        }
+        for (protocol, place, length) in
+            [(17, 0x0001, 1), (17, 8189, 3), (17, 8188, 11), (6, 0x2003, 8), (1, 0x2001, 8), (17, 0x2000, 8)]
+        {
+            assert!(read(protocol, place, length).is_ok(), "{protocol} {place:#x} {length}");
+        }
+        assert_eq!(read(47, 0x2001, 12), Err(Reason::UnsupportedProtocol));
+        let mut short = frame(17, 0x2001, 8);
+        short[16..18].copy_from_slice(&19_u16.to_be_bytes());
+        assert_eq!(Fragment::parse(&short[..]), Err(Reason::Malformed));
+        let mut platform = frame(17, 0x2001, 12);
+        platform[26..30].copy_from_slice(&AZURE_PLATFORM.0);
+        assert_eq!(Fragment::parse(&platform[..]), Err(Reason::Platform));
+    }
+
+    fn datagram(now: u32) -> Datagram {
+        let flow =
+            FlowKey::new(Protocol::Udp, Ipv4([10, 0, 0, 1]), Port::new(1), Ipv4([10, 0, 0, 2]), Port::new(2));
+        Datagram::new(flow, Reason::Forwarded, now)
+    }
+
+    fn piece(from: u32, to: u32, length: u32) -> Fragment {
+        let place = (from / 8) as u16 | if to < length { MORE_FRAGMENTS } else { 0 };
+        read(17, place, (to - from) as usize).expect("a fragment")
+    }
+
+    #[test]
+    fn datagrams_grow_stale() {
+        let datagram = datagram(u32::MAX - 5);
+        assert!(!datagram.is_stale(u32::MAX - 6), "by another CPU's clock");
+        assert!(!datagram.is_stale(PATIENCE - 6));
+        assert!(datagram.is_stale(PATIENCE - 5));
+        datagram.cover(&piece(0, 8, 16), 10);
+        assert!(!datagram.is_stale(PATIENCE + 10));
+    }
+
+    #[test]
+    fn nothing_comes_behind_the_end_and_there_is_one_end() {
+        let datagram = datagram(0);
+        assert_eq!(datagram.cover(&piece(80, 88, 88), 0), Coverage::Partial);
+        assert_eq!(datagram.cover(&piece(88, 96, 200), 0), Coverage::Bad);
+        assert_eq!(datagram.cover(&piece(40, 48, 48), 0), Coverage::Bad);
+        assert_eq!(datagram.cover(&piece(0, 80, 200), 0), Coverage::Complete);
+    }
+
+    /// What the fragments of a datagram with this many bytes are, cut at these units.
+    fn pieces(length: u32, cuts: &[u32]) -> Vec<(u32, u32)> {
+        let mut at: Vec<u32> =
+            cuts.iter().map(|cut| cut * 8).filter(|cut| *cut < length && *cut > 0).collect();
+        at.extend([0, 8, length]);
+        at.sort_unstable();
+        at.dedup();
+        at.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    fn any_datagram() -> impl Strategy<Value = (u32, Vec<(u32, u32)>)> {
+        (9_u32..=LONGEST, proptest::collection::vec(0_u32..8192, 1..60))
+            .prop_map(|(length, cuts)| (length, pieces(length, &cuts)))
+    }
+
+    proptest! {
+        /// In any order: the last to come, and no other, makes it complete.
+        #[test]
+        fn every_order_completes((length, pieces) in any_datagram().prop_flat_map(|(length, pieces)|
+            (Just(length), Just(pieces).prop_shuffle())))
+        {
+            let datagram = datagram(0);
+            let last = pieces.len() - 1;
+            for (index, (from, to)) in pieces.into_iter().enumerate() {
+                let wanted = if index == last { Coverage::Complete } else { Coverage::Partial };
+                prop_assert_eq!(datagram.cover(&piece(from, to, length), 0), wanted);
+            }
+        }
+
+        /// Against a plain list of bytes: what shares one with what has come is bad.
+        #[test]
+        fn overlaps_are_found(ranges in proptest::collection::vec((0_u32..8100, 1_u32..90), 1..60)) {
+            let datagram = datagram(0);
+            let mut come = vec![false; 8192];
+            for (from, units) in ranges {
+                let range = &mut come[from as usize..(from + units) as usize];
+                let free = range.iter().all(|come| !come);
+                let coverage = datagram.cover(&piece(from * 8, (from + units) * 8, u32::MAX), 0);
+                prop_assert_eq!(coverage, if free { Coverage::Partial } else { Coverage::Bad });
+                if !free {
+                    // What a bad one leaves behind is not promised.
+                    break;
+                }
+                range.fill(true);
+            }
+        }
+
+        /// Pieces fit, are in units, and put together are the packet; a packet that is a fragment keeps its place in its datagram.
+        #[test]
+        fn pieces_make_the_packet(
+            data in proptest::collection::vec(any::<u8>(), 1..5000),
+            mtu in 28_u16..4000,
+            offset in 0_u16..7000,
+            more: bool,
+        ) {
+            let data = if more { &data[..(data.len() / 8 * 8)] } else { &data[..] };
+            let mut packet = frame(17, offset | if more { MORE_FRAGMENTS } else { 0 }, data.len()).split_off(14);
+            packet[IPV4_LENGTH..].copy_from_slice(data);
+            // Padding of a short frame is no part of it.
+            packet.extend([0xee; 7]);
+            let mut end = usize::from(offset) * 8;
+            let mut whole = Vec::new();
+            let pieces: Vec<_> = split(&packet, mtu).expect("a packet").collect();
+            for (index, (header, data)) in pieces.iter().enumerate() {
+                let place = u16::from_be_bytes([header[6], header[7]]);
+                let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+                prop_assert_eq!(length, IPV4_LENGTH + data.len());
+                prop_assert!(length <= usize::from(mtu));
+                prop_assert_eq!(usize::from(place & 0x1fff) * 8, end);
+                let is_last = index + 1 == pieces.len();
+                prop_assert_eq!(place & MORE_FRAGMENTS != 0, more || !is_last);
+                prop_assert!(is_last || (data.len().is_multiple_of(8) && data.len() + 8 > usize::from(mtu) - 20));
+                prop_assert_eq!(Sum::ZERO.add_bytes(header).checksum(), [0, 0]);
+                // The rest of the header is the packet's.
+                let same = |at: usize| header[at] == packet[at];
+                prop_assert!([0, 1, 4, 5, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19].into_iter().all(same));
+                end += data.len();
+                whole.extend_from_slice(data);
+            }
+            prop_assert_eq!(whole, data);
+        }
+
+        #[test]
+        fn anything_can_be_split(packet in proptest::collection::vec(any::<u8>(), 0..100), mtu: u16) {
+            for (header, data) in split(&packet, mtu).into_iter().flatten() {
+                prop_assert!(header.len() + data.len() <= usize::from(mtu));
+            }
+        }
+    }
+}

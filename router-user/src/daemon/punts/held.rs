@@ -1,0 +1,146 @@
+//! Fragments that came before their datagram's first.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use router_common::fragment::{FragmentKey, PATIENCE};
+
+/// How long they are held.
+pub(super) const LIMIT: Duration = Duration::from_millis(PATIENCE as u64);
+/// How many bytes are held, at most: 64 datagrams of the largest size.
+const BYTES: usize = 4 << 20;
+/// What a fragment costs beside its bytes: small ones are not to be many.
+const OVERHEAD: usize = 256;
+
+/// A fragment as it came in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Fragment {
+    /// The index of the interface that it came in on.
+    pub(super) interface: u32,
+    /// The packet, from its IP header on.
+    pub(super) packet: Vec<u8>,
+}
+
+/// What is held, by datagram.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    datagrams: HashMap<FragmentKey, Waiting>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    fragments: Vec<Fragment>,
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.fragments.iter().map(cost).sum()
+    }
+}
+
+const fn cost(fragment: &Fragment) -> usize {
+    fragment.packet.len() + OVERHEAD
+}
+
+impl Held {
+    /// Holds a fragment; `false` if there is no room.
+    pub(super) fn hold(&mut self, key: FragmentKey, fragment: Fragment, now: Instant) -> bool {
+        let bytes = cost(&fragment);
+        if self.bytes + bytes > BYTES {
+            self.expire(now);
+        }
+        if self.bytes + bytes > BYTES {
+            return false;
+        }
+        self.bytes += bytes;
+        let waiting =
+            self.datagrams.entry(key).or_insert_with(|| Waiting { since: now, fragments: Vec::new() });
+        waiting.fragments.push(fragment);
+        true
+    }
+
+    /// Gives up the fragments of a datagram, in the order they came in.
+    pub(super) fn release(&mut self, key: &FragmentKey) -> Vec<Fragment> {
+        let Some(waiting) = self.datagrams.remove(key) else { return Vec::new() };
+        self.bytes -= waiting.bytes();
+        waiting.fragments
+    }
+
+    /// Forgets what has been held for too long.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let bytes = &mut self.bytes;
+        self.datagrams.retain(|_, waiting| {
+            let keep = now.saturating_duration_since(waiting.since) < LIMIT;
+            if !keep {
+                *bytes -= waiting.bytes();
+            }
+            keep
+        });
+    }
+
+    /// Whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: u16) -> FragmentKey {
+        let [high, low] = id.to_be_bytes();
+        FragmentKey::new(&[0x45, 0, 0, 0, high, low, 0, 0, 0, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2])
+    }
+
+    fn fragment(tag: u8, length: usize) -> Fragment {
+        Fragment { interface: 3, packet: vec![tag; length] }
+    }
+
+    #[test]
+    fn gives_back_what_it_was_given_once_and_in_order() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        assert!(held.hold(key(1), fragment(1, 10), now));
+        assert!(held.hold(key(2), fragment(2, 10), now));
+        assert!(held.hold(key(1), fragment(3, 10), now));
+        assert_eq!(held.release(&key(1)), [fragment(1, 10), fragment(3, 10)]);
+        assert_eq!(held.release(&key(1)), []);
+        assert!(!held.is_empty());
+        assert_eq!(held.release(&key(2)), [fragment(2, 10)]);
+        assert!(held.is_empty());
+        assert_eq!(held.bytes, 0);
+    }
+
+    #[test]
+    fn forgets_by_the_age_of_the_oldest() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        held.hold(key(1), fragment(1, 10), start);
+        held.hold(key(2), fragment(2, 10), start + LIMIT / 2);
+        held.hold(key(1), fragment(3, 10), start + LIMIT / 2);
+        held.expire(start + LIMIT / 2);
+        assert_eq!(held.datagrams.len(), 2);
+        held.expire(start + LIMIT);
+        assert_eq!(held.release(&key(1)), []);
+        held.expire(start + LIMIT * 2);
+        assert!(held.is_empty());
+        assert_eq!(held.bytes, 0);
+    }
+
+    #[test]
+    fn never_holds_more_than_it_may_and_makes_room_by_age() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        let mut taken = 0_usize;
+        for id in 0..u16::MAX {
+            taken += usize::from(held.hold(key(id), fragment(0, 1480), start));
+            assert!(held.bytes <= BYTES);
+        }
+        assert_eq!(taken, BYTES / (1480 + OVERHEAD));
+        assert!(!held.hold(key(0), fragment(0, 1480), start));
+        assert!(held.hold(key(0), fragment(0, 1480), start + LIMIT));
+        assert_eq!(held.datagrams.len(), 1);
+    }
+}

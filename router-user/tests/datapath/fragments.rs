@@ -1,0 +1,475 @@
+//! Datagrams in fragments.
+
+use aya::maps::{MapData, RingBuf};
+use router_common::{
+    fragment::split,
+    punt::{Kind, Punted},
+    reason::Reason,
+};
+
+use crate::{
+    packets::{
+        OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request, read, tcp,
+        tcp_packet, udp_packet,
+    },
+    world::{Ran, Verdict, World, ip},
+};
+
+const CLIENT: ([u8; 4], u16) = (PLS, 5000);
+const LISTEN: ([u8; 4], u16) = (ROUTER, 53);
+
+/// A packet in fragments, each a frame, for links that take this much; all with this identification.
+fn fragments(packet: &Spec, id: u16, mtu: u16) -> Vec<Vec<u8>> {
+    let mut frame = packet.build();
+    frame[18..20].copy_from_slice(&id.to_be_bytes());
+    // May be fragmented.
+    frame[20] = 0;
+    let (ethernet, ip) = frame.split_at(14);
+    let pieces = split(ip, mtu).expect("a packet");
+    pieces.map(|(header, data)| [ethernet, &header, data].concat()).collect()
+}
+
+fn place(frame: &[u8]) -> (usize, bool) {
+    let place = u16::from_be_bytes([frame[20], frame[21]]);
+    (usize::from(place & 0x1fff) * 8, place & 0x2000 != 0)
+}
+
+/// What fragments say when they are put together, in any order; panics unless they are one whole packet with good checksums.
+fn assemble(frames: &[Vec<u8>]) -> Seen {
+    let mut frames = frames.to_vec();
+    frames.sort_by_key(|frame| place(frame));
+    let mut whole = frames[0][..34].to_vec();
+    for (index, frame) in frames.iter().enumerate() {
+        assert_eq!(place(frame), (whole.len() - 34, index + 1 < frames.len()), "offset and more fragments");
+        assert_eq!(frame[14..16], whole[14..16]);
+        assert_eq!(frame[18..20], whole[18..20], "identification");
+        assert_eq!(frame[22..24], whole[22..24], "time to live and protocol");
+        assert_eq!(frame[26..34], whole[26..34], "addresses");
+        let header = etherparse::Ipv4HeaderSlice::from_slice(&frame[14..]).expect("IPv4");
+        assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+        whole.extend_from_slice(&frame[34..]);
+    }
+    let length = (whole.len() - 14) as u16;
+    read(&changed(&whole, |whole| {
+        whole[16..18].copy_from_slice(&length.to_be_bytes());
+        whole[20..22].fill(0);
+    }))
+}
+
+fn payload(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 31 + index / 251) as u8).collect()
+}
+
+fn query(length: usize) -> Spec {
+    udp_packet(CLIENT, LISTEN, &payload(length))
+}
+
+/// Gives fragments to the router, which is to send them all: what they become.
+fn forwarded(world: &mut World, frames: &[Vec<u8>], first: Reason) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for (index, frame) in frames.iter().enumerate() {
+        let ran = world.run(frame);
+        let reason = if index == 0 { first } else { Reason::Forwarded };
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, reason), "fragment {index}");
+        out.push(ran.frame);
+    }
+    out
+}
+
+fn is(ran: &Ran, verdict: Verdict, reason: Reason) {
+    assert_eq!((ran.verdict, ran.reason), (verdict, reason));
+}
+
+/// A packet in the ring.
+struct Record {
+    kind: Kind,
+    detail: u32,
+    packet: Vec<u8>,
+}
+
+fn next(ring: &mut RingBuf<MapData>) -> Option<Record> {
+    let record = ring.next()?;
+    let Punted { kind, detail, packet } = Punted::parse(&record).expect("a record of ours");
+    Some(Record { kind, detail, packet: packet.to_vec() })
+}
+
+/// A world with a daemon, whose part the test plays.
+fn with_daemon() -> (World, RingBuf<MapData>) {
+    let mut world = World::new();
+    world.dataplane.settings.show_presence().expect("settings");
+    let ring = world.dataplane.take_punts().expect("ring");
+    (world, ring)
+}
+
+#[test]
+fn udp_in_order_both_ways() {
+    let mut world = World::new();
+    for length in [1473, 5000, 65_507] {
+        let first = if length == 1473 { Reason::Opened } else { Reason::Forwarded };
+        let out = forwarded(&mut world, &fragments(&query(length), length as u16, 1500), first);
+        let seen = assemble(&out);
+        assert_eq!((seen.source, seen.destination, seen.ttl), ((ROUTER, 5000), (TARGET, 53), 63));
+        assert!(seen.payload == payload(length));
+        let reply = udp_packet((TARGET, 53), (ROUTER, 5000), &payload(length));
+        let seen =
+            assemble(&forwarded(&mut world, &fragments(&reply, length as u16, 1500), Reason::Forwarded));
+        assert_eq!((seen.source, seen.destination, seen.ttl), (LISTEN, CLIENT, 63));
+        assert!(seen.payload == payload(length));
+    }
+    assert_eq!(world.sessions(), 1);
+}
+
+#[test]
+fn udp_without_checksum_stays_without() {
+    let mut world = World::new();
+    let out = forwarded(&mut world, &fragments(&query(3000).without_checksum(), 1, 1500), Reason::Opened);
+    assert_eq!(out[0][40..42], [0, 0]);
+    assert!(assemble(&out).payload == payload(3000));
+}
+
+#[test]
+fn tcp_and_echo() {
+    let mut world = World::new();
+    let (client, listen) = ((PLS, 40_000), (ROUTER, 443));
+    is(&world.run(&tcp_packet(client, listen, tcp::SYN).build()), Verdict::Tx, Reason::Opened);
+    let data = tcp_packet(client, listen, tcp::ACK).payload(&payload(2000));
+    let seen = assemble(&forwarded(&mut world, &fragments(&data, 1, 576), Reason::Forwarded));
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 40_000), (TARGET, 8443)));
+    assert!(seen.payload == payload(2000));
+
+    let request = echo_request(PLS, OTHER, 5077).payload(&payload(4000));
+    let seen = assemble(&forwarded(&mut world, &fragments(&request, 2, 1500), Reason::Opened));
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 5077), (OTHER, 0)));
+    let reply = echo_reply(OTHER, ROUTER, 5077).payload(&payload(4000));
+    let seen = assemble(&forwarded(&mut world, &fragments(&reply, 2, 1500), Reason::Forwarded));
+    assert_eq!((seen.source, seen.destination), ((OTHER, 0), (PLS, 5077)));
+    assert!(seen.payload == payload(4000));
+}
+
+#[test]
+fn rule_and_session_count_every_fragment() {
+    let mut world = World::new();
+    let frames = fragments(&query(5000), 1, 1500);
+    forwarded(&mut world, &frames, Reason::Opened);
+    let bytes: usize = frames.iter().map(Vec::len).sum();
+    let number = usize::from(world.dataplane.rules.number("dns").expect("a rule"));
+    let rule = world.dataplane.counters.read().expect("counters").rules[number];
+    assert_eq!((rule.forward.packets, rule.forward.bytes), (frames.len() as u64, bytes as u64));
+    let mut entries = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        entries.push((session.forward.entry.packets(), session.forward.entry.bytes()));
+        true
+    });
+    assert_eq!(entries, [(frames.len() as u64, bytes as u64)]);
+}
+
+/// The daemon holds what comes before the first, is told when that has come, and gives it to the program again.
+#[test]
+fn out_of_order_through_the_daemon() {
+    let (mut world, mut ring) = with_daemon();
+    // To this machine's address the kernel gets them, too; a masqueraded one is for nobody here.
+    for (packet, verdict, reason, source, destination) in [
+        (query(5000), Verdict::Pass, Reason::Fragment, (ROUTER, 5000), (TARGET, 53)),
+        (
+            udp_packet(CLIENT, (OTHER, 99), &payload(5000)),
+            Verdict::Drop,
+            Reason::FragmentEarly,
+            (ROUTER, 5000),
+            (OTHER, 99),
+        ),
+    ] {
+        let mut frames = fragments(&packet, 9, 1500);
+        let first = frames.remove(0);
+        let mut held = Vec::new();
+        for frame in frames.iter().rev() {
+            let ran = world.run(frame);
+            is(&ran, verdict, reason);
+            assert_eq!(&ran.frame, frame, "untouched");
+            let record = next(&mut ring).expect("a copy in the ring");
+            assert_eq!((record.kind, &record.packet[..]), (Kind::Hold, &frame[14..]));
+            held.push(record);
+        }
+        let ran = world.run(&first);
+        is(&ran, Verdict::Tx, Reason::Opened);
+        let notice = next(&mut ring).expect("a notice");
+        assert_eq!((notice.kind, &notice.packet[..]), (Kind::Release, &first[14..34]));
+        assert!(next(&mut ring).is_none());
+
+        let mut out = vec![ran.frame];
+        for Record { detail, packet, .. } in held {
+            let replayed = world.dataplane.replay_fragment(detail, &packet).expect("it runs");
+            out.push([&out[0][..14], &replayed.expect("to be sent")].concat());
+            let moved = world.moved();
+            assert_eq!((&moved.reasons[..], moved.transmitted), (&[(Reason::Forwarded, 1)][..], [1, 0]));
+        }
+        let seen = assemble(&out);
+        assert_eq!((seen.source, seen.destination), (source, destination));
+        assert!(seen.payload == payload(5000));
+
+        // All of it has come: the identification is free again, and nobody waits.
+        is(&world.run(&first), Verdict::Tx, Reason::Forwarded);
+        assert!(next(&mut ring).is_none());
+    }
+}
+
+/// The first has come, but the daemon has not looked yet: what comes meanwhile goes straight on.
+#[test]
+fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
+    let (mut world, mut ring) = with_daemon();
+    let frames = fragments(&query(5000), 9, 1500);
+    world.run(&frames[2]);
+    world.run(&frames[0]);
+    is(&world.run(&frames[1]), Verdict::Tx, Reason::Forwarded);
+    is(&world.run(&frames[3]), Verdict::Tx, Reason::Forwarded);
+    let kinds: Vec<_> = std::iter::from_fn(|| next(&mut ring)).map(|record| record.kind).collect();
+    assert_eq!(kinds, [Kind::Hold, Kind::Release]);
+}
+
+#[test]
+fn early_ones_without_a_daemon() {
+    let mut world = World::new();
+    let frames = fragments(&query(3000), 9, 1500);
+    is(&world.run(&frames[1]), Verdict::Pass, Reason::Fragment);
+    let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(3000)), 9, 1500);
+    is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
+    assert!(next(&mut world.dataplane.take_punts().expect("ring")).is_none());
+}
+
+/// A frame with another IP header, whose checksum is right again.
+fn changed(frame: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    change(&mut frame);
+    let header = etherparse::Ipv4HeaderSlice::from_slice(&frame[14..]).expect("IPv4").to_header();
+    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    frame
+}
+
+/// Changes where a fragment says that it is.
+fn moved(frame: &[u8], offset: usize, more: bool) -> Vec<u8> {
+    let place = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+    changed(frame, |frame| frame[20..22].copy_from_slice(&place.to_be_bytes()))
+}
+
+#[test]
+fn overlaps_are_dropped() {
+    let (mut world, mut ring) = with_daemon();
+    let frames = fragments(&query(5000), 9, 1500);
+    is(&world.run(&frames[0]), Verdict::Tx, Reason::Opened);
+    is(&world.run(&frames[1]), Verdict::Tx, Reason::Forwarded);
+    let bad = [
+        // Twice the same; another first; from within the first into the second; into what has come; beyond the end.
+        frames[0].clone(),
+        frames[1].clone(),
+        moved(&frames[1], 0, true),
+        moved(&frames[1], 8, true),
+        moved(&frames[2], 2952, true),
+    ];
+    for (index, frame) in bad.iter().enumerate() {
+        let ran = world.run(frame);
+        is(&ran, Verdict::Drop, Reason::FragmentBad);
+        assert_eq!(&ran.frame, frame, "{index}: untouched");
+    }
+    let last = &frames[frames.len() - 1];
+    is(&world.run(last), Verdict::Tx, Reason::Forwarded);
+    is(&world.run(&moved(&frames[2], 8000, true)), Verdict::Drop, Reason::FragmentBad);
+    assert!(next(&mut ring).is_none(), "nothing bad is held");
+}
+
+#[test]
+fn what_is_no_fragment_of_anything_is_dropped() {
+    let (mut world, mut ring) = with_daemon();
+    let frame = &fragments(&query(3000), 9, 1500)[1];
+    let of_length = |frame: &[u8], length: u16| {
+        changed(frame, |frame| {
+            frame[16..18].copy_from_slice(&length.to_be_bytes());
+            frame.truncate(14 + usize::from(length));
+        })
+    };
+    let segment = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).payload(&payload(100));
+    let [tiny, rest, ..] = &fragments(&segment, 9, 36)[..] else { panic!("two fragments") };
+    for (what, frame) in [
+        ("longer than any packet", moved(frame, 65_528, false)),
+        ("no whole units, and not the last", of_length(&moved(frame, 800, true), 27)),
+        ("nothing", of_length(&moved(frame, 800, false), 20)),
+        ("16 bytes of a TCP header", tiny.clone()),
+        ("the rest of a TCP header", rest.clone()),
+        ("over the flags of a TCP header", moved(rest, 8, true)),
+    ] {
+        let ran = world.run(&frame);
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::FragmentBad), "{what}");
+        assert_eq!(ran.frame, frame, "{what}: untouched");
+    }
+    assert!(next(&mut ring).is_none());
+    assert_eq!(world.entries(), 0);
+}
+
+#[test]
+fn an_identification_comes_round_again() {
+    let mut world = World::new();
+    let one = fragments(&query(3000), 9, 1500);
+    forwarded(&mut world, &one, Reason::Opened);
+    // Of another session: it must not be taken for the one before.
+    let other = udp_packet((PLS, 5001), LISTEN, &payload(2000));
+    let out = forwarded(&mut world, &fragments(&other, 9, 1500), Reason::Opened);
+    assert_eq!(assemble(&out).source, (ROUTER, 5001));
+}
+
+/// What the first is left for, the others are left for.
+#[test]
+fn what_is_not_translated_shares_its_firsts_fate() {
+    let (mut world, mut ring) = with_daemon();
+    let mut id = 0;
+    for (packet, verdict, reason) in [
+        (udp_packet(CLIENT, (ROUTER, 443), &payload(5000)), Verdict::Pass, Reason::NotMatched),
+        (
+            tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&payload(5000)),
+            Verdict::Pass,
+            Reason::NoSession,
+        ),
+        (udp_packet((STRANGER, 1), LISTEN, &payload(5000)), Verdict::Drop, Reason::SourceNotAllowed),
+        (query(5000).ttl(1), Verdict::Drop, Reason::TtlExpired),
+    ] {
+        id += 1;
+        for frame in fragments(&packet, id, 1500) {
+            let ran = world.run(&frame);
+            is(&ran, verdict, reason);
+            assert_eq!(ran.frame, frame, "untouched");
+        }
+    }
+    assert_eq!(world.entries(), 0);
+    assert!(next(&mut ring).is_none());
+}
+
+#[test]
+fn what_is_never_translated_passes_one_by_one() {
+    let (mut world, mut ring) = with_daemon();
+    let of_protocol = |packet: Spec, protocol| {
+        let frames = fragments(&packet, 9, 1500);
+        frames.iter().map(|frame| changed(frame, |frame| frame[23] = protocol)).collect()
+    };
+    let mut error = fragments(&echo_request(PLS, ROUTER, 7).payload(&payload(2000)), 9, 1500);
+    error[0][34] = 3;
+    for (frames, reason) in [
+        (fragments(&udp_packet((PLATFORM, 53), (ROUTER, 53), &payload(5000)), 9, 1500), Reason::Platform),
+        (of_protocol(query(5000), 47), Reason::UnsupportedProtocol),
+        (error[..1].to_vec(), Reason::Fragment),
+    ] {
+        // Latest first: it takes no other to know.
+        for frame in frames.iter().rev() {
+            let ran = world.run(frame);
+            is(&ran, Verdict::Pass, reason);
+            assert_eq!(&ran.frame, frame, "untouched");
+        }
+    }
+    assert!(next(&mut ring).is_none());
+    assert_eq!(world.entries(), 0);
+}
+
+/// The oldest are forgotten, the latest are not, and the first fragments of all of them are sent.
+#[test]
+fn as_many_as_come() {
+    let mut world = World::new();
+    let frames = fragments(&query(1473), 0, 1500);
+    let with_id =
+        |frame: &[u8], id: u16| changed(frame, |frame| frame[18..20].copy_from_slice(&id.to_be_bytes()));
+    for id in 0..10_000 {
+        let reason = if id == 0 { Reason::Opened } else { Reason::Forwarded };
+        is(&world.run(&with_id(&frames[0], id)), Verdict::Tx, reason);
+    }
+    is(&world.run(&with_id(&frames[1], 9_999)), Verdict::Tx, Reason::Forwarded);
+    is(&world.run(&with_id(&frames[1], 0)), Verdict::Pass, Reason::Fragment);
+}
+
+#[test]
+fn time_to_live_ends_for_each() {
+    let mut world = World::new();
+    let frames = fragments(&query(3000), 9, 1500);
+    is(&world.run(&frames[0]), Verdict::Tx, Reason::Opened);
+    is(&world.run(&changed(&frames[1], |frame| frame[22] = 1)), Verdict::Drop, Reason::TtlExpired);
+}
+
+/// The link to the firewall takes 1400 bytes.
+fn narrow() {
+    ip("route replace default via 10.0.2.65 mtu lock 1400");
+}
+
+#[test]
+fn larger_than_the_route_goes_to_the_daemon() {
+    let (mut world, mut ring) = with_daemon();
+    narrow();
+    // A whole packet, that opens and that is known; then one that comes in fragments.
+    for (id, length, first) in
+        [(0, 1472, Reason::Opened), (1, 1472, Reason::Forwarded), (2, 3000, Reason::Forwarded)]
+    {
+        for frame in fragments(&query(length), id, 1500) {
+            let ran = world.run(&frame);
+            if frame.len() <= 1414 {
+                is(&ran, Verdict::Tx, first);
+                continue;
+            }
+            is(&ran, Verdict::Drop, Reason::Fragmenting);
+            let record = next(&mut ring).expect("a packet in the ring");
+            assert_eq!((record.kind, record.detail), (Kind::Split, 1400));
+            assert_eq!(record.packet.len(), frame.len() - 14);
+            assert_eq!(record.packet[12..20], [ROUTER, TARGET].concat(), "translated");
+        }
+    }
+    assert_eq!(world.sessions(), 1);
+    // What fits is not kept from the fast path.
+    is(&world.run(&query(1372).build()), Verdict::Tx, Reason::Forwarded);
+}
+
+#[test]
+fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
+    let (mut world, mut ring) = with_daemon();
+    narrow();
+    let frames = fragments(&query(3000), 9, 1500);
+    world.run(&frames[0]);
+    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Split));
+    let dont_fragment = |frame: &[u8]| changed(frame, |frame| frame[20] |= 0x40);
+    is(&world.run(&dont_fragment(&frames[1])), Verdict::Drop, Reason::TooBig);
+    let whole = &fragments(&query(1472), 10, 1500)[0];
+    is(&world.run(&dont_fragment(whole)), Verdict::Drop, Reason::TooBig);
+
+    let mut world = World::new();
+    narrow();
+    let ran = world.run(whole);
+    is(&ran, Verdict::Drop, Reason::TooBig);
+    assert_eq!(&ran.frame, whole, "untouched");
+    assert_eq!(world.entries(), 0, "nothing is opened that cannot leave");
+    assert!(next(&mut ring).is_none());
+}
+
+#[test]
+fn fragments_wait_for_a_cold_neighbour_too() {
+    let (mut world, mut ring) = with_daemon();
+    ip("neigh del 10.0.2.65 dev eth0");
+    let mut out = Vec::new();
+    for frame in fragments(&query(3000), 9, 1500) {
+        is(&world.run(&frame), Verdict::Drop, Reason::Resolving);
+        let record = next(&mut ring).expect("a packet in the ring");
+        assert_eq!(record.kind, Kind::Send);
+        out.push([&frame[..14], &record.packet].concat());
+    }
+    let seen = assemble(&out);
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (TARGET, 53)));
+}
+
+/// Nobody reads the ring: half of it stays free of what anybody can send.
+#[test]
+fn early_ones_leave_room_in_the_ring() {
+    let (mut world, mut ring) = with_daemon();
+    let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
+    for id in 0..1000_u16 {
+        let early = changed(&frames[1], |frame| frame[18..20].copy_from_slice(&id.to_be_bytes()));
+        is(&world.run(&early), Verdict::Drop, Reason::FragmentEarly);
+    }
+    ip("neigh del 10.0.2.65 dev eth0");
+    for _ in 0..100 {
+        is(&world.run(&query(10).build()), Verdict::Drop, Reason::Resolving);
+    }
+    let kinds: Vec<_> = std::iter::from_fn(|| next(&mut ring)).map(|record| record.kind).collect();
+    let held = kinds.iter().filter(|kind| **kind == Kind::Hold).count();
+    assert!((100..=150).contains(&held), "{held} of 1000 are held");
+    assert_eq!(kinds.len() - held, 100);
+}

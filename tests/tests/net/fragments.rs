@@ -1,0 +1,88 @@
+//! Datagrams in fragments, in the wrong order.
+
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+
+use lab::{
+    Lab,
+    addresses::{ECHO_PORT, PLS_NAT, ROUTER},
+    client::send_fragments,
+    witness::Witness,
+};
+
+use crate::common::{LIMIT, check, counters, reason};
+
+lab_tests! {
+    any: [datagrams_arrive_in_any_order_of_their_fragments],
+    pls_router: [those_before_the_first_are_held],
+}
+
+/// The largest there is: 65535 bytes less 20 of IPv4 and 8 of UDP.
+const LARGEST: usize = 65507;
+
+/// A socket of the Private Link Service's, whose datagrams nobody puts together before the router.
+struct Client<'a> {
+    lab: &'a Lab,
+    socket: UdpSocket,
+    address: SocketAddrV4,
+    identification: u16,
+}
+
+impl<'a> Client<'a> {
+    #[track_caller]
+    fn open(lab: &'a Lab) -> Self {
+        let socket = check(lab.hosts.pls.inside(|| UdpSocket::bind((PLS_NAT[0], 0)))).expect("a socket");
+        socket.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        let Ok(SocketAddr::V4(address)) = socket.local_addr() else { panic!("no address") };
+        Self { lab, socket, address, identification: 0 }
+    }
+
+    /// Sends a datagram in fragments to the echo server and waits for it to come back; how many fragments there were.
+    #[track_caller]
+    fn echo(&mut self, length: usize, arrange: impl FnOnce(&mut Vec<Vec<u8>>)) -> usize {
+        self.identification += 1;
+        let datagram: Vec<u8> = (0..length)
+            .map(|index| (index * 31 + index / 251 + usize::from(self.identification)) as u8)
+            .collect();
+        let target = SocketAddrV4::new(ROUTER, ECHO_PORT);
+        let what = (self.identification, &datagram[..]);
+        let sent = check(send_fragments(&self.lab.hosts.pls, self.address, target, what, arrange));
+        let mut answer = vec![0; 65536];
+        let received = self.socket.recv(&mut answer);
+        let received = received.unwrap_or_else(|error| panic!("{length} bytes in {sent} fragments: {error}"));
+        assert!(answer[..received] == datagram, "{length} bytes in {sent} fragments came back as others");
+        sent
+    }
+}
+
+fn datagrams_arrive_in_any_order_of_their_fragments(lab: &mut Lab) {
+    let witness = check(Witness::start(lab));
+    let mut client = Client::open(lab);
+    for length in [1473, 3000, 9000, 30_001, LARGEST] {
+        client.echo(length, |_| {});
+        client.echo(length, |fragments| fragments.reverse());
+        client.echo(length, |fragments| fragments.rotate_left(1));
+        // Every other one from the second on, then the rest.
+        client.echo(length, |fragments| {
+            let mut index = 0;
+            fragments.sort_by_cached_key(|_| {
+                index += 1;
+                index % 2
+            });
+        });
+    }
+    check(witness.finish());
+}
+
+/// The first datagram of a session, and later ones.
+fn those_before_the_first_are_held(lab: &mut Lab) {
+    let mut client = Client::open(lab);
+    let before = counters(lab);
+    let mut early = 0;
+    for _ in 0..20 {
+        early += client.echo(9000, |fragments| fragments.reverse()) - 1;
+    }
+    let after = counters(lab);
+    // To the router's own address: its kernel gets them as well.
+    assert_eq!(reason(&after, "fragment") - reason(&before, "fragment"), early as u64);
+    assert_eq!(reason(&after, "fragment_bad"), reason(&before, "fragment_bad"));
+}
