@@ -39,7 +39,7 @@ impl Kind {
 pub struct Record<const ROOM: usize> {
     /// A [`Kind`], as its number.
     pub kind: u32,
-    /// [`Kind::Split`]: what the next hop takes, in bytes. [`Kind::Hold`]: the index of the interface that it came in on.
+    /// [`Kind::Split`]: what the next hop takes, in bytes (not known in [`Kind::Send`]). [`Kind::Hold`]: the index of the interface that it came in on.
     pub detail: u32,
     /// The packet's length in bytes.
     pub length: u32,

@@ -80,7 +80,7 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
         let header: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Internal)?;
         let is_reset = header[ETHERNET_LENGTH + 9] == Protocol::Tcp as u8;
         let ip_length = if is_reset { TCP_HEADERS } else { ERROR_FRAME } - ETHERNET_LENGTH;
-        return Err(punt::to_daemon(&work.frame, ip_length as u16).into());
+        return Err(punt::to_daemon(&work.frame, ip_length as u16, &next_hop).into());
     }
     address(work, &next_hop)?;
     Ok(Transmit { reason: told, slot: u32::from(next_hop.slot) })

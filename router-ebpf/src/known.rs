@@ -46,27 +46,24 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
             rewrite.destination_port.number()
         );
     }
-    if next_hop.pending == 0 {
-        may_leave(work, packet, &next_hop)?;
-    }
-    mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
-    if next_hop.pending != 0 {
+    let unresolved = next_hop.pending != 0;
+    if unresolved {
         if !work.settings.daemon_is_there(flows::now()) {
             return Err(Reason::NeighbourUnresolved.into());
         }
-        translate(work, packet, &rewrite)?;
-        count_for_rule(work, tag);
-        return Err(punt::to_daemon(&work.frame, packet.ip_length).into());
-    }
-    if fast {
-        slot.entry.set_next_hop(&next_hop);
     } else {
-        slot.entry.forget_next_hop();
+        may_leave(work, packet, &next_hop)?;
+        if fast {
+            slot.entry.set_next_hop(&next_hop);
+        } else {
+            slot.entry.forget_next_hop();
+        }
     }
-    if packet.ip_length > next_hop.mtu {
+    mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
+    if unresolved || packet.ip_length > next_hop.mtu {
         translate(work, packet, &rewrite)?;
         count_for_rule(work, tag);
-        return Err(punt::to_be_split(&work.frame, packet.ip_length, next_hop.mtu).into());
+        return Err(punt::to_daemon(&work.frame, packet.ip_length, &next_hop).into());
     }
     send(work, packet, &rewrite, &next_hop, tag, reason)
 }

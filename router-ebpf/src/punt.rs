@@ -5,6 +5,7 @@ use aya_ebpf::{
     maps::RingBuf,
 };
 use router_common::{
+    flow::NextHop,
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
     punt::{CAPACITY, Kind, Record},
     reason::Reason,
@@ -60,23 +61,17 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32
     }
 }
 
-/// Gives a translated packet whose next hop has no MAC address yet to the daemon; the reason the packet leaves this program by.
+/// Gives a translated packet to the daemon, since the MAC address of its next hop is not known yet, or since it is larger than that takes;
+/// the reason the packet leaves this program by.
 #[inline(always)]
-pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16) -> Reason {
-    match put::<CAPACITY>(frame, ip_length, Kind::Send, 0) {
-        Ok(()) => Reason::Resolving,
-        Err(Failure::TooLong) => Reason::TooBig,
-        Err(Failure::NoRoom) => Reason::NeighbourUnresolved,
-        Err(Failure::Internal) => Reason::Internal,
-    }
-}
-
-/// Gives a translated packet to the daemon that is larger than the `mtu` of its next hop; the reason the packet leaves this program by.
-#[inline(always)]
-pub(crate) fn to_be_split(frame: &XdpFrame, ip_length: u16, mtu: u16) -> Reason {
-    match put::<CAPACITY>(frame, ip_length, Kind::Split, u32::from(mtu)) {
+pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16, next_hop: &NextHop) -> Reason {
+    let unresolved = next_hop.pending != 0;
+    let kind = if unresolved { Kind::Send } else { Kind::Split };
+    match put::<CAPACITY>(frame, ip_length, kind, u32::from(next_hop.mtu)) {
+        Ok(()) if unresolved => Reason::Resolving,
         Ok(()) => Reason::Fragmenting,
-        Err(Failure::TooLong | Failure::NoRoom) => Reason::TooBig,
+        Err(Failure::NoRoom) if unresolved => Reason::NeighbourUnresolved,
+        Err(Failure::NoRoom | Failure::TooLong) => Reason::TooBig,
         Err(Failure::Internal) => Reason::Internal,
     }
 }

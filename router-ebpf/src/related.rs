@@ -89,7 +89,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     let received = outer.between(sender, nothing, receiver, nothing);
     Rewrite::to(&outer).apply_addresses(&received, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     if next_hop.pending != 0 {
-        return Err(punt::to_daemon(&work.frame, ip_length).into());
+        return Err(punt::to_daemon(&work.frame, ip_length, &next_hop).into());
     }
     address(work, &next_hop)?;
     Ok(Transmit { reason: Reason::IcmpError, slot: u32::from(next_hop.slot) })

@@ -20,19 +20,40 @@ const CURRENT_NETNS: u64 = u64::MAX;
 /// talks to this very peer, or to anyone from a port that the kernel gave it, as clients do.
 #[inline(always)]
 pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
+    match key.protocol() {
+        Some(Protocol::Tcp) => tcp_is_connected(context, key),
+        Some(Protocol::Udp) => udp_is_connected(context, key, ephemeral),
+        Some(Protocol::Icmp) | None => false,
+    }
+}
+
+// Two functions that are not inlined: the verifier does not let one instruction read from sockets of two kinds, and the compiler would
+// make it one.
+
+#[inline(never)]
+fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
     /// `TCP_LISTEN`, include/net/tcp_states.h.
     const LISTEN: u32 = 10;
     // SAFETY: what is found is looked at while it is held, and given back.
     unsafe {
-        let Some(socket) = find(context, key).as_ref() else { return false };
-        let is_connected = match key.protocol() {
-            Some(Protocol::Tcp) => socket.state != LISTEN,
-            _ if socket.dst_ip4 == 0 => ephemeral.contains(key.destination_port.number()),
-            // `dst_port` is as it stands in the packet, in the first half of the field.
-            _ => {
-                socket.dst_ip4 == u32::from_ne_bytes(key.source.0)
-                    && socket.dst_port as u16 == u16::from_ne_bytes(key.source_port.0)
-            }
+        let Some(socket) = find_tcp(context, key).as_ref() else { return false };
+        let is_connected = socket.state != LISTEN;
+        bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
+        is_connected
+    }
+}
+
+#[inline(never)]
+fn udp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let Some(socket) = find_udp(context, key).as_ref() else { return false };
+        // `dst_port` is as it stands in the packet, in the first half of the field.
+        let is_connected = if socket.dst_ip4 == 0 {
+            ephemeral.contains(key.destination_port.number())
+        } else {
+            socket.dst_ip4 == u32::from_ne_bytes(key.source.0)
+                && socket.dst_port as u16 == u16::from_ne_bytes(key.source_port.0)
         };
         bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
         is_connected
@@ -59,20 +80,41 @@ pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
 /// The caller gives it back by `bpf_sk_release`.
 #[inline(always)]
 unsafe fn find(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match key.protocol() {
+            Some(Protocol::Tcp) => find_tcp(context, key),
+            Some(Protocol::Udp) => find_udp(context, key),
+            Some(Protocol::Icmp) | None => core::ptr::null_mut(),
+        }
+    }
+}
+
+/// As [`find`], for TCP: connections that are being made, and that have ended, included.
+#[inline(always)]
+unsafe fn find_tcp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+    let mut tuple = tuple(key);
+    // SAFETY: the context is the program's own; tuple and length belong together.
+    unsafe { bpf_skc_lookup_tcp(context.cast(), &raw mut tuple, LENGTH, CURRENT_NETNS, 0) }
+}
+
+/// As [`find`], for UDP.
+#[inline(always)]
+unsafe fn find_udp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+    let mut tuple = tuple(key);
+    // SAFETY: as above.
+    unsafe { bpf_sk_lookup_udp(context.cast(), &raw mut tuple, LENGTH, CURRENT_NETNS, 0) }
+}
+
+const LENGTH: u32 = size_of::<Ipv4Tuple>() as u32;
+
+#[inline(always)]
+const fn tuple(key: &FlowKey<Ipv4>) -> bpf_sock_tuple {
     let ipv4 = Ipv4Tuple {
         saddr: u32::from_ne_bytes(key.source.0),
         daddr: u32::from_ne_bytes(key.destination.0),
         sport: u16::from_ne_bytes(key.source_port.0),
         dport: u16::from_ne_bytes(key.destination_port.0),
     };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } };
-    let (context, length) = (context.cast(), size_of::<Ipv4Tuple>() as u32);
-    // SAFETY: the context is the program's own; tuple and length belong together.
-    unsafe {
-        match key.protocol() {
-            Some(Protocol::Tcp) => bpf_skc_lookup_tcp(context, &raw mut tuple, length, CURRENT_NETNS, 0),
-            Some(Protocol::Udp) => bpf_sk_lookup_udp(context, &raw mut tuple, length, CURRENT_NETNS, 0),
-            Some(Protocol::Icmp) | None => core::ptr::null_mut(),
-        }
-    }
+    bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use router_common::{answer::Bucket, ports::PortRange, punt::Punt, reason::Reason};
+use router_common::{answer::Bucket, ports::PortRange, reason::Reason};
 
 use crate::{
     packets::{

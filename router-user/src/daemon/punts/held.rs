@@ -28,6 +28,8 @@ pub(super) struct Fragment {
 pub(super) struct Held {
     datagrams: HashMap<FragmentKey, Waiting>,
     bytes: usize,
+    /// Nothing that is held is older.
+    oldest: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,10 @@ impl Waiting {
     fn bytes(&self) -> usize {
         self.fragments.iter().map(cost).sum()
     }
+
+    fn is_too_old(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= LIMIT
+    }
 }
 
 const fn cost(fragment: &Fragment) -> usize {
@@ -49,6 +55,10 @@ const fn cost(fragment: &Fragment) -> usize {
 impl Held {
     /// Holds a fragment; `false` if there is no room.
     pub(super) fn hold(&mut self, key: FragmentKey, fragment: Fragment, now: Instant) -> bool {
+        if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
+            // Of another datagram.
+            self.release(&key, now);
+        }
         let bytes = cost(&fragment);
         if self.bytes + bytes > BYTES {
             self.expire(now);
@@ -57,6 +67,7 @@ impl Held {
             return false;
         }
         self.bytes += bytes;
+        self.oldest.get_or_insert(now);
         let waiting =
             self.datagrams.entry(key).or_insert_with(|| Waiting { since: now, fragments: Vec::new() });
         waiting.fragments.push(fragment);
@@ -64,22 +75,21 @@ impl Held {
     }
 
     /// Gives up the fragments of a datagram, in the order they came in.
-    pub(super) fn release(&mut self, key: &FragmentKey) -> Vec<Fragment> {
+    pub(super) fn release(&mut self, key: &FragmentKey, now: Instant) -> Vec<Fragment> {
         let Some(waiting) = self.datagrams.remove(key) else { return Vec::new() };
         self.bytes -= waiting.bytes();
-        waiting.fragments
+        // Old ones are of another datagram with the same identification.
+        if waiting.is_too_old(now) { Vec::new() } else { waiting.fragments }
     }
 
-    /// Forgets what has been held for too long.
+    /// Forgets what has been held for too long. Looks only if there may be something: it is asked whenever there is no room.
     pub(super) fn expire(&mut self, now: Instant) {
-        let bytes = &mut self.bytes;
-        self.datagrams.retain(|_, waiting| {
-            let keep = now.saturating_duration_since(waiting.since) < LIMIT;
-            if !keep {
-                *bytes -= waiting.bytes();
-            }
-            keep
-        });
+        if self.oldest.is_none_or(|oldest| now.saturating_duration_since(oldest) < LIMIT) {
+            return;
+        }
+        self.datagrams.retain(|_, waiting| !waiting.is_too_old(now));
+        self.bytes = self.datagrams.values().map(Waiting::bytes).sum();
+        self.oldest = self.datagrams.values().map(|waiting| waiting.since).min();
     }
 
     /// Whether nothing is held.
@@ -107,10 +117,10 @@ mod tests {
         assert!(held.hold(key(1), fragment(1, 10), now));
         assert!(held.hold(key(2), fragment(2, 10), now));
         assert!(held.hold(key(1), fragment(3, 10), now));
-        assert_eq!(held.release(&key(1)), [fragment(1, 10), fragment(3, 10)]);
-        assert_eq!(held.release(&key(1)), []);
+        assert_eq!(held.release(&key(1), now), [fragment(1, 10), fragment(3, 10)]);
+        assert_eq!(held.release(&key(1), now), []);
         assert!(!held.is_empty());
-        assert_eq!(held.release(&key(2)), [fragment(2, 10)]);
+        assert_eq!(held.release(&key(2), now), [fragment(2, 10)]);
         assert!(held.is_empty());
         assert_eq!(held.bytes, 0);
     }
@@ -124,9 +134,22 @@ mod tests {
         held.expire(start + LIMIT / 2);
         assert_eq!(held.datagrams.len(), 2);
         held.expire(start + LIMIT);
-        assert_eq!(held.release(&key(1)), []);
+        assert_eq!(held.release(&key(1), start + LIMIT), []);
+        assert_eq!(held.datagrams.len(), 1);
         held.expire(start + LIMIT * 2);
         assert!(held.is_empty());
+        assert_eq!(held.bytes, 0);
+    }
+
+    #[test]
+    fn what_is_too_old_is_not_of_the_datagram_that_comes() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        held.hold(key(1), fragment(1, 10), start);
+        assert_eq!(held.release(&key(1), start + LIMIT), []);
+        assert_eq!((held.is_empty(), held.bytes), (true, 0));
+        held.hold(key(1), fragment(2, 10), start + LIMIT);
+        held.hold(key(1), fragment(3, 10), start + LIMIT * 2);
+        assert_eq!(held.release(&key(1), start + LIMIT * 2), [fragment(3, 10)]);
         assert_eq!(held.bytes, 0);
     }
 
@@ -139,8 +162,8 @@ mod tests {
             assert!(held.bytes <= BYTES);
         }
         assert_eq!(taken, BYTES / (1480 + OVERHEAD));
-        assert!(!held.hold(key(0), fragment(0, 1480), start));
-        assert!(held.hold(key(0), fragment(0, 1480), start + LIMIT));
+        assert!(!held.hold(key(u16::MAX), fragment(0, 1480), start));
+        assert!(held.hold(key(u16::MAX), fragment(0, 1480), start + LIMIT));
         assert_eq!(held.datagrams.len(), 1);
     }
 }

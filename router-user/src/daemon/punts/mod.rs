@@ -78,7 +78,7 @@ impl Desk {
             }
             Kind::Release => {
                 // What one fails by, the others fail by, too.
-                for fragment in self.held.release(&key(packet)?) {
+                for fragment in self.held.release(&key(packet)?, Instant::now()) {
                     self.replay(&fragment)?;
                 }
             }
