@@ -92,11 +92,12 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
 }
 
 /// Whether a source address is one that no packet on a wire may have: it would be answered to the wrong machine, or to all
-/// (RFC 1122 3.2.1.3, RFC 1812 5.3.7). 0.0.0.0 is a DHCP client's.
+/// (RFC 1122 3.2.1.3, RFC 1812 5.3.7). Who has no address yet is 0.0.0.0, and speaks to all or to a group: DHCP, IGMP.
 #[inline(always)]
-pub const fn is_martian_source(source: Ipv4) -> bool {
+pub const fn is_martian_source(source: Ipv4, destination: Ipv4) -> bool {
     let [first, ..] = source.0;
-    first == 127 || first >= 224 || (first == 0 && !matches!(source.0, [0, 0, 0, 0]))
+    let has_none = matches!(source.0, [0, 0, 0, 0]) && !destination.is_unicast();
+    first == 127 || first >= 224 || (first == 0 && !has_none)
 }
 
 /// Whether a destination address is one that no packet on a wire may have.
@@ -157,15 +158,25 @@ mod tests {
     fn martians() {
         for (address, source, destination) in [
             ([10, 0, 2, 69], false, false),
-            ([0, 0, 0, 0], false, true),
+            ([0, 0, 0, 0], true, true),
             ([0, 0, 0, 1], true, true),
             ([127, 0, 0, 1], true, true),
             ([224, 0, 0, 1], true, false),
             ([255, 255, 255, 255], true, false),
             ([240, 0, 0, 1], true, false),
         ] {
-            let seen = (is_martian_source(Ipv4(address)), is_martian_destination(Ipv4(address)));
+            let here = Ipv4([10, 0, 2, 68]);
+            let seen = (is_martian_source(Ipv4(address), here), is_martian_destination(Ipv4(address)));
             assert_eq!(seen, (source, destination), "{address:?}");
+        }
+        for (address, expected) in [([0, 0, 0, 0], false), ([0, 0, 0, 1], true), ([127, 0, 0, 1], true)] {
+            for to_many in [[255; 4], [224, 0, 0, 22]] {
+                assert_eq!(
+                    is_martian_source(Ipv4(address), Ipv4(to_many)),
+                    expected,
+                    "{address:?} to {to_many:?}"
+                );
+            }
         }
     }
 

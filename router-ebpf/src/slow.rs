@@ -37,7 +37,10 @@ fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
         return Err(Reason::OtherHost);
     }
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
-    if is_martian_source(source) || is_martian_destination(destination) || rules::is_local(source) {
+    if is_martian_source(source, destination)
+        || is_martian_destination(destination)
+        || rules::is_local(source)
+    {
         return Err(Reason::Martian);
     }
     Ok(())

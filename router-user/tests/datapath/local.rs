@@ -138,7 +138,7 @@ fn replies_to_connections_of_this_machine_come_in() {
 fn martians_are_dropped() {
     let world = &mut World::new();
     let martian = (Verdict::Drop, Reason::Martian);
-    for source in [ROUTER, [127, 0, 0, 1], [0, 1, 2, 3], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
+    for source in [ROUTER, [127, 0, 0, 1], [0; 4], [0, 1, 2, 3], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
         ends(world, &tcp_packet((source, 40_000), (ROUTER, 443), tcp::SYN).build(), martian);
         ends(world, &udp_packet((source, 40_000), (ROUTER, 53), b"x").build(), martian);
     }
@@ -147,6 +147,8 @@ fn martians_are_dropped() {
     }
     // LAND: to itself.
     ends(world, &tcp_packet((ROUTER, 443), (ROUTER, 443), tcp::SYN).build(), martian);
+    // Who has no address yet asks all for one.
+    ends(world, &udp_packet(([0; 4], 68), ([255; 4], 67), b"discover").build(), PASSED);
 }
 
 #[test]

@@ -59,7 +59,10 @@ pub(super) const ENABLED: &[Category] = &[
     Category::Local,
     Category::OutOfState,
     Category::Protocol,
-    // Not yet: IcmpError, Ttl, Mtu, Fragment, IpOptions, Malformed, Martian. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::IcmpError,
+    Category::Malformed,
+    Category::Martian,
+    // Not yet: Ttl, Mtu, Fragment, IpOptions. `LAB_CATEGORIES=Ttl` adds one to a run.
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.

@@ -3,7 +3,7 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::TIME_EXCEEDED,
+    packet::{RST, TIME_EXCEEDED},
     plan::{Body, Sequence, Step},
 };
 
@@ -65,6 +65,31 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "errors about what a reset has ended",
+        category: Category::IcmpError,
+        reason: "a reset does not end a session at once, since it may be forged, and an error that comes late still finds it; the kernel \
+                 forgets a connection that was refused",
+        applies: |case| {
+            let is_error = |step: &&Step| matches!(step.body, Body::Error(_));
+            case.steps.iter().all(is_error)
+                && case.comes_after_a_reset()
+                && case.oracle.is_empty()
+                && case.is_forwarded_by_ours()
+        },
+    },
+    Difference {
+        name: "reserved addresses",
+        category: Category::Martian,
+        reason: "a source in 240.0.0.0/4 is a martian (RFC 1812 5.3.7); Linux takes these for addresses like others",
+        applies: |case| {
+            case.steps
+                .iter()
+                .all(|step| step.source.is_some_and(|source| source.ip().octets()[0] >> 4 == 0xf))
+                && !case.oracle.is_empty()
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "fragments of what never is complete",
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
@@ -84,6 +109,15 @@ impl Case<'_> {
         let Some(this) = self.steps.first() else { return false };
         let until = self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
         until.into_iter().any(|step| step.session == this.session && step.spice == Some(category))
+    }
+
+    /// Whether its session has been reset before.
+    fn comes_after_a_reset(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let mut before = self.sequence.steps.iter().take_while(|step| step.number != this.number);
+        before.any(|step| {
+            step.session == this.session && matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0)
+        })
     }
 
     fn all_tcp(&self) -> bool {

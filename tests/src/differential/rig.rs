@@ -14,7 +14,7 @@ use super::{
         CLIENT_HOP, MARKER, MARKER_CLIENT, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NARROW_SERVERS, Network,
         ROUTER, ROUTER_SECOND, SERVER_HOP, SERVER_HOP_SECOND, SERVICES, SNAT_PORTS, Service, Side,
     },
-    view::{Tuple, View},
+    view::View,
     wire::Wire,
 };
 use crate::{
@@ -33,6 +33,9 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 
 /// Where markers are sent to.
 const MARKER_LISTEN: SocketAddrV4 = SocketAddrV4::new(ROUTER, MARKER.listen.0);
+
+/// More than either narrow way takes.
+const MARKER_LENGTH: usize = 1_400;
 
 /// The MAC addresses of each router's NICs.
 const ROUTER_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0xa0], [0x02, 0, 0, 0, 0, 0xa1]];
@@ -127,7 +130,8 @@ impl Rig {
     ///
     /// Nothing is waited for but packets: a pair of markers follows, one from each side. The queues on the way keep the order,
     /// so when both have come out the router has handled everything; and when a second pair has, everything that it
-    /// has sent meanwhile is here, too, whichever way it took.
+    /// has sent meanwhile is here, too, whichever way it took. Markers are too large for their way: pls-router has its daemon split
+    /// them, so that they come behind what else is the daemon's.
     pub(super) fn exchange(&mut self, arm: Arm, packets: &[Traffic]) -> Result<Vec<Traffic>> {
         let [oracle, ours] = &mut self.routers;
         let router = match arm {
@@ -173,10 +177,12 @@ impl Router {
         let wire = self.wire(Side::Server);
         loop {
             // Before this, nothing but the kernel's own questions comes.
-            if let Some((Side::Server, packet)) = self.receive(wire)?
-                && marker_number(&packet) == Some(0)
-            {
+            let Some((Side::Server, packet)) = self.receive(wire)? else { continue };
+            let Some(piece) = Piece::of(&packet) else { continue };
+            if piece.number == Some(0) {
                 self.snat = View::new(&packet).context("a marker is a packet")?.tuple().source;
+            }
+            if piece.is_last {
                 return Ok(());
             }
         }
@@ -193,12 +199,15 @@ impl Router {
             let mut missing = 2 / self.wires.len();
             while missing > 0 {
                 let Some((side, packet)) = self.receive(wire)? else { continue };
-                match marker_number(&packet) {
-                    Some(found) => {
-                        ensure!(found == number, "marker {found} came in place of {number}");
-                        missing -= 1;
-                    }
-                    None => out.push(Traffic { side, packet }),
+                let Some(piece) = Piece::of(&packet) else {
+                    out.push(Traffic { side, packet });
+                    continue;
+                };
+                if let Some(found) = piece.number {
+                    ensure!(found == number, "marker {found} came in place of {number}");
+                }
+                if piece.is_last {
+                    missing -= 1;
                 }
             }
         }
@@ -223,14 +232,22 @@ impl Router {
     }
 }
 
-/// The number in a marker.
-fn marker_number(packet: &[u8]) -> Option<u32> {
-    let view = View::new(packet)?;
-    let Tuple { protocol, destination, .. } = view.tuple();
-    let marker =
-        protocol == UDP && (destination == MARKER_CLIENT || destination == MARKER.target(MARKER.listen.0));
-    let number = view.payload().get(8..)?.first_chunk()?;
-    marker.then_some(u32::from_be_bytes(*number))
+/// A piece of a marker.
+struct Piece {
+    /// The marker's number, if it is the first piece.
+    number: Option<u32>,
+    is_last: bool,
+}
+
+impl Piece {
+    fn of(packet: &[u8]) -> Option<Self> {
+        let view = View::new(packet)?;
+        let marker = view.protocol() == UDP
+            && (view.destination() == *MARKER_CLIENT.ip() || view.destination() == MARKER.target);
+        let number = || view.payload().get(8..)?.first_chunk().map(|number| u32::from_be_bytes(*number));
+        let number = if view.offset() == 0 { number() } else { None };
+        marker.then_some(Self { number, is_last: !view.more_fragments() })
+    }
 }
 
 fn marker(source: SocketAddrV4, destination: SocketAddrV4, number: u32) -> Vec<u8> {
@@ -241,10 +258,12 @@ fn marker(source: SocketAddrV4, destination: SocketAddrV4, number: u32) -> Vec<u
         id: 0xffff,
         tos: 0,
         ttl: 64,
-        dont_fragment: true,
+        dont_fragment: false,
         options: Vec::new(),
     };
-    header.packet(&udp(source, destination, &number.to_be_bytes(), true))
+    let mut payload = number.to_be_bytes().to_vec();
+    payload.resize(MARKER_LENGTH, 0);
+    header.packet(&udp(source, destination, &payload, true))
 }
 
 /// Lays the wires from one router to the world, and gives the router its addresses and routes.

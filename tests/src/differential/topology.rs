@@ -174,17 +174,17 @@ pub(super) const SERVICES: &[Service] = &[
     },
 ];
 
-/// What both routers are known to forward: everything sent before a packet of this has been handled.
+/// What both routers are known to forward: everything sent before a packet of this has been handled. The way is narrow both ways.
 pub(super) const MARKER: Service = Service {
     name: "marker",
     protocol: UDP,
     listen: (9, 9),
-    target: server(113, 9),
+    target: server(114, 9),
     port: Some(9),
     open: false,
 };
 /// Who sends it.
-pub(super) const MARKER_CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 64, 255, 254), 9999);
+pub(super) const MARKER_CLIENT: SocketAddrV4 = SocketAddrV4::new(Network::Narrow.address(0xfffe), 9999);
 
 const fn server(network: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, network, host)
