@@ -5,10 +5,13 @@
 #[macro_use]
 mod common;
 
+mod audit;
 mod fragments;
 mod isolation;
 mod lifecycle;
 mod names;
 mod neighbours;
 mod removal;
+mod starts;
 mod traffic;
+mod upkeep;
