@@ -109,7 +109,13 @@ pub(crate) fn whole_tuple(frame: &[u8]) -> Option<Tuple> {
     if ip.length != 20 || ip.is_fragment() || ip.total < shortest || ip.total > frame.len() - IP {
         return None;
     }
-    tuple(&frame[IP..])
+    let l4 = &frame[IP + ip.length..IP + ip.total];
+    let makes_sense = match ip.protocol {
+        TCP => l4[12] >> 4 >= 5 && usize::from(l4[12] >> 4) * 4 <= l4.len(),
+        UDP => (8..=l4.len()).contains(&usize::from(word(l4, 4))),
+        _ => true,
+    };
+    if makes_sense { tuple(&frame[IP..]) } else { None }
 }
 
 /// Whether a packet is an ICMP error message (RFC 1122 3.2.2), or the first fragment of one.
