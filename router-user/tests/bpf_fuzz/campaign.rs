@@ -18,14 +18,14 @@ use router_common::{
     punt::Punted,
     reason::{Action, Reason},
 };
-use router_user::dataplane;
+use router_user::dataplane::{self, RuleSetSpec};
 
 use crate::{
     check::{Done, Given, check, describe},
     frames,
     model::{
         CLIENT, CLIENTS, Model, NARROW, NARROW_MTU, NOWHERE, PENDING, ROUTER_SPARE, SILENT_GATEWAY,
-        allow_clients,
+        allow_clients, reject_exhausted,
     },
     mutate::mutate,
     packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND},
@@ -47,11 +47,12 @@ pub(crate) struct Profile {
     has_daemon: bool,
     /// How many of a hundred sessions are removed from time to time.
     removed: usize,
+    rules: fn(&mut RuleSetSpec),
     /// What a long run is to have seen, or else it does not look where it should.
     pub(crate) reasons: &'static [Reason],
 }
 
-const COMMON: [Reason; 13] = [
+const COMMON: [Reason; 18] = [
     Reason::Forwarded,
     Reason::Opened,
     Reason::NotIpv4,
@@ -65,6 +66,11 @@ const COMMON: [Reason; 13] = [
     Reason::Martian,
     Reason::BadChecksum,
     Reason::OtherHost,
+    Reason::IcmpError,
+    Reason::TtlExceeded,
+    Reason::FragmentationNeeded,
+    Reason::FragmentEarly,
+    Reason::FragmentBad,
 ];
 
 pub(crate) const PROFILES: [Profile; 4] = [
@@ -78,7 +84,8 @@ pub(crate) const PROFILES: [Profile; 4] = [
         snat: &[ROUTER],
         has_daemon: true,
         removed: 20,
-        reasons: &[Reason::Resolving],
+        rules: allow_clients,
+        reasons: &[Reason::Resolving, Reason::Fragmenting],
     },
     Profile {
         name: "two_nics",
@@ -90,6 +97,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         snat: &[ROUTER_SECOND],
         has_daemon: false,
         removed: 20,
+        rules: allow_clients,
         reasons: &[Reason::NeighbourUnresolved],
     },
     Profile {
@@ -102,7 +110,8 @@ pub(crate) const PROFILES: [Profile; 4] = [
         snat: &[ROUTER, ROUTER_SPARE],
         has_daemon: true,
         removed: 30,
-        reasons: &[Reason::TableFull, Reason::PortsExhausted],
+        rules: reject_exhausted,
+        reasons: &[Reason::TableFull, Reason::Rejected],
     },
     Profile {
         name: "pooled",
@@ -114,6 +123,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         snat: &[ROUTER],
         has_daemon: true,
         removed: 10,
+        rules: allow_clients,
         reasons: &[Reason::HalfOpenLimit, Reason::PortsExhausted],
     },
 ];
@@ -196,7 +206,7 @@ impl Campaign {
             half_open_per_source,
             ports,
             snat: snat.to_vec(),
-            rules: allow_clients,
+            rules: profile.rules,
         });
         let mut model = Model::new(nics, mtu, ports, snat.to_vec());
         let gateway = if nics == 2 { "10.0.3.1".to_owned() } else { dotted(FIREWALL) };

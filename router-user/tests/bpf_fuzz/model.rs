@@ -61,6 +61,12 @@ pub(crate) fn allow_clients(spec: &mut RuleSetSpec) {
     spec.masquerades[0].sources = clients;
 }
 
+/// The same, and tells clients when no port is free.
+pub(crate) fn reject_exhausted(spec: &mut RuleSetSpec) {
+    allow_clients(spec);
+    spec.reject_exhausted = true;
+}
+
 impl Model {
     pub(crate) fn new(nics: usize, mtu: usize, ports: PortRange, snat: Vec<[u8; 4]>) -> Self {
         Self {
