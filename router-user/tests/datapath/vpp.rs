@@ -1,13 +1,17 @@
 //! What VPP's tests of its endpoint-dependent NAT ask and no other test here does: `docs/vpp-cases.md` has the list.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use router_common::{ports::PortRange, reason::Reason};
+use router_user::dataplane::now;
 
 use crate::{
     packets::{
-        OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, read, tcp, tcp_packet,
-        udp_packet,
+        IcmpError, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, read, tcp,
+        tcp_packet, udp_packet,
     },
     world::{Setup, Verdict, World, network},
 };
@@ -217,5 +221,82 @@ fn what_no_rule_is_for_stays_as_it_is() {
         let ran = world.run(&frame);
         assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched));
         assert_eq!(ran.frame, frame, "untouched");
+    }
+}
+
+/// Also by a router between the two.
+#[test]
+fn errors_come_back_from_the_clients_side() {
+    let mut world = World::with(Setup {
+        rules: |spec| spec.forwards[1].targets = vec![(STRANGER.into(), None)],
+        ..Setup::default()
+    });
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"q");
+    let sent = world.run(&query.build());
+    assert_eq!(sent.reason, Reason::Opened);
+    let answer = world.run(&udp_packet((STRANGER, 53), (ROUTER, 5000), b"a").build());
+    assert_eq!(answer.reason, Reason::Forwarded);
+    let about = |frame: &[u8], source| IcmpError {
+        source,
+        destination: ROUTER,
+        ttl: 60,
+        kind: (3, 3),
+        rest: [0; 4],
+        quote: frame[14..].to_vec(),
+    };
+    let back = udp_packet((STRANGER, 53), (ROUTER, 5000), b"a").ttl(63);
+    for (error, destination, quote) in [
+        (about(&sent.frame, STRANGER), PLS, query.clone().ttl(63)),
+        (about(&answer.frame, PLS), STRANGER, back),
+    ] {
+        let ran = world.run(&error.build());
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::IcmpError));
+        let seen = IcmpError::read(&ran.frame);
+        assert_eq!((seen.source, seen.destination, seen.kind), (ROUTER, destination, (3, 3)));
+        assert_eq!(seen.quote, quote.build()[14..]);
+    }
+}
+
+/// RFC 6056: whoever knows some of the ports does not know the next.
+#[test]
+fn changed_ports_are_not_to_be_guessed() {
+    let mut world = World::new();
+    // Below the range, so that all of them are changed.
+    let ports: Vec<u16> = (100..164)
+        .map(|port| {
+            let (source, _) =
+                comes_out(&mut world, &udp_packet((PLS, port), (OTHER, 53), b"q"), Reason::Opened);
+            source.1
+        })
+        .collect();
+    let steps: HashSet<u16> = ports.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+    // Of 63 random steps among 64,512, two are the same once in 30 times, and fewer than 50 are different never.
+    assert!(steps.len() >= 50, "{ports:?}");
+}
+
+/// RFC 4787 REQ-6: a session lasts from its last packet on, whoever has sent that.
+#[test]
+fn packets_of_either_direction_keep_a_session() {
+    let mut world = World::new();
+    comes_out(&mut world, &udp_packet((PLS, 5000), (OTHER, 53), b"q"), Reason::Opened);
+    let last_seen = |world: &World| {
+        let mut seen = Vec::new();
+        world.dataplane.flows.for_each(|session| {
+            seen.push(session.last_seen());
+            true
+        });
+        seen[0]
+    };
+    for packet in
+        [udp_packet((OTHER, 53), (ROUTER, 5000), b"a"), udp_packet((PLS, 5000), (OTHER, 53), b"another")]
+    {
+        let before = last_seen(&world);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while now() == before {
+            assert!(Instant::now() < deadline, "the clock stands still");
+            std::thread::yield_now();
+        }
+        comes_out(&mut world, &packet, Reason::Forwarded);
+        assert!(last_seen(&world) > before);
     }
 }

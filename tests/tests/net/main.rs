@@ -5,6 +5,7 @@
 #[macro_use]
 mod common;
 
+mod expiry;
 mod fragments;
 mod isolation;
 mod lifecycle;
