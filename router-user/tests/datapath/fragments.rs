@@ -12,7 +12,7 @@ use crate::{
         OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request, read, tcp,
         tcp_packet, udp_packet,
     },
-    world::{Ran, Verdict, World, ip},
+    world::{Ran, Setup, Verdict, World, ip},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 5000);
@@ -143,6 +143,22 @@ fn tcp_and_echo() {
     let reply = echo_reply(OTHER, ROUTER, 5077).payload(&payload(4000));
     let seen = assemble(&forwarded(&mut world, &fragments(&reply, 2, 1500), Reason::Forwarded));
     assert_eq!((seen.source, seen.destination), ((OTHER, 0), (PLS, 5077)));
+    assert!(seen.payload == payload(4000));
+}
+
+/// A rule whose target is on the clients' side.
+#[test]
+fn fragments_are_led_back_to_the_clients_side() {
+    let mut world = World::with(Setup {
+        rules: |spec| spec.forwards[1].targets = vec![(STRANGER.into(), None)],
+        ..Setup::default()
+    });
+    let seen = assemble(&forwarded(&mut world, &fragments(&query(5000), 1, 1500), Reason::Opened));
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (STRANGER, 53)));
+    assert!(seen.payload == payload(5000));
+    let reply = udp_packet((STRANGER, 53), (ROUTER, 5000), &payload(4000));
+    let seen = assemble(&forwarded(&mut world, &fragments(&reply, 1, 1500), Reason::Forwarded));
+    assert_eq!((seen.source, seen.destination), (LISTEN, CLIENT));
     assert!(seen.payload == payload(4000));
 }
 

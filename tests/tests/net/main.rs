@@ -6,6 +6,7 @@
 mod common;
 
 mod audit;
+mod expiry;
 mod fragments;
 mod isolation;
 mod lifecycle;
