@@ -208,7 +208,7 @@ impl Sweep<'_> {
             timeout
         } else if forward.is_opening() {
             timeout.min(OPENING_UNDER_PRESSURE)
-        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.either_has_ended() {
+        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.is_over() {
             timeout.min(ENDED_UNDER_PRESSURE)
         } else {
             timeout
@@ -250,7 +250,11 @@ impl Hasher for PoolHasher {
 fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
     let Timeouts { tcp_established, tcp_transitory, udp, udp_unreplied, icmp } = timeouts;
     Some(match forward.protocol()? {
-        Protocol::Tcp if forward.is_opening() || forward.entry.seen.either_has_ended() => *tcp_transitory,
+        Protocol::Tcp
+            if forward.is_opening() || forward.entry.seen.is_unanswered() || forward.entry.seen.is_over() =>
+        {
+            *tcp_transitory
+        }
         Protocol::Tcp => *tcp_established,
         Protocol::Udp if forward.is_opening() => *udp_unreplied,
         Protocol::Udp => *udp,
@@ -261,8 +265,9 @@ fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
 /// How long a session may be idle; `None` for one that makes no sense.
 pub(super) fn timeout(session: &Session, timeouts: &Timeouts) -> Option<Duration> {
     Some(match (session.protocol()?, session.state()?) {
-        (Protocol::Tcp, State::Established) => timeouts.tcp_established,
-        (Protocol::Tcp, State::Opening | State::Closing | State::Closed) => timeouts.tcp_transitory,
+        // A connection that is closed on one side only may go on for long on the other (RFC 7857 section 2).
+        (Protocol::Tcp, State::Established | State::Closing) => timeouts.tcp_established,
+        (Protocol::Tcp, State::Opening | State::Closed) => timeouts.tcp_transitory,
         (Protocol::Udp, State::Opening) => timeouts.udp_unreplied,
         (Protocol::Udp, _) => timeouts.udp,
         (Protocol::Icmp, _) => timeouts.icmp,
