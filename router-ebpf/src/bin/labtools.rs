@@ -179,7 +179,7 @@ mod programs {
     /// Bad weather on a wire: loses, holds up and doubles IPv4 packets by chance.
     #[classifier]
     fn weather(ctx: TcContext) -> i32 {
-        const PASS: i32 = TC_ACT_OK as i32;
+        const PASS: i32 = TC_ACT_OK;
         // SAFETY: the context is valid for as long as the program runs.
         let protocol = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).protocol };
         if protocol != u32::from(0x0800_u16.to_be()) {
@@ -194,7 +194,7 @@ mod programs {
         let chance = ((u64::from(unsafe { bpf_get_prandom_u32() }) * 1_000_000) >> 32) as u32;
         if chance < loss {
             weather.lost += 1;
-            return TC_ACT_SHOT as i32;
+            return TC_ACT_SHOT;
         }
         if chance < loss + hold_up {
             weather.held_up += 1;
