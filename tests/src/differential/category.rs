@@ -62,7 +62,9 @@ pub(super) const ENABLED: &[Category] = &[
     Category::IcmpError,
     Category::Malformed,
     Category::Martian,
-    // Not yet: Ttl, Mtu, Fragment, IpOptions. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::Ttl,
+    Category::Mtu,
+    // Not yet: Fragment, IpOptions. `LAB_CATEGORIES=Ttl` adds one to a run.
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.

@@ -3,7 +3,7 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{RST, TIME_EXCEEDED},
+    packet::{RST, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
 };
 
@@ -14,6 +14,8 @@ pub(super) struct Case<'a> {
     pub(super) steps: Vec<&'a Step>,
     pub(super) oracle: &'a [Seen],
     pub(super) ours: &'a [Seen],
+    /// Whether they differ in nothing but how ICMP errors of a router's own are made, see [`abridge`](super::observe::abridge).
+    pub(super) same_but_for_quotes: &'a dyn Fn() -> bool,
 }
 
 /// A difference that is meant.
@@ -50,6 +52,18 @@ pub(super) const DIFFERENCES: &[Difference] = &[
             case.steps.iter().all(|step| matches!(step.body, Body::Other { .. }))
                 && case.oracle.iter().all(forwarded)
                 && !case.ours.iter().any(forwarded)
+        },
+    },
+    Difference {
+        name: "short errors",
+        category: Category::Ttl,
+        reason: "an error quotes 8 bytes behind the IP header, as RFC 792 asks for and every sender can do with, where the kernel quotes \
+                 what fits into 576 bytes; its precedence is RFC 1812's, without the type of service of what it quotes; and it is never \
+                 fragmented, so that it needs no identification (RFC 6864)",
+        applies: |case| {
+            let is_error =
+                |seen: &Seen| seen.own && matches!(seen.icmp_kind(), Some(TIME_EXCEEDED | UNREACHABLE));
+            case.ours.iter().all(is_error) && (case.same_but_for_quotes)()
         },
     },
     Difference {

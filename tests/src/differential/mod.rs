@@ -11,6 +11,7 @@ mod compare;
 mod differences;
 mod generate;
 mod observe;
+mod pace;
 mod packet;
 mod plan;
 mod random;

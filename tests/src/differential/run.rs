@@ -371,9 +371,14 @@ impl Group {
         if self.pending[0].is_empty() {
             return Ok(());
         }
+        let mut errors = 0;
         for (index, arm) in Arm::BOTH.into_iter().enumerate() {
             let pending = std::mem::take(&mut self.pending[index]);
-            for Traffic { side, packet } in rig.exchange(arm, &pending)? {
+            let out = rig.exchange(arm, &pending, errors)?;
+            let is_error =
+                |out: &&Traffic| View::new(&out.packet).is_some_and(|view| view.quoted().is_some());
+            errors = out.iter().filter(is_error).count();
+            for Traffic { side, packet } in out {
                 self.take(arm, index, side, packet)?;
             }
             self.fragments.clear();

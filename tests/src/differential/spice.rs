@@ -69,7 +69,15 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Ttl => {
             let ttl = maker.random.pick(&[0, 1, 1, 1, 2]);
-            again(maker, &mut steps, at, |copy| copy.ttl = ttl);
+            let outsider = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
+            let is_outsiders = steps[at].from == Side::Client && maker.random.chance(15);
+            let listen = maker.sessions[session].listen;
+            again(maker, &mut steps, at, |copy| {
+                copy.ttl = ttl;
+                if is_outsiders {
+                    (copy.source, copy.destination) = (Some(outsider), Some(listen));
+                }
+            });
         }
         Category::Mtu => {
             let large = large(maker, session, &steps[at]);
