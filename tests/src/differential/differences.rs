@@ -3,8 +3,9 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{RST, TIME_EXCEEDED, UNREACHABLE},
+    packet::{Damage, RST, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
+    topology::Side,
 };
 
 /// A datagram that the two routers have made different things of.
@@ -67,13 +68,19 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "hops that outsiders do not see",
+        name: "hops that are not told of",
         category: Category::Ttl,
-        reason: "who may not use the router is not told that a packet's time ended there; the kernel looks at the time to live \
-                 before it looks at its rules",
+        reason: "that a packet's time ended at the router is not told to who may not use it, nor of what it would not have forwarded \
+                 anyway; the kernel looks at the time to live before it looks at its rules and behind the IP header",
         applies: |case| {
             let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
-            case.steps.iter().all(|step| step.source.is_some() && step.ttl <= 1)
+            let has_no_way = |step: &&Step| {
+                step.source.is_some()
+                    || matches!(step.body, Body::Other { .. })
+                    || step.damage.is_some_and(|damage| !matches!(damage, Damage::Trailer(_)))
+            };
+            case.steps.iter().all(|step| step.ttl <= 1)
+                && case.steps.iter().all(has_no_way)
                 && case.oracle.iter().all(has_ended)
                 && case.ours.is_empty()
         },
@@ -89,6 +96,26 @@ pub(super) const DIFFERENCES: &[Difference] = &[
                 && case.comes_after_a_reset()
                 && case.oracle.is_empty()
                 && case.is_forwarded_by_ours()
+        },
+    },
+    Difference {
+        name: "IP options",
+        category: Category::IpOptions,
+        reason: "packets with IP options are not translated but dropped, of a session as of who may use a rule: they are hardly ever \
+                 anything good, and most networks drop them (RFC 7126)",
+        applies: |case| case.all_have_options() && !case.oracle.is_empty() && case.ours.is_empty(),
+    },
+    Difference {
+        name: "IP options of outsiders",
+        category: Category::IpOptions,
+        reason: "who may not use any rule reaches the machine itself as if it were no router, and nothing there is looked at behind IP \
+                 options; the oracle's firewall looks at ports all the same",
+        applies: |case| {
+            let is_answered_by_the_stack = |seen: &Seen| seen.own && Some(seen.side) == case.sender();
+            case.all_have_options()
+                && case.steps.iter().all(|step| step.source.is_some())
+                && case.oracle.is_empty()
+                && case.ours.iter().all(is_answered_by_the_stack)
         },
     },
     Difference {
@@ -108,7 +135,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
         applies: |case| {
-            let to = case.steps.first().map(|step| step.from.other());
+            let to = case.sender().map(Side::other);
             let is_piece = |seen: &Seen| !seen.own && Some(seen.side) == to && seen.is_fragment();
             case.steps.iter().all(|step| step.cut.is_some())
                 && case.oracle.is_empty()
@@ -134,13 +161,21 @@ impl Case<'_> {
         })
     }
 
+    fn all_have_options(&self) -> bool {
+        self.steps.iter().all(|step| !step.options.is_empty())
+    }
+
+    fn sender(&self) -> Option<Side> {
+        self.steps.first().map(|step| step.from)
+    }
+
     fn all_tcp(&self) -> bool {
         self.steps.iter().all(|step| matches!(step.body, Body::Tcp { .. }))
     }
 
     /// Whether the only thing that pls-router has done is to send it on.
     fn is_forwarded_by_ours(&self) -> bool {
-        let to = self.steps.first().map(|step| step.from.other());
+        let to = self.sender().map(Side::other);
         matches!(self.ours, [seen] if !seen.own && Some(seen.side) == to)
     }
 }

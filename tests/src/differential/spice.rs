@@ -57,7 +57,10 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::IcmpError if steps[at].spice == Some(Category::Martian) => {}
         Category::IcmpError => {
             let error = error(maker, session, &steps[at]);
-            let later = maker.random.between(at + 1, steps.len());
+            let is_refused =
+                steps.iter().any(|step| matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0));
+            // What a reset has ended is worth a look.
+            let later = if is_refused { steps.len() } else { maker.random.between(at + 1, steps.len()) };
             steps.insert(later, error);
         }
         // More of what the session is about, not of other things that happened to it.
@@ -69,14 +72,10 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Ttl => {
             let ttl = maker.random.pick(&[0, 1, 1, 1, 2]);
-            let outsider = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
-            let is_outsiders = steps[at].from == Side::Client && maker.random.chance(15);
-            let listen = maker.sessions[session].listen;
+            let by = perhaps_outsider(maker, session, &steps[at]);
             again(maker, &mut steps, at, |copy| {
                 copy.ttl = ttl;
-                if is_outsiders {
-                    (copy.source, copy.destination) = (Some(outsider), Some(listen));
-                }
+                (copy.source, copy.destination) = by;
             });
         }
         Category::Mtu => {
@@ -103,7 +102,11 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::IpOptions => {
             let options = options(maker);
             if steps[at].body.length() < ROOMY {
-                again(maker, &mut steps, at, |copy| copy.options = options);
+                let by = perhaps_outsider(maker, session, &steps[at]);
+                again(maker, &mut steps, at, |copy| {
+                    copy.options = options;
+                    (copy.source, copy.destination) = by;
+                });
             }
         }
         Category::Local => {
@@ -163,6 +166,20 @@ fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl F
         let mut copy = Step { number: maker.number(), ..steps[at].clone() };
         change(&mut copy);
         steps.insert(if before { at } else { at + 1 }, copy);
+    }
+}
+
+/// The source and destination of a step like this one; now and then those of somebody who may use nothing.
+fn perhaps_outsider(
+    maker: &mut Maker<'_>,
+    session: usize,
+    like: &Step,
+) -> (Option<SocketAddrV4>, Option<SocketAddrV4>) {
+    if like.from == Side::Client && maker.random.chance(15) {
+        let source = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
+        (Some(source), Some(maker.sessions[session].listen))
+    } else {
+        (like.source, like.destination)
     }
 }
 
