@@ -241,9 +241,11 @@ pub(super) fn is_comparable(tracks: &[Track; 2], step: &Step) -> bool {
         return false;
     }
     match &step.body {
-        Body::Error(quote) => tracks
-            .iter()
-            .all(|track| track.forwarded(quote.of, step.from).is_some_and(|packet| track.is_current(packet))),
+        Body::Error(quote) => tracks.iter().all(|track| {
+            track
+                .forwarded(quote.of, step.from)
+                .is_some_and(|packet| step.from == Side::Client || track.is_current(packet))
+        }),
         Body::Tcp { .. } | Body::Udp { .. } | Body::Echo { .. } | Body::Other { .. } => true,
     }
 }
