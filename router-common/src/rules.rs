@@ -69,6 +69,24 @@ impl RuleSet {
     }
 }
 
+impl RuleSet {
+    /// The SNAT address behind this one, around the list.
+    #[inline(always)]
+    pub fn snat_address_after(&self, address: Ipv4) -> Option<Ipv4> {
+        let mut found = false;
+        for (at, known) in self.snat.iter().enumerate() {
+            if at as u32 >= self.snat_count {
+                break;
+            }
+            if found {
+                return Some(*known);
+            }
+            found = *known == address;
+        }
+        if found { Some(self.snat[0]) } else { None }
+    }
+}
+
 /// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond `room`.
 #[inline(always)]
 const fn spread(random: u32, count: u32, room: usize) -> Option<usize> {

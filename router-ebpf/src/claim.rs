@@ -41,6 +41,12 @@ struct Opening {
     claim: u32,
     /// A [`Phase`], as its number.
     phase: u32,
+    /// Ports that have been guessed.
+    guesses: u32,
+    /// SNAT addresses that have been searched in vain.
+    addresses: u32,
+    /// 1 when that was all of them.
+    searched_all: u32,
     /// Ports that have been tried one after the other.
     in_turn: u32,
     /// Of the pool, see [`router_common::ports::Pool::frees`].
@@ -120,8 +126,11 @@ pub(crate) fn prepare(
     opening.empty_words = 0;
     opening.claim = Claim::Searching as u32;
     opening.phase = Phase::Guess as u32;
+    opening.guesses = 0;
     opening.in_turn = 0;
     opening.frees = 0;
+    opening.addresses = 0;
+    opening.searched_all = 0;
     Some(())
 }
 
@@ -223,8 +232,8 @@ struct Callback {
     xdp: *mut xdp_md,
 }
 
-/// Every port twice, and every word of a pool.
-const MAX_STEPS: u32 = 3 << 16;
+/// Every port of every address, and every word of their pools.
+const MAX_STEPS: u32 = 2 << 20;
 
 /// Ranges up to this size are searched port by port as quickly as by a pool.
 const SMALL: u32 = 64;
@@ -257,6 +266,38 @@ extern "C" fn choose_pool(make: u32) -> u32 {
     0
 }
 
+/// Has the search go on with the next SNAT address, or says that all have been searched. A global function, see above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_snat_address() -> u32 {
+    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 0 };
+    opening.searched_all = 1;
+    let Some(rule_set) = rules::rule_set(settings.version) else { return 0 };
+    opening.addresses += 1;
+    match rule_set.snat_address_after(opening.snat) {
+        Some(snat) if opening.addresses < rule_set.snat_count => opening.snat = snat,
+        _ => return 0,
+    }
+    opening.searched_all = 0;
+    opening.phase = Phase::Guess as u32;
+    opening.guesses = 0;
+    opening.in_turn = 0;
+    opening.pool = NO_POOL;
+    opening.empty_words = 0;
+    0
+}
+
+/// Goes on with the next SNAT address, as a step's answer.
+#[inline(always)]
+fn another_address() -> i64 {
+    next_snat_address();
+    // Read from the map, and not what the function returns: of that, the verifier does not see that it is 0 or 1.
+    match scratch() {
+        Some(opening) if opening.searched_all == 0 => 0,
+        _ => 1,
+    }
+}
+
 /// Whether the reply flow of the session that is being opened would take packets from a socket of this machine. A global function, see
 /// above.
 #[unsafe(no_mangle)]
@@ -273,26 +314,27 @@ extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
 ///
 /// # Safety
 /// `context` points to a [`Callback`].
-unsafe extern "C" fn step(number: u32, context: *const Callback) -> i64 {
+unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
     let Some(opening) = scratch() else { return 1 };
     if opening.phase == Phase::Guess as u32 {
         // The client's own port comes first; then, where ports are crowded, guessing is a waste.
-        if number == 1 || number == GUESSES {
-            choose_pool(u32::from(number == GUESSES));
+        if opening.guesses == 1 || opening.guesses == GUESSES {
+            choose_pool(u32::from(opening.guesses == GUESSES));
         }
     }
     let port = if opening.phase == Phase::Guess as u32 {
-        opening.ports.guess(number, opening.key.source_port, opening.random)
+        opening.guesses += 1;
+        opening.ports.guess(opening.guesses - 1, opening.key.source_port, opening.random)
     } else if opening.phase == Phase::InTurn as u32 {
         if opening.in_turn >= opening.ports.size() {
-            return 1;
+            return another_address();
         }
         opening.in_turn += 1;
         opening.ports.in_turn(opening.random, opening.in_turn)
     } else {
         let Some(pool) = pools::pool(opening.pool) else { return 1 };
         if opening.empty_words >= POOL_WORDS {
-            return 1;
+            return another_address();
         }
         match pool.take_from(opening.word, opening.ports) {
             Take::Port(number) => {
@@ -307,7 +349,7 @@ unsafe extern "C" fn step(number: u32, context: *const Callback) -> i64 {
                     return 0;
                 }
                 pool.set_exhausted(opening.frees);
-                return 1;
+                return another_address();
             }
         }
     };

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::model::{Counters, Flow, FlowQuery, Rule, Status};
+use crate::model::{Audit, Counters, Flow, FlowQuery, Rule, Status};
 
 /// The daemon answers from memory; a million flows take it some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -114,6 +114,14 @@ impl Client {
     pub async fn flows(&self, query: &FlowQuery) -> Result<Vec<Flow>, ClientError> {
         let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
         self.get(&format!("/v1/flows?{query}")).await
+    }
+
+    /// `GET /v1/audit`
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn audit(&self) -> Result<Audit, ClientError> {
+        self.get("/v1/audit").await
     }
 
     /// The answer to `GET path`, a path of the API with its query.

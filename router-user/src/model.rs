@@ -37,6 +37,9 @@ pub struct Status {
     pub targets: Vec<TargetStatus>,
     /// The flow table.
     pub flows: FlowTableStatus,
+    /// SNAT ports in use, as of the last sweep: one row for each target that there are sessions to, the fullest first (4096 at most).
+    #[serde(default)]
+    pub snat_ports: Vec<SnatPortStatus>,
 }
 
 /// One interface and the program on it.
@@ -119,6 +122,24 @@ pub struct FlowTableStatus {
     pub sessions: u64,
     /// Sessions it has room for.
     pub capacity: u64,
+    /// How long the last sweep took that looked for sessions to remove.
+    #[serde(default)]
+    pub sweep_seconds: f64,
+}
+
+/// The SNAT ports towards one target: each can be used once there, and again towards any other.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SnatPortStatus {
+    /// The SNAT address that has the ports.
+    pub snat: IpAddr,
+    /// The target's address and port; port 0 for ICMP echo.
+    pub target: SocketAddr,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// Ports that sessions have.
+    pub used: u32,
+    /// Ports that are left for new ones.
+    pub free: u32,
 }
 
 /// `GET /v1/counters`: everything the data plane counts, summed over CPUs.
@@ -267,6 +288,43 @@ impl FlowQuery {
             && self.protocol.as_ref().is_none_or(|protocol| *protocol == flow.protocol)
             && self.client.is_none_or(|client| client == flow.client.ip())
     }
+}
+
+/// `GET /v1/audit`, and what `pls-router check --live -o json` says: whether every session in the flow table is whole. What looks wrong only
+/// because sessions come and go meanwhile is looked at again, and not reported.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Audit {
+    /// Whether nothing is wrong.
+    pub ok: bool,
+    /// Sessions, as the data plane counts them.
+    pub sessions: u64,
+    /// Flows found in the table: two a session.
+    pub flows: u64,
+    /// Flows whose other direction is not there.
+    pub half_sessions: u64,
+    /// Flows that are there more than once.
+    pub duplicates: u64,
+    /// SNAT ports that are marked as taken, and that no session has.
+    pub leaked_ports: u64,
+    /// How many sessions more are counted than there are; negative if there are more than are counted.
+    pub miscounted_sessions: i64,
+    /// The flows and ports meant, a thousand at most.
+    pub findings: Vec<AuditFinding>,
+}
+
+/// A flow or port that is not as it should be.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct AuditFinding {
+    /// `half_session`, `duplicate` or `leaked_port`.
+    pub kind: String,
+    /// The rule that opened the session, if that is known.
+    pub rule: Option<String>,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// Where the flow's packets come from; of a port, the target that it is taken towards.
+    pub source: SocketAddr,
+    /// Where they are sent to; of a port, the SNAT address and the port.
+    pub destination: SocketAddr,
 }
 
 /// What `pls-router check -o json` says.

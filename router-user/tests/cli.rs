@@ -12,8 +12,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
-    ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
+    Audit, AuditFinding, Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
+    NextHopStatus, ReasonCounter, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -163,7 +163,21 @@ fn status() -> Status {
             problem: String::new(),
         }],
         targets: Vec::new(),
-        flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576 },
+        flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576, sweep_seconds: 0.002 },
+        snat_ports: vec![
+            ports("203.0.113.10:443", "tcp", 9_000, 55_512),
+            ports("198.51.100.7:0", "icmp", 3, 64_509),
+        ],
+    }
+}
+
+fn ports(target: &str, protocol: &str, used: u32, free: u32) -> SnatPortStatus {
+    SnatPortStatus {
+        snat: "10.0.2.68".parse().unwrap(),
+        target: target.parse().unwrap(),
+        protocol: protocol.to_owned(),
+        used,
+        free,
     }
 }
 
@@ -199,6 +213,11 @@ fn degraded_status() -> Status {
     let mut degraded = status();
     degraded.degraded =
         vec!["target db.example.com: no address: there is no such name (NXDOMAIN)".to_owned()];
+    degraded.degraded.push(
+        "80 % of the SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp are in use: add to snat.addresses"
+            .to_owned(),
+    );
+    degraded.snat_ports = vec![ports("203.0.113.10:443", "tcp", 60_123, 4_389)];
     degraded.names[0].addresses.clear();
     degraded.names[0].ttl_seconds = None;
     degraded.names[0].problem = "there is no such name (NXDOMAIN)".to_owned();
@@ -477,6 +496,52 @@ fn check_looks_at_the_machine_too() {
     assert!(check.findings.iter().any(|finding| finding.place.is_none()), "{check:?}");
 }
 
+fn good_audit() -> Audit {
+    Audit {
+        ok: true,
+        sessions: 1_204,
+        flows: 2_408,
+        half_sessions: 0,
+        duplicates: 0,
+        leaked_ports: 0,
+        miscounted_sessions: 0,
+        findings: Vec::new(),
+    }
+}
+
+fn bad_audit() -> Audit {
+    let finding = |kind: &str, rule: Option<&str>, port: u16| AuditFinding {
+        kind: kind.to_owned(),
+        rule: rule.map(str::to_owned),
+        protocol: "tcp".to_owned(),
+        source: "203.0.113.10:443".parse().unwrap(),
+        destination: std::net::SocketAddr::from(([10, 0, 2, 68], port)),
+    };
+    let half = [finding("half_session", Some("https"), 50_123)];
+    let lost = (1..=22).map(|port| finding("leaked_port", None, port));
+    Audit {
+        ok: false,
+        half_sessions: 1,
+        leaked_ports: 1_022,
+        miscounted_sessions: -2,
+        findings: half.into_iter().chain(lost).collect(),
+        ..good_audit()
+    }
+}
+
+#[test]
+fn check_of_live_sessions() {
+    let good = Place::with_daemon(vec![("/v1/audit", json(&good_audit()))]);
+    golden("check-live", &good.run(&["check", "--live"]));
+    golden("check-live-json", &good.run(&["check", "--live", "-o", "json"]));
+    let bad = Place::with_daemon(vec![("/v1/audit", json(&bad_audit()))]);
+    golden("check-live-bad", &bad.run(&["check", "--live"]));
+    let as_json = bad.run(&["check", "--live", "-o", "json"]);
+    assert_eq!(as_json.code, Some(1));
+    assert_eq!(serde_json::from_str::<Audit>(&as_json.out).unwrap(), bad_audit());
+    golden("no-daemon", &Place::empty().run(&["check", "--live"]));
+}
+
 /// sudo takes `SSH_CONNECTION` away; so does `env` here.
 #[test]
 fn check_knows_the_session_it_runs_in() {
@@ -537,6 +602,7 @@ fn usage() {
         &["status", "-o", "yaml"],
         &["flows", "--client", "x"],
         &["counters", "--watch", "0"],
+        &["check", "--live", "--config-only"],
     ];
     for arguments in cases {
         assert_eq!(place.run(arguments).code, Some(2), "{arguments:?}");

@@ -25,13 +25,15 @@ pub(crate) const VERB: Verb = Verb {
 const HELP: &str = "\
 Runs everything that must pass, goes on after a failure, and ends with one line `N passed, N failed, N skipped`.
 
-usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--seed S] [FILTER]
+usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [FILTER]
 
   FILTER               only tests with this in their name (for host, bpf and net)
   --fuzz-seconds N     how long each fuzz target runs (20)
   --sequences N        how many sequences of packets are sent through the router and through the kernel's own NAT, to
                        compare them (2000); 0: until it is interrupted, from a seed that the time gives
-  --seed S             the first sequence's seed; a failure says which --seed and --sequences 1 show it again
+  --packets N          how many made-up packets the BPF programs are given (1000000)
+  --seed S             the first sequence's seed, and that of made-up packets; a failure says which --seed (and --sequences 1)
+                       shows it again
   --only GROUP,..      only these groups, of
       fmt       the formatting
       clippy    the lints; warnings are errors
@@ -77,6 +79,8 @@ struct Options {
     fuzz_time: Duration,
     /// As the test itself has it, if nothing is said.
     sequences: Option<u64>,
+    /// As the test itself has it, if nothing is said.
+    packets: Option<u64>,
     seed: Option<u64>,
     filter: Option<OsString>,
 }
@@ -87,6 +91,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
         groups: GROUPS.iter().map(|(_, group)| *group).collect(),
         fuzz_time: Duration::from_secs(20),
         sequences: None,
+        packets: None,
         seed: None,
         filter: None,
     };
@@ -96,6 +101,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
             Long("only") => options.groups = parser.value()?.parse_with(groups)?,
             Long("fuzz-seconds") => options.fuzz_time = Duration::from_secs(parser.value()?.parse()?),
             Long("sequences") => options.sequences = Some(parser.value()?.parse()?),
+            Long("packets") => options.packets = Some(parser.value()?.parse()?),
             Long("seed") => options.seed = Some(parser.value()?.parse()?),
             Value(filter) if options.filter.is_none() => options.filter = Some(filter),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
@@ -278,6 +284,12 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
             // The harness's own tests make namespaces too.
             command.args(["--lib", "--bins"]);
         }
+        // Read by router-user/tests/bpf_fuzz.
+        for (variable, value) in [("FUZZ_PACKETS", options.packets), ("FUZZ_SEED", options.seed)] {
+            if let Some(value) = value {
+                command.env(variable, value.to_string());
+            }
+        }
         for target in targets {
             command.arg("--test").arg(target);
         }
@@ -343,7 +355,7 @@ mod tests {
         let options = parsed(&[]).unwrap();
         assert_eq!(options.groups.len(), GROUPS.len());
         assert_eq!(options.fuzz_time, Duration::from_secs(20));
-        assert_eq!((options.sequences, options.seed), (None, None));
+        assert_eq!((options.sequences, options.packets, options.seed), (None, None, None));
         assert_eq!(options.filter, None);
     }
 
@@ -351,6 +363,7 @@ mod tests {
     fn sequences_and_seed() {
         let options = parsed(&["--sequences", "0", "--seed=18446744073709551615"]).unwrap();
         assert_eq!((options.sequences, options.seed), (Some(0), Some(u64::MAX)));
+        assert_eq!(parsed(&["--packets=5000"]).unwrap().packets, Some(5000));
         parsed(&["--seed", "-1"]).unwrap_err();
     }
 
@@ -366,6 +379,7 @@ mod tests {
     fn rings() {
         assert_eq!(ring("router-user", "config"), Group::Host);
         assert_eq!(ring("router-user", "datapath"), Group::Bpf);
+        assert_eq!(ring("router-user", "bpf_fuzz"), Group::Bpf);
         assert_eq!(ring("lab", "bpf_verifier"), Group::Bpf);
         assert_eq!(ring("lab", "restart"), Group::Net);
     }

@@ -2,7 +2,7 @@
 
 use super::Answer;
 use super::options::{CheckArguments, Format, Global};
-use super::output::{self, BAD, DOUBTFUL, GOOD, styled};
+use super::output::{self, BAD, DOUBTFUL, GOOD, counted, styled};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
 use crate::model::{Check, CheckFinding};
 use crate::preflight::{self, Finding};
@@ -23,7 +23,7 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
         .iter()
         .map(|diagnostic| diagnostic.severity)
         .chain(findings.iter().map(|finding| finding.severity));
-    let (mut errors, mut warnings) = (0, 0);
+    let (mut errors, mut warnings) = (0_u64, 0_u64);
     for severity in severities {
         match severity {
             Severity::Error => errors += 1,
@@ -56,10 +56,6 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
         }
     }
     Ok(if errors == 0 { Answer::Good } else { Answer::Bad })
-}
-
-fn counted(number: u32, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn shown(finding: &Finding) -> String {

@@ -1,10 +1,12 @@
 //! `pls-router flows`
 
+use hyper::StatusCode;
+
 use super::Answer;
 use super::options::{FlowProtocol, FlowsArguments, Format};
 use super::output::{self, grouped, time};
 use super::table::{Align, Table};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::model::{Flow, FlowQuery};
 
 pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::Result<Answer> {
@@ -15,7 +17,11 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
         client: arguments.client,
         limit,
     };
-    let flows = client.flows(&query).await?;
+    let flows = match client.flows(&query).await {
+        // In the daemon's words: there is no such rule.
+        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),
+        answer => answer?,
+    };
     match arguments.output.output {
         Format::Text => output::print(&text(&flows))?,
         Format::Json => output::json(&flows)?,

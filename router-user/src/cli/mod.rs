@@ -1,5 +1,6 @@
 //! The command line: `pls-router COMMAND`.
 
+mod audit;
 mod check;
 mod counters;
 mod detach;
@@ -55,6 +56,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
     let global = &options.global;
     match &options.command {
         Command::Run(arguments) => run::run(global, arguments).await,
+        Command::Check(arguments) if arguments.live => audit::run(&client(global)?, arguments).await,
         Command::Check(arguments) => check::run(global, arguments).await,
         Command::Status(arguments) => status::run(&client(global)?, arguments).await,
         Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,

@@ -59,10 +59,11 @@ pub(super) enum Command {
         info,router_user::daemon=debug."
     )]
     Run(RunArguments),
-    /// Check the configuration and this machine, without changing anything
+    /// Check the configuration and this machine, or the sessions of a running daemon, without changing anything
     #[command(after_help = "Examples:\n  \
         pls-router check --config new.toml --config-only   before rolling a file out, on any machine\n  \
-        sudo pls-router check                              on the router itself, before a restart")]
+        sudo pls-router check                              on the router itself, before a restart\n  \
+        sudo pls-router check --live                       is every session whole, and no SNAT port lost?")]
     Check(CheckArguments),
     /// Say whether this router forwards, and if not, why
     #[command(after_help = "Exits with 1 if it does not: `pls-router status >/dev/null || alarm`.")]
@@ -131,6 +132,9 @@ pub(super) struct CheckArguments {
     /// Check only the file, not whether this machine can run it
     #[arg(long)]
     pub(super) config_only: bool,
+    /// Ask the running daemon instead: whether every session in its table is whole
+    #[arg(long, conflicts_with = "config_only")]
+    pub(super) live: bool,
     #[command(flatten)]
     pub(super) output: OutputArguments,
 }

@@ -71,6 +71,11 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
+/// A number of things: "1 session", "1,204 sessions".
+pub(super) fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
 /// Seconds as one reads them: "45s", "3m 20s", "2h 4m", "5d 3h".
 pub(super) fn time(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];

@@ -7,7 +7,7 @@ use super::options::{Format, OutputArguments};
 use super::output::{self, BAD, DOUBTFUL, GOOD, grouped, styled, time};
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
-use crate::model::{FlowTableStatus, Status};
+use crate::model::{FlowTableStatus, SnatPortStatus, Status};
 
 pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
     let status = client.status().await?;
@@ -34,6 +34,9 @@ fn text(status: &Status) -> String {
     line("config", &status.config);
     line("sources", &listed(&status.snat_addresses));
     line("sessions", &sessions(&status.flows));
+    if let Some(fullest) = status.snat_ports.first() {
+        line("ports", &ports(fullest));
+    }
 
     let mut interfaces = Table::new(&[
         ("INTERFACE", Align::Left),
@@ -127,9 +130,20 @@ fn problem(words: &str) -> &str {
 }
 
 fn sessions(flows: &FlowTableStatus) -> String {
-    let text = format!("{} of {}", grouped(flows.sessions), grouped(flows.capacity));
+    share(flows.sessions, flows.capacity)
+}
+
+/// The SNAT ports towards the target that has most of them.
+fn ports(fullest: &SnatPortStatus) -> String {
+    let SnatPortStatus { snat, target, protocol, used, free } = fullest;
+    let share = share(u64::from(*used), u64::from(*used) + u64::from(*free));
+    format!("{share} on {snat} towards {target}/{protocol}")
+}
+
+fn share(used: u64, of: u64) -> String {
+    let text = format!("{} of {}", grouped(used), grouped(of));
     // Per mille in whole numbers, shown as per cent with one place.
-    match (flows.sessions * 1000 + flows.capacity / 2).checked_div(flows.capacity) {
+    match (used * 1000 + of / 2).checked_div(of) {
         Some(share) => {
             let text = format!("{text} ({}.{}%)", share / 10, share % 10);
             if share >= 900 { styled(BAD, text) } else { text }

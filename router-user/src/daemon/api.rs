@@ -13,7 +13,7 @@ use axum::{
 use serde::Serialize;
 use tokio::net::UnixListener;
 
-use super::{reports, shared::Shared};
+use super::{audit, reports, shared::Shared};
 use crate::model::FlowQuery;
 
 /// Serves the API.
@@ -26,11 +26,18 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
         )
         .route("/v1/rules", get(async |State(shared): State<Arc<Shared>>| answer(reports::rules(&shared))))
         .route("/v1/flows", get(flows))
+        .route("/v1/audit", get(async |State(shared): State<Arc<Shared>>| answer(audit::audit(shared).await)))
         .with_state(shared);
     axum::serve(listener, router).await.context("the API's server has failed")
 }
 
 async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>) -> Response {
+    if let Some(rule) = &query.rule
+        && !reports::is_rule(&shared, rule)
+    {
+        let text = format!("there is no rule `{rule}`; `pls-router rules` lists them\n");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    }
     // A walk through a large table takes a while.
     match tokio::task::spawn_blocking(move || reports::flows(&shared, &query)).await {
         Ok(flows) => answer(flows),

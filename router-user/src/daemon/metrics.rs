@@ -19,7 +19,7 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 
 use super::{reports, shared::Shared};
-use crate::model::{Counters, InterfaceCounters, ReasonCounter, Rule, Status};
+use crate::model::{Counters, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -60,6 +60,26 @@ struct Snapshot {
 /// One value of a family, with its labels.
 type Row<'a> = (Vec<(&'static str, &'a str)>, u64);
 
+/// Targets whose SNAT ports are told, at most: each is two time series.
+const MAX_POOLS: usize = 256;
+
+/// The SNAT ports towards a target, with the text of its labels.
+struct Pool<'a> {
+    row: &'a SnatPortStatus,
+    snat: String,
+    target: String,
+}
+
+impl<'a> Pool<'a> {
+    fn of(row: &'a SnatPortStatus) -> Self {
+        Self { row, snat: row.snat.to_string(), target: row.target.to_string() }
+    }
+
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        vec![("snat", &self.snat), ("target", &self.target), ("protocol", &self.row.protocol)]
+    }
+}
+
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let Self { status, counters, rules } = self;
@@ -89,6 +109,28 @@ impl Collector for Snapshot {
             "sessions_capacity",
             "Sessions that there is room for",
             vec![(vec![], status.flows.capacity)],
+        )?;
+        float(
+            encoder,
+            "sweep_seconds",
+            "How long the last sweep of the flow table took",
+            status.flows.sweep_seconds,
+        )?;
+        let pools: Vec<_> = status.snat_ports.iter().take(MAX_POOLS).map(Pool::of).collect();
+        let ports = |value: fn(&Pool<'_>) -> u32| {
+            pools.iter().map(|pool| (pool.labels(), u64::from(value(pool)))).collect::<Vec<_>>()
+        };
+        gauge(
+            encoder,
+            "snat_ports_used",
+            "SNAT ports in use towards a target, of the 256 targets with most",
+            ports(|pool| pool.row.used),
+        )?;
+        gauge(
+            encoder,
+            "snat_ports_free",
+            "SNAT ports left towards a target, of the 256 targets with fewest",
+            ports(|pool| pool.row.free),
         )?;
         let reasons = |value: fn(&ReasonCounter) -> u64| {
             counters
@@ -197,6 +239,11 @@ fn gauge(
         encode(&ConstGauge::new(value as i64), &mut family, &labels)?;
     }
     Ok(())
+}
+
+fn float(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> std::fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    encode(&ConstGauge::new(value), &mut family, &[])
 }
 
 fn encode(

@@ -7,6 +7,8 @@
 //! what an operator has to know (`watch`).
 
 mod api;
+mod audit;
+mod capacity;
 mod kernel;
 mod metrics;
 mod names;

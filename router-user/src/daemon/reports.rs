@@ -14,7 +14,7 @@ use router_common::{
 };
 
 use super::{
-    rule_set,
+    capacity, rule_set,
     shared::{Attached, Shared},
     sweep::{self, RuleTimeouts},
     target_health::Report,
@@ -54,6 +54,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         })
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    let sessions = shared.sessions().clone();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
@@ -67,9 +68,11 @@ pub(super) fn status(shared: &Shared) -> Status {
         names,
         targets: targets(shared),
         flows: FlowTableStatus {
-            sessions: shared.sessions().total,
+            sessions: sessions.total,
             capacity: u64::from(shared.flows.capacity()),
+            sweep_seconds: sessions.took.as_secs_f64(),
         },
+        snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports()),
     }
 }
 
@@ -193,13 +196,24 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
     Ok(forwards.chain(masquerades).collect())
 }
 
+/// The names of the rules by their numbers, with those that have been configured once and may have sessions still.
+pub(super) fn all_rule_names(shared: &Shared) -> Vec<Option<String>> {
+    let plane = shared.plane();
+    (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
+}
+
+/// Whether sessions may be shown under this name.
+pub(super) fn is_rule(shared: &Shared, name: &str) -> bool {
+    // Sessions of a rule that has lost its name are shown by its number.
+    name.starts_with('#')
+        || rule_names(shared).any(|known| known == name)
+        || all_rule_names(shared).iter().flatten().any(|known| known == name)
+}
+
 /// `GET /v1/flows`.
 pub(super) fn flows(shared: &Shared, query: &FlowQuery) -> Result<Vec<Flow>> {
     let limit = query.limit.unwrap_or(usize::MAX);
-    let names: Vec<Option<String>> = {
-        let plane = shared.plane();
-        (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
-    };
+    let names = all_rule_names(shared);
     let timeouts = shared.rule_timeouts();
     let mut flows = Vec::new();
     shared.flows.for_each(|session| {

@@ -12,6 +12,7 @@ use anyhow::Result;
 use router_common::ports::PoolKey;
 
 use super::{
+    capacity::{Crowding, Usage},
     names::Names,
     rule_set,
     sweep::RuleTimeouts,
@@ -41,6 +42,8 @@ pub(super) struct SessionCounts {
     pub(super) by_rule: HashMap<u16, u64>,
     /// By what their SNAT ports are taken towards: how many ports.
     pub(super) by_pool: HashMap<PoolKey, u32>,
+    /// How long that sweep took.
+    pub(super) took: Duration,
 }
 
 /// The daemon's state. Locks are held for moments, and never across an `await`.
@@ -57,6 +60,7 @@ pub(super) struct Shared {
     target_health: Mutex<TargetHealth>,
     next_hops: Mutex<Vec<NextHopStatus>>,
     sessions: Mutex<SessionCounts>,
+    crowding: Mutex<Crowding>,
     refreshed: Mutex<Instant>,
 }
 
@@ -81,6 +85,7 @@ impl Shared {
             target_health: Mutex::default(),
             next_hops: Mutex::default(),
             sessions: Mutex::default(),
+            crowding: Mutex::default(),
             refreshed: Mutex::new(Instant::now()),
         })
     }
@@ -176,7 +181,15 @@ impl Shared {
 
     /// What does not work of a router that forwards all the same.
     pub(super) fn degraded(&self) -> Vec<String> {
-        self.ways().degraded
+        let mut degraded = self.ways().degraded;
+        let usage = Usage {
+            sessions: self.flows.sessions(),
+            capacity: self.flows.capacity(),
+            taken: &self.sessions().by_pool,
+            ports: self.snat_ports(),
+        };
+        degraded.extend(lock(&self.crowding).look(usage));
+        degraded
     }
 
     fn ways(&self) -> Ways {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -66,6 +66,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
 }
 
 fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
+    let started = Instant::now();
     let generation = shared.plane().settings.current().next_hop_generation;
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
@@ -76,7 +77,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
             if removed > 0 {
                 debug!(removed, left = counts.total, pressure, "swept");
             }
-            *shared.sessions() = counts;
+            *shared.sessions() = SessionCounts { took: started.elapsed(), ..counts };
         }
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),
@@ -170,7 +171,7 @@ impl Sweep<'_> {
         let total = by_rule.iter().sum();
         let by_rule = (0..).zip(by_rule).filter(|(_, count)| *count > 0).collect();
         let by_pool = by_pool.into_iter().collect();
-        Ok((SessionCounts { total, by_rule, by_pool }, removed))
+        Ok((SessionCounts { total, by_rule, by_pool, took: Duration::ZERO }, removed))
     }
 
     /// What a young session tells of its target.

@@ -1,10 +1,13 @@
 //! Counters: what moved, and nothing else.
 
 use router_common::{
+    flow::Direction,
     reason::Reason,
     session::State,
     stats::{Counter, RuleStats},
 };
+
+use router_user::dataplane::{Flow, REPLY_SHARE, Session, Verdict};
 
 use crate::{
     packets::{PLS, ROUTER, STRANGER, TARGET, tcp, tcp_packet},
@@ -86,4 +89,52 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
     });
     world.dataplane.flows.remove(&sessions[0]).expect("removal");
     assert_eq!(world.entries(), 0);
+}
+
+/// A daemon that is killed between the two removals leaves half a session: it is found, and the sweeps of half a minute take it away.
+#[test]
+fn a_half_session_is_found_and_swept_away() {
+    let mut world = World::new();
+    for port in [40_000, 40_001] {
+        world.run(&tcp_packet((PLS, port), (ROUTER, 443), tcp::SYN).build());
+    }
+    let audit = world.dataplane.flows.audit().expect("an audit");
+    assert_eq!((audit.flows, audit.sessions), (4, 2));
+    assert!(audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty());
+
+    let mut sessions = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        sessions.push(*session);
+        true
+    });
+    let Session { forward, reply } = sessions[0];
+    let mut nowhere = reply;
+    nowhere.key = nowhere.key.reversed();
+    world.dataplane.flows.remove(&Session { forward, reply: nowhere }).expect("half a removal");
+    let audit = world.dataplane.flows.audit().expect("an audit");
+    let half: Vec<_> = audit.half_sessions.iter().map(|flow| (flow.key, flow.direction())).collect();
+    assert_eq!((audit.flows, audit.sessions, half), (3, 1, vec![(reply.key, Direction::Reply)]));
+
+    // As the daemon judges, once the session cannot be in the making any more.
+    let mut removed = Vec::new();
+    for round in 0..REPLY_SHARE {
+        let flows = world.dataplane.flows.clone();
+        let judge = |flow: &Flow| {
+            if flow.direction() == Direction::Forward || flows.get(&flow.twin()).is_some() {
+                return Verdict::Keep;
+            }
+            removed.push(flow.key);
+            Verdict::Remove
+        };
+        world.dataplane.flows.sweep(1, round, judge).expect("a sweep");
+    }
+    assert_eq!(removed, [reply.key]);
+    let audit = world.dataplane.flows.audit().expect("an audit");
+    assert_eq!((audit.flows, audit.sessions, audit.half_sessions.len()), (2, 1, 0));
+    assert!(audit.leaked_ports.is_empty());
+    // The other one is as it was, and the port is free again.
+    assert_eq!(world.sessions(), 1);
+    let again =
+        world.run(&tcp_packet((PLS, forward.key.source_port.number()), (ROUTER, 443), tcp::SYN).build());
+    assert_eq!(again.reason, Reason::Opened);
 }

@@ -12,7 +12,7 @@ use crate::{
         OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request, read, tcp,
         tcp_packet, udp_packet,
     },
-    world::{Ran, Verdict, World, ip},
+    world::{Ran, Setup, Verdict, World, ip},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 5000);
@@ -146,6 +146,22 @@ fn tcp_and_echo() {
     assert!(seen.payload == payload(4000));
 }
 
+/// A rule whose target is on the clients' side.
+#[test]
+fn fragments_are_led_back_to_the_clients_side() {
+    let mut world = World::with(Setup {
+        rules: |spec| spec.forwards[1].targets = vec![(STRANGER.into(), None)],
+        ..Setup::default()
+    });
+    let seen = assemble(&forwarded(&mut world, &fragments(&query(5000), 1, 1500), Reason::Opened));
+    assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (STRANGER, 53)));
+    assert!(seen.payload == payload(5000));
+    let reply = udp_packet((STRANGER, 53), (ROUTER, 5000), &payload(4000));
+    let seen = assemble(&forwarded(&mut world, &fragments(&reply, 1, 1500), Reason::Forwarded));
+    assert_eq!((seen.source, seen.destination), (LISTEN, CLIENT));
+    assert!(seen.payload == payload(4000));
+}
+
 #[test]
 fn rule_and_session_count_every_fragment() {
     let mut world = World::new();
@@ -167,12 +183,12 @@ fn rule_and_session_count_every_fragment() {
 #[test]
 fn out_of_order_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
-    // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one is for nobody here.
+    // To this machine's address the kernel gets them, too; a masqueraded one is for nobody here.
     let to = |source, destination| udp_packet(source, destination, &payload(5000));
     let own = (Verdict::Pass, Reason::Fragment);
     let others = (Verdict::Drop, Reason::FragmentEarly);
     for (packet, (verdict, reason), first_reason, source, destination) in [
-        (to(CLIENT, LISTEN), others, Reason::Opened, (ROUTER, 5000), (TARGET, 53)),
+        (to(CLIENT, LISTEN), own, Reason::Opened, (ROUTER, 5000), (TARGET, 53)),
         (to((TARGET, 53), (ROUTER, 5000)), own, Reason::Forwarded, LISTEN, CLIENT),
         (to(CLIENT, (OTHER, 99)), others, Reason::Opened, (ROUTER, 5000), (OTHER, 99)),
     ] {
@@ -227,8 +243,6 @@ fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
 fn early_ones_without_a_daemon() {
     let mut world = World::new();
     let frames = fragments(&query(3000), 9, 1500);
-    is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
-    let frames = fragments(&udp_packet((STRANGER, 5000), LISTEN, &payload(3000)), 9, 1500);
     is(&world.run(&frames[1]), Verdict::Pass, Reason::Fragment);
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(3000)), 9, 1500);
     is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
@@ -320,14 +334,14 @@ fn what_is_not_translated_shares_its_firsts_fate() {
     let (mut world, mut ring) = with_daemon();
     let mut id = 0;
     for (packet, verdict, reason) in [
-        (udp_packet((STRANGER, 1), (ROUTER, 443), &payload(5000)), Verdict::Pass, Reason::NotMatched),
-        (udp_packet(CLIENT, (ROUTER, 443), &payload(5000)), Verdict::Drop, Reason::LocalDenied),
+        (udp_packet(CLIENT, (ROUTER, 443), &payload(5000)), Verdict::Pass, Reason::NotMatched),
         (
             tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&payload(5000)),
             Verdict::Pass,
             Reason::NoSession,
         ),
         (udp_packet((STRANGER, 1), LISTEN, &payload(5000)), Verdict::Drop, Reason::SourceNotAllowed),
+        (query(5000).ttl(1), Verdict::Drop, Reason::TtlExpired),
     ] {
         id += 1;
         for frame in fragments(&packet, id, 1500) {
@@ -343,15 +357,16 @@ fn what_is_not_translated_shares_its_firsts_fate() {
 #[test]
 fn what_is_never_translated_passes_one_by_one() {
     let (mut world, mut ring) = with_daemon();
-    let strangers = fragments(&udp_packet((STRANGER, 1), LISTEN, &payload(5000)), 9, 1500);
-    let gre: Vec<_> = strangers.iter().map(|frame| changed(frame, |frame| frame[23] = 47)).collect();
+    let of_protocol = |packet: Spec, protocol| {
+        let frames = fragments(&packet, 9, 1500);
+        frames.iter().map(|frame| changed(frame, |frame| frame[23] = protocol)).collect()
+    };
     let mut error = fragments(&echo_request(PLS, ROUTER, 7).payload(&payload(2000)), 9, 1500);
     error[0][34] = 3;
     for (frames, reason) in [
         (fragments(&udp_packet((PLATFORM, 53), (ROUTER, 53), &payload(5000)), 9, 1500), Reason::Platform),
-        (gre[..1].to_vec(), Reason::UnsupportedProtocol),
-        (gre[1..].to_vec(), Reason::Fragment),
-        (error[..1].to_vec(), Reason::IcmpOther),
+        (of_protocol(query(5000), 47), Reason::UnsupportedProtocol),
+        (error[..1].to_vec(), Reason::Fragment),
     ] {
         // Latest first: it takes no other to know.
         for frame in frames.iter().rev() {
@@ -376,7 +391,7 @@ fn as_many_as_come() {
         is(&world.run(&with_id(&frames[0], id)), Verdict::Tx, reason);
     }
     is(&world.run(&with_id(&frames[1], 9_999)), Verdict::Tx, Reason::Forwarded);
-    is(&world.run(&with_id(&frames[1], 0)), Verdict::Drop, Reason::FragmentEarly);
+    is(&world.run(&with_id(&frames[1], 0)), Verdict::Pass, Reason::Fragment);
 }
 
 #[test]
@@ -428,7 +443,7 @@ fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
     let dont_fragment = |frame: &[u8]| changed(frame, |frame| frame[20] |= 0x40);
     is(&world.run(&dont_fragment(&frames[1])), Verdict::Drop, Reason::TooBig);
     let whole = &fragments(&query(1472), 10, 1500)[0];
-    is(&world.run(&dont_fragment(whole)), Verdict::Tx, Reason::FragmentationNeeded);
+    is(&world.run(&dont_fragment(whole)), Verdict::Drop, Reason::TooBig);
 
     let mut world = World::new();
     narrow();

@@ -16,4 +16,6 @@ mod mss;
 mod packets;
 mod pass;
 mod ports;
+mod tcp;
+mod vpp;
 mod world;

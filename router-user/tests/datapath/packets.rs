@@ -36,6 +36,8 @@ pub(crate) struct Spec {
     kind: Kind,
     payload: Vec<u8>,
     tcp_options: Vec<u8>,
+    /// TCP's sequence and acknowledgement numbers.
+    numbers: (u32, u32),
     dont_fragment: bool,
 }
 
@@ -69,7 +71,16 @@ pub(crate) fn echo_reply(source: [u8; 4], destination: [u8; 4], identifier: u16)
 
 fn spec(source: ([u8; 4], u16), destination: ([u8; 4], u16), kind: Kind, payload: &[u8]) -> Spec {
     let payload = payload.to_vec();
-    Spec { source, destination, ttl: 64, kind, payload, tcp_options: Vec::new(), dont_fragment: true }
+    Spec {
+        source,
+        destination,
+        ttl: 64,
+        kind,
+        payload,
+        tcp_options: Vec::new(),
+        numbers: (1000, 1000),
+        dont_fragment: true,
+    }
 }
 
 impl Spec {
@@ -86,6 +97,12 @@ impl Spec {
     /// A TCP packet with these options, filled up to whole words.
     pub(crate) fn tcp_options(mut self, options: &[u8]) -> Self {
         self.tcp_options = options.to_vec();
+        self
+    }
+
+    /// A TCP packet with this sequence number and this acknowledgement number.
+    pub(crate) fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
+        self.numbers = (sequence, acknowledgement);
         self
     }
 
@@ -116,12 +133,12 @@ impl Spec {
         let mut frame = Vec::new();
         match self.kind {
             Kind::Tcp { flags } => {
-                let mut step = start.tcp(self.source.1, self.destination.1, 1000, 64_000);
+                let mut step = start.tcp(self.source.1, self.destination.1, self.numbers.0, 64_000);
                 if flags & tcp::SYN != 0 {
                     step = step.syn();
                 }
                 if flags & tcp::ACK != 0 {
-                    step = step.ack(1000);
+                    step = step.ack(self.numbers.1);
                 }
                 if flags & tcp::FIN != 0 {
                     step = step.fin();

@@ -238,3 +238,20 @@ fn two_cpus_never_give_out_a_port_twice() {
     );
     assert_eq!(audit.flows, 2 * opened as u64);
 }
+
+/// Ports of one address run out before those of another: then the other's are used.
+#[test]
+fn every_address_is_searched_before_giving_up() {
+    for ports in [PortRange { first: 30_000, last: 30_015 }, PortRange { first: 30_000, last: 30_199 }] {
+        let addresses = [[10, 0, 2, 68], [10, 0, 2, 67], [10, 0, 2, 66]];
+        let mut world = open_masquerade(Setup { ports, snat: addresses.to_vec(), ..Setup::default() });
+        let mut used = HashSet::new();
+        for client in 0..3 * ports.size() as u16 {
+            let ran = world.run(&udp_packet(([10, 0, 2, 70], 1000 + client), (OTHER, 53), b"x").build());
+            assert_eq!(ran.reason, Reason::Opened, "session {client}");
+            assert!(used.insert(read(&ran.frame).source));
+        }
+        let ran = world.run(&udp_packet(([10, 0, 2, 70], 5000), (OTHER, 53), b"x").build());
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::PortsExhausted));
+    }
+}

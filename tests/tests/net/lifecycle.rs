@@ -25,10 +25,10 @@ lab_tests! {
 }
 
 /// How long a daemon that has nothing to wait for may take to give up.
-const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is attached to one of the router's devices, as `ip` tells it: the words after `prog/xdp`.
-fn attached(lab: &Lab, device: &str) -> Option<String> {
+pub(crate) fn attached(lab: &Lab, device: &str) -> Option<String> {
     let shown = check(lab.hosts.router.run("ip", &["-details", "link", "show", "dev", device]));
     shown.lines().find_map(|line| line.trim().strip_prefix("prog/xdp ").map(str::to_owned))
 }
@@ -41,7 +41,7 @@ fn devices(lab: &Lab) -> &'static [&'static str] {
 }
 
 /// The pins of the lab's router.
-fn pins(lab: &Lab) -> Vec<String> {
+pub(crate) fn pins(lab: &Lab) -> Vec<String> {
     let directory = lab.state().path("bpf/pls-router");
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path().display().to_string()).collect()
@@ -190,7 +190,7 @@ fn the_probe_tells_the_truth(lab: &mut Lab) {
 }
 
 /// A lab whose router a test starts itself.
-fn without_router() -> Option<Lab> {
+pub(crate) fn without_router() -> Option<Lab> {
     (!skipped(true)).then(|| {
         check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }))
     })
@@ -198,7 +198,7 @@ fn without_router() -> Option<Lab> {
 
 /// Starts the router, which must refuse: exit status 1, and this text on standard error.
 #[track_caller]
-fn refuses(lab: &Lab, what: &str, texts: &[&str]) {
+pub(crate) fn refuses(lab: &Lab, what: &str, texts: &[&str]) {
     let mut process = check(lab.spawn_router());
     let before = process.output().len();
     let status = check(process.wait(REFUSAL_LIMIT));

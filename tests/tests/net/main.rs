@@ -5,10 +5,14 @@
 #[macro_use]
 mod common;
 
+mod audit;
+mod expiry;
 mod fragments;
 mod isolation;
 mod lifecycle;
 mod names;
 mod neighbours;
 mod removal;
+mod starts;
 mod traffic;
+mod upkeep;

@@ -5,7 +5,7 @@ use std::{fs, net::Ipv4Addr, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{
     Lab, Nics, Options, Process,
-    addresses::{ECHO_PORT, PLS_GATEWAY, TOOLS, WWW},
+    addresses::{ECHO_PORT, PLATFORM, PLS_GATEWAY, TOOLS, WWW},
     client::Tcp,
     wait,
 };
@@ -202,6 +202,31 @@ fn a_dead_name_server_takes_nothing_away() {
         ensure!(now.degraded.is_empty() && now.names.iter().all(|name| name.problem.is_empty()), "{now:#?}");
         Ok(())
     }));
+}
+
+/// What a rule may not lead to, a name may not either, whoever answers for it.
+#[test]
+fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
+    let Some(mut lab) = lab_with(&format!("\"{NAME}:{ECHO_PORT}\"")) else { return };
+    let dns = check(Dns::start(&lab, &[PLATFORM, Ipv4Addr::LOCALHOST]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let now = status(&lab);
+    let [name] = &now.names[..] else { panic!("{now:#?}") };
+    assert!(name.addresses.is_empty() && name.problem.contains("its address "), "{name:?}");
+    assert!(now.degraded.iter().any(|reason| reason.contains("rule echo-tcp: no target")), "{now:#?}");
+    if let Ok(tcp) = Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER) {
+        panic!("a rule without a target leads somewhere: {tcp:?}");
+    }
+
+    check(dns.change(&lab, &[PLATFORM, TOOLS, Ipv4Addr::LOCALHOST]));
+    check(wait::until("the one good address to be used", TTL_LIMIT * 2, || {
+        let addresses = lab.pls_router_json::<Status>(&["status"])?.names.remove(0).addresses;
+        ensure!(addresses == [TOOLS], "{addresses:?}");
+        Ok(())
+    }));
+    drop(connect(&lab));
+    assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
 }
 
 #[test]

@@ -1,0 +1,180 @@
+//! What the router is set up to do, said a second time: its rules, its routes, and the sessions that it has shown to have.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use router_common::ports::PortRange;
+use router_user::dataplane::{RuleSetSpec, Session};
+
+use crate::{
+    packets::{FIREWALL, FIREWALL_MAC, PLATFORM, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET},
+    wire::{ICMP, TCP, Tuple, UDP},
+    world::network,
+};
+
+/// Another client beside `PLS`.
+pub(crate) const CLIENT: [u8; 4] = [10, 0, 2, 70];
+pub(crate) const CLIENTS: [[u8; 4]; 2] = [PLS, CLIENT];
+/// A second address for new source addresses, where there is one.
+pub(crate) const ROUTER_SPARE: [u8; 4] = [10, 0, 2, 67];
+/// The broadcast address of the first link.
+pub(crate) const BROADCAST: [u8; 4] = [10, 0, 2, 127];
+/// Networks behind a gateway that does not answer, behind a narrow link, and nowhere.
+pub(crate) const PENDING: [u8; 3] = [192, 0, 2];
+pub(crate) const NARROW: [u8; 3] = [198, 18, 0];
+pub(crate) const NOWHERE: [u8; 3] = [198, 19, 0];
+pub(crate) const NARROW_MTU: usize = 600;
+pub(crate) const SILENT_GATEWAY: [u8; 4] = [10, 0, 2, 66];
+/// The second link's gateway.
+const FIREWALL_SECOND: [u8; 4] = [10, 0, 3, 1];
+
+/// Where a packet leaves.
+pub(crate) struct Route {
+    pub(crate) mac: [u8; 6],
+    pub(crate) slot: usize,
+    pub(crate) mtu: usize,
+}
+
+/// What is known of a router.
+pub(crate) struct Model {
+    pub(crate) nics: usize,
+    pub(crate) mtu: usize,
+    pub(crate) ports: PortRange,
+    pub(crate) snat: Vec<[u8; 4]>,
+    /// Ports of sockets of this machine, by protocol.
+    pub(crate) sockets: Vec<(u8, u16)>,
+    /// Clients' tuples, as they come in.
+    sessions: Vec<Tuple>,
+    /// Of every live tuple that comes in, the one that goes out.
+    flows: HashMap<Tuple, Tuple>,
+    pub(crate) opened: u64,
+    /// The identification of the datagram that comes in fragments now, among others.
+    pub(crate) datagram: u16,
+}
+
+/// Has every rule allow both clients.
+pub(crate) fn allow_clients(spec: &mut RuleSetSpec) {
+    let clients: Vec<_> = CLIENTS.map(|client| network(client, 32)).into();
+    for forward in &mut spec.forwards {
+        forward.sources.clone_from(&clients);
+    }
+    spec.masquerades[0].sources = clients;
+}
+
+/// The same, and tells clients when no port is free.
+pub(crate) fn reject_exhausted(spec: &mut RuleSetSpec) {
+    allow_clients(spec);
+    spec.reject_exhausted = true;
+}
+
+impl Model {
+    pub(crate) fn new(nics: usize, mtu: usize, ports: PortRange, snat: Vec<[u8; 4]>) -> Self {
+        Self {
+            nics,
+            mtu,
+            ports,
+            snat,
+            sockets: Vec::new(),
+            sessions: Vec::new(),
+            flows: HashMap::new(),
+            opened: 0,
+            datagram: 0,
+        }
+    }
+
+    /// The machine's own addresses, and its broadcast address.
+    pub(crate) fn own_addresses(&self) -> Vec<[u8; 4]> {
+        let mut own = vec![ROUTER, BROADCAST];
+        own.extend(self.snat.iter().filter(|address| **address != ROUTER));
+        if self.nics == 2 && !own.contains(&ROUTER_SECOND) {
+            own.push(ROUTER_SECOND);
+        }
+        own
+    }
+
+    /// Where packets to an address leave, if that is known.
+    pub(crate) fn route(&self, destination: [u8; 4]) -> Option<Route> {
+        let [a, b, c, d] = destination;
+        let (mac, slot, mtu) = match destination {
+            PLS | CLIENT | STRANGER => (PLS_MAC, 0, self.mtu),
+            FIREWALL => (FIREWALL_MAC, 0, self.mtu),
+            FIREWALL_SECOND if self.nics == 2 => (FIREWALL_MAC, 1, self.mtu),
+            _ if [a, b, c] == [10, 0, 2] && (64..128).contains(&d) => return None,
+            _ if self.nics == 2 && [a, b, c] == [10, 0, 3] && d < 64 => return None,
+            _ if [a, b, c] == PENDING || [a, b, c] == NOWHERE => return None,
+            _ if [a, b, c] == NARROW => (FIREWALL_MAC, self.nics - 1, NARROW_MTU),
+            _ => (FIREWALL_MAC, self.nics - 1, self.mtu),
+        };
+        Some(Route { mac, slot, mtu })
+    }
+
+    /// What a live tuple that comes in goes out as.
+    pub(crate) fn translated(&self, tuple: &Tuple) -> Option<Tuple> {
+        self.flows.get(tuple).copied()
+    }
+
+    /// All live tuples that come in, and what they go out as.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = (&Tuple, &Tuple)> {
+        self.flows.iter()
+    }
+
+    /// Live sessions, by the client's tuple.
+    pub(crate) fn sessions(&self) -> &[Tuple] {
+        &self.sessions
+    }
+
+    /// Takes note of a session that opens by a packet with the tuple `from`, which went out as `to`.
+    ///
+    /// # Errors
+    /// If no rule allows that, or the port is not free.
+    pub(crate) fn open(&mut self, from: Tuple, to: Tuple) -> Result<()> {
+        let destination = self.destination(&from).context("no rule opens this session")?;
+        ensure!(to.destination == destination, "sent to {:?} and not {destination:?}", to.destination);
+        ensure!(self.snat.contains(&to.source.0), "{:?} is no address for sources", to.source.0);
+        ensure!(self.ports.contains(to.source.1), "port {} is not in the range", to.source.1);
+        let socket = (to.protocol, to.source.1);
+        ensure!(!self.sockets.contains(&socket), "port {} is a socket's of this machine", to.source.1);
+        let reply = to.reversed();
+        ensure!(!self.flows.contains_key(&reply), "port {} is taken", to.source.1);
+        self.sessions.push(from);
+        self.flows.insert(from, to);
+        self.flows.insert(reply, from.reversed());
+        self.opened += 1;
+        Ok(())
+    }
+
+    /// Where a client's packet is to go, by the rules.
+    fn destination(&self, from: &Tuple) -> Option<([u8; 4], u16)> {
+        let (address, port) = from.destination;
+        if !CLIENTS.contains(&from.source.0) || address == PLATFORM || (from.protocol == ICMP && port != 0) {
+            return None;
+        }
+        if self.own_addresses().contains(&address) {
+            return match (from.protocol, port) {
+                (TCP, 443) => Some((TARGET, 8443)),
+                (TCP, 8000..=8010) | (UDP, 53) => Some((TARGET, port)),
+                _ => None,
+            };
+        }
+        (address[0] != 0 && address[0] != 127 && address[0] < 224).then_some((address, port))
+    }
+
+    /// Forgets a session that has been removed.
+    pub(crate) fn forget(&mut self, from: &Tuple) {
+        if let Some(to) = self.flows.remove(from) {
+            self.flows.remove(&to.reversed());
+        }
+        self.sessions.retain(|session| session != from);
+    }
+
+    /// Whether this is a session that is known.
+    pub(crate) fn knows(&self, session: &Session) -> bool {
+        let key = &session.forward.key;
+        let from = Tuple {
+            protocol: key.protocol_number(),
+            source: (key.source.0, key.source_port.number()),
+            destination: (key.destination.0, key.destination_port.number()),
+        };
+        self.flows.contains_key(&from)
+    }
+}

@@ -1,0 +1,225 @@
+//! TCP connections as they may go, beside the usual three steps (RFC 5382 REQ-2, RFC 7857 section 2).
+
+use router_common::{reason::Reason, session::State};
+
+use crate::{
+    packets::{PLS, ROUTER, Spec, TARGET, read, tcp, tcp_packet},
+    world::{Verdict, World},
+};
+
+const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
+
+/// One connection through the router, and what is expected of every segment: it comes out at the other end, whole, with the same
+/// addresses and ports as all others.
+struct Connection {
+    world: World,
+}
+
+impl Connection {
+    /// A connection of which nothing has been said.
+    fn new() -> Self {
+        Self { world: World::new() }
+    }
+
+    /// A connection after the usual three steps: the client's numbers start at 1000, the server's at 5000.
+    fn established() -> Self {
+        let mut connection = Self::new();
+        connection.client(tcp::SYN, 1000, 0, b"");
+        connection.server(SYN_ACK, 5000, 1001, b"");
+        connection.client(tcp::ACK, 1001, 5001, b"");
+        connection.is(State::Established);
+        connection
+    }
+
+    fn client(&mut self, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8]) {
+        let segment = tcp_packet((PLS, 40_000), (ROUTER, 443), flags).numbers(sequence, acknowledgement);
+        self.goes_through(&segment.payload(payload), (ROUTER, 40_000), (TARGET, 8443));
+    }
+
+    fn server(&mut self, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8]) {
+        let segment = tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).numbers(sequence, acknowledgement);
+        self.goes_through(&segment.payload(payload), (ROUTER, 443), (PLS, 40_000));
+    }
+
+    #[track_caller]
+    fn goes_through(&mut self, segment: &Spec, source: ([u8; 4], u16), destination: ([u8; 4], u16)) {
+        let sent = segment.build();
+        let expected = if self.world.entries() == 0 { Reason::Opened } else { Reason::Forwarded };
+        let ran = self.world.run(&sent);
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, expected));
+        let seen = read(&ran.frame);
+        assert_eq!((seen.source, seen.destination), (source, destination));
+        // Numbers, flags, window, and what follows the checksum and the urgent pointer.
+        assert_eq!(ran.frame[38..50], sent[38..50], "what the ends say to each other");
+        assert_eq!(ran.frame[54..], sent[54..], "the payload");
+        assert_eq!((self.world.sessions(), self.world.entries()), (1, 2));
+    }
+
+    #[track_caller]
+    fn is(&self, expected: State) {
+        let mut states = Vec::new();
+        self.world.dataplane.flows.for_each(|session| {
+            states.push(session.state());
+            true
+        });
+        assert_eq!(states, [Some(expected)]);
+    }
+}
+
+/// RFC 9293 3.5, figure 8: both send a SYN, and answer the other's.
+#[test]
+fn both_ends_open_at_once() {
+    let mut connection = Connection::new();
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.server(tcp::SYN, 5000, 0, b"");
+    connection.client(SYN_ACK, 1000, 5001, b"");
+    connection.server(SYN_ACK, 5000, 1001, b"");
+    connection.is(State::Opening);
+    connection.client(tcp::ACK, 1001, 5001, b"hello");
+    connection.is(State::Established);
+    connection.server(tcp::ACK, 5001, 1006, b"hello to you");
+    connection.is(State::Established);
+}
+
+/// A client that has started over, and does not know any more what it said first.
+#[test]
+fn a_syn_comes_again_with_another_number() {
+    let mut connection = Connection::new();
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.client(tcp::SYN, 0x8000_0000, 0, b"");
+    connection.is(State::Opening);
+    // The server answers the first, which the client resets, then the second (RFC 9293 3.5, figure 9).
+    connection.server(SYN_ACK, 5000, 1001, b"");
+    connection.client(tcp::RST, 1001, 0, b"");
+    connection.client(tcp::SYN, 0x8000_0000, 0, b"");
+    connection.server(SYN_ACK, 6000, 0x8000_0001, b"");
+    connection.client(tcp::ACK, 0x8000_0001, 6001, b"");
+    connection.is(State::Established);
+}
+
+/// RFC 5961 section 4: the server answers such a SYN, and the client its answer. The session is not the client's to end by it.
+#[test]
+fn a_syn_on_an_open_connection_changes_nothing() {
+    let mut connection = Connection::established();
+    for sequence in [1001, 0x8000_0000] {
+        connection.client(tcp::SYN, sequence, 0, b"");
+        connection.is(State::Established);
+        connection.server(tcp::ACK, 5001, 1001, b"");
+        connection.is(State::Established);
+    }
+}
+
+/// One end has said all it has to say, and the other goes on for as long as it likes.
+#[test]
+fn one_end_closes_and_the_other_goes_on() {
+    let mut connection = Connection::established();
+    connection.client(FIN_ACK, 1001, 5001, b"");
+    connection.is(State::Closing);
+    let mut sequence = 5001;
+    for _ in 0..20 {
+        connection.server(tcp::ACK, sequence, 1002, &[7; 1400]);
+        sequence += 1400;
+        connection.client(tcp::ACK, 1002, sequence, b"");
+        connection.is(State::Closing);
+    }
+    connection.server(FIN_ACK, sequence, 1002, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::ACK, 1002, sequence + 1, b"");
+    // The last acknowledgement was lost.
+    connection.server(FIN_ACK, sequence, 1002, b"");
+    connection.client(tcp::ACK, 1002, sequence + 1, b"");
+    connection.is(State::Closed);
+}
+
+#[test]
+fn the_server_closes_first_or_both_at_once() {
+    let mut connection = Connection::established();
+    connection.server(FIN_ACK, 5001, 1001, b"");
+    connection.is(State::Closing);
+    connection.client(tcp::ACK, 1001, 5002, b"the rest");
+    connection.client(FIN_ACK, 1009, 5002, b"");
+    connection.is(State::Closed);
+    connection.server(tcp::ACK, 5002, 1010, b"");
+    drop(connection);
+
+    let mut connection = Connection::established();
+    connection.client(FIN_ACK, 1001, 5001, b"");
+    connection.server(FIN_ACK, 5001, 1001, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::ACK, 1002, 5002, b"");
+    connection.server(tcp::ACK, 5002, 1002, b"");
+    connection.is(State::Closed);
+}
+
+/// The client's next connection uses the port of its last one, which the server has in TIME-WAIT (RFC 9293 3.6.1): as the same session,
+/// with the same SNAT port, so that the server sees the reuse too.
+#[test]
+fn a_closed_connection_is_opened_again() {
+    let mut connection = Connection::established();
+    connection.server(FIN_ACK, 5001, 1001, b"");
+    connection.client(FIN_ACK, 1001, 5002, b"");
+    connection.server(tcp::ACK, 5002, 1002, b"");
+    connection.is(State::Closed);
+
+    connection.client(tcp::SYN, 70_000, 0, b"");
+    connection.server(SYN_ACK, 90_000, 70_001, b"");
+    connection.client(tcp::ACK, 70_001, 90_001, b"again");
+    connection.is(State::Established);
+    connection.client(FIN_ACK, 70_006, 90_001, b"");
+    connection.is(State::Closing);
+}
+
+/// RFC 7857 section 2.2: a reset is translated, and the session stays for a while: its receiver may not have taken it for genuine.
+#[test]
+fn a_reset_goes_through_and_the_session_stays() {
+    for by_client in [false, true] {
+        let mut connection = Connection::established();
+        if by_client {
+            connection.client(tcp::RST, 1001, 0, b"");
+        } else {
+            connection.server(tcp::RST | tcp::ACK, 5001, 1001, b"");
+        }
+        connection.is(State::Closed);
+        // Segments that were on their way.
+        if by_client {
+            connection.server(tcp::ACK, 5001, 1001, b"late");
+        } else {
+            connection.client(tcp::ACK, 1001, 5001, b"late");
+        }
+        connection.is(State::Closed);
+        // Whoever has reset does not go on. If it does, somebody else has.
+        if by_client {
+            connection.client(tcp::ACK, 1001, 5005, b"");
+        } else {
+            connection.server(tcp::ACK, 5001, 1005, b"");
+        }
+        connection.is(State::Established);
+    }
+}
+
+/// A guess from aside: the receiver will ignore it, too.
+#[test]
+fn a_reset_outside_the_window_changes_nothing() {
+    let mut connection = Connection::established();
+    for offset in [0x8000_0000_u32, 1 << 24, u32::MAX] {
+        connection.server(tcp::RST, 5001_u32.wrapping_add(offset), 0, b"");
+        connection.is(State::Established);
+        connection.client(tcp::RST, 1001_u32.wrapping_add(offset), 0, b"");
+        connection.is(State::Established);
+    }
+}
+
+/// The server refuses; the client tries again from the same port.
+#[test]
+fn a_refused_connection_may_be_tried_again() {
+    let mut connection = Connection::new();
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.server(tcp::RST | tcp::ACK, 0, 1001, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::SYN, 2000, 0, b"");
+    connection.is(State::Opening);
+    connection.server(SYN_ACK, 5000, 2001, b"");
+    connection.client(tcp::ACK, 2001, 5001, b"");
+    connection.is(State::Established);
+}

@@ -1,0 +1,111 @@
+//! What the daemon does, and leaves alone, while it runs.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use lab::{
+    Lab, Nics, Options,
+    addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, ROUTER_SECOND},
+    client::{self, Tcp},
+    wait,
+};
+use nix::sys::signal::Signal;
+use router_user::model::{Flow, Status};
+
+use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
+
+/// A lab that is up.
+fn lab(nics: Nics) -> Option<Lab> {
+    (!skipped(true)).then(|| check(Lab::up(Options::new(nics, router(), helper()))))
+}
+
+/// What was set by hand has no state that the daemon may change: asked whether it is there, it would become one that was learnt.
+#[test]
+fn a_neighbour_that_was_set_by_hand_stays_so() {
+    /// The daemon confirms neighbours every 2 s.
+    const TWO_ROUNDS: Duration = Duration::from_millis(4500);
+    let Some(lab) = lab(Nics::One) else { return };
+    let neighbour = || check(lab.hosts.router.ip(&format!("neigh show to {FIREWALL_ONE_NIC} dev eth0")));
+    let learnt = neighbour();
+    let mac = learnt.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).expect("a MAC address");
+    let set = format!("neigh replace {FIREWALL_ONE_NIC} lladdr {mac} dev eth0 nud permanent");
+    check(lab.hosts.router.ip(&set));
+    let start = Instant::now();
+    while start.elapsed() < TWO_ROUNDS {
+        let now = neighbour();
+        assert!(now.contains("PERMANENT"), "{now}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"hello", LIMIT));
+}
+
+/// What answers a request to the health port, from this source.
+fn ask(lab: &Lab, source: Ipv4Addr) -> anyhow::Result<String> {
+    let target = SocketAddrV4::new(ROUTER, HEALTH_PORT);
+    let mut stream = lab.hosts.pls.inside(|| client::connect_from(source, target, LIMIT))??;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: router\r\n\r\n").context("cannot ask")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("no answer")?;
+    Ok(answer)
+}
+
+#[test]
+fn idle_connections_do_not_keep_the_load_balancer_from_its_answer() {
+    /// More than the daemon has places for. They end by themselves after 2 s.
+    const CONNECTIONS: usize = 200;
+    let Some(lab) = lab(Nics::One) else { return };
+    let target = SocketAddrV4::new(ROUTER, HEALTH_PORT);
+    let connect = |_| check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], target, LIMIT));
+    let _idle: Vec<Tcp> = (0..CONNECTIONS).map(connect).collect();
+    for _ in 0..3 {
+        let answer = check(ask(&lab, PLATFORM));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(check(lab.in_service()), "{}", lab.probe_log());
+    // And when they have ended, anyone has an answer again.
+    check(wait::until("a place for others", LIMIT * 2, || {
+        let answer = ask(&lab, PLS_NAT[1])?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Ok(())
+    }));
+}
+
+#[test]
+fn sighup_ends_nothing() {
+    let Some(mut lab) = lab(Nics::One) else { return };
+    let daemon = check(lab.router());
+    check(daemon.signal(Signal::SIGHUP));
+    check(daemon.wait_for_log("SIGHUP: ignored", LIMIT));
+    let status: Status = check(lab.pls_router_json(&["status"]));
+    assert!(status.healthy, "{status:#?}");
+    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"hello", LIMIT));
+}
+
+#[test]
+fn new_sessions_follow_the_firewall_nics_address() {
+    /// In the same network.
+    const NEW: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 5);
+    let Some(lab) = lab(Nics::Two) else { return };
+    let sources = |lab: &Lab| lab.pls_router_json::<Status>(&["status"]).map(|status| status.snat_addresses);
+    assert_eq!(check(sources(&lab)), [ROUTER_SECOND]);
+    check(lab.hosts.router.ip(&format!(
+        "addr del {ROUTER_SECOND}/26 dev eth1\n\
+         addr add {NEW}/26 dev eth1\n\
+         route add default via {FIREWALL_TWO_NICS}"
+    )));
+    check(wait::until("the router to notice", LIMIT, || {
+        let sources = sources(&lab)?;
+        ensure!(sources == [NEW], "{sources:?}");
+        Ok(())
+    }));
+    check(lab.wait_in_service(LIMIT * 2));
+    let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(tcp.echo(b"hello", LIMIT));
+    let flows: Vec<Flow> = check(lab.pls_router_json(&["flows", "--rule", "echo-tcp"]));
+    assert!(flows.iter().all(|flow| flow.snat.ip() == NEW) && !flows.is_empty(), "{flows:#?}");
+}
