@@ -3,7 +3,7 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{Damage, RST, TIME_EXCEEDED, UNREACHABLE},
+    packet::{Damage, RST, SYN, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
     topology::Side,
 };
@@ -40,7 +40,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
             case.follows(Category::OutOfState)
                 && case.all_tcp()
                 && case.oracle.iter().all(|seen| seen.own)
-                && case.is_forwarded_by_ours()
+                && (case.is_forwarded_by_ours() || case.has_ended_at(case.ours))
         },
     },
     Difference {
@@ -68,20 +68,21 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "hops that are not told of",
+        name: "errors that are not told",
         category: Category::Ttl,
-        reason: "that a packet's time ended at the router is not told to who may not use it, nor of what it would not have forwarded \
-                 anyway; the kernel looks at the time to live before it looks at its rules and behind the IP header",
+        reason: "that a packet's time ended at the router, or that it is too large, is not told to who may not use it, nor of what it \
+                 would not have forwarded anyway; the kernel looks at that before it looks at its rules and behind the IP header",
         applies: |case| {
-            let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
+            let is_error =
+                |seen: &Seen| seen.own && matches!(seen.icmp_kind(), Some(TIME_EXCEEDED | UNREACHABLE));
             let has_no_way = |step: &&Step| {
                 step.source.is_some()
                     || matches!(step.body, Body::Other { .. })
                     || step.damage.is_some_and(|damage| !matches!(damage, Damage::Trailer(_)))
             };
-            case.steps.iter().all(|step| step.ttl <= 1)
-                && case.steps.iter().all(has_no_way)
-                && case.oracle.iter().all(has_ended)
+            (case.steps.iter().all(has_no_way) || case.has_no_connection())
+                && !case.oracle.is_empty()
+                && case.oracle.iter().all(is_error)
                 && case.ours.is_empty()
         },
     },
@@ -131,6 +132,21 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "tiny fragments",
+        category: Category::Fragment,
+        reason: "a first fragment has all of a TCP header, and no other one has any of it (RFC 1858, RFC 3128); the kernel puts the \
+                 datagram together, and then knows",
+        applies: |case| {
+            case.all_tcp()
+                && case
+                    .steps
+                    .iter()
+                    .any(|step| step.cut.is_some_and(|cut| cut.offset == 0 && cut.length < TCP_HEADER))
+                && !case.oracle.is_empty()
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "fragments of what never is complete",
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
@@ -143,6 +159,9 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
 ];
+
+/// TCP's header without options.
+const TCP_HEADER: usize = 20;
 
 impl Case<'_> {
     /// Whether this is, or comes after, something of its session that was added for this category.
@@ -159,6 +178,21 @@ impl Case<'_> {
         before.any(|step| {
             step.session == this.session && matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0)
         })
+    }
+
+    /// Whether a router has told that the packet's time ended there.
+    fn has_ended_at(&self, seen: &[Seen]) -> bool {
+        let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
+        self.steps.iter().all(|step| step.ttl <= 1) && !seen.is_empty() && seen.iter().all(has_ended)
+    }
+
+    /// Whether nothing has opened the connection yet.
+    fn has_no_connection(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let mut until =
+            self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
+        let opens = |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & SYN != 0);
+        self.all_tcp() && !until.any(|step| step.session == this.session && opens(step))
     }
 
     fn all_have_options(&self) -> bool {
