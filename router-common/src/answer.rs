@@ -5,7 +5,7 @@ use crate::{
     checksum::Sum,
     flow::Protocol,
     icmp,
-    packet::{ETHERNET_LENGTH, IPV4_LENGTH, L4, UDP_HEADERS, field, tcp},
+    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, UDP_HEADERS, field, tcp},
 };
 
 /// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind it. It is what errors quote (RFC 792).
@@ -110,7 +110,7 @@ pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], header_le
     *field::<{ L4 + 20 }, 6, _>(frame) = [0; 6];
 }
 
-/// Writes the IP header of a frame that is as long as it says, or of a reset.
+/// Writes the EtherType, and the IP header of a frame that is as long as it says, or of a reset.
 #[inline(always)]
 fn write_ip<const N: usize>(frame: &mut [u8; N], tos: u8, protocol: Protocol, from: Ipv4, to: Ipv4) {
     let length = match protocol {
@@ -120,6 +120,7 @@ fn write_ip<const N: usize>(frame: &mut [u8; N], tos: u8, protocol: Protocol, fr
     let [high, low] = length.to_be_bytes();
     let [f, g] = DONT_FRAGMENT;
     let start = [0x45, tos, high, low, 0, 0, f, g, TTL, protocol as u8, 0, 0];
+    *field::<{ ETHERNET_LENGTH - 2 }, 2, _>(frame) = ETHERTYPE_IPV4;
     *field::<ETHERNET_LENGTH, 12, _>(frame) = start;
     *field::<{ ETHERNET_LENGTH + 10 }, 2, _>(frame) = sum(&start).plus(from.sum()).plus(to.sum()).checksum();
     *field::<{ ETHERNET_LENGTH + 12 }, 4, _>(frame) = from.0;

@@ -25,7 +25,7 @@ pub(crate) const IPV4_CHECKSUM: usize = ETHERNET_LENGTH + 10;
 pub(crate) const IPV4_SOURCE: usize = ETHERNET_LENGTH + 12;
 pub(crate) const IPV4_DESTINATION: usize = ETHERNET_LENGTH + 16;
 
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791 3.1).
 const FRAGMENT_MASK: u16 = 0x3fff;
 pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;

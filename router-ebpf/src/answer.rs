@@ -86,7 +86,7 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
     Ok(Transmit { reason: told, slot: u32::from(next_hop.slot) })
 }
 
-/// Makes the packet its answer, from the IP header on; where that leaves.
+/// Makes the packet its answer, from the EtherType on; where that leaves.
 #[inline(always)]
 fn build(work: &mut Work, kind: u32, mtu: u16) -> Option<NextHop> {
     let destination_mac: [u8; 6] = *work.frame.bytes(0)?;

@@ -1,6 +1,9 @@
 //! The one door to packet bytes.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use router_common::packet::Frame;
 
 /// The frame of an XDP context.
@@ -24,12 +27,20 @@ impl XdpFrame {
         self.0.ingress_ifindex() as u32
     }
 
-    /// Makes the frame this long, at its end. What it gains is zero. `None` if the driver has no room for that.
+    /// Makes the frame this long: what is too much is cut off its end, and what it lacks is added in front, so that its bytes are others
+    /// then. Drivers leave room in front of every packet, but not all of them leave any behind a small one (veth does not). `None` if
+    /// this one does not.
     #[inline(always)]
     pub(crate) fn resize(&mut self, length: usize) -> Option<()> {
         let change = length as i32 - self.length() as i32;
         // SAFETY: `&mut self` means that there is no reference to the bytes, which may move.
-        let result = unsafe { bpf_xdp_adjust_tail(self.0.ctx, change) };
+        let result = unsafe {
+            if change > 0 {
+                bpf_xdp_adjust_head(self.0.ctx, -change)
+            } else {
+                bpf_xdp_adjust_tail(self.0.ctx, change)
+            }
+        };
         (result == 0).then_some(())
     }
 

@@ -46,7 +46,7 @@ categories! {
     Martian "Sources and destinations that no packet has.";
 }
 
-/// The categories that run. pls-router has not got the others yet: whoever gives it one adds it here.
+/// The categories that run; `LAB_CATEGORIES` adds others to a run.
 pub(super) const ENABLED: &[Category] = &[
     Category::Tcp,
     Category::Udp,
@@ -62,7 +62,10 @@ pub(super) const ENABLED: &[Category] = &[
     Category::IcmpError,
     Category::Malformed,
     Category::Martian,
-    // Not yet: Ttl, Mtu, Fragment, IpOptions. `LAB_CATEGORIES=Ttl` adds one to a run.
+    Category::Ttl,
+    Category::Mtu,
+    Category::Fragment,
+    Category::IpOptions,
 ];
 
 /// The categories that run, and these: names with commas between them, or `all`.

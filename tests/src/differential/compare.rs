@@ -43,8 +43,20 @@ impl Ran {
         for number in numbers {
             let steps: Vec<&Step> = self.sequence.steps.iter().filter(|step| step.number == number).collect();
             let session = steps.first().map_or(0, |step| step.session);
-            let [oracle, ours] = self.tracks.each_ref().map(|track| seen(track, number, session));
-            let case = Case { sequence: &self.sequence, steps, oracle: &oracle, ours: &ours };
+            let [oracle, ours] =
+                self.tracks.each_ref().map(|track| seen(track, number, session, Quotes::Whole));
+            let same_but_for_quotes = || {
+                let [oracle, ours] =
+                    self.tracks.each_ref().map(|track| seen(track, number, session, Quotes::Short));
+                oracle == ours
+            };
+            let case = Case {
+                sequence: &self.sequence,
+                steps,
+                oracle: &oracle,
+                ours: &ours,
+                same_but_for_quotes: &same_but_for_quotes,
+            };
             if let Some(problem) = self.spoilt(&case, number) {
                 verdict.problems.push(problem);
             } else if oracle != ours {
@@ -116,8 +128,16 @@ impl Ran {
     }
 }
 
+/// What is looked at of a router's own ICMP errors.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Quotes {
+    Whole,
+    /// See [`observe::abridge`].
+    Short,
+}
+
 /// What a router has made of a datagram, in a form that can be compared.
-fn seen(track: &Track, number: u16, session: usize) -> Vec<Seen> {
+fn seen(track: &Track, number: u16, session: usize, quotes: Quotes) -> Vec<Seen> {
     let mut seen = Vec::new();
     let mut fragments: BTreeMap<_, Vec<&[u8]>> = BTreeMap::new();
     for output in track.outputs.iter().filter(|output| output.number == number) {
@@ -125,6 +145,15 @@ fn seen(track: &Track, number: u16, session: usize) -> Vec<Seen> {
             Some(view) if view.is_fragment() => {
                 let key = (output.side, output.own, view.source(), view.destination());
                 fragments.entry(key).or_default().push(&output.packet);
+            }
+            _ if output.own && quotes == Quotes::Short => {
+                seen.push(observe::observe(
+                    output.side,
+                    &observe::abridge(&output.packet),
+                    true,
+                    session,
+                    track,
+                ));
             }
             _ => seen.push(observe::observe(output.side, &output.packet, output.own, session, track)),
         }
@@ -212,9 +241,11 @@ pub(super) fn is_comparable(tracks: &[Track; 2], step: &Step) -> bool {
         return false;
     }
     match &step.body {
-        Body::Error(quote) => tracks
-            .iter()
-            .all(|track| track.forwarded(quote.of, step.from).is_some_and(|packet| track.is_current(packet))),
+        Body::Error(quote) => tracks.iter().all(|track| {
+            track
+                .forwarded(quote.of, step.from)
+                .is_some_and(|packet| step.from == Side::Client || track.is_current(packet))
+        }),
         Body::Tcp { .. } | Body::Udp { .. } | Body::Echo { .. } | Body::Other { .. } => true,
     }
 }

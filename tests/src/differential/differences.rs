@@ -3,8 +3,9 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{RST, TIME_EXCEEDED},
+    packet::{Damage, RST, SYN, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
+    topology::Side,
 };
 
 /// A datagram that the two routers have made different things of.
@@ -14,6 +15,8 @@ pub(super) struct Case<'a> {
     pub(super) steps: Vec<&'a Step>,
     pub(super) oracle: &'a [Seen],
     pub(super) ours: &'a [Seen],
+    /// Whether they differ in nothing but how ICMP errors of a router's own are made, see [`abridge`](super::observe::abridge).
+    pub(super) same_but_for_quotes: &'a dyn Fn() -> bool,
 }
 
 /// A difference that is meant.
@@ -37,7 +40,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
             case.follows(Category::OutOfState)
                 && case.all_tcp()
                 && case.oracle.iter().all(|seen| seen.own)
-                && case.is_forwarded_by_ours()
+                && (case.is_forwarded_by_ours() || case.has_ended_at(case.ours))
         },
     },
     Difference {
@@ -53,14 +56,33 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "hops that outsiders do not see",
+        name: "short errors",
         category: Category::Ttl,
-        reason: "who may not use the router is not told that a packet's time ended there; the kernel looks at the time to live \
-                 before it looks at its rules",
+        reason: "an error quotes 8 bytes behind the IP header, as RFC 792 asks for and every sender can do with, where the kernel quotes \
+                 what fits into 576 bytes; its precedence is RFC 1812's, without the type of service of what it quotes; and it is never \
+                 fragmented, so that it needs no identification (RFC 6864)",
         applies: |case| {
-            let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
-            case.steps.iter().all(|step| step.source.is_some() && step.ttl <= 1)
-                && case.oracle.iter().all(has_ended)
+            let is_error =
+                |seen: &Seen| seen.own && matches!(seen.icmp_kind(), Some(TIME_EXCEEDED | UNREACHABLE));
+            case.ours.iter().all(is_error) && (case.same_but_for_quotes)()
+        },
+    },
+    Difference {
+        name: "errors that are not told",
+        category: Category::Ttl,
+        reason: "that a packet's time ended at the router, or that it is too large, is not told to who may not use it, nor of what it \
+                 would not have forwarded anyway; the kernel looks at that before it looks at its rules and behind the IP header",
+        applies: |case| {
+            let is_error =
+                |seen: &Seen| seen.own && matches!(seen.icmp_kind(), Some(TIME_EXCEEDED | UNREACHABLE));
+            let has_no_way = |step: &&Step| {
+                step.source.is_some()
+                    || matches!(step.body, Body::Other { .. })
+                    || step.damage.is_some_and(|damage| !matches!(damage, Damage::Trailer(_)))
+            };
+            (case.steps.iter().all(has_no_way) || case.has_no_connection())
+                && !case.oracle.is_empty()
+                && case.oracle.iter().all(is_error)
                 && case.ours.is_empty()
         },
     },
@@ -78,6 +100,26 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "IP options",
+        category: Category::IpOptions,
+        reason: "packets with IP options are not translated but dropped, of a session as of who may use a rule: they are hardly ever \
+                 anything good, and most networks drop them (RFC 7126)",
+        applies: |case| case.all_have_options() && !case.oracle.is_empty() && case.ours.is_empty(),
+    },
+    Difference {
+        name: "IP options of outsiders",
+        category: Category::IpOptions,
+        reason: "who may not use any rule reaches the machine itself as if it were no router, and nothing there is looked at behind IP \
+                 options; the oracle's firewall looks at ports all the same",
+        applies: |case| {
+            let is_answered_by_the_stack = |seen: &Seen| seen.own && Some(seen.side) == case.sender();
+            case.all_have_options()
+                && case.steps.iter().all(|step| step.source.is_some())
+                && case.oracle.is_empty()
+                && case.ours.iter().all(is_answered_by_the_stack)
+        },
+    },
+    Difference {
         name: "reserved addresses",
         category: Category::Martian,
         reason: "a source in 240.0.0.0/4 is a martian (RFC 1812 5.3.7); Linux takes these for addresses like others",
@@ -90,11 +132,26 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "tiny fragments",
+        category: Category::Fragment,
+        reason: "a first fragment has all of a TCP header, and no other one has any of it (RFC 1858, RFC 3128); the kernel puts the \
+                 datagram together, and then knows",
+        applies: |case| {
+            case.all_tcp()
+                && case
+                    .steps
+                    .iter()
+                    .any(|step| step.cut.is_some_and(|cut| cut.offset == 0 && cut.length < TCP_HEADER))
+                && !case.oracle.is_empty()
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "fragments of what never is complete",
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",
         applies: |case| {
-            let to = case.steps.first().map(|step| step.from.other());
+            let to = case.sender().map(Side::other);
             let is_piece = |seen: &Seen| !seen.own && Some(seen.side) == to && seen.is_fragment();
             case.steps.iter().all(|step| step.cut.is_some())
                 && case.oracle.is_empty()
@@ -102,6 +159,9 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
 ];
+
+/// TCP's header without options.
+const TCP_HEADER: usize = 20;
 
 impl Case<'_> {
     /// Whether this is, or comes after, something of its session that was added for this category.
@@ -120,13 +180,36 @@ impl Case<'_> {
         })
     }
 
+    /// Whether a router has told that the packet's time ended there.
+    fn has_ended_at(&self, seen: &[Seen]) -> bool {
+        let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
+        self.steps.iter().all(|step| step.ttl <= 1) && !seen.is_empty() && seen.iter().all(has_ended)
+    }
+
+    /// Whether nothing has opened the connection yet.
+    fn has_no_connection(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let mut until =
+            self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
+        let opens = |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & SYN != 0);
+        self.all_tcp() && !until.any(|step| step.session == this.session && opens(step))
+    }
+
+    fn all_have_options(&self) -> bool {
+        self.steps.iter().all(|step| !step.options.is_empty())
+    }
+
+    fn sender(&self) -> Option<Side> {
+        self.steps.first().map(|step| step.from)
+    }
+
     fn all_tcp(&self) -> bool {
         self.steps.iter().all(|step| matches!(step.body, Body::Tcp { .. }))
     }
 
     /// Whether the only thing that pls-router has done is to send it on.
     fn is_forwarded_by_ours(&self) -> bool {
-        let to = self.steps.first().map(|step| step.from.other());
+        let to = self.sender().map(Side::other);
         matches!(self.ours, [seen] if !seen.own && Some(seen.side) == to)
     }
 }

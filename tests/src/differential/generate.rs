@@ -187,7 +187,7 @@ impl Maker<'_> {
         }
     }
 
-    /// The steps of the sessions as one list, each session's in their order.
+    /// The steps of the sessions as one list, each session's in their order, and a datagram's fragments together.
     fn interleave(&mut self, lists: Vec<Vec<Step>>) -> Vec<Step> {
         let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
         let mut steps = Vec::new();
@@ -197,7 +197,11 @@ impl Maker<'_> {
                 return steps;
             }
             let of = self.random.below(lists.len());
-            steps.extend(lists[of].next());
+            let number = lists[of].as_slice().first().map(|step| step.number);
+            let is_same = |step: &Step| Some(step.number) == number;
+            while lists[of].as_slice().first().is_some_and(is_same) {
+                steps.extend(lists[of].next());
+            }
         }
     }
 }

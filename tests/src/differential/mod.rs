@@ -11,6 +11,7 @@ mod compare;
 mod differences;
 mod generate;
 mod observe;
+mod pace;
 pub(crate) mod packet;
 mod plan;
 pub(crate) mod random;

@@ -11,6 +11,11 @@ use super::{
     view::View,
 };
 
+/// The bits of the type of service that are the precedence (RFC 791 3.1).
+const PRECEDENCE: u8 = 0xe0;
+/// In the flags.
+const DONT_FRAGMENT: u8 = 0x40;
+
 /// What a checksum is worth.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Check {
@@ -144,6 +149,33 @@ fn transport(view: View<'_>, at: usize, renamed: Option<(u16, u16)>) -> Check {
     }
     let pseudo = pseudo_header(view.source(), view.destination(), protocol, payload.len());
     worth(sum(&[&pseudo, payload]))
+}
+
+/// An ICMP error of a router's own as one would have made it that quotes 8 bytes behind the IP header, knows only the precedence as a
+/// type of service, and lets no error be fragmented. A checksum that is wrong stays so. Other packets stay as they are.
+pub(super) fn abridge(packet: &[u8]) -> Vec<u8> {
+    let whole = || packet.to_vec();
+    let Some(view) = View::new(packet) else { return whole() };
+    let Some(quoted) = view.quoted().and_then(View::new) else { return whole() };
+    let header = view.header_length();
+    let length = (header + 8 + quoted.header_length() + 8).min(packet.len());
+    let icmp_is_right = worth(sum(&[view.payload()])) == Check::Right;
+    let mut short = packet[..length].to_vec();
+    let mut replace_word = |at: usize, new: [u8; 2]| {
+        let old = u16::from_be_bytes([short[at], short[at + 1]]);
+        let checksum = u16::from_be_bytes([short[10], short[11]]);
+        short[at..at + 2].copy_from_slice(&new);
+        short[10..12].copy_from_slice(&replace(checksum, old, u16::from_be_bytes(new)).to_be_bytes());
+    };
+    replace_word(0, [packet[0], packet[1] & PRECEDENCE]);
+    replace_word(2, (length as u16).to_be_bytes());
+    replace_word(6, [packet[6] | DONT_FRAGMENT, packet[7]]);
+    if icmp_is_right {
+        short[header + 2..header + 4].fill(0);
+        let checksum = !sum(&[&short[header..]]);
+        short[header + 2..header + 4].copy_from_slice(&checksum.to_be_bytes());
+    }
+    short
 }
 
 /// Fragments of one datagram put together, if all are there; else none.

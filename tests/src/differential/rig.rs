@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
+    pace::Pace,
     packet::{Header, UDP, udp},
     topology::{
         CLIENT_HOP, MARKER, MARKER_CLIENT, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NARROW_SERVERS, Network,
@@ -83,6 +84,7 @@ struct Router {
 #[derive(Debug)]
 pub(super) struct Rig {
     routers: [Router; 2],
+    pace: Pace,
     nics: Nics,
     _world: Namespace,
     // Last, so that it is dropped last: it removes all that is left.
@@ -118,7 +120,7 @@ impl Rig {
             routers.push(router);
         }
         let Ok(routers) = <[Router; 2]>::try_from(routers) else { bail!("there are two arms") };
-        Ok(Self { routers, nics, _world: world, _state: state })
+        Ok(Self { routers, pace: Pace::new(), nics, _world: world, _state: state })
     }
 
     /// The address that sessions get.
@@ -132,7 +134,12 @@ impl Rig {
     /// so when both have come out the router has handled everything; and when a second pair has, everything that it
     /// has sent meanwhile is here, too, whichever way it took. Markers are too large for their way: pls-router has its daemon split
     /// them, so that they come behind what else is the daemon's.
-    pub(super) fn exchange(&mut self, arm: Arm, packets: &[Traffic]) -> Result<Vec<Traffic>> {
+    ///
+    /// `errors`: how many the router is likely to have to send. Before its rate allows them, nothing is sent.
+    pub(super) fn exchange(&mut self, arm: Arm, packets: &[Traffic], errors: usize) -> Result<Vec<Traffic>> {
+        if arm == Arm::Ours {
+            self.pace.wait_for(errors);
+        }
         let [oracle, ours] = &mut self.routers;
         let router = match arm {
             Arm::Oracle => oracle,
@@ -144,6 +151,9 @@ impl Rig {
         let mut out = Vec::new();
         for _ in 0..2 {
             router.mark(&mut out).with_context(|| format!("{} lost a marker", arm.name()))?;
+        }
+        if arm == Arm::Ours {
+            self.pace.spent(errors);
         }
         Ok(out)
     }

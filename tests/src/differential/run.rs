@@ -295,14 +295,26 @@ fn through(rig: &mut Rig, sequences: Vec<Sequence>) -> Result<Vec<Ran>> {
         Ran { tracks: [track.clone(), track], sequence }
     });
     let mut group = Group::new(ran.collect());
-    let longest = group.ran.iter().map(|ran| ran.sequence.steps.len()).max().unwrap_or(0);
-    for step in 0..longest {
-        for index in 0..group.ran.len() {
-            if step < group.ran[index].sequence.steps.len() {
-                group.add(rig, index, step)?;
-            }
+    let mut next = vec![0; group.ran.len()];
+    loop {
+        let steps = |group: &Group, index: usize| group.ran[index].sequence.steps.len();
+        let mut turn: Vec<usize> =
+            (0..next.len()).filter(|index| next[*index] < steps(&group, *index)).collect();
+        if turn.is_empty() {
+            break;
         }
-        group.flush(rig)?;
+        while !turn.is_empty() {
+            for index in &turn {
+                group.add(rig, *index, next[*index])?;
+                next[*index] += 1;
+            }
+            group.flush(rig)?;
+            // The fragments of a datagram are one turn, however long a turn takes: those that come before the first are not held for ever.
+            turn.retain(|index| match &group.ran[*index].sequence.steps[next[*index] - 1..] {
+                [last, following, ..] => last.number == following.number,
+                _ => false,
+            });
+        }
     }
     Ok(group.ran)
 }
@@ -371,9 +383,14 @@ impl Group {
         if self.pending[0].is_empty() {
             return Ok(());
         }
+        let mut errors = 0;
         for (index, arm) in Arm::BOTH.into_iter().enumerate() {
             let pending = std::mem::take(&mut self.pending[index]);
-            for Traffic { side, packet } in rig.exchange(arm, &pending)? {
+            let out = rig.exchange(arm, &pending, errors)?;
+            let is_error =
+                |out: &&Traffic| View::new(&out.packet).is_some_and(|view| view.quoted().is_some());
+            errors = out.iter().filter(is_error).count();
+            for Traffic { side, packet } in out {
                 self.take(arm, index, side, packet)?;
             }
             self.fragments.clear();

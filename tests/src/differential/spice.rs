@@ -57,7 +57,10 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::IcmpError if steps[at].spice == Some(Category::Martian) => {}
         Category::IcmpError => {
             let error = error(maker, session, &steps[at]);
-            let later = maker.random.between(at + 1, steps.len());
+            let is_refused =
+                steps.iter().any(|step| matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0));
+            // What a reset has ended is worth a look.
+            let later = if is_refused { steps.len() } else { maker.random.between(at + 1, steps.len()) };
             steps.insert(later, error);
         }
         // More of what the session is about, not of other things that happened to it.
@@ -69,7 +72,11 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Ttl => {
             let ttl = maker.random.pick(&[0, 1, 1, 1, 2]);
-            again(maker, &mut steps, at, |copy| copy.ttl = ttl);
+            let by = perhaps_outsider(maker, session, &steps[at]);
+            again(maker, &mut steps, at, |copy| {
+                copy.ttl = ttl;
+                (copy.source, copy.destination) = by;
+            });
         }
         Category::Mtu => {
             let large = large(maker, session, &steps[at]);
@@ -95,7 +102,11 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::IpOptions => {
             let options = options(maker);
             if steps[at].body.length() < ROOMY {
-                again(maker, &mut steps, at, |copy| copy.options = options);
+                let by = perhaps_outsider(maker, session, &steps[at]);
+                again(maker, &mut steps, at, |copy| {
+                    copy.options = options;
+                    (copy.source, copy.destination) = by;
+                });
             }
         }
         Category::Local => {
@@ -155,6 +166,20 @@ fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl F
         let mut copy = Step { number: maker.number(), ..steps[at].clone() };
         change(&mut copy);
         steps.insert(if before { at } else { at + 1 }, copy);
+    }
+}
+
+/// The source and destination of a step like this one; now and then those of somebody who may use nothing.
+fn perhaps_outsider(
+    maker: &mut Maker<'_>,
+    session: usize,
+    like: &Step,
+) -> (Option<SocketAddrV4>, Option<SocketAddrV4>) {
+    if like.from == Side::Client && maker.random.chance(15) {
+        let source = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
+        (Some(source), Some(maker.sessions[session].listen))
+    } else {
+        (like.source, like.destination)
     }
 }
 
@@ -252,9 +277,9 @@ fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: us
     whole.dont_fragment = false;
     let pieces = maker.random.between(2, 4);
     // Room for the transport header; a piece's length is a multiple of 8.
-    let size = (length + 20).div_ceil(pieces).next_multiple_of(8);
+    let size = (length + 20).div_ceil(pieces).next_multiple_of(8).max(24);
     let mut cuts: Vec<Cut> = (0..pieces).map(|piece| Cut { offset: piece * size, length: size }).collect();
-    match maker.random.below(12) {
+    match maker.random.below(13) {
         0..=3 => {}
         4..=6 => cuts.reverse(),
         7 => cuts.rotate_left(1),
@@ -265,10 +290,16 @@ fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: us
             cuts.pop();
         }
         10 => cuts.insert(1, cuts[0]),
+        // Not all of a TCP header (RFC 1858).
+        11 => cuts = vec![Cut { offset: 0, length: 16 }, Cut { offset: 16, length: 1200 }],
         // Its second half is in the next one as well.
         _ => cuts[0].length = size + 8,
     }
-    let place = maker.random.between(at + 1, steps.len());
+    // While the connection is what it was.
+    let changes =
+        |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | FIN | RST) != 0);
+    let end = steps[at + 1..].iter().position(changes).map_or(steps.len(), |after| at + 1 + after);
+    let place = maker.random.between(at + 1, end);
     // Past the end of a short datagram there is nothing to send.
     let end = length + if maker.sessions[session].protocol == TCP { 20 } else { 8 };
     let fragments: Vec<Step> = cuts
@@ -404,7 +435,8 @@ fn local(maker: &mut Maker<'_>, session: usize) -> Step {
 /// From or to where no packet is from or for.
 fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let Session { client, listen, .. } = maker.sessions[session];
-    let mut step = Step { number: maker.number(), from: Side::Client, ..like.clone() };
+    // Of the session, whoever else has sent the other one.
+    let mut step = Step { number: maker.number(), from: Side::Client, source: None, ..like.clone() };
     if let Body::Error(_) = step.body {
         step.body = Body::Udp { length: 5, checksum: true };
     }

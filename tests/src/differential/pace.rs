@@ -1,0 +1,46 @@
+//! How many errors a router may be made to send.
+//!
+//! pls-router keeps its own ICMP errors to a rate, which the oracle is told not to do. All the sequences together would ask for more than
+//! that; each alone does not.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use router_common::answer::Bucket;
+
+/// What is left of the rate.
+#[derive(Debug)]
+pub(super) struct Pace {
+    start: Instant,
+    /// The router has one a CPU. This one takes all of them for one, and every error for later than it was.
+    bucket: Bucket,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), bucket: Bucket::default() }
+    }
+
+    /// Waits until the router has this many errors to give: for nothing but time, since nobody tells.
+    pub(super) fn wait_for(&self, errors: usize) {
+        while spend(self.bucket, self.now(), errors).is_none() {
+            thread::sleep(Duration::from_nanos(Bucket::INTERVAL));
+        }
+    }
+
+    /// Notes that the router may have given this many, which have been waited for.
+    pub(super) fn spent(&mut self, errors: usize) {
+        self.bucket = spend(self.bucket, self.now(), errors).unwrap_or(self.bucket);
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+}
+
+/// A bucket after so many errors, at most as many as it holds; none if it has not got them.
+fn spend(mut bucket: Bucket, now: u64, errors: usize) -> Option<Bucket> {
+    (0..Bucket::BURST.min(errors as u64)).all(|_| bucket.take(now)).then_some(bucket)
+}
