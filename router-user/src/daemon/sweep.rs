@@ -37,6 +37,9 @@ const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
 const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(3);
+/// One of which only one side has ended is still in use: the other's data may just be on its way again, after retransmissions that got lost. Each
+/// waits twice as long as the one before (RFC 6298 5.5).
+const CLOSING_UNDER_PRESSURE: Duration = Duration::from_secs(60);
 
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;
@@ -188,30 +191,21 @@ impl Sweep<'_> {
     fn judge(&self, forward: &Flow) -> Verdict {
         let idle = |since| Duration::from_nanos(self.now.nanoseconds_since(since));
         let timeouts = self.timeouts.of(forward.rule());
-        let Some(limit) = self.under_pressure(limit_of(forward, timeouts), forward) else {
-            return Verdict::Remove;
-        };
-        if idle(forward.entry.last_seen) <= limit {
+        let Some(limit) = limit_of(forward, timeouts) else { return Verdict::Remove };
+        if idle(forward.entry.last_seen) <= self.shortened(limit, furthest_state(forward)) {
             return Verdict::Keep;
         }
         let Some(session) = self.flows.session_of(forward) else { return Verdict::Remove };
-        match self.under_pressure(timeout(&session, timeouts), forward) {
-            Some(timeout) if idle(session.last_seen()) <= timeout => Verdict::Keep,
+        match (timeout(&session, timeouts), session.state()) {
+            (Some(limit), Some(state)) if idle(session.last_seen()) <= self.shortened(limit, state) => {
+                Verdict::Keep
+            }
             _ => Verdict::Remove,
         }
     }
 
-    fn under_pressure(&self, timeout: Option<Duration>, forward: &Flow) -> Option<Duration> {
-        let timeout = timeout?;
-        Some(if !self.pressure {
-            timeout
-        } else if forward.is_opening() {
-            timeout.min(OPENING_UNDER_PRESSURE)
-        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.either_has_ended() {
-            timeout.min(ENDED_UNDER_PRESSURE)
-        } else {
-            timeout
-        })
+    fn shortened(&self, timeout: Duration, state: State) -> Duration {
+        if self.pressure { timeout.min(under_pressure(state)) } else { timeout }
     }
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.
@@ -242,6 +236,27 @@ impl Hasher for PoolHasher {
             word[..chunk.len()].copy_from_slice(chunk);
             self.0 = (self.0.rotate_left(5) ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
+    }
+}
+
+/// How long a session of this state may be idle at most when room is scarce.
+const fn under_pressure(state: State) -> Duration {
+    match state {
+        State::Opening => OPENING_UNDER_PRESSURE,
+        State::Established => Duration::MAX,
+        State::Closing => CLOSING_UNDER_PRESSURE,
+        State::Closed => ENDED_UNDER_PRESSURE,
+    }
+}
+
+/// The state with the shortest time under pressure that a session may be in, as far as its client's direction tells.
+fn furthest_state(forward: &Flow) -> State {
+    if forward.is_opening() {
+        State::Opening
+    } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.either_has_ended() {
+        State::Closed
+    } else {
+        State::Established
     }
 }
 
@@ -279,5 +294,21 @@ pub(super) struct RuleTimeouts {
 impl RuleTimeouts {
     pub(super) fn of(&self, rule: u16) -> &Timeouts {
         self.by_rule.get(usize::from(rule)).and_then(Option::as_ref).unwrap_or(&self.others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that only one side has ended may carry the other's data for hours; the gap in it that a lost route leaves is several
+    /// times as long as the route was lost.
+    #[test]
+    fn pressure_spares_what_is_in_use() {
+        assert_eq!(under_pressure(State::Established), Duration::MAX);
+        assert!(under_pressure(State::Closing) >= Duration::from_secs(30));
+        for early in [State::Opening, State::Closed] {
+            assert!(under_pressure(early) < Duration::from_secs(10), "{early:?}");
+        }
     }
 }
