@@ -36,7 +36,8 @@ const YOUNG: Duration = Duration::from_secs(10);
 const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
-const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(3);
+// Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while.
+const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;

@@ -31,7 +31,7 @@ struct Arguments {
     #[arg(long, default_value_t = 200_000)]
     sessions: u32,
     /// Sessions a second that come and go.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 300)]
     churn: u32,
     /// TCP connections at a time.
     #[arg(long, default_value_t = 100)]

@@ -67,8 +67,8 @@ impl Fate {
 
 const FIRST_SERVICE: u16 = 7100;
 
-/// They are not to fill the table: under pressure the sweep does not wait for connections of which one side has ended, and that
-/// may be one of the streams while a neighbour is away.
+/// They are not to fill the table: under pressure the sweep does not wait long for connections that both sides have ended, and one of
+/// the streams may be among them whose last bytes have to be sent again because a neighbour was away.
 const TIMEOUTS: &str = "timeouts = { tcp_established = \"10s\", tcp_transitory = \"8s\", udp = \"10s\", udp_unreplied = \"5s\" }\n";
 
 /// The most that are begun at a time.

@@ -139,7 +139,7 @@ pub fn run(options: &Options) -> Result<()> {
     let now = Instant::now();
     let mut soak =
         Soak { place: &place, weather: &weather, tally: &tally, trouble, books, began: now, reported: now };
-    thread::scope(|scope| {
+    let outcome = thread::scope(|scope| {
         let _stop = StopAtTheEnd(&phases);
         let others: Threads<'_> = vec![
             scope.spawn(|| weather::hold_up(&place.vnet, seed, &phases)),
@@ -189,7 +189,13 @@ pub fn run(options: &Options) -> Result<()> {
         }
         ensure!(tally.mistakes.count() == 0, "{}", tally.mistakes);
         soak.verdict(options)
-    })
+    });
+    if outcome.is_err()
+        && let Ok(reasons) = soak.books.reasons()
+    {
+        println!("the router's reasons so far: {reasons}");
+    }
+    outcome
 }
 
 impl Soak<'_> {
