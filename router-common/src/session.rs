@@ -49,23 +49,36 @@ impl Seen {
         self.0 & flags != 0
     }
 
-    /// With a mark of whether the other direction has ended, so that one look tells how long the session may be idle.
+    /// With marks of what the other direction has shown, so that one look tells how long the session may be idle.
     #[inline(always)]
     pub const fn beside(self, other: Self) -> Self {
-        if other.any(tcp::FIN | tcp::RST) {
-            self.and(Self::OTHER_ENDED)
-        } else {
-            self.without(Self::OTHER_ENDED)
+        let mut marks = 0;
+        if other.any(tcp::FIN) {
+            marks |= Self::OTHER_FIN;
         }
+        if other.any(tcp::RST) {
+            marks |= Self::OTHER_RST;
+        }
+        if !other.any(tcp::SYN) {
+            marks |= Self::OTHER_SILENT;
+        }
+        Self(self.0 & Self::FLAGS | marks)
     }
 
-    /// Whether either direction has ended, seen from the client's, which has the mark.
-    pub const fn either_has_ended(self) -> bool {
-        self.any(tcp::FIN | tcp::RST | Self::OTHER_ENDED)
+    /// Whether the connection is over, seen from the client's direction, which has the marks.
+    pub const fn is_over(self) -> bool {
+        self.any(tcp::RST | Self::OTHER_RST) || (self.any(tcp::FIN) && self.any(Self::OTHER_FIN))
     }
 
-    /// A bit that is none of [`FLAGS`](Self::FLAGS).
-    const OTHER_ENDED: u8 = 0x80;
+    /// Whether the target has not answered the last SYN, seen from the client's direction: a connection that starts over is opening again.
+    pub const fn is_unanswered(self) -> bool {
+        self.any(Self::OTHER_SILENT)
+    }
+
+    // Bits that are none of the flags.
+    const OTHER_FIN: u8 = 0x80;
+    const OTHER_RST: u8 = 0x40;
+    const OTHER_SILENT: u8 = 0x20;
 
     #[inline(always)]
     const fn and(self, flags: u8) -> Self {
@@ -159,7 +172,7 @@ impl Connection {
             State::Closed
         } else if self.forward.any(tcp::FIN) || self.reply.any(tcp::FIN) {
             State::Closing
-        } else if self.opening {
+        } else if self.opening || !self.reply.any(tcp::SYN) {
             State::Opening
         } else {
             State::Established
@@ -266,9 +279,11 @@ mod tests {
     #[test]
     fn tcp_starts_over_on_a_new_syn() {
         let closed = [(Forward, FIN_ACK), (Reply, FIN_ACK), (Forward, tcp::SYN)];
-        assert_eq!(after_open(&closed), State::Established, "counted as open: it has been");
+        assert_eq!(after_open(&closed), State::Opening, "until it is answered");
+        let answered = [&closed[..], &[(Reply, SYN_ACK)]].concat();
+        assert_eq!(after_open(&answered), State::Established);
         assert_eq!(after(&[&OPEN[..], &closed].concat()).reply, Seen::NOTHING);
-        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::SYN)]), State::Established);
+        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::SYN)]), State::Opening);
         assert_eq!(after_open(&[(Forward, tcp::SYN)]), State::Established, "not on a living connection");
         assert_eq!(after_open(&[(Forward, FIN_ACK), (Forward, tcp::SYN)]), State::Closing);
     }

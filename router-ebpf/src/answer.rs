@@ -9,7 +9,7 @@ use router_common::{
         write_reset,
     },
     flow::{NextHop, Protocol},
-    packet::{ETHERNET_LENGTH, Frame as _, L4, Packet, TCP_HEADERS},
+    packet::{ETHERNET_LENGTH, Frame as _, L4, TCP_HEADERS},
     reason::Reason,
 };
 

@@ -361,7 +361,8 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
 #[inline(always)]
 fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
     opening.reply_key = opening.key.between(opening.target, opening.target_port, opening.snat, port);
-    let is_own = is_own_socket(context) != 0;
+    // A client that is its own target: with this port, answers would be the very packets that they answer.
+    let is_own = opening.reply_key == opening.key || is_own_socket(context) != 0;
     let result = if is_own {
         Err(InsertError::Exists)
     } else {

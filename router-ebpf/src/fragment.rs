@@ -15,7 +15,11 @@ use crate::{
 /// Forwards a fragment.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
-    let fragment = Fragment::parse(&work.frame)?;
+    let fragment = match Fragment::parse(&work.frame) {
+        Ok(fragment) => fragment,
+        Err(Reason::UnsupportedProtocol) => return Err(Exit::To(Stage::Local)),
+        Err(reason) => return Err(reason.into()),
+    };
     if fragment.is_first() { first(work, &fragment) } else { later(work, &fragment) }
 }
 
@@ -23,8 +27,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
 fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
     let packet = match packet::parse_leading(&work.frame) {
         Ok(packet) => packet,
-        // An ICMP error is never that long (RFC 1812 4.3.2.3).
-        Err(Reason::IcmpOther) => return Err(Reason::Fragment.into()),
+        // An ICMP error about a session is never that long (RFC 1812 4.3.2.3).
+        Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
     };
     match flows::find(&packet.key, work.settings) {

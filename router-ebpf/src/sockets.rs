@@ -48,12 +48,12 @@ fn udp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRa
     // SAFETY: as above.
     unsafe {
         let Some(socket) = find_udp(context, key).as_ref() else { return false };
-        // `dst_port` is as it stands in the packet, in the first half of the field.
+        // `dst_port` is as it stands in the packet.
         let is_connected = if socket.dst_ip4 == 0 {
             ephemeral.contains(key.destination_port.number())
         } else {
             socket.dst_ip4 == u32::from_ne_bytes(key.source.0)
-                && socket.dst_port as u16 == u16::from_ne_bytes(key.source_port.0)
+                && socket.dst_port == u16::from_ne_bytes(key.source_port.0)
         };
         bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
         is_connected

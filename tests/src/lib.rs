@@ -23,6 +23,7 @@ pub mod link;
 mod namespace;
 mod process;
 pub mod servers;
+pub mod soak;
 pub mod state;
 pub mod story;
 pub mod target;

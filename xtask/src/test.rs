@@ -5,6 +5,7 @@ mod libtest;
 mod report;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub(crate) const VERB: Verb = Verb {
 const HELP: &str = "\
 Runs everything that must pass, goes on after a failure, and ends with one line `N passed, N failed, N skipped`.
 
-usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [FILTER]
+usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [--soak MINUTES] [FILTER]
 
   FILTER               only tests with this in their name (for host, bpf and net)
   --fuzz-seconds N     how long each fuzz target runs (20)
@@ -34,6 +35,8 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
   --packets N          how many made-up packets the BPF programs are given (1000000)
   --seed S             the first sequence's seed, and that of made-up packets; a failure says which --seed (and --sequences 1)
                        shows it again
+  --soak MINUTES       afterwards (or alone, with --only soak), 200,000 sessions and more for so many minutes: packets get
+                       lost and overtake each other, the daemon is killed again and again, and nothing may be left in the end
   --only GROUP,..      only these groups, of
       fmt       the formatting
       clippy    the lints; warnings are errors
@@ -42,6 +45,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       bpf       the BPF programs on made-up packets (BPF_PROG_TEST_RUN); need root
       net       the router in network namespaces, with real traffic; need root
       fuzz      the fuzz targets
+      soak      what --soak asks for; need root
 
 The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
 ";
@@ -55,6 +59,7 @@ enum Group {
     Bpf,
     Net,
     Fuzz,
+    Soak,
 }
 
 const GROUPS: &[(&str, Group)] = &[
@@ -65,6 +70,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("bpf", Group::Bpf),
     ("net", Group::Net),
     ("fuzz", Group::Fuzz),
+    ("soak", Group::Soak),
 ];
 
 /// The packages that compile for the host, by what is done with them. Always one at a time: in a build of all, the
@@ -82,6 +88,8 @@ struct Options {
     /// As the test itself has it, if nothing is said.
     packets: Option<u64>,
     seed: Option<u64>,
+    /// How long to soak, in minutes. Without it nothing is soaked.
+    soak: Option<f64>,
     filter: Option<OsString>,
 }
 
@@ -93,21 +101,47 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
         sequences: None,
         packets: None,
         seed: None,
+        soak: None,
         filter: None,
     };
+    let mut only = false;
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("only") => options.groups = parser.value()?.parse_with(groups)?,
+            Long("only") => {
+                options.groups = parser.value()?.parse_with(groups)?;
+                only = true;
+            }
             Long("fuzz-seconds") => options.fuzz_time = Duration::from_secs(parser.value()?.parse()?),
             Long("sequences") => options.sequences = Some(parser.value()?.parse()?),
             Long("packets") => options.packets = Some(parser.value()?.parse()?),
             Long("seed") => options.seed = Some(parser.value()?.parse()?),
+            Long("soak") => options.soak = Some(parser.value()?.parse_with(minutes)?),
             Value(filter) if options.filter.is_none() => options.filter = Some(filter),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
         }
     }
-    Ok(options)
+    match (options.soak, only && options.groups.contains(&Group::Soak)) {
+        (None, true) => Err("`--only soak` needs `--soak MINUTES`".into()),
+        (None, false) => {
+            options.groups.retain(|group| *group != Group::Soak);
+            Ok(options)
+        }
+        (Some(_), _) if only && !options.groups.contains(&Group::Soak) => {
+            Err("`--soak` is not among the groups of `--only`".into())
+        }
+        (Some(_), _) => Ok(options),
+    }
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    // A week is a typing error, and more than `Duration` takes would be one of ours.
+    if minutes > 0.0 && minutes < 10_080.0 {
+        Ok(minutes)
+    } else {
+        Err("between 0 and 10080 minutes".to_owned())
+    }
 }
 
 fn groups(list: &str) -> Result<Vec<Group>, String> {
@@ -137,6 +171,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
             Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
             Group::Fuzz => fuzz::run(&mut report, options.fuzz_time),
+            Group::Soak => soak(&mut report, &options),
         }
     }
     print!("{report}");
@@ -147,7 +182,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
     let wants = |groups: &[Group]| groups.iter().any(|group| options.groups.contains(group));
     let mut uses = Vec::new();
-    if wants(&[Group::Bpf, Group::Net]) && system::is_root() {
+    if wants(&[Group::Bpf, Group::Net, Group::Soak]) && system::is_root() {
         uses.push(Use::Lab);
     }
     if wants(&[Group::Net]) && system::is_root() {
@@ -162,7 +197,7 @@ fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
         failures.push(error);
     }
     let mut toolchain = None;
-    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net]) {
+    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Soak]) {
         match setup::toolchain() {
             Ok(found) => {
                 if wants(&[Group::Clippy])
@@ -248,12 +283,7 @@ fn host(report: &mut Report, options: &Options) {
 
 /// The tests that need root and this kernel, by the package they are in.
 fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
-    let obstacle = if system::is_root() {
-        system::check_kernel().err().map(|error| format!("{error:#}"))
-    } else {
-        Some("network namespaces and BPF programs need root".to_owned())
-    };
-    if let Some(obstacle) = obstacle {
+    if let Some(obstacle) = obstacle() {
         return report.skip(name, &obstacle);
     }
     let mut found = false;
@@ -267,15 +297,10 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
         let step = format!("{name} {package}");
         let mut command = test_command(package);
         if package == "lab" {
-            // The tests are told the daemon's binary; cargo does not build it for another package's tests.
-            report::title("the daemon, for the tests");
-            let mut build = workspace::cargo("build");
-            let start = Instant::now();
-            if let Err(error) = system::run(build.args(["--package", "router-user", "--bin", "pls-router"])) {
-                report.add(&step, start.elapsed(), Outcome::failed(format!("{error:#}")));
+            if !build_daemon(report, &step) {
                 continue;
             }
-            command.env(lab::ROUTER_VARIABLE, workspace::target_dir().join("debug/pls-router"));
+            command.env(lab::ROUTER_VARIABLE, daemon());
             for (variable, value) in [("LAB_SEQUENCES", options.sequences), ("LAB_SEED", options.seed)] {
                 if let Some(value) = value {
                     command.env(variable, value.to_string());
@@ -298,6 +323,48 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
     if !found {
         report.skip(name, "there are no such tests");
     }
+}
+
+/// Why nothing can be tested in namespaces here.
+fn obstacle() -> Option<String> {
+    if system::is_root() {
+        system::check_kernel().err().map(|error| format!("{error:#}"))
+    } else {
+        Some("network namespaces and BPF programs need root".to_owned())
+    }
+}
+
+fn daemon() -> PathBuf {
+    workspace::target_dir().join("debug/pls-router")
+}
+
+/// Builds the daemon for tests, which are told its binary: cargo does not build it for another package's. A failure is that of `step`.
+fn build_daemon(report: &mut Report, step: &str) -> bool {
+    report::title("the daemon, for the tests");
+    let mut build = workspace::cargo("build");
+    let start = Instant::now();
+    let built = system::run(build.args(["--package", "router-user", "--bin", "pls-router"]));
+    if let Err(error) = &built {
+        report.add(step, start.elapsed(), Outcome::failed(format!("{error:#}")));
+    }
+    built.is_ok()
+}
+
+fn soak(report: &mut Report, options: &Options) {
+    const NAME: &str = "soak";
+    let Some(minutes) = options.soak else { return };
+    if let Some(obstacle) = obstacle() {
+        return report.skip(NAME, &obstacle);
+    }
+    if !build_daemon(report, NAME) {
+        return;
+    }
+    let mut command = workspace::cargo("run");
+    command.args(["--package", "lab", "--bin", "soak", "--", "--minutes", &minutes.to_string()]);
+    if let Some(seed) = options.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    check(report, NAME, command.env(lab::ROUTER_VARIABLE, daemon()));
 }
 
 fn test_command(package: &str) -> Command {
@@ -353,7 +420,8 @@ mod tests {
     #[test]
     fn all_groups_by_default() {
         let options = parsed(&[]).unwrap();
-        assert_eq!(options.groups.len(), GROUPS.len());
+        assert_eq!(options.groups.len(), GROUPS.len() - 1);
+        assert!(!options.groups.contains(&Group::Soak));
         assert_eq!(options.fuzz_time, Duration::from_secs(20));
         assert_eq!((options.sequences, options.packets, options.seed), (None, None, None));
         assert_eq!(options.filter, None);
@@ -365,6 +433,22 @@ mod tests {
         assert_eq!((options.sequences, options.seed), (Some(0), Some(u64::MAX)));
         assert_eq!(parsed(&["--packets=5000"]).unwrap().packets, Some(5000));
         parsed(&["--seed", "-1"]).unwrap_err();
+    }
+
+    #[test]
+    fn a_soak_is_asked_for() {
+        let after_all = parsed(&["--soak", "2"]).unwrap();
+        assert_eq!((after_all.soak, after_all.groups.last()), (Some(2.0), Some(&Group::Soak)));
+        assert_eq!(after_all.groups.len(), GROUPS.len());
+        let alone = parsed(&["--soak=0.5", "--only=soak"]).unwrap();
+        assert_eq!((alone.soak, alone.groups), (Some(0.5), vec![Group::Soak]));
+        let error = parsed(&["--only", "soak"]).unwrap_err().to_string();
+        assert!(error.contains("`--soak MINUTES`"), "{error}");
+        for nonsense in
+            [&["--soak", "2", "--only", "net"][..], &["--soak", "0"], &["--soak", "NaN"], &["--soak", "long"]]
+        {
+            parsed(nonsense).unwrap_err();
+        }
     }
 
     #[test]

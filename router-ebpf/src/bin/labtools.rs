@@ -1,17 +1,22 @@
-//! XDP programs for the ends of the lab's and the bench's wires; nothing here is part of the router.
+//! Programs for the ends of the lab's and the bench's wires, and for the soak's bad weather; nothing here is part of the router.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(clippy::needless_pass_by_value, reason = "what #[xdp] calls gives its context away")
+    expect(
+        clippy::needless_pass_by_value,
+        reason = "what #[xdp] and #[classifier] call gives its context away"
+    )
 )]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        bindings::xdp_action,
-        macros::{map, xdp},
+        EbpfContext as _,
+        bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+        helpers::{bpf_get_prandom_u32, bpf_redirect},
+        macros::{classifier, map, xdp},
         maps::{DevMap, PerCpuArray},
-        programs::XdpContext,
+        programs::{TcContext, XdpContext},
     };
     use router_common::checksum::Sum;
 
@@ -50,6 +55,14 @@ mod programs {
     #[unsafe(no_mangle)]
     static PORT: [u8; 2] = [0; 2];
 
+    /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is loaded.
+    #[unsafe(no_mangle)]
+    static WEATHER_SHARES: [u32; 3] = [0; 3];
+
+    /// The index of the device that `weather` sends to what is held up, and copies. Set when it is loaded.
+    #[unsafe(no_mangle)]
+    static DETOUR: u32 = 0;
+
     /// What `generate` remembers from one packet to the next.
     #[repr(C)]
     struct Generator {
@@ -66,6 +79,22 @@ mod programs {
     /// Packets with the expected addresses, and others to the bench's port. Written by the CPU that sinks; the bench reads.
     #[map]
     static SUNK: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+    /// What `weather` did to IPv4 packets.
+    #[repr(C)]
+    struct Weather {
+        /// Let through.
+        passed: u64,
+        lost: u64,
+        /// Sent the long way round, where others overtake them.
+        held_up: u64,
+        /// Let through, with a copy the long way round.
+        doubled: u64,
+    }
+
+    /// Written by the CPU that a packet is handled on; the soak reads.
+    #[map]
+    static WEATHER: PerCpuArray<Weather> = PerCpuArray::with_max_entries(1, 0);
 
     /// For `redirect`: by the index of the interface that a packet came in on, the one that it leaves by. Written by the bench.
     #[map]
@@ -145,6 +174,39 @@ mod programs {
     #[xdp]
     fn redirect(ctx: XdpContext) -> u32 {
         OTHER_SIDE.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
+    /// Bad weather on a wire: loses, holds up and doubles IPv4 packets by chance.
+    #[classifier]
+    fn weather(ctx: TcContext) -> i32 {
+        const PASS: i32 = TC_ACT_OK;
+        // SAFETY: the context is valid for as long as the program runs.
+        let protocol = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).protocol };
+        if protocol != u32::from(0x0800_u16.to_be()) {
+            return PASS;
+        }
+        let Some(weather) = WEATHER.get_ptr_mut(0) else { return PASS };
+        // SAFETY: the value is this CPU's own. What runs in between, on the same CPU, is a copy on its way into `DETOUR`, where
+        // no such program is.
+        let weather = unsafe { &mut *weather };
+        let [loss, hold_up, double] = setting(&WEATHER_SHARES);
+        // SAFETY: a helper without arguments.
+        let chance = ((u64::from(unsafe { bpf_get_prandom_u32() }) * 1_000_000) >> 32) as u32;
+        if chance < loss {
+            weather.lost += 1;
+            return TC_ACT_SHOT;
+        }
+        if chance < loss + hold_up {
+            weather.held_up += 1;
+            // SAFETY: a helper with plain numbers.
+            return unsafe { bpf_redirect(setting(&DETOUR), 0) } as i32;
+        }
+        if chance < loss + hold_up + double && ctx.clone_redirect(setting(&DETOUR), 0).is_ok() {
+            weather.doubled += 1;
+        } else {
+            weather.passed += 1;
+        }
+        PASS
     }
 
     /// A value that is set when the program is loaded.

@@ -36,7 +36,8 @@ const YOUNG: Duration = Duration::from_secs(10);
 const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
-const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(3);
+// Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while.
+const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;
@@ -208,7 +209,7 @@ impl Sweep<'_> {
             timeout
         } else if forward.is_opening() {
             timeout.min(OPENING_UNDER_PRESSURE)
-        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.either_has_ended() {
+        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.is_over() {
             timeout.min(ENDED_UNDER_PRESSURE)
         } else {
             timeout
@@ -250,7 +251,11 @@ impl Hasher for PoolHasher {
 fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
     let Timeouts { tcp_established, tcp_transitory, udp, udp_unreplied, icmp } = timeouts;
     Some(match forward.protocol()? {
-        Protocol::Tcp if forward.is_opening() || forward.entry.seen.either_has_ended() => *tcp_transitory,
+        Protocol::Tcp
+            if forward.is_opening() || forward.entry.seen.is_unanswered() || forward.entry.seen.is_over() =>
+        {
+            *tcp_transitory
+        }
         Protocol::Tcp => *tcp_established,
         Protocol::Udp if forward.is_opening() => *udp_unreplied,
         Protocol::Udp => *udp,
@@ -261,8 +266,9 @@ fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
 /// How long a session may be idle; `None` for one that makes no sense.
 pub(super) fn timeout(session: &Session, timeouts: &Timeouts) -> Option<Duration> {
     Some(match (session.protocol()?, session.state()?) {
-        (Protocol::Tcp, State::Established) => timeouts.tcp_established,
-        (Protocol::Tcp, State::Opening | State::Closing | State::Closed) => timeouts.tcp_transitory,
+        // A connection that is closed on one side only may go on for long on the other (RFC 7857 section 2).
+        (Protocol::Tcp, State::Established | State::Closing) => timeouts.tcp_established,
+        (Protocol::Tcp, State::Opening | State::Closed) => timeouts.tcp_transitory,
         (Protocol::Udp, State::Opening) => timeouts.udp_unreplied,
         (Protocol::Udp, _) => timeouts.udp,
         (Protocol::Icmp, _) => timeouts.icmp,

@@ -75,7 +75,7 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
         (client(tcp::ACK), State::Established),
         (client(tcp::FIN | tcp::ACK), State::Closing),
         (server(tcp::FIN | tcp::ACK), State::Closed),
-        (client(tcp::SYN), State::Established),
+        (client(tcp::SYN), State::Opening),
         (server(tcp::SYN | tcp::ACK), State::Established),
         (server(tcp::RST), State::Closed),
     ] {

@@ -183,12 +183,12 @@ fn rule_and_session_count_every_fragment() {
 #[test]
 fn out_of_order_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
-    // To this machine's address the kernel gets them, too; a masqueraded one is for nobody here.
+    // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one is for nobody here.
     let to = |source, destination| udp_packet(source, destination, &payload(5000));
     let own = (Verdict::Pass, Reason::Fragment);
     let others = (Verdict::Drop, Reason::FragmentEarly);
     for (packet, (verdict, reason), first_reason, source, destination) in [
-        (to(CLIENT, LISTEN), own, Reason::Opened, (ROUTER, 5000), (TARGET, 53)),
+        (to(CLIENT, LISTEN), others, Reason::Opened, (ROUTER, 5000), (TARGET, 53)),
         (to((TARGET, 53), (ROUTER, 5000)), own, Reason::Forwarded, LISTEN, CLIENT),
         (to(CLIENT, (OTHER, 99)), others, Reason::Opened, (ROUTER, 5000), (OTHER, 99)),
     ] {
@@ -243,6 +243,8 @@ fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
 fn early_ones_without_a_daemon() {
     let mut world = World::new();
     let frames = fragments(&query(3000), 9, 1500);
+    is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
+    let frames = fragments(&udp_packet((STRANGER, 5000), LISTEN, &payload(3000)), 9, 1500);
     is(&world.run(&frames[1]), Verdict::Pass, Reason::Fragment);
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(3000)), 9, 1500);
     is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
@@ -334,14 +336,14 @@ fn what_is_not_translated_shares_its_firsts_fate() {
     let (mut world, mut ring) = with_daemon();
     let mut id = 0;
     for (packet, verdict, reason) in [
-        (udp_packet(CLIENT, (ROUTER, 443), &payload(5000)), Verdict::Pass, Reason::NotMatched),
+        (udp_packet((STRANGER, 1), (ROUTER, 443), &payload(5000)), Verdict::Pass, Reason::NotMatched),
+        (udp_packet(CLIENT, (ROUTER, 443), &payload(5000)), Verdict::Drop, Reason::LocalDenied),
         (
             tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK).payload(&payload(5000)),
             Verdict::Pass,
             Reason::NoSession,
         ),
         (udp_packet((STRANGER, 1), LISTEN, &payload(5000)), Verdict::Drop, Reason::SourceNotAllowed),
-        (query(5000).ttl(1), Verdict::Drop, Reason::TtlExpired),
     ] {
         id += 1;
         for frame in fragments(&packet, id, 1500) {
@@ -357,16 +359,15 @@ fn what_is_not_translated_shares_its_firsts_fate() {
 #[test]
 fn what_is_never_translated_passes_one_by_one() {
     let (mut world, mut ring) = with_daemon();
-    let of_protocol = |packet: Spec, protocol| {
-        let frames = fragments(&packet, 9, 1500);
-        frames.iter().map(|frame| changed(frame, |frame| frame[23] = protocol)).collect()
-    };
+    let strangers = fragments(&udp_packet((STRANGER, 1), LISTEN, &payload(5000)), 9, 1500);
+    let gre: Vec<_> = strangers.iter().map(|frame| changed(frame, |frame| frame[23] = 47)).collect();
     let mut error = fragments(&echo_request(PLS, ROUTER, 7).payload(&payload(2000)), 9, 1500);
     error[0][34] = 3;
     for (frames, reason) in [
         (fragments(&udp_packet((PLATFORM, 53), (ROUTER, 53), &payload(5000)), 9, 1500), Reason::Platform),
-        (of_protocol(query(5000), 47), Reason::UnsupportedProtocol),
-        (error[..1].to_vec(), Reason::Fragment),
+        (gre[..1].to_vec(), Reason::UnsupportedProtocol),
+        (gre[1..].to_vec(), Reason::Fragment),
+        (error[..1].to_vec(), Reason::IcmpOther),
     ] {
         // Latest first: it takes no other to know.
         for frame in frames.iter().rev() {
@@ -391,7 +392,7 @@ fn as_many_as_come() {
         is(&world.run(&with_id(&frames[0], id)), Verdict::Tx, reason);
     }
     is(&world.run(&with_id(&frames[1], 9_999)), Verdict::Tx, Reason::Forwarded);
-    is(&world.run(&with_id(&frames[1], 0)), Verdict::Pass, Reason::Fragment);
+    is(&world.run(&with_id(&frames[1], 0)), Verdict::Drop, Reason::FragmentEarly);
 }
 
 #[test]
@@ -443,7 +444,7 @@ fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
     let dont_fragment = |frame: &[u8]| changed(frame, |frame| frame[20] |= 0x40);
     is(&world.run(&dont_fragment(&frames[1])), Verdict::Drop, Reason::TooBig);
     let whole = &fragments(&query(1472), 10, 1500)[0];
-    is(&world.run(&dont_fragment(whole)), Verdict::Drop, Reason::TooBig);
+    is(&world.run(&dont_fragment(whole)), Verdict::Tx, Reason::FragmentationNeeded);
 
     let mut world = World::new();
     narrow();

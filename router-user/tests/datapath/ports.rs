@@ -180,7 +180,8 @@ fn a_source_may_have_so_many_half_open_sessions() {
     // So does the end of one that never was.
     let mut half_open = None;
     world.dataplane.flows.for_each(|session| {
-        half_open = session.forward.is_opening().then_some(*session);
+        let is_hers = session.forward.key.source == router_common::address::Ipv4(PLS);
+        half_open = (is_hers && session.forward.is_opening()).then_some(*session);
         half_open.is_none()
     });
     world.dataplane.flows.remove(&half_open.expect("a session")).expect("removal");

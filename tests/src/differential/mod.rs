@@ -12,9 +12,9 @@ mod differences;
 mod generate;
 mod observe;
 mod pace;
-mod packet;
+pub(crate) mod packet;
 mod plan;
-mod random;
+pub(crate) mod random;
 mod rig;
 mod run;
 mod show;
@@ -22,8 +22,8 @@ mod spice;
 mod talk;
 mod topology;
 mod track;
-mod view;
-mod wire;
+pub(crate) mod view;
+pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

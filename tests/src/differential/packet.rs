@@ -4,29 +4,29 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 
-pub(super) const ECHO_REPLY: u8 = 0;
-pub(super) const UNREACHABLE: u8 = 3;
-pub(super) const ECHO_REQUEST: u8 = 8;
-pub(super) const TIME_EXCEEDED: u8 = 11;
-pub(super) const PARAMETER_PROBLEM: u8 = 12;
+pub(crate) const ECHO_REPLY: u8 = 0;
+pub(crate) const UNREACHABLE: u8 = 3;
+pub(crate) const ECHO_REQUEST: u8 = 8;
+pub(crate) const TIME_EXCEEDED: u8 = 11;
+pub(crate) const PARAMETER_PROBLEM: u8 = 12;
 
 /// TCP flags (RFC 9293 3.1).
-pub(super) const FIN: u8 = 0x01;
-pub(super) const SYN: u8 = 0x02;
-pub(super) const RST: u8 = 0x04;
-pub(super) const PSH: u8 = 0x08;
-pub(super) const ACK: u8 = 0x10;
-pub(super) const URG: u8 = 0x20;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const URG: u8 = 0x20;
 
 /// The length of an IPv4 header without options.
-pub(super) const IP_HEADER: usize = 20;
+pub(crate) const IP_HEADER: usize = 20;
 
 /// The one's complement sum of these bytes; only the last part may have an odd length (RFC 1071).
-pub(super) fn sum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut total = 0_u64;
     for part in parts {
         for pair in part.chunks(2) {
@@ -40,7 +40,7 @@ pub(super) fn sum(parts: &[&[u8]]) -> u16 {
 }
 
 /// The pseudo header of TCP and UDP (RFC 9293 3.1, RFC 768).
-pub(super) fn pseudo_header(
+pub(crate) fn pseudo_header(
     source: Ipv4Addr,
     destination: Ipv4Addr,
     protocol: u8,
@@ -56,21 +56,21 @@ pub(super) fn pseudo_header(
 
 /// Everything in an IPv4 header that is not computed from the rest.
 #[derive(Clone, Debug)]
-pub(super) struct Header {
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
-    pub(super) protocol: u8,
-    pub(super) id: u16,
-    pub(super) tos: u8,
-    pub(super) ttl: u8,
-    pub(super) dont_fragment: bool,
+pub(crate) struct Header {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) protocol: u8,
+    pub(crate) id: u16,
+    pub(crate) tos: u8,
+    pub(crate) ttl: u8,
+    pub(crate) dont_fragment: bool,
     /// A multiple of four bytes, at most 40.
-    pub(super) options: Vec<u8>,
+    pub(crate) options: Vec<u8>,
 }
 
 impl Header {
     /// A packet with this header.
-    pub(super) fn packet(&self, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn packet(&self, payload: &[u8]) -> Vec<u8> {
         let length = IP_HEADER + self.options.len();
         let mut packet = vec![0x40 | (length / 4) as u8, self.tos];
         packet.extend(((length + payload.len()) as u16).to_be_bytes());
@@ -94,19 +94,19 @@ fn set_ip_checksum(packet: &mut [u8]) {
 
 /// A TCP segment without its ports.
 #[derive(Clone, Debug)]
-pub(super) struct Segment {
-    pub(super) sequence: u32,
-    pub(super) acknowledgement: u32,
-    pub(super) flags: u8,
-    pub(super) window: u16,
+pub(crate) struct Segment {
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
     /// A multiple of four bytes, at most 40.
-    pub(super) options: Vec<u8>,
-    pub(super) payload: Vec<u8>,
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Segment {
     /// The segment as the payload of an IP packet.
-    pub(super) fn bytes(&self, source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
+    pub(crate) fn bytes(&self, source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(source.port().to_be_bytes());
         bytes.extend(destination.port().to_be_bytes());
@@ -125,7 +125,7 @@ impl Segment {
 }
 
 /// A UDP datagram as the payload of an IP packet.
-pub(super) fn udp(
+pub(crate) fn udp(
     source: SocketAddrV4,
     destination: SocketAddrV4,
     payload: &[u8],
@@ -150,7 +150,7 @@ pub(super) fn udp(
 }
 
 /// An ICMP message as the payload of an IP packet.
-pub(super) fn icmp(kind: u8, code: u8, rest: [u8; 4], body: &[u8]) -> Vec<u8> {
+pub(crate) fn icmp(kind: u8, code: u8, rest: [u8; 4], body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, code, 0, 0];
     bytes.extend(rest);
     bytes.extend(body);
@@ -161,15 +161,15 @@ pub(super) fn icmp(kind: u8, code: u8, rest: [u8; 4], body: &[u8]) -> Vec<u8> {
 
 /// A piece of a packet's payload, as a fragment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Cut {
+pub(crate) struct Cut {
     /// Where it starts, a multiple of 8.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
     /// Its length, or less if the payload ends before.
-    pub(super) length: usize,
+    pub(crate) length: usize,
 }
 
 /// Cuts a fragment out of a packet without options.
-pub(super) fn fragment(packet: &[u8], cut: Cut) -> Vec<u8> {
+pub(crate) fn fragment(packet: &[u8], cut: Cut) -> Vec<u8> {
     let payload = &packet[IP_HEADER..];
     let start = cut.offset.min(payload.len());
     let end = (start + cut.length).min(payload.len());
@@ -185,7 +185,7 @@ pub(super) fn fragment(packet: &[u8], cut: Cut) -> Vec<u8> {
 
 /// What is wrong with a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Damage {
+pub(crate) enum Damage {
     /// The IP header's checksum.
     IpChecksum,
     /// The transport header's checksum.
@@ -211,7 +211,7 @@ pub(super) enum Damage {
 }
 
 /// Damages a packet.
-pub(super) fn damage(packet: &mut Vec<u8>, damage: Damage) {
+pub(crate) fn damage(packet: &mut Vec<u8>, damage: Damage) {
     let header = usize::from(packet[0] & 0x0f) * 4;
     let protocol = packet[9];
     match damage {
@@ -272,7 +272,7 @@ fn set_length(packet: &mut [u8], length: usize) {
 }
 
 /// Makes a checksum wrong, and by the same amount whatever else is in the packet.
-pub(super) fn spoil(packet: &mut [u8], at: usize) {
+pub(crate) fn spoil(packet: &mut [u8], at: usize) {
     if let Some([a, b, ..]) = packet.get_mut(at..)
         && [*a, *b] != [0, 0]
     {
@@ -295,6 +295,6 @@ fn adjust(packet: &mut [u8], at: usize, old: u16, new: u16) {
 }
 
 /// The checksum of data in which one word has become another (RFC 1624, equation 3).
-pub(super) fn replace(checksum: u16, old: u16, new: u16) -> u16 {
+pub(crate) fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !sum(&[&(!checksum).to_be_bytes(), &(!old).to_be_bytes(), &new.to_be_bytes()])
 }

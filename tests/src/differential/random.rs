@@ -2,14 +2,14 @@
 
 /// A generator (SplitMix64, Steele, Lea and Flood 2014).
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) const fn next(&mut self) -> u64 {
+    pub(crate) const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -17,30 +17,30 @@ impl Random {
     }
 
     /// A number below `limit`, which is not 0.
-    pub(super) const fn below(&mut self, limit: usize) -> usize {
+    pub(crate) const fn below(&mut self, limit: usize) -> usize {
         ((self.next() as u128 * limit as u128) >> 64) as usize
     }
 
     /// One of `first..=last`.
-    pub(super) const fn between(&mut self, first: usize, last: usize) -> usize {
+    pub(crate) const fn between(&mut self, first: usize, last: usize) -> usize {
         first + self.below(last - first + 1)
     }
 
     /// True in this many of a hundred cases.
-    pub(super) const fn chance(&mut self, percent: usize) -> bool {
+    pub(crate) const fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
     /// One of these; there is at least one.
-    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
-    pub(super) const fn word(&mut self) -> u32 {
+    pub(crate) const fn word(&mut self) -> u32 {
         self.next() as u32
     }
 
-    pub(super) const fn half_word(&mut self) -> u16 {
+    pub(crate) const fn half_word(&mut self) -> u16 {
         self.next() as u16
     }
 }

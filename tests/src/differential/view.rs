@@ -9,18 +9,18 @@ use super::packet::{
 /// Who talks to whom. The identifier of an ICMP echo stands for the port of the side that asked; what has no ports has
 /// the port 0.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Tuple {
-    pub(super) protocol: u8,
-    pub(super) source: SocketAddrV4,
-    pub(super) destination: SocketAddrV4,
+pub(crate) struct Tuple {
+    pub(crate) protocol: u8,
+    pub(crate) source: SocketAddrV4,
+    pub(crate) destination: SocketAddrV4,
 }
 
 impl Tuple {
-    pub(super) const fn reversed(self) -> Self {
+    pub(crate) const fn reversed(self) -> Self {
         Self { protocol: self.protocol, source: self.destination, destination: self.source }
     }
 
-    pub(super) const fn without_ports(self) -> Self {
+    pub(crate) const fn without_ports(self) -> Self {
         let Self { protocol, source, destination } = self;
         Self {
             protocol,
@@ -32,10 +32,10 @@ impl Tuple {
 
 /// A packet with a whole IPv4 header, whose lengths may be wrong.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a>(&'a [u8]);
+pub(crate) struct View<'a>(&'a [u8]);
 
 impl<'a> View<'a> {
-    pub(super) fn new(packet: &'a [u8]) -> Option<Self> {
+    pub(crate) fn new(packet: &'a [u8]) -> Option<Self> {
         let first = *packet.first()?;
         let length = usize::from(first & 0x0f) * 4;
         (first >> 4 == 4 && length >= IP_HEADER && packet.len() >= length).then_some(Self(packet))
@@ -45,72 +45,72 @@ impl<'a> View<'a> {
         u16::from_be_bytes([self.0[at], self.0[at + 1]])
     }
 
-    pub(super) fn header_length(self) -> usize {
+    pub(crate) fn header_length(self) -> usize {
         usize::from(self.0[0] & 0x0f) * 4
     }
 
-    pub(super) fn header(self) -> &'a [u8] {
+    pub(crate) fn header(self) -> &'a [u8] {
         &self.0[..self.header_length()]
     }
 
-    pub(super) fn tos(self) -> u8 {
+    pub(crate) fn tos(self) -> u8 {
         self.0[1]
     }
 
-    pub(super) fn total_length(self) -> usize {
+    pub(crate) fn total_length(self) -> usize {
         usize::from(self.word(2))
     }
 
-    pub(super) fn id(self) -> u16 {
+    pub(crate) fn id(self) -> u16 {
         self.word(4)
     }
 
-    pub(super) fn dont_fragment(self) -> bool {
+    pub(crate) fn dont_fragment(self) -> bool {
         self.word(6) & 0x4000 != 0
     }
 
-    pub(super) fn more_fragments(self) -> bool {
+    pub(crate) fn more_fragments(self) -> bool {
         self.word(6) & 0x2000 != 0
     }
 
     /// The fragment's place in its datagram.
-    pub(super) fn offset(self) -> usize {
+    pub(crate) fn offset(self) -> usize {
         usize::from(self.word(6) & 0x1fff) * 8
     }
 
-    pub(super) fn is_fragment(self) -> bool {
+    pub(crate) fn is_fragment(self) -> bool {
         self.more_fragments() || self.offset() > 0
     }
 
-    pub(super) fn ttl(self) -> u8 {
+    pub(crate) fn ttl(self) -> u8 {
         self.0[8]
     }
 
-    pub(super) fn protocol(self) -> u8 {
+    pub(crate) fn protocol(self) -> u8 {
         self.0[9]
     }
 
-    pub(super) fn source(self) -> Ipv4Addr {
+    pub(crate) fn source(self) -> Ipv4Addr {
         Ipv4Addr::new(self.0[12], self.0[13], self.0[14], self.0[15])
     }
 
-    pub(super) fn destination(self) -> Ipv4Addr {
+    pub(crate) fn destination(self) -> Ipv4Addr {
         Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
     }
 
     /// What follows the header, up to where the header says that the packet ends.
-    pub(super) fn payload(self) -> &'a [u8] {
+    pub(crate) fn payload(self) -> &'a [u8] {
         let end = self.total_length().clamp(self.header_length(), self.0.len());
         &self.0[self.header_length()..end]
     }
 
     /// Whether all of the packet is there that its header promises.
-    pub(super) fn is_whole(self) -> bool {
+    pub(crate) fn is_whole(self) -> bool {
         (self.header_length()..=self.0.len()).contains(&self.total_length())
     }
 
     /// The packet that an ICMP error tells of, as far as it quotes it.
-    pub(super) fn quoted(self) -> Option<&'a [u8]> {
+    pub(crate) fn quoted(self) -> Option<&'a [u8]> {
         let payload = self.payload();
         let error = self.protocol() == ICMP
             && self.offset() == 0
@@ -119,7 +119,7 @@ impl<'a> View<'a> {
     }
 
     /// Where the source and the destination port are in the payload, if it has them.
-    pub(super) fn port_offsets(self) -> (Option<usize>, Option<usize>) {
+    pub(crate) fn port_offsets(self) -> (Option<usize>, Option<usize>) {
         let payload = self.payload();
         if self.offset() > 0 {
             return (None, None);
@@ -132,7 +132,7 @@ impl<'a> View<'a> {
         }
     }
 
-    pub(super) fn tuple(self) -> Tuple {
+    pub(crate) fn tuple(self) -> Tuple {
         let port = |at: Option<usize>| match at.map(|at| &self.payload()[at..]) {
             Some([a, b, ..]) => u16::from_be_bytes([*a, *b]),
             _ => 0,
@@ -146,7 +146,7 @@ impl<'a> View<'a> {
     }
 
     /// Where the transport header's checksum is in the payload.
-    pub(super) fn l4_checksum_offset(self) -> Option<usize> {
+    pub(crate) fn l4_checksum_offset(self) -> Option<usize> {
         let at = match self.protocol() {
             TCP => 16,
             UDP => 6,

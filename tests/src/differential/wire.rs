@@ -2,13 +2,16 @@
 
 use std::{
     io, mem,
+    net::Ipv4Addr,
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{
+    errno::Errno,
     net::if_::if_nametoindex,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{MsgFlags, recv, send, setsockopt, sockopt},
         time::TimeVal,
@@ -25,14 +28,14 @@ const BUFFER: usize = 16 << 20;
 
 /// A device, seen by a packet socket: packet(7).
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     socket: OwnedFd,
     buffer: Vec<u8>,
 }
 
 impl Wire {
     /// All that comes in by `device`, and what is sent out of it.
-    pub(super) fn open(namespace: &Namespace, device: &str) -> Result<Self> {
+    pub(crate) fn open(namespace: &Namespace, device: &str) -> Result<Self> {
         let socket = namespace.inside(|| open(device))??;
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("cannot enlarge a packet socket")?;
         let limit = TimeVal::new(LIMIT.as_secs().cast_signed(), 0);
@@ -41,15 +44,64 @@ impl Wire {
     }
 
     /// Sends a frame.
-    pub(super) fn send(&self, frame: &[u8]) -> Result<()> {
+    pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
         let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty());
         let sent = sent.with_context(|| format!("cannot send a frame of {} bytes", frame.len()))?;
         ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
         Ok(())
     }
 
+    /// The next frame, if one is there.
+    pub(crate) fn take(&mut self) -> Result<Option<&[u8]>> {
+        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => Ok(Some(&self.buffer[..length])),
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(error) => Err(error).context("a packet socket has failed"),
+        }
+    }
+
+    /// Waits until a frame is there, but not longer than this.
+    pub(crate) fn wait(&self, limit: Duration) -> Result<()> {
+        let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        match poll(&mut sockets, limit) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for a packet socket"),
+        }
+    }
+
+    /// From now on only IPv4 packets with such a destination come.
+    pub(crate) fn keep_only(&self, network: Ipv4Addr, prefix: u8) -> Result<()> {
+        const LENGTH: u16 = 0xffff;
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        // Classic BPF, Documentation/networking/filter.rst: the type after the two MAC addresses, then the destination.
+        let mut program = [
+            step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 12),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 4, 0x0800),
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 30),
+            step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, mask),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, network.to_bits()),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::from(LENGTH)),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        ];
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the option's value is this structure, and the steps that it points to are there until the call returns.
+        let set = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const filter).cast(),
+                size_of_val(&filter) as libc::socklen_t,
+            )
+        };
+        ensure!(set == 0, "cannot filter a packet socket: {}", io::Error::last_os_error());
+        Ok(())
+    }
+
     /// The next frame, which has to come soon.
-    pub(super) fn receive(&mut self) -> Result<&[u8]> {
+    pub(crate) fn receive(&mut self) -> Result<&[u8]> {
         let length = recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty())
             .with_context(|| format!("nothing came within {LIMIT:?}"))?;
         Ok(&self.buffer[..length])

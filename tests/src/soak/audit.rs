@@ -1,0 +1,206 @@
+//! What the data plane says of itself: its table and its counters, read from the maps that it has pinned.
+
+use std::{fs, mem::offset_of, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use router_common::{reason::Reason, stats::CpuStats, table::Occupancy};
+use router_user::dataplane::{Dataplane, LoadOptions};
+use serde_json::Value;
+
+use super::{CAPACITY, place::Place};
+use crate::{command, wait};
+
+/// How long counters that do not belong together may take to do so: packets come in while they are read.
+const QUIET_LIMIT: Duration = Duration::from_secs(20);
+
+/// What may look wrong while packets come in: a session that is being made. Not for as long as this.
+const AUDIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// What can only be a defect of the router, or of this test's configuration.
+const NEVER: [Reason; 10] = [
+    Reason::Malformed,
+    Reason::BadChecksum,
+    Reason::NoTarget,
+    Reason::PortsExhausted,
+    Reason::TableFull,
+    Reason::RedirectFailed,
+    Reason::StageMissing,
+    Reason::RouteLookupsOff,
+    Reason::Internal,
+    Reason::HalfOpenLimit,
+];
+
+/// The counters of the data plane and those of the kernel.
+pub(super) struct Books {
+    stats: PerCpuArray<MapData, CpuStats>,
+    /// `router_common::table::Occupancy` as numbers.
+    occupancy: Array<MapData, [u32; size_of::<Occupancy>() / 4]>,
+    /// Packets that the kernel counted before the program was there.
+    before: u64,
+}
+
+impl Books {
+    /// Opens them. The daemon has to run, or to have run.
+    pub(super) fn open(place: &Place) -> Result<Self> {
+        let stats = Map::PerCpuArray(pinned(place, "STATS")?).try_into()?;
+        let occupancy = Map::Array(pinned(place, "OCCUPANCY")?).try_into()?;
+        let mut books = Self { stats, occupancy, before: 0 };
+        books.before = books.difference(place)?;
+        Ok(books)
+    }
+
+    /// The counters, summed over CPUs.
+    pub(super) fn stats(&self) -> Result<Box<CpuStats>> {
+        let mut sum = Box::new(CpuStats::ZERO);
+        for cpu in self.stats.get(&0, 0).context("cannot read STATS")?.iter() {
+            sum.merge(cpu);
+        }
+        Ok(sum)
+    }
+
+    /// How many sessions there are.
+    pub(super) fn sessions(&self) -> Result<u32> {
+        let occupancy = self.occupancy.get(&0, 0).context("cannot read OCCUPANCY")?;
+        Ok(occupancy[offset_of!(Occupancy, sessions) / 4])
+    }
+
+    /// How many packets more the kernel has seen come in than the program has a reason for.
+    fn difference(&self, place: &Place) -> Result<u64> {
+        wait::until("counters that belong together", QUIET_LIMIT, || {
+            let before = kernel_received(place)?;
+            let stats = self.stats()?;
+            let after = kernel_received(place)?;
+            ensure!(before == after, "packets come in");
+            after.checked_sub(reasons(&stats)).context("the program has counted more packets than there were")
+        })
+    }
+
+    /// Every packet that came in was counted under exactly one reason; how many that were.
+    pub(super) fn balance(&self, place: &Place) -> Result<u64> {
+        wait::until("the books to balance", QUIET_LIMIT, || {
+            let without = self.difference(place)?;
+            ensure!(
+                without == self.before,
+                "the kernel has counted {without} packets that have no reason, of which {} came before the program",
+                self.before
+            );
+            let stats = self.stats()?;
+            let received: u64 = stats.interfaces.iter().map(|interface| interface.received.packets).sum();
+            let reasons = reasons(&stats);
+            ensure!(received == reasons, "{received} packets were received, and {reasons} have a reason");
+            Ok(received)
+        })
+    }
+
+    /// Nothing has happened that never may.
+    pub(super) fn never(&self) -> Result<()> {
+        let stats = self.stats()?;
+        for reason in NEVER {
+            let packets = stats.reasons[reason as usize].packets;
+            ensure!(packets == 0, "{packets} packets are counted as {}", reason.as_str());
+        }
+        Ok(())
+    }
+
+    /// All reasons that there were, with their packets.
+    pub(super) fn reasons(&self) -> Result<String> {
+        let stats = self.stats()?;
+        let reasons =
+            Reason::ALL.iter().map(|reason| (reason.as_str(), stats.reasons[*reason as usize].packets));
+        let reasons = reasons.filter(|(_, packets)| *packets > 0);
+        Ok(reasons.map(|(name, packets)| format!("{name} {packets}")).collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn reasons(stats: &CpuStats) -> u64 {
+    stats.reasons.iter().map(|counter| counter.packets).sum()
+}
+
+fn pinned(place: &Place, name: &str) -> Result<MapData> {
+    let path = place.map(name);
+    MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn kernel_received(place: &Place) -> Result<u64> {
+    let mut ip = Command::new("ip");
+    let text = command::run(ip.args(["-n", place.router.name(), "-s", "-j", "link", "show", "eth0"]))?;
+    let links: Value = serde_json::from_str(&text).context("`ip -j` wrote no JSON")?;
+    links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| format!("`ip -s` has no counters: {text}"))
+}
+
+/// What the table held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) sessions: u32,
+    pub(super) flows: u64,
+}
+
+/// Looks at the whole table while no daemon runs; packets may come in. Nothing may be half, twice, or leaked.
+///
+/// As a new daemon does, this first loads the programs on top of the maps: they are in force from then on, and stay so when this process lets go
+/// of them.
+pub(super) fn table(place: &Place) -> Result<Found> {
+    let options = LoadOptions {
+        pins: Some(place.pins()),
+        sessions: CAPACITY,
+        half_open_per_source: CAPACITY / 8,
+        log: None,
+    };
+    let plane = place.router.inside(|| Dataplane::load(&options))?.context("cannot load the data plane")?;
+    ensure!(plane.adopted, "there were no maps to adopt");
+    wait::until("a table without faults", AUDIT_LIMIT, || {
+        let audit = plane.flows.audit()?;
+        let faults = [
+            ("half", audit.half_sessions.len()),
+            ("twice", audit.twice.len()),
+            ("leaked ports", audit.leaked_ports.len()),
+        ];
+        if faults.iter().any(|(_, count)| *count > 0) {
+            let (half, leaked) = (audit.half_sessions.first(), audit.leaked_ports.first());
+            bail!("the table has faults: {faults:?}; {half:?} {leaked:?}");
+        }
+        Ok(Found { sessions: audit.sessions, flows: audit.flows })
+    })
+}
+
+/// Nobody counts as half open any more.
+pub(super) fn no_half_open(place: &Place) -> Result<()> {
+    let counters: Array<_, u32> = Map::Array(pinned(place, "HALF_OPEN")?).try_into()?;
+    let mut left = Vec::new();
+    for (slot, count) in counters.iter().enumerate() {
+        let count = count.context("cannot read HALF_OPEN")?;
+        if count > 0 {
+            left.push((slot, count));
+        }
+    }
+    ensure!(left.is_empty(), "counters of half-open sessions are left, as (slot, sessions): {left:?}");
+    Ok(())
+}
+
+/// A process's CPU time and memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) cpu: Duration,
+    /// Resident, in KiB.
+    pub(super) memory: u64,
+}
+
+impl Usage {
+    /// Of a process that runs.
+    pub(super) fn of(pid: u32) -> Result<Self> {
+        /// The kernel's `USER_HZ`, which is the same on all architectures that matter.
+        const HERTZ: u64 = 100;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the daemon is not in /proc")?;
+        // proc_pid_stat(5): after the name, which may have anything in it, utime and stime are the 12th and 13th.
+        let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
+        let ticks: u64 =
+            fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).context("the daemon is not in /proc")?;
+        let memory = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        Ok(Self { cpu: Duration::from_millis(ticks * 1000 / HERTZ), memory: memory.unwrap_or(0) })
+    }
+}
