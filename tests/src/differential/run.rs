@@ -15,7 +15,7 @@ use super::{
     category::{Category, enabled_and},
     compare::{Ran, Verdict, is_comparable},
     differences::DIFFERENCES,
-    generate::{SLOTS, generate, slot},
+    generate::{generate, slot},
     plan::{IDENTIFIED, MAX_DATAGRAMS, Sequence},
     rig::{Arm, Rig, Traffic},
     show,
@@ -25,15 +25,18 @@ use super::{
 };
 use crate::Nics;
 
-/// How many sequences go through one pair of routers; then new ones are made. Half of the slots: the others are for making
-/// failures smaller.
-const ROUND: u64 = SLOTS as u64 / 2;
+/// How many sequences go through one pair of routers; then new ones are made. Two with the same identifications must not meet: a datagram
+/// that stays incomplete is remembered, and servers are shared.
+const ROUND: u64 = IDENTIFIED as u64;
 
 /// How many packets are on their way at a time. A veth has room for 256, and a packet may become several.
 const CHUNK: usize = 60;
 
 /// With fewer sequences than this a stated difference may go unused.
 const MANY: u64 = 2_000;
+
+/// After how many sequences the totals are told.
+const TOLD_EACH: u64 = 20 * ROUND;
 
 /// How many failures are told of, and how many of them as a story.
 const TOLD: usize = 40;
@@ -123,21 +126,18 @@ pub fn run(options: &Options) -> Result<()> {
         let round = seed..end.min(seed.saturating_add(ROUND));
         let mut rig = Rig::up(options.nics, options.binary.as_deref())?;
         let mut failed = Vec::new();
-        for first in round.clone().step_by(IDENTIFIED as usize) {
-            if options.sequences == 0 && FAILED.load(Ordering::Relaxed) {
-                // The other one has something to say, and waits for this one's end to say it.
-                return Ok(());
-            }
-            let group = first..round.end.min(first + u64::from(IDENTIFIED));
-            let sequences = group.map(|seed| generate(seed, slot(seed), &categories)).collect();
-            for ran in through(&mut rig, sequences)? {
-                totals.count(&ran);
-                let verdict = ran.judge(&categories);
-                let fails = !verdict.problems.is_empty();
-                totals.add(&ran, verdict);
-                if fails && failed.len() < STORIES {
-                    failed.push(ran);
-                }
+        if options.sequences == 0 && FAILED.load(Ordering::Relaxed) {
+            // The other one has something to say, and waits for this one's end to say it.
+            return Ok(());
+        }
+        let sequences = round.clone().map(|seed| generate(seed, slot(seed), &categories)).collect();
+        for ran in through(&mut rig, sequences)? {
+            totals.count(&ran);
+            let verdict = ran.judge(&categories);
+            let fails = !verdict.problems.is_empty();
+            totals.add(&ran, verdict);
+            if fails && failed.len() < STORIES {
+                failed.push(ran);
             }
         }
         if !failed.is_empty() {
@@ -152,7 +152,9 @@ pub fn run(options: &Options) -> Result<()> {
             bail!(text);
         }
         seed = round.end;
-        tell(&totals.summary(start));
+        if seed == end || totals.sequences.is_multiple_of(TOLD_EACH) {
+            tell(&totals.summary(start));
+        }
     }
     if totals.sequences >= MANY && options.binary.is_some() {
         let unused: Vec<_> = DIFFERENCES
