@@ -78,6 +78,8 @@ impl Message {
         let protocol = self.protocol()?;
         let (source_port, destination_port) = match protocol {
             Protocol::Tcp | Protocol::Udp => (Port(self.word(l4)), Port(self.word(l4 + 2))),
+            // Without an identifier a request has the tuple of a reply, and nobody can tell whose it is.
+            Protocol::Icmp if self.word(l4 + ICMP_IDENTIFIER) == [0, 0] => return None,
             Protocol::Icmp => match self.word(l4) {
                 [8, 0] => (Port(self.word(l4 + ICMP_IDENTIFIER)), Port([0, 0])),
                 [0, 0] => (Port([0, 0]), Port(self.word(l4 + ICMP_IDENTIFIER))),
@@ -282,6 +284,12 @@ mod tests {
         let mut quote = packet(Protocol::Icmp, 5, &key(Protocol::Icmp), &[], true);
         quote[20] = 13;
         assert_eq!(error(&quote).quoted(), None, "ICMP, but no echo");
+        for kind in [0, 8] {
+            let mut quote = packet(Protocol::Icmp, 5, &key(Protocol::Icmp), &[], true);
+            quote[20] = kind;
+            quote[24..26].fill(0);
+            assert_eq!(error(&quote).quoted(), None, "an echo without an identifier");
+        }
     }
 
     /// Every checksum that there is, both zeros among them: before, after, and of the message.
