@@ -1,7 +1,7 @@
 //! Removes sessions that have been idle for too long, and counts the others.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use router_common::{
     session::{State, Ticks},
 };
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     shared::{SessionCounts, Shared},
@@ -48,7 +48,6 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut before = now();
-    let mut ports = PortWatch::default();
     loop {
         period.tick().await;
         round = round.wrapping_add(1);
@@ -62,7 +61,6 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
         if let Err(error) = target_signs::judge(&shared, &signs.signs()) {
             warn!("{error:#}");
         }
-        ports.look(&shared);
     }
 }
 
@@ -87,47 +85,6 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
         warn!("{error:#}");
     }
     signs
-}
-
-/// Says in the log when ports towards a target become few, and when that is over.
-#[derive(Default)]
-struct PortWatch {
-    crowded: HashSet<PoolKey>,
-}
-
-impl PortWatch {
-    /// From this share on they are few.
-    const CROWDED_PERCENT: u32 = 80;
-    /// Below this one, it is over.
-    const CALM_PERCENT: u32 = 70;
-
-    fn look(&mut self, shared: &Shared) {
-        let ports = shared.snat_ports();
-        let percent = |used: u32| u64::from(used) * 100 / u64::from(ports.max(1));
-        let sessions = shared.sessions();
-        for (key, used) in &sessions.by_pool {
-            if percent(*used) >= u64::from(Self::CROWDED_PERCENT) && self.crowded.insert(*key) {
-                let PoolKey { snat, target, target_port, .. } = key;
-                warn!(
-                    %snat,
-                    target = %format_args!("{target}:{target_port}"),
-                    used,
-                    ports,
-                    "{} % of the SNAT ports towards a target are in use: add snat.addresses",
-                    percent(*used)
-                );
-            }
-        }
-        self.crowded.retain(|key| {
-            let used = sessions.by_pool.get(key).copied().unwrap_or_default();
-            let calm = percent(used) < u64::from(Self::CALM_PERCENT);
-            if calm {
-                let PoolKey { snat, target, target_port, .. } = key;
-                info!(%snat, target = %format_args!("{target}:{target_port}"), used, "SNAT ports towards a target are free again");
-            }
-            !calm
-        });
-    }
 }
 
 struct Sweep<'a> {
