@@ -56,7 +56,7 @@ const PACKAGES: &[(&str, Sign, Use, &str)] = &[
         "the lab's Private Link Service and firewall, and the NAT to compare with",
     ),
     ("git", Program("git"), Clients, "git over HTTPS through the router, both ends"),
-    ("fcgiwrap", Program("fcgiwrap"), Clients, "runs git's server behind nginx"),
+    ("lighttpd", Program("lighttpd"), Clients, "runs git's server behind nginx"),
     (
         "postgresql",
         Versioned("/usr/lib/postgresql", "bin/initdb"),
@@ -77,7 +77,7 @@ const UNITS: &[(&str, &[&str])] = &[
     ("nginx", &["nginx.service"]),
     ("openssh-server", &["ssh.service", "ssh.socket"]),
     ("postgresql", &["postgresql.service"]),
-    ("fcgiwrap", &["fcgiwrap.socket", "fcgiwrap.service"]),
+    ("lighttpd", &["lighttpd.service"]),
     ("coturn", &["coturn.service"]),
 ];
 

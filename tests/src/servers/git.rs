@@ -1,40 +1,22 @@
-//! git over HTTPS: git's own CGI program behind the web server that has the lab's names.
+//! git over HTTPS: git's own CGI program in a web server of its own, behind the one that has the lab's names.
 
-use std::{
-    fs::{self, Permissions},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    process::Command,
-};
+use std::{os::unix::net::UnixStream, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
 use crate::{Lab, Process, command, hosts::internet::START_LIMIT, state::State};
 
-/// Where the web server finds who runs CGI programs, in the lab's directory.
-const SOCKET: &str = "git/fastcgi";
-/// The CGI program, in the lab's directory.
-const PROGRAM: &str = "git/backend";
+/// Where the web server with the names finds the one with git, in the lab's directory.
+const SOCKET: &str = "git/http";
 
 /// What the web server has to know, whether there is a git server or not (if not, it answers 502).
 pub(crate) fn location(state: &State) -> String {
-    let parameters = [
-        ("SCRIPT_FILENAME", &*state.path(PROGRAM).display().to_string()),
-        ("PATH_INFO", "$1"),
-        ("QUERY_STRING", "$query_string"),
-        ("REQUEST_METHOD", "$request_method"),
-        ("CONTENT_TYPE", "$content_type"),
-        ("CONTENT_LENGTH", "$content_length"),
-        ("REMOTE_ADDR", "$remote_addr"),
-        ("SERVER_PROTOCOL", "$server_protocol"),
-    ]
-    .map(|(name, value)| format!("fastcgi_param {name} {value};\n"));
     format!(
-        "location ~ ^/git(/.*)$ {{\n\
+        "location /git/ {{\n\
          client_max_body_size 0;\n\
-         {}\
-         fastcgi_pass unix:{};\n\
+         proxy_http_version 1.1;\n\
+         proxy_pass http://unix:{};\n\
          }}\n",
-        parameters.concat(),
         state.path(SOCKET).display()
     )
 }
@@ -42,7 +24,7 @@ pub(crate) fn location(state: &State) -> String {
 /// A git server below `https://<any of the lab's names>/git/`. It goes away with the lab.
 #[derive(Debug)]
 pub struct Git {
-    _fcgiwrap: Process,
+    _lighttpd: Process,
 }
 
 impl Git {
@@ -56,23 +38,36 @@ impl Git {
         // Whoever gets here may push.
         configure.arg("--git-dir").arg(&path).args(["config", "http.receivepack", "true"]);
         command::run(&mut configure)?;
-        let program = state.write(
-            PROGRAM,
-            format!(
-                "#!/bin/sh\nGIT_PROJECT_ROOT='{}' GIT_HTTP_EXPORT_ALL=1 exec git http-backend\n",
-                root.display()
-            ),
-        )?;
-        fs::set_permissions(&program, Permissions::from_mode(0o755))
-            .with_context(|| format!("cannot make {} a program", program.display()))?;
 
+        let programs = command::run(Command::new("git").arg("--exec-path"))?;
         let socket = state.path(SOCKET);
-        let mut fcgiwrap = lab.hosts.internet.command("fcgiwrap")?;
-        fcgiwrap.args(["-f", "-c", "2", "-s"]).arg(format!("unix:{}", socket.display()));
-        let mut fcgiwrap = Process::spawn(state, "fcgiwrap", fcgiwrap)?;
-        fcgiwrap.wait_until(START_LIMIT, || {
+        let configuration = state.write(
+            "conf/git.conf",
+            configuration(&root, &socket, &state.directory("tmp/git")?, Path::new(programs.trim())),
+        )?;
+        let mut lighttpd = lab.hosts.internet.command("lighttpd")?;
+        lighttpd.arg("-D").arg("-f").arg(configuration);
+        let mut lighttpd = Process::spawn(state, "lighttpd", lighttpd)?;
+        lighttpd.wait_until(START_LIMIT, || {
             UnixStream::connect(&socket).map(drop).context("nobody takes connections")
         })?;
-        Ok(Self { _fcgiwrap: fcgiwrap })
+        Ok(Self { _lighttpd: lighttpd })
     }
+}
+
+/// What `git help http-backend` has for lighttpd, and that everybody may do everything.
+fn configuration(repositories: &Path, socket: &Path, scratch: &Path, programs: &Path) -> String {
+    format!(
+        "server.modules = (\"mod_alias\", \"mod_cgi\", \"mod_setenv\")\n\
+         server.bind = \"{socket}\"\n\
+         server.document-root = \"{repositories}\"\n\
+         server.upload-dirs = (\"{scratch}\")\n\
+         alias.url = (\"/git\" => \"{programs}/git-http-backend\")\n\
+         cgi.assign = (\"\" => \"\")\n\
+         setenv.add-environment = (\"GIT_PROJECT_ROOT\" => \"{repositories}\", \"GIT_HTTP_EXPORT_ALL\" => \"1\")\n",
+        socket = socket.display(),
+        repositories = repositories.display(),
+        scratch = scratch.display(),
+        programs = programs.display(),
+    )
 }
