@@ -7,3 +7,4 @@ pub mod daemon;
 pub mod dataplane;
 pub mod model;
 pub mod preflight;
+mod proc_net;

@@ -5,14 +5,14 @@ use std::{collections::HashSet, hash::Hash, net::SocketAddr, sync::Arc, time::Du
 use anyhow::{Context as _, Result};
 use router_common::{
     address::Ipv4,
-    flow::{Direction, FlowKey},
+    flow::{Direction, FlowKey, Protocol},
 };
 use tokio::time::sleep;
 
 use super::{reports, shared::Shared};
 use crate::{
     dataplane::{Audit, Flow},
-    model,
+    model, proc_net,
 };
 
 /// How often something that looks wrong is looked at: sessions come and go meanwhile, and only what is wrong every time is.
@@ -46,11 +46,29 @@ async fn look(shared: &Arc<Shared>) -> Result<Look> {
             Ok(Counted { opened, sessions: u64::from(shared.flows.sessions()) })
         };
         let before = counted()?;
-        let found = shared.flows.audit()?;
+        let mut found = shared.flows.audit()?;
+        excuse_sockets(&mut found.leaked_ports);
         let miscounted = miscount(&found, before, counted()?);
         Ok(Look { found, miscounted })
     };
     tokio::task::spawn_blocking(looking).await.context("the look at the flow table has crashed")?
+}
+
+/// Takes out the ports that sockets of this machine have: those are marked as taken, too, and no session has them.
+fn excuse_sockets(leaked: &mut Vec<FlowKey<Ipv4>>) {
+    if leaked.is_empty() {
+        return;
+    }
+    let ports = |lists| proc_net::sockets(lists).iter().map(|socket| socket.port).collect::<HashSet<_>>();
+    let (tcp, udp) = (ports(proc_net::TCP), ports(proc_net::UDP));
+    leaked.retain(|reply| {
+        let port = reply.destination_port.number();
+        match reply.protocol() {
+            Some(Protocol::Tcp) => !tcp.contains(&port),
+            Some(Protocol::Udp) => !udp.contains(&port),
+            Some(Protocol::Icmp) | None => true,
+        }
+    });
 }
 
 /// What the data plane has counted at one moment.
@@ -146,7 +164,7 @@ fn finding(kind: &str, key: &FlowKey<Ipv4>, rule: Option<String>) -> model::Audi
 
 #[cfg(test)]
 mod tests {
-    use router_common::{address::Port, flow::Protocol};
+    use router_common::address::Port;
 
     use super::*;
 
@@ -166,6 +184,18 @@ mod tests {
         assert_eq!((again.found.leaked_ports.clone(), again.miscounted), (vec![port(2)], -1));
         assert!(!again.is_good());
         assert!(look(&[1], 1).confirms(&look(&[2], -1)).is_good());
+    }
+
+    #[test]
+    fn a_port_that_a_socket_has_is_not_leaked() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let number = socket.local_addr().expect("its address").port();
+        let tcp = port(number);
+        let udp =
+            FlowKey::new(Protocol::Udp, tcp.source, tcp.source_port, tcp.destination, tcp.destination_port);
+        let mut leaked = vec![tcp, udp];
+        excuse_sockets(&mut leaked);
+        assert_eq!(leaked, [udp]);
     }
 
     #[test]

@@ -294,7 +294,9 @@ impl FlowTable {
     /// # Errors
     /// When they cannot be read or written.
     pub fn clean_pools(&self, range_size: u32) -> Result<()> {
-        self.pools().clean(range_size / 4)
+        let mut pools = self.pools();
+        pools.clean(range_size / 4)?;
+        pools.tidy(|reply| self.get(reply).is_some())
     }
 
     /// What is wrong with the table: flows without their twin, keys that are there twice, counters and marks that say otherwise than the table.
@@ -331,16 +333,7 @@ impl FlowTable {
         audit.sessions = self.sessions();
         let pools = self.pools();
         for (key, _) in pools.marked()? {
-            for port in pools.taken_ports(&key) {
-                let protocol = Protocol::from_number(key.protocol);
-                let Some(protocol) = protocol else { continue };
-                let port = router_common::address::Port::new(port);
-                let (source_port, destination_port) = (key.target_port, port);
-                let reply = FlowKey::new(protocol, key.target, source_port, key.snat, destination_port);
-                if self.get(&reply).is_none() {
-                    audit.leaked_ports.push(reply);
-                }
-            }
+            audit.leaked_ports.extend(pools.taken_by(&key).iter().filter(|reply| self.get(reply).is_none()));
         }
         Ok(audit)
     }

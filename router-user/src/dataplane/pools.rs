@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use router_common::{
-    address::Ipv4,
-    flow::FlowKey,
+    address::{Ipv4, Port},
+    flow::{FlowKey, Protocol},
     ports::{Pool, PoolKey},
 };
 use std::os::fd::AsFd as _;
@@ -22,6 +22,8 @@ pub(super) struct PoolTable {
     pools: SharedArray<Pool>,
     /// Pools that nobody can find any more, to be given back when no program can have them either.
     leaving: Vec<u32>,
+    /// The pool that was tidied last.
+    tidied: u32,
 }
 
 impl PoolTable {
@@ -29,7 +31,7 @@ impl PoolTable {
         let Map::Array(bits) = bits else { bail!("the pools are not an array") };
         let count = bits.info().context("cannot examine the pools")?.max_entries();
         let pools = SharedArray::map(bits.fd().as_fd(), count).context("cannot map the pools")?;
-        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new() };
+        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new(), tidied: 0 };
         table.adopt()?;
         Ok(table)
     }
@@ -87,17 +89,35 @@ impl PoolTable {
         Ok(())
     }
 
+    /// Marks the ports of one pool that nobody has as free, the next call those of the next pool. A program marks a port that a socket of this
+    /// machine has, lest it be tried again for every session; the socket goes without a word. Where a program is about to take such a port, it
+    /// marks it once more when it has it.
+    pub(super) fn tidy(&mut self, is_taken: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
+        let mut all = self.all()?;
+        all.sort_unstable_by_key(|(_, index)| *index);
+        let next = all.iter().find(|(_, index)| *index > self.tidied).or_else(|| all.first());
+        let Some((key, index)) = next else { return Ok(()) };
+        self.tidied = *index;
+        let Some(pool) = self.pools.get(*index) else { return Ok(()) };
+        for port in (0..=u16::MAX).filter(|port| pool.is_taken(*port)) {
+            if reply_key(key, port).is_some_and(|reply| !is_taken(&reply)) {
+                pool.clear(port);
+            }
+        }
+        Ok(())
+    }
+
     /// How many pools there are, and how many ports they mark as taken.
     pub(super) fn marked(&self) -> Result<Vec<(PoolKey, u32)>> {
         let taken = |index| self.pools.get(index).map_or(0, Pool::taken);
         Ok(self.all()?.into_iter().map(|(key, index)| (key, taken(index))).collect())
     }
 
-    /// Ports that a pool marks as taken, for the checker.
-    pub(super) fn taken_ports(&self, key: &PoolKey) -> Vec<u16> {
+    /// The reply flows that a pool marks ports as taken for, for the checker.
+    pub(super) fn taken_by(&self, key: &PoolKey) -> Vec<FlowKey<Ipv4>> {
         let Ok(index) = self.keys.get(key, 0) else { return Vec::new() };
         let Some(pool) = self.pools.get(index) else { return Vec::new() };
-        (0..=u16::MAX).filter(|port| pool.is_taken(*port)).collect()
+        (0..=u16::MAX).filter(|port| pool.is_taken(*port)).filter_map(|port| reply_key(key, port)).collect()
     }
 }
 
@@ -110,4 +130,10 @@ pub(super) fn pool_key(reply: &FlowKey<Ipv4>) -> PoolKey {
         protocol: reply.protocol_number(),
         zero: 0,
     }
+}
+
+/// The reply flow that a port of a pool is for.
+fn reply_key(pool: &PoolKey, port: u16) -> Option<FlowKey<Ipv4>> {
+    let protocol = Protocol::from_number(pool.protocol)?;
+    Some(FlowKey::new(protocol, pool.target, pool.target_port, pool.snat, Port::new(port)))
 }

@@ -158,6 +158,24 @@ fn this_machines_own_ports_are_left_alone() {
     }
 }
 
+/// A port that a socket had is found again when the socket has gone, where ports are so few that there is a pool, too.
+#[test]
+fn a_port_that_a_socket_gave_up_is_used() {
+    let ports = PortRange { first: 40_000, last: 40_099 };
+    let mut world = open_masquerade(Setup { ports, ..Setup::default() });
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::from(ROUTER), 40_050)).expect("a socket");
+    let packet = |client: u16| udp_packet(([10, 0, 2, 70], 30_000 + client), (OTHER, 53), b"x").build();
+    for client in 0..99 {
+        assert_eq!(world.run(&packet(client)).reason, Reason::Opened);
+    }
+    assert_eq!(world.run(&packet(99)).reason, Reason::PortsExhausted);
+    drop(socket);
+    assert_eq!(world.run(&packet(99)).reason, Reason::PortsExhausted);
+    world.dataplane.flows.clean_pools(ports.size()).expect("pools");
+    let ran = world.run(&packet(99));
+    assert_eq!((ran.reason, read(&ran.frame).source.1), (Reason::Opened, 40_050));
+}
+
 #[test]
 fn a_source_may_have_so_many_half_open_sessions() {
     let mut world = open_masquerade(Setup { half_open_per_source: 10, ..Setup::default() });

@@ -1,14 +1,14 @@
-//! Listening TCP sockets and whose they are, from `/proc/net/tcp` and the open files of processes.
+//! Listening TCP sockets and whose they are, from the open files of processes.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::processes;
-use crate::preflight::facts::{Listener, Process};
-
-/// TCP_LISTEN of <net/tcp_states.h>, as `/proc/net/tcp` writes it.
-const LISTEN: &str = "0A";
+use crate::{
+    preflight::facts::{Listener, Process},
+    proc_net::{self, LISTEN, TCP},
+};
 
 /// The sockets that listen on one of `ports`.
 pub(super) fn listeners(ports: &[u16]) -> Vec<Listener> {
@@ -39,36 +39,8 @@ pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
 
 /// Address, port and inode of all listening sockets.
 fn all() -> Vec<(IpAddr, u16, u64)> {
-    let mut found = Vec::new();
-    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        found.extend(text.lines().skip(1).filter_map(listener));
-    }
-    found
-}
-
-/// Address, port and inode of a line that is about a listening socket.
-fn listener(line: &str) -> Option<(IpAddr, u16, u64)> {
-    let mut fields = line.split_whitespace();
-    let (address, port) = fields.nth(1)?.split_once(':')?;
-    if fields.nth(1)? != LISTEN {
-        return None;
-    }
-    let inode = fields.nth(5)?.parse().ok()?;
-    Some((address_of(address)?, u16::from_str_radix(port, 16).ok()?, inode))
-}
-
-/// An address as the kernel prints it: each 32-bit word of the network's bytes as this machine reads it.
-fn address_of(hex: &str) -> Option<IpAddr> {
-    let mut bytes = Vec::new();
-    for start in (0..hex.len()).step_by(8) {
-        bytes.extend(u32::from_str_radix(hex.get(start..start + 8)?, 16).ok()?.to_ne_bytes());
-    }
-    if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
-        return Some(IpAddr::V4(Ipv4Addr::from(four)));
-    }
-    let sixteen = <[u8; 16]>::try_from(bytes.as_slice()).ok()?;
-    Some(IpAddr::V6(Ipv6Addr::from(sixteen)).to_canonical())
+    let listening = proc_net::sockets(TCP).into_iter().filter(|socket| socket.state == LISTEN);
+    listening.map(|socket| (socket.address, socket.port, socket.inode)).collect()
 }
 
 /// Who has the sockets with these inodes open.
@@ -93,18 +65,6 @@ fn sockets(directory: &Path) -> impl Iterator<Item = u64> + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    #[cfg(target_endian = "little")]
-    fn lines_of_proc_net_tcp() {
-        let line = "   0: 4402000A:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100";
-        assert_eq!(listener(line), Some((IpAddr::V4(Ipv4Addr::new(10, 0, 2, 68)), 8082, 4711)));
-        let connected = line.replace(" 0A ", " 01 ");
-        assert_eq!(listener(&connected), None);
-        assert_eq!(listener(""), None);
-        assert_eq!(address_of("00000000000000000000000001000000"), Some(IpAddr::V6(Ipv6Addr::LOCALHOST)));
-        assert_eq!(address_of("xyz"), None);
-    }
 
     #[test]
     fn a_socket_of_ours_is_found() {

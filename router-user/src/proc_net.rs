@@ -1,0 +1,79 @@
+//! The sockets of this network namespace, from `/proc/net`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Where TCP sockets are listed.
+pub(crate) const TCP: &[&str] = &["/proc/net/tcp", "/proc/net/tcp6"];
+/// Where UDP sockets are listed.
+pub(crate) const UDP: &[&str] = &["/proc/net/udp", "/proc/net/udp6"];
+
+/// TCP_LISTEN of <net/tcp_states.h>.
+pub(crate) const LISTEN: u8 = 10;
+
+/// A socket, as far as anybody here wants to know.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Socket {
+    /// What it is bound to.
+    pub(crate) address: IpAddr,
+    /// The port that it is bound to, as a number.
+    pub(crate) port: u16,
+    /// Of <net/tcp_states.h>, for UDP as well.
+    pub(crate) state: u8,
+    /// What the links in `/proc/PID/fd` call it.
+    pub(crate) inode: u64,
+}
+
+/// The sockets in these lists. What cannot be read is left out.
+pub(crate) fn sockets(lists: &[&str]) -> Vec<Socket> {
+    let texts = lists.iter().map(|list| std::fs::read_to_string(list).unwrap_or_default());
+    texts.flat_map(|text| text.lines().skip(1).filter_map(socket).collect::<Vec<_>>()).collect()
+}
+
+fn socket(line: &str) -> Option<Socket> {
+    let mut fields = line.split_whitespace();
+    let (address, port) = fields.nth(1)?.split_once(':')?;
+    let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    Some(Socket { address: address_of(address)?, port: u16::from_str_radix(port, 16).ok()?, state, inode })
+}
+
+/// An address as the kernel prints it: each 32-bit word of the network's bytes as this machine reads it.
+fn address_of(hex: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::new();
+    for start in (0..hex.len()).step_by(8) {
+        bytes.extend(u32::from_str_radix(hex.get(start..start + 8)?, 16).ok()?.to_ne_bytes());
+    }
+    if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some(IpAddr::V4(Ipv4Addr::from(four)));
+    }
+    let sixteen = <[u8; 16]>::try_from(bytes.as_slice()).ok()?;
+    Some(IpAddr::V6(Ipv6Addr::from(sixteen)).to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn lines_of_proc_net_tcp() {
+        let line = "   0: 4402000A:1F92 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100";
+        let address = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 68));
+        let listening = Socket { address, port: 8082, state: LISTEN, inode: 4711 };
+        assert_eq!(socket(line), Some(listening));
+        assert_eq!(socket(&line.replace(" 0A ", " 01 ")), Some(Socket { state: 1, ..listening }));
+        assert_eq!(socket(""), None);
+        assert_eq!(address_of("00000000000000000000000001000000"), Some(IpAddr::V6(Ipv6Addr::LOCALHOST)));
+        assert_eq!(address_of("xyz"), None);
+    }
+
+    #[test]
+    fn sockets_of_ours_are_found() {
+        let tcp =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("a socket").local_addr().expect("its address");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let port = udp.local_addr().expect("its address").port();
+        assert!(sockets(UDP).iter().any(|socket| socket.port == port));
+        assert!(!sockets(TCP).iter().any(|socket| socket.port == tcp.port()), "it is closed");
+    }
+}
