@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -151,11 +151,7 @@ pub fn send_fragments(
     let pieces = fragment::split(&packet, MTU).context("not a packet")?;
     let mut fragments: Vec<_> = pieces.map(|(header, data)| [&header, data].concat()).collect();
     arrange(&mut fragments);
-    let socket = from
-        .inside(|| {
-            socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
-        })?
-        .context("cannot make a raw socket")?;
+    let socket = raw_socket(from)?;
     // Connection tracking would put them together and in order again.
     switch_on(socket.as_fd(), libc::SOL_IP, libc::IP_NODEFRAG).context("cannot set up a raw socket")?;
     let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
@@ -165,6 +161,14 @@ pub fn send_fragments(
         ensure!(sent == fragment.len(), "only {sent} bytes of {} were sent", fragment.len());
     }
     Ok(fragments.len())
+}
+
+/// A socket that takes whole IPv4 packets: raw(7).
+pub(crate) fn raw_socket(from: &Namespace) -> Result<OwnedFd> {
+    from.inside(|| {
+        socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+    })?
+    .context("cannot make a raw socket")
 }
 
 /// An IPv4 packet with a datagram.

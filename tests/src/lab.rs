@@ -86,6 +86,8 @@ pub struct Options {
     pub router: Router,
     /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its configuration.
     pub rules: String,
+    /// The router's `[limits]`.
+    pub limits: String,
     /// What the Private Link Service does with ports.
     pub pls_ports: PlsPorts,
     /// From one probe to the next.
@@ -106,6 +108,8 @@ impl Options {
             nics,
             router,
             rules: router::rules(),
+            // A lab needs no room for a million sessions, and the machine may run several labs.
+            limits: "flows = 65536".to_owned(),
             pls_ports: PlsPorts::Keep,
             probe_interval: Duration::from_millis(100),
             large_file: 8 << 20,
@@ -330,7 +334,7 @@ impl Lab {
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
-        router::configuration(&self.state, self.options.nics, rules)
+        router::configuration(&self.state, self.options.nics, rules, &self.options.limits)
     }
 
     /// Sets the rules for the router's next start.

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod client;
 pub mod command;
 pub mod differential;
+pub mod flood;
 pub mod helper;
 mod hosts;
 mod interrupt;

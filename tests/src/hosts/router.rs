@@ -51,8 +51,8 @@ pub fn rules() -> String {
     format!("{}\n{masquerade}\n{snat}\n{local}", forwards.join("\n"))
 }
 
-/// The configuration of a lab's router with these rules.
-pub(crate) fn configuration(state: &State, nics: Nics, rules: &str) -> String {
+/// The configuration of a lab's router with these rules and limits.
+pub(crate) fn configuration(state: &State, nics: Nics, rules: &str, limits: &str) -> String {
     let firewall = match nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",
@@ -72,9 +72,8 @@ pub(crate) fn configuration(state: &State, nics: Nics, rules: &str) -> String {
          socket = \"{}\"\n\
          pins = \"{}\"\n\
          \n\
-         # A lab needs no room for a million sessions, and the machine may run several labs.\n\
          [limits]\n\
-         flows = 65536\n",
+         {limits}\n",
         state.path("api.sock").display(),
         state.path("bpf/pls-router").display(),
     )

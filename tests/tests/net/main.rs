@@ -7,6 +7,7 @@ mod common;
 
 mod audit;
 mod expiry;
+mod floods;
 mod fragments;
 mod isolation;
 mod lifecycle;

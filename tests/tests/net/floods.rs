@@ -1,0 +1,98 @@
+//! SYN floods: what is left for those who are not part of it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use lab::{
+    Lab, Nics, Options,
+    addresses::{ECHO_PORT, VM},
+    client::Tcp,
+    flood::SynFlood,
+    wait,
+};
+use router_user::model::{Flow, Status};
+
+use crate::common::{ECHO, LIMIT, check, counters, helper, reason, router, skipped};
+
+/// An address beyond the firewall where nobody is, so that attempts stay half-open.
+const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 21), ECHO_PORT);
+
+/// A lab whose router has room for so many sessions, and lets a source have so many of them half-open.
+fn lab_with(flows: u32, half_open_per_source: u32) -> Option<Lab> {
+    if skipped(true) {
+        return None;
+    }
+    let mut options = Options::new(Nics::Two, router(), helper());
+    options.limits = format!("flows = {flows}\nhalf_open_per_source = {half_open_per_source}");
+    Some(check(Lab::up(options)))
+}
+
+fn half_open(lab: &Lab) -> usize {
+    let flows: Vec<Flow> = check(lab.pls_router_json(&["flows", "--protocol", "tcp", "--limit", "0"]));
+    flows.iter().filter(|flow| flow.state == "opening").count()
+}
+
+#[test]
+fn one_source_floods_and_nobody_else_suffers() {
+    const SHARE: u32 = 1000;
+    let Some(lab) = lab_with(16_384, SHARE) else { return };
+    let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(old.echo(b"before", LIMIT));
+
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    let started = Instant::now();
+    let refused = || reason(&counters(&lab), "half_open_limit");
+    check(wait::until("the flood to be held back", LIMIT, || {
+        ensure!(refused() > 10_000, "{} of {} refused", refused(), flood.sent());
+        Ok(())
+    }));
+    let (sent_before, refused_before) = (flood.sent(), refused());
+    for _ in 0..500 {
+        check(old.echo(b"meanwhile", LIMIT));
+        let mut new = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+        check(new.echo(b"a new one", LIMIT));
+        check(new.close());
+    }
+    // It went on all the while.
+    let (sent, held_back) = (flood.sent() - sent_before, refused() - refused_before);
+    let rate = flood.sent() as f64 / started.elapsed().as_secs_f64();
+    println!("{sent} SYNs were sent meanwhile, {held_back} of them held back; {rate:.0} a second");
+    assert!(held_back > 1000, "{held_back} of {sent}");
+    drop(flood);
+
+    assert_eq!(half_open(&lab), SHARE as usize);
+    assert_eq!(reason(&counters(&lab), "table_full"), 0);
+    let status: Status = check(lab.pls_router_json(&["status"]));
+    assert!(status.healthy, "{status:#?}");
+    check(old.echo(b"after", LIMIT));
+}
+
+/// Nobody's fault in particular, and the table is full all the same: connections that were never made go long before their time.
+#[test]
+fn a_full_table_lets_attempts_go_first() {
+    const ROOM: u32 = 2048;
+    let Some(lab) = lab_with(ROOM, ROOM) else { return };
+    let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(old.echo(b"before", LIMIT));
+
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    check(wait::until("the table to be full", LIMIT, || {
+        ensure!(reason(&counters(&lab), "table_full") > 0, "{} were sent", flood.sent());
+        Ok(())
+    }));
+    drop(flood);
+    let full = Instant::now();
+    assert!(half_open(&lab) > ROOM as usize * 9 / 10);
+    check(old.echo(b"meanwhile", LIMIT));
+
+    // Without pressure, it would be RFC 5382's four minutes.
+    check(wait::until("there to be room", Duration::from_secs(60), || {
+        let attempt = Tcp::connect(&lab.hosts.serverless, ECHO, Duration::from_millis(300));
+        attempt.and_then(|mut new| new.echo(b"a new one", LIMIT)).map(drop).context("no room")
+    }));
+    println!("there was room again after {:.1} s", full.elapsed().as_secs_f64());
+    check(old.echo(b"after", LIMIT));
+}
