@@ -87,9 +87,9 @@ reasons! {
     4 Truncated "truncated" Pass "The frame ends before the packet does; the kernel will discard it.";
     5 Malformed "malformed" Pass "The IPv4 header makes no sense; the kernel will discard it.";
     6 IpOptions "ip_options" Pass "The IPv4 header has options, which are not translated.";
-    7 Fragment "fragment" Pass "A fragment of an IPv4 packet, which is not translated.";
+    7 Fragment "fragment" Pass "A fragment that belongs to no packet seen so far, and may be for this machine itself.";
     8 UnsupportedProtocol "unsupported_protocol" Pass "Neither TCP, UDP nor ICMP.";
-    9 IcmpOther "icmp_other" Pass "ICMP other than echo.";
+    9 IcmpOther "icmp_other" Pass "ICMP that is neither an echo nor an error about a known session.";
     10 Platform "platform" Pass "To or from Azure's platform address 168.63.129.16 (probe, DNS, DHCP): never translated.";
     11 NotMatched "not_matched" Pass "No session and no rule: traffic of this machine itself, such as SSH, or not meant for it.";
     12 NoSession "no_session" Pass "A rule's packet that belongs to no session and cannot open one (TCP without SYN, say): this machine's kernel answers to its own address with a reset.";
@@ -118,7 +118,7 @@ reasons! {
     35 FragmentBad "fragment_bad" Drop "A fragment that overlaps another, reaches beyond 65,535 bytes, or is too small to tell whose it is.";
     36 LocalDenied "local_denied" Drop "To this machine itself, from a rule's source, and neither a rule, the health port nor local.allow lets it.";
     37 Martian "martian" Drop "A source or destination address that no packet on a wire may have here: this machine's own, loopback, multicast or broadcast.";
-    38 BadChecksum "bad_checksum" Drop "The IPv4 header checksum is wrong.";
+    38 BadChecksum "bad_checksum" Drop "The checksum of the IPv4 header, or of an ICMP error about a known session, is wrong.";
     39 OtherHost "other_host" Pass "Sent to another machine's MAC address, or to all: not to be forwarded by this one.";
     40 SessionOptions "session_options" Drop "A packet of a known session with IP options, which are not translated: this machine's kernel would reset the connection.";
 }

@@ -337,7 +337,7 @@ pub(super) static UDP_UNREPLIED: TimeoutLimit = TimeoutLimit {
     why: "RFC 4787 REQ-5 says at least 2 minutes",
 };
 pub(super) static ICMP: TimeoutLimit =
-    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-1 says at least 60 seconds" };
+    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-2 says at least 60 seconds" };
 
 /// Warns of a timeout below what the standards ask.
 pub(super) fn timeout(document: &mut Document, limit: &TimeoutLimit, found: &Spanned<Duration>) {

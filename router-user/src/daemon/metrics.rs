@@ -12,7 +12,7 @@ use axum::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text},
+    encoding::{DescriptorEncoder, EncodeMetric, text},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
@@ -220,11 +220,8 @@ fn counter(
     help: &str,
     rows: Vec<Row<'_>>,
 ) -> std::fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in rows {
-        encode(&ConstCounter::new(value), &mut family, &labels)?;
-    }
-    Ok(())
+    let rows = rows.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
+    family(encoder, (name, help, MetricType::Counter), rows)
 }
 
 fn gauge(
@@ -233,23 +230,27 @@ fn gauge(
     help: &str,
     rows: Vec<Row<'_>>,
 ) -> std::fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in rows {
-        #[expect(clippy::cast_possible_wrap, reason = "counts of sessions stay far below 2^63")]
-        encode(&ConstGauge::new(value as i64), &mut family, &labels)?;
-    }
-    Ok(())
+    #[expect(clippy::cast_possible_wrap, reason = "counts of sessions stay far below 2^63")]
+    let rows = rows.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value as i64)));
+    family(encoder, (name, help, MetricType::Gauge), rows)
 }
 
 fn float(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> std::fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    encode(&ConstGauge::new(value), &mut family, &[])
+    family(encoder, (name, help, MetricType::Gauge), [(vec![], ConstGauge::new(value))].into_iter())
 }
 
-fn encode(
-    metric: &impl EncodeMetric,
-    family: &mut MetricEncoder<'_>,
-    labels: &[(&'static str, &str)],
+fn family<'a, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    rows: impl Iterator<Item = (Vec<(&'static str, &'a str)>, M)>,
 ) -> std::fmt::Result {
-    metric.encode(family.encode_family(&labels)?)
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, metric) in rows {
+        // `name{} 1` is right as well, but people's greps miss it.
+        if labels.is_empty() {
+            return metric.encode(family);
+        }
+        metric.encode(family.encode_family(&labels.as_slice())?)?;
+    }
+    Ok(())
 }

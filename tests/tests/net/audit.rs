@@ -85,7 +85,7 @@ fn ports_in_use_are_told_and_unknown_rules_are_refused(lab: &mut Lab) {
     ] {
         assert!(metrics.lines().any(|known| known == line), "no {line} in\n{metrics}");
     }
-    let sweep = metrics.lines().find_map(|line| line.strip_prefix("pls_router_sweep_seconds{} "));
+    let sweep = metrics.lines().find_map(|line| line.strip_prefix("pls_router_sweep_seconds "));
     let sweep: f64 = sweep.and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{metrics}"));
     assert!(sweep > 0.0 && sweep < LIMIT.as_secs_f64(), "{sweep}");
 
