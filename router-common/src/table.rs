@@ -311,8 +311,10 @@ impl Slot {
                 return None;
             }
             self.set_last_seen(now);
+            // Without its "opening", which the caller ends: a packet that found the flow before must not end it once more.
+            let retired = Tag(tag.in_state(SlotState::Retired).0 & !Tag::OPENING);
             // The tag may only have lost its "opening" meanwhile.
-            if self.change_tag(tag, tag.in_state(SlotState::Retired)) {
+            if self.change_tag(tag, retired) {
                 return Some(tag);
             }
         }
@@ -744,6 +746,26 @@ mod tests {
         // Knuth: an average successful search at half load looks at 1.5 slots.
         let average = total as f64 / f64::from(2 * SESSIONS);
         assert!(average < 1.0, "{average} slots beyond the first on average");
+    }
+
+    /// A packet that has found its flow just before the sweep retires it comes too late to end the opening: the sweep has.
+    #[test]
+    fn an_opening_ends_once() {
+        let key = FlowKey::new(
+            Protocol::Udp,
+            Ipv4([10, 0, 0, 1]),
+            Port::new(5000),
+            Ipv4([192, 0, 2, 1]),
+            Port::new(53),
+        );
+        let mut slot = Slot::EMPTY;
+        let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, true);
+        assert!(slot.claim(Tag::EMPTY));
+        slot.write(&key, tag, &FlowEntry::new(Rewrite::to(&key), Ticks(1)));
+        slot.publish(tag);
+        assert!(slot.retire(&key, Ticks(9)).expect("it was live").is_opening(), "counted by who retires");
+        assert!(!slot.end_opening(), "and not once more");
+        assert_eq!(slot.tag().state(), SlotState::Retired);
     }
 
     #[test]
