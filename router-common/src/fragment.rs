@@ -197,8 +197,9 @@ impl Datagram {
     /// Whether nobody expects any more of it.
     #[inline(always)]
     pub fn is_stale(&self, now: u32) -> bool {
-        // Another CPU's clock may have been read a moment later.
-        now.wrapping_sub(Atomic::new(&self.seen).load()) as i32 > PATIENCE as i32
+        // Another CPU's clock may have been read a moment later. No more than a moment: milliseconds go round in 50 days, and what is
+        // left of a datagram may stay as long.
+        now.wrapping_sub(Atomic::new(&self.seen).load()).wrapping_add(PATIENCE) > 2 * PATIENCE
     }
 
     /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come: the datagram is spoilt, as RFC 5722
@@ -318,6 +319,21 @@ mod tests {
         let frame = frame(protocol, place, length);
         assert_eq!(parse(&frame[..]), Err(Reason::Fragment));
         Fragment::parse(&frame[..])
+    }
+
+    /// What is left of a datagram for 25 days, until the clock's sign has changed, is no newer for it.
+    #[test]
+    fn stale_stays_stale() {
+        let flow =
+            FlowKey::new(Protocol::Udp, Ipv4([10, 0, 0, 1]), Port::new(1), Ipv4([10, 0, 0, 2]), Port::new(2));
+        let seen = 5_000;
+        let datagram = Datagram::new(flow, Reason::Forwarded, seen);
+        for (later, stale) in
+            [(0, false), (PATIENCE, false), (PATIENCE + 1, true), (1 << 31, true), (3 << 30, true)]
+        {
+            assert_eq!(datagram.is_stale(seen.wrapping_add(later)), stale, "{later} ms later");
+        }
+        assert!(!datagram.is_stale(seen - 10), "another CPU's clock");
     }
 
     #[test]
