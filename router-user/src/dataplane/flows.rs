@@ -278,7 +278,10 @@ impl FlowTable {
                             Verdict::Keep => {}
                             Verdict::Remove => {
                                 freed.extend(self.retire_slot(slot, &flow.key));
-                                freed.extend(self.retire(&flow.twin()));
+                                // Where half a session is left, the other direction's key may be a later session's.
+                                if self.get(&flow.twin()).is_some_and(|twin| twin.twin() == flow.key) {
+                                    freed.extend(self.retire(&flow.twin()));
+                                }
                             }
                         }
                     }

@@ -138,3 +138,34 @@ fn a_half_session_is_found_and_swept_away() {
         world.run(&tcp_packet((PLS, forward.key.source_port.number()), (ROUTER, 443), tcp::SYN).build());
     assert_eq!(again.reason, Reason::Opened);
 }
+
+/// Half a session that a killed daemon has left, and its client has opened another since, with another port: the half goes alone.
+#[test]
+fn half_a_session_takes_no_live_one_with_it() {
+    let mut world = World::new();
+    let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
+    world.run(&syn);
+    let mut sessions = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        sessions.push(*session);
+        true
+    });
+    let Session { forward, reply } = sessions[0];
+    let mut nowhere = reply;
+    nowhere.key = nowhere.key.reversed();
+    world.dataplane.flows.remove(&Session { forward, reply: nowhere }).expect("half a removal");
+    assert_eq!(world.run(&syn).reason, Reason::Opened);
+    assert_eq!((world.sessions(), world.entries()), (1, 3));
+
+    // As the daemon judges.
+    for round in 0..REPLY_SHARE {
+        let flows = world.dataplane.flows.clone();
+        let judge = |flow: &Flow| match flows.get(&flow.twin()) {
+            Some(twin) if twin.twin() == flow.key => Verdict::Keep,
+            _ => Verdict::Remove,
+        };
+        world.dataplane.flows.sweep(1, round, judge).expect("a sweep");
+    }
+    assert_eq!((world.sessions(), world.entries()), (1, 2));
+    assert_eq!(world.run(&syn).reason, Reason::Forwarded);
+}
