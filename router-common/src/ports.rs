@@ -115,7 +115,7 @@ pub struct Pool {
     used: u32,
     /// Goes up whenever a port is freed.
     frees: u32,
-    /// What `frees` was when a search found every port taken, plus one.
+    /// What `frees` was when a search found every port of a range taken, see [`Pool::exhaustion`].
     exhausted: u32,
     zero: [u32; 13],
     bits: [u64; POOL_WORDS as usize],
@@ -201,18 +201,24 @@ impl Pool {
         Atomic::new(&self.frees).load()
     }
 
-    /// Whether a search has found every port taken, and none has been freed since.
+    /// Whether a search has found every port of this range taken, and none has been freed since.
     #[inline(always)]
-    pub fn is_exhausted(&self) -> bool {
+    pub fn is_exhausted(&self, range: PortRange) -> bool {
         let exhausted = Atomic::new(&self.exhausted).load();
-        exhausted != 0 && exhausted == self.frees().wrapping_add(1)
+        exhausted != 0 && exhausted == Self::exhaustion(self.frees(), range)
     }
 
-    /// Remembers that every port was found taken since `frees` was asked.
+    /// Remembers that every port of this range was found taken since `frees` was asked.
     #[inline(always)]
-    pub fn set_exhausted(&self, frees: u32) {
+    pub fn set_exhausted(&self, frees: u32, range: PortRange) {
         // A word of its own that is only a hint: a plain exchange will do.
-        Atomic::new(&self.exhausted).swap(frees.wrapping_add(1));
+        Atomic::new(&self.exhausted).swap(Self::exhaustion(frees, range));
+    }
+
+    /// Both in one word: another configuration's range may have ports that this one has not.
+    #[inline(always)]
+    const fn exhaustion(frees: u32, range: PortRange) -> u32 {
+        frees.wrapping_add((range.first as u32) << 16 | range.last as u32)
     }
 }
 
@@ -307,19 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn exhaustion_ends_when_a_port_is_freed() {
+    fn exhaustion_ends_when_a_port_is_freed_or_the_range_is_another() {
         let pool = pool();
-        assert!(!pool.is_exhausted());
+        let range = PortRange { first: 1, last: 65535 };
+        assert!(!pool.is_exhausted(range));
         let frees = pool.frees();
-        pool.set_exhausted(frees);
-        assert!(pool.is_exhausted());
+        pool.set_exhausted(frees, range);
+        assert!(pool.is_exhausted(range));
+        assert!(!pool.is_exhausted(PortRange { first: 2, ..range }));
         pool.clear(7);
-        assert!(!pool.is_exhausted());
+        assert!(!pool.is_exhausted(range));
         // A port that is freed while the search goes on counts.
         let frees = pool.frees();
         pool.clear(8);
-        pool.set_exhausted(frees);
-        assert!(!pool.is_exhausted());
+        pool.set_exhausted(frees, range);
+        assert!(!pool.is_exhausted(range));
     }
 
     #[test]

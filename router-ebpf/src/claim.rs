@@ -258,7 +258,7 @@ extern "C" fn choose_pool(make: u32) -> u32 {
             opening.phase = Phase::Pool as u32;
             opening.frees = pool.frees();
             // Then there is nothing to look for.
-            opening.empty_words = if pool.is_exhausted() { POOL_WORDS } else { 0 };
+            opening.empty_words = if pool.is_exhausted(opening.ports) { POOL_WORDS } else { 0 };
         }
         None if make != 0 => opening.phase = Phase::InTurn as u32,
         None => {}
@@ -348,7 +348,7 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
                 if opening.empty_words < POOL_WORDS {
                     return 0;
                 }
-                pool.set_exhausted(opening.frees);
+                pool.set_exhausted(opening.frees, opening.ports);
                 return another_address();
             }
         }

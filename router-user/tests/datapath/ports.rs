@@ -274,3 +274,21 @@ fn every_address_is_searched_before_giving_up() {
         assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::PortsExhausted));
     }
 }
+
+/// Whoever widens the range because it has run out need not wait for a session to end.
+#[test]
+fn a_wider_range_is_used_at_once() {
+    let ports = PortRange { first: 30_000, last: 30_199 };
+    let mut world = open_masquerade(Setup { ports, ..Setup::default() });
+    for client in 0..200 {
+        let ran = world.run(&udp_packet(([10, 0, 2, 70], 1000 + client), (OTHER, 53), b"x").build());
+        assert_eq!(ran.reason, Reason::Opened, "session {client}");
+    }
+    let last = udp_packet(([10, 0, 2, 70], 5000), (OTHER, 53), b"x").build();
+    assert_eq!(world.run(&last).reason, Reason::PortsExhausted);
+    let mut spec = crate::world::rule_set();
+    spec.masquerades[0].sources = vec![network([10, 0, 2, 64], 26)];
+    spec.ports = PortRange { last: 30_999, ..ports };
+    world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
+    assert_eq!(world.run(&last).reason, Reason::Opened);
+}
