@@ -89,5 +89,5 @@ macro_rules! atomic {
 #[cfg(target_arch = "bpf")]
 const SEQ_CST: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
 
-atomic!(u32, AtomicU32: load swap add and change);
+atomic!(u32, AtomicU32: load swap add and or change);
 atomic!(u64, AtomicU64: load swap and or);

@@ -10,7 +10,7 @@ use core::mem::size_of;
 use crate::{
     address::{Address, Ipv4, Ipv6, Port},
     rewrite::Rewrite,
-    session::{Seen, Ticks},
+    session::Ticks,
 };
 
 /// The transport protocols that the router translates, by their IP protocol numbers.
@@ -186,8 +186,7 @@ pub struct FlowEntry<A> {
     pub(crate) generation: u16,
     mtu: u16,
     slot: u8,
-    /// The TCP flags that this direction has shown, see [`crate::session::Seen`].
-    pub seen: Seen,
+    zero: u8,
     /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
     /// that happened.
     pub last_seen: Ticks,
@@ -225,7 +224,7 @@ impl<A: Address> FlowEntry<A> {
             generation: 0,
             mtu: 0,
             slot: 0,
-            seen: Seen::NOTHING,
+            zero: 0,
             last_seen: now,
             last_acknowledged: [0; 4],
             packets_low: 0,
@@ -237,11 +236,10 @@ impl<A: Address> FlowEntry<A> {
 
     /// Makes this the entry of a direction that is opened now, whose packets become `to`.
     #[inline(always)]
-    pub const fn start(&mut self, to: &FlowKey<A>, now: Ticks, seen: Seen) {
+    pub const fn start(&mut self, to: &FlowKey<A>, now: Ticks) {
         self.rewrite = Rewrite::to(to);
         self.opened = now;
         self.generation = 0;
-        self.seen = seen;
         self.last_seen = now;
         self.last_acknowledged = [0; 4];
         self.packets_low = 0;

@@ -337,6 +337,8 @@ mod tests {
             let (sent, translated) = (key(sent), key(translated));
             // Only UDP may do without.
             let checksum = checksum || protocol != Protocol::Udp;
+            // Half a checksum says nothing that could be kept right.
+            let quoted = if quoted == TCP_CHECKSUM + 1 { quoted + 1 } else { quoted };
             let quote = |key| {
                 let packet = packet(protocol, ihl, key, &payload, checksum);
                 let length = packet.len().min(usize::from(ihl) * 4 + quoted);

@@ -71,6 +71,11 @@ pub enum Judgement {
     Closed,
 }
 
+/// The value of the map of this machine's addresses for an address of its own,
+pub const OWN_ADDRESS: u32 = 1;
+/// and for the broadcast address of one of its networks.
+pub const BROADCAST_ADDRESS: u32 = 2;
+
 /// DHCP's client port (RFC 2131).
 const DHCP_CLIENT: u16 = 68;
 

@@ -30,7 +30,7 @@ impl Ticks {
     }
 }
 
-/// The TCP flags that a direction has shown.
+/// The TCP flags that a direction has shown, and marks of what the other one has.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Seen(u8);
@@ -42,6 +42,18 @@ impl Seen {
     pub const SYN: Self = Self(tcp::SYN);
     /// The flags that matter: a packet with one of them changes the session's state.
     pub const FLAGS: u8 = tcp::SYN | tcp::FIN | tcp::RST;
+
+    /// As a byte.
+    #[inline(always)]
+    pub(crate) const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What [`bits`](Self::bits) gave.
+    #[inline(always)]
+    pub(crate) const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
 
     /// Whether the direction has shown any of these flags.
     #[inline(always)]
@@ -75,6 +87,12 @@ impl Seen {
         self.any(Self::OTHER_SILENT)
     }
 
+    /// As if it had shown a reset as well.
+    #[inline(always)]
+    pub const fn and_reset(self) -> Self {
+        self.and(tcp::RST)
+    }
+
     // Bits that are none of the flags.
     const OTHER_FIN: u8 = 0x80;
     const OTHER_RST: u8 = 0x40;
@@ -98,8 +116,11 @@ pub struct Segment {
     pub direction: Direction,
     /// Its flags.
     pub flags: u8,
-    /// For a reset: whether its receiver could take it for genuine, see [`reset_is_in_window`].
+    /// For a reset: whether its receiver could take it for genuine, see [`is_in_window`].
     pub in_window: bool,
+    /// For an acknowledgement of the client's: whether it acknowledges what the target has sent. Who sends a SYN and then acknowledges
+    /// blindly has not shown that it gets any answers.
+    pub acknowledges: bool,
 }
 
 /// What both directions of a TCP connection have shown: the state machine of the session.
@@ -123,11 +144,12 @@ impl Connection {
     ///   reuse in TIME-WAIT). On one that is not, a SYN changes nothing, whatever its sequence number: the target answers it
     ///   (RFC 5961 section 4).
     /// - A reset outside the window changes nothing; the receiver will ignore it, too.
+    /// - One of the target's to an opening connection refuses it, which ends the opening.
     /// - Whoever has sent a genuine reset does not go on talking. So if that side goes on, the reset was forged, or is forgotten:
     ///   the session is what it was before.
     #[inline(always)]
     pub const fn after(self, segment: Segment) -> Self {
-        let Segment { direction, flags, in_window } = segment;
+        let Segment { direction, flags, in_window, acknowledges } = segment;
         let mut next = self;
         let (mut this, other) = match direction {
             Direction::Forward => (self.forward, self.reply),
@@ -136,17 +158,20 @@ impl Connection {
         if flags & tcp::RST != 0 {
             if in_window {
                 this = this.and(tcp::RST);
+                next.opening &= matches!(direction, Direction::Forward);
             }
         } else if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
             && matches!(direction, Direction::Forward)
             && self.is_over()
         {
+            // Its opening is not counted again.
             return Self { forward: Seen(tcp::SYN), reply: Seen::NOTHING, opening: self.opening };
         } else {
             this = this.without(tcp::RST).and(flags & (tcp::SYN | tcp::FIN));
             if flags & (tcp::SYN | tcp::ACK) == tcp::ACK
                 && matches!(direction, Direction::Forward)
                 && other.any(tcp::SYN)
+                && acknowledges
             {
                 next.opening = false;
             }
@@ -180,12 +205,13 @@ impl Connection {
     }
 }
 
-/// Whether a reset with this sequence number is one that its receiver, whose last acknowledgement number is `acknowledged`, could take
-/// for genuine: not before what has been acknowledged (Linux conntrack's rule, too), and not further on than any window reaches in
-/// practice. Both as they stand in packets. An `acknowledged` of zero is "nothing yet", before which every reset counts (it answers a
-/// SYN).
+/// Whether a sequence number lies where one is to be expected after `acknowledged`: not before it, and not further on than any window
+/// reaches in practice. Both as they stand in packets. An `acknowledged` of zero is "nothing yet", after which everything counts.
+///
+/// So a reset may be genuine to a receiver that has last sent `acknowledged` (Linux conntrack's rule, too), and an acknowledgement is not
+/// blind where `acknowledged` follows the other side's SYN.
 #[inline(always)]
-pub const fn reset_is_in_window(sequence: [u8; 4], acknowledged: [u8; 4]) -> bool {
+pub const fn is_in_window(sequence: [u8; 4], acknowledged: [u8; 4]) -> bool {
     /// 16 MiB, as an offset in sequence numbers.
     const WINDOW: u32 = 1 << 24;
     let acknowledged = u32::from_be_bytes(acknowledged);
@@ -236,11 +262,14 @@ mod tests {
     const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
     const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
 
-    /// A connection after these segments, all in window.
+    /// A segment whose numbers are right.
+    const GOOD: Segment = Segment { direction: Forward, flags: 0, in_window: true, acknowledges: true };
+
+    /// A connection after these segments, all with the right numbers.
     fn after(segments: &[(Direction, u8)]) -> Connection {
         let new = Connection { forward: Seen(tcp::SYN), opening: true, ..Connection::default() };
         segments.iter().fold(new, |connection, (direction, flags)| {
-            connection.after(Segment { direction: *direction, flags: *flags, in_window: true })
+            connection.after(Segment { direction: *direction, flags: *flags, ..GOOD })
         })
     }
 
@@ -257,6 +286,20 @@ mod tests {
         assert_eq!(after(&[(Reply, SYN_ACK)]).state(), State::Opening, "a flood gets this far");
         assert_eq!(after(&[(Forward, tcp::ACK)]).state(), State::Opening, "to nothing");
         assert_eq!(after_open(&[]), State::Established);
+        let blind = Segment { flags: tcp::ACK, acknowledges: false, ..GOOD };
+        assert_eq!(
+            after(&[(Reply, SYN_ACK)]).after(blind).state(),
+            State::Opening,
+            "to what has not been sent"
+        );
+    }
+
+    #[test]
+    fn a_refused_connection_is_not_opening() {
+        assert!(!after(&[(Reply, tcp::RST | tcp::ACK)]).opening);
+        assert!(after(&[(Forward, tcp::RST)]).opening, "a flood may send that as well");
+        let blind = Segment { direction: Reply, flags: tcp::RST, in_window: false, ..GOOD };
+        assert!(after(&[]).after(blind).opening);
     }
 
     #[test]
@@ -292,7 +335,7 @@ mod tests {
     fn a_reset_that_was_not_meant_is_forgotten() {
         assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::ACK)]), State::Closed, "still on its way");
         assert_eq!(after_open(&[(Reply, tcp::RST), (Reply, tcp::ACK)]), State::Established);
-        let outside = Segment { direction: Reply, flags: tcp::RST, in_window: false };
+        let outside = Segment { direction: Reply, flags: tcp::RST, in_window: false, ..GOOD };
         assert_eq!(after(&OPEN).after(outside), after(&OPEN));
     }
 
@@ -306,9 +349,9 @@ mod tests {
             (0x0100_0000, false),
             (0x7fff_ff00, false),
         ] {
-            assert_eq!(reset_is_in_window(u32::to_be_bytes(sequence), ack), counts, "{sequence:#x}");
+            assert_eq!(is_in_window(u32::to_be_bytes(sequence), ack), counts, "{sequence:#x}");
         }
-        assert!(reset_is_in_window([0; 4], [0; 4]), "an answer to a SYN");
+        assert!(is_in_window([0; 4], [0; 4]), "an answer to a SYN");
     }
 
     #[test]
@@ -331,11 +374,11 @@ mod tests {
         /// Whatever the two sides send: what has opened does not count as opening again, only resets and FINs of both sides end
         /// a connection, and only a client's SYN or the resetting side starts an ended one over.
         #[test]
-        fn tcp_in_any_order(segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<bool>()), 0..40)) {
+        fn tcp_in_any_order(segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<[bool; 2]>()), 0..40)) {
             let mut connection = after(&[]);
-            for (reply, flags, in_window) in segments {
+            for (reply, flags, [in_window, acknowledges]) in segments {
                 let direction = if reply { Reply } else { Forward };
-                let next = connection.after(Segment { direction, flags, in_window });
+                let next = connection.after(Segment { direction, flags, in_window, acknowledges });
                 prop_assert!(connection.opening || !next.opening);
                 if next.is_over() && !connection.is_over() {
                     prop_assert!(flags & tcp::FIN != 0 || (flags & tcp::RST != 0 && in_window));

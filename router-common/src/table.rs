@@ -31,7 +31,7 @@ use crate::{
     address::{Ipv4, Port},
     atomic::Atomic,
     flow::{Direction, FlowEntry, FlowKey},
-    session::Ticks,
+    session::{Seen, Ticks},
 };
 
 /// How long a slot is neither found nor used after it was retired, and again after it became free, in ticks.
@@ -111,12 +111,13 @@ pub enum SlotState {
 }
 
 impl Tag {
-    // 31..29 state, 28 opening, 27 direction, 26..16 rule, 7..0 protocol.
+    // 31..29 state, 28 opening, 27 direction, 26..16 rule, 15..8 seen, 7..0 protocol.
     const STATE_SHIFT: u32 = 29;
     const OPENING: u32 = 1 << 28;
     const REPLY: u32 = 1 << 27;
     const RULE_SHIFT: u32 = 16;
     const RULE_MASK: u32 = 0x7ff;
+    const SEEN_SHIFT: u32 = 8;
     const PROTOCOL_MASK: u32 = 0xff;
     const MATCH_MASK: u32 = 7 << Self::STATE_SHIFT | Self::PROTOCOL_MASK;
 
@@ -142,6 +143,18 @@ impl Tag {
                 | (rule as u32 & Self::RULE_MASK) << Self::RULE_SHIFT
                 | protocol as u32,
         )
+    }
+
+    /// The same flow, whose packets have shown this.
+    #[inline(always)]
+    pub const fn showing(self, seen: Seen) -> Self {
+        Self(self.0 & !(0xff << Self::SEEN_SHIFT) | (seen.bits() as u32) << Self::SEEN_SHIFT)
+    }
+
+    /// What its packets have shown (TCP).
+    #[inline(always)]
+    pub const fn seen(self) -> Seen {
+        Seen::from_bits((self.0 >> Self::SEEN_SHIFT) as u8)
     }
 
     /// The same flow in another state.
@@ -245,6 +258,20 @@ impl Slot {
         Tag(self.atomic_tag().and(!Tag::OPENING)).is_opening()
     }
 
+    /// Changes what the flow's packets have shown from what was seen to what it is now. Only the difference is written: another CPU may have
+    /// packets of the session's other direction at the same moment, and what they show stays.
+    #[inline(always)]
+    pub fn note_seen(&self, before: Seen, after: Seen) {
+        let (before, after) = (before.bits(), after.bits());
+        let (new, gone) = (after & !before, before & !after);
+        if new != 0 {
+            self.atomic_tag().or(u32::from(new) << Tag::SEEN_SHIFT);
+        }
+        if gone != 0 {
+            self.atomic_tag().and(!(u32::from(gone) << Tag::SEEN_SHIFT));
+        }
+    }
+
     /// The key. What it says counts only while the tag is pending or live.
     #[inline(always)]
     pub const fn key(&self) -> FlowKey<Ipv4> {
@@ -313,7 +340,7 @@ impl Slot {
             self.set_last_seen(now);
             // Without its "opening", which the caller ends: a packet that found the flow before must not end it once more.
             let retired = Tag(tag.in_state(SlotState::Retired).0 & !Tag::OPENING);
-            // The tag may only have lost its "opening" meanwhile.
+            // What the tag says of the session's state may have changed meanwhile, and nothing else.
             if self.change_tag(tag, retired) {
                 return Some(tag);
             }

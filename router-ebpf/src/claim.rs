@@ -213,8 +213,8 @@ extern "C" fn insert_forward() -> u32 {
     let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 3 };
     let protocol = opening.key.protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
-    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true);
-    match flows::insert(&opening.key, &opening.reply_key.reversed(), seen, tag) {
+    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
+    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag) {
         Ok(_) => 0,
         Err(error) => {
             release(settings);
@@ -368,7 +368,7 @@ fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
     } else {
         // Where replies leave is found out by the first of them.
         let tag = Tag::pending(opening.key.protocol_number(), Direction::Reply, opening.rule, false);
-        flows::insert(&opening.reply_key, &opening.key.reversed(), Seen::NOTHING, tag).map(|_| ())
+        flows::insert(&opening.reply_key, &opening.key.reversed(), tag).map(|_| ())
     };
     let pool = pools::pool(opening.pool);
     match (result, pool) {

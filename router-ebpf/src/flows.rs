@@ -10,7 +10,7 @@ use aya_ebpf::{
 use router_common::{
     address::Ipv4,
     flow::{FlowEntry, FlowKey},
-    session::{Seen, Ticks},
+    session::Ticks,
     settings::Settings,
     table::{CHAIN, InsertError, NOWHERE, Occupancy, Search, Slot, Tag},
 };
@@ -78,14 +78,13 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
 pub(crate) fn insert(
     key: &FlowKey<Ipv4>,
     to: &FlowKey<Ipv4>,
-    seen: Seen,
     tag: Tag,
 ) -> Result<&'static mut Slot, InsertError> {
     let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
     // SAFETY: this CPU's own, and nobody else has it now.
     let insertion = unsafe { &mut *insertion };
     insertion.key = *key;
-    insertion.entry.start(to, now(), seen);
+    insertion.entry.start(to, now());
     match flow_table_insert(tag.0) {
         CONTENDED => Err(InsertError::Contended),
         EXISTS => Err(InsertError::Exists),

@@ -67,6 +67,10 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     }
     // The session may have ended this moment.
     let slot = flows::find(&flow, work.settings).ok_or(Reason::FragmentBad)?;
+    // The first did not go out. As the flow's first packet, this one would keep a real one from ending the session's opening.
+    if slot.entry.packets() == 0 {
+        return Err(Reason::FragmentBad.into());
+    }
     let rewrite = slot.entry.rewrite;
     let next_hop = if slot.entry.is_resolved_in(work.settings.next_hop_generation) {
         slot.entry.next_hop()

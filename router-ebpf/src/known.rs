@@ -6,14 +6,14 @@ use router_common::{
     flow::{Direction, NextHop, Protocol},
     packet::{Packet, tcp},
     reason::Reason,
-    session::{Connection, Segment, reset_is_in_window},
+    session::{Connection, Segment, is_in_window},
     table::Slot,
 };
 
 use crate::{
     Exit, Outcome, Work, answer, claim,
-    established::{count_for_rule, record, send, translate},
-    flows, half_open, mss, next_hop, punt, stats,
+    established::{count_for_rule, record, send, touch, translate},
+    flows, half_open, mss, next_hop, punt, sockets, stats,
 };
 
 /// Forwards a packet of a known session.
@@ -21,6 +21,9 @@ use crate::{
 pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outcome {
     if packet.ttl <= 1 {
         return Err(answer::time_exceeded());
+    }
+    if is_taken_by_a_connection(work, packet, slot) {
+        return Err(Reason::NotMatched.into());
     }
     let rewrite = slot.entry.rewrite;
     let tag = slot.tag();
@@ -30,7 +33,12 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         _ => next_hop::resolve(work, packet.protocol, rewrite.source, rewrite.destination)?,
     };
     let fast = follow(work, packet, slot);
-    record(&mut slot.entry, packet, work);
+    if fast {
+        record(&mut slot.entry, packet, work);
+    } else {
+        // What it acknowledges may be made up.
+        touch(&mut slot.entry, work);
+    }
     let mut reason = Reason::Forwarded;
     if first {
         stats::rule(work.stats, tag.rule()).opened += 1;
@@ -68,6 +76,23 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     send(work, packet, &rewrite, &next_hop, tag, reason)
 }
 
+/// Whether an answer is to a connection that this machine itself has made since, from the session's port to the session's target. Two such
+/// connections cannot both live, so then the session is over, and its later packets come here, too.
+#[inline(always)]
+fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
+    let tag = slot.tag();
+    let starts = packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    if !matches!(tag.direction(), Direction::Reply)
+        || packet.protocol != Protocol::Tcp
+        || !(starts || tag.seen().any(tcp::RST))
+        || !sockets::has_connection(work.frame.context().ctx, &packet.key)
+    {
+        return false;
+    }
+    slot.note_seen(tag.seen(), tag.seen().and_reset());
+    true
+}
+
 /// Whether the next hop takes a packet, or somebody can split it.
 ///
 /// # Errors
@@ -102,37 +127,49 @@ fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
         return true;
     }
     let Some(twin) = flows::find(&twin_key, work.settings) else { return false };
-    let direction = tag.direction();
-    let (forward, reply) = match direction {
-        Direction::Forward => (slot.entry.seen, twin.entry.seen),
-        Direction::Reply => (twin.entry.seen, slot.entry.seen),
+    let (forward, reply, client) = match tag.direction() {
+        Direction::Forward => (slot, twin, packet.key.source),
+        Direction::Reply => (twin, slot, twin_key.source),
     };
-    let (opening, client) = match direction {
-        Direction::Forward => (tag.is_opening(), packet.key.source),
-        Direction::Reply => (twin.tag().is_opening(), twin_key.source),
+    // In this order, the other way round than they are written: what the forward flow says of the reply flow is then never ahead of what that
+    // says itself.
+    let forward_tag = forward.tag();
+    let before = Connection {
+        forward: forward_tag.seen(),
+        reply: reply.tag().seen(),
+        opening: forward_tag.is_opening(),
     };
-    let before = Connection { forward, reply, opening };
+    let (acknowledged_by_other, to_acknowledge) = match tag.direction() {
+        Direction::Forward => (reply.entry.last_acknowledged, forward.entry.last_acknowledged),
+        Direction::Reply => (forward.entry.last_acknowledged, reply.entry.last_acknowledged),
+    };
     let segment = Segment {
-        direction,
+        direction: tag.direction(),
         flags: packet.tcp_flags,
-        in_window: reset_is_in_window(packet.sequence, twin.entry.last_acknowledged),
+        in_window: is_in_window(packet.sequence, acknowledged_by_other),
+        acknowledges: is_in_window(packet.acknowledgement, to_acknowledge),
     };
     let after = before.after(segment);
-    let forward_seen = after.forward.beside(after.reply);
-    let (this, other) = match direction {
-        Direction::Forward => (forward_seen, after.reply),
-        Direction::Reply => (after.reply, forward_seen),
-    };
-    slot.entry.seen = this;
-    if twin.entry.seen != other {
-        twin.entry.seen = other;
+    reply.note_seen(before.reply, after.reply);
+    forward.note_seen(before.forward, after.forward.beside(after.reply));
+    // Only the forward flow is marked as opening.
+    if before.opening && !after.opening && forward.end_opening() {
+        half_open::leave(work.settings, client);
     }
-    if before.opening && !after.opening {
-        // Only the forward flow is marked, and only a packet of its own ends its opening.
-        if slot.end_opening() {
-            half_open::leave(work.settings, client);
-        }
+    if before.is_over() && !after.is_over() && packet.tcp_flags & tcp::SYN != 0 {
+        // A connection that starts over: what was acknowledged in the last one says nothing of this one's resets.
+        forward.entry.last_acknowledged = [0; 4];
+        reply.entry.last_acknowledged = [0; 4];
+    }
+    let this = match tag.direction() {
+        Direction::Forward => after.forward,
+        Direction::Reply => after.reply,
+    };
+    if matches!(tag.direction(), Direction::Reply) && after.opening && packet.tcp_flags & tcp::SYN != 0 {
+        // What the client has to acknowledge. It is also where a reset of the target's may begin.
+        let start = u32::from_be_bytes(packet.sequence).wrapping_add(1);
+        forward.entry.last_acknowledged = start.to_be_bytes();
     }
     // Until the handshake is over, and after a reset, every packet may change the state.
-    (!after.opening || matches!(direction, Direction::Reply)) && !this.any(tcp::RST)
+    (!after.opening || matches!(tag.direction(), Direction::Reply)) && !this.any(tcp::RST)
 }

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use router_common::{
     AZURE_PLATFORM, MAX_MASQUERADES, MAX_RULES,
     address::{Ipv4, Port},
+    local::BROADCAST_ADDRESS,
     packet::Packet,
     reason::Reason,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
@@ -64,8 +65,13 @@ pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
 /// Whether this is one of this machine's own addresses, or a broadcast address of its networks.
 #[inline(always)]
 pub(crate) fn is_local(address: Ipv4) -> bool {
-    // SAFETY: only whether the address is there matters.
-    unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
+    local_address(address).is_some()
+}
+
+#[inline(always)]
+fn local_address(address: Ipv4) -> Option<u32> {
+    // SAFETY: a number that is written whole.
+    unsafe { LOCAL_ADDRESSES.get(address) }.copied()
 }
 
 /// Whether any rule names this source.
@@ -97,10 +103,10 @@ pub(crate) fn find(
     if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
         return Err(Reason::Platform);
     }
-    let found = if is_local(key.destination) {
-        find_forward(packet, version, random, counters)
-    } else {
-        find_masquerade(packet, version, rule_set)
+    let found = match local_address(key.destination) {
+        Some(BROADCAST_ADDRESS) => return Err(Reason::NotMatched),
+        Some(_) => find_forward(packet, version, random, counters),
+        None => find_masquerade(packet, version, rule_set),
     }?;
     if packet.opens() { Ok(found) } else { Err(Reason::NoSession) }
 }

@@ -13,6 +13,10 @@ use crate::{Exit, Outcome, Work, flows, known, rules};
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
     refuse_what_no_wire_carries(work)?;
+    if !is_to_this_machine(work)? {
+        // The kernel takes some of what is sent to all for its own, so that is no way around what is closed here.
+        return Err(Exit::To(Stage::Local));
+    }
     let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Related)),
@@ -31,11 +35,6 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
 /// Looks at what the fast path need not: it only forwards what a session has been opened for, and this comes before any session.
 #[inline(always)]
 fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
-    let destination_mac: &[u8; 6] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
-    let interface = work.settings.interface(work.ingress);
-    if interface.mac != [0; 6] && *destination_mac != interface.mac {
-        return Err(Reason::OtherHost);
-    }
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
     if is_martian_source(source, destination)
         || is_martian_destination(destination)
@@ -44,4 +43,21 @@ fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
         return Err(Reason::Martian);
     }
     Ok(())
+}
+
+/// Whether a frame is addressed to this machine alone, and not to all or many.
+///
+/// # Errors
+/// It is addressed to another machine.
+#[inline(always)]
+fn is_to_this_machine(work: &Work) -> Result<bool, Reason> {
+    let destination_mac: &[u8; 6] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
+    let interface = work.settings.interface(work.ingress);
+    if interface.mac == [0; 6] || *destination_mac == interface.mac {
+        Ok(true)
+    } else if destination_mac[0] & 1 == 0 {
+        Err(Reason::OtherHost)
+    } else {
+        Ok(false)
+    }
 }

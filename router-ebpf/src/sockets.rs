@@ -27,6 +27,12 @@ pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral:
     }
 }
 
+/// Whether a TCP packet with this tuple belongs to a connection of this machine, one that just begins included.
+#[inline(always)]
+pub(crate) fn has_connection(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
+    tcp_is_connected(context, key)
+}
+
 // Two functions that are not inlined: the verifier does not let one instruction read from sockets of two kinds, and the compiler would
 // make it one.
 

@@ -116,9 +116,14 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// All of them, and the broadcast addresses of their networks: what a packet to this machine can be addressed to.
+    /// All of them.
     pub(super) fn own(&self) -> HashSet<Ipv4Addr> {
-        self.messages.iter().flat_map(|message| &message.attributes).filter_map(ipv4_of).collect()
+        self.messages.iter().flat_map(|message| &message.attributes).filter_map(local).collect()
+    }
+
+    /// The broadcast addresses of their networks.
+    pub(super) fn broadcast(&self) -> HashSet<Ipv4Addr> {
+        self.messages.iter().flat_map(|message| &message.attributes).filter_map(broadcast).collect()
     }
 
     /// The first address of an interface.
@@ -131,9 +136,8 @@ impl Addresses {
     }
 }
 
-fn ipv4_of(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
+fn broadcast(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
     match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
         AddressAttribute::Broadcast(address) => Some(*address),
         _ => None,
     }

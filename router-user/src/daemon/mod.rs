@@ -244,7 +244,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     }
     names::keep_targets(&mut names, &config, &plane.rules);
     plane.switch_route_lookups_on()?;
-    plane.local_addresses.set(&addresses.own())?;
+    plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
     plane.settings.set_interfaces(next_hops::interfaces(&config, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();
     let mode = match config.interfaces.mode {

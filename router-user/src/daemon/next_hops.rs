@@ -107,7 +107,7 @@ impl Known {
 /// Looks at this machine's addresses and at the way to every target again.
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     let addresses = kernel.addresses().await?;
-    shared.plane().local_addresses.set(&addresses.own())?;
+    shared.plane().local_addresses.set(&addresses.own(), &addresses.broadcast())?;
     if let Ok(interfaces) = interfaces(&shared.config, kernel, &addresses).await {
         // A virtual function comes and goes while its interface stays (host servicing on Azure).
         shared.plane().settings.set_interfaces(interfaces)?;

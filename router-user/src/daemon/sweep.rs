@@ -164,9 +164,9 @@ impl Sweep<'_> {
         let timeout = timeout?;
         Some(if !self.pressure {
             timeout
-        } else if forward.is_opening() {
+        } else if forward.is_opening() || forward.seen().is_unanswered() {
             timeout.min(OPENING_UNDER_PRESSURE)
-        } else if forward.protocol() == Some(Protocol::Tcp) && forward.entry.seen.is_over() {
+        } else if forward.protocol() == Some(Protocol::Tcp) && forward.seen().is_over() {
             timeout.min(ENDED_UNDER_PRESSURE)
         } else {
             timeout
@@ -209,7 +209,7 @@ fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
     let Timeouts { tcp_established, tcp_transitory, udp, udp_unreplied, icmp } = timeouts;
     Some(match forward.protocol()? {
         Protocol::Tcp
-            if forward.is_opening() || forward.entry.seen.is_unanswered() || forward.entry.seen.is_over() =>
+            if forward.is_opening() || forward.seen().is_unanswered() || forward.seen().is_over() =>
         {
             *tcp_transitory
         }

@@ -12,7 +12,7 @@ use router_common::{
     address::Ipv4,
     flow::{Direction, FlowEntry, FlowKey, Protocol},
     half_open_slot,
-    session::{State, Ticks},
+    session::{Seen, State, Ticks},
     settings::Settings,
     table::{CHAIN, HashSeeds, Occupancy, SLOTS_PER_SESSION, Slot, SlotState, Tag},
 };
@@ -60,6 +60,11 @@ impl Flow {
     pub fn is_opening(&self) -> bool {
         self.tag.is_opening()
     }
+
+    /// What its packets have shown (TCP).
+    pub fn seen(&self) -> Seen {
+        self.tag.seen()
+    }
 }
 
 /// A session: its two flows.
@@ -80,7 +85,7 @@ impl Session {
     /// How far it is.
     pub fn state(&self) -> Option<State> {
         let Self { forward, reply } = self;
-        Some(State::of(self.protocol()?, forward.entry.seen, reply.entry.seen, forward.is_opening()))
+        Some(State::of(self.protocol()?, forward.seen(), reply.seen(), forward.is_opening()))
     }
 
     /// When a packet was last seen in either direction.
@@ -299,7 +304,7 @@ impl FlowTable {
     pub fn clean_pools(&self, range_size: u32) -> Result<()> {
         let mut pools = self.pools();
         pools.clean(range_size / 4)?;
-        pools.tidy(|reply| self.get(reply).is_some())
+        pools.reconcile(|reply| self.get(reply).is_some())
     }
 
     /// What is wrong with the table: flows without their twin, keys that are there twice, counters and marks that say otherwise than the table.

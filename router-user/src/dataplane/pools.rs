@@ -22,16 +22,19 @@ pub(super) struct PoolTable {
     pools: SharedArray<Pool>,
     /// Pools that nobody can find any more, to be given back when no program can have them either.
     leaving: Vec<u32>,
-    /// The pool that was tidied last.
-    tidied: u32,
+    /// Which of [`SHARES`] was looked at last.
+    share: u32,
 }
+
+/// A look at the marks of all pools takes so many calls of [`PoolTable::reconcile`].
+const SHARES: u32 = 16;
 
 impl PoolTable {
     pub(super) fn new(keys: Map, bits: Map) -> Result<Self> {
         let Map::Array(bits) = bits else { bail!("the pools are not an array") };
         let count = bits.info().context("cannot examine the pools")?.max_entries();
         let pools = SharedArray::map(bits.fd().as_fd(), count).context("cannot map the pools")?;
-        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new(), tidied: 0 };
+        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new(), share: 0 };
         table.adopt()?;
         Ok(table)
     }
@@ -89,19 +92,19 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Marks the ports of one pool that nobody has as free, the next call those of the next pool. A program marks a port that a socket of this
-    /// machine has, lest it be tried again for every session; the socket goes without a word. Where a program is about to take such a port, it
-    /// marks it once more when it has it.
-    pub(super) fn tidy(&mut self, is_taken: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
-        let mut all = self.all()?;
-        all.sort_unstable_by_key(|(_, index)| *index);
-        let next = all.iter().find(|(_, index)| *index > self.tidied).or_else(|| all.first());
-        let Some((key, index)) = next else { return Ok(()) };
-        self.tidied = *index;
-        let Some(pool) = self.pools.get(*index) else { return Ok(()) };
-        for port in (0..=u16::MAX).filter(|port| pool.is_taken(*port)) {
-            if reply_key(key, port).is_some_and(|reply| !is_taken(&reply)) {
-                pool.clear(port);
+    /// Takes away marks of ports that no flow has, of some of the ports: a program marks a port that a socket of this machine has, lest it be
+    /// tried again for every session, and the socket goes without a word; and a daemon that is killed gives nothing back. A program that
+    /// is about to take such a port marks it once more when it has it.
+    pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
+        let ports = 0x1_0000 / SHARES;
+        self.share = (self.share + 1) % SHARES;
+        let range = self.share * ports..(self.share + 1) * ports;
+        for (key, index) in self.all()? {
+            let Some(pool) = self.pools.get(index) else { continue };
+            for port in range.clone().filter_map(|port| u16::try_from(port).ok()) {
+                if pool.is_taken(port) && reply_key(&key, port).is_some_and(|reply| !is_there(&reply)) {
+                    pool.clear(port);
+                }
             }
         }
         Ok(())

@@ -1,12 +1,17 @@
 //! What the programs are told: settings, and this machine's addresses.
 
-use std::{collections::HashSet, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use super::now;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use router_common::{
     address::Ipv4,
+    local::{BROADCAST_ADDRESS, OWN_ADDRESS},
     settings::{Interface, Settings},
     table::HashSeeds,
 };
@@ -138,18 +143,25 @@ impl LocalAddresses {
         Ok(Self { map: map.try_into()? })
     }
 
-    /// Makes the set what it is given. New addresses go in before old ones go out.
+    /// Makes the set this machine's `own` addresses and the `broadcast` addresses of its networks. New addresses go in before old ones go out.
     ///
     /// # Errors
     /// When the map cannot be read or written.
-    pub fn set(&mut self, addresses: &HashSet<Ipv4Addr>) -> Result<()> {
-        let known: HashSet<Ipv4> =
-            self.map.keys().collect::<Result<_, MapError>>().context("cannot read addresses")?;
-        let wanted: HashSet<Ipv4> = addresses.iter().map(|address| Ipv4::from(*address)).collect();
-        for address in wanted.difference(&known) {
-            self.map.insert(address, 1, 0).with_context(|| format!("cannot add the address {address}"))?;
+    pub fn set(&mut self, own: &HashSet<Ipv4Addr>, broadcast: &HashSet<Ipv4Addr>) -> Result<()> {
+        let known: HashSet<(Ipv4, u32)> =
+            self.map.iter().collect::<Result<_, MapError>>().context("cannot read addresses")?;
+        let own = own.iter().map(|address| (Ipv4::from(*address), OWN_ADDRESS));
+        // The one address of a network of one may be both.
+        let wanted: BTreeMap<Ipv4, u32> =
+            broadcast.iter().map(|address| (Ipv4::from(*address), BROADCAST_ADDRESS)).chain(own).collect();
+        for (address, kind) in &wanted {
+            if !known.contains(&(*address, *kind)) {
+                self.map
+                    .insert(address, kind, 0)
+                    .with_context(|| format!("cannot add the address {address}"))?;
+            }
         }
-        for address in known.difference(&wanted) {
+        for (address, _) in known.iter().filter(|(address, _)| !wanted.contains_key(address)) {
             self.map.remove(address).with_context(|| format!("cannot remove the address {address}"))?;
         }
         Ok(())

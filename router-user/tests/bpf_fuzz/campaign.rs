@@ -220,7 +220,7 @@ impl Campaign {
         ip(&format!("route add {}/24 via {gateway} mtu lock {NARROW_MTU}", dotted(network(NARROW))));
         ip(&format!("route add unreachable {}/24", dotted(network(NOWHERE))));
         let own = model.own_addresses().into_iter().map(Into::into).collect();
-        world.dataplane.local_addresses.set(&own).expect("this machine's addresses");
+        world.dataplane.local_addresses.set(&own, &[].into()).expect("this machine's addresses");
         let udp = UdpSocket::bind(("0.0.0.0", 30_003)).expect("a socket");
         let tcp = TcpListener::bind(("0.0.0.0", 30_005)).expect("a socket");
         model.sockets = vec![(UDP, 30_003), (TCP, 30_005)];

@@ -101,7 +101,7 @@ fn time_to_live_ends_here_on_the_way_back() {
 fn the_answer_leaves_where_the_packet_came_in() {
     let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
     let own = [ROUTER, [10, 0, 3, 4]].map(Into::into);
-    world.dataplane.local_addresses.set(&own.into()).expect("addresses");
+    world.dataplane.local_addresses.set(&own.into(), &[].into()).expect("addresses");
     let frame = udp_packet((PLS, 5000), (OTHER, 33_434), b"").ttl(1).build();
     let ran = world.run_on(0, &frame);
     told(&ran, &frame, ROUTER, PLS_MAC, (11, 0), 0);
@@ -239,7 +239,9 @@ fn some_are_never_answered() {
         silent(&mut world, &frame, Reason::Martian, "from nobody who could be told");
     }
     let to_all = world.run(&syn().ttl(1).build_between([2, 0, 0, 0, 0, 1], [0xff; 6]));
-    assert_eq!((to_all.verdict, to_all.reason), (Verdict::Pass, Reason::OtherHost));
+    assert_eq!((to_all.verdict, to_all.reason), (Verdict::Drop, Reason::LocalDenied));
+    let to_another = world.run(&syn().ttl(1).build_between([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]));
+    assert_eq!((to_another.verdict, to_another.reason), (Verdict::Pass, Reason::OtherHost));
     let frame = tcp_packet(CLIENT, ([127, 0, 0, 1], 80), tcp::SYN).ttl(1).build();
     silent(&mut world, &frame, Reason::Martian, "to a loopback address");
     let frame = tcp_packet(([192, 0, 2, 1], 40_000), (ROUTER, 443), tcp::SYN).ttl(1).build();

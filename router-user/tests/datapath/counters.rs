@@ -18,12 +18,13 @@ use crate::{
 fn rules_interfaces_and_entries_add_up() {
     let mut world = World::new();
     let out = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
-    let back = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK);
+    let back = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).numbers(5000, 1001);
     let before = world.dataplane.counters.read().expect("counters");
     assert_eq!(before.interfaces[0].received.packets, 0);
     world.run(&out.build());
     world.run(&back.build());
-    let data = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).payload(&[1; 100]).build();
+    let data =
+        tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).numbers(1001, 5001).payload(&[1; 100]).build();
     world.run(&data);
     world.run(&tcp_packet((STRANGER, 1), (ROUTER, 443), tcp::SYN).build());
 
@@ -58,8 +59,8 @@ fn rules_interfaces_and_entries_add_up() {
 #[test]
 fn sessions_go_through_their_states_and_are_removed_whole() {
     let mut world = World::new();
-    let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).build();
-    let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).build();
+    let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).numbers(1000, 5001).build();
+    let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).numbers(5000, 1001).build();
     let state = |world: &World| {
         let mut states = Vec::new();
         world.dataplane.flows.for_each(|session| {

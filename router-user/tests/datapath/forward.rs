@@ -133,7 +133,11 @@ fn two_interfaces_redirect_between_them() {
     let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
     world.dataplane.set_egress(0, "eth0").expect("egress");
     world.dataplane.set_egress(1, "eth1").expect("egress");
-    world.dataplane.local_addresses.set(&[ROUTER.into(), [10, 0, 3, 4].into()].into()).expect("addresses");
+    world
+        .dataplane
+        .local_addresses
+        .set(&[ROUTER.into(), [10, 0, 3, 4].into()].into(), &[].into())
+        .expect("addresses");
     let ran = world.run_on(0, &tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Redirect, Reason::Opened));
     assert_eq!(read(&ran.frame).source, ([10, 0, 3, 4], 40_000));
@@ -297,7 +301,7 @@ fn the_largest_rule_set_fits_twice() {
         world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("the rule set fits");
     }
     let last = [10, 1, 1, 255];
-    world.dataplane.local_addresses.set(&[last.into()].into()).expect("addresses");
+    world.dataplane.local_addresses.set(&[last.into()].into(), &[].into()).expect("addresses");
     let ran = world.run(&tcp_packet(([10, 2, 127, 9], 40_000), (last, 65534), tcp::SYN).build());
     assert_eq!(ran.reason, Reason::Opened);
     let number = world.dataplane.rules.number("rule-511").expect("the rule has a number");

@@ -488,3 +488,23 @@ fn early_ones_leave_room_in_the_ring() {
     assert!((100..=150).contains(&held), "{held} of 1000 are held");
     assert_eq!(kinds.len() - held, 100);
 }
+
+/// The first fragment of the first answer ends here, and its later ones do not: the next answer still counts as the first.
+#[test]
+fn an_answer_without_its_first_fragment_is_none() {
+    let mut world = World::new();
+    is(&world.run(&udp_packet(CLIENT, LISTEN, b"x").build()), Verdict::Tx, Reason::Opened);
+    let reply = udp_packet((TARGET, 53), (ROUTER, 5000), &payload(3000));
+    let mut frames = fragments(&reply, 7, 1500);
+    frames[0] = changed(&frames[0], |frame| frame[22] = 1);
+    for frame in &frames {
+        world.run(frame);
+    }
+    is(&world.run(&udp_packet((TARGET, 53), (ROUTER, 5000), b"y").build()), Verdict::Tx, Reason::Forwarded);
+    let mut opening = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        opening.push(session.forward.is_opening());
+        true
+    });
+    assert_eq!(opening, [false]);
+}

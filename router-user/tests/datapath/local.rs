@@ -155,8 +155,13 @@ fn martians_are_dropped() {
 fn frames_for_others_are_not_forwarded() {
     let world = &mut World::new();
     let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
-    for mac in [[2, 0, 0, 0, 0, 3], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
-        ends(world, &syn.build_between([2, 0, 0, 0, 0, 1], mac), (Verdict::Pass, Reason::OtherHost));
+    ends(
+        world,
+        &syn.build_between([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]),
+        (Verdict::Pass, Reason::OtherHost),
+    );
+    for mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+        ends(world, &syn.build_between([2, 0, 0, 0, 0, 1], mac), DENIED);
     }
 }
 
@@ -214,5 +219,35 @@ fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
         let mut frame = udp_packet((PLS, 5000), (ROUTER, 53), b"x").build();
         frame[38..40].copy_from_slice(&length.to_be_bytes());
         ends(world, &frame, (Verdict::Pass, Reason::Malformed));
+    }
+}
+
+/// The kernel takes UDP and ICMP to its own address also from a frame to all: it must not be a way around what is denied.
+#[test]
+fn a_frame_to_all_reaches_no_more_than_one_to_this_machine() {
+    let world = &mut World::new();
+    for packet in [udp_packet((PLS, 5000), (ROUTER, 161), b"x"), echo_request(PLS, ROUTER, 7)] {
+        ends(world, &packet.build(), DENIED);
+        for mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
+            ends(world, &packet.build_between([2, 0, 0, 0, 0, 1], mac), DENIED);
+        }
+    }
+}
+
+/// The network's broadcast address is no address of this machine, although its packets are.
+#[test]
+fn a_packet_to_all_opens_nothing() {
+    let world = &mut World::new();
+    world
+        .dataplane
+        .local_addresses
+        .set(&[ROUTER.into()].into(), &[[10, 0, 2, 127].into()].into())
+        .expect("addresses");
+    for packet in [
+        udp_packet((PLS, 5000), ([10, 0, 2, 127], 53), b"x"),
+        tcp_packet((PLS, 5000), ([10, 0, 2, 127], 443), tcp::SYN),
+    ] {
+        let ran = world.run(&packet.build());
+        assert_ne!(ran.reason, Reason::Opened);
     }
 }

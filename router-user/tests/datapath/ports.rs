@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use router_common::{ports::PortRange, reason::Reason};
+use router_common::{flow::Direction, ports::PortRange, reason::Reason};
+use router_user::dataplane::Verdict as SweepVerdict;
 
 use crate::{
     packets::{OTHER, PLS, ROUTER, read, tcp, tcp_packet, udp_packet},
@@ -158,22 +159,64 @@ fn this_machines_own_ports_are_left_alone() {
     }
 }
 
-/// A port that a socket had is found again when the socket has gone, where ports are so few that there is a pool, too.
-#[test]
-fn a_port_that_a_socket_gave_up_is_used() {
-    let ports = PortRange { first: 40_000, last: 40_099 };
+/// A world whose ports towards a target are crowded: all are taken but one, which a socket has.
+fn crowded() -> (World, std::net::UdpSocket) {
+    // More than are searched one by one.
+    let ports = PortRange { first: 30_000, last: 30_199 };
     let mut world = open_masquerade(Setup { ports, ..Setup::default() });
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::from(ROUTER), 40_050)).expect("a socket");
-    let packet = |client: u16| udp_packet(([10, 0, 2, 70], 30_000 + client), (OTHER, 53), b"x").build();
-    for client in 0..99 {
-        assert_eq!(world.run(&packet(client)).reason, Reason::Opened);
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::from(ROUTER), 30_100)).expect("a socket");
+    for client in 0..199 {
+        let ran = world.run(&udp_packet(([10, 0, 2, 70], 1000 + client), (OTHER, 53), b"x").build());
+        assert_eq!(ran.reason, Reason::Opened, "session {client}");
     }
-    assert_eq!(world.run(&packet(99)).reason, Reason::PortsExhausted);
+    let one_more = world.run(&udp_packet(([10, 0, 2, 70], 5000), (OTHER, 53), b"x").build());
+    assert_eq!(one_more.reason, Reason::PortsExhausted);
+    (world, socket)
+}
+
+/// A while of sweeps.
+fn clean_pools(world: &World) {
+    for _ in 0..16 {
+        world.dataplane.flows.clean_pools(200).expect("pools");
+    }
+}
+
+/// A port that a socket had is given out after the socket is closed, and not before.
+#[test]
+fn a_sockets_port_is_given_out_after_the_socket() {
+    let (mut world, socket) = crowded();
+    let packet = udp_packet(([10, 0, 2, 70], 5000), (OTHER, 53), b"x").build();
+    clean_pools(&world);
+    assert_eq!(world.run(&packet).reason, Reason::PortsExhausted);
     drop(socket);
-    assert_eq!(world.run(&packet(99)).reason, Reason::PortsExhausted);
-    world.dataplane.flows.clean_pools(ports.size()).expect("pools");
-    let ran = world.run(&packet(99));
-    assert_eq!((ran.reason, read(&ran.frame).source.1), (Reason::Opened, 40_050));
+    clean_pools(&world);
+    let ran = world.run(&packet);
+    assert_eq!((ran.reason, read(&ran.frame).source.1), (Reason::Opened, 30_100));
+}
+
+/// A daemon that is killed in the midst of a sweep has not given back the ports of what it has removed.
+#[test]
+fn ports_of_a_sweep_that_did_not_end_are_not_lost() {
+    let (mut world, socket) = crowded();
+    drop(socket);
+    let mut removed = 0;
+    let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        world.dataplane.flows.sweep(1, 0, |flow| {
+            assert!(removed < 50, "killed");
+            let is_session = flow.direction() == Direction::Forward;
+            removed += u32::from(is_session);
+            if is_session { SweepVerdict::Remove } else { SweepVerdict::Keep }
+        })
+    }));
+    assert!(killed.is_err());
+    assert_eq!(world.sessions(), 149);
+    clean_pools(&world);
+    let audit = world.dataplane.flows.audit().expect("audit");
+    assert!(audit.leaked_ports.is_empty(), "{:?}", audit.leaked_ports);
+    for client in 0..51 {
+        let ran = world.run(&udp_packet(([10, 0, 2, 71], 5000 + client), (OTHER, 53), b"x").build());
+        assert_eq!(ran.reason, Reason::Opened, "session {client}");
+    }
 }
 
 #[test]
@@ -188,10 +231,10 @@ fn a_source_may_have_so_many_half_open_sessions() {
     assert_eq!(world.run(&syn(PLS, 2000)).reason, Reason::Forwarded, "a retransmission opens nothing");
     assert_eq!(world.run(&syn([10, 0, 2, 70], 2000)).reason, Reason::Opened, "others are not held to it");
     // An answer is not enough: a flood gets those. The client's acknowledgement is.
-    let answer = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::SYN | tcp::ACK).build();
+    let answer = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::SYN | tcp::ACK).numbers(5000, 1001).build();
     assert_eq!(world.run(&answer).reason, Reason::Forwarded);
     assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::HalfOpenLimit);
-    let ack = tcp_packet((PLS, 2000), (OTHER, 443), tcp::ACK).build();
+    let ack = tcp_packet((PLS, 2000), (OTHER, 443), tcp::ACK).numbers(1001, 5001).build();
     assert_eq!(world.run(&ack).reason, Reason::Forwarded);
     assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::Opened);
     assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::HalfOpenLimit);
@@ -291,4 +334,31 @@ fn a_wider_range_is_used_at_once() {
     spec.ports = PortRange { last: 30_999, ..ports };
     world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
     assert_eq!(world.run(&last).reason, Reason::Opened);
+}
+
+/// What its target has refused is over, and nothing of a flood: whoever is refused by one target can still open sessions to others.
+#[test]
+fn a_refused_connection_is_not_half_open() {
+    let mut world = open_masquerade(Setup { half_open_per_source: 1, ..Setup::default() });
+    let syn = |port: u16| tcp_packet((PLS, port), (OTHER, 443), tcp::SYN).build();
+    assert_eq!(world.run(&syn(2000)).reason, Reason::Opened);
+    assert_eq!(world.run(&syn(2001)).reason, Reason::HalfOpenLimit);
+    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1).build();
+    assert_eq!(world.run(&refusal).reason, Reason::Forwarded);
+    assert_eq!(world.run(&syn(2001)).reason, Reason::Opened);
+}
+
+/// A connection that this machine makes while a session has its port towards the same peer: the answers are the socket's.
+#[test]
+fn a_connection_of_this_machine_is_not_stolen_by_an_older_session() {
+    use socket2::{Domain, Socket, Type};
+    let mut world = open_masquerade(Setup::default());
+    world.run(&tcp_packet((PLS, 40_000), (OTHER, 443), tcp::SYN).build());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_nonblocking(true).expect("a socket");
+    let (here, there) = (std::net::Ipv4Addr::from(ROUTER), std::net::Ipv4Addr::from(OTHER));
+    socket.bind(&std::net::SocketAddr::from((here, 40_000)).into()).expect("this machine's address");
+    let _ = socket.connect(&std::net::SocketAddr::from((there, 443)).into());
+    let answer = tcp_packet((OTHER, 443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).build();
+    assert_eq!(world.run(&answer).verdict, Verdict::Pass);
 }

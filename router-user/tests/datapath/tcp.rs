@@ -2,9 +2,11 @@
 
 use router_common::{reason::Reason, session::State};
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use crate::{
     packets::{PLS, ROUTER, Spec, TARGET, read, tcp, tcp_packet},
-    world::{Verdict, World},
+    world::{Program, Setup, Verdict, World, stay_on},
 };
 
 const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
@@ -222,4 +224,110 @@ fn a_refused_connection_may_be_tried_again() {
     connection.server(SYN_ACK, 5000, 2001, b"");
     connection.client(tcp::ACK, 2001, 5001, b"");
     connection.is(State::Established);
+}
+
+/// Who sends a SYN and then acknowledges without having seen what (a flood, with whatever source) has not shown that it is there:
+/// its session must not stay for as long as a connection's, nor stop counting as half-open.
+#[test]
+fn a_blind_acknowledgement_does_not_finish_the_handshake() {
+    let mut connection = Connection::new();
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.server(SYN_ACK, 5000, 1001, b"");
+    connection.client(tcp::ACK, 1001, 0x1234_5678, b"");
+    connection.is(State::Opening);
+    connection.client(tcp::ACK, 1001, 5001, b"");
+    connection.is(State::Established);
+}
+
+/// The client's next connection from the same port is refused: what was acknowledged in the last one does not count.
+#[test]
+fn a_reopened_connection_may_be_refused() {
+    let mut connection = Connection::established();
+    connection.server(FIN_ACK, 5001, 1001, b"");
+    connection.client(FIN_ACK, 1001, 0x8000_0000, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::SYN, 70_000, 0, b"");
+    connection.is(State::Opening);
+    connection.server(tcp::RST | tcp::ACK, 0, 70_001, b"");
+    connection.is(State::Closed);
+}
+
+/// Runs two packets a round, one on each CPU, as nearly at the same moment as can be. `pair` makes a round's.
+fn at_once(program: &Program, rounds: u16, pair: impl Fn(u16) -> [Vec<u8>; 2] + Sync) {
+    let turn = AtomicU32::new(0);
+    let cpu = |number: usize| {
+        stay_on(number);
+        for round in 0..rounds {
+            let packet = &pair(round)[number];
+            turn.fetch_add(1, Ordering::SeqCst);
+            while turn.load(Ordering::SeqCst) < 2 * (u32::from(round) + 1) {
+                std::hint::spin_loop();
+            }
+            // One is a little later than the other, by another time each round.
+            for _ in 0..usize::from(round) % [89, 97][number] * 4 {
+                std::hint::spin_loop();
+            }
+            program.run(packet);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| cpu(1));
+        cpu(0);
+    });
+}
+
+fn connections() -> World {
+    World::with(Setup { sessions: 100_000, ..Setup::default() })
+}
+
+const PORTS: u16 = 60_000;
+
+fn of_client(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+    tcp_packet((PLS, 2000 + number), (ROUTER, 443), flags).numbers(sequence, acknowledgement).build()
+}
+
+fn of_server(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+    tcp_packet((TARGET, 8443), (ROUTER, 2000 + number), flags).numbers(sequence, acknowledgement).build()
+}
+
+/// The client's SYN comes again while the answer to the first is on its way through another CPU. Neither is forgotten.
+#[test]
+fn a_syn_comes_again_beside_its_answer() {
+    let mut world = connections();
+    let program = world.program();
+    for number in 0..PORTS {
+        program.run(&of_client(number, tcp::SYN, 1000, 0));
+    }
+    let pair = |number| [of_client(number, tcp::SYN, 1000, 0), of_server(number, SYN_ACK, 5000, 1001)];
+    at_once(&program, PORTS, pair);
+    for number in 0..PORTS {
+        program.run(&of_client(number, tcp::ACK, 1001, 5001));
+    }
+    let mut opening = 0;
+    world.dataplane.flows.for_each(|session| {
+        opening += u32::from(session.forward.is_opening() || session.state() != Some(State::Established));
+        true
+    });
+    assert_eq!(opening, 0, "of {PORTS} are not established");
+}
+
+/// Both ends close at the same moment, through two CPUs. Neither's FIN is forgotten, nor what tells the sweep of it.
+#[test]
+fn both_ends_close_beside_each_other() {
+    let mut world = connections();
+    let program = world.program();
+    for number in 0..PORTS {
+        program.run(&of_client(number, tcp::SYN, 1000, 0));
+        program.run(&of_server(number, SYN_ACK, 5000, 1001));
+        program.run(&of_client(number, tcp::ACK, 1001, 5001));
+    }
+    let pair = |number| [of_client(number, FIN_ACK, 1001, 5001), of_server(number, FIN_ACK, 5001, 1001)];
+    at_once(&program, PORTS, pair);
+    let (mut open, mut unmarked) = (0, 0);
+    world.dataplane.flows.for_each(|session| {
+        open += u32::from(session.state() != Some(State::Closed));
+        unmarked += u32::from(!session.forward.seen().is_over());
+        true
+    });
+    assert_eq!((open, unmarked), (0, 0), "of {PORTS}");
 }

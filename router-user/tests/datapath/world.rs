@@ -145,7 +145,7 @@ impl World {
                 ..Interface::default()
             }))
             .expect("interfaces");
-        dataplane.local_addresses.set(&[ROUTER.into()].into()).expect("addresses");
+        dataplane.local_addresses.set(&[ROUTER.into()].into(), &[].into()).expect("addresses");
         let mut spec = rule_set();
         spec.ports = ports;
         spec.snat = snat.into_iter().map(Into::into).collect();

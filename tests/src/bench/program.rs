@@ -93,7 +93,7 @@ impl Router {
         })?;
         let interfaces = [Interface { primary: index, ..Interface::default() }, Interface::default()];
         dataplane.settings.set_interfaces(interfaces)?;
-        dataplane.local_addresses.set(&[ROUTER].into())?;
+        dataplane.local_addresses.set(&[ROUTER].into(), &[].into())?;
         let rules = RuleSetSpec {
             forwards: Vec::new(),
             masquerades: vec![MasqueradeSpec {
