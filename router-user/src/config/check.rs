@@ -386,7 +386,7 @@ pub(super) fn half_open(document: &mut Document, half_open: &Spanned<u32>, flows
             "`half_open_per_source` limits nothing",
             half_open.span(),
             format!("there are never more than {flows} sessions (`flows`)"),
-            "one source could fill the table: write less, or leave it out (an eighth of `flows`)",
+            "one source could fill the table: write less, or leave it out",
         );
     }
 }

@@ -343,7 +343,7 @@ pub(super) fn flows(number: i128) -> Result<u32, Problem> {
 
 /// More than any table has sessions is the same as no limit.
 pub(super) fn half_open(number: i128) -> Result<u32, Problem> {
-    let fix = "write at least 1, or leave it out: an eighth of `flows`";
+    let fix = "write at least 1, or leave it out";
     match number {
         ..0 => problem(format!("{number} is out of range"), fix),
         0 => problem("with 0 nobody could open a session", fix),

@@ -1,7 +1,7 @@
 //! Removes sessions that have been idle for too long, and counts the others.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
     time::{Duration, Instant},
@@ -32,7 +32,8 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// A target's direction younger than this is not asked for its other half: the session may still be in the making.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Above this share of the table, sessions that are opening or have ended go early, so that others find room.
+/// Above this share of the table, or of the SNAT ports towards a target, sessions that are opening or have ended go early, so that
+/// others find room.
 const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
@@ -70,11 +71,13 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let swept = Sweep { flows, timeouts: &timeouts, round, pressure, now: now() }.run(generation, &mut signs);
+    let crowded = crowded(&shared.sessions().by_pool, shared.snat_ports());
+    let sweep = Sweep { flows, timeouts: &timeouts, round, pressure, crowded: &crowded, now: now() };
+    let swept = sweep.run(generation, &mut signs);
     match swept {
         Ok((counts, removed)) => {
             if removed > 0 {
-                debug!(removed, left = counts.total, pressure, "swept");
+                debug!(removed, left = counts.total, pressure, crowded = crowded.len(), "swept");
             }
             *shared.sessions() = SessionCounts { took: started.elapsed(), ..counts };
         }
@@ -87,11 +90,20 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     signs
 }
 
+/// Towards what SNAT ports are few, as far as the last sweep knows.
+fn crowded(taken: &HashMap<PoolKey, u32>, ports: u32) -> HashSet<PoolKey> {
+    let is_crowded = |taken: u32| u64::from(taken) * 100 > u64::from(ports) * PRESSURE_PERCENT;
+    taken.iter().filter(|(_, taken)| is_crowded(**taken)).map(|(pool, _)| *pool).collect()
+}
+
 struct Sweep<'a> {
     flows: &'a FlowTable,
     timeouts: &'a RuleTimeouts,
     round: u32,
+    /// Whether the table is crowded.
     pressure: bool,
+    /// Towards what ports are.
+    crowded: &'a HashSet<PoolKey>,
     now: Ticks,
 }
 
@@ -162,7 +174,9 @@ impl Sweep<'_> {
 
     fn under_pressure(&self, timeout: Option<Duration>, forward: &Flow) -> Option<Duration> {
         let timeout = timeout?;
-        Some(if !self.pressure {
+        let pressure =
+            self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(forward)));
+        Some(if !pressure {
             timeout
         } else if forward.is_opening() || forward.seen().is_unanswered() {
             timeout.min(OPENING_UNDER_PRESSURE)

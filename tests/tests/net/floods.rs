@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,19 @@ fn lab_with(flows: u32, half_open_per_source: u32) -> Option<Lab> {
     }
     let mut options = Options::new(Nics::Two, router(), helper());
     options.limits = format!("flows = {flows}\nhalf_open_per_source = {half_open_per_source}");
+    Some(check(Lab::up(options)))
+}
+
+/// A lab whose router has so few SNAT ports, and room for far more sessions.
+fn lab_with_ports(ports: RangeInclusive<u16>) -> Option<Lab> {
+    if skipped(true) {
+        return None;
+    }
+    let mut options = Options::new(Nics::Two, router(), helper());
+    options.limits = "flows = 65536\nhalf_open_per_source = 65536".to_owned();
+    let few = format!("ports = \"{}-{}\"", ports.start(), ports.end());
+    options.rules = options.rules.replace("ports = \"1024-60999\"", &few);
+    assert!(options.rules.contains(&few), "{}", options.rules);
     Some(check(Lab::up(options)))
 }
 
@@ -95,4 +109,25 @@ fn a_full_table_lets_attempts_go_first() {
     }));
     println!("there was room again after {:.1} s", full.elapsed().as_secs_f64());
     check(old.echo(b"after", LIMIT));
+}
+
+/// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they come back as soon.
+#[test]
+fn ports_that_attempts_have_taken_come_back_first() {
+    const PORTS: RangeInclusive<u16> = 20_000..=20_499;
+    let Some(lab) = lab_with_ports(PORTS) else { return };
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    let refused = || reason(&counters(&lab), "rejected") + reason(&counters(&lab), "ports_exhausted");
+    check(wait::until("all ports to be taken", LIMIT, || {
+        ensure!(refused() > 0, "{} were sent", flood.sent());
+        Ok(())
+    }));
+    drop(flood);
+    assert!(half_open(&lab) > PORTS.len() * 9 / 10);
+    // Without pressure, it would be RFC 5382's four minutes.
+    check(wait::until("the ports to be free", Duration::from_secs(60), || {
+        let left = half_open(&lab);
+        ensure!(left < PORTS.len() / 10, "{left} attempts are left");
+        Ok(())
+    }));
 }
