@@ -74,7 +74,7 @@ impl Crowding {
         for (key, taken) in taken {
             let SnatPortStatus { snat, target, protocol, .. } = status(key, *taken, ports);
             let name = (target, snat, protocol);
-            let room = before.get(&name).copied().unwrap_or_default().after(*taken, ports);
+            let room = before.get(&name).copied().unwrap_or_default().after(used_up(*taken, ports), ports);
             if room != Room::Enough {
                 self.targets.insert(name, room);
             }
@@ -83,7 +83,7 @@ impl Crowding {
             let ports = format!("SNAT ports of {snat} towards {target}/{protocol}");
             texts.push(match room {
                 Room::None => {
-                    format!("all {ports} are in use, new sessions there are dropped: add to snat.addresses")
+                    format!("all {ports} are in use, new sessions there are refused: add to snat.addresses")
                 }
                 Room::Little | Room::Enough => {
                     format!("80 % of the {ports} are in use: add to snat.addresses")
@@ -95,6 +95,11 @@ impl Crowding {
         }
         texts
     }
+}
+
+/// Ports that are taken, or all of them where the rest is what sockets of this machine have: those no session gets.
+fn used_up(taken: u32, ports: u32) -> u32 {
+    if ports.saturating_sub(taken) <= ports / 200 { ports } else { taken }
 }
 
 /// A row for each target that SNAT ports are taken towards, the fullest first.
@@ -162,7 +167,7 @@ mod tests {
         let mut crowding = Crowding::default();
         let towards = "SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp";
         let few = format!("80 % of the {towards} are in use: add to snat.addresses");
-        let none = format!("all {towards} are in use, new sessions there are dropped: add to snat.addresses");
+        let none = format!("all {towards} are in use, new sessions there are refused: add to snat.addresses");
         for (used, said) in [(79, ""), (80, &*few), (100, &none), (71, &few), (69, ""), (79, "")] {
             let taken = HashMap::from([(pool(443), used), (pool(444), 10)]);
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: 100 };
@@ -172,6 +177,18 @@ mod tests {
         let said = crowding.look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: 100 });
         assert_eq!(said.len(), MAX_NAMED + 1, "{said:?}");
         assert!(said.last().is_some_and(|last| last.contains("more targets")), "{said:?}");
+    }
+
+    #[test]
+    fn ports_of_own_sockets_do_not_hide_that_all_others_are_taken() {
+        let said = |used| {
+            let taken = HashMap::from([(pool(443), used)]);
+            Crowding::default()
+                .look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: 64_512 })
+                .concat()
+        };
+        assert!(said(64_000).starts_with("80 % of the "), "{}", said(64_000));
+        assert!(said(64_511).starts_with("all "), "{}", said(64_511));
     }
 
     #[test]
