@@ -117,6 +117,11 @@ impl<'a> HalfOpen<'a> {
         false
     }
 
+    /// How many there are.
+    pub fn count(self) -> u32 {
+        self.0.load()
+    }
+
     /// Counts one less.
     #[inline(always)]
     pub fn leave(self) {

@@ -33,7 +33,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 const YOUNG: Duration = Duration::from_secs(10);
 
 /// Above this share of the table, or of the SNAT ports towards a target, sessions that are opening or have ended go early, so that
-/// others find room.
+/// others find room. Those that are opening also do where their source has half as many of them as it may.
 const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
@@ -67,12 +67,21 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
 
 fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let started = Instant::now();
-    let generation = shared.plane().settings.current().next_hop_generation;
+    let settings = *shared.plane().settings.current();
+    let generation = settings.next_hop_generation;
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
     let crowded = crowded(&shared.sessions().by_pool, shared.snat_ports());
-    let sweep = Sweep { flows, timeouts: &timeouts, round, pressure, crowded: &crowded, now: now() };
+    let sweep = Sweep {
+        flows,
+        timeouts: &timeouts,
+        round,
+        pressure,
+        crowded: &crowded,
+        half_open_limit: settings.half_open_per_source,
+        now: now(),
+    };
     let swept = sweep.run(generation, &mut signs);
     match swept {
         Ok((counts, removed)) => {
@@ -104,6 +113,8 @@ struct Sweep<'a> {
     pressure: bool,
     /// Towards what ports are.
     crowded: &'a HashSet<PoolKey>,
+    /// How many half-open sessions a source may have.
+    half_open_limit: u32,
     now: Ticks,
 }
 
@@ -174,17 +185,25 @@ impl Sweep<'_> {
 
     fn under_pressure(&self, timeout: Option<Duration>, forward: &Flow) -> Option<Duration> {
         let timeout = timeout?;
-        let pressure =
-            self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(forward)));
-        Some(if !pressure {
-            timeout
-        } else if forward.is_opening() || forward.seen().is_unanswered() {
+        let is_attempt = forward.is_opening() || forward.seen().is_unanswered();
+        let is_over = forward.protocol() == Some(Protocol::Tcp) && forward.seen().is_over();
+        Some(if is_attempt && (self.is_crowded(forward) || self.has_many_attempts(forward)) {
             timeout.min(OPENING_UNDER_PRESSURE)
-        } else if forward.protocol() == Some(Protocol::Tcp) && forward.seen().is_over() {
+        } else if is_over && self.is_crowded(forward) {
             timeout.min(ENDED_UNDER_PRESSURE)
         } else {
             timeout
         })
+    }
+
+    /// Whether others lack room in the table, or ports to the same target.
+    fn is_crowded(&self, forward: &Flow) -> bool {
+        self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(forward)))
+    }
+
+    /// Whether its source has half as many half-open sessions as it may: soon, a target that does not answer keeps it from all others.
+    fn has_many_attempts(&self, forward: &Flow) -> bool {
+        self.flows.half_open(forward.key.source) > self.half_open_limit / 2
     }
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.

@@ -222,6 +222,15 @@ impl FlowTable {
         self.retire_slot(slot, key)
     }
 
+    fn half_open_counter(&self, source: Ipv4) -> Option<HalfOpen<'_>> {
+        self.0.half_open.get(half_open_slot(&self.0.seeds, source)).map(HalfOpen::new)
+    }
+
+    /// How many half-open sessions a source has.
+    pub fn half_open(&self, source: Ipv4) -> u32 {
+        self.half_open_counter(source).map_or(0, HalfOpen::count)
+    }
+
     fn retire_slot(&self, slot: &Slot, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
         let tag = slot.retire(key, now())?;
         match tag.direction() {
@@ -230,9 +239,9 @@ impl FlowTable {
                     occupancy.leave();
                 }
                 if tag.is_opening()
-                    && let Some(counter) = self.0.half_open.get(half_open_slot(&self.0.seeds, key.source))
+                    && let Some(counter) = self.half_open_counter(key.source)
                 {
-                    HalfOpen::new(counter).leave();
+                    counter.leave();
                 }
                 None
             }

@@ -77,11 +77,18 @@ fn one_source_floods_and_nobody_else_suffers() {
     assert!(held_back > 1000, "{held_back} of {sent}");
     drop(flood);
 
-    assert_eq!(half_open(&lab), SHARE as usize);
+    assert!(half_open(&lab) <= SHARE as usize);
     assert_eq!(reason(&counters(&lab), "table_full"), 0);
     let status: Status = check(lab.pls_router_json(&["status"]));
     assert!(status.healthy, "{status:#?}");
     check(old.echo(b"after", LIMIT));
+
+    // Nor does the source itself for long, although it would be RFC 5382's four minutes: behind a Private Link Service it is many clients.
+    check(wait::until("its attempts to be forgotten", Duration::from_secs(60), || {
+        let left = half_open(&lab);
+        ensure!(left <= SHARE as usize / 2, "{left} attempts are left");
+        Ok(())
+    }));
 }
 
 /// Nobody's fault in particular, and the table is full all the same: connections that were never made go long before their time.
