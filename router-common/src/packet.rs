@@ -1,7 +1,7 @@
 //! Reading an Ethernet frame: what the router can translate, and its tuple.
 
 use crate::{
-    address::{Ipv4, Port},
+    address::{Address as _, Ipv4, Port},
     checksum::Sum,
     flow::{FlowKey, Protocol},
     reason::Reason,
@@ -160,6 +160,37 @@ impl Packet {
             Protocol::Icmp => self.key.destination_port.number() == 0,
         }
     }
+}
+
+/// Whether the transport checksum of a packet that opens a connection is right. Only of a bare SYN: what one carries is rare, and long.
+///
+/// Elsewhere that checksum is the ends' business (it stays as right or wrong as it was), but a SYN that its target will not even look at
+/// is not to take a port for minutes, nor to make the target look dead.
+#[inline(always)]
+pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
+    const WORDS: usize = 15;
+    let length = usize::from(packet.ip_length).wrapping_sub(IPV4_LENGTH);
+    let is_bare = !packet.is_fragment && length <= WORDS * 4 && length & 3 == 0;
+    if !matches!(packet.protocol, Protocol::Tcp) || !is_bare {
+        return true;
+    }
+    // RFC 9293 3.1's pseudo header.
+    let mut sum = packet
+        .key
+        .source
+        .sum()
+        .plus(packet.key.destination.sum())
+        .add([0, Protocol::Tcp as u8])
+        .add((length as u16).to_be_bytes());
+    let mut word = 0;
+    while word < WORDS {
+        if word * 4 < length {
+            let Some([a, b, c, d]) = frame.bytes::<4>(L4 + word * 4) else { return false };
+            sum = sum.add([*a, *b]).add([*c, *d]);
+        }
+        word += 1;
+    }
+    sum.is_intact()
 }
 
 /// Reads a frame.

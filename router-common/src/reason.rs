@@ -118,7 +118,7 @@ reasons! {
     35 FragmentBad "fragment_bad" Drop "A fragment that overlaps another, reaches beyond 65,535 bytes, or is too small to tell whose it is.";
     36 LocalDenied "local_denied" Drop "To this machine itself, from a rule's source, and neither a rule, the health port nor local.allow lets it.";
     37 Martian "martian" Drop "A source or destination address that no packet on a wire may have here: this machine's own, loopback, multicast or broadcast.";
-    38 BadChecksum "bad_checksum" Drop "The checksum of the IPv4 header, or of an ICMP error about a known session, is wrong.";
+    38 BadChecksum "bad_checksum" Drop "The checksum of the IPv4 header, of an ICMP error about a known session, or of a TCP SYN that would open one is wrong.";
     39 OtherHost "other_host" Pass "Sent to another machine's MAC address: not to be forwarded by this one.";
     40 SessionOptions "session_options" Drop "A packet of a known session with IP options, which are not translated: this machine's kernel would reset the connection.";
 }

@@ -31,6 +31,9 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
     };
+    if !packet::opening_is_intact(&work.frame, packet) {
+        return Err(Reason::BadChecksum.into());
+    }
     if packet.ttl <= 1 {
         return Err(answer::time_exceeded());
     }

@@ -331,3 +331,18 @@ fn both_ends_close_beside_each_other() {
     });
     assert_eq!((open, unmarked), (0, 0), "of {PORTS}");
 }
+
+/// Its target will not look at it, so it is not to take a port, nor to make the target look dead.
+#[test]
+fn a_damaged_syn_opens_nothing() {
+    let mut world = World::new();
+    let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
+    for at in [34, 38, 48, 51] {
+        let mut frame = syn.build();
+        frame[at] ^= 0x10;
+        let ran = world.run(&frame);
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::BadChecksum), "byte {at}");
+    }
+    assert_eq!(world.sessions(), 0);
+    assert_eq!(world.run(&syn.build()).reason, Reason::Opened);
+}
