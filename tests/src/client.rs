@@ -77,7 +77,8 @@ pub fn download(lab: &Lab, url: &str, file: &Path) -> Result<Fetched> {
 
 /// Puts a file to `url`.
 pub fn upload(lab: &Lab, file: &Path, url: &str) -> Result<Fetched> {
-    curl(lab, url, &["--upload-file", &file.display().to_string()])
+    // Over HTTP/2, curl 7.88 (Debian 12's) loses some of a body when its connection is slow to take it.
+    curl(lab, url, &["--http1.1", "--upload-file", &file.display().to_string()])
 }
 
 /// The SHA-256 of a file, in hexadecimal.

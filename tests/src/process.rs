@@ -1,7 +1,8 @@
 //! Programs that keep running in a lab.
 
 use std::{
-    fs::{self, File},
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -25,6 +26,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// How long the log was before it began: an earlier process of the same name may have written there.
+    before: u64,
     kill: bool,
 }
 
@@ -34,11 +37,12 @@ impl Process {
         let log = state.log(name);
         let writer = File::options().create(true).append(true).open(&log);
         let writer = writer.with_context(|| format!("cannot open {}", log.display()))?;
+        let before = writer.metadata().with_context(|| format!("cannot examine {}", log.display()))?.len();
         let copy = writer.try_clone().with_context(|| format!("cannot share {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(copy).stderr(writer);
         let _running = interrupt::gate();
         let child = command::spawn(&mut command)?;
-        let process = Self { name: name.to_owned(), child, log, kill: true };
+        let process = Self { name: name.to_owned(), child, log, before, kill: true };
         state.record(process.pid())?;
         Ok(process)
     }
@@ -55,7 +59,11 @@ impl Process {
 
     /// What it has written so far.
     pub fn output(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_else(|error| format!("({}: {error})", self.log.display()))
+        self.read_log().unwrap_or_else(|error| format!("({error:#})"))
+    }
+
+    fn read_log(&self) -> Result<String> {
+        read_from(&self.log, self.before)
     }
 
     /// Dropping the value will not end the process.
@@ -100,11 +108,10 @@ impl Process {
 
     /// Waits until its log has a line with `text`, and returns that line.
     pub fn wait_for_log(&mut self, text: &str, limit: Duration) -> Result<String> {
-        let log = self.log.clone();
+        let (log, before) = (self.log.clone(), self.before);
         let mut found = String::new();
         self.wait_until(limit, || {
-            let output =
-                fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            let output = read_from(&log, before)?;
             let line = output.lines().find(|line| line.contains(text));
             line.ok_or_else(|| anyhow!("its log has no line with \"{text}\""))?.clone_into(&mut found);
             Ok(())
@@ -126,6 +133,18 @@ impl Process {
         self.signal(Signal::SIGTERM)?;
         self.wait(limit)
     }
+}
+
+/// What a log says from an offset on.
+fn read_from(log: &Path, offset: u64) -> Result<String> {
+    let read = || -> io::Result<String> {
+        let mut file = File::open(log)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().with_context(|| format!("cannot read {}", log.display()))
 }
 
 impl Drop for Process {

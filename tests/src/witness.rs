@@ -1,6 +1,13 @@
 //! An independent witness: tcpdump on the wires, asked afterwards whether what it saw was right.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -8,12 +15,17 @@ use nix::sys::signal::Signal;
 use crate::{
     addresses::{ANYWHERE, PLS_NAT, ROUTER, ROUTER_SECOND, SERVERLESS, TOOLS, VM},
     command,
+    differential::wire,
     lab::{Lab, Nics},
     process::Process,
+    wait,
 };
 
 /// How long tcpdump gets to begin and to end.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// The last frame of a capture: nobody's address, an EtherType for experiments (IEEE 802), and what no other frame has.
+const LAST: &[u8] = b"\x02\0\0\0\0\xfe\x02\0\0\0\0\xff\x88\xb5the witness has seen all that came before this";
 
 /// Captures the wires of a lab from [`Witness::start`] to [`Witness::finish`].
 #[derive(Debug)]
@@ -26,6 +38,8 @@ struct Wire {
     name: &'static str,
     tcpdump: Process,
     capture: PathBuf,
+    /// The wire itself, to send the last frame.
+    device: wire::Wire,
     /// What must not be on this wire, as a tcpdump expression.
     leak: String,
 }
@@ -79,7 +93,10 @@ impl Witness {
                 .arg(&capture);
             let mut tcpdump = Process::spawn(lab.state(), &format!("tcpdump-{name}"), command)?;
             tcpdump.wait_for_log("listening on", LIMIT)?;
-            witness.wires.push(Wire { name, tcpdump, capture, leak });
+            let device = wire::Wire::open(&lab.hosts.vnet, name)?;
+            // It only sends.
+            device.keep_only(Ipv4Addr::BROADCAST, 32)?;
+            witness.wires.push(Wire { name, tcpdump, capture, device, leak });
         }
         Ok(witness)
     }
@@ -89,17 +106,20 @@ impl Witness {
         self.judge()
     }
 
-    /// As [`Witness::finish`], and gives how many packets on this wire were like the tcpdump expression.
-    pub fn finish_counting(mut self, wire: &str, expression: &str) -> Result<usize> {
+    /// As [`Witness::finish`], and gives the packets on this wire that were like the tcpdump expression, as it prints them.
+    pub fn finish_listing(mut self, wire: &str, expression: &str) -> Result<Vec<String>> {
         self.judge()?;
         let wire = self.wires.iter().find(|candidate| candidate.name == wire);
         let packets = wire.with_context(|| "there is no such wire")?.read(&[], expression)?;
-        Ok(packets.lines().count())
+        Ok(packets.lines().map(str::to_owned).collect())
     }
 
     fn judge(&mut self) -> Result<Seen> {
         let mut seen = Seen::default();
         for wire in &mut self.wires {
+            // What tcpdump has not read yet when it is told to end, it never reads.
+            wire.device.send(LAST)?;
+            wait::until("tcpdump to see the last frame", LIMIT, || wire.has_seen_the_last())?;
             wire.tcpdump.signal(Signal::SIGINT)?;
             wire.tcpdump.wait(LIMIT)?;
             let log = wire.tcpdump.output();
@@ -127,6 +147,22 @@ impl Witness {
 }
 
 impl Wire {
+    fn has_seen_the_last(&self) -> Result<()> {
+        /// Little comes behind it, since what was to be seen has been sent.
+        const TAIL: u64 = 1 << 16;
+        let tail = || -> io::Result<Vec<u8>> {
+            let mut capture = File::open(&self.capture)?;
+            let length = capture.metadata()?.len();
+            capture.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+            let mut tail = Vec::new();
+            capture.read_to_end(&mut tail)?;
+            Ok(tail)
+        };
+        let tail = tail().with_context(|| format!("cannot read {}", self.capture.display()))?;
+        ensure!(tail.windows(LAST.len()).any(|frame| frame == LAST), "it is not in the capture");
+        Ok(())
+    }
+
     fn read(&self, options: &[&str], expression: &str) -> Result<String> {
         let mut command = Command::new("tcpdump");
         command.args(["-n", "-t", "-r"]).arg(&self.capture).args(options).arg(expression);

@@ -147,6 +147,19 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "damaged SYNs",
+        category: Category::Malformed,
+        reason: "a SYN whose checksum is wrong opens no session: its target discards it, so it would only hold a port; the oracle takes its \
+                 veth's word for it that checksums are right",
+        applies: |case| {
+            let is_damaged_syn = |step: &&Step| {
+                step.damage == Some(Damage::L4Checksum)
+                    && matches!(step.body, Body::Tcp { flags, .. } if flags & SYN != 0)
+            };
+            case.steps.iter().all(is_damaged_syn) && !case.oracle.is_empty() && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "fragments of what never is complete",
         category: Category::Fragment,
         reason: "fragments are translated as they come, and not put together before; the receiver discards what stays incomplete",

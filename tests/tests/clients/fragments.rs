@@ -15,7 +15,7 @@ const LARGEST: usize = 65507;
 
 /// The witness saw fragments on both wires, and nothing wrong.
 fn finish(witness: Witness, at_least: usize) -> Result<()> {
-    let fragments = witness.finish_counting("firewall", "ip[6:2] & 0x3fff != 0")?;
+    let fragments = witness.finish_listing("firewall", "ip[6:2] & 0x3fff != 0")?.len();
     ensure!(fragments >= at_least, "only {fragments} fragments on the firewall's wire");
     Ok(())
 }

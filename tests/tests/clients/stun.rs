@@ -58,7 +58,7 @@ pub(crate) fn padded_requests_are_answered_as_well(stage: &Stage) -> Result<()> 
     let witness = Witness::start(&lab)?;
     let said = discover(&lab, &["-m", "-P"])?;
     ensure!(verdicts(&said) == ["NAT with Endpoint Independent Mapping!"], "{said}");
-    let fragments = witness.finish_counting("firewall", "ip[6:2] & 0x3fff != 0")?;
+    let fragments = witness.finish_listing("firewall", "ip[6:2] & 0x3fff != 0")?.len();
     ensure!(fragments >= 4, "only {fragments} fragments on the firewall's wire");
     Ok(())
 }
