@@ -40,7 +40,9 @@ pub(super) const DIFFERENCES: &[Difference] = &[
             case.follows(Category::OutOfState)
                 && case.all_tcp()
                 && case.oracle.iter().all(|seen| seen.own)
-                && (case.is_forwarded_by_ours() || case.has_ended_at(case.ours))
+                && (case.is_forwarded_by_ours()
+                    || case.has_ended_at(case.ours)
+                    || case.is_too_long_for_ours())
         },
     },
     Difference {
@@ -180,7 +182,9 @@ impl Case<'_> {
     /// Whether this is, or comes after, something of its session that was added for this category.
     fn follows(&self, category: Category) -> bool {
         let Some(this) = self.steps.first() else { return false };
-        let until = self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
+        // To its last fragment: before that, the oracle does not have the whole of it.
+        let last = self.sequence.steps.iter().rposition(|step| step.number == this.number);
+        let until = self.sequence.steps.iter().take(last.map_or(0, |last| last + 1));
         until.into_iter().any(|step| step.session == this.session && step.spice == Some(category))
     }
 
@@ -197,6 +201,11 @@ impl Case<'_> {
     fn has_ended_at(&self, seen: &[Seen]) -> bool {
         let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
         self.steps.iter().all(|step| step.ttl <= 1) && !seen.is_empty() && seen.iter().all(has_ended)
+    }
+
+    /// Whether all that pls-router has done is to tell that it is too long.
+    fn is_too_long_for_ours(&self) -> bool {
+        matches!(self.ours, [seen] if seen.own && seen.icmp_kind() == Some(UNREACHABLE))
     }
 
     /// Whether nothing has opened the connection yet.
