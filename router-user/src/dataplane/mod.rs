@@ -18,7 +18,11 @@ mod settings;
 mod shared_memory;
 mod sys;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -304,17 +308,20 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
 }
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`, kernel/bpf/verifier.c), which says nothing
-/// about the program.
+/// about the program. What makes it think so may stay for a moment.
 fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
-    const ATTEMPTS: usize = 10;
-    for _ in 1..ATTEMPTS {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let start = Instant::now();
+    loop {
         match program.load() {
             Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == std::io::ErrorKind::WouldBlock => {}
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
             result => return result,
         }
     }
-    program.load()
 }
 
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {

@@ -118,7 +118,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         nics: 1,
         mtu: 3400,
         sessions: 2048,
-        half_open_per_source: 512,
+        half_open_per_source: 256,
         ports: PortRange { first: 30_000, last: 30_199 },
         snat: &[ROUTER],
         has_daemon: true,
