@@ -328,9 +328,13 @@ mod tests {
                 let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
                 let (mut source, mut destination) = (Port([i, j]), Port([k, l]));
                 if protocol == Protocol::Icmp {
-                    *if reply { &mut source } else { &mut destination } = Port([0, 0]);
-                    // A reply with the identifier 0 is not translated.
-                    if reply && destination.number() == 0 { destination = Port([0, 1]) }
+                    let (identifier, other) =
+                        if reply { (&mut destination, &mut source) } else { (&mut source, &mut destination) };
+                    *other = Port([0, 0]);
+                    // An echo with the identifier 0 is nobody's.
+                    if identifier.number() == 0 {
+                        *identifier = Port([0, 1]);
+                    }
                 }
                 FlowKey::new(protocol, Ipv4([a, b, c, d]), source, Ipv4([e, f, g, h]), destination)
             };
