@@ -34,6 +34,8 @@ mod programs {
 
     /// Flows are dealt to this many source addresses in turn (a Private Link Service has up to eight), a port later each time.
     const SOURCES: u32 = 8;
+    /// After so many flows, the next ones go to the next destination port: each needs a SNAT port of its own there.
+    const FLOWS_A_PORT: u32 = 1 << 15;
 
     /// How many flows `generate` makes. Set when it is loaded.
     #[unsafe(no_mangle)]
@@ -51,9 +53,9 @@ mod programs {
     #[unsafe(no_mangle)]
     static EXPECTED_MASK: [u8; 8] = [0; 8];
 
-    /// The UDP port of the bench's packets, as it is on the wire. Set when `sink` is loaded.
+    /// The first UDP port of the bench's packets, as a number, and how many there are. Set when `sink` is loaded.
     #[unsafe(no_mangle)]
-    static PORT: [u8; 2] = [0; 2];
+    static PORTS: [u32; 2] = [0; 2];
 
     /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is loaded.
     #[unsafe(no_mangle)]
@@ -129,15 +131,21 @@ mod programs {
         generator.flow = if flow + 1 >= setting(&FLOWS) { 0 } else { u64::from(flow + 1) };
         generator.packets += 1;
 
-        // The low half of the source address, and the source port.
-        let old = [word(headers, IP_SOURCE + 2), word(headers, UDP_SOURCE)];
-        let new = [plus(old[0], flow % SOURCES), plus(old[1], flow / SOURCES)];
+        // The low half of the source address, and both ports.
+        let at_port = flow % FLOWS_A_PORT;
+        let old = [word(headers, IP_SOURCE + 2), word(headers, UDP_SOURCE), word(headers, UDP_DESTINATION)];
+        let new = [
+            plus(old[0], at_port % SOURCES),
+            plus(old[1], at_port / SOURCES),
+            plus(old[2], flow / FLOWS_A_PORT),
+        ];
         let address = Sum::ZERO.remove(old[0]).add(new[0]);
-        let both = address.remove(old[1]).add(new[1]);
+        let all = address.remove(old[1]).add(new[1]).remove(old[2]).add(new[2]);
         set_word(headers, IP_SOURCE + 2, new[0]);
         set_word(headers, UDP_SOURCE, new[1]);
+        set_word(headers, UDP_DESTINATION, new[2]);
         set_word(headers, IP_CHECKSUM, address.delta().apply(word(headers, IP_CHECKSUM)));
-        set_word(headers, UDP_CHECKSUM, both.delta().apply_udp(word(headers, UDP_CHECKSUM)));
+        set_word(headers, UDP_CHECKSUM, all.delta().apply_udp(word(headers, UDP_CHECKSUM)));
         xdp_action::XDP_TX
     }
 
@@ -147,11 +155,12 @@ mod programs {
         let Some(headers) = headers(&ctx) else { return xdp_action::XDP_PASS };
         // SAFETY: `headers` checked the bounds, and nobody writes to the packet.
         let headers = unsafe { &*headers };
+        let [first, ports] = setting(&PORTS);
         // IPv4 (RFC 894) without options, UDP (RFC 768).
         let ours = word(headers, ETHER_TYPE) == [0x08, 0x00]
             && headers[IP_START] == 0x45
             && headers[IP_PROTOCOL] == 17
-            && word(headers, UDP_DESTINATION) == setting(&PORT);
+            && u32::from(u16::from_be_bytes(word(headers, UDP_DESTINATION))).wrapping_sub(first) < ports;
         if !ours {
             return xdp_action::XDP_PASS;
         }

@@ -28,12 +28,16 @@ const CALL: u32 = 1 << 30;
 /// Packets that the kernel makes before it hands them on: its own default (`Documentation/bpf/bpf_prog_run.rst`).
 const BATCH: u32 = 64;
 
-/// The UDP port that the bench's packets go to, before and after translation.
+/// The first of the UDP ports that the bench's packets go to, before and after translation.
 pub(crate) const PORT: u16 = 9000;
+/// The last one.
+pub(crate) const LAST_PORT: u16 = PORT + (MAX_SESSIONS / FLOWS_A_PORT) as u16 - 1;
+/// Flows that go to one of them, as `generate` has it.
+const FLOWS_A_PORT: u32 = 1 << 15;
 /// The source port of the first flow.
 const FIRST_SOURCE_PORT: u16 = 10_000;
-/// How many sessions are sure to find a port: each has one of its own at the router's only address.
-pub(crate) const MAX_SESSIONS: u32 = 60_000;
+/// How many sessions there may be: as many as a router has room for by default.
+pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 
 fn object() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"))
@@ -192,7 +196,7 @@ impl Sink {
         let mut ebpf = EbpfLoader::new()
             .override_global("EXPECTED", addresses.as_flattened(), true)
             .override_global("EXPECTED_MASK", mask.as_flattened(), true)
-            .override_global("PORT", &PORT.to_be_bytes(), true)
+            .override_global("PORTS", &[u32::from(PORT), u32::from(LAST_PORT - PORT + 1)], true)
             .load(object())
             .context("cannot load the sink")?;
         attach(&mut ebpf, "sink", namespace, &[device])?;

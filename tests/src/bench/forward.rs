@@ -34,7 +34,7 @@ use super::{
 /// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at the ends send by themselves.
 const STRAYS: u64 = 16;
 /// How long sessions may take to open.
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// How long the generator may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long the wires may take to be empty once nobody sends.
@@ -149,6 +149,11 @@ impl Bench {
     /// What is measured.
     pub(crate) fn arm(&self) -> Arm {
         self.path.arm
+    }
+
+    /// Whether this many flows can be measured.
+    pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
+        self.path.takes(flows)
     }
 
     /// Sends, waits until all sessions are open and `warm` has passed since, and measures for `window`.

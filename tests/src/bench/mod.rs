@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
     /// How many flows the packets belong to.
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 40_000],
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 40_000, 1_000_000],
           value_parser = clap::value_parser!(u32).range(1..=i64::from(ends::MAX_SESSIONS)))]
     flows: Vec<u32>,
     /// Measure only some of it.
@@ -156,14 +156,24 @@ impl Bench<'_> {
         }
         let mut rows = Vec::new();
         for flows in flows {
-            let mut runs = vec![Vec::new(); benches.len()];
+            let mut measured = Vec::new();
+            for bench in &benches {
+                if bench.takes(*flows)? {
+                    measured.push((bench, Vec::new()));
+                } else {
+                    println!(
+                        "{} has no room for {flows} flows (nf_conntrack_max): not measured",
+                        bench.arm()
+                    );
+                }
+            }
             for round in 1..=self.arguments.rounds() {
-                for (bench, runs) in benches.iter().zip(&mut runs) {
+                for (bench, runs) in &mut measured {
                     progress(&format!("{flows} flows, round {round}: {}", bench.arm()));
                     runs.push(self.least_disturbed(bench, *flows).with_context(|| bench.arm().to_string())?);
                 }
             }
-            for (bench, runs) in benches.iter().zip(runs) {
+            for (bench, runs) in measured {
                 rows.push(PacketsRow::of(bench.arm(), *flows, runs)?);
             }
         }

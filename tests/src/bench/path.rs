@@ -16,7 +16,7 @@ use lab::{Namespace, Process, link, state::State};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
-use super::ends::{Attached, Expected, Headers, PORT, Sink};
+use super::ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink};
 
 /// The target behind the router.
 pub(crate) const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -36,6 +36,9 @@ const GEN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 const IN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 const OUT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 3];
 const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
+
+/// How many sessions pls-router has room for: for the most that are measured, at 80 %.
+const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
 /// How long pls-router gets to be in place.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -261,6 +264,17 @@ impl Path {
         Sink::attach(&self.sink, &self.devices[3], expected)
     }
 
+    /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
+    pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
+        if self.arm != Arm::Nftables {
+            return Ok(true);
+        }
+        let path = "/proc/sys/net/netfilter/nf_conntrack_max";
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        let limit: u32 = text.trim().parse().with_context(|| format!("{path} says {text}"))?;
+        Ok(flows < limit)
+    }
+
     /// Whether the sessions of this many flows are open.
     pub(crate) fn has_sessions(&self, flows: u32) -> Result<()> {
         let sessions = match self.arm {
@@ -311,8 +325,8 @@ fn start_daemon(
              [[forward]]\n\
              name = \"bench\"\n\
              protocol = \"udp\"\n\
-             listen = \"{PORT}\"\n\
-             target = \"{TARGET}:{PORT}\"\n\
+             listen = \"{PORT}-{LAST_PORT}\"\n\
+             target = \"{TARGET}\"\n\
              sources = [\"{SOURCES}\"]\n\
              [[forward]]\n\
              name = \"iperf3\"\n\
@@ -325,7 +339,12 @@ fn start_daemon(
              pins = \"{}\"\n\
              # Sessions are opened before anything is measured, and must still be there then.\n\
              [timeouts]\n\
-             udp = \"1h\"\n",
+             udp = \"1h\"\n\
+             udp_unreplied = \"1h\"\n\
+             # Nobody answers here, so all of them count as half-open, and would go early where the table is nearly full.\n\
+             [limits]\n\
+             flows = {ROOM}\n\
+             half_open_per_source = {MAX_SESSIONS}\n",
             socket.display(),
             state.path(&format!("bpf/{tag}")).display(),
         ),
@@ -348,7 +367,7 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
         "table ip bench {{
             chain to_target {{
                 type nat hook prerouting priority dstnat;
-                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} udp dport {PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} udp dport {PORT}-{LAST_PORT} dnat to {TARGET}
                 iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} tcp dport {IPERF_PORT} dnat to {TARGET}
             }}
             chain from_router {{
