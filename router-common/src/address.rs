@@ -6,6 +6,12 @@ use crate::checksum::Sum;
 pub trait Address: Copy + Eq {
     /// The one's-complement sum of the address's 16-bit words.
     fn sum(self) -> Sum;
+
+    /// What takes its words out of a sum again.
+    #[inline(always)]
+    fn negative_sum(self) -> Sum {
+        Sum::ZERO.minus(self.sum())
+    }
 }
 
 /// An IPv4 address, in network byte order.
@@ -26,8 +32,12 @@ pub struct Port(pub [u8; 2]);
 impl Address for Ipv4 {
     #[inline(always)]
     fn sum(self) -> Sum {
-        let [a, b, c, d] = self.0;
-        Sum::ZERO.add([a, b]).add([c, d])
+        Sum::ZERO.add_pair(self.0)
+    }
+
+    #[inline(always)]
+    fn negative_sum(self) -> Sum {
+        Sum::ZERO.remove_pair(self.0)
     }
 }
 

@@ -13,10 +13,13 @@
 //! In UDP over IPv4 a checksum of `0x0000` says "none" (RFC 768): such a packet keeps it, and a computed zero is sent as
 //! `0xFFFF`.
 
-/// An unfolded one's-complement sum of 16-bit words. Room for 65,535 of them.
+/// An unfolded one's-complement sum of 16-bit words. Room for four thousand million of them.
+///
+/// Words are added in pairs where they come so: 2^16 is 1 modulo 2^16 - 1, so the upper word of a pair counts as much as the lower one
+/// once everything is folded, and so it does in the complement of a pair.
 #[must_use]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Sum(u32);
+pub struct Sum(u64);
 
 /// What a rewrite adds to a checksum: the folded sum of `~m + m'` over all changed words.
 #[must_use]
@@ -31,33 +34,44 @@ impl Sum {
     /// Adds a word.
     #[inline(always)]
     pub const fn add(self, word: [u8; 2]) -> Self {
-        Self(self.0 + u16::from_ne_bytes(word) as u32)
+        Self(self.0 + u16::from_ne_bytes(word) as u64)
+    }
+
+    /// Adds two words.
+    #[inline(always)]
+    pub const fn add_pair(self, words: [u8; 4]) -> Self {
+        Self(self.0 + u32::from_ne_bytes(words) as u64)
     }
 
     /// Takes a word out again.
     #[inline(always)]
     pub const fn remove(self, word: [u8; 2]) -> Self {
-        Self(self.0 + !u16::from_ne_bytes(word) as u32)
+        Self(self.0 + !u16::from_ne_bytes(word) as u64)
+    }
+
+    /// Takes two words out again.
+    #[inline(always)]
+    pub const fn remove_pair(self, words: [u8; 4]) -> Self {
+        Self(self.0 + !u32::from_ne_bytes(words) as u64)
     }
 
     /// Adds another sum.
     #[inline(always)]
     pub const fn plus(self, other: Self) -> Self {
-        Self(self.0 + other.fold() as u32)
+        Self(self.0 + other.0)
     }
 
     /// Takes another sum out again.
     #[inline(always)]
     pub const fn minus(self, other: Self) -> Self {
-        Self(self.0 + !other.fold() as u32)
+        Self(self.0 + !other.fold() as u64)
     }
 
     /// Adds every word of `bytes`; an odd last byte counts as the first half of a word (RFC 1071).
     pub fn add_bytes(mut self, bytes: &[u8]) -> Self {
         let mut words = bytes.chunks_exact(2);
         for word in &mut words {
-            // Folded on the way, so that any length fits.
-            self = Self::ZERO.plus(self).add([word[0], word[1]]);
+            self = self.add([word[0], word[1]]);
         }
         match words.remainder() {
             [last] => self.add([*last, 0]),
@@ -74,7 +88,7 @@ impl Sum {
     /// What `bpf_csum_diff` has summed up: words of 32 bits, carries included.
     #[inline(always)]
     pub const fn of_kernel(sum: u32) -> Self {
-        Self((sum & 0xffff) + (sum >> 16))
+        Self(sum as u64)
     }
 
     /// Whether words that have their own checksum among them are as they were when it was computed.
@@ -91,9 +105,11 @@ impl Sum {
 
     #[inline(always)]
     const fn fold(self) -> u16 {
-        // 0xFFFF * 65,535 words: two rounds always carry everything in.
-        let once = (self.0 & 0xffff) + (self.0 >> 16);
-        ((once & 0xffff) + (once >> 16)) as u16
+        // At most 2^33, then 2^17 and a bit more, then 0x10001 - each bound is of what the one before leaves.
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        ((sum & 0xffff) + (sum >> 16)) as u16
     }
 }
 
@@ -101,13 +117,15 @@ impl Delta {
     /// The delta as a sum, to add what differs from packet to packet.
     #[inline(always)]
     pub const fn sum(self) -> Sum {
-        Sum(self.0 as u32)
+        Sum(self.0 as u64)
     }
 
     /// The new value of a header, TCP or ICMP checksum that is `old` now.
     #[inline(always)]
     pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
-        Sum(!u16::from_ne_bytes(old) as u32 + self.0 as u32).checksum()
+        let sum = !u16::from_ne_bytes(old) as u32 + self.0 as u32;
+        // Two words at most: one round carries everything in.
+        (!((sum & 0xffff) + (sum >> 16)) as u16).to_ne_bytes()
     }
 
     /// The new value of a UDP checksum over IPv4 that is `old` now: "none" stays "none", and zero is sent as `0xFFFF`.
@@ -151,6 +169,35 @@ mod tests {
     #[test]
     fn odd_byte_counts_as_high_half() {
         assert_eq!(Sum::ZERO.add_bytes(&[1, 2, 3]), Sum::ZERO.add_bytes(&[1, 2, 3, 0]));
+    }
+
+    proptest! {
+        /// Pairs of words, and their complements, are as their words one by one; sums of anything fold to what their words do.
+        #[test]
+        fn pairs_are_two_words(pairs in proptest::collection::vec(any::<([u8; 4], bool)>(), 0..100)) {
+            let (mut in_pairs, mut in_words) = (Sum::ZERO, Sum::ZERO);
+            for ([a, b, c, d], add) in pairs {
+                if add {
+                    in_pairs = in_pairs.add_pair([a, b, c, d]);
+                    in_words = in_words.add([a, b]).add([c, d]);
+                } else {
+                    in_pairs = in_pairs.remove_pair([a, b, c, d]);
+                    in_words = in_words.remove([a, b]).remove([c, d]);
+                }
+            }
+            prop_assert_eq!(in_pairs.checksum(), in_words.checksum());
+        }
+    }
+
+    /// The largest sum there is, and those around every carry.
+    #[test]
+    fn every_sum_folds() {
+        for sum in
+            [u64::MAX, u64::MAX - 1, 1 << 63, 0xffff_ffff, 0x1_0000_0000, 0xffff, 0x1_0000, 0xfffe_0001_ffff]
+        {
+            assert_eq!(u64::from(Sum(sum).fold()) % 0xffff, sum % 0xffff, "{sum:#x}");
+            assert_ne!(Sum(sum).fold(), 0, "only nothing sums up to +0");
+        }
     }
 
     /// Changing nothing changes no valid checksum, although the delta of "nothing" is -0.

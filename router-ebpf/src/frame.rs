@@ -35,10 +35,16 @@ impl XdpFrame {
         let change = length as i32 - self.length() as i32;
         // SAFETY: `&mut self` means that there is no reference to the bytes, which may move.
         let result = unsafe {
-            if change > 0 {
+            if change <= 0 {
+                bpf_xdp_adjust_tail(self.0.ctx, change)
+            } else if change & 1 == 0 {
                 bpf_xdp_adjust_head(self.0.ctx, -change)
             } else {
-                bpf_xdp_adjust_tail(self.0.ctx, change)
+                // The frame goes on starting at an even address, see `at`.
+                match bpf_xdp_adjust_head(self.0.ctx, -change - 1) {
+                    0 => bpf_xdp_adjust_tail(self.0.ctx, -1),
+                    error => error,
+                }
             }
         };
         (result == 0).then_some(())
@@ -47,7 +53,11 @@ impl XdpFrame {
     /// Where `N` bytes at `offset` are, if they are in the frame.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
-        let start = self.0.data() + offset;
+        let frame = self.0.data();
+        // SAFETY: drivers put frames where IP headers behind them are aligned to words, or Ethernet headers are (`NET_IP_ALIGN`), and
+        // `resize` moves them by even numbers. Without this, the compiler makes every number of two bytes and two shifts.
+        unsafe { core::hint::assert_unchecked(frame & 1 == 0) };
+        let start = frame + offset;
         if start + N > self.0.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
 }
