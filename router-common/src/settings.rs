@@ -2,7 +2,12 @@
 
 use core::mem::size_of;
 
-use crate::{MAX_INTERFACES, address::Ipv4, session::Ticks, table::HashSeeds};
+use crate::{
+    MAX_INTERFACES,
+    address::Ipv4,
+    session::Ticks,
+    table::{HashSeeds, Regions},
+};
 
 /// One interface of the router, by the kernel's indexes.
 #[repr(C)]
@@ -35,15 +40,15 @@ pub struct Settings {
     pub daemon_seen: Ticks,
     /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for whoever takes the router off.
     pub route_lookups_were_off: u32,
-    /// The slots of the flow table.
-    pub slots: u32,
+    /// The regions of the flow table.
+    pub regions: Regions,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
     /// The key of the flow table's hash.
     pub seeds: HashSeeds,
 }
 
-const _: () = assert!(size_of::<Settings>() == 104);
+const _: () = assert!(size_of::<Settings>() == 112);
 
 impl Settings {
     /// How long after the daemon was last heard of it still counts as there, in ticks.

@@ -12,7 +12,7 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{CHAIN, InsertError, NOWHERE, Occupancy, Search, Slot, Tag},
+    table::{CHAIN, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
 };
 
 use crate::settings;
@@ -29,9 +29,6 @@ static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// One a CPU: a walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
 #[map]
 static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
-
-/// How many slots of a chain the fast path looks at: all but one flow in a hundred of a full table is in one of them.
-const NEAR: u32 = 4;
 
 /// The time, in ticks.
 #[inline(always)]
@@ -50,8 +47,16 @@ fn slot(index: u32) -> Option<&'static mut Slot> {
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
 #[inline(always)]
 pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let home = settings.seeds.home(key, settings.slots);
-    for step in 0..NEAR {
+    let [first, second] = settings.seeds.homes(key, &settings.regions);
+    match probe(key, first) {
+        None if second != NOWHERE => probe(key, second),
+        found => found,
+    }
+}
+
+#[inline(always)]
+fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
+    for step in 0..REACH {
         let slot = slot(home + step)?;
         if slot.is_flow(key) {
             return Some(slot);
@@ -63,7 +68,7 @@ pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'st
 /// The live flow of a key.
 #[inline(always)]
 pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let found = walk(key, settings.seeds.home(key, settings.slots), NOWHERE)?.found;
+    let found = walk(key, settings, NOWHERE)?.found;
     slot(found).filter(|slot| slot.is_flow(key))
 }
 
@@ -132,8 +137,7 @@ extern "C" fn flow_table_insert(tag: u32) -> u32 {
 extern "C" fn flow_table_attempt(tag: u32) -> u32 {
     let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get(0)) else { return FULL };
     let tag = Tag(tag);
-    let home = settings.seeds.home(&insertion.key, settings.slots);
-    let Some(search) = walk(&insertion.key, home, NOWHERE) else { return FULL };
+    let Some(search) = walk(&insertion.key, settings, NOWHERE) else { return FULL };
     if let Err(error) = search.may_claim() {
         return code(error);
     }
@@ -143,7 +147,7 @@ extern "C" fn flow_table_attempt(tag: u32) -> u32 {
         return CONTENDED;
     }
     slot.write(&insertion.key, tag, &insertion.entry);
-    let verdict = match walk(&insertion.key, home, index) {
+    let verdict = match walk(&insertion.key, settings, index) {
         Some(search) => search.may_publish(),
         None => Err(InsertError::Contended),
     };
@@ -168,11 +172,11 @@ const fn code(error: InsertError) -> u32 {
     }
 }
 
-/// Walks along a chain. `None` never happens.
+/// Walks along a key's chains. `None` never happens.
 #[inline(always)]
-fn walk(key: &FlowKey<Ipv4>, home: u32, mine: u32) -> Option<&'static Search> {
+fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static Search> {
     // In place: a whole one would be put together on the stack first.
-    scratch()?.start(key, home, mine);
+    scratch()?.start(key, settings.seeds.homes(key, &settings.regions), mine);
     flow_table_walk();
     scratch().map(|search| &*search)
 }
@@ -181,8 +185,15 @@ fn walk(key: &FlowKey<Ipv4>, home: u32, mine: u32) -> Option<&'static Search> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
-    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
-    unsafe { bpf_loop(CHAIN, look as *const () as *mut c_void, core::ptr::null_mut(), 0) as u32 }
+    for _ in 0..2 {
+        // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+        unsafe { bpf_loop(CHAIN, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+        let Some(search) = scratch() else { return 0 };
+        if !search.turn() {
+            return 0;
+        }
+    }
+    0
 }
 
 /// One step of a walk. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the walk.

@@ -14,7 +14,7 @@ use router_common::{
     half_open_slot,
     session::{Seen, State, Ticks},
     settings::Settings,
-    table::{CHAIN, HashSeeds, Occupancy, SLOTS_PER_SESSION, Slot, SlotState, Tag},
+    table::{CHAIN, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
 };
 
 use super::{
@@ -137,14 +137,14 @@ impl FlowTable {
         self.0.occupancy.read(0).map_or(0, |occupancy| occupancy.capacity)
     }
 
-    /// How many slots there are.
-    pub(super) fn slots(&self) -> u32 {
-        self.0.slots.len()
+    /// Where its chains start.
+    pub(super) fn regions(&self) -> Regions {
+        Regions::of_slots(self.0.slots.len())
     }
 
     /// How many sessions there is memory for.
     pub fn largest_capacity(&self) -> u32 {
-        (self.0.slots.len().saturating_sub(CHAIN)) / SLOTS_PER_SESSION
+        self.regions().sessions()
     }
 
     /// Says how many sessions there may be; at most what there is memory for. Sessions beyond stay.
@@ -194,17 +194,15 @@ impl FlowTable {
     }
 
     fn find(&self, key: &FlowKey<Ipv4>) -> Option<u32> {
-        let home = self.0.seeds.home(key, self.0.slots.len());
-        for index in home..home + CHAIN {
-            let slot = self.0.slots.get(index)?;
-            if slot.is_flow(key) {
-                return Some(index);
-            }
-            if slot.tag() == Tag::EMPTY {
-                return None;
-            }
-        }
-        None
+        let is_there = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.is_flow(key));
+        self.chains(key).find(is_there)
+    }
+
+    /// The slots of a key's chains, as far as anything is there.
+    fn chains(&self, key: &FlowKey<Ipv4>) -> impl Iterator<Item = u32> {
+        let homes = self.0.seeds.homes(key, &self.regions()).into_iter().filter(|home| *home != NOWHERE);
+        let is_used = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.tag() != Tag::EMPTY);
+        homes.flat_map(move |home| (home..home + CHAIN).take_while(is_used))
     }
 
     /// Removes a session: the client's direction first, the one that holds the SNAT port last. One that is gone already is no error.
@@ -343,9 +341,8 @@ impl FlowTable {
             })
             .collect();
         audit.twice.retain(|flow| {
-            let home = self.0.seeds.home(&flow.key, self.0.slots.len());
-            let there = |index| self.0.slots.get(index).is_some_and(|slot| slot.is_flow(&flow.key));
-            (home..home + CHAIN).filter(|index| there(*index)).count() > 1
+            let is_there = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.is_flow(&flow.key));
+            self.chains(&flow.key).filter(is_there).count() > 1
         });
         audit.sessions = self.sessions();
         let pools = self.pools();

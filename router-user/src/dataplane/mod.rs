@@ -6,6 +6,8 @@
 //!
 //! Each map has one owner here: [`RuleTable`], [`FlowTable`], [`CounterTable`], [`SettingsTable`].
 
+#[cfg(test)]
+mod budget;
 mod counters;
 mod flows;
 mod forwarding;
@@ -30,7 +32,7 @@ use aya::{
     maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
     programs::{ProgramError, ProgramFd, Xdp},
 };
-use router_common::{Stage, table};
+use router_common::{Stage, table::Regions};
 
 pub use self::{
     counters::CounterTable,
@@ -125,7 +127,7 @@ impl Dataplane {
     }
 
     fn load_with(options: &LoadOptions, pins: Option<Pins>, adopted: bool) -> Result<Self> {
-        let slots = table::slots(options.sessions).context("limits.flows is too large")?;
+        let slots = Regions::of(options.sessions).context("limits.flows is too large")?.slots();
         let mut loader = EbpfLoader::new();
         let stages_pin = pins.as_ref().map(Pins::new_stages);
         if let Some(pins) = &pins {
@@ -169,7 +171,7 @@ impl Dataplane {
         };
         let flows = FlowTable::new(maps, settings.current())?;
         flows.set_capacity(options.sessions);
-        settings.set_limits(flows.slots(), options.half_open_per_source)?;
+        settings.set_limits(flows.regions(), options.half_open_per_source)?;
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;

@@ -13,7 +13,7 @@ use router_common::{
     address::Ipv4,
     local::{BROADCAST_ADDRESS, OWN_ADDRESS},
     settings::{Interface, Settings},
-    table::HashSeeds,
+    table::{HashSeeds, Regions},
 };
 
 /// The settings record.
@@ -41,13 +41,26 @@ impl SettingsTable {
         &self.current
     }
 
-    /// Says how large the flow table is, and how many half-open sessions a source may have.
+    /// Says where the flow table's chains start, and how many half-open sessions a source may have.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_limits(&mut self, slots: u32, half_open_per_source: u32) -> Result<()> {
-        self.current.slots = slots;
+    pub fn set_limits(&mut self, regions: Regions, half_open_per_source: u32) -> Result<()> {
+        self.current.regions = regions;
         self.current.half_open_per_source = half_open_per_source;
+        self.write()
+    }
+
+    /// Has the programs look at that region of the flow table first that is better with this many sessions.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn order_regions(&mut self, sessions: u32) -> Result<()> {
+        let far_first = u32::from(self.current.regions.are_far_first_with(sessions));
+        if far_first == self.current.regions.far_first {
+            return Ok(());
+        }
+        self.current.regions.far_first = far_first;
         self.write()
     }
 

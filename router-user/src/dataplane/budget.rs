@@ -1,0 +1,52 @@
+//! What a packet of a known session may cost, told by the program itself and not by a clock: `docs/performance.md` has the times.
+
+use std::collections::BTreeSet;
+
+use aya_obj::{Object, generated::bpf_insn};
+
+/// `BPF_JMP | BPF_CALL`, include/uapi/linux/bpf.h.
+const CALL: u8 = 0x85;
+/// What a call's source register says: a helper, of the kernel's list (`enum bpf_func_id`).
+const HELPER: u8 = 0;
+
+const MAP_LOOKUP_ELEM: i32 = 1;
+const TAIL_CALL: i32 = 12;
+const REDIRECT_MAP: i32 = 51;
+const KTIME_GET_COARSE_NS: i32 = 160;
+
+/// The instructions of `forward`, as the compiler made them.
+fn forward() -> Vec<bpf_insn> {
+    let object = Object::parse(super::OBJECT).expect("the object is one");
+    let program = object.programs.get("forward").expect("there is such a program");
+    object.functions.get(&program.function_key()).expect("it has instructions").instructions.clone()
+}
+
+fn calls(instructions: &[bpf_insn]) -> impl Iterator<Item = &bpf_insn> {
+    instructions.iter().filter(|instruction| instruction.code == CALL)
+}
+
+/// Look-ups in arrays, which the kernel turns into a few instructions each; the clock; the next program or interface. Nothing else, and
+/// above all no route, no hash table, and nothing that is written for others to read.
+#[test]
+fn forward_calls_nothing_else() {
+    let instructions = forward();
+    assert!(calls(&instructions).all(|call| call.src_reg() == HELPER), "all of it is in one function");
+    let helpers: BTreeSet<i32> = calls(&instructions).map(|call| call.imm).collect();
+    assert_eq!(helpers, BTreeSet::from([MAP_LOOKUP_ELEM, TAIL_CALL, REDIRECT_MAP, KTIME_GET_COARSE_NS]));
+}
+
+/// Counters and settings, one each; and a flow in one of two regions, in the first slots of its chain.
+#[test]
+fn forward_looks_up_few_things() {
+    let lookups = calls(&forward()).filter(|call| call.imm == MAP_LOOKUP_ELEM).count();
+    let regions = 2;
+    assert!(lookups <= 2 + regions * router_common::table::REACH as usize, "{lookups} look-ups");
+}
+
+/// What the compiler makes of it. Less is better; more is to be measured first.
+#[test]
+fn forward_is_short() {
+    const LIMIT: usize = 1250;
+    let length = forward().len();
+    assert!(length <= LIMIT, "{length} instructions");
+}
