@@ -45,13 +45,13 @@ impl Seen {
 
     /// As a byte.
     #[inline(always)]
-    pub(crate) const fn bits(self) -> u8 {
+    pub const fn bits(self) -> u8 {
         self.0
     }
 
     /// What [`bits`](Self::bits) gave.
     #[inline(always)]
-    pub(crate) const fn from_bits(bits: u8) -> Self {
+    pub const fn from_bits(bits: u8) -> Self {
         Self(bits)
     }
 

@@ -6,7 +6,7 @@ use router_common::{
     flow::{Direction, NextHop, Protocol},
     packet::{Packet, tcp},
     reason::Reason,
-    session::{Connection, Segment, is_in_window},
+    session::{Connection, Seen, Segment, is_in_window},
     table::Slot,
 };
 
@@ -127,49 +127,84 @@ fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
         return true;
     }
     let Some(twin) = flows::find(&twin_key, work.settings) else { return false };
-    let (forward, reply, client) = match tag.direction() {
-        Direction::Forward => (slot, twin, packet.key.source),
-        Direction::Reply => (twin, slot, twin_key.source),
-    };
+    let (others, own) = (twin.entry.last_acknowledged, slot.entry.last_acknowledged);
+    let is_reply = matches!(tag.direction(), Direction::Reply);
+    let (forward, reply, client) =
+        if is_reply { (twin, slot, twin_key.source) } else { (slot, twin, packet.key.source) };
     // In this order, the other way round than they are written: what the forward flow says of the reply flow is then never ahead of what that
     // says itself.
     let forward_tag = forward.tag();
-    let before = Connection {
-        forward: forward_tag.seen(),
-        reply: reply.tag().seen(),
-        opening: forward_tag.is_opening(),
-    };
-    let (acknowledged_by_other, to_acknowledge) = match tag.direction() {
-        Direction::Forward => (reply.entry.last_acknowledged, forward.entry.last_acknowledged),
-        Direction::Reply => (forward.entry.last_acknowledged, reply.entry.last_acknowledged),
-    };
-    let segment = Segment {
-        direction: tag.direction(),
-        flags: packet.tcp_flags,
-        in_window: is_in_window(packet.sequence, acknowledged_by_other),
-        acknowledges: is_in_window(packet.acknowledgement, to_acknowledge),
-    };
-    let after = before.after(segment);
-    reply.note_seen(before.reply, after.reply);
-    forward.note_seen(before.forward, after.forward.beside(after.reply));
+    let (forward_seen, reply_seen) = (forward_tag.seen(), reply.tag().seen());
+    let before = u32::from(forward_seen.bits())
+        | u32::from(reply_seen.bits()) << REPLY_SHIFT
+        | u32::from(packet.tcp_flags) << FLAGS_SHIFT
+        | u32::from(forward_tag.is_opening()) << OPENING_SHIFT
+        | u32::from(is_reply) << DIRECTION_SHIFT;
+    let after = tcp_step(
+        before,
+        u32::from_ne_bytes(packet.sequence),
+        u32::from_ne_bytes(others),
+        u32::from_ne_bytes(packet.acknowledgement),
+        u32::from_ne_bytes(own),
+    );
+    let is_opening = after >> OPENING_SHIFT & 1 != 0;
+    let (forward_now, reply_now) =
+        (Seen::from_bits(after as u8), Seen::from_bits((after >> REPLY_SHIFT) as u8));
+    reply.note_seen(reply_seen, reply_now);
+    forward.note_seen(forward_seen, forward_now);
     // Only the forward flow is marked as opening.
-    if before.opening && !after.opening && forward.end_opening() {
+    if forward_tag.is_opening() && !is_opening && forward.end_opening() {
         half_open::leave(work.settings, client);
     }
-    if before.is_over() && !after.is_over() && packet.tcp_flags & tcp::SYN != 0 {
-        // A connection that starts over: what was acknowledged in the last one says nothing of this one's resets.
+    if after >> STARTS_OVER_SHIFT & 1 != 0 {
+        // What was acknowledged in the last connection says nothing of this one's resets.
         forward.entry.last_acknowledged = [0; 4];
         reply.entry.last_acknowledged = [0; 4];
     }
-    let this = match tag.direction() {
-        Direction::Forward => after.forward,
-        Direction::Reply => after.reply,
-    };
-    if matches!(tag.direction(), Direction::Reply) && after.opening && packet.tcp_flags & tcp::SYN != 0 {
+    if is_reply && is_opening && packet.tcp_flags & tcp::SYN != 0 {
         // What the client has to acknowledge. It is also where a reset of the target's may begin.
         let start = u32::from_be_bytes(packet.sequence).wrapping_add(1);
         forward.entry.last_acknowledged = start.to_be_bytes();
     }
     // Until the handshake is over, and after a reset, every packet may change the state.
-    (!after.opening || matches!(tag.direction(), Direction::Reply)) && !this.any(tcp::RST)
+    let this = if is_reply { reply_now } else { forward_now };
+    (!is_opening || is_reply) && !this.any(tcp::RST)
+}
+
+// What `tcp_step` takes and gives: the forward flow's flags, and from these bits on
+const REPLY_SHIFT: u32 = 8;
+const FLAGS_SHIFT: u32 = 16;
+const OPENING_SHIFT: u32 = 24;
+const DIRECTION_SHIFT: u32 = 25;
+const STARTS_OVER_SHIFT: u32 = 26;
+
+/// A step of [`Connection`], in numbers, as a global function: the verifier looks at its many ways once, and not at each of them together with
+/// each way that leads here and on from here. Sequence and acknowledgement numbers are as they stand in packets.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tcp_step(
+    packed: u32,
+    sequence: u32,
+    acknowledged_by_other: u32,
+    acknowledgement: u32,
+    to_acknowledge: u32,
+) -> u32 {
+    let direction = if packed >> DIRECTION_SHIFT & 1 == 0 { Direction::Forward } else { Direction::Reply };
+    let flags = (packed >> FLAGS_SHIFT) as u8;
+    let before = Connection {
+        forward: Seen::from_bits(packed as u8),
+        reply: Seen::from_bits((packed >> REPLY_SHIFT) as u8),
+        opening: packed >> OPENING_SHIFT & 1 != 0,
+    };
+    let after = before.after(Segment {
+        direction,
+        flags,
+        in_window: is_in_window(sequence.to_ne_bytes(), acknowledged_by_other.to_ne_bytes()),
+        acknowledges: is_in_window(acknowledgement.to_ne_bytes(), to_acknowledge.to_ne_bytes()),
+    });
+    let starts_over = before.is_over() && !after.is_over() && flags & tcp::SYN != 0;
+    u32::from(after.forward.beside(after.reply).bits())
+        | u32::from(after.reply.bits()) << REPLY_SHIFT
+        | u32::from(after.opening) << OPENING_SHIFT
+        | u32::from(starts_over) << STARTS_OVER_SHIFT
 }

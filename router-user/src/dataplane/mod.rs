@@ -312,7 +312,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
 /// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`, kernel/bpf/verifier.c), which says nothing
 /// about the program. What makes it think so may stay for a moment.
 fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(30);
     let start = Instant::now();
     loop {
         match program.load() {

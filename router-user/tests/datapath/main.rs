@@ -4,6 +4,7 @@
 //! and checked by etherparse, which computes checksums from scratch. Needs root.
 
 mod answers;
+mod budget;
 mod checksums;
 mod counters;
 mod forward;

@@ -1,0 +1,17 @@
+//! What the verifier has to look at. A million instructions are its limit; long before that, a restart takes seconds, and the verifier starts
+//! over whenever a signal comes in.
+
+use crate::world::World;
+
+#[test]
+fn programs_are_verified_quickly() {
+    const LIMIT: u32 = 120_000;
+    let mut world = World::new();
+    for name in ["pls_router", "forward", "slow", "open", "claim", "local", "related", "fragment", "answer"] {
+        let program = world.dataplane.program(name).expect("a program");
+        let verified = program.info().expect("its information").verified_instruction_count();
+        let verified = verified.expect("Linux 5.16 or later");
+        println!("{name}: {verified}");
+        assert!(verified <= LIMIT, "{name}: {verified} instructions");
+    }
+}
