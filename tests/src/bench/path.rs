@@ -9,14 +9,22 @@
 //! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
-use std::{fmt, net::Ipv4Addr, path::Path as FilePath, time::Duration};
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    path::{Path as FilePath, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Namespace, Process, link, state::State};
+use lab::{Namespace, Process, link};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
-use super::ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink};
+use super::{
+    Setup,
+    ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink},
+};
 
 /// The target behind the router.
 pub(crate) const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -44,13 +52,15 @@ const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// What is between the ends.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
     /// An XDP program that redirects and does nothing else: the limit.
     Redirect,
     /// The daemon of this repository.
     PlsRouter,
+    /// Another build of it.
+    Beside,
     /// The kernel's NAT by nftables: DNAT and masquerade.
     Nftables,
     /// The kernel's forwarding, without NAT.
@@ -58,13 +68,15 @@ pub(crate) enum Arm {
 }
 
 impl Arm {
-    pub(crate) const ALL: [Self; 4] = [Self::Redirect, Self::PlsRouter, Self::Nftables, Self::Kernel];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Redirect, Self::PlsRouter, Self::Beside, Self::Nftables, Self::Kernel];
 
     /// As namespaces and devices are named.
     const fn letter(self) -> char {
         match self {
             Self::Redirect => 'r',
             Self::PlsRouter => 'p',
+            Self::Beside => 'b',
             Self::Nftables => 'n',
             Self::Kernel => 'k',
         }
@@ -72,7 +84,7 @@ impl Arm {
 
     /// Whether packets go to the router's own address, and are translated there.
     const fn translates(self) -> bool {
-        matches!(self, Self::PlsRouter | Self::Nftables)
+        matches!(self, Self::PlsRouter | Self::Beside | Self::Nftables)
     }
 }
 
@@ -81,6 +93,7 @@ impl fmt::Display for Arm {
         f.pad(match self {
             Self::Redirect => "no-op redirect",
             Self::PlsRouter => "pls-router",
+            Self::Beside => "beside",
             Self::Nftables => "nftables NAT",
             Self::Kernel => "kernel, no NAT",
         })
@@ -120,13 +133,13 @@ pub(crate) struct Path {
 
 struct Daemon {
     _process: Process,
-    binary: std::path::PathBuf,
-    configuration: std::path::PathBuf,
+    binary: PathBuf,
+    configuration: PathBuf,
 }
 
 impl Path {
     /// Brings a path up.
-    pub(crate) fn up(state: &State, arm: Arm, traffic: Traffic, binary: &FilePath) -> Result<Self> {
+    pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
         let kind = match traffic {
             Traffic::Packets => 'u',
             Traffic::Tcp(Offloads::Off) => 't',
@@ -134,7 +147,7 @@ impl Path {
         };
         let tag = format!("{}{kind}", arm.letter());
         let namespace = |host: &str| -> Result<Namespace> {
-            let name = lab::state::namespace_name(state.id(), &format!("{tag}-{host}"));
+            let name = lab::state::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
             let mut namespace = Namespace::create(&name)?;
             // The state removes all namespaces at once.
             namespace.leave();
@@ -154,7 +167,7 @@ impl Path {
         };
         path.lay_wires(traffic)?;
         path.set_up_ends(traffic)?;
-        path.set_up_router(state, &tag, traffic, binary).with_context(|| format!("cannot set up {arm}"))?;
+        path.set_up_router(setup, &tag, traffic).with_context(|| format!("cannot set up {arm}"))?;
         Ok(path)
     }
 
@@ -187,7 +200,7 @@ impl Path {
         // With a program that only redirects, both ends see each other as if there was no router.
         let (to_sink, to_gen) = match self.arm {
             Arm::Redirect => (SINK_MAC, GEN_MAC),
-            Arm::PlsRouter | Arm::Nftables | Arm::Kernel => (IN_MAC, OUT_MAC),
+            Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Kernel => (IN_MAC, OUT_MAC),
         };
         self.generator.ip(&format!(
             "addr add {CLIENT}/26 dev {gen_device}\n\
@@ -219,7 +232,7 @@ impl Path {
         Ok(())
     }
 
-    fn set_up_router(&mut self, state: &State, tag: &str, traffic: Traffic, binary: &FilePath) -> Result<()> {
+    fn set_up_router(&mut self, setup: &Setup, tag: &str, traffic: Traffic) -> Result<()> {
         let Self { arm, router, .. } = self;
         let [_, in_device, out_device, _] = &self.devices;
         let kernel_forwards = matches!(arm, Arm::Nftables | Arm::Kernel);
@@ -227,8 +240,11 @@ impl Path {
         match arm {
             Arm::Redirect => self._programs.push(Attached::redirect(router, [in_device, out_device])?),
             Arm::PlsRouter => {
-                let daemon = start_daemon(state, router, tag, [in_device, out_device], binary)?;
-                self.daemon = Some(daemon);
+                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], &setup.binary)?);
+            }
+            Arm::Beside => {
+                let binary = setup.beside.as_ref().context("no other pls-router was named")?;
+                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], binary)?);
             }
             Arm::Nftables => {
                 nftables(router, [in_device, out_device])?;
@@ -279,7 +295,7 @@ impl Path {
     pub(crate) fn has_sessions(&self, flows: u32) -> Result<()> {
         let sessions = match self.arm {
             Arm::Redirect | Arm::Kernel => return Ok(()),
-            Arm::PlsRouter => self.rule_counters()?.sessions_opened,
+            Arm::PlsRouter | Arm::Beside => self.rule_counters()?.sessions_opened,
             Arm::Nftables => {
                 let path = "/proc/sys/net/netfilter/nf_conntrack_count";
                 let text = self.router.inside(|| std::fs::read_to_string(path))?;
@@ -308,7 +324,7 @@ impl Path {
 }
 
 fn start_daemon(
-    state: &State,
+    Setup { state, .. }: &Setup,
     router: &Namespace,
     tag: &str,
     [in_device, out_device]: [&str; 2],

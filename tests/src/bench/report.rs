@@ -1,14 +1,11 @@
-//! What was measured, as tables and as JSON.
+//! What all tables and the JSON have in common.
 
-use std::{fmt::Write as _, fs, time::Duration};
+use std::{fmt::Write as _, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{
-    forward::Run,
-    path::{Arm, Offloads},
-};
+use super::{packets::Packets, programs::Programs, tcp::Tcp};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -17,22 +14,36 @@ pub(crate) struct Report {
     cpu: String,
     cpus: usize,
     virtual_machine: bool,
+    /// The program that is measured, and the one beside it.
+    pls_router: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside: Option<String>,
     /// /proc/loadavg before and after.
     pub(crate) load: [String; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) programs: Option<ProgramCost>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) packets: Vec<PacketsRow>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) tcp: Vec<TcpRow>,
+    pub(crate) programs: Option<Programs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) packets: Option<Packets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tcp: Option<Tcp>,
+    /// What was asked for and could not be measured here.
+    pub(crate) not_measured: Vec<NotMeasured>,
+}
+
+/// Something that could not be measured here.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub(crate) struct NotMeasured {
+    /// The thing: part, arm and dimension.
+    pub(crate) what: String,
+    pub(crate) why: String,
 }
 
 /// Several measurements of one thing.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Spread {
@@ -50,58 +61,33 @@ impl Spread {
         };
         Ok(Self { median, min: *min, max: *max })
     }
-}
 
-/// One arm with one number of flows.
-#[derive(Debug, Serialize)]
-pub(crate) struct PacketsRow {
-    arm: Arm,
-    flows: u32,
-    packets_per_second: Spread,
-    offered_per_second: Spread,
-    idle: Spread,
-    disturbed: Spread,
-    given: u64,
-    lost: u64,
-    runs: Vec<Run>,
-}
+    /// The ratios of what was measured in the same rounds: a round has its arms next to each other, so that a machine that is
+    /// slower for a while is slower for both.
+    pub(crate) fn of_ratios(values: &[f64], to: &[f64]) -> Result<Self> {
+        ensure!(values.len() == to.len(), "{} rounds are not {}", values.len(), to.len());
+        Self::of(&values.iter().zip(to).map(|(value, to)| value / to).collect::<Vec<_>>())
+    }
 
-impl PacketsRow {
-    pub(crate) fn of(arm: Arm, flows: u32, runs: Vec<Run>) -> Result<Self> {
-        let spread = |pick: fn(&Run) -> f64| Spread::of(&runs.iter().map(pick).collect::<Vec<_>>());
-        Ok(Self {
-            arm,
-            flows,
-            packets_per_second: spread(|run| run.packets_per_second)?,
-            offered_per_second: spread(|run| run.offered_per_second)?,
-            idle: spread(|run| run.idle)?,
-            disturbed: spread(|run| run.disturbed)?,
-            given: runs.iter().map(|run| run.books.given).sum(),
-            lost: runs.iter().map(|run| run.books.lost()).sum(),
-            runs,
-        })
+    /// All of it in another unit.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
+    }
+
+    /// "median (min - max)" with these numbers of digits.
+    pub(crate) fn show(self, width: usize, digits: usize) -> String {
+        let Self { median, min, max } = self;
+        format!("{median:width$.digits$} ({min:.digits$} - {max:.digits$})")
     }
 }
 
-/// TCP through one arm.
-#[derive(Debug, Serialize)]
-pub(crate) struct TcpRow {
-    pub(crate) arm: Arm,
-    pub(crate) offloads: Offloads,
-    pub(crate) bits_per_second: Spread,
-}
-
-/// Nanoseconds a packet.
-#[derive(Debug, Serialize)]
-pub(crate) struct ProgramCost {
-    pub(crate) root_and_forward: Spread,
-    pub(crate) forward: Spread,
-    /// The root program and its tail call: the difference of the two, sample by sample.
-    pub(crate) root: Spread,
+/// A ratio as tables show it.
+pub(crate) fn ratio(ratio: Option<&Spread>) -> String {
+    ratio.map_or("-".to_owned(), |ratio| ratio.show(0, 2))
 }
 
 impl Report {
-    pub(crate) fn begin() -> Result<Self> {
+    pub(crate) fn begin(pls_router: String, beside: Option<String>) -> Result<Self> {
         let cpuinfo = read("/proc/cpuinfo")?;
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Ok(Self {
@@ -111,141 +97,49 @@ impl Report {
             virtual_machine: cpuinfo
                 .lines()
                 .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor")),
+            pls_router,
+            beside,
             load: [read("/proc/loadavg")?, String::new()],
             programs: None,
-            packets: Vec::new(),
-            tcp: Vec::new(),
+            packets: None,
+            tcp: None,
+            not_measured: Vec::new(),
         })
     }
 
-    pub(crate) fn end(&mut self) -> Result<()> {
+    pub(crate) fn end(&mut self, not_measured: Vec<NotMeasured>) -> Result<()> {
         self.load[1] = read("/proc/loadavg")?;
+        self.not_measured = not_measured;
         Ok(())
     }
 
     /// On what it was measured.
     pub(crate) fn head(&self) -> String {
         let machine = if self.virtual_machine { ", a virtual machine" } else { "" };
-        format!("Linux {}, {} x {}{machine}\n", self.kernel, self.cpus, self.cpu)
-    }
-
-    pub(crate) fn programs_table(&self) -> String {
-        let Some(cost) = &self.programs else { return String::new() };
-        let mut text = "\nWhat the programs cost a packet of a known session (BPF_PROG_TEST_RUN, one warm flow, no driver):\n\n".to_owned();
-        for (name, spread) in [
-            ("pls_router: root, tail call, forward", cost.root_and_forward),
-            ("forward alone", cost.forward),
-            ("the permanent root and its tail call", cost.root),
-        ] {
-            let Spread { median, min, max } = spread;
-            line(&mut text, format_args!("  {name:<38} {median:6.1} ns  ({min:.1} - {max:.1})"));
+        let mut text = format!("Linux {}, {} x {}{machine}\n", self.kernel, self.cpus, self.cpu);
+        line(&mut text, format_args!("pls-router: {}", self.pls_router));
+        if let Some(beside) = &self.beside {
+            line(&mut text, format_args!("beside:     {beside}"));
         }
         text
     }
 
-    pub(crate) fn packets_table(&self, rounds: u16, window: Duration) -> String {
-        let mut text = format!(
-            "\n\
-             Packets a second of one core: 64-byte UDP (60 bytes and the frame check sequence), two veth NICs, native XDP,\n\
-             tx checksum, TSO and GSO off everywhere, GRO off but for the kernel's receiving NIC, which polls only with it.\n\
-             CPU 1 is the router (a NAPI thread) and the sink behind it (the softirq of that thread); CPU 0 makes the packets,\n\
-             more than the router takes. The daemon runs, on CPU 0. Counted is what the sink received; medians of {rounds}\n\
-             interleaved rounds of {} s after warm-up, and (min - max).\n\n\
-             \x20 {:>6}  {:<15} {:>6} {:>17} {:>9} {:>9}  {:>7} {:>5} {:>9}  {}\n",
-            window.as_secs_f64(),
-            "flows",
-            "router",
-            "Mpps",
-            "",
-            "/ no-op",
-            "/ nft",
-            "offered",
-            "idle",
-            "disturbed",
-            "lost"
-        );
-        for row in &self.packets {
-            let Spread { median, min, max } = row.packets_per_second;
-            let of = |arm| ratio(median, self.packets_of(arm, row.flows));
-            let spread = format!("({:.2} - {:.2})", min / 1e6, max / 1e6);
-            line(
-                &mut text,
-                format_args!(
-                    "  {:>6}  {:<15} {:6.2} {spread:>17} {:>9} {:>9}  {:7.2} {:4.0}% {:8.0}%  {}",
-                    row.flows,
-                    row.arm,
-                    median / 1e6,
-                    of(Arm::Redirect),
-                    of(Arm::Nftables),
-                    row.offered_per_second.median / 1e6,
-                    row.idle.median * 100.0,
-                    row.disturbed.median * 100.0,
-                    lost(row)
-                ),
-            );
+    /// What came of it, and what did not.
+    pub(crate) fn tail(&self) -> String {
+        let mut text = String::new();
+        if !self.not_measured.is_empty() {
+            text.push_str("\nNot measured:\n");
         }
-        text.push_str(
-            "\n  offered: what was made; what does not fit into the router's full receive ring is not sent, and not lost.\n\
-             \x20 idle: the router's CPU. disturbed: what programs of others, or the hypervisor, took of either CPU.\n",
-        );
-        for row in &self.packets {
-            for run in &row.runs {
-                if let Some(problem) = run.books.problem() {
-                    line(&mut text, format_args!("  {} flows, {}: {problem}", row.flows, row.arm));
-                }
-            }
+        for NotMeasured { what, why } in &self.not_measured {
+            line(&mut text, format_args!("  {what}: {why}"));
         }
-        text
-    }
-
-    fn packets_of(&self, arm: Arm, flows: u32) -> Option<f64> {
-        let row = self.packets.iter().find(|row| row.arm == arm && row.flows == flows);
-        row.map(|row| row.packets_per_second.median)
-    }
-
-    pub(crate) fn tcp_table(&self, rounds: u16, seconds: u16) -> String {
-        let mut text = format!(
-            "\n\
-             TCP, one connection (iperf3), MTU 1500; client, router and server share all {} CPUs. Medians of {rounds} interleaved\n\
-             rounds of {seconds} s. With offloads off every packet is one of the wire's, which is how a router sees them. The last line\n\
-             is another network: super-frames of up to 64 KiB without checksums, which veth passes on but no wire does.\n\n\
-             \x20 {:<15} {:<18} {:>7} {:>17} {:>7}\n",
-            self.cpus, "router", "offloads", "Gbit/s", "", "/ nft"
-        );
-        let nftables = self.tcp.iter().find(|row| row.arm == Arm::Nftables && row.offloads == Offloads::Off);
-        for row in &self.tcp {
-            let Spread { median, min, max } = row.bits_per_second;
-            let offloads = match row.offloads {
-                Offloads::Off => "off",
-                Offloads::Default => "veth's defaults",
-            };
-            line(
-                &mut text,
-                format_args!(
-                    "  {:<15} {offloads:<18} {:7.2} {:>17} {:>7}",
-                    row.arm,
-                    median / 1e9,
-                    format!("({:.2} - {:.2})", min / 1e9, max / 1e9),
-                    ratio(median, nftables.map(|row| row.bits_per_second.median))
-                ),
-            );
-        }
+        line(&mut text, format_args!("\nload when it began and ended: {}; {}", self.load[0], self.load[1]));
         text
     }
 }
 
-fn lost(row: &PacketsRow) -> String {
-    if row.lost == 0 {
-        return "0".to_owned();
-    }
-    format!("{} of {:.1} M", row.lost, row.given as f64 / 1e6)
-}
-
-fn ratio(value: f64, of: Option<f64>) -> String {
-    of.map_or("-".to_owned(), |of| format!("{:.2}", value / of))
-}
-
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+/// Adds a line to a text.
+pub(crate) fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ok = writeln!(text, "{line}");
 }
@@ -265,5 +159,13 @@ mod tests {
         assert_eq!((spread.min, spread.median, spread.max), (1.0, 2.0, 3.0));
         assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]).expect("values").median, 2.5);
         assert!(Spread::of(&[]).is_err());
+    }
+
+    #[test]
+    fn ratios_are_of_the_values_of_one_round() {
+        // A machine that is half as fast in the second round is so for both.
+        let spread = Spread::of_ratios(&[8.0, 4.0, 9.0], &[4.0, 2.0, 3.0]).expect("rounds");
+        assert_eq!((spread.min, spread.median, spread.max), (2.0, 2.0, 3.0));
+        assert!(Spread::of_ratios(&[1.0], &[1.0, 2.0]).is_err());
     }
 }

@@ -16,10 +16,13 @@ use lab::{Namespace, state::State};
 use nix::net::if_::if_nametoindex;
 use router_common::{ports::PortRange, settings::Interface};
 use router_user::dataplane::{Dataplane, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
+use serde::Serialize;
 
 use super::{
-    cpu,
+    Setup, cpu,
     ends::{FRAME, Headers},
+    progress,
+    report::{Spread, line},
 };
 
 /// Runs by one call, see the module's documentation.
@@ -36,19 +39,54 @@ const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 66);
 const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 
+/// Nanoseconds a packet.
+#[derive(Debug, Serialize)]
+pub(crate) struct Programs {
+    root_and_forward_ns: Spread,
+    forward_ns: Spread,
+    /// The root program and its tail call: the difference of the two, sample by sample.
+    root_ns: Spread,
+}
+
+impl Programs {
+    pub(crate) fn table(&self) -> String {
+        let mut text = "\nWhat the programs cost a packet of a known session (BPF_PROG_TEST_RUN, one warm flow, no driver):\n\n".to_owned();
+        for (name, spread) in [
+            ("pls_router: root, tail call, forward", self.root_and_forward_ns),
+            ("forward alone", self.forward_ns),
+            ("the permanent root and its tail call", self.root_ns),
+        ] {
+            let Spread { median, min, max } = spread;
+            line(&mut text, format_args!("  {name:<38} {median:6.1} ns  ({min:.1} - {max:.1})"));
+        }
+        text
+    }
+}
+
 /// Nanoseconds a packet, a sample each.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Samples {
+struct Samples {
     /// `pls_router`: the root, the tail call, and `forward`.
-    pub(crate) root: Vec<f64>,
+    root: Vec<f64>,
     /// `forward` alone.
-    pub(crate) forward: Vec<f64>,
+    forward: Vec<f64>,
     /// The difference, sample by sample.
-    pub(crate) difference: Vec<f64>,
+    difference: Vec<f64>,
 }
 
 /// Measures.
-pub(crate) fn measure(state: &State, samples: usize) -> Result<Samples> {
+pub(crate) fn measure(setup: &Setup) -> Result<Programs> {
+    progress("programs");
+    let samples = sample(&setup.state, if setup.quick() { 11 } else { 51 })?;
+    progress("");
+    Ok(Programs {
+        root_and_forward_ns: Spread::of(&samples.root)?,
+        forward_ns: Spread::of(&samples.forward)?,
+        root_ns: Spread::of(&samples.difference)?,
+    })
+}
+
+fn sample(state: &State, samples: usize) -> Result<Samples> {
     let mut namespace = Namespace::create(&lab::state::namespace_name(state.id(), "program"))?;
     // The state removes all namespaces at once.
     namespace.leave();
