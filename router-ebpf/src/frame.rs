@@ -54,8 +54,9 @@ impl XdpFrame {
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let frame = self.0.data();
-        // SAFETY: drivers put frames where IP headers behind them are aligned to words, or Ethernet headers are (`NET_IP_ALIGN`), and
-        // `resize` moves them by even numbers. Without this, the compiler makes every number of two bytes and two shifts.
+        // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake (`NET_IP_ALIGN`). The kernel's own
+        // verifier, too, takes them to start at an even address (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves
+        // the start by even numbers. Without this, the compiler makes every number of two bytes and two shifts.
         unsafe { core::hint::assert_unchecked(frame & 1 == 0) };
         let start = frame + offset;
         if start + N > self.0.data_end() { None } else { Some(start as *mut [u8; N]) }
