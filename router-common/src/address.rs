@@ -74,6 +74,13 @@ impl Port {
     pub const fn number(self) -> u16 {
         u16::from_be_bytes(self.0)
     }
+
+    /// This port and another behind it, as source and destination stand in a packet.
+    #[inline(always)]
+    pub const fn then(self, next: Self) -> [u8; 4] {
+        let ([a, b], [c, d]) = (self.0, next.0);
+        [a, b, c, d]
+    }
 }
 
 impl core::fmt::Display for Port {

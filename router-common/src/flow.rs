@@ -107,8 +107,7 @@ impl<A: Address> FlowKey<A> {
     /// Both ports in one word.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
-        let ([a, b], [c, d]) = (self.source_port.0, self.destination_port.0);
-        u32::from_ne_bytes([a, b, c, d])
+        u32::from_ne_bytes(self.source_port.then(self.destination_port))
     }
 
     /// The key of packets of the same protocol between other ends.

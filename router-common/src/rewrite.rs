@@ -52,7 +52,6 @@ impl<A: Address> Rewrite<A> {
     /// What turning a packet with the tuple `from` into this one adds to its checksums.
     #[inline(always)]
     pub fn change(&self, from: &FlowKey<A>) -> Change {
-        let pair = |[a, b]: [u8; 2], [c, d]: [u8; 2]| [a, b, c, d];
         let ip = from
             .source
             .negative_sum()
@@ -60,8 +59,8 @@ impl<A: Address> Rewrite<A> {
             .plus(self.source.sum())
             .plus(self.destination.sum());
         let ports = Sum::ZERO
-            .remove_pair(pair(from.source_port.0, from.destination_port.0))
-            .add_pair(pair(self.source_port.0, self.destination_port.0));
+            .remove_pair(from.source_port.then(from.destination_port))
+            .add_pair(self.source_port.then(self.destination_port));
         // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and after.
         let l4 = match from.protocol() {
             Some(Protocol::Icmp) => ports,
