@@ -67,9 +67,7 @@ impl RuleSet {
             None => None,
         }
     }
-}
 
-impl RuleSet {
     /// The SNAT address behind this one, around the list.
     #[inline(always)]
     pub fn snat_address_after(&self, address: Ipv4) -> Option<Ipv4> {
