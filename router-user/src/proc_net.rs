@@ -52,6 +52,11 @@ fn address_of(hex: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::fs::MetadataExt as _,
+    };
+
     use super::*;
 
     #[test]
@@ -69,11 +74,17 @@ mod tests {
 
     #[test]
     fn sockets_of_ours_are_found() {
-        let tcp =
-            std::net::TcpListener::bind("127.0.0.1:0").expect("a socket").local_addr().expect("its address");
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        let port = udp.local_addr().expect("its address").port();
-        assert!(sockets(UDP).iter().any(|socket| socket.port == port));
-        assert!(!sockets(TCP).iter().any(|socket| socket.port == tcp.port()), "it is closed");
+        // By inode: others' sockets may have the same port for the other protocol, and ours after us.
+        let inode = |fd: RawFd| std::fs::metadata(format!("/proc/self/fd/{fd}")).expect("an open file").ino();
+        let found = |lists, inode| sockets(lists).into_iter().find(|socket| socket.inode == inode);
+        let (tcp_inode, udp_inode) = (inode(tcp.as_raw_fd()), inode(udp.as_raw_fd()));
+        let listening = found(TCP, tcp_inode).map(|socket| (socket.address, socket.port, socket.state));
+        let bound = found(UDP, udp_inode).map(|socket| (socket.address, socket.port));
+        let (tcp, udp) = (tcp.local_addr().expect("its address"), udp.local_addr().expect("its address"));
+        assert_eq!(listening, Some((tcp.ip(), tcp.port(), LISTEN)));
+        assert_eq!(bound, Some((udp.ip(), udp.port())));
+        assert_eq!((found(UDP, tcp_inode), found(TCP, udp_inode)), (None, None));
     }
 }
