@@ -1,7 +1,8 @@
 //! Counters: what moved, and nothing else.
 
 use router_common::{
-    flow::Direction,
+    address::Ipv4,
+    flow::{Direction, FlowKey},
     reason::Reason,
     session::State,
     stats::{Counter, RuleStats},
@@ -13,6 +14,41 @@ use crate::{
     packets::{PLS, ROUTER, STRANGER, TARGET, tcp, tcp_packet},
     world::World,
 };
+
+fn sessions(world: &World) -> Vec<Session> {
+    let mut sessions = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        sessions.push(*session);
+        true
+    });
+    sessions
+}
+
+/// Removes the client's direction of a session only, as a daemon does that is killed between the two: that session, as it was.
+fn remove_half_a_session(world: &World) -> Session {
+    let session = sessions(world)[0];
+    let mut half = session;
+    half.reply.key = half.reply.key.reversed();
+    world.dataplane.flows.remove(&half).expect("half a removal");
+    session
+}
+
+/// Sweeps as the daemon does, once no session can be in the making any more: the flows that were removed for want of their other direction.
+fn sweep_halves_away(world: &World) -> Vec<FlowKey<Ipv4>> {
+    let flows = &world.dataplane.flows;
+    let mut removed = Vec::new();
+    for round in 0..REPLY_SHARE {
+        let judge = |flow: &Flow| match flows.get(&flow.twin()) {
+            Some(twin) if twin.twin() == flow.key => Verdict::Keep,
+            _ => {
+                removed.push(flow.key);
+                Verdict::Remove
+            }
+        };
+        flows.sweep(1, round, judge).expect("a sweep");
+    }
+    removed
+}
 
 #[test]
 fn rules_interfaces_and_entries_add_up() {
@@ -45,12 +81,7 @@ fn rules_interfaces_and_entries_add_up() {
     let total: u64 = stats.reasons.iter().map(|counter| counter.packets).sum();
     assert_eq!(total, stats.interfaces[0].received.packets, "every packet has exactly one reason");
 
-    let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| {
-        sessions.push(*session);
-        true
-    });
-    let [session] = sessions[..] else { panic!("one session") };
+    let [session] = sessions(&world)[..] else { panic!("one session") };
     assert_eq!((session.forward.entry.packets(), session.forward.entry.bytes()), (2, 54 + 154));
     assert_eq!((session.reply.entry.packets(), session.reply.entry.bytes()), (1, 54));
     assert_eq!(session.state(), Some(State::Established));
@@ -61,14 +92,9 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
     let mut world = World::new();
     let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).numbers(1000, 5001).build();
     let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).numbers(5000, 1001).build();
-    let state = |world: &World| {
-        let mut states = Vec::new();
-        world.dataplane.flows.for_each(|session| {
-            states.push(session.state());
-            true
-        });
-        assert_eq!(states.len(), 1);
-        states[0]
+    let only = |world: &World| {
+        let [session] = sessions(world)[..] else { panic!("one session") };
+        session
     };
     for (frame, expected) in [
         (client(tcp::SYN), State::Opening),
@@ -81,14 +107,9 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
         (server(tcp::RST), State::Closed),
     ] {
         world.run(&frame);
-        assert_eq!(state(&world), Some(expected));
+        assert_eq!(only(&world).state(), Some(expected));
     }
-    let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| {
-        sessions.push(*session);
-        true
-    });
-    world.dataplane.flows.remove(&sessions[0]).expect("removal");
+    world.dataplane.flows.remove(&only(&world)).expect("removal");
     assert_eq!(world.entries(), 0);
 }
 
@@ -103,33 +124,12 @@ fn a_half_session_is_found_and_swept_away() {
     assert_eq!((audit.flows, audit.sessions), (4, 2));
     assert!(audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty());
 
-    let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| {
-        sessions.push(*session);
-        true
-    });
-    let Session { forward, reply } = sessions[0];
-    let mut nowhere = reply;
-    nowhere.key = nowhere.key.reversed();
-    world.dataplane.flows.remove(&Session { forward, reply: nowhere }).expect("half a removal");
+    let Session { forward, reply } = remove_half_a_session(&world);
     let audit = world.dataplane.flows.audit().expect("an audit");
     let half: Vec<_> = audit.half_sessions.iter().map(|flow| (flow.key, flow.direction())).collect();
     assert_eq!((audit.flows, audit.sessions, half), (3, 1, vec![(reply.key, Direction::Reply)]));
 
-    // As the daemon judges, once the session cannot be in the making any more.
-    let mut removed = Vec::new();
-    for round in 0..REPLY_SHARE {
-        let flows = world.dataplane.flows.clone();
-        let judge = |flow: &Flow| {
-            if flow.direction() == Direction::Forward || flows.get(&flow.twin()).is_some() {
-                return Verdict::Keep;
-            }
-            removed.push(flow.key);
-            Verdict::Remove
-        };
-        world.dataplane.flows.sweep(1, round, judge).expect("a sweep");
-    }
-    assert_eq!(removed, [reply.key]);
+    assert_eq!(sweep_halves_away(&world), [reply.key]);
     let audit = world.dataplane.flows.audit().expect("an audit");
     assert_eq!((audit.flows, audit.sessions, audit.half_sessions.len()), (2, 1, 0));
     assert!(audit.leaked_ports.is_empty());
@@ -146,27 +146,11 @@ fn half_a_session_takes_no_live_one_with_it() {
     let mut world = World::new();
     let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
     world.run(&syn);
-    let mut sessions = Vec::new();
-    world.dataplane.flows.for_each(|session| {
-        sessions.push(*session);
-        true
-    });
-    let Session { forward, reply } = sessions[0];
-    let mut nowhere = reply;
-    nowhere.key = nowhere.key.reversed();
-    world.dataplane.flows.remove(&Session { forward, reply: nowhere }).expect("half a removal");
+    let Session { reply, .. } = remove_half_a_session(&world);
     assert_eq!(world.run(&syn).reason, Reason::Opened);
     assert_eq!((world.sessions(), world.entries()), (1, 3));
 
-    // As the daemon judges.
-    for round in 0..REPLY_SHARE {
-        let flows = world.dataplane.flows.clone();
-        let judge = |flow: &Flow| match flows.get(&flow.twin()) {
-            Some(twin) if twin.twin() == flow.key => Verdict::Keep,
-            _ => Verdict::Remove,
-        };
-        world.dataplane.flows.sweep(1, round, judge).expect("a sweep");
-    }
+    assert_eq!(sweep_halves_away(&world), [reply.key]);
     assert_eq!((world.sessions(), world.entries()), (1, 2));
     assert_eq!(world.run(&syn).reason, Reason::Forwarded);
 }
