@@ -15,6 +15,7 @@ mod names;
 mod next_hops;
 mod probe;
 mod punts;
+mod recount;
 mod reports;
 mod rule_set;
 mod shared;

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::{
+    recount::Recount,
     shared::{SessionCounts, Shared},
     target_signs::{self, Gatherer},
 };
@@ -49,6 +50,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut before = now();
+    let mut recount = shared.plane().adopted.then(Recount::default);
     loop {
         period.tick().await;
         round = round.wrapping_add(1);
@@ -56,9 +58,12 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
         let signs = Gatherer::new(target_signs::watched(&shared), std::mem::replace(&mut before, now), now);
         let sweeping = shared.clone();
         // A walk through a large table takes a while, and must not hold up the probe.
-        let signs = tokio::task::spawn_blocking(move || sweep_once(&sweeping, round, signs))
-            .await
-            .context("the sweep has crashed")?;
+        let walks = move || {
+            let recount = recount.and_then(|recount| recount.look(&sweeping));
+            (recount, sweep_once(&sweeping, round, signs))
+        };
+        let signs;
+        (recount, signs) = tokio::task::spawn_blocking(walks).await.context("the sweep has crashed")?;
         if let Err(error) = target_signs::judge(&shared, &signs.signs()) {
             warn!("{error:#}");
         }

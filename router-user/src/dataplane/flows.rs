@@ -1,6 +1,7 @@
 //! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it follows.
 
 use std::{
+    collections::BTreeMap,
     os::fd::AsFd as _,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
 use router_common::{
-    HalfOpen,
+    HALF_OPEN_SLOTS, HalfOpen,
     address::Ipv4,
     flow::{Direction, FlowEntry, FlowKey, Protocol},
     half_open_slot,
@@ -314,6 +315,41 @@ impl FlowTable {
         pools.reconcile(|reply| self.get(reply).is_some())
     }
 
+    /// How much more is counted than the table holds, before and after a walk through it. Programs that open or establish sessions meanwhile
+    /// make that a little more or less. Nobody may remove a session meanwhile.
+    pub fn surplus(&self) -> Surplus {
+        let before = self.counted();
+        let mut there = Counted { sessions: 0, half_open: vec![0; HALF_OPEN_SLOTS as usize] };
+        for flow in self.flows().filter(|flow| flow.direction() == Direction::Forward) {
+            there.sessions += 1;
+            let slot = half_open_slot(&self.0.seeds, flow.key.source) as usize;
+            if let Some(count) = there.half_open.get_mut(slot)
+                && flow.is_opening()
+            {
+                *count += 1;
+            }
+        }
+        before.beyond(&there).common(&self.counted().beyond(&there))
+    }
+
+    fn counted(&self) -> Counted {
+        let half_open = (0..HALF_OPEN_SLOTS)
+            .map(|slot| self.0.half_open.get(slot).map_or(0, |field| HalfOpen::new(field).count()));
+        Counted { sessions: self.sessions(), half_open: half_open.collect() }
+    }
+
+    /// Takes from the counters what is too much.
+    pub fn take_back(&self, surplus: &Surplus) {
+        if let Some(occupancy) = self.0.occupancy.get(0) {
+            (0..surplus.sessions).for_each(|_| occupancy.leave());
+        }
+        for (slot, count) in &surplus.half_open {
+            if let Some(counter) = self.0.half_open.get(*slot).map(HalfOpen::new) {
+                (0..*count).for_each(|_| counter.leave());
+            }
+        }
+    }
+
     /// What is wrong with the table: flows without their twin, keys that are there twice, counters and marks that say otherwise than the table.
     /// What looks wrong because it is being changed is looked at again.
     ///
@@ -350,6 +386,48 @@ impl FlowTable {
             audit.leaked_ports.extend(pools.taken_by(&key).iter().filter(|reply| self.get(reply).is_none()));
         }
         Ok(audit)
+    }
+}
+
+/// What counters say, or what they should.
+struct Counted {
+    sessions: u32,
+    /// By the slot of a source's counter.
+    half_open: Vec<u32>,
+}
+
+impl Counted {
+    /// How much more this is.
+    fn beyond(&self, there: &Self) -> Surplus {
+        let half_open = (0..).zip(self.half_open.iter().zip(&there.half_open));
+        Surplus {
+            sessions: self.sessions.saturating_sub(there.sessions),
+            half_open: half_open
+                .filter(|(_, (counted, there))| counted > there)
+                .map(|(slot, (counted, there))| (slot, counted - there))
+                .collect(),
+        }
+    }
+}
+
+/// How much more is counted than there is.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Surplus {
+    /// Sessions.
+    pub sessions: u32,
+    /// Half-open ones, by the slot of their source's counter.
+    pub half_open: BTreeMap<u32, u32>,
+}
+
+impl Surplus {
+    /// What both looks have found.
+    pub fn common(mut self, other: &Self) -> Self {
+        self.sessions = self.sessions.min(other.sessions);
+        self.half_open.retain(|slot, count| {
+            *count = (*count).min(other.half_open.get(slot).copied().unwrap_or(0));
+            *count > 0
+        });
+        self
     }
 }
 

@@ -36,7 +36,7 @@ use router_common::{Stage, table::Regions};
 
 pub use self::{
     counters::CounterTable,
-    flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Verdict, now, port_pool},
+    flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Surplus, Verdict, now, port_pool},
     forwarding::{route_lookups_are_on, switch_route_lookups},
     link::{Attachment, Mode},
     pins::{Pins, detach},

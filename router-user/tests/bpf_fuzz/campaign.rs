@@ -206,6 +206,7 @@ impl Campaign {
             half_open_per_source,
             ports,
             snat: snat.to_vec(),
+            pins: None,
             rules: profile.rules,
         });
         let mut model = Model::new(nics, mtu, ports, snat.to_vec());

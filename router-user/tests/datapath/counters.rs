@@ -1,18 +1,23 @@
 //! Counters: what moved, and nothing else.
 
+use std::path::PathBuf;
+
+use aya::maps::{Array, Map, MapData};
 use router_common::{
+    LAYOUT,
     address::Ipv4,
     flow::{Direction, FlowKey},
+    half_open_slot,
     reason::Reason,
     session::State,
     stats::{Counter, RuleStats},
 };
 
-use router_user::dataplane::{Flow, REPLY_SHARE, Session, Verdict};
+use router_user::dataplane::{Flow, REPLY_SHARE, Session, Surplus, Verdict, detach};
 
 use crate::{
     packets::{PLS, ROUTER, STRANGER, TARGET, tcp, tcp_packet},
-    world::World,
+    world::{Setup, World},
 };
 
 fn sessions(world: &World) -> Vec<Session> {
@@ -153,4 +158,60 @@ fn half_a_session_takes_no_live_one_with_it() {
     assert_eq!(sweep_halves_away(&world), [reply.key]);
     assert_eq!((world.sessions(), world.entries()), (1, 2));
     assert_eq!(world.run(&syn).reason, Reason::Forwarded);
+}
+
+/// Pins of a test's own, which go with it.
+struct OwnPins(PathBuf);
+
+impl OwnPins {
+    fn new(test: &str) -> Self {
+        Self(format!("/sys/fs/bpf/pls-router-{test}-{}", std::process::id()).into())
+    }
+
+    /// A pinned array, for which there is no other way.
+    fn array(&self, name: &str) -> Map {
+        let path = self.0.join(format!("v{LAYOUT}")).join(name);
+        Map::Array(MapData::from_pin(path).expect("a pinned map"))
+    }
+}
+
+impl Drop for OwnPins {
+    fn drop(&mut self) {
+        // A test that fails says why itself.
+        let _ = detach(&self.0);
+    }
+}
+
+/// A daemon that is killed after it has retired a flow and before it has counted that: the counters are one ahead, for good.
+#[test]
+fn what_a_killed_daemon_has_not_counted_is_found_and_taken_back() {
+    let pins = OwnPins::new("counters");
+    let mut world = World::with(Setup { pins: Some(pins.0.clone()), ..Setup::default() });
+    // One that is opening, and one that is not any more.
+    for (port, flags) in [(40_000, [tcp::SYN].as_slice()), (40_001, &[tcp::SYN, tcp::ACK])] {
+        for flags in flags {
+            let client = tcp_packet((PLS, port), (ROUTER, 443), *flags).numbers(1000, 5001).build();
+            world.run(&client);
+            let server = tcp_packet((TARGET, 8443), (ROUTER, port), tcp::SYN | tcp::ACK).numbers(5000, 1001);
+            world.run(&server.build());
+        }
+    }
+    let flows = world.dataplane.flows.clone();
+    assert_eq!((flows.sessions(), flows.half_open(Ipv4(PLS))), (2, 1));
+    assert_eq!(flows.surplus(), Surplus::default());
+
+    let slot = half_open_slot(&world.dataplane.settings.current().seeds, Ipv4(PLS));
+    let mut half_open: Array<_, u32> = pins.array("HALF_OPEN").try_into().expect("an array of numbers");
+    half_open.set(slot, 2, 0).expect("a counter that is one ahead");
+    let mut occupancy: Array<_, [u32; 16]> = pins.array("OCCUPANCY").try_into().expect("an array of records");
+    let mut record = occupancy.get(&0, 0).expect("the record");
+    record[0] += 1;
+    occupancy.set(0, record, 0).expect("a count that is one ahead");
+    assert_eq!((flows.sessions(), flows.half_open(Ipv4(PLS))), (3, 2));
+
+    let surplus = flows.surplus();
+    assert_eq!(surplus, Surplus { sessions: 1, half_open: [(slot, 1)].into() });
+    flows.take_back(&surplus);
+    assert_eq!((flows.sessions(), flows.half_open(Ipv4(PLS))), (2, 1));
+    assert_eq!(flows.surplus(), Surplus::default());
 }

@@ -3,6 +3,7 @@
 use std::{
     net::Ipv4Addr,
     os::fd::{AsFd as _, AsRawFd as _},
+    path::PathBuf,
     process::Command,
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) half_open_per_source: u32,
     pub(crate) ports: PortRange,
     pub(crate) snat: Vec<[u8; 4]>,
+    /// Where maps are pinned; whoever says so removes them.
+    pub(crate) pins: Option<PathBuf>,
     pub(crate) rules: fn(&mut RuleSetSpec),
 }
 
@@ -56,6 +59,7 @@ impl Default for Setup {
             half_open_per_source: u32::MAX,
             ports: PortRange { first: 1024, last: 65535 },
             snat: vec![ROUTER],
+            pins: None,
             rules: |_| {},
         }
     }
@@ -107,7 +111,7 @@ impl World {
 
     /// A router as set up.
     pub(crate) fn with(setup: Setup) -> Self {
-        let Setup { nics, sessions, half_open_per_source, ports, snat, rules } = setup;
+        let Setup { nics, sessions, half_open_per_source, ports, snat, pins, rules } = setup;
         enter_new_namespace();
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
@@ -133,7 +137,7 @@ impl World {
         neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
-        let options = LoadOptions { pins: None, sessions, half_open_per_source, log: None };
+        let options = LoadOptions { pins, sessions, half_open_per_source, log: None };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
         let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane

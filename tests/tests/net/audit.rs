@@ -3,14 +3,18 @@
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
+use aya::maps::{Array, Map, MapData};
 use lab::{
     Lab, Namespace,
     addresses::{ECHO_PORT, TOOLS},
     client::{Tcp, Udp},
     wait,
 };
+use nix::sys::signal::Signal;
+use router_common::LAYOUT;
 use router_user::model::{Audit, Status};
 
 use crate::common::{ECHO, LIMIT, check};
@@ -20,6 +24,7 @@ lab_tests! {
     pls_router: [
         sessions_are_whole_while_they_come_and_go,
         ports_in_use_are_told_and_unknown_rules_are_refused,
+        what_a_killed_daemon_has_not_counted_is_put_right,
     ],
 }
 
@@ -94,4 +99,33 @@ fn ports_in_use_are_told_and_unknown_rules_are_refused(lab: &mut Lab) {
     let expected = "error: there is no rule `nope`; `pls-router rules` lists them\n";
     assert_eq!((output.status.code(), said.as_str()), (Some(1), expected));
     assert_eq!(check(lab.pls_router(&["flows", "--rule", "https"])).status.code(), Some(0));
+}
+
+/// A session that was retired and not counted any more: the count of sessions is one ahead.
+fn what_a_killed_daemon_has_not_counted_is_put_right(lab: &mut Lab) {
+    /// Looks, one a sweep, and some time for a machine that is busy.
+    const RECOUNT: Duration = Duration::from_secs(60);
+    let mut session = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(session.echo(b"hello", LIMIT));
+    check(lab.stop_router(Signal::SIGKILL));
+    let pin = lab.state().path("bpf/pls-router").join(format!("v{LAYOUT}/OCCUPANCY"));
+    let map = Map::Array(MapData::from_pin(pin).expect("a pinned map"));
+    let mut occupancy: Array<_, [u32; 16]> = map.try_into().expect("an array of records");
+    let mut record = occupancy.get(&0, 0).expect("the record");
+    record[0] += 1;
+    occupancy.set(0, record, 0).expect("a count that is one ahead");
+
+    check(lab.start_router());
+    let audit = || -> anyhow::Result<Audit> {
+        // What is wrong makes it fail.
+        Ok(serde_json::from_slice(&lab.pls_router(&["check", "--live", "-o", "json"])?.stdout)?)
+    };
+    let before = check(audit());
+    assert_eq!((before.ok, before.miscounted_sessions), (false, 1), "{before:#?}");
+    check(wait::until("the sessions to be counted again", RECOUNT, || {
+        let now = audit()?;
+        anyhow::ensure!(now.ok, "{now:#?}");
+        Ok(())
+    }));
+    check(session.echo(b"and on", LIMIT));
 }
