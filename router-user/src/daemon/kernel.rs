@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use ipnet::Ipv4Net;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -26,6 +27,9 @@ use tokio::time::timeout;
 
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Networks with this prefix or a longer one have no broadcast address (RFC 3021).
+const POINT_TO_POINT: u8 = 31;
 
 async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
     timeout(PATIENCE, answer).await.context("the kernel does not answer on netlink")
@@ -121,9 +125,16 @@ impl Addresses {
         self.messages.iter().flat_map(|message| &message.attributes).filter_map(local).collect()
     }
 
-    /// The broadcast addresses of their networks.
+    /// The broadcast addresses of their networks: those that the addresses were given with, and those that the kernel takes for such anyway
+    /// (`fib_add_ifaddr`, net/ipv4/fib_frontend.c).
     pub(super) fn broadcast(&self) -> HashSet<Ipv4Addr> {
-        self.messages.iter().flat_map(|message| &message.attributes).filter_map(broadcast).collect()
+        let of_network = |message: &AddressMessage| {
+            let address = message.attributes.iter().find_map(network_address)?;
+            let network = Ipv4Net::new(address, message.header.prefix_len).ok()?;
+            (network.prefix_len() < POINT_TO_POINT).then(|| network.broadcast())
+        };
+        let given = self.messages.iter().flat_map(|message| &message.attributes).filter_map(broadcast);
+        given.chain(self.messages.iter().filter_map(of_network)).collect()
     }
 
     /// The first address of an interface.
@@ -139,6 +150,14 @@ impl Addresses {
 fn broadcast(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
     match attribute {
         AddressAttribute::Broadcast(address) => Some(*address),
+        _ => None,
+    }
+}
+
+/// An address in the network that an address was given with: the address itself, or its peer's.
+fn network_address(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
+    match attribute {
+        AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
         _ => None,
     }
 }
@@ -319,4 +338,32 @@ fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> 
     let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
     let state = NeighbourEntry { mac: mac.filter(|_| usable), fixed };
     Some(((message.header.ifindex, address?), state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(address: [u8; 4], prefix_len: u8, broadcast: Option<[u8; 4]>) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = prefix_len;
+        let address = IpAddr::from(address);
+        message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+        message.attributes.extend(broadcast.map(|address| AddressAttribute::Broadcast(address.into())));
+        message
+    }
+
+    #[test]
+    fn networks_have_broadcast_addresses_whether_they_were_given_or_not() {
+        let messages = vec![
+            message([10, 0, 2, 68], 26, None),
+            message([10, 0, 3, 4], 24, Some([10, 0, 3, 200])),
+            message([10, 0, 4, 4], 31, None),
+            message([10, 0, 5, 5], 32, None),
+        ];
+        let addresses = Addresses { messages, names: HashMap::new() };
+        let expected = [[10, 0, 2, 127], [10, 0, 3, 200], [10, 0, 3, 255]].map(Ipv4Addr::from);
+        assert_eq!(addresses.broadcast(), expected.into());
+        assert_eq!(addresses.own().len(), 4);
+    }
 }
