@@ -23,6 +23,7 @@ mod lab;
 pub mod link;
 mod namespace;
 mod process;
+mod random;
 pub mod servers;
 pub mod soak;
 pub mod state;

@@ -29,7 +29,7 @@ use crate::{
     },
     mutate::mutate,
     packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND},
-    random::Random,
+    random::{Draw as _, Random},
     wire::{IP, TCP, Tuple, UDP, frame_header, hex, tuple, unhex},
     world::{Setup, Verdict, World, ip},
 };
@@ -229,7 +229,7 @@ impl Campaign {
         let mut campaign = Self {
             profile,
             seed,
-            random: Random::new(seed),
+            random: Random::with_seed(seed),
             world,
             model,
             punts,
@@ -272,7 +272,7 @@ impl Campaign {
             let other = frames::any(random, model);
             mutate(random, &mut frame, &other);
         }
-        Given { slot: random.below(model.nics), frame }
+        Given { slot: random.usize(..model.nics), frame }
     }
 
     /// Every beginning of one frame of each kind.

@@ -3,7 +3,7 @@
 use crate::{
     model::{BROADCAST, CLIENTS, Model, NARROW, NOWHERE, PENDING},
     packets::{FIREWALL, OTHER, PLATFORM, PLS, ROUTER, ROUTER_SECOND, STRANGER, TARGET},
-    random::Random,
+    random::{Draw as _, Random},
     wire::{ICMP, TCP, Tuple, UDP, repair_header, repair_transport, word},
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn of_kind(kind: usize, random: &mut Random, model: &Model) -> Vec<u8
         }
         8 => {
             let tuple = if random.percent(50) { live(random, model) } else { anybody(random) };
-            let payload = random.between(0, 60);
+            let payload = random.usize(0..=60);
             let protocol = random.pick(&[0, 2, 4, 41, 47, 50, 51, 89, 132, 255]);
             datagram(random, protocol, (tuple.source.0, tuple.destination.0), payload)
         }
@@ -78,7 +78,7 @@ pub(crate) fn of_kind(kind: usize, random: &mut Random, model: &Model) -> Vec<u8
             transport(random, tuple)
         }
     };
-    let to = match random.below(150) {
+    let to = match random.usize(..150) {
         0 => [0xff; 6],
         1 => [1, 0, 0x5e, 0, 0, 1],
         2 => [2, 0, 0, 0, 0, 3],
@@ -94,18 +94,18 @@ pub(crate) fn of_kind(kind: usize, random: &mut Random, model: &Model) -> Vec<u8
 }
 
 fn port(random: &mut Random) -> u16 {
-    match random.below(8) {
+    match random.usize(..8) {
         0 => random.pick(&[0, 1, 53, 67, 68, 443, 1023, 8082, 0xffff]),
-        1..4 => random.between(30_000, 30_040) as u16,
-        _ => random.word(),
+        1..4 => random.u16(30_000..=30_040),
+        _ => random.u16(..),
     }
 }
 
 /// An address behind the firewall, each kind of route among them.
 fn outside(random: &mut Random) -> [u8; 4] {
-    let host = random.between(1, 4) as u8;
+    let host = random.u8(1..=4);
     let network = |[a, b, c]: [u8; 3]| [a, b, c, host];
-    match random.below(16) {
+    match random.usize(..16) {
         0 => network(PENDING),
         1 | 2 => network(NARROW),
         3 => network(NOWHERE),
@@ -113,7 +113,7 @@ fn outside(random: &mut Random) -> [u8; 4] {
         5 => random.pick(&CLIENTS),
         6 => FIREWALL,
         7 => network([10, 0, 2]),
-        8 => [10, 0, 2, random.between(64, 127) as u8],
+        8 => [10, 0, 2, random.u8(64..=127)],
         9..12 => TARGET,
         _ => OTHER,
     }
@@ -122,9 +122,9 @@ fn outside(random: &mut Random) -> [u8; 4] {
 /// The tuple of a packet that a rule may open a session by.
 fn opening(random: &mut Random) -> Tuple {
     let source = (random.pick(&CLIENTS), port(random));
-    match random.below(8) {
+    match random.usize(..8) {
         0 | 1 => Tuple { protocol: TCP, source, destination: (ROUTER, 443) },
-        2 => Tuple { protocol: TCP, source, destination: (ROUTER, random.between(7999, 8011) as u16) },
+        2 => Tuple { protocol: TCP, source, destination: (ROUTER, random.u16(7999..=8011)) },
         3 => Tuple { protocol: UDP, source, destination: (ROUTER, 53) },
         4 => {
             let destination = (outside(random), 0);
@@ -162,7 +162,7 @@ fn of_datagram(random: &mut Random, model: &Model) -> Tuple {
 /// One that differs from a live one in one place.
 fn nearly_live(random: &mut Random, model: &Model) -> Tuple {
     let mut tuple = live(random, model);
-    match random.below(6) {
+    match random.usize(..6) {
         0 => tuple.source.1 ^= 1,
         1 => tuple.destination.1 ^= 1,
         2 => tuple.source.0[3] ^= 1,
@@ -175,7 +175,7 @@ fn nearly_live(random: &mut Random, model: &Model) -> Tuple {
 
 /// Anybody to anybody.
 fn anybody(random: &mut Random) -> Tuple {
-    let address = |random: &mut Random| match random.below(10) {
+    let address = |random: &mut Random| match random.usize(..10) {
         0 => outside(random),
         1 => PLS,
         2 => STRANGER,
@@ -185,7 +185,7 @@ fn anybody(random: &mut Random) -> Tuple {
         6 => BROADCAST,
         7 => random.pick(&[[224, 0, 0, 1], [239, 1, 2, 3], [255; 4], [0; 4], [240, 0, 0, 1]]),
         8 => PLATFORM,
-        _ => (random.next() as u32).to_be_bytes(),
+        _ => random.u32(..).to_be_bytes(),
     };
     let destination_port =
         if random.percent(50) { random.pick(&[22, 53, 443, 8005, 8082]) } else { port(random) };
@@ -197,11 +197,11 @@ fn anybody(random: &mut Random) -> Tuple {
 }
 
 fn payload(random: &mut Random) -> usize {
-    match random.below(40) {
-        0 => random.between(1000, LONGEST),
+    match random.usize(..40) {
+        0 => random.usize(1000..=LONGEST),
         1 => random.pick(&[1458, 1459, 1460, 1461, 1472, 1473, 560, 561, 572, 573]),
         2..12 => 0,
-        _ => random.below(64),
+        _ => random.usize(..64),
     }
 }
 
@@ -215,7 +215,7 @@ fn transport(random: &mut Random, tuple: Tuple) -> Vec<u8> {
         TCP => {
             let flags = random
                 .pick(&[0x02, 0x02, 0x02, 0x12, 0x10, 0x10, 0x18, 0x11, 0x04, 0x14, 0x00, 0xff, 0x03, 0xc2]);
-            let options: &[u8] = match random.below(4) {
+            let options: &[u8] = match random.usize(..4) {
                 0 => &[2, 4, 0x05, 0xb4],
                 1 => &[2, 4, 0xff, 0xff, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7],
                 2 => random.pick(&[
@@ -230,8 +230,8 @@ fn transport(random: &mut Random, tuple: Tuple) -> Vec<u8> {
             l4.extend(tuple.source.1.to_be_bytes());
             l4.extend(tuple.destination.1.to_be_bytes());
             // Few numbers, so that resets fall into windows now and then.
-            l4.extend((random.below(4) as u32 * 1000).to_be_bytes());
-            l4.extend((random.below(4) as u32 * 1000).to_be_bytes());
+            l4.extend((random.u32(..4) * 1000).to_be_bytes());
+            l4.extend((random.u32(..4) * 1000).to_be_bytes());
             l4.extend([((5 + options.len() / 4) as u8) << 4, flags, 0xfa, 0, 0, 0, 0, 0]);
             l4.extend(options);
         }
@@ -267,7 +267,7 @@ fn around(
     (source, destination): ([u8; 4], [u8; 4]),
     l4: &[u8],
 ) -> Vec<u8> {
-    let ttl = match random.below(30) {
+    let ttl = match random.usize(..30) {
         0 => 0,
         1 => 1,
         2 => 2,
@@ -277,16 +277,7 @@ fn around(
     let mut packet = vec![0x45, 0];
     packet.extend(((20 + l4.len()) as u16).to_be_bytes());
     // Few identifications, so that they meet others.
-    packet.extend([
-        0,
-        random.below(8) as u8,
-        if random.percent(50) { 0x40 } else { 0 },
-        0,
-        ttl,
-        protocol,
-        0,
-        0,
-    ]);
+    packet.extend([0, random.u8(..8), if random.percent(50) { 0x40 } else { 0 }, 0, ttl, protocol, 0, 0]);
     packet.extend(source);
     packet.extend(destination);
     packet.extend(l4);
@@ -303,11 +294,11 @@ fn datagram(random: &mut Random, protocol: u8, ends: ([u8; 4], [u8; 4]), length:
 /// Any fragment of a packet: the first, one in the middle or the last, also overlapping, far out or tiny.
 fn fragment(random: &mut Random, model: &Model, tuple: Tuple) -> Vec<u8> {
     let mut packet = transport(random, tuple);
-    let (offset, more) = match random.below(8) {
+    let (offset, more) = match random.usize(..8) {
         0..3 => (0, true),
         3 => (random.pick(&[1, 2, 3]), random.percent(50)),
         4 => (0x1fff, random.percent(50)),
-        5 => (random.between(1, 0x1fff) as u16, random.percent(50)),
+        5 => (random.u16(1..=0x1fff), random.percent(50)),
         _ => (random.pick(&[3, 5, 10, 185]), random.percent(50)),
     };
     let field = offset | if more { 0x2000 } else { 0 } | if random.percent(5) { 0x4000 } else { 0 };
@@ -316,7 +307,7 @@ fn fragment(random: &mut Random, model: &Model, tuple: Tuple) -> Vec<u8> {
         packet[4..6].copy_from_slice(&model.datagram.to_be_bytes());
     }
     if random.percent(20) {
-        let length = random.between(20, packet.len());
+        let length = random.usize(20..=packet.len());
         packet.truncate(length);
         packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
     }
@@ -326,8 +317,8 @@ fn fragment(random: &mut Random, model: &Model, tuple: Tuple) -> Vec<u8> {
 
 /// Puts IP options into a packet.
 fn with_options(random: &mut Random, mut packet: Vec<u8>) -> Vec<u8> {
-    let words = random.between(1, 10);
-    let options = match random.below(3) {
+    let words = random.usize(1..=10);
+    let options = match random.usize(..3) {
         0 => vec![1; words * 4],
         // Router alert, then the end.
         1 => [&[0x94, 4, 0, 0][..], &vec![0; words * 4 - 4]].concat(),
@@ -344,7 +335,7 @@ fn with_options(random: &mut Random, mut packet: Vec<u8>) -> Vec<u8> {
 /// An ICMP error of any type about a packet that went out in either direction, or never did.
 fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
     // What the sender of the error got: the router's packet of a session, or something that it made up.
-    let quoted = match random.below(10) {
+    let quoted = match random.usize(..10) {
         0..7 => {
             let tuple = live(random, model);
             model.translated(&tuple).unwrap_or(tuple)
@@ -353,7 +344,7 @@ fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
         8 => live(random, model),
         _ => anybody(random),
     };
-    let mut quote = match random.below(12) {
+    let mut quote = match random.usize(..12) {
         0 => fragment(random, model, quoted),
         1 => {
             let protocol = random.pick(&[4, 41, 47, 50]);
@@ -371,10 +362,10 @@ fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
         quote = with_options(random, quote);
     }
     let header = usize::from(quote[0] & 0x0f) * 4;
-    match random.below(6) {
+    match random.usize(..6) {
         0 | 1 => quote.truncate(header + 8),
         2 => {
-            let length = random.between(0, header + 8);
+            let length = random.usize(0..=header + 8);
             quote.truncate(length);
         }
         3 => quote.truncate(548),
@@ -382,13 +373,12 @@ fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
         _ => {}
     }
     let kind = random.pick(&[3, 3, 3, 3, 11, 11, 12, 4, 5]);
-    let code =
-        if kind == 3 { random.pick(&[0, 1, 2, 3, 4, 4, 9, 13, 15, 200]) } else { random.below(3) as u8 };
+    let code = if kind == 3 { random.pick(&[0, 1, 2, 3, 4, 4, 9, 13, 15, 200]) } else { random.u8(..3) };
     let mtu = random.pick(&[0_u16, 68, 576, 600, 1400, 1500, 0xffff]);
     let mut l4 = vec![kind, code, 0, 0, 0, 0];
     l4.extend(mtu.to_be_bytes());
     l4.extend(quote);
-    let sender = match random.below(4) {
+    let sender = match random.usize(..4) {
         0 => quoted.destination.0,
         1 => FIREWALL,
         2 => outside(random),
@@ -412,7 +402,7 @@ fn martian(random: &mut Random) -> Vec<u8> {
         ROUTER,
         BROADCAST,
     ]);
-    match random.below(3) {
+    match random.usize(..3) {
         0 => tuple.source.0 = address,
         1 => tuple.destination.0 = address,
         // LAND: from its own destination.

@@ -15,6 +15,7 @@ mod mutate;
 #[path = "../datapath/packets.rs"]
 #[expect(dead_code, reason = "made for the tests of single packets, too")]
 mod packets;
+#[path = "../../../tests/src/random.rs"]
 mod random;
 mod wire;
 #[path = "../datapath/world.rs"]

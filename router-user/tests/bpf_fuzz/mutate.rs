@@ -2,7 +2,7 @@
 
 use crate::{
     frames::{LONGEST, SHORTEST},
-    random::Random,
+    random::{Draw as _, Random},
     wire::{IP, repair_header, repair_transport},
 };
 
@@ -16,7 +16,7 @@ pub(crate) fn mutate(random: &mut Random, frame: &mut Vec<u8>, other: &[u8]) {
     }
     if frame.len() > IP {
         let packet = &mut frame[IP..];
-        let repair = random.below(10);
+        let repair = random.usize(..10);
         if repair < 7 {
             repair_transport(packet);
         }
@@ -29,15 +29,15 @@ pub(crate) fn mutate(random: &mut Random, frame: &mut Vec<u8>, other: &[u8]) {
 fn damage(random: &mut Random, frame: &mut Vec<u8>, other: &[u8]) {
     let length = frame.len();
     // Headers are where it matters.
-    let at = if random.percent(80) { random.below(length.min(70)) } else { random.below(length) };
-    match random.below(14) {
-        0 | 1 => frame[at] ^= 1 << random.below(8),
+    let at = if random.percent(80) { random.usize(..length.min(70)) } else { random.usize(..length) };
+    match random.usize(..14) {
+        0 | 1 => frame[at] ^= 1 << random.usize(..8),
         2 => frame[at] = random.pick(&BYTES),
-        3 => frame[at] = random.byte(),
+        3 => frame[at] = random.u8(..),
         4 => set_word(frame, at & !1, random.pick(&WORDS)),
-        5 => frame.truncate(random.between(SHORTEST, length)),
+        5 => frame.truncate(random.usize(SHORTEST..=length)),
         6 => {
-            let padding = random.between(1, 64);
+            let padding = random.usize(1..=64);
             let bytes = random.bytes(padding);
             frame.extend(bytes);
         }
@@ -48,17 +48,17 @@ fn damage(random: &mut Random, frame: &mut Vec<u8>, other: &[u8]) {
         }
         8 => {
             // The lengths that headers tell: of IP, of UDP, and of the TCP and IP headers.
-            let near = (length as u16).wrapping_sub(14).wrapping_add(random.below(5) as u16).wrapping_sub(2);
-            match random.below(4) {
+            let near = (length as u16).wrapping_sub(14).wrapping_add(random.u16(..5)).wrapping_sub(2);
+            match random.usize(..4) {
                 0 => set_word(frame, IP + 2, near),
                 1 => set_word(frame, IP + 24, near.wrapping_sub(20)),
-                2 => set_byte(frame, IP + 32, random.byte()),
-                _ => set_byte(frame, IP, 0x40 | random.byte() & 0x0f),
+                2 => set_byte(frame, IP + 32, random.u8(..)),
+                _ => set_byte(frame, IP, 0x40 | random.u8(..) & 0x0f),
             }
         }
         9 => {
-            let count = random.between(1, 20);
-            let from = random.below(length);
+            let count = random.usize(1..=20);
+            let from = random.usize(..length);
             let piece = frame[from..length.min(from + count)].to_vec();
             for (byte, new) in frame[at..].iter_mut().zip(piece) {
                 *byte = new;

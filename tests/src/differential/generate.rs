@@ -6,10 +6,10 @@ use super::{
     category::Category,
     packet::{ICMP, TCP, UDP},
     plan::{Body, MAX_DATAGRAMS, Sequence, Session, Step},
-    random::Random,
     spice, talk,
     topology::{Network, RANGE, RANGE_TARGET, ROUTER, SERVICES, Service, Side},
 };
+use crate::random::{Draw as _, Random};
 
 /// How many sequences have addresses and ports of their own.
 pub(super) const SLOTS: u32 = 16_000;
@@ -26,11 +26,11 @@ pub(super) const fn slot(seed: u64) -> u32 {
 /// The sequence of a seed.
 pub(super) fn generate(seed: u64, slot: u32, categories: &[Category]) -> Sequence {
     // Neighbouring seeds have nothing in common after this.
-    let mut random = Random::new(seed);
-    let random = Random::new(random.next() ^ seed.rotate_left(32));
+    let mut random = Random::with_seed(seed);
+    let random = Random::with_seed(random.u64(..) ^ seed.rotate_left(32));
     let mut maker = Maker { random, slot, categories, next_number: 0, sessions: Vec::new() };
     let mut lists = Vec::new();
-    for _ in 0..if maker.random.chance(35) { 2 } else { 1 } {
+    for _ in 0..if maker.random.percent(35) { 2 } else { 1 } {
         let session = maker.session();
         lists.push(talk::steps(&mut maker, session));
     }
@@ -38,7 +38,7 @@ pub(super) fn generate(seed: u64, slot: u32, categories: &[Category]) -> Sequenc
         maker.collide();
     }
     for _ in 0..maker.random.pick(&[1, 1, 2, 3]) {
-        let of = maker.random.below(lists.len());
+        let of = maker.random.usize(..lists.len());
         let list = std::mem::take(&mut lists[of]);
         lists[of] = spice::add(&mut maker, of, list);
     }
@@ -63,7 +63,7 @@ impl Maker<'_> {
     /// True in this many of a hundred cases, if the category is there at all.
     pub(super) fn wants(&mut self, category: Category, percent: usize) -> bool {
         // Drawn in any case, so that more categories change as little as can be.
-        let drawn = self.random.chance(percent);
+        let drawn = self.random.percent(percent);
         drawn && self.has(category)
     }
 
@@ -105,13 +105,13 @@ impl Maker<'_> {
         let (_, protocol) = if kinds.is_empty() { (Category::Udp, UDP) } else { self.random.pick(&kinds) };
         let which = self.sessions.len() as u32;
         let port = self.port(self.sessions.len());
-        let masqueraded = protocol == ICMP || self.random.chance(25);
+        let masqueraded = protocol == ICMP || self.random.percent(25);
         let session = if masqueraded {
             let client = SocketAddrV4::new(self.client(Network::Masqueraded, which), port);
             // Hosts in the benchmarks' network, RFC 2544; to one of them leads a narrow way only.
-            let host = match self.random.below(4) {
+            let host = match self.random.usize(..4) {
                 0 => Ipv4Addr::new(203, 0, 114, 20),
-                _ => Ipv4Addr::new(198, 18, self.random.below(4) as u8, self.random.between(1, 200) as u8),
+                _ => Ipv4Addr::new(198, 18, self.random.u8(..4), self.random.u8(1..=200)),
             };
             let port = if protocol == ICMP { 0 } else { self.random.pick(&[22, 53, 443, 8080, 40_000]) };
             let server = SocketAddrV4::new(host, port);
@@ -121,18 +121,18 @@ impl Maker<'_> {
                 SERVICES.iter().filter(|service| service.protocol == protocol && !service.open).collect();
             let service = self.random.pick(&services);
             let (first, last) = service.listen;
-            let listen = self.random.between(usize::from(first), usize::from(last)) as u16;
-            let network = if self.random.chance(20) { Network::Narrow } else { Network::Clients };
+            let listen = self.random.u16(first..=last);
+            let network = if self.random.percent(20) { Network::Narrow } else { Network::Clients };
             let client = SocketAddrV4::new(self.client(network, which), port);
             let server = service.target(listen);
             Session { protocol, client, listen: SocketAddrV4::new(ROUTER, listen), server }
         };
         let number = self.sessions.len();
         self.sessions.push(session);
-        if self.random.chance(5) {
+        if self.random.percent(5) {
             // A port that a router may not keep: below and above its own.
-            let below = 1 + self.random.below(1000) as u16;
-            let above = 65_000 + self.random.below(500) as u16;
+            let below = 1 + self.random.u16(..1000);
+            let above = 65_000 + self.random.u16(..500);
             let port = self.random.pick(&[below, above]);
             self.isolate(number);
             self.sessions[number].client.set_port(port);
@@ -178,7 +178,7 @@ impl Maker<'_> {
             destination: None,
             tos: self.random.pick(&[0, 0, 0, 0x10, 0x02, 0xb8]),
             ttl: self.random.pick(&[64, 64, 128, 255, 3]),
-            dont_fragment: !matches!(body, Body::Udp { .. } | Body::Echo { .. }) || self.random.chance(30),
+            dont_fragment: !matches!(body, Body::Udp { .. } | Body::Echo { .. }) || self.random.percent(30),
             options: Vec::new(),
             body,
             cut: None,
@@ -196,7 +196,7 @@ impl Maker<'_> {
             if lists.is_empty() {
                 return steps;
             }
-            let of = self.random.below(lists.len());
+            let of = self.random.usize(..lists.len());
             let number = lists[of].as_slice().first().map(|step| step.number);
             let is_same = |step: &Step| Some(step.number) == number;
             while lists[of].as_slice().first().is_some_and(is_same) {

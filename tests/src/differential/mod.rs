@@ -14,7 +14,6 @@ mod observe;
 mod pace;
 pub(crate) mod packet;
 mod plan;
-pub(crate) mod random;
 mod rig;
 mod run;
 mod show;

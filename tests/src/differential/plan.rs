@@ -8,10 +8,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     category::Category,
     packet::{self, Cut, Damage, ECHO_REPLY, ECHO_REQUEST, Header, ICMP, IP_HEADER, Segment, TCP, UDP},
-    random::Random,
     topology::{NOBODYS_PORTS, Side},
     view::View,
 };
+use crate::random::{Draw as _, Random};
 
 /// How many datagrams a sequence has at most.
 pub(super) const MAX_DATAGRAMS: u16 = 127;
@@ -211,8 +211,7 @@ impl Sequence {
     }
 
     fn payload(&self, number: u16, length: usize) -> Vec<u8> {
-        let mut random = Random::new(self.seed ^ (u64::from(number) << 48));
-        (0..length).map(|_| random.next() as u8).collect()
+        Random::with_seed(self.seed ^ (u64::from(number) << 48)).bytes(length)
     }
 }
 

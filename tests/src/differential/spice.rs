@@ -15,6 +15,7 @@ use super::{
         ROUTER, SERVER_SIDE_ROUTER, Side,
     },
 };
+use crate::random::Draw as _;
 
 /// A payload to which something can be added.
 const ROOMY: usize = 1_100;
@@ -49,7 +50,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
     if spices.is_empty() || steps.is_empty() {
         return steps;
     }
-    let at = maker.random.below(steps.len());
+    let at = maker.random.usize(..steps.len());
     let spice = maker.random.pick(&spices);
     let known: Vec<u16> = steps.iter().map(|step| step.number).collect();
     match spice {
@@ -60,7 +61,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let is_refused =
                 steps.iter().any(|step| matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0));
             // What a reset has ended is worth a look.
-            let later = if is_refused { steps.len() } else { maker.random.between(at + 1, steps.len()) };
+            let later = if is_refused { steps.len() } else { maker.random.usize(at + 1..=steps.len()) };
             steps.insert(later, error);
         }
         // More of what the session is about, not of other things that happened to it.
@@ -89,12 +90,12 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         }
         Category::Unsolicited => {
             let step = unsolicited(maker, session, &steps[at]);
-            let at = maker.random.between(0, steps.len());
+            let at = maker.random.usize(0..=steps.len());
             steps.insert(at, step);
         }
         // Neither makes a packet larger than a NIC sends.
         Category::Padding => {
-            let trailer = Damage::Trailer(maker.random.between(1, 30));
+            let trailer = Damage::Trailer(maker.random.usize(1..=30));
             if steps[at].body.length() < ROOMY {
                 steps[at].damage = Some(trailer);
             }
@@ -125,7 +126,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::Protocol => {
             let body = Body::Other {
                 protocol: maker.random.pick(&[2, 4, 41, 47, 50, 132, 253]),
-                length: maker.random.between(0, 60),
+                length: maker.random.usize(0..=60),
             };
             let from = maker.random.pick(&Side::BOTH);
             let mut step = maker.step(session, from, body);
@@ -161,7 +162,7 @@ fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl F
         Body::Udp { .. } | Body::Echo { .. } | Body::Other { .. } | Body::Error(_) => true,
     };
     let before =
-        steps[at].cut.is_none() && steps[at].from == Side::Client && opens && maker.random.chance(50);
+        steps[at].cut.is_none() && steps[at].from == Side::Client && opens && maker.random.percent(50);
     if steps[at].cut.is_none() {
         let mut copy = Step { number: maker.number(), ..steps[at].clone() };
         change(&mut copy);
@@ -175,7 +176,7 @@ fn perhaps_outsider(
     session: usize,
     like: &Step,
 ) -> (Option<SocketAddrV4>, Option<SocketAddrV4>) {
-    if like.from == Side::Client && maker.random.chance(15) {
+    if like.from == Side::Client && maker.random.percent(15) {
         let source = SocketAddrV4::new(maker.client(Network::Outsiders, 0), 5555);
         (Some(source), Some(maker.sessions[session].listen))
     } else {
@@ -204,18 +205,18 @@ fn error(maker: &mut Maker<'_>, session: usize, about: &Step) -> Step {
         let [a, b] = mtu.to_be_bytes();
         [0, 0, a, b]
     };
-    let (kind, code, rest) = match random.below(8) {
+    let (kind, code, rest) = match random.usize(..8) {
         0..=1 => (UNREACHABLE, random.pick(&[0, 1, 2, 3, 9, 10, 13]), [0; 4]),
         2..=4 => (UNREACHABLE, 4, mtu(random.pick(&[1400, 1280, 576, 68, 0]))),
         5..=6 => (TIME_EXCEEDED, random.pick(&[0, 0, 1]), [0; 4]),
         _ => (PARAMETER_PROBLEM, random.pick(&[0, 1, 2]), [random.pick(&[0, 9, 20]), 0, 0, 0]),
     };
-    let reporter = match (random.below(3), from) {
+    let reporter = match (random.usize(..3), from) {
         (0, _) => None,
         (_, Side::Client) => Some(CLIENT_SIDE_ROUTER),
         (_, Side::Server) => Some(SERVER_SIDE_ROUTER),
     };
-    let wrong = match random.below(10) {
+    let wrong = match random.usize(..10) {
         0 => {
             random.pick(&[Wrong::Port, Wrong::Address, Wrong::IpChecksum, Wrong::L4Checksum, Wrong::Protocol])
         }
@@ -259,27 +260,27 @@ fn large(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
         Side::Client => NARROW_SERVER_MTU,
         Side::Server => NARROW_CLIENT_MTU,
     });
-    let size = match maker.random.below(4) {
+    let size = match maker.random.usize(..4) {
         0 => narrow,
         1 => narrow + 1,
-        _ => maker.random.between(narrow + 2, MTU),
+        _ => maker.random.usize(narrow + 2..=MTU),
     };
     let headers = IP_HEADER + if maker.sessions[session].protocol == TCP { 20 } else { 8 };
     let mut step = datagram(maker, session, like, size - headers);
-    step.dont_fragment = maker.random.chance(60);
+    step.dont_fragment = maker.random.percent(60);
     step
 }
 
 /// A datagram in two to four fragments: in order, in another order, one missing, one twice, one that overlaps.
 fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: usize) {
-    let length = maker.random.between(40, 1100);
+    let length = maker.random.usize(40..=1100);
     let mut whole = datagram(maker, session, &steps[at], length);
     whole.dont_fragment = false;
-    let pieces = maker.random.between(2, 4);
+    let pieces = maker.random.usize(2..=4);
     // Room for the transport header; a piece's length is a multiple of 8.
     let size = (length + 20).div_ceil(pieces).next_multiple_of(8).max(24);
     let mut cuts: Vec<Cut> = (0..pieces).map(|piece| Cut { offset: piece * size, length: size }).collect();
-    match maker.random.below(13) {
+    match maker.random.usize(..13) {
         0..=3 => {}
         4..=6 => cuts.reverse(),
         7 => cuts.rotate_left(1),
@@ -299,7 +300,7 @@ fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: us
     let changes =
         |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | FIN | RST) != 0);
     let end = steps[at + 1..].iter().position(changes).map_or(steps.len(), |after| at + 1 + after);
-    let place = maker.random.between(at + 1, end);
+    let place = maker.random.usize(at + 1..=end);
     // Past the end of a short datagram there is nothing to send.
     let end = length + if maker.sessions[session].protocol == TCP { 20 } else { 8 };
     let fragments: Vec<Step> = cuts
@@ -319,8 +320,8 @@ fn damage(maker: &mut Maker<'_>, step: &Step) -> Damage {
         Damage::LengthTooShort,
         Damage::HeaderTooShort,
         Damage::Version,
-        Damage::Cut(random.between(1, IP_HEADER + 7)),
-        Damage::ShortL4(random.below(8)),
+        Damage::Cut(random.usize(1..=IP_HEADER + 7)),
+        Damage::ShortL4(random.usize(..8)),
     ];
     let own: &[Damage] = match step.body {
         Body::Tcp { .. } => {
@@ -329,7 +330,7 @@ fn damage(maker: &mut Maker<'_>, step: &Step) -> Damage {
         Body::Udp { .. } => &[Damage::UdpLength(8), Damage::UdpLength(-4)],
         Body::Echo { .. } | Body::Other { .. } | Body::Error(_) => &[],
     };
-    if random.chance(35) && !own.is_empty() { random.pick(own) } else { random.pick(&common) }
+    if random.percent(35) && !own.is_empty() { random.pick(own) } else { random.pick(&common) }
 }
 
 /// Flags and numbers of any kind.
@@ -351,10 +352,10 @@ fn wild(maker: &mut Maker<'_>, session: usize) -> Step {
         0xff,
     ]);
     let body = Body::Tcp {
-        sequence: random.word(),
-        acknowledgement: random.word(),
+        sequence: random.u32(..),
+        acknowledgement: random.u32(..),
         flags,
-        window: random.half_word(),
+        window: random.u16(..),
         options: Vec::new(),
         length: random.pick(&[0, 0, 1, 9]),
     };
@@ -365,12 +366,12 @@ fn wild(maker: &mut Maker<'_>, session: usize) -> Step {
 /// From a server that was not asked, or to a port that nobody has.
 fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let server = maker.sessions[session].server;
-    let length = maker.random.between(0, 40);
-    let body = match maker.random.below(3) {
+    let length = maker.random.usize(0..=40);
+    let body = match maker.random.usize(..3) {
         0 => Body::Udp { length, checksum: true },
         1 => Body::Tcp {
             sequence: 1,
-            acknowledgement: maker.random.word(),
+            acknowledgement: maker.random.u32(..),
             flags: maker.random.pick(&[SYN, SYN | ACK, ACK, RST, FIN | ACK]),
             window: 1000,
             options: Vec::new(),
@@ -384,22 +385,22 @@ fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
         Body::Echo { .. } | Body::Other { .. } | Body::Error(_) => true,
     };
     let mut step = maker.step(session, Side::Server, body);
-    step.source = Some(match maker.random.below(3) {
+    step.source = Some(match maker.random.usize(..3) {
         0 => SocketAddrV4::new(*server.ip(), server.port() ^ 1),
-        1 => SocketAddrV4::new(Ipv4Addr::new(198, 19, 7, maker.random.between(1, 250) as u8), server.port()),
+        1 => SocketAddrV4::new(Ipv4Addr::new(198, 19, 7, maker.random.u8(1..=250)), server.port()),
         _ => server,
     });
     // To the session's port only with the session's protocol: the routers may have chosen different ones, and other rules may
     // be for one of them.
     if step.source == Some(server) || !own_protocol {
-        let port = NOBODYS_PORTS.0 + maker.random.below(usize::from(NOBODYS_PORTS.1)) as u16;
+        let port = NOBODYS_PORTS.0 + maker.random.usize(..usize::from(NOBODYS_PORTS.1)) as u16;
         step.destination = Some(SocketAddrV4::new(ROUTER, port));
     }
     step
 }
 
 fn options(maker: &mut Maker<'_>) -> Vec<u8> {
-    match maker.random.below(6) {
+    match maker.random.usize(..6) {
         // No-operations; record route; timestamps without room for another one, since that would tell the time; router alert;
         // loose source route; nonsense.
         0 => vec![1, 1, 1, 1],
@@ -414,12 +415,12 @@ fn options(maker: &mut Maker<'_>) -> Vec<u8> {
 /// To the router itself, where nobody listens.
 fn local(maker: &mut Maker<'_>, session: usize) -> Step {
     let port = maker.random.pick(&[22, 81, 7777, 54]);
-    let body = match maker.random.below(3) {
+    let body = match maker.random.usize(..3) {
         0 => Body::Udp { length: 12, checksum: true },
         1 => Body::Echo { reply: false, sequence: 5, length: 20 },
         _ => {
             let flags = maker.random.pick(&[SYN, ACK, SYN | ACK, FIN | ACK]);
-            let acknowledgement = if flags & ACK == 0 { 0 } else { maker.random.word() };
+            let acknowledgement = if flags & ACK == 0 { 0 } else { maker.random.u32(..) };
             Body::Tcp { sequence: 77, acknowledgement, flags, window: 500, options: Vec::new(), length: 0 }
         }
     };
@@ -444,7 +445,7 @@ fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let source = |address: [u8; 4]| Some(SocketAddrV4::new(address.into(), port));
     let destination = |address: [u8; 4]| Some(SocketAddrV4::new(address.into(), listen.port()));
     step.destination = Some(listen);
-    match maker.random.below(10) {
+    match maker.random.usize(..10) {
         0 => step.source = source([127, 0, 0, 1]),
         1 => step.source = source([0, 0, 0, 0]),
         2 => step.source = source([255, 255, 255, 255]),
@@ -464,7 +465,7 @@ fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     match step.source {
         None => step.source = Some(client),
         // To a service whose rule lets them in.
-        Some(_) if maker.random.chance(60) => {
+        Some(_) if maker.random.percent(60) => {
             step.destination = Some(SocketAddrV4::new(ROUTER, OPEN_PORT));
         }
         Some(_) => {}

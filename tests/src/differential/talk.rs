@@ -7,6 +7,7 @@ use super::{
     plan::{Body, Step},
     topology::Side,
 };
+use crate::random::Draw as _;
 
 /// What the two sides of a session send.
 pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
@@ -19,9 +20,9 @@ pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
 
 fn udp(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
     let mut steps = Vec::new();
-    for turn in 0..maker.random.between(2, 7) {
+    for turn in 0..maker.random.usize(2..=7) {
         // Whoever begins is the client.
-        let from = if turn == 0 || maker.random.chance(50) { Side::Client } else { Side::Server };
+        let from = if turn == 0 || maker.random.percent(50) { Side::Client } else { Side::Server };
         let length = length(maker);
         let checksum = !maker.wants(Category::ZeroChecksum, 25);
         steps.push(maker.step(session, from, Body::Udp { length, checksum }));
@@ -31,7 +32,7 @@ fn udp(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
 
 fn echo(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
     let mut steps = Vec::new();
-    for sequence in 0..maker.random.between(1, 3) as u16 {
+    for sequence in 0..maker.random.u16(1..=3) {
         let length = length(maker);
         steps.push(maker.step(session, Side::Client, Body::Echo { reply: false, sequence, length }));
         for _ in 0..maker.random.pick(&[0, 1, 1, 1, 2]) {
@@ -43,11 +44,11 @@ fn echo(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
 
 /// Of a payload: often nothing, odd lengths, and up to what every way takes.
 fn length(maker: &mut Maker<'_>) -> usize {
-    match maker.random.below(10) {
+    match maker.random.usize(..10) {
         0..=1 => 0,
-        2..=7 => maker.random.between(1, 64),
-        8 => maker.random.between(65, 700),
-        _ => maker.random.between(701, 1200),
+        2..=7 => maker.random.usize(1..=64),
+        8 => maker.random.usize(65..=700),
+        _ => maker.random.usize(701..=1200),
     }
 }
 
@@ -65,13 +66,13 @@ struct Tcp<'m, 'c> {
 
 impl<'m, 'c> Tcp<'m, 'c> {
     fn new(maker: &'m mut Maker<'c>, session: usize) -> Self {
-        let next = [maker.random.word(), maker.random.word()];
+        let next = [maker.random.u32(..), maker.random.u32(..)];
         Self { maker, session, next, finished: [false; 2], is_first: true, steps: Vec::new() }
     }
 
     fn talk(mut self) -> Vec<Step> {
         self.connect();
-        while self.maker.random.chance(30) && self.steps.len() < 12 {
+        while self.maker.random.percent(30) && self.steps.len() < 12 {
             self.reopen();
         }
         self.steps
@@ -80,21 +81,21 @@ impl<'m, 'c> Tcp<'m, 'c> {
     /// From the SYN to an end, or until they fall silent.
     fn connect(&mut self) {
         self.syn();
-        if self.maker.random.chance(12) {
+        if self.maker.random.percent(12) {
             return self.refused();
         }
         // Not after another connection: there the kernel waits for the server's SYN-ACK before it believes in a new one, and
         // takes a bare SYN of the server for one without a connection.
-        if self.maker.random.chance(8) && self.is_first {
+        if self.maker.random.percent(8) && self.is_first {
             return self.both_open();
         }
         self.send(Side::Server, SYN | ACK, 0);
         self.sometimes_again(10);
         self.send(Side::Client, ACK, 0);
-        for _ in 0..self.maker.random.between(0, 4) {
+        for _ in 0..self.maker.random.usize(0..=4) {
             self.data();
         }
-        if self.maker.random.chance(75) {
+        if self.maker.random.percent(75) {
             self.close();
         }
     }
@@ -102,16 +103,16 @@ impl<'m, 'c> Tcp<'m, 'c> {
     fn syn(&mut self) {
         self.send(Side::Client, SYN, 0);
         self.sometimes_again(12);
-        if self.maker.random.chance(8) {
+        if self.maker.random.percent(8) {
             // A client that has started over: another initial sequence number.
-            self.next[0] = self.maker.random.word();
+            self.next[0] = self.maker.random.u32(..);
             self.send(Side::Client, SYN, 0);
         }
     }
 
     fn refused(&mut self) {
         self.send(Side::Server, RST | ACK, 0);
-        if self.maker.random.chance(50) {
+        if self.maker.random.percent(50) {
             self.next[0] = self.next[0].wrapping_sub(1);
             self.send(Side::Client, SYN, 0);
             self.send(Side::Server, RST | ACK, 0);
@@ -132,14 +133,14 @@ impl<'m, 'c> Tcp<'m, 'c> {
         let length = length(self.maker);
         self.send(from, if length > 0 { ACK | PSH } else { ACK }, length);
         self.sometimes_again(15);
-        if self.maker.random.chance(40) {
+        if self.maker.random.percent(40) {
             self.send(from.other(), ACK, 0);
         }
     }
 
     fn close(&mut self) {
         let first = self.maker.random.pick(&Side::BOTH);
-        if self.maker.random.chance(25) {
+        if self.maker.random.percent(25) {
             let flags = self.maker.random.pick(&[RST, RST | ACK]);
             self.send(first, flags, 0);
             self.sometimes_again(20);
@@ -147,13 +148,13 @@ impl<'m, 'c> Tcp<'m, 'c> {
         }
         self.send(first, FIN | ACK, 0);
         self.sometimes_again(10);
-        match self.maker.random.below(5) {
+        match self.maker.random.usize(..5) {
             // Half closed: the other one still has to say something.
             0 => {
                 self.send(first.other(), ACK, 0);
                 self.send(first.other(), ACK | PSH, 33);
                 self.send(first, ACK, 0);
-                if self.maker.random.chance(60) {
+                if self.maker.random.percent(60) {
                     self.send(first.other(), FIN | ACK, 0);
                     self.send(first, ACK, 0);
                 }
@@ -203,7 +204,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
         let options = if flags & SYN != 0 {
             // MSS, SACK permitted, timestamps, a no-operation, window scale.
             vec![2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 7, 0, 0, 0, 0, 1, 3, 3, 7]
-        } else if self.maker.random.chance(30) {
+        } else if self.maker.random.percent(30) {
             vec![1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 7]
         } else {
             Vec::new()
@@ -231,7 +232,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
 
     /// The last segment again, as another packet.
     fn sometimes_again(&mut self, percent: usize) {
-        if self.maker.random.chance(percent)
+        if self.maker.random.percent(percent)
             && let Some(last) = self.steps.last().cloned()
         {
             self.steps.push(Step { number: self.maker.number(), ..last });

@@ -10,10 +10,12 @@ use super::{
     place::{ROUTER, TARGET},
     report::Tally,
 };
-use crate::differential::{
-    packet::{ACK, ECHO_REPLY, ECHO_REQUEST, FIN, ICMP, PSH, RST, SYN, Segment, TCP, UDP, icmp, udp},
-    random::Random,
-    view::{Tuple, View},
+use crate::{
+    differential::{
+        packet::{ACK, ECHO_REPLY, ECHO_REQUEST, FIN, ICMP, PSH, RST, SYN, Segment, TCP, UDP, icmp, udp},
+        view::{Tuple, View},
+    },
+    random::{Draw as _, Random},
 };
 
 /// How a short session goes.
@@ -142,8 +144,10 @@ fn words(client: SocketAddrV4) -> [u8; 6] {
 
 /// The sequence number that a client begins with, likewise.
 fn first_sequence(client: SocketAddrV4, service: u16) -> u32 {
-    Random::new(u64::from(client.ip().to_bits()) << 32 | u64::from(client.port()) << 16 | u64::from(service))
-        .word()
+    Random::with_seed(
+        u64::from(client.ip().to_bits()) << 32 | u64::from(client.port()) << 16 | u64::from(service),
+    )
+    .u32(..)
 }
 
 /// The clients' side.
@@ -157,7 +161,7 @@ pub(super) struct Churn<'a> {
 
 impl<'a> Churn<'a> {
     pub(super) fn new(per_second: u32, seed: u64, tally: &'a Tally) -> Self {
-        Self { per_second, began: None, sessions: 0, random: Random::new(seed), tally }
+        Self { per_second, began: None, sessions: 0, random: Random::with_seed(seed), tally }
     }
 
     /// The first packets of the sessions that are due now.
@@ -172,10 +176,9 @@ impl<'a> Churn<'a> {
 
     fn first(&mut self) -> Vec<u8> {
         let fate = self.random.pick(&Fate::ALL);
-        let [a, b] = [self.random.below(4), self.random.between(1, 250)].map(|number| number as u8);
+        let [a, b] = [self.random.u8(..4), self.random.u8(1..=250)];
         let net = if fate == Fate::Ping { 66 } else { 65 };
-        let client =
-            SocketAddrV4::new(Ipv4Addr::new(10, net, a, b), self.random.between(1024, 65_535) as u16);
+        let client = SocketAddrV4::new(Ipv4Addr::new(10, net, a, b), self.random.u16(1024..=65_535));
         let service = SocketAddrV4::new(ROUTER, fate.service());
         match fate {
             Fate::Datagram | Fate::UnansweredDatagram => {

@@ -22,7 +22,7 @@ use super::{
     place::{Place, ROUTER},
     report::Tally,
 };
-use crate::differential::random::Random;
+use crate::random::{Draw as _, Random};
 
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -33,7 +33,7 @@ const RATE: u32 = 10_000;
 /// The most bytes that wait in a socket: they all have to get through at the end.
 const SEND_BUFFER: usize = 16 << 10;
 /// How many bytes a short connection carries in a direction, at most.
-const SHORT: usize = 50_000;
+const SHORT: u64 = 50_000;
 /// In this number a connection is marked as one that stays to the end.
 const LONG: u64 = 1 << 63;
 /// So long without a byte in either direction is a mistake: more than a daemon's start and a neighbour's absence take.
@@ -65,15 +65,14 @@ struct Pattern {
 
 impl Pattern {
     fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), chunk: Vec::new(), used: 0 }
+        Self { random: Random::with_seed(seed), chunk: Vec::new(), used: 0 }
     }
 
     /// The next bytes; there is always one at least.
     fn next(&mut self) -> &[u8] {
-        const WORDS: usize = 512;
+        const CHUNK: usize = 4096;
         if self.used == self.chunk.len() {
-            let random = &mut self.random;
-            self.chunk = (0..WORDS).flat_map(|_| random.next().to_le_bytes()).collect();
+            self.chunk = self.random.bytes(CHUNK);
             self.used = 0;
         }
         &self.chunk[self.used..]
@@ -219,7 +218,7 @@ impl<'a> Streams<'a> {
 
     /// How many bytes a direction of a connection carries; `None`: until the end.
     fn goal(&self, number: u64, direction: u64) -> Option<u64> {
-        (number & LONG == 0).then(|| Random::new(!(self.seed ^ direction)).between(1, SHORT) as u64)
+        (number & LONG == 0).then(|| Random::with_seed(!(self.seed ^ direction)).u64(1..=SHORT))
     }
 
     /// Sends one direction's bytes and checks the other's, until both have ended.

@@ -17,16 +17,13 @@ use aya::{
 use nix::net::if_::if_nametoindex;
 
 use super::{Phases, place::Place};
-use crate::{
-    differential::{random::Random, wire::Wire},
-    namespace::Namespace,
-};
+use crate::{differential::wire::Wire, namespace::Namespace, random::Random};
 
 /// Of a million packets at each port: how many are lost, held up, doubled. A packet passes two ports on its way through the router.
 const SHARES: [u32; 3] = [10_000, 10_000, 5_000];
 
 /// For how long they are held up, in microseconds: from less than a packet takes to more than many take.
-const HOLD_UP: (usize, usize) = (200, 20_000);
+const HOLD_UP: (u64, u64) = (200, 20_000);
 
 /// The switch's ports.
 const PORTS: [&str; 3] = ["clients", "router", "servers"];
@@ -97,12 +94,12 @@ pub(super) fn hold_up(vnet: &Namespace, seed: u64, phases: &Phases) -> Result<()
     /// How long at most until it is looked whether all is over.
     const TURN: Duration = Duration::from_millis(100);
     let mut wire = Wire::open(vnet, "delay")?;
-    let mut random = Random::new(seed);
+    let mut random = Random::with_seed(seed);
     let mut waiting: BinaryHeap<Reverse<(Instant, Vec<u8>)>> = BinaryHeap::new();
     while !phases.stopped() {
         let now = Instant::now();
         while let Some(frame) = wire.take()? {
-            let wait = Duration::from_micros(random.between(HOLD_UP.0, HOLD_UP.1) as u64);
+            let wait = Duration::from_micros(random.u64(HOLD_UP.0..=HOLD_UP.1));
             waiting.push(Reverse((now + wait, frame.to_vec())));
         }
         while let Some(Reverse((due, _))) = waiting.peek()
