@@ -14,6 +14,20 @@ pub trait Address: Copy + Eq {
     }
 }
 
+/// The four bytes of two words. By shifts and not byte by byte, so that a compiler keeps words whole.
+#[inline(always)]
+pub(crate) const fn join(first: [u8; 2], second: [u8; 2]) -> [u8; 4] {
+    let (first, second) = (u16::from_le_bytes(first) as u32, u16::from_le_bytes(second) as u32);
+    (second << 16 | first).to_le_bytes()
+}
+
+/// The two words of four bytes. See [`join`].
+#[inline(always)]
+pub(crate) const fn split(bytes: [u8; 4]) -> [[u8; 2]; 2] {
+    let pair = u32::from_le_bytes(bytes);
+    [(pair as u16).to_le_bytes(), ((pair >> 16) as u16).to_le_bytes()]
+}
+
 /// An IPv4 address, in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -28,6 +42,38 @@ pub struct Ipv6(pub [u8; 16]);
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Port(pub [u8; 2]);
+
+/// An Ethernet address. Of words, since they are what can be moved: no processor that BPF knows has six bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Mac([u16; 3]);
+
+impl Mac {
+    /// The address of these bytes, in the order of the wire.
+    #[inline(always)]
+    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self([u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])])
+    }
+
+    /// Its bytes, in the order of the wire, two by two.
+    #[inline(always)]
+    pub const fn words(self) -> [[u8; 2]; 3] {
+        [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes()]
+    }
+
+    /// Whether there is an address: all zero is none.
+    #[inline(always)]
+    pub const fn is_set(self) -> bool {
+        self.0[0] | self.0[1] | self.0[2] != 0
+    }
+}
+
+impl core::fmt::Display for Mac {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let [[a, b], [c, d], [e, g]] = self.words();
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
 
 impl Address for Ipv4 {
     #[inline(always)]
@@ -78,8 +124,7 @@ impl Port {
     /// This port and another behind it, as source and destination stand in a packet.
     #[inline(always)]
     pub const fn then(self, next: Self) -> [u8; 4] {
-        let ([a, b], [c, d]) = (self.0, next.0);
-        [a, b, c, d]
+        join(self.0, next.0)
     }
 }
 

@@ -8,7 +8,7 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Address, Ipv4, Ipv6, Port},
+    address::{Address, Ipv4, Ipv6, Mac, Port, split},
     rewrite::Rewrite,
     session::Ticks,
 };
@@ -67,6 +67,28 @@ pub struct FlowKey<A> {
 const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
 const _: () = assert!(size_of::<FlowKey<Ipv6>>() == 40);
 
+impl FlowKey<Ipv4> {
+    /// Both addresses in one word.
+    #[inline(always)]
+    pub const fn addresses(&self) -> u64 {
+        (u32::from_ne_bytes(self.destination.0) as u64) << 32 | u32::from_ne_bytes(self.source.0) as u64
+    }
+
+    /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a protocol's number.
+    #[inline(always)]
+    pub(crate) const fn from_words(addresses: u64, ports: u32, protocol: u8) -> Self {
+        let [source_port, destination_port] = split(ports.to_ne_bytes());
+        Self {
+            source: Ipv4((addresses as u32).to_ne_bytes()),
+            destination: Ipv4(((addresses >> 32) as u32).to_ne_bytes()),
+            source_port: Port(source_port),
+            destination_port: Port(destination_port),
+            protocol,
+            zero: [0; 3],
+        }
+    }
+}
+
 impl<A: Address> FlowKey<A> {
     /// The key of a direction.
     #[inline(always)]
@@ -84,18 +106,6 @@ impl<A: Address> FlowKey<A> {
     #[inline(always)]
     pub const fn protocol(&self) -> Option<Protocol> {
         Protocol::from_number(self.protocol)
-    }
-
-    /// The key that a slot of the flow table holds.
-    #[inline(always)]
-    pub(crate) const fn from_parts(
-        source: A,
-        destination: A,
-        source_port: Port,
-        destination_port: Port,
-        protocol: u8,
-    ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol, zero: [0; 3] }
     }
 
     /// The IP protocol number.
@@ -156,7 +166,7 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct NextHop {
     /// The next hop's MAC address.
-    pub destination_mac: [u8; 6],
+    pub destination_mac: Mac,
     /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is "never". Anything but the
     /// generation in force sends the packet to the slow path, which resolves again. Generations go round: the daemon's sweep
     /// sets those that are out of date to 0 long before.
@@ -181,7 +191,7 @@ pub struct FlowEntry<A> {
     /// When the session was opened, in ticks.
     pub opened: Ticks,
     // A [`NextHop`], field by field: as a structure of its own it would waste a byte.
-    destination_mac: [u8; 6],
+    destination_mac: Mac,
     pub(crate) generation: u16,
     mtu: u16,
     slot: u8,
@@ -219,7 +229,7 @@ impl<A: Address> FlowEntry<A> {
         Self {
             rewrite,
             opened: now,
-            destination_mac: [0; 6],
+            destination_mac: Mac::new([0; 6]),
             generation: 0,
             mtu: 0,
             slot: 0,

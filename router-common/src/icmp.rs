@@ -100,7 +100,7 @@ impl Message {
         let addresses = self
             .set_address(QUOTE_SOURCE, rewrite.destination)
             .plus(self.set_address(QUOTE_DESTINATION, rewrite.source));
-        let header = addresses.delta().apply(self.word(QUOTE_CHECKSUM));
+        let header = addresses.apply(self.word(QUOTE_CHECKSUM));
         let header = self.replace(QUOTE_CHECKSUM, header);
         let ports = match protocol {
             Protocol::Tcp | Protocol::Udp => {
@@ -115,20 +115,20 @@ impl Message {
         let transport = match protocol {
             Protocol::Tcp if self.length < (l4 + TCP_CHECKSUM + 2) as u32 => Sum::ZERO,
             Protocol::Tcp => {
-                let new = addresses.plus(ports).delta().apply(self.word(l4 + TCP_CHECKSUM));
+                let new = addresses.plus(ports).apply(self.word(l4 + TCP_CHECKSUM));
                 self.replace(l4 + TCP_CHECKSUM, new)
             }
             Protocol::Udp => {
-                let new = addresses.plus(ports).delta().apply_udp(self.word(l4 + UDP_CHECKSUM));
+                let new = addresses.plus(ports).apply_udp(self.word(l4 + UDP_CHECKSUM));
                 self.replace(l4 + UDP_CHECKSUM, new)
             }
             Protocol::Icmp => {
-                let new = ports.delta().apply(self.word(l4 + ICMP_CHECKSUM));
+                let new = ports.apply(self.word(l4 + ICMP_CHECKSUM));
                 self.replace(l4 + ICMP_CHECKSUM, new)
             }
         };
         let change = addresses.plus(header).plus(ports).plus(transport);
-        let new = change.delta().apply(self.word(CHECKSUM));
+        let new = change.apply(self.word(CHECKSUM));
         self.put(CHECKSUM, new);
     }
 

@@ -1,6 +1,6 @@
 //! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a path takes.
 
-use crate::checksum::{Delta, Sum};
+use crate::checksum::Sum;
 
 /// Options take up to 40 bytes of a TCP header.
 pub const OPTIONS: usize = 40;
@@ -23,12 +23,12 @@ pub const fn for_routes(there: u16, back: u16) -> u16 {
 /// What lowering the size at this offset of the TCP header adds to the checksum. At an odd offset its bytes belong to two words, which
 /// comes to the same as one word with its bytes swapped.
 #[inline(always)]
-pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Delta {
+pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
     let ([a, b], [c, d]) = (old, new);
     if offset.is_multiple_of(2) {
-        Sum::ZERO.remove(old).add(new).delta()
+        Sum::ZERO.remove(old).add(new)
     } else {
-        Sum::ZERO.remove([b, a]).add([d, c]).delta()
+        Sum::ZERO.remove([b, a]).add([d, c])
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading an Ethernet frame: what the router can translate, and its tuple.
 
 use crate::{
-    address::{Address as _, Ipv4, Port},
+    address::{Address as _, Ipv4, Port, join},
     checksum::Sum,
     flow::{FlowKey, Protocol},
     reason::Reason,
@@ -114,16 +114,37 @@ pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
     matches!(frame.bytes::<1>(L4), Some([3 | 4 | 11 | 12]))
 }
 
+/// The word at `OFFSET` of a header. The fast path reads headers in words and takes bytes from them: a compiler that has seen one byte
+/// of a word by itself loads all of them one by one.
+#[inline(always)]
+const fn word<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> [u8; 2] {
+    const { assert!(OFFSET + 2 <= LENGTH) };
+    // SAFETY: OFFSET + 2 <= LENGTH, so the bytes lie in `header`; an array of bytes has no alignment.
+    unsafe { *header.as_ptr().add(OFFSET).cast() }
+}
+
+/// The two words at `OFFSET` of a header.
+#[inline(always)]
+const fn pair<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> [u8; 4] {
+    const { assert!(OFFSET + 4 <= LENGTH) };
+    // SAFETY: as above.
+    join(word::<OFFSET, _>(header), unsafe { *header.as_ptr().add(OFFSET + 2).cast() })
+}
+
 #[inline(always)]
 fn header_checksum_is_right<const N: usize>(headers: &[u8; N]) -> bool {
-    const { assert!(N >= ETHERNET_LENGTH + IPV4_LENGTH) };
-    let mut sum = Sum::ZERO;
-    let mut at = ETHERNET_LENGTH;
-    while at < ETHERNET_LENGTH + IPV4_LENGTH {
-        sum = sum.add([headers[at], headers[at + 1]]);
-        at += 2;
-    }
-    sum.checksum() == [0, 0]
+    Sum::ZERO
+        .add(word::<ETHERNET_LENGTH, _>(headers))
+        .add(word::<{ ETHERNET_LENGTH + 2 }, _>(headers))
+        .add(word::<{ ETHERNET_LENGTH + 4 }, _>(headers))
+        .add(word::<{ ETHERNET_LENGTH + 6 }, _>(headers))
+        .add(word::<IPV4_TTL, _>(headers))
+        .add(word::<IPV4_CHECKSUM, _>(headers))
+        .add(word::<IPV4_SOURCE, _>(headers))
+        .add(word::<{ IPV4_SOURCE + 2 }, _>(headers))
+        .add(word::<IPV4_DESTINATION, _>(headers))
+        .add(word::<{ IPV4_DESTINATION + 2 }, _>(headers))
+        .is_intact()
 }
 
 /// What the router needs to know of a packet that it can translate.
@@ -237,11 +258,11 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     }
     // No IP packet with a transport header is shorter than this.
     let Some(headers) = frame.bytes::<UDP_HEADERS>(0) else { return Err(short(frame)) };
-    let ip = |at: usize| headers[ETHERNET_LENGTH + at];
-    if ip(0) != 0x45 {
-        return Err(if ip(0) >> 4 == 4 && ip(0) & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
+    let [first, _] = word::<ETHERNET_LENGTH, _>(headers);
+    if first != 0x45 {
+        return Err(if first >> 4 == 4 && first & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
     }
-    let ip_length = u16::from_be_bytes([ip(2), ip(3)]);
+    let ip_length = u16::from_be_bytes(word::<{ ETHERNET_LENGTH + 2 }, _>(headers));
     if usize::from(ip_length) > frame.length() - ETHERNET_LENGTH {
         return Err(Reason::Truncated);
     }
@@ -249,12 +270,13 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     if !header_checksum_is_right(headers) {
         return Err(Reason::BadChecksum);
     }
-    let fragment = u16::from_be_bytes([ip(6), ip(7)]);
+    let fragment = u16::from_be_bytes(word::<{ ETHERNET_LENGTH + 6 }, _>(headers));
     let is_fragment = fragment & FRAGMENT_MASK != 0;
     if is_fragment && !(leading && fragment & FRAGMENT_MASK == MORE_FRAGMENTS) {
         return Err(Reason::Fragment);
     }
-    let protocol = Protocol::from_number(ip(9)).ok_or(Reason::UnsupportedProtocol)?;
+    let [ttl, protocol] = word::<IPV4_TTL, _>(headers);
+    let protocol = Protocol::from_number(protocol).ok_or(Reason::UnsupportedProtocol)?;
     let minimum = match protocol {
         Protocol::Tcp => TCP_HEADERS,
         Protocol::Udp => UDP_HEADERS,
@@ -263,42 +285,46 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     if usize::from(ip_length) < minimum - ETHERNET_LENGTH {
         return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
     }
-    let l4 = |at: usize| headers[L4 + at];
+    let ports = || (Port(word::<L4, _>(headers)), Port(word::<{ L4 + 2 }, _>(headers)));
     let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
     let (source_port, destination_port) = match protocol {
         Protocol::Tcp => {
-            let rest: &[u8; 6] = frame.bytes(L4 + 8).ok_or(Reason::Truncated)?;
-            sequence = [l4(4), l4(5), l4(6), l4(7)];
-            acknowledgement = [rest[0], rest[1], rest[2], rest[3]];
-            tcp_flags = rest[5];
-            let header_length = u16::from(rest[4] >> 4) * 4;
+            let rest: &[u8; TCP_HEADERS - UDP_HEADERS] = frame.bytes(UDP_HEADERS).ok_or(Reason::Truncated)?;
+            let [offset, flags] = word::<4, _>(rest);
+            sequence = pair::<{ L4 + 4 }, _>(headers);
+            acknowledgement = pair::<0, _>(rest);
+            tcp_flags = flags;
+            let header_length = u16::from(offset >> 4) * 4;
             if header_length < 20 || header_length > ip_length - IPV4_LENGTH as u16 {
                 return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
             }
-            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
+            ports()
         }
         Protocol::Udp => {
-            let length = u16::from_be_bytes([l4(4), l4(5)]);
+            let length = u16::from_be_bytes(word::<{ L4 + 4 }, _>(headers));
             // A first fragment says how long the whole is.
             if length < 8 || (!is_fragment && length > ip_length - IPV4_LENGTH as u16) {
                 return Err(Reason::Malformed);
             }
-            (Port([l4(0), l4(1)]), Port([l4(2), l4(3)]))
+            ports()
         }
-        Protocol::Icmp => match (l4(0), l4(1)) {
-            (ICMP_ECHO_REQUEST, 0) => (Port([l4(4), l4(5)]), Port([0, 0])),
-            // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
-            (ICMP_ECHO_REPLY, 0) if [l4(4), l4(5)] != [0, 0] => (Port([0, 0]), Port([l4(4), l4(5)])),
-            _ => return Err(Reason::IcmpOther),
-        },
+        Protocol::Icmp => {
+            let identifier = word::<{ L4 + 4 }, _>(headers);
+            match word::<L4, _>(headers) {
+                [ICMP_ECHO_REQUEST, 0] => (Port(identifier), Port([0, 0])),
+                // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
+                [ICMP_ECHO_REPLY, 0] if identifier != [0, 0] => (Port([0, 0]), Port(identifier)),
+                _ => return Err(Reason::IcmpOther),
+            }
+        }
     };
-    let source = Ipv4([ip(12), ip(13), ip(14), ip(15)]);
-    let destination = Ipv4([ip(16), ip(17), ip(18), ip(19)]);
+    let source = Ipv4(pair::<IPV4_SOURCE, _>(headers));
+    let destination = Ipv4(pair::<IPV4_DESTINATION, _>(headers));
     Ok(Packet {
         key: FlowKey::new(protocol, source, source_port, destination, destination_port),
         protocol,
         ip_length,
-        ttl: ip(8),
+        ttl,
         tcp_flags,
         sequence,
         acknowledgement,

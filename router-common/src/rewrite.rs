@@ -3,12 +3,11 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Address, Ipv4, Port},
+    address::{Address, Ipv4, Mac, Port, split},
     checksum::Sum,
     flow::{FlowKey, Protocol},
     packet::{
-        ETHERNET_LENGTH, ICMP_HEADERS, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV4_TTL, L4,
-        TCP_HEADERS, UDP_HEADERS, field,
+        ETHERNET_LENGTH, Frame, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV4_TTL, L4, Packet, field,
     },
 };
 
@@ -71,35 +70,36 @@ impl<A: Address> Rewrite<A> {
 }
 
 impl Rewrite<Ipv4> {
-    /// Rewrites a TCP packet with the tuple `from`: addresses, ports, both checksums, and the TTL one less.
+    /// Rewrites a packet that [`packet::parse`](crate::packet::parse) has read from this frame: addresses, ports or identifier, both
+    /// checksums (of UDP, one that is "none" stays so), and the TTL one less. `None`, with nothing changed, if the frame has become shorter.
     #[inline(always)]
-    pub fn apply_tcp(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; TCP_HEADERS]) {
-        let change = self.change(from);
-        self.apply_ports(headers);
-        *field::<{ L4 + 16 }, 2, _>(headers) = change.l4.delta().apply(*field::<{ L4 + 16 }, 2, _>(headers));
-        self.apply_ip(change.ip, headers);
-    }
-
-    /// Rewrites a UDP packet: addresses, ports, both checksums (one that is "none" stays so), and the TTL one less.
-    #[inline(always)]
-    pub fn apply_udp(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; UDP_HEADERS]) {
-        let change = self.change(from);
-        self.apply_ports(headers);
-        *field::<{ L4 + 6 }, 2, _>(headers) =
-            change.l4.delta().apply_udp(*field::<{ L4 + 6 }, 2, _>(headers));
-        self.apply_ip(change.ip, headers);
-    }
-
-    /// Rewrites an ICMP echo: addresses, identifier, both checksums, and the TTL one less.
-    #[inline(always)]
-    pub fn apply_icmp_echo(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; ICMP_HEADERS]) {
-        let change = self.change(from);
-        // The identifier is the source port of a request and the destination port of a reply; the other one is zero.
-        let [a, b] = self.source_port.0;
-        let [c, d] = self.destination_port.0;
-        *field::<{ L4 + 4 }, 2, _>(headers) = [a | c, b | d];
-        *field::<{ L4 + 2 }, 2, _>(headers) = change.l4.delta().apply(*field::<{ L4 + 2 }, 2, _>(headers));
-        self.apply_ip(change.ip, headers);
+    pub fn apply(&self, packet: &Packet, frame: &mut (impl Frame + ?Sized)) -> Option<()> {
+        let change = self.change(&packet.key);
+        match packet.protocol {
+            Protocol::Tcp => {
+                let header = frame.bytes_mut::<18>(L4)?;
+                self.apply_ports(header);
+                let checksum = field::<16, 2, _>(header);
+                *checksum = change.l4.apply(*checksum);
+            }
+            Protocol::Udp => {
+                let header = frame.bytes_mut::<8>(L4)?;
+                self.apply_ports(header);
+                let checksum = field::<6, 2, _>(header);
+                *checksum = change.l4.apply_udp(*checksum);
+            }
+            Protocol::Icmp => {
+                let header = frame.bytes_mut::<8>(L4)?;
+                // The identifier is the source port of a request and the destination port of a reply; the other one is zero.
+                let [a, b] = self.source_port.0;
+                let [c, d] = self.destination_port.0;
+                *field::<4, 2, _>(header) = [a | c, b | d];
+                let checksum = field::<2, 2, _>(header);
+                *checksum = change.l4.apply(*checksum);
+            }
+        }
+        self.apply_ip(change.ip, frame.bytes_mut(0)?);
+        Some(())
     }
 
     /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the TTL one less.
@@ -109,27 +109,36 @@ impl Rewrite<Ipv4> {
     }
 
     #[inline(always)]
-    fn apply_ports<const N: usize>(&self, headers: &mut [u8; N]) {
-        *field::<L4, 2, _>(headers) = self.source_port.0;
-        *field::<{ L4 + 2 }, 2, _>(headers) = self.destination_port.0;
+    fn apply_ports<const N: usize>(&self, header: &mut [u8; N]) {
+        *field::<0, 2, _>(header) = self.source_port.0;
+        *field::<2, 2, _>(header) = self.destination_port.0;
     }
 
     /// The caller has made sure that the TTL is above 1 (RFC 1812 5.3.1).
     #[inline(always)]
-    fn apply_ip<const N: usize>(&self, change: Sum, headers: &mut [u8; N]) {
+    fn apply_ip(&self, change: Sum, headers: &mut [u8; L4]) {
         let [ttl, protocol] = *field::<IPV4_TTL, 2, _>(headers);
-        let lower = ttl.wrapping_sub(1);
-        let delta = change.remove([ttl, protocol]).add([lower, protocol]).delta();
-        field::<IPV4_TTL, 1, _>(headers)[0] = lower;
-        *field::<IPV4_CHECKSUM, 2, _>(headers) = delta.apply(*field::<IPV4_CHECKSUM, 2, _>(headers));
-        *field::<IPV4_SOURCE, 4, _>(headers) = self.source.0;
-        *field::<IPV4_DESTINATION, 4, _>(headers) = self.destination.0;
+        *field::<IPV4_TTL, 2, _>(headers) = [ttl.wrapping_sub(1), protocol];
+        // The TTL is the first byte of its word.
+        let change = change.remove([1, 0]);
+        *field::<IPV4_CHECKSUM, 2, _>(headers) = change.apply(*field::<IPV4_CHECKSUM, 2, _>(headers));
+        let ([a, b], [c, d]) = (split(self.source.0), split(self.destination.0));
+        *field::<IPV4_SOURCE, 2, _>(headers) = a;
+        *field::<{ IPV4_SOURCE + 2 }, 2, _>(headers) = b;
+        *field::<IPV4_DESTINATION, 2, _>(headers) = c;
+        *field::<{ IPV4_DESTINATION + 2 }, 2, _>(headers) = d;
     }
 }
 
 /// Sets the Ethernet addresses.
 #[inline(always)]
-pub fn apply_ethernet(header: &mut [u8; ETHERNET_LENGTH], destination: [u8; 6], source: [u8; 6]) {
-    *field::<0, 6, _>(header) = destination;
-    *field::<6, 6, _>(header) = source;
+pub fn apply_ethernet(header: &mut [u8; ETHERNET_LENGTH], destination: Mac, source: Mac) {
+    let [a, b, c] = destination.words();
+    *field::<0, 2, _>(header) = a;
+    *field::<2, 2, _>(header) = b;
+    *field::<4, 2, _>(header) = c;
+    let [a, b, c] = source.words();
+    *field::<6, 2, _>(header) = a;
+    *field::<8, 2, _>(header) = b;
+    *field::<10, 2, _>(header) = c;
 }

@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use crate::{
     MAX_INTERFACES,
-    address::Ipv4,
+    address::{Ipv4, Mac},
     session::Ticks,
     table::{HashSeeds, Regions},
 };
@@ -20,7 +20,7 @@ pub struct Interface {
     /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is "none".
     pub address: Ipv4,
     /// Its MAC address.
-    pub mac: [u8; 6],
+    pub mac: Mac,
     /// Padding.
     pub zero: [u8; 2],
 }

@@ -35,7 +35,7 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Ipv4, Port},
+    address::Ipv4,
     atomic::Atomic,
     flow::{Direction, FlowEntry, FlowKey},
     session::{Seen, Ticks},
@@ -283,10 +283,9 @@ const _: () = assert!(crate::MAX_RULES <= Tag::RULE_MASK as usize + 1);
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    source: Ipv4,
-    destination: Ipv4,
-    source_port: Port,
-    destination_port: Port,
+    /// The key, in words that are compared at once: [`FlowKey::addresses`] and [`FlowKey::ports`]. Its protocol is in the tag.
+    addresses: u64,
+    ports: u32,
     tag: u32,
     /// What its packets need.
     pub entry: FlowEntry<Ipv4>,
@@ -296,14 +295,7 @@ const _: () = assert!(size_of::<Slot>() == 64);
 
 impl Slot {
     /// A slot that was never used.
-    pub const EMPTY: Self = Self {
-        source: Ipv4([0; 4]),
-        destination: Ipv4([0; 4]),
-        source_port: Port([0; 2]),
-        destination_port: Port([0; 2]),
-        tag: 0,
-        entry: FlowEntry::EMPTY,
-    };
+    pub const EMPTY: Self = Self { addresses: 0, ports: 0, tag: 0, entry: FlowEntry::EMPTY };
 
     /// The tag as it is now.
     #[inline(always)]
@@ -345,22 +337,13 @@ impl Slot {
     /// The key. What it says counts only while the tag is pending or live.
     #[inline(always)]
     pub const fn key(&self) -> FlowKey<Ipv4> {
-        FlowKey::from_parts(
-            self.source,
-            self.destination,
-            self.source_port,
-            self.destination_port,
-            self.tag as u8,
-        )
+        FlowKey::from_words(self.addresses, self.ports, self.tag as u8)
     }
 
     /// Whether the key's addresses and ports are these.
     #[inline(always)]
     pub fn is_between_ends_of(&self, key: &FlowKey<Ipv4>) -> bool {
-        self.source == key.source
-            && self.destination == key.destination
-            && self.source_port == key.source_port
-            && self.destination_port == key.destination_port
+        self.addresses == key.addresses() && self.ports == key.ports()
     }
 
     /// Whether this is the live flow of this key.
@@ -378,10 +361,8 @@ impl Slot {
     /// Writes a flow into a slot that the caller has claimed, and makes it pending.
     #[inline(always)]
     pub fn write(&mut self, key: &FlowKey<Ipv4>, tag: Tag, entry: &FlowEntry<Ipv4>) {
-        self.source = key.source;
-        self.destination = key.destination;
-        self.source_port = key.source_port;
-        self.destination_port = key.destination_port;
+        self.addresses = key.addresses();
+        self.ports = key.ports();
         self.entry = *entry;
         // A swap and not a store: nobody may see this after what the writer looks at next.
         self.atomic_tag().swap(tag.0);
@@ -642,7 +623,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{flow::Protocol, rewrite::Rewrite};
+    use crate::{address::Port, flow::Protocol, rewrite::Rewrite};
 
     const SEEDS: HashSeeds = HashSeeds {
         words: [

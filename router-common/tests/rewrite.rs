@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use router_common::{
     address::{Ipv4, Port},
     flow::{FlowKey, Protocol},
-    packet::{Frame, parse, tcp},
+    packet::{parse, tcp},
     reason::Reason,
     rewrite::Rewrite,
 };
@@ -111,7 +111,7 @@ proptest! {
         prop_assert_eq!(packet.tcp_flags, tcp::ACK | tcp::PSH);
         prop_assert_eq!(usize::from(packet.ip_length), frame.len() - 14);
         let rewrite = Rewrite::to(&to.key(Protocol::Tcp));
-        rewrite.apply_tcp(&packet.key, frame[..].bytes_mut(0).unwrap());
+        rewrite.apply(&packet, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, tcp_frame(&to, ttl - 1, &payload, options));
     }
 
@@ -121,7 +121,7 @@ proptest! {
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, from.key(Protocol::Udp));
         let rewrite = Rewrite::to(&to.key(Protocol::Udp));
-        rewrite.apply_udp(&packet.key, frame[..].bytes_mut(0).unwrap());
+        rewrite.apply(&packet, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, udp_frame(&to, ttl - 1, &payload, checksum));
     }
 
@@ -145,7 +145,7 @@ proptest! {
         };
         prop_assert_eq!(packet.key, key(&from, old));
         let rewrite = Rewrite::to(&key(&to, new));
-        rewrite.apply_icmp_echo(&packet.key, frame[..].bytes_mut(0).unwrap());
+        rewrite.apply(&packet, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, echo_frame(to.source, to.destination, new, reply, ttl - 1, &payload));
     }
 
@@ -167,7 +167,9 @@ proptest! {
             destination_port: outbound.source_port,
         };
         let mut frame = tcp_frame(&answer, 60, b"answer", false);
-        reply.apply_tcp(&reply_key, frame[..].bytes_mut(0).unwrap());
+        let packet = parse(&frame[..]).unwrap();
+        prop_assert_eq!(packet.key, reply_key);
+        reply.apply(&packet, &mut frame[..]).unwrap();
         let expected = Tuple {
             source: client.destination,
             destination: client.source,

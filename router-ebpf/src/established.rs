@@ -3,7 +3,7 @@
 use router_common::{
     Stage,
     address::Ipv4,
-    flow::{Direction, FlowEntry, NextHop, Protocol},
+    flow::{Direction, FlowEntry, NextHop},
     packet::{self, Frame as _, Packet},
     reason::Reason,
     rewrite::{Rewrite, apply_ethernet},
@@ -79,14 +79,8 @@ pub(crate) fn send(
 /// Makes a packet what it becomes, from the IP header on.
 #[inline(always)]
 pub(crate) fn translate(work: &mut Work, packet: &Packet, rewrite: &Rewrite<Ipv4>) -> Result<(), Reason> {
-    let frame = &mut work.frame;
     // Parsing has ruled out that the frame is shorter than its headers.
-    match packet.protocol {
-        Protocol::Tcp => rewrite.apply_tcp(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
-        Protocol::Udp => rewrite.apply_udp(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
-        Protocol::Icmp => rewrite.apply_icmp_echo(&packet.key, frame.bytes_mut(0).ok_or(Reason::Internal)?),
-    }
-    Ok(())
+    rewrite.apply(packet, &mut work.frame).ok_or(Reason::Internal)
 }
 
 /// Addresses a frame to its next hop.

@@ -11,7 +11,7 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use router_common::{
-    address::Ipv4,
+    address::{Ipv4, Mac},
     flow::{NextHop, Protocol},
     reason::Reason,
 };
@@ -61,7 +61,7 @@ pub(crate) fn resolve(
     }
     let slot = work.settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
     Ok(NextHop {
-        destination_mac: params.dmac,
+        destination_mac: Mac::new(params.dmac),
         generation: generation as u16,
         slot: slot as u8,
         // SAFETY: an answer of success has put the route's MTU here (`bpf_fib_set_fwd_params`).

@@ -144,8 +144,8 @@ mod programs {
         set_word(headers, IP_SOURCE + 2, new[0]);
         set_word(headers, UDP_SOURCE, new[1]);
         set_word(headers, UDP_DESTINATION, new[2]);
-        set_word(headers, IP_CHECKSUM, address.delta().apply(word(headers, IP_CHECKSUM)));
-        set_word(headers, UDP_CHECKSUM, all.delta().apply_udp(word(headers, UDP_CHECKSUM)));
+        set_word(headers, IP_CHECKSUM, address.apply(word(headers, IP_CHECKSUM)));
+        set_word(headers, UDP_CHECKSUM, all.apply_udp(word(headers, UDP_CHECKSUM)));
         xdp_action::XDP_TX
     }
 

@@ -21,7 +21,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
-use router_common::settings::Interface;
+use router_common::{address::Mac, settings::Interface};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
 
@@ -204,7 +204,7 @@ impl Kernel {
         let primary = link.header.index;
         let virtual_function =
             links.iter().find(|link| master(link) == Some(primary)).map_or(0, |link| link.header.index);
-        Ok(Interface { primary, virtual_function, mac: mac(link), ..Interface::default() })
+        Ok(Interface { primary, virtual_function, mac: Mac::new(mac(link)), ..Interface::default() })
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {

@@ -8,7 +8,14 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use router_common::{flow::Protocol, ports::PortRange, reason::Reason, settings::Interface, stats::CpuStats};
+use router_common::{
+    address::{Ipv4, Mac},
+    flow::Protocol,
+    ports::PortRange,
+    reason::Reason,
+    settings::Interface,
+    stats::CpuStats,
+};
 use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
 
 use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET};
@@ -144,8 +151,8 @@ impl World {
             .settings
             .set_interfaces([0, 1].map(|slot| Interface {
                 primary: interfaces[slot],
-                address: router_common::address::Ipv4([ROUTER, ROUTER_SECOND][slot]),
-                mac: [mac("eth0"), if nics == 2 { mac("eth1") } else { [0; 6] }][slot],
+                address: Ipv4([ROUTER, ROUTER_SECOND][slot]),
+                mac: Mac::new([mac("eth0"), if nics == 2 { mac("eth1") } else { [0; 6] }][slot]),
                 ..Interface::default()
             }))
             .expect("interfaces");
