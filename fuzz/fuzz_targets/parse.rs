@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     if packet.ttl == 0 {
         return;
     }
-    rewrite.apply(&packet, &mut out[..]).expect("as long as when it was parsed");
+    rewrite.apply(&packet, None, &mut out[..]).expect("as long as when it was parsed");
 
     let again = parse(&out[..]).expect("a rewritten packet is a packet");
     assert_eq!(again, Packet { key: to, ttl: packet.ttl - 1, ..packet });

@@ -14,20 +14,6 @@ pub trait Address: Copy + Eq {
     }
 }
 
-/// The four bytes of two words. By shifts and not byte by byte, so that a compiler keeps words whole.
-#[inline(always)]
-pub(crate) const fn join(first: [u8; 2], second: [u8; 2]) -> [u8; 4] {
-    let (first, second) = (u16::from_le_bytes(first) as u32, u16::from_le_bytes(second) as u32);
-    (second << 16 | first).to_le_bytes()
-}
-
-/// The two words of four bytes. See [`join`].
-#[inline(always)]
-pub(crate) const fn split(bytes: [u8; 4]) -> [[u8; 2]; 2] {
-    let pair = u32::from_le_bytes(bytes);
-    [(pair as u16).to_le_bytes(), ((pair >> 16) as u16).to_le_bytes()]
-}
-
 /// An IPv4 address, in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -43,34 +29,40 @@ pub struct Ipv6(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Port(pub [u8; 2]);
 
-/// An Ethernet address. Of words, since they are what can be moved: no processor that BPF knows has six bytes.
+/// An Ethernet address, in one number: its first byte is the lowest, and the upper 16 bits are zero. So it is loaded and compared at once.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Mac([u16; 3]);
+pub struct Mac(u64);
 
 impl Mac {
     /// The address of these bytes, in the order of the wire.
     #[inline(always)]
     pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
-        Self([u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])])
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
     }
 
-    /// Its bytes, in the order of the wire, two by two.
+    /// The address in the lower 48 bits of a number.
     #[inline(always)]
-    pub const fn words(self) -> [[u8; 2]; 3] {
-        [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes()]
+    pub(crate) const fn from_number(number: u64) -> Self {
+        Self(number & 0xffff_ffff_ffff)
+    }
+
+    /// The number that it is.
+    #[inline(always)]
+    pub(crate) const fn number(self) -> u64 {
+        self.0
     }
 
     /// Whether there is an address: all zero is none.
     #[inline(always)]
     pub const fn is_set(self) -> bool {
-        self.0[0] | self.0[1] | self.0[2] != 0
+        self.0 != 0
     }
 }
 
 impl core::fmt::Display for Mac {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let [[a, b], [c, d], [e, g]] = self.words();
+        let [a, b, c, d, e, g, _, _] = self.0.to_le_bytes();
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
@@ -124,7 +116,19 @@ impl Port {
     /// This port and another behind it, as source and destination stand in a packet.
     #[inline(always)]
     pub const fn then(self, next: Self) -> [u8; 4] {
-        join(self.0, next.0)
+        ((next.word() as u32) << 16 | self.word() as u32).to_le_bytes()
+    }
+
+    /// Its bytes as one number, the first one the lowest: as it stands in a packet, and not its [`number`](Self::number).
+    #[inline(always)]
+    pub(crate) const fn word(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
+    /// The port of such a number.
+    #[inline(always)]
+    pub(crate) const fn from_word(word: u16) -> Self {
+        Self(word.to_le_bytes())
     }
 }
 

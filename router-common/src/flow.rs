@@ -8,7 +8,7 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Address, Ipv4, Ipv6, Mac, Port, split},
+    address::{Address, Ipv4, Ipv6, Mac, Port},
     rewrite::Rewrite,
     session::Ticks,
 };
@@ -68,21 +68,20 @@ const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
 const _: () = assert!(size_of::<FlowKey<Ipv6>>() == 40);
 
 impl FlowKey<Ipv4> {
-    /// Both addresses in one word.
+    /// Both addresses in one number, as they stand in a packet (see [`crate::wire`]).
     #[inline(always)]
     pub const fn addresses(&self) -> u64 {
-        (u32::from_ne_bytes(self.destination.0) as u64) << 32 | u32::from_ne_bytes(self.source.0) as u64
+        (u32::from_le_bytes(self.destination.0) as u64) << 32 | u32::from_le_bytes(self.source.0) as u64
     }
 
     /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a protocol's number.
     #[inline(always)]
     pub(crate) const fn from_words(addresses: u64, ports: u32, protocol: u8) -> Self {
-        let [source_port, destination_port] = split(ports.to_ne_bytes());
         Self {
-            source: Ipv4((addresses as u32).to_ne_bytes()),
-            destination: Ipv4(((addresses >> 32) as u32).to_ne_bytes()),
-            source_port: Port(source_port),
-            destination_port: Port(destination_port),
+            source: Ipv4((addresses as u32).to_le_bytes()),
+            destination: Ipv4(((addresses >> 32) as u32).to_le_bytes()),
+            source_port: Port::from_word(ports as u16),
+            destination_port: Port::from_word((ports >> 16) as u16),
             protocol,
             zero: [0; 3],
         }
@@ -114,10 +113,10 @@ impl<A: Address> FlowKey<A> {
         self.protocol
     }
 
-    /// Both ports in one word.
+    /// Both ports in one number, as they stand in a packet (see [`crate::wire`]).
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
-        u32::from_ne_bytes(self.source_port.then(self.destination_port))
+        u32::from_le_bytes(self.source_port.then(self.destination_port))
     }
 
     /// The key of packets of the same protocol between other ends.
@@ -177,34 +176,72 @@ pub struct NextHop {
     pub slot: u8,
     /// 1 if there is a route, but its neighbour's MAC address is not known yet. Never in an entry.
     pub pending: u8,
+    /// Padding.
+    pub zero: [u8; 2],
+}
+
+impl NextHop {
+    /// Whether this was resolved in this generation.
+    #[inline(always)]
+    pub const fn is_of(&self, generation: u32) -> bool {
+        self.generation == generation as u16
+    }
+}
+
+/// A port and a count of 48 bits in one word, so that counting is one addition; the port stays what it is all the while.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct PortAndCount(u64);
+
+impl PortAndCount {
+    const COUNT_SHIFT: u32 = 16;
+
+    #[inline(always)]
+    const fn new(port: Port) -> Self {
+        Self(port.word() as u64)
+    }
+
+    #[inline(always)]
+    const fn port(self) -> Port {
+        Port::from_word(self.0 as u16)
+    }
+
+    #[inline(always)]
+    const fn count(self) -> u64 {
+        self.0 >> Self::COUNT_SHIFT
+    }
+
+    /// Counts on, and round.
+    #[inline(always)]
+    const fn add(&mut self, number: u32) {
+        self.0 = self.0.wrapping_add((number as u64) << Self::COUNT_SHIFT);
+    }
 }
 
 /// All that a packet of this direction needs, beside what stands in the slot's tag.
 ///
 /// Written by whichever CPU handles the flow's packets (a NIC hands a flow to one queue, and so to one CPU at a time). The
 /// counters are plain adds: when a flow moves between queues at that very moment, a packet may be missed in them.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowEntry<A> {
-    /// What its packets become.
-    pub rewrite: Rewrite<A>,
-    /// When the session was opened, in ticks.
-    pub opened: Ticks,
-    // A [`NextHop`], field by field: as a structure of its own it would waste a byte.
-    destination_mac: Mac,
-    pub(crate) generation: u16,
+    // What its packets become, a [`Rewrite`]; how many packets there were, and how many bytes.
+    source: A,
+    destination: A,
+    source_port_and_packets: PortAndCount,
+    destination_port_and_bytes: PortAndCount,
+    // Where they leave, a [`NextHop`]: its MAC address, and above it its generation. Changed at once.
+    pub(crate) mac_and_generation: u64,
     mtu: u16,
     slot: u8,
     zero: u8,
+    /// The last acknowledgement number that this direction has sent (TCP), as it stands in the packet.
+    pub last_acknowledged: [u8; 4],
+    /// When the session was opened, in ticks.
+    pub opened: Ticks,
     /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
     /// that happened.
     pub last_seen: Ticks,
-    /// The last acknowledgement number that this direction has sent (TCP), as it stands in the packet.
-    pub last_acknowledged: [u8; 4],
-    packets_low: u32,
-    bytes_low: u32,
-    packets_high: u16,
-    bytes_high: u16,
 }
 
 const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
@@ -222,97 +259,95 @@ impl FlowEntry<Ipv4> {
     );
 }
 
+/// Where in [`FlowEntry::mac_and_generation`] the generation is.
+pub(crate) const GENERATION_SHIFT: u32 = 48;
+
 impl<A: Address> FlowEntry<A> {
     /// The entry of a session's direction that is opened now. Where its packets leave is not known yet.
     #[inline(always)]
     pub const fn new(rewrite: Rewrite<A>, now: Ticks) -> Self {
         Self {
-            rewrite,
-            opened: now,
-            destination_mac: Mac::new([0; 6]),
-            generation: 0,
+            source: rewrite.source,
+            destination: rewrite.destination,
+            source_port_and_packets: PortAndCount::new(rewrite.source_port),
+            destination_port_and_bytes: PortAndCount::new(rewrite.destination_port),
+            mac_and_generation: 0,
             mtu: 0,
             slot: 0,
             zero: 0,
-            last_seen: now,
             last_acknowledged: [0; 4],
-            packets_low: 0,
-            bytes_low: 0,
-            packets_high: 0,
-            bytes_high: 0,
+            opened: now,
+            last_seen: now,
         }
     }
 
     /// Makes this the entry of a direction that is opened now, whose packets become `to`.
     #[inline(always)]
     pub const fn start(&mut self, to: &FlowKey<A>, now: Ticks) {
-        self.rewrite = Rewrite::to(to);
-        self.opened = now;
-        self.generation = 0;
-        self.last_seen = now;
+        self.source = to.source;
+        self.destination = to.destination;
+        self.source_port_and_packets = PortAndCount::new(to.source_port);
+        self.destination_port_and_bytes = PortAndCount::new(to.destination_port);
+        self.mac_and_generation = 0;
         self.last_acknowledged = [0; 4];
-        self.packets_low = 0;
-        self.bytes_low = 0;
-        self.packets_high = 0;
-        self.bytes_high = 0;
+        self.opened = now;
+        self.last_seen = now;
+    }
+
+    /// What its packets become.
+    #[inline(always)]
+    pub const fn rewrite(&self) -> Rewrite<A> {
+        Rewrite {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.source_port_and_packets.port(),
+            destination_port: self.destination_port_and_bytes.port(),
+        }
     }
 
     /// Where its packets leave.
     #[inline(always)]
     pub const fn next_hop(&self) -> NextHop {
+        let word = self.mac_and_generation;
         NextHop {
-            destination_mac: self.destination_mac,
-            generation: self.generation,
+            destination_mac: Mac::from_number(word),
+            generation: (word >> GENERATION_SHIFT) as u16,
             mtu: self.mtu,
             slot: self.slot,
             pending: 0,
+            zero: [0; 2],
         }
     }
 
     /// Says where its packets leave.
     #[inline(always)]
     pub const fn set_next_hop(&mut self, next_hop: &NextHop) {
-        self.destination_mac = next_hop.destination_mac;
         self.mtu = next_hop.mtu;
         self.slot = next_hop.slot;
-        self.generation = next_hop.generation;
+        self.mac_and_generation =
+            next_hop.destination_mac.number() | (next_hop.generation as u64) << GENERATION_SHIFT;
     }
 
     /// Has the next packet resolve where it leaves, in the slow path.
     #[inline(always)]
     pub const fn forget_next_hop(&mut self) {
-        self.generation = 0;
-    }
-
-    /// Whether it is known where packets leave, in this generation.
-    #[inline(always)]
-    pub const fn is_resolved_in(&self, generation: u32) -> bool {
-        self.generation == generation as u16
+        self.mac_and_generation = 0;
     }
 
     /// Counts a packet of this many bytes.
     #[inline(always)]
     pub const fn count(&mut self, bytes: u32) {
-        // 48 bits each, in two parts: a carry is rare.
-        let (packets, carry) = self.packets_low.overflowing_add(1);
-        self.packets_low = packets;
-        if carry {
-            self.packets_high = self.packets_high.wrapping_add(1);
-        }
-        let (bytes, carry) = self.bytes_low.overflowing_add(bytes);
-        self.bytes_low = bytes;
-        if carry {
-            self.bytes_high = self.bytes_high.wrapping_add(1);
-        }
+        self.source_port_and_packets.add(1);
+        self.destination_port_and_bytes.add(bytes);
     }
 
-    /// Its packets.
+    /// Its packets. 48 bits, and round again.
     pub const fn packets(&self) -> u64 {
-        (self.packets_high as u64) << 32 | self.packets_low as u64
+        self.source_port_and_packets.count()
     }
 
-    /// Their bytes, Ethernet header included.
+    /// Their bytes, Ethernet header included. As above.
     pub const fn bytes(&self) -> u64 {
-        (self.bytes_high as u64) << 32 | self.bytes_low as u64
+        self.destination_port_and_bytes.count()
     }
 }

@@ -9,7 +9,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     target_arch = "bpf",
-    feature(core_intrinsics),
+    feature(asm_experimental_arch, core_intrinsics),
     expect(internal_features, reason = "see `atomic`")
 )]
 
@@ -32,6 +32,7 @@ pub mod session;
 pub mod settings;
 pub mod stats;
 pub mod table;
+mod wire;
 
 #[cfg(feature = "user")]
 mod pod;
@@ -40,7 +41,7 @@ mod pod;
 ///
 /// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons which disagree about
 /// the bytes in a map never open the same one. Raise it with every change to a type in a map.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// The interfaces that one router works on, at most: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;

@@ -1,10 +1,11 @@
 //! Reading an Ethernet frame: what the router can translate, and its tuple.
 
 use crate::{
-    address::{Address as _, Ipv4, Port, join},
+    address::{Address as _, Ipv4, Port},
     checksum::Sum,
     flow::{FlowKey, Protocol},
     reason::Reason,
+    wire::{load16, load32, load64},
 };
 
 /// The length of an untagged Ethernet header.
@@ -21,9 +22,7 @@ pub const UDP_HEADERS: usize = L4 + 8;
 pub const ICMP_HEADERS: usize = L4 + 8;
 
 pub(crate) const IPV4_TTL: usize = ETHERNET_LENGTH + 8;
-pub(crate) const IPV4_CHECKSUM: usize = ETHERNET_LENGTH + 10;
 pub(crate) const IPV4_SOURCE: usize = ETHERNET_LENGTH + 12;
-pub(crate) const IPV4_DESTINATION: usize = ETHERNET_LENGTH + 16;
 
 pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791 3.1).
@@ -114,39 +113,6 @@ pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
     matches!(frame.bytes::<1>(L4), Some([3 | 4 | 11 | 12]))
 }
 
-/// The word at `OFFSET` of a header. The fast path reads headers in words and takes bytes from them: a compiler that has seen one byte
-/// of a word by itself loads all of them one by one.
-#[inline(always)]
-const fn word<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> [u8; 2] {
-    const { assert!(OFFSET + 2 <= LENGTH) };
-    // SAFETY: OFFSET + 2 <= LENGTH, so the bytes lie in `header`; an array of bytes has no alignment.
-    unsafe { *header.as_ptr().add(OFFSET).cast() }
-}
-
-/// The two words at `OFFSET` of a header.
-#[inline(always)]
-const fn pair<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> [u8; 4] {
-    const { assert!(OFFSET + 4 <= LENGTH) };
-    // SAFETY: as above.
-    join(word::<OFFSET, _>(header), unsafe { *header.as_ptr().add(OFFSET + 2).cast() })
-}
-
-#[inline(always)]
-fn header_checksum_is_right<const N: usize>(headers: &[u8; N]) -> bool {
-    Sum::ZERO
-        .add(word::<ETHERNET_LENGTH, _>(headers))
-        .add(word::<{ ETHERNET_LENGTH + 2 }, _>(headers))
-        .add(word::<{ ETHERNET_LENGTH + 4 }, _>(headers))
-        .add(word::<{ ETHERNET_LENGTH + 6 }, _>(headers))
-        .add(word::<IPV4_TTL, _>(headers))
-        .add(word::<IPV4_CHECKSUM, _>(headers))
-        .add(word::<IPV4_SOURCE, _>(headers))
-        .add(word::<{ IPV4_SOURCE + 2 }, _>(headers))
-        .add(word::<IPV4_DESTINATION, _>(headers))
-        .add(word::<{ IPV4_DESTINATION + 2 }, _>(headers))
-        .is_intact()
-}
-
 /// What the router needs to know of a packet that it can translate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {
@@ -234,10 +200,15 @@ pub fn parse_leading(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, true)
 }
 
-/// What an IPv4 packet in so short a frame is: the end of a datagram, or cut off.
+/// What a frame is that is too short for a transport header.
 #[inline(always)]
 fn short(frame: &(impl Frame + ?Sized)) -> Reason {
+    let Some(ethernet) = frame.bytes::<ETHERNET_LENGTH>(0) else { return Reason::Truncated };
+    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
+        return Reason::NotIpv4;
+    }
     match frame.bytes::<L4>(0) {
+        // The end of a datagram.
         Some(headers)
             if headers[ETHERNET_LENGTH] == 0x45
                 && usize::from(u16::from_be_bytes([headers[16], headers[17]]))
@@ -252,30 +223,36 @@ fn short(frame: &(impl Frame + ?Sized)) -> Reason {
 
 #[inline(always)]
 fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> {
-    let ethernet: &[u8; ETHERNET_LENGTH] = frame.bytes(0).ok_or(Reason::Truncated)?;
-    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
-        return Err(Reason::NotIpv4);
-    }
     // No IP packet with a transport header is shorter than this.
     let Some(headers) = frame.bytes::<UDP_HEADERS>(0) else { return Err(short(frame)) };
-    let [first, _] = word::<ETHERNET_LENGTH, _>(headers);
+    if load16::<12, _>(headers).to_le_bytes() != ETHERTYPE_IPV4 {
+        return Err(Reason::NotIpv4);
+    }
+    // The header in as few numbers as there can be: what it says is taken from them, and its checksum is of them.
+    let start = load32::<ETHERNET_LENGTH, _>(headers);
+    let [first, _, length @ ..] = start.to_le_bytes();
     if first != 0x45 {
         return Err(if first >> 4 == 4 && first & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
     }
-    let ip_length = u16::from_be_bytes(word::<{ ETHERNET_LENGTH + 2 }, _>(headers));
+    let ip_length = u16::from_be_bytes(length);
     if usize::from(ip_length) > frame.length() - ETHERNET_LENGTH {
         return Err(Reason::Truncated);
     }
+    let middle = load32::<{ ETHERNET_LENGTH + 4 }, _>(headers);
+    let end = load32::<IPV4_TTL, _>(headers);
+    let addresses = load64::<IPV4_SOURCE, _>(headers);
     // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
-    if !header_checksum_is_right(headers) {
+    let sum = Sum::of_number(start).and_number(middle).and_number(end);
+    if !sum.and_number(addresses as u32).and_number((addresses >> 32) as u32).is_intact() {
         return Err(Reason::BadChecksum);
     }
-    let fragment = u16::from_be_bytes(word::<{ ETHERNET_LENGTH + 6 }, _>(headers));
+    let [_, _, fragment @ ..] = middle.to_le_bytes();
+    let fragment = u16::from_be_bytes(fragment);
     let is_fragment = fragment & FRAGMENT_MASK != 0;
     if is_fragment && !(leading && fragment & FRAGMENT_MASK == MORE_FRAGMENTS) {
         return Err(Reason::Fragment);
     }
-    let [ttl, protocol] = word::<IPV4_TTL, _>(headers);
+    let [ttl, protocol, ..] = end.to_le_bytes();
     let protocol = Protocol::from_number(protocol).ok_or(Reason::UnsupportedProtocol)?;
     let minimum = match protocol {
         Protocol::Tcp => TCP_HEADERS,
@@ -285,43 +262,42 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     if usize::from(ip_length) < minimum - ETHERNET_LENGTH {
         return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
     }
-    let ports = || (Port(word::<L4, _>(headers)), Port(word::<{ L4 + 2 }, _>(headers)));
     let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
-    let (source_port, destination_port) = match protocol {
+    // Of TCP and UDP.
+    let mut ports = load32::<L4, _>(headers);
+    match protocol {
         Protocol::Tcp => {
             let rest: &[u8; TCP_HEADERS - UDP_HEADERS] = frame.bytes(UDP_HEADERS).ok_or(Reason::Truncated)?;
-            let [offset, flags] = word::<4, _>(rest);
-            sequence = pair::<{ L4 + 4 }, _>(headers);
-            acknowledgement = pair::<0, _>(rest);
+            let [offset, flags] = load16::<4, _>(rest).to_le_bytes();
+            sequence = load32::<{ L4 + 4 }, _>(headers).to_le_bytes();
+            acknowledgement = load32::<0, _>(rest).to_le_bytes();
             tcp_flags = flags;
             let header_length = u16::from(offset >> 4) * 4;
             if header_length < 20 || header_length > ip_length - IPV4_LENGTH as u16 {
                 return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
             }
-            ports()
         }
         Protocol::Udp => {
-            let length = u16::from_be_bytes(word::<{ L4 + 4 }, _>(headers));
+            let length = u16::from_be_bytes(load16::<{ L4 + 4 }, _>(headers).to_le_bytes());
             // A first fragment says how long the whole is.
             if length < 8 || (!is_fragment && length > ip_length - IPV4_LENGTH as u16) {
                 return Err(Reason::Malformed);
             }
-            ports()
         }
         Protocol::Icmp => {
-            let identifier = word::<{ L4 + 4 }, _>(headers);
-            match word::<L4, _>(headers) {
-                [ICMP_ECHO_REQUEST, 0] => (Port(identifier), Port([0, 0])),
+            // Type, code and checksum stand where others have their ports.
+            let [kind, code, ..] = ports.to_le_bytes();
+            let identifier = u32::from(load16::<{ L4 + 4 }, _>(headers));
+            ports = match [kind, code] {
+                [ICMP_ECHO_REQUEST, 0] => identifier,
                 // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
-                [ICMP_ECHO_REPLY, 0] if identifier != [0, 0] => (Port([0, 0]), Port(identifier)),
+                [ICMP_ECHO_REPLY, 0] if identifier != 0 => identifier << 16,
                 _ => return Err(Reason::IcmpOther),
-            }
+            };
         }
-    };
-    let source = Ipv4(pair::<IPV4_SOURCE, _>(headers));
-    let destination = Ipv4(pair::<IPV4_DESTINATION, _>(headers));
+    }
     Ok(Packet {
-        key: FlowKey::new(protocol, source, source_port, destination, destination_port),
+        key: FlowKey::from_words(addresses, ports, protocol as u8),
         protocol,
         ip_length,
         ttl,

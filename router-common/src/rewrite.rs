@@ -3,12 +3,11 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Address, Ipv4, Mac, Port, split},
+    address::{Address, Ipv4, Mac, Port},
     checksum::Sum,
     flow::{FlowKey, Protocol},
-    packet::{
-        ETHERNET_LENGTH, Frame, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_SOURCE, IPV4_TTL, L4, Packet, field,
-    },
+    packet::{Frame, IPV4_SOURCE, IPV4_TTL, L4, Packet},
+    wire::{load16, load32, store16, store32, store64},
 };
 
 /// The tuple that a flow's packets leave with.
@@ -69,36 +68,62 @@ impl<A: Address> Rewrite<A> {
     }
 }
 
+/// The Ethernet addresses that a frame leaves with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// The next hop's.
+    pub destination: Mac,
+    /// The egress interface's.
+    pub source: Mac,
+}
+
+impl Link {
+    /// Addresses a frame.
+    #[inline(always)]
+    pub fn apply<const LENGTH: usize>(&self, header: &mut [u8; LENGTH]) {
+        store64::<0, _>(header, self.destination.number() | self.source.number() << 48);
+        store32::<8, _>(header, (self.source.number() >> 16) as u32);
+    }
+}
+
 impl Rewrite<Ipv4> {
     /// Rewrites a packet that [`packet::parse`](crate::packet::parse) has read from this frame: addresses, ports or identifier, both
-    /// checksums (of UDP, one that is "none" stays so), and the TTL one less. `None`, with nothing changed, if the frame has become shorter.
+    /// checksums (of UDP, one that is "none" stays so), and the TTL one less, which the caller has made sure is above 1 (RFC 1812 5.3.1); and
+    /// addresses the frame, if it is known to whom. `None`, with nothing changed, if the frame has become shorter.
     #[inline(always)]
-    pub fn apply(&self, packet: &Packet, frame: &mut (impl Frame + ?Sized)) -> Option<()> {
+    pub fn apply(
+        &self,
+        packet: &Packet,
+        link: Option<&Link>,
+        frame: &mut (impl Frame + ?Sized),
+    ) -> Option<()> {
         let change = self.change(&packet.key);
         match packet.protocol {
             Protocol::Tcp => {
                 let header = frame.bytes_mut::<18>(L4)?;
-                self.apply_ports(header);
-                let checksum = field::<16, 2, _>(header);
-                *checksum = change.l4.apply(*checksum);
+                store32::<0, _>(header, self.ports());
+                let old = load16::<16, _>(header).to_le_bytes();
+                store16::<16, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
             Protocol::Udp => {
                 let header = frame.bytes_mut::<8>(L4)?;
-                self.apply_ports(header);
-                let checksum = field::<6, 2, _>(header);
-                *checksum = change.l4.apply_udp(*checksum);
+                store32::<0, _>(header, self.ports());
+                let old = load16::<6, _>(header).to_le_bytes();
+                store16::<6, _>(header, u16::from_le_bytes(change.l4.apply_udp(old)));
             }
             Protocol::Icmp => {
                 let header = frame.bytes_mut::<8>(L4)?;
                 // The identifier is the source port of a request and the destination port of a reply; the other one is zero.
-                let [a, b] = self.source_port.0;
-                let [c, d] = self.destination_port.0;
-                *field::<4, 2, _>(header) = [a | c, b | d];
-                let checksum = field::<2, 2, _>(header);
-                *checksum = change.l4.apply(*checksum);
+                store16::<4, _>(header, self.source_port.word() | self.destination_port.word());
+                let old = load16::<2, _>(header).to_le_bytes();
+                store16::<2, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
         }
-        self.apply_ip(change.ip, frame.bytes_mut(0)?);
+        let headers = frame.bytes_mut(0)?;
+        self.apply_ip(change.ip, headers);
+        if let Some(link) = link {
+            link.apply(headers);
+        }
         Some(())
     }
 
@@ -109,36 +134,18 @@ impl Rewrite<Ipv4> {
     }
 
     #[inline(always)]
-    fn apply_ports<const N: usize>(&self, header: &mut [u8; N]) {
-        *field::<0, 2, _>(header) = self.source_port.0;
-        *field::<2, 2, _>(header) = self.destination_port.0;
+    fn ports(&self) -> u32 {
+        u32::from_le_bytes(self.source_port.then(self.destination_port))
     }
 
-    /// The caller has made sure that the TTL is above 1 (RFC 1812 5.3.1).
     #[inline(always)]
     fn apply_ip(&self, change: Sum, headers: &mut [u8; L4]) {
-        let [ttl, protocol] = *field::<IPV4_TTL, 2, _>(headers);
-        *field::<IPV4_TTL, 2, _>(headers) = [ttl.wrapping_sub(1), protocol];
+        let [ttl, protocol, checksum @ ..] = load32::<IPV4_TTL, _>(headers).to_le_bytes();
         // The TTL is the first byte of its word.
-        let change = change.remove([1, 0]);
-        *field::<IPV4_CHECKSUM, 2, _>(headers) = change.apply(*field::<IPV4_CHECKSUM, 2, _>(headers));
-        let ([a, b], [c, d]) = (split(self.source.0), split(self.destination.0));
-        *field::<IPV4_SOURCE, 2, _>(headers) = a;
-        *field::<{ IPV4_SOURCE + 2 }, 2, _>(headers) = b;
-        *field::<IPV4_DESTINATION, 2, _>(headers) = c;
-        *field::<{ IPV4_DESTINATION + 2 }, 2, _>(headers) = d;
+        let [a, b] = change.remove([1, 0]).apply(checksum);
+        store32::<IPV4_TTL, _>(headers, u32::from_le_bytes([ttl.wrapping_sub(1), protocol, a, b]));
+        let (source, destination) =
+            (u32::from_le_bytes(self.source.0), u32::from_le_bytes(self.destination.0));
+        store64::<IPV4_SOURCE, _>(headers, u64::from(destination) << 32 | u64::from(source));
     }
-}
-
-/// Sets the Ethernet addresses.
-#[inline(always)]
-pub fn apply_ethernet(header: &mut [u8; ETHERNET_LENGTH], destination: Mac, source: Mac) {
-    let [a, b, c] = destination.words();
-    *field::<0, 2, _>(header) = a;
-    *field::<2, 2, _>(header) = b;
-    *field::<4, 2, _>(header) = c;
-    let [a, b, c] = source.words();
-    *field::<6, 2, _>(header) = a;
-    *field::<8, 2, _>(header) = b;
-    *field::<10, 2, _>(header) = c;
 }

@@ -19,10 +19,10 @@ pub struct Interface {
     pub virtual_function: u32,
     /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is "none".
     pub address: Ipv4,
+    /// Padding.
+    pub zero: u32,
     /// Its MAC address.
     pub mac: Mac,
-    /// Padding.
-    pub zero: [u8; 2],
 }
 
 /// The settings. Written whole by the daemon; the program only reads it.
@@ -48,7 +48,7 @@ pub struct Settings {
     pub seeds: HashSeeds,
 }
 
-const _: () = assert!(size_of::<Settings>() == 112);
+const _: () = assert!(size_of::<Settings>() == 120);
 
 impl Settings {
     /// How long after the daemon was last heard of it still counts as there, in ticks.

@@ -2,7 +2,11 @@
 
 use core::mem::size_of;
 
-use crate::{MAX_INTERFACES, MAX_RULES, reason::REASON_SLOTS};
+use crate::{
+    MAX_INTERFACES, MAX_RULES,
+    reason::{REASON_SLOTS, Reason},
+    session::Ticks,
+};
 
 /// Packets and their bytes, Ethernet header included.
 #[repr(C)]
@@ -53,7 +57,32 @@ pub struct RuleStats {
     pub denied: u64,
 }
 
-/// All counters of one CPU: one map value, so that a packet finds all of them with one lookup.
+/// The time as a CPU has last read it.
+///
+/// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock moves only when that does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Clock {
+    /// The kernel's tick counter when it did.
+    jiffies: u64,
+    ticks: Ticks,
+    zero: u32,
+}
+
+impl Clock {
+    /// The time, read anew if the tick counter has moved.
+    #[inline(always)]
+    pub fn now(&mut self, jiffies: u64, read: impl FnOnce() -> Ticks) -> Ticks {
+        // The counter starts below zero (`INITIAL_JIFFIES`), and is never 0 for long.
+        if self.jiffies != jiffies {
+            self.ticks = read();
+            self.jiffies = jiffies;
+        }
+        self.ticks
+    }
+}
+
+/// All counters of one CPU, and its clock: one map value, so that a packet finds all of them with one lookup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CpuStats {
@@ -61,8 +90,13 @@ pub struct CpuStats {
     pub reasons: [Counter; REASON_SLOTS],
     /// By interface slot.
     pub interfaces: [InterfaceStats; MAX_INTERFACES],
+    /// Packets of known sessions, by the slots of the interfaces that they came in on and left by: one counter for what is otherwise counted three
+    /// times, as received, as forwarded and as transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
+    pub passed_on: [[Counter; MAX_INTERFACES]; MAX_INTERFACES],
     /// By rule number.
     pub rules: [RuleStats; MAX_RULES],
+    /// The program's own.
+    pub clock: Clock,
 }
 
 /// The kernel's limit for a per-CPU value (`PCPU_MIN_UNIT_SIZE`, include/linux/percpu.h).
@@ -76,6 +110,7 @@ impl CpuStats {
     /// All zero.
     pub const ZERO: Self = Self {
         reasons: [Counter { packets: 0, bytes: 0 }; REASON_SLOTS],
+        passed_on: [[Counter { packets: 0, bytes: 0 }; MAX_INTERFACES]; MAX_INTERFACES],
         interfaces: [InterfaceStats {
             received: Counter { packets: 0, bytes: 0 },
             transmitted: Counter { packets: 0, bytes: 0 },
@@ -86,11 +121,12 @@ impl CpuStats {
             opened: 0,
             denied: 0,
         }; MAX_RULES],
+        clock: Clock { jiffies: 0, ticks: Ticks(0), zero: 0 },
     };
 
     /// Adds what another CPU counted.
     pub fn merge(&mut self, other: &Self) {
-        let Self { reasons, interfaces, rules } = self;
+        let Self { reasons, interfaces, passed_on: _, rules, clock: _ } = self;
         for (sum, cpu) in reasons.iter_mut().zip(&other.reasons) {
             sum.merge(cpu);
         }
@@ -98,11 +134,49 @@ impl CpuStats {
             sum.received.merge(&cpu.received);
             sum.transmitted.merge(&cpu.transmitted);
         }
+        for (ingress, by_egress) in other.passed_on.iter().enumerate() {
+            for (egress, counter) in by_egress.iter().enumerate() {
+                reasons[Reason::Forwarded as usize].merge(counter);
+                interfaces[ingress].received.merge(counter);
+                interfaces[egress].transmitted.merge(counter);
+            }
+        }
         for (sum, cpu) in rules.iter_mut().zip(&other.rules) {
             sum.forward.merge(&cpu.forward);
             sum.reply.merge(&cpu.reply);
             sum.opened += cpu.opened;
             sum.denied += cpu.denied;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_read_when_the_tick_counter_has_moved() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.now(0xffff_ffff, || Ticks(7)), Ticks(7));
+        assert_eq!(clock.now(0xffff_ffff, || unreachable!()), Ticks(7));
+        assert_eq!(clock.now(0x1_0000_0000, || Ticks(8)), Ticks(8));
+        assert_eq!(clock.now(0xffff_ffff, || Ticks(9)), Ticks(9));
+    }
+
+    #[test]
+    fn what_is_passed_on_was_received_and_transmitted() {
+        let mut cpu = CpuStats::ZERO;
+        cpu.passed_on[0][1].count(60);
+        cpu.passed_on[1][0].count(100);
+        cpu.interfaces[0].received.count(60);
+        cpu.reasons[Reason::NotIpv4 as usize].count(60);
+        let mut sum = CpuStats::ZERO;
+        sum.merge(&cpu);
+        sum.merge(&cpu);
+        assert_eq!(sum.interfaces[0].received, Counter { packets: 4, bytes: 240 });
+        assert_eq!(sum.interfaces[0].transmitted, Counter { packets: 2, bytes: 200 });
+        assert_eq!(sum.interfaces[1].transmitted, Counter { packets: 2, bytes: 120 });
+        assert_eq!(sum.reasons[Reason::Forwarded as usize], Counter { packets: 4, bytes: 320 });
+        assert_eq!(sum.passed_on, CpuStats::ZERO.passed_on);
     }
 }

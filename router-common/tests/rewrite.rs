@@ -111,7 +111,7 @@ proptest! {
         prop_assert_eq!(packet.tcp_flags, tcp::ACK | tcp::PSH);
         prop_assert_eq!(usize::from(packet.ip_length), frame.len() - 14);
         let rewrite = Rewrite::to(&to.key(Protocol::Tcp));
-        rewrite.apply(&packet, &mut frame[..]).unwrap();
+        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, tcp_frame(&to, ttl - 1, &payload, options));
     }
 
@@ -121,7 +121,7 @@ proptest! {
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, from.key(Protocol::Udp));
         let rewrite = Rewrite::to(&to.key(Protocol::Udp));
-        rewrite.apply(&packet, &mut frame[..]).unwrap();
+        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, udp_frame(&to, ttl - 1, &payload, checksum));
     }
 
@@ -145,7 +145,7 @@ proptest! {
         };
         prop_assert_eq!(packet.key, key(&from, old));
         let rewrite = Rewrite::to(&key(&to, new));
-        rewrite.apply(&packet, &mut frame[..]).unwrap();
+        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
         prop_assert_eq!(frame, echo_frame(to.source, to.destination, new, reply, ttl - 1, &payload));
     }
 
@@ -169,7 +169,7 @@ proptest! {
         let mut frame = tcp_frame(&answer, 60, b"answer", false);
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, reply_key);
-        reply.apply(&packet, &mut frame[..]).unwrap();
+        reply.apply(&packet, None, &mut frame[..]).unwrap();
         let expected = Tuple {
             source: client.destination,
             destination: client.source,

@@ -4,18 +4,18 @@ use router_common::{
     Stage,
     address::Ipv4,
     flow::{Direction, FlowEntry, NextHop},
-    packet::{self, Frame as _, Packet},
+    packet::{self, ETHERNET_LENGTH, Frame as _, Packet},
     reason::Reason,
-    rewrite::{Rewrite, apply_ethernet},
+    rewrite::{Link, Rewrite},
     session::Seen,
     table::Tag,
 };
 
 use crate::{Exit, Outcome, Transmit, Work, flows, stats};
 
-/// Forwards a packet of a known session; everything else is the slow path's.
+/// Makes a packet of a known session what it becomes, and answers with the egress interface's slot; everything else is the slow path's.
 #[inline(always)]
-pub(crate) fn forward(work: &mut Work) -> Outcome {
+pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
     let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
         // Not for this program at all.
@@ -27,22 +27,23 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     };
     let entry = &mut slot.entry;
     let next_hop = entry.next_hop();
-    if !entry.is_resolved_in(work.settings.next_hop_generation)
+    if !next_hop.is_of(work.settings.next_hop_generation)
         || packet.ttl <= 1
         || packet.ip_length > next_hop.mtu
         || packet.tcp_flags & Seen::FLAGS != 0
     {
         return Err(Exit::To(Stage::Slow));
     }
-    let rewrite = entry.rewrite;
+    let rewrite = entry.rewrite();
     record(entry, &packet, work);
-    let tag = slot.tag();
-    send(work, &packet, &rewrite, &next_hop, tag, Reason::Forwarded)
+    count_for_rule(work, slot.tag());
+    make(work, &packet, &rewrite, &next_hop)?;
+    Ok(u32::from(next_hop.slot))
 }
 
 /// Records a packet in its flow's entry.
 #[inline(always)]
-pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &Work) {
+pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &mut Work) {
     if packet.tcp_flags & packet::tcp::ACK != 0 {
         entry.last_acknowledged = packet.acknowledgement;
     }
@@ -51,8 +52,8 @@ pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &Work) 
 
 /// Records in a flow's entry that there was a packet.
 #[inline(always)]
-pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, work: &Work) {
-    let now = flows::now();
+pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, work: &mut Work) {
+    let now = stats::now(work.stats);
     // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
     if entry.last_seen != now {
         entry.last_seen = now;
@@ -70,24 +71,36 @@ pub(crate) fn send(
     tag: Tag,
     reason: Reason,
 ) -> Outcome {
-    translate(work, packet, rewrite)?;
-    address(work, next_hop)?;
+    make(work, packet, rewrite, next_hop)?;
     count_for_rule(work, tag);
     Ok(Transmit { reason, slot: u32::from(next_hop.slot) })
+}
+
+/// Makes a packet what it becomes, and addresses it to its next hop.
+#[inline(always)]
+fn make(work: &mut Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, next_hop: &NextHop) -> Result<(), Reason> {
+    let link = link(work, next_hop);
+    // Parsing has ruled out that the frame is shorter than its headers.
+    rewrite.apply(packet, Some(&link), &mut work.frame).ok_or(Reason::Internal)
+}
+
+/// The Ethernet addresses of frames to a next hop.
+#[inline(always)]
+fn link(work: &Work, next_hop: &NextHop) -> Link {
+    let source = work.settings.interface(u32::from(next_hop.slot)).mac;
+    Link { destination: next_hop.destination_mac, source }
 }
 
 /// Makes a packet what it becomes, from the IP header on.
 #[inline(always)]
 pub(crate) fn translate(work: &mut Work, packet: &Packet, rewrite: &Rewrite<Ipv4>) -> Result<(), Reason> {
-    // Parsing has ruled out that the frame is shorter than its headers.
-    rewrite.apply(packet, &mut work.frame).ok_or(Reason::Internal)
+    rewrite.apply(packet, None, &mut work.frame).ok_or(Reason::Internal)
 }
 
 /// Addresses a frame to its next hop.
 #[inline(always)]
 pub(crate) fn address(work: &mut Work, next_hop: &NextHop) -> Result<(), Reason> {
-    let source_mac = work.settings.interface(u32::from(next_hop.slot)).mac;
-    apply_ethernet(work.frame.bytes_mut(0).ok_or(Reason::Internal)?, next_hop.destination_mac, source_mac);
+    link(work, next_hop).apply(work.frame.bytes_mut::<ETHERNET_LENGTH>(0).ok_or(Reason::Internal)?);
     Ok(())
 }
 

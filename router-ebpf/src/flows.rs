@@ -12,7 +12,7 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{CHAIN, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
+    table::{BUCKET, Bucket, CHAIN, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
 };
 
 use crate::settings;
@@ -20,7 +20,7 @@ use crate::settings;
 /// Every session's two flows. The programs insert, the daemon's sweep removes; both follow `router_common::table`. Sized by the
 /// daemon (`limits.flows`), which has it in its memory.
 #[map]
-static FLOWS: Array<Slot> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
+static FLOWS: Array<Bucket> = Array::with_max_entries(1 << 15, BPF_F_MMAPABLE);
 
 /// One record: how many sessions there are. Added to by the programs, taken from by the daemon, both atomically.
 #[map]
@@ -38,10 +38,16 @@ pub(crate) fn now() -> Ticks {
 }
 
 #[inline(always)]
-fn slot(index: u32) -> Option<&'static mut Slot> {
+fn bucket(number: u32) -> Option<&'static mut Bucket> {
     // SAFETY: the memory is the table's own and stays mapped. It is shared, see `router_common::table` for who may write what:
     // tags are atomic, the rest is plain integers and bytes for which any value is good.
-    FLOWS.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
+    FLOWS.get_ptr_mut(number).map(|bucket| unsafe { &mut *bucket })
+}
+
+#[inline(always)]
+fn slot(index: u32) -> Option<&'static mut Slot> {
+    let Bucket(slots) = bucket(index / BUCKET)?;
+    Some(&mut slots[(index % BUCKET) as usize])
 }
 
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
@@ -56,8 +62,8 @@ pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'st
 
 #[inline(always)]
 fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
-    for step in 0..REACH {
-        let slot = slot(home + step)?;
+    for step in 0..REACH / BUCKET {
+        let slot = bucket(home / BUCKET + step)?.candidate(key);
         if slot.is_flow(key) {
             return Some(slot);
         }

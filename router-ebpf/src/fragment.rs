@@ -71,8 +71,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
-    let rewrite = slot.entry.rewrite;
-    let next_hop = if slot.entry.is_resolved_in(work.settings.next_hop_generation) {
+    let rewrite = slot.entry.rewrite();
+    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
         slot.entry.next_hop()
     } else {
         next_hop::resolve(work, fragment.protocol, rewrite.source, rewrite.destination)?

@@ -56,8 +56,9 @@ impl XdpFrame {
         let frame = self.0.data();
         // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake (`NET_IP_ALIGN`). The kernel's own
         // verifier, too, takes them to start at an even address (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves
-        // the start by even numbers. Without this, the compiler makes every number of two bytes and two shifts.
-        unsafe { core::hint::assert_unchecked(frame & 1 == 0) };
+        // the start by even numbers. Without this, the compiler makes every number of two bytes and two shifts. Nor is there a packet at 0,
+        // which the compiler would otherwise ask for wherever a reference to its start may be missing.
+        unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
         let start = frame + offset;
         if start + N > self.0.data_end() { None } else { Some(start as *mut [u8; N]) }
     }

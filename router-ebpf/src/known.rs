@@ -25,7 +25,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     if is_taken_by_a_connection(work, packet, slot) {
         return Err(Reason::NotMatched.into());
     }
-    let rewrite = slot.entry.rewrite;
+    let rewrite = slot.entry.rewrite();
     let tag = slot.tag();
     let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
     let next_hop = match claim::next_hop_of(&packet.key) {
@@ -114,7 +114,7 @@ pub(crate) fn may_leave(work: &Work, packet: &Packet, next_hop: &NextHop) -> Res
 #[inline(always)]
 fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
     let tag = slot.tag();
-    let twin_key = slot.key().twin(&slot.entry.rewrite);
+    let twin_key = slot.key().twin(&slot.entry.rewrite());
     if packet.protocol != Protocol::Tcp {
         // The first reply ends the opening.
         if matches!(tag.direction(), Direction::Reply)

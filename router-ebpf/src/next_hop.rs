@@ -68,6 +68,7 @@ pub(crate) fn resolve(
         mtu: unsafe { params.__bindgen_anon_1.mtu_result },
         // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
         pending: u8::from(params.dmac == [0; 6]),
+        zero: [0; 2],
     })
 }
 

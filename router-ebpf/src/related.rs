@@ -53,11 +53,11 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     }
     let key = quoted.reversed();
     let slot = flows::find(&key, work.settings).ok_or(NOT_OURS)?;
-    let rewrite = slot.entry.rewrite;
+    let rewrite = slot.entry.rewrite();
     let (generation, known) = (work.settings.next_hop_generation, slot.entry.next_hop());
     // What is quoted has been sent by the session's other direction, if by any.
     let twin = flows::find(&key.twin(&rewrite), work.settings).ok_or(NOT_OURS)?;
-    if twin.entry.rewrite != Rewrite::to(&quoted) || twin.entry.packets() == 0 {
+    if twin.entry.rewrite() != Rewrite::to(&quoted) || twin.entry.packets() == 0 {
         return Err(NOT_OURS);
     }
     // RFC 5508 REQ-3.
@@ -70,7 +70,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     }
     // Where the session hides who its other side is, that side's errors come from where its packets do, whoever sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
-    let next_hop = if known.generation == generation as u16 {
+    let next_hop = if known.is_of(generation) {
         known
     } else {
         next_hop::resolve(work, Protocol::Icmp, source, rewrite.destination)?

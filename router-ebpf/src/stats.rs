@@ -1,14 +1,15 @@
 //! Counters.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
+use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::map, maps::PerCpuArray};
 use router_common::{
     MAX_INTERFACES, MAX_RULES,
     packet::Frame as _,
     reason::{REASON_SLOTS, Reason},
+    session::Ticks,
     stats::CpuStats,
 };
 
-use crate::frame::XdpFrame;
+use crate::{flows, frame::XdpFrame};
 
 /// One block a CPU (26 KiB each): a packet finds all its counters with one look-up, which the kernel inlines. Only the CPU
 /// that a block belongs to writes it; the daemon reads.
@@ -23,6 +24,13 @@ pub(crate) fn block() -> Option<&'static mut CpuStats> {
     STATS.get_ptr_mut(0).map(|block| unsafe { &mut *block })
 }
 
+/// The time, as [`flows::now`] has it, mostly without a call.
+#[inline(always)]
+pub(crate) fn now(stats: &mut CpuStats) -> Ticks {
+    // SAFETY: takes nothing and always answers. The kernel makes it a load.
+    stats.clock.now(unsafe { bpf_jiffies64() }, flows::now)
+}
+
 /// Counts a frame that came in.
 #[inline(always)]
 pub(crate) fn received(stats: &mut CpuStats, slot: u32, frame: &XdpFrame) {
@@ -34,6 +42,13 @@ pub(crate) fn received(stats: &mut CpuStats, slot: u32, frame: &XdpFrame) {
 pub(crate) fn transmitted(stats: &mut CpuStats, slot: u32, reason: Reason, frame: &XdpFrame) {
     stats.interfaces[slot as usize & (MAX_INTERFACES - 1)].transmitted.count(frame.length() as u64);
     left(stats, reason, frame);
+}
+
+/// Counts a frame of a known session, which came in and goes out: all that [`received`] and [`transmitted`] count of it.
+#[inline(always)]
+pub(crate) fn passed_on(stats: &mut CpuStats, ingress: u32, egress: u32, frame: &XdpFrame) {
+    const MASK: usize = MAX_INTERFACES - 1;
+    stats.passed_on[ingress as usize & MASK][egress as usize & MASK].count(frame.length() as u64);
 }
 
 /// Counts the reason why a frame leaves the program.

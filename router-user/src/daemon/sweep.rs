@@ -172,7 +172,7 @@ impl Sweep<'_> {
             return;
         }
         let Some(session) = self.flows.session_of(forward) else { return };
-        let rewrite = &forward.entry.rewrite;
+        let rewrite = &forward.entry.rewrite();
         let target = (rewrite.destination.into(), rewrite.destination_port.number());
         signs.note(forward.rule(), target, forward.entry.opened, session.reply.entry.packets() > 0);
     }

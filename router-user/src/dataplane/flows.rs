@@ -15,7 +15,7 @@ use router_common::{
     half_open_slot,
     session::{Seen, State, Ticks},
     settings::Settings,
-    table::{CHAIN, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
+    table::{BUCKET, CHAIN, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
 };
 
 use super::{
@@ -49,7 +49,7 @@ impl Flow {
 
     /// The key of the session's other direction.
     pub fn twin(&self) -> FlowKey<Ipv4> {
-        self.key.twin(&self.entry.rewrite)
+        self.key.twin(&self.entry.rewrite())
     }
 
     /// Which of the session's directions this is.
@@ -116,18 +116,18 @@ pub(super) struct FlowMaps {
     pub(super) pool_bits: Map,
 }
 
-fn share<T: super::shared_memory::Shared>(map: &Map, what: &str) -> Result<SharedArray<T>> {
+fn share<T: super::shared_memory::Shared>(map: &Map, what: &str, each: u32) -> Result<SharedArray<T>> {
     let Map::Array(data) = map else { bail!("{what}: not an array") };
-    let length = data.info().with_context(|| format!("cannot examine {what}"))?.max_entries();
+    let length = data.info().with_context(|| format!("cannot examine {what}"))?.max_entries() * each;
     SharedArray::map(MapData::fd(data).as_fd(), length).with_context(|| format!("cannot map {what}"))
 }
 
 impl FlowTable {
     pub(super) fn new(maps: FlowMaps, settings: &Settings) -> Result<Self> {
         Ok(Self(Arc::new(Inner {
-            slots: share(&maps.slots, "the flow table")?,
-            occupancy: share(&maps.occupancy, "the flow table's occupancy")?,
-            half_open: share(&maps.half_open, "the counters of half-open sessions")?,
+            slots: share(&maps.slots, "the flow table", BUCKET)?,
+            occupancy: share(&maps.occupancy, "the flow table's occupancy", 1)?,
+            half_open: share(&maps.half_open, "the counters of half-open sessions", 1)?,
             pools: Mutex::new(PoolTable::new(maps.pools, maps.pool_bits)?),
             seeds: settings.seeds,
         })))

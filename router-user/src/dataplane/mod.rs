@@ -32,7 +32,10 @@ use aya::{
     maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
     programs::{ProgramError, ProgramFd, Xdp},
 };
-use router_common::{Stage, table::Regions};
+use router_common::{
+    Stage,
+    table::{BUCKET, Regions},
+};
 
 pub use self::{
     counters::CounterTable,
@@ -138,7 +141,7 @@ impl Dataplane {
         if let Some(path) = &stages_pin {
             loader.map_pin_path("STAGES", path);
         }
-        loader.map_max_entries("FLOWS", slots);
+        loader.map_max_entries("FLOWS", slots / BUCKET);
         for name in ["POOLS", "POOL_BITS"] {
             loader.map_max_entries(name, pools::pools_for(options.sessions));
         }

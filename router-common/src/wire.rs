@@ -1,0 +1,85 @@
+//! Numbers in the bytes of packets, wherever they start.
+//!
+//! An IP header starts two bytes behind a word, so that most of what is in a packet is misaligned. Processors that run BPF do not mind, nor does
+//! the verifier about packets, but the compiler's BPF target puts such numbers together byte by byte. So they are loaded and stored by one
+//! instruction each, written down here.
+//!
+//! All are taken as little-endian: the first byte is the lowest. That is the order of the machines that this runs on, so nothing is swapped,
+//! and a number's parts are the packet's words in their order.
+
+const _: () = assert!(cfg!(target_endian = "little"), "the BPF object is built for little-endian machines");
+
+/// Loads and stores for one width.
+macro_rules! number {
+    ($type:ident, $load:ident, $store:ident, $name:literal) => {
+        /// The number at `OFFSET` of a header; the bounds are checked when this is compiled.
+        #[inline(always)]
+        pub(crate) fn $load<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> $type {
+            const { assert!(OFFSET + size_of::<$type>() <= LENGTH) };
+            #[cfg(target_arch = "bpf")]
+            {
+                let number: u64;
+                // SAFETY: reads bytes of `header`, see the assertion.
+                unsafe {
+                    core::arch::asm!(
+                        concat!("{number} = *(", $name, " *)({header} + {offset})"),
+                        number = lateout(reg) number,
+                        header = in(reg) header.as_ptr(),
+                        offset = const OFFSET,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                number as $type
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            {
+                // SAFETY: reads bytes of `header`, see the assertion.
+                unsafe { header.as_ptr().add(OFFSET).cast::<$type>().read_unaligned() }
+            }
+        }
+
+        /// Writes a number at `OFFSET` of a header; the bounds are checked when this is compiled.
+        #[inline(always)]
+        pub(crate) fn $store<const OFFSET: usize, const LENGTH: usize>(header: &mut [u8; LENGTH], number: $type) {
+            const { assert!(OFFSET + size_of::<$type>() <= LENGTH) };
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: writes bytes of `header`, see the assertion.
+            unsafe {
+                core::arch::asm!(
+                    concat!("*(", $name, " *)({header} + {offset}) = {number}"),
+                    number = in(reg) number as u64,
+                    header = in(reg) header.as_mut_ptr(),
+                    offset = const OFFSET,
+                    options(nostack, preserves_flags),
+                );
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: writes bytes of `header`, see the assertion.
+            unsafe {
+                header.as_mut_ptr().add(OFFSET).cast::<$type>().write_unaligned(number);
+            }
+        }
+    };
+}
+
+number!(u16, load16, store16, "u16");
+number!(u32, load32, store32, "u32");
+number!(u64, load64, store64, "u64");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stand_where_they_are_said_to() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+        assert_eq!(load16::<1, _>(&bytes), 0x0302);
+        assert_eq!(load32::<1, _>(&bytes), 0x0504_0302);
+        assert_eq!(load64::<2, _>(&bytes), 0x0a09_0807_0605_0403);
+        let mut written = [0; 10];
+        store64::<0, _>(&mut written, load64::<0, _>(&bytes));
+        store32::<6, _>(&mut written, load32::<6, _>(&bytes));
+        store16::<8, _>(&mut written, load16::<8, _>(&bytes));
+        assert_eq!(written, bytes);
+    }
+}
