@@ -3,14 +3,19 @@
 //! Each part is a module with what it measures, how, and its table: [`packets`], [`tcp`], [`programs`]. What they share is the
 //! way that packets take ([`path`]), its ends ([`ends`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
+mod conntrack;
 mod cpu;
 mod ends;
 mod forward;
+mod frames;
 mod packets;
 mod path;
 mod programs;
 mod report;
+mod rows;
 mod tcp;
+#[path = "../../../router-ebpf/src/bin/labtools/traffic.rs"]
+mod traffic;
 
 use std::{cell::RefCell, fs, io::Write as _, path::PathBuf, time::Duration};
 
@@ -57,7 +62,7 @@ pub(crate) struct Arguments {
           value_parser = clap::value_parser!(u32).range(1..=i64::from(ends::MAX_SESSIONS)))]
     flows: Vec<u32>,
     /// Measure only some of it.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::DEFAULT)]
     only: Vec<Part>,
 }
 
@@ -74,12 +79,16 @@ enum Part {
     Programs,
     /// Packets a second of one core.
     Packets,
+    /// What the generator's pacing changes. Only if asked for.
+    Pacing,
     /// TCP by iperf3.
     Tcp,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Programs, Self::Packets, Self::Tcp];
+    const ALL: [Self; 4] = [Self::Programs, Self::Packets, Self::Pacing, Self::Tcp];
+    /// Without being asked for.
+    const DEFAULT: [Self; 3] = [Self::Programs, Self::Packets, Self::Tcp];
 }
 
 /// Measures, and prints.
@@ -114,7 +123,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         let table = match part {
             Part::Programs => report.programs.insert(programs::measure(&setup)?).table(),
-            Part::Packets => report.packets.insert(packets::measure(&setup)?).table(),
+            Part::Packets => report.section("packets", packets::by_sessions(&setup)?).table(),
+            Part::Pacing => report.section("pacing", packets::by_pacing(&setup)?).table(),
             Part::Tcp => report.tcp.insert(tcp::measure(&setup)?).table(),
         };
         print!("{table}");
@@ -150,11 +160,11 @@ impl Setup<'_> {
     }
 
     fn rounds(&self) -> u16 {
-        self.arguments.rounds.unwrap_or(if self.quick() { 3 } else { 9 })
+        self.arguments.rounds.unwrap_or(if self.quick() { 3 } else { 5 })
     }
 
     fn window(&self) -> Duration {
-        Duration::from_secs_f64(self.arguments.seconds.unwrap_or(if self.quick() { 0.5 } else { 1.0 }))
+        Duration::from_secs_f64(self.arguments.seconds.unwrap_or(if self.quick() { 0.25 } else { 0.5 }))
     }
 }
 

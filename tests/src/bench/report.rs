@@ -1,11 +1,11 @@
 //! What all tables and the JSON have in common.
 
-use std::{fmt::Write as _, fs};
+use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{packets::Packets, programs::Programs, tcp::Tcp};
+use super::{programs::Programs, rows::Section, tcp::Tcp};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -22,8 +22,9 @@ pub(crate) struct Report {
     pub(crate) load: [String; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) programs: Option<Programs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) packets: Option<Packets>,
+    /// Packets a second, by part.
+    #[serde(flatten)]
+    sections: BTreeMap<&'static str, Section>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tcp: Option<Tcp>,
     /// What was asked for and could not be measured here.
@@ -101,10 +102,15 @@ impl Report {
             beside,
             load: [read("/proc/loadavg")?, String::new()],
             programs: None,
-            packets: None,
+            sections: BTreeMap::new(),
             tcp: None,
             not_measured: Vec::new(),
         })
+    }
+
+    /// Takes a part in, and gives it back for its table.
+    pub(crate) fn section(&mut self, name: &'static str, section: Section) -> &Section {
+        self.sections.entry(name).insert_entry(section).into_mut()
     }
 
     pub(crate) fn end(&mut self, not_measured: Vec<NotMeasured>) -> Result<()> {
