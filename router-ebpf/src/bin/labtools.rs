@@ -50,8 +50,9 @@ mod programs {
 
     /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from the CPU that counts there.
     const LOOK: u64 = 2_000;
-    /// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for a batch.
-    const PATIENCE: u64 = 1_500_000;
+    /// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for a batch, also of new sessions
+    /// where hardly a SNAT port is free.
+    const PATIENCE: u64 = 6_000_000;
     /// More turns than [`PATIENCE`] takes, at a few nanoseconds each.
     const TURNS: u32 = 1 << 20;
 

@@ -32,7 +32,7 @@ use serde::Serialize;
 use super::{
     Setup,
     cpu::{self, Thread, Ticks},
-    ends::{Arrived, Ends, FLOWS_A_PORT, Pacing, Sending, Until},
+    ends::{Arrived, Ends, FLOWS_A_PORT, MAX_SESSIONS, Pacing, Sending, Until},
     frames::{Shape, Step, Transport},
     path::{Arm, Direction, Path},
     traffic::{Flow, LEARN, LEARNT, REPLY, Span, TCP, TIMED, Traffic},
@@ -97,7 +97,7 @@ impl Cores {
 }
 
 /// Flows from one number to another, [`FLOWS_A_PORT`] a port.
-const fn span(from: u32, to: u32) -> Span {
+pub(crate) const fn flows(from: u32, to: u32) -> Span {
     Span {
         first: Flow { number: from, at: from % FLOWS_A_PORT, port: from / FLOWS_A_PORT },
         end: to,
@@ -105,10 +105,10 @@ const fn span(from: u32, to: u32) -> Span {
     }
 }
 
-/// The `part`-th of so many equal parts of the flows.
-const fn share(flows: u32, part: u32, parts: u32) -> Span {
-    let each = flows / parts;
-    span(part * each, if part + 1 == parts { flows } else { (part + 1) * each })
+/// Of the flows from one number to another, the `part`-th of so many equal parts.
+const fn share([from, to]: [u32; 2], part: u32, parts: u32) -> Span {
+    let each = (to - from) / parts;
+    flows(from + part * each, if part + 1 == parts { to } else { from + (part + 1) * each })
 }
 
 /// The first flow of those that open sessions while others are measured: at a port that those do not use.
@@ -153,7 +153,7 @@ pub(crate) struct Burst {
 }
 
 /// Where the packets of a run went, warm-up included. Every packet is in one line.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Books {
     /// Packets that the generator made.
     pub(crate) made: u64,
@@ -315,10 +315,14 @@ impl Bench {
         let transport = shape.transport;
         let needs_ports = direction == Direction::Reply || transport == Transport::Tcp;
         ensure!(!needs_ports || flows <= LEARNT, "the ports of {flows} flows cannot be learnt");
-        let is_open = !self.path.arm.translates() || self.open[transport as usize] >= flows;
-        let is_learnt =
-            !needs_ports || self.learnt.is_some_and(|(of, many)| of == transport && many >= flows);
-        if is_open && is_learnt {
+        let open = if self.path.arm.translates() { self.open[transport as usize] } else { u32::MAX };
+        let learnt = match self.learnt {
+            _ if !needs_ports => u32::MAX,
+            Some((of, flows)) if of == transport => flows,
+            _ => 0,
+        };
+        let from = open.min(learnt);
+        if from >= flows {
             return Ok(());
         }
         // Full frames would only make it longer.
@@ -340,7 +344,11 @@ impl Bench {
             for (direction, step) in steps {
                 let flags = if *direction == Direction::Forward { LEARN } else { 0 };
                 let load = Load { direction: *direction, ..opening };
-                let sendings = self.sendings(&load, *step)?;
+                let mut sendings = self.sendings(&load, *step)?;
+                let parts = sendings.len() as u32;
+                for (part, sending) in (0..parts).zip(&mut sendings) {
+                    sending.traffic.spans[0] = share([from, flows], part, parts);
+                }
                 self.prepare(&sendings, &load, flags)?;
                 for sending in &sendings {
                     let span = sending.traffic.spans[0];
@@ -385,7 +393,7 @@ impl Bench {
                     flags,
                     fresh_per_mille: load.fresh_per_mille,
                     head,
-                    spans: [share(load.flows, part, parts), span(fresh, super::ends::MAX_SESSIONS)],
+                    spans: [share([0, load.flows], part, parts), flows(fresh, MAX_SESSIONS)],
                 },
                 frame: frame.clone(),
             })
@@ -560,11 +568,11 @@ mod tests {
 
     #[test]
     fn shares_are_all_flows_and_none_twice() {
-        let [first, second] = [share(40_001, 0, 2), share(40_001, 1, 2)];
+        let [first, second] = [share([0, 40_001], 0, 2), share([0, 40_001], 1, 2)];
         assert_eq!((first.first.number, first.end), (0, 20_000));
         assert_eq!((second.first, second.end), (Flow { number: 20_000, at: 20_000, port: 0 }, 40_001));
         assert_eq!(
-            span(FLOWS_A_PORT + 1, FLOWS_A_PORT + 2).first,
+            flows(FLOWS_A_PORT + 1, FLOWS_A_PORT + 2).first,
             Flow { number: FLOWS_A_PORT + 1, at: 1, port: 1 }
         );
     }

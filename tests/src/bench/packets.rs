@@ -6,23 +6,35 @@ use anyhow::Result;
 use super::{
     Setup, cpu,
     ends::Pacing,
-    forward::{Bench, Load},
-    path::{Arm, Path, Traffic, Wires},
+    forward::{Bench, Cores, Load},
+    frames::{FRAME, LONG_FRAME, Shape, Transport},
+    path::{Arm, Direction, Path, Traffic, Wires},
     progress,
     rows::{Labelled, Section},
 };
 
-/// Brings up these arms; the one beside the first pls-router only if there is one.
-fn bring_up(setup: &Setup, arms: &[Arm], wires: Wires) -> Result<Vec<Bench>> {
+/// The arms that every question is put to.
+pub(crate) const MAIN: [Arm; 4] = [Arm::Redirect, Arm::PlsRouter, Arm::Beside, Arm::Nftables];
+
+/// How many sessions, where not that is the question: those of a cache, and those of a busy router.
+const FEW_AND_MANY: [u32; 2] = [64, 40_000];
+const MANY: u32 = 40_000;
+
+/// Of a thousand packets of mixed traffic, as many open a session.
+const FRESH_PER_MILLE: u32 = 50;
+
+/// Brings up these arms, as far as they are there.
+pub(crate) fn bring_up(setup: &Setup, arms: &[Arm], wires: Wires) -> Result<Vec<Bench>> {
     // What is started from here on, the daemon with it, keeps off the router's CPU, too.
     cpu::stay_on(cpu::GENERATOR)?;
     let mut benches = Vec::new();
     for arm in arms {
-        if *arm == Arm::Beside && setup.beside.is_none() {
+        if !setup.has(*arm) {
             continue;
         }
         progress(&format!("setting up: {arm}"));
-        benches.push(Bench::apart(Path::up(setup, *arm, Traffic::Packets(wires))?)?);
+        let path = Path::up(setup, *arm, Traffic::Packets(wires))?;
+        benches.push(if wires == Wires::TwoQueues { Bench::new(path)? } else { Bench::apart(path)? });
     }
     Ok(benches)
 }
@@ -30,14 +42,88 @@ fn bring_up(setup: &Setup, arms: &[Arm], wires: Wires) -> Result<Vec<Bench>> {
 /// All arms, by numbers of sessions.
 pub(crate) fn by_sessions(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &Arm::ALL, Wires::Two)?;
-    let about =
-        "Packets a second of one core: 64-byte UDP (60 bytes and the frame check sequence), two NICs."
-            .to_owned();
+    let about = "Packets a second of one core: 64-byte UDP, two NICs.".to_owned();
     let mut section = Section::new(setup, "sessions", about);
-    for flows in &setup.arguments.flows {
-        let load = Load::plain(*flows, Pacing::IN_FLIGHT);
+    for flows in setup.flows() {
+        let load = Load::plain(flows, Pacing::IN_FLIGHT);
         section.measure(setup, &mut benches, &[Labelled { label: flows.to_string(), load }])?;
     }
+    Ok(section)
+}
+
+/// With one NIC.
+pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::One)?;
+    let about = "One NIC: packets leave the way they came (XDP_TX), and are counted on the device that they were sent from. The no-op turns\n\
+                 the MAC addresses round."
+        .to_owned();
+    let mut section = Section::new(setup, "sessions", about);
+    for flows in FEW_AND_MANY {
+        let load = Load::plain(flows, Pacing::IN_FLIGHT);
+        section.measure(setup, &mut benches, &[Labelled { label: flows.to_string(), load }])?;
+    }
+    Ok(section)
+}
+
+/// Short and long packets of either protocol, both ways.
+pub(crate) fn by_shape(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
+    let about = "What packets look like and which way they go: frames of 64 bytes and IP packets of 1500, of UDP and of established TCP\n\
+                 connections (ACK and data), to the target and back from it."
+        .to_owned();
+    let mut section = Section::new(setup, "packets, sessions", about);
+    for transport in [Transport::Udp, Transport::Tcp] {
+        for flows in FEW_AND_MANY {
+            for (length, name) in [(FRAME, "64"), (LONG_FRAME, "1500")] {
+                for direction in [Direction::Forward, Direction::Reply] {
+                    // Each of them once, and not with each other.
+                    let changed = usize::from(transport == Transport::Tcp)
+                        + usize::from(length == LONG_FRAME)
+                        + usize::from(direction == Direction::Reply);
+                    if setup.quick() && (flows != MANY || changed != 1) {
+                        continue;
+                    }
+                    let way = match direction {
+                        Direction::Forward => "to",
+                        Direction::Reply => "back",
+                    };
+                    let label = format!("{transport} {name} {way}, {flows}");
+                    let shape = Shape { transport, length };
+                    let load = Load { shape, direction, ..Load::plain(flows, Pacing::IN_FLIGHT) };
+                    section.measure(setup, &mut benches, &[Labelled { label, load }])?;
+                }
+            }
+        }
+    }
+    Ok(section)
+}
+
+/// Packets that open sessions among others.
+pub(crate) fn mixed(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
+    let about = format!(
+        "Mixed: {MANY} sessions are open, and {} % of the packets open another one. Sessions are forgotten before each round.",
+        FRESH_PER_MILLE / 10
+    );
+    let mut section = Section::new(setup, "sessions", about).afresh();
+    let load = Load { fresh_per_mille: FRESH_PER_MILLE, ..Load::plain(MANY, Pacing::IN_FLIGHT) };
+    section.measure(setup, &mut benches, &[Labelled { label: format!("{MANY} and new ones"), load }])?;
+    Ok(section)
+}
+
+/// Two cores beside one.
+pub(crate) fn by_cores(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::TwoQueues)?;
+    let about = format!(
+        "Two cores beside one: NICs with two queues, {MANY} sessions of one router. A core makes its share of the packets, routes them and\n\
+         counts them, each batch in one go: the share of the generator and of the sink is in every figure, and no ring is ever full."
+    );
+    let mut section = Section::new(setup, "cores", about).with_ratio_to_first("two / one");
+    let loads = [(1, "one"), (2, "two")].map(|(cores, name)| Labelled {
+        label: name.to_owned(),
+        load: Load { cores: Cores::Together(cores), ..Load::plain(MANY, Pacing::Blast) },
+    });
+    section.measure(setup, &mut benches, &loads)?;
     Ok(section)
 }
 
@@ -45,18 +131,22 @@ pub(crate) fn by_sessions(setup: &Setup) -> Result<Section> {
 pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
     let arms = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
     let mut benches = bring_up(setup, &arms, Wires::Two)?;
-    let about = "How the generator's pacing changes it: without (blast), and with so many packets under way."
-        .to_owned();
+    let about =
+        "How the generator's pacing changes it: without (blast), with so many packets under way, and\n\
+                 at a rate that no router fills its core with, where idle shows what a packet costs."
+            .to_owned();
     let mut section = Section::new(setup, "sessions, pacing", about).with_ratio_to_first("/ blast");
-    for flows in [64, 40_000] {
-        let pacings = [Pacing::Blast, Pacing::Window(128), Pacing::Window(192), Pacing::Window(224)];
-        let loads = pacings.map(|pacing| {
-            let name = match pacing {
-                Pacing::Blast => "blast".to_owned(),
-                Pacing::Window(packets) => packets.to_string(),
-                Pacing::Rate(rate) => format!("{rate}/s"),
-            };
-            Labelled { label: format!("{flows}, {name}"), load: Load::plain(flows, pacing) }
+    for flows in FEW_AND_MANY {
+        let pacings = [
+            (Pacing::Blast, "blast"),
+            (Pacing::Window(128), "128"),
+            (Pacing::IN_FLIGHT, "192"),
+            (Pacing::Window(224), "224"),
+            (Pacing::Rate(500_000.0), "0.5 M/s"),
+        ];
+        let loads = pacings.map(|(pacing, name)| Labelled {
+            label: format!("{flows}, {name}"),
+            load: Load::plain(flows, pacing),
         });
         section.measure(setup, &mut benches, &loads)?;
     }

@@ -38,6 +38,8 @@ pub(crate) struct Section {
     /// What the rows of one arm have their last ratio to.
     #[serde(skip_serializing_if = "Option::is_none")]
     to_first: Option<&'static str>,
+    /// Whether sessions are forgotten before each round.
+    afresh: bool,
     rounds: u16,
     window_seconds: f64,
     rows: Vec<Row>,
@@ -140,6 +142,7 @@ impl Section {
             about,
             heading,
             to_first: None,
+            afresh: false,
             rounds: setup.rounds(),
             window_seconds: setup.window().as_secs_f64(),
             rows: Vec::new(),
@@ -149,6 +152,11 @@ impl Section {
     /// The same with a column of ratios to each arm's first load, under this name.
     pub(crate) fn with_ratio_to_first(self, name: &'static str) -> Self {
         Self { to_first: Some(name), ..self }
+    }
+
+    /// The same with sessions that are forgotten before each round.
+    pub(crate) fn afresh(self) -> Self {
+        Self { afresh: true, ..self }
     }
 
     /// Measures every arm under every one of these loads, all of which take turns.
@@ -164,10 +172,11 @@ impl Section {
                 }
             }
         }
+        let afresh = self.afresh;
         take_turns(self.rounds, &mut measured, |round, (at, what, runs)| {
             let bench = &mut benches[*at];
             progress(&format!("{} {}, round {round}: {}", what.label, self.heading, bench.arm()));
-            let run = least_disturbed(setup, bench, &what.load);
+            let run = least_disturbed(setup, bench, &what.load, afresh);
             runs.push(run.with_context(|| format!("{}, {}", what.label, bench.arm()))?);
             Ok(())
         })?;
@@ -234,13 +243,19 @@ impl Section {
     }
 }
 
-fn least_disturbed(setup: &Setup, bench: &mut Bench, load: &Load) -> Result<Run> {
-    let mut best = bench.run(load, WARM_UP, setup.window())?;
+fn least_disturbed(setup: &Setup, bench: &mut Bench, load: &Load, afresh: bool) -> Result<Run> {
+    let mut run = || {
+        if afresh {
+            bench.forget_sessions(setup)?;
+        }
+        bench.run(load, WARM_UP, setup.window())
+    };
+    let mut best = run()?;
     for _ in 0..REPEATS {
         if best.disturbed <= DISTURBED {
             break;
         }
-        let other = bench.run(load, WARM_UP, setup.window())?;
+        let other = run()?;
         if other.disturbed < best.disturbed {
             best = other;
         }

@@ -45,6 +45,7 @@ pub(crate) struct Span {
     pub(crate) at_port: [u32; 2],
 }
 
+#[cfg(any(target_arch = "bpf", test))]
 impl Span {
     /// The flow after this one; after the last one, the first.
     #[inline(always)]
@@ -103,6 +104,16 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
+    /// Gives up what is under way.
+    #[inline(always)]
+    pub(crate) const fn write_off(&mut self, arrived: u64) {
+        self.written_off = self.made.wrapping_sub(arrived) as i64;
+        self.stalls += 1;
+    }
+}
+
+#[cfg(any(target_arch = "bpf", test))]
+impl Generator {
     /// How many packets are under way, when so many have arrived.
     #[inline(always)]
     pub(crate) const fn under_way(&mut self, arrived: u64) -> u64 {
@@ -113,13 +124,6 @@ impl Generator {
             return 0;
         }
         difference as u64
-    }
-
-    /// Gives up what is under way.
-    #[inline(always)]
-    pub(crate) const fn write_off(&mut self, arrived: u64) {
-        self.written_off = self.made.wrapping_sub(arrived) as i64;
-        self.stalls += 1;
     }
 
     /// When the batch that is due now should have begun, for `period` nanoseconds from one to the next.
