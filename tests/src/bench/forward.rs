@@ -1,9 +1,9 @@
 //! Packets a second of one core.
 //!
 //! CPU 0 makes packets, and CPU 1 is the router: the NAPI thread of its receiving device. The generator looks how many packets have arrived,
-//! and goes on as soon as less than [`Pacing::IN_FLIGHT`] are under way: enough for the router never to be idle, and not more than its
+//! and goes on as soon as few enough are under way ([`Pacing::IN_FLIGHT`]): enough for the router never to be idle, and not more than its
 //! ring takes. A generator that sends without looking makes several times more than fits; each packet that is refused goes back to the pool of
-//! pages that the sink returns the others to, under the same lock, and a third of the router's time would be waiting for that lock.
+//! pages that the sink returns the others to, under the same lock, and up to half of the router's time is waiting for that lock.
 //!
 //! The sink behind it has to run somewhere, too. It polls in the softirq that the router's thread raises when it has sent a
 //! batch, on CPU 1: each packet costs the router's core what the sink costs, in every arm the same (which flatters the slow

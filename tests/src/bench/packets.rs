@@ -132,16 +132,15 @@ pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
     let arms = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
     let mut benches = bring_up(setup, &arms, Wires::Two)?;
     let about =
-        "How the generator's pacing changes it: without (blast), with so many packets under way, and\n\
+        "How the generator's pacing changes it: without (blast), with so many packets under way before a batch, and\n\
                  at a rate that no router fills its core with, where idle shows what a packet costs."
             .to_owned();
     let mut section = Section::new(setup, "sessions, pacing", about).with_ratio_to_first("/ blast");
     for flows in FEW_AND_MANY {
         let pacings = [
             (Pacing::Blast, "blast"),
-            (Pacing::Window(128), "128"),
-            (Pacing::IN_FLIGHT, "192"),
-            (Pacing::Window(224), "224"),
+            (Pacing::Window { under_way: 192, batch: 64 }, "192 + 64"),
+            (Pacing::IN_FLIGHT, "96 + 128"),
             (Pacing::Rate(500_000.0), "0.5 M/s"),
         ];
         let loads = pacings.map(|(pacing, name)| Labelled {
