@@ -435,7 +435,10 @@ impl Bench {
                 .collect();
             let window = self.window(load.cores, times, || {
                 // Its error says what is wrong; it comes out when the thread is joined.
-                ensure!(!sending.iter().any(|sending| sending.is_finished()), "the generator has stopped");
+                ensure!(
+                    !sending.iter().any(thread::ScopedJoinHandle::is_finished),
+                    "the generator has stopped"
+                );
                 threads
                     .iter()
                     .map(|thread| thread.get().copied())
@@ -448,7 +451,7 @@ impl Bench {
                 for thread in threads.iter().filter_map(OnceLock::get) {
                     thread.interrupt();
                 }
-                ensure!(sending.iter().all(|sending| sending.is_finished()), "it still sends");
+                ensure!(sending.iter().all(thread::ScopedJoinHandle::is_finished), "it still sends");
                 Ok(())
             });
             stopped?;

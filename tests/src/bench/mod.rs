@@ -1,7 +1,8 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a module with what it measures, how, and its table: [`packets`], [`tcp`], [`programs`]. What they share is the
-//! way that packets take ([`path`]), its ends ([`ends`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
+//! Each part is a function with what it measures: [`packets`], [`sessions`], [`tcp`], [`programs`]. What they share is the
+//! way that packets take ([`path`]), its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of them
+//! ([`rows`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
 mod conntrack;
 mod cpu;
@@ -24,18 +25,21 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use lab::{Router, state::State};
 
-use self::report::{NotMeasured, Report};
+use self::{
+    path::Arm,
+    report::{NotMeasured, Report},
+};
 
-/// Measures pls-router beside what it replaces, on this machine: packets a second of one core and TCP through it, nftables
-/// NAT, plain forwarding and an XDP program that only redirects; and what the programs cost a packet. In network
-/// namespaces, which are gone afterwards.
+/// Measures pls-router beside what it replaces, on this machine: packets a second of one core by sessions, NICs, lengths,
+/// protocols and directions, new sessions a second, two cores beside one, and TCP; nftables and iptables NAT, plain forwarding,
+/// and XDP programs that only forward; and what the programs cost a packet. In network namespaces, which are gone afterwards.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "cargo xtask bench",
     bin_name = "cargo xtask bench",
     after_help = "Examples:\n  \
-        cargo xtask bench                         everything, in about three minutes\n  \
-        cargo xtask bench --quick                 a first impression, in less than one\n  \
+        cargo xtask bench                         everything, in about ten minutes\n  \
+        cargo xtask bench --quick                 a first impression, in less than two\n  \
         cargo xtask bench --only packets --flows 1,1000,60000 --json bench.json\n  \
         cargo xtask bench --only packets --beside ./pls-router-before\n\n\
         Compare the arms of one run, not one run with another: a virtual machine is not equally fast at all times. Nothing else \
@@ -43,7 +47,7 @@ use self::report::{NotMeasured, Report};
         Exit codes: 0 it was measured; 1 it could not be; 2 wrong usage."
 )]
 pub(crate) struct Arguments {
-    /// Shorter windows, fewer rounds.
+    /// Shorter windows, fewer rounds, and not every combination.
     #[arg(long)]
     quick: bool,
     /// Write the results to a file, too, as JSON.
@@ -184,15 +188,12 @@ impl Setup<'_> {
     }
 
     /// Whether an arm can be measured here. Notes it if not.
-    fn has(&self, arm: path::Arm) -> bool {
-        match arm {
-            path::Arm::Beside => self.beside.is_some(),
-            path::Arm::Iptables if self.iptables.is_none() => {
-                self.cannot(arm.to_string(), "there is no iptables".to_owned());
-                false
-            }
-            _ => true,
+    fn has(&self, arm: Arm) -> bool {
+        if arm == Arm::Iptables && self.iptables.is_none() {
+            self.cannot(arm.to_string(), "there is no iptables".to_owned());
+            return false;
         }
+        arm != Arm::Beside || self.beside.is_some()
     }
 
     fn flows(&self) -> Vec<u32> {
