@@ -29,7 +29,8 @@ mod programs {
     use router_common::checksum::Sum;
 
     use crate::traffic::{
-        CPUS, Expected, Flow, Generator, HEAD, LEARN, LEARNT, REPLY, SOURCES, Sunk, TCP, TIMED, Traffic,
+        CPUS, Expected, Flow, Generator, HEAD, LEARN, LEARNT, PATIENCE, REPLY, SOURCES, Sunk, TCP, TIMED,
+        Traffic,
     };
 
     const ETHER_DESTINATION: usize = 0;
@@ -50,11 +51,8 @@ mod programs {
 
     /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from the CPU that counts there.
     const LOOK: u64 = 2_000;
-    /// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for a batch, also of new sessions
-    /// where hardly a SNAT port is free.
-    const PATIENCE: u64 = 6_000_000;
-    /// More turns than [`PATIENCE`] takes, at a few nanoseconds each.
-    const TURNS: u32 = 1 << 20;
+    /// More turns than [`PATIENCE`] takes, at some 25 nanoseconds each.
+    const TURNS: u32 = 1 << 21;
 
     /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is loaded.
     #[unsafe(no_mangle)]

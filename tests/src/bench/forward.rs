@@ -35,7 +35,7 @@ use super::{
     ends::{Arrived, Ends, FLOWS_A_PORT, MAX_SESSIONS, Pacing, Sending, Until},
     frames::{Shape, Step, Transport},
     path::{Arm, Direction, Path},
-    traffic::{Flow, LEARN, LEARNT, REPLY, Span, TCP, TIMED, Traffic},
+    traffic::{Flow, LEARN, LEARNT, PATIENCE, REPLY, Span, TCP, TIMED, Traffic},
 };
 
 /// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at the ends send by themselves.
@@ -145,7 +145,7 @@ pub(crate) struct Run {
 /// Sessions opened one after the other.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Burst {
-    /// From the first packet's arrival to the last one's.
+    /// From the first packet's arrival to the last one's, without the time that the generator waited for packets which were lost.
     pub(crate) seconds: f64,
     /// Packets that arrived in this time, behind the first one.
     pub(crate) packets_per_second: f64,
@@ -303,7 +303,9 @@ impl Bench {
         let before = self.snapshot(load.direction)?;
         self.send_packets(&sendings, &load, span.end - span.first.number)?;
         let after = self.snapshot(load.direction)?;
-        let seconds = after.arrived.took.as_secs_f64();
+        // Then the router had nothing to do, or was about to.
+        let stalled = Duration::from_nanos(self.ends.stalls()? * PATIENCE);
+        let seconds = after.arrived.took.saturating_sub(stalled).as_secs_f64();
         let books = after.since(&before)?;
         ensure!(books.sunk > 1 && seconds > 0.0, "{} packets arrived", books.sunk);
         Ok(Burst { seconds, packets_per_second: (books.sunk - 1) as f64 / seconds, books })
