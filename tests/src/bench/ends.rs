@@ -88,7 +88,7 @@ pub(crate) enum Pacing {
 impl Pacing {
     /// With a batch, it fits into a veth's ring of 256, and it keeps a router busy that takes 64 at a time. The kernel's pool keeps as many
     /// returned pages as a batch has packets; with batches of 64 more of them went back to the allocator, and a no-op was 7 % slower.
-    pub(crate) const IN_FLIGHT: Self = Self::Window { under_way: 96, batch: 128 };
+    pub(crate) const IN_FLIGHT: Self = Self::Window { under_way: 128, batch: 128 };
 
     /// Packets that the kernel makes before it hands them on, its own default being 64: see `BPF_PROG_TEST_RUN` (`Documentation/bpf/bpf_prog_run.rst`).
     pub(crate) const fn batch(self) -> u32 {

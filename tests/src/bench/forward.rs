@@ -303,7 +303,7 @@ impl Bench {
         let before = self.snapshot(load.direction)?;
         self.send_packets(&sendings, &load, span.end - span.first.number)?;
         let after = self.snapshot(load.direction)?;
-        // Then the router had nothing to do, or was about to.
+        // Then the router had nothing to do, or was about to have nothing.
         let stalled = Duration::from_nanos(self.ends.stalls()? * PATIENCE);
         let seconds = after.arrived.took.saturating_sub(stalled).as_secs_f64();
         let books = after.since(&before)?;

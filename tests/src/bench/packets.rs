@@ -140,7 +140,8 @@ pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
         let pacings = [
             (Pacing::Blast, "blast"),
             (Pacing::Window { under_way: 192, batch: 64 }, "192 + 64"),
-            (Pacing::IN_FLIGHT, "96 + 128"),
+            (Pacing::Window { under_way: 96, batch: 128 }, "96 + 128"),
+            (Pacing::IN_FLIGHT, "128 + 128"),
             (Pacing::Rate(500_000.0), "0.5 M/s"),
         ];
         let loads = pacings.map(|(pacing, name)| Labelled {

@@ -152,7 +152,7 @@ impl Report {
         text.push_str(
             "NICs: veth, native XDP; tx checksum, TSO and GSO off everywhere; GRO off but for the kernel's routers, whose NICs poll only with it.\n\
              CPUs: 1 is the router (a NAPI thread) and the sink behind it (the softirq of that thread), 0 makes the packets and has the daemon.\n\
-             Pacing: less than 96 packets under way before each batch of 128, so that the router is never idle and refuses nothing.\n\
+             Pacing: less than 128 packets under way before each batch of 128, so that the router is never idle and refuses nothing.\n\
              Columns: idle is the router's CPU; refused is what did not fit into its ring and was not sent; dist. is what programs of others, or\n\
              the hypervisor, took of the CPUs; lost is what the router was given and the sink did not get. A 64-byte frame has 60 bytes here.\n",
         );
