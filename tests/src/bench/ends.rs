@@ -384,7 +384,14 @@ impl Attached {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            frames::{FRAME, Headers, LONG_FRAME, Shape, Step, Transport, tests::assert_right_checksums},
+            path::Direction,
+            traffic::{Flow, REPLY, Span, TCP},
+        },
+        *,
+    };
 
     #[test]
     fn pacing_says_how_many_are_under_way_or_how_far_apart() {
@@ -400,5 +407,71 @@ mod tests {
         let expected = arrival.expected(0);
         assert_eq!((expected.addresses, expected.mask), (0x0a00_0245_0000_0000, 0xffff_ffc0_0000_0000));
         assert_eq!(Network::only(Ipv4Addr::LOCALHOST).mask(), u32::MAX);
+    }
+
+    /// A frame that `generate` makes, after so many others.
+    fn generated(ends: &mut Ends, shape: Shape, direction: Direction, flow: u32) -> Vec<u8> {
+        let headers = Headers {
+            source_mac: [2, 0, 0, 0, 0, 1],
+            destination_mac: [2, 0, 0, 0, 0, 2],
+            source: Ipv4Addr::new(10, 0, 2, 69),
+            destination: Ipv4Addr::new(10, 0, 2, 68),
+        };
+        let (step, reply) = match direction {
+            Direction::Forward => (Step::Data, 0),
+            Direction::Reply => (Step::ReplyData, REPLY),
+        };
+        let frame = headers.packet(shape, step);
+        let first = Flow { number: flow, at: flow, port: 3 };
+        let span = Span { first, end: flow + 1, at_port: [0, FLOWS_A_PORT] };
+        let tcp = if shape.transport == Transport::Tcp { TCP } else { 0 };
+        let traffic = Traffic {
+            batch: 1,
+            flags: tcp | reply,
+            head: Sending::head(&frame).expect("it is long enough"),
+            spans: [span; 2],
+            ..Traffic::default()
+        };
+        let sendings: Vec<_> =
+            (0..ends.cpus as usize).map(|cpu| Sending { cpu, traffic, frame: frame.clone() }).collect();
+        ends.prepare(&sendings, Expected::default()).expect("it can be prepared");
+        let program: &Xdp =
+            ends.ebpf.program("generate").expect("it is there").try_into().expect("it is XDP");
+        let mut out = vec![0; shape.length];
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            data_out: Some(&mut out),
+            repeat: 1,
+            ..TestRunOptions::new()
+        };
+        program.test_run(options).expect("it runs");
+        out
+    }
+
+    #[test]
+    fn generated_frames_of_every_shape_have_right_checksums() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: loading BPF programs needs root");
+            return;
+        }
+        let mut ends = Ends::attach(&[]).expect("it loads");
+        for transport in [Transport::Udp, Transport::Tcp] {
+            for length in [FRAME, LONG_FRAME] {
+                for direction in [Direction::Forward, Direction::Reply] {
+                    for flow in [0, 1, 7, 8, 255, 32_767] {
+                        let shape = Shape { transport, length };
+                        let frame = generated(&mut ends, shape, direction, flow);
+                        assert_right_checksums(&frame);
+                        let payload = if transport == Transport::Tcp { 54 } else { 42 };
+                        assert_eq!(frame[payload..payload + 4], flow.to_be_bytes());
+                        let ports = match direction {
+                            Direction::Forward => [10_000 + flow as u16 / 8, PORT + 3],
+                            Direction::Reply => [PORT + 3, 0],
+                        };
+                        assert_eq!(frame[34..38], *ports.map(u16::to_be_bytes).as_flattened());
+                    }
+                }
+            }
+        }
     }
 }

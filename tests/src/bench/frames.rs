@@ -162,7 +162,7 @@ impl Headers {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const HEADERS: Headers = Headers {
@@ -172,8 +172,8 @@ mod tests {
         destination: Ipv4Addr::new(10, 0, 2, 68),
     };
 
-    /// Whether both checksums are right, as another program computes them.
-    fn is_right(frame: &[u8]) {
+    /// Both checksums are right, as somebody else computes them.
+    pub(crate) fn assert_right_checksums(frame: &[u8]) {
         let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
         let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net else { panic!("it is not IPv4") };
         let header = ip.header().to_header();
@@ -198,11 +198,11 @@ mod tests {
         for transport in [Transport::Udp, Transport::Tcp] {
             for length in [FRAME, LONG_FRAME] {
                 for step in [Step::Syn, Step::SynAck, Step::Data, Step::ReplyData] {
-                    is_right(&HEADERS.packet(Shape { transport, length }, step));
+                    assert_right_checksums(&HEADERS.packet(Shape { transport, length }, step));
                 }
             }
         }
-        is_right(&HEADERS.frame(255));
+        assert_right_checksums(&HEADERS.frame(255));
     }
 
     #[test]

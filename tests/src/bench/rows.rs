@@ -190,7 +190,7 @@ impl Section {
 
     pub(crate) fn table(&self) -> String {
         let beside = self.rows.iter().any(|row| row.arm == Arm::Beside);
-        let column = |name: Option<&str>| name.map_or_else(String::new, |name| format!(" {name:<19}"));
+        let column = |name: Option<&str>| name.map_or_else(String::new, |name| format!(" {name:<21}"));
         let mut text = format!(
             "\n{}\nMedians of {} interleaved rounds of {} s after warm-up, and (min - max); ratios are of each round.\n\n",
             self.about, self.rounds, self.window_seconds
@@ -198,7 +198,7 @@ impl Section {
         line(
             &mut text,
             format_args!(
-                "  {:<22} {:<15} {:<19} {:<19} {:<19}{}{} {:>4} {:>7} {:>5}  lost",
+                "  {:<22} {:<15} {:<21} {:<21} {:<21}{}{} {:>4} {:>7} {:>5}  lost",
                 self.heading,
                 "router",
                 "Mpps",
@@ -217,7 +217,7 @@ impl Section {
             line(
                 &mut text,
                 format_args!(
-                    "  {:<22} {:<15} {:<19} {:<19} {:<19}{}{} {:3.0}% {:6.1}% {:4.0}%  {}",
+                    "  {:<22} {:<15} {:<21} {:<21} {:<21}{}{} {:3.0}% {:6.1}% {:4.0}%  {}",
                     row.label,
                     row.arm,
                     row.packets_per_second.times(1e-6).show(0, 2),

@@ -161,7 +161,7 @@ impl Sessions {
              New sessions a second of one core: every 64-byte UDP packet opens one; two NICs. Time from the first arrival to the last; nobody\n\
              answers. Of {TARGET_PORTS} ports of the target, that share of the {PORTS} SNAT ports each is taken. Medians of {} interleaved rounds, and\n\
              (min - max); ratios are of each round. The no-op only forwards.\n\n\
-             \x20 {:<20} {:>9}  {:<15} {:<22} {:<22} {:<22} {}\n",
+             \x20 {:<20} {:>9}  {:<15} {:<24} {:<24} {:<24} {}\n",
             self.rounds, "", "sessions", "router", "M sessions/s", "/ no-op", "/ nftables", "lost"
         );
         for row in &self.rows {
@@ -169,7 +169,7 @@ impl Sessions {
             line(
                 &mut text,
                 format_args!(
-                    "  {:<20} {:>9}  {:<15} {:<22} {:<22} {:<22} {}",
+                    "  {:<20} {:>9}  {:<15} {:<24} {:<24} {:<24} {}",
                     row.what,
                     row.sessions,
                     row.arm,
