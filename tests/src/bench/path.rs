@@ -6,6 +6,8 @@
 //!                                                           203.0.113.10 (the target)
 //! ```
 //!
+//! With one NIC only the wire on the left exists: what leaves goes back to *gen*, whose device is the router's next hop, too.
+//!
 //! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
@@ -16,14 +18,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::{Namespace, Process, link};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
 use super::{
-    Setup,
-    ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink},
+    Setup, conntrack,
+    ends::{Arrival, Attached, End, Ends, LAST_PORT, MAX_SESSIONS, Network},
+    frames::{Headers, PORT, Transport},
+    traffic::SOURCES,
 };
 
 /// The target behind the router.
@@ -35,8 +39,10 @@ pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 /// The router, where they go out; the address that they get as their source.
 const ROUTER_OUT: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
 const SINK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
+/// The next hop of a router with one NIC.
+const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
 /// Where packets may come from.
-const SOURCES: &str = "10.0.2.64/26";
+const CLIENTS: &str = "10.0.2.64/26";
 /// The port of the iperf3 server.
 pub(crate) const IPERF_PORT: u16 = 5201;
 
@@ -48,65 +54,130 @@ const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 /// How many sessions pls-router has room for: for the most that are measured, at 80 %.
 const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
-/// How long pls-router gets to be in place.
+/// How long pls-router gets to be in place,
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// and to take its programs off again.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What is between the ends.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
-    /// An XDP program that redirects and does nothing else: the limit.
+    /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
     Redirect,
+    /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does, without NAT.
+    Fib,
     /// The daemon of this repository.
     PlsRouter,
     /// Another build of it.
     Beside,
     /// The kernel's NAT by nftables: DNAT and masquerade.
     Nftables,
+    /// The same by iptables.
+    Iptables,
     /// The kernel's forwarding, without NAT.
     Kernel,
 }
 
 impl Arm {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Redirect, Self::PlsRouter, Self::Beside, Self::Nftables, Self::Kernel];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Redirect,
+        Self::Fib,
+        Self::PlsRouter,
+        Self::Beside,
+        Self::Nftables,
+        Self::Iptables,
+        Self::Kernel,
+    ];
 
     /// As namespaces and devices are named.
     const fn letter(self) -> char {
         match self {
             Self::Redirect => 'r',
+            Self::Fib => 'f',
             Self::PlsRouter => 'p',
             Self::Beside => 'b',
             Self::Nftables => 'n',
+            Self::Iptables => 'i',
             Self::Kernel => 'k',
         }
     }
 
     /// Whether packets go to the router's own address, and are translated there.
-    const fn translates(self) -> bool {
-        matches!(self, Self::PlsRouter | Self::Beside | Self::Nftables)
+    pub(crate) const fn translates(self) -> bool {
+        self.is_pls_router() || self.tracks()
+    }
+
+    const fn is_pls_router(self) -> bool {
+        matches!(self, Self::PlsRouter | Self::Beside)
+    }
+
+    /// Whether the kernel's connection tracking is at work.
+    const fn tracks(self) -> bool {
+        matches!(self, Self::Nftables | Self::Iptables)
+    }
+
+    /// Whether the kernel forwards, and no program.
+    const fn is_kernel(self) -> bool {
+        self.tracks() || matches!(self, Self::Kernel)
     }
 }
 
 impl fmt::Display for Arm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Redirect => "no-op redirect",
+            Self::Redirect => "no-op",
+            Self::Fib => "xdp fib, no NAT",
             Self::PlsRouter => "pls-router",
             Self::Beside => "beside",
             Self::Nftables => "nftables NAT",
+            Self::Iptables => "iptables NAT",
             Self::Kernel => "kernel, no NAT",
         })
     }
+}
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direction {
+    /// From the clients to the target.
+    Forward,
+    /// Back.
+    Reply,
+}
+
+/// How the router is connected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wires {
+    /// By two NICs.
+    Two,
+    /// By one NIC, which packets leave by as well.
+    One,
+    /// By two NICs with two queues each.
+    TwoQueues,
 }
 
 /// What is sent along a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
-    Packets,
+    Packets(Wires),
     /// TCP between two network stacks.
     Tcp(Offloads),
+}
+
+impl Traffic {
+    /// As namespaces and devices are named.
+    const fn letter(self) -> char {
+        match self {
+            Self::Packets(Wires::Two) => 'u',
+            Self::Packets(Wires::One) => 'o',
+            Self::Packets(Wires::TwoQueues) => 'q',
+            Self::Tcp(Offloads::Off) => 't',
+            Self::Tcp(Offloads::Default) => 'd',
+        }
+    }
 }
 
 /// What the NICs at the two ends do for their hosts.
@@ -127,31 +198,33 @@ pub(crate) struct Path {
     pub(crate) sink: Namespace,
     /// The devices' names: the generator's, the router's two, the sink's.
     pub(crate) devices: [String; 4],
+    traffic: Traffic,
+    tag: String,
     daemon: Option<Daemon>,
     _programs: Vec<Attached>,
 }
 
 struct Daemon {
-    _process: Process,
+    process: Process,
     binary: PathBuf,
     configuration: PathBuf,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // One that is killed would leave its maps, pinned. It is killed if it does not end.
+        let _killed = self.process.terminate(STOP_LIMIT);
+    }
 }
 
 impl Path {
     /// Brings a path up.
     pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
-        let kind = match traffic {
-            Traffic::Packets => 'u',
-            Traffic::Tcp(Offloads::Off) => 't',
-            Traffic::Tcp(Offloads::Default) => 'd',
-        };
-        let tag = format!("{}{kind}", arm.letter());
+        let tag = format!("{}{}", arm.letter(), traffic.letter());
         let namespace = |host: &str| -> Result<Namespace> {
             let name = lab::state::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
-            let mut namespace = Namespace::create(&name)?;
-            // The state removes all namespaces at once.
-            namespace.leave();
-            Ok(namespace)
+            // Dropping the path removes it; if this process ends otherwise, the state does.
+            Namespace::create(&name)
         };
         // The names of threads that poll devices have no namespace: this process' id makes them the only ones.
         let pid = std::process::id();
@@ -162,32 +235,56 @@ impl Path {
             router: namespace("router")?,
             sink: namespace("sink")?,
             devices,
+            traffic,
+            tag,
             daemon: None,
             _programs: Vec::new(),
         };
-        path.lay_wires(traffic)?;
-        path.set_up_ends(traffic)?;
-        path.set_up_router(setup, &tag, traffic).with_context(|| format!("cannot set up {arm}"))?;
+        path.lay_wires()?;
+        path.set_up_ends()?;
+        path.set_up_router(setup).with_context(|| format!("cannot set up {arm}"))?;
         Ok(path)
     }
 
-    fn lay_wires(&self, traffic: Traffic) -> Result<()> {
+    fn has_one_nic(&self) -> bool {
+        self.traffic == Traffic::Packets(Wires::One)
+    }
+
+    /// The device that leads to the target.
+    fn out_device(&self) -> &str {
+        &self.devices[if self.has_one_nic() { 1 } else { 2 }]
+    }
+
+    /// The address that packets get as their source.
+    fn snat(&self) -> Ipv4Addr {
+        if self.has_one_nic() { ROUTER } else { ROUTER_OUT }
+    }
+
+    fn lay_wires(&self) -> Result<()> {
         let [gen_device, in_device, out_device, sink_device] = &self.devices;
         let Self { generator, router, sink, .. } = self;
         let wires = [
             ((generator, gen_device, GEN_MAC), (router, in_device, IN_MAC)),
             ((router, out_device, OUT_MAC), (sink, sink_device, SINK_MAC)),
         ];
-        for ((left, left_device, left_mac), (right, right_device, right_mac)) in wires {
-            if traffic == Traffic::Tcp(Offloads::Default) {
-                left.ip(&format!(
-                    "link add {left_device} type veth peer name {right_device} netns {}\n\
-                     link set {left_device} up",
-                    right.name()
-                ))?;
-                right.ip(&format!("link set {right_device} up"))?;
-            } else {
-                link::wire((left, left_device), (right, right_device))?;
+        let count = if self.has_one_nic() { 1 } else { 2 };
+        for ((left, left_device, left_mac), (right, right_device, right_mac)) in wires.into_iter().take(count)
+        {
+            match self.traffic {
+                Traffic::Tcp(Offloads::Default) => {
+                    left.ip(&format!(
+                        "link add {left_device} type veth peer name {right_device} netns {}\n\
+                         link set {left_device} up",
+                        right.name()
+                    ))?;
+                    right.ip(&format!("link set {right_device} up"))?;
+                }
+                Traffic::Packets(Wires::TwoQueues) => {
+                    link::wire_with_queues((left, left_device), (right, right_device), 2)?;
+                }
+                Traffic::Packets(Wires::Two | Wires::One) | Traffic::Tcp(Offloads::Off) => {
+                    link::wire((left, left_device), (right, right_device))?;
+                }
             }
             left.ip(&format!("link set {left_device} address {}", mac(left_mac)))?;
             right.ip(&format!("link set {right_device} address {}", mac(right_mac)))?;
@@ -195,28 +292,38 @@ impl Path {
         Ok(())
     }
 
-    fn set_up_ends(&mut self, traffic: Traffic) -> Result<()> {
+    fn set_up_ends(&mut self) -> Result<()> {
         let [gen_device, in_device, out_device, sink_device] = &self.devices;
         // With a program that only redirects, both ends see each other as if there was no router.
-        let (to_sink, to_gen) = match self.arm {
-            Arm::Redirect => (SINK_MAC, GEN_MAC),
-            Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Kernel => (IN_MAC, OUT_MAC),
-        };
+        let (to_sink, to_gen) =
+            if self.arm == Arm::Redirect { (SINK_MAC, GEN_MAC) } else { (IN_MAC, OUT_MAC) };
         self.generator.ip(&format!(
             "addr add {CLIENT}/26 dev {gen_device}\n\
              neigh add {ROUTER} lladdr {} dev {gen_device} nud permanent\n\
              route add default via {ROUTER}",
             mac(to_sink)
         ))?;
-        self.router.ip(&format!(
-            "addr add {ROUTER}/26 dev {in_device}\n\
-             addr add {ROUTER_OUT}/26 dev {out_device}\n\
+        let mut router = format!("addr add {ROUTER}/26 dev {in_device}\n");
+        for client in 0..SOURCES {
+            let client = Ipv4Addr::from_bits(CLIENT.to_bits() + client);
+            router += &format!("neigh add {client} lladdr {} dev {in_device} nud permanent\n", mac(GEN_MAC));
+        }
+        if self.has_one_nic() {
+            router += &format!(
+                "neigh add {FIREWALL} lladdr {} dev {in_device} nud permanent\n\
+                 route add default via {FIREWALL}",
+                mac(GEN_MAC)
+            );
+            self.router.ip(&router)?;
+            return Ok(());
+        }
+        router += &format!(
+            "addr add {ROUTER_OUT}/26 dev {out_device}\n\
              neigh add {SINK} lladdr {} dev {out_device} nud permanent\n\
-             neigh add {CLIENT} lladdr {} dev {in_device} nud permanent\n\
              route add default via {SINK}",
-            mac(SINK_MAC),
-            mac(GEN_MAC)
-        ))?;
+            mac(SINK_MAC)
+        );
+        self.router.ip(&router)?;
         self.sink.ip(&format!(
             "addr add {SINK}/26 dev {sink_device}\n\
              addr add {TARGET}/32 dev lo\n\
@@ -224,7 +331,7 @@ impl Path {
              route add default via {ROUTER_OUT}",
             mac(to_gen)
         ))?;
-        if traffic == Traffic::Tcp(Offloads::Off) {
+        if self.traffic == Traffic::Tcp(Offloads::Off) {
             // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
@@ -232,79 +339,131 @@ impl Path {
         Ok(())
     }
 
-    fn set_up_router(&mut self, setup: &Setup, tag: &str, traffic: Traffic) -> Result<()> {
-        let Self { arm, router, .. } = self;
-        let [_, in_device, out_device, _] = &self.devices;
-        let kernel_forwards = matches!(arm, Arm::Nftables | Arm::Kernel);
-        router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
+    fn set_up_router(&mut self, setup: &Setup) -> Result<()> {
+        let (arm, router) = (self.arm, &self.router);
+        let (in_device, out_device) = (self.devices[1].as_str(), self.out_device());
+        let forwards = arm.is_kernel() || arm == Arm::Fib;
+        router.sysctl("net/ipv4/ip_forward", if forwards { "1" } else { "0" })?;
+        let (mut program, mut daemon) = (None, None);
         match arm {
-            Arm::Redirect => self._programs.push(Attached::redirect(router, [in_device, out_device])?),
-            Arm::PlsRouter => {
-                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], &setup.binary)?);
-            }
-            Arm::Beside => {
-                let binary = setup.beside.as_ref().context("no other pls-router was named")?;
-                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], binary)?);
-            }
-            Arm::Nftables => {
-                nftables(router, [in_device, out_device])?;
-                // Sessions are opened before anything is measured, and must still be there then.
-                for timeout in ["udp_timeout", "udp_timeout_stream"] {
-                    router.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "3600")?;
-                }
-                // A NIC would have verified the checksums that frames from a generator come without a verdict on.
-                router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
-            }
+            Arm::Redirect if self.has_one_nic() => program = Some(Attached::turn(router, in_device)?),
+            Arm::Redirect => program = Some(Attached::redirect(router, [in_device, out_device])?),
+            Arm::Fib => program = Some(Attached::route(router, [in_device, out_device])?),
+            Arm::PlsRouter | Arm::Beside => daemon = Some(start_daemon(setup, self)?),
+            Arm::Nftables => nftables(router, [in_device, out_device])?,
+            Arm::Iptables => iptables(router, [in_device, out_device])?,
             Arm::Kernel => {}
         }
-        if kernel_forwards && traffic == Traffic::Packets {
+        if arm.tracks() {
+            // Sessions are opened before anything is measured, and must still be there then.
+            for timeout in ["udp_timeout", "udp_timeout_stream"] {
+                router.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "3600")?;
+            }
+            // A NIC would have verified the checksums that frames from a generator come without a verdict on.
+            router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
+        }
+        if arm.is_kernel()
+            && let Traffic::Packets(_) = self.traffic
+        {
             // A device without a program polls only with this, and takes frames that no network stack has sent only if it
             // polls. It merges nothing here, and was no slower than a program that passes every packet.
-            router.run("ethtool", &["-K", in_device, "gro", "on"])?;
+            for device in [in_device, out_device] {
+                router.run("ethtool", &["-K", device, "gro", "on"])?;
+            }
+        }
+        self._programs.extend(program);
+        self.daemon = daemon;
+        Ok(())
+    }
+
+    /// Has the router forget all sessions.
+    pub(crate) fn forget_sessions(&mut self, setup: &Setup) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            drop(daemon);
+            self.daemon = Some(start_daemon(setup, self)?);
+        } else if self.arm.tracks() {
+            self.router.inside(conntrack::flush)??;
         }
         Ok(())
     }
 
     /// The headers of the packets to send along this path.
-    pub(crate) fn headers(&self) -> Headers {
-        let destination = if self.arm == Arm::Kernel { TARGET } else { ROUTER };
-        Headers { source_mac: GEN_MAC, destination_mac: IN_MAC, source: CLIENT, destination }
+    pub(crate) fn headers(&self, direction: Direction) -> Headers {
+        match direction {
+            Direction::Forward => Headers {
+                source_mac: GEN_MAC,
+                destination_mac: IN_MAC,
+                source: CLIENT,
+                destination: match self.arm {
+                    Arm::Kernel | Arm::Fib => TARGET,
+                    Arm::Redirect | Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Iptables => ROUTER,
+                },
+            },
+            Direction::Reply => Headers {
+                source_mac: SINK_MAC,
+                destination_mac: OUT_MAC,
+                source: TARGET,
+                destination: self.snat(),
+            },
+        }
     }
 
-    /// Counts what arrives at the end of this path.
-    pub(crate) fn sink(&self) -> Result<Sink> {
-        let expected = Expected {
-            source: self.arm.translates().then_some(ROUTER_OUT),
-            destination: if self.arm == Arm::Redirect { ROUTER } else { TARGET },
-        };
-        Sink::attach(&self.sink, &self.devices[3], expected)
+    /// The addresses of what arrives at the other end.
+    pub(crate) fn arrival(&self, direction: Direction) -> Arrival {
+        match direction {
+            Direction::Forward if self.arm.translates() => {
+                Arrival(Network::only(self.snat()), Network::only(TARGET))
+            }
+            Direction::Forward => Arrival(Network::ANY, Network::only(self.headers(direction).destination)),
+            Direction::Reply if self.arm.translates() => Arrival(Network::only(ROUTER), Network(CLIENT, 26)),
+            Direction::Reply => Arrival(Network::only(TARGET), Network::only(self.snat())),
+        }
+    }
+
+    /// Where packets of this direction are sent from,
+    pub(crate) fn sender(&self, direction: Direction) -> End<'_> {
+        match direction {
+            Direction::Forward => End { namespace: &self.generator, device: &self.devices[0] },
+            Direction::Reply => End { namespace: &self.sink, device: &self.devices[3] },
+        }
+    }
+
+    /// and the router's device that they leave by.
+    pub(crate) fn egress(&self, direction: Direction) -> &str {
+        match direction {
+            Direction::Forward => self.out_device(),
+            Direction::Reply => &self.devices[1],
+        }
+    }
+
+    /// The router's devices that packets come in by.
+    pub(crate) fn router_devices(&self) -> Vec<&str> {
+        self.devices[1..].iter().take(if self.has_one_nic() { 1 } else { 2 }).map(String::as_str).collect()
+    }
+
+    /// Puts sinks on the ends of this path.
+    pub(crate) fn ends(&self) -> Result<Ends> {
+        let mut ends = vec![self.sender(Direction::Forward)];
+        if !self.has_one_nic() {
+            ends.push(self.sender(Direction::Reply));
+        }
+        Ends::attach(&ends)
     }
 
     /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
     pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
-        if self.arm != Arm::Nftables {
-            return Ok(true);
-        }
-        let path = "/proc/sys/net/netfilter/nf_conntrack_max";
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-        let limit: u32 = text.trim().parse().with_context(|| format!("{path} says {text}"))?;
-        Ok(flows < limit)
+        Ok(!self.arm.tracks() || flows < conntrack::limit()?)
     }
 
-    /// Whether the sessions of this many flows are open.
-    pub(crate) fn has_sessions(&self, flows: u32) -> Result<()> {
-        let sessions = match self.arm {
-            Arm::Redirect | Arm::Kernel => return Ok(()),
-            Arm::PlsRouter | Arm::Beside => self.rule_counters()?.sessions_opened,
-            Arm::Nftables => {
-                let path = "/proc/sys/net/netfilter/nf_conntrack_count";
-                let text = self.router.inside(|| std::fs::read_to_string(path))?;
-                let text = text.with_context(|| format!("cannot read {path}"))?;
-                text.trim().parse().with_context(|| format!("{path} says {text}"))?
-            }
-        };
-        ensure!(sessions >= u64::from(flows), "{} has {sessions} sessions of {flows}", self.arm);
-        Ok(())
+    /// How many sessions are open, or have been since it was started, if the router knows any.
+    pub(crate) fn sessions(&self, transport: Transport) -> Result<Option<u64>> {
+        if self.arm.is_pls_router() {
+            return Ok(Some(self.rule_counters(transport)?.sessions_opened));
+        }
+        if self.arm.tracks() {
+            return Ok(Some(self.router.inside(conntrack::count)??));
+        }
+        Ok(None)
     }
 
     /// What pls-router has counted; none of another router.
@@ -316,20 +475,31 @@ impl Path {
         Ok(Some(serde_json::from_str(&text).with_context(|| format!("pls-router printed {text}"))?))
     }
 
-    fn rule_counters(&self) -> Result<RuleCounters> {
+    fn rule_counters(&self, transport: Transport) -> Result<RuleCounters> {
         let counters = self.counters()?.context("no pls-router runs")?;
-        let rule = counters.rules.into_iter().find(|rule| rule.name == "bench");
+        let name = rule_name(transport);
+        let rule = counters.rules.into_iter().find(|rule| rule.name == name);
         rule.context("pls-router does not count the bench's rule")
     }
 }
 
-fn start_daemon(
-    Setup { state, .. }: &Setup,
-    router: &Namespace,
-    tag: &str,
-    [in_device, out_device]: [&str; 2],
-    binary: &FilePath,
-) -> Result<Daemon> {
+/// The rule that the bench's packets go by.
+const fn rule_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => "bench",
+        Transport::Tcp => "bench-tcp",
+    }
+}
+
+fn start_daemon(setup: &Setup, path: &Path) -> Result<Daemon> {
+    let Path { router, tag, .. } = path;
+    let (in_device, out_device) = (&path.devices[1], path.out_device());
+    let binary: &FilePath = if path.arm == Arm::Beside {
+        setup.beside.as_ref().context("no other pls-router was named")?
+    } else {
+        &setup.binary
+    };
+    let state = &setup.state;
     let socket = state.path(&format!("api-{tag}.sock"));
     let configuration = state.write(
         &format!("config-{tag}.toml"),
@@ -339,17 +509,23 @@ fn start_daemon(
              firewall = \"{out_device}\"\n\
              mode = \"native\"\n\
              [[forward]]\n\
-             name = \"bench\"\n\
+             name = \"{}\"\n\
              protocol = \"udp\"\n\
              listen = \"{PORT}-{LAST_PORT}\"\n\
              target = \"{TARGET}\"\n\
-             sources = [\"{SOURCES}\"]\n\
+             sources = [\"{CLIENTS}\"]\n\
+             [[forward]]\n\
+             name = \"{}\"\n\
+             protocol = \"tcp\"\n\
+             listen = \"{PORT}-{LAST_PORT}\"\n\
+             target = \"{TARGET}\"\n\
+             sources = [\"{CLIENTS}\"]\n\
              [[forward]]\n\
              name = \"iperf3\"\n\
              protocol = \"tcp\"\n\
              listen = \"{IPERF_PORT}\"\n\
              target = \"{TARGET}:{IPERF_PORT}\"\n\
-             sources = [\"{SOURCES}\"]\n\
+             sources = [\"{CLIENTS}\"]\n\
              [admin]\n\
              socket = \"{}\"\n\
              pins = \"{}\"\n\
@@ -361,6 +537,8 @@ fn start_daemon(
              [limits]\n\
              flows = {ROOM}\n\
              half_open_per_source = {MAX_SESSIONS}\n",
+            rule_name(Transport::Udp),
+            rule_name(Transport::Tcp),
             socket.display(),
             state.path(&format!("bpf/{tag}")).display(),
         ),
@@ -374,7 +552,7 @@ fn start_daemon(
         // Its exit status says whether the router is healthy.
         lab::command::run(&mut command).map(drop)
     })?;
-    Ok(Daemon { _process: process, binary: binary.to_owned(), configuration })
+    Ok(Daemon { process, binary: binary.to_owned(), configuration })
 }
 
 /// The rules of [`start_daemon`]'s configuration as nftables has them.
@@ -383,8 +561,9 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
         "table ip bench {{
             chain to_target {{
                 type nat hook prerouting priority dstnat;
-                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} udp dport {PORT}-{LAST_PORT} dnat to {TARGET}
-                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} tcp dport {IPERF_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} udp dport {PORT}-{LAST_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} tcp dport {PORT}-{LAST_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} tcp dport {IPERF_PORT} dnat to {TARGET}
             }}
             chain from_router {{
                 type nat hook postrouting priority srcnat;
@@ -392,6 +571,20 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
             }}
         }}"
     ))
+}
+
+/// The same rules for iptables.
+fn iptables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()> {
+    let ports = format!("{PORT}:{LAST_PORT}");
+    let iperf3 = IPERF_PORT.to_string();
+    let (here, target) = (ROUTER.to_string(), TARGET.to_string());
+    for (protocol, ports) in [("udp", &ports), ("tcp", &ports), ("tcp", &iperf3)] {
+        let what = ["-t", "nat", "-A", "PREROUTING", "-i", in_device, "-s", CLIENTS, "-d", &here];
+        let to = ["-p", protocol, "--dport", ports, "-j", "DNAT", "--to-destination", &target];
+        router.run("iptables", &[&what[..], &to[..]].concat())?;
+    }
+    router.run("iptables", &["-t", "nat", "-A", "POSTROUTING", "-o", out_device, "-j", "MASQUERADE"])?;
+    Ok(())
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::{
     Setup, cpu,
-    ends::{FRAME, Headers},
+    frames::{FRAME, Headers},
     progress,
     report::{Spread, line},
 };

@@ -118,10 +118,7 @@ impl Bench {
 
     /// Bits a second that arrived.
     fn run(&self, seconds: u16) -> Result<f64> {
-        let target = match self.path.arm {
-            Arm::Redirect | Arm::Kernel => TARGET,
-            Arm::PlsRouter | Arm::Beside | Arm::Nftables => ROUTER,
-        };
+        let target = if self.path.arm.translates() { ROUTER } else { TARGET };
         let seconds = seconds.to_string();
         // What happens before the connection is at full speed is not counted.
         let options = ["--time", &seconds, "--omit", "1"];
