@@ -30,7 +30,8 @@
 //! A random access to hundreds of megabytes misses every cache and the TLB. So a large table begins with a small region, where flows
 //! go as long as there is room close to where their chain starts, and only then to the rest ([`Regions`]). Every key has one chain in
 //! each; whoever inserts looks through both, whoever looks one up tries first where most flows are. While there are few sessions, that
-//! is all in the near region, and the rest of the table is not touched.
+//! is all in the near region, and the rest of the table is not touched. There, a chain has only as many slots as the fast path looks at
+//! ([`Regions::chain`]), so that a region that has filled up costs little.
 
 use core::mem::size_of;
 
@@ -112,6 +113,13 @@ impl Regions {
         // have to be a quarter of all to come first; and it is not to change to and fro.
         let limit = if self.far_first == 0 { 2 * NEAR_HOMES } else { NEAR_HOMES };
         self.far != 0 && sessions > limit
+    }
+
+    /// How many slots the chain that starts here has. In a near region, no more than the fast path looks at: it fills up, and whoever opens a
+    /// session would walk along all of a long one in vain.
+    #[inline(always)]
+    pub const fn chain(&self, home: u32) -> u32 {
+        if self.far != 0 && home < self.near { REACH } else { CHAIN }
     }
 
     /// Where the two chains of a key with this hash start, in the order in which they are looked at; the second may be [`NOWHERE`].
@@ -500,8 +508,12 @@ pub struct Search {
     pub key: FlowKey<Ipv4>,
     /// Where the chain that is walked starts.
     pub home: u32,
-    /// Where the next one does, or [`NOWHERE`].
+    /// How many slots it has.
+    pub length: u32,
+    /// Where the next one starts, or [`NOWHERE`].
     pub next: u32,
+    /// How many slots that has.
+    pub next_length: u32,
     /// Where the key was found, or [`NOWHERE`].
     pub found: u32,
     /// The first slot that may be claimed, or [`NOWHERE`].
@@ -521,11 +533,13 @@ pub struct Search {
 pub const NOWHERE: u32 = u32::MAX;
 
 impl Search {
-    /// Makes this a walk for `key` along its chains from `homes` on, past the slot `mine`.
+    /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past the slot `mine`.
     #[inline(always)]
-    pub const fn start(&mut self, key: &FlowKey<Ipv4>, homes: [u32; 2], mine: u32) {
+    pub const fn start(&mut self, key: &FlowKey<Ipv4>, regions: &Regions, homes: [u32; 2], mine: u32) {
         self.key = *key;
         [self.home, self.next] = homes;
+        self.length = regions.chain(self.home);
+        self.next_length = regions.chain(self.next);
         self.spare = NOWHERE;
         self.spare_tag = 0;
         self.found = NOWHERE;
@@ -546,6 +560,7 @@ impl Search {
                 self.free = NOWHERE;
             }
             self.home = self.next;
+            self.length = self.next_length;
             self.next = NOWHERE;
             return true;
         }
@@ -743,7 +758,9 @@ mod tests {
             let mut search = Search {
                 key: *key,
                 home: 0,
+                length: 0,
                 next: 0,
+                next_length: 0,
                 found: 0,
                 free: 0,
                 free_tag: 0,
@@ -752,9 +769,9 @@ mod tests {
                 mine,
                 doubt: 0,
             };
-            search.start(key, self.homes(key), mine);
+            search.start(key, &self.regions, self.homes(key), mine);
             loop {
-                for index in search.home..search.home + CHAIN {
+                for index in search.home..search.home + search.length {
                     if search.look(index, self.slot(index)) {
                         break;
                     }

@@ -12,7 +12,7 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{BUCKET, Bucket, CHAIN, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
+    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
 };
 
 use crate::settings;
@@ -182,7 +182,7 @@ const fn code(error: InsertError) -> u32 {
 #[inline(always)]
 fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static Search> {
     // In place: a whole one would be put together on the stack first.
-    scratch()?.start(key, settings.seeds.homes(key, &settings.regions), mine);
+    scratch()?.start(key, &settings.regions, settings.seeds.homes(key, &settings.regions), mine);
     flow_table_walk();
     scratch().map(|search| &*search)
 }
@@ -192,8 +192,9 @@ fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static 
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
     for _ in 0..2 {
+        let Some(search) = scratch() else { return 0 };
         // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
-        unsafe { bpf_loop(CHAIN, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+        unsafe { bpf_loop(search.length, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
         let Some(search) = scratch() else { return 0 };
         if !search.turn() {
             return 0;

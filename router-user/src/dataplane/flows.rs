@@ -15,7 +15,7 @@ use router_common::{
     half_open_slot,
     session::{Seen, State, Ticks},
     settings::Settings,
-    table::{BUCKET, CHAIN, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
+    table::{BUCKET, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
 };
 
 use super::{
@@ -201,9 +201,10 @@ impl FlowTable {
 
     /// The slots of a key's chains, as far as anything is there.
     fn chains(&self, key: &FlowKey<Ipv4>) -> impl Iterator<Item = u32> {
-        let homes = self.0.seeds.homes(key, &self.regions()).into_iter().filter(|home| *home != NOWHERE);
+        let regions = self.regions();
+        let homes = self.0.seeds.homes(key, &regions).into_iter().filter(|home| *home != NOWHERE);
         let is_used = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.tag() != Tag::EMPTY);
-        homes.flat_map(move |home| (home..home + CHAIN).take_while(is_used))
+        homes.flat_map(move |home| (home..home + regions.chain(home)).take_while(is_used))
     }
 
     /// Removes a session: the client's direction first, the one that holds the SNAT port last. One that is gone already is no error.
