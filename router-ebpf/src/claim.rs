@@ -10,7 +10,7 @@ use router_common::{
     reason::Reason,
     session::Seen,
     settings::Settings,
-    table::{InsertError, Tag},
+    table::{InsertError, NOWHERE, Slot, Tag},
 };
 
 use crate::{Exit, Outcome, Work, answer, flows, half_open, pools, rules, rules::Match, settings, sockets};
@@ -28,8 +28,9 @@ struct Opening {
     random: u32,
     /// Where the session's packets leave.
     next_hop: NextHop,
-    /// The client's tuple.
+    /// The client's tuple, and where its flow has been put.
     key: FlowKey<Ipv4>,
+    slot: u32,
     reply_key: FlowKey<Ipv4>,
     /// The target's pool, or [`NO_POOL`].
     pool: u32,
@@ -121,6 +122,7 @@ pub(crate) fn prepare(
     opening.random = random;
     opening.next_hop = next_hop;
     opening.key = packet.key;
+    opening.slot = NOWHERE;
     opening.pool = NO_POOL;
     opening.word = random % POOL_WORDS;
     opening.empty_words = 0;
@@ -139,6 +141,12 @@ pub(crate) fn prepare(
 pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
     let opening = scratch()?;
     (opening.key == *key).then_some(opening.next_hop)
+}
+
+/// The client's flow of the session that this CPU has opened last, if it is this one.
+#[inline(always)]
+pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
+    flows::at(scratch()?.slot, key)
 }
 
 /// Puts a session into the table that has been decided on: first the reply flow, whose key claims the SNAT port, then the forward flow. If
@@ -215,7 +223,10 @@ extern "C" fn insert_forward() -> u32 {
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
     match flows::insert(&opening.key, &opening.reply_key.reversed(), tag) {
-        Ok(_) => 0,
+        Ok(slot) => {
+            opening.slot = slot;
+            0
+        }
         Err(error) => {
             release(settings);
             match error {

@@ -75,7 +75,13 @@ fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
 #[inline(always)]
 pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
     let found = walk(key, settings, NOWHERE)?.found;
-    slot(found).filter(|slot| slot.is_flow(key))
+    at(found, key)
+}
+
+/// The flow in this slot, if it is the live one of a key.
+#[inline(always)]
+pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
+    slot(index).filter(|slot| slot.is_flow(key))
 }
 
 /// Whether there is a live flow of a key.
@@ -84,13 +90,9 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
     settings::get().is_some_and(|settings| find(key, settings).is_some())
 }
 
-/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`.
+/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`. The slot's index.
 #[inline(always)]
-pub(crate) fn insert(
-    key: &FlowKey<Ipv4>,
-    to: &FlowKey<Ipv4>,
-    tag: Tag,
-) -> Result<&'static mut Slot, InsertError> {
+pub(crate) fn insert(key: &FlowKey<Ipv4>, to: &FlowKey<Ipv4>, tag: Tag) -> Result<u32, InsertError> {
     let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
     // SAFETY: this CPU's own, and nobody else has it now.
     let insertion = unsafe { &mut *insertion };
@@ -99,7 +101,8 @@ pub(crate) fn insert(
     match flow_table_insert(tag.0) {
         CONTENDED => Err(InsertError::Contended),
         EXISTS => Err(InsertError::Exists),
-        index => slot(index).ok_or(InsertError::Full),
+        FULL => Err(InsertError::Full),
+        index => Ok(index),
     }
 }
 
@@ -192,9 +195,15 @@ fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static 
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
     for _ in 0..2 {
+        let is_over = (0..REACH).any(|step| look(step) != 0);
         let Some(search) = scratch() else { return 0 };
-        // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
-        unsafe { bpf_loop(search.length, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+        if !is_over && search.length > REACH {
+            // Few walks are as long as this, and none along a near region. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature,
+            // and wants no context.
+            unsafe {
+                bpf_loop(search.length - REACH, look_on as *const () as *mut c_void, core::ptr::null_mut(), 0)
+            };
+        }
         let Some(search) = scratch() else { return 0 };
         if !search.turn() {
             return 0;
@@ -203,8 +212,14 @@ extern "C" fn flow_table_walk() -> u32 {
     0
 }
 
-/// One step of a walk. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the walk.
-unsafe extern "C" fn look(step: u32, _context: *mut c_void) -> i64 {
+/// A step of a walk beyond its first ones. A callback of `bpf_loop`, so that the verifier looks at it once.
+unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
+    look(REACH.wrapping_add(step))
+}
+
+/// One step of a walk; 1 ends it.
+#[inline(always)]
+fn look(step: u32) -> i64 {
     let Some(search) = scratch() else { return 1 };
     let index = search.home.wrapping_add(step);
     match slot(index) {

@@ -8,7 +8,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Exit, Outcome, Work, flows, known, rules};
+use crate::{Exit, Outcome, Work, claim, flows, known, rules};
 
 /// Forwards a packet that the fast path did not, or finds whose it is.
 #[inline(always)]
@@ -27,7 +27,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         }
         Err(_) => return Err(Exit::To(Stage::Local)),
     };
-    match flows::find(&packet.key, work.settings) {
+    // A packet comes here again once its session is open.
+    match claim::slot_of(&packet.key).or_else(|| flows::find(&packet.key, work.settings)) {
         Some(slot) => known::forward(work, &packet, slot),
         None => Err(Exit::To(Stage::Open)),
     }
