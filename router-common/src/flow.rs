@@ -68,7 +68,7 @@ const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
 const _: () = assert!(size_of::<FlowKey<Ipv6>>() == 40);
 
 impl FlowKey<Ipv4> {
-    /// Both addresses in one number, as they stand in a packet (see [`crate::wire`]).
+    /// Both addresses in one number, as they stand in a packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn addresses(&self) -> u64 {
         (u32::from_le_bytes(self.destination.0) as u64) << 32 | u32::from_le_bytes(self.source.0) as u64
@@ -113,7 +113,7 @@ impl<A: Address> FlowKey<A> {
         self.protocol
     }
 
-    /// Both ports in one number, as they stand in a packet (see [`crate::wire`]).
+    /// Both ports in one number, as they stand in a packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
         u32::from_le_bytes(self.source_port.then(self.destination_port))

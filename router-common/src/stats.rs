@@ -86,7 +86,7 @@ impl Clock {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CpuStats {
-    /// By the number of the [`Reason`](crate::reason::Reason).
+    /// By the number of the [`Reason`].
     pub reasons: [Counter; REASON_SLOTS],
     /// By interface slot.
     pub interfaces: [InterfaceStats; MAX_INTERFACES],

@@ -55,6 +55,8 @@ const PACKAGES: &[(&str, Sign, Use, &str)] = &[
         Lab,
         "the lab's Private Link Service and firewall, and the NAT to compare with",
     ),
+    ("iptables", Program("iptables"), Lab, "another NAT to compare with, in the bench"),
+    ("socat", Program("socat"), Lab, "in `deploy`'s tests, hears that the service is ready"),
     ("git", Program("git"), Clients, "git over HTTPS through the router, both ends"),
     ("lighttpd", Program("lighttpd"), Clients, "runs git's server behind nginx"),
     (
