@@ -469,16 +469,22 @@ pub struct Bucket(pub [Slot; BUCKET as usize]);
 const _: () = assert!(size_of::<Bucket>() == 128);
 
 impl Bucket {
-    /// The slot that may be a key's live flow, if one of them is.
+    /// Which slot may be a key's live flow, if one of them is.
     ///
     /// Which one it is differs from flow to flow and cannot be predicted, and a processor that has guessed wrong finds out only when the slots
     /// have come from memory. So there is no branch to guess.
     #[inline(always)]
-    pub fn candidate(&mut self, key: &FlowKey<Ipv4>) -> &mut Slot {
+    pub fn candidate(&self, key: &FlowKey<Ipv4>) -> usize {
         let difference = self.0[0].difference(key);
         // 1 if there is a difference.
         let at = sign(difference | difference.wrapping_neg());
-        &mut self.0[at as usize & 1]
+        at as usize & 1
+    }
+
+    /// Whether the chains that lead through here end here: what is in none of their slots up to here is nowhere.
+    #[inline(always)]
+    pub fn ends_chains(&self) -> bool {
+        self.0.iter().any(|slot| slot.tag() == Tag::EMPTY)
     }
 }
 

@@ -63,9 +63,13 @@ pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'st
 #[inline(always)]
 fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
     for step in 0..REACH / BUCKET {
-        let slot = bucket(home / BUCKET + step)?.candidate(key);
-        if slot.is_flow(key) {
-            return Some(slot);
+        let bucket = bucket(home / BUCKET + step)?;
+        let at = bucket.candidate(key);
+        if bucket.0[at].is_flow(key) {
+            return Some(&mut bucket.0[at]);
+        }
+        if bucket.ends_chains() {
+            return None;
         }
     }
     None
@@ -194,6 +198,10 @@ fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
+    // Both chains are asked for before the first is walked: one wait for the memory and not two.
+    if let Some(slot) = scratch().and_then(|search| slot(search.next)) {
+        slot.tag();
+    }
     for _ in 0..2 {
         let is_over = (0..REACH).any(|step| look(step) != 0);
         let Some(search) = scratch() else { return 0 };
