@@ -9,6 +9,13 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+#[path = "labtools/buckets.rs"]
+mod buckets;
+#[cfg(target_arch = "bpf")]
+#[path = "labtools/probe.rs"]
+mod probe;
+
+#[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
         EbpfContext as _,
@@ -149,9 +156,12 @@ mod programs {
         xdp_action::XDP_TX
     }
 
-    /// Counts and drops the bench's packets; passes all others (ARP, iperf3).
+    /// Counts and drops the bench's packets, and turns probes round; passes all others (ARP, iperf3).
     #[xdp]
     fn sink(ctx: XdpContext) -> u32 {
+        if let Some(verdict) = crate::probe::bounce(&ctx) {
+            return verdict;
+        }
         let Some(headers) = headers(&ctx) else { return xdp_action::XDP_PASS };
         // SAFETY: `headers` checked the bounds, and nobody writes to the packet.
         let headers = unsafe { &*headers };
@@ -220,7 +230,7 @@ mod programs {
 
     /// A value that is set when the program is loaded.
     #[inline(always)]
-    fn setting<T: Copy>(setting: &'static T) -> T {
+    pub(crate) fn setting<T: Copy>(setting: &'static T) -> T {
         // SAFETY: a valid reference to plain data. Volatile, since it is not the value that the compiler sees.
         unsafe { core::ptr::read_volatile(setting) }
     }

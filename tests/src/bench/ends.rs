@@ -39,11 +39,13 @@ const FIRST_SOURCE_PORT: u16 = 10_000;
 /// How many sessions there may be: as many as a router has room for by default.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 
-fn object() -> &'static [u8] {
+/// The programs of the ends.
+pub(crate) fn object() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"))
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+/// Loads a program.
+pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("labtools has no program {name}"))?;
     let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not an XDP program"))?;
     program.load().with_context(|| format!("the kernel does not take the program {name}"))?;
@@ -51,7 +53,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 }
 
 /// Loads a program and puts it on devices, for as long as the value lives.
-fn attach(ebpf: &mut Ebpf, name: &str, namespace: &Namespace, devices: &[&str]) -> Result<()> {
+pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, namespace: &Namespace, devices: &[&str]) -> Result<()> {
     let program = program(ebpf, name)?;
     for device in devices {
         namespace
@@ -190,6 +192,20 @@ pub(crate) struct Sink {
 impl Sink {
     /// On this device.
     pub(crate) fn attach(namespace: &Namespace, device: &str, expected: Expected) -> Result<Self> {
+        Self::attach_with(namespace, device, expected, 0)
+    }
+
+    /// On this device, where it turns packets with this mark round.
+    pub(crate) fn attach_bouncing(
+        namespace: &Namespace,
+        device: &str,
+        expected: Expected,
+        mark: u32,
+    ) -> Result<Self> {
+        Self::attach_with(namespace, device, expected, mark)
+    }
+
+    fn attach_with(namespace: &Namespace, device: &str, expected: Expected, mark: u32) -> Result<Self> {
         let source = expected.source.map_or([0; 4], |source| source.octets());
         let addresses = [source, expected.destination.octets()];
         let mask: [[u8; 4]; 2] = [[if expected.source.is_some() { 0xff } else { 0 }; 4], [0xff; 4]];
@@ -197,6 +213,7 @@ impl Sink {
             .override_global("EXPECTED", addresses.as_flattened(), true)
             .override_global("EXPECTED_MASK", mask.as_flattened(), true)
             .override_global("PORTS", &[u32::from(PORT), u32::from(LAST_PORT - PORT + 1)], true)
+            .override_global("PROBE_MARK", &mark, true)
             .load(object())
             .context("cannot load the sink")?;
         attach(&mut ebpf, "sink", namespace, &[device])?;

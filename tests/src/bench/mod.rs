@@ -1,13 +1,16 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a module with what it measures, how, and its table: [`packets`], [`tcp`], [`programs`]. What they share is the
+//! Each part is a module with what it measures, how, and its table: [`packets`], [`latency`], [`tcp`], [`programs`]. What they share is the
 //! way that packets take ([`path`]), its ends ([`ends`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
 mod cpu;
 mod ends;
 mod forward;
+mod histogram;
+mod latency;
 mod packets;
 mod path;
+mod probe;
 mod programs;
 mod report;
 mod tcp;
@@ -74,12 +77,14 @@ enum Part {
     Programs,
     /// Packets a second of one core.
     Packets,
+    /// How long a packet takes there and back.
+    Latency,
     /// TCP by iperf3.
     Tcp,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Programs, Self::Packets, Self::Tcp];
+    const ALL: [Self; 4] = [Self::Programs, Self::Packets, Self::Latency, Self::Tcp];
 }
 
 /// Measures, and prints.
@@ -115,6 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let table = match part {
             Part::Programs => report.programs.insert(programs::measure(&setup)?).table(),
             Part::Packets => report.packets.insert(packets::measure(&setup)?).table(),
+            Part::Latency => report.latency.insert(latency::measure(&setup)?).table(),
             Part::Tcp => report.tcp.insert(tcp::measure(&setup)?).table(),
         };
         print!("{table}");

@@ -10,8 +10,8 @@
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
 use std::{
-    fmt,
-    net::Ipv4Addr,
+    fmt, io,
+    net::{Ipv4Addr, UdpSocket},
     path::{Path as FilePath, PathBuf},
     time::Duration,
 };
@@ -24,6 +24,7 @@ use serde::Serialize;
 use super::{
     Setup,
     ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink},
+    probe,
 };
 
 /// The target behind the router.
@@ -50,6 +51,9 @@ const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
 /// How long pls-router gets to be in place.
 const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a datagram may take there and back.
+const ECHO_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is between the ends.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -105,6 +109,10 @@ impl fmt::Display for Arm {
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
     Packets,
+    /// Our probes, turned round at the far end.
+    Probes,
+    /// Datagrams between two network stacks.
+    Datagrams,
     /// TCP between two network stacks.
     Tcp(Offloads),
 }
@@ -142,6 +150,8 @@ impl Path {
     pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
         let kind = match traffic {
             Traffic::Packets => 'u',
+            Traffic::Probes => 'l',
+            Traffic::Datagrams => 's',
             Traffic::Tcp(Offloads::Off) => 't',
             Traffic::Tcp(Offloads::Default) => 'd',
         };
@@ -224,7 +234,7 @@ impl Path {
              route add default via {ROUTER_OUT}",
             mac(to_gen)
         ))?;
-        if traffic == Traffic::Tcp(Offloads::Off) {
+        if matches!(traffic, Traffic::Datagrams | Traffic::Tcp(Offloads::Off)) {
             // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
@@ -257,10 +267,15 @@ impl Path {
             }
             Arm::Kernel => {}
         }
-        if kernel_forwards && traffic == Traffic::Packets {
-            // A device without a program polls only with this, and takes frames that no network stack has sent only if it
-            // polls. It merges nothing here, and was no slower than a program that passes every packet.
-            router.run("ethtool", &["-K", in_device, "gro", "on"])?;
+        if kernel_forwards {
+            match traffic {
+                // A device without a program polls only with this, and takes frames that no network stack has sent only if it
+                // polls. It merges nothing here, and was no slower than a program that passes every packet.
+                Traffic::Packets => router.run("ethtool", &["-K", in_device, "gro", "on"]).map(drop)?,
+                // What a program at the other end sends by XDP_TX is taken only where there is a program (`veth_xdp_flush`).
+                Traffic::Probes => self._programs.push(Attached::pass(router, &[in_device, out_device])?),
+                Traffic::Datagrams | Traffic::Tcp(_) => {}
+            }
         }
         Ok(())
     }
@@ -273,11 +288,44 @@ impl Path {
 
     /// Counts what arrives at the end of this path.
     pub(crate) fn sink(&self) -> Result<Sink> {
-        let expected = Expected {
+        Sink::attach(&self.sink, &self.devices[3], self.expected())
+    }
+
+    /// Counts what arrives at the end of this path, and turns probes round.
+    pub(crate) fn bouncing_sink(&self) -> Result<Sink> {
+        Sink::attach_bouncing(&self.sink, &self.devices[3], self.expected(), probe::MARK)
+    }
+
+    /// How packets arrive there.
+    fn expected(&self) -> Expected {
+        Expected {
             source: self.arm.translates().then_some(ROUTER_OUT),
             destination: if self.arm == Arm::Redirect { ROUTER } else { TARGET },
-        };
-        Sink::attach(&self.sink, &self.devices[3], expected)
+        }
+    }
+
+    /// Where a client's packets go to.
+    pub(crate) const fn destination(&self) -> Ipv4Addr {
+        match self.arm {
+            Arm::Redirect | Arm::Kernel => TARGET,
+            Arm::PlsRouter | Arm::Beside | Arm::Nftables => ROUTER,
+        }
+    }
+
+    /// Sockets for datagrams at both ends: the client's, and the target's.
+    pub(crate) fn sockets(&self) -> Result<[UdpSocket; 2]> {
+        let server = self.sink.inside(|| UdpSocket::bind((TARGET, PORT)))?;
+        let server = server.context("cannot open the target's socket")?;
+        let client = self.generator.inside(|| -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((CLIENT, 0))?;
+            socket.connect((self.destination(), PORT))?;
+            Ok(socket)
+        })?;
+        let client = client.context("cannot open the client's socket")?;
+        for socket in [&client, &server] {
+            socket.set_read_timeout(Some(ECHO_LIMIT)).context("cannot set a timeout")?;
+        }
+        Ok([client, server])
     }
 
     /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.

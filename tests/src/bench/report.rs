@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{packets::Packets, programs::Programs, tcp::Tcp};
+use super::{latency::Latency, packets::Packets, programs::Programs, tcp::Tcp};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -24,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) programs: Option<Programs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) packets: Option<Packets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tcp: Option<Tcp>,
     /// What was asked for and could not be measured here.
@@ -102,6 +104,7 @@ impl Report {
             load: [read("/proc/loadavg")?, String::new()],
             programs: None,
             packets: None,
+            latency: None,
             tcp: None,
             not_measured: Vec::new(),
         })

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     Setup, cpu,
-    path::{Arm, IPERF_PORT, Offloads, Path, ROUTER, TARGET, Traffic},
+    path::{Arm, IPERF_PORT, Offloads, Path, Traffic},
     progress,
     report::{Spread, line, ratio},
 };
@@ -118,13 +118,14 @@ impl Bench {
 
     /// Bits a second that arrived.
     fn run(&self, seconds: u16) -> Result<f64> {
-        let target = match self.path.arm {
-            Arm::Redirect | Arm::Kernel => TARGET,
-            Arm::PlsRouter | Arm::Beside | Arm::Nftables => ROUTER,
-        };
         let seconds = seconds.to_string();
         // What happens before the connection is at full speed is not counted.
         let options = ["--time", &seconds, "--omit", "1"];
-        client::iperf3(&self.path.generator, (target, IPERF_PORT).into(), Direction::Up, &options)
+        client::iperf3(
+            &self.path.generator,
+            (self.path.destination(), IPERF_PORT).into(),
+            Direction::Up,
+            &options,
+        )
     }
 }

@@ -162,11 +162,17 @@ fn tcp(from: Sender, flags: Flags, length: usize) -> Result<Vec<u8>> {
         Sender::Client => ((CLIENT, CLIENT_PORT), (TARGET, TARGET_PORT)),
         Sender::Target => ((TARGET, TARGET_PORT), (CLIENT, CLIENT_PORT)),
     };
-    let builder = ip(source, destination).tcp(source_port, destination_port, 1, 65535);
+    // The programs believe only acknowledgements that can be right: a SYN takes one number (RFC 9293, section 3.4).
+    const START: u32 = 1;
+    let sequence = match flags {
+        Flags::Syn | Flags::SynAck => START,
+        Flags::Ack => START + 1,
+    };
+    let builder = ip(source, destination).tcp(source_port, destination_port, sequence, 65535);
     let builder = match flags {
         Flags::Syn => builder.syn(),
-        Flags::SynAck => builder.syn().ack(1),
-        Flags::Ack => builder.ack(1),
+        Flags::SynAck => builder.syn().ack(START + 1),
+        Flags::Ack => builder.ack(START + 1),
     };
     let payload = vec![0; length - builder.size(0)];
     let mut frame = Vec::with_capacity(length);
