@@ -151,6 +151,11 @@ impl Bench {
         self.path.arm
     }
 
+    /// The path, with what it has on it.
+    pub(crate) fn path(&mut self) -> &mut Path {
+        &mut self.path
+    }
+
     /// Whether this many flows can be measured.
     pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
         self.path.takes(flows)

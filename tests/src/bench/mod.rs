@@ -1,6 +1,7 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a module with what it measures, how, and its table: [`packets`], [`latency`], [`tcp`], [`programs`]. What they share is the
+//! Each part is a module with what it measures, how, and its table: [`programs`], [`packets`], [`latency`], [`tcp`],
+//! [`resources`]. What they share is the
 //! way that packets take ([`path`]), its ends ([`ends`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
 mod cpu;
@@ -13,9 +14,16 @@ mod path;
 mod probe;
 mod programs;
 mod report;
+mod resources;
 mod tcp;
 
-use std::{cell::RefCell, fs, io::Write as _, path::PathBuf, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -79,12 +87,14 @@ enum Part {
     Packets,
     /// How long a packet takes there and back.
     Latency,
+    /// Memory, starts, and what the daemon does with a million sessions.
+    Resources,
     /// TCP by iperf3.
     Tcp,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Programs, Self::Packets, Self::Latency, Self::Tcp];
+    const ALL: [Self; 5] = [Self::Programs, Self::Packets, Self::Latency, Self::Tcp, Self::Resources];
 }
 
 /// Measures, and prints.
@@ -107,7 +117,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     cpu::allow_interrupts()?;
     let state = State::create("bench")?;
-    let setup = Setup { arguments, binary, beside, state, not_measured: RefCell::default() };
+    let setup =
+        Setup { arguments, binary, beside, state, not_measured: RefCell::default(), paths: Cell::default() };
     let mut report = Report::begin(
         setup.binary.display().to_string(),
         setup.beside.as_ref().map(|beside| beside.display().to_string()),
@@ -121,6 +132,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Part::Programs => report.programs.insert(programs::measure(&setup)?).table(),
             Part::Packets => report.packets.insert(packets::measure(&setup)?).table(),
             Part::Latency => report.latency.insert(latency::measure(&setup)?).table(),
+            Part::Resources => report.resources.insert(resources::measure(&setup)?).table(),
             Part::Tcp => report.tcp.insert(tcp::measure(&setup)?).table(),
         };
         print!("{table}");
@@ -143,9 +155,17 @@ struct Setup<'a> {
     beside: Option<PathBuf>,
     state: State,
     not_measured: RefCell<Vec<NotMeasured>>,
+    /// How many paths there have been.
+    paths: Cell<u32>,
 }
 
 impl Setup<'_> {
+    /// A number that no other path has.
+    fn next_number(&self) -> u32 {
+        self.paths.set(self.paths.get() + 1);
+        self.paths.get()
+    }
+
     /// Notes that something cannot be measured here; the report says so.
     fn cannot(&self, what: String, why: String) {
         self.not_measured.borrow_mut().push(NotMeasured { what, why });

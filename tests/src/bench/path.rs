@@ -9,18 +9,20 @@
 //! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
+mod daemon;
+
 use std::{
     fmt, io,
     net::{Ipv4Addr, UdpSocket},
-    path::{Path as FilePath, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Namespace, Process, link};
+use lab::{Namespace, link};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
+pub(crate) use self::daemon::{Daemon, Started};
 use super::{
     Setup,
     ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink},
@@ -48,9 +50,6 @@ const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 
 /// How many sessions pls-router has room for: for the most that are measured, at 80 %.
 const ROOM: u32 = MAX_SESSIONS / 4 * 5;
-
-/// How long pls-router gets to be in place.
-const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a datagram may take there and back.
 const ECHO_LIMIT: Duration = Duration::from_secs(2);
@@ -111,6 +110,8 @@ pub(crate) enum Traffic {
     Packets,
     /// Our probes, turned round at the far end.
     Probes,
+    /// None: the daemon is what is measured, at its default size.
+    Nothing,
     /// Datagrams between two network stacks.
     Datagrams,
     /// TCP between two network stacks.
@@ -139,23 +140,19 @@ pub(crate) struct Path {
     _programs: Vec<Attached>,
 }
 
-struct Daemon {
-    _process: Process,
-    binary: PathBuf,
-    configuration: PathBuf,
-}
-
 impl Path {
     /// Brings a path up.
     pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
+        let number = setup.next_number();
         let kind = match traffic {
             Traffic::Packets => 'u',
             Traffic::Probes => 'l',
             Traffic::Datagrams => 's',
+            Traffic::Nothing => 'z',
             Traffic::Tcp(Offloads::Off) => 't',
             Traffic::Tcp(Offloads::Default) => 'd',
         };
-        let tag = format!("{}{kind}", arm.letter());
+        let tag = format!("{}{kind}{number}", arm.letter());
         let namespace = |host: &str| -> Result<Namespace> {
             let name = lab::state::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
             let mut namespace = Namespace::create(&name)?;
@@ -249,12 +246,14 @@ impl Path {
         router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
         match arm {
             Arm::Redirect => self._programs.push(Attached::redirect(router, [in_device, out_device])?),
-            Arm::PlsRouter => {
-                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], &setup.binary)?);
-            }
-            Arm::Beside => {
-                let binary = setup.beside.as_ref().context("no other pls-router was named")?;
-                self.daemon = Some(start_daemon(setup, router, tag, [in_device, out_device], binary)?);
+            Arm::PlsRouter | Arm::Beside => {
+                let beside = setup.beside.as_ref().context("no other pls-router was named");
+                let binary = if *arm == Arm::Beside { beside? } else { &setup.binary };
+                let room = if traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
+                let devices = [in_device.as_str(), out_device];
+                let mut daemon = Daemon::configure(&setup.state, tag, devices, binary, room)?;
+                daemon.start(&setup.state, router)?;
+                self.daemon = Some(daemon);
             }
             Arm::Nftables => {
                 nftables(router, [in_device, out_device])?;
@@ -274,7 +273,7 @@ impl Path {
                 Traffic::Packets => router.run("ethtool", &["-K", in_device, "gro", "on"]).map(drop)?,
                 // What a program at the other end sends by XDP_TX is taken only where there is a program (`veth_xdp_flush`).
                 Traffic::Probes => self._programs.push(Attached::pass(router, &[in_device, out_device])?),
-                Traffic::Datagrams | Traffic::Tcp(_) => {}
+                Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => {}
             }
         }
         Ok(())
@@ -355,12 +354,15 @@ impl Path {
         Ok(())
     }
 
+    /// The daemon, and the namespace that it runs in.
+    pub(crate) fn daemon(&mut self) -> Result<(&mut Daemon, &Namespace)> {
+        Ok((self.daemon.as_mut().context("no pls-router runs")?, &self.router))
+    }
+
     /// What pls-router has counted; none of another router.
     pub(crate) fn counters(&self) -> Result<Option<Counters>> {
-        let Some(Daemon { binary, configuration, .. }) = &self.daemon else { return Ok(None) };
-        let mut command = self.router.command(binary)?;
-        command.env("PLS_ROUTER_CONFIG", configuration).args(["counters", "-o", "json"]);
-        let text = lab::command::run(&mut command)?;
+        let Some(daemon) = &self.daemon else { return Ok(None) };
+        let text = lab::command::run(&mut daemon.command(&self.router, &["counters", "-o", "json"])?)?;
         Ok(Some(serde_json::from_str(&text).with_context(|| format!("pls-router printed {text}"))?))
     }
 
@@ -371,61 +373,7 @@ impl Path {
     }
 }
 
-fn start_daemon(
-    Setup { state, .. }: &Setup,
-    router: &Namespace,
-    tag: &str,
-    [in_device, out_device]: [&str; 2],
-    binary: &FilePath,
-) -> Result<Daemon> {
-    let socket = state.path(&format!("api-{tag}.sock"));
-    let configuration = state.write(
-        &format!("config-{tag}.toml"),
-        format!(
-            "[interfaces]\n\
-             pls = \"{in_device}\"\n\
-             firewall = \"{out_device}\"\n\
-             mode = \"native\"\n\
-             [[forward]]\n\
-             name = \"bench\"\n\
-             protocol = \"udp\"\n\
-             listen = \"{PORT}-{LAST_PORT}\"\n\
-             target = \"{TARGET}\"\n\
-             sources = [\"{SOURCES}\"]\n\
-             [[forward]]\n\
-             name = \"iperf3\"\n\
-             protocol = \"tcp\"\n\
-             listen = \"{IPERF_PORT}\"\n\
-             target = \"{TARGET}:{IPERF_PORT}\"\n\
-             sources = [\"{SOURCES}\"]\n\
-             [admin]\n\
-             socket = \"{}\"\n\
-             pins = \"{}\"\n\
-             # Sessions are opened before anything is measured, and must still be there then.\n\
-             [timeouts]\n\
-             udp = \"1h\"\n\
-             udp_unreplied = \"1h\"\n\
-             # Nobody answers here, so all of them count as half-open, and would go early where the table is nearly full.\n\
-             [limits]\n\
-             flows = {ROOM}\n\
-             half_open_per_source = {MAX_SESSIONS}\n",
-            socket.display(),
-            state.path(&format!("bpf/{tag}")).display(),
-        ),
-    )?;
-    let mut command = router.command(binary)?;
-    command.env("PLS_ROUTER_CONFIG", &configuration).arg("run");
-    let mut process = Process::spawn(state, &format!("pls-router-{tag}"), command)?;
-    process.wait_until(START_LIMIT, || {
-        let mut command = router.command(binary)?;
-        command.env("PLS_ROUTER_CONFIG", &configuration).args(["status", "-o", "json"]);
-        // Its exit status says whether the router is healthy.
-        lab::command::run(&mut command).map(drop)
-    })?;
-    Ok(Daemon { _process: process, binary: binary.to_owned(), configuration })
-}
-
-/// The rules of [`start_daemon`]'s configuration as nftables has them.
+/// The rules of the [`Daemon`]'s configuration as nftables has them.
 fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()> {
     router.nft(&format!(
         "table ip bench {{

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{latency::Latency, packets::Packets, programs::Programs, tcp::Tcp};
+use super::{latency::Latency, packets::Packets, programs::Programs, resources::Resources, tcp::Tcp};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) latency: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tcp: Option<Tcp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resources: Option<Resources>,
     /// What was asked for and could not be measured here.
     pub(crate) not_measured: Vec<NotMeasured>,
 }
@@ -106,6 +108,7 @@ impl Report {
             packets: None,
             latency: None,
             tcp: None,
+            resources: None,
             not_measured: Vec::new(),
         })
     }
