@@ -85,6 +85,11 @@ impl Arm {
         }
     }
 
+    /// Whether packets are forwarded by an XDP program.
+    pub(crate) const fn is_xdp(self) -> bool {
+        matches!(self, Self::Redirect | Self::PlsRouter | Self::Beside)
+    }
+
     /// Whether packets go to the router's own address, and are translated there.
     const fn translates(self) -> bool {
         matches!(self, Self::PlsRouter | Self::Beside | Self::Nftables)
@@ -231,7 +236,9 @@ impl Path {
              route add default via {ROUTER_OUT}",
             mac(to_gen)
         ))?;
-        if matches!(traffic, Traffic::Datagrams | Traffic::Tcp(Offloads::Off)) {
+        if matches!(traffic, Traffic::Datagrams | Traffic::Tcp(Offloads::Off))
+            || matches!(traffic, Traffic::Tcp(Offloads::Default) if self.arm.is_xdp())
+        {
             // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
