@@ -15,7 +15,20 @@ pub fn wire(
     (left, left_device): (&Namespace, &str),
     (right, right_device): (&Namespace, &str),
 ) -> Result<()> {
-    left.ip(&format!("link add {left_device} type veth peer name {right_device} netns {}", right.name()))?;
+    wire_with_queues((left, left_device), (right, right_device), 1)
+}
+
+/// Lays a wire whose devices have this many queues. The CPU that sends by XDP chooses which one.
+pub fn wire_with_queues(
+    (left, left_device): (&Namespace, &str),
+    (right, right_device): (&Namespace, &str),
+    queues: u32,
+) -> Result<()> {
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+    left.ip(&format!(
+        "link add {left_device} {queues} type veth peer name {right_device} {queues} netns {}",
+        right.name()
+    ))?;
     for (namespace, device) in [(left, left_device), (right, right_device)] {
         offloads(namespace, device, false)?;
         namespace.ip(&format!("link set {device} up"))?;

@@ -14,55 +14,53 @@ mod buckets;
 #[cfg(target_arch = "bpf")]
 #[path = "labtools/probe.rs"]
 mod probe;
+#[cfg(target_arch = "bpf")]
+#[path = "labtools/traffic.rs"]
+mod traffic;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
         EbpfContext as _,
-        bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, xdp_action},
-        helpers::{bpf_get_prandom_u32, bpf_redirect},
+        bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, bpf_fib_lookup, xdp_action},
+        cty::c_void,
+        helpers::{
+            bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_redirect,
+            generated::{bpf_fib_lookup as look_up_route, bpf_loop},
+        },
         macros::{classifier, map, xdp},
-        maps::{DevMap, PerCpuArray},
+        maps::{Array, DevMap, PerCpuArray},
         programs::{TcContext, XdpContext},
     };
     use router_common::checksum::Sum;
 
-    /// The headers of the bench's packets: Ethernet, IPv4 without options, UDP.
-    const HEADERS: usize = 42;
+    use crate::traffic::{
+        CPUS, Expected, Flow, Generator, HEAD, LEARN, LEARNT, REPLY, SOURCES, Sunk, TCP, TIMED, Traffic,
+    };
+
+    const ETHER_DESTINATION: usize = 0;
+    const ETHER_SOURCE: usize = 6;
     const ETHER_TYPE: usize = 12;
     const IP_START: usize = 14;
     const IP_PROTOCOL: usize = 23;
     const IP_CHECKSUM: usize = 24;
     const IP_SOURCE: usize = 26;
     const IP_DESTINATION: usize = 30;
-    const UDP_SOURCE: usize = 34;
-    const UDP_DESTINATION: usize = 36;
+    /// TCP's and UDP's ports.
+    const SOURCE_PORT: usize = 34;
+    const DESTINATION_PORT: usize = 36;
     const UDP_CHECKSUM: usize = 40;
+    const UDP_PAYLOAD: usize = 42;
+    const TCP_CHECKSUM: usize = 50;
+    const TCP_PAYLOAD: usize = 54;
 
-    /// Flows are dealt to this many source addresses in turn (a Private Link Service has up to eight), a port later each time.
-    const SOURCES: u32 = 8;
-    /// After so many flows, the next ones go to the next destination port: each needs a SNAT port of its own there.
-    const FLOWS_A_PORT: u32 = 1 << 15;
-
-    /// How many flows `generate` makes. Set when it is loaded.
-    #[unsafe(no_mangle)]
-    static FLOWS: u32 = 1;
-
-    /// The headers of the first flow, with the checksums that are right for it. Set when `generate` is loaded.
-    #[unsafe(no_mangle)]
-    static TEMPLATE: [u8; HEADERS] = [0; HEADERS];
-
-    /// The addresses that `sink` expects, source and destination as they are on the wire. Set when it is loaded.
-    #[unsafe(no_mangle)]
-    static EXPECTED: [u8; 8] = [0; 8];
-
-    /// Which bits of them it compares. Set when it is loaded.
-    #[unsafe(no_mangle)]
-    static EXPECTED_MASK: [u8; 8] = [0; 8];
-
-    /// The first UDP port of the bench's packets, as a number, and how many there are. Set when `sink` is loaded.
-    #[unsafe(no_mangle)]
-    static PORTS: [u32; 2] = [0; 2];
+    /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from the CPU that counts there.
+    const LOOK: u64 = 2_000;
+    /// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for a batch, also of new sessions
+    /// where hardly a SNAT port is free.
+    const PATIENCE: u64 = 6_000_000;
+    /// More turns than [`PATIENCE`] takes, at a few nanoseconds each.
+    const TURNS: u32 = 1 << 20;
 
     /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is loaded.
     #[unsafe(no_mangle)]
@@ -72,22 +70,25 @@ mod programs {
     #[unsafe(no_mangle)]
     static DETOUR: u32 = 0;
 
-    /// What `generate` remembers from one packet to the next.
-    #[repr(C)]
-    struct Generator {
-        /// Packets made.
-        packets: u64,
-        /// The next packet's flow.
-        flow: u64,
-    }
+    /// What `generate` sends. Written by the bench, while nothing is sent.
+    #[map]
+    static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 
-    /// Written by the CPU that generates; the bench reads.
+    /// Written by the CPU that generates, and by the bench while nothing is sent.
     #[map]
     static GENERATOR: PerCpuArray<Generator> = PerCpuArray::with_max_entries(1, 0);
 
-    /// Packets with the expected addresses, and others to the bench's port. Written by the CPU that sinks; the bench reads.
+    /// What `sink` expects. Written by the bench, while nothing is sent.
     #[map]
-    static SUNK: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+    static EXPECTED: Array<Expected> = Array::with_max_entries(1, 0);
+
+    /// By CPU; no per-CPU map, since the generator's CPU reads it. Written by the CPU that sinks; the bench reads.
+    #[map]
+    static SUNK: Array<Sunk> = Array::with_max_entries(CPUS, 0);
+
+    /// By a flow's number, the source port that its packets arrived with, as a number. Written by `sink`, read by `generate`, one after the other.
+    #[map]
+    static LEARNT_PORTS: Array<u32> = Array::with_max_entries(LEARNT, 0);
 
     /// What `weather` did to IPv4 packets.
     #[repr(C)]
@@ -105,9 +106,10 @@ mod programs {
     #[map]
     static WEATHER: PerCpuArray<Weather> = PerCpuArray::with_max_entries(1, 0);
 
-    /// For `redirect`: by the index of the interface that a packet came in on, the one that it leaves by. Written by the bench.
+    /// The interface that a packet leaves by: for `redirect` by the index of the one that it came in on, for `route` by the index that
+    /// the kernel's routes name. Written by the bench.
     #[map]
-    static OTHER_SIDE: DevMap = DevMap::with_max_entries(64, 0);
+    static EGRESS: DevMap = DevMap::with_max_entries(64, 0);
 
     /// Passes every packet.
     ///
@@ -125,65 +127,177 @@ mod programs {
     /// written every time.
     #[xdp]
     fn generate(ctx: XdpContext) -> u32 {
-        let Some(generator) = GENERATOR.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
-        let Some(headers) = headers(&ctx) else { return xdp_action::XDP_ABORTED };
+        let (Some(generator), Some(traffic)) = (GENERATOR.get_ptr_mut(0), TRAFFIC.get(0)) else {
+            return xdp_action::XDP_ABORTED;
+        };
+        let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };
         // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
+        if unsafe { (*generator).in_batch } == 0 {
+            pace(traffic);
+        }
+        // SAFETY: as above; `pace` is done with it.
         let generator = unsafe { &mut *generator };
-        // SAFETY: `headers` checked the bounds, and nothing else refers to the packet.
-        let headers = unsafe { &mut *headers };
-        *headers = setting(&TEMPLATE);
+        generator.in_batch += 1;
+        if generator.in_batch >= traffic.batch {
+            generator.in_batch = 0;
+        }
+        generator.made += 1;
+        let flow = generator.flow(traffic);
+        // SAFETY: `head` checked the bounds, nothing else refers to the packet, and its page begins so that this is aligned.
+        unsafe { head.cast::<[u32; HEAD / 4]>().write(traffic.head) };
+        // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
+        let head = unsafe { &mut *head };
 
-        let flow = generator.flow as u32;
-        // Compared and not divided: a division would cost as much as the rest.
-        generator.flow = if flow + 1 >= setting(&FLOWS) { 0 } else { u64::from(flow + 1) };
-        generator.packets += 1;
-
-        // The low half of the source address, and both ports.
-        let at_port = flow % FLOWS_A_PORT;
-        let old = [word(headers, IP_SOURCE + 2), word(headers, UDP_SOURCE), word(headers, UDP_DESTINATION)];
-        let new = [
-            plus(old[0], at_port % SOURCES),
-            plus(old[1], at_port / SOURCES),
-            plus(old[2], flow / FLOWS_A_PORT),
-        ];
-        let address = Sum::ZERO.remove(old[0]).add(new[0]);
-        let all = address.remove(old[1]).add(new[1]).remove(old[2]).add(new[2]);
-        set_word(headers, IP_SOURCE + 2, new[0]);
-        set_word(headers, UDP_SOURCE, new[1]);
-        set_word(headers, UDP_DESTINATION, new[2]);
-        set_word(headers, IP_CHECKSUM, address.apply(word(headers, IP_CHECKSUM)));
-        set_word(headers, UDP_CHECKSUM, all.apply_udp(word(headers, UDP_CHECKSUM)));
+        let mut ip = Sum::ZERO;
+        let mut ports = Sum::ZERO;
+        if traffic.flags & REPLY == 0 {
+            let source = plus(word(head, IP_SOURCE + 2), flow.at % SOURCES);
+            ip = change(head, IP_SOURCE + 2, source, ip);
+            let source = plus(word(head, SOURCE_PORT), flow.at / SOURCES);
+            ports = change(head, SOURCE_PORT, source, ports);
+            let destination = plus(word(head, DESTINATION_PORT), flow.port);
+            ports = change(head, DESTINATION_PORT, destination, ports);
+        } else {
+            let Some(learnt) = LEARNT_PORTS.get(flow.number) else { return xdp_action::XDP_ABORTED };
+            let source = plus(word(head, SOURCE_PORT), flow.port);
+            ports = change(head, SOURCE_PORT, source, ports);
+            ports = change(head, DESTINATION_PORT, (*learnt as u16).to_be_bytes(), ports);
+        }
+        set_word(head, IP_CHECKSUM, ip.apply(word(head, IP_CHECKSUM)));
+        let all = ip.plus(ports);
+        if traffic.flags & TCP == 0 {
+            let all = number(head, UDP_PAYLOAD, flow, all);
+            set_word(head, UDP_CHECKSUM, all.apply_udp(word(head, UDP_CHECKSUM)));
+        } else {
+            let all = number(head, TCP_PAYLOAD, flow, all);
+            set_word(head, TCP_CHECKSUM, all.apply(word(head, TCP_CHECKSUM)));
+        }
         xdp_action::XDP_TX
     }
 
-    /// Counts and drops the bench's packets, and turns probes round; passes all others (ARP, iperf3).
+    /// Waits until the next batch may be made.
+    #[inline(always)]
+    fn pace(traffic: &Traffic) {
+        if traffic.period != 0
+            && let Some(generator) = GENERATOR.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's own.
+            let mut due = unsafe { (*generator).schedule(now(), traffic.period) };
+            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
+            unsafe { bpf_loop(TURNS, is_due as *const () as *mut c_void, (&raw mut due).cast(), 0) };
+        }
+        if traffic.window != 0 {
+            let mut wait = Wait {
+                since: now(),
+                look: 0,
+                arrived: u64::MAX,
+                window: u64::from(traffic.window),
+                cpu: traffic.sink_cpu,
+            };
+            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
+            unsafe { bpf_loop(TURNS, has_room as *const () as *mut c_void, (&raw mut wait).cast(), 0) };
+        }
+    }
+
+    /// A callback of `bpf_loop`: whether the time has come.
+    ///
+    /// # Safety
+    /// `due` points to a time.
+    unsafe extern "C" fn is_due(_turn: u32, due: *const u64) -> i64 {
+        // SAFETY: the caller's promise.
+        i64::from(now() >= unsafe { *due })
+    }
+
+    /// What `generate` waits for before a batch.
+    struct Wait {
+        /// When something has arrived the last time.
+        since: u64,
+        /// When to look the next time.
+        look: u64,
+        /// What had arrived then.
+        arrived: u64,
+        window: u64,
+        cpu: u32,
+    }
+
+    /// A callback of `bpf_loop`: whether less packets than the window are under way, or nothing arrives any more.
+    ///
+    /// # Safety
+    /// `wait` points to a [`Wait`] that nobody else uses.
+    unsafe extern "C" fn has_room(_turn: u32, wait: *mut Wait) -> i64 {
+        // SAFETY: the caller's promise.
+        let wait = unsafe { &mut *wait };
+        let now = now();
+        if now < wait.look {
+            return 0;
+        }
+        wait.look = now + LOOK;
+        let (Some(sunk), Some(generator)) = (SUNK.get_ptr(wait.cpu), GENERATOR.get_ptr_mut(0)) else {
+            return 1;
+        };
+        // SAFETY: another CPU writes them, whole words each; volatile, so that they are read now.
+        let arrived = unsafe {
+            (&raw const (*sunk).packets).read_volatile() + (&raw const (*sunk).otherwise).read_volatile()
+        };
+        // SAFETY: this CPU's own, and `generate` does not use it while it waits.
+        let generator = unsafe { &mut *generator };
+        if generator.under_way(arrived) < wait.window {
+            return 1;
+        }
+        if arrived != wait.arrived {
+            wait.arrived = arrived;
+            wait.since = now;
+        } else if now - wait.since > PATIENCE {
+            generator.write_off(arrived);
+            return 1;
+        }
+        0
+    }
+
+    /// Counts and drops the bench's packets, and plays its part with probes; passes all others (ARP, iperf3).
     #[xdp]
     fn sink(ctx: XdpContext) -> u32 {
-        if let Some(verdict) = crate::probe::bounce(&ctx) {
+        if let Some(verdict) = crate::probe::handle(&ctx) {
             return verdict;
         }
-        let Some(headers) = headers(&ctx) else { return xdp_action::XDP_PASS };
-        // SAFETY: `headers` checked the bounds, and nobody writes to the packet.
-        let headers = unsafe { &*headers };
-        let [first, ports] = setting(&PORTS);
-        // IPv4 (RFC 894) without options, UDP (RFC 768).
-        let ours = word(headers, ETHER_TYPE) == [0x08, 0x00]
-            && headers[IP_START] == 0x45
-            && headers[IP_PROTOCOL] == 17
-            && u32::from(u16::from_be_bytes(word(headers, UDP_DESTINATION))).wrapping_sub(first) < ports;
+        let (Some(head), Some(expected)) = (head(&ctx), EXPECTED.get(0)) else { return xdp_action::XDP_PASS };
+        // SAFETY: `head` checked the bounds, and nobody writes to the packet.
+        let head = unsafe { &*head };
+        let tcp = expected.flags & TCP != 0;
+        let port =
+            if expected.flags & REPLY != 0 { word(head, SOURCE_PORT) } else { word(head, DESTINATION_PORT) };
+        let [first, ports] = expected.ports;
+        // IPv4 (RFC 894) without options, TCP (RFC 9293) or UDP (RFC 768).
+        let ours = word(head, ETHER_TYPE) == [0x08, 0x00]
+            && head[IP_START] == 0x45
+            && head[IP_PROTOCOL] == if tcp { 6 } else { 17 }
+            && u32::from(u16::from_be_bytes(port)).wrapping_sub(first) < ports;
         if !ours {
             return xdp_action::XDP_PASS;
         }
-        if let Some(sunk) = SUNK.get_ptr_mut(0) {
-            // SAFETY: the value is this CPU's own, and XDP programs do not interrupt each other.
-            let [as_expected, other] = unsafe { &mut *sunk };
-            let (source, destination) = (quad(headers, IP_SOURCE), quad(headers, IP_DESTINATION));
-            let addresses = u64::from(source) << 32 | u64::from(destination);
-            let difference = addresses ^ u64::from_be_bytes(setting(&EXPECTED));
-            if difference & u64::from_be_bytes(setting(&EXPECTED_MASK)) == 0 {
-                *as_expected += 1;
-            } else {
-                *other += 1;
+        // SAFETY: a helper without arguments.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let Some(sunk) = SUNK.get_ptr_mut(cpu) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: this CPU's own but for readers, and XDP programs do not interrupt each other.
+        let sunk = unsafe { &mut *sunk };
+        let (source, destination) = (quad(head, IP_SOURCE), quad(head, IP_DESTINATION));
+        let addresses = u64::from(source) << 32 | u64::from(destination);
+        if (addresses ^ expected.addresses) & expected.mask == 0 {
+            sunk.packets += 1;
+        } else {
+            sunk.otherwise += 1;
+        }
+        if expected.flags & TIMED != 0 {
+            sunk.last = now();
+            if sunk.first == 0 {
+                sunk.first = sunk.last;
+            }
+        }
+        if expected.flags & LEARN != 0 {
+            let flow = if tcp { quad(head, TCP_PAYLOAD) } else { quad(head, UDP_PAYLOAD) };
+            if let Some(learnt) = LEARNT_PORTS.get_ptr_mut(flow) {
+                // SAFETY: one CPU sinks while ports are learnt.
+                unsafe { *learnt = u32::from(u16::from_be_bytes(word(head, SOURCE_PORT))) };
             }
         }
         xdp_action::XDP_DROP
@@ -192,7 +306,60 @@ mod programs {
     /// Sends every packet out of the other interface without looking at it: what is left of a router when it does nothing.
     #[xdp]
     fn redirect(ctx: XdpContext) -> u32 {
-        OTHER_SIDE.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
+        EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
+    /// Sends every packet back where it came from, but for its MAC addresses without looking at it: the same with one interface.
+    #[xdp]
+    fn turn(ctx: XdpContext) -> u32 {
+        let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
+        let head = unsafe { &mut *head };
+        let mut at = 0;
+        while at < 6 {
+            let (from, to) = (word(head, ETHER_SOURCE + at), word(head, ETHER_DESTINATION + at));
+            set_word(head, ETHER_SOURCE + at, to);
+            set_word(head, ETHER_DESTINATION + at, from);
+            at += 2;
+        }
+        xdp_action::XDP_TX
+    }
+
+    /// Forwards every IPv4 packet by the kernel's routes and neighbours, asked for each packet, without NAT.
+    #[xdp]
+    fn route(ctx: XdpContext) -> u32 {
+        const IP_TTL: usize = 22;
+        const AF_INET: u8 = 2;
+        let Some(head) = head(&ctx) else { return xdp_action::XDP_PASS };
+        // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
+        let head = unsafe { &mut *head };
+        if word(head, ETHER_TYPE) != [0x08, 0x00] || head[IP_TTL] <= 1 {
+            return xdp_action::XDP_PASS;
+        }
+        // SAFETY: all of it may be zero.
+        let mut wanted: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        wanted.family = AF_INET;
+        wanted.l4_protocol = head[IP_PROTOCOL];
+        wanted.ifindex = ctx.ingress_ifindex() as u32;
+        wanted.__bindgen_anon_1.tot_len = u16::from_be_bytes(word(head, IP_START + 2));
+        wanted.__bindgen_anon_3.ipv4_src = quad(head, IP_SOURCE).to_be();
+        wanted.__bindgen_anon_4.ipv4_dst = quad(head, IP_DESTINATION).to_be();
+        // SAFETY: the context is valid for as long as the program runs, and the length is the structure's.
+        let found =
+            unsafe { look_up_route(ctx.as_ptr(), &raw mut wanted, size_of::<bpf_fib_lookup>() as i32, 0) };
+        if found != 0 {
+            return xdp_action::XDP_PASS;
+        }
+        let old = word(head, IP_TTL);
+        let sum = change(head, IP_TTL, [old[0] - 1, old[1]], Sum::ZERO);
+        set_word(head, IP_CHECKSUM, sum.apply(word(head, IP_CHECKSUM)));
+        let mut at = 0;
+        while at < 6 {
+            head[ETHER_DESTINATION + at] = wanted.dmac[at];
+            head[ETHER_SOURCE + at] = wanted.smac[at];
+            at += 1;
+        }
+        EGRESS.redirect(wanted.ifindex, 0).unwrap_or(xdp_action::XDP_ABORTED)
     }
 
     /// Bad weather on a wire: loses, holds up and doubles IPv4 packets by chance.
@@ -236,18 +403,41 @@ mod programs {
     }
 
     #[inline(always)]
-    fn word(headers: &[u8; HEADERS], at: usize) -> [u8; 2] {
-        [headers[at], headers[at + 1]]
+    fn now() -> u64 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]
-    fn quad(headers: &[u8; HEADERS], at: usize) -> u32 {
-        u32::from_be_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]])
+    fn word(head: &[u8; HEAD], at: usize) -> [u8; 2] {
+        [head[at], head[at + 1]]
     }
 
     #[inline(always)]
-    fn set_word(headers: &mut [u8; HEADERS], at: usize, value: [u8; 2]) {
-        [headers[at], headers[at + 1]] = value;
+    fn quad(head: &[u8; HEAD], at: usize) -> u32 {
+        u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+    }
+
+    #[inline(always)]
+    fn set_word(head: &mut [u8; HEAD], at: usize, value: [u8; 2]) {
+        [head[at], head[at + 1]] = value;
+    }
+
+    /// Changes a word; what of checksums changes with it, on top of `sum`.
+    #[inline(always)]
+    fn change(head: &mut [u8; HEAD], at: usize, value: [u8; 2], sum: Sum) -> Sum {
+        let sum = sum.remove(word(head, at)).add(value);
+        set_word(head, at, value);
+        sum
+    }
+
+    /// Writes a flow's number where there are zeros, as [`change`] does.
+    #[inline(always)]
+    fn number(head: &mut [u8; HEAD], at: usize, flow: Flow, sum: Sum) -> Sum {
+        let [a, b, c, d] = flow.number.to_be_bytes();
+        set_word(head, at, [a, b]);
+        set_word(head, at + 2, [c, d]);
+        sum.add([a, b]).add([c, d])
     }
 
     /// The word, read as a number, plus `more`.
@@ -256,10 +446,11 @@ mod programs {
         u16::from_be_bytes(word).wrapping_add(more as u16).to_be_bytes()
     }
 
+    /// The first bytes of a frame; all of the bench's have so many.
     #[inline(always)]
-    fn headers(ctx: &XdpContext) -> Option<*mut [u8; HEADERS]> {
+    fn head(ctx: &XdpContext) -> Option<*mut [u8; HEAD]> {
         let start = ctx.data();
-        if start + HEADERS > ctx.data_end() { None } else { Some(start as *mut [u8; HEADERS]) }
+        if start + HEAD > ctx.data_end() { None } else { Some(start as *mut [u8; HEAD]) }
     }
 
     #[panic_handler]

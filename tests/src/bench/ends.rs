@@ -1,50 +1,61 @@
-//! The two ends of a measured path: what makes packets and what counts them. Both are BPF programs of `labtools`.
+//! The two ends of a measured path: what makes packets and what counts them. Both are BPF programs of `labtools`, one object
+//! for each path, whose maps they share.
 
 use std::{
     io::ErrorKind,
     net::Ipv4Addr,
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{DevMap, PerCpuArray},
+    maps::{Array, DevMap, MapData, PerCpuArray, PerCpuValues},
     programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
 use lab::Namespace;
 use nix::net::if_::if_nametoindex;
-use router_common::checksum::Sum;
+use serde::Serialize;
 
-use super::cpu;
+use super::{
+    cpu,
+    frames::PORT,
+    probe::{self, ProbeMaps},
+    traffic::{CPUS, Expected, Generator, HEAD, Sunk, Traffic},
+};
 
-/// The frame's length without the frame check sequence, which no program ever sees: 64 bytes on a wire.
-pub(crate) const FRAME: usize = 60;
-/// Ethernet, IPv4, UDP.
-const HEADERS: usize = 42;
 /// Packets by one call: more than a run takes. Each call sets up its own pool of pages, which takes so long that with
 /// shorter calls the router would idle for a tenth of the time; so a call is interrupted when it is no longer wanted.
-const CALL: u32 = 1 << 30;
-/// Packets that the kernel makes before it hands them on: its own default (`Documentation/bpf/bpf_prog_run.rst`).
-const BATCH: u32 = 64;
+const ENDLESS: u32 = 1 << 30;
 
-/// The first of the UDP ports that the bench's packets go to, before and after translation.
-pub(crate) const PORT: u16 = 9000;
-/// The last one.
-pub(crate) const LAST_PORT: u16 = PORT + (MAX_SESSIONS / FLOWS_A_PORT) as u16 - 1;
-/// Flows that go to one of them, as `generate` has it.
-const FLOWS_A_PORT: u32 = 1 << 15;
-/// The source port of the first flow.
-const FIRST_SOURCE_PORT: u16 = 10_000;
+/// Flows that go to one of the target's ports: each needs a SNAT port of its own there.
+pub(crate) const FLOWS_A_PORT: u32 = 1 << 15;
 /// How many sessions there may be: as many as a router has room for by default.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
+/// The last one of the target's ports.
+pub(crate) const LAST_PORT: u16 = PORT + (MAX_SESSIONS / FLOWS_A_PORT) as u16 - 1;
 
-/// The programs of the ends.
-pub(crate) fn object() -> &'static [u8] {
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"))
+// SAFETY: of all of them: numbers, without padding.
+unsafe impl Pod for Traffic {}
+// SAFETY: as above.
+unsafe impl Pod for Generator {}
+// SAFETY: as above.
+unsafe impl Pod for Expected {}
+// SAFETY: as above.
+unsafe impl Pod for Sunk {}
+
+fn load() -> Result<Ebpf> {
+    load_with(&mut EbpfLoader::new())
 }
 
-/// Loads a program.
+/// Loads the programs, with settings.
+pub(crate) fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
+    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"));
+    loader.load(object).context("cannot load labtools")
+}
+
+/// Has the kernel take a program.
 pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("labtools has no program {name}"))?;
     let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not an XDP program"))?;
@@ -52,123 +63,227 @@ pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp>
     Ok(program)
 }
 
-/// Loads a program and puts it on devices, for as long as the value lives.
-pub(crate) fn attach(ebpf: &mut Ebpf, name: &str, namespace: &Namespace, devices: &[&str]) -> Result<()> {
-    let program = program(ebpf, name)?;
-    for device in devices {
-        namespace
-            .inside(|| program.attach(device, XdpMode::Driver))?
-            .with_context(|| format!("cannot put {name} on {device}"))?;
-    }
+/// Puts a program that is loaded on a device, for as long as the value lives.
+fn attach(program: &mut Xdp, namespace: &Namespace, device: &str) -> Result<()> {
+    namespace
+        .inside(|| program.attach(device, XdpMode::Driver))?
+        .with_context(|| format!("cannot put a program on {device}"))?;
     Ok(())
 }
 
-/// The one value of a per-CPU array with one slot, from every CPU.
-fn per_cpu<T: Pod>(ebpf: &Ebpf, map: &str) -> Result<Vec<T>> {
-    let data = ebpf.map(map).with_context(|| format!("labtools has no map {map}"))?;
-    let array = PerCpuArray::<_, T>::try_from(data).with_context(|| format!("{map} is another map"))?;
-    Ok(array.get(&0, 0).with_context(|| format!("cannot read {map}"))?.iter().copied().collect())
+/// A map of labtools, as a value of its own.
+pub(crate) fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+where
+    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("labtools has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("{name} is another map"))
 }
 
-/// The headers of a path's first flow.
+/// How packets are spread over time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pacing {
+    /// As fast as they are made: what does not fit into the router's ring is refused.
+    Blast,
+    /// As fast as they arrive: so many are under way.
+    Window(u32),
+    /// So many a second.
+    Rate(f64),
+}
+
+impl Pacing {
+    /// What fits into a veth's ring of 256 together with a batch, and keeps a router busy that takes 64 at a time.
+    pub(crate) const IN_FLIGHT: Self = Self::Window(192);
+
+    /// Packets that the kernel makes before it hands them on, see `BPF_PROG_TEST_RUN` (`Documentation/bpf/bpf_prog_run.rst`).
+    pub(crate) const fn batch(self) -> u32 {
+        match self {
+            Self::Blast | Self::Window(_) => 64,
+            // Smooth, as far as calls by the kernel's own rules can be.
+            Self::Rate(_) => 8,
+        }
+    }
+
+    /// The limit of packets under way, and the nanoseconds from a batch to the next one, as [`Traffic`] has them.
+    pub(crate) fn limits(self) -> (u32, u64) {
+        match self {
+            Self::Blast => (0, 0),
+            Self::Window(packets) => (packets, 0),
+            Self::Rate(rate) => (0, (f64::from(self.batch()) * 1e9 / rate) as u64),
+        }
+    }
+}
+
+/// An end of a path: a device in a namespace.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Headers {
-    pub(crate) source_mac: [u8; 6],
-    pub(crate) destination_mac: [u8; 6],
-    /// The first flow's; the others' follow.
-    pub(crate) source: Ipv4Addr,
-    pub(crate) destination: Ipv4Addr,
+pub(crate) struct End<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) device: &'a str,
 }
 
-impl Headers {
-    /// A UDP packet with these, checksums included; its payload is zeros.
-    pub(crate) fn frame(&self, ttl: u8) -> [u8; FRAME] {
-        let mut frame = [0; FRAME];
-        frame[0..6].copy_from_slice(&self.destination_mac);
-        frame[6..12].copy_from_slice(&self.source_mac);
-        frame[12..14].copy_from_slice(&[0x08, 0x00]);
-        let ip_length = (FRAME - 14) as u16;
-        let udp_length = ip_length - 20;
-        frame[14] = 0x45;
-        frame[16..18].copy_from_slice(&ip_length.to_be_bytes());
-        // Don't fragment, TTL, UDP.
-        frame[20..24].copy_from_slice(&[0x40, 0, ttl, 17]);
-        frame[26..30].copy_from_slice(&self.source.octets());
-        frame[30..34].copy_from_slice(&self.destination.octets());
-        frame[34..36].copy_from_slice(&FIRST_SOURCE_PORT.to_be_bytes());
-        frame[36..38].copy_from_slice(&PORT.to_be_bytes());
-        frame[38..40].copy_from_slice(&udp_length.to_be_bytes());
-        let ip = Sum::ZERO.add_bytes(&frame[14..34]).checksum();
-        frame[24..26].copy_from_slice(&ip);
-        // RFC 768's pseudo header: addresses, protocol, length.
-        let pseudo = Sum::ZERO.add_bytes(&frame[26..34]).add([0, 17]).add(udp_length.to_be_bytes());
-        let udp = pseudo.add_bytes(&frame[34..]).checksum();
-        frame[40..42].copy_from_slice(&udp);
-        frame
+/// What one CPU sends, for [`Ends::send`].
+#[derive(Clone, Debug)]
+pub(crate) struct Sending {
+    pub(crate) cpu: usize,
+    pub(crate) traffic: Traffic,
+    /// A whole frame, whose head is overwritten.
+    pub(crate) frame: Vec<u8>,
+}
+
+impl Sending {
+    /// A frame's head in the words of a [`Traffic`].
+    pub(crate) fn head(frame: &[u8]) -> Result<[u32; HEAD / 4]> {
+        let mut head = [0; HEAD / 4];
+        ensure!(frame.len() >= HEAD, "a frame of {} bytes is too short", frame.len());
+        for (word, bytes) in head.iter_mut().zip(frame.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Ok(head)
     }
 }
 
-/// Sends the packets of a number of flows in turn, as fast as its CPU makes them.
-pub(crate) struct Generator {
+/// What the sinks of a path have counted.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Arrived {
+    /// Packets with the expected addresses, and others with the bench's ports.
+    pub(crate) packets: u64,
+    pub(crate) otherwise: u64,
+    /// From the first one to the last one, if that was asked for.
+    pub(crate) took: Duration,
+}
+
+/// Sends and counts at both ends of a path.
+pub(crate) struct Ends {
     ebpf: Ebpf,
-    frame: [u8; FRAME],
-    device: u32,
+    traffic: PerCpuArray<MapData, Traffic>,
+    generator: PerCpuArray<MapData, Generator>,
+    expected: Array<MapData, Expected>,
+    sunk: Array<MapData, Sunk>,
+    cpus: u32,
 }
 
-/// What `generate` counts, see `Generator` in labtools.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Counted {
-    packets: u64,
-    flow: u64,
-}
-
-// SAFETY: two numbers, without padding.
-unsafe impl Pod for Counted {}
-
-impl Generator {
-    /// For this device.
-    pub(crate) fn load(namespace: &Namespace, device: &str, headers: &Headers, flows: u32) -> Result<Self> {
-        let frame = headers.frame(64);
-        let mut template = [0; HEADERS];
-        template.copy_from_slice(&frame[..HEADERS]);
-        let mut ebpf = EbpfLoader::new()
-            .override_global("TEMPLATE", &template, true)
-            .override_global("FLOWS", &flows, true)
-            .load(object())
-            .context("cannot load the generator")?;
+impl Ends {
+    /// Puts a sink on every end, which also turns probes round and counts them if it knows one.
+    pub(crate) fn attach(ends: &[End<'_>], probe: Option<&[u8; HEAD]>) -> Result<Self> {
+        let mut ebpf = match probe {
+            Some(probe) => load_with(&mut probe::settings(probe))?,
+            None => load()?,
+        };
         program(&mut ebpf, "generate")?;
-        let device = namespace
-            .inside(|| if_nametoindex(device))?
-            .with_context(|| format!("there is no device {device}"))?;
-        Ok(Self { ebpf, frame, device })
+        let sink = program(&mut ebpf, "sink")?;
+        for End { namespace, device } in ends {
+            attach(sink, namespace, device)?;
+        }
+        let cpus = cpu::count()? as u32;
+        ensure!(cpus <= CPUS, "the sink counts on the first {CPUS} CPUs, and there are {cpus}");
+        Ok(Self {
+            traffic: map(&mut ebpf, "TRAFFIC")?,
+            generator: map(&mut ebpf, "GENERATOR")?,
+            expected: map(&mut ebpf, "EXPECTED")?,
+            sunk: map(&mut ebpf, "SUNK")?,
+            ebpf,
+            cpus,
+        })
     }
 
-    /// How many packets it has made.
+    /// What the sinks know of probes. Can be taken once.
+    pub(crate) fn take_probes(&mut self) -> Result<ProbeMaps> {
+        ProbeMaps::take(&mut self.ebpf)
+    }
+
+    /// Says what will be sent, and what is to arrive. Every CPU begins with its first flow.
+    pub(crate) fn prepare(&mut self, sendings: &[Sending], expected: Expected) -> Result<()> {
+        let mut generators = self.generators()?;
+        let mut traffic = vec![Traffic::default(); generators.len()];
+        for sending in sendings {
+            traffic[sending.cpu] = sending.traffic;
+            let sink = self.sunk.get(&sending.traffic.sink_cpu, 0).context("cannot read SUNK")?;
+            let generator = &mut generators[sending.cpu];
+            *generator = Generator {
+                made: generator.made,
+                next: sending.traffic.spans.map(|span| span.first),
+                ..Generator::default()
+            };
+            // What was lost before is not under way, and what one CPU has counted may have come from another one.
+            generator.write_off(sink.packets + sink.otherwise);
+            generator.stalls = 0;
+        }
+        self.expected.set(0, expected, 0).context("cannot write EXPECTED")?;
+        for cpu in 0..self.cpus {
+            let mut sunk = self.sunk.get(&cpu, 0).context("cannot read SUNK")?;
+            (sunk.first, sunk.last) = (0, 0);
+            self.sunk.set(cpu, sunk, 0).context("cannot write SUNK")?;
+        }
+        let traffic = PerCpuValues::try_from(traffic).context("too few CPUs")?;
+        self.traffic.set(0, traffic, 0).context("cannot write TRAFFIC")?;
+        let generators = PerCpuValues::try_from(generators).context("too few CPUs")?;
+        self.generator.set(0, generators, 0).context("cannot write GENERATOR")
+    }
+
+    fn generators(&self) -> Result<Vec<Generator>> {
+        let values = self.generator.get(&0, 0).context("cannot read GENERATOR")?;
+        Ok(values.iter().copied().collect())
+    }
+
+    /// How many packets have been made.
     pub(crate) fn made(&self) -> Result<u64> {
-        Ok(per_cpu::<Counted>(&self.ebpf, "GENERATOR")?.iter().map(|cpu| cpu.packets).sum())
+        Ok(self.generators()?.iter().map(|generator| generator.made).sum())
     }
 
-    /// Sends until told to stop, and then [interrupted](cpu::Thread::interrupt). To be called in the device's namespace, on a thread of its own.
-    pub(crate) fn send_until(&self, stop: &AtomicBool) -> Result<()> {
-        cpu::stay_on(cpu::GENERATOR)?;
+    /// How often a generator has waited for packets that never came, since [`Ends::prepare`].
+    pub(crate) fn stalls(&self) -> Result<u64> {
+        Ok(self.generators()?.iter().map(|generator| generator.stalls).sum())
+    }
+
+    /// What has arrived.
+    pub(crate) fn arrived(&self) -> Result<Arrived> {
+        let mut arrived = Arrived::default();
+        let (mut first, mut last) = (u64::MAX, 0);
+        for cpu in 0..self.cpus {
+            let sunk = self.sunk.get(&cpu, 0).context("cannot read SUNK")?;
+            arrived.packets += sunk.packets;
+            arrived.otherwise += sunk.otherwise;
+            if sunk.first != 0 {
+                first = first.min(sunk.first);
+                last = last.max(sunk.last);
+            }
+        }
+        arrived.took = Duration::from_nanos(last.saturating_sub(first));
+        Ok(arrived)
+    }
+
+    /// Sends so many packets, or until told to stop and then [interrupted](cpu::Thread::interrupt). To be called in the namespace of `device`,
+    /// on a thread of its own.
+    pub(crate) fn send(&self, sending: &Sending, device: &str, until: Until<'_>) -> Result<()> {
+        cpu::stay_on(sending.cpu)?;
+        let device = if_nametoindex(device).with_context(|| format!("there is no device {device}"))?;
         let program = self.ebpf.program("generate").context("labtools has no program generate")?;
         let program: &Xdp = program.try_into().context("generate is not an XDP program")?;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, FRAME as u32, 0, self.device, 0, 0].map(u32::to_ne_bytes);
-        while !stop.load(Ordering::Relaxed) {
-            let options = TestRunOptions {
-                data_in: Some(&self.frame),
+        let context = [0, sending.frame.len() as u32, 0, device, 0, 0].map(u32::to_ne_bytes);
+        let call = |repeat| {
+            program.test_run(TestRunOptions {
+                data_in: Some(&sending.frame),
                 ctx_in: Some(context.as_flattened()),
-                repeat: CALL,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                repeat,
+                attrs: TestRunAttrs::new().xdp_live_frames(sending.traffic.batch),
                 ..TestRunOptions::new()
-            };
-            match program.test_run(options) {
-                Err(ProgramError::SyscallError(error)) if error.io_error.kind() == ErrorKind::Interrupted => {
-                }
-                sent => {
-                    sent.context("the kernel does not send live frames")?;
+            })
+        };
+        match until {
+            Until::Packets(packets) => {
+                call(packets).context("the kernel does not send live frames")?;
+            }
+            Until::Stopped(stop) => {
+                while !stop.load(Ordering::Relaxed) {
+                    match call(ENDLESS) {
+                        Err(ProgramError::SyscallError(error))
+                            if error.io_error.kind() == ErrorKind::Interrupted => {}
+                        sent => {
+                            sent.context("the kernel does not send live frames")?;
+                        }
+                    }
                 }
             }
         }
@@ -176,54 +291,46 @@ impl Generator {
     }
 }
 
-/// The addresses that packets have to arrive with.
+/// When sending ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Expected {
-    /// None: any, since the source was not translated.
-    pub(crate) source: Option<Ipv4Addr>,
-    pub(crate) destination: Ipv4Addr,
+pub(crate) enum Until<'a> {
+    Packets(u32),
+    Stopped(&'a AtomicBool),
 }
 
-/// Counts and drops what arrives.
-pub(crate) struct Sink {
-    ebpf: Ebpf,
+/// An address and how many of its first bits count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Network(pub(crate) Ipv4Addr, pub(crate) u8);
+
+impl Network {
+    /// Any address.
+    pub(crate) const ANY: Self = Self(Ipv4Addr::UNSPECIFIED, 0);
+
+    /// This one.
+    pub(crate) const fn only(address: Ipv4Addr) -> Self {
+        Self(address, 32)
+    }
+
+    fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.1)).unwrap_or(0)
+    }
 }
 
-impl Sink {
-    /// On this device.
-    pub(crate) fn attach(namespace: &Namespace, device: &str, expected: Expected) -> Result<Self> {
-        Self::attach_with(namespace, device, expected, 0)
-    }
+/// What packets have to arrive with: source and destination.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival(pub(crate) Network, pub(crate) Network);
 
-    /// On this device, where it turns packets with this mark round.
-    pub(crate) fn attach_bouncing(
-        namespace: &Namespace,
-        device: &str,
-        expected: Expected,
-        mark: u32,
-    ) -> Result<Self> {
-        Self::attach_with(namespace, device, expected, mark)
-    }
-
-    fn attach_with(namespace: &Namespace, device: &str, expected: Expected, mark: u32) -> Result<Self> {
-        let source = expected.source.map_or([0; 4], |source| source.octets());
-        let addresses = [source, expected.destination.octets()];
-        let mask: [[u8; 4]; 2] = [[if expected.source.is_some() { 0xff } else { 0 }; 4], [0xff; 4]];
-        let mut ebpf = EbpfLoader::new()
-            .override_global("EXPECTED", addresses.as_flattened(), true)
-            .override_global("EXPECTED_MASK", mask.as_flattened(), true)
-            .override_global("PORTS", &[u32::from(PORT), u32::from(LAST_PORT - PORT + 1)], true)
-            .override_global("PROBE_MARK", &mark, true)
-            .load(object())
-            .context("cannot load the sink")?;
-        attach(&mut ebpf, "sink", namespace, &[device])?;
-        Ok(Self { ebpf })
-    }
-
-    /// Packets with the expected addresses, and others to the bench's port.
-    pub(crate) fn sunk(&self) -> Result<[u64; 2]> {
-        let cpus = per_cpu::<[u64; 2]>(&self.ebpf, "SUNK")?;
-        Ok(cpus.iter().fold([0; 2], |[a, b], [c, d]| [a + c, b + d]))
+impl Arrival {
+    /// As the sink has it, with these flags of [`super::traffic`].
+    pub(crate) fn expected(self, flags: u32) -> Expected {
+        let both = |pick: fn(Network) -> u32| u64::from(pick(self.0)) << 32 | u64::from(pick(self.1));
+        Expected {
+            addresses: both(|network| network.0.to_bits()),
+            mask: both(Network::mask),
+            flags,
+            ports: [u32::from(PORT), u32::from(LAST_PORT - PORT + 1)],
+            zero: 0,
+        }
     }
 }
 
@@ -236,24 +343,54 @@ pub(crate) struct Attached {
 impl Attached {
     /// Redirects from either device to the other.
     pub(crate) fn redirect(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(object()).context("cannot load labtools")?;
-        let map = ebpf.map_mut("OTHER_SIDE").context("labtools has no map OTHER_SIDE")?;
-        let mut other_side = DevMap::try_from(map).context("OTHER_SIDE is another map")?;
-        // The kernel looks interfaces up in the namespace of who asks.
-        namespace.inside(|| -> Result<()> {
-            let [a, b] = [if_nametoindex(devices[0])?, if_nametoindex(devices[1])?];
-            other_side.set(a, b, None, 0)?;
-            other_side.set(b, a, None, 0)?;
-            Ok(())
-        })??;
-        attach(&mut ebpf, "redirect", namespace, &devices)?;
-        Ok(Self { _ebpf: ebpf })
+        Self::with_egress(namespace, "redirect", devices, |[a, b]| [(a, b), (b, a)])
+    }
+
+    /// Forwards from either device by the kernel's routes.
+    pub(crate) fn route(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
+        Self::with_egress(namespace, "route", devices, |[a, b]| [(a, a), (b, b)])
+    }
+
+    /// Sends back what comes in.
+    pub(crate) fn turn(namespace: &Namespace, device: &str) -> Result<Self> {
+        Self::plain(namespace, "turn", &[device])
     }
 
     /// Passes every packet on to the kernel. It makes the device poll, which frames that are not sent by a network stack need.
     pub(crate) fn pass(namespace: &Namespace, devices: &[&str]) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(object()).context("cannot load labtools")?;
-        attach(&mut ebpf, "xdp_pass", namespace, devices)?;
+        Self::plain(namespace, "xdp_pass", devices)
+    }
+
+    fn plain(namespace: &Namespace, name: &str, devices: &[&str]) -> Result<Self> {
+        let mut ebpf = load()?;
+        let program = program(&mut ebpf, name)?;
+        for device in devices {
+            attach(program, namespace, device)?;
+        }
+        Ok(Self { _ebpf: ebpf })
+    }
+
+    fn with_egress(
+        namespace: &Namespace,
+        name: &str,
+        devices: [&str; 2],
+        entries: fn([u32; 2]) -> [(u32, u32); 2],
+    ) -> Result<Self> {
+        let mut ebpf = load()?;
+        let map = ebpf.map_mut("EGRESS").context("labtools has no map EGRESS")?;
+        let mut egress = DevMap::try_from(map).context("EGRESS is another map")?;
+        // The kernel looks interfaces up in the namespace of who asks.
+        namespace.inside(|| -> Result<()> {
+            let indices = [if_nametoindex(devices[0])?, if_nametoindex(devices[1])?];
+            for (from, to) in entries(indices) {
+                egress.set(from, to, None, 0)?;
+            }
+            Ok(())
+        })??;
+        let program = program(&mut ebpf, name)?;
+        for device in devices {
+            attach(program, namespace, device)?;
+        }
         Ok(Self { _ebpf: ebpf })
     }
 }
@@ -263,17 +400,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_template_has_right_checksums() {
-        let headers = Headers {
-            source_mac: [2, 0, 0, 0, 0, 1],
-            destination_mac: [2, 0, 0, 0, 0, 2],
-            source: Ipv4Addr::new(10, 0, 2, 69),
-            destination: Ipv4Addr::new(10, 0, 2, 68),
-        };
-        let frame = headers.frame(64);
-        // What is right sums up to -0, checksum included (RFC 1071).
-        assert_eq!(Sum::ZERO.add_bytes(&frame[14..34]).checksum(), [0, 0]);
-        let pseudo = Sum::ZERO.add_bytes(&frame[26..34]).add([0, 17]).add([frame[38], frame[39]]);
-        assert_eq!(pseudo.add_bytes(&frame[34..]).checksum(), [0, 0]);
+    fn pacing_says_how_many_are_under_way_or_how_far_apart() {
+        assert_eq!(Pacing::Blast.limits(), (0, 0));
+        assert_eq!(Pacing::Window(192).limits(), (192, 0));
+        // 8 packets at a time, a million a second.
+        assert_eq!(Pacing::Rate(1e6).limits(), (0, 8000));
+    }
+
+    #[test]
+    fn networks_have_masks() {
+        let arrival = Arrival(Network(Ipv4Addr::new(10, 0, 2, 69), 26), Network::ANY);
+        let expected = arrival.expected(0);
+        assert_eq!((expected.addresses, expected.mask), (0x0a00_0245_0000_0000, 0xffff_ffc0_0000_0000));
+        assert_eq!(Network::only(Ipv4Addr::LOCALHOST).mask(), u32::MAX);
     }
 }

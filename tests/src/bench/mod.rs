@@ -4,9 +4,11 @@
 //! [`resources`]. What they share is the
 //! way that packets take ([`path`]), its ends ([`ends`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
+mod conntrack;
 mod cpu;
 mod ends;
 mod forward;
+mod frames;
 mod histogram;
 mod latency;
 mod packets;
@@ -15,15 +17,13 @@ mod probe;
 mod programs;
 mod report;
 mod resources;
+mod rows;
+mod sessions;
 mod tcp;
+#[path = "../../../router-ebpf/src/bin/labtools/traffic.rs"]
+mod traffic;
 
-use std::{
-    cell::{Cell, RefCell},
-    fs,
-    io::Write as _,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{cell::RefCell, fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -57,19 +57,18 @@ pub(crate) struct Arguments {
     /// Another pls-router program, measured beside the first: what a change has brought.
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
-    /// Rounds of packets; each has every arm once. 9, or 3 with --quick.
+    /// Rounds of packets; each has every arm once. 5, or 2 with --quick.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// How long each round's timed window is for each arm. 1, or 0.5 with --quick.
+    /// How long each round's timed window is for each arm. 0.5, or 0.25 with --quick.
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
-    /// How many flows the packets belong to.
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 40_000, 1_000_000],
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(ends::MAX_SESSIONS)))]
-    flows: Vec<u32>,
+    /// How many sessions the packets of the first table belong to. 1, 64, 1000, 40000 and 1000000, or 64 and 40000 with --quick.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(ends::MAX_SESSIONS)))]
+    flows: Option<Vec<u32>>,
     /// Measure only some of it.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
-    only: Vec<Part>,
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Option<Vec<Part>>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -83,8 +82,20 @@ fn seconds(text: &str) -> Result<f64, String> {
 enum Part {
     /// Nanoseconds a packet of the programs.
     Programs,
-    /// Packets a second of one core.
+    /// Packets a second of one core, by numbers of sessions.
     Packets,
+    /// The same with one NIC.
+    OneNic,
+    /// The same by length, protocol and direction.
+    Shapes,
+    /// New sessions a second, also where most SNAT ports are taken.
+    Sessions,
+    /// Packets a second where some open sessions.
+    Mixed,
+    /// Two cores beside one.
+    Cores,
+    /// What the generator's pacing changes. Only if asked for.
+    Pacing,
     /// How long a packet takes there and back.
     Latency,
     /// Memory, starts, and what the daemon does with a million sessions.
@@ -94,7 +105,23 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 5] = [Self::Programs, Self::Packets, Self::Latency, Self::Tcp, Self::Resources];
+    const ALL: [Self; 11] = [
+        Self::Programs,
+        Self::Packets,
+        Self::OneNic,
+        Self::Shapes,
+        Self::Sessions,
+        Self::Mixed,
+        Self::Cores,
+        Self::Pacing,
+        Self::Latency,
+        Self::Tcp,
+        Self::Resources,
+    ];
+
+    fn is_default(self) -> bool {
+        self != Self::Pacing
+    }
 }
 
 /// Measures, and prints.
@@ -117,20 +144,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     cpu::allow_interrupts()?;
     let state = State::create("bench")?;
-    let setup =
-        Setup { arguments, binary, beside, state, not_measured: RefCell::default(), paths: Cell::default() };
-    let mut report = Report::begin(
-        setup.binary.display().to_string(),
-        setup.beside.as_ref().map(|beside| beside.display().to_string()),
-    )?;
+    let iptables = lab::command::run(Command::new("iptables").arg("--version")).ok();
+    let iptables = iptables.map(|version| version.trim().to_owned());
+    let setup = Setup { arguments, binary, beside, iptables, state, not_measured: RefCell::default() };
+    let mut report = Report::begin(&setup)?;
     print!("{}", report.head());
     for part in Part::ALL {
-        if !arguments.only.contains(&part) {
+        if !arguments.only.as_ref().map_or_else(|| part.is_default(), |only| only.contains(&part)) {
             continue;
         }
         let table = match part {
             Part::Programs => report.programs.insert(programs::measure(&setup)?).table(),
-            Part::Packets => report.packets.insert(packets::measure(&setup)?).table(),
+            Part::Packets => report.section("packets", packets::by_sessions(&setup)?).table(),
+            Part::OneNic => report.section("one_nic", packets::one_nic(&setup)?).table(),
+            Part::Shapes => report.section("shapes", packets::by_shape(&setup)?).table(),
+            Part::Sessions => report.sessions.insert(sessions::measure(&setup)?).table(),
+            Part::Mixed => report.section("mixed", packets::mixed(&setup)?).table(),
+            Part::Cores => report.section("cores", packets::by_cores(&setup)?).table(),
+            Part::Pacing => report.section("pacing", packets::by_pacing(&setup)?).table(),
             Part::Latency => report.latency.insert(latency::measure(&setup)?).table(),
             Part::Resources => report.resources.insert(resources::measure(&setup)?).table(),
             Part::Tcp => report.tcp.insert(tcp::measure(&setup)?).table(),
@@ -153,22 +184,33 @@ struct Setup<'a> {
     binary: PathBuf,
     /// and the one beside it.
     beside: Option<PathBuf>,
+    /// What iptables says that it is, if there is one.
+    iptables: Option<String>,
     state: State,
     not_measured: RefCell<Vec<NotMeasured>>,
-    /// How many paths there have been.
-    paths: Cell<u32>,
 }
 
 impl Setup<'_> {
-    /// A number that no other path has.
-    fn next_number(&self) -> u32 {
-        self.paths.set(self.paths.get() + 1);
-        self.paths.get()
-    }
-
     /// Notes that something cannot be measured here; the report says so.
     fn cannot(&self, what: String, why: String) {
         self.not_measured.borrow_mut().push(NotMeasured { what, why });
+    }
+
+    /// Whether an arm can be measured here. Notes it if not.
+    fn has(&self, arm: path::Arm) -> bool {
+        match arm {
+            path::Arm::Beside => self.beside.is_some(),
+            path::Arm::Iptables if self.iptables.is_none() => {
+                self.cannot(arm.to_string(), "there is no iptables".to_owned());
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn flows(&self) -> Vec<u32> {
+        let default: &[u32] = if self.quick() { &[64, 40_000] } else { &[1, 64, 1000, 40_000, 1_000_000] };
+        self.arguments.flows.clone().unwrap_or_else(|| default.to_vec())
     }
 
     const fn quick(&self) -> bool {
@@ -176,11 +218,11 @@ impl Setup<'_> {
     }
 
     fn rounds(&self) -> u16 {
-        self.arguments.rounds.unwrap_or(if self.quick() { 3 } else { 9 })
+        self.arguments.rounds.unwrap_or(if self.quick() { 2 } else { 5 })
     }
 
     fn window(&self) -> Duration {
-        Duration::from_secs_f64(self.arguments.seconds.unwrap_or(if self.quick() { 0.5 } else { 1.0 }))
+        Duration::from_secs_f64(self.arguments.seconds.unwrap_or(if self.quick() { 0.25 } else { 0.5 }))
     }
 }
 

@@ -1,204 +1,154 @@
-//! Packets a second of one core: what is run, and its table. How one window is measured is [`forward`]'s.
+//! Packets a second of one core: what is run. How one window is measured is [`forward`](super::forward)'s, and how rounds become a table
+//! [`rows`](super::rows)'.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context, Result};
-use serde::Serialize;
+use anyhow::Result;
 
 use super::{
-    Setup, cpu, forward,
-    forward::Run,
-    path::{Arm, Path, Traffic},
+    Setup, cpu,
+    ends::Pacing,
+    forward::{Bench, Cores, Load},
+    frames::{FRAME, LONG_FRAME, Shape, Transport},
+    path::{Arm, Direction, Path, Traffic, Wires},
     progress,
-    report::{Spread, line, ratio},
+    rows::{Labelled, Section},
 };
 
-/// Sent before a timed window begins, once all sessions are open.
-const WARM_UP: std::time::Duration = std::time::Duration::from_millis(300);
+/// The arms that every question is put to.
+pub(crate) const MAIN: [Arm; 4] = [Arm::Redirect, Arm::PlsRouter, Arm::Beside, Arm::Nftables];
 
-/// A run in which something else had this share of one of the two CPUs is done again,
-const DISTURBED: f64 = 0.1;
-/// this many times at most; the least disturbed one counts.
-const REPEATS: usize = 2;
+/// How many sessions, where not that is the question: those of a cache, and those of a busy router.
+const FEW_AND_MANY: [u32; 2] = [64, 40_000];
+const MANY: u32 = 40_000;
 
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub(crate) struct Packets {
-    rounds: u16,
-    window_seconds: f64,
-    rows: Vec<Row>,
-}
+/// Of a thousand packets of mixed traffic, as many open a session.
+const FRESH_PER_MILLE: u32 = 50;
 
-/// One arm with one number of flows.
-#[derive(Debug, Serialize)]
-struct Row {
-    arm: Arm,
-    flows: u32,
-    packets_per_second: Spread,
-    /// To the other arms, of the same rounds.
-    ratio_to: BTreeMap<Arm, Spread>,
-    offered_per_second: Spread,
-    idle: Spread,
-    disturbed: Spread,
-    given: u64,
-    lost: u64,
-    runs: Vec<Run>,
-}
-
-impl Row {
-    fn of(arm: Arm, flows: u32, runs: Vec<Run>) -> Result<Self> {
-        let spread = |pick: fn(&Run) -> f64| Spread::of(&runs.iter().map(pick).collect::<Vec<_>>());
-        Ok(Self {
-            arm,
-            flows,
-            packets_per_second: spread(|run| run.packets_per_second)?,
-            ratio_to: BTreeMap::new(),
-            offered_per_second: spread(|run| run.offered_per_second)?,
-            idle: spread(|run| run.idle)?,
-            disturbed: spread(|run| run.disturbed)?,
-            given: runs.iter().map(|run| run.books.given).sum(),
-            lost: runs.iter().map(|run| run.books.lost()).sum(),
-            runs,
-        })
-    }
-
-    fn rates(&self) -> Vec<f64> {
-        self.runs.iter().map(|run| run.packets_per_second).collect()
-    }
-
-    fn lost(&self) -> String {
-        if self.lost == 0 {
-            return "0".to_owned();
-        }
-        format!("{} of {:.1} M", self.lost, self.given as f64 / 1e6)
-    }
-}
-
-/// Compares arms that took turns with each other.
-fn compare(rows: &mut [Row]) -> Result<()> {
-    let rates: Vec<_> = rows.iter().map(|row| (row.arm, row.rates())).collect();
-    for row in rows {
-        let own = row.rates();
-        for (arm, rates) in rates.iter().filter(|(arm, _)| *arm != row.arm) {
-            row.ratio_to.insert(*arm, Spread::of_ratios(&own, rates)?);
-        }
-    }
-    Ok(())
-}
-
-/// Measures.
-pub(crate) fn measure(setup: &Setup) -> Result<Packets> {
+/// Brings up these arms, as far as they are there.
+pub(crate) fn bring_up(setup: &Setup, arms: &[Arm], wires: Wires) -> Result<Vec<Bench>> {
     // What is started from here on, the daemon with it, keeps off the router's CPU, too.
     cpu::stay_on(cpu::GENERATOR)?;
-    let flows = &setup.arguments.flows;
     let mut benches = Vec::new();
-    for arm in Arm::ALL {
-        if arm == Arm::Beside && setup.beside.is_none() {
+    for arm in arms {
+        if !setup.has(*arm) {
             continue;
         }
         progress(&format!("setting up: {arm}"));
-        let path = Path::up(setup, arm, Traffic::Packets)?;
-        benches.push(forward::Bench::new(path, flows)?);
+        let path = Path::up(setup, *arm, Traffic::Packets(wires))?;
+        benches.push(if wires == Wires::TwoQueues { Bench::new(path)? } else { Bench::apart(path)? });
     }
-    let mut all = Vec::new();
-    for flows in flows {
-        let mut measured = Vec::new();
-        for bench in &benches {
-            if bench.takes(*flows)? {
-                measured.push((bench, Vec::new()));
-            } else {
-                let what = format!("packets, {flows} flows, {}", bench.arm());
-                setup.cannot(what, "no room for them: nf_conntrack_max is lower".to_owned());
-            }
-        }
-        for round in 1..=setup.rounds() {
-            // There and back again, so that nobody is always the first one.
-            let backwards = round % 2 == 0;
-            for at in 0..measured.len() {
-                let at = if backwards { measured.len() - 1 - at } else { at };
-                let (bench, runs) = &mut measured[at];
-                progress(&format!("{flows} flows, round {round}: {}", bench.arm()));
-                runs.push(least_disturbed(setup, bench, *flows).with_context(|| bench.arm().to_string())?);
-            }
-        }
-        let rows = measured.into_iter().map(|(bench, runs)| Row::of(bench.arm(), *flows, runs));
-        let mut rows = rows.collect::<Result<Vec<_>>>()?;
-        compare(&mut rows)?;
-        all.append(&mut rows);
-    }
-    progress("");
-    Ok(Packets { rounds: setup.rounds(), window_seconds: setup.window().as_secs_f64(), rows: all })
+    Ok(benches)
 }
 
-fn least_disturbed(setup: &Setup, bench: &forward::Bench, flows: u32) -> Result<Run> {
-    let run = || bench.run(flows, WARM_UP, setup.window());
-    let mut best = run()?;
-    for _ in 0..REPEATS {
-        if best.disturbed <= DISTURBED {
-            break;
-        }
-        let other = run()?;
-        if other.disturbed < best.disturbed {
-            best = other;
-        }
+/// All arms, by numbers of sessions.
+pub(crate) fn by_sessions(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &Arm::ALL, Wires::Two)?;
+    let about = "Packets a second of one core: 64-byte UDP, two NICs.".to_owned();
+    let mut section = Section::new(setup, "sessions", about);
+    for flows in setup.flows() {
+        let load = Load::plain(flows, Pacing::IN_FLIGHT);
+        section.measure(setup, &mut benches, &[Labelled { label: flows.to_string(), load }])?;
     }
-    Ok(best)
+    Ok(section)
 }
 
-impl Packets {
-    pub(crate) fn table(&self) -> String {
-        let beside = self.rows.iter().any(|row| row.arm == Arm::Beside);
-        let mut text = format!(
-            "\n\
-             Packets a second of one core: 64-byte UDP (60 bytes and the frame check sequence), two veth NICs, native XDP,\n\
-             tx checksum, TSO and GSO off everywhere, GRO off but for the kernel's receiving NIC, which polls only with it.\n\
-             CPU 1 is the router (a NAPI thread) and the sink behind it (the softirq of that thread); CPU 0 makes the packets,\n\
-             more than the router takes. The daemon runs, on CPU 0. Counted is what the sink received; medians of {}\n\
-             interleaved rounds of {} s after warm-up, and (min - max). A ratio is the median of the rounds' ratios.\n\n\
-             \x20 {:>7}  {:<15} {:<20} {:<20} {:<20}{} {:>7} {:>5} {:>9}  {}\n",
-            self.rounds,
-            self.window_seconds,
-            "flows",
-            "router",
-            "Mpps",
-            "/ no-op",
-            "/ nftables",
-            if beside { format!(" {:<20}", "/ pls-router") } else { String::new() },
-            "offered",
-            "idle",
-            "disturbed",
-            "lost"
-        );
-        for row in &self.rows {
-            let of = |arm| ratio(row.ratio_to.get(&arm));
-            let beside = if beside { format!(" {:<20}", of(Arm::PlsRouter)) } else { String::new() };
-            line(
-                &mut text,
-                format_args!(
-                    "  {:>7}  {:<15} {:<20} {:<20} {:<20}{beside} {:7.2} {:4.0}% {:8.0}%  {}",
-                    row.flows,
-                    row.arm,
-                    row.packets_per_second.times(1e-6).show(0, 2),
-                    of(Arm::Redirect),
-                    of(Arm::Nftables),
-                    row.offered_per_second.median / 1e6,
-                    row.idle.median * 100.0,
-                    row.disturbed.median * 100.0,
-                    row.lost()
-                ),
-            );
-        }
-        text.push_str(
-            "\n  offered: what was made; what does not fit into the router's full receive ring is not sent, and not lost.\n\
-             \x20 idle: the router's CPU. disturbed: what programs of others, or the hypervisor, took of either CPU.\n",
-        );
-        for row in &self.rows {
-            for run in &row.runs {
-                if let Some(problem) = run.books.problem() {
-                    line(&mut text, format_args!("  {} flows, {}: {problem}", row.flows, row.arm));
+/// With one NIC.
+pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::One)?;
+    let about = "One NIC: packets leave the way they came (XDP_TX), and are counted on the device that they were sent from. The no-op turns\n\
+                 the MAC addresses round."
+        .to_owned();
+    let mut section = Section::new(setup, "sessions", about);
+    for flows in FEW_AND_MANY {
+        let load = Load::plain(flows, Pacing::IN_FLIGHT);
+        section.measure(setup, &mut benches, &[Labelled { label: flows.to_string(), load }])?;
+    }
+    Ok(section)
+}
+
+/// Short and long packets of either protocol, both ways.
+pub(crate) fn by_shape(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
+    let about = "What packets look like and which way they go: frames of 64 bytes and IP packets of 1500, of UDP and of established TCP\n\
+                 connections (ACK and data), to the target and back from it."
+        .to_owned();
+    let mut section = Section::new(setup, "packets, sessions", about);
+    for transport in [Transport::Udp, Transport::Tcp] {
+        for flows in FEW_AND_MANY {
+            for (length, name) in [(FRAME, "64"), (LONG_FRAME, "1500")] {
+                for direction in [Direction::Forward, Direction::Reply] {
+                    // Each of them once, and not with each other.
+                    let changed = usize::from(transport == Transport::Tcp)
+                        + usize::from(length == LONG_FRAME)
+                        + usize::from(direction == Direction::Reply);
+                    if setup.quick() && (flows != MANY || changed != 1) {
+                        continue;
+                    }
+                    let way = match direction {
+                        Direction::Forward => "to",
+                        Direction::Reply => "back",
+                    };
+                    let label = format!("{transport} {name} {way}, {flows}");
+                    let shape = Shape { transport, length };
+                    let load = Load { shape, direction, ..Load::plain(flows, Pacing::IN_FLIGHT) };
+                    section.measure(setup, &mut benches, &[Labelled { label, load }])?;
                 }
             }
         }
-        text
     }
+    Ok(section)
+}
+
+/// Packets that open sessions among others.
+pub(crate) fn mixed(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
+    let about = format!(
+        "Mixed: {MANY} sessions are open, and {} % of the packets open another one. Sessions are forgotten before each round.",
+        FRESH_PER_MILLE / 10
+    );
+    let mut section = Section::new(setup, "sessions", about).afresh();
+    let load = Load { fresh_per_mille: FRESH_PER_MILLE, ..Load::plain(MANY, Pacing::IN_FLIGHT) };
+    section.measure(setup, &mut benches, &[Labelled { label: format!("{MANY} and new ones"), load }])?;
+    Ok(section)
+}
+
+/// Two cores beside one.
+pub(crate) fn by_cores(setup: &Setup) -> Result<Section> {
+    let mut benches = bring_up(setup, &MAIN, Wires::TwoQueues)?;
+    let about = format!(
+        "Two cores beside one: NICs with two queues, {MANY} sessions of one router. A core makes its share of the packets, routes them and\n\
+         counts them, each batch in one go: the share of the generator and of the sink is in every figure, and no ring is ever full."
+    );
+    let mut section = Section::new(setup, "cores", about).with_ratio_to_first("two / one");
+    let loads = [(1, "one"), (2, "two")].map(|(cores, name)| Labelled {
+        label: name.to_owned(),
+        load: Load { cores: Cores::Together(cores), ..Load::plain(MANY, Pacing::Blast) },
+    });
+    section.measure(setup, &mut benches, &loads)?;
+    Ok(section)
+}
+
+/// What it changes that the generator sends no more than fits.
+pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
+    let arms = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
+    let mut benches = bring_up(setup, &arms, Wires::Two)?;
+    let about =
+        "How the generator's pacing changes it: without (blast), with so many packets under way, and\n\
+                 at a rate that no router fills its core with, where idle shows what a packet costs."
+            .to_owned();
+    let mut section = Section::new(setup, "sessions, pacing", about).with_ratio_to_first("/ blast");
+    for flows in FEW_AND_MANY {
+        let pacings = [
+            (Pacing::Blast, "blast"),
+            (Pacing::Window(128), "128"),
+            (Pacing::IN_FLIGHT, "192"),
+            (Pacing::Window(224), "224"),
+            (Pacing::Rate(500_000.0), "0.5 M/s"),
+        ];
+        let loads = pacings.map(|(pacing, name)| Labelled {
+            label: format!("{flows}, {name}"),
+            load: Load::plain(flows, pacing),
+        });
+        section.measure(setup, &mut benches, &loads)?;
+    }
+    Ok(section)
 }

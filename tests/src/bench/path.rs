@@ -6,6 +6,8 @@
 //!                                                           203.0.113.10 (the target)
 //! ```
 //!
+//! With one NIC only the wire on the left exists: what leaves goes back to *gen*, whose device is the router's next hop, too.
+//!
 //! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
@@ -17,16 +19,18 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::{Namespace, link};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
 pub(crate) use self::daemon::{Daemon, Started};
 use super::{
-    Setup,
-    ends::{Attached, Expected, Headers, LAST_PORT, MAX_SESSIONS, PORT, Sink},
+    Setup, conntrack,
+    ends::{Arrival, Attached, End, Ends, LAST_PORT, MAX_SESSIONS, Network},
+    frames::{Headers, PORT, Transport},
     probe,
+    traffic::SOURCES,
 };
 
 /// The target behind the router.
@@ -38,8 +42,10 @@ pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 /// The router, where they go out; the address that they get as their source.
 const ROUTER_OUT: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
 const SINK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
+/// The next hop of a router with one NIC.
+const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
 /// Where packets may come from.
-const SOURCES: &str = "10.0.2.64/26";
+const CLIENTS: &str = "10.0.2.64/26";
 /// The port of the iperf3 server.
 pub(crate) const IPERF_PORT: u16 = 5201;
 
@@ -58,62 +64,112 @@ const ECHO_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
-    /// An XDP program that redirects and does nothing else: the limit.
+    /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
     Redirect,
+    /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does, without NAT.
+    Fib,
     /// The daemon of this repository.
     PlsRouter,
     /// Another build of it.
     Beside,
     /// The kernel's NAT by nftables: DNAT and masquerade.
     Nftables,
+    /// The same by iptables.
+    Iptables,
     /// The kernel's forwarding, without NAT.
     Kernel,
 }
 
 impl Arm {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Redirect, Self::PlsRouter, Self::Beside, Self::Nftables, Self::Kernel];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Redirect,
+        Self::Fib,
+        Self::PlsRouter,
+        Self::Beside,
+        Self::Nftables,
+        Self::Iptables,
+        Self::Kernel,
+    ];
 
     /// As namespaces and devices are named.
     const fn letter(self) -> char {
         match self {
             Self::Redirect => 'r',
+            Self::Fib => 'f',
             Self::PlsRouter => 'p',
             Self::Beside => 'b',
             Self::Nftables => 'n',
+            Self::Iptables => 'i',
             Self::Kernel => 'k',
         }
     }
 
     /// Whether packets are forwarded by an XDP program.
     pub(crate) const fn is_xdp(self) -> bool {
-        matches!(self, Self::Redirect | Self::PlsRouter | Self::Beside)
+        !self.is_kernel()
     }
 
     /// Whether packets go to the router's own address, and are translated there.
-    const fn translates(self) -> bool {
-        matches!(self, Self::PlsRouter | Self::Beside | Self::Nftables)
+    pub(crate) const fn translates(self) -> bool {
+        self.is_pls_router() || self.tracks()
+    }
+
+    const fn is_pls_router(self) -> bool {
+        matches!(self, Self::PlsRouter | Self::Beside)
+    }
+
+    /// Whether the kernel's connection tracking is at work.
+    const fn tracks(self) -> bool {
+        matches!(self, Self::Nftables | Self::Iptables)
+    }
+
+    /// Whether the kernel forwards, and no program.
+    const fn is_kernel(self) -> bool {
+        self.tracks() || matches!(self, Self::Kernel)
     }
 }
 
 impl fmt::Display for Arm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::Redirect => "no-op redirect",
+            Self::Redirect => "no-op",
+            Self::Fib => "xdp fib, no NAT",
             Self::PlsRouter => "pls-router",
             Self::Beside => "beside",
             Self::Nftables => "nftables NAT",
+            Self::Iptables => "iptables NAT",
             Self::Kernel => "kernel, no NAT",
         })
     }
+}
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direction {
+    /// From the clients to the target.
+    Forward,
+    /// Back.
+    Reply,
+}
+
+/// How the router is connected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wires {
+    /// By two NICs.
+    Two,
+    /// By one NIC, which packets leave by as well.
+    One,
+    /// By two NICs with two queues each.
+    TwoQueues,
 }
 
 /// What is sent along a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
-    Packets,
-    /// Our probes, turned round at the far end.
+    Packets(Wires),
+    /// The same, and our probes, which are turned round at the far end.
     Probes,
     /// None: the daemon is what is measured, at its default size.
     Nothing,
@@ -121,6 +177,22 @@ pub(crate) enum Traffic {
     Datagrams,
     /// TCP between two network stacks.
     Tcp(Offloads),
+}
+
+impl Traffic {
+    /// As namespaces and devices are named.
+    const fn letter(self) -> char {
+        match self {
+            Self::Packets(Wires::Two) => 'u',
+            Self::Packets(Wires::One) => 'o',
+            Self::Packets(Wires::TwoQueues) => 'q',
+            Self::Probes => 'l',
+            Self::Datagrams => 's',
+            Self::Nothing => 'z',
+            Self::Tcp(Offloads::Off) => 't',
+            Self::Tcp(Offloads::Default) => 'd',
+        }
+    }
 }
 
 /// What the NICs at the two ends do for their hosts.
@@ -141,6 +213,8 @@ pub(crate) struct Path {
     pub(crate) sink: Namespace,
     /// The devices' names: the generator's, the router's two, the sink's.
     pub(crate) devices: [String; 4],
+    traffic: Traffic,
+    tag: String,
     daemon: Option<Daemon>,
     _programs: Vec<Attached>,
 }
@@ -148,22 +222,11 @@ pub(crate) struct Path {
 impl Path {
     /// Brings a path up.
     pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
-        let number = setup.next_number();
-        let kind = match traffic {
-            Traffic::Packets => 'u',
-            Traffic::Probes => 'l',
-            Traffic::Datagrams => 's',
-            Traffic::Nothing => 'z',
-            Traffic::Tcp(Offloads::Off) => 't',
-            Traffic::Tcp(Offloads::Default) => 'd',
-        };
-        let tag = format!("{}{kind}{number}", arm.letter());
+        let tag = format!("{}{}", arm.letter(), traffic.letter());
         let namespace = |host: &str| -> Result<Namespace> {
             let name = lab::state::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
-            let mut namespace = Namespace::create(&name)?;
-            // The state removes all namespaces at once.
-            namespace.leave();
-            Ok(namespace)
+            // Dropping the path removes it; if this process ends otherwise, the state does.
+            Namespace::create(&name)
         };
         // The names of threads that poll devices have no namespace: this process' id makes them the only ones.
         let pid = std::process::id();
@@ -174,32 +237,60 @@ impl Path {
             router: namespace("router")?,
             sink: namespace("sink")?,
             devices,
+            traffic,
+            tag,
             daemon: None,
             _programs: Vec::new(),
         };
-        path.lay_wires(traffic)?;
-        path.set_up_ends(traffic)?;
-        path.set_up_router(setup, &tag, traffic).with_context(|| format!("cannot set up {arm}"))?;
+        path.lay_wires()?;
+        path.set_up_ends()?;
+        path.set_up_router(setup).with_context(|| format!("cannot set up {arm}"))?;
         Ok(path)
     }
 
-    fn lay_wires(&self, traffic: Traffic) -> Result<()> {
+    fn has_one_nic(&self) -> bool {
+        self.traffic == Traffic::Packets(Wires::One)
+    }
+
+    /// The device that leads to the target.
+    fn out_device(&self) -> &str {
+        &self.devices[if self.has_one_nic() { 1 } else { 2 }]
+    }
+
+    /// The address that packets get as their source.
+    fn snat(&self) -> Ipv4Addr {
+        if self.has_one_nic() { ROUTER } else { ROUTER_OUT }
+    }
+
+    fn lay_wires(&self) -> Result<()> {
         let [gen_device, in_device, out_device, sink_device] = &self.devices;
         let Self { generator, router, sink, .. } = self;
         let wires = [
             ((generator, gen_device, GEN_MAC), (router, in_device, IN_MAC)),
             ((router, out_device, OUT_MAC), (sink, sink_device, SINK_MAC)),
         ];
-        for ((left, left_device, left_mac), (right, right_device, right_mac)) in wires {
-            if traffic == Traffic::Tcp(Offloads::Default) {
-                left.ip(&format!(
-                    "link add {left_device} type veth peer name {right_device} netns {}\n\
-                     link set {left_device} up",
-                    right.name()
-                ))?;
-                right.ip(&format!("link set {right_device} up"))?;
-            } else {
-                link::wire((left, left_device), (right, right_device))?;
+        let count = if self.has_one_nic() { 1 } else { 2 };
+        for ((left, left_device, left_mac), (right, right_device, right_mac)) in wires.into_iter().take(count)
+        {
+            match self.traffic {
+                Traffic::Tcp(Offloads::Default) => {
+                    left.ip(&format!(
+                        "link add {left_device} type veth peer name {right_device} netns {}\n\
+                         link set {left_device} up",
+                        right.name()
+                    ))?;
+                    right.ip(&format!("link set {right_device} up"))?;
+                }
+                Traffic::Packets(Wires::TwoQueues) => {
+                    link::wire_with_queues((left, left_device), (right, right_device), 2)?;
+                }
+                Traffic::Packets(Wires::Two | Wires::One)
+                | Traffic::Probes
+                | Traffic::Nothing
+                | Traffic::Datagrams
+                | Traffic::Tcp(Offloads::Off) => {
+                    link::wire((left, left_device), (right, right_device))?;
+                }
             }
             left.ip(&format!("link set {left_device} address {}", mac(left_mac)))?;
             right.ip(&format!("link set {right_device} address {}", mac(right_mac)))?;
@@ -207,28 +298,38 @@ impl Path {
         Ok(())
     }
 
-    fn set_up_ends(&mut self, traffic: Traffic) -> Result<()> {
+    fn set_up_ends(&mut self) -> Result<()> {
         let [gen_device, in_device, out_device, sink_device] = &self.devices;
         // With a program that only redirects, both ends see each other as if there was no router.
-        let (to_sink, to_gen) = match self.arm {
-            Arm::Redirect => (SINK_MAC, GEN_MAC),
-            Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Kernel => (IN_MAC, OUT_MAC),
-        };
+        let (to_sink, to_gen) =
+            if self.arm == Arm::Redirect { (SINK_MAC, GEN_MAC) } else { (IN_MAC, OUT_MAC) };
         self.generator.ip(&format!(
             "addr add {CLIENT}/26 dev {gen_device}\n\
              neigh add {ROUTER} lladdr {} dev {gen_device} nud permanent\n\
              route add default via {ROUTER}",
             mac(to_sink)
         ))?;
-        self.router.ip(&format!(
-            "addr add {ROUTER}/26 dev {in_device}\n\
-             addr add {ROUTER_OUT}/26 dev {out_device}\n\
+        let mut router = format!("addr add {ROUTER}/26 dev {in_device}\n");
+        for client in 0..SOURCES {
+            let client = Ipv4Addr::from_bits(CLIENT.to_bits() + client);
+            router += &format!("neigh add {client} lladdr {} dev {in_device} nud permanent\n", mac(GEN_MAC));
+        }
+        if self.has_one_nic() {
+            router += &format!(
+                "neigh add {FIREWALL} lladdr {} dev {in_device} nud permanent\n\
+                 route add default via {FIREWALL}",
+                mac(GEN_MAC)
+            );
+            self.router.ip(&router)?;
+            return Ok(());
+        }
+        router += &format!(
+            "addr add {ROUTER_OUT}/26 dev {out_device}\n\
              neigh add {SINK} lladdr {} dev {out_device} nud permanent\n\
-             neigh add {CLIENT} lladdr {} dev {in_device} nud permanent\n\
              route add default via {SINK}",
-            mac(SINK_MAC),
-            mac(GEN_MAC)
-        ))?;
+            mac(SINK_MAC)
+        );
+        self.router.ip(&router)?;
         self.sink.ip(&format!(
             "addr add {SINK}/26 dev {sink_device}\n\
              addr add {TARGET}/32 dev lo\n\
@@ -236,9 +337,12 @@ impl Path {
              route add default via {ROUTER_OUT}",
             mac(to_gen)
         ))?;
-        if matches!(traffic, Traffic::Datagrams | Traffic::Tcp(Offloads::Off))
-            || matches!(traffic, Traffic::Tcp(Offloads::Default) if self.arm.is_xdp())
-        {
+        let needs_programs = match self.traffic {
+            Traffic::Datagrams | Traffic::Tcp(Offloads::Off) => true,
+            Traffic::Tcp(Offloads::Default) => self.arm.is_xdp(),
+            Traffic::Packets(_) | Traffic::Probes | Traffic::Nothing => false,
+        };
+        if needs_programs {
             // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
@@ -246,76 +350,120 @@ impl Path {
         Ok(())
     }
 
-    fn set_up_router(&mut self, setup: &Setup, tag: &str, traffic: Traffic) -> Result<()> {
-        let Self { arm, router, .. } = self;
-        let [_, in_device, out_device, _] = &self.devices;
-        let kernel_forwards = matches!(arm, Arm::Nftables | Arm::Kernel);
-        router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
+    fn set_up_router(&mut self, setup: &Setup) -> Result<()> {
+        let (arm, router) = (self.arm, &self.router);
+        let (in_device, out_device) = (self.devices[1].as_str(), self.out_device());
+        let forwards = arm.is_kernel() || arm == Arm::Fib;
+        router.sysctl("net/ipv4/ip_forward", if forwards { "1" } else { "0" })?;
+        let (mut program, mut daemon) = (None, None);
         match arm {
-            Arm::Redirect => self._programs.push(Attached::redirect(router, [in_device, out_device])?),
+            Arm::Redirect if self.has_one_nic() => program = Some(Attached::turn(router, in_device)?),
+            Arm::Redirect => program = Some(Attached::redirect(router, [in_device, out_device])?),
+            Arm::Fib => program = Some(Attached::route(router, [in_device, out_device])?),
             Arm::PlsRouter | Arm::Beside => {
-                let beside = setup.beside.as_ref().context("no other pls-router was named");
-                let binary = if *arm == Arm::Beside { beside? } else { &setup.binary };
-                let room = if traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
-                let devices = [in_device.as_str(), out_device];
-                let mut daemon = Daemon::configure(&setup.state, tag, devices, binary, room)?;
-                daemon.start(&setup.state, router)?;
-                self.daemon = Some(daemon);
+                let mut installed = Daemon::configure(setup, self)?;
+                installed.start(&setup.state, router)?;
+                daemon = Some(installed);
             }
-            Arm::Nftables => {
-                nftables(router, [in_device, out_device])?;
-                // Sessions are opened before anything is measured, and must still be there then.
-                for timeout in ["udp_timeout", "udp_timeout_stream"] {
-                    router.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "3600")?;
-                }
-                // A NIC would have verified the checksums that frames from a generator come without a verdict on.
-                router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
-            }
+            Arm::Nftables => nftables(router, [in_device, out_device])?,
+            Arm::Iptables => iptables(router, [in_device, out_device])?,
             Arm::Kernel => {}
         }
-        if kernel_forwards {
-            match traffic {
+        if arm.tracks() {
+            // Sessions are opened before anything is measured, and must still be there then.
+            for timeout in ["udp_timeout", "udp_timeout_stream"] {
+                router.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "3600")?;
+            }
+            // A NIC would have verified the checksums that frames from a generator come without a verdict on.
+            router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
+        }
+        if arm.is_kernel() {
+            match self.traffic {
                 // A device without a program polls only with this, and takes frames that no network stack has sent only if it
                 // polls. It merges nothing here, and was no slower than a program that passes every packet.
-                Traffic::Packets => router.run("ethtool", &["-K", in_device, "gro", "on"]).map(drop)?,
+                Traffic::Packets(_) => {
+                    for device in [in_device, out_device] {
+                        router.run("ethtool", &["-K", device, "gro", "on"])?;
+                    }
+                }
                 // What a program at the other end sends by XDP_TX is taken only where there is a program (`veth_xdp_flush`).
-                Traffic::Probes => self._programs.push(Attached::pass(router, &[in_device, out_device])?),
+                Traffic::Probes => program = Some(Attached::pass(router, &[in_device, out_device])?),
                 Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => {}
             }
+        }
+        self._programs.extend(program);
+        self.daemon = daemon;
+        Ok(())
+    }
+
+    /// Has the router forget all sessions.
+    pub(crate) fn forget_sessions(&mut self, setup: &Setup) -> Result<()> {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.stop()?;
+            daemon.start(&setup.state, &self.router)?;
+        } else if self.arm.tracks() {
+            self.router.inside(conntrack::flush)??;
         }
         Ok(())
     }
 
     /// The headers of the packets to send along this path.
-    pub(crate) fn headers(&self) -> Headers {
-        let destination = if self.arm == Arm::Kernel { TARGET } else { ROUTER };
-        Headers { source_mac: GEN_MAC, destination_mac: IN_MAC, source: CLIENT, destination }
-    }
-
-    /// Counts what arrives at the end of this path.
-    pub(crate) fn sink(&self) -> Result<Sink> {
-        Sink::attach(&self.sink, &self.devices[3], self.expected())
-    }
-
-    /// Counts what arrives at the end of this path, and turns probes round.
-    pub(crate) fn bouncing_sink(&self) -> Result<Sink> {
-        Sink::attach_bouncing(&self.sink, &self.devices[3], self.expected(), probe::MARK)
-    }
-
-    /// How packets arrive there.
-    fn expected(&self) -> Expected {
-        Expected {
-            source: self.arm.translates().then_some(ROUTER_OUT),
-            destination: if self.arm == Arm::Redirect { ROUTER } else { TARGET },
+    pub(crate) fn headers(&self, direction: Direction) -> Headers {
+        match direction {
+            Direction::Forward => Headers {
+                source_mac: GEN_MAC,
+                destination_mac: IN_MAC,
+                source: CLIENT,
+                destination: match self.arm {
+                    Arm::Kernel | Arm::Fib => TARGET,
+                    Arm::Redirect | Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Iptables => ROUTER,
+                },
+            },
+            Direction::Reply => Headers {
+                source_mac: SINK_MAC,
+                destination_mac: OUT_MAC,
+                source: TARGET,
+                destination: self.snat(),
+            },
         }
     }
 
-    /// Where a client's packets go to.
+    /// The addresses of what arrives at the other end.
+    pub(crate) fn arrival(&self, direction: Direction) -> Arrival {
+        match direction {
+            Direction::Forward if self.arm.translates() => {
+                Arrival(Network::only(self.snat()), Network::only(TARGET))
+            }
+            Direction::Forward => Arrival(Network::ANY, Network::only(self.headers(direction).destination)),
+            Direction::Reply if self.arm.translates() => Arrival(Network::only(ROUTER), Network(CLIENT, 26)),
+            Direction::Reply => Arrival(Network::only(TARGET), Network::only(self.snat())),
+        }
+    }
+
+    /// Where packets of this direction are sent from,
+    pub(crate) fn sender(&self, direction: Direction) -> End<'_> {
+        match direction {
+            Direction::Forward => End { namespace: &self.generator, device: &self.devices[0] },
+            Direction::Reply => End { namespace: &self.sink, device: &self.devices[3] },
+        }
+    }
+
+    /// and the router's device that they leave by.
+    pub(crate) fn egress(&self, direction: Direction) -> &str {
+        match direction {
+            Direction::Forward => self.out_device(),
+            Direction::Reply => &self.devices[1],
+        }
+    }
+
+    /// The router's devices that packets come in by.
+    pub(crate) fn router_devices(&self) -> Vec<&str> {
+        self.devices[1..].iter().take(if self.has_one_nic() { 1 } else { 2 }).map(String::as_str).collect()
+    }
+
+    /// Where a client's packets go to, if a network stack sends them.
     pub(crate) const fn destination(&self) -> Ipv4Addr {
-        match self.arm {
-            Arm::Redirect | Arm::Kernel => TARGET,
-            Arm::PlsRouter | Arm::Beside | Arm::Nftables => ROUTER,
-        }
+        if self.arm.translates() { ROUTER } else { TARGET }
     }
 
     /// Sockets for datagrams at both ends: the client's, and the target's.
@@ -334,31 +482,33 @@ impl Path {
         Ok([client, server])
     }
 
-    /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
-    pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
-        if self.arm != Arm::Nftables {
-            return Ok(true);
+    /// Puts sinks on the ends of this path.
+    pub(crate) fn ends(&self) -> Result<Ends> {
+        let mut ends = vec![self.sender(Direction::Forward)];
+        if !self.has_one_nic() {
+            ends.push(self.sender(Direction::Reply));
         }
-        let path = "/proc/sys/net/netfilter/nf_conntrack_max";
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-        let limit: u32 = text.trim().parse().with_context(|| format!("{path} says {text}"))?;
-        Ok(flows < limit)
+        let probe = match self.traffic {
+            Traffic::Probes => Some(probe::frame(&self.headers(Direction::Forward))?),
+            Traffic::Packets(_) | Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => None,
+        };
+        Ends::attach(&ends, probe.as_ref())
     }
 
-    /// Whether the sessions of this many flows are open.
-    pub(crate) fn has_sessions(&self, flows: u32) -> Result<()> {
-        let sessions = match self.arm {
-            Arm::Redirect | Arm::Kernel => return Ok(()),
-            Arm::PlsRouter | Arm::Beside => self.rule_counters()?.sessions_opened,
-            Arm::Nftables => {
-                let path = "/proc/sys/net/netfilter/nf_conntrack_count";
-                let text = self.router.inside(|| std::fs::read_to_string(path))?;
-                let text = text.with_context(|| format!("cannot read {path}"))?;
-                text.trim().parse().with_context(|| format!("{path} says {text}"))?
-            }
-        };
-        ensure!(sessions >= u64::from(flows), "{} has {sessions} sessions of {flows}", self.arm);
-        Ok(())
+    /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
+    pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
+        Ok(!self.arm.tracks() || flows < conntrack::limit()?)
+    }
+
+    /// How many sessions are open, or have been since it was started, if the router knows any.
+    pub(crate) fn sessions(&self, transport: Transport) -> Result<Option<u64>> {
+        if self.arm.is_pls_router() {
+            return Ok(Some(self.rule_counters(transport)?.sessions_opened));
+        }
+        if self.arm.tracks() {
+            return Ok(Some(self.router.inside(conntrack::count)??));
+        }
+        Ok(None)
     }
 
     /// The daemon, and the namespace that it runs in.
@@ -373,10 +523,19 @@ impl Path {
         Ok(Some(serde_json::from_str(&text).with_context(|| format!("pls-router printed {text}"))?))
     }
 
-    fn rule_counters(&self) -> Result<RuleCounters> {
+    fn rule_counters(&self, transport: Transport) -> Result<RuleCounters> {
         let counters = self.counters()?.context("no pls-router runs")?;
-        let rule = counters.rules.into_iter().find(|rule| rule.name == "bench");
+        let name = rule_name(transport);
+        let rule = counters.rules.into_iter().find(|rule| rule.name == name);
         rule.context("pls-router does not count the bench's rule")
+    }
+}
+
+/// The rule that the bench's packets go by.
+const fn rule_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => "bench",
+        Transport::Tcp => "bench-tcp",
     }
 }
 
@@ -386,8 +545,9 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
         "table ip bench {{
             chain to_target {{
                 type nat hook prerouting priority dstnat;
-                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} udp dport {PORT}-{LAST_PORT} dnat to {TARGET}
-                iifname {in_device} ip daddr {ROUTER} ip saddr {SOURCES} tcp dport {IPERF_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} udp dport {PORT}-{LAST_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} tcp dport {PORT}-{LAST_PORT} dnat to {TARGET}
+                iifname {in_device} ip daddr {ROUTER} ip saddr {CLIENTS} tcp dport {IPERF_PORT} dnat to {TARGET}
             }}
             chain from_router {{
                 type nat hook postrouting priority srcnat;
@@ -395,6 +555,20 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
             }}
         }}"
     ))
+}
+
+/// The same rules for iptables.
+fn iptables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()> {
+    let ports = format!("{PORT}:{LAST_PORT}");
+    let iperf3 = IPERF_PORT.to_string();
+    let (here, target) = (ROUTER.to_string(), TARGET.to_string());
+    for (protocol, ports) in [("udp", &ports), ("tcp", &ports), ("tcp", &iperf3)] {
+        let what = ["-t", "nat", "-A", "PREROUTING", "-i", in_device, "-s", CLIENTS, "-d", &here];
+        let to = ["-p", protocol, "--dport", ports, "-j", "DNAT", "--to-destination", &target];
+        router.run("iptables", &[&what[..], &to[..]].concat())?;
+    }
+    router.run("iptables", &["-t", "nat", "-A", "POSTROUTING", "-o", out_device, "-j", "MASQUERADE"])?;
+    Ok(())
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::Array,
+    maps::{Array, MapData},
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use etherparse::PacketBuilder;
@@ -17,38 +17,72 @@ use lab::Namespace;
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    ends::{self, FRAME, Headers, PORT},
+    ends::{self, End},
+    frames::{Headers, PORT},
     histogram::{BUCKETS, Histogram},
+    traffic::HEAD,
 };
 
 /// The port that probes come from: none of the generator's.
 const SOURCE_PORT: u16 = 5000;
 /// What tells a probe from other packets.
-pub(crate) const MARK: u32 = u32::from_be_bytes(*b"ping");
+const MARK: [u8; 4] = *b"ping";
 /// A probe that has not come back for so long is lost, and the next one is sent.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How often the counters are looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// A probe, but for its time and its epoch: see `labtools/probe.rs`.
-fn frame(headers: &Headers) -> Result<[u8; FRAME]> {
+pub(crate) fn frame(headers: &Headers) -> Result<[u8; HEAD]> {
     let builder = PacketBuilder::ethernet2(headers.source_mac, headers.destination_mac)
         .ipv4(headers.source.octets(), headers.destination.octets(), 64)
         .udp(SOURCE_PORT, PORT);
-    let mut payload = vec![0; FRAME - builder.size(0)];
-    payload[..4].copy_from_slice(&MARK.to_be_bytes());
+    let mut payload = vec![0; HEAD - builder.size(0)];
+    payload[..4].copy_from_slice(&MARK);
     // The complements of a time and of an epoch, both zero: the checksum is right for all others.
     payload[8..12].fill(0xff);
     payload[14..16].fill(0xff);
-    let mut frame = Vec::with_capacity(FRAME);
+    let mut frame = Vec::with_capacity(HEAD);
     builder.write(&mut frame, &payload).context("cannot build a probe")?;
     frame.try_into().ok().context("a probe has another length")
 }
 
-/// Sends probes, one at a time, and counts how long they take.
+/// How programs are loaded for probes like this one.
+pub(crate) fn settings(probe: &[u8; HEAD]) -> EbpfLoader<'_> {
+    const MARK_NUMBER: u32 = u32::from_be_bytes(MARK);
+    const PORT_NUMBER: u32 = SOURCE_PORT as u32;
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("PROBE", probe, true)
+        .override_global("PROBE_MARK", &MARK_NUMBER, true)
+        .override_global("PROBE_PORT", &PORT_NUMBER, true);
+    loader
+}
+
+/// The maps of the programs at the ends, as far as they are about probes.
+pub(crate) struct ProbeMaps {
+    epoch: Array<MapData, u32>,
+    times: Array<MapData, u64>,
+    probes: Array<MapData, [u64; 2]>,
+}
+
+impl ProbeMaps {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            epoch: ends::map(ebpf, "PROBE_EPOCH")?,
+            times: ends::map(ebpf, "PROBE_TIMES")?,
+            probes: ends::map(ebpf, "PROBES")?,
+        })
+    }
+}
+
+/// Sends probes, one at a time, and reads how long they take.
 pub(crate) struct Prober {
+    /// Holds `ping`.
     ebpf: Ebpf,
-    frame: [u8; FRAME],
+    maps: ProbeMaps,
+    frame: [u8; HEAD],
+    namespace: Namespace,
     device: u32,
     epoch: u16,
 }
@@ -62,30 +96,28 @@ pub(crate) struct Probed {
 }
 
 impl Prober {
-    /// For this device, which probes leave by and come back to.
-    pub(crate) fn attach(namespace: &Namespace, device: &str, headers: &Headers) -> Result<Self> {
+    /// From this end, with such headers.
+    pub(crate) fn new(end: End<'_>, headers: &Headers, maps: ProbeMaps) -> Result<Self> {
         let frame = frame(headers)?;
-        let mut ebpf = EbpfLoader::new()
-            .override_global("PROBE", &frame, true)
-            .override_global("PROBE_MARK", &MARK, true)
-            .load(ends::object())
-            .context("cannot load the prober")?;
+        let mut ebpf = ends::load_with(&mut settings(&frame))?;
         ends::program(&mut ebpf, "ping")?;
-        ends::attach(&mut ebpf, "pong", namespace, &[device])?;
-        let device = namespace
-            .inside(|| if_nametoindex(device))?
-            .with_context(|| format!("there is no device {device}"))?;
-        Ok(Self { ebpf, frame, device, epoch: 0 })
+        let device = end
+            .namespace
+            .inside(|| if_nametoindex(end.device))?
+            .with_context(|| format!("there is no device {}", end.device))?;
+        let namespace = Namespace::existing(end.namespace.name())?;
+        Ok(Self { ebpf, maps, frame, namespace, device, epoch: 0 })
     }
 
-    /// Sends probes until `enough` have come back, or for so long. To be called in the device's namespace.
+    /// Sends probes until `enough` have come back, or for so long.
     pub(crate) fn probe(&mut self, enough: u64, limit: Duration) -> Result<Probed> {
         let before = self.times()?;
+        let enough = enough.saturating_add(before.samples());
         let start = Instant::now();
         let mut lost = 0;
-        while start.elapsed() < limit && self.back()? < enough + before.samples() {
+        while start.elapsed() < limit && self.back()? < enough {
             self.ping()?;
-            if self.watch(enough + before.samples(), start + limit)? {
+            if self.watch(enough, start + limit)? {
                 break;
             }
             lost += 1;
@@ -115,46 +147,43 @@ impl Prober {
     /// Sends the first probe of an epoch.
     fn ping(&mut self) -> Result<()> {
         self.next_epoch()?;
+        self.frame[54..56].copy_from_slice(&self.epoch.to_be_bytes());
+        self.frame[56..58].copy_from_slice(&(!self.epoch).to_be_bytes());
         let program = self.ebpf.program("ping").context("labtools has no program ping")?;
         let program: &Xdp = program.try_into().context("ping is not an XDP program")?;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, FRAME as u32, 0, self.device, 0, 0].map(u32::to_ne_bytes);
-        program
-            .test_run(TestRunOptions {
-                data_in: Some(&self.frame),
-                ctx_in: Some(context.as_flattened()),
-                repeat: 1,
-                attrs: TestRunAttrs::new().xdp_live_frames(1),
-                ..TestRunOptions::new()
-            })
+        let context = [0, HEAD as u32, 0, self.device, 0, 0].map(u32::to_ne_bytes);
+        let options = TestRunOptions {
+            data_in: Some(&self.frame),
+            ctx_in: Some(context.as_flattened()),
+            repeat: 1,
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        };
+        // The device's index is one of its namespace.
+        self.namespace
+            .inside(|| program.test_run(options))?
             .context("the kernel does not send a live frame")?;
         Ok(())
     }
 
     fn next_epoch(&mut self) -> Result<()> {
         self.epoch = self.epoch.wrapping_add(1);
-        let map = self.ebpf.map_mut("PROBE_EPOCH").context("labtools has no map PROBE_EPOCH")?;
-        let mut epoch = Array::<_, u32>::try_from(map).context("PROBE_EPOCH is another map")?;
-        epoch.set(0, u32::from(self.epoch), 0).context("cannot write PROBE_EPOCH")
+        self.maps.epoch.set(0, u32::from(self.epoch), 0).context("cannot write PROBE_EPOCH")
     }
 
     /// How many probes have come back.
     fn back(&self) -> Result<u64> {
-        let [counted, _late] = self.array::<[u64; 2]>("PROBES")?.get(&0, 0).context("cannot read PROBES")?;
+        let [counted, _late] = self.maps.probes.get(&0, 0).context("cannot read PROBES")?;
         Ok(counted)
     }
 
     fn times(&self) -> Result<Histogram> {
         let mut counts = [0; BUCKETS];
-        for (count, read) in counts.iter_mut().zip(self.array("PROBE_TIMES")?.iter()) {
+        for (count, read) in counts.iter_mut().zip(self.maps.times.iter()) {
             *count = read.context("cannot read PROBE_TIMES")?;
         }
         Ok(Histogram::of(counts))
-    }
-
-    fn array<T: aya::Pod>(&self, map: &str) -> Result<Array<&aya::maps::MapData, T>> {
-        let data = self.ebpf.map(map).with_context(|| format!("labtools has no map {map}"))?;
-        Array::try_from(data).with_context(|| format!("{map} is another map"))
     }
 }
 
@@ -211,7 +240,7 @@ mod tests {
             destination: Ipv4Addr::new(10, 0, 2, 68),
         };
         let mut probe = frame(&headers).expect("a probe");
-        let intact = |probe: &[u8; FRAME]| {
+        let intact = |probe: &[u8; HEAD]| {
             let pseudo = Sum::ZERO.add_bytes(&probe[26..34]).add([0, 17]).add([probe[38], probe[39]]);
             pseudo.add_bytes(&probe[34..]).checksum() == [0, 0]
         };

@@ -1,11 +1,14 @@
 //! What all tables and the JSON have in common.
 
-use std::{fmt::Write as _, fs};
+use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{latency::Latency, packets::Packets, programs::Programs, resources::Resources, tcp::Tcp};
+use super::{
+    Setup, conntrack, latency::Latency, programs::Programs, resources::Resources, rows::Section,
+    sessions::Sessions, tcp::Tcp,
+};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -18,12 +21,21 @@ pub(crate) struct Report {
     pls_router: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     beside: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iptables: Option<String>,
+    /// How many sessions the kernel tracks at most, if it tracks any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nf_conntrack_max: Option<u32>,
+    quick: bool,
     /// /proc/loadavg before and after.
     pub(crate) load: [String; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) programs: Option<Programs>,
+    /// Packets a second, by part.
+    #[serde(flatten)]
+    sections: BTreeMap<&'static str, Section>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) packets: Option<Packets>,
+    pub(crate) sessions: Option<Sessions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +103,7 @@ pub(crate) fn ratio(ratio: Option<&Spread>) -> String {
 }
 
 impl Report {
-    pub(crate) fn begin(pls_router: String, beside: Option<String>) -> Result<Self> {
+    pub(crate) fn begin(setup: &Setup) -> Result<Self> {
         let cpuinfo = read("/proc/cpuinfo")?;
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Ok(Self {
@@ -101,16 +113,25 @@ impl Report {
             virtual_machine: cpuinfo
                 .lines()
                 .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| flag == "hypervisor")),
-            pls_router,
-            beside,
+            pls_router: setup.binary.display().to_string(),
+            beside: setup.beside.as_ref().map(|beside| beside.display().to_string()),
+            iptables: setup.iptables.clone(),
+            nf_conntrack_max: conntrack::limit().ok(),
+            quick: setup.quick(),
             load: [read("/proc/loadavg")?, String::new()],
             programs: None,
-            packets: None,
+            sections: BTreeMap::new(),
+            sessions: None,
             latency: None,
             tcp: None,
             resources: None,
             not_measured: Vec::new(),
         })
+    }
+
+    /// Takes a part in, and gives it back for its table.
+    pub(crate) fn section(&mut self, name: &'static str, section: Section) -> &Section {
+        self.sections.entry(name).insert_entry(section).into_mut()
     }
 
     pub(crate) fn end(&mut self, not_measured: Vec<NotMeasured>) -> Result<()> {
@@ -126,6 +147,28 @@ impl Report {
         line(&mut text, format_args!("pls-router: {}", self.pls_router));
         if let Some(beside) = &self.beside {
             line(&mut text, format_args!("beside:     {beside}"));
+        }
+        if let Some(iptables) = &self.iptables {
+            line(&mut text, format_args!("iptables:   {iptables}"));
+        }
+        let limit = self.nf_conntrack_max.map_or("unknown".to_owned(), |limit| limit.to_string());
+        line(
+            &mut text,
+            format_args!(
+                "nf_conntrack_max: {limit}; connection tracking verifies no checksums, as behind a NIC that does"
+            ),
+        );
+        text.push_str(
+            "NICs: veth, native XDP; tx checksum, TSO and GSO off everywhere; GRO off but for the kernel's routers, whose NICs poll only with it.\n\
+             CPUs: 1 is the router (a NAPI thread) and the sink behind it (the softirq of that thread), 0 makes the packets and has the daemon.\n\
+             Pacing: less than 192 packets under way before each batch of 64, so that the router is never idle and refuses nothing.\n\
+             Columns: idle is the router's CPU; refused is what did not fit into its ring and was not sent; dist. is what programs of others, or\n\
+             the hypervisor, took of the CPUs; lost is what the router was given and the sink did not get. A 64-byte frame has 60 bytes here.\n",
+        );
+        if self.quick {
+            text.push_str(
+                "--quick: fewer rounds, shorter windows, and not every combination. A first impression.\n",
+            );
         }
         text
     }

@@ -22,9 +22,9 @@ use serde::Serialize;
 use self::usage::{MapMemory, Memory};
 use super::{
     Setup, cpu,
-    ends::MAX_SESSIONS,
-    forward,
-    path::{Arm, Daemon, Path, Started, Traffic},
+    ends::{MAX_SESSIONS, Pacing},
+    forward::{self, Load},
+    path::{Arm, Daemon, Path, Started, Traffic, Wires},
     progress,
     report::{Spread, line},
 };
@@ -166,8 +166,9 @@ fn full(setup: &Setup) -> Result<Full> {
     let window = Duration::from_secs(seconds);
     progress("resources: opening sessions");
     cpu::stay_on(cpu::GENERATOR)?;
-    let mut bench = forward::Bench::new(Path::up(setup, Arm::PlsRouter, Traffic::Packets)?, &[sessions])?;
-    bench.run(sessions, Duration::ZERO, Duration::from_millis(100))?;
+    let path = Path::up(setup, Arm::PlsRouter, Traffic::Packets(Wires::Two))?;
+    let mut bench = forward::Bench::apart(path)?;
+    bench.open(&Load::plain(sessions, Pacing::IN_FLIGHT))?;
     cpu::run_anywhere()?;
     let (daemon, router) = bench.path().daemon()?;
     let pid = daemon.pid()?;

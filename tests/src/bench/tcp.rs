@@ -142,8 +142,8 @@ impl Bench {
     /// Bits a second that arrived.
     fn run(&self, seconds: u16) -> Result<f64> {
         let seconds = seconds.to_string();
-        // What happens before the connection is at full speed is not counted.
-        let options = ["--time", &seconds, "--omit", "1"];
+        // What happens before the connection is at full speed is not counted, if there is time for that.
+        let options = ["--time", &seconds, "--omit", if seconds == "1" { "0" } else { "1" }];
         client::iperf3(
             &self.path.generator,
             (self.path.destination(), IPERF_PORT).into(),

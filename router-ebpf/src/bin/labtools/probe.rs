@@ -1,7 +1,6 @@
 //! Probes: one packet at a time that goes through the router and comes back, and shows how long that takes.
 //!
-//! `ping` sends the first one, the sink's end turns each round ([`bounce`]), and `pong`, on the device that it comes back to,
-//! counts the time and sends the next. No process has to run for any of it.
+//! `ping` sends the first one; the rest is up to the two ends' `sink`, which [`handle`]s probes. No process has to run for any of it.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -34,20 +33,24 @@ const TIME_COMPLEMENT: usize = 50;
 const EPOCH: usize = 54;
 const EPOCH_COMPLEMENT: usize = 56;
 
-/// A probe as it is sent, but for its time and its epoch. Set when `ping` and `pong` are loaded.
+/// A probe as it is sent, but for its time and its epoch. Set when `sink` is loaded, if there are to be probes. So are the next two.
 #[unsafe(no_mangle)]
 static PROBE: [u8; FRAME] = [0; FRAME];
 
-/// What is at [`MARK`] in a probe, as a number; 0 if nothing is a probe. Set when `pong` or the sink is loaded.
+/// What is at [`MARK`] in a probe, as a number; 0 if nothing is a probe.
 #[unsafe(no_mangle)]
 static PROBE_MARK: u32 = 0;
+
+/// The port that probes come from, and back to.
+#[unsafe(no_mangle)]
+static PROBE_PORT: u32 = 0;
 
 /// The epoch of the probes that count; 0 to 65,535. Written by the bench: probes that it has given up on are of an earlier one.
 #[map]
 static PROBE_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 
-/// How many probes came back after how long, in nanoseconds, by [`bucket`]. Written by `pong`, of which one runs at a time, since
-/// there is one probe at a time; the bench reads.
+/// How many probes came back after how long, in nanoseconds, by [`bucket`]. There is
+/// one probe at a time, and so one program that writes; the bench reads.
 #[map]
 static PROBE_TIMES: Array<u64> = Array::with_max_entries(BUCKETS as u32, 0);
 
@@ -55,26 +58,41 @@ static PROBE_TIMES: Array<u64> = Array::with_max_entries(BUCKETS as u32, 0);
 #[map]
 static PROBES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
-/// Sends the first probe: for `BPF_PROG_TEST_RUN` with one live frame.
+/// Sends the first probe: for `BPF_PROG_TEST_RUN` with one live frame, which is a probe but for its time.
 #[xdp]
 fn ping(ctx: XdpContext) -> u32 {
-    let (Some(frame), Some(epoch)) = (frame(&ctx), PROBE_EPOCH.get(0)) else {
-        return xdp_action::XDP_ABORTED;
-    };
+    let Some(frame) = frame(&ctx) else { return xdp_action::XDP_ABORTED };
     // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
-    write(unsafe { &mut *frame }, now(), *epoch);
+    put_time(unsafe { &mut *frame }, now());
     xdp_action::XDP_TX
 }
 
-/// Counts how long a probe took, and sends the next one. All other packets pass.
-#[xdp]
-fn pong(ctx: XdpContext) -> u32 {
-    let Some(frame) = frame(&ctx) else { return xdp_action::XDP_PASS };
+/// What becomes of a probe at an end of its way; `None` if the packet is none.
+///
+/// At the far end it is turned round. Where it comes from, its time is counted, and it is the next one.
+#[inline(always)]
+pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
+    if setting(&PROBE_MARK) == 0 {
+        return None;
+    }
+    let frame = frame(ctx)?;
     // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
     let frame = unsafe { &mut *frame };
     if !is_probe(frame) {
-        return xdp_action::XDP_PASS;
+        return None;
     }
+    if u32::from(word(frame, UDP_DESTINATION)) == setting(&PROBE_PORT) {
+        return Some(came_back(frame));
+    }
+    // Checksums stay right, since what is swapped is in all of their sums.
+    swap::<6>(frame, 0, 6);
+    swap::<4>(frame, IP_SOURCE, IP_DESTINATION);
+    swap::<2>(frame, UDP_SOURCE, UDP_DESTINATION);
+    Some(xdp_action::XDP_TX)
+}
+
+#[inline(always)]
+fn came_back(frame: &mut [u8; FRAME]) -> u32 {
     let (Some(epoch), Some(probes)) = (PROBE_EPOCH.get(0), PROBES.get_ptr_mut(0)) else {
         return xdp_action::XDP_ABORTED;
     };
@@ -92,26 +110,13 @@ fn pong(ctx: XdpContext) -> u32 {
         unsafe { *count += 1 };
     }
     *counted += 1;
-    write(frame, now, *epoch);
+    // All of it: it has come back as the router has left it.
+    *frame = setting(&PROBE);
+    put_time(frame, now);
+    let epoch = *epoch as u16;
+    put(frame, EPOCH, epoch.to_be_bytes());
+    put(frame, EPOCH_COMPLEMENT, (!epoch).to_be_bytes());
     xdp_action::XDP_TX
-}
-
-/// Turns a probe round: it goes back to where it came from. Checksums stay right, since what is swapped is in all of their sums.
-#[inline(always)]
-pub(crate) fn bounce(ctx: &XdpContext) -> Option<u32> {
-    if setting(&PROBE_MARK) == 0 {
-        return None;
-    }
-    let frame = frame(ctx)?;
-    // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
-    let frame = unsafe { &mut *frame };
-    if !is_probe(frame) {
-        return None;
-    }
-    swap::<6>(frame, 0, 6);
-    swap::<4>(frame, IP_SOURCE, IP_DESTINATION);
-    swap::<2>(frame, UDP_SOURCE, UDP_DESTINATION);
-    Some(xdp_action::XDP_TX)
 }
 
 #[inline(always)]
@@ -129,15 +134,10 @@ fn is_probe(frame: &[u8; FRAME]) -> bool {
         && quad(frame, MARK) == setting(&PROBE_MARK)
 }
 
-/// Makes a frame a probe. All of it: it comes back as the router has left it.
 #[inline(always)]
-fn write(frame: &mut [u8; FRAME], now: u32, epoch: u32) {
-    *frame = setting(&PROBE);
-    put(frame, TIME, now.to_be_bytes());
-    put(frame, TIME_COMPLEMENT, (!now).to_be_bytes());
-    let epoch = epoch as u16;
-    put(frame, EPOCH, epoch.to_be_bytes());
-    put(frame, EPOCH_COMPLEMENT, (!epoch).to_be_bytes());
+fn put_time(frame: &mut [u8; FRAME], time: u32) {
+    put(frame, TIME, time.to_be_bytes());
+    put(frame, TIME_COMPLEMENT, (!time).to_be_bytes());
 }
 
 /// The clock's low half, in nanoseconds.

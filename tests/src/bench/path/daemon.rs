@@ -11,8 +11,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lab::{Namespace, Process, state::State};
 
-use super::{IPERF_PORT, SOURCES, TARGET};
-use crate::bench::ends::{LAST_PORT, MAX_SESSIONS, PORT};
+use super::{Arm, CLIENTS, IPERF_PORT, Path, ROOM, TARGET, Traffic, rule_name};
+use crate::bench::{
+    Setup,
+    ends::{LAST_PORT, MAX_SESSIONS},
+    frames::{PORT, Transport},
+};
 
 /// How long pls-router gets to be in place.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -40,14 +44,16 @@ pub(crate) struct Started {
 }
 
 impl Daemon {
-    /// One with room for so many sessions. It does not run yet.
-    pub(super) fn configure(
-        state: &State,
-        tag: &str,
-        [in_device, out_device]: [&str; 2],
-        binary: &FilePath,
-        room: u32,
-    ) -> Result<Self> {
+    /// The one of a path. It does not run yet.
+    pub(super) fn configure(setup: &Setup, path: &Path) -> Result<Self> {
+        let (in_device, out_device) = (&path.devices[1], path.out_device());
+        let binary = if path.arm == Arm::Beside {
+            setup.beside.as_ref().context("no other pls-router was named")?
+        } else {
+            &setup.binary
+        };
+        let room = if path.traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
+        let (state, tag) = (&setup.state, &path.tag);
         let socket = state.path(&format!("api-{tag}.sock"));
         let pins = state.path(&format!("bpf/{tag}"));
         let configuration = state.write(
@@ -58,17 +64,23 @@ impl Daemon {
                  firewall = \"{out_device}\"\n\
                  mode = \"native\"\n\
                  [[forward]]\n\
-                 name = \"bench\"\n\
+                 name = \"{}\"\n\
                  protocol = \"udp\"\n\
                  listen = \"{PORT}-{LAST_PORT}\"\n\
                  target = \"{TARGET}\"\n\
-                 sources = [\"{SOURCES}\"]\n\
+                 sources = [\"{CLIENTS}\"]\n\
+                 [[forward]]\n\
+                 name = \"{}\"\n\
+                 protocol = \"tcp\"\n\
+                 listen = \"{PORT}-{LAST_PORT}\"\n\
+                 target = \"{TARGET}\"\n\
+                 sources = [\"{CLIENTS}\"]\n\
                  [[forward]]\n\
                  name = \"iperf3\"\n\
                  protocol = \"tcp\"\n\
                  listen = \"{IPERF_PORT}\"\n\
                  target = \"{TARGET}:{IPERF_PORT}\"\n\
-                 sources = [\"{SOURCES}\"]\n\
+                 sources = [\"{CLIENTS}\"]\n\
                  [admin]\n\
                  socket = \"{}\"\n\
                  pins = \"{}\"\n\
@@ -80,11 +92,13 @@ impl Daemon {
                  [limits]\n\
                  flows = {room}\n\
                  half_open_per_source = {MAX_SESSIONS}\n",
+                rule_name(Transport::Udp),
+                rule_name(Transport::Tcp),
                 socket.display(),
                 pins.display(),
             ),
         )?;
-        Ok(Self { tag: tag.to_owned(), binary: binary.to_owned(), configuration, pins, process: None })
+        Ok(Self { tag: tag.clone(), binary: binary.clone(), configuration, pins, process: None })
     }
 
     /// Runs it in this namespace, until it forwards.
@@ -135,6 +149,15 @@ impl Daemon {
         let mut command = router.command(&self.binary)?;
         command.env("PLS_ROUTER_CONFIG", &self.configuration).args(arguments);
         Ok(command)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // One that is killed would leave its maps, pinned. It is killed if it does not end.
+            let _killed = process.terminate(STOP_LIMIT);
+        }
     }
 }
 
