@@ -9,6 +9,12 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+#[path = "labtools/buckets.rs"]
+mod buckets;
+#[cfg(target_arch = "bpf")]
+#[path = "labtools/probe.rs"]
+mod probe;
+#[cfg(target_arch = "bpf")]
 #[path = "labtools/traffic.rs"]
 mod traffic;
 
@@ -247,9 +253,12 @@ mod programs {
         0
     }
 
-    /// Counts and drops the bench's packets; passes all others (ARP, iperf3).
+    /// Counts and drops the bench's packets, and plays its part with probes; passes all others (ARP, iperf3).
     #[xdp]
     fn sink(ctx: XdpContext) -> u32 {
+        if let Some(verdict) = crate::probe::handle(&ctx) {
+            return verdict;
+        }
         let (Some(head), Some(expected)) = (head(&ctx), EXPECTED.get(0)) else { return xdp_action::XDP_PASS };
         // SAFETY: `head` checked the bounds, and nobody writes to the packet.
         let head = unsafe { &*head };
@@ -387,7 +396,7 @@ mod programs {
 
     /// A value that is set when the program is loaded.
     #[inline(always)]
-    fn setting<T: Copy>(setting: &'static T) -> T {
+    pub(crate) fn setting<T: Copy>(setting: &'static T) -> T {
         // SAFETY: a valid reference to plain data. Volatile, since it is not the value that the compiler sees.
         unsafe { core::ptr::read_volatile(setting) }
     }

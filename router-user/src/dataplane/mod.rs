@@ -52,6 +52,12 @@ use self::flows::FlowMaps;
 /// The BPF object: the programs of `router-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
 
+/// The BPF object, as the compiler made it: for who examines its code.
+#[must_use]
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
 const PINNED_MAPS: [&str; 18] = [
     "ROOT",

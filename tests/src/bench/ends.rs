@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::{
     cpu,
     frames::PORT,
+    probe::{self, ProbeMaps},
     traffic::{CPUS, Expected, Generator, HEAD, Sunk, Traffic},
 };
 
@@ -45,11 +46,17 @@ unsafe impl Pod for Expected {}
 unsafe impl Pod for Sunk {}
 
 fn load() -> Result<Ebpf> {
-    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"));
-    EbpfLoader::new().load(object).context("cannot load labtools")
+    load_with(&mut EbpfLoader::new())
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+/// Loads the programs, with settings.
+pub(crate) fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
+    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"));
+    loader.load(object).context("cannot load labtools")
+}
+
+/// Has the kernel take a program.
+pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("labtools has no program {name}"))?;
     let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not an XDP program"))?;
     program.load().with_context(|| format!("the kernel does not take the program {name}"))?;
@@ -65,7 +72,7 @@ fn attach(program: &mut Xdp, namespace: &Namespace, device: &str) -> Result<()> 
 }
 
 /// A map of labtools, as a value of its own.
-fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+pub(crate) fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {
@@ -159,9 +166,12 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    /// Puts a sink on every end.
-    pub(crate) fn attach(ends: &[End<'_>]) -> Result<Self> {
-        let mut ebpf = load()?;
+    /// Puts a sink on every end, which also turns probes round and counts them if it knows one.
+    pub(crate) fn attach(ends: &[End<'_>], probe: Option<&[u8; HEAD]>) -> Result<Self> {
+        let mut ebpf = match probe {
+            Some(probe) => load_with(&mut probe::settings(probe))?,
+            None => load()?,
+        };
         program(&mut ebpf, "generate")?;
         let sink = program(&mut ebpf, "sink")?;
         for End { namespace, device } in ends {
@@ -177,6 +187,11 @@ impl Ends {
             ebpf,
             cpus,
         })
+    }
+
+    /// What the sinks know of probes. Can be taken once.
+    pub(crate) fn take_probes(&mut self) -> Result<ProbeMaps> {
+        ProbeMaps::take(&mut self.ebpf)
     }
 
     /// Says what will be sent, and what is to arrive. Every CPU begins with its first flow.
@@ -454,7 +469,7 @@ mod tests {
             println!("skipped: loading BPF programs needs root");
             return;
         }
-        let mut ends = Ends::attach(&[]).expect("it loads");
+        let mut ends = Ends::attach(&[], None).expect("it loads");
         for transport in [Transport::Udp, Transport::Tcp] {
             for length in [FRAME, LONG_FRAME] {
                 for direction in [Direction::Forward, Direction::Reply] {

@@ -35,6 +35,7 @@ use super::{
     ends::{Arrived, Ends, FLOWS_A_PORT, MAX_SESSIONS, Pacing, Sending, Until},
     frames::{Shape, Step, Transport},
     path::{Arm, Direction, Path},
+    probe::Prober,
     traffic::{Flow, LEARN, LEARNT, PATIENCE, REPLY, Span, TCP, TIMED, Traffic},
 };
 
@@ -246,6 +247,17 @@ impl Bench {
         Ok(())
     }
 
+    /// The path, with what it has on it.
+    pub(crate) fn path(&mut self) -> &mut Path {
+        &mut self.path
+    }
+
+    /// What sends probes along the path. Can be taken once.
+    pub(crate) fn take_prober(&mut self) -> Result<Prober> {
+        let sender = self.path.sender(Direction::Forward);
+        Prober::new(sender, &self.path.headers(Direction::Forward), self.ends.take_probes()?)
+    }
+
     /// What is measured.
     pub(crate) fn arm(&self) -> Arm {
         self.path.arm
@@ -266,6 +278,20 @@ impl Bench {
 
     /// Opens the sessions if they are not, sends until `warm` has passed, and measures for `window`.
     pub(crate) fn run(&mut self, load: &Load, warm: Duration, window: Duration) -> Result<Run> {
+        let (run, ()) = self.run_while(load, warm, || {
+            thread::sleep(window);
+            Ok(())
+        })?;
+        Ok(run)
+    }
+
+    /// Opens the sessions if they are not, sends until `warm` has passed, and measures while some `work` is done.
+    pub(crate) fn run_while<T>(
+        &mut self,
+        load: &Load,
+        warm: Duration,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(Run, T)> {
         self.open(load)?;
         let step = match load.direction {
             Direction::Forward => Step::Data,
@@ -274,7 +300,7 @@ impl Bench {
         let sendings = self.sendings(load, step)?;
         self.prepare(&sendings, load, 0)?;
         let before = self.snapshot(load.direction)?;
-        let [start, end] = self.send_for(&sendings, load, [warm, window])?;
+        let ([start, end], done) = self.send_while(&sendings, load, warm, work)?;
         self.drain()?;
         let books = self.snapshot(load.direction)?.since(&before)?;
         let seconds = (end.at - start.at).as_secs_f64();
@@ -282,14 +308,15 @@ impl Bench {
         let waited = waited.max().unwrap_or_default().as_secs_f64() / seconds;
         let shares = end.routers.iter().zip(&start.routers).map(|(end, start)| end.since(*start));
         let [idle, others] = shares.fold([0.0_f64; 2], |[a, b], [c, d]| [a.max(c), b.max(d)]);
-        Ok(Run {
+        let run = Run {
             packets_per_second: (end.arrived - start.arrived) as f64 / seconds,
             offered_per_second: (end.made - start.made) as f64 / seconds,
             idle,
             disturbed: others.max(waited),
             stalls: self.ends.stalls()?,
             books,
-        })
+        };
+        Ok((run, done))
     }
 
     /// Sends one packet of each flow of a span, by which it opens.
@@ -312,7 +339,7 @@ impl Bench {
     }
 
     /// Opens the sessions of a load that are not open yet, and learns their ports if it needs them.
-    fn open(&mut self, load: &Load) -> Result<()> {
+    pub(crate) fn open(&mut self, load: &Load) -> Result<()> {
         let Load { flows, direction, shape, .. } = *load;
         let transport = shape.transport;
         let needs_ports = direction == Direction::Reply || transport == Transport::Tcp;
@@ -417,7 +444,13 @@ impl Bench {
     }
 
     /// Sends from all CPUs at once, and looks at the beginning and the end of a window.
-    fn send_for(&self, sendings: &[Sending], load: &Load, times: [Duration; 2]) -> Result<[Moment; 2]> {
+    fn send_while<T>(
+        &self,
+        sendings: &[Sending],
+        load: &Load,
+        warm: Duration,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<([Moment; 2], T)> {
         let end = self.path.sender(load.direction);
         let stop = AtomicBool::new(false);
         let threads: Vec<OnceLock<Thread>> = sendings.iter().map(|_| OnceLock::new()).collect();
@@ -435,7 +468,7 @@ impl Bench {
                     })
                 })
                 .collect();
-            let window = self.window(load.cores, times, || {
+            let sent = || {
                 // Its error says what is wrong; it comes out when the thread is joined.
                 ensure!(
                     !sending.iter().any(thread::ScopedJoinHandle::is_finished),
@@ -446,7 +479,8 @@ impl Bench {
                     .map(|thread| thread.get().copied())
                     .collect::<Option<Vec<_>>>()
                     .context("it has not started")
-            });
+            };
+            let window = self.window(load.cores, warm, work, sent);
             stop.store(true, Ordering::Relaxed);
             let stopped = wait::until("the generator to stop", STOP_LIMIT, || {
                 // Again and again: it may be about to begin another call.
@@ -465,19 +499,20 @@ impl Bench {
         })
     }
 
-    fn window(
+    fn window<T>(
         &self,
         cores: Cores,
-        [warm, window]: [Duration; 2],
+        warm: Duration,
+        work: impl FnOnce() -> Result<T>,
         sending: impl Fn() -> Result<Vec<Thread>>,
-    ) -> Result<[Moment; 2]> {
+    ) -> Result<([Moment; 2], T)> {
         let threads = wait::until("the generator to start", START_LIMIT, &sending)?;
         thread::sleep(warm);
         let start = self.moment(cores, &threads)?;
-        thread::sleep(window);
+        let done = work()?;
         let end = self.moment(cores, &threads)?;
         sending()?;
-        Ok([start, end])
+        Ok(([start, end], done))
     }
 
     fn moment(&self, cores: Cores, threads: &[Thread]) -> Result<Moment> {

@@ -1,7 +1,7 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a function with what it measures: [`packets`], [`sessions`], [`tcp`], [`programs`]. What they share is the
-//! way that packets take ([`path`]), its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of them
+//! Each part is a function with what it measures: [`programs`], [`packets`], [`sessions`], [`latency`], [`tcp`], [`resources`]. What they share
+//! is the way that packets take ([`path`]), its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of them
 //! ([`rows`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
 mod conntrack;
@@ -9,10 +9,14 @@ mod cpu;
 mod ends;
 mod forward;
 mod frames;
+mod histogram;
+mod latency;
 mod packets;
 mod path;
+mod probe;
 mod programs;
 mod report;
+mod resources;
 mod rows;
 mod sessions;
 mod tcp;
@@ -95,12 +99,16 @@ enum Part {
     Cores,
     /// What the generator's pacing changes. Only if asked for.
     Pacing,
+    /// How long a packet takes there and back.
+    Latency,
+    /// Memory, starts, and what the daemon does with a million sessions.
+    Resources,
     /// TCP by iperf3.
     Tcp,
 }
 
 impl Part {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Programs,
         Self::Packets,
         Self::OneNic,
@@ -109,7 +117,9 @@ impl Part {
         Self::Mixed,
         Self::Cores,
         Self::Pacing,
+        Self::Latency,
         Self::Tcp,
+        Self::Resources,
     ];
 
     fn is_default(self) -> bool {
@@ -155,6 +165,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Part::Mixed => report.section("mixed", packets::mixed(&setup)?).table(),
             Part::Cores => report.section("cores", packets::by_cores(&setup)?).table(),
             Part::Pacing => report.section("pacing", packets::by_pacing(&setup)?).table(),
+            Part::Latency => report.latency.insert(latency::measure(&setup)?).table(),
+            Part::Resources => report.resources.insert(resources::measure(&setup)?).table(),
             Part::Tcp => report.tcp.insert(tcp::measure(&setup)?).table(),
         };
         print!("{table}");

@@ -11,22 +11,25 @@
 //! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
 //! another. All neighbours are permanent: nothing but the traffic is on the wires.
 
+mod daemon;
+
 use std::{
-    fmt,
-    net::Ipv4Addr,
-    path::{Path as FilePath, PathBuf},
+    fmt, io,
+    net::{Ipv4Addr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use lab::{Namespace, Process, link};
+use lab::{Namespace, link};
 use router_user::model::{Counters, RuleCounters};
 use serde::Serialize;
 
+pub(crate) use self::daemon::{Daemon, Started};
 use super::{
     Setup, conntrack,
     ends::{Arrival, Attached, End, Ends, LAST_PORT, MAX_SESSIONS, Network},
     frames::{Headers, PORT, Transport},
+    probe,
     traffic::SOURCES,
 };
 
@@ -54,10 +57,8 @@ const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 /// How many sessions pls-router has room for: for the most that are measured, at 80 %.
 const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
-/// How long pls-router gets to be in place,
-const START_LIMIT: Duration = Duration::from_secs(20);
-/// and to take its programs off again.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a datagram may take there and back.
+const ECHO_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is between the ends.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -101,6 +102,11 @@ impl Arm {
             Self::Iptables => 'i',
             Self::Kernel => 'k',
         }
+    }
+
+    /// Whether packets are forwarded by an XDP program.
+    pub(crate) const fn is_xdp(self) -> bool {
+        !self.is_kernel()
     }
 
     /// Whether packets go to the router's own address, and are translated there.
@@ -163,6 +169,12 @@ pub(crate) enum Wires {
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
     Packets(Wires),
+    /// The same, and our probes, which are turned round at the far end.
+    Probes,
+    /// None: the daemon is what is measured, at its default size.
+    Nothing,
+    /// Datagrams between two network stacks.
+    Datagrams,
     /// TCP between two network stacks.
     Tcp(Offloads),
 }
@@ -174,6 +186,9 @@ impl Traffic {
             Self::Packets(Wires::Two) => 'u',
             Self::Packets(Wires::One) => 'o',
             Self::Packets(Wires::TwoQueues) => 'q',
+            Self::Probes => 'l',
+            Self::Datagrams => 's',
+            Self::Nothing => 'z',
             Self::Tcp(Offloads::Off) => 't',
             Self::Tcp(Offloads::Default) => 'd',
         }
@@ -202,19 +217,6 @@ pub(crate) struct Path {
     tag: String,
     daemon: Option<Daemon>,
     _programs: Vec<Attached>,
-}
-
-struct Daemon {
-    process: Process,
-    binary: PathBuf,
-    configuration: PathBuf,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // One that is killed would leave its maps, pinned. It is killed if it does not end.
-        let _killed = self.process.terminate(STOP_LIMIT);
-    }
 }
 
 impl Path {
@@ -282,7 +284,11 @@ impl Path {
                 Traffic::Packets(Wires::TwoQueues) => {
                     link::wire_with_queues((left, left_device), (right, right_device), 2)?;
                 }
-                Traffic::Packets(Wires::Two | Wires::One) | Traffic::Tcp(Offloads::Off) => {
+                Traffic::Packets(Wires::Two | Wires::One)
+                | Traffic::Probes
+                | Traffic::Nothing
+                | Traffic::Datagrams
+                | Traffic::Tcp(Offloads::Off) => {
                     link::wire((left, left_device), (right, right_device))?;
                 }
             }
@@ -331,7 +337,12 @@ impl Path {
              route add default via {ROUTER_OUT}",
             mac(to_gen)
         ))?;
-        if self.traffic == Traffic::Tcp(Offloads::Off) {
+        let needs_programs = match self.traffic {
+            Traffic::Datagrams | Traffic::Tcp(Offloads::Off) => true,
+            Traffic::Tcp(Offloads::Default) => self.arm.is_xdp(),
+            Traffic::Packets(_) | Traffic::Probes | Traffic::Nothing => false,
+        };
+        if needs_programs {
             // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
@@ -349,7 +360,11 @@ impl Path {
             Arm::Redirect if self.has_one_nic() => program = Some(Attached::turn(router, in_device)?),
             Arm::Redirect => program = Some(Attached::redirect(router, [in_device, out_device])?),
             Arm::Fib => program = Some(Attached::route(router, [in_device, out_device])?),
-            Arm::PlsRouter | Arm::Beside => daemon = Some(start_daemon(setup, self)?),
+            Arm::PlsRouter | Arm::Beside => {
+                let mut installed = Daemon::configure(setup, self)?;
+                installed.start(&setup.state, router)?;
+                daemon = Some(installed);
+            }
             Arm::Nftables => nftables(router, [in_device, out_device])?,
             Arm::Iptables => iptables(router, [in_device, out_device])?,
             Arm::Kernel => {}
@@ -362,13 +377,18 @@ impl Path {
             // A NIC would have verified the checksums that frames from a generator come without a verdict on.
             router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
         }
-        if arm.is_kernel()
-            && let Traffic::Packets(_) = self.traffic
-        {
-            // A device without a program polls only with this, and takes frames that no network stack has sent only if it
-            // polls. It merges nothing here, and was no slower than a program that passes every packet.
-            for device in [in_device, out_device] {
-                router.run("ethtool", &["-K", device, "gro", "on"])?;
+        if arm.is_kernel() {
+            match self.traffic {
+                // A device without a program polls only with this, and takes frames that no network stack has sent only if it
+                // polls. It merges nothing here, and was no slower than a program that passes every packet.
+                Traffic::Packets(_) => {
+                    for device in [in_device, out_device] {
+                        router.run("ethtool", &["-K", device, "gro", "on"])?;
+                    }
+                }
+                // What a program at the other end sends by XDP_TX is taken only where there is a program (`veth_xdp_flush`).
+                Traffic::Probes => program = Some(Attached::pass(router, &[in_device, out_device])?),
+                Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => {}
             }
         }
         self._programs.extend(program);
@@ -378,9 +398,9 @@ impl Path {
 
     /// Has the router forget all sessions.
     pub(crate) fn forget_sessions(&mut self, setup: &Setup) -> Result<()> {
-        if let Some(daemon) = self.daemon.take() {
-            drop(daemon);
-            self.daemon = Some(start_daemon(setup, self)?);
+        if let Some(daemon) = &mut self.daemon {
+            daemon.stop()?;
+            daemon.start(&setup.state, &self.router)?;
         } else if self.arm.tracks() {
             self.router.inside(conntrack::flush)??;
         }
@@ -441,13 +461,38 @@ impl Path {
         self.devices[1..].iter().take(if self.has_one_nic() { 1 } else { 2 }).map(String::as_str).collect()
     }
 
+    /// Where a client's packets go to, if a network stack sends them.
+    pub(crate) const fn destination(&self) -> Ipv4Addr {
+        if self.arm.translates() { ROUTER } else { TARGET }
+    }
+
+    /// Sockets for datagrams at both ends: the client's, and the target's.
+    pub(crate) fn sockets(&self) -> Result<[UdpSocket; 2]> {
+        let server = self.sink.inside(|| UdpSocket::bind((TARGET, PORT)))?;
+        let server = server.context("cannot open the target's socket")?;
+        let client = self.generator.inside(|| -> io::Result<UdpSocket> {
+            let socket = UdpSocket::bind((CLIENT, 0))?;
+            socket.connect((self.destination(), PORT))?;
+            Ok(socket)
+        })?;
+        let client = client.context("cannot open the client's socket")?;
+        for socket in [&client, &server] {
+            socket.set_read_timeout(Some(ECHO_LIMIT)).context("cannot set a timeout")?;
+        }
+        Ok([client, server])
+    }
+
     /// Puts sinks on the ends of this path.
     pub(crate) fn ends(&self) -> Result<Ends> {
         let mut ends = vec![self.sender(Direction::Forward)];
         if !self.has_one_nic() {
             ends.push(self.sender(Direction::Reply));
         }
-        Ends::attach(&ends)
+        let probe = match self.traffic {
+            Traffic::Probes => Some(probe::frame(&self.headers(Direction::Forward))?),
+            Traffic::Packets(_) | Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => None,
+        };
+        Ends::attach(&ends, probe.as_ref())
     }
 
     /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
@@ -466,12 +511,15 @@ impl Path {
         Ok(None)
     }
 
+    /// The daemon, and the namespace that it runs in.
+    pub(crate) fn daemon(&mut self) -> Result<(&mut Daemon, &Namespace)> {
+        Ok((self.daemon.as_mut().context("no pls-router runs")?, &self.router))
+    }
+
     /// What pls-router has counted; none of another router.
     pub(crate) fn counters(&self) -> Result<Option<Counters>> {
-        let Some(Daemon { binary, configuration, .. }) = &self.daemon else { return Ok(None) };
-        let mut command = self.router.command(binary)?;
-        command.env("PLS_ROUTER_CONFIG", configuration).args(["counters", "-o", "json"]);
-        let text = lab::command::run(&mut command)?;
+        let Some(daemon) = &self.daemon else { return Ok(None) };
+        let text = lab::command::run(&mut daemon.command(&self.router, &["counters", "-o", "json"])?)?;
         Ok(Some(serde_json::from_str(&text).with_context(|| format!("pls-router printed {text}"))?))
     }
 
@@ -491,71 +539,7 @@ const fn rule_name(transport: Transport) -> &'static str {
     }
 }
 
-fn start_daemon(setup: &Setup, path: &Path) -> Result<Daemon> {
-    let Path { router, tag, .. } = path;
-    let (in_device, out_device) = (&path.devices[1], path.out_device());
-    let binary: &FilePath = if path.arm == Arm::Beside {
-        setup.beside.as_ref().context("no other pls-router was named")?
-    } else {
-        &setup.binary
-    };
-    let state = &setup.state;
-    let socket = state.path(&format!("api-{tag}.sock"));
-    let configuration = state.write(
-        &format!("config-{tag}.toml"),
-        format!(
-            "[interfaces]\n\
-             pls = \"{in_device}\"\n\
-             firewall = \"{out_device}\"\n\
-             mode = \"native\"\n\
-             [[forward]]\n\
-             name = \"{}\"\n\
-             protocol = \"udp\"\n\
-             listen = \"{PORT}-{LAST_PORT}\"\n\
-             target = \"{TARGET}\"\n\
-             sources = [\"{CLIENTS}\"]\n\
-             [[forward]]\n\
-             name = \"{}\"\n\
-             protocol = \"tcp\"\n\
-             listen = \"{PORT}-{LAST_PORT}\"\n\
-             target = \"{TARGET}\"\n\
-             sources = [\"{CLIENTS}\"]\n\
-             [[forward]]\n\
-             name = \"iperf3\"\n\
-             protocol = \"tcp\"\n\
-             listen = \"{IPERF_PORT}\"\n\
-             target = \"{TARGET}:{IPERF_PORT}\"\n\
-             sources = [\"{CLIENTS}\"]\n\
-             [admin]\n\
-             socket = \"{}\"\n\
-             pins = \"{}\"\n\
-             # Sessions are opened before anything is measured, and must still be there then.\n\
-             [timeouts]\n\
-             udp = \"1h\"\n\
-             udp_unreplied = \"1h\"\n\
-             # Nobody answers here, so all of them count as half-open, and would go early where the table is nearly full.\n\
-             [limits]\n\
-             flows = {ROOM}\n\
-             half_open_per_source = {MAX_SESSIONS}\n",
-            rule_name(Transport::Udp),
-            rule_name(Transport::Tcp),
-            socket.display(),
-            state.path(&format!("bpf/{tag}")).display(),
-        ),
-    )?;
-    let mut command = router.command(binary)?;
-    command.env("PLS_ROUTER_CONFIG", &configuration).arg("run");
-    let mut process = Process::spawn(state, &format!("pls-router-{tag}"), command)?;
-    process.wait_until(START_LIMIT, || {
-        let mut command = router.command(binary)?;
-        command.env("PLS_ROUTER_CONFIG", &configuration).args(["status", "-o", "json"]);
-        // Its exit status says whether the router is healthy.
-        lab::command::run(&mut command).map(drop)
-    })?;
-    Ok(Daemon { process, binary: binary.to_owned(), configuration })
-}
-
-/// The rules of [`start_daemon`]'s configuration as nftables has them.
+/// The rules of the [`Daemon`]'s configuration as nftables has them.
 fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()> {
     router.nft(&format!(
         "table ip bench {{

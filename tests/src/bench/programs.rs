@@ -1,214 +1,116 @@
-//! What the programs cost a packet, by `BPF_PROG_TEST_RUN`: no driver, no wires, one warm flow.
+//! What the programs cost, without drivers and wires: nanoseconds a packet, and how large they are.
 //!
-//! A repeated run sees what the run before it has made of the packet: translated addresses would be another flow's, and the
-//! TTL goes down by one. So the session is one whose translation changes nothing (a masquerade to the address and port that
-//! the packet has already; the program does the same arithmetic whatever the numbers are), and a call repeats 250 times only,
-//! from a TTL of 255: above 1 to the end. Each call begins with the packet as it was.
-//!
-//! The root program is what is attached to the interfaces, for good: it tail-calls the program in force through a slot of a
-//! PROG_ARRAY. Its cost is the difference between a run of the root and a run of the program that it calls.
+//! The times are those of a fixed point, see [`fixed_point`]: a packet of each kind that its program turns into itself. The
+//! sizes are what the kernel made of the programs, see [`size`].
 
-use std::{net::Ipv4Addr, time::Duration};
+mod fixed_point;
+mod size;
 
-use anyhow::{Context, Result, ensure};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
-use lab::{Namespace, state::State};
-use nix::net::if_::if_nametoindex;
-use router_common::{ports::PortRange, settings::Interface};
-use router_user::dataplane::{Dataplane, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
+use anyhow::Result;
+use lab::state::State;
 use serde::Serialize;
 
+use self::{
+    fixed_point::{FixedPoint, Kind, Program},
+    size::Size,
+};
 use super::{
-    Setup, cpu,
-    frames::{FRAME, Headers},
-    progress,
+    Setup, progress,
     report::{Spread, line},
 };
 
-/// Runs by one call, see the module's documentation.
-const REPEAT: u32 = 250;
-/// Calls of one sample.
-const CALLS: u32 = 1000;
-
-/// `enum xdp_action`, include/uapi/linux/bpf.h.
-const XDP_TX: u32 = 3;
-
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
-const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
-const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 66);
-const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
-
-/// Nanoseconds a packet.
+/// What was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Programs {
-    root_and_forward_ns: Spread,
+    packets: Vec<Cost>,
+    /// `forward` alone, without the root that calls it.
     forward_ns: Spread,
-    /// The root program and its tail call: the difference of the two, sample by sample.
+    /// The root program and its tail call: what the whole costs more than `forward`, sample by sample.
     root_ns: Spread,
+    sizes: Vec<Size>,
 }
 
-impl Programs {
-    pub(crate) fn table(&self) -> String {
-        let mut text = "\nWhat the programs cost a packet of a known session (BPF_PROG_TEST_RUN, one warm flow, no driver):\n\n".to_owned();
-        for (name, spread) in [
-            ("pls_router: root, tail call, forward", self.root_and_forward_ns),
-            ("forward alone", self.forward_ns),
-            ("the permanent root and its tail call", self.root_ns),
-        ] {
-            let Spread { median, min, max } = spread;
-            line(&mut text, format_args!("  {name:<38} {median:6.1} ns  ({min:.1} - {max:.1})"));
-        }
-        text
-    }
+/// What one kind of packet costs.
+#[derive(Debug, Serialize)]
+struct Cost {
+    packet: Kind,
+    /// From the root program on.
+    ns: Spread,
 }
 
-/// Nanoseconds a packet, a sample each.
-#[derive(Clone, Debug, Default)]
-struct Samples {
-    /// `pls_router`: the root, the tail call, and `forward`.
-    root: Vec<f64>,
-    /// `forward` alone.
-    forward: Vec<f64>,
-    /// The difference, sample by sample.
-    difference: Vec<f64>,
-}
+/// The kind of packet that `forward` is also measured alone with.
+const REFERENCE: Kind = Kind::Udp;
 
 /// Measures.
 pub(crate) fn measure(setup: &Setup) -> Result<Programs> {
     progress("programs");
-    let samples = sample(&setup.state, if setup.quick() { 11 } else { 51 })?;
+    let measured = measure_in(&setup.state, if setup.quick() { 11 } else { 51 });
     progress("");
-    Ok(Programs {
-        root_and_forward_ns: Spread::of(&samples.root)?,
-        forward_ns: Spread::of(&samples.forward)?,
-        root_ns: Spread::of(&samples.difference)?,
+    measured
+}
+
+fn measure_in(state: &State, samples: usize) -> Result<Programs> {
+    fixed_point::inside(state, |mut router| {
+        let sizes = size::all(&mut router.dataplane)?;
+        let mut of_packets = Kind::ALL.map(|kind| (kind, Vec::new()));
+        let mut forward = Vec::new();
+        let mut root = Vec::new();
+        for _ in 0..samples {
+            let sample = sample(&mut router)?;
+            for ((kind, samples), ns) in of_packets.iter_mut().zip(sample.packets) {
+                samples.push(ns);
+                if *kind == REFERENCE {
+                    root.push(ns - sample.forward);
+                }
+            }
+            forward.push(sample.forward);
+        }
+        let costs = of_packets
+            .iter()
+            .map(|(packet, samples)| Ok(Cost { packet: *packet, ns: Spread::of(samples)? }))
+            .collect::<Result<_>>()?;
+        Ok(Programs { packets: costs, forward_ns: Spread::of(&forward)?, root_ns: Spread::of(&root)?, sizes })
     })
 }
 
-fn sample(state: &State, samples: usize) -> Result<Samples> {
-    let mut namespace = Namespace::create(&lab::state::namespace_name(state.id(), "program"))?;
-    // The state removes all namespaces at once.
-    namespace.leave();
-    namespace.ip(&format!(
-        "link add eth0 type veth peer name wire0\n\
-         link set eth0 up\n\
-         link set wire0 up\n\
-         addr add {ROUTER}/26 dev eth0\n\
-         route add default via {FIREWALL}\n\
-         neigh add {FIREWALL} lladdr 02:00:00:00:00:02 dev eth0 nud permanent"
-    ))?;
-    // Route lookups are answered only where forwarding is on; the programs ask by this interface.
-    namespace.sysctl("net/ipv4/conf/lo/forwarding", "1")?;
-    namespace.inside(|| -> Result<Samples> {
-        cpu::stay_on(cpu::ROUTER)?;
-        let mut router = Router::new()?;
-        let mut samples_of = Samples::default();
-        for _ in 0..samples {
-            let [root, forward] = router.sample()?;
-            samples_of.root.push(root);
-            samples_of.forward.push(forward);
-            samples_of.difference.push(root - forward);
-        }
-        Ok(samples_of)
-    })?
+/// Nanoseconds a packet.
+struct Sample {
+    /// From the root on, of every kind.
+    packets: [f64; Kind::ALL.len()],
+    /// Of [`REFERENCE`], by `forward` alone.
+    forward: f64,
 }
 
-struct Router {
-    dataplane: Dataplane,
-    frame: [u8; FRAME],
-    context: [[u8; 4]; 6],
+/// They take turns call by call, so that a machine that is slower for a while is slower for all of them.
+fn sample(router: &mut FixedPoint) -> Result<Sample> {
+    /// Calls of one sample.
+    const CALLS: u32 = 500;
+    let mut packets = [0; Kind::ALL.len()];
+    let mut forward = 0;
+    for _ in 0..CALLS {
+        for (sum, kind) in packets.iter_mut().zip(Kind::ALL) {
+            *sum += router.call(Program::Root, kind)?.as_nanos();
+        }
+        forward += router.call(Program::Forward, REFERENCE)?.as_nanos();
+    }
+    // The kernel gives whole nanoseconds, the mean of a call's runs; the mean over the calls has a fraction.
+    let mean = |sum: u128| sum as f64 / f64::from(CALLS);
+    Ok(Sample { packets: packets.map(mean), forward: mean(forward) })
 }
 
-impl Router {
-    fn new() -> Result<Self> {
-        let index = if_nametoindex("eth0").context("there is no eth0")?;
-        let mut dataplane = Dataplane::load(&LoadOptions {
-            pins: None,
-            sessions: 1024,
-            half_open_per_source: 1024,
-            log: None,
-        })?;
-        let interfaces = [Interface { primary: index, ..Interface::default() }, Interface::default()];
-        dataplane.settings.set_interfaces(interfaces)?;
-        dataplane.local_addresses.set(&[ROUTER].into(), &[].into())?;
-        let rules = RuleSetSpec {
-            forwards: Vec::new(),
-            masquerades: vec![MasqueradeSpec {
-                name: "same".to_owned(),
-                sources: vec![format!("{CLIENT}/32").parse()?],
-                destinations: vec!["0.0.0.0/0".parse()?],
-                mss: 0,
-            }],
-            snat: vec![CLIENT],
-            ports: PortRange { first: 1024, last: 65535 },
-            local: LocalSpec::default(),
-            reject_exhausted: false,
-        };
-        dataplane.rules.apply(&rules, &mut dataplane.settings)?;
-        // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher (kernel/bpf/dispatcher.c), which
-        // calls it directly; one that is not, a call would put there and take out again, which takes longer than its runs.
-        for (name, device) in [("pls_router", "eth0"), ("forward", "wire0")] {
-            let program = dataplane.program(name)?;
-            program
-                .attach(device, XdpMode::Driver)
-                .with_context(|| format!("cannot put {name} on {device}"))?;
+impl Programs {
+    pub(crate) fn table(&self) -> String {
+        let mut text = "\nWhat the programs cost a packet (BPF_PROG_TEST_RUN, one warm flow, no driver), from the root program on:\n\n".to_owned();
+        let costs = self.packets.iter().map(|cost| (cost.packet.describe(), cost.ns));
+        let parts = [
+            ("of the first one: forward alone", self.forward_ns),
+            ("of the first one: the permanent root and its tail call", self.root_ns),
+        ];
+        for (name, spread) in costs.chain(parts) {
+            let Spread { median, min, max } = spread;
+            line(&mut text, format_args!("  {name:<56} {median:6.1} ns  ({min:.1} - {max:.1})"));
         }
-        let headers = Headers { source_mac: MAC, destination_mac: MAC, source: CLIENT, destination: TARGET };
-        let mut router = Self {
-            dataplane,
-            frame: headers.frame(255),
-            context: [0, FRAME as u32, 0, index, 0, 0].map(u32::to_ne_bytes),
-        };
-        router.check()?;
-        Ok(router)
-    }
-
-    /// Opens the session, and makes sure that what is measured is what the module says.
-    fn check(&mut self) -> Result<()> {
-        for name in ["pls_router", "forward"] {
-            let mut out = [0; 256];
-            let before = self.dataplane.counters.read()?.reasons;
-            self.call(name, REPEAT, Some(&mut out))?;
-            let now = self.dataplane.counters.read()?.reasons;
-            let forwarded: u64 =
-                [router_common::reason::Reason::Forwarded, router_common::reason::Reason::Opened]
-                    .map(|reason| now[reason as usize].packets - before[reason as usize].packets)
-                    .iter()
-                    .sum();
-            ensure!(forwarded == u64::from(REPEAT), "{name} forwarded {forwarded} packets of {REPEAT}");
-            // Addresses and ports; the checksums around them have changed with the TTL.
-            ensure!(
-                out[26..38] == self.frame[26..38],
-                "{name} has translated the packet into another flow's"
-            );
-            ensure!(u32::from(out[22]) == 255 - REPEAT, "{name} has left a TTL of {}", out[22]);
-        }
-        Ok(())
-    }
-
-    fn call(&mut self, name: &str, repeat: u32, out: Option<&mut [u8]>) -> Result<Duration> {
-        let program: &mut Xdp = self.dataplane.program(name)?;
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(&self.frame),
-            data_out: out,
-            ctx_in: Some(self.context.as_flattened()),
-            repeat,
-            ..TestRunOptions::new()
-        })?;
-        ensure!(result.return_value == XDP_TX, "{name} ended with the verdict {}", result.return_value);
-        Ok(result.duration)
-    }
-
-    /// Nanoseconds a packet: of the root with what it calls, and of `forward` alone. They take turns call by call, so that a
-    /// machine that is slower for a while is slower for both.
-    fn sample(&mut self) -> Result<[f64; 2]> {
-        let mut sums = [Duration::ZERO; 2];
-        for _ in 0..CALLS {
-            sums[0] += self.call("pls_router", REPEAT, None)?;
-            sums[1] += self.call("forward", REPEAT, None)?;
-        }
-        // The kernel gives whole nanoseconds, the mean of a call's runs; the mean over the calls has a fraction.
-        Ok(sums.map(|sum| sum.as_nanos() as f64 / f64::from(CALLS)))
+        text.push_str(&size::table(&self.sizes));
+        text
     }
 }

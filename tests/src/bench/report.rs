@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::{Setup, conntrack, programs::Programs, rows::Section, sessions::Sessions, tcp::Tcp};
+use super::{
+    Setup, conntrack, latency::Latency, programs::Programs, resources::Resources, rows::Section,
+    sessions::Sessions, tcp::Tcp,
+};
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -34,7 +37,11 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sessions: Option<Sessions>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tcp: Option<Tcp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resources: Option<Resources>,
     /// What was asked for and could not be measured here.
     pub(crate) not_measured: Vec<NotMeasured>,
 }
@@ -115,7 +122,9 @@ impl Report {
             programs: None,
             sections: BTreeMap::new(),
             sessions: None,
+            latency: None,
             tcp: None,
+            resources: None,
             not_measured: Vec::new(),
         })
     }

@@ -1,0 +1,181 @@
+//! The daemon of a path: its configuration, its starts and its ends.
+
+use std::{
+    io::ErrorKind,
+    os::unix::net::UnixDatagram,
+    path::{Path as FilePath, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use lab::{Namespace, Process, state::State};
+
+use super::{Arm, CLIENTS, IPERF_PORT, Path, ROOM, TARGET, Traffic, rule_name};
+use crate::bench::{
+    Setup,
+    ends::{LAST_PORT, MAX_SESSIONS},
+    frames::{PORT, Transport},
+};
+
+/// How long pls-router gets to be in place.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long it gets to take everything back.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How often it is looked whether a daemon that has said nothing yet is still there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A program and its configuration, and the process that runs it, if one does.
+pub(crate) struct Daemon {
+    tag: String,
+    binary: PathBuf,
+    configuration: PathBuf,
+    pins: PathBuf,
+    process: Option<Process>,
+}
+
+/// How long a start took, from the process' creation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    /// Until it told the service manager that it is ready: attached and answering.
+    pub(crate) ready: Duration,
+    /// Until `pls-router status` had said that it is healthy.
+    pub(crate) good: Duration,
+}
+
+impl Daemon {
+    /// The one of a path. It does not run yet.
+    pub(super) fn configure(setup: &Setup, path: &Path) -> Result<Self> {
+        let (in_device, out_device) = (&path.devices[1], path.out_device());
+        let binary = if path.arm == Arm::Beside {
+            setup.beside.as_ref().context("no other pls-router was named")?
+        } else {
+            &setup.binary
+        };
+        let room = if path.traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
+        let (state, tag) = (&setup.state, &path.tag);
+        let socket = state.path(&format!("api-{tag}.sock"));
+        let pins = state.path(&format!("bpf/{tag}"));
+        let configuration = state.write(
+            &format!("config-{tag}.toml"),
+            format!(
+                "[interfaces]\n\
+                 pls = \"{in_device}\"\n\
+                 firewall = \"{out_device}\"\n\
+                 mode = \"native\"\n\
+                 [[forward]]\n\
+                 name = \"{}\"\n\
+                 protocol = \"udp\"\n\
+                 listen = \"{PORT}-{LAST_PORT}\"\n\
+                 target = \"{TARGET}\"\n\
+                 sources = [\"{CLIENTS}\"]\n\
+                 [[forward]]\n\
+                 name = \"{}\"\n\
+                 protocol = \"tcp\"\n\
+                 listen = \"{PORT}-{LAST_PORT}\"\n\
+                 target = \"{TARGET}\"\n\
+                 sources = [\"{CLIENTS}\"]\n\
+                 [[forward]]\n\
+                 name = \"iperf3\"\n\
+                 protocol = \"tcp\"\n\
+                 listen = \"{IPERF_PORT}\"\n\
+                 target = \"{TARGET}:{IPERF_PORT}\"\n\
+                 sources = [\"{CLIENTS}\"]\n\
+                 [admin]\n\
+                 socket = \"{}\"\n\
+                 pins = \"{}\"\n\
+                 # Sessions are opened before anything is measured, and must still be there then.\n\
+                 [timeouts]\n\
+                 udp = \"1h\"\n\
+                 udp_unreplied = \"1h\"\n\
+                 # Nobody answers here, so all of them count as half-open, and would go early where the table is nearly full.\n\
+                 [limits]\n\
+                 flows = {room}\n\
+                 half_open_per_source = {MAX_SESSIONS}\n",
+                rule_name(Transport::Udp),
+                rule_name(Transport::Tcp),
+                socket.display(),
+                pins.display(),
+            ),
+        )?;
+        Ok(Self { tag: tag.clone(), binary: binary.clone(), configuration, pins, process: None })
+    }
+
+    /// Runs it in this namespace, until it forwards.
+    pub(crate) fn start(&mut self, state: &State, router: &Namespace) -> Result<Started> {
+        let path = state.path(&format!("notify-{}", self.tag));
+        let _none = std::fs::remove_file(&path);
+        let manager =
+            UnixDatagram::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        manager.set_read_timeout(Some(LOOK)).context("cannot set a timeout")?;
+        let mut command = self.command(router, &["run"])?;
+        command.env("NOTIFY_SOCKET", &path);
+        let start = Instant::now();
+        let mut process = Process::spawn(state, &format!("pls-router-{}", self.tag), command)?;
+        let ready = wait_for_ready(&manager, &mut process, start)?;
+        process.wait_until(START_LIMIT, || {
+            // Its exit status says whether the router is healthy.
+            lab::command::run(&mut self.command(router, &["status", "-o", "json"])?).map(drop)
+        })?;
+        let good = start.elapsed();
+        self.process = Some(process);
+        Ok(Started { ready, good })
+    }
+
+    /// Ends it the hard way: what it has pinned stays.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.take().context("the daemon does not run")?.kill()
+    }
+
+    /// Ends it the polite way: it detaches, and nothing is left.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the daemon does not run")?;
+        let status = process.terminate(STOP_LIMIT)?;
+        if status.success() { Ok(()) } else { bail!("the daemon ended with {status}") }
+    }
+
+    /// Where it pins, in a directory for each layout.
+    pub(crate) fn pins(&self) -> &FilePath {
+        &self.pins
+    }
+
+    /// The process' id.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("the daemon does not run")?.pid())
+    }
+
+    /// A command of the same program, with its configuration.
+    pub(crate) fn command(&self, router: &Namespace, arguments: &[&str]) -> Result<Command> {
+        let mut command = router.command(&self.binary)?;
+        command.env("PLS_ROUTER_CONFIG", &self.configuration).args(arguments);
+        Ok(command)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // One that is killed would leave its maps, pinned. It is killed if it does not end.
+            let _killed = process.terminate(STOP_LIMIT);
+        }
+    }
+}
+
+/// Waits until a daemon says that it is ready: sd_notify(3).
+fn wait_for_ready(manager: &UnixDatagram, process: &mut Process, start: Instant) -> Result<Duration> {
+    let mut message = [0; 256];
+    while start.elapsed() < START_LIMIT {
+        match manager.recv(&mut message) {
+            Ok(length) if message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") => {
+                return Ok(start.elapsed());
+            }
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error).context("cannot hear from the daemon"),
+        }
+        if let Some(status) = process.ended()? {
+            bail!("the daemon ended ({status}) before it was ready; its log:\n{}", process.output());
+        }
+    }
+    bail!("the daemon was not ready within {START_LIMIT:?}; its log:\n{}", process.output())
+}
