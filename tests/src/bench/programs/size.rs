@@ -69,7 +69,7 @@ pub(super) fn table(sizes: &[Size]) -> String {
     let mut text = format!(
         "\n\
          How large they are. Look-ups and calls are places in the code; a packet of a known session passes three look-ups where its\n\
-         flow is in the first slot of its chain (settings, counters, slot), and one more for each slot further on, in `forward` only.\n\n\
+         flow is in the first pair of slots of its chain (settings, counters, pair), and one more for each pair further on, in `forward`.\n\n\
          \x20 {:<12} {:>12} {:>12} {:>22} {:>9} {:>13}\n",
         "program", "instructions", "jited bytes", "verified instructions", "look-ups", "helper calls"
     );
