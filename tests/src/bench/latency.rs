@@ -1,7 +1,7 @@
 //! How long a packet takes through the router and back.
 //!
 //! One probe at a time goes from the generator's end through the router to the sink's end, is turned round there, comes back
-//! through the router, and is sent again: see [`probe`](super::probe). The programs at the ends run in softirqs on the
+//! through the router, and is sent again: see [`super::probe`]. The programs at the ends run in softirqs on the
 //! router's CPU, like the router itself (a NAPI thread for each of its two devices), so that no wake-up of another CPU is in
 //! the time; it is the same in every arm.
 //!
