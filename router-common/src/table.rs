@@ -52,7 +52,7 @@ pub const CHAIN: u32 = 128;
 /// Slots for each session that there is room for: two in use, and as many free.
 pub const SLOTS_PER_SESSION: u32 = 4;
 
-/// How many chains start in the near region of a table that has two: 16 MiB of slots, for some 80,000 sessions.
+/// In how many slots a chain may start, every other one, in the near region of a table that has two: 16 MiB of slots, for some 80,000 sessions.
 pub const NEAR_HOMES: u32 = 1 << 18;
 
 /// Slots that are next to each other in 128 bytes. Chains start at whole ones: processors fetch cache lines in such pairs, so that a look at
@@ -67,9 +67,9 @@ pub const REACH: u32 = 2 * BUCKET;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Regions {
-    /// How many chains start in the near region.
+    /// In how many slots of the near region chains may start, at every other one ([`BUCKET`]).
     pub near: u32,
-    /// How many start in the far region; 0 if there is none.
+    /// In how many of the far region; 0 if there is none.
     pub far: u32,
     /// 1 if most flows are in the far region, so that it is looked at first, and new flows go there. May change at any time.
     pub far_first: u32,
@@ -97,7 +97,7 @@ impl Regions {
         }
     }
 
-    /// The number of slots: the last chain of each region has its whole length.
+    /// The number of slots: behind the last start of each region there is room for a whole chain, whether it may be that long or not.
     pub const fn slots(&self) -> u32 {
         self.near + CHAIN + if self.far == 0 { 0 } else { self.far + CHAIN }
     }
@@ -138,7 +138,7 @@ impl Regions {
 /// The key of the table's hash function: drawn at random when the table is made.
 ///
 /// The function is multiply-shift over the key's 32-bit words (Dietzfelbinger et al., 1997): for any two flows, the probability over the
-/// seeds that they start at the same of `n` slots is at most about `2/n`. A fixed permutation of its 32 bits behind it keeps
+/// seeds that they start in the same of `n` buckets is at most about `2/n`. A fixed permutation of its 32 bits behind it keeps
 /// regular keys (ports in a row) from making regular chains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -48,7 +48,7 @@ fn forward_looks_up_few_things() {
     assert!(lookups <= 2 + regions * (REACH / BUCKET) as usize, "{lookups} look-ups");
 }
 
-/// A packet of a known session touches one cache line of the table, and a session takes as much of it as is said.
+/// A slot is a cache line, and a session takes as much of the table as is said.
 #[test]
 fn entries_are_small() {
     const CACHE_LINE: usize = 64;
