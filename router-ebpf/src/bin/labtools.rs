@@ -139,6 +139,9 @@ mod programs {
         if generator.in_batch >= traffic.batch {
             generator.in_batch = 0;
         }
+        if let Some(verdict) = crate::probe::take_turn(&ctx) {
+            return verdict;
+        }
         generator.made += 1;
         let flow = generator.flow(traffic);
         // Not assigned: that would be a call of `memmove`, which goes byte by byte.

@@ -1,12 +1,13 @@
 //! How long a packet takes through the router and back.
 //!
-//! One probe at a time goes from the generator's end through the router to the sink's end, is turned round there, comes back
-//! through the router, and is sent again: see [`super::probe`]. The programs at the ends run in softirqs on the
+//! A probe goes from the generator's end through the router to the sink's end, is turned round there, and comes back
+//! through the router: see [`super::probe`]. With nothing else on the wires it is then sent again. The programs at the ends run in softirqs on the
 //! router's CPU, like the router itself (a NAPI thread for each of its two devices), so that no wake-up of another CPU is in
 //! the time; it is the same in every arm.
 //!
 //! Under load, the generator sends at the same fixed rate in every arm, from its own CPU: shares of what nftables takes at
-//! this number of flows, measured just before. A share above 1 is what nftables does not take.
+//! this number of flows, measured just before. A share above 1 is what nftables does not take. Some of these packets are the
+//! probes: they are sent when their turn comes, whether the ones before are back or not, and meet what every packet meets.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -28,6 +29,8 @@ use super::{
 const FLOWS: u32 = 40_000;
 /// Shares of what nftables takes that are sent.
 const SHARES: [f64; 3] = [0.5, 0.8, 1.25];
+/// One in so many of them is a probe: no multiple of a batch, so that probes have every place in one.
+const PROBE_EVERY: u64 = 29;
 /// How long packets are sent before probes are.
 const WARM_UP: Duration = Duration::from_millis(200);
 
@@ -131,14 +134,16 @@ impl Bench {
         Ok(Self { bench, prober })
     }
 
-    /// Sends probes, and packets at this rate meanwhile.
-    fn run(&mut self, rate: Option<f64>, enough: u64, limit: Duration) -> Result<Shown> {
+    /// Sends probes one at a time.
+    fn run_idle(&mut self, enough: u64, limit: Duration) -> Result<Shown> {
+        Ok(Shown { probed: self.prober.probe(enough, limit)?, run: None })
+    }
+
+    /// Sends packets at this rate, and probes among them.
+    fn run(&mut self, rate: f64, window: Duration) -> Result<Shown> {
         let Self { bench, prober } = self;
-        let Some(rate) = rate else {
-            return Ok(Shown { probed: prober.probe(enough, limit)?, run: None });
-        };
         let load = forward::Load::plain(FLOWS, Pacing::Rate(rate));
-        let (run, probed) = bench.run_while(&load, WARM_UP, || prober.probe(enough, limit))?;
+        let (run, probed) = bench.run_while(&load, WARM_UP, || prober.probe_among(PROBE_EVERY, window))?;
         Ok(Shown { probed, run: Some(run) })
     }
 }
@@ -238,14 +243,14 @@ pub(crate) fn measure(setup: &Setup) -> Result<Latency> {
     }
     let arm = |bench: &Bench| bench.bench.arm();
     let mut rows = interleave(plan.rounds, &mut benches, Load::Idle, arm, |bench| {
-        bench.run(None, plan.probes, plan.limit)
+        bench.run_idle(plan.probes, plan.limit)
     })?;
     let capacities = capacities(&plan, &mut benches)?;
     let nftables = capacities.iter().find(|capacity| capacity.arm == Arm::Nftables);
     let nftables = nftables.context("nftables was not measured")?.packets_per_second.median;
     for share in plan.shares {
         rows.append(&mut interleave(plan.rounds, &mut benches, Load::Share(*share), arm, |bench| {
-            bench.run(Some(nftables * share), u64::MAX, plan.window)
+            bench.run(nftables * share, plan.window)
         })?);
     }
     drop(benches);
@@ -339,9 +344,10 @@ impl Latency {
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
             "\n\
-             Latency: microseconds through the router and back, of one probe at a time (64-byte UDP, a session of its own). The probe is\n\
+             Latency: microseconds through the router and back, of a probe (64-byte UDP, a session of its own), which is\n\
              sent, turned round and taken by XDP programs, in softirqs of CPU 1, which is the router's (a NAPI thread for each device).\n\
-             Under load, CPU 0 sends packets of {FLOWS} flows at the same rate in all arms, a share of what nftables takes of them.\n\
+             Idle, there is one probe at a time. Under load, CPU 0 sends packets of {FLOWS} flows at the same rate in all arms, a share\n\
+             of what nftables takes of them, in batches of 8; one in {PROBE_EVERY} of them is a probe, however long the others take.\n\
              Quantiles are of {} interleaved rounds together; a ratio is the median of the rounds' ratios, and (min - max).\n",
             self.rounds,
         );
@@ -390,7 +396,7 @@ impl Latency {
             );
         }
         text.push_str(
-            "\n  lost: probes that did not come back within 50 ms; and of the packets under load, those that did not arrive.\n",
+            "\n  lost: probes that did not come back within 50 ms, which are in no quantile; and of the packets under load, those that did not arrive.\n",
         );
         text
     }

@@ -13,7 +13,7 @@ use aya::{
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use etherparse::PacketBuilder;
-use lab::Namespace;
+use lab::{Namespace, wait};
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -64,6 +64,8 @@ pub(crate) struct ProbeMaps {
     epoch: Array<MapData, u32>,
     times: Array<MapData, u64>,
     probes: Array<MapData, [u64; 2]>,
+    every: Array<MapData, u64>,
+    turns: Array<MapData, [u64; 2]>,
 }
 
 impl ProbeMaps {
@@ -72,11 +74,13 @@ impl ProbeMaps {
             epoch: ends::map(ebpf, "PROBE_EPOCH")?,
             times: ends::map(ebpf, "PROBE_TIMES")?,
             probes: ends::map(ebpf, "PROBES")?,
+            every: ends::map(ebpf, "PROBE_EVERY")?,
+            turns: ends::map(ebpf, "PROBE_TURNS")?,
         })
     }
 }
 
-/// Sends probes, one at a time, and reads how long they take.
+/// Has probes sent, and reads how long they take.
 pub(crate) struct Prober {
     /// Holds `ping`.
     ebpf: Ebpf,
@@ -109,7 +113,38 @@ impl Prober {
         Ok(Self { ebpf, maps, frame, namespace, device, epoch: 0 })
     }
 
-    /// Sends probes until `enough` have come back, or for so long.
+    /// Has one in `every` packets of the generator, which sends meanwhile, be a probe, for so long.
+    pub(crate) fn probe_among(&mut self, every: u64, window: Duration) -> Result<Probed> {
+        /// More packets than there are.
+        const NEVER: u64 = u64::MAX;
+        self.next_epoch()?;
+        let (times, back, sent) = (self.times()?, self.back()?, self.sent()?);
+        self.set_every(every)?;
+        thread::sleep(window);
+        self.set_every(NEVER)?;
+        let missing = || Ok::<_, anyhow::Error>((self.sent()? - sent).saturating_sub(self.back()? - back));
+        // What is not back then is lost.
+        let _late = wait::until("the last probes", PATIENCE, || {
+            ensure!(missing()? == 0, "some are under way");
+            Ok(())
+        });
+        let lost = missing()?;
+        self.next_epoch()?;
+        self.set_every(0)?;
+        Ok(Probed { times: self.times()?.since(&times), lost })
+    }
+
+    fn set_every(&mut self, every: u64) -> Result<()> {
+        self.maps.every.set(0, every, 0).context("cannot write PROBE_EVERY")
+    }
+
+    /// How many probes the generator has made.
+    fn sent(&self) -> Result<u64> {
+        let [_since, sent] = self.maps.turns.get(&0, 0).context("cannot read PROBE_TURNS")?;
+        Ok(sent)
+    }
+
+    /// Sends probes, one at a time, until `enough` have come back, or for so long.
     pub(crate) fn probe(&mut self, enough: u64, limit: Duration) -> Result<Probed> {
         let before = self.times()?;
         let enough = enough.saturating_add(before.samples());

@@ -281,10 +281,7 @@ impl Resources {
             let own = mebibytes(anonymous_bytes);
             (
                 format!("{} RSS", mebibytes(rss_bytes)),
-                format!(
-                    "{} PSS; its own: {own}, the rest is maps that are in its memory, and the program",
-                    mebibytes(pss_bytes)
-                ),
+                format!("{} PSS; {own} of its own, the rest: maps and program", mebibytes(pss_bytes)),
             )
         };
         let (rss, pss) = resident(self.daemon);

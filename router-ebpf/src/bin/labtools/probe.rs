@@ -1,6 +1,8 @@
-//! Probes: one packet at a time that goes through the router and comes back, and shows how long that takes.
+//! Probes: packets that go through the router and come back, and show how long that takes.
 //!
-//! `ping` sends the first one; the rest is up to the two ends' `sink`, which [`handle`]s probes. No process has to run for any of it.
+//! With nothing else on the wires there is one at a time: `ping` sends the first one, and where it comes back it is sent again. Under load
+//! they are packets of the generator's ([`take_turn`]), whether the ones before have come back or not: one that waited for its
+//! predecessor would be sent most often when the router is quick, and would not show when it is not.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -49,10 +51,18 @@ static PROBE_PORT: u32 = 0;
 #[map]
 static PROBE_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 
-/// How many probes came back after how long, in nanoseconds, by [`bucket`]. There is
-/// one probe at a time, and so one program that writes; the bench reads.
+/// How many probes came back after how long, in nanoseconds, by [`bucket`]. Written by
+/// the CPU that probes come back on; the bench reads.
 #[map]
 static PROBE_TIMES: Array<u64> = Array::with_max_entries(BUCKETS as u32, 0);
+
+/// One in how many of the generator's packets is a probe; 0 if none is, and there is only the one that goes to and fro. Written by the bench.
+#[map]
+static PROBE_EVERY: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Packets since the last probe among the generator's, and how many probes there have been. Written by the CPU that generates; the bench reads.
+#[map]
+static PROBE_TURNS: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
 /// What became of probes: those that came back and count, and those of an earlier epoch. As [`PROBE_TIMES`].
 #[map]
@@ -67,9 +77,33 @@ fn ping(ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// Makes a packet of the generator's a probe if it is time for one.
+#[inline(always)]
+pub(crate) fn take_turn(ctx: &XdpContext) -> Option<u32> {
+    if setting(&PROBE_MARK) == 0 {
+        return None;
+    }
+    let (every, turns) = (PROBE_EVERY.get(0)?, PROBE_TURNS.get_ptr_mut(0)?);
+    if *every == 0 {
+        return None;
+    }
+    // SAFETY: one CPU generates where there are probes.
+    let [since, sent] = unsafe { &mut *turns };
+    *since += 1;
+    if *since < *every {
+        return None;
+    }
+    *since = 0;
+    let (frame, epoch) = (frame(ctx)?, PROBE_EPOCH.get(0)?);
+    *sent += 1;
+    // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
+    write(unsafe { &mut *frame }, now(), *epoch);
+    Some(xdp_action::XDP_TX)
+}
+
 /// What becomes of a probe at an end of its way; `None` if the packet is none.
 ///
-/// At the far end it is turned round. Where it comes from, its time is counted, and it is the next one.
+/// At the far end it is turned round. Where it comes from, its time is counted, and if it is the only one, it is sent again.
 #[inline(always)]
 pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
     if setting(&PROBE_MARK) == 0 {
@@ -93,7 +127,9 @@ pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
 
 #[inline(always)]
 fn came_back(frame: &mut [u8; FRAME]) -> u32 {
-    let (Some(epoch), Some(probes)) = (PROBE_EPOCH.get(0), PROBES.get_ptr_mut(0)) else {
+    let (Some(epoch), Some(probes), Some(every)) =
+        (PROBE_EPOCH.get(0), PROBES.get_ptr_mut(0), PROBE_EVERY.get(0))
+    else {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: the value stays where it is, and nobody else writes to it, see there.
@@ -110,13 +146,21 @@ fn came_back(frame: &mut [u8; FRAME]) -> u32 {
         unsafe { *count += 1 };
     }
     *counted += 1;
-    // All of it: it has come back as the router has left it.
+    if *every != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    write(frame, now, *epoch);
+    xdp_action::XDP_TX
+}
+
+/// Makes a frame a probe. All of it: it comes back as the router has left it.
+#[inline(always)]
+fn write(frame: &mut [u8; FRAME], time: u32, epoch: u32) {
     *frame = setting(&PROBE);
-    put_time(frame, now);
-    let epoch = *epoch as u16;
+    put_time(frame, time);
+    let epoch = epoch as u16;
     put(frame, EPOCH, epoch.to_be_bytes());
     put(frame, EPOCH_COMPLEMENT, (!epoch).to_be_bytes());
-    xdp_action::XDP_TX
 }
 
 #[inline(always)]
