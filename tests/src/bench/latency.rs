@@ -23,6 +23,7 @@ use super::{
     probe::{self, Probed, Prober},
     progress,
     report::{Spread, line, ratio},
+    rows::take_turns,
 };
 
 /// How many flows the packets under load belong to.
@@ -286,7 +287,7 @@ fn capacities(plan: &Plan, benches: &mut [Bench]) -> Result<Vec<Capacity>> {
     Ok(capacities)
 }
 
-/// Has every arm measured once a round, there and back again, so that nobody is always the first one.
+/// Has every arm measured once a round.
 fn interleave<B>(
     rounds: u16,
     benches: &mut [B],
@@ -295,20 +296,16 @@ fn interleave<B>(
     mut run: impl FnMut(&mut B) -> Result<Shown>,
 ) -> Result<Vec<Row>> {
     let mut measured: BTreeMap<Arm, Rounds> = BTreeMap::new();
-    for round in 1..=rounds {
-        let backwards = round % 2 == 0;
-        let count = benches.len();
-        for at in 0..count {
-            let bench = &mut benches[if backwards { count - 1 - at } else { at }];
-            let arm = arm(bench);
-            progress(&format!("latency, {}, round {round}: {arm}", load.describe()));
-            let Shown { probed, run } = run(bench).with_context(|| arm.to_string())?;
-            let rounds = measured.entry(arm).or_default();
-            rounds.times.push(probed.times);
-            rounds.lost += probed.lost;
-            rounds.runs.extend(run);
-        }
-    }
+    take_turns(rounds, benches, |round, bench| {
+        let arm = arm(bench);
+        progress(&format!("latency, {}, round {round}: {arm}", load.describe()));
+        let Shown { probed, run } = run(bench).with_context(|| arm.to_string())?;
+        let rounds = measured.entry(arm).or_default();
+        rounds.times.push(probed.times);
+        rounds.lost += probed.lost;
+        rounds.runs.extend(run);
+        Ok(())
+    })?;
     let nftables = measured.get(&Arm::Nftables);
     ARMS.iter()
         .filter_map(|arm| measured.get(arm).map(|rounds| (*arm, rounds)))

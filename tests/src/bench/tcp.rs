@@ -17,6 +17,7 @@ use super::{
     path::{Arm, IPERF_PORT, Offloads, Path, Traffic},
     progress,
     report::{Spread, line, ratio},
+    rows::take_turns,
 };
 
 /// How long the server may take to listen.
@@ -59,13 +60,12 @@ pub(crate) fn measure(setup: &Setup) -> Result<Tcp> {
             }
         }
     }
-    for round in 1..=rounds {
-        for (bench, rates) in &mut benches {
-            let arm = bench.path.arm;
-            progress(&format!("TCP, round {round}: {arm}"));
-            rates.push(bench.run(seconds).with_context(|| arm.to_string())?);
-        }
-    }
+    take_turns(rounds, &mut benches, |round, (bench, rates)| {
+        let arm = bench.path.arm;
+        progress(&format!("TCP, round {round}: {arm}"));
+        rates.push(bench.run(seconds).with_context(|| arm.to_string())?);
+        Ok(())
+    })?;
     progress("");
     let reference = |offloads| {
         let of = |bench: &Bench| bench.path.arm == Arm::Nftables && bench.offloads == offloads;

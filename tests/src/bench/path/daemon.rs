@@ -54,6 +54,23 @@ impl Daemon {
         };
         let room = if path.traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
         let (state, tag) = (&setup.state, &path.tag);
+        let ports = format!("{PORT}-{LAST_PORT}");
+        let rules = [
+            (rule_name(Transport::Udp), "udp", ports.clone()),
+            (rule_name(Transport::Tcp), "tcp", ports),
+            ("iperf3", "tcp", IPERF_PORT.to_string()),
+        ]
+        .map(|(name, protocol, listen)| {
+            format!(
+                "[[forward]]\n\
+                 name = \"{name}\"\n\
+                 protocol = \"{protocol}\"\n\
+                 listen = \"{listen}\"\n\
+                 target = \"{TARGET}\"\n\
+                 sources = [\"{CLIENTS}\"]\n"
+            )
+        })
+        .concat();
         let socket = state.path(&format!("api-{tag}.sock"));
         let pins = state.path(&format!("bpf/{tag}"));
         let configuration = state.write(
@@ -63,24 +80,7 @@ impl Daemon {
                  pls = \"{in_device}\"\n\
                  firewall = \"{out_device}\"\n\
                  mode = \"native\"\n\
-                 [[forward]]\n\
-                 name = \"{}\"\n\
-                 protocol = \"udp\"\n\
-                 listen = \"{PORT}-{LAST_PORT}\"\n\
-                 target = \"{TARGET}\"\n\
-                 sources = [\"{CLIENTS}\"]\n\
-                 [[forward]]\n\
-                 name = \"{}\"\n\
-                 protocol = \"tcp\"\n\
-                 listen = \"{PORT}-{LAST_PORT}\"\n\
-                 target = \"{TARGET}\"\n\
-                 sources = [\"{CLIENTS}\"]\n\
-                 [[forward]]\n\
-                 name = \"iperf3\"\n\
-                 protocol = \"tcp\"\n\
-                 listen = \"{IPERF_PORT}\"\n\
-                 target = \"{TARGET}:{IPERF_PORT}\"\n\
-                 sources = [\"{CLIENTS}\"]\n\
+                 {rules}\
                  [admin]\n\
                  socket = \"{}\"\n\
                  pins = \"{}\"\n\
@@ -92,8 +92,6 @@ impl Daemon {
                  [limits]\n\
                  flows = {room}\n\
                  half_open_per_source = {MAX_SESSIONS}\n",
-                rule_name(Transport::Udp),
-                rule_name(Transport::Tcp),
                 socket.display(),
                 pins.display(),
             ),
