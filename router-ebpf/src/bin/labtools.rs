@@ -12,6 +12,9 @@
 #[path = "labtools/buckets.rs"]
 mod buckets;
 #[cfg(target_arch = "bpf")]
+#[path = "labtools/frame.rs"]
+mod frame;
+#[cfg(target_arch = "bpf")]
 #[path = "labtools/probe.rs"]
 mod probe;
 #[cfg(target_arch = "bpf")]
@@ -34,26 +37,15 @@ mod programs {
     };
     use router_common::checksum::Sum;
 
+    use crate::frame::{
+        self, DESTINATION_PORT, ETHER_DESTINATION, ETHER_SOURCE, ETHER_TYPE, IP_CHECKSUM, IP_DESTINATION,
+        IP_PROTOCOL, IP_SOURCE, IP_START, SOURCE_PORT, TCP_CHECKSUM, TCP_PAYLOAD, UDP_CHECKSUM, UDP_PAYLOAD,
+        head, quad, set_word, swap, word,
+    };
     use crate::traffic::{
         CPUS, Expected, Flow, Generator, HEAD, LEARN, LEARNT, PATIENCE, REPLY, SOURCES, Sunk, TCP, TIMED,
         Traffic,
     };
-
-    const ETHER_DESTINATION: usize = 0;
-    const ETHER_SOURCE: usize = 6;
-    const ETHER_TYPE: usize = 12;
-    const IP_START: usize = 14;
-    const IP_PROTOCOL: usize = 23;
-    const IP_CHECKSUM: usize = 24;
-    const IP_SOURCE: usize = 26;
-    const IP_DESTINATION: usize = 30;
-    /// TCP's and UDP's ports.
-    const SOURCE_PORT: usize = 34;
-    const DESTINATION_PORT: usize = 36;
-    const UDP_CHECKSUM: usize = 40;
-    const UDP_PAYLOAD: usize = 42;
-    const TCP_CHECKSUM: usize = 50;
-    const TCP_PAYLOAD: usize = 54;
 
     /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from the CPU that counts there.
     const LOOK: u64 = 1_000;
@@ -269,10 +261,7 @@ mod programs {
         let port =
             if expected.flags & REPLY != 0 { word(head, SOURCE_PORT) } else { word(head, DESTINATION_PORT) };
         let [first, ports] = expected.ports;
-        // IPv4 (RFC 894) without options, TCP (RFC 9293) or UDP (RFC 768).
-        let ours = word(head, ETHER_TYPE) == [0x08, 0x00]
-            && head[IP_START] == 0x45
-            && head[IP_PROTOCOL] == if tcp { 6 } else { 17 }
+        let ours = frame::is_of(head, if tcp { frame::TCP } else { frame::UDP })
             && u32::from(u16::from_be_bytes(port)).wrapping_sub(first) < ports;
         if !ours {
             return xdp_action::XDP_PASS;
@@ -317,13 +306,7 @@ mod programs {
         let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };
         // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
         let head = unsafe { &mut *head };
-        let mut at = 0;
-        while at < 6 {
-            let (from, to) = (word(head, ETHER_SOURCE + at), word(head, ETHER_DESTINATION + at));
-            set_word(head, ETHER_SOURCE + at, to);
-            set_word(head, ETHER_DESTINATION + at, from);
-            at += 2;
-        }
+        swap::<6>(head, ETHER_SOURCE, ETHER_DESTINATION);
         xdp_action::XDP_TX
     }
 
@@ -404,25 +387,11 @@ mod programs {
         unsafe { core::ptr::read_volatile(setting) }
     }
 
+    /// The clock, in nanoseconds.
     #[inline(always)]
-    fn now() -> u64 {
+    pub(crate) fn now() -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_ktime_get_ns() }
-    }
-
-    #[inline(always)]
-    fn word(head: &[u8; HEAD], at: usize) -> [u8; 2] {
-        [head[at], head[at + 1]]
-    }
-
-    #[inline(always)]
-    fn quad(head: &[u8; HEAD], at: usize) -> u32 {
-        u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
-    }
-
-    #[inline(always)]
-    fn set_word(head: &mut [u8; HEAD], at: usize, value: [u8; 2]) {
-        [head[at], head[at + 1]] = value;
     }
 
     /// Changes a word; what of checksums changes with it, on top of `sum`.
@@ -446,13 +415,6 @@ mod programs {
     #[inline(always)]
     fn plus(word: [u8; 2], more: u32) -> [u8; 2] {
         u16::from_be_bytes(word).wrapping_add(more as u16).to_be_bytes()
-    }
-
-    /// The first bytes of a frame; all of the bench's have so many.
-    #[inline(always)]
-    fn head(ctx: &XdpContext) -> Option<*mut [u8; HEAD]> {
-        let start = ctx.data();
-        if start + HEAD > ctx.data_end() { None } else { Some(start as *mut [u8; HEAD]) }
     }
 
     #[panic_handler]

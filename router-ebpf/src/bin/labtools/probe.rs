@@ -6,7 +6,6 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::generated::bpf_ktime_get_ns,
     macros::{map, xdp},
     maps::Array,
     programs::XdpContext,
@@ -14,20 +13,14 @@ use aya_ebpf::{
 
 use crate::{
     buckets::{BUCKETS, bucket},
-    programs::setting,
+    frame::{
+        DESTINATION_PORT, ETHER_DESTINATION, ETHER_SOURCE, IP_DESTINATION, IP_SOURCE, SOURCE_PORT, UDP,
+        UDP_PAYLOAD, head, is_of, quad, swap, word,
+    },
+    programs::{self, setting},
+    traffic::HEAD,
 };
 
-/// A probe's length: the shortest frame.
-const FRAME: usize = 60;
-const ETHER_TYPE: usize = 12;
-const IP_START: usize = 14;
-const IP_PROTOCOL: usize = 23;
-const IP_SOURCE: usize = 26;
-const IP_DESTINATION: usize = 30;
-const UDP_SOURCE: usize = 34;
-const UDP_DESTINATION: usize = 36;
-/// What tells a probe from other packets.
-const MARK: usize = 42;
 /// When it was sent, and the complement of that: together they add nothing to the checksum, whatever they are.
 const TIME: usize = 46;
 const TIME_COMPLEMENT: usize = 50;
@@ -37,9 +30,9 @@ const EPOCH_COMPLEMENT: usize = 56;
 
 /// A probe as it is sent, but for its time and its epoch. Set when `sink` is loaded, if there are to be probes. So are the next two.
 #[unsafe(no_mangle)]
-static PROBE: [u8; FRAME] = [0; FRAME];
+static PROBE: [u8; HEAD] = [0; HEAD];
 
-/// What is at [`MARK`] in a probe, as a number; 0 if nothing is a probe.
+/// What is at [`UDP_PAYLOAD`] in a probe, as a number; 0 if nothing is a probe.
 #[unsafe(no_mangle)]
 static PROBE_MARK: u32 = 0;
 
@@ -71,8 +64,8 @@ static PROBES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 /// Sends the first probe: for `BPF_PROG_TEST_RUN` with one live frame, which is a probe but for its time.
 #[xdp]
 fn ping(ctx: XdpContext) -> u32 {
-    let Some(frame) = frame(&ctx) else { return xdp_action::XDP_ABORTED };
-    // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
+    let Some(frame) = head(&ctx) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
     put_time(unsafe { &mut *frame }, now());
     xdp_action::XDP_TX
 }
@@ -94,9 +87,9 @@ pub(crate) fn take_turn(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     *since = 0;
-    let (frame, epoch) = (frame(ctx)?, PROBE_EPOCH.get(0)?);
+    let (frame, epoch) = (head(ctx)?, PROBE_EPOCH.get(0)?);
     *sent += 1;
-    // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
+    // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
     write(unsafe { &mut *frame }, now(), *epoch);
     Some(xdp_action::XDP_TX)
 }
@@ -109,24 +102,24 @@ pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
     if setting(&PROBE_MARK) == 0 {
         return None;
     }
-    let frame = frame(ctx)?;
-    // SAFETY: `frame` checked the bounds, and nothing else refers to the packet.
+    let frame = head(ctx)?;
+    // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
     let frame = unsafe { &mut *frame };
     if !is_probe(frame) {
         return None;
     }
-    if u32::from(word(frame, UDP_DESTINATION)) == setting(&PROBE_PORT) {
+    if u32::from(u16::from_be_bytes(word(frame, DESTINATION_PORT))) == setting(&PROBE_PORT) {
         return Some(came_back(frame));
     }
     // Checksums stay right, since what is swapped is in all of their sums.
-    swap::<6>(frame, 0, 6);
+    swap::<6>(frame, ETHER_DESTINATION, ETHER_SOURCE);
     swap::<4>(frame, IP_SOURCE, IP_DESTINATION);
-    swap::<2>(frame, UDP_SOURCE, UDP_DESTINATION);
+    swap::<2>(frame, SOURCE_PORT, DESTINATION_PORT);
     Some(xdp_action::XDP_TX)
 }
 
 #[inline(always)]
-fn came_back(frame: &mut [u8; FRAME]) -> u32 {
+fn came_back(frame: &mut [u8; HEAD]) -> u32 {
     let (Some(epoch), Some(probes), Some(every)) =
         (PROBE_EPOCH.get(0), PROBES.get_ptr_mut(0), PROBE_EVERY.get(0))
     else {
@@ -134,7 +127,7 @@ fn came_back(frame: &mut [u8; FRAME]) -> u32 {
     };
     // SAFETY: the value stays where it is, and nobody else writes to it, see there.
     let [counted, late] = unsafe { &mut *probes };
-    if word(frame, EPOCH) != *epoch as u16 {
+    if u16::from_be_bytes(word(frame, EPOCH)) != *epoch as u16 {
         *late += 1;
         return xdp_action::XDP_DROP;
     }
@@ -155,7 +148,7 @@ fn came_back(frame: &mut [u8; FRAME]) -> u32 {
 
 /// Makes a frame a probe. All of it: it comes back as the router has left it.
 #[inline(always)]
-fn write(frame: &mut [u8; FRAME], time: u32, epoch: u32) {
+fn write(frame: &mut [u8; HEAD], time: u32, epoch: u32) {
     *frame = setting(&PROBE);
     put_time(frame, time);
     let epoch = epoch as u16;
@@ -164,22 +157,12 @@ fn write(frame: &mut [u8; FRAME], time: u32, epoch: u32) {
 }
 
 #[inline(always)]
-fn frame(ctx: &XdpContext) -> Option<*mut [u8; FRAME]> {
-    let start = ctx.data();
-    if start + FRAME > ctx.data_end() { None } else { Some(start as *mut [u8; FRAME]) }
-}
-
-/// IPv4 (RFC 894) without options, UDP (RFC 768), and the mark.
-#[inline(always)]
-fn is_probe(frame: &[u8; FRAME]) -> bool {
-    word(frame, ETHER_TYPE) == 0x0800
-        && frame[IP_START] == 0x45
-        && frame[IP_PROTOCOL] == 17
-        && quad(frame, MARK) == setting(&PROBE_MARK)
+fn is_probe(frame: &[u8; HEAD]) -> bool {
+    is_of(frame, UDP) && quad(frame, UDP_PAYLOAD) == setting(&PROBE_MARK)
 }
 
 #[inline(always)]
-fn put_time(frame: &mut [u8; FRAME], time: u32) {
+fn put_time(frame: &mut [u8; HEAD], time: u32) {
     put(frame, TIME, time.to_be_bytes());
     put(frame, TIME_COMPLEMENT, (!time).to_be_bytes());
 }
@@ -187,30 +170,12 @@ fn put_time(frame: &mut [u8; FRAME], time: u32) {
 /// The clock's low half, in nanoseconds.
 #[inline(always)]
 fn now() -> u32 {
-    // SAFETY: a helper without arguments.
-    (unsafe { bpf_ktime_get_ns() }) as u32
+    programs::now() as u32
 }
 
 #[inline(always)]
-fn word(frame: &[u8; FRAME], at: usize) -> u16 {
-    u16::from_be_bytes([frame[at], frame[at + 1]])
-}
-
-#[inline(always)]
-fn quad(frame: &[u8; FRAME], at: usize) -> u32 {
-    u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
-}
-
-#[inline(always)]
-fn put<const N: usize>(frame: &mut [u8; FRAME], at: usize, bytes: [u8; N]) {
+fn put<const N: usize>(frame: &mut [u8; HEAD], at: usize, bytes: [u8; N]) {
     for (to, from) in frame[at..at + N].iter_mut().zip(bytes) {
         *to = from;
-    }
-}
-
-#[inline(always)]
-fn swap<const N: usize>(frame: &mut [u8; FRAME], a: usize, b: usize) {
-    for offset in 0..N {
-        frame.swap(a + offset, b + offset);
     }
 }

@@ -16,8 +16,8 @@ pub(crate) const LEARNT: u32 = 1 << 16;
 /// How many CPUs can be counted on.
 pub(crate) const CPUS: u32 = 256;
 
-/// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for the 64 packets that it is given
-/// at a time, also where each opens a session and hardly a SNAT port is free.
+/// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for the packets that are under way
+/// at once, also where each opens a session and hardly a SNAT port is free.
 pub(crate) const PATIENCE: u64 = 20_000_000;
 
 /// TCP and not UDP.
