@@ -93,6 +93,12 @@ impl Address for Ipv6 {
 }
 
 impl Ipv4 {
+    /// This address and another behind it, as source and destination stand in a packet: the first byte is the lowest.
+    #[inline(always)]
+    pub(crate) const fn then(self, next: Self) -> u64 {
+        (u32::from_le_bytes(next.0) as u64) << 32 | u32::from_le_bytes(self.0) as u64
+    }
+
     /// Whether this address names a single host: not multicast, the limited broadcast, nor "this network" (RFC 1122 3.2.1.3).
     #[inline(always)]
     pub const fn is_unicast(self) -> bool {

@@ -36,18 +36,6 @@ impl Sum {
         Self(self.0 + u32::from_ne_bytes(words) as u64)
     }
 
-    /// Adds the two words of a number that was loaded from a packet (see [`crate::wire`]).
-    #[inline(always)]
-    pub(crate) const fn and_number(self, words: u32) -> Self {
-        Self(self.0 + words as u64)
-    }
-
-    /// The sum of the two words of such a number.
-    #[inline(always)]
-    pub(crate) const fn of_number(words: u32) -> Self {
-        Self::ZERO.and_number(words)
-    }
-
     /// Takes a word out again.
     #[inline(always)]
     pub const fn remove(self, word: [u8; 2]) -> Self {

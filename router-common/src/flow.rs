@@ -71,7 +71,7 @@ impl FlowKey<Ipv4> {
     /// Both addresses in one number, as they stand in a packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn addresses(&self) -> u64 {
-        (u32::from_le_bytes(self.destination.0) as u64) << 32 | u32::from_le_bytes(self.source.0) as u64
+        self.source.then(self.destination)
     }
 
     /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a protocol's number.

@@ -242,8 +242,9 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     let end = load32::<IPV4_TTL, _>(headers);
     let addresses = load64::<IPV4_SOURCE, _>(headers);
     // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
-    let sum = Sum::of_number(start).and_number(middle).and_number(end);
-    if !sum.and_number(addresses as u32).and_number((addresses >> 32) as u32).is_intact() {
+    let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
+    let words = [start, middle, end, source, destination];
+    if !words.iter().fold(Sum::ZERO, |sum, words| sum.add_pair(words.to_le_bytes())).is_intact() {
         return Err(Reason::BadChecksum);
     }
     let [_, _, fragment @ ..] = middle.to_le_bytes();

@@ -144,8 +144,6 @@ impl Rewrite<Ipv4> {
         // The TTL is the first byte of its word.
         let [a, b] = change.remove([1, 0]).apply(checksum);
         store32::<IPV4_TTL, _>(headers, u32::from_le_bytes([ttl.wrapping_sub(1), protocol, a, b]));
-        let (source, destination) =
-            (u32::from_le_bytes(self.source.0), u32::from_le_bytes(self.destination.0));
-        store64::<IPV4_SOURCE, _>(headers, u64::from(destination) << 32 | u64::from(source));
+        store64::<IPV4_SOURCE, _>(headers, self.source.then(self.destination));
     }
 }
