@@ -60,7 +60,7 @@ pub struct RuleStats {
 /// The time as a CPU has last read it.
 ///
 /// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock moves with it. The
-/// counter is a moment ahead of the clock, so what is read in between is a tick old; who needs it exactly reads the clock.
+/// counter is a moment ahead of the clock, so what is read in between is the time before that; who needs it exactly reads the clock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Clock {

@@ -63,6 +63,8 @@ pub const BUCKET: u32 = 2;
 /// there.
 pub const REACH: u32 = 2 * BUCKET;
 
+const _: () = assert!(REACH <= CHAIN);
+
 /// Where the chains of a table start: in the near region from slot 0 on, in the far region behind it. Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -36,9 +36,8 @@ pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
     }
     let rewrite = entry.rewrite();
     record(entry, &packet, work);
-    count_for_rule(work, slot.tag());
-    make(work, &packet, &rewrite, &next_hop)?;
-    Ok(u32::from(next_hop.slot))
+    let sent = send(work, &packet, &rewrite, &next_hop, slot.tag(), Reason::Forwarded)?;
+    Ok(sent.slot)
 }
 
 /// Records a packet in its flow's entry.

@@ -203,7 +203,8 @@ extern "C" fn flow_table_walk() -> u32 {
         slot.tag();
     }
     for _ in 0..2 {
-        let is_over = (0..REACH).any(|step| look(step) != 0);
+        // Every chain is as long as this.
+        let is_over = (0..REACH).any(look);
         let Some(search) = scratch() else { return 0 };
         if !is_over && search.length > REACH {
             // Few walks are as long as this, and none along a near region. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature,
@@ -222,18 +223,15 @@ extern "C" fn flow_table_walk() -> u32 {
 
 /// A step of a walk beyond its first ones. A callback of `bpf_loop`, so that the verifier looks at it once.
 unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
-    look(REACH.wrapping_add(step))
+    i64::from(look(REACH.wrapping_add(step)))
 }
 
-/// One step of a walk; 1 ends it.
+/// One step of a walk; whether that ends it.
 #[inline(always)]
-fn look(step: u32) -> i64 {
-    let Some(search) = scratch() else { return 1 };
+fn look(step: u32) -> bool {
+    let Some(search) = scratch() else { return true };
     let index = search.home.wrapping_add(step);
-    match slot(index) {
-        Some(slot) => i64::from(search.look(index, slot)),
-        None => 1,
-    }
+    slot(index).is_none_or(|slot| search.look(index, slot))
 }
 
 #[inline(always)]

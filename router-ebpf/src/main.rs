@@ -107,16 +107,12 @@ impl Work {
     #[inline(always)]
     fn finish(&mut self, outcome: &Outcome) -> u32 {
         match *outcome {
-            Ok(Transmit { reason, slot }) if slot == self.ingress => {
-                stats::transmitted(self.stats, slot, reason, &self.frame);
-                xdp_action::XDP_TX
-            }
-            Ok(Transmit { reason, slot }) => match EGRESS.redirect(slot, 0) {
-                Ok(verdict) => {
+            Ok(Transmit { reason, slot }) => match self.send_by(slot) {
+                Some(verdict) => {
                     stats::transmitted(self.stats, slot, reason, &self.frame);
                     verdict
                 }
-                Err(_) => self.leave(Reason::RedirectFailed),
+                None => self.leave(Reason::RedirectFailed),
             },
             Err(Exit::Left(reason)) => self.leave(reason),
             Err(Exit::To(stage)) => {
@@ -128,17 +124,21 @@ impl Work {
         }
     }
 
+    /// The verdict by which a frame leaves by an interface: turned round where it came in, or redirected.
+    #[inline(always)]
+    fn send_by(&self, egress: u32) -> Option<u32> {
+        if egress == self.ingress { Some(xdp_action::XDP_TX) } else { EGRESS.redirect(egress, 0).ok() }
+    }
+
     /// Sends a packet of a known session out of this interface. What [`finish`](Self::finish) does of it in three counters is one here.
     #[inline(always)]
     fn pass_on(&mut self, egress: u32) -> u32 {
-        let verdict =
-            if egress == self.ingress { Ok(xdp_action::XDP_TX) } else { EGRESS.redirect(egress, 0) };
-        match verdict {
-            Ok(verdict) => {
+        match self.send_by(egress) {
+            Some(verdict) => {
                 stats::passed_on(self.stats, self.ingress, egress, &self.frame);
                 verdict
             }
-            Err(_) => {
+            None => {
                 stats::received(self.stats, self.ingress, &self.frame);
                 self.leave(Reason::RedirectFailed)
             }

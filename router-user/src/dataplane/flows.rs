@@ -116,6 +116,7 @@ pub(super) struct FlowMaps {
     pub(super) pool_bits: Map,
 }
 
+/// Maps an array, each of whose entries holds `each` of what is shared.
 fn share<T: super::shared_memory::Shared>(map: &Map, what: &str, each: u32) -> Result<SharedArray<T>> {
     let Map::Array(data) = map else { bail!("{what}: not an array") };
     let length = data.info().with_context(|| format!("cannot examine {what}"))?.max_entries() * each;
