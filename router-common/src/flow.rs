@@ -247,6 +247,16 @@ pub struct FlowEntry<A> {
 const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
 
 impl FlowEntry<Ipv4> {
+    /// Makes this a copy of another one, word by word: for BPF, the compiler calls a function that copies every byte by itself.
+    #[inline(always)]
+    pub(crate) fn overwrite(&mut self, from: &Self) {
+        let (to, from) = (core::ptr::from_mut(self).cast::<u64>(), core::ptr::from_ref(from).cast::<u64>());
+        for word in 0..size_of::<Self>() / size_of::<u64>() {
+            // SAFETY: both are of this size and alignment, and have no padding. Volatile, or it would be made a call again.
+            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+        }
+    }
+
     /// All zero.
     pub const EMPTY: Self = Self::new(
         Rewrite {

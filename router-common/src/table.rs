@@ -392,7 +392,7 @@ impl Slot {
     pub fn write(&mut self, key: &FlowKey<Ipv4>, tag: Tag, entry: &FlowEntry<Ipv4>) {
         self.addresses = key.addresses();
         self.ports = key.ports();
-        self.entry = *entry;
+        self.entry.overwrite(entry);
         // A swap and not a store: nobody may see this after what the writer looks at next.
         self.atomic_tag().swap(tag.0);
     }
@@ -540,6 +540,21 @@ pub struct Search {
 /// No slot.
 pub const NOWHERE: u32 = u32::MAX;
 
+/// Where a flow may be put: what a walk along its key's chains has found. Good for as long as a program runs, since a slot in front of it
+/// does not become empty so soon ([`QUARANTINE`]).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Place {
+    /// The slot, or [`NOWHERE`].
+    pub index: u32,
+    /// The tag that was seen there.
+    pub tag: u32,
+}
+
+impl Place {
+    /// It has yet to be looked for.
+    pub const UNKNOWN: Self = Self { index: NOWHERE, tag: 0 };
+}
+
 impl Search {
     /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past the slot `mine`.
     #[inline(always)]
@@ -579,17 +594,21 @@ impl Search {
         false
     }
 
-    /// After the first walk: whether there is a slot to claim, and none with the key.
+    /// After the first walk: the slot to claim, if there is one, and none with the key.
     ///
     /// # Errors
     /// Why not.
     #[inline(always)]
-    pub const fn may_claim(&self) -> Result<(), InsertError> {
+    pub const fn place(&self) -> Result<Place, InsertError> {
         if self.found != NOWHERE {
             // One that is not live may yet be withdrawn.
             return Err(if self.doubt == 0 { InsertError::Exists } else { InsertError::Contended });
         }
-        if self.free == NOWHERE { Err(InsertError::Full) } else { Ok(()) }
+        if self.free == NOWHERE {
+            Err(InsertError::Full)
+        } else {
+            Ok(Place { index: self.free, tag: self.free_tag })
+        }
     }
 
     /// After the second walk, with the caller's own flow pending: whether nobody else has the key, or may come to have it.
@@ -804,9 +823,9 @@ mod tests {
 
         fn insert(&self, key: &FlowKey<Ipv4>) -> Result<u32, InsertError> {
             let search = self.walk(key, NOWHERE);
-            search.may_claim()?;
-            let slot = self.slot_mut(search.free);
-            if !slot.claim(Tag(search.free_tag)) {
+            let place = search.place()?;
+            let slot = self.slot_mut(place.index);
+            if !slot.claim(Tag(place.tag)) {
                 return Err(InsertError::Contended);
             }
             let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false);

@@ -10,7 +10,7 @@ use router_common::{
     reason::Reason,
     session::Seen,
     settings::Settings,
-    table::{InsertError, NOWHERE, Slot, Tag},
+    table::{InsertError, NOWHERE, Place, Slot, Tag},
 };
 
 use crate::{Exit, Outcome, Work, answer, flows, half_open, pools, rules, rules::Match, settings, sockets};
@@ -28,8 +28,9 @@ struct Opening {
     random: u32,
     /// Where the session's packets leave.
     next_hop: NextHop,
-    /// The client's tuple, and where its flow has been put.
+    /// The client's tuple; where its flow may be put, and where it has been.
     key: FlowKey<Ipv4>,
+    place: Place,
     slot: u32,
     reply_key: FlowKey<Ipv4>,
     /// The target's pool, or [`NO_POOL`].
@@ -100,6 +101,18 @@ fn scratch() -> Option<&'static mut Opening> {
     // SAFETY: this CPU's own. Whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
     // value of every field.
     OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
+}
+
+/// Gives a packet that belongs to no session to [`open`](crate::open), with the place that the look for its flow has found.
+#[inline(always)]
+pub(crate) fn ask_to_open(place: Place) -> Exit {
+    match scratch() {
+        Some(opening) => {
+            opening.place = place;
+            Exit::To(Stage::Open)
+        }
+        None => Reason::Internal.into(),
+    }
 }
 
 /// Notes what session is to be opened, for [`claim`] to do.
@@ -222,7 +235,7 @@ extern "C" fn insert_forward() -> u32 {
     let protocol = opening.key.protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
-    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag) {
+    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.place) {
         Ok(slot) => {
             opening.slot = slot;
             0
@@ -379,7 +392,7 @@ fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
     } else {
         // Where replies leave is found out by the first of them.
         let tag = Tag::pending(opening.key.protocol_number(), Direction::Reply, opening.rule, false);
-        flows::insert(&opening.reply_key, &opening.key.reversed(), tag).map(|_| ())
+        flows::insert(&opening.reply_key, &opening.key.reversed(), tag, Place::UNKNOWN).map(|_| ())
     };
     let pool = pools::pool(opening.pool);
     match (result, pool) {

@@ -12,7 +12,7 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag},
+    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, Place, REACH, Search, Slot, Tag},
 };
 
 use crate::settings;
@@ -78,8 +78,14 @@ fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
 /// The live flow of a key.
 #[inline(always)]
 pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let found = walk(key, settings, NOWHERE)?.found;
-    at(found, key)
+    find_or_place(key, settings).ok()
+}
+
+/// The live flow of a key, or else where it may be put.
+#[inline(always)]
+pub(crate) fn find_or_place(key: &FlowKey<Ipv4>, settings: &Settings) -> Result<&'static mut Slot, Place> {
+    let search = walk(key, settings, NOWHERE).ok_or(Place::UNKNOWN)?;
+    at(search.found, key).ok_or_else(|| search.place().unwrap_or(Place::UNKNOWN))
 }
 
 /// The flow in this slot, if it is the live one of a key.
@@ -95,14 +101,21 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
 }
 
 /// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`. The slot's index.
+///
+/// `place`: where this packet's look for the key has found that it may be put, or [`Place::UNKNOWN`].
 #[inline(always)]
-pub(crate) fn insert(key: &FlowKey<Ipv4>, to: &FlowKey<Ipv4>, tag: Tag) -> Result<u32, InsertError> {
+pub(crate) fn insert(
+    key: &FlowKey<Ipv4>,
+    to: &FlowKey<Ipv4>,
+    tag: Tag,
+    place: Place,
+) -> Result<u32, InsertError> {
     let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
     // SAFETY: this CPU's own, and nobody else has it now.
     let insertion = unsafe { &mut *insertion };
     insertion.key = *key;
     insertion.entry.start(to, now());
-    match flow_table_insert(tag.0) {
+    match flow_table_insert(tag.0, place.index, place.tag) {
         CONTENDED => Err(InsertError::Contended),
         EXISTS => Err(InsertError::Exists),
         FULL => Err(InsertError::Full),
@@ -129,34 +142,43 @@ const FULL: u32 = u32::MAX - 2;
 /// loads and stores, so the second attempt nearly always does.
 const ATTEMPTS: u32 = 4;
 
-/// Inserts what is in `INSERTION` with this tag: the slot's index, or why not.
+/// Inserts what is in `INSERTION` with this tag, in the slot `index` if it is as it was `seen`: the slot's index, or why not.
 ///
 /// A global function: the verifier looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_table_insert(tag: u32) -> u32 {
+extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
+    let result = flow_table_attempt(tag, index, seen);
+    if result != CONTENDED {
+        return result;
+    }
     for _ in 1..ATTEMPTS {
-        let result = flow_table_attempt(tag);
+        let result = flow_table_attempt(tag, NOWHERE, 0);
         if result != CONTENDED {
             return result;
         }
     }
-    flow_table_attempt(tag)
+    CONTENDED
 }
 
 /// As `flow_table_insert`, once. A global function, see there.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn flow_table_attempt(tag: u32) -> u32 {
+extern "C" fn flow_table_attempt(tag: u32, index: u32, seen: u32) -> u32 {
     let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get(0)) else { return FULL };
     let tag = Tag(tag);
-    let Some(search) = walk(&insertion.key, settings, NOWHERE) else { return FULL };
-    if let Err(error) = search.may_claim() {
-        return code(error);
-    }
-    let (index, seen) = (search.free, Tag(search.free_tag));
+    let place = if index == NOWHERE {
+        let Some(search) = walk(&insertion.key, settings, NOWHERE) else { return FULL };
+        search.place()
+    } else {
+        Ok(Place { index, tag: seen })
+    };
+    let Place { index, tag: seen } = match place {
+        Ok(place) => place,
+        Err(error) => return code(error),
+    };
     let Some(slot) = slot(index) else { return FULL };
-    if !slot.claim(seen) {
+    if !slot.claim(Tag(seen)) {
         return CONTENDED;
     }
     slot.write(&insertion.key, tag, &insertion.entry);

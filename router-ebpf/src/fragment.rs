@@ -4,10 +4,10 @@
 //! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
 //! to this program again when the first has come.
 
-use router_common::{Stage, fragment::Fragment, packet, reason::Reason};
+use router_common::{Stage, fragment::Fragment, packet, reason::Reason, table::Place};
 
 use crate::{
-    Exit, Outcome, Transmit, Work, datagrams,
+    Exit, Outcome, Transmit, Work, claim, datagrams,
     established::{address, count_for_rule, touch},
     flows, known, local, next_hop, punt, rules,
 };
@@ -37,7 +37,7 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
             known::forward(work, &packet, slot)
         }
         // If that opens a session, the fragment comes back here. If not, `left` notes it.
-        None => Err(Exit::To(Stage::Open)),
+        None => Err(claim::ask_to_open(Place::UNKNOWN)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where packets leave, from the kernel's own routes and neighbours.
 
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -43,11 +43,11 @@ pub(crate) fn resolve(
     // Read before the question is asked, and not again: an answer that has been overtaken must not count as a newer one.
     // SAFETY: a field of a map value, which is always there to read.
     let generation = unsafe { core::ptr::read_volatile(&raw const work.settings.next_hop_generation) };
-    let mut params = question(protocol, source, destination);
+    let mut room = MaybeUninit::uninit();
+    let params = question(&mut room, protocol, source, destination);
     // SAFETY: the context is the program's own, the structure and its length belong together.
-    let answer = unsafe {
-        fib_lookup(work.frame.context().as_ptr(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, 0)
-    };
+    let answer =
+        unsafe { fib_lookup(work.frame.context().as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {}
         BPF_FIB_LKUP_RET_NO_NEIGH => {
@@ -85,10 +85,10 @@ extern "C" fn route_mtu(context: *mut xdp_md, source: u32, destination: u32) -> 
     let (source, destination) = (Ipv4(source.to_ne_bytes()), Ipv4(destination.to_ne_bytes()));
     // Before Linux 6.5 there is no answer without the neighbour, and the flag is refused.
     for flags in [BPF_FIB_LOOKUP_SKIP_NEIGH, 0] {
-        let mut params = question(Protocol::Tcp, source, destination);
+        let mut room = MaybeUninit::uninit();
+        let params = question(&mut room, Protocol::Tcp, source, destination);
         // SAFETY: the context is the program's own, the structure and its length belong together.
-        let answer =
-            unsafe { fib_lookup(context.cast(), &raw mut params, size_of::<bpf_fib_lookup>() as i32, flags) };
+        let answer = unsafe { fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) };
         if answer as u32 == BPF_FIB_LKUP_RET_SUCCESS {
             // SAFETY: see `resolve`.
             return u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
@@ -97,11 +97,21 @@ extern "C" fn route_mtu(context: *mut xdp_md, source: u32, destination: u32) -> 
     0
 }
 
-/// The question where packets from `source` to `destination` leave.
+/// Writes the question where packets from `source` to `destination` leave.
 #[inline(always)]
-fn question(protocol: Protocol, source: Ipv4, destination: Ipv4) -> bpf_fib_lookup {
+fn question(
+    room: &mut MaybeUninit<bpf_fib_lookup>,
+    protocol: Protocol,
+    source: Ipv4,
+    destination: Ipv4,
+) -> &mut bpf_fib_lookup {
+    const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+    for word in 0..WORDS {
+        // Volatile, or the compiler makes it a call that writes every byte by itself. SAFETY: within the structure, which is aligned to this.
+        unsafe { room.as_mut_ptr().cast::<u32>().add(word).write_volatile(0) };
+    }
     // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
-    let mut params: bpf_fib_lookup = unsafe { zeroed() };
+    let params = unsafe { room.assume_init_mut() };
     params.family = AF_INET;
     params.l4_protocol = protocol as u8;
     params.ifindex = LOOPBACK;
