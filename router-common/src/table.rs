@@ -29,9 +29,9 @@
 //!
 //! A random access to hundreds of megabytes misses every cache and the TLB. So a large table begins with a small region, where flows
 //! go as long as there is room close to where their chain starts, and only then to the rest ([`Regions`]). Every key has one chain in
-//! each; whoever inserts looks through both, whoever looks one up tries first where most flows are. While there are few sessions, that
-//! is all in the near region, and the rest of the table is not touched. There, a chain has only as many slots as the fast path looks at
-//! ([`Regions::chain`]), so that a region that has filled up costs little.
+//! each; whoever looks for a flow or a place looks through the near one first. While there are few sessions, that is all, and the rest of the
+//! table is not touched. In the near region, a chain has only as many slots as the fast path looks at ([`Regions::chain`]), so that one that
+//! has filled up costs little: with many sessions, processors foresee that a flow is not there, and wait for both regions at once.
 
 use core::mem::size_of;
 
@@ -73,17 +73,15 @@ pub struct Regions {
     pub near: u32,
     /// In how many of the far region; 0 if there is none.
     pub far: u32,
-    /// 1 if most flows are in the far region, so that it is looked at first, and new flows go there. May change at any time.
-    pub far_first: u32,
 }
 
 impl Regions {
     /// Those of a table for this many sessions. `None` if that is too many.
     pub const fn of(sessions: u32) -> Option<Self> {
         match sessions.checked_mul(SLOTS_PER_SESSION) {
-            Some(homes) if homes <= NEAR_HOMES => Some(Self { near: homes, far: 0, far_first: 0 }),
+            Some(homes) if homes <= NEAR_HOMES => Some(Self { near: homes, far: 0 }),
             Some(homes) if homes < NOWHERE - NEAR_HOMES - 2 * CHAIN => {
-                Some(Self { near: NEAR_HOMES, far: homes, far_first: 0 })
+                Some(Self { near: NEAR_HOMES, far: homes })
             }
             _ => None,
         }
@@ -93,9 +91,9 @@ impl Regions {
     pub const fn of_slots(slots: u32) -> Self {
         let homes = slots.saturating_sub(CHAIN);
         if homes <= NEAR_HOMES {
-            Self { near: homes, far: 0, far_first: 0 }
+            Self { near: homes, far: 0 }
         } else {
-            Self { near: NEAR_HOMES, far: homes.saturating_sub(NEAR_HOMES + CHAIN), far_first: 0 }
+            Self { near: NEAR_HOMES, far: homes.saturating_sub(NEAR_HOMES + CHAIN) }
         }
     }
 
@@ -109,14 +107,6 @@ impl Regions {
         if self.far == 0 { self.near / SLOTS_PER_SESSION } else { self.far / SLOTS_PER_SESSION }
     }
 
-    /// Whether the far region is better looked at first with this many sessions.
-    pub const fn are_far_first_with(&self, sessions: u32) -> bool {
-        // Some 110,000 sessions find room in the near region. A look there in vain costs about a third of one in the far region, so they
-        // have to be a quarter of all to come first; and it is not to change to and fro.
-        let limit = if self.far_first == 0 { 2 * NEAR_HOMES } else { NEAR_HOMES };
-        self.far != 0 && sessions > limit
-    }
-
     /// How many slots the chain that starts here has. In a near region, no more than the fast path looks at: it fills up, and whoever opens a
     /// session would walk along all of a long one in vain.
     #[inline(always)]
@@ -124,7 +114,7 @@ impl Regions {
         if self.far != 0 && home < self.near { REACH } else { CHAIN }
     }
 
-    /// Where the two chains of a key with this hash start, in the order in which they are looked at; the second may be [`NOWHERE`].
+    /// Where the two chains of a key with this hash start, near and far; the second may be [`NOWHERE`].
     #[inline(always)]
     pub const fn homes(&self, hash: u32) -> [u32; 2] {
         let near = ((hash as u64 * self.near as u64) >> 32) as u32 & !(BUCKET - 1);
@@ -133,7 +123,7 @@ impl Regions {
         }
         let far = ((hash as u64 * self.far as u64) >> 32) as u32 & !(BUCKET - 1);
         let far = far.wrapping_add(self.near).wrapping_add(CHAIN);
-        if self.far_first == 0 { [near, far] } else { [far, near] }
+        [near, far]
     }
 }
 
@@ -528,9 +518,6 @@ pub struct Search {
     pub free: u32,
     /// That slot's tag.
     pub free_tag: u32,
-    /// One that may be claimed if there is none closer to where its chain starts, or [`NOWHERE`].
-    spare: u32,
-    spare_tag: u32,
     /// The slot to leave out, or [`NOWHERE`].
     pub mine: u32,
     /// Whether something was met of which could not be told whose it is.
@@ -563,8 +550,6 @@ impl Search {
         [self.home, self.next] = homes;
         self.length = regions.chain(self.home);
         self.next_length = regions.chain(self.next);
-        self.spare = NOWHERE;
-        self.spare_tag = 0;
         self.found = NOWHERE;
         self.free = NOWHERE;
         self.free_tag = 0;
@@ -575,23 +560,13 @@ impl Search {
     /// At the end of a chain: turns to the next one, if there is one to be walked.
     #[inline(always)]
     pub const fn turn(&mut self) -> bool {
-        if self.found == NOWHERE && self.next != NOWHERE {
-            if self.free != NOWHERE && self.free.wrapping_sub(self.home) >= REACH {
-                // There, the fast path would not find it.
-                self.spare = self.free;
-                self.spare_tag = self.free_tag;
-                self.free = NOWHERE;
-            }
+        let goes_on = self.found == NOWHERE && self.next != NOWHERE;
+        if goes_on {
             self.home = self.next;
             self.length = self.next_length;
             self.next = NOWHERE;
-            return true;
         }
-        if self.free == NOWHERE {
-            self.free = self.spare;
-            self.free_tag = self.spare_tag;
-        }
-        false
+        goes_on
     }
 
     /// After the first walk: the slot to claim, if there is one, and none with the key.
@@ -712,15 +687,7 @@ impl Occupancy {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        cell::UnsafeCell,
-        collections::HashMap,
-        sync::{
-            Barrier,
-            atomic::{AtomicU32, Ordering},
-        },
-        thread,
-    };
+    use std::{cell::UnsafeCell, collections::HashMap, sync::Barrier, thread};
 
     use proptest::prelude::*;
 
@@ -741,9 +708,6 @@ mod tests {
     struct Table {
         slots: Vec<UnsafeCell<Slot>>,
         regions: Regions,
-        /// Whether every other insertion looks at the far region first, as if that had just been changed.
-        is_changing: bool,
-        turn: AtomicU32,
     }
 
     // SAFETY: shared as in the kernel, by the protocol under test.
@@ -756,7 +720,7 @@ mod tests {
 
         fn with(regions: Regions) -> Self {
             let slots = (0..regions.slots()).map(|_| UnsafeCell::new(Slot::EMPTY)).collect();
-            Self { slots, regions, is_changing: false, turn: AtomicU32::new(0) }
+            Self { slots, regions }
         }
 
         fn slot(&self, index: u32) -> &Slot {
@@ -774,11 +738,7 @@ mod tests {
         }
 
         fn homes(&self, key: &FlowKey<Ipv4>) -> [u32; 2] {
-            let mut regions = self.regions;
-            if self.is_changing {
-                regions.far_first = self.turn.fetch_add(1, Ordering::Relaxed) % 2;
-            }
-            SEEDS.homes(key, &regions)
+            SEEDS.homes(key, &self.regions)
         }
 
         fn walk(&self, key: &FlowKey<Ipv4>, mine: u32) -> Search {
@@ -791,8 +751,6 @@ mod tests {
                 found: 0,
                 free: 0,
                 free_tag: 0,
-                spare: 0,
-                spare_tag: 0,
                 mine,
                 doubt: 0,
             };
@@ -889,8 +847,8 @@ mod tests {
         /// Against a set as the model: whatever is done in whatever order, what is in is found, and nothing else.
         #[test]
         fn it_is_a_set(steps in proptest::collection::vec((0..4_u8, 0..40_u16), 1..400), two_regions in any::<bool>()) {
-            let regions = if two_regions { Regions { near: 8, far: 64, far_first: 0 } } else { Regions::of(16).unwrap() };
-            let table = Table { is_changing: two_regions, ..Table::with(regions) };
+            let regions = if two_regions { Regions { near: 8, far: 64 } } else { Regions::of(16).unwrap() };
+            let table = Table::with(regions);
             let mut model = std::collections::HashSet::new();
             for (what, number) in steps {
                 let key = key(number);
@@ -941,8 +899,7 @@ mod tests {
         for round in 0..500 {
             // Every chain starts in the same few slots.
             let far = if round % 2 == 0 { 0 } else { 4 };
-            let regions = Regions { near: 4, far, far_first: 0 };
-            let table = Table { is_changing: far != 0, ..Table::with(regions) };
+            let table = Table::with(Regions { near: 4, far });
             let barrier = Barrier::new(THREADS);
             let wins: usize = thread::scope(|scope| {
                 let threads: Vec<_> = (0..THREADS)
@@ -1007,26 +964,14 @@ mod tests {
         for sessions in [1, 1024, 1 << 15, (1 << 15) + 1, 1 << 20, 1 << 24] {
             let regions = Regions::of(sessions).expect("not too many");
             assert_eq!((Regions::of_slots(regions.slots()), regions.sessions()), (regions, sessions));
-            for far_first in [0, 1] {
-                let regions = Regions { far_first, ..regions };
-                for hash in [0, 1 << 31, u32::MAX] {
-                    let [first, second] = regions.homes(hash);
-                    assert!(first + CHAIN <= regions.slots(), "{sessions} sessions, {hash:#x}");
-                    assert!(second == NOWHERE || second + CHAIN <= regions.slots());
-                    assert!(first.abs_diff(second) >= CHAIN, "chains of two regions never meet");
-                }
+            for hash in [0, 1 << 31, u32::MAX] {
+                let [first, second] = regions.homes(hash);
+                assert!(first + CHAIN <= regions.slots(), "{sessions} sessions, {hash:#x}");
+                assert!(second == NOWHERE || second + CHAIN <= regions.slots());
+                assert!(first.abs_diff(second) >= CHAIN, "chains of two regions never meet");
             }
         }
         assert_eq!(Regions::of(u32::MAX / 4), None);
-    }
-
-    #[test]
-    fn the_order_of_regions_does_not_change_to_and_fro() {
-        let large = Regions::of(1 << 20).expect("not too many");
-        assert!(!large.are_far_first_with(500_000) && large.are_far_first_with(600_000));
-        let far_first = Regions { far_first: 1, ..large };
-        assert!(far_first.are_far_first_with(300_000) && !far_first.are_far_first_with(200_000));
-        assert!(!Regions::of(1000).expect("not too many").are_far_first_with(1_000_000));
     }
 
     /// A packet that has found its flow just before the sweep retires it comes too late to end the opening: the sweep has.

@@ -53,9 +53,9 @@ fn slot(index: u32) -> Option<&'static mut Slot> {
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
 #[inline(always)]
 pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let [first, second] = settings.seeds.homes(key, &settings.regions);
-    match probe(key, first) {
-        None if second != NOWHERE => probe(key, second),
+    let [near, far] = settings.seeds.homes(key, &settings.regions);
+    match probe(key, near) {
+        None if far != NOWHERE => probe(key, far),
         found => found,
     }
 }

@@ -72,13 +72,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
 
 fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let started = Instant::now();
-    let settings = {
-        let mut plane = shared.plane();
-        if let Err(error) = plane.settings.order_regions(shared.flows.sessions()) {
-            warn!("{error:#}");
-        }
-        *plane.settings.current()
-    };
+    let settings = *shared.plane().settings.current();
     let generation = settings.next_hop_generation;
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;

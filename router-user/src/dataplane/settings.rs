@@ -51,19 +51,6 @@ impl SettingsTable {
         self.write()
     }
 
-    /// Has the programs look at that region of the flow table first that is better with this many sessions.
-    ///
-    /// # Errors
-    /// When the map cannot be written.
-    pub fn order_regions(&mut self, sessions: u32) -> Result<()> {
-        let far_first = u32::from(self.current.regions.are_far_first_with(sessions));
-        if far_first == self.current.regions.far_first {
-            return Ok(());
-        }
-        self.current.regions.far_first = far_first;
-        self.write()
-    }
-
     /// The version of the rule set in force; 0 is none.
     pub fn version(&self) -> u32 {
         self.current.version
