@@ -52,7 +52,8 @@ pub const CHAIN: u32 = 128;
 /// Slots for each session that there is room for: two in use, and as many free.
 pub const SLOTS_PER_SESSION: u32 = 4;
 
-/// In how many slots a chain may start, every other one, in the near region of a table that has two: 16 MiB of slots, for some 80,000 sessions.
+/// In how many slots a chain may start, every other one, in the near region of a table that has two: 16 MiB of slots. Of 40,000
+/// sessions, hardly a flow has to be elsewhere.
 pub const NEAR_HOMES: u32 = 1 << 18;
 
 /// Slots that are next to each other in 128 bytes. Chains start at whole ones: processors fetch cache lines in such pairs, so that a look at
