@@ -13,45 +13,26 @@ use crate::{Exit, Outcome, Work, claim, flows, known, rules};
 /// Forwards a packet that the fast path did not, or finds whose it is.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
+    refuse_what_no_wire_carries(work)?;
+    if !is_to_this_machine(work)? {
+        // The kernel takes some of what is sent to all for its own, so that is no way around what is closed here.
+        return Err(Exit::To(Stage::Local));
+    }
     let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
-        Err(reason) => {
-            admit(work)?;
-            return Err(unparsed(reason));
+        Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Related)),
+        Err(Reason::Fragment) => return Err(Exit::To(Stage::Fragment)),
+        Err(reason @ (Reason::Truncated | Reason::Malformed | Reason::BadChecksum)) => {
+            return Err(reason.into());
         }
+        Err(_) => return Err(Exit::To(Stage::Local)),
     };
     // A packet comes here again once its session is open.
     let slot = match claim::slot_of(&packet.key) {
         Some(slot) => slot,
-        None => {
-            admit(work)?;
-            flows::find_or_place(&packet.key, work.settings).map_err(claim::ask_to_open)?
-        }
+        None => flows::find_or_place(&packet.key, work.settings).map_err(claim::ask_to_open)?,
     };
     known::forward(work, &packet, slot)
-}
-
-/// Whose a packet is that is none of a session's, though it may be about one.
-#[inline(always)]
-fn unparsed(reason: Reason) -> Exit {
-    match reason {
-        Reason::IcmpOther => Exit::To(Stage::Related),
-        Reason::Fragment => Exit::To(Stage::Fragment),
-        Reason::Truncated | Reason::Malformed | Reason::BadChecksum => reason.into(),
-        _ => Exit::To(Stage::Local),
-    }
-}
-
-/// Lets nothing go on that no wire carries or that is another machine's, and gives the kernel's part what is addressed to many.
-#[inline(always)]
-fn admit(work: &Work) -> Result<(), Exit> {
-    refuse_what_no_wire_carries(work)?;
-    if is_to_this_machine(work)? {
-        Ok(())
-    } else {
-        // The kernel takes some of what is sent to all for its own, so that is no way around what is closed here.
-        Err(Exit::To(Stage::Local))
-    }
 }
 
 /// Looks at what the fast path need not: it only forwards what a session has been opened for, and this comes before any session.

@@ -250,6 +250,15 @@ fn some_are_never_answered() {
     silent(&mut world, &frame, Reason::TtlExpired, "there is no way back");
 }
 
+/// Nor of the session that was opened last, which the slow path finds without a look at the table.
+#[test]
+fn frames_for_other_machines_are_never_answered() {
+    let mut world = World::new();
+    assert_eq!(world.run(&syn().build()).reason, Reason::Opened);
+    let expired = world.run(&syn().ttl(1).build_between([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]));
+    assert_eq!((expired.verdict, expired.reason), (Verdict::Pass, Reason::OtherHost));
+}
+
 #[test]
 fn a_cold_neighbour_has_the_daemon_send_the_answer() {
     let mut world = World::new();
