@@ -29,8 +29,8 @@
 //!
 //! A random access to hundreds of megabytes misses every cache and the TLB. So a large table begins with a small region, where flows
 //! go as long as there is room close to where their chain starts, and only then to the rest ([`Regions`]). Every key has one chain in
-//! each; whoever looks for a flow or a place looks through the near one first. While there are few sessions, that is all, and the rest of the
-//! table is not touched. In the near region, a chain has only as many slots as the fast path looks at ([`Regions::chain`]), so that one that
+//! each, and looks through the near one first; whoever inserts looks through both. While there are few sessions, packets of known ones do not
+//! touch the rest of the table. In the near region, a chain has only as many slots as the fast path looks at ([`Regions::chain`]), so that one that
 //! has filled up costs little: with many sessions, processors foresee that a flow is not there, and wait for both regions at once.
 
 use core::mem::size_of;
@@ -523,13 +523,15 @@ pub struct Search {
     pub mine: u32,
     /// Whether something was met of which could not be told whose it is.
     pub doubt: u32,
+    /// Whether the slot to leave out was met.
+    pub met_mine: u32,
 }
 
 /// No slot.
 pub const NOWHERE: u32 = u32::MAX;
 
-/// Where a flow may be put: what a walk along its key's chains has found. Good for as long as a program runs, since a slot in front of it
-/// does not become empty so soon ([`QUARANTINE`]).
+/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other things are done: whether it is still the
+/// place is found out by the walk behind the claim ([`Search::may_publish`]).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Place {
     /// The slot, or [`NOWHERE`].
@@ -556,6 +558,7 @@ impl Search {
         self.free_tag = 0;
         self.mine = mine;
         self.doubt = 0;
+        self.met_mine = 0;
     }
 
     /// At the end of a chain: turns to the next one, if there is one to be walked.
@@ -570,7 +573,7 @@ impl Search {
         goes_on
     }
 
-    /// After the first walk: the slot to claim, if there is one, and none with the key.
+    /// After a look for the key: the slot to claim, if there is one, and none with the key.
     ///
     /// # Errors
     /// Why not.
@@ -587,7 +590,8 @@ impl Search {
         }
     }
 
-    /// After the second walk, with the caller's own flow pending: whether nobody else has the key, or may come to have it.
+    /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key, or may come to have it, and whether the
+    /// walk came by that slot. If it did not, a slot in front of it has become empty, and nobody would find the flow.
     ///
     /// # Errors
     /// Why the flow has to be withdrawn.
@@ -597,6 +601,8 @@ impl Search {
             Err(InsertError::Contended)
         } else if self.found != NOWHERE {
             Err(InsertError::Exists)
+        } else if self.met_mine == 0 {
+            Err(InsertError::Contended)
         } else {
             Ok(())
         }
@@ -606,6 +612,7 @@ impl Search {
     #[inline(always)]
     pub fn look(&mut self, index: u32, slot: &Slot) -> bool {
         let tag = slot.tag();
+        self.met_mine |= u32::from(index == self.mine);
         match tag.state() {
             SlotState::Empty | SlotState::Free => {
                 if self.free == NOWHERE {
@@ -754,6 +761,7 @@ mod tests {
                 free_tag: 0,
                 mine,
                 doubt: 0,
+                met_mine: 0,
             };
             search.start(key, &self.regions, self.homes(key), mine);
             loop {
@@ -781,21 +789,23 @@ mod tests {
         }
 
         fn insert(&self, key: &FlowKey<Ipv4>) -> Result<u32, InsertError> {
-            let search = self.walk(key, NOWHERE);
-            let place = search.place()?;
+            self.insert_at(key, self.walk(key, NOWHERE).place()?)
+        }
+
+        fn insert_at(&self, key: &FlowKey<Ipv4>, place: Place) -> Result<u32, InsertError> {
             let slot = self.slot_mut(place.index);
             if !slot.claim(Tag(place.tag)) {
                 return Err(InsertError::Contended);
             }
             let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false);
             slot.write(key, tag, &FlowEntry::new(Rewrite::to(key), Ticks(1)));
-            let others = self.walk(key, search.free);
+            let others = self.walk(key, place.index);
             if let Err(error) = others.may_publish() {
                 slot.withdraw(tag, Ticks(1));
                 return Err(error);
             }
             slot.publish(tag);
-            Ok(search.free)
+            Ok(place.index)
         }
 
         fn retire(&self, key: &FlowKey<Ipv4>) -> bool {
@@ -920,6 +930,23 @@ mod tests {
                 assert!(table.find(key).is_some());
             }
         }
+    }
+
+    /// A place that was found long ago may be behind the end of its chain, or on another key's.
+    #[test]
+    fn a_place_that_is_none_any_more_is_refused() {
+        // Every chain starts in the first slot.
+        let table = Table::with(Regions { near: 2, far: 0 });
+        table.insert(&key(1)).expect("room");
+        let place = table.walk(&key(2), NOWHERE).place().expect("room");
+        assert!(table.retire(&key(1)));
+        table.clean();
+        table.clean();
+        assert_eq!(table.insert_at(&key(2), place), Err(InsertError::Contended));
+        let foreign = Place { index: 100, tag: Tag::EMPTY.0 };
+        assert_eq!(table.insert_at(&key(2), foreign), Err(InsertError::Contended));
+        let index = table.insert(&key(2)).expect("room");
+        assert_eq!(table.find(&key(2)), Some(index));
     }
 
     fn fill(table: &Table, flows: u32) -> Vec<u32> {

@@ -235,10 +235,7 @@ extern "C" fn insert_forward() -> u32 {
     let protocol = opening.key.protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
-    // After a long search for a port, a slot in front of the place may have become empty meanwhile.
-    let is_fresh = opening.phase == Phase::Guess as u32 && opening.addresses == 0;
-    let place = if is_fresh { opening.place } else { Place::UNKNOWN };
-    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, place) {
+    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.place) {
         Ok(slot) => {
             opening.slot = slot;
             0

@@ -148,15 +148,14 @@ const ATTEMPTS: u32 = 4;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
-    let result = flow_table_attempt(tag, index, seen);
-    if result != CONTENDED {
-        return result;
-    }
-    for _ in 1..ATTEMPTS {
-        let result = flow_table_attempt(tag, NOWHERE, 0);
+    let mut index = index;
+    for _ in 0..ATTEMPTS {
+        let result = flow_table_attempt(tag, index, seen);
         if result != CONTENDED {
             return result;
         }
+        // The next one looks for a place itself.
+        index = NOWHERE;
     }
     CONTENDED
 }
@@ -225,7 +224,7 @@ extern "C" fn flow_table_walk() -> u32 {
         slot.tag();
     }
     for _ in 0..2 {
-        // Every chain is as long as this.
+        // Every chain is at least as long as this.
         let is_over = (0..REACH).any(look);
         let Some(search) = scratch() else { return 0 };
         if !is_over && search.length > REACH {

@@ -30,7 +30,7 @@ use super::{
 const FLOWS: u32 = 40_000;
 /// Shares of what nftables takes that are sent.
 const SHARES: [f64; 3] = [0.5, 0.8, 1.25];
-/// One in so many of them is a probe: no multiple of a batch, so that probes have every place in one.
+/// One in so many of them is a probe: odd, and batches are of 8, so that probes have every place in one.
 const PROBE_EVERY: u64 = 29;
 /// How long packets are sent before probes are.
 const WARM_UP: Duration = Duration::from_millis(200);
