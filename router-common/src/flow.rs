@@ -5,7 +5,7 @@
 //! needs, so a packet of a session costs one lookup. Inserting the reply flow's key is what claims the SNAT port.
 //! How the table that they are in works: [`crate::table`].
 
-use core::mem::size_of;
+use core::mem::{align_of, size_of};
 
 use crate::{
     address::{Address, Ipv4, Ipv6, Mac, Port},
@@ -245,6 +245,8 @@ pub struct FlowEntry<A> {
 }
 
 const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
+/// As [`FlowEntry::overwrite`] takes it.
+const _: () = assert!(align_of::<FlowEntry<Ipv4>>() == align_of::<u64>());
 
 impl FlowEntry<Ipv4> {
     /// Makes this a copy of another one, word by word: for BPF, the compiler calls a function that copies every byte by itself.
@@ -252,7 +254,8 @@ impl FlowEntry<Ipv4> {
     pub(crate) fn overwrite(&mut self, from: &Self) {
         let (to, from) = (core::ptr::from_mut(self).cast::<u64>(), core::ptr::from_ref(from).cast::<u64>());
         for word in 0..size_of::<Self>() / size_of::<u64>() {
-            // SAFETY: both are of this size and alignment, and have no padding. Volatile, or it would be made a call again.
+            // Volatile, or it would be made a call again.
+            // SAFETY: both are of this size and alignment (see the assertions beside the structure), and have no padding.
             unsafe { to.add(word).write_volatile(from.add(word).read()) };
         }
     }

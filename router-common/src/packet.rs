@@ -244,7 +244,7 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
     let words = [start, middle, end, source, destination];
-    if !words.iter().fold(Sum::ZERO, |sum, words| sum.add_pair(words.to_le_bytes())).is_intact() {
+    if !words.iter().fold(Sum::ZERO, |sum, pair| sum.add_pair(pair.to_le_bytes())).is_intact() {
         return Err(Reason::BadChecksum);
     }
     let [_, _, fragment @ ..] = middle.to_le_bytes();

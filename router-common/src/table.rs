@@ -22,6 +22,8 @@
 //! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and whoever is inserting may have passed
 //!   it. It therefore becomes `FREE`, and a `FREE` slot `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for
 //!   microseconds. Only the daemon's sweep does either.
+//! - Where a walk has found room ([`Vacancy`]) may be remembered while the packet goes from one program to the next. It is no claim: others may
+//!   have taken the slot, or it may be behind the end of the chain by then. Taking it compares its tag, and the walk behind that has to come by it.
 //!
 //! Probes start at a place that a keyed hash chooses ([`HashSeeds`]): whoever does not know the key cannot aim at one place.
 //!
@@ -530,19 +532,20 @@ pub struct Search {
 /// No slot.
 pub const NOWHERE: u32 = u32::MAX;
 
-/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other things are done: whether it is still the
-/// place is found out by the walk behind the claim ([`Search::may_publish`]).
+/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other things are done: whether the flow may
+/// still be put there is found out by the walk behind the claim ([`Search::may_publish`]). Map data: no padding.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place {
+pub struct Vacancy {
     /// The slot, or [`NOWHERE`].
     pub index: u32,
     /// The tag that was seen there.
-    pub tag: u32,
+    pub tag: Tag,
 }
 
-impl Place {
+impl Vacancy {
     /// It has yet to be looked for.
-    pub const UNKNOWN: Self = Self { index: NOWHERE, tag: 0 };
+    pub const UNKNOWN: Self = Self { index: NOWHERE, tag: Tag::EMPTY };
 }
 
 impl Search {
@@ -578,7 +581,7 @@ impl Search {
     /// # Errors
     /// Why not.
     #[inline(always)]
-    pub const fn place(&self) -> Result<Place, InsertError> {
+    pub const fn vacancy(&self) -> Result<Vacancy, InsertError> {
         if self.found != NOWHERE {
             // One that is not live may yet be withdrawn.
             return Err(if self.doubt == 0 { InsertError::Exists } else { InsertError::Contended });
@@ -586,7 +589,7 @@ impl Search {
         if self.free == NOWHERE {
             Err(InsertError::Full)
         } else {
-            Ok(Place { index: self.free, tag: self.free_tag })
+            Ok(Vacancy { index: self.free, tag: Tag(self.free_tag) })
         }
     }
 
@@ -789,23 +792,23 @@ mod tests {
         }
 
         fn insert(&self, key: &FlowKey<Ipv4>) -> Result<u32, InsertError> {
-            self.insert_at(key, self.walk(key, NOWHERE).place()?)
+            self.insert_at(key, self.walk(key, NOWHERE).vacancy()?)
         }
 
-        fn insert_at(&self, key: &FlowKey<Ipv4>, place: Place) -> Result<u32, InsertError> {
-            let slot = self.slot_mut(place.index);
-            if !slot.claim(Tag(place.tag)) {
+        fn insert_at(&self, key: &FlowKey<Ipv4>, vacancy: Vacancy) -> Result<u32, InsertError> {
+            let slot = self.slot_mut(vacancy.index);
+            if !slot.claim(vacancy.tag) {
                 return Err(InsertError::Contended);
             }
             let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false);
             slot.write(key, tag, &FlowEntry::new(Rewrite::to(key), Ticks(1)));
-            let others = self.walk(key, place.index);
+            let others = self.walk(key, vacancy.index);
             if let Err(error) = others.may_publish() {
                 slot.withdraw(tag, Ticks(1));
                 return Err(error);
             }
             slot.publish(tag);
-            Ok(place.index)
+            Ok(vacancy.index)
         }
 
         fn retire(&self, key: &FlowKey<Ipv4>) -> bool {
@@ -856,14 +859,26 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         /// Against a set as the model: whatever is done in whatever order, what is in is found, and nothing else.
+        /// A vacancy may be kept meanwhile: then it is as good as a new one, or refused.
         #[test]
-        fn it_is_a_set(steps in proptest::collection::vec((0..4_u8, 0..40_u16), 1..400), two_regions in any::<bool>()) {
+        fn it_is_a_set(steps in proptest::collection::vec((0..6_u8, 0..40_u16), 1..400), two_regions in any::<bool>()) {
             let regions = if two_regions { Regions { near: 8, far: 64 } } else { Regions::of(16).unwrap() };
             let table = Table::with(regions);
             let mut model = std::collections::HashSet::new();
+            let mut kept = HashMap::new();
             for (what, number) in steps {
                 let key = key(number);
                 match what {
+                    3 => if let Ok(vacancy) = table.walk(&key, NOWHERE).vacancy() {
+                        kept.insert(number, vacancy);
+                    },
+                    4 => if let Some(vacancy) = kept.remove(&number) {
+                        match table.insert_at(&key, vacancy) {
+                            Ok(_) => prop_assert!(model.insert(number)),
+                            Err(InsertError::Exists) => prop_assert!(model.contains(&number)),
+                            Err(error) => prop_assert_eq!(error, InsertError::Contended),
+                        }
+                    },
                     0 | 1 => match table.insert(&key) {
                         Ok(_) => prop_assert!(model.insert(number)),
                         Err(InsertError::Exists) => prop_assert!(model.contains(&number)),
@@ -932,18 +947,18 @@ mod tests {
         }
     }
 
-    /// A place that was found long ago may be behind the end of its chain, or on another key's.
+    /// A vacancy that was found long ago may be behind the end of its chain, or on another key's.
     #[test]
-    fn a_place_that_is_none_any_more_is_refused() {
+    fn a_vacancy_that_is_none_any_more_is_refused() {
         // Every chain starts in the first slot.
         let table = Table::with(Regions { near: 2, far: 0 });
         table.insert(&key(1)).expect("room");
-        let place = table.walk(&key(2), NOWHERE).place().expect("room");
+        let vacancy = table.walk(&key(2), NOWHERE).vacancy().expect("room");
         assert!(table.retire(&key(1)));
         table.clean();
         table.clean();
-        assert_eq!(table.insert_at(&key(2), place), Err(InsertError::Contended));
-        let foreign = Place { index: 100, tag: Tag::EMPTY.0 };
+        assert_eq!(table.insert_at(&key(2), vacancy), Err(InsertError::Contended));
+        let foreign = Vacancy { index: 100, tag: Tag::EMPTY };
         assert_eq!(table.insert_at(&key(2), foreign), Err(InsertError::Contended));
         let index = table.insert(&key(2)).expect("room");
         assert_eq!(table.find(&key(2)), Some(index));

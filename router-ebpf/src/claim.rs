@@ -10,7 +10,7 @@ use router_common::{
     reason::Reason,
     session::Seen,
     settings::Settings,
-    table::{InsertError, NOWHERE, Place, Slot, Tag},
+    table::{InsertError, NOWHERE, Slot, Tag, Vacancy},
 };
 
 use crate::{Exit, Outcome, Work, answer, flows, half_open, pools, rules, rules::Match, settings, sockets};
@@ -28,9 +28,9 @@ struct Opening {
     random: u32,
     /// Where the session's packets leave.
     next_hop: NextHop,
-    /// The client's tuple; where its flow may be put, and where it has been.
+    /// The client's tuple; where its flow may be put, which is known before all else here ([`ask_to_open`]), and where it has been.
     key: FlowKey<Ipv4>,
-    place: Place,
+    vacancy: Vacancy,
     slot: u32,
     reply_key: FlowKey<Ipv4>,
     /// The target's pool, or [`NO_POOL`].
@@ -103,12 +103,13 @@ fn scratch() -> Option<&'static mut Opening> {
     OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
 }
 
-/// Gives a packet that belongs to no session to [`open`](crate::open), with the place that the look for its flow has found.
+/// Gives a packet that belongs to no session to [`open`](crate::open), with the vacancy that the look for its flow has found. Nothing else
+/// leads there, so that [`claim`] never sees the vacancy of an earlier packet.
 #[inline(always)]
-pub(crate) fn ask_to_open(place: Place) -> Exit {
+pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
     match scratch() {
         Some(opening) => {
-            opening.place = place;
+            opening.vacancy = vacancy;
             Exit::To(Stage::Open)
         }
         None => Reason::Internal.into(),
@@ -235,7 +236,7 @@ extern "C" fn insert_forward() -> u32 {
     let protocol = opening.key.protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
-    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.place) {
+    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.vacancy) {
         Ok(slot) => {
             opening.slot = slot;
             0
@@ -392,7 +393,7 @@ fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
     } else {
         // Where replies leave is found out by the first of them.
         let tag = Tag::pending(opening.key.protocol_number(), Direction::Reply, opening.rule, false);
-        flows::insert(&opening.reply_key, &opening.key.reversed(), tag, Place::UNKNOWN).map(|_| ())
+        flows::insert(&opening.reply_key, &opening.key.reversed(), tag, Vacancy::UNKNOWN).map(|_| ())
     };
     let pool = pools::pool(opening.pool);
     match (result, pool) {

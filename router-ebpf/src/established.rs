@@ -36,8 +36,9 @@ pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
     }
     let rewrite = entry.rewrite();
     record(entry, &packet, work);
-    let sent = send(work, &packet, &rewrite, &next_hop, slot.tag(), Reason::Forwarded)?;
-    Ok(sent.slot)
+    make(work, &packet, &rewrite, &next_hop)?;
+    count_for_rule(work, slot.tag());
+    Ok(u32::from(next_hop.slot))
 }
 
 /// Records a packet in its flow's entry.

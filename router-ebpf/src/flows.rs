@@ -12,7 +12,7 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, Place, REACH, Search, Slot, Tag},
+    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag, Vacancy},
 };
 
 use crate::settings;
@@ -78,14 +78,17 @@ fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
 /// The live flow of a key.
 #[inline(always)]
 pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    find_or_place(key, settings).ok()
+    find_or_vacancy(key, settings).ok()
 }
 
 /// The live flow of a key, or else where it may be put.
 #[inline(always)]
-pub(crate) fn find_or_place(key: &FlowKey<Ipv4>, settings: &Settings) -> Result<&'static mut Slot, Place> {
-    let search = walk(key, settings, NOWHERE).ok_or(Place::UNKNOWN)?;
-    at(search.found, key).ok_or_else(|| search.place().unwrap_or(Place::UNKNOWN))
+pub(crate) fn find_or_vacancy(
+    key: &FlowKey<Ipv4>,
+    settings: &Settings,
+) -> Result<&'static mut Slot, Vacancy> {
+    let search = walk(key, settings, NOWHERE).ok_or(Vacancy::UNKNOWN)?;
+    at(search.found, key).ok_or_else(|| search.vacancy().unwrap_or(Vacancy::UNKNOWN))
 }
 
 /// The flow in this slot, if it is the live one of a key.
@@ -102,20 +105,20 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
 
 /// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`. The slot's index.
 ///
-/// `place`: where this packet's look for the key has found that it may be put, or [`Place::UNKNOWN`].
+/// `vacancy`: where this packet's look for the key has found that it may be put, or [`Vacancy::UNKNOWN`].
 #[inline(always)]
 pub(crate) fn insert(
     key: &FlowKey<Ipv4>,
     to: &FlowKey<Ipv4>,
     tag: Tag,
-    place: Place,
+    vacancy: Vacancy,
 ) -> Result<u32, InsertError> {
     let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
     // SAFETY: this CPU's own, and nobody else has it now.
     let insertion = unsafe { &mut *insertion };
     insertion.key = *key;
     insertion.entry.start(to, now());
-    match flow_table_insert(tag.0, place.index, place.tag) {
+    match flow_table_insert(tag.0, vacancy.index, vacancy.tag.0) {
         CONTENDED => Err(InsertError::Contended),
         EXISTS => Err(InsertError::Exists),
         FULL => Err(InsertError::Full),
@@ -166,18 +169,18 @@ extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
 extern "C" fn flow_table_attempt(tag: u32, index: u32, seen: u32) -> u32 {
     let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get(0)) else { return FULL };
     let tag = Tag(tag);
-    let place = if index == NOWHERE {
+    let vacancy = if index == NOWHERE {
         let Some(search) = walk(&insertion.key, settings, NOWHERE) else { return FULL };
-        search.place()
+        search.vacancy()
     } else {
-        Ok(Place { index, tag: seen })
+        Ok(Vacancy { index, tag: Tag(seen) })
     };
-    let Place { index, tag: seen } = match place {
-        Ok(place) => place,
+    let Vacancy { index, tag: seen } = match vacancy {
+        Ok(vacancy) => vacancy,
         Err(error) => return code(error),
     };
     let Some(slot) = slot(index) else { return FULL };
-    if !slot.claim(Tag(seen)) {
+    if !slot.claim(seen) {
         return CONTENDED;
     }
     slot.write(&insertion.key, tag, &insertion.entry);

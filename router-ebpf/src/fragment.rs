@@ -4,7 +4,7 @@
 //! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
 //! to this program again when the first has come.
 
-use router_common::{Stage, fragment::Fragment, packet, reason::Reason, table::Place};
+use router_common::{Stage, fragment::Fragment, packet, reason::Reason, table::Vacancy};
 
 use crate::{
     Exit, Outcome, Transmit, Work, claim, datagrams,
@@ -36,8 +36,9 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
             datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
             known::forward(work, &packet, slot)
         }
-        // If that opens a session, the fragment comes back here. If not, `left` notes it.
-        None => Err(claim::ask_to_open(Place::UNKNOWN)),
+        // If that opens a session, the fragment comes back here. If not, `left` notes it. Where there was room is not handed on: with that, this
+        // program would need more than its 512 bytes of stack.
+        None => Err(claim::ask_to_open(Vacancy::UNKNOWN)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where packets leave, from the kernel's own routes and neighbours.
 
-use core::mem::{MaybeUninit, size_of};
+use core::mem::{MaybeUninit, align_of, size_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -106,8 +106,13 @@ fn question(
     destination: Ipv4,
 ) -> &mut bpf_fib_lookup {
     const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+    const _: () = assert!(
+        size_of::<bpf_fib_lookup>().is_multiple_of(size_of::<u32>())
+            && align_of::<bpf_fib_lookup>() >= align_of::<u32>()
+    );
     for word in 0..WORDS {
-        // Volatile, or the compiler makes it a call that writes every byte by itself. SAFETY: within the structure, which is aligned to this.
+        // Volatile, or the compiler makes it a call that writes every byte by itself.
+        // SAFETY: within the structure, which is of whole words (asserted above).
         unsafe { room.as_mut_ptr().cast::<u32>().add(word).write_volatile(0) };
     }
     // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.

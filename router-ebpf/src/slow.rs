@@ -30,7 +30,10 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     // A packet comes here again once its session is open.
     let slot = match claim::slot_of(&packet.key) {
         Some(slot) => slot,
-        None => flows::find_or_place(&packet.key, work.settings).map_err(claim::ask_to_open)?,
+        None => match flows::find_or_vacancy(&packet.key, work.settings) {
+            Ok(slot) => slot,
+            Err(vacancy) => return Err(claim::ask_to_open(vacancy)),
+        },
     };
     known::forward(work, &packet, slot)
 }
