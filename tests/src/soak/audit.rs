@@ -18,7 +18,10 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const AUDIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// What can only be a defect of the router, or of this test's configuration.
-const NEVER: [Reason; 10] = [
+const NEVER: [Reason; 12] = [
+    // Either is of a session that was lost: nobody here goes on after its end.
+    Reason::NoSession,
+    Reason::NotMatched,
     Reason::Malformed,
     Reason::BadChecksum,
     Reason::NoTarget,

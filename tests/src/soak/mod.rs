@@ -56,8 +56,8 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Sessions that the table has room for.
-const CAPACITY: u32 = 262_144;
+/// Sessions that the table has room for: with the short ones that have ended, it is never so full that the sweep would be in a hurry.
+const CAPACITY: u32 = 280_000;
 
 /// How long the crowd may take to gather: it is as fast as the machine lets it.
 const GATHER_LIMIT: Duration = Duration::from_secs(600);
@@ -207,6 +207,7 @@ impl Soak<'_> {
         ensure!(!others.iter().any(ScopedJoinHandle::is_finished), "a part of the soak has ended early");
         if self.reported.elapsed() >= REPORT_PERIOD {
             self.reported = Instant::now();
+            self.books.never()?;
             println!("{:5.0} s  {}", self.began.elapsed().as_secs_f64(), self.line()?);
         }
         Ok(())
