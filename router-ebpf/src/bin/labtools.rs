@@ -300,6 +300,16 @@ mod programs {
         EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
     }
 
+    /// As `redirect`, behind new MAC addresses: what no router can leave out.
+    #[xdp]
+    fn readdress(ctx: XdpContext) -> u32 {
+        let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
+        let head = unsafe { &mut *head };
+        swap::<6>(head, ETHER_SOURCE, ETHER_DESTINATION);
+        EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
     /// Sends every packet back where it came from, but for its MAC addresses without looking at it: the same with one interface.
     #[xdp]
     fn turn(ctx: XdpContext) -> u32 {

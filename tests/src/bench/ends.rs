@@ -348,6 +348,11 @@ impl Attached {
         Self::with_egress(namespace, "redirect", devices, |[a, b]| [(a, b), (b, a)])
     }
 
+    /// The same, with other MAC addresses.
+    pub(crate) fn readdress(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
+        Self::with_egress(namespace, "readdress", devices, |[a, b]| [(a, b), (b, a)])
+    }
+
     /// Forwards from either device by the kernel's routes.
     pub(crate) fn route(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
         Self::with_egress(namespace, "route", devices, |[a, b]| [(a, a), (b, b)])

@@ -66,6 +66,8 @@ const ECHO_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) enum Arm {
     /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
     Redirect,
+    /// The same, but for new MAC addresses: what no router can leave out, and the wait for the packet's first bytes with it.
+    Readdress,
     /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does, without NAT.
     Fib,
     /// The daemon of this repository.
@@ -81,8 +83,9 @@ pub(crate) enum Arm {
 }
 
 impl Arm {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Redirect,
+        Self::Readdress,
         Self::Fib,
         Self::PlsRouter,
         Self::Beside,
@@ -95,6 +98,7 @@ impl Arm {
     const fn letter(self) -> char {
         match self {
             Self::Redirect => 'r',
+            Self::Readdress => 'a',
             Self::Fib => 'f',
             Self::PlsRouter => 'p',
             Self::Beside => 'b',
@@ -133,6 +137,7 @@ impl fmt::Display for Arm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Redirect => "no-op",
+            Self::Readdress => "MAC addresses",
             Self::Fib => "xdp fib, no NAT",
             Self::PlsRouter => "pls-router",
             Self::Beside => "beside",
@@ -359,6 +364,7 @@ impl Path {
         match arm {
             Arm::Redirect if self.has_one_nic() => program = Some(Attached::turn(router, in_device)?),
             Arm::Redirect => program = Some(Attached::redirect(router, [in_device, out_device])?),
+            Arm::Readdress => program = Some(Attached::readdress(router, [in_device, out_device])?),
             Arm::Fib => program = Some(Attached::route(router, [in_device, out_device])?),
             Arm::PlsRouter | Arm::Beside => {
                 let mut installed = Daemon::configure(setup, self)?;
@@ -416,7 +422,12 @@ impl Path {
                 source: CLIENT,
                 destination: match self.arm {
                     Arm::Kernel | Arm::Fib => TARGET,
-                    Arm::Redirect | Arm::PlsRouter | Arm::Beside | Arm::Nftables | Arm::Iptables => ROUTER,
+                    Arm::Redirect
+                    | Arm::Readdress
+                    | Arm::PlsRouter
+                    | Arm::Beside
+                    | Arm::Nftables
+                    | Arm::Iptables => ROUTER,
                 },
             },
             Direction::Reply => Headers {
