@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinSet};
 
 use crate::model::{Audit, Counters, Flow, FlowQuery, Rule, Status};
 
-/// The daemon answers from memory; a million flows take it some seconds.
+/// The daemon answers from memory: this long it is never silent.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A daemon, by its socket. Each question is a connection of its own.
@@ -116,6 +116,15 @@ impl Client {
         self.get(&format!("/v1/flows?{query}")).await
     }
 
+    /// The same as the daemon writes it, which is JSON: all sessions may be hundreds of megabytes.
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn flows_as_written(&self, query: &FlowQuery) -> Result<Body<'_>, ClientError> {
+        let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
+        self.in_time(self.begin(Method::GET, &format!("/v1/flows?{query}"))).await
+    }
+
     /// `GET /v1/audit`
     ///
     /// # Errors
@@ -141,19 +150,28 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
-        let answer = tokio::time::timeout(PATIENCE, self.exchange(method, path))
-            .await
-            .map_err(|_| self.broken(format!("no answer in {} seconds", PATIENCE.as_secs())))??;
+        let answer = self.in_time(async { self.begin(method, path).await?.whole().await }).await?;
         serde_json::from_slice(&answer).map_err(|error| self.broken(format!("{path}: {error}")))
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| self.broken(format!("no answer in {} seconds", PATIENCE.as_secs())))?
+    }
+
+    /// Asks, and waits for the answer to begin.
+    async fn begin(&self, method: Method, path: &str) -> Result<Body<'_>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
         // It drives the connection; what goes wrong on it, the request below hears too.
-        let connection = tokio::spawn(connection);
+        let mut driver = JoinSet::new();
+        driver.spawn(async { drop(connection.await) });
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -162,12 +180,11 @@ impl Client {
             .map_err(|error| self.broken(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
-        connection.abort();
+        let body = Body { client: self, body: response.into_body(), _driver: driver };
         if status.is_success() {
             Ok(body)
         } else {
-            let text = String::from_utf8_lossy(&body).trim().to_owned();
+            let text = String::from_utf8_lossy(&body.whole().await?).trim().to_owned();
             Err(ClientError::Refused { status, text })
         }
     }
@@ -186,5 +203,39 @@ impl Client {
 
     fn broken(&self, why: impl fmt::Display) -> ClientError {
         ClientError::Broken { socket: self.socket.clone(), why: why.to_string() }
+    }
+}
+
+/// An answer on its way.
+#[derive(Debug)]
+pub struct Body<'a> {
+    client: &'a Client,
+    body: Incoming,
+    /// The connection, until this is dropped.
+    _driver: JoinSet<()>,
+}
+
+impl Body<'_> {
+    /// The next part of it; `None` behind the last.
+    ///
+    /// # Errors
+    /// If it breaks off, or the daemon is silent for too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            let Self { client, body, .. } = self;
+            let frame = client.in_time(async { Ok(body.frame().await) }).await?;
+            let Some(frame) = frame.transpose().map_err(|error| client.broken(error))? else {
+                return Ok(None);
+            };
+            // What is no data is a trailer.
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    async fn whole(self) -> Result<Bytes, ClientError> {
+        let Self { client, body, _driver } = self;
+        Ok(body.collect().await.map_err(|error| client.broken(error))?.to_bytes())
     }
 }

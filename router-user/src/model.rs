@@ -230,7 +230,7 @@ pub struct Rule {
     pub counters: RuleCounters,
 }
 
-/// `GET /v1/flows`: one row a session.
+/// `GET /v1/flows`: an array of these, a session a line.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Flow {
     /// The rule that opened it.

@@ -378,6 +378,8 @@ fn answers_as_json_are_the_model() {
     );
     assert_eq!(serde_json::from_str::<Vec<Rule>>(&place.run(&["rules", "-o", "json"]).out).unwrap(), rules());
     assert_eq!(serde_json::from_str::<Vec<Flow>>(&place.run(&["flows", "-o", "json"]).out).unwrap(), flows());
+    let all = place.run(&["flows", "-o", "json", "--limit", "0"]);
+    assert_eq!((all.out.as_str(), all.code), (json(&flows()).as_str(), Some(0)), "as the daemon writes it");
     golden("status-json", &place.run(&["status", "-o", "json"]));
 }
 

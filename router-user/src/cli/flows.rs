@@ -17,11 +17,15 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
         client: arguments.client,
         limit,
     };
-    let flows = match client.flows(&query).await {
-        // In the daemon's words: there is no such rule.
-        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),
-        answer => answer?,
-    };
+    if limit.is_none() && matches!(arguments.output.output, Format::Json) {
+        // They may be too many for this process' memory.
+        let mut list = in_its_words(client.flows_as_written(&query).await)?;
+        while let Some(part) = list.next().await? {
+            output::raw(&part)?;
+        }
+        return Ok(Answer::Good);
+    }
+    let flows = in_its_words(client.flows(&query).await)?;
     match arguments.output.output {
         Format::Text => output::print(&text(&flows))?,
         Format::Json => output::json(&flows)?,
@@ -30,6 +34,14 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
         output::remark(&format!("({} sessions shown; there may be more: --limit 0 shows all)", flows.len()));
     }
     Ok(Answer::Good)
+}
+
+/// What the daemon says of a rule that is not there is said as it is.
+fn in_its_words<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
+    match answer {
+        Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),
+        answer => Ok(answer?),
+    }
 }
 
 fn protocol_name(protocol: FlowProtocol) -> &'static str {

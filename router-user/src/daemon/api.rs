@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::Serialize;
 use tokio::net::UnixListener;
 
-use super::{audit, reports, shared::Shared};
+use super::{audit, listing, reports, shared::Shared};
 use crate::model::FlowQuery;
 
 /// Serves the API.
@@ -38,11 +38,7 @@ async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>
         let text = format!("there is no rule `{rule}`; `pls-router rules` lists them\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     }
-    // A walk through a large table takes a while.
-    match tokio::task::spawn_blocking(move || reports::flows(&shared, &query)).await {
-        Ok(flows) => answer(flows),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
+    ([(header::CONTENT_TYPE, "application/json")], listing::sessions(shared, query)).into_response()
 }
 
 fn answer<T: Serialize>(result: Result<T>) -> Response {

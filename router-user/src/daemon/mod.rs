@@ -10,6 +10,7 @@ mod api;
 mod audit;
 mod capacity;
 mod kernel;
+mod listing;
 mod metrics;
 mod names;
 mod next_hops;

@@ -210,22 +210,21 @@ pub(super) fn is_rule(shared: &Shared, name: &str) -> bool {
         || all_rule_names(shared).iter().flatten().any(|known| known == name)
 }
 
-/// `GET /v1/flows`.
-pub(super) fn flows(shared: &Shared, query: &FlowQuery) -> Result<Vec<Flow>> {
-    let limit = query.limit.unwrap_or(usize::MAX);
+/// `GET /v1/flows`: shows every session that is wanted to `each`, until it answers `false`.
+pub(super) fn flows(shared: &Shared, query: &FlowQuery, mut each: impl FnMut(&Flow) -> bool) {
+    let mut left = query.limit.unwrap_or(usize::MAX);
     let names = all_rule_names(shared);
     let timeouts = shared.rule_timeouts();
-    let mut flows = Vec::new();
     shared.flows.for_each(|session| {
         if let Some(flow) = flow(session, &names, &timeouts)
             && query.matches(&flow)
-            && flows.len() < limit
+            && left > 0
         {
-            flows.push(flow);
+            left -= 1;
+            return each(&flow) && left > 0;
         }
-        flows.len() < limit
+        left > 0
     });
-    Ok(flows)
 }
 
 fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) -> Option<Flow> {
