@@ -41,7 +41,7 @@ async fn look(shared: &Arc<Shared>) -> Result<Look> {
     // A walk through a large table takes a while.
     let looking = move || -> Result<Look> {
         let counted = || -> Result<Counted> {
-            let stats = shared.plane().counters.read()?;
+            let stats = shared.state().plane.counters.read()?;
             let opened = stats.rules.iter().map(|rule| rule.opened).sum();
             Ok(Counted { opened, sessions: u64::from(shared.flows.sessions()) })
         };

@@ -273,10 +273,10 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
     }
     let punts = plane.take_punts()?;
-    let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names)?);
+    let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names));
     next_hops::refresh(&shared, &kernel).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
-    shared.plane().settings.show_presence()?;
+    shared.state().plane.settings.show_presence()?;
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
     tasks.spawn(punts::serve(shared.clone(), punts));
     tasks.spawn(punts::show_presence(shared.clone()));

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::{
     kernel::{Addresses, Change, Kernel, Neighbour, NeighbourEntry, Watch},
     rule_set,
-    shared::Shared,
+    shared::{Shared, State},
 };
 use crate::{config::Config, model::NextHopStatus};
 
@@ -49,7 +49,7 @@ pub(super) async fn follow(shared: Arc<Shared>, kernel: Kernel, mut changes: Wat
                 }
                 let moved = gathered.iter().filter(|change| known.note(change)).count() > 0;
                 if moved {
-                    shared.plane().settings.invalidate_next_hops()?;
+                    shared.state().plane.settings.invalidate_next_hops()?;
                 }
                 if moved || gathered.iter().any(|change| matches!(change, Change::Neighbour(..))) {
                     retry_later(refresh(&shared, &kernel).await);
@@ -107,25 +107,26 @@ impl Known {
 /// Looks at this machine's addresses and at the way to every target again.
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     let addresses = kernel.addresses().await?;
-    shared.plane().local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+    shared.state().plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
     if let Ok(interfaces) = interfaces(&shared.config, kernel, &addresses).await {
         // A virtual function comes and goes while its interface stays (host servicing on Azure).
-        shared.plane().settings.set_interfaces(interfaces)?;
+        shared.state().plane.settings.set_interfaces(interfaces)?;
     }
     follow_snat_address(shared, &addresses)?;
     let view = View {
         addresses,
         neighbours: kernel.neighbours().await?,
         interfaces: kernel.interface_names().await?,
-        snat: shared.snat().clone(),
+        snat: shared.state().snat.clone(),
     };
     let mut next_hops = Vec::new();
     for (target, needs) in targets(shared) {
         next_hops.push(view.next_hop(shared, kernel, target, needs).await);
     }
-    report(&shared.next_hops(), &next_hops);
-    *shared.next_hops() = next_hops;
-    shared.set_refreshed();
+    let state = &mut *shared.state();
+    report(&state.next_hops, &next_hops);
+    state.next_hops = next_hops;
+    state.refreshed = Instant::now().into_std();
     Ok(())
 }
 
@@ -135,11 +136,11 @@ fn follow_snat_address(shared: &Shared, addresses: &Addresses) -> Result<()> {
         return Ok(());
     }
     let Some(first) = addresses.first_of(&shared.config.interfaces.firewall) else { return Ok(()) };
-    if *shared.snat() == [first] {
+    if shared.state().snat == [first] {
         return Ok(());
     }
     info!(address = %first, "new sessions come from another address now");
-    *shared.snat() = vec![first];
+    shared.state().snat = vec![first];
     shared.apply_rules()
 }
 
@@ -247,7 +248,8 @@ async fn confirm_neighbours(shared: &Shared, kernel: &Kernel) {
         return;
     };
     let used: HashSet<(String, IpAddr)> = shared
-        .next_hops()
+        .state()
+        .next_hops
         .iter()
         .filter(|next_hop| next_hop.mac.is_some())
         .filter_map(|next_hop| Some((next_hop.interface.clone()?, next_hop.via?)))
@@ -275,7 +277,7 @@ struct Needs {
 
 /// The addresses that rules lead to. For a masquerade, one address of each destination network stands for all of it.
 fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
-    let names = shared.names();
+    let State { names, .. } = &*shared.state();
     let mut targets: BTreeMap<Ipv4Addr, Needs> = BTreeMap::new();
     let mut add = |address: Ipv4Addr, rule: &String, any_of_network| {
         let needs = targets.entry(address).or_insert(Needs { any_of_network, ..Needs::default() });
@@ -285,7 +287,7 @@ fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
         }
     };
     for forward in &shared.config.forwards {
-        for (address, _) in rule_set::targets(forward, &names) {
+        for (address, _) in rule_set::targets(forward, names) {
             add(address, &forward.name, false);
         }
     }

@@ -33,7 +33,7 @@ impl Recount {
     /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session at the same time.
     pub(super) fn look(mut self, shared: &Shared) -> Option<Self> {
         let found = shared.flows.surplus();
-        let stats = shared.plane().counters.read();
+        let stats = shared.state().plane.counters.read();
         match stats {
             Ok(stats) => {
                 let Some(surplus) = self.note(found, refused(&stats)) else { return Some(self) };

@@ -15,7 +15,7 @@ use router_common::{
 
 use super::{
     capacity, rule_set,
-    shared::{Attached, Shared},
+    shared::{Attached, Shared, State},
     sweep::{self, RuleTimeouts},
     target_health::Report,
 };
@@ -41,8 +41,10 @@ pub(super) fn status(shared: &Shared) -> Status {
             program_id,
         }
     });
-    let mut names: Vec<_> = shared
-        .names()
+    let degraded = shared.degraded();
+    let state = &*shared.state();
+    let mut names: Vec<_> = state
+        .names
         .iter()
         .map(|(name, resolved)| NameStatus {
             name: name.clone(),
@@ -54,19 +56,19 @@ pub(super) fn status(shared: &Shared) -> Status {
         })
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    let sessions = shared.sessions().clone();
+    let sessions = &state.sessions;
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
         reasons,
-        degraded: shared.degraded(),
+        degraded,
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces: interfaces.collect(),
-        snat_addresses: shared.snat().iter().copied().map(IpAddr::V4).collect(),
-        next_hops: shared.next_hops().clone(),
+        snat_addresses: state.snat.iter().copied().map(IpAddr::V4).collect(),
+        next_hops: state.next_hops.clone(),
         names,
-        targets: targets(shared),
+        targets: targets(shared, state),
         flows: FlowTableStatus {
             sessions: sessions.total,
             capacity: u64::from(shared.flows.capacity()),
@@ -77,11 +79,11 @@ pub(super) fn status(shared: &Shared) -> Status {
 }
 
 /// The targets that sessions tell something of, in the order of the rules.
-fn targets(shared: &Shared) -> Vec<TargetStatus> {
-    let (names, health) = (shared.names(), shared.target_health());
+fn targets(shared: &Shared, state: &State) -> Vec<TargetStatus> {
+    let State { names, target_health: health, .. } = state;
     let mut all: Vec<TargetStatus> = Vec::new();
-    for forward in shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, &names)) {
-        for target in rule_set::targets(forward, &names) {
+    for forward in shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, names)) {
+        for target in rule_set::targets(forward, names) {
             let endpoint @ (address, port, protocol) = rule_set::endpoint(forward, &target);
             let (target, protocol) = (SocketAddr::from((address, port)), protocol.as_str());
             match all.iter_mut().find(|known| known.target == target && known.protocol == protocol) {
@@ -106,7 +108,7 @@ fn targets(shared: &Shared) -> Vec<TargetStatus> {
 
 /// `GET /v1/counters`.
 pub(super) fn counters(shared: &Shared) -> Result<Counters> {
-    let plane = shared.plane();
+    let State { plane, .. } = &*shared.state();
     let stats = plane.counters.read()?;
     let reasons = Reason::ALL.iter().map(|reason| {
         let counter = stats.reasons[*reason as usize];
@@ -156,10 +158,8 @@ fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounter
 
 /// `GET /v1/rules`.
 pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
-    let plane = shared.plane();
+    let State { plane, names, target_health: health, sessions, .. } = &*shared.state();
     let stats = plane.counters.read()?;
-    let sessions = shared.sessions().clone();
-    let (names, health) = (shared.names(), shared.target_health());
     let count = |name: &str| {
         plane.rules.number(name).and_then(|number| sessions.by_rule.get(&number)).copied().unwrap_or_default()
     };
@@ -169,7 +169,7 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
         protocol: Some(forward.protocol.to_string()),
         listen: Some(forward.listen.to_string()),
         targets: forward.targets.iter().map(ToString::to_string).collect(),
-        addresses: rule_set::in_use(forward, &names, &health)
+        addresses: rule_set::in_use(forward, names, health)
             .into_iter()
             .map(|target| {
                 let (address, port, _) = rule_set::endpoint(forward, &target);
@@ -198,7 +198,7 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
 
 /// The names of the rules by their numbers, with those that have been configured once and may have sessions still.
 pub(super) fn all_rule_names(shared: &Shared) -> Vec<Option<String>> {
-    let plane = shared.plane();
+    let State { plane, .. } = &*shared.state();
     (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
 }
 

@@ -46,22 +46,33 @@ pub(super) struct SessionCounts {
     pub(super) took: Duration,
 }
 
-/// The daemon's state. Locks are held for moments, and never across an `await`.
+/// What changes while the daemon runs.
+pub(super) struct State {
+    pub(super) plane: Dataplane,
+    /// The addresses that new sessions get.
+    pub(super) snat: Vec<Ipv4Addr>,
+    pub(super) names: Names,
+    pub(super) target_health: TargetHealth,
+    pub(super) next_hops: Vec<NextHopStatus>,
+    pub(super) sessions: SessionCounts,
+    /// When what the kernel says of routes and neighbours was last read.
+    pub(super) refreshed: Instant,
+    crowding: Crowding,
+}
+
+/// What the daemon's parts share.
+///
+/// What changes is behind one lock: with several, whoever needs two of them can wait for ever for somebody who has the other and needs the first. A
+/// guard is held for moments, and never across an `await`, which would not compile. Methods here that want the lock take it themselves, so none
+/// is called by who has it; a function that is called with the lock held takes the [`State`].
 pub(super) struct Shared {
     pub(super) config_path: PathBuf,
     pub(super) config: Config,
     pub(super) started: Instant,
-    snat: Mutex<Vec<Ipv4Addr>>,
     pub(super) attached: Vec<Attached>,
-    /// For reading sessions at length, apart from `plane`.
+    /// For reading sessions at length, without the lock.
     pub(super) flows: FlowTable,
-    plane: Mutex<Dataplane>,
-    names: Mutex<Names>,
-    target_health: Mutex<TargetHealth>,
-    next_hops: Mutex<Vec<NextHopStatus>>,
-    sessions: Mutex<SessionCounts>,
-    crowding: Mutex<Crowding>,
-    refreshed: Mutex<Instant>,
+    state: Mutex<State>,
 }
 
 impl Shared {
@@ -72,52 +83,29 @@ impl Shared {
         plane: Dataplane,
         attached: Vec<Attached>,
         names: Names,
-    ) -> Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             config_path,
             config,
             started: Instant::now(),
-            snat: Mutex::new(snat),
             attached,
             flows: plane.flows.clone(),
-            plane: Mutex::new(plane),
-            names: Mutex::new(names),
-            target_health: Mutex::default(),
-            next_hops: Mutex::default(),
-            sessions: Mutex::default(),
-            crowding: Mutex::default(),
-            refreshed: Mutex::new(Instant::now()),
-        })
+            state: Mutex::new(State {
+                plane,
+                snat,
+                names,
+                target_health: TargetHealth::default(),
+                next_hops: Vec::new(),
+                sessions: SessionCounts::default(),
+                refreshed: Instant::now(),
+                crowding: Crowding::default(),
+            }),
+        }
     }
 
-    pub(super) fn plane(&self) -> MutexGuard<'_, Dataplane> {
-        lock(&self.plane)
-    }
-
-    pub(super) fn names(&self) -> MutexGuard<'_, Names> {
-        lock(&self.names)
-    }
-
-    pub(super) fn target_health(&self) -> MutexGuard<'_, TargetHealth> {
-        lock(&self.target_health)
-    }
-
-    pub(super) fn next_hops(&self) -> MutexGuard<'_, Vec<NextHopStatus>> {
-        lock(&self.next_hops)
-    }
-
-    pub(super) fn sessions(&self) -> MutexGuard<'_, SessionCounts> {
-        lock(&self.sessions)
-    }
-
-    /// The addresses that new sessions get.
-    pub(super) fn snat(&self) -> MutexGuard<'_, Vec<Ipv4Addr>> {
-        lock(&self.snat)
-    }
-
-    /// Notes that what the kernel says of routes and neighbours has just been read.
-    pub(super) fn set_refreshed(&self) {
-        *lock(&self.refreshed) = Instant::now();
+    /// The state, for a moment.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     /// How many SNAT ports there are, for each address and target.
@@ -128,7 +116,7 @@ impl Shared {
 
     /// How long sessions may be idle, by the number of their rule.
     pub(super) fn rule_timeouts(&self) -> RuleTimeouts {
-        let plane = self.plane();
+        let State { plane, .. } = &*self.state();
         let mut by_rule = vec![None; router_common::MAX_RULES];
         let forwards = self.config.forwards.iter().map(|rule| (&rule.name, &rule.timeouts));
         let masquerades = self.config.masquerades.iter().map(|rule| (&rule.name, &rule.timeouts));
@@ -144,8 +132,8 @@ impl Shared {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let spec = rule_set::build(&self.config, &self.names(), &self.target_health(), &self.snat());
-        let plane = &mut *self.plane();
+        let State { plane, snat, names, target_health, .. } = &mut *self.state();
+        let spec = rule_set::build(&self.config, names, target_health, snat);
         plane.rules.apply(&spec, &mut plane.settings)
     }
 
@@ -153,10 +141,6 @@ impl Shared {
     /// not at what it was when the daemon started.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let age = lock(&self.refreshed).elapsed();
-        if age > STALE {
-            problems.push(format!("the kernel's routes have not been read for {} s", age.as_secs()));
-        }
         for Attached { attachment, .. } in &self.attached {
             if attachment.program_id().is_none() {
                 problems.push(format!(
@@ -172,28 +156,34 @@ impl Shared {
             }
             Err(error) => problems.push(format!("{error:#}")),
         }
-        if self.plane().settings.version() == 0 {
+        let state = self.state();
+        let age = state.refreshed.elapsed();
+        if age > STALE {
+            problems.push(format!("the kernel's routes have not been read for {} s", age.as_secs()));
+        }
+        if state.plane.settings.version() == 0 {
             problems.push("no rules are loaded".to_owned());
         }
-        problems.extend(self.ways().problems);
+        problems.extend(self.ways(&state).problems);
         problems
     }
 
     /// What does not work of a router that forwards all the same.
     pub(super) fn degraded(&self) -> Vec<String> {
-        let mut degraded = self.ways().degraded;
+        let state = &mut *self.state();
+        let mut degraded = self.ways(state).degraded;
         let usage = Usage {
             sessions: self.flows.sessions(),
             capacity: self.flows.capacity(),
-            taken: &self.sessions().by_pool,
+            taken: &state.sessions.by_pool,
             ports: self.snat_ports(),
         };
-        degraded.extend(lock(&self.crowding).look(usage));
+        degraded.extend(state.crowding.look(usage));
         degraded
     }
 
-    fn ways(&self) -> Ways {
-        ways::judge(&self.config, &self.names(), &self.target_health(), &self.next_hops())
+    fn ways(&self, state: &State) -> Ways {
+        ways::judge(&self.config, &state.names, &state.target_health, &state.next_hops)
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut before = now();
-    let mut recount = shared.plane().adopted.then(Recount::default);
+    let mut recount = shared.state().plane.adopted.then(Recount::default);
     loop {
         period.tick().await;
         round = round.wrapping_add(1);
@@ -72,12 +72,12 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
 
 fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let started = Instant::now();
-    let settings = *shared.plane().settings.current();
+    let settings = *shared.state().plane.settings.current();
     let generation = settings.next_hop_generation;
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let crowded = crowded(&shared.sessions().by_pool, shared.snat_ports());
+    let crowded = crowded(&shared.state().sessions.by_pool, shared.snat_ports());
     let sweep = Sweep {
         flows,
         timeouts: &timeouts,
@@ -93,7 +93,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
             if removed > 0 {
                 debug!(removed, left = counts.total, pressure, crowded = crowded.len(), "swept");
             }
-            *shared.sessions() = SessionCounts { took: started.elapsed(), ..counts };
+            shared.state().sessions = SessionCounts { took: started.elapsed(), ..counts };
         }
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     rule_set,
-    shared::Shared,
+    shared::{Shared, State},
     target_health::{Change, Health, TargetSigns, UNANSWERED_AFTER},
 };
 
@@ -17,15 +17,11 @@ pub(super) type Watched = HashMap<u16, bool>;
 
 /// The rules that lead to several targets now: only they have a choice.
 pub(super) fn watched(shared: &Shared) -> Watched {
-    let judged: Vec<_> = {
-        let names = shared.names();
-        shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, &names)).collect()
-    };
-    let plane = shared.plane();
-    let numbered = |forward: &crate::config::Forward| {
-        Some((plane.rules.number(&forward.name)?, forward.listen.is_range()))
-    };
-    judged.into_iter().filter_map(numbered).collect()
+    let State { plane, names, .. } = &*shared.state();
+    let judged = shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, names));
+    judged
+        .filter_map(|forward| Some((plane.rules.number(&forward.name)?, forward.listen.is_range())))
+        .collect()
 }
 
 /// Gathers signs in one sweep.
@@ -73,7 +69,7 @@ fn is_old(now: Ticks, opened: Ticks) -> bool {
 
 /// Judges the targets by what was gathered, and has new sessions avoid who is to be avoided.
 pub(super) fn judge(shared: &Shared, signs: &TargetSigns) -> Result<()> {
-    let changes = shared.target_health().observe(signs, Instant::now());
+    let changes = shared.state().target_health.observe(signs, Instant::now());
     for Change { target: (address, port, _), to, reason, .. } in &changes {
         match to {
             Health::Avoided => warn!(%address, port, reason, "new sessions avoid a target"),

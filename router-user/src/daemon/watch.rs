@@ -69,7 +69,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
 
 /// How many packets were dropped for each of the reasons.
 fn drops(shared: &Shared) -> Result<[u64; TROUBLE.len()]> {
-    let stats = shared.plane().counters.read()?;
+    let stats = shared.state().plane.counters.read()?;
     Ok(TROUBLE.map(|reason| stats.reasons[reason as usize].packets))
 }
 

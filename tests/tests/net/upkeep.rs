@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4},
+    os::unix::net::UnixStream,
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +23,32 @@ use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
 /// A lab that is up.
 fn lab(nics: Nics) -> Option<Lab> {
     (!skipped(true)).then(|| check(Lab::up(Options::new(nics, router(), helper()))))
+}
+
+/// Whoever asks takes several of the daemon's locks: in whatever order many ask, none waits for another for ever.
+#[test]
+fn many_questions_at_once_are_all_answered() {
+    const EACH: usize = 400;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let Some(lab) = lab(Nics::One) else { return };
+    let socket = lab.state().path("api.sock");
+    let ask = |path: &str| -> anyhow::Result<()> {
+        let mut stream = UnixStream::connect(&socket).context("cannot reach the daemon")?;
+        stream.set_read_timeout(Some(PATIENCE)).context("cannot set a timeout")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).with_context(|| format!("{path} is not answered"))?;
+        ensure!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let questions = ["/v1/status", "/v1/status", "/v1/rules", "/v1/counters", "/v1/flows"];
+        let all = questions.map(|path| scope.spawn(move || (0..EACH).try_for_each(|_| ask(path))));
+        for asked in all {
+            check(asked.join().expect("no panic"));
+        }
+    });
+    check(lab.health());
 }
 
 /// What was set by hand has no state that the daemon may change: asked whether it is there, it would become one that was learnt.

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use self::resolver::{Answer, Files, NO_ADDRESS, Resolver};
-use super::shared::Shared;
+use super::shared::{Shared, State};
 use crate::{
     config::{Config, Host, Target, no_target},
     dataplane::RuleTable,
@@ -131,7 +131,7 @@ impl NameService {
 
     /// Resolves names again and again, each when it is time for it.
     pub(super) async fn follow(self, shared: Arc<Shared>) -> Result<()> {
-        let names: Vec<String> = shared.names().keys().cloned().collect();
+        let names: Vec<String> = shared.state().names.keys().cloned().collect();
         if names.is_empty() {
             return std::future::pending().await;
         }
@@ -141,11 +141,13 @@ impl NameService {
 
     async fn follow_one(&self, shared: &Shared, name: &str) -> Result<()> {
         loop {
-            let Some(next) = shared.names().get(name).map(|resolved| resolved.next) else { return Ok(()) };
+            let Some(next) = shared.state().names.get(name).map(|resolved| resolved.next) else {
+                return Ok(());
+            };
             sleep(next.saturating_duration_since(Instant::now())).await;
             let outcome = self.resolve(name).await;
             let noted = {
-                let mut names = shared.names();
+                let State { names, .. } = &mut *shared.state();
                 let Some(resolved) = names.get_mut(name) else { return Ok(()) };
                 let noted = resolved.note(outcome, Instant::now(), luck());
                 log(name, resolved, noted);

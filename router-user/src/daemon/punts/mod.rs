@@ -88,7 +88,7 @@ impl Desk {
 
     /// Gives a fragment to the data plane once more. What is not to be sent has its reason counted, or is in the ring.
     fn replay(&mut self, fragment: &Fragment) -> Result<()> {
-        let translated = self.shared.plane().replay_fragment(fragment.interface, &fragment.packet)?;
+        let translated = self.shared.state().plane.replay_fragment(fragment.interface, &fragment.packet)?;
         Ok(translated.map_or(Ok(()), |packet| self.output.send(&packet))?)
     }
 }
@@ -102,7 +102,7 @@ pub(super) async fn show_presence(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PRESENCE);
     loop {
         period.tick().await;
-        shared.plane().settings.show_presence()?;
+        shared.state().plane.settings.show_presence()?;
     }
 }
 
