@@ -132,6 +132,24 @@ mod tests {
         assert!(read(receiver).collect().await.is_err());
     }
 
+    /// A reader that is stuck does not keep the daemon from ending.
+    #[test]
+    fn the_walk_ends_with_the_runtime() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let (sender, receiver) = channel(PARTS);
+        runtime.spawn(async {
+            let _body = read(receiver);
+            std::future::pending::<()>().await;
+        });
+        let (ended, end) = std::sync::mpsc::channel();
+        runtime.spawn_blocking(move || {
+            let mut list = List::begin(sender);
+            ended.send((0..u64::MAX).find(|number| !list.add(&flow(*number)))).expect("somebody listens");
+        });
+        drop(runtime);
+        assert!(end.recv().expect("it has ended").is_some());
+    }
+
     #[tokio::test]
     async fn whoever_stops_reading_stops_the_walk() {
         let (sender, receiver) = channel(PARTS);
