@@ -38,7 +38,9 @@ async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>
         let text = format!("there is no rule `{rule}`; `pls-router rules` lists them\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     }
-    ([(header::CONTENT_TYPE, "application/json")], listing::sessions(shared, query)).into_response()
+    let limit = query.limit.unwrap_or(usize::MAX);
+    let list = listing::body(reports::flows(&shared, query), limit);
+    ([(header::CONTENT_TYPE, "application/json")], list).into_response()
 }
 
 fn answer<T: Serialize>(result: Result<T>) -> Response {

@@ -1,80 +1,75 @@
 //! The list of sessions, written while the table is walked: a million of them are 400 MB of text, which no daemon should have in its memory.
 
-use std::{io, sync::Arc};
+use std::io;
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::spawn_blocking;
 
-use super::{reports, shared::Shared};
-use crate::model::{Flow, FlowQuery};
+use crate::model::Flow;
 
-/// What is gathered before it is passed on, in bytes, and how many such parts may wait for a slow reader.
+/// As much is written at a time, in bytes, and a little more.
 const PART: usize = 64 << 10;
-const PARTS: usize = 4;
 
-/// The sessions that are wanted, as a JSON array with a session a line. Whoever stops reading stops the walk.
-pub(super) fn sessions(shared: Arc<Shared>, query: FlowQuery) -> Body {
-    let (sender, receiver) = channel(PARTS);
-    // A walk through a large table takes a while, and waits for its reader.
-    tokio::task::spawn_blocking(move || {
-        let mut list = List::begin(sender);
-        reports::flows(&shared, &query, |flow| list.add(flow));
-        list.end();
-    });
-    read(receiver)
+/// A walk through the sessions that are wanted: shows those from a place on to a function until that answers `false`, and says from where to go
+/// on; `None` behind the last.
+pub(super) trait Walk:
+    FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static
+{
 }
 
-/// A part of the list.
-enum Part {
-    More(Vec<u8>),
-    Last(Vec<u8>),
-}
+impl<W: FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static> Walk for W {}
 
-/// The list, as far as it has not been passed on.
-struct List {
-    text: Vec<u8>,
-    /// What comes in front of the next session.
-    separator: &'static str,
-    sender: Sender<Part>,
-}
-
-impl List {
-    fn begin(sender: Sender<Part>) -> Self {
-        Self { text: Vec::with_capacity(PART), separator: "[\n", sender }
-    }
-
-    /// Adds a session; whether anybody wants more.
-    fn add(&mut self, flow: &Flow) -> bool {
-        self.text.extend_from_slice(self.separator.as_bytes());
-        self.separator = ",\n";
-        if serde_json::to_writer(&mut self.text, flow).is_err() {
-            return false;
-        }
-        if self.text.len() < PART {
-            return true;
-        }
-        let full = std::mem::replace(&mut self.text, Vec::with_capacity(PART));
-        self.sender.blocking_send(Part::More(full)).is_ok()
-    }
-
-    fn end(mut self) {
-        self.text.extend_from_slice(if self.separator == ",\n" { b"\n]\n" } else { b"[]\n" });
-        // A reader that has gone wants no end.
-        let _ = self.sender.blocking_send(Part::Last(self.text));
-    }
-}
-
-/// The parts as a body. One that ends without its last part breaks off: nobody may take it for whole.
-fn read(receiver: Receiver<Part>) -> Body {
-    Body::from_stream(stream::unfold(Some(receiver), async |receiver| {
-        let mut receiver = receiver?;
-        Some(match receiver.recv().await {
-            Some(Part::More(text)) => (Ok(Bytes::from(text)), Some(receiver)),
-            Some(Part::Last(text)) => (Ok(Bytes::from(text)), None),
-            None => (Err(io::Error::other("the walk through the table has broken off")), None),
+/// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on when somebody reads on, and nothing waits
+/// for who does not. An answer that breaks off is no whole one for whoever reads it.
+pub(super) fn body(walk: impl Walk, limit: usize) -> Body {
+    let list = List { walk, next: Some(0), left: limit, separator: "[\n" };
+    Body::from_stream(stream::unfold(Some(list), async |list| {
+        let mut list = list.filter(|list| list.next.is_some())?;
+        // A walk through a large table takes a while.
+        let part = spawn_blocking(move || {
+            let text = list.part();
+            (text, list)
+        });
+        Some(match part.await {
+            Ok((text, list)) => (Ok(Bytes::from(text)), Some(list)),
+            Err(error) => (Err(io::Error::other(error)), None),
         })
     }))
+}
+
+/// A list, as far as it has been written.
+struct List<W> {
+    walk: W,
+    /// From where to go on; `None` when the end is written.
+    next: Option<u32>,
+    /// How many sessions may still come.
+    left: usize,
+    /// What comes in front of the next one.
+    separator: &'static str,
+}
+
+impl<W: Walk> List<W> {
+    /// What comes next.
+    fn part(&mut self) -> Vec<u8> {
+        let Self { walk, next, left, separator } = self;
+        let mut text = Vec::with_capacity(PART + PART / 64);
+        *next = next.filter(|_| *left > 0).and_then(|start| {
+            walk(start, &mut |flow| {
+                text.extend_from_slice(std::mem::replace(separator, ",\n").as_bytes());
+                *left -= 1;
+                // Writing a structure of numbers and strings to memory cannot fail.
+                serde_json::to_writer(&mut text, flow).is_ok() && *left > 0 && text.len() < PART
+            })
+        });
+        if *left == 0 {
+            *next = None;
+        }
+        if next.is_none() {
+            text.extend_from_slice(if *separator == ",\n" { b"\n]\n" } else { b"[]\n" });
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +78,7 @@ mod tests {
 
     use super::*;
 
-    fn flow(number: u64) -> Flow {
+    fn flow(number: u32) -> Flow {
         let end = "10.0.2.70:443".parse().expect("an address");
         Flow {
             rule: "https".to_owned(),
@@ -93,7 +88,7 @@ mod tests {
             snat: end,
             target: end,
             state: "established".to_owned(),
-            age_seconds: number,
+            age_seconds: u64::from(number),
             idle_seconds: 0,
             expires_seconds: 0,
             forward_packets: 0,
@@ -103,63 +98,47 @@ mod tests {
         }
     }
 
-    async fn listed(count: u64) -> Vec<Flow> {
-        let (sender, receiver) = channel(PARTS);
-        let writer = tokio::task::spawn_blocking(move || {
-            let mut list = List::begin(sender);
-            assert!((0..count).all(|number| list.add(&flow(number))));
-            list.end();
-        });
-        let text = read(receiver).collect().await.expect("a whole list").to_bytes();
-        writer.await.expect("no crash");
-        let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-        assert_eq!(lines, if count == 0 { 1 } else { count + 2 }, "a session a line");
-        serde_json::from_slice(&text).expect("JSON")
+    /// A walk through as many sessions.
+    fn walk(count: u32) -> impl Walk {
+        move |start: u32, each: &mut dyn FnMut(&Flow) -> bool| {
+            (start..count).find(|number| !each(&flow(*number))).map(|number| number + 1)
+        }
     }
 
     #[tokio::test]
     async fn lists_of_any_length_are_whole() {
-        for count in [0, 1, 2, 5000] {
-            assert_eq!(listed(count).await, (0..count).map(flow).collect::<Vec<_>>());
+        for (count, limit) in [(0, 9), (1, 9), (9, 9), (10, 9), (1, 1), (5000, usize::MAX), (5000, 4000)] {
+            let text = body(walk(count), limit).collect().await.expect("a whole list").to_bytes();
+            let listed = (count as usize).min(limit);
+            let lines = text.iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(lines, if listed == 0 { 1 } else { listed + 2 }, "a session a line");
+            let flows: Vec<Flow> = serde_json::from_slice(&text).expect("JSON");
+            assert_eq!(flows, (0..listed as u32).map(flow).collect::<Vec<_>>());
         }
     }
 
     #[tokio::test]
     async fn what_breaks_off_is_no_list() {
-        let (sender, receiver) = channel(PARTS);
-        sender.send(Part::More(b"[\n".to_vec())).await.expect("room");
-        drop(sender);
-        assert!(read(receiver).collect().await.is_err());
-    }
-
-    /// A reader that is stuck does not keep the daemon from ending.
-    #[test]
-    fn the_walk_ends_with_the_runtime() {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let (sender, receiver) = channel(PARTS);
-        runtime.spawn(async {
-            let _body = read(receiver);
-            std::future::pending::<()>().await;
-        });
-        let (ended, end) = std::sync::mpsc::channel();
-        runtime.spawn_blocking(move || {
-            let mut list = List::begin(sender);
-            ended.send((0..u64::MAX).find(|number| !list.add(&flow(*number)))).expect("somebody listens");
-        });
-        drop(runtime);
-        assert!(end.recv().expect("it has ended").is_some());
+        let broken = |start: u32, each: &mut dyn FnMut(&Flow) -> bool| {
+            assert_eq!(start, 0, "a crash");
+            while each(&flow(0)) {}
+            Some(1)
+        };
+        assert!(body(broken, usize::MAX).collect().await.is_err());
     }
 
     #[tokio::test]
-    async fn whoever_stops_reading_stops_the_walk() {
-        let (sender, receiver) = channel(PARTS);
-        let walk = tokio::task::spawn_blocking(move || {
-            let mut list = List::begin(sender);
-            (0..u64::MAX).find(|number| !list.add(&flow(*number)))
-        });
-        let mut body = read(receiver);
-        body.frame().await.expect("a part").expect("a good one");
+    async fn the_table_is_walked_no_further_than_is_read() {
+        let (shown, count) = std::sync::mpsc::channel();
+        let endless = move |start: u32, each: &mut dyn FnMut(&Flow) -> bool| {
+            let last = (start..).find(|number| !each(&flow(*number)));
+            shown.send(last).expect("somebody counts");
+            last.map(|number| number + 1)
+        };
+        let mut body = body(endless, usize::MAX);
+        let part = body.frame().await.expect("a part").expect("a good one").into_data().expect("text");
+        assert!(part.len() < 2 * PART, "{}", part.len());
         drop(body);
-        assert!(walk.await.expect("no crash").is_some());
+        assert_eq!(count.iter().count(), 1, "parts that were walked");
     }
 }

@@ -14,7 +14,9 @@ use router_common::{
 };
 
 use super::{
-    capacity, rule_set,
+    capacity,
+    listing::Walk,
+    rule_set,
     shared::{Attached, Shared, State},
     sweep::{self, RuleTimeouts},
     target_health::Report,
@@ -210,21 +212,17 @@ pub(super) fn is_rule(shared: &Shared, name: &str) -> bool {
         || all_rule_names(shared).iter().flatten().any(|known| known == name)
 }
 
-/// `GET /v1/flows`: shows every session that is wanted to `each`, until it answers `false`.
-pub(super) fn flows(shared: &Shared, query: &FlowQuery, mut each: impl FnMut(&Flow) -> bool) {
-    let mut left = query.limit.unwrap_or(usize::MAX);
+/// `GET /v1/flows`: a walk through the sessions that are wanted, by all but the limit.
+pub(super) fn flows(shared: &Shared, query: FlowQuery) -> impl Walk {
     let names = all_rule_names(shared);
     let timeouts = shared.rule_timeouts();
-    shared.flows.for_each(|session| {
-        if let Some(flow) = flow(session, &names, &timeouts)
-            && query.matches(&flow)
-            && left > 0
-        {
-            left -= 1;
-            return each(&flow) && left > 0;
-        }
-        left > 0
-    });
+    let table = shared.flows.clone();
+    move |start, each| {
+        table.for_each_from(start, |session| match flow(session, &names, &timeouts) {
+            Some(flow) if query.matches(&flow) => each(&flow),
+            _ => true,
+        })
+    }
 }
 
 fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) -> Option<Flow> {

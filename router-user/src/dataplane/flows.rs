@@ -167,17 +167,25 @@ impl FlowTable {
         (tag.state() == SlotState::Live).then(|| Flow { key: slot.key(), tag, entry: slot.entry })
     }
 
-    /// Shows every session to `each`, in no order, until it answers `false`. Sessions that are opened or removed meanwhile may or may
-    /// not be among them.
-    pub fn for_each(&self, mut each: impl FnMut(&Session) -> bool) {
-        for flow in self.flows().filter(|flow| flow.direction() == Direction::Forward) {
-            // Without its twin it has been removed in between.
-            if let Some(session) = self.session_of(&flow)
+    /// Shows every session to `each`, in no order, until it answers `false`.
+    pub fn for_each(&self, each: impl FnMut(&Session) -> bool) {
+        self.for_each_from(0, each);
+    }
+
+    /// Shows sessions to `each`, in no order, from the slot `start` on until it answers `false`; the slot to go on from, or `None` behind the
+    /// last. Sessions that are opened or removed meanwhile may or may not be among them.
+    pub fn for_each_from(&self, start: u32, mut each: impl FnMut(&Session) -> bool) -> Option<u32> {
+        for index in start..self.0.slots.len() {
+            if let Some(flow) = self.flow_at(index)
+                && flow.direction() == Direction::Forward
+                // Without its twin it has been removed in between.
+                && let Some(session) = self.session_of(&flow)
                 && !each(&session)
             {
-                return;
+                return Some(index + 1);
             }
         }
+        None
     }
 
     /// Every flow of both directions.
