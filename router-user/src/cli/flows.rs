@@ -31,7 +31,8 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
         Format::Json => output::json(&flows)?,
     }
     if limit == Some(flows.len()) {
-        output::remark(&format!("({} sessions shown; there may be more: --limit 0 shows all)", flows.len()));
+        let shown = output::counted(flows.len() as u64, "session");
+        output::remark(&format!("({shown} shown; there may be more: --limit 0 shows all)"));
     }
     Ok(Answer::Good)
 }

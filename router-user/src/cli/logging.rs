@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
 use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -16,8 +17,15 @@ use super::options::LogFormat;
 /// The variable that says what is logged.
 const VARIABLE: &str = "PLS_ROUTER_LOG";
 
-/// Sets up logging for the whole process. What the XDP programs log from their own level on is shown without asking twice.
-pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<()> {
+/// So many lines wait for whoever reads the log; what comes then is lost.
+const WAITING: usize = 4096;
+
+/// Sets up logging for the whole process, until what is returned is dropped. What the XDP programs log from their own level on is shown without
+/// asking twice.
+///
+/// Lines are written by a thread of their own: where nobody takes them (a journal on a disk that hangs, a pipe that is not read), the daemon has
+/// to go on, and answer the load balancer's probe.
+pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<WorkerGuard> {
     let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
         // The programs' crate is their target.
         Some(level) => format!("info,router={level}"),
@@ -25,9 +33,11 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     });
     let filter =
         EnvFilter::try_new(&filter).with_context(|| format!("{VARIABLE}={filter} is not understood"))?;
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(WAITING).lossy(true).finish(std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         // Complaining about a log that cannot be written, in that log, would end the process.
         .log_internal_errors(false);
     let done = match format {
@@ -40,7 +50,8 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
             builder.with_target(false).with_ansi(colour).try_init()
         }
     };
-    done.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
+    done.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))?;
+    Ok(guard)
 }
 
 /// Whether what we write goes to the journal: `JOURNAL_STREAM` names the socket that it reads (systemd.exec(5)).

@@ -6,7 +6,8 @@ use crate::daemon;
 
 pub(super) async fn run(global: &Global, arguments: &RunArguments) -> anyhow::Result<Answer> {
     let bpf_log = arguments.bpf_log.map(level);
-    logging::init(arguments.log_format, bpf_log)?;
+    // Its end is the log's: what has been said by then is written.
+    let _log = logging::init(arguments.log_format, bpf_log)?;
     let options = daemon::Options { config_path: global.config.clone(), bpf_log };
     daemon::run(options).await?;
     Ok(Answer::Good)

@@ -27,13 +27,10 @@ pub(super) fn body(walk: impl Walk, limit: usize) -> Body {
     Body::from_stream(stream::unfold(Some(list), async |list| {
         let mut list = list.filter(|list| list.next.is_some())?;
         // A walk through a large table takes a while.
-        let part = spawn_blocking(move || {
-            let text = list.part();
-            (text, list)
-        });
-        Some(match part.await {
+        let part = spawn_blocking(move || list.part().map(|text| (text, list)));
+        Some(match part.await.map_err(io::Error::other).flatten() {
             Ok((text, list)) => (Ok(Bytes::from(text)), Some(list)),
-            Err(error) => (Err(io::Error::other(error)), None),
+            Err(error) => (Err(error), None),
         })
     }))
 }
@@ -51,24 +48,26 @@ struct List<W> {
 
 impl<W: Walk> List<W> {
     /// What comes next.
-    fn part(&mut self) -> Vec<u8> {
+    fn part(&mut self) -> io::Result<Vec<u8>> {
         let Self { walk, next, left, separator } = self;
         let mut text = Vec::with_capacity(PART + PART / 64);
+        let mut written = Ok(());
         *next = next.filter(|_| *left > 0).and_then(|start| {
             walk(start, &mut |flow| {
                 text.extend_from_slice(std::mem::replace(separator, ",\n").as_bytes());
                 *left -= 1;
-                // Writing a structure of numbers and strings to memory cannot fail.
-                serde_json::to_writer(&mut text, flow).is_ok() && *left > 0 && text.len() < PART
+                written = serde_json::to_writer(&mut text, flow);
+                written.is_ok() && *left > 0 && text.len() < PART
             })
         });
+        written?;
         if *left == 0 {
             *next = None;
         }
         if next.is_none() {
             text.extend_from_slice(if *separator == ",\n" { b"\n]\n" } else { b"[]\n" });
         }
-        text
+        Ok(text)
     }
 }
 

@@ -123,10 +123,12 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     for (target, needs) in targets(shared) {
         next_hops.push(view.next_hop(shared, kernel, target, needs).await);
     }
-    let state = &mut *shared.state();
-    report(&state.next_hops, &next_hops);
-    state.next_hops = next_hops;
-    state.refreshed = Instant::now().into_std();
+    let before = {
+        let state = &mut *shared.state();
+        state.refreshed = Instant::now().into_std();
+        std::mem::replace(&mut state.next_hops, next_hops.clone())
+    };
+    report(&before, &next_hops);
     Ok(())
 }
 

@@ -32,6 +32,7 @@ use crate::{
 /// `GET /v1/status`.
 pub(super) fn status(shared: &Shared) -> Status {
     let reasons = shared.problems();
+    // Asked of the kernel, so not with the lock held.
     let interfaces = shared.attached.iter().map(|Attached { attachment, roles }| {
         let program_id = attachment.program_id();
         InterfaceStatus {
@@ -43,6 +44,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             program_id,
         }
     });
+    let interfaces = interfaces.collect();
     let degraded = shared.degraded();
     let state = &*shared.state();
     let mut names: Vec<_> = state
@@ -66,7 +68,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         degraded,
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
-        interfaces: interfaces.collect(),
+        interfaces,
         snat_addresses: state.snat.iter().copied().map(IpAddr::V4).collect(),
         next_hops: state.next_hops.clone(),
         names,

@@ -4,6 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4},
     os::unix::net::UnixStream,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +26,7 @@ fn lab(nics: Nics) -> Option<Lab> {
     (!skipped(true)).then(|| check(Lab::up(Options::new(nics, router(), helper()))))
 }
 
-/// Whoever asks takes several of the daemon's locks: in whatever order many ask, none waits for another for ever.
+/// In whatever order many ask, none waits for another for ever.
 #[test]
 fn many_questions_at_once_are_all_answered() {
     const EACH: usize = 400;
@@ -38,17 +39,59 @@ fn many_questions_at_once_are_all_answered() {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).with_context(|| format!("{path} is not answered"))?;
-        ensure!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+        let is_whole = answer.ends_with(b"}") || answer.ends_with(b"]") || answer.ends_with(b"\r\n0\r\n\r\n");
+        ensure!(
+            answer.starts_with(b"HTTP/1.1 200 ") && is_whole,
+            "{path}: {}",
+            String::from_utf8_lossy(&answer)
+        );
         Ok(())
     };
     thread::scope(|scope| {
         let questions = ["/v1/status", "/v1/status", "/v1/rules", "/v1/counters", "/v1/flows"];
         let all = questions.map(|path| scope.spawn(move || (0..EACH).try_for_each(|_| ask(path))));
+        for _ in 0..EACH {
+            check(lab.health());
+        }
         for asked in all {
             check(asked.join().expect("no panic"));
         }
     });
-    check(lab.health());
+}
+
+/// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and ends all the same.
+#[test]
+fn a_log_that_nobody_reads_is_in_nobodys_way() {
+    if skipped(true) {
+        return;
+    }
+    let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }));
+    let configuration = check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
+    let (_reader, full) = std::io::pipe().expect("a pipe");
+    fill(&full);
+    let mut command = check(lab.pls_router_command(&["run"], &configuration));
+    let mut daemon = command.stdin(Stdio::null()).stderr(full).spawn().expect("pls-router starts");
+    let healthy = wait::until("the router to be healthy", LIMIT, || {
+        let (status, text) = lab.health()?;
+        ensure!(status == 200, "{status}: {text}");
+        Ok(())
+    });
+    let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("it runs");
+    let ended = wait::until("the router to end", LIMIT, || daemon.try_wait()?.context("it still runs"));
+    if ended.is_err() {
+        daemon.kill().and_then(|()| daemon.wait()).expect("it ends");
+    }
+    check(healthy);
+    assert!(check(ended).success());
+}
+
+/// Writes to a pipe until it takes no more.
+fn fill(mut pipe: &std::io::PipeWriter) {
+    let set = |pipe, flags| nix::fcntl::fcntl(pipe, nix::fcntl::F_SETFL(flags)).expect("flags of a pipe");
+    set(pipe, nix::fcntl::OFlag::O_NONBLOCK);
+    while pipe.write(&[0; 4096]).is_ok() {}
+    set(pipe, nix::fcntl::OFlag::empty());
 }
 
 /// What was set by hand has no state that the daemon may change: asked whether it is there, it would become one that was learnt.

@@ -146,13 +146,13 @@ impl NameService {
             };
             sleep(next.saturating_duration_since(Instant::now())).await;
             let outcome = self.resolve(name).await;
-            let noted = {
+            let (resolved, noted) = {
                 let State { names, .. } = &mut *shared.state();
                 let Some(resolved) = names.get_mut(name) else { return Ok(()) };
                 let noted = resolved.note(outcome, Instant::now(), luck());
-                log(name, resolved, noted);
-                noted
+                (resolved.clone(), noted)
             };
+            log(name, &resolved, noted);
             if noted.moved {
                 shared.apply_rules()?;
             }
