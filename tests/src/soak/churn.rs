@@ -241,10 +241,6 @@ impl<'a> Churn<'a> {
             (Fate::ResetByTarget, true) => answer(PSH | ACK, &words(client)),
             (Fate::ResetByTarget, false) if resets => None,
             (Fate::Abandoned, true) => answer(ACK, &[]),
-            (_, false) if resets => {
-                self.tally.reset.add(1);
-                None
-            }
             _ => return Err(()),
         })
     }
@@ -314,7 +310,6 @@ mod tests {
         }
         assert_eq!(play(Fate::Closed, &tally), [SYN | ACK, FIN | ACK]);
         assert_eq!(play(Fate::ResetByTarget, &tally), [SYN | ACK, RST | ACK]);
-        assert_eq!(tally.reset.get(), 0);
     }
 
     #[test]

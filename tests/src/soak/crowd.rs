@@ -36,9 +36,9 @@ const _: () = assert!(MOST / SERVICES <= (SNAT_PORTS.1 - SNAT_PORTS.0) as u32);
 const ROUND: Duration = Duration::from_secs(25);
 /// When it says it again if nothing has come back, twice that the next time, and so on up to
 const PATIENCE: Duration = Duration::from_secs(1);
-/// this: if the machine is too busy, more packets do not help. Shorter than the 7 s for which a session may open where ports are scarce, as they
-/// are when the last of the crowd come; where every answer was lost so far, the next try has to find the session.
-const MOST_PATIENCE: Duration = Duration::from_secs(4);
+/// this: if the machine is too busy, more packets do not help. Less than half of the 7 s for which a session may open where ports are scarce, as
+/// they are when the last of the crowd come: where every answer was lost so far, one of the next two tries finds the session.
+const MOST_PATIENCE: Duration = Duration::from_secs(3);
 /// When so many of them, one in this number, wait for an answer, nobody says anything new.
 const OVERLOAD: u64 = 5;
 /// So many words without an answer, each said again all the time, are a mistake.

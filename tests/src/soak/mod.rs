@@ -56,8 +56,10 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Sessions that the table has room for: with the short ones that have ended, it is never so full that the sweep would be in a hurry.
-const CAPACITY: u32 = 280_000;
+/// Sessions that the table has room for: with the usual number of short ones, and those that have ended, it is never four fifths full, where
+/// the sweep would be in a hurry.
+const CAPACITY: u32 = 320_000;
+const _: () = assert!(crowd::MOST + 30_000 <= CAPACITY / 5 * 4);
 
 /// How long the crowd may take to gather: it is as fast as the machine lets it.
 const GATHER_LIMIT: Duration = Duration::from_secs(600);
@@ -251,12 +253,11 @@ impl Soak<'_> {
             "the weather was fine: {damage}"
         );
 
-        let Tally { said, repeated, heard, moved, begun, answered, reset, connections, bytes, .. } =
-            self.tally;
+        let Tally { said, repeated, heard, moved, begun, answered, connections, bytes, .. } = self.tally;
         println!(
             "\nsoak: good\n\
              crowd     {} sessions said {said} words, {repeated} of them again, and heard {heard}; {moved} were silent for too long and moved\n\
-             churn     {begun} short sessions, {answered} answers, {reset} resets by the router's kernel (packets that were too late)\n\
+             churn     {begun} short sessions, {answered} answers\n\
              streams   {connections} connections, {bytes} bytes arrived, none was lost or wrong\n\
              weather   {damage}\n\
              TCP       {}\n\

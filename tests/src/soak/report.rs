@@ -51,9 +51,6 @@ pub(super) struct Tally {
     pub(super) begun: Count,
     /// Packets of targets that came back to them.
     pub(super) answered: Count,
-    /// Of those, resets that the target has not sent: a packet that was held up came after the session's end, and the router's kernel
-    /// answered it.
-    pub(super) reset: Count,
     /// TCP connections of the streams that have come to their end.
     pub(super) connections: Count,
     /// Bytes of the streams that have arrived, each one as it was sent.
