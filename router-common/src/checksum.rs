@@ -84,8 +84,8 @@ impl Sum {
         if u16::from_ne_bytes(old) == 0 {
             return old;
         }
-        let new = self.apply(old);
-        if u16::from_ne_bytes(new) == 0 { [0xff, 0xff] } else { new }
+        let new = u16::from_ne_bytes(self.apply(old));
+        (if new == 0 { 0xffff } else { new }).to_ne_bytes()
     }
 
     /// What `bpf_csum_diff` has summed up: words of 32 bits, carries included.
@@ -97,7 +97,8 @@ impl Sum {
     /// Whether words that have their own checksum among them are as they were when it was computed.
     #[inline(always)]
     pub const fn is_intact(self) -> bool {
-        self.fold() == 0xffff
+        // One round less than to fold it: of the multiples of 0xffff, only this one is between 0 and 0x18000.
+        self.fold_twice() == 0xffff
     }
 
     /// The checksum of the words: their sum's complement, as it goes on the wire.
@@ -108,10 +109,15 @@ impl Sum {
 
     #[inline(always)]
     const fn fold(self) -> u16 {
+        let sum = self.fold_twice();
+        ((sum & 0xffff) + (sum >> 16)) as u16
+    }
+
+    #[inline(always)]
+    const fn fold_twice(self) -> u64 {
         // Below 2^47, so below 2^31 + 2^16 after the first round and 0x18000 after the second.
         let sum = (self.0 & 0xffff) + (self.0 >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        ((sum & 0xffff) + (sum >> 16)) as u16
+        (sum & 0xffff) + (sum >> 16)
     }
 }
 

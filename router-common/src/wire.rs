@@ -29,6 +29,8 @@ macro_rules! number {
                         options(pure, readonly, nostack, preserves_flags),
                     );
                 }
+                // SAFETY: a load of this width leaves no other bits. Told so, the compiler does not clear them again.
+                unsafe { core::hint::assert_unchecked(number <= $type::MAX as u64) };
                 number as $type
             }
             #[cfg(not(target_arch = "bpf"))]

@@ -7,7 +7,7 @@ use router_common::{
     packet::{self, ETHERNET_LENGTH, Frame as _, Packet},
     reason::Reason,
     rewrite::{Link, Rewrite},
-    session::Seen,
+    session::{Seen, Ticks},
     table::Tag,
 };
 
@@ -16,6 +16,8 @@ use crate::{Exit, Outcome, Transmit, Work, flows, stats};
 /// Makes a packet of a known session what it becomes, and answers with the egress interface's slot; everything else is the slow path's.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
+    // First, since it is a call: what is in registers then would have to be kept on the stack.
+    let now = stats::now(work.stats);
     let packet = match packet::parse(&work.frame) {
         Ok(packet) => packet,
         // Not for this program at all.
@@ -35,7 +37,7 @@ pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
         return Err(Exit::To(Stage::Slow));
     }
     let rewrite = entry.rewrite();
-    record(entry, &packet, work);
+    record(entry, &packet, work, now);
     make(work, &packet, &rewrite, &next_hop)?;
     count_for_rule(work, slot.tag());
     Ok(u32::from(next_hop.slot))
@@ -43,17 +45,16 @@ pub(crate) fn forward(work: &mut Work) -> Result<u32, Exit> {
 
 /// Records a packet in its flow's entry.
 #[inline(always)]
-pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &mut Work) {
+pub(crate) fn record(entry: &mut FlowEntry<Ipv4>, packet: &Packet, work: &Work, now: Ticks) {
     if packet.tcp_flags & packet::tcp::ACK != 0 {
         entry.last_acknowledged = packet.acknowledgement;
     }
-    touch(entry, work);
+    touch(entry, work, now);
 }
 
 /// Records in a flow's entry that there was a packet.
 #[inline(always)]
-pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, work: &mut Work) {
-    let now = stats::now(work.stats);
+pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, work: &Work, now: Ticks) {
     // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
     if entry.last_seen != now {
         entry.last_seen = now;

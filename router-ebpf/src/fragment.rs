@@ -4,12 +4,12 @@
 //! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
 //! to this program again when the first has come.
 
-use router_common::{Stage, fragment::Fragment, packet, reason::Reason, table::Vacancy};
+use router_common::{Stage, fragment::Fragment, packet, reason::Reason};
 
 use crate::{
     Exit, Outcome, Transmit, Work, claim, datagrams,
     established::{address, count_for_rule, touch},
-    flows, known, local, next_hop, punt, rules,
+    flows, known, local, next_hop, punt, rules, stats,
 };
 
 /// Forwards a fragment.
@@ -31,14 +31,13 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
     };
-    match flows::find(&packet.key, work.settings) {
-        Some(slot) => {
+    match flows::find_or_vacancy(&packet.key, work.settings) {
+        Ok(slot) => {
             datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
             known::forward(work, &packet, slot)
         }
-        // If that opens a session, the fragment comes back here. If not, `left` notes it. Where there was room is not handed on: with that, this
-        // program would need more than its 512 bytes of stack.
-        None => Err(claim::ask_to_open(Vacancy::UNKNOWN)),
+        // If that opens a session, the fragment comes back here. If not, `left` notes it.
+        Err(vacancy) => Err(claim::ask_to_open(vacancy)),
     }
 }
 
@@ -86,7 +85,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if (unresolved || too_big) && !work.settings.daemon_is_there(flows::now()) {
         return Err(if unresolved { Reason::NeighbourUnresolved } else { Reason::TooBig }.into());
     }
-    touch(&mut slot.entry, work);
+    let now = stats::now(work.stats);
+    touch(&mut slot.entry, work, now);
     let tag = slot.tag();
     rewrite.apply_addresses(&flow, packet::Frame::bytes_mut(&mut work.frame, 0).ok_or(Reason::Internal)?);
     count_for_rule(work, tag);

@@ -7,24 +7,31 @@ use aya_ebpf::{
 use router_common::packet::Frame;
 
 /// The frame of an XDP context.
-pub(crate) struct XdpFrame(XdpContext);
+pub(crate) struct XdpFrame {
+    context: XdpContext,
+    /// Computed once: the context is read anew after every write to memory that it might be in, as far as the compiler knows.
+    length: usize,
+}
 
 impl XdpFrame {
     #[inline(always)]
-    pub(crate) const fn new(context: XdpContext) -> Self {
-        Self(context)
+    pub(crate) fn new(context: XdpContext) -> Self {
+        let length = context.data_end() - context.data();
+        // SAFETY: no frame is longer, and none ends before it starts. The compiler need not cut what is counted to 32 bits then.
+        unsafe { core::hint::assert_unchecked(length <= u32::MAX as usize) };
+        Self { context, length }
     }
 
     /// The context, for helpers and tail calls.
     #[inline(always)]
     pub(crate) const fn context(&self) -> &XdpContext {
-        &self.0
+        &self.context
     }
 
     /// The interface that the frame came in on.
     #[inline(always)]
     pub(crate) fn ingress_index(&self) -> u32 {
-        self.0.ingress_ifindex() as u32
+        self.context.ingress_ifindex() as u32
     }
 
     /// Makes the frame this long: what is too much is cut off its end, and what it lacks is added in front, so that its bytes are others
@@ -36,38 +43,42 @@ impl XdpFrame {
         // SAFETY: `&mut self` means that there is no reference to the bytes, which may move.
         let result = unsafe {
             if change <= 0 {
-                bpf_xdp_adjust_tail(self.0.ctx, change)
+                bpf_xdp_adjust_tail(self.context.ctx, change)
             } else if change & 1 == 0 {
-                bpf_xdp_adjust_head(self.0.ctx, -change)
+                bpf_xdp_adjust_head(self.context.ctx, -change)
             } else {
                 // The frame goes on starting at an even address, see `at`.
-                match bpf_xdp_adjust_head(self.0.ctx, -change - 1) {
-                    0 => bpf_xdp_adjust_tail(self.0.ctx, -1),
+                match bpf_xdp_adjust_head(self.context.ctx, -change - 1) {
+                    0 => bpf_xdp_adjust_tail(self.context.ctx, -1),
                     error => error,
                 }
             }
         };
-        (result == 0).then_some(())
+        if result != 0 {
+            return None;
+        }
+        self.length = length;
+        Some(())
     }
 
     /// Where `N` bytes at `offset` are, if they are in the frame.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
-        let frame = self.0.data();
+        let frame = self.context.data();
         // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake (`NET_IP_ALIGN`). The kernel's own
         // verifier, too, takes them to start at an even address (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves
         // the start by even numbers. Without this, the compiler makes every number of two bytes and two shifts. Nor is there a packet at 0,
         // which the compiler would otherwise ask for wherever a reference to its start may be missing.
         unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
         let start = frame + offset;
-        if start + N > self.0.data_end() { None } else { Some(start as *mut [u8; N]) }
+        if start + N > self.context.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
 }
 
 impl Frame for XdpFrame {
     #[inline(always)]
     fn length(&self) -> usize {
-        self.0.data_end() - self.0.data()
+        self.length
     }
 
     #[inline(always)]

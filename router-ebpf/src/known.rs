@@ -33,11 +33,12 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         _ => next_hop::resolve(work, packet.protocol, rewrite.source, rewrite.destination)?,
     };
     let fast = follow(work, packet, slot);
+    let now = stats::now(work.stats);
     if fast {
-        record(&mut slot.entry, packet, work);
+        record(&mut slot.entry, packet, work, now);
     } else {
         // What it acknowledges may be made up.
-        touch(&mut slot.entry, work);
+        touch(&mut slot.entry, work, now);
     }
     let mut reason = Reason::Forwarded;
     if first {
