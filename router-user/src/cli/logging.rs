@@ -1,12 +1,14 @@
 //! The daemon's log: to standard error, in the form that suits whoever reads it.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing::{Event, Level, Subscriber, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -19,13 +21,36 @@ const VARIABLE: &str = "PLS_ROUTER_LOG";
 
 /// So many lines wait for whoever reads the log; what comes then is lost.
 const WAITING: usize = 4096;
+/// How often it is looked whether lines were lost.
+const PERIOD: Duration = Duration::from_secs(10);
 
-/// Sets up logging for the whole process, until what is returned is dropped. What the XDP programs log from their own level on is shown without
-/// asking twice.
+/// The log, until this is dropped: then what waits is written.
+pub(super) struct Log {
+    lost: ErrorCounter,
+    _writer: WorkerGuard,
+}
+
+impl Log {
+    /// Says in the log, whenever it is so, that lines of it are missing.
+    pub(super) async fn report_losses(&self) -> Infallible {
+        let mut known = 0;
+        let mut period = tokio::time::interval(PERIOD);
+        loop {
+            period.tick().await;
+            let lost = self.lost.dropped_lines();
+            if lost > known {
+                warn!(lines = lost - known, "nobody has read the log in time, and lines of it are lost");
+                known = lost;
+            }
+        }
+    }
+}
+
+/// Sets up logging for the whole process. What the XDP programs log from their own level on is shown without asking twice.
 ///
 /// Lines are written by a thread of their own: where nobody takes them (a journal on a disk that hangs, a pipe that is not read), the daemon has
 /// to go on, and answer the load balancer's probe.
-pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<WorkerGuard> {
+pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<Log> {
     let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
         // The programs' crate is their target.
         Some(level) => format!("info,router={level}"),
@@ -33,8 +58,9 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     });
     let filter =
         EnvFilter::try_new(&filter).with_context(|| format!("{VARIABLE}={filter} is not understood"))?;
-    let (writer, guard) =
+    let (writer, thread) =
         NonBlockingBuilder::default().buffered_lines_limit(WAITING).lossy(true).finish(std::io::stderr());
+    let log = Log { lost: writer.error_counter(), _writer: thread };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
@@ -51,7 +77,7 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
         }
     };
     done.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))?;
-    Ok(guard)
+    Ok(log)
 }
 
 /// Whether what we write goes to the journal: `JOURNAL_STREAM` names the socket that it reads (systemd.exec(5)).
@@ -89,5 +115,59 @@ where
         write!(writer, "<{priority}>")?;
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write as _};
+    use std::sync::{Arc, Mutex, mpsc};
+
+    use super::*;
+
+    /// Takes nothing until its other end is dropped.
+    struct Stuck(mpsc::Receiver<()>);
+
+    impl io::Write for Stuck {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Told {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_that_are_lost_are_told() {
+        let (release, stuck) = mpsc::channel();
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(1).lossy(true);
+        let (mut writer, thread) = builder.finish(Stuck(stuck));
+        for _ in 0..10 {
+            writer.write_all(b"a line\n").unwrap();
+        }
+        let log = Log { lost: writer.error_counter(), _writer: thread };
+        let told = Told::default();
+        let writer = told.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _default = tracing::subscriber::set_default(subscriber);
+        tokio::time::timeout(Duration::ZERO, log.report_losses()).await.unwrap_err();
+        drop(release);
+        let text = String::from_utf8(told.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("lines of it are lost"), "{text}");
     }
 }

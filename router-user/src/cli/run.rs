@@ -6,11 +6,12 @@ use crate::daemon;
 
 pub(super) async fn run(global: &Global, arguments: &RunArguments) -> anyhow::Result<Answer> {
     let bpf_log = arguments.bpf_log.map(level);
-    // Its end is the log's: what has been said by then is written.
-    let _log = logging::init(arguments.log_format, bpf_log)?;
+    let log = logging::init(arguments.log_format, bpf_log)?;
     let options = daemon::Options { config_path: global.config.clone(), bpf_log };
-    daemon::run(options).await?;
-    Ok(Answer::Good)
+    tokio::select! {
+        ended = daemon::run(options) => ended.map(|()| Answer::Good),
+        never = log.report_losses() => match never {},
+    }
 }
 
 fn level(level: BpfLevel) -> log::Level {
