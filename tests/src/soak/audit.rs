@@ -4,7 +4,7 @@ use std::{fs, mem::offset_of, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use router_common::{reason::Reason, stats::CpuStats, table::Occupancy};
+use router_common::{flow::Direction, reason::Reason, stats::CpuStats, table::Occupancy};
 use router_user::dataplane::{Dataplane, LoadOptions};
 use serde_json::Value;
 
@@ -139,11 +139,13 @@ pub(super) struct Found {
     pub(super) flows: u64,
 }
 
-/// Looks at the whole table while no daemon runs; packets may come in. Nothing may be half, twice, or leaked.
+/// Looks at the whole table while no daemon runs; packets may come in. Nothing may be half, twice, or leaked; but a daemon that was `killed` may
+/// have been between the two flows of a session that it removed, of which it removes the client's first: one target's flow alone is the next
+/// daemon's to find.
 ///
 /// As a new daemon does, this first loads the programs on top of the maps: they are in force from then on, and stay so when this process lets go
 /// of them.
-pub(super) fn table(place: &Place) -> Result<Found> {
+pub(super) fn table(place: &Place, killed: bool) -> Result<Found> {
     let options = LoadOptions {
         pins: Some(place.pins()),
         sessions: CAPACITY,
@@ -153,7 +155,10 @@ pub(super) fn table(place: &Place) -> Result<Found> {
     let plane = place.router.inside(|| Dataplane::load(&options))?.context("cannot load the data plane")?;
     ensure!(plane.adopted, "there were no maps to adopt");
     wait::until("a table without faults", AUDIT_LIMIT, || {
-        let audit = plane.flows.audit()?;
+        let mut audit = plane.flows.audit()?;
+        if killed && matches!(audit.half_sessions[..], [half] if half.direction() == Direction::Reply) {
+            audit.half_sessions.clear();
+        }
         let faults = [
             ("half", audit.half_sessions.len()),
             ("twice", audit.twice.len()),

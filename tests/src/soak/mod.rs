@@ -242,7 +242,7 @@ impl Soak<'_> {
         let usage = self.trouble.usage()?;
         // What a sweep has begun it does not finish; and nobody else's hands are in the table now.
         self.trouble.kill()?;
-        let found = audit::table(self.place)?;
+        let found = audit::table(self.place, false)?;
         ensure!(found.sessions == 0 && found.flows == 0, "the table is not empty: {found:?}");
         audit::no_half_open(self.place)?;
         let received = self.books.balance(self.place)?;

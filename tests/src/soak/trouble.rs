@@ -78,7 +78,7 @@ impl Trouble {
     fn restart(&mut self, place: &Place, tally: &Tally) -> Result<String> {
         self.kill()?;
         let (heard, killed) = (tally.heard.get(), Instant::now());
-        let found = audit::table(place).context("while no daemon runs")?;
+        let found = audit::table(place, true).context("while no daemon runs")?;
         wait::until("words without a daemon", WORDS_LIMIT, || {
             let more = tally.heard.get() - heard;
             (more * SHARE_WITHOUT_DAEMON >= tally.gathered.get())
