@@ -180,7 +180,10 @@ mod tests {
         {
             assert_eq!(u64::from(Sum(sum).fold()) % 0xffff, sum % 0xffff, "{sum:#x}");
             assert_ne!(Sum(sum).fold(), 0, "only nothing sums up to +0");
+            assert_eq!(Sum(sum).is_intact(), sum % 0xffff == 0, "{sum:#x}");
+            assert!(Sum(sum - sum % 0xffff).is_intact(), "{sum:#x}");
         }
+        assert!(!Sum::ZERO.is_intact());
     }
 
     /// Changing nothing changes no valid checksum, although the sum of "nothing" is -0.

@@ -517,10 +517,8 @@ pub struct Search {
     pub next_length: u32,
     /// Where the key was found, or [`NOWHERE`].
     pub found: u32,
-    /// The first slot that may be claimed, or [`NOWHERE`].
-    pub free: u32,
-    /// That slot's tag.
-    pub free_tag: u32,
+    /// The first slot that may be claimed, if there is one.
+    pub free: Vacancy,
     /// The slot to leave out, or [`NOWHERE`].
     pub mine: u32,
     /// Whether something was met of which could not be told whose it is.
@@ -557,8 +555,7 @@ impl Search {
         self.length = regions.chain(self.home);
         self.next_length = regions.chain(self.next);
         self.found = NOWHERE;
-        self.free = NOWHERE;
-        self.free_tag = 0;
+        self.free = Vacancy::UNKNOWN;
         self.mine = mine;
         self.doubt = 0;
         self.met_mine = 0;
@@ -586,11 +583,7 @@ impl Search {
             // One that is not live may yet be withdrawn.
             return Err(if self.doubt == 0 { InsertError::Exists } else { InsertError::Contended });
         }
-        if self.free == NOWHERE {
-            Err(InsertError::Full)
-        } else {
-            Ok(Vacancy { index: self.free, tag: Tag(self.free_tag) })
-        }
+        if self.free.index == NOWHERE { Err(InsertError::Full) } else { Ok(self.free) }
     }
 
     /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key, or may come to have it, and whether the
@@ -618,9 +611,8 @@ impl Search {
         self.met_mine |= u32::from(index == self.mine);
         match tag.state() {
             SlotState::Empty | SlotState::Free => {
-                if self.free == NOWHERE {
-                    self.free = index;
-                    self.free_tag = tag.0;
+                if self.free.index == NOWHERE {
+                    self.free = Vacancy { index, tag };
                 }
                 matches!(tag.state(), SlotState::Empty)
             }
@@ -760,8 +752,7 @@ mod tests {
                 next: 0,
                 next_length: 0,
                 found: 0,
-                free: 0,
-                free_tag: 0,
+                free: Vacancy::UNKNOWN,
                 mine,
                 doubt: 0,
                 met_mine: 0,

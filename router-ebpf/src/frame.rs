@@ -16,9 +16,7 @@ pub(crate) struct XdpFrame {
 impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(context: XdpContext) -> Self {
-        let length = context.data_end() - context.data();
-        // SAFETY: no frame is longer, and none ends before it starts. The compiler need not cut what is counted to 32 bits then.
-        unsafe { core::hint::assert_unchecked(length <= u32::MAX as usize) };
+        let length = length_of(&context);
         Self { context, length }
     }
 
@@ -54,11 +52,9 @@ impl XdpFrame {
                 }
             }
         };
-        if result != 0 {
-            return None;
-        }
-        self.length = length;
-        Some(())
+        // Of two steps, the first may have succeeded alone.
+        self.length = length_of(&self.context);
+        (result == 0).then_some(())
     }
 
     /// Where `N` bytes at `offset` are, if they are in the frame.
@@ -73,6 +69,15 @@ impl XdpFrame {
         let start = frame + offset;
         if start + N > self.context.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
+}
+
+/// How long a frame is now.
+#[inline(always)]
+fn length_of(context: &XdpContext) -> usize {
+    let length = context.data_end() - context.data();
+    // SAFETY: no frame is longer, and none ends before it starts. The compiler need not cut what is counted to 32 bits then.
+    unsafe { core::hint::assert_unchecked(length <= u32::MAX as usize) };
+    length
 }
 
 impl Frame for XdpFrame {

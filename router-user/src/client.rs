@@ -112,8 +112,7 @@ impl Client {
     /// # Errors
     /// If there is no usable answer.
     pub async fn flows(&self, query: &FlowQuery) -> Result<Vec<Flow>, ClientError> {
-        let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
-        self.get(&format!("/v1/flows?{query}")).await
+        self.get(&self.path_of_flows(query)?).await
     }
 
     /// The same as the daemon writes it, which is JSON: all sessions may be hundreds of megabytes.
@@ -121,8 +120,12 @@ impl Client {
     /// # Errors
     /// If there is no usable answer.
     pub async fn flows_as_written(&self, query: &FlowQuery) -> Result<Body<'_>, ClientError> {
+        self.in_time(self.begin(Method::GET, &self.path_of_flows(query)?)).await
+    }
+
+    fn path_of_flows(&self, query: &FlowQuery) -> Result<String, ClientError> {
         let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
-        self.in_time(self.begin(Method::GET, &format!("/v1/flows?{query}"))).await
+        Ok(format!("/v1/flows?{query}"))
     }
 
     /// `GET /v1/audit`

@@ -1,4 +1,4 @@
-//! The list of sessions, written while the table is walked: a million of them are 400 MB of text, which no daemon should have in its memory.
+//! The list of sessions, written while the table is walked: a million of them are hundreds of megabytes of text, which no daemon should have in its memory.
 
 use std::io;
 
@@ -23,7 +23,7 @@ impl<W: FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'stati
 /// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on when somebody reads on, and nothing waits
 /// for who does not. An answer that breaks off is no whole one for whoever reads it.
 pub(super) fn body(walk: impl Walk, limit: usize) -> Body {
-    let list = List { walk, next: Some(0), left: limit, separator: "[\n" };
+    let list = List { walk, next: Some(0), left: limit, begun: false };
     Body::from_stream(stream::unfold(Some(list), async |list| {
         let mut list = list.filter(|list| list.next.is_some())?;
         // A walk through a large table takes a while.
@@ -42,19 +42,19 @@ struct List<W> {
     next: Option<u32>,
     /// How many sessions may still come.
     left: usize,
-    /// What comes in front of the next one.
-    separator: &'static str,
+    /// Whether any has come.
+    begun: bool,
 }
 
 impl<W: Walk> List<W> {
     /// What comes next.
     fn part(&mut self) -> io::Result<Vec<u8>> {
-        let Self { walk, next, left, separator } = self;
+        let Self { walk, next, left, begun } = self;
         let mut text = Vec::with_capacity(PART + PART / 64);
         let mut written = Ok(());
         *next = next.filter(|_| *left > 0).and_then(|start| {
             walk(start, &mut |flow| {
-                text.extend_from_slice(std::mem::replace(separator, ",\n").as_bytes());
+                text.extend_from_slice(if std::mem::replace(begun, true) { b",\n" } else { b"[\n" });
                 *left -= 1;
                 written = serde_json::to_writer(&mut text, flow);
                 written.is_ok() && *left > 0 && text.len() < PART
@@ -65,7 +65,7 @@ impl<W: Walk> List<W> {
             *next = None;
         }
         if next.is_none() {
-            text.extend_from_slice(if *separator == ",\n" { b"\n]\n" } else { b"[]\n" });
+            text.extend_from_slice(if *begun { b"\n]\n" } else { b"[]\n" });
         }
         Ok(text)
     }

@@ -63,7 +63,7 @@ pub(super) struct State {
 /// What the daemon's parts share.
 ///
 /// What changes is behind one lock: with several, whoever needs two of them can wait for ever for somebody who has the other and needs the first. A
-/// guard is held for moments: nobody asks the kernel for more than maps with it, writes to the log, or awaits (which would not compile in a task).
+/// guard is held for moments: nobody asks the kernel for more than maps and programs with it, writes to the log, or awaits (which would not compile in a task).
 /// Methods here that want the lock take it themselves, so none
 /// is called by who has it; a function that is called with the lock held takes the [`State`].
 pub(super) struct Shared {

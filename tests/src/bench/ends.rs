@@ -336,6 +336,9 @@ impl Arrival {
     }
 }
 
+/// Where what comes in by one of two devices leaves: by the other.
+const ACROSS: fn([u32; 2]) -> [(u32, u32); 2] = |[a, b]| [(a, b), (b, a)];
+
 /// A program of labtools on a router's devices.
 pub(crate) struct Attached {
     /// Holds the attachment.
@@ -345,12 +348,12 @@ pub(crate) struct Attached {
 impl Attached {
     /// Redirects from either device to the other.
     pub(crate) fn redirect(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
-        Self::with_egress(namespace, "redirect", devices, |[a, b]| [(a, b), (b, a)])
+        Self::with_egress(namespace, "redirect", devices, ACROSS)
     }
 
     /// The same, with other MAC addresses.
     pub(crate) fn readdress(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
-        Self::with_egress(namespace, "readdress", devices, |[a, b]| [(a, b), (b, a)])
+        Self::with_egress(namespace, "readdress", devices, ACROSS)
     }
 
     /// Forwards from either device by the kernel's routes.

@@ -36,11 +36,10 @@ pub(super) const SERVERS_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0x66], [0x02, 
 pub(super) const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 
 /// Timeouts of the router's sessions. The longest decides how long the end takes, and how often the crowd has to speak.
-///
-/// TCP's is that of ended connections, too: both FINs may have passed the router while data in front of one was lost behind it. Where a next
+pub(super) const UDP_TIMEOUT: Duration = Duration::from_secs(60);
+/// That of ended connections, too: both FINs may have passed the router while data in front of one was lost behind it. Where a next
 /// hop was away for five seconds (`trouble`) and the weather has then taken two packets more, that data is sent again only some 20 to 40 s after the
 /// last time. A session that has expired by then leaves the other side waiting for ever, and the fault is not the router's.
-pub(super) const UDP_TIMEOUT: Duration = Duration::from_secs(60);
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_TIMEOUT: Duration =
     if UDP_TIMEOUT.as_secs() > TCP_TIMEOUT.as_secs() { UDP_TIMEOUT } else { TCP_TIMEOUT };

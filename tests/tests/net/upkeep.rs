@@ -19,7 +19,10 @@ use lab::{
 use nix::sys::signal::Signal;
 use router_user::model::{Flow, Status};
 
-use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
+use crate::{
+    common::{ECHO, LIMIT, check, helper, router, skipped},
+    lifecycle::without_router,
+};
 
 /// A lab that is up.
 fn lab(nics: Nics) -> Option<Lab> {
@@ -62,10 +65,7 @@ fn many_questions_at_once_are_all_answered() {
 /// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and ends all the same.
 #[test]
 fn a_log_that_nobody_reads_is_in_nobodys_way() {
-    if skipped(true) {
-        return;
-    }
-    let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }));
+    let Some(lab) = without_router() else { return };
     let configuration = check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
     let (_reader, full) = std::io::pipe().expect("a pipe");
     fill(&full);
