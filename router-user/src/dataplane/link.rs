@@ -1,6 +1,6 @@
 //! The attachment of the root program to an interface.
 
-use std::{fs, os::fd::AsFd as _, path::PathBuf};
+use std::{os::fd::AsFd as _, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{ProgramError, Xdp, XdpMode, links::FdLink};
@@ -63,7 +63,7 @@ impl Attachment {
 
     /// Takes the program off.
     pub(super) fn remove(&self) -> Result<()> {
-        fs::remove_file(&self.pin).with_context(|| format!("cannot remove {}", self.pin.display()))
+        sys::remove_link(&self.pin).with_context(|| format!("cannot remove {}", self.pin.display()))
     }
 
     /// Attaches the program and pins the link.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use router_common::LAYOUT;
 
-use super::{ensure_bpffs, forwarding::switch_route_lookups, settings::route_lookups_were_off};
+use super::{ensure_bpffs, forwarding::switch_route_lookups, settings::route_lookups_were_off, sys};
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
@@ -92,7 +92,7 @@ impl Pins {
         for path in entries(&self.links())? {
             let name = interface_of(&path.file_name().unwrap_or_default().to_string_lossy());
             if remove(&name) {
-                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                sys::remove_link(&path).with_context(|| format!("cannot remove {}", path.display()))?;
                 removed.push(name);
             }
         }

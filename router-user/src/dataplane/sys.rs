@@ -2,7 +2,7 @@
 
 use std::{
     ffi::CString,
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt as _,
@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 // enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_DETACH: libc::c_long = 34;
 /// include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -102,6 +103,23 @@ pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes to `info`.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info)
+}
+
+/// Takes the program of a pinned link off its interface, and removes the pin. One of an interface that is gone is no error.
+///
+/// The program is off when this returns. Without its pin alone the kernel takes it off as well, but some time later
+/// (`bpf_link_put`, kernel/bpf/syscall.c), and until then the interface takes no other.
+pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+    /// The part of `union bpf_attr` for `BPF_LINK_DETACH`.
+    #[repr(C)]
+    struct Attributes {
+        link_fd: u32,
+    }
+    let link = open_pin(pin)?;
+    let mut attributes = Attributes { link_fd: link.as_raw_fd() as u32 };
+    // SAFETY: the attributes are those of the command.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }?;
+    fs::remove_file(pin)
 }
 
 /// The system call.

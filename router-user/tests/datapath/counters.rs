@@ -1,10 +1,7 @@
 //! Counters: what moved, and nothing else.
 
-use std::path::PathBuf;
-
-use aya::maps::{Array, Map, MapData};
+use aya::maps::Array;
 use router_common::{
-    LAYOUT,
     address::Ipv4,
     flow::{Direction, FlowKey},
     half_open_slot,
@@ -13,10 +10,11 @@ use router_common::{
     stats::{Counter, RuleStats},
 };
 
-use router_user::dataplane::{Flow, REPLY_SHARE, Session, Surplus, Verdict, detach};
+use router_user::dataplane::{Flow, REPLY_SHARE, Session, Surplus, Verdict};
 
 use crate::{
     packets::{PLS, ROUTER, STRANGER, TARGET, tcp, tcp_packet},
+    pins::OwnPins,
     world::{Setup, World},
 };
 
@@ -158,28 +156,6 @@ fn half_a_session_takes_no_live_one_with_it() {
     assert_eq!(sweep_halves_away(&world), [reply.key]);
     assert_eq!((world.sessions(), world.entries()), (1, 2));
     assert_eq!(world.run(&syn).reason, Reason::Forwarded);
-}
-
-/// Pins of a test's own, which go with it.
-struct OwnPins(PathBuf);
-
-impl OwnPins {
-    fn new(test: &str) -> Self {
-        Self(format!("/sys/fs/bpf/pls-router-{test}-{}", std::process::id()).into())
-    }
-
-    /// A pinned array, for which there is no other way.
-    fn array(&self, name: &str) -> Map {
-        let path = self.0.join(format!("v{LAYOUT}")).join(name);
-        Map::Array(MapData::from_pin(path).expect("a pinned map"))
-    }
-}
-
-impl Drop for OwnPins {
-    fn drop(&mut self) {
-        // A test that fails says why itself.
-        let _ = detach(&self.0);
-    }
 }
 
 /// A daemon that is killed after it has retired a flow and before it has counted that: the counters are one ahead, for good.

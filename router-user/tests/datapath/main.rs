@@ -4,6 +4,7 @@
 //! and checked by etherparse, which computes checksums from scratch. Needs root.
 
 mod answers;
+mod attach;
 mod budget;
 mod checksums;
 mod counters;
@@ -16,6 +17,7 @@ mod masquerade;
 mod mss;
 mod packets;
 mod pass;
+mod pins;
 mod ports;
 mod tcp;
 mod vpp;
