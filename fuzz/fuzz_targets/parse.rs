@@ -8,11 +8,11 @@
 use libfuzzer_sys::fuzz_target;
 use router_common::{
     address::{Ipv4, Port},
-    flow::{FlowKey, Protocol},
+    flow::{FlowEntry, FlowKey, Protocol},
     fragment::{Coverage, Datagram, Fragment, split},
     packet::{Packet, TCP_HEADERS, parse, parse_leading},
     reason::Reason,
-    rewrite::Rewrite,
+    session::Ticks,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -27,12 +27,13 @@ fuzz_target!(|data: &[u8]| {
 
     let to = new_key(&packet, tuple);
     let mut out = frame.to_vec();
-    let rewrite = Rewrite::to(&to);
+    let mut entry = FlowEntry::EMPTY;
+    entry.start(&packet.key, &to, Ticks(0));
     // Time that is over has no less: the router answers such a packet and does not rewrite it.
     if packet.ttl == 0 {
         return;
     }
-    rewrite.apply(&packet, None, &mut out[..]).expect("as long as when it was parsed");
+    entry.translate(&packet, None, &mut out[..]).expect("as long as when it was parsed");
 
     let again = parse(&out[..]).expect("a rewritten packet is a packet");
     assert_eq!(again, Packet { key: to, ttl: packet.ttl - 1, ..packet });

@@ -48,6 +48,12 @@ impl Sum {
         Self(self.0 + !u32::from_ne_bytes(words) as u64)
     }
 
+    /// Adds what is folded of another sum.
+    #[inline(always)]
+    pub const fn plus_folded(self, other: Folded) -> Self {
+        Self(self.0 + other.0 as u64)
+    }
+
     /// Adds another sum.
     #[inline(always)]
     pub const fn plus(self, other: Self) -> Self {
@@ -97,14 +103,24 @@ impl Sum {
     /// Whether words that have their own checksum among them are as they were when it was computed.
     #[inline(always)]
     pub const fn is_intact(self) -> bool {
-        // One round less than to fold it: of the multiples of 0xffff, only this one is between 0 and 0x18000.
-        self.fold_twice() == 0xffff
+        // They are if their sum is -0, a multiple of 2^16 - 1; nothing but zeros sums up to 0. An odd number divides another one if multiplying by its
+        // inverse leaves no more than the largest quotient (Granlund and Montgomery 1994, section 9): one multiplication, and nothing to fold.
+        const WORD: u64 = 0xffff;
+        const INVERSE: u64 = 0xfffe_fffe_fffe_ffff;
+        const { assert!(WORD.wrapping_mul(INVERSE) == 1) };
+        self.0 != 0 && self.0.wrapping_mul(INVERSE) <= u64::MAX / WORD
     }
 
     /// The checksum of the words: their sum's complement, as it goes on the wire.
     #[inline(always)]
     pub const fn checksum(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
+    }
+
+    /// The same sum in one word.
+    #[inline(always)]
+    pub const fn folded(self) -> Folded {
+        Folded(self.fold())
     }
 
     #[inline(always)]
@@ -118,6 +134,25 @@ impl Sum {
         // Below 2^47, so below 2^31 + 2^16 after the first round and 0x18000 after the second.
         let sum = (self.0 & 0xffff) + (self.0 >> 16);
         (sum & 0xffff) + (sum >> 16)
+    }
+}
+
+/// A sum in one word: what is kept of one. Map data.
+#[must_use]
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Folded(u16);
+
+impl Folded {
+    /// The sum of no words.
+    pub const ZERO: Self = Self(0);
+
+    /// As [`Sum::apply`], with less to fold.
+    #[inline(always)]
+    pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
+        let sum = self.0 as u32 + !u16::from_ne_bytes(old) as u32;
+        // Of two words, so there is at most one carry, and none out of adding it.
+        (!(sum + (sum >> 16)) as u16).to_ne_bytes()
     }
 }
 
@@ -209,6 +244,7 @@ mod tests {
             // All-zero data is the one case where the two zeros part (RFC 1624 section 3); a header is never all zero.
             prop_assume!(bytes.iter().any(|byte| *byte != 0));
             prop_assert_eq!(change.apply(before), Sum::ZERO.add_bytes(&bytes).checksum());
+            prop_assert_eq!(change.folded().apply(before), Sum::ZERO.add_bytes(&bytes).checksum());
         }
     }
 }

@@ -5,11 +5,13 @@
 //! needs, so a packet of a session costs one lookup. Inserting the reply flow's key is what claims the SNAT port.
 //! How the table that they are in works: [`crate::table`].
 
-use core::mem::{align_of, size_of};
+use core::mem::{align_of, offset_of, size_of};
 
 use crate::{
     address::{Address, Ipv4, Ipv6, Mac, Port},
-    rewrite::Rewrite,
+    checksum::Folded,
+    packet::{Frame, Packet},
+    rewrite::{Link, Rewrite},
     session::Ticks,
 };
 
@@ -119,6 +121,12 @@ impl<A: Address> FlowKey<A> {
         u32::from_le_bytes(self.source_port.then(self.destination_port))
     }
 
+    /// The ports and, above them, the protocol's number.
+    #[inline(always)]
+    pub(crate) const fn ports_and_protocol(&self) -> u64 {
+        self.ports() as u64 | (self.protocol as u64) << u32::BITS
+    }
+
     /// The key of packets of the same protocol between other ends.
     #[inline(always)]
     pub const fn between(
@@ -167,8 +175,8 @@ pub struct NextHop {
     /// The next hop's MAC address.
     pub destination_mac: Mac,
     /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is "never". Anything but the
-    /// generation in force sends the packet to the slow path, which resolves again. Generations go round: the daemon's sweep
-    /// sets those that are out of date to 0 long before.
+    /// generation in force sends the packet to the slow path, which resolves again. Generations go round
+    /// ([`GENERATIONS`](Self::GENERATIONS)): the daemon's sweep sets those that are out of date to 0 long before.
     pub generation: u16,
     /// The largest IP packet that the route takes, in bytes.
     pub mtu: u16,
@@ -181,29 +189,32 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// How many generations there are before they go round: 1 to this.
+    pub const GENERATIONS: u32 = GENERATION_MASK as u32;
+
     /// Whether this was resolved in this generation.
     #[inline(always)]
     pub const fn is_of(&self, generation: u32) -> bool {
-        self.generation == generation as u16
+        self.generation as u32 == generation
     }
 }
 
-/// A port and a count of 48 bits in one word, so that counting is one addition; the port stays what it is all the while.
+/// A count of 48 bits and half of another number, which stays what it is: so counting is one addition, and no bits are left over.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct PortAndCount(u64);
+struct HalfAndCount(u64);
 
-impl PortAndCount {
+impl HalfAndCount {
     const COUNT_SHIFT: u32 = 16;
 
     #[inline(always)]
-    const fn new(port: Port) -> Self {
-        Self(port.word() as u64)
+    const fn new(half: u16) -> Self {
+        Self(half as u64)
     }
 
     #[inline(always)]
-    const fn port(self) -> Port {
-        Port::from_word(self.0 as u16)
+    const fn half(self) -> u16 {
+        self.0 as u16
     }
 
     #[inline(always)]
@@ -225,28 +236,34 @@ impl PortAndCount {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowEntry<A> {
-    // What its packets become, a [`Rewrite`]; how many packets there were, and how many bytes.
+    // What its packets become, a [`Rewrite`]: the addresses of it.
     source: A,
     destination: A,
-    source_port_and_packets: PortAndCount,
-    destination_port_and_bytes: PortAndCount,
-    // Where they leave, a [`NextHop`]: its MAC address, and above it its generation. Changed at once.
-    pub(crate) mac_and_generation: u64,
+    // How many packets there were, and how many bytes; the two halves of the tick in which the session was opened.
+    opened_low_and_packets: HalfAndCount,
+    opened_high_and_bytes: HalfAndCount,
+    // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the generation. Changed at once.
+    pub(crate) next_hop: u64,
+    // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
+    ports: u32,
+    header_change: Folded,
+    // Of the next hop.
     mtu: u16,
-    slot: u8,
-    zero: u8,
     /// The last acknowledgement number that this direction has sent (TCP), as it stands in the packet.
     pub last_acknowledged: [u8; 4],
-    /// When the session was opened, in ticks.
-    pub opened: Ticks,
     /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
     /// that happened.
     pub last_seen: Ticks,
 }
 
 const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
-/// As [`FlowEntry::overwrite`] takes it.
+/// As [`FlowEntry::overwrite`] and [`FlowEntry::rewrite`] take it.
 const _: () = assert!(align_of::<FlowEntry<Ipv4>>() == align_of::<u64>());
+const _: () = assert!(
+    offset_of!(FlowEntry<Ipv4>, source) == 0 && offset_of!(FlowEntry<Ipv4>, destination) == size_of::<u32>()
+);
+/// One bit says which.
+const _: () = assert!(crate::MAX_INTERFACES <= 2);
 
 impl FlowEntry<Ipv4> {
     /// Makes this a copy of another one, word by word: for BPF, the compiler calls a function that copies every byte by itself.
@@ -261,72 +278,84 @@ impl FlowEntry<Ipv4> {
     }
 
     /// All zero.
-    pub const EMPTY: Self = Self::new(
-        Rewrite {
-            source: Ipv4([0; 4]),
-            destination: Ipv4([0; 4]),
-            source_port: Port([0; 2]),
-            destination_port: Port([0; 2]),
-        },
-        Ticks(0),
-    );
-}
-
-/// Where in [`FlowEntry::mac_and_generation`] the generation is.
-pub(crate) const GENERATION_SHIFT: u32 = 48;
-
-impl<A: Address> FlowEntry<A> {
-    /// The entry of a session's direction that is opened now. Where its packets leave is not known yet.
-    #[inline(always)]
-    pub const fn new(rewrite: Rewrite<A>, now: Ticks) -> Self {
-        Self {
-            source: rewrite.source,
-            destination: rewrite.destination,
-            source_port_and_packets: PortAndCount::new(rewrite.source_port),
-            destination_port_and_bytes: PortAndCount::new(rewrite.destination_port),
-            mac_and_generation: 0,
-            mtu: 0,
-            slot: 0,
-            zero: 0,
-            last_acknowledged: [0; 4],
-            opened: now,
-            last_seen: now,
-        }
-    }
-
-    /// Makes this the entry of a direction that is opened now, whose packets become `to`.
-    #[inline(always)]
-    pub const fn start(&mut self, to: &FlowKey<A>, now: Ticks) {
-        self.source = to.source;
-        self.destination = to.destination;
-        self.source_port_and_packets = PortAndCount::new(to.source_port);
-        self.destination_port_and_bytes = PortAndCount::new(to.destination_port);
-        self.mac_and_generation = 0;
-        self.last_acknowledged = [0; 4];
-        self.opened = now;
-        self.last_seen = now;
-    }
+    pub const EMPTY: Self = Self {
+        source: Ipv4([0; 4]),
+        destination: Ipv4([0; 4]),
+        opened_low_and_packets: HalfAndCount::new(0),
+        opened_high_and_bytes: HalfAndCount::new(0),
+        next_hop: 0,
+        ports: 0,
+        header_change: Folded::ZERO,
+        mtu: 0,
+        last_acknowledged: [0; 4],
+        last_seen: Ticks(0),
+    };
 
     /// What its packets become.
     #[inline(always)]
-    pub const fn rewrite(&self) -> Rewrite<A> {
-        Rewrite {
-            source: self.source,
-            destination: self.destination,
-            source_port: self.source_port_and_packets.port(),
-            destination_port: self.destination_port_and_bytes.port(),
-        }
+    pub const fn rewrite(&self) -> Rewrite<Ipv4> {
+        // SAFETY: the entry starts with the two addresses, which are together as large as a number that may stand where it does (see the assertions
+        // beside the structure). Read as one, since all that is done with them is to write both at once.
+        let addresses = unsafe { core::ptr::from_ref(self).cast::<u64>().read() };
+        Rewrite::from_words(addresses, self.ports)
+    }
+
+    /// Makes a packet of this flow, which [`packet::parse`](crate::packet::parse) has read from this frame, what it becomes: addresses, ports or
+    /// identifier, both checksums (of UDP, one that is "none" stays so), and the TTL one less, which the caller has made sure is above 1
+    /// (RFC 1812 5.3.1); and addresses the frame, if it is known to whom. `None`, with nothing changed, if the frame has become shorter.
+    #[inline(always)]
+    pub fn translate(
+        &self,
+        packet: &Packet,
+        link: Option<&Link>,
+        frame: &mut (impl Frame + ?Sized),
+    ) -> Option<()> {
+        let rewrite = self.rewrite();
+        let change = rewrite.change(self.header_change, &packet.key);
+        rewrite.apply(&change, packet, link, frame)
+    }
+}
+
+const GENERATION_MASK: u64 = 0x7fff;
+const SLOT_SHIFT: u32 = 15;
+const MAC_SHIFT: u32 = 16;
+
+/// The generation of a next hop in one number; 0 if it is not known.
+pub(crate) const fn generation_of(next_hop: u64) -> u16 {
+    (next_hop & GENERATION_MASK) as u16
+}
+
+impl<A: Address> FlowEntry<A> {
+    /// Makes this the entry of a direction that is opened now, whose packets have the tuple `from` and become `to`. Where they leave is not known
+    /// yet.
+    #[inline(always)]
+    pub fn start(&mut self, from: &FlowKey<A>, to: &FlowKey<A>, now: Ticks) {
+        self.source = to.source;
+        self.destination = to.destination;
+        self.opened_low_and_packets = HalfAndCount::new(now.0 as u16);
+        self.opened_high_and_bytes = HalfAndCount::new((now.0 >> 16) as u16);
+        self.next_hop = 0;
+        self.ports = to.ports();
+        self.header_change = Rewrite::to(to).header_change(from);
+        self.mtu = 0;
+        self.last_acknowledged = [0; 4];
+        self.last_seen = now;
+    }
+
+    /// When the session was opened.
+    #[inline(always)]
+    pub const fn opened(&self) -> Ticks {
+        Ticks((self.opened_high_and_bytes.half() as u32) << 16 | self.opened_low_and_packets.half() as u32)
     }
 
     /// Where its packets leave.
     #[inline(always)]
     pub const fn next_hop(&self) -> NextHop {
-        let word = self.mac_and_generation;
         NextHop {
-            destination_mac: Mac::from_number(word),
-            generation: (word >> GENERATION_SHIFT) as u16,
+            destination_mac: Mac::from_number(self.next_hop >> MAC_SHIFT),
+            generation: generation_of(self.next_hop),
             mtu: self.mtu,
-            slot: self.slot,
+            slot: (self.next_hop >> SLOT_SHIFT & 1) as u8,
             pending: 0,
             zero: [0; 2],
         }
@@ -336,31 +365,31 @@ impl<A: Address> FlowEntry<A> {
     #[inline(always)]
     pub const fn set_next_hop(&mut self, next_hop: &NextHop) {
         self.mtu = next_hop.mtu;
-        self.slot = next_hop.slot;
-        self.mac_and_generation =
-            next_hop.destination_mac.number() | (next_hop.generation as u64) << GENERATION_SHIFT;
+        self.next_hop = next_hop.destination_mac.number() << MAC_SHIFT
+            | (next_hop.slot as u64 & 1) << SLOT_SHIFT
+            | next_hop.generation as u64 & GENERATION_MASK;
     }
 
     /// Has the next packet resolve where it leaves, in the slow path.
     #[inline(always)]
     pub const fn forget_next_hop(&mut self) {
-        self.mac_and_generation = 0;
+        self.next_hop = 0;
     }
 
     /// Counts a packet of this many bytes.
     #[inline(always)]
     pub const fn count(&mut self, bytes: u32) {
-        self.source_port_and_packets.add(1);
-        self.destination_port_and_bytes.add(bytes);
+        self.opened_low_and_packets.add(1);
+        self.opened_high_and_bytes.add(bytes);
     }
 
     /// Its packets. 48 bits, and round again.
     pub const fn packets(&self) -> u64 {
-        self.source_port_and_packets.count()
+        self.opened_low_and_packets.count()
     }
 
     /// Their bytes, Ethernet header included. As above.
     pub const fn bytes(&self) -> u64 {
-        self.destination_port_and_bytes.count()
+        self.opened_high_and_bytes.count()
     }
 }

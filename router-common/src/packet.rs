@@ -200,6 +200,52 @@ pub fn parse_leading(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, true)
 }
 
+/// What a TCP header has beyond the length of a UDP header.
+struct TcpRest<'a>(&'a [u8; TCP_HEADERS - UDP_HEADERS]);
+
+impl<'a> TcpRest<'a> {
+    #[inline(always)]
+    fn of(frame: &'a (impl Frame + ?Sized)) -> Option<Self> {
+        frame.bytes(UDP_HEADERS).map(Self)
+    }
+
+    #[inline(always)]
+    fn acknowledgement(&self) -> [u8; 4] {
+        load32::<0, _>(self.0).to_le_bytes()
+    }
+
+    /// In bytes.
+    #[inline(always)]
+    const fn header_length(&self) -> u16 {
+        (self.0[4] >> 4) as u16 * 4
+    }
+
+    #[inline(always)]
+    const fn flags(&self) -> u8 {
+        self.0[5]
+    }
+}
+
+/// The TCP flags of a packet with a TCP header that [`parse`] has found whole.
+#[inline(always)]
+pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
+    Some(TcpRest::of(frame)?.flags())
+}
+
+/// Its acknowledgement number.
+#[inline(always)]
+pub fn acknowledgement(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
+    Some(TcpRest::of(frame)?.acknowledgement())
+}
+
+/// Whether a frame says that it carries something else than IPv4.
+#[inline(always)]
+pub fn is_not_ipv4(frame: &(impl Frame + ?Sized)) -> bool {
+    frame
+        .bytes::<ETHERNET_LENGTH>(0)
+        .is_some_and(|ethernet| load16::<12, _>(ethernet).to_le_bytes() != ETHERTYPE_IPV4)
+}
+
 /// What a frame is that is too short for a transport header.
 #[inline(always)]
 fn short(frame: &(impl Frame + ?Sized)) -> Reason {
@@ -255,37 +301,41 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     }
     let [ttl, protocol, ..] = end.to_le_bytes();
     let protocol = Protocol::from_number(protocol).ok_or(Reason::UnsupportedProtocol)?;
-    let minimum = match protocol {
-        Protocol::Tcp => TCP_HEADERS,
-        Protocol::Udp => UDP_HEADERS,
-        Protocol::Icmp => ICMP_HEADERS,
-    };
-    if usize::from(ip_length) < minimum - ETHERNET_LENGTH {
-        return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
-    }
+    // A transport header that does not end where it may.
+    let misfit = if is_fragment { Reason::FragmentBad } else { Reason::Malformed };
+    // What is behind the IP header. In 32 bits, where nothing goes round.
+    let payload_ends_before = |length: u16| u32::from(ip_length) < IPV4_LENGTH as u32 + u32::from(length);
     let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
     // Of TCP and UDP.
     let mut ports = load32::<L4, _>(headers);
     match protocol {
         Protocol::Tcp => {
-            let rest: &[u8; TCP_HEADERS - UDP_HEADERS] = frame.bytes(UDP_HEADERS).ok_or(Reason::Truncated)?;
-            let [offset, flags] = load16::<4, _>(rest).to_le_bytes();
+            const LENGTH: u16 = (TCP_HEADERS - L4) as u16;
+            let Some(rest) = TcpRest::of(frame) else {
+                return Err(if payload_ends_before(LENGTH) { misfit } else { Reason::Truncated });
+            };
             sequence = load32::<{ L4 + 4 }, _>(headers).to_le_bytes();
-            acknowledgement = load32::<0, _>(rest).to_le_bytes();
-            tcp_flags = flags;
-            let header_length = u16::from(offset >> 4) * 4;
-            if header_length < 20 || header_length > ip_length - IPV4_LENGTH as u16 {
-                return Err(if is_fragment { Reason::FragmentBad } else { Reason::Malformed });
+            (tcp_flags, acknowledgement) = (rest.flags(), rest.acknowledgement());
+            let header_length = rest.header_length();
+            if header_length < LENGTH || payload_ends_before(header_length) {
+                return Err(misfit);
             }
         }
         Protocol::Udp => {
             let length = u16::from_be_bytes(load16::<{ L4 + 4 }, _>(headers).to_le_bytes());
+            const LENGTH: u16 = (UDP_HEADERS - L4) as u16;
             // A first fragment says how long the whole is.
-            if length < 8 || (!is_fragment && length > ip_length - IPV4_LENGTH as u16) {
+            if is_fragment && payload_ends_before(LENGTH) {
+                return Err(misfit);
+            }
+            if length < LENGTH || (!is_fragment && payload_ends_before(length)) {
                 return Err(Reason::Malformed);
             }
         }
         Protocol::Icmp => {
+            if payload_ends_before((ICMP_HEADERS - L4) as u16) {
+                return Err(misfit);
+            }
             // Type, code and checksum stand where others have their ports.
             let [kind, code, ..] = ports.to_le_bytes();
             let identifier = u32::from(load16::<{ L4 + 4 }, _>(headers));

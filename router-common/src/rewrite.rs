@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use crate::{
     address::{Address, Ipv4, Mac, Port},
-    checksum::Sum,
+    checksum::{Folded, Sum},
     flow::{FlowKey, Protocol},
     packet::{Frame, IPV4_SOURCE, IPV4_TTL, L4, Packet},
     wire::{load16, load32, store16, store32, store64},
@@ -28,12 +28,15 @@ const _: () = assert!(size_of::<Rewrite<Ipv4>>() == 12);
 
 /// What a rewrite adds to the checksums of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Change {
-    /// To the IPv4 header checksum, for the two addresses (the TTL is another matter: it differs from packet to packet).
-    pub ip: Sum,
+pub(crate) struct Change {
+    /// To the IPv4 header checksum: for the two addresses, and a TTL one less.
+    header: Folded,
     /// To the TCP or UDP checksum (addresses in the pseudo header, and ports), or to the ICMP one (identifier only).
-    pub l4: Sum,
+    l4: Sum,
 }
+
+/// The word whose first byte is the TTL is one less when it is.
+const ONE_TTL: [u8; 2] = [1, 0];
 
 impl<A: Address> Rewrite<A> {
     /// What makes packets have the tuple `to`.
@@ -47,24 +50,31 @@ impl<A: Address> Rewrite<A> {
         }
     }
 
-    /// What turning a packet with the tuple `from` into this one adds to its checksums.
+    /// What turning a packet with the tuple `from` into this one adds to its IP header's checksum.
     #[inline(always)]
-    pub fn change(&self, from: &FlowKey<A>) -> Change {
-        let ip = from
-            .source
+    pub(crate) fn header_change(&self, from: &FlowKey<A>) -> Folded {
+        from.source
             .negative_sum()
             .plus(from.destination.negative_sum())
             .plus(self.source.sum())
-            .plus(self.destination.sum());
+            .plus(self.destination.sum())
+            .remove(ONE_TTL)
+            .folded()
+    }
+
+    /// What it adds to all of its checksums, if it is this to the header's.
+    #[inline(always)]
+    pub(crate) fn change(&self, header: Folded, from: &FlowKey<A>) -> Change {
         let ports = Sum::ZERO
             .remove_pair(from.source_port.then(from.destination_port))
             .add_pair(self.source_port.then(self.destination_port));
         // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and after.
         let l4 = match from.protocol() {
             Some(Protocol::Icmp) => ports,
-            Some(Protocol::Tcp | Protocol::Udp) | None => ports.plus(ip),
+            // No TTL is in the pseudo header.
+            Some(Protocol::Tcp | Protocol::Udp) | None => ports.plus_folded(header).add(ONE_TTL),
         };
-        Change { ip, l4 }
+        Change { header, l4 }
     }
 }
 
@@ -82,22 +92,26 @@ impl Link {
     #[inline(always)]
     pub fn apply<const LENGTH: usize>(&self, header: &mut [u8; LENGTH]) {
         store64::<0, _>(header, self.destination.number() | self.source.number() << 48);
-        store32::<8, _>(header, (self.source.number() >> 16) as u32);
+        store32::<8, _>(header, self.source.number() >> 16);
     }
 }
 
 impl Rewrite<Ipv4> {
-    /// Rewrites a packet that [`packet::parse`](crate::packet::parse) has read from this frame: addresses, ports or identifier, both
-    /// checksums (of UDP, one that is "none" stays so), and the TTL one less, which the caller has made sure is above 1 (RFC 1812 5.3.1); and
-    /// addresses the frame, if it is known to whom. `None`, with nothing changed, if the frame has become shorter.
+    /// What makes packets have these addresses and ports, as [`FlowKey::addresses`] and [`FlowKey::ports`] give them.
     #[inline(always)]
-    pub fn apply(
+    pub(crate) const fn from_words(addresses: u64, ports: u32) -> Self {
+        Self::to(&FlowKey::from_words(addresses, ports, 0))
+    }
+
+    /// As [`FlowEntry::translate`](crate::flow::FlowEntry::translate). `change`: what that adds to this packet's checksums.
+    #[inline(always)]
+    pub(crate) fn apply(
         &self,
+        change: &Change,
         packet: &Packet,
         link: Option<&Link>,
         frame: &mut (impl Frame + ?Sized),
     ) -> Option<()> {
-        let change = self.change(&packet.key);
         match packet.protocol {
             Protocol::Tcp => {
                 let header = frame.bytes_mut::<18>(L4)?;
@@ -120,7 +134,7 @@ impl Rewrite<Ipv4> {
             }
         }
         let headers = frame.bytes_mut(0)?;
-        self.apply_ip(change.ip, headers);
+        self.apply_ip(change.header, headers);
         if let Some(link) = link {
             link.apply(headers);
         }
@@ -130,7 +144,7 @@ impl Rewrite<Ipv4> {
     /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the TTL one less.
     #[inline(always)]
     pub fn apply_addresses(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; L4]) {
-        self.apply_ip(self.change(from).ip, headers);
+        self.apply_ip(self.header_change(from), headers);
     }
 
     #[inline(always)]
@@ -139,11 +153,14 @@ impl Rewrite<Ipv4> {
     }
 
     #[inline(always)]
-    fn apply_ip(&self, change: Sum, headers: &mut [u8; L4]) {
-        let [ttl, protocol, checksum @ ..] = load32::<IPV4_TTL, _>(headers).to_le_bytes();
-        // The TTL is the first byte of its word.
-        let [a, b] = change.remove([1, 0]).apply(checksum);
-        store32::<IPV4_TTL, _>(headers, u32::from_le_bytes([ttl.wrapping_sub(1), protocol, a, b]));
+    fn apply_ip(&self, change: Folded, headers: &mut [u8; L4]) {
+        // TTL and protocol in the lower half, the checksum in the upper one.
+        let word = load32::<IPV4_TTL, _>(headers);
+        let [_, _, checksum @ ..] = word.to_le_bytes();
+        let checksum = u16::from_le_bytes(change.apply(checksum));
+        // The TTL is the lowest byte, and not 0.
+        let ttl_and_protocol = word.wrapping_sub(1) & 0xffff;
+        store32::<IPV4_TTL, _>(headers, ttl_and_protocol | u32::from(checksum) << 16);
         store64::<IPV4_SOURCE, _>(headers, self.source.then(self.destination));
     }
 }

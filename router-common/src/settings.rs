@@ -32,7 +32,7 @@ pub struct Settings {
     /// Which rule set is in force, see [`crate::rules`]. 0 is none: everything passes.
     pub version: u32,
     /// Raised whenever a route, neighbour, link or address changed: next hops resolved under another generation are
-    /// resolved again when they are next used. 1 to 65,535, and round again.
+    /// resolved again when they are next used. 1 to [`NextHop::GENERATIONS`](crate::flow::NextHop::GENERATIONS), and round again.
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [Interface; MAX_INTERFACES],
@@ -50,7 +50,7 @@ pub struct Settings {
     pub seeds: HashSeeds,
 }
 
-const _: () = assert!(size_of::<Settings>() == 120);
+const _: () = assert!(size_of::<Settings>() == 112);
 
 impl Settings {
     /// How long after the daemon was last heard of it still counts as there, in ticks.

@@ -43,8 +43,17 @@ pub struct InterfaceStats {
     pub transmitted: Counter,
 }
 
-/// What is counted of a rule.
+/// What is counted of a rule, but for the packets of its sessions.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Decisions {
+    /// Sessions opened.
+    pub opened: u64,
+    /// Packets dropped because their source is not allowed.
+    pub denied: u64,
+}
+
+/// What is counted of a rule.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RuleStats {
     /// Packets from clients to the target.
@@ -94,8 +103,10 @@ pub struct CpuStats {
     /// Packets of known sessions, by the slots of the interfaces that they came in on and left by: one counter for what is otherwise counted three
     /// times, as received, as forwarded and as transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
     pub passed_on: [[Counter; MAX_INTERFACES]; MAX_INTERFACES],
+    /// Packets of known sessions, by rule number and direction ([`Tag::counter`](crate::table::Tag::counter)).
+    pub translated: [Counter; 2 * MAX_RULES],
     /// By rule number.
-    pub rules: [RuleStats; MAX_RULES],
+    pub decisions: [Decisions; MAX_RULES],
     /// The program's own.
     pub clock: Clock,
 }
@@ -116,18 +127,14 @@ impl CpuStats {
             received: Counter { packets: 0, bytes: 0 },
             transmitted: Counter { packets: 0, bytes: 0 },
         }; MAX_INTERFACES],
-        rules: [RuleStats {
-            forward: Counter { packets: 0, bytes: 0 },
-            reply: Counter { packets: 0, bytes: 0 },
-            opened: 0,
-            denied: 0,
-        }; MAX_RULES],
+        translated: [Counter { packets: 0, bytes: 0 }; 2 * MAX_RULES],
+        decisions: [Decisions { opened: 0, denied: 0 }; MAX_RULES],
         clock: Clock { jiffies: 0, ticks: Ticks(0), zero: 0 },
     };
 
     /// Adds what another CPU counted.
     pub fn merge(&mut self, other: &Self) {
-        let Self { reasons, interfaces, passed_on: _, rules, clock: _ } = self;
+        let Self { reasons, interfaces, passed_on: _, translated, decisions, clock: _ } = self;
         for (sum, cpu) in reasons.iter_mut().zip(&other.reasons) {
             sum.merge(cpu);
         }
@@ -142,12 +149,23 @@ impl CpuStats {
                 interfaces[egress].transmitted.merge(counter);
             }
         }
-        for (sum, cpu) in rules.iter_mut().zip(&other.rules) {
-            sum.forward.merge(&cpu.forward);
-            sum.reply.merge(&cpu.reply);
+        for (sum, cpu) in translated.iter_mut().zip(&other.translated) {
+            sum.merge(cpu);
+        }
+        for (sum, cpu) in decisions.iter_mut().zip(&other.decisions) {
             sum.opened += cpu.opened;
             sum.denied += cpu.denied;
         }
+    }
+
+    /// What is counted of the rule with this number; nothing if there is no such rule.
+    #[must_use]
+    pub fn rule(&self, number: u16) -> RuleStats {
+        let number = usize::from(number);
+        let [forward, reply] =
+            [2 * number, 2 * number + 1].map(|at| self.translated.get(at).copied().unwrap_or_default());
+        let Decisions { opened, denied } = self.decisions.get(number).copied().unwrap_or_default();
+        RuleStats { forward, reply, opened, denied }
     }
 }
 

@@ -35,12 +35,12 @@
 //! touch the rest of the table. In the near region, a chain has only as many slots as the fast path looks at ([`Regions::chain`]), so that one that
 //! has filled up costs little: with many sessions, processors foresee that a flow is not there, and wait for both regions at once.
 
-use core::mem::size_of;
+use core::mem::{align_of, offset_of, size_of};
 
 use crate::{
     address::Ipv4,
     atomic::Atomic,
-    flow::{Direction, FlowEntry, FlowKey, GENERATION_SHIFT},
+    flow::{Direction, FlowEntry, FlowKey, generation_of},
     session::{Seen, Ticks},
 };
 
@@ -117,41 +117,55 @@ impl Regions {
         if self.far != 0 && home < self.near { REACH } else { CHAIN }
     }
 
-    /// Where the two chains of a key with this hash start, near and far; the second may be [`NOWHERE`].
+    /// Where the chain of a key with this hash starts that is looked through first.
+    #[inline(always)]
+    pub const fn near_home(&self, hash: u32) -> u32 {
+        Self::place(hash, self.near)
+    }
+
+    /// Where the other one starts, or [`NOWHERE`].
+    #[inline(always)]
+    pub const fn far_home(&self, hash: u32) -> u32 {
+        if self.far == 0 {
+            return NOWHERE;
+        }
+        Self::place(hash, self.far).wrapping_add(self.near).wrapping_add(CHAIN)
+    }
+
+    /// One of so many slots, the first of a bucket.
+    #[inline(always)]
+    const fn place(hash: u32, slots: u32) -> u32 {
+        ((hash as u64 * slots as u64) >> u32::BITS) as u32 & !(BUCKET - 1)
+    }
+
+    /// Where both start.
     #[inline(always)]
     pub const fn homes(&self, hash: u32) -> [u32; 2] {
-        let near = ((hash as u64 * self.near as u64) >> 32) as u32 & !(BUCKET - 1);
-        if self.far == 0 {
-            return [near, NOWHERE];
-        }
-        let far = ((hash as u64 * self.far as u64) >> 32) as u32 & !(BUCKET - 1);
-        let far = far.wrapping_add(self.near).wrapping_add(CHAIN);
-        [near, far]
+        [self.near_home(hash), self.far_home(hash)]
     }
 }
 
 /// The key of the table's hash function: drawn at random when the table is made.
 ///
-/// The function is multiply-shift over the key's 32-bit words (Dietzfelbinger et al., 1997): for any two flows, the probability over the
-/// seeds that they start in the same of `n` buckets is at most about `2/n`. A fixed permutation of its 32 bits behind it keeps
-/// regular keys (ports in a row) from making regular chains.
+/// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997), of 32 bits but for the last one, which has 40: for any
+/// two flows, the probability over the seeds that they start in the same of `n` buckets is at most about `2/n`, for `n` up to 2^25. A fixed
+/// permutation of its 32 bits behind it keeps regular keys (ports in a row) from making regular chains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct HashSeeds {
-    /// One multiplier for each word: source, destination, ports, protocol; and an addend.
-    pub words: [u64; 5],
+    /// One multiplier for each word: source, destination, ports and protocol; and an addend.
+    pub words: [u64; 4],
 }
 
 impl HashSeeds {
     /// 32 bits for a flow.
     #[inline(always)]
     pub const fn hash(&self, key: &FlowKey<Ipv4>) -> u32 {
-        let [source, destination, ports, protocol, addend] = self.words;
+        let [source, destination, service, addend] = self.words;
         let sum = addend
             .wrapping_add(source.wrapping_mul(u32::from_le_bytes(key.source.0) as u64))
             .wrapping_add(destination.wrapping_mul(u32::from_le_bytes(key.destination.0) as u64))
-            .wrapping_add(ports.wrapping_mul(key.ports() as u64))
-            .wrapping_add(protocol.wrapping_mul(key.protocol_number() as u64));
+            .wrapping_add(service.wrapping_mul(key.ports_and_protocol()));
         let mut hash = (sum >> 32) as u32;
         hash ^= hash >> 16;
         hash = hash.wrapping_mul(0x85eb_ca6b);
@@ -189,15 +203,16 @@ pub enum SlotState {
 }
 
 impl Tag {
-    // 31..29 state, 28 opening, 27 direction, 26..16 rule, 15..8 seen, 7..0 protocol.
-    const STATE_SHIFT: u32 = 29;
-    const OPENING: u32 = 1 << 28;
-    const REPLY: u32 = 1 << 27;
-    const RULE_SHIFT: u32 = 16;
-    const RULE_MASK: u32 = 0x7ff;
-    const SEEN_SHIFT: u32 = 8;
-    const PROTOCOL_MASK: u32 = 0xff;
-    const MATCH_MASK: u32 = 7 << Self::STATE_SHIFT | Self::PROTOCOL_MASK;
+    // 31..23 rule, 22 direction, 21..20 nothing, 19..12 seen, 11 opening, 10..8 state, 7..0 protocol. What a packet's look for its flow compares is
+    // at one end, beside the ports, and what says where it is counted is at the other.
+    const COUNTER_SHIFT: u32 = 22;
+    const REPLY: u32 = 1 << Self::COUNTER_SHIFT;
+    const RULE_SHIFT: u32 = Self::COUNTER_SHIFT + 1;
+    const SEEN_SHIFT: u32 = 12;
+    const OPENING: u32 = 1 << 11;
+    const STATE_SHIFT: u32 = 8;
+    const STATE_MASK: u32 = 7 << Self::STATE_SHIFT;
+    const MATCH_BITS: u32 = 11;
 
     /// A slot that was never used.
     pub const EMPTY: Self = Self(0);
@@ -218,7 +233,7 @@ impl Tag {
             (SlotState::Pending as u32) << Self::STATE_SHIFT
                 | opening
                 | direction
-                | (rule as u32 & Self::RULE_MASK) << Self::RULE_SHIFT
+                | (rule as u32) << Self::RULE_SHIFT
                 | protocol as u32,
         )
     }
@@ -238,13 +253,13 @@ impl Tag {
     /// The same flow in another state.
     #[inline(always)]
     pub const fn in_state(self, state: SlotState) -> Self {
-        Self(self.0 & !(7 << Self::STATE_SHIFT) | (state as u32) << Self::STATE_SHIFT)
+        Self(self.0 & !Self::STATE_MASK | (state as u32) << Self::STATE_SHIFT)
     }
 
     /// Where in its life the slot is.
     #[inline(always)]
     pub const fn state(self) -> SlotState {
-        match self.0 >> Self::STATE_SHIFT {
+        match (self.0 & Self::STATE_MASK) >> Self::STATE_SHIFT {
             0 => SlotState::Empty,
             1 => SlotState::Busy,
             2 => SlotState::Pending,
@@ -257,13 +272,8 @@ impl Tag {
     /// Whether this is a live flow of this protocol.
     #[inline(always)]
     pub const fn is_live(self, protocol: u8) -> bool {
-        self.0 & Self::MATCH_MASK == Self::live_match(protocol)
-    }
-
-    /// What a live flow of this protocol has in the bits of `MATCH_MASK`.
-    #[inline(always)]
-    const fn live_match(protocol: u8) -> u32 {
-        (SlotState::Live as u32) << Self::STATE_SHIFT | protocol as u32
+        const MATCH: u32 = (1 << Tag::MATCH_BITS) - 1;
+        self.0 & MATCH == (SlotState::Live as u32) << Self::STATE_SHIFT | protocol as u32
     }
 
     /// The IP protocol number.
@@ -281,7 +291,13 @@ impl Tag {
     /// The number of the rule that opened the session.
     #[inline(always)]
     pub const fn rule(self) -> u16 {
-        (self.0 >> Self::RULE_SHIFT & Self::RULE_MASK) as u16
+        (self.0 >> Self::RULE_SHIFT) as u16
+    }
+
+    /// The number of the rule and the direction in one: where the flow's packets are counted for the rule.
+    #[inline(always)]
+    pub const fn counter(self) -> usize {
+        (self.0 >> Self::COUNTER_SHIFT) as usize
     }
 
     /// Whether the session counts as half-open. Only in the forward flow's tag.
@@ -291,13 +307,14 @@ impl Tag {
     }
 }
 
-const _: () = assert!(crate::MAX_RULES <= Tag::RULE_MASK as usize + 1);
+const _: () = assert!(crate::MAX_RULES <= 1 << (u32::BITS - Tag::RULE_SHIFT));
 
 /// A slot: a flow's key and entry in one cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    /// The key, in words that are compared at once: [`FlowKey::addresses`] and [`FlowKey::ports`]. Its protocol is in the tag.
+    /// The key, in two words that are compared at once: [`FlowKey::addresses`]; and [`FlowKey::ports`] with the tag above them, whose lowest bits are
+    /// the protocol and the state.
     addresses: u64,
     ports: u32,
     tag: u32,
@@ -306,6 +323,8 @@ pub struct Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 64);
+/// As [`Slot::difference`] takes it.
+const _: () = assert!(offset_of!(Slot, ports) == 8 && offset_of!(Slot, tag) == 12 && align_of::<Slot>() == 8);
 
 impl Slot {
     /// A slot that was never used.
@@ -363,15 +382,19 @@ impl Slot {
     /// 0 if this is the live flow of this key, and anything else if it is not: without a branch.
     #[inline(always)]
     fn difference(&self, key: &FlowKey<Ipv4>) -> u64 {
-        self.addresses ^ key.addresses()
-            | u64::from(self.ports ^ key.ports())
-            | u64::from(self.tag().0 & Tag::MATCH_MASK ^ Tag::live_match(key.protocol_number()))
+        const LIVE: u64 = (SlotState::Live as u64) << (u32::BITS + Tag::STATE_SHIFT);
+        // SAFETY: the ports and the tag, which are next to each other, and together where a number of this size may stand (see the assertions
+        // beside the structure). Volatile, since the tag may change; a number that is aligned is loaded at once.
+        let ports_and_tag = unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() };
+        // What is above the protocol and the state does not matter.
+        let service = (ports_and_tag ^ (key.ports_and_protocol() | LIVE)) << (u32::BITS - Tag::MATCH_BITS);
+        self.addresses ^ key.addresses() | service
     }
 
     /// Whether this is the live flow of this key.
     #[inline(always)]
     pub fn is_flow(&self, key: &FlowKey<Ipv4>) -> bool {
-        self.tag().is_live(key.protocol_number()) && self.is_between_ends_of(key)
+        self.difference(key) == 0
     }
 
     /// Claims the slot; fails if it is not any more what was seen.
@@ -438,11 +461,11 @@ impl Slot {
 
     /// Whether it is known where the flow's packets leave, in this generation.
     pub fn is_resolved_in(&self, generation: u32) -> bool {
-        (self.next_hop().load() >> GENERATION_SHIFT) as u16 == generation as u16
+        generation_of(self.next_hop().load()) == generation as u16
     }
 
     const fn next_hop(&self) -> Atomic<'_, u64> {
-        Atomic::new(&self.entry.mac_and_generation)
+        Atomic::new(&self.entry.next_hop)
     }
 
     fn last_seen(&self) -> u32 {
@@ -472,8 +495,7 @@ impl Bucket {
     pub fn candidate(&self, key: &FlowKey<Ipv4>) -> usize {
         let difference = self.0[0].difference(key);
         // 1 if there is a difference.
-        let at = sign(difference | difference.wrapping_neg());
-        at as usize & 1
+        sign(difference | difference.wrapping_neg()) as usize
     }
 
     /// Whether the chains that lead through here end here: what is in none of their slots up to here is nowhere.
@@ -492,6 +514,8 @@ fn sign(number: u64) -> u64 {
         // SAFETY: arithmetic.
         unsafe {
             core::arch::asm!("{0} >>= 63", inlateout(reg) number => sign, options(pure, nomem, nostack, preserves_flags));
+            // One bit is left.
+            core::hint::assert_unchecked(sign <= 1);
         }
         sign
     }
@@ -695,17 +719,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{address::Port, flow::Protocol, rewrite::Rewrite};
+    use crate::{address::Port, flow::Protocol};
 
     const SEEDS: HashSeeds = HashSeeds {
-        words: [
-            0x9e37_79b9_7f4a_7c15,
-            0xbf58_476d_1ce4_e5b9,
-            0x94d0_49bb_1331_11eb,
-            0xd6e8_feb8_6659_fd93,
-            0xa076_1d64_78bd_642f,
-        ],
+        words: [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93],
     };
+
+    fn entry(key: &FlowKey<Ipv4>) -> FlowEntry<Ipv4> {
+        let mut entry = FlowEntry::EMPTY;
+        entry.start(key, key, Ticks(1));
+        entry
+    }
 
     /// The table as the programs use it, on the host.
     struct Table {
@@ -792,7 +816,7 @@ mod tests {
                 return Err(InsertError::Contended);
             }
             let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false);
-            slot.write(key, tag, &FlowEntry::new(Rewrite::to(key), Ticks(1)));
+            slot.write(key, tag, &entry(key));
             let others = self.walk(key, vacancy.index);
             if let Err(error) = others.may_publish() {
                 slot.withdraw(tag, Ticks(1));
@@ -1021,7 +1045,7 @@ mod tests {
         let mut slot = Slot::EMPTY;
         let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, true);
         assert!(slot.claim(Tag::EMPTY));
-        slot.write(&key, tag, &FlowEntry::new(Rewrite::to(&key), Ticks(1)));
+        slot.write(&key, tag, &entry(&key));
         slot.publish(tag);
         assert!(slot.retire(&key, Ticks(9)).expect("it was live").is_opening(), "counted by who retires");
         assert!(!slot.end_opening(), "and not once more");

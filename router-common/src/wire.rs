@@ -40,16 +40,17 @@ macro_rules! number {
             }
         }
 
-        /// Writes a number at `OFFSET` of a header; the bounds are checked when this is compiled.
+        /// Writes a number's lower bits at `OFFSET` of a header; the bounds are checked when this is compiled.
         #[inline(always)]
-        pub(crate) fn $store<const OFFSET: usize, const LENGTH: usize>(header: &mut [u8; LENGTH], number: $type) {
+        pub(crate) fn $store<const OFFSET: usize, const LENGTH: usize>(header: &mut [u8; LENGTH], number: impl Into<u64>) {
             const { assert!(OFFSET + size_of::<$type>() <= LENGTH) };
+            let number: u64 = number.into();
             #[cfg(target_arch = "bpf")]
             // SAFETY: writes bytes of `header`, see the assertion.
             unsafe {
                 core::arch::asm!(
                     concat!("*(", $name, " *)({header} + {offset}) = {number}"),
-                    number = in(reg) number as u64,
+                    number = in(reg) number,
                     header = in(reg) header.as_mut_ptr(),
                     offset = const OFFSET,
                     options(nostack, preserves_flags),
@@ -58,7 +59,7 @@ macro_rules! number {
             #[cfg(not(target_arch = "bpf"))]
             // SAFETY: writes bytes of `header`, see the assertion.
             unsafe {
-                header.as_mut_ptr().add(OFFSET).cast::<$type>().write_unaligned(number);
+                header.as_mut_ptr().add(OFFSET).cast::<$type>().write_unaligned(number as $type);
             }
         }
     };
@@ -80,8 +81,9 @@ mod tests {
         assert_eq!(load64::<2, _>(&bytes), 0x0a09_0807_0605_0403);
         let mut written = [0; 10];
         store64::<0, _>(&mut written, load64::<0, _>(&bytes));
-        store32::<6, _>(&mut written, load32::<6, _>(&bytes));
-        store16::<8, _>(&mut written, load16::<8, _>(&bytes));
+        // What is above a number's width is no matter.
+        store32::<6, _>(&mut written, u64::MAX << 32 | u64::from(load32::<6, _>(&bytes)));
+        store16::<8, _>(&mut written, u64::MAX << 16 | u64::from(load16::<8, _>(&bytes)));
         assert_eq!(written, bytes);
     }
 }

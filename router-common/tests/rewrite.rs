@@ -4,10 +4,11 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use router_common::{
     address::{Ipv4, Port},
-    flow::{FlowKey, Protocol},
-    packet::{parse, tcp},
+    flow::{FlowEntry, FlowKey, Protocol},
+    packet::{Packet, parse, tcp},
     reason::Reason,
     rewrite::Rewrite,
+    session::Ticks,
 };
 
 #[derive(Clone, Debug)]
@@ -99,6 +100,15 @@ fn echo_frame(
     frame
 }
 
+/// Makes a packet what it becomes in a flow of which it is the first.
+fn translate(packet: &Packet, to: &FlowKey<Ipv4>, frame: &mut [u8]) {
+    let mut entry = FlowEntry::EMPTY;
+    entry.start(&packet.key, to, Ticks(0x1234_5678));
+    assert_eq!(entry.opened(), Ticks(0x1234_5678));
+    assert_eq!(entry.rewrite(), Rewrite::to(to));
+    entry.translate(packet, None, frame).expect("the frame is as long as it was");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -110,8 +120,7 @@ proptest! {
         prop_assert_eq!(packet.ttl, ttl);
         prop_assert_eq!(packet.tcp_flags, tcp::ACK | tcp::PSH);
         prop_assert_eq!(usize::from(packet.ip_length), frame.len() - 14);
-        let rewrite = Rewrite::to(&to.key(Protocol::Tcp));
-        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
+        translate(&packet, &to.key(Protocol::Tcp), &mut frame);
         prop_assert_eq!(frame, tcp_frame(&to, ttl - 1, &payload, options));
     }
 
@@ -120,8 +129,7 @@ proptest! {
         let mut frame = udp_frame(&from, ttl, &payload, checksum);
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, from.key(Protocol::Udp));
-        let rewrite = Rewrite::to(&to.key(Protocol::Udp));
-        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
+        translate(&packet, &to.key(Protocol::Udp), &mut frame);
         prop_assert_eq!(frame, udp_frame(&to, ttl - 1, &payload, checksum));
     }
 
@@ -144,8 +152,7 @@ proptest! {
             Tuple { source_port, destination_port, ..tuple.clone() }.key(Protocol::Icmp)
         };
         prop_assert_eq!(packet.key, key(&from, old));
-        let rewrite = Rewrite::to(&key(&to, new));
-        rewrite.apply(&packet, None, &mut frame[..]).unwrap();
+        translate(&packet, &key(&to, new), &mut frame);
         prop_assert_eq!(frame, echo_frame(to.source, to.destination, new, reply, ttl - 1, &payload));
     }
 
@@ -169,7 +176,7 @@ proptest! {
         let mut frame = tcp_frame(&answer, 60, b"answer", false);
         let packet = parse(&frame[..]).unwrap();
         prop_assert_eq!(packet.key, reply_key);
-        reply.apply(&packet, None, &mut frame[..]).unwrap();
+        translate(&packet, &key.reversed(), &mut frame);
         let expected = Tuple {
             source: client.destination,
             destination: client.source,

@@ -53,10 +53,13 @@ fn slot(index: u32) -> Option<&'static mut Slot> {
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
 #[inline(always)]
 pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let [near, far] = settings.seeds.homes(key, &settings.regions);
-    match probe(key, near) {
-        None if far != NOWHERE => probe(key, far),
-        found => found,
+    let hash = settings.seeds.hash(key);
+    if let Some(slot) = probe(key, settings.regions.near_home(hash)) {
+        return Some(slot);
+    }
+    match settings.regions.far_home(hash) {
+        NOWHERE => None,
+        far => probe(key, far),
     }
 }
 
@@ -117,7 +120,7 @@ pub(crate) fn insert(
     // SAFETY: this CPU's own, and nobody else has it now.
     let insertion = unsafe { &mut *insertion };
     insertion.key = *key;
-    insertion.entry.start(to, now());
+    insertion.entry.start(key, to, now());
     match flow_table_insert(tag.0, vacancy.index, vacancy.tag.0) {
         CONTENDED => Err(InsertError::Contended),
         EXISTS => Err(InsertError::Exists),

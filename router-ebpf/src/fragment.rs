@@ -4,11 +4,11 @@
 //! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
 //! to this program again when the first has come.
 
-use router_common::{Stage, fragment::Fragment, packet, reason::Reason};
+use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reason::Reason};
 
 use crate::{
     Exit, Outcome, Transmit, Work, claim, datagrams,
-    established::{address, count_for_rule, touch},
+    established::{address, touch},
     flows, known, local, next_hop, punt, rules, stats,
 };
 
@@ -86,10 +86,10 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
         return Err(if unresolved { Reason::NeighbourUnresolved } else { Reason::TooBig }.into());
     }
     let now = stats::now(work.stats);
-    touch(&mut slot.entry, work, now);
+    touch(&mut slot.entry, work.frame.length(), now);
     let tag = slot.tag();
-    rewrite.apply_addresses(&flow, packet::Frame::bytes_mut(&mut work.frame, 0).ok_or(Reason::Internal)?);
-    count_for_rule(work, tag);
+    rewrite.apply_addresses(&flow, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
+    stats::translated(work.stats, tag, work.frame.length());
     if unresolved || too_big {
         return Err(punt::to_daemon(&work.frame, fragment.ip_length(), &next_hop).into());
     }

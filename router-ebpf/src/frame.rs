@@ -57,6 +57,13 @@ impl XdpFrame {
         (result == 0).then_some(())
     }
 
+    /// The first `N` bytes, if there are so many.
+    #[inline(always)]
+    pub(crate) fn headers<const N: usize>(&mut self) -> Option<Headers<'_, N>> {
+        let length = self.length;
+        Some(Headers { bytes: self.bytes_mut(0)?, length })
+    }
+
     /// Where `N` bytes at `offset` are, if they are in the frame.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
@@ -68,6 +75,30 @@ impl XdpFrame {
         unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
         let start = frame + offset;
         if start + N > self.context.data_end() { None } else { Some(start as *mut [u8; N]) }
+    }
+}
+
+/// The first `N` bytes of a frame, which are there: whoever reads and writes nothing else need look only once where the frame ends.
+pub(crate) struct Headers<'a, const N: usize> {
+    bytes: &'a mut [u8; N],
+    /// Of the whole frame.
+    length: usize,
+}
+
+impl<const N: usize> Frame for Headers<'_, N> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    #[inline(always)]
+    fn bytes<const M: usize>(&self, offset: usize) -> Option<&[u8; M]> {
+        self.bytes[..].bytes(offset)
+    }
+
+    #[inline(always)]
+    fn bytes_mut<const M: usize>(&mut self, offset: usize) -> Option<&mut [u8; M]> {
+        self.bytes[..].bytes_mut(offset)
     }
 }
 

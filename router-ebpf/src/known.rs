@@ -4,7 +4,7 @@
 use aya_log_ebpf::debug;
 use router_common::{
     flow::{Direction, NextHop, Protocol},
-    packet::{Packet, tcp},
+    packet::{Frame as _, Packet, tcp},
     reason::Reason,
     session::{Connection, Seen, Segment, is_in_window},
     table::Slot,
@@ -12,7 +12,7 @@ use router_common::{
 
 use crate::{
     Exit, Outcome, Work, answer, claim,
-    established::{count_for_rule, record, send, touch, translate},
+    established::{send, touch, translate},
     flows, half_open, mss, next_hop, punt, sockets, stats,
 };
 
@@ -28,21 +28,29 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     let rewrite = slot.entry.rewrite();
     let tag = slot.tag();
     let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
+    let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
         Some(next_hop) if first => next_hop,
+        // There may be many of these: a frame that ends before a TCP header would comes here whatever is known. But what a handshake says of
+        // sizes has to be right, and so has who is told that a packet is too big.
+        _ if packet.protocol != Protocol::Tcp
+            && known.is_of(work.settings.next_hop_generation)
+            && packet.ip_length <= known.mtu =>
+        {
+            known
+        }
         _ => next_hop::resolve(work, packet.protocol, rewrite.source, rewrite.destination)?,
     };
     let fast = follow(work, packet, slot);
     let now = stats::now(work.stats);
-    if fast {
-        record(&mut slot.entry, packet, work, now);
-    } else {
-        // What it acknowledges may be made up.
-        touch(&mut slot.entry, work, now);
+    // Otherwise, what it acknowledges may be made up.
+    if fast && packet.tcp_flags & tcp::ACK != 0 {
+        slot.entry.last_acknowledged = packet.acknowledgement;
     }
+    touch(&mut slot.entry, work.frame.length(), now);
     let mut reason = Reason::Forwarded;
     if first {
-        stats::rule(work.stats, tag.rule()).opened += 1;
+        stats::decisions(work.stats, tag.rule()).opened += 1;
         reason = Reason::Opened;
         debug!(
             work.frame.context(),
@@ -70,11 +78,11 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
     if unresolved || packet.ip_length > next_hop.mtu {
-        translate(work, packet, &rewrite)?;
-        count_for_rule(work, tag);
+        translate(work, packet, &slot.entry)?;
+        stats::translated(work.stats, tag, work.frame.length());
         return Err(punt::to_daemon(&work.frame, packet.ip_length, &next_hop).into());
     }
-    send(work, packet, &rewrite, &next_hop, tag, reason)
+    send(work, packet, &slot.entry, &next_hop, tag, reason)
 }
 
 /// Whether an answer is to a connection that this machine itself has made since, from the session's port to the session's target. Two such

@@ -38,7 +38,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use router_common::{
-    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage,
+    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage, packet,
     reason::{Action, Reason},
     settings::Settings,
     stats::CpuStats,
@@ -97,10 +97,14 @@ impl Work {
     /// `None` never happens, but the verifier cannot know.
     #[inline(always)]
     fn new(ctx: XdpContext) -> Option<Self> {
-        let (stats, settings) = (stats::block()?, settings::get()?);
+        Some(Self::with(ctx, stats::block()?, settings::get()?))
+    }
+
+    #[inline(always)]
+    fn with(ctx: XdpContext, stats: &'static mut CpuStats, settings: &'static Settings) -> Self {
         let frame = XdpFrame::new(ctx);
         let ingress = settings.ingress_slot(frame.ingress_index());
-        Some(Self { frame, settings, stats, ingress })
+        Self { frame, settings, stats, ingress }
     }
 
     /// Turns an outcome into the verdict, and counts it.
@@ -184,11 +188,19 @@ fn pls_router(ctx: XdpContext) -> u32 {
 /// Packets of known sessions.
 #[xdp]
 fn forward(ctx: XdpContext) -> u32 {
-    let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };
-    match established::forward(&mut work) {
-        Ok(egress) => work.pass_on(egress),
-        Err(exit) => {
+    let (Some(stats), Some(settings)) = (stats::block(), settings::get()) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // First, since it is a call: what is in registers then would have to be kept on the stack.
+    let now = stats::now(stats);
+    let mut work = Work::with(ctx, stats, settings);
+    match established::forward(&mut work, now) {
+        Some(egress) => work.pass_on(egress),
+        None => {
             stats::received(work.stats, work.ingress, &work.frame);
+            // Which is not for the other programs either.
+            let exit =
+                if packet::is_not_ipv4(&work.frame) { Reason::NotIpv4.into() } else { Exit::To(Stage::Slow) };
             work.finish(&Err(exit))
         }
     }

@@ -129,7 +129,7 @@ fn find_forward(
     };
     let source = SourceKey::new(version, rule, key.source);
     if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
-        stats::rule(counters, rule).denied += 1;
+        stats::decisions(counters, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
     }
     let target = RULES

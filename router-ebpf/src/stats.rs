@@ -6,7 +6,8 @@ use router_common::{
     packet::Frame as _,
     reason::{REASON_SLOTS, Reason},
     session::Ticks,
-    stats::CpuStats,
+    stats::{CpuStats, Decisions},
+    table::Tag,
 };
 
 use crate::{flows, frame::XdpFrame};
@@ -57,8 +58,14 @@ pub(crate) fn left(stats: &mut CpuStats, reason: Reason, frame: &XdpFrame) {
     stats.reasons[reason as usize & (REASON_SLOTS - 1)].count(frame.length() as u64);
 }
 
-/// The counters of a rule.
+/// Counts a frame that leaves for the rule that opened its session.
 #[inline(always)]
-pub(crate) fn rule(stats: &mut CpuStats, rule: u16) -> &mut router_common::stats::RuleStats {
-    &mut stats.rules[rule as usize & (MAX_RULES - 1)]
+pub(crate) fn translated(stats: &mut CpuStats, tag: Tag, length: usize) {
+    stats.translated[tag.counter() & (2 * MAX_RULES - 1)].count(length as u64);
+}
+
+/// What is counted of a rule's decisions.
+#[inline(always)]
+pub(crate) fn decisions(stats: &mut CpuStats, rule: u16) -> &mut Decisions {
+    &mut stats.decisions[rule as usize & (MAX_RULES - 1)]
 }

@@ -42,7 +42,7 @@ async fn look(shared: &Arc<Shared>) -> Result<Look> {
     let looking = move || -> Result<Look> {
         let counted = || -> Result<Counted> {
             let stats = shared.state().plane.counters.read()?;
-            let opened = stats.rules.iter().map(|rule| rule.opened).sum();
+            let opened = stats.decisions.iter().map(|rule| rule.opened).sum();
             Ok(Counted { opened, sessions: u64::from(shared.flows.sessions()) })
         };
         let before = counted()?;

@@ -147,8 +147,8 @@ fn rule_names(shared: &Shared) -> impl Iterator<Item = &str> {
 }
 
 fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounters {
-    let stats = rules.number(name).and_then(|number| stats.rules.get(usize::from(number)));
-    let RuleStats { forward, reply, opened, denied } = stats.copied().unwrap_or_default();
+    let RuleStats { forward, reply, opened, denied } =
+        rules.number(name).map(|number| stats.rule(number)).unwrap_or_default();
     RuleCounters {
         name: name.to_owned(),
         sessions_opened: opened,
@@ -244,7 +244,7 @@ fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) ->
         snat: end(outbound.source, outbound.source_port),
         target: end(outbound.destination, outbound.destination_port),
         state: session.state()?.as_str().to_owned(),
-        age_seconds: seconds(now.nanoseconds_since(forward.entry.opened)),
+        age_seconds: seconds(now.nanoseconds_since(forward.entry.opened())),
         idle_seconds: idle,
         expires_seconds: timeout.as_secs().saturating_sub(idle),
         forward_packets: forward.entry.packets(),

@@ -162,13 +162,13 @@ impl Sweep<'_> {
 
     /// What a young session tells of its target.
     fn gather(&self, forward: &Flow, signs: &mut Gatherer) {
-        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened) {
+        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened()) {
             return;
         }
         let Some(session) = self.flows.session_of(forward) else { return };
         let rewrite = &forward.entry.rewrite();
         let target = (rewrite.destination.into(), rewrite.destination_port.number());
-        signs.note(forward.rule(), target, forward.entry.opened, session.reply.entry.packets() > 0);
+        signs.note(forward.rule(), target, forward.entry.opened(), session.reply.entry.packets() > 0);
     }
 
     /// Most sessions are told alive by their client's direction alone.
@@ -213,7 +213,7 @@ impl Sweep<'_> {
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.
     fn judge_reply(&self, reply: &Flow) -> Verdict {
-        let young = u128::from(self.now.nanoseconds_since(reply.entry.opened)) < YOUNG.as_nanos();
+        let young = u128::from(self.now.nanoseconds_since(reply.entry.opened())) < YOUNG.as_nanos();
         if young {
             return Verdict::Keep;
         }

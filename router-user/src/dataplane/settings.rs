@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use router_common::{
     address::Ipv4,
+    flow::NextHop,
     local::{BROADCAST_ADDRESS, OWN_ADDRESS},
     settings::{Interface, Settings},
     table::{HashSeeds, Regions},
@@ -117,9 +118,9 @@ pub(super) fn route_lookups_were_off(pin: &Path) -> Result<bool> {
     Ok(settings.route_lookups_were_off != 0)
 }
 
-/// 0 means "never resolved" in an entry, which has 16 bits for it.
+/// 0 means "never resolved" in an entry.
 fn next_generation(generation: u32) -> u32 {
-    generation % u32::from(u16::MAX) + 1
+    generation % NextHop::GENERATIONS + 1
 }
 
 /// Random numbers that nobody can guess.

@@ -68,7 +68,7 @@ fn rules_interfaces_and_entries_add_up() {
     world.run(&tcp_packet((STRANGER, 1), (ROUTER, 443), tcp::SYN).build());
 
     let stats = world.dataplane.counters.read().expect("counters");
-    let https = stats.rules[usize::from(world.dataplane.rules.number("https").expect("a rule"))];
+    let https = stats.rule(world.dataplane.rules.number("https").expect("a rule"));
     let expected = RuleStats {
         forward: Counter { packets: 2, bytes: 54 + 154 },
         reply: Counter { packets: 1, bytes: 54 },

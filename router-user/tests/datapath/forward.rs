@@ -187,12 +187,19 @@ fn route_lookups_that_are_off_say_so() {
 #[test]
 fn a_changed_next_hop_is_used_from_the_next_packet_on() {
     let mut world = World::new();
-    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
-    assert_eq!(read(&world.run(&query).frame).destination_mac, FIREWALL_MAC);
+    // One program makes the packets of the one, and another one those of the other, whose frame ends before a TCP header would.
+    let [long, short] = [(5000, &[7; 12][..]), (5001, b"query")]
+        .map(|(port, query)| udp_packet((PLS, port), (ROUTER, 53), query).build());
+    let check = |world: &mut World, mac: [u8; 6], when: &str| {
+        for query in [&long, &short] {
+            assert_eq!(read(&world.run(query).frame).destination_mac, mac, "{when}, {} bytes", query.len());
+        }
+    };
+    check(&mut world, FIREWALL_MAC, "at first");
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:ff dev eth0 nud permanent");
-    assert_eq!(read(&world.run(&query).frame).destination_mac, FIREWALL_MAC, "cached");
+    check(&mut world, FIREWALL_MAC, "cached");
     world.dataplane.settings.invalidate_next_hops().expect("settings");
-    assert_eq!(read(&world.run(&query).frame).destination_mac, [2, 0, 0, 0, 0, 0xff]);
+    check(&mut world, [2, 0, 0, 0, 0, 0xff], "resolved again");
 }
 
 #[test]
@@ -305,7 +312,7 @@ fn the_largest_rule_set_fits_twice() {
     let ran = world.run(&tcp_packet(([10, 2, 127, 9], 40_000), (last, 65534), tcp::SYN).build());
     assert_eq!(ran.reason, Reason::Opened);
     let number = world.dataplane.rules.number("rule-511").expect("the rule has a number");
-    assert_eq!(world.dataplane.counters.read().expect("counters").rules[usize::from(number)].opened, 1);
+    assert_eq!(world.dataplane.counters.read().expect("counters").rule(number).opened, 1);
 }
 
 #[test]

@@ -168,8 +168,8 @@ fn rule_and_session_count_every_fragment() {
     let frames = fragments(&query(5000), 1, 1500);
     forwarded(&mut world, &frames, Reason::Opened);
     let bytes: usize = frames.iter().map(Vec::len).sum();
-    let number = usize::from(world.dataplane.rules.number("dns").expect("a rule"));
-    let rule = world.dataplane.counters.read().expect("counters").rules[number];
+    let number = world.dataplane.rules.number("dns").expect("a rule");
+    let rule = world.dataplane.counters.read().expect("counters").rule(number);
     assert_eq!((rule.forward.packets, rule.forward.bytes), (frames.len() as u64, bytes as u64));
     let mut entries = Vec::new();
     world.dataplane.flows.for_each(|session| {

@@ -92,7 +92,7 @@ fn the_first_pair_that_matches_wins() {
     world.run(&udp_packet((PLS, 5000), (OTHER, 53), b"in").build());
     world.run(&udp_packet((PLS, 5000), ([203, 0, 113, 99], 53), b"out").build());
     let stats = world.dataplane.counters.read().expect("counters");
-    let opened = |name| stats.rules[usize::from(world.dataplane.rules.number(name).expect("a rule"))].opened;
+    let opened = |name| stats.rule(world.dataplane.rules.number(name).expect("a rule")).opened;
     assert_eq!((opened("narrow"), opened("vnet")), (1, 1));
 }
 
