@@ -103,12 +103,7 @@ impl Sum {
     /// Whether words that have their own checksum among them are as they were when it was computed.
     #[inline(always)]
     pub const fn is_intact(self) -> bool {
-        // They are if their sum is -0, a multiple of 2^16 - 1; nothing but zeros sums up to 0. An odd number divides another one if multiplying by its
-        // inverse leaves no more than the largest quotient (Granlund and Montgomery 1994, section 9): one multiplication, and nothing to fold.
-        const WORD: u64 = 0xffff;
-        const INVERSE: u64 = 0xfffe_fffe_fffe_ffff;
-        const { assert!(WORD.wrapping_mul(INVERSE) == 1) };
-        self.0 != 0 && self.0.wrapping_mul(INVERSE) <= u64::MAX / WORD
+        self.fold() == 0xffff
     }
 
     /// The checksum of the words: their sum's complement, as it goes on the wire.
@@ -123,17 +118,14 @@ impl Sum {
         Folded(self.fold())
     }
 
+    /// The words of the sum added up, and the carries out of that, as RFC 1071 wants it: 0 only for nothing at all.
+    ///
+    /// What comes out is what is left of the sum by division by w = 2^16 - 1, with w for 0, and takes one multiplication. Let the sum be q w + r with r from
+    /// 1 to w. The number with a one in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is m r - q: r in every word, less
+    /// q, which is below 2^32, as the sum is below 2^47. So it leaves the uppermost word as it is.
     #[inline(always)]
     const fn fold(self) -> u16 {
-        let sum = self.fold_twice();
-        ((sum & 0xffff) + (sum >> 16)) as u16
-    }
-
-    #[inline(always)]
-    const fn fold_twice(self) -> u64 {
-        // Below 2^47, so below 2^31 + 2^16 after the first round and 0x18000 after the second.
-        let sum = (self.0 & 0xffff) + (self.0 >> 16);
-        (sum & 0xffff) + (sum >> 16)
+        (self.0.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
     }
 }
 
@@ -219,6 +211,14 @@ mod tests {
             assert!(Sum(sum - sum % 0xffff).is_intact(), "{sum:#x}");
         }
         assert!(!Sum::ZERO.is_intact());
+    }
+
+    proptest! {
+        #[test]
+        fn folds_to_the_remainder(sum in 1..=1_u64 << 47, below in 0..47_u32) {
+            let sum = (sum >> below).max(1);
+            prop_assert_eq!(u64::from(Sum(sum).fold()), (sum - 1) % 0xffff + 1);
+        }
     }
 
     /// Changing nothing changes no valid checksum, although the sum of "nothing" is -0.
