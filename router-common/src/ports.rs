@@ -1,8 +1,9 @@
 //! SNAT ports: which to try for a new session, and which are taken where many are.
 //!
 //! A port is taken by the reply flow in the table, and by nothing else: the same port serves sessions to different targets. What
-//! is here only helps to find a free one fast. First a few guesses, the client's own port first. Where they fail, the ports towards
-//! that target are crowded, and a [`Pool`] remembers which ones are taken, so that even the last free port is found at a bounded cost.
+//! is here only helps to find a free one fast. First a few guesses, the client's own port first. Where they fail, there are many sessions with
+//! that target, and a [`Pool`] remembers which ports are taken: one that is need not be tried, which would be a look at the table, and
+//! even the last free one is found at a bounded cost.
 
 use core::mem::size_of;
 
@@ -11,7 +12,11 @@ use crate::{
     atomic::Atomic,
 };
 
-/// How many ports a new session guesses before it asks the pool.
+/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare: one in 30 ports or so is
+/// taken then.
+pub const GUESSES_BEFORE_POOL: u32 = 3;
+
+/// After so many, half of the ports are taken, and it makes one of any that are left. If none is, it tries one port after the other.
 pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
@@ -65,6 +70,30 @@ impl PortRange {
             None => 0,
         };
         Port::new(self.first.wrapping_add(at as u16))
+    }
+
+    /// The first word of a pool's bitmap that has ports of this range.
+    #[inline(always)]
+    const fn first_word(self) -> u32 {
+        self.first as u32 / 64
+    }
+
+    /// How many words have.
+    #[inline(always)]
+    pub const fn words(self) -> u32 {
+        (self.last as u32 / 64).wrapping_sub(self.first_word()).wrapping_add(1)
+    }
+
+    /// One of these words.
+    #[inline(always)]
+    pub const fn any_word(self, random: u32) -> u32 {
+        self.first_word().wrapping_add(((random as u64 * self.words() as u64) >> 32) as u32)
+    }
+
+    /// The word behind one of them, around the range.
+    #[inline(always)]
+    pub const fn word_after(self, word: u32) -> u32 {
+        if word >= self.last as u32 / 64 { self.first_word() } else { word.wrapping_add(1) }
     }
 
     /// The ports of this range among the 64 of a word, as bits.
@@ -155,15 +184,24 @@ impl Pool {
         Atomic::new(&self.used).swap(0);
     }
 
-    /// A free port of the range in this word, now marked as taken.
+    /// Marks a port as taken; whether it was free.
     #[inline(always)]
-    pub fn take_from(&self, word: u32, range: PortRange) -> Take {
+    pub fn take(&self, port: u16) -> bool {
+        let bit = 1 << (port % 64);
+        self.bits(u32::from(port) / 64).or(bit) & bit == 0
+    }
+
+    /// A free port of the range in this word, now marked as taken: which one, nobody is to foresee (RFC 6056).
+    #[inline(always)]
+    pub fn take_from(&self, word: u32, range: PortRange, random: u32) -> Take {
         let word = word % POOL_WORDS;
         let bits = self.bits(word);
         let free = !bits.load() & range.in_word(word);
         if free == 0 {
             return Take::AllTaken;
         }
+        let behind = free & (u64::MAX << (random % 64));
+        let free = if behind == 0 { free } else { behind };
         // The lowest bit, and its number: a count of trailing zeros is a long table in BPF.
         let bit = free & free.wrapping_neg();
         if bits.or(bit) & bit != 0 {
@@ -275,12 +313,14 @@ mod tests {
             .prop_map(|(first, length)| PortRange { first, last: first.saturating_add(length) })
     }
 
-    /// What a program does: every word in turn, from anywhere, until a whole round has nothing.
-    fn take(pool: &Pool, range: PortRange, start: &mut u32) -> Option<u16> {
-        (0..POOL_WORDS).find_map(|_| match pool.take_from(*start, range) {
+    /// What a program does: every word of the range in turn, from any on, until a whole round has nothing.
+    fn take(pool: &Pool, range: PortRange, random: &mut u32) -> Option<u16> {
+        *random = random.wrapping_mul(0x9e37_79b9).wrapping_add(1);
+        let mut word = range.any_word(*random);
+        (0..range.words()).find_map(|_| match pool.take_from(word, range, *random) {
             Take::Port(port) => Some(port),
             Take::Lost | Take::AllTaken => {
-                *start = start.wrapping_add(1);
+                word = range.word_after(word);
                 None
             }
         })
@@ -298,16 +338,16 @@ mod tests {
 
         /// Every port of the range is given out once, and none beyond it; then freed ones are, in any order.
         #[test]
-        fn a_pool_gives_out_every_port_once(range in ranges(), mut start in any::<u32>(), freed in proptest::collection::vec(any::<u16>(), 0..50)) {
+        fn a_pool_gives_out_every_port_once(range in ranges(), mut random in any::<u32>(), freed in proptest::collection::vec(any::<u16>(), 0..50)) {
             let pool = pool();
-            let taken: HashSet<u16> = (0..range.size()).map(|_| take(&pool, range, &mut start).unwrap()).collect();
+            let taken: HashSet<u16> = (0..range.size()).map(|_| take(&pool, range, &mut random).unwrap()).collect();
             prop_assert_eq!(taken.len() as u32, range.size());
             prop_assert!(taken.iter().all(|port| range.contains(*port)));
-            prop_assert_eq!(take(&pool, range, &mut start), None);
+            prop_assert_eq!(take(&pool, range, &mut random), None);
             prop_assert_eq!(pool.taken(), range.size());
             let freed: HashSet<u16> = freed.into_iter().filter(|port| range.contains(*port)).collect();
             freed.iter().for_each(|port| pool.clear(*port));
-            let again: HashSet<u16> = std::iter::from_fn(|| take(&pool, range, &mut start)).collect();
+            let again: HashSet<u16> = std::iter::from_fn(|| take(&pool, range, &mut random)).collect();
             prop_assert_eq!(again, freed);
         }
     }
@@ -336,6 +376,7 @@ mod tests {
         assert!(pool.claim() && !pool.claim());
         pool.set(9);
         assert!(pool.is_taken(9) && pool.is_used());
+        assert!(pool.take(10) && !pool.take(10) && !pool.take(9) && pool.is_taken(10));
         pool.release();
         assert!(!pool.is_used() && !pool.is_taken(9));
     }

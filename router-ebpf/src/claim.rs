@@ -6,7 +6,7 @@ use router_common::{
     address::{Ipv4, Port},
     flow::{Direction, FlowKey, NextHop, Protocol},
     packet::Packet,
-    ports::{GUESSES, POOL_WORDS, PoolKey, PortRange, Take},
+    ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, PortRange, Take},
     reason::Reason,
     session::Seen,
     settings::Settings,
@@ -138,7 +138,7 @@ pub(crate) fn prepare(
     opening.key = packet.key;
     opening.slot = NOWHERE;
     opening.pool = NO_POOL;
-    opening.word = random % POOL_WORDS;
+    opening.word = ports.any_word(random);
     opening.empty_words = 0;
     opening.claim = Claim::Searching as u32;
     opening.phase = Phase::Guess as u32;
@@ -263,19 +263,20 @@ const MAX_STEPS: u32 = 2 << 20;
 /// Ranges up to this size are searched port by port as quickly as by a pool.
 const SMALL: u32 = 64;
 
-/// Finds the pool of the session that is being opened, or else makes one if `make` is not 0, and has the search go on in it. A global
-/// function: the verifier looks at it apart from its caller, and the caller needs less stack.
+/// Finds the pool of the session that is being opened, or else makes one of the first `among`, and has the search go on in it. Where even all of
+/// them are too few, it goes on port by port. A global function: the verifier looks at it apart from its caller, and the caller needs less
+/// stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn choose_pool(make: u32) -> u32 {
+extern "C" fn choose_pool(among: u32) -> u32 {
     let Some(opening) = scratch() else { return 0 };
     let key = opening.pool_key();
-    let index = if make == 0 {
+    let index = if among == 0 {
         pools::find(&key)
     } else if opening.ports.size() <= SMALL {
         None
     } else {
-        pools::find_or_make(&key)
+        pools::find_or_make(&key, among)
     };
     match index.and_then(|index| Some((index, pools::pool(index)?))) {
         Some((index, pool)) => {
@@ -283,12 +284,17 @@ extern "C" fn choose_pool(make: u32) -> u32 {
             opening.phase = Phase::Pool as u32;
             opening.frees = pool.frees();
             // Then there is nothing to look for.
-            opening.empty_words = if pool.is_exhausted(opening.ports) { POOL_WORDS } else { 0 };
+            opening.empty_words = if pool.is_exhausted(opening.ports) { opening.ports.words() } else { 0 };
         }
-        None if make != 0 => opening.phase = Phase::InTurn as u32,
+        None if among == pools::ALL => opening.phase = Phase::InTurn as u32,
         None => {}
     }
     0
+}
+
+#[inline(always)]
+fn pools_to_spare() -> u32 {
+    settings::get().map_or(0, |settings| settings.pools_to_spare)
 }
 
 /// Has the search go on with the next SNAT address, or says that all have been searched. A global function, see above.
@@ -342,14 +348,24 @@ extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
 unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
     let Some(opening) = scratch() else { return 1 };
     if opening.phase == Phase::Guess as u32 {
-        // The client's own port comes first; then, where ports are crowded, guessing is a waste.
-        if opening.guesses == 1 || opening.guesses == GUESSES {
-            choose_pool(u32::from(opening.guesses == GUESSES));
-        }
+        match opening.guesses {
+            0 => choose_pool(0),
+            GUESSES_BEFORE_POOL => choose_pool(pools_to_spare()),
+            GUESSES => choose_pool(pools::ALL),
+            _ => 0,
+        };
     }
+    let own = opening.key.source_port;
     let port = if opening.phase == Phase::Guess as u32 {
         opening.guesses += 1;
-        opening.ports.guess(opening.guesses - 1, opening.key.source_port, opening.random)
+        opening.ports.guess(opening.guesses - 1, own, opening.random)
+    } else if opening.phase == Phase::Pool as u32 && opening.guesses == 0 {
+        // As a guess would be, the client's own port comes first, unless it is known to be taken.
+        opening.guesses = 1;
+        match pools::pool(opening.pool) {
+            Some(pool) if opening.ports.contains(own.number()) && pool.take(own.number()) => own,
+            _ => return 0,
+        }
     } else if opening.phase == Phase::InTurn as u32 {
         if opening.in_turn >= opening.ports.size() {
             return another_address();
@@ -358,19 +374,19 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
         opening.ports.in_turn(opening.random, opening.in_turn)
     } else {
         let Some(pool) = pools::pool(opening.pool) else { return 1 };
-        if opening.empty_words >= POOL_WORDS {
+        if opening.empty_words >= opening.ports.words() {
             return another_address();
         }
-        match pool.take_from(opening.word, opening.ports) {
+        match pool.take_from(opening.word, opening.ports, opening.random) {
             Take::Port(number) => {
                 opening.empty_words = 0;
                 Port::new(number)
             }
             Take::Lost => return 0,
             Take::AllTaken => {
-                opening.word = opening.word.wrapping_add(1) % POOL_WORDS;
+                opening.word = opening.ports.word_after(opening.word);
                 opening.empty_words += 1;
-                if opening.empty_words < POOL_WORDS {
+                if opening.empty_words < opening.ports.words() {
                     return 0;
                 }
                 pool.set_exhausted(opening.frees, opening.ports);

@@ -7,7 +7,12 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
-use router_common::ports::{Pool, PoolKey};
+use router_common::{
+    ports::{Pool, PoolKey},
+    session::Ticks,
+};
+
+use crate::flows;
 
 /// Which pool belongs to which target. Inserted by the programs where ports have become crowded, removed by the daemon where they
 /// are no more. Sized by the daemon: crowds need sessions, so there cannot be many.
@@ -18,15 +23,24 @@ static POOLS: HashMap<PoolKey, u32> = HashMap::with_max_entries(16, 0);
 #[map]
 static POOL_BITS: Array<Pool> = Array::with_max_entries(16, BPF_F_MMAPABLE);
 
-/// One a CPU: the search for a pool that is not in use.
+/// The search for a pool that is not in use.
+struct Search {
+    /// The pool, or [`NONE`].
+    found: u32,
+    /// How many pools there were the last time that all were in use, and when that was.
+    looked_at: u32,
+    at: Ticks,
+}
+
+/// One a CPU.
 #[map]
-static POOL_SEARCH: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+static POOL_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
 
 /// No pool.
 const NONE: u32 = u32::MAX;
 
 /// More than there can be.
-const MAX_POOLS: u32 = 1 << 16;
+pub(crate) const ALL: u32 = 1 << 16;
 
 /// The pool of this number.
 #[inline(always)]
@@ -41,19 +55,28 @@ pub(crate) fn find(key: &PoolKey) -> Option<u32> {
     unsafe { POOLS.get(key) }.copied()
 }
 
-/// The number of a target's pool, which is made if there is none. `None` if all are in use.
+/// The number of a target's pool, which is made if there is none, of the first so many. `None` if these are in use.
 #[inline(always)]
-pub(crate) fn find_or_make(key: &PoolKey) -> Option<u32> {
+pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     if let Some(index) = find(key) {
         return Some(index);
     }
-    *scratch()? = NONE;
-    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
-    unsafe { bpf_loop(MAX_POOLS, claim as *const () as *mut c_void, core::ptr::null_mut(), 0) };
-    let index = *scratch()?;
-    if index == NONE {
+    let search = scratch()?;
+    let now = flows::now();
+    // That takes a while, and only the daemon gives pools back.
+    if search.looked_at >= among && search.at == now {
         return None;
     }
+    search.found = NONE;
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+    unsafe { bpf_loop(among, claim as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    let search = scratch()?;
+    let index = search.found;
+    if index == NONE {
+        (search.looked_at, search.at) = (among, now);
+        return None;
+    }
+    search.looked_at = 0;
     match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
         Ok(()) => Some(index),
         // Another CPU has made one at the same time.
@@ -66,16 +89,17 @@ pub(crate) fn find_or_make(key: &PoolKey) -> Option<u32> {
 
 /// One step of the search for a pool that is not in use. A callback of `bpf_loop`; 1 ends it.
 unsafe extern "C" fn claim(index: u32, _context: *mut c_void) -> i64 {
-    let (Some(pool), Some(found)) = (pool(index), scratch()) else { return 1 };
+    let (Some(pool), Some(search)) = (pool(index), scratch()) else { return 1 };
     if pool.claim() {
-        *found = index;
+        search.found = index;
         return 1;
     }
     0
 }
 
 #[inline(always)]
-fn scratch() -> Option<&'static mut u32> {
-    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it.
-    POOL_SEARCH.get_ptr_mut(0).map(|found| unsafe { &mut *found })
+fn scratch() -> Option<&'static mut Search> {
+    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a value of
+    // every field.
+    POOL_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }

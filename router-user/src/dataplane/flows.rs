@@ -315,13 +315,18 @@ impl FlowTable {
         self.pools().clear(freed)
     }
 
+    /// How many pools of ports targets may have that are not yet crowded.
+    pub fn pools_to_spare(&self) -> u32 {
+        self.pools().to_spare()
+    }
+
     /// Gives back pools of ports that are not needed any more; to be called once a sweep.
     ///
     /// # Errors
     /// When they cannot be read or written.
     pub fn clean_pools(&self, range_size: u32) -> Result<()> {
         let mut pools = self.pools();
-        pools.clean(range_size / 4)?;
+        pools.clean(range_size / 64)?;
         pools.reconcile(|reply| self.get(reply).is_some())
     }
 

@@ -180,7 +180,7 @@ impl Dataplane {
         };
         let flows = FlowTable::new(maps, settings.current())?;
         flows.set_capacity(options.sessions);
-        settings.set_limits(flows.regions(), options.half_open_per_source)?;
+        settings.set_limits(flows.regions(), flows.pools_to_spare(), options.half_open_per_source)?;
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;

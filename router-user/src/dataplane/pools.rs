@@ -11,9 +11,10 @@ use std::os::fd::AsFd as _;
 
 use super::shared_memory::SharedArray;
 
-/// How many pools a table of this many sessions needs: a pool is made where ports are crowded, which takes thousands of sessions.
+/// How many pools a table of this many sessions needs. Half of them are for targets that are crowded, which takes thousands of sessions each; the
+/// others are to spare ([`PoolTable::to_spare`]) for targets with some two thousand.
 pub(super) fn pools_for(sessions: u32) -> u32 {
-    (sessions / 8192).clamp(8, 4096)
+    (sessions / 2048).clamp(8, 4096)
 }
 
 /// The pools.
@@ -27,7 +28,7 @@ pub(super) struct PoolTable {
 }
 
 /// A look at the marks of all pools takes so many calls of [`PoolTable::reconcile`].
-const SHARES: u32 = 16;
+const SHARES: u32 = 64;
 
 impl PoolTable {
     pub(super) fn new(keys: Map, bits: Map) -> Result<Self> {
@@ -46,6 +47,11 @@ impl PoolTable {
             .filter(|index| !known.contains(index) && self.pools.get(*index).is_some_and(Pool::is_used))
             .collect();
         Ok(())
+    }
+
+    /// How many pools are for targets whose ports are not yet crowded.
+    pub(super) fn to_spare(&self) -> u32 {
+        self.pools.len() / 2
     }
 
     fn all(&self) -> Result<Vec<(PoolKey, u32)>> {
@@ -72,16 +78,16 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Gives back pools whose ports are not crowded any more. To be called from time to time, at least a second apart: what one call takes
+    /// Gives back pools that mark fewer ports than this. To be called from time to time, at least a second apart: what one call takes
     /// out of sight, the next one makes free.
-    pub(super) fn clean(&mut self, crowded: u32) -> Result<()> {
+    pub(super) fn clean(&mut self, few: u32) -> Result<()> {
         for index in self.leaving.drain(..) {
             if let Some(pool) = self.pools.get(index) {
                 pool.release();
             }
         }
         for (key, index) in self.all()? {
-            if self.pools.get(index).is_some_and(|pool| pool.taken() < crowded) {
+            if self.pools.get(index).is_some_and(|pool| pool.taken() < few) {
                 match self.keys.remove(&key) {
                     Ok(()) => self.leaving.push(index),
                     Err(MapError::KeyNotFound) => {}

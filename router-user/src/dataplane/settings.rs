@@ -46,8 +46,14 @@ impl SettingsTable {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_limits(&mut self, regions: Regions, half_open_per_source: u32) -> Result<()> {
+    pub fn set_limits(
+        &mut self,
+        regions: Regions,
+        pools_to_spare: u32,
+        half_open_per_source: u32,
+    ) -> Result<()> {
         self.current.regions = regions;
+        self.current.pools_to_spare = pools_to_spare;
         self.current.half_open_per_source = half_open_per_source;
         self.write()
     }

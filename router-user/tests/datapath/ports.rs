@@ -39,6 +39,29 @@ fn the_clients_port_is_kept_when_it_is_free_and_changed_when_not() {
 }
 
 #[test]
+fn the_clients_port_is_kept_when_it_is_free_however_many_are_not() {
+    let ports = PortRange { first: 30_000, last: 30_199 };
+    let mut world = open_masquerade(Setup { ports, ..Setup::default() });
+    let mut open = |port| {
+        let ran = world.run(&udp_packet(([10, 0, 2, 70], port), (OTHER, 53), b"x").build());
+        assert_eq!(ran.reason, Reason::Opened, "from port {port}");
+        read(&ran.frame).source.1
+    };
+    let mut taken: HashSet<u16> = (1000..1150).map(&mut open).collect();
+    assert_eq!(taken.len(), 150);
+    for port in ports.first..=ports.last {
+        // Of those that have been asked for, some are taken by then that were free at first.
+        let was_free = taken.insert(port);
+        if taken.len() > 200 - 10 {
+            break;
+        }
+        let given = open(port);
+        assert_eq!(given == port, was_free, "port {port} becomes {given}");
+        assert!(was_free || taken.insert(given), "port {given} is given out twice");
+    }
+}
+
+#[test]
 fn ports_stay_in_the_range_and_run_out_with_a_reason() {
     let ports = PortRange { first: 30_000, last: 30_015 };
     let mut world = open_masquerade(Setup { ports, ..Setup::default() });
@@ -176,7 +199,7 @@ fn crowded() -> (World, std::net::UdpSocket) {
 
 /// A while of sweeps.
 fn clean_pools(world: &World) {
-    for _ in 0..16 {
+    for _ in 0..64 {
         world.dataplane.flows.clean_pools(200).expect("pools");
     }
 }
