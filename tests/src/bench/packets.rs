@@ -69,10 +69,14 @@ pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
 pub(crate) fn by_shape(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
     let about = "What packets look like and which way they go: frames of 64 bytes and IP packets of 1500, of UDP and of established TCP\n\
-                 connections (ACK and data), to the target and back from it."
+                 connections (ACK and data), to the target and back from it. Sessions are of one protocol at a time."
         .to_owned();
     let mut section = Section::new(setup, "packets, sessions", about);
     for transport in [Transport::Udp, Transport::Tcp] {
+        // The sessions of the other one are not to be in the way.
+        for bench in &mut benches {
+            bench.forget_sessions(setup)?;
+        }
         for flows in FEW_AND_MANY {
             for (length, name) in [(FRAME, "64"), (LONG_FRAME, "1500")] {
                 for direction in [Direction::Forward, Direction::Reply] {
