@@ -119,10 +119,10 @@ impl Port {
         u16::from_be_bytes(self.0)
     }
 
-    /// This port and another behind it, as source and destination stand in a packet.
+    /// This port and another behind it in one number, as source and destination stand in a packet: the first byte is the lowest.
     #[inline(always)]
-    pub const fn then(self, next: Self) -> [u8; 4] {
-        ((next.word() as u32) << 16 | self.word() as u32).to_le_bytes()
+    pub const fn and(self, next: Self) -> u32 {
+        (next.word() as u32) << 16 | self.word() as u32
     }
 
     /// Its bytes as one number, the first one the lowest: as it stands in a packet, and not its [`number`](Self::number).

@@ -10,7 +10,7 @@ use core::mem::{align_of, offset_of, size_of};
 use crate::{
     address::{Address, Ipv4, Ipv6, Mac, Port},
     checksum::Folded,
-    packet::{Frame, Packet},
+    packet::{Frame, L4, Packet},
     rewrite::{Link, Rewrite},
     session::Ticks,
 };
@@ -118,7 +118,7 @@ impl<A: Address> FlowKey<A> {
     /// Both ports in one number, as they stand in a packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
-        u32::from_le_bytes(self.source_port.then(self.destination_port))
+        self.source_port.and(self.destination_port)
     }
 
     /// The ports and, above them, the protocol's number.
@@ -298,6 +298,13 @@ impl FlowEntry<Ipv4> {
         // beside the structure). Read as one, since all that is done with them is to write both at once.
         let addresses = unsafe { core::ptr::from_ref(self).cast::<u64>().read() };
         Rewrite::from_words(addresses, self.ports)
+    }
+
+    /// Makes the IP header of a packet of this flow what it becomes, and nothing behind it: of a fragment that is not the first. As
+    /// [`translate`](Self::translate) otherwise.
+    #[inline(always)]
+    pub fn translate_header(&self, headers: &mut [u8; L4]) {
+        self.rewrite().apply_to_header(self.header_change, headers);
     }
 
     /// Makes a packet of this flow, which [`packet::parse`](crate::packet::parse) has read from this frame, what it becomes: addresses, ports or

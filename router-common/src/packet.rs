@@ -54,10 +54,10 @@ pub trait Frame {
     /// The frame's length in bytes.
     fn length(&self) -> usize;
 
-    /// The `N` bytes at `offset`, if the frame is that long.
+    /// The `N` bytes at `offset`, if the frame is that long, or as much of it as can be seen here.
     fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
 
-    /// The `N` bytes at `offset` to write, if the frame is that long.
+    /// The `N` bytes at `offset` to write, if the same is so.
     fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 }
 

@@ -5,18 +5,18 @@
 //! that target, and a [`Pool`] remembers which ports are taken: one that is need not be tried, which would be a look at the table, and
 //! even the last free one is found at a bounded cost.
 
-use core::mem::size_of;
+use core::{mem::size_of, ops::Range};
 
 use crate::{
     address::{Ipv4, Port},
     atomic::Atomic,
 };
 
-/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare: one in 30 ports or so is
-/// taken then.
+/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
+/// the first of which fails then, that takes one in 30 of the range; where they do not, one in 10.
 pub const GUESSES_BEFORE_POOL: u32 = 3;
 
-/// After so many, half of the ports are taken, and it makes one of any that are left. If none is, it tries one port after the other.
+/// After so many, a third of the ports or more are taken, and it makes one of any that are left. If none is, it tries one port after the other.
 pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
@@ -171,6 +171,7 @@ impl Pool {
     }
 
     /// Whether it is in use.
+    #[inline(always)]
     pub fn is_used(&self) -> bool {
         Atomic::new(&self.used).load() != 0
     }
@@ -226,6 +227,19 @@ impl Pool {
     /// Whether a port is marked as taken.
     pub fn is_taken(&self, port: u16) -> bool {
         self.bits(u32::from(port) / 64).load() & 1 << (port % 64) != 0
+    }
+
+    /// The ports that are marked as taken in these words.
+    pub fn taken_in(&self, words: Range<u32>) -> impl Iterator<Item = u16> {
+        words.flat_map(|word| {
+            let mut bits = self.bits(word).load();
+            core::iter::from_fn(move || {
+                let bit = bits.trailing_zeros();
+                // Without it; of none, there is nothing to be left.
+                bits &= bits.wrapping_sub(1);
+                (bit < 64).then(|| (word * 64 + bit) as u16)
+            })
+        })
     }
 
     /// How many ports are marked as taken.
@@ -349,6 +363,7 @@ mod tests {
             freed.iter().for_each(|port| pool.clear(*port));
             let again: HashSet<u16> = std::iter::from_fn(|| take(&pool, range, &mut random)).collect();
             prop_assert_eq!(again, freed);
+            prop_assert_eq!(pool.taken_in(0..POOL_WORDS).collect::<HashSet<_>>(), taken);
         }
     }
 

@@ -66,8 +66,8 @@ impl<A: Address> Rewrite<A> {
     #[inline(always)]
     pub(crate) fn change(&self, header: Folded, from: &FlowKey<A>) -> Change {
         let ports = Sum::ZERO
-            .remove_pair(from.source_port.then(from.destination_port))
-            .add_pair(self.source_port.then(self.destination_port));
+            .remove_pair(from.ports().to_le_bytes())
+            .add_pair(self.source_port.and(self.destination_port).to_le_bytes());
         // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and after.
         let l4 = match from.protocol() {
             Some(Protocol::Icmp) => ports,
@@ -115,13 +115,13 @@ impl Rewrite<Ipv4> {
         match packet.protocol {
             Protocol::Tcp => {
                 let header = frame.bytes_mut::<18>(L4)?;
-                store32::<0, _>(header, self.ports());
+                store32::<0, _>(header, self.source_port.and(self.destination_port));
                 let old = load16::<16, _>(header).to_le_bytes();
                 store16::<16, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
             Protocol::Udp => {
                 let header = frame.bytes_mut::<8>(L4)?;
-                store32::<0, _>(header, self.ports());
+                store32::<0, _>(header, self.source_port.and(self.destination_port));
                 let old = load16::<6, _>(header).to_le_bytes();
                 store16::<6, _>(header, u16::from_le_bytes(change.l4.apply_udp(old)));
             }
@@ -134,7 +134,7 @@ impl Rewrite<Ipv4> {
             }
         }
         let headers = frame.bytes_mut(0)?;
-        self.apply_ip(change.header, headers);
+        self.apply_to_header(change.header, headers);
         if let Some(link) = link {
             link.apply(headers);
         }
@@ -144,16 +144,11 @@ impl Rewrite<Ipv4> {
     /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the TTL one less.
     #[inline(always)]
     pub fn apply_addresses(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; L4]) {
-        self.apply_ip(self.header_change(from), headers);
+        self.apply_to_header(self.header_change(from), headers);
     }
 
     #[inline(always)]
-    fn ports(&self) -> u32 {
-        u32::from_le_bytes(self.source_port.then(self.destination_port))
-    }
-
-    #[inline(always)]
-    fn apply_ip(&self, change: Folded, headers: &mut [u8; L4]) {
+    pub(crate) fn apply_to_header(&self, change: Folded, headers: &mut [u8; L4]) {
         // TTL and protocol in the lower half, the checksum in the upper one.
         let word = load32::<IPV4_TTL, _>(headers);
         let [_, _, checksum @ ..] = word.to_le_bytes();

@@ -147,9 +147,10 @@ impl Regions {
 
 /// The key of the table's hash function: drawn at random when the table is made.
 ///
-/// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997), of 32 bits but for the last one, which has 40: for any
-/// two flows, the probability over the seeds that they start in the same of `n` buckets is at most about `2/n`, for `n` up to 2^25. A fixed
-/// permutation of its 32 bits behind it keeps regular keys (ports in a row) from making regular chains.
+/// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997): for any two flows, the probability over the seeds that they
+/// start in the same of `n` buckets is at most about `2/n`. The last word is the ports and, above them, the protocol; the numbers of any two protocols differ
+/// by an odd one, so that this is true of it, too, but for UDP and ICMP between the same ends, where it is `16/n`. A fixed permutation of
+/// its 32 bits behind it keeps regular keys (ports in a row) from making regular chains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct HashSeeds {

@@ -264,7 +264,7 @@ const MAX_STEPS: u32 = 2 << 20;
 const SMALL: u32 = 64;
 
 /// Finds the pool of the session that is being opened, or else makes one of the first `among`, and has the search go on in it. Where even all of
-/// them are too few, it goes on port by port. A global function: the verifier looks at it apart from its caller, and the caller needs less
+/// them are too few, or the range is too small for one, it goes on port by port. A global function: the verifier looks at it apart from its caller, and the caller needs less
 /// stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -436,7 +436,9 @@ fn release(settings: &Settings) {
     if let Some(slot) = flows::find(&opening.reply_key, settings) {
         slot.withdraw(slot.tag(), flows::now());
     }
-    if let Some(pool) = pools::pool(opening.pool) {
+    // Where there was none, another CPU may have made one since, and marked the port. Looked for after the flow is gone, see `Pool`.
+    let index = if opening.pool == NO_POOL { pools::find(&opening.pool_key()) } else { Some(opening.pool) };
+    if let Some(pool) = index.and_then(pools::pool) {
         pool.clear(opening.reply_key.destination_port.number());
     }
 }

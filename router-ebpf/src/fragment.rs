@@ -88,7 +88,7 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let now = stats::now(work.stats);
     touch(&mut slot.entry, work.frame.length(), now);
     let tag = slot.tag();
-    rewrite.apply_addresses(&flow, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
+    slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     stats::translated(work.stats, tag, work.frame.length());
     if unresolved || too_big {
         return Err(punt::to_daemon(&work.frame, fragment.ip_length(), &next_hop).into());

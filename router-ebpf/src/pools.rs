@@ -14,8 +14,8 @@ use router_common::{
 
 use crate::flows;
 
-/// Which pool belongs to which target. Inserted by the programs where ports have become crowded, removed by the daemon where they
-/// are no more. Sized by the daemon: crowds need sessions, so there cannot be many.
+/// Which pool belongs to which target. Inserted by the programs where ports are tried in vain, removed by the daemon where few are taken. Sized
+/// by the daemon: that needs many sessions with a target, so there cannot be many.
 #[map]
 static POOLS: HashMap<PoolKey, u32> = HashMap::with_max_entries(16, 0);
 
@@ -27,8 +27,8 @@ static POOL_BITS: Array<Pool> = Array::with_max_entries(16, BPF_F_MMAPABLE);
 struct Search {
     /// The pool, or [`NONE`].
     found: u32,
-    /// How many pools there were the last time that all were in use, and when that was.
-    looked_at: u32,
+    /// How many were searched in vain, and when, the last time that it was so.
+    in_vain: u32,
     at: Ticks,
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     let search = scratch()?;
     let now = flows::now();
     // That takes a while, and only the daemon gives pools back.
-    if search.looked_at >= among && search.at == now {
+    if search.in_vain >= among && search.at == now {
         return None;
     }
     search.found = NONE;
@@ -73,10 +73,10 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     let search = scratch()?;
     let index = search.found;
     if index == NONE {
-        (search.looked_at, search.at) = (among, now);
+        (search.in_vain, search.at) = (among, now);
         return None;
     }
-    search.looked_at = 0;
+    search.in_vain = 0;
     match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
         Ok(()) => Some(index),
         // Another CPU has made one at the same time.
@@ -90,7 +90,8 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
 /// One step of the search for a pool that is not in use. A callback of `bpf_loop`; 1 ends it.
 unsafe extern "C" fn claim(index: u32, _context: *mut c_void) -> i64 {
     let (Some(pool), Some(search)) = (pool(index), scratch()) else { return 1 };
-    if pool.claim() {
+    // Most are another's, and whoever only looks does not take their memory from other CPUs.
+    if !pool.is_used() && pool.claim() {
         search.found = index;
         return 1;
     }

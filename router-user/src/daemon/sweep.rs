@@ -98,7 +98,10 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),
     }
-    if let Err(error) = flows.clean_pools(shared.snat_ports()) {
+    let taken = shared.state().sessions.by_pool.clone();
+    if let Err(error) =
+        flows.clean_pools(shared.snat_ports(), |target| taken.get(target).copied().unwrap_or_default())
+    {
         warn!("{error:#}");
     }
     signs

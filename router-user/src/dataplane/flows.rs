@@ -13,6 +13,7 @@ use router_common::{
     address::Ipv4,
     flow::{Direction, FlowEntry, FlowKey, Protocol},
     half_open_slot,
+    ports::PoolKey,
     session::{Seen, State, Ticks},
     settings::Settings,
     table::{BUCKET, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
@@ -22,6 +23,9 @@ use super::{
     pools::{PoolTable, pool_key},
     shared_memory::SharedArray,
 };
+
+/// A target that has no more than one port in so many needs no pool: half of those that it had when it got one.
+const FEW_PORTS: u32 = 64;
 
 /// Of so many flows of the targets' direction, a sweep shows one.
 pub const REPLY_SHARE: u32 = 16;
@@ -320,13 +324,16 @@ impl FlowTable {
         self.pools().to_spare()
     }
 
-    /// Gives back pools of ports that are not needed any more; to be called once a sweep.
+    /// Gives back pools of ports that are not needed any more, and marks of ports that nobody has; to be called once a sweep.
+    ///
+    /// `taken`: how many sessions there are with a target, as far as is known; its pool may not have marked them all yet.
     ///
     /// # Errors
     /// When they cannot be read or written.
-    pub fn clean_pools(&self, range_size: u32) -> Result<()> {
+    pub fn clean_pools(&self, range_size: u32, taken: impl Fn(&PoolKey) -> u32) -> Result<()> {
         let mut pools = self.pools();
-        pools.clean(range_size / 64)?;
+        let few = range_size / FEW_PORTS;
+        pools.clean(|target, marked| marked.max(taken(target)) <= few)?;
         pools.reconcile(|reply| self.get(reply).is_some())
     }
 
@@ -471,7 +478,7 @@ pub struct Audit {
 }
 
 /// The pool that a session's port belongs to, for counting.
-pub fn port_pool(forward: &Flow) -> router_common::ports::PoolKey {
+pub fn port_pool(forward: &Flow) -> PoolKey {
     pool_key(&forward.twin())
 }
 

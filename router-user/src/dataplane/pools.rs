@@ -5,14 +5,14 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use router_common::{
     address::{Ipv4, Port},
     flow::{FlowKey, Protocol},
-    ports::{Pool, PoolKey},
+    ports::{POOL_WORDS, Pool, PoolKey},
 };
-use std::os::fd::AsFd as _;
+use std::{collections::HashSet, os::fd::AsFd as _};
 
 use super::shared_memory::SharedArray;
 
-/// How many pools a table of this many sessions needs. Half of them are for targets that are crowded, which takes thousands of sessions each; the
-/// others are to spare ([`PoolTable::to_spare`]) for targets with some two thousand.
+/// How many pools a table of this many sessions needs. Half of them are only for targets that are crowded, which takes thousands of sessions
+/// each; the others are to spare ([`PoolTable::to_spare`]), which takes some two thousand.
 pub(super) fn pools_for(sessions: u32) -> u32 {
     (sessions / 2048).clamp(8, 4096)
 }
@@ -22,34 +22,36 @@ pub(super) struct PoolTable {
     keys: HashMap<MapData, PoolKey, u32>,
     pools: SharedArray<Pool>,
     /// Pools that nobody can find any more, to be given back when no program can have them either.
-    leaving: Vec<u32>,
+    leaving: HashSet<u32>,
     /// Which of [`SHARES`] was looked at last.
     share: u32,
 }
 
 /// A look at the marks of all pools takes so many calls of [`PoolTable::reconcile`].
-const SHARES: u32 = 64;
+pub(super) const SHARES: u32 = 16;
 
 impl PoolTable {
     pub(super) fn new(keys: Map, bits: Map) -> Result<Self> {
         let Map::Array(bits) = bits else { bail!("the pools are not an array") };
         let count = bits.info().context("cannot examine the pools")?.max_entries();
         let pools = SharedArray::map(bits.fd().as_fd(), count).context("cannot map the pools")?;
-        let mut table = Self { keys: keys.try_into()?, pools, leaving: Vec::new(), share: 0 };
+        let mut table = Self { keys: keys.try_into()?, pools, leaving: HashSet::new(), share: 0 };
         table.adopt()?;
         Ok(table)
     }
 
     /// Gives back pools that an earlier daemon was about to give back.
     fn adopt(&mut self) -> Result<()> {
-        let known: Vec<u32> = self.all()?.into_iter().map(|(_, index)| index).collect();
-        self.leaving = (0..self.pools.len())
-            .filter(|index| !known.contains(index) && self.pools.get(*index).is_some_and(Pool::is_used))
-            .collect();
+        // In this order: a pool that a program makes meanwhile is none of them.
+        self.leaving =
+            (0..self.pools.len()).filter(|index| self.pools.get(*index).is_some_and(Pool::is_used)).collect();
+        for (_, index) in self.all()? {
+            self.leaving.remove(&index);
+        }
         Ok(())
     }
 
-    /// How many pools are for targets whose ports are not yet crowded.
+    /// How many pools there are for targets whose ports are not yet crowded, too.
     pub(super) fn to_spare(&self) -> u32 {
         self.pools.len() / 2
     }
@@ -78,18 +80,25 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Gives back pools that mark fewer ports than this. To be called from time to time, at least a second apart: what one call takes
-    /// out of sight, the next one makes free.
-    pub(super) fn clean(&mut self, few: u32) -> Result<()> {
-        for index in self.leaving.drain(..) {
+    /// Gives back pools of targets whose ports in use are `few`: told by the target, and by how many the pool marks. To be called from time
+    /// to time, at least a second apart: what one call takes out of sight, the next one makes free.
+    pub(super) fn clean(&mut self, few: impl Fn(&PoolKey, u32) -> bool) -> Result<()> {
+        let all = self.all()?;
+        // One that a program was about to make when it was thought to be leaving has a key since.
+        for (_, index) in &all {
+            self.leaving.remove(index);
+        }
+        for index in self.leaving.drain() {
             if let Some(pool) = self.pools.get(index) {
                 pool.release();
             }
         }
-        for (key, index) in self.all()? {
-            if self.pools.get(index).is_some_and(|pool| pool.taken() < few) {
+        for (key, index) in all {
+            if self.pools.get(index).is_some_and(|pool| few(&key, pool.taken())) {
                 match self.keys.remove(&key) {
-                    Ok(()) => self.leaving.push(index),
+                    Ok(()) => {
+                        self.leaving.insert(index);
+                    }
                     Err(MapError::KeyNotFound) => {}
                     Err(error) => return Err(error).context("cannot remove a pool of ports"),
                 }
@@ -102,13 +111,12 @@ impl PoolTable {
     /// tried again for every session, and the socket goes without a word; and a daemon that is killed gives nothing back. A program that
     /// is about to take such a port marks it once more when it has it.
     pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
-        let ports = 0x1_0000 / SHARES;
+        let words = POOL_WORDS / SHARES;
         self.share = (self.share + 1) % SHARES;
-        let range = self.share * ports..(self.share + 1) * ports;
         for (key, index) in self.all()? {
             let Some(pool) = self.pools.get(index) else { continue };
-            for port in range.clone().filter_map(|port| u16::try_from(port).ok()) {
-                if pool.is_taken(port) && reply_key(&key, port).is_some_and(|reply| !is_there(&reply)) {
+            for port in pool.taken_in(self.share * words..(self.share + 1) * words) {
+                if reply_key(&key, port).is_some_and(|reply| !is_there(&reply)) {
                     pool.clear(port);
                 }
             }
@@ -126,7 +134,7 @@ impl PoolTable {
     pub(super) fn taken_by(&self, key: &PoolKey) -> Vec<FlowKey<Ipv4>> {
         let Ok(index) = self.keys.get(key, 0) else { return Vec::new() };
         let Some(pool) = self.pools.get(index) else { return Vec::new() };
-        (0..=u16::MAX).filter(|port| pool.is_taken(*port)).filter_map(|port| reply_key(key, port)).collect()
+        pool.taken_in(0..POOL_WORDS).filter_map(|port| reply_key(key, port)).collect()
     }
 }
 

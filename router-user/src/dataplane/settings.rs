@@ -42,7 +42,7 @@ impl SettingsTable {
         &self.current
     }
 
-    /// Says where the flow table's chains start, and how many half-open sessions a source may have.
+    /// Says where the flow table's chains start, how many pools of ports are to spare, and how many half-open sessions a source may have.
     ///
     /// # Errors
     /// When the map cannot be written.

@@ -460,7 +460,7 @@ impl Campaign {
         };
         self.rounds += 1;
         flows.sweep(generation, self.rounds, sweep).expect("the flow table");
-        flows.clean_pools(self.profile.ports.size()).expect("the pools of ports");
+        flows.clean_pools(self.profile.ports.size(), |_| 0).expect("the pools of ports");
     }
 
     /// With all sessions gone, nothing may be left of them that keeps new ones from opening: each client gets as many as it may have.

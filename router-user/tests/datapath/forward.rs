@@ -4,7 +4,8 @@ use router_common::{ports::PortRange, reason::Reason};
 
 use crate::{
     packets::{
-        FIREWALL_MAC, PLS, PLS_MAC, ROUTER, STRANGER, Seen, TARGET, read, tcp, tcp_packet, udp_packet,
+        FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Seen, TARGET, echo_request, read, tcp,
+        tcp_packet, udp_packet,
     },
     world::{Setup, Verdict, World, ip, network},
 };
@@ -184,12 +185,45 @@ fn route_lookups_that_are_off_say_so() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::RouteLookupsOff));
 }
 
+/// Whether a frame ends with its packet or has the length that Ethernet's have decides on the program, and on nothing else.
+#[test]
+fn a_frame_becomes_the_same_with_and_without_padding() {
+    let mut world = World::new();
+    for length in 0..14 {
+        let payload = &[0xff; 14][..length];
+        let packets = [
+            udp_packet((PLS, 6000), (ROUTER, 53), payload),
+            udp_packet((PLS, 6000), (ROUTER, 53), payload).without_checksum(),
+            echo_request(PLS, OTHER, 77).payload(payload),
+        ];
+        for packet in packets {
+            world.run(&packet.build());
+            let padded = world.run(&packet.build());
+            let bare = world.run(&packet.unpadded().build());
+            assert_eq!((padded.reason, bare.reason), (Reason::Forwarded, Reason::Forwarded));
+            assert_eq!(bare.frame.len(), 14 + 20 + 8 + length);
+            assert!(padded.frame.starts_with(&bare.frame), "{length} bytes: {padded:?} {bare:?}");
+        }
+    }
+    let mut packets = Vec::new();
+    world.dataplane.flows.for_each(|session| {
+        packets.push(session.forward.entry.packets());
+        true
+    });
+    packets.sort_unstable();
+    assert_eq!(packets, [14 * 3, 14 * 3 * 2]);
+    let number = |name| world.dataplane.rules.number(name).expect("a rule");
+    let stats = world.dataplane.counters.read().expect("counters");
+    assert_eq!(stats.rule(number("dns")).forward.packets, 14 * 3 * 2);
+    assert_eq!(stats.rule(number("vnet")).forward.packets, 14 * 3);
+}
+
 #[test]
 fn a_changed_next_hop_is_used_from_the_next_packet_on() {
     let mut world = World::new();
-    // One program makes the packets of the one, and another one those of the other, whose frame ends before a TCP header would.
-    let [long, short] = [(5000, &[7; 12][..]), (5001, b"query")]
-        .map(|(port, query)| udp_packet((PLS, port), (ROUTER, 53), query).build());
+    // One program makes the packets of the one, and another one those of the other.
+    let query = |port| udp_packet((PLS, port), (ROUTER, 53), b"query");
+    let [long, short] = [query(5000).build(), query(5001).unpadded().build()];
     let check = |world: &mut World, mac: [u8; 6], when: &str| {
         for query in [&long, &short] {
             assert_eq!(read(&world.run(query).frame).destination_mac, mac, "{when}, {} bytes", query.len());

@@ -39,7 +39,11 @@ pub(crate) struct Spec {
     /// TCP's sequence and acknowledgement numbers.
     numbers: (u32, u32),
     dont_fragment: bool,
+    padded: bool,
 }
+
+/// What a frame has that the program for known sessions takes, at least: as many bytes as TCP has headers. On Ethernet, all have.
+const FORWARDED_FRAME: usize = 54;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -80,10 +84,17 @@ fn spec(source: ([u8; 4], u16), destination: ([u8; 4], u16), kind: Kind, payload
         tcp_options: Vec::new(),
         numbers: (1000, 1000),
         dont_fragment: true,
+        padded: true,
     }
 }
 
 impl Spec {
+    /// The same in a frame that ends where it does, as on wires that need no padding. Known sessions' are then another program's.
+    pub(crate) fn unpadded(mut self) -> Self {
+        self.padded = false;
+        self
+    }
+
     pub(crate) fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
@@ -165,6 +176,9 @@ impl Spec {
         header.dont_fragment = self.dont_fragment;
         header.header_checksum = header.calc_header_checksum();
         frame[14..34].copy_from_slice(&header.to_bytes());
+        if self.padded && frame.len() < FORWARDED_FRAME {
+            frame.resize(FORWARDED_FRAME, 0);
+        }
         frame
     }
 }

@@ -69,6 +69,17 @@ impl Connection {
     }
 }
 
+/// Data whose sender says nothing of what it has got, which none does: it goes through, and the next segment, too.
+#[test]
+fn segments_without_acknowledgement_go_through() {
+    let mut connection = Connection::established();
+    for flags in [0, tcp::PSH, tcp::ACK] {
+        connection.client(flags, 1001, 5001, b"data");
+        connection.server(flags, 5001, 1001, b"more");
+        connection.is(State::Established);
+    }
+}
+
 /// RFC 9293 3.5, figure 8: both send a SYN, and answer the other's.
 #[test]
 fn both_ends_open_at_once() {
