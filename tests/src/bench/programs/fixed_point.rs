@@ -40,6 +40,8 @@ const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 const ETHERNET: usize = 14;
 /// The shortest frame, without the frame check sequence, which no program ever sees: 64 bytes on a wire.
 const SHORTEST: usize = 60;
+/// Ethernet's header, and a datagram with one byte.
+const UNPADDED: usize = ETHERNET + 20 + 8 + 1;
 /// Ethernet's header, and a packet as long as most links take.
 const LONGEST: usize = ETHERNET + 1500;
 
@@ -49,6 +51,8 @@ const LONGEST: usize = ETHERNET + 1500;
 pub(super) enum Kind {
     /// UDP from the client, of a known session, 64 bytes on the wire. So are the others, if nothing else is said.
     Udp,
+    /// The same with one byte of data, in a frame that nobody has padded: it ends before the fast path begins.
+    UdpUnpadded,
     /// The same, of 1,500 bytes.
     UdpLong,
     /// A TCP segment without SYN, FIN and RST from the client.
@@ -64,8 +68,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Udp,
+        Self::UdpUnpadded,
         Self::UdpLong,
         Self::TcpAck,
         Self::TcpAckLong,
@@ -78,6 +83,7 @@ impl Kind {
     pub(super) const fn describe(self) -> &'static str {
         match self {
             Self::Udp => "UDP, known session, 64 bytes",
+            Self::UdpUnpadded => "UDP, known session, 43 bytes and no padding",
             Self::UdpLong => "UDP, known session, 1500 bytes",
             Self::TcpAck => "TCP, ACK from the client, 64 bytes",
             Self::TcpAckLong => "TCP, ACK from the client, 1500 bytes",
@@ -90,6 +96,7 @@ impl Kind {
     fn frame(self) -> Result<Vec<u8>> {
         match self {
             Self::Udp => udp(TARGET, SHORTEST),
+            Self::UdpUnpadded => udp(TARGET, UNPADDED),
             Self::UdpLong => udp(TARGET, LONGEST),
             Self::TcpAck => tcp(Sender::Client, Flags::Ack, SHORTEST),
             Self::TcpAckLong => tcp(Sender::Client, Flags::Ack, LONGEST),
@@ -104,6 +111,7 @@ impl Kind {
         match self {
             Self::Refused => (XDP_DROP, Reason::LocalDenied),
             Self::Udp
+            | Self::UdpUnpadded
             | Self::UdpLong
             | Self::TcpAck
             | Self::TcpAckLong
@@ -331,7 +339,8 @@ mod tests {
     fn frames_are_as_long_as_they_are_said_to_be() {
         for kind in Kind::ALL {
             let length = kind.frame().expect("a frame").len();
-            assert!([SHORTEST, LONGEST].contains(&length), "{kind:?} has {length} bytes");
+            assert!([UNPADDED, SHORTEST, LONGEST].contains(&length), "{kind:?} has {length} bytes");
+            assert_eq!(length == UNPADDED, kind.describe().contains("43"), "{kind:?}");
             assert_eq!(length == LONGEST, kind.describe().contains("1500"), "{kind:?}");
         }
     }
