@@ -28,7 +28,7 @@ pub(super) struct PoolTable {
 }
 
 /// A look at the marks of all pools takes so many calls of [`PoolTable::reconcile`].
-pub(super) const SHARES: u32 = 16;
+const SHARES: u32 = 16;
 
 impl PoolTable {
     pub(super) fn new(keys: Map, bits: Map) -> Result<Self> {
