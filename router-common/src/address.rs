@@ -121,7 +121,7 @@ impl Port {
 
     /// This port and another behind it in one number, as source and destination stand in a packet: the first byte is the lowest.
     #[inline(always)]
-    pub const fn and(self, next: Self) -> u32 {
+    pub const fn then(self, next: Self) -> u32 {
         (next.word() as u32) << 16 | self.word() as u32
     }
 

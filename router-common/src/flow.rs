@@ -118,7 +118,7 @@ impl<A: Address> FlowKey<A> {
     /// Both ports in one number, as they stand in a packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
-        self.source_port.and(self.destination_port)
+        self.source_port.then(self.destination_port)
     }
 
     /// The ports and, above them, the protocol's number.

@@ -249,8 +249,7 @@ pub fn is_not_ipv4(frame: &(impl Frame + ?Sized)) -> bool {
 /// What a frame is that is too short for a transport header.
 #[inline(always)]
 fn short(frame: &(impl Frame + ?Sized)) -> Reason {
-    let Some(ethernet) = frame.bytes::<ETHERNET_LENGTH>(0) else { return Reason::Truncated };
-    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
+    if is_not_ipv4(frame) {
         return Reason::NotIpv4;
     }
     match frame.bytes::<L4>(0) {

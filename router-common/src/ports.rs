@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
-/// the first of which fails then, that takes one in 30 of the range; where they do not, one in 10.
+/// the first of which fails then, that is to be expected when one in 30 of the range is taken; where they do not, one in 10.
 pub const GUESSES_BEFORE_POOL: u32 = 3;
 
-/// After so many, a third of the ports or more are taken, and it makes one of any that are left. If none is, it tries one port after the other.
+/// After so many, a third of the ports or more should be taken, and it makes one of any that are left. If none is, it tries one port after the other.
 pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
@@ -185,7 +185,7 @@ impl Pool {
         Atomic::new(&self.used).swap(0);
     }
 
-    /// Marks a port as taken; whether it was free.
+    /// Marks a port as taken; whether it was marked as free.
     #[inline(always)]
     pub fn take(&self, port: u16) -> bool {
         let bit = 1 << (port % 64);
@@ -221,12 +221,7 @@ impl Pool {
     /// Marks a port as taken.
     #[inline(always)]
     pub fn set(&self, port: u16) {
-        self.bits(u32::from(port) / 64).or(1 << (port % 64));
-    }
-
-    /// Whether a port is marked as taken.
-    pub fn is_taken(&self, port: u16) -> bool {
-        self.bits(u32::from(port) / 64).load() & 1 << (port % 64) != 0
+        self.take(port);
     }
 
     /// The ports that are marked as taken in these words.
@@ -390,10 +385,10 @@ mod tests {
         let pool = pool();
         assert!(pool.claim() && !pool.claim());
         pool.set(9);
-        assert!(pool.is_taken(9) && pool.is_used());
-        assert!(pool.take(10) && !pool.take(10) && !pool.take(9) && pool.is_taken(10));
+        assert!(pool.take(10) && !pool.take(10) && !pool.take(9));
+        assert!(pool.taken_in(0..1).eq([9, 10]) && pool.is_used());
         pool.release();
-        assert!(!pool.is_used() && !pool.is_taken(9));
+        assert!(!pool.is_used() && pool.taken() == 0);
     }
 
     #[test]

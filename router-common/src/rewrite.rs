@@ -67,7 +67,7 @@ impl<A: Address> Rewrite<A> {
     pub(crate) fn change(&self, header: Folded, from: &FlowKey<A>) -> Change {
         let ports = Sum::ZERO
             .remove_pair(from.ports().to_le_bytes())
-            .add_pair(self.source_port.and(self.destination_port).to_le_bytes());
+            .add_pair(self.source_port.then(self.destination_port).to_le_bytes());
         // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and after.
         let l4 = match from.protocol() {
             Some(Protocol::Icmp) => ports,
@@ -115,13 +115,13 @@ impl Rewrite<Ipv4> {
         match packet.protocol {
             Protocol::Tcp => {
                 let header = frame.bytes_mut::<18>(L4)?;
-                store32::<0, _>(header, self.source_port.and(self.destination_port));
+                store32::<0, _>(header, self.source_port.then(self.destination_port));
                 let old = load16::<16, _>(header).to_le_bytes();
                 store16::<16, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
             Protocol::Udp => {
                 let header = frame.bytes_mut::<8>(L4)?;
-                store32::<0, _>(header, self.source_port.and(self.destination_port));
+                store32::<0, _>(header, self.source_port.then(self.destination_port));
                 let old = load16::<6, _>(header).to_le_bytes();
                 store16::<6, _>(header, u16::from_le_bytes(change.l4.apply_udp(old)));
             }

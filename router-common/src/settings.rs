@@ -44,7 +44,7 @@ pub struct Settings {
     pub regions: Regions,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
-    /// How many of the pools of ports ([`crate::ports`]) there are for targets whose ports are not yet crowded, too.
+    /// How many of the pools of ports ([`crate::ports`]) may be had before ports are crowded; the others are kept for when they are.
     pub pools_to_spare: u32,
     /// The key of the flow table's hash.
     pub seeds: HashSeeds,

@@ -4,8 +4,10 @@ use core::mem::size_of;
 
 use crate::{
     MAX_INTERFACES, MAX_RULES,
+    flow::Direction,
     reason::{REASON_SLOTS, Reason},
     session::Ticks,
+    table::Tag,
 };
 
 /// Packets and their bytes, Ethernet header included.
@@ -103,7 +105,7 @@ pub struct CpuStats {
     /// Packets of known sessions, by the slots of the interfaces that they came in on and left by: one counter for what is otherwise counted three
     /// times, as received, as forwarded and as transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
     pub passed_on: [[Counter; MAX_INTERFACES]; MAX_INTERFACES],
-    /// Packets of known sessions, by rule number and direction ([`Tag::counter`](crate::table::Tag::counter)).
+    /// Packets of known sessions, by rule number and direction ([`Tag::counter`]).
     pub translated: [Counter; 2 * MAX_RULES],
     /// By rule number.
     pub decisions: [Decisions; MAX_RULES],
@@ -161,10 +163,11 @@ impl CpuStats {
     /// What is counted of the rule with this number; nothing if there is no such rule.
     #[must_use]
     pub fn rule(&self, number: u16) -> RuleStats {
-        let number = usize::from(number);
-        let [forward, reply] =
-            [2 * number, 2 * number + 1].map(|at| self.translated.get(at).copied().unwrap_or_default());
-        let Decisions { opened, denied } = self.decisions.get(number).copied().unwrap_or_default();
+        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|direction| {
+            self.translated.get(Tag::counter_of(number, direction)).copied().unwrap_or_default()
+        });
+        let Decisions { opened, denied } =
+            self.decisions.get(usize::from(number)).copied().unwrap_or_default();
         RuleStats { forward, reply, opened, denied }
     }
 }

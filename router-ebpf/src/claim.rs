@@ -264,8 +264,8 @@ const MAX_STEPS: u32 = 2 << 20;
 const SMALL: u32 = 64;
 
 /// Finds the pool of the session that is being opened, or else makes one of the first `among`, and has the search go on in it. Where even all of
-/// them are too few, or the range is too small for one, it goes on port by port. A global function: the verifier looks at it apart from its caller, and the caller needs less
-/// stack.
+/// them are too few, or the range is too small for one, it goes on port by port. A global function: the verifier looks at it apart from its
+/// caller, and the caller needs less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_pool(among: u32) -> u32 {
@@ -292,6 +292,7 @@ extern "C" fn choose_pool(among: u32) -> u32 {
     0
 }
 
+/// How many pools may be had before ports are crowded.
 #[inline(always)]
 fn pools_to_spare() -> u32 {
     settings::get().map_or(0, |settings| settings.pools_to_spare)

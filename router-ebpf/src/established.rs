@@ -18,8 +18,8 @@ use crate::{Outcome, Transmit, Work, flows, stats};
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     let length = work.frame.length();
-    // TCP's, also of other packets: so where the frame ends is looked at once. A datagram of less than 12 bytes in a frame that nobody has padded,
-    // as on Ethernet they are, ends before and is the slow path's.
+    // As many bytes as TCP has, also where it is not TCP: so where the frame ends is looked at once. Only UDP and echoes of less than 12 bytes end
+    // before that, where nobody has padded the frame, and are the slow path's.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
     let packet = packet::parse(&headers).ok()?;
     let slot = flows::find_near(&packet.key, work.settings)?;

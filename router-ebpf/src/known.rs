@@ -31,8 +31,8 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
         Some(next_hop) if first => next_hop,
-        // There may be many of these: a frame that ends before a TCP header would comes here whatever is known. But what a handshake says of
-        // sizes has to be right, and so has who is told that a packet is too big.
+        // Frames that are too short for the fast path come here one and all, and need not ask each time. A handshake does, since what it says of sizes
+        // has to be right, and so does a packet that seems too big.
         _ if packet.protocol != Protocol::Tcp
             && known.is_of(work.settings.next_hop_generation)
             && packet.ip_length <= known.mtu =>

@@ -198,7 +198,7 @@ fn forward(ctx: XdpContext) -> u32 {
         Some(egress) => work.pass_on(egress),
         None => {
             stats::received(work.stats, work.ingress, &work.frame);
-            // Which is not for the other programs either.
+            // Other protocols are no program's.
             let exit =
                 if packet::is_not_ipv4(&work.frame) { Reason::NotIpv4.into() } else { Exit::To(Stage::Slow) };
             work.finish(&Err(exit))

@@ -24,7 +24,8 @@ use super::{
     shared_memory::SharedArray,
 };
 
-/// A target that has no more than one port in so many needs no pool: half of those that it had when it got one.
+/// A target that has no more than one port in so many needs no pool. It is half of what there are at least when it gets one
+/// ([`router_common::ports::GUESSES_BEFORE_POOL`]), lest it come and go.
 const FEW_PORTS: u32 = 64;
 
 /// Of so many flows of the targets' direction, a sweep shows one.
@@ -319,7 +320,7 @@ impl FlowTable {
         self.pools().clear(freed)
     }
 
-    /// How many pools of ports targets may have that are not yet crowded.
+    /// How many pools of ports may be had before ports are crowded.
     pub fn pools_to_spare(&self) -> u32 {
         self.pools().to_spare()
     }

@@ -51,7 +51,7 @@ impl PoolTable {
         Ok(())
     }
 
-    /// How many pools there are for targets whose ports are not yet crowded, too.
+    /// How many pools may be had before ports are crowded; the others are kept for when they are.
     pub(super) fn to_spare(&self) -> u32 {
         self.pools.len() / 2
     }

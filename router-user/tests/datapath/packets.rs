@@ -39,10 +39,11 @@ pub(crate) struct Spec {
     /// TCP's sequence and acknowledgement numbers.
     numbers: (u32, u32),
     dont_fragment: bool,
+    /// Whether the frame is filled up to [`FORWARDED_FRAME`].
     padded: bool,
 }
 
-/// What a frame has that the program for known sessions takes, at least: as many bytes as TCP has headers. On Ethernet, all have.
+/// The least length of frames that `forward` makes itself, as long as TCP's headers. On Ethernet, all have it.
 const FORWARDED_FRAME: usize = 54;
 
 #[derive(Clone, Copy)]
@@ -89,7 +90,7 @@ fn spec(source: ([u8; 4], u16), destination: ([u8; 4], u16), kind: Kind, payload
 }
 
 impl Spec {
-    /// The same in a frame that ends where it does, as on wires that need no padding. Known sessions' are then another program's.
+    /// The same in a frame that ends with the packet, so that it may be too short for `forward`.
     pub(crate) fn unpadded(mut self) -> Self {
         self.padded = false;
         self

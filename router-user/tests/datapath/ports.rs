@@ -159,7 +159,6 @@ fn every_port_of_the_range_is_used() {
     );
 }
 
-/// A port that this machine has a socket on is left alone: the answers to it are that socket's.
 /// There are fewer pools than crowded targets: with and without one, every port of every address is given out once, and again when it is free.
 #[test]
 fn more_targets_are_crowded_than_there_are_pools() {
@@ -199,6 +198,7 @@ fn more_targets_are_crowded_than_there_are_pools() {
     assert!(audit.twice.is_empty() && audit.leaked_ports.is_empty(), "{audit:?}");
 }
 
+/// A port that this machine has a socket on is left alone: the answers to it are that socket's.
 #[test]
 fn this_machines_own_ports_are_left_alone() {
     let here = std::net::Ipv4Addr::from(ROUTER);

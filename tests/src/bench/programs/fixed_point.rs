@@ -51,10 +51,10 @@ const LONGEST: usize = ETHERNET + 1500;
 pub(super) enum Kind {
     /// UDP from the client, of a known session, 64 bytes on the wire. So are the others, if nothing else is said.
     Udp,
-    /// The same with one byte of data, in a frame that nobody has padded: it ends before the fast path begins.
-    UdpUnpadded,
     /// The same, of 1,500 bytes.
     UdpLong,
+    /// The same with one byte of data, in a frame that nobody has padded and that is too short for the fast path.
+    UdpUnpadded,
     /// A TCP segment without SYN, FIN and RST from the client.
     TcpAck,
     /// The same, of 1,500 bytes.
