@@ -16,6 +16,7 @@
 pub mod address;
 pub mod answer;
 mod atomic;
+pub mod bounds;
 pub mod checksum;
 pub mod flow;
 pub mod fragment;

@@ -10,6 +10,7 @@ use core::{mem::size_of, ops::Range};
 use crate::{
     address::{Ipv4, Port},
     atomic::Atomic,
+    bounds::opaque,
 };
 
 /// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
@@ -154,8 +155,9 @@ const _: () = assert!(size_of::<Pool>() == 64 + 8192);
 
 impl Pool {
     #[inline(always)]
-    const fn bits(&self, word: u32) -> Atomic<'_, u64> {
-        Atomic::new(&self.bits[(word % POOL_WORDS) as usize])
+    fn bits(&self, word: u32) -> Atomic<'_, u64> {
+        // Of a port's word, the compiler would leave the remainder out.
+        Atomic::new(&self.bits[(opaque(word) % POOL_WORDS) as usize])
     }
 
     /// Makes a pool that is not in use the caller's.

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 use router_common::{
     address::Ipv4,
+    bounds,
     mss::{OPTIONS, STEPS, Search, change, for_routes},
     packet::{IPV4_LENGTH, L4, Packet, TCP_HEADERS, tcp},
     rewrite::Rewrite,
@@ -68,17 +69,14 @@ fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
     if header <= TCP_LENGTH || IPV4_LENGTH as u32 + header > ip_length {
         return None;
     }
-    let length = header - TCP_LENGTH;
-    if length == 0 || length > OPTIONS as u32 {
-        return None;
-    }
+    let to_load = bounds::length::<OPTIONS>((header - TCP_LENGTH) as usize)?;
     // SAFETY: the context is the program's own, and the buffer longer than options can be.
     let loaded =
-        unsafe { bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_mut_ptr().cast(), length) };
+        unsafe { bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_mut_ptr().cast(), to_load) };
     if loaded != 0 {
         return None;
     }
-    search.start(length);
+    search.start(to_load);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(STEPS, step as *const () as *mut c_void, core::ptr::null_mut(), 0) };
     let (at, old) = scratch()?.found()?;

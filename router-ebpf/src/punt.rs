@@ -5,6 +5,7 @@ use aya_ebpf::{
     maps::RingBuf,
 };
 use router_common::{
+    bounds,
     flow::NextHop,
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
     punt::{CAPACITY, Kind, Record},
@@ -29,9 +30,7 @@ enum Failure {
 /// Puts the first `length` bytes of a frame's IP packet into a record with room for `ROOM`.
 #[inline(always)]
 fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32) -> Result<(), Failure> {
-    if length == 0 || usize::from(length) > ROOM {
-        return Err(Failure::TooLong);
-    }
+    let to_load = bounds::length::<ROOM>(usize::from(length)).ok_or(Failure::TooLong)?;
     let Some(mut record) = PUNTS.reserve::<Record<ROOM>>(0) else { return Err(Failure::NoRoom) };
     let punt = record.as_mut_ptr();
     // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written. Bytes that are not
@@ -39,18 +38,13 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32
     let loaded = unsafe {
         (&raw mut (*punt).kind).write(kind as u32);
         (&raw mut (*punt).detail).write(detail);
-        // The length goes through memory, and is checked again: the verifier must see the check of the very value that is used, and
-        // the compiler checks a copy otherwise.
-        (&raw mut (*punt).length).write_volatile(u32::from(length));
-        match (&raw const (*punt).length).read_volatile() {
-            length if length > 0 && length <= ROOM as u32 => bpf_xdp_load_bytes(
-                frame.context().as_ptr().cast(),
-                ETHERNET_LENGTH as u32,
-                (&raw mut (*punt).packet).cast(),
-                length,
-            ),
-            _ => -1,
-        }
+        (&raw mut (*punt).length).write(u32::from(length));
+        bpf_xdp_load_bytes(
+            frame.context().as_ptr().cast(),
+            ETHERNET_LENGTH as u32,
+            (&raw mut (*punt).packet).cast(),
+            to_load,
+        )
     };
     if loaded == 0 {
         record.submit(0);

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use router_common::{
     AZURE_PLATFORM, Stage,
     address::{Ipv4, Port},
+    bounds,
     checksum::Sum,
     flow::{FlowKey, Protocol},
     icmp::{CAPACITY, HEAD, Message},
@@ -102,17 +103,14 @@ fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
     let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
     let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
     message.length = length as u32;
-    let loaded = if length > WHOLE { HEAD } else { length };
-    if loaded == 0 || loaded > WHOLE {
-        return None;
-    }
+    let to_load = bounds::length::<WHOLE>(if length > WHOLE { HEAD } else { length })?;
     // SAFETY: the context is the program's own, and the buffer longer than what is loaded.
     let result = unsafe {
         bpf_xdp_load_bytes(
             work.frame.context().as_ptr().cast(),
             L4 as u32,
             message.bytes.as_mut_ptr().cast(),
-            loaded as u32,
+            to_load,
         )
     };
     (result == 0).then_some(message)
@@ -145,17 +143,14 @@ fn is_intact(message: &mut Message) -> bool {
 #[inline(always)]
 fn store(work: &Work, message: &mut Message) -> Option<()> {
     let length = message.length as usize;
-    let changed = if length > HEAD { HEAD } else { length };
-    if changed == 0 {
-        return None;
-    }
+    let changed = bounds::length::<HEAD>(if length > HEAD { HEAD } else { length })?;
     // SAFETY: as above.
     let result = unsafe {
         bpf_xdp_store_bytes(
             work.frame.context().as_ptr().cast(),
             L4 as u32,
             message.bytes.as_mut_ptr().cast(),
-            changed as u32,
+            changed,
         )
     };
     (result == 0).then_some(())

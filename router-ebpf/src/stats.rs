@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::map, maps::PerCpuArray};
 use router_common::{
-    MAX_INTERFACES, MAX_RULES,
+    MAX_INTERFACES, MAX_RULES, bounds,
     packet::Frame as _,
     reason::{REASON_SLOTS, Reason},
     session::Ticks,
@@ -55,7 +55,8 @@ pub(crate) fn passed_on(stats: &mut CpuStats, ingress: u32, egress: u32, frame: 
 /// Counts the reason why a frame leaves the program.
 #[inline(always)]
 pub(crate) fn left(stats: &mut CpuStats, reason: Reason, frame: &XdpFrame) {
-    stats.reasons[reason as usize & (REASON_SLOTS - 1)].count(frame.length() as u64);
+    // Of a reason, the compiler would leave the mask out.
+    stats.reasons[bounds::opaque(reason as u32) as usize & (REASON_SLOTS - 1)].count(frame.length() as u64);
 }
 
 /// Counts a frame that leaves for the rule that opened its session.
