@@ -7,6 +7,7 @@ mod packages;
 mod setup;
 mod system;
 mod test;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ struct Verb {
     run: fn(&[OsString]) -> anyhow::Result<ExitCode>,
 }
 
-const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, deploy::VERB];
+const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, vm::VERB, deploy::VERB];
 
 const HELP: &str = "\
 Builds, tries, tests and measures pls-router.
@@ -34,7 +35,7 @@ namespaces. Each verb installs what it needs and says so first. That is, once an
 
   a Rust compiler for BPF   from rustup, or else from Debian's packages      10 to 60 s
   bpf-linker                by cargo install, into cargo's bin directory     90 s
-  system packages           by apt-get, for lab, test and bench              10 to 60 s
+  system packages           by apt-get, for lab, test, bench and vm          10 to 60 s
 
 Nothing outside the repository changes otherwise. A network service that comes with a package is neither started
 nor enabled. Tests and labs live in network namespaces of their own, without a route out.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::system;
 
@@ -16,6 +16,8 @@ pub(crate) enum Use {
     Clients,
     /// The fuzzer.
     Fuzz,
+    /// Virtual machines with other kernels.
+    Vm,
 }
 
 /// How to tell that a package's content is there, installed as that package or otherwise.
@@ -27,7 +29,7 @@ enum Sign {
 }
 
 use Sign::{File, Program, Versioned};
-use Use::{Clients, Fuzz, Lab};
+use Use::{Clients, Fuzz, Lab, Vm};
 
 /// One row a package of Debian and Ubuntu: its name, what of it is used, what for, and why.
 const PACKAGES: &[(&str, Sign, Use, &str)] = &[
@@ -72,6 +74,11 @@ const PACKAGES: &[(&str, Sign, Use, &str)] = &[
     ("iputils-tracepath", Program("tracepath"), Clients, "finds the path MTU through the router"),
     ("coturn", Program("turnserver"), Clients, "a STUN server and client that tell what the NAT is like"),
     ("g++", Program("c++"), Fuzz, "compiles libFuzzer"),
+    ("qemu-system-x86", Program("qemu-system-x86_64"), Vm, "the virtual machine"),
+    ("busybox", Program("busybox"), Vm, "its shell"),
+    ("cpio", Program("cpio"), Vm, "packs what it has instead of a disk"),
+    ("binutils", Program("strip"), Vm, "makes that smaller"),
+    ("xz-utils", Program("xz"), Vm, "unpacks its kernel's modules"),
 ];
 
 /// The services among them that Debian would start, now and at every boot.
@@ -153,6 +160,48 @@ pub(crate) fn apt_install(names: &[&str]) -> Result<()> {
         guarded_install(names)?;
     }
     disable_units(&new);
+    Ok(())
+}
+
+/// The names of the packages that apt knows, of those that the pattern (a regular expression) is about. Where there are none, the lists may
+/// be old, or not have been fetched yet: they are, and looked at once more.
+pub(crate) fn named(pattern: &str) -> Result<Vec<String>> {
+    let names = search(pattern)?;
+    if !names.is_empty() || !system::is_root() {
+        return Ok(names);
+    }
+    update()?;
+    search(pattern)
+}
+
+fn search(pattern: &str) -> Result<Vec<String>> {
+    let output = Command::new("apt-cache").args(["search", "--names-only", pattern]).output();
+    let output = output.context("cannot start apt-cache")?;
+    ensure!(output.status.success(), "apt-cache failed ({})", output.status);
+    let lines = String::from_utf8_lossy(&output.stdout);
+    Ok(lines.lines().filter_map(|line| Some(line.split_once(" - ")?.0.to_owned())).collect())
+}
+
+/// Fetches a package's archive into a folder, without installing it. That needs no root.
+pub(crate) fn fetch(name: &str, folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let download = || {
+        // A user of apt's own, who fetches for root otherwise, may not write there.
+        system::run(
+            apt_get()
+                .args(["--quiet=2", "-o", "APT::Sandbox::User=root", "download", name])
+                .current_dir(folder),
+        )
+    };
+    if let Err(error) = download() {
+        if !system::is_root() {
+            return Err(error);
+        }
+        // Lists that are too old name files that the mirror has no more.
+        eprintln!("  {error:#}; updating the package lists and trying once more");
+        update()?;
+        download()?;
+    }
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow};
 use bpf_build::{Action, Toolchain};
 
 use crate::packages::{self, Use};
-use crate::{Verb, lab, setup, system, workspace};
+use crate::{Verb, lab, setup, system, vm, workspace};
 use report::{Outcome, Report};
 
 pub(crate) const VERB: Verb = Verb {
@@ -45,6 +45,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       bpf       the BPF programs on made-up packets (BPF_PROG_TEST_RUN); need root
       net       the router in network namespaces, with real traffic; need root
       fuzz      the fuzz targets
+      vm        the BPF programs on made-up packets again, under older kernels in a virtual machine (`cargo xtask vm` has more)
       soak      what --soak asks for; need root
 
 The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
@@ -59,6 +60,7 @@ enum Group {
     Bpf,
     Net,
     Fuzz,
+    Vm,
     Soak,
 }
 
@@ -70,6 +72,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("bpf", Group::Bpf),
     ("net", Group::Net),
     ("fuzz", Group::Fuzz),
+    ("vm", Group::Vm),
     ("soak", Group::Soak),
 ];
 
@@ -171,6 +174,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
             Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
             Group::Fuzz => fuzz::run(&mut report, options.fuzz_time),
+            Group::Vm => other_kernels(&mut report, &options),
             Group::Soak => soak(&mut report, &options),
         }
     }
@@ -191,13 +195,16 @@ fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
     if wants(&[Group::Fuzz, Group::Clippy]) {
         uses.push(Use::Fuzz);
     }
+    if wants(&[Group::Vm]) && system::is_root() && vm::obstacle().is_none() {
+        uses.push(Use::Vm);
+    }
     let start = Instant::now();
     let mut failures = Vec::new();
     if let Err(error) = packages::install(&uses) {
         failures.push(error);
     }
     let mut toolchain = None;
-    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Soak]) {
+    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Vm, Group::Soak]) {
         match setup::toolchain() {
             Ok(found) => {
                 if wants(&[Group::Clippy])
@@ -322,6 +329,25 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
     }
     if !found {
         report.skip(name, "there are no such tests");
+    }
+}
+
+/// The programs under kernels that are not this one.
+fn other_kernels(report: &mut Report, options: &Options) {
+    if let Some(obstacle) = vm::obstacle() {
+        return report.skip("vm", &obstacle);
+    }
+    for kernel in vm::kernel::ALL {
+        let name = format!("vm Linux {kernel}");
+        // Which kernels a release of Debian has is its own affair.
+        if let Err(error) = kernel.package() {
+            report.skip(&name, &format!("{error:#}"));
+            continue;
+        }
+        match vm::quick_run(*kernel, options.seed) {
+            Ok(mut command) => libtest::run(report, &name, &mut command, options.filter.as_deref()),
+            Err(error) => report.add(&name, Duration::ZERO, Outcome::failed(format!("{error:#}"))),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Runs `cargo test`, shows what it prints and counts what it did.
+//! Runs a command that runs tests, shows what it prints and counts what it did.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::report::{self, Counts, Outcome, Report};
 use crate::system;
 
-/// Runs the tests of one `cargo test` command as one step.
+/// Runs the tests of one command, `cargo test` mostly, as one step.
 pub(super) fn run(report: &mut Report, name: &str, command: &mut Command, filter: Option<&OsStr>) {
     report::title(name);
     if let Some(filter) = filter {
@@ -24,18 +24,19 @@ pub(super) fn run(report: &mut Report, name: &str, command: &mut Command, filter
 fn attempt(command: &mut Command) -> Result<Outcome> {
     let shown = system::display(command);
     eprintln!("  $ {shown}");
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
-    let output = child.stdout.take().context("cargo has no standard output")?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
+    let output = child.stdout.take().context("a command has no standard output")?;
     let mut results = Results::default();
     let mut terminal = std::io::stdout();
     // By bytes: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("cannot read what cargo prints")?;
+        let line = line.with_context(|| format!("cannot read what `{shown}` prints"))?;
         // Whoever closed our output still gets an exit code.
         _ = terminal.write_all(&line).and_then(|()| terminal.write_all(b"\n"));
         results.read(&String::from_utf8_lossy(&line));
     }
-    let status = child.wait().context("lost cargo")?;
+    let status = child.wait().with_context(|| format!("lost `{shown}`"))?;
     Ok(results.outcome(status.success(), &format!("`{shown}` failed ({status})")))
 }
 

@@ -1,0 +1,247 @@
+//! `cargo xtask vm`: the tests of the BPF programs under the kernels that Debian has, in a virtual machine.
+//!
+//! A program that this machine's verifier takes may be refused by an older one, and nothing but that verifier can tell.
+
+mod image;
+pub(crate) mod kernel;
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::packages::{self, Use};
+use crate::{Verb, setup, system, workspace};
+use kernel::Kernel;
+
+pub(crate) const VERB: Verb = Verb {
+    name: "vm",
+    about: "try the BPF programs on other kernels, in a virtual machine",
+    help: Some(HELP),
+    run,
+};
+
+const HELP: &str = "\
+Boots Debian's kernels in a virtual machine (an emulated one, which needs no KVM) and runs there what `cargo xtask test --only bpf` runs here: so one
+knows that their verifiers take the programs, and that these do the same there.
+
+usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [FILTER]
+
+  --kernel SERIES,..   which: 6.1, 6.12 (both)
+  --quick              only made-up packets: half a minute a kernel instead of ten
+  --packets N          how many made-up packets (20000)
+  --seed S             that of made-up packets; a failure says which
+  FILTER               only tests with this in their name
+
+A kernel's package (30 MB, and 90 MB for 6.12) is fetched by apt-get into target/vm and unpacked there, not installed.
+";
+
+/// What is tested, without a filter: for each program at least one run of packets through it.
+const TESTS: &[&str] = &["bpf_fuzz", "datapath"];
+const QUICK_TESTS: &[&str] = &["bpf_fuzz"];
+/// Enough to come by every program. In an emulated machine a packet takes twenty times as long.
+const PACKETS: u64 = 20_000;
+
+/// What the first process in the machine writes last: the tests' exit code.
+const LAST_LINE: &str = "vm: exit ";
+
+/// Nothing there takes as long.
+const TIMEOUT_SECONDS: &str = "2400";
+
+/// The only architecture whose kernels this knows to start.
+const ARCHITECTURE: &str = "x86_64";
+
+#[derive(Debug, PartialEq)]
+struct Options {
+    kernels: Vec<Kernel>,
+    quick: bool,
+    packets: u64,
+    seed: Option<u64>,
+    filter: Option<OsString>,
+}
+
+fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut options =
+        Options { kernels: kernel::ALL.to_vec(), quick: false, packets: PACKETS, seed: None, filter: None };
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("kernel") => {
+                options.kernels = parser
+                    .value()?
+                    .parse_with(|list| list.split(',').map(Kernel::named).collect::<Result<_, _>>())?;
+            }
+            Long("quick") => options.quick = true,
+            Long("packets") => options.packets = parser.value()?.parse()?,
+            Long("seed") => options.seed = Some(parser.value()?.parse()?),
+            Value(filter) if options.filter.is_none() => options.filter = Some(filter),
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
+        }
+    }
+    Ok(options)
+}
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    let options = parse(arguments)?;
+    if let Some(obstacle) = obstacle() {
+        bail!("{obstacle}");
+    }
+    packages::install(&[Use::Vm])?;
+    setup::toolchain()?;
+    let tests = build(if options.quick { QUICK_TESTS } else { TESTS })?;
+    let script = script(&tests, &options)?;
+    let mut good = true;
+    for kernel in options.kernels {
+        eprintln!("\n== Linux {kernel}");
+        let files = kernel.files()?;
+        let image = image::build(&files, &tests, &script)?;
+        good &= boot(&files.image, &image)?;
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Why no machine can be started here.
+pub(crate) fn obstacle() -> Option<String> {
+    if std::env::consts::ARCH != ARCHITECTURE {
+        return Some(format!("virtual machines are made for {ARCHITECTURE} only"));
+    }
+    if system::find_program("apt-get").is_none() {
+        return Some("the kernels are those of Debian's packages, and there is no apt-get here".to_owned());
+    }
+    None
+}
+
+/// A run of this verb for one kernel that takes half a minute, as a command whose output is that of tests.
+pub(crate) fn quick_run(kernel: Kernel, seed: Option<u64>) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("cannot tell our own program")?);
+    command.args([VERB.name, "--quick", "--kernel", &kernel.to_string()]);
+    if let Some(seed) = seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    Ok(command)
+}
+
+/// A test binary.
+struct Test {
+    name: &'static str,
+    binary: PathBuf,
+}
+
+/// Compiles tests of the router's package.
+fn build(names: &[&'static str]) -> Result<Vec<Test>> {
+    let mut command = workspace::cargo("test");
+    command.args(["--package", "router-user", "--no-run", "--message-format=json-render-diagnostics"]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    eprintln!("  $ {}", system::display(&command));
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "the tests do not compile");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    names.iter().map(|&name| Ok(Test { name, binary: executable(&messages, name)? })).collect()
+}
+
+/// Where cargo says that it has put a test binary, which it names after the test.
+fn executable(messages: &str, name: &str) -> Result<PathBuf> {
+    let paths = messages.split("\"executable\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let prefix = format!("{name}-");
+    let path = paths
+        .map(Path::new)
+        .find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&prefix)));
+    path.map(Path::to_owned).with_context(|| format!("cargo does not say where the test {name} is"))
+}
+
+/// What the machine does.
+fn script(tests: &[Test], options: &Options) -> Result<String> {
+    let filter = options.filter.as_deref().unwrap_or_default().to_string_lossy();
+    ensure!(
+        filter.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c)),
+        "`{filter}`: a filter is a part of a test's name"
+    );
+    let mut script = format!("cd {}\nexport FUZZ_PACKETS={}\n", workspace::root().display(), options.packets);
+    if let Some(seed) = options.seed {
+        script += &format!("export FUZZ_SEED={seed}\n");
+    }
+    script += "bad=0\n";
+    for test in tests {
+        script += &format!("{} {filter} || bad=1\n", image::test_path(test.name));
+    }
+    script += "exit $bad\n";
+    Ok(script)
+}
+
+/// Starts the machine and shows what it says; whether its tests passed.
+fn boot(kernel: &Path, image: &Path) -> Result<bool> {
+    let mut command = Command::new("timeout");
+    command.args(["--foreground", TIMEOUT_SECONDS, "qemu-system-x86_64"]);
+    // Not KVM: in a virtual machine there often is one that starts and then stops in the middle, and this is fast enough.
+    command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
+    command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
+    // Whatever goes wrong, the machine ends: a panic reboots it, and it may not.
+    command.args(["-append", "console=ttyS0 loglevel=1 panic=-1"]);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
+    eprintln!("  $ {}", system::display(&command));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start qemu-system-x86_64")?;
+    let output = child.stdout.take().context("qemu has no standard output")?;
+    let mut terminal = std::io::stdout();
+    let mut code = None;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read what the machine says")?;
+        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        // Whoever closed our output still gets an exit code.
+        _ = terminal.write_all(line).and_then(|()| terminal.write_all(b"\n"));
+        code = String::from_utf8_lossy(line).strip_prefix(LAST_LINE).map(str::to_owned).or(code);
+    }
+    let status = child.wait().context("lost qemu")?;
+    match code {
+        Some(code) => Ok(code == "0"),
+        None => bail!("the machine ended before its tests did ({status}); what it said last is above"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Options, lexopt::Error> {
+        parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_kernel_by_default() {
+        let options = parsed(&[]).unwrap();
+        assert_eq!((options.kernels.as_slice(), options.quick), (kernel::ALL, false));
+        let one = parsed(&["--kernel=6.1", "--quick", "--seed", "7", "tcp::"]).unwrap();
+        assert_eq!((one.kernels.len(), one.quick, one.seed), (1, true, Some(7)));
+        assert_eq!(one.filter, Some("tcp::".into()));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let error = parsed(&["--kernel", "6.1,5.15"]).unwrap_err().to_string();
+        assert!(error.contains("no kernel `5.15`; there are 6.1, 6.12"), "{error}");
+        parsed(&["--fast"]).unwrap_err();
+    }
+
+    #[test]
+    fn cargo_says_where_a_test_is() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"executable\":\"/t/deps/bpf_fuzz-0f\",\"fresh\":true}\n{\"executable\":\"/t/deps/datapath-1a\"}\n";
+        assert_eq!(executable(messages, "datapath").unwrap(), Path::new("/t/deps/datapath-1a"));
+        executable(messages, "cli").unwrap_err();
+    }
+
+    #[test]
+    fn a_filter_is_no_command() {
+        let script = |filter| script(&[], &parsed(&[filter]).unwrap());
+        assert!(script("tcp::a_syn").is_ok());
+        script("a; reboot").unwrap_err();
+    }
+}

@@ -1,0 +1,121 @@
+//! The kernels of Debian's packages.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{packages, system, workspace};
+
+/// A series of releases, such as 6.1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Kernel {
+    series: &'static str,
+}
+
+/// Of Debian 12 and 13: the oldest that the router is made for, and one in between.
+pub(crate) const ALL: &[Kernel] = &[Kernel { series: "6.1" }, Kernel { series: "6.12" }];
+
+/// What of a package is used.
+pub(super) struct Files {
+    /// The kernel itself.
+    pub(super) image: PathBuf,
+    /// What of its modules the tests need, not compressed.
+    pub(super) modules: Vec<PathBuf>,
+    /// Where it is all kept.
+    pub(super) folder: PathBuf,
+}
+
+/// Modules that the tests need, and that the kernels do not have built in.
+const MODULES: &[&str] = &["veth"];
+
+impl Kernel {
+    pub(super) fn named(series: &str) -> Result<Self, String> {
+        ALL.iter().find(|kernel| kernel.series == series).copied().ok_or_else(|| {
+            let known: Vec<_> = ALL.iter().map(Self::to_string).collect();
+            format!("no kernel `{series}`; there are {}", known.join(", "))
+        })
+    }
+
+    /// The newest package of this series that apt knows: those for clouds are the smallest.
+    pub(crate) fn package(self) -> Result<String> {
+        let pattern =
+            format!("^linux-image-{}\\.[0-9].*-cloud-amd64(-unsigned)?$", self.series.replace('.', "\\."));
+        let names = packages::named(&pattern)?;
+        names.into_iter().max_by_key(|name| numbers(name)).with_context(|| {
+            format!("apt knows no package of Linux {self} (linux-image-{self}.*-cloud-amd64)")
+        })
+    }
+
+    /// Fetches the package, unless it is there, and unpacks what is used of it.
+    pub(super) fn files(self) -> Result<Files> {
+        let package = self.package()?;
+        let folder = workspace::target_dir().join("vm").join(&package);
+        let unpacked = folder.join("unpacked");
+        if !unpacked.is_dir() {
+            packages::fetch(&package, &folder)?;
+            let archive = only_file(&folder, ".deb")?;
+            // Under another name until it is whole.
+            let partial = folder.join("partial");
+            system::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&partial))?;
+            std::fs::rename(&partial, &unpacked).context("cannot rename what was unpacked")?;
+            std::fs::remove_file(&archive).context("cannot remove the package's archive")?;
+        }
+        let image = only_file(&unpacked.join("boot"), "vmlinuz-")?;
+        let modules =
+            MODULES.iter().map(|module| plain_module(&unpacked, module, &folder)).collect::<Result<_>>()?;
+        Ok(Files { image, modules, folder })
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.series)
+    }
+}
+
+/// The numbers in a name, to tell the newer of two.
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+}
+
+/// The file whose name begins or ends so.
+fn only_file(folder: &Path, part: &str) -> Result<PathBuf> {
+    let files = folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut found = files.flatten().map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(part) || name.ends_with(part)
+    });
+    found.next().with_context(|| format!("there is no {part} in {}", folder.display()))
+}
+
+/// A module as a file that is not compressed.
+fn plain_module(unpacked: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
+    let found = Command::new("find")
+        .arg(unpacked)
+        .args(["-name", &format!("{name}.ko*")])
+        .output()
+        .context("cannot start find")?;
+    let found = String::from_utf8_lossy(&found.stdout);
+    let path = found.lines().next().with_context(|| format!("the kernel's package has no module {name}"))?;
+    let Some(compressed) = path.strip_suffix(".xz").map(|_| path) else { return Ok(path.into()) };
+    let plain = folder.join(format!("{name}.ko"));
+    let output = Command::new("xz").args(["--decompress", "--stdout", compressed]).output();
+    let output = output.context("cannot start xz")?;
+    ensure!(output.status.success(), "xz cannot read {compressed}");
+    std::fs::write(&plain, output.stdout).with_context(|| format!("cannot write {}", plain.display()))?;
+    Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_packages_have_greater_numbers() {
+        let newest = ["linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-53-cloud-amd64-unsigned"];
+        assert_eq!(newest.iter().max_by_key(|name| numbers(name)), Some(&newest[1]));
+        assert_eq!(numbers("linux-image-6.12.117+deb12-cloud-amd64"), [6, 12, 117, 12, 64]);
+    }
+}
