@@ -49,8 +49,9 @@ impl Protocol {
     }
 }
 
-/// The key of the flow table: the tuple that a direction's packets arrive with.
-#[repr(C)]
+/// The key of the flow table: the tuple that a direction's packets arrive with. Aligned, so that the compiler's BPF target copies and compares
+/// it by words; it would do so byte by byte.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct FlowKey<A> {
     /// Where packets come from.
@@ -61,9 +62,8 @@ pub struct FlowKey<A> {
     pub source_port: Port,
     /// TCP or UDP destination port; the identifier of an ICMP echo reply, zero in a request.
     pub destination_port: Port,
-    /// The IP protocol number, see [`Protocol`].
-    protocol: u8,
-    zero: [u8; 3],
+    /// The IP protocol number, see [`Protocol`]. In a whole word, so that nothing has to be filled up.
+    protocol: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
@@ -84,8 +84,7 @@ impl FlowKey<Ipv4> {
             destination: Ipv4(((addresses >> 32) as u32).to_le_bytes()),
             source_port: Port::from_word(ports as u16),
             destination_port: Port::from_word((ports >> 16) as u16),
-            protocol,
-            zero: [0; 3],
+            protocol: protocol as u32,
         }
     }
 }
@@ -100,19 +99,19 @@ impl<A: Address> FlowKey<A> {
         destination: A,
         destination_port: Port,
     ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol: protocol as u8, zero: [0; 3] }
+        Self { source, destination, source_port, destination_port, protocol: protocol as u32 }
     }
 
     /// The protocol; `None` only in memory that was never a key of ours.
     #[inline(always)]
     pub const fn protocol(&self) -> Option<Protocol> {
-        Protocol::from_number(self.protocol)
+        Protocol::from_number(self.protocol_number())
     }
 
     /// The IP protocol number.
     #[inline(always)]
     pub const fn protocol_number(&self) -> u8 {
-        self.protocol
+        self.protocol as u8
     }
 
     /// Both ports in one number, as they stand in a packet: the first byte is the lowest.
@@ -136,7 +135,7 @@ impl<A: Address> FlowKey<A> {
         destination: A,
         destination_port: Port,
     ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol: self.protocol, zero: [0; 3] }
+        Self { source, destination, source_port, destination_port, protocol: self.protocol }
     }
 
     /// The key of packets that answer this one's.

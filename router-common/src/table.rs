@@ -374,22 +374,22 @@ impl Slot {
         FlowKey::from_words(self.addresses, self.ports, self.tag as u8)
     }
 
-    /// Whether the key's addresses and ports are these.
-    #[inline(always)]
-    pub fn is_between_ends_of(&self, key: &FlowKey<Ipv4>) -> bool {
-        self.addresses == key.addresses() && self.ports == key.ports()
-    }
-
     /// 0 if this is the live flow of this key, and anything else if it is not: without a branch.
     #[inline(always)]
     fn difference(&self, key: &FlowKey<Ipv4>) -> u64 {
         const LIVE: u64 = (SlotState::Live as u64) << (u32::BITS + Tag::STATE_SHIFT);
-        // SAFETY: the ports and the tag, which are next to each other, and together where a number of this size may stand (see the assertions
-        // beside the structure). Volatile, since the tag may change; a number that is aligned is loaded at once.
-        let ports_and_tag = unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() };
         // What is above the protocol and the state does not matter.
-        let service = (ports_and_tag ^ (key.ports_and_protocol() | LIVE)) << (u32::BITS - Tag::MATCH_BITS);
+        let service =
+            (self.ports_and_tag() ^ (key.ports_and_protocol() | LIVE)) << (u32::BITS - Tag::MATCH_BITS);
         self.addresses ^ key.addresses() | service
+    }
+
+    /// The ports and above them the tag, as they are at one moment.
+    #[inline(always)]
+    fn ports_and_tag(&self) -> u64 {
+        // SAFETY: they are next to each other, and together where a number of this size may stand (see the assertions beside the structure).
+        // Volatile, since the tag may change; a number that is aligned is loaded at once.
+        unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() }
     }
 
     /// Whether this is the live flow of this key.
@@ -530,8 +530,10 @@ fn sign(number: u64) -> u64 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Search {
-    /// Whose chain.
-    pub key: FlowKey<Ipv4>,
+    /// Whose chain: [`FlowKey::addresses`],
+    pub addresses: u64,
+    /// and [`FlowKey::ports_and_protocol`].
+    pub service: u64,
     /// Where the chain that is walked starts.
     pub home: u32,
     /// How many slots it has.
@@ -575,7 +577,8 @@ impl Search {
     /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past the slot `mine`.
     #[inline(always)]
     pub const fn start(&mut self, key: &FlowKey<Ipv4>, regions: &Regions, homes: [u32; 2], mine: u32) {
-        self.key = *key;
+        self.addresses = key.addresses();
+        self.service = key.ports_and_protocol();
         [self.home, self.next] = homes;
         self.length = regions.chain(self.home);
         self.next_length = regions.chain(self.next);
@@ -629,12 +632,32 @@ impl Search {
         }
     }
 
-    /// Looks at one slot of the chain; whether that ends the walk.
+    /// Looks at one bucket of the chain, whose first slot's index is this; whether that ends the walk.
     #[inline(always)]
-    pub fn look(&mut self, index: u32, slot: &Slot) -> bool {
-        let tag = slot.tag();
-        self.met_mine |= u32::from(index == self.mine);
+    pub fn look(&mut self, first: u32, bucket: &Bucket) -> bool {
+        let [one, other] = &bucket.0;
+        self.look_at_slot(first, one) || self.look_at_slot(first + 1, other)
+    }
+
+    #[inline(always)]
+    fn look_at_slot(&mut self, index: u32, slot: &Slot) -> bool {
+        if index == self.mine {
+            self.met_mine = 1;
+            return false;
+        }
+        let ports_and_tag = slot.ports_and_tag();
+        let tag = Tag((ports_and_tag >> u32::BITS) as u32);
         match tag.state() {
+            SlotState::Pending | SlotState::Live => {
+                // Most slots are somebody else's. What is above the protocol does not matter.
+                let difference = (ports_and_tag ^ self.service) << (u32::BITS - Tag::STATE_SHIFT);
+                if (difference | (slot.addresses ^ self.addresses)) != 0 {
+                    return false;
+                }
+                self.found = index;
+                self.doubt |= u32::from(matches!(tag.state(), SlotState::Pending));
+                true
+            }
             SlotState::Empty | SlotState::Free => {
                 if self.free.index == NOWHERE {
                     self.free = Vacancy { index, tag };
@@ -642,19 +665,10 @@ impl Search {
                 matches!(tag.state(), SlotState::Empty)
             }
             SlotState::Busy => {
-                self.doubt |= u32::from(index != self.mine);
+                self.doubt = 1;
                 false
             }
-            SlotState::Pending | SlotState::Live
-                if index != self.mine
-                    && tag.protocol_number() == self.key.protocol_number()
-                    && slot.is_between_ends_of(&self.key) =>
-            {
-                self.found = index;
-                self.doubt |= u32::from(matches!(tag.state(), SlotState::Pending));
-                true
-            }
-            SlotState::Pending | SlotState::Live | SlotState::Retired => false,
+            SlotState::Retired => false,
         }
     }
 }
@@ -771,7 +785,8 @@ mod tests {
 
         fn walk(&self, key: &FlowKey<Ipv4>, mine: u32) -> Search {
             let mut search = Search {
-                key: *key,
+                addresses: 0,
+                service: 0,
                 home: 0,
                 length: 0,
                 next: 0,
@@ -784,8 +799,11 @@ mod tests {
             };
             search.start(key, &self.regions, self.homes(key), mine);
             loop {
-                for index in search.home..search.home + search.length {
-                    if search.look(index, self.slot(index)) {
+                for first in (search.home..search.home + search.length).step_by(BUCKET as usize) {
+                    // By themselves: here the table is one of slots.
+                    if search.look_at_slot(first, self.slot(first))
+                        || search.look_at_slot(first + 1, self.slot(first + 1))
+                    {
                         break;
                     }
                 }
