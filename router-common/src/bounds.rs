@@ -1,8 +1,8 @@
 //! Bounds that every verifier sees.
 //!
 //! The compiler leaves out a check that it knows to be unneeded, or makes it of a copy of the number. Newer verifiers often come to the same
-//! conclusion; that of Linux 6.1 knows nothing of a number whose bytes have been swapped, nor (before 6.8) what the check of a copy, or
-//! of the number less one, says about the number itself. `cargo xtask vm` has those look.
+//! conclusion; that of Linux 6.1 knows nothing of a number whose bytes have been swapped, nor what the check of a copy, or of the number less
+//! one, says about the number itself. `cargo xtask vm` has older ones look.
 
 /// The same number, by an instruction that the compiler does not look into: it neither knows what the number can be nor where it comes
 /// from, so that what is checked of it is checked there, and of the very register that is used.
@@ -25,8 +25,8 @@ pub fn opaque(number: u32) -> u32 {
 
 /// A length of 1 to `MAX`, as helpers want it that read or write so many bytes.
 #[inline(always)]
-pub fn length<const MAX: usize>(length: usize) -> Option<u32> {
-    let last = opaque((length as u32).wrapping_sub(1));
+pub fn length<const MAX: usize>(length: u32) -> Option<u32> {
+    let last = opaque(length.wrapping_sub(1));
     if last < MAX as u32 { Some(last + 1) } else { None }
 }
 
@@ -36,6 +36,6 @@ mod tests {
 
     #[test]
     fn a_length_is_neither_nothing_nor_too_much() {
-        assert_eq!([0, 1, 7, 8, usize::MAX].map(length::<7>), [None, Some(1), Some(7), None, None]);
+        assert_eq!([0, 1, 7, 8, u32::MAX].map(length::<7>), [None, Some(1), Some(7), None, None]);
     }
 }

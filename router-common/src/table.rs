@@ -67,6 +67,13 @@ pub const BUCKET: u32 = 2;
 pub const REACH: u32 = 2 * BUCKET;
 
 const _: () = assert!(REACH <= CHAIN);
+/// Chains start and end with whole buckets, in either region.
+const _: () = assert!(
+    REACH.is_multiple_of(BUCKET)
+        && CHAIN.is_multiple_of(BUCKET)
+        && NEAR_HOMES.is_multiple_of(BUCKET)
+        && SLOTS_PER_SESSION.is_multiple_of(BUCKET)
+);
 
 /// Where the chains of a table start: in the near region from slot 0 on, in the far region behind it. Map data: no padding.
 #[repr(C)]
@@ -387,9 +394,18 @@ impl Slot {
     /// The ports and above them the tag, as they are at one moment.
     #[inline(always)]
     fn ports_and_tag(&self) -> u64 {
-        // SAFETY: they are next to each other, and together where a number of this size may stand (see the assertions beside the structure).
-        // Volatile, since the tag may change; a number that is aligned is loaded at once.
-        unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() }
+        #[cfg(target_arch = "bpf")]
+        {
+            // SAFETY: they are next to each other, and together where a number of this size may stand (see the assertions beside the structure).
+            // Volatile, since the tag may change; a number that is aligned is loaded at once.
+            unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() }
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            // What stands behind the tag when it is read has been there since before it was written.
+            let tag = self.tag();
+            u64::from(tag.0) << u32::BITS | u64::from(self.ports)
+        }
     }
 
     /// Whether this is the live flow of this key.
@@ -748,7 +764,7 @@ mod tests {
 
     /// The table as the programs use it, on the host.
     struct Table {
-        slots: Vec<UnsafeCell<Slot>>,
+        buckets: Vec<UnsafeCell<Bucket>>,
         regions: Regions,
     }
 
@@ -761,13 +777,22 @@ mod tests {
         }
 
         fn with(regions: Regions) -> Self {
-            let slots = (0..regions.slots()).map(|_| UnsafeCell::new(Slot::EMPTY)).collect();
-            Self { slots, regions }
+            let empty = || UnsafeCell::new(Bucket([Slot::EMPTY; BUCKET as usize]));
+            Self { buckets: (0..regions.slots() / BUCKET).map(|_| empty()).collect(), regions }
+        }
+
+        /// How many slots there are.
+        fn size(&self) -> u32 {
+            self.buckets.len() as u32 * BUCKET
+        }
+
+        fn bucket(&self, index: u32) -> &Bucket {
+            // SAFETY: the protocol says who writes what.
+            unsafe { &*self.buckets[(index / BUCKET) as usize].get() }
         }
 
         fn slot(&self, index: u32) -> &Slot {
-            // SAFETY: the protocol says who writes what.
-            unsafe { &*self.slots[index as usize].get() }
+            &self.bucket(index).0[(index % BUCKET) as usize]
         }
 
         #[expect(
@@ -775,8 +800,10 @@ mod tests {
             reason = "as in the kernel: the claim of the slot is what makes it exclusive"
         )]
         fn slot_mut(&self, index: u32) -> &mut Slot {
-            // SAFETY: as above.
-            unsafe { &mut *self.slots[index as usize].get() }
+            // SAFETY: as above. Of the slot alone: others may be at work in the one beside it.
+            unsafe {
+                &mut (&mut (*self.buckets[(index / BUCKET) as usize].get()).0)[(index % BUCKET) as usize]
+            }
         }
 
         fn homes(&self, key: &FlowKey<Ipv4>) -> [u32; 2] {
@@ -800,10 +827,7 @@ mod tests {
             search.start(key, &self.regions, self.homes(key), mine);
             loop {
                 for first in (search.home..search.home + search.length).step_by(BUCKET as usize) {
-                    // By themselves: here the table is one of slots.
-                    if search.look_at_slot(first, self.slot(first))
-                        || search.look_at_slot(first + 1, self.slot(first + 1))
-                    {
+                    if search.look(first, self.bucket(first)) {
                         break;
                     }
                 }
@@ -851,14 +875,13 @@ mod tests {
 
         /// What the sweep does with slots that are out of quarantine.
         fn clean(&self) {
-            for index in (0..self.slots.len() as u32).rev() {
+            for index in (0..self.size()).rev() {
                 let slot = self.slot(index);
                 let tag = slot.tag();
                 match tag.state() {
                     SlotState::Retired => assert!(slot.change_tag(tag, Tag::FREE)),
                     SlotState::Free => {
-                        let next =
-                            index + 1 == self.slots.len() as u32 || self.slot(index + 1).tag() == Tag::EMPTY;
+                        let next = index + 1 == self.size() || self.slot(index + 1).tag() == Tag::EMPTY;
                         if next {
                             assert!(slot.change_tag(tag, Tag::EMPTY));
                         }
@@ -870,7 +893,7 @@ mod tests {
 
         fn live(&self) -> HashMap<FlowKey<Ipv4>, usize> {
             let mut live = HashMap::new();
-            for index in 0..self.slots.len() as u32 {
+            for index in 0..self.size() {
                 if self.slot(index).tag().state() == SlotState::Live {
                     *live.entry(self.slot(index).key()).or_default() += 1;
                 }
@@ -879,14 +902,71 @@ mod tests {
         }
     }
 
+    /// Two each have the same ends, and differ in the protocol.
     fn key(number: u16) -> FlowKey<Ipv4> {
         FlowKey::new(
-            Protocol::Tcp,
+            if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             Ipv4([10, 0, 2, 69]),
-            Port::new(number),
+            Port::new(number / 2),
             Ipv4([10, 0, 2, 68]),
             Port::new(443),
         )
+    }
+
+    /// A walk along a chain of one bucket: a slot in this state with this key, and one that was never used.
+    fn look_at(there: &FlowKey<Ipv4>, state: SlotState, key: &FlowKey<Ipv4>) -> Search {
+        let table = Table::with(Regions { near: 2, far: 0 });
+        let tag = Tag::pending(there.protocol_number(), Direction::Forward, 7, false);
+        table.slot_mut(0).write(there, tag.in_state(state), &entry(there));
+        table.walk(key, NOWHERE)
+    }
+
+    #[test]
+    fn a_walk_tells_what_it_has_met() {
+        let (key, neighbour) = (key(8), key(9));
+        let vacant = Ok(Vacancy { index: 1, tag: Tag::EMPTY });
+        let found = look_at(&key, SlotState::Live, &key);
+        assert_eq!((found.found, found.vacancy()), (0, Err(InsertError::Exists)));
+        // It may yet be withdrawn.
+        let pending = look_at(&key, SlotState::Pending, &key);
+        assert_eq!(
+            (pending.vacancy(), pending.may_publish()),
+            (Err(InsertError::Contended), Err(InsertError::Contended))
+        );
+        // Whose it is going to be, nobody can tell.
+        let busy = look_at(&key, SlotState::Busy, &key);
+        assert_eq!((busy.vacancy(), busy.doubt), (vacant, 1));
+        for other in [SlotState::Live, SlotState::Pending] {
+            let walk = look_at(&neighbour, other, &key);
+            assert_eq!(
+                (walk.vacancy(), walk.doubt),
+                (vacant, 0),
+                "between the same ends by another protocol"
+            );
+        }
+        let gone = look_at(&key, SlotState::Retired, &key);
+        assert_eq!((gone.vacancy(), gone.doubt), (vacant, 0));
+    }
+
+    #[test]
+    fn nothing_is_published_while_somebody_is_at_work_in_the_chain() {
+        let table = Table::with(Regions { near: 2, far: 0 });
+        assert!(table.slot(0).claim(Tag::EMPTY));
+        assert_eq!(table.insert(&key(8)), Err(InsertError::Contended));
+        assert_eq!(table.slot(1).tag().state(), SlotState::Retired);
+    }
+
+    /// A slot in front of it has become empty since the vacancy was found: nobody would find it.
+    #[test]
+    fn nothing_is_published_behind_the_end_of_its_chain() {
+        let table = Table::new(1 << 10);
+        let key = key(8);
+        let home = table.homes(&key)[0];
+        for behind in [1, 2, 5] {
+            let kept = Vacancy { index: home + behind, tag: Tag::EMPTY };
+            assert_eq!(table.insert_at(&key, kept), Err(InsertError::Contended), "{behind} slots behind");
+            assert_eq!(table.find(&key), None);
+        }
     }
 
     proptest! {
@@ -931,7 +1011,7 @@ mod tests {
             }
             table.clean();
             table.clean();
-            prop_assert!((0..table.slots.len() as u32).all(|index| table.slot(index).tag() == Tag::EMPTY));
+            prop_assert!((0..table.size()).all(|index| table.slot(index).tag() == Tag::EMPTY));
         }
 
         /// Tags hold what they are made of.

@@ -69,7 +69,7 @@ fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
     if header <= TCP_LENGTH || IPV4_LENGTH as u32 + header > ip_length {
         return None;
     }
-    let to_load = bounds::length::<OPTIONS>((header - TCP_LENGTH) as usize)?;
+    let to_load = bounds::length::<OPTIONS>(header - TCP_LENGTH)?;
     // SAFETY: the context is the program's own, and the buffer longer than options can be.
     let loaded =
         unsafe { bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_mut_ptr().cast(), to_load) };

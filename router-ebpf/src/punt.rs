@@ -30,7 +30,7 @@ enum Failure {
 /// Puts the first `length` bytes of a frame's IP packet into a record with room for `ROOM`.
 #[inline(always)]
 fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32) -> Result<(), Failure> {
-    let to_load = bounds::length::<ROOM>(usize::from(length)).ok_or(Failure::TooLong)?;
+    let to_load = bounds::length::<ROOM>(u32::from(length)).ok_or(Failure::TooLong)?;
     let Some(mut record) = PUNTS.reserve::<Record<ROOM>>(0) else { return Err(Failure::NoRoom) };
     let punt = record.as_mut_ptr();
     // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written. Bytes that are not

@@ -103,7 +103,7 @@ fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
     let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
     let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
     message.length = length as u32;
-    let to_load = bounds::length::<WHOLE>(if length > WHOLE { HEAD } else { length })?;
+    let to_load = bounds::length::<WHOLE>(if length > WHOLE { HEAD } else { length } as u32)?;
     // SAFETY: the context is the program's own, and the buffer longer than what is loaded.
     let result = unsafe {
         bpf_xdp_load_bytes(
@@ -143,7 +143,7 @@ fn is_intact(message: &mut Message) -> bool {
 #[inline(always)]
 fn store(work: &Work, message: &mut Message) -> Option<()> {
     let length = message.length as usize;
-    let changed = bounds::length::<HEAD>(if length > HEAD { HEAD } else { length })?;
+    let changed = bounds::length::<HEAD>(if length > HEAD { HEAD } else { length } as u32)?;
     // SAFETY: as above.
     let result = unsafe {
         bpf_xdp_store_bytes(
