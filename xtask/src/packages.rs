@@ -79,6 +79,7 @@ const PACKAGES: &[(&str, Sign, Use, &str)] = &[
     ("cpio", Program("cpio"), Vm, "packs what it has instead of a disk"),
     ("binutils", Program("strip"), Vm, "makes that smaller"),
     ("xz-utils", Program("xz"), Vm, "unpacks its kernel's modules"),
+    ("util-linux", Program("setpriv"), Vm, "ends it when its caller is ended"),
 ];
 
 /// The services among them that Debian would start, now and at every boot.
@@ -90,10 +91,18 @@ const UNITS: &[(&str, &[&str])] = &[
     ("coturn", &["coturn.service"]),
 ];
 
+/// Whether all that `uses` need is there already.
+pub(crate) fn are_there(uses: &[Use]) -> bool {
+    missing(uses).next().is_none()
+}
+
+fn missing(uses: &[Use]) -> impl Iterator<Item = &'static (&'static str, Sign, Use, &'static str)> {
+    PACKAGES.iter().filter(move |(_, sign, usage, _)| uses.contains(usage) && !sign.is_there())
+}
+
 /// Installs the packages for `uses` that are missing, after saying which and why.
 pub(crate) fn install(uses: &[Use]) -> Result<()> {
-    let missing: Vec<_> =
-        PACKAGES.iter().filter(|(_, sign, usage, _)| uses.contains(usage) && !sign.is_there()).collect();
+    let missing: Vec<_> = missing(uses).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -28,7 +28,7 @@ Runs everything that must pass, goes on after a failure, and ends with one line 
 
 usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [--soak MINUTES] [FILTER]
 
-  FILTER               only tests with this in their name (for host, bpf and net)
+  FILTER               only tests with this in their name (for host, bpf, net and vm)
   --fuzz-seconds N     how long each fuzz target runs (20)
   --sequences N        how many sequences of packets are sent through the router and through the kernel's own NAT, to
                        compare them (2000); 0: until it is interrupted, from a seed that the time gives
@@ -336,6 +336,9 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
 fn other_kernels(report: &mut Report, options: &Options) {
     if let Some(obstacle) = vm::obstacle() {
         return report.skip("vm", &obstacle);
+    }
+    if !system::is_root() && !packages::are_there(&[Use::Vm]) {
+        return report.skip("vm", "not all that a virtual machine needs is installed, and that needs root");
     }
     for kernel in vm::kernel::ALL {
         let name = format!("vm Linux {kernel}");

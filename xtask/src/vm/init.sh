@@ -9,8 +9,6 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
 
 for module in /modules/*; do
     insmod "$module"

@@ -27,6 +27,9 @@ pub(super) struct Files {
     pub(super) folder: PathBuf,
 }
 
+/// Where a package's files are, in its folder.
+const UNPACKED: &str = "unpacked";
+
 /// Modules that the tests need, and that the kernels do not have built in.
 const MODULES: &[&str] = &["veth"];
 
@@ -48,25 +51,36 @@ impl Kernel {
         })
     }
 
-    /// Fetches the package, unless it is there, and unpacks what is used of it.
+    /// Fetches the package and unpacks it, unless what is used of it is there.
     pub(super) fn files(self) -> Result<Files> {
         let package = self.package()?;
         let folder = workspace::target_dir().join("vm").join(&package);
-        let unpacked = folder.join("unpacked");
-        if !unpacked.is_dir() {
-            packages::fetch(&package, &folder)?;
-            let archive = only_file(&folder, ".deb")?;
-            // Under another name until it is whole.
-            let partial = folder.join("partial");
-            system::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&partial))?;
-            std::fs::rename(&partial, &unpacked).context("cannot rename what was unpacked")?;
-            std::fs::remove_file(&archive).context("cannot remove the package's archive")?;
+        if let Ok(files) = unpacked_files(&folder) {
+            return Ok(files);
         }
-        let image = only_file(&unpacked.join("boot"), "vmlinuz-")?;
-        let modules =
-            MODULES.iter().map(|module| plain_module(&unpacked, module, &folder)).collect::<Result<_>>()?;
-        Ok(Files { image, modules, folder })
+        // Whatever an earlier run has left that was interrupted.
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        packages::fetch(&package, &folder)?;
+        let archive = file_named(&folder, |name| name.ends_with(".deb"))?;
+        let partial = folder.join("partial");
+        system::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&partial))?;
+        // Under this name only when it is whole.
+        std::fs::rename(&partial, folder.join(UNPACKED)).context("cannot rename what was unpacked")?;
+        std::fs::remove_file(&archive).context("cannot remove the package's archive")?;
+        unpacked_files(&folder)
     }
+}
+
+/// What a package's folder has of its files.
+fn unpacked_files(folder: &Path) -> Result<Files> {
+    let unpacked = folder.join(UNPACKED);
+    let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;
+    let modules =
+        MODULES.iter().map(|module| plain_module(&unpacked, module, folder)).collect::<Result<_>>()?;
+    Ok(Files { image, modules, folder: folder.to_owned() })
 }
 
 impl fmt::Display for Kernel {
@@ -80,14 +94,13 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// The file whose name begins or ends so.
-fn only_file(folder: &Path, part: &str) -> Result<PathBuf> {
+/// A file of a folder, by its name.
+fn file_named(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf> {
     let files = folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut found = files.flatten().map(|entry| entry.path()).filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(part) || name.ends_with(part)
-    });
-    found.next().with_context(|| format!("there is no {part} in {}", folder.display()))
+    let mut paths = files.flatten().map(|entry| entry.path());
+    paths
+        .find(|path| path.file_name().is_some_and(|name| is_it(&name.to_string_lossy())))
+        .with_context(|| format!("what should be in {} is not there", folder.display()))
 }
 
 /// A module as a file that is not compressed.
@@ -98,7 +111,10 @@ fn plain_module(unpacked: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
         .output()
         .context("cannot start find")?;
     let found = String::from_utf8_lossy(&found.stdout);
-    let path = found.lines().next().with_context(|| format!("the kernel's package has no module {name}"))?;
+    let path = found
+        .lines()
+        .next()
+        .with_context(|| format!("there is no module {name} in {}", unpacked.display()))?;
     let Some(compressed) = path.strip_suffix(".xz").map(|_| path) else { return Ok(path.into()) };
     let plain = folder.join(format!("{name}.ko"));
     let output = Command::new("xz").args(["--decompress", "--stdout", compressed]).output();
