@@ -547,9 +547,9 @@ fn sign(number: u64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Search {
     /// Whose chain: [`FlowKey::addresses`],
-    pub addresses: u64,
+    addresses: u64,
     /// and [`FlowKey::ports_and_protocol`].
-    pub service: u64,
+    service: u64,
     /// Where the chain that is walked starts.
     pub home: u32,
     /// How many slots it has.
@@ -557,17 +557,17 @@ pub struct Search {
     /// Where the next one starts, or [`NOWHERE`].
     pub next: u32,
     /// How many slots that has.
-    pub next_length: u32,
+    next_length: u32,
     /// Where the key was found, or [`NOWHERE`].
     pub found: u32,
     /// The first slot that may be claimed, if there is one.
-    pub free: Vacancy,
+    free: Vacancy,
     /// The slot to leave out, or [`NOWHERE`].
-    pub mine: u32,
+    mine: u32,
     /// Whether something was met of which could not be told whose it is.
-    pub doubt: u32,
+    doubt: u32,
     /// Whether the slot to leave out was met.
-    pub met_mine: u32,
+    met_mine: u32,
 }
 
 /// No slot.
