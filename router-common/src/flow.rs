@@ -50,7 +50,7 @@ impl Protocol {
 }
 
 /// The key of the flow table: the tuple that a direction's packets arrive with. Aligned, so that the compiler's BPF target copies and compares
-/// it by words; it would do so byte by byte.
+/// it by words, and not byte by byte.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct FlowKey<A> {

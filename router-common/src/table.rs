@@ -402,7 +402,7 @@ impl Slot {
         }
         #[cfg(not(target_arch = "bpf"))]
         {
-            // What stands behind the tag when it is read has been there since before it was written.
+            // The tag first: whoever writes both writes it last.
             let tag = self.tag();
             u64::from(tag.0) << u32::BITS | u64::from(self.ports)
         }
@@ -800,10 +800,9 @@ mod tests {
             reason = "as in the kernel: the claim of the slot is what makes it exclusive"
         )]
         fn slot_mut(&self, index: u32) -> &mut Slot {
-            // SAFETY: as above. Of the slot alone: others may be at work in the one beside it.
-            unsafe {
-                &mut (&mut (*self.buckets[(index / BUCKET) as usize].get()).0)[(index % BUCKET) as usize]
-            }
+            let bucket = self.buckets[(index / BUCKET) as usize].get();
+            // SAFETY: as above. A reference to the slot alone: others may be at work in the one beside it.
+            unsafe { &mut (*bucket).0[(index % BUCKET) as usize] }
         }
 
         fn homes(&self, key: &FlowKey<Ipv4>) -> [u32; 2] {

@@ -142,8 +142,7 @@ fn is_intact(message: &mut Message) -> bool {
 /// Writes back what translation may have changed.
 #[inline(always)]
 fn store(work: &Work, message: &mut Message) -> Option<()> {
-    let length = message.length as usize;
-    let changed = bounds::length::<HEAD>(if length > HEAD { HEAD } else { length } as u32)?;
+    let changed = bounds::length::<HEAD>(message.length.min(HEAD as u32))?;
     // SAFETY: as above.
     let result = unsafe {
         bpf_xdp_store_bytes(

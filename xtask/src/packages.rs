@@ -172,8 +172,8 @@ pub(crate) fn apt_install(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The names of the packages that apt knows, of those that the pattern (a regular expression) is about. Where there are none, the lists may
-/// be old, or not have been fetched yet: they are, and looked at once more.
+/// The names of packages that apt knows and that match a regular expression. Where there are none, the lists may be old, or not have been
+/// fetched yet: root fetches them and looks once more.
 pub(crate) fn named(pattern: &str) -> Result<Vec<String>> {
     let names = search(pattern)?;
     if !names.is_empty() || !system::is_root() {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use bpf_build::{LINKER, LINKER_VARIABLE, LINKER_VERSION, Missing, RUSTC_VARIABLE, Toolchain};
 
 use crate::packages::{self, Use};
-use crate::{Verb, system, workspace};
+use crate::{Verb, system, vm, workspace};
 
 pub(crate) const VERB: Verb = Verb {
     name: "setup",
@@ -23,7 +23,7 @@ it, and installs what is missing. Every other verb does this first, so it need n
 
 usage: cargo xtask setup [--all]
 
-  --all    also install the system packages that lab, test and bench use
+  --all    also install the system packages that lab, test, bench and vm use
 
 A compiler comes from rustup (a second toolchain, beside yours), or else from Debian's packages by apt-get, which
 needs root. The linker comes from crates.io and takes about 90 seconds to compile.
@@ -56,6 +56,9 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     println!("BPF toolchain: {toolchain}");
     if all {
         packages::install(&[Use::Lab, Use::Clients, Use::Fuzz])?;
+        if vm::obstacle().is_none() {
+            packages::install(&[Use::Vm])?;
+        }
         println!("system packages: all there");
     }
     // Building works on any kernel, running does not.

@@ -24,8 +24,8 @@ pub(crate) const VERB: Verb = Verb {
 };
 
 const HELP: &str = "\
-Boots Debian's kernels in a virtual machine (an emulated one, which needs no KVM) and runs there what `cargo xtask test --only bpf` runs here: so one
-knows that their verifiers take the programs, and that these do the same there.
+Boots Debian's kernels in a virtual machine (an emulated one, which needs no KVM) and runs there what `cargo xtask test
+--only bpf` runs here: so one knows that their verifiers take the programs, and that these do the same there.
 
 usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [FILTER]
 
@@ -35,8 +35,8 @@ usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [F
   --seed S             that of made-up packets; a failure says which
   FILTER               only tests with this in their name
 
-A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. If qemu or another program is missing,
-installing it needs root; the rest does not.
+A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. If qemu or another
+program is missing, installing it needs root; the rest does not.
 ";
 
 /// What is tested.
@@ -99,15 +99,20 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let mut good = true;
     for kernel in options.kernels {
         eprintln!("\n== Linux {kernel}");
-        let files = kernel.files()?;
-        let image = image::build(&files, &tests, &script)?;
-        // One that dies does not keep the next from its turn.
-        good &= boot(&files.image, &image).unwrap_or_else(|error| {
+        // One that cannot be had, or dies, does not keep the next from its turn.
+        good &= try_under(kernel, &tests, &script).unwrap_or_else(|error| {
             eprintln!("error: Linux {kernel}: {error:#}");
             false
         });
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the script in a machine with this kernel; whether it ended well.
+fn try_under(kernel: Kernel, tests: &[Test], script: &str) -> Result<bool> {
+    let files = kernel.files()?;
+    let image = image::build(&files, tests, script)?;
+    boot(&files.image, &image)
 }
 
 /// Why no machine can be started here.
@@ -187,10 +192,10 @@ fn quoted(word: &str) -> String {
 /// Starts the machine and shows what it says; whether its tests passed.
 fn boot(kernel: &Path, image: &Path) -> Result<bool> {
     // Whoever is killed takes what he has started along.
-    const WITH_US: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
-    let mut command = Command::new(WITH_US[0]);
-    command.args(&WITH_US[1..]).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
-    command.args(WITH_US).arg("qemu-system-x86_64");
+    const DIE_WITH_PARENT: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
+    let mut command = Command::new(DIE_WITH_PARENT[0]);
+    command.args(&DIE_WITH_PARENT[1..]).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
+    command.args(DIE_WITH_PARENT).arg("qemu-system-x86_64");
     // Not KVM: in a virtual machine there often is one that starts and then stops in the middle, and this is fast enough.
     command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);

@@ -74,6 +74,12 @@ impl Kernel {
     }
 }
 
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.series)
+    }
+}
+
 /// What a package's folder has of its files.
 fn unpacked_files(folder: &Path) -> Result<Files> {
     let unpacked = folder.join(UNPACKED);
@@ -81,12 +87,6 @@ fn unpacked_files(folder: &Path) -> Result<Files> {
     let modules =
         MODULES.iter().map(|module| plain_module(&unpacked, module, folder)).collect::<Result<_>>()?;
     Ok(Files { image, modules, folder: folder.to_owned() })
-}
-
-impl fmt::Display for Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.series)
-    }
 }
 
 /// The numbers in a name, to tell the newer of two.
@@ -115,11 +115,13 @@ fn plain_module(unpacked: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
         .lines()
         .next()
         .with_context(|| format!("there is no module {name} in {}", unpacked.display()))?;
-    let Some(compressed) = path.strip_suffix(".xz").map(|_| path) else { return Ok(path.into()) };
+    if !path.ends_with(".xz") {
+        return Ok(path.into());
+    }
     let plain = folder.join(format!("{name}.ko"));
-    let output = Command::new("xz").args(["--decompress", "--stdout", compressed]).output();
+    let output = Command::new("xz").args(["--decompress", "--stdout", path]).output();
     let output = output.context("cannot start xz")?;
-    ensure!(output.status.success(), "xz cannot read {compressed}");
+    ensure!(output.status.success(), "xz cannot read {path}");
     std::fs::write(&plain, output.stdout).with_context(|| format!("cannot write {}", plain.display()))?;
     Ok(plain)
 }
