@@ -79,6 +79,13 @@ impl Toolchain {
     pub fn clippy(&self) -> Option<PathBuf> {
         Some(self.rustc.with_file_name("clippy-driver")).filter(|driver| driver.is_file())
     }
+
+    /// What rustup calls the toolchain that this compiler is of, if it is rustup's.
+    pub fn rustup_name(&self) -> Option<String> {
+        let toolchains = env::dir("RUSTUP_HOME", ".rustup")?.join("toolchains");
+        let name = self.rustc.strip_prefix(toolchains).ok()?.components().next()?;
+        name.as_os_str().to_str().map(str::to_owned)
+    }
 }
 
 /// For the BPF target only: with `--target`, cargo keeps these flags from build scripts and macros.

@@ -30,7 +30,7 @@ macro_rules! number {
                     );
                 }
                 // SAFETY: a load of this width leaves no other bits. Told so, the compiler does not clear them again.
-                unsafe { core::hint::assert_unchecked(number <= $type::MAX as u64) };
+                unsafe { core::hint::assert_unchecked(number <= u64::from($type::MAX)) };
                 number as $type
             }
             #[cfg(not(target_arch = "bpf"))]

@@ -143,14 +143,17 @@ fn rustup() -> Result<()> {
         "Installing Rust {RUSTUP_TOOLCHAIN} with its sources by rustup, as a second toolchain beside yours: core has to be \
          compiled for BPF. About 100 MB."
     );
-    let mut command = Command::new(rustup);
-    command
-        .args(["toolchain", "install", RUSTUP_TOOLCHAIN, "--profile", "minimal", "--component", "rust-src"])
-        .arg("--no-self-update")
-        // Without a network there is no use in trying again, and a panic's backtrace is not news.
-        .env("RUSTUP_MAX_RETRIES", "0")
-        .env("RUST_BACKTRACE", "0");
+    let mut command = quick_rustup(&rustup);
+    command.args(["toolchain", "install", RUSTUP_TOOLCHAIN, "--profile", "minimal", "--no-self-update"]);
+    command.args(["--component", "rust-src", "--component", "clippy"]);
     system::run(&mut command)
+}
+
+/// Without a network there is no use in trying again, and a panic's backtrace is not news.
+fn quick_rustup(rustup: &Path) -> Command {
+    let mut command = Command::new(rustup);
+    command.env("RUSTUP_MAX_RETRIES", "0").env("RUST_BACKTRACE", "0");
+    command
 }
 
 fn debian() -> Result<()> {
@@ -160,14 +163,22 @@ fn debian() -> Result<()> {
     packages::apt_install(&wanted)
 }
 
-/// Debian's clippy for Debian's compiler, where that is the one in use. Not having it costs one lint step only.
+/// Installs the clippy that belongs to the compiler, from where the compiler came. Without it one lint step is skipped.
 pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
-    let debian = toolchain.rustc == Path::new("/usr/bin/rustc") && packages::is_installed(DEBIAN_PACKAGES[0]);
-    if toolchain.clippy().is_some() || !debian || !system::is_root() {
+    if toolchain.clippy().is_some() {
         return Ok(());
     }
-    eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint router-ebpf.");
-    packages::apt_install(&[DEBIAN_CLIPPY])
+    if let Some(name) = toolchain.rustup_name() {
+        let rustup = system::find_program("rustup").context("there is no rustup")?;
+        eprintln!("Adding clippy to Rust {name} by rustup, to lint router-ebpf. About 5 MB.");
+        let mut command = quick_rustup(&rustup);
+        return system::run(command.args(["component", "add", "clippy", "--toolchain", &name]));
+    }
+    if toolchain.rustc == Path::new("/usr/bin/rustc") && packages::is_installed(DEBIAN_PACKAGES[0]) {
+        eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint router-ebpf.");
+        return packages::apt_install(&[DEBIAN_CLIPPY]);
+    }
+    bail!("no clippy came with {}", toolchain.rustc.display())
 }
 
 fn install_linker(missing: &Missing) -> Result<()> {

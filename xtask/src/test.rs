@@ -207,11 +207,6 @@ fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
     if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Vm, Group::Soak]) {
         match setup::toolchain() {
             Ok(found) => {
-                if wants(&[Group::Clippy])
-                    && let Err(error) = setup::clippy_for(&found)
-                {
-                    failures.push(error);
-                }
                 toolchain = Some(found);
             }
             Err(error) => failures.push(error),
@@ -245,8 +240,8 @@ fn clippy(report: &mut Report, toolchain: Option<&Toolchain>) {
     let Some(toolchain) = toolchain else {
         return report.skip(name, "there is no toolchain for BPF");
     };
-    if toolchain.clippy().is_none() {
-        return report.skip(name, &format!("no clippy came with {}", toolchain.rustc.display()));
+    if let Err(error) = setup::clippy_for(toolchain) {
+        return report.skip(name, &format!("{error:#}"));
     }
     match bpf_build::cargo(toolchain, Action::Clippy, &workspace::bpf_target_dir()) {
         Ok(mut command) => {
