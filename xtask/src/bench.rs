@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::packages::Use;
 use crate::{Verb, lab};
 
 pub(crate) const VERB: Verb = Verb {
@@ -16,5 +17,5 @@ pub(crate) const VERB: Verb = Verb {
 };
 
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    lab::become_program("bench", arguments)
+    lab::become_program("bench", arguments, &[Use::Lab, Use::Bench])
 }

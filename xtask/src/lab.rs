@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::packages::{self, Use};
 use crate::{Verb, setup, system, workspace};
@@ -22,16 +22,22 @@ pub(crate) const VERB: Verb = Verb {
 pub(crate) const ROUTER_VARIABLE: &str = "PLS_ROUTER_BIN";
 
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    become_program("lab", arguments)
+    become_program("lab", arguments, &[Use::Lab])
 }
 
-/// Builds the router and `program` of the lab's package, and becomes that program.
-pub(crate) fn become_program(program: &str, arguments: &[OsString]) -> Result<ExitCode> {
+/// Builds the router and `program` of the lab's package, and becomes that program. What it uses beside the lab's packages it can
+/// do without.
+pub(crate) fn become_program(program: &str, arguments: &[OsString], uses: &[Use]) -> Result<ExitCode> {
     setup::toolchain()?;
     if !arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         system::require_root(program, "it makes network namespaces and loads BPF programs")?;
         system::check_kernel()?;
-        packages::install(&[Use::Lab])?;
+        let shortfalls = packages::install(uses);
+        for shortfall in &shortfalls {
+            eprintln!("  missing: {shortfall}");
+        }
+        let needed = shortfalls.iter().any(|shortfall| shortfall.is_for(Use::Lab));
+        ensure!(!needed, "the {program} needs packages that could not be installed; see above");
     }
     let mut build = workspace::cargo("build");
     build.args(["--release", "-p", "router-user", "-p", "lab", "--bin", "pls-router", "--bin", program]);

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bpf_build::{LINKER, LINKER_VARIABLE, LINKER_VERSION, Missing, RUSTC_VARIABLE, Toolchain};
 
-use crate::packages::{self, Use};
+use crate::packages::{self, Use, apt};
 use crate::{Verb, system, vm, workspace};
 
 pub(crate) const VERB: Verb = Verb {
@@ -23,7 +23,8 @@ it, and installs what is missing. Every other verb does this first, so it need n
 
 usage: cargo xtask setup [--all]
 
-  --all    also install the system packages that lab, test, bench and vm use
+  --all    also install the system packages that lab, test and bench use, and fetch those of vm. What can't be had is named
+           with its reason, and takes nothing else with it
 
 A compiler comes from rustup (a second toolchain, beside yours), or else from Debian's packages by apt-get, which
 needs root. The linker comes from crates.io and takes about 90 seconds to compile.
@@ -54,12 +55,9 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     }
     let toolchain = toolchain()?;
     println!("BPF toolchain: {toolchain}");
+    let mut good = true;
     if all {
-        packages::install(&[Use::Lab, Use::Clients, Use::Fuzz])?;
-        if vm::obstacle().is_none() {
-            packages::install(&[Use::Vm])?;
-        }
-        println!("system packages: all there");
+        good &= install_packages();
     }
     // Building works on any kernel, running does not.
     match system::check_kernel() {
@@ -73,8 +71,27 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             "user: not root, so lab and bench will not run, and test will leave out what needs namespaces"
         );
     }
-    println!("ready");
-    Ok(ExitCode::SUCCESS)
+    println!("{}", if good { "ready" } else { "not ready: the lab lacks packages" });
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Installs all system packages, and says which could not be had. Returns `true` if those for the lab are there: without the others
+/// a few tests are skipped, without these nearly all.
+fn install_packages() -> bool {
+    let shortfalls = packages::install(&[Use::Lab, Use::Deploy, Use::Bench, Use::Clients, Use::Fuzz]);
+    if shortfalls.is_empty() {
+        println!("system packages: all there");
+    } else {
+        println!("system packages: all but {}; what needs these is skipped", shortfalls.len());
+    }
+    for shortfall in &shortfalls {
+        println!("  {shortfall}");
+    }
+    match vm::obstacle().map_or_else(vm::Tools::ready, |obstacle| Err(anyhow!(obstacle))) {
+        Ok(tools) => println!("virtual machine: {tools}"),
+        Err(reason) => println!("virtual machine: none, `vm` will not run: {reason:#}"),
+    }
+    !shortfalls.iter().any(|shortfall| shortfall.is_for(Use::Lab))
 }
 
 /// A toolchain that works, installed if there is none.
@@ -160,7 +177,7 @@ fn debian() -> Result<()> {
     let mut wanted = DEBIAN_PACKAGES.to_vec();
     wanted.push(DEBIAN_CLIPPY);
     eprintln!("Installing Debian's Rust compiler for BPF by apt-get ({}). About 140 MB.", wanted.join(", "));
-    packages::apt_install(&wanted)
+    apt::install(&wanted)
 }
 
 /// Installs the clippy that belongs to the compiler, from where the compiler came. Without it one lint step is skipped.
@@ -174,9 +191,9 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
         let mut command = quick_rustup(&rustup);
         return system::run(command.args(["component", "add", "clippy", "--toolchain", &name]));
     }
-    if toolchain.rustc == Path::new("/usr/bin/rustc") && packages::is_installed(DEBIAN_PACKAGES[0]) {
+    if toolchain.rustc == Path::new("/usr/bin/rustc") && apt::is_installed(DEBIAN_PACKAGES[0]) {
         eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint router-ebpf.");
-        return packages::apt_install(&[DEBIAN_CLIPPY]);
+        return apt::install(&[DEBIAN_CLIPPY]);
     }
     bail!("no clippy came with {}", toolchain.rustc.display())
 }

@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+pub(crate) use harness::packages::find_program;
 
 /// The kernel type information that BPF programs are checked against.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -51,15 +52,6 @@ pub(crate) fn check_kernel() -> Result<String> {
 fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(['.', '-']);
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-/// The first executable of that name on the PATH, or where root's programs are: a user's PATH often lacks those.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
 }
 
 /// Runs a command with its output shown, after showing the command itself.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use bpf_build::{Action, Toolchain};
 
-use crate::packages::{self, Use};
+use crate::packages::{self, Shortfall, Use};
 use crate::{Verb, lab, setup, system, vm, workspace};
 use report::{Outcome, Report};
 
@@ -78,9 +78,9 @@ const GROUPS: &[(&str, Group)] = &[
 
 /// The packages that compile for the host, by what is done with them. Always one at a time: in a build of all, the
 /// features that one package asks of a dependency would hide that another forgot to ask.
-const LINTED: &[&str] = &["bpf-build", "router-common", "router-user", "lab", "xtask", "fuzz"];
-const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "lab", "xtask"];
-const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "xtask"];
+const LINTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask", "fuzz"];
+const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask"];
+const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "xtask"];
 
 #[derive(Debug, PartialEq)]
 struct Options {
@@ -161,19 +161,22 @@ fn groups(list: &str) -> Result<Vec<Group>, String> {
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let options = parse(arguments)?;
     let mut report = Report::default();
-    let toolchain = prepare(&options, &mut report);
+    let prepared = prepare(&options, &mut report);
     // In the order of GROUPS, which is that of the time they take: what fails soon is seen soon.
     for (_, group) in GROUPS.iter().filter(|(_, group)| options.groups.contains(group)) {
         match group {
             Group::Fmt => {
                 check(&mut report, "fmt", workspace::cargo("fmt").args(["--all", "--check"]));
             }
-            Group::Clippy => clippy(&mut report, toolchain.as_ref()),
+            Group::Clippy => clippy(&mut report, &prepared),
             Group::Doc => doc(&mut report),
             Group::Host => host(&mut report, &options),
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
             Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
-            Group::Fuzz => fuzz::run(&mut report, options.fuzz_time),
+            Group::Fuzz => match prepared.obstacle(Use::Fuzz) {
+                Some(obstacle) => report.skip("fuzz", &obstacle),
+                None => fuzz::run(&mut report, options.fuzz_time),
+            },
             Group::Vm => other_kernels(&mut report, &options),
             Group::Soak => soak(&mut report, &options),
         }
@@ -182,41 +185,70 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Installs what the groups need. What cannot be installed is a failure of its own, and the rest still runs.
-fn prepare(options: &Options, report: &mut Report) -> Option<Toolchain> {
+/// What there is to test with.
+struct Prepared {
+    toolchain: Option<Toolchain>,
+    shortfalls: Vec<Shortfall>,
+}
+
+impl Prepared {
+    /// Why something cannot be done that needs the packages for `usage`.
+    fn obstacle(&self, usage: Use) -> Option<String> {
+        let mut missing = self.shortfalls.iter().filter(|shortfall| shortfall.is_for(usage));
+        missing.next().map(|shortfall| format!("there is no {shortfall}"))
+    }
+}
+
+/// Installs what the groups need. What cannot be installed is counted, and the rest still runs.
+fn prepare(options: &Options, report: &mut Report) -> Prepared {
     let wants = |groups: &[Group]| groups.iter().any(|group| options.groups.contains(group));
     let mut uses = Vec::new();
     if wants(&[Group::Bpf, Group::Net, Group::Soak]) && system::is_root() {
         uses.push(Use::Lab);
     }
     if wants(&[Group::Net]) && system::is_root() {
-        uses.push(Use::Clients);
+        uses.extend([Use::Deploy, Use::Clients]);
     }
     if wants(&[Group::Fuzz, Group::Clippy]) {
         uses.push(Use::Fuzz);
     }
-    if wants(&[Group::Vm]) && system::is_root() && vm::obstacle().is_none() {
-        uses.push(Use::Vm);
-    }
     let start = Instant::now();
-    let mut failures = Vec::new();
-    if let Err(error) = packages::install(&uses) {
-        failures.push(error);
+    let shortfalls = packages::install(&uses);
+    if !shortfalls.is_empty() {
+        report.add("packages", start.elapsed(), without(&shortfalls));
     }
     let mut toolchain = None;
     if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Vm, Group::Soak]) {
+        let start = Instant::now();
         match setup::toolchain() {
-            Ok(found) => {
-                toolchain = Some(found);
+            Ok(found) => toolchain = Some(found),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                report.add(
+                    "toolchain",
+                    start.elapsed(),
+                    Outcome::failed("it could not be installed; see above"),
+                );
             }
-            Err(error) => failures.push(error),
         }
     }
-    for error in failures {
-        eprintln!("error: {error:#}");
-        report.add("setup", start.elapsed(), Outcome::failed("something could not be installed; see above"));
+    Prepared { toolchain, shortfalls }
+}
+
+/// What it comes to that these packages could not be had: without one of the lab's nothing is tested that matters, and without another
+/// the tests that need it are skipped.
+fn without(shortfalls: &[Shortfall]) -> Outcome {
+    let mut outcome = Outcome::default();
+    for shortfall in shortfalls {
+        let (count, word) = if shortfall.is_for(Use::Lab) {
+            (&mut outcome.counts.failed, "failed")
+        } else {
+            (&mut outcome.counts.skipped, "skipped")
+        };
+        *count += 1;
+        outcome.notes.push(format!("{word}: {shortfall}"));
     }
-    toolchain
+    outcome
 }
 
 /// Runs a command that either passes or fails as a whole.
@@ -230,14 +262,19 @@ fn check(report: &mut Report, name: &str, command: &mut Command) {
     report.add(name, start.elapsed(), outcome);
 }
 
-fn clippy(report: &mut Report, toolchain: Option<&Toolchain>) {
+fn clippy(report: &mut Report, prepared: &Prepared) {
     for package in LINTED {
+        let step = format!("clippy {package}");
+        if let ("fuzz", Some(obstacle)) = (*package, prepared.obstacle(Use::Fuzz)) {
+            report.skip(&step, &obstacle);
+            continue;
+        }
         let mut command = workspace::cargo("clippy");
         command.args(["--package", package, "--all-targets", "--", "-Dwarnings"]);
-        check(report, &format!("clippy {package}"), &mut command);
+        check(report, &step, &mut command);
     }
     let name = "clippy router-ebpf";
-    let Some(toolchain) = toolchain else {
+    let Some(toolchain) = &prepared.toolchain else {
         return report.skip(name, "there is no toolchain for BPF");
     };
     if let Err(error) = setup::clippy_for(toolchain) {
@@ -332,8 +369,8 @@ fn other_kernels(report: &mut Report, options: &Options) {
     if let Some(obstacle) = vm::obstacle() {
         return report.skip("vm", &obstacle);
     }
-    if !system::is_root() && !packages::are_there(&[Use::Vm]) {
-        return report.skip("vm", "not all that a virtual machine needs is installed, and that needs root");
+    if let Err(error) = vm::Tools::ready() {
+        return report.skip("vm", &format!("{error:#}"));
     }
     for kernel in vm::kernel::ALL {
         let name = format!("vm Linux {kernel}");

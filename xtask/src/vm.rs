@@ -4,6 +4,7 @@
 
 mod image;
 pub(crate) mod kernel;
+mod tools;
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -12,9 +13,9 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::packages::{self, Use};
 use crate::{Verb, setup, system, workspace};
 use kernel::Kernel;
+pub(crate) use tools::Tools;
 
 pub(crate) const VERB: Verb = Verb {
     name: "vm",
@@ -35,8 +36,8 @@ usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [F
   --seed S             that of made-up packets; a failure says which
   FILTER               only tests with this in their name
 
-A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. If qemu or another
-program is missing, installing it needs root; the rest does not.
+A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. So are the packages of
+qemu (45 MB) and of the few other programs that this needs, where this machine has them not. None of this needs root.
 ";
 
 /// What is tested.
@@ -92,7 +93,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
-    packages::install(&[Use::Vm])?;
+    let tools = Tools::ready()?;
     setup::toolchain()?;
     let tests = build(if options.quick { QUICK_TESTS } else { TESTS })?;
     let script = script(&tests, &options)?;
@@ -100,7 +101,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     for kernel in options.kernels {
         eprintln!("\n== Linux {kernel}");
         // One that cannot be had, or dies, does not keep the next from its turn.
-        good &= try_under(kernel, &tests, &script).unwrap_or_else(|error| {
+        good &= try_under(kernel, &tools, &tests, &script).unwrap_or_else(|error| {
             eprintln!("error: Linux {kernel}: {error:#}");
             false
         });
@@ -109,10 +110,10 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 }
 
 /// Runs the script in a machine with this kernel; whether it ended well.
-fn try_under(kernel: Kernel, tests: &[Test], script: &str) -> Result<bool> {
-    let files = kernel.files()?;
-    let image = image::build(&files, tests, script)?;
-    boot(&files.image, &image)
+fn try_under(kernel: Kernel, tools: &Tools, tests: &[Test], script: &str) -> Result<bool> {
+    let files = kernel.files(tools)?;
+    let image = image::build(&files, tools, tests, script)?;
+    boot(tools, &files.image, &image)
 }
 
 /// Why no machine can be started here.
@@ -190,12 +191,12 @@ fn quoted(word: &str) -> String {
 }
 
 /// Starts the machine and shows what it says; whether its tests passed.
-fn boot(kernel: &Path, image: &Path) -> Result<bool> {
+fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
     // Whoever is killed takes what he has started along.
-    const DIE_WITH_PARENT: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
-    let mut command = Command::new(DIE_WITH_PARENT[0]);
-    command.args(&DIE_WITH_PARENT[1..]).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
-    command.args(DIE_WITH_PARENT).arg("qemu-system-x86_64");
+    const DIE_WITH_PARENT: [&str; 2] = ["--pdeathsig", "KILL"];
+    let mut command = tools.command("setpriv")?;
+    command.args(DIE_WITH_PARENT).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
+    command.args(tools.words("setpriv")?).args(DIE_WITH_PARENT).args(tools.qemu()?);
     // Not KVM: in a virtual machine there often is one that starts and then stops in the middle, and this is fast enough.
     command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
@@ -207,7 +208,7 @@ fn boot(kernel: &Path, image: &Path) -> Result<bool> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start qemu-system-x86_64")?;
+        .context("cannot start the virtual machine")?;
     let output = child.stdout.take().context("qemu has no standard output")?;
     let mut terminal = std::io::stdout();
     let mut code = None;

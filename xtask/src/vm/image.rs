@@ -8,11 +8,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::kernel::Files;
+use super::tools::Tools;
 use super::{LAST_LINE, Test};
 use crate::{system, workspace};
 
-/// Programs of this machine: a shell with all that belongs to it, and what tests start.
-const PROGRAMS: &[&str] = &["busybox", "ip"];
+/// A shell with all that belongs to it.
+const SHELL: &str = "busybox";
+
+/// Programs of this machine that tests start.
+const PROGRAMS: &[&str] = &["ip"];
 
 /// What tests read, in the repository.
 const DATA: &[&str] = &["router-user/tests/bpf_fuzz/regressions"];
@@ -26,7 +30,7 @@ pub(super) fn test_path(name: &str) -> String {
 }
 
 /// Builds the archive in the kernel's folder. `script` is what the machine does once it is up.
-pub(super) fn build(kernel: &Files, tests: &[Test], script: &str) -> Result<PathBuf> {
+pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str) -> Result<PathBuf> {
     let root = kernel.folder.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
@@ -41,6 +45,9 @@ pub(super) fn build(kernel: &Files, tests: &[Test], script: &str) -> Result<Path
     for module in &kernel.modules {
         copy(module, &root.join("modules").join(module.file_name().unwrap_or_default()))?;
     }
+    let shell = tools.file(SHELL)?;
+    copy(&shell, &root.join("bin").join(SHELL))?;
+    copy_libraries(&shell, &root)?;
     for name in PROGRAMS {
         let program = system::find_program(name).with_context(|| format!("there is no {name} here"))?;
         copy(&program, &root.join("bin").join(name))?;
@@ -49,14 +56,14 @@ pub(super) fn build(kernel: &Files, tests: &[Test], script: &str) -> Result<Path
     for test in tests {
         let inside = root.join(test_path(test.name).trim_start_matches('/'));
         // What a debugger would read is most of it, and would have to fit into the machine's memory.
-        system::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
+        system::run(tools.command("strip")?.arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
         copy_libraries(&test.binary, &root)?;
     }
     for data in DATA {
         let outside = workspace::root().join(data);
         copy_folder(&outside, &inside(&root, &outside))?;
     }
-    archive(&root, &kernel.folder.join("image"))
+    archive(tools, &root, &kernel.folder.join("image"))
 }
 
 /// The place in the image of a file that has the same path there as here.
@@ -108,13 +115,14 @@ fn libraries(output: &str) -> impl Iterator<Item = &Path> {
 }
 
 /// Packs the folder as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format.rst).
-fn archive(root: &Path, to: &Path) -> Result<PathBuf> {
+fn archive(tools: &Tools, root: &Path, to: &Path) -> Result<PathBuf> {
     let file = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut find = Command::new("find");
     let mut find =
         find.arg(".").current_dir(root).stdout(Stdio::piped()).spawn().context("cannot start find")?;
     let names = find.stdout.take().context("find has no standard output")?;
-    let packed = Command::new("cpio")
+    let packed = tools
+        .command("cpio")?
         .args(["--create", "--quiet", "--format=newc", "--owner=0:0"])
         .current_dir(root)
         .stdin(names)

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{packages, system, workspace};
+use super::tools::Tools;
+use crate::packages::apt;
+use crate::workspace;
 
 /// A series of releases, such as 6.1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,32 +47,21 @@ impl Kernel {
     pub(crate) fn package(self) -> Result<String> {
         let pattern =
             format!("^linux-image-{}\\.[0-9].*-cloud-amd64(-unsigned)?$", self.series.replace('.', "\\."));
-        let names = packages::named(&pattern)?;
+        let names = apt::named(&pattern)?;
         names.into_iter().max_by_key(|name| numbers(name)).with_context(|| {
             format!("apt knows no package of Linux {self} (linux-image-{self}.*-cloud-amd64)")
         })
     }
 
     /// Fetches the package and unpacks it, unless what is used of it is there.
-    pub(super) fn files(self) -> Result<Files> {
+    pub(super) fn files(self, tools: &Tools) -> Result<Files> {
         let package = self.package()?;
         let folder = workspace::target_dir().join("vm").join(&package);
-        if let Ok(files) = unpacked_files(&folder) {
+        if let Ok(files) = unpacked_files(&folder, tools) {
             return Ok(files);
         }
-        // Whatever an earlier run has left that was interrupted.
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
-        packages::fetch(&package, &folder)?;
-        let archive = file_named(&folder, |name| name.ends_with(".deb"))?;
-        let partial = folder.join("partial");
-        system::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&partial))?;
-        // Under this name only when it is whole.
-        std::fs::rename(&partial, folder.join(UNPACKED)).context("cannot rename what was unpacked")?;
-        std::fs::remove_file(&archive).context("cannot remove the package's archive")?;
-        unpacked_files(&folder)
+        apt::unpack(&package, &folder.join(UNPACKED))?;
+        unpacked_files(&folder, tools)
     }
 }
 
@@ -81,11 +72,11 @@ impl fmt::Display for Kernel {
 }
 
 /// What a package's folder has of its files.
-fn unpacked_files(folder: &Path) -> Result<Files> {
+fn unpacked_files(folder: &Path, tools: &Tools) -> Result<Files> {
     let unpacked = folder.join(UNPACKED);
     let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;
     let modules =
-        MODULES.iter().map(|module| plain_module(&unpacked, module, folder)).collect::<Result<_>>()?;
+        MODULES.iter().map(|module| plain_module(&unpacked, module, folder, tools)).collect::<Result<_>>()?;
     Ok(Files { image, modules, folder: folder.to_owned() })
 }
 
@@ -104,7 +95,7 @@ fn file_named(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf> {
 }
 
 /// A module as a file that is not compressed.
-fn plain_module(unpacked: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
+fn plain_module(unpacked: &Path, name: &str, folder: &Path, tools: &Tools) -> Result<PathBuf> {
     let found = Command::new("find")
         .arg(unpacked)
         .args(["-name", &format!("{name}.ko*")])
@@ -119,7 +110,7 @@ fn plain_module(unpacked: &Path, name: &str, folder: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     let plain = folder.join(format!("{name}.ko"));
-    let output = Command::new("xz").args(["--decompress", "--stdout", path]).output();
+    let output = tools.command("xz")?.args(["--decompress", "--stdout", path]).output();
     let output = output.context("cannot start xz")?;
     ensure!(output.status.success(), "xz cannot read {path}");
     std::fs::write(&plain, output.stdout).with_context(|| format!("cannot write {}", plain.display()))?;

@@ -1,0 +1,3 @@
+//! What tests need from the machine they run on.
+
+pub mod packages;
