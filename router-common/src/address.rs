@@ -99,10 +99,18 @@ impl Ipv4 {
         (u32::from_le_bytes(next.0) as u64) << 32 | u32::from_le_bytes(self.0) as u64
     }
 
-    /// Whether this address names a single host: not multicast, the limited broadcast, nor "this network" (RFC 1122 3.2.1.3).
+    /// Returns `true` if this address names a single host: not multicast, the limited broadcast, nor "this network" (RFC 1122 3.2.1.3).
+    /// What was reserved as class E (240.0.0.0/4, RFC 1112 section 4) does, as it does to Linux: private networks use it.
     #[inline(always)]
     pub const fn is_unicast(self) -> bool {
-        self.0[0] != 0 && self.0[0] < 224
+        let [first, ..] = self.0;
+        first != 0 && (first < 224 || (first >= 240 && !self.is_limited_broadcast()))
+    }
+
+    /// Returns `true` for 255.255.255.255.
+    #[inline(always)]
+    const fn is_limited_broadcast(self) -> bool {
+        u32::from_ne_bytes(self.0) == u32::MAX
     }
 }
 
@@ -159,5 +167,27 @@ impl From<Ipv4> for core::net::Ipv4Addr {
 impl core::fmt::Display for Ipv4 {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::net::Ipv4Addr::from(*self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_hosts() {
+        for (address, expected) in [
+            ([0, 0, 0, 0], false),
+            ([0, 0, 0, 1], false),
+            ([1, 0, 0, 0], true),
+            ([223, 255, 255, 255], true),
+            ([224, 0, 0, 0], false),
+            ([239, 255, 255, 255], false),
+            ([240, 0, 0, 0], true),
+            ([255, 255, 255, 254], true),
+            ([255, 255, 255, 255], false),
+        ] {
+            assert_eq!(Ipv4(address).is_unicast(), expected, "{address:?}");
+        }
     }
 }

@@ -186,7 +186,7 @@ mod tests {
         let hosts = ([10, 0, 0, 1], [192, 0, 2, 1]);
         assert!(may_be_answered(MAC, &about(17, hosts.0, hosts.1)));
         assert!(!may_be_answered([0xff; 6], &about(17, hosts.0, hosts.1)), "sent to all on the link");
-        for nobody in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1], [240, 0, 0, 1]] {
+        for nobody in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
             assert!(!may_be_answered(MAC, &about(6, nobody, hosts.1)), "from {nobody:?}");
             assert!(!may_be_answered(MAC, &about(6, hosts.0, nobody)), "to {nobody:?}");
         }

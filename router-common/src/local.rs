@@ -32,22 +32,21 @@ pub struct Allow {
     pub first: u16,
     /// The last port.
     pub last: u16,
-    /// The IP protocol number; for ICMP, echo requests are meant.
+    /// The IP protocol number. Of ICMP, it allows echo requests only. A protocol without ports has all of them, 0 to 65535.
     pub protocol: u32,
 }
 
 const _: () = assert!(size_of::<Allow>() == 16);
 
 impl Allow {
-    /// Whether it is about this packet.
+    /// Returns `true` if it allows packets of this IP protocol from `source` to the destination port `port`, which is 0 for a protocol
+    /// without ports.
     #[inline(always)]
-    pub const fn covers(&self, packet: &Packet) -> bool {
-        let port = packet.key.destination_port.number();
-        let port_fits = match packet.protocol {
-            Protocol::Icmp => true,
-            Protocol::Tcp | Protocol::Udp => self.first <= port && port <= self.last,
-        };
-        self.protocol == packet.protocol as u32 && port_fits && self.from.contains(packet.key.source)
+    pub const fn covers(&self, protocol: u8, port: u16, source: Ipv4) -> bool {
+        self.protocol == protocol as u32
+            && self.first <= port
+            && port <= self.last
+            && self.from.contains(source)
     }
 }
 
@@ -56,7 +55,7 @@ impl Allow {
 pub struct Place {
     /// The port of the health probe.
     pub health_port: Port,
-    /// Whether the packet goes to an address of this machine.
+    /// Whether the packet goes to an address of this machine, or to a broadcast address of its networks.
     pub is_local: bool,
 }
 
@@ -96,13 +95,28 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
     }
 }
 
+/// Returns `true` if a packet may be for this machine's own stack: to an address of its own (`is_local`), to a group, or to all.
+#[inline(always)]
+pub const fn may_be_for_the_stack(destination: Ipv4, is_local: bool) -> bool {
+    is_local || !destination.is_unicast()
+}
+
+/// Returns `true` for a packet by which the machines of one link keep the link itself running: IGMP, VRRP, OSPF, PIM and the like, to one of
+/// the groups that no router forwards (224.0.0.0/24, RFC 5771 section 4). Like ARP, it can only come from a machine on the link, never
+/// through a Private Link Service, and so it reaches this machine's stack whoever sent it. `protocol` is none of TCP, UDP and ICMP.
+#[inline(always)]
+pub const fn is_link_control(protocol: u8, destination: Ipv4) -> bool {
+    Protocol::from_number(protocol).is_none() && matches!(destination.0, [224, 0, 0, _])
+}
+
 /// Whether a source address is one that no packet on a wire may have: it would be answered to the wrong machine, or to all
 /// (RFC 1122 3.2.1.3, RFC 1812 5.3.7). Who has no address yet is 0.0.0.0, and speaks to all or to a group: DHCP, IGMP.
+/// 240.0.0.0/4 is an address like others, as it is to Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
 #[inline(always)]
 pub const fn is_martian_source(source: Ipv4, destination: Ipv4) -> bool {
     let [first, ..] = source.0;
     let has_none = matches!(source.0, [0, 0, 0, 0]) && !destination.is_unicast();
-    first == 127 || first >= 224 || (first == 0 && !has_none)
+    first == 127 || !(source.is_unicast() || has_none)
 }
 
 /// Whether a destination address is one that no packet on a wire may have.
@@ -168,7 +182,9 @@ mod tests {
             ([127, 0, 0, 1], true, true),
             ([224, 0, 0, 1], true, false),
             ([255, 255, 255, 255], true, false),
-            ([240, 0, 0, 1], true, false),
+            ([240, 0, 0, 1], false, false),
+            ([255, 255, 255, 254], false, false),
+            ([239, 255, 255, 255], true, false),
         ] {
             let here = Ipv4([10, 0, 2, 68]);
             let seen = (is_martian_source(Ipv4(address), here), is_martian_destination(Ipv4(address)));
@@ -193,13 +209,46 @@ mod tests {
             last: 23,
             protocol: Protocol::Tcp as u32,
         };
-        assert!(
-            ssh.covers(&packet(Protocol::Tcp, 22, tcp::SYN)) && ssh.covers(&packet(Protocol::Tcp, 23, 0))
-        );
-        assert!(!ssh.covers(&packet(Protocol::Tcp, 24, 0)) && !ssh.covers(&packet(Protocol::Udp, 22, 0)));
-        let elsewhere = Allow { from: Network::new(Ipv4([10, 0, 3, 0]), 24), ..ssh };
-        assert!(!elsewhere.covers(&packet(Protocol::Tcp, 22, tcp::SYN)));
-        let ping = Allow { first: 0, last: 0, protocol: Protocol::Icmp as u32, ..ssh };
-        assert!(ping.covers(&packet(Protocol::Icmp, 0, 0)));
+        let source = Ipv4([10, 0, 2, 69]);
+        assert!(ssh.covers(6, 22, source) && ssh.covers(6, 23, source));
+        assert!(!ssh.covers(6, 24, source) && !ssh.covers(17, 22, source));
+        assert!(!ssh.covers(6, 22, Ipv4([10, 0, 3, 1])));
+        let vrrp = Allow { first: 0, last: u16::MAX, protocol: 112, ..ssh };
+        assert!(vrrp.covers(112, 0, source));
+        assert!(!vrrp.covers(89, 0, source) && !vrrp.covers(112, 0, Ipv4([10, 0, 3, 1])));
+    }
+
+    #[test]
+    fn a_link_s_own_protocols() {
+        for (protocol, destination, expected) in [
+            (112, [224, 0, 0, 18], true),
+            (89, [224, 0, 0, 5], true),
+            (2, [224, 0, 0, 1], true),
+            (112, [224, 0, 1, 18], false),
+            (112, [10, 0, 2, 68], false),
+            (2, [239, 1, 1, 1], false),
+            (17, [224, 0, 0, 251], false),
+            (6, [224, 0, 0, 1], false),
+            (1, [224, 0, 0, 1], false),
+        ] {
+            assert_eq!(
+                is_link_control(protocol, Ipv4(destination)),
+                expected,
+                "{protocol} to {destination:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_stack_takes_its_own_addresses_groups_and_broadcasts() {
+        for (destination, is_local, expected) in [
+            ([10, 0, 2, 68], true, true),
+            ([10, 0, 2, 69], false, false),
+            ([239, 192, 1, 1], false, true),
+            ([255; 4], false, true),
+            ([240, 0, 0, 1], false, false),
+        ] {
+            assert_eq!(may_be_for_the_stack(Ipv4(destination), is_local), expected, "{destination:?}");
+        }
     }
 }

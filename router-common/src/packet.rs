@@ -107,6 +107,13 @@ pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey<Ipv4>
     Some(FlowKey::new(protocol, source, Port([a, b]), destination, Port([c, d])))
 }
 
+/// The protocol of an IPv4 packet, whole or not, with or without options, if it is none that the router translates.
+#[inline(always)]
+pub fn other_protocol(frame: &(impl Frame + ?Sized)) -> Option<u8> {
+    let [number] = *frame.bytes::<1>(IPV4_TTL + 1)?;
+    Protocol::from_number(number).is_none().then_some(number)
+}
+
 /// Whether an ICMP packet without IP options is an error message (RFC 1122 3.2.2).
 #[inline(always)]
 pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
@@ -253,6 +260,15 @@ fn short(frame: &(impl Frame + ?Sized)) -> Reason {
         return Reason::NotIpv4;
     }
     match frame.bytes::<L4>(0) {
+        // What is behind the IP header is no matter of ports.
+        Some(headers)
+            if headers[ETHERNET_LENGTH] >> 4 == 4
+                && Protocol::from_number(headers[IPV4_TTL + 1]).is_none()
+                && usize::from(u16::from_be_bytes([headers[16], headers[17]]))
+                    <= frame.length() - ETHERNET_LENGTH =>
+        {
+            Reason::UnsupportedProtocol
+        }
         // The end of a datagram.
         Some(headers)
             if headers[ETHERNET_LENGTH] == 0x45

@@ -54,6 +54,19 @@ pub(crate) fn left(work: &Work, packet: &packet::Packet, reason: Reason) -> Reas
     }
 }
 
+/// Returns `true` if the first fragment of this later one's datagram was passed to this machine's own stack.
+///
+/// # Errors
+/// It overlaps another.
+#[inline(always)]
+pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
+    let fragment = Fragment::parse(&work.frame)?;
+    let Some(datagram) = datagrams::find(&fragment.key) else { return Ok(false) };
+    let verdict = datagram.verdict;
+    datagrams::cover(&fragment)?;
+    Ok(verdict == Reason::NotMatched as u32)
+}
+
 #[inline(always)]
 fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let Some(datagram) = datagrams::find(&fragment.key) else { return early(work, fragment) };

@@ -4,7 +4,9 @@ use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop, macros::map, maps::Arr
 use router_common::{
     AZURE_PLATFORM,
     address::{Ipv4, Port},
-    local::{Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, judge},
+    local::{
+        Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, is_link_control, judge, may_be_for_the_stack,
+    },
     packet::{self, Packet},
     reason::Reason,
 };
@@ -41,12 +43,17 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
     if !is_closed_out(version, source) {
         return Err(noted(work, &parsed, reason).into());
     }
+    let is_local = rules::is_local(destination);
+    let is_allowed = |protocol, port| {
+        may_be_for_the_stack(destination, is_local)
+            && an_entry_covers(
+                Scan { protocol, port, source, version, found: false },
+                rule_set.local_allow_count,
+            )
+    };
     let allowed = match &parsed {
         Ok(packet) => {
-            let place = Place {
-                health_port: Port::new(rule_set.health_port as u16),
-                is_local: rules::is_local(destination),
-            };
+            let place = Place { health_port: Port::new(rule_set.health_port as u16), is_local };
             match judge(packet, &place) {
                 Judgement::Harmless => true,
                 Judgement::IfConnected
@@ -55,12 +62,21 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
                     true
                 }
                 Judgement::IfConnected | Judgement::Closed => {
-                    place.is_local && is_allowed(packet, version, rule_set.local_allow_count)
+                    is_allowed(packet.protocol as u8, packet.key.destination_port.number())
                 }
             }
         }
         // An ICMP error about something that is not ours: the kernel finds out whose it is.
         Err(Reason::IcmpOther) => packet::is_icmp_error(&work.frame),
+        // IGMP has options, and large packets of any protocol come in fragments.
+        Err(Reason::UnsupportedProtocol | Reason::IpOptions | Reason::Fragment) => {
+            match packet::other_protocol(&work.frame) {
+                Some(protocol) => is_link_control(protocol, destination) || is_allowed(protocol, 0),
+                // Of a datagram to a group: what is sent to this machine alone is the program `fragment`'s.
+                None if reason as u32 == Reason::Fragment as u32 => fragment::first_has_passed(work)?,
+                None => false,
+            }
+        }
         Err(_) => false,
     };
     Err(noted(work, &parsed, if allowed { reason } else { Reason::LocalDenied }).into())
@@ -87,8 +103,7 @@ fn noted(work: &Work, parsed: &Result<Packet, Reason>, reason: Reason) -> Reason
 }
 
 #[inline(always)]
-fn is_allowed(packet: &Packet, version: u32, count: u32) -> bool {
-    let mut scan = Scan { packet, version, found: false };
+fn an_entry_covers(mut scan: Scan, count: u32) -> bool {
     // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
     unsafe {
         bpf_loop(
@@ -102,8 +117,11 @@ fn is_allowed(packet: &Packet, version: u32, count: u32) -> bool {
 }
 
 /// A search for an entry that covers a packet.
-struct Scan<'a> {
-    packet: &'a Packet,
+struct Scan {
+    protocol: u8,
+    /// The destination port; 0 for a protocol without ports.
+    port: u16,
+    source: Ipv4,
     version: u32,
     found: bool,
 }
@@ -112,11 +130,11 @@ struct Scan<'a> {
 ///
 /// # Safety
 /// `scan` points to a [`Scan`] that nothing else uses meanwhile.
-unsafe extern "C" fn covers(position: u32, scan: *mut Scan<'_>) -> i64 {
+unsafe extern "C" fn covers(position: u32, scan: *mut Scan) -> i64 {
     // SAFETY: the caller's promise.
     let scan = unsafe { &mut *scan };
     match LOCAL_ALLOW.get(allow_index(scan.version, position)) {
-        Some(entry) if entry.covers(scan.packet) => {
+        Some(entry) if entry.covers(scan.protocol, scan.port, scan.source) => {
             scan.found = true;
             1
         }

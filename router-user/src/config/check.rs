@@ -13,7 +13,7 @@ use super::diagnostic::Severity;
 use super::document::Document;
 use super::read::{RawForward, RawListeners, RawMasquerade};
 use super::types::{Listen, Protocol};
-use super::values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
+use super::values::{self, MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
@@ -36,12 +36,15 @@ pub(super) fn rules(
     for forward in forwards {
         targets(document, forward);
         sources(document, forward.sources.as_ref());
+        martians(document, forward.sources.as_ref(), "comes from");
         own_listeners(document, forward, listeners);
         unused_timeouts(document, forward);
         unused_mss(document, forward);
     }
     for masquerade in masquerades {
         sources(document, masquerade.sources.as_ref());
+        martians(document, masquerade.sources.as_ref(), "comes from");
+        martians(document, masquerade.destinations.as_ref(), "is forwarded to");
     }
     listeners_apart(document, listeners);
     masquerade_pairs(document, masquerades);
@@ -153,6 +156,19 @@ fn sources(document: &mut Document, sources: Option<&Spanned<Vec<Spanned<Ipv4Net
             everyone.span(),
             "every IPv4 address",
             "name the addresses that the Private Link Service translates to, e.g. sources = [\"10.0.2.64/26\"]",
+        );
+    }
+}
+
+/// Warns of networks that the programs drop or leave alone whatever a rule says.
+fn martians(document: &mut Document, networks: Option<&Spanned<Vec<Spanned<Ipv4Net>>>>, what: &str) {
+    for network in networks.map(|networks| networks.get_ref().as_slice()).unwrap_or_default() {
+        let Some(kind) = values::no_unicast(network.get_ref()) else { continue };
+        document.warning(
+            format!("no packet {what} {}", network.get_ref()),
+            network.span(),
+            kind,
+            "leave it out: such packets are dropped or left alone, whatever a rule says",
         );
     }
 }

@@ -1,6 +1,7 @@
 //! `[local]`: what of this machine itself can be reached.
 //!
-//! An entry of `allow` is `PROTOCOL[/PORT[-PORT]] [from NETWORK]`. Firewalls write the same thing in a dozen ways, so
+//! An entry of `allow` is `PROTOCOL[/PORT[-PORT]] [from NETWORK]`, where `PROTOCOL` is a name, the number of a protocol that has one, or
+//! `ip/NUMBER`. Firewalls write the same thing in a dozen ways, so
 //! most of this is about what else people may write: the answer is the line that they meant.
 
 use std::ops::RangeInclusive;
@@ -17,17 +18,20 @@ use super::values::{self, Problem, problem};
 /// Entries of `allow`.
 pub const MAX_LOCAL_ALLOW: usize = 64;
 
-const PROTOCOLS: [(&str, LocalProtocol); 3] =
-    [("tcp", LocalProtocol::Tcp), ("udp", LocalProtocol::Udp), ("icmp", LocalProtocol::Icmp)];
-
 /// What people call a service, and what it is here.
 const SERVICES: &[(&str, &str)] = &[
+    ("carp", "vrrp"),
+    ("corosync", "udp/5405"),
     ("dns", "udp/53"),
     ("domain", "udp/53"),
     ("http", "tcp/80"),
     ("https", "tcp/443"),
+    ("ipencap", "ipip"),
+    ("ipsec", "esp"),
+    ("keepalived", "vrrp"),
     ("node-exporter", "tcp/9100"),
     ("ntp", "udp/123"),
+    ("ospfigp", "ospf"),
     ("ping", "icmp"),
     ("rdp", "tcp/3389"),
     ("snmp", "udp/161"),
@@ -35,6 +39,9 @@ const SERVICES: &[(&str, &str)] = &[
     ("statsd", "udp/8125"),
     ("syslog", "udp/514"),
 ];
+
+/// What stands before an IP protocol's number.
+const IP: &str = "ip";
 
 const FORM: &str =
     "write PROTOCOL/PORT, PROTOCOL/FIRST-LAST or PROTOCOL, and perhaps who: \"tcp/22 from 10.0.2.64/26\"";
@@ -99,59 +106,89 @@ fn service(text: &str) -> Result<(LocalProtocol, Option<RangeInclusive<u16>>), P
         Some((name, ports)) => (name, Some(ports)),
         None => (text, None),
     };
-    let Some(protocol) = protocol_of(name) else {
-        return problem(format!("{text:?} does not start with tcp, udp or icmp"), meant(name, ports));
+    if name == IP {
+        return by_number(text, ports).map(|protocol| (protocol, None));
+    }
+    let Some(protocol) =
+        LocalProtocol::by_name(name).or_else(|| named_number(name).filter(|_| ports.is_none()))
+    else {
+        return problem(format!("{text:?} does not start with a protocol that is known"), meant(name, ports));
     };
     let Some(ports) = ports else {
         return Ok((protocol, None));
     };
-    if protocol == LocalProtocol::Icmp {
+    if protocol == LocalProtocol::ICMP {
         return problem(
             format!("{text:?}: ICMP has no ports"),
             "write \"icmp\": it is about echo requests (ping)",
         );
     }
+    if !protocol.has_ports() {
+        return problem(
+            format!("{text:?}: ports of {name} are not looked at"),
+            format!("write \"{name}\": all of the protocol is allowed"),
+        );
+    }
     Ok((protocol, Some(range(name, ports)?)))
 }
 
-fn protocol_of(name: &str) -> Option<LocalProtocol> {
-    PROTOCOLS.iter().find(|(known, _)| *known == name).map(|(_, protocol)| *protocol)
+/// "ip/112"
+fn by_number(text: &str, number: Option<&str>) -> Result<LocalProtocol, Problem> {
+    let number = number.filter(|number| is_plain_number(number)).and_then(|number| number.parse().ok());
+    match number {
+        Some(number) => Ok(LocalProtocol(number)),
+        None => problem(
+            format!("{text:?} names no IP protocol"),
+            "write its number, 0 to 255: \"ip/253\"; or protocols one by one: \"tcp\", \"udp\", \"icmp\"",
+        ),
+    }
+}
+
+/// The protocol of a number that stands alone: only one that has a name, since others are more likely to be ports ("22").
+fn named_number(text: &str) -> Option<LocalProtocol> {
+    let number = is_plain_number(text).then(|| text.parse().ok()).flatten().map(LocalProtocol)?;
+    LocalProtocol::NAMES.into_iter().any(|(_, protocol)| protocol == number).then_some(number)
+}
+
+/// Returns `true` for decimal digits without leading zeros.
+fn is_plain_number(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_digit()) && !values::has_leading_zero(text)
 }
 
 fn has_ports(name: &str) -> bool {
-    protocol_of(name).is_some_and(|protocol| protocol != LocalProtocol::Icmp)
+    LocalProtocol::by_name(name).is_some_and(LocalProtocol::has_ports)
 }
 
 /// What was probably meant by an entry that starts with `name`, which is no protocol.
 fn meant(name: &str, ports: Option<&str>) -> String {
     let lower = name.to_ascii_lowercase();
-    let protocols = PROTOCOLS.map(|(known, _)| known);
+    let protocols = LocalProtocol::NAMES.map(|(known, _)| known);
     if let Some((_, meant)) = SERVICES.iter().find(|(known, _)| *known == lower) {
         return format!("write \"{meant}\"");
     }
     // "22/tcp", "22"
     if is_port(name) {
         return match ports {
-            Some(protocol) if protocol_of(protocol).is_some() => {
+            Some(protocol) if has_ports(protocol) => {
                 format!("the protocol comes first: \"{protocol}/{name}\"")
             }
-            Some(_) | None => format!("write the protocol too: \"tcp/{name}\" or \"udp/{name}\""),
+            Some(_) | None => format!(
+                "write the protocol too: \"tcp/{name}\" or \"udp/{name}\"; an IP protocol by its number is \"ip/{name}\""
+            ),
         };
     }
     // "tcp:22", "tcp22", "TCP/22"
     let (letters, rest) =
         lower.split_at(lower.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(lower.len()));
     let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
-    if protocol_of(letters).is_some() {
+    if LocalProtocol::by_name(letters).is_some() {
         return match ports.or(Some(rest).filter(|rest| is_port(rest))) {
             Some(ports) if has_ports(letters) => format!("write \"{letters}/{ports}\""),
             Some(_) | None => format!("write \"{letters}\""),
         };
     }
     match lower.as_str() {
-        "any" | "all" | "*" | "ip" => {
-            "name the protocols, each in an entry: \"tcp\", \"udp\", \"icmp\"".to_owned()
-        }
+        "any" | "all" | "*" => "name the protocols, each in an entry: \"tcp\", \"udp\", \"icmp\"".to_owned(),
         _ => match closest(&lower, &protocols) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => FORM.to_owned(),
@@ -275,11 +312,11 @@ fn takes_all(rule: &RawForward, entry: &LocalAllow) -> bool {
     let (Some(protocol), Some(listen), Some(ports)) = (&rule.protocol, &rule.listen, &entry.ports) else {
         return false;
     };
-    let same_protocol = match entry.protocol {
-        LocalProtocol::Tcp => *protocol.get_ref() == Protocol::Tcp,
-        LocalProtocol::Udp => *protocol.get_ref() == Protocol::Udp,
-        LocalProtocol::Icmp => false,
-    };
+    let same_protocol = entry.protocol
+        == match protocol.get_ref() {
+            Protocol::Tcp => LocalProtocol::TCP,
+            Protocol::Udp => LocalProtocol::UDP,
+        };
     let listen = listen.get_ref();
     same_protocol
         && listen.address.is_none()
@@ -317,6 +354,12 @@ mod tests {
             "tcp/1-65535",
             "icmp from 10.0.2.64/26",
             "tcp/22 from 0.0.0.0/0",
+            "vrrp",
+            "ospf from 10.0.2.0/24",
+            "esp",
+            "sctp",
+            "ip/253",
+            "ip/0 from 10.0.2.0/24",
         ] {
             assert_eq!(allow(text).map(|entry| entry.to_string()), Ok(text.to_owned()));
         }
@@ -324,6 +367,11 @@ mod tests {
             allow(" tcp/22-22   from\t10.0.2.0/24 ").map(|entry| entry.to_string()),
             Ok("tcp/22 from 10.0.2.0/24".to_owned())
         );
+        for (number, name) in
+            [("112", "vrrp"), ("ip/112", "vrrp"), ("2", "igmp"), ("6", "tcp"), ("ip/17", "udp")]
+        {
+            assert_eq!(allow(number).map(|entry| entry.to_string()), Ok(name.to_owned()));
+        }
     }
 
     /// The fixes are lines to copy, so they must be good ones.
@@ -355,6 +403,13 @@ mod tests {
             ("tcp/22 from any", "tcp/22"),
             ("tcp/22 from jump.example.com", "tcp/22 from 10.0.2.64/26"),
             ("tcp/22 from jump", "tcp/22 from 10.0.2.64/26"),
+            ("VRRP", "vrrp"),
+            ("keepalived", "vrrp"),
+            ("corosync", "udp/5405"),
+            ("sctp/2905", "sctp"),
+            ("253", "ip/253"),
+            ("ip", "ip/253"),
+            ("ip/any", "ip/253"),
         ] {
             let fix = allow(slip).unwrap_err().fix;
             assert!(fix.contains(&format!("\"{meant}\"")), "{slip:?}: {fix}");
@@ -370,6 +425,16 @@ mod tests {
             "/22",
             "from 10.0.2.0/24",
             "sctp/22",
+            "vrrp/18",
+            "ip/256",
+            "ip/-1",
+            "ip/0112",
+            "ip/",
+            "0112",
+            "ip/112/1",
+            "tcp/022",
+            "tcp/22-099",
+            "tcp/22 from 010.0.2.0/24",
             "tpc/22",
             "any",
             "!tcp/22",
@@ -401,7 +466,7 @@ mod tests {
         /// Whatever is written, it is understood and can be written again, or refused with a remedy.
         #[test]
         fn every_text_is_answered(
-            text in "(tcp|udp|icmp|TCP|é|[0-9]{1,5}|[a-z]{0,4})[/: -]?(\\PC{0,5}|[0-9-]{0,9})( ?from ?)?[0-9./a-f:]{0,12}",
+            text in "(tcp|udp|icmp|TCP|vrrp|ip|é|[0-9]{1,5}|[a-z]{0,4})[/: -]?(\\PC{0,5}|[0-9-]{0,9})( ?from ?)?[0-9./a-f:]{0,12}",
         ) {
             match allow(&text) {
                 Ok(entry) => proptest::prop_assert_eq!(allow(&entry.to_string()), Ok(entry)),

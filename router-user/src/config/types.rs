@@ -255,7 +255,7 @@ pub struct Local {
 pub struct LocalAllow {
     /// Their protocol.
     pub protocol: LocalProtocol,
-    /// Their destination ports; never empty, never 0. `None` for all, and always for ICMP.
+    /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol without ports.
     pub ports: Option<RangeInclusive<u16>>,
     /// Who they are from, host bits clear; `None` for anyone.
     pub from: Option<Ipv4Net>,
@@ -265,7 +265,7 @@ impl LocalAllow {
     /// Whether somebody may open TCP connections to `port`.
     #[must_use]
     pub fn takes_tcp(&self, port: u16) -> bool {
-        self.protocol == LocalProtocol::Tcp && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+        self.protocol == LocalProtocol::TCP && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
 
     /// Whether it is for packets from `address`.
@@ -292,24 +292,57 @@ impl fmt::Display for LocalAllow {
     }
 }
 
-/// The protocol of a [`LocalAllow`].
+/// The protocol of a [`LocalAllow`], by its IP protocol number. ICMP stands for echo requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocalProtocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
+pub struct LocalProtocol(pub u8);
+
+impl LocalProtocol {
     /// ICMP echo requests.
-    Icmp,
+    pub const ICMP: Self = Self(1);
+    /// TCP.
+    pub const TCP: Self = Self(6);
+    /// UDP.
+    pub const UDP: Self = Self(17);
+
+    /// The protocols that have a name in the file, and their numbers (IANA's "Protocol Numbers").
+    pub const NAMES: [(&str, Self); 15] = [
+        ("tcp", Self::TCP),
+        ("udp", Self::UDP),
+        ("icmp", Self::ICMP),
+        ("ah", Self(51)),
+        ("dccp", Self(33)),
+        ("esp", Self(50)),
+        ("gre", Self(47)),
+        ("igmp", Self(2)),
+        ("ipip", Self(4)),
+        ("ipv6", Self(41)),
+        ("ospf", Self(89)),
+        ("pim", Self(103)),
+        ("sctp", Self(132)),
+        ("udplite", Self(136)),
+        ("vrrp", Self(112)),
+    ];
+
+    /// The protocol with this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, protocol)| protocol)
+    }
+
+    /// Returns `true` if an entry may name ports of it.
+    #[must_use]
+    pub fn has_ports(self) -> bool {
+        matches!(self, Self::TCP | Self::UDP)
+    }
 }
 
+/// Its name; `ip/NUMBER` if it has none.
 impl fmt::Display for LocalProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
-        })
+        match Self::NAMES.into_iter().find(|(_, protocol)| protocol == self) {
+            Some((name, _)) => f.pad(name),
+            None => write!(f, "ip/{}", self.0),
+        }
     }
 }
 

@@ -146,7 +146,43 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
     Ok(first..=last)
 }
 
+/// Returns `true` if one of the numbers in `text` starts with a zero that adds nothing. Some programs take such a number for octal
+/// ("010" is 8), others for decimal.
+pub(super) fn has_leading_zero(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 1 && number.starts_with('0'))
+}
+
+/// `text` with no such zeros.
+fn without_leading_zeros(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, number) = rest.split_at(start);
+        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+        let (number, after) = number.split_at(end);
+        let digits = number.trim_start_matches('0');
+        plain.push_str(before);
+        plain.push_str(if digits.is_empty() { "0" } else { digits });
+        rest = after;
+    }
+    plain.push_str(rest);
+    plain
+}
+
+fn leading_zero<T>(text: &str) -> Result<T, Problem> {
+    problem(
+        format!("{text:?} has a number with a leading zero, which some programs take for octal"),
+        format!("write it in decimal: \"{}\"", without_leading_zeros(text)),
+    )
+}
+
 pub(super) fn port(text: &str) -> Result<u16, Problem> {
+    if has_leading_zero(text) && text.chars().all(|c| c.is_ascii_digit()) {
+        return leading_zero(text);
+    }
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return problem(format!("{text:?} is not a port"), "");
+    }
     match text.parse::<u32>() {
         Ok(0) => problem("port 0 is no port", "ports are 1 to 65535"),
         Ok(number) => match u16::try_from(number) {
@@ -215,6 +251,9 @@ pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
 /// An address that a packet on the wire can be from and for.
 pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
     let Ok(address) = text.parse::<Ipv4Addr>() else {
+        if without_leading_zeros(text).parse::<Ipv4Addr>().is_ok() {
+            return leading_zero(text);
+        }
         let fix = if text.parse::<std::net::Ipv6Addr>().is_ok() {
             "this version knows IPv4 only".to_owned()
         } else if let Some((address, _)) = text.split_once('/').filter(|(a, _)| a.parse::<Ipv4Addr>().is_ok())
@@ -250,12 +289,27 @@ pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
+/// What a network consists of if none of its addresses is a host that packets go to or come from over a wire; `None` if some are. The same
+/// addresses as [`router_common::local::is_martian_source`] knows.
+pub(super) fn no_unicast(network: &Ipv4Net) -> Option<&'static str> {
+    const NONE: [(Ipv4Net, &str); 4] = [
+        (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "addresses of \"this network\""),
+        (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback addresses"),
+        (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "multicast addresses"),
+        (Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32), "the broadcast address"),
+    ];
+    NONE.iter().find(|(none, _)| none.contains(network)).map(|(_, kind)| *kind)
+}
+
 pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         return problem(
             format!("{text:?} is an address, not a network"),
             format!("write \"{address}/32\" for this address alone"),
         );
+    }
+    if has_leading_zero(text) && !text.contains(':') {
+        return leading_zero(text);
     }
     let Ok(network) = text.parse::<Ipv4Net>() else {
         let fix = if text.contains(':') {
@@ -294,6 +348,15 @@ pub(super) fn admin_address(text: &str) -> Result<SocketAddr, Problem> {
 }
 
 fn socket_address(text: &str, example: &str) -> Result<SocketAddr, Problem> {
+    // Of IPv6, only the port: groups of an address are hexadecimal, and may have leading zeros.
+    let numbers = match text.rsplit_once("]:") {
+        Some((_, port)) => port,
+        None if text.matches(':').count() > 1 => "",
+        None => text,
+    };
+    if has_leading_zero(numbers) {
+        return leading_zero(text);
+    }
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() == 0 => {
             problem("port 0 would be a different port every time", "ports are 1 to 65535")
@@ -357,6 +420,9 @@ pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
         return Ok(Mss::PathMtu);
     }
     if let Ok(number) = text.parse::<i128>() {
+        if has_leading_zero(text) {
+            return leading_zero(text);
+        }
         return match u16::try_from(number) {
             Ok(bytes) if MSS.contains(&number) => Ok(Mss::Bytes(bytes)),
             Ok(_) | Err(_) => problem(
@@ -447,6 +513,39 @@ mod tests {
         ] {
             assert!(target(bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// One rule for whatever is a number, and the fix is a good value.
+    #[test]
+    fn numbers_with_leading_zeros_are_refused() {
+        fn refused<T: std::fmt::Debug>(read: fn(&str) -> Result<T, Problem>, text: &str, fixed: &str) {
+            let Problem { what, fix } = read(text).unwrap_err();
+            assert!(what.contains("leading zero"), "{text}: {what}");
+            assert!(fix.contains(&format!("\"{fixed}\"")), "{text}: {fix}");
+            assert!(read(fixed).is_ok(), "{fixed}");
+        }
+        refused(network, "010.077.0.0/24", "10.77.0.0/24");
+        refused(network, "10.77.0.00/24", "10.77.0.0/24");
+        refused(network, "10.77.0.0/024", "10.77.0.0/24");
+        refused(network, "0.0.0.0/00", "0.0.0.0/0");
+        refused(unicast, "10.0.02.68", "10.0.2.68");
+        refused(port, "0443", "443");
+        refused(health_address, "0.0.0.0:08082", "0.0.0.0:8082");
+        refused(health_address, "0.0.0.00:8082", "0.0.0.0:8082");
+        refused(health_address, "[::1]:08082", "[::1]:8082");
+        refused(mss, "01360", "1360");
+        for text in ["0443", "8000-08010", "08000-8010", "10.0.2.68:0443", "10.0.02.68:443"] {
+            let Problem { what, .. } = listen(text).unwrap_err();
+            assert!(what.contains("leading zero"), "{text}: {what}");
+        }
+        for text in ["203.0.113.010:443", "203.0.113.10:0443", "db.example.com:0443"] {
+            let Problem { what, .. } = target(text).unwrap_err();
+            assert!(what.contains("leading zero"), "{text}: {what}");
+        }
+        assert!(snat_ports("01024-65535").unwrap_err().what.contains("leading zero"));
+        // No number: a label of a name, a group of an IPv6 address.
+        assert!(target("0123.example.com").is_ok() && health_address("[2001:0db8::01]:8082").is_ok());
+        assert!(port("+443").is_err() && port("").is_err());
     }
 
     #[test]

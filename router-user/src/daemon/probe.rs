@@ -13,7 +13,11 @@ use std::{
 
 use anyhow::Result;
 use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use router_common::AZURE_PLATFORM;
@@ -30,12 +34,15 @@ use super::shared::Shared;
 const OWN_PLACES: usize = 32;
 /// Connections at a time, from everyone else.
 const OTHER_PLACES: usize = 32;
+/// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and `OPTIONS` HAProxy (`option httpchk`).
+const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
 /// How long a request may take to come.
 const REQUEST: Duration = Duration::from_secs(2);
 /// How long a connection may take in all.
 const CONNECTION: Duration = Duration::from_secs(5);
 
-/// Answers `GET` of any path: 200 when this router forwards, 503 with the reasons when it does not. Nothing else is served.
+/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 with the reasons when it does not. Nothing else is
+/// served.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
     let own = Arc::new(Semaphore::new(OWN_PLACES));
     let others = Arc::new(Semaphore::new(OTHER_PLACES));
@@ -79,25 +86,41 @@ async fn answer_one(shared: Arc<Shared>, stream: TcpStream, _place: OwnedSemapho
 }
 
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<String> {
-    let (status, mut text) = if request.method() == Method::GET || request.method() == Method::HEAD {
+    let (status, text) = if METHODS.contains(request.method()) {
         match shared.problems() {
             problems if problems.is_empty() => (StatusCode::OK, "forwarding".to_owned()),
             problems => (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n")),
         }
     } else {
-        (StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here".to_owned())
+        (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and OPTIONS are answered here".to_owned())
     };
+    response(status, text)
+}
+
+fn response(status: StatusCode, mut text: String) -> Response<String> {
     text.push('\n');
     let mut response = Response::new(text);
     *response.status_mut() = status;
-    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // RFC 9110 15.5.6 asks for it with 405, and 9.3.7 with OPTIONS; it is as true of every other answer.
+    headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    // The answer is of this moment.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn allow_names_the_methods_that_are_answered() {
+        let response = response(StatusCode::METHOD_NOT_ALLOWED, String::new());
+        let allow = response.headers()[header::ALLOW].to_str().unwrap();
+        let methods: Vec<&str> = METHODS.iter().map(Method::as_str).collect();
+        assert_eq!(allow, methods.join(", "));
+    }
 
     #[test]
     fn the_load_balancer_and_this_machine_have_their_own_places() {

@@ -9,7 +9,7 @@ use super::{
     target_health::{Endpoint, TargetHealth},
 };
 use crate::{
-    config::{self, Config, Exhausted, Forward, Host, LocalProtocol, Mss, Others},
+    config::{self, Config, Exhausted, Forward, Host, Mss, Others},
     dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
 };
 
@@ -61,11 +61,7 @@ fn ephemeral_ports() -> PortRange {
 
 fn local(config: &Config) -> LocalSpec {
     let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
-        protocol: match allow.protocol {
-            LocalProtocol::Tcp => Protocol::Tcp,
-            LocalProtocol::Udp => Protocol::Udp,
-            LocalProtocol::Icmp => Protocol::Icmp,
-        },
+        protocol: allow.protocol.0,
         ports: match &allow.ports {
             Some(ports) => PortRange { first: *ports.start(), last: *ports.end() },
             None => PortRange { first: 0, last: u16::MAX },

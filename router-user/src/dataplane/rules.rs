@@ -55,9 +55,9 @@ pub struct LocalSpec {
 /// Something that is allowed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalAllowSpec {
-    /// The protocol; of ICMP, echo requests.
-    pub protocol: Protocol,
-    /// The ports; nothing to ICMP.
+    /// The IP protocol number; of ICMP, echo requests are meant.
+    pub protocol: u8,
+    /// The ports; 0 to 65535 for a protocol without ports.
     pub ports: PortRange,
     /// From where.
     pub from: Ipv4Net,
@@ -219,7 +219,7 @@ impl RuleTable {
                 from: network(&allow.from),
                 first: allow.ports.first,
                 last: allow.ports.last,
-                protocol: allow.protocol as u32,
+                protocol: allow.protocol.into(),
             };
             self.local_allow
                 .set(allow_index(version, position), entry, 0)

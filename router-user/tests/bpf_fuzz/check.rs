@@ -9,7 +9,7 @@ use crate::{
     packets::{PLATFORM, ROUTER, ROUTER_SECOND},
     wire::{
         End, Header, ICMP, IP, TCP, Tuple, UDP, address, checksum_offset, frame_header, header,
-        header_checksum_is_right, is_icmp_error, same_sum, sum, transport_sum, tuple, whole_tuple,
+        header_checksum_is_right, is_host, is_icmp_error, same_sum, sum, transport_sum, tuple, whole_tuple,
     },
     world::Verdict,
 };
@@ -66,10 +66,9 @@ fn has_to_leave(model: &Model, given: &Given) -> bool {
 /// Whether a frame is a packet to or from Azure's platform that nothing else is wrong with.
 fn is_the_platforms(model: &Model, frame: &[u8]) -> bool {
     let Some(ip) = frame_header(frame) else { return false };
-    let is_usual = |address: [u8; 4]| address[0] != 0 && address[0] != 127 && address[0] < 224;
     let is_spoofed = model.own_addresses().contains(&ip.source);
-    let is_meant = ip.source == PLATFORM && is_usual(ip.destination)
-        || ip.destination == PLATFORM && is_usual(ip.source) && !is_spoofed;
+    let is_meant = ip.source == PLATFORM && is_host(ip.destination)
+        || ip.destination == PLATFORM && is_host(ip.source) && !is_spoofed;
     is_meant && header_checksum_is_right(&frame[IP..])
 }
 
@@ -309,7 +308,7 @@ fn check_answer(model: &Model, given: &Given, ip: &Header, answer: &[u8]) -> Res
     ensure!(frame[..6] == ROUTER_MAC, "about a frame to another machine");
     ensure!(header_checksum_is_right(packet), "about a packet with a wrong header checksum");
     ensure!(ip.fragment_offset == 0, "about a later fragment");
-    ensure!(!matches!(ip.source[0], 0 | 127 | 224..), "to an address that is no single host's");
+    ensure!(is_host(ip.source), "to an address that is no single host's");
     ensure!(header_checksum_is_right(answer), "its header checksum is wrong");
     ensure!(to.length == 20 && to.total <= answer.len(), "its length");
     ensure!(transport_sum(answer, to) == 0xffff, "its transport checksum is wrong");

@@ -8,7 +8,7 @@ use router_user::dataplane::{RuleSetSpec, Session};
 
 use crate::{
     packets::{FIREWALL, FIREWALL_MAC, PLATFORM, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET},
-    wire::{ICMP, TCP, Tuple, UDP},
+    wire::{ICMP, TCP, Tuple, UDP, is_host},
     world::network,
 };
 
@@ -156,7 +156,7 @@ impl Model {
                 _ => None,
             };
         }
-        (address[0] != 0 && address[0] != 127 && address[0] < 224).then_some((address, port))
+        is_host(address).then_some((address, port))
     }
 
     /// Forgets a session that has been removed.

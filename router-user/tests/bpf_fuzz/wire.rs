@@ -214,3 +214,8 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     let (pairs, []) = digits.as_chunks::<2>() else { return None };
     Some(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
+
+/// Whether an address is one that a single host sends from or is reached by, over a wire.
+pub(crate) fn is_host(address: [u8; 4]) -> bool {
+    !matches!(address, [0 | 127 | 224..=239, ..] | [255, 255, 255, 255])
+}

@@ -70,8 +70,8 @@ fn other_kinds_of_packets_from_a_rules_source_are_denied() {
 fn what_is_allowed_by_name_comes_in() {
     let world = &mut World::with(Setup {
         rules: |spec| {
-            let allow = |protocol, first, last, from: [u8; 4], prefix| LocalAllowSpec {
-                protocol,
+            let allow = |protocol: Protocol, first, last, from: [u8; 4], prefix| LocalAllowSpec {
+                protocol: protocol as u8,
                 ports: PortRange { first, last },
                 from: network(from, prefix),
             };
@@ -91,6 +91,149 @@ fn what_is_allowed_by_name_comes_in() {
     ends(world, &udp_packet((PLS, 40_000), (ROUTER, 8127), b"x").build(), DENIED);
     ends(world, &udp_packet((PLS, 40_000), (ROUTER, 22), b"x").build(), DENIED);
     ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 9100), tcp::SYN).build(), DENIED);
+}
+
+/// A packet of another protocol, between these hosts, by a frame to this MAC address.
+fn other_protocol(protocol: u8, source: [u8; 4], destination: [u8; 4], mac: [u8; 6]) -> Vec<u8> {
+    let mut frame = udp_packet((source, 1), (destination, 2), b"twenty bytes of it..")
+        .build_between([2, 0, 0, 0, 0, 1], mac);
+    frame[23] = protocol;
+    fix_ip_checksum(&mut frame);
+    frame
+}
+
+/// The Ethernet address of a group (RFC 1112 6.4).
+fn group_mac([_, a, b, c]: [u8; 4]) -> [u8; 6] {
+    [1, 0, 0x5e, a & 0x7f, b, c]
+}
+
+const HERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const VRRP_GROUP: [u8; 4] = [224, 0, 0, 18];
+const CLUSTER: [u8; 4] = [239, 192, 1, 1];
+
+/// A rule set that allows `entries`, from anyone, with all ports where a protocol has none.
+fn allowing(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16, u16)]) {
+    spec.local.allow = entries
+        .iter()
+        .map(|(protocol, first, last)| LocalAllowSpec {
+            protocol: *protocol,
+            ports: PortRange { first: *first, last: *last },
+            from: network(PLS, 32),
+        })
+        .collect();
+}
+
+/// A source of a rule may be a neighbour that shares an address with this machine, or routes with it.
+#[test]
+fn a_link_s_own_protocols_reach_the_stack() {
+    let world = &mut World::new();
+    for (protocol, group) in
+        [(112, VRRP_GROUP), (89, [224, 0, 0, 5]), (103, [224, 0, 0, 13]), (2, [224, 0, 0, 1])]
+    {
+        let frame = other_protocol(protocol, PLS, group, group_mac(group));
+        ends(world, &frame, (Verdict::Pass, Reason::UnsupportedProtocol));
+    }
+    // IGMP with its router alert option (RFC 2236 2).
+    let mut query = other_protocol(2, PLS, [224, 0, 0, 1], group_mac([224, 0, 0, 1]));
+    query[14] = 0x46;
+    query.splice(34..34, [0x94, 4, 0, 0]);
+    query[17] += 4;
+    fix_ip_checksum(&mut query);
+    ends(world, &query, (Verdict::Pass, Reason::IpOptions));
+    // What a router forwards, or what has ports, is no matter of the link alone.
+    for (protocol, group) in [(112, CLUSTER), (2, CLUSTER), (50, [224, 0, 1, 1]), (17, [224, 0, 0, 251])] {
+        ends(world, &other_protocol(protocol, PLS, group, group_mac(group)), DENIED);
+    }
+    for protocol in [112, 89, 50] {
+        ends(world, &other_protocol(protocol, PLS, ROUTER, HERE), DENIED);
+    }
+}
+
+#[test]
+fn other_protocols_are_allowed_by_number() {
+    let world = &mut World::with(Setup {
+        rules: |spec| allowing(spec, &[(112, 0, 65535), (50, 0, 65535), (47, 0, 65535)]),
+        ..Setup::default()
+    });
+    let passed = (Verdict::Pass, Reason::UnsupportedProtocol);
+    for protocol in [112, 50, 47] {
+        ends(world, &other_protocol(protocol, PLS, ROUTER, HERE), passed);
+        ends(world, &other_protocol(protocol, PLS, CLUSTER, group_mac(CLUSTER)), passed);
+        // Not on to others.
+        ends(world, &other_protocol(protocol, PLS, TARGET, HERE), DENIED);
+    }
+    for protocol in [51, 89, 132] {
+        ends(world, &other_protocol(protocol, PLS, ROUTER, HERE), DENIED);
+    }
+    // However short: `veth` does not pad.
+    for (protocol, expected) in [(112, passed), (51, DENIED)] {
+        let mut frame = other_protocol(protocol, PLS, ROUTER, HERE);
+        frame.truncate(14 + 20 + 6);
+        frame[16..18].copy_from_slice(&26_u16.to_be_bytes());
+        fix_ip_checksum(&mut frame);
+        ends(world, &frame, expected);
+    }
+    // In fragments: the kernel puts them together.
+    for (offset, expected) in [([0x20, 0], Reason::UnsupportedProtocol), ([0, 3], Reason::Fragment)] {
+        let mut frame = other_protocol(50, PLS, ROUTER, HERE);
+        frame[20..22].copy_from_slice(&offset);
+        fix_ip_checksum(&mut frame);
+        ends(world, &frame, (Verdict::Pass, expected));
+        frame[23] = 51;
+        fix_ip_checksum(&mut frame);
+        assert_eq!(world.run(&frame).verdict, Verdict::Drop);
+    }
+}
+
+#[test]
+fn groups_and_broadcasts_are_allowed_by_port() {
+    let world = &mut World::with(Setup {
+        rules: |spec| allowing(spec, &[(17, 5405, 5405), (1, 0, 65535)]),
+        ..Setup::default()
+    });
+    let to = |group: [u8; 4], port| udp_packet((PLS, 5404), (group, port), b"totem");
+    for mac in [group_mac(CLUSTER), HERE] {
+        ends(world, &to(CLUSTER, 5405).build_between([2, 0, 0, 0, 0, 1], mac), PASSED);
+        ends(world, &to(CLUSTER, 5406).build_between([2, 0, 0, 0, 0, 1], mac), DENIED);
+    }
+    ends(world, &to([255; 4], 5405).build_between([2, 0, 0, 0, 0, 1], [0xff; 6]), PASSED);
+    let ping = echo_request(PLS, [224, 0, 0, 1], 7);
+    ends(world, &ping.build_between([2, 0, 0, 0, 0, 1], group_mac([224, 0, 0, 1])), PASSED);
+    // Large ones come in fragments.
+    let whole = udp_packet((PLS, 5404), (CLUSTER, 5405), &[7; 64]);
+    let mut first = whole.build_between([2, 0, 0, 0, 0, 1], group_mac(CLUSTER));
+    first[18..22].copy_from_slice(&[0x12, 0x34, 0x20, 0]);
+    let mut last = first.clone();
+    last[20..22].copy_from_slice(&[0, 9]);
+    fix_ip_checksum(&mut first);
+    fix_ip_checksum(&mut last);
+    ends(world, &first, PASSED);
+    ends(world, &last, (Verdict::Pass, Reason::Fragment));
+    // Of another datagram, whose first has not come.
+    last[18] = 0x55;
+    fix_ip_checksum(&mut last);
+    ends(world, &last, DENIED);
+}
+
+/// 240.0.0.0/4 is what Linux takes it for: addresses like others.
+#[test]
+fn class_e_is_forwarded() {
+    const CLASS_E: [u8; 4] = [240, 0, 0, 10];
+    let world = &mut World::with(Setup {
+        rules: |spec| {
+            spec.forwards[0].targets = vec![(CLASS_E.into(), Some(8443))];
+            spec.forwards[0].sources = vec![network([240, 0, 0, 0], 4)];
+            spec.masquerades[0].sources = vec![network([240, 0, 0, 0], 4)];
+        },
+        ..Setup::default()
+    });
+    let opened = world.run(&tcp_packet(([250, 1, 2, 3], 40_000), (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((opened.verdict, opened.reason), (Verdict::Tx, Reason::Opened));
+    assert_eq!(opened.frame[30..34], CLASS_E);
+    let masqueraded = world.run(&udp_packet((CLASS_E, 40_000), ([255, 255, 255, 254], 53), b"x").build());
+    assert_eq!((masqueraded.verdict, masqueraded.reason), (Verdict::Tx, Reason::Opened));
+    let broadcast = world.run(&tcp_packet(([255; 4], 40_000), (ROUTER, 443), tcp::SYN).build());
+    assert_eq!((broadcast.verdict, broadcast.reason), (Verdict::Drop, Reason::Martian));
 }
 
 #[test]
@@ -138,7 +281,7 @@ fn replies_to_connections_of_this_machine_come_in() {
 fn martians_are_dropped() {
     let world = &mut World::new();
     let martian = (Verdict::Drop, Reason::Martian);
-    for source in [ROUTER, [127, 0, 0, 1], [0; 4], [0, 1, 2, 3], [224, 0, 0, 1], [255; 4], [240, 0, 0, 1]] {
+    for source in [ROUTER, [127, 0, 0, 1], [0; 4], [0, 1, 2, 3], [224, 0, 0, 1], [239, 1, 2, 3], [255; 4]] {
         ends(world, &tcp_packet((source, 40_000), (ROUTER, 443), tcp::SYN).build(), martian);
         ends(world, &udp_packet((source, 40_000), (ROUTER, 53), b"x").build(), martian);
     }

@@ -122,18 +122,6 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "reserved addresses",
-        category: Category::Martian,
-        reason: "a source in 240.0.0.0/4 is a martian (RFC 1812 5.3.7); Linux takes these for addresses like others",
-        applies: |case| {
-            case.steps
-                .iter()
-                .all(|step| step.source.is_some_and(|source| source.ip().octets()[0] >> 4 == 0xf))
-                && !case.oracle.is_empty()
-                && case.ours.is_empty()
-        },
-    },
-    Difference {
         name: "tiny fragments",
         category: Category::Fragment,
         reason: "a first fragment has all of a TCP header, and no other one has any of it (RFC 1858, RFC 3128); the kernel puts the \

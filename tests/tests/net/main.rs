@@ -11,6 +11,7 @@ mod floods;
 mod fragments;
 mod isolation;
 mod lifecycle;
+mod local;
 mod names;
 mod neighbours;
 mod removal;
