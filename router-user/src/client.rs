@@ -136,6 +136,14 @@ impl Client {
         self.get("/v1/audit").await
     }
 
+    /// `POST /v1/stand-down`: the daemon leaves everything as it is from now on, also what is taken away from it.
+    ///
+    /// # Errors
+    /// If there is no usable answer.
+    pub async fn stand_down(&self) -> Result<(), ClientError> {
+        self.post("/v1/stand-down").await
+    }
+
     /// The answer to `GET path`, a path of the API with its query.
     ///
     /// # Errors

@@ -40,6 +40,24 @@ pub struct Status {
     /// SNAT ports in use, as of the last sweep: one row for each target that there are sessions to, the fullest first (4096 at most).
     #[serde(default)]
     pub snat_ports: Vec<SnatPortStatus>,
+    /// What the router depends on and others may change, and how often the daemon has set it again.
+    #[serde(default)]
+    pub repairs: Vec<Repairs>,
+}
+
+/// Something that the router depends on: a system setting, its program on an interface, its pins.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Repairs {
+    /// Its kind: `sysctl`, `attachment` or `pins`.
+    pub what: String,
+    /// Which one: the setting's name, the interface's, the directory's.
+    pub name: String,
+    /// How often the daemon has set it again since it started.
+    pub count: u64,
+    /// Seconds since it last did; `null` if it never had to.
+    pub last_seconds: Option<u64>,
+    /// What is wrong with it now; empty when nothing is.
+    pub problem: String,
 }
 
 /// One interface and the program on it.

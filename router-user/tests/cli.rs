@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Audit, AuditFinding, Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-    NextHopStatus, ReasonCounter, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
+    NextHopStatus, ReasonCounter, Repairs, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -167,6 +167,22 @@ fn status() -> Status {
         snat_ports: vec![
             ports("203.0.113.10:443", "tcp", 9_000, 55_512),
             ports("198.51.100.7:0", "icmp", 3, 64_509),
+        ],
+        repairs: vec![
+            Repairs {
+                what: "sysctl".to_owned(),
+                name: "net.ipv4.conf.lo.forwarding".to_owned(),
+                count: 2,
+                last_seconds: Some(61),
+                problem: String::new(),
+            },
+            Repairs {
+                what: "attachment".to_owned(),
+                name: "eth0".to_owned(),
+                count: 0,
+                last_seconds: None,
+                problem: String::new(),
+            },
         ],
     }
 }

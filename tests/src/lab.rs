@@ -368,6 +368,13 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("`pls-router {}` printed {text}", args.join(" ")))
     }
 
+    /// What `pls-router status -o json` prints, whether the router forwards or not.
+    pub fn pls_router_status(&self) -> Result<router_user::model::Status> {
+        let output = self.pls_router(&["status", "-o", "json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`pls-router status` says {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
     /// The status and body of the router's health endpoint.
     pub fn health(&self) -> Result<(u16, String)> {
         router::health(&self.hosts.router)

@@ -1,8 +1,16 @@
 //! Wires between namespaces: veth pairs that behave like a cable between two machines.
 
-use std::{fs, path::PathBuf};
+use std::{
+    ffi::CString,
+    fs,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::{EbpfLoader, programs::Xdp};
 
 use crate::{interrupt, namespace::Namespace, state::State};
@@ -76,4 +84,32 @@ impl Drop for XdpPass {
         // The pin was only needed to attach; the lab's bpffs goes away with the lab in any case.
         let _gone = fs::remove_file(&self.pin);
     }
+}
+
+/// Takes the program of a pinned link off its interface and leaves the pin, as `bpftool link detach` does it.
+pub fn detach(pin: &Path) -> Result<()> {
+    // enum bpf_cmd, and the parts of union bpf_attr for these two (include/uapi/linux/bpf.h).
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes()).context("a path with a zero byte")?;
+    let get = ObjGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let failed = || std::io::Error::last_os_error();
+    // SAFETY: the attributes are those of the command, and the path lives through the call.
+    let link = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of::<ObjGet>()) };
+    let link = RawFd::try_from(link).ok().filter(|link| *link >= 0).ok_or_else(failed);
+    let link = link.with_context(|| format!("cannot open {}", pin.display()))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let descriptor: u32 = link.as_raw_fd().cast_unsigned();
+    // SAFETY: the attributes of this command are one descriptor, which lives through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const descriptor, size_of::<u32>()) };
+    ensure!(result == 0, "cannot detach {}: {}", pin.display(), failed());
+    Ok(())
 }

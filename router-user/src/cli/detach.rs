@@ -17,7 +17,14 @@ pub(super) async fn run(
     client: &Client,
     arguments: &DetachArguments,
 ) -> anyhow::Result<Answer> {
-    if !arguments.force {
+    if arguments.force {
+        match client.stand_down().await {
+            Ok(()) | Err(ClientError::NoDaemon { .. }) => {}
+            Err(error) => {
+                output::remark(&format!("(a daemon that still runs may put the programs back: {error})"));
+            }
+        }
+    } else {
         match client.status().await {
             Err(ClientError::NoDaemon { .. }) => {}
             Ok(_) | Err(_) => anyhow::bail!(

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::Answer;
 use super::options::{Format, OutputArguments};
-use super::output::{self, BAD, DOUBTFUL, GOOD, grouped, styled, time};
+use super::output::{self, BAD, DOUBTFUL, GOOD, counted, grouped, styled, time};
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
 use crate::model::{FlowTableStatus, SnatPortStatus, Status};
@@ -36,6 +36,10 @@ fn text(status: &Status) -> String {
     line("sessions", &sessions(&status.flows));
     if let Some(fullest) = status.snat_ports.first() {
         line("ports", &ports(fullest));
+    }
+    for repairs in status.repairs.iter().filter(|repairs| repairs.count > 0) {
+        let last = repairs.last_seconds.map(time).unwrap_or_default();
+        line("repaired", &format!("{}, {}, last {last} ago", repairs.name, counted(repairs.count, "time")));
     }
 
     let mut interfaces = Table::new(&[

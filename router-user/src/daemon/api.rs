@@ -8,10 +8,11 @@ use axum::{
     extract::{Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::Serialize;
 use tokio::net::UnixListener;
+use tracing::warn;
 
 use super::{audit, listing, reports, shared::Shared};
 use crate::model::FlowQuery;
@@ -27,8 +28,18 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
         .route("/v1/rules", get(async |State(shared): State<Arc<Shared>>| answer(reports::rules(&shared))))
         .route("/v1/flows", get(flows))
         .route("/v1/audit", get(async |State(shared): State<Arc<Shared>>| answer(audit::audit(shared).await)))
+        .route("/v1/stand-down", post(stand_down))
         .with_state(shared);
     axum::serve(listener, router).await.context("the API's server has failed")
+}
+
+/// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under this daemon, which must not put it back.
+async fn stand_down(State(shared): State<Arc<Shared>>) -> Json<()> {
+    shared.state().stood_down = true;
+    warn!(
+        "`pls-router detach --force` takes the router off; this daemon puts nothing back until it is restarted"
+    );
+    Json(())
 }
 
 async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>) -> Response {

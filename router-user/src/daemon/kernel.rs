@@ -116,7 +116,6 @@ fn change(message: RouteNetlinkMessage) -> Option<Change> {
 /// This machine's IPv4 addresses.
 pub(super) struct Addresses {
     messages: Vec<AddressMessage>,
-    names: HashMap<u32, String>,
 }
 
 impl Addresses {
@@ -137,12 +136,9 @@ impl Addresses {
         given.chain(self.messages.iter().filter_map(of_network)).collect()
     }
 
-    /// The first address of an interface.
-    pub(super) fn first_of(&self, interface: &str) -> Option<Ipv4Addr> {
-        let mut on_interface = self
-            .messages
-            .iter()
-            .filter(|message| self.names.get(&message.header.index).is_some_and(|name| name == interface));
+    /// The first address of the interface with this index.
+    pub(super) fn first_of(&self, interface: u32) -> Option<Ipv4Addr> {
+        let mut on_interface = self.messages.iter().filter(|message| message.header.index == interface);
         on_interface.find_map(|message| message.attributes.iter().find_map(local))
     }
 }
@@ -186,7 +182,7 @@ impl Kernel {
         let messages = self.handle.address().get().execute();
         let messages: Vec<_> =
             in_time(messages.try_collect()).await?.context("cannot read this machine's addresses")?;
-        Ok(Addresses { messages, names: self.interface_names().await? })
+        Ok(Addresses { messages })
     }
 
     /// The names of interfaces by index.
@@ -194,17 +190,24 @@ impl Kernel {
         Ok(self.links().await?.iter().map(|link| (link.header.index, name(link).to_owned())).collect())
     }
 
-    /// An interface and its virtual function: the device that has it for its master. Its address is left open.
-    pub(super) async fn interface(&self, wanted: &str) -> Result<Interface> {
+    /// The interfaces with these indexes, each with its virtual function: the device that has it for its master. One that is not there is
+    /// "no interface". Addresses are left open.
+    pub(super) async fn interfaces(&self, indexes: &[u32]) -> Result<Vec<Interface>> {
         let links = self.links().await?;
-        let link = links
-            .iter()
-            .find(|link| name(link) == wanted)
-            .with_context(|| format!("there is no interface {wanted}"))?;
-        let primary = link.header.index;
-        let virtual_function =
-            links.iter().find(|link| master(link) == Some(primary)).map_or(0, |link| link.header.index);
-        Ok(Interface { primary, virtual_function, mac: Mac::new(mac(link)), ..Interface::default() })
+        let interface = |primary: &u32| {
+            let Some(link) = links.iter().find(|link| link.header.index == *primary) else {
+                return Interface::default();
+            };
+            let virtual_function =
+                links.iter().find(|link| master(link) == Some(*primary)).map_or(0, |link| link.header.index);
+            Interface {
+                primary: *primary,
+                virtual_function,
+                mac: Mac::new(mac(link)),
+                ..Interface::default()
+            }
+        };
+        Ok(indexes.iter().map(interface).collect())
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {
@@ -361,7 +364,7 @@ mod tests {
             message([10, 0, 4, 4], 31, None),
             message([10, 0, 5, 5], 32, None),
         ];
-        let addresses = Addresses { messages, names: HashMap::new() };
+        let addresses = Addresses { messages };
         let expected = [[10, 0, 2, 127], [10, 0, 3, 200], [10, 0, 3, 255]].map(Ipv4Addr::from);
         assert_eq!(addresses.broadcast(), expected.into());
         assert_eq!(addresses.own().len(), 4);

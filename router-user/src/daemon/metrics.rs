@@ -91,6 +91,15 @@ impl Collector for Snapshot {
             "What does not work besides, as many as `pls-router status` lists",
             vec![(vec![], status.degraded.len() as u64)],
         )?;
+        let repairs = status.repairs.iter();
+        counter(
+            encoder,
+            "repairs",
+            "How often something that the router depends on was set again, because others had changed it",
+            repairs
+                .map(|one| (vec![("what", one.what.as_str()), ("name", one.name.as_str())], one.count))
+                .collect(),
+        )?;
         let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
         gauge(
             encoder,

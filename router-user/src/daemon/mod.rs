@@ -1,7 +1,7 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
 //! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
-//! `next_hops`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
+//! `next_hops`), sets again what others change under it (`upkeep`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
 //! `target_health`), sends packets that the data plane cannot (`punts`), removes sessions that have ended (`sweep`),
 //! and answers the load balancer (`probe`), the command line (`api`) and the monitoring (`metrics`), and tells the log
 //! what an operator has to know (`watch`).
@@ -23,6 +23,7 @@ mod shared;
 mod sweep;
 mod target_health;
 mod target_signs;
+mod upkeep;
 mod watch;
 mod ways;
 
@@ -46,6 +47,7 @@ use self::{
     names::NameService,
     shared::{Attached, Shared},
     target_health::TargetHealth,
+    upkeep::Upkeep,
 };
 use crate::{
     config::{self, Config},
@@ -98,6 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the next daemon finds it, and
     // no session is lost. Only who asks for a stop gets the programs off.
     serve(&shared, tasks, listeners, &mut signals).await?;
+    shared.state().stood_down = true;
     let interfaces = dataplane::detach(&shared.config.admin.pins)?;
     if interfaces.is_empty() {
         warn!("the programs had been detached already");
@@ -223,6 +226,7 @@ fn undo(pins: &Pins) {
 async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
     let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
+    let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
     let snat = snat_addresses(&config, &addresses)?;
     let name_service = NameService::of_system();
     let mut names = name_service.resolve_all(&config).await;
@@ -247,15 +251,15 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     names::keep_targets(&mut names, &config, &plane.rules);
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
-    plane.settings.set_interfaces(next_hops::interfaces(&config, &kernel, &addresses).await?)?;
+    plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();
     let mode = match config.interfaces.mode {
         config::Mode::Native => Mode::Native,
         config::Mode::Generic => Mode::Generic,
     };
     let mut attached = Vec::new();
-    for (slot, name) in interfaces.iter().enumerate() {
-        let attachment = plane.attach(u32::try_from(slot)?, name, mode)?;
+    for ((slot, name), index) in (0..).zip(&interfaces).zip(&indexes) {
+        let attachment = plane.attach_to(slot, name, *index, mode)?;
         info!(interface = name, mode = mode.as_str(), "attached");
         attached.push(Attached { attachment, roles: roles(&config, name) });
     }
@@ -273,10 +277,12 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
     }
     let punts = plane.take_punts()?;
+    let upkeep = Upkeep::of(&config, &plane)?;
     let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names));
     next_hops::refresh(&shared, &kernel).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
     shared.state().plane.settings.show_presence()?;
+    tasks.spawn(upkeep.run(shared.clone()));
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
     tasks.spawn(punts::serve(shared.clone(), punts));
     tasks.spawn(punts::show_presence(shared.clone()));
@@ -329,7 +335,7 @@ fn snat_addresses(config: &Config, addresses: &kernel::Addresses) -> Result<Vec<
         return Ok(config.snat.addresses.clone());
     }
     let interface = &config.interfaces.firewall;
-    let first = addresses.first_of(interface).with_context(|| {
+    let first = addresses.first_of(dataplane::interface_index(interface)?).with_context(|| {
         format!("{interface} has no IPv4 address for new sessions to come from: give it one, or set snat.addresses")
     })?;
     Ok(vec![first])

@@ -18,7 +18,7 @@ use super::{
     rule_set,
     shared::{Shared, State},
 };
-use crate::{config::Config, model::NextHopStatus};
+use crate::model::NextHopStatus;
 
 /// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour is still there.
 const CONFIRM: Duration = Duration::from_secs(2);
@@ -108,20 +108,21 @@ impl Known {
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel) -> Result<()> {
     let addresses = kernel.addresses().await?;
     shared.state().plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
-    if let Ok(interfaces) = interfaces(&shared.config, kernel, &addresses).await {
-        // A virtual function comes and goes while its interface stays (host servicing on Azure).
-        shared.state().plane.settings.set_interfaces(interfaces)?;
-    }
+    // Interfaces may be removed and made again, and a virtual function comes and goes while its interface stays (host servicing on Azure).
+    let indexes = shared.interface_indexes();
+    let interfaces = interfaces(&indexes, kernel, &addresses).await?;
+    shared.state().plane.settings.set_interfaces(interfaces)?;
     follow_snat_address(shared, &addresses)?;
     let view = View {
         addresses,
         neighbours: kernel.neighbours().await?,
-        interfaces: kernel.interface_names().await?,
+        names: kernel.interface_names().await?,
+        interfaces: indexes,
         snat: shared.state().snat.clone(),
     };
     let mut next_hops = Vec::new();
     for (target, needs) in targets(shared) {
-        next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+        next_hops.push(view.next_hop(kernel, target, needs).await);
     }
     let before = {
         let state = &mut *shared.state();
@@ -137,7 +138,8 @@ fn follow_snat_address(shared: &Shared, addresses: &Addresses) -> Result<()> {
     if !shared.config.snat.addresses.is_empty() {
         return Ok(());
     }
-    let Some(first) = addresses.first_of(&shared.config.interfaces.firewall) else { return Ok(()) };
+    let firewall = shared.firewall_index();
+    let Some(first) = firewall.and_then(|index| addresses.first_of(index)) else { return Ok(()) };
     if shared.state().snat == [first] {
         return Ok(());
     }
@@ -150,19 +152,16 @@ fn follow_snat_address(shared: &Shared, addresses: &Addresses) -> Result<()> {
 struct View {
     addresses: Addresses,
     neighbours: HashMap<Neighbour, NeighbourEntry>,
-    interfaces: HashMap<u32, String>,
+    /// The names of all interfaces.
+    names: HashMap<u32, String>,
+    /// The router's, by slot.
+    interfaces: Vec<u32>,
     snat: Vec<Ipv4Addr>,
 }
 
 impl View {
     /// The way to a target, from every address that new sessions get.
-    async fn next_hop(
-        &self,
-        shared: &Shared,
-        kernel: &Kernel,
-        target: Ipv4Addr,
-        needs: Needs,
-    ) -> NextHopStatus {
+    async fn next_hop(&self, kernel: &Kernel, target: Ipv4Addr, needs: Needs) -> NextHopStatus {
         let mut next_hop = NextHopStatus {
             rules: needs.rules,
             target: target.into(),
@@ -185,12 +184,12 @@ impl View {
                     return next_hop;
                 }
             };
-            let name = self.interfaces.get(&route.interface).cloned().unwrap_or_default();
+            let name = self.names.get(&route.interface).cloned().unwrap_or_default();
             let entry = self.neighbours.get(&(route.interface, route.via)).copied().unwrap_or_default();
             next_hop.via = Some(route.via.into());
             next_hop.mac = entry.mac.map(format_mac);
             next_hop.interface = Some(name.clone());
-            if !shared.config.interfaces.names().any(|interface| interface == name) {
+            if !self.interfaces.contains(&route.interface) {
                 next_hop.problem =
                     format!("the route leads out of {name}, which is not an interface of the router");
                 return next_hop;
@@ -209,19 +208,16 @@ impl View {
     }
 }
 
-/// The router's interfaces by slot.
-///
-/// # Errors
-/// When one of them is not there.
+/// The router's interfaces by slot, from their indexes.
 pub(super) async fn interfaces(
-    config: &Config,
+    indexes: &[u32],
     kernel: &Kernel,
     addresses: &Addresses,
 ) -> Result<[Interface; MAX_INTERFACES]> {
     let mut interfaces = [Interface::default(); MAX_INTERFACES];
-    for (slot, name) in interfaces.iter_mut().zip(config.interfaces.names()) {
-        *slot = kernel.interface(name).await?;
-        slot.address = addresses.first_of(name).map(Into::into).unwrap_or_default();
+    for (slot, interface) in interfaces.iter_mut().zip(kernel.interfaces(indexes).await?) {
+        let address = addresses.first_of(interface.primary).map(Into::into).unwrap_or_default();
+        *slot = Interface { address, ..interface };
     }
     Ok(interfaces)
 }

@@ -20,6 +20,7 @@ use super::{
     shared::{Attached, Shared, State},
     sweep::{self, RuleTimeouts},
     target_health::Report,
+    upkeep::Record,
 };
 use crate::{
     dataplane::{RuleTable, Session, now},
@@ -33,15 +34,15 @@ use crate::{
 pub(super) fn status(shared: &Shared) -> Status {
     let reasons = shared.problems();
     // Asked of the kernel, so not with the lock held.
-    let interfaces = shared.attached.iter().map(|Attached { attachment, roles }| {
-        let program_id = attachment.program_id();
+    let interfaces = shared.attached().into_iter().map(|Attached { attachment, roles }| {
+        let program_id = attachment.program_id().filter(|_| attachment.loss().is_none());
         InterfaceStatus {
-            name: attachment.interface.clone(),
             index: attachment.index,
-            roles: roles.clone(),
+            roles,
             attached: program_id.is_some(),
             mode: attachment.mode.as_str().to_owned(),
             program_id,
+            name: attachment.interface,
         }
     });
     let interfaces = interfaces.collect();
@@ -79,6 +80,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             sweep_seconds: sessions.took.as_secs_f64(),
         },
         snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports()),
+        repairs: state.upkeep.iter().map(Record::status).collect(),
     }
 }
 
@@ -112,7 +114,7 @@ fn targets(shared: &Shared, state: &State) -> Vec<TargetStatus> {
 
 /// `GET /v1/counters`.
 pub(super) fn counters(shared: &Shared) -> Result<Counters> {
-    let State { plane, .. } = &*shared.state();
+    let State { plane, attached, .. } = &*shared.state();
     let stats = plane.counters.read()?;
     let reasons = Reason::ALL.iter().map(|reason| {
         let counter = stats.reasons[*reason as usize];
@@ -125,14 +127,13 @@ pub(super) fn counters(shared: &Shared) -> Result<Counters> {
             description: reason.description().to_owned(),
         }
     });
-    let interfaces =
-        shared.attached.iter().zip(&stats.interfaces).map(|(attached, stats)| InterfaceCounters {
-            name: attached.attachment.interface.clone(),
-            rx_packets: stats.received.packets,
-            rx_bytes: stats.received.bytes,
-            tx_packets: stats.transmitted.packets,
-            tx_bytes: stats.transmitted.bytes,
-        });
+    let interfaces = attached.iter().zip(&stats.interfaces).map(|(attached, stats)| InterfaceCounters {
+        name: attached.attachment.interface.clone(),
+        rx_packets: stats.received.packets,
+        rx_bytes: stats.received.bytes,
+        tx_packets: stats.transmitted.packets,
+        tx_bytes: stats.transmitted.bytes,
+    });
     Ok(Counters {
         reasons: reasons.collect(),
         interfaces: interfaces.collect(),

@@ -17,11 +17,12 @@ use super::{
     rule_set,
     sweep::RuleTimeouts,
     target_health::TargetHealth,
+    upkeep::{self, Record},
     ways::{self, Ways},
 };
 use crate::{
     config::Config,
-    dataplane::{Attachment, Dataplane, FlowTable, route_lookups_are_on},
+    dataplane::{Attachment, Dataplane, FlowTable, ROUTE_LOOKUPS, route_lookups_are_on},
     model::NextHopStatus,
 };
 
@@ -29,6 +30,7 @@ use crate::{
 const STALE: Duration = Duration::from_secs(15);
 
 /// An interface that the program is attached to.
+#[derive(Clone)]
 pub(super) struct Attached {
     pub(super) attachment: Attachment,
     pub(super) roles: Vec<String>,
@@ -49,6 +51,12 @@ pub(super) struct SessionCounts {
 /// What changes while the daemon runs.
 pub(super) struct State {
     pub(super) plane: Dataplane,
+    /// The router's interfaces by slot.
+    pub(super) attached: Vec<Attached>,
+    /// What `upkeep` has found and done.
+    pub(super) upkeep: Vec<Record>,
+    /// Whether the router is being taken off, on purpose: nothing is set again any more.
+    pub(super) stood_down: bool,
     /// The addresses that new sessions get.
     pub(super) snat: Vec<Ipv4Addr>,
     pub(super) names: Names,
@@ -70,7 +78,6 @@ pub(super) struct Shared {
     pub(super) config_path: PathBuf,
     pub(super) config: Config,
     pub(super) started: Instant,
-    pub(super) attached: Vec<Attached>,
     /// For reading sessions at length, without the lock.
     pub(super) flows: FlowTable,
     state: Mutex<State>,
@@ -89,10 +96,12 @@ impl Shared {
             config_path,
             config,
             started: Instant::now(),
-            attached,
             flows: plane.flows.clone(),
             state: Mutex::new(State {
                 plane,
+                attached,
+                upkeep: Vec::new(),
+                stood_down: false,
                 snat,
                 names,
                 target_health: TargetHealth::default(),
@@ -138,26 +147,47 @@ impl Shared {
         plane.rules.apply(&spec, &mut plane.settings)
     }
 
+    /// The router's interfaces, as they were last attached to.
+    pub(super) fn attached(&self) -> Vec<Attached> {
+        self.state().attached.clone()
+    }
+
+    /// The indexes of the router's interfaces by slot, as they are now; 0 for one that is gone.
+    pub(super) fn interface_indexes(&self) -> Vec<u32> {
+        let index = |attached: &Attached| attached.attachment.place().index().unwrap_or_default();
+        self.attached().iter().map(index).collect()
+    }
+
+    /// The index of the firewall-facing interface, if it is there.
+    pub(super) fn firewall_index(&self) -> Option<u32> {
+        let firewall = &self.config.interfaces.firewall;
+        let attached = self.attached();
+        attached.iter().find(|one| one.attachment.interface == *firewall)?.attachment.place().index()
+    }
+
     /// Why this router does not forward, or should get no new connections; empty when all is well. Looks at the kernel now,
     /// not at what it was when the daemon started.
     pub(super) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for Attached { attachment, .. } in &self.attached {
-            if attachment.program_id().is_none() {
-                problems.push(format!(
-                    "{}: the program is not attached any more; fix: systemctl restart pls-router",
-                    attachment.interface
-                ));
+        let state = self.state();
+        if state.stood_down {
+            problems.push(
+                "taken off by `pls-router detach --force`; fix: systemctl restart pls-router".to_owned(),
+            );
+        }
+        let is_known = |name: &str| state.upkeep.iter().any(|record| record.knows(name));
+        for Attached { attachment, .. } in &state.attached {
+            if let Some(loss) = attachment.loss().filter(|_| !is_known(&attachment.interface)) {
+                problems.push(upkeep::lost(attachment, loss));
             }
         }
         match route_lookups_are_on() {
-            Ok(true) => {}
-            Ok(false) => {
-                problems.push("route lookups are off; fix: sysctl net.ipv4.conf.lo.forwarding=1".to_owned());
+            Ok(false) if !is_known(ROUTE_LOOKUPS) => {
+                problems.push(format!("route lookups are off; fix: sysctl {ROUTE_LOOKUPS}=1"));
             }
+            Ok(_) => {}
             Err(error) => problems.push(format!("{error:#}")),
         }
-        let state = self.state();
         let age = state.refreshed.elapsed();
         if age > STALE {
             problems.push(format!("the kernel's routes have not been read for {} s", age.as_secs()));
@@ -166,6 +196,7 @@ impl Shared {
             problems.push("no rules are loaded".to_owned());
         }
         problems.extend(self.ways(&state).problems);
+        problems.extend(state.upkeep.iter().filter_map(Record::problem));
         problems
     }
 
@@ -173,6 +204,7 @@ impl Shared {
     pub(super) fn degraded(&self) -> Vec<String> {
         let state = &mut *self.state();
         let mut degraded = self.ways(state).degraded;
+        degraded.extend(state.upkeep.iter().flat_map(Record::degraded));
         let usage = Usage {
             sessions: self.flows.sessions(),
             capacity: self.flows.capacity(),

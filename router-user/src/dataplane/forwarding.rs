@@ -4,6 +4,9 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
+/// The name of the setting.
+pub const ROUTE_LOOKUPS: &str = "net.ipv4.conf.lo.forwarding";
+
 /// The kernel answers a program's route lookups only where forwarding is on (`bpf_ipv4_fib_lookup`, net/core/filter.c). The
 /// programs ask by the loopback interface, so only there it has to be: nothing is ever received there that could be
 /// forwarded, and on the real interfaces it stays as it is.
@@ -19,12 +22,22 @@ pub fn route_lookups_are_on() -> Result<bool> {
     Ok(text.trim() != "0")
 }
 
+/// Whether the kernel forwards (`net.ipv4.ip_forward`): what route lookups are set to where nobody needs them.
+///
+/// # Errors
+/// When the setting cannot be read.
+pub(super) fn kernel_forwards() -> Result<bool> {
+    const ALL: &str = "/proc/sys/net/ipv4/ip_forward";
+    let text = fs::read_to_string(ALL).with_context(|| format!("cannot read {ALL}"))?;
+    Ok(text.trim() != "0")
+}
+
 /// Switches the answers to route lookups on or off.
 ///
 /// # Errors
 /// When the setting cannot be written.
 pub fn switch_route_lookups(on: bool) -> Result<()> {
     fs::write(Path::new(LOOPBACK_FORWARDING), if on { "1" } else { "0" }).with_context(|| {
-        format!("cannot write {LOOPBACK_FORWARDING} (run as root; sysctl net.ipv4.conf.lo.forwarding=1)")
+        format!("cannot write {LOOPBACK_FORWARDING} (run as root; sysctl {ROUTE_LOOKUPS}=1)")
     })
 }

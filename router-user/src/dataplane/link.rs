@@ -1,6 +1,11 @@
 //! The attachment of the root program to an interface.
 
-use std::{os::fd::AsFd as _, path::PathBuf};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{ProgramError, Xdp, XdpMode, links::FdLink};
@@ -37,23 +42,75 @@ impl Mode {
 /// A pinned link between the root program and an interface.
 #[derive(Clone, Debug)]
 pub struct Attachment {
-    /// The interface's name.
+    /// The interface, as the configuration names it.
     pub interface: String,
     /// Its index when the program was attached.
     pub index: u32,
     /// How the program runs.
     pub mode: Mode,
     pin: PathBuf,
+    /// Held open: who removes the pin under a running daemon does not take the program off with it.
+    link: Arc<OwnedFd>,
+    /// The id of the program that was attached.
+    program: u32,
+}
+
+/// How an attachment was lost.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Loss {
+    /// The interface was removed, or moved to another network namespace.
+    InterfaceGone,
+    /// Somebody has detached the link (`bpftool link detach`, `pls-router detach --force`).
+    Detached,
+    /// The link holds the program with this id, which is not ours.
+    Replaced(u32),
+}
+
+/// Where the interface of an attachment is now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// An interface with this index has the name that the configuration gives.
+    Named(u32),
+    /// None has, but the interface that the program is attached to is there under another name.
+    Renamed {
+        /// Its index.
+        index: u32,
+        /// Its name now.
+        name: String,
+    },
+    /// There is no such interface.
+    Gone,
+}
+
+impl Place {
+    /// The interface's index, if there is one.
+    pub fn index(&self) -> Option<u32> {
+        match self {
+            Self::Named(index) | Self::Renamed { index, .. } => Some(*index),
+            Self::Gone => None,
+        }
+    }
 }
 
 impl Attachment {
     /// The attachment that an earlier daemon left on this interface in this mode. One of an interface that is gone is removed.
     pub(super) fn find(pins: &Pins, interface: &str, index: u32, mode: Mode) -> Result<Option<Self>> {
         let pin = pins.link(interface, mode);
-        if !pin.exists() {
-            return Ok(None);
-        }
-        let attachment = Self { interface: interface.to_owned(), index, mode, pin };
+        let link = match sys::open_pin(&pin) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot open {}", pin.display())),
+        };
+        let info =
+            sys::xdp_link_info(link.as_fd()).with_context(|| format!("{} is no XDP link", pin.display()))?;
+        let attachment = Self {
+            interface: interface.to_owned(),
+            index,
+            mode,
+            pin,
+            link: Arc::new(link),
+            program: info.program,
+        };
         if attachment.program_id().is_some() {
             return Ok(Some(attachment));
         }
@@ -61,9 +118,16 @@ impl Attachment {
         Ok(None)
     }
 
-    /// Takes the program off.
+    /// Takes the program off and removes the pin, if it is still there.
     pub(super) fn remove(&self) -> Result<()> {
-        sys::remove_link(&self.pin).with_context(|| format!("cannot remove {}", self.pin.display()))
+        sys::detach_link(self.link.as_fd())
+            .with_context(|| format!("cannot detach the program from {}", self.interface))?;
+        match fs::remove_file(&self.pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.pin.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Attaches the program and pins the link.
@@ -87,16 +151,59 @@ impl Attachment {
             )
         })?;
         let pin = pins.link(interface, mode);
-        link.pin(&pin).with_context(|| format!("cannot pin the attachment to {}", pin.display()))?;
-        Ok(Self { interface: interface.to_owned(), index, mode, pin })
+        let pinned =
+            link.pin(&pin).with_context(|| format!("cannot pin the attachment to {}", pin.display()))?;
+        let link = sys::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        drop(pinned);
+        let info = sys::xdp_link_info(link.as_fd()).context("cannot ask about the attachment")?;
+        let interface = interface.to_owned();
+        Ok(Self { interface, index, mode, pin, link: Arc::new(link), program: info.program })
     }
 
     /// The id of the program that runs on the interface by this attachment now; `None` if it has been taken off, or the
     /// interface is gone.
     pub fn program_id(&self) -> Option<u32> {
-        let link = sys::open_pin(&self.pin).ok()?;
-        let info = sys::xdp_link_info(link.as_fd()).ok()?;
+        let info = sys::xdp_link_info(self.link.as_fd()).ok()?;
         (info.interface != 0 && info.interface == self.index).then_some(info.program)
+    }
+
+    /// Where its interface is. A name goes before the interface that had it when the program was attached.
+    pub fn place(&self) -> Place {
+        if let Ok(index) = sys::interface_index(&self.interface) {
+            return Place::Named(index);
+        }
+        match sys::interface_name(self.index) {
+            // The kernel gives indexes again where somebody asks for one.
+            Some(name) if self.program_id().is_some() => Place::Renamed { index: self.index, name },
+            Some(_) | None => Place::Gone,
+        }
+    }
+
+    /// How it was lost; `None` while our program runs on the interface.
+    pub fn loss(&self) -> Option<Loss> {
+        // An interface that was moved to another network namespace keeps its program.
+        if sys::interface_name(self.index).is_none() {
+            return Some(Loss::InterfaceGone);
+        }
+        match self.program_id() {
+            Some(program) if program == self.program => None,
+            Some(other) => Some(Loss::Replaced(other)),
+            None => Some(Loss::Detached),
+        }
+    }
+
+    /// Whether a daemon that comes after this one will find it.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.symlink_metadata().is_ok()
+    }
+
+    /// Pins the link again.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the directory has to be there, on a BPF file system.
+    pub fn pin_again(&self) -> Result<()> {
+        sys::pin(self.link.as_fd(), &self.pin)
+            .with_context(|| format!("cannot pin the attachment to {}", self.pin.display()))
     }
 }
 
@@ -106,8 +213,8 @@ fn explain(error: &ProgramError, interface: &str, mode: Mode) -> anyhow::Error {
         if let ProgramError::SyscallError(call) = error { call.io_error.raw_os_error() } else { None };
     let advice = match (errno, mode) {
         (Some(libc::EBUSY | libc::EEXIST), _) => {
-            "another XDP program is attached, see `ip -d link show DEV`: stop what has put it there (another pls-router \
-             with other pins?), or take it off with `ip link set dev DEV xdp off`"
+            "another XDP program is attached, and `pls-router check` names it: stop what has put it there (another \
+             pls-router with other pins?), or take it off with `ip link set dev DEV xdp off`"
         }
         (Some(libc::EOPNOTSUPP), Mode::Native) => {
             "the driver has no native XDP, or LRO is on or the MTU too large for it: `ethtool -K DEV lro off`, \
@@ -125,7 +232,7 @@ fn explain(error: &ProgramError, interface: &str, mode: Mode) -> anyhow::Error {
         mode.as_str(),
         anyhow!(
             "{error}{}",
-            errno.map(|errno| format!(" ({})", std::io::Error::from_raw_os_error(errno))).unwrap_or_default()
+            errno.map(|errno| format!(" ({})", io::Error::from_raw_os_error(errno))).unwrap_or_default()
         ),
         advice.replace("DEV", interface)
     )

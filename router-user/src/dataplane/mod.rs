@@ -11,6 +11,7 @@ mod budget;
 mod counters;
 mod flows;
 mod forwarding;
+mod held_pins;
 mod link;
 mod pins;
 mod pools;
@@ -40,11 +41,13 @@ use router_common::{
 pub use self::{
     counters::CounterTable,
     flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Surplus, Verdict, now, port_pool},
-    forwarding::{route_lookups_are_on, switch_route_lookups},
-    link::{Attachment, Mode},
+    forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
+    held_pins::HeldPins,
+    link::{Attachment, Loss, Mode, Place},
     pins::{Pins, detach},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{LocalAddresses, SettingsTable},
+    sys::{interface_index, interface_name},
 };
 
 use self::flows::FlowMaps;
@@ -99,7 +102,7 @@ pub struct LoadOptions {
 /// The loaded data plane. Dropping it leaves what is pinned as it is.
 pub struct Dataplane {
     ebpf: Ebpf,
-    pins: Option<Pins>,
+    pins: Option<HeldPins>,
     egress: DevMap<MapData>,
     /// Programs name maps by descriptor until they are loaded, and an array forgets its programs when nobody holds it.
     _arrays: [ProgramArray<MapData>; 2],
@@ -188,6 +191,8 @@ impl Dataplane {
         if let (Some(pins), Some(path)) = (&pins, &stages_pin) {
             pins.keep_stages(path)?;
         }
+        let pins =
+            pins.map(|pins| HeldPins::hold(pins, PINNED_MAPS.into_iter().chain([PUNTS]))).transpose()?;
         Ok(Self {
             ebpf,
             pins,
@@ -219,10 +224,18 @@ impl Dataplane {
     /// daemon left, in the same mode, stays as it is.
     ///
     /// # Errors
-    /// When the kernel or the driver refuses: the interface is then as it was.
+    /// When there is no such interface, or the kernel or the driver refuses: the interface is then as it was.
     pub fn attach(&mut self, slot: u32, interface: &str, mode: Mode) -> Result<Attachment> {
-        let pins = self.pins.as_ref().context("attaching needs pins")?;
-        let index = sys::interface_index(interface)?;
+        let index = interface_index(interface)?;
+        self.attach_to(slot, interface, index, mode)
+    }
+
+    /// Does what [`attach`](Self::attach) does to the interface with this index, which the configuration gives this name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_to(&mut self, slot: u32, interface: &str, index: u32, mode: Mode) -> Result<Attachment> {
+        let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
         let attachment = match Attachment::find(pins, interface, index, mode)? {
             Some(attachment) => attachment,
             None => {
@@ -245,8 +258,19 @@ impl Dataplane {
                 }
             }
         };
-        self.set_egress(slot, interface)?;
+        self.set_egress_index(slot, interface, index)?;
         Ok(attachment)
+    }
+
+    /// Puts the root program back on an interface: `lost` is the attachment that it had, `index` the interface's now.
+    ///
+    /// # Errors
+    /// When the kernel or the driver refuses, or a pin cannot be written.
+    pub fn attach_again(&mut self, slot: u32, lost: &Attachment, index: u32) -> Result<Attachment> {
+        if lost.index != index || lost.loss().is_some() {
+            lost.remove()?;
+        }
+        self.attach_to(slot, &lost.interface, index, lost.mode)
     }
 
     /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does this, too.
@@ -254,10 +278,23 @@ impl Dataplane {
     /// # Errors
     /// When there is no such interface, or its driver cannot send redirected packets.
     pub fn set_egress(&mut self, slot: u32, interface: &str) -> Result<()> {
-        let index = sys::interface_index(interface)?;
+        self.set_egress_index(slot, interface, interface_index(interface)?)
+    }
+
+    fn set_egress_index(&mut self, slot: u32, interface: &str, index: u32) -> Result<()> {
         self.egress
             .set(slot, index, None, 0)
             .with_context(|| format!("cannot make {interface} an egress interface"))
+    }
+
+    /// Whether packets that leave by `slot` leave by the interface with this index. The kernel forgets one that is removed.
+    pub fn has_egress(&self, slot: u32, index: u32) -> bool {
+        self.egress.get(slot, 0).is_ok_and(|egress| egress.if_index == index)
+    }
+
+    /// What is pinned; `None` where nothing is.
+    pub fn pins(&self) -> Option<&HeldPins> {
+        self.pins.as_ref()
     }
 
     /// Removes attachments that an earlier daemon left on interfaces other than these.
@@ -266,7 +303,7 @@ impl Dataplane {
     /// When a pin cannot be removed.
     pub fn detach_others(&self, interfaces: &[&str]) -> Result<Vec<String>> {
         match &self.pins {
-            Some(pins) => pins.remove_links(|name| !interfaces.contains(&name)),
+            Some(held) => held.pins().remove_links(|name| !interfaces.contains(&name)),
             None => Ok(Vec::new()),
         }
     }

@@ -8,7 +8,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use router_common::LAYOUT;
 
-use super::{ensure_bpffs, forwarding::switch_route_lookups, settings::route_lookups_were_off, sys};
+use super::{
+    ensure_bpffs,
+    forwarding::{kernel_forwards, switch_route_lookups},
+    settings::route_lookups_were_off,
+    sys,
+};
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
@@ -26,11 +31,16 @@ impl Pins {
     /// # Errors
     /// When that is not on a BPF file system, or cannot be written.
     pub fn open(root: &Path) -> Result<Self> {
-        ensure_bpffs(root)?;
         let pins = Self::at(root);
-        let links = pins.links();
-        fs::create_dir_all(&links).with_context(|| format!("cannot make {}", links.display()))?;
+        pins.make()?;
         Ok(pins)
+    }
+
+    /// Makes the directories that are not there.
+    pub(super) fn make(&self) -> Result<()> {
+        ensure_bpffs(&self.root)?;
+        let links = self.links();
+        fs::create_dir_all(&links).with_context(|| format!("cannot make {}", links.display()))
     }
 
     fn at(root: &Path) -> Self {
@@ -63,6 +73,10 @@ impl Pins {
         self.map("FLOWS").exists()
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -75,6 +89,11 @@ impl Pins {
         self.links().join(link_name(interface, mode.as_str()))
     }
 
+    /// Where the program array of the programs in force is pinned.
+    pub(super) fn stages(&self) -> PathBuf {
+        self.directory.join("stages")
+    }
+
     /// Where the program array of new programs is pinned until they are in force.
     pub(super) fn new_stages(&self) -> PathBuf {
         self.directory.join(format!("stages-{}", std::process::id()))
@@ -82,7 +101,7 @@ impl Pins {
 
     /// Makes a new program array the one in force, and lets go of the one before.
     pub(super) fn keep_stages(&self, new: &Path) -> Result<()> {
-        let stages = self.directory.join("stages");
+        let stages = self.stages();
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
     }
 
@@ -107,7 +126,7 @@ impl Pins {
         let interfaces = self.remove_links(|_| true)?;
         let settings = self.map("SETTINGS");
         if settings.exists() && route_lookups_were_off(&settings)? {
-            switch_route_lookups(false)?;
+            switch_route_lookups(kernel_forwards()?)?;
         }
         let failed = |path: &Path| format!("cannot remove {}", path.display());
         for path in entries(&self.directory)? {

@@ -1,10 +1,10 @@
 //! The system calls that aya has no function for, each with the kernel structure it follows.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::{self, File},
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
 };
@@ -12,20 +12,36 @@ use std::{
 use anyhow::{Context as _, Result};
 
 // enum bpf_cmd, include/uapi/linux/bpf.h.
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_DETACH: libc::c_long = 34;
 /// include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// The index of an interface in this network namespace.
-pub(super) fn interface_index(name: &str) -> Result<u32> {
+/// The index of an interface in this network namespace, by its name or one of its alternative names.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn interface_index(name: &str) -> Result<u32> {
     let text = CString::new(name).with_context(|| format!("{name:?} is not an interface name"))?;
     // SAFETY: a NUL-terminated string that lives through the call.
     match unsafe { libc::if_nametoindex(text.as_ptr()) } {
         0 => Err(io::Error::last_os_error()).with_context(|| format!("there is no interface {name}")),
         index => Ok(index),
     }
+}
+
+/// The name of the interface with this index in this network namespace, if there is one.
+pub fn interface_name(index: u32) -> Option<String> {
+    let mut name: [libc::c_char; libc::IF_NAMESIZE] = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the function asks for.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null() {
+        return None;
+    }
+    // SAFETY: the function has succeeded, so the buffer holds a NUL-terminated name.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// Whether a path, or the nearest directory above it that exists, is on a BPF file system.
@@ -52,21 +68,31 @@ pub(super) fn mount_bpffs(at: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The part of `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C)]
+struct PinAttributes {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
 /// Opens a pinned BPF object of any kind.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
-    /// The part of `union bpf_attr` for `BPF_OBJ_GET`.
-    #[repr(C)]
-    struct Attributes {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Attributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    let mut attributes = PinAttributes { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     // SAFETY: the attributes are those of the command, and the path lives through the call.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a BPF object of any kind.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes =
+        PinAttributes { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    // SAFETY: the attributes are those of the command, and the path lives through the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
 /// What the kernel says of an XDP link.
@@ -105,20 +131,24 @@ pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     Ok(info)
 }
 
-/// Takes the program of a pinned link off its interface, and removes the pin. One of an interface that is gone is no error.
+/// Takes the program of a link off its interface. One of an interface that is gone is no error.
 ///
 /// The program is off when this returns. Without its pin alone the kernel takes it off as well, but some time later
 /// (`bpf_link_put`, kernel/bpf/syscall.c), and until then the interface takes no other.
-pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     /// The part of `union bpf_attr` for `BPF_LINK_DETACH`.
     #[repr(C)]
     struct Attributes {
         link_fd: u32,
     }
-    let link = open_pin(pin)?;
     let mut attributes = Attributes { link_fd: link.as_raw_fd() as u32 };
     // SAFETY: the attributes are those of the command.
-    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }?;
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// Takes the program of a pinned link off its interface, and removes the pin.
+pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+    detach_link(open_pin(pin)?.as_fd())?;
     fs::remove_file(pin)
 }
 

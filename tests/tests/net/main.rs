@@ -15,6 +15,7 @@ mod local;
 mod names;
 mod neighbours;
 mod removal;
+mod repairs;
 mod starts;
 mod traffic;
 mod upkeep;

@@ -1,0 +1,94 @@
+//! The program on an interface, and the interface itself: it may be removed and made again, or get another name.
+
+use anyhow::{Context as _, Result};
+
+use super::{Kept, Look};
+use crate::{
+    daemon::shared::State,
+    dataplane::{Attachment, Loss, Place},
+};
+
+/// What has happened to an interface or its program, in words.
+pub(in crate::daemon) fn lost(attachment: &Attachment, loss: Loss) -> String {
+    let name = &attachment.interface;
+    match (loss, attachment.place()) {
+        (Loss::InterfaceGone, Place::Gone) => {
+            format!("{name}: there is no such interface any more; the router goes on with it when it is back")
+        }
+        (Loss::InterfaceGone, _) => format!("{name} was removed and is there again"),
+        (Loss::Detached, _) => format!("{name}: the program was taken off"),
+        (Loss::Replaced(by), _) => format!("{name}: the program was replaced by another (id {by})"),
+    }
+}
+
+pub(super) struct KeptAttachment {
+    slot: u32,
+    name: String,
+}
+
+impl KeptAttachment {
+    pub(super) fn new(slot: u32, name: &str) -> Self {
+        Self { slot, name: name.to_owned() }
+    }
+
+    fn attachment<'a>(&self, state: &'a State) -> Result<&'a Attachment> {
+        let attached = state.attached.get(self.slot as usize).context("the interface has no slot")?;
+        Ok(&attached.attachment)
+    }
+}
+
+impl Kept for KeptAttachment {
+    fn what(&self) -> &'static str {
+        "attachment"
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_vital(&self) -> bool {
+        true
+    }
+
+    fn look(&self, state: &State) -> Result<Look> {
+        let attachment = self.attachment(state)?;
+        let name = &self.name;
+        let place = attachment.place();
+        let Some(index) = place.index() else {
+            return Ok(Look::Missing(lost(attachment, Loss::InterfaceGone)));
+        };
+        Ok(if let Some(loss) = attachment.loss() {
+            Look::Changed(lost(attachment, loss))
+        } else if attachment.index != index {
+            Look::Changed(format!("{name}: another interface has this name now"))
+        } else if !state.plane.has_egress(self.slot, index) {
+            Look::Changed(format!("{name}: packets could not leave by it any more (EGRESS)"))
+        } else if let Place::Renamed { name: now, .. } = place {
+            Look::Doubtful(format!(
+                "interface {name} is called {now} now: this daemon goes on with it, the next one will not find it; \
+                 fix: write \"{now}\" in [interfaces], or give the name back: ip link set dev {now} name {name}"
+            ))
+        } else {
+            Look::Good
+        })
+    }
+
+    fn restore(&mut self, state: &mut State) -> Result<&'static str> {
+        let lost = self.attachment(state)?.clone();
+        let index = lost.place().index().context("the interface is gone")?;
+        let attachment = state.plane.attach_again(self.slot, &lost, index)?;
+        // Entries know slots and MAC addresses, and the interface may have another now.
+        state.plane.settings.invalidate_next_hops()?;
+        let attached = state.attached.get_mut(self.slot as usize).context("the interface has no slot")?;
+        attached.attachment = attachment;
+        Ok("the program is attached again")
+    }
+
+    fn suspects(&self) -> String {
+        format!(
+            "packets are not forwarded each time; find what takes the program off {0} or removes it \
+             (`ip monitor link` and `bpftool net` show it, `pls-router check` names another program)",
+            self.name
+        )
+    }
+}

@@ -1,0 +1,46 @@
+//! `net.ipv4.conf.lo.forwarding`, without which the kernel answers no program's route lookups.
+//!
+//! Whoever writes `net.ipv4.ip_forward` resets it with that of every other interface (`inet_forward_change`, net/ipv4/devinet.c).
+
+use anyhow::Result;
+
+use super::{Kept, Look};
+use crate::{
+    daemon::shared::State,
+    dataplane::{ROUTE_LOOKUPS, route_lookups_are_on},
+};
+
+pub(super) struct RouteLookups;
+
+impl Kept for RouteLookups {
+    fn what(&self) -> &'static str {
+        "sysctl"
+    }
+
+    fn name(&self) -> &str {
+        ROUTE_LOOKUPS
+    }
+
+    fn is_vital(&self) -> bool {
+        true
+    }
+
+    fn look(&self, _state: &State) -> Result<Look> {
+        Ok(if route_lookups_are_on()? {
+            Look::Good
+        } else {
+            Look::Changed(format!("{ROUTE_LOOKUPS} was set to 0"))
+        })
+    }
+
+    fn restore(&mut self, state: &mut State) -> Result<&'static str> {
+        state.plane.switch_route_lookups_on()?;
+        Ok("it is 1 again, which this router needs to ask for routes")
+    }
+
+    fn suspects(&self) -> String {
+        "new sessions are lost each time; find what writes it or net.ipv4.ip_forward \
+         (grep -rs forward /etc/sysctl.conf /etc/sysctl.d, or whatever manages this machine's configuration)"
+            .to_owned()
+    }
+}

@@ -1,0 +1,62 @@
+//! What is pinned, held open: if somebody removes a pin under a running daemon, nothing is lost, and it can be pinned again.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{Pins, sys};
+
+/// The pinned maps, each with its pin. Attachments hold their own.
+#[derive(Debug)]
+pub struct HeldPins {
+    pins: Pins,
+    objects: Vec<(PathBuf, OwnedFd)>,
+}
+
+impl HeldPins {
+    /// Opens the maps that are pinned by these names, and the program array in force.
+    pub(super) fn hold(pins: Pins, maps: impl Iterator<Item = &'static str>) -> Result<Self> {
+        let paths = maps.map(|name| pins.map(name)).chain([pins.stages()]);
+        let open = |path: PathBuf| {
+            let object = sys::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            Ok((path, object))
+        };
+        let objects = paths.map(open).collect::<Result<_>>()?;
+        Ok(Self { pins, objects })
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The directory that everything is pinned in.
+    pub fn directory(&self) -> &Path {
+        self.pins.directory()
+    }
+
+    /// Whether every pin is there.
+    pub fn are_complete(&self) -> bool {
+        self.objects.iter().all(|(path, _)| path.symlink_metadata().is_ok())
+    }
+
+    /// Pins again what is not pinned any more. A directory that had to be made anew is locked for this process, as
+    /// [`Pins::lock`] does it; the file is to be kept open.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or there is no BPF file system.
+    pub fn restore(&self) -> Result<Option<File>> {
+        let is_new = !self.directory().exists();
+        self.pins.make()?;
+        let lock = is_new.then(|| self.pins.lock()).transpose()?;
+        for (path, object) in &self.objects {
+            if path.symlink_metadata().is_err() {
+                sys::pin(object.as_fd(), path).with_context(|| format!("cannot pin {}", path.display()))?;
+            }
+        }
+        Ok(lock)
+    }
+}
