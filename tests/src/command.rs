@@ -6,7 +6,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
+use harness::packages::{self, Absent};
 
 use crate::interrupt;
 
@@ -19,10 +20,22 @@ pub fn line(command: &Command) -> String {
 /// Starts a command.
 pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
     let _running = interrupt::gate();
-    command.spawn().with_context(|| {
-        let hint = "if it is not installed: `cargo xtask setup --all` installs what the lab needs";
-        format!("cannot run `{}` ({hint})", line(command))
+    command.spawn().map_err(|error| {
+        // What is not found may be something else, as a closure runs before the program does.
+        let program = command.get_program().to_str().filter(|name| packages::find_program(name).is_none());
+        match program.and_then(packages::with_program) {
+            Some(package) => Error::from(Absent(package)),
+            None => Error::from(error),
+        }
+        .context(format!("cannot run `{}`", line(command)))
     })
+}
+
+/// Fails, with what to do, unless a package of the table is there: for programs that others start, as scripts do.
+pub fn require(package: &str) -> Result<()> {
+    let known = packages::named(package);
+    let known = known.with_context(|| format!("{package} is not in the table of packages"))?;
+    if known.sign.is_there() { Ok(()) } else { Err(Absent(known).into()) }
 }
 
 /// Runs `command` to its end and returns its output, whatever its exit status.

@@ -45,6 +45,9 @@ impl Target {
         let xtask = beside(&this, "xtask");
         ensure!(xtask.is_file(), "there is no {}; `cargo build -p xtask` makes it", xtask.display());
 
+        for package in ["openssh-client", "openssh-server", "socat"] {
+            command::require(package)?;
+        }
         let state = lab.state();
         let directory = state.directory("target")?;
         state.directory("target/memory")?;

@@ -1,14 +1,20 @@
 //! `cargo xtask deploy` against a real sshd, with a stand-in for systemd: see [`lab::target`]. Needs root.
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 use std::{
     fs::{self, File},
-    process::{Command, Output},
+    process::{Command, ExitCode, Output},
     time::Duration,
 };
 
+use harness::check;
 use lab::{
     Lab, Nics, Options, Process, Router,
     addresses::{ANYWHERE, PLS_SUBNET},
+    command,
     helper::Helper,
     target::{OPERATOR, Snapshot, Target},
     wait,
@@ -20,13 +26,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// An address of the router's subnet that nobody has: whoever asks for its MAC gets no answer.
 const NOBODY: &str = "10.0.2.126";
 
-/// The value, or a panic with the whole story of the error.
-#[track_caller]
-fn check<T>(result: anyhow::Result<T>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => panic!("{error:#}"),
-    }
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces need root"))
 }
 
 /// A lab, a target in it, and files to deploy.
@@ -38,18 +39,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn up() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("skipped: network namespaces need root");
-            return None;
-        }
+    fn up() -> Self {
         let router = check(Router::find());
         let Router::PlsRouter(binary) = &router else { panic!("{router:?} cannot be deployed") };
         let binary = binary.display().to_string();
         let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
         let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router, helper) }));
         let target = check(Target::start(&lab));
-        Some(Self { target, binary, lab })
+        Self { target, binary, lab }
     }
 
     /// Writes a configuration whose rule leads to `to`; its name has a space in it, as people's do.
@@ -134,7 +131,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn a_first_install_forwards() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     bench.fail(&["target"], &["/etc/pls-router/config.toml", "--config FILE"]);
     let before = bench.snapshot();
     let config = bench.config("first", ANYWHERE);
@@ -176,7 +173,7 @@ fn a_first_install_forwards() {
 
 #[test]
 fn an_upgrade_keeps_the_previous_version() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     let first = bench.install();
     let before = bench.snapshot();
     let second = bench.config("second", ANYWHERE);
@@ -206,7 +203,7 @@ fn an_upgrade_keeps_the_previous_version() {
 
 #[test]
 fn what_the_check_rejects_changes_nothing() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
     let bad = bench.config_on("eth7", "bad", ANYWHERE);
@@ -232,7 +229,7 @@ fn what_the_check_rejects_changes_nothing() {
 
 #[test]
 fn what_is_never_healthy_is_taken_back() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
     // Another version, by its bytes: binary and configuration have to come back, both.
@@ -259,7 +256,7 @@ fn what_is_never_healthy_is_taken_back() {
 
 #[test]
 fn a_first_install_that_fails_leaves_nothing() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     let before = bench.snapshot();
     let deaf = bench.config("deaf", NOBODY);
     bench.fail(
@@ -276,7 +273,7 @@ fn a_first_install_that_fails_leaves_nothing() {
 
 #[test]
 fn what_does_not_start_is_taken_back() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
     let second = bench.config("second", ANYWHERE);
@@ -295,7 +292,7 @@ fn what_does_not_start_is_taken_back() {
 /// The router takes the connection with it, or the person closes the lid.
 #[test]
 fn without_a_word_from_here_the_previous_version_comes_back() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
     let second = bench.config("second", ANYWHERE);
@@ -322,7 +319,7 @@ fn without_a_word_from_here_the_previous_version_comes_back() {
 
 #[test]
 fn hosts_that_cannot_be_used_are_told_apart() {
-    let Some(bench) = Bench::up() else { return };
+    let bench = Bench::up();
     let config = bench.config("first", ANYWHERE);
     let before = bench.snapshot();
     let cases: [(&str, &[&str]); 5] = [
@@ -349,11 +346,8 @@ fn hosts_that_cannot_be_used_are_told_apart() {
 /// As on Azure, where the user is not root but may use sudo.
 #[test]
 fn sudo_is_used_where_it_has_to_be() {
-    let Some(bench) = Bench::up() else { return };
-    if !bench.target.path("/usr/bin/sudo").exists() {
-        println!("skipped: there is no sudo on this machine");
-        return;
-    }
+    let bench = Bench::up();
+    check(command::require("sudo"));
     check(bench.target.allow_sudo());
     let config = bench.config("first", ANYWHERE);
     let said = bench.succeed(&[OPERATOR, "--config", &config]);

@@ -4,8 +4,13 @@
 //! the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the first one's seed, `LAB_CATEGORIES` what packets there
 //! are beside the usual ones (names as in `lab::differential::category`, or `all`).
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 use std::{
     path::PathBuf,
+    process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +20,10 @@ use lab::{Nics, Router, differential};
 const SEQUENCES: u64 = 2_000;
 /// The same every time: what passes today has to pass tomorrow.
 const SEED: u64 = 1;
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces need root"))
+}
 
 /// A number from the environment.
 fn variable(name: &str) -> Option<u64> {
@@ -29,18 +38,13 @@ fn another_seed() -> u64 {
 
 /// The binary to test.
 fn router() -> PathBuf {
-    match Router::find() {
-        Ok(Router::PlsRouter(binary)) => binary,
-        Ok(Router::Nftables) => panic!("what is found is pls-router"),
-        Err(error) => panic!("{error:#}"),
+    match harness::check(Router::find()) {
+        Router::PlsRouter(binary) => binary,
+        Router::Nftables => panic!("what is found is pls-router"),
     }
 }
 
 fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
-        return;
-    }
     let mut sequences = variable("LAB_SEQUENCES").unwrap_or(SEQUENCES);
     let default = || if sequences == 0 { another_seed() } else { SEED };
     let seed = variable("LAB_SEED").unwrap_or_else(default);
@@ -51,9 +55,7 @@ fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str) {
         sequences = SEQUENCES;
     }
     let options = differential::Options { nics, binary, sequences, seed, categories };
-    if let Err(error) = differential::run(&options) {
-        panic!("{error:#}");
-    }
+    harness::check(differential::run(&options));
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod fuzz;
 mod libtest;
 mod report;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -345,8 +345,6 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
                     command.env(variable, value.to_string());
                 }
             }
-            // The harness's own tests make namespaces too.
-            command.args(["--lib", "--bins"]);
         }
         // Read by router-user/tests/bpf_fuzz.
         for (variable, value) in [("FUZZ_PACKETS", options.packets), ("FUZZ_SEED", options.seed)] {
@@ -358,6 +356,12 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
             command.arg("--test").arg(target);
         }
         libtest::run(report, &step, &mut command, options.filter.as_deref());
+        if package == "lab" {
+            // Those that need root say so by being ignored.
+            let arguments = [OsStr::new("--include-ignored")].into_iter().chain(options.filter.as_deref());
+            let mut command = test_command(package);
+            libtest::run(report, &format!("{step}, inside"), command.args(["--lib", "--bins"]), arguments);
+        }
     }
     if !found {
         report.skip(name, "there are no such tests");

@@ -7,6 +7,10 @@
 //! `FUZZ_PACKETS` says how many packets there are in all, `FUZZ_SEED` begins with the same numbers again. What has once gone wrong is in
 //! `regressions/`, and is tried every time. Needs root.
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 mod campaign;
 mod check;
 mod frames;
@@ -22,9 +26,13 @@ mod wire;
 #[expect(dead_code, reason = "made for the tests of single packets, too")]
 mod world;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::ExitCode};
 
 use campaign::{Campaign, packets, profile, read, seed};
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces and BPF programs need root"))
+}
 
 /// From so many packets on, a run that does not come by every place is not a good one.
 const LONG: u64 = 100_000;

@@ -3,6 +3,10 @@
 //! Every test makes a network namespace of its own, so that routes, neighbours and addresses are what it says. Packets are built
 //! and checked by etherparse, which computes checksums from scratch. Needs root.
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 mod answers;
 mod attach;
 mod budget;
@@ -22,3 +26,9 @@ mod ports;
 mod tcp;
 mod vpp;
 mod world;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces and BPF programs need root"))
+}

@@ -1,3 +1,54 @@
-//! What tests need from the machine they run on.
+//! The harness of the tests that need more of a machine than a compiler: root, network namespaces, other people's programs.
+//!
+//! The compiler's own harness knows only tests that pass and tests that fail, so that one that can't run here has to lie. With this
+//! one it is ignored, with the reason, wherever the lack of something shows: before all tests ([`main`]), or in the middle of
+//! one ([`skip`], [`check`]). A test binary uses it by `harness = false` in its Cargo.toml, and at the top of its `main.rs`:
+//!
+//! ```text
+//! // Its `#[test]` takes the place of the compiler's in the whole crate.
+//! #[macro_use]
+//! extern crate harness;
+//!
+//! fn main() -> std::process::ExitCode {
+//!     harness::main(harness::no_root("network namespaces need root"))
+//! }
+//! ```
+//!
+//! Arguments are those of the compiler's harness, by [`libtest_mimic`]. Each test is a process of its own: what it prints is
+//! shown if it fails, and no test can leave anything behind in another's process.
 
 pub mod packages;
+
+#[cfg(feature = "runner")]
+mod runner;
+
+#[cfg(feature = "runner")]
+pub use self::runner::{check, exit_code, main, no_root, skip};
+
+#[cfg(feature = "runner")]
+pub use harness_macros::test;
+
+/// What the macros use.
+#[cfg(feature = "runner")]
+#[doc(hidden)]
+pub mod private {
+    pub use super::runner::Test;
+    pub use inventory;
+}
+
+/// Registers a function as a test. [`test`] does this.
+#[cfg(feature = "runner")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! register {
+    ($function:ident $(, $ignored:literal)?) => {
+        $crate::private::inventory::submit! {
+            $crate::private::Test {
+                module: ::core::module_path!(),
+                function: ::core::stringify!($function),
+                ignored: &[$($ignored)?],
+                body: || $crate::exit_code($function()),
+            }
+        }
+    };
+}

@@ -119,9 +119,27 @@ pub fn missing(usage: Use) -> impl Iterator<Item = &'static Package> {
     ALL.iter().filter(move |package| package.usage == usage && !package.sign.is_there())
 }
 
+/// The package of that name.
+pub fn named(name: &str) -> Option<&'static Package> {
+    ALL.iter().find(|package| package.name == name)
+}
+
 /// The package that a program is of, by the program's name.
 pub fn with_program(program: &str) -> Option<&'static Package> {
     ALL.iter().find(|package| matches!(package.sign, Programs(programs) if programs.contains(&program)))
+}
+
+/// The error that a package is missing whose content is needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Absent(pub &'static Package);
+
+impl std::error::Error for Absent {}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Package { name, sign, .. }) = self;
+        write!(f, "there is no {sign} here: Debian's package {name} has it")
+    }
 }
 
 impl Sign {

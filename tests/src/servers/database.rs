@@ -78,9 +78,8 @@ fn as_owner(namespace: &Namespace, program: &Path) -> Result<Command> {
 
 /// The directory of the newest version.
 fn programs() -> Result<PathBuf> {
-    let versions = std::fs::read_dir(VERSIONS).with_context(|| {
-        format!("there is no {VERSIONS}: `cargo xtask setup --all` installs what the lab needs")
-    })?;
+    command::require("postgresql")?;
+    let versions = std::fs::read_dir(VERSIONS).with_context(|| format!("cannot read {VERSIONS}"))?;
     let found = versions.flatten().map(|version| version.path().join("bin"));
     let found = found.filter(|programs| programs.join("initdb").is_file());
     let version = |programs: &PathBuf| {

@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::{
     Lab, Process,
     addresses::{ENDPOINT, TOOLS},
+    command,
     hosts::internet::START_LIMIT,
     target,
 };
@@ -53,6 +54,7 @@ impl Shell {
         state.write("shell/known_hosts", format!("[{ENDPOINT}]:{endpoint_port} {host_key}"))?;
         let config = state.write("shell/ssh_config", ssh_config(&directory, endpoint_port))?;
 
+        command::require("openssh-server")?;
         let mut sshd = lab.hosts.internet.command("sh")?;
         sshd.args(["-c", START, "sh"]).arg(memory).arg(files);
         let mut sshd = Process::spawn(state, "shell-sshd", sshd)?;

@@ -3,6 +3,10 @@
 //! Every test runs twice, in a lab of its own: with pls-router, and with the kernel's own NAT (nftables), which says whether
 //! the test itself is right and what the answer is.
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 mod bulk;
 mod database;
 mod dns;
@@ -14,6 +18,12 @@ mod stage;
 mod stun;
 mod trace;
 mod web;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces need root"))
+}
 
 /// Makes two tests of each row, one a router. With `ignored "..."` the one with pls-router is ignored, and so counted as
 /// skipped, for that reason. `-- --include-ignored` runs it nevertheless.

@@ -104,13 +104,7 @@ impl Stage {
 
 /// Plays a test with this router.
 pub(crate) fn play(nics: Nics, router: fn() -> Result<Router>, test: fn(&Stage) -> Result<()>) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
-        return;
-    }
-    if let Err(error) = router().and_then(|router| test(&Stage { nics, router })) {
-        panic!("{error:#}");
-    }
+    harness::check(router().and_then(|router| test(&Stage { nics, router })));
 }
 
 /// The witness saw packets on both sides, and nothing wrong.

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+pub(crate) use harness::check;
 use lab::{
     Lab, Nics, Options, Router,
     addresses::{ECHO_PORT, ENDPOINT},
@@ -29,33 +30,19 @@ pub(crate) fn router() -> Router {
     }
 }
 
-/// The value, or a panic with the whole story of the error.
-#[track_caller]
-pub(crate) fn check<T>(result: anyhow::Result<T>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => panic!("{error:#}"),
+/// Skips this test where `LAB_ROUTER` asks for another router.
+pub(crate) fn only_pls_router() {
+    if std::env::var("LAB_ROUTER").is_ok_and(|router| router == "nftables") {
+        harness::skip("this is about pls-router, and LAB_ROUTER is nftables");
     }
-}
-
-/// Whether this test has to be left out here. Says so, in a line that the test runner counts.
-pub(crate) fn skipped(needs_pls_router: bool) -> bool {
-    let reason = if !nix::unistd::geteuid().is_root() {
-        "network namespaces need root"
-    } else if needs_pls_router && std::env::var("LAB_ROUTER").is_ok_and(|router| router == "nftables") {
-        "this is about pls-router, and LAB_ROUTER is nftables"
-    } else {
-        return false;
-    };
-    println!("skipped: {reason}");
-    true
 }
 
 /// Runs a test in a lab of its own.
 pub(crate) fn in_lab(nics: Nics, needs_pls_router: bool, test: fn(&mut Lab)) {
-    if !skipped(needs_pls_router) {
-        test(&mut check(Lab::up(Options::new(nics, router(), helper()))));
+    if needs_pls_router {
+        only_pls_router();
     }
+    test(&mut check(Lab::up(Options::new(nics, router(), helper()))));
 }
 
 /// The router's counters.

@@ -11,7 +11,7 @@ use lab::{
 };
 use router_user::model::{Flow, Status};
 
-use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
+use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
 /// The short timeouts, in seconds: the sweep keeps them to within 2 s and a tick of 1 s.
 const SHORT: u64 = 5;
@@ -24,13 +24,11 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 const NO_ANSWER: Duration = Duration::from_millis(300);
 
 /// A lab whose router has these timeouts.
-fn lab_with(timeouts: &str) -> Option<Lab> {
-    if skipped(true) {
-        return None;
-    }
+fn lab_with(timeouts: &str) -> Lab {
+    only_pls_router();
     let mut options = Options::new(Nics::One, router(), helper());
     options.rules = format!("{}\n[timeouts]\n{timeouts}\n", rules());
-    Some(check(Lab::up(options)))
+    check(Lab::up(options))
 }
 
 fn flows(lab: &Lab, protocol: &str) -> anyhow::Result<Vec<Flow>> {
@@ -67,7 +65,7 @@ fn only(lab: &Lab, protocol: &str) -> (String, u64) {
 
 #[test]
 fn udp_and_ping_sessions_end_and_open_connections_stay() {
-    let Some(lab) = lab_with(&format!("udp = \"{SHORT}s\"\nicmp = \"{SHORT}s\"")) else { return };
+    let lab = lab_with(&format!("udp = \"{SHORT}s\"\nicmp = \"{SHORT}s\""));
     let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(tcp.echo(b"hello", LIMIT));
     let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
@@ -90,7 +88,7 @@ fn udp_and_ping_sessions_end_and_open_connections_stay() {
 /// RFC 4787 REQ-6: packets in either direction refresh a session.
 #[test]
 fn an_answer_makes_a_udp_session_last_longer() {
-    let Some(lab) = lab_with(&format!("udp_unreplied = \"{SHORT}s\"")) else { return };
+    let lab = lab_with(&format!("udp_unreplied = \"{SHORT}s\""));
     let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
     check(udp.echo(b"hello", LIMIT));
     let (state, seconds) = only(&lab, "udp");
@@ -111,7 +109,7 @@ fn an_answer_makes_a_udp_session_last_longer() {
 /// RFC 5382 REQ-5, RFC 7857 section 2.1: what is over, or never began, goes after the shorter time.
 #[test]
 fn closed_and_unanswered_connections_end_early() {
-    let Some(lab) = lab_with(&format!("tcp_transitory = \"{SHORT}s\"")) else { return };
+    let lab = lab_with(&format!("tcp_transitory = \"{SHORT}s\""));
     let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(tcp.echo(b"hello", LIMIT));
     assert_eq!(only(&lab, "tcp").0, "established");

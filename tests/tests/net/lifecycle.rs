@@ -12,7 +12,7 @@ use lab::{
 use nix::sys::signal::Signal;
 use router_user::model::{Flow, Status};
 
-use crate::common::{ECHO, LIMIT, check, counters, helper, reason, router, rule, skipped};
+use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule};
 
 lab_tests! {
     any: [],
@@ -190,10 +190,9 @@ fn the_probe_tells_the_truth(lab: &mut Lab) {
 }
 
 /// A lab whose router a test starts itself.
-pub(crate) fn without_router() -> Option<Lab> {
-    (!skipped(true)).then(|| {
-        check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }))
-    })
+pub(crate) fn without_router() -> Lab {
+    only_pls_router();
+    check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }))
 }
 
 /// Starts the router, which must refuse: exit status 1, and this text on standard error.
@@ -213,7 +212,7 @@ pub(crate) fn refuses(lab: &Lab, what: &str, texts: &[&str]) {
 
 #[test]
 fn another_program_is_left_where_it_is() {
-    let Some(mut lab) = without_router() else { return };
+    let mut lab = without_router();
     let pass = check(XdpPass::load(lab.state()));
     check(pass.attach(&lab.hosts.router, "eth0"));
     let before = attached(&lab, "eth0");
@@ -227,7 +226,7 @@ fn another_program_is_left_where_it_is() {
 
 #[test]
 fn bad_configurations_are_refused() {
-    let Some(mut lab) = without_router() else { return };
+    let mut lab = without_router();
     let good = lab.options.rules.clone();
     let cases: [(&str, String, &[&str]); 10] = [
         ("no TOML", format!("{good}\n[[forward]\n"), &["config.toml:"]),

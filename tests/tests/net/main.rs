@@ -2,6 +2,10 @@
 //!
 //! `LAB_ROUTER=nftables` runs the tests that are not about pls-router alone against the kernel's own NAT.
 
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
 #[macro_use]
 mod common;
 
@@ -19,3 +23,9 @@ mod repairs;
 mod starts;
 mod traffic;
 mod upkeep;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces need root"))
+}

@@ -19,7 +19,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::common::{ECHO, LIMIT, check, helper, skipped};
+use crate::common::{ECHO, LIMIT, check, helper};
 
 /// How long the lab binary may take to come up or to go away.
 const BINARY_LIMIT: Duration = Duration::from_secs(60);
@@ -77,9 +77,6 @@ fn signal(child: &Child, signal: Signal) {
 
 #[test]
 fn an_interrupted_lab_removes_itself() {
-    if skipped(false) {
-        return;
-    }
     for interrupt in [Signal::SIGINT, Signal::SIGTERM] {
         let binary = Binary::new();
         let mut child = binary.start();
@@ -92,9 +89,6 @@ fn an_interrupted_lab_removes_itself() {
 
 #[test]
 fn a_killed_lab_is_removed_by_the_next_one() {
-    if skipped(false) {
-        return;
-    }
     let binary = Binary::new();
     let mut child = binary.start();
     signal(&child, Signal::SIGKILL);
@@ -111,9 +105,6 @@ fn a_killed_lab_is_removed_by_the_next_one() {
 
 #[test]
 fn two_labs_do_not_share_an_id() {
-    if skipped(false) {
-        return;
-    }
     let binary = Binary::new();
     let mut child = binary.start();
     let second = binary.run(&[]);
@@ -128,9 +119,6 @@ fn two_labs_do_not_share_an_id() {
 
 #[test]
 fn a_kept_lab_stays_until_it_is_taken_down() {
-    if skipped(false) {
-        return;
-    }
     let binary = Binary::new();
     let kept = binary.run(&["--keep"]);
     let said = String::from_utf8_lossy(&kept.stdout).into_owned();
@@ -162,9 +150,6 @@ fn watched() -> Lab {
 
 #[test]
 fn the_witness_sees_bad_checksums() {
-    if skipped(false) {
-        return;
-    }
     let lab = watched();
     // From now on checksums are left to a NIC that does not exist, on every wire up to the router's.
     check(link::offloads(&lab.hosts.serverless, "eth0", true));
@@ -177,9 +162,6 @@ fn the_witness_sees_bad_checksums() {
 
 #[test]
 fn the_witness_sees_leaks() {
-    if skipped(false) {
-        return;
-    }
     let lab = watched();
     check(lab.hosts.router.run("nft", &["flush", "chain", "ip", "router", "from_router"]));
     let witness = check(Witness::start(&lab));

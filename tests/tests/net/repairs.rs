@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use router_user::model::Repairs;
 
 use crate::{
-    common::{ECHO, LIMIT, check, helper, router, skipped},
+    common::{ECHO, LIMIT, check, helper, only_pls_router, router},
     lifecycle::{attached, pins},
 };
 
@@ -26,8 +26,9 @@ use crate::{
 const LOOPBACK_FORWARDING: &str = "net/ipv4/conf/lo/forwarding";
 const ROUTE_LOOKUPS: &str = "net.ipv4.conf.lo.forwarding";
 
-fn lab(nics: Nics) -> Option<Lab> {
-    (!skipped(true)).then(|| check(Lab::up(Options::new(nics, router(), helper()))))
+fn lab(nics: Nics) -> Lab {
+    only_pls_router();
+    check(Lab::up(Options::new(nics, router(), helper())))
 }
 
 /// What the daemon tells of one thing that it keeps.
@@ -57,7 +58,7 @@ fn a_new_session_opens_within(lab: &Lab, limit: Duration, what: &str) {
 /// `check` advises the first of these; the kernel then resets `forwarding` of every interface, the loopback's too.
 #[test]
 fn forwarding_that_is_switched_off_is_on_again_at_once() {
-    let Some(mut lab) = lab(Nics::One) else { return };
+    let mut lab = lab(Nics::One);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     let story = [
         ("net/ipv4/ip_forward", "1", 0),
@@ -91,7 +92,7 @@ fn forwarding_that_is_switched_off_is_on_again_at_once() {
 #[test]
 fn who_changes_a_setting_again_and_again_is_told_of_and_not_raced() {
     const FIGHT: Duration = Duration::from_secs(4);
-    let Some(mut lab) = lab(Nics::One) else { return };
+    let mut lab = lab(Nics::One);
     let is_over = AtomicBool::new(false);
     let during = thread::scope(|scope| {
         scope.spawn(|| {
@@ -130,7 +131,7 @@ fn link_pins(lab: &Lab) -> Vec<PathBuf> {
 
 #[test]
 fn a_program_that_is_taken_off_is_put_back() {
-    let Some(mut lab) = lab(Nics::Two) else { return };
+    let mut lab = lab(Nics::Two);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(known.echo(b"before", LIMIT));
     for (round, device) in (1..).zip(["eth0", "eth1"]) {
@@ -155,7 +156,7 @@ fn a_program_that_is_taken_off_is_put_back() {
 /// Somebody tidies up below /sys/fs/bpf. Not a packet is lost, and a daemon that comes after a crash finds everything.
 #[test]
 fn pins_that_are_removed_are_made_again() {
-    let Some(mut lab) = lab(Nics::One) else { return };
+    let mut lab = lab(Nics::One);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(known.echo(b"before", LIMIT));
     let program = attached(&lab, "eth0");

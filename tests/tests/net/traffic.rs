@@ -11,7 +11,7 @@ use lab::{
     witness::Witness,
 };
 
-use crate::common::{ECHO, LIMIT, check, helper, router, skipped};
+use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
 lab_tests! {
     any: [
@@ -172,9 +172,6 @@ fn many_connections_are_kept_apart(lab: &mut Lab) {
 /// Nothing says that the Private Link Service keeps the client's port.
 #[test]
 fn the_private_link_service_may_choose_any_port() {
-    if skipped(false) {
-        return;
-    }
     let options = Options { pls_ports: PlsPorts::Random, ..Options::new(Nics::One, router(), helper()) };
     many_connections_are_kept_apart(&mut check(Lab::up(options)));
 }
@@ -183,9 +180,7 @@ fn the_private_link_service_may_choose_any_port() {
 #[test]
 fn segment_sizes_are_kept_to_the_rule() {
     const SIZE: u16 = 1000;
-    if skipped(true) {
-        return;
-    }
+    only_pls_router();
     let mut options = Options::new(Nics::One, router(), helper());
     let rule = "name = \"echo-tcp\"\n";
     options.rules = rules().replace(rule, &format!("{rule}mss = {SIZE}\n"));

@@ -20,13 +20,14 @@ use nix::sys::signal::Signal;
 use router_user::model::{Flow, Status};
 
 use crate::{
-    common::{ECHO, LIMIT, check, helper, router, skipped},
+    common::{ECHO, LIMIT, check, helper, only_pls_router, router},
     lifecycle::without_router,
 };
 
 /// A lab that is up.
-fn lab(nics: Nics) -> Option<Lab> {
-    (!skipped(true)).then(|| check(Lab::up(Options::new(nics, router(), helper()))))
+fn lab(nics: Nics) -> Lab {
+    only_pls_router();
+    check(Lab::up(Options::new(nics, router(), helper())))
 }
 
 /// In whatever order many ask, none waits for another for ever.
@@ -34,7 +35,7 @@ fn lab(nics: Nics) -> Option<Lab> {
 fn many_questions_at_once_are_all_answered() {
     const EACH: usize = 400;
     const PATIENCE: Duration = Duration::from_secs(20);
-    let Some(lab) = lab(Nics::One) else { return };
+    let lab = lab(Nics::One);
     let socket = lab.state().path("api.sock");
     let ask = |path: &str| -> anyhow::Result<()> {
         let mut stream = UnixStream::connect(&socket).context("cannot reach the daemon")?;
@@ -65,7 +66,7 @@ fn many_questions_at_once_are_all_answered() {
 /// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and ends all the same.
 #[test]
 fn a_log_that_nobody_reads_is_in_nobodys_way() {
-    let Some(lab) = without_router() else { return };
+    let lab = without_router();
     let configuration = check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
     let (_reader, full) = std::io::pipe().expect("a pipe");
     fill(&full);
@@ -99,7 +100,7 @@ fn fill(mut pipe: &std::io::PipeWriter) {
 fn a_neighbour_that_was_set_by_hand_stays_so() {
     /// The daemon confirms neighbours every 2 s.
     const TWO_ROUNDS: Duration = Duration::from_millis(4500);
-    let Some(lab) = lab(Nics::One) else { return };
+    let lab = lab(Nics::One);
     let neighbour = || check(lab.hosts.router.ip(&format!("neigh show to {FIREWALL_ONE_NIC} dev eth0")));
     let learnt = neighbour();
     let mac = learnt.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).expect("a MAC address");
@@ -128,7 +129,7 @@ fn ask(lab: &Lab, source: Ipv4Addr) -> anyhow::Result<String> {
 fn idle_connections_do_not_keep_the_load_balancer_from_its_answer() {
     /// More than the daemon has places for. They end by themselves after 2 s.
     const CONNECTIONS: usize = 200;
-    let Some(lab) = lab(Nics::One) else { return };
+    let lab = lab(Nics::One);
     let target = SocketAddrV4::new(ROUTER, HEALTH_PORT);
     let connect = |_| check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], target, LIMIT));
     let _idle: Vec<Tcp> = (0..CONNECTIONS).map(connect).collect();
@@ -147,7 +148,7 @@ fn idle_connections_do_not_keep_the_load_balancer_from_its_answer() {
 
 #[test]
 fn sighup_ends_nothing() {
-    let Some(mut lab) = lab(Nics::One) else { return };
+    let mut lab = lab(Nics::One);
     let daemon = check(lab.router());
     check(daemon.signal(Signal::SIGHUP));
     check(daemon.wait_for_log("SIGHUP: ignored", LIMIT));
@@ -160,7 +161,7 @@ fn sighup_ends_nothing() {
 fn new_sessions_follow_the_firewall_nics_address() {
     /// In the same network.
     const NEW: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 5);
-    let Some(lab) = lab(Nics::Two) else { return };
+    let lab = lab(Nics::Two);
     let sources = |lab: &Lab| lab.pls_router_json::<Status>(&["status"]).map(|status| status.snat_addresses);
     assert_eq!(check(sources(&lab)), [ROUTER_SECOND]);
     check(lab.hosts.router.ip(&format!(

@@ -1,5 +1,6 @@
 //! Runs a command that runs tests, shows what it prints and counts what it did.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
@@ -11,10 +12,17 @@ use super::report::{self, Counts, Outcome, Report};
 use crate::system;
 
 /// Runs the tests of one command, `cargo test` mostly, as one step.
-pub(super) fn run(report: &mut Report, name: &str, command: &mut Command, filter: Option<&OsStr>) {
+/// The arguments are for the test binaries: filters, mostly.
+pub(super) fn run<'a>(
+    report: &mut Report,
+    name: &str,
+    command: &mut Command,
+    arguments: impl IntoIterator<Item = &'a OsStr>,
+) {
     report::title(name);
-    if let Some(filter) = filter {
-        command.arg("--").arg(filter);
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.peek().is_some() {
+        command.arg("--").args(arguments);
     }
     let start = Instant::now();
     let outcome = attempt(command).unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
@@ -45,6 +53,8 @@ fn attempt(command: &mut Command) -> Result<Outcome> {
 struct Results {
     counts: Counts,
     notes: Vec<String>,
+    /// The tests that were skipped, by reason.
+    skipped: BTreeMap<String, Vec<String>>,
     /// Test binaries that have started and not reported.
     unfinished: u64,
 }
@@ -61,12 +71,12 @@ impl Results {
         } else if let Some((name, verdict)) =
             line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
         {
+            // The project's own harness aligns verdicts.
+            let name = name.trim_end();
             if verdict.starts_with("FAILED") {
                 self.notes.push(format!("failed: {name}"));
             } else if let Some(reason) = verdict.strip_prefix("ignored") {
-                let reason = reason.trim_start_matches([',', ' ']);
-                let reason = if reason.is_empty() { "no reason given" } else { reason };
-                self.notes.push(format!("skipped: {name}: {reason}"));
+                self.skipped.entry(plain_reason(reason).to_owned()).or_default().push(name.to_owned());
             }
         }
     }
@@ -82,7 +92,20 @@ impl Results {
                 self.counts.failed += 1;
             }
         }
+        let skipped =
+            self.skipped.iter().map(|(reason, tests)| format!("skipped: {reason}: {}", tests.join(", ")));
+        self.notes.extend(skipped);
         Outcome { counts: self.counts, notes: self.notes }
+    }
+}
+
+/// The reason in what follows the word `ignored`: `, reason`, or ` (reason)` of the project's own harness.
+fn plain_reason(text: &str) -> &str {
+    let text = text.trim_start_matches([',', ' ']);
+    match text.strip_prefix('(').and_then(|text| text.strip_suffix(')')) {
+        Some(reason) => reason,
+        None if text.is_empty() => "no reason given",
+        None => text,
     }
 }
 
@@ -125,7 +148,18 @@ mod tests {
             true,
         );
         assert_eq!(outcome.counts, Counts { passed: 2, failed: 0, skipped: 1 });
-        assert_eq!(outcome.notes, ["skipped: b: needs two NICs"]);
+        assert_eq!(outcome.notes, ["skipped: needs two NICs: b"]);
+    }
+
+    #[test]
+    fn tests_are_listed_by_why_they_were_skipped() {
+        let outcome = read(
+            "running 4 tests\ntest a  ... ignored (there is no dig (DNS))\ntest bb ... ok\ntest c  ... ignored (there is no dig (DNS))\n\
+             test d  ... ignored\n\ntest result: ok. 1 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
+            true,
+        );
+        assert_eq!(outcome.counts, Counts { passed: 1, failed: 0, skipped: 3 });
+        assert_eq!(outcome.notes, ["skipped: no reason given: d", "skipped: there is no dig (DNS): a, c"]);
     }
 
     #[test]
