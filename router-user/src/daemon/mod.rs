@@ -228,8 +228,8 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
     let snat = snat_addresses(&config, &addresses)?;
-    let name_service = NameService::of_system();
-    let mut names = name_service.resolve_all(&config).await;
+    let name_service = NameService::of_system(&config.admin.socket);
+    let names = name_service.resolve_all(&config).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
@@ -248,7 +248,6 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
             );
         }
     }
-    names::keep_targets(&mut names, &config, &plane.rules);
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
     plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;

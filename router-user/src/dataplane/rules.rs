@@ -1,6 +1,6 @@
 //! Putting a configuration's rules in force.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -106,8 +106,6 @@ pub struct RuleTable {
     listeners: LpmTrie<MapData, ListenKey, u32>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     names: Vec<Option<String>>,
-    /// The targets of the rules that were in force when this was opened.
-    found: HashMap<String, Vec<Ipv4Addr>>,
 }
 
 impl RuleTable {
@@ -120,15 +118,12 @@ impl RuleTable {
             listeners: take(ebpf, "LISTENERS")?.try_into()?,
             sources: take(ebpf, "SOURCES")?.try_into()?,
             names: vec![None; MAX_RULES],
-            found: HashMap::new(),
         };
         if version != 0 {
             for number in 0..MAX_RULES as u16 {
                 let rule =
                     table.rules.get(&rule_index(version, number), 0).context("cannot read the rules")?;
                 let Some(name) = name(&rule) else { continue };
-                let targets = rule.targets.iter().take(rule.target_count.into());
-                table.found.insert(name.clone(), targets.map(|target| target.address.into()).collect());
                 table.names[usize::from(number)] = Some(name);
             }
         }
@@ -144,11 +139,6 @@ impl RuleTable {
     pub fn number(&self, name: &str) -> Option<u16> {
         let position = self.names.iter().position(|known| known.as_deref() == Some(name))?;
         u16::try_from(position).ok()
-    }
-
-    /// The addresses that a rule led to when the rules here were put in force by an earlier daemon.
-    pub fn targets(&self, name: &str) -> Vec<Ipv4Addr> {
-        self.found.get(name).cloned().unwrap_or_default()
     }
 
     /// Puts a rule set in force, at once and whole: the program reads the old one until the new one is complete.

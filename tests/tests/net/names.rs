@@ -1,6 +1,10 @@
 //! Targets by name, whose addresses move and whose name server dies; lists of targets, one of which is dead.
 
-use std::{fs, net::Ipv4Addr, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{
@@ -16,6 +20,8 @@ use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
 /// The target's name.
 const NAME: &str = "echo.lab.example";
+/// Another name. It stands for [`NOBODY`].
+const OTHER: &str = "other.lab.example";
 /// A name that nobody knows.
 const UNKNOWN: &str = "nowhere.lab.example";
 /// The shortest time that the router relies on an answer for, plus what a busy machine needs.
@@ -57,7 +63,8 @@ impl Dns {
     }
 
     fn write(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
-        let lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
+        let mut lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
+        lines.push_str(&format!("{NOBODY} {OTHER}\n"));
         lab.state().write("dns-hosts", lines).map(drop)
     }
 
@@ -185,7 +192,7 @@ fn a_dead_name_server_takes_nothing_away() {
     assert!(now.healthy && now.degraded.iter().any(|reason| reason.contains(&problem)), "{now:#?}");
     drop(connect(&lab));
 
-    // It crashes, and comes back while nobody knows the name: the rules in the kernel still do.
+    // It crashes, and comes back while nobody knows the name: its file still does.
     check(lab.stop_router(Signal::SIGKILL));
     check(lab.start_router());
     let now = status(&lab);
@@ -198,6 +205,81 @@ fn a_dead_name_server_takes_nothing_away() {
     check(wait::until("the name to be resolved again", Duration::from_secs(30), || {
         let now: Status = lab.pls_router_json(&["status"])?;
         ensure!(now.degraded.is_empty() && now.names.iter().all(|name| name.problem.is_empty()), "{now:#?}");
+        Ok(())
+    }));
+}
+
+/// However many names a rule has, among addresses, with one whose address is avoided when it happens, in several rules, and however they are
+/// written.
+#[test]
+fn neither_a_crash_nor_a_restart_forgets_a_name() {
+    let targets =
+        format!("[\"{NAME}:{ECHO_PORT}\", \"Other.Lab.Example.:{ECHO_PORT}\", \"{WWW}:{ECHO_PORT}\"]");
+    let mut lab = lab_with(&targets);
+    let udp = format!("name = \"echo-udp\"\nprotocol = \"udp\"\nlisten = \"{ECHO_PORT}\"\ntarget = ");
+    let rules = lab.options.rules.replacen(&format!("{udp}\"{TOOLS}"), &format!("{udp}\"{OTHER}"), 1);
+    assert_ne!(rules, lab.options.rules, "the lab's rules have no {udp}");
+    lab.set_rules(rules);
+    let _www = echo_server(&lab, WWW);
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    check(wait::until("the dead target to be found out", FOUND_OUT, || {
+        let _some_of_them_fail = Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER);
+        let targets = lab.pls_router_json::<Status>(&["status"])?.targets;
+        let avoided = targets.iter().any(|target| target.target.ip() == NOBODY && target.health == "avoided");
+        ensure!(avoided, "{targets:?}");
+        Ok(())
+    }));
+    check(dns.kill());
+    let known = [(NAME, TOOLS), (OTHER, NOBODY), ("other.lab.example.", NOBODY)];
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        check(lab.stop_router(signal));
+        check(lab.start_router());
+        let now = status(&lab);
+        for (name, address) in known {
+            let found = now.names.iter().find(|found| found.name == name);
+            let found = found.unwrap_or_else(|| panic!("{name} is not listed after {signal}: {now:#?}"));
+            assert_eq!(found.addresses, [address], "{name} after {signal}: {now:#?}");
+            assert!(!found.problem.is_empty(), "{found:?}");
+        }
+        check(lab.wait_in_service(LIMIT));
+        assert!(status(&lab).healthy, "{}", story(&lab));
+        check(wait::until("a connection", LIMIT, || {
+            Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER).and_then(|mut tcp| tcp.echo(b"hello", ANSWER))
+        }));
+    }
+}
+
+/// `resolv.conf` names two servers, as everywhere, and the first is dead, as some day everywhere.
+#[test]
+fn a_dead_first_name_server_delays_nothing() {
+    let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
+    let _www = echo_server(&lab, WWW);
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    // The usual five seconds for each.
+    let resolv_conf = lab.state().path("etc/router/resolv.conf");
+    check(
+        fs::write(resolv_conf, format!("nameserver {NOBODY}\nnameserver {PLS_GATEWAY}\n"))
+            .context("resolv.conf"),
+    );
+    let start = Instant::now();
+    check(lab.start_router());
+    let took = start.elapsed();
+    let now = status(&lab);
+    let [name] = &now.names[..] else { panic!("{now:#?}") };
+    assert_eq!(
+        (name.addresses.as_slice(), name.problem.as_str()),
+        ([TOOLS.into()].as_slice(), ""),
+        "{now:#?}"
+    );
+    assert!(took < Duration::from_secs(4), "the start took {took:?}");
+    check(lab.wait_in_service(LIMIT));
+    drop(connect(&lab));
+    check(dns.change(&lab, &[WWW]));
+    check(wait::until("the name to have moved", TTL_LIMIT, || {
+        let name = lab.pls_router_json::<Status>(&["status"])?.names.remove(0);
+        ensure!(name.addresses == [WWW] && name.problem.is_empty(), "{name:?}");
         Ok(())
     }));
 }

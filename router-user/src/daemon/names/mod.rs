@@ -1,27 +1,34 @@
-//! Targets given by name: each is resolved again when the time of its answer ends, and keeps the last good one while that fails.
+//! Targets given by name: each is resolved again when the time of its answer ends, and keeps the last good one while that fails, also over a
+//! restart of the daemon.
 
+mod memory;
 mod resolver;
 mod schedule;
+mod turns;
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     net::Ipv4Addr,
-    sync::Arc,
-    time::{Duration, Instant},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{sleep, timeout},
+};
 use tracing::{info, warn};
 
-use self::resolver::{Answer, Files, NO_ADDRESS, Resolver};
-use super::shared::{Shared, State};
-use crate::{
-    config::{Config, Host, Target, no_target},
-    dataplane::RuleTable,
+use self::{
+    memory::{Memory, Unsaved},
+    resolver::{Answer, Files, NO_ADDRESS, Resolver},
 };
+use super::shared::{Shared, State, lock};
+use crate::config::{Config, Host, no_target};
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
@@ -91,15 +98,26 @@ struct Noted {
     recovered: bool,
 }
 
-/// Whom names are asked of, for as long as the daemon runs.
-pub(super) struct NameService(Resolver);
+/// Whom names are asked of, for as long as the daemon runs, and what they answered last.
+pub(super) struct NameService {
+    resolver: Resolver,
+    memory: Mutex<Memory>,
+    /// The memory may have to be written.
+    learned: Notify,
+}
 
 impl NameService {
-    pub(super) fn of_system() -> Self {
-        Self(Resolver::new(Files::default()))
+    /// The system's name servers, and the memory of a daemon with this API socket.
+    pub(super) fn of_system(socket: &Path) -> Self {
+        Self {
+            resolver: Resolver::new(Files::default()),
+            memory: Mutex::new(Memory::load(Memory::path(socket), SystemTime::now())),
+            learned: Notify::new(),
+        }
     }
 
-    /// Resolves every name of a configuration, all at the same time. Takes five seconds at most.
+    /// Resolves every name of a configuration, all at the same time. Takes five seconds at most. What cannot be resolved has the addresses
+    /// of its last good answer, if an earlier daemon has left that.
     pub(super) async fn resolve_all(&self, config: &Config) -> Names {
         let mut names: Vec<&String> = config
             .forwards
@@ -119,14 +137,36 @@ impl NameService {
             let mut resolved = Resolved::unknown(now);
             let noted = resolved.note(outcome, now, luck());
             log(name, &resolved, noted);
+            if resolved.addresses.is_empty() {
+                self.recall(name, &mut resolved);
+            } else {
+                self.remember(name, &resolved);
+            }
             (name.clone(), resolved)
         });
         join_all(answers).await.into_iter().collect()
     }
 
     async fn resolve(&self, name: &str) -> Result<Answer, String> {
-        let Answer { addresses, ttl } = self.0.lookup(name).await?;
+        let Answer { addresses, ttl } = self.resolver.lookup(name).await?;
         Ok(Answer { addresses: usable(addresses)?, ttl })
+    }
+
+    /// Gives a name without an address the last one that is known.
+    fn recall(&self, name: &str, resolved: &mut Resolved) {
+        let memory = lock(&self.memory);
+        let Some(remembered) = memory.get(name) else { return };
+        let age = remembered.age(SystemTime::now());
+        resolved.addresses.clone_from(&remembered.addresses);
+        // Before the clock started, that is before the machine did, there is no instant.
+        resolved.since = resolved.since.checked_sub(age).unwrap_or(resolved.since);
+        drop(memory);
+        warn!(name, addresses = ?resolved.addresses, age = age.as_secs(), "cannot be resolved: used as it was resolved last");
+    }
+
+    fn remember(&self, name: &str, resolved: &Resolved) {
+        lock(&self.memory).note(name, &resolved.addresses, SystemTime::now());
+        self.learned.notify_one();
     }
 
     /// Resolves names again and again, each when it is time for it.
@@ -135,8 +175,26 @@ impl NameService {
         if names.is_empty() {
             return std::future::pending().await;
         }
-        try_join_all(names.iter().map(|name| self.follow_one(&shared, name))).await?;
-        Ok(())
+        tokio::select! {
+            followed = try_join_all(names.iter().map(|name| self.follow_one(&shared, name))) => followed.map(drop),
+            never = self.save() => never,
+        }
+    }
+
+    /// Writes the memory whenever it has changed. Nobody waits for the disk: on one that hangs, names are resolved all the same.
+    async fn save(&self) -> Result<()> {
+        let mut failing = false;
+        loop {
+            self.learned.notified().await;
+            let Some(unsaved) = lock(&self.memory).unsaved(SystemTime::now()) else { continue };
+            let written = write(unsaved).await;
+            if let Err(error) = &written
+                && !failing
+            {
+                warn!("a restart will not know the last addresses of names: {error:#}");
+            }
+            failing = written.is_err();
+        }
     }
 
     async fn follow_one(&self, shared: &Shared, name: &str) -> Result<()> {
@@ -153,6 +211,9 @@ impl NameService {
                 (resolved.clone(), noted)
             };
             log(name, &resolved, noted);
+            if resolved.problem.is_empty() {
+                self.remember(name, &resolved);
+            }
             if noted.moved {
                 shared.apply_rules()?;
             }
@@ -197,19 +258,12 @@ fn usable(answer: Vec<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, String> {
     Ok(addresses)
 }
 
-/// Has names that cannot be resolved now keep the addresses that an earlier daemon found: for rules that lead to one name, which
-/// the rules in the data plane tell.
-pub(super) fn keep_targets(names: &mut Names, config: &Config, rules: &RuleTable) {
-    for forward in &config.forwards {
-        let [Target { host: Host::Name(name), .. }] = forward.targets.as_slice() else { continue };
-        let Some(resolved) = names.get_mut(name) else { continue };
-        if resolved.addresses.is_empty() {
-            resolved.addresses = rules.targets(&forward.name);
-            if !resolved.addresses.is_empty() {
-                warn!(name, addresses = ?resolved.addresses, "kept as the earlier daemon had resolved it");
-            }
-        }
-    }
+/// Writes by a thread of its own, which does not keep the daemon from ending.
+async fn write(unsaved: Unsaved) -> Result<()> {
+    let (done, written) = oneshot::channel();
+    let work = move || drop(done.send(unsaved.write()));
+    std::thread::Builder::new().name("names".to_owned()).spawn(work).context("cannot start a thread")?;
+    written.await.context("the thread that writes it has crashed")?
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Asks the system's name servers, as the system is configured now.
 //!
-//! One name after the other of the search list, and one server after the other in the order of the file, as resolv.conf(5) has it.
-//! That is done here, with a resolver of hickory's per server: with several, it asks two at once, which answers by chance where only one
+//! One name after the other of the search list, and one server after the other in the order of the file, as resolv.conf(5) has it, but for
+//! how long a server is waited for (`turns`). Of its options, `ndots`, `timeout`, `attempts`, `rotate`, `use-vc` and `edns0` are heeded; the
+//! others are about other records or other families. That is done here, with a resolver of hickory's per server: with several, it asks two at once, which answers by chance where only one
 //! knows a private zone; made to ask one after the other, it spends all the time there is on the first; and it goes on in the search
 //! list after a failure that says nothing of the name.
 
@@ -9,10 +10,14 @@ use std::{
     fmt, fs,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
@@ -25,10 +30,16 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 use router_common::AZURE_PLATFORM;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::turns::{Step, Turns};
 use crate::daemon::shared::lock;
+
+/// How long a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and 0 s would be no time at all.
+const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
+/// How long nothing waits for a server that did not answer in time.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// There is a name without what is needed of it.
 pub(super) const NO_ADDRESS: &str = "it has no IPv4 address";
@@ -105,7 +116,7 @@ struct Text {
 struct Servers {
     text: Text,
     hosts: Hosts,
-    servers: Vec<(IpAddr, TokioResolver)>,
+    servers: Vec<Server>,
     search: Vec<Name>,
     /// A name with so many dots is tried as it is first.
     dots: usize,
@@ -113,6 +124,9 @@ struct Servers {
     patience: Duration,
     /// How often all of them are asked.
     attempts: usize,
+    /// Which server comes first next time; always the same one without `rotate`.
+    first: AtomicUsize,
+    rotate: bool,
 }
 
 impl Servers {
@@ -126,15 +140,18 @@ impl Servers {
         if search.is_empty() {
             search.extend(domain);
         }
-        let server = |NameServerConfig { ip, .. }| Ok((ip, server(ip, port, options.clone())?));
+        let Flags { use_tcp, rotate } = Flags::of(&text.resolv_conf);
+        let server = |NameServerConfig { ip, .. }| Server::new(ip, port, &options, use_tcp);
         Ok(Self {
             text,
             hosts,
             servers: servers.into_iter().map(server).collect::<Result<_, String>>()?,
             search,
             dots: options.ndots,
-            patience: options.timeout,
+            patience: options.timeout.clamp(*PATIENCE.start(), *PATIENCE.end()),
             attempts: options.attempts.max(1),
+            first: AtomicUsize::new(0),
+            rotate,
         })
     }
 
@@ -172,38 +189,169 @@ impl Servers {
         candidates
     }
 
-    /// Asks one server after the other for an absolute name until one knows, be it that there is nothing.
+    /// Asks the servers for an absolute name, as often as `attempts` says, until one knows, be it that there is nothing.
     ///
     /// # Errors
     /// When none knows. What the name stands for is then not known either: nothing else may be tried in its place.
     async fn ask(&self, name: &Name) -> Result<Result<Answer, Nothing>, String> {
         let mut problem = "there is no name server to ask".to_owned();
-        for (server, resolver) in (0..self.attempts).flat_map(|_| &self.servers) {
-            let asked = timeout(self.patience, resolver.lookup(name.clone(), RecordType::A)).await;
-            match asked.unwrap_or(Err(NetError::Timeout)) {
-                Ok(lookup) => return Ok(answer(&lookup)),
-                Err(NetError::Dns(DnsError::NoRecordsFound(found))) => {
-                    let there = found.response_code != ResponseCode::NXDomain;
-                    return Ok(Err(if there { Nothing::NoAddress } else { Nothing::NoSuchName }));
-                }
-                Err(NetError::Dns(DnsError::ResponseCode(code))) => {
-                    problem = format!("{server} answers: {code}");
-                }
-                Err(NetError::Timeout) => problem = format!("{server} does not answer"),
-                Err(error) => problem = format!("cannot ask {server}: {error}"),
+        for _ in 0..self.attempts {
+            match self.ask_each(name).await {
+                Ok(known) => return Ok(known),
+                Err(Some(why)) => problem = why,
+                Err(None) => {}
             }
         }
         Err(problem)
     }
+
+    /// Asks every server once, in turns. Fails with what the last one in the order of the file has said.
+    async fn ask_each(&self, name: &Name) -> Result<Result<Answer, Nothing>, Option<String>> {
+        let servers = self.in_turn();
+        let silent = |server: &&Server| server.is_silent(Instant::now());
+        let mut turns = Turns::new(servers.iter().map(silent));
+        let mut asked = FuturesUnordered::new();
+        let mut problems: Vec<Option<String>> = vec![None; servers.len()];
+        loop {
+            match turns.step(Instant::now()) {
+                Step::Ask(turn) => {
+                    let question = servers.get(turn).map(|server| server.ask(name, self.patience));
+                    asked.extend(question.map(|question| async move { (turn, question.await) }));
+                }
+                Step::Wait(until) => {
+                    let soon = async {
+                        match until {
+                            Some(until) => sleep_until(until.into()).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        Some((turn, said)) = asked.next() => match said {
+                            Ok(known) => turns.said(turn, Some(known)),
+                            Err(problem) => {
+                                turns.said(turn, None);
+                                if let Some(place) = problems.get_mut(turn) {
+                                    *place = Some(problem);
+                                }
+                            }
+                        },
+                        () = soon => {}
+                    }
+                }
+                Step::Take(known, waited_for) => {
+                    for server in waited_for.into_iter().filter_map(|turn| servers.get(turn)) {
+                        server.note_silence(Instant::now());
+                    }
+                    return Ok(known);
+                }
+                Step::Fail => return Err(problems.into_iter().flatten().last()),
+            }
+        }
+    }
+
+    /// The servers in the order of asking.
+    fn in_turn(&self) -> Vec<&Server> {
+        let first = if self.rotate { self.first.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let (after, before) =
+            self.servers.split_at(first.checked_rem(self.servers.len()).unwrap_or_default());
+        before.iter().chain(after).collect()
+    }
+}
+
+/// What hickory does not read of the options.
+struct Flags {
+    /// `use-vc`
+    use_tcp: bool,
+    rotate: bool,
+}
+
+impl Flags {
+    fn of(resolv_conf: &[u8]) -> Self {
+        let (config, _already_told) = resolv_conf::Config::parse_with_errors(resolv_conf);
+        Self { use_tcp: config.use_vc, rotate: config.rotate }
+    }
+}
+
+/// One name server.
+struct Server {
+    ip: IpAddr,
+    resolver: TokioResolver,
+    /// With `edns0`: for a server that takes the extension for a mistake (RFC 6891 section 7).
+    plain: Option<TokioResolver>,
+    /// Until when nothing waits for it.
+    silent: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    fn new(ip: IpAddr, port: u16, options: &ResolverOpts, use_tcp: bool) -> Result<Self, String> {
+        let mut plain = options.clone();
+        plain.edns0 = false;
+        Ok(Self {
+            ip,
+            resolver: resolver(ip, port, options.clone(), use_tcp)?,
+            plain: options.edns0.then(|| resolver(ip, port, plain, use_tcp)).transpose()?,
+            silent: Mutex::default(),
+        })
+    }
+
+    /// Asks it once.
+    async fn ask(&self, name: &Name, patience: Duration) -> Result<Result<Answer, Nothing>, String> {
+        let ip = self.ip;
+        let asked = match timeout(patience, self.look_up(name)).await.unwrap_or(Err(NetError::Timeout)) {
+            Err(NetError::Timeout) => {
+                self.note_silence(Instant::now());
+                return Err(format!("{ip} does not answer"));
+            }
+            asked => asked,
+        };
+        *lock(&self.silent) = None;
+        match asked {
+            Ok(lookup) => Ok(answer(&lookup)),
+            Err(NetError::Dns(DnsError::NoRecordsFound(found))) => {
+                let there = found.response_code != ResponseCode::NXDomain;
+                Ok(Err(if there { Nothing::NoAddress } else { Nothing::NoSuchName }))
+            }
+            Err(NetError::Dns(DnsError::ResponseCode(code))) => Err(format!("{ip} answers: {code}")),
+            Err(error) => Err(format!("cannot ask {ip}: {error}")),
+        }
+    }
+
+    async fn look_up(&self, name: &Name) -> Result<Lookup, NetError> {
+        let looked_up = self.resolver.lookup(name.clone(), RecordType::A).await;
+        match (&looked_up, &self.plain) {
+            (
+                Err(NetError::Dns(DnsError::ResponseCode(ResponseCode::FormErr | ResponseCode::NotImp))),
+                Some(plain),
+            ) => plain.lookup(name.clone(), RecordType::A).await,
+            _ => looked_up,
+        }
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        lock(&self.silent).is_some_and(|until| now < until)
+    }
+
+    fn note_silence(&self, now: Instant) {
+        let was = lock(&self.silent).replace(now + SILENCE);
+        if was.is_none() {
+            warn!(server = %self.ip, "the name server does not answer in time: others are asked at the same time");
+        }
+    }
 }
 
 /// A resolver that asks one server once.
-fn server(ip: IpAddr, port: u16, mut options: ResolverOpts) -> Result<TokioResolver, String> {
+fn resolver(
+    ip: IpAddr,
+    port: u16,
+    mut options: ResolverOpts,
+    use_tcp: bool,
+) -> Result<TokioResolver, String> {
     let at_port = |mut connection: ConnectionConfig| {
         connection.port = port;
         connection
     };
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(at_port).to_vec();
+    let udp = (!use_tcp).then(ConnectionConfig::udp);
+    let connections = udp.into_iter().chain([ConnectionConfig::tcp()]).map(at_port).collect();
     let config = ResolverConfig::from_name_servers(vec![NameServerConfig::new(ip, true, connections)]);
     // Who asks again is whoever knows the answer's time.
     options.cache_size = 0;

@@ -28,6 +28,8 @@ enum Says {
     Records(Vec<Record>),
     /// Too much for a datagram: only over TCP what there is.
     OnlyByTcp(Vec<Record>),
+    /// These records, but only to who asks without EDNS.
+    OnlyPlain(Vec<Record>),
     /// This, and no record.
     Code(ResponseCode),
     Silence,
@@ -133,6 +135,10 @@ fn answer(
         Says::OnlyByTcp(records) if tcp => {
             answer.add_answers(records);
         }
+        Says::OnlyPlain(records) if query.edns.is_none() => {
+            answer.add_answers(records);
+        }
+        Says::OnlyPlain(_) => answer.metadata.response_code = ResponseCode::FormErr,
         Says::OnlyByTcp(_) => answer.metadata.truncation = true,
         Says::Code(code) => answer.metadata.response_code = code,
         Says::Silence => return None,
@@ -249,6 +255,74 @@ async fn the_next_server_is_asked_when_one_does_not_know() {
         let problem = place.lookup("db.example.").await.expect_err("nobody knows");
         assert!(problem.starts_with(said), "{problem}");
     }
+}
+
+/// Also for who is told so by a server that only comes second, and for every name of the search list.
+#[tokio::test]
+async fn a_dead_first_server_costs_no_second() {
+    let first = Server::new().await;
+    let second = Server::at(&format!("127.0.0.2:{}", first.address.port())).await;
+    // Five seconds a question, as without any option.
+    let place = Place::new(
+        &[&first, &second],
+        "options timeout:5 attempts:2\nsearch a.example b.example c.example\n",
+    );
+    for domain in ["a", "b", "c"] {
+        first.say(&format!("db.{domain}.example."), Says::Silence);
+    }
+    first.say("db.example.", Says::Silence);
+    second.say("db.example.", Says::Records(vec![a("db.example.", 60, [10, 1, 0, 4])]));
+    second.say("db.c.example.", Says::Records(vec![a("db.c.example.", 60, [10, 1, 0, 5])]));
+    for (asked, address) in [("db.example.", 4), ("db.example.", 4), ("db", 5), ("db", 5)] {
+        let start = Instant::now();
+        assert_eq!(place.lookup(asked).await, Ok((vec![[10, 1, 0, address]], 60)));
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(1), "{asked} took {took:?}");
+    }
+    // It was asked each time all the same: it may be back.
+    assert!(first.asked().iter().filter(|name| *name == "db.example.").count() >= 2);
+    // Without any other, it has its whole time.
+    first.say("slow.example.", Says::Silence);
+    second.say("slow.example.", Says::Code(ResponseCode::ServFail));
+    place.write_resolv_conf(&[first.address.ip(), second.address.ip()], "options timeout:2 attempts:1\n");
+    let start = Instant::now();
+    assert!(place.lookup("slow.example.").await.is_err());
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn use_vc_asks_by_tcp_alone() {
+    let server = Server::new().await;
+    let place = Place::new(&[&server], "options use-vc\n");
+    server.say("db.example.", Says::Records(vec![a("db.example.", 60, [10, 1, 0, 4])]));
+    assert_eq!(place.lookup("db.example.").await, Ok((vec![[10, 1, 0, 4]], 60)));
+    assert_eq!(server.asked(), ["tcp:db.example."]);
+}
+
+#[tokio::test]
+async fn rotate_asks_one_server_after_the_other() {
+    let first = Server::new().await;
+    let second = Server::at(&format!("127.0.0.2:{}", first.address.port())).await;
+    let asked = async |settings| {
+        let place = Place::new(&[&first, &second], settings);
+        for _ in 0..4 {
+            assert!(place.lookup("gone.example.").await.is_err());
+        }
+        (first.asked().len(), second.asked().len())
+    };
+    assert_eq!(asked("options rotate\n").await, (2, 2));
+    assert_eq!(asked("").await, (4, 0));
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_edns_is_asked_without() {
+    let server = Server::new().await;
+    server.say("db.example.", Says::OnlyPlain(vec![a("db.example.", 60, [10, 1, 0, 4])]));
+    for settings in ["options edns0\n", ""] {
+        let place = Place::new(&[&server], settings);
+        assert_eq!(place.lookup("db.example.").await, Ok((vec![[10, 1, 0, 4]], 60)), "{settings:?}");
+    }
+    assert_eq!(server.asked().len(), 3);
 }
 
 #[tokio::test]
