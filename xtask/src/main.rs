@@ -38,8 +38,8 @@ namespaces. Each verb installs what it needs and says so first. That is, once an
   system packages           by apt-get, for lab, test and bench              10 to 60 s
   kernels and qemu          by apt-get, unpacked below target, for vm        10 s
 
-A package that can't be had takes no other with it: it is named with the reason, and what needs it is skipped. Nothing
-is removed or replaced for one. Nothing outside the repository changes otherwise. A network service that comes with a
+A package that can't be had takes no other with it: it is named with the reason, and what needs it is skipped. No package
+of yours is removed for one. Nothing outside the repository changes otherwise. A network service that comes with a
 package is neither started nor enabled. Tests and labs live in network namespaces of their own, without a route out.
 ";
 

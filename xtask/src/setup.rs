@@ -53,11 +53,17 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
         }
     }
-    let toolchain = toolchain()?;
-    println!("BPF toolchain: {toolchain}");
-    let mut good = true;
-    if all {
-        good &= install_packages();
+    let mut lacking = Vec::new();
+    let found = toolchain();
+    if all && !install_packages() {
+        lacking.push("packages of the lab");
+    }
+    match found {
+        Ok(toolchain) => println!("BPF toolchain: {toolchain}"),
+        Err(error) => {
+            println!("BPF toolchain: none: {error:#}");
+            lacking.push("a compiler for BPF");
+        }
     }
     // Building works on any kernel, running does not.
     match system::check_kernel() {
@@ -71,8 +77,12 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             "user: not root, so lab and bench will not run, and test will leave out what needs namespaces"
         );
     }
-    println!("{}", if good { "ready" } else { "not ready: the lab lacks packages" });
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if lacking.is_empty() {
+        println!("ready");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("not ready: missing {}", lacking.join(", and "));
+    Ok(ExitCode::FAILURE)
 }
 
 /// Installs all system packages, and says which could not be had. Returns `true` if those for the lab are there: without the others
