@@ -47,8 +47,12 @@ pub struct Kernel {
 pub struct Interface {
     /// Its name.
     pub name: String,
+    /// Its alternative names (`ip link property`).
+    pub alternative_names: Vec<String>,
     /// Its kernel index.
     pub index: u32,
+    /// The index of the interface below, if it is a macvlan with a MAC address of its own.
+    pub macvlan_above: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether it is the loopback interface.
@@ -65,6 +69,13 @@ pub struct Interface {
     pub lro: Option<bool>,
     /// The XDP programs on it.
     pub programs: Vec<AttachedProgram>,
+}
+
+impl Interface {
+    /// Whether the configuration may call it so.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.alternative_names.iter().any(|other| other == name)
+    }
 }
 
 /// An XDP program on an interface.

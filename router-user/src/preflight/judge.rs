@@ -62,11 +62,15 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     match &facts.interfaces {
         Ok(interfaces) => {
             for name in config.interfaces.names() {
-                match interfaces.iter().find(|interface| interface.name == name) {
-                    Some(interface) => one_interface(&mut found, config, interface),
+                match interfaces.iter().find(|interface| interface.is_called(name)) {
+                    Some(interface) => {
+                        one_interface(&mut found, config, interface);
+                        macvlans(&mut found, config, interface, interfaces);
+                    }
                     None => no_interface(&mut found, name, interfaces),
                 }
             }
+            one_by_two_names(&mut found, config, interfaces);
             addresses(&mut found, config, interfaces);
         }
         Err(why) => found.error(
@@ -180,6 +184,56 @@ fn one_interface(found: &mut Findings, config: &Config, interface: &Interface) {
     }
 }
 
+fn one_by_two_names(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
+    let (pls, firewall) = (&config.interfaces.pls, &config.interfaces.firewall);
+    let both = |interface: &&Interface| interface.is_called(pls) && interface.is_called(firewall);
+    if pls != firewall && interfaces.iter().any(|interface| both(&interface)) {
+        found.error(
+            format!("`pls` and `firewall` of [interfaces], `{pls}` and `{firewall}`, are names of one interface"),
+            format!("write \"{pls}\" for both, or leave `firewall` out: packets then leave by the NIC that they came in by"),
+        );
+    }
+}
+
+/// Addresses on a macvlan: frames to its MAC address come in by the interface below, where the data plane leaves them to the kernel
+/// (`other_host`), since the macvlan may be anybody's, a container's for one.
+fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces: &[Interface]) {
+    let above = |interface: &&Interface| interface.macvlan_above == Some(below.index);
+    for macvlan in interfaces.iter().filter(above).filter(|macvlan| !macvlan.addresses.is_empty()) {
+        let what = format!("`{}`, a macvlan above `{}`", macvlan.name, below.name);
+        let fix = format!(
+            "put the address on `{}` itself (keepalived: without `use_vmac`), with its own MAC address",
+            below.name
+        );
+        let mut is_listened_at = false;
+        for forward in &config.forwards {
+            if let Some(address) =
+                forward.listen.address.filter(|address| macvlan.addresses.contains(address))
+            {
+                is_listened_at = true;
+                found.error(
+                    format!(
+                        "forward `{}` listens at {address}, which is on {what}: frames to that MAC address are \
+                         not this router's",
+                        forward.name
+                    ),
+                    fix.clone(),
+                );
+            }
+        }
+        if !is_listened_at {
+            found.warning(
+                format!(
+                    "{} is on {what}: what comes there is left to the kernel, also what a rule listens for at \
+                     every address",
+                    listed(&macvlan.addresses)
+                ),
+                fix,
+            );
+        }
+    }
+}
+
 fn native_support(found: &mut Findings, interface: &Interface) {
     let name = &interface.name;
     let generic = "write mode = \"generic\" in [interfaces] (several times slower)";
@@ -253,18 +307,24 @@ fn other_program(found: &mut Findings, interface: &str, program: &AttachedProgra
 }
 
 fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
-    let mine: Vec<Ipv4Addr> = interfaces
-        .iter()
-        .filter(|interface| !interface.loopback)
-        .flat_map(|interface| interface.addresses.iter().copied())
-        .collect();
-    let has = if mine.is_empty() { "none".to_owned() } else { listed(&mine) };
+    let on = |loopback: bool| {
+        let some = interfaces.iter().filter(move |interface| interface.loopback == loopback);
+        some.flat_map(|interface| interface.addresses.iter().copied())
+    };
+    let on_links: Vec<Ipv4Addr> = on(false).collect();
+    // A load balancer with a floating IP (direct server return) sends to an address that its machines have on the loopback.
+    let mine: Vec<Ipv4Addr> =
+        on_links.iter().copied().chain(on(true).filter(|address| !address.is_loopback())).collect();
+    let has = |addresses: &[Ipv4Addr]| {
+        if addresses.is_empty() { "none".to_owned() } else { listed(addresses) }
+    };
     for forward in &config.forwards {
         if let Some(address) = forward.listen.address.filter(|address| !mine.contains(address)) {
             found.error(
                 format!(
-                    "forward `{}` listens at {address}, which is not this machine's; its are {has}",
-                    forward.name
+                    "forward `{}` listens at {address}, which is not this machine's; its are {}",
+                    forward.name,
+                    has(&mine)
                 ),
                 format!(
                     "change `listen`, or add the address: ip addr add {address}/32 dev {}",
@@ -283,13 +343,13 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
             }
         }
     }
-    for address in config.snat.addresses.iter().filter(|address| !mine.contains(address)) {
+    for address in config.snat.addresses.iter().filter(|address| !on_links.contains(address)) {
         found.error(
-            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {has}: no reply would come back"),
+            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {}: no reply would come back", has(&on_links)),
             format!("leave it out, or add it: ip addr add {address}/32 dev {} (and to the NIC in Azure)", config.interfaces.firewall),
         );
     }
-    let firewall = interfaces.iter().find(|interface| interface.name == config.interfaces.firewall);
+    let firewall = interfaces.iter().find(|interface| interface.is_called(&config.interfaces.firewall));
     if config.snat.addresses.is_empty() && firewall.is_some_and(|firewall| firewall.addresses.is_empty()) {
         let name = &config.interfaces.firewall;
         found.error(

@@ -13,6 +13,7 @@ mod audit;
 mod expiry;
 mod floods;
 mod fragments;
+mod interfaces;
 mod isolation;
 mod lifecycle;
 mod local;

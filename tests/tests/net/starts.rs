@@ -71,7 +71,7 @@ fn a_file_in_the_place_of_the_socket_is_left_alone() {
 }
 
 /// Starts pls-router with a configuration of its own.
-fn start_with(lab: &Lab, name: &str, configuration: String) -> anyhow::Result<Process> {
+pub(crate) fn start_with(lab: &Lab, name: &str, configuration: String) -> anyhow::Result<Process> {
     lab.state().write(name, configuration)?;
     let command = lab.pls_router_command(&["run"], &lab.state().path(name))?;
     Process::spawn(lab.state(), name, command)

@@ -10,7 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop, XdpAttached,
+};
 
 use super::{ethtool, programs};
 use crate::config::Config;
@@ -38,7 +40,9 @@ pub(super) async fn interfaces(config: &Config) -> anyhow::Result<Vec<Interface>
             addresses: of_index.remove(&link.header.index).unwrap_or_default(),
             ..Interface::default()
         };
-        let wanted = wanted.contains(&interface.name.as_str());
+        interface.alternative_names = alternative_names(link);
+        interface.macvlan_above = macvlan_above(link, &links);
+        let wanted = wanted.iter().any(|name| interface.is_called(name));
         for attribute in &link.attributes {
             match attribute {
                 LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
@@ -76,6 +80,43 @@ fn name(link: &LinkMessage) -> &str {
         _ => None,
     });
     name.unwrap_or_default()
+}
+
+fn alternative_names(link: &LinkMessage) -> Vec<String> {
+    let properties = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::PropList(properties) => Some(properties),
+        _ => None,
+    });
+    let names = properties.flatten().filter_map(|property| match property {
+        Prop::AltIfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    names.collect()
+}
+
+/// The index of the interface below a macvlan, unless they have one MAC address (as in the mode `passthru`).
+fn macvlan_above(link: &LinkMessage, links: &[LinkMessage]) -> Option<u32> {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let is_macvlan = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap));
+    if !infos.flatten().any(is_macvlan) {
+        return None;
+    }
+    let below = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    })?;
+    let below = links.iter().find(|other| other.header.index == below)?;
+    (mac(link) != mac(below)).then_some(below.header.index)
+}
+
+fn mac(link: &LinkMessage) -> Option<&[u8]> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address.as_slice()),
+        _ => None,
+    })
 }
 
 /// The IPv4 addresses of each interface, by its index: in the kernel's order, secondary ones last.

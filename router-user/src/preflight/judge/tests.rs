@@ -105,6 +105,84 @@ fn a_misspelt_interface() {
 }
 
 #[test]
+fn an_interface_has_other_names_as_well() {
+    let facts = with_interface(|interface| {
+        interface.name = "ens5".to_owned();
+        interface.alternative_names = vec!["enp0s5".to_owned(), "eth0".to_owned()];
+    });
+    check(&config(""), &facts, &[]);
+    let text = "interfaces = { pls = \"eth0\", firewall = \"ens5\" }\n\
+                masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
+    let twice =
+        Config::parse(text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
+    check(
+        &twice,
+        &facts,
+        &["error: `pls` and `firewall` of [interfaces], `eth0` and `ens5`, are names of one interface\n  \
+           fix: write \"eth0\" for both, or leave `firewall` out: packets then leave by the NIC that they came in by"],
+    );
+}
+
+#[test]
+fn an_address_on_the_loopback_is_this_machines() {
+    let lo = Interface {
+        loopback: true,
+        index: 1,
+        addresses: vec![Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 0, 2, 68)],
+        ..interface("lo")
+    };
+    let eth0 = Interface { addresses: vec![Ipv4Addr::new(10, 0, 2, 70)], ..interface("eth0") };
+    let facts = Facts { interfaces: Ok(vec![lo, eth0]), ..good() };
+    check(&config(""), &facts, &[]);
+    let mut elsewhere = config("");
+    elsewhere.forwards[0].listen.address = Some(Ipv4Addr::LOCALHOST);
+    check(
+        &elsewhere,
+        &facts,
+        &[
+            "error: forward `https` listens at 127.0.0.1, which is not this machine's; its are 10.0.2.70, 10.0.2.68\n  \
+           fix: change `listen`, or add the address: ip addr add 127.0.0.1/32 dev eth0",
+        ],
+    );
+}
+
+/// keepalived's `use_vmac`, or a container's network.
+#[test]
+fn a_macvlan_above_the_nic_is_not_the_routers() {
+    let vrrp = |address| Interface {
+        index: 7,
+        macvlan_above: Some(2),
+        addresses: vec![address],
+        ..interface("vrrp.51")
+    };
+    let fix =
+        "fix: put the address on `eth0` itself (keepalived: without `use_vmac`), with its own MAC address";
+    let eth0 = || Interface { addresses: vec![Ipv4Addr::new(10, 0, 2, 4)], ..interface("eth0") };
+    let listened = Facts { interfaces: Ok(vec![eth0(), vrrp(Ipv4Addr::new(10, 0, 2, 68))]), ..good() };
+    check(
+        &config(""),
+        &listened,
+        &[&format!(
+            "error: forward `https` listens at 10.0.2.68, which is on `vrrp.51`, a macvlan above `eth0`: frames to \
+             that MAC address are not this router's\n  {fix}"
+        )],
+    );
+    let other =
+        Facts { interfaces: Ok(vec![interface("eth0"), vrrp(Ipv4Addr::new(10, 0, 2, 99))]), ..good() };
+    check(
+        &config(""),
+        &other,
+        &[&format!(
+            "warning: 10.0.2.99 is on `vrrp.51`, a macvlan above `eth0`: what comes there is left to the kernel, also \
+             what a rule listens for at every address\n  {fix}"
+        )],
+    );
+    let mut elsewhere = vrrp(Ipv4Addr::new(10, 0, 2, 99));
+    elsewhere.macvlan_above = Some(3);
+    check(&config(""), &Facts { interfaces: Ok(vec![interface("eth0"), elsewhere]), ..good() }, &[]);
+}
+
+#[test]
 fn what_native_xdp_needs() {
     let facts = with_interface(|eth0| {
         eth0.up = false;
