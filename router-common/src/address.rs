@@ -53,6 +53,13 @@ impl Mac {
         self.0
     }
 
+    /// Its bytes, in the order of the wire.
+    #[inline(always)]
+    pub const fn bytes(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
     /// Whether there is an address: all zero is none.
     #[inline(always)]
     pub const fn is_set(self) -> bool {
@@ -62,7 +69,7 @@ impl Mac {
 
 impl core::fmt::Display for Mac {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let [a, b, c, d, e, g, _, _] = self.0.to_le_bytes();
+        let [a, b, c, d, e, g] = self.bytes();
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }

@@ -181,10 +181,8 @@ pub struct NextHop {
     pub mtu: u16,
     /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings), which knows its MAC address.
     pub slot: u8,
-    /// 1 if there is a route, but its neighbour's MAC address is not known yet. Never in an entry.
-    pub pending: u8,
     /// Padding.
-    pub zero: [u8; 2],
+    pub zero: [u8; 3],
 }
 
 impl NextHop {
@@ -362,8 +360,7 @@ impl<A: Address> FlowEntry<A> {
             generation: generation_of(self.next_hop),
             mtu: self.mtu,
             slot: (self.next_hop >> SLOT_SHIFT & 1) as u8,
-            pending: 0,
-            zero: [0; 2],
+            zero: [0; 3],
         }
     }
 

@@ -43,7 +43,7 @@ mod pod;
 /// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons which disagree about
 /// the bytes in a map never open the same one. Raise it with every change to a type in a map, and to where in the flow table a flow may be (the
 /// hash, the sizes of the regions, the lengths of chains): a flow that is looked for elsewhere is lost, and its port given away.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// The interfaces that one router works on, at most: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;

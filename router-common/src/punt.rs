@@ -1,8 +1,14 @@
 //! Packets on their way from the programs to the daemon.
 
-use core::mem::size_of;
+use core::{
+    mem::{offset_of, size_of},
+    net::{IpAddr, Ipv6Addr},
+};
 
-use crate::packet::IPV4_LENGTH;
+use crate::{
+    address::{Ipv4, Mac},
+    packet::IPV4_LENGTH,
+};
 
 /// The longest IP packet that can be handed over: more than fits a single-page XDP buffer.
 pub const CAPACITY: usize = 3520;
@@ -11,21 +17,21 @@ pub const CAPACITY: usize = 3520;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// Translated, but the next hop has no MAC address yet: the kernel's own output asks the neighbour and holds the packet until it
-    /// answers.
-    Send = 0,
+    /// As it was received; the MAC address of its next hop is not known. To be given to the programs again when that neighbour has
+    /// answered, or has been found not to.
+    Wait = 0,
     /// Translated, but larger than the next hop takes: to be sent in fragments.
     Split = 1,
-    /// A fragment, not translated, that came before its datagram's first: to be held for a moment.
+    /// A fragment, as it was received, that came before its datagram's first: to be held for a moment.
     Hold = 2,
-    /// The IP header of a first fragment, others of whose datagram are held: they can be told whose they are now.
+    /// The IP header of a first fragment, others of whose datagram are held: to be given to the programs again.
     Release = 3,
 }
 
 impl Kind {
     const fn from_number(number: u32) -> Option<Self> {
         match number {
-            0 => Some(Self::Send),
+            0 => Some(Self::Wait),
             1 => Some(Self::Split),
             2 => Some(Self::Hold),
             3 => Some(Self::Release),
@@ -34,34 +40,77 @@ impl Kind {
     }
 }
 
+/// A neighbour of this machine: a next hop.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Neighbour {
+    /// The index of the interface whose link it is on.
+    pub interface: u32,
+    /// Its address; an IPv4 address as the IPv6 address that stands for it (RFC 4291 2.5.5.2).
+    pub address: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Neighbour>() == 20);
+
+impl Neighbour {
+    /// No neighbour.
+    pub const NONE: Self = Self { interface: 0, address: [0; 16] };
+
+    /// The IPv6 address that stands for an IPv4 address.
+    #[inline(always)]
+    pub const fn mapped(Ipv4([a, b, c, d]): Ipv4) -> [u8; 16] {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    /// Its address.
+    pub const fn ip(&self) -> IpAddr {
+        Ipv6Addr::from_octets(self.address).to_canonical()
+    }
+}
+
 /// A record in the ring: an IP packet with room for `ROOM` bytes.
 #[repr(C)]
 pub struct Record<const ROOM: usize> {
+    /// [`Kind::Split`]: the next hop's MAC address; else zero.
+    pub mac: Mac,
     /// A [`Kind`], as its number.
     pub kind: u32,
-    /// [`Kind::Split`]: what the next hop takes, in bytes (not known in [`Kind::Send`]). [`Kind::Hold`]: the index of the interface that it came in on.
-    pub detail: u32,
+    /// The index of one of the router's interfaces, never of a virtual function: where the packet leaves ([`Kind::Split`]) or came in
+    /// ([`Kind::Wait`], [`Kind::Hold`]).
+    pub interface: u32,
+    /// [`Kind::Split`]: what the next hop takes, in bytes; else 0.
+    pub mtu: u32,
     /// The packet's length in bytes.
     pub length: u32,
+    /// [`Kind::Wait`]: what the packet waits for; else none.
+    pub neighbour: Neighbour,
     /// The packet, from its IP header on; what lies behind its length is old memory.
     pub packet: [u8; ROOM],
 }
+
+/// The length of what stands before the packet.
+const HEAD: usize = 44;
 
 /// A record for a whole packet.
 pub type Punt = Record<CAPACITY>;
 /// A record for [`Kind::Release`].
 pub type Notice = Record<IPV4_LENGTH>;
 
-const _: () = assert!(size_of::<Punt>() == 12 + CAPACITY);
-const _: () = assert!(size_of::<Notice>() == 12 + IPV4_LENGTH);
+const _: () = assert!(offset_of!(Punt, packet) == HEAD && offset_of!(Notice, packet) == HEAD);
 
 /// A record as it comes out of the ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Punted<'a> {
     /// What to do with the packet.
     pub kind: Kind,
-    /// See [`Record::detail`].
-    pub detail: u32,
+    /// See [`Record::interface`].
+    pub interface: u32,
+    /// See [`Record::mtu`].
+    pub mtu: u32,
+    /// See [`Record::neighbour`].
+    pub neighbour: Neighbour,
+    /// See [`Record::mac`].
+    pub mac: [u8; 6],
     /// The packet, from its IP header on.
     pub packet: &'a [u8],
 }
@@ -69,13 +118,22 @@ pub struct Punted<'a> {
 impl<'a> Punted<'a> {
     /// Reads a record; `None` if it is not one of ours.
     pub fn parse(record: &'a [u8]) -> Option<Self> {
-        let (kind, rest) = record.split_first_chunk::<4>()?;
-        let (detail, rest) = rest.split_first_chunk::<4>()?;
-        let (length, packet) = rest.split_first_chunk::<4>()?;
+        let (head, packet) = record.split_first_chunk::<HEAD>()?;
+        let (mac, rest) = head.split_first_chunk::<{ size_of::<Mac>() }>()?;
+        let (numbers, address) = rest.split_first_chunk::<20>()?;
+        let (numbers, _) = numbers.as_chunks::<4>();
+        let [kind, interface, mtu, length, neighbour] = *numbers else { return None };
+        let length = usize::try_from(u32::from_ne_bytes(length)).ok()?;
         Some(Self {
-            kind: Kind::from_number(u32::from_ne_bytes(*kind))?,
-            detail: u32::from_ne_bytes(*detail),
-            packet: packet.get(..usize::try_from(u32::from_ne_bytes(*length)).ok()?)?,
+            kind: Kind::from_number(u32::from_ne_bytes(kind))?,
+            interface: u32::from_ne_bytes(interface),
+            mtu: u32::from_ne_bytes(mtu),
+            neighbour: Neighbour {
+                interface: u32::from_ne_bytes(neighbour),
+                address: *address.first_chunk()?,
+            },
+            mac: *mac.first_chunk()?,
+            packet: packet.get(..length)?,
         })
     }
 }
@@ -84,12 +142,35 @@ impl<'a> Punted<'a> {
 mod tests {
     use super::*;
 
+    fn record(kind: u32, length: u32, packet: &[u8]) -> Vec<u8> {
+        let numbers = [kind, 9, 1400, length, 4].map(u32::to_ne_bytes).concat();
+        let address = Neighbour::mapped(Ipv4([10, 0, 2, 1]));
+        [&[2, 0, 0, 0, 0, 7, 0, 0], &numbers[..], &address, packet].concat()
+    }
+
     #[test]
     fn parses_what_fits() {
-        let record = [2, 0, 0, 0, 9, 0, 0, 0, 2, 0, 0, 0, 7, 8, 6];
-        assert_eq!(Punted::parse(&record), Some(Punted { kind: Kind::Hold, detail: 9, packet: &[7, 8] }));
-        assert_eq!(Punted::parse(&record[..13]), None);
-        assert_eq!(Punted::parse(&record[..11]), None);
-        assert_eq!(Punted::parse(&[4, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]), None);
+        let bytes = record(2, 2, &[7, 8, 6]);
+        let neighbour = Neighbour { interface: 4, address: Neighbour::mapped(Ipv4([10, 0, 2, 1])) };
+        let wanted = Punted {
+            kind: Kind::Hold,
+            interface: 9,
+            mtu: 1400,
+            neighbour,
+            mac: [2, 0, 0, 0, 0, 7],
+            packet: &[7, 8],
+        };
+        assert_eq!(Punted::parse(&bytes), Some(wanted));
+        assert_eq!(Punted::parse(&bytes[..HEAD + 1]), None, "shorter than it says");
+        assert_eq!(Punted::parse(&bytes[..HEAD - 1]), None, "no whole head");
+        assert_eq!(Punted::parse(&record(4, 0, &[])), None, "no such kind");
+    }
+
+    #[test]
+    fn neighbours_have_addresses_of_either_family() {
+        let neighbour = |address| Neighbour { interface: 1, address };
+        assert_eq!(neighbour(Neighbour::mapped(Ipv4([10, 0, 2, 1]))).ip().to_string(), "10.0.2.1");
+        let link_local: Ipv6Addr = "fe80::1".parse().expect("an address");
+        assert_eq!(neighbour(link_local.octets()).ip(), link_local);
     }
 }

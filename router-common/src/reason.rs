@@ -82,7 +82,7 @@ macro_rules! reasons {
 reasons! {
     0 Forwarded "forwarded" Forward "Packet of a known session, translated and sent.";
     1 Opened "opened" Forward "First packet of a new session, translated and sent.";
-    2 Resolving "resolving" Punt "Translated, but the next hop's MAC address is not known yet: the daemon sends it if the neighbour answers.";
+    2 Resolving "resolving" Punt "The next hop's MAC address is not known yet: the daemon keeps the packet until the neighbour answers.";
     3 NotIpv4 "not_ipv4" Pass "Not an untagged IPv4 packet (ARP, IPv6, VLAN): this machine's own business.";
     4 Truncated "truncated" Pass "The frame ends before the packet does; the kernel will discard it.";
     5 Malformed "malformed" Pass "The IPv4 header makes no sense; the kernel will discard it.";
@@ -99,7 +99,7 @@ reasons! {
     16 TooBig "too_big" Drop "Larger than the next hop's MTU.";
     17 NoTarget "no_target" Drop "The rule has no target address: its name has not been resolved.";
     18 NoRoute "no_route" Drop "The kernel has no route to where the packet would go, or the route forbids it.";
-    19 NeighbourUnresolved "neighbour_unresolved" Drop "The next hop's MAC address is not known, and the daemon was not there or too busy to find it out.";
+    19 NeighbourUnresolved "neighbour_unresolved" Drop "The next hop's MAC address is not known, and the daemon was not there to find it out, or had no room for the packet.";
     20 EgressNotAttached "egress_not_attached" Drop "The route leads out of an interface that is not one of the router's.";
     21 PortsExhausted "ports_exhausted" Drop "No free SNAT port was found towards this target.";
     22 TableFull "table_full" Drop "The flow table is full (limits.flows).";

@@ -9,7 +9,7 @@ use router_common::{
         write_reset,
     },
     flow::{NextHop, Protocol},
-    packet::{ETHERNET_LENGTH, Frame as _, L4, TCP_HEADERS},
+    packet::{ETHERNET_LENGTH, Frame as _, L4},
     reason::Reason,
 };
 
@@ -74,34 +74,41 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
         TOO_BIG => (Reason::FragmentationNeeded, Reason::TooBig),
         _ => (Reason::Rejected, Reason::PortsExhausted),
     };
-    let Some(next_hop) = build(work, kind, mtu) else { return Err(silent.into()) };
-    if next_hop.pending != 0 {
-        // Without padding.
-        let header: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Internal)?;
-        let is_reset = header[ETHERNET_LENGTH + 9] == Protocol::Tcp as u8;
-        let ip_length = if is_reset { TCP_HEADERS } else { ERROR_FRAME } - ETHERNET_LENGTH;
-        return Err(punt::to_daemon(&work.frame, ip_length as u16, &next_hop).into());
-    }
+    let next_hop = match build(work, kind, mtu) {
+        Ok(next_hop) => next_hop,
+        Err(Unanswered::Silent) => return Err(silent.into()),
+        Err(Unanswered::Waiting(reason)) => return Err(reason.into()),
+    };
     address(work, &next_hop)?;
     Ok(Transmit { reason: told, slot: u32::from(next_hop.slot) })
 }
 
+/// Why there is no answer to a packet, which is as it was received.
+enum Unanswered {
+    /// There must be none, or cannot be.
+    Silent,
+    /// The neighbour that it would go to is not known yet. The packet itself has been given to the daemon to wait for it.
+    Waiting(Reason),
+}
+
 /// Makes the packet its answer, from the EtherType on; where that leaves.
 #[inline(always)]
-fn build(work: &mut Work, kind: u32, mtu: u16) -> Option<NextHop> {
-    let destination_mac: [u8; 6] = *work.frame.bytes(0)?;
-    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH)?;
+fn build(work: &mut Work, kind: u32, mtu: u16) -> Result<NextHop, Unanswered> {
+    let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(Unanswered::Silent)?;
+    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(Unanswered::Silent)?;
     let sender = source(&about);
     if !may_be_answered(destination_mac, &about) || rules::is_local(sender) || !take_turn() {
-        return None;
+        return Err(Unanswered::Silent);
     }
+    let ip_length = u16::from_be_bytes([about[2], about[3]]);
     if kind == REJECTED && about[9] == Protocol::Tcp as u8 {
         // As if from whom the packet was for.
-        let next_hop = way_back(work, Protocol::Tcp, destination(&about), sender)?;
-        let [offset]: [u8; 1] = *work.frame.bytes(L4 + 12)?;
-        work.frame.resize(RESET_FRAME)?;
-        write_reset(work.frame.bytes_mut(0)?, &about, offset >> 4 << 2);
-        return Some(next_hop);
+        let next_hop = way_back(work, ip_length, Protocol::Tcp, destination(&about), sender)?;
+        let [offset]: [u8; 1] = *work.frame.bytes(L4 + 12).ok_or(Unanswered::Silent)?;
+        work.frame.resize(RESET_FRAME).ok_or(Unanswered::Silent)?;
+        let frame = work.frame.bytes_mut(0).ok_or(Unanswered::Silent)?;
+        write_reset(frame, &about, offset >> 4 << 2);
+        return Ok(next_hop);
     }
     let error = match kind {
         TIME_EXCEEDED => Error::TIME_EXCEEDED,
@@ -115,20 +122,31 @@ fn build(work: &mut Work, kind: u32, mtu: u16) -> Option<NextHop> {
         work.settings.interface(work.ingress).address
     };
     if !from.is_unicast() {
-        return None;
+        return Err(Unanswered::Silent);
     }
-    let next_hop = way_back(work, Protocol::Icmp, from, sender)?;
-    work.frame.resize(ERROR_FRAME)?;
-    write_error(work.frame.bytes_mut(0)?, &about, from, error);
-    Some(next_hop)
+    let next_hop = way_back(work, ip_length, Protocol::Icmp, from, sender)?;
+    work.frame.resize(ERROR_FRAME).ok_or(Unanswered::Silent)?;
+    write_error(work.frame.bytes_mut(0).ok_or(Unanswered::Silent)?, &about, from, error);
+    Ok(next_hop)
 }
 
-/// Where an answer leaves. If its neighbour is not known yet, that is the daemon's to find out; who traces a route may never have had an
-/// answer from here.
+/// Where an answer leaves. If its neighbour is not known yet, the packet waits for it; who traces a route may never have had an answer from
+/// here.
 #[inline(always)]
-fn way_back(work: &Work, protocol: Protocol, from: Ipv4, to: Ipv4) -> Option<NextHop> {
-    let next_hop = next_hop::resolve(work, protocol, from, to).ok()?;
-    (next_hop.pending == 0 || work.settings.daemon_is_there(flows::now())).then_some(next_hop)
+fn way_back(
+    work: &Work,
+    ip_length: u16,
+    protocol: Protocol,
+    from: Ipv4,
+    to: Ipv4,
+) -> Result<NextHop, Unanswered> {
+    match next_hop::resolve(work, protocol, from, to) {
+        Ok(next_hop) => Ok(next_hop),
+        Err(Reason::Resolving) if work.settings.daemon_is_there(flows::now()) => {
+            Err(Unanswered::Waiting(punt::wait(work, ip_length)))
+        }
+        Err(_) => Err(Unanswered::Silent),
+    }
 }
 
 /// Whether this CPU may give one more answer now.

@@ -83,10 +83,17 @@ pub(crate) fn begin(
     Ok(())
 }
 
+/// Forgets a datagram whose first fragment has not left: it begins when that comes again, and what comes until then is early.
+#[inline(always)]
+pub(crate) fn forget(key: &FragmentKey) {
+    // It fails if it has been forgotten already.
+    let _ = DATAGRAMS.remove(key);
+}
+
 /// Has the daemon hold a fragment whose datagram has not begun; whether it does.
 #[inline(always)]
 pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
-    if !punt::to_be_held(&work.frame, fragment.ip_length()) {
+    if !punt::to_be_held(work, fragment.ip_length()) {
         return false;
     }
     // Without a place it is not released, and lost.

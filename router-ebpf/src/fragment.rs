@@ -34,7 +34,11 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
     match flows::find_or_vacancy(&packet.key, work.settings) {
         Ok(slot) => {
             datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
-            known::forward(work, &packet, slot)
+            let outcome = known::forward(work, &packet, slot);
+            if let Err(Exit::Left(Reason::Resolving)) = outcome {
+                datagrams::forget(&fragment.key);
+            }
+            outcome
         }
         // If that opens a session, the fragment comes back here. If not, `left` notes it.
         Err(vacancy) => Err(claim::ask_to_open(vacancy)),
@@ -71,40 +75,38 @@ pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
 fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let Some(datagram) = datagrams::find(&fragment.key) else { return early(work, fragment) };
     let (flow, verdict) = (datagram.flow, datagram.verdict);
-    datagrams::cover(fragment)?;
     if verdict != Reason::Forwarded as u32 {
+        datagrams::cover(fragment)?;
         return Err(Reason::from_number(verdict).unwrap_or(Reason::Internal).into());
-    }
-    if fragment.ttl <= 1 {
-        return Err(Reason::TtlExpired.into());
     }
     // The session may have ended this moment.
     let slot = flows::find(&flow, work.settings).ok_or(Reason::FragmentBad)?;
+    let rewrite = slot.entry.rewrite();
+    // Before it is entered into its datagram: one that has to wait comes here again.
+    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
+        slot.entry.next_hop()
+    } else {
+        next_hop::find(work, fragment.ip_length(), fragment.protocol, rewrite.source, rewrite.destination)?
+    };
+    datagrams::cover(fragment)?;
+    if fragment.ttl <= 1 {
+        return Err(Reason::TtlExpired.into());
+    }
     // The first did not go out. As the flow's first packet, this one would keep a real one from ending the session's opening.
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
-    let rewrite = slot.entry.rewrite();
-    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
-        slot.entry.next_hop()
-    } else {
-        next_hop::resolve(work, fragment.protocol, rewrite.source, rewrite.destination)?
-    };
-    let unresolved = next_hop.pending != 0;
-    let too_big = !unresolved && fragment.ip_length() > next_hop.mtu;
-    if too_big && fragment.dont_fragment {
+    let too_big = fragment.ip_length() > next_hop.mtu;
+    if too_big && (fragment.dont_fragment || !work.settings.daemon_is_there(flows::now())) {
         return Err(Reason::TooBig.into());
-    }
-    if (unresolved || too_big) && !work.settings.daemon_is_there(flows::now()) {
-        return Err(if unresolved { Reason::NeighbourUnresolved } else { Reason::TooBig }.into());
     }
     let now = stats::now(work.stats);
     touch(&mut slot.entry, work.frame.length(), now);
     let tag = slot.tag();
     slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     stats::translated(work.stats, tag, work.frame.length());
-    if unresolved || too_big {
-        return Err(punt::to_daemon(&work.frame, fragment.ip_length(), &next_hop).into());
+    if too_big {
+        return Err(punt::split(work, fragment.ip_length(), &next_hop).into());
     }
     address(work, &next_hop)?;
     Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })

@@ -39,8 +39,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         {
             known
         }
-        _ => next_hop::resolve(work, packet.protocol, rewrite.source, rewrite.destination)?,
+        _ => next_hop::find(work, packet.ip_length, packet.protocol, rewrite.source, rewrite.destination)?,
     };
+    may_leave(work, packet, &next_hop)?;
     let fast = follow(work, packet, slot);
     let now = stats::now(work.stats);
     // Otherwise, what it acknowledges may be made up.
@@ -63,24 +64,16 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
             rewrite.destination_port.number()
         );
     }
-    let unresolved = next_hop.pending != 0;
-    if unresolved {
-        if !work.settings.daemon_is_there(flows::now()) {
-            return Err(Reason::NeighbourUnresolved.into());
-        }
+    if fast {
+        slot.entry.set_next_hop(&next_hop);
     } else {
-        may_leave(work, packet, &next_hop)?;
-        if fast {
-            slot.entry.set_next_hop(&next_hop);
-        } else {
-            slot.entry.forget_next_hop();
-        }
+        slot.entry.forget_next_hop();
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
-    if unresolved || packet.ip_length > next_hop.mtu {
+    if packet.ip_length > next_hop.mtu {
         translate(work, packet, &slot.entry)?;
         stats::translated(work.stats, tag, work.frame.length());
-        return Err(punt::to_daemon(&work.frame, packet.ip_length, &next_hop).into());
+        return Err(punt::split(work, packet.ip_length, &next_hop).into());
     }
     send(work, packet, &slot.entry, &next_hop, tag, reason)
 }

@@ -9,21 +9,35 @@ use aya_ebpf::{
         BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, xdp_md,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
+    macros::map,
+    maps::PerCpuArray,
 };
 use router_common::{
     address::{Ipv4, Mac},
     flow::{NextHop, Protocol},
+    punt::Neighbour,
     reason::Reason,
 };
 
-use crate::Work;
+use crate::{Exit, Work, punt};
 
 /// The loopback interface's index, in every network namespace.
 const LOOPBACK: u32 = 1;
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u8 = 2;
 
-/// Asks the kernel where a translated packet leaves; that may be pending.
+/// One a CPU: the neighbour of the last look-up that found none with a MAC address. Written by [`resolve`], read by who has asked it, right
+/// behind.
+#[map]
+static UNRESOLVED: PerCpuArray<Neighbour> = PerCpuArray::with_max_entries(1, 0);
+
+/// The neighbour that a packet has to wait for, after [`resolve`] has answered [`Reason::Resolving`].
+#[inline(always)]
+pub(crate) fn unresolved() -> Option<&'static Neighbour> {
+    UNRESOLVED.get(0)
+}
+
+/// Asks the kernel where a translated packet leaves.
 ///
 /// The question is asked as if the packet came in by the loopback interface: to the kernel that is what a packet of this
 /// machine's own looks like (`LOOPBACK_IFINDEX` in net/ipv4/route.c, `ip_route_output_key_hash`), which fits, since its
@@ -32,7 +46,7 @@ const AF_INET: u8 = 2;
 /// nothing that this program leaves to the kernel can be routed on untranslated.
 ///
 /// # Errors
-/// Why the packet cannot leave.
+/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is its neighbour's MAC address.
 #[inline(always)]
 pub(crate) fn resolve(
     work: &Work,
@@ -49,27 +63,48 @@ pub(crate) fn resolve(
     let answer =
         unsafe { fib_lookup(work.frame.context().as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
     match answer as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => {}
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            return match work.settings.egress_slot(params.ifindex) {
-                Some(slot) => Ok(NextHop { slot: slot as u8, pending: 1, ..NextHop::default() }),
-                None => Err(Reason::EgressNotAttached),
-            };
-        }
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
         BPF_FIB_LKUP_RET_FWD_DISABLED => return Err(Reason::RouteLookupsOff),
         _ => return Err(Reason::NoRoute),
     }
     let slot = work.settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
+    // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
+    if answer as u32 == BPF_FIB_LKUP_RET_NO_NEIGH || params.dmac == [0; 6] {
+        let neighbour = UNRESOLVED.get_ptr_mut(0).ok_or(Reason::Internal)?;
+        // SAFETY: this CPU's own, and nobody else has it now. The kernel has put the next hop where the destination was.
+        unsafe {
+            (*neighbour).interface = params.ifindex;
+            (*neighbour).address = Neighbour::mapped(Ipv4(params.__bindgen_anon_4.ipv4_dst.to_ne_bytes()));
+        }
+        return Err(Reason::Resolving);
+    }
     Ok(NextHop {
         destination_mac: Mac::new(params.dmac),
         generation: generation as u16,
         slot: slot as u8,
         // SAFETY: an answer of success has put the route's MTU here (`bpf_fib_set_fwd_params`).
         mtu: unsafe { params.__bindgen_anon_1.mtu_result },
-        // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
-        pending: u8::from(params.dmac == [0; 6]),
-        zero: [0; 2],
+        zero: [0; 3],
     })
+}
+
+/// As [`resolve`], for a packet that is as it was received: it waits for its neighbour with the daemon.
+///
+/// # Errors
+/// How the packet ends that cannot leave now.
+#[inline(always)]
+pub(crate) fn find(
+    work: &Work,
+    ip_length: u16,
+    protocol: Protocol,
+    source: Ipv4,
+    destination: Ipv4,
+) -> Result<NextHop, Exit> {
+    match resolve(work, protocol, source, destination) {
+        Ok(next_hop) => Ok(next_hop),
+        Err(Reason::Resolving) => Err(punt::wait(work, ip_length).into()),
+        Err(reason) => Err(reason.into()),
+    }
 }
 
 /// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that cannot be told.

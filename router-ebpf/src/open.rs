@@ -7,14 +7,17 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Exit, Outcome, Work, answer, claim, flows, fragment, known, next_hop, rules};
+use crate::{Exit, Outcome, Work, answer, claim, fragment, known, next_hop, rules};
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let packet = packet::parse_leading(&work.frame)?;
     match decide_on(work, &packet) {
-        Err(Exit::Left(reason)) if packet.is_fragment => Err(fragment::left(work, &packet, reason).into()),
+        // One that waits comes again, and its datagram begins then.
+        Err(Exit::Left(reason)) if packet.is_fragment && reason as u32 != Reason::Resolving as u32 => {
+            Err(fragment::left(work, &packet, reason).into())
+        }
         outcome => outcome,
     }
 }
@@ -39,14 +42,8 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     }
     let snat = rule_set.snat_address(random()).ok_or(Reason::NotConfigured)?;
     // Asked before anything is stored: a session that cannot leave is not opened.
-    let next_hop = next_hop::resolve(work, packet.protocol, snat, found.target)?;
-    if next_hop.pending != 0 {
-        if !work.settings.daemon_is_there(flows::now()) {
-            return Err(Reason::NeighbourUnresolved.into());
-        }
-    } else {
-        known::may_leave(work, packet, &next_hop)?;
-    }
+    let next_hop = next_hop::find(work, packet.ip_length, packet.protocol, snat, found.target)?;
+    known::may_leave(work, packet, &next_hop)?;
     claim::prepare(packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
 }

@@ -5,14 +5,15 @@ use aya_ebpf::{
     maps::RingBuf,
 };
 use router_common::{
+    address::Mac,
     bounds,
     flow::NextHop,
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
-    punt::{CAPACITY, Kind, Record},
+    punt::{CAPACITY, Kind, Neighbour, Record},
     reason::Reason,
 };
 
-use crate::frame::XdpFrame;
+use crate::{Work, flows, frame::XdpFrame, next_hop};
 
 /// Packets for the daemon, which reads them: room for nearly 300.
 #[map]
@@ -27,18 +28,37 @@ enum Failure {
     Internal,
 }
 
+/// What stands before the packet in a [`Record`].
+struct Head {
+    kind: Kind,
+    interface: u32,
+    mtu: u32,
+    neighbour: Neighbour,
+    mac: Mac,
+}
+
+impl Head {
+    #[inline(always)]
+    const fn new(kind: Kind, interface: u32) -> Self {
+        Self { kind, interface, mtu: 0, neighbour: Neighbour::NONE, mac: Mac::new([0; 6]) }
+    }
+}
+
 /// Puts the first `length` bytes of a frame's IP packet into a record with room for `ROOM`.
 #[inline(always)]
-fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32) -> Result<(), Failure> {
+fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, head: &Head) -> Result<(), Failure> {
     let to_load = bounds::length::<ROOM>(u32::from(length)).ok_or(Failure::TooLong)?;
     let Some(mut record) = PUNTS.reserve::<Record<ROOM>>(0) else { return Err(Failure::NoRoom) };
     let punt = record.as_mut_ptr();
     // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written. Bytes that are not
     // written are not read: the daemon goes by the length.
     let loaded = unsafe {
-        (&raw mut (*punt).kind).write(kind as u32);
-        (&raw mut (*punt).detail).write(detail);
+        (&raw mut (*punt).kind).write(head.kind as u32);
+        (&raw mut (*punt).interface).write(head.interface);
+        (&raw mut (*punt).mtu).write(head.mtu);
         (&raw mut (*punt).length).write(u32::from(length));
+        (&raw mut (*punt).neighbour).write(head.neighbour);
+        (&raw mut (*punt).mac).write(head.mac);
         bpf_xdp_load_bytes(
             frame.context().as_ptr().cast(),
             ETHERNET_LENGTH as u32,
@@ -55,16 +75,39 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, kind: Kind, detail: u32
     }
 }
 
-/// Gives a translated packet to the daemon, since the MAC address of its next hop is not known yet, or since it is larger than that takes;
-/// the reason the packet leaves this program by.
+/// The interface that a frame came in on, as the daemon is told.
 #[inline(always)]
-pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16, next_hop: &NextHop) -> Reason {
-    let unresolved = next_hop.pending != 0;
-    let kind = if unresolved { Kind::Send } else { Kind::Split };
-    match put::<CAPACITY>(frame, ip_length, kind, u32::from(next_hop.mtu)) {
-        Ok(()) if unresolved => Reason::Resolving,
+fn ingress(work: &Work) -> u32 {
+    work.settings.interface(work.ingress).primary
+}
+
+/// Gives a packet, which must be as it was received, to the daemon, until the neighbour that [`next_hop::resolve`] has just found to be
+/// without a MAC address has answered; the reason the packet leaves this program by.
+#[inline(always)]
+pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
+    if !work.settings.daemon_is_there(flows::now()) {
+        return Reason::NeighbourUnresolved;
+    }
+    let Some(neighbour) = next_hop::unresolved() else { return Reason::Internal };
+    let head = Head { neighbour: *neighbour, ..Head::new(Kind::Wait, ingress(work)) };
+    match put::<CAPACITY>(&work.frame, ip_length, &head) {
+        Ok(()) => Reason::Resolving,
+        Err(Failure::NoRoom | Failure::TooLong) => Reason::NeighbourUnresolved,
+        Err(Failure::Internal) => Reason::Internal,
+    }
+}
+
+/// Gives a translated packet to the daemon, since it is larger than its next hop takes; the reason the packet leaves this program by.
+#[inline(always)]
+pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
+    let egress = work.settings.interface(u32::from(next_hop.slot)).primary;
+    let head = Head {
+        mtu: u32::from(next_hop.mtu),
+        mac: next_hop.destination_mac,
+        ..Head::new(Kind::Split, egress)
+    };
+    match put::<CAPACITY>(&work.frame, ip_length, &head) {
         Ok(()) => Reason::Fragmenting,
-        Err(Failure::NoRoom) if unresolved => Reason::NeighbourUnresolved,
         Err(Failure::NoRoom | Failure::TooLong) => Reason::TooBig,
         Err(Failure::Internal) => Reason::Internal,
     }
@@ -72,15 +115,15 @@ pub(crate) fn to_daemon(frame: &XdpFrame, ip_length: u16, next_hop: &NextHop) ->
 
 /// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether it was.
 #[inline(always)]
-pub(crate) fn to_be_held(frame: &XdpFrame, ip_length: u16) -> bool {
+pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
     // Anybody can send these, as many as they like: half of the room is for packets that have been judged.
     PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
-        && put::<CAPACITY>(frame, ip_length, Kind::Hold, frame.ingress_index()).is_ok()
+        && put::<CAPACITY>(&work.frame, ip_length, &Head::new(Kind::Hold, ingress(work))).is_ok()
 }
 
 /// Tells the daemon that fragments of the same datagram as this one need not be held any longer.
 #[inline(always)]
 pub(crate) fn release(frame: &XdpFrame) {
     // Without room those that are held are lost, as packets are.
-    let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, Kind::Release, 0);
+    let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, &Head::new(Kind::Release, 0));
 }

@@ -18,7 +18,7 @@ use router_common::{
     rewrite::Rewrite,
 };
 
-use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt};
+use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop};
 
 /// One a CPU: the message at work.
 #[map]
@@ -74,13 +74,9 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     let next_hop = if known.is_of(generation) {
         known
     } else {
-        next_hop::resolve(work, Protocol::Icmp, source, rewrite.destination)?
+        next_hop::find(work, ip_length, Protocol::Icmp, source, rewrite.destination)?
     };
-    if next_hop.pending != 0 {
-        if !work.settings.daemon_is_there(flows::now()) {
-            return Err(Reason::NeighbourUnresolved.into());
-        }
-    } else if ip_length > next_hop.mtu {
+    if ip_length > next_hop.mtu {
         return Err(Reason::TooBig.into());
     }
     message.translate(&rewrite);
@@ -89,9 +85,6 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     let outer = FlowKey::new(Protocol::Icmp, source, nothing, rewrite.destination, nothing);
     let received = outer.between(sender, nothing, receiver, nothing);
     Rewrite::to(&outer).apply_addresses(&received, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
-    if next_hop.pending != 0 {
-        return Err(punt::to_daemon(&work.frame, ip_length, &next_hop).into());
-    }
     address(work, &next_hop)?;
     Ok(Transmit { reason: Reason::IcmpError, slot: u32::from(next_hop.slot) })
 }

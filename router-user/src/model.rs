@@ -37,6 +37,9 @@ pub struct Status {
     pub targets: Vec<TargetStatus>,
     /// The flow table.
     pub flows: FlowTableStatus,
+    /// The packets that the data plane gives to the daemon.
+    #[serde(default)]
+    pub punts: PuntStatus,
     /// SNAT ports in use, as of the last sweep: one row for each target that there are sessions to, the fullest first (4096 at most).
     #[serde(default)]
     pub snat_ports: Vec<SnatPortStatus>,
@@ -133,6 +136,28 @@ pub struct TargetStatus {
     pub reason: String,
 }
 
+/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour, fragments that came too early, and what
+/// has to be split. Counted since the daemon's start.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct PuntStatus {
+    /// Frames that the daemon has sent.
+    pub sent: u64,
+    /// Packets that wait now for a neighbour's answer.
+    pub waiting: u64,
+    /// Fragments that are held now until their datagram's first comes.
+    pub held: u64,
+    /// Packets whose neighbour did not answer.
+    pub unanswered: u64,
+    /// Packets that were dropped for want of room; the oldest go first.
+    pub no_room: u64,
+    /// Fragments whose datagram's first did not come in time.
+    pub expired: u64,
+    /// Packets that were lost since something failed that should not: the kernel did not send them, for example.
+    pub failed: u64,
+    /// What has failed in the last ten seconds; empty when nothing has.
+    pub problem: String,
+}
+
 /// How full the flow table is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct FlowTableStatus {
@@ -178,8 +203,8 @@ pub struct ReasonCounter {
     pub number: u32,
     /// Its name, e.g. `source_not_allowed`.
     pub reason: String,
-    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`, or `punt`
-    /// (sent by the daemon once the neighbour answers).
+    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`, `answer`, or `punt` (to the
+    /// daemon, which sends it when it can be sent).
     pub action: String,
     /// Packets.
     pub packets: u64,

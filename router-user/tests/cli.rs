@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Audit, AuditFinding, Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-    NextHopStatus, ReasonCounter, Repairs, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
+    NextHopStatus, PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, SnatPortStatus, Status,
+    TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -164,6 +165,7 @@ fn status() -> Status {
         }],
         targets: Vec::new(),
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576, sweep_seconds: 0.002 },
+        punts: PuntStatus { sent: 1_204, waiting: 2, unanswered: 3, ..PuntStatus::default() },
         snat_ports: vec![
             ports("203.0.113.10:443", "tcp", 9_000, 55_512),
             ports("198.51.100.7:0", "icmp", 3, 64_509),

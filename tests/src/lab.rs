@@ -347,6 +347,11 @@ impl Lab {
         self.router.as_mut().ok_or_else(|| anyhow!("no router was started"))
     }
 
+    /// What the router has said so far.
+    pub fn router_log(&self) -> String {
+        self.router.as_ref().map(Process::output).unwrap_or_default()
+    }
+
     /// Runs a command of pls-router on the router VM to its end.
     pub fn pls_router(&self, args: &[&str]) -> Result<Output> {
         crate::command::output(&mut self.pls_router_command(args, &self.state.path("config.toml"))?)

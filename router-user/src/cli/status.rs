@@ -7,7 +7,7 @@ use super::options::{Format, OutputArguments};
 use super::output::{self, BAD, DOUBTFUL, GOOD, counted, grouped, styled, time};
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
-use crate::model::{FlowTableStatus, SnatPortStatus, Status};
+use crate::model::{FlowTableStatus, PuntStatus, SnatPortStatus, Status};
 
 pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
     let status = client.status().await?;
@@ -40,6 +40,9 @@ fn text(status: &Status) -> String {
     for repairs in status.repairs.iter().filter(|repairs| repairs.count > 0) {
         let last = repairs.last_seconds.map(time).unwrap_or_default();
         line("repaired", &format!("{}, {}, last {last} ago", repairs.name, counted(repairs.count, "time")));
+    }
+    if status.punts != PuntStatus::default() {
+        line("punts", &punts(&status.punts));
     }
 
     let mut interfaces = Table::new(&[
@@ -142,6 +145,13 @@ fn ports(fullest: &SnatPortStatus) -> String {
     let SnatPortStatus { snat, target, protocol, used, free } = fullest;
     let share = share(u64::from(*used), u64::from(*used) + u64::from(*free));
     format!("{share} on {snat} towards {target}/{protocol}")
+}
+
+/// The packets that the daemon has had to see to.
+fn punts(punts: &PuntStatus) -> String {
+    let PuntStatus { sent, waiting, held, unanswered, no_room, expired, failed, problem: _ } = punts;
+    let lost = unanswered + no_room + expired + failed;
+    format!("{} sent, {} waiting, {} lost", grouped(*sent), grouped(waiting + held), grouped(lost))
 }
 
 fn share(used: u64, of: u64) -> String {

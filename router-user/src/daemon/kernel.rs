@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use ipnet::Ipv4Net;
-use netlink_packet_core::NetlinkPayload;
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
@@ -21,7 +21,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
-use router_common::{address::Mac, settings::Interface};
+use router_common::{address::Mac, punt, settings::Interface};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
 
@@ -53,6 +53,8 @@ pub(super) struct NeighbourEntry {
     pub(super) mac: Option<[u8; 6]>,
     /// Whether that was set by hand and is not to be asked for.
     pub(super) fixed: bool,
+    /// Whether it was asked for, and has not answered (`NUD_FAILED`).
+    pub(super) failed: bool,
 }
 
 /// A neighbour by interface and address.
@@ -60,6 +62,27 @@ pub(super) type Neighbour = (u32, Ipv4Addr);
 
 /// A stream of changes.
 pub(super) type Watch = BoxStream<'static, Change>;
+
+/// The neighbour that has changed; `None` when some changes were lost.
+pub(super) type NeighbourChange = Option<punt::Neighbour>;
+
+/// Opens a stream of the changes of neighbours of either family from now on, apart from the one of all changes: who waits for a neighbour
+/// waits for nothing else.
+pub(super) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> {
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Neigh])
+        .context("cannot open a netlink socket")?;
+    tokio::spawn(connection);
+    let changes = messages.filter_map(|(message, _)| async move {
+        match message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
+            ) => Some(Some(neighbour_of_any_family(&message)?.0)),
+            NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(None),
+            _ => None,
+        }
+    });
+    Ok(changes.boxed())
+}
 
 /// Questions to the kernel.
 #[derive(Clone)]
@@ -254,10 +277,43 @@ impl Kernel {
 
     /// Has the kernel find out a neighbour's MAC address.
     pub(super) async fn probe(&self, (interface, address): Neighbour) -> Result<()> {
-        let request = self.handle.neighbours().add(interface, address.into());
+        self.look_up(interface, address.into()).await
+    }
+
+    async fn look_up(&self, interface: u32, address: IpAddr) -> Result<()> {
+        let request = self.handle.neighbours().add(interface, address);
         in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
             .await?
             .with_context(|| format!("cannot have the neighbour {address} looked up"))
+    }
+
+    /// Has the kernel find out a neighbour's MAC address, and tells what it knows of it by then.
+    pub(super) async fn ask_for(&self, neighbour: &punt::Neighbour) -> Result<Option<NeighbourEntry>> {
+        self.look_up(neighbour.interface, neighbour.ip()).await?;
+        self.neighbour(neighbour).await
+    }
+
+    /// What the kernel knows of a neighbour; `None` if it knows none.
+    pub(super) async fn neighbour(&self, neighbour: &punt::Neighbour) -> Result<Option<NeighbourEntry>> {
+        let address = neighbour.ip();
+        let mut question = NeighbourMessage::default();
+        question.header.ifindex = neighbour.interface;
+        let (family, destination) = match address {
+            IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+        };
+        question.header.family = family;
+        question.attributes.push(NeighbourAttribute::Destination(destination));
+        let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(question));
+        question.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(question).context("cannot ask the kernel")?;
+        let answer = in_time(answers.next()).await?;
+        Ok(match answer.map(|answer| answer.payload) {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))) => {
+                neighbour_of_any_family(&message).map(|(_, entry)| entry)
+            }
+            _ => None,
+        })
     }
 }
 
@@ -315,6 +371,14 @@ fn master(link: &LinkMessage) -> Option<u32> {
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> {
+    let (neighbour, entry) = neighbour_of_any_family(message)?;
+    match neighbour.ip() {
+        IpAddr::V4(address) => Some(((neighbour.interface, address), entry)),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn neighbour_of_any_family(message: &NeighbourMessage) -> Option<(punt::Neighbour, NeighbourEntry)> {
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
@@ -323,7 +387,10 @@ fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> 
             reason = "the rest of a neighbour is not about where it is"
         )]
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(inet)) => address = Some(*inet),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(inet)) => {
+                address = Some(punt::Neighbour::mapped((*inet).into()));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(inet)) => address = Some(inet.octets()),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
             _ => {}
         }
@@ -339,8 +406,9 @@ fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> 
             | NeighbourState::Delay
     );
     let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
-    let state = NeighbourEntry { mac: mac.filter(|_| usable), fixed };
-    Some(((message.header.ifindex, address?), state))
+    let failed = message.header.state == NeighbourState::Failed;
+    let entry = NeighbourEntry { mac: mac.filter(|_| usable), fixed, failed };
+    Some((punt::Neighbour { interface: message.header.ifindex, address: address? }, entry))
 }
 
 #[cfg(test)]

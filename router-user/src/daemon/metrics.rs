@@ -141,6 +141,32 @@ impl Collector for Snapshot {
             "SNAT ports left towards a target, of the 256 targets with fewest",
             ports(|pool| pool.row.free),
         )?;
+        let punts = &status.punts;
+        counter(
+            encoder,
+            "punts_sent",
+            "Frames that the daemon has sent for the data plane",
+            vec![(vec![], punts.sent)],
+        )?;
+        let waiting = [("neighbour", punts.waiting), ("fragment", punts.held)];
+        gauge(
+            encoder,
+            "punts_waiting",
+            "Packets that the daemon holds now: for a neighbour, or a first fragment, that is missing",
+            waiting.map(|(what, packets)| (vec![("for", what)], packets)).into(),
+        )?;
+        let lost = [
+            ("unanswered", punts.unanswered),
+            ("no_room", punts.no_room),
+            ("expired", punts.expired),
+            ("failed", punts.failed),
+        ];
+        counter(
+            encoder,
+            "punts_lost",
+            "Packets that the data plane has given to the daemon and that were not sent",
+            lost.map(|(cause, packets)| (vec![("cause", cause)], packets)).into(),
+        )?;
         let reasons = |value: fn(&ReasonCounter) -> u64| {
             counters
                 .reasons

@@ -282,8 +282,8 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
     shared.state().plane.settings.show_presence()?;
     tasks.spawn(upkeep.run(shared.clone()));
+    tasks.spawn(punts::serve(shared.clone(), kernel.clone(), punts));
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
-    tasks.spawn(punts::serve(shared.clone(), punts));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
     tasks.spawn(name_service.follow(shared.clone()));

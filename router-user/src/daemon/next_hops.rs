@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn only_a_neighbour_that_goes_or_changes_moves_packets() {
         let neighbour = (2, Ipv4Addr::new(10, 0, 2, 1));
-        let seen = |mac| Change::Neighbour(neighbour, NeighbourEntry { mac, fixed: false });
+        let seen = |mac| Change::Neighbour(neighbour, NeighbourEntry { mac, ..NeighbourEntry::default() });
         let (one, other) = (Some([1; 6]), Some([2; 6]));
         let mut known = Known::default();
         let story = [

@@ -79,6 +79,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             capacity: u64::from(shared.flows.capacity()),
             sweep_seconds: sessions.took.as_secs_f64(),
         },
+        punts: shared.punts.status(),
         snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports()),
         repairs: state.upkeep.iter().map(Record::status).collect(),
     }

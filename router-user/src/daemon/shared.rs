@@ -14,6 +14,7 @@ use router_common::ports::PoolKey;
 use super::{
     capacity::{Crowding, Usage},
     names::Names,
+    punts::Tally,
     rule_set,
     sweep::RuleTimeouts,
     target_health::TargetHealth,
@@ -80,6 +81,8 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     /// For reading sessions at length, without the lock.
     pub(super) flows: FlowTable,
+    /// What became of the packets that the data plane has given to the daemon.
+    pub(super) punts: Tally,
     state: Mutex<State>,
 }
 
@@ -97,6 +100,7 @@ impl Shared {
             config,
             started: Instant::now(),
             flows: plane.flows.clone(),
+            punts: Tally::default(),
             state: Mutex::new(State {
                 plane,
                 attached,
@@ -212,6 +216,7 @@ impl Shared {
             ports: self.snat_ports(),
         };
         degraded.extend(state.crowding.look(usage));
+        degraded.extend(self.punts.problem().map(|problem| format!("packets are lost: {problem}")));
         degraded
     }
 

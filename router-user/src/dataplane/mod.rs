@@ -45,6 +45,7 @@ pub use self::{
     held_pins::HeldPins,
     link::{Attachment, Loss, Mode, Place},
     pins::{Pins, detach},
+    replay::Departure,
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{LocalAddresses, SettingsTable},
     sys::{interface_index, interface_name},
@@ -83,8 +84,8 @@ const PINNED_MAPS: [&str; 18] = [
     "AWAITED",
 ];
 const PUNTS: &str = "PUNTS";
-/// The program of [`Stage::Fragment`].
-const FRAGMENT_STAGE: &str = "fragment";
+/// The program of [`Stage::Slow`], which takes every packet.
+const SLOW_STAGE: &str = "slow";
 
 /// How to load the data plane.
 #[derive(Clone, Debug)]
@@ -316,13 +317,13 @@ impl Dataplane {
         Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
     }
 
-    /// Gives a fragment, an IP packet that came in on the interface with this index, to the program for fragments once more: what it
-    /// becomes if it is to be sent.
+    /// Gives an IP packet that came in on the interface with this index to the programs once more: the frame that is to be sent, if one is.
     ///
     /// # Errors
     /// When the kernel does not run the program.
-    pub fn replay_fragment(&mut self, interface: u32, packet: &[u8]) -> Result<Option<Vec<u8>>> {
-        replay::run(self.program(FRAGMENT_STAGE)?, interface, packet)
+    pub fn replay(&mut self, interface: u32, packet: &[u8]) -> Result<Option<Departure>> {
+        let settings = *self.settings.current();
+        replay::run(self.program(SLOW_STAGE)?, &settings, interface, packet)
     }
 
     /// The programs, for the log that they write when they were loaded with a level.

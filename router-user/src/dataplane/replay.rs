@@ -4,23 +4,43 @@
 
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
-use router_common::packet::ETHERNET_LENGTH;
+use router_common::{
+    packet::ETHERNET_LENGTH,
+    settings::{Interface, Settings},
+};
 
 /// `enum xdp_action`, include/uapi/linux/bpf.h.
 const XDP_TX: u32 = 3;
 /// See [`XDP_TX`].
 const XDP_REDIRECT: u32 = 4;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// What a packet may grow by: it may become an answer that is longer.
+const GROWTH: usize = 64;
 
-/// Runs a program on an IP packet that came in on the interface with this index: the packet as it is to be sent, if it is.
-pub(super) fn run(program: &mut Xdp, interface: u32, packet: &[u8]) -> Result<Option<Vec<u8>>> {
-    // Nobody looks at the addresses: these are not the ones that it came with.
-    let mut frame = vec![0; ETHERNET_LENGTH - ETHERTYPE_IPV4.len()];
-    frame.extend_from_slice(&ETHERTYPE_IPV4);
+/// A frame that is to be sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Departure {
+    /// The index of the interface that it leaves by.
+    pub interface: u32,
+    /// All of it, from its Ethernet header on.
+    pub frame: Vec<u8>,
+}
+
+/// Runs a program on an IP packet that came in on the interface with this index: what is to be sent, if anything is.
+pub(super) fn run(
+    program: &mut Xdp,
+    settings: &Settings,
+    interface: u32,
+    packet: &[u8],
+) -> Result<Option<Departure>> {
+    let slot = settings.ingress_slot(interface);
+    let Interface { primary, mac, .. } = *settings.interface(slot);
+    // As if sent to this machine, which it was. Nobody looks at who has sent it.
+    let mut frame = [&mac.bytes()[..], &[0; 6], &ETHERTYPE_IPV4].concat();
     frame.extend_from_slice(packet);
-    let mut out = vec![0; frame.len()];
+    let mut out = vec![0; frame.len() + GROWTH];
     // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-    let context = [0, u32::try_from(frame.len())?, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+    let context = [0, u32::try_from(frame.len())?, 0, primary, 0, 0].map(u32::to_ne_bytes).concat();
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(&frame),
@@ -29,9 +49,13 @@ pub(super) fn run(program: &mut Xdp, interface: u32, packet: &[u8]) -> Result<Op
             ..TestRunOptions::new()
         })
         .context("the kernel does not run the program")?;
-    if !matches!(result.return_value, XDP_TX | XDP_REDIRECT) {
-        return Ok(None);
-    }
+    let egress = match result.return_value {
+        XDP_TX => slot,
+        // There are two interfaces, and a packet is turned round rather than redirected to where it came from.
+        XDP_REDIRECT => 1 - slot,
+        _ => return Ok(None),
+    };
     out.truncate(usize::try_from(result.data_size_out)?);
-    Ok(Some(out.split_off(ETHERNET_LENGTH.min(out.len()))))
+    Ok((out.len() >= ETHERNET_LENGTH)
+        .then_some(Departure { interface: settings.interface(egress).primary, frame: out }))
 }

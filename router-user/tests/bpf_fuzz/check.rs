@@ -88,7 +88,7 @@ fn check_sent(model: &mut Model, given: &Given, out: &[u8], slot: usize) -> Resu
     check_translated(model, frame, &out[IP..])
 }
 
-/// What the daemon is to send is translated like what is sent; what it is to hold is as it came.
+/// What the daemon is to split is translated like what is sent; what it is to hold, or what waits, is as it came.
 fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, punt: &[u8]) -> Result<()> {
     let ip = frame_header(&given.frame).context("no IPv4 packet")?;
     let original = &given.frame[IP..IP + ip.total.min(given.frame.len() - IP)];
@@ -103,12 +103,14 @@ fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, pu
             ensure!(is_first && punt.len() == 20, "no header of a first fragment");
             return Ok(());
         }
-        Kind::Send | Kind::Split => ensure!(verdict == Verdict::Drop, "and not dropped"),
+        Kind::Wait => {
+            ensure!(verdict == Verdict::Drop, "waits, and {verdict:?}");
+            ensure!(punt == original, "does not wait as it came");
+            return Ok(());
+        }
+        Kind::Split => ensure!(verdict == Verdict::Drop, "and not dropped"),
     }
     let to = header(punt).context("no IPv4 header")?;
-    if is_answer(&given.frame, &ip, punt) {
-        return check_answer(model, given, &ip, punt).context("an answer of the router's own");
-    }
     ensure!(punt.len() == to.total, "{} bytes of a packet of {}", punt.len(), to.total);
     // With what the frame had behind the packet.
     let padding = &given.frame[(IP + to.total).min(given.frame.len())..];

@@ -9,7 +9,7 @@ use crate::{
         FIREWALL_MAC, IcmpError, OTHER, PLS, PLS_MAC, ROUTER, Spec, TARGET, echo_reply, echo_request, read,
         tcp, tcp_packet, udp_packet,
     },
-    world::{Ran, Setup, Verdict, World, ip, mac, network},
+    world::{Ran, Setup, Verdict, World, ip, mac, network, next},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 40_000);
@@ -260,19 +260,22 @@ fn frames_for_other_machines_are_never_answered() {
 }
 
 #[test]
-fn a_cold_neighbour_has_the_daemon_send_the_answer() {
+fn who_is_to_be_told_may_be_a_cold_neighbour() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     ip("neigh del 10.0.2.69 dev eth0");
     let frame = syn().ttl(1).build();
     silent(&mut world, &frame, Reason::TtlExpired, "there is no daemon");
     world.dataplane.settings.show_presence().expect("settings");
-    silent(&mut world, &frame, Reason::Resolving, "the daemon sends it");
-    let record = punts.next().expect("a packet in the ring");
-    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
-    let error = IcmpError::read(&[&[0; 14], packet].concat());
+    silent(&mut world, &frame, Reason::Resolving, "the packet waits");
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!(waiting.packet, frame[14..54], "as it came");
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud reachable");
+    let sent = world.replay(&waiting).expect("to be sent").frame;
+    assert_eq!(world.moved().reasons, [(Reason::TtlExceeded, 1)]);
+    let error = IcmpError::read(&sent);
     assert_eq!((error.source, error.destination, error.kind), (ROUTER, PLS, (11, 0)));
-    assert_eq!((error.quote.len(), packet.len()), (28, 56));
+    assert_eq!((&error.quote[..], sent.len()), (&frame[14..42], 70));
 }
 
 /// Has this thread stay on one CPU: each has a rate of its own.

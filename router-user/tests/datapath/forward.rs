@@ -1,13 +1,15 @@
 //! `[[forward]]` rules.
 
-use router_common::{ports::PortRange, reason::Reason};
+use std::net::Ipv4Addr;
+
+use router_common::{ports::PortRange, punt::Kind, reason::Reason};
 
 use crate::{
     packets::{
-        FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Seen, TARGET, echo_request, read, tcp,
-        tcp_packet, udp_packet,
+        FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, Seen, TARGET,
+        echo_request, read, tcp, tcp_packet, udp_packet,
     },
-    world::{Setup, Verdict, World, ip, network},
+    world::{Setup, Verdict, World, ip, mac, network, next},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 40_000);
@@ -245,22 +247,83 @@ fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
     let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
     let ran = world.run(&syn);
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::Resolving));
-    assert_eq!(world.entries(), 2, "the session is open");
-    let record = punts.next().expect("a packet in the ring");
-    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet.to_vec();
-    drop(record);
-    let mut frame = vec![0; 14];
-    frame[12] = 8;
-    frame.extend_from_slice(&packet);
-    let seen = read(&frame);
-    assert_eq!((seen.source, seen.destination, seen.ttl), ((ROUTER, 40_000), (TARGET, 8443), 63));
-    assert!(punts.next().is_none());
+    assert_eq!(ran.frame, syn, "untouched");
+    assert_eq!(world.entries(), 0, "nothing is opened that cannot leave yet");
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!((waiting.kind, waiting.interface), (Kind::Wait, world.interface(0)));
+    assert_eq!(waiting.neighbour.interface, world.interface(0));
+    assert_eq!(waiting.neighbour.ip(), Ipv4Addr::from(FIREWALL));
+    assert_eq!(waiting.packet, syn[14..54], "as it came");
+    assert!(next(&mut punts).is_none());
 
-    // Still cold: the session's next packet goes the same way. Then the neighbour answers.
-    assert_eq!(world.run(&syn).reason, Reason::Resolving);
+    // Still cold: it would wait again. Then the neighbour answers.
+    assert_eq!(world.replay(&waiting), None);
+    assert_eq!(world.moved().reasons, [(Reason::Resolving, 1)]);
+    assert_eq!(next(&mut punts).as_ref(), Some(&waiting));
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+    let sent = world.replay(&waiting).expect("to be sent");
+    assert_eq!(world.moved().reasons, [(Reason::Opened, 1)]);
+    assert_eq!(sent.interface, world.interface(0));
+    assert_eq!((&sent.frame[..6], &sent.frame[6..12]), (&FIREWALL_MAC[..], &mac("eth0")[..]));
+    let seen = read(&sent.frame);
+    assert_eq!((seen.source, seen.destination, seen.ttl), ((ROUTER, 40_000), (TARGET, 8443), 63));
     let ran = world.run(&syn);
     assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::Forwarded));
+}
+
+/// Of a session that is there already, nothing changes before the packet leaves.
+#[test]
+fn a_session_is_as_it_was_while_its_packet_waits() {
+    let mut world = World::new();
+    let mut punts = world.dataplane.take_punts().expect("ring");
+    world.dataplane.settings.show_presence().expect("settings");
+    world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
+    ip("neigh del 10.0.2.69 dev eth0");
+    let state = |world: &World| -> Vec<String> {
+        let mut flows: Vec<_> = world.dataplane.flows.flows().map(|flow| format!("{flow:?}")).collect();
+        flows.sort();
+        flows
+    };
+    let before = state(&world);
+    let answer = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).build();
+    assert_eq!(world.run(&answer).reason, Reason::Resolving);
+    assert_eq!(state(&world), before);
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!(waiting.neighbour.ip(), Ipv4Addr::from(PLS));
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud reachable");
+    let seen = read(&world.replay(&waiting).expect("to be sent").frame);
+    assert_eq!((seen.source, seen.destination, seen.destination_mac), ((ROUTER, 443), CLIENT, PLS_MAC));
+    assert_ne!(state(&world), before);
+}
+
+#[test]
+fn a_packet_that_has_waited_leaves_by_the_other_interface() {
+    let mut world = World::with(Setup { nics: 2, snat: vec![ROUTER_SECOND], ..Setup::default() });
+    let mut punts = world.dataplane.take_punts().expect("ring");
+    world.dataplane.settings.show_presence().expect("settings");
+    for (slot, name) in [(0, "eth0"), (1, "eth1")] {
+        world.dataplane.set_egress(slot, name).expect("egress");
+    }
+    ip("neigh del 10.0.3.1 dev eth1");
+    assert_eq!(world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build()).reason, Reason::Resolving);
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!((waiting.interface, waiting.neighbour.interface), (world.interface(0), world.interface(1)));
+    assert_eq!(waiting.neighbour.ip(), Ipv4Addr::new(10, 0, 3, 1));
+    ip("neigh replace 10.0.3.1 lladdr 02:00:00:00:00:65 dev eth1 nud reachable");
+    let sent = world.replay(&waiting).expect("to be sent");
+    assert_eq!(sent.interface, world.interface(1));
+    assert_eq!((&sent.frame[..6], &sent.frame[6..12]), (&FIREWALL_MAC[..], &mac("eth1")[..]));
+    assert_eq!(read(&sent.frame).source, (ROUTER_SECOND, 40_000));
+    assert_eq!(world.moved().transmitted, [0, 1]);
+
+    ip("neigh del 10.0.2.69 dev eth0");
+    let answer = tcp_packet((TARGET, 8443), (ROUTER_SECOND, 40_000), tcp::SYN | tcp::ACK).build();
+    assert_eq!(world.run_on(1, &answer).reason, Reason::Resolving);
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!((waiting.interface, waiting.neighbour.interface), (world.interface(1), world.interface(0)));
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud reachable");
+    let sent = world.replay(&waiting).expect("to be sent");
+    assert_eq!((sent.interface, read(&sent.frame).destination), (world.interface(0), CLIENT));
 }
 
 #[test]

@@ -1,18 +1,14 @@
 //! Datagrams in fragments.
 
 use aya::maps::{MapData, RingBuf};
-use router_common::{
-    fragment::split,
-    punt::{Kind, Punted},
-    reason::Reason,
-};
+use router_common::{fragment::split, punt::Kind, reason::Reason};
 
 use crate::{
     packets::{
-        OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request, read, tcp,
-        tcp_packet, udp_packet,
+        FIREWALL_MAC, OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request,
+        read, tcp, tcp_packet, udp_packet,
     },
-    world::{Ran, Setup, Verdict, World, ip},
+    world::{Ran, Setup, Verdict, World, ip, next},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 5000);
@@ -78,19 +74,6 @@ fn forwarded(world: &mut World, frames: &[Vec<u8>], first: Reason) -> Vec<Vec<u8
 
 fn is(ran: &Ran, verdict: Verdict, reason: Reason) {
     assert_eq!((ran.verdict, ran.reason), (verdict, reason));
-}
-
-/// A packet in the ring.
-struct Record {
-    kind: Kind,
-    detail: u32,
-    packet: Vec<u8>,
-}
-
-fn next(ring: &mut RingBuf<MapData>) -> Option<Record> {
-    let record = ring.next()?;
-    let Punted { kind, detail, packet } = Punted::parse(&record).expect("a record of ours");
-    Some(Record { kind, detail, packet: packet.to_vec() })
 }
 
 /// A world with a daemon, whose part the test plays.
@@ -210,9 +193,10 @@ fn out_of_order_through_the_daemon() {
         assert!(next(&mut ring).is_none());
 
         let mut out = vec![ran.frame];
-        for Record { detail, packet, .. } in held {
-            let replayed = world.dataplane.replay_fragment(detail, &packet).expect("it runs");
-            out.push([&out[0][..14], &replayed.expect("to be sent")].concat());
+        for record in held {
+            let sent = world.replay(&record).expect("to be sent");
+            assert_eq!((sent.interface, &sent.frame[..14]), (world.interface(0), &out[0][..14]));
+            out.push(sent.frame);
             let moved = world.moved();
             assert_eq!((&moved.reasons[..], moved.transmitted), (&[(Reason::Forwarded, 1)][..], [1, 0]));
         }
@@ -424,7 +408,8 @@ fn larger_than_the_route_goes_to_the_daemon() {
             }
             is(&ran, Verdict::Drop, Reason::Fragmenting);
             let record = next(&mut ring).expect("a packet in the ring");
-            assert_eq!((record.kind, record.detail), (Kind::Split, 1400));
+            assert_eq!((record.kind, record.mtu), (Kind::Split, 1400));
+            assert_eq!((record.interface, record.mac), (world.interface(0), FIREWALL_MAC));
             assert_eq!(record.packet.len(), frame.len() - 14);
             assert_eq!(record.packet[12..20], [ROUTER, TARGET].concat(), "translated");
         }
@@ -459,15 +444,40 @@ fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
 fn fragments_wait_for_a_cold_neighbour_too() {
     let (mut world, mut ring) = with_daemon();
     ip("neigh del 10.0.2.65 dev eth0");
-    let mut out = Vec::new();
-    for frame in fragments(&query(3000), 9, 1500) {
-        is(&world.run(&frame), Verdict::Drop, Reason::Resolving);
-        let record = next(&mut ring).expect("a packet in the ring");
-        assert_eq!(record.kind, Kind::Send);
-        out.push([&frame[..14], &record.packet].concat());
+    // Of a datagram that opens a session, and of one of a session that is there.
+    for (id, opens) in [(9, true), (10, false)] {
+        let frames = fragments(&query(3000), id, 1500);
+        let mut waiting = Vec::new();
+        for (index, frame) in frames.iter().enumerate() {
+            // Whose the later ones are is not known before the first has left.
+            let reason = if index == 0 { Reason::Resolving } else { Reason::FragmentEarly };
+            is(&world.run(frame), Verdict::Drop, reason);
+            let record = next(&mut ring).expect("a packet in the ring");
+            let kind = if index == 0 { Kind::Wait } else { Kind::Hold };
+            assert_eq!((record.kind, &record.packet[..]), (kind, &frame[14..]));
+            waiting.push(record);
+        }
+        ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+        let mut out = vec![world.replay(&waiting[0]).expect("to be sent").frame];
+        let first = if opens { Reason::Opened } else { Reason::Forwarded };
+        assert_eq!(world.moved().reasons, [(first, 1)]);
+        assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Release));
+        // One that comes while the neighbour has gone again waits, and is entered once.
+        ip("neigh del 10.0.2.65 dev eth0");
+        world.dataplane.settings.invalidate_next_hops().expect("settings");
+        assert_eq!(world.replay(&waiting[1]), None);
+        assert_eq!(world.moved().reasons, [(Reason::Resolving, 1)]);
+        assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Wait));
+        ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+        for record in &waiting[1..] {
+            out.push(world.replay(record).expect("to be sent").frame);
+        }
+        let seen = assemble(&out);
+        assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (TARGET, 53)));
+        world.moved();
+        ip("neigh del 10.0.2.65 dev eth0");
+        world.dataplane.settings.invalidate_next_hops().expect("settings");
     }
-    let seen = assemble(&out);
-    assert_eq!((seen.source, seen.destination), ((ROUTER, 5000), (TARGET, 53)));
 }
 
 /// Nobody reads the ring: half of it stays free of what anybody can send.

@@ -7,7 +7,7 @@ use crate::{
         FIREWALL_MAC, IcmpError, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Spec, TARGET, echo_reply,
         echo_request, internet_checksum, tcp, tcp_packet, udp_packet,
     },
-    world::{Setup, Verdict, World, ip},
+    world::{Setup, Verdict, World, ip, next},
 };
 
 /// A router between the firewall and the target.
@@ -264,10 +264,11 @@ fn a_cold_neighbour_hands_the_error_to_the_daemon() {
     world.dataplane.settings.show_presence().expect("settings");
     let ran = world.run(&error.build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::Resolving));
-    let record = punts.next().expect("a packet in the ring");
-    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
-    let punted = IcmpError::read(&[&[0; 14], packet].concat());
-    assert_eq!(punted, IcmpError { source: ROUTER, destination: PLS, ttl: 59, quote: sent, ..error });
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    assert_eq!(waiting.packet, error.build()[14..], "as it came");
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud reachable");
+    let translated = IcmpError::read(&world.replay(&waiting).expect("to be sent").frame);
+    assert_eq!(translated, IcmpError { source: ROUTER, destination: PLS, ttl: 59, quote: sent, ..error });
 }
 
 #[test]

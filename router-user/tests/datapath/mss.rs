@@ -6,7 +6,7 @@ use router_user::dataplane::RuleSetSpec;
 
 use crate::{
     packets::{OTHER, PLS, ROUTER, Spec, TARGET, read, tcp, tcp_packet},
-    world::{Setup, World, ip},
+    world::{Setup, World, ip, next},
 };
 
 const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
@@ -121,10 +121,9 @@ fn the_routes_count_when_neighbours_are_cold() {
     ip("neigh del 10.0.2.65 dev eth0");
     ip("neigh del 10.0.2.69 dev eth0");
     assert_eq!(world.run(&syn().tcp_options(&size(1460)).build()).reason, Reason::Resolving);
-    let record = punts.next().expect("a packet in the ring");
-    let packet = router_common::punt::Punted::parse(&record).expect("a record").packet;
-    let ethernet = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0];
-    assert_eq!(options_of(&[&ethernet, packet].concat()), size(1360));
+    let waiting = next(&mut punts).expect("a packet in the ring");
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+    assert_eq!(options_of(&world.replay(&waiting).expect("to be sent").frame), size(1360));
 }
 
 /// Whatever stands where options do: it leaves as it came, but for one size, and with right checksums.

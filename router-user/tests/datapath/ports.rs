@@ -310,6 +310,7 @@ fn a_source_may_have_so_many_half_open_sessions() {
     world.dataplane.flows.remove(&half_open.expect("a session")).expect("removal");
     assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::Opened);
     // UDP by its first answer.
+    ip("neigh replace 10.0.2.72 lladdr 02:00:00:00:00:69 dev eth0 nud permanent");
     let query = |port: u16| udp_packet(([10, 0, 2, 72], port), (OTHER, 53), b"x").build();
     for port in 0..10 {
         assert_eq!(world.run(&query(2000 + port)).reason, Reason::Opened);

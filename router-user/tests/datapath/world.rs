@@ -7,16 +7,20 @@ use std::{
     process::Command,
 };
 
+use aya::maps::{MapData, RingBuf};
 use ipnet::Ipv4Net;
 use router_common::{
     address::{Ipv4, Mac},
     flow::Protocol,
     ports::PortRange,
+    punt::{Kind, Neighbour, Punted},
     reason::Reason,
     settings::Interface,
     stats::CpuStats,
 };
-use router_user::dataplane::{Dataplane, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
+use router_user::dataplane::{
+    Dataplane, Departure, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec,
+};
 
 use crate::packets::{FIREWALL, FIREWALL_MAC, OTHER, PLS, PLS_MAC, ROUTER, ROUTER_SECOND, STRANGER, TARGET};
 
@@ -198,6 +202,16 @@ impl World {
         self.program_of(slot).run(frame)
     }
 
+    /// The index of the interface of this slot.
+    pub(crate) fn interface(&self, slot: usize) -> u32 {
+        self.interfaces[slot]
+    }
+
+    /// Does what the daemon does with a packet that has waited, or that was held.
+    pub(crate) fn replay(&mut self, record: &Handed) -> Option<Departure> {
+        self.dataplane.replay(record.interface, &record.packet).expect("the program runs")
+    }
+
     /// The root program, to be run by other threads.
     pub(crate) fn program(&mut self) -> Program {
         self.program_of(0)
@@ -320,6 +334,25 @@ pub(crate) fn stay_on(cpu: usize) {
         libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
     };
     assert_eq!(result, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
+}
+
+/// A packet that the programs have given to the daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Handed {
+    pub(crate) kind: Kind,
+    pub(crate) interface: u32,
+    pub(crate) mtu: u32,
+    pub(crate) neighbour: Neighbour,
+    pub(crate) mac: [u8; 6],
+    pub(crate) packet: Vec<u8>,
+}
+
+/// The next packet for the daemon.
+pub(crate) fn next(ring: &mut RingBuf<MapData>) -> Option<Handed> {
+    let record = ring.next()?;
+    let Punted { kind, interface, mtu, neighbour, mac, packet } =
+        Punted::parse(&record).expect("a record of ours");
+    Some(Handed { kind, interface, mtu, neighbour, mac, packet: packet.to_vec() })
 }
 
 /// Counters that moved.

@@ -20,7 +20,7 @@ lab_tests! {
 const LARGEST: usize = 65507;
 
 /// A socket of the Private Link Service's, whose datagrams nobody puts together before the router.
-struct Client<'a> {
+pub(crate) struct Client<'a> {
     lab: &'a Lab,
     socket: UdpSocket,
     address: SocketAddrV4,
@@ -29,16 +29,20 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     #[track_caller]
-    fn open(lab: &'a Lab) -> Self {
+    pub(crate) fn open(lab: &'a Lab) -> Self {
         let socket = check(lab.hosts.pls.inside(|| UdpSocket::bind((PLS_NAT[0], 0)))).expect("a socket");
         socket.set_read_timeout(Some(LIMIT)).expect("a timeout");
         let Ok(SocketAddr::V4(address)) = socket.local_addr() else { panic!("no address") };
         Self { lab, socket, address, identification: 0 }
     }
 
-    /// Sends a datagram in fragments to the echo server and waits for it to come back; how many fragments there were.
+    /// Sends a datagram in fragments to the echo server; what it says, and how many fragments there were.
     #[track_caller]
-    fn echo(&mut self, length: usize, arrange: impl FnOnce(&mut Vec<Vec<u8>>)) -> usize {
+    pub(crate) fn send(
+        &mut self,
+        length: usize,
+        arrange: impl FnOnce(&mut Vec<Vec<u8>>),
+    ) -> (Vec<u8>, usize) {
         self.identification += 1;
         let datagram: Vec<u8> = (0..length)
             .map(|index| (index * 31 + index / 251 + usize::from(self.identification)) as u8)
@@ -46,6 +50,13 @@ impl<'a> Client<'a> {
         let target = SocketAddrV4::new(ROUTER, ECHO_PORT);
         let what = (self.identification, &datagram[..]);
         let sent = check(send_fragments(&self.lab.hosts.pls, self.address, target, what, arrange));
+        (datagram, sent)
+    }
+
+    /// Sends a datagram as [`send`](Self::send) does, and waits for it to come back; how many fragments there were.
+    #[track_caller]
+    pub(crate) fn echo(&mut self, length: usize, arrange: impl FnOnce(&mut Vec<Vec<u8>>)) -> usize {
+        let (datagram, sent) = self.send(length, arrange);
         let mut answer = vec![0; 65536];
         let received = self.socket.recv(&mut answer);
         let received = received.unwrap_or_else(|error| panic!("{length} bytes in {sent} fragments: {error}"));

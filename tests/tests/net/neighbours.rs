@@ -2,13 +2,19 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
+use anyhow::ensure;
 use lab::{
     Lab, Nics,
-    addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, PLS_GATEWAY, TOOLS},
+    addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, HEALTH_PORT, PLS_GATEWAY, TOOLS},
     client::{self, Tcp, Udp},
+    wait,
 };
+use router_user::model::Status;
 
-use crate::common::{ECHO, LIMIT, check};
+use crate::{
+    common::{ECHO, LIMIT, check, counters, reason},
+    fragments,
+};
 
 lab_tests! {
     any: [
@@ -17,7 +23,10 @@ lab_tests! {
         sessions_outlive_their_neighbours,
         sessions_follow_a_next_hop_to_its_new_address,
     ],
-    pls_router: [],
+    pls_router: [
+        nothing_leaves_through_the_hosts_firewall,
+        what_cannot_be_sent_is_told,
+    ],
 }
 
 /// TCP sends its SYN again after a second: what is quicker was not lost.
@@ -91,4 +100,61 @@ fn sessions_follow_a_next_hop_to_its_new_address(lab: &mut Lab) {
     forget(lab, Some(firewall));
     check(tcp.echo(b"after", LIMIT));
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));
+}
+
+/// As on a hardened machine: what leaves it has to be known to the connection tracking, or to be an answer of the probe. Here, nothing else is
+/// let out at all.
+const HARDENED: &str = "table inet hardened {
+    chain output { type filter hook output priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
+    chain postrouting { type filter hook postrouting priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
+}";
+
+fn nothing_leaves_through_the_hosts_firewall(lab: &mut Lab) {
+    check(lab.hosts.router.nft(&HARDENED.replace("PROBE", &HEALTH_PORT.to_string())));
+    the_first_syn_to_cold_neighbours_succeeds(lab);
+    the_first_datagram_to_cold_neighbours_succeeds(lab);
+    let before = counters(lab);
+    narrow(lab);
+    for length in [1400, 5000] {
+        fragments::Client::open(lab).echo(length, |_| {});
+    }
+    let split = reason(&counters(lab), "fragmenting") - reason(&before, "fragmenting");
+    assert!(split >= 4, "{split} packets were split");
+    let Status { punts, degraded, .. } = check(lab.pls_router_json(&["status"]));
+    assert!(punts.sent > 20, "{punts:?}");
+    assert_eq!((punts.failed, punts.no_room, &*punts.problem), (0, 0, ""), "{punts:?}");
+    assert_eq!(degraded, [""; 0]);
+}
+
+/// Has the router's way to the firewall take less than the others.
+fn narrow(lab: &Lab) {
+    let [firewall, _] = next_hops(lab);
+    check(lab.hosts.router.ip(&format!("route replace default via {firewall} mtu lock 1000")));
+}
+
+/// What a packet socket sends can be stopped, too, by who wants it: by a chain on the way out of the device itself. Then it is said.
+fn what_cannot_be_sent_is_told(lab: &mut Lab) {
+    let device = match lab.options.nics {
+        Nics::One => "eth0",
+        Nics::Two => "eth1",
+    };
+    narrow(lab);
+    fragments::Client::open(lab).echo(1400, |_| {});
+    check(lab.hosts.router.nft(&format!(
+        "table netdev stop {{ chain out {{ type filter hook egress device {device} priority 0; ip daddr {TOOLS} drop; }}\n}}"
+    )));
+    let mut client = fragments::Client::open(lab);
+    let said = wait::until("the router to say that it is degraded", LIMIT, || {
+        client.send(1400, |_| {});
+        let status: Status = lab.pls_router_json(&["status"])?;
+        let log = lab.router_log();
+        ensure!(status.punts.failed > 1 && log.contains("degraded: packets are lost"), "{status:?}\n{log}");
+        Ok((status, log))
+    });
+    let (status, log) = check(said);
+    assert!(status.punts.problem.starts_with(&format!("cannot send by {device}: ")), "{status:?}");
+    assert_eq!(status.degraded, [format!("packets are lost: {}", status.punts.problem)]);
+    assert_eq!(log.matches("degraded: packets are lost").count(), 1, "said once while it lasts: {log}");
+    check(lab.hosts.router.nft("delete table netdev stop"));
+    fragments::Client::open(lab).echo(1400, |_| {});
 }

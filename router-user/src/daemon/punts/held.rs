@@ -7,21 +7,12 @@ use std::{
 
 use router_common::fragment::{FragmentKey, PATIENCE};
 
+use super::Received;
+
 /// How long they are held.
 pub(super) const LIMIT: Duration = Duration::from_millis(PATIENCE as u64);
 /// How many bytes are held, at most: 64 datagrams of the largest size.
 const BYTES: usize = 4 << 20;
-/// What a fragment costs beside its bytes: small ones are not to be many.
-const OVERHEAD: usize = 256;
-
-/// A fragment as it came in.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Fragment {
-    /// The index of the interface that it came in on.
-    pub(super) interface: u32,
-    /// The packet, from its IP header on.
-    pub(super) packet: Vec<u8>,
-}
 
 /// What is held, by datagram.
 #[derive(Debug, Default)]
@@ -30,17 +21,18 @@ pub(super) struct Held {
     bytes: usize,
     /// Nothing that is held is older.
     oldest: Option<Instant>,
+    expired: usize,
 }
 
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
-    fragments: Vec<Fragment>,
+    fragments: Vec<Received>,
 }
 
 impl Waiting {
     fn bytes(&self) -> usize {
-        self.fragments.iter().map(cost).sum()
+        self.fragments.iter().map(Received::cost).sum()
     }
 
     fn is_too_old(&self, now: Instant) -> bool {
@@ -48,18 +40,14 @@ impl Waiting {
     }
 }
 
-const fn cost(fragment: &Fragment) -> usize {
-    fragment.packet.len() + OVERHEAD
-}
-
 impl Held {
     /// Holds a fragment; `false` if there is no room.
-    pub(super) fn hold(&mut self, key: FragmentKey, fragment: Fragment, now: Instant) -> bool {
+    pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> bool {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
             self.release(&key, now);
         }
-        let bytes = cost(&fragment);
+        let bytes = fragment.cost();
         if self.bytes + bytes > BYTES {
             self.expire(now);
         }
@@ -75,11 +63,15 @@ impl Held {
     }
 
     /// Gives up the fragments of a datagram, in the order they came in.
-    pub(super) fn release(&mut self, key: &FragmentKey, now: Instant) -> Vec<Fragment> {
+    pub(super) fn release(&mut self, key: &FragmentKey, now: Instant) -> Vec<Received> {
         let Some(waiting) = self.datagrams.remove(key) else { return Vec::new() };
         self.bytes -= waiting.bytes();
         // Old ones are of another datagram with the same identification.
-        if waiting.is_too_old(now) { Vec::new() } else { waiting.fragments }
+        if waiting.is_too_old(now) {
+            self.expired += waiting.fragments.len();
+            return Vec::new();
+        }
+        waiting.fragments
     }
 
     /// Forgets what has been held for too long. Looks only if there may be something: it is asked whenever there is no room.
@@ -87,9 +79,21 @@ impl Held {
         if self.oldest.is_none_or(|oldest| now.saturating_duration_since(oldest) < LIMIT) {
             return;
         }
+        let before = self.fragments();
         self.datagrams.retain(|_, waiting| !waiting.is_too_old(now));
         self.bytes = self.datagrams.values().map(Waiting::bytes).sum();
         self.oldest = self.datagrams.values().map(|waiting| waiting.since).min();
+        self.expired += before - self.fragments();
+    }
+
+    /// How many fragments have been forgotten for their age since this was last asked.
+    pub(super) fn expired(&mut self) -> usize {
+        std::mem::take(&mut self.expired)
+    }
+
+    /// How many fragments are held.
+    pub(super) fn fragments(&self) -> usize {
+        self.datagrams.values().map(|waiting| waiting.fragments.len()).sum()
     }
 
     /// Whether nothing is held.
@@ -107,8 +111,8 @@ mod tests {
         FragmentKey::new(&[0x45, 0, 0, 0, high, low, 0, 0, 0, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2])
     }
 
-    fn fragment(tag: u8, length: usize) -> Fragment {
-        Fragment { interface: 3, packet: vec![tag; length] }
+    fn fragment(tag: u8, length: usize) -> Received {
+        Received { interface: 3, packet: vec![tag; length] }
     }
 
     #[test]
@@ -135,7 +139,7 @@ mod tests {
         assert_eq!(held.datagrams.len(), 2);
         held.expire(start + LIMIT);
         assert_eq!(held.release(&key(1), start + LIMIT), []);
-        assert_eq!(held.datagrams.len(), 1);
+        assert_eq!((held.datagrams.len(), held.expired()), (1, 2));
         held.expire(start + LIMIT * 2);
         assert!(held.is_empty());
         assert_eq!(held.bytes, 0);
@@ -161,7 +165,7 @@ mod tests {
             taken += usize::from(held.hold(key(id), fragment(0, 1480), start));
             assert!(held.bytes <= BYTES);
         }
-        assert_eq!(taken, BYTES / (1480 + OVERHEAD));
+        assert_eq!(taken, BYTES / fragment(0, 1480).cost());
         assert!(!held.hold(key(u16::MAX), fragment(0, 1480), start));
         assert!(held.hold(key(u16::MAX), fragment(0, 1480), start + LIMIT));
         assert_eq!(held.datagrams.len(), 1);

@@ -1,100 +1,272 @@
 //! Packets that the data plane does not send itself.
 //!
-//! Those that wait for a neighbour are translated; only the next hop's MAC address is missing. They are sent through the kernel's own
-//! output (`output`), which asks the neighbour and keeps the packet until it answers: the first packet of a connection is not
-//! lost, and no retransmission has to be waited for. Those that are too large for the next hop go the same way, in fragments. Fragments
-//! that came before the first of their datagram are held (`held`) until that has come, and then given to the program for
-//! fragments again.
+//! Those that wait for a neighbour (`waiting`) are as they came in. The kernel is asked for the neighbour; when that has answered they are
+//! given to the programs again, which find it then, and what comes out is sent (`output`): the first packet of a connection is not lost, and
+//! no retransmission has to be waited for. Fragments that came before the first of their datagram are held (`held`) until that has
+//! come, and go the same way. Packets that are too large for their next hop are translated already, and are sent in fragments.
+//!
+//! Nothing of this goes through the host's firewall, and whatever is lost is counted (`tally`).
 
 mod held;
 mod output;
+mod tally;
+mod waiting;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
+use futures_util::StreamExt as _;
 use router_common::{
     fragment::FragmentKey,
-    punt::{Kind, Punted},
+    punt::{Kind, Neighbour, Punted},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{interval, timeout},
+    task::JoinSet,
+    time::{interval, sleep},
 };
-use tracing::debug;
 
+pub(super) use self::tally::Tally;
 use self::{
-    held::{Fragment, Held},
+    held::Held,
     output::Output,
+    tally::Loss,
+    waiting::{Queued, Waiting},
 };
-use super::shared::Shared;
+use super::{
+    kernel::{self, Kernel, NeighbourChange, NeighbourEntry},
+    shared::Shared,
+};
+use crate::dataplane::Departure;
 
 /// How often the data plane hears of us: well within `Settings::DAEMON_PATIENCE`.
 const PRESENCE: Duration = Duration::from_secs(1);
+/// How often what has waited too long is looked for, while something waits.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// A packet as it came in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Received {
+    /// The index of the interface that it came in on.
+    interface: u32,
+    /// The packet, from its IP header on.
+    packet: Vec<u8>,
+}
+
+impl Received {
+    /// What a packet takes beside its bytes: small ones are not to be many.
+    const OVERHEAD: usize = 256;
+
+    fn of(punted: &Punted<'_>) -> Self {
+        Self { interface: punted.interface, packet: punted.packet.to_vec() }
+    }
+
+    /// The memory that it counts for.
+    fn cost(&self) -> usize {
+        self.packet.len() + Self::OVERHEAD
+    }
+}
 
 /// Does for ever what the data plane asks for in the ring.
-pub(super) async fn serve(shared: Arc<Shared>, ring: RingBuf<MapData>) -> Result<()> {
-    let mut desk = Desk { shared, output: Output::open()?, held: Held::default() };
+pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, ring: RingBuf<MapData>) -> Result<()> {
+    let mut changes = kernel::watch_neighbours()?;
+    let mut desk = Desk {
+        shared,
+        kernel,
+        output: Output::open()?,
+        held: Held::default(),
+        waiting: Waiting::default(),
+        asked: JoinSet::new(),
+    };
     // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the same one.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
         .context("cannot wait for packets from the data plane")?;
+    let mut round = interval(ROUND);
     loop {
-        let patience = if desk.held.is_empty() { Duration::MAX } else { held::LIMIT };
-        let Ok(ready) = timeout(patience, ring.readable_mut()).await else {
-            desk.held.expire(Instant::now());
-            continue;
-        };
-        let mut ready = ready.context("cannot wait for packets from the data plane")?;
-        while let Some(record) = ready.get_inner_mut().next() {
-            if let Some(punted) = Punted::parse(&record)
-                && let Err(error) = desk.handle(&punted)
-            {
-                debug!("cannot send a packet of the data plane: {error:#}");
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready.context("cannot wait for packets from the data plane")?;
+                while let Some(record) = ready.get_inner_mut().next() {
+                    if let Some(punted) = Punted::parse(&record) {
+                        desk.handle(&punted);
+                    }
+                }
+                ready.clear_ready();
             }
+            change = changes.next() => match change {
+                Some(change) => desk.note(change),
+                None => bail!("the netlink connection has ended"),
+            },
+            Some(answer) = desk.asked.join_next() => {
+                desk.hear(answer.context("a part of the daemon has crashed")?);
+            }
+            _ = round.tick(), if desk.has_something() => desk.look_at_the_clock(),
         }
-        ready.clear_ready();
+        desk.report();
     }
 }
 
 struct Desk {
     shared: Arc<Shared>,
+    kernel: Kernel,
     output: Output,
     held: Held,
+    waiting: Waiting,
+    /// Questions to the kernel about neighbours.
+    asked: JoinSet<Answer>,
+}
+
+/// What the kernel has answered.
+struct Answer {
+    neighbour: Neighbour,
+    /// Whether it has been told to find the neighbour out.
+    asked_for: bool,
+    /// What it knows of it; `None` if it knows none.
+    known: Result<Option<NeighbourEntry>>,
 }
 
 impl Desk {
-    fn handle(&mut self, punted: &Punted<'_>) -> Result<()> {
-        let packet = punted.packet;
+    fn handle(&mut self, punted: &Punted<'_>) {
+        let received = Received::of(punted);
         match punted.kind {
-            Kind::Send => self.output.send(packet)?,
-            Kind::Split => self.output.split(packet, u16::try_from(punted.detail)?)?,
-            Kind::Hold => {
-                let fragment = Fragment { interface: punted.detail, packet: packet.to_vec() };
-                self.held.hold(key(packet)?, fragment, Instant::now());
-            }
-            Kind::Release => {
-                // What one fails by, the others fail by, too.
-                for fragment in self.held.release(&key(packet)?, Instant::now()) {
-                    self.replay(&fragment)?;
+            Kind::Wait => {
+                let Queued { ask, dropped } = self.waiting.push(punted.neighbour, received, Instant::now());
+                self.shared.punts.lost(Loss::NoRoom, dropped);
+                if let Some(pause) = ask {
+                    self.ask(punted.neighbour, pause);
                 }
             }
+            Kind::Split => match self.split(punted) {
+                Ok(frames) => self.shared.punts.sent(frames),
+                Err(error) => self.shared.punts.failed(1, &error),
+            },
+            Kind::Hold => {
+                let Some(key) = key(&received.packet) else { return };
+                if !self.held.hold(key, received, Instant::now()) {
+                    self.shared.punts.lost(Loss::NoRoom, 1);
+                }
+            }
+            Kind::Release => {
+                let Some(key) = key(&received.packet) else { return };
+                let fragments = self.held.release(&key, Instant::now());
+                self.replay(&fragments);
+            }
         }
-        Ok(())
     }
 
-    /// Gives a fragment to the data plane once more. What is not to be sent has its reason counted, or is in the ring.
-    fn replay(&mut self, fragment: &Fragment) -> Result<()> {
-        let translated = self.shared.state().plane.replay_fragment(fragment.interface, &fragment.packet)?;
-        Ok(translated.map_or(Ok(()), |packet| self.output.send(&packet))?)
+    /// Has the kernel asked for a neighbour, after a pause.
+    fn ask(&mut self, neighbour: Neighbour, pause: Duration) {
+        let kernel = self.kernel.clone();
+        self.asked.spawn(async move {
+            sleep(pause).await;
+            Answer { neighbour, asked_for: true, known: kernel.ask_for(&neighbour).await }
+        });
+    }
+
+    /// Takes note of a change. What it was is looked up: it may be older than the packet that waits.
+    fn note(&mut self, change: NeighbourChange) {
+        let concerned = match change {
+            Some(neighbour) if self.waiting.is_for(&neighbour) => vec![neighbour],
+            Some(_) => Vec::new(),
+            None => self.waiting.neighbours(),
+        };
+        for neighbour in concerned {
+            let kernel = self.kernel.clone();
+            self.asked.spawn(async move {
+                Answer { neighbour, asked_for: false, known: kernel.neighbour(&neighbour).await }
+            });
+        }
+    }
+
+    /// Ends the waiting for a neighbour that has answered, or has been found not to.
+    fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
+        match known {
+            Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
+                let packets = self.waiting.take(&neighbour, Instant::now());
+                self.replay(&packets);
+            }
+            Ok(Some(NeighbourEntry { failed: true, .. })) => self.give_up(&neighbour),
+            // It has been removed. After it has been asked for, that is a change of its own.
+            Ok(None) if !asked_for && self.waiting.is_for(&neighbour) => self.ask(neighbour, waiting::PAUSE),
+            Ok(_) => {}
+            Err(error) => {
+                let lost = self.waiting.take(&neighbour, Instant::now()).len();
+                self.shared.punts.failed(lost as u64, &error);
+            }
+        }
+    }
+
+    fn give_up(&mut self, neighbour: &Neighbour) {
+        let packets = self.waiting.take(neighbour, Instant::now());
+        self.shared.punts.lost(Loss::Unanswered, packets.len() as u64);
+    }
+
+    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to be sent has its reason counted, or is in
+    /// the ring again.
+    fn replay(&self, packets: &[Received]) {
+        for Received { interface, packet } in packets {
+            // The lock is taken for each by itself: others wait for it.
+            let replayed = self.shared.state().plane.replay(*interface, packet);
+            let sent = replayed.and_then(|departure| match departure {
+                Some(Departure { interface, frame }) => self.send(interface, &frame).map(|()| 1),
+                None => Ok(0),
+            });
+            match sent {
+                Ok(frames) => self.shared.punts.sent(frames),
+                Err(error) => self.shared.punts.failed(1, &error),
+            }
+        }
+    }
+
+    fn send(&self, interface: u32, frame: &[u8]) -> Result<()> {
+        self.output.send(interface, frame).with_context(|| self.cannot_send(interface))
+    }
+
+    fn split(&mut self, punted: &Punted<'_>) -> Result<u64> {
+        let Punted { interface, mtu, mac, packet, .. } = *punted;
+        let settings = *self.shared.state().plane.settings.current();
+        let own = settings.interface(settings.ingress_slot(interface)).mac.bytes();
+        let ethernet = [&mac[..], &own, &[0x08, 0x00]].concat();
+        let mtu = u16::try_from(mtu)?;
+        self.output.split(interface, &ethernet, packet, mtu).with_context(|| self.cannot_send(interface))
+    }
+
+    fn cannot_send(&self, interface: u32) -> String {
+        let place = self.shared.interface_indexes().iter().position(|index| *index == interface);
+        match place.and_then(|place| self.shared.config.interfaces.names().nth(place)) {
+            Some(name) => format!("cannot send by {name}"),
+            None => format!("cannot send by the interface with index {interface}"),
+        }
+    }
+
+    fn has_something(&self) -> bool {
+        !self.held.is_empty() || !self.waiting.is_empty()
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        self.held.expire(now);
+        for neighbour in self.waiting.overdue(now) {
+            self.give_up(&neighbour);
+        }
+    }
+
+    /// Says what there is now.
+    fn report(&mut self) {
+        let punts = &self.shared.punts;
+        punts.lost(Loss::Expired, self.held.expired() as u64);
+        punts.has(self.waiting.packets(), self.held.fragments());
     }
 }
 
-fn key(packet: &[u8]) -> Result<FragmentKey> {
-    packet.first_chunk().map(FragmentKey::new).context("a packet without a header")
+/// The datagram of a fragment. Every packet in the ring has a header.
+fn key(packet: &[u8]) -> Option<FragmentKey> {
+    packet.first_chunk().map(FragmentKey::new)
 }
 
 /// Tells the data plane for ever that there is somebody to hand packets to.

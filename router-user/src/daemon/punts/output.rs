@@ -1,53 +1,79 @@
-//! Sending packets that are translated already.
+//! Sending frames, past the host's firewall.
+//!
+//! Through a packet socket (packet(7)): what is translated already must not meet the rules and the connection tracking for this machine's
+//! own packets, which know nothing of it. The frames go straight to the driver (`PACKET_QDISC_BYPASS`), as those that the programs send do.
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
 use router_common::fragment;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// The kernel's own output, for packets that bring their IP header.
+/// What may be on its way at once: as many packets as wait for a neighbour may leave together.
+const SEND_BUFFER: libc::c_int = 4 << 20;
+
+/// A packet socket.
 pub(super) struct Output {
-    socket: Socket,
+    socket: OwnedFd,
     /// The identification of the last packet that got one here.
     identification: u16,
 }
 
 impl Output {
     pub(super) fn open() -> Result<Self> {
-        // IPPROTO_RAW: the packets bring their own IP header (raw(7)).
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
-            .context("cannot open a raw socket (CAP_NET_RAW is needed)")?;
-        socket.set_nonblocking(true).context("cannot set up the raw socket")?;
-        // Connection tracking would wait for the other fragments of a datagram, which do not come this way (ip(7)).
-        set_option(&socket, libc::SOL_IP, libc::IP_NODEFRAG, 1).context("cannot set up the raw socket")?;
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // No protocol: it receives nothing. SAFETY: takes numbers only, and its answer is looked at.
+        let descriptor = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error())
+                .context("cannot open a packet socket (CAP_NET_RAW is needed)");
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
+            .and_then(|()| set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER))
+            .context("cannot set up the packet socket")?;
         Ok(Self { socket, identification: 0 })
     }
 
-    /// Sends a packet. One that the link does not take, and that may be fragmented, goes in fragments.
-    pub(super) fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        match self.send_whole(packet) {
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                self.split(packet, path_mtu(destination(packet)?)?)
-            }
-            result => result,
-        }
+    /// Sends a frame by the interface with this index.
+    pub(super) fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: zero is a value of this plain structure.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+        to.sll_ifindex = i32::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: frame and address live through the call and are as long as is said.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends a packet in fragments that a link takes.
-    pub(super) fn split(&mut self, packet: &[u8], mtu: u16) -> io::Result<()> {
+    /// Sends an IP packet in fragments that a link takes, behind this Ethernet header; how many frames that were.
+    pub(super) fn split(
+        &mut self,
+        interface: u32,
+        ethernet: &[u8],
+        packet: &[u8],
+        mtu: u16,
+    ) -> io::Result<u64> {
         let mut packet = packet.to_vec();
         match packet.get_mut(4..8) {
             Some([_, _, flags, _]) if *flags & 0x40 != 0 => {
                 return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
             }
-            // The kernel gives every packet that has no identification one of its own (`raw_send_hdrinc`, net/ipv4/raw.c), and fragments
-            // must have the same. One that is a fragment already has siblings that do not come by here: it is left as it is, and lost
-            // if its datagram has the identification 0, one of 65,536.
+            // Fragments of one packet must have one identification, and such packets have none (RFC 6864). One that is a fragment already
+            // has siblings that do not come by here: it is left as it is.
             Some([high @ 0, low @ 0, 0, 0]) => {
                 self.identification = self.identification.checked_add(1).unwrap_or(1);
                 [*high, *low] = self.identification.to_be_bytes();
@@ -55,46 +81,16 @@ impl Output {
             _ => {}
         }
         let pieces = fragment::split(&packet, mtu).ok_or(io::ErrorKind::InvalidData)?;
+        let mut frames = 0;
         for (header, data) in pieces {
-            self.send_whole(&[&header, data].concat())?;
+            self.send(interface, &[ethernet, &header, data].concat())?;
+            frames += 1;
         }
-        Ok(())
-    }
-
-    fn send_whole(&self, packet: &[u8]) -> io::Result<()> {
-        let to = SockAddr::from(SocketAddrV4::new(destination(packet)?, 0));
-        self.socket.send_to(packet, &to).map(drop)
+        Ok(frames)
     }
 }
 
-fn destination(packet: &[u8]) -> io::Result<Ipv4Addr> {
-    let address = packet.get(16..).and_then(<[u8]>::first_chunk::<4>).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(Ipv4Addr::from(*address))
-}
-
-/// What the route to an address takes, in bytes. Sends nothing.
-fn path_mtu(to: Ipv4Addr) -> io::Result<u16> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // Any port: it only has the kernel look the route up.
-    socket.connect((to, 9))?;
-    let (mut mtu, mut length): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: the option is an integer, which is as long as is said.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IP,
-            libc::IP_MTU,
-            (&raw mut mtu).cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
-}
-
-fn set_option(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the option is an integer, which is as long as is said.
     let result = unsafe {
         libc::setsockopt(
