@@ -1,8 +1,11 @@
 //! Whether the rules have somewhere to lead to, and what that means for the probe.
 //!
-//! The probe takes this whole machine out of service, with every rule that works. So what one rule or one target lacks is *degraded*: to be
-//! seen and to be repaired, while the others go on. It is a *problem*, and the probe's matter, when there is no way for any forward, or
-//! when the way out of this machine is missing, which another machine behind the load balancer may have.
+//! The probe takes this whole machine out of service, with every rule that works. So what only some rules lack is *degraded*: to be seen and
+//! to be repaired, while the others go on. It is a *problem*, and the probe's matter, when no forward has a way: none has a target, or the next
+//! hops of all are missing, as when the gateway that they share is dead, which another machine behind the load balancer may still reach.
+//!
+//! A load balancer sends to forwards. Who uses a masquerade has this machine as its gateway, whatever the probe says, so masquerades count
+//! only where there is no forward.
 
 use router_common::MAX_TARGETS;
 
@@ -39,7 +42,7 @@ pub(super) fn judge(
     }
     ways.degraded.extend(with.iter().filter_map(|forward| targets(forward, names, health)));
     ways.names(names, with.is_empty());
-    ways.next_hops(config, next_hops);
+    ways.next_hops(config, &with, next_hops);
     ways
 }
 
@@ -70,17 +73,26 @@ impl Ways {
         }
     }
 
-    fn next_hops(&mut self, config: &Config, next_hops: &[NextHopStatus]) {
-        // The targets of a forward stand in for each other; the destinations of a masquerade do not.
-        let has_another = |rule: &String| {
-            config.forwards.iter().any(|forward| forward.name == *rule)
-                && next_hops.iter().any(|other| other.resolved && other.rules.contains(rule))
+    /// `with`: the forwards that have targets.
+    fn next_hops(&mut self, config: &Config, with: &[&Forward], next_hops: &[NextHopStatus]) {
+        let forwards = with.iter().map(|forward| &forward.name);
+        let decisive: Vec<&String> = if config.forwards.is_empty() {
+            config.masquerades.iter().map(|masquerade| &masquerade.name).collect()
+        } else {
+            forwards.collect()
         };
+        let is_lost = |rule: &&String| {
+            let mut of_rule = next_hops.iter().filter(|next_hop| next_hop.rules.contains(rule)).peekable();
+            // A target that has just come has not been looked at yet.
+            of_rule.peek().is_some() && of_rule.all(|next_hop| !next_hop.resolved)
+        };
+        let all_are_lost = !decisive.is_empty() && decisive.iter().all(is_lost);
         for NextHopStatus { rules, target, problem, .. } in
             next_hops.iter().filter(|next_hop| !next_hop.resolved)
         {
             let text = format!("rule {}: no next hop to {target}: {problem}", rules.join(", "));
-            if rules.iter().all(has_another) { &mut self.degraded } else { &mut self.problems }.push(text);
+            let concerns_probe = all_are_lost && rules.iter().any(|rule| decisive.contains(&rule));
+            if concerns_probe { &mut self.problems } else { &mut self.degraded }.push(text);
         }
     }
 }

@@ -327,6 +327,25 @@ fn one_unknown_name_leaves_the_other_rules_alone() {
     }
 }
 
+/// A machine on this link that is down, behind one rule of many.
+#[test]
+fn a_target_on_the_link_that_is_down_leaves_the_other_rules_alone() {
+    let down = Ipv4Addr::new(10, 0, 2, 125);
+    let mut lab = lab_with(&format!("\"{down}:{ECHO_PORT}\""));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let text = format!("rule echo-tcp: no next hop to {down}");
+    check(wait::until("the router to notice", TTL_LIMIT, || {
+        let now: Status = lab.pls_router_json(&["status"])?;
+        ensure!(now.degraded.iter().any(|reason| reason.starts_with(&text)), "{now:#?}");
+        Ok(())
+    }));
+    let now = status(&lab);
+    assert!(now.healthy && now.reasons.is_empty(), "{now:#?}");
+    let udp = check(lab::client::Udp::open(&lab.hosts.serverless, ECHO));
+    check(udp.echo(b"another rule", LIMIT));
+}
+
 #[test]
 fn without_any_target_the_probe_fails_until_there_is_one() {
     let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));

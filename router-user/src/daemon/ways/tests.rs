@@ -91,23 +91,53 @@ fn without_any_target_nothing_is_forwarded() {
 }
 
 #[test]
-fn a_next_hop_is_a_problem_where_no_other_target_stands_in() {
+fn a_next_hop_is_a_problem_when_no_forward_has_any() {
     let names = names(&[("db.example.com", &[1, 3], ""), ("web.example.com", &[2, 3], "")]);
     let (db, web, both) = (["db"], ["web"], ["db", "web"]);
     let all = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, true)];
     check(&names, &all, &[], &[]);
     let shared_one_gone = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, false)];
     check(&names, &shared_one_gone, &[], &["rule db, web: no next hop to 10.1.0.3: no answer"]);
+    // A target on the link that is down, say: what other rules do is worth more than what this one cannot.
     let web_lost = [next_hop(&db, 1, true), next_hop(&web, 2, false), next_hop(&both, 3, false)];
+    let texts =
+        ["rule web: no next hop to 10.1.0.2: no answer", "rule db, web: no next hop to 10.1.0.3: no answer"];
+    check(&names, &web_lost, &[], &texts);
+    let all_lost = [next_hop(&web, 2, false), next_hop(&both, 3, false)];
+    check(&names, &all_lost, &texts, &[]);
+    // Nobody has looked for the way of a new target yet.
+    check(&names, &[next_hop(&web, 2, false)], &[], &texts[..1]);
+}
+
+#[test]
+fn a_forward_without_a_target_is_no_way_either() {
+    let names = names(&[("db.example.com", &[], "gone"), ("web.example.com", &[2], "")]);
     check(
         &names,
-        &web_lost,
-        &["rule web: no next hop to 10.1.0.2: no answer", "rule db, web: no next hop to 10.1.0.3: no answer"],
-        &[],
+        &[next_hop(&["web"], 2, false)],
+        &["rule web: no next hop to 10.1.0.2: no answer"],
+        &["rule db: no target: new sessions are dropped", "target db.example.com: no address: gone"],
     );
-    // The networks behind a masquerade do not stand in for each other.
-    let masquerade = [next_hop(&["vnet"], 1, false), next_hop(&["vnet"], 2, true)];
-    check(&names, &masquerade, &["rule vnet: no next hop to 10.1.0.1: no answer"], &[]);
+}
+
+/// Who uses a masquerade does not come by the load balancer.
+#[test]
+fn masquerades_count_where_there_is_no_forward() {
+    let names = names(&[("db.example.com", &[1], ""), ("web.example.com", &[2], "")]);
+    let lost = next_hop(&["vnet"], 9, false);
+    let text = ["rule vnet: no next hop to 10.1.0.9: no answer"];
+    check(&names, &[next_hop(&["db"], 1, true), next_hop(&["web"], 2, true), lost.clone()], &[], &text);
+
+    let alone = "[interfaces]\npls = \"eth0\"\n[[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\n\
+                 destinations = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\n";
+    let config =
+        Config::parse(alone, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
+    let judge =
+        |next_hops: &[NextHopStatus]| judge(&config, &Names::default(), &TargetHealth::default(), next_hops);
+    let half = judge(&[next_hop(&["vnet"], 1, true), lost.clone()]);
+    assert_eq!((half.problems, half.degraded), (owned(&[]), owned(&text)));
+    let none = judge(&[lost]);
+    assert_eq!((none.problems, none.degraded), (owned(&text), owned(&[])));
 }
 
 #[test]
