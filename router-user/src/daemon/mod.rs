@@ -9,6 +9,7 @@
 mod api;
 mod audit;
 mod capacity;
+mod damage;
 mod kernel;
 mod listing;
 mod metrics;

@@ -9,10 +9,11 @@ use std::{
 };
 
 use anyhow::Result;
-use router_common::ports::PoolKey;
+use router_common::{ports::PoolKey, reason::Reason};
 
 use super::{
     capacity::{Crowding, Usage},
+    damage::{Counts, Damage},
     names::Names,
     punts::Tally,
     rule_set,
@@ -67,6 +68,7 @@ pub(super) struct State {
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
     crowding: Crowding,
+    damage: Damage,
 }
 
 /// What the daemon's parts share.
@@ -113,6 +115,7 @@ impl Shared {
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),
                 crowding: Crowding::default(),
+                damage: Damage::default(),
             }),
         }
     }
@@ -216,6 +219,11 @@ impl Shared {
             ports: self.snat_ports(),
         };
         degraded.extend(state.crowding.look(usage));
+        if let Ok(stats) = state.plane.counters.read() {
+            let packets = |reason: Reason| stats.reasons[reason as usize].packets;
+            let counts = Counts { damaged: packets(Reason::BadChecksum), opened: packets(Reason::Opened) };
+            degraded.extend(state.damage.look(counts, Instant::now()));
+        }
         degraded.extend(self.punts.problem().map(|problem| format!("packets are lost: {problem}")));
         degraded
     }

@@ -251,6 +251,13 @@ fn native_support(found: &mut Findings, interface: &Interface) {
             ),
             format!("try it; if attaching fails, {generic}"),
         ),
+        Some(driver) if driver == "veth" => found.warning(
+            format!(
+                "interface `{name}` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
+                 (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)"
+            ),
+            "at the other end: ethtool -K DEVICE tx off tso off gso off",
+        ),
         Some(_) | None => {}
     }
     if interface.lro == Some(true) {

@@ -105,6 +105,20 @@ fn a_misspelt_interface() {
 }
 
 #[test]
+fn a_veth_s_other_end_may_leave_work_to_hardware() {
+    let facts = with_interface(|interface| interface.driver = Some("veth".to_owned()));
+    check(
+        &config(""),
+        &facts,
+        &[
+            "warning: interface `eth0` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
+           (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)\n  \
+           fix: at the other end: ethtool -K DEVICE tx off tso off gso off",
+        ],
+    );
+}
+
+#[test]
 fn an_interface_has_other_names_as_well() {
     let facts = with_interface(|interface| {
         interface.name = "ens5".to_owned();
