@@ -17,6 +17,10 @@ pub(crate) struct Shortfall {
 }
 
 impl Shortfall {
+    pub(crate) fn new(package: &'static Package, reason: String) -> Self {
+        Self { package, reason }
+    }
+
     /// Whether the package is needed for this.
     pub(crate) fn is_for(&self, usage: Use) -> bool {
         self.package.usage == usage
@@ -43,7 +47,7 @@ fn install_for(usage: Use) -> Vec<Shortfall> {
     }
     let shortfalls = |reason: &dyn Fn(&Package) -> String| {
         let left = missing.iter().filter(|package| !package.sign.is_there());
-        left.map(|package| Shortfall { package, reason: reason(package) }).collect()
+        left.map(|package| Shortfall::new(package, reason(package))).collect()
     };
     if let Some(obstacle) = apt::obstacle() {
         return shortfalls(&|_| obstacle.to_owned());

@@ -78,7 +78,8 @@ const GROUPS: &[(&str, Group)] = &[
 
 /// The packages that compile for the host, by what is done with them. Always one at a time: in a build of all, the
 /// features that one package asks of a dependency would hide that another forgot to ask.
-const LINTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask", "fuzz"];
+const LINTED: &[&str] =
+    &["bpf-build", "router-common", "router-user", "harness", "harness-macros", "lab", "xtask", "fuzz"];
 const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask"];
 const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "xtask"];
 
@@ -476,7 +477,32 @@ fn host_triple() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use harness::packages::named;
+
     use super::*;
+
+    #[test]
+    fn only_a_package_of_the_lab_is_a_failure() {
+        let shortfall = |name| Shortfall::new(named(name).unwrap(), "it would remove another".to_owned());
+        let outcome = without(&[shortfall("tcpdump"), shortfall("coturn"), shortfall("g++")]);
+        assert_eq!((outcome.counts.failed, outcome.counts.skipped), (1, 2));
+        assert!(
+            outcome.notes[0].starts_with("failed: tcpdump (")
+                && outcome.notes[1].starts_with("skipped: coturn (")
+        );
+        assert!(outcome.notes[2].ends_with(": it would remove another"), "{:?}", outcome.notes);
+    }
+
+    #[test]
+    fn what_needs_a_missing_package_is_skipped_for_that_reason() {
+        let shortfalls = vec![Shortfall::new(named("g++").unwrap(), "there is no mirror".to_owned())];
+        let prepared = Prepared { toolchain: None, shortfalls };
+        assert_eq!(
+            prepared.obstacle(Use::Fuzz).unwrap(),
+            "there is no g++ (compiles libFuzzer): there is no mirror"
+        );
+        assert_eq!(prepared.obstacle(Use::Clients), None);
+    }
 
     fn parsed(arguments: &[&str]) -> Result<Options, lexopt::Error> {
         parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())

@@ -181,6 +181,29 @@ fn every_case_of_vpp_has_its_row_and_every_test_it_names_exists() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// `#[tokio::test]` makes a test of the compiler's harness, which these binaries do not have: it would never run.
+#[test]
+fn the_projects_own_harness_finds_all_tests() {
+    let mut folders =
+        ["router-user/tests/datapath", "router-user/tests/bpf_fuzz", "tests/tests", "xtask/tests/setup"]
+            .map(|folder| root().join(folder))
+            .to_vec();
+    let mut looked_at = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(!text.contains("::test]") && !text.contains("::test("), "{}", path.display());
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 30, "only {looked_at} files");
+}
+
 #[test]
 fn only_tests_that_run_count() {
     let text = "#[test]\nfn runs() {}\nfn helper() {}\n#[test]\n#[ignore = \"why\"]\nfn waits() {}\n\

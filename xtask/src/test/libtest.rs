@@ -61,6 +61,8 @@ struct Results {
 
 impl Results {
     fn read(&mut self, line: &str) {
+        // What runs on a terminal, as in a virtual machine, or is told to, writes in colours.
+        let line = &plain(line);
         if let Some(counts) = result_line(line) {
             self.counts.passed += counts.passed;
             self.counts.failed += counts.failed;
@@ -97,6 +99,14 @@ impl Results {
         self.notes.extend(skipped);
         Outcome { counts: self.counts, notes: self.notes }
     }
+}
+
+/// The line without its colours: `ESC [ 32 m` (ECMA-48, SGR).
+fn plain(line: &str) -> String {
+    let mut parts = line.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default();
+    let rest = parts.map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
+    rest.fold(first.to_owned(), |plain, part| plain + part.strip_prefix('m').unwrap_or(part))
 }
 
 /// The reason in what follows the word `ignored`: `, reason`, or ` (reason)` of the project's own harness.
@@ -160,6 +170,17 @@ mod tests {
         );
         assert_eq!(outcome.counts, Counts { passed: 1, failed: 0, skipped: 3 });
         assert_eq!(outcome.notes, ["skipped: no reason given: d", "skipped: there is no dig (DNS): a, c"]);
+    }
+
+    #[test]
+    fn colours_hide_nothing() {
+        let outcome = read(
+            "running 2 tests\ntest a  ... \u{1b}[31mFAILED\u{1b}[0m\ntest bb ... \u{1b}[1;33mignored (why)\u{1b}[0m\n\
+             test result: \u{1b}[31mFAILED\u{1b}[0m. 0 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
+            false,
+        );
+        assert_eq!(outcome.counts, Counts { passed: 0, failed: 1, skipped: 1 });
+        assert_eq!(outcome.notes, ["failed: a", "skipped: why: bb"]);
     }
 
     #[test]
