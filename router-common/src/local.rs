@@ -9,7 +9,7 @@ use core::mem::size_of;
 use crate::{
     address::{Ipv4, Port},
     flow::Protocol,
-    packet::{Packet, tcp},
+    packet::Packet,
     rules::{Network, bank},
 };
 
@@ -75,19 +75,23 @@ pub const OWN_ADDRESS: u32 = 1;
 /// and for the broadcast address of one of its networks.
 pub const BROADCAST_ADDRESS: u32 = 2;
 
-/// DHCP's client port (RFC 2131).
+/// DHCP's ports (RFC 2131 4.1): the client's,
 const DHCP_CLIENT: u16 = 68;
+/// and the server's, which its messages come from.
+const DHCP_SERVER: u16 = 67;
 
 /// Judges a packet from a source that is closed out.
 #[inline(always)]
 pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
     let port = packet.key.destination_port.number();
     match packet.protocol {
-        Protocol::Udp if port == DHCP_CLIENT => Judgement::Harmless,
+        Protocol::Udp if port == DHCP_CLIENT && packet.key.source_port.number() == DHCP_SERVER => {
+            Judgement::Harmless
+        }
         // Somebody else's: without a rule there is no way through this machine.
         _ if !place.is_local => Judgement::Closed,
         Protocol::Tcp if port == place.health_port.number() => Judgement::Harmless,
-        Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => Judgement::Closed,
+        // A SYN too: into a connection, it is answered by a challenge (RFC 5961 4), and a peer that has restarted waits for that.
         Protocol::Tcp | Protocol::Udp => Judgement::IfConnected,
         // An answer to a ping of this machine; the kernel knows whether there was one.
         Protocol::Icmp if !packet.opens() => Judgement::Harmless,
@@ -128,7 +132,7 @@ pub const fn is_martian_destination(destination: Ipv4) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::FlowKey;
+    use crate::{flow::FlowKey, packet::tcp};
 
     fn packet(protocol: Protocol, destination_port: u16, tcp_flags: u8) -> Packet {
         Packet {
@@ -150,18 +154,26 @@ mod tests {
         }
     }
 
+    /// What a server says to a client.
+    fn dhcp() -> Packet {
+        let mut packet = packet(Protocol::Udp, 68, 0);
+        packet.key.source_port = Port::new(67);
+        packet
+    }
+
     const HERE: Place = Place { health_port: Port::new(8082), is_local: true };
     const ELSEWHERE: Place = Place { is_local: false, ..HERE };
 
     #[test]
     fn closed_unless_there_is_a_reason() {
         let cases = [
-            (packet(Protocol::Tcp, 22, tcp::SYN), Judgement::Closed),
+            (packet(Protocol::Tcp, 22, tcp::SYN), Judgement::IfConnected),
             (packet(Protocol::Tcp, 8082, tcp::SYN), Judgement::Harmless),
             (packet(Protocol::Tcp, 8082, tcp::ACK), Judgement::Harmless),
             (packet(Protocol::Tcp, 50_000, tcp::SYN | tcp::ACK), Judgement::IfConnected),
             (packet(Protocol::Tcp, 22, tcp::ACK), Judgement::IfConnected),
-            (packet(Protocol::Udp, 68, 0), Judgement::Harmless),
+            (packet(Protocol::Udp, 68, 0), Judgement::IfConnected),
+            (dhcp(), Judgement::Harmless),
             (packet(Protocol::Udp, 8082, 0), Judgement::IfConnected),
             (packet(Protocol::Icmp, 0, 0), Judgement::Closed),
             (packet(Protocol::Icmp, 7, 0), Judgement::Harmless),
@@ -170,7 +182,7 @@ mod tests {
             assert_eq!(judge(&packet, &HERE), expected, "{packet:?}");
         }
         assert_eq!(judge(&packet(Protocol::Tcp, 8082, tcp::SYN), &ELSEWHERE), Judgement::Closed);
-        assert_eq!(judge(&packet(Protocol::Udp, 68, 0), &ELSEWHERE), Judgement::Harmless, "a broadcast");
+        assert_eq!(judge(&dhcp(), &ELSEWHERE), Judgement::Harmless, "a broadcast");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
     address::{Ipv4, Port},
     atomic::Atomic,
     bounds::opaque,
+    flow::FlowKey,
 };
 
 /// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
@@ -129,6 +130,20 @@ pub struct PoolKey {
 }
 
 const _: () = assert!(size_of::<PoolKey>() == 12);
+
+impl PoolKey {
+    /// The pool that the port of a reply flow belongs to.
+    #[inline(always)]
+    pub const fn of(reply: &FlowKey<Ipv4>) -> Self {
+        Self {
+            snat: reply.destination,
+            target: reply.source,
+            target_port: reply.source_port,
+            protocol: reply.protocol_number(),
+            zero: 0,
+        }
+    }
+}
 
 /// Words of a pool's bitmap: a bit for each port.
 pub const POOL_WORDS: u32 = 1024;

@@ -191,13 +191,19 @@ impl Connection {
             || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
     }
 
+    /// Whether the target has not answered the client's SYN.
+    #[inline(always)]
+    pub const fn is_unanswered(&self) -> bool {
+        !self.reply.any(tcp::SYN)
+    }
+
     /// How far it is.
     pub const fn state(&self) -> State {
         if self.is_over() {
             State::Closed
         } else if self.forward.any(tcp::FIN) || self.reply.any(tcp::FIN) {
             State::Closing
-        } else if self.opening || !self.reply.any(tcp::SYN) {
+        } else if self.opening || self.is_unanswered() {
             State::Opening
         } else {
             State::Established

@@ -68,6 +68,16 @@ pub struct RuleStats {
     pub denied: u64,
 }
 
+/// What is counted of this machine's own traffic, where it meets a session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct OwnStats {
+    /// Sessions that have given way.
+    pub sessions_ended: u64,
+    /// Connections of this machine's own that were refused, since the session is alive.
+    pub connections_refused: u64,
+}
+
 /// The time as a CPU has last read it.
 ///
 /// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock moves with it. The
@@ -111,6 +121,8 @@ pub struct CpuStats {
     pub decisions: [Decisions; MAX_RULES],
     /// The program's own.
     pub clock: Clock,
+    /// What this machine's own traffic has met.
+    pub own: OwnStats,
 }
 
 /// The kernel's limit for a per-CPU value (`PCPU_MIN_UNIT_SIZE`, include/linux/percpu.h).
@@ -132,11 +144,12 @@ impl CpuStats {
         translated: [Counter { packets: 0, bytes: 0 }; 2 * MAX_RULES],
         decisions: [Decisions { opened: 0, denied: 0 }; MAX_RULES],
         clock: Clock { jiffies: 0, ticks: Ticks(0), zero: 0 },
+        own: OwnStats { sessions_ended: 0, connections_refused: 0 },
     };
 
     /// Adds what another CPU counted.
     pub fn merge(&mut self, other: &Self) {
-        let Self { reasons, interfaces, passed_on: _, translated, decisions, clock: _ } = self;
+        let Self { reasons, interfaces, passed_on: _, translated, decisions, clock: _, own } = self;
         for (sum, cpu) in reasons.iter_mut().zip(&other.reasons) {
             sum.merge(cpu);
         }
@@ -158,6 +171,8 @@ impl CpuStats {
             sum.opened += cpu.opened;
             sum.denied += cpu.denied;
         }
+        own.sessions_ended += other.own.sessions_ended;
+        own.connections_refused += other.own.connections_refused;
     }
 
     /// What is counted of the rule with this number; nothing if there is no such rule.

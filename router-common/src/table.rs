@@ -266,6 +266,13 @@ impl Tag {
         Self(self.0 & !Self::STATE_MASK | (state as u32) << Self::STATE_SHIFT)
     }
 
+    /// The tag of the same flow once it is retired: without its "opening", which ends with who retires it. A packet that found the flow before
+    /// must not end it once more.
+    #[inline(always)]
+    const fn retired(self) -> Self {
+        Self(self.in_state(SlotState::Retired).0 & !Self::OPENING)
+    }
+
     /// Where in its life the slot is.
     #[inline(always)]
     pub const fn state(self) -> SlotState {
@@ -451,13 +458,19 @@ impl Slot {
                 return None;
             }
             self.set_last_seen(now);
-            // Without its "opening", which the caller ends: a packet that found the flow before must not end it once more.
-            let retired = Tag(tag.in_state(SlotState::Retired).0 & !Tag::OPENING);
             // What the tag says of the session's state may have changed meanwhile, and nothing else.
-            if self.change_tag(tag, retired) {
+            if self.change_tag(tag, tag.retired()) {
                 return Some(tag);
             }
         }
+    }
+
+    /// Retires a live flow whose tag still is what was seen; whether it was this call that did.
+    #[inline(always)]
+    pub fn retire_from(&self, seen: Tag, now: Ticks) -> bool {
+        // First, or the sweep might take it for one that was retired long ago.
+        self.set_last_seen(now);
+        self.change_tag(seen, seen.retired())
     }
 
     /// Whether a retired or free slot has been so for long enough.

@@ -13,7 +13,9 @@ use router_common::{
     table::{InsertError, NOWHERE, Slot, Tag, Vacancy},
 };
 
-use crate::{Exit, Outcome, Work, answer, flows, half_open, pools, rules, rules::Match, settings, sockets};
+use crate::{
+    Exit, Outcome, Work, answer, flows, half_open, own, pools, rules, rules::Match, settings, sockets,
+};
 
 /// A session that is being opened.
 ///
@@ -330,13 +332,15 @@ fn another_address() -> i64 {
     }
 }
 
-/// Whether the reply flow of the session that is being opened would take packets from a socket of this machine. A global function, see
+/// Whether the reply flow of the session that is being opened would take packets from this machine itself. A global function, see
 /// above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
     match scratch() {
-        Some(opening) => u32::from(sockets::owns(context, &opening.reply_key)),
+        Some(opening) => {
+            u32::from(own::has_sent(&opening.reply_key) || sockets::owns(context, &opening.reply_key))
+        }
         None => 1,
     }
 }

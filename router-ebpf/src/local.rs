@@ -11,7 +11,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Outcome, Work, flows, fragment, rules, sockets};
+use crate::{Outcome, Work, flows, fragment, own, rules};
 
 /// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
 #[map]
@@ -21,6 +21,8 @@ static LOCAL_ALLOW: Array<Allow> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW a
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let parsed = packet::parse_leading(&work.frame);
+    // Keeps it in memory: in registers, the compiler would move what an error does not have, and the verifier refuse that.
+    core::hint::black_box(&parsed);
     // Why it passes, if it does.
     let reason = match &parsed {
         Ok(_) => Reason::NotMatched,
@@ -56,11 +58,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
             let place = Place { health_port: Port::new(rule_set.health_port as u16), is_local };
             match judge(packet, &place) {
                 Judgement::Harmless => true,
-                Judgement::IfConnected
-                    if sockets::is_connected(work.frame.context().ctx, &packet.key, rule_set.ephemeral) =>
-                {
-                    true
-                }
+                Judgement::IfConnected if own::is_answer(work, rule_set.ephemeral) => true,
                 Judgement::IfConnected | Judgement::Closed => {
                     is_allowed(packet.protocol as u8, packet.key.destination_port.number())
                 }

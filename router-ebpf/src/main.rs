@@ -22,10 +22,13 @@ mod local;
 mod mss;
 mod next_hop;
 mod open;
+mod own;
 mod pools;
 mod punt;
 mod related;
+mod removal;
 mod rules;
+mod sent;
 mod settings;
 mod slow;
 mod sockets;
@@ -33,9 +36,9 @@ mod stats;
 
 use aya_ebpf::{
     bindings::xdp_action,
-    macros::{map, xdp},
+    macros::{classifier, map, xdp},
     maps::{DevMap, ProgramArray},
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use router_common::{
     MAX_INTERFACES, STAGES as STAGE_COUNT, Stage, packet,
@@ -239,6 +242,12 @@ stage! {
 stage! {
     /// Answers of the router's own.
     answer, answer::answer
+}
+
+/// What leaves by the router's interfaces and is not XDP's doing: this machine's own.
+#[classifier]
+fn own_traffic(ctx: TcContext) -> i32 {
+    sent::look(&ctx)
 }
 
 /// Never runs: nothing here panics, and the verifier would not load what could loop for ever.

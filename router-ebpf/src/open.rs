@@ -29,7 +29,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Some(rule_set) if version != 0 => rule_set,
         _ => return Err(Reason::NotConfigured.into()),
     };
-    let found = match rules::find(packet, version, rule_set, random(), work.stats) {
+    let found = match rules::find(packet, version, rule_set, random(), work) {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),

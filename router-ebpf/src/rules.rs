@@ -14,10 +14,9 @@ use router_common::{
     packet::Packet,
     reason::Reason,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
-    stats::CpuStats,
 };
 
-use crate::stats;
+use crate::{Work, own, stats};
 
 // All of these are written by the daemon and only read here; see `router_common::rules` for how a new rule set takes over.
 
@@ -97,7 +96,7 @@ pub(crate) fn find(
     version: u32,
     rule_set: &RuleSet,
     random: u32,
-    counters: &mut CpuStats,
+    work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
     if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
@@ -105,7 +104,7 @@ pub(crate) fn find(
     }
     let found = match local_address(key.destination) {
         Some(BROADCAST_ADDRESS) => return Err(Reason::NotMatched),
-        Some(_) => find_forward(packet, version, random, counters),
+        Some(_) => find_forward(packet, version, rule_set, random, work),
         None => find_masquerade(packet, version, rule_set),
     }?;
     if packet.opens() { Ok(found) } else { Err(Reason::NoSession) }
@@ -115,8 +114,9 @@ pub(crate) fn find(
 fn find_forward(
     packet: &Packet,
     version: u32,
+    rule_set: &RuleSet,
     random: u32,
-    counters: &mut CpuStats,
+    work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
     let listener = |address| {
@@ -127,9 +127,13 @@ fn find_forward(
         Some(rule) => *rule as u16,
         None => *listener(None).ok_or(Reason::NotMatched)? as u16,
     };
+    // A rule may listen where the kernel gives out ports.
+    if own::is_answer(work, rule_set.ephemeral) {
+        return Err(Reason::NotMatched);
+    }
     let source = SourceKey::new(version, rule, key.source);
     if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
-        stats::decisions(counters, rule).denied += 1;
+        stats::decisions(work.stats, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
     }
     let target = RULES

@@ -6,12 +6,19 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple, xdp_md,
     },
     helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    macros::map,
+    maps::Array,
 };
 use router_common::{
     address::{Ipv4, Port},
     flow::{FlowKey, Protocol},
     ports::PortRange,
 };
+
+/// One record, a bit for each port: the ports that the daemon has reserved (`net.ipv4.ip_local_reserved_ports`). Not for the programs, but for
+/// whoever takes the router off.
+#[map]
+static RESERVED_PORTS: Array<[u64; 1024]> = Array::with_max_entries(1, 0);
 
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;

@@ -6,5 +6,6 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod model;
+pub mod port_plan;
 pub mod preflight;
 mod proc_net;

@@ -194,6 +194,18 @@ pub struct Counters {
     pub interfaces: Vec<InterfaceCounters>,
     /// One row a rule.
     pub rules: Vec<RuleCounters>,
+    /// What this machine's own traffic has met.
+    #[serde(default)]
+    pub own_traffic: OwnTrafficCounters,
+}
+
+/// What this machine's own traffic has met, where it leaves with the port of a session.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct OwnTrafficCounters {
+    /// Sessions that have given way: UDP and echo, whose clients go on with another port, and connections that were over or never answered.
+    pub sessions_ended: u64,
+    /// Connections of this machine's own that were refused, since the session's is alive.
+    pub connections_refused: u64,
 }
 
 /// Packets that left the program for one reason.

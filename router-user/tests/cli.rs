@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Audit, AuditFinding, Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-    NextHopStatus, PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, SnatPortStatus, Status,
-    TargetStatus,
+    NextHopStatus, OwnTrafficCounters, PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters,
+    SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -288,6 +288,7 @@ fn counters() -> Counters {
             tx_bytes: 358_024_500,
         }],
         rules: vec![rule_counters("https"), rule_counters("vnet")],
+        own_traffic: OwnTrafficCounters { sessions_ended: 3, connections_refused: 1 },
     }
 }
 

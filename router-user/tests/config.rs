@@ -158,3 +158,23 @@ fn a_warning_fits_a_line_of_the_log() {
         ]
     );
 }
+
+#[test]
+fn one_source_may_have_half_of_the_ports_half_open() {
+    let parse = |text: &str| {
+        let text = format!(
+            "interfaces.pls = \"eth0\"\n{text}\n[[masquerade]]\nname = \"m\"\nsources = [\"10.0.2.0/24\"]\n\
+             destinations = [\"10.0.0.0/8\"]\n"
+        );
+        Config::parse(&text, Path::new("config.toml")).map_err(|error| error.to_string()).unwrap().config
+    };
+    for (text, ports, expected) in [
+        ("", 31_744, 15_872),
+        ("[snat]\naddresses = [\"10.0.2.4\", \"10.0.2.5\"]", 31_744, 31_744),
+        ("[limits]\nflows = 65536", 31_744, 8192),
+        ("", 16, 64),
+        ("[limits]\nhalf_open_per_source = 7", 31_744, 7),
+    ] {
+        assert_eq!(parse(text).half_open_per_source(ports), expected, "{text}");
+    }
+}

@@ -96,8 +96,13 @@ pub struct Udp {
 impl Udp {
     /// Opens it.
     pub fn open(from: &Namespace, target: SocketAddr) -> Result<Self> {
+        Self::open_at(from, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), target)
+    }
+
+    /// Opens it at this address and port of the host.
+    pub fn open_at(from: &Namespace, source: SocketAddrV4, target: SocketAddr) -> Result<Self> {
         let connect = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind(source)?;
             socket.connect(target)?;
             Ok(socket)
         };
@@ -214,13 +219,17 @@ fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) ->
 
 /// A TCP connection from a given local address, with a limit on the connection and on every read and write.
 pub fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
+    connect_between(SocketAddrV4::new(source, 0), target, limit)
+}
+
+/// As [`connect_from`], from a given port.
+pub fn connect_between(source: SocketAddrV4, target: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
     let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .context("cannot make a socket")?;
     let limit = TimeVal::new(i64::try_from(limit.as_secs())?, i64::from(limit.subsec_micros()));
     // The send timeout limits connect() as well: socket(7).
     socket::setsockopt(&socket, sockopt::SendTimeout, &limit).context("cannot set a timeout")?;
     socket::setsockopt(&socket, sockopt::ReceiveTimeout, &limit).context("cannot set a timeout")?;
-    let source = SocketAddrV4::new(source, 0);
     socket::bind(socket.as_raw_fd(), &SockaddrIn::from(source))
         .with_context(|| format!("cannot bind to {source}"))?;
     socket::connect(socket.as_raw_fd(), &SockaddrIn::from(target))
@@ -252,6 +261,18 @@ impl Tcp {
         limit: Duration,
     ) -> Result<Self> {
         let stream = from.inside(|| connect_from(source, target, limit))??;
+        stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
+        Ok(Self { stream })
+    }
+
+    /// Connects from a host within `limit`, from one of its addresses and a port.
+    pub fn connect_between(
+        from: &Namespace,
+        source: SocketAddrV4,
+        target: SocketAddrV4,
+        limit: Duration,
+    ) -> Result<Self> {
+        let stream = from.inside(|| connect_between(source, target, limit))??;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
         Ok(Self { stream })
     }

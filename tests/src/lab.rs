@@ -219,8 +219,6 @@ impl Lab {
         // pls-router does not need the kernel to forward, so here it would only hide what the router leaves alone.
         let kernel_forwards = matches!(self.options.router, Router::Nftables);
         router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
-        // The router's own connections keep away from the ports of [snat].
-        router.sysctl("net/ipv4/ip_local_port_range", "61000 65535")?;
         // Connections that were there before a table was loaded or a daemon started must not be guessed at.
         pls.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
         for table in ["arptables", "ip6tables", "iptables"] {

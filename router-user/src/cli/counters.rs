@@ -63,7 +63,7 @@ impl Before {
 }
 
 fn text(now: &Counters, before: Option<&Before>, all: bool) -> String {
-    [reasons(now, before, all), interfaces(now, before), rules(now, before)]
+    [reasons(now, before, all), interfaces(now, before), rules(now, before), own_traffic(now, all)]
         .iter()
         .filter(|table| !table.is_empty())
         .map(Table::render)
@@ -156,6 +156,27 @@ fn interfaces(now: &Counters, before: Option<&Before>) -> Table {
     table
 }
 
+fn own_traffic(now: &Counters, all: bool) -> Table {
+    let mut table =
+        Table::new(&[("OWN TRAFFIC", Align::Left), ("COUNT", Align::Right), ("WHY", Align::Left)]);
+    let rows = [
+        (
+            "sessions_ended",
+            now.own_traffic.sessions_ended,
+            "Sessions that have given way to this machine's own traffic from the same port.",
+        ),
+        (
+            "connections_refused",
+            now.own_traffic.connections_refused,
+            "Connections of this machine's own from the port of a session that is alive.",
+        ),
+    ];
+    for (name, count, why) in rows.into_iter().filter(|(_, count, _)| all || *count > 0) {
+        table.row(vec![name.into(), grouped(count).into(), why.into()]);
+    }
+    table
+}
+
 fn rules(now: &Counters, before: Option<&Before>) -> Table {
     let mut table = columns(
         &[
@@ -195,7 +216,7 @@ fn rules(now: &Counters, before: Option<&Before>) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ReasonCounter, RuleCounters};
+    use crate::model::{OwnTrafficCounters, ReasonCounter, RuleCounters};
 
     fn counters(packets: u64) -> Counters {
         Counters {
@@ -208,6 +229,7 @@ mod tests {
                 description: "Sent.".to_owned(),
             }],
             interfaces: Vec::new(),
+            own_traffic: OwnTrafficCounters::default(),
             rules: vec![RuleCounters {
                 name: "https".to_owned(),
                 sessions_opened: packets / 10,

@@ -1,7 +1,7 @@
 //! The tables of the file, one after another, into a [`Config`].
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +20,13 @@ use super::types::{
 };
 use super::values;
 
-const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 1024..=65535;
 const DEFAULT_HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8082);
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
 const DEFAULT_FLOWS: u32 = 1 << 20;
-/// Of all sessions, those that one source may have half open: one over this.
-const HALF_OPEN_SHARE: u32 = 8;
-/// And of the SNAT ports towards one target: one over this, so that others find some, too.
-const HALF_OPEN_PORTS_SHARE: u32 = 2;
-/// But not fewer, where there are hardly any ports.
-const MIN_HALF_OPEN: u32 = 64;
+/// What `half_open_per_source` is on most machines.
+const USUAL_HALF_OPEN: u32 = 15_872;
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     tcp_established: Duration::from_secs(7440),
     tcp_transitory: Duration::from_secs(240),
@@ -109,7 +104,7 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         section.optional(document, "others", local::others).map_or(Others::Open, Spanned::into_inner);
     let allow = section.list(document, "allow", local::allow);
     let (admin, listeners) = listeners(document, root);
-    let limits = limits(document, root, &snat);
+    let limits = limits(document, root);
     check::rules(document, &forwards, &masquerades, &listeners);
     if let Some(allow) = &allow {
         local::check(document, allow, others, &forwards, &masquerades);
@@ -173,9 +168,7 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
     }
     Snat {
         addresses: addresses.map_or_else(Vec::new, plain),
-        ports: section
-            .optional(document, "ports", values::snat_ports)
-            .map_or(DEFAULT_SNAT_PORTS, Spanned::into_inner),
+        ports: section.optional(document, "ports", values::snat_ports).map(Spanned::into_inner),
         exhausted: section
             .optional(document, "exhausted", values::exhausted)
             .map_or(Exhausted::Reject, Spanned::into_inner),
@@ -204,26 +197,16 @@ fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListener
     (admin, listeners)
 }
 
-fn limits(document: &mut Document, root: &DeTable<'_>, snat: &Snat) -> Limits {
+fn limits(document: &mut Document, root: &DeTable<'_>) -> Limits {
     let section = document.section(root, schema::LIMITS);
     let flows = section
         .integer(document, "flows", DEFAULT_FLOWS, values::flows)
         .map_or(DEFAULT_FLOWS, Spanned::into_inner);
-    let share = half_open_share(flows, snat);
-    let half_open = section.integer(document, "half_open_per_source", share, values::half_open);
+    let half_open = section.integer(document, "half_open_per_source", USUAL_HALF_OPEN, values::half_open);
     if let Some(half_open) = &half_open {
         check::half_open(document, half_open, flows);
     }
-    Limits { flows, half_open_per_source: half_open.map_or(share, Spanned::into_inner) }
-}
-
-/// The sessions that one source may have half open where nobody has said how many.
-fn half_open_share(flows: u32, snat: &Snat) -> u32 {
-    let (first, last) = (u32::from(*snat.ports.start()), u32::from(*snat.ports.end()));
-    // At most 16 addresses.
-    let addresses = u32::try_from(snat.addresses.len()).unwrap_or(1).max(1);
-    let ports = (last.saturating_sub(first) + 1).saturating_mul(addresses);
-    (flows / HALF_OPEN_SHARE).min(ports / HALF_OPEN_PORTS_SHARE).max(MIN_HALF_OPEN)
+    Limits { flows, half_open_per_source: half_open.map(Spanned::into_inner) }
 }
 
 fn rule_timeouts(document: &mut Document, rule: &Section<'_>, defaults: &Timeouts) -> RawTimeouts {

@@ -32,6 +32,27 @@ pub struct Config {
     pub timeouts: Timeouts,
 }
 
+/// Of all sessions, those that one source may have half open by default: one over this.
+const HALF_OPEN_SHARE: u32 = 8;
+/// And of the SNAT ports towards one target: one over this, so that others find some, too.
+const HALF_OPEN_PORTS_SHARE: u32 = 2;
+/// But not fewer, where there are hardly any ports.
+const MIN_HALF_OPEN: u32 = 64;
+
+impl Config {
+    /// Returns how many sessions one source may have half open, if new sessions get one of so many ports.
+    #[must_use]
+    pub fn half_open_per_source(&self, snat_ports: u32) -> u32 {
+        let share = || {
+            // At most 16 addresses.
+            let addresses = u32::try_from(self.snat.addresses.len()).unwrap_or(1).max(1);
+            let ports = snat_ports.saturating_mul(addresses);
+            (self.limits.flows / HALF_OPEN_SHARE).min(ports / HALF_OPEN_PORTS_SHARE).max(MIN_HALF_OPEN)
+        };
+        self.limits.half_open_per_source.unwrap_or_else(share)
+    }
+}
+
 /// Where packets come in and go out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interfaces {
@@ -216,8 +237,8 @@ pub struct Masquerade {
 pub struct Snat {
     /// Up to [`super::MAX_SNAT_ADDRESSES`]; empty for the primary address of the firewall-facing interface.
     pub addresses: Vec<Ipv4Addr>,
-    /// The ports they get; never 0.
-    pub ports: RangeInclusive<u16>,
+    /// The ports they get; never 0. `None` for what this machine's own sockets leave, see [`crate::port_plan`].
+    pub ports: Option<RangeInclusive<u16>>,
     /// What a client gets when none of them is free towards its target.
     pub exhausted: Exhausted,
 }
@@ -379,8 +400,8 @@ pub struct Limits {
     /// Sessions at a time: 1,024 to 16,777,216.
     pub flows: u32,
     /// Sessions that are opening (TCP before the handshake is done, UDP and ICMP before a reply) that one source
-    /// address may have; at least one.
-    pub half_open_per_source: u32,
+    /// address may have; at least one. `None` for a share of what there is, see [`Config::half_open_per_source`].
+    pub half_open_per_source: Option<u32>,
 }
 
 /// How long an idle session is kept: whole seconds, at least one.

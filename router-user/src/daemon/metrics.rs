@@ -206,6 +206,18 @@ impl Collector for Snapshot {
             "Bytes in and out of an interface, as the program saw them",
             interfaces(|i| [i.rx_bytes, i.tx_bytes]),
         )?;
+        counter(
+            encoder,
+            "own_traffic_sessions_ended",
+            "Sessions that have given way to this machine's own traffic",
+            vec![(vec![], counters.own_traffic.sessions_ended)],
+        )?;
+        counter(
+            encoder,
+            "own_traffic_connections_refused",
+            "Connections of this machine's own that were refused for a session that is alive",
+            vec![(vec![], counters.own_traffic.connections_refused)],
+        )?;
         let per_rule = |value: fn(&Rule) -> u64| {
             rules.iter().map(|rule| (vec![("rule", rule.name.as_str())], value(rule))).collect::<Vec<_>>()
         };

@@ -15,6 +15,7 @@ mod listing;
 mod metrics;
 mod names;
 mod next_hops;
+mod own;
 mod probe;
 mod punts;
 mod recount;
@@ -46,6 +47,7 @@ use tracing::{info, warn};
 
 use self::{
     names::NameService,
+    own::Own,
     shared::{Attached, Shared},
     target_health::TargetHealth,
     upkeep::Upkeep,
@@ -53,6 +55,7 @@ use self::{
 use crate::{
     config::{self, Config},
     dataplane::{self, Dataplane, LoadOptions, Mode, Pins},
+    port_plan,
     preflight::{self, Severity},
 };
 
@@ -229,13 +232,17 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
     let snat = snat_addresses(&config, &addresses)?;
+    let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
+    let mut own = Own::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
+    info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
     let name_service = NameService::of_system(&config.admin.socket);
     let names = name_service.resolve_all(&config).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
         sessions: config.limits.flows,
-        half_open_per_source: config.limits.half_open_per_source,
+        half_open_per_source: config.half_open_per_source(own.snat.size()),
+        generic: config.interfaces.mode == config::Mode::Generic,
         log: options.bpf_log,
     };
     let mut plane = Dataplane::load(&load)?;
@@ -264,8 +271,10 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
         attached.push(Attached { attachment, roles: roles(&config, name) });
     }
 
+    own.begin(&config, &attached, &mut plane).report();
+
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
-    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &snat);
+    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &snat, &own);
     {
         let Dataplane { rules, settings, .. } = &mut plane;
         rules.apply(&spec, settings)?;
@@ -278,7 +287,8 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     }
     let punts = plane.take_punts()?;
     let upkeep = Upkeep::of(&config, &plane)?;
-    let shared = Arc::new(Shared::new(options.config_path.clone(), config, snat, plane, attached, names));
+    let path = options.config_path.clone();
+    let shared = Arc::new(Shared::new(path, config, snat, own, plane, attached, names));
     next_hops::refresh(&shared, &kernel).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
     shared.state().plane.settings.show_presence()?;
@@ -287,6 +297,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
+    tasks.spawn(own::follow(shared.clone()));
     tasks.spawn(name_service.follow(shared.clone()));
     Ok((shared, tasks))
 }

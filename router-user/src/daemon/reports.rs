@@ -26,7 +26,7 @@ use crate::{
     dataplane::{RuleTable, Session, now},
     model::{
         Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-        ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
+        OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
     },
 };
 
@@ -80,7 +80,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             sweep_seconds: sessions.took.as_secs_f64(),
         },
         punts: shared.punts.status(),
-        snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports()),
+        snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports().size()),
         repairs: state.upkeep.iter().map(Record::status).collect(),
     }
 }
@@ -139,6 +139,10 @@ pub(super) fn counters(shared: &Shared) -> Result<Counters> {
         reasons: reasons.collect(),
         interfaces: interfaces.collect(),
         rules: rule_names(shared).map(|name| rule_counters(name, &plane.rules, &stats)).collect(),
+        own_traffic: OwnTrafficCounters {
+            sessions_ended: stats.own.sessions_ended,
+            connections_refused: stats.own.connections_refused,
+        },
     })
 }
 

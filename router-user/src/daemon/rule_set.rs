@@ -6,6 +6,7 @@ use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange, rules::Rule};
 
 use super::{
     names::Names,
+    own::Own,
     target_health::{Endpoint, TargetHealth},
 };
 use crate::{
@@ -17,7 +18,13 @@ use crate::{
 pub(super) type Target = (Ipv4Addr, Option<u16>);
 
 /// The rule set of a configuration, with names as they are resolved now, without the targets that are avoided now.
-pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat: &[Ipv4Addr]) -> RuleSetSpec {
+pub(super) fn build(
+    config: &Config,
+    names: &Names,
+    health: &TargetHealth,
+    snat: &[Ipv4Addr],
+    own: &Own,
+) -> RuleSetSpec {
     RuleSetSpec {
         forwards: config
             .forwards
@@ -43,23 +50,13 @@ pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, snat:
             })
             .collect(),
         snat: snat.to_vec(),
-        ports: PortRange { first: *config.snat.ports.start(), last: *config.snat.ports.end() },
+        ports: own.snat,
         reject_exhausted: config.snat.exhausted == Exhausted::Reject,
-        local: local(config),
+        local: local(config, own),
     }
 }
 
-/// The ports that this machine's own sockets get; the kernel's default if it does not say.
-fn ephemeral_ports() -> PortRange {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut ports = text.split_whitespace().map(str::parse);
-    match (ports.next(), ports.next()) {
-        (Some(Ok(first)), Some(Ok(last))) if first <= last => PortRange { first, last },
-        _ => PortRange { first: 32768, last: 60999 },
-    }
-}
-
-fn local(config: &Config) -> LocalSpec {
+fn local(config: &Config, own: &Own) -> LocalSpec {
     let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
         protocol: allow.protocol.0,
         ports: match &allow.ports {
@@ -72,7 +69,7 @@ fn local(config: &Config) -> LocalSpec {
         allow: allow.collect(),
         others_are_closed: config.local.others == Others::Closed,
         health_port: config.health.listen.port(),
-        ephemeral: ephemeral_ports(),
+        ephemeral: own.answered_ports(),
     }
 }
 

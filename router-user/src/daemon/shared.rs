@@ -9,12 +9,16 @@ use std::{
 };
 
 use anyhow::Result;
-use router_common::{ports::PoolKey, reason::Reason};
+use router_common::{
+    ports::{PoolKey, PortRange},
+    reason::Reason,
+};
 
 use super::{
     capacity::{Crowding, Usage},
     damage::{Counts, Damage},
     names::Names,
+    own::Own,
     punts::Tally,
     rule_set,
     sweep::RuleTimeouts,
@@ -67,6 +71,7 @@ pub(super) struct State {
     pub(super) sessions: SessionCounts,
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
+    pub(super) own: Own,
     crowding: Crowding,
     damage: Damage,
 }
@@ -81,6 +86,8 @@ pub(super) struct Shared {
     pub(super) config_path: PathBuf,
     pub(super) config: Config,
     pub(super) started: Instant,
+    /// The ports that new sessions get.
+    ports: PortRange,
     /// For reading sessions at length, without the lock.
     pub(super) flows: FlowTable,
     /// What became of the packets that the data plane has given to the daemon.
@@ -93,6 +100,7 @@ impl Shared {
         config_path: PathBuf,
         config: Config,
         snat: Vec<Ipv4Addr>,
+        own: Own,
         plane: Dataplane,
         attached: Vec<Attached>,
         names: Names,
@@ -101,6 +109,7 @@ impl Shared {
             config_path,
             config,
             started: Instant::now(),
+            ports: own.snat,
             flows: plane.flows.clone(),
             punts: Tally::default(),
             state: Mutex::new(State {
@@ -114,6 +123,7 @@ impl Shared {
                 next_hops: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),
+                own,
                 crowding: Crowding::default(),
                 damage: Damage::default(),
             }),
@@ -125,10 +135,9 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// How many SNAT ports there are, for each address and target.
-    pub(super) fn snat_ports(&self) -> u32 {
-        let ports = &self.config.snat.ports;
-        u32::from(*ports.end()) - u32::from(*ports.start()) + 1
+    /// The ports that new sessions get, for each address and target.
+    pub(super) fn snat_ports(&self) -> PortRange {
+        self.ports
     }
 
     /// How long sessions may be idle, by the number of their rule.
@@ -149,8 +158,8 @@ impl Shared {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let State { plane, snat, names, target_health, .. } = &mut *self.state();
-        let spec = rule_set::build(&self.config, names, target_health, snat);
+        let State { plane, snat, names, target_health, own, .. } = &mut *self.state();
+        let spec = rule_set::build(&self.config, names, target_health, snat, own);
         plane.rules.apply(&spec, &mut plane.settings)
     }
 
@@ -212,11 +221,12 @@ impl Shared {
         let state = &mut *self.state();
         let mut degraded = self.ways(state).degraded;
         degraded.extend(state.upkeep.iter().flat_map(Record::degraded));
+        degraded.extend(state.own.problems());
         let usage = Usage {
             sessions: self.flows.sessions(),
             capacity: self.flows.capacity(),
             taken: &state.sessions.by_pool,
-            ports: self.snat_ports(),
+            ports: self.ports.size(),
         };
         degraded.extend(state.crowding.look(usage));
         if let Ok(stats) = state.plane.counters.read() {

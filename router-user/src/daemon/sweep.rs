@@ -77,7 +77,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let crowded = crowded(&shared.state().sessions.by_pool, shared.snat_ports());
+    let crowded = crowded(&shared.state().sessions.by_pool, shared.snat_ports().size());
     let sweep = Sweep {
         flows,
         timeouts: &timeouts,
@@ -100,7 +100,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     }
     let taken = shared.state().sessions.by_pool.clone();
     if let Err(error) =
-        flows.clean_pools(shared.snat_ports(), |target| taken.get(target).copied().unwrap_or_default())
+        flows.clean_pools(shared.snat_ports().size(), |target| taken.get(target).copied().unwrap_or_default())
     {
         warn!("{error:#}");
     }

@@ -37,6 +37,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     let mut problems = Vec::new();
     let mut degraded = Vec::new();
     let mut dropped = drops(&shared)?;
+    let mut own = shared.state().plane.counters.read()?.own;
     for round in 0_u64.. {
         period.tick().await;
         let now = shared.problems();
@@ -62,6 +63,19 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
                 warn!(reason = reason.as_str(), packets, "not forwarded: {}", reason.description());
             }
             dropped = now;
+            let now = shared.state().plane.counters.read()?.own;
+            let refused = now.connections_refused.saturating_sub(own.connections_refused);
+            if refused > 0 {
+                warn!(
+                    refused,
+                    "connections of this machine's own had the port of a session that is alive; `pls-router check` says how to keep ports apart"
+                );
+            }
+            let ended = now.sessions_ended.saturating_sub(own.sessions_ended);
+            if ended > 0 {
+                info!(ended, "sessions gave way to this machine's own traffic from the same port");
+            }
+            own = now;
         }
     }
     Ok(())

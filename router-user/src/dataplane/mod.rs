@@ -13,9 +13,11 @@ mod flows;
 mod forwarding;
 mod held_pins;
 mod link;
+mod own_traffic;
 mod pins;
 mod pools;
 mod replay;
+mod reserved_ports;
 mod rules;
 mod settings;
 mod shared_memory;
@@ -31,7 +33,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
-    programs::{ProgramError, ProgramFd, Xdp},
+    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use router_common::{
     Stage,
@@ -44,8 +46,10 @@ pub use self::{
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Mode, Place},
+    own_traffic::Hook,
     pins::{Pins, detach},
     replay::Departure,
+    reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{LocalAddresses, SettingsTable},
     sys::{interface_index, interface_name},
@@ -63,7 +67,7 @@ pub fn object() -> &'static [u8] {
 }
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 18] = [
+const PINNED_MAPS: [&str; 20] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
@@ -82,6 +86,8 @@ const PINNED_MAPS: [&str; 18] = [
     "LOCAL_ALLOW",
     "DATAGRAMS",
     "AWAITED",
+    "OWN",
+    reserved_ports::MAP,
 ];
 const PUNTS: &str = "PUNTS";
 /// The program of [`Stage::Slow`], which takes every packet.
@@ -96,6 +102,8 @@ pub struct LoadOptions {
     pub sessions: u32,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
+    /// Whether the root program will be attached in generic mode.
+    pub generic: bool,
     /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
     pub log: Option<log::Level>,
 }
@@ -107,6 +115,8 @@ pub struct Dataplane {
     egress: DevMap<MapData>,
     /// Programs name maps by descriptor until they are loaded, and an array forgets its programs when nobody holds it.
     _arrays: [ProgramArray<MapData>; 2],
+    /// Why the kernel has not taken the program that sees what this machine itself sends, if so.
+    own_traffic: Result<(), String>,
     /// Whether maps of an earlier daemon were found and are used on.
     pub adopted: bool,
     /// The rules in force.
@@ -119,6 +129,8 @@ pub struct Dataplane {
     pub settings: SettingsTable,
     /// This machine's addresses, as the programs know them.
     pub local_addresses: LocalAddresses,
+    /// The ports that the kernel is kept from giving out.
+    pub reserved_ports: ReservedPorts,
 }
 
 impl Dataplane {
@@ -157,6 +169,8 @@ impl Dataplane {
         }
         let level = options.log.map_or(0, |level| level as u8);
         loader.override_global("AYA_LOG_LEVEL", &level, false);
+        let generic = u8::from(options.generic);
+        loader.override_global("GENERIC_MODE", &generic, true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, slots))?;
 
         load_program(&mut ebpf, "forward")?;
@@ -164,6 +178,8 @@ impl Dataplane {
             load_program(&mut ebpf, name)?;
         }
         let forward = program_fd(&ebpf, "forward")?;
+        // Now, as long as all of its maps are open. The router works without it.
+        let own_traffic = load_own_traffic(&mut ebpf).map_err(|error| format!("{error:#}"));
 
         // From the inside out: packets reach `forward` only when all it needs is in place.
         let mut stages: ProgramArray<_> = take(&mut ebpf, "STAGES")?.try_into()?;
@@ -174,6 +190,7 @@ impl Dataplane {
         }
         let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
         let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
+        let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
         let maps = FlowMaps {
             slots: take(&mut ebpf, "FLOWS")?,
@@ -198,6 +215,7 @@ impl Dataplane {
             ebpf,
             pins,
             _arrays: [root, stages],
+            own_traffic,
             egress,
             adopted,
             rules,
@@ -205,6 +223,7 @@ impl Dataplane {
             counters,
             settings,
             local_addresses,
+            reserved_ports,
         })
     }
 
@@ -272,6 +291,32 @@ impl Dataplane {
             lost.remove()?;
         }
         self.attach_to(slot, &lost.interface, index, lost.mode)
+    }
+
+    /// Has what this machine itself sends by the interface with this index be seen, so that answers to it are known and no session takes them. An
+    /// attachment that an earlier daemon left goes on, with the program of now. `interface`: the name in the configuration.
+    ///
+    /// # Errors
+    /// When the kernel cannot attach a program to an interface's way out. The router works on without.
+    pub fn watch_own_traffic(&mut self, interface: &str, index: u32, hook: Hook) -> Result<()> {
+        let pins = self.pins.as_ref().context("attaching needs pins")?.pins().clone();
+        own_traffic::attach(self.own_traffic_program()?, &pins, interface, index, hook)
+    }
+
+    /// Returns `true` if what this machine itself sends by the interface with this index is seen.
+    pub fn is_own_traffic_watched(&self, interface: &str, index: u32) -> bool {
+        self.pins.as_ref().is_some_and(|held| own_traffic::is_attached(held.pins(), interface, index))
+    }
+
+    /// The program that sees what this machine itself sends.
+    ///
+    /// # Errors
+    /// When the kernel has not taken it.
+    pub fn own_traffic_program(&mut self) -> Result<&mut SchedClassifier> {
+        if let Err(why) = &self.own_traffic {
+            bail!("{why}");
+        }
+        own_traffic_program(&mut self.ebpf)
     }
 
     /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does this, too.
@@ -356,13 +401,30 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     })
 }
 
+fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let name = own_traffic::PROGRAM;
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
+    let program = own_traffic_program(ebpf)?;
+    patiently(|| program.load())
+        .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
+}
+
 /// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`, kernel/bpf/verifier.c), which says nothing
 /// about the program. What makes it think so may stay for a moment.
 fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
+    patiently(|| program.load())
+}
+
+/// As above, by whatever loads a program.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const PATIENCE: Duration = Duration::from_secs(30);
     let start = Instant::now();
     loop {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == std::io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
             {

@@ -11,6 +11,7 @@ use router_common::LAYOUT;
 use super::{
     ensure_bpffs,
     forwarding::{kernel_forwards, switch_route_lookups},
+    own_traffic, reserved_ports,
     settings::route_lookups_were_off,
     sys,
 };
@@ -43,7 +44,9 @@ impl Pins {
         fs::create_dir_all(&links).with_context(|| format!("cannot make {}", links.display()))
     }
 
-    fn at(root: &Path) -> Self {
+    /// The pins below `root`, whether there are any or not.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), directory: root.join(format!("v{LAYOUT}")) }
     }
 
@@ -94,6 +97,16 @@ impl Pins {
         self.directory.join("stages")
     }
 
+    /// The pin of the link by which an interface's way out is watched, see `own_traffic`.
+    pub(super) fn own_traffic(&self, interface: &str) -> PathBuf {
+        self.links().join(link_name(interface, "own"))
+    }
+
+    /// The pin that stands for a filter.
+    pub(super) fn filter(&self, interface: &str, kind: &str) -> PathBuf {
+        self.links().join(link_name(interface, kind))
+    }
+
     /// Where the program array of new programs is pinned until they are in force.
     pub(super) fn new_stages(&self) -> PathBuf {
         self.directory.join(format!("stages-{}", std::process::id()))
@@ -109,9 +122,16 @@ impl Pins {
     pub(super) fn remove_links(&self, remove: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         for path in entries(&self.links())? {
-            let name = interface_of(&path.file_name().unwrap_or_default().to_string_lossy());
-            if remove(&name) {
+            let (kind, name) = read_link_name(&path.file_name().unwrap_or_default().to_string_lossy());
+            if !remove(&name) {
+                continue;
+            }
+            if own_traffic::is_filter(&kind) {
+                own_traffic::remove_pinned_filter(&path, &kind, &name)?;
+            } else {
                 sys::remove_link(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+            if !removed.contains(&name) {
                 removed.push(name);
             }
         }
@@ -128,6 +148,7 @@ impl Pins {
         if settings.exists() && route_lookups_were_off(&settings)? {
             switch_route_lookups(kernel_forwards()?)?;
         }
+        reserved_ports::release(self)?;
         let failed = |path: &Path| format!("cannot remove {}", path.display());
         for path in entries(&self.directory)? {
             if path.is_dir() {
@@ -162,10 +183,10 @@ fn link_name(interface: &str, mode: &str) -> String {
     format!("{mode}-{}", interface.replace('%', "%25").replace('.', "%2e"))
 }
 
-/// The interface that a link's pin is named for.
-fn interface_of(pin: &str) -> String {
-    let interface = pin.split_once('-').map_or(pin, |(_, interface)| interface);
-    interface.replace("%2e", ".").replace("%25", "%")
+/// What a link's pin is named for: how it is attached, and the interface.
+fn read_link_name(pin: &str) -> (String, String) {
+    let (kind, interface) = pin.split_once('-').unwrap_or(("", pin));
+    (kind.to_owned(), interface.replace("%2e", ".").replace("%25", "%"))
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -188,7 +209,7 @@ mod tests {
         for interface in ["eth0", "eth0.100", "a-b", "50%", "%2e"] {
             let name = link_name(interface, "native");
             assert!(!name.contains('.'), "{name}");
-            assert_eq!(interface_of(&name), interface);
+            assert_eq!(read_link_name(&name), ("native".to_owned(), interface.to_owned()));
         }
     }
 }

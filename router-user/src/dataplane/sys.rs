@@ -131,6 +131,107 @@ pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     Ok(info)
 }
 
+/// Returns the index of the interface that a link of an interface is on; 0 when that is gone. Links of XDP and of tcx have it in the same place
+/// (`struct bpf_link_info`, include/uapi/linux/bpf.h).
+pub(super) fn link_interface(link: &OwnedFd) -> io::Result<u32> {
+    xdp_link_info(link.as_fd()).map(|info| info.interface)
+}
+
+/// The two ways through the qdisc `clsact`, as the parents of their filters (`TC_H_MAKE`, include/uapi/linux/pkt_sched.h): in,
+pub(super) const INGRESS: u32 = 0xffff_fff2;
+/// and out.
+pub(super) const EGRESS: u32 = 0xffff_fff3;
+/// The qdisc itself: its handle, and its parent.
+const CLSACT: [u32; 2] = [0xffff_0000, 0xffff_fff1];
+
+/// Whether an interface has any filter on this way through its qdisc `clsact`.
+pub(super) fn has_filters(interface: u32, way: u32) -> io::Result<bool> {
+    let answers = traffic_control(libc::RTM_GETTFILTER, libc::NLM_F_DUMP, interface, [0, way])?;
+    Ok(answers.contains(&libc::RTM_NEWTFILTER))
+}
+
+/// Removes the qdisc `clsact` of an interface.
+pub(super) fn remove_clsact(interface: u32) -> io::Result<()> {
+    traffic_control(libc::RTM_DELQDISC, libc::NLM_F_ACK, interface, CLSACT).map(drop)
+}
+
+/// Sends a request of rtnetlink's traffic control (rtnetlink(7)), for the object with this handle and parent; the types of the messages that answer it.
+fn traffic_control(
+    kind: u16,
+    flags: libc::c_int,
+    interface: u32,
+    [handle, parent]: [u32; 2],
+) -> io::Result<Vec<u16>> {
+    /// `struct nlmsghdr` and `struct tcmsg`.
+    #[repr(C)]
+    struct Request {
+        length: u32,
+        kind: u16,
+        flags: u16,
+        sequence: u32,
+        port: u32,
+        family: u32,
+        interface: u32,
+        handle: u32,
+        parent: u32,
+        info: u32,
+    }
+    const LENGTH: usize = size_of::<Request>();
+    let request = Request {
+        length: LENGTH as u32,
+        kind,
+        flags: (libc::NLM_F_REQUEST | flags) as u16,
+        sequence: 1,
+        port: 0,
+        family: 0,
+        interface,
+        handle,
+        parent,
+        info: 0,
+    };
+    // SAFETY: takes numbers only.
+    let socket =
+        unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: the request is plain data of this length.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), (&raw const request).cast(), LENGTH, 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut kinds = Vec::new();
+    let mut buffer = vec![0_u8; 1 << 16];
+    loop {
+        // SAFETY: the kernel writes at most the buffer's length.
+        let got = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        let mut rest = buffer.get(..got).unwrap_or_default();
+        while let Some((length, kind, payload)) = netlink_message(rest) {
+            match libc::c_int::from(kind) {
+                libc::NLMSG_DONE => return Ok(kinds),
+                libc::NLMSG_ERROR => {
+                    let error =
+                        payload.first_chunk().map_or(-libc::EBADMSG, |error| i32::from_ne_bytes(*error));
+                    return if error == 0 { Ok(kinds) } else { Err(io::Error::from_raw_os_error(-error)) };
+                }
+                _ => kinds.push(kind),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// The first message of some: its length, its type, and what it says.
+fn netlink_message(bytes: &[u8]) -> Option<(usize, u16, &[u8])> {
+    const HEADER: usize = 16;
+    let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    Some((length, kind, bytes.get(HEADER..length)?))
+}
+
 /// Takes the program of a link off its interface. One of an interface that is gone is no error.
 ///
 /// The program is off when this returns. Without its pin alone the kernel takes it off as well, but some time later

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::port_plan;
+
 /// Everything that [`super::findings`] wants to know of a machine.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -18,6 +20,10 @@ pub struct Facts {
     pub listeners: Vec<Listener>,
     /// How people log in.
     pub ssh: Ssh,
+    /// Whether the kernel has the modules by which a program is attached to an interface's way out before Linux 6.6: sch_ingress and cls_bpf.
+    pub traffic_control: Option<bool>,
+    /// What the kernel does with the ports of sockets that ask for none, without reservations of ours.
+    pub own_ports: Option<port_plan::Kernel>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
     /// Whether the directory of pins is on a BPF file system.

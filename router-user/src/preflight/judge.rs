@@ -10,9 +10,13 @@ use std::time::Duration;
 use super::facts::{AttachedProgram, Facts, Interface, XdpMode};
 use super::{Finding, Severity};
 use crate::config::{Config, Host, Mode, closest};
+use crate::port_plan;
 
 /// The oldest kernel that the tests run on. The newest helper in use, bpf_xdp_load_bytes, came with 5.18.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// The first kernel that attaches programs to an interface's way out without a qdisc (tcx).
+const WITHOUT_QDISC: (u32, u32) = (6, 6);
 
 /// The largest MTU with which a frame still fits one page beside what the driver keeps there: 4096 less 256 of
 /// headroom (XDP_PACKET_HEADROOM), 320 for `skb_shared_info` and 14 of Ethernet header.
@@ -59,6 +63,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = Findings::default();
     privileges(&mut found, facts);
     kernel(&mut found, facts);
+    own_traffic(&mut found, facts);
     match &facts.interfaces {
         Ok(interfaces) => {
             for name in config.interfaces.names() {
@@ -79,6 +84,12 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         ),
     }
     listeners(&mut found, config, facts);
+    if let Some(kernel) = &facts.own_ports {
+        let snat = port_plan::snat_ports(config, kernel);
+        for overlap in port_plan::plan(config, snat, kernel).left {
+            found.warning(overlap.to_string(), overlap.fix());
+        }
+    }
     logins::logins(&mut found, config, &facts.ssh);
     if facts.ip_forward == Some(true) {
         found.warning(
@@ -143,6 +154,21 @@ fn kernel(found: &mut Findings, facts: &Facts) {
         found.error(
             format!("the kernel {} is too old: {major}.{minor} is the oldest that works", kernel.release),
             "use an image with a newer one, e.g. Ubuntu 24.04, Debian 12 or Azure Linux 3",
+        );
+    }
+}
+
+fn own_traffic(found: &mut Findings, facts: &Facts) {
+    if let (Some(kernel), Some(false)) = (&facts.kernel, facts.traffic_control)
+        && kernel.version < WITHOUT_QDISC
+    {
+        found.warning(
+            format!(
+                "what this machine itself sends cannot be seen: the kernel {} lacks the module sch_ingress or cls_bpf; a session with \
+                 the same port may take the answers to a datagram or ping of its own",
+                kernel.release
+            ),
+            "install the rest of the kernel's modules (on Ubuntu: linux-modules-extra), or use Linux 6.6 or later",
         );
     }
 }

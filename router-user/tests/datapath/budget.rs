@@ -14,4 +14,9 @@ fn programs_are_verified_quickly() {
         println!("{name}: {verified}");
         assert!(verified <= LIMIT, "{name}: {verified} instructions");
     }
+    let own_traffic = world.dataplane.own_traffic_program().expect("a program");
+    let verified = own_traffic.info().expect("its information").verified_instruction_count();
+    let verified = verified.expect("Linux 5.16 or later");
+    println!("own_traffic: {verified}");
+    assert!(verified <= LIMIT, "own_traffic: {verified} instructions");
 }

@@ -6,7 +6,8 @@ use router_user::dataplane::{Dataplane, LoadOptions};
 #[test]
 fn a_log_that_is_off_is_not_in_the_program() {
     let size = |log| {
-        let options = LoadOptions { pins: None, sessions: 1024, half_open_per_source: 1024, log };
+        let options =
+            LoadOptions { pins: None, sessions: 1024, half_open_per_source: 1024, generic: false, log };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
         let slow = dataplane.program("slow").expect("a program");
         slow.info().expect("its description").size_translated().expect("its size")

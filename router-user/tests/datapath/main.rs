@@ -19,6 +19,7 @@ mod local;
 mod log;
 mod masquerade;
 mod mss;
+mod own;
 mod packets;
 mod pass;
 mod pins;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
 use router_common::{
     address::{Ipv4, Mac},
@@ -16,7 +17,7 @@ use router_common::{
     punt::{Kind, Neighbour, Punted},
     reason::Reason,
     settings::Interface,
-    stats::CpuStats,
+    stats::{CpuStats, OwnStats},
 };
 use router_user::dataplane::{
     Dataplane, Departure, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec,
@@ -148,7 +149,7 @@ impl World {
         neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
-        let options = LoadOptions { pins, sessions, half_open_per_source, log: None };
+        let options = LoadOptions { pins, sessions, half_open_per_source, generic: false, log: None };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
         let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane
@@ -212,6 +213,25 @@ impl World {
         self.dataplane.replay(record.interface, &record.packet).expect("the program runs")
     }
 
+    /// Shows the router a packet that this machine itself sends: what becomes of it, if it does not go on as it is.
+    pub(crate) fn sends(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        let program = self.dataplane.own_traffic_program().expect("the program for own traffic");
+        let mut out = vec![0; frame.len() + 128];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = program.test_run(options).expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        // include/uapi/linux/pkt_cls.h.
+        match result.return_value as i32 {
+            -1 => {
+                assert_eq!(out, frame, "untouched");
+                None
+            }
+            7 => Some(out),
+            other => panic!("the verdict {other}"),
+        }
+    }
+
     /// The root program, to be run by other threads.
     pub(crate) fn program(&mut self) -> Program {
         self.program_of(0)
@@ -243,6 +263,23 @@ impl World {
             reasons,
             received: interface(|stats| stats.received.packets),
             transmitted: interface(|stats| stats.transmitted.packets),
+        }
+    }
+
+    /// What this machine's own traffic has met.
+    pub(crate) fn own(&self) -> OwnStats {
+        self.dataplane.counters.read().expect("counters").own
+    }
+
+    /// Removes all sessions, as the daemon's sweep does.
+    pub(crate) fn forget_sessions(&mut self) {
+        let mut sessions = Vec::new();
+        self.dataplane.flows.for_each(|session| {
+            sessions.push(*session);
+            true
+        });
+        for session in sessions {
+            self.dataplane.flows.remove(&session).expect("the pools");
         }
     }
 
@@ -391,7 +428,7 @@ pub(crate) fn mac(interface: &str) -> [u8; 6] {
     bytes.try_into().expect("six bytes")
 }
 
-fn index(interface: &str) -> u32 {
+pub(crate) fn index(interface: &str) -> u32 {
     let name = std::ffi::CString::new(interface).expect("a name");
     // SAFETY: a NUL-terminated string that lives through the call.
     unsafe { libc::if_nametoindex(name.as_ptr()) }

@@ -450,7 +450,6 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
 /// pls-router with the same services.
 fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) -> Result<Process> {
     router.sysctl("net/ipv4/ip_forward", "0")?;
-    router.sysctl("net/ipv4/ip_local_port_range", "61000 65535")?;
     let firewall = match nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",

@@ -101,7 +101,7 @@ const MARTIANS: [&str; 6] =
 pub(super) const OPEN_PORT: u16 = 7;
 
 /// A range of ports that are kept: enough of them for every sequence to have a server that no other one has.
-pub(super) const RANGE: (u16, u16) = (45_000, 60_999);
+pub(super) const RANGE: (u16, u16) = (45_000, 59_999);
 /// Where they lead.
 pub(super) const RANGE_TARGET: Ipv4Addr = server(113, 12);
 

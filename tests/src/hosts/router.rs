@@ -46,9 +46,8 @@ pub fn rules() -> String {
     });
     let masquerade =
         format!("[[masquerade]]\nname = \"vnet\"\nsources = [\"{VNET}\"]\ndestinations = [\"0.0.0.0/0\"]\n");
-    let snat = "[snat]\nports = \"1024-60999\"\n";
     let local = format!("[local]\nallow = [\"tcp/22 from {VM}/32\", \"icmp from {VM}/32\"]\n");
-    format!("{}\n{masquerade}\n{snat}\n{local}", forwards.join("\n"))
+    format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 
 /// The configuration of a lab's router with these rules and limits.

@@ -150,6 +150,7 @@ pub(super) fn table(place: &Place, killed: bool) -> Result<Found> {
         pins: Some(place.pins()),
         sessions: CAPACITY,
         half_open_per_source: CAPACITY / 8,
+        generic: false,
         log: None,
     };
     let plane = place.router.inside(|| Dataplane::load(&options))?.context("cannot load the data plane")?;

@@ -21,7 +21,7 @@ use crate::{
 /// The router's address, MAC address, and the ports that it gives.
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 pub(super) const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x68];
-pub(super) const SNAT_PORTS: (u16, u16) = (1024, 60_999);
+pub(super) const SNAT_PORTS: (u16, u16) = (1024, 59_999);
 
 /// The next hop to all clients that are no kernel's.
 const CLIENT_HOP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
@@ -117,7 +117,6 @@ impl Place {
             SERVER_HOPS[0],
         ))?;
         router.sysctl("net/ipv4/ip_forward", "0")?;
-        router.sysctl("net/ipv4/ip_local_port_range", "61000 65535")?;
         // A retransmission must not wait longer than this test does for bytes.
         for end in [clients, servers] {
             end.sysctl("net/ipv4/tcp_syn_retries", "10")?;

@@ -12,7 +12,7 @@ use lab::{
 use crate::stage::{Stage, finish};
 
 /// A port of the VM that is one of the router's `[snat]`, so that it can be kept.
-const LOCAL_PORT: u16 = 40000;
+const LOCAL_PORT: u16 = 20_000;
 
 /// Another address of the VM's subnet.
 const VM_OTHER: &str = "10.0.2.5";

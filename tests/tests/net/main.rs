@@ -19,6 +19,7 @@ mod lifecycle;
 mod local;
 mod names;
 mod neighbours;
+mod own;
 mod removal;
 mod repairs;
 mod starts;

@@ -10,7 +10,11 @@ mod sockets;
 use std::path::Path;
 
 use super::facts::{Facts, Kernel, Privileges, Ssh};
-use crate::config::Config;
+use crate::{
+    config::Config,
+    dataplane::{self, Pins},
+    port_plan,
+};
 
 /// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`), so does the server
 /// from the first login on.
@@ -26,8 +30,30 @@ pub async fn inspect(config: &Config) -> Facts {
         interfaces,
         listeners: sockets::listeners(&ports),
         ssh: Ssh { ports: sockets::ports_of(SSH_SERVERS), session: session::session() },
+        traffic_control: traffic_control(),
+        own_ports: Some(own_ports(&config.admin.pins)),
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
+    }
+}
+
+fn traffic_control() -> Option<bool> {
+    let directory = Path::new("/lib/modules").join(sysctl("kernel/osrelease")?.trim());
+    let lists = ["modules.builtin", "modules.dep"].map(|list| std::fs::read_to_string(directory.join(list)));
+    let [builtin, modules] = lists.map(Result::ok);
+    Some(has_modules(&[builtin?, modules?].concat()))
+}
+
+/// Whether lists of modules, as depmod writes them, have what `clsact` needs.
+fn has_modules(lists: &str) -> bool {
+    ["/sch_ingress.ko", "/cls_bpf.ko"].iter().all(|module| lists.contains(module))
+}
+
+fn own_ports(pins: &Path) -> port_plan::Kernel {
+    let kernel = port_plan::Kernel::read();
+    match dataplane::reserved_earlier(&Pins::at(pins)) {
+        Ok(ours) => kernel.with_free(&ours),
+        Err(_) => kernel,
     }
 }
 
@@ -84,6 +110,13 @@ mod tests {
         assert_eq!(kernel_version("6.8.0-1017-azure"), Some((6, 8)));
         assert_eq!(kernel_version("6.18.44"), Some((6, 18)));
         assert_eq!(kernel_version("odd"), None);
+    }
+
+    #[test]
+    fn modules() {
+        let (builtin, modules) = ("kernel/net/sched/sch_ingress.ko\n", "kernel/net/sched/cls_bpf.ko.xz:\n");
+        assert!(has_modules(&format!("{builtin}{modules}")));
+        assert!(!has_modules(builtin) && !has_modules(modules) && !has_modules(""));
     }
 
     #[test]

@@ -1,7 +1,10 @@
 use std::path::PathBuf;
 
 use super::super::facts::{Kernel, Listener, Privileges, Process, Ssh, SshSession};
+use router_common::ports::PortRange;
+
 use super::*;
+use crate::port_plan::PortSet;
 
 fn config(extra: &str) -> Config {
     let text = format!(
@@ -26,6 +29,11 @@ fn interface(name: &str) -> Interface {
     }
 }
 
+/// As Linux has it.
+fn usual_ports() -> port_plan::Kernel {
+    port_plan::Kernel { range: PortRange { first: 32_768, last: 60_999 }, reserved: PortSet::new() }
+}
+
 fn good() -> Facts {
     Facts {
         privileges: Some(Privileges { bpf: true, net_admin: true }),
@@ -33,6 +41,8 @@ fn good() -> Facts {
         interfaces: Ok(vec![interface("eth0")]),
         listeners: Vec::new(),
         ssh: Ssh::default(),
+        traffic_control: Some(true),
+        own_ports: Some(usual_ports()),
         ip_forward: Some(false),
         pins_on_bpffs: Some(true),
     }
@@ -63,6 +73,8 @@ fn what_is_not_known_is_no_finding() {
         interfaces: Ok(vec![Interface { driver: None, lro: None, ..interface("eth0") }]),
         listeners: Vec::new(),
         ssh: Ssh::default(),
+        traffic_control: None,
+        own_ports: None,
         ip_forward: None,
         pins_on_bpffs: None,
     };
@@ -449,4 +461,32 @@ fn pins_need_a_bpf_file_system() {
         &["error: `pins` of [admin], /var/lib/pins, is not on a BPF file system\n  \
            fix: leave `pins` out (it is below /sys/fs/bpf then), or mount one: mount -t bpf bpf DIRECTORY"],
     );
+}
+
+#[test]
+fn ports_that_cannot_be_kept_apart() {
+    check(&config("ports = \"1024-59999\""), &good(), &[]);
+    check(
+        &config("ports = \"1024-65535\""),
+        &good(),
+        &[
+            "warning: the kernel may give this machine's own sockets the ports 32768-60999, which `ports` of [snat] gives to \
+           sessions: a session or a connection of this machine may have to give way\n  \
+           fix: leave at least 1000 ports of net.ipv4.ip_local_port_range out of `ports` of [snat] (without `ports`, they are chosen so)",
+        ],
+    );
+}
+
+#[test]
+fn old_kernels_need_modules_to_see_what_leaves() {
+    let facts = |release: &str, version| Facts {
+        kernel: Some(Kernel { release: release.to_owned(), version }),
+        traffic_control: Some(false),
+        ..good()
+    };
+    check(&config(""), &facts("6.6.1", (6, 6)), &[]);
+    let found = findings(&config(""), &facts("6.1.0-1", (6, 1)));
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(finding.text.contains("6.1.0-1 lacks the module sch_ingress or cls_bpf"), "{finding}");
 }

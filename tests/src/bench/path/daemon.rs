@@ -81,6 +81,9 @@ impl Daemon {
                  firewall = \"{out_device}\"\n\
                  mode = \"native\"\n\
                  {rules}\
+                 # As many as nftables has.\n\
+                 [snat]\n\
+                 ports = \"1024-65535\"\n\
                  [admin]\n\
                  socket = \"{}\"\n\
                  pins = \"{}\"\n\

@@ -224,6 +224,7 @@ impl FixedPoint {
             pins: None,
             sessions: 1024,
             half_open_per_source: 1024,
+            generic: false,
             log: None,
         })?;
         let interfaces = [Interface { primary: index, ..Interface::default() }, Interface::default()];

@@ -1,0 +1,81 @@
+//! This machine's own traffic: what answers it is this machine's, whatever rules say.
+//!
+//! Of connections and connected sockets, the kernel knows. It does not know whom a socket that is not connected has sent to, nor of echo requests:
+//! that is what [`sent`](crate::sent) notes here.
+
+use aya_ebpf::{bindings::xdp_md, macros::map, maps::LruHashMap, programs::XdpContext};
+use router_common::{
+    address::{Ipv4, Port},
+    flow::{FlowKey, Protocol},
+    own::is_remembered,
+    packet,
+    ports::PortRange,
+    session::Ticks,
+};
+
+use crate::{Work, flows, frame::XdpFrame, sockets};
+
+/// When this machine has last sent something that packets with this tuple answer, by UDP or as an echo request. Written by [`sent`](crate::sent)
+/// and read where sessions are opened; 5 MiB. The oldest go where there are more: answers to them are known no more.
+#[map]
+static OWN: LruHashMap<FlowKey<Ipv4>, Ticks> = LruHashMap::with_max_entries(1 << 16, 0);
+
+/// Notes that this machine has sent something that packets with this tuple answer; `true` once a tick for each tuple, for what need not be done each
+/// time.
+#[inline(always)]
+pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
+    let now = flows::now();
+    match OWN.get_ptr_mut(answer) {
+        Some(sent) => {
+            // SAFETY: a number that is written whole. If the entry has become another tuple's meanwhile, that has been sent now as well.
+            unsafe {
+                let is_new = *sent != now;
+                *sent = now;
+                is_new
+            }
+        }
+        None => {
+            // Without room the answer is not known; there is nobody to tell.
+            let _ = OWN.insert(answer, now, 0);
+            true
+        }
+    }
+}
+
+/// Returns `true` if this machine has sent something lately that a packet with this tuple answers.
+#[inline(always)]
+pub(crate) fn has_sent(answer: &FlowKey<Ipv4>) -> bool {
+    let Some(protocol) = answer.protocol() else { return false };
+    // SAFETY: a number that is written whole.
+    match unsafe { OWN.get(answer) } {
+        Some(sent) => is_remembered(protocol, *sent, flows::now()),
+        None => false,
+    }
+}
+
+/// Returns `true` if the packet answers what this machine itself has sent.
+#[inline(always)]
+pub(crate) fn is_answer(work: &Work, ephemeral: PortRange) -> bool {
+    let ephemeral = u32::from(ephemeral.first) | u32::from(ephemeral.last) << 16;
+    answers_own_traffic(work.frame.context().ctx, ephemeral) != 0
+}
+
+/// As [`is_answer`]. A global function: the verifier looks at it once, and not wherever it is called. It reads the packet again, since a caller may
+/// have read one that has no tuple.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answers_own_traffic(context: *mut xdp_md, ephemeral: u32) -> u32 {
+    let Ok(packet) = packet::parse_leading(&XdpFrame::new(XdpContext::new(context))) else { return 0 };
+    let ephemeral = PortRange { first: ephemeral as u16, last: (ephemeral >> 16) as u16 };
+    u32::from(has_sent(&packet.key) || sockets::is_connected(context, &packet.key, ephemeral))
+}
+
+/// The tuple of [`FlowKey::addresses`], [`FlowKey::ports`] and its protocol's number.
+#[inline(always)]
+pub(crate) const fn key_of(addresses: u64, ports: u32, protocol: u32) -> Option<FlowKey<Ipv4>> {
+    let Some(protocol) = Protocol::from_number(protocol as u8) else { return None };
+    let source = Ipv4((addresses as u32).to_ne_bytes());
+    let destination = Ipv4(((addresses >> 32) as u32).to_ne_bytes());
+    let [a, b, c, d] = ports.to_ne_bytes();
+    Some(FlowKey::new(protocol, source, Port([a, b]), destination, Port([c, d])))
+}

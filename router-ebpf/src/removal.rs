@@ -1,0 +1,97 @@
+//! Removing a session from the data plane, where this machine's own traffic has its ports: otherwise only the daemon's sweep does.
+
+use router_common::{
+    address::Ipv4,
+    flow::{Direction, FlowKey, Protocol},
+    ports::PoolKey,
+    session::Connection,
+    table::{Slot, SlotState, Tag},
+};
+
+use crate::{flows, half_open, own::key_of, pools, settings};
+
+/// What has become of the session that has a tuple.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub(crate) enum Removal {
+    /// There was none, or somebody else is removing it.
+    Nothing = 0,
+    /// It is a connection that has been answered, and not ended: it stays.
+    Alive = 1,
+    /// It is gone.
+    Removed = 2,
+}
+
+/// Removes the session whose packets, in either direction, come in with this tuple, as the daemon's sweep does, but for a connection that is alive.
+#[inline(always)]
+pub(crate) fn remove(key: &FlowKey<Ipv4>) -> Removal {
+    match remove_session(key.addresses(), key.ports(), key.protocol_number().into()) {
+        1 => Removal::Alive,
+        2 => Removal::Removed,
+        _ => Removal::Nothing,
+    }
+}
+
+/// As [`remove`], of a tuple in numbers. A global function: the verifier looks at it apart from its caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
+    let (Some(settings), Some(key)) = (settings::get(), key_of(addresses, ports, protocol)) else {
+        return Removal::Nothing as u32;
+    };
+    let Some(slot) = flows::find(&key, settings) else { return Removal::Nothing as u32 };
+    let twin_key = key.twin(&slot.entry.rewrite());
+    let Some(twin) = flows::find(&twin_key, settings) else { return Removal::Nothing as u32 };
+    // What is left of half a session may lead to a later session's.
+    if twin_key.twin(&twin.entry.rewrite()) != key {
+        return Removal::Nothing as u32;
+    }
+    let (forward, reply, client, reply_key) = match slot.tag().direction() {
+        Direction::Forward => (slot, twin, key.source, twin_key),
+        Direction::Reply => (twin, slot, twin_key.source, key),
+    };
+    if protocol == Protocol::Tcp as u32 && is_alive(forward.tag(), reply.tag()) {
+        return Removal::Alive as u32;
+    }
+    // In this order: the reply flow holds the port.
+    let Some(tag) = retire(forward) else { return Removal::Nothing as u32 };
+    if let Some(occupancy) = flows::occupancy() {
+        occupancy.leave();
+    }
+    if tag.is_opening() {
+        half_open::leave(settings, client);
+    }
+    // Otherwise the sweep finds it.
+    if retire(reply).is_some() {
+        // Looked for after the flow is gone, see `Pool`.
+        if let Some(pool) = pools::find(&PoolKey::of(&reply_key)).and_then(pools::pool) {
+            pool.clear(reply_key.destination_port.number());
+        }
+    }
+    Removal::Removed as u32
+}
+
+#[inline(always)]
+const fn is_alive(forward: Tag, reply: Tag) -> bool {
+    let connection =
+        Connection { forward: forward.seen(), reply: reply.seen(), opening: forward.is_opening() };
+    !connection.is_over() && !connection.is_unanswered()
+}
+
+/// How often a flow is tried to be retired while packets of its session note in its tag what they show.
+const ATTEMPTS: u32 = 4;
+
+/// Retires a live flow: the tag that it had, if it was this call that did.
+#[inline(always)]
+fn retire(slot: &Slot) -> Option<Tag> {
+    for _ in 0..ATTEMPTS {
+        let tag = slot.tag();
+        if !matches!(tag.state(), SlotState::Live) {
+            return None;
+        }
+        if slot.retire_from(tag, flows::now()) {
+            return Some(tag);
+        }
+    }
+    None
+}

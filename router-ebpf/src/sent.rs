@@ -1,0 +1,156 @@
+//! What this machine itself sends, which XDP does not see.
+//!
+//! A classifier on the way out of the router's interfaces. It notes where datagrams and echo requests go, so that the answers are known ([`own`]), and
+//! sees to it that no session takes them: one of UDP or echo gives way, and its client's next packet opens another, with another port. A connection
+//! of this machine's own gets the port of a connection that is over or was never answered; where that is alive, it is refused at once, since the
+//! answers to the two could not be told apart.
+//!
+//! What XDP sends does not come by here, nor what the daemon sends for sessions (`PACKET_QDISC_BYPASS`).
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use router_common::{
+    AZURE_PLATFORM,
+    address::Ipv4,
+    answer::{ABOUT, RESET_FRAME, write_reset},
+    flow::{FlowKey, Protocol},
+    packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
+    stats::OwnStats,
+};
+
+use crate::{
+    own,
+    removal::{Removal, remove},
+    rules, stats,
+};
+
+/// The packet goes on as it is.
+const GO_ON: i32 = TC_ACT_UNSPEC;
+
+/// A packet on its way out.
+struct SkbFrame<'a>(&'a TcContext);
+
+impl Frame for SkbFrame<'_> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        let frame = self.0.data();
+        // SAFETY: the kernel's verifier, too, takes packets to start at an even address, see `XdpFrame::at`.
+        unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
+        let start = frame + offset;
+        if start + N > self.0.data_end() {
+            return None;
+        }
+        // SAFETY: the bytes are in the frame, and nothing writes to them while there is a reference.
+        Some(unsafe { &*(start as *const [u8; N]) })
+    }
+
+    /// Nothing is written here.
+    #[inline(always)]
+    fn bytes_mut<const N: usize>(&mut self, _offset: usize) -> Option<&mut [u8; N]> {
+        None
+    }
+}
+
+/// Looks at a packet that leaves.
+#[inline(always)]
+pub(crate) fn look(context: &TcContext) -> i32 {
+    // SAFETY: the context is the program's own.
+    if unsafe { (*context.skb.skb).vlan_present } != 0 {
+        return GO_ON;
+    }
+    let Ok(packet) = packet::parse_leading(&SkbFrame(context)) else { return GO_ON };
+    let FlowKey { source, destination, .. } = packet.key;
+    if !destination.is_unicast() || destination == AZURE_PLATFORM || !rules::is_local(source) {
+        return GO_ON;
+    }
+    let answer = packet.key.reversed();
+    match packet.protocol {
+        Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => connects(context, &answer),
+        Protocol::Udp | Protocol::Icmp if packet.opens() => {
+            if own::note(&answer) {
+                note_removal(remove(&answer));
+            }
+            GO_ON
+        }
+        Protocol::Tcp | Protocol::Udp | Protocol::Icmp => GO_ON,
+    }
+}
+
+/// A connection of this machine's own begins, whose answers have this tuple.
+#[inline(always)]
+fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
+    match remove(answer) {
+        Removal::Alive => {
+            count(|stats| &mut stats.connections_refused);
+            refuse(context).unwrap_or(TC_ACT_SHOT as i32)
+        }
+        removal => {
+            note_removal(removal);
+            GO_ON
+        }
+    }
+}
+
+/// Turns a SYN into the reset that refuses it, which comes in where the SYN would have gone out. `None` if the packet may have become something else on
+/// the way there.
+#[inline(always)]
+fn refuse(context: &TcContext) -> Option<i32> {
+    let (about, header_length, ethernet) = {
+        let frame = SkbFrame(context);
+        let about: [u8; ABOUT] = *frame.bytes(ETHERNET_LENGTH)?;
+        let [offset] = *frame.bytes::<1>(L4 + 12)?;
+        let ethernet: [u8; 12] = *frame.bytes(0)?;
+        (about, (offset >> 4) * 4, ethernet)
+    };
+    let mut reset = [0; RESET_FRAME];
+    write_reset(&mut reset, &about, header_length);
+    // To where it has come from.
+    for at in 0..6 {
+        reset[at] = ethernet[at + 6];
+        reset[at + 6] = ethernet[at];
+    }
+    let skb = context.skb.skb;
+    // SAFETY: the context is the program's own, and the bytes are as many as is said.
+    unsafe {
+        if bpf_skb_change_tail(skb, RESET_FRAME as u32, 0) != 0
+            || bpf_skb_store_bytes(skb, 0, reset.as_ptr().cast(), RESET_FRAME as u32, 0) != 0
+        {
+            return None;
+        }
+        Some(bpf_redirect(way_in((*skb).ifindex), u64::from(BPF_F_INGRESS)) as i32)
+    }
+}
+
+/// 1 if XDP runs in generic mode, where it would take the reset for the session's. Set when the programs are loaded.
+#[unsafe(no_mangle)]
+static GENERIC_MODE: u8 = 0;
+
+/// The interface that a reset comes in by: the one that the SYN would have left by, or the loopback interface, where there is no XDP.
+#[inline(always)]
+fn way_in(interface: u32) -> u32 {
+    const LOOPBACK: u32 = 1;
+    // SAFETY: a constant, as far as the program is concerned; volatile, since it is not known when this is compiled.
+    if unsafe { (&raw const GENERIC_MODE).read_volatile() } == 0 { interface } else { LOOPBACK }
+}
+
+#[inline(always)]
+fn note_removal(removal: Removal) {
+    if matches!(removal, Removal::Removed) {
+        count(|stats| &mut stats.sessions_ended);
+    }
+}
+
+#[inline(always)]
+fn count(counter: impl Fn(&mut OwnStats) -> &mut u64) {
+    if let Some(stats) = stats::block() {
+        *counter(&mut stats.own) += 1;
+    }
+}
