@@ -16,7 +16,7 @@ use crate::{system, workspace};
 const SHELL: &str = "busybox";
 
 /// Programs of this machine that tests start.
-const PROGRAMS: &[&str] = &["ip"];
+const PROGRAMS: &[&str] = &["ip", "tc"];
 
 /// What tests read, in the repository.
 const DATA: &[&str] = &["router-user/tests/bpf_fuzz/regressions"];

@@ -33,7 +33,7 @@ pub(super) struct Files {
 const UNPACKED: &str = "unpacked";
 
 /// Modules that the tests need, and that the kernels do not have built in.
-const MODULES: &[&str] = &["veth"];
+const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
 
 impl Kernel {
     pub(super) fn named(series: &str) -> Result<Self, String> {
