@@ -112,6 +112,12 @@ impl Sum {
         (!self.fold()).to_ne_bytes()
     }
 
+    /// The words' sum itself, and not its complement: what a sender leaves in the place of a checksum that somebody else finishes.
+    #[inline(always)]
+    pub const fn unfinished(self) -> [u8; 2] {
+        self.fold().to_ne_bytes()
+    }
+
     /// The same sum in one word.
     #[inline(always)]
     pub const fn folded(self) -> Folded {

@@ -168,14 +168,7 @@ pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool
     if !matches!(packet.protocol, Protocol::Tcp) || !is_bare {
         return true;
     }
-    // RFC 9293 3.1's pseudo header.
-    let mut sum = packet
-        .key
-        .source
-        .sum()
-        .plus(packet.key.destination.sum())
-        .add([0, Protocol::Tcp as u8])
-        .add((length as u16).to_be_bytes());
+    let mut sum = pseudo_header(packet.key.source, packet.key.destination, Protocol::Tcp, length as u16);
     let mut word = 0;
     while word < WORDS {
         if word * 4 < length {
@@ -185,6 +178,45 @@ pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool
         word += 1;
     }
     sum.is_intact()
+}
+
+/// The sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768), `length` being what is behind the IP header.
+#[inline(always)]
+pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length: u16) -> Sum {
+    source.sum().plus(destination.sum()).add([0, protocol as u8]).add(length.to_be_bytes())
+}
+
+/// Where the checksum of TCP and UDP is in the frame.
+const TCP_CHECKSUM: usize = L4 + 16;
+const UDP_CHECKSUM: usize = L4 + 6;
+
+/// Returns `true` if the place of a packet's TCP or UDP checksum holds the sum of its pseudo header, as a stack leaves it there for hardware to
+/// finish (`CHECKSUM_PARTIAL`, include/linux/skbuff.h).
+#[inline(always)]
+pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
+    let checksum: Option<&[u8; 2]> = match packet.protocol {
+        Protocol::Tcp => frame.bytes(TCP_CHECKSUM),
+        Protocol::Udp => frame.bytes(UDP_CHECKSUM),
+        Protocol::Icmp => None,
+    };
+    let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
+    let sum = pseudo_header(packet.key.source, packet.key.destination, packet.protocol, length);
+    checksum.is_some_and(|checksum| *checksum == sum.unfinished())
+}
+
+/// Puts the sum of the pseudo header that a packet has now where its TCP or UDP checksum is, for hardware or the kernel to finish. `None` if the
+/// frame has become shorter.
+#[inline(always)]
+pub fn put_pseudo_header_sum(frame: &mut (impl Frame + ?Sized), packet: &Packet) -> Option<()> {
+    let (source, destination) = addresses(frame)?;
+    let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
+    let sum = pseudo_header(source, destination, packet.protocol, length).unfinished();
+    match packet.protocol {
+        Protocol::Tcp => *frame.bytes_mut(TCP_CHECKSUM)? = sum,
+        Protocol::Udp => *frame.bytes_mut(UDP_CHECKSUM)? = sum,
+        Protocol::Icmp => {}
+    }
+    Some(())
 }
 
 /// Reads a frame.

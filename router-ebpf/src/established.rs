@@ -11,7 +11,7 @@ use router_common::{
     table::Tag,
 };
 
-use crate::{Outcome, Transmit, Work, flows, stats};
+use crate::{Outcome, Transmit, Work, flows, stats, unfinished};
 
 /// Makes a packet of a known session what it becomes, and answers with the egress interface's slot. `None` if there is more to it, for whatever
 /// reason: to tell them apart here would cost those packets that have none.
@@ -68,7 +68,11 @@ pub(crate) fn send(
 ) -> Outcome {
     let link = link(work.settings, next_hop);
     // Parsing has ruled out that the frame is shorter than its headers.
+    let is_unfinished = unfinished::is_unfinished(work, packet);
     entry.translate(packet, Some(&link), &mut work.frame).ok_or(Reason::Internal)?;
+    if is_unfinished {
+        packet::put_pseudo_header_sum(&mut work.frame, packet).ok_or(Reason::Internal)?;
+    }
     stats::translated(work.stats, tag, work.frame.length());
     Ok(Transmit { reason, slot: u32::from(next_hop.slot) })
 }

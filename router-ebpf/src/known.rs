@@ -13,7 +13,7 @@ use router_common::{
 use crate::{
     Exit, Outcome, Work, answer, claim,
     established::{send, touch, translate},
-    flows, half_open, mss, next_hop, punt, sockets, stats,
+    flows, half_open, mss, next_hop, punt, sockets, stats, unfinished,
 };
 
 /// Forwards a packet of a known session.
@@ -27,6 +27,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     }
     let rewrite = slot.entry.rewrite();
     let tag = slot.tag();
+    let length = unfinished::length_on_wire(work, packet);
     let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
     let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
@@ -35,7 +36,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         // has to be right, and so does a packet that seems too big.
         _ if packet.protocol != Protocol::Tcp
             && known.is_of(work.settings.next_hop_generation)
-            && packet.ip_length <= known.mtu =>
+            && length <= known.mtu =>
         {
             known
         }
@@ -70,7 +71,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         slot.entry.forget_next_hop();
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
-    if packet.ip_length > next_hop.mtu {
+    if length > next_hop.mtu {
         translate(work, packet, &slot.entry)?;
         stats::translated(work.stats, tag, work.frame.length());
         return Err(punt::split(work, packet.ip_length, &next_hop).into());
@@ -101,7 +102,7 @@ fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
 /// Why not.
 #[inline(always)]
 pub(crate) fn may_leave(work: &Work, packet: &Packet, next_hop: &NextHop) -> Result<(), Exit> {
-    if packet.ip_length <= next_hop.mtu {
+    if unfinished::length_on_wire(work, packet) <= next_hop.mtu {
         Ok(())
     } else if packet.dont_fragment {
         Err(answer::too_big(next_hop.mtu))

@@ -33,6 +33,7 @@ mod settings;
 mod slow;
 mod sockets;
 mod stats;
+mod unfinished;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -207,6 +208,15 @@ fn forward(ctx: XdpContext) -> u32 {
             work.finish(&Err(exit))
         }
     }
+}
+
+/// In the place of `forward` in generic mode: the fast path is for packets as they are on a wire, see `unfinished`.
+#[xdp]
+fn generic(ctx: XdpContext) -> u32 {
+    let Some(work) = &mut Work::new(ctx) else { return xdp_action::XDP_ABORTED };
+    stats::received(work.stats, work.ingress, &work.frame);
+    let exit = if packet::is_not_ipv4(&work.frame) { Reason::NotIpv4.into() } else { Exit::To(Stage::Slow) };
+    work.finish(&Err(exit))
 }
 
 stage! {

@@ -7,7 +7,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Exit, Outcome, Work, answer, claim, fragment, known, next_hop, rules};
+use crate::{Exit, Outcome, Work, answer, claim, fragment, known, next_hop, rules, unfinished};
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
 #[inline(always)]
@@ -34,7 +34,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
     };
-    if !packet::opening_is_intact(&work.frame, packet) {
+    if !packet::opening_is_intact(&work.frame, packet) && !unfinished::is_unfinished(work, packet) {
         return Err(Reason::BadChecksum.into());
     }
     if packet.ttl <= 1 {

@@ -24,7 +24,9 @@ use router_common::{
 use crate::{
     own,
     removal::{Removal, remove},
-    rules, stats,
+    rules,
+    settings::in_generic_mode,
+    stats,
 };
 
 /// The packet goes on as it is.
@@ -129,16 +131,12 @@ fn refuse(context: &TcContext) -> Option<i32> {
     }
 }
 
-/// 1 if XDP runs in generic mode, where it would take the reset for the session's. Set when the programs are loaded.
-#[unsafe(no_mangle)]
-static GENERIC_MODE: u8 = 0;
-
-/// The interface that a reset comes in by: the one that the SYN would have left by, or the loopback interface, where there is no XDP.
+/// The interface that a reset comes in by: the one that the SYN would have left by. In generic mode XDP would take the reset there for the
+/// session's, so it is the loopback interface, where there is no XDP.
 #[inline(always)]
 fn way_in(interface: u32) -> u32 {
     const LOOPBACK: u32 = 1;
-    // SAFETY: a constant, as far as the program is concerned; volatile, since it is not known when this is compiled.
-    if unsafe { (&raw const GENERIC_MODE).read_volatile() } == 0 { interface } else { LOOPBACK }
+    if in_generic_mode() { LOOPBACK } else { interface }
 }
 
 #[inline(always)]

@@ -12,3 +12,14 @@ static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 pub(crate) fn get() -> Option<&'static Settings> {
     SETTINGS.get(0)
 }
+
+/// 1 where the programs are attached in generic mode. Frozen when they are loaded, so that otherwise the verifier leaves out what depends on it.
+#[unsafe(no_mangle)]
+static GENERIC_MODE: u8 = 0;
+
+/// Returns `true` in generic mode, where XDP runs behind the driver and GRO.
+#[inline(always)]
+pub(crate) fn in_generic_mode() -> bool {
+    // SAFETY: a static of this program. Volatile, since it is not what it was compiled as.
+    unsafe { core::ptr::read_volatile(&raw const GENERIC_MODE) != 0 }
+}

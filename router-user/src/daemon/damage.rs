@@ -8,7 +8,7 @@ const MEMORY: Duration = Duration::from_secs(30);
 const MANY: u64 = 3;
 
 const TEXT: &str = "most new connections are dropped, as the checksums of their SYNs are wrong (bad_checksum): a virtual NIC leaves them for hardware to finish; \
-                    fix: at its other end `ethtool -K DEVICE tx off`";
+                    fix: at its other end `ethtool -K DEVICE tx off`, or mode = \"generic\"";
 
 /// Packets counted so far.
 #[derive(Clone, Copy, Debug, PartialEq)]

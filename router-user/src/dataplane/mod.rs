@@ -102,7 +102,7 @@ pub struct LoadOptions {
     pub sessions: u32,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
-    /// Whether the root program will be attached in generic mode.
+    /// Whether they run in generic mode, where they see packets as the kernel keeps them.
     pub generic: bool,
     /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
     pub log: Option<log::Level>,
@@ -173,11 +173,12 @@ impl Dataplane {
         loader.override_global("GENERIC_MODE", &generic, true);
         let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, slots))?;
 
-        load_program(&mut ebpf, "forward")?;
+        let entry = if options.generic { "generic" } else { "forward" };
+        load_program(&mut ebpf, entry)?;
         for (_, name) in Stage::ALL {
             load_program(&mut ebpf, name)?;
         }
-        let forward = program_fd(&ebpf, "forward")?;
+        let forward = program_fd(&ebpf, entry)?;
         // Now, as long as all of its maps are open. The router works without it.
         let own_traffic = load_own_traffic(&mut ebpf).map_err(|error| format!("{error:#}"));
 

@@ -282,7 +282,7 @@ fn native_support(found: &mut Findings, interface: &Interface) {
                 "interface `{name}` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
                  (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)"
             ),
-            "at the other end: ethtool -K DEVICE tx off tso off gso off",
+            format!("at the other end: ethtool -K DEVICE tx off tso off gso off; or {generic}"),
         ),
         Some(_) | None => {}
     }

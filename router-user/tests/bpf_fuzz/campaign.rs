@@ -207,6 +207,7 @@ impl Campaign {
             half_open_per_source,
             ports,
             snat: snat.to_vec(),
+            generic: false,
             pins: None,
             rules: profile.rules,
         });

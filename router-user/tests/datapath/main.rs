@@ -14,6 +14,7 @@ mod checksums;
 mod counters;
 mod forward;
 mod fragments;
+mod generic;
 mod icmp;
 mod local;
 mod log;

@@ -58,6 +58,7 @@ pub(crate) struct Setup {
     pub(crate) half_open_per_source: u32,
     pub(crate) ports: PortRange,
     pub(crate) snat: Vec<[u8; 4]>,
+    pub(crate) generic: bool,
     /// Where maps are pinned; whoever says so removes them.
     pub(crate) pins: Option<PathBuf>,
     pub(crate) rules: fn(&mut RuleSetSpec),
@@ -71,6 +72,7 @@ impl Default for Setup {
             half_open_per_source: u32::MAX,
             ports: PortRange { first: 1024, last: 65535 },
             snat: vec![ROUTER],
+            generic: false,
             pins: None,
             rules: |_| {},
         }
@@ -123,7 +125,7 @@ impl World {
 
     /// A router as set up.
     pub(crate) fn with(setup: Setup) -> Self {
-        let Setup { nics, sessions, half_open_per_source, ports, snat, pins, rules } = setup;
+        let Setup { nics, sessions, half_open_per_source, ports, snat, generic, pins, rules } = setup;
         enter_new_namespace();
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
@@ -149,7 +151,7 @@ impl World {
         neighbour(&Ipv4Addr::from(PLS).to_string(), PLS_MAC, "eth0");
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
-        let options = LoadOptions { pins, sessions, half_open_per_source, generic: false, log: None };
+        let options = LoadOptions { pins, sessions, half_open_per_source, generic, log: None };
         let mut dataplane = Dataplane::load(&options).expect("the programs load");
         let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane

@@ -125,7 +125,7 @@ fn a_veth_s_other_end_may_leave_work_to_hardware() {
         &[
             "warning: interface `eth0` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
            (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)\n  \
-           fix: at the other end: ethtool -K DEVICE tx off tso off gso off",
+           fix: at the other end: ethtool -K DEVICE tx off tso off gso off; or write mode = \"generic\" in [interfaces] (several times slower)",
         ],
     );
 }
