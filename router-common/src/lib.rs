@@ -29,6 +29,7 @@ pub mod ports;
 pub mod punt;
 pub mod reason;
 pub mod rewrite;
+pub mod route;
 pub mod rules;
 pub mod session;
 pub mod settings;

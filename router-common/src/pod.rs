@@ -4,6 +4,7 @@ use crate::{
     address::Ipv4,
     local::Allow,
     ports::PoolKey,
+    route::InterfaceAddresses,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey},
     settings::Settings,
     stats::CpuStats,
@@ -20,4 +21,16 @@ macro_rules! pod {
     };
 }
 
-pod!(Allow, Ipv4, ListenKey, Masquerade, PoolKey, Rule, RuleSet, Settings, SourceKey, CpuStats,);
+pod!(
+    Allow,
+    CpuStats,
+    InterfaceAddresses,
+    Ipv4,
+    ListenKey,
+    Masquerade,
+    PoolKey,
+    Rule,
+    RuleSet,
+    Settings,
+    SourceKey,
+);

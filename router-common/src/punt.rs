@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-/// A neighbour of this machine: a next hop.
+/// A neighbour of this machine: a next hop. A route to an IPv4 network may lead to an IPv6 one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Neighbour {

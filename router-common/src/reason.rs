@@ -121,6 +121,7 @@ reasons! {
     38 BadChecksum "bad_checksum" Drop "The checksum of the IPv4 header, of an ICMP error about a known session, or of a TCP SYN that would open one is wrong.";
     39 OtherHost "other_host" Pass "Sent to another machine's MAC address: not to be forwarded by this one.";
     40 SessionOptions "session_options" Drop "A packet of a known session with IP options, which are not translated: this machine's kernel would reset the connection.";
+    41 NoSourceAddress "no_source_address" Drop "The interface that the route leads out of has no IPv4 address for a session to come from: give it one, or set snat.addresses.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -155,7 +156,7 @@ mod tests {
              neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
              fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
-             session_options"
+             session_options no_source_address"
         );
     }
 }

@@ -38,7 +38,7 @@ pub const fn masquerade_index(version: u32, position: u32) -> u32 {
 pub struct RuleSet {
     /// The addresses that new sessions get as their source.
     pub snat: [Ipv4; MAX_SNAT_ADDRESSES],
-    /// How many of them there are.
+    /// How many of them there are; with none, a session gets the preferred source of its route.
     pub snat_count: u32,
     /// The ports that new sessions get as their source port.
     pub ports: PortRange,
@@ -59,7 +59,7 @@ pub struct RuleSet {
 const _: () = assert!(size_of::<RuleSet>() == 96);
 
 impl RuleSet {
-    /// The SNAT address for a new session; `None` if there is none.
+    /// Chooses one of the given addresses for a new session; `None` if the route says which.
     #[inline(always)]
     pub const fn snat_address(&self, random: u32) -> Option<Ipv4> {
         match spread(random, self.snat_count, MAX_SNAT_ADDRESSES) {

@@ -3,7 +3,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::PerCpuArray};
 use router_common::{
     Stage,
-    address::Ipv4,
+    address::Port,
     answer::{
         ABOUT, Bucket, ERROR_FRAME, Error, RESET_FRAME, destination, may_be_answered, source, write_error,
         write_reset,
@@ -11,6 +11,7 @@ use router_common::{
     flow::{NextHop, Protocol},
     packet::{ETHERNET_LENGTH, Frame as _, L4},
     reason::Reason,
+    route::Query,
 };
 
 use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules};
@@ -103,7 +104,10 @@ fn build(work: &mut Work, kind: u32, mtu: u16) -> Result<NextHop, Unanswered> {
     let ip_length = u16::from_be_bytes([about[2], about[3]]);
     if kind == REJECTED && about[9] == Protocol::Tcp as u8 {
         // As if from whom the packet was for.
-        let next_hop = way_back(work, ip_length, Protocol::Tcp, destination(&about), sender)?;
+        let [a, b, c, d]: [u8; 4] = *work.frame.bytes(L4).ok_or(Unanswered::Silent)?;
+        let query =
+            Query::new(Protocol::Tcp as u8, 0, (destination(&about), Port([c, d])), (sender, Port([a, b])));
+        let next_hop = way_back(work, ip_length, &query)?;
         let [offset]: [u8; 1] = *work.frame.bytes(L4 + 12).ok_or(Unanswered::Silent)?;
         work.frame.resize(RESET_FRAME).ok_or(Unanswered::Silent)?;
         let frame = work.frame.bytes_mut(0).ok_or(Unanswered::Silent)?;
@@ -124,7 +128,9 @@ fn build(work: &mut Work, kind: u32, mtu: u16) -> Result<NextHop, Unanswered> {
     if !from.is_unicast() {
         return Err(Unanswered::Silent);
     }
-    let next_hop = way_back(work, ip_length, Protocol::Icmp, from, sender)?;
+    let nothing = Port([0; 2]);
+    let query = Query::new(Protocol::Icmp as u8, 0, (from, nothing), (sender, nothing));
+    let next_hop = way_back(work, ip_length, &query)?;
     work.frame.resize(ERROR_FRAME).ok_or(Unanswered::Silent)?;
     write_error(work.frame.bytes_mut(0).ok_or(Unanswered::Silent)?, &about, from, error);
     Ok(next_hop)
@@ -133,14 +139,8 @@ fn build(work: &mut Work, kind: u32, mtu: u16) -> Result<NextHop, Unanswered> {
 /// Where an answer leaves. If its neighbour is not known yet, the packet waits for it; who traces a route may never have had an answer from
 /// here.
 #[inline(always)]
-fn way_back(
-    work: &Work,
-    ip_length: u16,
-    protocol: Protocol,
-    from: Ipv4,
-    to: Ipv4,
-) -> Result<NextHop, Unanswered> {
-    match next_hop::resolve(work, protocol, from, to) {
+fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unanswered> {
+    match next_hop::resolve(work, query) {
         Ok(next_hop) => Ok(next_hop),
         Err(Reason::Resolving) if work.settings.daemon_is_there(flows::now()) => {
             Err(Unanswered::Waiting(punt::wait(work, ip_length)))

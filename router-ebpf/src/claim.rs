@@ -28,7 +28,7 @@ struct Opening {
     target_port: Port,
     ports: PortRange,
     random: u32,
-    /// Where the session's packets leave.
+    /// Where the client's packets leave; that does not depend on the SNAT address and port, see [`router_common::route::Query`].
     next_hop: NextHop,
     /// The client's tuple; where its flow may be put, which is known before all else here ([`ask_to_open`]), and where it has been.
     key: FlowKey<Ipv4>,

@@ -86,7 +86,7 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
         slot.entry.next_hop()
     } else {
-        next_hop::find(work, fragment.ip_length(), fragment.protocol, rewrite.source, rewrite.destination)?
+        next_hop::find(work, fragment.ip_length(), &next_hop::query(work, &flow, &rewrite))?
     };
     datagrams::cover(fragment)?;
     if fragment.ttl <= 1 {

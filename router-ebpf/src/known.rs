@@ -40,7 +40,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         {
             known
         }
-        _ => next_hop::find(work, packet.ip_length, packet.protocol, rewrite.source, rewrite.destination)?,
+        _ => next_hop::find(work, packet.ip_length, &next_hop::query(work, &packet.key, &rewrite))?,
     };
     may_leave(work, packet, &next_hop)?;
     let fast = follow(work, packet, slot);

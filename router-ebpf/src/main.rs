@@ -42,8 +42,10 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use router_common::{
-    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage, packet,
+    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage,
+    packet::{self, ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
+    route::Query,
     settings::Settings,
     stats::CpuStats,
 };
@@ -258,6 +260,20 @@ stage! {
 #[classifier]
 fn own_traffic(ctx: TcContext) -> i32 {
     sent::look(&ctx)
+}
+
+/// Answers the daemon's query where a packet would leave, which stands in place of the packet: see [`router_common::route`]. Never
+/// attached.
+#[xdp]
+fn ask_route(ctx: XdpContext) -> u32 {
+    let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };
+    let Some(query) = work.frame.bytes(ETHERNET_LENGTH).map(|bytes| Query::from_bytes(*bytes)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    let Some(answer) = next_hop::answer(&work, &query) else { return xdp_action::XDP_ABORTED };
+    let Some(room) = work.frame.bytes_mut(ETHERNET_LENGTH) else { return xdp_action::XDP_ABORTED };
+    *room = answer.to_bytes();
+    xdp_action::XDP_DROP
 }
 
 /// Never runs: nothing here panics, and the verifier would not load what could loop for ever.

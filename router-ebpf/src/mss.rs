@@ -37,8 +37,9 @@ pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, tag: 
     let context = work.frame.context().ctx;
     if limit == Rule::MSS_OF_ROUTES {
         // What one side announces is what the other sends: the way back counts as much.
-        let there = if mtu != 0 { mtu } else { next_hop::mtu(context, rewrite.source, rewrite.destination) };
-        let back = next_hop::mtu(context, packet.key.destination, packet.key.source);
+        let query = next_hop::query(work, &packet.key, rewrite);
+        let there = if mtu != 0 { mtu } else { next_hop::mtu(context, &query) };
+        let back = next_hop::mtu(context, &query.reversed());
         limit = for_routes(there, back);
     }
     if limit != 0 {

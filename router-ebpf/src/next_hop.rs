@@ -1,22 +1,25 @@
 //! Where packets leave, from the kernel's own routes and neighbours.
 
-use core::mem::{MaybeUninit, align_of, size_of};
+use core::mem::{align_of, size_of};
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{
         BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, xdp_md,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, xdp_md,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     macros::map,
-    maps::PerCpuArray,
+    maps::{Array, PerCpuArray},
 };
 use router_common::{
+    MAX_INTERFACES,
     address::{Ipv4, Mac},
-    flow::{NextHop, Protocol},
+    flow::{FlowKey, NextHop},
+    packet::{ETHERNET_LENGTH, Frame as _},
     punt::Neighbour,
     reason::Reason,
+    rewrite::Rewrite,
+    route::{Answer, InterfaceAddresses, Query},
 };
 
 use crate::{Exit, Work, punt};
@@ -25,57 +28,61 @@ use crate::{Exit, Work, punt};
 const LOOPBACK: u32 = 1;
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u8 = 2;
+/// As above.
+const AF_INET6: u8 = 10;
+/// `-EINVAL`: the kernel does not know a flag.
+const INVALID: i32 = -22;
 
-/// One a CPU: the neighbour of the last look-up that found none with a MAC address. Written by [`resolve`], read by who has asked it, right
-/// behind.
+/// The last look-up of each kind that this CPU has made: the query, and after it the answer.
 #[map]
-static UNRESOLVED: PerCpuArray<Neighbour> = PerCpuArray::with_max_entries(1, 0);
+static LOOKUPS: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(2, 0);
 
-/// The neighbour that a packet has to wait for, after [`resolve`] has answered [`Reason::Resolving`].
+/// In [`LOOKUPS`]: where a packet leaves.
+const NEXT_HOP: u32 = 0;
+/// In [`LOOKUPS`]: how long packets may be.
+const MTU: u32 = 1;
+
+/// The addresses of the router's interfaces by slot, for kernels that do not tell the preferred source of a route. Written by the daemon.
+#[map]
+static INTERFACE_ADDRESSES: Array<InterfaceAddresses> = Array::with_max_entries(MAX_INTERFACES as u32, 0);
+
+/// Returns the query where packets of a flow leave.
 #[inline(always)]
-pub(crate) fn unresolved() -> Option<&'static Neighbour> {
-    UNRESOLVED.get(0)
+pub(crate) fn query(work: &Work, key: &FlowKey<Ipv4>, rewrite: &Rewrite<Ipv4>) -> Query {
+    Query::of(key, rewrite, tos(work))
 }
 
-/// Asks the kernel where a translated packet leaves.
+/// The type of service of the packet at work.
+#[inline(always)]
+pub(crate) fn tos(work: &Work) -> u8 {
+    const TOS: usize = ETHERNET_LENGTH + 1;
+    work.frame.bytes::<1>(TOS).map_or(0, |[tos]| *tos)
+}
+
+/// Asks the kernel where a packet leaves.
 ///
-/// The question is asked as if the packet came in by the loopback interface: to the kernel that is what a packet of this
-/// machine's own looks like (`LOOPBACK_IFINDEX` in net/ipv4/route.c, `ip_route_output_key_hash`), which fits, since its
-/// source is one of this machine's addresses. It also means that only `net.ipv4.conf.lo.forwarding` has to be on for the
-/// kernel to answer (`bpf_ipv4_fib_lookup`, net/core/filter.c), while forwarding stays off on the real interfaces:
-/// nothing that this program leaves to the kernel can be routed on untranslated.
+/// The query is the one of the kernel's own forwarding (see [`Query`]), but for the interface: it is asked as if the packet came in by the loopback
+/// interface, for which alone `net.ipv4.conf.lo.forwarding` has to be on for the kernel to answer (`bpf_ipv4_fib_lookup`,
+/// net/core/filter.c). So forwarding stays off on the real interfaces, and nothing that this program leaves to the kernel can be routed on
+/// untranslated. Policy rules by incoming interface, or by a mark that the host's firewall sets, are not seen: the daemon looks for such.
 ///
 /// # Errors
-/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is its neighbour's MAC address.
+/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is the MAC address of its [`neighbour`].
 #[inline(always)]
-pub(crate) fn resolve(
-    work: &Work,
-    protocol: Protocol,
-    source: Ipv4,
-    destination: Ipv4,
-) -> Result<NextHop, Reason> {
-    // Read before the question is asked, and not again: an answer that has been overtaken must not count as a newer one.
+pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
+    // Read before the kernel is asked, and not again: an answer that has been overtaken must not count as a newer one.
     // SAFETY: a field of a map value, which is always there to read.
     let generation = unsafe { core::ptr::read_volatile(&raw const work.settings.next_hop_generation) };
-    let mut room = MaybeUninit::uninit();
-    let params = question(&mut room, protocol, source, destination);
-    // SAFETY: the context is the program's own, the structure and its length belong together.
-    let answer =
-        unsafe { fib_lookup(work.frame.context().as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-    match answer as u32 {
+    let code = ask(work.frame.context().ctx, query, NEXT_HOP);
+    let params = LOOKUPS.get(NEXT_HOP).ok_or(Reason::Internal)?;
+    match code as u32 {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
         BPF_FIB_LKUP_RET_FWD_DISABLED => return Err(Reason::RouteLookupsOff),
         _ => return Err(Reason::NoRoute),
     }
     let slot = work.settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
     // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
-    if answer as u32 == BPF_FIB_LKUP_RET_NO_NEIGH || params.dmac == [0; 6] {
-        let neighbour = UNRESOLVED.get_ptr_mut(0).ok_or(Reason::Internal)?;
-        // SAFETY: this CPU's own, and nobody else has it now. The kernel has put the next hop where the destination was.
-        unsafe {
-            (*neighbour).interface = params.ifindex;
-            (*neighbour).address = Neighbour::mapped(Ipv4(params.__bindgen_anon_4.ipv4_dst.to_ne_bytes()));
-        }
+    if code as u32 == BPF_FIB_LKUP_RET_NO_NEIGH || params.dmac == [0; 6] {
         return Err(Reason::Resolving);
     }
     Ok(NextHop {
@@ -93,53 +100,114 @@ pub(crate) fn resolve(
 /// # Errors
 /// How the packet ends that cannot leave now.
 #[inline(always)]
-pub(crate) fn find(
-    work: &Work,
-    ip_length: u16,
-    protocol: Protocol,
-    source: Ipv4,
-    destination: Ipv4,
-) -> Result<NextHop, Exit> {
-    match resolve(work, protocol, source, destination) {
+pub(crate) fn find(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Exit> {
+    match resolve(work, query) {
         Ok(next_hop) => Ok(next_hop),
         Err(Reason::Resolving) => Err(punt::wait(work, ip_length).into()),
         Err(reason) => Err(reason.into()),
     }
 }
 
+/// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address is known or not.
+#[inline(always)]
+pub(crate) fn neighbour() -> Option<Neighbour> {
+    let params = LOOKUPS.get(NEXT_HOP)?;
+    // SAFETY: numbers, for which any bytes are a value, of a structure that has been written whole.
+    let words = unsafe { params.__bindgen_anon_4.ipv6_dst };
+    let address = if params.family == AF_INET6 {
+        // SAFETY: both are of one size, and any bytes are a value.
+        unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
+    } else {
+        Neighbour::mapped(Ipv4(words[0].to_ne_bytes()))
+    };
+    Some(Neighbour { interface: params.ifindex, address })
+}
+
+/// The address that a new session comes from by the route that this CPU has asked for last, to `destination`: the preferred one of the
+/// route, or else the one that the kernel would choose.
+#[inline(always)]
+pub(crate) fn preferred_source(work: &Work, destination: Ipv4) -> Option<Ipv4> {
+    let params = LOOKUPS.get(NEXT_HOP)?;
+    // SAFETY: numbers, for which any bytes are a value.
+    let source = Ipv4(unsafe { params.__bindgen_anon_3.ipv4_src }.to_ne_bytes());
+    if source != Ipv4([0; 4]) {
+        return Some(source);
+    }
+    let slot = work.settings.egress_slot(params.ifindex)?;
+    // SAFETY: as above.
+    let neighbour = Ipv4(unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes());
+    let is_gateway = params.family != AF_INET || neighbour != destination;
+    INTERFACE_ADDRESSES.get(slot)?.select(neighbour, is_gateway)
+}
+
 /// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that cannot be told.
 #[inline(always)]
-pub(crate) fn mtu(context: *mut xdp_md, source: Ipv4, destination: Ipv4) -> u16 {
-    route_mtu(context, u32::from_ne_bytes(source.0), u32::from_ne_bytes(destination.0)) as u16
+pub(crate) fn mtu(context: *mut xdp_md, query: &Query) -> u16 {
+    if ask(context, query, MTU) as u32 != BPF_FIB_LKUP_RET_SUCCESS {
+        return 0;
+    }
+    // SAFETY: see `resolve`.
+    LOOKUPS.get(MTU).map_or(0, |params| unsafe { params.__bindgen_anon_1.mtu_result })
+}
+
+/// Answers a query of the daemon's, see [`router_common::route`].
+#[inline(always)]
+pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
+    let code = ask(work.frame.context().ctx, query, NEXT_HOP);
+    let mac = match code as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Mac::new(LOOKUPS.get(NEXT_HOP)?.dmac),
+        _ => Mac::default(),
+    };
+    let source = preferred_source(work, query.destination).unwrap_or_default();
+    Some(Answer { code, neighbour: neighbour()?, source, mac })
+}
+
+/// Asks the kernel; the answer is in [`LOOKUPS`], and this is how it turned out.
+#[inline(always)]
+fn ask(context: *mut xdp_md, query: &Query, kind: u32) -> i32 {
+    let ports = query.source_port.then(query.destination_port);
+    let (source, destination) = (u32::from_ne_bytes(query.source.0), u32::from_ne_bytes(query.destination.0));
+    let rest = u32::from(query.protocol) | u32::from(query.tos) << 8 | kind << 16;
+    look_up(context, source, destination, ports, rest) as i32
 }
 
 /// A global function: the verifier looks at it apart from its callers, and they need less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn route_mtu(context: *mut xdp_md, source: u32, destination: u32) -> u32 {
-    let (source, destination) = (Ipv4(source.to_ne_bytes()), Ipv4(destination.to_ne_bytes()));
-    // Before Linux 6.5 there is no answer without the neighbour, and the flag is refused.
-    for flags in [BPF_FIB_LOOKUP_SKIP_NEIGH, 0] {
-        let mut room = MaybeUninit::uninit();
-        let params = question(&mut room, Protocol::Tcp, source, destination);
+extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports: u32, rest: u32) -> u32 {
+    let kind = rest >> 16 & 1;
+    // The first flags are not known before Linux 6.7, or 6.5 for the MTU: there is then no answer without the neighbour.
+    let flags = if kind == MTU { BPF_FIB_LOOKUP_SKIP_NEIGH } else { BPF_FIB_LOOKUP_SRC };
+    let mut answer = INVALID;
+    for flags in [flags, 0] {
+        let Some(params) = LOOKUPS.get_ptr_mut(kind) else { return INVALID as u32 };
+        // SAFETY: this CPU's own, of which nobody has a reference while this function runs.
+        let params = unsafe { &mut *params };
+        clear(params);
+        params.family = AF_INET;
+        params.l4_protocol = rest as u8;
+        params.sport = ports as u16;
+        params.dport = (ports >> 16) as u16;
+        params.ifindex = LOOPBACK;
+        params.__bindgen_anon_2.tos = (rest >> 8) as u8;
+        params.__bindgen_anon_3.ipv4_src = source;
+        params.__bindgen_anon_4.ipv4_dst = destination;
         // SAFETY: the context is the program's own, the structure and its length belong together.
-        let answer = unsafe { fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) };
-        if answer as u32 == BPF_FIB_LKUP_RET_SUCCESS {
-            // SAFETY: see `resolve`.
-            return u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+        answer =
+            unsafe { fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) } as i32;
+        if answer != INVALID {
+            if flags == 0 {
+                // What was asked with, and no answer.
+                params.__bindgen_anon_3.ipv4_src = 0;
+            }
+            break;
         }
     }
-    0
+    answer as u32
 }
 
-/// Writes the question where packets from `source` to `destination` leave.
 #[inline(always)]
-fn question(
-    room: &mut MaybeUninit<bpf_fib_lookup>,
-    protocol: Protocol,
-    source: Ipv4,
-    destination: Ipv4,
-) -> &mut bpf_fib_lookup {
+fn clear(params: &mut bpf_fib_lookup) {
     const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
     const _: () = assert!(
         size_of::<bpf_fib_lookup>().is_multiple_of(size_of::<u32>())
@@ -147,15 +215,7 @@ fn question(
     );
     for word in 0..WORDS {
         // Volatile, or the compiler makes it a call that writes every byte by itself.
-        // SAFETY: within the structure, which is of whole words (asserted above).
-        unsafe { room.as_mut_ptr().cast::<u32>().add(word).write_volatile(0) };
+        // SAFETY: within the structure, which is of whole words (asserted above); zero is a value of all its fields.
+        unsafe { core::ptr::from_mut(params).cast::<u32>().add(word).write_volatile(0) };
     }
-    // SAFETY: a plain C structure of integers and byte arrays, for which zero is a value.
-    let params = unsafe { room.assume_init_mut() };
-    params.family = AF_INET;
-    params.l4_protocol = protocol as u8;
-    params.ifindex = LOOPBACK;
-    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source.0);
-    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination.0);
-    params
 }

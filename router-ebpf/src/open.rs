@@ -5,6 +5,7 @@ use router_common::{
     Stage,
     packet::{self, Packet},
     reason::Reason,
+    route::Query,
 };
 
 use crate::{Exit, Outcome, Work, answer, claim, fragment, known, next_hop, rules, unfinished};
@@ -40,9 +41,18 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     if packet.ttl <= 1 {
         return Err(answer::time_exceeded());
     }
-    let snat = rule_set.snat_address(random()).ok_or(Reason::NotConfigured)?;
     // Asked before anything is stored: a session that cannot leave is not opened.
-    let next_hop = next_hop::find(work, packet.ip_length, packet.protocol, snat, found.target)?;
+    let query = Query::new(
+        packet.protocol as u8,
+        next_hop::tos(work),
+        (packet.key.source, packet.key.source_port),
+        (found.target, found.target_port),
+    );
+    let next_hop = next_hop::find(work, packet.ip_length, &query)?;
+    let snat = match rule_set.snat_address(random()) {
+        Some(given) => given,
+        None => next_hop::preferred_source(work, found.target).ok_or(Reason::NoSourceAddress)?,
+    };
     known::may_leave(work, packet, &next_hop)?;
     claim::prepare(packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))

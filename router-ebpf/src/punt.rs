@@ -88,8 +88,8 @@ pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
     if !work.settings.daemon_is_there(flows::now()) {
         return Reason::NeighbourUnresolved;
     }
-    let Some(neighbour) = next_hop::unresolved() else { return Reason::Internal };
-    let head = Head { neighbour: *neighbour, ..Head::new(Kind::Wait, ingress(work)) };
+    let Some(neighbour) = next_hop::neighbour() else { return Reason::Internal };
+    let head = Head { neighbour, ..Head::new(Kind::Wait, ingress(work)) };
     match put::<CAPACITY>(&work.frame, ip_length, &head) {
         Ok(()) => Reason::Resolving,
         Err(Failure::NoRoom | Failure::TooLong) => Reason::NeighbourUnresolved,

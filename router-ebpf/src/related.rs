@@ -74,7 +74,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     let next_hop = if known.is_of(generation) {
         known
     } else {
-        next_hop::find(work, ip_length, Protocol::Icmp, source, rewrite.destination)?
+        // The way of the session's packets: a firewall on it knows what the error is about.
+        next_hop::find(work, ip_length, &next_hop::query(work, &key, &rewrite))?
     };
     if ip_length > next_hop.mtu {
         return Err(Reason::TooBig.into());

@@ -18,6 +18,7 @@ mod pins;
 mod pools;
 mod replay;
 mod reserved_ports;
+mod route;
 mod rules;
 mod settings;
 mod shared_memory;
@@ -37,6 +38,7 @@ use aya::{
 };
 use router_common::{
     Stage,
+    route::{Answer, Query},
     table::{BUCKET, Regions},
 };
 
@@ -51,7 +53,7 @@ pub use self::{
     replay::Departure,
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
-    settings::{LocalAddresses, SettingsTable},
+    settings::{InterfaceAddressTable, LocalAddresses, SettingsTable},
     sys::{interface_index, interface_name},
 };
 
@@ -67,7 +69,7 @@ pub fn object() -> &'static [u8] {
 }
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 20] = [
+const PINNED_MAPS: [&str; 21] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
@@ -88,8 +90,11 @@ const PINNED_MAPS: [&str; 20] = [
     "AWAITED",
     "OWN",
     reserved_ports::MAP,
+    "INTERFACE_ADDRESSES",
 ];
 const PUNTS: &str = "PUNTS";
+/// The program that answers a [`Query`].
+const ROUTE_PROGRAM: &str = "ask_route";
 /// The program of [`Stage::Slow`], which takes every packet.
 const SLOW_STAGE: &str = "slow";
 
@@ -131,6 +136,8 @@ pub struct Dataplane {
     pub local_addresses: LocalAddresses,
     /// The ports that the kernel is kept from giving out.
     pub reserved_ports: ReservedPorts,
+    /// The addresses of the router's interfaces, likewise.
+    pub interface_addresses: InterfaceAddressTable,
 }
 
 impl Dataplane {
@@ -192,6 +199,7 @@ impl Dataplane {
         let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
         let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
         let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
+        let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
         let maps = FlowMaps {
             slots: take(&mut ebpf, "FLOWS")?,
@@ -225,6 +233,7 @@ impl Dataplane {
             settings,
             local_addresses,
             reserved_ports,
+            interface_addresses,
         })
     }
 
@@ -370,6 +379,15 @@ impl Dataplane {
     pub fn replay(&mut self, interface: u32, packet: &[u8]) -> Result<Option<Departure>> {
         let settings = *self.settings.current();
         replay::run(self.program(SLOW_STAGE)?, &settings, interface, packet)
+    }
+
+    /// Asks the kernel where a packet would leave, and from which address a session would come: by the program that asks for packets, so that
+    /// both get the same answer.
+    ///
+    /// # Errors
+    /// When the kernel does not run the program.
+    pub fn route(&mut self, query: &Query) -> Result<Answer> {
+        route::ask(self.program(ROUTE_PROGRAM)?, query)
     }
 
     /// The programs, for the log that they write when they were loaded with a level.

@@ -10,9 +10,11 @@ use super::now;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use router_common::{
+    MAX_INTERFACES,
     address::Ipv4,
     flow::NextHop,
     local::{BROADCAST_ADDRESS, OWN_ADDRESS},
+    route::InterfaceAddresses,
     settings::{Interface, Settings},
     table::{HashSeeds, Regions},
 };
@@ -76,7 +78,7 @@ impl SettingsTable {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_interfaces(&mut self, interfaces: [Interface; router_common::MAX_INTERFACES]) -> Result<()> {
+    pub fn set_interfaces(&mut self, interfaces: [Interface; MAX_INTERFACES]) -> Result<()> {
         if self.current.interfaces == interfaces {
             return Ok(());
         }
@@ -170,6 +172,37 @@ impl LocalAddresses {
         }
         for (address, _) in known.iter().filter(|(address, _)| !wanted.contains_key(address)) {
             self.map.remove(address).with_context(|| format!("cannot remove the address {address}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of the router's interfaces, by slot.
+pub struct InterfaceAddressTable {
+    map: Array<MapData, InterfaceAddresses>,
+    current: [InterfaceAddresses; MAX_INTERFACES],
+}
+
+impl InterfaceAddressTable {
+    pub(super) fn new(map: Map) -> Result<Self> {
+        let map: Array<MapData, InterfaceAddresses> = map.try_into()?;
+        let mut current = [InterfaceAddresses::default(); MAX_INTERFACES];
+        for (slot, addresses) in (0..).zip(&mut current) {
+            *addresses = map.get(&slot, 0).context("cannot read the interfaces' addresses")?;
+        }
+        Ok(Self { map, current })
+    }
+
+    /// Sets the addresses of all interfaces.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set(&mut self, wanted: [InterfaceAddresses; MAX_INTERFACES]) -> Result<()> {
+        for (slot, (addresses, known)) in (0..).zip(wanted.iter().zip(&mut self.current)) {
+            if addresses != known {
+                self.map.set(slot, *addresses, 0).context("cannot write an interface's addresses")?;
+                *known = *addresses;
+            }
         }
         Ok(())
     }

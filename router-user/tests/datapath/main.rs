@@ -25,6 +25,7 @@ mod packets;
 mod pass;
 mod pins;
 mod ports;
+mod routes;
 mod tcp;
 mod vpp;
 mod world;

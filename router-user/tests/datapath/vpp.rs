@@ -13,7 +13,7 @@ use crate::{
         IcmpError, OTHER, PLS, PLS_MAC, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, read, tcp,
         tcp_packet, udp_packet,
     },
-    world::{Setup, Verdict, World, network},
+    world::{Setup, Verdict, World, ip, network},
 };
 
 #[track_caller]
@@ -152,6 +152,10 @@ fn an_echo_with_a_trailer_comes_back() {
 #[test]
 fn without_an_address_nothing_opens_until_there_is_one() {
     let mut world = World::with(Setup { snat: Vec::new(), ..Setup::default() });
+    ip("addr flush dev eth0");
+    ip("route add default via 10.0.2.65 dev eth0 onlink");
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud permanent");
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud permanent");
     let packets = [
         tcp_packet((PLS, 40_000), (OTHER, 443), tcp::SYN),
         udp_packet((PLS, 40_000), (OTHER, 53), b"q"),
@@ -159,7 +163,7 @@ fn without_an_address_nothing_opens_until_there_is_one() {
     ];
     for packet in &packets {
         let ran = world.run(&packet.build());
-        assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotConfigured));
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoSourceAddress));
     }
     assert_eq!(world.entries(), 0);
     world.dataplane.rules.apply(&crate::world::rule_set(), &mut world.dataplane.settings).expect("rules");

@@ -436,6 +436,13 @@ pub(crate) fn index(interface: &str) -> u32 {
     unsafe { libc::if_nametoindex(name.as_ptr()) }
 }
 
+/// Whether the running kernel has this version or a later one.
+pub(crate) fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()) >= Some((major, minor))
+}
+
 /// A second server address, so that tests read well.
 pub(crate) fn other_server() -> [u8; 4] {
     OTHER

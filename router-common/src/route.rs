@@ -1,0 +1,247 @@
+//! Routes: what the daemon asks of the program that asks the kernel, and which address a route makes packets come from.
+
+use core::mem::size_of;
+
+use crate::{
+    address::{Ipv4, Mac, Port},
+    flow::{FlowKey, Protocol},
+    punt::Neighbour,
+    rewrite::Rewrite,
+    rules::Network,
+};
+
+/// What decides where a packet leaves: what the kernel's forwarding looks a packet up by, which is its destination after the translation, and its
+/// source before.
+///
+/// So neither the SNAT address nor the SNAT port has a part in it: all packets of a flow ask the same query, whatever port the session has got, and
+/// one of several gateways that is chosen by a hash of it stays the same for as long as it is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Query {
+    /// The source, before its translation.
+    pub source: Ipv4,
+    /// The destination, after its translation.
+    pub destination: Ipv4,
+    /// The source's port; 0 where there is none.
+    pub source_port: Port,
+    /// The destination's port; 0 where there is none.
+    pub destination_port: Port,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The type of service, as it stands in the IP header.
+    pub tos: u8,
+}
+
+impl Query {
+    /// The bytes of a query.
+    pub const SIZE: usize = 14;
+
+    /// The query about a packet of this protocol. An echo has an identifier where others have a port, which no route knows.
+    #[inline(always)]
+    pub const fn new(
+        protocol: u8,
+        tos: u8,
+        (source, source_port): (Ipv4, Port),
+        (destination, destination_port): (Ipv4, Port),
+    ) -> Self {
+        let nothing = Port([0; 2]);
+        let has_ports = protocol != Protocol::Icmp as u8;
+        Self {
+            source,
+            destination,
+            source_port: if has_ports { source_port } else { nothing },
+            destination_port: if has_ports { destination_port } else { nothing },
+            protocol,
+            tos,
+        }
+    }
+
+    /// The query about packets with this key that become what `rewrite` says.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey<Ipv4>, rewrite: &Rewrite<Ipv4>, tos: u8) -> Self {
+        Self::new(
+            key.protocol_number(),
+            tos,
+            (key.source, key.source_port),
+            (rewrite.destination, rewrite.destination_port),
+        )
+    }
+
+    /// The query about packets of the session's other direction.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            tos: self.tos,
+        }
+    }
+
+    /// As the program reads it.
+    pub const fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.source.0, self.destination.0);
+        let ([i, j], [k, l]) = (self.source_port.0, self.destination_port.0);
+        [a, b, c, d, e, f, g, h, i, j, k, l, self.protocol, self.tos]
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) has written.
+    #[inline(always)]
+    pub const fn from_bytes([a, b, c, d, e, f, g, h, i, j, k, l, protocol, tos]: [u8; Self::SIZE]) -> Self {
+        Self {
+            source: Ipv4([a, b, c, d]),
+            destination: Ipv4([e, f, g, h]),
+            source_port: Port([i, j]),
+            destination_port: Port([k, l]),
+            protocol,
+            tos,
+        }
+    }
+}
+
+/// What the kernel answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Answer {
+    /// `BPF_FIB_LKUP_RET_SUCCESS` and its siblings, or a negative error number.
+    pub code: i32,
+    /// Who the packet is handed to.
+    pub neighbour: Neighbour,
+    /// The address that a session comes from which is given none; 0.0.0.0 where there is none.
+    pub source: Ipv4,
+    /// The neighbour's MAC address, if that is known.
+    pub mac: Mac,
+}
+
+impl Answer {
+    /// The bytes of an answer.
+    pub const SIZE: usize = 34;
+
+    /// As the program writes it.
+    #[inline(always)]
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        bytes[..4].copy_from_slice(&self.code.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.neighbour.interface.to_ne_bytes());
+        bytes[8..24].copy_from_slice(&self.neighbour.address);
+        bytes[24..28].copy_from_slice(&self.source.0);
+        bytes[28..].copy_from_slice(&self.mac.bytes());
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) has written; `None` if it is too short.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (code, bytes) = bytes.split_first_chunk()?;
+        let (interface, bytes) = bytes.split_first_chunk()?;
+        let (address, bytes) = bytes.split_first_chunk()?;
+        let (source, bytes) = bytes.split_first_chunk()?;
+        let (mac, _) = bytes.split_first_chunk()?;
+        Some(Self {
+            code: i32::from_ne_bytes(*code),
+            neighbour: Neighbour { interface: u32::from_ne_bytes(*interface), address: *address },
+            source: Ipv4(*source),
+            mac: Mac::new(*mac),
+        })
+    }
+}
+
+/// An address of an interface, as far as it matters to who may come from it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub address: Ipv4,
+    /// The network that it is in, or its peer's.
+    pub network: Network,
+    /// 1 if it is of no use beyond the link: of the scope `link`.
+    pub link_only: u32,
+}
+
+const _: () = assert!(size_of::<InterfaceAddress>() == 16);
+
+/// The addresses of one interface that sessions can come from, in the kernel's order: what a kernel before Linux 6.7 does not tell
+/// a program (`BPF_FIB_LOOKUP_SRC`). Written by the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct InterfaceAddresses {
+    /// The addresses; behind the last one, zeros.
+    pub addresses: [InterfaceAddress; Self::ROOM],
+}
+
+const _: () = assert!(size_of::<InterfaceAddresses>() == 128);
+
+impl InterfaceAddresses {
+    /// How many are looked at.
+    pub const ROOM: usize = 8;
+
+    /// Chooses a source as the kernel does for a route without a preferred one (`inet_select_addr`, net/ipv4/devinet.c): the first address in whose network
+    /// the gateway is, or else the first; and where there is a gateway, none that is of no use beyond the link.
+    #[inline(always)]
+    pub fn select(&self, neighbour: Ipv4, is_gateway: bool) -> Option<Ipv4> {
+        let mut first = None;
+        for known in &self.addresses {
+            if known.address == Ipv4([0; 4]) || (is_gateway && known.link_only != 0) {
+                continue;
+            }
+            if known.network.contains(neighbour) {
+                return Some(known.address);
+            }
+            if first.is_none() {
+                first = Some(known.address);
+            }
+        }
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn queries_and_answers_are_read_as_written(bytes in any::<[u8; Query::SIZE]>(), answer in any::<[u8; Answer::SIZE]>()) {
+            prop_assert_eq!(Query::from_bytes(bytes).to_bytes(), bytes);
+            let read = Answer::from_bytes(&answer).expect("long enough");
+            prop_assert_eq!(read.to_bytes(), answer);
+            prop_assert_eq!(Answer::from_bytes(&answer[1..]), None);
+        }
+    }
+
+    #[test]
+    fn an_echo_has_no_ports() {
+        let end = |last| (Ipv4([10, 0, 0, last]), Port::new(7));
+        let query = |protocol: Protocol| Query::new(protocol as u8, 0, end(1), end(2));
+        assert_eq!(query(Protocol::Icmp).source_port, Port([0; 2]));
+        assert_eq!(query(Protocol::Udp).destination_port, Port::new(7));
+    }
+
+    fn address(address: [u8; 4], prefix: u8, link_only: bool) -> InterfaceAddress {
+        let address = Ipv4(address);
+        InterfaceAddress { address, network: Network::new(address, prefix), link_only: link_only.into() }
+    }
+
+    fn interface(known: &[InterfaceAddress]) -> InterfaceAddresses {
+        let mut interface = InterfaceAddresses::default();
+        interface.addresses[..known.len()].copy_from_slice(known);
+        interface
+    }
+
+    #[test]
+    fn a_source_is_in_the_gateways_network_if_there_is_one() {
+        let interface = interface(&[
+            address([169, 254, 10, 1], 16, true),
+            address([192, 168, 5, 2], 24, false),
+            address([10, 77, 0, 2], 24, false),
+        ]);
+        let select = |neighbour, is_gateway| interface.select(Ipv4(neighbour), is_gateway);
+        assert_eq!(select([10, 77, 0, 3], true), Some(Ipv4([10, 77, 0, 2])));
+        assert_eq!(select([172, 16, 0, 1], true), Some(Ipv4([192, 168, 5, 2])), "an onlink gateway");
+        assert_eq!(select([169, 254, 10, 9], true), Some(Ipv4([192, 168, 5, 2])), "a gateway on the link");
+        assert_eq!(select([169, 254, 10, 9], false), Some(Ipv4([169, 254, 10, 1])));
+        assert_eq!(select([172, 16, 0, 1], false), Some(Ipv4([169, 254, 10, 1])));
+        assert_eq!(InterfaceAddresses::default().select(Ipv4([10, 77, 0, 3]), false), None);
+    }
+}
