@@ -62,6 +62,15 @@ impl Neighbour {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
     }
 
+    /// The neighbour with this address.
+    pub const fn new(interface: u32, address: IpAddr) -> Self {
+        let address = match address {
+            IpAddr::V4(address) => Self::mapped(Ipv4(address.octets())),
+            IpAddr::V6(address) => address.octets(),
+        };
+        Self { interface, address }
+    }
+
     /// Its address.
     pub const fn ip(&self) -> IpAddr {
         Ipv6Addr::from_octets(self.address).to_canonical()

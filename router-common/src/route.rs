@@ -109,13 +109,15 @@ pub struct Answer {
     pub neighbour: Neighbour,
     /// The address that a session comes from which is given none; 0.0.0.0 where there is none.
     pub source: Ipv4,
+    /// Whether the kernel itself has said so; before Linux 6.7 it does not, and [`InterfaceAddresses`] serve.
+    pub source_is_told: bool,
     /// The neighbour's MAC address, if that is known.
     pub mac: Mac,
 }
 
 impl Answer {
     /// The bytes of an answer.
-    pub const SIZE: usize = 34;
+    pub const SIZE: usize = 35;
 
     /// As the program writes it.
     #[inline(always)]
@@ -125,7 +127,8 @@ impl Answer {
         bytes[4..8].copy_from_slice(&self.neighbour.interface.to_ne_bytes());
         bytes[8..24].copy_from_slice(&self.neighbour.address);
         bytes[24..28].copy_from_slice(&self.source.0);
-        bytes[28..].copy_from_slice(&self.mac.bytes());
+        bytes[28..34].copy_from_slice(&self.mac.bytes());
+        bytes[34] = self.source_is_told.into();
         bytes
     }
 
@@ -135,11 +138,13 @@ impl Answer {
         let (interface, bytes) = bytes.split_first_chunk()?;
         let (address, bytes) = bytes.split_first_chunk()?;
         let (source, bytes) = bytes.split_first_chunk()?;
-        let (mac, _) = bytes.split_first_chunk()?;
+        let (mac, bytes) = bytes.split_first_chunk()?;
+        let told = bytes.first()?;
         Some(Self {
             code: i32::from_ne_bytes(*code),
             neighbour: Neighbour { interface: u32::from_ne_bytes(*interface), address: *address },
             source: Ipv4(*source),
+            source_is_told: *told != 0,
             mac: Mac::new(*mac),
         })
     }
@@ -202,7 +207,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn queries_and_answers_are_read_as_written(bytes in any::<[u8; Query::SIZE]>(), answer in any::<[u8; Answer::SIZE]>()) {
+        fn queries_and_answers_are_read_as_written(bytes in any::<[u8; Query::SIZE]>(), mut answer in any::<[u8; Answer::SIZE]>()) {
+            answer[34] &= 1;
             prop_assert_eq!(Query::from_bytes(bytes).to_bytes(), bytes);
             let read = Answer::from_bytes(&answer).expect("long enough");
             prop_assert_eq!(read.to_bytes(), answer);

@@ -159,7 +159,9 @@ pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
         _ => Mac::default(),
     };
     let source = preferred_source(work, query.destination).unwrap_or_default();
-    Some(Answer { code, neighbour: neighbour()?, source, mac })
+    // SAFETY: a number, for which any bytes are a value.
+    let source_is_told = unsafe { LOOKUPS.get(NEXT_HOP)?.__bindgen_anon_3.ipv4_src } != 0;
+    Some(Answer { code, neighbour: neighbour()?, source, source_is_told, mac })
 }
 
 /// Asks the kernel; the answer is in [`LOOKUPS`], and this is how it turned out.

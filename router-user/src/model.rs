@@ -26,7 +26,7 @@ pub struct Status {
     pub config: String,
     /// The interfaces the router works on: one, or the PLS-facing and the firewall-facing one.
     pub interfaces: Vec<InterfaceStatus>,
-    /// The addresses new sessions get as their source.
+    /// The addresses new sessions get as their source: those of `snat.addresses`, or else those that the routes to the targets say.
     pub snat_addresses: Vec<IpAddr>,
     /// Where each target's packets leave.
     pub next_hops: Vec<NextHopStatus>,
@@ -93,6 +93,10 @@ pub struct NextHopStatus {
     pub interface: Option<String>,
     /// The next hop's MAC address, once the neighbour has answered.
     pub mac: Option<String>,
+    /// The address that new sessions to the target come from, as its route says; `null` where `snat.addresses` are given, or while
+    /// there is no route.
+    #[serde(default)]
+    pub source: Option<IpAddr>,
     /// Whether a packet to the target can leave now.
     pub resolved: bool,
     /// Why it cannot; empty when it can.

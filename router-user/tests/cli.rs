@@ -152,6 +152,7 @@ fn status() -> Status {
             via: Some("10.0.2.65".parse().unwrap()),
             interface: Some("eth0".to_owned()),
             mac: Some("12:34:56:78:9a:bc".to_owned()),
+            source: Some("10.0.2.68".parse().unwrap()),
             resolved: true,
             problem: String::new(),
         }],
@@ -210,6 +211,7 @@ fn broken_status() -> Status {
         via: None,
         interface: None,
         mac: None,
+        source: None,
         resolved: false,
         problem: "no route to host".to_owned(),
         ..broken.next_hops[0].clone()

@@ -71,6 +71,7 @@ fn text(status: &Status) -> String {
         ("RULES", Align::Left),
         ("VIA", Align::Left),
         ("OUT OF", Align::Left),
+        ("FROM", Align::Left),
         ("MAC", Align::Left),
         ("NEXT HOP", Align::Left),
     ]);
@@ -80,6 +81,7 @@ fn text(status: &Status) -> String {
             listed(&hop.rules).into(),
             hop.via.map(|via| via.to_string()).unwrap_or_default().into(),
             hop.interface.clone().unwrap_or_default().into(),
+            hop.source.map(|source| source.to_string()).unwrap_or_default().into(),
             hop.mac.clone().unwrap_or_default().into(),
             if hop.resolved { Cell::styled(GOOD, "ok") } else { Cell::styled(BAD, problem(&hop.problem)) },
         ]);

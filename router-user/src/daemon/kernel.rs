@@ -16,14 +16,22 @@ use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia},
 };
-use router_common::{address::Mac, punt, settings::Interface};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use router_common::{
+    address::Mac,
+    punt::Neighbour,
+    route::{InterfaceAddress, InterfaceAddresses},
+    rules::Network,
+    settings::Interface,
+};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
+
+use crate::policy_rules::PolicyRule;
 
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,14 +65,11 @@ pub(super) struct NeighbourEntry {
     pub(super) failed: bool,
 }
 
-/// A neighbour by interface and address.
-pub(super) type Neighbour = (u32, Ipv4Addr);
-
 /// A stream of changes.
 pub(super) type Watch = BoxStream<'static, Change>;
 
 /// The neighbour that has changed; `None` when some changes were lost.
-pub(super) type NeighbourChange = Option<punt::Neighbour>;
+pub(super) type NeighbourChange = Option<Neighbour>;
 
 /// Opens a stream of the changes of neighbours of either family from now on, apart from the one of all changes: who waits for a neighbour
 /// waits for nothing else.
@@ -76,7 +81,7 @@ pub(super) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> 
         match message.payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
-            ) => Some(Some(neighbour_of_any_family(&message)?.0)),
+            ) => Some(Some(read_neighbour(&message)?.0)),
             NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(None),
             _ => None,
         }
@@ -118,11 +123,11 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
 fn change(message: RouteNetlinkMessage) -> Option<Change> {
     match message {
         RouteNetlinkMessage::NewNeighbour(message) => {
-            let (neighbour, state) = neighbour(&message)?;
+            let (neighbour, state) = read_neighbour(&message)?;
             Some(Change::Neighbour(neighbour, state))
         }
         RouteNetlinkMessage::DelNeighbour(message) => {
-            Some(Change::Neighbour(neighbour(&message)?.0, NeighbourEntry::default()))
+            Some(Change::Neighbour(read_neighbour(&message)?.0, NeighbourEntry::default()))
         }
         RouteNetlinkMessage::NewLink(_)
         | RouteNetlinkMessage::DelLink(_)
@@ -159,10 +164,46 @@ impl Addresses {
         given.chain(self.messages.iter().filter_map(of_network)).collect()
     }
 
-    /// The first address of the interface with this index.
+    /// The first address of the interface with this index, if it has one that is of use beyond the link.
     pub(super) fn first_of(&self, interface: u32) -> Option<Ipv4Addr> {
-        let mut on_interface = self.messages.iter().filter(|message| message.header.index == interface);
-        on_interface.find_map(|message| message.attributes.iter().find_map(local))
+        let of_interface = self.selectable(interface);
+        let best = of_interface.iter().find(|known| known.link_only == 0).or(of_interface.first())?;
+        Some(best.address.into())
+    }
+
+    /// The addresses that the kernel chooses a source from for packets that leave by the interface with this index, in its order: those of the
+    /// interface, or else any other of this machine that is of use beyond a link (`inet_select_addr`, net/ipv4/devinet.c).
+    pub(super) fn sources_of(&self, interface: u32) -> InterfaceAddresses {
+        let mut chosen = self.selectable(interface);
+        if chosen.is_empty() {
+            let mut indexes: Vec<u32> = self.messages.iter().map(|message| message.header.index).collect();
+            indexes.dedup();
+            let others = indexes.into_iter().flat_map(|index| self.selectable(index));
+            chosen = others.filter(|known| known.link_only == 0).collect();
+        }
+        let mut sources = InterfaceAddresses::default();
+        for (place, known) in sources.addresses.iter_mut().zip(chosen) {
+            *place = known;
+        }
+        sources
+    }
+
+    /// The addresses of an interface that packets may come from, in the kernel's order.
+    fn selectable(&self, interface: u32) -> Vec<InterfaceAddress> {
+        let of_interface = self.messages.iter().filter(|message| message.header.index == interface);
+        of_interface
+            .filter(|message| !message.header.flags.contains(AddressHeaderFlags::Secondary))
+            .filter(|message| u8::from(message.header.scope) < u8::from(AddressScope::Host))
+            .filter_map(|message| {
+                let address = message.attributes.iter().find_map(local)?;
+                let network = message.attributes.iter().find_map(network_address).unwrap_or(address);
+                Some(InterfaceAddress {
+                    address: address.into(),
+                    network: Network::new(network.into(), message.header.prefix_len),
+                    link_only: (message.header.scope != AddressScope::Universe).into(),
+                })
+            })
+            .collect()
     }
 }
 
@@ -188,15 +229,26 @@ fn local(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
     }
 }
 
-/// The way to a destination.
+/// What the routes of all tables say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Routes {
+    /// Every gateway, and whether its route has others to choose from.
+    pub(super) gateways: HashMap<Neighbour, bool>,
+    /// Routes that name the address that packets come from.
+    pub(super) sources: Vec<RouteSource>,
+}
+
+/// A route that names the address that packets come from.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Route {
-    /// The interface that packets leave by.
+pub(super) struct RouteSource {
+    /// Its destination, as `ip route` shows it.
+    pub(super) destination: String,
+    /// The interface that it leads out of.
     pub(super) interface: u32,
-    /// The neighbour that they are handed to.
-    pub(super) via: Ipv4Addr,
-    /// Whether that is the destination itself.
-    pub(super) on_link: bool,
+    /// Its gateway; none of a network on the link, or of the other family.
+    pub(super) gateway: Option<Ipv4Addr>,
+    /// The address.
+    pub(super) source: Ipv4Addr,
 }
 
 impl Kernel {
@@ -238,63 +290,60 @@ impl Kernel {
         in_time(links.try_collect()).await?.context("cannot read this machine's interfaces")
     }
 
-    /// The route to a destination, for packets of this machine's own from this source: the way the data plane asks. `Err` is the
-    /// kernel's no.
-    pub(super) async fn route(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Result<Route, String> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new()
-            .source_prefix(source, 32)
-            .destination_prefix(destination, 32)
-            .build();
-        let mut answers = self.handle.route().get(question).execute().boxed();
-        let answer = in_time(answers.next()).await.map_err(|error| format!("{error:#}"))?;
-        let route = match answer {
-            Some(Ok(route)) => route,
-            Some(Err(rtnetlink::Error::NetlinkError(error))) => {
-                return Err(format!("no route: {}", error.to_io()));
-            }
-            Some(Err(error)) => return Err(format!("no route: {error}")),
-            None => return Err("no route: the kernel gave no answer".to_owned()),
-        };
-        read_route(&route, destination)
+    /// The IPv4 routes of all tables, as far as they lead to gateways or name a source.
+    pub(super) async fn routes(&self) -> Result<Routes> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut messages = self.handle.route().get(all).execute().boxed();
+        let mut routes = Routes::default();
+        while let Some(message) = in_time(messages.next()).await? {
+            routes.add(&message.context("cannot read the routes")?);
+        }
+        Ok(routes)
     }
 
-    /// Every neighbour that the kernel knows.
+    /// The policy rules by which routes are looked up.
+    pub(super) async fn policy_rules(&self) -> Result<Vec<PolicyRule>> {
+        let messages: Vec<_> = in_time(self.handle.rule().get(IpVersion::V4).execute().try_collect())
+            .await?
+            .context("cannot read the policy rules")?;
+        Ok(messages.iter().map(PolicyRule::from).collect())
+    }
+
+    /// Every neighbour that the kernel knows. A route to an IPv4 network may lead to an IPv6 one.
     pub(super) async fn neighbours(&self) -> Result<HashMap<Neighbour, NeighbourEntry>> {
-        let messages = self.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+        let messages = self.handle.neighbours().get().execute();
         let messages: Vec<NeighbourMessage> =
             in_time(messages.try_collect()).await?.context("cannot read the neighbours")?;
-        Ok(messages.iter().filter_map(neighbour).collect())
+        Ok(messages.iter().filter_map(read_neighbour).collect())
     }
 
     /// Has the kernel ask a neighbour that it knows whether it is still there. It asks three times in three seconds, and uses the
     /// MAC address meanwhile; by itself it would ask half a minute after it last heard of it, and only if it had a packet to send.
-    pub(super) async fn confirm(&self, (interface, address): Neighbour) -> Result<()> {
-        let request = self.handle.neighbours().add(interface, address.into());
+    pub(super) async fn confirm(&self, neighbour: &Neighbour) -> Result<()> {
+        let address = neighbour.ip();
+        let request = self.handle.neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::Probe).replace().execute())
             .await?
             .with_context(|| format!("cannot have the neighbour {address} confirmed"))
     }
 
     /// Has the kernel find out a neighbour's MAC address.
-    pub(super) async fn probe(&self, (interface, address): Neighbour) -> Result<()> {
-        self.look_up(interface, address.into()).await
-    }
-
-    async fn look_up(&self, interface: u32, address: IpAddr) -> Result<()> {
-        let request = self.handle.neighbours().add(interface, address);
+    pub(super) async fn probe(&self, neighbour: &Neighbour) -> Result<()> {
+        let address = neighbour.ip();
+        let request = self.handle.neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
             .await?
             .with_context(|| format!("cannot have the neighbour {address} looked up"))
     }
 
     /// Has the kernel find out a neighbour's MAC address, and tells what it knows of it by then.
-    pub(super) async fn ask_for(&self, neighbour: &punt::Neighbour) -> Result<Option<NeighbourEntry>> {
-        self.look_up(neighbour.interface, neighbour.ip()).await?;
+    pub(super) async fn ask_for(&self, neighbour: &Neighbour) -> Result<Option<NeighbourEntry>> {
+        self.probe(neighbour).await?;
         self.neighbour(neighbour).await
     }
 
     /// What the kernel knows of a neighbour; `None` if it knows none.
-    pub(super) async fn neighbour(&self, neighbour: &punt::Neighbour) -> Result<Option<NeighbourEntry>> {
+    pub(super) async fn neighbour(&self, neighbour: &Neighbour) -> Result<Option<NeighbourEntry>> {
         let address = neighbour.ip();
         let mut question = NeighbourMessage::default();
         question.header.ifindex = neighbour.interface;
@@ -310,36 +359,70 @@ impl Kernel {
         let answer = in_time(answers.next()).await?;
         Ok(match answer.map(|answer| answer.payload) {
             Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))) => {
-                neighbour_of_any_family(&message).map(|(_, entry)| entry)
+                read_neighbour(&message).map(|(_, entry)| entry)
             }
             _ => None,
         })
     }
 }
 
-fn read_route(route: &RouteMessage, destination: Ipv4Addr) -> Result<Route, String> {
-    if route.header.kind != RouteType::Unicast {
-        return Err(format!("the route to it is of the kind {:?}", route.header.kind).to_lowercase());
+impl Routes {
+    fn add(&mut self, route: &RouteMessage) {
+        if route.header.kind != RouteType::Unicast {
+            return;
+        }
+        let mut source = None;
+        let mut destination = Ipv4Addr::UNSPECIFIED;
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+                RouteAttribute::MultiPath(next_hops) => {
+                    for next_hop in next_hops {
+                        let (_, gateway) = hop(&next_hop.attributes);
+                        self.add_gateway(next_hop.interface_index, gateway, true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (Some(interface), gateway) = hop(&route.attributes) else { return };
+        self.add_gateway(interface, gateway, false);
+        // Where an address is given, the kernel itself makes a route to its network with it as the source.
+        if let Some(source) = source.filter(|_| route.header.protocol != RouteProtocol::Kernel) {
+            self.sources.push(RouteSource {
+                destination: format!("{destination}/{}", route.header.destination_prefix_length),
+                interface,
+                gateway: gateway.and_then(|gateway| match gateway {
+                    IpAddr::V4(gateway) => Some(gateway),
+                    IpAddr::V6(_) => None,
+                }),
+                source,
+            });
+        }
     }
+
+    fn add_gateway(&mut self, interface: u32, gateway: Option<IpAddr>, is_one_of_many: bool) {
+        if let Some(gateway) = gateway {
+            *self.gateways.entry(Neighbour::new(interface, gateway)).or_default() |= is_one_of_many;
+        }
+    }
+}
+
+/// The interface and the gateway of a route, or of one of its next hops.
+fn hop(attributes: &[RouteAttribute]) -> (Option<u32>, Option<IpAddr>) {
     let mut interface = None;
     let mut gateway = None;
-    for attribute in &route.attributes {
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the rest of a route is not about where packets leave"
-        )]
+    for attribute in attributes {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet(address)) => gateway = Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => gateway = Some((*address).into()),
             _ => {}
         }
     }
-    match interface {
-        Some(interface) => {
-            Ok(Route { interface, via: gateway.unwrap_or(destination), on_link: gateway.is_none() })
-        }
-        None => Err("the route to it has no interface".to_owned()),
-    }
+    (interface, gateway)
 }
 
 fn name(link: &LinkMessage) -> &str {
@@ -370,25 +453,13 @@ fn master(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> {
-    let (neighbour, entry) = neighbour_of_any_family(message)?;
-    match neighbour.ip() {
-        IpAddr::V4(address) => Some(((neighbour.interface, address), entry)),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn neighbour_of_any_family(message: &NeighbourMessage) -> Option<(punt::Neighbour, NeighbourEntry)> {
+fn read_neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> {
     let mut address = None;
     let mut mac = None;
     for attribute in &message.attributes {
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the rest of a neighbour is not about where it is"
-        )]
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(inet)) => {
-                address = Some(punt::Neighbour::mapped((*inet).into()));
+                address = Some(Neighbour::mapped((*inet).into()));
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(inet)) => address = Some(inet.octets()),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
@@ -408,7 +479,7 @@ fn neighbour_of_any_family(message: &NeighbourMessage) -> Option<(punt::Neighbou
     let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
     let failed = message.header.state == NeighbourState::Failed;
     let entry = NeighbourEntry { mac: mac.filter(|_| usable), fixed, failed };
-    Some((punt::Neighbour { interface: message.header.ifindex, address: address? }, entry))
+    Some((Neighbour { interface: message.header.ifindex, address: address? }, entry))
 }
 
 #[cfg(test)]

@@ -31,7 +31,6 @@ mod ways;
 
 use std::{
     io::ErrorKind,
-    net::Ipv4Addr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,6 +46,7 @@ use tracing::{info, warn};
 
 use self::{
     names::NameService,
+    next_hops::Topology,
     own::Own,
     shared::{Attached, Shared},
     target_health::TargetHealth,
@@ -231,7 +231,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
-    let snat = snat_addresses(&config, &addresses)?;
+    let mut topology = Topology::read(&kernel).await?;
     let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
     let mut own = Own::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
     info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
@@ -258,6 +258,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     }
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+    plane.interface_addresses.set(next_hops::sources(&indexes, &addresses))?;
     plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();
     let mode = match config.interfaces.mode {
@@ -274,7 +275,7 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     own.begin(&config, &attached, &mut plane).report();
 
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
-    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &snat, &own);
+    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
     {
         let Dataplane { rules, settings, .. } = &mut plane;
         rules.apply(&spec, settings)?;
@@ -288,13 +289,13 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
     let punts = plane.take_punts()?;
     let upkeep = Upkeep::of(&config, &plane)?;
     let path = options.config_path.clone();
-    let shared = Arc::new(Shared::new(path, config, snat, own, plane, attached, names));
-    next_hops::refresh(&shared, &kernel).await?;
+    let shared = Arc::new(Shared::new(path, config, own, plane, attached, names));
+    next_hops::refresh(&shared, &kernel, &mut topology).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
     shared.state().plane.settings.show_presence()?;
     tasks.spawn(upkeep.run(shared.clone()));
     tasks.spawn(punts::serve(shared.clone(), kernel.clone(), punts));
-    tasks.spawn(next_hops::follow(shared.clone(), kernel, changes));
+    tasks.spawn(next_hops::follow(shared.clone(), kernel, changes, topology));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
     tasks.spawn(own::follow(shared.clone()));
@@ -338,16 +339,4 @@ fn roles(config: &Config, name: &str) -> Vec<String> {
         .filter(|(_, interface)| *interface == name)
         .map(|(role, _)| role.to_owned())
         .collect()
-}
-
-/// The addresses that new sessions get: those configured, or the firewall NIC's first.
-fn snat_addresses(config: &Config, addresses: &kernel::Addresses) -> Result<Vec<Ipv4Addr>> {
-    if !config.snat.addresses.is_empty() {
-        return Ok(config.snat.addresses.clone());
-    }
-    let interface = &config.interfaces.firewall;
-    let first = addresses.first_of(dataplane::interface_index(interface)?).with_context(|| {
-        format!("{interface} has no IPv4 address for new sessions to come from: give it one, or set snat.addresses")
-    })?;
-    Ok(vec![first])
 }

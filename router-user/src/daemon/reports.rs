@@ -1,6 +1,7 @@
 //! What the daemon knows, as the types of [`crate::model`].
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Instant,
 };
@@ -70,7 +71,7 @@ pub(super) fn status(shared: &Shared) -> Status {
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces,
-        snat_addresses: state.snat.iter().copied().map(IpAddr::V4).collect(),
+        snat_addresses: sources(shared, state),
         next_hops: state.next_hops.clone(),
         names,
         targets: targets(shared, state),
@@ -83,6 +84,16 @@ pub(super) fn status(shared: &Shared) -> Status {
         snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports().size()),
         repairs: state.upkeep.iter().map(Record::status).collect(),
     }
+}
+
+/// The addresses that new sessions come from.
+fn sources(shared: &Shared, state: &State) -> Vec<IpAddr> {
+    let given = &shared.config.snat.addresses;
+    if !given.is_empty() {
+        return given.iter().copied().map(IpAddr::V4).collect();
+    }
+    let by_route: BTreeSet<IpAddr> = state.next_hops.iter().filter_map(|next_hop| next_hop.source).collect();
+    by_route.into_iter().collect()
 }
 
 /// The targets that sessions tell something of, in the order of the rules.

@@ -18,13 +18,7 @@ use crate::{
 pub(super) type Target = (Ipv4Addr, Option<u16>);
 
 /// The rule set of a configuration, with names as they are resolved now, without the targets that are avoided now.
-pub(super) fn build(
-    config: &Config,
-    names: &Names,
-    health: &TargetHealth,
-    snat: &[Ipv4Addr],
-    own: &Own,
-) -> RuleSetSpec {
+pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, own: &Own) -> RuleSetSpec {
     RuleSetSpec {
         forwards: config
             .forwards
@@ -49,7 +43,7 @@ pub(super) fn build(
                 mss: mss(masquerade.mss),
             })
             .collect(),
-        snat: snat.to_vec(),
+        snat: config.snat.addresses.clone(),
         ports: own.snat,
         reject_exhausted: config.snat.exhausted == Exhausted::Reject,
         local: local(config, own),

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::Ipv4Addr,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -63,11 +62,11 @@ pub(super) struct State {
     pub(super) upkeep: Vec<Record>,
     /// Whether the router is being taken off, on purpose: nothing is set again any more.
     pub(super) stood_down: bool,
-    /// The addresses that new sessions get.
-    pub(super) snat: Vec<Ipv4Addr>,
     pub(super) names: Names,
     pub(super) target_health: TargetHealth,
     pub(super) next_hops: Vec<NextHopStatus>,
+    /// What is doubtful about this machine's routes.
+    pub(super) routing: Vec<String>,
     pub(super) sessions: SessionCounts,
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
@@ -99,7 +98,6 @@ impl Shared {
     pub(super) fn new(
         config_path: PathBuf,
         config: Config,
-        snat: Vec<Ipv4Addr>,
         own: Own,
         plane: Dataplane,
         attached: Vec<Attached>,
@@ -117,10 +115,10 @@ impl Shared {
                 attached,
                 upkeep: Vec::new(),
                 stood_down: false,
-                snat,
                 names,
                 target_health: TargetHealth::default(),
                 next_hops: Vec::new(),
+                routing: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),
                 own,
@@ -158,8 +156,8 @@ impl Shared {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let State { plane, snat, names, target_health, own, .. } = &mut *self.state();
-        let spec = rule_set::build(&self.config, names, target_health, snat, own);
+        let State { plane, names, target_health, own, .. } = &mut *self.state();
+        let spec = rule_set::build(&self.config, names, target_health, own);
         plane.rules.apply(&spec, &mut plane.settings)
     }
 
@@ -172,13 +170,6 @@ impl Shared {
     pub(super) fn interface_indexes(&self) -> Vec<u32> {
         let index = |attached: &Attached| attached.attachment.place().index().unwrap_or_default();
         self.attached().iter().map(index).collect()
-    }
-
-    /// The index of the firewall-facing interface, if it is there.
-    pub(super) fn firewall_index(&self) -> Option<u32> {
-        let firewall = &self.config.interfaces.firewall;
-        let attached = self.attached();
-        attached.iter().find(|one| one.attachment.interface == *firewall)?.attachment.place().index()
     }
 
     /// Why this router does not forward, or should get no new connections; empty when all is well. Looks at the kernel now,
@@ -220,6 +211,7 @@ impl Shared {
     pub(super) fn degraded(&self) -> Vec<String> {
         let state = &mut *self.state();
         let mut degraded = self.ways(state).degraded;
+        degraded.extend(state.routing.iter().cloned());
         degraded.extend(state.upkeep.iter().flat_map(Record::degraded));
         degraded.extend(state.own.problems());
         let usage = Usage {

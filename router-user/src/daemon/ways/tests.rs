@@ -44,6 +44,7 @@ fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHopStatus {
         via: None,
         interface: None,
         mac: None,
+        source: None,
         resolved,
         problem: if resolved { "" } else { "no answer" }.to_owned(),
     }
