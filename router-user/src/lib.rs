@@ -6,7 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod model;
-mod policy_rules;
+pub mod policy_rules;
 pub mod port_plan;
 pub mod preflight;
 mod proc_net;

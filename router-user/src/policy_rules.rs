@@ -11,15 +11,15 @@ const LOOPBACK: &str = "lo";
 
 /// A policy rule, as far as it matters here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PolicyRule {
+pub struct PolicyRule {
     /// Its place among the rules.
-    pub(crate) priority: u32,
+    pub priority: u32,
     /// The interface that packets come in by.
-    pub(crate) incoming: Option<String>,
+    pub incoming: Option<String>,
     /// The mark that packets have, and the bits of it that count.
-    pub(crate) mark: Option<(u32, u32)>,
+    pub mark: Option<(u32, u32)>,
     /// What it does, in the words of `ip rule`.
-    pub(crate) action: String,
+    pub action: String,
 }
 
 impl From<&RuleMessage> for PolicyRule {
@@ -49,12 +49,12 @@ impl From<&RuleMessage> for PolicyRule {
 /// Says which rules sessions are not routed by although the kernel would forward their packets by them, or the other way round: one line each.
 /// `interfaces` are the router's.
 #[must_use]
-pub(crate) fn not_followed(rules: &[PolicyRule], interfaces: &[&str]) -> Vec<String> {
+pub fn not_followed(rules: &[PolicyRule], interfaces: &[&str]) -> Vec<String> {
     rules.iter().filter_map(|rule| rule.not_followed(interfaces)).collect()
 }
 
 /// What to do about them.
-pub(crate) const FIX: &str =
+pub const FIX: &str =
     "select by from, to, ipproto, sport or dport instead (ip rule), which sessions are routed by";
 
 impl PolicyRule {

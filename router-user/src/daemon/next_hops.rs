@@ -163,7 +163,7 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
     for (target, needs) in targets(shared) {
         next_hops.push(view.next_hop(shared, kernel, target, needs).await);
     }
-    let conditions = view.conditions(shared, topology);
+    let conditions = view.conditions(topology);
     let before = {
         let state = &mut *shared.state();
         state.refreshed = Instant::now().into_std();
@@ -306,8 +306,9 @@ impl View {
     }
 
     /// What is doubtful about the routes of this machine, in words for the operator.
-    fn conditions(&self, shared: &Shared, topology: &Topology) -> Vec<String> {
-        let interfaces: Vec<&str> = shared.config.interfaces.names().collect();
+    fn conditions(&self, topology: &Topology) -> Vec<String> {
+        let of_router = self.interfaces.iter().filter_map(|index| self.names.get(index));
+        let interfaces: Vec<&str> = of_router.map(String::as_str).collect();
         let mut conditions: Vec<String> = not_followed(&topology.rules, &interfaces)
             .into_iter()
             .map(|text| format!("{text}; fix: {}", policy_rules::FIX))

@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
+use crate::policy_rules::PolicyRule;
 use crate::port_plan;
 
 /// Everything that [`super::findings`] wants to know of a machine.
@@ -26,6 +29,14 @@ pub struct Facts {
     pub own_ports: Option<port_plan::Kernel>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
+    /// The policy rules by which routes are looked up.
+    pub policy_rules: Option<Vec<PolicyRule>>,
+    /// The ways to targets that are given by address.
+    pub ways: Vec<Way>,
+    /// IPsec policies for IPv4.
+    pub ipsec: Option<Vec<IpsecPolicy>>,
+    /// Chains of the host's firewall that packets pass which the kernel forwards or sends.
+    pub firewall: Vec<FirewallChain>,
     /// Whether the directory of pins is on a BPF file system.
     pub pins_on_bpffs: Option<bool>,
 }
@@ -69,6 +80,8 @@ pub struct Interface {
     pub master: Option<(String, Option<String>)>,
     /// Its IPv4 addresses, primary ones first.
     pub addresses: Vec<Ipv4Addr>,
+    /// The networks that they are in, each with the address; likewise.
+    pub networks: Vec<Ipv4Net>,
     /// Its driver; found out only for the interfaces of the configuration.
     pub driver: Option<String>,
     /// Whether it joins received packets into larger ones in hardware; likewise.
@@ -167,5 +180,66 @@ pub struct Process {
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (process {})", self.name, self.pid)
+    }
+}
+
+/// The way to a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The target's address.
+    pub target: Ipv4Addr,
+    /// The name of the interface that packets to it leave by.
+    pub interface: String,
+    /// The gateway that they are handed to; none of a target on the link.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// An IPsec policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpsecPolicy {
+    /// `in`, `out` or `fwd`.
+    pub direction: &'static str,
+    /// Where the packets come from that it is about.
+    pub source: Ipv4Net,
+    /// Where they go.
+    pub destination: Ipv4Net,
+}
+
+impl fmt::Display for IpsecPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} to {}", self.direction, self.source, self.destination)
+    }
+}
+
+/// A chain of the host's firewall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallChain {
+    /// Family, table and name.
+    pub name: String,
+    /// What passes it.
+    pub hook: Hook,
+    /// How many rules it has, if that is known.
+    pub rules: Option<u32>,
+    /// Whether it drops what no rule lets through.
+    pub drops: bool,
+}
+
+/// Where in the kernel a chain is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Packets that the kernel forwards pass it.
+    Forward,
+    /// Packets that this machine itself sends do.
+    Output,
+}
+
+impl fmt::Display for FirewallChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, rules, drops, .. } = self;
+        f.write_str(name)?;
+        let Some(rules) = rules else { return Ok(()) };
+        let (plural, policy) =
+            (if *rules == 1 { "" } else { "s" }, if *drops { ", policy drop" } else { "" });
+        write!(f, " ({rules} rule{plural}{policy})")
     }
 }

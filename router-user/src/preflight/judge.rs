@@ -1,6 +1,7 @@
 //! From facts to findings.
 
 mod logins;
+mod routing;
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -91,6 +92,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         }
     }
     logins::logins(&mut found, config, &facts.ssh);
+    routing::routing(&mut found, config, facts);
     if facts.ip_forward == Some(true) {
         found.warning(
             "the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
@@ -195,6 +197,13 @@ fn one_interface(found: &mut Findings, config: &Config, interface: &Interface) {
                 "interface `{name}` is the SR-IOV half of `{master}`: a program on it sees only a part of the packets"
             ),
             format!("write \"{master}\" in [interfaces]: it hands the program on to `{name}`"),
+        ),
+        Some((master, Some(driver))) if driver == "vrf" => found.error(
+            format!(
+                "interface `{name}` is in the VRF `{master}`, whose routes are in a table of their own: this router would send \
+                 packets by the others"
+            ),
+            format!("take it out (ip link set dev {name} nomaster), or name another interface"),
         ),
         Some((master, _)) => found.warning(
             format!("interface `{name}` is a port of `{master}`: its packets are taken before `{master}` sees them"),
@@ -376,9 +385,9 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
             }
         }
     }
-    for address in config.snat.addresses.iter().filter(|address| !on_links.contains(address)) {
+    for address in config.snat.addresses.iter().filter(|address| !mine.contains(address)) {
         found.error(
-            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {}: no reply would come back", has(&on_links)),
+            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {}: no reply would come back", has(&mine)),
             format!("leave it out, or add it: ip addr add {address}/32 dev {} (and to the NIC in Azure)", config.interfaces.firewall),
         );
     }

@@ -10,7 +10,8 @@ mod judge;
 use std::fmt;
 
 pub use facts::{
-    AttachedProgram, Facts, Interface, Kernel, Listener, Privileges, Process, Ssh, SshSession, XdpMode,
+    AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Kernel, Listener, Privileges,
+    Process, Ssh, SshSession, Way, XdpMode,
 };
 pub use gather::inspect;
 pub use judge::findings;

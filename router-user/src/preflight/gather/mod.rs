@@ -1,9 +1,12 @@
 //! From the machine to facts. Whatever cannot be found out is left `None`: that is no reason not to start.
 
+mod bypassed;
+mod dump;
 mod ethtool;
 mod netlink;
 mod processes;
 mod programs;
+mod routes;
 mod session;
 mod sockets;
 
@@ -33,6 +36,10 @@ pub async fn inspect(config: &Config) -> Facts {
         traffic_control: traffic_control(),
         own_ports: Some(own_ports(&config.admin.pins)),
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
+        policy_rules: routes::policy_rules().await.ok(),
+        ways: routes::ways(config).await.unwrap_or_default(),
+        ipsec: bypassed::ipsec_policies(),
+        firewall: bypassed::firewall_chains(),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
     }
 }

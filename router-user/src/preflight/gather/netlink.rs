@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt as _;
+use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop, XdpAttached,
@@ -38,6 +39,7 @@ pub(super) async fn interfaces(config: &Config) -> anyhow::Result<Vec<Interface>
             up: link.header.flags.contains(LinkFlags::Up),
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             addresses: of_index.remove(&link.header.index).unwrap_or_default(),
+            networks: ipv4_networks(&addresses, link.header.index),
             ..Interface::default()
         };
         interface.alternative_names = alternative_names(link);
@@ -149,6 +151,20 @@ fn ipv4_addresses(messages: &[AddressMessage]) -> HashMap<u32, Vec<Ipv4Addr>> {
         primary.entry(index).or_default().push(ip);
     }
     primary
+}
+
+/// The networks of an interface's IPv4 addresses.
+fn ipv4_networks(messages: &[AddressMessage], interface: u32) -> Vec<Ipv4Net> {
+    let of_interface = messages.iter().filter(|message| message.header.index == interface);
+    of_interface
+        .filter_map(|message| {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            })?;
+            Ipv4Net::new(address, message.header.prefix_len).ok()
+        })
+        .collect()
 }
 
 /// The programs of an interface. The kernel gives an id for each mode, and one more without a mode if there is

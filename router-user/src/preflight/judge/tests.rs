@@ -1,9 +1,13 @@
 use std::path::PathBuf;
 
-use super::super::facts::{Kernel, Listener, Privileges, Process, Ssh, SshSession};
+use super::super::facts::{
+    FirewallChain, Hook, IpsecPolicy, Kernel, Listener, Privileges, Process, Ssh, SshSession, Way,
+};
+use ipnet::Ipv4Net;
 use router_common::ports::PortRange;
 
 use super::*;
+use crate::policy_rules::PolicyRule;
 use crate::port_plan::PortSet;
 
 fn config(extra: &str) -> Config {
@@ -44,6 +48,10 @@ fn good() -> Facts {
         traffic_control: Some(true),
         own_ports: Some(usual_ports()),
         ip_forward: Some(false),
+        policy_rules: Some(Vec::new()),
+        ways: Vec::new(),
+        ipsec: Some(Vec::new()),
+        firewall: Vec::new(),
         pins_on_bpffs: Some(true),
     }
 }
@@ -76,6 +84,10 @@ fn what_is_not_known_is_no_finding() {
         traffic_control: None,
         own_ports: None,
         ip_forward: None,
+        policy_rules: None,
+        ways: Vec::new(),
+        ipsec: None,
+        firewall: Vec::new(),
         pins_on_bpffs: None,
     };
     check(&config(""), &facts, &[]);
@@ -489,4 +501,137 @@ fn old_kernels_need_modules_to_see_what_leaves() {
     let [finding] = &found[..] else { panic!("{found:?}") };
     assert_eq!(finding.severity, Severity::Warning);
     assert!(finding.text.contains("6.1.0-1 lacks the module sch_ingress or cls_bpf"), "{finding}");
+}
+
+#[test]
+fn an_interface_in_a_vrf_is_refused() {
+    let facts = with_interface(|eth0| eth0.master = Some(("blue".to_owned(), Some("vrf".to_owned()))));
+    check(
+        &config(""),
+        &facts,
+        &[
+            "error: interface `eth0` is in the VRF `blue`, whose routes are in a table of their own: this router would send packets \
+           by the others\n  \
+           fix: take it out (ip link set dev eth0 nomaster), or name another interface",
+        ],
+    );
+}
+
+#[test]
+fn policy_rules_that_are_not_followed_are_named() {
+    let rule = |incoming: &str| PolicyRule {
+        priority: 99,
+        incoming: Some(incoming.to_owned()),
+        mark: None,
+        action: "lookup 100".to_owned(),
+    };
+    let facts = Facts { policy_rules: Some(vec![rule("eth0"), rule("eth7")]), ..good() };
+    check(
+        &config(""),
+        &facts,
+        &[
+            "warning: policy rule 99 (iif eth0, lookup 100) is not followed: sessions may take another way than the kernel's \
+           forwarding\n  \
+           fix: select by from, to, ipproto, sport or dport instead (ip rule), which sessions are routed by",
+        ],
+    );
+}
+
+/// Two NICs, and one that the router does not work on; the target's replies come back to one of them.
+fn machine_of_many_interfaces() -> Facts {
+    let nic = |name: &str, networks: &[&str]| {
+        let networks: Vec<Ipv4Net> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let addresses = networks.iter().map(Ipv4Net::addr).collect();
+        Interface { networks, addresses, ..interface(name) }
+    };
+    let lo = Interface { loopback: true, ..nic("lo", &["127.0.0.1/8", "192.0.2.7/32"]) };
+    let eth0 = nic("eth0", &["169.254.10.1/16", "192.168.5.2/24", "10.0.2.68/26", "10.0.2.70/26"]);
+    let way = |gateway: [u8; 4]| Way {
+        target: Ipv4Addr::new(203, 0, 113, 10),
+        interface: "eth0".to_owned(),
+        gateway: Some(gateway.into()),
+    };
+    Facts {
+        interfaces: Ok(vec![lo, eth0, nic("eth1", &["10.0.3.4/26"]), nic("eth2", &["10.0.4.4/26"])]),
+        ways: vec![way([10, 0, 2, 65])],
+        ..good()
+    }
+}
+
+#[test]
+fn sources_that_replies_do_not_come_back_to_are_found() {
+    let facts = machine_of_many_interfaces();
+    let two_nics = |address: &str| {
+        let text = format!(
+            "interfaces = {{ pls = \"eth0\", firewall = \"eth1\" }}\n\
+             forward = [{{ name = \"https\", protocol = \"tcp\", listen = \"10.0.2.68:443\",\
+             target = \"203.0.113.10\", sources = [\"10.0.2.64/26\"] }}]\n\
+             snat.addresses = [\"{address}\"]"
+        );
+        Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
+    };
+    for good in ["10.0.2.68", "10.0.2.70", "192.0.2.7"] {
+        check(&two_nics(good), &facts, &[]);
+    }
+    let bad = [
+        (
+            "10.0.3.4",
+            "warning",
+            "an address of `eth1`, but 203.0.113.10 is reached by `eth0`: its replies may not come back",
+        ),
+        (
+            "10.0.4.4",
+            "error",
+            "an address of `eth2`, which the router does not work on: replies would come in there",
+        ),
+        (
+            "192.168.5.2",
+            "warning",
+            "which is not in the network of 10.0.2.65, by which 203.0.113.10 is reached: its replies may not come back",
+        ),
+    ];
+    for (address, severity, what) in bad {
+        let finding = format!(
+            "{severity}: `addresses` of [snat] has {address}, {what}\n  fix: leave `addresses` of [snat] out: each session then \
+             comes from the address that its route says"
+        );
+        check(&two_nics(address), &facts, &[&finding]);
+    }
+}
+
+#[test]
+fn what_forwarded_packets_bypass_is_named() {
+    let network = |text: &str| text.parse().unwrap();
+    let chain = |name: &str, hook, rules| FirewallChain { name: name.to_owned(), hook, rules, drops: true };
+    let facts = Facts {
+        ipsec: Some(vec![IpsecPolicy {
+            direction: "out",
+            source: network("10.0.0.0/8"),
+            destination: network("203.0.113.0/24"),
+        }]),
+        firewall: vec![
+            chain("inet filter forward", Hook::Forward, Some(2)),
+            chain("ip filter FORWARD (iptables-legacy)", Hook::Forward, None),
+            chain("inet filter output", Hook::Output, Some(1)),
+        ],
+        ..good()
+    };
+    let fix = "fix: say it by `sources` of the rules, or at the firewall behind this router; `nft list ruleset` shows them";
+    check(
+        &config(""),
+        &facts,
+        &[
+            "warning: this machine has IPsec policies (out 10.0.0.0/8 to 203.0.113.0/24): packets that this router forwards are \
+             neither encrypted nor checked by them\n  \
+             fix: lead what needs IPsec past this router, or have the firewall do it; ip xfrm policy shows them",
+            &format!(
+                "warning: the host's firewall has rules for packets that the kernel forwards, inet filter forward (2 rules, \
+                 policy drop), ip filter FORWARD (iptables-legacy): packets that this router forwards do not pass them\n  {fix}"
+            ),
+            &format!(
+                "warning: the host's firewall has rules for packets that the kernel sends, inet filter output (1 rule, policy \
+                 drop): packets that this router forwards do not pass them\n  {fix}"
+            ),
+        ],
+    );
 }
