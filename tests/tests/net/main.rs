@@ -22,6 +22,7 @@ mod neighbours;
 mod own;
 mod removal;
 mod repairs;
+mod routes;
 mod starts;
 mod traffic;
 mod upkeep;
