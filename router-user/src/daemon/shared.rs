@@ -1,7 +1,8 @@
 //! What the daemon's parts have in common.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -65,6 +66,8 @@ pub(super) struct State {
     pub(super) names: Names,
     pub(super) target_health: TargetHealth,
     pub(super) next_hops: Vec<NextHopStatus>,
+    /// This machine's addresses.
+    pub(super) own_addresses: HashSet<Ipv4Addr>,
     /// What is doubtful about this machine's routes.
     pub(super) routing: Vec<String>,
     pub(super) sessions: SessionCounts,
@@ -118,6 +121,7 @@ impl Shared {
                 names,
                 target_health: TargetHealth::default(),
                 next_hops: Vec::new(),
+                own_addresses: HashSet::new(),
                 routing: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,16 +11,17 @@ use std::{
 use anyhow::{Context as _, Result};
 use router_common::{
     MAX_RULES,
+    address::Ipv4,
     flow::{Direction, Protocol},
     ports::PoolKey,
     session::{State, Ticks},
 };
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     recount::Recount,
-    shared::{SessionCounts, Shared},
+    shared::{self, SessionCounts, Shared},
     target_signs::{self, Gatherer},
 };
 use crate::{
@@ -41,6 +43,9 @@ const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
 // Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while.
 const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
+/// How long an address may be gone before the sessions that come from it are: who renews an address takes it off for a moment.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;
 
@@ -51,6 +56,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
     let mut round = 0_u32;
     let mut before = now();
     let mut recount = shared.state().plane.adopted.then(Recount::default);
+    let mut orphans = Orphans::default();
     loop {
         period.tick().await;
         round = round.wrapping_add(1);
@@ -60,17 +66,19 @@ pub(super) async fn sweep(shared: Arc<Shared>) -> Result<()> {
         // A walk through a large table takes a while, and must not hold up the probe.
         let walks = move || {
             let recount = recount.and_then(|recount| recount.look(&sweeping));
-            (recount, sweep_once(&sweeping, round, signs))
+            let signs = sweep_once(&sweeping, round, signs, &mut orphans);
+            (recount, signs, orphans)
         };
         let signs;
-        (recount, signs) = tokio::task::spawn_blocking(walks).await.context("the sweep has crashed")?;
+        (recount, signs, orphans) =
+            tokio::task::spawn_blocking(walks).await.context("the sweep has crashed")?;
         if let Err(error) = target_signs::judge(&shared, &signs.signs()) {
             warn!("{error:#}");
         }
     }
 }
 
-fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
+fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer, orphans: &mut Orphans) -> Gatherer {
     let started = Instant::now();
     let settings = *shared.state().plane.settings.current();
     let generation = settings.next_hop_generation;
@@ -78,12 +86,17 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer) -> Gatherer {
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
     let crowded = crowded(&shared.state().sessions.by_pool, shared.snat_ports().size());
+    let gone = orphans.look(&shared.state(), started);
+    for address in &gone {
+        info!(address = %Ipv4Addr::from(*address), "sessions from an address that this machine has no more are removed");
+    }
     let sweep = Sweep {
         flows,
         timeouts: &timeouts,
         round,
         pressure,
         crowded: &crowded,
+        gone: &gone,
         half_open_limit: settings.half_open_per_source,
         now: now(),
     };
@@ -113,6 +126,35 @@ fn crowded(taken: &HashMap<PoolKey, u32>, ports: u32) -> HashSet<PoolKey> {
     taken.iter().filter(|(_, taken)| is_crowded(**taken)).map(|(pool, _)| *pool).collect()
 }
 
+/// The addresses that sessions come from and that this machine has lost, and since when.
+#[derive(Default)]
+struct Orphans {
+    lost: HashMap<Ipv4, Instant>,
+}
+
+impl Orphans {
+    /// Those that have been gone for so long that they will not be back.
+    fn look(&mut self, state: &shared::State, now: Instant) -> HashSet<Ipv4> {
+        let in_use = state.sessions.by_pool.keys().map(|pool| pool.snat);
+        self.note(in_use, &state.own_addresses, now)
+    }
+
+    fn note(
+        &mut self,
+        in_use: impl Iterator<Item = Ipv4>,
+        own: &HashSet<Ipv4Addr>,
+        now: Instant,
+    ) -> HashSet<Ipv4> {
+        let lost: HashSet<Ipv4> = in_use.filter(|address| !own.contains(&(*address).into())).collect();
+        self.lost.retain(|address, _| lost.contains(address));
+        for address in lost {
+            self.lost.entry(address).or_insert(now);
+        }
+        let is_gone = |since: &Instant| now.duration_since(*since) >= ADDRESS_PATIENCE;
+        self.lost.iter().filter(|(_, since)| is_gone(since)).map(|(address, _)| *address).collect()
+    }
+}
+
 struct Sweep<'a> {
     flows: &'a FlowTable,
     timeouts: &'a RuleTimeouts,
@@ -121,6 +163,8 @@ struct Sweep<'a> {
     pressure: bool,
     /// Towards what ports are.
     crowded: &'a HashSet<PoolKey>,
+    /// Addresses that sessions come from and that this machine has no more.
+    gone: &'a HashSet<Ipv4>,
     /// How many half-open sessions a source may have.
     half_open_limit: u32,
     now: Ticks,
@@ -176,6 +220,10 @@ impl Sweep<'_> {
 
     /// Most sessions are told alive by their client's direction alone.
     fn judge(&self, forward: &Flow) -> Verdict {
+        // No answer finds the way back to it. The kernel's MASQUERADE does the same (`masq_inet_event`), so that clients open others.
+        if !self.gone.is_empty() && self.gone.contains(&port_pool(forward).snat) {
+            return Verdict::Remove;
+        }
         let idle = |since| Duration::from_nanos(self.now.nanoseconds_since(since));
         let timeouts = self.timeouts.of(forward.rule());
         let Some(limit) = self.under_pressure(limit_of(forward, timeouts), forward) else {
@@ -284,5 +332,27 @@ pub(super) struct RuleTimeouts {
 impl RuleTimeouts {
     pub(super) fn of(&self, rule: u16) -> &Timeouts {
         self.by_rule.get(usize::from(rule)).and_then(Option::as_ref).unwrap_or(&self.others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_gone_when_it_does_not_come_back() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (kept, lost) = (Ipv4([10, 0, 2, 68]), Ipv4([10, 0, 2, 70]));
+        let both: HashSet<Ipv4Addr> = [kept.into(), lost.into()].into();
+        let one: HashSet<Ipv4Addr> = [kept.into()].into();
+        let mut orphans = Orphans::default();
+        let mut look = |own, seconds| orphans.note([kept, lost].into_iter(), own, at(seconds));
+        assert_eq!(look(&both, 0), HashSet::new());
+        assert_eq!(look(&one, 2), HashSet::new(), "it may be renewed");
+        assert_eq!(look(&both, 8), HashSet::new());
+        assert_eq!(look(&one, 13), HashSet::new(), "counted anew");
+        assert_eq!(look(&one, 23), HashSet::from([lost]));
+        assert_eq!(look(&both, 24), HashSet::new());
     }
 }
