@@ -336,11 +336,17 @@ impl<A: Address> FlowEntry<A> {
     pub fn start(&mut self, from: &FlowKey<A>, to: &FlowKey<A>, now: Ticks) {
         self.source = to.source;
         self.destination = to.destination;
+        self.ports = to.ports();
+        self.header_change = Rewrite::to(to).header_change(from);
+        self.start_over(now);
+    }
+
+    /// Makes this the entry of a direction that is opened again now, by another connection of the same tuple.
+    #[inline(always)]
+    pub const fn start_over(&mut self, now: Ticks) {
         self.opened_low_and_packets = HalfAndCount::new(now.0 as u16);
         self.opened_high_and_bytes = HalfAndCount::new((now.0 >> 16) as u16);
         self.next_hop = 0;
-        self.ports = to.ports();
-        self.header_change = Rewrite::to(to).header_change(from);
         self.mtu = 0;
         self.last_acknowledged = [0; 4];
         self.last_seen = now;

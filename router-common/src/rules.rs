@@ -68,6 +68,12 @@ impl RuleSet {
         }
     }
 
+    /// Returns `true` if new sessions may get this SNAT address.
+    #[inline(always)]
+    pub fn has_snat_address(&self, address: Ipv4) -> bool {
+        (0..MAX_SNAT_ADDRESSES).any(|at| (at as u32) < self.snat_count && self.snat[at] == address)
+    }
+
     /// The SNAT address behind this one, around the list.
     #[inline(always)]
     pub fn snat_address_after(&self, address: Ipv4) -> Option<Ipv4> {
@@ -158,6 +164,15 @@ impl Rule {
             Some(at) => Some(&self.targets[at]),
             None => None,
         }
+    }
+
+    /// Returns `true` if new sessions of this rule that come to the port `listen` may be sent to this address and port.
+    #[inline(always)]
+    pub fn leads_to(&self, address: Ipv4, port: Port, listen: Port) -> bool {
+        (0..MAX_TARGETS).any(|at| {
+            let target = &self.targets[at];
+            (at as u16) < self.target_count && target.address == address && target.port_for(listen) == port
+        })
     }
 }
 

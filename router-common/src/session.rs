@@ -82,7 +82,7 @@ impl Seen {
         self.any(tcp::RST | Self::OTHER_RST) || (self.any(tcp::FIN) && self.any(Self::OTHER_FIN))
     }
 
-    /// Whether the target has not answered the last SYN, seen from the client's direction: a connection that starts over is opening again.
+    /// Whether the target has not answered the SYN, seen from the client's direction.
     pub const fn is_unanswered(self) -> bool {
         self.any(Self::OTHER_SILENT)
     }
@@ -140,9 +140,8 @@ pub struct Connection {
 impl Connection {
     /// After a segment.
     ///
-    /// - A new SYN of the client's on a connection that is over starts it over, with the same port and target (RFC 9293 3.6.1,
-    ///   reuse in TIME-WAIT). On one that is not, a SYN changes nothing, whatever its sequence number: the target answers it
-    ///   (RFC 5961 section 4).
+    /// - A SYN changes nothing, whatever its sequence number: the target answers it (RFC 5961 section 4). A client's on a connection that is
+    ///   over is none of its segments: it opens another one, see [`is_over`](Self::is_over).
     /// - A reset outside the window changes nothing; the receiver will ignore it, too.
     /// - One of the target's to an opening connection refuses it, which ends the opening.
     /// - Whoever has sent a genuine reset does not go on talking. So if that side goes on, the reset was forged, or is forgotten:
@@ -160,12 +159,6 @@ impl Connection {
                 this = this.and(tcp::RST);
                 next.opening &= matches!(direction, Direction::Forward);
             }
-        } else if flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-            && matches!(direction, Direction::Forward)
-            && self.is_over()
-        {
-            // Its opening is not counted again.
-            return Self { forward: Seen(tcp::SYN), reply: Seen::NOTHING, opening: self.opening };
         } else {
             this = this.without(tcp::RST).and(flags & (tcp::SYN | tcp::FIN));
             if flags & (tcp::SYN | tcp::ACK) == tcp::ACK
@@ -183,7 +176,8 @@ impl Connection {
         next
     }
 
-    /// Whether the connection has ended, as far as can be seen.
+    /// Whether the connection has ended, as far as can be seen. A SYN of the client's then opens another one (RFC 9293 3.6.1: of TIME-WAIT, and
+    /// of what has been refused or reset), which is judged like any first packet.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
         self.forward.any(tcp::RST)
@@ -326,15 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn tcp_starts_over_on_a_new_syn() {
-        let closed = [(Forward, FIN_ACK), (Reply, FIN_ACK), (Forward, tcp::SYN)];
-        assert_eq!(after_open(&closed), State::Opening, "until it is answered");
-        let answered = [&closed[..], &[(Reply, SYN_ACK)]].concat();
-        assert_eq!(after_open(&answered), State::Established);
-        assert_eq!(after(&[&OPEN[..], &closed].concat()).reply, Seen::NOTHING);
-        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::SYN)]), State::Opening);
-        assert_eq!(after_open(&[(Forward, tcp::SYN)]), State::Established, "not on a living connection");
+    fn a_syn_does_not_change_a_connection() {
+        assert_eq!(after_open(&[(Forward, tcp::SYN)]), State::Established);
         assert_eq!(after_open(&[(Forward, FIN_ACK), (Forward, tcp::SYN)]), State::Closing);
+        assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::SYN)]), State::Closed);
     }
 
     #[test]
@@ -378,7 +367,7 @@ mod tests {
 
     proptest! {
         /// Whatever the two sides send: what has opened does not count as opening again, only resets and FINs of both sides end
-        /// a connection, and only a client's SYN or the resetting side starts an ended one over.
+        /// a connection, and only the resetting side goes on with an ended one.
         #[test]
         fn tcp_in_any_order(segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<[bool; 2]>()), 0..40)) {
             let mut connection = after(&[]);
@@ -391,8 +380,7 @@ mod tests {
                 }
                 if connection.is_over() && !next.is_over() {
                     let resetter = if reply { connection.reply } else { connection.forward };
-                    let new_syn = !reply && flags & (SYN_ACK | tcp::RST) == tcp::SYN;
-                    prop_assert!(new_syn || (resetter.any(tcp::RST) && flags & tcp::RST == 0));
+                    prop_assert!(resetter.any(tcp::RST) && flags & tcp::RST == 0);
                 }
                 connection = next;
             }

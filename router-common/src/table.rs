@@ -8,7 +8,8 @@
 //!
 //! ```text
 //!   EMPTY --claim--> BUSY --key written--> PENDING --no twin found--> LIVE --expired--> RETIRED --later--> FREE --later--> EMPTY
-//!     ^                                       \---- withdrawn ----------------------------^         \--claim--> BUSY
+//!     ^                                       |                        \--moved--> HELD --^ ^         \--claim--> BUSY
+//!                                             \---- withdrawn -------------------------------/
 //! ```
 //!
 //! Everything turns on the slot's tag, one atomic word:
@@ -22,6 +23,11 @@
 //! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and whoever is inserting may have passed
 //!   it. It therefore becomes `FREE`, and a `FREE` slot `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for
 //!   microseconds. Only the daemon's sweep does either.
+//! - A flow leaves `LIVE` by a compare-and-exchange, so exactly one of the sweep and the CPUs removes it, and only that one gives back
+//!   what the session was counted in. The sweep removes what has expired; a CPU removes a session that is over when its client's next SYN
+//!   leads somewhere else ([`Slot::retire_from`]). Where it leads to the same place, the session starts over in its slots ([`Slot::start_over`]).
+//! - A `HELD` slot is found by no packet, but its key is taken: the reply flow of a session that was over and has moved. Its target may still
+//!   send for the old connection, so nobody else gets the port until the sweep lets go of it.
 //! - Where a walk has found room ([`Vacancy`]) may be remembered while the packet goes from one program to the next. It is no claim: others may
 //!   have taken the slot, or it may be behind the end of the chain by then. Taking it compares its tag, and the walk behind that has to come by it.
 //!
@@ -50,6 +56,17 @@ pub const QUARANTINE: u32 = 2;
 /// How many slots a chain has at most. At half load, the load of a full table, a chain of this length has a probability of about
 /// 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a = 1/2).
 pub const CHAIN: u32 = 128;
+
+/// How often a flow's tag is tried to be changed while packets of the session note in it what they have shown, each for the time of one
+/// instruction.
+const ATTEMPTS: u32 = 4;
+
+/// A session that is over and younger than this, in ticks, starts over where it leads, if the rules still have that: who opens and ends
+/// connections of one tuple in a tight loop would otherwise leave slots behind faster than they come out of quarantine.
+pub const SETTLED: u32 = 2 * QUARANTINE;
+
+/// Of so many sessions that there is room for, one may have left a key that is held.
+const HELD_SHARE: u32 = 8;
 
 /// Slots for each session that there is room for: two in use, and as many free.
 pub const SLOTS_PER_SESSION: u32 = 4;
@@ -209,6 +226,8 @@ pub enum SlotState {
     Retired = 4,
     /// Free for another flow.
     Free = 5,
+    /// Not a flow any more, but nobody else may have its key yet.
+    Held = 6,
 }
 
 impl Tag {
@@ -228,6 +247,8 @@ impl Tag {
     pub const EMPTY: Self = Self(0);
     /// A slot that is being written.
     pub const BUSY: Self = Self((SlotState::Busy as u32) << Self::STATE_SHIFT);
+    /// A slot whose key is held.
+    const HELD: Self = Self((SlotState::Held as u32) << Self::STATE_SHIFT);
     /// A slot that may be used again.
     pub const FREE: Self = Self((SlotState::Free as u32) << Self::STATE_SHIFT);
 
@@ -282,6 +303,7 @@ impl Tag {
             2 => SlotState::Pending,
             3 => SlotState::Live,
             4 => SlotState::Retired,
+            6 => SlotState::Held,
             _ => SlotState::Free,
         }
     }
@@ -473,6 +495,68 @@ impl Slot {
         self.change_tag(seen, seen.retired())
     }
 
+    /// Has the session start over in this slot, the forward flow's, if its tag still is what was seen; whether it was this call that did.
+    /// What the flow's packets become stays; its counters, times and next hop begin anew.
+    #[inline(always)]
+    pub fn start_over(&mut self, seen: Tag, rule: u16, now: Ticks) -> bool {
+        let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true).showing(Seen::SYN);
+        let is_first = self.change_tag(seen, tag.in_state(SlotState::Live));
+        if is_first {
+            self.entry.start_over(now);
+        }
+        is_first
+    }
+
+    /// Has the reply flow follow a session that has started over.
+    #[inline(always)]
+    pub fn follow_start(&mut self, rule: u16, now: Ticks) {
+        self.entry.start_over(now);
+        for _ in 0..ATTEMPTS {
+            let seen = self.tag();
+            let tag = Tag::pending(seen.protocol_number(), Direction::Reply, rule, false);
+            // Anything else than live: the sweep has removed the session meanwhile.
+            if !matches!(seen.state(), SlotState::Live)
+                || self.change_tag(seen, tag.in_state(SlotState::Live))
+            {
+                return;
+            }
+        }
+    }
+
+    /// Takes a live flow of this key away from packets, while its key stays taken; whether it was this call that did.
+    #[inline(always)]
+    pub fn hold(&self, key: &FlowKey<Ipv4>) -> bool {
+        self.leave_live(key, |tag| tag.in_state(SlotState::Held))
+    }
+
+    /// Retires a live flow of this key, after a few attempts at most; whether it was this call that did.
+    #[inline(always)]
+    pub fn retire_soon(&self, key: &FlowKey<Ipv4>, now: Ticks) -> bool {
+        self.set_last_seen(now);
+        self.leave_live(key, Tag::retired)
+    }
+
+    /// Puts a live flow into another state, after a few attempts at most; whether it was this call that did.
+    #[inline(always)]
+    fn leave_live(&self, key: &FlowKey<Ipv4>, to: impl Fn(Tag) -> Tag) -> bool {
+        for _ in 0..ATTEMPTS {
+            let tag = self.tag();
+            if !self.is_flow(key) {
+                return false;
+            }
+            if self.change_tag(tag, to(tag)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Lets go of a held key. Only the sweep does.
+    pub fn let_go(&self, held: Tag, now: Ticks) -> bool {
+        self.set_last_seen(now);
+        self.change_tag(held, held.retired())
+    }
+
     /// Whether a retired or free slot has been so for long enough.
     pub fn is_out_of_quarantine(&self, now: Ticks) -> bool {
         now.0.saturating_sub(self.last_seen()) >= QUARANTINE
@@ -600,6 +684,14 @@ pub struct Vacancy {
 impl Vacancy {
     /// It has yet to be looked for.
     pub const UNKNOWN: Self = Self { index: NOWHERE, tag: Tag::EMPTY };
+    /// There is none while the key is held.
+    pub const HELD: Self = Self { index: NOWHERE, tag: Tag::HELD };
+
+    /// Returns `true` if the key is held.
+    #[inline(always)]
+    pub const fn is_held(&self) -> bool {
+        matches!(self.tag.state(), SlotState::Held)
+    }
 }
 
 impl Search {
@@ -677,7 +769,7 @@ impl Search {
         let ports_and_tag = slot.ports_and_tag();
         let tag = Tag((ports_and_tag >> u32::BITS) as u32);
         match tag.state() {
-            SlotState::Pending | SlotState::Live => {
+            SlotState::Pending | SlotState::Live | SlotState::Held => {
                 // Most slots are somebody else's. What is above the protocol does not matter.
                 let difference = (ports_and_tag ^ self.service) << (u32::BITS - Tag::STATE_SHIFT);
                 if (difference | (slot.addresses ^ self.addresses)) != 0 {
@@ -723,7 +815,9 @@ pub struct Occupancy {
     pub sessions: u32,
     /// Sessions that it may hold. Written by the daemon.
     pub capacity: u32,
-    zero: [u64; 7],
+    /// Keys that are held, at least: counted on by the programs, and anew by each sweep.
+    held: u32,
+    zero: [u32; 13],
 }
 
 const _: () = assert!(size_of::<Occupancy>() == 64);
@@ -753,6 +847,17 @@ impl Occupancy {
     #[inline(always)]
     pub fn leave(&self) {
         self.atomic().add(1_u32.wrapping_neg());
+    }
+
+    /// Counts one more key that is held; `false` if there are too many.
+    #[inline(always)]
+    pub fn hold(&self) -> bool {
+        Atomic::new(&self.held).add(1) < self.capacity / HELD_SHARE
+    }
+
+    /// Says how many keys are held, as a sweep has counted them. Those that have come meanwhile are counted by the next.
+    pub fn set_held(&self, keys: u32) {
+        Atomic::new(&self.held).swap(keys);
     }
 }
 
@@ -898,6 +1003,7 @@ mod tests {
                             assert!(slot.change_tag(tag, Tag::EMPTY));
                         }
                     }
+                    SlotState::Held => assert!(slot.let_go(tag, Ticks(1))),
                     SlotState::Empty | SlotState::Busy | SlotState::Pending | SlotState::Live => {}
                 }
             }
@@ -1166,6 +1272,56 @@ mod tests {
         assert!(slot.retire(&key, Ticks(9)).expect("it was live").is_opening(), "counted by who retires");
         assert!(!slot.end_opening(), "and not once more");
         assert_eq!(slot.tag().state(), SlotState::Retired);
+    }
+
+    fn live(key: &FlowKey<Ipv4>) -> (Slot, Tag) {
+        let mut slot = Slot::EMPTY;
+        let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false).showing(Seen::SYN);
+        slot.write(key, tag, &entry(key));
+        slot.publish(tag);
+        let tag = slot.tag();
+        (slot, tag)
+    }
+
+    /// Whoever changes the tag first has the session, and whoever comes later does not.
+    #[test]
+    fn a_session_that_is_over_is_taken_over_once() {
+        let key = key(8);
+        let (mut slot, seen) = live(&key);
+        slot.entry.count(100);
+        assert!(slot.start_over(seen, 9, Ticks(50)) && !slot.start_over(seen, 9, Ticks(60)));
+        assert!(!slot.retire_from(seen, Ticks(60)), "it is another one by now");
+        let tag = slot.tag();
+        assert!(slot.is_flow(&key) && tag.is_opening() && tag.rule() == 9);
+        assert_eq!((slot.entry.packets(), slot.entry.opened()), (0, Ticks(50)));
+
+        let (mut slot, seen) = live(&key);
+        assert!(slot.retire_from(seen, Ticks(50)) && slot.retire(&key, Ticks(60)).is_none());
+        assert!(!slot.start_over(seen, 9, Ticks(60)) && !slot.retire_soon(&key, Ticks(60)));
+        assert!(!slot.is_out_of_quarantine(Ticks(51)) && slot.is_out_of_quarantine(Ticks(50 + QUARANTINE)));
+    }
+
+    /// No packet finds it, and nobody gets it, until the sweep lets go.
+    #[test]
+    fn a_held_key_is_nobodys() {
+        let table = Table::new(1 << 10);
+        let key = key(8);
+        let index = table.insert(&key).expect("room");
+        assert!(table.slot(index).hold(&key) && !table.slot(index).hold(&key));
+        assert_eq!(table.find(&key), None);
+        assert_eq!(table.insert(&key), Err(InsertError::Exists));
+        let held = table.slot(index).tag();
+        assert_eq!(held.state(), SlotState::Held);
+        assert!(table.slot(index).let_go(held, Ticks(9)) && !table.slot(index).let_go(held, Ticks(9)));
+        table.insert(&key).expect("it is free");
+    }
+
+    #[test]
+    fn few_keys_are_held() {
+        let occupancy = Occupancy { capacity: 16, ..Occupancy::default() };
+        assert!(occupancy.hold() && occupancy.hold() && !occupancy.hold());
+        occupancy.set_held(1);
+        assert!(occupancy.hold() && !occupancy.hold());
     }
 
     #[test]

@@ -10,11 +10,13 @@ use router_common::{
     reason::Reason,
     session::Seen,
     settings::Settings,
-    table::{InsertError, NOWHERE, Slot, Tag, Vacancy},
+    table::{InsertError, NOWHERE, SETTLED, Slot, SlotState, Tag, Vacancy},
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, flows, half_open, own, pools, rules, rules::Match, settings, sockets,
+    Exit, Outcome, Work, answer, flows, half_open, own, pools, rules,
+    rules::{Leads, Match},
+    settings, sockets,
 };
 
 /// A session that is being opened.
@@ -34,6 +36,9 @@ struct Opening {
     key: FlowKey<Ipv4>,
     vacancy: Vacancy,
     slot: u32,
+    /// What the client's tuple has been, an [`Earlier`] as its number; and where that led, if it was opened moments ago.
+    earlier: u32,
+    last: Leads,
     reply_key: FlowKey<Ipv4>,
     /// The target's pool, or [`NO_POOL`].
     pool: u32,
@@ -83,6 +88,17 @@ enum Phase {
     Pool,
 }
 
+/// What the tuple of a session that is being opened has been.
+#[repr(u32)]
+enum Earlier {
+    /// Nobody's.
+    Nothing = 0,
+    /// A session's that is over.
+    Ended,
+    /// As above, and the session was opened moments ago.
+    JustOpened,
+}
+
 /// How far the claim of a SNAT port is.
 #[repr(u32)]
 enum Claim {
@@ -109,13 +125,40 @@ fn scratch() -> Option<&'static mut Opening> {
 /// leads there, so that [`claim`] never sees the vacancy of an earlier packet.
 #[inline(always)]
 pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
+    // A late packet of a session that is over and has moved: nobody's, and not to open one.
+    if vacancy.is_held() {
+        return Exit::To(Stage::Local);
+    }
     match scratch() {
         Some(opening) => {
             opening.vacancy = vacancy;
+            opening.earlier = Earlier::Nothing as u32;
             Exit::To(Stage::Open)
         }
         None => Reason::Internal.into(),
     }
+}
+
+/// Gives a SYN of the client's to [`open`](crate::open) whose session is over, but is still there: nothing of it is touched before the rules of
+/// now have let the SYN open another one.
+#[inline(always)]
+pub(crate) fn ask_to_open_again(forward: &Slot) -> Exit {
+    let Some(opening) = scratch() else { return Reason::Internal.into() };
+    let rewrite = forward.entry.rewrite();
+    opening.vacancy = Vacancy::UNKNOWN;
+    opening.last.target = rewrite.destination;
+    opening.last.target_port = rewrite.destination_port;
+    opening.last.snat = rewrite.source;
+    let age = flows::now().0.wrapping_sub(forward.entry.opened().0);
+    opening.earlier = if age < SETTLED { Earlier::JustOpened } else { Earlier::Ended } as u32;
+    Exit::To(Stage::Open)
+}
+
+/// Where the session that is opened again has led, if it was opened moments ago.
+#[inline(always)]
+pub(crate) fn last() -> Option<&'static Leads> {
+    let opening = scratch()?;
+    (opening.earlier == Earlier::JustOpened as u32).then_some(&opening.last)
 }
 
 /// Notes what session is to be opened, for [`claim`] to do.
@@ -165,11 +208,21 @@ pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
     flows::at(scratch()?.slot, key)
 }
 
-/// Puts a session into the table that has been decided on: first the reply flow, whose key claims the SNAT port, then the forward flow. If
-/// that fails, the first is taken back: there is never half a session. Its first packet is then forwarded like any other.
+/// Puts a session into the table that has been decided on, or has the one of its tuple that is over start over.
 #[inline(always)]
 pub(crate) fn claim(work: &mut Work) -> Outcome {
-    let source = scratch().ok_or(Reason::Internal)?.key.source;
+    let opening = scratch().ok_or(Reason::Internal)?;
+    if opening.earlier != Earlier::Nothing as u32 {
+        match take_over(work.frame.context().ctx) {
+            IN_PLACE => return Err(Exit::To(Stage::Slow)),
+            MOVED => return insert(work),
+            HALF_OPEN_LIMIT => return Err(Reason::HalfOpenLimit.into()),
+            BUSY => return Err(Reason::Contended.into()),
+            // The sweep has removed it.
+            _ => {}
+        }
+    }
+    let source = opening.key.source;
     let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     if !occupancy.enter() {
         return Err(Reason::TableFull.into());
@@ -178,6 +231,87 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
         occupancy.leave();
         return Err(Reason::HalfOpenLimit.into());
     }
+    insert(work)
+}
+
+// What `take_over` answers.
+const GONE: u32 = 0;
+/// The session has started over: its SYN is now forwarded like any other.
+const IN_PLACE: u32 = 1;
+/// The session is gone, and what it was counted in is the new one's.
+const MOVED: u32 = 2;
+const HALF_OPEN_LIMIT: u32 = 3;
+const BUSY: u32 = 4;
+
+/// Takes over a session that is over, as its client's SYN opens another one: in its place where that leads to the same target from the same
+/// address, so that the target sees the same port again (RFC 9293 3.6.1); else its forward flow is retired and its port held, see
+/// [`router_common::table`]. Whoever changes the forward flow's tag has it, and nobody else. A global function, see [`insert_forward`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_over(context: *mut xdp_md) -> u32 {
+    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return GONE };
+    let Some(forward) = flows::find(&opening.key, settings) else { return GONE };
+    let (tag, rewrite, now) = (forward.tag(), forward.entry.rewrite(), flows::now());
+    if !matches!(tag.state(), SlotState::Live) {
+        return GONE;
+    }
+    opening.reply_key = opening.key.twin(&rewrite);
+    let reply = flows::find(&opening.reply_key, settings)
+        .filter(|reply| reply.key().twin(&reply.entry.rewrite()) == opening.key);
+    if !tag.is_opening() && !half_open::enter(settings, opening.key.source) {
+        return HALF_OPEN_LIMIT;
+    }
+    let stays = opening.target == rewrite.destination
+        && opening.target_port == rewrite.destination_port
+        && opening.snat == rewrite.source
+        && opening.ports.contains(rewrite.source_port.number())
+        && is_own_socket(context) == 0;
+    let is_mine = match reply {
+        Some(reply) if stays => {
+            let is_mine = forward.start_over(tag, opening.rule, now);
+            if is_mine {
+                reply.follow_start(opening.rule, now);
+            }
+            is_mine
+        }
+        reply => {
+            let is_mine = forward.retire_from(tag, now);
+            if is_mine && reply.is_some() {
+                leave_behind(settings);
+            }
+            is_mine
+        }
+    };
+    match is_mine {
+        true if stays => IN_PLACE,
+        true => MOVED,
+        false => {
+            if !tag.is_opening() {
+                half_open::leave(settings, opening.key.source);
+            }
+            BUSY
+        }
+    }
+}
+
+/// Has the reply flow of a session that moves held, if not too many are; else it goes, and its port is free.
+#[inline(always)]
+fn leave_behind(settings: &Settings) {
+    let (Some(opening), Some(occupancy)) = (scratch(), flows::occupancy()) else { return };
+    let Some(reply) = flows::find(&opening.reply_key, settings) else { return };
+    if occupancy.hold() {
+        reply.hold(&opening.reply_key);
+    } else if reply.retire_soon(&opening.reply_key, flows::now()) {
+        unmark(&opening.reply_key, NO_POOL);
+    }
+}
+
+/// Inserts both flows of a session that is counted: first the reply flow, whose key claims the SNAT port, then the forward flow. If
+/// that fails, the first is taken back: there is never half a session. Its first packet is then forwarded like any other.
+#[inline(always)]
+fn insert(work: &Work) -> Outcome {
+    let source = scratch().ok_or(Reason::Internal)?.key.source;
+    let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     match insert_both(work) {
         Ok(()) => {}
         Err(InsertError::Exists) => {
@@ -421,7 +555,7 @@ fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
         (Ok(()), Some(pool)) => pool.set(port.number()),
         // The mark that was just set is of a port that somebody has who had not marked it. Looked at again after the mark is there, see
         // `Pool`.
-        (Err(_), Some(pool)) if !is_own && !flows::is_there(&opening.reply_key) => {
+        (Err(_), Some(pool)) if !is_own && !flows::is_taken(&opening.reply_key) => {
             pool.clear(port.number());
         }
         _ => {}
@@ -441,9 +575,15 @@ fn release(settings: &Settings) {
     if let Some(slot) = flows::find(&opening.reply_key, settings) {
         slot.withdraw(slot.tag(), flows::now());
     }
+    unmark(&opening.reply_key, opening.pool);
+}
+
+/// Takes the mark off the port of a reply flow that is gone from the table, in its target's pool: this one, if that is known.
+#[inline(always)]
+fn unmark(reply: &FlowKey<Ipv4>, pool: u32) {
     // Where there was none, another CPU may have made one since, and marked the port. Looked for after the flow is gone, see `Pool`.
-    let index = if opening.pool == NO_POOL { pools::find(&opening.pool_key()) } else { Some(opening.pool) };
+    let index = if pool == NO_POOL { pools::find(&PoolKey::of(reply)) } else { Some(pool) };
     if let Some(pool) = index.and_then(pools::pool) {
-        pool.clear(opening.reply_key.destination_port.number());
+        pool.clear(reply.destination_port.number());
     }
 }

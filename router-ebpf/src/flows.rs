@@ -13,12 +13,12 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     session::Ticks,
     settings::Settings,
-    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, Tag, Vacancy},
+    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
 };
 
 use crate::settings;
 
-/// Every session's two flows. The programs insert, the daemon's sweep removes; both follow `router_common::table`. Sized by the
+/// Every session's two flows. The programs insert, the daemon's sweep removes what has expired; both follow `router_common::table`. Sized by the
 /// daemon (`limits.flows`), which has it in its memory.
 #[map]
 static FLOWS: Array<Bucket> = Array::with_max_entries(1 << 15, BPF_F_MMAPABLE);
@@ -92,13 +92,26 @@ pub(crate) fn find_or_vacancy(
     settings: &Settings,
 ) -> Result<&'static mut Slot, Vacancy> {
     let search = walk(key, settings, NOWHERE).ok_or(Vacancy::UNKNOWN)?;
-    at(search.found, key).ok_or_else(|| search.vacancy().unwrap_or(Vacancy::UNKNOWN))
+    match slot(search.found) {
+        Some(slot) if slot.is_flow(key) => Ok(slot),
+        Some(slot) if matches!(slot.tag().state(), SlotState::Held) => Err(Vacancy::HELD),
+        _ => Err(search.vacancy().unwrap_or(Vacancy::UNKNOWN)),
+    }
 }
 
 /// The flow in this slot, if it is the live one of a key.
 #[inline(always)]
 pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
     slot(index).filter(|slot| slot.is_flow(key))
+}
+
+/// Whether nobody else may have a key: there is a live flow of it, or it is held.
+#[inline(always)]
+pub(crate) fn is_taken(key: &FlowKey<Ipv4>) -> bool {
+    settings::get().is_some_and(|settings| match find_or_vacancy(key, settings) {
+        Ok(_) => true,
+        Err(vacancy) => vacancy.is_held(),
+    })
 }
 
 /// Whether there is a live flow of a key.

@@ -7,7 +7,7 @@
 use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reason::Reason};
 
 use crate::{
-    Exit, Outcome, Transmit, Work, claim, datagrams,
+    Exit, Outcome, Transmit, Work, datagrams,
     established::{address, touch},
     flows, known, local, next_hop, punt, rules, stats,
 };
@@ -31,18 +31,14 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
     };
-    match flows::find_or_vacancy(&packet.key, work.settings) {
-        Ok(slot) => {
-            datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
-            let outcome = known::forward(work, &packet, slot);
-            if let Err(Exit::Left(Reason::Resolving)) = outcome {
-                datagrams::forget(&fragment.key);
-            }
-            outcome
-        }
-        // If that opens a session, the fragment comes back here. If not, `left` notes it.
-        Err(vacancy) => Err(claim::ask_to_open(vacancy)),
+    // If that opens a session, the fragment comes back here. If not, `left` notes it.
+    let slot = known::find(work, &packet)?;
+    datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
+    let outcome = known::forward(work, &packet, slot);
+    if let Err(Exit::Left(Reason::Resolving)) = outcome {
+        datagrams::forget(&fragment.key);
     }
+    outcome
 }
 
 /// Has a datagram's later fragments leave for the same reason as the first, which opens no session.

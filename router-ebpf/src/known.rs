@@ -16,6 +16,39 @@ use crate::{
     flows, half_open, mss, next_hop, punt, sockets, stats, unfinished,
 };
 
+/// Finds the flow of a packet.
+///
+/// # Errors
+/// It has none, or opens another connection of a session that is over: whether and how, the rules of now say, as they do of any first packet.
+#[inline(always)]
+pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static mut Slot, Exit> {
+    // A packet comes here again once its session is open.
+    let slot = match claim::slot_of(&packet.key) {
+        Some(slot) => slot,
+        None => match flows::find_or_vacancy(&packet.key, work.settings) {
+            Ok(slot) => slot,
+            Err(vacancy) => return Err(claim::ask_to_open(vacancy)),
+        },
+    };
+    if packet.protocol == Protocol::Tcp
+        && packet.opens()
+        && matches!(slot.tag().direction(), Direction::Forward)
+        && is_over(work, slot)
+    {
+        return Err(claim::ask_to_open_again(slot));
+    }
+    Ok(slot)
+}
+
+/// Whether the connection of a client's flow has ended.
+#[inline(always)]
+fn is_over(work: &Work, forward: &Slot) -> bool {
+    let seen = forward.tag().seen();
+    let reply = flows::find(&forward.key().twin(&forward.entry.rewrite()), work.settings);
+    // Of what the target has shown, the client's flow has marks; but not of what `is_taken_by_a_connection` has found.
+    seen.is_over() || reply.is_none_or(|reply| reply.tag().seen().any(tcp::RST))
+}
+
 /// Forwards a packet of a known session.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outcome {
@@ -159,11 +192,6 @@ fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
     if forward_tag.is_opening() && !is_opening && forward.end_opening() {
         half_open::leave(work.settings, client);
     }
-    if after >> STARTS_OVER_SHIFT & 1 != 0 {
-        // What was acknowledged in the last connection says nothing of this one's resets.
-        forward.entry.last_acknowledged = [0; 4];
-        reply.entry.last_acknowledged = [0; 4];
-    }
     if is_reply && is_opening && packet.tcp_flags & tcp::SYN != 0 {
         // What the client has to acknowledge. It is also where a reset of the target's may begin.
         let start = u32::from_be_bytes(packet.sequence).wrapping_add(1);
@@ -179,7 +207,6 @@ const REPLY_SHIFT: u32 = 8;
 const FLAGS_SHIFT: u32 = 16;
 const OPENING_SHIFT: u32 = 24;
 const DIRECTION_SHIFT: u32 = 25;
-const STARTS_OVER_SHIFT: u32 = 26;
 
 /// A step of [`Connection`], in numbers, as a global function: the verifier looks at its many ways once, and not at each of them together with
 /// each way that leads here and on from here. Sequence and acknowledgement numbers are as they stand in packets.
@@ -205,9 +232,7 @@ extern "C" fn tcp_step(
         in_window: is_in_window(sequence.to_ne_bytes(), acknowledged_by_other.to_ne_bytes()),
         acknowledges: is_in_window(acknowledgement.to_ne_bytes(), to_acknowledge.to_ne_bytes()),
     });
-    let starts_over = before.is_over() && !after.is_over() && flags & tcp::SYN != 0;
     u32::from(after.forward.beside(after.reply).bits())
         | u32::from(after.reply.bits()) << REPLY_SHIFT
         | u32::from(after.opening) << OPENING_SHIFT
-        | u32::from(starts_over) << STARTS_OVER_SHIFT
 }

@@ -30,7 +30,8 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Some(rule_set) if version != 0 => rule_set,
         _ => return Err(Reason::NotConfigured.into()),
     };
-    let found = match rules::find(packet, version, rule_set, random(), work) {
+    let last = claim::last();
+    let found = match rules::find(packet, version, rule_set, random(), last, work) {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         Err(reason) => return Err(reason.into()),
@@ -49,7 +50,8 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         (found.target, found.target_port),
     );
     let next_hop = next_hop::find(work, packet.ip_length, &query)?;
-    let snat = match rule_set.snat_address(random()) {
+    let again = last.map(|last| last.snat).filter(|snat| rule_set.has_snat_address(*snat));
+    let snat = match again.or_else(|| rule_set.snat_address(random())) {
         Some(given) => given,
         None => next_hop::preferred_source(work, found.target).ok_or(Reason::NoSourceAddress)?,
     };

@@ -1,4 +1,5 @@
-//! Removing a session from the data plane, where this machine's own traffic has its ports: otherwise only the daemon's sweep does.
+//! Removing a session from the data plane, where this machine's own traffic has its ports. Otherwise the daemon's sweep does, and `claim` where a
+//! session that is over gives way to the next one of its tuple.
 
 use router_common::{
     address::Ipv4,

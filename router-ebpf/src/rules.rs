@@ -55,6 +55,13 @@ pub(crate) struct Match {
     pub(crate) target_port: Port,
 }
 
+/// Where a session leads that was opened moments ago, see [`SETTLED`](router_common::table::SETTLED).
+pub(crate) struct Leads {
+    pub(crate) target: Ipv4,
+    pub(crate) target_port: Port,
+    pub(crate) snat: Ipv4,
+}
+
 /// The rule set of a version.
 #[inline(always)]
 pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
@@ -86,7 +93,7 @@ pub(crate) fn mss(version: u32, rule: u16) -> u16 {
     RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
 }
 
-/// Finds the rule by which a packet without a session may open one.
+/// Finds the rule by which a packet without a session may open one. Where `last` still is one of the rule's targets, it leads there.
 ///
 /// # Errors
 /// Why it may not.
@@ -96,6 +103,7 @@ pub(crate) fn find(
     version: u32,
     rule_set: &RuleSet,
     random: u32,
+    last: Option<&Leads>,
     work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
@@ -104,7 +112,7 @@ pub(crate) fn find(
     }
     let found = match local_address(key.destination) {
         Some(BROADCAST_ADDRESS) => return Err(Reason::NotMatched),
-        Some(_) => find_forward(packet, version, rule_set, random, work),
+        Some(_) => find_forward(packet, version, rule_set, random, last, work),
         None => find_masquerade(packet, version, rule_set),
     }?;
     if packet.opens() { Ok(found) } else { Err(Reason::NoSession) }
@@ -116,6 +124,7 @@ fn find_forward(
     version: u32,
     rule_set: &RuleSet,
     random: u32,
+    last: Option<&Leads>,
     work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
@@ -136,13 +145,17 @@ fn find_forward(
         stats::decisions(work.stats, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
     }
-    let target = RULES
-        .get(rule_index(version, rule))
-        .and_then(|rule| rule.target(random))
+    let it = RULES.get(rule_index(version, rule)).ok_or(Reason::NoTarget)?;
+    let listen = key.destination_port;
+    if let Some(last) = last.filter(|last| it.leads_to(last.target, last.target_port, listen)) {
+        return Ok(Match { rule, target: last.target, target_port: last.target_port });
+    }
+    let target = it
+        .target(random)
         // Never, whatever a rule says.
         .filter(|target| target.address != AZURE_PLATFORM)
         .ok_or(Reason::NoTarget)?;
-    Ok(Match { rule, target: target.address, target_port: target.port_for(key.destination_port) })
+    Ok(Match { rule, target: target.address, target_port: target.port_for(listen) })
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Exit, Outcome, Work, claim, flows, known, rules};
+use crate::{Exit, Outcome, Work, known, rules};
 
 /// Forwards a packet that the fast path did not, or finds whose it is.
 #[inline(always)]
@@ -27,14 +27,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         }
         Err(_) => return Err(Exit::To(Stage::Local)),
     };
-    // A packet comes here again once its session is open.
-    let slot = match claim::slot_of(&packet.key) {
-        Some(slot) => slot,
-        None => match flows::find_or_vacancy(&packet.key, work.settings) {
-            Ok(slot) => slot,
-            Err(vacancy) => return Err(claim::ask_to_open(vacancy)),
-        },
-    };
+    let slot = known::find(work, &packet)?;
     known::forward(work, &packet, slot)
 }
 

@@ -365,6 +365,9 @@ pub struct Audit {
     pub duplicates: u64,
     /// SNAT ports that are marked as taken, and that no session has.
     pub leaked_ports: u64,
+    /// SNAT ports that no session has, and nobody gets yet: their sessions were over and their clients' tuples have moved to other targets.
+    #[serde(default)]
+    pub held_ports: u64,
     /// How many sessions more are counted than there are; negative if there are more than are counted.
     pub miscounted_sessions: i64,
     /// The flows and ports meant, a thousand at most.

@@ -527,6 +527,7 @@ fn good_audit() -> Audit {
         half_sessions: 0,
         duplicates: 0,
         leaked_ports: 0,
+        held_ports: 3,
         miscounted_sessions: 0,
         findings: Vec::new(),
     }

@@ -230,6 +230,9 @@ pub fn connect_between(source: SocketAddrV4, target: SocketAddrV4, limit: Durati
     // The send timeout limits connect() as well: socket(7).
     socket::setsockopt(&socket, sockopt::SendTimeout, &limit).context("cannot set a timeout")?;
     socket::setsockopt(&socket, sockopt::ReceiveTimeout, &limit).context("cannot set a timeout")?;
+    if source.port() != 0 {
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true).context("cannot use a port again")?;
+    }
     socket::bind(socket.as_raw_fd(), &SockaddrIn::from(source))
         .with_context(|| format!("cannot bind to {source}"))?;
     socket::connect(socket.as_raw_fd(), &SockaddrIn::from(target))
@@ -260,9 +263,7 @@ impl Tcp {
         target: SocketAddrV4,
         limit: Duration,
     ) -> Result<Self> {
-        let stream = from.inside(|| connect_from(source, target, limit))??;
-        stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
-        Ok(Self { stream })
+        Self::connect_between(from, SocketAddrV4::new(source, 0), target, limit)
     }
 
     /// Connects from a host within `limit`, from one of its addresses and a port.
@@ -275,6 +276,12 @@ impl Tcp {
         let stream = from.inside(|| connect_between(source, target, limit))??;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
         Ok(Self { stream })
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) -> Result<()> {
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        socket::setsockopt(&self.stream, sockopt::Linger, &at_once).context("cannot set SO_LINGER")
     }
 
     /// Ends the connection, the orderly way.

@@ -129,7 +129,7 @@ fn keep_common<T, K: Eq + Hash>(items: &mut Vec<T>, others: &[T], key: fn(&T) ->
 
 fn report(look: &Look, rules: &[Option<String>]) -> model::Audit {
     let Look { found, miscounted } = look;
-    let Audit { flows, sessions, half_sessions, twice, leaked_ports } = found;
+    let Audit { flows, sessions, held, retired: _, half_sessions, twice, leaked_ports } = found;
     let rule = |flow: &Flow| rules.get(usize::from(flow.rule())).cloned().flatten();
     let of_flow = |kind| move |flow: &Flow| finding(kind, &flow.key, rule(flow));
     let findings = half_sessions
@@ -144,6 +144,7 @@ fn report(look: &Look, rules: &[Option<String>]) -> model::Audit {
         half_sessions: half_sessions.len() as u64,
         duplicates: twice.len() as u64,
         leaked_ports: leaked_ports.len() as u64,
+        held_ports: *held,
         miscounted_sessions: *miscounted,
         findings: findings.take(MAX_NAMED).collect(),
     }

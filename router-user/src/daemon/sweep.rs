@@ -176,6 +176,14 @@ impl Sweep<'_> {
         let mut by_rule = vec![0_u64; MAX_RULES];
         let mut by_pool: HashMap<PoolKey, u32, BuildHasherDefault<PoolHasher>> = HashMap::default();
         let mut removed = 0;
+        let mut count_port = |flow: &Flow| {
+            let pool = port_pool(flow);
+            if let Some(count) = by_pool.get_mut(&pool) {
+                *count += 1;
+            } else if by_pool.len() < MAX_COUNTED_TARGETS {
+                by_pool.insert(pool, 1);
+            }
+        };
         self.flows.sweep(generation, self.round, |flow| match flow.direction() {
             Direction::Forward => {
                 self.gather(flow, signs);
@@ -187,11 +195,13 @@ impl Sweep<'_> {
                 if let Some(count) = by_rule.get_mut(usize::from(flow.rule())) {
                     *count += 1;
                 }
-                let pool = port_pool(flow);
-                if let Some(count) = by_pool.get_mut(&pool) {
-                    *count += 1;
-                } else if by_pool.len() < MAX_COUNTED_TARGETS {
-                    by_pool.insert(pool, 1);
+                count_port(flow);
+                verdict
+            }
+            Direction::Reply if flow.is_held() => {
+                let verdict = self.judge_held(flow);
+                if verdict == Verdict::Keep {
+                    count_port(flow);
                 }
                 verdict
             }
@@ -216,6 +226,14 @@ impl Sweep<'_> {
         let rewrite = &forward.entry.rewrite();
         let target = (rewrite.destination.into(), rewrite.destination_port.number());
         signs.note(forward.rule(), target, forward.entry.opened(), session.reply.entry.packets() > 0);
+    }
+
+    /// The port of a session that was over and has moved stays taken for as long as the session would have stayed: its target may still send.
+    fn judge_held(&self, held: &Flow) -> Verdict {
+        let timeout = self.timeouts.of(held.rule()).tcp_transitory;
+        let timeout = if self.is_crowded(held) { timeout.min(ENDED_UNDER_PRESSURE) } else { timeout };
+        let idle = Duration::from_nanos(self.now.nanoseconds_since(held.entry.last_seen));
+        if idle <= timeout { Verdict::Keep } else { Verdict::Remove }
     }
 
     /// Most sessions are told alive by their client's direction alone.
@@ -253,8 +271,8 @@ impl Sweep<'_> {
     }
 
     /// Whether others lack room in the table, or ports to the same target.
-    fn is_crowded(&self, forward: &Flow) -> bool {
-        self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(forward)))
+    fn is_crowded(&self, flow: &Flow) -> bool {
+        self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(flow)))
     }
 
     /// Whether its source has half as many half-open sessions as it may: soon, a target that does not answer keeps it from all others.

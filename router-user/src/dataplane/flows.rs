@@ -19,10 +19,7 @@ use router_common::{
     table::{BUCKET, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
 };
 
-use super::{
-    pools::{PoolTable, pool_key},
-    shared_memory::SharedArray,
-};
+use super::{pools::PoolTable, shared_memory::SharedArray};
 
 /// A target that has no more than one port in so many needs no pool. It is half of what there are at least when it gets one
 /// ([`router_common::ports::GUESSES_BEFORE_POOL`]), lest it come and go.
@@ -70,6 +67,11 @@ impl Flow {
     /// What its packets have shown (TCP).
     pub fn seen(&self) -> Seen {
         self.tag.seen()
+    }
+
+    /// Whether it is what a session that was over has left when its client's tuple moved to another target: no packet's, but its port is taken.
+    pub fn is_held(&self) -> bool {
+        self.tag.state() == SlotState::Held
     }
 }
 
@@ -167,9 +169,24 @@ impl FlowTable {
     }
 
     fn flow_at(&self, index: u32) -> Option<Flow> {
+        self.at(index, SlotState::Live)
+    }
+
+    /// The flow in a slot, if it is in this state.
+    fn at(&self, index: u32, state: SlotState) -> Option<Flow> {
         let slot = self.0.slots.read(index)?;
         let tag = slot.tag();
-        (tag.state() == SlotState::Live).then(|| Flow { key: slot.key(), tag, entry: slot.entry })
+        (tag.state() == state).then(|| Flow { key: slot.key(), tag, entry: slot.entry })
+    }
+
+    /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or it is held.
+    fn is_taken(&self, reply: &FlowKey<Ipv4>) -> bool {
+        let has_it = |index| {
+            [SlotState::Live, SlotState::Held]
+                .into_iter()
+                .any(|state| self.at(index, state).is_some_and(|flow| flow.key == *reply))
+        };
+        self.chains(reply).any(has_it)
     }
 
     /// Shows every session to `each`, in no order, until it answers `false`.
@@ -267,9 +284,9 @@ impl FlowTable {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One walk through the table: shows every session's client's direction to `each`, which says what is to become of the session, and brings
-    /// slots of flows that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in each round. Only one walk may
-    /// be under way at a time.
+    /// One walk through the table: shows every session's client's direction to `each`, which says what is to become of the session, and every
+    /// flow that is held; and brings slots of flows that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in
+    /// each round. Only one walk may be under way at a time.
     ///
     /// # Errors
     /// When the pools of ports cannot be read or written.
@@ -279,6 +296,7 @@ impl FlowTable {
         // Chains end where a slot is empty, so whether one may become empty depends on the one behind it: from the end on.
         let mut next_is_empty = true;
         let mut freed = Vec::new();
+        let mut held = 0;
         for index in (0..slots.len()).rev() {
             let Some(slot) = slots.get(index) else { continue };
             let tag = slot.tag();
@@ -286,6 +304,14 @@ impl FlowTable {
             match tag.state() {
                 SlotState::Empty => is_empty = true,
                 SlotState::Busy | SlotState::Pending => {}
+                SlotState::Held => {
+                    let Some(flow) = self.at(index, SlotState::Held) else { continue };
+                    if each(&flow) == Verdict::Keep {
+                        held += 1;
+                    } else if slot.let_go(tag, now) {
+                        freed.push(flow.key);
+                    }
+                }
                 SlotState::Retired => {
                     if slot.is_out_of_quarantine(now) {
                         slot.free(tag, now);
@@ -317,6 +343,9 @@ impl FlowTable {
             }
             next_is_empty = is_empty;
         }
+        if let Some(occupancy) = self.0.occupancy.get(0) {
+            occupancy.set_held(held);
+        }
         self.pools().clear(freed)
     }
 
@@ -335,7 +364,7 @@ impl FlowTable {
         let mut pools = self.pools();
         let few = range_size / FEW_PORTS;
         pools.clean(|target, marked| marked.max(taken(target)) <= few)?;
-        pools.reconcile(|reply| self.get(reply).is_some())
+        pools.reconcile(|reply| self.is_taken(reply))
     }
 
     /// How much more is counted than the table holds, before and after a walk through it. Programs that open or establish sessions meanwhile
@@ -406,7 +435,19 @@ impl FlowTable {
         audit.sessions = self.sessions();
         let pools = self.pools();
         for (key, _) in pools.marked()? {
-            audit.leaked_ports.extend(pools.taken_by(&key).iter().filter(|reply| self.get(reply).is_none()));
+            audit.leaked_ports.extend(pools.taken_by(&key).iter().filter(|reply| !self.is_taken(reply)));
+        }
+        let slots = (0..self.0.slots.len()).filter_map(|index| self.0.slots.get(index));
+        for state in slots.map(|slot| slot.tag().state()) {
+            match state {
+                SlotState::Held => audit.held += 1,
+                SlotState::Retired => audit.retired += 1,
+                SlotState::Empty
+                | SlotState::Busy
+                | SlotState::Pending
+                | SlotState::Live
+                | SlotState::Free => {}
+            }
         }
         Ok(audit)
     }
@@ -474,13 +515,20 @@ pub struct Audit {
     pub half_sessions: Vec<Flow>,
     /// Flows that are there more than once.
     pub twice: Vec<Flow>,
+    /// Ports that are held, for sessions that were over and have moved.
+    pub held: u64,
+    /// Slots that are in quarantine.
+    pub retired: u64,
     /// Ports that are marked as taken, by the key of the reply flow that is not there.
     pub leaked_ports: Vec<FlowKey<Ipv4>>,
 }
 
-/// The pool that a session's port belongs to, for counting.
-pub fn port_pool(forward: &Flow) -> PoolKey {
-    pool_key(&forward.twin())
+/// The pool that a session's port belongs to, for counting: told by its client's direction, or by what is held of it.
+pub fn port_pool(flow: &Flow) -> PoolKey {
+    match flow.direction() {
+        Direction::Forward => PoolKey::of(&flow.twin()),
+        Direction::Reply => PoolKey::of(&flow.key),
+    }
 }
 
 /// The time now, in the programs' ticks.

@@ -73,7 +73,7 @@ impl PoolTable {
             return Ok(());
         }
         for reply in replies {
-            if let Some(pool) = pools.get(&pool_key(&reply)).and_then(|index| self.pools.get(*index)) {
+            if let Some(pool) = pools.get(&PoolKey::of(&reply)).and_then(|index| self.pools.get(*index)) {
                 pool.clear(reply.destination_port.number());
             }
         }
@@ -135,17 +135,6 @@ impl PoolTable {
         let Ok(index) = self.keys.get(key, 0) else { return Vec::new() };
         let Some(pool) = self.pools.get(index) else { return Vec::new() };
         pool.taken_in(0..POOL_WORDS).filter_map(|port| reply_key(key, port)).collect()
-    }
-}
-
-/// The pool that the port of a reply flow belongs to.
-pub(super) fn pool_key(reply: &FlowKey<Ipv4>) -> PoolKey {
-    PoolKey {
-        snat: reply.destination,
-        target: reply.source,
-        target_port: reply.source_port,
-        protocol: reply.protocol_number(),
-        zero: 0,
     }
 }
 

@@ -21,14 +21,14 @@ use router_common::{
 use router_user::dataplane::{self, RuleSetSpec};
 
 use crate::{
-    check::{Done, Given, check, describe},
+    check::{Done, Given, check, describe, flags},
     frames,
     model::{
         CLIENT, CLIENTS, Model, NARROW, NARROW_MTU, NOWHERE, PENDING, ROUTER_SPARE, SILENT_GATEWAY,
         allow_clients, reject_exhausted,
     },
     mutate::mutate,
-    packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND},
+    packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND, TARGET},
     random::{Draw as _, Random},
     wire::{IP, TCP, Tuple, UDP, frame_header, hex, tuple, unhex},
     world::{Setup, Verdict, World, ip},
@@ -259,9 +259,23 @@ impl Campaign {
             if batches % REMOVAL == 0 {
                 let percent = if self.random.percent(5) { 100 } else { self.profile.removed };
                 self.remove(percent);
+                self.change_rules();
             }
         }
         self.settle(true);
+    }
+
+    /// Has port 443 lead elsewhere: a tuple that is used again follows, and a connection does not.
+    fn change_rules(&mut self) {
+        let Profile { ports, snat, rules, .. } = *self.profile;
+        let https = self.random.pick(&[TARGET, OTHER]);
+        self.model.https = https;
+        self.world.set_rules(|spec| {
+            spec.ports = ports;
+            spec.snat = snat.iter().copied().map(Into::into).collect();
+            rules(spec);
+            spec.forwards[0].targets = vec![(https.into(), Some(8443))];
+        });
     }
 
     fn make(&mut self) -> Given {
@@ -296,8 +310,9 @@ impl Campaign {
     pub(crate) fn give(&mut self, given: Given) {
         let done = self.run_one(&given);
         self.given += 1;
-        let result =
-            check(&mut self.model, &given, &done).and_then(|()| self.adopt_unseen(&given, done.verdict));
+        let result = check(&mut self.model, &given, &done)
+            .and_then(|()| self.adopt_unseen(&given, done.verdict))
+            .and_then(|()| self.follow_reuse(&given));
         self.batch.push(given);
         if let Err(error) = result {
             let given = &self.batch[self.batch.len() - 1];
@@ -324,7 +339,32 @@ impl Campaign {
         else {
             return Ok(());
         };
-        let Some(protocol) = Protocol::from_number(from.protocol) else { return Ok(()) };
+        match self.in_table(&from) {
+            Some(to) => self.model.open(from, to),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes note of what a TCP packet has shown, and of a session that has gone, or gone elsewhere, by a SYN that was then refused.
+    fn follow_reuse(&mut self, given: &Given) -> Result<()> {
+        let Some(packet) = given.frame.get(IP..) else { return Ok(()) };
+        let (Some(from), Some(flags)) = (tuple(packet), flags(packet)) else { return Ok(()) };
+        if self.model.may_open_again(&from, flags) {
+            let now = self.in_table(&from);
+            if now != self.model.translated(&from) {
+                self.model.forget_ended(&from);
+                if let Some(to) = now {
+                    self.model.open(from, to)?;
+                }
+            }
+        }
+        self.model.note(&from, flags);
+        Ok(())
+    }
+
+    /// What the table has packets with this tuple become.
+    fn in_table(&self, from: &Tuple) -> Option<Tuple> {
+        let protocol = Protocol::from_number(from.protocol)?;
         let ((source, source_port), (destination, destination_port)) = (from.source, from.destination);
         let key = FlowKey::new(
             protocol,
@@ -333,14 +373,12 @@ impl Campaign {
             Ipv4(destination),
             Port::new(destination_port),
         );
-        let Some(flow) = self.world.dataplane.flows.get(&key) else { return Ok(()) };
-        let reply = flow.twin();
-        let to = Tuple {
+        let reply = self.world.dataplane.flows.get(&key)?.twin();
+        Some(Tuple {
             protocol: from.protocol,
             source: (reply.destination.0, reply.destination_port.number()),
             destination: (reply.source.0, reply.source_port.number()),
-        };
-        self.model.open(from, to)
+        })
     }
 
     fn run_one(&mut self, given: &Given) -> Done {
@@ -449,6 +487,10 @@ impl Campaign {
         let generation = world.dataplane.settings.current().next_hop_generation;
         let flows = &world.dataplane.flows;
         let sweep = |flow: &dataplane::Flow| {
+            if flow.is_held() {
+                let goes = random.percent(percent);
+                return if goes { dataplane::Verdict::Remove } else { dataplane::Verdict::Keep };
+            }
             if flow.direction() == Direction::Reply || !random.percent(percent) {
                 return dataplane::Verdict::Keep;
             }
@@ -518,14 +560,19 @@ impl Campaign {
     /// What has been counted, for whoever reads along.
     pub(crate) fn summary(&self) -> String {
         let mut text = format!(
-            "{}: seed {}, {} packets, {} sessions opened;",
-            self.profile.name, self.seed, self.given, self.model.opened
+            "{}: seed {}, {} packets, {} sessions opened, {} of them where another one was over;",
+            self.profile.name, self.seed, self.given, self.model.opened, self.model.moved
         );
         for (number, packets) in &self.reasons {
             write!(text, " {} {packets}", Reason::ALL[*number as usize].as_str())
                 .expect("a String takes any text");
         }
         text
+    }
+
+    /// Whether a tuple has been used again by a connection that led elsewhere.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.model.moved > 0
     }
 
     /// The first reason that was to come up and has not.

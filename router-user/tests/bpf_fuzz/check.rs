@@ -58,7 +58,12 @@ pub(crate) fn check(model: &mut Model, given: &Given, done: &Done) -> Result<()>
 /// Whether a frame is one that the router has to forward: whole, of a live session, and with somewhere to go.
 fn has_to_leave(model: &Model, given: &Given) -> bool {
     let frame = &given.frame;
-    let Some(to) = whole_tuple(frame).and_then(|tuple| model.translated(&tuple)) else { return false };
+    let Some(from) = whole_tuple(frame) else { return false };
+    let Some(to) = model.translated(&from) else { return false };
+    // What may open another connection may be refused.
+    if flags(&frame[IP..]).is_some_and(|flags| model.may_open_again(&from, flags)) {
+        return false;
+    }
     let (Some(ip), Some(route)) = (frame_header(frame), model.route(to.destination.0)) else { return false };
     frame[..6] == ROUTER_MAC && ip.ttl > 1 && ip.total <= route.mtu && header_checksum_is_right(&frame[IP..])
 }
@@ -133,6 +138,10 @@ fn check_translated(model: &mut Model, frame: &[u8], out: &[u8]) -> Result<()> {
         return check_fragment(model, packet, out, &ip);
     }
     let from = tuple(packet).context("no tuple")?;
+    let moves = tuple(out).is_some_and(|to| model.translated(&from) != Some(to));
+    if moves && flags(packet).is_some_and(|flags| model.may_open_again(&from, flags)) {
+        model.forget_ended(&from);
+    }
     let to = match model.translated(&from) {
         Some(to) => to,
         None => {
@@ -155,6 +164,12 @@ fn check_opens(packet: &[u8], frame: &[u8], ip: &Header) -> Result<()> {
         packet[ip.length + 13]
     );
     Ok(())
+}
+
+/// The flags of a packet that is TCP and has them.
+pub(crate) fn flags(packet: &[u8]) -> Option<u8> {
+    let ip = header(packet).filter(|ip| ip.protocol == TCP && ip.fragment_offset == 0)?;
+    packet.get(ip.length + 13).copied()
 }
 
 /// Checks that a packet has become one with the tuple `to`, and nothing else about it has changed.
@@ -206,6 +221,10 @@ fn check_transport_checksum(packet: &[u8], out: &[u8], ip: &Header) -> Result<()
 fn check_fragment(model: &mut Model, packet: &[u8], out: &[u8], ip: &Header) -> Result<()> {
     let sent = header(out).context("no IPv4 header")?;
     if let Some(from) = tuple(packet) {
+        let moves = tuple(out).is_some_and(|to| model.translated(&from) != Some(to));
+        if moves && flags(packet).is_some_and(|flags| model.may_open_again(&from, flags)) {
+            model.forget_ended(&from);
+        }
         let to = match model.translated(&from) {
             Some(to) => to,
             None => {

@@ -44,6 +44,7 @@ fn fuzz(name: &str) {
     println!("{}", campaign.summary());
     if packets() >= LONG {
         assert_eq!(campaign.missing(), None, "never came up: {}", campaign.summary());
+        assert!(campaign.has_moved(), "no tuple was used again: {}", campaign.summary());
     }
     campaign.leave_nothing_behind();
 }

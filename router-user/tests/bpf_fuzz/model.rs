@@ -12,6 +12,11 @@ use crate::{
     world::network,
 };
 
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
 /// Another client beside `PLS`.
 pub(crate) const CLIENT: [u8; 4] = [10, 0, 2, 70];
 pub(crate) const CLIENTS: [[u8; 4]; 2] = [PLS, CLIENT];
@@ -35,6 +40,13 @@ pub(crate) struct Route {
     pub(crate) mtu: usize,
 }
 
+/// What has been seen of a TCP session's end, whether its segments were genuine or not.
+#[derive(Clone, Copy, Default)]
+struct Shown {
+    fin: [bool; 2],
+    reset: bool,
+}
+
 /// What is known of a router.
 pub(crate) struct Model {
     pub(crate) nics: usize,
@@ -47,7 +59,13 @@ pub(crate) struct Model {
     sessions: Vec<Tuple>,
     /// Of every live tuple that comes in, the one that goes out.
     flows: HashMap<Tuple, Tuple>,
+    /// What the two sides of a TCP session have been given to say, by the client's tuple.
+    shown: HashMap<Tuple, Shown>,
+    /// Where port 443 leads.
+    pub(crate) https: [u8; 4],
     pub(crate) opened: u64,
+    /// Sessions whose tuple was used again and led elsewhere.
+    pub(crate) moved: u64,
     /// The identification of the datagram that comes in fragments now, among others.
     pub(crate) datagram: u16,
 }
@@ -77,7 +95,10 @@ impl Model {
             sockets: Vec::new(),
             sessions: Vec::new(),
             flows: HashMap::new(),
+            shown: HashMap::new(),
+            https: TARGET,
             opened: 0,
+            moved: 0,
             datagram: 0,
         }
     }
@@ -151,7 +172,7 @@ impl Model {
         }
         if self.own_addresses().contains(&address) {
             return match (from.protocol, port) {
-                (TCP, 443) => Some((TARGET, 8443)),
+                (TCP, 443) => Some((self.https, 8443)),
                 (TCP, 8000..=8010) | (UDP, 53) => Some((TARGET, port)),
                 _ => None,
             };
@@ -159,8 +180,35 @@ impl Model {
         is_host(address).then_some((address, port))
     }
 
+    /// Takes note of the flags of a TCP packet that the router was given.
+    pub(crate) fn note(&mut self, tuple: &Tuple, flags: u8) {
+        let Some(to) = self.flows.get(tuple) else { return };
+        let is_client = self.flows.get(&to.reversed()).is_some_and(|back| *back == tuple.reversed())
+            && self.sessions.contains(tuple);
+        let client = if is_client { *tuple } else { to.reversed() };
+        let shown = self.shown.entry(client).or_default();
+        shown.reset |= flags & RST != 0;
+        shown.fin[usize::from(is_client)] |= flags & FIN != 0;
+    }
+
+    /// Whether a client's packet may open another connection of a session that it has: a SYN, of one that may be over. What the router takes
+    /// for no genuine reset, this does.
+    pub(crate) fn may_open_again(&self, from: &Tuple, flags: u8) -> bool {
+        let may_be_over = |shown: &Shown| shown.reset || shown.fin == [true; 2];
+        flags & (FIN | SYN | RST | ACK) == SYN
+            && self.sessions.contains(from)
+            && self.shown.get(from).is_some_and(may_be_over)
+    }
+
+    /// Forgets a session that has been over, and whose tuple has been used again.
+    pub(crate) fn forget_ended(&mut self, from: &Tuple) {
+        self.forget(from);
+        self.moved += 1;
+    }
+
     /// Forgets a session that has been removed.
     pub(crate) fn forget(&mut self, from: &Tuple) {
+        self.shown.remove(from);
         if let Some(to) = self.flows.remove(from) {
             self.flows.remove(&to.reversed());
         }

@@ -95,6 +95,7 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
     let mut world = World::new();
     let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).numbers(1000, 5001).build();
     let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).numbers(5000, 1001).build();
+    let reset = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::RST).numbers(5001, 0).build();
     let only = |world: &World| {
         let [session] = sessions(world)[..] else { panic!("one session") };
         session
@@ -106,8 +107,9 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
         (client(tcp::FIN | tcp::ACK), State::Closing),
         (server(tcp::FIN | tcp::ACK), State::Closed),
         (client(tcp::SYN), State::Opening),
-        (server(tcp::SYN | tcp::ACK), State::Established),
-        (server(tcp::RST), State::Closed),
+        (server(tcp::SYN | tcp::ACK), State::Opening),
+        (client(tcp::ACK), State::Established),
+        (reset, State::Closed),
     ] {
         world.run(&frame);
         assert_eq!(only(&world).state(), Some(expected));

@@ -25,6 +25,7 @@ mod packets;
 mod pass;
 mod pins;
 mod ports;
+mod reuse;
 mod routes;
 mod tcp;
 mod vpp;

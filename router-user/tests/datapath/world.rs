@@ -173,6 +173,13 @@ impl World {
         Self { dataplane, interfaces, before }
     }
 
+    /// Puts another rule set into force: [`rule_set`], changed like this.
+    pub(crate) fn set_rules(&mut self, change: impl FnOnce(&mut RuleSetSpec)) {
+        let mut spec = rule_set();
+        change(&mut spec);
+        self.dataplane.rules.apply(&spec, &mut self.dataplane.settings).expect("rules");
+    }
+
     /// Gives a packet to the router on `eth0`.
     pub(crate) fn run(&mut self, frame: &[u8]) -> Ran {
         self.run_on(0, frame)

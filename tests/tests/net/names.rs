@@ -2,19 +2,19 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{
     Lab, Nics, Options, Process,
-    addresses::{ECHO_PORT, PLATFORM, PLS_GATEWAY, TOOLS, WWW},
+    addresses::{ECHO_PORT, PLATFORM, PLS_GATEWAY, PLS_NAT, ROUTER, TOOLS, WWW},
     client::Tcp,
     wait,
 };
 use nix::sys::signal::Signal;
-use router_user::model::{Flow, Status};
+use router_user::model::{Audit, Flow, Status};
 
 use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
@@ -173,6 +173,48 @@ fn new_sessions_follow_a_name_and_old_ones_stay() {
     assert_eq!(check(targets(&lab)), [(WWW, ECHO_PORT).into(), (TOOLS, ECHO_PORT).into()]);
     check(old.echo(&[7; 20_000], LIMIT));
     check(new.echo(&[8; 20_000], LIMIT));
+}
+
+/// Behind a Private Link Service all clients share a few addresses, and every port comes again within minutes: what it was used for before
+/// says nothing of where its next connection goes.
+#[test]
+fn ports_that_were_used_before_follow_a_name() {
+    const PORTS: std::ops::Range<u16> = 40_000..40_030;
+    let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
+    let _www = echo_server(&lab, WWW);
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    // The client's own kernel may use a port again at once.
+    check(lab.hosts.pls.sysctl("net/ipv4/tcp_max_tw_buckets", "0"));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let connect = |port: u16| {
+        let (client, service) = (SocketAddrV4::new(PLS_NAT[0], port), SocketAddrV4::new(ROUTER, ECHO_PORT));
+        let mut tcp = Tcp::connect_between(&lab.hosts.pls, client, service, LIMIT)?;
+        tcp.echo(b"hello", LIMIT)?;
+        Ok(tcp)
+    };
+    let end = |port: u16, tcp: Tcp| if port.is_multiple_of(2) { tcp.close() } else { tcp.reset() };
+    for port in PORTS {
+        check(connect(port).and_then(|tcp| end(port, tcp)));
+    }
+    assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
+
+    check(dns.change(&lab, &[WWW]));
+    check(wait::until("the name to have moved", TTL_LIMIT, || {
+        let addresses = lab.pls_router_json::<Status>(&["status"])?.names.remove(0).addresses;
+        ensure!(addresses == [WWW], "{addresses:?}");
+        Ok(())
+    }));
+    check(lab.hosts.internet.ip(&format!("addr del {TOOLS}/32 dev lo")));
+    for port in PORTS {
+        let tcp = check(connect(port).with_context(|| format!("port {port} again: {}", story(&lab))));
+        // And once more, to the same server.
+        check(end(port, tcp));
+        check(connect(port).and_then(|tcp| end(port, tcp)));
+    }
+    assert_eq!(check(targets(&lab)), [(WWW, ECHO_PORT).into()]);
+    let audit: Audit = check(lab.pls_router_json(&["check", "--live"]));
+    assert_eq!((audit.ok, audit.held_ports), (true, PORTS.len() as u64), "{audit:#?}");
 }
 
 #[test]
