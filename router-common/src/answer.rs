@@ -5,7 +5,8 @@ use crate::{
     checksum::Sum,
     flow::Protocol,
     icmp,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, UDP_HEADERS, field, tcp},
+    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, MORE_FRAGMENTS, UDP_HEADERS, field, tcp},
+    reason::Reason,
 };
 
 /// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind it. It is what errors quote (RFC 792).
@@ -35,7 +36,14 @@ pub struct Error {
 impl Error {
     /// The time to live ended here.
     pub const TIME_EXCEEDED: Self = Self { kind: 11, code: 0, mtu: 0 };
-    /// There is nothing to open a session with: RFC 5508 REQ-8 asks for "communication administratively prohibited".
+    /// There is no route (RFC 1812 5.2.7.1).
+    pub const NETWORK_UNREACHABLE: Self = Self { kind: 3, code: 0, mtu: 0 };
+    /// There is a route, but not to this host: its next hop does not answer (RFC 1812 5.2.7.1).
+    pub const HOST_UNREACHABLE: Self = Self { kind: 3, code: 1, mtu: 0 };
+    /// Nobody serves this port of the router's (RFC 1122 3.2.2.1).
+    pub const PORT_UNREACHABLE: Self = Self { kind: 3, code: 3, mtu: 0 };
+    /// A route forbids it (RFC 1812 5.2.7.1); or there is nothing to open a session with, for which RFC 5508 REQ-8 asks for "communication
+    /// administratively prohibited".
     pub const PROHIBITED: Self = Self { kind: 3, code: 13, mtu: 0 };
 
     /// Not to be fragmented, and larger than this.
@@ -43,6 +51,55 @@ impl Error {
     pub const fn too_big(mtu: u16) -> Self {
         Self { kind: 3, code: 4, mtu }
     }
+}
+
+/// What the sender of a packet is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Told {
+    /// What the packet is counted under if it is told.
+    pub reason: Reason,
+    /// By this error.
+    pub error: Error,
+    /// Or, TCP, by a reset.
+    pub reset: Reset,
+}
+
+/// Which TCP packets are answered by a reset and not by an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reset {
+    /// None: a connection may outlive what is wrong now.
+    Never,
+    /// Those that would open a connection to this machine's own address. It answers for the target like a host; and behind a Private Link
+    /// Service, which carries TCP and UDP, an ICMP error would not reach the client.
+    OwnOpening,
+    /// All.
+    Always,
+}
+
+/// What the sender of a packet is told that would else be left, in silence, for this reason; `None` if nothing is.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a new reason is silent until it is said here what is told"
+)]
+#[inline(always)]
+pub const fn told(silent: Reason) -> Option<Told> {
+    let (reason, error, reset) = match silent {
+        Reason::TtlExpired => (Reason::TtlExceeded, Error::TIME_EXCEEDED, Reset::Never),
+        Reason::TooBig => (Reason::FragmentationNeeded, Error::too_big(0), Reset::Never),
+        Reason::PortsExhausted => (Reason::Rejected, Error::PROHIBITED, Reset::Always),
+        Reason::NoRoute | Reason::EgressNotAttached => {
+            (Reason::NetworkUnreachable, Error::NETWORK_UNREACHABLE, Reset::OwnOpening)
+        }
+        Reason::RouteUnreachable | Reason::NeighbourFailed => {
+            (Reason::HostUnreachable, Error::HOST_UNREACHABLE, Reset::OwnOpening)
+        }
+        Reason::RouteProhibited => (Reason::Prohibited, Error::PROHIBITED, Reset::OwnOpening),
+        Reason::NoTarget => (Reason::Refused, Error::PORT_UNREACHABLE, Reset::Always),
+        // Of a TCP segment alone.
+        Reason::NoSession => (Reason::SessionUnknown, Error::PROHIBITED, Reset::Always),
+        _ => return None,
+    };
+    Some(Told { reason, error, reset })
 }
 
 /// Whether an address is one that a single host sends from or is reached by, anywhere.
@@ -90,19 +147,48 @@ pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv
     *field::<UDP_HEADERS, ABOUT, _>(frame) = *about;
 }
 
-/// Writes the reset that answers a SYN which opens nothing (RFC 9293 3.10.7.1): as if the packet's destination had sent it.
-/// `header_length` is that of the SYN's TCP header.
+/// What a reset has to know of the segment that it answers beside [`ABOUT`]: the bytes 8 to 13 of its TCP header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Segment(pub [u8; 6]);
+
+impl Segment {
+    /// Whether it opens a connection.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0[5] & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    }
+
+    /// Whether it may be answered by a reset: not if it is one itself (RFC 9293 3.10.7.1), nor if it is a fragment, which does not say
+    /// what it acknowledges.
+    #[inline(always)]
+    pub const fn may_be_reset(self, about: &[u8; ABOUT]) -> bool {
+        self.0[5] & tcp::RST == 0 && u16::from_be_bytes([about[6], about[7]]) & MORE_FRAGMENTS == 0
+    }
+
+    /// How far it goes in the sequence: its data, and one each for SYN and FIN.
+    #[inline(always)]
+    const fn length(self, about: &[u8; ABOUT]) -> u32 {
+        let header_length = (self.0[4] >> 4) as u16 * 4;
+        let ip_length = u16::from_be_bytes([about[2], about[3]]);
+        let data = ip_length.saturating_sub(IPV4_LENGTH as u16 + header_length);
+        data as u32 + (self.0[5] & tcp::SYN != 0) as u32 + (self.0[5] & tcp::FIN != 0) as u32
+    }
+}
+
+/// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1): as if the packet's destination had sent it.
 #[inline(always)]
-pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], header_length: u8) {
+pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], segment: Segment) {
     let (from, to) = (destination(about), source(about));
-    let ip_length = u16::from_be_bytes([about[2], about[3]]);
-    // The SYN counts as one byte, and may have brought others.
-    let data = ip_length.saturating_sub(IPV4_LENGTH as u16 + u16::from(header_length));
+    // Where the segment acknowledges something, the reset begins there; else it acknowledges the segment.
+    let acknowledges = segment.0[5] & tcp::ACK != 0;
     let sequence = u32::from_be_bytes([about[24], about[25], about[26], about[27]]);
-    let [a, b, c, d] = sequence.wrapping_add(1).wrapping_add(u32::from(data)).to_be_bytes();
+    let end = sequence.wrapping_add(segment.length(about)).to_be_bytes();
+    let [s, t, u, v] =
+        if acknowledges { [segment.0[0], segment.0[1], segment.0[2], segment.0[3]] } else { [0; 4] };
+    let [a, b, c, d] = if acknowledges { [0; 4] } else { end };
     let [e, f, g, h] = [about[22], about[23], about[20], about[21]];
-    let flags = tcp::RST | tcp::ACK;
-    let header = [e, f, g, h, 0, 0, 0, 0, a, b, c, d, 0x50, flags, 0, 0, 0, 0, 0, 0];
+    let flags = if acknowledges { tcp::RST } else { tcp::RST | tcp::ACK };
+    let header = [e, f, g, h, s, t, u, v, a, b, c, d, 0x50, flags, 0, 0, 0, 0, 0, 0];
     let pseudo = from.sum().plus(to.sum()).add([0, Protocol::Tcp as u8]).add([0, 20]);
     write_ip(frame, 0, Protocol::Tcp, from, to);
     *field::<L4, 20, _>(frame) = header;
@@ -168,6 +254,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::reason::Action;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -205,6 +292,28 @@ mod tests {
     }
 
     #[test]
+    fn every_answer_is_told_for_something_and_counted_as_one() {
+        let told: Vec<_> = Reason::ALL.iter().filter_map(|silent| told(*silent)).collect();
+        assert!(told.iter().all(|told| told.reason.action() == Action::Answer));
+        for reason in Reason::ALL.iter().filter(|reason| reason.action() == Action::Answer) {
+            assert!(told.iter().any(|told| told.reason == *reason), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn resets_and_fragments_are_not_reset() {
+        let mut about = about(6, [10, 0, 0, 1], [192, 0, 2, 1]);
+        let segment = |flags| Segment([0, 0, 0, 0, 0x50, flags]);
+        assert!(segment(tcp::ACK).may_be_reset(&about) && segment(tcp::SYN).may_be_reset(&about));
+        assert!(
+            !segment(tcp::RST).may_be_reset(&about) && !segment(tcp::RST | tcp::ACK).may_be_reset(&about)
+        );
+        about[6] = 0x20;
+        assert!(!segment(tcp::ACK).may_be_reset(&about), "the first of several fragments");
+        assert!(segment(tcp::SYN | tcp::PSH).opens() && !segment(tcp::SYN | tcp::ACK).opens());
+    }
+
+    #[test]
     fn a_burst_and_then_a_rate() {
         let mut bucket = Bucket::default();
         let start = 5_000_000_000;
@@ -221,7 +330,8 @@ mod tests {
     proptest! {
         #[test]
         fn errors_have_right_checksums(about in any::<[u8; ABOUT]>(), from in any::<[u8; 4]>(), mtu in any::<u16>()) {
-            for error in [Error::TIME_EXCEEDED, Error::PROHIBITED, Error::too_big(mtu)] {
+            let unreachable = [Error::NETWORK_UNREACHABLE, Error::HOST_UNREACHABLE, Error::PORT_UNREACHABLE];
+            for error in [Error::TIME_EXCEEDED, Error::PROHIBITED, Error::too_big(mtu)].into_iter().chain(unreachable) {
                 let mut frame = [0xee; ERROR_FRAME];
                 write_error(&mut frame, &about, Ipv4(from), error);
                 prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_intact());
@@ -232,18 +342,27 @@ mod tests {
         }
 
         #[test]
-        fn resets_acknowledge_the_syn_and_its_data(
-            about in any::<[u8; ABOUT]>(), words in 5..=15_u8, data in 0..1000_u16,
+        fn resets_fit_what_they_answer(
+            about in any::<[u8; ABOUT]>(), words in 5..=15_u8, data in 0..1000_u16, flags in any::<u8>(),
+            acknowledgement in any::<u32>(),
         ) {
             let mut about = about;
             about[2..4].copy_from_slice(&(20 + u16::from(words) * 4 + data).to_be_bytes());
             let mut frame = [0xee; RESET_FRAME];
-            write_reset(&mut frame, &about, words * 4);
+            let [a, b, c, d] = acknowledgement.to_be_bytes();
+            write_reset(&mut frame, &about, Segment([a, b, c, d, words << 4, flags]));
             prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_intact());
             let pseudo = [&frame[26..34], &[0, 6, 0, 20]].concat();
             prop_assert!(Sum::ZERO.add_bytes(&pseudo).add_bytes(&frame[34..54]).is_intact());
             let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
-            prop_assert_eq!(number(&frame[42..46]), number(&about[24..28]).wrapping_add(1 + u32::from(data)));
+            let (sequence, acknowledged) = (number(&frame[38..42]), number(&frame[42..46]));
+            if flags & tcp::ACK != 0 {
+                prop_assert_eq!((sequence, acknowledged, frame[47]), (acknowledgement, 0, tcp::RST));
+            } else {
+                let controls = u32::from(flags & tcp::SYN != 0) + u32::from(flags & tcp::FIN != 0);
+                let end = number(&about[24..28]).wrapping_add(u32::from(data) + controls);
+                prop_assert_eq!((sequence, acknowledged, frame[47]), (0, end, tcp::RST | tcp::ACK));
+            }
             prop_assert_eq!(&frame[54..], &[0; 6], "no old bytes leave");
         }
     }

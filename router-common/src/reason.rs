@@ -98,7 +98,7 @@ reasons! {
     15 TtlExpired "ttl_expired" Drop "The packet's time to live ended here.";
     16 TooBig "too_big" Drop "Larger than the next hop's MTU.";
     17 NoTarget "no_target" Drop "The rule has no target address: its name has not been resolved.";
-    18 NoRoute "no_route" Drop "The kernel has no route to where the packet would go, or the route forbids it.";
+    18 NoRoute "no_route" Drop "The kernel has no route to where the packet would go.";
     19 NeighbourUnresolved "neighbour_unresolved" Drop "The next hop's MAC address is not known, and the daemon was not there to find it out, or had no room for the packet.";
     20 EgressNotAttached "egress_not_attached" Drop "The route leads out of an interface that is not one of the router's.";
     21 PortsExhausted "ports_exhausted" Drop "No free SNAT port was found towards this target.";
@@ -122,6 +122,15 @@ reasons! {
     39 OtherHost "other_host" Pass "Sent to another machine's MAC address: not to be forwarded by this one.";
     40 SessionOptions "session_options" Drop "A packet of a known session with IP options, which are not translated: this machine's kernel would reset the connection.";
     41 NoSourceAddress "no_source_address" Drop "The interface that the route leads out of has no IPv4 address for a session to come from: give it one, or set snat.addresses.";
+    42 RouteUnreachable "route_unreachable" Drop "The route says that what it is for cannot be reached (`ip route add unreachable`).";
+    43 RouteProhibited "route_prohibited" Drop "The route forbids it (`ip route add prohibit`).";
+    44 RouteBlackhole "route_blackhole" Drop "The route drops what it is for, without a word (`ip route add blackhole`).";
+    45 NeighbourFailed "neighbour_failed" Drop "The next hop does not answer ARP.";
+    46 NetworkUnreachable "network_unreachable" Answer "No route of this router leads there, and the sender was told (ICMP network unreachable; a reset where a forward's TCP client would connect).";
+    47 HostUnreachable "host_unreachable" Answer "The next hop does not answer ARP, or the route says unreachable, and the sender was told (ICMP host unreachable; a reset where a forward's TCP client would connect).";
+    48 Prohibited "prohibited" Answer "The route forbids it, and the sender was told (ICMP administratively prohibited; a reset where a forward's TCP client would connect).";
+    49 Refused "refused" Answer "The rule has no target address, and the client was told (TCP reset or ICMP port unreachable).";
+    50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -156,7 +165,8 @@ mod tests {
              neighbour_unresolved egress_not_attached ports_exhausted table_full redirect_failed stage_missing \
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
              fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
-             session_options no_source_address"
+             session_options no_source_address route_unreachable route_prohibited route_blackhole neighbour_failed network_unreachable \
+             host_unreachable prohibited refused session_unknown"
         );
     }
 }

@@ -54,9 +54,11 @@ pub struct RuleSet {
     pub ephemeral: PortRange,
     /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
     pub reject_exhausted: u32,
+    /// Whether clients are told when their packets cannot be forwarded (`answers.unreachable`): 1 if so.
+    pub reject_unreachable: u32,
 }
 
-const _: () = assert!(size_of::<RuleSet>() == 96);
+const _: () = assert!(size_of::<RuleSet>() == 100);
 
 impl RuleSet {
     /// Chooses one of the given addresses for a new session; `None` if the route says which.

@@ -4,12 +4,13 @@ use core::mem::{align_of, size_of};
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
         BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, xdp_md,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::{Array, LruHashMap, PerCpuArray},
 };
 use router_common::{
     MAX_INTERFACES,
@@ -22,7 +23,7 @@ use router_common::{
     route::{Answer, InterfaceAddresses, Query},
 };
 
-use crate::{Exit, Work, punt};
+use crate::{Exit, Work, answer::unreachable, flows, punt};
 
 /// The loopback interface's index, in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -45,6 +46,11 @@ const MTU: u32 = 1;
 /// The addresses of the router's interfaces by slot, for kernels that do not tell the preferred source of a route. Written by the daemon.
 #[map]
 static INTERFACE_ADDRESSES: Array<InterfaceAddresses> = Array::with_max_entries(MAX_INTERFACES as u32, 0);
+
+/// Neighbours that have been found not to answer, and until when, in ticks, nothing waits for them. Written by the daemon; beyond, the oldest
+/// are forgotten, and waited for again.
+#[map]
+static FAILED_NEIGHBOURS: LruHashMap<Neighbour, u32> = LruHashMap::with_max_entries(4096, 0);
 
 /// Returns the query where packets of a flow leave.
 #[inline(always)]
@@ -78,12 +84,15 @@ pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     match code as u32 {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
         BPF_FIB_LKUP_RET_FWD_DISABLED => return Err(Reason::RouteLookupsOff),
+        BPF_FIB_LKUP_RET_BLACKHOLE => return Err(Reason::RouteBlackhole),
+        BPF_FIB_LKUP_RET_UNREACHABLE => return Err(Reason::RouteUnreachable),
+        BPF_FIB_LKUP_RET_PROHIBIT => return Err(Reason::RouteProhibited),
         _ => return Err(Reason::NoRoute),
     }
     let slot = work.settings.egress_slot(params.ifindex).ok_or(Reason::EgressNotAttached)?;
     // Before Linux 6.3 a neighbour that has not answered yet counts as a success, with no address.
     if code as u32 == BPF_FIB_LKUP_RET_NO_NEIGH || params.dmac == [0; 6] {
-        return Err(Reason::Resolving);
+        return Err(if neighbour_has_failed() == 0 { Reason::Resolving } else { Reason::NeighbourFailed });
     }
     Ok(NextHop {
         destination_mac: Mac::new(params.dmac),
@@ -95,7 +104,19 @@ pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     })
 }
 
-/// As [`resolve`], for a packet that is as it was received: it waits for its neighbour with the daemon.
+/// Whether the next hop that this CPU has asked for last has lately been found not to answer: 1 if so. A global function: the verifier looks at
+/// it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn neighbour_has_failed() -> u32 {
+    let Some(neighbour) = neighbour() else { return 0 };
+    // SAFETY: a number that is written whole.
+    let until = unsafe { FAILED_NEIGHBOURS.get(neighbour) };
+    u32::from(until.is_some_and(|until| flows::now().0 < *until))
+}
+
+/// As [`resolve`], for a packet that is as it was received: it waits for its neighbour with the daemon, or its sender is told that it cannot
+/// leave.
 ///
 /// # Errors
 /// How the packet ends that cannot leave now.
@@ -104,7 +125,7 @@ pub(crate) fn find(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop
     match resolve(work, query) {
         Ok(next_hop) => Ok(next_hop),
         Err(Reason::Resolving) => Err(punt::wait(work, ip_length).into()),
-        Err(reason) => Err(reason.into()),
+        Err(reason) => Err(unreachable(work, reason)),
     }
 }
 

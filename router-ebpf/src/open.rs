@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use router_common::{
     Stage,
+    flow::Protocol,
     packet::{self, Packet},
     reason::Reason,
     route::Query,
@@ -34,7 +35,14 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     let found = match rules::find(packet, version, rule_set, random(), last, work) {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
-        Err(reason) => return Err(reason.into()),
+        // To this machine itself, its kernel answers.
+        Err(Reason::NoSession)
+            if packet.protocol != Protocol::Tcp || rules::is_local(packet.key.destination) =>
+        {
+            return Err(Reason::NoSession.into());
+        }
+        Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer::time_exceeded()),
+        Err(reason) => return Err(answer::unreachable(work, reason)),
     };
     if !packet::opening_is_intact(&work.frame, packet) && !unfinished::is_unfinished(work, packet) {
         return Err(Reason::BadChecksum.into());

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use router_common::{
     AZURE_PLATFORM,
     address::Ipv4,
-    answer::{ABOUT, RESET_FRAME, write_reset},
+    answer::{ABOUT, RESET_FRAME, Segment, write_reset},
     flow::{FlowKey, Protocol},
     packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
     stats::OwnStats,
@@ -105,15 +105,15 @@ fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
 /// the way there.
 #[inline(always)]
 fn refuse(context: &TcContext) -> Option<i32> {
-    let (about, header_length, ethernet) = {
+    let (about, segment, ethernet) = {
         let frame = SkbFrame(context);
         let about: [u8; ABOUT] = *frame.bytes(ETHERNET_LENGTH)?;
-        let [offset] = *frame.bytes::<1>(L4 + 12)?;
+        let segment = Segment(*frame.bytes(L4 + 8)?);
         let ethernet: [u8; 12] = *frame.bytes(0)?;
-        (about, (offset >> 4) * 4, ethernet)
+        (about, segment, ethernet)
     };
     let mut reset = [0; RESET_FRAME];
-    write_reset(&mut reset, &about, header_length);
+    write_reset(&mut reset, &about, segment);
     // To where it has come from.
     for at in 0..6 {
         reset[at] = ethernet[at + 6];

@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every RFC asks, in its own order: the requirements of the first three, the sections of the last, which updates them.
+/// What every RFC asks, in its own order: the requirements of the first three, the sections of the next, which updates them, and of the
+/// others the sections about packets that go nowhere.
 const REQUIREMENTS: &[(&str, &str)] = &[
     (
         "RFC 4787",
@@ -23,6 +24,9 @@ const REQUIREMENTS: &[(&str, &str)] = &[
          REQ-7 REQ-7a REQ-8 REQ-9 REQ-10a REQ-10b REQ-10c REQ-10d REQ-10e REQ-10f REQ-11",
     ),
     ("RFC 7857", "2 2.1 2.2 3 4 5 6 7 7.1 8 9 10 11 12"),
+    ("RFC 1812", "4.3.2.4 4.3.2.5 4.3.2.7 4.3.2.8 4.3.3.1 5.2.7.1"),
+    ("RFC 9293", "3.10.7.1"),
+    ("RFC 1122", "3.2.2.1"),
 ];
 
 /// How well a requirement is met, and whether a test has to show it.

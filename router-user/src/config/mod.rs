@@ -21,8 +21,8 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use local::MAX_LOCAL_ALLOW;
 pub use schema::{Form, SECTIONS, SectionSchema};
 pub use types::{
-    Admin, Config, Exhausted, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
-    LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Snat, Target, Timeouts,
+    Admin, Answers, Config, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
+    LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
 };
 pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
 

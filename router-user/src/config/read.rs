@@ -15,8 +15,8 @@ use super::document::{Document, Section};
 use super::local;
 use super::schema;
 use super::types::{
-    Admin, Config, Exhausted, Forward, Health, Interfaces, Limits, Listen, Local, Masquerade, Mode, Mss,
-    Others, Protocol, Snat, Target, Timeouts,
+    Admin, Answers, Config, Forward, Health, Interfaces, Limits, Listen, Local, Masquerade, Mode, Mss,
+    Others, Protocol, Refusal, Snat, Target, Timeouts,
 };
 use super::values;
 
@@ -99,6 +99,9 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         .map(|section| masquerade(document, section, &timeouts))
         .collect();
     let snat = snat(document, root);
+    let section = document.section(root, schema::ANSWERS);
+    let unreachable = section.optional(document, "unreachable", values::refusal);
+    let answers = Answers { unreachable: unreachable.map_or(Refusal::Reject, Spanned::into_inner) };
     let section = document.section(root, schema::LOCAL);
     let others =
         section.optional(document, "others", local::others).map_or(Others::Open, Spanned::into_inner);
@@ -115,6 +118,7 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         forwards: forwards.into_iter().map(RawForward::finish).collect::<Option<_>>()?,
         masquerades: masquerades.into_iter().map(RawMasquerade::finish).collect::<Option<_>>()?,
         snat,
+        answers,
         local: Local { allow: allow.map_or_else(Vec::new, plain), others },
         health: Health { listen: listeners.health },
         admin,
@@ -170,8 +174,8 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
         addresses: addresses.map_or_else(Vec::new, plain),
         ports: section.optional(document, "ports", values::snat_ports).map(Spanned::into_inner),
         exhausted: section
-            .optional(document, "exhausted", values::exhausted)
-            .map_or(Exhausted::Reject, Spanned::into_inner),
+            .optional(document, "exhausted", values::refusal)
+            .map_or(Refusal::Reject, Spanned::into_inner),
     }
 }
 

@@ -41,6 +41,9 @@ pub(super) const MASQUERADE: SectionSchema = SectionSchema {
 /// `[snat]`
 pub(super) const SNAT: SectionSchema =
     SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports", "exhausted"] };
+/// `[answers]`
+pub(super) const ANSWERS: SectionSchema =
+    SectionSchema { name: "answers", form: Form::Single, keys: &["unreachable"] };
 /// `[local]`
 pub(super) const LOCAL: SectionSchema =
     SectionSchema { name: "local", form: Form::Single, keys: &["allow", "others"] };
@@ -64,7 +67,7 @@ pub(super) const RULE_TIMEOUTS: SectionSchema = SectionSchema { form: Form::Inli
 
 /// All tables, in the order of the sample file.
 pub const SECTIONS: &[SectionSchema] =
-    &[INTERFACES, FORWARD, MASQUERADE, SNAT, LOCAL, HEALTH, ADMIN, LIMITS, TIMEOUTS];
+    &[INTERFACES, FORWARD, MASQUERADE, SNAT, ANSWERS, LOCAL, HEALTH, ADMIN, LIMITS, TIMEOUTS];
 
 impl SectionSchema {
     /// As it is written in the file: `[snat]`, `[[forward]]`, or `timeouts` in a rule.

@@ -19,6 +19,8 @@ pub struct Config {
     pub masquerades: Vec<Masquerade>,
     /// What new sessions get as their source.
     pub snat: Snat,
+    /// What clients are told.
+    pub answers: Answers,
     /// What of this machine itself can be reached.
     pub local: Local,
     /// The load balancer's probe.
@@ -240,19 +242,26 @@ pub struct Snat {
     /// The ports they get; never 0. `None` for what this machine's own sockets leave, see [`crate::port_plan`].
     pub ports: Option<RangeInclusive<u16>>,
     /// What a client gets when none of them is free towards its target.
-    pub exhausted: Exhausted,
+    pub exhausted: Refusal,
 }
 
-/// What a client gets when no port is free for its session.
+/// What clients are told of packets that go nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// What one gets whose packets cannot be forwarded: for want of a route, a next hop, a target or a session.
+    pub unreachable: Refusal,
+}
+
+/// What a client gets whose packets go nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exhausted {
+pub enum Refusal {
     /// Nothing.
     Drop,
-    /// A TCP reset, or an ICMP error that its target is unreachable.
+    /// A TCP reset, or an ICMP error that says why.
     Reject,
 }
 
-impl fmt::Display for Exhausted {
+impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Drop => "drop",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::document::did_you_mean;
-use super::types::{Exhausted, Host, Listen, Mode, Mss, Protocol, Target};
+use super::types::{Host, Listen, Mode, Mss, Protocol, Refusal, Target};
 
 pub use router_common::{
     MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
@@ -64,8 +64,8 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
     one_of(text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
 }
 
-pub(super) fn exhausted(text: &str) -> Result<Exhausted, Problem> {
-    one_of(text, &[("drop", Exhausted::Drop), ("reject", Exhausted::Reject)])
+pub(super) fn refusal(text: &str) -> Result<Refusal, Problem> {
+    one_of(text, &[("drop", Refusal::Drop), ("reject", Refusal::Reject)])
 }
 
 pub(super) fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {

@@ -10,7 +10,7 @@ use super::{
     target_health::{Endpoint, TargetHealth},
 };
 use crate::{
-    config::{self, Config, Exhausted, Forward, Host, Mss, Others},
+    config::{self, Config, Forward, Host, Mss, Others, Refusal},
     dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
 };
 
@@ -45,7 +45,8 @@ pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, own: 
             .collect(),
         snat: config.snat.addresses.clone(),
         ports: own.snat,
-        reject_exhausted: config.snat.exhausted == Exhausted::Reject,
+        reject_exhausted: config.snat.exhausted == Refusal::Reject,
+        reject_unreachable: config.answers.unreachable == Refusal::Reject,
         local: local(config, own),
     }
 }

@@ -16,9 +16,17 @@ const PERIOD: Duration = Duration::from_secs(1);
 const DROPS_EVERY: u64 = 10;
 
 /// Drops that are the router's trouble, or this machine's, and not the sender's.
-const TROUBLE: [Reason; 11] = [
+const TROUBLE: [Reason; 19] = [
     Reason::NoTarget,
+    Reason::Refused,
     Reason::NoRoute,
+    Reason::RouteUnreachable,
+    Reason::RouteProhibited,
+    Reason::RouteBlackhole,
+    Reason::NeighbourFailed,
+    Reason::NetworkUnreachable,
+    Reason::HostUnreachable,
+    Reason::Prohibited,
     Reason::NeighbourUnresolved,
     Reason::EgressNotAttached,
     Reason::PortsExhausted,
@@ -110,7 +118,8 @@ mod tests {
     fn only_what_has_grown_is_reported() {
         let before = [5; TROUBLE.len()];
         let mut now = before;
-        now[4] += 3;
+        let ports = TROUBLE.iter().position(|reason| *reason == Reason::PortsExhausted).expect("one of them");
+        now[ports] += 3;
         let grown: Vec<_> = increases(&before, &now).collect();
         assert_eq!(grown, [(Reason::PortsExhausted, 3)]);
     }

@@ -38,7 +38,7 @@ pub(super) fn judge(
         ways.problems.push("no forward rule has a target".to_owned());
     }
     for Forward { name, .. } in without {
-        ways.degraded.push(format!("rule {name}: no target: new sessions are dropped"));
+        ways.degraded.push(format!("rule {name}: no target: new sessions are refused"));
     }
     ways.degraded.extend(with.iter().filter_map(|forward| targets(forward, names, health)));
     ways.names(names, with.is_empty());

@@ -13,6 +13,7 @@ mod flows;
 mod forwarding;
 mod held_pins;
 mod link;
+mod neighbours;
 mod own_traffic;
 mod pins;
 mod pools;
@@ -48,6 +49,7 @@ pub use self::{
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Mode, Place},
+    neighbours::FailedNeighbours,
     own_traffic::Hook,
     pins::{Pins, detach},
     replay::Departure,
@@ -138,6 +140,8 @@ pub struct Dataplane {
     pub reserved_ports: ReservedPorts,
     /// The addresses of the router's interfaces, likewise.
     pub interface_addresses: InterfaceAddressTable,
+    /// Neighbours that do not answer, as the programs know them.
+    pub failed_neighbours: FailedNeighbours,
 }
 
 impl Dataplane {
@@ -200,6 +204,7 @@ impl Dataplane {
         let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
         let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
         let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
+        let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
         let maps = FlowMaps {
             slots: take(&mut ebpf, "FLOWS")?,
@@ -234,6 +239,7 @@ impl Dataplane {
             local_addresses,
             reserved_ports,
             interface_addresses,
+            failed_neighbours,
         })
     }
 

@@ -35,6 +35,8 @@ pub struct RuleSetSpec {
     pub ports: PortRange,
     /// Whether a client is told when none of them is free.
     pub reject_exhausted: bool,
+    /// Whether clients are told when their packets cannot be forwarded.
+    pub reject_unreachable: bool,
     /// What of this machine itself can be reached.
     pub local: LocalSpec,
 }
@@ -305,6 +307,7 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
         health_port: spec.local.health_port.into(),
         ephemeral: spec.local.ephemeral,
         reject_exhausted: u32::from(spec.reject_exhausted),
+        reject_unreachable: u32::from(spec.reject_unreachable),
     })
 }
 

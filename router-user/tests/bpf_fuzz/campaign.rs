@@ -25,7 +25,7 @@ use crate::{
     frames,
     model::{
         CLIENT, CLIENTS, Model, NARROW, NARROW_MTU, NOWHERE, PENDING, ROUTER_SPARE, SILENT_GATEWAY,
-        allow_clients, reject_exhausted,
+        allow_clients, reject,
     },
     mutate::mutate,
     packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND, TARGET},
@@ -52,7 +52,7 @@ pub(crate) struct Profile {
     pub(crate) reasons: &'static [Reason],
 }
 
-const COMMON: [Reason; 18] = [
+const COMMON: [Reason; 17] = [
     Reason::Forwarded,
     Reason::Opened,
     Reason::NotIpv4,
@@ -61,7 +61,6 @@ const COMMON: [Reason; 18] = [
     Reason::Platform,
     Reason::NotMatched,
     Reason::NoSession,
-    Reason::NoRoute,
     Reason::LocalDenied,
     Reason::Martian,
     Reason::BadChecksum,
@@ -85,7 +84,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         has_daemon: true,
         removed: 20,
         rules: allow_clients,
-        reasons: &[Reason::Resolving, Reason::Fragmenting],
+        reasons: &[Reason::Resolving, Reason::Fragmenting, Reason::RouteUnreachable],
     },
     Profile {
         name: "two_nics",
@@ -111,8 +110,8 @@ pub(crate) const PROFILES: [Profile; 4] = [
         snat: &[ROUTER, ROUTER_SPARE],
         has_daemon: true,
         removed: 30,
-        rules: reject_exhausted,
-        reasons: &[Reason::TableFull, Reason::Rejected],
+        rules: reject,
+        reasons: &[Reason::TableFull, Reason::Rejected, Reason::HostUnreachable, Reason::SessionUnknown],
     },
     Profile {
         name: "pooled",

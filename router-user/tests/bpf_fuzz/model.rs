@@ -79,10 +79,11 @@ pub(crate) fn allow_clients(spec: &mut RuleSetSpec) {
     spec.masquerades[0].sources = clients;
 }
 
-/// The same, and tells clients when no port is free.
-pub(crate) fn reject_exhausted(spec: &mut RuleSetSpec) {
+/// The same, and tells clients when no port is free, and when there is no way.
+pub(crate) fn reject(spec: &mut RuleSetSpec) {
     allow_clients(spec);
     spec.reject_exhausted = true;
+    spec.reject_unreachable = true;
 }
 
 impl Model {

@@ -1,4 +1,4 @@
-//! What the router says itself: time exceeded, fragmentation needed, and that no port is free.
+//! What the router says itself: time exceeded, fragmentation needed, that no port is free, and that there is no way.
 
 use std::time::{Duration, Instant};
 
@@ -308,4 +308,347 @@ fn answers_come_at_a_rate_and_the_others_are_silent() {
     while world.run_uncounted(0, &frame).0 != Verdict::Tx {
         assert!(Instant::now() < deadline, "no answer any more");
     }
+}
+
+/// A router that tells clients what cannot be forwarded.
+fn rejecting() -> World {
+    World::with(Setup { rules: |spec| spec.reject_unreachable = true, ..Setup::default() })
+}
+
+/// A reset to `asked`'s sender, as if from whom that was for, with these sequence and acknowledgement numbers.
+fn reset(ran: &Ran, asked: &[u8], next_hop: [u8; 6], numbers: (u32, u32), flags: u8) {
+    assert_eq!(ran.verdict, Verdict::Tx, "{:?}", ran.reason);
+    let (seen, was) = (read(&ran.frame), read(asked));
+    assert_eq!((seen.source, seen.destination), (was.destination, was.source));
+    assert_eq!((seen.destination_mac, seen.ttl, &*seen.payload), (next_hop, 64, &[][..]));
+    assert_eq!(ran.frame[6..12], mac("eth0"));
+    let segment = &ran.frame[34..];
+    assert_eq!(
+        (&segment[4..8], &segment[8..12]),
+        (&numbers.0.to_be_bytes()[..], &numbers.1.to_be_bytes()[..])
+    );
+    assert_eq!(segment[12..14], [0x50, flags]);
+    assert_eq!(segment[20..], [0; 6], "padding, and nothing of the packet");
+}
+
+/// By a masquerade: TCP, UDP and echo.
+fn masqueraded() -> [Spec; 3] {
+    [
+        tcp_packet(CLIENT, (OTHER, 80), tcp::SYN),
+        udp_packet((PLS, 5000), (OTHER, 53), b"query"),
+        echo_request(PLS, OTHER, 77),
+    ]
+}
+
+/// What the kernel's own router says for each (`ip_error`, net/ipv4/route.c; `fib_props`, net/ipv4/fib_semantics.c), RFC 1812 5.2.7.1.
+const NO_WAYS: [(&str, u8, Reason, Reason); 4] = [
+    ("route del default", 0, Reason::NetworkUnreachable, Reason::NoRoute),
+    ("route add throw 0.0.0.0/1", 0, Reason::NetworkUnreachable, Reason::NoRoute),
+    ("route replace unreachable default", 1, Reason::HostUnreachable, Reason::RouteUnreachable),
+    ("route replace prohibit default", 13, Reason::Prohibited, Reason::RouteProhibited),
+];
+
+/// Has no route lead to the targets any more.
+fn take_way_away(by: &str) {
+    if by.starts_with("route del") || by.starts_with("route add throw") {
+        ip("route del default");
+    } else {
+        ip("route del default");
+        ip(&by.replace("replace", "add"));
+    }
+}
+
+#[test]
+fn no_way_is_told_with_the_code_of_its_kind() {
+    for (by, code, told_as, _) in NO_WAYS {
+        let mut world = rejecting();
+        take_way_away(by);
+        for packet in masqueraded() {
+            let frame = packet.build();
+            let ran = world.run(&frame);
+            assert_eq!(ran.reason, told_as, "{by}");
+            told(&ran, &frame, ROUTER, PLS_MAC, (3, code), 0);
+        }
+        // A forward's UDP: from the address that the client knows.
+        let frame = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
+        let ran = world.run(&frame);
+        assert_eq!(ran.reason, told_as, "{by}");
+        told(&ran, &frame, ROUTER, PLS_MAC, (3, code), 0);
+        // A forward's TCP: an ICMP error would not get through a Private Link Service.
+        let frame = syn().payload(b"early").build();
+        let ran = world.run(&frame);
+        assert_eq!(ran.reason, told_as, "{by}");
+        reset(&ran, &frame, PLS_MAC, (0, 1006), tcp::RST | tcp::ACK);
+        assert_eq!(world.entries(), 0, "{by}: no session for a packet that goes nowhere");
+    }
+}
+
+#[test]
+fn no_way_is_silent_if_that_is_configured() {
+    for (by, .., silently) in NO_WAYS {
+        let mut world = World::new();
+        take_way_away(by);
+        for packet in masqueraded().into_iter().chain([syn()]) {
+            silent(&mut world, &packet.build(), silently, by);
+        }
+        assert_eq!(world.entries(), 0);
+    }
+}
+
+/// As its name says, and as the kernel has it.
+#[test]
+fn a_blackhole_is_silent() {
+    let mut world = rejecting();
+    take_way_away("route replace blackhole default");
+    for packet in masqueraded().into_iter().chain([syn()]) {
+        silent(&mut world, &packet.build(), Reason::RouteBlackhole, "a blackhole");
+    }
+}
+
+#[test]
+fn a_route_out_of_another_interface_is_told() {
+    let mut world = rejecting();
+    for command in [
+        "link add other type veth peer name wire9",
+        "link set other up",
+        "link set wire9 up",
+        "addr add 10.9.0.1/24 dev other",
+        "route add 198.51.100.0/24 via 10.9.0.2",
+        "neigh replace 10.9.0.2 lladdr 02:00:00:00:00:09 dev other nud permanent",
+    ] {
+        ip(command);
+    }
+    let frame = masqueraded()[1].build();
+    let ran = world.run(&frame);
+    assert_eq!(ran.reason, Reason::NetworkUnreachable);
+    told(&ran, &frame, ROUTER, PLS_MAC, (3, 0), 0);
+}
+
+/// A connection may outlive what is wrong now, so it is not reset: ICMP errors are soft errors to it (RFC 1122 4.2.3.9).
+#[test]
+fn known_sessions_are_told_and_live_on() {
+    let mut world = rejecting();
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query");
+    let answer = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).numbers(5000, 1001);
+    for packet in [&syn(), &query] {
+        assert_eq!(world.run(&packet.build()).reason, Reason::Opened);
+    }
+    assert_eq!(world.run(&answer.build()).reason, Reason::Forwarded);
+    assert_eq!(world.run(&data().numbers(1001, 5001).build()).reason, Reason::Forwarded);
+    let sessions = |world: &World| {
+        let mut flows: Vec<_> = world.dataplane.flows.flows().map(|flow| format!("{flow:?}")).collect();
+        flows.sort();
+        flows
+    };
+    let before = sessions(&world);
+    ip("route del default");
+    world.dataplane.settings.invalidate_next_hops().expect("settings");
+    for packet in [data().numbers(1001, 5001).payload(b"more"), query.clone()] {
+        let frame = packet.build();
+        let ran = world.run(&frame);
+        assert_eq!(ran.reason, Reason::NetworkUnreachable);
+        told(&ran, &frame, ROUTER, PLS_MAC, (3, 0), 0);
+    }
+    // And back: the server is told by the address that it knows.
+    ip("route add default via 10.0.2.65");
+    ip("route add unreachable 10.0.2.69/32");
+    world.dataplane.settings.invalidate_next_hops().expect("settings");
+    let frame = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::ACK).numbers(5001, 1001).build();
+    let ran = world.run(&frame);
+    assert_eq!(ran.reason, Reason::HostUnreachable);
+    told(&ran, &frame, ROUTER, FIREWALL_MAC, (3, 1), 0);
+    assert_eq!(sessions(&world), before, "nothing was changed");
+    ip("route del unreachable 10.0.2.69/32");
+    world.dataplane.settings.invalidate_next_hops().expect("settings");
+    assert_eq!(world.run(&frame).reason, Reason::Forwarded);
+    assert_eq!(world.run(&query.build()).reason, Reason::Forwarded);
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_told() {
+    let mut world = rejecting();
+    let mut punts = world.dataplane.take_punts().expect("ring");
+    world.dataplane.settings.show_presence().expect("settings");
+    ip("neigh del 10.0.2.65 dev eth0");
+    let [connect, query, ping] = masqueraded();
+    let frames = [syn(), connect, query, ping].map(|packet| packet.build());
+    for frame in &frames {
+        silent(&mut world, frame, Reason::Resolving, "nobody knows yet");
+    }
+    let waiting: Vec<_> = std::iter::from_fn(|| next(&mut punts)).collect();
+    assert_eq!(waiting.len(), frames.len());
+    let neighbour = waiting[0].neighbour;
+    world.dataplane.failed_neighbours.add(&neighbour, Duration::from_secs(60)).expect("the map");
+    // Those that have waited, and those that come now.
+    for (record, frame) in waiting.iter().zip(&frames) {
+        let sent = world.replay(record).expect("an answer");
+        assert_eq!(world.moved().reasons, [(Reason::HostUnreachable, 1)]);
+        let ran = world.run(frame);
+        assert_eq!(ran.reason, Reason::HostUnreachable);
+        assert_eq!(sent.frame, ran.frame);
+        if *frame == frames[0] {
+            reset(&ran, frame, PLS_MAC, (0, 1001), tcp::RST | tcp::ACK);
+        } else {
+            told(&ran, frame, ROUTER, PLS_MAC, (3, 1), 0);
+        }
+    }
+    assert_eq!((world.entries(), next(&mut punts)), (0, None), "nothing was opened, nothing waits");
+    // One that is known after all is used, whatever is noted.
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
+    assert_eq!(world.run(&frames[0]).reason, Reason::Opened);
+    // What is noted ends, by itself or because the daemon says so.
+    ip("neigh del 10.0.2.65 dev eth0");
+    assert_eq!(world.run(&frames[1]).reason, Reason::HostUnreachable);
+    world.dataplane.failed_neighbours.add(&neighbour, Duration::ZERO).expect("the map");
+    assert_eq!(world.run(&frames[1]).reason, Reason::Resolving);
+    world.dataplane.failed_neighbours.add(&neighbour, Duration::from_secs(60)).expect("the map");
+    assert_eq!(world.run(&frames[1]).reason, Reason::HostUnreachable);
+    world.dataplane.failed_neighbours.remove(&neighbour).expect("the map");
+    world.dataplane.failed_neighbours.remove(&neighbour).expect("it is gone already");
+    assert_eq!(world.run(&frames[1]).reason, Reason::Resolving);
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_silent_if_that_is_configured() {
+    let mut world = World::new();
+    let mut punts = world.dataplane.take_punts().expect("ring");
+    world.dataplane.settings.show_presence().expect("settings");
+    ip("neigh del 10.0.2.65 dev eth0");
+    silent(&mut world, &syn().build(), Reason::Resolving, "nobody knows yet");
+    let neighbour = next(&mut punts).expect("a packet in the ring").neighbour;
+    world.dataplane.failed_neighbours.add(&neighbour, Duration::from_secs(60)).expect("the map");
+    silent(&mut world, &syn().build(), Reason::NeighbourFailed, "drop");
+}
+
+fn without_targets(spec: &mut router_user::dataplane::RuleSetSpec) {
+    spec.reject_unreachable = true;
+    for forward in &mut spec.forwards {
+        forward.targets.clear();
+    }
+}
+
+/// As of a port that nobody serves (RFC 1122 3.2.2.1, RFC 9293 3.10.7.1).
+#[test]
+fn a_rule_without_a_target_refuses() {
+    let mut world = World::with(Setup { rules: without_targets, ..Setup::default() });
+    let frame = syn().build();
+    let ran = world.run(&frame);
+    assert_eq!(ran.reason, Reason::Refused);
+    reset(&ran, &frame, PLS_MAC, (0, 1001), tcp::RST | tcp::ACK);
+    let frame = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
+    let ran = world.run(&frame);
+    assert_eq!(ran.reason, Reason::Refused);
+    told(&ran, &frame, ROUTER, PLS_MAC, (3, 3), 0);
+    let to_another = tcp_packet(([10, 0, 2, 100], 40_000), (ROUTER, 443), tcp::SYN).build();
+    silent(&mut world, &to_another, Reason::SourceNotAllowed, "who may not use it learns nothing");
+}
+
+#[test]
+fn a_rule_without_a_target_is_silent_if_that_is_configured() {
+    let mut world = World::with(Setup {
+        rules: |spec| {
+            without_targets(spec);
+            spec.reject_unreachable = false;
+        },
+        ..Setup::default()
+    });
+    silent(&mut world, &syn().build(), Reason::NoTarget, "drop");
+}
+
+/// After a restart, say. RFC 9293 3.10.7.1: where the segment acknowledges something, the reset begins there; else it acknowledges the segment.
+#[test]
+fn a_masquerades_unknown_connection_is_reset() {
+    let mut world = rejecting();
+    let segment = |flags| tcp_packet(CLIENT, (OTHER, 443), flags).numbers(7000, 9000);
+    let with_acknowledgement = [
+        segment(tcp::ACK),
+        segment(tcp::ACK | tcp::PSH).payload(b"more of it"),
+        segment(tcp::ACK).payload(&[7; 1400]),
+        segment(tcp::FIN | tcp::ACK),
+        segment(tcp::SYN | tcp::ACK),
+    ];
+    for packet in with_acknowledgement {
+        let frame = packet.build();
+        let ran = world.run(&frame);
+        assert_eq!(ran.reason, Reason::SessionUnknown);
+        reset(&ran, &frame, PLS_MAC, (9000, 0), tcp::RST);
+    }
+    for (packet, end) in [
+        (segment(tcp::FIN), 7001),
+        (segment(tcp::SYN | tcp::FIN).payload(b"four"), 7006),
+        (segment(tcp::PSH).payload(b"data"), 7004),
+    ] {
+        let frame = packet.build();
+        let ran = world.run(&frame);
+        assert_eq!(ran.reason, Reason::SessionUnknown);
+        reset(&ran, &frame, PLS_MAC, (0, end), tcp::RST | tcp::ACK);
+    }
+    let frame = segment(tcp::ACK).ttl(1).build();
+    let ran = world.run(&frame);
+    assert_eq!(ran.reason, Reason::TtlExceeded, "who traces it is told that first");
+    told(&ran, &frame, ROUTER, PLS_MAC, (11, 0), 0);
+    assert_eq!(world.entries(), 0);
+    // Then it can connect again.
+    assert_eq!(world.run(&segment(tcp::SYN).build()).reason, Reason::Opened);
+}
+
+#[test]
+fn what_must_not_be_reset_is_not() {
+    let mut world = rejecting();
+    let passes = |world: &mut World, frame: &[u8], why: &str| {
+        let ran = world.run(frame);
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession), "{why}");
+        assert_eq!(ran.frame, frame, "{why}: untouched");
+    };
+    let segment = |flags| tcp_packet(CLIENT, (OTHER, 443), flags);
+    for flags in [tcp::RST, tcp::RST | tcp::ACK, tcp::RST | tcp::SYN] {
+        passes(&mut world, &segment(flags).build(), "a reset");
+    }
+    let mut first = segment(tcp::ACK).payload(&[7; 804]).may_be_fragmented().build();
+    first[20] = 0x20;
+    crate::packets::fix_ip_checksum(&mut first);
+    let ran = world.run(&first);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession), "a first fragment");
+    passes(&mut world, &echo_reply(PLS, OTHER, 5).build(), "an echo reply");
+    passes(&mut world, &data().build(), "to this machine itself: its kernel resets it");
+    let from_nobody = tcp_packet(([10, 0, 2, 100], 40_000), (OTHER, 443), tcp::ACK).build();
+    let ran = world.run(&from_nobody);
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched), "no masquerade's");
+    let mut silent_world = World::new();
+    passes(&mut silent_world, &segment(tcp::ACK).build(), "drop");
+}
+
+/// One rate for all answers of a CPU.
+#[test]
+fn unreachable_comes_at_a_rate_and_the_others_are_silent() {
+    stay_on_one_cpu();
+    let mut world = rejecting();
+    ip("route del default");
+    let frame = masqueraded()[1].build();
+    let start = Instant::now();
+    let asked = 10 * Bucket::BURST;
+    let answered = (0..asked).filter(|_| world.run_uncounted(0, &frame).0 == Verdict::Tx).count() as u64;
+    let most = Bucket::BURST + start.elapsed().as_nanos() as u64 / Bucket::INTERVAL + 1;
+    assert!((Bucket::BURST..=most).contains(&answered), "{answered} of {most}");
+    let wanted = [(Reason::NoRoute, asked - answered), (Reason::NetworkUnreachable, answered)];
+    let counted: Vec<_> = wanted.into_iter().filter(|(_, packets)| *packets > 0).collect();
+    assert_eq!(world.moved().reasons, counted);
+}
+
+/// Errors are not answered by errors, and later fragments by nothing.
+#[test]
+fn errors_and_later_fragments_that_go_nowhere_are_silent() {
+    let mut world = rejecting();
+    let opened = world.run(&syn().build());
+    ip("route add unreachable 10.0.2.69/32");
+    world.dataplane.settings.invalidate_next_hops().expect("settings");
+    let error = IcmpError {
+        source: [192, 0, 2, 9],
+        destination: ROUTER,
+        ttl: 60,
+        kind: (3, 1),
+        rest: [0; 4],
+        quote: opened.frame[14..42].to_vec(),
+    };
+    silent(&mut world, &error.build(), Reason::RouteUnreachable, "an ICMP error");
 }

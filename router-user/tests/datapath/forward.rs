@@ -166,12 +166,18 @@ fn an_egress_that_is_not_ours_is_not_used() {
 
 #[test]
 fn no_route_opens_nothing() {
-    for route in ["unreachable 203.0.113.0/24", "blackhole 203.0.113.0/24", "prohibit 203.0.113.0/24"] {
+    for (route, reason) in [
+        ("unreachable 203.0.113.0/24", Reason::RouteUnreachable),
+        ("blackhole 203.0.113.0/24", Reason::RouteBlackhole),
+        ("prohibit 203.0.113.0/24", Reason::RouteProhibited),
+        ("throw 203.0.113.0/24", Reason::NoRoute),
+    ] {
         std::thread::spawn(move || {
             let mut world = World::new();
             ip(&format!("route add {route}"));
             let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
-            assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoRoute), "{route}");
+            // A throw ends the look-up in its table, which is the last one.
+            assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, reason), "{route}");
             assert_eq!(world.entries(), 0);
         })
         .join()

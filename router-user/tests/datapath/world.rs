@@ -110,6 +110,7 @@ pub(crate) fn rule_set() -> RuleSetSpec {
             ..LocalSpec::default()
         },
         reject_exhausted: false,
+        reject_unreachable: false,
     }
 }
 

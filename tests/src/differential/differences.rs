@@ -3,7 +3,7 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{Damage, RST, SYN, TIME_EXCEEDED, UNREACHABLE},
+    packet::{ACK, Damage, FIN, RST, SYN, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
     topology::Side,
 };
@@ -43,6 +43,19 @@ pub(super) const DIFFERENCES: &[Difference] = &[
                 && (case.is_forwarded_by_ours()
                     || case.has_ended_at(case.ours)
                     || case.is_too_long_for_ours())
+        },
+    },
+    Difference {
+        name: "connections that nobody knows",
+        category: Category::OutOfState,
+        reason: "a segment of a masquerade's that belongs to no session and opens none is answered by a reset, as if from where it was to go \
+                 (RFC 9293 3.10.7.1), so that a connection which a restart has ended does not hang; the kernel does not translate it, and it \
+                 is lost",
+        applies: |case| {
+            case.all_tcp()
+                && case.opens_nothing()
+                && !case.oracle.iter().any(|seen| seen.own)
+                && matches!(case.ours, [seen] if seen.own && seen.is_reset() && Some(seen.side) == case.sender())
         },
     },
     Difference {
@@ -203,6 +216,15 @@ impl Case<'_> {
             self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
         let opens = |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & SYN != 0);
         self.all_tcp() && !until.any(|step| step.session == this.session && opens(step))
+    }
+
+    /// Whether neither this, nor what came before, opens its connection.
+    fn opens_nothing(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let mut until =
+            self.sequence.steps.iter().take_while(|step| step.number != this.number).chain([*this]);
+        let opens = |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | ACK | RST | FIN) == SYN);
+        !until.any(|step| step.session == this.session && opens(step))
     }
 
     fn all_have_options(&self) -> bool {

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    packet::{ICMP, IP_HEADER, UDP, pseudo_header, replace, sum},
+    packet::{ICMP, IP_HEADER, RST, TCP, UDP, pseudo_header, replace, sum},
     topology::Side,
     view::View,
 };
@@ -118,6 +118,12 @@ impl Seen {
     pub(super) fn icmp_kind(&self) -> Option<u8> {
         let view = View::new(&self.packet).filter(|view| view.protocol() == ICMP && view.offset() == 0)?;
         view.payload().first().copied()
+    }
+
+    /// Whether it is TCP that ends a connection at once.
+    pub(super) fn is_reset(&self) -> bool {
+        let view = View::new(&self.packet).filter(|view| view.protocol() == TCP && view.offset() == 0);
+        view.and_then(|view| view.payload().get(13).copied()).is_some_and(|flags| flags & RST != 0)
     }
 
     /// Whether a checksum is wrong.

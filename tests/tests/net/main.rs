@@ -25,6 +25,7 @@ mod repairs;
 mod routes;
 mod starts;
 mod traffic;
+mod unreachable;
 mod upkeep;
 
 use std::process::ExitCode;

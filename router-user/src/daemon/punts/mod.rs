@@ -2,11 +2,13 @@
 //!
 //! Those that wait for a neighbour (`waiting`) are as they came in. The kernel is asked for the neighbour; when that has answered they are
 //! given to the programs again, which find it then, and what comes out is sent (`output`): the first packet of a connection is not lost, and
-//! no retransmission has to be waited for. Fragments that came before the first of their datagram are held (`held`) until that has
+//! no retransmission has to be waited for. One that does not answer is noted (`failed`): the programs then tell who has sent the
+//! packets, and for a while whoever sends more, at once. Fragments that came before the first of their datagram are held (`held`) until that has
 //! come, and go the same way. Packets that are too large for their next hop are translated already, and are sent in fragments.
 //!
 //! Nothing of this goes through the host's firewall, and whatever is lost is counted (`tally`).
 
+mod failed;
 mod held;
 mod output;
 mod tally;
@@ -33,6 +35,7 @@ use tokio::{
 
 pub(super) use self::tally::Tally;
 use self::{
+    failed::Failed,
     held::Held,
     output::Output,
     tally::Loss,
@@ -81,6 +84,7 @@ pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, ring: RingBuf<Map
         output: Output::open()?,
         held: Held::default(),
         waiting: Waiting::default(),
+        failed: Failed::default(),
         asked: JoinSet::new(),
     };
     // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the same one.
@@ -117,6 +121,7 @@ struct Desk {
     output: Output,
     held: Held,
     waiting: Waiting,
+    failed: Failed,
     /// Questions to the kernel about neighbours.
     asked: JoinSet<Answer>,
 }
@@ -171,7 +176,9 @@ impl Desk {
     /// Takes note of a change. What it was is looked up: it may be older than the packet that waits.
     fn note(&mut self, change: NeighbourChange) {
         let concerned = match change {
-            Some(neighbour) if self.waiting.is_for(&neighbour) => vec![neighbour],
+            Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
+                vec![neighbour]
+            }
             Some(_) => Vec::new(),
             None => self.waiting.neighbours(),
         };
@@ -187,13 +194,19 @@ impl Desk {
     fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
         match known {
             Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
+                if self.failed.remove(&neighbour) {
+                    self.may_be_waited_for(&neighbour);
+                }
                 let packets = self.waiting.take(&neighbour, Instant::now());
                 self.replay(&packets);
             }
-            Ok(Some(NeighbourEntry { failed: true, .. })) => self.give_up(&neighbour),
+            Ok(Some(NeighbourEntry { failed: true, .. })) if self.waiting.is_for(&neighbour) => {
+                self.give_up(neighbour);
+            }
             // It has been removed. After it has been asked for, that is a change of its own.
             Ok(None) if !asked_for && self.waiting.is_for(&neighbour) => self.ask(neighbour, waiting::PAUSE),
             Ok(_) => {}
+            Err(_) if !self.waiting.is_for(&neighbour) => {}
             Err(error) => {
                 let lost = self.waiting.take(&neighbour, Instant::now()).len();
                 self.shared.punts.failed(lost as u64, &error);
@@ -201,9 +214,28 @@ impl Desk {
         }
     }
 
-    fn give_up(&mut self, neighbour: &Neighbour) {
-        let packets = self.waiting.take(neighbour, Instant::now());
+    /// Ends the waiting for a neighbour that does not answer: the data plane, which is told so, has who sent the packets know.
+    fn give_up(&mut self, neighbour: Neighbour) {
+        let now = Instant::now();
+        let packets = self.waiting.take(&neighbour, now);
         self.shared.punts.lost(Loss::Unanswered, packets.len() as u64);
+        let noted = self.shared.state().plane.failed_neighbours.add(&neighbour, failed::HOLD);
+        match noted {
+            Ok(()) => {
+                self.failed.add(neighbour, now);
+                self.replay(&packets);
+            }
+            // They would only wait again.
+            Err(error) => self.shared.punts.failed(0, &error),
+        }
+    }
+
+    /// Has the data plane let packets wait for a neighbour again.
+    fn may_be_waited_for(&self, neighbour: &Neighbour) {
+        let noted = self.shared.state().plane.failed_neighbours.remove(neighbour);
+        if let Err(error) = noted {
+            self.shared.punts.failed(0, &error);
+        }
     }
 
     /// Gives packets to the data plane once more, and sends what it makes of them. What is not to be sent has its reason counted, or is in
@@ -245,14 +277,20 @@ impl Desk {
     }
 
     fn has_something(&self) -> bool {
-        !self.held.is_empty() || !self.waiting.is_empty()
+        !self.held.is_empty() || !self.waiting.is_empty() || !self.failed.is_empty()
     }
 
     fn look_at_the_clock(&mut self) {
         let now = Instant::now();
         self.held.expire(now);
         for neighbour in self.waiting.overdue(now) {
-            self.give_up(&neighbour);
+            self.give_up(neighbour);
+        }
+        for neighbour in self.failed.take_expired(now) {
+            self.may_be_waited_for(&neighbour);
+        }
+        for neighbour in self.failed.due(now) {
+            self.ask(neighbour, Duration::ZERO);
         }
     }
 

@@ -67,7 +67,7 @@ fn one_name_does_not_take_the_others_out() {
         &names(&[("db.example.com", &[], "gone"), ("web.example.com", &[2], "")]),
         &[],
         &[],
-        &["rule db: no target: new sessions are dropped", "target db.example.com: no address: gone"],
+        &["rule db: no target: new sessions are refused", "target db.example.com: no address: gone"],
     );
     check(
         &names(&[("db.example.com", &[1], "gone"), ("web.example.com", &[2], "")]),
@@ -87,7 +87,7 @@ fn without_any_target_nothing_is_forwarded() {
             "target db.example.com: no address: gone",
             "target web.example.com: no address: silence",
         ],
-        &["rule db: no target: new sessions are dropped", "rule web: no target: new sessions are dropped"],
+        &["rule db: no target: new sessions are refused", "rule web: no target: new sessions are refused"],
     );
 }
 
@@ -117,7 +117,7 @@ fn a_forward_without_a_target_is_no_way_either() {
         &names,
         &[next_hop(&["web"], 2, false)],
         &["rule web: no next hop to 10.1.0.2: no answer"],
-        &["rule db: no target: new sessions are dropped", "target db.example.com: no address: gone"],
+        &["rule db: no target: new sessions are refused", "target db.example.com: no address: gone"],
     );
 }
 

@@ -242,6 +242,7 @@ impl FixedPoint {
             ports: PortRange { first: 1024, last: 65535 },
             local: LocalSpec::default(),
             reject_exhausted: false,
+            reject_unreachable: false,
         };
         dataplane.rules.apply(&rules, &mut dataplane.settings)?;
         // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher (kernel/bpf/dispatcher.c), which

@@ -1,0 +1,90 @@
+//! Neighbours that have not answered.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use router_common::punt::Neighbour;
+
+/// How long nothing waits for a neighbour that has not answered: who sends to it is told at once.
+pub(super) const HOLD: Duration = Duration::from_secs(10);
+/// How often it is asked for meanwhile, so that one that comes back is found before that.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Those that nothing waits for now.
+#[derive(Debug, Default)]
+pub(super) struct Failed {
+    neighbours: HashMap<Neighbour, Times>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// When it was given up.
+    since: Instant,
+    /// When it was last asked for.
+    asked: Instant,
+}
+
+impl Failed {
+    /// Gives up a neighbour.
+    pub(super) fn add(&mut self, neighbour: Neighbour, now: Instant) {
+        self.neighbours.insert(neighbour, Times { since: now, asked: now });
+    }
+
+    /// Forgets that a neighbour was given up; whether it was.
+    pub(super) fn remove(&mut self, neighbour: &Neighbour) -> bool {
+        self.neighbours.remove(neighbour).is_some()
+    }
+
+    /// Whether a neighbour was given up.
+    pub(super) fn contains(&self, neighbour: &Neighbour) -> bool {
+        self.neighbours.contains_key(neighbour)
+    }
+
+    /// Takes out those that may be waited for again.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Neighbour> {
+        self.neighbours
+            .extract_if(|_, times| now.saturating_duration_since(times.since) >= HOLD)
+            .map(|(neighbour, _)| neighbour)
+            .collect()
+    }
+
+    /// Those that are to be asked for again now.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Neighbour> {
+        let mut due = Vec::new();
+        for (neighbour, times) in &mut self.neighbours {
+            if now.saturating_duration_since(times.asked) >= AGAIN {
+                times.asked = now;
+                due.push(*neighbour);
+            }
+        }
+        due
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.neighbours.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_was_given_up_is_asked_for_and_has_its_chance_again() {
+        let (mut failed, start) = (Failed::default(), Instant::now());
+        let [one, other] = [1, 2].map(|interface| Neighbour { interface, address: [0; 16] });
+        failed.add(one, start);
+        failed.add(other, start + AGAIN);
+        assert_eq!(failed.due(start), []);
+        assert_eq!(failed.due(start + AGAIN), [one]);
+        assert_eq!(failed.due(start + AGAIN), [], "once each time");
+        assert_eq!(failed.due(start + AGAIN * 2).len(), 2);
+        assert_eq!(failed.take_expired(start + HOLD), [one]);
+        assert!(!failed.contains(&one) && failed.contains(&other));
+        assert!(failed.remove(&other) && !failed.remove(&other));
+        assert!(failed.is_empty());
+    }
+}
