@@ -263,3 +263,24 @@ unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<RawFd>
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netlink_messages_are_read_one_by_one() {
+        let message = |kind: u16, payload: &[u8]| {
+            let length = u32::try_from(16 + payload.len()).expect("a short one");
+            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10], payload].concat()
+        };
+        let two = [message(44, b"12345678"), message(3, b"")].concat();
+        let (length, kind, payload) = netlink_message(&two).expect("a message");
+        assert_eq!((length, kind, payload), (24, 44, &b"12345678"[..]));
+        assert_eq!(netlink_message(&two[length..]), Some((16, 3, &b""[..])));
+        // Of one that is cut off, or says that it is shorter than its header, there is nothing to read.
+        assert_eq!(netlink_message(&two[..20]), None);
+        assert_eq!(netlink_message(&[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(netlink_message(b""), None);
+    }
+}

@@ -1,6 +1,7 @@
 //! The router's own traffic beside its sessions.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
+use router_common::LAYOUT;
 use router_user::model::{Check, Flow, Status};
 
 use crate::{
@@ -104,6 +106,12 @@ fn what_overlaps_is_reserved_and_given_back() {
     assert_eq!(reserved(&lab), "32768-50000,61000");
     let found: Check = check(lab.pls_router_json(&["check"]));
     assert!(found.ok && found.findings.is_empty(), "{found:#?}");
+    // Somebody sets the list as it is in a file of theirs.
+    check(lab.hosts.router.sysctl("net/ipv4/ip_local_reserved_ports", "33000,61000"));
+    check(wait::until("the ports to be reserved again", LIMIT, || {
+        ensure!(reserved(&lab) == "32768-50000,61000", "{}", reserved(&lab));
+        Ok(())
+    }));
     // What a later configuration does not need any more.
     check(lab.stop_router(Signal::SIGKILL));
     lab.set_rules(format!(
@@ -243,9 +251,20 @@ fn what_leaves_is_watched_as_long_as_the_router_is_on(lab: &mut Lab) {
     assert_eq!(all(lab), vec![1; devices.len()]);
     check(lab.stop_router(Signal::SIGKILL));
     assert_eq!(all(lab), vec![1; devices.len()]);
-    // What it has seen before the crash is known still.
     check(lab.start_router());
     assert_eq!(all(lab), vec![1; devices.len()]);
+    // Nobody else holds the link, so that it goes with its pin.
+    let pin = lab.state().path("bpf/pls-router").join(format!("v{LAYOUT}/links/own-eth0"));
+    fs::remove_file(pin).expect("a pin");
+    check(wait::until("what leaves to be seen again", LIMIT, || {
+        ensure!(all(lab) == vec![1; devices.len()], "{:?}", all(lab));
+        Ok(())
+    }));
+    check(wait::until("the log to say so", LIMIT, || {
+        let said = lab.router()?.output().matches("own traffic is seen").count();
+        ensure!(said > devices.len(), "{said} times");
+        Ok(())
+    }));
     check(lab.stop_router(Signal::SIGTERM));
     assert_eq!(all(lab), vec![0; devices.len()]);
     let qdiscs = check(lab.hosts.router.run("tc", &["qdisc", "show"]));
