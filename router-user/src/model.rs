@@ -418,6 +418,9 @@ pub struct CheckFinding {
 pub struct Detached {
     /// The interfaces that the program was detached from; empty if it was on none.
     pub interfaces: Vec<String>,
-    /// The directory of pins that was removed.
+    /// Where pins were looked for.
     pub pins: String,
+    /// The directories of pins that were removed: of this version's data plane, and of others'.
+    #[serde(default)]
+    pub directories: Vec<String>,
 }

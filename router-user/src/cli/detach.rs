@@ -43,16 +43,25 @@ pub(super) async fn run(
             PathBuf::from(DEFAULT_PINS)
         }
     };
-    let interfaces = dataplane::detach(&pins)?;
-    let detached = Detached { interfaces, pins: pins.display().to_string() };
+    let removed = dataplane::detach(&pins)?;
+    let detached = Detached {
+        interfaces: removed.interfaces,
+        pins: pins.display().to_string(),
+        directories: removed.directories.iter().map(|directory| directory.display().to_string()).collect(),
+    };
     match arguments.output.output {
         Format::Json => output::json(&detached)?,
         Format::Text => {
-            let text = if detached.interfaces.is_empty() {
-                format!("nothing was attached, and nothing is left at {}\n", detached.pins)
-            } else {
-                let interfaces = detached.interfaces.join(", ");
-                format!("detached from {interfaces}; {} and all sessions are gone\n", detached.pins)
+            let directories = detached.directories.join(", ");
+            let text = match (detached.interfaces.as_slice(), detached.directories.is_empty()) {
+                ([], true) => {
+                    format!("nothing was attached, and nothing is left at {}\n", detached.pins)
+                }
+                ([], false) => format!("nothing was attached; what was left at {directories} is removed\n"),
+                (interfaces, _) => {
+                    let interfaces = interfaces.join(", ");
+                    format!("detached from {interfaces}; {directories} and all sessions are gone\n")
+                }
             };
             output::print(&text)?;
         }

@@ -54,7 +54,7 @@ use self::{
 };
 use crate::{
     config::{self, Config},
-    dataplane::{self, Dataplane, LoadOptions, Mode, Pins},
+    dataplane::{self, Dataplane, LoadOptions, Mode, Pins, Predecessors},
     port_plan,
     preflight::{self, Severity},
 };
@@ -82,30 +82,40 @@ pub async fn run(options: Options) -> Result<()> {
 
     // Whatever can fail without the kernel's help fails before anything is touched.
     let listeners = Listeners::bind(&config).await?;
+    let mut predecessors = Predecessors::find(&config.admin.pins)?;
     let pins = Pins::open(&config.admin.pins)?;
     let _lock = pins.lock()?;
     let socket = config.admin.socket.clone();
     let fresh = !pins.are_there();
+    for directory in predecessors.directories() {
+        warn!(
+            "found the data plane of another version at {}: this one takes its place, and its sessions are lost",
+            directory.display()
+        );
+    }
     let mut signals = Signals::new()?;
     let started = tokio::select! {
-        started = start(&options, config) => started,
+        started = start(&options, config, &mut predecessors) => started,
         () = signals.stop() => Err(anyhow!("stopped before it had started")),
     };
     let (shared, tasks) = match started {
         Ok(started) => started,
         Err(error) => {
+            let keep_settings = !predecessors.is_empty();
+            predecessors.give_back();
             if fresh {
-                undo(&pins);
+                undo(&pins, keep_settings);
             }
             let _ = std::fs::remove_file(&socket);
             return Err(error);
         }
     };
+    predecessors.remove()?;
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the next daemon finds it, and
     // no session is lost. Only who asks for a stop gets the programs off.
     serve(&shared, tasks, listeners, &mut signals).await?;
     shared.state().stood_down = true;
-    let interfaces = dataplane::detach(&shared.config.admin.pins)?;
+    let interfaces = dataplane::detach(&shared.config.admin.pins)?.interfaces;
     if interfaces.is_empty() {
         warn!("the programs had been detached already");
     } else {
@@ -219,15 +229,20 @@ async fn check_machine(config: &Config) -> Result<()> {
     bail!("this machine cannot run this configuration\n{}", errors.join("\n"))
 }
 
-/// Takes back what a failed start has done.
-fn undo(pins: &Pins) {
-    if let Err(error) = pins.remove() {
+/// Takes back what a failed start has done; but not the system settings, if a data plane of another version goes on with them.
+fn undo(pins: &Pins, keep_settings: bool) {
+    let removed = if keep_settings { pins.remove_all() } else { pins.remove() };
+    if let Err(error) = removed {
         warn!("cannot clean up: {error:#}");
     }
 }
 
 /// Puts the configuration into the data plane and starts everything that keeps it true.
-async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
+async fn start(
+    options: &Options,
+    config: Config,
+    predecessors: &mut Predecessors,
+) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
     let (changes, kernel) = kernel::connect()?;
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
@@ -265,21 +280,23 @@ async fn start(options: &Options, config: Config) -> Result<(Arc<Shared>, JoinSe
         config::Mode::Native => Mode::Native,
         config::Mode::Generic => Mode::Generic,
     };
+    // The first packet has to find rules.
+    if !plane.adopted {
+        let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
+        plane.apply_rules(&spec)?;
+    }
     let mut attached = Vec::new();
     for ((slot, name), index) in (0..).zip(&interfaces).zip(&indexes) {
+        plane.take_over(predecessors, name, *index, mode)?;
         let attachment = plane.attach_to(slot, name, *index, mode)?;
         info!(interface = name, mode = mode.as_str(), "attached");
         attached.push(Attached { attachment, roles: roles(&config, name) });
     }
-
     own.begin(&config, &attached, &mut plane).report();
 
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
     let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
-    {
-        let Dataplane { rules, settings, .. } = &mut plane;
-        rules.apply(&spec, settings)?;
-    }
+    plane.apply_rules(&spec)?;
     plane.detach_others(&interfaces)?;
 
     let mut tasks = JoinSet::new();

@@ -162,7 +162,7 @@ impl Shared {
     pub(super) fn apply_rules(&self) -> Result<()> {
         let State { plane, names, target_health, own, .. } = &mut *self.state();
         let spec = rule_set::build(&self.config, names, target_health, own);
-        plane.rules.apply(&spec, &mut plane.settings)
+        plane.apply_rules(&spec)
     }
 
     /// The router's interfaces, as they were last attached to.

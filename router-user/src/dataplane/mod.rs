@@ -17,6 +17,7 @@ mod neighbours;
 mod own_traffic;
 mod pins;
 mod pools;
+mod predecessors;
 mod replay;
 mod reserved_ports;
 mod route;
@@ -51,7 +52,8 @@ pub use self::{
     link::{Attachment, Loss, Mode, Place},
     neighbours::FailedNeighbours,
     own_traffic::Hook,
-    pins::{Pins, detach},
+    pins::{Pins, Removed, detach},
+    predecessors::Predecessors,
     replay::Departure,
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
@@ -296,6 +298,36 @@ impl Dataplane {
         };
         self.set_egress_index(slot, interface, index)?;
         Ok(attachment)
+    }
+
+    /// Puts a rule set in force, at once and whole.
+    ///
+    /// # Errors
+    /// When a map cannot be written or the rule set does not fit. The old one stays in force.
+    pub fn apply_rules(&mut self, spec: &RuleSetSpec) -> Result<()> {
+        self.rules.apply(spec, &mut self.settings)
+    }
+
+    /// Takes over what other versions have left on an interface, for [`attach_to`](Self::attach_to) to find.
+    ///
+    /// # Errors
+    /// When the kernel or the driver refuses; [`Predecessors::give_back`] turns back what was taken until then.
+    pub fn take_over(
+        &mut self,
+        predecessors: &mut Predecessors,
+        interface: &str,
+        index: u32,
+        mode: Mode,
+    ) -> Result<()> {
+        if predecessors.is_empty() {
+            return Ok(());
+        }
+        if !forwarding::kernel_forwards()? {
+            self.settings.set_route_lookups_were_off()?;
+        }
+        self.program("pls_router")?;
+        let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
+        predecessors.take_over(program(&mut self.ebpf, "pls_router")?, pins, interface, index, mode)
     }
 
     /// Puts the root program back on an interface: `lost` is the attachment that it had, `index` the interface's now.

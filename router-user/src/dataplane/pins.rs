@@ -1,7 +1,9 @@
 //! Where everything is pinned.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -9,11 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use router_common::LAYOUT;
 
 use super::{
-    ensure_bpffs,
-    forwarding::{kernel_forwards, switch_route_lookups},
-    own_traffic, reserved_ports,
-    settings::route_lookups_were_off,
-    sys,
+    Mode, ensure_bpffs, own_traffic, predecessors::restore_route_lookups, reserved_ports,
+    settings::route_lookups_were_off, sys,
 };
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
@@ -47,7 +46,23 @@ impl Pins {
     /// The pins below `root`, whether there are any or not.
     #[must_use]
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), directory: root.join(format!("v{LAYOUT}")) }
+        Self::of_layout(root, LAYOUT)
+    }
+
+    fn of_layout(root: &Path, layout: u32) -> Self {
+        Self { root: root.to_owned(), directory: root.join(format!("v{layout}")) }
+    }
+
+    /// The pins that other versions have left below `root`, oldest first.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn others(root: &Path) -> Result<Vec<Self>> {
+        let layout = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
+        let mut layouts: Vec<u32> = entries(root)?.into_iter().filter_map(layout).collect();
+        layouts.sort_unstable();
+        let others = layouts.into_iter().filter(|layout| *layout != LAYOUT);
+        Ok(others.map(|layout| Self::of_layout(root, layout)).collect())
     }
 
     /// Makes this process the only one that works with these pins, for as long as the file that comes back is open.
@@ -76,7 +91,8 @@ impl Pins {
         self.map("FLOWS").exists()
     }
 
-    pub(super) fn directory(&self) -> &Path {
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
         &self.directory
     }
 
@@ -88,7 +104,7 @@ impl Pins {
         self.directory.join("links")
     }
 
-    pub(super) fn link(&self, interface: &str, mode: super::Mode) -> PathBuf {
+    pub(super) fn link(&self, interface: &str, mode: Mode) -> PathBuf {
         self.links().join(link_name(interface, mode.as_str()))
     }
 
@@ -138,17 +154,57 @@ impl Pins {
         Ok(removed)
     }
 
+    /// The XDP links on the interface with this index.
+    pub(super) fn links_on(&self, index: u32) -> Result<Vec<LinkPin>> {
+        let mut links = Vec::new();
+        for path in entries(&self.links())? {
+            let (kind, _) = read_link_name(&path.file_name().unwrap_or_default().to_string_lossy());
+            // Other attachments than those of XDP are pinned there, too.
+            let Some(mode) = [Mode::Native, Mode::Generic].into_iter().find(|mode| mode.as_str() == kind)
+            else {
+                continue;
+            };
+            let link = sys::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let info = sys::xdp_link_info(link.as_fd())
+                .with_context(|| format!("{} is no XDP link", path.display()))?;
+            if info.interface == index {
+                links.push(LinkPin { mode, program: info.program, path });
+            }
+        }
+        Ok(links)
+    }
+
+    /// The interfaces that links are pinned for.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        let name = |path: PathBuf| read_link_name(&path.file_name().unwrap_or_default().to_string_lossy()).1;
+        let names: BTreeSet<String> = entries(&self.links())?.into_iter().map(name).collect();
+        Ok(names.into_iter().collect())
+    }
+
     /// Removes everything: programs are detached first, then maps and programs go. The interfaces that were detached from.
     ///
     /// # Errors
     /// When a pin cannot be read or removed.
     pub fn remove(&self) -> Result<Vec<String>> {
-        let interfaces = self.remove_links(|_| true)?;
         let settings = self.map("SETTINGS");
-        if settings.exists() && route_lookups_were_off(&settings)? {
-            switch_route_lookups(kernel_forwards()?)?;
-        }
+        let were_off = settings.exists() && route_lookups_were_off(&settings)?;
         reserved_ports::release(self)?;
+        let interfaces = self.remove_all()?;
+        if were_off {
+            restore_route_lookups()?;
+        }
+        Ok(interfaces)
+    }
+
+    /// Removes everything, and leaves system settings alone. The interfaces that were detached from.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub fn remove_all(&self) -> Result<Vec<String>> {
+        let interfaces = self.remove_links(|_| true)?;
         let failed = |path: &Path| format!("cannot remove {}", path.display());
         for path in entries(&self.directory)? {
             if path.is_dir() {
@@ -166,16 +222,47 @@ impl Pins {
     }
 }
 
-/// Detaches the router from every interface and removes all that it has pinned below `root`; the interfaces it was detached
-/// from. Nothing to detach is no error.
+/// A pinned XDP link.
+pub(super) struct LinkPin {
+    pub(super) path: PathBuf,
+    /// As its name says it.
+    pub(super) mode: Mode,
+    /// The id of the program that it holds.
+    pub(super) program: u32,
+}
+
+/// What was taken off a machine.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Removed {
+    /// The interfaces that programs were detached from.
+    pub interfaces: Vec<String>,
+    /// The directories that were removed, of this version's layout and of others'.
+    pub directories: Vec<PathBuf>,
+}
+
+/// Detaches the router from every interface and removes all that it, or another version of it, has pinned below `root`. Nothing to
+/// detach is no error.
 ///
 /// # Errors
 /// When a pin cannot be read or removed.
-pub fn detach(root: &Path) -> Result<Vec<String>> {
-    if !root.exists() {
-        return Ok(Vec::new());
+pub fn detach(root: &Path) -> Result<Removed> {
+    let mut removed = Removed::default();
+    let own = Pins::at(root);
+    if own.directory.exists() {
+        removed.interfaces = own.remove()?;
+        removed.directories.push(own.directory);
     }
-    Pins::at(root).remove()
+    let others = Pins::others(root)?;
+    for other in &others {
+        // In a layout that cannot be read they stay reserved until the next boot.
+        let _ = reserved_ports::release(other);
+        removed.interfaces.extend(other.remove_all()?);
+        removed.directories.push(other.directory.clone());
+    }
+    if !others.is_empty() {
+        restore_route_lookups()?;
+    }
+    Ok(removed)
 }
 
 /// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c); interfaces' names do.

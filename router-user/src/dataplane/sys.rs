@@ -14,7 +14,9 @@ use anyhow::{Context as _, Result};
 // enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 /// include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -230,6 +232,42 @@ fn netlink_message(bytes: &[u8]) -> Option<(usize, u16, &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
     Some((length, kind, bytes.get(HEADER..length)?))
+}
+
+/// Opens a program.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    /// The part of `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
+    #[repr(C)]
+    struct Attributes {
+        prog_id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    let mut attributes = Attributes { prog_id: id, next_id: 0, open_flags: 0 };
+    // SAFETY: the attributes are those of the command.
+    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program into a link.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// The part of `union bpf_attr` for `BPF_LINK_UPDATE`.
+    #[repr(C)]
+    struct Attributes {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut attributes = Attributes {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: the attributes are those of the command.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
 }
 
 /// Takes the program of a link off its interface. One of an interface that is gone is no error.

@@ -39,6 +39,17 @@ pub struct Facts {
     pub firewall: Vec<FirewallChain>,
     /// Whether the directory of pins is on a BPF file system.
     pub pins_on_bpffs: Option<bool>,
+    /// The data planes that other versions of this router have left.
+    pub predecessors: Vec<Predecessor>,
+}
+
+/// The data plane of another version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Where it is pinned.
+    pub directory: PathBuf,
+    /// The interfaces that it has links for.
+    pub interfaces: Vec<String>,
 }
 
 /// What this process may do, by its effective capabilities (capabilities(7)).

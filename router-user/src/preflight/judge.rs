@@ -103,6 +103,19 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     if facts.pins_on_bpffs == Some(false) {
         pins(&mut found, &config.admin.pins);
     }
+    for predecessor in &facts.predecessors {
+        let on = match predecessor.interfaces.as_slice() {
+            [] => "on no interface".to_owned(),
+            interfaces => format!("on {}", listed(interfaces)),
+        };
+        found.warning(
+            format!(
+                "another version's data plane is at {}, {on}: `run` takes its place, and its sessions are lost",
+                predecessor.directory.display()
+            ),
+            "nothing, if that is meant; `pls-router detach` takes it off now",
+        );
+    }
     found.sorted()
 }
 

@@ -10,8 +10,8 @@ mod judge;
 use std::fmt;
 
 pub use facts::{
-    AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Kernel, Listener, Privileges,
-    Process, Ssh, SshSession, Way, XdpMode,
+    AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Kernel, Listener, Predecessor,
+    Privileges, Process, Ssh, SshSession, Way, XdpMode,
 };
 pub use gather::inspect;
 pub use judge::findings;

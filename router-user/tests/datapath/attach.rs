@@ -55,7 +55,7 @@ fn own_traffic_is_watched_by_a_filter_that_goes_with_its_qdisc() {
             // It stays without its owner.
             std::mem::forget(program.take_link(id).expect("what was attached"));
         }
-        assert_eq!(detach(&pins.0).expect("it goes"), ["eth0"]);
+        assert_eq!(detach(&pins.0).expect("it goes").interfaces, ["eth0"]);
         assert_eq!((filters(), has_qdisc()), (0, is_used), "somebody else uses the qdisc: {is_used}");
         assert!(!pins.0.exists());
     }

@@ -15,6 +15,7 @@ mod floods;
 mod fragments;
 mod interfaces;
 mod isolation;
+mod layouts;
 mod lifecycle;
 mod local;
 mod names;

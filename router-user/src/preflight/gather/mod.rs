@@ -12,7 +12,7 @@ mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Kernel, Privileges, Ssh};
+use super::facts::{Facts, Kernel, Predecessor, Privileges, Ssh};
 use crate::{
     config::Config,
     dataplane::{self, Pins},
@@ -41,6 +41,7 @@ pub async fn inspect(config: &Config) -> Facts {
         ipsec: bypassed::ipsec_policies(),
         firewall: bypassed::firewall_chains(),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
+        predecessors: predecessors(&config.admin.pins),
     }
 }
 
@@ -62,6 +63,16 @@ fn own_ports(pins: &Path) -> port_plan::Kernel {
         Ok(ours) => kernel.with_free(&ours),
         Err(_) => kernel,
     }
+}
+
+/// Without the right to look, there is nothing to tell of.
+fn predecessors(pins: &Path) -> Vec<Predecessor> {
+    let others = Pins::others(pins).unwrap_or_default().into_iter();
+    let predecessor = |other: Pins| Predecessor {
+        directory: other.directory().to_owned(),
+        interfaces: other.interfaces().unwrap_or_default(),
+    };
+    others.map(predecessor).collect()
 }
 
 fn sysctl(name: &str) -> Option<String> {

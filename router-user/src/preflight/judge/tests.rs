@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 
 use super::super::facts::{
-    FirewallChain, Hook, IpsecPolicy, Kernel, Listener, Privileges, Process, Ssh, SshSession, Way,
+    FirewallChain, Hook, IpsecPolicy, Kernel, Listener, Predecessor, Privileges, Process, Ssh, SshSession,
+    Way,
 };
 use ipnet::Ipv4Net;
 use router_common::ports::PortRange;
@@ -53,6 +54,7 @@ fn good() -> Facts {
         ipsec: Some(Vec::new()),
         firewall: Vec::new(),
         pins_on_bpffs: Some(true),
+        predecessors: Vec::new(),
     }
 }
 
@@ -89,6 +91,7 @@ fn what_is_not_known_is_no_finding() {
         ipsec: None,
         firewall: Vec::new(),
         pins_on_bpffs: None,
+        predecessors: Vec::new(),
     };
     check(&config(""), &facts, &[]);
 }
@@ -180,6 +183,26 @@ fn an_address_on_the_loopback_is_this_machines() {
         &[
             "error: forward `https` listens at 127.0.0.1, which is not this machine's; its are 10.0.2.70, 10.0.2.68\n  \
            fix: change `listen`, or add the address: ip addr add 127.0.0.1/32 dev eth0",
+        ],
+    );
+}
+
+#[test]
+fn what_another_version_has_left() {
+    let left = |directory: &str, interfaces: &[&str]| Predecessor {
+        directory: directory.into(),
+        interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let predecessors =
+        vec![left("/sys/fs/bpf/pls-router/v3", &[]), left("/sys/fs/bpf/pls-router/v5", &["eth0", "eth1"])];
+    check(
+        &config(""),
+        &Facts { predecessors, ..good() },
+        &[
+            "warning: another version's data plane is at /sys/fs/bpf/pls-router/v3, on no interface: `run` takes its \
+             place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
+            "warning: another version's data plane is at /sys/fs/bpf/pls-router/v5, on eth0, eth1: `run` takes its \
+             place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
         ],
     );
 }

@@ -1,0 +1,129 @@
+//! The data planes that daemons of other versions have left: pinned under another layout, so nothing in their maps can be read.
+//!
+//! A daemon takes their place. Its programs go into the links that are there, which neither detaches anything nor lets a packet
+//! by, and which can be turned back as long as the start may fail. Sessions cannot be taken along.
+
+use std::{
+    fs::{self, File},
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use aya::programs::Xdp;
+use tracing::warn;
+
+use super::{
+    Mode, Pins,
+    forwarding::{kernel_forwards, switch_route_lookups},
+    sys,
+};
+
+/// What other versions have left, locked for this process.
+#[derive(Debug)]
+pub struct Predecessors {
+    found: Vec<(Pins, File)>,
+    taken: Vec<Taken>,
+}
+
+/// A link that holds our program now.
+#[derive(Debug)]
+struct Taken {
+    link: OwnedFd,
+    /// The program that it held, if this process may have it: that takes CAP_SYS_ADMIN.
+    program: Option<OwnedFd>,
+    old_pin: PathBuf,
+    new_pin: PathBuf,
+}
+
+impl Predecessors {
+    /// Looks for them below `root`.
+    ///
+    /// # Errors
+    /// When a daemon works with one of them.
+    pub fn find(root: &Path) -> Result<Self> {
+        let lock = |pins: Pins| pins.lock().map(|lock| (pins, lock));
+        let found = Pins::others(root)?.into_iter().map(lock).collect::<Result<_>>()?;
+        Ok(Self { found, taken: Vec::new() })
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Where they are pinned.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.found.iter().map(|(pins, _)| pins.directory())
+    }
+
+    /// Puts the program into the link that one of them has on this interface, and pins that as an attachment of ours. In another mode the
+    /// link cannot be used on, and is removed.
+    pub(super) fn take_over(
+        &mut self,
+        root: &Xdp,
+        pins: &Pins,
+        interface: &str,
+        index: u32,
+        mode: Mode,
+    ) -> Result<()> {
+        for (theirs, _) in &self.found {
+            for old_pin in theirs.links_on(index)? {
+                if old_pin.mode != mode {
+                    sys::remove_link(&old_pin.path)
+                        .with_context(|| format!("cannot remove {}", old_pin.path.display()))?;
+                    continue;
+                }
+                let failed = || format!("cannot take over {}", old_pin.path.display());
+                let program = sys::program_by_id(old_pin.program).ok();
+                let link = sys::open_pin(&old_pin.path).with_context(failed)?;
+                sys::update_link(link.as_fd(), root.fd()?.as_fd()).with_context(failed)?;
+                let new_pin = pins.link(interface, mode);
+                // First, since it is to be turned back also if the pin fails.
+                self.taken.push(Taken { link, program, old_pin: old_pin.path, new_pin });
+                let taken = self.taken.last().context("it has just been taken")?;
+                sys::pin(taken.link.as_fd(), &taken.new_pin)
+                    .with_context(|| format!("cannot pin {}", taken.new_pin.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns everything back after a start that has failed.
+    pub fn give_back(self) {
+        for Taken { link, program, old_pin, new_pin } in self.taken {
+            let Some(program) = program else {
+                warn!("cannot give {} its program back: CAP_SYS_ADMIN is needed", old_pin.display());
+                continue;
+            };
+            let turned_back = sys::update_link(link.as_fd(), program.as_fd());
+            // Not by way of `Pins::remove`, which would take the program off with it.
+            if let Err(error) = turned_back.and_then(|()| fs::remove_file(&new_pin)) {
+                warn!("cannot give {} its program back: {error}", old_pin.display());
+            }
+        }
+    }
+
+    /// Removes all that they have left, except for the links that were taken over.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove(self) -> Result<()> {
+        for Taken { old_pin, .. } in &self.taken {
+            fs::remove_file(old_pin).with_context(|| format!("cannot remove {}", old_pin.display()))?;
+        }
+        for (pins, _) in self.found {
+            pins.remove_all()?;
+        }
+        Ok(())
+    }
+}
+
+/// Switches route lookups off if the kernel does not forward: then they are on only because a router has switched them on. What it has
+/// noted of that in a layout of its own cannot be read.
+///
+/// # Errors
+/// When the setting cannot be read or written.
+pub(super) fn restore_route_lookups() -> Result<()> {
+    if kernel_forwards()? { Ok(()) } else { switch_route_lookups(false) }
+}
