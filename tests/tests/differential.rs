@@ -14,10 +14,15 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use lab::{Nics, Router, differential};
+use lab::{
+    Nics, Router,
+    differential::{self, Mode},
+};
 
 /// As many as `cargo xtask test` promises.
 const SEQUENCES: u64 = 2_000;
+/// The same of those whose ports are used again: they wait for timeouts.
+const LIVES: u64 = 1_000;
 /// The same every time: what passes today has to pass tomorrow.
 const SEED: u64 = 1;
 
@@ -44,33 +49,53 @@ fn router() -> PathBuf {
     }
 }
 
-fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str) {
-    let mut sequences = variable("LAB_SEQUENCES").unwrap_or(SEQUENCES);
+fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str, mode: Mode) {
+    let usual = match mode {
+        Mode::Packets => SEQUENCES,
+        Mode::Lives => LIVES,
+    };
+    let mut sequences = variable("LAB_SEQUENCES").unwrap_or(usual);
     let default = || if sequences == 0 { another_seed() } else { SEED };
     let seed = variable("LAB_SEED").unwrap_or_else(default);
     let categories = std::env::var("LAB_CATEGORIES").unwrap_or_else(|_| categories.to_owned());
     let binary = binary();
     if binary.is_none() && sequences == 0 {
         // Nobody looks for the kernel's own mistakes.
-        sequences = SEQUENCES;
+        sequences = usual;
     }
-    let options = differential::Options { nics, binary, sequences, seed, categories };
+    let options = differential::Options { nics, binary, sequences, seed, categories, mode };
     harness::check(differential::run(&options));
 }
 
 #[test]
 fn differential_with_one_nic() {
-    compare(Nics::One, || Some(router()), "");
+    compare(Nics::One, || Some(router()), "", Mode::Packets);
 }
 
 #[test]
 fn differential_with_two_nics() {
-    compare(Nics::Two, || Some(router()), "");
+    compare(Nics::Two, || Some(router()), "", Mode::Packets);
 }
 
 /// What tells the routers apart must not do so when both are the same: with all kinds of packets, whatever differs is a mistake
 /// of the comparison.
 #[test]
 fn differential_of_the_kernel_and_itself() {
-    compare(Nics::One, || None, "all");
+    compare(Nics::One, || None, "all", Mode::Packets);
+}
+
+/// The same ports again, after a close, a refusal, a reset or the end of a timeout, and where rules have changed meanwhile.
+#[test]
+fn differential_over_time_with_one_nic() {
+    compare(Nics::One, || Some(router()), "", Mode::Lives);
+}
+
+#[test]
+fn differential_over_time_with_two_nics() {
+    compare(Nics::Two, || Some(router()), "", Mode::Lives);
+}
+
+#[test]
+fn differential_over_time_of_the_kernel_and_itself() {
+    compare(Nics::One, || None, "", Mode::Lives);
 }

@@ -33,6 +33,7 @@ categories! {
     Collision "Clients that use the same port towards the same server.";
     Unsolicited "Packets from servers that nobody has asked, and to ports that nobody has got.";
     Padding "Ethernet's padding after the packet.";
+    Late "Of a server's whose connection is over, after the next one has begun.";
     OutOfState "TCP segments that no TCP sends in that state.";
     Outsider "From networks that may use nothing.";
     Local "To ports and protocols of the router's own.";
@@ -57,6 +58,7 @@ pub(super) const ENABLED: &[Category] = &[
     Category::Padding,
     Category::Outsider,
     Category::Local,
+    Category::Late,
     Category::OutOfState,
     Category::Protocol,
     Category::IcmpError,

@@ -59,6 +59,43 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "what a server has reset",
+        category: Category::Late,
+        reason: "a connection that its server has reset is over, so the client's next SYN goes where the rules of now lead, and nothing of the old \
+                 server's reaches the client any more; the kernel sends it where the last one went (unless a FIN or the client's own reset \
+                 was there, too), for as long as nf_conntrack_tcp_timeout_close says",
+        applies: |case| {
+            let Some(this) = case.steps.first() else { return false };
+            let session = &case.sequence.sessions[this.session];
+            let goes_to =
+                |seen: &Seen| !seen.own && seen.side == Side::Server && seen.goes_to(session.server);
+            let goes_back = |seen: &Seen| !seen.own && seen.side == Side::Client;
+            let is_right = match this.from {
+                Side::Client if session.refused => case.ours.iter().all(|seen| seen.own),
+                Side::Client => matches!(case.ours, [seen] if goes_to(seen)),
+                Side::Server if this.spice == Some(Category::Late) => !case.ours.iter().any(goes_back),
+                Side::Server => matches!(case.ours, [seen] if goes_back(seen)),
+            };
+            case.all_tcp() && case.comes_after_a_servers_reset() && is_right
+        },
+    },
+    Difference {
+        name: "late segments of a server that is used again",
+        category: Category::Late,
+        reason: "what a server sends late for its last connection reaches the client while the next one opens with the same server: the client \
+                 knows it by its numbers and resets it (RFC 9293 3.10.7.3), as it does where the server has missed the end of the last \
+                 connection (RFC 5961 4); the kernel does not translate it, so that it is lost or gets a reset from the router",
+        applies: |case| {
+            case.all_tcp()
+                && case
+                    .steps
+                    .iter()
+                    .all(|step| step.spice == Some(Category::Late) && step.from == Side::Server)
+                && case.oracle.iter().all(|seen| seen.own)
+                && case.is_forwarded_by_ours()
+        },
+    },
+    Difference {
         name: "other protocols of a masquerade",
         category: Category::Protocol,
         reason: "only TCP, UDP and ICMP are translated: without ports, sessions of several clients with one server cannot be told \
@@ -195,6 +232,24 @@ impl Case<'_> {
         let mut before = self.sequence.steps.iter().take_while(|step| step.number != this.number);
         before.any(|step| {
             step.session == this.session && matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0)
+        })
+    }
+
+    /// Whether a server has reset a connection of this tuple that it had opened, and the rules have led elsewhere since.
+    fn comes_after_a_servers_reset(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let before = || self.sequence.steps.iter().take_while(|step| step.number != this.number);
+        let answers = |step: &Step| matches!(step.body, Body::Tcp { flags, .. } if flags & SYN != 0);
+        let resets = |step: &&Step| {
+            step.from == Side::Server && matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0)
+        };
+        let mut reset = before().filter(resets).filter(|reset| {
+            before().any(|step| step.session == reset.session && step.from == Side::Server && answers(step))
+        });
+        let sessions = &self.sequence.sessions;
+        reset.any(|reset| {
+            let old = &sessions[reset.session];
+            sessions[reset.session..].iter().any(|session| session.server != old.server || session.refused)
         })
     }
 

@@ -25,10 +25,7 @@ pub(super) const fn slot(seed: u64) -> u32 {
 
 /// The sequence of a seed.
 pub(super) fn generate(seed: u64, slot: u32, categories: &[Category]) -> Sequence {
-    // Neighbouring seeds have nothing in common after this.
-    let mut random = Random::with_seed(seed);
-    let random = Random::with_seed(random.u64(..) ^ seed.rotate_left(32));
-    let mut maker = Maker { random, slot, categories, next_number: 0, sessions: Vec::new() };
+    let mut maker = Maker::new(seed, slot, categories);
     let mut lists = Vec::new();
     for _ in 0..if maker.random.percent(35) { 2 } else { 1 } {
         let session = maker.session();
@@ -55,7 +52,24 @@ pub(super) struct Maker<'a> {
     pub(super) sessions: Vec<Session>,
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    pub(super) fn new(seed: u64, slot: u32, categories: &'a [Category]) -> Self {
+        // Neighbouring seeds have nothing in common after this.
+        let mut random = Random::with_seed(seed);
+        let random = Random::with_seed(random.u64(..) ^ seed.rotate_left(32));
+        Self { random, slot, categories, next_number: 0, sessions: Vec::new() }
+    }
+
+    /// Whether there are numbers for so many more datagrams.
+    pub(super) const fn has_room_for(&self, datagrams: u16) -> bool {
+        self.next_number + datagrams < MAX_DATAGRAMS
+    }
+
+    /// A listen port of a service that no other sequence uses.
+    pub(super) const fn own_listen(&self) -> u16 {
+        RANGE.0 + self.slot as u16
+    }
+
     pub(super) fn has(&self, category: Category) -> bool {
         self.categories.contains(&category)
     }
@@ -115,7 +129,7 @@ impl Maker<'_> {
             };
             let port = if protocol == ICMP { 0 } else { self.random.pick(&[22, 53, 443, 8080, 40_000]) };
             let server = SocketAddrV4::new(host, port);
-            Session { protocol, client, listen: server, server }
+            Session { protocol, client, listen: server, server, refused: false }
         } else {
             let services: Vec<&Service> =
                 SERVICES.iter().filter(|service| service.protocol == protocol && !service.open).collect();
@@ -125,7 +139,7 @@ impl Maker<'_> {
             let network = if self.random.percent(20) { Network::Narrow } else { Network::Clients };
             let client = SocketAddrV4::new(self.client(network, which), port);
             let server = service.target(listen);
-            Session { protocol, client, listen: SocketAddrV4::new(ROUTER, listen), server }
+            Session { protocol, client, listen: SocketAddrV4::new(ROUTER, listen), server, refused: false }
         };
         let number = self.sessions.len();
         self.sessions.push(session);
@@ -144,7 +158,7 @@ impl Maker<'_> {
     /// of others, too, that port might be one of theirs.
     fn isolate(&mut self, number: usize) {
         let own_server = self.own_server();
-        let own_listen = RANGE.0 + self.slot as u16;
+        let own_listen = self.own_listen();
         let Session { listen, server, .. } = &mut self.sessions[number];
         if listen == server {
             server.set_ip(own_server);
@@ -184,6 +198,7 @@ impl Maker<'_> {
             cut: None,
             damage: None,
             spice: None,
+            phase: 0,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Each sequence is made from a seed and sent step by step into two routers with the same addresses and rules: the kernel
 //! with nftables (the *oracle*), and pls-router. The ends of their wires are packet sockets, so every byte that a router
-//! sends is seen. Hundreds of sequences run at the same time; each has addresses and ports of its own. What may differ is
+//! sends is seen. Hundreds of sequences run at the same time; each has addresses and ports of its own, which it may use for one connection
+//! after the other while the routers' rules change and time goes by (`life`). What may differ is
 //! taken out (`observe`), what differs on purpose is stated (`differences`), and everything else is a failure, which is made
 //! as small as it gets.
 
@@ -10,6 +11,7 @@ mod category;
 mod compare;
 mod differences;
 mod generate;
+mod life;
 mod observe;
 mod pace;
 pub(crate) mod packet;
@@ -27,4 +29,4 @@ pub(crate) mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use run::{Options, run};
+pub use run::{Mode, Options, run};

@@ -3,7 +3,7 @@
 //! What may differ is taken out: the port of the router's own that a session got, the IP identification of packets that are the
 //! router's own, Ethernet's padding. Checksums depend on the port, so they are replaced by what they are worth.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     packet::{ICMP, IP_HEADER, RST, TCP, UDP, pseudo_header, replace, sum},
@@ -112,6 +112,11 @@ impl Seen {
     /// Whether it is a piece of a datagram of which not all has come out.
     pub(super) fn is_fragment(&self) -> bool {
         View::new(&self.packet).is_some_and(View::is_fragment)
+    }
+
+    /// Whether it goes to this server.
+    pub(super) fn goes_to(&self, server: SocketAddrV4) -> bool {
+        View::new(&self.packet).is_some_and(|view| view.tuple().destination == server)
     }
 
     /// What kind of ICMP message it is, if it is one.

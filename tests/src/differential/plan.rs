@@ -37,6 +37,8 @@ pub(super) struct Session {
     /// Where the client sends to.
     pub(super) listen: SocketAddrV4,
     pub(super) server: SocketAddrV4,
+    /// No rule leads there when it begins.
+    pub(super) refused: bool,
 }
 
 /// A packet that one side sends.
@@ -60,6 +62,8 @@ pub(super) struct Step {
     pub(super) damage: Option<Damage>,
     /// What it was added for, if it is no part of the talk.
     pub(super) spice: Option<Category>,
+    /// How many changes of the routers come before it.
+    pub(super) phase: usize,
 }
 
 /// What an IP packet carries.

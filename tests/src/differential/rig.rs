@@ -1,19 +1,22 @@
 //! The two routers, and the wires to them.
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddrV4},
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
+    life::Change,
     pace::Pace,
     packet::{Header, UDP, udp},
     topology::{
         CLIENT_HOP, MARKER, MARKER_CLIENT, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NARROW_SERVERS, Network,
-        ROUTER, ROUTER_SECOND, SERVER_HOP, SERVER_HOP_SECOND, SERVICES, SNAT_PORTS, Service, Side,
+        ROUTER, ROUTER_SECOND, SERVER_HOP, SERVER_HOP_SECOND, SERVICES, SNAT_PORTS, Service, Side, Targets,
     },
     view::View,
     wire::Wire,
@@ -23,6 +26,7 @@ use crate::{
     link::{self, XdpPass},
     namespace::Namespace,
     state::{self, State},
+    wait,
 };
 
 /// How long pls-router gets to be in place.
@@ -71,8 +75,8 @@ pub(super) struct Traffic {
 /// One of the routers with its wires.
 #[derive(Debug)]
 struct Router {
-    _namespace: Namespace,
-    _daemon: Option<Process>,
+    namespace: Namespace,
+    daemon: Option<Daemon>,
     /// One a NIC.
     wires: Vec<Wire>,
     /// What the markers' session leaves with.
@@ -80,20 +84,50 @@ struct Router {
     last_marker: u32,
 }
 
+/// A pls-router that runs.
+#[derive(Debug)]
+struct Daemon {
+    process: Process,
+    binary: PathBuf,
+    configuration: PathBuf,
+}
+
+/// How long sessions live that nobody uses, on both routers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Timeouts {
+    /// Longer than any run.
+    Long,
+    /// As short as a busy machine allows: whatever a sequence does between two changes has to be done by then.
+    Short,
+}
+
+impl Timeouts {
+    const fn seconds(self) -> u32 {
+        match self {
+            Self::Long => 600,
+            Self::Short => 20,
+        }
+    }
+}
+
+/// How long all sessions may take to expire: their timeout, and what looks for them now and then.
+const EXPIRY_LIMIT: Duration = Duration::from_secs(Timeouts::Short.seconds() as u64 + 40);
+
 /// Both routers.
 #[derive(Debug)]
 pub(super) struct Rig {
     routers: [Router; 2],
     pace: Pace,
     nics: Nics,
+    timeouts: Timeouts,
     _world: Namespace,
     // Last, so that it is dropped last: it removes all that is left.
-    _state: State,
+    state: State,
 }
 
 impl Rig {
     /// Brings both routers up. Without a binary, the kernel is in its place, too.
-    pub(super) fn up(nics: Nics, binary: Option<&Path>) -> Result<Self> {
+    pub(super) fn up(nics: Nics, binary: Option<&Path>, timeouts: Timeouts) -> Result<Self> {
         let state = State::create(&state::unique_id())?;
         let namespace = |name: &str| -> Result<Namespace> {
             let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
@@ -108,19 +142,43 @@ impl Rig {
             let router = namespace(arm.name())?;
             let wires = lay_wires(arm, nics, &world, &router, &pass)?;
             let daemon = match (arm, binary) {
-                (Arm::Ours, Some(binary)) => Some(start_daemon(&state, nics, &router, binary)?),
+                (Arm::Ours, Some(binary)) => Some(start_daemon(&state, nics, &router, binary, timeouts)?),
                 (Arm::Oracle, _) | (Arm::Ours, None) => {
-                    set_up_oracle(nics, &router, &pass)?;
+                    set_up_oracle(nics, &router, &pass, timeouts)?;
                     None
                 }
             };
-            let mut router =
-                Router { _namespace: router, _daemon: daemon, wires, snat: MARKER_CLIENT, last_marker: 0 };
+            let mut router = Router { namespace: router, daemon, wires, snat: MARKER_CLIENT, last_marker: 0 };
             router.begin().with_context(|| format!("{} does not forward", arm.name()))?;
             routers.push(router);
         }
         let Ok(routers) = <[Router; 2]>::try_from(routers) else { bail!("there are two arms") };
-        Ok(Self { routers, pace: Pace::new(), nics, _world: world, _state: state })
+        Ok(Self { routers, pace: Pace::new(), nics, timeouts, _world: world, state })
+    }
+
+    /// Has both routers become what a change says.
+    pub(super) fn change(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Pause => {}
+            Change::Lead(targets) => {
+                let text = configuration(&self.state, self.nics, targets, self.timeouts);
+                for Router { namespace, daemon, .. } in &mut self.routers {
+                    match daemon {
+                        Some(daemon) => daemon.take_over(&self.state, namespace, &text)?,
+                        None => lead(namespace, targets)?,
+                    }
+                }
+            }
+            Change::Expire => {
+                ensure!(self.timeouts == Timeouts::Short, "sessions that live for long do not expire");
+                for router in &mut self.routers {
+                    wait::until("all sessions to expire", EXPIRY_LIMIT, || router.has_no_sessions())?;
+                    // The markers' has, too.
+                    router.begin()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The address that sessions get.
@@ -166,7 +224,55 @@ const fn snat_address(nics: Nics) -> Ipv4Addr {
     }
 }
 
+/// A command of pls-router's.
+fn pls_router(namespace: &Namespace, binary: &Path, configuration: &Path, args: &[&str]) -> Result<Command> {
+    let mut command = namespace.command(binary)?;
+    command.env("PLS_ROUTER_CONFIG", configuration).args(args);
+    Ok(command)
+}
+
+impl Daemon {
+    fn command(&self, namespace: &Namespace, args: &[&str]) -> Result<Command> {
+        pls_router(namespace, &self.binary, &self.configuration, args)
+    }
+
+    /// Another daemon takes over, with another configuration: a killed one leaves the data plane and its sessions as they are.
+    fn take_over(&mut self, state: &State, namespace: &Namespace, configuration: &str) -> Result<()> {
+        self.process.kill()?;
+        fs::write(&self.configuration, configuration).context("cannot write the configuration")?;
+        self.process = Process::spawn(state, "pls-router", self.command(namespace, &["run"])?)?;
+        self.wait_until_ready(namespace)
+    }
+
+    /// Waits until the router is in place.
+    fn wait_until_ready(&mut self, namespace: &Namespace) -> Result<()> {
+        let (binary, configuration) = (self.binary.clone(), self.configuration.clone());
+        // Its exit status says whether the router is healthy.
+        self.process.wait_until(START_LIMIT, || {
+            let mut command = pls_router(namespace, &binary, &configuration, &["status"])?;
+            command::run(&mut command).map(drop)
+        })
+    }
+}
+
 impl Router {
+    /// Fails while the router knows of any session.
+    fn has_no_sessions(&self) -> Result<()> {
+        let known = match &self.daemon {
+            Some(daemon) => {
+                let flows = command::run(&mut daemon.command(&self.namespace, &["flows", "-o", "json"])?)?;
+                flows.matches("\"client\"").count()
+            }
+            // Those that have expired and have not been found yet are not shown.
+            None => {
+                let read = || fs::read_to_string("/proc/thread-self/net/nf_conntrack");
+                self.namespace.inside(read)?.context("cannot read the connections")?.lines().count()
+            }
+        };
+        ensure!(known == 0, "there are {known}");
+        Ok(())
+    }
+
     /// The wire to a side.
     fn wire(&self, side: Side) -> usize {
         match side {
@@ -348,7 +454,7 @@ fn mac(bytes: [u8; 6]) -> String {
 }
 
 /// The kernel as a router that does what [`start_daemon`]'s configuration says.
-fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
+fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeouts) -> Result<()> {
     let devices: &[&str] = match nics {
         Nics::One => &["eth0"],
         Nics::Two => &["eth0", "eth1"],
@@ -358,33 +464,17 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
         pass.attach(router, device)?;
     }
     router.sysctl("net/ipv4/ip_forward", "1")?;
-    let services = || SERVICES.iter().chain([&MARKER]);
-    let listen = |service: &Service| {
-        let (first, last) = service.listen;
-        format!("{} dport {first}-{last}", service.protocol_name())
-    };
-    let dnat: Vec<String> = services()
-        .map(|service| {
-            let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
-            let sources = service.sources().join(", ");
-            format!(
-                "ip daddr {ROUTER} ip saddr {{ {sources} }} {} dnat to {}{port}",
-                listen(service),
-                service.target
-            )
-        })
-        .collect();
-    let denied: Vec<String> = services()
+    let denied: Vec<String> = SERVICES
+        .iter()
+        .chain([&MARKER])
         .map(|service| format!("ip saddr != {{ {} }} {} drop", service.sources().join(", "), listen(service)))
         .collect();
-    let accepted: Vec<String> = services().map(|service| format!("{} accept", listen(service))).collect();
     let (first, last) = SNAT_PORTS;
     router.nft(&format!(
         "define masqueraded = {}
         table ip oracle {{
             chain to_targets {{
                 type nat hook prerouting priority dstnat;
-                {}
             }}
             chain from_router {{
                 type nat hook postrouting priority srcnat;
@@ -407,18 +497,13 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
                 ip saddr {{ {} }} jump users
             }}
             chain users {{
-                icmp type {{ echo-reply, destination-unreachable, source-quench, time-exceeded, parameter-problem }} accept
-                udp dport 68 accept
-                {}
-                drop
             }}
         }}",
         Network::Masqueraded.cidr(),
-        dnat.join("\n"),
         denied.join("\n"),
         [Network::Clients, Network::Narrow, Network::Masqueraded].map(Network::cidr).join(", "),
-        accepted.join("\n"),
     ))?;
+    lead(router, Targets::First)?;
     for (name, value) in [
         // A segment of no known connection opens none: pls-router leaves it to the kernel, which resets it.
         ("tcp_loose", "0"),
@@ -428,47 +513,112 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass) -> Result<()> {
         // A router does not verify what is no business of its own (RFC 1812 5.2.2 is about the IP header's checksum only); a
         // transport checksum that is wrong stays wrong.
         ("checksum", "0"),
-        // Nothing ends while its sequence runs.
-        ("tcp_timeout_syn_sent", "600"),
-        ("tcp_timeout_syn_recv", "600"),
-        ("tcp_timeout_fin_wait", "600"),
-        ("tcp_timeout_close_wait", "600"),
-        ("tcp_timeout_last_ack", "600"),
-        ("tcp_timeout_time_wait", "600"),
-        ("tcp_timeout_close", "600"),
-        ("tcp_timeout_max_retrans", "600"),
-        ("tcp_timeout_unacknowledged", "600"),
-        ("udp_timeout", "600"),
-        ("udp_timeout_stream", "600"),
-        ("icmp_timeout", "600"),
     ] {
         router.sysctl(&format!("net/netfilter/nf_conntrack_{name}"), value)?;
+    }
+    for name in [
+        "tcp_timeout_syn_sent",
+        "tcp_timeout_syn_recv",
+        "tcp_timeout_established",
+        "tcp_timeout_fin_wait",
+        "tcp_timeout_close_wait",
+        "tcp_timeout_last_ack",
+        "tcp_timeout_time_wait",
+        "tcp_timeout_close",
+        "tcp_timeout_max_retrans",
+        "tcp_timeout_unacknowledged",
+        "udp_timeout",
+        "udp_timeout_stream",
+        "icmp_timeout",
+    ] {
+        router.sysctl(&format!("net/netfilter/nf_conntrack_{name}"), &timeouts.seconds().to_string())?;
     }
     Ok(())
 }
 
+/// The services that have a target, and the target's address; and the markers', which always has one.
+fn leading(targets: Targets) -> impl Iterator<Item = (&'static Service, Ipv4Addr)> {
+    let services = SERVICES.iter().filter_map(move |service| Some((service, targets.of(service)?)));
+    services.chain([(&MARKER, MARKER.target)])
+}
+
+/// The packets to a service, as nftables has it.
+fn listen(service: &Service) -> String {
+    let (first, last) = service.listen;
+    format!("{} dport {first}-{last}", service.protocol_name())
+}
+
+/// Has the kernel's services lead to these targets, all at once.
+fn lead(router: &Namespace, targets: Targets) -> Result<()> {
+    let dnat: Vec<String> = leading(targets)
+        .map(|(service, target)| {
+            let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
+            let sources = service.sources().join(", ");
+            format!("ip daddr {ROUTER} ip saddr {{ {sources} }} {} dnat to {target}{port}", listen(service))
+        })
+        .collect();
+    let accepted: Vec<String> =
+        leading(targets).map(|(service, _)| format!("{} accept", listen(service))).collect();
+    router.nft(&format!(
+        "flush chain ip oracle to_targets
+        flush chain ip oracle users
+        table ip oracle {{
+            chain to_targets {{
+                {}
+            }}
+            chain users {{
+                icmp type {{ echo-reply, destination-unreachable, source-quench, time-exceeded, parameter-problem }} accept
+                udp dport 68 accept
+                {}
+                drop
+            }}
+        }}",
+        dnat.join("\n"),
+        accepted.join("\n"),
+    ))
+}
+
 /// pls-router with the same services.
-fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) -> Result<Process> {
+fn start_daemon(
+    state: &State,
+    nics: Nics,
+    router: &Namespace,
+    binary: &Path,
+    timeouts: Timeouts,
+) -> Result<Daemon> {
     router.sysctl("net/ipv4/ip_forward", "0")?;
+    let text = configuration(state, nics, Targets::First, timeouts);
+    let configuration = state.write("config.toml", text)?;
+    let process = Process::spawn(state, "pls-router", pls_router(router, binary, &configuration, &["run"])?)?;
+    let mut daemon = Daemon { process, binary: binary.to_owned(), configuration };
+    daemon.wait_until_ready(router)?;
+    Ok(daemon)
+}
+
+/// pls-router's configuration.
+fn configuration(state: &State, nics: Nics, targets: Targets, timeouts: Timeouts) -> String {
     let firewall = match nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",
     };
     let mut text = format!("[interfaces]\npls = \"eth0\"\nfirewall = \"{firewall}\"\nmode = \"native\"\n");
-    for service in SERVICES.iter().chain([&MARKER]) {
+    for (service, target) in leading(targets) {
         let (first, last) = service.listen;
         let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
         text.push_str(&format!(
-            "[[forward]]\nname = \"{}\"\nprotocol = \"{}\"\nlisten = \"{}\"\ntarget = \"{}{port}\"\n\
+            "[[forward]]\nname = \"{}\"\nprotocol = \"{}\"\nlisten = \"{}\"\ntarget = \"{target}{port}\"\n\
              sources = {:?}\n",
             service.name,
             service.protocol_name(),
             if first == last { first.to_string() } else { format!("{first}-{last}") },
-            service.target,
             service.sources(),
         ));
     }
     let (first, last) = SNAT_PORTS;
+    let seconds = timeouts.seconds();
+    let all = ["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp"]
+        .map(|name| format!("{name} = \"{seconds}s\"\n"))
+        .concat();
     text.push_str(&format!(
         "[[masquerade]]\nname = \"masquerade\"\nsources = [\"{}\"]\ndestinations = [\"0.0.0.0/0\"]\n\
          [snat]\nports = \"{first}-{last}\"\n\
@@ -476,20 +626,10 @@ fn start_daemon(state: &State, nics: Nics, router: &Namespace, binary: &Path) ->
          [health]\nlisten = \"0.0.0.0:65535\"\n\
          [admin]\nsocket = \"{}\"\npins = \"{}\"\n\
          [limits]\nflows = 131072\n\
-         # Nothing ends while its sequence runs.\n\
-         [timeouts]\ntcp_transitory = \"10m\"\nudp = \"10m\"\nicmp = \"10m\"\n",
+         [timeouts]\n{all}",
         Network::Masqueraded.cidr(),
         state.path("api.sock").display(),
         state.path("bpf/pls-router").display(),
     ));
-    let configuration = state.write("config.toml", text)?;
-    let pls_router = |args: &[&str]| -> Result<std::process::Command> {
-        let mut command = router.command(binary)?;
-        command.env("PLS_ROUTER_CONFIG", &configuration).args(args);
-        Ok(command)
-    };
-    let mut process = Process::spawn(state, "pls-router", pls_router(&["run"])?)?;
-    // Its exit status says whether the router is healthy.
-    process.wait_until(START_LIMIT, || command::run(&mut pls_router(&["status"])?).map(drop))?;
-    Ok(process)
+    text
 }

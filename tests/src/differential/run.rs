@@ -16,10 +16,11 @@ use super::{
     compare::{Ran, Verdict, is_comparable},
     differences::DIFFERENCES,
     generate::{generate, slot},
+    life::{self, Change},
     plan::{IDENTIFIED, MAX_DATAGRAMS, Sequence},
-    rig::{Arm, Rig, Traffic},
+    rig::{Arm, Rig, Timeouts, Traffic},
     show,
-    topology::Side,
+    topology::{Side, Targets},
     track::{Output, Track},
     view::{Tuple, View},
 };
@@ -58,6 +59,45 @@ pub struct Options {
     pub seed: u64,
     /// Categories to run although they are not enabled, by name with commas between them; or `all`.
     pub categories: String,
+    /// What the sequences are about.
+    pub mode: Mode,
+}
+
+/// What sequences are about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// All kinds of packets.
+    Packets,
+    /// Ports that are used again, while rules change and time goes by.
+    Lives,
+}
+
+/// How sequences are made, and what becomes of the routers meanwhile.
+struct Round<'a> {
+    mode: Mode,
+    categories: &'a [Category],
+    changes: Vec<Change>,
+}
+
+impl<'a> Round<'a> {
+    fn new(mode: Mode, seed: u64, categories: &'a [Category]) -> Self {
+        let changes = match mode {
+            Mode::Packets => Vec::new(),
+            Mode::Lives => life::changes(seed / ROUND),
+        };
+        Self { mode, categories, changes }
+    }
+
+    fn sequence(&self, seed: u64, slot: u32) -> Sequence {
+        match self.mode {
+            Mode::Packets => generate(seed, slot, self.categories),
+            Mode::Lives => life::generate(seed, slot, self.categories, &self.changes),
+        }
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        if self.changes.contains(&Change::Expire) { Timeouts::Short } else { Timeouts::Long }
+    }
 }
 
 /// What has become of packets.
@@ -117,21 +157,31 @@ pub fn run(options: &Options) -> Result<()> {
         Nics::One => "one NIC",
         Nics::Two => "two NICs",
     };
-    let title = format!("differential, {who} with {nics}");
+    let mode = match options.mode {
+        Mode::Packets => "",
+        Mode::Lives => ", ports used again",
+    };
+    let title = format!("differential, {who} with {nics}{mode}");
     tell(&format!("{title}: from seed {}\n", options.seed));
     let start = Instant::now();
     let mut totals = Totals { title, ..Totals::default() };
     let mut seed = options.seed;
     while seed < end {
-        let round = seed..end.min(seed.saturating_add(ROUND));
-        let mut rig = Rig::up(options.nics, options.binary.as_deref())?;
+        let round_end = match options.mode {
+            Mode::Packets => seed.saturating_add(ROUND),
+            // One sequence alone sees the changes that it has seen among others.
+            Mode::Lives => (seed / ROUND).saturating_add(1).saturating_mul(ROUND),
+        };
+        let round = seed..end.min(round_end);
+        let makes = Round::new(options.mode, seed, &categories);
+        let mut rig = Rig::up(options.nics, options.binary.as_deref(), makes.timeouts())?;
         let mut failed = Vec::new();
         if options.sequences == 0 && FAILED.load(Ordering::Relaxed) {
             // The other one has something to say, and waits for this one's end to say it.
             return Ok(());
         }
-        let sequences = round.clone().map(|seed| generate(seed, slot(seed), &categories)).collect();
-        for ran in through(&mut rig, sequences)? {
+        let sequences = round.clone().map(|seed| makes.sequence(seed, slot(seed))).collect();
+        for ran in through(&mut rig, sequences, &makes.changes)? {
             totals.count(&ran);
             let verdict = ran.judge(&categories);
             let fails = !verdict.problems.is_empty();
@@ -145,7 +195,7 @@ pub fn run(options: &Options) -> Result<()> {
             let mut fresh = (round.end..).map(slot);
             let mut stories = String::new();
             for ran in failed {
-                let smaller = shrink(&mut rig, ran, &mut fresh, &categories)?;
+                let smaller = shrink(&mut rig, ran, &mut fresh, &makes)?;
                 _ = writeln!(stories, "{}", story(&smaller, &categories));
             }
             let text = format!("{}{stories}{}", totals.problems(), totals.summary(start));
@@ -160,6 +210,7 @@ pub fn run(options: &Options) -> Result<()> {
         let unused: Vec<_> = DIFFERENCES
             .iter()
             .filter(|difference| categories.contains(&difference.category))
+            .filter(|difference| (difference.category == Category::Late) == (options.mode == Mode::Lives))
             .map(|difference| difference.name)
             .filter(|name| !totals.stated.contains_key(name))
             .collect();
@@ -255,10 +306,14 @@ fn shrink(
     rig: &mut Rig,
     failed: Ran,
     fresh: &mut impl Iterator<Item = u32>,
-    categories: &[Category],
+    makes: &Round<'_>,
 ) -> Result<Ran> {
+    // Every try would take all the changes again.
+    if makes.mode == Mode::Lives {
+        return Ok(failed);
+    }
     let kinds = |ran: &Ran| -> Vec<String> {
-        ran.judge(categories).problems.into_iter().map(|(kind, _)| kind).collect()
+        ran.judge(makes.categories).problems.into_iter().map(|(kind, _)| kind).collect()
     };
     // The first of its failures, lest it becomes another one on the way.
     let Some(kind) = kinds(&failed).into_iter().next() else { return Ok(failed) };
@@ -271,7 +326,7 @@ fn shrink(
         let Sequence { seed, .. } = smallest.sequence;
         let mut steps = smallest.sequence.steps.clone();
         steps.remove(at);
-        let again = generate(seed, slot, categories);
+        let again = makes.sequence(seed, slot);
         let steps = steps
             .iter()
             .filter_map(|step| {
@@ -280,7 +335,7 @@ fn shrink(
                 found.cloned()
             })
             .collect();
-        let ran = through(rig, vec![Sequence { steps, ..again }])?.pop();
+        let ran = through(rig, vec![Sequence { steps, ..again }], &makes.changes)?.pop();
         let ran = ran.context("a sequence comes back")?;
         if kinds(&ran).contains(&kind) {
             smallest = ran;
@@ -289,8 +344,8 @@ fn shrink(
     Ok(smallest)
 }
 
-/// Sends sequences through both routers, all at the same time.
-fn through(rig: &mut Rig, sequences: Vec<Sequence>) -> Result<Vec<Ran>> {
+/// Sends sequences through both routers, all at the same time, while the routers change.
+fn through(rig: &mut Rig, sequences: Vec<Sequence>, changes: &[Change]) -> Result<Vec<Ran>> {
     let address = rig.snat_address();
     let ran = sequences.into_iter().map(|sequence| {
         let track = Track::new(&sequence, address);
@@ -298,25 +353,14 @@ fn through(rig: &mut Rig, sequences: Vec<Sequence>) -> Result<Vec<Ran>> {
     });
     let mut group = Group::new(ran.collect());
     let mut next = vec![0; group.ran.len()];
-    loop {
-        let steps = |group: &Group, index: usize| group.ran[index].sequence.steps.len();
-        let mut turn: Vec<usize> =
-            (0..next.len()).filter(|index| next[*index] < steps(&group, *index)).collect();
-        if turn.is_empty() {
-            break;
-        }
-        while !turn.is_empty() {
-            for index in &turn {
-                group.add(rig, *index, next[*index])?;
-                next[*index] += 1;
-            }
-            group.flush(rig)?;
-            // The fragments of a datagram are one turn, however long a turn takes: those that come before the first are not held for ever.
-            turn.retain(|index| match &group.ran[*index].sequence.steps[next[*index] - 1..] {
-                [last, following, ..] => last.number == following.number,
-                _ => false,
-            });
-        }
+    if !changes.is_empty() {
+        // As it is in the beginning, also after other sequences.
+        rig.change(Change::Lead(Targets::First))?;
+    }
+    group.run_phase(rig, &mut next, 0)?;
+    for (phase, change) in (1..).zip(changes) {
+        rig.change(*change)?;
+        group.run_phase(rig, &mut next, phase)?;
     }
     Ok(group.ran)
 }
@@ -350,6 +394,32 @@ impl Group {
             pending: [const { Vec::new() }; 2],
             owners: [HashMap::new(), HashMap::new()],
             fragments: HashMap::new(),
+        }
+    }
+
+    /// Sends the steps up to this phase's last; `next` is each sequence's next one.
+    fn run_phase(&mut self, rig: &mut Rig, next: &mut [usize], phase: usize) -> Result<()> {
+        loop {
+            let is_of_phase = |group: &Self, index: usize, at: usize| {
+                group.ran[index].sequence.steps.get(at).is_some_and(|step| step.phase <= phase)
+            };
+            let mut turn: Vec<usize> =
+                (0..next.len()).filter(|index| is_of_phase(self, *index, next[*index])).collect();
+            if turn.is_empty() {
+                return Ok(());
+            }
+            while !turn.is_empty() {
+                for index in &turn {
+                    self.add(rig, *index, next[*index])?;
+                    next[*index] += 1;
+                }
+                self.flush(rig)?;
+                // The fragments of a datagram are one turn, however long a turn takes: those that come before the first are not held for ever.
+                turn.retain(|index| match &self.ran[*index].sequence.steps[next[*index] - 1..] {
+                    [last, following, ..] => last.number == following.number,
+                    _ => false,
+                });
+            }
         }
     }
 

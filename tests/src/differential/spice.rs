@@ -144,7 +144,12 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let martian = martian(maker, session, &steps[at]);
             steps.insert(at, martian);
         }
-        Category::Tcp | Category::Udp | Category::Echo | Category::ZeroChecksum | Category::Collision => {}
+        Category::Late
+        | Category::Tcp
+        | Category::Udp
+        | Category::Echo
+        | Category::ZeroChecksum
+        | Category::Collision => {}
     }
     for step in steps.iter_mut().filter(|step| !known.contains(&step.number)) {
         step.spice = Some(spice);

@@ -53,21 +53,30 @@ fn length(maker: &mut Maker<'_>) -> usize {
 }
 
 /// The two ends of a TCP connection.
-struct Tcp<'m, 'c> {
+pub(super) struct Tcp<'m, 'c> {
     maker: &'m mut Maker<'c>,
     session: usize,
     /// The next sequence number of the client and of the server.
-    next: [u32; 2],
+    pub(super) next: [u32; 2],
     finished: [bool; 2],
     /// This session's first connection.
     is_first: bool,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
 }
 
 impl<'m, 'c> Tcp<'m, 'c> {
-    fn new(maker: &'m mut Maker<'c>, session: usize) -> Self {
+    pub(super) fn new(maker: &'m mut Maker<'c>, session: usize) -> Self {
         let next = [maker.random.u32(..), maker.random.u32(..)];
         Self { maker, session, next, finished: [false; 2], is_first: true, steps: Vec::new() }
+    }
+
+    /// A connection of this session that is open, whose two sides are as far as this.
+    pub(super) const fn going_on(maker: &'m mut Maker<'c>, session: usize, next: [u32; 2]) -> Self {
+        Self { maker, session, next, finished: [false; 2], is_first: false, steps: Vec::new() }
+    }
+
+    pub(super) const fn maker(&mut self) -> &mut Maker<'c> {
+        self.maker
     }
 
     fn talk(mut self) -> Vec<Step> {
@@ -100,7 +109,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
         }
     }
 
-    fn syn(&mut self) {
+    pub(super) fn syn(&mut self) {
         self.send(Side::Client, SYN, 0);
         self.sometimes_again(12);
         if self.maker.random.percent(8) {
@@ -128,7 +137,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
         self.data();
     }
 
-    fn data(&mut self) {
+    pub(super) fn data(&mut self) {
         let from = self.maker.random.pick(&Side::BOTH);
         let length = length(self.maker);
         self.send(from, if length > 0 { ACK | PSH } else { ACK }, length);
@@ -189,13 +198,13 @@ impl<'m, 'c> Tcp<'m, 'c> {
     }
 
     /// Sends a segment; both sides know all that has been sent.
-    fn send(&mut self, from: Side, flags: u8, length: usize) {
+    pub(super) fn send(&mut self, from: Side, flags: u8, length: usize) {
         let acknowledgement = self.next[index(from.other())];
         self.emit(from, flags, length, acknowledgement);
     }
 
     /// Sends a segment that has crossed the last one: it does not acknowledge what that took of the sequence space.
-    fn send_behind(&mut self, from: Side, flags: u8) {
+    pub(super) fn send_behind(&mut self, from: Side, flags: u8) {
         let acknowledgement = self.next[index(from.other())].wrapping_sub(1);
         self.emit(from, flags, 0, acknowledgement);
     }
@@ -231,7 +240,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
     }
 
     /// The last segment again, as another packet.
-    fn sometimes_again(&mut self, percent: usize) {
+    pub(super) fn sometimes_again(&mut self, percent: usize) {
         if self.maker.random.percent(percent)
             && let Some(last) = self.steps.last().cloned()
         {

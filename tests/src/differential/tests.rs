@@ -7,7 +7,7 @@ use etherparse::{IpNumber, Ipv4HeaderSlice, TcpSlice, UdpSlice, checksum::Sum16B
 use super::{
     category::{Category, ENABLED},
     generate::{generate, slot},
-    observe,
+    life, observe,
     packet::{self, Cut},
     plan::{Body, IDENTIFIED, Known, Sequence, Wrong},
     topology::{ROUTER, Side},
@@ -132,6 +132,44 @@ fn sequences_that_run_at_the_same_time_share_nothing() {
             assert!(id != 0 && identifications.insert(id), "the identification {id} is in two sequences");
         }
     }
+}
+
+/// A sequence's connections have the same ends, all of them, but for where the rules of the time lead.
+#[test]
+fn a_life_uses_the_same_ports_again() {
+    let (mut seen, mut again) = (HashSet::new(), 0);
+    for seed in 0..2_000 {
+        let changes = life::changes(seed / 500);
+        let sequence = life::generate(seed, slot(seed), ENABLED, &changes);
+        let ends: HashSet<_> =
+            sequence.sessions.iter().map(|session| (session.client, session.listen)).collect();
+        assert_eq!(ends.len(), 1, "{seed}: {:?}", sequence.sessions);
+        again += sequence.sessions.len() - 1;
+        let phases: Vec<_> = sequence.steps.iter().map(|step| step.phase).collect();
+        assert!(phases.is_sorted() && phases.iter().all(|phase| *phase <= changes.len()), "{seed}");
+        assert_eq!(packets(&sequence), packets(&life::generate(seed, slot(seed), ENABLED, &changes)));
+        seen.extend(changes.into_iter().map(|change| format!("{change:?}")));
+        for session in &sequence.sessions {
+            seen.insert(format!("protocol {} refused {}", session.protocol, session.refused));
+        }
+        if sequence.steps.iter().any(|step| step.spice == Some(Category::Late)) {
+            seen.insert("late".to_owned());
+        }
+    }
+    for what in [
+        "Pause",
+        "Expire",
+        "Lead(First)",
+        "Lead(Second)",
+        "Lead(Withdrawn)",
+        "protocol 6 refused true",
+        "protocol 17 refused false",
+        "protocol 1 refused false",
+        "late",
+    ] {
+        assert!(seen.contains(what), "{what} never comes up among {seen:?}");
+    }
+    assert!(again > 4_000, "{again} connections use ports again");
 }
 
 #[test]

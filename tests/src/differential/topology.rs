@@ -213,6 +213,34 @@ impl Service {
     }
 }
 
+/// Which of two targets each service has, the second of which is a hundred addresses on; or none, where the services are withdrawn.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Targets {
+    First,
+    Second,
+    Withdrawn,
+}
+
+impl Targets {
+    /// The address of a service's target, if it has one.
+    pub(super) fn of(self, service: &Service) -> Option<Ipv4Addr> {
+        match self {
+            Self::First => Some(service.target),
+            Self::Second => Some(self.moved(service.target)),
+            Self::Withdrawn => None,
+        }
+    }
+
+    /// Where the second target is that belongs to a first one.
+    pub(super) const fn moved(self, first: Ipv4Addr) -> Ipv4Addr {
+        let [a, b, c, d] = first.octets();
+        match self {
+            Self::Second => Ipv4Addr::new(a, b, c, d + 100),
+            Self::First | Self::Withdrawn => first,
+        }
+    }
+}
+
 /// A side of the routers.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Side {
