@@ -147,7 +147,11 @@ struct Totals {
 /// # Errors
 /// What is different and not stated, with the seeds that show it again.
 pub fn run(options: &Options) -> Result<()> {
-    let categories = enabled_and(&options.categories)?;
+    let mut categories = enabled_and(&options.categories)?;
+    if options.mode == Mode::Packets {
+        // Only lives have them, and what is stated of them is to excuse nothing else.
+        categories.retain(|category| *category != Category::Late);
+    }
     let end = match options.sequences {
         0 => u64::MAX,
         sequences => options.seed.saturating_add(sequences),
