@@ -86,6 +86,8 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
         Category::OutOfState if maker.sessions[session].protocol != TCP => {}
         Category::OutOfState => {
             let wild = wild(maker, session);
+            // Often before there is any session.
+            let at = if maker.random.percent(50) { 0 } else { at };
             steps.insert(at, wild);
         }
         Category::Unsolicited => {
