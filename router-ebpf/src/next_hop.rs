@@ -23,7 +23,7 @@ use router_common::{
     route::{Answer, InterfaceAddresses, Query},
 };
 
-use crate::{Exit, Work, answer::unreachable, flows, punt};
+use crate::{Exit, Work, answer::unreachable, flows, punt, settings};
 
 /// The loopback interface's index, in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -147,18 +147,28 @@ pub(crate) fn neighbour() -> Option<Neighbour> {
 /// The address that a new session comes from by the route that this CPU has asked for last, to `destination`: the preferred one of the
 /// route, or else the one that the kernel would choose.
 #[inline(always)]
-pub(crate) fn preferred_source(work: &Work, destination: Ipv4) -> Option<Ipv4> {
-    let params = LOOKUPS.get(NEXT_HOP)?;
-    // SAFETY: numbers, for which any bytes are a value.
-    let source = Ipv4(unsafe { params.__bindgen_anon_3.ipv4_src }.to_ne_bytes());
-    if source != Ipv4([0; 4]) {
-        return Some(source);
+pub(crate) fn preferred_source(destination: Ipv4) -> Option<Ipv4> {
+    match source_of_route(u32::from_ne_bytes(destination.0)) {
+        0 => None,
+        source => Some(Ipv4(source.to_ne_bytes())),
     }
-    let slot = work.settings.egress_slot(params.ifindex)?;
-    // SAFETY: as above.
-    let neighbour = Ipv4(unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes());
+}
+
+/// As [`preferred_source`]; 0 is none. A global function: the verifier looks at its loop once, and not together with every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn source_of_route(destination: u32) -> u32 {
+    let (Some(params), Some(settings)) = (LOOKUPS.get(NEXT_HOP), settings::get()) else { return 0 };
+    // SAFETY: numbers, for which any bytes are a value.
+    let (source, neighbour) = unsafe { (params.__bindgen_anon_3.ipv4_src, params.__bindgen_anon_4.ipv4_dst) };
+    if source != 0 {
+        return source;
+    }
     let is_gateway = params.family != AF_INET || neighbour != destination;
-    INTERFACE_ADDRESSES.get(slot)?.select(neighbour, is_gateway)
+    let slot = settings.egress_slot(params.ifindex);
+    let addresses = slot.and_then(|slot| INTERFACE_ADDRESSES.get(slot));
+    let selected = addresses.and_then(|all| all.select(Ipv4(neighbour.to_ne_bytes()), is_gateway));
+    selected.map_or(0, |address| u32::from_ne_bytes(address.0))
 }
 
 /// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that cannot be told.
@@ -179,7 +189,7 @@ pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
         BPF_FIB_LKUP_RET_SUCCESS => Mac::new(LOOKUPS.get(NEXT_HOP)?.dmac),
         _ => Mac::default(),
     };
-    let source = preferred_source(work, query.destination).unwrap_or_default();
+    let source = preferred_source(query.destination).unwrap_or_default();
     // SAFETY: a number, for which any bytes are a value.
     let source_is_told = unsafe { LOOKUPS.get(NEXT_HOP)?.__bindgen_anon_3.ipv4_src } != 0;
     Some(Answer { code, neighbour: neighbour()?, source, source_is_told, mac })

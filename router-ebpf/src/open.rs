@@ -1,6 +1,6 @@
 //! New sessions: by which rule, and where to.
 
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, programs::XdpContext};
 use router_common::{
     Stage,
     flow::Protocol,
@@ -9,7 +9,9 @@ use router_common::{
     route::Query,
 };
 
-use crate::{Exit, Outcome, Work, answer, claim, fragment, known, next_hop, rules, unfinished};
+use crate::{
+    Exit, Outcome, Work, answer, claim, fragment, frame::XdpFrame, known, next_hop, rules, unfinished,
+};
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
 #[inline(always)]
@@ -44,7 +46,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer::time_exceeded()),
         Err(reason) => return Err(answer::unreachable(work, reason)),
     };
-    if !packet::opening_is_intact(&work.frame, packet) && !unfinished::is_unfinished(work, packet) {
+    if opening_is_intact(work.frame.context().ctx) == 0 && !unfinished::is_unfinished(work, packet) {
         return Err(Reason::BadChecksum.into());
     }
     if packet.ttl <= 1 {
@@ -58,14 +60,24 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         (found.target, found.target_port),
     );
     let next_hop = next_hop::find(work, packet.ip_length, &query)?;
-    let again = last.map(|last| last.snat).filter(|snat| rule_set.has_snat_address(*snat));
+    let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(version, *snat));
     let snat = match again.or_else(|| rule_set.snat_address(random())) {
         Some(given) => given,
-        None => next_hop::preferred_source(work, found.target).ok_or(Reason::NoSourceAddress)?,
+        None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
     };
     known::may_leave(work, packet, &next_hop)?;
     claim::prepare(packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
+}
+
+/// Returns 0 if the checksum of a packet that opens a session is wrong, see [`packet::opening_is_intact`]. A global function: the verifier looks at its
+/// loop once, and not together with every way that leads to it. It reads the packet again, which only first packets pay for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn opening_is_intact(context: *mut xdp_md) -> u32 {
+    let frame = XdpFrame::new(XdpContext::new(context));
+    let packet = packet::parse_leading(&frame);
+    u32::from(packet.is_ok_and(|packet| packet::opening_is_intact(&frame, &packet)))
 }
 
 #[inline(always)]

@@ -1,8 +1,12 @@
 //! Handing packets to the daemon.
 
 use aya_ebpf::{
-    EbpfContext as _, bindings::BPF_RB_AVAIL_DATA, helpers::generated::bpf_xdp_load_bytes, macros::map,
+    EbpfContext as _,
+    bindings::{BPF_RB_AVAIL_DATA, xdp_md},
+    helpers::generated::bpf_xdp_load_bytes,
+    macros::map,
     maps::RingBuf,
+    programs::XdpContext,
 };
 use router_common::{
     address::Mac,
@@ -13,7 +17,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Work, flows, frame::XdpFrame, next_hop};
+use crate::{Work, flows, frame::XdpFrame, next_hop, settings};
 
 /// Packets for the daemon, which reads them: room for nearly 300.
 #[map]
@@ -85,15 +89,32 @@ fn ingress(work: &Work) -> u32 {
 /// without a MAC address has answered; the reason the packet leaves this program by.
 #[inline(always)]
 pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
-    if !work.settings.daemon_is_there(flows::now()) {
-        return Reason::NeighbourUnresolved;
+    match put_waiting(work.frame.context().ctx, ip_length.into(), ingress(work)) {
+        WAITS => Reason::Resolving,
+        UNRESOLVED => Reason::NeighbourUnresolved,
+        _ => Reason::Internal,
     }
-    let Some(neighbour) = next_hop::neighbour() else { return Reason::Internal };
-    let head = Head { neighbour, ..Head::new(Kind::Wait, ingress(work)) };
-    match put::<CAPACITY>(&work.frame, ip_length, &head) {
-        Ok(()) => Reason::Resolving,
-        Err(Failure::NoRoom | Failure::TooLong) => Reason::NeighbourUnresolved,
-        Err(Failure::Internal) => Reason::Internal,
+}
+
+// What `put_waiting` answers.
+const WAITS: u32 = 0;
+const UNRESOLVED: u32 = 1;
+const FAILED: u32 = 2;
+
+/// As [`wait`]. A global function: the verifier looks at it once, and not together with every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) -> u32 {
+    let (Some(settings), Some(neighbour)) = (settings::get(), next_hop::neighbour()) else { return FAILED };
+    if !settings.daemon_is_there(flows::now()) {
+        return UNRESOLVED;
+    }
+    let frame = XdpFrame::new(XdpContext::new(context));
+    let head = Head { neighbour, ..Head::new(Kind::Wait, ingress) };
+    match put::<CAPACITY>(&frame, ip_length as u16, &head) {
+        Ok(()) => WAITS,
+        Err(Failure::NoRoom | Failure::TooLong) => UNRESOLVED,
+        Err(Failure::Internal) => FAILED,
     }
 }
 

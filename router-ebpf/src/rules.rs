@@ -145,17 +145,43 @@ fn find_forward(
         stats::decisions(work.stats, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
     }
-    let it = RULES.get(rule_index(version, rule)).ok_or(Reason::NoTarget)?;
-    let listen = key.destination_port;
-    if let Some(last) = last.filter(|last| it.leads_to(last.target, last.target_port, listen)) {
-        return Ok(Match { rule, target: last.target, target_port: last.target_port });
+    let (index, listen) = (rule_index(version, rule), key.destination_port);
+    if let Some(Leads { target, target_port, .. }) = last
+        && rule_leads_to(index, u32::from_ne_bytes(target.0), target_port.then(listen)) != 0
+    {
+        return Ok(Match { rule, target: *target, target_port: *target_port });
     }
-    let target = it
-        .target(random)
+    let target = RULES
+        .get(index)
+        .and_then(|rule| rule.target(random))
         // Never, whatever a rule says.
         .filter(|target| target.address != AZURE_PLATFORM)
         .ok_or(Reason::NoTarget)?;
     Ok(Match { rule, target: target.address, target_port: target.port_for(listen) })
+}
+
+/// Returns 1 if the rule at this index leads a packet to this address and to the first of the two ports, which has come to the second. A global
+/// function: the verifier looks at its loop once, and not together with every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule_leads_to(index: u32, address: u32, ports: u32) -> u32 {
+    let Some(rule) = RULES.get(index) else { return 0 };
+    let [a, b, c, d] = ports.to_ne_bytes();
+    u32::from(rule.leads_to(Ipv4(address.to_ne_bytes()), Port([a, b]), Port([c, d])))
+}
+
+/// Returns `true` if new sessions may get this SNAT address, as configured.
+#[inline(always)]
+pub(crate) fn has_snat_address(version: u32, address: Ipv4) -> bool {
+    is_snat_address(version, u32::from_ne_bytes(address.0)) != 0
+}
+
+/// As [`has_snat_address`]. A global function, see [`rule_leads_to`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_snat_address(version: u32, address: u32) -> u32 {
+    let Some(rule_set) = rule_set(version) else { return 0 };
+    u32::from(rule_set.has_snat_address(Ipv4(address.to_ne_bytes())))
 }
 
 #[inline(always)]
