@@ -532,6 +532,9 @@ impl Slot {
     /// Retires a live flow of this key, after a few attempts at most; whether it was this call that did.
     #[inline(always)]
     pub fn retire_soon(&self, key: &FlowKey<Ipv4>, now: Ticks) -> bool {
+        if !self.is_flow(key) {
+            return false;
+        }
         self.set_last_seen(now);
         self.leave_live(key, Tag::retired)
     }

@@ -208,7 +208,7 @@ fn without_a_route_an_ended_session_is_left_alone() {
     connect_and_end(&mut world, End::ByBoth);
     let before = only(&world);
     ip("route add unreachable 203.0.113.10/32");
-    assert_eq!(again(&mut world).reason, Reason::NoRoute);
+    assert_eq!(again(&mut world).reason, Reason::RouteUnreachable);
     assert_eq!(before.forward.entry, only(&world).forward.entry);
 }
 

@@ -66,14 +66,14 @@ fn policy_rules_see_what_the_kernels_forwarding_would() {
     // A selector; a packet that it selects; one that it does not.
     let cases: [(&str, Spec, Spec); 8] = [
         // Of the target, not the one that the client used.
-        ("ipproto tcp dport 8443", https(), dns()),
+        ("ipproto 6 dport 8443", https(), dns()),
         ("dport 53", dns(), https()),
-        ("ipproto udp", dns(), https()),
-        ("ipproto icmp", echo, dns()),
+        ("ipproto 17", dns(), https()),
+        ("ipproto 1", echo, dns()),
         ("sport 40000", https(), tcp_packet((PLS, 40_001), (ROUTER, 443), tcp::SYN)),
         ("from 10.0.2.69", https(), another_client),
         ("to 203.0.113.10 dport 8443", https(), dns()),
-        ("ipproto tcp sport 39000-40999 dport 8000-9000", https(), dns()),
+        ("ipproto 6 sport 39000-40999 dport 8000-9000", https(), dns()),
     ];
     for (selector, selected, other) in cases {
         std::thread::spawn(move || {
@@ -124,7 +124,7 @@ fn policy_rules_see_replies() {
     let mut world = world(1);
     ip("neigh replace 10.0.2.70 lladdr 02:00:00:00:00:70 dev eth0 nud permanent");
     ip(&format!("route add {}/32 via {GATEWAY} table 100", std::net::Ipv4Addr::from(PLS)));
-    ip("rule add from 203.0.113.10 ipproto tcp sport 8443 dport 40000 lookup 100");
+    ip("rule add from 203.0.113.10 ipproto 6 sport 8443 dport 40000 lookup 100");
     let opened = world.run(&https().build());
     let reply = |port| tcp_packet((TARGET, 8443), (ROUTER, port), tcp::SYN | tcp::ACK);
     let port = read(&opened.frame).source.1;
