@@ -258,6 +258,7 @@ stage! {
 
 /// What leaves by the router's interfaces and is not XDP's doing: this machine's own.
 #[classifier]
+#[expect(clippy::needless_pass_by_value, reason = "the macro calls it so")]
 fn own_traffic(ctx: TcContext) -> i32 {
     sent::look(&ctx)
 }

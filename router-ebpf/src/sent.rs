@@ -92,33 +92,36 @@ fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
     match remove(answer) {
         Removal::Alive => {
             count(|stats| &mut stats.connections_refused);
-            refuse(context).unwrap_or(TC_ACT_SHOT as i32)
+            refuse(context).unwrap_or(TC_ACT_SHOT)
         }
-        removal => {
+        removal @ (Removal::Nothing | Removal::Removed) => {
             note_removal(removal);
             GO_ON
         }
     }
 }
 
+/// Bytes of a MAC address.
+const MAC: usize = 6;
+
 /// Turns a SYN into the reset that refuses it, which comes in where the SYN would have gone out. `None` if the packet may have become something else on
 /// the way there.
 #[inline(always)]
 fn refuse(context: &TcContext) -> Option<i32> {
-    let (about, segment, ethernet) = {
+    let (about, segment, source, destination) = {
         let frame = SkbFrame(context);
         let about: [u8; ABOUT] = *frame.bytes(ETHERNET_LENGTH)?;
         let segment = Segment(*frame.bytes(L4 + 8)?);
-        let ethernet: [u8; 12] = *frame.bytes(0)?;
-        (about, segment, ethernet)
+        let destination: [u8; MAC] = *frame.bytes(0)?;
+        let source: [u8; MAC] = *frame.bytes(MAC)?;
+        (about, segment, source, destination)
     };
     let mut reset = [0; RESET_FRAME];
     write_reset(&mut reset, &about, segment);
-    // To where it has come from.
-    for at in 0..6 {
-        reset[at] = ethernet[at + 6];
-        reset[at + 6] = ethernet[at];
-    }
+    // To where it has come from; the loopback interface takes frames to its own address, which is zero.
+    let to = if in_generic_mode() { [0; MAC] } else { source };
+    reset[..MAC].copy_from_slice(&to);
+    reset[MAC..2 * MAC].copy_from_slice(&destination);
     let skb = context.skb.skb;
     // SAFETY: the context is the program's own, and the bytes are as many as is said.
     unsafe {
