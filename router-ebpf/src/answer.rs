@@ -30,7 +30,12 @@ static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 
 /// One a CPU.
 #[map]
-static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(2, 0);
+
+/// In [`BUCKETS`]: answers to packets that have a way, but are too large for it or too old.
+const ON_THE_WAY: u32 = 0;
+/// In [`BUCKETS`]: answers to packets without a way. Apart, so that a scan does not keep others from path MTU discovery.
+const NO_WAY: u32 = 1;
 
 /// The packet's time to live has ended here: its sender is to know.
 #[inline(always)]
@@ -77,7 +82,7 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
     let question = QUESTION.get(0).ok_or(Reason::Internal)?;
     let silent = Reason::from_number(question.silent).ok_or(Reason::Internal)?;
     let told = told(silent).ok_or(silent)?;
-    let next_hop = match build(work, &told, question.mtu as u16) {
+    let next_hop = match build(work, silent, &told, question.mtu as u16) {
         Ok(next_hop) => next_hop,
         Err(Unanswered::Silent) => return Err(silent.into()),
         Err(Unanswered::Left(reason)) => return Err(reason.into()),
@@ -99,11 +104,11 @@ const BROKEN: Unanswered = Unanswered::Left(Reason::Internal);
 
 /// Makes the packet its answer, from the EtherType on; where that leaves.
 #[inline(always)]
-fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> {
+fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> {
     let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(Unanswered::Silent)?;
     let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(Unanswered::Silent)?;
     let sender = source(&about);
-    if !may_be_answered(destination_mac, &about) || rules::is_local(sender) || !take_turn() {
+    if !may_be_answered(destination_mac, &about) || rules::is_local(sender) || !take_turn(silent) {
         return Err(Unanswered::Silent);
     }
     let ip_length = u16::from_be_bytes([about[2], about[3]]);
@@ -157,9 +162,11 @@ fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unans
 
 /// Whether this CPU may give one more answer now.
 #[inline(always)]
-fn take_turn() -> bool {
+fn take_turn(silent: Reason) -> bool {
+    let is_on_the_way = silent as u32 == Reason::TtlExpired as u32 || silent as u32 == Reason::TooBig as u32;
+    let bucket = BUCKETS.get_ptr_mut(if is_on_the_way { ON_THE_WAY } else { NO_WAY });
     // SAFETY: this CPU's own, and nobody else has it now.
-    let Some(bucket) = BUCKET.get_ptr_mut(0).map(|bucket| unsafe { &mut *bucket }) else { return false };
+    let Some(bucket) = bucket.map(|bucket| unsafe { &mut *bucket }) else { return false };
     // SAFETY: takes nothing and always answers.
     bucket.take(unsafe { bpf_ktime_get_ns() })
 }

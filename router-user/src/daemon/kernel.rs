@@ -478,7 +478,9 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEnt
     );
     let fixed = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
     let failed = message.header.state == NeighbourState::Failed;
-    let entry = NeighbourEntry { mac: mac.filter(|_| usable), fixed, failed };
+    // To the data plane, an address of zero is none.
+    let mac = mac.filter(|mac| usable && *mac != [0; 6]);
+    let entry = NeighbourEntry { mac, fixed, failed };
     Some((Neighbour { interface: message.header.ifindex, address: address? }, entry))
 }
 

@@ -102,8 +102,9 @@ pub async fn run(options: Options) -> Result<()> {
         Ok(started) => started,
         Err(error) => {
             let keep_settings = !predecessors.is_empty();
-            predecessors.give_back();
-            if fresh {
+            // Otherwise our program forwards on, with the rules that are in force by then, and the next start finds it.
+            let given_back = predecessors.give_back();
+            if fresh && given_back {
                 undo(&pins, keep_settings);
             }
             let _ = std::fs::remove_file(&socket);

@@ -28,7 +28,11 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<()> {
     loop {
         period.tick().await;
         let changes = {
-            let State { plane, own, attached, .. } = &mut *shared.state();
+            let State { plane, own, attached, stood_down, .. } = &mut *shared.state();
+            // What is set again now would be left behind.
+            if *stood_down {
+                continue;
+            }
             own.look_after(&shared.config, attached, plane)
         };
         if changes.rules

@@ -105,7 +105,12 @@ fn attach_filter(program: &mut SchedClassifier, pins: &Pins, interface: &str) ->
         remove_pin(&pins.filter(interface, kind))?;
     }
     let pin = pins.filter(interface, if brought_qdisc { FILTER_AND_QDISC } else { FILTER });
-    program.pin(&pin).with_context(|| format!("cannot pin the program to {}", pin.display()))
+    program.pin(&pin).or_else(|error| {
+        // Nobody would know of the filter later.
+        let kind = if brought_qdisc { FILTER_AND_QDISC } else { FILTER };
+        remove_pinned_filter(&pin, kind, interface)?;
+        Err(anyhow!(error)).with_context(|| format!("cannot pin the program to {}", pin.display()))
+    })
 }
 
 /// Takes a filter off whose pin has this name, and the qdisc if it has come with the filter and nobody else uses it; then removes the pin.

@@ -16,7 +16,7 @@ use tracing::warn;
 use super::{
     Mode, Pins,
     forwarding::{kernel_forwards, switch_route_lookups},
-    sys,
+    reserved_ports, sys,
 };
 
 /// What other versions have left, locked for this process.
@@ -80,8 +80,13 @@ impl Predecessors {
                 sys::update_link(link.as_fd(), root.fd()?.as_fd()).with_context(failed)?;
                 let new_pin = pins.link(interface, mode);
                 // First, since it is to be turned back also if the pin fails.
+                let is_pinned = new_pin.exists();
                 self.taken.push(Taken { link, program, old_pin: old_pin.path, new_pin });
                 let taken = self.taken.last().context("it has just been taken")?;
+                // A start that was killed in the middle of this has pinned it already.
+                if is_pinned {
+                    continue;
+                }
                 sys::pin(taken.link.as_fd(), &taken.new_pin)
                     .with_context(|| format!("cannot pin {}", taken.new_pin.display()))?;
             }
@@ -89,19 +94,24 @@ impl Predecessors {
         Ok(())
     }
 
-    /// Turns everything back after a start that has failed.
-    pub fn give_back(self) {
+    /// Turns everything back after a start that has failed. Returns `false` if a link could not be: it holds our program, and whoever takes that off
+    /// leaves the interface without any.
+    pub fn give_back(self) -> bool {
+        let mut all = true;
         for Taken { link, program, old_pin, new_pin } in self.taken {
             let Some(program) = program else {
                 warn!("cannot give {} its program back: CAP_SYS_ADMIN is needed", old_pin.display());
+                all = false;
                 continue;
             };
             let turned_back = sys::update_link(link.as_fd(), program.as_fd());
             // Not by way of `Pins::remove`, which would take the program off with it.
             if let Err(error) = turned_back.and_then(|()| fs::remove_file(&new_pin)) {
                 warn!("cannot give {} its program back: {error}", old_pin.display());
+                all = false;
             }
         }
+        all
     }
 
     /// Removes all that they have left, except for the links that were taken over.
@@ -113,6 +123,10 @@ impl Predecessors {
             fs::remove_file(old_pin).with_context(|| format!("cannot remove {}", old_pin.display()))?;
         }
         for (pins, _) in self.found {
+            // What this version needs of these ports it reserves again, when it next looks.
+            if let Err(error) = reserved_ports::release(&pins) {
+                warn!("cannot give back ports that {} has reserved: {error:#}", pins.directory().display());
+            }
             pins.remove_all()?;
         }
         Ok(())

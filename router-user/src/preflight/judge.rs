@@ -77,6 +77,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
                 }
             }
             one_by_two_names(&mut found, config, interfaces);
+            generic_redirects(&mut found, config);
             addresses(&mut found, config, interfaces);
         }
         Err(why) => found.error(
@@ -279,6 +280,23 @@ fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces
                 fix,
             );
         }
+    }
+}
+
+/// In generic mode, packets that offloads have joined can be turned round on one interface, where they are cut when they leave. The kernel does not
+/// redirect them to another one (`xdp_ok_fwd_dev`, include/linux/filter.h).
+fn generic_redirects(found: &mut Findings, config: &Config) {
+    let names: Vec<&str> = config.interfaces.names().collect();
+    if let (Mode::Generic, [first, second]) = (config.interfaces.mode, &names[..]) {
+        found.warning(
+            format!(
+                "mode \"generic\" with two interfaces: packets larger than the MTU, as GRO and other machines' offloads (TSO) make them, \
+                 cannot go from `{first}` to `{second}` or back, and are lost without a counter"
+            ),
+            format!(
+                "ethtool -K {first} gro off; ethtool -K {second} gro off; of a veth, at the other end: ethtool -K DEVICE tso off gso off"
+            ),
+        );
     }
 }
 

@@ -29,7 +29,7 @@ use router_common::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{interval, sleep},
 };
 
@@ -49,6 +49,8 @@ use crate::dataplane::Departure;
 
 /// How often the data plane hears of us: well within `Settings::DAEMON_PATIENCE`.
 const PRESENCE: Duration = Duration::from_secs(1);
+/// How many of the data plane's packets are handled before anything else gets its turn.
+const RECORDS_IN_A_ROW: u32 = 256;
 /// How often what has waited too long is looked for, while something waits.
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -95,12 +97,19 @@ pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, ring: RingBuf<Map
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready.context("cannot wait for packets from the data plane")?;
-                while let Some(record) = ready.get_inner_mut().next() {
+                // Not all there is: whoever fills the ring must not keep answers and the clock from their turn.
+                let mut records = 0;
+                while records < RECORDS_IN_A_ROW && let Some(record) = ready.get_inner_mut().next() {
                     if let Some(punted) = Punted::parse(&record) {
                         desk.handle(&punted);
                     }
+                    records += 1;
                 }
-                ready.clear_ready();
+                if records < RECORDS_IN_A_ROW {
+                    ready.clear_ready();
+                } else {
+                    yield_now().await;
+                }
             }
             change = changes.next() => match change {
                 Some(change) => desk.note(change),

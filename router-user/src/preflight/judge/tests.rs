@@ -146,6 +146,33 @@ fn a_veth_s_other_end_may_leave_work_to_hardware() {
 }
 
 #[test]
+fn generic_mode_does_not_redirect_what_offloads_have_joined() {
+    let facts = Facts {
+        interfaces: good().interfaces.map(|mut all| {
+            let second = all.iter().find(|interface| interface.name == "eth0").cloned();
+            all.extend(second.map(|eth0| Interface { name: "eth1".to_owned(), index: 9, ..eth0 }));
+            all
+        }),
+        ..good()
+    };
+    let text = |firewall| {
+        format!(
+            "interfaces = {{ pls = \"eth0\", firewall = \"{firewall}\", mode = \"generic\" }}\n\
+             masquerade = [{{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }}]\n"
+        )
+    };
+    let findings = |firewall| {
+        let loaded = Config::parse(&text(firewall), Path::new("test.toml"));
+        let config = loaded.map_err(|error| error.to_string()).unwrap().config;
+        findings(&config, &facts)
+    };
+    let is_named =
+        |firewall| findings(firewall).iter().any(|one| one.text.contains("cannot go from `eth0` to `eth1`"));
+    assert!(is_named("eth1"));
+    assert!(!is_named("eth0"));
+}
+
+#[test]
 fn an_interface_has_other_names_as_well() {
     let facts = with_interface(|interface| {
         interface.name = "ens5".to_owned();
