@@ -105,7 +105,7 @@ reasons! {
     22 TableFull "table_full" Drop "The flow table is full (limits.flows).";
     23 RedirectFailed "redirect_failed" Drop "The packet could not be handed to the egress interface.";
     24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
-    25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; the daemon sets it when it starts.";
+    25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; a daemon that runs sets it again at once.";
     26 Internal "internal" Drop "Something that cannot happen has happened to a packet that was being rewritten; please report it.";
     27 HalfOpenLimit "half_open_limit" Drop "Its source has too many sessions that are still opening (limits.half_open_per_source).";
     28 Contended "contended" Drop "Two CPUs opened sessions in the same place at the same moment; the sender's next attempt will do better.";
