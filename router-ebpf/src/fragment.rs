@@ -7,7 +7,7 @@
 use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reason::Reason};
 
 use crate::{
-    Exit, Outcome, Transmit, Work, datagrams,
+    Exit, Outcome, Transmit, Work, datagrams, departure,
     established::{address, touch},
     flows, known, local, next_hop, punt, rules, stats,
 };
@@ -82,7 +82,7 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
         slot.entry.next_hop()
     } else {
-        next_hop::find(work, fragment.ip_length(), &next_hop::query(work, &flow, &rewrite))?
+        departure::find_next_hop(work, fragment.ip_length(), &next_hop::query(work, &flow, &rewrite))?
     };
     datagrams::cover(fragment)?;
     if fragment.ttl <= 1 {

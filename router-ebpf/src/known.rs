@@ -11,7 +11,7 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, claim,
+    Exit, Outcome, Work, answer, claim, departure,
     established::{send, touch, translate},
     flows, half_open, mss, next_hop, punt, sockets, stats, unfinished,
 };
@@ -73,7 +73,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         {
             known
         }
-        _ => next_hop::find(work, packet.ip_length, &next_hop::query(work, &packet.key, &rewrite))?,
+        _ => departure::find_next_hop(work, packet.ip_length, &next_hop::query(work, &packet.key, &rewrite))?,
     };
     may_leave(work, packet, &next_hop)?;
     let fast = follow(work, packet, slot);

@@ -12,6 +12,7 @@
 mod answer;
 mod claim;
 mod datagrams;
+mod departure;
 mod established;
 mod flows;
 mod fragment;

@@ -23,7 +23,7 @@ use router_common::{
     route::{Answer, InterfaceAddresses, Query},
 };
 
-use crate::{Exit, Work, answer::unreachable, flows, punt, settings};
+use crate::{Work, flows, settings};
 
 /// The loopback interface's index, in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -113,20 +113,6 @@ extern "C" fn neighbour_has_failed() -> u32 {
     // SAFETY: a number that is written whole.
     let until = unsafe { FAILED_NEIGHBOURS.get(neighbour) };
     u32::from(until.is_some_and(|until| flows::now().0 < *until))
-}
-
-/// As [`resolve`], for a packet that is as it was received: it waits for its neighbour with the daemon, or its sender is told that it cannot
-/// leave.
-///
-/// # Errors
-/// How the packet ends that cannot leave now.
-#[inline(always)]
-pub(crate) fn find(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Exit> {
-    match resolve(work, query) {
-        Ok(next_hop) => Ok(next_hop),
-        Err(Reason::Resolving) => Err(punt::wait(work, ip_length).into()),
-        Err(reason) => Err(unreachable(work, reason)),
-    }
 }
 
 /// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address is known or not.

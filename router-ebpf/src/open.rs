@@ -10,7 +10,8 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, claim, fragment, frame::XdpFrame, known, next_hop, rules, unfinished,
+    Exit, Outcome, Work, answer, claim, departure, fragment, frame::XdpFrame, known, next_hop, rules,
+    unfinished,
 };
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
@@ -59,7 +60,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         (packet.key.source, packet.key.source_port),
         (found.target, found.target_port),
     );
-    let next_hop = next_hop::find(work, packet.ip_length, &query)?;
+    let next_hop = departure::find_next_hop(work, packet.ip_length, &query)?;
     let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(version, *snat));
     let snat = match again.or_else(|| rule_set.snat_address(random())) {
         Some(given) => given,

@@ -18,7 +18,7 @@ use router_common::{
     rewrite::Rewrite,
 };
 
-use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop};
+use crate::{Exit, Outcome, Transmit, Work, departure, established::address, flows, next_hop};
 
 /// One a CPU: the message at work.
 #[map]
@@ -75,7 +75,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         known
     } else {
         // The way of the session's packets: a firewall on it knows what the error is about.
-        next_hop::find(work, ip_length, &next_hop::query(work, &key, &rewrite))?
+        departure::find_next_hop(work, ip_length, &next_hop::query(work, &key, &rewrite))?
     };
     if ip_length > next_hop.mtu {
         return Err(Reason::TooBig.into());
