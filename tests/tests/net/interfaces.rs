@@ -79,6 +79,15 @@ impl Nic {
     }
 }
 
+/// Waits until the router takes new sessions. For the moment until it has read the address and the MAC address that a NIC has just got, packets to them are
+/// this machine's own, whose kernel refuses them.
+#[track_caller]
+fn new_sessions_open(lab: &Lab) {
+    check(wait::until("a new session", RECOVERY, || {
+        Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)?.echo(b"new", LIMIT)
+    }));
+}
+
 /// The probe says why, then the interface comes back, first without its address, and the router goes on by itself.
 #[track_caller]
 fn goes_on_when_it_is_back(nics: Nics, nic: &Nic, keeps_mac: bool) {
@@ -108,7 +117,7 @@ fn goes_on_when_it_is_back(nics: Nics, nic: &Nic, keeps_mac: bool) {
     }
     nic.configure(&lab);
     check(lab.wait_in_service(RECOVERY));
-    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));
+    new_sessions_open(&lab);
     check(known.echo(b"after", LIMIT));
     let status = check(lab.pls_router_status());
     let repairs = status.repairs.iter().find(|repairs| repairs.name == nic.device);
@@ -121,7 +130,14 @@ fn goes_on_when_it_is_back(nics: Nics, nic: &Nic, keeps_mac: bool) {
     nic.make(&lab, nic.device);
     check(lab.hosts.router.ip(&format!("link set {} address {mac}", nic.device)));
     nic.configure(&lab);
+    check(wait::until("the second repair", RECOVERY, || {
+        let status = lab.pls_router_status()?;
+        let repairs = status.repairs.iter().find(|repairs| repairs.name == nic.device);
+        ensure!(status.healthy && repairs.is_some_and(|repairs| repairs.count == 2), "{status:#?}");
+        Ok(())
+    }));
     check(lab.wait_in_service(RECOVERY));
+    new_sessions_open(&lab);
     check(known.echo(b"again", LIMIT));
 }
 
