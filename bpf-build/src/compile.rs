@@ -80,7 +80,7 @@ impl Toolchain {
         Some(self.rustc.with_file_name("clippy-driver")).filter(|driver| driver.is_file())
     }
 
-    /// What rustup calls the toolchain that this compiler is of, if it is rustup's.
+    /// Returns rustup's name for this compiler's toolchain, if it is one of rustup's.
     pub fn rustup_name(&self) -> Option<String> {
         let toolchains = env::dir("RUSTUP_HOME", ".rustup")?.join("toolchains");
         let name = self.rustc.strip_prefix(toolchains).ok()?.components().next()?;

@@ -106,8 +106,9 @@ impl Ipv4 {
         (u32::from_le_bytes(next.0) as u64) << 32 | u32::from_le_bytes(self.0) as u64
     }
 
-    /// Returns `true` if this address names a single host: not multicast, the limited broadcast, nor "this network" (RFC 1122 3.2.1.3).
-    /// What was reserved as class E (240.0.0.0/4, RFC 1112 section 4) does, as it does to Linux: private networks use it.
+    /// Returns `true` if this address names a single host: not multicast, the limited broadcast, nor
+    /// "this network" (RFC 1122 3.2.1.3). Addresses of class E (240.0.0.0/4, RFC 1112 section 4) are
+    /// hosts, as in Linux: private networks use them.
     #[inline(always)]
     pub const fn is_unicast(self) -> bool {
         let [first, ..] = self.0;

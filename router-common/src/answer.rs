@@ -53,10 +53,10 @@ impl Error {
     }
 }
 
-/// What the sender of a packet is told.
+/// The answer to a packet that is not forwarded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Told {
-    /// What the packet is counted under if it is told.
+    /// The reason that an answered packet is counted under.
     pub reason: Reason,
     /// By this error.
     pub error: Error,
@@ -76,7 +76,8 @@ pub enum Reset {
     Always,
 }
 
-/// What the sender of a packet is told that would else be left, in silence, for this reason; `None` if nothing is.
+/// Returns the answer to a packet that would otherwise be dropped without a word for this reason;
+/// `None` if there is none.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "a new reason is silent until it is said here what is told"
@@ -147,19 +148,19 @@ pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv
     *field::<UDP_HEADERS, ABOUT, _>(frame) = *about;
 }
 
-/// What a reset has to know of the segment that it answers beside [`ABOUT`]: the bytes 8 to 13 of its TCP header.
+/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: bytes 8 to 13 of its header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment(pub [u8; 6]);
 
 impl Segment {
-    /// Whether it opens a connection.
+    /// Returns `true` if it opens a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {
         self.0[5] & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
     }
 
-    /// Whether it may be answered by a reset: not if it is one itself (RFC 9293 3.10.7.1), nor if it is a fragment, which does not say
-    /// what it acknowledges.
+    /// Returns `true` if a reset may answer it: not if it is a reset itself (RFC 9293 3.10.7.1), nor if
+    /// it is a fragment, whose acknowledgement is not known.
     #[inline(always)]
     pub const fn may_be_reset(self, about: &[u8; ABOUT]) -> bool {
         self.0[5] & tcp::RST == 0 && u16::from_be_bytes([about[6], about[7]]) & MORE_FRAGMENTS == 0
