@@ -131,6 +131,7 @@ reasons! {
     48 Prohibited "prohibited" Answer "The route forbids it, and the sender was told (ICMP administratively prohibited; a reset where a forward's TCP client would connect).";
     49 Refused "refused" Answer "The rule has no target address, and the client was told (TCP reset or ICMP port unreachable).";
     50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
+    51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but not by the interface that faces the Private Link Service, which clients come in by.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -166,7 +167,7 @@ mod tests {
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
              fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
              session_options no_source_address route_unreachable route_prohibited route_blackhole neighbour_failed network_unreachable \
-             host_unreachable prohibited refused session_unknown"
+             host_unreachable prohibited refused session_unknown wrong_interface"
         );
     }
 }

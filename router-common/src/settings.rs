@@ -25,6 +25,25 @@ pub struct Interface {
     pub mac: Mac,
 }
 
+impl Interface {
+    /// Returns `true` if the kernel's index is that of this interface or of its virtual function.
+    #[inline(always)]
+    const fn is(&self, index: u32) -> bool {
+        self.primary == index || self.virtual_function == index
+    }
+}
+
+/// On which side of the router an interface is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// It faces the Private Link Service: clients come in here. With one interface, it is this one.
+    Clients,
+    /// It faces the firewall, and nothing else.
+    Firewall,
+    /// None of the router's: a virtual function that has just appeared. It is trusted with neither side's rights.
+    Unknown,
+}
+
 /// The settings. Written whole by the daemon; the program only reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -73,10 +92,19 @@ impl Settings {
     #[inline(always)]
     pub const fn ingress_slot(&self, index: u32) -> u32 {
         let second = &self.interfaces[1];
-        if second.primary != 0 && (second.primary == index || second.virtual_function == index) {
-            1
+        if second.primary != 0 && second.is(index) { 1 } else { 0 }
+    }
+
+    /// The side that a packet came in on, by the kernel's index of the interface.
+    #[inline(always)]
+    pub const fn side(&self, index: u32) -> Side {
+        let [clients, firewall] = &self.interfaces;
+        if firewall.primary == 0 || clients.is(index) {
+            Side::Clients
+        } else if firewall.is(index) {
+            Side::Firewall
         } else {
-            0
+            Side::Unknown
         }
     }
 
@@ -116,6 +144,10 @@ mod tests {
         assert_eq!([one.egress_slot(2), one.egress_slot(3)], [Some(0), None]);
         let two = Settings { interfaces: [interface(2, 3), interface(4, 5)], ..Settings::default() };
         assert_eq!([two.ingress_slot(2), two.ingress_slot(4), two.ingress_slot(5)], [0, 1, 1]);
+        assert_eq!([one.side(2), one.side(3), one.side(9)], [Side::Clients; 3]);
+        assert_eq!([two.side(2), two.side(3)], [Side::Clients; 2]);
+        assert_eq!([two.side(4), two.side(5)], [Side::Firewall; 2]);
+        assert_eq!([two.side(9), two.side(0)], [Side::Unknown; 2]);
         assert_eq!([two.egress_slot(4), two.egress_slot(5), two.egress_slot(7)], [Some(1), None, None]);
     }
 }

@@ -51,7 +51,7 @@ pub struct InterfaceStats {
 pub struct Decisions {
     /// Sessions opened.
     pub opened: u64,
-    /// Packets dropped because their source is not allowed.
+    /// Packets dropped because their source, or the interface that they came in by, is not allowed.
     pub denied: u64,
 }
 
@@ -64,7 +64,7 @@ pub struct RuleStats {
     pub reply: Counter,
     /// Sessions opened.
     pub opened: u64,
-    /// Packets dropped because their source is not allowed.
+    /// Packets dropped because their source, or the interface that they came in by, is not allowed.
     pub denied: u64,
 }
 

@@ -47,7 +47,7 @@ use router_common::{
     packet::{self, ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
     route::Query,
-    settings::Settings,
+    settings::{Settings, Side},
     stats::CpuStats,
 };
 
@@ -112,6 +112,12 @@ impl Work {
         let frame = XdpFrame::new(ctx);
         let ingress = settings.ingress_slot(frame.ingress_index());
         Self { frame, settings, stats, ingress }
+    }
+
+    /// The side of the router that the packet came in on.
+    #[inline(always)]
+    fn side(&self) -> Side {
+        self.settings.side(self.frame.ingress_index())
     }
 
     /// Turns an outcome into the verdict, and counts it.

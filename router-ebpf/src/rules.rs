@@ -14,6 +14,7 @@ use router_common::{
     packet::Packet,
     reason::Reason,
     rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
+    settings::Side,
 };
 
 use crate::{Work, own, stats};
@@ -144,6 +145,11 @@ fn find_forward(
     if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
         stats::decisions(work.stats, rule).denied += 1;
         return Err(Reason::SourceNotAllowed);
+    }
+    // An address is no proof of where a packet comes from; the interface is.
+    if !matches!(work.side(), Side::Clients) {
+        stats::decisions(work.stats, rule).denied += 1;
+        return Err(Reason::WrongInterface);
     }
     let (index, listen) = (rule_index(version, rule), key.destination_port);
     if let Some(Leads { target, target_port, .. }) = last

@@ -27,6 +27,7 @@ mod pins;
 mod ports;
 mod reuse;
 mod routes;
+mod sides;
 mod tcp;
 mod vpp;
 mod world;

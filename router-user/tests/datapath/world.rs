@@ -209,6 +209,16 @@ impl World {
         self.run_uncounted(0, frame)
     }
 
+    /// Gives a packet to the router as one that came in on the interface with this index.
+    pub(crate) fn run_by(&mut self, interface: u32, frame: &[u8]) -> (Verdict, Reason) {
+        let (verdict, _) = Program { interface, ..self.program_of(0) }.run(frame);
+        let counted = self.moved();
+        let [(reason, 1)] = counted.reasons[..] else {
+            panic!("not exactly one reason counted: {counted:?}")
+        };
+        (verdict, reason)
+    }
+
     pub(crate) fn run_uncounted(&mut self, slot: usize, frame: &[u8]) -> (Verdict, Vec<u8>) {
         self.program_of(slot).run(frame)
     }

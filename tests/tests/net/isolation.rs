@@ -2,18 +2,22 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     time::Duration,
 };
 
+use anyhow::{Context as _, ensure};
 use lab::{
-    Lab, Namespace,
-    addresses::{ECHO_PORT, ENDPOINT, HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, SSH_PORT, TOOLS, VM},
+    Lab, Namespace, Nics,
+    addresses::{
+        ECHO_PORT, ENDPOINT, HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, ROUTER_SECOND, SSH_PORT, TOOLS, VM,
+    },
     client::{self, Tcp, Udp},
+    wait,
 };
 use router_user::model::Flow;
 
-use crate::common::{ECHO, LIMIT, check, counters, reason, rule};
+use crate::common::{ECHO, LIMIT, check, counters, in_lab, reason, rule};
 
 lab_tests! {
     any: [
@@ -25,6 +29,34 @@ lab_tests! {
         the_platform_is_never_translated,
         whoever_may_use_a_rule_reaches_nothing_else,
     ],
+}
+
+/// A source address is easily made up; the side that a packet comes from is not.
+#[test]
+fn the_firewall_s_side_cannot_pose_as_a_client() {
+    in_lab(Nics::Two, true, |lab| {
+        let [client, _] = PLS_NAT;
+        check(
+            lab.hosts.firewall.ip(&format!(
+                "addr add {client}/32 dev lo\nroute add {ROUTER}/32 via {ROUTER_SECOND} dev vnet"
+            )),
+        );
+        let before = counters(lab);
+        let socket =
+            check(check(lab.hosts.firewall.inside(|| UdpSocket::bind((client, 5000)))).context("bind"));
+        for address in [ROUTER, ROUTER_SECOND] {
+            check(socket.send_to(b"as a client", (address, ECHO_PORT)).context("send"));
+        }
+        check(wait::until("both to be counted", LIMIT, || {
+            let counted = reason(&counters(lab), "wrong_interface") - reason(&before, "wrong_interface");
+            ensure!(counted == 2, "{counted} are");
+            Ok(())
+        }));
+        let after = counters(lab);
+        assert_eq!(rule(&after, "echo-udp").sessions_opened, rule(&before, "echo-udp").sessions_opened);
+        assert_eq!(rule(&after, "echo-udp").denied_packets - rule(&before, "echo-udp").denied_packets, 2);
+        check(check(Udp::open(&lab.hosts.serverless, ECHO)).echo(b"a client", LIMIT));
+    });
 }
 
 /// An attempt that gets no answer is given up after this time.
