@@ -120,6 +120,10 @@ pub struct NameStatus {
     pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
+    /// What of the last good answer is not used (this machine's own addresses, say, or those beyond the 32 lowest), and why; empty when all
+    /// of it is.
+    #[serde(default)]
+    pub left_out: String,
 }
 
 /// The health of one of several targets of a rule, by passive signs: sessions that get an answer, and sessions that do not.

@@ -163,6 +163,7 @@ fn status() -> Status {
             ttl_seconds: Some(60),
             next_seconds: 30,
             problem: String::new(),
+            left_out: String::new(),
         }],
         targets: Vec::new(),
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576, sweep_seconds: 0.002 },

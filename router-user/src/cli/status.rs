@@ -101,10 +101,10 @@ fn text(status: &Status) -> String {
             listed(&name.addresses).into(),
             if name.addresses.is_empty() { "".into() } else { time(name.age_seconds).into() },
             time(name.next_seconds).into(),
-            if name.problem.is_empty() {
-                Cell::styled(GOOD, "ok")
-            } else {
-                Cell::styled(style, name.problem.as_str())
+            match (name.problem.as_str(), name.left_out.as_str()) {
+                ("", "") => Cell::styled(GOOD, "ok"),
+                ("", left_out) => Cell::styled(DOUBTFUL, left_out),
+                (problem, _) => Cell::styled(style, problem),
             },
         ]);
     }

@@ -141,12 +141,39 @@ fn change(message: RouteNetlinkMessage) -> Option<Change> {
     }
 }
 
+/// The IPv4 addresses that are this machine's, or all machines' of its networks: nothing is forwarded there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct OwnAddresses {
+    /// Its own, of any interface.
+    pub(super) own: HashSet<Ipv4Addr>,
+    /// The broadcast addresses of its networks.
+    pub(super) broadcast: HashSet<Ipv4Addr>,
+}
+
+impl OwnAddresses {
+    /// Returns why packets cannot be sent on to `address`; `None` if nothing here is against it.
+    pub(super) fn no_target(&self, address: Ipv4Addr) -> Option<&'static str> {
+        if self.own.contains(&address) {
+            Some("this machine's own")
+        } else if self.broadcast.contains(&address) {
+            Some("the broadcast address of a network of this machine's")
+        } else {
+            None
+        }
+    }
+}
+
 /// This machine's IPv4 addresses.
 pub(super) struct Addresses {
     messages: Vec<AddressMessage>,
 }
 
 impl Addresses {
+    /// Where nothing is forwarded to.
+    pub(super) fn local(&self) -> OwnAddresses {
+        OwnAddresses { own: self.own(), broadcast: self.broadcast() }
+    }
+
     /// All of them.
     pub(super) fn own(&self) -> HashSet<Ipv4Addr> {
         self.messages.iter().flat_map(|message| &message.attributes).filter_map(local).collect()

@@ -11,11 +11,13 @@ mod audit;
 mod capacity;
 mod damage;
 mod kernel;
+mod lines;
 mod listing;
 mod metrics;
 mod names;
 mod next_hops;
 mod own;
+mod paced;
 mod probe;
 mod punts;
 mod recount;
@@ -25,6 +27,7 @@ mod shared;
 mod sweep;
 mod target_health;
 mod target_signs;
+mod text;
 mod upkeep;
 mod watch;
 mod ways;
@@ -251,8 +254,8 @@ async fn start(
     let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
     let mut own = Own::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
     info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
-    let name_service = NameService::of_system(&config.admin.socket);
-    let names = name_service.resolve_all(&config).await;
+    let name_service = NameService::of_system(&config.admin.socket, &addresses.local());
+    let names = name_service.resolve_all(&config, &addresses.local()).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),

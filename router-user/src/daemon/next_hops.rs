@@ -168,7 +168,7 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         let state = &mut *shared.state();
         state.refreshed = Instant::now().into_std();
         state.routing = conditions;
-        state.own_addresses = view.addresses.own();
+        state.own_addresses = view.addresses.local();
         std::mem::replace(&mut state.next_hops, next_hops.clone())
     };
     report(&before, &next_hops);

@@ -59,6 +59,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             ttl_seconds: resolved.ttl.map(|ttl| ttl.as_secs()),
             next_seconds: resolved.next.saturating_duration_since(Instant::now()).as_secs(),
             problem: resolved.problem.clone(),
+            left_out: resolved.left_out.clone(),
         })
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));

@@ -79,28 +79,41 @@ fn mss(mss: Option<Mss>) -> u16 {
 
 /// Where a forward leads now: every address of every target.
 pub(super) fn targets(forward: &Forward, names: &Names) -> Vec<Target> {
-    let addresses = |target: &config::Target| match &target.host {
-        Host::Address(address) => vec![*address],
-        Host::Name(name) => names.get(name).map(|resolved| resolved.addresses.clone()).unwrap_or_default(),
-    };
-    forward
-        .targets
-        .iter()
-        .flat_map(|target| addresses(target).into_iter().map(|address| (address, target.port)))
-        .collect()
+    by_target(forward, names).flatten().collect()
+}
+
+/// Where each of a forward's targets leads now.
+fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item = Vec<Target>> + 'a {
+    forward.targets.iter().map(|target| {
+        let addresses = match &target.host {
+            Host::Address(address) => std::slice::from_ref(address),
+            Host::Name(name) => names.get(name).map(|resolved| &*resolved.addresses).unwrap_or_default(),
+        };
+        addresses.iter().map(|address| (*address, target.port)).collect()
+    })
 }
 
 /// Those of a forward's targets that new sessions go to: the ones that answer, as many as there is room for. If none answers, all: a
-/// rule is never left without a target by what is only a suspicion.
+/// rule is never left without a target by what is only a suspicion. Where there is no room for all, every target has its share of it, so that a name
+/// of many addresses leaves the others theirs.
 pub(super) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<Target> {
-    let all = targets(forward, names);
-    let good = all.iter().filter(|target| !health.avoids(endpoint(forward, target)));
-    let mut chosen: Vec<Target> = good.copied().collect();
-    if chosen.is_empty() {
-        chosen = all;
+    let good = |target: &Target| !health.avoids(endpoint(forward, target));
+    let mut groups: Vec<Vec<Target>> = by_target(forward, names).collect();
+    if groups.iter().flatten().any(good) {
+        groups.iter_mut().for_each(|group| group.retain(good));
     }
-    chosen.truncate(MAX_TARGETS);
-    chosen
+    let mut room = MAX_TARGETS;
+    let mut left = groups.iter().filter(|group| !group.is_empty()).count();
+    // The smallest first: what they leave of their shares is the others'.
+    let mut by_size: Vec<usize> = (0..groups.len()).filter(|place| !groups[*place].is_empty()).collect();
+    by_size.sort_by_key(|place| groups[*place].len());
+    for place in by_size {
+        let share = room.div_ceil(left);
+        groups[place].truncate(share);
+        room -= groups[place].len();
+        left -= 1;
+    }
+    groups.into_iter().flatten().collect()
 }
 
 /// Whether new sessions of a forward have a choice that passive signs can help with.

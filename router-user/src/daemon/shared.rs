@@ -1,8 +1,7 @@
 //! What the daemon's parts have in common.
 
 use std::{
-    collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    collections::HashMap,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -17,6 +16,7 @@ use router_common::{
 use super::{
     capacity::{Crowding, Usage},
     damage::{Counts, Damage},
+    kernel::OwnAddresses,
     names::Names,
     own::Own,
     punts::Tally,
@@ -66,8 +66,8 @@ pub(super) struct State {
     pub(super) names: Names,
     pub(super) target_health: TargetHealth,
     pub(super) next_hops: Vec<NextHopStatus>,
-    /// This machine's addresses.
-    pub(super) own_addresses: HashSet<Ipv4Addr>,
+    /// This machine's addresses, as they were last read.
+    pub(super) own_addresses: OwnAddresses,
     /// What is doubtful about this machine's routes.
     pub(super) routing: Vec<String>,
     pub(super) sessions: SessionCounts,
@@ -121,7 +121,7 @@ impl Shared {
                 names,
                 target_health: TargetHealth::default(),
                 next_hops: Vec::new(),
-                own_addresses: HashSet::new(),
+                own_addresses: OwnAddresses::default(),
                 routing: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),

@@ -136,7 +136,7 @@ impl Orphans {
     /// Those that have been gone for so long that they will not be back.
     fn look(&mut self, state: &shared::State, now: Instant) -> HashSet<Ipv4> {
         let in_use = state.sessions.by_pool.keys().map(|pool| pool.snat);
-        self.note(in_use, &state.own_addresses, now)
+        self.note(in_use, &state.own_addresses.own, now)
     }
 
     fn note(

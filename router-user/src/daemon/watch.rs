@@ -1,14 +1,17 @@
 //! Tells the log what an operator has to know: that the router has stopped forwarding and why, and that it drops what it should
 //! not have to.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use router_common::reason::Reason;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::shared::Shared;
+use super::{lines::Lines, shared::Shared};
 
 /// How often health is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -43,7 +46,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut problems = Vec::new();
-    let mut degraded = Vec::new();
+    let (mut degraded, mut lines) = (Vec::new(), Lines::default());
     let mut dropped = drops(&shared)?;
     let mut own = shared.state().plane.counters.read()?.own;
     for round in 0_u64.. {
@@ -59,7 +62,12 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
         }
         let now = shared.degraded();
         for new in now.iter().filter(|reason| !degraded.contains(*reason)) {
-            warn!("degraded: {new}");
+            // What comes and goes may do so as somebody on the network likes.
+            match lines.take(Instant::now()) {
+                Some(0) => warn!("degraded: {new}"),
+                Some(withheld) => warn!(withheld, "degraded: {new}"),
+                None => {}
+            }
         }
         if now.is_empty() && !degraded.is_empty() {
             info!("no longer degraded");

@@ -351,6 +351,68 @@ fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
     assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
 }
 
+/// A name server in somebody else's hands, which every router asks: whatever it says of one name, that name's rule keeps its last good answer
+/// or loses its own way, and the machine stays in service with the others.
+#[test]
+fn a_lying_name_takes_its_own_rule_down_at_most() {
+    const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 127);
+    const DOWN: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 125);
+    let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
+    let dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let degraded = |lab: &Lab, text: &str| {
+        let said = wait::until(text, TTL_LIMIT * 2, || {
+            let now: Status = lab.pls_router_json(&["status"])?;
+            ensure!(now.degraded.iter().any(|reason| reason.contains(text)), "{now:#?}");
+            Ok(now)
+        });
+        let now = check(said.with_context(|| story(lab)));
+        assert!(now.healthy && now.reasons.is_empty(), "{now:#?}");
+        assert_eq!(check(lab.health()).0, 200);
+        let udp = check(lab::client::Udp::open(&lab.hosts.serverless, ECHO));
+        check(udp.echo(b"another rule", LIMIT));
+        now
+    };
+    for lie in [ROUTER, BROADCAST, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST] {
+        check(dns.change(&lab, &[lie]));
+        let now = degraded(&lab, &format!("target {NAME}: cannot be resolved again: its address {lie} is "));
+        assert_eq!(now.names[0].addresses, [TOOLS], "{now:#?}");
+        drop(connect(&lab));
+    }
+    // Nor does the next daemon, which has nothing but the file to go by.
+    check(lab.stop_router(Signal::SIGKILL));
+    check(lab.start_router());
+    assert_eq!(status(&lab).names[0].addresses, [TOOLS]);
+    check(lab.wait_in_service(LIMIT));
+    drop(connect(&lab));
+
+    check(dns.change(&lab, &[DOWN]));
+    degraded(&lab, &format!("rule echo-tcp: no next hop to {DOWN}"));
+    assert!(Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER).is_err(), "nobody is there");
+
+    // Some of it is good, and too much: what can be used is.
+    check(dns.change(&lab, &[ROUTER, TOOLS, BROADCAST]));
+    let now = degraded(
+        &lab,
+        &format!("target {NAME}: not all of its answer is used: its address {ROUTER} is this machine's own"),
+    );
+    assert_eq!((now.names[0].addresses.as_slice(), &*now.names[0].problem), ([TOOLS.into()].as_slice(), ""));
+    drop(connect(&lab));
+    let many: Vec<Ipv4Addr> = (0..100).map(|last| Ipv4Addr::new(10, 9, 0, last)).collect();
+    check(dns.change(&lab, &many));
+    let now = degraded(&lab, "it has 100 addresses: the lowest 32 are used");
+    assert_eq!(now.names[0].addresses, many[..32]);
+    let told = wait::until("the log to say so", LIMIT, || {
+        let log = fs::read_to_string(lab.state().log("pls-router"))?;
+        ensure!(log.contains("it has 100 addresses"), "{log}");
+        Ok(log)
+    });
+    let log = check(told);
+    assert_eq!(log.matches("it has 100 addresses").count(), 1, "{log}");
+    assert!(!log.contains("10.9.0.32"), "what is not used is not told: {log}");
+}
+
 #[test]
 fn one_unknown_name_leaves_the_other_rules_alone() {
     let mut lab = lab_with(&format!("\"{UNKNOWN}:{ECHO_PORT}\""));

@@ -17,7 +17,8 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::usable;
+use super::choice::{Choice, choose};
+use crate::daemon::{kernel::OwnAddresses, text::printable};
 
 /// Older answers are not used: an address that a name had weeks ago is more likely somebody else's by now than still its own. A running daemon
 /// keeps an answer for as long as it fails to get another; this is for one that starts.
@@ -76,22 +77,28 @@ impl Memory {
         directory.as_deref().or(socket.parent()).unwrap_or(Path::new("/")).join(FILE)
     }
 
-    /// Reads the file. What cannot be used of it is left out, with a warning: a damaged file is as good as none.
-    pub(super) fn load(path: PathBuf, now: SystemTime) -> Self {
+    /// Reads the file. What cannot be used of it is left out, with a warning: a damaged file is as good as none. It is held to what answers are
+    /// held to, on the machine with these addresses: it says what some server has said, and perhaps to another machine.
+    pub(super) fn load(path: PathBuf, now: SystemTime, own: &OwnAddresses) -> Self {
         let mut names = read(&path).unwrap_or_else(|error| {
             warn!("the last known addresses of names are lost: {}: {error:#}", path.display());
             BTreeMap::new()
         });
-        names.retain(|name, remembered| match usable(std::mem::take(&mut remembered.addresses)) {
-            Ok(addresses) => {
+        let mut unusable = Vec::new();
+        names.retain(|name, remembered| match choose(std::mem::take(&mut remembered.addresses), own) {
+            Ok(Choice { addresses, .. }) => {
                 remembered.addresses = addresses;
                 remembered.age(now) <= OLDEST
             }
             Err(why) => {
-                warn!("the last known address of {name} in {} is not used: {why}", path.display());
+                unusable.push(format!("{}: {why}", printable(name)));
                 false
             }
         });
+        if let Some(first) = unusable.first() {
+            let (count, path) = (unusable.len(), path.display());
+            warn!(count, "last known addresses of names in {path} are not used: the first of {first}");
+        }
         Self { path, names, unsaved: false }
     }
 
@@ -182,6 +189,10 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + hours * 3600)
     }
 
+    fn load(path: PathBuf, now: SystemTime) -> Memory {
+        Memory::load(path, now, &OwnAddresses::default())
+    }
+
     fn saved(memory: &mut Memory, now: SystemTime) -> bool {
         memory.unsaved(now).map(|unsaved| unsaved.write().unwrap()).is_some()
     }
@@ -190,13 +201,13 @@ mod tests {
     fn names_come_back_until_they_are_too_old() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("below/names.json");
-        let mut memory = Memory::load(path.clone(), at(0));
+        let mut memory = load(path.clone(), at(0));
         assert!(memory.get("a.example").is_none() && !saved(&mut memory, at(0)));
         memory.note("a.example", &[A, B], at(0));
         memory.note("b.example.", &[B], at(100));
         assert!(saved(&mut memory, at(100)) && !saved(&mut memory, at(100)));
 
-        let again = Memory::load(path.clone(), at(160));
+        let again = load(path.clone(), at(160));
         assert_eq!(again.get("a.example").map(|known| known.addresses.as_slice()), Some([A, B].as_slice()));
         assert_eq!(
             again.get("a.example").map(|known| known.age(at(160))),
@@ -204,16 +215,16 @@ mod tests {
         );
         assert_eq!(again.get("b.example.").map(|known| known.addresses.as_slice()), Some([B].as_slice()));
         assert!(again.get("b.example").is_none(), "another name: it goes through the search list");
-        let late = Memory::load(path.clone(), at(200));
+        let late = load(path.clone(), at(200));
         assert!(late.get("a.example").is_none() && late.get("b.example.").is_some());
         // A clock that was set back.
-        assert!(Memory::load(path, at(0)).get("b.example.").is_some());
+        assert!(load(path, at(0)).get("b.example.").is_some());
     }
 
     #[test]
     fn the_file_is_written_when_it_says_something_else() {
         let directory = tempfile::tempdir().unwrap();
-        let mut memory = Memory::load(directory.path().join(FILE), at(0));
+        let mut memory = load(directory.path().join(FILE), at(0));
         memory.note("a.example", &[A], at(0));
         assert!(saved(&mut memory, at(0)));
         memory.note("a.example", &[A], at(0) + Duration::from_secs(60));
@@ -241,24 +252,37 @@ mod tests {
             "{\"format\": 1, \"names\": {\"a.example\": {\"addresses\": [\"168.63.129.16\"], \"answered\": 1700000000}}}",
         ] {
             fs::write(&path, text).unwrap();
-            let mut memory = Memory::load(path.clone(), at(0));
+            let mut memory = load(path.clone(), at(0));
             assert!(memory.get("a.example").is_none(), "{text}");
             // And it is no obstacle.
             memory.note("a.example", &[A], at(0));
             assert!(saved(&mut memory, at(0)));
-            assert!(Memory::load(path.clone(), at(0)).get("a.example").is_some(), "{text}");
+            assert!(load(path.clone(), at(0)).get("a.example").is_some(), "{text}");
         }
         // One bad address of two.
         fs::write(&path, "{\"format\": 1, \"names\": {\"a.example\": {\"addresses\": [\"127.0.0.1\", \"203.0.113.10\"], \"answered\": 1700000000}}}").unwrap();
-        let memory = Memory::load(path.clone(), at(0));
+        let memory = load(path.clone(), at(0));
         assert_eq!(memory.get("a.example").map(|known| known.addresses.as_slice()), Some([A].as_slice()));
+        // As little as a server may say, a file may: of this machine, too many, what a terminal acts upon.
+        let many: Vec<String> = (0..100).map(|n| format!("\"203.0.113.{n}\"")).collect();
+        let own = OwnAddresses { own: [B].into(), ..OwnAddresses::default() };
+        for (addresses, used) in [("\"203.0.113.11\"", None), (&*many.join(","), Some(32))] {
+            let name = format!("{{\"addresses\": [{addresses}], \"answered\": 1700000000}}");
+            let text =
+                format!("{{\"format\": 1, \"names\": {{\"a.example\": {name}, \"\\u001b[2J\": {name}}}}}");
+            fs::write(&path, text).unwrap();
+            let memory = Memory::load(path.clone(), at(0), &own);
+            let known = memory.get("a.example").map(|known| known.addresses.as_slice());
+            assert_eq!(known.map(<[_]>::len), used);
+            assert!(!known.is_some_and(|known| known.contains(&B)));
+        }
         // A directory, or somebody's link.
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert!(Memory::load(path.clone(), at(0)).names.is_empty());
+        assert!(load(path.clone(), at(0)).names.is_empty());
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let mut memory = Memory::load(path, at(0));
+        let mut memory = load(path, at(0));
         memory.note("a.example", &[A], at(0));
         assert!(memory.unsaved(at(0)).unwrap().write().unwrap_err().to_string().contains(FILE));
     }

@@ -1,6 +1,7 @@
 //! Targets given by name: each is resolved again when the time of its answer ends, and keeps the last good one while that fails, also over a
 //! restart of the daemon.
 
+mod choice;
 mod memory;
 mod resolver;
 mod schedule;
@@ -18,20 +19,31 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 use self::{
+    choice::{Choice, choose},
     memory::{Memory, Unsaved},
     resolver::{Answer, Files, NO_ADDRESS, Resolver},
 };
-use super::shared::{Shared, State, lock};
-use crate::config::{Config, Host, no_target};
+use super::{
+    kernel::OwnAddresses,
+    lines::Lines,
+    paced::Paced,
+    shared::{Shared, State, lock},
+    text::printable,
+};
+use crate::config::{Config, Host};
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
+/// How long after the rules, or the file of the last answers, they are written again at the earliest: answers may change with every question.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often in a row the rules may fail to be written.
+const TRIES: u32 = 5;
 
 /// Addresses by name, with what is known about each.
 pub(super) type Names = HashMap<String, Resolved>;
@@ -51,11 +63,28 @@ pub(super) struct Resolved {
     failures: u32,
     /// What went wrong at the last attempt; empty when it went well.
     pub(super) problem: String,
+    /// What of the last good answer is not used, and why; empty when all of it is.
+    pub(super) left_out: String,
+}
+
+/// An answer of which something can be used.
+#[derive(Clone, Debug, PartialEq)]
+struct Good {
+    choice: Choice,
+    ttl: Duration,
 }
 
 impl Resolved {
     fn unknown(now: Instant) -> Self {
-        Self { addresses: Vec::new(), since: now, ttl: None, next: now, failures: 0, problem: String::new() }
+        Self {
+            addresses: Vec::new(),
+            since: now,
+            ttl: None,
+            next: now,
+            failures: 0,
+            problem: String::new(),
+            left_out: String::new(),
+        }
     }
 
     /// A name with these addresses.
@@ -65,9 +94,9 @@ impl Resolved {
     }
 
     /// Takes in the outcome of an attempt. `luck` is anything from 0 to 1.
-    fn note(&mut self, outcome: Result<Answer, String>, now: Instant, luck: f64) -> Noted {
+    fn note(&mut self, outcome: Result<Good, String>, now: Instant, luck: f64) -> Noted {
         match outcome {
-            Ok(Answer { addresses, ttl }) => {
+            Ok(Good { choice: Choice { addresses, left_out }, ttl }) => {
                 self.next = now + schedule::after_answer(ttl, luck);
                 self.failures = 0;
                 self.since = now;
@@ -77,12 +106,14 @@ impl Resolved {
                     recovered: !std::mem::take(&mut self.problem).is_empty(),
                 };
                 self.addresses = addresses;
+                self.left_out = left_out;
                 noted
             }
             Err(problem) => {
                 self.failures = self.failures.saturating_add(1);
                 self.next = now + schedule::after_failure(self.failures, luck);
-                self.problem = problem;
+                // It may say what a server has said.
+                self.problem = printable(&problem);
                 Noted { moved: false, recovered: false }
             }
         }
@@ -102,23 +133,29 @@ struct Noted {
 pub(super) struct NameService {
     resolver: Resolver,
     memory: Mutex<Memory>,
-    /// The memory may have to be written.
-    learned: Notify,
+    /// The writing of the memory.
+    saving: Paced,
+    /// The writing of the rules.
+    applying: Paced,
+    /// What is said of answers in the log.
+    lines: Mutex<Lines>,
 }
 
 impl NameService {
-    /// The system's name servers, and the memory of a daemon with this API socket.
-    pub(super) fn of_system(socket: &Path) -> Self {
+    /// The system's name servers, and the memory of a daemon with this API socket on the machine with these addresses.
+    pub(super) fn of_system(socket: &Path, own: &OwnAddresses) -> Self {
         Self {
             resolver: Resolver::new(Files::default()),
-            memory: Mutex::new(Memory::load(Memory::path(socket), SystemTime::now())),
-            learned: Notify::new(),
+            memory: Mutex::new(Memory::load(Memory::path(socket), SystemTime::now(), own)),
+            saving: Paced::new(PAUSE),
+            applying: Paced::new(PAUSE),
+            lines: Mutex::default(),
         }
     }
 
-    /// Resolves every name of a configuration, all at the same time. Takes five seconds at most. What cannot be resolved has the addresses
+    /// Resolves every name of a configuration, all at the same time, for the machine with these addresses. Takes five seconds at most. What cannot be resolved has the addresses
     /// of its last good answer, if an earlier daemon has left that.
-    pub(super) async fn resolve_all(&self, config: &Config) -> Names {
+    pub(super) async fn resolve_all(&self, config: &Config, own: &OwnAddresses) -> Names {
         let mut names: Vec<&String> = config
             .forwards
             .iter()
@@ -131,12 +168,12 @@ impl NameService {
         names.sort_unstable();
         names.dedup();
         let answers = names.into_iter().map(async |name| {
-            let outcome = timeout(START, self.resolve(name)).await;
+            let outcome = timeout(START, self.resolve(name, own)).await;
             let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer in {} s", START.as_secs())));
             let now = Instant::now();
             let mut resolved = Resolved::unknown(now);
             let noted = resolved.note(outcome, now, luck());
-            log(name, &resolved, noted);
+            self.log(name, &resolved, noted);
             if resolved.addresses.is_empty() {
                 self.recall(name, &mut resolved);
             } else {
@@ -147,9 +184,9 @@ impl NameService {
         join_all(answers).await.into_iter().collect()
     }
 
-    async fn resolve(&self, name: &str) -> Result<Answer, String> {
+    async fn resolve(&self, name: &str, own: &OwnAddresses) -> Result<Good, String> {
         let Answer { addresses, ttl } = self.resolver.lookup(name).await?;
-        Ok(Answer { addresses: usable(addresses)?, ttl })
+        Ok(Good { choice: choose(addresses, own)?, ttl })
     }
 
     /// Gives a name without an address the last one that is known.
@@ -166,7 +203,7 @@ impl NameService {
 
     fn remember(&self, name: &str, resolved: &Resolved) {
         lock(&self.memory).note(name, &resolved.addresses, SystemTime::now());
-        self.learned.notify_one();
+        self.saving.ask();
     }
 
     /// Resolves names again and again, each when it is time for it.
@@ -177,7 +214,26 @@ impl NameService {
         }
         tokio::select! {
             followed = try_join_all(names.iter().map(|name| self.follow_one(&shared, name))) => followed.map(drop),
+            never = self.apply(&shared) => never,
             never = self.save() => never,
+        }
+    }
+
+    /// Puts the rules in force whenever a name has moved. The next answer comes when it likes, so that the kernel may well refuse once, and nobody
+    /// is to end the daemon by answers.
+    async fn apply(&self, shared: &Shared) -> Result<()> {
+        let mut failures = 0;
+        loop {
+            self.applying.turn().await;
+            match shared.apply_rules() {
+                Ok(()) => failures = 0,
+                Err(error) if failures + 1 == TRIES => return Err(error),
+                Err(error) => {
+                    failures += 1;
+                    warn!("new sessions do not follow names yet: {error:#}");
+                    self.applying.ask();
+                }
+            }
         }
     }
 
@@ -185,7 +241,7 @@ impl NameService {
     async fn save(&self) -> Result<()> {
         let mut failing = false;
         loop {
-            self.learned.notified().await;
+            self.saving.turn().await;
             let Some(unsaved) = lock(&self.memory).unsaved(SystemTime::now()) else { continue };
             let written = write(unsaved).await;
             if let Err(error) = &written
@@ -203,59 +259,47 @@ impl NameService {
                 return Ok(());
             };
             sleep(next.saturating_duration_since(Instant::now())).await;
-            let outcome = self.resolve(name).await;
+            let own = shared.state().own_addresses.clone();
+            let outcome = self.resolve(name, &own).await;
             let (resolved, noted) = {
                 let State { names, .. } = &mut *shared.state();
                 let Some(resolved) = names.get_mut(name) else { return Ok(()) };
                 let noted = resolved.note(outcome, Instant::now(), luck());
                 (resolved.clone(), noted)
             };
-            log(name, &resolved, noted);
+            self.log(name, &resolved, noted);
             if resolved.problem.is_empty() {
                 self.remember(name, &resolved);
             }
             if noted.moved {
-                shared.apply_rules()?;
+                self.applying.ask();
             }
         }
     }
-}
 
-/// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells.
-fn log(name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
-    if noted.moved {
-        let ttl = ttl.unwrap_or_default().as_secs();
-        info!(name, ?addresses, ttl, "resolved");
-    }
-    if noted.recovered {
-        info!(name, "can be resolved again");
+    /// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells. An answer may change with every question, so there is a
+    /// budget.
+    fn log(&self, name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
+        if !noted.moved && !noted.recovered {
+            return;
+        }
+        let Some(withheld) = lock(&self.lines).take(Instant::now()) else { return };
+        if withheld > 0 {
+            info!(withheld, "names have changed more often than is told here");
+        }
+        if noted.moved {
+            let ttl = ttl.unwrap_or_default().as_secs();
+            info!(name, ?addresses, ttl, "resolved");
+        }
+        if noted.recovered {
+            info!(name, "can be resolved again");
+        }
     }
 }
 
 /// Anything from 0 to 1, to keep what happens at the same time from doing so for ever. The standard library's hash keys are random.
 fn luck() -> f64 {
     f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
-}
-
-/// The addresses of an answer that packets can be sent to. What the configuration may not name, an answer may not either: above
-/// all Azure's platform address, which a rule must never lead to.
-fn usable(answer: Vec<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, String> {
-    let mut refused = None;
-    let mut addresses = answer;
-    addresses.retain(|address| match no_target(*address) {
-        None => true,
-        Some(why) => {
-            refused = Some(format!("its address {address} is {why}"));
-            false
-        }
-    });
-    // Resolvers rotate: in order, the same answer is the same.
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() {
-        return Err(refused.unwrap_or_else(|| NO_ADDRESS.to_owned()));
-    }
-    Ok(addresses)
 }
 
 /// Writes by a thread of its own, which does not keep the daemon from ending.

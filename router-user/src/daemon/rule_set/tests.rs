@@ -72,6 +72,22 @@ fn more_addresses_than_there_is_room_for_are_cut() {
     assert!(chosen.len() == 32 && !chosen.contains(&7) && chosen.contains(&33), "{chosen:?}");
 }
 
+/// A name server may say what it likes of its own name, and takes nothing from the rule's others.
+#[test]
+fn a_name_of_many_addresses_leaves_the_other_targets_theirs() {
+    let web = forward("443", "[\"flood.example.com\", \"10.1.0.200\", \"db.example.com\"]");
+    let many: Vec<u8> = (1..=100).collect();
+    let mut names = names(&[("flood.example.com", &many), ("db.example.com", &[201, 202, 203])]);
+    let expected = |flood: u8| (1..=flood).chain([200, 201, 202, 203]).collect::<Vec<u8>>();
+    assert_eq!(used(&web, &names, &avoiding(&[])), expected(28));
+    // Two of them share what is left.
+    let flood = |third| (0..100).map(|last| Ipv4Addr::new(10, 1, third, last)).collect();
+    names.insert("db.example.com".to_owned(), crate::daemon::names::Resolved::of(flood(1)));
+    let chosen = in_use(&web, &names, &avoiding(&[]));
+    let of_db = chosen.iter().filter(|(address, _)| address.octets()[2] == 1).count();
+    assert_eq!((chosen.len(), of_db), (32, 15));
+}
+
 proptest! {
     #[test]
     fn a_rule_with_targets_keeps_some(known in proptest::collection::btree_set(1..60_u8, 0..50), dead in proptest::collection::vec(1..60_u8, 0..60)) {
