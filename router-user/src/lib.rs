@@ -9,4 +9,5 @@ pub mod model;
 pub mod policy_rules;
 pub mod port_plan;
 pub mod preflight;
+mod private;
 mod proc_net;

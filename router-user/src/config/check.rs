@@ -6,14 +6,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
 use super::diagnostic::Severity;
 use super::document::Document;
 use super::read::{RawForward, RawListeners, RawMasquerade};
 use super::types::{Listen, Protocol};
-use super::values::{self, MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS};
+use super::values::{
+    self, AZURE_PLATFORM, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+};
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
@@ -295,6 +297,32 @@ fn masquerade_pairs(document: &mut Document, rules: &[RawMasquerade]) {
                 }
             }
         }
+    }
+}
+
+/// Checks who has places for probes.
+pub(super) fn probers(document: &mut Document, from: &Spanned<Vec<Spanned<IpNet>>>) {
+    let list = from.get_ref();
+    if let Some(excess) = list.get(MAX_PROBERS) {
+        document.error(
+            format!("`from` has {} entries, and each has places of its own", list.len()),
+            excess.span(),
+            format!("at most {MAX_PROBERS}: name the network of several addresses"),
+        );
+    }
+    for (number, entry) in list.iter().enumerate() {
+        if list.iter().take(number).any(|earlier| earlier.get_ref() == entry.get_ref()) {
+            document.error(format!("`from` has {} twice", entry.get_ref()), entry.span(), "leave it out");
+        }
+    }
+    let platform = IpAddr::V4(AZURE_PLATFORM);
+    if !list.is_empty() && !list.iter().any(|entry| entry.get_ref().contains(&platform)) {
+        document.warning(
+            "Azure's load balancer is not in `from`: others can use up the places that its probe has",
+            from.span(),
+            format!("{AZURE_PLATFORM} is missing"),
+            format!("add \"{AZURE_PLATFORM}\", where its probes come from"),
+        );
     }
 }
 

@@ -24,7 +24,7 @@ pub use types::{
     Admin, Answers, Config, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
     LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
 };
-pub use values::{MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
+pub use values::{MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
 
 /// Where the configuration is looked for if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/pls-router/config.toml";

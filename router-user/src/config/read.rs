@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -106,7 +106,7 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
     let others =
         section.optional(document, "others", local::others).map_or(Others::Open, Spanned::into_inner);
     let allow = section.list(document, "allow", local::allow);
-    let (admin, listeners) = listeners(document, root);
+    let (admin, from, listeners) = listeners(document, root);
     let limits = limits(document, root);
     check::rules(document, &forwards, &masquerades, &listeners);
     if let Some(allow) = &allow {
@@ -120,7 +120,7 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
         snat,
         answers,
         local: Local { allow: allow.map_or_else(Vec::new, plain), others },
-        health: Health { listen: listeners.health },
+        health: Health { listen: listeners.health, from: from.map_or_else(Vec::new, plain) },
         admin,
         limits,
         timeouts,
@@ -179,16 +179,24 @@ fn snat(document: &mut Document, root: &DeTable<'_>) -> Snat {
     }
 }
 
-fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListeners) {
+type Probers = Option<Spanned<Vec<Spanned<IpNet>>>>;
+
+fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, Probers, RawListeners) {
     let section = document.section(root, schema::HEALTH);
     let health = section.optional(document, "listen", values::health_address);
+    let from = section.list(document, "from", values::prober);
+    if let Some(from) = &from {
+        check::probers(document, from);
+    }
     let section = document.section(root, schema::ADMIN);
     let listen = section.optional(document, "listen", values::admin_address);
+    let hosts = section.list(document, "hosts", values::host_name);
     let path = |document: &mut Document, key, default: &str, parse: fn(&str) -> _| {
         section.optional(document, key, parse).map_or_else(|| PathBuf::from(default), Spanned::into_inner)
     };
     let admin = Admin {
         listen: listen.as_ref().map_or(DEFAULT_ADMIN, |listen| *listen.get_ref()),
+        hosts: hosts.map_or_else(Vec::new, plain),
         socket: path(document, "socket", DEFAULT_SOCKET, values::socket_path),
         pins: path(document, "pins", DEFAULT_PINS, values::absolute_path),
     };
@@ -198,7 +206,7 @@ fn listeners(document: &mut Document, root: &DeTable<'_>) -> (Admin, RawListener
         admin: admin.listen,
         admin_at: listen.map(|listen| listen.span()),
     };
-    (admin, listeners)
+    (admin, from, listeners)
 }
 
 fn limits(document: &mut Document, root: &DeTable<'_>) -> Limits {

@@ -49,10 +49,10 @@ pub(super) const LOCAL: SectionSchema =
     SectionSchema { name: "local", form: Form::Single, keys: &["allow", "others"] };
 /// `[health]`
 pub(super) const HEALTH: SectionSchema =
-    SectionSchema { name: "health", form: Form::Single, keys: &["listen"] };
+    SectionSchema { name: "health", form: Form::Single, keys: &["listen", "from"] };
 /// `[admin]`
 pub(super) const ADMIN: SectionSchema =
-    SectionSchema { name: "admin", form: Form::Single, keys: &["listen", "socket", "pins"] };
+    SectionSchema { name: "admin", form: Form::Single, keys: &["listen", "hosts", "socket", "pins"] };
 /// `[limits]`
 pub(super) const LIMITS: SectionSchema =
     SectionSchema { name: "limits", form: Form::Single, keys: &["flows", "half_open_per_source"] };

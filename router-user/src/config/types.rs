@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// A whole configuration, valid in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -390,6 +390,9 @@ pub enum Others {
 pub struct Health {
     /// Where it is answered.
     pub listen: SocketAddr,
+    /// Who has places for probes and is told why it fails, host bits clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform
+    /// address and the networks of the router's interfaces. This machine is always among them.
+    pub from: Vec<IpNet>,
 }
 
 /// Metrics, the API socket, and where the kernel objects are kept.
@@ -397,6 +400,8 @@ pub struct Health {
 pub struct Admin {
     /// Metrics over HTTP.
     pub listen: SocketAddr,
+    /// Names, in lower case and without a final dot, that requests may give in `Host` beside this machine's own names and addresses.
+    pub hosts: Vec<String>,
     /// The Unix socket of the API that the command line uses. Absolute.
     pub socket: PathBuf,
     /// The directory of pinned maps, programs and links, on a BPF file system. Absolute.

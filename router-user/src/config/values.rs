@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::document::did_you_mean;
 use super::types::{Host, Listen, Mode, Mss, Protocol, Refusal, Target};
@@ -14,9 +14,12 @@ pub use router_common::{
     MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
 };
 
+/// Entries of `from` of `[health]`: each has places of its own.
+pub const MAX_PROBERS: usize = 16;
+
 /// The address that Azure's platform speaks from and listens on in every virtual network: probes, DNS, DHCP.
 /// The router never translates its traffic.
-const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::AZURE_PLATFORM.0);
+pub(super) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::AZURE_PLATFORM.0);
 
 /// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -337,6 +340,42 @@ pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
         );
     }
     Ok(network)
+}
+
+/// Who may probe: an address or a network, of either family.
+pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
+    const FIX: &str = "write an address or a network: \"168.63.129.16\", \"10.0.9.0/24\"";
+    if has_leading_zero(text) && !text.contains(':') {
+        return leading_zero(text);
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.to_canonical().into());
+    }
+    let Ok(network) = text.parse::<IpNet>() else {
+        return problem(format!("{text:?} is neither an address nor a network"), FIX);
+    };
+    if network.trunc() != network {
+        return problem(
+            format!("{network} has bits set after its first {}", network.prefix_len()),
+            format!("write \"{}\", the network this address is in", network.trunc()),
+        );
+    }
+    Ok(network)
+}
+
+/// A name that requests give in `Host`, in the form that they are compared in.
+pub(super) fn host_name(text: &str) -> Result<String, Problem> {
+    let example = "write a name as in a URL, without a port: \"router.example.com\"";
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    if text.contains([':', '/', '*']) {
+        return problem(format!("{text:?} is more or less than a name"), example);
+    }
+    match dns_name(text) {
+        Ok(name) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
+        Err(_) => problem(format!("{text:?} is not a name"), example),
+    }
 }
 
 pub(super) fn health_address(text: &str) -> Result<SocketAddr, Problem> {

@@ -1,21 +1,45 @@
 //! The API on the Unix socket: what the command line asks. Bodies are the types of [`crate::model`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::{StatusCode, header},
+    http::{Method, Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tracing::warn;
 
-use super::{audit, listing, reports, shared::Shared};
+use super::{
+    audit,
+    http::{self, Capacity, Limits, Party, Visit},
+    listing, reports,
+    shared::Shared,
+};
 use crate::model::FlowQuery;
+
+/// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions let in.
+const ROOT: usize = 0;
+const OTHERS: usize = 1;
+/// How long a request may take to come.
+const REQUEST: Duration = Duration::from_secs(5);
+/// How long a connection may take in all: all sessions, through somebody's pager, take a while.
+const CONNECTION: Duration = Duration::from_secs(60 * 60);
+
+/// What the daemon does to answer the command line.
+pub(super) fn limits() -> Limits {
+    Limits {
+        rooms: vec![Capacity { places: 16, share: 16 }, Capacity { places: 16, share: 4 }],
+        request: REQUEST,
+        connection: CONNECTION,
+    }
+}
 
 /// Serves the API.
 pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result<()> {
@@ -30,7 +54,25 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
         .route("/v1/audit", get(async |State(shared): State<Arc<Shared>>| answer(audit::audit(shared).await)))
         .route("/v1/stand-down", post(stand_down))
         .with_state(shared);
-    axum::serve(listener, router).await.context("the API's server has failed")
+    let router = TowerToHyperService::new(router);
+    let answer = move |user: u32, request: Request<Incoming>| {
+        let may = request.method() == Method::GET || is_root(user);
+        let answer = may.then(|| router.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await.unwrap_or_else(|never| match never {}),
+                None => (StatusCode::FORBIDDEN, "only root may change something\n").into_response(),
+            }
+        }
+    };
+    let visit =
+        |user: &u32| Visit { room: if is_root(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
+    http::serve(listener, limits(), visit, answer).await
+}
+
+/// Returns `true` of root and of whoever this daemon runs as.
+fn is_root(user: u32) -> bool {
+    user == 0 || user == crate::private::own_user()
 }
 
 /// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under this daemon, which must not put it back.

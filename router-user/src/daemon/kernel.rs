@@ -7,11 +7,15 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use futures_util::{
+    Stream, StreamExt as _, TryStreamExt as _,
+    stream::{BoxStream, unfold},
+};
 use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -29,12 +33,17 @@ use router_common::{
     settings::Interface,
 };
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
+use super::shared::lock;
 use crate::policy_rules::PolicyRule;
 
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How soon a connection that has ended is tried to be opened again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Networks with this prefix or a longer one have no broadcast address (RFC 3021).
 const POINT_TO_POINT: u8 = 31;
@@ -74,49 +83,86 @@ pub(super) type NeighbourChange = Option<Neighbour>;
 /// Opens a stream of the changes of neighbours of either family from now on, apart from the one of all changes: who waits for a neighbour
 /// waits for nothing else.
 pub(super) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> {
-    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Neigh])
-        .context("cannot open a netlink socket")?;
-    tokio::spawn(connection);
-    let changes = messages.filter_map(|(message, _)| async move {
-        match message.payload {
-            NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
-            ) => Some(Some(read_neighbour(&message)?.0)),
-            NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(None),
-            _ => None,
+    let messages = messages(&[MulticastGroup::Neigh])?;
+    let changes = messages.filter_map(|message| async move {
+        match message {
+            Some(RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message)) => {
+                Some(Some(read_neighbour(&message)?.0))
+            }
+            None => Some(None),
+            Some(_) => None,
         }
     });
     Ok(changes.boxed())
 }
 
+/// Opens a stream, without an end, of what the kernel tells these groups; `None` when something of it was lost. When the connection breaks, which
+/// a lack of memory is enough for, it is made again.
+fn messages(
+    groups: &'static [MulticastGroup],
+) -> Result<impl Stream<Item = Option<RouteNetlinkMessage>> + Send> {
+    let open = move || {
+        let (connection, _, messages) =
+            rtnetlink::new_multicast_connection(groups).context("cannot open a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(messages)
+    };
+    let first = open()?;
+    Ok(unfold(first, move |mut messages| async move {
+        loop {
+            match messages.next().await.map(|(message, _)| message.payload) {
+                Some(NetlinkPayload::InnerMessage(message)) => return Some((Some(message), messages)),
+                // An overrun of the socket's buffer, for one: something was missed.
+                Some(NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_)) => return Some((None, messages)),
+                Some(_) => {}
+                None => return Some((None, until_it_works(open).await)),
+            }
+        }
+    }))
+}
+
+/// Tries again and again, with a word in the log for the first time that it does not work.
+async fn until_it_works<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
+    warn!("a netlink connection has ended: it is opened again");
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => debug!("{error:#}"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
 /// Questions to the kernel.
 #[derive(Clone)]
 pub(super) struct Kernel {
-    handle: Handle,
+    /// Of the connection as it is now.
+    handle: Arc<Mutex<Handle>>,
 }
 
 /// Opens a connection to the kernel, and the stream of its changes from now on.
 pub(super) fn connect() -> Result<(Watch, Kernel)> {
     // Questions have a connection of their own: when a burst of changes overruns a socket's buffer, answers are lost with them.
-    let (questions, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-    tokio::spawn(questions);
-    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
+    let open = || rtnetlink::new_connection().context("cannot open a netlink socket");
+    let (mut questions, handle, _) = open()?;
+    let handle = Arc::new(Mutex::new(handle));
+    let current = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            questions.await;
+            let (connection, handle, _) = until_it_works(open).await;
+            questions = connection;
+            *lock(&current) = handle;
+        }
+    });
+    let messages = messages(&[
         MulticastGroup::Link,
         MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
-    ])
-    .context("cannot open a netlink socket")?;
-    tokio::spawn(connection);
-    let changes = messages.filter_map(|(message, _)| async move {
-        match message.payload {
-            NetlinkPayload::InnerMessage(message) => change(message),
-            // An overrun of the socket's buffer, for one: something was missed, so look at everything.
-            NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) => Some(Change::Missed),
-            _ => None,
-        }
-    });
+    ])?;
+    let changes = messages.filter_map(|message| async move { message.map_or(Some(Change::Missed), change) });
     Ok((changes.boxed(), Kernel { handle }))
 }
 
@@ -189,6 +235,16 @@ impl Addresses {
         };
         let given = self.messages.iter().flat_map(|message| &message.attributes).filter_map(broadcast);
         given.chain(self.messages.iter().filter_map(of_network)).collect()
+    }
+
+    /// The networks that the addresses of the interface with this index are in.
+    pub(super) fn networks_of(&self, interface: u32) -> Vec<Ipv4Net> {
+        let of_interface = self.messages.iter().filter(|message| message.header.index == interface);
+        let network = |message: &AddressMessage| {
+            let address = message.attributes.iter().find_map(network_address)?;
+            Ipv4Net::new(address, message.header.prefix_len).ok()
+        };
+        of_interface.filter_map(network).collect()
     }
 
     /// The first address of the interface with this index, if it has one that is of use beyond the link.
@@ -279,9 +335,14 @@ pub(super) struct RouteSource {
 }
 
 impl Kernel {
+    /// The connection, for one question.
+    fn handle(&self) -> Handle {
+        lock(&self.handle).clone()
+    }
+
     /// This machine's IPv4 addresses.
     pub(super) async fn addresses(&self) -> Result<Addresses> {
-        let messages = self.handle.address().get().execute();
+        let messages = self.handle().address().get().execute();
         let messages: Vec<_> =
             in_time(messages.try_collect()).await?.context("cannot read this machine's addresses")?;
         Ok(Addresses { messages })
@@ -313,14 +374,14 @@ impl Kernel {
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {
-        let links = self.handle.link().get().execute();
+        let links = self.handle().link().get().execute();
         in_time(links.try_collect()).await?.context("cannot read this machine's interfaces")
     }
 
     /// The IPv4 routes of all tables, as far as they lead to gateways or name a source.
     pub(super) async fn routes(&self) -> Result<Routes> {
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut messages = self.handle.route().get(all).execute().boxed();
+        let mut messages = self.handle().route().get(all).execute().boxed();
         let mut routes = Routes::default();
         while let Some(message) = in_time(messages.next()).await? {
             routes.add(&message.context("cannot read the routes")?);
@@ -330,7 +391,7 @@ impl Kernel {
 
     /// The policy rules by which routes are looked up.
     pub(super) async fn policy_rules(&self) -> Result<Vec<PolicyRule>> {
-        let messages: Vec<_> = in_time(self.handle.rule().get(IpVersion::V4).execute().try_collect())
+        let messages: Vec<_> = in_time(self.handle().rule().get(IpVersion::V4).execute().try_collect())
             .await?
             .context("cannot read the policy rules")?;
         Ok(messages.iter().map(PolicyRule::from).collect())
@@ -338,7 +399,7 @@ impl Kernel {
 
     /// Every neighbour that the kernel knows. A route to an IPv4 network may lead to an IPv6 one.
     pub(super) async fn neighbours(&self) -> Result<HashMap<Neighbour, NeighbourEntry>> {
-        let messages = self.handle.neighbours().get().execute();
+        let messages = self.handle().neighbours().get().execute();
         let messages: Vec<NeighbourMessage> =
             in_time(messages.try_collect()).await?.context("cannot read the neighbours")?;
         Ok(messages.iter().filter_map(read_neighbour).collect())
@@ -348,7 +409,7 @@ impl Kernel {
     /// MAC address meanwhile; by itself it would ask half a minute after it last heard of it, and only if it had a packet to send.
     pub(super) async fn confirm(&self, neighbour: &Neighbour) -> Result<()> {
         let address = neighbour.ip();
-        let request = self.handle.neighbours().add(neighbour.interface, address);
+        let request = self.handle().neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::Probe).replace().execute())
             .await?
             .with_context(|| format!("cannot have the neighbour {address} confirmed"))
@@ -357,7 +418,7 @@ impl Kernel {
     /// Has the kernel find out a neighbour's MAC address.
     pub(super) async fn probe(&self, neighbour: &Neighbour) -> Result<()> {
         let address = neighbour.ip();
-        let request = self.handle.neighbours().add(neighbour.interface, address);
+        let request = self.handle().neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
             .await?
             .with_context(|| format!("cannot have the neighbour {address} looked up"))
@@ -382,7 +443,7 @@ impl Kernel {
         question.attributes.push(NeighbourAttribute::Destination(destination));
         let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(question));
         question.header.flags = NLM_F_REQUEST;
-        let mut answers = self.handle.clone().request(question).context("cannot ask the kernel")?;
+        let mut answers = self.handle().request(question).context("cannot ask the kernel")?;
         let answer = in_time(answers.next()).await?;
         Ok(match answer.map(|answer| answer.payload) {
             Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))) => {

@@ -1,15 +1,18 @@
 //! Metrics in Prometheus' text format.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use axum::{
     Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -18,21 +21,75 @@ use prometheus_client::{
 };
 use tokio::net::TcpListener;
 
-use super::{reports, shared::Shared};
+use super::{
+    http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
+    reports,
+    shared::Shared,
+};
 use crate::model::{Counters, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves `GET /metrics`.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
-    let router = Router::new().route("/metrics", get(metrics)).with_state(shared);
-    axum::serve(listener, router).await.context("the metrics' server has failed")
+/// Rooms: of root, of other users of this machine, and of everyone else.
+const ROOT: usize = 0;
+const USERS: usize = 1;
+const NETWORK: usize = 2;
+/// How long a request may take to come.
+const REQUEST: Duration = Duration::from_secs(5);
+/// How long a connection may take in all.
+const CONNECTION: Duration = Duration::from_secs(20);
+/// How old an answer may be: however many ask, this often it is written.
+const AGE: Duration = Duration::from_millis(100);
+
+/// What the daemon does to answer for metrics.
+pub(super) fn limits() -> Limits {
+    let mut rooms = vec![Capacity { places: 16, share: 4 }; 3];
+    rooms[ROOT] = Capacity { places: 8, share: 8 };
+    Limits { rooms, request: REQUEST, connection: CONNECTION }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    match render(&shared) {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+/// The metrics as text, or why there are none.
+type Text = Fresh<Result<String, String>>;
+
+/// Serves `GET /metrics`.
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+    let users = Users::open();
+    let visit = {
+        let shared = shared.clone();
+        move |ends: &Ends| {
+            let peer = ends.peer.ip();
+            if !shared.is_own_address(peer) {
+                return Visit { room: NETWORK, party: Party::of(peer) };
+            }
+            match users.of(ends) {
+                Some(0) => Visit { room: ROOT, party: Party::User(0) },
+                Some(user) => Visit { room: USERS, party: Party::User(user) },
+                None => Visit { room: USERS, party: Party::of(peer) },
+            }
+        }
+    };
+    let names = host::Names::of_this_machine(&shared.config.admin.hosts, &shared.state().own_addresses.own);
+    let text = Arc::new(Text::new(AGE));
+    let router = Router::new().route("/metrics", get(metrics)).with_state((shared.clone(), text));
+    let router = TowerToHyperService::new(router);
+    let answer = move |ends: Ends, request: Request<Incoming>| {
+        let is_own = |address| address == ends.local.ip() || shared.is_own_address(address);
+        let refusal = names.refusal(&request, is_own);
+        let answer = refusal.is_none().then(|| router.call(request));
+        async move {
+            match (refusal, answer) {
+                (None, Some(answer)) => answer.await.unwrap_or_else(|never| match never {}),
+                (refusal, _) => refusal.unwrap_or_default().into_response(),
+            }
+        }
+    };
+    http::serve(listener, limits(), visit, answer).await
+}
+
+async fn metrics(State((shared, text)): State<(Arc<Shared>, Arc<Text>)>) -> Response {
+    match &*text.get(|| render(&shared).map_err(|error| format!("{error:#}\n"))).await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], Body::from(text.clone())).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.clone()).into_response(),
     }
 }
 

@@ -10,6 +10,7 @@ mod api;
 mod audit;
 mod capacity;
 mod damage;
+mod http;
 mod kernel;
 mod lines;
 mod listing;
@@ -80,11 +81,12 @@ pub async fn run(options: Options) -> Result<()> {
     for warning in &warnings {
         warn!("{}", warning.brief());
     }
+    keep_descriptors_back(&config);
     refuse_second(&config.admin.socket).await?;
     check_machine(&config).await?;
 
     // Whatever can fail without the kernel's help fails before anything is touched.
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config)?;
     let mut predecessors = Predecessors::find(&config.admin.pins)?;
     let pins = Pins::open(&config.admin.pins)?;
     let _lock = pins.lock()?;
@@ -167,9 +169,9 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Self> {
-        let tcp = async |address: std::net::SocketAddr, key: &str| {
-            TcpListener::bind(address).await.map_err(|error| {
+    fn bind(config: &Config) -> Result<Self> {
+        let tcp = |address: std::net::SocketAddr, key: &str| {
+            http::listen(address).map_err(|error| {
                 let fix = if error.kind() == ErrorKind::AddrNotAvailable {
                     "name an address of this machine, or 0.0.0.0 for all of them"
                 } else {
@@ -178,8 +180,8 @@ impl Listeners {
                 anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
             })
         };
-        let probe = tcp(config.health.listen, "health.listen").await?;
-        let admin = tcp(config.admin.listen, "admin.listen").await?;
+        let probe = tcp(config.health.listen, "health.listen")?;
+        let admin = tcp(config.admin.listen, "admin.listen")?;
         let socket = &config.admin.socket;
         let directory = socket.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(directory)
@@ -190,6 +192,22 @@ impl Listeners {
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
             .with_context(|| format!("cannot restrict {}", socket.display()))?;
         Ok(Self { probe, admin, api })
+    }
+}
+
+/// Makes sure that the listeners together cannot come near the limit of open files.
+fn keep_descriptors_back(config: &Config) {
+    /// What everything else needs: maps, links, netlink, name servers, files that are read.
+    const OTHERS: usize = 256;
+    let limits = [probe::limits(config), metrics::limits(), api::limits()];
+    let needed = limits.iter().map(http::Limits::descriptors).sum::<usize>() + OTHERS;
+    match http::raise_descriptor_limit() {
+        Ok(limit) if limit < needed as u64 => warn!(
+            "this process may open {limit} files, and needs {needed} so that nobody can keep the probe from its answer; fix: \
+             LimitNOFILE= of the service, or ulimit -Hn"
+        ),
+        Ok(_) => {}
+        Err(error) => warn!("cannot raise the limit of open files: {error}"),
     }
 }
 
@@ -307,7 +325,7 @@ async fn start(
     if options.bpf_log.is_some() {
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
     }
-    let punts = plane.take_punts()?;
+    let doors = punts::Doors::open(plane.take_punts()?)?;
     let upkeep = Upkeep::of(&config, &plane)?;
     let path = options.config_path.clone();
     let shared = Arc::new(Shared::new(path, config, own, plane, attached, names));
@@ -315,7 +333,7 @@ async fn start(
     // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
     shared.state().plane.settings.show_presence()?;
     tasks.spawn(upkeep.run(shared.clone()));
-    tasks.spawn(punts::serve(shared.clone(), kernel.clone(), punts));
+    tasks.spawn(punts::serve(shared.clone(), kernel.clone(), doors));
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes, topology));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));

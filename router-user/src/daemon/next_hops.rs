@@ -45,7 +45,8 @@ pub(super) async fn follow(
     mut topology: Topology,
 ) -> Result<()> {
     let mut known = Known::default();
-    known.learn(kernel.neighbours().await?);
+    // Whether what is known may lack something, and whether next hops have yet to be looked up again: what fails is tried again.
+    let (mut missed, mut moved) = (true, false);
     let mut confirm = interval(CONFIRM);
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -57,22 +58,19 @@ pub(super) async fn follow(
                 while let Ok(Some(change)) = timeout_at(settled, changes.next()).await {
                     gathered.push(change);
                 }
-                if gathered.contains(&Change::Missed) {
-                    match kernel.neighbours().await {
-                        Ok(neighbours) => known.learn(neighbours),
-                        Err(error) => warn!("{error:#}"),
-                    }
-                }
-                let moved = gathered.iter().filter(|change| known.note(change)).count() > 0;
-                if moved {
-                    shared.state().plane.settings.invalidate_next_hops()?;
-                }
+                missed |= gathered.contains(&Change::Missed);
+                learn(&kernel, &mut known, &mut missed).await;
+                moved |= gathered.iter().filter(|change| known.note(change)).count() > 0;
+                let has_moved = moved;
+                invalidate(&shared, &mut moved);
                 topology.is_old |= gathered.iter().any(|change| !matches!(change, Change::Neighbour(..)));
-                if moved || gathered.iter().any(|change| matches!(change, Change::Neighbour(..))) {
+                if has_moved || gathered.iter().any(|change| matches!(change, Change::Neighbour(..))) {
                     retry_later(refresh(&shared, &kernel, &mut topology).await);
                 }
             }
             _ = confirm.tick() => {
+                learn(&kernel, &mut known, &mut missed).await;
+                invalidate(&shared, &mut moved);
                 retry_later(refresh(&shared, &kernel, &mut topology).await);
                 confirm_neighbours(&shared, &kernel, &topology).await;
             }
@@ -93,6 +91,32 @@ impl Topology {
     /// The topology as it is now.
     pub(super) async fn read(kernel: &Kernel) -> Result<Self> {
         Ok(Self { routes: kernel.routes().await?, rules: kernel.policy_rules().await?, is_old: false })
+    }
+}
+
+/// Reads all neighbours, if something of them was missed.
+async fn learn(kernel: &Kernel, known: &mut Known, missed: &mut bool) {
+    if !*missed {
+        return;
+    }
+    match kernel.neighbours().await {
+        Ok(neighbours) => {
+            known.learn(neighbours);
+            *missed = false;
+        }
+        Err(error) => warn!("{error:#}"),
+    }
+}
+
+/// Has sessions look their next hops up again, if some have moved.
+fn invalidate(shared: &Shared, moved: &mut bool) {
+    if !*moved {
+        return;
+    }
+    let invalidated = shared.state().plane.settings.invalidate_next_hops();
+    match invalidated {
+        Ok(()) => *moved = false,
+        Err(error) => warn!("{error:#}"),
     }
 }
 
@@ -169,6 +193,8 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         state.refreshed = Instant::now().into_std();
         state.routing = conditions;
         state.own_addresses = view.addresses.local();
+        state.own_networks =
+            view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
         std::mem::replace(&mut state.next_hops, next_hops.clone())
     };
     report(&before, &next_hops);

@@ -28,12 +28,14 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<()> {
     loop {
         period.tick().await;
         let changes = {
-            let State { plane, own, attached, stood_down, .. } = &mut *shared.state();
+            let State { plane, own, attached, stood_down, rules_are_old, .. } = &mut *shared.state();
             // What is set again now would be left behind.
             if *stood_down {
                 continue;
             }
-            own.look_after(&shared.config, attached, plane)
+            let mut changes = own.look_after(&shared.config, attached, plane);
+            changes.rules |= *rules_are_old;
+            changes
         };
         if changes.rules
             && let Err(error) = shared.apply_rules()
@@ -54,7 +56,7 @@ pub(super) struct Changes {
     failures: Vec<String>,
     /// Interfaces whose own traffic is seen again.
     seen: Vec<String>,
-    /// Whether the rule set says something else now.
+    /// Whether the rule set says something else than what is in force.
     rules: bool,
 }
 

@@ -1,12 +1,12 @@
 //! The load balancer's health probe.
 //!
-//! The one port of the daemon that the network reaches, with an HA-ports load balancer even from the private endpoint. So nobody
-//! there may keep the probe from its answer: a connection gets one answer and ends, a request that does not come ends it too,
-//! and only so many are open at a time. The load balancer's own probes and this machine have places of their own.
+//! The one port of the daemon that the network reaches, with an HA-ports load balancer even from the private endpoint. So nobody there may
+//! keep the probe from its answer. Whoever probes this machine (`from` of `[health]`) has connections that nobody else can use up,
+//! apart for each entry and with a share for each address of a network; and only these, and this machine itself, are told
+//! why it does not forward.
 
 use std::{
-    convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -16,90 +16,154 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::{IpNet, Ipv4Net};
 use router_common::AZURE_PLATFORM;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+use tokio::net::TcpListener;
+
+use super::{
+    http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit},
+    shared::Shared,
 };
-use tracing::debug;
+use crate::config::Config;
 
-use super::shared::Shared;
-
-/// Connections at a time, from the load balancer and from this machine.
-const OWN_PLACES: usize = 32;
-/// Connections at a time, from everyone else.
-const OTHER_PLACES: usize = 32;
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and `OPTIONS` HAProxy (`option httpchk`).
 const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
+/// Connections of an entry that is one address.
+const ADDRESS: Capacity = Capacity { places: 32, share: 32 };
+/// Connections of an entry that is a network, of this machine, and of everyone else.
+const MANY: Capacity = Capacity { places: 32, share: 8 };
 /// How long a request may take to come.
 const REQUEST: Duration = Duration::from_secs(2);
 /// How long a connection may take in all.
 const CONNECTION: Duration = Duration::from_secs(5);
+/// How old an answer may be: however many ask, this often it is found out.
+const AGE: Duration = Duration::from_millis(20);
+/// What the reasons may be, in bytes.
+const MAX_TEXT: usize = 4096;
 
-/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 with the reasons when it does not. Nothing else is
-/// served.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
-    let own = Arc::new(Semaphore::new(OWN_PLACES));
-    let others = Arc::new(Semaphore::new(OTHER_PLACES));
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely: that passes.
-                debug!("cannot accept a probe: {error}");
-                sleep(Duration::from_millis(100)).await;
-                continue;
+/// Rooms of no entry.
+const THIS_MACHINE: usize = 0;
+const EVERYONE_ELSE: usize = 1;
+/// The rooms of entries, in their order, follow those.
+const FIRST_ENTRY: usize = 2;
+
+/// Who has places for probes.
+#[derive(Clone, Debug)]
+struct Probers {
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    Network(IpNet),
+    /// The networks of the router's interfaces, as they are now.
+    OwnNetworks,
+}
+
+impl Probers {
+    fn of(config: &Config) -> Self {
+        let given = &config.health.from;
+        Self {
+            entries: if given.is_empty() {
+                let platform = IpAddr::from(Ipv4Addr::from(AZURE_PLATFORM.0));
+                vec![Entry::Network(platform.into()), Entry::OwnNetworks]
+            } else {
+                given.iter().copied().map(Entry::Network).collect()
+            },
+        }
+    }
+
+    fn rooms(&self) -> Vec<Capacity> {
+        let of_entries = self.entries.iter().map(|entry| match entry {
+            Entry::Network(network) if network.prefix_len() == network.max_prefix_len() => ADDRESS,
+            Entry::Network(_) | Entry::OwnNetworks => MANY,
+        });
+        [MANY; FIRST_ENTRY].into_iter().chain(of_entries).collect()
+    }
+
+    /// The room of whoever has this address and is not on this machine.
+    fn room(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
+        // The narrowest entry is the one that is about this address.
+        let width = |entry: &Entry| match entry {
+            Entry::Network(network) => network.contains(&peer).then(|| network.prefix_len()),
+            Entry::OwnNetworks => {
+                let of_peer = own_networks.iter().filter(|network| IpNet::V4(**network).contains(&peer));
+                of_peer.map(Ipv4Net::prefix_len).max()
             }
         };
-        let places = if is_own(peer) { &own } else { &others };
-        // Without a free place the connection is closed at once.
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            tokio::spawn(answer_one(shared.clone(), stream, place));
-        }
+        let entries = self.entries.iter().zip(FIRST_ENTRY..);
+        let matching = entries.filter_map(|(entry, room)| Some((width(entry)?, room)));
+        matching.max_by_key(|(width, _)| *width).map_or(EVERYONE_ELSE, |(_, room)| room)
     }
 }
 
-fn is_own(peer: SocketAddr) -> bool {
-    match peer.ip().to_canonical() {
-        IpAddr::V4(address) => address.octets() == AZURE_PLATFORM.0 || address.is_loopback(),
-        IpAddr::V6(address) => address.is_loopback(),
-    }
+/// What the daemon does to answer probes.
+pub(super) fn limits(config: &Config) -> Limits {
+    Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
 }
 
-async fn answer_one(shared: Arc<Shared>, stream: TcpStream, _place: OwnedSemaphorePermit) {
-    let service = service_fn(|request| {
-        let response = answer(&shared, &request);
-        async { Ok::<_, Infallible>(response) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    // A client that breaks off concerns nobody.
-    let _ = timeout(CONNECTION, connection).await;
-}
-
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<String> {
-    let (status, text) = if METHODS.contains(request.method()) {
-        match shared.problems() {
-            problems if problems.is_empty() => (StatusCode::OK, "forwarding".to_owned()),
-            problems => (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n")),
+/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does not. Nothing else is served.
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+    let (probers, users) = (Probers::of(&shared.config), Users::open());
+    let limits = limits(&shared.config);
+    let visit = {
+        let (shared, probers) = (shared.clone(), probers.clone());
+        move |ends: &Ends| {
+            let peer = ends.peer.ip();
+            if shared.is_own_address(peer) {
+                let party = users.of(ends).map_or(Party::of(peer), Party::User);
+                return Visit { room: THIS_MACHINE, party };
+            }
+            let room = probers.room(peer, &shared.state().own_networks);
+            Visit { room, party: Party::of(peer) }
         }
-    } else {
-        (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and OPTIONS are answered here".to_owned())
     };
-    response(status, text)
+    let problems = Arc::new(Fresh::new(AGE));
+    let answer = move |ends: Ends, request: Request<Incoming>| {
+        let (shared, problems) = (shared.clone(), problems.clone());
+        let peer = ends.peer.ip();
+        let is_told =
+            shared.is_own_address(peer) || probers.room(peer, &shared.state().own_networks) != EVERYONE_ELSE;
+        async move {
+            if !METHODS.contains(request.method()) {
+                return response(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "only GET, HEAD and OPTIONS are answered here",
+                );
+            }
+            let problems = problems.get(|| shared.problems()).await;
+            let (status, text) = if problems.is_empty() {
+                (StatusCode::OK, "forwarding".to_owned())
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, told(&problems))
+            };
+            response(status, if is_told { &text } else { "" })
+        }
+    };
+    http::serve(listener, limits, visit, answer).await
 }
 
-fn response(status: StatusCode, mut text: String) -> Response<String> {
-    text.push('\n');
-    let mut response = Response::new(text);
+/// The reasons, one a line, as far as they fit.
+fn told(problems: &[String]) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        if text.len() + problem.len() >= MAX_TEXT {
+            let left = MAX_TEXT.saturating_sub(text.len());
+            text.extend(problem.chars().take(left / 4));
+            text.push_str("...");
+            break;
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(problem);
+    }
+    text
+}
+
+fn response(status: StatusCode, text: &str) -> Response<String> {
+    let mut response = Response::new(if text.is_empty() { String::new() } else { format!("{text}\n") });
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -114,20 +178,48 @@ fn response(status: StatusCode, mut text: String) -> Response<String> {
 mod tests {
     use super::*;
 
+    fn probers(from: &[&str]) -> Probers {
+        let network = |text: &&str| Entry::Network(text.parse().expect("a network"));
+        Probers { entries: from.iter().map(network).collect() }
+    }
+
     #[test]
     fn allow_names_the_methods_that_are_answered() {
-        let response = response(StatusCode::METHOD_NOT_ALLOWED, String::new());
-        let allow = response.headers()[header::ALLOW].to_str().unwrap();
+        let response = response(StatusCode::METHOD_NOT_ALLOWED, "");
+        let allow = response.headers()[header::ALLOW].to_str().expect("text");
         let methods: Vec<&str> = METHODS.iter().map(Method::as_str).collect();
         assert_eq!(allow, methods.join(", "));
     }
 
     #[test]
-    fn the_load_balancer_and_this_machine_have_their_own_places() {
-        let own = |peer: &str| is_own(peer.parse().unwrap());
-        assert!(
-            own("168.63.129.16:50000") && own("127.0.0.1:1") && own("[::1]:1") && own("[::ffff:127.0.0.1]:1")
-        );
-        assert!(!own("10.0.2.69:40000") && !own("[2001:db8::1]:1"));
+    fn each_entry_has_a_room_and_the_narrowest_counts() {
+        let probers = probers(&["10.0.2.0/24", "10.0.2.9/32", "2001:db8::/32"]);
+        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &[]);
+        assert_eq!(room("10.0.2.8"), FIRST_ENTRY);
+        assert_eq!(room("10.0.2.9"), FIRST_ENTRY + 1);
+        assert_eq!(room("2001:db8::1"), FIRST_ENTRY + 2);
+        for other in ["10.0.3.9", "168.63.129.16", "2001:db9::1"] {
+            assert_eq!(room(other), EVERYONE_ELSE, "{other}");
+        }
+        assert_eq!(probers.rooms(), [MANY, MANY, MANY, ADDRESS, MANY]);
+    }
+
+    #[test]
+    fn by_default_azure_and_the_interfaces_networks_have_rooms() {
+        let text = "interfaces.pls = \"eth0\"\n\
+            masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
+        let config = Config::parse(text, std::path::Path::new("test.toml")).expect("a configuration").config;
+        let probers = Probers::of(&config);
+        let networks = ["10.0.2.64/26", "10.0.3.0/24"].map(|network| network.parse().expect("a network"));
+        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &networks);
+        let rooms = ["168.63.129.16", "10.0.2.69", "10.0.3.1", "10.0.2.4"].map(room);
+        assert_eq!(rooms, [FIRST_ENTRY, FIRST_ENTRY + 1, FIRST_ENTRY + 1, EVERYONE_ELSE]);
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        assert_eq!(told(&["one".to_owned(), "two".to_owned()]), "one\ntwo");
+        let long = vec!["\u{1f6a6}".repeat(1500); 3];
+        assert!((1..=MAX_TEXT + 3).contains(&told(&long).len()));
     }
 }

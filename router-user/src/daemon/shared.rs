@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use ipnet::Ipv4Net;
 use router_common::{
     ports::{PoolKey, PortRange},
     reason::Reason,
@@ -68,12 +70,16 @@ pub(super) struct State {
     pub(super) next_hops: Vec<NextHopStatus>,
     /// This machine's addresses, as they were last read.
     pub(super) own_addresses: OwnAddresses,
+    /// The networks of the router's interfaces.
+    pub(super) own_networks: Vec<Ipv4Net>,
     /// What is doubtful about this machine's routes.
     pub(super) routing: Vec<String>,
     pub(super) sessions: SessionCounts,
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
     pub(super) own: Own,
+    /// Whether the rules in force are not what they should be by now: the kernel has refused them, which may pass.
+    pub(super) rules_are_old: bool,
     crowding: Crowding,
     damage: Damage,
 }
@@ -122,10 +128,12 @@ impl Shared {
                 target_health: TargetHealth::default(),
                 next_hops: Vec::new(),
                 own_addresses: OwnAddresses::default(),
+                own_networks: Vec::new(),
                 routing: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),
                 own,
+                rules_are_old: false,
                 crowding: Crowding::default(),
                 damage: Damage::default(),
             }),
@@ -135,6 +143,14 @@ impl Shared {
     /// The state, for a moment.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Returns `true` of an address by which this machine speaks to itself.
+    pub(super) fn is_own_address(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => address.is_loopback() || self.state().own_addresses.own.contains(&address),
+            IpAddr::V6(address) => address.is_loopback(),
+        }
     }
 
     /// The ports that new sessions get, for each address and target.
@@ -160,9 +176,11 @@ impl Shared {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     pub(super) fn apply_rules(&self) -> Result<()> {
-        let State { plane, names, target_health, own, .. } = &mut *self.state();
+        let State { plane, names, target_health, own, rules_are_old, .. } = &mut *self.state();
         let spec = rule_set::build(&self.config, names, target_health, own);
-        plane.apply_rules(&spec)
+        let applied = plane.apply_rules(&spec);
+        *rules_are_old = applied.is_err();
+        applied
     }
 
     /// The router's interfaces, as they were last attached to.

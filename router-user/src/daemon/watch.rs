@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use router_common::reason::Reason;
+use router_common::{reason::Reason, stats::CpuStats};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -47,8 +47,7 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut problems = Vec::new();
     let (mut degraded, mut lines) = (Vec::new(), Lines::default());
-    let mut dropped = drops(&shared)?;
-    let mut own = shared.state().plane.counters.read()?.own;
+    let mut before = None;
     for round in 0_u64.. {
         period.tick().await;
         let now = shared.problems();
@@ -74,12 +73,20 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
         }
         degraded = now;
         if round.is_multiple_of(DROPS_EVERY) {
-            let now = drops(&shared)?;
-            for (reason, packets) in increases(&dropped, &now) {
+            let read = shared.state().plane.counters.read();
+            let now = match read {
+                Ok(stats) => (drops(&stats), stats.own),
+                // That passes, and the next round tells of two.
+                Err(error) => {
+                    warn!("{error:#}");
+                    continue;
+                }
+            };
+            let Some((dropped, own)) = before.replace(now) else { continue };
+            let (now_dropped, now) = now;
+            for (reason, packets) in increases(&dropped, &now_dropped) {
                 warn!(reason = reason.as_str(), packets, "not forwarded: {}", reason.description());
             }
-            dropped = now;
-            let now = shared.state().plane.counters.read()?.own;
             let refused = now.connections_refused.saturating_sub(own.connections_refused);
             if refused > 0 {
                 warn!(
@@ -91,16 +98,14 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
             if ended > 0 {
                 info!(ended, "sessions gave way to this machine's own traffic from the same port");
             }
-            own = now;
         }
     }
     Ok(())
 }
 
 /// How many packets were dropped for each of the reasons.
-fn drops(shared: &Shared) -> Result<[u64; TROUBLE.len()]> {
-    let stats = shared.state().plane.counters.read()?;
-    Ok(TROUBLE.map(|reason| stats.reasons[reason as usize].packets))
+fn drops(stats: &CpuStats) -> [u64; TROUBLE.len()] {
+    TROUBLE.map(|reason| stats.reasons[reason as usize].packets)
 }
 
 fn increases<'a>(

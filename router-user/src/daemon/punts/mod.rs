@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream::BoxStream};
 use router_common::{
     fragment::FragmentKey,
     punt::{Kind, Neighbour, Punted},
@@ -32,6 +32,7 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{interval, sleep},
 };
+use tracing::warn;
 
 pub(super) use self::tally::Tally;
 use self::{
@@ -77,21 +78,35 @@ impl Received {
     }
 }
 
+/// What serving takes, opened while the daemon starts: later it may not, or may lack descriptors.
+pub(super) struct Doors {
+    ring: AsyncFd<RingBuf<MapData>>,
+    changes: BoxStream<'static, NeighbourChange>,
+    output: Output,
+}
+
+impl Doors {
+    /// Opens them.
+    pub(super) fn open(ring: RingBuf<MapData>) -> Result<Self> {
+        // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the same one.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .context("cannot wait for packets from the data plane")?;
+        Ok(Self { ring, changes: kernel::watch_neighbours()?, output: Output::open()? })
+    }
+}
+
 /// Does for ever what the data plane asks for in the ring.
-pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, ring: RingBuf<MapData>) -> Result<()> {
-    let mut changes = kernel::watch_neighbours()?;
+pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> Result<()> {
+    let Doors { mut ring, mut changes, output } = doors;
     let mut desk = Desk {
         shared,
         kernel,
-        output: Output::open()?,
+        output,
         held: Held::default(),
         waiting: Waiting::default(),
         failed: Failed::default(),
         asked: JoinSet::new(),
     };
-    // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the same one.
-    let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-        .context("cannot wait for packets from the data plane")?;
     let mut round = interval(ROUND);
     loop {
         tokio::select! {
@@ -321,7 +336,10 @@ pub(super) async fn show_presence(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PRESENCE);
     loop {
         period.tick().await;
-        shared.state().plane.settings.show_presence()?;
+        let shown = shared.state().plane.settings.show_presence();
+        if let Err(error) = shown {
+            warn!("{error:#}");
+        }
     }
 }
 

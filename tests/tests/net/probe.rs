@@ -1,0 +1,409 @@
+//! Nobody can keep the load balancer's probe from its answer, or use up what it shares with others of the daemon's listeners.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    Lab, Namespace, Nics, Options,
+    addresses::{HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, VM},
+    client::connect_from,
+    flood::SynFlood,
+    wait,
+};
+use nix::sys::signal::Signal;
+
+use crate::common::{LIMIT, check, helper, only_pls_router, router};
+
+const PROBE: SocketAddrV4 = SocketAddrV4::new(ROUTER, HEALTH_PORT);
+const METRICS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9090);
+/// An address of the router's network where nobody is.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+/// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other things to do as well.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A user who is not root.
+const USER: libc::uid_t = 65534;
+/// Another one.
+const OTHER_USER: libc::uid_t = 65533;
+
+fn lab(nics: Nics) -> Lab {
+    only_pls_router();
+    check(Lab::up(Options::new(nics, router(), helper())))
+}
+
+/// The status and body of what is asked for in plain HTTP/1.0, from one of a host's addresses.
+fn ask_at(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, request: &str) -> Result<(u16, String)> {
+    let answer = from.inside(|| -> Result<String> {
+        let mut stream = connect_from(source, target, PATIENCE)?;
+        stream.write_all(request.as_bytes()).context("cannot ask")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("no answer")?;
+        Ok(answer)
+    })??;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status.with_context(|| format!("not HTTP: {answer:?}"))?, body.to_owned()))
+}
+
+fn ask(from: &Namespace, source: Ipv4Addr) -> Result<(u16, String)> {
+    ask_at(from, source, PROBE, "GET / HTTP/1.0\r\n\r\n")
+}
+
+/// Makes this thread another user's, which has no way back. Only the system call does that to one thread alone.
+fn become_user(user: libc::uid_t) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets how many files a process may open, as far as it may have so many.
+fn set_descriptor_limit(pid: u32, limit: u64) -> io::Result<()> {
+    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let pid = pid.cast_signed();
+    // SAFETY: the kernel fills the structure, which outlives the call, and reads nothing.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut old) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let new = libc::rlimit { rlim_cur: limit.min(old.rlim_max), ..old };
+    // SAFETY: the kernel reads the structure, which outlives the call, and writes nothing.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const new, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets this process have many open files.
+fn many_descriptors() {
+    check(set_descriptor_limit(std::process::id(), 16_384).context("prlimit"));
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).unwrap_or_default()
+}
+
+/// What somebody does to the probe's port, over and over, by threads of his own.
+#[derive(Clone, Copy, Debug)]
+enum Assault {
+    /// Opens connections and says nothing.
+    Idle,
+    /// Sends requests a byte at a time.
+    Loris,
+    /// Sends half a request.
+    Half,
+    /// Sends what is no HTTP, or too much of it.
+    Malformed,
+    /// Opens connections and closes them at once.
+    Connects,
+    /// Asks, as often as there are answers.
+    Requests,
+}
+
+const ASSAULTS: [Assault; 6] =
+    [Assault::Idle, Assault::Loris, Assault::Half, Assault::Malformed, Assault::Connects, Assault::Requests];
+
+impl Assault {
+    /// Goes on until it is over; counts connections.
+    fn run(self, source: Ipv4Addr, over: &AtomicBool, made: &AtomicU64) {
+        // Those that are held open, the oldest first: as many as one process may have.
+        let mut held = std::collections::VecDeque::new();
+        while !over.load(Relaxed) {
+            let Ok(mut stream) = connect_from(source, PROBE, PATIENCE) else { continue };
+            made.fetch_add(1, Relaxed);
+            let started = match self {
+                Self::Idle => Ok(()),
+                Self::Loris => stream.write_all(b"G"),
+                Self::Half => stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n"),
+                Self::Malformed => {
+                    let nonsense: &[u8] = match made.load(Relaxed) % 4 {
+                        0 => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                        1 => b"GET / HTTP/1.1\r\nContent-Length: -1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                        2 => b"\r\n\r\n\r\n\0\0\0\0GET",
+                        _ => &[b'A'; 40_000],
+                    };
+                    stream.write_all(nonsense)
+                }
+                Self::Connects => continue,
+                Self::Requests => {
+                    let asked = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
+                    asked.and_then(|()| stream.read_to_end(&mut Vec::new())).map(drop)
+                }
+            };
+            if started.is_err() || matches!(self, Self::Malformed | Self::Requests) {
+                continue;
+            }
+            held.push_back(stream);
+            if held.len() > 400 {
+                held.pop_front();
+            }
+            if matches!(self, Self::Loris) {
+                held.retain_mut(|stream| stream.write_all(b"E").is_ok());
+            }
+        }
+    }
+}
+
+/// How those fared who asked while something else happened.
+#[derive(Debug, Default)]
+struct Fared {
+    answered: u32,
+    worst: Duration,
+}
+
+/// Asks for the probe's answer from all of these for a while, and wants each answered.
+fn all_are_answered(who: &[(&Namespace, Ipv4Addr)], during: Duration) -> Result<BTreeMap<Ipv4Addr, Fared>> {
+    let start = Instant::now();
+    let mut fared = BTreeMap::<Ipv4Addr, Fared>::new();
+    while start.elapsed() < during {
+        for (host, source) in who {
+            let asked = Instant::now();
+            let (status, _) = ask(host, *source).with_context(|| {
+                format!(
+                    "{source} after {:.1} s, asked {:?} ago",
+                    start.elapsed().as_secs_f64(),
+                    asked.elapsed()
+                )
+            })?;
+            ensure!(status == 200, "{source} reads {status}");
+            let fared = fared.entry(*source).or_default();
+            fared.answered += 1;
+            fared.worst = fared.worst.max(asked.elapsed());
+        }
+    }
+    Ok(fared)
+}
+
+/// From the probe's network and from elsewhere at the same time, in every way.
+#[test]
+fn the_probe_is_answered_whatever_others_do() {
+    const THREADS: usize = 2;
+    let mut lab = lab(Nics::One);
+    many_descriptors();
+    let pid = check(lab.router()).pid();
+    let before = descriptors(pid);
+    let [attacker, prober] = PLS_NAT;
+    for assault in ASSAULTS {
+        let (over, near, far) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let (pls, vm) = (&lab.hosts.pls, &lab.hosts.vm);
+        let (fared, most, seconds) = thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| check(pls.inside(|| assault.run(attacker, &over, &near))));
+                scope.spawn(|| check(vm.inside(|| assault.run(VM, &over, &far))));
+            }
+            let start = Instant::now();
+            let who = [(pls, PLATFORM), (pls, prober), (&lab.hosts.router, Ipv4Addr::LOCALHOST)];
+            let fared = all_are_answered(&who, Duration::from_secs(3));
+            let most = descriptors(pid);
+            over.store(true, Relaxed);
+            (fared, most, start.elapsed().as_secs_f64())
+        });
+        let rate = |made: &AtomicU64| made.load(Relaxed) as f64 / seconds;
+        println!(
+            "{assault:?}: {:.0} connections a second from the probe's network, {:.0} from elsewhere; {most} descriptors \
+             ({before} before); {:?}",
+            rate(&near),
+            rate(&far),
+            check(fared.with_context(|| format!("{assault:?}")))
+        );
+        assert!(near.load(Relaxed) > 50 && far.load(Relaxed) > 50, "{assault:?}: this was no assault");
+        // What the probe's rooms hold, and who is on the way out.
+        assert!(most < before + 160, "{assault:?}: {most} descriptors, {before} before");
+    }
+    assert!(check(lab.in_service()), "the probe's log:\n{}", lab.probe_log());
+    check(wait::until("the descriptors to be free again", LIMIT, || {
+        let now = descriptors(pid);
+        ensure!(now < before + 10, "{now} are open, {before} were");
+        Ok(())
+    }));
+}
+
+#[test]
+fn a_syn_flood_does_not_keep_the_probe_from_its_answer() {
+    let lab = lab(Nics::One);
+    for source in [NOBODY, VM] {
+        let flood = check(SynFlood::start(&lab.hosts.pls, source, PROBE));
+        check(wait::until("the flood", LIMIT, || {
+            ensure!(flood.sent() > 20_000, "{} were sent", flood.sent());
+            Ok(())
+        }));
+        let (start, before) = (Instant::now(), flood.sent());
+        let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
+        let fared = check(all_are_answered(&who, Duration::from_secs(3)));
+        let rate = (flood.sent() - before) as f64 / start.elapsed().as_secs_f64();
+        println!("{rate:.0} SYNs a second as {source}: {fared:?}");
+        assert!(rate > 1000.0, "{rate}");
+    }
+    assert!(check(lab.in_service()), "the probe's log:\n{}", lab.probe_log());
+}
+
+/// Takes the router off under its daemon, so that the probe fails from now on.
+fn fail(lab: &Lab) {
+    let output = check(lab.pls_router(&["detach", "--force"]));
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn only_who_probes_is_told_why() {
+    let lab = lab(Nics::One);
+    let (pls, vm, own) = (&lab.hosts.pls, &lab.hosts.vm, &lab.hosts.router);
+    assert_eq!(check(ask(pls, PLATFORM)), (200, "forwarding\n".to_owned()));
+    assert_eq!(check(ask(vm, VM)), (200, String::new()));
+    fail(&lab);
+    for (host, source) in [(pls, PLATFORM), (pls, PLS_NAT[0]), (own, Ipv4Addr::LOCALHOST), (own, ROUTER)] {
+        let (status, body) = check(ask(host, source));
+        assert!(status == 503 && body.contains("detach --force"), "{source}: {status} {body:?}");
+    }
+    assert_eq!(check(ask(vm, VM)), (503, String::new()));
+}
+
+#[test]
+fn who_probes_is_configured() {
+    only_pls_router();
+    let mut lab =
+        check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }));
+    let entry = format!("from = [\"{PLATFORM}\", \"{VM}\"]\n");
+    // The last table of the rules may be any; that of the probe is the lab's.
+    let configuration =
+        lab.configuration(&lab.options.rules).replacen("[health]\n", &format!("[health]\n{entry}"), 1);
+    let mut daemon = check(crate::starts::start_with(&lab, "config.toml", configuration));
+    check(daemon.wait_until(LIMIT * 2, || lab.in_service()?.then_some(()).context("not in service")));
+    fail(&lab);
+    let told = |host: &Namespace, source| check(ask(host, source)).1.contains("detach --force");
+    assert!(told(&lab.hosts.vm, VM) && told(&lab.hosts.pls, PLATFORM));
+    assert!(told(&lab.hosts.router, Ipv4Addr::LOCALHOST), "this machine");
+    assert_eq!(check(ask(&lab.hosts.pls, PLS_NAT[0])), (503, String::new()));
+    check(daemon.signal(Signal::SIGTERM));
+    check(daemon.wait(LIMIT * 2));
+    check(lab.stop_probe());
+}
+
+fn scrape(lab: &Lab, user: libc::uid_t, host: &str) -> Result<(u16, String)> {
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let answer = lab.hosts.router.inside(|| -> Result<String> {
+        become_user(user)?;
+        let mut stream = connect_from(Ipv4Addr::LOCALHOST, METRICS, PATIENCE)?;
+        stream.write_all(request.as_bytes()).context("cannot ask")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("no answer")?;
+        Ok(answer)
+    })??;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("not HTTP: {answer:?}"))?, answer))
+}
+
+/// Any user of this machine reaches the metrics, by any address of the loopback.
+#[test]
+fn connections_to_the_metrics_take_nothing_from_the_probe() {
+    const IDLE: u32 = 3000;
+    let mut lab = lab(Nics::One);
+    many_descriptors();
+    let pid = check(lab.router()).pid();
+    let before = descriptors(pid);
+    let idle: Vec<TcpStream> = check(check(lab.hosts.router.inside(|| -> Result<_> {
+        become_user(USER)?;
+        let connect = |number: u32| {
+            let source = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + number % 250);
+            connect_from(source, METRICS, LIMIT)
+        };
+        (0..IDLE).map(connect).collect()
+    })));
+    let most = descriptors(pid);
+    println!("{} idle connections: {most} descriptors, {before} before", idle.len());
+    assert!(most < before + 48, "{most} descriptors, {before} before");
+    let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.router, Ipv4Addr::LOCALHOST)];
+    println!("{:?}", check(all_are_answered(&who, Duration::from_millis(500))));
+    for user in [0, OTHER_USER] {
+        let asked = Instant::now();
+        let (status, text) = check(scrape(&lab, user, "localhost:9090"));
+        assert!(status == 200 && text.contains("pls_router_healthy 1"), "{text}");
+        println!("user {user} has read the metrics in {:?}", asked.elapsed());
+    }
+    // Whoever did that comes to read as well, when the first of his connections are over.
+    check(wait::until("an answer", LIMIT * 3, || scrape(&lab, USER, "127.0.0.1")));
+    assert!(check(lab.pls_router(&["status"])).status.success());
+
+    // And while connections are made all the time.
+    let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let router = &lab.hosts.router;
+        scope.spawn(|| {
+            check(router.inside(|| {
+                become_user(USER).expect("root may");
+                let mut held = std::collections::VecDeque::new();
+                while !over.load(Relaxed) {
+                    if let Ok(stream) = connect_from(Ipv4Addr::LOCALHOST, METRICS, PATIENCE) {
+                        held.push_back(stream);
+                        made.fetch_add(1, Relaxed);
+                    }
+                    held.truncate(500);
+                }
+            }));
+        });
+        check(wait::until("connections", LIMIT, || {
+            ensure!(made.load(Relaxed) > 1000, "{made:?}");
+            Ok(())
+        }));
+        for _ in 0..20 {
+            assert_eq!(check(scrape(&lab, OTHER_USER, "localhost")).0, 200);
+            assert_eq!(check(scrape(&lab, 0, "localhost")).0, 200);
+        }
+        over.store(true, Relaxed);
+    });
+    println!("{made:?} more connections");
+}
+
+/// DNS rebinding: what a page on the web may have a browser on this machine, or near it, read.
+#[test]
+fn metrics_are_for_who_asks_for_this_machine() {
+    let lab = lab(Nics::One);
+    let name = check(lab.hosts.router.run("uname", &["-n"]));
+    for host in
+        ["localhost", "127.0.0.1:9090", "localhost:19090", "[::1]:9090", &ROUTER.to_string(), name.trim()]
+    {
+        let (status, text) = check(scrape(&lab, 0, host));
+        assert!(status == 200 && text.contains("pls_router_healthy"), "{host}: {text}");
+    }
+    for host in ["evil.example", "evil.example:9090", "127.0.0.1.evil.example", "203.0.113.99"] {
+        let (status, text) = check(scrape(&lab, 0, host));
+        assert!(status == 421 && !text.contains("pls_router_"), "{host}: {text}");
+        assert!(text.contains(host) && text.contains("`hosts` of [admin]"), "{host}: {text}");
+    }
+    let own = &lab.hosts.router;
+    let old = check(ask_at(own, Ipv4Addr::LOCALHOST, METRICS, "GET /metrics HTTP/1.0\r\n\r\n"));
+    assert_eq!(old.0, 200, "before HTTP/1.1 there was no Host: {old:?}");
+    let new = check(ask_at(own, Ipv4Addr::LOCALHOST, METRICS, "GET /metrics HTTP/1.1\r\n\r\n"));
+    assert_eq!(new.0, 400, "since then there is: {new:?}");
+}
+
+/// Whatever it is that has used them up.
+#[test]
+fn a_daemon_without_descriptors_goes_on_when_it_has_some() {
+    let mut lab = lab(Nics::One);
+    let pid = check(lab.router()).pid();
+    check(set_descriptor_limit(pid, 4).context("prlimit"));
+    // Everything that opens a file or a socket, by itself or when somebody comes.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let _nobody_answers = ask(&lab.hosts.pls, PLATFORM);
+        let _nobody_answers = scrape(&lab, 0, "localhost");
+        let device = format!("addr add {NOBODY}/32 dev eth0\naddr del {NOBODY}/32 dev eth0");
+        check(lab.hosts.router.ip(&device));
+        check(lab.hosts.router.sysctl("net/ipv4/conf/lo/forwarding", "0"));
+    }
+    assert!(check(check(lab.router()).ended()).is_none(), "{}", lab.router_log());
+    check(set_descriptor_limit(pid, 65_536).context("prlimit"));
+    check(wait::until("the probe's answer", LIMIT, || {
+        let (status, text) = ask(&lab.hosts.pls, PLATFORM)?;
+        ensure!(status == 200, "{status}: {text}");
+        Ok(())
+    }));
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), METRICS.port());
+    assert_eq!(check(scrape(&lab, 0, &address.to_string())).0, 200);
+    assert!(check(lab.pls_router(&["status"])).status.success());
+    check(lab.wait_in_service(LIMIT));
+}
