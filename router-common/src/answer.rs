@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Address as _, Ipv4},
+    atomic::Atomic,
     checksum::Sum,
     flow::Protocol,
     icmp,
@@ -224,29 +225,105 @@ fn sum<const N: usize>(bytes: &[u8; N]) -> Sum {
     sum
 }
 
-/// Keeps answers to a rate (RFC 1812 4.3.2.8): [`Bucket::BURST`] at once, and one more each [`Bucket::INTERVAL`].
+/// Kinds of answers of which there may be so many (RFC 1812 4.3.2.8), each apart from the others.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Limited {
+    /// Time exceeded.
+    TimeExceeded = 0,
+    /// Unreachable, whatever the code.
+    Unreachable = 1,
+    /// TCP resets.
+    Reset = 2,
+}
+
+impl Limited {
+    /// How many kinds there are.
+    pub const KINDS: usize = 3;
+
+    /// The kind of an error. `None` for "fragmentation needed": who is not told so loses the connection, the answer is far smaller than what it
+    /// answers, and the kernel exempts it from its limits as well (`icmpv4_mask_allow`).
+    #[inline(always)]
+    pub const fn of(error: Error) -> Option<Self> {
+        match (error.kind, error.code) {
+            (3, 4) => None,
+            (3, _) => Some(Self::Unreachable),
+            _ => Some(Self::TimeExceeded),
+        }
+    }
+}
+
+/// How many there may be of something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    /// At once.
+    pub burst: u64,
+    /// Nanoseconds for each one more.
+    pub interval: u64,
+}
+
+impl Rate {
+    /// Answers of a kind to one source: 1,000 a second.
+    pub const OF_A_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
+    /// Of these, the answers that every source gets, however many others are answered: 10 a second.
+    pub const OF_EVERY_SOURCE: Self = Self { burst: 10, interval: 100_000_000 };
+    /// Answers of a kind beyond these, to all sources together: 10,000 a second.
+    pub const OF_ALL: Self = Self { burst: 1_000, interval: 100_000 };
+}
+
+/// Keeps something to a [`Rate`], in memory that all CPUs share.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
-    /// When the bucket will be full again, in nanoseconds.
+    /// When it will be full again, in nanoseconds.
     full: u64,
 }
 
 impl Bucket {
-    /// Answers that may be given at once.
-    pub const BURST: u64 = 100;
-    /// Nanoseconds for each.
-    pub const INTERVAL: u64 = 1_000_000;
+    /// How often it is tried to take from a bucket that another CPU takes from at the same moment.
+    const ATTEMPTS: u32 = 4;
 
-    /// Whether one more may be given now; then it is counted.
+    /// Returns `true` if there may be one more now; then it is counted. Whoever gets none changes nothing, so that a flood is not a fight for
+    /// the memory.
     #[inline(always)]
-    pub const fn take(&mut self, now: u64) -> bool {
-        let full = if self.full < now { now } else { self.full };
-        if full - now > (Self::BURST - 1) * Self::INTERVAL {
-            return false;
+    pub fn take(&self, now: u64, rate: Rate) -> bool {
+        let full = Atomic::new(&self.full);
+        for _ in 0..Self::ATTEMPTS {
+            let seen = full.load();
+            let from = if seen < now { now } else { seen };
+            if from - now > (rate.burst - 1) * rate.interval {
+                return false;
+            }
+            if full.change(seen, from + rate.interval) {
+                return true;
+            }
         }
-        self.full = full + Self::INTERVAL;
-        true
+        false
+    }
+}
+
+/// In how many places the shares of sources are kept. Sources whose addresses lead to the same one share it.
+pub const SHARES: u32 = 4096;
+
+/// A source's share of the answers of one kind.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Share {
+    most: Bucket,
+    least: Bucket,
+}
+
+const _: () = assert!(size_of::<Share>() == 16);
+
+impl Share {
+    /// Returns `true` if the source may be told once more now; then it is counted. `all` is the bucket of all sources together.
+    ///
+    /// No source is silenced by others, and none gets so many answers that whoever sends in its name makes the router a nuisance to it. All together
+    /// get no more than [`SHARES`] times [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].
+    #[inline(always)]
+    pub fn take(&self, all: &Bucket, now: u64) -> bool {
+        self.most.take(now, Rate::OF_A_SOURCE)
+            && (self.least.take(now, Rate::OF_EVERY_SOURCE) || all.take(now, Rate::OF_ALL))
     }
 }
 
@@ -316,16 +393,67 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_a_rate() {
-        let mut bucket = Bucket::default();
+        let (bucket, rate) = (Bucket::default(), Rate::OF_A_SOURCE);
         let start = 5_000_000_000;
-        let burst = (0..1000).filter(|_| bucket.take(start)).count() as u64;
-        assert_eq!(burst, Bucket::BURST);
-        assert!(!bucket.take(start + Bucket::INTERVAL - 1));
-        assert!(bucket.take(start + Bucket::INTERVAL));
-        assert!(!bucket.take(start + Bucket::INTERVAL));
+        let burst = (0..1000).filter(|_| bucket.take(start, rate)).count() as u64;
+        assert_eq!(burst, rate.burst);
+        assert!(!bucket.take(start + rate.interval - 1, rate));
+        assert!(bucket.take(start + rate.interval, rate));
+        assert!(!bucket.take(start + rate.interval, rate));
         // A second of more than enough questions.
-        let later = (0..10_000).filter(|at| bucket.take(start + Bucket::INTERVAL + at * 100_000)).count();
+        let later = (0..10_000).filter(|at| bucket.take(start + rate.interval + at * 100_000, rate)).count();
         assert_eq!(later, 999);
+    }
+
+    #[test]
+    fn cpus_that_take_at_once_get_no_more_than_there_is() {
+        let (bucket, rate, start) = (Bucket::default(), Rate::OF_ALL, 5_000_000_000);
+        let take = || (0..100_000).filter(|_| bucket.take(start, rate)).count() as u64;
+        let taken: u64 = std::thread::scope(|scope| {
+            let threads = [0; 4].map(|_| scope.spawn(take));
+            threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+        });
+        assert_eq!(taken, rate.burst);
+    }
+
+    /// A second of `questions` a millisecond by each of so many sources: how many answers a source got, the least and the most.
+    fn a_second_of(sources: usize, questions: usize) -> (u64, u64) {
+        let (all, start) = (Bucket::default(), 5_000_000_000);
+        let mut got: Vec<_> = (0..sources).map(|_| (Share::default(), 0)).collect();
+        for millisecond in 0..1000 {
+            for _ in 0..questions {
+                for (share, answers) in &mut got {
+                    *answers += u64::from(share.take(&all, start + millisecond * 1_000_000));
+                }
+            }
+        }
+        let answers = || got.iter().map(|(_, answers)| *answers);
+        (answers().min().unwrap_or(0), answers().max().unwrap_or(0))
+    }
+
+    #[test]
+    fn a_source_has_a_share_of_the_answers_that_others_cannot_take() {
+        let (least, most) = (Rate::OF_EVERY_SOURCE.burst + 9, Rate::OF_A_SOURCE.burst + 999);
+        assert_eq!(a_second_of(1, 100), (most, most));
+        assert_eq!(a_second_of(10, 100), (most, most), "there is enough for ten");
+        let (fewest, greatest) = a_second_of(500, 3);
+        assert!(fewest >= least && greatest <= most, "{fewest}, {greatest}");
+        // One that asks now and then is told each time, whatever the others do.
+        let (all, start) = (Bucket::default(), 5_000_000_000);
+        while all.take(start, Rate::OF_ALL) {}
+        let share = Share::default();
+        assert!((0..Rate::OF_EVERY_SOURCE.burst).all(|_| share.take(&all, start)));
+        assert!(!share.take(&all, start));
+        assert!(share.take(&all, start + Rate::OF_EVERY_SOURCE.interval));
+    }
+
+    #[test]
+    fn who_must_send_smaller_packets_is_always_told() {
+        assert_eq!(Limited::of(Error::too_big(1400)), None);
+        assert_eq!(Limited::of(Error::TIME_EXCEEDED), Some(Limited::TimeExceeded));
+        let unreachable =
+            [Error::NETWORK_UNREACHABLE, Error::HOST_UNREACHABLE, Error::PORT_UNREACHABLE, Error::PROHIBITED];
+        assert!(unreachable.iter().all(|error| Limited::of(*error) == Some(Limited::Unreachable)));
     }
 
     proptest! {

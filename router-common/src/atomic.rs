@@ -90,4 +90,4 @@ macro_rules! atomic {
 const SEQ_CST: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
 
 atomic!(u32, AtomicU32: load swap add and or change);
-atomic!(u64, AtomicU64: load swap and or);
+atomic!(u64, AtomicU64: load swap and or change);

@@ -137,8 +137,14 @@ impl<'a> HalfOpen<'a> {
 /// Which counter is a source's.
 #[inline(always)]
 pub const fn half_open_slot(seeds: &table::HashSeeds, source: address::Ipv4) -> u32 {
+    source_hash(seeds, source) & (HALF_OPEN_SLOTS - 1)
+}
+
+/// 32 bits for a source, of which nobody else can foresee what other source has the same.
+#[inline(always)]
+pub const fn source_hash(seeds: &table::HashSeeds, source: address::Ipv4) -> u32 {
     let nobody = address::Ipv4([0; 4]);
     let no_port = address::Port([0; 2]);
     let key = flow::FlowKey::new(flow::Protocol::Icmp, source, no_port, nobody, no_port);
-    seeds.hash(&key) & (HALF_OPEN_SLOTS - 1)
+    seeds.hash(&key)
 }

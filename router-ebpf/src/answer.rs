@@ -1,20 +1,25 @@
 //! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that they answer.
 
-use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::PerCpuArray};
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_ns,
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
 use router_common::{
     Stage,
-    address::Port,
+    address::{Ipv4, Port},
     answer::{
-        ABOUT, Bucket, ERROR_FRAME, Error, RESET_FRAME, Reset, Segment, Told, destination, may_be_answered,
-        source, told, write_error, write_reset,
+        ABOUT, Bucket, ERROR_FRAME, Error, Limited, RESET_FRAME, Reset, SHARES, Segment, Share, Told,
+        destination, may_be_answered, source, told, write_error, write_reset,
     },
     flow::{NextHop, Protocol},
     packet::{ETHERNET_LENGTH, Frame as _, L4},
     reason::Reason,
     route::Query,
+    source_hash,
 };
 
-use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules};
+use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules, settings};
 
 /// What the sender of a packet is to be told.
 struct Question {
@@ -28,14 +33,13 @@ struct Question {
 #[map]
 static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 
-/// One a CPU.
+/// What sources may still be told, by a keyed hash of their addresses: 192 KiB. Shared by all CPUs, taken from atomically.
 #[map]
-static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(2, 0);
+static ANSWER_SHARES: Array<[Share; Limited::KINDS]> = Array::with_max_entries(SHARES, 0);
 
-/// In [`BUCKETS`]: answers to packets that have a way, but are too large for it or too old.
-const ON_THE_WAY: u32 = 0;
-/// In [`BUCKETS`]: answers to packets without a way. Apart, so that a scan does not keep others from path MTU discovery.
-const NO_WAY: u32 = 1;
+/// What all sources together may be told, by kind. Shared, as above.
+#[map]
+static ANSWERS_TO_ALL: Array<Bucket> = Array::with_max_entries(Limited::KINDS as u32, 0);
 
 /// The packet's time to live has ended here: its sender is to know.
 #[inline(always)]
@@ -82,7 +86,7 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
     let question = QUESTION.get(0).ok_or(Reason::Internal)?;
     let silent = Reason::from_number(question.silent).ok_or(Reason::Internal)?;
     let told = told(silent).ok_or(silent)?;
-    let next_hop = match build(work, silent, &told, question.mtu as u16) {
+    let next_hop = match build(work, &told, question.mtu as u16) {
         Ok(next_hop) => next_hop,
         Err(Unanswered::Silent) => return Err(silent.into()),
         Err(Unanswered::Left(reason)) => return Err(reason.into()),
@@ -104,11 +108,11 @@ const BROKEN: Unanswered = Unanswered::Left(Reason::Internal);
 
 /// Makes the packet its answer, from the EtherType on; where that leaves.
 #[inline(always)]
-fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> {
+fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> {
     let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(Unanswered::Silent)?;
     let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(Unanswered::Silent)?;
     let sender = source(&about);
-    if !may_be_answered(destination_mac, &about) || rules::is_local(sender) || !take_turn(silent) {
+    if !may_be_answered(destination_mac, &about) || rules::is_local(sender) {
         return Err(Unanswered::Silent);
     }
     let ip_length = u16::from_be_bytes([about[2], about[3]]);
@@ -116,7 +120,7 @@ fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextH
     if about[9] == Protocol::Tcp as u8 && !matches!(told.reset, Reset::Never) {
         let segment = Segment(*work.frame.bytes(L4 + 8).ok_or(Unanswered::Silent)?);
         if matches!(told.reset, Reset::Always) || (is_own && segment.opens()) {
-            if !segment.may_be_reset(&about) {
+            if !segment.may_be_reset(&about) || !may_be_told(Some(Limited::Reset), sender) {
                 return Err(Unanswered::Silent);
             }
             // As if from whom the packet was for.
@@ -136,7 +140,7 @@ fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextH
     let error = Error { mtu, ..told.error };
     // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.interface(work.ingress).address };
-    if !from.is_unicast() {
+    if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
         return Err(Unanswered::Silent);
     }
     let nothing = Port([0; 2]);
@@ -160,13 +164,21 @@ fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unans
     }
 }
 
-/// Whether this CPU may give one more answer now.
+/// Whether this source may be told once more.
 #[inline(always)]
-fn take_turn(silent: Reason) -> bool {
-    let is_on_the_way = silent as u32 == Reason::TtlExpired as u32 || silent as u32 == Reason::TooBig as u32;
-    let bucket = BUCKETS.get_ptr_mut(if is_on_the_way { ON_THE_WAY } else { NO_WAY });
-    // SAFETY: this CPU's own, and nobody else has it now.
-    let Some(bucket) = bucket.map(|bucket| unsafe { &mut *bucket }) else { return false };
+fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
+    kind.is_none_or(|kind| take_turn(kind as u32, u32::from_ne_bytes(source.0)) != 0)
+}
+
+/// Returns 1 if a source may be given one more answer of this kind now, which is counted. A global function: the verifier looks at its loops
+/// once, and not together with every way that leads to them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_turn(kind: u32, source: u32) -> u32 {
+    let Some(settings) = settings::get() else { return 0 };
+    let place = source_hash(&settings.seeds, Ipv4(source.to_ne_bytes())) & (SHARES - 1);
+    let (Some(shares), Some(all)) = (ANSWER_SHARES.get(place), ANSWERS_TO_ALL.get(kind)) else { return 0 };
+    let Some(share) = shares.get(kind as usize) else { return 0 };
     // SAFETY: takes nothing and always answers.
-    bucket.take(unsafe { bpf_ktime_get_ns() })
+    u32::from(share.take(all, unsafe { bpf_ktime_get_ns() }))
 }

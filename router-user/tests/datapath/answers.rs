@@ -2,14 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use router_common::{answer::Bucket, ports::PortRange, reason::Reason};
+use router_common::{
+    answer::{Limited, Rate},
+    ports::PortRange,
+    reason::Reason,
+};
+use router_user::dataplane::RuleSetSpec;
 
 use crate::{
     packets::{
         FIREWALL_MAC, IcmpError, OTHER, PLS, PLS_MAC, ROUTER, Spec, TARGET, echo_reply, echo_request, read,
         tcp, tcp_packet, udp_packet,
     },
-    world::{Ran, Setup, Verdict, World, ip, mac, network, next},
+    world::{Ran, Setup, Verdict, World, ip, mac, network, next, stay_on},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 40_000);
@@ -165,11 +170,7 @@ fn larger_than_the_route_and_may_be_fragmented() {
 fn exhausted(reject: bool) -> World {
     let ports = PortRange { first: 30_000, last: 30_015 };
     let rules = |reject| -> fn(&mut _) {
-        if reject {
-            |spec: &mut router_user::dataplane::RuleSetSpec| spec.reject_exhausted = true
-        } else {
-            |_| {}
-        }
+        if reject { |spec: &mut RuleSetSpec| spec.reject_exhausted = true } else { |_| {} }
     };
     let mut world = World::with(Setup { ports, rules: rules(reject), ..Setup::default() });
     for client in 0..16 {
@@ -278,27 +279,15 @@ fn who_is_to_be_told_may_be_a_cold_neighbour() {
     assert_eq!((&error.quote[..], sent.len()), (&frame[14..42], 70));
 }
 
-/// Has this thread stay on one CPU: each has a rate of its own.
-fn stay_on_one_cpu() {
-    // SAFETY: a plain set of bits, whose size is said; concerns this thread only.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).expect("a CPU"), &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
 #[test]
 fn answers_come_at_a_rate_and_the_others_are_silent() {
-    stay_on_one_cpu();
     let mut world = World::new();
     let frame = syn().ttl(1).build();
     let start = Instant::now();
-    let asked = 20 * Bucket::BURST;
+    let asked = 20 * Rate::OF_A_SOURCE.burst;
     let answered = (0..asked).filter(|_| world.run_uncounted(0, &frame).0 == Verdict::Tx).count() as u64;
-    let most = Bucket::BURST + start.elapsed().as_nanos() as u64 / Bucket::INTERVAL + 1;
-    assert!((Bucket::BURST..=most).contains(&answered), "{answered} of {most}");
+    let most = Rate::OF_A_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::OF_A_SOURCE.interval + 1;
+    assert!((Rate::OF_A_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
     let wanted = [(Reason::TtlExpired, asked - answered), (Reason::TtlExceeded, answered)];
     let counted: Vec<_> = wanted.into_iter().filter(|(_, packets)| *packets > 0).collect();
     assert_eq!(world.moved().reasons, counted);
@@ -307,6 +296,101 @@ fn answers_come_at_a_rate_and_the_others_are_silent() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while world.run_uncounted(0, &frame).0 != Verdict::Tx {
         assert!(Instant::now() < deadline, "no answer any more");
+    }
+}
+
+/// Whoever may use the rules of [`many_sources`].
+const SOURCES: [u8; 4] = [100, 64, 0, 0];
+
+fn many_sources(spec: &mut RuleSetSpec) {
+    let all = network(SOURCES, 10);
+    spec.forwards.iter_mut().for_each(|rule| rule.sources.push(all));
+    spec.masquerades.iter_mut().for_each(|rule| rule.sources.push(all));
+    spec.reject_unreachable = true;
+}
+
+/// The address of this number.
+fn source(number: u32) -> [u8; 4] {
+    (u32::from_be_bytes(SOURCES) + 1 + number).to_be_bytes()
+}
+
+/// How many of so many frames are answered, given to the router on every CPU by turns: rates are not a CPU's.
+fn answered(world: &mut World, frames: impl Iterator<Item = Vec<u8>>) -> u64 {
+    const TURN: usize = 500;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut answered = 0;
+    for (number, frame) in frames.enumerate() {
+        if number % TURN == 0 {
+            stay_on(number / TURN % cpus);
+        }
+        answered += u64::from(world.run_quietly(&frame).0 == Verdict::Tx);
+    }
+    answered
+}
+
+/// By a source: time exceeded, unreachable, a reset, and fragmentation needed.
+fn questions(source: [u8; 4]) -> [Vec<u8>; 4] {
+    let old = udp_packet((source, 5000), (OTHER, 33_434), b"").ttl(1).build();
+    let nowhere = udp_packet((source, 5000), ([192, 0, 2, 9], 53), b"").build();
+    let unknown = tcp_packet((source, 5000), (OTHER, 443), tcp::ACK).build();
+    let large = udp_packet((source, 5000), (OTHER, 53), &[7; 1200]).build();
+    [old, nowhere, unknown, large]
+}
+
+fn asked_by_many() -> World {
+    let world = World::with(Setup { rules: many_sources, ..Setup::default() });
+    ip("route add unreachable 192.0.2.0/24");
+    ip("route change default via 10.0.2.65 mtu lock 1000");
+    world
+}
+
+#[test]
+fn a_flood_of_one_kind_and_source_silences_no_other() {
+    const FLOOD: usize = 3000;
+    let mut world = asked_by_many();
+    let (flooder, other) = (questions(source(0)), questions(source(1)));
+    for (kind, question) in flooder.iter().enumerate() {
+        let start = Instant::now();
+        let told = answered(&mut world, std::iter::repeat_n(question.clone(), FLOOD));
+        if kind == 3 {
+            assert_eq!(told, FLOOD as u64, "fragmentation needed: always");
+        } else {
+            let rate = Rate::OF_A_SOURCE;
+            let most = rate.burst + start.elapsed().as_nanos() as u64 / rate.interval + 1;
+            assert!((rate.burst..=most).contains(&told), "{kind}: {told} of {most}");
+        }
+        for (kind, question) in other.iter().enumerate() {
+            let told = answered(&mut world, std::iter::repeat_n(question.clone(), 5));
+            assert_eq!(told, 5, "{kind}: another source");
+        }
+        for (later, question) in flooder.iter().enumerate().skip(kind + 1) {
+            assert_eq!(answered(&mut world, [question.clone()].into_iter()), 1, "{later}: another kind");
+        }
+    }
+}
+
+/// Of a flood with many senders' addresses, whoever they belong to, the router makes no flood of its own; and who is not part of it is told all
+/// the same.
+#[test]
+fn a_flood_from_many_sources_has_a_bound_and_leaves_every_source_its_share() {
+    const FLOODERS: u32 = 64;
+    const FLOOD: usize = 64_000;
+    let mut world = asked_by_many();
+    for kind in 0..Limited::KINDS {
+        let frames: Vec<_> = (0..FLOODERS).map(|number| questions(source(number))[kind].clone()).collect();
+        let start = Instant::now();
+        let told = answered(&mut world, frames.iter().cycle().take(FLOOD).cloned());
+        let elapsed = start.elapsed().as_nanos() as u64;
+        let most_at = |rate: Rate| rate.burst + elapsed / rate.interval + 1;
+        let most = u64::from(FLOODERS) * most_at(Rate::OF_EVERY_SOURCE) + most_at(Rate::OF_ALL);
+        println!("{kind}: {told} of {FLOOD} in {} ms, at most {most}", elapsed / 1_000_000);
+        assert!(told <= most, "{kind}: {told} of {most}");
+        // But for those who share a flooder's place by chance: one in 64.
+        let other = |number: u32| questions(source(1000 + number));
+        let others = answered(&mut world, (0..200).map(|number| other(number)[kind].clone()));
+        assert!(others >= 180, "{kind}: {others} of 200 others");
+        let large = answered(&mut world, (0..200).map(|number| other(number)[3].clone()));
+        assert_eq!(large, 200, "{kind}: fragmentation needed");
     }
 }
 
@@ -520,7 +604,7 @@ fn a_next_hop_that_does_not_answer_is_silent_if_that_is_configured() {
     silent(&mut world, &syn().build(), Reason::NeighbourFailed, "drop");
 }
 
-fn without_targets(spec: &mut router_user::dataplane::RuleSetSpec) {
+fn without_targets(spec: &mut RuleSetSpec) {
     spec.reject_unreachable = true;
     for forward in &mut spec.forwards {
         forward.targets.clear();
@@ -618,18 +702,17 @@ fn what_must_not_be_reset_is_not() {
     passes(&mut silent_world, &segment(tcp::ACK).build(), "drop");
 }
 
-/// One rate for all answers of a CPU.
+/// One rate for all answers of a kind to a source.
 #[test]
 fn unreachable_comes_at_a_rate_and_the_others_are_silent() {
-    stay_on_one_cpu();
     let mut world = rejecting();
     ip("route del default");
     let frame = masqueraded()[1].build();
     let start = Instant::now();
-    let asked = 10 * Bucket::BURST;
+    let asked = 10 * Rate::OF_A_SOURCE.burst;
     let answered = (0..asked).filter(|_| world.run_uncounted(0, &frame).0 == Verdict::Tx).count() as u64;
-    let most = Bucket::BURST + start.elapsed().as_nanos() as u64 / Bucket::INTERVAL + 1;
-    assert!((Bucket::BURST..=most).contains(&answered), "{answered} of {most}");
+    let most = Rate::OF_A_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::OF_A_SOURCE.interval + 1;
+    assert!((Rate::OF_A_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
     let wanted = [(Reason::NoRoute, asked - answered), (Reason::NetworkUnreachable, answered)];
     let counted: Vec<_> = wanted.into_iter().filter(|(_, packets)| *packets > 0).collect();
     assert_eq!(world.moved().reasons, counted);

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::answer::Bucket;
+use router_common::answer::{Bucket, Rate};
 
 /// What is left of the rate.
 #[derive(Debug)]
 pub(super) struct Pace {
     start: Instant,
-    /// The router has one a CPU. This one takes all of them for one, and every error for later than it was.
+    /// The router has one for each kind of error and source. This one takes all of them for one, and every error for later than it was.
     bucket: Bucket,
 }
 
@@ -26,7 +26,7 @@ impl Pace {
     /// Waits until the router has this many errors to give: for nothing but time, since nobody tells.
     pub(super) fn wait_for(&self, errors: usize) {
         while spend(self.bucket, self.now(), errors).is_none() {
-            thread::sleep(Duration::from_nanos(Bucket::INTERVAL));
+            thread::sleep(Duration::from_nanos(Rate::OF_A_SOURCE.interval));
         }
     }
 
@@ -41,6 +41,7 @@ impl Pace {
 }
 
 /// A bucket after so many errors, at most as many as it holds; none if it has not got them.
-fn spend(mut bucket: Bucket, now: u64, errors: usize) -> Option<Bucket> {
-    (0..Bucket::BURST.min(errors as u64)).all(|_| bucket.take(now)).then_some(bucket)
+fn spend(bucket: Bucket, now: u64, errors: usize) -> Option<Bucket> {
+    let rate = Rate::OF_A_SOURCE;
+    (0..rate.burst.min(errors as u64)).all(|_| bucket.take(now, rate)).then_some(bucket)
 }
