@@ -23,6 +23,7 @@ pub mod fragment;
 pub mod icmp;
 pub mod local;
 pub mod mss;
+pub mod openings;
 pub mod own;
 pub mod packet;
 pub mod ports;

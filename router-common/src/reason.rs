@@ -107,7 +107,7 @@ reasons! {
     24 StageMissing "stage_missing" Drop "A part of the program is not loaded; restart the daemon.";
     25 RouteLookupsOff "route_lookups_off" Drop "The kernel refuses route lookups because net.ipv4.conf.lo.forwarding is 0; a daemon that runs sets it again at once.";
     26 Internal "internal" Drop "Something that cannot happen has happened to a packet that was being rewritten; please report it.";
-    27 HalfOpenLimit "half_open_limit" Drop "Its source has too many sessions that are still opening (limits.half_open_per_source).";
+    27 HalfOpenLimit "half_open_limit" Drop "Its source has too many sessions that are still opening (limits.half_open_per_source), and none of them could make room.";
     28 Contended "contended" Drop "Two CPUs opened sessions in the same place at the same moment; the sender's next attempt will do better.";
     29 IcmpError "icmp_error" Forward "An ICMP error about a known session, translated and sent.";
     30 TtlExceeded "ttl_exceeded" Answer "The packet's time to live ended here, and its sender was told (ICMP time exceeded).";
@@ -132,6 +132,7 @@ reasons! {
     49 Refused "refused" Answer "The rule has no target address, and the client was told (TCP reset or ICMP port unreachable).";
     50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
     51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but not by the interface that faces the Private Link Service, which clients come in by.";
+    52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source had as many opening ones as it may (limits.half_open_per_source), and the oldest of those is gone.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -167,7 +168,7 @@ mod tests {
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
              fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
              session_options no_source_address route_unreachable route_prohibited route_blackhole neighbour_failed network_unreachable \
-             host_unreachable prohibited refused session_unknown wrong_interface"
+             host_unreachable prohibited refused session_unknown wrong_interface opened_in_place"
         );
     }
 }

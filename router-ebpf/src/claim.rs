@@ -14,7 +14,9 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, flows, half_open, own, pools, rules,
+    Exit, Outcome, Work, answer, flows,
+    half_open::{self, Entered},
+    own, pools, rules,
     rules::{Leads, Match},
     settings, sockets,
 };
@@ -36,6 +38,8 @@ struct Opening {
     key: FlowKey<Ipv4>,
     vacancy: Vacancy,
     slot: u32,
+    /// 1 when another session of the source has made room for this one.
+    in_place: u32,
     /// What the client's tuple has been, an [`Earlier`] as its number; and where that led, if it was opened moments ago.
     earlier: u32,
     last: Leads,
@@ -182,6 +186,7 @@ pub(crate) fn prepare(
     opening.next_hop = next_hop;
     opening.key = packet.key;
     opening.slot = NOWHERE;
+    opening.in_place = 0;
     opening.pool = NO_POOL;
     opening.word = ports.any_word(random);
     opening.empty_words = 0;
@@ -200,6 +205,15 @@ pub(crate) fn prepare(
 pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
     let opening = scratch()?;
     (opening.key == *key).then_some(opening.next_hop)
+}
+
+/// Why the first packet of the session leaves that this CPU has opened last, if it is this one's.
+#[inline(always)]
+pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
+    match scratch() {
+        Some(opening) if opening.key == *key && opening.in_place != 0 => Reason::OpenedInPlace,
+        _ => Reason::Opened,
+    }
 }
 
 /// The client's flow of the session that this CPU has opened last, if it is this one.
@@ -227,11 +241,21 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
     if !occupancy.enter() {
         return Err(Reason::TableFull.into());
     }
-    if !half_open::enter(work.settings, source) {
+    if !is_let_in(work.settings, source) {
         occupancy.leave();
         return Err(Reason::HalfOpenLimit.into());
     }
     insert(work)
+}
+
+/// Counts one more half-open session of the source, for which another one may have to make room; `false` if there is none, and nothing was counted.
+#[inline(always)]
+fn is_let_in(settings: &Settings, source: Ipv4) -> bool {
+    let Some(entered) = half_open::enter(settings, source) else { return false };
+    if let Some(opening) = scratch() {
+        opening.in_place = u32::from(matches!(entered, Entered::InPlace));
+    }
+    true
 }
 
 // What `take_over` answers.
@@ -258,7 +282,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     opening.reply_key = opening.key.twin(&rewrite);
     let reply = flows::find(&opening.reply_key, settings)
         .filter(|reply| reply.key().twin(&reply.entry.rewrite()) == opening.key);
-    if !tag.is_opening() && !half_open::enter(settings, opening.key.source) {
+    if !tag.is_opening() && !is_let_in(settings, opening.key.source) {
         return HALF_OPEN_LIMIT;
     }
     let stays = opening.target == rewrite.destination
@@ -283,7 +307,10 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
         }
     };
     match is_mine {
-        true if stays => IN_PLACE,
+        true if stays => {
+            half_open::note(settings, opening.key.source, flows::index_of(&opening.key, settings));
+            IN_PLACE
+        }
         true => MOVED,
         false => {
             if !tag.is_opening() {
@@ -313,7 +340,7 @@ fn insert(work: &Work) -> Outcome {
     let source = scratch().ok_or(Reason::Internal)?.key.source;
     let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     match insert_both(work) {
-        Ok(()) => {}
+        Ok(()) => half_open::note(work.settings, source, scratch().map_or(NOWHERE, |opening| opening.slot)),
         Err(InsertError::Exists) => {
             // Another CPU has opened this very session.
             half_open::leave(work.settings, source);

@@ -105,6 +105,18 @@ pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
     slot(index).filter(|slot| slot.is_flow(key))
 }
 
+/// The slot at this index, whatever is in it.
+#[inline(always)]
+pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
+    slot(index).map(|slot| &*slot)
+}
+
+/// Where the live flow of a key is, or [`NOWHERE`].
+#[inline(always)]
+pub(crate) fn index_of(key: &FlowKey<Ipv4>, settings: &Settings) -> u32 {
+    walk(key, settings, NOWHERE).map_or(NOWHERE, |search| search.found)
+}
+
 /// Whether nobody else may have a key: there is a live flow of it, or it is held.
 #[inline(always)]
 pub(crate) fn is_taken(key: &FlowKey<Ipv4>) -> bool {

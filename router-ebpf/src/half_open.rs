@@ -1,22 +1,90 @@
-//! How many sessions a source has that are still opening.
+//! How many sessions a source has that are still opening, and which of them makes room for another, see [`router_common::openings`].
 
-use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use router_common::{HALF_OPEN_SLOTS, HalfOpen, address::Ipv4, half_open_slot, settings::Settings};
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    cty::c_void,
+    helpers::generated::{bpf_ktime_get_ns, bpf_loop},
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
+use router_common::{
+    HALF_OPEN_SLOTS, HalfOpen,
+    address::Ipv4,
+    answer::Bucket,
+    bounds, half_open_slot,
+    openings::{self, ANSWERED_LOOKS, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing},
+    settings::Settings,
+    source_hash,
+    table::Tag,
+};
+
+use crate::{flows, removal, settings};
 
 /// One counter a source, by a keyed hash of its address: sources that share one share their limit. Added to by the programs; taken from by
 /// the programs when a session is established, and by the daemon when one goes without having been. All atomically.
 #[map]
 static HALF_OPEN: Array<u32> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
+/// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place, read by whoever looks for a session to make
+/// room; what a note says is believed only where the flow table says the same.
+#[map]
+static OPENINGS: Array<u64> = Array::with_max_entries(RINGS * NOTES, 0);
+
+/// Where each ring begins and ends. Changed atomically.
+#[map]
+static OPENINGS_ENDS: Array<Ends> = Array::with_max_entries(RINGS, 0);
+
+/// One: how many sessions may still make room for others. Taken from atomically.
+#[map]
+static ROOM: Array<Bucket> = Array::with_max_entries(1, 0);
+
+/// A search for a session to make room.
+struct Search {
+    source: Ipv4,
+    ring: u32,
+    /// The place to look at next, and the one behind the last.
+    at: u32,
+    end: u32,
+    /// 1 while all that was looked at need not be looked at again.
+    in_vain: u32,
+    /// How many have been answered; the oldest of these, and its tag.
+    answered: u32,
+    fallback: u32,
+    tag: u32,
+    /// 1 when a session has made room.
+    made: u32,
+}
+
+/// One a CPU.
+#[map]
+static ROOM_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+
 #[inline(always)]
 fn counter(settings: &Settings, source: Ipv4) -> Option<HalfOpen<'static>> {
     HALF_OPEN.get(half_open_slot(&settings.seeds, source)).map(HalfOpen::new)
 }
 
-/// Counts one more; `false` if that is too many, and nothing was counted.
+/// How a session came to be counted.
+#[derive(Clone, Copy)]
+pub(crate) enum Entered {
+    /// There was room.
+    Room,
+    /// Another of its source's made room.
+    InPlace,
+}
+
+/// Counts one more. Where a source has as many as it may, the oldest that nobody has answered makes room, or else the oldest of all that are
+/// still opening; `None` if there is none, and nothing was counted.
 #[inline(always)]
-pub(crate) fn enter(settings: &Settings, source: Ipv4) -> bool {
-    counter(settings, source).is_some_and(|counter| counter.enter(settings.half_open_per_source))
+pub(crate) fn enter(settings: &Settings, source: Ipv4) -> Option<Entered> {
+    if counter(settings, source)?.enter(settings.half_open_per_source) {
+        Some(Entered::Room)
+    } else if make_room(u32::from_ne_bytes(source.0)) != 0 {
+        // The new one is counted in its place.
+        Some(Entered::InPlace)
+    } else {
+        None
+    }
 }
 
 /// Counts one less.
@@ -25,4 +93,115 @@ pub(crate) fn leave(settings: &Settings, source: Ipv4) {
     if let Some(counter) = counter(settings, source) {
         counter.leave();
     }
+}
+
+#[inline(always)]
+fn ring_of(settings: &Settings, source: Ipv4) -> u32 {
+    source_hash(&settings.seeds, source) % RINGS
+}
+
+/// Notes a source's session that opens, whose client's flow is in this slot.
+#[inline(always)]
+pub(crate) fn note(settings: &Settings, source: Ipv4, slot: u32) {
+    let ring = ring_of(settings, source);
+    let Some(forward) = flows::at_index(slot) else { return };
+    let Some(ends) = OPENINGS_ENDS.get(ring) else { return };
+    let note = Note::new(slot, forward.entry.opened());
+    if let Some(place) = OPENINGS.get_ptr_mut(index(ring, ends.push())) {
+        // SAFETY: a number in memory that stays mapped, whole in one store; any value is good.
+        unsafe { place.write_volatile(note.number()) };
+    }
+}
+
+/// Has a session of this source make room: 1 if one has, which is gone, and is still counted as half-open. A global function: the verifier looks
+/// at it apart from its callers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room(source: u32) -> u32 {
+    let (Some(settings), Some(occupancy), Some(room)) = (settings::get(), flows::occupancy(), ROOM.get(0))
+    else {
+        return 0;
+    };
+    let source = Ipv4(source.to_ne_bytes());
+    let ring = ring_of(settings, source);
+    let Some(ends) = OPENINGS_ENDS.get(ring) else { return 0 };
+    // SAFETY: takes nothing and always answers.
+    if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
+        return 0;
+    }
+    let Some(search) = scratch() else { return 0 };
+    let (at, end) = ends.places();
+    // Field by field: a whole one would be put together on the stack first.
+    search.source = source;
+    search.ring = ring;
+    search.at = at;
+    search.end = end;
+    search.in_vain = 1;
+    search.answered = 0;
+    search.made = 0;
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
+    unsafe { bpf_loop(LOOKS, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    // Taken only now: the callback has had it in the meantime.
+    let Some(search) = scratch() else { return 0 };
+    if search.made == 0 && search.answered != 0 {
+        search.made = removal::session_gives_way(search.fallback, search.tag);
+    }
+    search.made
+}
+
+/// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the search.
+unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
+    let (Some(search), Some(settings)) = (scratch(), settings::get()) else { return 1 };
+    if search.at == search.end {
+        return 1;
+    }
+    let place = OPENINGS.get(index(search.ring, search.at));
+    // SAFETY: as above.
+    let Some(note) = place.map(|place| Note::from_number(unsafe { core::ptr::read_volatile(place) })) else {
+        return 1;
+    };
+    search.at = search.at.wrapping_add(1);
+    let (tag, is_theirs) = match flows::at_index(note.slot()) {
+        // The tag first: what it is the tag of is what is compared.
+        Some(slot) => {
+            let tag = slot.tag();
+            let is_theirs = slot.entry.opened() == note.opened()
+                && half_open_slot(&settings.seeds, slot.key().source)
+                    == half_open_slot(&settings.seeds, search.source);
+            (tag, is_theirs)
+        }
+        None => (Tag::EMPTY, false),
+    };
+    match standing(tag, is_theirs) {
+        Standing::NoneOfTheirs => {
+            if search.in_vain != 0
+                && let Some(ends) = OPENINGS_ENDS.get(search.ring)
+            {
+                ends.forget_before(search.at);
+            }
+            0
+        }
+        Standing::Unanswered => {
+            search.in_vain = 0;
+            search.made = removal::session_gives_way(note.slot(), tag.0);
+            // If not, another CPU was at it. It is 0 or 1, but not as far as the verifier sees.
+            i64::from(bounds::opaque(search.made) & 1)
+        }
+        Standing::Answered => {
+            search.in_vain = 0;
+            if search.answered == 0 {
+                search.fallback = note.slot();
+                search.tag = tag.0;
+            }
+            search.answered += 1;
+            i64::from(search.answered >= ANSWERED_LOOKS)
+        }
+    }
+}
+
+#[inline(always)]
+fn scratch() -> Option<&'static mut Search> {
+    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
+    // value of every field.
+    ROOM_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }

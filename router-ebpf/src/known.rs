@@ -86,7 +86,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     let mut reason = Reason::Forwarded;
     if first {
         stats::decisions(work.stats, tag.rule()).opened += 1;
-        reason = Reason::Opened;
+        reason = claim::opened_as(&packet.key);
         debug!(
             work.frame.context(),
             "opened {:i}:{} as {:i}:{} to {:i}:{}",

@@ -1,5 +1,5 @@
-//! Removing a session from the data plane, where this machine's own traffic has its ports. Otherwise the daemon's sweep does, and `claim` where a
-//! session that is over gives way to the next one of its tuple.
+//! Removing a session from the data plane, where this machine's own traffic has its ports, or where it still opens and makes room for another of its
+//! source. Otherwise the daemon's sweep does, and `claim` where a session that is over gives way to the next one of its tuple.
 
 use router_common::{
     address::Ipv4,
@@ -62,14 +62,44 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     if tag.is_opening() {
         half_open::leave(settings, client);
     }
+    free_port(reply, &reply_key);
+    Removal::Removed as u32
+}
+
+/// Removes the session whose client's flow is in this slot, if that has this tag and no other by now, and leaves it counted as half-open: 1 if it
+/// was this call that did. A global function, see above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn session_gives_way(index: u32, tag: u32) -> u32 {
+    // One after the other, or the compiler computes with what the verifier does not yet know to be there.
+    let Some(settings) = settings::get() else { return 0 };
+    let Some(forward) = flows::at_index(index) else { return 0 };
+    let key = forward.key();
+    let reply_key = key.twin(&forward.entry.rewrite());
+    if !forward.retire_from(Tag(tag), flows::now()) {
+        return 0;
+    }
+    if let Some(occupancy) = flows::occupancy() {
+        occupancy.leave();
+    }
+    if let Some(reply) = flows::find(&reply_key, settings)
+        && reply_key.twin(&reply.entry.rewrite()) == key
+    {
+        free_port(reply, &reply_key);
+    }
+    1
+}
+
+/// Retires a session's reply flow, whose forward flow is gone, and so frees its port.
+#[inline(always)]
+fn free_port(reply: &Slot, key: &FlowKey<Ipv4>) {
     // Otherwise the sweep finds it.
     if retire(reply).is_some() {
         // Looked for after the flow is gone, see `Pool`.
-        if let Some(pool) = pools::find(&PoolKey::of(&reply_key)).and_then(pools::pool) {
-            pool.clear(reply_key.destination_port.number());
+        if let Some(pool) = pools::find(&PoolKey::of(key)).and_then(pools::pool) {
+            pool.clear(key.destination_port.number());
         }
     }
-    Removal::Removed as u32
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -33,12 +34,27 @@ pub struct SynFlood {
 impl SynFlood {
     /// Starts it. `source` has to be an address that `from` may send as.
     pub fn start(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4) -> Result<Self> {
+        Self::start_paced(from, source, target, None)
+    }
+
+    /// Starts it, with no more than so many SYNs a second, if a number is said.
+    pub fn start_paced(
+        from: &Namespace,
+        source: Ipv4Addr,
+        target: SocketAddrV4,
+        rate: Option<u32>,
+    ) -> Result<Self> {
         let socket = raw_socket(from)?;
         let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
         let (sent, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counter, end) = (sent.clone(), over.clone());
         let flood = move || {
-            for port in PORTS.cycle() {
+            let start = Instant::now();
+            for (number, port) in (0_u32..).zip(PORTS.cycle()) {
+                if let Some(rate) = rate {
+                    let due = start + Duration::from_secs(1) * number / rate;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                }
                 if end.load(Relaxed) {
                     return;
                 }

@@ -245,7 +245,8 @@ impl Shared {
         degraded.extend(state.crowding.look(usage));
         if let Ok(stats) = state.plane.counters.read() {
             let packets = |reason: Reason| stats.reasons[reason as usize].packets;
-            let counts = Counts { damaged: packets(Reason::BadChecksum), opened: packets(Reason::Opened) };
+            let opened = packets(Reason::Opened) + packets(Reason::OpenedInPlace);
+            let counts = Counts { damaged: packets(Reason::BadChecksum), opened };
             degraded.extend(state.damage.look(counts, Instant::now()));
         }
         degraded.extend(self.punts.problem().map(|problem| format!("packets are lost: {problem}")));

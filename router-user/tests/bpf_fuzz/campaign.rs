@@ -124,7 +124,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         has_daemon: true,
         removed: 10,
         rules: allow_clients,
-        reasons: &[Reason::HalfOpenLimit, Reason::PortsExhausted],
+        reasons: &[Reason::HalfOpenLimit, Reason::OpenedInPlace, Reason::PortsExhausted],
     },
 ];
 
@@ -309,7 +309,9 @@ impl Campaign {
     pub(crate) fn give(&mut self, given: Given) {
         let done = self.run_one(&given);
         self.given += 1;
-        let result = check(&mut self.model, &given, &done)
+        let result = self
+            .follow_room(&given)
+            .and_then(|()| check(&mut self.model, &given, &done))
             .and_then(|()| self.adopt_unseen(&given, done.verdict))
             .and_then(|()| self.follow_reuse(&given));
         self.batch.push(given);
@@ -326,6 +328,27 @@ impl Campaign {
             );
             self.fail(&text);
         }
+    }
+
+    /// Takes note of a session that has made room for the one that a packet has opened: at most one, of the same client, and only at the limit.
+    fn follow_room(&mut self, given: &Given) -> Result<()> {
+        let Some(packet) = given.frame.get(IP..) else { return Ok(()) };
+        let Some(from) = tuple(packet) else { return Ok(()) };
+        let is_new = self.model.translated(&from).is_none() && self.in_table(&from).is_some();
+        let flows = &self.world.dataplane.flows;
+        if flows.sessions() as usize >= self.model.sessions().len() + usize::from(is_new) {
+            return Ok(());
+        }
+        let is_gone = |other: &&Tuple| {
+            **other != from && other.source.0 == from.source.0 && self.in_table(other).is_none()
+        };
+        let gone: Vec<Tuple> = self.model.sessions().iter().filter(is_gone).copied().collect();
+        // If no port was free afterwards, the place is empty.
+        let is_at_the_limit = flows.half_open(Ipv4(from.source.0)) + 1 >= self.profile.half_open_per_source;
+        ensure!(gone.is_empty() || is_at_the_limit, "below the limit, a session has made room: {gone:?}");
+        ensure!(gone.len() <= 1, "more than one session has made room: {gone:?}");
+        gone.iter().for_each(|gone| self.model.forget(gone));
+        Ok(())
     }
 
     /// Takes note of a session whose first packet was dropped: a first fragment opens one before it is found to be bad.

@@ -15,6 +15,7 @@ mod counters;
 mod forward;
 mod fragments;
 mod generic;
+mod half_open;
 mod icmp;
 mod local;
 mod log;

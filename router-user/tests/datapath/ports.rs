@@ -281,45 +281,6 @@ fn ports_of_a_sweep_that_did_not_end_are_not_lost() {
     }
 }
 
-#[test]
-fn a_source_may_have_so_many_half_open_sessions() {
-    let mut world = open_masquerade(Setup { half_open_per_source: 10, ..Setup::default() });
-    let syn = |source: [u8; 4], port: u16| tcp_packet((source, port), (OTHER, 443), tcp::SYN).build();
-    for port in 0..10 {
-        assert_eq!(world.run(&syn(PLS, 2000 + port)).reason, Reason::Opened);
-    }
-    let ran = world.run(&syn(PLS, 3000));
-    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::HalfOpenLimit));
-    assert_eq!(world.run(&syn(PLS, 2000)).reason, Reason::Forwarded, "a retransmission opens nothing");
-    assert_eq!(world.run(&syn([10, 0, 2, 70], 2000)).reason, Reason::Opened, "others are not held to it");
-    // An answer is not enough: a flood gets those. The client's acknowledgement is.
-    let answer = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::SYN | tcp::ACK).numbers(5000, 1001).build();
-    assert_eq!(world.run(&answer).reason, Reason::Forwarded);
-    assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::HalfOpenLimit);
-    let ack = tcp_packet((PLS, 2000), (OTHER, 443), tcp::ACK).numbers(1001, 5001).build();
-    assert_eq!(world.run(&ack).reason, Reason::Forwarded);
-    assert_eq!(world.run(&syn(PLS, 3000)).reason, Reason::Opened);
-    assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::HalfOpenLimit);
-    // So does the end of one that never was.
-    let mut half_open = None;
-    world.dataplane.flows.for_each(|session| {
-        let is_hers = session.forward.key.source == router_common::address::Ipv4(PLS);
-        half_open = (is_hers && session.forward.is_opening()).then_some(*session);
-        half_open.is_none()
-    });
-    world.dataplane.flows.remove(&half_open.expect("a session")).expect("removal");
-    assert_eq!(world.run(&syn(PLS, 3001)).reason, Reason::Opened);
-    // UDP by its first answer.
-    ip("neigh replace 10.0.2.72 lladdr 02:00:00:00:00:69 dev eth0 nud permanent");
-    let query = |port: u16| udp_packet(([10, 0, 2, 72], port), (OTHER, 53), b"x").build();
-    for port in 0..10 {
-        assert_eq!(world.run(&query(2000 + port)).reason, Reason::Opened);
-    }
-    assert_eq!(world.run(&query(3000)).reason, Reason::HalfOpenLimit);
-    world.run(&udp_packet((OTHER, 53), (ROUTER, 2000), b"y").build());
-    assert_eq!(world.run(&query(3000)).reason, Reason::Opened);
-}
-
 /// Two CPUs open sessions towards one target at the same time, from clients that all use the same ports: no two sessions get the same
 /// port, none is half, none is lost.
 #[test]
@@ -397,18 +358,6 @@ fn a_wider_range_is_used_at_once() {
     spec.ports = PortRange { last: 30_999, ..ports };
     world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
     assert_eq!(world.run(&last).reason, Reason::Opened);
-}
-
-/// What its target has refused is over, and nothing of a flood: whoever is refused by one target can still open sessions to others.
-#[test]
-fn a_refused_connection_is_not_half_open() {
-    let mut world = open_masquerade(Setup { half_open_per_source: 1, ..Setup::default() });
-    let syn = |port: u16| tcp_packet((PLS, port), (OTHER, 443), tcp::SYN).build();
-    assert_eq!(world.run(&syn(2000)).reason, Reason::Opened);
-    assert_eq!(world.run(&syn(2001)).reason, Reason::HalfOpenLimit);
-    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1).build();
-    assert_eq!(world.run(&refusal).reason, Reason::Forwarded);
-    assert_eq!(world.run(&syn(2001)).reason, Reason::Opened);
 }
 
 /// A connection that this machine makes while a session has its port towards the same peer: the answers are the socket's.

@@ -429,20 +429,32 @@ fn no_more_ports_are_held_than_there_is_room_for() {
 
 #[test]
 fn attempts_count_as_half_open_again() {
-    let mut world = World::with(Setup { half_open_per_source: 2, ..Setup::default() });
-    connect_and_end(&mut world, End::ByBoth);
-    for port in [50_000, 50_001] {
-        world.run(&tcp_packet((PLS, port), (ROUTER, 443), tcp::SYN).build());
+    // In its place, and to another target.
+    for changes_target in [false, true] {
+        let mut world = World::with(Setup { half_open_per_source: 2, ..Setup::default() });
+        connect_and_end(&mut world, End::ByBoth);
+        let attempt = |port| tcp_packet((PLS, port), (ROUTER, 443), tcp::SYN).build();
+        for port in [50_000, 50_001] {
+            assert_eq!(world.run(&attempt(port)).reason, Reason::Opened);
+        }
+        if changes_target {
+            world.set_rules(other_target);
+        }
+        // An older attempt makes room for it, and it for others.
+        assert_eq!(again(&mut world).reason, Reason::OpenedInPlace);
+        assert_eq!((world.sessions(), world.dataplane.flows.half_open(Ipv4(PLS))), (2, 2));
+        assert_eq!(world.run(&attempt(50_001)).reason, Reason::Forwarded, "the younger one is still there");
+        assert_eq!(world.run(&attempt(50_002)).reason, Reason::OpenedInPlace);
+        assert_eq!(world.run(&attempt(50_003)).reason, Reason::OpenedInPlace);
+        assert_eq!((world.sessions(), world.dataplane.flows.half_open(Ipv4(PLS))), (2, 2));
+        assert_eq!(again(&mut world).reason, Reason::OpenedInPlace, "a new session");
+        // Opened by the client's acknowledgement, another attempt's place is free.
+        let target = if changes_target { (OTHER, 9443) } else { (TARGET, 8443) };
+        world.run(&server(target, 50_003, SYN_ACK, 5000, 1001).build());
+        world.run(&tcp_packet((PLS, 50_003), (ROUTER, 443), tcp::ACK).numbers(1001, 5001).build());
+        assert_eq!(world.run(&attempt(50_004)).reason, Reason::Opened);
+        assert_eq!((world.sessions(), world.dataplane.flows.half_open(Ipv4(PLS))), (3, 2));
     }
-    assert_eq!(again(&mut world).reason, Reason::HalfOpenLimit);
-    world.set_rules(other_target);
-    assert_eq!(again(&mut world).reason, Reason::HalfOpenLimit, "to another target neither");
-    assert_eq!((world.sessions(), world.dataplane.flows.half_open(Ipv4(PLS))), (3, 2));
-    // Opened by the client's acknowledgement, another attempt's place is free.
-    world.run(&server((TARGET, 8443), 50_000, SYN_ACK, 5000, 1001).build());
-    world.run(&tcp_packet((PLS, 50_000), (ROUTER, 443), tcp::ACK).numbers(1001, 5001).build());
-    opened(&again(&mut world));
-    assert_eq!((world.sessions(), world.dataplane.flows.half_open(Ipv4(PLS))), (3, 2));
 }
 
 /// A session that moves takes over its place: a full table does not keep it from that.

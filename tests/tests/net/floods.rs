@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use lab::{
     Lab, Nics, Options,
-    addresses::{ECHO_PORT, VM},
+    addresses::{ECHO_PORT, TOOLS, VM},
     client::Tcp,
     flood::SynFlood,
     wait,
@@ -83,6 +83,44 @@ fn one_source_floods_and_nobody_else_suffers() {
         ensure!(left <= SHARE as usize / 2, "{left} attempts are left");
         Ok(())
     }));
+}
+
+/// Many clients have one address behind a Private Link Service. That one of them floods a target which does not answer, far beyond what the address may have
+/// half-open, does not keep the others from targets that do, and ends no connection.
+#[test]
+fn a_flood_from_an_address_does_not_lock_out_the_others_behind_it() {
+    const SHARE: u32 = 1000;
+    const RATE: u32 = 3000;
+    const ATTEMPTS: usize = 20;
+    let lab = lab_with(65_536, SHARE);
+    let there = SocketAddrV4::new(TOOLS, ECHO_PORT);
+    let connect = || Tcp::connect_from(&lab.hosts.vm, VM, there, Duration::from_millis(600));
+    let mut old = check(Tcp::connect_from(&lab.hosts.vm, VM, there, LIMIT));
+    check(old.echo(b"before", LIMIT));
+
+    let flood = check(SynFlood::start_paced(&lab.hosts.vm, VM, NOBODY, Some(RATE)));
+    let in_place = || reason(&counters(&lab), "opened_in_place");
+    check(wait::until("the address to have all it may", LIMIT, || {
+        ensure!(in_place() > 0, "{} were sent", flood.sent());
+        Ok(())
+    }));
+    let made_room = in_place();
+    let mut opened = Vec::new();
+    for _ in 0..ATTEMPTS {
+        opened.extend(connect().and_then(|mut new| new.echo(b"a new one", LIMIT).map(|_| new)).ok());
+    }
+    let (made_room, sent) = (in_place() - made_room, flood.sent());
+    drop(flood);
+    println!(
+        "{} of {ATTEMPTS} connections; {made_room} attempts made room meanwhile, {sent} SYNs in all",
+        opened.len()
+    );
+    assert!(opened.len() >= ATTEMPTS * 9 / 10, "{} of {ATTEMPTS}", opened.len());
+    assert!(made_room > 0, "the flood was over");
+    for tcp in opened.iter_mut().chain([&mut old]) {
+        check(tcp.echo(b"after", LIMIT));
+    }
+    assert!(half_open(&lab) <= SHARE as usize);
 }
 
 /// Nobody's fault in particular, and the table is full all the same: connections that were never made go long before their time.

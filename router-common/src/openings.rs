@@ -1,0 +1,226 @@
+//! Which session of a source that has too many opening ones makes room for another: the oldest, as far as is known.
+//!
+//! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody takes a note out when its session has opened
+//! or ended: whoever looks for one to make room, from the oldest on, finds out what became of it. So a note costs a write, and is looked at
+//! once.
+
+use core::mem::size_of;
+
+use crate::{
+    answer::Rate,
+    atomic::Atomic,
+    flow::{Direction, Protocol},
+    session::Ticks,
+    table::{SlotState, Tag},
+};
+
+/// How many rings there are.
+pub const RINGS: u32 = 64;
+/// How many notes a ring has: the last ones.
+pub const NOTES: u32 = 1 << 14;
+
+/// How many notes are looked at, at most, for one session to make room. What is in front of them is not looked at again.
+pub const LOOKS: u32 = 128;
+/// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
+pub const ANSWERED_LOOKS: u32 = 8;
+
+/// One in so many of the sessions that there is room for may make room for others each second: their slots are in quarantine for a while, and
+/// are not to become so many that the table has no others.
+const SHARE_OF_THE_TABLE: u64 = 16;
+
+/// How many sessions may make room for others, in a table for `capacity` sessions.
+#[inline(always)]
+pub const fn rate(capacity: u32) -> Rate {
+    // A quotient that cannot panic is one that the verifier takes.
+    let interval = match (SHARE_OF_THE_TABLE * 1_000_000_000).checked_div(capacity as u64) {
+        Some(interval) => interval,
+        None => 1_000_000_000,
+    };
+    Rate { burst: 16 + capacity as u64 / 256, interval }
+}
+
+/// A note of a session that opens: where its client's flow is, and since when.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Note(u64);
+
+impl Note {
+    /// The note of the session whose client's flow is in this slot and was opened then.
+    #[inline(always)]
+    pub const fn new(slot: u32, opened: Ticks) -> Self {
+        Self((opened.0 as u64) << u32::BITS | slot as u64)
+    }
+
+    /// As a number, for a map.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// What [`number`](Self::number) gave.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The slot.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// When the session was opened.
+    #[inline(always)]
+    pub const fn opened(self) -> Ticks {
+        Ticks((self.0 >> u32::BITS) as u32)
+    }
+}
+
+/// Where a ring's notes begin and end, in memory that all CPUs share. Both only go up, and round at 2^32.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    next: u32,
+    oldest: u32,
+    zero: [u32; 14],
+}
+
+const _: () = assert!(size_of::<Ends>() == 64);
+
+impl Ends {
+    /// Takes the place for one more note, of which nobody else has it.
+    #[inline(always)]
+    pub fn push(&self) -> u32 {
+        Atomic::new(&self.next).add(1)
+    }
+
+    /// The places of the oldest note that is still there and of the next one to come.
+    #[inline(always)]
+    pub fn places(&self) -> (u32, u32) {
+        let oldest = Atomic::new(&self.oldest).load();
+        let next = Atomic::new(&self.next).load();
+        // Those in front of it have been overwritten.
+        (if next.wrapping_sub(oldest) > NOTES { next.wrapping_sub(NOTES) } else { oldest }, next)
+    }
+
+    /// Says that nobody need look at what is in front of this place.
+    #[inline(always)]
+    pub fn forget_before(&self, place: u32) {
+        let oldest = Atomic::new(&self.oldest);
+        let seen = oldest.load();
+        // Another CPU may have come further. If it has this very moment, it is looked at again, which is no harm.
+        if place.wrapping_sub(seen) < 1 << 31 {
+            oldest.change(seen, place);
+        }
+    }
+}
+
+/// In which of all rings' places a place of a ring is.
+#[inline(always)]
+pub const fn index(ring: u32, place: u32) -> u32 {
+    (ring % RINGS) * NOTES + place % NOTES
+}
+
+/// What has become of a session that was noted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// It has opened or ended, or is another source's.
+    NoneOfTheirs,
+    /// It still opens, and its target has answered: the client may yet acknowledge that.
+    Answered,
+    /// It still opens, and nobody waits for it but its client, if at all.
+    Unanswered,
+}
+
+/// What has become of a noted session, by the tag of the slot that it was in; `is_theirs`: whether what is there was opened when the note says,
+/// by a client of the source that is looked for.
+#[inline(always)]
+pub const fn standing(tag: Tag, is_theirs: bool) -> Standing {
+    if !is_theirs
+        || !matches!(tag.state(), SlotState::Live)
+        || !matches!(tag.direction(), Direction::Forward)
+        || !tag.is_opening()
+    {
+        return Standing::NoneOfTheirs;
+    }
+    let seen = tag.seen();
+    if tag.protocol_number() == Protocol::Tcp as u8 && !seen.is_unanswered() && !seen.is_over() {
+        Standing::Answered
+    } else {
+        Standing::Unanswered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::session::Seen;
+
+    #[test]
+    fn notes_say_what_they_were_made_of() {
+        let note = Note::from_number(Note::new(0xfedc_ba98, Ticks(0x8765_4321)).number());
+        assert_eq!((note.slot(), note.opened()), (0xfedc_ba98, Ticks(0x8765_4321)));
+    }
+
+    #[test]
+    fn only_what_opens_makes_room() {
+        let tag = |direction, opening| Tag::pending(6, direction, 3, opening).showing(Seen::SYN);
+        let live = |direction, opening| tag(direction, opening).in_state(SlotState::Live);
+        assert_eq!(standing(live(Direction::Forward, true), false), Standing::NoneOfTheirs);
+        assert_eq!(standing(live(Direction::Forward, false), true), Standing::NoneOfTheirs, "established");
+        assert_eq!(standing(live(Direction::Reply, true), true), Standing::NoneOfTheirs, "a target's flow");
+        for state in
+            [SlotState::Empty, SlotState::Busy, SlotState::Pending, SlotState::Retired, SlotState::Held]
+        {
+            let gone = tag(Direction::Forward, true).in_state(state);
+            assert_eq!(standing(gone, true), Standing::NoneOfTheirs, "{state:?}");
+        }
+        let (client, nobody, server) = (Seen::SYN, Seen::NOTHING, Seen::SYN);
+        let opening = live(Direction::Forward, true);
+        for (seen, wanted) in [
+            (client.beside(nobody), Standing::Unanswered),
+            (client.beside(server), Standing::Answered),
+            (client.and_reset().beside(server), Standing::Unanswered),
+            (client.beside(server.and_reset()), Standing::Unanswered),
+        ] {
+            assert_eq!(standing(opening.showing(seen), true), wanted, "{seen:?}");
+        }
+        let udp = Tag::pending(17, Direction::Forward, 3, true).in_state(SlotState::Live);
+        assert_eq!(standing(udp, true), Standing::Unanswered);
+    }
+
+    #[test]
+    fn slots_in_quarantine_leave_most_of_the_table() {
+        for capacity in [1, 16, 1024, 65_536, 1 << 20, 1 << 24] {
+            let Rate { burst, interval } = rate(capacity);
+            // What is in quarantine at most: for two ticks, and two seconds until the next sweep.
+            let slots = 2 * (burst + 4_300_000_000 / interval);
+            assert!(slots <= 2 * 16 + u64::from(capacity) * 4 / 7, "{capacity}: {slots}");
+        }
+    }
+
+    proptest! {
+        /// Against a plain queue, over the end of the numbers as well.
+        #[test]
+        fn a_ring_is_a_queue_that_forgets(start: u32, steps in proptest::collection::vec((0..NOTES * 2, 0..NOTES), 1..20)) {
+            let ends = Ends { next: start, oldest: start, ..Ends::default() };
+            let mut queue = (0_u64, 0_u64);
+            for (pushes, pops) in steps {
+                for _ in 0..pushes {
+                    prop_assert_eq!(ends.push(), start.wrapping_add(queue.1 as u32));
+                    queue.1 += 1;
+                }
+                queue.0 = queue.0.max(queue.1.saturating_sub(u64::from(NOTES)));
+                let (oldest, next) = ends.places();
+                prop_assert_eq!(oldest, start.wrapping_add(queue.0 as u32));
+                prop_assert_eq!(next, start.wrapping_add(queue.1 as u32));
+                queue.0 = (queue.0 + u64::from(pops)).min(queue.1);
+                ends.forget_before(start.wrapping_add(queue.0 as u32));
+                // Whoever is late changes nothing.
+                ends.forget_before(oldest);
+                prop_assert_eq!(ends.places().0, start.wrapping_add(queue.0 as u32));
+            }
+        }
+    }
+}

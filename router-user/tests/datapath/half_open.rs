@@ -1,0 +1,304 @@
+//! How many sessions of a source may be opening, and which of them makes room for another.
+
+use std::time::Instant;
+
+use router_common::{
+    address::Ipv4,
+    openings::{ANSWERED_LOOKS, LOOKS, rate},
+    ports::PortRange,
+    reason::Reason,
+    session::State,
+};
+use router_user::dataplane::Session;
+
+use crate::{
+    packets::{OTHER, PLS, ROUTER, TARGET, read, tcp, tcp_packet, udp_packet},
+    world::{Setup, Verdict, World, ip, network, stay_on},
+};
+
+/// Another client.
+const NEIGHBOUR: [u8; 4] = [10, 0, 2, 70];
+
+/// Room for so many sessions that a test does not open more than may make room.
+const SESSIONS: u32 = 65_536;
+
+/// A router by whose masquerade every host of the link may have so many opening sessions.
+fn world(half_open_per_source: u32) -> World {
+    world_with(Setup { half_open_per_source, sessions: SESSIONS, ..Setup::default() })
+}
+
+fn world_with(setup: Setup) -> World {
+    let world = World::with(Setup {
+        rules: |spec| spec.masquerades[0].sources = vec![network([10, 0, 2, 64], 26)],
+        ..setup
+    });
+    ip("neigh replace 10.0.2.70 lladdr 02:00:00:00:00:70 dev eth0 nud permanent");
+    world
+}
+
+fn syn_to(target: [u8; 4], port: u16) -> Vec<u8> {
+    tcp_packet((PLS, port), (target, 443), tcp::SYN).build()
+}
+
+fn syn(port: u16) -> Vec<u8> {
+    syn_to(OTHER, port)
+}
+
+/// The target's answer to a session whose port was kept.
+fn answer(target: [u8; 4], port: u16) -> Vec<u8> {
+    tcp_packet((target, 443), (ROUTER, port), tcp::SYN | tcp::ACK).numbers(5000, 1001).build()
+}
+
+/// Has a session open whose SYN is there.
+fn finish(world: &mut World, target: [u8; 4], port: u16) {
+    assert_eq!(world.run(&answer(target, port)).reason, Reason::Forwarded);
+    let ack = tcp_packet((PLS, port), (target, 443), tcp::ACK).numbers(1001, 5001).build();
+    assert_eq!(world.run(&ack).reason, Reason::Forwarded);
+}
+
+fn session(world: &World, port: u16) -> Option<Session> {
+    let mut found = None;
+    world.dataplane.flows.for_each(|session| {
+        let key = &session.forward.key;
+        found = (key.source == Ipv4(PLS) && key.source_port.number() == port).then_some(*session);
+        found.is_none()
+    });
+    found
+}
+
+fn half_open(world: &World) -> u32 {
+    world.dataplane.flows.half_open(Ipv4(PLS))
+}
+
+/// The table is whole, no port is lost, and what is counted is what there is.
+#[track_caller]
+fn assert_whole(world: &World) {
+    let audit = world.dataplane.flows.audit().expect("an audit");
+    assert!(
+        audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty(),
+        "{audit:?}"
+    );
+    assert_eq!(audit.flows, 2 * u64::from(audit.sessions), "{audit:?}");
+    let mut opening = 0;
+    world.dataplane.flows.for_each(|session| {
+        let is_theirs = session.forward.key.source == Ipv4(PLS);
+        opening += u32::from(is_theirs && session.forward.is_opening());
+        true
+    });
+    assert_eq!(half_open(world), opening, "half-open, as counted");
+}
+
+#[test]
+fn at_the_limit_the_oldest_makes_room() {
+    let mut world = world(10);
+    for port in 2000..2010 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    for port in 2010..2025 {
+        let ran = world.run(&syn(port));
+        assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::OpenedInPlace));
+        assert!(session(&world, port - 10).is_none() && session(&world, port - 9).is_some(), "{port}");
+        assert_eq!((half_open(&world), world.sessions()), (10, 10));
+        assert_eq!(world.run(&syn(port - 9)).reason, Reason::Forwarded, "a retransmission opens nothing");
+    }
+    assert_whole(&world);
+    // Its port is free, and who had it is a stranger now.
+    assert_eq!(world.run(&answer(OTHER, 2000)).verdict, Verdict::Pass);
+    assert_eq!(read(&world.run(&syn(2000)).frame).source, (ROUTER, 2000));
+    let other = tcp_packet((NEIGHBOUR, 2000), (OTHER, 443), tcp::SYN).build();
+    assert_eq!(world.run(&other).reason, Reason::Opened, "others are not held to it");
+}
+
+/// Neither what is established, however old, nor what is about to be.
+#[test]
+fn who_has_been_answered_does_not_make_room_for_who_has_not() {
+    let mut world = world(10);
+    for port in 2000..2003 {
+        world.run(&syn(port));
+        finish(&mut world, OTHER, port);
+    }
+    for port in 3000..3010 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    for port in 3000..3004 {
+        assert_eq!(world.run(&answer(OTHER, port)).reason, Reason::Forwarded);
+    }
+    for port in 10_000..10_100 {
+        assert_eq!(world.run(&syn_to(TARGET, port)).reason, Reason::OpenedInPlace);
+    }
+    for port in 3000..3004 {
+        finish(&mut world, OTHER, port);
+        assert_eq!(session(&world, port).and_then(|session| session.state()), Some(State::Established));
+    }
+    for port in 2000..2003 {
+        assert_eq!(session(&world, port).and_then(|session| session.state()), Some(State::Established));
+    }
+    assert_eq!(half_open(&world), 6);
+    assert_eq!(world.run(&syn(3100)).reason, Reason::Opened, "and made room by opening");
+    assert_whole(&world);
+}
+
+/// Whoever only asks, and never acknowledges the answers, does not lock others out either: the oldest such session goes.
+#[test]
+fn where_all_have_been_answered_the_oldest_makes_room() {
+    let limit = 3 * ANSWERED_LOOKS as u16;
+    let mut world = world(limit.into());
+    for port in 2000..2000 + limit {
+        world.run(&syn(port));
+        world.run(&answer(OTHER, port));
+    }
+    for port in 2000..2000 + 2 * limit {
+        let new = port + limit;
+        assert_eq!(world.run(&syn(new)).reason, Reason::OpenedInPlace);
+        assert!(session(&world, port).is_none() && session(&world, port + 1).is_some(), "{port}");
+        world.run(&answer(OTHER, new));
+    }
+    assert_whole(&world);
+}
+
+/// A refused or reset attempt waits for nobody.
+#[test]
+fn what_the_client_has_reset_makes_room_before_what_was_answered() {
+    let mut world = world(3);
+    for port in 2000..2003 {
+        world.run(&syn(port));
+        world.run(&answer(OTHER, port));
+    }
+    world.run(&tcp_packet((PLS, 2002), (OTHER, 443), tcp::RST).numbers(1001, 0).build());
+    assert_eq!(half_open(&world), 3, "who resets has not acknowledged");
+    assert_eq!(world.run(&syn(3000)).reason, Reason::OpenedInPlace);
+    assert!(session(&world, 2002).is_none() && session(&world, 2000).is_some());
+}
+
+#[test]
+fn unanswered_datagrams_make_room_as_well() {
+    let mut world = world(4);
+    let query = |port| udp_packet((PLS, port), (OTHER, 53), b"x").build();
+    for port in 2000..2004 {
+        assert_eq!(world.run(&query(port)).reason, Reason::Opened);
+    }
+    world.run(&udp_packet((OTHER, 53), (ROUTER, 2000), b"y").build());
+    assert_eq!(world.run(&query(2004)).reason, Reason::Opened, "one was answered");
+    assert_eq!(world.run(&query(2005)).reason, Reason::OpenedInPlace);
+    assert!(session(&world, 2000).is_some() && session(&world, 2001).is_none());
+    assert_eq!(world.run(&syn(3000)).reason, Reason::OpenedInPlace, "TCP in the place of UDP");
+    assert!(session(&world, 2002).is_none());
+    assert_whole(&world);
+}
+
+/// What its target has refused is over, and nothing of a flood: whoever is refused by one target can still open sessions to others.
+#[test]
+fn a_refused_connection_is_not_half_open() {
+    let mut world = world(1);
+    assert_eq!(world.run(&syn(2000)).reason, Reason::Opened);
+    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1).build();
+    assert_eq!(world.run(&refusal).reason, Reason::Forwarded);
+    assert_eq!(half_open(&world), 0);
+    assert_eq!(world.run(&syn(2001)).reason, Reason::Opened);
+    assert!(session(&world, 2000).is_some());
+}
+
+/// Notes of sessions that have opened are in the way of few attempts.
+#[test]
+fn sessions_that_have_opened_are_passed_over() {
+    const OPENED: u16 = 1000;
+    let mut world = world(10);
+    for port in 2000..2000 + OPENED {
+        world.run(&syn(port));
+        finish(&mut world, OTHER, port);
+    }
+    for port in 10_000..10_010 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    let refused =
+        (10_010..10_500).filter(|port| world.run(&syn(*port)).reason == Reason::HalfOpenLimit).count();
+    assert!(refused <= usize::from(OPENED) / LOOKS as usize, "{refused}");
+    assert_eq!(world.sessions(), usize::from(OPENED) + 10);
+    assert_whole(&world);
+}
+
+/// Where ports are few, those of sessions that have made room are given out again, with the pool of their target and without.
+#[test]
+fn ports_come_back_from_who_makes_room() {
+    for size in [16, 200] {
+        let ports = PortRange { first: 30_000, last: 30_000 + size - 1 };
+        let limit = u32::from(size) / 2;
+        let mut world =
+            world_with(Setup { half_open_per_source: limit, sessions: SESSIONS, ports, ..Setup::default() });
+        let others = (limit..u32::from(size))
+            .map(|port| tcp_packet((NEIGHBOUR, 1000 + port as u16), (OTHER, 443), tcp::SYN).build());
+        for frame in others {
+            assert_eq!(world.run(&frame).reason, Reason::Opened);
+        }
+        for port in 0..400 {
+            let wanted = if u32::from(port) < limit { Reason::Opened } else { Reason::OpenedInPlace };
+            assert_eq!(world.run(&syn(2000 + port)).reason, wanted, "{port} of {size}");
+        }
+        assert_eq!((world.sessions() as u32, half_open(&world)), (u32::from(size), limit));
+        assert_whole(&world);
+    }
+}
+
+/// What has made room leaves slots behind that cannot be used for a while: a flood does not fill the table with them.
+#[test]
+fn a_flood_is_refused_beyond_a_rate() {
+    const SMALL: u32 = 1024;
+    let mut world = world_with(Setup { half_open_per_source: 100, sessions: SMALL, ..Setup::default() });
+    let rate = rate(SMALL);
+    let start = Instant::now();
+    let mut opened = 0;
+    for port in 2000..20_000 {
+        opened += u64::from(world.run_quietly(&syn(port)).0 == Verdict::Tx);
+    }
+    let most = 100 + rate.burst + start.elapsed().as_nanos() as u64 / rate.interval + 1;
+    assert!((100 + rate.burst..=most).contains(&opened), "{opened} of {most}");
+    let reasons = world.moved().reasons;
+    assert!(reasons.iter().any(|(reason, _)| *reason == Reason::HalfOpenLimit), "{reasons:?}");
+    assert!(
+        reasons.iter().all(|(reason, _)| !matches!(reason, Reason::TableFull | Reason::Contended)),
+        "{reasons:?}"
+    );
+    assert_eq!((world.sessions(), half_open(&world)), (100, 100));
+    let other = tcp_packet((NEIGHBOUR, 2000), (OTHER, 443), tcp::SYN).build();
+    assert_eq!(world.run(&other).reason, Reason::Opened);
+    assert_whole(&world);
+}
+
+/// Two CPUs flood from one address, to a target that answers and to one that does not: the limit is what it is, and nothing is lost or half.
+#[test]
+fn two_cpus_at_the_limit() {
+    const LIMIT: u32 = 50;
+    const EACH: u16 = 6000;
+    let mut world = world(LIMIT);
+    let program = world.program();
+    let barrier = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        for cpu in 0..2_u16 {
+            let (program, barrier) = (&program, &barrier);
+            scope.spawn(move || {
+                stay_on(usize::from(cpu));
+                barrier.wait();
+                for number in 0..EACH {
+                    let port = 2000 + cpu * EACH + number;
+                    let target = [OTHER, TARGET][usize::from(number % 2)];
+                    program.run(&syn_to(target, port));
+                    if target == TARGET {
+                        program.run(&answer(target, port));
+                    }
+                    if number % 10 == 1 {
+                        program.run(
+                            &tcp_packet((PLS, port), (target, 443), tcp::ACK).numbers(1001, 5001).build(),
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let reasons = world.moved().reasons;
+    assert!(
+        reasons.iter().any(|(reason, times)| *reason == Reason::OpenedInPlace && *times > 1000),
+        "{reasons:?}"
+    );
+    assert_eq!(half_open(&world), LIMIT);
+    assert_whole(&world);
+}
