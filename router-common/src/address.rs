@@ -122,6 +122,41 @@ impl Ipv4 {
     }
 }
 
+impl Ipv6 {
+    /// Returns `true` for an address of many (ff00::/8, RFC 4291 2.7).
+    #[inline(always)]
+    pub const fn is_multicast(self) -> bool {
+        self.0[0] == 0xff
+    }
+
+    /// Returns `true` for the addresses of many that no router forwards to (ff02::/16).
+    #[inline(always)]
+    pub(crate) const fn is_of_the_link_alone(self) -> bool {
+        matches!(self.0, [0xff, 0x02, ..])
+    }
+
+    /// Returns `true` for an address of one link (fe80::/10), which no router forwards from.
+    #[inline(always)]
+    pub(crate) const fn is_link_local(self) -> bool {
+        self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
+    }
+
+    /// Returns `true` for `::`, which stands for no address.
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        u128::from_ne_bytes(self.0) == 0
+    }
+
+    /// Returns `true` for a source that no packet on a wire may have: many, the loopback address, and IPv4 in disguise (RFC 4291 2.5.3, 2.7;
+    /// `ip6_rcv_core`, net/ipv6/ip6_input.c).
+    #[inline(always)]
+    pub(crate) const fn is_martian(self) -> bool {
+        const LOOPBACK: u128 = 1;
+        let number = u128::from_be_bytes(self.0);
+        self.is_multicast() || number == LOOPBACK || number >> 32 == 0xffff
+    }
+}
+
 impl Port {
     /// The port with this number.
     #[inline(always)]

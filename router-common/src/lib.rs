@@ -18,9 +18,11 @@ pub mod answer;
 mod atomic;
 pub mod bounds;
 pub mod checksum;
+pub mod ethernet;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
+pub mod ipv6;
 pub mod local;
 pub mod mss;
 pub mod openings;
@@ -46,7 +48,7 @@ mod pod;
 /// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons which disagree about
 /// the bytes in a map never open the same one. Raise it with every change to a type in a map, and to where in the flow table a flow may be (the
 /// hash, the sizes of the regions, the lengths of chains): a flow that is looked for elsewhere is lost, and its port given away.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// The interfaces that one router works on, at most: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;
@@ -81,6 +83,10 @@ pub enum Stage {
     Claim = 5,
     /// Packets that are no session's and no rule's.
     Local = 6,
+    /// Frames that are no untagged IPv4.
+    Ethernet = 7,
+    /// IPv6, which is this machine's own or nobody's business.
+    Ipv6 = 8,
 }
 
 impl Stage {
@@ -93,11 +99,13 @@ impl Stage {
         (Self::Open, "open"),
         (Self::Claim, "claim"),
         (Self::Local, "local"),
+        (Self::Ethernet, "ethernet"),
+        (Self::Ipv6, "ipv6"),
     ];
 }
 
 /// How many there are.
-pub const STAGES: u32 = 7;
+pub const STAGES: u32 = 9;
 
 /// Counters of half-open sessions, see [`half_open_slot`].
 pub const HALF_OPEN_SLOTS: u32 = 1 << 16;

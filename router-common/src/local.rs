@@ -9,8 +9,9 @@ use core::mem::size_of;
 use crate::{
     address::{Ipv4, Port},
     flow::Protocol,
+    own::DHCP_PORTS,
     packet::Packet,
-    rules::{Network, bank},
+    rules::{Contains, Ipv6Network, Network, bank},
 };
 
 /// Entries of `local.allow`, at most.
@@ -22,12 +23,12 @@ pub const fn allow_index(version: u32, position: u32) -> u32 {
     bank(version) * MAX_LOCAL_ALLOW as u32 + position
 }
 
-/// One entry of `local.allow`.
+/// One entry of `local.allow`, for addresses of one family.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Allow {
+pub struct Allow<N> {
     /// From where.
-    pub from: Network,
+    pub from: N,
     /// The first port.
     pub first: u16,
     /// The last port.
@@ -36,14 +37,15 @@ pub struct Allow {
     pub protocol: u32,
 }
 
-const _: () = assert!(size_of::<Allow>() == 16);
+const _: () = assert!(size_of::<Allow<Network>>() == 16);
+const _: () = assert!(size_of::<Allow<Ipv6Network>>() == 40);
 
-impl Allow {
+impl<N: Contains> Allow<N> {
     /// Returns `true` if it allows packets of this IP protocol from `source` to the destination port `port`, which is 0 for a protocol
     /// without ports.
     #[inline(always)]
-    pub const fn covers(&self, protocol: u8, port: u16, source: Ipv4) -> bool {
-        self.protocol == protocol as u32
+    pub fn covers(&self, protocol: u8, port: u16, source: N::Address) -> bool {
+        self.protocol == u32::from(protocol)
             && self.first <= port
             && port <= self.last
             && self.from.contains(source)
@@ -64,10 +66,14 @@ pub struct Place {
 pub enum Judgement {
     /// It may come in.
     Harmless,
-    /// It may, if it belongs to a connection of this machine's own.
+    /// It may, if it belongs to a connection of this machine's own, or answers a datagram that it has sent.
     IfConnected,
+    /// It may, if it has the transaction of a DHCP message that this machine has sent.
+    IfAskedFor,
     /// It may not, unless an entry of `local.allow` says so.
     Closed,
+    /// It may not, whatever an entry says.
+    Forbidden,
 }
 
 /// The value of the map of this machine's addresses for an address of its own,
@@ -75,19 +81,14 @@ pub const OWN_ADDRESS: u32 = 1;
 /// and for the broadcast address of one of its networks.
 pub const BROADCAST_ADDRESS: u32 = 2;
 
-/// DHCP's ports (RFC 2131 4.1): the client's,
-const DHCP_CLIENT: u16 = 68;
-/// and the server's, which its messages come from.
-const DHCP_SERVER: u16 = 67;
-
 /// Judges a packet from a source that is closed out.
 #[inline(always)]
 pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
     let port = packet.key.destination_port.number();
+    let (server, client) = DHCP_PORTS;
     match packet.protocol {
-        Protocol::Udp if port == DHCP_CLIENT && packet.key.source_port.number() == DHCP_SERVER => {
-            Judgement::Harmless
-        }
+        // To an address that this machine may be about to get.
+        Protocol::Udp if port == client && packet.key.source_port.number() == server => Judgement::IfAskedFor,
         // Somebody else's: without a rule there is no way through this machine.
         _ if !place.is_local => Judgement::Closed,
         Protocol::Tcp if port == place.health_port.number() => Judgement::Harmless,
@@ -105,12 +106,19 @@ pub const fn may_be_for_the_stack(destination: Ipv4, is_local: bool) -> bool {
     is_local || !destination.is_unicast()
 }
 
-/// Returns `true` for a packet by which the machines of one link keep the link itself running: IGMP, VRRP, OSPF, PIM and the like, to one of
+/// Returns `true` for a packet by which the machines of one link keep the link itself running: [`is_routing_protocol`], to one of
 /// the groups that no router forwards (224.0.0.0/24, RFC 5771 section 4). Like ARP, it can only come from a machine on the link, never
-/// through a Private Link Service, and so it reaches this machine's stack whoever sent it. `protocol` is none of TCP, UDP and ICMP.
+/// through a Private Link Service, and so it reaches this machine's stack whoever sent it.
 #[inline(always)]
 pub const fn is_link_control(protocol: u8, destination: Ipv4) -> bool {
-    Protocol::from_number(protocol).is_none() && matches!(destination.0, [224, 0, 0, _])
+    is_routing_protocol(protocol) && matches!(destination.0, [224, 0, 0, _])
+}
+
+/// Returns `true` for protocols that routers run among themselves and hosts with them: IGMP, EIGRP, OSPF, PIM, VRRP (and CARP). None of them
+/// carries other packets: a tunnel's (IPIP, GRE, ESP, ...) end would let in whatever is inside.
+#[inline(always)]
+pub const fn is_routing_protocol(protocol: u8) -> bool {
+    matches!(protocol, 2 | 88 | 89 | 103 | 112)
 }
 
 /// Whether a source address is one that no packet on a wire may have: it would be answered to the wrong machine, or to all
@@ -173,7 +181,7 @@ mod tests {
             (packet(Protocol::Tcp, 50_000, tcp::SYN | tcp::ACK), Judgement::IfConnected),
             (packet(Protocol::Tcp, 22, tcp::ACK), Judgement::IfConnected),
             (packet(Protocol::Udp, 68, 0), Judgement::IfConnected),
-            (dhcp(), Judgement::Harmless),
+            (dhcp(), Judgement::IfAskedFor),
             (packet(Protocol::Udp, 8082, 0), Judgement::IfConnected),
             (packet(Protocol::Icmp, 0, 0), Judgement::Closed),
             (packet(Protocol::Icmp, 7, 0), Judgement::Harmless),
@@ -182,7 +190,7 @@ mod tests {
             assert_eq!(judge(&packet, &HERE), expected, "{packet:?}");
         }
         assert_eq!(judge(&packet(Protocol::Tcp, 8082, tcp::SYN), &ELSEWHERE), Judgement::Closed);
-        assert_eq!(judge(&dhcp(), &ELSEWHERE), Judgement::Harmless, "a broadcast");
+        assert_eq!(judge(&dhcp(), &ELSEWHERE), Judgement::IfAskedFor, "a broadcast");
     }
 
     #[test]
@@ -239,6 +247,13 @@ mod tests {
             (112, [224, 0, 1, 18], false),
             (112, [10, 0, 2, 68], false),
             (2, [239, 1, 1, 1], false),
+            (88, [224, 0, 0, 10], true),
+            (4, [224, 0, 0, 1], false),
+            (41, [224, 0, 0, 1], false),
+            (47, [224, 0, 0, 1], false),
+            (50, [224, 0, 0, 1], false),
+            (132, [224, 0, 0, 1], false),
+            (136, [224, 0, 0, 251], false),
             (17, [224, 0, 0, 251], false),
             (6, [224, 0, 0, 1], false),
             (1, [224, 0, 0, 1], false),

@@ -1,6 +1,40 @@
 //! This machine's own traffic: for how long what it has sent is remembered, so that answers to it are known.
 
-use crate::{flow::Protocol, session::Ticks};
+use crate::{
+    address::{Ipv4, Ipv6, Port},
+    flow::{FlowKey, Protocol},
+    packet::{Frame, L4},
+    session::Ticks,
+};
+
+/// The ports of DHCP's servers and clients (RFC 2131 4.1).
+pub(crate) const DHCP_PORTS: (u16, u16) = (67, 68);
+/// Those of DHCPv6 (RFC 8415 7.2).
+pub(crate) const DHCPV6_PORTS: (u16, u16) = (547, 546);
+
+/// What stands for the answers to a DHCP message among the tuples of answers: they come from any server or relay, to any address, but with the
+/// number of the transaction that this machine has begun (`xid`, RFC 2131 2).
+#[inline(always)]
+pub const fn dhcp_answer(transaction: [u8; 4]) -> FlowKey<Ipv4> {
+    let (server, client) = DHCP_PORTS;
+    FlowKey::new(Protocol::Udp, Ipv4(transaction), Port::new(server), Ipv4([0; 4]), Port::new(client))
+}
+
+/// The same of DHCPv6 (RFC 8415 8).
+#[inline(always)]
+pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> FlowKey<Ipv6> {
+    let (server, client) = DHCPV6_PORTS;
+    let mut transaction = [0; 16];
+    (transaction[0], transaction[1], transaction[2]) = (a, b, c);
+    FlowKey::new(Protocol::Udp, Ipv6(transaction), Port::new(server), Ipv6([0; 16]), Port::new(client))
+}
+
+/// The transaction of a DHCP message, in a UDP packet.
+#[inline(always)]
+pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
+    // Behind the UDP header, and four bytes that say what kind of message and link it is.
+    frame.bytes::<4>(L4 + 8 + 4).copied()
+}
 
 /// What is remembered of datagrams, in ticks: 300 s, as long as a NAT keeps a mapping (RFC 4787 REQ-5).
 const DATAGRAMS: u32 = 280;

@@ -6,7 +6,7 @@ use crate::{
     ports::PoolKey,
     punt::Neighbour,
     route::InterfaceAddresses,
-    rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey},
+    rules::{Ipv6Network, ListenKey, Masquerade, Network, Rule, RuleSet, SourceKey},
     settings::Settings,
     stats::CpuStats,
 };
@@ -23,7 +23,8 @@ macro_rules! pod {
 }
 
 pod!(
-    Allow,
+    Allow<Ipv6Network>,
+    Allow<Network>,
     CpuStats,
     InterfaceAddresses,
     Ipv4,

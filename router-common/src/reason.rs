@@ -83,7 +83,7 @@ reasons! {
     0 Forwarded "forwarded" Forward "Packet of a known session, translated and sent.";
     1 Opened "opened" Forward "First packet of a new session, translated and sent.";
     2 Resolving "resolving" Punt "The next hop's MAC address is not known yet: the daemon keeps the packet until the neighbour answers.";
-    3 NotIpv4 "not_ipv4" Pass "Not an untagged IPv4 packet (ARP, IPv6, VLAN): this machine's own business.";
+    3 NotIpv4 "not_ipv4" Pass "Not IPv4 (ARP, IPv6), or in a VLAN: this machine's own business.";
     4 Truncated "truncated" Pass "The frame ends before the packet does; the kernel will discard it.";
     5 Malformed "malformed" Pass "The IPv4 header makes no sense; the kernel will discard it.";
     6 IpOptions "ip_options" Pass "The IPv4 header has options, which are not translated.";
@@ -133,6 +133,8 @@ reasons! {
     50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
     51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but not by the interface that faces the Private Link Service, which clients come in by.";
     52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source had as many opening ones as it may (limits.half_open_per_source), and the oldest of those is gone.";
+    53 EthernetDenied "ethernet_denied" Drop "In a VLAN and from a source that is closed out of this machine, or of a protocol that is neither IP nor the link's own and could carry IP around [local] (SNAP, PPPoE, MPLS, ...).";
+    54 Ipv6Denied "ipv6_denied" Drop "IPv6 to this machine itself, on the interface that clients come in by (others = \"closed\": on any), and neither an answer, nor neighbour discovery, nor allowed by an entry of local.allow with an IPv6 network.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
@@ -168,7 +170,7 @@ mod tests {
              route_lookups_off internal half_open_limit contended icmp_error ttl_exceeded fragmentation_needed rejected \
              fragmenting fragment_early fragment_bad local_denied martian bad_checksum other_host \
              session_options no_source_address route_unreachable route_prohibited route_blackhole neighbour_failed network_unreachable \
-             host_unreachable prohibited refused session_unknown wrong_interface opened_in_place"
+             host_unreachable prohibited refused session_unknown wrong_interface opened_in_place ethernet_denied ipv6_denied"
         );
     }
 }

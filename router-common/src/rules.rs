@@ -9,7 +9,7 @@ use core::mem::size_of;
 
 use crate::{
     MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
-    address::{Ipv4, Port},
+    address::{Ipv4, Ipv6, Port},
     flow::Protocol,
     ports::PortRange,
 };
@@ -44,13 +44,18 @@ pub struct RuleSet {
     pub ports: PortRange,
     /// How many masquerade pairs there are.
     pub masquerade_count: u32,
-    /// How many entries of `local.allow` there are.
+    /// How many entries of `local.allow` there are for IPv4,
     pub local_allow_count: u32,
+    /// and for IPv6.
+    pub local_allow_ipv6_count: u32,
     /// 1 if sources that no rule names are closed out of this machine, too.
     pub others_are_closed: u32,
     /// The port of the health probe.
     pub health_port: u32,
-    /// The ports that the kernel gives to this machine's own sockets which ask for none.
+    /// The same where it is answered by IPv6; 0 if it is not.
+    pub health_port_ipv6: u32,
+    /// The ports at which datagrams for a socket that is not connected are taken for answers, as the kernel gives them to sockets that ask for
+    /// none: empty where what this machine sends is seen, see [`sees_own_traffic`](Self::sees_own_traffic).
     pub ephemeral: PortRange,
     /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
     pub reject_exhausted: u32,
@@ -58,9 +63,15 @@ pub struct RuleSet {
     pub reject_unreachable: u32,
 }
 
-const _: () = assert!(size_of::<RuleSet>() == 100);
+const _: () = assert!(size_of::<RuleSet>() == 108);
 
 impl RuleSet {
+    /// Returns `true` if answers are known by what this machine has been seen to send, on all of the router's interfaces.
+    #[inline(always)]
+    pub const fn sees_own_traffic(&self) -> bool {
+        self.ephemeral.first > self.ephemeral.last
+    }
+
     /// Chooses one of the given addresses for a new session; `None` if the route says which.
     #[inline(always)]
     pub const fn snat_address(&self, random: u32) -> Option<Ipv4> {
@@ -297,6 +308,49 @@ impl Network {
     }
 }
 
+/// An IPv6 network, as an address and a mask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ipv6Network {
+    address: [u8; 16],
+    mask: [u8; 16],
+}
+
+impl Ipv6Network {
+    /// The network of this prefix length (at most 128) around an address.
+    pub const fn new(address: Ipv6, prefix: u8) -> Self {
+        let mask = if prefix == 0 { 0 } else { u128::MAX << (128 - prefix) };
+        Self { address: (u128::from_be_bytes(address.0) & mask).to_be_bytes(), mask: mask.to_be_bytes() }
+    }
+}
+
+/// A network that addresses are in or not.
+pub trait Contains {
+    /// Of one family.
+    type Address;
+
+    /// Returns `true` if the address is in it.
+    fn contains(&self, address: Self::Address) -> bool;
+}
+
+impl Contains for Network {
+    type Address = Ipv4;
+
+    #[inline(always)]
+    fn contains(&self, address: Ipv4) -> bool {
+        Self::contains(self, address)
+    }
+}
+
+impl Contains for Ipv6Network {
+    type Address = Ipv6;
+
+    #[inline(always)]
+    fn contains(&self, address: Ipv6) -> bool {
+        u128::from_ne_bytes(address.0) & u128::from_ne_bytes(self.mask) == u128::from_ne_bytes(self.address)
+    }
+}
+
 /// One source and destination pair of a `[[masquerade]]` rule. Pairs are tried in the order of the configuration.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -352,6 +406,19 @@ mod tests {
             let same = (u32::from_be_bytes(address) ^ u32::from_be_bytes(other)).leading_zeros() >= u32::from(prefix);
             prop_assert_eq!(network.contains(Ipv4(other)), same);
             prop_assert!(network.contains(Ipv4(address)));
+        }
+
+        #[test]
+        fn ipv6_networks_contain_what_their_prefix_says(address in any::<[u8; 16]>(), prefix in 0..=128_u8, other in any::<[u8; 16]>(), at in 0..16_usize) {
+            let network = Ipv6Network::new(Ipv6(address), prefix);
+            // As random addresses have few bits in common.
+            let mut near = address;
+            near[at] = other[at];
+            for other in [other, near] {
+                let same = (u128::from_be_bytes(address) ^ u128::from_be_bytes(other)).leading_zeros() >= u32::from(prefix);
+                prop_assert_eq!(network.contains(Ipv6(other)), same);
+            }
+            prop_assert!(network.contains(Ipv6(address)));
         }
 
         #[test]

@@ -17,7 +17,9 @@ use crate::{
 pub(crate) fn forward(work: &mut Work) -> Outcome {
     let fragment = match Fragment::parse(&work.frame) {
         Ok(fragment) => fragment,
-        Err(Reason::UnsupportedProtocol) => return Err(Exit::To(Stage::Local)),
+        Err(Reason::UnsupportedProtocol | Reason::Truncated | Reason::Malformed) => {
+            return Err(Exit::To(Stage::Local));
+        }
         Err(reason) => return Err(reason.into()),
     };
     if fragment.is_first() { first(work, &fragment) } else { later(work, &fragment) }
@@ -28,7 +30,9 @@ fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
     let packet = match packet::parse_leading(&work.frame) {
         Ok(packet) => packet,
         // An ICMP error about a session is never that long (RFC 1812 4.3.2.3).
-        Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Local)),
+        Err(Reason::IcmpOther | Reason::Truncated | Reason::Malformed) => {
+            return Err(Exit::To(Stage::Local));
+        }
         Err(reason) => return Err(reason.into()),
     };
     // If that opens a session, the fragment comes back here. If not, `left` notes it.

@@ -4,7 +4,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     programs::XdpContext,
 };
-use router_common::packet::Frame;
+use router_common::{ethernet::TAG_LENGTH, packet::Frame};
+
+/// The length of both Ethernet addresses.
+const ADDRESSES: usize = 12;
 
 /// The frame of an XDP context.
 pub(crate) struct XdpFrame {
@@ -53,6 +56,18 @@ impl XdpFrame {
             }
         };
         // Of two steps, the first may have succeeded alone.
+        self.length = length_of(&self.context);
+        (result == 0).then_some(())
+    }
+
+    /// Takes the tag off that stands behind the Ethernet addresses. `None` if the frame ends before.
+    #[inline(always)]
+    pub(crate) fn untag(&mut self) -> Option<()> {
+        let addresses: [u8; ADDRESSES] = *self.bytes(0)?;
+        // With the EtherType behind it.
+        *self.bytes_mut::<{ ADDRESSES + 2 }>(TAG_LENGTH)?.first_chunk_mut()? = addresses;
+        // SAFETY: `&mut self` means that there is no reference to the bytes, which may move. The start moves by an even number, see `at`.
+        let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, TAG_LENGTH as i32) };
         self.length = length_of(&self.context);
         (result == 0).then_some(())
     }

@@ -7,15 +7,17 @@ use router_common::{
     local::{
         Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, is_link_control, judge, may_be_for_the_stack,
     },
+    own::{dhcp_answer, dhcp_transaction},
     packet::{self, Packet},
     reason::Reason,
+    rules::Network,
 };
 
 use crate::{Outcome, Work, flows, fragment, own, rules};
 
 /// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
 #[map]
-static LOCAL_ALLOW: Array<Allow> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
+static LOCAL_ALLOW: Array<Allow<Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
 
 /// Passes a packet to this machine's own stack, or drops it.
 #[inline(always)]
@@ -59,7 +61,9 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
             match judge(packet, &place) {
                 Judgement::Harmless => true,
                 Judgement::IfConnected if own::is_answer(work, rule_set.ephemeral) => true,
-                Judgement::IfConnected | Judgement::Closed => {
+                Judgement::IfAskedFor if !rule_set.sees_own_traffic() || answers_dhcp(work) => true,
+                Judgement::Forbidden => false,
+                Judgement::IfConnected | Judgement::IfAskedFor | Judgement::Closed => {
                     is_allowed(packet.protocol as u8, packet.key.destination_port.number())
                 }
             }
@@ -78,6 +82,12 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         Err(_) => false,
     };
     Err(noted(work, &parsed, if allowed { reason } else { Reason::LocalDenied }).into())
+}
+
+/// Returns `true` if a DHCP message has the transaction of one that this machine has sent.
+#[inline(always)]
+fn answers_dhcp(work: &Work) -> bool {
+    dhcp_transaction(&work.frame).is_some_and(|transaction| own::has_sent(&dhcp_answer(transaction)))
 }
 
 /// Whether a source is held to what is allowed by name.

@@ -14,10 +14,12 @@ mod claim;
 mod datagrams;
 mod departure;
 mod established;
+mod ethernet;
 mod flows;
 mod fragment;
 mod frame;
 mod half_open;
+mod ipv6;
 mod known;
 mod local;
 mod mss;
@@ -211,9 +213,7 @@ fn forward(ctx: XdpContext) -> u32 {
         Some(egress) => work.pass_on(egress),
         None => {
             stats::received(work.stats, work.ingress, &work.frame);
-            // Other protocols are no program's.
-            let exit =
-                if packet::is_not_ipv4(&work.frame) { Reason::NotIpv4.into() } else { Exit::To(Stage::Slow) };
+            let exit = Exit::To(stage_of(&work.frame));
             work.finish(&Err(exit))
         }
     }
@@ -224,8 +224,14 @@ fn forward(ctx: XdpContext) -> u32 {
 fn generic(ctx: XdpContext) -> u32 {
     let Some(work) = &mut Work::new(ctx) else { return xdp_action::XDP_ABORTED };
     stats::received(work.stats, work.ingress, &work.frame);
-    let exit = if packet::is_not_ipv4(&work.frame) { Reason::NotIpv4.into() } else { Exit::To(Stage::Slow) };
+    let exit = Exit::To(stage_of(&work.frame));
     work.finish(&Err(exit))
+}
+
+/// Where a frame goes that is not forwarded at once.
+#[inline(always)]
+fn stage_of(frame: &XdpFrame) -> Stage {
+    if packet::is_not_ipv4(frame) { Stage::Ethernet } else { Stage::Slow }
 }
 
 stage! {
@@ -246,6 +252,16 @@ stage! {
 stage! {
     /// Packets that are no session's and no rule's.
     local, local::decide
+}
+
+stage! {
+    /// Frames that are no untagged IPv4.
+    ethernet, ethernet::decide
+}
+
+stage! {
+    /// IPv6.
+    ipv6, ipv6::decide
 }
 
 stage! {

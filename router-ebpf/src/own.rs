@@ -5,7 +5,7 @@
 
 use aya_ebpf::{bindings::xdp_md, macros::map, maps::LruHashMap, programs::XdpContext};
 use router_common::{
-    address::{Ipv4, Port},
+    address::{Address, Ipv4, Ipv6, Port},
     flow::{FlowKey, Protocol},
     own::is_remembered,
     packet,
@@ -20,12 +20,27 @@ use crate::{Work, flows, frame::XdpFrame, sockets};
 #[map]
 static OWN: LruHashMap<FlowKey<Ipv4>, Ticks> = LruHashMap::with_max_entries(1 << 16, 0);
 
+/// The same of IPv6, which only this machine itself uses: 2 MiB.
+#[map]
+static OWN_IPV6: LruHashMap<FlowKey<Ipv6>, Ticks> = LruHashMap::with_max_entries(1 << 14, 0);
+
 /// Notes that this machine has sent something that packets with this tuple answer; `true` once a tick for each tuple, for what need not be done each
 /// time.
 #[inline(always)]
 pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
+    note_in(&OWN, answer)
+}
+
+/// The same of IPv6.
+#[inline(always)]
+pub(crate) fn note_ipv6(answer: &FlowKey<Ipv6>) {
+    note_in(&OWN_IPV6, answer);
+}
+
+#[inline(always)]
+fn note_in<A: Address>(own: &LruHashMap<FlowKey<A>, Ticks>, answer: &FlowKey<A>) -> bool {
     let now = flows::now();
-    match OWN.get_ptr_mut(answer) {
+    match own.get_ptr_mut(answer) {
         Some(sent) => {
             // SAFETY: a number that is written whole. If the entry has become another tuple's meanwhile, that has been sent now as well.
             unsafe {
@@ -36,7 +51,7 @@ pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
         }
         None => {
             // Without room the answer is not known; there is nobody to tell.
-            let _ = OWN.insert(answer, now, 0);
+            let _ = own.insert(answer, now, 0);
             true
         }
     }
@@ -45,9 +60,20 @@ pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
 /// Returns `true` if this machine has sent something lately that a packet with this tuple answers.
 #[inline(always)]
 pub(crate) fn has_sent(answer: &FlowKey<Ipv4>) -> bool {
+    is_in(&OWN, answer)
+}
+
+/// The same of IPv6.
+#[inline(always)]
+pub(crate) fn has_sent_ipv6(answer: &FlowKey<Ipv6>) -> bool {
+    is_in(&OWN_IPV6, answer)
+}
+
+#[inline(always)]
+fn is_in<A: Address>(own: &LruHashMap<FlowKey<A>, Ticks>, answer: &FlowKey<A>) -> bool {
     let Some(protocol) = answer.protocol() else { return false };
     // SAFETY: a number that is written whole.
-    match unsafe { OWN.get(answer) } {
+    match unsafe { own.get(answer) } {
         Some(sent) => is_remembered(protocol, *sent, flows::now()),
         None => false,
     }

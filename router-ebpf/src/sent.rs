@@ -17,7 +17,10 @@ use router_common::{
     address::Ipv4,
     answer::{ABOUT, RESET_FRAME, Segment, write_reset},
     flow::{FlowKey, Protocol},
+    ipv6::{self, Sent},
+    own::{dhcp_answer, dhcp_transaction, dhcpv6_answer},
     packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
+    reason::Reason,
     stats::OwnStats,
 };
 
@@ -68,8 +71,22 @@ pub(crate) fn look(context: &TcContext) -> i32 {
     if unsafe { (*context.skb.skb).vlan_present } != 0 {
         return GO_ON;
     }
-    let Ok(packet) = packet::parse_leading(&SkbFrame(context)) else { return GO_ON };
+    let frame = SkbFrame(context);
+    let packet = match packet::parse_leading(&frame) {
+        Ok(packet) => packet,
+        Err(Reason::NotIpv4) => {
+            note_ipv6(&frame);
+            return GO_ON;
+        }
+        Err(_) => return GO_ON,
+    };
     let FlowKey { source, destination, .. } = packet.key;
+    // From whatever address: who has none yet asks for one.
+    if packet.is_to_dhcp_server()
+        && let Some(transaction) = dhcp_transaction(&frame)
+    {
+        own::note(&dhcp_answer(transaction));
+    }
     if !destination.is_unicast() || destination == AZURE_PLATFORM || !rules::is_local(source) {
         return GO_ON;
     }
@@ -83,6 +100,16 @@ pub(crate) fn look(context: &TcContext) -> i32 {
             GO_ON
         }
         Protocol::Tcp | Protocol::Udp | Protocol::Icmp => GO_ON,
+    }
+}
+
+/// Notes what goes out by IPv6.
+#[inline(always)]
+fn note_ipv6(frame: &SkbFrame<'_>) {
+    match ipv6::sent(frame) {
+        Some(Sent::Datagram(answer)) => own::note_ipv6(&answer),
+        Some(Sent::Dhcp(transaction)) => own::note_ipv6(&dhcpv6_answer(transaction)),
+        None => {}
     }
 }
 

@@ -22,9 +22,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         Ok(packet) => packet,
         Err(Reason::IcmpOther) => return Err(Exit::To(Stage::Related)),
         Err(Reason::Fragment) => return Err(Exit::To(Stage::Fragment)),
-        Err(reason @ (Reason::Truncated | Reason::Malformed | Reason::BadChecksum)) => {
-            return Err(reason.into());
-        }
+        Err(Reason::BadChecksum) => return Err(Reason::BadChecksum.into()),
         Err(_) => return Err(Exit::To(Stage::Local)),
     };
     let slot = known::find(work, &packet)?;

@@ -3,14 +3,15 @@
 use aya_ebpf::{
     bindings::{
         bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple, xdp_md,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Ipv6Tuple, xdp_md,
     },
     helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
     maps::Array,
 };
 use router_common::{
-    address::{Ipv4, Port},
+    address::{Ipv4, Ipv6, Port},
     flow::{FlowKey, Protocol},
     ports::PortRange,
 };
@@ -19,6 +20,9 @@ use router_common::{
 /// whoever takes the router off.
 #[map]
 static RESERVED_PORTS: Array<[u64; 1024]> = Array::with_max_entries(1, 0);
+
+/// `TCP_LISTEN`, include/net/tcp_states.h.
+const LISTEN: u32 = 10;
 
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -56,8 +60,6 @@ extern "C" fn connection_exists(context: *mut xdp_md, source: u32, destination: 
 
 #[inline(never)]
 fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
-    /// `TCP_LISTEN`, include/net/tcp_states.h.
-    const LISTEN: u32 = 10;
     // SAFETY: what is found is looked at while it is held, and given back.
     unsafe {
         let Some(socket) = find_tcp(context, key).as_ref() else { return false };
@@ -82,6 +84,72 @@ fn udp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRa
         bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
         is_connected
     }
+}
+
+/// As [`is_connected`], by IPv6.
+#[inline(always)]
+pub(crate) fn is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephemeral: PortRange) -> bool {
+    match key.protocol() {
+        Some(Protocol::Tcp) => tcp_is_connected_ipv6(context, key),
+        Some(Protocol::Udp) => udp_is_connected_ipv6(context, key, ephemeral),
+        Some(Protocol::Icmp) | None => false,
+    }
+}
+
+#[inline(never)]
+fn tcp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>) -> bool {
+    let mut tuple = ipv6_tuple(key);
+    // SAFETY: as `tcp_is_connected`, and tuple and length belong together.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(context.cast(), &raw mut tuple, IPV6_LENGTH, CURRENT_NETNS, 0);
+        let Some(socket) = socket.as_ref() else { return false };
+        let is_connected = socket.state != LISTEN;
+        bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
+        is_connected
+    }
+}
+
+#[inline(never)]
+fn udp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephemeral: PortRange) -> bool {
+    let mut tuple = ipv6_tuple(key);
+    // SAFETY: as above.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(context.cast(), &raw mut tuple, IPV6_LENGTH, CURRENT_NETNS, 0);
+        let Some(socket) = socket.as_ref() else { return false };
+        let [a, b, c, d] = socket.dst_ip6;
+        let peer = (a, b, c, d, socket.dst_port);
+        bpf_sk_release(core::ptr::from_ref(socket).cast_mut().cast());
+        let [e, f, g, h] = words(key.source);
+        if peer.0 | peer.1 | peer.2 | peer.3 == 0 {
+            ephemeral.contains(key.destination_port.number())
+        } else {
+            peer == (e, f, g, h, u16::from_ne_bytes(key.source_port.0))
+        }
+    }
+}
+
+const IPV6_LENGTH: u32 = size_of::<Ipv6Tuple>() as u32;
+
+#[inline(always)]
+const fn ipv6_tuple(key: &FlowKey<Ipv6>) -> bpf_sock_tuple {
+    let ipv6 = Ipv6Tuple {
+        saddr: words(key.source),
+        daddr: words(key.destination),
+        sport: u16::from_ne_bytes(key.source_port.0),
+        dport: u16::from_ne_bytes(key.destination_port.0),
+    };
+    bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }
+}
+
+/// An address as the kernel has it in structures: its bytes as they are, in numbers.
+#[inline(always)]
+const fn words(Ipv6([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]): Ipv6) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
 }
 
 /// Whether a packet with this tuple would reach a socket of this machine: a connection, or one that listens. An echo has none.

@@ -404,10 +404,10 @@ pub struct Check {
     pub findings: Vec<CheckFinding>,
 }
 
-/// One thing that is wrong or doubtful.
+/// One thing that is wrong, doubtful or worth knowing.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct CheckFinding {
-    /// `error` or `warning`.
+    /// `error`, `warning` or `note`.
     pub severity: String,
     /// What is wrong, in one line.
     pub text: String,

@@ -9,6 +9,8 @@ pub(crate) const UDP: &[&str] = &["/proc/net/udp", "/proc/net/udp6"];
 
 /// TCP_LISTEN of <net/tcp_states.h>.
 pub(crate) const LISTEN: u8 = 10;
+/// TCP_CLOSE, which a UDP socket without a peer has.
+pub(crate) const CLOSED: u8 = 7;
 
 /// A socket, as far as anybody here wants to know.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,6 +29,20 @@ pub(crate) struct Socket {
 pub(crate) fn sockets(lists: &[&str]) -> Vec<Socket> {
     let texts = lists.iter().map(|list| std::fs::read_to_string(list).unwrap_or_default());
     texts.flat_map(|text| text.lines().skip(1).filter_map(socket).collect::<Vec<_>>()).collect()
+}
+
+/// The names of the interfaces that have IPv6 addresses.
+pub(crate) fn ipv6_interfaces() -> Vec<String> {
+    names_in(&std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default())
+}
+
+/// The last field of each line, once.
+fn names_in(addresses: &str) -> Vec<String> {
+    let mut names: Vec<String> =
+        addresses.lines().filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn socket(line: &str) -> Option<Socket> {
@@ -70,6 +86,15 @@ mod tests {
         assert_eq!(socket(""), None);
         assert_eq!(address_of("00000000000000000000000001000000"), Some(IpAddr::V6(Ipv6Addr::LOCALHOST)));
         assert_eq!(address_of("xyz"), None);
+    }
+
+    #[test]
+    fn interfaces_with_ipv6_addresses() {
+        let text = "00000000000000000000000000000001 01 80 10 80       lo\n\
+            fe800000000000000000000000000068 02 40 20 80     eth0\n\
+            fd000000000000000000000000000068 02 40 00 80     eth0\n";
+        assert_eq!(names_in(text), ["eth0", "lo"]);
+        assert!(names_in("").is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Answer;
 use super::options::{CheckArguments, Format, Global};
-use super::output::{self, BAD, DOUBTFUL, GOOD, counted, styled};
+use super::output::{self, BAD, DOUBTFUL, GOOD, STRONG, counted, styled};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
 use crate::model::{Check, CheckFinding};
 use crate::preflight::{self, Finding};
@@ -28,6 +28,7 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
         match severity {
             Severity::Error => errors += 1,
             Severity::Warning => warnings += 1,
+            Severity::Note => {}
         }
     }
     let file = global.config.display();
@@ -62,6 +63,7 @@ fn shown(finding: &Finding) -> String {
     let style = match finding.severity {
         Severity::Error => BAD,
         Severity::Warning => DOUBTFUL,
+        Severity::Note => STRONG,
     };
     format!("{}: {}\n  fix: {}", styled(style, finding.severity), finding.text, finding.fix)
 }

@@ -14,6 +14,8 @@ pub enum Severity {
     Error,
     /// It can, but is probably not what was meant.
     Warning,
+    /// It is good to know, and may well be what was meant.
+    Note,
 }
 
 impl fmt::Display for Severity {
@@ -21,6 +23,7 @@ impl fmt::Display for Severity {
         f.pad(match self {
             Self::Error => "error",
             Self::Warning => "warning",
+            Self::Note => "note",
         })
     }
 }
@@ -116,6 +119,7 @@ impl Diagnostic {
         let level = match self.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
+            Severity::Note => Level::NOTE,
         };
         let title = level.primary_title(self.message.as_str());
         let mut group = if self.labels.is_empty() {

@@ -6,13 +6,13 @@
 
 use std::ops::RangeInclusive;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
 use super::diagnostic::Severity;
 use super::document::{Document, closest, did_you_mean};
 use super::read::{RawForward, RawMasquerade};
-use super::types::{LocalAllow, LocalProtocol, Others, Protocol};
+use super::types::{LocalAllow, LocalProtocol, Others};
 use super::values::{self, Problem, problem};
 
 /// Entries of `allow`.
@@ -89,7 +89,7 @@ pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
                 "write an entry for each network",
             );
         }
-        [network] if network.parse::<Ipv4Net>().is_ok() => {
+        [network] if network.parse::<IpNet>().is_ok() => {
             return problem(format!("{text:?} lacks a word"), format!("write \"{}\"", from(network)));
         }
         [word, ..] => {
@@ -226,11 +226,11 @@ fn range(protocol: &str, text: &str) -> Result<RangeInclusive<u16>, Problem> {
 }
 
 /// What is after `from` in an entry that starts with `what`.
-fn network(what: &str, text: &str) -> Result<Ipv4Net, Problem> {
+fn network(what: &str, text: &str) -> Result<IpNet, Problem> {
     if matches!(text, "any" | "all" | "anyone" | "anywhere" | "everyone" | "*") {
         return problem(
             format!("{text:?} is not a network"),
-            format!("write \"{what}\": that is from anywhere"),
+            format!("write \"{what}\": that is from anywhere by IPv4; \"{what} from ::/0\" by IPv6"),
         );
     }
     let has_letter = text.contains(|c: char| c.is_ascii_alphabetic());
@@ -240,7 +240,7 @@ fn network(what: &str, text: &str) -> Result<Ipv4Net, Problem> {
             format!("write the network of its addresses: \"{what} from 10.0.2.64/26\""),
         );
     }
-    values::network(text)
+    values::network_of_either(text)
 }
 
 /// Whether this is a port or a range, be it a bad one.
@@ -293,7 +293,8 @@ pub(super) fn check(
 
 /// Warns of an entry that looks as if it kept others out, and does not.
 fn needless(document: &mut Document, entry: &Spanned<LocalAllow>, sources: &[Ipv4Net]) {
-    let Some(from) = entry.get_ref().from else {
+    // What comes by IPv6 is closed out on the interface of clients whatever its address.
+    let Some(IpNet::V4(from)) = entry.get_ref().from else {
         return;
     };
     if sources.iter().any(|source| source.contains(&from) || from.contains(source)) {
@@ -309,14 +310,13 @@ fn needless(document: &mut Document, entry: &Spanned<LocalAllow>, sources: &[Ipv
 
 /// Whether every packet that `entry` is about goes to `rule` first.
 fn takes_all(rule: &RawForward, entry: &LocalAllow) -> bool {
-    let (Some(protocol), Some(listen), Some(ports)) = (&rule.protocol, &rule.listen, &entry.ports) else {
+    // Rules are for IPv4.
+    let (Some(protocol), Some(listen), Some(ports), None | Some(IpNet::V4(_))) =
+        (&rule.protocol, &rule.listen, &entry.ports, &entry.from)
+    else {
         return false;
     };
-    let same_protocol = entry.protocol
-        == match protocol.get_ref() {
-            Protocol::Tcp => LocalProtocol::TCP,
-            Protocol::Udp => LocalProtocol::UDP,
-        };
+    let same_protocol = entry.protocol == LocalProtocol::from(*protocol.get_ref());
     let listen = listen.get_ref();
     same_protocol
         && listen.address.is_none()
@@ -360,6 +360,9 @@ mod tests {
             "sctp",
             "ip/253",
             "ip/0 from 10.0.2.0/24",
+            "tcp/22 from fd00:9::/64",
+            "icmp from ::/0",
+            "tcp/22 from fe80::/10",
         ] {
             assert_eq!(allow(text).map(|entry| entry.to_string()), Ok(text.to_owned()));
         }
@@ -403,6 +406,7 @@ mod tests {
             ("tcp/22 from any", "tcp/22"),
             ("tcp/22 from jump.example.com", "tcp/22 from 10.0.2.64/26"),
             ("tcp/22 from jump", "tcp/22 from 10.0.2.64/26"),
+            ("tcp/22 fd00::/8", "tcp/22 from fd00::/8"),
             ("VRRP", "vrrp"),
             ("keepalived", "vrrp"),
             ("corosync", "udp/5405"),
@@ -450,7 +454,12 @@ mod tests {
             "tcp/22 from 10.0.2.64",
             "tcp/22 from 10.0.2.65/26",
             "tcp/22 from 10.0.2.0/33",
-            "tcp/22 from fd00::/8",
+            "tcp/22 from fd00::1",
+            "tcp/22 from fd00::1/64",
+            "tcp/22 from fd00::/129",
+            "tcp/22 from fd00:/8",
+            "tcp/22 from ::ffff:10.0.2.0/120",
+            "tcp/22 from ff02::/16",
             "tcp/22 from 10.0.2.0/24 10.0.3.0/24",
             "tcp/22 to 10.0.2.0/24",
             "tcp / 22",

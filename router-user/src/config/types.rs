@@ -1,7 +1,7 @@
 //! The validated configuration. A value of these types keeps every promise written on its fields.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -287,21 +287,31 @@ pub struct LocalAllow {
     pub protocol: LocalProtocol,
     /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol without ports.
     pub ports: Option<RangeInclusive<u16>>,
-    /// Who they are from, host bits clear; `None` for anyone.
-    pub from: Option<Ipv4Net>,
+    /// Who they are from, host bits clear; `None` for anyone who uses IPv4.
+    pub from: Option<IpNet>,
 }
 
 impl LocalAllow {
     /// Whether somebody may open TCP connections to `port`.
     #[must_use]
     pub fn takes_tcp(&self, port: u16) -> bool {
-        self.protocol == LocalProtocol::TCP && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+        self.takes(Protocol::Tcp, port)
+    }
+
+    /// Returns `true` if it is for packets of this protocol to `port`.
+    #[must_use]
+    pub fn takes(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == LocalProtocol::from(protocol)
+            && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
 
     /// Whether it is for packets from `address`.
     #[must_use]
-    pub fn is_for(&self, address: Ipv4Addr) -> bool {
-        self.from.is_none_or(|from| from.contains(&address))
+    pub fn is_for(&self, address: IpAddr) -> bool {
+        match self.from {
+            Some(from) => from.contains(&address),
+            None => address.is_ipv4(),
+        }
     }
 }
 
@@ -363,6 +373,15 @@ impl LocalProtocol {
     #[must_use]
     pub fn has_ports(self) -> bool {
         matches!(self, Self::TCP | Self::UDP)
+    }
+}
+
+impl From<Protocol> for LocalProtocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::TCP,
+            Protocol::Udp => Self::UDP,
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The values of the configuration: text to value, or what is wrong with it and what to write instead.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::document::did_you_mean;
 use super::types::{Host, Listen, Mode, Mss, Protocol, Refusal, Target};
@@ -203,7 +203,7 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
             "write only the host and port, e.g. \"db.example.com:443\"",
         );
     }
-    if text.parse::<std::net::Ipv6Addr>().is_ok() || text.starts_with('[') {
+    if text.parse::<Ipv6Addr>().is_ok() || text.starts_with('[') {
         return problem(format!("{text:?} is an IPv6 address"), "this version forwards IPv4 only");
     }
     let (host, port_text) = match text.rsplit_once(':') {
@@ -257,7 +257,7 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
         if without_leading_zeros(text).parse::<Ipv4Addr>().is_ok() {
             return leading_zero(text);
         }
-        let fix = if text.parse::<std::net::Ipv6Addr>().is_ok() {
+        let fix = if text.parse::<Ipv6Addr>().is_ok() {
             "this version knows IPv4 only".to_owned()
         } else if let Some((address, _)) = text.split_once('/').filter(|(a, _)| a.parse::<Ipv4Addr>().is_ok())
         {
@@ -376,6 +376,52 @@ pub(super) fn host_name(text: &str) -> Result<String, Problem> {
         Ok(name) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
         Err(_) => problem(format!("{text:?} is not a name"), example),
     }
+}
+
+/// An IPv4 or IPv6 network.
+pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
+    if text.contains(':') { ipv6_network(text).map(Into::into) } else { network(text).map(Into::into) }
+}
+
+fn ipv6_network(text: &str) -> Result<Ipv6Net, Problem> {
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return problem(
+            format!("{text:?} is an address, not a network"),
+            format!("write \"{address}/128\" for this address alone"),
+        );
+    }
+    let Ok(network) = text.parse::<Ipv6Net>() else {
+        let fix = match text.split_once('/') {
+            Some((address, length))
+                if address.parse::<Ipv6Addr>().is_ok() && length.parse::<u32>().is_ok() =>
+            {
+                "the prefix length is 0 to 128"
+            }
+            _ => "write an address and a prefix length: \"fd00:9::/64\"",
+        };
+        return problem(format!("{text:?} is not a network"), fix);
+    };
+    if network.trunc() != network {
+        return problem(
+            format!("{network} has bits set after its first {}", network.prefix_len()),
+            format!("write \"{}\", the network this address is in", network.trunc()),
+        );
+    }
+    if let Some(ipv4) = network.addr().to_ipv4_mapped()
+        && let Some(length) = network.prefix_len().checked_sub(96)
+    {
+        return problem(
+            format!("{network} are addresses of IPv4, which no IPv6 packet has"),
+            format!("write \"{ipv4}/{length}\""),
+        );
+    }
+    if network.addr().is_multicast() {
+        return problem(
+            format!("{network} are addresses of many, which no packet comes from"),
+            "leave it out",
+        );
+    }
+    Ok(network)
 }
 
 pub(super) fn health_address(text: &str) -> Result<SocketAddr, Problem> {

@@ -243,6 +243,7 @@ async fn check_machine(config: &Config) -> Result<()> {
         match finding.severity {
             Severity::Error => errors.push(finding.to_string()),
             Severity::Warning => warn!("{}; fix: {}", finding.text, finding.fix),
+            Severity::Note => info!("{}", finding.text),
         }
     }
     if errors.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange, rules::Rule};
 
 use super::{
@@ -58,12 +59,13 @@ fn local(config: &Config, own: &Own) -> LocalSpec {
             Some(ports) => PortRange { first: *ports.start(), last: *ports.end() },
             None => PortRange { first: 0, last: u16::MAX },
         },
-        from: allow.from.unwrap_or_default(),
+        from: allow.from.unwrap_or_else(|| Ipv4Net::default().into()),
     });
     LocalSpec {
         allow: allow.collect(),
         others_are_closed: config.local.others == Others::Closed,
         health_port: config.health.listen.port(),
+        health_by_ipv6: config.health.listen.is_ipv6(),
         ephemeral: own.answered_ports(),
     }
 }

@@ -7,16 +7,16 @@ use aya::{
     Ebpf,
     maps::{Array, LpmTrie, MapData, MapError, lpm_trie::Key},
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use router_common::{
     MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
-    address::Ipv4,
+    address::{Ipv4, Ipv6},
     flow::Protocol,
     local::{Allow, MAX_LOCAL_ALLOW, allow_index},
     ports::PortRange,
     rules::{
-        ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, Target, bank, listen_prefixes,
-        masquerade_index, rule_index,
+        Ipv6Network, ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, Target, bank,
+        listen_prefixes, masquerade_index, rule_index,
     },
 };
 
@@ -50,6 +50,8 @@ pub struct LocalSpec {
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
+    /// Whether it is answered by IPv6.
+    pub health_by_ipv6: bool,
     /// The ports that the kernel gives to this machine's own sockets (`net.ipv4.ip_local_port_range`).
     pub ephemeral: PortRange,
 }
@@ -62,7 +64,7 @@ pub struct LocalAllowSpec {
     /// The ports; 0 to 65535 for a protocol without ports.
     pub ports: PortRange,
     /// From where.
-    pub from: Ipv4Net,
+    pub from: IpNet,
 }
 
 /// A `[[forward]]` rule.
@@ -104,7 +106,8 @@ pub struct RuleTable {
     rule_sets: Array<MapData, RuleSet>,
     rules: Array<MapData, Rule>,
     masquerades: Array<MapData, Masquerade>,
-    local_allow: Array<MapData, Allow>,
+    local_allow: Array<MapData, Allow<Network>>,
+    local_allow_ipv6: Array<MapData, Allow<Ipv6Network>>,
     listeners: LpmTrie<MapData, ListenKey, u32>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     names: Vec<Option<String>>,
@@ -117,6 +120,7 @@ impl RuleTable {
             rules: take(ebpf, "RULES")?.try_into()?,
             masquerades: take(ebpf, "MASQUERADES")?.try_into()?,
             local_allow: take(ebpf, "LOCAL_ALLOW")?.try_into()?,
+            local_allow_ipv6: take(ebpf, "LOCAL_ALLOW_IPV6")?.try_into()?,
             listeners: take(ebpf, "LISTENERS")?.try_into()?,
             sources: take(ebpf, "SOURCES")?.try_into()?,
             names: vec![None; MAX_RULES],
@@ -187,14 +191,16 @@ impl RuleTable {
             }
         }
         let pairs = self.write_masquerades(version, spec, number)?;
-        self.write_local(version, spec)?;
-        self.rule_sets.set(bank(version), rule_set(spec, pairs)?, 0).context("cannot write the rule set")?;
+        let allowed = self.write_local(version, spec)?;
+        let rule_set = rule_set(spec, pairs, allowed)?;
+        self.rule_sets.set(bank(version), rule_set, 0).context("cannot write the rule set")?;
         settings.set_version(version)?;
         self.names = names;
         Ok(())
     }
 
-    fn write_local(&mut self, version: u32, spec: &RuleSetSpec) -> Result<()> {
+    /// Writes who is closed out and what is allowed; how many entries that are for IPv4, and for IPv6.
+    fn write_local(&mut self, version: u32, spec: &RuleSetSpec) -> Result<[u32; 2]> {
         let forwards = spec.forwards.iter().flat_map(|forward| &forward.sources);
         let masquerades = spec.masquerades.iter().flat_map(|masquerade| &masquerade.sources);
         for source in forwards.chain(masquerades) {
@@ -206,18 +212,28 @@ impl RuleTable {
         if spec.local.allow.len() > MAX_LOCAL_ALLOW {
             bail!("more than {MAX_LOCAL_ALLOW} entries in local.allow");
         }
-        for (position, allow) in (0..).zip(&spec.local.allow) {
-            let entry = Allow {
-                from: network(&allow.from),
-                first: allow.ports.first,
-                last: allow.ports.last,
-                protocol: allow.protocol.into(),
-            };
-            self.local_allow
-                .set(allow_index(version, position), entry, 0)
-                .context("cannot write local.allow")?;
+        let mut counts = [0, 0];
+        for allow in &spec.local.allow {
+            let [ipv4, ipv6] = &mut counts;
+            match allow.from {
+                IpNet::V4(from) => {
+                    let index = allow_index(version, *ipv4);
+                    self.local_allow
+                        .set(index, entry(allow, network(&from)), 0)
+                        .context("cannot write local.allow")?;
+                    *ipv4 += 1;
+                }
+                IpNet::V6(from) => {
+                    let index = allow_index(version, *ipv6);
+                    let from = Ipv6Network::new(Ipv6(from.network().octets()), from.prefix_len());
+                    self.local_allow_ipv6
+                        .set(index, entry(allow, from), 0)
+                        .context("cannot write local.allow")?;
+                    *ipv6 += 1;
+                }
+            }
         }
-        Ok(())
+        Ok(counts)
     }
 
     fn write_masquerades(
@@ -289,7 +305,16 @@ impl RuleTable {
     }
 }
 
-fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
+fn entry<N>(allow: &LocalAllowSpec, from: N) -> Allow<N> {
+    let LocalAllowSpec { protocol, ports, .. } = allow;
+    Allow { from, first: ports.first, last: ports.last, protocol: (*protocol).into() }
+}
+
+fn rule_set(
+    spec: &RuleSetSpec,
+    masquerade_count: u32,
+    [local_allow_count, local_allow_ipv6_count]: [u32; 2],
+) -> Result<RuleSet> {
     if spec.snat.len() > MAX_SNAT_ADDRESSES {
         bail!("more than {MAX_SNAT_ADDRESSES} SNAT addresses");
     }
@@ -302,9 +327,11 @@ fn rule_set(spec: &RuleSetSpec, masquerade_count: u32) -> Result<RuleSet> {
         snat_count: u32::try_from(spec.snat.len())?,
         ports: spec.ports,
         masquerade_count,
-        local_allow_count: u32::try_from(spec.local.allow.len())?,
+        local_allow_count,
+        local_allow_ipv6_count,
         others_are_closed: spec.local.others_are_closed.into(),
         health_port: spec.local.health_port.into(),
+        health_port_ipv6: if spec.local.health_by_ipv6 { spec.local.health_port.into() } else { 0 },
         ephemeral: spec.local.ephemeral,
         reject_exhausted: u32::from(spec.reject_exhausted),
         reject_unreachable: u32::from(spec.reject_unreachable),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
+use crate::config::Protocol;
 use crate::policy_rules::PolicyRule;
 use crate::port_plan;
 
@@ -23,6 +24,8 @@ pub struct Facts {
     pub listeners: Vec<Listener>,
     /// How people log in.
     pub ssh: Ssh,
+    /// What by IPv6 could be reached on this machine.
+    pub ipv6: Ipv6,
     /// Whether the kernel has the modules by which a program is attached to an interface's way out before Linux 6.6: sch_ingress and cls_bpf.
     pub traffic_control: Option<bool>,
     /// What the kernel does with the ports of sockets that ask for none, without reservations of ours.
@@ -161,12 +164,53 @@ pub struct Listener {
     pub process: Option<Process>,
 }
 
+/// What by IPv6 could be reached on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ipv6 {
+    /// The interfaces that have IPv6 addresses, by name.
+    pub interfaces: Vec<String>,
+    /// Sockets that wait for anybody, by IPv6 and not only from this machine, in the order of their ports.
+    pub services: Vec<Service>,
+}
+
+/// A socket that waits for anybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port.
+    pub port: u16,
+    /// Whose it is.
+    pub process: Option<Process>,
+}
+
+impl Service {
+    /// Returns `true` if it is TCP's at this port.
+    pub fn is_tcp_at(&self, port: u16) -> bool {
+        self.protocol == Protocol::Tcp && self.port == port
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{protocol}/{}", self.port)?;
+        match &self.process {
+            Some(process) => write!(f, " ({})", process.name),
+            None => Ok(()),
+        }
+    }
+}
+
 /// How people log in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ssh {
     /// The ports, not only of loopback addresses, that an SSH server was seen to listen on, in order; empty if none was.
     pub ports: Vec<u16>,
-    /// The session over IPv4 that this process was started from.
+    /// The session that this process was started from.
     pub session: Option<SshSession>,
 }
 
@@ -174,7 +218,7 @@ pub struct Ssh {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SshSession {
     /// Where it comes from.
-    pub peer: Ipv4Addr,
+    pub peer: IpAddr,
     /// The port of this machine that it came to.
     pub port: u16,
 }

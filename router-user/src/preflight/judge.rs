@@ -1,5 +1,6 @@
 //! From facts to findings.
 
+mod ipv6;
 mod logins;
 mod routing;
 
@@ -93,6 +94,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
         }
     }
     logins::logins(&mut found, config, &facts.ssh);
+    ipv6::services(&mut found, config, &facts.ipv6);
     routing::routing(&mut found, config, facts);
     if facts.ip_forward == Some(true) {
         found.warning(
@@ -136,10 +138,15 @@ impl Findings {
         self.push(Severity::Warning, text, fix);
     }
 
+    fn note(&mut self, text: impl Into<String>, fix: impl Into<String>) {
+        self.push(Severity::Note, text, fix);
+    }
+
     fn sorted(mut self) -> Vec<Finding> {
         self.0.sort_by_key(|finding| match finding.severity {
             Severity::Error => 0,
             Severity::Warning => 1,
+            Severity::Note => 2,
         });
         self.0
     }

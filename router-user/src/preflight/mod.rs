@@ -10,8 +10,8 @@ mod judge;
 use std::fmt;
 
 pub use facts::{
-    AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Kernel, Listener, Predecessor,
-    Privileges, Process, Ssh, SshSession, Way, XdpMode,
+    AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor,
+    Privileges, Process, Service, Ssh, SshSession, Way, XdpMode,
 };
 pub use gather::inspect;
 pub use judge::findings;
@@ -21,10 +21,10 @@ pub use crate::config::Severity;
 /// The name of our program as the kernel shows it.
 pub const PROGRAM_NAME: &str = "pls_router";
 
-/// One thing that is wrong or doubtful on this machine.
+/// One thing that is wrong, doubtful or worth knowing on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// An error keeps the router from working; a warning does not.
+    /// An error keeps the router from working; a warning does not, and a note is about what may well be meant.
     pub severity: Severity,
     /// What is wrong and where, in one line.
     pub text: String,

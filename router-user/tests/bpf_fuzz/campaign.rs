@@ -22,6 +22,7 @@ use router_user::dataplane::{self, RuleSetSpec};
 
 use crate::{
     check::{Done, Given, check, describe, flags},
+    closed::{Closed, close, without_priority_tags},
     frames,
     model::{
         CLIENT, CLIENTS, Model, NARROW, NARROW_MTU, NOWHERE, PENDING, ROUTER_SPARE, SILENT_GATEWAY,
@@ -52,12 +53,13 @@ pub(crate) struct Profile {
     pub(crate) reasons: &'static [Reason],
 }
 
-const COMMON: [Reason; 17] = [
+const COMMON: [Reason; 18] = [
     Reason::Forwarded,
     Reason::Opened,
     Reason::NotIpv4,
+    Reason::EthernetDenied,
+    Reason::Ipv6Denied,
     Reason::Truncated,
-    Reason::Malformed,
     Reason::Platform,
     Reason::NotMatched,
     Reason::NoSession,
@@ -72,7 +74,7 @@ const COMMON: [Reason; 17] = [
     Reason::FragmentBad,
 ];
 
-pub(crate) const PROFILES: [Profile; 4] = [
+pub(crate) const PROFILES: [Profile; 5] = [
     Profile {
         name: "one_nic",
         nics: 1,
@@ -97,7 +99,7 @@ pub(crate) const PROFILES: [Profile; 4] = [
         has_daemon: false,
         removed: 20,
         rules: allow_clients,
-        reasons: &[Reason::NeighbourUnresolved],
+        reasons: &[Reason::NeighbourUnresolved, Reason::WrongInterface, Reason::Malformed],
     },
     Profile {
         name: "crowded",
@@ -125,6 +127,19 @@ pub(crate) const PROFILES: [Profile; 4] = [
         removed: 10,
         rules: allow_clients,
         reasons: &[Reason::HalfOpenLimit, Reason::OpenedInPlace, Reason::PortsExhausted],
+    },
+    Profile {
+        name: "closed_to_all",
+        nics: 2,
+        mtu: 1500,
+        sessions: 4096,
+        half_open_per_source: u32::MAX,
+        ports: PortRange { first: 1024, last: 65535 },
+        snat: &[ROUTER_SECOND],
+        has_daemon: true,
+        removed: 20,
+        rules: close,
+        reasons: &[Reason::WrongInterface],
     },
 ];
 
@@ -185,6 +200,7 @@ pub(crate) struct Campaign {
     random: Random,
     world: World,
     model: Model,
+    closed: Closed,
     punts: RingBuf<MapData>,
     /// Kept open: their ports are not to be taken.
     _sockets: (UdpSocket, TcpListener),
@@ -233,6 +249,7 @@ impl Campaign {
             random: Random::with_seed(seed),
             world,
             model,
+            closed: Closed::new(profile.name == "closed_to_all"),
             punts,
             _sockets: (udp, tcp),
             tally: Tally::default(),
@@ -287,6 +304,9 @@ impl Campaign {
             let other = frames::any(random, model);
             mutate(random, &mut frame, &other);
         }
+        if random.percent(10) {
+            frame = frames::tagged(random, &frame);
+        }
         Given { slot: random.usize(..model.nics), frame }
     }
 
@@ -309,11 +329,13 @@ impl Campaign {
     pub(crate) fn give(&mut self, given: Given) {
         let done = self.run_one(&given);
         self.given += 1;
+        // What the router, like the kernel, takes for the same.
+        let plain = Given { slot: given.slot, frame: without_priority_tags(&given.frame) };
         let result = self
-            .follow_room(&given)
-            .and_then(|()| check(&mut self.model, &given, &done))
-            .and_then(|()| self.adopt_unseen(&given, done.verdict))
-            .and_then(|()| self.follow_reuse(&given));
+            .follow_room(&plain)
+            .and_then(|()| check(&mut self.model, &mut self.closed, &plain, &done))
+            .and_then(|()| self.adopt_unseen(&plain, done.verdict))
+            .and_then(|()| self.follow_reuse(&plain));
         self.batch.push(given);
         if let Err(error) = result {
             let given = &self.batch[self.batch.len() - 1];
@@ -495,7 +517,7 @@ impl Campaign {
         for given in self.batch.clone() {
             let done = self.run_one(&given);
             // It may open a session again.
-            _ = check(&mut self.model, &given, &done);
+            _ = check(&mut self.model, &mut self.closed, &given, &done);
             if let Err(error) = self.check_counters() {
                 return format!("given again: {error:#}\n  in  {} {}\n", given.slot, hex(&given.frame));
             }

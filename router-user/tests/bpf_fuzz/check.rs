@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use router_common::punt::Kind;
 
 use crate::{
+    closed::Closed,
     frames::ROUTER_MAC,
     model::{Model, Route},
     packets::{PLATFORM, ROUTER, ROUTER_SECOND},
@@ -32,7 +33,9 @@ pub(crate) struct Done {
 }
 
 /// Checks what became of a packet, and takes note of the session that it has opened.
-pub(crate) fn check(model: &mut Model, given: &Given, done: &Done) -> Result<()> {
+///
+/// `given`: without the priority tags that it began with.
+pub(crate) fn check(model: &mut Model, closed: &mut Closed, given: &Given, done: &Done) -> Result<()> {
     for (kind, punt) in &done.punts {
         check_punt(model, given, done.verdict, *kind, punt)
             .with_context(|| format!("given to the daemon to {kind:?}"))?;
@@ -42,6 +45,7 @@ pub(crate) fn check(model: &mut Model, given: &Given, done: &Done) -> Result<()>
         Verdict::Pass => {
             ensure!(done.frame == given.frame, "passed to the kernel, but changed");
             ensure!(!has_to_leave(model, given), "a live session's packet was passed to the kernel");
+            closed.check(model, given.slot, &done.frame).context("closed")?;
         }
         Verdict::Drop => {
             ensure!(!is_the_platforms(model, &given.frame), "a packet of Azure's platform was dropped");
@@ -49,7 +53,12 @@ pub(crate) fn check(model: &mut Model, given: &Given, done: &Done) -> Result<()>
         }
         Verdict::Tx | Verdict::Redirect => {
             let slot = if done.verdict == Verdict::Tx { given.slot } else { 1 - given.slot };
+            let before = model.opened;
             check_sent(model, given, &done.frame, slot)?;
+            let is_rules =
+                frame_header(&given.frame).is_some_and(|ip| model.own_addresses().contains(&ip.destination));
+            let is_wrong = is_rules && given.slot == 1 && model.opened > before;
+            ensure!(!is_wrong, "a forward's session was opened on the firewall's side");
         }
     }
     Ok(())

@@ -16,12 +16,13 @@ pub(crate) const LONGEST: usize = 3400;
 pub(crate) const SHORTEST: usize = 14;
 
 /// The number of kinds that [`of_kind`] makes.
-pub(crate) const KINDS: usize = 12;
+pub(crate) const KINDS: usize = 14;
 
 /// A frame of any kind, the more usual ones more often.
 pub(crate) fn any(random: &mut Random, model: &Model) -> Vec<u8> {
     let kind = random.pick(&[
-        0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 6, 7, 7, 8, 9, 10, 11,
+        0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 6, 7, 7, 8, 9, 10, 11, 12,
+        12, 12, 13,
     ]);
     of_kind(kind, random, model)
 }
@@ -67,6 +68,8 @@ pub(crate) fn of_kind(kind: usize, random: &mut Random, model: &Model) -> Vec<u8
         }
         9 => return not_ipv4(random),
         10 => martian(random),
+        12 => return ipv6(random),
+        13 => return carried(random),
         _ => {
             // With the platform, on any port.
             let mut tuple = if random.percent(50) { live(random, model) } else { opening(random) };
@@ -409,6 +412,96 @@ fn martian(random: &mut Random) -> Vec<u8> {
         _ => tuple.source = tuple.destination,
     }
     transport(random, tuple)
+}
+
+/// The frame behind tags: with a priority alone, of a VLAN, several, and too many.
+pub(crate) fn tagged(random: &mut Random, frame: &[u8]) -> Vec<u8> {
+    let mut tags = Vec::new();
+    for _ in 0..random.pick(&[1, 1, 1, 1, 2, 2, 3, 4, 5]) {
+        tags.extend(random.pick(&[[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]));
+        tags.extend(random.pick(&[[0, 0], [0xe0, 0], [0x10, 0], [0, 5], [0xa0, 5], [0x0f, 0xff]]));
+    }
+    let mut tagged = [&frame[..12], &tags, &frame[12..]].concat();
+    tagged.truncate(LONGEST);
+    if random.percent(5) {
+        tagged.truncate(random.usize(SHORTEST..=tagged.len()));
+    }
+    tagged
+}
+
+/// A packet in what Linux, or a module of somebody's, takes it out of again: SNAP, PPPoE, MPLS, MACsec and so on.
+fn carried(random: &mut Random) -> Vec<u8> {
+    let tuple = if random.percent(50) { anybody(random) } else { opening(random) };
+    let mut packet = transport(random, tuple);
+    packet.truncate(1400);
+    let length = (packet.len() as u16).to_be_bytes();
+    let around: &[u8] = random.pick(&[
+        &[0xaa, 0xaa, 3, 0, 0, 0, 0x08, 0x00][..],
+        &[0xaa, 0xaa, 3, 0, 0, 0xf8, 0x81, 0x00, 0, 0, 0x08, 0x00],
+        &[0x06, 0x06, 3],
+        &[0x42, 0x42, 3],
+        &[0xff, 0xff],
+    ]);
+    let to = random.pick(&[ROUTER_MAC, ROUTER_MAC, [0xff; 6], [1, 0x80, 0xc2, 0, 0, 0]]);
+    let start = [&to[..], &SENDER_MAC].concat();
+    match random.usize(..3) {
+        0 => [&start[..], &length, around, &packet].concat(),
+        1 => [&start[..], &[0x88, 0x64, 0x11, 0, 0, 1], &length, &[0, 0x21], &packet].concat(),
+        _ => {
+            let ethertype = random.pick(&[
+                [0x88, 0x47],
+                [0x88, 0xe5],
+                [0x43, 0x05],
+                [0x89, 0x4f],
+                [0x88, 0xcc],
+                [0x65, 0x58],
+            ]);
+            [&start[..], &ethertype, &[0, 1, 1, 64], &packet].concat()
+        }
+    }
+}
+
+/// IPv6 to this machine or a group, with extension headers now and then, as often as not well formed.
+fn ipv6(random: &mut Random) -> Vec<u8> {
+    const NEAR: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
+    const FAR: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
+    const ADMIN: [u8; 16] = [0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+    const MAPPED: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 2, 69];
+    const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    const GROUP: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let source = random.pick(&[NEAR, NEAR, FAR, FAR, ADMIN, ADMIN, [0; 16], MAPPED, LOOPBACK, GROUP]);
+    let destination = random.pick(&[NEAR, FAR, FAR, GROUP, LOOPBACK]);
+    let mut payload = Vec::new();
+    let mut next =
+        random.pick(&[6, 6, 6, 17, 17, 17, 58, 58, 58, 58, 58, 1, 2, 4, 41, 47, 50, 89, 112, 132, 136]);
+    match next {
+        58 => {
+            let kind = random.pick(&[
+                1, 2, 4, 5, 0, 127, 128, 128, 129, 130, 131, 132, 133, 134, 135, 135, 136, 137, 139, 143, 155,
+            ]);
+            payload.extend([kind, random.pick(&[0, 0, 0, 1, 4]), 0, 0]);
+        }
+        _ => {
+            payload.extend(random.pick(&[53_u16, 123, 547, 40_000, 67]).to_be_bytes());
+            payload.extend(random.pick(&[22_u16, 22, 8082, 443, 53, 546, 161, 30_003, 30_005]).to_be_bytes());
+        }
+    }
+    let rest = random.pick(&[0, 4, 8, 16, 16, 20, 60]);
+    payload.extend(random.bytes(rest));
+    for _ in 0..random.pick(&[0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 9]) {
+        let kind = random.pick(&[0, 0, 0, 43, 44, 51, 60, 60, 135, 139, 140, 253]);
+        let router_alert = [next, 0, 5, 2, 0, 0, 1, 0];
+        let fragment = [next, 0, random.pick(&[0, 0, 1]), random.pick(&[0, 1, 8]), 0, 0, 0, 7];
+        payload.splice(0..0, if kind == 44 { fragment } else { router_alert });
+        next = kind;
+    }
+    let length = if random.percent(90) { payload.len() as u16 } else { random.u16(..100) };
+    let start = [0x60 ^ if random.percent(2) { 0x20 } else { 0 }, 0, 0, 0];
+    let hop_limit = random.pick(&[0, 1, 1, 64, 254, 255, 255]);
+    let to = random.pick(&[ROUTER_MAC, ROUTER_MAC, ROUTER_MAC, [0x33, 0x33, 0, 0, 0, 1], [2, 0, 0, 0, 0, 3]]);
+    let ends = [&to[..], &SENDER_MAC, &[0x86, 0xdd]].concat();
+    let header = [&start[..], &length.to_be_bytes(), &[next, hop_limit], &source, &destination].concat();
+    [ends, header, payload].concat()
 }
 
 fn not_ipv4(random: &mut Random) -> Vec<u8> {

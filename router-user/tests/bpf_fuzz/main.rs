@@ -1,8 +1,8 @@
 //! The programs in the kernel under made-up and damaged packets, by `BPF_PROG_TEST_RUN`.
 //!
 //! Frames that mean something ([`frames`]) are aimed at the rules and the live sessions of a router, most are damaged ([`mutate`]), and
-//! what becomes of each is checked against a model of the router that is written a second time, from bytes up ([`check`]). Counters and
-//! the flow table are looked at once in a while ([`campaign`]).
+//! what becomes of each is checked against a model of the router that is written a second time, from bytes up ([`check`]), and what is passed to
+//! the kernel against what may reach this machine itself ([`closed`]). Counters and the flow table are looked at once in a while ([`campaign`]).
 //!
 //! `FUZZ_PACKETS` says how many packets there are in all, `FUZZ_SEED` begins with the same numbers again. What has once gone wrong is in
 //! `regressions/`, and is tried every time. Needs root.
@@ -13,6 +13,7 @@ extern crate harness;
 
 mod campaign;
 mod check;
+mod closed;
 mod frames;
 mod model;
 mod mutate;
@@ -67,6 +68,11 @@ fn crowded() {
 #[test]
 fn pooled() {
     fuzz("pooled");
+}
+
+#[test]
+fn closed_to_all() {
+    fuzz("closed_to_all");
 }
 
 #[test]

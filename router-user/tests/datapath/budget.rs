@@ -7,7 +7,19 @@ use crate::world::World;
 fn programs_are_verified_quickly() {
     const LIMIT: u32 = 120_000;
     let mut world = World::new();
-    for name in ["pls_router", "forward", "slow", "open", "claim", "local", "related", "fragment", "answer"] {
+    for name in [
+        "pls_router",
+        "forward",
+        "slow",
+        "open",
+        "claim",
+        "local",
+        "related",
+        "fragment",
+        "answer",
+        "ethernet",
+        "ipv6",
+    ] {
         let program = world.dataplane.program(name).expect("a program");
         let verified = program.info().expect("its information").verified_instruction_count();
         let verified = verified.expect("Linux 5.16 or later");

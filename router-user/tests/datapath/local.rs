@@ -34,7 +34,6 @@ fn a_rules_source_reaches_rules_and_the_probe_only() {
     ends(world, &echo_request(PLS, ROUTER, 7).build(), DENIED);
     ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 8082), tcp::SYN).build(), PASSED);
     ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 8082), tcp::ACK).build(), PASSED);
-    ends(world, &udp_packet((PLS, 67), (ROUTER, 68), b"dhcp").build(), PASSED);
     ends(world, &echo_reply(PLS, ROUTER, 7).build(), PASSED);
     // A rule's port without a session: the kernel's reset makes the client fail fast.
     let ran = world.run(&tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).build());
@@ -73,7 +72,7 @@ fn what_is_allowed_by_name_comes_in() {
             let allow = |protocol: Protocol, first, last, from: [u8; 4], prefix| LocalAllowSpec {
                 protocol: protocol as u8,
                 ports: PortRange { first, last },
-                from: network(from, prefix),
+                from: network(from, prefix).into(),
             };
             spec.local.allow = vec![
                 allow(Protocol::Tcp, 22, 22, [10, 0, 2, 0], 24),
@@ -118,7 +117,7 @@ fn allowing(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16,
         .map(|(protocol, first, last)| LocalAllowSpec {
             protocol: *protocol,
             ports: PortRange { first: *first, last: *last },
-            from: network(PLS, 32),
+            from: network(PLS, 32).into(),
         })
         .collect();
 }
@@ -349,20 +348,74 @@ fn options_do_not_get_a_live_connection_reset() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::IpOptions));
 }
 
-/// Lengths inside the packet that contradict each other: nobody can say what such a packet is.
+/// Lengths inside the packet that contradict each other: nobody can say what such a packet is. The kernel discards it, but not before raw
+/// sockets have got it.
 #[test]
 fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
     let world = &mut World::new();
-    for offset in [0, 4, 15] {
-        let mut frame = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
-        frame[46] = offset << 4;
-        ends(world, &frame, (Verdict::Pass, Reason::Malformed));
+    for (source, expected) in [(STRANGER, (Verdict::Pass, Reason::Malformed)), (PLS, DENIED)] {
+        for offset in [0, 4, 15] {
+            let mut frame = tcp_packet((source, 40_000), (ROUTER, 443), tcp::SYN).build();
+            frame[46] = offset << 4;
+            ends(world, &frame, expected);
+        }
+        for length in [0, 7, 9 + 1, 2000_u16] {
+            let mut frame = udp_packet((source, 5000), (ROUTER, 53), b"x").build();
+            frame[38..40].copy_from_slice(&length.to_be_bytes());
+            ends(world, &frame, expected);
+        }
     }
-    for length in [0, 7, 9 + 1, 2000_u16] {
-        let mut frame = udp_packet((PLS, 5000), (ROUTER, 53), b"x").build();
-        frame[38..40].copy_from_slice(&length.to_be_bytes());
-        ends(world, &frame, (Verdict::Pass, Reason::Malformed));
+}
+
+#[test]
+fn what_is_cut_off_reaches_no_raw_socket_either() {
+    let world = &mut World::new();
+    for (source, expected) in [(STRANGER, (Verdict::Pass, Reason::Truncated)), (PLS, DENIED)] {
+        for protocol in [1, 6, 17] {
+            let mut frame = tcp_packet((source, 40_000), (ROUTER, 443), tcp::SYN).build();
+            frame[23] = protocol;
+            frame[16..18].copy_from_slice(&24_u16.to_be_bytes());
+            frame.truncate(14 + 24);
+            fix_ip_checksum(&mut frame);
+            ends(world, &frame, expected);
+        }
     }
+}
+
+/// Answers of DHCP come from whoever they come from, by whatever relay: the transaction tells them from a stranger's.
+#[test]
+fn dhcp_answers_come_in_to_who_has_asked() {
+    let world = &mut World::with(Setup {
+        rules: |spec| spec.local.ephemeral = PortRange { first: 1, last: 0 },
+        ..Setup::default()
+    });
+    let message = |transaction: u8| [1, 1, 6, 0, transaction, 2, 3, 4, 0, 0, 0, 0];
+    let answer = |transaction| udp_packet((PLS, 67), (ROUTER, 68), &message(transaction)).build();
+    ends(world, &answer(1), DENIED);
+    // By a client that has no address yet, and by one that has.
+    for (client, server, transaction) in [([0; 4], [255; 4], 1), (ROUTER, PLS, 2)] {
+        let request = udp_packet((client, 68), (server, 67), &message(transaction));
+        assert_eq!(world.sends(&request.build()), None);
+        ends(world, &answer(transaction), PASSED);
+        let to_all = udp_packet((OTHER, 67), ([255; 4], 68), &message(transaction));
+        ends(world, &to_all.build_between([2, 0, 0, 0, 0, 1], [0xff; 6]), PASSED);
+        ends(world, &answer(9), DENIED);
+    }
+    for other in [
+        udp_packet((PLS, 1234), (ROUTER, 68), &message(1)),
+        udp_packet((PLS, 67), (ROUTER, 69), &message(1)),
+        udp_packet((PLS, 67), (ROUTER, 68), b"short"),
+    ] {
+        ends(world, &other.build(), DENIED);
+    }
+}
+
+/// Where it is not seen what this machine sends.
+#[test]
+fn dhcp_answers_are_told_by_their_ports_where_nothing_is_seen() {
+    let world = &mut World::new();
+    ends(world, &udp_packet((PLS, 67), (ROUTER, 68), &[0; 12]).build(), PASSED);
+    ends(world, &udp_packet((PLS, 1234), (ROUTER, 68), &[0; 12]).build(), DENIED);
 }
 
 /// The kernel takes UDP and ICMP to its own address also from a frame to all: it must not be a way around what is denied.

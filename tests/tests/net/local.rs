@@ -1,15 +1,16 @@
-//! What reaches this machine itself by `[local]`: other protocols than TCP, UDP and ICMP, and groups.
+//! What reaches this machine itself by `[local]`: other protocols than TCP, UDP and ICMP, groups, IPv6, and what comes behind a tag.
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
-    os::fd::FromRawFd as _,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, Namespace, Nics, Options,
-    addresses::{HEALTH_PORT, PLS_NAT, ROUTER},
+    addresses::{ECHO_PORT, HEALTH_PORT, PLS_NAT, ROUTER},
+    wait,
 };
 
 use crate::common::{LIMIT, check, counters, helper, only_pls_router, reason, router};
@@ -135,5 +136,124 @@ fn the_probe_answers_get_head_and_options() {
         let headers = check(lab.hosts.router.run("curl", &arguments)).to_ascii_lowercase();
         assert!(headers.starts_with(&format!("http/1.1 {expected} ")), "{method}: {headers}");
         assert!(headers.contains("allow: get, head, options\r\n"), "{method}: {headers}");
+    }
+}
+
+/// IPv6 addresses of the router and of a machine where clients come from.
+const ROUTER_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x68);
+const CLIENT_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x69);
+
+/// A server of IPv6, in a lab where that is on.
+fn listen(host: &Namespace, port: u16) -> TcpListener {
+    check(check(host.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))).context("bind"))
+}
+
+#[test]
+fn ipv6_reaches_what_is_allowed_and_what_has_been_asked_for() {
+    only_pls_router();
+    let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
+    let rules = options.rules.replacen("allow = [", "allow = [\"tcp/2222 from fd00::/64\", ", 1);
+    assert_ne!(rules, options.rules, "the lab's rules have no `allow`");
+    options.rules = rules;
+    let mut lab = check(Lab::up(options));
+    for (host, interface, address) in
+        [(&lab.hosts.router, "eth0", ROUTER_IPV6), (&lab.hosts.pls, "vnet", CLIENT_IPV6)]
+    {
+        check(host.sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0"));
+        check(host.ip(&format!("-6 addr add {address}/64 dev {interface} nodad")));
+    }
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let (allowed, closed) = (listen(&lab.hosts.router, 2222), listen(&lab.hosts.router, 2223));
+    let connect = |from: &Namespace, to: Ipv6Addr, port, limit| {
+        check(from.inside(|| TcpStream::connect_timeout(&(to, port).into(), limit)))
+    };
+    // Neighbour discovery, too.
+    check(connect(&lab.hosts.pls, ROUTER_IPV6, 2222, LIMIT).context("an entry of `allow`"));
+    let before = reason(&counters(&lab), "ipv6_denied");
+    connect(&lab.hosts.pls, ROUTER_IPV6, 2223, NOTHING).expect_err("no entry of `allow` is for it");
+    assert!(reason(&counters(&lab), "ipv6_denied") > before);
+    // What the router asks for, by TCP and from a UDP socket that is not connected.
+    let peer = listen(&lab.hosts.pls, 2223);
+    check(connect(&lab.hosts.router, CLIENT_IPV6, 2223, LIMIT).context("a connection of the router's own"));
+    let socket = |host: &Namespace, address, port| {
+        check(check(host.inside(|| UdpSocket::bind((address, port)))).context("bind"))
+    };
+    let here = socket(&lab.hosts.router, Ipv6Addr::UNSPECIFIED, 5000);
+    let there = socket(&lab.hosts.pls, CLIENT_IPV6, 123);
+    let mut buffer = [0; 9];
+    for socket in [&here, &there] {
+        check(socket.set_read_timeout(Some(LIMIT)).context("timeout"));
+    }
+    check(here.send_to(b"question", (CLIENT_IPV6, 123)).context("send"));
+    let (_, asked_by) = check(there.recv_from(&mut buffer).context("the question"));
+    check(there.send_to(b"answer", asked_by).context("send"));
+    check(here.recv(&mut buffer).context("the answer"));
+    drop((allowed, closed, peer));
+}
+
+/// A frame of UDP behind a tag, from a client to the router.
+fn tagged(to: [u8; 6], tag: u16, port: u16) -> Vec<u8> {
+    let [source, _] = PLS_NAT;
+    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(ROUTER.octets());
+    let sum =
+        packet.chunks(2).fold(0_u32, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let checksum = !((sum & 0xffff) as u16 + (sum >> 16) as u16);
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    // From port 5000, without a checksum.
+    packet.extend([0x13, 0x88]);
+    packet.extend(port.to_be_bytes());
+    packet.extend([0, 12, 0, 0, b't', b'e', b's', b't']);
+    [&to[..], &[2, 0, 0, 0, 0, 0x69, 0x81, 0], &tag.to_be_bytes(), &[8, 0], &packet].concat()
+}
+
+#[test]
+fn a_tag_is_no_way_around() {
+    only_pls_router();
+    let lab = check(Lab::up(Options::new(Nics::One, router(), helper())));
+    // As NICs do that leave tags in frames.
+    check(lab.hosts.vnet.run("ethtool", &["-K", "router", "txvlan", "off"]));
+    let text = check(lab.hosts.router.run("cat", &["/sys/class/net/eth0/address"]));
+    let mac: Vec<u8> = text.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let mac: [u8; 6] = mac.try_into().expect("six bytes");
+    let wire = check(check(lab.hosts.pls.inside(|| -> Result<OwnedFd> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+        Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?)
+    })));
+    let interface =
+        check(check(lab.hosts.pls.inside(|| nix::net::if_::if_nametoindex("vnet"))).context("vnet"));
+    let send = |frame: &[u8]| {
+        // SAFETY: zero is a value of this plain structure.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = interface as i32;
+        // SAFETY: both buffers live through the call and have the lengths that are said.
+        let sent = unsafe {
+            libc::sendto(
+                wire.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as u32,
+            )
+        };
+        assert_eq!(usize::try_from(sent), Ok(frame.len()), "{}", std::io::Error::last_os_error());
+    };
+    for (tag, port, expected) in [
+        (0, 161, "local_denied"),
+        (0xa000, 161, "local_denied"),
+        (5, 161, "ethernet_denied"),
+        (5, ECHO_PORT, "ethernet_denied"),
+        (0xa000, ECHO_PORT, "opened"),
+    ] {
+        let before = reason(&counters(&lab), expected);
+        send(&tagged(mac, tag, port));
+        check(wait::until(&format!("tag {tag:04x}, port {port} to be {expected}"), LIMIT, || {
+            ensure!(reason(&counters(&lab), expected) == before + 1);
+            Ok(())
+        }));
     }
 }

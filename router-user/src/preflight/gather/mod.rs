@@ -12,11 +12,11 @@ mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Kernel, Predecessor, Privileges, Ssh};
+use super::facts::{Facts, Ipv6, Kernel, Predecessor, Privileges, Ssh};
 use crate::{
     config::Config,
     dataplane::{self, Pins},
-    port_plan,
+    port_plan, proc_net,
 };
 
 /// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`), so does the server
@@ -33,6 +33,7 @@ pub async fn inspect(config: &Config) -> Facts {
         interfaces,
         listeners: sockets::listeners(&ports),
         ssh: Ssh { ports: sockets::ports_of(SSH_SERVERS), session: session::session() },
+        ipv6: Ipv6 { interfaces: proc_net::ipv6_interfaces(), services: sockets::ipv6_services() },
         traffic_control: traffic_control(),
         own_ports: Some(own_ports(&config.admin.pins)),
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::preflight::facts::SshSession;
 
-/// The session, if it is one over IPv4.
+/// The session, if there is one.
 pub(super) fn session() -> Option<SshSession> {
     const VARIABLE: &str = "SSH_CONNECTION";
     match std::env::var(VARIABLE) {
@@ -17,12 +17,10 @@ pub(super) fn session() -> Option<SshSession> {
 /// "10.0.9.7 50714 10.0.2.68 22": the client's address and port, and the server's.
 fn parse(connection: &str) -> Option<SshSession> {
     let mut fields = connection.split_whitespace();
-    let peer = fields.next()?.parse::<IpAddr>().ok()?;
+    // A link's addresses name the interface, too: "fe80::7%eth0".
+    let peer = fields.next()?.split('%').next()?.parse::<IpAddr>().ok()?;
     let port = fields.nth(2)?.parse().ok()?;
-    match peer.to_canonical() {
-        IpAddr::V4(peer) => Some(SshSession { peer, port }),
-        IpAddr::V6(_) => None,
-    }
+    Some(SshSession { peer: peer.to_canonical(), port })
 }
 
 /// The processes above this one, nearest first, without the first of all.
@@ -53,12 +51,12 @@ mod tests {
 
     #[test]
     fn connections() {
-        let session = SshSession { peer: [10, 0, 9, 7].into(), port: 2222 };
+        let session = SshSession { peer: IpAddr::from([10, 0, 9, 7]), port: 2222 };
+        let by_ipv6 = parse("fe80::7%eth0 50714 fe80::68%eth0 22").map(|session| session.peer.to_string());
+        assert_eq!(by_ipv6.as_deref(), Some("fe80::7"));
         assert_eq!(parse("10.0.9.7 50714 10.0.2.68 2222"), Some(session.clone()));
         assert_eq!(parse("::ffff:10.0.9.7 50714 ::ffff:10.0.2.68 2222"), Some(session));
-        for other in
-            ["", "10.0.9.7", "10.0.9.7 50714 10.0.2.68", "fd00::7 50714 fd00::68 22", "UNKNOWN 1 UNKNOWN 22"]
-        {
+        for other in ["", "10.0.9.7", "10.0.9.7 50714 10.0.2.68", "UNKNOWN 1 UNKNOWN 22"] {
             assert_eq!(parse(other), None, "{other:?}");
         }
     }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::processes;
 use crate::{
-    preflight::facts::{Listener, Process},
-    proc_net::{self, LISTEN, TCP},
+    config::Protocol,
+    preflight::facts::{Listener, Process, Service},
+    proc_net::{self, CLOSED, LISTEN, TCP, UDP},
 };
 
 /// The sockets that listen on one of `ports`.
@@ -35,6 +36,26 @@ pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
         .map(|(_, port, _)| port)
         .collect();
     ports.into_iter().collect()
+}
+
+/// Sockets that wait for anybody by IPv6, without what only this machine reaches: those of TCP that listen, and those of UDP without a peer.
+pub(super) fn ipv6_services() -> Vec<Service> {
+    let waiting = |list, protocol, state| {
+        let of_anybody = move |socket: &proc_net::Socket| {
+            socket.state == state && socket.address.is_ipv6() && !socket.address.is_loopback()
+        };
+        let sockets = proc_net::sockets(list).into_iter().filter(of_anybody);
+        sockets.map(move |socket| (socket.port, protocol, socket.inode))
+    };
+    let tcp = waiting(TCP, Protocol::Tcp, LISTEN);
+    let mut found: Vec<_> = tcp.chain(waiting(UDP, Protocol::Udp, CLOSED)).collect();
+    found.sort_by_key(|(port, protocol, inode)| (*port, *protocol == Protocol::Udp, *inode));
+    // A server may have several of one port.
+    found.dedup_by_key(|(port, protocol, _)| (*port, *protocol));
+    let inodes: Vec<u64> = found.iter().map(|(_, _, inode)| *inode).collect();
+    let mut owners = owners(&inodes);
+    let service = |(port, protocol, inode)| Service { protocol, port, process: owners.remove(&inode) };
+    found.into_iter().map(service).collect()
 }
 
 /// Address, port and inode of all listening sockets.
@@ -72,6 +93,21 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let found = listeners(&[address.port()]);
         assert!(found.iter().any(|listener| listener.address == address.ip()), "{found:?}");
+    }
+
+    #[test]
+    fn what_waits_for_anybody_by_ipv6_is_found() {
+        let any = std::net::Ipv6Addr::UNSPECIFIED;
+        let Ok(tcp) = std::net::TcpListener::bind((any, 0)) else { return };
+        let udp = std::net::UdpSocket::bind((any, 0)).unwrap();
+        let own = std::net::TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 0)).unwrap();
+        let ports =
+            [tcp.local_addr(), udp.local_addr(), own.local_addr()].map(|address| address.unwrap().port());
+        let found = ipv6_services();
+        let has =
+            |protocol, port| found.iter().any(|service| service.protocol == protocol && service.port == port);
+        assert!(has(Protocol::Tcp, ports[0]) && has(Protocol::Udp, ports[1]), "{found:?}");
+        assert!(!has(Protocol::Tcp, ports[2]), "{found:?}");
     }
 
     #[test]

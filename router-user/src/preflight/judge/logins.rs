@@ -1,8 +1,8 @@
 //! Whether the operator can still log in once the rules and `[local]` are in force.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::{Findings, listed};
 use crate::config::{Config, LocalAllow, Others};
@@ -59,11 +59,17 @@ fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
     if config.local.allow.iter().any(allowed) {
         return;
     }
-    let rule = sources(config).find(|(_, source)| source.contains(&session.peer)).map(|(name, _)| name);
-    let why = match (rule, config.local.others) {
-        (Some(rule), _) => format!("it is in `sources` of the rule `{rule}`"),
-        (None, Others::Closed) => "others = \"closed\"".to_owned(),
-        (None, Others::Open) => return,
+    let rule = match session.peer {
+        IpAddr::V4(peer) => sources(config).find(|(_, source)| source.contains(&peer)).map(|(name, _)| name),
+        IpAddr::V6(_) => None,
+    };
+    let why = match (rule, config.local.others, session.peer) {
+        (Some(rule), ..) => format!("it is in `sources` of the rule `{rule}`"),
+        (None, Others::Closed, _) => "others = \"closed\"".to_owned(),
+        (None, Others::Open, IpAddr::V6(_)) => {
+            format!("IPv6 is closed on `{}`, where clients come in", config.interfaces.pls)
+        }
+        (None, Others::Open, IpAddr::V4(_)) => return,
     };
     found.warning(
         format!(
@@ -93,6 +99,6 @@ fn line(config: &Config, port: u16, from: &str) -> String {
 }
 
 /// The network of one address.
-fn host(address: Ipv4Addr) -> String {
-    Ipv4Net::from(address).to_string()
+fn host(address: IpAddr) -> String {
+    IpNet::from(address).to_string()
 }

@@ -1,13 +1,14 @@
 use std::path::PathBuf;
 
 use super::super::facts::{
-    FirewallChain, Hook, IpsecPolicy, Kernel, Listener, Predecessor, Privileges, Process, Ssh, SshSession,
-    Way,
+    FirewallChain, Hook, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor, Privileges, Process, Service, Ssh,
+    SshSession, Way,
 };
 use ipnet::Ipv4Net;
 use router_common::ports::PortRange;
 
 use super::*;
+use crate::config::Protocol;
 use crate::policy_rules::PolicyRule;
 use crate::port_plan::PortSet;
 
@@ -46,6 +47,7 @@ fn good() -> Facts {
         interfaces: Ok(vec![interface("eth0")]),
         listeners: Vec::new(),
         ssh: Ssh::default(),
+        ipv6: Ipv6::default(),
         traffic_control: Some(true),
         own_ports: Some(usual_ports()),
         ip_forward: Some(false),
@@ -83,6 +85,7 @@ fn what_is_not_known_is_no_finding() {
         interfaces: Ok(vec![Interface { driver: None, lro: None, ..interface("eth0") }]),
         listeners: Vec::new(),
         ssh: Ssh::default(),
+        ipv6: Ipv6::default(),
         traffic_control: None,
         own_ports: None,
         ip_forward: None,
@@ -684,4 +687,74 @@ fn what_forwarded_packets_bypass_is_named() {
             ),
         ],
     );
+}
+
+/// What is said of these services by IPv6, of a machine whose interfaces all have IPv6 addresses.
+#[track_caller]
+fn check_ipv6(config: &Config, services: &[(Protocol, u16)], expected: &[&str]) {
+    let names = ["eth0", "eth1"];
+    let process = || Some(Process { pid: 7, name: "server".to_owned() });
+    let service =
+        |(protocol, port): &(Protocol, u16)| Service { protocol: *protocol, port: *port, process: process() };
+    let facts = Facts {
+        interfaces: Ok(names.map(interface).into()),
+        ipv6: Ipv6 {
+            interfaces: names.map(str::to_owned).into(),
+            services: services.iter().map(service).collect(),
+        },
+        ..good()
+    };
+    let said: Vec<String> = findings(config, &facts)
+        .into_iter()
+        .filter(|finding| finding.text.contains("by IPv6"))
+        .map(|finding| format!("{}: {}", finding.severity, finding.text))
+        .collect();
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn what_listens_by_ipv6_and_who_reaches_it() {
+    const SSH: (Protocol, u16) = (Protocol::Tcp, 22);
+    const SNMP: (Protocol, u16) = (Protocol::Udp, 161);
+    const HEALTH: (Protocol, u16) = (Protocol::Tcp, 8082);
+    check_ipv6(&config(""), &[], &[]);
+    let nobody = "note: by IPv6 on eth0, nobody reaches tcp/22 (server), udp/161 (server)";
+    check_ipv6(&config(""), &[SSH, SNMP], &[nobody]);
+    let allow = "[local]\nallow = [\"tcp/22\", \"tcp/22 from fd00:9::/64\", \"tcp/20-23 from fe80::/10\"]\n";
+    let by_name = "note: by IPv6 on eth0, nobody reaches udp/161 (server), and tcp/22 (server) is reached from \
+                   fd00:9::/64 and fe80::/10";
+    check_ipv6(&config(allow), &[SSH, SNMP], &[by_name]);
+    check_ipv6(&config(""), &[HEALTH], &["note: by IPv6 on eth0, nobody reaches tcp/8082 (server)"]);
+    let probe = "note: by IPv6 on eth0, tcp/8082 (server) is reached from everywhere";
+    check_ipv6(&config("[health]\nlisten = \"[::]:8082\"\n"), &[HEALTH], &[probe]);
+    let two = |local: &str| {
+        let mut config = config(local);
+        config.interfaces.firewall = "eth1".to_owned();
+        config
+    };
+    let closed = "note: by IPv6 on eth0, nobody reaches tcp/22 (server)";
+    let open = "note: by IPv6 on eth1, anybody on that link reaches tcp/22 (server)";
+    check_ipv6(&two(""), &[SSH], &[closed, open]);
+    let both = "note: by IPv6 on eth0, eth1, nobody reaches tcp/22 (server)";
+    check_ipv6(&two("[local]\nothers = \"closed\"\n"), &[SSH], &[both]);
+}
+
+#[test]
+fn a_session_by_ipv6_is_closed_out_unless_it_is_allowed() {
+    let session = ssh(&[22], Some(("fd00:9::7", 22)));
+    check(
+        &config(""),
+        &session,
+        &[
+            "warning: nobody can log in by SSH (port 22) from fd00:9::7, where this session comes from: IPv6 is closed \
+           on `eth0`, where clients come in, and no entry of `allow` in [local] is for it; this session and others that \
+           exist go on\n  fix: write allow = [\"tcp/22 from fd00:9::7/128\"] in [local]",
+        ],
+    );
+    for (allow, is_good) in
+        [("tcp/22 from fd00:9::/64", true), ("tcp/22", false), ("tcp/22 from 0.0.0.0/0", false)]
+    {
+        let found = findings(&config(&format!("[local]\nallow = [\"{allow}\"]\n")), &session);
+        assert_eq!(found.is_empty(), is_good, "{allow}: {found:?}");
+    }
 }

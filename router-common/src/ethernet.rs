@@ -1,0 +1,193 @@
+//! What an Ethernet frame carries that is no untagged IPv4, and what that could lead to.
+//!
+//! Whoever may use a rule reaches nothing else of this machine, and that must not depend on how a packet is wrapped. Linux takes tags off by
+//! itself (`skb_vlan_untag`, net/core/skbuff.c), hands what is in a VLAN to that VLAN's device, and has protocols that carry IP in turn (PPPoE,
+//! MPLS, MACsec, BATMAN, LLC). So what could lead to a socket of this machine is judged like the packet inside, or not let in.
+
+use crate::{
+    address::Ipv4,
+    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Frame},
+};
+
+/// How long a tag is: its EtherType, and what it says.
+pub const TAG_LENGTH: usize = 4;
+
+/// Tags that are looked behind, at most. A frame with more is one nobody sends.
+pub const MAX_TAGS: usize = 3;
+
+const ETHERTYPE: usize = ETHERNET_LENGTH - 2;
+/// The bits of a tag that name the VLAN (IEEE 802.1Q 9.6).
+const VLAN: u16 = 0x0fff;
+/// Less is a length, and what follows is LLC (IEEE 802.3 3.2.6).
+const FIRST_ETHERTYPE: u16 = 0x0600;
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Content {
+    /// A tag that names no VLAN, only a priority: the frame is what it would be without.
+    PriorityTag,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// The link's own: ARP and what else runs the link, and never leads to a socket of TCP, UDP or IP.
+    Link,
+    /// An IPv4 packet in a VLAN, with its source and destination.
+    InVlan(Ipv4, Ipv4),
+    /// IPv6 in a VLAN.
+    Ipv6InVlan,
+    /// Another protocol.
+    Other,
+    /// What is cut off, or has too many tags: nobody can say what it is.
+    Unreadable,
+}
+
+/// Reads what a frame carries. Behind the tag of a VLAN, further tags are skipped: each may lead to another device of this machine.
+#[inline(always)]
+pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
+    let Some(ethertype) = frame.bytes::<2>(ETHERTYPE) else { return Content::Unreadable };
+    let first = kind(u16::from_be_bytes(*ethertype), is_to_bridges(frame));
+    if !matches!(first, Kind::Tag) {
+        return match first {
+            Kind::Ipv4 => Content::Ipv4,
+            Kind::Ipv6 => Content::Ipv6,
+            Kind::Link => Content::Link,
+            Kind::Tag | Kind::Llc | Kind::Other => Content::Other,
+        };
+    }
+    let Some([high, low, _, _]) = frame.bytes::<TAG_LENGTH>(ETHERNET_LENGTH) else {
+        return Content::Unreadable;
+    };
+    if u16::from_be_bytes([*high, *low]) & VLAN == 0 {
+        return Content::PriorityTag;
+    }
+    let mut tags = 1;
+    while tags <= MAX_TAGS {
+        let start = ETHERNET_LENGTH + tags * TAG_LENGTH;
+        let Some(ethertype) = frame.bytes::<2>(start - 2) else { return Content::Unreadable };
+        match kind(u16::from_be_bytes(*ethertype), false) {
+            Kind::Tag => tags += 1,
+            Kind::Ipv4 => {
+                // Version and length of the header are not looked at: the kernel discards what has others than it should.
+                let Some(addresses) = frame.bytes::<8>(start + 12) else { return Content::Unreadable };
+                let [a, b, c, d, e, f, g, h] = *addresses;
+                return Content::InVlan(Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));
+            }
+            Kind::Ipv6 => return Content::Ipv6InVlan,
+            Kind::Link => return Content::Link,
+            Kind::Llc | Kind::Other => return Content::Other,
+        }
+    }
+    Content::Unreadable
+}
+
+/// What an EtherType stands for.
+enum Kind {
+    Tag,
+    Ipv4,
+    Ipv6,
+    Link,
+    Llc,
+    Other,
+}
+
+/// What follows this EtherType, or length. `to_bridges`: in a frame that no bridge passes on.
+#[inline(always)]
+const fn kind(ethertype: u16, to_bridges: bool) -> Kind {
+    match ethertype {
+        // 802.1Q and 802.1ad, as in `eth_type_vlan` (include/linux/if_vlan.h). Linux knows no others for tags.
+        0x8100 | 0x88a8 => Kind::Tag,
+        0x86dd => Kind::Ipv6,
+        // ARP and RARP, EAPOL, LLDP, "slow protocols" such as LACP, connectivity fault management, PTP.
+        0x0806 | 0x8035 | 0x888e | 0x88cc | 0x8809 | 0x8902 | 0x88f7 => Kind::Link,
+        // Spanning tree.
+        ..FIRST_ETHERTYPE => {
+            if to_bridges {
+                Kind::Link
+            } else {
+                Kind::Llc
+            }
+        }
+        _ if ethertype == u16::from_be_bytes(ETHERTYPE_IPV4) => Kind::Ipv4,
+        _ => Kind::Other,
+    }
+}
+
+/// Returns `true` if a frame is one of LLC to the addresses that no bridge forwards to (01-80-c2-00-00-00 to -0f, IEEE 802.1D 7.12.6), and not by
+/// SNAP, which may carry anything.
+#[inline(always)]
+fn is_to_bridges(frame: &(impl Frame + ?Sized)) -> bool {
+    const SNAP: u8 = 0xaa;
+    let Some(destination) = frame.bytes::<6>(0) else { return false };
+    matches!(destination, [0x01, 0x80, 0xc2, 0, 0, last] if last & 0xf0 == 0)
+        && frame.bytes::<1>(ETHERNET_LENGTH).is_some_and(|[service]| *service != SNAP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TO_THIS: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const TO_BRIDGES: [u8; 6] = [1, 0x80, 0xc2, 0, 0, 0];
+
+    /// A frame whose EtherTypes and tags are these 16-bit numbers, with a packet from 10.0.2.69 to 10.0.2.68 behind.
+    fn frame(to: [u8; 6], words: &[u16]) -> Vec<u8> {
+        let mut frame = [to, [2, 0, 0, 0, 0, 1]].concat();
+        frame.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+        frame.extend([0x45, 0, 0, 20, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 69, 10, 0, 2, 68]);
+        frame
+    }
+
+    const INSIDE: Content = Content::InVlan(Ipv4([10, 0, 2, 69]), Ipv4([10, 0, 2, 68]));
+
+    #[test]
+    fn what_is_behind_tags() {
+        for (words, expected) in [
+            (&[0x0800][..], Content::Ipv4),
+            (&[0x86dd], Content::Ipv6),
+            (&[0x0806], Content::Link),
+            (&[0x88cc], Content::Link),
+            (&[0x8100, 0, 0x0800], Content::PriorityTag),
+            (&[0x8100, 0xe000, 0x0800], Content::PriorityTag),
+            (&[0x88a8, 0xf000, 0x8100, 5, 0x0800], Content::PriorityTag),
+            (&[0x8100, 5, 0x0800], INSIDE),
+            (&[0x88a8, 0xe005, 0x0800], INSIDE),
+            (&[0x88a8, 5, 0x8100, 0, 0x0800], INSIDE),
+            (&[0x88a8, 5, 0x8100, 6, 0x8100, 0, 0x0800], INSIDE),
+            (&[0x8100, 5, 0x86dd], Content::Ipv6InVlan),
+            (&[0x8100, 5, 0x0806], Content::Link),
+            (&[0x8100, 5, 0x8100, 5, 0x8100, 5, 0x8100, 5, 0x0800], Content::Unreadable),
+            (&[0x8100, 5, 0x8864], Content::Other),
+            (&[0x8100, 5, 36, 0xaaaa, 0x0300, 0, 0x0800], Content::Other),
+            (&[0x8847], Content::Other),
+            (&[0x8864], Content::Other),
+            (&[0x88e5], Content::Other),
+            (&[0x9100, 0, 0x0800], Content::Other),
+            (&[0x0801], Content::Other),
+            (&[28, 0xaaaa, 0x0300, 0, 0x0800], Content::Other),
+            (&[38, 0x4242], Content::Other),
+        ] {
+            assert_eq!(content(&frame(TO_THIS, words)[..]), expected, "{words:04x?}");
+        }
+    }
+
+    #[test]
+    fn spanning_tree_is_the_links() {
+        assert_eq!(content(&frame(TO_BRIDGES, &[38, 0x4242])[..]), Content::Link);
+        assert_eq!(content(&frame(TO_BRIDGES, &[38, 0xaaaa, 0x0300, 0, 0x0800])[..]), Content::Other);
+        assert_eq!(content(&frame(TO_BRIDGES, &[0x8100, 5, 38, 0x4242])[..]), Content::Other);
+        // Whoever it is to, IP is IP.
+        assert_eq!(content(&frame(TO_BRIDGES, &[0x86dd])[..]), Content::Ipv6);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_nothing_that_is_known() {
+        let whole = frame(TO_THIS, &[0x8100, 5, 0x88a8, 6, 0x0800]);
+        for length in 14..whole.len() {
+            assert_eq!(content(&whole[..length]), Content::Unreadable, "{length}");
+        }
+        assert_eq!(content(&whole[..]), INSIDE);
+        let priority = frame(TO_THIS, &[0x8100, 0, 0x0800]);
+        assert_eq!(content(&priority[..17]), Content::Unreadable);
+    }
+}

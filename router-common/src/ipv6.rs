@@ -1,0 +1,414 @@
+//! What of this machine itself can be reached by IPv6, which the router does not translate.
+//!
+//! An IPv6 source says nothing of who may use a rule: a machine on the link has as many addresses as it likes. So all of IPv6 that comes in where
+//! clients do is held to what is allowed by name, as what comes from a rule's source is by IPv4 ([`crate::local`]).
+//!
+//! Extension headers are no way around: a packet with any is not let in, fragments included, but for the one that multicast listener discovery
+//! has to have (RFC 2710 3).
+
+use crate::{
+    address::{Ipv6, Port},
+    flow::{FlowKey, Protocol},
+    local::{Judgement, is_routing_protocol},
+    own,
+    packet::{ETHERNET_LENGTH, Frame},
+};
+
+/// The length of an IPv6 header.
+const IPV6_LENGTH: usize = 40;
+/// Where what follows the IPv6 header starts in the frame.
+const NEXT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
+
+const HOP_BY_HOP: u8 = 0;
+const FRAGMENT: u8 = 44;
+/// ICMPv6's number as a next header.
+const ICMPV6: u8 = 58;
+
+/// Types of ICMPv6 messages (RFC 4443, RFC 4861, RFC 2710, RFC 3810).
+mod icmp {
+    pub(super) const LAST_KNOWN_ERROR: u8 = 4;
+    pub(super) const ECHO_REQUEST: u8 = 128;
+    pub(super) const ECHO_REPLY: u8 = 129;
+    pub(super) const LISTENER_QUERY: u8 = 130;
+    pub(super) const LISTENER_DONE: u8 = 132;
+    pub(super) const ROUTER_SOLICITATION: u8 = 133;
+    pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    pub(super) const LISTENER_REPORT_V2: u8 = 143;
+}
+
+/// An IPv6 packet, as far as it matters who may send it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Packet {
+    /// Where it comes from.
+    pub source: Ipv6,
+    /// Where it goes to.
+    pub destination: Ipv6,
+    /// Its hop limit.
+    hop_limit: u8,
+    /// What it carries.
+    carried: Carried,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Carried {
+    /// TCP or UDP, with source and destination port.
+    Ports(Protocol, Port, Port),
+    /// ICMPv6: type and code.
+    Icmp(u8, u8),
+    /// Another protocol, which is no extension header.
+    Other(u8),
+}
+
+/// Reads an IPv6 packet. `None` if it is none that is whole, or has extension headers but those of multicast listener discovery.
+#[inline(always)]
+pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
+    let header = frame.bytes::<NEXT>(0)?;
+    let length = u16::from_be_bytes([header[18], header[19]]) as usize;
+    if header[ETHERNET_LENGTH] >> 4 != 6 || NEXT + length > frame.length() {
+        return None;
+    }
+    let (source, destination) = addresses(header);
+    let carried = match header[20] {
+        HOP_BY_HOP if length >= 16 => match *frame.bytes::<10>(NEXT)? {
+            // Eight bytes of options.
+            [ICMPV6, 0, _, _, _, _, _, _, kind, code] if is_listener_discovery(kind) => {
+                Carried::Icmp(kind, code)
+            }
+            _ => return None,
+        },
+        6 if length >= 20 => ports(frame, Protocol::Tcp)?,
+        17 if length >= 8 => ports(frame, Protocol::Udp)?,
+        ICMPV6 if length >= 8 => {
+            let [kind, code] = *frame.bytes::<2>(NEXT)?;
+            Carried::Icmp(kind, code)
+        }
+        // Cut off, or ICMP of the other version.
+        6 | 17 | ICMPV6 | 1 => return None,
+        number if is_extension(number) => return None,
+        number => Carried::Other(number),
+    };
+    Some(Packet { source, destination, hop_limit: header[21], carried })
+}
+
+#[inline(always)]
+fn addresses(header: &[u8; NEXT]) -> (Ipv6, Ipv6) {
+    let (mut source, mut destination) = ([0; 16], [0; 16]);
+    source.copy_from_slice(&header[22..38]);
+    destination.copy_from_slice(&header[38..54]);
+    (Ipv6(source), Ipv6(destination))
+}
+
+#[inline(always)]
+fn ports(frame: &(impl Frame + ?Sized), protocol: Protocol) -> Option<Carried> {
+    let [a, b, c, d] = *frame.bytes::<4>(NEXT)?;
+    Some(Carried::Ports(protocol, Port([a, b]), Port([c, d])))
+}
+
+/// Returns `true` for the number of an extension header, or of one that may be one (RFC 7045 4).
+const fn is_extension(number: u8) -> bool {
+    matches!(number, 0 | 43 | 44 | 50 | 51 | 59 | 60 | 135 | 139 | 140 | 253 | 254)
+}
+
+const fn is_listener_discovery(kind: u8) -> bool {
+    matches!(kind, icmp::LISTENER_QUERY..=icmp::LISTENER_DONE | icmp::LISTENER_REPORT_V2)
+}
+
+impl Packet {
+    /// The tuple of TCP or UDP.
+    #[inline(always)]
+    pub const fn key(&self) -> Option<FlowKey<Ipv6>> {
+        match self.carried {
+            Carried::Ports(protocol, from, to) => {
+                Some(FlowKey::new(protocol, self.source, from, self.destination, to))
+            }
+            Carried::Icmp(..) | Carried::Other(_) => None,
+        }
+    }
+
+    /// What an entry of `local.allow` would have to name: the protocol's number, where ICMP stands for echo requests, and the destination port.
+    /// `None` for what no entry is about.
+    #[inline(always)]
+    pub const fn service(&self) -> Option<(u8, Port)> {
+        match self.carried {
+            Carried::Ports(protocol, _, to) => Some((protocol as u8, to)),
+            Carried::Icmp(icmp::ECHO_REQUEST, 0) => Some((Protocol::Icmp as u8, Port([0, 0]))),
+            Carried::Icmp(..) => None,
+            Carried::Other(number) => Some((number, Port([0, 0]))),
+        }
+    }
+
+    /// Judges a packet that comes in where everything is closed. `health_port`: of the health probe, if it is answered by IPv6.
+    #[inline(always)]
+    pub fn judge(&self, health_port: Option<Port>) -> Judgement {
+        if self.source.is_martian() {
+            return Judgement::Forbidden;
+        }
+        // What only a machine on the link can have sent.
+        let is_near = self.source.is_link_local();
+        match self.carried {
+            Carried::Ports(Protocol::Tcp, _, port) if health_port.is_some_and(|health| health == port) => {
+                Judgement::Harmless
+            }
+            Carried::Ports(Protocol::Udp, from, to)
+                if is_near && (from.number(), to.number()) == own::DHCPV6_PORTS =>
+            {
+                Judgement::IfAskedFor
+            }
+            Carried::Ports(..) => Judgement::IfConnected,
+            // An answer to a ping of this machine, or an error about what it has sent: the kernel knows whether there was any.
+            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) | Carried::Icmp(icmp::ECHO_REPLY, 0) => {
+                Judgement::Harmless
+            }
+            // No router has passed it on (RFC 4861 3.1). Not redirects, as by IPv4.
+            Carried::Icmp(icmp::ROUTER_SOLICITATION..=icmp::NEIGHBOUR_ADVERTISEMENT, 0)
+                if self.hop_limit == u8::MAX =>
+            {
+                Judgement::Harmless
+            }
+            Carried::Icmp(kind, _)
+                if is_listener_discovery(kind)
+                    && self.hop_limit == 1
+                    && (is_near || self.source.is_unspecified()) =>
+            {
+                Judgement::Harmless
+            }
+            Carried::Other(number)
+                if is_near && self.destination.is_of_the_link_alone() && is_routing_protocol(number) =>
+            {
+                Judgement::Harmless
+            }
+            Carried::Icmp(..) | Carried::Other(_) => Judgement::Closed,
+        }
+    }
+}
+
+/// What this machine sends by IPv6, as far as answers to it have to be known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sent {
+    /// A datagram to a single machine; this is the tuple of the answers.
+    Datagram(FlowKey<Ipv6>),
+    /// A message to DHCPv6's servers, with its transaction (RFC 8415 8).
+    Dhcp([u8; 3]),
+}
+
+/// Reads what this machine sends. Of a datagram in fragments, the first has the ports.
+#[inline(always)]
+pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
+    let header = frame.bytes::<NEXT>(0)?;
+    if header[12..14] != [0x86, 0xdd] {
+        return None;
+    }
+    let (source, destination) = addresses(header);
+    let [from, to] = match header[20] {
+        17 => {
+            let [a, b, c, d] = *frame.bytes::<4>(NEXT)?;
+            [Port([a, b]), Port([c, d])]
+        }
+        FRAGMENT => match *frame.bytes::<12>(NEXT)? {
+            [17, _, 0, rest, _, _, _, _, a, b, c, d] if rest & 0xf8 == 0 => [Port([a, b]), Port([c, d])],
+            _ => return None,
+        },
+        _ => return None,
+    };
+    if (to.number(), from.number()) == own::DHCPV6_PORTS {
+        let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + 8)?;
+        return Some(Sent::Dhcp(transaction));
+    }
+    if destination.is_multicast() {
+        return None;
+    }
+    Some(Sent::Datagram(FlowKey::new(Protocol::Udp, destination, to, source, from)))
+}
+
+/// The transaction that a message of DHCPv6 to this machine belongs to, in a packet that [`Packet::judge`] has found to be one.
+#[inline(always)]
+pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 3]> {
+    let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + 8)?;
+    Some(transaction)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NEAR: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
+    const FAR: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
+    const HERE: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68];
+    const NOBODY: [u8; 16] = [0; 16];
+    const ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+
+    fn frame(next: u8, hop_limit: u8, source: [u8; 16], destination: [u8; 16], payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0];
+        frame.extend((payload.len() as u16).to_be_bytes());
+        frame.extend([next, hop_limit]);
+        frame.extend(source);
+        frame.extend(destination);
+        frame.extend(payload);
+        frame
+    }
+
+    fn judged(frame: &[u8]) -> Option<Judgement> {
+        read(frame).map(|packet| packet.judge(None))
+    }
+
+    fn with_ports(from: u16, to: u16, length: usize) -> Vec<u8> {
+        let mut payload = [from.to_be_bytes(), to.to_be_bytes()].concat();
+        payload.resize(length, 0);
+        payload
+    }
+
+    fn icmp_message(kind: u8, code: u8) -> Vec<u8> {
+        let mut payload = vec![0; 24];
+        payload[..2].copy_from_slice(&[kind, code]);
+        payload
+    }
+
+    #[test]
+    fn closed_unless_there_is_a_reason() {
+        let tcp = with_ports(40_000, 22, 20);
+        let udp = with_ports(53, 40_000, 8);
+        for (next, hop_limit, source, payload, expected) in [
+            (6, 64, FAR, &tcp, Judgement::IfConnected),
+            (17, 64, FAR, &udp, Judgement::IfConnected),
+            (17, 64, NEAR, &with_ports(547, 546, 12), Judgement::IfAskedFor),
+            (17, 64, FAR, &with_ports(547, 546, 12), Judgement::IfConnected),
+            (58, 64, FAR, &icmp_message(128, 0), Judgement::Closed),
+            (58, 64, FAR, &icmp_message(129, 0), Judgement::Harmless),
+            (58, 64, FAR, &icmp_message(129, 1), Judgement::Closed),
+            (58, 64, FAR, &icmp_message(2, 0), Judgement::Harmless),
+            (58, 64, FAR, &icmp_message(0, 0), Judgement::Closed),
+            (58, 64, FAR, &icmp_message(5, 0), Judgement::Closed),
+            (58, 255, FAR, &icmp_message(135, 0), Judgement::Harmless),
+            (58, 255, NOBODY, &icmp_message(135, 0), Judgement::Harmless),
+            (58, 254, FAR, &icmp_message(135, 0), Judgement::Closed),
+            (58, 255, NEAR, &icmp_message(137, 0), Judgement::Closed),
+            (58, 255, NEAR, &icmp_message(139, 0), Judgement::Closed),
+            (58, 1, NEAR, &icmp_message(130, 0), Judgement::Harmless),
+            (58, 1, FAR, &icmp_message(130, 0), Judgement::Closed),
+            (58, 2, NEAR, &icmp_message(130, 0), Judgement::Closed),
+            (58, 1, NOBODY, &icmp_message(143, 0), Judgement::Harmless),
+            (47, 64, FAR, &tcp, Judgement::Closed),
+            (112, 255, NEAR, &tcp, Judgement::Closed),
+        ] {
+            let frame = frame(next, hop_limit, source, HERE, payload);
+            assert_eq!(judged(&frame), Some(expected), "{next} {hop_limit} {source:?} {payload:?}");
+        }
+        assert_eq!(judged(&frame(112, 255, NEAR, ROUTERS, &tcp)), Some(Judgement::Harmless));
+        assert_eq!(judged(&frame(112, 255, FAR, ROUTERS, &tcp)), Some(Judgement::Closed));
+        assert_eq!(judged(&frame(41, 255, NEAR, ROUTERS, &tcp)), Some(Judgement::Closed));
+    }
+
+    #[test]
+    fn sources_that_no_packet_has_are_forbidden_everything() {
+        let mut loopback = NOBODY;
+        loopback[15] = 1;
+        let mut mapped = NOBODY;
+        mapped[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 2, 69]);
+        for source in [loopback, mapped, ROUTERS] {
+            for frame in [
+                frame(6, 64, source, HERE, &with_ports(40_000, 8082, 20)),
+                frame(58, 255, source, HERE, &icmp_message(135, 0)),
+            ] {
+                let judged = read(&frame[..]).map(|packet| packet.judge(Some(Port::new(8082))));
+                assert_eq!(judged, Some(Judgement::Forbidden), "{source:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_probe_is_reached_where_it_listens() {
+        let to_probe = frame(6, 64, FAR, HERE, &with_ports(40_000, 8082, 20));
+        let packet = read(&to_probe[..]).expect("a packet");
+        assert_eq!(packet.judge(Some(Port::new(8082))), Judgement::Harmless);
+        assert_eq!(packet.judge(Some(Port::new(8083))), Judgement::IfConnected);
+        assert_eq!(packet.judge(None), Judgement::IfConnected);
+    }
+
+    #[test]
+    fn extension_headers_are_no_way_around() {
+        let inner = with_ports(40_000, 8082, 40);
+        for next in [0, 43, 44, 50, 51, 59, 60, 135, 139, 140, 253, 254] {
+            let mut payload = inner.clone();
+            payload[..2].copy_from_slice(&[6, 0]);
+            assert_eq!(read(&frame(next, 64, FAR, HERE, &payload)[..]), None, "{next}");
+        }
+        // Of all of them, this one.
+        let report = |next, kind| {
+            let options = [next, 0, 5, 2, 0, 0, 1, 0];
+            frame(0, 1, NEAR, ROUTERS, &[&options[..], &icmp_message(kind, 0)].concat())
+        };
+        assert_eq!(judged(&report(58, 143)), Some(Judgement::Harmless));
+        for other in [report(58, 135), report(58, 128), report(6, 143), report(60, 143), report(0, 143)] {
+            assert_eq!(read(&other[..]), None);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_no_packet() {
+        for (next, payload) in
+            [(6, with_ports(1, 22, 20)), (17, with_ports(1, 22, 8)), (58, icmp_message(135, 0)[..8].to_vec())]
+        {
+            let whole = frame(next, 255, FAR, HERE, &payload);
+            assert!(read(&whole[..]).is_some());
+            for length in 14..whole.len() {
+                assert_eq!(read(&whole[..length]), None, "{next}: {length}");
+            }
+            let mut short = frame(next, 255, FAR, HERE, &payload[..payload.len() - 1]);
+            assert_eq!(read(&short[..]), None, "{next}");
+            // Padding is not of the packet.
+            short.push(0);
+            assert_eq!(read(&short[..]), None, "{next}");
+        }
+    }
+
+    #[test]
+    fn services_that_an_entry_may_name() {
+        let service = |next, payload: &[u8]| read(&frame(next, 64, FAR, HERE, payload)[..])?.service();
+        assert_eq!(service(6, &with_ports(1, 22, 20)), Some((6, Port::new(22))));
+        assert_eq!(service(17, &with_ports(1, 161, 8)), Some((17, Port::new(161))));
+        assert_eq!(service(58, &icmp_message(128, 0)), Some((1, Port([0, 0]))));
+        assert_eq!(service(58, &icmp_message(137, 0)), None);
+        assert_eq!(service(47, &[0; 20]), Some((47, Port([0, 0]))));
+        assert_eq!(service(1, &[8, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn what_this_machine_sends() {
+        let question = frame(17, 64, HERE, FAR, &with_ports(40_000, 53, 20));
+        let answer = frame(17, 64, FAR, HERE, &with_ports(53, 40_000, 20));
+        let key = read(&answer[..]).and_then(|packet| packet.key()).expect("a tuple");
+        assert_eq!(sent(&question[..]), Some(Sent::Datagram(key)));
+        let fragment = |offset: u8| {
+            let header = [17, 0, 0, offset, 0, 0, 0, 7];
+            frame(FRAGMENT, 64, HERE, FAR, &[&header[..], &with_ports(40_000, 53, 16)].concat())
+        };
+        assert_eq!(sent(&fragment(1)[..]), Some(Sent::Datagram(key)));
+        assert_eq!(sent(&fragment(8)[..]), None);
+        assert_eq!(sent(&frame(17, 64, HERE, ROUTERS, &with_ports(5353, 5353, 20))[..]), None);
+        assert_eq!(sent(&frame(6, 64, HERE, FAR, &with_ports(40_000, 53, 20))[..]), None);
+        let mut request = with_ports(546, 547, 12);
+        request[8..].copy_from_slice(&[3, 7, 8, 9]);
+        assert_eq!(sent(&frame(17, 1, NEAR, ROUTERS, &request)[..]), Some(Sent::Dhcp([7, 8, 9])));
+        request[..4].copy_from_slice(&[2, 0x23, 2, 0x22]);
+        assert_eq!(dhcp_transaction(&frame(17, 1, NEAR, NEAR, &request)[..]), Some([7, 8, 9]));
+    }
+
+    proptest! {
+        /// Nothing panics, and what is let in unasked is one of few things.
+        #[test]
+        fn harmless_is_what_is_listed(bytes in prop::collection::vec(any::<u8>(), 0..120), next in prop::sample::select(vec![0_u8, 6, 17, 58, 44, 60, 112, 41])) {
+            let mut frame = bytes;
+            if frame.len() > 54 {
+                frame[14] = 0x60;
+                frame[20] = next;
+                let length = (frame.len() - 54) as u16;
+                frame[18..20].copy_from_slice(&length.to_be_bytes());
+            }
+            if let Some(packet) = read(&frame[..]) && packet.judge(None) == Judgement::Harmless {
+                prop_assert!(matches!(next, 0 | 58 | 112), "{packet:?}");
+            }
+        }
+    }
+}

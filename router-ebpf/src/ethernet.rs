@@ -1,0 +1,58 @@
+//! Frames that are no untagged IPv4, see [`router_common::ethernet`].
+
+use router_common::{
+    AZURE_PLATFORM, Stage,
+    ethernet::{Content, MAX_TAGS, content},
+    local::{is_martian_destination, is_martian_source},
+    reason::Reason,
+    rules::RuleSet,
+    settings::Side,
+};
+
+use crate::{Exit, Outcome, Work, local, rules};
+
+/// Takes priority tags off, and finds out whose the frame is.
+#[inline(always)]
+pub(crate) fn decide(work: &mut Work) -> Outcome {
+    let version = work.settings.version;
+    let rule_set = match rules::rule_set(version) {
+        Some(rule_set) if version != 0 => rule_set,
+        _ => return Err(Reason::NotConfigured.into()),
+    };
+    for _ in 0..MAX_TAGS {
+        match content(&work.frame) {
+            // The one change to a frame that may be passed to the kernel, which would do the same.
+            Content::PriorityTag => work.frame.untag().ok_or(Reason::EthernetDenied)?,
+            content => return Err(exit(work, rule_set, content)),
+        }
+    }
+    Err(Reason::EthernetDenied.into())
+}
+
+#[inline(always)]
+fn exit(work: &Work, rule_set: &RuleSet, content: Content) -> Exit {
+    let is_let_in = match content {
+        Content::Ipv4 => return Exit::To(Stage::Slow),
+        Content::Ipv6 => return Exit::To(Stage::Ipv6),
+        Content::Link => true,
+        Content::InVlan(source, destination) => {
+            if is_martian_source(source, destination)
+                || is_martian_destination(destination)
+                || rules::is_local(source)
+            {
+                return Reason::Martian.into();
+            }
+            source == AZURE_PLATFORM || !local::is_closed_out(work.settings.version, source)
+        }
+        Content::Ipv6InVlan | Content::Other => !is_closed(work, rule_set),
+        Content::PriorityTag | Content::Unreadable => false,
+    };
+    if is_let_in { Reason::NotIpv4.into() } else { Reason::EthernetDenied.into() }
+}
+
+/// Returns `true` if this machine is closed to what does not say by an IPv4 address who it is from, on the interface that a frame came in on:
+/// where clients come in, and everywhere if all others are closed out.
+#[inline(always)]
+pub(crate) fn is_closed(work: &Work, rule_set: &RuleSet) -> bool {
+    rule_set.others_are_closed != 0 || !matches!(work.side(), Side::Firewall)
+}

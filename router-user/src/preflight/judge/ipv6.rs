@@ -1,0 +1,57 @@
+//! What of this machine is there by IPv6, and who reaches it.
+
+use super::{Findings, listed};
+use crate::config::{Config, LocalAllow, Others};
+use crate::preflight::facts::{Ipv6, Service};
+
+/// Says what listens, and to whom the rules and `[local]` leave it.
+pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
+    let names = config.interfaces.names().filter(|name| ipv6.interfaces.iter().any(|other| other == name));
+    let (closed, open): (Vec<&str>, Vec<&str>) =
+        names.partition(|name| config.local.others == Others::Closed || *name == config.interfaces.pls);
+    if ipv6.services.is_empty() {
+        return;
+    }
+    if !closed.is_empty() {
+        let (mut said, mut hidden) = (Vec::new(), Vec::new());
+        for service in &ipv6.services {
+            match who(config, service) {
+                Some(who) => said.push(format!("{service} is reached from {who}")),
+                None => hidden.push(service),
+            }
+        }
+        if !hidden.is_empty() {
+            said.insert(0, format!("nobody reaches {}", listed(&hidden)));
+        }
+        let text = format!("by IPv6 on {}, {}", listed(&closed), said.join(", and "));
+        found.note(
+            text,
+            "nothing, if that is meant; `allow` in [local] lets in whom it names by an IPv6 network: \
+             \"tcp/22 from fd00:9::/64\"",
+        );
+    }
+    if !open.is_empty() {
+        found.note(
+            format!("by IPv6 on {}, anybody on that link reaches {}", listed(&open), listed(&ipv6.services)),
+            "nothing, if that is meant; others = \"closed\" in [local] closes it, or the host's own firewall",
+        );
+    }
+}
+
+/// From where a service is reached where IPv6 is closed; `None` if from nowhere.
+fn who(config: &Config, service: &Service) -> Option<String> {
+    let health = config.health.listen;
+    if health.is_ipv6() && service.is_tcp_at(health.port()) {
+        return Some("everywhere".to_owned());
+    }
+    let covers = |allow: &&LocalAllow| allow.takes(service.protocol, service.port);
+    let networks: Vec<String> = config
+        .local
+        .allow
+        .iter()
+        .filter(covers)
+        .filter_map(|allow| allow.from.filter(|from| from.addr().is_ipv6()))
+        .map(|from| from.to_string())
+        .collect();
+    (!networks.is_empty()).then(|| networks.join(" and "))
+}
