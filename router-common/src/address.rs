@@ -60,6 +60,12 @@ impl Mac {
         [a, b, c, d, e, f]
     }
 
+    /// Returns `true` for the address of many or all.
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.0 & 1 != 0
+    }
+
     /// Whether there is an address: all zero is none.
     #[inline(always)]
     pub const fn is_set(self) -> bool {

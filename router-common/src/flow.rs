@@ -196,35 +196,46 @@ impl NextHop {
     }
 }
 
-/// A count of 48 bits and half of another number, which stays what it is: so counting is one addition, and no bits are left over.
+/// A count, and below it `BITS` bits of something else, which stay what they are: so counting is one addition, and no bits are left over.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct HalfAndCount(u64);
+struct PartAndCount<const BITS: u32>(u64);
 
-impl HalfAndCount {
-    const COUNT_SHIFT: u32 = 16;
+impl<const BITS: u32> PartAndCount<BITS> {
+    const PART: u64 = (1 << BITS) - 1;
 
+    /// A count of 0 above the lowest bits of `part`.
     #[inline(always)]
-    const fn new(half: u16) -> Self {
-        Self(half as u64)
+    const fn new(part: u32) -> Self {
+        Self(part as u64 & Self::PART)
     }
 
     #[inline(always)]
-    const fn half(self) -> u16 {
-        self.0 as u16
+    const fn part(self) -> u32 {
+        (self.0 & Self::PART) as u32
+    }
+
+    #[inline(always)]
+    const fn set_part(&mut self, part: u32) {
+        self.0 = self.0 & !Self::PART | part as u64 & Self::PART;
     }
 
     #[inline(always)]
     const fn count(self) -> u64 {
-        self.0 >> Self::COUNT_SHIFT
+        self.0 >> BITS
     }
 
     /// Counts on, and round.
     #[inline(always)]
     const fn add(&mut self, number: u32) {
-        self.0 = self.0.wrapping_add((number as u64) << Self::COUNT_SHIFT);
+        self.0 = self.0.wrapping_add((number as u64) << BITS);
     }
 }
+
+/// How many bits of the tick in which a session was opened are kept: 208 days, and round again.
+const OPENED_BITS: u32 = 24;
+/// The bits of [`FlowEntry::sent`].
+const SENT_BITS: u32 = u16::BITS;
 
 /// All that a packet of this direction needs, beside what stands in the slot's tag.
 ///
@@ -236,9 +247,9 @@ pub struct FlowEntry<A> {
     // What its packets become, a [`Rewrite`]: the addresses of it.
     source: A,
     destination: A,
-    // How many packets there were, and how many bytes; the two halves of the tick in which the session was opened.
-    opened_low_and_packets: HalfAndCount,
-    opened_high_and_bytes: HalfAndCount,
+    // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
+    opened_and_packets: PartAndCount<OPENED_BITS>,
+    sent_and_bytes: PartAndCount<SENT_BITS>,
     // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the generation. Changed at once.
     pub(crate) next_hop: u64,
     // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
@@ -246,8 +257,8 @@ pub struct FlowEntry<A> {
     header_change: Folded,
     // Of the next hop.
     mtu: u16,
-    /// The last acknowledgement number that this direction has sent (TCP), as it stands in the packet.
-    pub last_acknowledged: [u8; 4],
+    /// The sequence number that this direction's sender expects next (TCP), as it has acknowledged: see [`End`](crate::session::End).
+    pub expects: u32,
     /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
     /// that happened.
     pub last_seen: Ticks,
@@ -278,13 +289,13 @@ impl FlowEntry<Ipv4> {
     pub const EMPTY: Self = Self {
         source: Ipv4([0; 4]),
         destination: Ipv4([0; 4]),
-        opened_low_and_packets: HalfAndCount::new(0),
-        opened_high_and_bytes: HalfAndCount::new(0),
+        opened_and_packets: PartAndCount::new(0),
+        sent_and_bytes: PartAndCount::new(0),
         next_hop: 0,
         ports: 0,
         header_change: Folded::ZERO,
         mtu: 0,
-        last_acknowledged: [0; 4],
+        expects: 0,
         last_seen: Ticks(0),
     };
 
@@ -344,18 +355,31 @@ impl<A: Address> FlowEntry<A> {
     /// Makes this the entry of a direction that is opened again now, by another connection of the same tuple.
     #[inline(always)]
     pub const fn start_over(&mut self, now: Ticks) {
-        self.opened_low_and_packets = HalfAndCount::new(now.0 as u16);
-        self.opened_high_and_bytes = HalfAndCount::new((now.0 >> 16) as u16);
+        self.opened_and_packets = PartAndCount::new(now.0);
+        self.sent_and_bytes = PartAndCount::new(0);
         self.next_hop = 0;
         self.mtu = 0;
-        self.last_acknowledged = [0; 4];
+        self.expects = 0;
         self.last_seen = now;
     }
 
-    /// When the session was opened.
+    /// When the session was opened, if that is less than 208 days before its last packet.
     #[inline(always)]
     pub const fn opened(&self) -> Ticks {
-        Ticks((self.opened_high_and_bytes.half() as u32) << 16 | self.opened_low_and_packets.half() as u32)
+        let Ticks(seen) = self.last_seen;
+        Ticks(seen.wrapping_sub(seen.wrapping_sub(self.opened_and_packets.part()) & ((1 << OPENED_BITS) - 1)))
+    }
+
+    /// How far this direction's sender has come (TCP), in the upper half of a sequence number: see [`End`](crate::session::End).
+    #[inline(always)]
+    pub const fn sent(&self) -> u16 {
+        self.sent_and_bytes.part() as u16
+    }
+
+    /// Says how far this direction's sender has come.
+    #[inline(always)]
+    pub const fn set_sent(&mut self, sent: u16) {
+        self.sent_and_bytes.set_part(sent as u32);
     }
 
     /// Where its packets leave.
@@ -388,17 +412,17 @@ impl<A: Address> FlowEntry<A> {
     /// Counts a packet of this many bytes.
     #[inline(always)]
     pub const fn count(&mut self, bytes: u32) {
-        self.opened_low_and_packets.add(1);
-        self.opened_high_and_bytes.add(bytes);
+        self.opened_and_packets.add(1);
+        self.sent_and_bytes.add(bytes);
     }
 
-    /// Its packets. 48 bits, and round again.
+    /// Its packets. 40 bits, and round again.
     pub const fn packets(&self) -> u64 {
-        self.opened_low_and_packets.count()
+        self.opened_and_packets.count()
     }
 
-    /// Their bytes, Ethernet header included. As above.
+    /// Their bytes, Ethernet header included. 48 bits, and round again.
     pub const fn bytes(&self) -> u64 {
-        self.opened_high_and_bytes.count()
+        self.sent_and_bytes.count()
     }
 }

@@ -155,8 +155,9 @@ mod tests {
             ip_length: 40,
             ttl: 64,
             tcp_flags,
-            sequence: [0; 4],
-            acknowledgement: [0; 4],
+            sequence: 0,
+            acknowledgement: 0,
+            carries_data: false,
             dont_fragment: false,
             is_fragment: false,
         }

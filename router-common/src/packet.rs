@@ -1,7 +1,7 @@
 //! Reading an Ethernet frame: what the router can translate, and its tuple.
 
 use crate::{
-    address::{Address as _, Ipv4, Port},
+    address::{Address as _, Ipv4, Mac, Port},
     checksum::Sum,
     flow::{FlowKey, Protocol},
     own::DHCP_PORTS,
@@ -87,6 +87,14 @@ pub(crate) const fn field<const OFFSET: usize, const N: usize, const LENGTH: usi
     unsafe { &mut *header.as_mut_ptr().add(OFFSET).cast() }
 }
 
+/// The Ethernet address that a frame is for, if it is long enough for an Ethernet header.
+#[inline(always)]
+pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
+    let ethernet: &[u8; ETHERNET_LENGTH] = frame.bytes(0)?;
+    let (low, high) = (load32::<0, _>(ethernet), load16::<4, _>(ethernet));
+    Some(Mac::from_number(u64::from(low) | u64::from(high) << u32::BITS))
+}
+
 /// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for them.
 #[inline(always)]
 pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
@@ -135,9 +143,11 @@ pub struct Packet {
     /// Its TCP flags; 0 for other protocols.
     pub tcp_flags: u8,
     /// Its TCP sequence number; 0 for other protocols.
-    pub sequence: [u8; 4],
+    pub sequence: u32,
     /// Its TCP acknowledgement number, which counts if the flags say so; 0 for other protocols.
-    pub acknowledgement: [u8; 4],
+    pub acknowledgement: u32,
+    /// `true` if something is behind its TCP header; `false` for other protocols.
+    pub carries_data: bool,
     /// Whether its sender asked not to fragment it.
     pub dont_fragment: bool,
     /// Whether it is the first fragment of a packet, and not all of it: only [`parse_leading`] reads such.
@@ -259,8 +269,8 @@ impl<'a> TcpRest<'a> {
     }
 
     #[inline(always)]
-    fn acknowledgement(&self) -> [u8; 4] {
-        load32::<0, _>(self.0).to_le_bytes()
+    fn acknowledgement(&self) -> u32 {
+        u32::from_be_bytes(load32::<0, _>(self.0).to_le_bytes())
     }
 
     /// In bytes.
@@ -281,10 +291,11 @@ pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     Some(TcpRest::of(frame)?.flags())
 }
 
-/// Its acknowledgement number.
+/// Its sequence number and its acknowledgement number.
 #[inline(always)]
-pub fn acknowledgement(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
-    Some(TcpRest::of(frame)?.acknowledgement())
+pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
+    let sequence = load32::<{ L4 + 4 }, _>(frame.bytes::<UDP_HEADERS>(0)?);
+    Some((u32::from_be_bytes(sequence.to_le_bytes()), TcpRest::of(frame)?.acknowledgement()))
 }
 
 /// Whether a frame says that it carries something else than IPv4.
@@ -362,7 +373,7 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     let misfit = if is_fragment { Reason::FragmentBad } else { Reason::Malformed };
     // What is behind the IP header. In 32 bits, where nothing goes round.
     let payload_ends_before = |length: u16| u32::from(ip_length) < IPV4_LENGTH as u32 + u32::from(length);
-    let (mut tcp_flags, mut sequence, mut acknowledgement) = (0, [0; 4], [0; 4]);
+    let (mut tcp_flags, mut sequence, mut acknowledgement, mut carries_data) = (0, 0, 0, false);
     // Of TCP and UDP.
     let mut ports = load32::<L4, _>(headers);
     match protocol {
@@ -371,9 +382,10 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
             let Some(rest) = TcpRest::of(frame) else {
                 return Err(if payload_ends_before(LENGTH) { misfit } else { Reason::Truncated });
             };
-            sequence = load32::<{ L4 + 4 }, _>(headers).to_le_bytes();
+            sequence = u32::from_be_bytes(load32::<{ L4 + 4 }, _>(headers).to_le_bytes());
             (tcp_flags, acknowledgement) = (rest.flags(), rest.acknowledgement());
             let header_length = rest.header_length();
+            carries_data = ip_length > IPV4_LENGTH as u16 + header_length;
             if header_length < LENGTH || payload_ends_before(header_length) {
                 return Err(misfit);
             }
@@ -412,6 +424,7 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
         tcp_flags,
         sequence,
         acknowledgement,
+        carries_data,
         dont_fragment: fragment & DONT_FRAGMENT != 0,
         is_fragment,
     })

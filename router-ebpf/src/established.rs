@@ -6,7 +6,7 @@ use router_common::{
     packet::{self, ETHERNET_LENGTH, Frame as _, Packet, TCP_HEADERS, tcp},
     reason::Reason,
     rewrite::Link,
-    session::{Seen, Ticks},
+    session::{End, Seen, Ticks},
     settings::Settings,
     table::Tag,
 };
@@ -21,6 +21,10 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     // As many bytes as TCP has, also where it is not TCP: so where the frame ends is looked at once. Only UDP and echoes of less than 12 bytes end
     // before that, where nobody has padded the frame, and are the slow path's.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
+    // A frame that the link brings here, but for another machine, is not to be sent on a second time.
+    if packet::destination_mac(&headers)? != work.settings.interface(work.ingress).mac {
+        return None;
+    }
     let packet = packet::parse(&headers).ok()?;
     let slot = flows::find_near(&packet.key, work.settings)?;
     let entry = &mut slot.entry;
@@ -37,7 +41,12 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
         if packet::tcp_flags(&headers)? & (Seen::FLAGS | tcp::ACK) != tcp::ACK {
             return None;
         }
-        entry.last_acknowledged = packet::acknowledgement(&headers)?;
+        let (sequence, acknowledgement) = packet::tcp_numbers(&headers)?;
+        let (expects, sent) = End::follow(entry.expects, entry.sent(), sequence, acknowledgement)?;
+        entry.expects = expects;
+        if sent != entry.sent() {
+            entry.set_sent(sent);
+        }
     }
     touch(entry, length, now);
     let link = link(work.settings, &next_hop);

@@ -6,7 +6,7 @@ use router_common::{
     flow::{Direction, NextHop, Protocol},
     packet::{Frame as _, Packet, tcp},
     reason::Reason,
-    session::{Connection, Seen, Segment, is_in_window},
+    session::{End, Seen, Segment, Track},
     table::Slot,
 };
 
@@ -65,9 +65,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
         Some(next_hop) if first => next_hop,
-        // Frames that are too short for the fast path come here one and all, and need not ask each time. A handshake does, since what it says of sizes
-        // has to be right, and so does a packet that seems too big.
-        _ if packet.protocol != Protocol::Tcp
+        // Frames that are too short for the fast path come here one and all, and need not ask each time. A handshake does,
+        // since what it says of sizes has to be right, and so does a packet that seems too big.
+        _ if packet.tcp_flags & tcp::SYN == 0
             && known.is_of(work.settings.next_hop_generation)
             && length <= known.mtu =>
         {
@@ -78,10 +78,6 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     may_leave(work, packet, &next_hop)?;
     let fast = follow(work, packet, slot);
     let now = stats::now(work.stats);
-    // Otherwise, what it acknowledges may be made up.
-    if fast && packet.tcp_flags & tcp::ACK != 0 {
-        slot.entry.last_acknowledged = packet.acknowledgement;
-    }
     touch(&mut slot.entry, work.frame.length(), now);
     let mut reason = Reason::Forwarded;
     if first {
@@ -163,10 +159,12 @@ fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
         return true;
     }
     let Some(twin) = flows::find(&twin_key, work.settings) else { return false };
-    let (others, own) = (twin.entry.last_acknowledged, slot.entry.last_acknowledged);
+    let sent = u64::from(slot.entry.sent()) << SENDER_SENT_SHIFT
+        | u64::from(twin.entry.sent()) << RECEIVER_SENT_SHIFT;
+    let expects = [slot.entry.expects, twin.entry.expects];
     let is_reply = matches!(tag.direction(), Direction::Reply);
     let (forward, reply, client) =
-        if is_reply { (twin, slot, twin_key.source) } else { (slot, twin, packet.key.source) };
+        if is_reply { (&*twin, &*slot, twin_key.source) } else { (&*slot, &*twin, packet.key.source) };
     // In this order, the other way round than they are written: what the forward flow says of the reply flow is then never ahead of what that
     // says itself.
     let forward_tag = forward.tag();
@@ -175,64 +173,100 @@ fn follow(work: &Work, packet: &Packet, slot: &mut Slot) -> bool {
         | u32::from(reply_seen.bits()) << REPLY_SHIFT
         | u32::from(packet.tcp_flags) << FLAGS_SHIFT
         | u32::from(forward_tag.is_opening()) << OPENING_SHIFT
-        | u32::from(is_reply) << DIRECTION_SHIFT;
+        | u32::from(is_reply) << DIRECTION_SHIFT
+        | u32::from(packet.carries_data) << DATA_SHIFT;
+    let [sender_expects, receiver_expects] = expects;
     let after = tcp_step(
-        before,
-        u32::from_ne_bytes(packet.sequence),
-        u32::from_ne_bytes(others),
-        u32::from_ne_bytes(packet.acknowledgement),
-        u32::from_ne_bytes(own),
+        u64::from(before) | sent,
+        packet.sequence,
+        packet.acknowledgement,
+        sender_expects,
+        receiver_expects,
     );
     let is_opening = after >> OPENING_SHIFT & 1 != 0;
-    let (forward_now, reply_now) =
-        (Seen::from_bits(after as u8), Seen::from_bits((after >> REPLY_SHIFT) as u8));
-    reply.note_seen(reply_seen, reply_now);
-    forward.note_seen(forward_seen, forward_now);
+    let is_over = after & IS_OVER != 0;
+    reply.note_seen(reply_seen, Seen::from_bits((after >> REPLY_SHIFT) as u8));
+    forward.note_seen(forward_seen, Seen::from_bits(after as u8));
     // Only the forward flow is marked as opening.
     if forward_tag.is_opening() && !is_opening && forward.end_opening() {
         half_open::leave(work.settings, client);
     }
-    if is_reply && is_opening && packet.tcp_flags & tcp::SYN != 0 {
-        // What the client has to acknowledge. It is also where a reset of the target's may begin.
-        let start = u32::from_be_bytes(packet.sequence).wrapping_add(1);
-        forward.entry.last_acknowledged = start.to_be_bytes();
+    if after & SENDER_EXPECTS != 0 {
+        slot.entry.expects = packet.acknowledgement;
     }
-    // Until the handshake is over, and after a reset, every packet may change the state.
-    let this = if is_reply { reply_now } else { forward_now };
-    (!is_opening || is_reply) && !this.any(tcp::RST)
+    if after & SENDER_SENT != 0 {
+        slot.entry.set_sent((packet.sequence >> 16) as u16);
+    }
+    if after & RECEIVER_EXPECTS != 0 {
+        twin.entry.expects = segment(packet, tag.direction()).behind_syn();
+    }
+    if is_over {
+        // What the other side sends tells if it is not.
+        twin.forget_next_hop();
+    }
+    // Until the handshake is over, and when the connection is, every packet may change the state.
+    !is_over && (!is_opening || is_reply)
 }
 
-// What `tcp_step` takes and gives: the forward flow's flags, and from these bits on
+#[inline(always)]
+const fn segment(packet: &Packet, direction: Direction) -> Segment {
+    Segment {
+        direction,
+        flags: packet.tcp_flags,
+        sequence: packet.sequence,
+        acknowledgement: packet.acknowledgement,
+        carries_data: packet.carries_data,
+    }
+}
+
+// What `tcp_step` takes: the forward flow's flags, and from these bits on
 const REPLY_SHIFT: u32 = 8;
 const FLAGS_SHIFT: u32 = 16;
 const OPENING_SHIFT: u32 = 24;
 const DIRECTION_SHIFT: u32 = 25;
+const DATA_SHIFT: u32 = 26;
+const SENDER_SENT_SHIFT: u32 = 32;
+const RECEIVER_SENT_SHIFT: u32 = 48;
+// What it gives besides flags and opening, in the same places: whether the connection is over, and the `Moves`.
+const IS_OVER: u32 = 1 << 28;
+const SENDER_EXPECTS: u32 = 1 << 29;
+const SENDER_SENT: u32 = 1 << 30;
+const RECEIVER_EXPECTS: u32 = 1 << 31;
 
-/// A step of [`Connection`], in numbers, as a global function: the verifier looks at its many ways once, and not at each of them together with
-/// each way that leads here and on from here. Sequence and acknowledgement numbers are as they stand in packets.
+/// A step of [`Track`], in numbers, as a global function: the verifier looks at its many ways once, and not at each of them together with
+/// each way that leads here and on from here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tcp_step(
-    packed: u32,
+    packed: u64,
     sequence: u32,
-    acknowledged_by_other: u32,
     acknowledgement: u32,
-    to_acknowledge: u32,
+    sender_expects: u32,
+    receiver_expects: u32,
 ) -> u32 {
-    let direction = if packed >> DIRECTION_SHIFT & 1 == 0 { Direction::Forward } else { Direction::Reply };
-    let flags = (packed >> FLAGS_SHIFT) as u8;
-    let before = Connection {
-        forward: Seen::from_bits(packed as u8),
-        reply: Seen::from_bits((packed >> REPLY_SHIFT) as u8),
-        opening: packed >> OPENING_SHIFT & 1 != 0,
-    };
-    let after = before.after(Segment {
-        direction,
-        flags,
-        in_window: is_in_window(sequence.to_ne_bytes(), acknowledged_by_other.to_ne_bytes()),
-        acknowledges: is_in_window(acknowledgement.to_ne_bytes(), to_acknowledge.to_ne_bytes()),
+    let bit = |shift: u32| packed >> shift & 1 != 0;
+    let is_reply = bit(DIRECTION_SHIFT);
+    let forward = Seen::from_bits(packed as u8);
+    let reply = Seen::from_bits((packed >> REPLY_SHIFT) as u8);
+    let (sender, receiver) = if is_reply { (reply, forward) } else { (forward, reply) };
+    let sender = End { seen: sender, expects: sender_expects, sent: (packed >> SENDER_SENT_SHIFT) as u16 };
+    let receiver =
+        End { seen: receiver, expects: receiver_expects, sent: (packed >> RECEIVER_SENT_SHIFT) as u16 };
+    let (client, target) = if is_reply { (receiver, sender) } else { (sender, receiver) };
+    let track = Track { client, target, opening: bit(OPENING_SHIFT) };
+    let (after, moves) = track.after(&Segment {
+        direction: if is_reply { Direction::Reply } else { Direction::Forward },
+        flags: (packed >> FLAGS_SHIFT) as u8,
+        sequence,
+        acknowledgement,
+        carries_data: bit(DATA_SHIFT),
     });
-    u32::from(after.forward.beside(after.reply).bits())
-        | u32::from(after.reply.bits()) << REPLY_SHIFT
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    u32::from(after.client.seen.beside(after.target.seen).bits())
+        | u32::from(after.target.seen.bits()) << REPLY_SHIFT
         | u32::from(after.opening) << OPENING_SHIFT
+        | flag(after.connection().is_over(), IS_OVER)
+        | flag(moves.sender_expects, SENDER_EXPECTS)
+        | flag(moves.sender_sent, SENDER_SENT)
+        | flag(moves.receiver_expects, RECEIVER_EXPECTS)
 }

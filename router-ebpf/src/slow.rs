@@ -2,7 +2,6 @@
 
 use router_common::{
     Stage,
-    address::Mac,
     local::{is_martian_destination, is_martian_source},
     packet::{self, Frame as _},
     reason::Reason,
@@ -48,11 +47,11 @@ fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
 /// It is addressed to another machine.
 #[inline(always)]
 fn is_to_this_machine(work: &Work) -> Result<bool, Reason> {
-    let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(Reason::Truncated)?;
+    let destination = packet::destination_mac(&work.frame).ok_or(Reason::Truncated)?;
     let interface = work.settings.interface(work.ingress);
-    if !interface.mac.is_set() || Mac::new(destination_mac) == interface.mac {
+    if !interface.mac.is_set() || destination == interface.mac {
         Ok(true)
-    } else if destination_mac[0] & 1 == 0 {
+    } else if !destination.is_group() {
         Err(Reason::OtherHost)
     } else {
         Ok(false)

@@ -221,16 +221,109 @@ fn a_reset_goes_through_and_the_session_stays() {
     }
 }
 
-/// A guess from aside: the receiver will ignore it, too.
+/// RFC 5961 3.2: a reset counts at exactly what its receiver expects. Another one is its receiver's to judge.
 #[test]
-fn a_reset_outside_the_window_changes_nothing() {
+fn a_reset_elsewhere_changes_nothing() {
     let mut connection = Connection::established();
-    for offset in [0x8000_0000_u32, 1 << 24, u32::MAX] {
+    for offset in [0x8000_0000_u32, 1 << 24, 1, 1448, u32::MAX] {
         connection.server(tcp::RST, 5001_u32.wrapping_add(offset), 0, b"");
         connection.is(State::Established);
         connection.client(tcp::RST, 1001_u32.wrapping_add(offset), 0, b"");
         connection.is(State::Established);
     }
+}
+
+/// An end that gives up with data on its way: nobody ever acknowledges that, and the reset is behind it.
+#[test]
+fn a_reset_behind_data_ends_a_connection_unless_its_receiver_goes_on() {
+    let mut connection = Connection::established();
+    connection.server(tcp::ACK, 5001, 1001, &[7; 1000]);
+    connection.server(tcp::RST | tcp::ACK, 6001, 1001, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::ACK, 1001, 5001, b"");
+    connection.is(State::Established);
+    connection.server(tcp::RST, 5001, 0, b"");
+    connection.is(State::Closed);
+}
+
+/// Who knows the addresses and ports and makes the numbers up: an acknowledgement that says where a reset is to be, the reset, a
+/// FIN as if of either end; then the same all over the sequence space.
+#[test]
+fn made_up_segments_change_nothing() {
+    let mut connection = Connection::established();
+    for step in 0..512_u32 {
+        let number = 0x1234_5678_u32.wrapping_add(step << 23);
+        connection.client(tcp::ACK, 0x7000_0000, number, b"");
+        connection.server(tcp::RST, number, 0, b"");
+        connection.server(tcp::ACK, 0x7000_0000, number, b"");
+        connection.client(tcp::RST, number, 0, b"");
+        connection.server(FIN_ACK, number, !number, b"");
+        connection.client(FIN_ACK, !number, number, b"");
+        connection.is(State::Established);
+    }
+    // Who walks through the whole of it in small steps.
+    for step in 0..65_536_u32 {
+        let segment = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).numbers(0x7000_0000, step << 16);
+        assert_eq!(connection.world.run_quietly(&segment.build()).0, Verdict::Tx);
+    }
+    connection.world.moved();
+    connection.server(tcp::RST, 65_535 << 16, 0, b"");
+    connection.is(State::Established);
+    // The ends have not been lost sight of.
+    connection.client(tcp::ACK, 1001, 5001, b"hello");
+    connection.server(tcp::RST, 5001, 0, b"");
+    connection.is(State::Closed);
+}
+
+/// By whoever sees the connection. Its ends do not fall for it, and show that: before the session is over for anybody.
+#[test]
+fn a_connection_that_goes_on_is_not_over() {
+    let mut connection = Connection::established();
+    connection.server(FIN_ACK, 5001, 1001, b"");
+    connection.client(FIN_ACK, 1001, 5001, b"");
+    connection.is(State::Closed);
+    connection.client(tcp::ACK, 1001, 5001, b"more");
+    connection.is(State::Closing);
+    connection.server(tcp::ACK, 5001, 1005, b"and more");
+    connection.client(tcp::ACK, 1005, 5009, b"");
+    connection.server(tcp::RST, 5009, 0, b"");
+    connection.is(State::Closed);
+    connection.server(tcp::ACK, 5009, 1005, b"");
+    connection.is(State::Closing);
+}
+
+/// A SYN and its answer that nobody has sent who should.
+#[test]
+fn a_made_up_handshake_does_not_disturb_an_opening_connection() {
+    let mut connection = Connection::new();
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.client(tcp::SYN, 0x4000_0000, 0, b"");
+    connection.server(SYN_ACK, 0x2000_0000, 0x3000_0000, b"");
+    connection.is(State::Opening);
+    connection.client(tcp::SYN, 1000, 0, b"");
+    connection.server(SYN_ACK, 5000, 1001, b"");
+    connection.client(tcp::ACK, 1001, 5001, b"hello");
+    connection.server(tcp::ACK, 5001, 1006, b"hello");
+    connection.client(tcp::ACK, 1006, 5006, b"");
+    connection.is(State::Established);
+}
+
+/// Neither a broadcast nor a frame for another machine, which a switch has flooded to all, is sent on a second time.
+#[test]
+fn frames_of_a_session_that_are_for_others_are_not_forwarded() {
+    let mut connection = Connection::established();
+    let segment = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).numbers(1001, 5001).payload(b"data");
+    let of_client = [2, 0, 0, 0, 0, 1];
+    for (mac, expected) in [
+        ([2, 0, 0, 0, 0, 3], (Verdict::Pass, Reason::OtherHost)),
+        ([0xff; 6], (Verdict::Drop, Reason::LocalDenied)),
+        ([1, 0, 0x5e, 0, 0, 1], (Verdict::Drop, Reason::LocalDenied)),
+    ] {
+        let ran = connection.world.run(&segment.build_between(of_client, mac));
+        assert_eq!((ran.verdict, ran.reason), expected, "{mac:02x?}");
+        assert_eq!(ran.frame, segment.build_between(of_client, mac), "as it was");
+    }
+    connection.client(tcp::ACK, 1001, 5001, b"data");
 }
 
 /// The server refuses; the client tries again from the same port.
@@ -265,7 +358,7 @@ fn a_blind_acknowledgement_does_not_finish_the_handshake() {
 fn a_reopened_connection_may_be_refused() {
     let mut connection = Connection::established();
     connection.server(FIN_ACK, 5001, 1001, b"");
-    connection.client(FIN_ACK, 1001, 0x8000_0000, b"");
+    connection.client(FIN_ACK, 1001, 5002, b"");
     connection.is(State::Closed);
     connection.client(tcp::SYN, 70_000, 0, b"");
     connection.is(State::Opening);

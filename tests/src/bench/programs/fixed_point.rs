@@ -15,7 +15,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use etherparse::{PacketBuilder, PacketBuilderStep};
 use lab::{Namespace, state::State};
 use nix::net::if_::if_nametoindex;
-use router_common::{ports::PortRange, reason::Reason, settings::Interface};
+use router_common::{address::Mac, ports::PortRange, reason::Reason, settings::Interface};
 use router_user::dataplane::{Dataplane, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
 use serde::Serialize;
 
@@ -193,14 +193,16 @@ pub(super) fn inside<T: Send>(state: &State, work: impl FnOnce(FixedPoint) -> Re
     let mut namespace = Namespace::create(&lab::state::namespace_name(state.id(), "program"))?;
     // The state removes all namespaces at once.
     namespace.leave();
+    // The frames that leave are for the router, too.
+    let mac = Mac::new(MAC);
     namespace.ip(&format!(
         "link add eth0 type veth peer name wire0\n\
          link set eth0 up\n\
          link set wire0 up\n\
          addr add {ROUTER}/26 dev eth0\n\
          route add default via {FIREWALL}\n\
-         neigh add {FIREWALL} lladdr 02:00:00:00:00:02 dev eth0 nud permanent\n\
-         neigh add {CLIENT} lladdr 02:00:00:00:00:03 dev eth0 nud permanent"
+         neigh add {FIREWALL} lladdr {mac} dev eth0 nud permanent\n\
+         neigh add {CLIENT} lladdr {mac} dev eth0 nud permanent"
     ))?;
     // Route lookups are answered only where forwarding is on; the programs ask by this interface.
     namespace.sysctl("net/ipv4/conf/lo/forwarding", "1")?;
@@ -227,7 +229,8 @@ impl FixedPoint {
             generic: false,
             log: None,
         })?;
-        let interfaces = [Interface { primary: index, ..Interface::default() }, Interface::default()];
+        let interfaces =
+            [Interface { primary: index, mac: Mac::new(MAC), ..Interface::default() }, Interface::default()];
         dataplane.settings.set_interfaces(interfaces)?;
         dataplane.local_addresses.set(&[ROUTER].into(), &[].into())?;
         let rules = RuleSetSpec {
