@@ -191,7 +191,7 @@ fn unanswered_datagrams_make_room_as_well() {
 fn a_refused_connection_is_not_half_open() {
     let mut world = world(1);
     assert_eq!(world.run(&syn(2000)).reason, Reason::Opened);
-    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1).build();
+    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1001).build();
     assert_eq!(world.run(&refusal).reason, Reason::Forwarded);
     assert_eq!(half_open(&world), 0);
     assert_eq!(world.run(&syn(2001)).reason, Reason::Opened);
