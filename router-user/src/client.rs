@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, task::JoinSet};
 
+use crate::private;
+
 use crate::model::{Audit, Counters, Flow, FlowQuery, Rule, Status};
 
 /// The daemon answers from memory: this long it is never silent.
@@ -35,6 +37,13 @@ pub enum ClientError {
     Forbidden {
         /// The socket.
         socket: PathBuf,
+    },
+    /// Somebody else listens there.
+    Foreign {
+        /// The socket.
+        socket: PathBuf,
+        /// The user's number.
+        user: u32,
     },
     /// The daemon has refused the question, in its own words.
     Refused {
@@ -64,6 +73,12 @@ impl fmt::Display for ClientError {
             Self::Forbidden { socket } => {
                 write!(f, "this user may not use {}\n  fix: run this as root (sudo)", socket.display())
             }
+            Self::Foreign { socket, user } => write!(
+                f,
+                "a process of user {user} listens at {}, and not pls-router\n  fix: end it, remove the socket, and name one in a \
+                 directory that only root can write (`socket` of [admin])",
+                socket.display()
+            ),
             Self::Refused { status, text } => write!(f, "the daemon refused: {text} ({status})"),
             Self::Broken { socket, why } => write!(
                 f,
@@ -177,6 +192,10 @@ impl Client {
     /// Asks, and waits for the answer to begin.
     async fn begin(&self, method: Method, path: &str) -> Result<Body<'_>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let user = stream.peer_cred().map_err(|error| self.broken(error))?.uid();
+        if !private::is_owner(user) {
+            return Err(ClientError::Foreign { socket: self.socket.clone(), user });
+        }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;

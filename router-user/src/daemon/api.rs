@@ -22,7 +22,7 @@ use super::{
     listing, reports,
     shared::Shared,
 };
-use crate::model::FlowQuery;
+use crate::{model::FlowQuery, private::is_owner};
 
 /// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions let in.
 const ROOT: usize = 0;
@@ -56,7 +56,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
         .with_state(shared);
     let router = TowerToHyperService::new(router);
     let answer = move |user: u32, request: Request<Incoming>| {
-        let may = request.method() == Method::GET || is_root(user);
+        let may = request.method() == Method::GET || is_owner(user);
         let answer = may.then(|| router.call(request));
         async move {
             match answer {
@@ -66,13 +66,8 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
         }
     };
     let visit =
-        |user: &u32| Visit { room: if is_root(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
+        |user: &u32| Visit { room: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
     http::serve(listener, limits(), visit, answer).await
-}
-
-/// Returns `true` of root and of whoever this daemon runs as.
-fn is_root(user: u32) -> bool {
-    user == 0 || user == crate::private::own_user()
 }
 
 /// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under this daemon, which must not put it back.

@@ -19,6 +19,7 @@ mod names;
 mod next_hops;
 mod own;
 mod paced;
+mod privileges;
 mod probe;
 mod punts;
 mod recount;
@@ -61,6 +62,7 @@ use crate::{
     dataplane::{self, Dataplane, LoadOptions, Mode, Pins, Predecessors},
     port_plan,
     preflight::{self, Severity},
+    private,
 };
 
 /// How to run.
@@ -81,6 +83,7 @@ pub async fn run(options: Options) -> Result<()> {
     for warning in &warnings {
         warn!("{}", warning.brief());
     }
+    private::set_umask();
     keep_descriptors_back(&config);
     refuse_second(&config.admin.socket).await?;
     check_machine(&config).await?;
@@ -117,6 +120,11 @@ pub async fn run(options: Options) -> Result<()> {
         }
     };
     predecessors.remove()?;
+    match privileges::give_up() {
+        Ok(()) => info!("this process has given up all privileges but CAP_NET_ADMIN"),
+        // It forwards all the same.
+        Err(error) => warn!("{error:#}"),
+    }
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the next daemon finds it, and
     // no session is lost. Only who asks for a stop gets the programs off.
     serve(&shared, tasks, listeners, &mut signals).await?;
@@ -184,8 +192,7 @@ impl Listeners {
         let admin = tcp(config.admin.listen, "admin.listen")?;
         let socket = &config.admin.socket;
         let directory = socket.parent().unwrap_or(Path::new("/"));
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {} (admin.socket)", directory.display()))?;
+        private::make(directory).context("admin.socket")?;
         remove_stale(socket)?;
         let api = UnixListener::bind(socket)
             .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?;
@@ -228,7 +235,9 @@ fn remove_stale(socket: &Path) -> Result<()> {
 
 /// Refuses to be the second daemon with the same socket.
 async fn refuse_second(socket: &Path) -> Result<()> {
-    if UnixStream::connect(socket).await.is_ok() {
+    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(()) };
+    // Where anybody may make files, anybody may make this one; nobody else's is a daemon's.
+    if stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())) {
         bail!("a pls-router daemon is running already: it answers on {}", socket.display());
     }
     Ok(())
@@ -316,6 +325,7 @@ async fn start(
         attached.push(Attached { attachment, roles: roles(&config, name) });
     }
     own.begin(&config, &attached, &mut plane).report();
+    plane.load_what_is_used_later()?;
 
     // Last what takes something away from a router that works: a failure before this leaves it as it was.
     let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);

@@ -97,6 +97,8 @@ const PINNED_MAPS: [&str; 21] = [
     "INTERFACE_ADDRESSES",
 ];
 const PUNTS: &str = "PUNTS";
+/// The program that is attached to interfaces.
+const ROOT_PROGRAM: &str = "pls_router";
 /// The program that answers a [`Query`].
 const ROUTE_PROGRAM: &str = "ask_route";
 /// The program of [`Stage::Slow`], which takes every packet.
@@ -277,7 +279,7 @@ impl Dataplane {
         let attachment = match Attachment::find(pins, interface, index, mode)? {
             Some(attachment) => attachment,
             None => {
-                let root: &mut Xdp = program(&mut self.ebpf, "pls_router")?;
+                let root: &mut Xdp = program(&mut self.ebpf, ROOT_PROGRAM)?;
                 if root.fd().is_err() {
                     load_patiently(root).context("the kernel does not take the root program")?;
                 }
@@ -325,9 +327,9 @@ impl Dataplane {
         if !forwarding::kernel_forwards()? {
             self.settings.set_route_lookups_were_off()?;
         }
-        self.program("pls_router")?;
+        self.program(ROOT_PROGRAM)?;
         let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
-        predecessors.take_over(program(&mut self.ebpf, "pls_router")?, pins, interface, index, mode)
+        predecessors.take_over(program(&mut self.ebpf, ROOT_PROGRAM)?, pins, interface, index, mode)
     }
 
     /// Puts the root program back on an interface: `lost` is the attachment that it had, `index` the interface's now.
@@ -431,6 +433,17 @@ impl Dataplane {
     /// The programs, for the log that they write when they were loaded with a level.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Loads the programs that are not attached now and may be used later, when this process may load none any more.
+    ///
+    /// # Errors
+    /// When the kernel does not take one.
+    pub fn load_what_is_used_later(&mut self) -> Result<()> {
+        for name in [ROOT_PROGRAM, ROUTE_PROGRAM] {
+            self.program(name)?;
+        }
+        Ok(())
     }
 
     /// One of the programs by its function's name: `pls_router` (loaded if it is not yet), `forward` or `slow`.

@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use router_common::LAYOUT;
+
+use crate::private::{self, Holder};
 
 use super::{
     Mode, ensure_bpffs, own_traffic, predecessors::restore_route_lookups, reserved_ports,
@@ -26,21 +28,23 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The pins below `root`, whose directories are made if they are not there.
+    /// The pins below `root`, whose directories are made if they are not there, and are for root alone from now on.
     ///
     /// # Errors
-    /// When that is not on a BPF file system, or cannot be written.
+    /// When that is not on a BPF file system, cannot be written, or somebody else may change what is in it.
     pub fn open(root: &Path) -> Result<Self> {
         let pins = Self::at(root);
         pins.make()?;
         Ok(pins)
     }
 
-    /// Makes the directories that are not there.
+    /// Makes the directories that are not there, and closes those that are: whoever can open one can hold its [lock](Self::lock).
     pub(super) fn make(&self) -> Result<()> {
         ensure_bpffs(&self.root)?;
-        let links = self.links();
-        fs::create_dir_all(&links).with_context(|| format!("cannot make {}", links.display()))
+        private::make(&self.links())?;
+        close_root(&self.root)?;
+        private::close(&self.directory)?;
+        private::close(&self.links())
     }
 
     /// The pins below `root`, whether there are any or not.
@@ -56,8 +60,9 @@ impl Pins {
     /// The pins that other versions have left below `root`, oldest first.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// When the directory cannot be read, or somebody else may change what is in it.
     pub fn others(root: &Path) -> Result<Vec<Self>> {
+        private::examine(root)?;
         let layout = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
         let mut layouts: Vec<u32> = entries(root)?.into_iter().filter_map(layout).collect();
         layouts.sort_unstable();
@@ -70,16 +75,22 @@ impl Pins {
     /// # Errors
     /// When another process has done so.
     pub fn lock(&self) -> Result<fs::File> {
-        let file = fs::File::open(&self.directory)
+        let file = private::open(&self.directory)
             .with_context(|| format!("cannot open {}", self.directory.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => {
-                bail!(
+            Err(fs::TryLockError::WouldBlock) => match private::holder(&file) {
+                // It may have opened the directory when that was not closed yet.
+                Some(Holder { pid, user, name }) if user != 0 && user != private::own_user() => bail!(
+                    "{name} (process {pid} of user {user}) holds the lock on {}, and is no pls-router\n  fix: end it \
+                     (kill {pid}); no other user can take the lock again",
+                    self.directory.display()
+                ),
+                _ => bail!(
                     "another pls-router works with {}: stop it first (systemctl stop pls-router)",
                     self.root.display()
-                )
-            }
+                ),
+            },
             Err(fs::TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock {}", self.directory.display()))
             }
@@ -222,6 +233,13 @@ impl Pins {
     }
 }
 
+/// Closes the directory that layouts are in, unless it is where a file system is mounted: that others use as well.
+fn close_root(root: &Path) -> Result<()> {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let is_mount_point = root.parent().is_none_or(|parent| device(parent) != device(root));
+    if is_mount_point { private::examine(root) } else { private::close(root) }
+}
+
 /// A pinned XDP link.
 pub(super) struct LinkPin {
     pub(super) path: PathBuf,
@@ -246,6 +264,8 @@ pub struct Removed {
 /// # Errors
 /// When a pin cannot be read or removed.
 pub fn detach(root: &Path) -> Result<Removed> {
+    // As root, by way of somebody else's symbolic links, this could remove anything.
+    private::examine(root)?;
     let mut removed = Removed::default();
     let own = Pins::at(root);
     if own.directory.exists() {

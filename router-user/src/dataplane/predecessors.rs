@@ -13,6 +13,8 @@ use anyhow::{Context as _, Result};
 use aya::programs::Xdp;
 use tracing::warn;
 
+use crate::private;
+
 use super::{
     Mode, Pins,
     forwarding::{kernel_forwards, switch_route_lookups},
@@ -40,9 +42,12 @@ impl Predecessors {
     /// Looks for them below `root`.
     ///
     /// # Errors
-    /// When a daemon works with one of them.
+    /// When a daemon works with one of them, or somebody else may change what is in them.
     pub fn find(root: &Path) -> Result<Self> {
-        let lock = |pins: Pins| pins.lock().map(|lock| (pins, lock));
+        let lock = |pins: Pins| {
+            private::close(pins.directory())?;
+            pins.lock().map(|lock| (pins, lock))
+        };
         let found = Pins::others(root)?.into_iter().map(lock).collect::<Result<_>>()?;
         Ok(Self { found, taken: Vec::new() })
     }

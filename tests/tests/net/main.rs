@@ -21,6 +21,7 @@ mod local;
 mod names;
 mod neighbours;
 mod own;
+mod privileges;
 mod probe;
 mod removal;
 mod repairs;

@@ -29,7 +29,7 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 /// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other things to do as well.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A user who is not root.
-const USER: libc::uid_t = 65534;
+pub(crate) const USER: libc::uid_t = 65534;
 /// Another one.
 const OTHER_USER: libc::uid_t = 65533;
 
@@ -56,11 +56,18 @@ fn ask(from: &Namespace, source: Ipv4Addr) -> Result<(u16, String)> {
     ask_at(from, source, PROBE, "GET / HTTP/1.0\r\n\r\n")
 }
 
-/// Makes this thread another user's, which has no way back. Only the system call does that to one thread alone.
-fn become_user(user: libc::uid_t) -> io::Result<()> {
-    // SAFETY: takes numbers only.
-    let result = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Makes this thread another user's, who is in no group of root's, and which has no way back. Only the system calls do that to one
+/// thread alone.
+pub(crate) fn become_user(user: libc::uid_t) -> io::Result<()> {
+    // SAFETY: takes numbers, and no groups at no place.
+    let results = unsafe {
+        [
+            libc::syscall(libc::SYS_setgroups, 0, 0),
+            libc::syscall(libc::SYS_setresgid, user, user, user),
+            libc::syscall(libc::SYS_setresuid, user, user, user),
+        ]
+    };
+    if results == [0; 3] { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets how many files a process may open, as far as it may have so many.

@@ -116,6 +116,9 @@ fail() {
     put_back
 }
 
+# For root alone: whoever can open it can hold it.
+(umask 077 && : >>/run/pls-router-deploy.lock)
+chmod 600 /run/pls-router-deploy.lock
 exec 9>/run/pls-router-deploy.lock
 if ! flock -n 9; then
     echo "somebody else is deploying to this machine right now"

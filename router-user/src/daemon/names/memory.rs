@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::choice::{Choice, choose};
-use crate::daemon::{kernel::OwnAddresses, text::printable};
+use crate::{
+    daemon::{kernel::OwnAddresses, text::printable},
+    private,
+};
 
 /// Older answers are not used: an address that a name had weeks ago is more likely somebody else's by now than still its own. A running daemon
 /// keeps an answer for as long as it fails to get another; this is for one that starts.
@@ -141,6 +144,9 @@ fn read(path: &Path) -> Result<BTreeMap<String, Remembered>> {
     };
     if !metadata.is_file() || metadata.len() > LARGEST {
         bail!("this is no file that pls-router has written");
+    }
+    if !private::is_ours(&metadata) {
+        bail!("other users may write it");
     }
     let Contents { format, names } = serde_json::from_slice(&fs::read(path)?)?;
     if format != FORMAT {

@@ -1,0 +1,301 @@
+//! What the daemon may do, and what other users of its machine may do to it.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
+        net::{UnixListener, UnixStream},
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{Lab, Nics, Options, Process, client::Tcp, link, wait};
+use nix::sys::signal::Signal;
+
+use crate::{
+    common::{ECHO, LIMIT, check, helper, only_pls_router, router},
+    lifecycle::{REFUSAL_LIMIT, attached, pins, refuses, without_router},
+    probe::{USER, become_user},
+};
+
+/// CAP_NET_ADMIN, as a bit.
+const NET_ADMIN: u64 = 1 << 12;
+/// The capabilities of deploy/pls-router.service by number: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
+const OF_SERVICE: [u64; 5] = [10, 12, 13, 38, 39];
+const LOOPBACK_FORWARDING: &str = "net/ipv4/conf/lo/forwarding";
+
+fn mode(path: &Path) -> u32 {
+    let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(metadata.uid(), 0, "{}", path.display());
+    metadata.mode() & 0o7777
+}
+
+#[track_caller]
+fn set_mode(path: &Path, mode: u32) {
+    check(
+        fs::set_permissions(path, Permissions::from_mode(mode)).with_context(|| path.display().to_string()),
+    );
+}
+
+/// Runs as another user, who is not root.
+fn as_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let user = scope.spawn(|| {
+            become_user(USER).expect("root may become anybody");
+            work()
+        });
+        user.join().expect("it ends")
+    })
+}
+
+/// The directories that the router's pins are in.
+fn pin_directories(lab: &Lab) -> [PathBuf; 3] {
+    let layout = PathBuf::from(pins(lab).first().expect("a layout"));
+    [lab.state().path("bpf/pls-router"), layout.clone(), layout.join("links")]
+}
+
+/// The numbers behind these words of every thread's status.
+fn of_threads(pid: u32, word: &str) -> Result<Vec<u64>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let read = |task: io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let number = status.lines().find_map(|line| line.strip_prefix(word)).context("no such line")?;
+        Ok(u64::from_str_radix(number.trim(), 16)?)
+    };
+    tasks.map(read).collect()
+}
+
+/// Waits until no thread of the daemon may do more than it should.
+#[track_caller]
+fn has_given_up(pid: u32, bounding: u64) {
+    check(wait::until("the daemon to give up its privileges", LIMIT, || {
+        for (word, most) in [
+            ("CapPrm:", NET_ADMIN),
+            ("CapEff:", NET_ADMIN),
+            ("CapBnd:", bounding),
+            ("CapInh:", 0),
+            ("CapAmb:", 0),
+        ] {
+            let found = of_threads(pid, word)?;
+            ensure!(found.len() > 1 && found.iter().all(|set| *set == most), "{word} {found:x?}");
+        }
+        let flags = of_threads(pid, "NoNewPrivs:")?;
+        ensure!(flags.iter().all(|flag| *flag == 1), "NoNewPrivs {flags:?}");
+        Ok(())
+    }));
+}
+
+/// Everything that the daemon puts right with what it has kept.
+#[track_caller]
+fn puts_right_what_others_change(lab: &Lab, device: &str) {
+    let pin = pin_directories(lab)[2].join(format!("native-{device}"));
+    let status = check(lab.pls_router_status());
+    let before = status.repairs.iter().find(|repairs| repairs.name == device).expect("it is kept").count;
+    check(lab.hosts.router.sysctl(LOOPBACK_FORWARDING, "0"));
+    check(link::detach(&pin));
+    check(wait::until("repairs", LIMIT, || {
+        let status = lab.pls_router_status()?;
+        let repaired = status.repairs.iter().find(|repairs| repairs.name == device);
+        ensure!(status.healthy && repaired.is_some_and(|repairs| repairs.count > before), "{status:#?}");
+        ensure!(attached(lab, device).is_some() && pin.exists(), "{status:#?}");
+        let forwarding = lab.hosts.router.run("cat", &[&format!("/proc/sys/{LOOPBACK_FORWARDING}")])?;
+        ensure!(forwarding.trim() == "1", "{forwarding}");
+        Ok(())
+    }));
+    // A packet that waits for its neighbour goes out by a socket that was opened before.
+    check(lab.hosts.router.ip("neigh flush dev eth0"));
+    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"after", LIMIT));
+}
+
+/// Waits until the router forwards.
+#[track_caller]
+fn in_service(lab: &Lab, daemon: &mut Process) {
+    check(daemon.wait_until(LIMIT * 4, || lab.in_service()?.then_some(()).context("not in service")));
+}
+
+#[test]
+fn privileges_are_given_up_once_it_forwards() {
+    only_pls_router();
+    let mut lab = check(Lab::up(Options::new(Nics::Two, router(), helper())));
+    has_given_up(check(lab.router()).pid(), NET_ADMIN);
+    for device in ["eth0", "eth1"] {
+        puts_right_what_others_change(&lab, device);
+    }
+    // On top of a data plane that is there, where nothing had to be attached.
+    check(lab.stop_router(Signal::SIGKILL));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    has_given_up(check(lab.router()).pid(), NET_ADMIN);
+    puts_right_what_others_change(&lab, "eth0");
+    let log = check(lab.router()).output();
+    assert!(log.contains("given up all privileges but CAP_NET_ADMIN"), "{log}");
+    let status = check(lab.stop_router(Signal::SIGTERM));
+    assert!(status.success(), "{status}");
+    assert_eq!((attached(&lab, "eth0"), attached(&lab, "eth1"), pins(&lab)), (None, None, Vec::new()));
+    let forwarding = check(lab.hosts.router.run("cat", &[&format!("/proc/sys/{LOOPBACK_FORWARDING}")]));
+    assert_eq!(forwarding.trim(), "0");
+}
+
+/// Starts the router with no more than the service has.
+fn start_as_service(lab: &Lab) -> Result<Process> {
+    let configuration = lab.state().path("config.toml");
+    fs::write(&configuration, lab.configuration(&lab.options.rules))?;
+    let mut command = lab.pls_router_command(&["run"], &configuration)?;
+    let keep_few = || {
+        for capability in (0..64_u64).filter(|capability| !OF_SERVICE.contains(capability)) {
+            // SAFETY: takes numbers only. Those that this kernel does not know fail.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec, the closure makes system calls only.
+    unsafe { command.pre_exec(keep_few) };
+    Process::spawn(lab.state(), "service", command)
+}
+
+#[test]
+fn the_service_needs_no_more_than_its_unit_has() {
+    let lab = without_router();
+    let mut daemon = check(start_as_service(&lab));
+    in_service(&lab, &mut daemon);
+    puts_right_what_others_change(&lab, "eth0");
+    check(daemon.kill());
+    let mut daemon = check(start_as_service(&lab));
+    in_service(&lab, &mut daemon);
+    // To take capabilities from the bounding set takes one that the service has not.
+    has_given_up(daemon.pid(), OF_SERVICE.iter().map(|capability| 1 << capability).sum());
+    puts_right_what_others_change(&lab, "eth0");
+    let status = check(daemon.terminate(LIMIT * 2));
+    assert!(status.success(), "{status}");
+    assert_eq!((attached(&lab, "eth0"), pins(&lab)), (None, Vec::new()));
+}
+
+/// A lock that another user holds would keep the next daemon out.
+#[test]
+fn no_other_user_gets_at_the_pins() {
+    only_pls_router();
+    let mut lab = check(Lab::up(Options::new(Nics::One, router(), helper())));
+    let directories = pin_directories(&lab);
+    for directory in &directories {
+        assert_eq!(mode(directory), 0o700, "{}", directory.display());
+        let opened = as_user(|| File::open(directory));
+        assert_eq!(opened.map(drop).expect_err("it opened").kind(), ErrorKind::PermissionDenied);
+    }
+    let socket = lab.state().path("api.sock");
+    assert_eq!(mode(&socket), 0o660);
+    let asked = as_user(|| UnixStream::connect(&socket));
+    assert_eq!(asked.map(drop).expect_err("it answered").kind(), ErrorKind::PermissionDenied);
+    // As earlier versions have left them, by hand.
+    check(lab.stop_router(Signal::SIGKILL));
+    for directory in &directories {
+        set_mode(directory, 0o755);
+    }
+    check(lab.start_router());
+    for directory in &directories {
+        assert_eq!(mode(directory), 0o700, "{}", directory.display());
+    }
+    check(lab.stop_router(Signal::SIGKILL));
+
+    // Somebody has been quicker, and has it open.
+    set_mode(&directories[0], 0o755);
+    set_mode(&directories[1], 0o755);
+    let mut command = Command::new("flock");
+    command.arg("--no-fork");
+    command.args([directories[1].as_os_str(), "sleep".as_ref(), "1000".as_ref()]).uid(USER).gid(USER);
+    let mut holder = check(Process::spawn(lab.state(), "holder", command));
+    check(wait::until("the lock to be held", LIMIT, || {
+        let file = File::open(&directories[1])?;
+        ensure!(file.try_lock().is_err(), "nobody has it");
+        Ok(())
+    }));
+    let mut daemon = check(lab.spawn_router());
+    let status = check(daemon.wait(REFUSAL_LIMIT));
+    let output = daemon.output();
+    assert_eq!(status.code(), Some(1), "{output}");
+    for text in [format!("of user {USER}) holds the lock"), format!("fix: end it (kill {})", holder.pid())] {
+        assert!(output.contains(&text), "nothing about \"{text}\" in: {output}");
+    }
+    check(holder.kill());
+    check(lab.start_router());
+    assert_eq!(mode(&directories[1]), 0o700);
+}
+
+#[test]
+fn pins_in_somebody_else_s_directory_are_refused() {
+    let mut lab = without_router();
+    let root = lab.state().path("bpf/pls-router");
+    // Anybody may make directories where this lab's are.
+    as_user(|| fs::create_dir(&root)).expect("the file system is open to all");
+    let theirs = root.display().to_string();
+    refuses(
+        &lab,
+        "somebody else's directory",
+        &[&theirs, &format!("belongs to user {USER}"), "fix: ", "chown root"],
+    );
+    check(fs::remove_dir(&root).context("the directory"));
+
+    let precious = lab.state().path("bpf/precious");
+    check(fs::create_dir_all(precious.join("v9")).context("a directory"));
+    as_user(|| symlink(&precious, &root)).expect("the file system is open to all");
+    refuses(&lab, "somebody else's link", &[&theirs, &format!("belongs to user {USER}")]);
+    // As root, that could remove whatever the link leads to.
+    let output = check(lab.pls_router(&["detach"]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(precious.join("v9").exists());
+    check(fs::remove_file(&root).context("the link"));
+
+    check(fs::create_dir(&root).context("a directory"));
+    set_mode(&root, 0o770);
+    refuses(
+        &lab,
+        "a directory that a group may write",
+        &[&theirs, "may be written by others", "fix: chmod go-w"],
+    );
+    check(chown(&root, Some(USER), None).context("chown"));
+    refuses(&lab, "a directory that was given away", &[&theirs, &format!("belongs to user {USER}")]);
+    check(fs::remove_dir(&root).context("the directory"));
+    check(lab.start_router());
+}
+
+/// Where anybody may make files, somebody may make the socket first.
+#[test]
+fn a_socket_of_somebody_else_s_is_no_daemon() {
+    let mut lab = without_router();
+    let open = lab.state().path("open");
+    check(fs::create_dir(&open).context("a directory"));
+    set_mode(&open, 0o1777);
+    let socket = open.join("api.sock");
+    let configuration = lab.configuration(&lab.options.rules);
+    let own = lab.state().path("api.sock").display().to_string();
+    let configuration = configuration.replacen(&own, &socket.display().to_string(), 1);
+    let listener = as_user(|| UnixListener::bind(&socket)).expect("anybody may");
+    set_mode(&socket, 0o777);
+    let path = check(lab.state().write("open.toml", &configuration));
+    let output = check(lab::command::output(&mut check(lab.pls_router_command(&["status"], &path))));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains(&format!("a process of user {USER} listens")),
+        "{said}"
+    );
+    let mut daemon = check(crate::starts::start_with(&lab, "open.toml", configuration.clone()));
+    in_service(&lab, &mut daemon);
+    assert_eq!(mode(&socket), 0o660);
+    check(daemon.terminate(LIMIT * 2));
+    drop(listener);
+
+    // Without the bit that keeps others from removing it, nobody can be sure of anything.
+    set_mode(&open, 0o777);
+    let mut daemon = check(crate::starts::start_with(&lab, "open-again.toml", configuration));
+    let status = check(daemon.wait(REFUSAL_LIMIT));
+    let output = daemon.output();
+    assert_eq!(status.code(), Some(1), "{output}");
+    for text in [&open.display().to_string(), "admin.socket", "may be written by others", "fix: chmod go-w"] {
+        assert!(output.contains(text), "nothing about \"{text}\" in: {output}");
+    }
+    check(lab.start_router());
+}
