@@ -4,8 +4,8 @@ use super::Answer;
 use super::options::{CheckArguments, Format, Global};
 use super::output::{self, BAD, DOUBTFUL, GOOD, STRONG, counted, styled};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
-use crate::model::{Check, CheckFinding};
-use crate::preflight::{self, Finding};
+use crate::model::{Check, CheckFinding, ListenerAccess};
+use crate::preflight::{self, Access, Finding};
 
 pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<Answer> {
     let (diagnostics, config) = match Config::load(&global.config) {
@@ -13,11 +13,12 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
         Err(ConfigError::Invalid { diagnostics }) => (diagnostics, None),
         Err(error @ ConfigError::Read { .. }) => return Err(error.into()),
     };
-    let findings = match &config {
+    let (findings, access) = match &config {
         Some(config) if !arguments.config_only => {
-            preflight::findings(config, &preflight::inspect(config).await)
+            let facts = preflight::inspect(config).await;
+            (preflight::findings(config, &facts), preflight::access(config, &facts))
         }
-        Some(_) | None => Vec::new(),
+        Some(_) | None => (Vec::new(), Vec::new()),
     };
     let severities = diagnostics
         .iter()
@@ -33,7 +34,10 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
     }
     let file = global.config.display();
     match arguments.output.output {
-        Format::Json => output::json(&model(&file.to_string(), errors == 0, &diagnostics, &findings))?,
+        Format::Json => output::json(&Check {
+            access: access.into_iter().map(told).collect(),
+            ..model(&file.to_string(), errors == 0, &diagnostics, &findings)
+        })?,
         Format::Text => {
             let good = if arguments.config_only {
                 format!("{file} is good")
@@ -52,11 +56,25 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
             let mut parts: Vec<String> =
                 diagnostics.iter().map(|diagnostic| diagnostic.render(true)).collect();
             parts.extend(findings.iter().map(shown));
+            if !access.is_empty() {
+                parts.push(listed(&access));
+            }
             parts.push(verdict);
             output::print(&format!("{}\n", parts.join("\n\n")))?;
         }
     }
     Ok(if errors == 0 { Answer::Good } else { Answer::Bad })
+}
+
+fn told(Access { what, listen, who }: Access) -> ListenerAccess {
+    ListenerAccess { what: what.to_owned(), listen, who }
+}
+
+/// A line for each listener.
+fn listed(access: &[Access]) -> String {
+    let width = access.iter().map(|one| one.listen.len()).max().unwrap_or_default();
+    let line = |Access { what, listen, who }: &Access| format!("{what:<7}  {listen:<width$}  {who}");
+    format!("who reaches the daemon:\n  {}", access.iter().map(line).collect::<Vec<_>>().join("\n  "))
 }
 
 fn shown(finding: &Finding) -> String {
@@ -86,5 +104,5 @@ fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding])
     });
     let mut findings: Vec<CheckFinding> = of_file.chain(of_machine).collect();
     findings.sort_by_key(|finding| finding.severity != "error");
-    Check { config: file.to_owned(), ok, findings }
+    Check { config: file.to_owned(), ok, findings, access: Vec::new() }
 }

@@ -1,8 +1,11 @@
 //! From facts to findings.
 
+mod access;
 mod ipv6;
 mod logins;
 mod routing;
+
+pub use access::{Access, access};
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

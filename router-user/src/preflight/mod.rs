@@ -11,10 +11,10 @@ use std::fmt;
 
 pub use facts::{
     AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor,
-    Privileges, Process, Service, Ssh, SshSession, Way, XdpMode,
+    Privileges, Process, Service, SocketAccess, Ssh, SshSession, Way, XdpMode,
 };
 pub use gather::inspect;
-pub use judge::findings;
+pub use judge::{Access, access, findings};
 
 pub use crate::config::Severity;
 

@@ -12,7 +12,7 @@ mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Ipv6, Kernel, Predecessor, Privileges, Ssh};
+use super::facts::{Facts, Ipv6, Kernel, Predecessor, Privileges, SocketAccess, Ssh};
 use crate::{
     config::Config,
     dataplane::{self, Pins},
@@ -42,6 +42,7 @@ pub async fn inspect(config: &Config) -> Facts {
         ipsec: bypassed::ipsec_policies(),
         firewall: bypassed::firewall_chains(),
         pins_on_bpffs: on_bpffs(&config.admin.pins),
+        api: socket_access(&config.admin.socket),
         predecessors: predecessors(&config.admin.pins),
     }
 }
@@ -63,6 +64,27 @@ fn own_ports(pins: &Path) -> port_plan::Kernel {
     match dataplane::reserved_earlier(&Pins::at(pins)) {
         Ok(ours) => kernel.with_free(&ours),
         Err(_) => kernel,
+    }
+}
+
+/// Who may use a socket. One that is not there yet will be root's.
+fn socket_access(socket: &Path) -> SocketAccess {
+    use std::os::unix::fs::MetadataExt as _;
+    let look = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.mode(), found.gid()));
+    let (Some((mode, group)), Some((directory, directory_group))) =
+        (look(socket), socket.parent().and_then(look))
+    else {
+        return SocketAccess::Root;
+    };
+    // To connect takes write permission (unix(7)), and to get there, search permission.
+    let everyone_enters = directory & 0o001 != 0;
+    let group_enters = everyone_enters || directory & 0o010 != 0 && directory_group == group;
+    if mode & 0o002 != 0 && everyone_enters {
+        SocketAccess::Everyone
+    } else if mode & 0o020 != 0 && group_enters && group != 0 {
+        SocketAccess::Group(group)
+    } else {
+        SocketAccess::Root
     }
 }
 
@@ -136,6 +158,34 @@ mod tests {
         let (builtin, modules) = ("kernel/net/sched/sch_ingress.ko\n", "kernel/net/sched/cls_bpf.ko.xz:\n");
         assert!(has_modules(&format!("{builtin}{modules}")));
         assert!(!has_modules(builtin) && !has_modules(modules) && !has_modules(""));
+    }
+
+    #[test]
+    fn sockets() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let place = tempfile::tempdir().unwrap();
+        let socket = place.path().join("api.sock");
+        assert_eq!(socket_access(&socket), SocketAccess::Root);
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (mode, directory, everyone) in
+            [(0o660, 0o755, false), (0o666, 0o700, false), (0o666, 0o711, true), (0o662, 0o750, false)]
+        {
+            set(&socket, mode);
+            set(place.path(), directory);
+            let access = socket_access(&socket);
+            assert_eq!(access == SocketAccess::Everyone, everyone, "{mode:o} {directory:o}");
+        }
+        // Only root may give something to any group.
+        if chown(&socket, None, Some(1001)).is_ok() {
+            set(&socket, 0o660);
+            set(place.path(), 0o750);
+            assert_eq!(socket_access(&socket), SocketAccess::Root);
+            chown(place.path(), None, Some(1001)).unwrap();
+            assert_eq!(socket_access(&socket), SocketAccess::Group(1001));
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use super::super::facts::{
-    FirewallChain, Hook, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor, Privileges, Process, Service, Ssh,
-    SshSession, Way,
+    FirewallChain, Hook, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor, Privileges, Process, Service,
+    SocketAccess, Ssh, SshSession, Way,
 };
 use ipnet::Ipv4Net;
 use router_common::ports::PortRange;
@@ -22,7 +22,7 @@ fn config(extra: &str) -> Config {
     Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
 }
 
-fn interface(name: &str) -> Interface {
+pub(super) fn interface(name: &str) -> Interface {
     Interface {
         name: name.to_owned(),
         index: 2,
@@ -40,7 +40,7 @@ fn usual_ports() -> port_plan::Kernel {
     port_plan::Kernel { range: PortRange { first: 32_768, last: 60_999 }, reserved: PortSet::new() }
 }
 
-fn good() -> Facts {
+pub(super) fn good() -> Facts {
     Facts {
         privileges: Some(Privileges { bpf: true, net_admin: true }),
         kernel: Some(Kernel { release: "6.8.0-azure".to_owned(), version: (6, 8) }),
@@ -56,6 +56,7 @@ fn good() -> Facts {
         ipsec: Some(Vec::new()),
         firewall: Vec::new(),
         pins_on_bpffs: Some(true),
+        api: SocketAccess::Root,
         predecessors: Vec::new(),
     }
 }
@@ -94,6 +95,7 @@ fn what_is_not_known_is_no_finding() {
         ipsec: None,
         firewall: Vec::new(),
         pins_on_bpffs: None,
+        api: SocketAccess::Root,
         predecessors: Vec::new(),
     };
     check(&config(""), &facts, &[]);
