@@ -153,8 +153,8 @@ impl Ipv6 {
         u128::from_ne_bytes(self.0) == 0
     }
 
-    /// Returns `true` for a source that no packet on a wire may have: many, the loopback address, and IPv4 in disguise (RFC 4291 2.5.3, 2.7;
-    /// `ip6_rcv_core`, net/ipv6/ip6_input.c).
+    /// Returns `true` for a source that no packet on a wire may have: many, the loopback address,
+    /// and IPv4 in disguise (RFC 4291 2.5.3, 2.7; `ip6_rcv_core`, net/ipv6/ip6_input.c).
     #[inline(always)]
     pub(crate) const fn is_martian(self) -> bool {
         const LOOPBACK: u128 = 1;

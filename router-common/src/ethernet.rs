@@ -1,15 +1,18 @@
-//! What an Ethernet frame carries that is no untagged IPv4, and what that could lead to.
+//! Ethernet frames that are no untagged IPv4: their content, and the places that it could lead to.
 //!
-//! Whoever may use a rule reaches nothing else of this machine, and that must not depend on how a packet is wrapped. Linux takes tags off by
-//! itself (`skb_vlan_untag`, net/core/skbuff.c), hands what is in a VLAN to that VLAN's device, and has protocols that carry IP in turn (PPPoE,
-//! MPLS, MACsec, BATMAN, LLC). So what could lead to a socket of this machine is judged like the packet inside, or not let in.
+//! Whoever may use a rule reaches nothing else of this machine, and that must not depend on how a
+//! packet is wrapped. Linux takes tags off by itself (`skb_vlan_untag`, net/core/skbuff.c), hands
+//! what is in a VLAN to that VLAN's device, and has protocols that carry IP in turn (PPPoE, MPLS,
+//! MACsec, BATMAN, LLC). So what could lead to a socket of this machine is judged like the packet
+//! inside, or not let in.
 
 use crate::{
     address::Ipv4,
     packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Frame},
 };
 
-/// How long a tag is: its EtherType, and what it says.
+/// The length of a tag, in bytes: its EtherType, and two bytes with priority and VLAN (IEEE 802.1Q
+/// 9.3).
 pub const TAG_LENGTH: usize = 4;
 
 /// Tags that are looked behind, at most. A frame with more is one nobody sends.
@@ -21,7 +24,7 @@ const VLAN: u16 = 0x0fff;
 /// Less is a length, and what follows is LLC (IEEE 802.3 3.2.6).
 const FIRST_ETHERTYPE: u16 = 0x0600;
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Content {
     /// A tag that names no VLAN, only a priority: the frame is what it would be without.
@@ -30,7 +33,8 @@ pub enum Content {
     Ipv4,
     /// IPv6.
     Ipv6,
-    /// The link's own: ARP and what else runs the link, and never leads to a socket of TCP, UDP or IP.
+    /// The link's own: ARP and what else runs the link, and never leads to a socket of TCP, UDP or
+    /// IP.
     Link,
     /// An IPv4 packet in a VLAN, with its source and destination.
     InVlan(Ipv4, Ipv4),
@@ -38,11 +42,12 @@ pub enum Content {
     Ipv6InVlan,
     /// Another protocol.
     Other,
-    /// What is cut off, or has too many tags: nobody can say what it is.
+    /// Cut off, or with too many tags: nobody can say what it is.
     Unreadable,
 }
 
-/// Reads what a frame carries. Behind the tag of a VLAN, further tags are skipped: each may lead to another device of this machine.
+/// Reads what a frame carries. Behind the tag of a VLAN, further tags are skipped: each may lead to
+/// another device of this machine.
 #[inline(always)]
 pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
     let Some(ethertype) = frame.bytes::<2>(ETHERTYPE) else { return Content::Unreadable };
@@ -68,7 +73,8 @@ pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
         match kind(u16::from_be_bytes(*ethertype), false) {
             Kind::Tag => tags += 1,
             Kind::Ipv4 => {
-                // Version and length of the header are not looked at: the kernel discards what has others than it should.
+                // Version and length of the header are not looked at: the kernel discards what has
+                // others than it should.
                 let Some(addresses) = frame.bytes::<8>(start + 12) else { return Content::Unreadable };
                 let [a, b, c, d, e, f, g, h] = *addresses;
                 return Content::InVlan(Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));
@@ -81,7 +87,7 @@ pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
     Content::Unreadable
 }
 
-/// What an EtherType stands for.
+/// The meaning of an EtherType.
 enum Kind {
     Tag,
     Ipv4,
@@ -91,14 +97,17 @@ enum Kind {
     Other,
 }
 
-/// What follows this EtherType, or length. `to_bridges`: in a frame that no bridge passes on.
+/// Returns the meaning of an EtherType, or length. `to_bridges`: in a frame that no bridge passes
+/// on.
 #[inline(always)]
 const fn kind(ethertype: u16, to_bridges: bool) -> Kind {
     match ethertype {
-        // 802.1Q and 802.1ad, as in `eth_type_vlan` (include/linux/if_vlan.h). Linux knows no others for tags.
+        // 802.1Q and 802.1ad, as in `eth_type_vlan` (include/linux/if_vlan.h). Linux knows no
+        // others for tags.
         0x8100 | 0x88a8 => Kind::Tag,
         0x86dd => Kind::Ipv6,
-        // ARP and RARP, EAPOL, LLDP, "slow protocols" such as LACP, connectivity fault management, PTP.
+        // ARP and RARP, EAPOL, LLDP, "slow protocols" such as LACP, connectivity fault management,
+        // PTP.
         0x0806 | 0x8035 | 0x888e | 0x88cc | 0x8809 | 0x8902 | 0x88f7 => Kind::Link,
         // Spanning tree.
         ..FIRST_ETHERTYPE => {
@@ -113,8 +122,8 @@ const fn kind(ethertype: u16, to_bridges: bool) -> Kind {
     }
 }
 
-/// Returns `true` if a frame is one of LLC to the addresses that no bridge forwards to (01-80-c2-00-00-00 to -0f, IEEE 802.1D 7.12.6), and not by
-/// SNAP, which may carry anything.
+/// Returns `true` if a frame is one of LLC to the addresses that no bridge forwards to
+/// (01-80-c2-00-00-00 to -0f, IEEE 802.1D 7.12.6), and not by SNAP, which may carry anything.
 #[inline(always)]
 fn is_to_bridges(frame: &(impl Frame + ?Sized)) -> bool {
     const SNAP: u8 = 0xaa;
@@ -130,7 +139,8 @@ mod tests {
     const TO_THIS: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const TO_BRIDGES: [u8; 6] = [1, 0x80, 0xc2, 0, 0, 0];
 
-    /// A frame whose EtherTypes and tags are these 16-bit numbers, with a packet from 10.0.2.69 to 10.0.2.68 behind.
+    /// A frame whose EtherTypes and tags are these 16-bit numbers, with a packet from 10.0.2.69 to
+    /// 10.0.2.68 behind.
     fn frame(to: [u8; 6], words: &[u16]) -> Vec<u8> {
         let mut frame = [to, [2, 0, 0, 0, 0, 1]].concat();
         frame.extend(words.iter().flat_map(|word| word.to_be_bytes()));

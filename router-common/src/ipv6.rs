@@ -1,10 +1,11 @@
-//! What of this machine itself can be reached by IPv6, which the router does not translate.
+//! IPv6 to this machine itself, which the router does not translate.
 //!
-//! An IPv6 source says nothing of who may use a rule: a machine on the link has as many addresses as it likes. So all of IPv6 that comes in where
-//! clients do is held to what is allowed by name, as what comes from a rule's source is by IPv4 ([`crate::local`]).
+//! An IPv6 source says nothing of who may use a rule: a machine on the link has as many addresses
+//! as it likes. So all of IPv6 that comes in where clients do is held to what is allowed by name,
+//! as what comes from a rule's source is by IPv4 ([`crate::local`]).
 //!
-//! Extension headers are no way around: a packet with any is not let in, fragments included, but for the one that multicast listener discovery
-//! has to have (RFC 2710 3).
+//! Extension headers are no way around: a packet with any is not let in, fragments included, but
+//! for the one that multicast listener discovery has to have (RFC 2710 3).
 
 use crate::{
     address::{Ipv6, Port},
@@ -16,7 +17,7 @@ use crate::{
 
 /// The length of an IPv6 header.
 const IPV6_LENGTH: usize = 40;
-/// Where what follows the IPv6 header starts in the frame.
+/// The offset in the frame of the header behind the IPv6 header.
 const NEXT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
 
 const HOP_BY_HOP: u8 = 0;
@@ -39,13 +40,13 @@ mod icmp {
 /// An IPv6 packet, as far as it matters who may send it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {
-    /// Where it comes from.
+    /// Its source.
     pub source: Ipv6,
-    /// Where it goes to.
+    /// Its destination.
     pub destination: Ipv6,
     /// Its hop limit.
     hop_limit: u8,
-    /// What it carries.
+    /// Its content.
     carried: Carried,
 }
 
@@ -59,7 +60,8 @@ enum Carried {
     Other(u8),
 }
 
-/// Reads an IPv6 packet. `None` if it is none that is whole, or has extension headers but those of multicast listener discovery.
+/// Reads an IPv6 packet. `None` if it is none that is whole, or has extension headers but those of
+/// multicast listener discovery.
 #[inline(always)]
 pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
     let header = frame.bytes::<NEXT>(0)?;
@@ -125,8 +127,8 @@ impl Packet {
         }
     }
 
-    /// What an entry of `local.allow` would have to name: the protocol's number, where ICMP stands for echo requests, and the destination port.
-    /// `None` for what no entry is about.
+    /// Returns what an entry of `local.allow` would have to name: the protocol's number, where ICMP
+    /// stands for echo requests, and the destination port. `None` for what no entry is about.
     #[inline(always)]
     pub const fn service(&self) -> Option<(u8, Port)> {
         match self.carried {
@@ -137,7 +139,8 @@ impl Packet {
         }
     }
 
-    /// Judges a packet that comes in where everything is closed. `health_port`: of the health probe, if it is answered by IPv6.
+    /// Judges a packet that comes in where everything is closed. `health_port`: of the health
+    /// probe, if it is answered by IPv6.
     #[inline(always)]
     pub fn judge(&self, health_port: Option<Port>) -> Judgement {
         if self.source.is_martian() {
@@ -155,7 +158,8 @@ impl Packet {
                 Judgement::IfAskedFor
             }
             Carried::Ports(..) => Judgement::IfConnected,
-            // An answer to a ping of this machine, or an error about what it has sent: the kernel knows whether there was any.
+            // An answer to a ping of this machine, or an error about what it has sent: the kernel
+            // knows whether there was any.
             Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) | Carried::Icmp(icmp::ECHO_REPLY, 0) => {
                 Judgement::Harmless
             }
@@ -182,7 +186,7 @@ impl Packet {
     }
 }
 
-/// What this machine sends by IPv6, as far as answers to it have to be known.
+/// A packet that this machine sends by IPv6, as far as answers to it have to be known.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sent {
     /// A datagram to a single machine; this is the tuple of the answers.
@@ -220,7 +224,8 @@ pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
     Some(Sent::Datagram(FlowKey::new(Protocol::Udp, destination, to, source, from)))
 }
 
-/// The transaction that a message of DHCPv6 to this machine belongs to, in a packet that [`Packet::judge`] has found to be one.
+/// The transaction that a message of DHCPv6 to this machine belongs to, in a packet that
+/// [`Packet::judge`] has found to be one.
 #[inline(always)]
 pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 3]> {
     let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + 8)?;

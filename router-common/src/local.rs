@@ -66,7 +66,8 @@ pub struct Place {
 pub enum Judgement {
     /// It may come in.
     Harmless,
-    /// It may, if it belongs to a connection of this machine's own, or answers a datagram that it has sent.
+    /// It may, if it belongs to a connection of this machine's own, or answers a datagram that it
+    /// has sent.
     IfConnected,
     /// It may, if it has the transaction of a DHCP message that this machine has sent.
     IfAskedFor,
@@ -106,16 +107,18 @@ pub const fn may_be_for_the_stack(destination: Ipv4, is_local: bool) -> bool {
     is_local || !destination.is_unicast()
 }
 
-/// Returns `true` for a packet by which the machines of one link keep the link itself running: [`is_routing_protocol`], to one of
-/// the groups that no router forwards (224.0.0.0/24, RFC 5771 section 4). Like ARP, it can only come from a machine on the link, never
-/// through a Private Link Service, and so it reaches this machine's stack whoever sent it.
+/// Returns `true` for a packet by which the machines of one link keep the link itself running:
+/// [`is_routing_protocol`], to one of the groups that no router forwards (224.0.0.0/24, RFC 5771
+/// section 4). Like ARP, it can only come from a machine on the link, never through a Private Link
+/// Service, and so it reaches this machine's stack whoever sent it.
 #[inline(always)]
 pub const fn is_link_control(protocol: u8, destination: Ipv4) -> bool {
     is_routing_protocol(protocol) && matches!(destination.0, [224, 0, 0, _])
 }
 
-/// Returns `true` for protocols that routers run among themselves and hosts with them: IGMP, EIGRP, OSPF, PIM, VRRP (and CARP). None of them
-/// carries other packets: a tunnel's (IPIP, GRE, ESP, ...) end would let in whatever is inside.
+/// Returns `true` for protocols that routers run among themselves and hosts with them: IGMP, EIGRP,
+/// OSPF, PIM, VRRP (and CARP). None of them carries other packets: a tunnel's (IPIP, GRE, ESP, ...)
+/// end would let in whatever is inside.
 #[inline(always)]
 pub const fn is_routing_protocol(protocol: u8) -> bool {
     matches!(protocol, 2 | 88 | 89 | 103 | 112)

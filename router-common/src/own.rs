@@ -12,8 +12,9 @@ pub(crate) const DHCP_PORTS: (u16, u16) = (67, 68);
 /// Those of DHCPv6 (RFC 8415 7.2).
 pub(crate) const DHCPV6_PORTS: (u16, u16) = (547, 546);
 
-/// What stands for the answers to a DHCP message among the tuples of answers: they come from any server or relay, to any address, but with the
-/// number of the transaction that this machine has begun (`xid`, RFC 2131 2).
+/// Returns what stands for the answers to a DHCP message among the tuples of answers: they come
+/// from any server or relay, to any address, but with the number of the transaction that this
+/// machine has begun (`xid`, RFC 2131 2).
 #[inline(always)]
 pub const fn dhcp_answer(transaction: [u8; 4]) -> FlowKey<Ipv4> {
     let (server, client) = DHCP_PORTS;

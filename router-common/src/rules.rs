@@ -44,7 +44,7 @@ pub struct RuleSet {
     pub ports: PortRange,
     /// How many masquerade pairs there are.
     pub masquerade_count: u32,
-    /// How many entries of `local.allow` there are for IPv4,
+    /// The number of entries of `local.allow` for IPv4,
     pub local_allow_count: u32,
     /// and for IPv6.
     pub local_allow_ipv6_count: u32,
@@ -54,8 +54,9 @@ pub struct RuleSet {
     pub health_port: u32,
     /// The same where it is answered by IPv6; 0 if it is not.
     pub health_port_ipv6: u32,
-    /// The ports at which datagrams for a socket that is not connected are taken for answers, as the kernel gives them to sockets that ask for
-    /// none: empty where what this machine sends is seen, see [`sees_own_traffic`](Self::sees_own_traffic).
+    /// The ports at which datagrams for a socket that is not connected are taken for answers, as
+    /// the kernel gives them to sockets that ask for none: empty where what this machine sends is
+    /// seen, see [`sees_own_traffic`](Self::sees_own_traffic).
     pub ephemeral: PortRange,
     /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
     pub reject_exhausted: u32,
@@ -66,7 +67,8 @@ pub struct RuleSet {
 const _: () = assert!(size_of::<RuleSet>() == 108);
 
 impl RuleSet {
-    /// Returns `true` if answers are known by what this machine has been seen to send, on all of the router's interfaces.
+    /// Returns `true` if answers are known by what this machine has been seen to send, on all of
+    /// the router's interfaces.
     #[inline(always)]
     pub const fn sees_own_traffic(&self) -> bool {
         self.ephemeral.first > self.ephemeral.last
@@ -326,7 +328,7 @@ impl Ipv6Network {
 
 /// A network that addresses are in or not.
 pub trait Contains {
-    /// Of one family.
+    /// An address of its family.
     type Address;
 
     /// Returns `true` if the address is in it.

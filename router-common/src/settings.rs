@@ -40,7 +40,8 @@ pub enum Side {
     Clients,
     /// It faces the firewall, and nothing else.
     Firewall,
-    /// None of the router's: a virtual function that has just appeared. It is trusted with neither side's rights.
+    /// None of the router's: a virtual function that has just appeared. It is trusted with neither
+    /// side's rights.
     Unknown,
 }
 

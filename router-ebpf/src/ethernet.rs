@@ -50,8 +50,9 @@ fn exit(work: &Work, rule_set: &RuleSet, content: Content) -> Exit {
     if is_let_in { Reason::NotIpv4.into() } else { Reason::EthernetDenied.into() }
 }
 
-/// Returns `true` if this machine is closed to what does not say by an IPv4 address who it is from, on the interface that a frame came in on:
-/// where clients come in, and everywhere if all others are closed out.
+/// Returns `true` if this machine is closed to what does not say by an IPv4 address who it is from,
+/// on the interface that a frame came in on: where clients come in, and everywhere if all others
+/// are closed out.
 #[inline(always)]
 pub(crate) fn is_closed(work: &Work, rule_set: &RuleSet) -> bool {
     rule_set.others_are_closed != 0 || !matches!(work.side(), Side::Firewall)

@@ -60,13 +60,15 @@ impl XdpFrame {
         (result == 0).then_some(())
     }
 
-    /// Takes the tag off that stands behind the Ethernet addresses. `None` if the frame ends before.
+    /// Takes the tag off that stands behind the Ethernet addresses. `None` if the frame ends
+    /// before.
     #[inline(always)]
     pub(crate) fn untag(&mut self) -> Option<()> {
         let addresses: [u8; ADDRESSES] = *self.bytes(0)?;
         // With the EtherType behind it.
         *self.bytes_mut::<{ ADDRESSES + 2 }>(TAG_LENGTH)?.first_chunk_mut()? = addresses;
-        // SAFETY: `&mut self` means that there is no reference to the bytes, which may move. The start moves by an even number, see `at`.
+        // SAFETY: `&mut self` means that there is no reference to the bytes, which may move. The
+        // start moves by an even number, see `at`.
         let result = unsafe { bpf_xdp_adjust_head(self.context.ctx, TAG_LENGTH as i32) };
         self.length = length_of(&self.context);
         (result == 0).then_some(())

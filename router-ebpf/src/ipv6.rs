@@ -12,7 +12,8 @@ use router_common::{
 
 use crate::{Outcome, Work, ethernet, own, rules, sockets};
 
-/// Entries of `local.allow` for IPv6 networks, by bank and position. Written by the daemon, see `router_common::rules`.
+/// Entries of `local.allow` for IPv6 networks, by bank and position. Written by the daemon, see
+/// `router_common::rules`.
 #[map]
 static LOCAL_ALLOW_IPV6: Array<Allow<Ipv6Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
 
@@ -62,7 +63,8 @@ fn is_allowed(version: u32, rule_set: &RuleSet, packet: &Packet) -> bool {
         return false;
     }
     let mut scan = Scan { protocol, port: port.number(), source: packet.source, version, found: false };
-    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
+    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the
+    // context that it expects.
     unsafe {
         bpf_loop(
             rule_set.local_allow_ipv6_count.min(MAX_LOCAL_ALLOW as u32),
@@ -84,7 +86,8 @@ struct Scan {
     found: bool,
 }
 
-/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends it.
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends
+/// it.
 ///
 /// # Safety
 /// `scan` points to a [`Scan`] that nothing else uses meanwhile.

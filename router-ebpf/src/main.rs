@@ -228,7 +228,7 @@ fn generic(ctx: XdpContext) -> u32 {
     work.finish(&Err(exit))
 }
 
-/// Where a frame goes that is not forwarded at once.
+/// Returns the stage of a frame that is not forwarded at once.
 #[inline(always)]
 fn stage_of(frame: &XdpFrame) -> Stage {
     if packet::is_not_ipv4(frame) { Stage::Ethernet } else { Stage::Slow }

@@ -287,7 +287,7 @@ pub struct LocalAllow {
     pub protocol: LocalProtocol,
     /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol without ports.
     pub ports: Option<RangeInclusive<u16>>,
-    /// Who they are from, host bits clear; `None` for anyone who uses IPv4.
+    /// The network that they are from, host bits clear; `None` for anyone who uses IPv4.
     pub from: Option<IpNet>,
 }
 

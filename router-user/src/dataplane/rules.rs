@@ -50,7 +50,7 @@ pub struct LocalSpec {
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
-    /// Whether it is answered by IPv6.
+    /// `true` if it is answered by IPv6.
     pub health_by_ipv6: bool,
     /// The ports that the kernel gives to this machine's own sockets (`net.ipv4.ip_local_port_range`).
     pub ephemeral: PortRange,
@@ -199,7 +199,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Writes who is closed out and what is allowed; how many entries that are for IPv4, and for IPv6.
+    /// Writes who is closed out and what is allowed; how many entries that are for IPv4, and for
+    /// IPv6.
     fn write_local(&mut self, version: u32, spec: &RuleSetSpec) -> Result<[u32; 2]> {
         let forwards = spec.forwards.iter().flat_map(|forward| &forward.sources);
         let masquerades = spec.masquerades.iter().flat_map(|masquerade| &masquerade.sources);

@@ -24,7 +24,7 @@ pub struct Facts {
     pub listeners: Vec<Listener>,
     /// How people log in.
     pub ssh: Ssh,
-    /// What by IPv6 could be reached on this machine.
+    /// Services of this machine that could be reached by IPv6.
     pub ipv6: Ipv6,
     /// Whether the kernel has the modules by which a program is attached to an interface's way out before Linux 6.6: sch_ingress and cls_bpf.
     pub traffic_control: Option<bool>,
@@ -178,12 +178,13 @@ pub struct Listener {
     pub process: Option<Process>,
 }
 
-/// What by IPv6 could be reached on this machine.
+/// Services of this machine that could be reached by IPv6.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ipv6 {
     /// The interfaces that have IPv6 addresses, by name.
     pub interfaces: Vec<String>,
-    /// Sockets that wait for anybody, by IPv6 and not only from this machine, in the order of their ports.
+    /// Sockets that wait for anybody, by IPv6 and not only from this machine, in the order of their
+    /// ports.
     pub services: Vec<Service>,
 }
 
@@ -194,7 +195,7 @@ pub struct Service {
     pub protocol: Protocol,
     /// Its port.
     pub port: u16,
-    /// Whose it is.
+    /// The process that has it.
     pub process: Option<Process>,
 }
 

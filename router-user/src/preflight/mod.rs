@@ -24,7 +24,8 @@ pub const PROGRAM_NAME: &str = "pls_router";
 /// One thing that is wrong, doubtful or worth knowing on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// An error keeps the router from working; a warning does not, and a note is about what may well be meant.
+    /// An error keeps the router from working; a warning does not, and a note is about what may
+    /// well be meant.
     pub severity: Severity,
     /// What is wrong and where, in one line.
     pub text: String,

@@ -1,5 +1,6 @@
-//! Closed stays closed: what the kernel would make of a frame that is passed to it, and who may have sent that. Written from what Linux does with
-//! frames (net/core/dev.c, net/ipv4/ip_input.c, net/ipv6/ip6_input.c), and without any code of the router's.
+//! Closed stays closed: a model of what the kernel makes of a frame that is passed to it, and of
+//! who may have sent that. Written from what Linux does with frames (net/core/dev.c,
+//! net/ipv4/ip_input.c, net/ipv6/ip6_input.c), and without any code of the router's.
 
 use std::{collections::HashSet, net::Ipv6Addr};
 
@@ -15,10 +16,11 @@ use crate::{
 };
 
 const HEALTH: u16 = 8082;
-/// Who is allowed in by IPv6, where others are closed out.
+/// The network that is allowed in by IPv6, where others are closed out.
 pub(crate) const ADMIN_NETWORK: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 0);
 
-/// Closes this machine to everybody, but for a few whom `local.allow` names; answers are told by what this machine has sent, which is nothing.
+/// Closes this machine to everybody, but for a few whom `local.allow` names; answers are told by
+/// what this machine has sent, which is nothing.
 pub(crate) fn close(spec: &mut RuleSetSpec) {
     allow_clients(spec);
     let stranger = std::net::Ipv4Addr::from(STRANGER);
@@ -37,7 +39,7 @@ pub(crate) fn close(spec: &mut RuleSetSpec) {
     ];
 }
 
-/// What has been passed so far that decides about what follows.
+/// The frames passed so far, as far as they decide about those that follow.
 pub(crate) struct Closed {
     /// [`close`] is in force.
     others: bool,
@@ -48,11 +50,11 @@ pub(crate) struct Closed {
 /// Source, destination, identification and protocol.
 type Datagram = ([u8; 4], [u8; 4], u16, u8);
 
-/// What the kernel finds in a frame.
+/// The content of a frame, as the kernel finds it.
 enum Found<'a> {
     /// Nothing that it would look at further.
     Nothing,
-    /// What only runs the link.
+    /// A protocol that only runs the link.
     Link,
     /// Something that may carry anything.
     Carrier,
@@ -60,7 +62,7 @@ enum Found<'a> {
     Ipv6(&'a [u8]),
 }
 
-/// What is in a frame, behind however many tags; and whether one of them names a VLAN.
+/// Returns what is in a frame, behind however many tags, and `true` if one of them names a VLAN.
 fn look_into(frame: &[u8]) -> (Found<'_>, bool) {
     let (mut at, mut in_vlan) = (12, false);
     loop {
@@ -165,7 +167,8 @@ impl Closed {
         Ok(())
     }
 
-    /// Whether a packet without options may come in from a source that is closed out. `is_in_front`: a client's, where clients come in.
+    /// Returns `true` if a packet may come in from a source that is closed out. `is_in_front`: it
+    /// is a client's, where clients come in.
     fn may_come_in(&self, ip: &Header, l4: &[u8], is_to_own: bool, is_in_front: bool) -> bool {
         let has_options = ip.length > 20;
         let is_strangers = self.others && ip.source == STRANGER;

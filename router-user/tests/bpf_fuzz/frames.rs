@@ -429,7 +429,8 @@ pub(crate) fn tagged(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     tagged
 }
 
-/// A packet in what Linux, or a module of somebody's, takes it out of again: SNAP, PPPoE, MPLS, MACsec and so on.
+/// A packet in what Linux, or a module of somebody's, takes it out of again: SNAP, PPPoE, MPLS,
+/// MACsec and so on.
 fn carried(random: &mut Random) -> Vec<u8> {
     let tuple = if random.percent(50) { anybody(random) } else { opening(random) };
     let mut packet = transport(random, tuple);
@@ -461,7 +462,8 @@ fn carried(random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// IPv6 to this machine or a group, with extension headers now and then, as often as not well formed.
+/// IPv6 to this machine or a group, with extension headers now and then, as often as not well
+/// formed.
 fn ipv6(random: &mut Random) -> Vec<u8> {
     const NEAR: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
     const FAR: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];

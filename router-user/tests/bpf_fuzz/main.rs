@@ -1,11 +1,13 @@
 //! The programs in the kernel under made-up and damaged packets, by `BPF_PROG_TEST_RUN`.
 //!
-//! Frames that mean something ([`frames`]) are aimed at the rules and the live sessions of a router, most are damaged ([`mutate`]), and
-//! what becomes of each is checked against a model of the router that is written a second time, from bytes up ([`check`]), and what is passed to
-//! the kernel against what may reach this machine itself ([`closed`]). Counters and the flow table are looked at once in a while ([`campaign`]).
+//! Frames that mean something ([`frames`]) are aimed at the rules and the live sessions of a
+//! router, most are damaged ([`mutate`]), and what becomes of each is checked against a model of
+//! the router that is written a second time, from bytes up ([`check`]), and what is passed to the
+//! kernel against what may reach this machine itself ([`closed`]). Counters and the flow table are
+//! looked at once in a while ([`campaign`]).
 //!
-//! `FUZZ_PACKETS` says how many packets there are in all, `FUZZ_SEED` begins with the same numbers again. What has once gone wrong is in
-//! `regressions/`, and is tried every time. Needs root.
+//! `FUZZ_PACKETS` says how many packets there are in all, `FUZZ_SEED` begins with the same numbers
+//! again. What has once gone wrong is in `regressions/`, and is tried every time. Needs root.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]

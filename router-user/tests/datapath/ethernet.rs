@@ -1,4 +1,5 @@
-//! Frames that are no untagged IPv4: whatever a packet is wrapped in, it reaches no more than without.
+//! Frames that are no untagged IPv4: whatever a packet is wrapped in, it reaches no more than
+//! without.
 
 use router_common::reason::Reason;
 
@@ -10,7 +11,8 @@ use crate::{
     world::{Setup, Verdict, World},
 };
 
-/// The frame with these 16-bit numbers in front of its EtherType: tags, each an EtherType and what it says.
+/// The frame with these 16-bit numbers in front of its EtherType: tags, each an EtherType and what
+/// it says.
 fn tagged(frame: &[u8], words: &[u16]) -> Vec<u8> {
     let words: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
     [&frame[..12], &words, &frame[12..]].concat()

@@ -216,7 +216,8 @@ fn the_firewall_s_side_is_open_unless_others_are_closed() {
     }
 }
 
-/// The peer's socket is in the same namespace, by its address on the loopback interface: only this machine's socket matters here.
+/// The peer's socket is in the same namespace, by its address on the loopback interface: only this
+/// machine's socket matters here.
 #[test]
 fn answers_to_this_machine_come_in() {
     let world = &mut world();

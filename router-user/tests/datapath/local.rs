@@ -348,8 +348,8 @@ fn options_do_not_get_a_live_connection_reset() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::IpOptions));
 }
 
-/// Lengths inside the packet that contradict each other: nobody can say what such a packet is. The kernel discards it, but not before raw
-/// sockets have got it.
+/// Lengths inside the packet that contradict each other: nobody can say what such a packet is. The
+/// kernel discards it, but not before raw sockets have got it.
 #[test]
 fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
     let world = &mut World::new();
@@ -382,7 +382,8 @@ fn what_is_cut_off_reaches_no_raw_socket_either() {
     }
 }
 
-/// Answers of DHCP come from whoever they come from, by whatever relay: the transaction tells them from a stranger's.
+/// Answers of DHCP come from whoever they come from, by whatever relay: the transaction tells them
+/// from a stranger's.
 #[test]
 fn dhcp_answers_come_in_to_who_has_asked() {
     let world = &mut World::with(Setup {
@@ -410,7 +411,7 @@ fn dhcp_answers_come_in_to_who_has_asked() {
     }
 }
 
-/// Where it is not seen what this machine sends.
+/// Nothing tells there what this machine has sent.
 #[test]
 fn dhcp_answers_are_told_by_their_ports_where_nothing_is_seen() {
     let world = &mut World::new();

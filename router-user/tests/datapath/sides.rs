@@ -1,4 +1,5 @@
-//! With two interfaces, clients come in by one of them only: an address is no proof of where a packet comes from.
+//! With two interfaces, clients come in by one of them only: an address is no proof of where a
+//! packet comes from.
 
 use router_common::{
     address::{Ipv4, Mac},
@@ -41,7 +42,7 @@ fn ends(world: &mut World, slot: usize, frame: &[u8], expected: (Verdict, Reason
 const WRONG: (Verdict, Reason) = (Verdict::Drop, Reason::WrongInterface);
 const DENIED: (Verdict, Reason) = (Verdict::Drop, Reason::LocalDenied);
 
-/// What a client may send to a rule at this address of the router.
+/// Packets that a client may send to a rule at this address of the router.
 fn to_rules(address: [u8; 4]) -> [Spec; 3] {
     [
         tcp_packet((PLS, 40_000), (address, 443), tcp::SYN),

@@ -1,4 +1,5 @@
-//! What reaches this machine itself by `[local]`: other protocols than TCP, UDP and ICMP, groups, IPv6, and what comes behind a tag.
+//! Packets to this machine itself, by `[local]`: other protocols than TCP, UDP and ICMP, groups,
+//! IPv6, and frames with tags.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket},
@@ -160,7 +161,7 @@ fn ipv6_reaches_what_is_allowed_and_what_has_been_asked_for() {
         [(&lab.hosts.router, "eth0", ROUTER_IPV6), (&lab.hosts.pls, "vnet", CLIENT_IPV6)]
     {
         check(host.sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "0"));
-        check(host.ip(&format!("-6 addr add {address}/64 dev {interface} nodad")));
+        check(host.ip(&format!("addr add {address}/64 dev {interface} nodad")));
     }
     check(lab.start_router());
     check(lab.wait_in_service(LIMIT));

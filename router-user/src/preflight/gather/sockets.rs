@@ -38,7 +38,8 @@ pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
     ports.into_iter().collect()
 }
 
-/// Sockets that wait for anybody by IPv6, without what only this machine reaches: those of TCP that listen, and those of UDP without a peer.
+/// Sockets that wait for anybody by IPv6, without what only this machine reaches: those of TCP that
+/// listen, and those of UDP without a peer.
 pub(super) fn ipv6_services() -> Vec<Service> {
     let waiting = |list, protocol, state| {
         let of_anybody = move |socket: &proc_net::Socket| {

@@ -1,4 +1,4 @@
-//! What of this machine is there by IPv6, and who reaches it.
+//! Services of this machine that listen on IPv6, and who reaches them.
 
 use super::{Findings, listed};
 use crate::config::{Config, LocalAllow, Others};

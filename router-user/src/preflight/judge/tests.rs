@@ -691,7 +691,8 @@ fn what_forwarded_packets_bypass_is_named() {
     );
 }
 
-/// What is said of these services by IPv6, of a machine whose interfaces all have IPv6 addresses.
+/// Checks what is said of these services by IPv6, on a machine whose interfaces all have IPv6
+/// addresses.
 #[track_caller]
 fn check_ipv6(config: &Config, services: &[(Protocol, u16)], expected: &[&str]) {
     let names = ["eth0", "eth1"];
