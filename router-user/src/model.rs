@@ -402,19 +402,19 @@ pub struct Check {
     pub ok: bool,
     /// What was found, errors before warnings; first in the file, then on the machine.
     pub findings: Vec<CheckFinding>,
-    /// Who reaches what the daemon listens on; empty if only the file was looked at.
+    /// Access to the daemon's listeners; empty if only the file was looked at.
     #[serde(default)]
     pub access: Vec<ListenerAccess>,
 }
 
-/// Who reaches one of the daemon's listeners.
+/// Access to one of the daemon's listeners.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ListenerAccess {
     /// `probe`, `metrics` or `api`.
     pub what: String,
     /// Its address and port, or path.
     pub listen: String,
-    /// Who reaches it, in words.
+    /// Those who reach it, in words.
     pub who: String,
 }
 

@@ -1,7 +1,8 @@
 //! Directories and files that nobody else can change, or hold a lock on.
 //!
-//! Whoever may write a directory swaps what is in it, and whoever may open one keeps a lock on it. So what the daemon trusts is below directories
-//! that belong to root (or to the user that it runs as), all the way from `/`, and its own directories are for that user alone.
+//! Whoever may write a directory swaps what is in it, and whoever may open one keeps a lock on it.
+//! So what the daemon trusts is below directories that belong to root (or to the user that it runs
+//! as), all the way from `/`, and its own directories are for that user alone.
 
 use std::{
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
@@ -46,7 +47,8 @@ pub(crate) fn is_owner(user: u32) -> bool {
     user == 0 || user == own_user()
 }
 
-/// Makes sure that nobody else can put something else in the place of `path`, or of what is in it; of the part of it that is there.
+/// Makes sure that nobody else can put something else in the place of `path`, or of what is in it;
+/// of the part of it that is there.
 ///
 /// # Errors
 /// When somebody else owns, or may write, a directory on the way: names it, and what to do.
@@ -96,8 +98,8 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
     Ok(())
 }
 
-/// Makes a directory, and those above it that are not there, for this process's user alone, whatever the umask is; leaves those that are there
-/// as they are.
+/// Makes a directory, and those above it that are not there, for this process's user alone,
+/// whatever the umask is; leaves those that are there as they are.
 ///
 /// # Errors
 /// As [`examine`], and when a directory cannot be made.
@@ -112,7 +114,8 @@ pub(crate) fn make(path: &Path) -> Result<()> {
     examine(path)
 }
 
-/// Takes what others may do with a directory of the daemon's own away from them, if they may do anything.
+/// Takes what others may do with a directory of the daemon's own away from them, if they may do
+/// anything.
 ///
 /// # Errors
 /// As [`examine`], when it is no directory, and when it cannot be changed.

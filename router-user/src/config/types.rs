@@ -409,7 +409,7 @@ pub enum Others {
 pub struct Health {
     /// Where it is answered.
     pub listen: SocketAddr,
-    /// Who has places for probes and is told why it fails, host bits clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform
+    /// Those who have places for probes and are told why it fails, host bits clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform
     /// address and the networks of the router's interfaces. This machine is always among them.
     pub from: Vec<IpNet>,
 }

@@ -342,7 +342,7 @@ pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
     Ok(network)
 }
 
-/// Who may probe: an address or a network, of either family.
+/// Reads one who may probe: an address or a network, of either family.
 pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
     const FIX: &str = "write an address or a network: \"168.63.129.16\", \"10.0.9.0/24\"";
     if has_leading_zero(text) && !text.contains(':') {

@@ -27,12 +27,12 @@ use crate::{model::FlowQuery, private::is_owner};
 /// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions let in.
 const ROOT: usize = 0;
 const OTHERS: usize = 1;
-/// How long a request may take to come.
+/// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(5);
-/// How long a connection may take in all: all sessions, through somebody's pager, take a while.
+/// The time that a connection may take in all: all sessions, through somebody's pager, take a while.
 const CONNECTION: Duration = Duration::from_secs(60 * 60);
 
-/// What the daemon does to answer the command line.
+/// The limits of the API's listener.
 pub(super) fn limits() -> Limits {
     Limits {
         rooms: vec![Capacity { places: 16, share: 16 }, Capacity { places: 16, share: 4 }],

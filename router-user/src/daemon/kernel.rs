@@ -42,7 +42,7 @@ use crate::policy_rules::PolicyRule;
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How soon a connection that has ended is tried to be opened again.
+/// The pause between attempts to open a connection again that has ended.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Networks with this prefix or a longer one have no broadcast address (RFC 3021).

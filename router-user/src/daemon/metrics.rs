@@ -34,14 +34,14 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const ROOT: usize = 0;
 const USERS: usize = 1;
 const NETWORK: usize = 2;
-/// How long a request may take to come.
+/// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(5);
-/// How long a connection may take in all.
+/// The time that a connection may take in all.
 const CONNECTION: Duration = Duration::from_secs(20);
-/// How old an answer may be: however many ask, this often it is written.
+/// The greatest age of an answer: however many ask, it is written once in this time.
 const AGE: Duration = Duration::from_millis(100);
 
-/// What the daemon does to answer for metrics.
+/// The limits of the metrics' listener.
 pub(super) fn limits() -> Limits {
     let mut rooms = vec![Capacity { places: 16, share: 4 }; 3];
     rooms[ROOT] = Capacity { places: 8, share: 8 };

@@ -204,7 +204,7 @@ impl Listeners {
 
 /// Makes sure that the listeners together cannot come near the limit of open files.
 fn keep_descriptors_back(config: &Config) {
-    /// What everything else needs: maps, links, netlink, name servers, files that are read.
+    /// Descriptors for everything else: maps, links, netlink, name servers, files that are read.
     const OTHERS: usize = 256;
     let limits = [probe::limits(config), metrics::limits(), api::limits()];
     let needed = limits.iter().map(http::Limits::descriptors).sum::<usize>() + OTHERS;

@@ -1,11 +1,13 @@
 //! Gives up what root may do and the daemon does not need once it forwards.
 //!
-//! By then the programs are loaded, the ports bound and the sockets open. What is left is to set again what others change: links, filters, neighbours
-//! and sysctls, all of it CAP_NET_ADMIN's. Maps, links and programs that are open already, and pins in directories that belong to root, need no
-//! capability. What would need one more: to mount a BPF file system that was unmounted (CAP_SYS_ADMIN).
+//! By then the programs are loaded, the ports bound and the sockets open. What is left is to set
+//! again what others change: links, filters, neighbours and sysctls, all of it CAP_NET_ADMIN's.
+//! Maps, links and programs that are open already, and pins in directories that belong to root,
+//! need no capability. What would need one more: to mount a BPF file system that was unmounted
+//! (CAP_SYS_ADMIN).
 //!
-//! A thread gives up its own capabilities only (capabilities(7)), so each is sent a signal, whose handler does it. That is how the C library has
-//! setuid(2) hold for all threads.
+//! A thread gives up its own capabilities only (capabilities(7)), so each is sent a signal, whose
+//! handler does it. That is how the C library has setuid(2) hold for all threads.
 
 use std::{
     fs, io, thread,
@@ -16,13 +18,13 @@ use anyhow::{Context as _, Result, bail};
 
 /// CAP_NET_ADMIN.
 const NET_ADMIN: u32 = 12;
-/// What is kept, a bit for each capability.
+/// The capabilities that are kept, a bit for each.
 const KEPT: u64 = 1 << NET_ADMIN;
 /// The highest number of a capability that there can be.
 const MAX: u32 = 63;
-/// How long all threads together may take.
+/// The time that all threads together may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long threads are given before they are looked at again.
+/// The time that threads are given before they are looked at again.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// `struct __user_cap_header_struct`, include/uapi/linux/capability.h.
@@ -54,7 +56,8 @@ pub(super) fn give_up() -> Result<()> {
     // SAFETY: the handler may run at any time and in any thread, so also here.
     handler(signal);
     let start = Instant::now();
-    // A thread may have made another one after the others were listed, and before it got the signal: so twice.
+    // A thread may have made another one after the others were listed, and before it got the
+    // signal: so twice.
     let mut good = 0;
     while good < 2 {
         let left = threads()?.into_iter().filter(|thread| !has_given_up(*thread)).collect::<Vec<_>>();
@@ -81,22 +84,26 @@ fn install(signal: libc::c_int) -> io::Result<()> {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: the structure is whole and outlives the call, and the handler does only what one may (signal-safety(7)).
+    // SAFETY: the structure is whole and outlives the call, and the handler does only what one may
+    // (signal-safety(7)).
     let result = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives up the privileges of the thread that it runs in. Makes system calls only, and leaves `errno` as it was.
+/// Gives up the privileges of the thread that it runs in. Makes system calls only, and leaves
+/// `errno` as it was.
 extern "C" fn handler(_signal: libc::c_int) {
     let mut parts = [Part::default(); 2];
     let header = Header { version: VERSION, pid: 0 };
-    // SAFETY: each call takes numbers, or structures of the size that its version of the interface has, which outlive it; the C library's place
-    // of `errno` is this thread's for as long as that lives.
+    // SAFETY: each call takes numbers, or structures of the size that its version of the interface
+    // has, which outlive it; the C library's place of `errno` is this thread's for as long as that
+    // lives.
     unsafe {
         let errno = *libc::__errno_location();
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-        // Before CAP_SETPCAP, which this takes, goes. Without it, as in the service, the unit has done it.
+        // Before CAP_SETPCAP, which this takes, goes. Without it, as in the service, the unit has
+        // done it.
         for capability in 0..=MAX {
             if KEPT & (1 << capability) == 0 {
                 libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0);

@@ -1,9 +1,10 @@
 //! The load balancer's health probe.
 //!
-//! The one port of the daemon that the network reaches, with an HA-ports load balancer even from the private endpoint. So nobody there may
-//! keep the probe from its answer. Whoever probes this machine (`from` of `[health]`) has connections that nobody else can use up,
-//! apart for each entry and with a share for each address of a network; and only these, and this machine itself, are told
-//! why it does not forward.
+//! The one port of the daemon that the network reaches, with an HA-ports load balancer even from
+//! the private endpoint. So nobody there may keep the probe from its answer. Whoever probes this
+//! machine (`from` of `[health]`) has connections that nobody else can use up, apart for each entry
+//! and with a share for each address of a network; and only these, and this machine itself, are
+//! told why it does not forward.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -27,19 +28,20 @@ use super::{
 };
 use crate::config::Config;
 
-/// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and `OPTIONS` HAProxy (`option httpchk`).
+/// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
+/// `OPTIONS` HAProxy (`option httpchk`).
 const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
 /// Connections of an entry that is one address.
 const ADDRESS: Capacity = Capacity { places: 32, share: 32 };
 /// Connections of an entry that is a network, of this machine, and of everyone else.
 const MANY: Capacity = Capacity { places: 32, share: 8 };
-/// How long a request may take to come.
+/// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(2);
-/// How long a connection may take in all.
+/// The time that a connection may take in all.
 const CONNECTION: Duration = Duration::from_secs(5);
-/// How old an answer may be: however many ask, this often it is found out.
+/// The greatest age of an answer: however many ask, it is found out once in this time.
 const AGE: Duration = Duration::from_millis(20);
-/// What the reasons may be, in bytes.
+/// The largest text of reasons, in bytes.
 const MAX_TEXT: usize = 4096;
 
 /// Rooms of no entry.
@@ -48,7 +50,7 @@ const EVERYONE_ELSE: usize = 1;
 /// The rooms of entries, in their order, follow those.
 const FIRST_ENTRY: usize = 2;
 
-/// Who has places for probes.
+/// Those who have places for probes.
 #[derive(Clone, Debug)]
 struct Probers {
     entries: Vec<Entry>,
@@ -98,12 +100,13 @@ impl Probers {
     }
 }
 
-/// What the daemon does to answer probes.
+/// The limits of the probe's listener.
 pub(super) fn limits(config: &Config) -> Limits {
     Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
 }
 
-/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does not. Nothing else is served.
+/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
+/// not. Nothing else is served.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
     let (probers, users) = (Probers::of(&shared.config), Users::open());
     let limits = limits(&shared.config);
@@ -167,7 +170,8 @@ fn response(status: StatusCode, text: &str) -> Response<String> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // RFC 9110 15.5.6 asks for it with 405, and 9.3.7 with OPTIONS; it is as true of every other answer.
+    // RFC 9110 15.5.6 asks for it with 405, and 9.3.7 with OPTIONS; it is as true of every other
+    // answer.
     headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
     // The answer is of this moment.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -78,7 +78,7 @@ pub(super) struct State {
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
     pub(super) own: Own,
-    /// Whether the rules in force are not what they should be by now: the kernel has refused them, which may pass.
+    /// `true` while the rules in force are not what they should be: the kernel has refused them, which may pass.
     pub(super) rules_are_old: bool,
     crowding: Crowding,
     damage: Damage,

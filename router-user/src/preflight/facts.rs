@@ -42,13 +42,13 @@ pub struct Facts {
     pub firewall: Vec<FirewallChain>,
     /// Whether the directory of pins is on a BPF file system.
     pub pins_on_bpffs: Option<bool>,
-    /// Who may use the API's socket.
+    /// Access to the API's socket.
     pub api: SocketAccess,
     /// The data planes that other versions of this router have left.
     pub predecessors: Vec<Predecessor>,
 }
 
-/// Who may use a Unix socket, by its permissions and its directory's.
+/// Access to a Unix socket, by its permissions and its directory's.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum SocketAccess {
     /// Root alone, as the daemon makes it.

@@ -1,4 +1,4 @@
-//! What the daemon may do, and what other users of its machine may do to it.
+//! The daemon's privileges, and what other users of its machine may do to it.
 
 use std::{
     fs::{self, File, Permissions},
@@ -25,7 +25,8 @@ use crate::{
 
 /// CAP_NET_ADMIN, as a bit.
 const NET_ADMIN: u64 = 1 << 12;
-/// The capabilities of deploy/pls-router.service by number: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
+/// The capabilities of deploy/pls-router.service by number: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN,
+/// CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
 const OF_SERVICE: [u64; 5] = [10, 12, 13, 38, 39];
 const LOOPBACK_FORWARDING: &str = "net/ipv4/conf/lo/forwarding";
 
@@ -262,7 +263,7 @@ fn pins_in_somebody_else_s_directory_are_refused() {
     check(lab.start_router());
 }
 
-/// Where anybody may make files, somebody may make the socket first.
+/// A directory in which anybody may make files, and somebody makes the socket first.
 #[test]
 fn a_socket_of_somebody_else_s_is_no_daemon() {
     let mut lab = without_router();

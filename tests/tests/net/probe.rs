@@ -1,4 +1,5 @@
-//! Nobody can keep the load balancer's probe from its answer, or use up what it shares with others of the daemon's listeners.
+//! Nobody can keep the load balancer's probe from its answer, or use up what it shares with others
+//! of the daemon's listeners.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,8 @@ const PROBE: SocketAddrV4 = SocketAddrV4::new(ROUTER, HEALTH_PORT);
 const METRICS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9090);
 /// An address of the router's network where nobody is.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
-/// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other things to do as well.
+/// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other
+/// things to do as well.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A user who is not root.
 pub(crate) const USER: libc::uid_t = 65534;
@@ -56,8 +58,8 @@ fn ask(from: &Namespace, source: Ipv4Addr) -> Result<(u16, String)> {
     ask_at(from, source, PROBE, "GET / HTTP/1.0\r\n\r\n")
 }
 
-/// Makes this thread another user's, who is in no group of root's, and which has no way back. Only the system calls do that to one
-/// thread alone.
+/// Makes this thread another user's, who is in no group of root's, and which has no way back. Only
+/// the system calls do that to one thread alone.
 pub(crate) fn become_user(user: libc::uid_t) -> io::Result<()> {
     // SAFETY: takes numbers, and no groups at no place.
     let results = unsafe {
@@ -94,7 +96,7 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).unwrap_or_default()
 }
 
-/// What somebody does to the probe's port, over and over, by threads of his own.
+/// An assault on the probe's port, over and over, by threads of his own.
 #[derive(Clone, Copy, Debug)]
 enum Assault {
     /// Opens connections and says nothing.
@@ -155,7 +157,7 @@ impl Assault {
     }
 }
 
-/// How those fared who asked while something else happened.
+/// The fate of those who asked while something else happened.
 #[derive(Debug, Default)]
 struct Fared {
     answered: u32,

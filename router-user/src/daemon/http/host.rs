@@ -1,8 +1,9 @@
 //! The `Host` of a request: whom the client believes to be talking to.
 //!
-//! A page on the web may have a name of its own lead to 127.0.0.1 once it is loaded, and then have somebody's browser read from there what its
-//! owner could not reach (DNS rebinding). Such a request names the page's host, and nobody else's does: so it is answered only where
-//! the host is this machine. The port tells nothing, and is another one behind `ssh -L`.
+//! A page on the web may have a name of its own lead to 127.0.0.1 once it is loaded, and then have
+//! somebody's browser read from there what its owner could not reach (DNS rebinding). Such a
+//! request names the page's host, and nobody else's does: so it is answered only where the host is
+//! this machine. The port tells nothing, and is another one behind `ssh -L`.
 
 use std::{
     collections::HashSet,
@@ -19,7 +20,8 @@ pub(in crate::daemon) struct Names {
 }
 
 impl Names {
-    /// Its host name, what its `/etc/hosts` calls the loopback and `own` addresses, and what the configuration adds.
+    /// Its host name, what its `/etc/hosts` calls the loopback and `own` addresses, and what the
+    /// configuration adds.
     pub(in crate::daemon) fn of_this_machine(configured: &[String], own: &HashSet<Ipv4Addr>) -> Self {
         let read = |path: &str| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
         Self::from_files(configured, own, &read("/proc/sys/kernel/hostname"), &read("/etc/hosts"))
@@ -43,7 +45,8 @@ impl Names {
         Self { names: names.collect() }
     }
 
-    /// Returns why a request is not answered, for the client; `None` if it is. `is_own` knows the addresses of this machine.
+    /// Returns why a request is not answered, for the client; `None` if it is. `is_own` knows the
+    /// addresses of this machine.
     pub(in crate::daemon) fn refusal<B>(
         &self,
         request: &Request<B>,

@@ -1,6 +1,7 @@
-//! HTTP for the daemon's listeners, each bounded: in connections ([`places`]), in the time that they may take, in what a request may
-//! be. Nobody can use up what the load balancer's probe needs, descriptors least of all; and nothing that goes wrong with a
-//! connection, or with all of them for a while, ends the daemon.
+//! HTTP for the daemon's listeners, each bounded: in connections ([`places`]), in the time that
+//! they may take, in what a request may be. Nobody can use up what the load balancer's probe needs,
+//! descriptors least of all; and nothing that goes wrong with a connection, or with all of them for
+//! a while, ends the daemon.
 
 pub(super) mod host;
 mod places;
@@ -40,25 +41,26 @@ pub(super) use self::{
     users::Users,
 };
 
-/// What a request's head may be, in bytes: more than browsers and monitors send.
+/// The largest head of a request, in bytes: more than browsers and monitors send.
 const MAX_HEAD: usize = 16 << 10;
-/// How many headers it may have.
+/// The most headers that it may have.
 const MAX_HEADERS: usize = 100;
 /// Connections that are on their way out, beside those that have places.
 const LEAVING: usize = 16;
-/// How long nobody is let in when the kernel lacks memory or descriptors.
+/// The pause before the next connection is let in when the kernel lacks memory or descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Connections that wait until they are let in, at a listener. The kernel allows `net.core.somaxconn`.
+/// Connections that wait until they are let in, at a listener. The kernel allows
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// What a listener's connections may take. Each is for one request.
+/// Limits of a listener's connections. Each is for one request.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// Rooms by number.
     pub(super) rooms: Vec<Capacity>,
-    /// How long a request may take to come.
+    /// The time that a request may take to come.
     pub(super) request: Duration,
-    /// How long a connection may take in all.
+    /// The time that a connection may take in all.
     pub(super) connection: Duration,
 }
 
@@ -69,12 +71,12 @@ impl Limits {
     }
 }
 
-/// Where a connection belongs.
+/// The place where a connection belongs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Visit {
     /// The number of its room.
     pub(super) room: usize,
-    /// Whom it is counted for.
+    /// The party that it is counted for.
     pub(super) party: Party,
 }
 
@@ -82,7 +84,7 @@ pub(super) struct Visit {
 pub(super) trait Listener: Send + 'static {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-    /// What is known of who has made it.
+    /// The other end, as far as it is known.
     type Peer: Clone + Send + Sync + 'static;
 
     /// Waits for the next one.
@@ -289,7 +291,8 @@ impl<T> Fresh<T> {
         Self { age, known: tokio::sync::Mutex::new(None) }
     }
 
-    /// What is known, or else what `find` finds. Only one at a time looks; the others wait and get the same.
+    /// Returns what is known, or else what `find` finds. Only one at a time looks; the others wait
+    /// and get the same.
     pub(super) async fn get(&self, find: impl FnOnce() -> T) -> Arc<T> {
         let mut known = self.known.lock().await;
         if let Some((when, value)) = &*known

@@ -1,19 +1,21 @@
-//! Who has a connection open, and who makes room for whom. No I/O, no clock.
+//! Places for connections: who gets one, and who makes room for whom. No I/O, no clock.
 //!
-//! Connections are in rooms that do not know of each other: whoever fills one takes nothing from those in another. In a room, each party
-//! has a share. One that has had it makes room for its next connection itself. Where a room is full, whoever has most makes room for
-//! whoever has less: the connection that has been open longest goes, which for a request that comes at once is long enough.
+//! Connections are in rooms that do not know of each other: whoever fills one takes nothing from
+//! those in another. In a room, each party has a share. One that has had it makes room for its next
+//! connection itself. Where a room is full, whoever has most makes room for whoever has less: the
+//! connection that has been open longest goes, which for a request that comes at once is long
+//! enough.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
-/// How long a connection stays at least, before it goes for the next one of the same party. One that connects all the time is
-/// closed at the door then, which costs little.
+/// The time that a connection stays at least, before it goes for the next one of the same party.
+/// One that connects all the time is closed at the door then, which costs little.
 const STAY: Duration = Duration::from_millis(100);
 
-/// Whom a connection is counted for.
+/// Somebody whom connections are counted for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(in crate::daemon) enum Party {
     /// A user of this machine, by number.
@@ -42,7 +44,7 @@ pub(in crate::daemon) struct Capacity {
     pub(in crate::daemon) share: usize,
 }
 
-/// What becomes of a new connection.
+/// The fate of a new connection.
 #[derive(Debug, Eq, PartialEq)]
 enum Decision {
     /// It comes in.
@@ -72,7 +74,8 @@ impl<T> Room<T> {
         Self { capacity, guests: Vec::new() }
     }
 
-    /// Lets a connection in, if it may come in: then `ticket` is kept until it [leaves](Self::leave), or has to, which drops it.
+    /// Lets a connection in, if it may come in: then `ticket` is kept until it
+    /// [leaves](Self::leave), or has to, which drops it.
     pub(super) fn enter(&mut self, serial: u64, party: Party, now: Instant, ticket: T) -> bool {
         match self.decide(party, now) {
             Decision::Enter => {}
@@ -163,7 +166,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever others do, who has no connection gets one, and there are never more than there are places.
+        /// Whatever others do, who has no connection gets one, and there are never more than there
+        /// are places.
         #[test]
         fn nobody_is_kept_out(steps in prop::collection::vec((0_u32..20, 0_u64..50, any::<bool>()), 1..200)) {
             let mut now = Instant::now();

@@ -25,7 +25,7 @@ async fn with_server<T: Send + 'static>(work: impl FnOnce(SocketAddr) -> T + Sen
     result
 }
 
-/// What comes back for these bytes, until the server closes.
+/// Returns what comes back for these bytes, until the server closes.
 fn ask(address: SocketAddr, request: &[u8]) -> String {
     let mut client = Client::connect(address).expect("a connection");
     client.set_read_timeout(Some(REQUEST * 10)).expect("a timeout");

@@ -1,4 +1,5 @@
-//! The users of this machine behind TCP connections from itself, asked of the kernel (sock_diag(7)).
+//! The users of this machine behind TCP connections from itself, asked of the kernel
+//! (sock_diag(7)).
 //!
 //! On the loopback, an address says nothing of who it is: any user may have any of 127.0.0.0/8.
 
@@ -23,9 +24,10 @@ const REQUEST: usize = 56;
 const USER: usize = HEADER + 64;
 const INODE: usize = HEADER + 68;
 
-/// Whom to ask.
+/// The way to ask for users.
 pub(in crate::daemon) struct Users {
-    /// A netlink socket, and the number of the last question; `None` where the kernel has no such socket.
+    /// A netlink socket, and the number of the last question; `None` where the kernel has no such
+    /// socket.
     socket: Option<Mutex<(Socket, u32)>>,
 }
 
@@ -41,8 +43,8 @@ impl Users {
         Self { socket: open().ok().map(|socket| Mutex::new((socket, 0))) }
     }
 
-    /// Returns the user at the other end of a connection from this machine itself; `None` if the kernel does not say, as of one that is
-    /// closed already.
+    /// Returns the user at the other end of a connection from this machine itself; `None` if the
+    /// kernel does not say, as of one that is closed already.
     pub(in crate::daemon) fn of(&self, ends: &Ends) -> Option<u32> {
         let (socket, sequence) = &mut *lock(self.socket.as_ref()?);
         *sequence = sequence.wrapping_add(1);
@@ -94,7 +96,8 @@ fn octets(end: &SocketAddr) -> [u8; 16] {
     }
 }
 
-/// The user in an answer. A socket that no process has any more is nobody's, also if it says 0 there.
+/// The user in an answer. A socket that no process has any more is nobody's, also if it says 0
+/// there.
 fn user(answer: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
     let inode = word(answer, INODE)?;

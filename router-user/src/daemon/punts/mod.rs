@@ -78,7 +78,7 @@ impl Received {
     }
 }
 
-/// What serving takes, opened while the daemon starts: later it may not, or may lack descriptors.
+/// Descriptors for serving, opened while the daemon starts: later it may not, or may lack descriptors.
 pub(super) struct Doors {
     ring: AsyncFd<RingBuf<MapData>>,
     changes: BoxStream<'static, NeighbourChange>,

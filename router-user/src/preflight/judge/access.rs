@@ -1,4 +1,4 @@
-//! Who reaches what the daemon listens on.
+//! Access to what the daemon listens on.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,11 +13,12 @@ pub struct Access {
     pub what: &'static str,
     /// Its address or path.
     pub listen: String,
-    /// Who reaches it, in words.
+    /// Those who reach it, in words.
     pub who: String,
 }
 
-/// Who reaches the daemon's listeners, when `config` is run on a machine of which `facts` are known.
+/// Returns who reaches the daemon's listeners, when `config` is run on a machine of which `facts`
+/// are known.
 #[must_use]
 pub fn access(config: &Config, facts: &Facts) -> Vec<Access> {
     let (health, admin) = (&config.health, &config.admin);
@@ -50,7 +51,8 @@ pub fn access(config: &Config, facts: &Facts) -> Vec<Access> {
     ]
 }
 
-/// Who reaches a TCP socket that listens at `listen`; `is_local` if what `[local]` says holds for it.
+/// Tells who reaches a TCP socket that listens at `listen`; `is_local` if what `[local]` says holds
+/// for it.
 fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -> String {
     const HERE: &str = "any user of this machine";
     if listen.ip().is_loopback() {
@@ -108,7 +110,7 @@ fn way(interface: &Interface, address: IpAddr) -> String {
     }
 }
 
-/// Who is told why the probe fails.
+/// Lists who is told why the probe fails.
 fn probers(config: &Config, facts: &Facts) -> String {
     let mut told = vec!["this machine".to_owned()];
     if config.health.from.is_empty() {
