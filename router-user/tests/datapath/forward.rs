@@ -110,6 +110,32 @@ fn strangers_are_dropped_and_counted() {
     assert_eq!(world.entries(), 0);
 }
 
+/// Only its target reaches a session's client: filtering is by address and port (RFC 4787 REQ-8).
+#[test]
+fn nobody_else_reaches_a_client_by_a_live_snat_port() {
+    let mut world = World::new();
+    let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
+    for opens in [tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build(), query] {
+        assert_eq!(world.run(&opens).reason, Reason::Opened);
+    }
+    let entries = world.entries();
+    for (source, port) in [(OTHER, 8443), (TARGET, 8444), (FIREWALL, 8443), (STRANGER, 53), (PLS, 8443)] {
+        for flags in [tcp::SYN, tcp::SYN | tcp::ACK, tcp::ACK, tcp::RST, tcp::FIN | tcp::ACK] {
+            let ran = world.run(&tcp_packet((source, port), (ROUTER, 40_000), flags).build());
+            assert!(matches!(ran.verdict, Verdict::Pass | Verdict::Drop), "{source:?} {flags:#x}");
+        }
+        let ran = world.run(&udp_packet((source, port), (ROUTER, 5000), b"not an answer").build());
+        assert!(matches!(ran.verdict, Verdict::Pass | Verdict::Drop), "{source:?}: {ran:?}");
+    }
+    assert_eq!(world.entries(), entries);
+    for answer in [
+        tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).build(),
+        udp_packet((TARGET, 53), (ROUTER, 5000), b"answer").build(),
+    ] {
+        assert_eq!(world.run(&answer).reason, Reason::Forwarded);
+    }
+}
+
 #[test]
 fn tcp_without_a_session_is_the_kernels_to_reset() {
     let mut world = World::new();
