@@ -8,6 +8,7 @@ use core::mem::size_of;
 use crate::{
     AZURE_PLATFORM,
     address::Ipv4,
+    answer::Rate,
     atomic::Atomic,
     checksum::Sum,
     flow::{FlowKey, Protocol},
@@ -24,6 +25,22 @@ const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
 /// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for longer (RFC 1122 3.3.2), but a
 /// router that does refuses the next datagram with the same identification, and at full speed they all come round within a second.
 pub const PATIENCE: u32 = 2000;
+
+/// How many datagrams of one source can be on their way at once, in either of the lists of them. Beyond, its oldest is forgotten.
+pub const OF_A_SOURCE: u32 = 128;
+/// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses. Sources that lead to the same one share it.
+pub const SOURCES: u32 = 256;
+/// Fragments of a source that are held for coming before their datagram's first: nearly three datagrams of the largest size at once, and 4,000
+/// fragments a second.
+pub const EARLY: Rate = Rate { burst: 128, interval: 250_000 };
+/// In how many places that is kept to.
+pub const EARLY_SHARES: u32 = 4096;
+
+/// In which of all places a source's `number`-th datagram is kept.
+#[inline(always)]
+pub const fn place_of(hash: u32, number: u32) -> u32 {
+    hash % SOURCES * OF_A_SOURCE + number % OF_A_SOURCE
+}
 
 /// What the fragments of one datagram have in common (RFC 791 3.2).
 #[repr(C)]
@@ -319,6 +336,17 @@ mod tests {
         let frame = frame(protocol, place, length);
         assert_eq!(parse(&frame[..]), Err(Reason::Fragment));
         Fragment::parse(&frame[..])
+    }
+
+    #[test]
+    fn a_source_takes_the_place_of_its_own_oldest() {
+        for hash in [0, 1, SOURCES - 1, SOURCES, u32::MAX] {
+            let places: std::collections::HashSet<_> = (0..OF_A_SOURCE)
+                .map(|number| place_of(hash, u32::wrapping_add(u32::MAX - 5, number)))
+                .collect();
+            assert_eq!(places.len(), OF_A_SOURCE as usize);
+            assert!(places.iter().all(|place| place / OF_A_SOURCE == hash % SOURCES));
+        }
     }
 
     /// What is left of a datagram for 25 days, until the clock's sign has changed, is no newer for it.

@@ -110,6 +110,17 @@ pub const STAGES: u32 = 9;
 /// Counters of half-open sessions, see [`half_open_slot`].
 pub const HALF_OPEN_SLOTS: u32 = 1 << 16;
 
+/// Places for when a session was last known to lead to an address, see [`peer_slot`].
+pub const PEER_SLOTS: u32 = 1 << 16;
+/// For how long an address counts as one that sessions lead to, in ticks: the sweep renews it every two seconds while one does.
+pub const PEER_PATIENCE: u32 = 10;
+
+/// Where it is kept when a session was last known to lead to an address.
+#[inline(always)]
+pub const fn peer_slot(seeds: &table::HashSeeds, address: address::Ipv4) -> u32 {
+    source_hash(seeds, address) & (PEER_SLOTS - 1)
+}
+
 /// A counter of half-open sessions, in memory that the programs and the daemon share.
 #[derive(Clone, Copy, Debug)]
 pub struct HalfOpen<'a>(atomic::Atomic<'a, u32>);
@@ -140,6 +151,29 @@ impl<'a> HalfOpen<'a> {
     #[inline(always)]
     pub fn leave(self) {
         self.0.add(1_u32.wrapping_neg());
+    }
+}
+
+/// A number in memory that others write, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Number<'a>(atomic::Atomic<'a, u32>);
+
+impl<'a> Number<'a> {
+    /// The one in this field.
+    #[inline(always)]
+    pub const fn new(field: &'a u32) -> Self {
+        Self(atomic::Atomic::new(field))
+    }
+
+    /// The number, which nobody else gets until they come round: then it goes up.
+    #[inline(always)]
+    pub fn take_next(self) -> u32 {
+        self.0.add(1)
+    }
+
+    /// Changes it, whatever it is.
+    pub fn set(self, number: u32) {
+        self.0.swap(number);
     }
 }
 

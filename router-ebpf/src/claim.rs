@@ -16,7 +16,7 @@ use router_common::{
 use crate::{
     Exit, Outcome, Work, answer, flows,
     half_open::{self, Entered},
-    own, pools, rules,
+    own, peers, pools, rules,
     rules::{Leads, Match},
     settings, sockets,
 };
@@ -340,7 +340,11 @@ fn insert(work: &Work) -> Outcome {
     let source = scratch().ok_or(Reason::Internal)?.key.source;
     let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     match insert_both(work) {
-        Ok(()) => half_open::note(work.settings, source, scratch().map_or(NOWHERE, |opening| opening.slot)),
+        Ok(()) => {
+            let opening = scratch().ok_or(Reason::Internal)?;
+            half_open::note(work.settings, source, opening.slot);
+            peers::note(work.settings, opening.target);
+        }
         Err(InsertError::Exists) => {
             // Another CPU has opened this very session.
             half_open::leave(work.settings, source);

@@ -2,31 +2,62 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::map,
-    maps::{LruHashMap, PerCpuArray},
+    maps::{Array, LruHashMap, PerCpuArray},
 };
 use router_common::{
+    Number,
     address::Ipv4,
+    answer::Bucket,
     flow::FlowKey,
-    fragment::{Coverage, Datagram, Fragment, FragmentKey},
+    fragment::{
+        Coverage, Datagram, EARLY, EARLY_SHARES, Fragment, FragmentKey, OF_A_SOURCE, SOURCES, place_of,
+    },
     reason::Reason,
+    source_hash,
 };
 
-use crate::{Work, punt};
+use crate::{Work, punt, settings};
 
 /// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes of them later is dropped.
 const CAPACITY: u32 = 2048;
+/// How many of those that are no session's.
+const OTHERS_CAPACITY: u32 = 512;
 
-/// Datagrams whose first fragment has come, until all have: about 2 MiB. Whoever has a fragment may change its datagram, see
+/// Datagrams of sessions whose first fragment has come, until all have: about 2 MiB. Whoever has a fragment may change its datagram, see
 /// [`Datagram`]. The kernel may use an entry again that somebody is looking at (`BPF_MAP_TYPE_LRU_HASH`), therefore a datagram's flow
 /// counts only if it has the fragment's ends.
 #[map]
 static DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(CAPACITY, 0);
 
+/// The same of datagrams that are no session's, whose fragments all leave for the reason that the first has left for. Apart, so that they are in
+/// nobody's way.
+#[map]
+static OTHER_DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(OTHERS_CAPACITY, 0);
+
 /// Datagrams of which the daemon holds fragments, since their first has not come. The value says nothing.
 #[map]
 static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPACITY, 0);
+
+/// The last datagrams of each source that came into [`DATAGRAMS`], by [`place_of`]. What is in a place is the business of whoever has taken its
+/// number; a key that is half another's is in no map.
+#[map]
+static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
+/// How many there have been, by place. Added to atomically.
+#[map]
+static LAST_DATAGRAMS_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
+
+/// As above, of those that came into [`AWAITED`].
+#[map]
+static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
+/// As above.
+#[map]
+static LAST_AWAITED_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
+
+/// How many more fragments of a source may be held, by a keyed hash of its address. Taken from atomically.
+#[map]
+static EARLY_BUCKETS: Array<Bucket> = Array::with_max_entries(EARLY_SHARES, 0);
 
 /// One a CPU: a new datagram, too large for the stack.
 #[map]
@@ -46,8 +77,31 @@ fn now() -> u32 {
 /// The datagram of a fragment, if its first has come.
 #[inline(always)]
 pub(crate) fn find(key: &FragmentKey) -> Option<&'static Datagram> {
-    // SAFETY: see the map for what that may turn out to be.
-    unsafe { DATAGRAMS.get(key) }.filter(|datagram| !datagram.is_stale(now()) && key.is_of(&datagram.flow))
+    lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.is_of(&datagram.flow))
+}
+
+#[inline(always)]
+fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
+    // SAFETY: see the maps for what that may turn out to be.
+    match unsafe { DATAGRAMS.get(key) } {
+        Some(datagram) => Some(datagram),
+        // SAFETY: as above.
+        None => unsafe { OTHER_DATAGRAMS.get(key) },
+    }
+}
+
+/// Puts a source's datagram into the place of its oldest one, which is what comes back.
+#[inline(always)]
+fn take_place(
+    (last, count): (&Array<FragmentKey>, &Array<u32>),
+    hash: u32,
+    key: &FragmentKey,
+) -> Option<FragmentKey> {
+    let number = Number::new(count.get(hash % SOURCES)?).take_next();
+    let place = last.get_ptr_mut(place_of(hash, number))?;
+    // SAFETY: memory of a map, which stays mapped; any bytes are a key.
+    let oldest = unsafe { core::ptr::replace(place, *key) };
+    (oldest != *key).then_some(oldest)
 }
 
 /// Notes what becomes of a datagram, by its first fragment: a packet of `flow`, which leaves for the reason `verdict`.
@@ -61,26 +115,67 @@ pub(crate) fn begin(
     flow: &FlowKey<Ipv4>,
     verdict: Reason,
 ) -> Result<(), Reason> {
+    let blank = BLANK_DATAGRAM.get_ptr_mut(0).ok_or(Reason::Internal)?;
+    let place = FRAGMENT.get_ptr_mut(0).ok_or(Reason::Internal)?;
+    // SAFETY: this CPU's own; `datagram_begin` lets go of both before another takes them.
+    unsafe {
+        (*blank).start(flow, verdict, now());
+        *place = *fragment;
+    }
+    match datagram_begin() {
+        BEGUN => Ok(()),
+        AWAITED_BEGUN => {
+            punt::release(&work.frame);
+            Ok(())
+        }
+        _ => Err(Reason::FragmentBad),
+    }
+}
+
+// What `datagram_begin` answers.
+const BAD: u32 = 0;
+const BEGUN: u32 = 1;
+/// It has begun, and fragments of it are held.
+const AWAITED_BEGUN: u32 = 2;
+
+/// Begins the datagram that is in `BLANK_DATAGRAM` with the fragment that is in `FRAGMENT`. A global function: the verifier looks at it once, and not
+/// wherever it is called.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn datagram_begin() -> u32 {
+    let (Some(settings), Some(fragment), Some(blank)) =
+        (settings::get(), FRAGMENT.get(0), BLANK_DATAGRAM.get(0))
+    else {
+        return BAD;
+    };
     let key = &fragment.key;
     if find(key).is_some() {
-        return Err(Reason::FragmentBad);
+        return BAD;
     }
     // What is left of an older one. It fails if there is none.
     let _ = DATAGRAMS.remove(key);
-    let blank = BLANK_DATAGRAM.get_ptr_mut(0).ok_or(Reason::Internal)?;
-    // SAFETY: this CPU's own, and nobody else has it now.
-    let blank = unsafe { &mut *blank };
-    blank.start(flow, verdict, now());
+    let _ = OTHER_DATAGRAMS.remove(key);
     // It is there only if another CPU has put it there this moment.
-    DATAGRAMS.insert(key, &*blank, u64::from(BPF_NOEXIST)).map_err(|_| Reason::FragmentBad)?;
-    cover(fragment)?;
+    let inserted = if blank.verdict == Reason::Forwarded as u32 {
+        // None has more than its share, so that nobody's flood has others' forgotten.
+        let hash = source_hash(&settings.seeds, key.source);
+        if let Some(oldest) = take_place((&LAST_DATAGRAMS, &LAST_DATAGRAMS_COUNT), hash, key) {
+            let _ = DATAGRAMS.remove(oldest);
+        }
+        DATAGRAMS.insert(key, blank, u64::from(BPF_NOEXIST))
+    } else {
+        OTHER_DATAGRAMS.insert(key, blank, u64::from(BPF_NOEXIST))
+    };
+    if inserted.is_err() || datagram_cover() == Coverage::Bad as u32 {
+        return BAD;
+    }
     // Those that were early look for the datagram after they have said that they are there, and so one of the two finds the other.
     // SAFETY: only whether it is there matters.
-    if unsafe { AWAITED.get(key) }.is_some() {
-        let _ = AWAITED.remove(key);
-        punt::release(&work.frame);
+    if unsafe { AWAITED.get(key) }.is_none() {
+        return BEGUN;
     }
-    Ok(())
+    let _ = AWAITED.remove(key);
+    AWAITED_BEGUN
 }
 
 /// Forgets a datagram whose first fragment has not left: it begins when that comes again, and what comes until then is early.
@@ -93,11 +188,21 @@ pub(crate) fn forget(key: &FragmentKey) {
 /// Has the daemon hold a fragment whose datagram has not begun; whether it does.
 #[inline(always)]
 pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
-    if !punt::to_be_held(work, fragment.ip_length()) {
+    let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds, fragment.key.source));
+    let Some(bucket) = EARLY_BUCKETS.get(hash % EARLY_SHARES) else { return false };
+    // SAFETY: takes nothing and always answers.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !bucket.take(now, EARLY) || !punt::to_be_held(work, fragment.ip_length()) {
         return false;
     }
-    // Without a place it is not released, and lost.
-    let _ = AWAITED.insert(fragment.key, 0, 0);
+    // SAFETY: only whether it is there matters.
+    if unsafe { AWAITED.get(key) }.is_none() {
+        if let Some(oldest) = take_place((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key) {
+            let _ = AWAITED.remove(oldest);
+        }
+        // Without a place it is not released, and lost.
+        let _ = AWAITED.insert(key, 0, 0);
+    }
     if find(&fragment.key).is_some() {
         punt::release(&work.frame);
     }
@@ -118,7 +223,9 @@ pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
         return Err(Reason::FragmentBad);
     }
     if coverage == Coverage::Complete as u32 {
+        // It is in one of them.
         let _ = DATAGRAMS.remove(fragment.key);
+        let _ = OTHER_DATAGRAMS.remove(fragment.key);
     }
     Ok(())
 }
@@ -129,8 +236,7 @@ pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
 #[inline(never)]
 extern "C" fn datagram_cover() -> u32 {
     let Some(fragment) = FRAGMENT.get(0) else { return Coverage::Bad as u32 };
-    // SAFETY: as above.
-    match unsafe { DATAGRAMS.get(fragment.key) } {
+    match lookup(&fragment.key) {
         Some(datagram) => datagram.cover(fragment, now()) as u32,
         // Forgotten this moment.
         None => Coverage::Bad as u32,

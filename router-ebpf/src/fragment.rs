@@ -9,7 +9,7 @@ use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reaso
 use crate::{
     Exit, Outcome, Transmit, Work, datagrams, departure,
     established::{address, touch},
-    flows, known, local, next_hop, punt, rules, stats,
+    flows, known, local, next_hop, peers, punt, rules, stats,
 };
 
 /// Forwards a fragment.
@@ -115,12 +115,22 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
 /// A fragment that comes before its first, or whose first never comes.
 #[inline(always)]
 fn early(work: &Work, fragment: &Fragment) -> Outcome {
-    if work.settings.daemon_is_there(flows::now()) {
+    if work.settings.daemon_is_there(flows::now()) && may_be_a_sessions(work, fragment) {
         datagrams::hold(work, fragment);
     }
     // The kernel gets what may be its own, too, and puts it together with the first if it gets that. If it does not, it forgets about it
     // without a word (RFC 1122 3.3.2: no error without the first fragment).
     Err(if may_be_for_the_kernel(work, fragment) { Reason::Fragment } else { Reason::FragmentEarly }.into())
+}
+
+/// Returns `true` if a fragment of which is not known whose it is may be of a session, or open one: it is from a rule's source, or from whom a
+/// session leads to, and to an address of this machine's.
+#[inline(always)]
+fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
+    let (version, key) = (work.settings.version, &fragment.key);
+    rules::is_a_rules_source(version, key.source)
+        || (peers::is_one(work.settings, key.source)
+            && (rules::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
 }
 
 /// Whether a fragment of which is not known whose it is may be for this machine itself. Not from a source that may not reach everything

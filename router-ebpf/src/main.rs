@@ -26,6 +26,7 @@ mod mss;
 mod next_hop;
 mod open;
 mod own;
+mod peers;
 mod pools;
 mod punt;
 mod related;

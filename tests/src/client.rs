@@ -158,8 +158,6 @@ pub fn send_fragments(
     let mut fragments: Vec<_> = pieces.map(|(header, data)| [&header, data].concat()).collect();
     arrange(&mut fragments);
     let socket = raw_socket(from)?;
-    // Connection tracking would put them together and in order again.
-    switch_on(socket.as_fd(), libc::SOL_IP, libc::IP_NODEFRAG).context("cannot set up a raw socket")?;
     let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
     for fragment in &fragments {
         let sent = socket::sendto(socket.as_raw_fd(), fragment, &to, MsgFlags::empty())
@@ -169,12 +167,14 @@ pub fn send_fragments(
     Ok(fragments.len())
 }
 
-/// A socket that takes whole IPv4 packets: raw(7).
+/// A socket that takes whole IPv4 packets, fragments as well: raw(7).
 pub(crate) fn raw_socket(from: &Namespace) -> Result<OwnedFd> {
-    from.inside(|| {
-        socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
-    })?
-    .context("cannot make a raw socket")
+    let open =
+        || socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
+    let socket = from.inside(open)?.context("cannot make a raw socket")?;
+    // Connection tracking would put fragments together and in order again.
+    switch_on(socket.as_fd(), libc::SOL_IP, libc::IP_NODEFRAG).context("cannot set up a raw socket")?;
+    Ok(socket)
 }
 
 /// An IPv4 packet with a datagram.

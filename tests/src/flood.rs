@@ -1,4 +1,4 @@
-//! A SYN flood: connections that somebody asks for and never makes.
+//! Floods: connections that somebody asks for and never makes, and datagrams of which there is never a first fragment.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -23,13 +23,17 @@ use crate::{client::raw_socket, namespace::Namespace};
 /// The source ports: as many as there are but for the privileged ones, over and over.
 const PORTS: std::ops::RangeInclusive<u16> = 1024..=65_535;
 
-/// SYNs from one address to one other, as fast as one thread sends them, until it is dropped.
+/// Packets from one address to one other, as fast as one thread sends them, until it is dropped.
 #[derive(Debug)]
-pub struct SynFlood {
+pub struct Flood {
     sent: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
     sender: Option<JoinHandle<()>>,
 }
+
+/// SYNs.
+#[derive(Debug)]
+pub struct SynFlood(Flood);
 
 impl SynFlood {
     /// Starts it. `source` has to be an address that `from` may send as.
@@ -44,22 +48,45 @@ impl SynFlood {
         target: SocketAddrV4,
         rate: Option<u32>,
     ) -> Result<Self> {
+        let mut ports = PORTS.cycle();
+        let packet = move |_| syn(SocketAddrV4::new(source, ports.next().unwrap_or(1024)), target).to_vec();
+        Flood::start(from, *target.ip(), rate, packet).map(Self)
+    }
+
+    /// How many SYNs have been sent.
+    pub fn sent(&self) -> u64 {
+        self.0.sent()
+    }
+}
+
+impl Flood {
+    /// Later fragments of UDP datagrams whose first never comes, each of another datagram.
+    pub fn of_early_fragments(from: &Namespace, source: Ipv4Addr, target: Ipv4Addr) -> Result<Self> {
+        Self::start(from, target, None, move |number| early_fragment(source, target, number as u16).to_vec())
+    }
+
+    /// Starts it: packets to `target`, each made by its number, with no more than `rate` a second.
+    fn start(
+        from: &Namespace,
+        target: Ipv4Addr,
+        rate: Option<u32>,
+        mut packet: impl FnMut(u32) -> Vec<u8> + Send + 'static,
+    ) -> Result<Self> {
         let socket = raw_socket(from)?;
-        let to = SockaddrIn::from(SocketAddrV4::new(*target.ip(), 0));
+        let to = SockaddrIn::from(SocketAddrV4::new(target, 0));
         let (sent, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counter, end) = (sent.clone(), over.clone());
         let flood = move || {
             let start = Instant::now();
-            for (number, port) in (0_u32..).zip(PORTS.cycle()) {
+            for number in 0_u32.. {
+                if end.load(Relaxed) {
+                    return;
+                }
                 if let Some(rate) = rate {
                     let due = start + Duration::from_secs(1) * number / rate;
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
-                if end.load(Relaxed) {
-                    return;
-                }
-                let packet = syn(SocketAddrV4::new(source, port), target);
-                match sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty()) {
+                match sendto(socket.as_raw_fd(), &packet(number), &to, MsgFlags::empty()) {
                     Ok(_) => counter.fetch_add(1, Relaxed),
                     // A queue on the way is full, which is what a flood is about.
                     Err(Errno::ENOBUFS | Errno::EAGAIN | Errno::EINTR) => continue,
@@ -71,13 +98,13 @@ impl SynFlood {
         Ok(Self { sent, over, sender: Some(sender.context("cannot start a thread")?) })
     }
 
-    /// How many SYNs have been sent.
+    /// How many packets have been sent.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
 }
 
-impl Drop for SynFlood {
+impl Drop for Flood {
     fn drop(&mut self) {
         self.over.store(true, Relaxed);
         if let Some(sender) = self.sender.take() {
@@ -85,6 +112,18 @@ impl Drop for SynFlood {
             let _panicked = sender.join();
         }
     }
+}
+
+/// The second fragment of a UDP datagram, of three.
+fn early_fragment(source: Ipv4Addr, target: Ipv4Addr, identification: u16) -> [u8; 60] {
+    const UDP: u8 = 17;
+    let mut packet = [0; 60];
+    let [high, low] = identification.max(1).to_be_bytes();
+    // More fragments, from byte 1480 on.
+    packet[..10].copy_from_slice(&[0x45, 0, 0, 60, high, low, 0x20, 185, 64, UDP]);
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[16..20].copy_from_slice(&target.octets());
+    packet
 }
 
 /// An IPv4 packet that asks for a connection.
@@ -106,9 +145,19 @@ fn syn(source: SocketAddrV4, target: SocketAddrV4) -> [u8; 40] {
 
 #[cfg(test)]
 mod tests {
-    use router_common::packet;
+    use router_common::{fragment::Fragment, packet};
 
     use super::*;
+
+    #[test]
+    fn an_early_fragment_is_one() {
+        let packet = early_fragment(Ipv4Addr::new(10, 0, 2, 4), Ipv4Addr::new(203, 0, 113, 20), 7);
+        let mut frame = [&[2; 12], &[8, 0][..], &packet].concat();
+        let checksum = Sum::ZERO.add_bytes(&packet[..20]).checksum();
+        frame[24..26].copy_from_slice(&checksum);
+        let fragment = Fragment::parse(&frame[..]).expect("a fragment");
+        assert!(fragment.more && !fragment.is_first() && fragment.offset == 1480);
+    }
 
     #[test]
     fn a_syn_is_a_valid_packet() {

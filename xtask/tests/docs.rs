@@ -1,4 +1,4 @@
-//! `docs/rfc-compliance.md` and `docs/vpp-cases.md` say what they must, and name tests that exist and run.
+//! `docs/rfc-compliance.md`, `docs/vpp-cases.md` and `docs/fair-shares.md` say what they must, and name tests that exist and run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -181,6 +181,25 @@ fn every_case_of_vpp_has_its_row_and_every_test_it_names_exists() {
             assert!(names.insert(&row.about), "{} is listed twice", row.about);
             found.extend(problems(row, VPP_STATUS, &mut sources));
         }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn every_share_has_a_bound_and_a_test() {
+    let tables = tables(&read("docs/fair-shares.md"));
+    let headings: Vec<&str> = tables.keys().map(String::as_str).collect();
+    assert_eq!(headings, ["Answers of the router's own", "Fragments", "Packets for the daemon", "Sessions"]);
+    let mut sources = Sources::default();
+    let mut found = Vec::new();
+    for row in tables.values().flatten() {
+        // The columns have other names here: the status says what happens at the bound, and the reason what shows it.
+        if row.status.is_empty() || row.why.is_empty() || row.tests.is_empty() {
+            found.push(format!("{}: an empty cell", row.about));
+        }
+        let missing =
+            row.tests.iter().filter_map(|test| Some(format!("{test}: {}", sources.find(test).err()?)));
+        found.extend(missing);
     }
     assert!(found.is_empty(), "{found:#?}");
 }

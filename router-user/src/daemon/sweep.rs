@@ -40,7 +40,8 @@ const YOUNG: Duration = Duration::from_secs(10);
 const PRESSURE_PERCENT: u64 = 80;
 /// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
-// Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while.
+// Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while. As long is enough for a
+// client of UDP that has sent a single datagram and had its answer, as of a name server.
 const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
 /// How long an address may be gone before the sessions that come from it are: who renews an address takes it off for a moment.
@@ -259,14 +260,12 @@ impl Sweep<'_> {
 
     fn under_pressure(&self, timeout: Option<Duration>, forward: &Flow) -> Option<Duration> {
         let timeout = timeout?;
-        let is_attempt = forward.is_opening() || forward.seen().is_unanswered();
-        let is_over = forward.protocol() == Some(Protocol::Tcp) && forward.seen().is_over();
-        Some(if is_attempt && (self.is_crowded(forward) || self.has_many_attempts(forward)) {
-            timeout.min(OPENING_UNDER_PRESSURE)
-        } else if is_over && self.is_crowded(forward) {
-            timeout.min(ENDED_UNDER_PRESSURE)
-        } else {
-            timeout
+        Some(match Need::of(forward) {
+            Need::Attempt if self.is_crowded(forward) || self.has_many_attempts(forward) => {
+                timeout.min(OPENING_UNDER_PRESSURE)
+            }
+            Need::Over if self.is_crowded(forward) => timeout.min(ENDED_UNDER_PRESSURE),
+            Need::Attempt | Need::Over | Need::InUse => timeout,
         })
     }
 
@@ -289,6 +288,33 @@ impl Sweep<'_> {
         match self.flows.get(&reply.twin()) {
             Some(forward) if forward.twin() == reply.key => Verdict::Keep,
             _ => Verdict::Remove,
+        }
+    }
+}
+
+/// How much a session is still needed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Need {
+    /// Its target has not answered, or its client has not finished the handshake.
+    Attempt,
+    /// It has probably served its purpose: a connection that has ended, or a single datagram of the client's that was answered.
+    Over,
+    /// It may be in use for long.
+    InUse,
+}
+
+impl Need {
+    fn of(forward: &Flow) -> Self {
+        let is_opening = forward.is_opening() || forward.seen().is_unanswered();
+        let is_over = match forward.protocol() {
+            Some(Protocol::Tcp) => forward.seen().is_over(),
+            Some(Protocol::Udp) => forward.entry.packets() == 1,
+            Some(Protocol::Icmp) | None => false,
+        };
+        match (is_opening, is_over) {
+            (true, _) => Self::Attempt,
+            (false, true) => Self::Over,
+            (false, false) => Self::InUse,
         }
     }
 }

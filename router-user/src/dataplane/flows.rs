@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
 use router_common::{
-    HALF_OPEN_SLOTS, HalfOpen,
+    HALF_OPEN_SLOTS, HalfOpen, Number, PEER_SLOTS,
     address::Ipv4,
     flow::{Direction, FlowEntry, FlowKey, Protocol},
-    half_open_slot,
+    half_open_slot, peer_slot,
     ports::PoolKey,
     session::{Seen, State, Ticks},
     settings::Settings,
@@ -110,6 +110,7 @@ struct Inner {
     slots: SharedArray<Slot>,
     occupancy: SharedArray<Occupancy>,
     half_open: SharedArray<u32>,
+    peers: SharedArray<u32>,
     pools: Mutex<PoolTable>,
     seeds: HashSeeds,
 }
@@ -119,6 +120,7 @@ pub(super) struct FlowMaps {
     pub(super) slots: Map,
     pub(super) occupancy: Map,
     pub(super) half_open: Map,
+    pub(super) peers: Map,
     pub(super) pools: Map,
     pub(super) pool_bits: Map,
 }
@@ -136,6 +138,7 @@ impl FlowTable {
             slots: share(&maps.slots, "the flow table", BUCKET)?,
             occupancy: share(&maps.occupancy, "the flow table's occupancy", 1)?,
             half_open: share(&maps.half_open, "the counters of half-open sessions", 1)?,
+            peers: share(&maps.peers, "the addresses that sessions lead to", 1)?,
             pools: Mutex::new(PoolTable::new(maps.pools, maps.pool_bits)?),
             seeds: settings.seeds,
         })))
@@ -257,6 +260,20 @@ impl FlowTable {
         self.0.half_open.get(half_open_slot(&self.0.seeds, source)).map(HalfOpen::new)
     }
 
+    /// Tells the programs that a session leads to an address, see [`PEER_PATIENCE`](router_common::PEER_PATIENCE).
+    fn note_peer(&self, address: Ipv4, now: Ticks) {
+        if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
+            Number::new(place).set(now.0);
+        }
+    }
+
+    /// Has the programs take no address for one that a session leads to, until the next sweep.
+    pub fn forget_peers(&self) {
+        for place in (0..PEER_SLOTS).filter_map(|slot| self.0.peers.get(slot)) {
+            Number::new(place).set(0);
+        }
+    }
+
     /// How many half-open sessions a source has.
     pub fn half_open(&self, source: Ipv4) -> u32 {
         self.half_open_counter(source).map_or(0, HalfOpen::count)
@@ -329,6 +346,9 @@ impl FlowTable {
                         tag.direction() == Direction::Forward || index % REPLY_SHARE == round % REPLY_SHARE;
                     if is_shown && let Some(flow) = self.flow_at(index) {
                         match each(&flow) {
+                            Verdict::Keep if tag.direction() == Direction::Forward => {
+                                self.note_peer(flow.entry.rewrite().destination, now);
+                            }
                             Verdict::Keep => {}
                             Verdict::Remove => {
                                 freed.extend(self.retire_slot(slot, &flow.key));

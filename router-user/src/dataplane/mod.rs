@@ -214,6 +214,7 @@ impl Dataplane {
             slots: take(&mut ebpf, "FLOWS")?,
             occupancy: take(&mut ebpf, "OCCUPANCY")?,
             half_open: take(&mut ebpf, "HALF_OPEN")?,
+            peers: take(&mut ebpf, "PEERS")?,
             pools: take(&mut ebpf, "POOLS")?,
             pool_bits: take(&mut ebpf, "POOL_BITS")?,
         };

@@ -1,14 +1,20 @@
 //! Datagrams in fragments.
 
+use std::time::Instant;
+
 use aya::maps::{MapData, RingBuf};
-use router_common::{fragment::split, punt::Kind, reason::Reason};
+use router_common::{
+    fragment::{EARLY, OF_A_SOURCE, split},
+    punt::Kind,
+    reason::Reason,
+};
 
 use crate::{
     packets::{
         FIREWALL_MAC, OTHER, PLATFORM, PLS, ROUTER, STRANGER, Seen, Spec, TARGET, echo_reply, echo_request,
         read, tcp, tcp_packet, udp_packet,
     },
-    world::{Ran, Setup, Verdict, World, ip, next},
+    world::{Ran, Setup, Verdict, World, ip, network, next},
 };
 
 const CLIENT: ([u8; 4], u16) = (PLS, 5000);
@@ -480,23 +486,158 @@ fn fragments_wait_for_a_cold_neighbour_too() {
     }
 }
 
+/// A router that every host of the link may use, with a daemon, whose part the test plays.
+fn shared() -> (World, RingBuf<MapData>) {
+    let mut world = World::with(Setup {
+        rules: |spec| {
+            let link = vec![network([10, 0, 2, 64], 26)];
+            spec.forwards[1].sources.clone_from(&link);
+            spec.masquerades[0].sources = link;
+        },
+        ..Setup::default()
+    });
+    world.dataplane.settings.show_presence().expect("settings");
+    let ring = world.dataplane.take_punts().expect("ring");
+    (world, ring)
+}
+
+fn with_id(frame: &[u8], id: u16) -> Vec<u8> {
+    changed(frame, |frame| frame[18..20].copy_from_slice(&id.to_be_bytes()))
+}
+
+fn with_source(frame: &[u8], host: u8) -> Vec<u8> {
+    changed(frame, |frame| frame[29] = host)
+}
+
+fn kinds(ring: &mut RingBuf<MapData>) -> Vec<Kind> {
+    std::iter::from_fn(|| next(ring)).map(|record| record.kind).collect()
+}
+
 /// Nobody reads the ring: half of it stays free of what anybody can send.
 #[test]
 fn early_ones_leave_room_in_the_ring() {
-    let (mut world, mut ring) = with_daemon();
+    let (mut world, mut ring) = shared();
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
     for id in 0..1000_u16 {
-        let early = changed(&frames[1], |frame| frame[18..20].copy_from_slice(&id.to_be_bytes()));
+        let early = with_source(&with_id(&frames[1], id), 70 + (id % 40) as u8);
         is(&world.run(&early), Verdict::Drop, Reason::FragmentEarly);
     }
     ip("neigh del 10.0.2.65 dev eth0");
     for _ in 0..100 {
         is(&world.run(&query(10).build()), Verdict::Drop, Reason::Resolving);
     }
-    let kinds: Vec<_> = std::iter::from_fn(|| next(&mut ring)).map(|record| record.kind).collect();
+    let kinds = kinds(&mut ring);
     let held = kinds.iter().filter(|kind| **kind == Kind::Hold).count();
     assert!((100..=150).contains(&held), "{held} of 1000 are held");
     assert_eq!(kinds.len() - held, 100);
+}
+
+/// Of one source's flood, no more than its share is held, and others' fragments are, whatever it sends.
+#[test]
+fn early_ones_of_a_flood_leave_room_for_other_sources() {
+    const FLOOD: u16 = 5000;
+    let (mut world, mut ring) = shared();
+    let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
+    let start = Instant::now();
+    let mut held = 0;
+    for id in 0..FLOOD {
+        world.run_quietly(&with_id(&frames[1], id));
+        // It is read meanwhile, but not before there is a share of it.
+        if u64::from(id) > EARLY.burst {
+            held += kinds(&mut ring).len() as u64;
+        }
+    }
+    let most = EARLY.burst + start.elapsed().as_nanos() as u64 / EARLY.interval + 1;
+    assert!((EARLY.burst..=most).contains(&held), "{held} of {most}");
+    world.moved();
+    for host in 71..=90 {
+        is(&world.run(&with_source(&frames[1], host)), Verdict::Drop, Reason::FragmentEarly);
+        assert_eq!(kinds(&mut ring), [Kind::Hold], "{host}");
+    }
+}
+
+/// What the daemon holds of one source does not have it forget what it holds of another.
+#[test]
+fn a_source_is_awaited_whatever_others_send() {
+    let (mut world, mut ring) = shared();
+    let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
+    let other = |frame: &[u8]| with_source(&with_id(frame, 7), 71);
+    world.run(&other(&frames[1]));
+    // More of one source than there is room for in all, each as soon as it may be held.
+    let mut held = kinds(&mut ring).len() - 1;
+    let mut id = 0;
+    while held < 2 * OF_A_SOURCE as usize {
+        world.run_quietly(&with_id(&frames[1], id));
+        if kinds(&mut ring) == [Kind::Hold] {
+            held += 1;
+            id += 1;
+        }
+    }
+    world.moved();
+    is(&world.run(&with_id(&frames[0], id - 1)), Verdict::Tx, Reason::Opened);
+    assert_eq!(kinds(&mut ring), [Kind::Release], "its last");
+    is(&world.run(&with_id(&frames[0], 0)), Verdict::Tx, Reason::Forwarded);
+    assert_eq!(kinds(&mut ring), [], "its oldest is forgotten");
+    is(&world.run(&other(&frames[0])), Verdict::Tx, Reason::Opened);
+    assert_eq!(kinds(&mut ring), [Kind::Release], "another's is not");
+}
+
+/// Neither first fragments of sessions nor those of nobody's have another source's datagram forgotten.
+#[test]
+fn a_flood_of_first_fragments_forgets_only_its_own() {
+    const FLOOD: u16 = 5000;
+    let (mut world, _ring) = shared();
+    let frames = fragments(&query(1473), 0, 1500);
+    let other = fragments(&udp_packet(([10, 0, 2, 71], 5000), LISTEN, &payload(1473)), 0, 1500);
+    let nobodys = fragments(&udp_packet(([10, 0, 2, 72], 1), (ROUTER, 443), &payload(1473)), 0, 1500);
+    is(&world.run(&other[0]), Verdict::Tx, Reason::Opened);
+    for id in 0..FLOOD {
+        for flood in [&nobodys, &frames] {
+            world.run_quietly(&with_id(&flood[0], id));
+        }
+    }
+    world.moved();
+    is(&world.run(&with_id(&frames[1], FLOOD - 1)), Verdict::Tx, Reason::Forwarded);
+    is(
+        &world.run(&with_id(&frames[1], FLOOD - 1 - OF_A_SOURCE as u16)),
+        Verdict::Drop,
+        Reason::FragmentEarly,
+    );
+    is(&world.run(&other[1]), Verdict::Tx, Reason::Forwarded);
+}
+
+/// Early fragments from whom no rule and no session has anything to do with take nobody's place.
+#[test]
+fn early_ones_of_strangers_are_not_held() {
+    let (mut world, mut ring) = with_daemon();
+    let to_router =
+        |source| fragments(&udp_packet(source, (ROUTER, 5000), &payload(3000)), 9, 1500).remove(1);
+    for frame in [to_router((STRANGER, 1)), to_router((TARGET, 53))] {
+        is(&world.run(&frame), Verdict::Pass, Reason::Fragment);
+        assert!(next(&mut ring).is_none(), "no session");
+    }
+    is(&world.run(&query(10).build()), Verdict::Tx, Reason::Opened);
+    is(&world.run(&to_router((STRANGER, 1))), Verdict::Pass, Reason::Fragment);
+    assert!(next(&mut ring).is_none(), "another's session");
+    is(&world.run(&to_router((TARGET, 53))), Verdict::Pass, Reason::Fragment);
+    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Hold), "the session's target");
+    let elsewhere = fragments(&udp_packet((TARGET, 53), (OTHER, 5000), &payload(3000)), 9, 1500).remove(1);
+    world.run(&elsewhere);
+    assert!(next(&mut ring).is_none(), "to another machine");
+}
+
+/// The sweep keeps in mind whom sessions lead to, for as long as there is one.
+#[test]
+fn a_session_that_is_old_still_has_early_answers_held() {
+    let (mut world, mut ring) = with_daemon();
+    is(&world.run(&query(10).build()), Verdict::Tx, Reason::Opened);
+    let early = fragments(&udp_packet((TARGET, 53), (ROUTER, 5000), &payload(3000)), 9, 1500).remove(1);
+    world.dataplane.flows.forget_peers();
+    is(&world.run(&early), Verdict::Pass, Reason::Fragment);
+    assert!(next(&mut ring).is_none());
+    world.dataplane.flows.sweep(1, 0, |_| router_user::dataplane::Verdict::Keep).expect("a sweep");
+    is(&world.run(&early), Verdict::Pass, Reason::Fragment);
+    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Hold));
 }
 
 /// The first fragment of the first answer ends here, and its later ones do not: the next answer still counts as the first.

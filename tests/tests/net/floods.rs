@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use lab::{
     Lab, Nics, Options,
     addresses::{ECHO_PORT, TOOLS, VM},
-    client::Tcp,
+    client::{Tcp, Udp},
     flood::SynFlood,
     wait,
 };
@@ -148,6 +148,35 @@ fn a_full_table_lets_attempts_go_first() {
     }));
     println!("there was room again after {:.1} s", full.elapsed().as_secs_f64());
     check(old.echo(b"after", LIMIT));
+}
+
+/// One client asks a single question from port after port, as a name server's client does, until the ports run out: those go before their five
+/// minutes, and whoever has asked twice stays.
+#[test]
+fn answered_questions_give_their_ports_back_when_they_run_out() {
+    const PORTS: RangeInclusive<u16> = 20_000..=20_099;
+    let lab = lab_with_ports(PORTS);
+    let udp = |state: &str| {
+        let flows: anyhow::Result<Vec<Flow>> =
+            lab.pls_router_json(&["flows", "--protocol", "udp", "--limit", "0"]);
+        check(flows).iter().filter(|flow| flow.state == state).count()
+    };
+    let talks = check(Udp::open(&lab.hosts.serverless, ECHO));
+    for _ in 0..3 {
+        check(talks.echo(b"a talk", LIMIT));
+    }
+    let questions = PORTS.len() * 9 / 10;
+    for _ in 0..questions {
+        let question = check(Udp::open(&lab.hosts.serverless, ECHO));
+        check(question.echo(b"a question", LIMIT));
+    }
+    assert_eq!(udp("established"), questions + 1);
+    check(wait::until("the questions to be forgotten", Duration::from_secs(90), || {
+        let left = udp("established");
+        ensure!(left <= PORTS.len() * 8 / 10, "{left} are left");
+        Ok(())
+    }));
+    check(talks.echo(b"goes on", LIMIT));
 }
 
 /// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they come back as soon.

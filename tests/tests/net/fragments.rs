@@ -1,19 +1,26 @@
 //! Datagrams in fragments, in the wrong order.
 
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
-
-use lab::{
-    Lab,
-    addresses::{ECHO_PORT, PLS_NAT, ROUTER},
-    client::send_fragments,
-    witness::Witness,
+use std::{
+    net::{SocketAddr, SocketAddrV4, UdpSocket},
+    time::Instant,
 };
 
-use crate::common::{LIMIT, check, counters, reason};
+use anyhow::ensure;
+use lab::{
+    Lab,
+    addresses::{ECHO_PORT, PLS_NAT, ROUTER, SERVERLESS},
+    client::{Tcp, send_fragments},
+    flood::Flood,
+    wait,
+    witness::Witness,
+};
+use router_user::model::Status;
+
+use crate::common::{ECHO, LIMIT, check, counters, reason};
 
 lab_tests! {
     any: [datagrams_arrive_in_any_order_of_their_fragments],
-    pls_router: [those_before_the_first_are_held],
+    pls_router: [those_before_the_first_are_held, a_flood_of_them_is_in_nobodys_way],
 }
 
 /// The largest there is: 65535 bytes less 20 of IPv4 and 8 of UDP.
@@ -95,4 +102,33 @@ fn those_before_the_first_are_held(lab: &mut Lab) {
     let after = counters(lab);
     assert_eq!(reason(&after, "fragment_early") - reason(&before, "fragment_early"), early as u64);
     assert_eq!(reason(&after, "fragment_bad"), reason(&before, "fragment_bad"));
+}
+
+/// Two others flood as fast as they can, one of them as somebody that no rule knows: datagrams in the worst order arrive all the same, and all else goes on.
+fn a_flood_of_them_is_in_nobodys_way(lab: &mut Lab) {
+    let mut client = Client::open(lab);
+    client.echo(9000, |fragments| fragments.reverse());
+    let floods = [
+        check(Flood::of_early_fragments(&lab.hosts.pls, SERVERLESS, ROUTER)),
+        check(Flood::of_early_fragments(&lab.hosts.pls, PLS_NAT[1], ROUTER)),
+    ];
+    let started = Instant::now();
+    check(wait::until("the flood to come in", LIMIT, || {
+        let early = reason(&counters(lab), "fragment_early");
+        ensure!(early > 10_000, "{early} of {}", floods[0].sent() + floods[1].sent());
+        Ok(())
+    }));
+    for _ in 0..10 {
+        client.echo(9000, |fragments| fragments.reverse());
+        let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+        check(tcp.echo(b"meanwhile", LIMIT));
+    }
+    let status: Status = check(lab.pls_router_json(&["status"]));
+    assert!(status.healthy, "{status:#?}");
+    let sent = floods[0].sent() + floods[1].sent();
+    println!(
+        "{:.0} early fragments a second; {:?}",
+        sent as f64 / started.elapsed().as_secs_f64(),
+        status.punts
+    );
 }

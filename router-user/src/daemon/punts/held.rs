@@ -1,11 +1,14 @@
 //! Fragments that came before their datagram's first.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     time::{Duration, Instant},
 };
 
-use router_common::fragment::{FragmentKey, PATIENCE};
+use router_common::{
+    address::Ipv4,
+    fragment::{FragmentKey, PATIENCE},
+};
 
 use super::Received;
 
@@ -19,6 +22,8 @@ const BYTES: usize = 4 << 20;
 pub(super) struct Held {
     datagrams: HashMap<FragmentKey, Waiting>,
     bytes: usize,
+    /// How many of these bytes are of which source.
+    by_source: HashMap<Ipv4, usize>,
     /// Nothing that is held is older.
     oldest: Option<Instant>,
     expired: usize,
@@ -41,8 +46,9 @@ impl Waiting {
 }
 
 impl Held {
-    /// Holds a fragment; `false` if there is no room.
-    pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> bool {
+    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it loses its oldest datagram, or this fragment if it
+    /// is that one's.
+    pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> usize {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
             self.release(&key, now);
@@ -51,21 +57,51 @@ impl Held {
         if self.bytes + bytes > BYTES {
             self.expire(now);
         }
-        if self.bytes + bytes > BYTES {
-            return false;
+        let mut lost = 0;
+        while self.bytes + bytes > BYTES {
+            let Some(greatest) = self.greatest_source().filter(|greatest| *greatest != key.source) else {
+                return lost + 1;
+            };
+            lost += self.drop_oldest_of(greatest);
         }
         self.bytes += bytes;
+        *self.by_source.entry(key.source).or_default() += bytes;
         self.oldest.get_or_insert(now);
         let waiting =
             self.datagrams.entry(key).or_insert_with(|| Waiting { since: now, fragments: Vec::new() });
         waiting.fragments.push(fragment);
-        true
+        lost
+    }
+
+    /// The source that has most of what is held.
+    fn greatest_source(&self) -> Option<Ipv4> {
+        self.by_source.iter().max_by_key(|(_, bytes)| **bytes).map(|(source, _)| *source)
+    }
+
+    /// Drops the datagram of a source that has been held for longest; how many fragments that were.
+    fn drop_oldest_of(&mut self, source: Ipv4) -> usize {
+        let theirs = self.datagrams.iter().filter(|(key, _)| key.source == source);
+        let oldest = theirs.min_by_key(|(_, waiting)| waiting.since).map(|(key, _)| *key);
+        oldest.and_then(|key| self.take(&key)).map_or(0, |waiting| waiting.fragments.len())
+    }
+
+    /// Takes a datagram out.
+    fn take(&mut self, key: &FragmentKey) -> Option<Waiting> {
+        let waiting = self.datagrams.remove(key)?;
+        let bytes = waiting.bytes();
+        self.bytes -= bytes;
+        if let Entry::Occupied(mut theirs) = self.by_source.entry(key.source) {
+            *theirs.get_mut() -= bytes;
+            if *theirs.get() == 0 {
+                theirs.remove();
+            }
+        }
+        Some(waiting)
     }
 
     /// Gives up the fragments of a datagram, in the order they came in.
     pub(super) fn release(&mut self, key: &FragmentKey, now: Instant) -> Vec<Received> {
-        let Some(waiting) = self.datagrams.remove(key) else { return Vec::new() };
-        self.bytes -= waiting.bytes();
+        let Some(waiting) = self.take(key) else { return Vec::new() };
         // Old ones are of another datagram with the same identification.
         if waiting.is_too_old(now) {
             self.expired += waiting.fragments.len();
@@ -79,11 +115,12 @@ impl Held {
         if self.oldest.is_none_or(|oldest| now.saturating_duration_since(oldest) < LIMIT) {
             return;
         }
-        let before = self.fragments();
-        self.datagrams.retain(|_, waiting| !waiting.is_too_old(now));
-        self.bytes = self.datagrams.values().map(Waiting::bytes).sum();
+        let old = self.datagrams.iter().filter(|(_, waiting)| waiting.is_too_old(now));
+        let old: Vec<_> = old.map(|(key, _)| *key).collect();
+        let gone = old.iter().filter_map(|key| self.take(key));
+        let expired: usize = gone.map(|waiting| waiting.fragments.len()).sum();
         self.oldest = self.datagrams.values().map(|waiting| waiting.since).min();
-        self.expired += before - self.fragments();
+        self.expired += expired;
     }
 
     /// How many fragments have been forgotten for their age since this was last asked.
@@ -107,8 +144,12 @@ mod tests {
     use super::*;
 
     fn key(id: u16) -> FragmentKey {
+        key_of(1, id)
+    }
+
+    fn key_of(source: u8, id: u16) -> FragmentKey {
         let [high, low] = id.to_be_bytes();
-        FragmentKey::new(&[0x45, 0, 0, 0, high, low, 0, 0, 0, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2])
+        FragmentKey::new(&[0x45, 0, 0, 0, high, low, 0, 0, 0, 17, 0, 0, 10, 0, 0, source, 10, 0, 0, 2])
     }
 
     fn fragment(tag: u8, length: usize) -> Received {
@@ -118,9 +159,9 @@ mod tests {
     #[test]
     fn gives_back_what_it_was_given_once_and_in_order() {
         let (mut held, now) = (Held::default(), Instant::now());
-        assert!(held.hold(key(1), fragment(1, 10), now));
-        assert!(held.hold(key(2), fragment(2, 10), now));
-        assert!(held.hold(key(1), fragment(3, 10), now));
+        assert_eq!(held.hold(key(1), fragment(1, 10), now), 0);
+        assert_eq!(held.hold(key(2), fragment(2, 10), now), 0);
+        assert_eq!(held.hold(key(1), fragment(3, 10), now), 0);
         assert_eq!(held.release(&key(1), now), [fragment(1, 10), fragment(3, 10)]);
         assert_eq!(held.release(&key(1), now), []);
         assert!(!held.is_empty());
@@ -162,12 +203,35 @@ mod tests {
         let (mut held, start) = (Held::default(), Instant::now());
         let mut taken = 0_usize;
         for id in 0..u16::MAX {
-            taken += usize::from(held.hold(key(id), fragment(0, 1480), start));
+            taken += 1 - held.hold(key(id), fragment(0, 1480), start);
             assert!(held.bytes <= BYTES);
         }
         assert_eq!(taken, BYTES / fragment(0, 1480).cost());
-        assert!(!held.hold(key(u16::MAX), fragment(0, 1480), start));
-        assert!(held.hold(key(u16::MAX), fragment(0, 1480), start + LIMIT));
+        assert_eq!(held.hold(key(u16::MAX), fragment(0, 1480), start), 1);
+        assert_eq!(held.hold(key(u16::MAX), fragment(0, 1480), start + LIMIT), 0);
         assert_eq!(held.datagrams.len(), 1);
+    }
+
+    #[test]
+    fn who_holds_most_makes_room_for_others() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        let cost = fragment(0, 1480).cost();
+        let fit = BYTES / cost;
+        for id in 0..fit as u16 {
+            assert_eq!(held.hold(key_of(1, id), fragment(1, 1480), start), 0);
+        }
+        // Another source gets as much as the first has, and no more.
+        for id in 0..fit as u16 {
+            let now = start + Duration::from_millis(1 + u64::from(id / 100));
+            assert_eq!(held.hold(key_of(2, id), fragment(2, 1480), now), 1, "{id}");
+            assert!(held.bytes <= BYTES);
+        }
+        let of = |held: &Held, source| held.by_source[&Ipv4([10, 0, 0, source])] / cost;
+        assert!(of(&held, 1).abs_diff(of(&held, 2)) <= 1, "{} and {}", of(&held, 1), of(&held, 2));
+        // One fragment of somebody else's is always held.
+        assert_eq!(held.hold(key_of(3, 7), fragment(3, 1480), start), 1);
+        assert_eq!(held.release(&key_of(3, 7), start), [fragment(3, 1480)]);
+        held.expire(start + 2 * LIMIT);
+        assert_eq!((held.bytes, held.by_source.len(), held.fragments()), (0, 0, 0));
     }
 }

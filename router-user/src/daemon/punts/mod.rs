@@ -176,9 +176,8 @@ impl Desk {
             },
             Kind::Hold => {
                 let Some(key) = key(&received.packet) else { return };
-                if !self.held.hold(key, received, Instant::now()) {
-                    self.shared.punts.lost(Loss::NoRoom, 1);
-                }
+                let lost = self.held.hold(key, received, Instant::now());
+                self.shared.punts.lost(Loss::NoRoom, lost as u64);
             }
             Kind::Release => {
                 let Some(key) = key(&received.packet) else { return };
