@@ -1,4 +1,4 @@
-//! `docs/rfc-compliance.md`, `docs/vpp-cases.md` and `docs/fair-shares.md` say what they must, and name tests that exist and run.
+//! The pages of `docs` with tables say what they must, and name tests that exist and run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -185,15 +185,14 @@ fn every_case_of_vpp_has_its_row_and_every_test_it_names_exists() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-#[test]
-fn every_share_has_a_bound_and_a_test() {
-    let tables = tables(&read("docs/fair-shares.md"));
-    let headings: Vec<&str> = tables.keys().map(String::as_str).collect();
-    assert_eq!(headings, ["Answers of the router's own", "Fragments", "Packets for the daemon", "Sessions"]);
+/// Makes sure that every row of a page has all of its cells, and names tests that exist. The columns have names of their own there.
+fn assert_rows_are_whole(page: &str, headings: &[&str]) {
+    let tables = tables(&read(page));
+    let found: BTreeSet<&str> = tables.keys().map(String::as_str).collect();
+    assert_eq!(found, headings.iter().copied().collect(), "{page}");
     let mut sources = Sources::default();
     let mut found = Vec::new();
     for row in tables.values().flatten() {
-        // The columns have other names here: the status says what happens at the bound, and the reason what shows it.
         if row.status.is_empty() || row.why.is_empty() || row.tests.is_empty() {
             found.push(format!("{}: an empty cell", row.about));
         }
@@ -201,7 +200,29 @@ fn every_share_has_a_bound_and_a_test() {
             row.tests.iter().filter_map(|test| Some(format!("{test}: {}", sources.find(test).err()?)));
         found.extend(missing);
     }
-    assert!(found.is_empty(), "{found:#?}");
+    assert!(found.is_empty(), "{page}: {found:#?}");
+}
+
+#[test]
+fn every_share_has_a_bound_and_a_test() {
+    assert_rows_are_whole(
+        "docs/fair-shares.md",
+        &["Answers of the router's own", "Fragments", "Packets for the daemon", "Sessions"],
+    );
+}
+
+#[test]
+fn every_threat_has_a_bound_and_a_test() {
+    assert_rows_are_whole(
+        "docs/security.md",
+        &[
+            "A client of the Private Link Service",
+            "A local user of this machine",
+            "A name server, or who answers in its name",
+            "Off the path, on either side",
+            "The firewall's side",
+        ],
+    );
 }
 
 /// `#[tokio::test]` makes a test of the compiler's harness, which these binaries do not have: it would never run.
