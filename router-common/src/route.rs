@@ -150,6 +150,53 @@ impl Answer {
     }
 }
 
+/// The MAC address that sessions have of a next hop, as the programs note it for the daemon: a
+/// change of any other neighbour concerns nobody.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct InUse {
+    mac: Mac,
+}
+
+const _: () = assert!(size_of::<InUse>() == 8);
+
+impl InUse {
+    /// Some sessions have another one than others: the neighbour has changed it, and the daemon
+    /// does not know yet.
+    pub const SEVERAL: Self = Self { mac: Mac::new([0; 6]) };
+
+    /// How many next hops are noted, [`Neighbour::NONE`] among them. Beyond, every neighbour counts
+    /// as one that is in use.
+    pub const ROOM: u32 = 4096;
+
+    /// The note of [`Neighbour::NONE`] while there is room; without any, it is
+    /// [`SEVERAL`](Self::SEVERAL).
+    pub const HAS_ROOM: Self = Self { mac: Mac::new([0xff; 6]) };
+
+    /// One address, that of all sessions.
+    #[inline(always)]
+    pub const fn new(mac: Mac) -> Self {
+        Self { mac }
+    }
+
+    /// Returns what is noted once a session has the address `mac`.
+    #[inline(always)]
+    pub fn and(self, mac: Mac) -> Self {
+        if self.mac == mac { self } else { Self::SEVERAL }
+    }
+
+    /// The address, if it is that of all sessions.
+    pub fn mac(self) -> Option<Mac> {
+        (self != Self::SEVERAL).then_some(self.mac)
+    }
+
+    /// Returns `true` if sessions send to another address than the one that the neighbour has now,
+    /// `None` for one that has gone.
+    pub fn is_overtaken(self, now: Option<Mac>) -> bool {
+        now.is_none_or(|mac| self == Self::SEVERAL || self.mac != mac)
+    }
+}
+
 /// An address of an interface, as far as it matters to who may come from it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -214,6 +261,20 @@ mod tests {
             prop_assert_eq!(read.to_bytes(), answer);
             prop_assert_eq!(Answer::from_bytes(&answer[1..]), None);
         }
+    }
+
+    #[test]
+    fn a_next_hop_is_overtaken_when_it_goes_or_changes() {
+        let [one, other] = [1, 2].map(|last| Mac::new([2, 0, 0, 0, 0, last]));
+        let in_use = InUse::new(one);
+        assert!(!in_use.is_overtaken(Some(one)), "confirmed");
+        assert!(in_use.is_overtaken(Some(other)), "another");
+        assert!(in_use.is_overtaken(None), "gone");
+        assert_eq!(in_use.and(one), in_use);
+        // Whatever it is in the end, some of them have another.
+        let several = in_use.and(other);
+        assert_eq!((several, several.and(one)), (InUse::SEVERAL, InUse::SEVERAL));
+        assert!([Some(one), Some(other), None].iter().all(|now| several.is_overtaken(*now)));
     }
 
     #[test]

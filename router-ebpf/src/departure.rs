@@ -12,7 +12,10 @@ use crate::{Exit, Work, answer::unreachable, next_hop, punt};
 #[inline(always)]
 pub(crate) fn find_next_hop(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Exit> {
     match next_hop::resolve(work, query) {
-        Ok(next_hop) => Ok(next_hop),
+        Ok(next_hop) => {
+            next_hop::note_use();
+            Ok(next_hop)
+        }
         Err(Reason::Resolving) => Err(punt::wait(work, ip_length).into()),
         Err(reason) => Err(unreachable(work, reason)),
     }

@@ -6,11 +6,11 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, xdp_md,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use router_common::{
     MAX_INTERFACES,
@@ -20,7 +20,7 @@ use router_common::{
     punt::Neighbour,
     reason::Reason,
     rewrite::Rewrite,
-    route::{Answer, InterfaceAddresses, Query},
+    route::{Answer, InUse, InterfaceAddresses, Query},
 };
 
 use crate::{Work, flows, settings};
@@ -51,6 +51,13 @@ static INTERFACE_ADDRESSES: Array<InterfaceAddresses> = Array::with_max_entries(
 /// are forgotten, and waited for again.
 #[map]
 static FAILED_NEIGHBOURS: LruHashMap<Neighbour, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// The next hops that sessions have, and with which MAC address; and [`Neighbour::NONE`], which the
+/// daemon enters. No LRU: a next hop that is forgotten would not be followed any more. Written
+/// where a next hop is asked for, and not for each packet; the daemon removes what has changed
+/// before it has all sessions ask again.
+#[map]
+static NEXT_HOPS: HashMap<Neighbour, InUse> = HashMap::with_max_entries(InUse::ROOM, 0);
 
 /// Returns the query where packets of a flow leave.
 #[inline(always)]
@@ -113,6 +120,38 @@ extern "C" fn neighbour_has_failed() -> u32 {
     // SAFETY: a number that is written whole.
     let until = unsafe { FAILED_NEIGHBOURS.get(neighbour) };
     u32::from(until.is_some_and(|until| flows::now().0 < *until))
+}
+
+/// Notes that a session has the next hop that this CPU has asked for last.
+///
+/// A neighbour that changes between the kernel's answer and this is found out by the daemon, which
+/// compares what is noted with what the kernel says every two seconds.
+#[inline(always)]
+pub(crate) fn note_use() {
+    note_next_hop();
+}
+
+/// As [`note_use`]; returns nothing of use. A global function: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_next_hop() -> u32 {
+    let (Some(neighbour), Some(params)) = (neighbour(), LOOKUPS.get(NEXT_HOP)) else { return 0 };
+    let mac = Mac::new(params.dmac);
+    let known = NEXT_HOPS.get_ptr_mut(neighbour).or_else(|| {
+        // Another CPU may have been quicker.
+        let _ = NEXT_HOPS.insert(neighbour, InUse::new(mac), u64::from(BPF_NOEXIST));
+        NEXT_HOPS.get_ptr_mut(neighbour)
+    });
+    // Without room, all neighbours count.
+    let Some(known) = known.or_else(|| NEXT_HOPS.get_ptr_mut(Neighbour::NONE)) else { return 0 };
+    // SAFETY: a number in a map's value. Who writes it at the same time writes the same.
+    let before = unsafe { known.read_volatile() };
+    let now = before.and(mac);
+    if now != before {
+        // SAFETY: as above.
+        unsafe { known.write_volatile(now) };
+    }
+    0
 }
 
 /// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address is known or not.

@@ -30,6 +30,13 @@ pub struct Status {
     pub snat_addresses: Vec<IpAddr>,
     /// Where each target's packets leave.
     pub next_hops: Vec<NextHopStatus>,
+    /// Next hops for which two machines answer.
+    #[serde(default)]
+    pub contested_next_hops: Vec<ContestedNextHop>,
+    /// Times that all sessions were made to ask for their next hops again, since the daemon started: when a route or address changed, or a next
+    /// hop that sessions have went or changed its MAC address.
+    #[serde(default)]
+    pub next_hop_invalidations: u64,
     /// Targets given by name, as last resolved.
     pub names: Vec<NameStatus>,
     /// The health of targets, as sessions have shown it: those of TCP rules that have several.
@@ -103,6 +110,23 @@ pub struct NextHopStatus {
     pub problem: String,
 }
 
+/// A next hop for which two machines answer: it has changed its MAC address back and forth in the last minute.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ContestedNextHop {
+    /// Its address.
+    pub address: IpAddr,
+    /// The interface whose link it is on.
+    pub interface: String,
+    /// The first two MAC addresses that it has had since.
+    pub macs: Vec<String>,
+    /// `true` if it has had others besides.
+    pub others: bool,
+    /// Changes since.
+    pub changes: u64,
+    /// Seconds since the first change.
+    pub since_seconds: u64,
+}
+
 /// A target given by name.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct NameStatus {
@@ -120,7 +144,7 @@ pub struct NameStatus {
     pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
-    /// What of the last good answer is not used (this machine's own addresses, say, or those beyond the 32 lowest), and why; empty when all
+    /// The part of the last good answer that is not used (this machine's own addresses, say, or those beyond the 32 lowest), and why; empty when all
     /// of it is.
     #[serde(default)]
     pub left_out: String,

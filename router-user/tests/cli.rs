@@ -12,9 +12,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Audit, AuditFinding, Counters, Flow, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-    NextHopStatus, OwnTrafficCounters, PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters,
-    SnatPortStatus, Status, TargetStatus,
+    Audit, AuditFinding, ContestedNextHop, Counters, Flow, FlowTableStatus, InterfaceCounters,
+    InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PuntStatus, ReasonCounter, Repairs, Rule,
+    RuleCounters, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -156,6 +156,15 @@ fn status() -> Status {
             resolved: true,
             problem: String::new(),
         }],
+        contested_next_hops: vec![ContestedNextHop {
+            address: [10, 0, 2, 66].into(),
+            interface: "eth0".to_owned(),
+            macs: vec!["12:34:56:78:9a:bc".to_owned(), "aa:00:00:00:00:01".to_owned()],
+            others: false,
+            changes: 3,
+            since_seconds: 12,
+        }],
+        next_hop_invalidations: 7,
         names: vec![NameStatus {
             name: "db.example.com".to_owned(),
             addresses: vec!["198.51.100.7".parse().unwrap()],

@@ -12,6 +12,7 @@ macro_rules! complain {
 }
 
 pub mod addresses;
+pub mod arp;
 pub mod client;
 pub mod command;
 pub mod differential;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::{
     Stream, StreamExt as _, TryStreamExt as _,
-    stream::{BoxStream, unfold},
+    stream::{BoxStream, select, unfold},
 };
 use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -59,8 +59,8 @@ pub(super) enum Change {
     Topology,
     /// A neighbour.
     Neighbour(Neighbour, NeighbourEntry),
-    /// Some changes were lost.
-    Missed,
+    /// Some changes of neighbours were lost.
+    MissedNeighbours,
 }
 
 /// What the kernel knows of a neighbour.
@@ -155,14 +155,22 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
             *lock(&current) = handle;
         }
     });
-    let messages = messages(&[
+    let topology = messages(&[
         MulticastGroup::Link,
-        MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
     ])?;
-    let changes = messages.filter_map(|message| async move { message.map_or(Some(Change::Missed), change) });
+    // Of neighbours, whoever is on the link can make as many changes as fit the link. So they have a socket of their own: when it overruns, no change of a route is
+    // lost with them.
+    let neighbours = messages(&[MulticastGroup::Neigh])?;
+    let or = |missed: Change| {
+        move |message: Option<_>| std::future::ready(message.map_or(Some(missed.clone()), change))
+    };
+    let changes = select(
+        topology.filter_map(or(Change::Topology)).boxed(),
+        neighbours.filter_map(or(Change::MissedNeighbours)).boxed(),
+    );
     Ok((changes.boxed(), Kernel { handle }))
 }
 
@@ -215,7 +223,7 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// Where nothing is forwarded to.
+    /// Returns the addresses that nothing is forwarded to.
     pub(super) fn local(&self) -> OwnAddresses {
         OwnAddresses { own: self.own(), broadcast: self.broadcast() }
     }

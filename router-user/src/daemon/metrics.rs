@@ -157,6 +157,18 @@ impl Collector for Snapshot {
                 .map(|one| (vec![("what", one.what.as_str()), ("name", one.name.as_str())], one.count))
                 .collect(),
         )?;
+        gauge(
+            encoder,
+            "next_hops_contested",
+            "Next hops for which two machines answer",
+            vec![(vec![], status.contested_next_hops.len() as u64)],
+        )?;
+        counter(
+            encoder,
+            "next_hop_invalidations",
+            "How often all sessions were made to ask for their next hops again",
+            vec![(vec![], status.next_hop_invalidations)],
+        )?;
         let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
         gauge(
             encoder,

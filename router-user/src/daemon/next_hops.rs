@@ -1,8 +1,9 @@
 //! Keeps next hops true: the data plane's, and what `status` and the probe say of them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
+    ops::Bound,
     sync::Arc,
     time::Duration,
 };
@@ -12,21 +13,25 @@ use futures_util::StreamExt as _;
 use ipnet::Ipv4Net;
 use router_common::{
     MAX_INTERFACES,
-    address::Port,
+    address::{Mac, Port},
     flow::Protocol,
     punt::Neighbour,
-    route::{Answer, InterfaceAddresses, Query},
+    route::{Answer, InUse, InterfaceAddresses, Query},
     settings::Interface,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
     kernel::{Addresses, Change, Kernel, NeighbourEntry, Routes, Watch},
+    pace::Pace,
+    rivals::format_mac,
     rule_set,
     shared::{Shared, State},
+    text,
 };
 use crate::{
+    dataplane::{Dataplane, interface_name},
     model::NextHopStatus,
     policy_rules::{self, PolicyRule, not_followed},
 };
@@ -36,6 +41,21 @@ const CONFIRM: Duration = Duration::from_secs(2);
 /// How long changes are gathered before they are acted on: one `ip route` command makes several.
 const SETTLE: Duration = Duration::from_millis(10);
 
+/// How often in a row all sessions ask for their next hops again because neighbours have changed,
+/// and how often from then on: each costs every session a way through the slow path.
+const INVALIDATIONS: (u32, Duration) = (4, Duration::from_secs(1));
+/// How often in a row the ways to all targets are looked at again because neighbours have changed,
+/// and how often from then on.
+const REFRESHES: (u32, Duration) = (4, Duration::from_millis(500));
+/// As many queries are asked in one look at the ways to all targets; the other targets have their
+/// turn at the next one.
+const QUERIES_AT_ONCE: usize = 2048;
+/// As many neighbours are looked for in one such look.
+const PROBES_AT_ONCE: usize = 64;
+/// As many next hops that only sessions have are confirmed in one round while the kernel's table of
+/// neighbours is filling up.
+const CONFIRMED_AT_ONCE: usize = 512;
+
 /// Follows the kernel's changes for ever. What fails is tried again at the next change, or two seconds later; if it goes on
 /// failing, the probe says so.
 pub(super) async fn follow(
@@ -44,12 +64,11 @@ pub(super) async fn follow(
     mut changes: Watch,
     mut topology: Topology,
 ) -> Result<()> {
-    let mut known = Known::default();
-    // Whether what is known may lack something, and whether next hops have yet to be looked up again: what fails is tried again.
-    let (mut missed, mut moved) = (true, false);
+    let mut follower = Follower::default();
     let mut confirm = interval(CONFIRM);
     confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let mut is_round = false;
         tokio::select! {
             change = changes.next() => {
                 let Some(change) = change else { bail!("the netlink connection has ended") };
@@ -58,22 +77,155 @@ pub(super) async fn follow(
                 while let Ok(Some(change)) = timeout_at(settled, changes.next()).await {
                     gathered.push(change);
                 }
-                missed |= gathered.contains(&Change::Missed);
-                learn(&kernel, &mut known, &mut missed).await;
-                moved |= gathered.iter().filter(|change| known.note(change)).count() > 0;
-                let has_moved = moved;
-                invalidate(&shared, &mut moved);
-                topology.is_old |= gathered.iter().any(|change| !matches!(change, Change::Neighbour(..)));
-                if has_moved || gathered.iter().any(|change| matches!(change, Change::Neighbour(..))) {
-                    retry_later(refresh(&shared, &kernel, &mut topology).await);
+                topology.is_old |= gathered.contains(&Change::Topology);
+                follower.note(&shared, &gathered);
+            }
+            () = follower.due() => {}
+            _ = confirm.tick() => is_round = true,
+        }
+        let now = Instant::now().into_std();
+        follower.invalidate(&shared, now);
+        let is_due = follower.refreshes.take(now);
+        if std::mem::take(&mut follower.is_outdated) || is_due || is_round {
+            match refresh(&shared, &kernel, &mut topology).await {
+                Ok(Looked { ways, has_moved }) => follower.has_looked(ways, has_moved),
+                Err(error) => warn!("cannot follow the kernel's routes: {error:#}"),
+            }
+        }
+        if is_round {
+            confirm_neighbours(&shared, &kernel, &topology).await;
+        }
+    }
+}
+
+/// Things to be done because of changes. Whoever is on the link can make as many changes of
+/// neighbours as the link carries, so only those of next hops that are in use have anything done,
+/// and that within a budget.
+struct Follower {
+    /// The neighbours that targets' routes lead to, with their MAC addresses as far as they are
+    /// known.
+    ways: Ways,
+    /// A route, a rule, a link or an address has changed.
+    topology_has_moved: bool,
+    /// What is known of the ways to targets is not true any more.
+    is_outdated: bool,
+    invalidations: Pace,
+    refreshes: Pace,
+}
+
+/// Neighbours on the way to targets, each with the name of its interface and the MAC address that
+/// it had last.
+type Ways = HashMap<Neighbour, (String, Option<[u8; 6]>)>;
+
+impl Default for Follower {
+    fn default() -> Self {
+        Self {
+            ways: Ways::new(),
+            topology_has_moved: false,
+            is_outdated: false,
+            invalidations: Pace::new(INVALIDATIONS.0, INVALIDATIONS.1),
+            refreshes: Pace::new(REFRESHES.0, REFRESHES.1),
+        }
+    }
+}
+
+impl Follower {
+    /// Takes in what has changed.
+    fn note(&mut self, shared: &Shared, changes: &[Change]) {
+        let mut failure = None;
+        {
+            let state = &mut *shared.state();
+            for change in changes {
+                match change {
+                    Change::Topology => {
+                        self.topology_has_moved = true;
+                        self.is_outdated = true;
+                    }
+                    // What it was, a look at all of them will show.
+                    Change::MissedNeighbours => self.refreshes.ask(),
+                    Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) => {
+                        failure = self.note_neighbour(state, neighbour, *mac).err().or(failure);
+                    }
                 }
             }
-            _ = confirm.tick() => {
-                learn(&kernel, &mut known, &mut missed).await;
-                invalidate(&shared, &mut moved);
-                retry_later(refresh(&shared, &kernel, &mut topology).await);
-                confirm_neighbours(&shared, &kernel, &topology).await;
+        }
+        if let Some(error) = failure {
+            // Then it may have been any.
+            self.invalidations.ask();
+            warn!("{error:#}");
+        }
+    }
+
+    fn note_neighbour(
+        &mut self,
+        state: &mut State,
+        neighbour: &Neighbour,
+        mac: Option<[u8; 6]>,
+    ) -> Result<()> {
+        let State { plane, rivals, .. } = state;
+        let in_use = plane.next_hops_in_use.get(neighbour)?;
+        let way = self.ways.get_mut(neighbour);
+        if in_use.is_none() && way.is_none() && !rivals.watches(neighbour) {
+            return Ok(());
+        }
+        let last = way.as_ref().and_then(|(_, mac)| *mac);
+        if let Some(mac) = mac {
+            let before = in_use.and_then(InUse::mac).map(Mac::bytes).or(last);
+            let interface = match &way {
+                Some((name, _)) => name.clone(),
+                None => interface_name(neighbour.interface).unwrap_or_default(),
+            };
+            rivals.note(*neighbour, &interface, before, mac, Instant::now().into_std());
+        }
+        if in_use.is_some_and(|in_use| in_use.is_overtaken(mac.map(Mac::new))) {
+            // First, since who asks again notes it again.
+            plane.next_hops_in_use.forget(neighbour)?;
+            self.invalidations.ask();
+        }
+        if let Some((_, known)) = way
+            && *known != mac
+        {
+            // To come and to go takes a neighbour seconds. To have another address takes it a
+            // frame, of whomever.
+            if known.is_some() && mac.is_some() {
+                self.refreshes.ask();
+            } else {
+                self.is_outdated = true;
             }
+            *known = mac;
+        }
+        Ok(())
+    }
+
+    /// Has all sessions ask for their next hops again, if it is time for that. What fails is tried
+    /// again.
+    fn invalidate(&mut self, shared: &Shared, now: std::time::Instant) {
+        let is_due = self.invalidations.take(now);
+        let has_moved = std::mem::take(&mut self.topology_has_moved);
+        if !is_due && !has_moved {
+            return;
+        }
+        let invalidated = invalidate(&mut shared.state().plane);
+        if let Err(error) = invalidated {
+            self.invalidations.ask();
+            warn!("sessions do not follow their next hops yet: {error:#}");
+        }
+    }
+
+    /// Takes in what a look at all ways has shown.
+    fn has_looked(&mut self, ways: Ways, has_moved: bool) {
+        self.ways = ways;
+        if has_moved {
+            self.invalidations.ask();
+        }
+    }
+
+    /// Returns when there is something to do that nobody else will tell of.
+    async fn due(&self) {
+        let now = Instant::now().into_std();
+        match [self.invalidations.due(now), self.refreshes.due(now)].into_iter().flatten().min() {
+            Some(due) => sleep_until(due.into()).await,
+            None => std::future::pending().await,
         }
     }
 }
@@ -85,86 +237,43 @@ pub(super) struct Topology {
     rules: Vec<PolicyRule>,
     /// Whether it may have changed since it was read.
     is_old: bool,
+    /// The target that was looked at last, if not all are looked at each time.
+    turn: Option<Ipv4Addr>,
 }
 
 impl Topology {
     /// The topology as it is now.
     pub(super) async fn read(kernel: &Kernel) -> Result<Self> {
-        Ok(Self { routes: kernel.routes().await?, rules: kernel.policy_rules().await?, is_old: false })
+        Ok(Self {
+            routes: kernel.routes().await?,
+            rules: kernel.policy_rules().await?,
+            is_old: false,
+            turn: None,
+        })
     }
 }
 
-/// Reads all neighbours, if something of them was missed.
-async fn learn(kernel: &Kernel, known: &mut Known, missed: &mut bool) {
-    if !*missed {
-        return;
+/// Has all sessions ask for their next hops again.
+fn invalidate(plane: &mut Dataplane) -> Result<()> {
+    // First, since who asks notes what is found.
+    if !plane.next_hops_in_use.has_room()? {
+        plane.next_hops_in_use.forget_all()?;
     }
-    match kernel.neighbours().await {
-        Ok(neighbours) => {
-            known.learn(neighbours);
-            *missed = false;
-        }
-        Err(error) => warn!("{error:#}"),
-    }
+    plane.settings.invalidate_next_hops()
 }
 
-/// Has sessions look their next hops up again, if some have moved.
-fn invalidate(shared: &Shared, moved: &mut bool) {
-    if !*moved {
-        return;
-    }
-    let invalidated = shared.state().plane.settings.invalidate_next_hops();
-    match invalidated {
-        Ok(()) => *moved = false,
-        Err(error) => warn!("{error:#}"),
-    }
+/// The outcome of a look at all ways.
+pub(super) struct Looked {
+    ways: Ways,
+    /// Sessions have a next hop that has gone or changed, and nothing has told of it.
+    has_moved: bool,
 }
 
-fn retry_later(result: Result<()>) {
-    if let Err(error) = result {
-        warn!("cannot follow the kernel's routes: {error:#}");
-    }
-}
-
-/// The neighbours, as far as they decide where packets leave.
-#[derive(Default)]
-struct Known {
-    /// Whether it can be used now, and the last MAC address that it had.
-    neighbours: HashMap<Neighbour, (bool, Option<[u8; 6]>)>,
-}
-
-impl Known {
-    /// Starts over from what the kernel knows.
-    fn learn(&mut self, neighbours: HashMap<Neighbour, NeighbourEntry>) {
-        let entry =
-            |(neighbour, entry): (Neighbour, NeighbourEntry)| (neighbour, (entry.mac.is_some(), entry.mac));
-        self.neighbours = neighbours.into_iter().map(entry).collect();
-    }
-
-    /// Whether a change is one of where packets of known sessions leave. Neighbours change state all the time; what counts is that
-    /// one has gone, or has another MAC address. A new one concerns nobody: whoever waits for it asks again by itself.
-    fn note(&mut self, change: &Change) -> bool {
-        let Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) = change else { return true };
-        let (usable, last) = self.neighbours.get(neighbour).copied().unwrap_or_default();
-        match mac {
-            Some(mac) => {
-                self.neighbours.insert(*neighbour, (true, Some(*mac)));
-                last.is_some_and(|last| last != *mac)
-            }
-            None => {
-                if let Some(entry) = self.neighbours.get_mut(neighbour) {
-                    entry.0 = false;
-                }
-                usable
-            }
-        }
-    }
-}
-
-/// Looks at this machine's addresses and at the way to every target again.
-pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Topology) -> Result<()> {
+/// Looks at this machine's addresses, at the way to every target, and at the next hops in use
+/// again.
+pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
     if topology.is_old {
-        *topology = Topology::read(kernel).await?;
+        *topology = Topology { turn: topology.turn, ..Topology::read(kernel).await? };
     }
     let addresses = kernel.addresses().await?;
     // Interfaces may be removed and made again, and a virtual function comes and goes while its interface stays (host servicing on Azure).
@@ -182,23 +291,77 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         names: kernel.interface_names().await?,
         interfaces: indexes,
         tells_sources: None,
+        looked_for: HashSet::new(),
     };
+    let targets = targets(shared);
+    let turn = in_turn(&targets, topology.turn, QUERIES_AT_ONCE);
+    topology.turn = turn.last().copied();
+    let turn: HashSet<Ipv4Addr> = turn.into_iter().collect();
+    let mut before: HashMap<IpAddr, NextHopStatus> =
+        shared.state().next_hops.iter().map(|known| (known.target, known.clone())).collect();
     let mut next_hops = Vec::new();
-    for (target, needs) in targets(shared) {
-        next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+    for (target, needs) in targets {
+        if turn.contains(&target) {
+            next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+        } else if let Some(known) = before.get(&target.into()) {
+            // As it was when it had its turn. One that has never had one yet is not known to be
+            // lost.
+            next_hops.push(NextHopStatus { rules: needs.rules, ..known.clone() });
+        }
     }
+    let ways = view.ways(&next_hops, topology);
     let conditions = view.conditions(topology);
-    let before = {
+    let has_moved = {
         let state = &mut *shared.state();
         state.refreshed = Instant::now().into_std();
+        state.rivals.pass_time(state.refreshed);
         state.routing = conditions;
         state.own_addresses = view.addresses.local();
         state.own_networks =
             view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
-        std::mem::replace(&mut state.next_hops, next_hops.clone())
+        // Of a contested one, the condition says enough.
+        let is_contested = |hop: &NextHopStatus| state.rivals.contest(hop.interface.as_deref(), hop.via);
+        for next_hop in next_hops.iter().filter(|next_hop| is_contested(next_hop)) {
+            before.insert(next_hop.target, next_hop.clone());
+        }
+        state.next_hops.clone_from(&next_hops);
+        forget_overtaken(state, &view.neighbours)?
     };
     report(&before, &next_hops);
-    Ok(())
+    Ok(Looked { ways, has_moved })
+}
+
+/// Forgets the next hops in use that are others by now, by what the kernel says of all neighbours.
+/// Returns `true` if there are any. Most are told of by changes; but those can be lost, and a
+/// session may note what was true a moment ago.
+fn forget_overtaken(state: &mut State, neighbours: &HashMap<Neighbour, NeighbourEntry>) -> Result<bool> {
+    let in_use = &mut state.plane.next_hops_in_use;
+    let mut has_moved = false;
+    for (neighbour, noted) in in_use.all()? {
+        let mac = neighbours.get(&neighbour).and_then(|entry| entry.mac);
+        if noted.is_overtaken(mac.map(Mac::new)) {
+            in_use.forget(&neighbour)?;
+            has_moved = true;
+        }
+    }
+    Ok(has_moved)
+}
+
+/// Chooses the targets that are looked at now, so many queries at most: those after the one that
+/// was last, and round again.
+fn in_turn(targets: &BTreeMap<Ipv4Addr, Needs>, last: Option<Ipv4Addr>, most: usize) -> Vec<Ipv4Addr> {
+    let last = last.unwrap_or(Ipv4Addr::BROADCAST);
+    let after = targets.range((Bound::Excluded(last), Bound::Unbounded));
+    let mut left = most;
+    after
+        .chain(targets.range(..=last))
+        .take_while(|(_, Needs { queries, .. })| {
+            let fits = left > 0;
+            left = left.saturating_sub(queries.len());
+            fits
+        })
+        .map(|(target, _)| *target)
+        .collect()
 }
 
 /// The addresses that sessions may come from which leave by the interfaces with these indexes, by slot.
@@ -220,6 +383,8 @@ struct View {
     interfaces: Vec<u32>,
     /// Whether the kernel tells the preferred sources of routes, as far as is known.
     tells_sources: Option<bool>,
+    /// The neighbours that the kernel has been asked to look for.
+    looked_for: HashSet<Neighbour>,
 }
 
 /// `BPF_FIB_LKUP_RET_*`, include/uapi/linux/bpf.h.
@@ -324,12 +489,31 @@ impl View {
         // The one address that stands for a network on the link need not be there.
         let on_link = via == next_hop.target;
         if entry.mac.is_none() && !(on_link && any_of_network) {
-            if let Err(error) = kernel.probe(&neighbour).await {
+            if self.looked_for.len() < PROBES_AT_ONCE
+                && self.looked_for.insert(neighbour)
+                && let Err(error) = kernel.probe(&neighbour).await
+            {
                 debug!("{error:#}");
             }
             return Some(format!("{via} does not answer {} on {name}", asked_by(via)));
         }
         None
+    }
+
+    /// The neighbours on the way to targets, and the gateways of all routes.
+    fn ways(&self, next_hops: &[NextHopStatus], topology: &Topology) -> Ways {
+        let indexes: HashMap<&str, u32> =
+            self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
+        let of_targets = next_hops.iter().filter_map(|next_hop| {
+            Some(Neighbour::new(*indexes.get(next_hop.interface.as_deref()?)?, next_hop.via?))
+        });
+        let gateways = topology.routes.gateways.keys().copied();
+        let ways = of_targets.chain(gateways).filter(|way| self.interfaces.contains(&way.interface));
+        let known = |way: Neighbour| {
+            let name = self.names.get(&way.interface).cloned().unwrap_or_default();
+            (way, (name, self.neighbours.get(&way).and_then(|entry| entry.mac)))
+        };
+        ways.map(known).collect()
     }
 
     /// What is doubtful about the routes of this machine, in words for the operator.
@@ -426,26 +610,41 @@ pub(super) async fn interfaces(
     Ok(interfaces)
 }
 
-/// Logs what has changed.
-fn report(before: &[NextHopStatus], now: &[NextHopStatus]) {
+/// Logs what has changed: a line for all targets of which the same is to be said, as those behind
+/// one gateway.
+fn report(before: &HashMap<IpAddr, NextHopStatus>, now: &[NextHopStatus]) {
+    let mut news: BTreeMap<_, Vec<&NextHopStatus>> = BTreeMap::new();
     for next_hop in now {
-        let old = before.iter().find(|old| old.target == next_hop.target);
-        if old.is_some_and(|old| {
+        let old = before.get(&next_hop.target);
+        let same = |old: &NextHopStatus| {
             old.problem == next_hop.problem && old.mac == next_hop.mac && old.source == next_hop.source
-        }) {
-            continue;
-        }
-        let (target, rules) = (next_hop.target, next_hop.rules.join(", "));
-        if next_hop.resolved {
-            let via = next_hop.via.unwrap_or(target);
-            let mac = next_hop.mac.as_deref().unwrap_or_default();
-            // Where sources are given, it does not depend on the way.
-            let source = next_hop.source.map(|source| source.to_string()).unwrap_or_default();
-            info!(%target, rules, %via, mac, source, "next hop resolved");
-        } else {
-            warn!(%target, rules, problem = next_hop.problem, "next hop not resolved");
+        };
+        if !old.is_some_and(same) {
+            let NextHopStatus { via, mac, source, problem, .. } = next_hop;
+            // A target on the link is its own next hop.
+            let via = via.filter(|via| *via != next_hop.target);
+            news.entry((via, mac, source, problem)).or_default().push(next_hop);
         }
     }
+    for ((via, mac, source, problem), of_these) in news {
+        let rules: BTreeSet<&str> = of_these.iter().flat_map(|one| &one.rules).map(String::as_str).collect();
+        let rules = listed(rules.iter().map(|rule| (*rule).to_owned()));
+        let target = listed(of_these.iter().map(|one| one.target.to_string()));
+        if problem.is_empty() {
+            let via = via.map_or_else(|| target.clone(), |via| via.to_string());
+            let mac = mac.as_deref().unwrap_or_default();
+            // Where sources are given, it does not depend on the way.
+            let source = source.map(|source| source.to_string()).unwrap_or_default();
+            info!(target, rules, via, mac, source, "next hop resolved");
+        } else {
+            warn!(target, rules, problem, "next hop not resolved");
+        }
+    }
+}
+
+/// A few of many, and how many more there are.
+fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
+    text::first(all, 4, |more| format!("{more} more")).join(", ")
 }
 
 /// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one that is there stays known. Every gateway may be in use:
@@ -463,10 +662,12 @@ async fn confirm_neighbours(shared: &Shared, kernel: &Kernel, topology: &Topolog
         .collect();
     let interfaces = shared.interface_indexes();
     let gateways = &topology.routes.gateways;
+    let others = if is_filling_up(&neighbours) { next_hops_of_sessions(shared) } else { HashSet::new() };
     for (neighbour, entry) in &neighbours {
         let name = names.get(&neighbour.interface).cloned().unwrap_or_default();
         let is_gateway = interfaces.contains(&neighbour.interface) && gateways.contains_key(neighbour);
-        let is_used = used.contains(&(name, neighbour.ip())) || (is_gateway && entry.mac.is_some());
+        let is_used = used.contains(&(name, neighbour.ip()))
+            || ((is_gateway || others.contains(neighbour)) && entry.mac.is_some());
         // One that was set by hand is not asked: the question would make it one that was learnt.
         if !entry.fixed
             && is_used
@@ -484,6 +685,28 @@ async fn confirm_neighbours(shared: &Shared, kernel: &Kernel, topology: &Topolog
             && let Err(error) = kernel.probe(gateway).await
         {
             debug!("{error:#}");
+        }
+    }
+}
+
+/// Returns `true` if the kernel may soon throw neighbours out to make room: it does so from
+/// `gc_thresh2` on, whatever they are used for, unless they have been heard of in the last five
+/// seconds (`neigh_forced_gc`, net/core/neighbour.c).
+fn is_filling_up(neighbours: &HashMap<Neighbour, NeighbourEntry>) -> bool {
+    const THRESHOLD: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh2";
+    // The kernel's default, and in a network namespace other than the first there is no file.
+    const DEFAULT: usize = 512;
+    let threshold = std::fs::read_to_string(THRESHOLD).ok().and_then(|text| text.trim().parse().ok());
+    neighbours.len() > threshold.unwrap_or(DEFAULT) / 2
+}
+
+/// The next hops that sessions have, as many as are confirmed in one round.
+fn next_hops_of_sessions(shared: &Shared) -> HashSet<Neighbour> {
+    match shared.state().plane.next_hops_in_use.all() {
+        Ok(all) => all.into_iter().map(|(neighbour, _)| neighbour).take(CONFIRMED_AT_ONCE).collect(),
+        Err(error) => {
+            debug!("{error:#}");
+            HashSet::new()
         }
     }
 }
@@ -550,35 +773,30 @@ fn representative(network: &Ipv4Net) -> Ipv4Addr {
     network.hosts().next().unwrap_or_else(|| network.network())
 }
 
-fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_a_neighbour_that_goes_or_changes_moves_packets() {
-        let neighbour = Neighbour::new(2, Ipv4Addr::new(10, 0, 2, 1).into());
-        let seen = |mac| Change::Neighbour(neighbour, NeighbourEntry { mac, ..NeighbourEntry::default() });
-        let (one, other) = (Some([1; 6]), Some([2; 6]));
-        let mut known = Known::default();
-        let story = [
-            (seen(None), false, "asked for"),
-            (seen(one), false, "new"),
-            (seen(one), false, "confirmed"),
-            (seen(None), true, "gone"),
-            (seen(None), false, "still gone"),
-            (seen(one), false, "back as it was"),
-            (seen(other), true, "another"),
-            (seen(None), true, "gone again"),
-            (seen(one), true, "back as another"),
-            (Change::Topology, true, "a route"),
-            (Change::Missed, true, "anything"),
-        ];
-        for (change, moved, what) in story {
-            assert_eq!(known.note(&change), moved, "{what}");
+    fn many_targets_take_turns() {
+        let end = |port| (Ipv4Addr::LOCALHOST.into(), Port::new(port));
+        let needs = || Needs { queries: vec![Query::new(6, 0, end(1), end(2)); 3], ..Needs::default() };
+        let targets: BTreeMap<Ipv4Addr, Needs> =
+            (0..10_u8).map(|last| (Ipv4Addr::new(10, 0, 0, last), needs())).collect();
+        let all: Vec<Ipv4Addr> = targets.keys().copied().collect();
+        assert_eq!(in_turn(&targets, None, 30), all);
+        let mut rounds = Vec::new();
+        let mut last = None;
+        for _ in 0..5 {
+            let turn = in_turn(&targets, last, 10);
+            assert_eq!(turn.len(), 4);
+            last = turn.last().copied();
+            rounds.extend(turn);
         }
+        assert_eq!(rounds, [all.clone(), all].concat());
+        assert!(in_turn(&BTreeMap::new(), last, 10).is_empty());
+        // What was last may be gone.
+        let first = Ipv4Addr::new(10, 0, 0, 0);
+        assert_eq!(in_turn(&targets, Some(Ipv4Addr::new(10, 0, 0, 200)), 1), [first]);
     }
 }

@@ -1,4 +1,5 @@
-//! What somebody on the network can have the daemon do again and again: it is done soon, and never more often than it may cost.
+//! What somebody on the network can have the daemon do again and again: it is done soon, and never
+//! more often than it may cost.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -28,7 +29,8 @@ impl Paced {
         self.asked.notify_one();
     }
 
-    /// Waits until it is to be done: it has been asked for since its last turn, and that is long enough ago. For one task.
+    /// Waits until it is to be done: it has been asked for since its last turn, and that is long
+    /// enough ago. For one task.
     pub(super) async fn turn(&self) {
         self.asked.notified().await;
         let next = *lock(&self.next);

@@ -74,6 +74,8 @@ pub(super) fn status(shared: &Shared) -> Status {
         interfaces,
         snat_addresses: sources(shared, state),
         next_hops: state.next_hops.clone(),
+        contested_next_hops: state.rivals.status(Instant::now()),
+        next_hop_invalidations: state.plane.settings.invalidations(),
         names,
         targets: targets(shared, state),
         flows: FlowTableStatus {

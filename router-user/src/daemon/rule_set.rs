@@ -95,9 +95,10 @@ fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item =
     })
 }
 
-/// Those of a forward's targets that new sessions go to: the ones that answer, as many as there is room for. If none answers, all: a
-/// rule is never left without a target by what is only a suspicion. Where there is no room for all, every target has its share of it, so that a name
-/// of many addresses leaves the others theirs.
+/// Those of a forward's targets that new sessions go to: the ones that answer, as many as there is
+/// room for. If none answers, all: a rule is never left without a target by what is only a
+/// suspicion. Where there is no room for all, every target has its share of it, so that a name of
+/// many addresses leaves the others theirs.
 pub(super) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<Target> {
     let good = |target: &Target| !health.avoids(endpoint(forward, target));
     let mut groups: Vec<Vec<Target>> = by_target(forward, names).collect();

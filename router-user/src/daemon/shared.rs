@@ -22,6 +22,7 @@ use super::{
     names::Names,
     own::Own,
     punts::Tally,
+    rivals::Rivals,
     rule_set,
     sweep::RuleTimeouts,
     target_health::TargetHealth,
@@ -72,6 +73,8 @@ pub(super) struct State {
     pub(super) own_addresses: OwnAddresses,
     /// The networks of the router's interfaces.
     pub(super) own_networks: Vec<Ipv4Net>,
+    /// Next hops that change their MAC addresses.
+    pub(super) rivals: Rivals,
     /// What is doubtful about this machine's routes.
     pub(super) routing: Vec<String>,
     pub(super) sessions: SessionCounts,
@@ -129,6 +132,7 @@ impl Shared {
                 next_hops: Vec::new(),
                 own_addresses: OwnAddresses::default(),
                 own_networks: Vec::new(),
+                rivals: Rivals::default(),
                 routing: Vec::new(),
                 sessions: SessionCounts::default(),
                 refreshed: Instant::now(),
@@ -234,6 +238,7 @@ impl Shared {
         let state = &mut *self.state();
         let mut degraded = self.ways(state).degraded;
         degraded.extend(state.routing.iter().cloned());
+        degraded.extend(state.rivals.conditions());
         degraded.extend(state.upkeep.iter().flat_map(Record::degraded));
         degraded.extend(state.own.problems());
         let usage = Usage {

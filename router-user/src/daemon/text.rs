@@ -1,9 +1,11 @@
-//! Texts that somebody on the network has a part in, such as a name server: bounded, and of nothing that a terminal, a log or a page acts upon.
+//! Texts that somebody on the network has a part in, such as a name server: bounded, and of nothing
+//! that a terminal, a log or a page acts upon.
 
 /// As many characters of a foreign text are shown.
 const MOST: usize = 200;
 
-/// Returns `text` as printable ASCII, 200 characters at most: whatever else it has of characters is a `?`, and what is too long ends in `...`.
+/// Returns `text` as printable ASCII, 200 characters at most: whatever else it has of characters is
+/// a `?`, and what is too long ends in `...`.
 pub(super) fn printable(text: &str) -> String {
     let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
     let mut printable: String = text.chars().take(MOST).map(shown).collect();
@@ -14,7 +16,8 @@ pub(super) fn printable(text: &str) -> String {
     printable
 }
 
-/// Returns the first `most` of `texts`, and what `rest` makes of the number of the others, if there are any.
+/// Returns the first `most` of `texts`, and what `rest` makes of the number of the others, if there
+/// are any.
 pub(super) fn first(
     texts: impl ExactSizeIterator<Item = String>,
     most: usize,

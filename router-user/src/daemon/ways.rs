@@ -22,7 +22,8 @@ use crate::{
     model::NextHopStatus,
 };
 
-/// As many of a kind are told one by one: the probe's answer and the log stay short whatever a name server says.
+/// As many of a kind are told one by one: the probe's answer and the log stay short whatever a name
+/// server says.
 const LISTED: usize = 32;
 
 /// What is wrong with the ways to targets, in words for the operator.
@@ -102,7 +103,8 @@ impl Ways {
         } else {
             with.iter().map(|forward| forward.name.as_str()).collect()
         };
-        // Of each rule, whether one of its next hops is there. A target that has just come has not been looked at yet.
+        // Of each rule, whether one of its next hops is there. A target that has just come has not
+        // been looked at yet.
         let mut has_way: HashMap<&str, bool> = HashMap::new();
         for next_hop in next_hops {
             for rule in &next_hop.rules {

@@ -50,7 +50,7 @@ pub use self::{
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Mode, Place},
-    neighbours::FailedNeighbours,
+    neighbours::{FailedNeighbours, NextHopsInUse},
     own_traffic::Hook,
     pins::{Pins, Removed, detach},
     predecessors::Predecessors,
@@ -146,6 +146,8 @@ pub struct Dataplane {
     pub interface_addresses: InterfaceAddressTable,
     /// Neighbours that do not answer, as the programs know them.
     pub failed_neighbours: FailedNeighbours,
+    /// The next hops that sessions have.
+    pub next_hops_in_use: NextHopsInUse,
 }
 
 impl Dataplane {
@@ -209,6 +211,7 @@ impl Dataplane {
         let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
         let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
         let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
+        let next_hops_in_use = NextHopsInUse::new(take(&mut ebpf, "NEXT_HOPS")?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
         let maps = FlowMaps {
             slots: take(&mut ebpf, "FLOWS")?,
@@ -225,6 +228,8 @@ impl Dataplane {
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
         root.set(0, &forward, 0).context("cannot put the program into the root slot")?;
+        // What the programs before these have found is not noted in these programs' map.
+        settings.invalidate_next_hops()?;
         if let (Some(pins), Some(path)) = (&pins, &stages_pin) {
             pins.keep_stages(path)?;
         }
@@ -245,6 +250,7 @@ impl Dataplane {
             reserved_ports,
             interface_addresses,
             failed_neighbours,
+            next_hops_in_use,
         })
     }
 

@@ -23,6 +23,7 @@ use router_common::{
 pub struct SettingsTable {
     map: Array<MapData, Settings>,
     current: Settings,
+    invalidations: u64,
 }
 
 impl SettingsTable {
@@ -34,7 +35,7 @@ impl SettingsTable {
         if current.seeds == HashSeeds::default() {
             current.seeds = HashSeeds { words: random_words()? };
         }
-        let mut table = Self { map, current };
+        let mut table = Self { map, current, invalidations: 0 };
         table.write()?;
         Ok(table)
     }
@@ -110,7 +111,13 @@ impl SettingsTable {
     /// When the map cannot be written.
     pub fn invalidate_next_hops(&mut self) -> Result<()> {
         self.current.next_hop_generation = next_generation(self.current.next_hop_generation);
+        self.invalidations += 1;
         self.write()
+    }
+
+    /// Returns how often [`invalidate_next_hops`](Self::invalidate_next_hops) was called, also by the others here.
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations
     }
 
     fn write(&mut self) -> Result<()> {

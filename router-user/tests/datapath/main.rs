@@ -23,6 +23,7 @@ mod local;
 mod log;
 mod masquerade;
 mod mss;
+mod neighbours;
 mod own;
 mod packets;
 mod pass;

@@ -351,8 +351,9 @@ fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
     assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
 }
 
-/// A name server in somebody else's hands, which every router asks: whatever it says of one name, that name's rule keeps its last good answer
-/// or loses its own way, and the machine stays in service with the others.
+/// A name server in somebody else's hands, which every router asks: whatever it says of one name,
+/// that name's rule keeps its last good answer or loses its own way, and the machine stays in
+/// service with the others.
 #[test]
 fn a_lying_name_takes_its_own_rule_down_at_most() {
     const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 127);

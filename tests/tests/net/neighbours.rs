@@ -1,11 +1,18 @@
 //! Next hops whose MAC address the router does not know: no connection may be lost to them.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, Nics,
-    addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, HEALTH_PORT, PLS_GATEWAY, TOOLS},
+    addresses::{
+        ECHO_PORT, FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, HEALTH_PORT, PLS_GATEWAY, PLS_NAT, ROUTER, TOOLS,
+    },
+    arp::Spoofer,
     client::{self, Tcp, Udp},
     wait,
 };
@@ -26,6 +33,8 @@ lab_tests! {
     pls_router: [
         nothing_leaves_through_the_hosts_firewall,
         what_cannot_be_sent_is_told,
+        neighbours_that_nobody_uses_do_not_matter,
+        two_machines_for_one_next_hop_are_told_and_cost_little,
     ],
 }
 
@@ -157,4 +166,111 @@ fn what_cannot_be_sent_is_told(lab: &mut Lab) {
     assert_eq!(log.matches("degraded: packets are lost").count(), 1, "said once while it lasts: {log}");
     check(lab.hosts.router.nft("delete table netdev stop"));
     fragments::Client::open(lab).echo(1400, |_| {});
+}
+
+/// The MAC address that the router has for a neighbour.
+fn mac_of(lab: &Lab, address: Ipv4Addr) -> Result<String> {
+    let text = lab.hosts.router.run("ip", &["neigh", "show", "to", &address.to_string()])?;
+    let mac = text.split_once("lladdr ").and_then(|(_, rest)| rest.split_whitespace().next());
+    Ok(mac.with_context(|| format!("{address} is not known: {text}"))?.to_owned())
+}
+
+/// A machine of the router's link that makes up others: the router takes note of each, as every
+/// machine does, and no session asks for its next hop again.
+fn neighbours_that_nobody_uses_do_not_matter(lab: &mut Lab) {
+    const UNUSED: std::ops::RangeInclusive<u8> = 72..=120;
+    let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
+    check(tcp.echo(b"before", LIMIT));
+    let spoofer = check(Spoofer::new(&lab.hosts.pls, "vnet"));
+    let before: Status = check(lab.pls_router_json(&["status"]));
+    let start = Instant::now();
+    for round in 0..20 {
+        for last in UNUSED {
+            check(spoofer.claim(Ipv4Addr::new(10, 0, 2, last), [2, 0, 0, 0, round, last], ROUTER));
+        }
+        let expected = format!("02:00:00:00:{round:02x}:{:02x}", UNUSED.end());
+        check(wait::until("the router's kernel to take note", LIMIT, || {
+            let mac = mac_of(lab, Ipv4Addr::new(10, 0, 2, *UNUSED.end()))?;
+            ensure!(mac == expected, "{mac}, and not {expected}");
+            Ok(())
+        }));
+        check(tcp.echo(b"meanwhile", LIMIT));
+    }
+    // What the daemon has made of it is there after its next look at everything, which is every two
+    // seconds.
+    let uptime = check(lab.pls_router_json::<Status>(&["status"])).uptime_seconds;
+    let after = check(wait::until("the next look", LIMIT, || {
+        let now: Status = lab.pls_router_json(&["status"])?;
+        ensure!(now.uptime_seconds >= uptime + 3, "{}", now.uptime_seconds);
+        Ok(now)
+    }));
+    let invalidations = after.next_hop_invalidations - before.next_hop_invalidations;
+    println!("980 changes in {:?}, {invalidations} invalidations", start.elapsed());
+    // A neighbour of the lab's own may go meanwhile.
+    assert!(invalidations <= 2, "{invalidations}");
+    assert_eq!((after.degraded, after.contested_next_hops), (vec![], vec![]));
+}
+
+/// A machine of the router's link that answers for a client's address: half of what is for the
+/// client goes to it. That is told, once, and costs all others next to nothing; and whoever spoke
+/// last is believed, as by every machine.
+fn two_machines_for_one_next_hop_are_told_and_cost_little(lab: &mut Lab) {
+    let [client, _] = PLS_NAT;
+    let own = check(lab.hosts.pls.run("cat", &["/sys/class/net/vnet/address"]));
+    let own: Vec<u8> = own.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let own: [u8; 6] = own.try_into().expect("a MAC address");
+    let other = [2, 0, 0, 0, 0, 0x99];
+    // From the very address whose next hop is contested.
+    let service = std::net::SocketAddrV4::new(ROUTER, ECHO_PORT);
+    let connect = |port| {
+        Tcp::connect_between(&lab.hosts.pls, std::net::SocketAddrV4::new(client, port), service, LIMIT)
+    };
+    let mut tcp = check(connect(40_000));
+    check(tcp.echo(b"before", LIMIT));
+    let spoofer = check(Spoofer::new(&lab.hosts.pls, "vnet"));
+    let claim = |mac: [u8; 6]| {
+        check(spoofer.claim(client, mac, ROUTER));
+        let expected = mac.map(|byte| format!("{byte:02x}")).join(":");
+        check(wait::until("the router's kernel to take note", LIMIT, || {
+            let mac = mac_of(lab, client)?;
+            ensure!(mac == expected, "{mac}, and not {expected}");
+            Ok(())
+        }));
+    };
+    claim(other);
+    claim(own);
+    check(tcp.echo(b"again", LIMIT));
+    let text = format!("two machines answer for {client} (");
+    let told = wait::until("the router to say so", LIMIT, || {
+        let now: Status = lab.pls_router_json(&["status"])?;
+        let log = lab.router_log();
+        ensure!(now.degraded.iter().any(|reason| reason.starts_with(&text)), "{now:#?}");
+        ensure!(log.contains(&format!("degraded: {text}")), "{log}");
+        Ok(now)
+    });
+    let before = check(told);
+    let [contested] = &before.contested_next_hops[..] else { panic!("{before:#?}") };
+    assert!(
+        contested.address == client && contested.macs.contains(&"02:00:00:00:00:99".to_owned()),
+        "{contested:?}"
+    );
+    assert!(before.healthy, "{before:#?}");
+
+    // A hundred changes a second. Only the pace of a flood is slept for here.
+    let start = Instant::now();
+    for round in 0..150 {
+        check(spoofer.claim(client, if round % 2 == 0 { other } else { own }, ROUTER));
+        thread::sleep(Duration::from_millis(10));
+    }
+    let after: Status = check(lab.pls_router_json(&["status"]));
+    let (invalidations, took) =
+        (after.next_hop_invalidations - before.next_hop_invalidations, start.elapsed());
+    println!("150 changes in {took:?}, {invalidations} invalidations");
+    assert!(invalidations <= 4 + took.as_secs() + 2, "{invalidations} in {took:?}");
+    // What is true in the end is followed.
+    claim(own);
+    check(tcp.echo(b"in the end", LIMIT));
+    check(check(connect(40_001)).echo(b"a new one", LIMIT));
+    let log = lab.router_log();
+    assert_eq!(log.matches(&format!("degraded: {text}")).count(), 1, "said once while it lasts: {log}");
 }

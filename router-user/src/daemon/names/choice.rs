@@ -1,4 +1,5 @@
-//! Which addresses of an answer count. A name server is not trusted: nothing that it says may lead a rule to where no rule may lead.
+//! Which addresses of an answer count. A name server is not trusted: nothing that it says may lead
+//! a rule to where no rule may lead.
 
 use std::net::Ipv4Addr;
 
@@ -7,17 +8,20 @@ use router_common::MAX_TARGETS;
 use super::NO_ADDRESS;
 use crate::{config::no_target, daemon::kernel::OwnAddresses};
 
-/// What counts of an answer.
+/// The part of an answer that counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Choice {
-    /// The addresses, in order: resolvers rotate, and the same answer is to be the same. 32 at most, as many as a rule has room for, the lowest.
+    /// The addresses, in order: resolvers rotate, and the same answer is to be the same. 32 at
+    /// most, as many as a rule has room for, the lowest.
     pub(super) addresses: Vec<Ipv4Addr>,
-    /// Which do not count, and why, in words for the operator; empty if all do.
+    /// Those that do not count, and why, in words for the operator; empty if all do.
     pub(super) left_out: String,
 }
 
-/// Chooses from the addresses of an answer those that packets can be sent to. What the configuration may not name, an answer may not either: above
-/// all Azure's platform address, which a rule must never lead to. Nor may it name this machine itself, or all machines of one of its networks.
+/// Chooses from the addresses of an answer those that packets can be sent to. What the
+/// configuration may not name, an answer may not either: above all Azure's platform address, which
+/// a rule must never lead to. Nor may it name this machine itself, or all machines of one of its
+/// networks.
 ///
 /// # Errors
 /// When there is none; in words for the operator.

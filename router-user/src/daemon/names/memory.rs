@@ -80,8 +80,9 @@ impl Memory {
         directory.as_deref().or(socket.parent()).unwrap_or(Path::new("/")).join(FILE)
     }
 
-    /// Reads the file. What cannot be used of it is left out, with a warning: a damaged file is as good as none. It is held to what answers are
-    /// held to, on the machine with these addresses: it says what some server has said, and perhaps to another machine.
+    /// Reads the file. What cannot be used of it is left out, with a warning: a damaged file is as
+    /// good as none. It is held to what answers are held to, on the machine with these addresses:
+    /// it says what some server has said, and perhaps to another machine.
     pub(super) fn load(path: PathBuf, now: SystemTime, own: &OwnAddresses) -> Self {
         let mut names = read(&path).unwrap_or_else(|error| {
             warn!("the last known addresses of names are lost: {}: {error:#}", path.display());
@@ -269,7 +270,8 @@ mod tests {
         fs::write(&path, "{\"format\": 1, \"names\": {\"a.example\": {\"addresses\": [\"127.0.0.1\", \"203.0.113.10\"], \"answered\": 1700000000}}}").unwrap();
         let memory = load(path.clone(), at(0));
         assert_eq!(memory.get("a.example").map(|known| known.addresses.as_slice()), Some([A].as_slice()));
-        // As little as a server may say, a file may: of this machine, too many, what a terminal acts upon.
+        // As little as a server may say, a file may: of this machine, too many, what a terminal
+        // acts upon.
         let many: Vec<String> = (0..100).map(|n| format!("\"203.0.113.{n}\"")).collect();
         let own = OwnAddresses { own: [B].into(), ..OwnAddresses::default() };
         for (addresses, used) in [("\"203.0.113.11\"", None), (&*many.join(","), Some(32))] {

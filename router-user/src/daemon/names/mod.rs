@@ -40,7 +40,8 @@ use crate::config::{Config, Host};
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
-/// How long after the rules, or the file of the last answers, they are written again at the earliest: answers may change with every question.
+/// How long after the rules, or the file of the last answers, they are written again at the
+/// earliest: answers may change with every question.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often in a row the rules may fail to be written.
 const TRIES: u32 = 5;
@@ -63,7 +64,7 @@ pub(super) struct Resolved {
     failures: u32,
     /// What went wrong at the last attempt; empty when it went well.
     pub(super) problem: String,
-    /// What of the last good answer is not used, and why; empty when all of it is.
+    /// The part of the last good answer that is not used, and why; empty when all of it is.
     pub(super) left_out: String,
 }
 
@@ -142,7 +143,8 @@ pub(super) struct NameService {
 }
 
 impl NameService {
-    /// The system's name servers, and the memory of a daemon with this API socket on the machine with these addresses.
+    /// The system's name servers, and the memory of a daemon with this API socket on the machine
+    /// with these addresses.
     pub(super) fn of_system(socket: &Path, own: &OwnAddresses) -> Self {
         Self {
             resolver: Resolver::new(Files::default()),
@@ -153,8 +155,9 @@ impl NameService {
         }
     }
 
-    /// Resolves every name of a configuration, all at the same time, for the machine with these addresses. Takes five seconds at most. What cannot be resolved has the addresses
-    /// of its last good answer, if an earlier daemon has left that.
+    /// Resolves every name of a configuration, all at the same time, for the machine with these
+    /// addresses. Takes five seconds at most. What cannot be resolved has the addresses of its last
+    /// good answer, if an earlier daemon has left that.
     pub(super) async fn resolve_all(&self, config: &Config, own: &OwnAddresses) -> Names {
         let mut names: Vec<&String> = config
             .forwards
@@ -219,8 +222,8 @@ impl NameService {
         }
     }
 
-    /// Puts the rules in force whenever a name has moved. The next answer comes when it likes, so that the kernel may well refuse once, and nobody
-    /// is to end the daemon by answers.
+    /// Puts the rules in force whenever a name has moved. The next answer comes when it likes, so
+    /// that the kernel may well refuse once, and nobody is to end the daemon by answers.
     async fn apply(&self, shared: &Shared) -> Result<()> {
         let mut failures = 0;
         loop {
@@ -277,8 +280,8 @@ impl NameService {
         }
     }
 
-    /// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells. An answer may change with every question, so there is a
-    /// budget.
+    /// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells. An
+    /// answer may change with every question, so there is a budget.
     fn log(&self, name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
         if !noted.moved && !noted.recovered {
             return;

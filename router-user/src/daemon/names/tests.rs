@@ -406,8 +406,8 @@ fn answer_of(addresses: &[[u8; 4]], ttl: u64) -> Result<Good, String> {
     Ok(Good { choice: choose(addresses, &OwnAddresses::default())?, ttl: Duration::from_secs(ttl) })
 }
 
-/// A server that is in somebody else's hands. Whatever it says, the name keeps its last good answer or gets one that can be used, and
-/// what is told of it is short and harmless.
+/// A server that is in somebody else's hands. Whatever it says, the name keeps its last good answer
+/// or gets one that can be used, and what is told of it is short and harmless.
 #[tokio::test]
 async fn a_hostile_server_gets_nothing_but_its_own_name() {
     let server = Server::new().await;
