@@ -3,7 +3,7 @@
 use crate::{
     address::{Ipv4, Ipv6, Port},
     flow::{FlowKey, Protocol},
-    packet::{Frame, L4},
+    packet::{Frame, L4, Packet},
     session::Ticks,
 };
 
@@ -28,6 +28,15 @@ pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> FlowKey<Ipv6> {
     let mut transaction = [0; 16];
     (transaction[0], transaction[1], transaction[2]) = (a, b, c);
     FlowKey::new(Protocol::Udp, Ipv6(transaction), Port::new(server), Ipv6([0; 16]), Port::new(client))
+}
+
+/// Returns `true` for a message of a DHCP client to a server.
+#[inline(always)]
+pub const fn is_to_dhcp_server(packet: &Packet) -> bool {
+    let (server, client) = DHCP_PORTS;
+    matches!(packet.protocol, Protocol::Udp)
+        && packet.key.destination_port.number() == server
+        && packet.key.source_port.number() == client
 }
 
 /// The transaction of a DHCP message, in a UDP packet.

@@ -4,7 +4,6 @@ use crate::{
     address::{Address as _, Ipv4, Mac, Port},
     checksum::Sum,
     flow::{FlowKey, Protocol},
-    own::DHCP_PORTS,
     reason::Reason,
     wire::{load16, load32, load64},
 };
@@ -164,15 +163,6 @@ impl Packet {
             // In a reply, the destination port is the identifier, which is not 0.
             Protocol::Icmp => self.key.destination_port.number() == 0,
         }
-    }
-
-    /// Returns `true` for a message of a DHCP client to a server (RFC 2131 4.1).
-    #[inline(always)]
-    pub const fn is_to_dhcp_server(&self) -> bool {
-        let (server, client) = DHCP_PORTS;
-        matches!(self.protocol, Protocol::Udp)
-            && self.key.destination_port.number() == server
-            && self.key.source_port.number() == client
     }
 }
 

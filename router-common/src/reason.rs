@@ -133,7 +133,7 @@ reasons! {
     50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
     51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but not by the interface that faces the Private Link Service, which clients come in by.";
     52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source had as many opening ones as it may (limits.half_open_per_source), and the oldest of those is gone.";
-    53 EthernetDenied "ethernet_denied" Drop "In a VLAN and from a source that is closed out of this machine, or of a protocol that is neither IP nor the link's own and could carry IP around [local] (SNAP, PPPoE, MPLS, ...).";
+    53 EthernetDenied "ethernet_denied" Drop "In a VLAN and from a source that is closed out of this machine, or of a protocol that is neither IP nor the link's own and could carry IP around local.allow (SNAP, PPPoE, MPLS, ...).";
     54 Ipv6Denied "ipv6_denied" Drop "IPv6 to this machine itself, on the interface that clients come in by (others = \"closed\": on any), and neither an answer, nor neighbour discovery, nor allowed by an entry of local.allow with an IPv6 network.";
 }
 

@@ -18,7 +18,7 @@ use router_common::{
     answer::{ABOUT, RESET_FRAME, Segment, write_reset},
     flow::{FlowKey, Protocol},
     ipv6::{self, Sent},
-    own::{dhcp_answer, dhcp_transaction, dhcpv6_answer},
+    own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
     packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
     reason::Reason,
     stats::OwnStats,
@@ -82,7 +82,7 @@ pub(crate) fn look(context: &TcContext) -> i32 {
     };
     let FlowKey { source, destination, .. } = packet.key;
     // From whatever address: who has none yet asks for one.
-    if packet.is_to_dhcp_server()
+    if is_to_dhcp_server(&packet)
         && let Some(transaction) = dhcp_transaction(&frame)
     {
         own::note(&dhcp_answer(transaction));
