@@ -216,11 +216,6 @@ impl<const BITS: u32> PartAndCount<BITS> {
     }
 
     #[inline(always)]
-    const fn set_part(&mut self, part: u32) {
-        self.0 = self.0 & !Self::PART | part as u64 & Self::PART;
-    }
-
-    #[inline(always)]
     const fn count(self) -> u64 {
         self.0 >> BITS
     }
@@ -229,6 +224,17 @@ impl<const BITS: u32> PartAndCount<BITS> {
     #[inline(always)]
     const fn add(&mut self, number: u32) {
         self.0 = self.0.wrapping_add((number as u64) << BITS);
+    }
+}
+
+impl PartAndCount<{ u16::BITS }> {
+    /// Changes what is below the count.
+    #[inline(always)]
+    const fn set_part(&mut self, part: u16) {
+        const { assert!(cfg!(target_endian = "little")) };
+        // SAFETY: the lowest 16 bits come first in memory, see above, and any value of them is one.
+        // One store, where the compiler would load the number and put it together.
+        unsafe { core::ptr::from_mut(self).cast::<u16>().write(part) };
     }
 }
 
@@ -379,7 +385,7 @@ impl<A: Address> FlowEntry<A> {
     /// Says how far this direction's sender has come.
     #[inline(always)]
     pub const fn set_sent(&mut self, sent: u16) {
-        self.sent_and_bytes.set_part(sent as u32);
+        self.sent_and_bytes.set_part(sent);
     }
 
     /// Where its packets leave.

@@ -94,6 +94,15 @@ pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
     Some(Mac::from_number(u64::from(low) | u64::from(high) << u32::BITS))
 }
 
+/// Returns `true` if a frame is for this Ethernet address.
+#[inline(always)]
+pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
+    // With the first bytes of the source's address, which are above: one load, and they are shifted out.
+    frame
+        .bytes::<ETHERNET_LENGTH>(0)
+        .is_some_and(|ethernet| (load64::<0, _>(ethernet) ^ mac.number()) << 16 == 0)
+}
+
 /// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for them.
 #[inline(always)]
 pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
@@ -281,11 +290,11 @@ pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     Some(TcpRest::of(frame)?.flags())
 }
 
-/// Its sequence number and its acknowledgement number.
+/// The upper half of its sequence number, and its acknowledgement number.
 #[inline(always)]
-pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
-    let sequence = load32::<{ L4 + 4 }, _>(frame.bytes::<UDP_HEADERS>(0)?);
-    Some((u32::from_be_bytes(sequence.to_le_bytes()), TcpRest::of(frame)?.acknowledgement()))
+pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u16, u32)> {
+    let upper = load16::<{ L4 + 4 }, _>(frame.bytes::<UDP_HEADERS>(0)?);
+    Some((u16::from_be_bytes(upper.to_le_bytes()), TcpRest::of(frame)?.acknowledgement()))
 }
 
 /// Whether a frame says that it carries something else than IPv4.

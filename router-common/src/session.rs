@@ -12,8 +12,8 @@
 //! receiver judges it better. Where a session counts as over that is not, its ends show it by what they send next, and the
 //! session is what it was before.
 //!
-//! The fast path sees one flow's entry. What it takes over without a look at the other ([`End::follow`]) is what goes on from
-//! where this very end was last: both numbers of a segment have to, which is one guess in 2^27.
+//! The fast path sees one flow's entry. What it takes over without a look at the other ([`End::goes_on`]) is what goes on from
+//! where this very end was last: both numbers of a segment have to, which is one guess in 2^27 and more.
 
 use crate::{
     flow::{Direction, Protocol},
@@ -168,21 +168,15 @@ pub struct End {
 impl End {
     /// How far the fast path follows an acknowledgement: what a receiver puts together into one (`GRO_LEGACY_MAX_SIZE`).
     const STEP: u32 = 1 << 16;
-    /// How far it follows a sequence number, in units of 64 KiB, ahead and back.
+    /// How far it follows a sequence number, in units of 64 KiB.
     const REACH: u16 = 16;
 
-    /// Where the end is after a segment with the flag ACK and none of SYN, FIN and RST, if it goes on from where the end is now:
-    /// the next values of `expects` and `sent`. `None` if only a look at the other end tells ([`Track::fits`]).
+    /// Returns `true` if a segment with the flag ACK and none of SYN, FIN and RST goes on from where its sender, an end with
+    /// these values of `expects` and `sent`, was last: it then expects `acknowledgement`, and has sent as far as `upper`, the
+    /// upper half of the segment's sequence number. If not, only a look at the other end tells ([`Track::fits`]).
     #[inline(always)]
-    pub const fn follow(expects: u32, sent: u16, sequence: u32, acknowledgement: u32) -> Option<(u32, u16)> {
-        let upper = (sequence >> 16) as u16;
-        let ahead = upper.wrapping_sub(sent);
-        if acknowledgement.wrapping_sub(expects) >= Self::STEP
-            || ahead.wrapping_add(Self::REACH) > 2 * Self::REACH
-        {
-            return None;
-        }
-        Some((acknowledgement, if ahead <= Self::REACH { upper } else { sent }))
+    pub const fn goes_on(expects: u32, sent: u16, upper: u16, acknowledgement: u32) -> bool {
+        acknowledgement.wrapping_sub(expects) < Self::STEP && upper.wrapping_sub(sent) <= Self::REACH
     }
 }
 
@@ -480,11 +474,9 @@ mod tests {
                 && !self.0.connection().is_over()
                 && !(self.0.opening && is_client);
             let end = if is_client { &mut self.0.client } else { &mut self.0.target };
-            if is_fast
-                && let Some((expects, sent)) =
-                    End::follow(end.expects, end.sent, segment.sequence, segment.acknowledgement)
-            {
-                (end.expects, end.sent) = (expects, sent);
+            let upper = (segment.sequence >> 16) as u16;
+            if is_fast && End::goes_on(end.expects, end.sent, upper, segment.acknowledgement) {
+                (end.expects, end.sent) = (segment.acknowledgement, upper);
                 return;
             }
             let (next, moves) = self.0.after(segment);

@@ -22,7 +22,7 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     // before that, where nobody has padded the frame, and are the slow path's.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
     // A frame that the link brings here, but for another machine, is not to be sent on a second time.
-    if packet::destination_mac(&headers)? != work.settings.interface(work.ingress).mac {
+    if !packet::is_for(&headers, work.settings.interface(work.ingress).mac) {
         return None;
     }
     let packet = packet::parse(&headers).ok()?;
@@ -41,12 +41,12 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
         if packet::tcp_flags(&headers)? & (Seen::FLAGS | tcp::ACK) != tcp::ACK {
             return None;
         }
-        let (sequence, acknowledgement) = packet::tcp_numbers(&headers)?;
-        let (expects, sent) = End::follow(entry.expects, entry.sent(), sequence, acknowledgement)?;
-        entry.expects = expects;
-        if sent != entry.sent() {
-            entry.set_sent(sent);
+        let (upper, acknowledgement) = packet::tcp_numbers(&headers)?;
+        if !End::goes_on(entry.expects, entry.sent(), upper, acknowledgement) {
+            return None;
         }
+        entry.expects = acknowledgement;
+        entry.set_sent(upper);
     }
     touch(entry, length, now);
     let link = link(work.settings, &next_hop);

@@ -69,9 +69,16 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
         let shown = way.display().to_string();
         let (user, mode) = (metadata.uid(), metadata.mode());
         if !is_owner(user) {
+            // What is above may be anybody's home: not to be changed for this.
+            let fix = if way == path {
+                format!(
+                    "remove it if it is not of your making, or else: chown root {shown}; chmod go-w {shown}"
+                )
+            } else {
+                format!("name another path than {}, below a directory of root's", path.display())
+            };
             bail!(
-                "{shown} belongs to user {user}, who could change what is in it, or hold a lock on it\n  fix: remove it \
-                 (rm -r {shown}) if it is not of your making, or else: chown root {shown}; chmod go-w {shown}"
+                "{shown} belongs to user {user}, who could change what is in it, or hold a lock on it\n  fix: {fix}"
             );
         }
         if metadata.is_symlink() {

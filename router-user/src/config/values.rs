@@ -360,14 +360,23 @@ pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
             format!("write \"{}\", the network this address is in", network.trunc()),
         );
     }
+    if let IpNet::V6(network) = network
+        && network.addr().to_ipv4_mapped().is_some()
+    {
+        return problem(format!("{network} is a network of IPv4 written as IPv6"), FIX);
+    }
     Ok(network)
 }
 
 /// A name that requests give in `Host`, in the form that they are compared in.
 pub(super) fn host_name(text: &str) -> Result<String, Problem> {
     let example = "write a name as in a URL, without a port: \"router.example.com\"";
-    if text.parse::<IpAddr>().is_ok() {
-        return Ok(text.to_owned());
+    if let Ok(address) = text.parse::<IpAddr>() {
+        // As it stands in a URL (RFC 3986 3.2.2).
+        return Ok(match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        });
     }
     if text.contains([':', '/', '*']) {
         return problem(format!("{text:?} is more or less than a name"), example);

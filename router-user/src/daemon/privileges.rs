@@ -55,6 +55,13 @@ pub(super) fn give_up() -> Result<()> {
     install(signal).context("cannot give up privileges")?;
     // SAFETY: the handler may run at any time and in any thread, so also here.
     handler(signal);
+    // SAFETY: takes and changes nothing.
+    if !has_given_up(unsafe { libc::gettid() }) {
+        bail!(
+            "this process cannot give up its privileges\n  fix: let the service call capset (SystemCallFilter= of the unit, \
+             as deploy/pls-router.service has it)"
+        );
+    }
     let start = Instant::now();
     // A thread may have made another one after the others were listed, and before it got the
     // signal: so twice.
@@ -128,7 +135,11 @@ fn threads() -> Result<Vec<libc::pid_t>> {
 
 /// Returns `true` if a thread has no more than what is kept, or has ended.
 fn has_given_up(thread: libc::pid_t) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/self/task/{thread}/status")) else { return true };
+    let status = match fs::read_to_string(format!("/proc/self/task/{thread}/status")) {
+        Ok(status) => status,
+        // ESRCH is of one that ends while it is read (proc_pid_status(5)).
+        Err(error) => return matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    };
     let none_but_kept = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & !KEPT == 0)

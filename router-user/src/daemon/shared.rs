@@ -192,9 +192,11 @@ impl Shared {
         self.state().attached.clone()
     }
 
-    /// The indexes of the router's interfaces by slot, as they are now; 0 for one that is gone.
+    /// The indexes of the router's interfaces by slot, as they are now; the last one of an interface that is gone, so that
+    /// there still are two where there were two.
     pub(super) fn interface_indexes(&self) -> Vec<u32> {
-        let index = |attached: &Attached| attached.attachment.place().index().unwrap_or_default();
+        let index =
+            |Attached { attachment, .. }: &Attached| attachment.place().index().unwrap_or(attachment.index);
         self.attached().iter().map(index).collect()
     }
 

@@ -236,8 +236,8 @@ where
     let house = House::new(&limits);
     let descriptors = Arc::new(Semaphore::new(limits.descriptors()));
     let mut spare = Spare(None);
+    spare.refill();
     loop {
-        spare.refill();
         // Whoever had to go may not be gone yet.
         let descriptor = descriptors.clone().acquire_owned().await.context("a listener has been closed")?;
         let (stream, peer) = match listener.accept().await {
@@ -253,6 +253,8 @@ where
                 continue;
             }
         };
+        // Only now: the connection that the spare one was let go for has it.
+        spare.refill();
         let Some(mut place) = house.enter(admit(&peer)) else { continue };
         let (answer, request, whole) = (answer.clone(), limits.request, limits.connection);
         tokio::spawn(async move {

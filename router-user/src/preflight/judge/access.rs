@@ -67,15 +67,28 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
                 IpAddr::V6(_) => false,
             }
     };
-    let ways: Vec<String> =
-        interfaces.iter().filter(reached).map(|interface| way(interface, listen.ip())).collect();
-    if ways.is_empty() {
+    let of_router = |interface: &&Interface| {
+        config.interfaces.names().any(|name| {
+            interface.name == name || interface.alternative_names.iter().any(|other| other == name)
+        })
+    };
+    let (ways, elsewhere): (Vec<&Interface>, Vec<&Interface>) =
+        interfaces.iter().filter(reached).partition(|interface| is_local && of_router(interface));
+    let shown = |interfaces: &[&Interface]| {
+        listed(&interfaces.iter().map(|interface| way(interface, listen.ip())).collect::<Vec<_>>())
+    };
+    // `[local]` is about the router's interfaces: nothing looks at what comes in by another one.
+    let elsewhere = match elsewhere.as_slice() {
+        [] => String::new(),
+        interfaces => format!(", and whoever reaches it by {}", shown(interfaces)),
+    };
+    if ways.is_empty() && elsewhere.is_empty() {
         return format!("{HERE}, and who reaches {}", listen.ip());
     }
-    let ways = listed(&ways);
-    if !is_local {
-        return format!("{HERE}, and whoever reaches it by {ways}");
+    if ways.is_empty() {
+        return format!("{HERE}{elsewhere}");
     }
+    let ways = shown(&ways);
     // `sources` of rules are closed in any case.
     let allowed: Vec<String> = config
         .local
@@ -93,7 +106,7 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
         (Others::Closed, true) => "nobody else",
         (Others::Closed, false) => "of all others likewise",
     };
-    format!("{HERE}; by {ways}: {by_rule}, {others}")
+    format!("{HERE}{elsewhere}; by {ways}: {by_rule}, {others}")
 }
 
 /// An interface, with the networks that it is in.
@@ -197,6 +210,23 @@ mod tests {
                 assert_eq!(metrics, format!("any user of this machine; by eth0 (10.0.2.64/26): {expected}"));
             }
         }
+    }
+
+    /// Nothing looks at what comes in by an interface that is not the router's.
+    #[test]
+    fn metrics_by_another_interface() {
+        let network = "10.9.0.4/24".parse().expect("a network");
+        let mut facts = facts();
+        if let Ok(interfaces) = &mut facts.interfaces {
+            interfaces.push(Interface { networks: vec![network], ..interface("eth2") });
+        }
+        let config = config("[admin]\nlisten = \"0.0.0.0:9090\"\n[local]\nothers = \"closed\"");
+        let told: Vec<String> = access(&config, &facts).into_iter().map(|one| one.who).collect();
+        assert_eq!(
+            told[1],
+            "any user of this machine, and whoever reaches it by eth2 (10.9.0.0/24); by eth0 (10.0.2.64/26): nobody of a \
+             rule's `sources`, nobody else"
+        );
     }
 
     #[test]
