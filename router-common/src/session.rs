@@ -110,8 +110,6 @@ impl Seen {
     const OTHER_SILENT: u8 = 0x20;
     /// Its reset was not exactly where the other end expected it: see [`Track::after`].
     const RESET_AHEAD: u8 = 0x08;
-    /// The target's SYN does not acknowledge the client's last one.
-    const UNCONFIRMED: u8 = 0x10;
 
     #[inline(always)]
     const fn and(self, flags: u8) -> Self {
@@ -217,6 +215,8 @@ impl Track {
     const ACKNOWLEDGED_BACK: u32 = 1 << 17;
     /// How far behind what its sender has sent so far, if what is between them was lost before it came here.
     const AHEAD: u32 = 1 << 20;
+    /// The largest hole: the window of a connection over a long way.
+    const HOLE: u32 = 1 << 24;
     /// The most that can be behind the number that a segment begins with, up to the next unit of `sent`.
     const SEGMENT: u32 = 2 << 16;
 
@@ -238,6 +238,19 @@ impl Track {
             )
     }
 
+    /// Returns `true` if a segment goes on behind a hole: what is between it and what its sender has sent was lost before it came
+    /// here, more than [`fits`](Self::fits) allows for. It has to acknowledge just what its sender expects.
+    #[inline(always)]
+    const fn is_ahead(&self, segment: &Segment) -> bool {
+        let (sender, receiver) = self.ends(segment.direction);
+        segment.acknowledges(sender.expects)
+            && is_between(
+                segment.sequence,
+                receiver.expects,
+                ((sender.sent as u32) << 16).wrapping_add(Self::HOLE),
+            )
+    }
+
     /// Returns the connection after a segment, but for where its ends are, and what is to be changed of that.
     ///
     /// - A SYN changes nothing on an open connection, whatever its sequence number: the target answers it (RFC 5961 section 4). A
@@ -246,6 +259,8 @@ impl Track {
     ///   that, behind data that is on its way, counts until its receiver goes on: that challenges it if it is still there.
     /// - A reset of the target's refuses an opening connection if it acknowledges the client's SYN (RFC 9293 3.10.7.3).
     /// - A FIN counts if it fits.
+    /// - While the connection opens, the last answer of the target's counts, and what either end sends behind it says where they
+    ///   are: others may have sent the first ones.
     /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data behind a FIN. So if that side
     ///   does, somebody else has sent the reset or the FIN: it is forgotten. This is so whatever the numbers are, since it only
     ///   ever makes a session stay.
@@ -260,7 +275,11 @@ impl Track {
         if flags & tcp::RST != 0 {
             // Of the client, nothing is known to be expected before the target has answered.
             let is_exact = segment.sequence == receiver.expects && (is_client || sender.seen.any(tcp::SYN));
-            let refuses = !is_client && self.opening && segment.acknowledges(sender.expects);
+            let refuses = !is_client
+                && self.opening
+                && !sender.seen.any(tcp::SYN)
+                && flags & tcp::ACK != 0
+                && segment.acknowledgement == sender.expects;
             if is_exact || refuses {
                 sender.seen = sender.seen.without(Seen::RESET_AHEAD).and(tcp::RST);
                 next.opening &= is_client;
@@ -272,19 +291,24 @@ impl Track {
                 sender.seen = sender.seen.and(tcp::RST | Seen::RESET_AHEAD);
             }
         } else if flags & tcp::SYN != 0 {
-            // Before the target has answered, the client's SYN alone says what it will have to acknowledge. What answers another
-            // SYN counts only as long as nothing better has come.
-            let answers = !is_client && segment.acknowledges(sender.expects);
+            // Before the target has answered, the client's SYN alone says what the target will acknowledge. Of the target's
+            // answers, the last one counts, and whoever has sent a reset does not answer: others may have sent the first ones.
             let target = if is_client { receiver.seen } else { sender.seen };
-            let counts = answers || !target.any(tcp::SYN) || target.any(Seen::UNCONFIRMED);
-            if self.opening && counts {
-                sender.seen = sender.seen.without(Seen::UNCONFIRMED).and(tcp::SYN);
-                if !is_client && !answers {
-                    sender.seen = sender.seen.and(Seen::UNCONFIRMED);
-                }
-                moves = Moves { sender_expects: false, sender_sent: true, receiver_expects: true };
+            let counts = if is_client {
+                !target.any(tcp::SYN)
+            } else {
+                self.opening || !target.any(tcp::SYN) || target.any(tcp::RST)
+            };
+            if counts {
+                sender.seen = sender.seen.without(tcp::RST | Seen::RESET_AHEAD).and(tcp::SYN);
+                moves = Moves {
+                    sender_expects: flags & tcp::ACK != 0,
+                    sender_sent: true,
+                    receiver_expects: true,
+                };
             }
         } else {
+            let was_reset = sender.seen.any(tcp::RST);
             let is_finished = sender.seen.any(tcp::FIN) && receiver.seen.any(tcp::FIN);
             if is_finished && segment.carries_data {
                 sender.seen = sender.seen.without(tcp::FIN);
@@ -301,6 +325,11 @@ impl Track {
                         && is_at_or_behind(segment.sequence, (sender.sent as u32) << 16),
                     receiver_expects: false,
                 };
+            } else if self.is_ahead(segment) {
+                moves = Moves { sender_sent: true, ..Moves::NONE };
+            } else if flags & tcp::ACK != 0 && (was_reset || self.opening && !is_client) {
+                // If the answer that counts is another's, or the reset was, this shows where the ends are.
+                moves = Moves { sender_expects: true, sender_sent: true, receiver_expects: true };
             }
             // What it acknowledges shows that it gets the target's answers.
             if self.opening
@@ -608,36 +637,75 @@ mod tests {
         assert_eq!(middle.state(), State::Established);
     }
 
-    /// A SYN and an answer to it that nobody has sent who should, before, between and behind those of the ends.
+    /// What nobody has sent who should, at any moment of a handshake, up to three at once.
     #[test]
-    fn forged_syns_do_not_keep_a_connection_from_opening() {
+    fn forged_handshakes_do_not_keep_a_connection_from_opening() {
         let forged = [
             segment(Forward, tcp::SYN, 0x4000_0000, 0),
             segment(Reply, SYN_ACK, 0x2000_0000, 0x4000_0001),
             segment(Reply, SYN_ACK, 0x2000_0000, 0x6000_0000),
+            segment(Reply, RST_ACK, 0, 0x4000_0001),
+            segment(Reply, tcp::RST, 0x2000_0001, 0),
+            segment(Forward, tcp::RST, 0x4000_0001, 0),
             segment(Forward, tcp::ACK, 0x4000_0001, 0x2000_0001),
         ];
-        for at in 0..3 {
-            for one in forged {
+        let some = || std::iter::once(None).chain(forged.into_iter().map(Some));
+        for (first, second, third) in
+            some().flat_map(|a| some().flat_map(move |b| some().map(move |c| (a, b, c))))
+        {
+            for at in 0..3 {
+                let what = format!("{first:?} {second:?} {third:?} at {at}");
                 let mut talk = Talk::new();
                 for (turn, (direction, flags)) in
                     [(Forward, tcp::SYN), (Reply, SYN_ACK), (Forward, tcp::ACK)].into_iter().enumerate()
                 {
                     talk.say(direction, flags, 0);
                     if turn == at {
-                        talk.middle.see(&one);
+                        [first, second, third].iter().flatten().for_each(|one| talk.middle.see(one));
                     }
                 }
-                talk.say(Forward, tcp::ACK, 100);
-                talk.say(Reply, tcp::ACK, 100);
-                assert_eq!(talk.middle.state(), State::Established, "{one:?} at {at}");
+                for _ in 0..2 {
+                    talk.transfer(Forward, 100);
+                    talk.transfer(Reply, 100);
+                }
+                assert_eq!(talk.middle.state(), State::Established, "{what}");
+                // Where a handshake was forged as a whole, its numbers stay.
+                let is_whole =
+                    third.is_some() || [first, second].iter().flatten().any(|one| one.flags == tcp::ACK);
+                if is_whole {
+                    continue;
+                }
                 for direction in [Forward, Reply] {
                     let reset = talk.genuine(direction, RST_ACK, 0);
                     let mut talk = talk;
                     talk.middle.see(&reset);
-                    assert_eq!(talk.middle.state(), State::Closed, "{one:?} at {at}");
+                    assert_eq!(talk.middle.state(), State::Closed, "{what}");
                 }
             }
+        }
+    }
+
+    /// Some megabytes are lost before they come here, what follows them is not, and they come again.
+    #[test]
+    fn a_large_hole_is_filled() {
+        for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
+            let mut talk = Talk::established();
+            let own = usize::from(matches!(direction, Reply));
+            let start = talk.next[own];
+            talk.next[own] = start.wrapping_add(4 << 20);
+            for _ in 0..2048 {
+                talk.say(direction, tcp::ACK, 1024);
+            }
+            let end = talk.next[own];
+            talk.next[own] = start;
+            for _ in 0..4096 {
+                talk.say(direction, tcp::ACK, 1024);
+            }
+            talk.next[own] = end;
+            talk.say(other, tcp::ACK, 0);
+            talk.transfer(direction, 100_000);
+            talk.say(direction, tcp::RST, 0);
+            assert_eq!(talk.middle.state(), State::Closed);
         }
     }
 
