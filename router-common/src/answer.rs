@@ -283,6 +283,17 @@ impl Bucket {
     /// How often it is tried to take from a bucket that another CPU takes from at the same moment.
     const ATTEMPTS: u32 = 4;
 
+    /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).
+    #[inline(always)]
+    pub fn has_one(&self, now: u64, rate: Rate) -> bool {
+        Self::is_one_in(Atomic::new(&self.full).load(), now, rate)
+    }
+
+    #[inline(always)]
+    const fn is_one_in(full: u64, now: u64, rate: Rate) -> bool {
+        full.saturating_sub(now) <= (rate.burst - 1) * rate.interval
+    }
+
     /// Returns `true` if there may be one more now; then it is counted. Whoever gets none changes nothing, so that a flood is not a fight for
     /// the memory.
     #[inline(always)]
@@ -290,10 +301,10 @@ impl Bucket {
         let full = Atomic::new(&self.full);
         for _ in 0..Self::ATTEMPTS {
             let seen = full.load();
-            let from = if seen < now { now } else { seen };
-            if from - now > (rate.burst - 1) * rate.interval {
+            if !Self::is_one_in(seen, now, rate) {
                 return false;
             }
+            let from = if seen < now { now } else { seen };
             if full.change(seen, from + rate.interval) {
                 return true;
             }

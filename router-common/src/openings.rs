@@ -2,7 +2,8 @@
 //!
 //! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody takes a note out when its session has opened
 //! or ended: whoever looks for one to make room, from the oldest on, finds out what became of it. So a note costs a write, and is looked at
-//! once.
+//! once. Two things keep the notes of sessions that still open. A ring that is full leaves them where they are and goes on to the next place,
+//! which makes them its newest. And who searches puts those of other sources behind all others, and only then forgets the place.
 
 use core::mem::size_of;
 
@@ -23,6 +24,9 @@ pub const NOTES: u32 = 1 << 14;
 pub const LOOKS: u32 = 128;
 /// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
 pub const ANSWERED_LOOKS: u32 = 8;
+
+/// How many places are tried, at most, for a new note: one whose note is of a session that still opens is passed over, but for the last.
+pub const CHANCES: u32 = 32;
 
 /// One in so many of the sessions that there is room for may make room for others each second: their slots are in quarantine for a while, and
 /// are not to become so many that the table has no others.
@@ -123,24 +127,29 @@ pub const fn index(ring: u32, place: u32) -> u32 {
 /// What has become of a session that was noted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
-    /// It has opened or ended, or is another source's.
-    NoneOfTheirs,
+    /// It has opened or ended: its note is of no use any more.
+    Gone,
+    /// It still opens, and is another source's.
+    Anothers,
     /// It still opens, and its target has answered: the client may yet acknowledge that.
     Answered,
     /// It still opens, and nobody waits for it but its client, if at all.
     Unanswered,
 }
 
-/// What has become of a noted session, by the tag of the slot that it was in; `is_theirs`: whether what is there was opened when the note says,
-/// by a client of the source that is looked for.
+/// What has become of a noted session, by the tag of the slot that it was in. `is_noted`: what is there was opened when the note says;
+/// `is_theirs`: its client is the source that is looked for.
 #[inline(always)]
-pub const fn standing(tag: Tag, is_theirs: bool) -> Standing {
-    if !is_theirs
+pub const fn standing(tag: Tag, is_noted: bool, is_theirs: bool) -> Standing {
+    if !is_noted
         || !matches!(tag.state(), SlotState::Live)
         || !matches!(tag.direction(), Direction::Forward)
         || !tag.is_opening()
     {
-        return Standing::NoneOfTheirs;
+        return Standing::Gone;
+    }
+    if !is_theirs {
+        return Standing::Anothers;
     }
     let seen = tag.seen();
     if tag.protocol_number() == Protocol::Tcp as u8 && !seen.is_unanswered() && !seen.is_over() {
@@ -167,27 +176,32 @@ mod tests {
     fn only_what_opens_makes_room() {
         let tag = |direction, opening| Tag::pending(6, direction, 3, opening).showing(Seen::SYN);
         let live = |direction, opening| tag(direction, opening).in_state(SlotState::Live);
-        assert_eq!(standing(live(Direction::Forward, true), false), Standing::NoneOfTheirs);
-        assert_eq!(standing(live(Direction::Forward, false), true), Standing::NoneOfTheirs, "established");
-        assert_eq!(standing(live(Direction::Reply, true), true), Standing::NoneOfTheirs, "a target's flow");
-        for state in
-            [SlotState::Empty, SlotState::Busy, SlotState::Pending, SlotState::Retired, SlotState::Held]
-        {
-            let gone = tag(Direction::Forward, true).in_state(state);
-            assert_eq!(standing(gone, true), Standing::NoneOfTheirs, "{state:?}");
+        let opening = live(Direction::Forward, true);
+        assert_eq!(standing(opening, true, false), Standing::Anothers);
+        for is_theirs in [false, true] {
+            let gone = |tag, what: &str| {
+                assert_eq!(standing(tag, true, is_theirs), Standing::Gone, "{what}, {is_theirs}");
+            };
+            assert_eq!(standing(opening, false, is_theirs), Standing::Gone, "opened since");
+            gone(live(Direction::Forward, false), "established");
+            gone(live(Direction::Reply, true), "a target's flow");
+            for state in
+                [SlotState::Empty, SlotState::Busy, SlotState::Pending, SlotState::Retired, SlotState::Held]
+            {
+                gone(tag(Direction::Forward, true).in_state(state), &format!("{state:?}"));
+            }
         }
         let (client, nobody, server) = (Seen::SYN, Seen::NOTHING, Seen::SYN);
-        let opening = live(Direction::Forward, true);
         for (seen, wanted) in [
             (client.beside(nobody), Standing::Unanswered),
             (client.beside(server), Standing::Answered),
             (client.and_reset().beside(server), Standing::Unanswered),
             (client.beside(server.and_reset()), Standing::Unanswered),
         ] {
-            assert_eq!(standing(opening.showing(seen), true), wanted, "{seen:?}");
+            assert_eq!(standing(opening.showing(seen), true, true), wanted, "{seen:?}");
         }
         let udp = Tag::pending(17, Direction::Forward, 3, true).in_state(SlotState::Live);
-        assert_eq!(standing(udp, true), Standing::Unanswered);
+        assert_eq!(standing(udp, true, true), Standing::Unanswered);
     }
 
     #[test]
@@ -201,6 +215,25 @@ mod tests {
     }
 
     proptest! {
+        /// Rotating a ring's notes, full or not, overwrites none of them: what is put behind all others goes to a place that nobody has.
+        #[test]
+        fn what_is_put_behind_all_others_overwrites_nothing(start: u32, pushes in 1..NOTES * 2, steps in 1..300_u32) {
+            let ends = Ends { next: start, oldest: start, ..Ends::default() };
+            let mut places = vec![None; NOTES as usize];
+            let mut push = |note| places[index(0, ends.push()) as usize] = Some(note);
+            (0..pushes).for_each(&mut push);
+            for step in 0..steps {
+                let (at, _) = ends.places();
+                // The oldest one's number is how many there were before it.
+                push(pushes.saturating_sub(NOTES) + step % pushes.min(NOTES));
+                ends.forget_before(at.wrapping_add(1));
+            }
+            let mut there: Vec<_> = places.into_iter().flatten().collect();
+            there.sort_unstable();
+            there.dedup();
+            prop_assert_eq!(there.len() as u32, pushes.min(NOTES));
+        }
+
         /// Against a plain queue, over the end of the numbers as well.
         #[test]
         fn a_ring_is_a_queue_that_forgets(start: u32, steps in proptest::collection::vec((0..NOTES * 2, 0..NOTES), 1..20)) {

@@ -290,6 +290,8 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
         && opening.snat == rewrite.source
         && opening.ports.contains(rewrite.source_port.number())
         && is_own_socket(context) == 0;
+    // Then its note is there, and says when it was opened.
+    let is_noted = tag.is_opening() && forward.entry.opened() == now;
     let is_mine = match reply {
         Some(reply) if stays => {
             let is_mine = forward.start_over(tag, opening.rule, now);
@@ -308,7 +310,9 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     };
     match is_mine {
         true if stays => {
-            half_open::note(settings, opening.key.source, flows::index_of(&opening.key, settings));
+            if !is_noted {
+                half_open::note(settings, opening.key.source, flows::index_of(&opening.key, settings));
+            }
             IN_PLACE
         }
         true => MOVED,

@@ -12,7 +12,7 @@ use router_common::{
     address::Ipv4,
     answer::Bucket,
     bounds, half_open_slot,
-    openings::{self, ANSWERED_LOOKS, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing},
+    openings::{self, ANSWERED_LOOKS, CHANCES, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing},
     settings::Settings,
     source_hash,
     table::Tag,
@@ -40,7 +40,8 @@ static ROOM: Array<Bucket> = Array::with_max_entries(1, 0);
 
 /// A search for a session to make room.
 struct Search {
-    source: Ipv4,
+    /// Where the source's half-open sessions are counted.
+    counted: u32,
     ring: u32,
     /// The place to look at next, and the one behind the last.
     at: u32,
@@ -103,14 +104,57 @@ fn ring_of(settings: &Settings, source: Ipv4) -> u32 {
 /// Notes a source's session that opens, whose client's flow is in this slot.
 #[inline(always)]
 pub(crate) fn note(settings: &Settings, source: Ipv4, slot: u32) {
-    let ring = ring_of(settings, source);
     let Some(forward) = flows::at_index(slot) else { return };
-    let Some(ends) = OPENINGS_ENDS.get(ring) else { return };
-    let note = Note::new(slot, forward.entry.opened());
-    if let Some(place) = OPENINGS.get_ptr_mut(index(ring, ends.push())) {
-        // SAFETY: a number in memory that stays mapped, whole in one store; any value is good.
-        unsafe { place.write_volatile(note.number()) };
+    put(ring_of(settings, source), Note::new(slot, forward.entry.opened()));
+}
+
+/// A note that is to be put into a ring.
+struct Noting {
+    ring: u32,
+    note: u64,
+}
+
+/// Puts a note into a ring, where there is none of a session that still opens.
+#[inline(always)]
+fn put(ring: u32, note: Note) {
+    let mut noting = Noting { ring, note: note.number() };
+    // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
+    unsafe { bpf_loop(CHANCES, try_to_put as *const () as *mut c_void, (&raw mut noting).cast(), 0) };
+}
+
+/// Tries the next place of a ring. A callback of `bpf_loop`; 1 if the note is there.
+unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let noting = unsafe { &*context.cast::<Noting>() };
+    let (ring, note) = (noting.ring, noting.note);
+    let Some(ends) = OPENINGS_ENDS.get(ring) else { return 1 };
+    let Some(place) = OPENINGS.get_ptr_mut(index(ring, ends.push())) else { return 1 };
+    // SAFETY: a number in memory that stays mapped, whole in one load.
+    let earlier = unsafe { place.read_volatile() };
+    // What is passed over is one of the newest from now on.
+    if number + 1 < CHANCES
+        && earlier != note
+        && !matches!(found(Note::from_number(earlier), None).1, Standing::Gone)
+    {
+        return 0;
     }
+    // SAFETY: whole in one store; any value is good.
+    unsafe { place.write_volatile(note) };
+    1
+}
+
+/// The tag of the slot that a note names, and what has become of the session, for who looks for one that is counted in this place.
+#[inline(always)]
+fn found(note: Note, counted: Option<(&Settings, u32)>) -> (Tag, Standing) {
+    let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, Standing::Gone) };
+    // The tag first: what it is the tag of is what is compared.
+    let tag = slot.tag();
+    let is_noted = slot.entry.opened() == note.opened();
+    let is_theirs = match counted {
+        Some((settings, place)) => half_open_slot(&settings.seeds, slot.key().source) == place,
+        None => false,
+    };
+    (tag, standing(tag, is_noted, is_theirs))
 }
 
 /// Has a session of this source make room: 1 if one has, which is gone, and is still counted as half-open. A global function: the verifier looks
@@ -125,14 +169,14 @@ extern "C" fn make_room(source: u32) -> u32 {
     let source = Ipv4(source.to_ne_bytes());
     let ring = ring_of(settings, source);
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 0 };
-    // SAFETY: takes nothing and always answers.
-    if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
+    // Whoever may not is not to search. SAFETY: takes nothing and always answers.
+    if !room.has_one(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
         return 0;
     }
     let Some(search) = scratch() else { return 0 };
     let (at, end) = ends.places();
     // Field by field: a whole one would be put together on the stack first.
-    search.source = source;
+    search.counted = half_open_slot(&settings.seeds, source);
     search.ring = ring;
     search.at = at;
     search.end = end;
@@ -144,9 +188,20 @@ extern "C" fn make_room(source: u32) -> u32 {
     // Taken only now: the callback has had it in the meantime.
     let Some(search) = scratch() else { return 0 };
     if search.made == 0 && search.answered != 0 {
-        search.made = removal::session_gives_way(search.fallback, search.tag);
+        search.made = give_way(search.fallback, search.tag);
     }
     search.made
+}
+
+/// Has a session that was found make room, if one may yet: 1 if it has. Inlined: calls are as deep as they may be.
+#[inline(always)]
+fn give_way(slot: u32, tag: u32) -> u32 {
+    let (Some(occupancy), Some(room)) = (flows::occupancy(), ROOM.get(0)) else { return 0 };
+    // SAFETY: takes nothing and always answers.
+    if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
+        return 0;
+    }
+    removal::session_gives_way(slot, tag)
 }
 
 /// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the search.
@@ -161,30 +216,27 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
         return 1;
     };
     search.at = search.at.wrapping_add(1);
-    let (tag, is_theirs) = match flows::at_index(note.slot()) {
-        // The tag first: what it is the tag of is what is compared.
-        Some(slot) => {
-            let tag = slot.tag();
-            let is_theirs = slot.entry.opened() == note.opened()
-                && half_open_slot(&settings.seeds, slot.key().source)
-                    == half_open_slot(&settings.seeds, search.source);
-            (tag, is_theirs)
-        }
-        None => (Tag::EMPTY, false),
-    };
-    match standing(tag, is_theirs) {
-        Standing::NoneOfTheirs => {
+    let (tag, standing) = found(note, Some((settings, search.counted)));
+    match standing {
+        Standing::Gone | Standing::Anothers => {
             if search.in_vain != 0
                 && let Some(ends) = OPENINGS_ENDS.get(search.ring)
             {
+                // This overwrites none of them: as many places as are taken at the end have been forgotten.
+                if matches!(standing, Standing::Anothers)
+                    && let Some(place) = OPENINGS.get_ptr_mut(index(search.ring, ends.push()))
+                {
+                    // SAFETY: as above.
+                    unsafe { place.write_volatile(note.number()) };
+                }
                 ends.forget_before(search.at);
             }
             0
         }
         Standing::Unanswered => {
             search.in_vain = 0;
-            search.made = removal::session_gives_way(note.slot(), tag.0);
-            // If not, another CPU was at it. It is 0 or 1, but not as far as the verifier sees.
+            search.made = give_way(note.slot(), tag.0);
+            // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as far as the verifier sees.
             i64::from(bounds::opaque(search.made) & 1)
         }
         Standing::Answered => {

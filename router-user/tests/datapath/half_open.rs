@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use router_common::{
     address::Ipv4,
-    openings::{ANSWERED_LOOKS, LOOKS, rate},
+    half_open_slot,
+    openings::{ANSWERED_LOOKS, LOOKS, NOTES, RINGS, rate},
     ports::PortRange,
     reason::Reason,
     session::State,
+    source_hash,
 };
 use router_user::dataplane::Session;
 
@@ -47,6 +49,11 @@ fn syn(port: u16) -> Vec<u8> {
 /// The target's answer to a session whose port was kept.
 fn answer(target: [u8; 4], port: u16) -> Vec<u8> {
     tcp_packet((target, 443), (ROUTER, port), tcp::SYN | tcp::ACK).numbers(5000, 1001).build()
+}
+
+/// The target's refusal of a session whose port was kept.
+fn refusal(target: [u8; 4], port: u16) -> Vec<u8> {
+    tcp_packet((target, 443), (ROUTER, port), tcp::RST | tcp::ACK).numbers(0, 1001).build()
 }
 
 /// Has a session open whose SYN is there.
@@ -191,8 +198,7 @@ fn unanswered_datagrams_make_room_as_well() {
 fn a_refused_connection_is_not_half_open() {
     let mut world = world(1);
     assert_eq!(world.run(&syn(2000)).reason, Reason::Opened);
-    let refusal = tcp_packet((OTHER, 443), (ROUTER, 2000), tcp::RST | tcp::ACK).numbers(0, 1001).build();
-    assert_eq!(world.run(&refusal).reason, Reason::Forwarded);
+    assert_eq!(world.run(&refusal(OTHER, 2000)).reason, Reason::Forwarded);
     assert_eq!(half_open(&world), 0);
     assert_eq!(world.run(&syn(2001)).reason, Reason::Opened);
     assert!(session(&world, 2000).is_some());
@@ -215,6 +221,129 @@ fn sessions_that_have_opened_are_passed_over() {
     assert!(refused <= usize::from(OPENED) / LOOKS as usize, "{refused}");
     assert_eq!(world.sessions(), usize::from(OPENED) + 10);
     assert_whole(&world);
+}
+
+/// Opens sessions until this many have made room for them: how many were refused before.
+fn refused_before(world: &mut World, made_room: usize) -> usize {
+    let (mut refused, mut made) = (0, 0);
+    for port in 40_000..60_000 {
+        let reason = world.run(&syn(port)).reason;
+        if reason == Reason::OpenedInPlace {
+            made += 1;
+        } else {
+            assert_eq!(reason, Reason::HalfOpenLimit);
+            refused += 1;
+            assert!(refused <= 2 * (NOTES / LOOKS) as usize, "none makes room: {made} have");
+        }
+        if made == made_room {
+            break;
+        }
+    }
+    refused
+}
+
+/// One client that resets and opens the same connection again and again does not take away what the others behind its address have noted.
+#[test]
+fn a_session_that_starts_over_and_over_is_noted_once() {
+    let mut world = world(11);
+    for port in 2000..2011 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    let reset = tcp_packet((PLS, 2010), (OTHER, 443), tcp::RST).numbers(1001, 0).build();
+    for _ in 0..NOTES {
+        world.run_quietly(&reset);
+        world.run_quietly(&syn(2010));
+    }
+    world.moved();
+    assert_eq!(half_open(&world), 11);
+    for port in 2000..2010 {
+        assert_eq!(world.run(&syn(port + 10_000)).reason, Reason::OpenedInPlace);
+        assert!(session(&world, port).is_none() && session(&world, port + 1).is_some(), "{port}");
+    }
+    assert_whole(&world);
+}
+
+/// However many sessions come and go, those that still open can be found.
+#[test]
+fn notes_of_what_still_opens_are_not_overwritten() {
+    const STANDING: u16 = 10;
+    let mut world = world(STANDING.into());
+    for port in 2000..2000 + STANDING - 1 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    for number in 0..NOTES as u16 {
+        let port = 10_000 + number;
+        world.run_quietly(&syn_to(TARGET, port));
+        world.run_quietly(&refusal(TARGET, port));
+    }
+    world.moved();
+    assert_eq!(world.run(&syn(2000 + STANDING - 1)).reason, Reason::Opened);
+    let refused = refused_before(&mut world, STANDING.into());
+    assert!(refused <= (NOTES / LOOKS) as usize, "{refused}");
+    for port in 2000..2000 + STANDING {
+        assert!(session(&world, port).is_none(), "{port}");
+    }
+    assert_whole(&world);
+}
+
+/// Searches that find nobody do not use up how many may make room.
+#[test]
+fn who_searches_in_vain_takes_nothing_from_the_rate() {
+    const SMALL: u32 = 1024;
+    let mut world = world_with(Setup { half_open_per_source: 10, sessions: SMALL, ..Setup::default() });
+    let searches = rate(SMALL).burst as u32 + 10;
+    for _ in 0..searches * LOOKS {
+        world.run_quietly(&syn_to(TARGET, 2000));
+        world.run_quietly(&refusal(TARGET, 2000));
+    }
+    world.moved();
+    for port in 3000..3010 {
+        assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
+    }
+    let refused = refused_before(&mut world, 10);
+    assert!((searches as usize - 1..=searches as usize).contains(&refused), "{refused} of {searches}");
+}
+
+/// Two hosts of the link whose notes are in one ring, but who are counted apart.
+fn sharing(world: &World) -> [[u8; 4]; 2] {
+    let seeds = world.dataplane.settings.current().seeds;
+    let hosts = || (69..127).map(|host| [10, 0, 2, host]);
+    let ring = |host| source_hash(&seeds, Ipv4(host)) % RINGS;
+    let counter = |host| half_open_slot(&seeds, Ipv4(host));
+    hosts()
+        .flat_map(|one| hosts().map(move |other| [one, other]))
+        .find(|[one, other]| ring(*one) == ring(*other) && counter(*one) != counter(*other))
+        .expect("so many hosts and so few rings")
+}
+
+/// A source at its limit neither loses the notes of another whose ring it shares, nor is kept from its own by them.
+#[test]
+fn sources_that_share_a_ring_keep_their_notes() {
+    for limit in [10, 2 * LOOKS as u16 + 10] {
+        let mut world = world(limit.into());
+        let sources = sharing(&world);
+        let from = |source, port| tcp_packet((source, port), (OTHER, 443), tcp::SYN).build();
+        for (number, source) in (0..).zip(sources) {
+            for port in 0..limit {
+                let frame = from(source, 2000 + 10_000 * number + port);
+                assert_eq!(world.run(&frame).reason, Reason::Opened);
+            }
+        }
+        let mut refused = 0;
+        // The one behind first, which has all notes of the other in front of its own.
+        for (round, source) in (0..).zip([sources[1], sources[0], sources[1], sources[0]]) {
+            // No more than may make room at once.
+            for port in 0..limit.min(60) {
+                let port = 30_000 + 1000 * round + port;
+                let reason = world.run(&from(source, port)).reason;
+                assert!(matches!(reason, Reason::OpenedInPlace | Reason::HalfOpenLimit), "{reason:?}");
+                refused += usize::from(reason == Reason::HalfOpenLimit);
+            }
+        }
+        assert!(refused <= 4 * usize::from(limit) / LOOKS as usize, "{refused} refused at {limit}");
+        assert_eq!(world.sessions(), 2 * usize::from(limit));
+        assert_whole(&world);
+    }
 }
 
 /// Where ports are few, those of sessions that have made room are given out again, with the pool of their target and without.
