@@ -216,8 +216,9 @@ fn sessions_that_have_opened_are_passed_over() {
     for port in 10_000..10_010 {
         assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
     }
+    // Fewer than may make room at once, however fast the machine is.
     let refused =
-        (10_010..10_500).filter(|port| world.run(&syn(*port)).reason == Reason::HalfOpenLimit).count();
+        (10_010..10_200).filter(|port| world.run(&syn(*port)).reason == Reason::HalfOpenLimit).count();
     assert!(refused <= usize::from(OPENED) / LOOKS as usize, "{refused}");
     assert_eq!(world.sessions(), usize::from(OPENED) + 10);
     assert_whole(&world);
