@@ -238,7 +238,7 @@ pub enum Limited {
 }
 
 impl Limited {
-    /// How many kinds there are.
+    /// The number of kinds.
     pub const KINDS: usize = 3;
 
     /// The kind of an error. `None` for "fragmentation needed": who is not told so loses the connection, the answer is far smaller than what it
@@ -253,7 +253,7 @@ impl Limited {
     }
 }
 
-/// How many there may be of something.
+/// A rate, and how many there may be at once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rate {
     /// At once.
@@ -275,12 +275,12 @@ impl Rate {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
-    /// When it will be full again, in nanoseconds.
+    /// The time at which it will be full again, in nanoseconds.
     full: u64,
 }
 
 impl Bucket {
-    /// How often it is tried to take from a bucket that another CPU takes from at the same moment.
+    /// Attempts to take from a bucket that another CPU takes from at the same moment.
     const ATTEMPTS: u32 = 4;
 
     /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).

@@ -238,7 +238,7 @@ impl PartAndCount<{ u16::BITS }> {
     }
 }
 
-/// How many bits of the tick in which a session was opened are kept: 208 days, and round again.
+/// The bits that are kept of the tick in which a session was opened: 208 days, and round again.
 const OPENED_BITS: u32 = 24;
 /// The bits of [`FlowEntry::sent`].
 const SENT_BITS: u32 = u16::BITS;
@@ -369,14 +369,15 @@ impl<A: Address> FlowEntry<A> {
         self.last_seen = now;
     }
 
-    /// When the session was opened, if that is less than 208 days before its last packet.
+    /// The tick in which the session was opened, if that is less than 208 days before its last packet.
     #[inline(always)]
     pub const fn opened(&self) -> Ticks {
         let Ticks(seen) = self.last_seen;
         Ticks(seen.wrapping_sub(seen.wrapping_sub(self.opened_and_packets.part()) & ((1 << OPENED_BITS) - 1)))
     }
 
-    /// How far this direction's sender has come (TCP), in the upper half of a sequence number: see [`End`](crate::session::End).
+    /// The upper half of the sequence number that this direction's sender has come to (TCP), see
+    /// [`End`](crate::session::End).
     #[inline(always)]
     pub const fn sent(&self) -> u16 {
         self.sent_and_bytes.part() as u16

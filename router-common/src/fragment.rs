@@ -26,7 +26,7 @@ const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
 /// router that does refuses the next datagram with the same identification, and at full speed they all come round within a second.
 pub const PATIENCE: u32 = 2000;
 
-/// How many datagrams of one source can be on their way at once, in either of the lists of them. Beyond, its oldest is forgotten.
+/// Datagrams of one source that can be on their way at once, in either of the lists of them. Beyond, its oldest is forgotten.
 pub const OF_A_SOURCE: u32 = 128;
 /// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses. Sources that lead to the same one share it.
 pub const SOURCES: u32 = 256;

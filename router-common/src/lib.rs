@@ -115,7 +115,7 @@ pub const PEER_SLOTS: u32 = 1 << 16;
 /// For how long an address counts as one that sessions lead to, in ticks: the sweep renews it every two seconds while one does.
 pub const PEER_PATIENCE: u32 = 10;
 
-/// Where it is kept when a session was last known to lead to an address.
+/// The place of an address in the list of those that sessions lead to.
 #[inline(always)]
 pub const fn peer_slot(seeds: &table::HashSeeds, address: address::Ipv4) -> u32 {
     source_hash(seeds, address) & (PEER_SLOTS - 1)

@@ -1,4 +1,5 @@
-//! Which session of a source that has too many opening ones makes room for another: the oldest, as far as is known.
+//! Notes of sessions that open, by which the oldest of a source is found: it makes room for another
+//! where the source has too many of them.
 //!
 //! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody takes a note out when its session has opened
 //! or ended: whoever looks for one to make room, from the oldest on, finds out what became of it. So a note costs a write, and is looked at
@@ -15,24 +16,24 @@ use crate::{
     table::{SlotState, Tag},
 };
 
-/// How many rings there are.
+/// The number of rings.
 pub const RINGS: u32 = 64;
-/// How many notes a ring has: the last ones.
+/// The notes of a ring: the last ones.
 pub const NOTES: u32 = 1 << 14;
 
-/// How many notes are looked at, at most, for one session to make room. What is in front of them is not looked at again.
+/// Notes that are looked at, at most, for one session to make room. What is in front of them is not looked at again.
 pub const LOOKS: u32 = 128;
 /// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
 pub const ANSWERED_LOOKS: u32 = 8;
 
-/// How many places are tried, at most, for a new note: one whose note is of a session that still opens is passed over, but for the last.
+/// Places that are tried, at most, for a new note: one whose note is of a session that still opens is passed over, but for the last.
 pub const CHANCES: u32 = 32;
 
 /// One in so many of the sessions that there is room for may make room for others each second: their slots are in quarantine for a while, and
 /// are not to become so many that the table has no others.
 const SHARE_OF_THE_TABLE: u64 = 16;
 
-/// How many sessions may make room for others, in a table for `capacity` sessions.
+/// Returns the rate at which sessions may make room for others, in a table for `capacity` sessions.
 #[inline(always)]
 pub const fn rate(capacity: u32) -> Rate {
     // A quotient that cannot panic is one that the verifier takes.
@@ -60,7 +61,7 @@ impl Note {
         self.0
     }
 
-    /// What [`number`](Self::number) gave.
+    /// The note of a number that [`number`](Self::number) gave.
     #[inline(always)]
     pub const fn from_number(number: u64) -> Self {
         Self(number)
@@ -72,14 +73,14 @@ impl Note {
         self.0 as u32
     }
 
-    /// When the session was opened.
+    /// The tick in which the session was opened.
     #[inline(always)]
     pub const fn opened(self) -> Ticks {
         Ticks((self.0 >> u32::BITS) as u32)
     }
 }
 
-/// Where a ring's notes begin and end, in memory that all CPUs share. Both only go up, and round at 2^32.
+/// The two ends of a ring's notes, in memory that all CPUs share. Both only go up, and round at 2^32.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ends {
@@ -124,7 +125,7 @@ pub const fn index(ring: u32, place: u32) -> u32 {
     (ring % RINGS) * NOTES + place % NOTES
 }
 
-/// What has become of a session that was noted.
+/// The fate of a session that was noted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
     /// It has opened or ended: its note is of no use any more.
@@ -137,7 +138,7 @@ pub enum Standing {
     Unanswered,
 }
 
-/// What has become of a noted session, by the tag of the slot that it was in. `is_noted`: what is there was opened when the note says;
+/// Returns the fate of a noted session, by the tag of the slot that it was in. `is_noted`: what is there was opened when the note says;
 /// `is_theirs`: its client is the source that is looked for.
 #[inline(always)]
 pub const fn standing(tag: Tag, is_noted: bool, is_theirs: bool) -> Standing {

@@ -165,7 +165,7 @@ impl InUse {
     /// does not know yet.
     pub const SEVERAL: Self = Self { mac: Mac::new([0; 6]) };
 
-    /// How many next hops are noted, [`Neighbour::NONE`] among them. Beyond, every neighbour counts
+    /// Next hops that can be noted, [`Neighbour::NONE`] among them. Beyond, every neighbour counts
     /// as one that is in use.
     pub const ROOM: u32 = 4096;
 

@@ -6,8 +6,8 @@
 //!
 //! # Forged segments
 //!
-//! Whoever knows a connection's addresses and ports can send segments in the name of either end, and guess numbers. So the
-//! state follows only segments whose numbers fit what both ends have shown before ([`Track::fits`]), as connection tracking in
+//! Anybody who knows a connection's addresses and ports can send segments in the name of either
+//! end, and guess numbers. So the state follows only segments whose numbers fit what both ends have shown before ([`Track::fits`]), as connection tracking in
 //! the kernel has it (`tcp_in_window`, net/netfilter/nf_conntrack_proto_tcp.c). Every segment passes on, genuine or not: its
 //! receiver judges it better. Where a session counts as over that is not, its ends show it by what they send next, and the
 //! session is what it was before.
@@ -164,9 +164,10 @@ pub struct End {
 }
 
 impl End {
-    /// How far the fast path follows an acknowledgement: what a receiver puts together into one (`GRO_LEGACY_MAX_SIZE`).
+    /// Bytes by which the fast path follows an acknowledgement: as many as a receiver puts together
+    /// into one (`GRO_LEGACY_MAX_SIZE`).
     const STEP: u32 = 1 << 16;
-    /// How far it follows a sequence number, in units of 64 KiB.
+    /// Units of 64 KiB by which it follows a sequence number.
     const REACH: u16 = 16;
 
     /// Returns `true` if a segment with the flag ACK and none of SYN, FIN and RST goes on from where its sender, an end with
@@ -192,7 +193,7 @@ pub struct Track {
     pub opening: bool,
 }
 
-/// What a segment changes of where the ends are.
+/// The changes that a segment makes to where the ends are.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Moves {
     /// Its sender expects what it acknowledges.
@@ -208,12 +209,13 @@ impl Moves {
 }
 
 impl Track {
-    /// How far before what is expected a segment may begin that has been on its way for long, in bytes.
+    /// Bytes by which a segment may begin before what is expected, if it has been on its way for long.
     const BACK: u32 = 1 << 20;
-    /// How far before what its sender has acknowledged its acknowledgement may be, if it was overtaken (`MAXACKWINDOW` of the
-    /// kernel's).
+    /// Bytes by which its acknowledgement may be before its sender's last one, if it was overtaken
+    /// (`MAXACKWINDOW` of the kernel's).
     const ACKNOWLEDGED_BACK: u32 = 1 << 17;
-    /// How far behind what its sender has sent so far, if what is between them was lost before it came here.
+    /// Bytes by which it may begin behind what its sender has sent so far, if what is between them was
+    /// lost before it came here.
     const AHEAD: u32 = 1 << 20;
     /// The largest hole: the window of a connection over a long way.
     const HOLE: u32 = 1 << 24;
@@ -397,7 +399,7 @@ const fn is_between(number: u32, first: u32, last: u32) -> bool {
     number.wrapping_sub(first) <= last.wrapping_sub(first)
 }
 
-/// What both directions of a TCP connection have shown.
+/// The flags that both directions of a TCP connection have shown.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Connection {
     /// The client's direction.
@@ -487,7 +489,7 @@ mod tests {
     const CLIENT: u32 = 0xffff_ff00;
     const TARGET: u32 = 0x8000_0000;
 
-    /// What the data path has of a connection: the fast path, and the slow path behind it.
+    /// The data path's part of a connection: the fast path, and the slow path behind it.
     #[derive(Clone, Copy)]
     struct Middle(Track);
 
@@ -525,7 +527,7 @@ mod tests {
     #[derive(Clone, Copy)]
     struct Talk {
         middle: Middle,
-        /// What the client and the target send next.
+        /// The numbers that the client and the target send next.
         next: [u32; 2],
     }
 
@@ -637,7 +639,7 @@ mod tests {
         assert_eq!(middle.state(), State::Established);
     }
 
-    /// What nobody has sent who should, at any moment of a handshake, up to three at once.
+    /// Forged segments at any moment of a handshake, up to three at once.
     #[test]
     fn forged_handshakes_do_not_keep_a_connection_from_opening() {
         let forged = [
@@ -796,7 +798,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever injects whatever between the segments of two ends: if these go on talking, the session keeps its place; and
+        /// Any segments may be injected between those of two ends: if these go on talking, the session keeps its place; and
         /// when it has come to rest, it still knows a genuine end of the connection from others.
         #[test]
         fn a_connection_whose_ends_go_on_talking_keeps_its_place(
@@ -823,7 +825,7 @@ mod tests {
             }
         }
 
-        /// Who knows the addresses and ports, and not the numbers: no segment of theirs changes anything.
+        /// No segment of somebody who knows the addresses and ports, but not the numbers, changes anything.
         #[test]
         fn blind_segments_change_nothing(
             segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<bool>()), 0..200),

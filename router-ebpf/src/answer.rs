@@ -33,11 +33,11 @@ struct Question {
 #[map]
 static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 
-/// What sources may still be told, by a keyed hash of their addresses: 192 KiB. Shared by all CPUs, taken from atomically.
+/// Answers that sources may still get, by a keyed hash of their addresses: 192 KiB. Shared by all CPUs, taken from atomically.
 #[map]
 static ANSWER_SHARES: Array<[Share; Limited::KINDS]> = Array::with_max_entries(SHARES, 0);
 
-/// What all sources together may be told, by kind. Shared, as above.
+/// Answers that all sources together may still get, by kind. Shared, as above.
 #[map]
 static ANSWERS_TO_ALL: Array<Bucket> = Array::with_max_entries(Limited::KINDS as u32, 0);
 
@@ -164,7 +164,7 @@ fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unans
     }
 }
 
-/// Whether this source may be told once more.
+/// Returns `true` if this source may be told once more.
 #[inline(always)]
 fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
     kind.is_none_or(|kind| take_turn(kind as u32, u32::from_ne_bytes(source.0)) != 0)

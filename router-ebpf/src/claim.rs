@@ -207,7 +207,7 @@ pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
     (opening.key == *key).then_some(opening.next_hop)
 }
 
-/// Why the first packet of the session leaves that this CPU has opened last, if it is this one's.
+/// Returns the reason that the first packet of a session leaves for, if this CPU has opened it last.
 #[inline(always)]
 pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
     match scratch() {

@@ -22,7 +22,7 @@ use crate::{Work, punt, settings};
 
 /// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes of them later is dropped.
 const CAPACITY: u32 = 2048;
-/// How many of those that are no session's.
+/// Room for those that are no session's.
 const OTHERS_CAPACITY: u32 = 512;
 
 /// Datagrams of sessions whose first fragment has come, until all have: about 2 MiB. Whoever has a fragment may change its datagram, see
@@ -44,7 +44,7 @@ static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPA
 /// number; a key that is half another's is in no map.
 #[map]
 static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
-/// How many there have been, by place. Added to atomically.
+/// Datagrams that there have been, by place. Added to atomically.
 #[map]
 static LAST_DATAGRAMS_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
 
@@ -55,7 +55,7 @@ static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A
 #[map]
 static LAST_AWAITED_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
 
-/// How many more fragments of a source may be held, by a keyed hash of its address. Taken from atomically.
+/// Fragments of a source that may still be held, by a keyed hash of its address. Taken from atomically.
 #[map]
 static EARLY_BUCKETS: Array<Bucket> = Array::with_max_entries(EARLY_SHARES, 0);
 

@@ -111,7 +111,7 @@ pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
     slot(index).map(|slot| &*slot)
 }
 
-/// Where the live flow of a key is, or [`NOWHERE`].
+/// Returns the index of a key's live flow, or [`NOWHERE`].
 #[inline(always)]
 pub(crate) fn index_of(key: &FlowKey<Ipv4>, settings: &Settings) -> u32 {
     walk(key, settings, NOWHERE).map_or(NOWHERE, |search| search.found)

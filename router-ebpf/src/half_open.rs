@@ -1,4 +1,5 @@
-//! How many sessions a source has that are still opening, and which of them makes room for another, see [`router_common::openings`].
+//! The count of a source's sessions that are still opening, and the one of them that makes room for
+//! another, see [`router_common::openings`].
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -30,7 +31,7 @@ static HALF_OPEN: Array<u32> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MM
 #[map]
 static OPENINGS: Array<u64> = Array::with_max_entries(RINGS * NOTES, 0);
 
-/// Where each ring begins and ends. Changed atomically.
+/// The two ends of each ring. Changed atomically.
 #[map]
 static OPENINGS_ENDS: Array<Ends> = Array::with_max_entries(RINGS, 0);
 
@@ -40,7 +41,7 @@ static ROOM: Array<Bucket> = Array::with_max_entries(1, 0);
 
 /// A search for a session to make room.
 struct Search {
-    /// Where the source's half-open sessions are counted.
+    /// The place where the source's half-open sessions are counted.
     counted: u32,
     ring: u32,
     /// The place to look at next, and the one behind the last.
@@ -48,7 +49,7 @@ struct Search {
     end: u32,
     /// 1 while all that was looked at need not be looked at again.
     in_vain: u32,
-    /// How many have been answered; the oldest of these, and its tag.
+    /// The number of those that have been answered; the oldest of these, and its tag.
     answered: u32,
     fallback: u32,
     tag: u32,
@@ -65,7 +66,7 @@ fn counter(settings: &Settings, source: Ipv4) -> Option<HalfOpen<'static>> {
     HALF_OPEN.get(half_open_slot(&settings.seeds, source)).map(HalfOpen::new)
 }
 
-/// How a session came to be counted.
+/// The way in which a session came to be counted.
 #[derive(Clone, Copy)]
 pub(crate) enum Entered {
     /// There was room.

@@ -1,4 +1,4 @@
-//! Whom sessions lead to.
+//! The addresses that sessions lead to.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use router_common::{
@@ -7,7 +7,7 @@ use router_common::{
 
 use crate::flows;
 
-/// When a session was last known to lead to an address, by a keyed hash of that. Written when a session opens, and by the daemon's sweep while
+/// The tick in which a session was last known to lead to an address, by a keyed hash of that. Written when a session opens, and by the daemon's sweep while
 /// there is one: any of both is right, and the last one stays.
 #[map]
 static PEERS: Array<Ticks> = Array::with_max_entries(PEER_SLOTS, BPF_F_MMAPABLE);

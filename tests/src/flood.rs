@@ -53,7 +53,7 @@ impl SynFlood {
         Flood::start(from, *target.ip(), rate, packet).map(Self)
     }
 
-    /// How many SYNs have been sent.
+    /// SYNs that have been sent.
     pub fn sent(&self) -> u64 {
         self.0.sent()
     }
@@ -98,7 +98,7 @@ impl Flood {
         Ok(Self { sent, over, sender: Some(sender.context("cannot start a thread")?) })
     }
 
-    /// How many packets have been sent.
+    /// Packets that have been sent.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }

@@ -41,10 +41,10 @@ const CONFIRM: Duration = Duration::from_secs(2);
 /// How long changes are gathered before they are acted on: one `ip route` command makes several.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// How often in a row all sessions ask for their next hops again because neighbours have changed,
+/// Times in a row that all sessions ask for their next hops again because neighbours have changed,
 /// and how often from then on: each costs every session a way through the slow path.
 const INVALIDATIONS: (u32, Duration) = (4, Duration::from_secs(1));
-/// How often in a row the ways to all targets are looked at again because neighbours have changed,
+/// Times in a row that the ways to all targets are looked at again because neighbours have changed,
 /// and how often from then on.
 const REFRESHES: (u32, Duration) = (4, Duration::from_millis(500));
 /// As many queries are asked in one look at the ways to all targets; the other targets have their
@@ -107,7 +107,7 @@ struct Follower {
     ways: Ways,
     /// A route, a rule, a link or an address has changed.
     topology_has_moved: bool,
-    /// What is known of the ways to targets is not true any more.
+    /// The ways to targets have to be looked at again: what is known of them is not true any more.
     is_outdated: bool,
     invalidations: Pace,
     refreshes: Pace,

@@ -56,7 +56,7 @@ pub(super) struct Changes {
     failures: Vec<String>,
     /// Interfaces whose own traffic is seen again.
     seen: Vec<String>,
-    /// Whether the rule set says something else than what is in force.
+    /// `true` if the rule set says something else than what is in force.
     rules: bool,
 }
 

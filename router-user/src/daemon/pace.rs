@@ -1,4 +1,4 @@
-//! How often something is done that somebody on the network can ask for: the first times at once,
+//! The rate of something that somebody on the network can ask for: the first times at once,
 //! then at a steady rate. No I/O, no clock.
 
 use std::time::{Duration, Instant};

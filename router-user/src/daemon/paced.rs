@@ -1,4 +1,4 @@
-//! What somebody on the network can have the daemon do again and again: it is done soon, and never
+//! Work that somebody on the network can have the daemon do again and again: it is done soon, and never
 //! more often than it may cost.
 
 use std::{sync::Mutex, time::Duration};

@@ -84,7 +84,7 @@ pub(super) fn targets(forward: &Forward, names: &Names) -> Vec<Target> {
     by_target(forward, names).flatten().collect()
 }
 
-/// Where each of a forward's targets leads now.
+/// The addresses that each of a forward's targets leads to now.
 fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item = Vec<Target>> + 'a {
     forward.targets.iter().map(|target| {
         let addresses = match &target.host {

@@ -292,7 +292,7 @@ impl Sweep<'_> {
     }
 }
 
-/// How much a session is still needed.
+/// A session's claim to its place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Need {
     /// Its target has not answered, or its client has not finished the handshake.

@@ -40,10 +40,10 @@ use crate::config::{Config, Host};
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
-/// How long after the rules, or the file of the last answers, they are written again at the
+/// The time after which the rules, or the file of the last answers, are written again at the
 /// earliest: answers may change with every question.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often in a row the rules may fail to be written.
+/// Times in a row that the rules may fail to be written.
 const TRIES: u32 = 5;
 
 /// Addresses by name, with what is known about each.
@@ -138,7 +138,7 @@ pub(super) struct NameService {
     saving: Paced,
     /// The writing of the rules.
     applying: Paced,
-    /// What is said of answers in the log.
+    /// The lines about answers in the log.
     lines: Mutex<Lines>,
 }
 

@@ -22,7 +22,7 @@ const BYTES: usize = 4 << 20;
 pub(super) struct Held {
     datagrams: HashMap<FragmentKey, Waiting>,
     bytes: usize,
-    /// How many of these bytes are of which source.
+    /// The bytes of each source among these.
     by_source: HashMap<Ipv4, usize>,
     /// Nothing that is held is older.
     oldest: Option<Instant>,
