@@ -20,11 +20,12 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         _ => return Err(Reason::NotConfigured.into()),
     };
     for _ in 0..MAX_TAGS {
-        match content(&work.frame) {
-            // The one change to a frame that may be passed to the kernel, which would do the same.
-            Content::PriorityTag => work.frame.untag().ok_or(Reason::EthernetDenied)?,
-            content => return Err(exit(work, rule_set, content)),
+        let found = content(&work.frame);
+        if !matches!(found, Content::PriorityTag) {
+            return Err(exit(work, rule_set, found));
         }
+        // The one change to a frame that may be passed to the kernel, which would do the same.
+        work.frame.untag().ok_or(Reason::EthernetDenied)?;
     }
     Err(Reason::EthernetDenied.into())
 }

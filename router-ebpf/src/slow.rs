@@ -3,7 +3,7 @@
 use router_common::{
     Stage,
     local::{is_martian_destination, is_martian_source},
-    packet::{self, Frame as _},
+    packet,
     reason::Reason,
 };
 

@@ -2,7 +2,7 @@
 //! of the daemon's listeners.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
@@ -391,9 +391,9 @@ fn metrics_are_for_who_asks_for_this_machine() {
 
 /// Whatever it is that has used them up.
 /// The lowest number that no descriptor of a process has.
-fn lowest_free_descriptor(pid: u32) -> anyhow::Result<u64> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
-    let taken: std::collections::HashSet<u64> =
+fn lowest_free_descriptor(pid: u32) -> Result<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
+    let taken: HashSet<u64> =
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     (0..).find(|number| !taken.contains(number)).context("none is free")
 }
