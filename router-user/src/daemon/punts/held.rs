@@ -59,7 +59,8 @@ impl Held {
         }
         let mut lost = 0;
         while self.bytes + bytes > BYTES {
-            let Some(greatest) = self.greatest_source().filter(|greatest| *greatest != key.source) else {
+            let Some(greatest) = self.greatest_source(key.source).filter(|greatest| *greatest != key.source)
+            else {
                 return lost + 1;
             };
             lost += self.drop_oldest_of(greatest);
@@ -73,9 +74,12 @@ impl Held {
         lost
     }
 
-    /// The source that has most of what is held.
-    fn greatest_source(&self) -> Option<Ipv4> {
-        self.by_source.iter().max_by_key(|(_, bytes)| **bytes).map(|(source, _)| *source)
+    /// The source that has most of what is held. `sender` goes before another that has as much: it is the one that wants more.
+    fn greatest_source(&self, sender: Ipv4) -> Option<Ipv4> {
+        self.by_source
+            .iter()
+            .max_by_key(|(source, bytes)| (**bytes, **source == sender))
+            .map(|(source, _)| *source)
     }
 
     /// Drops the datagram of a source that has been held for longest; how many fragments that were.
