@@ -241,8 +241,9 @@ impl Limited {
     /// The number of kinds.
     pub const KINDS: usize = 3;
 
-    /// The kind of an error. `None` for "fragmentation needed": who is not told so loses the connection, the answer is far smaller than what it
-    /// answers, and the kernel exempts it from its limits as well (`icmpv4_mask_allow`).
+    /// The kind of an error. `None` for "fragmentation needed": a sender that is not told so loses
+    /// the connection, the answer is far smaller than what it answers, and the kernel exempts it
+    /// from its limits as well (`icmpv4_mask_allow`).
     #[inline(always)]
     pub const fn of(error: Error) -> Option<Self> {
         match (error.kind, error.code) {
@@ -294,8 +295,8 @@ impl Bucket {
         full.saturating_sub(now) <= (rate.burst - 1) * rate.interval
     }
 
-    /// Returns `true` if there may be one more now; then it is counted. Whoever gets none changes nothing, so that a flood is not a fight for
-    /// the memory.
+    /// Returns `true` if there may be one more now; then it is counted. One that is refused changes
+    /// nothing, so that CPUs do not contend for the memory in a flood.
     #[inline(always)]
     pub fn take(&self, now: u64, rate: Rate) -> bool {
         let full = Atomic::new(&self.full);
@@ -313,7 +314,8 @@ impl Bucket {
     }
 }
 
-/// In how many places the shares of sources are kept. Sources whose addresses lead to the same one share it.
+/// The number of places for the shares of sources. Sources whose addresses lead to the same one
+/// share it.
 pub const SHARES: u32 = 4096;
 
 /// A source's share of the answers of one kind.
@@ -327,7 +329,8 @@ pub struct Share {
 const _: () = assert!(size_of::<Share>() == 16);
 
 impl Share {
-    /// Returns `true` if the source may be told once more now; then it is counted. `all` is the bucket of all sources together.
+    /// Returns `true` if the source may be told once more now; then it is counted. `all` is the
+    /// bucket of all sources together.
     ///
     /// No source is silenced by others, and none gets so many answers that whoever sends in its name makes the router a nuisance to it. All together
     /// get no more than [`SHARES`] times [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].

@@ -1,6 +1,6 @@
 //! Ethernet frames that are no untagged IPv4: their content, and the places that it could lead to.
 //!
-//! Whoever may use a rule reaches nothing else of this machine, and that must not depend on how a
+//! A rule's clients reach nothing else of this machine, and that must not depend on how a
 //! packet is wrapped. Linux takes tags off by itself (`skb_vlan_untag`, net/core/skbuff.c), hands
 //! what is in a VLAN to that VLAN's device, and has protocols that carry IP in turn (PPPoE, MPLS,
 //! MACsec, BATMAN, LLC). So what could lead to a socket of this machine is judged like the packet

@@ -57,7 +57,7 @@ struct Search {
     made: u32,
 }
 
-/// One a CPU.
+/// The search of each CPU, which makes one at a time.
 #[map]
 static ROOM_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
 

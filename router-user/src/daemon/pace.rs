@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whoever asks, and whenever: never more often than the budget has it, and what was asked
+        /// At whatever times it is asked: never more often than the budget has it, and what was asked
         /// for last is done by then.
         #[test]
         fn a_storm_is_done_at_a_steady_rate_and_nothing_is_forgotten(gaps in proptest::collection::vec(0..3000_u64, 1..300)) {

@@ -56,8 +56,9 @@ fn entries_are_small() {
     assert_eq!(size_of::<Slot>() * SLOTS_PER_SESSION as usize, 256);
 }
 
-/// What the compiler makes of it. Less is better; more is to be measured first. (560 until it looked at the frame's address and
-/// at both of TCP's numbers, which takes no time that can be measured: `docs/performance.md`.)
+/// The length that the compiler gives it. Less is better; more is to be measured first. It was 560
+/// at most until the program compared the frame's address and both of TCP's numbers: what these
+/// cost stands in `docs/performance.md`.
 #[test]
 fn forward_is_short() {
     const LIMIT: usize = 580;

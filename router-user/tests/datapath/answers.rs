@@ -299,7 +299,7 @@ fn answers_come_at_a_rate_and_the_others_are_silent() {
     }
 }
 
-/// Whoever may use the rules of [`many_sources`].
+/// The sources of the rules of [`many_sources`].
 const SOURCES: [u8; 4] = [100, 64, 0, 0];
 
 fn many_sources(spec: &mut RuleSetSpec) {

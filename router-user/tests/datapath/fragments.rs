@@ -556,7 +556,7 @@ fn early_ones_of_a_flood_leave_room_for_other_sources() {
     }
 }
 
-/// What the daemon holds of one source does not have it forget what it holds of another.
+/// Fragments that are held of one source do not have the daemon forget another's.
 #[test]
 fn a_source_is_awaited_whatever_others_send() {
     let (mut world, mut ring) = shared();

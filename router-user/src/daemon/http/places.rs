@@ -65,7 +65,7 @@ struct Guest<T> {
 /// One room.
 pub(super) struct Room<T> {
     capacity: Capacity,
-    /// Whoever has been here longest is first.
+    /// The one that has been here longest is first.
     guests: Vec<Guest<T>>,
 }
 
