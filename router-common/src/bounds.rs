@@ -23,6 +23,25 @@ pub fn opaque(number: u32) -> u32 {
     }
 }
 
+/// The same number, of which the compiler knows nothing: without an instruction, where there is
+/// nothing to check. What is shifted out of it stays shifted out, and is not made a mask of.
+#[inline(always)]
+pub fn opaque_word(number: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let same: u64;
+        // SAFETY: does nothing.
+        unsafe {
+            core::arch::asm!("/* {0} */", inlateout(reg) number => same, options(pure, nomem, nostack, preserves_flags));
+        }
+        same
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        number
+    }
+}
+
 /// A length of 1 to `MAX`, as helpers want it that read or write so many bytes.
 #[inline(always)]
 pub fn length<const MAX: usize>(length: u32) -> Option<u32> {

@@ -12,7 +12,7 @@ use crate::{
     checksum::Folded,
     packet::{Frame, L4, Packet},
     rewrite::{Link, Rewrite},
-    session::Ticks,
+    session::{RESYNCHRONISES_AFTER, Ticks},
 };
 
 /// The transport protocols that the router translates, by their IP protocol numbers.
@@ -256,7 +256,8 @@ pub struct FlowEntry<A> {
     // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
     opened_and_packets: PartAndCount<OPENED_BITS>,
     sent_and_bytes: PartAndCount<SENT_BITS>,
-    // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the generation. Changed at once.
+    // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the generation. Changed at once. In generation 0, what is
+    // noted of segments out of window.
     pub(crate) next_hop: u64,
     // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
     ports: u32,
@@ -340,6 +341,10 @@ impl FlowEntry<Ipv4> {
 const GENERATION_MASK: u64 = 0x7fff;
 const SLOT_SHIFT: u32 = 15;
 const MAC_SHIFT: u32 = 16;
+/// Where there is no next hop: the last tick with a segment out of window, and above it the number
+/// of such ticks.
+const LAST_TICK_SHIFT: u32 = MAC_SHIFT;
+const TICKS_SHIFT: u32 = LAST_TICK_SHIFT + u32::BITS;
 
 /// The generation of a next hop in one number; 0 if it is not known.
 pub(crate) const fn generation_of(next_hop: u64) -> u16 {
@@ -413,7 +418,46 @@ impl<A: Address> FlowEntry<A> {
     /// Has the next packet resolve where it leaves, in the slow path.
     #[inline(always)]
     pub const fn forget_next_hop(&mut self) {
-        self.next_hop = 0;
+        if generation_of(self.next_hop) != 0 {
+            self.next_hop = 0;
+        }
+    }
+
+    /// Notes that a segment of this direction was out of window ([`Window`](crate::session::Window)).
+    /// The note stands where the next hop does otherwise, which is forgotten.
+    #[inline(always)]
+    pub const fn note_out_of_window(&mut self, now: Ticks) {
+        let ticks = self.ticks_out_of_window() as u64;
+        if ticks == 0 || (self.next_hop >> LAST_TICK_SHIFT) as u32 != now.0 {
+            let ticks = if ticks < u16::MAX as u64 { ticks + 1 } else { ticks };
+            self.next_hop = ticks << TICKS_SHIFT | (now.0 as u64) << LAST_TICK_SHIFT;
+        }
+    }
+
+    /// Returns `true` if there was a segment out of window, and none within since.
+    #[inline(always)]
+    pub const fn has_been_out_of_window(&self) -> bool {
+        self.ticks_out_of_window() != 0
+    }
+
+    /// Returns `true` if there were segments out of window in [`RESYNCHRONISES_AFTER`] ticks, and
+    /// none within.
+    #[inline(always)]
+    pub const fn is_out_of_window(&self) -> bool {
+        self.ticks_out_of_window() >= RESYNCHRONISES_AFTER
+    }
+
+    /// Takes back what [`note_out_of_window`](Self::note_out_of_window) has noted.
+    #[inline(always)]
+    pub const fn forget_out_of_window(&mut self) {
+        if self.has_been_out_of_window() {
+            self.next_hop = 0;
+        }
+    }
+
+    #[inline(always)]
+    const fn ticks_out_of_window(&self) -> u32 {
+        if generation_of(self.next_hop) == 0 { (self.next_hop >> TICKS_SHIFT) as u32 } else { 0 }
     }
 
     /// Counts a packet of this many bytes.

@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Address as _, Ipv4, Mac, Port},
+    bounds,
     checksum::Sum,
     flow::{FlowKey, Protocol},
     reason::Reason,
@@ -100,7 +101,7 @@ pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
     // With the first bytes of the source's address, which are above: one load, and they are shifted out.
     frame
         .bytes::<ETHERNET_LENGTH>(0)
-        .is_some_and(|ethernet| (load64::<0, _>(ethernet) ^ mac.number()) << 16 == 0)
+        .is_some_and(|ethernet| bounds::opaque_word(load64::<0, _>(ethernet) ^ mac.number()) << 16 == 0)
 }
 
 /// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for them.
@@ -290,11 +291,12 @@ pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     Some(TcpRest::of(frame)?.flags())
 }
 
-/// The upper half of its sequence number, and its acknowledgement number.
+/// Its sequence number and its acknowledgement number.
 #[inline(always)]
-pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u16, u32)> {
-    let upper = load16::<{ L4 + 4 }, _>(frame.bytes::<UDP_HEADERS>(0)?);
-    Some((u16::from_be_bytes(upper.to_le_bytes()), TcpRest::of(frame)?.acknowledgement()))
+pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
+    // Both are loaded and turned round at once.
+    let numbers = load64::<{ L4 + 4 }, _>(frame.bytes::<TCP_HEADERS>(0)?).swap_bytes();
+    Some(((numbers >> u32::BITS) as u32, numbers as u32))
 }
 
 /// Whether a frame says that it carries something else than IPv4.

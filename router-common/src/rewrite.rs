@@ -128,7 +128,8 @@ impl Rewrite<Ipv4> {
             Protocol::Icmp => {
                 let header = frame.bytes_mut::<8>(L4)?;
                 // The identifier is the source port of a request and the destination port of a reply; the other one is zero.
-                store16::<4, _>(header, self.source_port.word() | self.destination_port.word());
+                let ports = self.source_port.then(self.destination_port);
+                store16::<4, _>(header, ports | ports >> u16::BITS);
                 let old = load16::<2, _>(header).to_le_bytes();
                 store16::<2, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }

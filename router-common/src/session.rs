@@ -12,6 +12,13 @@
 //! receiver judges it better. Where a session counts as over that is not, its ends show it by what they send next, and the
 //! session is what it was before.
 //!
+//! Two ends may begin another connection of the same tuple when both have forgotten the one
+//! before, and nobody has seen that end: a Private Link Service gives its ports to others after
+//! five idle minutes. None of its segments fits. An end that still had the old connection would
+//! answer each of them with a segment that does (RFC 9293 3.10.7.4, RFC 5961 4.2). So the new one
+//! is followed once both ends have sent segments that do not fit in [`RESYNCHRONISES_AFTER`] ticks
+//! each, and neither one that does.
+//!
 //! The fast path sees one flow's entry. What it takes over without a look at the other ([`End::goes_on`]) is what goes on from
 //! where this very end was last: both numbers of a segment have to, which is one guess in 2^27 and more.
 
@@ -40,6 +47,12 @@ impl Ticks {
         (self.0.saturating_sub(earlier.0) as u64) << Self::SHIFT
     }
 }
+
+/// How many ticks each end of a connection has to send segments out of window in, and none within,
+/// until they count as those of another connection. Ticks are longer than what kernels keep
+/// between two answers to such segments (`net.ipv4.tcp_invalid_ratelimit`, 500 ms), so each tick
+/// has had its answer if there is somebody to give it.
+pub const RESYNCHRONISES_AFTER: u32 = 4;
 
 /// The TCP flags that a direction has shown, and marks of what the other one has.
 #[repr(transparent)]
@@ -98,10 +111,16 @@ impl Seen {
         self.any(Self::OTHER_SILENT)
     }
 
-    /// As if it had shown a reset as well.
+    /// As if it had shown a reset as well, exactly where the other end expected it.
     #[inline(always)]
     pub const fn and_reset(self) -> Self {
-        self.and(tcp::RST)
+        self.without(Self::RESET_AHEAD).and(tcp::RST)
+    }
+
+    /// Returns `true` if it has shown a reset exactly where the other end expected it.
+    #[inline(always)]
+    const fn has_reset(self) -> bool {
+        self.0 & (tcp::RST | Self::RESET_AHEAD) == tcp::RST
     }
 
     // Bits that are none of the flags.
@@ -164,18 +183,21 @@ pub struct End {
 }
 
 impl End {
+    const NEW: Self = Self { seen: Seen::NOTHING, expects: 0, sent: 0 };
+
     /// Bytes by which the fast path follows an acknowledgement: as many as a receiver puts together
     /// into one (`GRO_LEGACY_MAX_SIZE`).
     const STEP: u32 = 1 << 16;
-    /// Units of 64 KiB by which it follows a sequence number.
-    const REACH: u16 = 16;
+    /// Bytes by which it follows a sequence number, from the last unit of `sent` on.
+    const REACH: u32 = 17 << 16;
 
     /// Returns `true` if a segment with the flag ACK and none of SYN, FIN and RST goes on from where its sender, an end with
-    /// these values of `expects` and `sent`, was last: it then expects `acknowledgement`, and has sent as far as `upper`, the
-    /// upper half of the segment's sequence number. If not, only a look at the other end tells ([`Track::fits`]).
+    /// these values of `expects` and `sent`, was last: it then expects `acknowledgement`, and has sent as far as the upper half of
+    /// `sequence`. If not, only a look at the other end tells ([`Track::fits`]).
     #[inline(always)]
-    pub const fn goes_on(expects: u32, sent: u16, upper: u16, acknowledgement: u32) -> bool {
-        acknowledgement.wrapping_sub(expects) < Self::STEP && upper.wrapping_sub(sent) <= Self::REACH
+    pub const fn goes_on(expects: u32, sent: u16, sequence: u32, acknowledgement: u32) -> bool {
+        acknowledgement.wrapping_sub(expects) < Self::STEP
+            && sequence.wrapping_sub((sent as u32) << 16) < Self::REACH
     }
 }
 
@@ -202,10 +224,51 @@ pub struct Moves {
     pub sender_sent: bool,
     /// Its receiver expects what is behind its SYN ([`Segment::behind_syn`]).
     pub receiver_expects: bool,
+    /// Its receiver has sent as far as what it acknowledges.
+    pub receiver_sent: bool,
 }
 
 impl Moves {
-    const NONE: Self = Self { sender_expects: false, sender_sent: false, receiver_expects: false };
+    const NONE: Self =
+        Self { sender_expects: false, sender_sent: false, receiver_expects: false, receiver_sent: false };
+    const ALL: Self =
+        Self { sender_expects: true, sender_sent: true, receiver_expects: true, receiver_sent: true };
+}
+
+/// Where a segment is, as far as that says whose it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Window {
+    /// Its numbers fit ([`Track::fits`]): an end of the connection has sent it.
+    Inside,
+    /// They do not: somebody else has sent it, or it is of another connection of the same tuple.
+    Outside,
+    /// It says nothing: its sender may not know the numbers yet (SYN), nor any more (RST).
+    Unsaid,
+}
+
+/// What a segment makes of a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Step {
+    /// The connection after it, but for where its ends are.
+    pub track: Track,
+    /// What is to be changed of that.
+    pub moves: Moves,
+    /// Where it is.
+    pub window: Window,
+}
+
+impl Step {
+    /// The step into another connection of the same tuple, whose handshake is over and which the
+    /// segment, with the flag ACK, is of: where both ends have sent segments out of window for
+    /// [`RESYNCHRONISES_AFTER`] ticks each.
+    #[inline(always)]
+    pub const fn into_another(segment: &Segment) -> Self {
+        let sender = End { seen: Seen::SYN.and(segment.flags & tcp::FIN), ..End::NEW };
+        let receiver = End { seen: Seen::SYN, ..End::NEW };
+        let track = Track { client: End::NEW, target: End::NEW, opening: false };
+        let track = track.with(segment.direction, sender, receiver);
+        Self { track, moves: Moves::ALL, window: Window::Inside }
+    }
 }
 
 impl Track {
@@ -264,13 +327,14 @@ impl Track {
     /// - While the connection opens, the last answer of the target's counts, and what either end sends behind it says where they
     ///   are: others may have sent the first ones.
     /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data behind a FIN. So if that side
-    ///   does, somebody else has sent the reset or the FIN: it is forgotten. This is so whatever the numbers are, since it only
-    ///   ever makes a session stay.
+    ///   does, somebody else has sent the reset or the FIN: it is forgotten. For a reset, this is so whatever the numbers are,
+    ///   since it only ever makes a session stay. Data that its receiver has acknowledged is not new.
     #[inline(always)]
-    pub const fn after(self, segment: &Segment) -> (Self, Moves) {
+    pub const fn after(self, segment: &Segment) -> Step {
         let (mut sender, mut receiver) = self.ends(segment.direction);
         let mut next = self;
         let mut moves = Moves::NONE;
+        let mut window = Window::Unsaid;
         let fits = self.fits(segment);
         let is_client = matches!(segment.direction, Direction::Forward);
         let flags = segment.flags;
@@ -283,7 +347,7 @@ impl Track {
                 && flags & tcp::ACK != 0
                 && segment.acknowledgement == sender.expects;
             if is_exact || refuses {
-                sender.seen = sender.seen.without(Seen::RESET_AHEAD).and(tcp::RST);
+                sender.seen = sender.seen.and_reset();
                 next.opening &= is_client;
             } else if fits
                 && !self.opening
@@ -303,20 +367,18 @@ impl Track {
             };
             if counts {
                 sender.seen = sender.seen.without(tcp::RST | Seen::RESET_AHEAD).and(tcp::SYN);
-                moves = Moves {
-                    sender_expects: flags & tcp::ACK != 0,
-                    sender_sent: true,
-                    receiver_expects: true,
-                };
+                moves = Moves { sender_expects: flags & tcp::ACK != 0, receiver_sent: false, ..Moves::ALL };
             }
         } else {
             let was_reset = sender.seen.any(tcp::RST);
             let is_finished = sender.seen.any(tcp::FIN) && receiver.seen.any(tcp::FIN);
-            if is_finished && segment.carries_data {
+            let is_new = segment.carries_data && is_at_or_behind(segment.sequence, receiver.expects);
+            if is_finished && is_new {
                 sender.seen = sender.seen.without(tcp::FIN);
             }
             sender.seen = sender.seen.without(tcp::RST | Seen::RESET_AHEAD);
             if fits {
+                window = Window::Inside;
                 sender.seen = sender.seen.and(flags & tcp::FIN);
                 if receiver.seen.any(Seen::RESET_AHEAD) {
                     receiver.seen = receiver.seen.without(tcp::RST | Seen::RESET_AHEAD);
@@ -325,13 +387,16 @@ impl Track {
                     sender_expects: is_at_or_behind(segment.acknowledgement, sender.expects),
                     sender_sent: (segment.sequence >> 16) as u16 != sender.sent
                         && is_at_or_behind(segment.sequence, (sender.sent as u32) << 16),
-                    receiver_expects: false,
+                    ..Moves::NONE
                 };
             } else if self.is_ahead(segment) {
+                window = Window::Inside;
                 moves = Moves { sender_sent: true, ..Moves::NONE };
             } else if flags & tcp::ACK != 0 && (was_reset || self.opening && !is_client) {
                 // If the answer that counts is another's, or the reset was, this shows where the ends are.
-                moves = Moves { sender_expects: true, sender_sent: true, receiver_expects: true };
+                moves = Moves { receiver_sent: was_reset, ..Moves::ALL };
+            } else if flags & tcp::ACK != 0 && !self.opening {
+                window = Window::Outside;
             }
             // What it acknowledges shows that it gets the target's answers.
             if self.opening
@@ -341,10 +406,10 @@ impl Track {
             {
                 next.opening = false;
                 // It also shows what the target expects, if another's SYN has come between the client's and its answer.
-                moves = Moves { sender_expects: true, sender_sent: true, receiver_expects: true };
+                moves = Moves { receiver_sent: false, ..Moves::ALL };
             }
         }
-        (next.with(segment.direction, sender, receiver), moves)
+        Step { track: next.with(segment.direction, sender, receiver), moves, window }
     }
 
     /// Returns the connection with its ends where a segment has moved them.
@@ -359,6 +424,9 @@ impl Track {
         }
         if moves.receiver_expects {
             receiver.expects = segment.behind_syn();
+        }
+        if moves.receiver_sent {
+            receiver.sent = (segment.acknowledgement >> 16) as u16;
         }
         self.with(segment.direction, sender, receiver)
     }
@@ -411,8 +479,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns `true` if the connection has ended, as far as can be seen. A SYN of the client's then opens another one (RFC 9293
-    /// 3.6.1: of TIME-WAIT, and of what has been refused or reset), which is judged like any first packet.
+    /// Returns `true` if a SYN of the client's opens another connection, which is judged like any first packet (RFC 9293 3.6.1: of
+    /// TIME-WAIT, and of what has been refused or reset). The connection is over, and not just by a reset that was ahead of data: its
+    /// receiver has not said yet what it makes of that.
+    #[inline(always)]
+    pub const fn may_open_again(&self) -> bool {
+        self.forward.has_reset()
+            || self.reply.has_reset()
+            || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
+    }
+
+    /// Returns `true` if the connection has ended, as far as can be seen.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
         self.forward.any(tcp::RST)
@@ -491,27 +568,50 @@ mod tests {
 
     /// The data path's part of a connection: the fast path, and the slow path behind it.
     #[derive(Clone, Copy)]
-    struct Middle(Track);
+    struct Middle(Track, Outside);
+
+    /// In how many ticks each direction had segments out of window, and the last of them.
+    #[derive(Clone, Copy, Debug, Default)]
+    struct Outside {
+        now: u32,
+        ticks: [u32; 2],
+        last: [u32; 2],
+    }
 
     impl Middle {
         fn new() -> Self {
             let client = End { seen: Seen::SYN, ..End::default() };
-            Self(Track { client, opening: true, ..Track::default() })
+            Self(Track { client, opening: true, ..Track::default() }, Outside::default())
         }
 
         fn see(&mut self, segment: &Segment) {
+            let Self(track, outside) = self;
             let is_client = matches!(segment.direction, Forward);
             let is_fast = segment.flags & (Seen::FLAGS | tcp::ACK) == tcp::ACK
-                && !self.0.connection().is_over()
-                && !(self.0.opening && is_client);
-            let end = if is_client { &mut self.0.client } else { &mut self.0.target };
-            let upper = (segment.sequence >> 16) as u16;
-            if is_fast && End::goes_on(end.expects, end.sent, upper, segment.acknowledgement) {
-                (end.expects, end.sent) = (segment.acknowledgement, upper);
+                && !track.connection().is_over()
+                && !(track.opening && is_client)
+                && outside.ticks == [0; 2];
+            let end = if is_client { &mut track.client } else { &mut track.target };
+            if is_fast && End::goes_on(end.expects, end.sent, segment.sequence, segment.acknowledgement) {
+                (end.expects, end.sent) = (segment.acknowledgement, (segment.sequence >> 16) as u16);
                 return;
             }
-            let (next, moves) = self.0.after(segment);
-            self.0 = next.moved(segment, moves);
+            let mut step = track.after(segment);
+            if matches!(step.window, Window::Outside)
+                && outside.ticks.iter().all(|ticks| *ticks >= RESYNCHRONISES_AFTER)
+            {
+                step = Step::into_another(segment);
+            }
+            *track = step.track.moved(segment, step.moves);
+            let own = usize::from(!is_client);
+            match step.window {
+                Window::Inside => outside.ticks = [0; 2],
+                Window::Outside if outside.ticks[own] == 0 || outside.last[own] != outside.now => {
+                    outside.ticks[own] += 1;
+                    outside.last[own] = outside.now;
+                }
+                Window::Outside | Window::Unsaid => {}
+            }
         }
 
         fn state(&self) -> State {
@@ -753,6 +853,95 @@ mod tests {
         }
     }
 
+    /// Segments of a connection whose ends have begun it anew, unseen, with numbers of their own.
+    fn begun_anew(mut talk: Talk, numbers: [u32; 2]) -> Talk {
+        talk.next = numbers;
+        talk.say(Forward, tcp::SYN, 0);
+        talk.say(Reply, SYN_ACK, 0);
+        talk.say(Forward, tcp::ACK, 0);
+        talk
+    }
+
+    #[test]
+    fn a_connection_that_began_unseen_is_followed_after_a_while() {
+        let mut half_closed = Talk::established();
+        half_closed.say(Reply, FIN_ACK, 0);
+        for old in [Talk::established(), half_closed] {
+            let mut talk = begun_anew(old, [0x1234_5678, 0xfedc_ba98]);
+            for _ in 0..RESYNCHRONISES_AFTER {
+                let mut reset = talk;
+                reset.say(Forward, tcp::RST, 0);
+                assert_eq!(reset.middle.0, talk.middle.0, "it may be anybody's yet");
+                talk.transfer(Forward, 3000);
+                talk.transfer(Reply, 3000);
+                talk.middle.1.now += 1;
+            }
+            talk.transfer(Forward, 300_000);
+            talk.transfer(Reply, 300_000);
+            assert_eq!(talk.middle.state(), State::Established);
+            for direction in [Forward, Reply] {
+                let mut talk = talk;
+                talk.say(direction, tcp::RST, 0);
+                assert_eq!(talk.middle.state(), State::Closed);
+            }
+        }
+    }
+
+    #[test]
+    fn one_end_alone_does_not_begin_anew() {
+        for direction in [Forward, Reply] {
+            let mut talk = Talk::established();
+            let before = talk.middle.0;
+            for tick in 0..100 {
+                talk.middle.1.now = tick;
+                talk.middle.see(&segment(direction, tcp::ACK, 0x1234_5678 + tick, 0xfedc_ba98));
+            }
+            assert_eq!(talk.middle.0, before);
+        }
+    }
+
+    /// RFC 5961 3.2: what is ahead is not known to be genuine, so a SYN does not take it for that.
+    #[test]
+    fn a_reset_ahead_of_data_does_not_let_a_syn_begin_anew() {
+        for direction in [Forward, Reply] {
+            let mut talk = Talk::established();
+            let ahead = talk.genuine(direction, tcp::RST, 0);
+            talk.middle.see(&Segment {
+                sequence: ahead.sequence.wrapping_add(1000),
+                flags: RST_ACK,
+                acknowledgement: talk.genuine(direction, tcp::ACK, 0).acknowledgement,
+                ..ahead
+            });
+            let connection = talk.middle.0.connection();
+            assert!(connection.is_over() && !connection.may_open_again(), "{direction:?}");
+            talk.say(direction, tcp::RST, 0);
+            assert!(talk.middle.0.connection().may_open_again());
+        }
+        let mut talk = Talk::established();
+        talk.say(Forward, FIN_ACK, 0);
+        assert!(!talk.middle.0.connection().may_open_again());
+        talk.say(Reply, FIN_ACK, 0);
+        assert!(talk.middle.0.connection().may_open_again());
+    }
+
+    /// Of data that its receiver has acknowledged, nothing follows about the FIN behind it.
+    #[test]
+    fn data_that_comes_again_behind_both_fins_takes_none_back() {
+        for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
+            let mut talk = Talk::established();
+            let data = talk.genuine(direction, tcp::ACK, 1000);
+            talk.transfer(direction, 1000);
+            talk.say(direction, FIN_ACK, 0);
+            talk.say(other, FIN_ACK, 0);
+            talk.say(direction, tcp::ACK, 0);
+            assert_eq!(talk.middle.state(), State::Closed);
+            talk.middle.see(&data);
+            assert_eq!(talk.middle.state(), State::Closed, "{direction:?}");
+            talk.say(direction, tcp::ACK, 1000);
+            assert_eq!(talk.middle.state(), State::Closing, "the FIN was another's");
+        }
+    }
+
     /// An end that gives up with data on the way: its reset is behind that, and nobody acknowledges either.
     #[test]
     fn a_reset_behind_data_counts_until_its_receiver_goes_on() {
@@ -838,6 +1027,27 @@ mod tests {
             for (is_reply, flags, sequence, acknowledgement, carries_data) in segments {
                 let direction = if is_reply { Reply } else { Forward };
                 talk.middle.see(&Segment { direction, flags, sequence, acknowledgement, carries_data });
+            }
+            prop_assert_eq!(talk.middle.0, before);
+        }
+
+        /// Whatever segments come, for as long as they may: while one of the two ends answers those
+        /// that it cannot accept, once a tick, nothing changes.
+        #[test]
+        fn an_end_that_answers_keeps_its_connection(
+            segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<bool>()), 0..200),
+            target_answers in any::<bool>(),
+        ) {
+            let mut talk = Talk::established();
+            let before = talk.middle.0;
+            for (is_reply, flags, sequence, acknowledgement, carries_data) in segments {
+                let direction = if is_reply { Reply } else { Forward };
+                talk.middle.see(&Segment { direction, flags, sequence, acknowledgement, carries_data });
+                // It gets what comes from the other end's side, and no resets (RFC 9293 3.10.7.4).
+                if is_reply != target_answers && flags & tcp::RST == 0 {
+                    talk.say(if target_answers { Reply } else { Forward }, tcp::ACK, 0);
+                    talk.middle.1.now += 1;
+                }
             }
             prop_assert_eq!(talk.middle.0, before);
         }

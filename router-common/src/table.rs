@@ -231,11 +231,12 @@ pub enum SlotState {
 }
 
 impl Tag {
-    // 31..23 rule, 22 direction, 21..20 nothing, 19..12 seen, 11 opening, 10..8 state, 7..0 protocol. What a packet's look for its flow compares is
+    // 31..23 rule, 22 direction, 21 clients' side only, 20 nothing, 19..12 seen, 11 opening, 10..8 state, 7..0 protocol. What a packet's look for its flow compares is
     // at one end, beside the ports, and what says where it is counted is at the other.
     const COUNTER_SHIFT: u32 = 22;
     const REPLY: u32 = 1 << Self::COUNTER_SHIFT;
     const RULE_SHIFT: u32 = Self::COUNTER_SHIFT + 1;
+    const CLIENTS_SIDE_SHIFT: u32 = 21;
     const SEEN_SHIFT: u32 = 12;
     const OPENING: u32 = 1 << 11;
     const STATE_SHIFT: u32 = 8;
@@ -267,6 +268,25 @@ impl Tag {
                 | (rule as u32) << Self::RULE_SHIFT
                 | protocol as u32,
         )
+    }
+
+    /// The same flow, whose packets come in by the clients' side only ([`Side`](crate::settings::Side))
+    /// if `only` is `true`.
+    #[inline(always)]
+    pub const fn by_clients_side(self, only: bool) -> Self {
+        Self(self.0 & !(1 << Self::CLIENTS_SIDE_SHIFT) | (only as u32) << Self::CLIENTS_SIDE_SHIFT)
+    }
+
+    #[inline(always)]
+    const fn is_by_clients_side(self) -> bool {
+        self.0 >> Self::CLIENTS_SIDE_SHIFT & 1 != 0
+    }
+
+    /// Returns `true` if the flow's packets may come in by the interface of this slot: the second
+    /// one faces the firewall.
+    #[inline(always)]
+    pub const fn may_come_in_by(self, slot: u32) -> bool {
+        self.0 >> Self::CLIENTS_SIDE_SHIFT & slot & 1 == 0
     }
 
     /// The same flow, whose packets have shown this.
@@ -499,7 +519,9 @@ impl Slot {
     /// What the flow's packets become stays; its counters, times and next hop begin anew.
     #[inline(always)]
     pub fn start_over(&mut self, seen: Tag, rule: u16, now: Ticks) -> bool {
-        let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true).showing(Seen::SYN);
+        let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true)
+            .by_clients_side(seen.is_by_clients_side())
+            .showing(Seen::SYN);
         let is_first = self.change_tag(seen, tag.in_state(SlotState::Live));
         if is_first {
             self.entry.start_over(now);
@@ -576,9 +598,10 @@ impl Slot {
         self.next_hop().swap(0);
     }
 
-    /// Whether it is known where the flow's packets leave, in this generation.
-    pub fn is_resolved_in(&self, generation: u32) -> bool {
-        u32::from(generation_of(self.next_hop().load())) == generation
+    /// Returns `true` if it is known where the flow's packets leave, but not in this generation.
+    pub fn is_out_of_date(&self, generation: u32) -> bool {
+        let known = u32::from(generation_of(self.next_hop().load()));
+        known != 0 && known != generation
     }
 
     const fn next_hop(&self) -> Atomic<'_, u64> {

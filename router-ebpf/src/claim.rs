@@ -406,7 +406,11 @@ extern "C" fn insert_forward() -> u32 {
     let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 3 };
     let protocol = opening.key.protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
-    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true).showing(seen);
+    // A masquerade is for machines on either side.
+    let is_masqueraded = opening.target == opening.key.destination;
+    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true)
+        .by_clients_side(!is_masqueraded)
+        .showing(seen);
     match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.vacancy) {
         Ok(slot) => {
             opening.slot = slot;

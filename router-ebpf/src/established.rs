@@ -27,11 +27,13 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     }
     let packet = packet::parse(&headers).ok()?;
     let slot = flows::find_near(&packet.key, work.settings)?;
+    let tag = slot.tag();
     let entry = &mut slot.entry;
     let next_hop = entry.next_hop();
     if !next_hop.is_of(work.settings.next_hop_generation)
         || packet.ttl <= 1
         || packet.ip_length > next_hop.mtu
+        || !tag.may_come_in_by(work.ingress)
     {
         return None;
     }
@@ -41,12 +43,12 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
         if packet::tcp_flags(&headers)? & (Seen::FLAGS | tcp::ACK) != tcp::ACK {
             return None;
         }
-        let (upper, acknowledgement) = packet::tcp_numbers(&headers)?;
-        if !End::goes_on(entry.expects, entry.sent(), upper, acknowledgement) {
+        let (sequence, acknowledgement) = packet::tcp_numbers(&headers)?;
+        if !End::goes_on(entry.expects, entry.sent(), sequence, acknowledgement) {
             return None;
         }
         entry.expects = acknowledgement;
-        entry.set_sent(upper);
+        entry.set_sent((sequence >> 16) as u16);
     }
     touch(entry, length, now);
     let link = link(work.settings, &next_hop);

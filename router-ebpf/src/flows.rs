@@ -66,14 +66,15 @@ pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'st
 
 #[inline(always)]
 fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
-    for step in 0..REACH / BUCKET {
+    const LAST: u32 = REACH / BUCKET - 1;
+    for step in 0..=LAST {
         let bucket = bucket(home / BUCKET + step)?;
         let at = bucket.candidate(key);
         if bucket.0[at].is_flow(key) {
             return Some(&mut bucket.0[at]);
         }
-        if bucket.ends_chains() {
-            return None;
+        if step < LAST && bucket.ends_chains() {
+            break;
         }
     }
     None

@@ -81,6 +81,9 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     }
     // The session may have ended this moment.
     let slot = flows::find(&flow, work.settings).ok_or(Reason::FragmentBad)?;
+    if !slot.tag().may_come_in_by(work.ingress) {
+        return Err(Reason::WrongInterface.into());
+    }
     let rewrite = slot.entry.rewrite();
     // Before it is entered into its datagram: one that has to wait comes here again.
     let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {

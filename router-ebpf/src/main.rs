@@ -37,17 +37,19 @@ mod settings;
 mod slow;
 mod sockets;
 mod stats;
+mod track;
 mod unfinished;
 
 use aya_ebpf::{
     bindings::xdp_action,
+    helpers::generated::bpf_redirect_map,
     macros::{classifier, map, xdp},
     maps::{DevMap, ProgramArray},
     programs::{TcContext, XdpContext},
 };
 use router_common::{
     MAX_INTERFACES, STAGES as STAGE_COUNT, Stage,
-    packet::{self, ETHERNET_LENGTH, Frame as _},
+    packet::{ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
     route::Query,
     settings::{Settings, Side},
@@ -147,22 +149,13 @@ impl Work {
     /// The verdict by which a frame leaves by an interface: turned round where it came in, or redirected.
     #[inline(always)]
     fn send_by(&self, egress: u32) -> Option<u32> {
-        if egress == self.ingress { Some(xdp_action::XDP_TX) } else { EGRESS.redirect(egress, 0).ok() }
-    }
-
-    /// Sends a packet of a known session out of this interface. What [`finish`](Self::finish) does of it in three counters is one here.
-    #[inline(always)]
-    fn pass_on(&mut self, egress: u32) -> u32 {
-        match self.send_by(egress) {
-            Some(verdict) => {
-                stats::passed_on(self.stats, self.ingress, egress, &self.frame);
-                verdict
-            }
-            None => {
-                stats::received(self.stats, self.ingress, &self.frame);
-                self.leave(Reason::RedirectFailed)
-            }
+        if egress == self.ingress {
+            return Some(xdp_action::XDP_TX);
         }
+        // Not by `DevMap::redirect`, which takes the result's absolute value first.
+        // SAFETY: a map's static stands for the map.
+        let result = unsafe { bpf_redirect_map((&raw const EGRESS).cast_mut().cast(), egress.into(), 0) };
+        (result == xdp_action::XDP_REDIRECT.into()).then_some(xdp_action::XDP_REDIRECT)
     }
 
     #[inline(always)]
@@ -210,14 +203,19 @@ fn forward(ctx: XdpContext) -> u32 {
     // First, since it is a call: what is in registers then would have to be kept on the stack.
     let now = stats::now(stats);
     let mut work = Work::with(ctx, stats, settings);
-    match established::forward(&mut work, now) {
-        Some(egress) => work.pass_on(egress),
-        None => {
-            stats::received(work.stats, work.ingress, &work.frame);
-            let exit = Exit::To(stage_of(&work.frame));
-            work.finish(&Err(exit))
-        }
+    let egress = established::forward(&mut work, now);
+    if let Some(egress) = egress
+        && let Some(verdict) = work.send_by(egress)
+    {
+        // What `received` and `finish` count in three counters is one here.
+        stats::passed_on(work.stats, work.ingress, egress, &work.frame);
+        return verdict;
     }
+    stats::received(work.stats, work.ingress, &work.frame);
+    work.finish(&Err(match egress {
+        Some(_) => Reason::RedirectFailed.into(),
+        None => Exit::To(Stage::Slow),
+    }))
 }
 
 /// In the place of `forward` in generic mode: the fast path is for packets as they are on a wire, see `unfinished`.
@@ -225,14 +223,7 @@ fn forward(ctx: XdpContext) -> u32 {
 fn generic(ctx: XdpContext) -> u32 {
     let Some(work) = &mut Work::new(ctx) else { return xdp_action::XDP_ABORTED };
     stats::received(work.stats, work.ingress, &work.frame);
-    let exit = Exit::To(stage_of(&work.frame));
-    work.finish(&Err(exit))
-}
-
-/// Returns the stage of a frame that is not forwarded at once.
-#[inline(always)]
-fn stage_of(frame: &XdpFrame) -> Stage {
-    if packet::is_not_ipv4(frame) { Stage::Ethernet } else { Stage::Slow }
+    work.finish(&Err(Exit::To(Stage::Slow)))
 }
 
 stage! {

@@ -54,6 +54,9 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     }
     let key = quoted.reversed();
     let slot = flows::find(&key, work.settings).ok_or(NOT_OURS)?;
+    if !slot.tag().may_come_in_by(work.ingress) {
+        return Err(Reason::WrongInterface.into());
+    }
     let rewrite = slot.entry.rewrite();
     let (generation, known) = (work.settings.next_hop_generation, slot.entry.next_hop());
     // What is quoted has been sent by the session's other direction, if by any.

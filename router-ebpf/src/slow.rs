@@ -12,6 +12,9 @@ use crate::{Exit, Outcome, Work, known, rules};
 /// Forwards a packet that the fast path did not, or finds whose it is.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
+    if packet::is_not_ipv4(&work.frame) {
+        return Err(Exit::To(Stage::Ethernet));
+    }
     refuse_what_no_wire_carries(work)?;
     if !is_to_this_machine(work)? {
         // The kernel takes some of what is sent to all for its own, so that is no way around what is closed here.

@@ -339,7 +339,7 @@ impl FlowTable {
                         next_is_empty && slot.is_out_of_quarantine(now) && slot.change_tag(tag, Tag::EMPTY);
                 }
                 SlotState::Live => {
-                    if !slot.is_resolved_in(generation) {
+                    if slot.is_out_of_date(generation) {
                         slot.forget_next_hop();
                     }
                     let is_shown =

@@ -54,6 +54,7 @@ pub(crate) fn check(model: &mut Model, closed: &mut Closed, given: &Given, done:
         Verdict::Tx | Verdict::Redirect => {
             let slot = if done.verdict == Verdict::Tx { given.slot } else { 1 - given.slot };
             let before = model.opened;
+            ensure!(!is_on_the_wrong_side(model, given), "a client's packet came in by the firewall's side");
             check_sent(model, given, &done.frame, slot)?;
             let is_rules =
                 frame_header(&given.frame).is_some_and(|ip| model.own_addresses().contains(&ip.destination));
@@ -64,9 +65,20 @@ pub(crate) fn check(model: &mut Model, closed: &mut Closed, given: &Given, done:
     Ok(())
 }
 
+/// Whether a frame is a client's of a forward's live session, and has come in where the firewall is.
+fn is_on_the_wrong_side(model: &Model, given: &Given) -> bool {
+    given.slot == 1
+        && given.frame.get(IP..).and_then(tuple).is_some_and(|from| {
+            model.own_addresses().contains(&from.destination.0) && model.sessions().contains(&from)
+        })
+}
+
 /// Whether a frame is one that the router has to forward: whole, of a live session, and with somewhere to go.
 fn has_to_leave(model: &Model, given: &Given) -> bool {
     let frame = &given.frame;
+    if is_on_the_wrong_side(model, given) {
+        return false;
+    }
     let Some(from) = whole_tuple(frame) else { return false };
     let Some(to) = model.translated(&from) else { return false };
     // What may open another connection may be refused.

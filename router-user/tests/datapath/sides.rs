@@ -123,6 +123,47 @@ fn who_is_no_client_meets_the_same_on_either_side() {
     }
 }
 
+/// Nor does it send anything for a client into a session that the client has opened.
+#[test]
+fn known_sessions_are_entered_from_their_side() {
+    let world = &mut world();
+    for address in [ROUTER, ROUTER_SECOND] {
+        let session = [
+            tcp_packet((PLS, 40_000), (address, 443), tcp::SYN),
+            udp_packet((PLS, 5000), (address, 53), b"question"),
+        ];
+        for packet in session {
+            let opened = world.run_on(CLIENTS, &packet.build());
+            assert_eq!((opened.verdict, opened.reason), (Verdict::Redirect, Reason::Opened));
+            // By the slow path, and by the fast one where there has been a packet before.
+            for _ in 0..2 {
+                let ran = world.run_on(FIREWALL, &packet.build());
+                assert_eq!((ran.verdict, ran.reason), WRONG);
+                let short = world.run_on(FIREWALL, &packet.clone().unpadded().build());
+                assert_eq!((short.verdict, short.reason), WRONG);
+                let again = world.run_on(CLIENTS, &packet.build());
+                assert_eq!((again.verdict, again.reason), (Verdict::Redirect, Reason::Forwarded));
+            }
+            world.forget_sessions();
+        }
+        // Nor the later fragments of its datagrams.
+        let whole = udp_packet((PLS, 5000), (address, 53), &[7; 64]).may_be_fragmented();
+        let part = |place: [u8; 2]| {
+            let mut frame = whole.build();
+            frame[20..22].copy_from_slice(&place);
+            fix_ip_checksum(&mut frame);
+            frame
+        };
+        assert_eq!(world.run_on(CLIENTS, &part([0x20, 0])).reason, Reason::Opened);
+        for first_or_later in [[0x20, 0], [0, 9]] {
+            let ran = world.run_on(FIREWALL, &part(first_or_later));
+            assert_eq!((ran.verdict, ran.reason), WRONG);
+        }
+        assert_eq!(world.run_on(CLIENTS, &part([0, 9])).reason, Reason::Forwarded);
+        world.forget_sessions();
+    }
+}
+
 /// Machines that use this one as their router may be on any of its links.
 #[test]
 fn a_masquerade_is_entered_from_both_sides() {

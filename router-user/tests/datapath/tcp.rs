@@ -1,8 +1,14 @@
 //! TCP connections as they may go, beside the usual three steps (RFC 5382 REQ-2, RFC 7857 section 2).
 
-use router_common::{reason::Reason, session::State};
+use router_common::{
+    reason::Reason,
+    session::{RESYNCHRONISES_AFTER, State},
+};
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use crate::{
     packets::{PLS, ROUTER, Spec, TARGET, read, tcp, tcp_packet},
@@ -64,6 +70,16 @@ impl Connection {
     #[track_caller]
     fn is(&self, expected: State) {
         assert_eq!(self.state(), Some(expected));
+    }
+
+    /// The numbers that the client and the server expect next.
+    fn expected(&self) -> Option<(u32, u32)> {
+        let mut expected = None;
+        self.world.dataplane.flows.for_each(|session| {
+            expected = Some((session.forward.entry.expects, session.reply.entry.expects));
+            false
+        });
+        expected
     }
 
     /// The state of the connection's session, if it has one.
@@ -260,6 +276,10 @@ fn made_up_segments_change_nothing() {
         connection.server(FIN_ACK, number, !number, b"");
         connection.client(FIN_ACK, !number, number, b"");
         connection.is(State::Established);
+        // As the client answers what it cannot accept; not each, and seconds do not matter.
+        if step % 32 == 0 {
+            connection.client(tcp::ACK, 1001, 5001, b"");
+        }
     }
     // Who walks through the whole of it in small steps.
     for step in 0..65_536_u32 {
@@ -272,6 +292,40 @@ fn made_up_segments_change_nothing() {
     // The ends have not been lost sight of.
     connection.client(tcp::ACK, 1001, 5001, b"hello");
     connection.server(tcp::RST, 5001, 0, b"");
+    connection.is(State::Closed);
+}
+
+/// Both ends have forgotten the connection, nobody has told the router, and the client's port is
+/// used again. Its segments go through all the time, and after a while they are followed.
+#[test]
+fn a_connection_that_both_ends_begin_anew_is_followed() {
+    const CLIENT: u32 = 0x4000_0000;
+    const SERVER: u32 = 0x9000_0000;
+    let mut connection = Connection::established();
+    connection.client(tcp::SYN, CLIENT - 1, 0, b"");
+    connection.server(SYN_ACK, SERVER - 1, CLIENT, b"");
+    let start = Instant::now();
+    while connection.expected() != Some((SERVER, CLIENT)) {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:x?}", connection.expected());
+        connection.server(tcp::RST, SERVER, 0, b"");
+        connection.is(State::Established);
+        connection.client(tcp::ACK, CLIENT, SERVER, b"");
+        if connection.expected() != Some((SERVER, CLIENT)) {
+            connection.server(tcp::ACK, SERVER, CLIENT, b"");
+        }
+    }
+    let ticks = u64::from(RESYNCHRONISES_AFTER);
+    assert!(start.elapsed() > Duration::from_nanos((ticks - 2) << 30), "{:?}", start.elapsed());
+    // Resets count where they are now, and neither direction is the slow path's any more.
+    connection.client(tcp::ACK, CLIENT, SERVER, b"question");
+    connection.server(tcp::ACK, SERVER, CLIENT + 8, b"answer");
+    connection.world.dataplane.flows.for_each(|session| {
+        for flow in [&session.forward, &session.reply] {
+            assert_ne!(flow.entry.next_hop().generation, 0, "{flow:?}");
+        }
+        true
+    });
+    connection.client(tcp::RST, CLIENT + 8, 0, b"");
     connection.is(State::Closed);
 }
 
