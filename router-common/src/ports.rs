@@ -44,13 +44,9 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
-    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range (RFC 4787 REQ-3's port
-    /// preservation), then any.
+    /// Any port, another one at each attempt.
     #[inline(always)]
-    pub const fn guess(self, attempt: u32, own: Port, random: u32) -> Port {
-        if attempt == 0 && self.contains(own.number()) {
-            return own;
-        }
+    const fn any(self, attempt: u32, random: u32) -> u16 {
         // Each attempt is elsewhere: clients' own ports fill solid blocks.
         let mut bits = random.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         bits ^= bits >> 16;
@@ -58,7 +54,7 @@ impl PortRange {
         bits ^= bits >> 13;
         // A multiplication in place of a remainder: maps 32 bits evenly to 0..size.
         let at = ((bits as u64 * self.size() as u64) >> 32) as u32;
-        Port::new(self.first.wrapping_add(at as u16))
+        self.first.wrapping_add(at as u16)
     }
 
     /// The `step`-th port on from a random one, around the range.
@@ -111,6 +107,94 @@ impl PortRange {
         let high = if last < end { last - start } else { 63 };
         (u64::MAX << low) & (u64::MAX >> (63 - high))
     }
+
+    /// How many one source may use.
+    pub const fn per_source(self) -> u32 {
+        self.size() - self.in_pairs().size() / 2
+    }
+
+    /// An eighth of them, in whole fours, which are two pairs each: those of [`SourcePorts`]. None
+    /// of a range of less than 32.
+    ///
+    /// They begin at a sixth of the range. In the usual ranges, that is where clients have few of
+    /// their own ports, which are kept where they can be: 1024 to 5000 of old, 32768 and above today.
+    const fn in_pairs(self) -> Self {
+        let size = self.size() / 8 / 4 * 4;
+        if size == 0 {
+            return Self { first: self.first, last: self.first.wrapping_sub(1) };
+        }
+        let first = (self.first as u32).wrapping_add(self.size() / 6).wrapping_add(3) / 4 * 4;
+        Self { first: first as u16, last: first.wrapping_add(size).wrapping_sub(1) as u16 }
+    }
+}
+
+/// The ports of a range that one source may use: 15 of 16, each source others.
+///
+/// An eighth of the range is in pairs, a port and the next but one. Of each pair a source may use
+/// one port; which one, a keyed hash says. So a source that takes all that it may leaves half of
+/// what another may use of the pairs, and two such sources leave a quarter. Nothing is counted for
+/// that: it is so at every moment, on every CPU and after a restart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SourcePorts {
+    range: PortRange,
+    /// Those in pairs.
+    pairs: PortRange,
+    /// See [`crate::source_hash`].
+    source: u32,
+}
+
+impl SourcePorts {
+    /// Those of the source that has this hash.
+    #[inline(always)]
+    pub const fn new(range: PortRange, source: u32) -> Self {
+        Self { range, pairs: range.in_pairs(), source }
+    }
+
+    /// The range that they are of.
+    #[inline(always)]
+    pub const fn range(&self) -> PortRange {
+        self.range
+    }
+
+    /// Whether a port is one of them.
+    #[inline(always)]
+    pub const fn contains(&self, port: u16) -> bool {
+        self.range.contains(port) && self.others(port as u32 / 64) >> (port % 64) & 1 == 0
+    }
+
+    /// A port of the range if it is one of them, or else the one of its pair that is: as even or odd.
+    #[inline(always)]
+    pub const fn nearest(&self, port: u16) -> u16 {
+        if self.contains(port) { port } else { port ^ 2 }
+    }
+
+    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range (RFC 4787 REQ-3's port
+    /// preservation), then any.
+    #[inline(always)]
+    pub const fn guess(&self, attempt: u32, own: Port, random: u32) -> Port {
+        let keeps = attempt == 0 && self.range.contains(own.number());
+        Port::new(self.nearest(if keeps { own.number() } else { self.range.any(attempt, random) }))
+    }
+
+    /// These ports among the 64 of a word, as bits.
+    #[inline(always)]
+    const fn in_word(&self, word: u32) -> u64 {
+        self.range.in_word(word) & !self.others(word)
+    }
+
+    /// The ports among the 64 of a word that others may use and this source may not, as bits.
+    #[inline(always)]
+    const fn others(&self, word: u32) -> u64 {
+        /// The first two of every four: the first port of each pair.
+        const FIRST: u64 = 0x3333_3333_3333_3333;
+        // The finalizer of SplitMix64 (Steele et al., 2014).
+        let mut bits = (self.source as u64) << 32 | word as u64;
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        self.pairs.in_word(word) & (bits & FIRST | (!bits & FIRST) << 2)
+    }
 }
 
 /// Towards what a pool's ports are taken. Map data: no padding.
@@ -148,6 +232,10 @@ impl PoolKey {
 /// Words of a pool's bitmap: a bit for each port.
 pub const POOL_WORDS: u32 = 1024;
 
+/// A Private Link Service has up to so many addresses. Where two sources have the same place, each of
+/// them only searches more often.
+const EXHAUSTED: usize = 8;
+
 /// Which ports are taken towards one target, in memory that the programs and the daemon share.
 ///
 /// A hint and nothing more: the flow table decides. A bit may be missing for a port that is taken, which the attempt to take it finds
@@ -160,9 +248,10 @@ pub struct Pool {
     used: u32,
     /// Goes up whenever a port is freed.
     frees: u32,
-    /// What `frees` was when a search found every port of a range taken, see [`Pool::exhaustion`].
-    exhausted: u32,
-    zero: [u32; 13],
+    /// What `frees` was when a search found every port taken that a source may use, see
+    /// [`Pool::exhaustion`]. By the source's hash.
+    exhausted: [u32; EXHAUSTED],
+    zero: [u32; 6],
     bits: [u64; POOL_WORDS as usize],
 }
 
@@ -198,7 +287,9 @@ impl Pool {
         for word in 0..POOL_WORDS {
             self.bits(word).swap(0);
         }
-        Atomic::new(&self.exhausted).swap(0);
+        for exhausted in &self.exhausted {
+            Atomic::new(exhausted).swap(0);
+        }
         Atomic::new(&self.used).swap(0);
     }
 
@@ -209,12 +300,12 @@ impl Pool {
         self.bits(u32::from(port) / 64).or(bit) & bit == 0
     }
 
-    /// A free port of the range in this word, now marked as taken: which one, nobody is to foresee (RFC 6056).
+    /// A free port of these in this word, now marked as taken: which one, nobody is to foresee (RFC 6056).
     #[inline(always)]
-    pub fn take_from(&self, word: u32, range: PortRange, random: u32) -> Take {
+    pub fn take_from(&self, word: u32, ports: &SourcePorts, random: u32) -> Take {
         let word = word % POOL_WORDS;
         let bits = self.bits(word);
-        let free = !bits.load() & range.in_word(word);
+        let free = !bits.load() & ports.in_word(word);
         if free == 0 {
             return Take::AllTaken;
         }
@@ -265,24 +356,30 @@ impl Pool {
         Atomic::new(&self.frees).load()
     }
 
-    /// Whether a search has found every port of this range taken, and none has been freed since.
+    /// Whether a search has found every one of these ports taken, and none of the target's has been freed since.
     #[inline(always)]
-    pub fn is_exhausted(&self, range: PortRange) -> bool {
-        let exhausted = Atomic::new(&self.exhausted).load();
-        exhausted != 0 && exhausted == Self::exhaustion(self.frees(), range)
+    pub fn is_exhausted(&self, ports: &SourcePorts) -> bool {
+        let exhausted = self.exhausted(ports).load();
+        exhausted != 0 && exhausted == Self::exhaustion(self.frees(), ports)
     }
 
-    /// Remembers that every port of this range was found taken since `frees` was asked.
+    /// Remembers that every one of these ports was found taken since `frees` was asked.
     #[inline(always)]
-    pub fn set_exhausted(&self, frees: u32, range: PortRange) {
+    pub fn set_exhausted(&self, frees: u32, ports: &SourcePorts) {
         // A word of its own that is only a hint: a plain exchange will do.
-        Atomic::new(&self.exhausted).swap(Self::exhaustion(frees, range));
+        self.exhausted(ports).swap(Self::exhaustion(frees, ports));
     }
 
-    /// Both in one word: another configuration's range may have ports that this one has not.
     #[inline(always)]
-    const fn exhaustion(frees: u32, range: PortRange) -> u32 {
-        frees.wrapping_add((range.first as u32) << 16 | range.last as u32)
+    fn exhausted(&self, ports: &SourcePorts) -> Atomic<'_, u32> {
+        Atomic::new(&self.exhausted[opaque(ports.source) as usize % EXHAUSTED])
+    }
+
+    /// All in one word: another source may use others, and another configuration's range may have ports that this one has not.
+    #[inline(always)]
+    const fn exhaustion(frees: u32, ports: &SourcePorts) -> u32 {
+        let SourcePorts { range, source, .. } = ports;
+        frees.wrapping_add((range.first as u32) << 16 | range.last as u32).wrapping_add(*source)
     }
 }
 
@@ -331,7 +428,13 @@ mod tests {
     use super::*;
 
     fn pool() -> Box<Pool> {
-        Box::new(Pool { used: 0, frees: 0, exhausted: 0, zero: [0; 13], bits: [0; POOL_WORDS as usize] })
+        Box::new(Pool {
+            used: 0,
+            frees: 0,
+            exhausted: [0; EXHAUSTED],
+            zero: [0; 6],
+            bits: [0; POOL_WORDS as usize],
+        })
     }
 
     fn ranges() -> impl Strategy<Value = PortRange> {
@@ -340,10 +443,11 @@ mod tests {
     }
 
     /// What a program does: every word of the range in turn, from any on, until a whole round has nothing.
-    fn take(pool: &Pool, range: PortRange, random: &mut u32) -> Option<u16> {
+    fn take(pool: &Pool, ports: &SourcePorts, random: &mut u32) -> Option<u16> {
         *random = random.wrapping_mul(0x9e37_79b9).wrapping_add(1);
+        let range = ports.range();
         let mut word = range.any_word(*random);
-        (0..range.words()).find_map(|_| match pool.take_from(word, range, *random) {
+        (0..range.words()).find_map(|_| match pool.take_from(word, ports, *random) {
             Take::Port(port) => Some(port),
             Take::Lost | Take::AllTaken => {
                 word = range.word_after(word);
@@ -352,30 +456,73 @@ mod tests {
         })
     }
 
+    /// Has a source take all that it gets.
+    fn take_all(pool: &Pool, ports: &SourcePorts, random: &mut u32) -> HashSet<u16> {
+        std::iter::from_fn(|| take(pool, ports, random)).collect()
+    }
+
+    fn all(ports: &SourcePorts) -> HashSet<u16> {
+        (0..=u16::MAX).filter(|port| ports.contains(*port)).collect()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn guesses_are_in_the_range(range in ranges(), own in any::<u16>(), random in any::<u32>()) {
+        fn guesses_are_in_the_range(range in ranges(), source in any::<u32>(), own in any::<u16>(), random in any::<u32>()) {
+            let ports = SourcePorts::new(range, source);
             for attempt in 0..GUESSES {
-                prop_assert!(range.contains(range.guess(attempt, Port::new(own), random).number()));
+                prop_assert!(ports.contains(ports.guess(attempt, Port::new(own), random).number()));
             }
         }
 
-        /// Every port of the range is given out once, and none beyond it; then freed ones are, in any order.
+        /// Every port that the source may use is given out once, and none beyond it; then freed ones are, in any order.
         #[test]
-        fn a_pool_gives_out_every_port_once(range in ranges(), mut random in any::<u32>(), freed in proptest::collection::vec(any::<u16>(), 0..50)) {
-            let pool = pool();
-            let taken: HashSet<u16> = (0..range.size()).map(|_| take(&pool, range, &mut random).unwrap()).collect();
-            prop_assert_eq!(taken.len() as u32, range.size());
-            prop_assert!(taken.iter().all(|port| range.contains(*port)));
-            prop_assert_eq!(take(&pool, range, &mut random), None);
-            prop_assert_eq!(pool.taken(), range.size());
-            let freed: HashSet<u16> = freed.into_iter().filter(|port| range.contains(*port)).collect();
+        fn a_pool_gives_out_every_port_once(
+            range in ranges(),
+            source in any::<u32>(),
+            mut random in any::<u32>(),
+            freed in proptest::collection::vec(any::<u16>(), 0..50),
+        ) {
+            let (pool, ports) = (pool(), SourcePorts::new(range, source));
+            let taken: HashSet<u16> = (0..range.per_source()).map(|_| take(&pool, &ports, &mut random).unwrap()).collect();
+            prop_assert_eq!(&taken, &all(&ports));
+            prop_assert_eq!(take(&pool, &ports, &mut random), None);
+            prop_assert_eq!(pool.taken(), range.per_source());
+            let freed: HashSet<u16> = freed.into_iter().filter(|port| ports.contains(*port)).collect();
             freed.iter().for_each(|port| pool.clear(*port));
-            let again: HashSet<u16> = std::iter::from_fn(|| take(&pool, range, &mut random)).collect();
-            prop_assert_eq!(again, freed);
+            prop_assert_eq!(take_all(&pool, &ports, &mut random), freed);
             prop_assert_eq!(pool.taken_in(0..POOL_WORDS).collect::<HashSet<_>>(), taken);
+        }
+
+        /// A source may use all of a range but 1 in 16, of a small one a little more. For whatever port
+        /// it may not use, it has another one, which is as even.
+        #[test]
+        fn a_source_may_use_fifteen_of_sixteen(range in ranges(), source in any::<u32>()) {
+            let ports = SourcePorts::new(range, source);
+            let may = all(&ports);
+            prop_assert_eq!(may.len() as u32, range.per_source());
+            prop_assert!(may.iter().all(|port| range.contains(*port)));
+            let less = range.size() - range.per_source();
+            prop_assert!(less <= range.size() / 16 && less + 2 > range.size() / 16, "{} of {}", less, range.size());
+            for port in (range.first..=range.last).filter(|port| !may.contains(port)) {
+                let other = ports.nearest(port);
+                prop_assert!(may.contains(&other) && other % 2 == port % 2, "{} for {}", other, port);
+            }
+        }
+
+        /// Others that take all they get leave some of what a source may use: of 4032 pairs half for
+        /// one of them, half of that for the next, and so on.
+        #[test]
+        fn others_cannot_take_a_sources_share(source in any::<u32>(), others in proptest::collection::hash_set(any::<u32>(), 1..6)) {
+            prop_assume!(!others.contains(&source));
+            let range = PortRange { first: 1024, last: 65_535 };
+            let in_word = |source, word| SourcePorts::new(range, source).in_word(word);
+            let left = |word| in_word(source, word) & others.iter().fold(!0, |left, other| left & !in_word(*other, word));
+            let left: u32 = (0..POOL_WORDS).map(|word| left(word).count_ones()).sum();
+            let chance = 0.5_f64.powi(others.len().try_into().unwrap());
+            let (mean, deviation) = (4032.0 * chance, (4032.0 * chance * (1.0 - chance)).sqrt());
+            prop_assert!((f64::from(left) - mean).abs() < 7.0 * deviation, "{} and not {}", left, mean);
         }
     }
 
@@ -383,18 +530,34 @@ mod tests {
     fn exhaustion_ends_when_a_port_is_freed_or_the_range_is_another() {
         let pool = pool();
         let range = PortRange { first: 1, last: 65535 };
-        assert!(!pool.is_exhausted(range));
+        let ports = SourcePorts::new(range, 7);
+        assert!(!pool.is_exhausted(&ports));
         let frees = pool.frees();
-        pool.set_exhausted(frees, range);
-        assert!(pool.is_exhausted(range));
-        assert!(!pool.is_exhausted(PortRange { first: 2, ..range }));
+        pool.set_exhausted(frees, &ports);
+        assert!(pool.is_exhausted(&ports));
+        assert!(!pool.is_exhausted(&SourcePorts::new(PortRange { first: 2, ..range }, 7)));
         pool.clear(7);
-        assert!(!pool.is_exhausted(range));
+        assert!(!pool.is_exhausted(&ports));
         // A port that is freed while the search goes on counts.
         let frees = pool.frees();
         pool.clear(8);
-        pool.set_exhausted(frees, range);
-        assert!(!pool.is_exhausted(range));
+        pool.set_exhausted(frees, &ports);
+        assert!(!pool.is_exhausted(&ports));
+    }
+
+    #[test]
+    fn what_one_source_finds_exhausted_another_searches() {
+        let pool = pool();
+        let range = PortRange { first: 1024, last: 65_535 };
+        let sources: Vec<_> = (0..32).map(|source| SourcePorts::new(range, source)).collect();
+        for source in &sources[..8] {
+            pool.set_exhausted(pool.frees(), source);
+        }
+        assert!(sources[..8].iter().all(|source| pool.is_exhausted(source)));
+        assert!(!sources[8..].iter().any(|source| pool.is_exhausted(source)));
+        assert!(pool.claim());
+        pool.release();
+        assert!(!sources.iter().any(|source| pool.is_exhausted(source)));
     }
 
     #[test]
@@ -410,9 +573,13 @@ mod tests {
 
     #[test]
     fn own_port_comes_first() {
-        let range = PortRange { first: 1024, last: 65535 };
-        assert_eq!(range.guess(0, Port::new(40_000), 7).number(), 40_000);
-        assert_ne!(range.guess(0, Port::new(80), 7).number(), 80);
+        let ports = SourcePorts::new(PortRange { first: 1024, last: 65535 }, 7);
+        assert_eq!(ports.guess(0, Port::new(40_000), 7).number(), 40_000);
+        assert_ne!(ports.guess(0, Port::new(80), 7).number(), 80);
+        // Or else the other one of its pair.
+        for port in 1024..=65_535 {
+            assert!([port, port ^ 2].contains(&ports.guess(0, Port::new(port), 7).number()));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use router_common::{
     address::{Ipv4, Port},
     flow::{Direction, FlowKey, NextHop, Protocol},
     packet::Packet,
-    ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, PortRange, Take},
+    ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, SourcePorts, Take},
     reason::Reason,
     session::Seen,
     settings::Settings,
@@ -30,7 +30,7 @@ struct Opening {
     snat: Ipv4,
     target: Ipv4,
     target_port: Port,
-    ports: PortRange,
+    ports: SourcePorts,
     random: u32,
     /// Where the client's packets leave; that does not depend on the SNAT address and port, see [`router_common::route::Query`].
     next_hop: NextHop,
@@ -171,7 +171,7 @@ pub(crate) fn prepare(
     packet: &Packet,
     found: &Match,
     snat: Ipv4,
-    ports: PortRange,
+    ports: SourcePorts,
     random: u32,
     next_hop: NextHop,
 ) -> Option<()> {
@@ -188,7 +188,7 @@ pub(crate) fn prepare(
     opening.slot = NOWHERE;
     opening.in_place = 0;
     opening.pool = NO_POOL;
-    opening.word = ports.any_word(random);
+    opening.word = ports.range().any_word(random);
     opening.empty_words = 0;
     opening.claim = Claim::Searching as u32;
     opening.phase = Phase::Guess as u32;
@@ -448,7 +448,7 @@ extern "C" fn choose_pool(among: u32) -> u32 {
     let key = opening.pool_key();
     let index = if among == 0 {
         pools::find(&key)
-    } else if opening.ports.size() <= SMALL {
+    } else if opening.ports.range().size() <= SMALL {
         None
     } else {
         pools::find_or_make(&key, among)
@@ -459,7 +459,8 @@ extern "C" fn choose_pool(among: u32) -> u32 {
             opening.phase = Phase::Pool as u32;
             opening.frees = pool.frees();
             // Then there is nothing to look for.
-            opening.empty_words = if pool.is_exhausted(opening.ports) { opening.ports.words() } else { 0 };
+            opening.empty_words =
+                if pool.is_exhausted(&opening.ports) { opening.ports.range().words() } else { 0 };
         }
         None if among == pools::ALL => opening.phase = Phase::InTurn as u32,
         None => {}
@@ -540,34 +541,44 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
     } else if opening.phase == Phase::Pool as u32 && opening.guesses == 0 {
         // As a guess would be, the client's own port comes first, unless it is known to be taken.
         opening.guesses = 1;
+        if !opening.ports.range().contains(own.number()) {
+            return 0;
+        }
+        let own = opening.ports.nearest(own.number());
         match pools::pool(opening.pool) {
-            Some(pool) if opening.ports.contains(own.number()) && pool.take(own.number()) => own,
+            Some(pool) if pool.take(own) => Port::new(own),
             _ => return 0,
         }
     } else if opening.phase == Phase::InTurn as u32 {
-        if opening.in_turn >= opening.ports.size() {
+        let range = opening.ports.range();
+        if opening.in_turn >= range.size() {
             return another_address();
         }
         opening.in_turn += 1;
-        opening.ports.in_turn(opening.random, opening.in_turn)
+        let port = range.in_turn(opening.random, opening.in_turn);
+        if !opening.ports.contains(port.number()) {
+            return 0;
+        }
+        port
     } else {
         let Some(pool) = pools::pool(opening.pool) else { return 1 };
-        if opening.empty_words >= opening.ports.words() {
+        let range = opening.ports.range();
+        if opening.empty_words >= range.words() {
             return another_address();
         }
-        match pool.take_from(opening.word, opening.ports, opening.random) {
+        match pool.take_from(opening.word, &opening.ports, opening.random) {
             Take::Port(number) => {
                 opening.empty_words = 0;
                 Port::new(number)
             }
             Take::Lost => return 0,
             Take::AllTaken => {
-                opening.word = opening.ports.word_after(opening.word);
+                opening.word = range.word_after(opening.word);
                 opening.empty_words += 1;
-                if opening.empty_words < opening.ports.words() {
+                if opening.empty_words < range.words() {
                     return 0;
                 }
-                pool.set_exhausted(opening.frees, opening.ports);
+                pool.set_exhausted(opening.frees, &opening.ports);
                 return another_address();
             }
         }

@@ -5,8 +5,10 @@ use router_common::{
     Stage,
     flow::Protocol,
     packet::{self, Packet},
+    ports::SourcePorts,
     reason::Reason,
     route::Query,
+    source_hash,
 };
 
 use crate::{
@@ -67,7 +69,8 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
     };
     known::may_leave(work, packet, &next_hop)?;
-    claim::prepare(packet, &found, snat, rule_set.ports, random(), next_hop).ok_or(Reason::Internal)?;
+    let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds, packet.key.source));
+    claim::prepare(packet, &found, snat, ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
 }
 

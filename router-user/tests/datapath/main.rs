@@ -28,6 +28,7 @@ mod own;
 mod packets;
 mod pass;
 mod pins;
+mod port_shares;
 mod ports;
 mod reuse;
 mod routes;

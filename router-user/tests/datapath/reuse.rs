@@ -562,16 +562,18 @@ fn a_port_that_this_machine_has_taken_is_not_used_again() {
 }
 
 const PORTS: u16 = 30_000;
+/// From here on, every client's port is kept if it is free (`router_common::ports::SourcePorts`).
+const FIRST: u16 = 20_000;
 
 fn syn_of(number: u16) -> Vec<u8> {
-    tcp_packet((PLS, 2000 + number), (ROUTER, 443), tcp::SYN).numbers(AGAIN, 0).build()
+    tcp_packet((PLS, FIRST + number), (ROUTER, 443), tcp::SYN).numbers(AGAIN, 0).build()
 }
 
 /// Sessions that the target has refused, all of them over.
 fn ended(program: &Program) {
     for number in 0..PORTS {
-        program.run(&tcp_packet((PLS, 2000 + number), (ROUTER, 443), tcp::SYN).numbers(1000, 0).build());
-        program.run(&server((TARGET, 8443), 2000 + number, RST_ACK, 0, 1001).build());
+        program.run(&tcp_packet((PLS, FIRST + number), (ROUTER, 443), tcp::SYN).numbers(1000, 0).build());
+        program.run(&server((TARGET, 8443), FIRST + number, RST_ACK, 0, 1001).build());
     }
 }
 
@@ -638,7 +640,7 @@ fn a_connection_is_opened_again_beside_a_late_packet() {
             }
         });
         at_once(&program, PORTS, |number| {
-            [syn_of(number), server((TARGET, 8443), 2000 + number, RST_ACK, 0, 1001).build()]
+            [syn_of(number), server((TARGET, 8443), FIRST + number, RST_ACK, 0, 1001).build()]
         });
         assert_eq!(world.sessions(), usize::from(PORTS));
         assert_all_opened_once(&mut world);

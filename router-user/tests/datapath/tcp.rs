@@ -448,14 +448,20 @@ fn connections() -> World {
     World::with(Setup { sessions: 100_000, ..Setup::default() })
 }
 
-const PORTS: u16 = 60_000;
+const PORTS: u16 = 54_000;
+
+/// A client's port that is kept: any but those between, of which a source may use one of two
+/// (`router_common::ports::SourcePorts`).
+fn port_of(number: u16) -> u16 {
+    if number < 9000 { 2000 + number } else { 11_000 + number }
+}
 
 fn of_client(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
-    tcp_packet((PLS, 2000 + number), (ROUTER, 443), flags).numbers(sequence, acknowledgement).build()
+    tcp_packet((PLS, port_of(number)), (ROUTER, 443), flags).numbers(sequence, acknowledgement).build()
 }
 
 fn of_server(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
-    tcp_packet((TARGET, 8443), (ROUTER, 2000 + number), flags).numbers(sequence, acknowledgement).build()
+    tcp_packet((TARGET, 8443), (ROUTER, port_of(number)), flags).numbers(sequence, acknowledgement).build()
 }
 
 /// The client's SYN comes again while the answer to the first is on its way through another CPU. Neither is forgotten.
