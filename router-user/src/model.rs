@@ -215,6 +215,18 @@ pub struct SnatPortStatus {
     pub used: u32,
     /// Ports that are left for new ones.
     pub free: u32,
+    /// Who has more than half of them, if four fifths are in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most: Option<PortHolder>,
+}
+
+/// A source that has many SNAT ports towards a target.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PortHolder {
+    /// Its address.
+    pub source: IpAddr,
+    /// The ports that its sessions have.
+    pub used: u32,
 }
 
 /// `GET /v1/counters`: everything the data plane counts, summed over CPUs.

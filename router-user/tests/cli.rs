@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use router_user::model::{
     Audit, AuditFinding, ContestedNextHop, Counters, Flow, FlowTableStatus, InterfaceCounters,
-    InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PuntStatus, ReasonCounter, Repairs, Rule,
-    RuleCounters, SnatPortStatus, Status, TargetStatus,
+    InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder, PuntStatus, ReasonCounter,
+    Repairs, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -207,6 +207,7 @@ fn ports(target: &str, protocol: &str, used: u32, free: u32) -> SnatPortStatus {
         protocol: protocol.to_owned(),
         used,
         free,
+        most: None,
     }
 }
 
@@ -247,7 +248,9 @@ fn degraded_status() -> Status {
         "80 % of the SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp are in use: add to snat.addresses"
             .to_owned(),
     );
-    degraded.snat_ports = vec![ports("203.0.113.10:443", "tcp", 60_123, 4_389)];
+    let most = PortHolder { source: "10.0.2.4".parse().unwrap(), used: 50_321 };
+    degraded.snat_ports =
+        vec![SnatPortStatus { most: Some(most), ..ports("203.0.113.10:443", "tcp", 60_123, 4_389) }];
     degraded.names[0].addresses.clear();
     degraded.names[0].ttl_seconds = None;
     degraded.names[0].problem = "there is no such name (NXDOMAIN)".to_owned();

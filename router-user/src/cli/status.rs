@@ -144,9 +144,10 @@ fn sessions(flows: &FlowTableStatus) -> String {
 
 /// The SNAT ports towards the target that has most of them.
 fn ports(fullest: &SnatPortStatus) -> String {
-    let SnatPortStatus { snat, target, protocol, used, free } = fullest;
+    let SnatPortStatus { snat, target, protocol, used, free, most } = fullest;
     let share = share(u64::from(*used), u64::from(*used) + u64::from(*free));
-    format!("{share} on {snat} towards {target}/{protocol}")
+    let most = most.map(|most| format!(", {} of them by {}", grouped(most.used.into()), most.source));
+    format!("{share} on {snat} towards {target}/{protocol}{}", most.unwrap_or_default())
 }
 
 /// The packets that the daemon has had to see to.

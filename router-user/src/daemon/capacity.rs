@@ -5,22 +5,67 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use router_common::{flow::Protocol, ports::PoolKey};
+use router_common::{
+    address::Ipv4,
+    flow::Protocol,
+    ports::{PoolKey, PortRange},
+};
 
-use crate::model::SnatPortStatus;
+use crate::model::{PortHolder, SnatPortStatus};
 
 /// Targets whose ports are named at once.
 const MAX_NAMED: usize = 8;
+
+/// Sources whose ports are counted at once. Who has many is among the first that a sweep meets.
+const MAX_COUNTED_SOURCES: usize = 4096;
+
+/// The SNAT ports that are taken, by what they are taken towards.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Taken {
+    /// How many.
+    pub(super) by_pool: HashMap<PoolKey, u32>,
+    /// Who has most, where they are crowded.
+    pub(super) most: HashMap<PoolKey, (Ipv4, u32)>,
+}
+
+/// Counts how many ports each source has.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    by_source: HashMap<(PoolKey, Ipv4), u32>,
+}
+
+impl Holders {
+    /// Counts one port of a source's.
+    pub(super) fn count(&mut self, pool: PoolKey, source: Ipv4) {
+        if let Some(count) = self.by_source.get_mut(&(pool, source)) {
+            *count += 1;
+        } else if self.by_source.len() < MAX_COUNTED_SOURCES {
+            self.by_source.insert((pool, source), 1);
+        }
+    }
+
+    /// Who has most towards each.
+    pub(super) fn most(self) -> HashMap<PoolKey, (Ipv4, u32)> {
+        let mut most: HashMap<PoolKey, (Ipv4, u32)> = HashMap::new();
+        for ((pool, source), count) in self.by_source {
+            let holder = most.entry(pool).or_insert((source, count));
+            if (holder.1, source) < (count, holder.0) {
+                *holder = (source, count);
+            }
+        }
+        most
+    }
+}
 
 /// What there is and what of it is taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage<'a> {
     pub(super) sessions: u32,
     pub(super) capacity: u32,
-    /// SNAT ports taken, by what they are taken towards.
-    pub(super) taken: &'a HashMap<PoolKey, u32>,
+    /// SNAT ports taken.
+    pub(super) taken: &'a Taken,
     /// SNAT ports that there are, towards each.
-    pub(super) ports: u32,
+    pub(super) ports: PortRange,
 }
 
 /// How much room is left. Each becomes worse at one share and better below another, so that it is not said and taken back with every
@@ -51,7 +96,28 @@ impl Room {
 pub(super) struct Crowding {
     table: Room,
     /// Targets whose ports are not enough.
-    targets: BTreeMap<PoolName, Room>,
+    targets: BTreeMap<PoolName, Shortage>,
+}
+
+/// Too few ports towards a target.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Shortage {
+    room: Room,
+    /// The source that had all ports that one may have, and has nine of ten of them still.
+    full: Option<Ipv4>,
+}
+
+impl Shortage {
+    fn after(self, taken: u32, most: Option<(Ipv4, u32)>, ports: PortRange) -> Self {
+        let may = ports.per_source();
+        let is_full = |(source, used): &(Ipv4, u32)| {
+            used_up(*used, may) == may || (self.full == Some(*source) && *used >= may / 10 * 9)
+        };
+        Self {
+            room: self.room.after(used_up(taken, ports.size()), ports.size()),
+            full: most.filter(is_full).map(|(source, _)| source),
+        }
+    }
 }
 
 /// A target as ports are taken towards it, in an order.
@@ -71,21 +137,25 @@ impl Crowding {
             }
         }
         let before = std::mem::take(&mut self.targets);
-        for (key, taken) in taken {
-            let SnatPortStatus { snat, target, protocol, .. } = status(key, *taken, ports);
-            let name = (target, snat, protocol);
-            let room = before.get(&name).copied().unwrap_or_default().after(used_up(*taken, ports), ports);
-            if room != Room::Enough {
-                self.targets.insert(name, room);
+        for (key, count) in &taken.by_pool {
+            let name = name(key);
+            let shortage = before.get(&name).copied().unwrap_or_default();
+            let shortage = shortage.after(*count, taken.most.get(key).copied(), ports);
+            if shortage.room != Room::Enough {
+                self.targets.insert(name, shortage);
             }
         }
-        for ((target, snat, protocol), room) in self.targets.iter().take(MAX_NAMED) {
+        for ((target, snat, protocol), Shortage { room, full }) in self.targets.iter().take(MAX_NAMED) {
             let ports = format!("SNAT ports of {snat} towards {target}/{protocol}");
-            texts.push(match room {
-                Room::None => {
+            texts.push(match (room, full) {
+                (Room::None, _) => {
                     format!("all {ports} are in use, new sessions there are refused: add to snat.addresses")
                 }
-                Room::Little | Room::Enough => {
+                (Room::Little | Room::Enough, Some(source)) => format!(
+                    "{source} has all {ports} that one source may have, its new sessions there are refused: \
+                     add to snat.addresses"
+                ),
+                (Room::Little | Room::Enough, None) => {
                     format!("80 % of the {ports} are in use: add to snat.addresses")
                 }
             });
@@ -103,8 +173,21 @@ fn used_up(taken: u32, ports: u32) -> u32 {
 }
 
 /// A row for each target that SNAT ports are taken towards, the fullest first.
-pub(super) fn snat_ports(taken: &HashMap<PoolKey, u32>, ports: u32) -> Vec<SnatPortStatus> {
-    let mut rows: Vec<_> = taken.iter().map(|(key, taken)| status(key, *taken, ports)).collect();
+pub(super) fn snat_ports(taken: &Taken, ports: PortRange) -> Vec<SnatPortStatus> {
+    let row = |(key, used): (&PoolKey, &u32)| {
+        let (target, snat, protocol) = name(key);
+        let most = taken.most.get(key).filter(|(_, used)| *used > ports.size() / 2);
+        SnatPortStatus {
+            snat,
+            target,
+            protocol,
+            used: *used,
+            // More are used than there are where `snat.ports` has shrunk.
+            free: ports.size().saturating_sub(*used),
+            most: most.map(|(source, used)| PortHolder { source: address(*source), used: *used }),
+        }
+    };
+    let mut rows: Vec<_> = taken.by_pool.iter().map(row).collect();
     rows.sort_unstable_by(|one, other| {
         let name = |row: &SnatPortStatus| (row.snat, row.target, row.protocol.clone());
         other.used.cmp(&one.used).then_with(|| name(one).cmp(&name(other)))
@@ -112,21 +195,19 @@ pub(super) fn snat_ports(taken: &HashMap<PoolKey, u32>, ports: u32) -> Vec<SnatP
     rows
 }
 
-fn status(key: &PoolKey, taken: u32, ports: u32) -> SnatPortStatus {
-    let address = |address| IpAddr::V4(Ipv4Addr::from(address));
-    SnatPortStatus {
-        snat: address(key.snat),
-        target: SocketAddr::new(address(key.target), key.target_port.number()),
-        protocol: Protocol::from_number(key.protocol).map_or("?", Protocol::as_str).to_owned(),
-        used: taken,
-        // More are used than there are where `snat.ports` has shrunk.
-        free: ports.saturating_sub(taken),
-    }
+fn name(key: &PoolKey) -> PoolName {
+    let protocol = Protocol::from_number(key.protocol).map_or("?", Protocol::as_str);
+    let target = SocketAddr::new(address(key.target), key.target_port.number());
+    (target, address(key.snat), protocol.to_owned())
+}
+
+fn address(address: Ipv4) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(address))
 }
 
 #[cfg(test)]
 mod tests {
-    use router_common::address::{Ipv4, Port};
+    use router_common::address::Port;
 
     use super::*;
 
@@ -138,6 +219,15 @@ mod tests {
             protocol: 6,
             zero: 0,
         }
+    }
+
+    /// So many ports.
+    const fn range(size: u16) -> PortRange {
+        PortRange { first: 1024, last: 1023 + size }
+    }
+
+    fn taken(by_pool: impl IntoIterator<Item = (PoolKey, u32)>) -> Taken {
+        Taken { by_pool: by_pool.into_iter().collect(), most: HashMap::new() }
     }
 
     #[test]
@@ -157,7 +247,7 @@ mod tests {
             (79, ""),
         ];
         for (sessions, said) in story {
-            let usage = Usage { sessions, capacity: 100, taken: &HashMap::new(), ports: 100 };
+            let usage = Usage { sessions, capacity: 100, taken: &Taken::default(), ports: range(100) };
             assert_eq!(crowding.look(usage).join("\n"), said, "{sessions} of 100");
         }
     }
@@ -169,12 +259,12 @@ mod tests {
         let few = format!("80 % of the {towards} are in use: add to snat.addresses");
         let none = format!("all {towards} are in use, new sessions there are refused: add to snat.addresses");
         for (used, said) in [(79, ""), (80, &*few), (100, &none), (71, &few), (69, ""), (79, "")] {
-            let taken = HashMap::from([(pool(443), used), (pool(444), 10)]);
-            let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: 100 };
+            let taken = taken([(pool(443), used), (pool(444), 10)]);
+            let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) };
             assert_eq!(crowding.look(usage).join("\n"), said, "{used} of 100");
         }
-        let taken: HashMap<_, _> = (1..=20).map(|port| (pool(port), 90)).collect();
-        let said = crowding.look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: 100 });
+        let taken = taken((1..=20).map(|port| (pool(port), 90)));
+        let said = crowding.look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) });
         assert_eq!(said.len(), MAX_NAMED + 1, "{said:?}");
         assert!(said.last().is_some_and(|last| last.contains("more targets")), "{said:?}");
     }
@@ -182,9 +272,9 @@ mod tests {
     #[test]
     fn ports_of_own_sockets_do_not_hide_that_all_others_are_taken() {
         let said = |used| {
-            let taken = HashMap::from([(pool(443), used)]);
+            let taken = taken([(pool(443), used)]);
             Crowding::default()
-                .look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: 64_512 })
+                .look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(64_512) })
                 .concat()
         };
         assert!(said(64_000).starts_with("80 % of the "), "{}", said(64_000));
@@ -193,9 +283,63 @@ mod tests {
 
     #[test]
     fn rows_are_the_fullest_first() {
-        let taken = HashMap::from([(pool(1), 5), (pool(2), 70), (pool(3), 200), (pool(4), 5)]);
-        let rows: Vec<_> =
-            snat_ports(&taken, 100).iter().map(|row| (row.target.port(), row.used, row.free)).collect();
+        let taken = taken([(pool(1), 5), (pool(2), 70), (pool(3), 200), (pool(4), 5)]);
+        let rows: Vec<_> = snat_ports(&taken, range(100))
+            .iter()
+            .map(|row| (row.target.port(), row.used, row.free))
+            .collect();
         assert_eq!(rows, [(3, 200, 0), (2, 70, 30), (1, 5, 95), (4, 5, 95)]);
+    }
+
+    #[test]
+    fn a_source_that_has_all_it_may_is_named() {
+        let (source, other) = (Ipv4([10, 0, 2, 4]), Ipv4([10, 0, 2, 5]));
+        let mut crowding = Crowding::default();
+        let towards = "SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp";
+        let few = format!("80 % of the {towards} are in use: add to snat.addresses");
+        let full = format!(
+            "10.0.2.4 has all {towards} that one source may have, its new sessions there are refused: add to \
+             snat.addresses"
+        );
+        let none = format!("all {towards} are in use, new sessions there are refused: add to snat.addresses");
+        // Of 1000, one source may have 938.
+        let story = [
+            ((source, 900), 900, &*few),
+            ((source, 938), 938, &full),
+            ((source, 850), 860, &full),
+            ((other, 850), 860, &few),
+            ((source, 850), 860, &few),
+            ((source, 938), 940, &full),
+            ((source, 938), 1000, &none),
+            ((source, 700), 750, &few),
+            ((source, 600), 600, ""),
+        ];
+        for (holder, used, said) in story {
+            let taken = Taken { most: HashMap::from([(pool(443), holder)]), ..taken([(pool(443), used)]) };
+            let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(1000) };
+            assert_eq!(crowding.look(usage).join("\n"), said, "{used}, of them {holder:?}");
+            let row = snat_ports(&taken, range(1000)).remove(0);
+            let most = PortHolder { source: address(holder.0), used: holder.1 };
+            assert_eq!(row.most, Some(most));
+        }
+        // Nobody is named who has less than half.
+        let taken = Taken { most: HashMap::from([(pool(443), (source, 500))]), ..taken([(pool(443), 990)]) };
+        assert_eq!(snat_ports(&taken, range(1000)).remove(0).most, None);
+    }
+
+    #[test]
+    fn holders_are_counted_for_each_target_and_many_are_no_more_work() {
+        let source = |number: u32| Ipv4(number.to_be_bytes());
+        let mut holders = Holders::default();
+        for number in 0..100_000 {
+            holders.count(pool(443), source(number));
+            holders.count(pool(443), source(7));
+            holders.count(pool(444), source(number % 3));
+        }
+        assert_eq!(holders.by_source.len(), MAX_COUNTED_SOURCES);
+        let most = holders.most();
+        assert_eq!(most[&pool(443)], (source(7), 100_001));
+        // Of two that have as many, always the same.
+        assert_eq!(most[&pool(444)], (source(0), 33_334));
     }
 }

@@ -84,7 +84,7 @@ pub(super) fn status(shared: &Shared) -> Status {
             sweep_seconds: sessions.took.as_secs_f64(),
         },
         punts: shared.punts.status(),
-        snat_ports: capacity::snat_ports(&sessions.by_pool, shared.snat_ports().size()),
+        snat_ports: capacity::snat_ports(&sessions.ports, shared.snat_ports()),
         repairs: state.upkeep.iter().map(Record::status).collect(),
     }
 }

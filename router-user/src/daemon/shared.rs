@@ -10,13 +10,10 @@ use std::{
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
-use router_common::{
-    ports::{PoolKey, PortRange},
-    reason::Reason,
-};
+use router_common::{ports::PortRange, reason::Reason};
 
 use super::{
-    capacity::{Crowding, Usage},
+    capacity::{Crowding, Taken, Usage},
     damage::{Counts, Damage},
     kernel::OwnAddresses,
     names::Names,
@@ -51,8 +48,8 @@ pub(super) struct SessionCounts {
     pub(super) total: u64,
     /// By rule number.
     pub(super) by_rule: HashMap<u16, u64>,
-    /// By what their SNAT ports are taken towards: how many ports.
-    pub(super) by_pool: HashMap<PoolKey, u32>,
+    /// Their SNAT ports.
+    pub(super) ports: Taken,
     /// How long that sweep took.
     pub(super) took: Duration,
 }
@@ -246,8 +243,8 @@ impl Shared {
         let usage = Usage {
             sessions: self.flows.sessions(),
             capacity: self.flows.capacity(),
-            taken: &state.sessions.by_pool,
-            ports: self.ports.size(),
+            taken: &state.sessions.ports,
+            ports: self.ports,
         };
         degraded.extend(state.crowding.look(usage));
         if let Ok(stats) = state.plane.counters.read() {

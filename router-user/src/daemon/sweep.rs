@@ -20,13 +20,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use super::{
+    capacity::{Holders, Taken},
     recount::Recount,
     shared::{self, SessionCounts, Shared},
     target_signs::{self, Gatherer},
 };
 use crate::{
     config::Timeouts,
-    dataplane::{Flow, FlowTable, Session, Verdict, now, port_pool},
+    dataplane::{Flow, FlowTable, Session, Verdict, now, port_pool, port_source},
 };
 
 /// How often. Timeouts are kept to within this.
@@ -86,7 +87,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer, orphans: &mut Or
     let timeouts = shared.rule_timeouts();
     let flows = &shared.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let crowded = crowded(&shared.state().sessions.by_pool, shared.snat_ports().size());
+    let crowded = crowded(&shared.state().sessions.ports.by_pool, shared.snat_ports().size());
     let gone = orphans.look(&shared.state(), started);
     for address in &gone {
         info!(address = %Ipv4Addr::from(*address), "sessions from an address that this machine has no more are removed");
@@ -112,7 +113,7 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer, orphans: &mut Or
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),
     }
-    let taken = shared.state().sessions.by_pool.clone();
+    let taken = shared.state().sessions.ports.by_pool.clone();
     if let Err(error) =
         flows.clean_pools(shared.snat_ports().size(), |target| taken.get(target).copied().unwrap_or_default())
     {
@@ -136,7 +137,7 @@ struct Orphans {
 impl Orphans {
     /// Those that have been gone for so long that they will not be back.
     fn look(&mut self, state: &shared::State, now: Instant) -> HashSet<Ipv4> {
-        let in_use = state.sessions.by_pool.keys().map(|pool| pool.snat);
+        let in_use = state.sessions.ports.by_pool.keys().map(|pool| pool.snat);
         self.note(in_use, &state.own_addresses.own, now)
     }
 
@@ -176,9 +177,13 @@ impl Sweep<'_> {
     fn run(&self, generation: u32, signs: &mut Gatherer) -> Result<(SessionCounts, usize)> {
         let mut by_rule = vec![0_u64; MAX_RULES];
         let mut by_pool: HashMap<PoolKey, u32, BuildHasherDefault<PoolHasher>> = HashMap::default();
+        let mut holders = Holders::default();
         let mut removed = 0;
         let mut count_port = |flow: &Flow| {
             let pool = port_pool(flow);
+            if !self.crowded.is_empty() && self.crowded.contains(&pool) {
+                holders.count(pool, port_source(flow));
+            }
             if let Some(count) = by_pool.get_mut(&pool) {
                 *count += 1;
             } else if by_pool.len() < MAX_COUNTED_TARGETS {
@@ -214,8 +219,8 @@ impl Sweep<'_> {
         })?;
         let total = by_rule.iter().sum();
         let by_rule = (0..).zip(by_rule).filter(|(_, count)| *count > 0).collect();
-        let by_pool = by_pool.into_iter().collect();
-        Ok((SessionCounts { total, by_rule, by_pool, took: Duration::ZERO }, removed))
+        let ports = Taken { by_pool: by_pool.into_iter().collect(), most: holders.most() };
+        Ok((SessionCounts { total, by_rule, ports, took: Duration::ZERO }, removed))
     }
 
     /// What a young session tells of its target.

@@ -551,6 +551,14 @@ pub fn port_pool(flow: &Flow) -> PoolKey {
     }
 }
 
+/// The source whose port it is, told as [`port_pool`].
+pub fn port_source(flow: &Flow) -> Ipv4 {
+    match flow.direction() {
+        Direction::Forward => flow.key.source,
+        Direction::Reply => flow.twin().source,
+    }
+}
+
 /// The time now, in the programs' ticks.
 pub fn now() -> Ticks {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

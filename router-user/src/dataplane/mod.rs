@@ -46,7 +46,7 @@ use router_common::{
 
 pub use self::{
     counters::CounterTable,
-    flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Surplus, Verdict, now, port_pool},
+    flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Surplus, Verdict, now, port_pool, port_source},
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Mode, Place},

@@ -199,3 +199,39 @@ fn ports_that_attempts_have_taken_come_back_first() {
         Ok(())
     }));
 }
+
+/// One address holds established sessions on all SNAT ports towards a target that it gets. Others
+/// reach that target all the same, and the operator reads who it is.
+#[test]
+fn an_address_with_many_sessions_leaves_ports_to_the_others() {
+    const PORTS: RangeInclusive<u16> = 20_000..=20_499;
+    // All but one of each of 30 pairs.
+    const MOST: usize = 470;
+    let lab = lab_with_ports(PORTS);
+    let there = (TOOLS, ECHO_PORT).into();
+    let talk = || -> anyhow::Result<Udp> {
+        let talk = Udp::open_at(&lab.hosts.vm, SocketAddrV4::new(VM, 0), there)?;
+        // More than a question and its answer, which would go early.
+        (0..2).try_for_each(|_| talk.echo(b"a talk", LIMIT).map(drop))?;
+        Ok(talk)
+    };
+    let talks: Vec<_> = std::iter::from_fn(|| talk().ok()).collect();
+    assert_eq!(talks.len(), MOST);
+    assert!(reason(&counters(&lab), "rejected") > 0, "{:#?}", counters(&lab));
+
+    let others: Vec<_> = (0..3).map(|_| check(Udp::open(&lab.hosts.serverless, ECHO))).collect();
+    for other in &others {
+        check(other.echo(b"another's", LIMIT));
+    }
+    check(wait::until("the operator to be told", LIMIT * 2, || {
+        let status: Status = lab.pls_router_json(&["status"])?;
+        let full = format!("{VM} has all SNAT ports of ");
+        ensure!(status.degraded.iter().any(|text| text.starts_with(&full)), "{:#?}", status.degraded);
+        let most = status.snat_ports.first().and_then(|row| row.most);
+        ensure!(most.is_some_and(|most| most.source == VM && most.used == MOST as u32), "{most:?}");
+        Ok(())
+    }));
+    for talk in talks.iter().chain(&others) {
+        check(talk.echo(b"goes on", LIMIT));
+    }
+}
