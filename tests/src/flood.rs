@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, SockaddrIn, sendto},
+    sys::socket::{self, MsgFlags, SockaddrIn, sendto, sockopt},
 };
 use router_common::checksum::Sum;
 
@@ -23,7 +23,12 @@ use crate::{client::raw_socket, namespace::Namespace};
 /// The source ports: as many as there are but for the privileged ones, over and over.
 const PORTS: std::ops::RangeInclusive<u16> = 1024..=65_535;
 
-/// Packets from one address to one other, as fast as one thread sends them, until it is dropped.
+/// The bytes that may be on their way to where they are looked at, as the kernel counts them: some
+/// fifty packets.
+const ON_THE_WAY: usize = 16 << 10;
+
+/// Packets from one address to one other, as fast as one thread sends them and the other end takes
+/// them, until it is dropped.
 #[derive(Debug)]
 pub struct Flood {
     sent: Arc<AtomicU64>,
@@ -73,6 +78,8 @@ impl Flood {
         mut packet: impl FnMut(u32) -> Vec<u8> + Send + 'static,
     ) -> Result<Self> {
         let socket = raw_socket(from)?;
+        socket::setsockopt(&socket, sockopt::SndBuf, &ON_THE_WAY)
+            .context("cannot bound what is on its way")?;
         let to = SockaddrIn::from(SocketAddrV4::new(target, 0));
         let (sent, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counter, end) = (sent.clone(), over.clone());

@@ -30,6 +30,8 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 /// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other
 /// things to do as well.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Longer than anything takes that the probe is asked during.
+const ENDLESS: Duration = Duration::from_secs(120);
 /// A user who is not root.
 pub(crate) const USER: libc::uid_t = 65534;
 /// Another one.
@@ -164,11 +166,15 @@ struct Fared {
     worst: Duration,
 }
 
-/// Asks for the probe's answer from all of these for a while, and wants each answered.
-fn all_are_answered(who: &[(&Namespace, Ipv4Addr)], during: Duration) -> Result<BTreeMap<Ipv4Addr, Fared>> {
+/// Asks for the probe's answer from all of these until `has_seen_enough`, and wants each answered.
+fn all_are_answered(
+    who: &[(&Namespace, Ipv4Addr)],
+    has_seen_enough: impl Fn() -> bool,
+) -> Result<BTreeMap<Ipv4Addr, Fared>> {
     let start = Instant::now();
     let mut fared = BTreeMap::<Ipv4Addr, Fared>::new();
-    while start.elapsed() < during {
+    while !has_seen_enough() {
+        ensure!(start.elapsed() < ENDLESS, "what happened meanwhile has come to a standstill: {fared:?}");
         for (host, source) in who {
             let asked = Instant::now();
             let (status, _) = ask(host, *source).with_context(|| {
@@ -191,6 +197,9 @@ fn all_are_answered(who: &[(&Namespace, Ipv4Addr)], during: Duration) -> Result<
 #[test]
 fn the_probe_is_answered_whatever_others_do() {
     const THREADS: usize = 2;
+    /// What makes an assault, from the probe's network and from elsewhere.
+    const CONNECTIONS: u64 = 50;
+    const LASTS: Duration = Duration::from_secs(3);
     let mut lab = lab(Nics::One);
     many_descriptors();
     let pid = check(lab.router()).pid();
@@ -206,7 +215,9 @@ fn the_probe_is_answered_whatever_others_do() {
             }
             let start = Instant::now();
             let who = [(pls, PLATFORM), (pls, prober), (&lab.hosts.router, Ipv4Addr::LOCALHOST)];
-            let fared = all_are_answered(&who, Duration::from_secs(3));
+            let fared = all_are_answered(&who, || {
+                start.elapsed() > LASTS && near.load(Relaxed).min(far.load(Relaxed)) > CONNECTIONS
+            });
             let most = descriptors(pid);
             over.store(true, Relaxed);
             (fared, most, start.elapsed().as_secs_f64())
@@ -219,7 +230,6 @@ fn the_probe_is_answered_whatever_others_do() {
             rate(&far),
             check(fared.with_context(|| format!("{assault:?}")))
         );
-        assert!(near.load(Relaxed) > 50 && far.load(Relaxed) > 50, "{assault:?}: this was no assault");
         // What the probe's rooms hold, and who is on the way out.
         assert!(most < before + 160, "{assault:?}: {most} descriptors, {before} before");
     }
@@ -231,22 +241,31 @@ fn the_probe_is_answered_whatever_others_do() {
     }));
 }
 
+/// The number of SYN cookies that the router's kernel has sent: one for every SYN that its
+/// listener's queue had no room for.
+fn cookies(lab: &Lab) -> Result<u64> {
+    let text = lab.hosts.router.run("nstat", &["-asz", "TcpExtSyncookiesSent"])?;
+    let number =
+        text.lines().find_map(|line| line.strip_prefix("TcpExtSyncookiesSent")?.split_whitespace().next());
+    number.context("no cookies are counted")?.parse().context("no number")
+}
+
+/// As many SYNs as the machine carries, but no more than the lab's own queues have room for. What is
+/// measured is the router: it is asked for as long as a number of them takes to come in.
 #[test]
 fn a_syn_flood_does_not_keep_the_probe_from_its_answer() {
+    const SYNS: u64 = 60_000;
     let lab = lab(Nics::One);
+    let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
+    // Of an address that nobody has, and of somebody who resets what he has not asked for.
     for source in [NOBODY, VM] {
-        let flood = check(SynFlood::start(&lab.hosts.pls, source, PROBE));
-        check(wait::until("the flood", LIMIT, || {
-            ensure!(flood.sent() > 20_000, "{} were sent", flood.sent());
-            Ok(())
-        }));
-        let (start, before) = (Instant::now(), flood.sent());
-        let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
-        let fared = check(all_are_answered(&who, Duration::from_secs(3)));
-        let rate = (flood.sent() - before) as f64 / start.elapsed().as_secs_f64();
+        let (start, flood) = (Instant::now(), check(SynFlood::start(&lab.hosts.pls, source, PROBE)));
+        let fared = check(all_are_answered(&who, || flood.sent() >= SYNS));
+        let rate = flood.sent() as f64 / start.elapsed().as_secs_f64();
         println!("{rate:.0} SYNs a second as {source}: {fared:?}");
-        assert!(rate > 1000.0, "{rate}");
     }
+    let cookies = check(cookies(&lab));
+    assert!(cookies > SYNS / 2, "the listener's queue was not full: {cookies} cookies");
     assert!(check(lab.in_service()), "the probe's log:\n{}", lab.probe_log());
 }
 
@@ -324,8 +343,9 @@ fn connections_to_the_metrics_take_nothing_from_the_probe() {
     let most = descriptors(pid);
     println!("{} idle connections: {most} descriptors, {before} before", idle.len());
     assert!(most < before + 48, "{most} descriptors, {before} before");
-    let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.router, Ipv4Addr::LOCALHOST)];
-    println!("{:?}", check(all_are_answered(&who, Duration::from_millis(500))));
+    let (start, who) =
+        (Instant::now(), [(&lab.hosts.pls, PLATFORM), (&lab.hosts.router, Ipv4Addr::LOCALHOST)]);
+    println!("{:?}", check(all_are_answered(&who, || start.elapsed() > Duration::from_millis(500))));
     for user in [0, OTHER_USER] {
         let asked = Instant::now();
         let (status, text) = check(scrape(&lab, user, "localhost:9090"));
@@ -389,7 +409,6 @@ fn metrics_are_for_who_asks_for_this_machine() {
     assert_eq!(new.0, 400, "since then there is: {new:?}");
 }
 
-/// Whatever it is that has used them up.
 /// The lowest number that no descriptor of a process has.
 fn lowest_free_descriptor(pid: u32) -> Result<u64> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
@@ -398,6 +417,7 @@ fn lowest_free_descriptor(pid: u32) -> Result<u64> {
     (0..).find(|number| !taken.contains(number)).context("none is free")
 }
 
+/// Whatever it is that has used them up.
 #[test]
 fn a_daemon_without_descriptors_goes_on_when_it_has_some() {
     let mut lab = lab(Nics::One);
