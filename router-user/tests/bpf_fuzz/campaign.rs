@@ -29,7 +29,7 @@ use crate::{
         allow_clients, reject,
     },
     mutate::mutate,
-    packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND, TARGET},
+    packets::{FIREWALL, OTHER, ROUTER, ROUTER_SECOND, TARGET, tcp, tcp_packet},
     random::{Draw as _, Random},
     wire::{IP, TCP, Tuple, UDP, frame_header, hex, tuple, unhex},
     world::{Setup, Verdict, World, ip},
@@ -275,16 +275,69 @@ impl Campaign {
             if batches % REMOVAL == 0 {
                 let percent = if self.random.percent(5) { 100 } else { self.profile.removed };
                 self.remove(percent);
-                self.change_rules();
+                self.use_again();
             }
         }
         self.settle(true);
     }
 
+    /// Opens a connection and ends it, and opens its tuple again, before and after the rules change.
+    fn use_again(&mut self) {
+        let from = Tuple {
+            protocol: TCP,
+            source: (self.random.pick(&CLIENTS), self.random.u16(20_000..30_000)),
+            destination: (ROUTER, 443),
+        };
+        self.connect_and_end(from);
+        self.connect_and_end(from);
+        self.change_rules();
+        self.connect_and_end(from);
+    }
+
+    /// Has a client open a connection, if there is room for it, and one of its ends end it, or both.
+    /// Made-up segments hardly ever do: their numbers have to fit.
+    fn connect_and_end(&mut self, from: Tuple) {
+        const ANSWER: u8 = tcp::SYN | tcp::ACK;
+        let random = &mut self.random;
+        let (sequence, answer) = (random.u32(..), random.u32(..));
+        let (client, target) = (sequence.wrapping_add(1), answer.wrapping_add(1));
+        // Who sends which flags, with which numbers.
+        let ends: [&[(Direction, u8, u32, u32)]; 5] = [
+            // The client gives up.
+            &[(Direction::Forward, tcp::RST, client, 0)],
+            // The target refuses.
+            &[(Direction::Reply, tcp::RST | tcp::ACK, 0, client)],
+            &[(Direction::Reply, ANSWER, answer, client), (Direction::Forward, tcp::RST, client, target)],
+            &[
+                (Direction::Reply, ANSWER, answer, client),
+                (Direction::Forward, tcp::ACK, client, target),
+                (Direction::Reply, tcp::RST | tcp::ACK, target, client),
+            ],
+            &[
+                (Direction::Reply, ANSWER, answer, client),
+                (Direction::Forward, tcp::ACK, client, target),
+                (Direction::Forward, tcp::FIN | tcp::ACK, client, target),
+                (Direction::Reply, tcp::FIN | tcp::ACK, target, client.wrapping_add(1)),
+            ],
+        ];
+        let segments = random.pick(&ends);
+        let open = tcp_packet(from.source, from.destination, tcp::SYN).numbers(sequence, 0);
+        self.give(Given { slot: 0, frame: open.build() });
+        let Some(to) = self.model.translated(&from) else { return };
+        for (direction, flags, sequence, acknowledgement) in segments {
+            let (slot, tuple) = match direction {
+                Direction::Forward => (0, from),
+                Direction::Reply => (self.profile.nics - 1, to.reversed()),
+            };
+            let segment = tcp_packet(tuple.source, tuple.destination, *flags);
+            self.give(Given { slot, frame: segment.numbers(*sequence, *acknowledgement).build() });
+        }
+    }
+
     /// Has port 443 lead elsewhere: a tuple that is used again follows, and a connection does not.
     fn change_rules(&mut self) {
         let Profile { ports, snat, rules, .. } = *self.profile;
-        let https = self.random.pick(&[TARGET, OTHER]);
+        let https = if self.model.https == TARGET { OTHER } else { TARGET };
         self.model.https = https;
         self.world.set_rules(|spec| {
             spec.ports = ports;

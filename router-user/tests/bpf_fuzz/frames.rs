@@ -232,9 +232,11 @@ fn transport(random: &mut Random, tuple: Tuple) -> Vec<u8> {
             };
             l4.extend(tuple.source.1.to_be_bytes());
             l4.extend(tuple.destination.1.to_be_bytes());
-            // Few numbers, so that resets fall into windows now and then.
-            l4.extend((random.u32(..4) * 1000).to_be_bytes());
-            l4.extend((random.u32(..4) * 1000).to_be_bytes());
+            // Few numbers, so that a reset is at just the one behind a SYN now and then, where it
+            // counts.
+            let mut number = || random.u32(..4) * 1000 + random.u32(..2);
+            l4.extend(number().to_be_bytes());
+            l4.extend(number().to_be_bytes());
             l4.extend([((5 + options.len() / 4) as u8) << 4, flags, 0xfa, 0, 0, 0, 0, 0]);
             l4.extend(options);
         }
