@@ -10,7 +10,7 @@
 use crate::{
     address::{Ipv6, Port},
     flow::{FlowKey, Protocol},
-    local::{Judgement, is_routing_protocol},
+    local::{Judgement, Place, Service, is_routing_protocol},
     own,
     packet::{ETHERNET_LENGTH, Frame},
 };
@@ -127,42 +127,45 @@ impl Packet {
         }
     }
 
-    /// Returns what an entry of `local.allow` would have to name: the protocol's number, where ICMP
-    /// stands for echo requests, and the destination port. `None` for what no entry is about.
+    /// The service that it asks for; `None` if that is none that an entry of `local.allow` may name.
     #[inline(always)]
-    pub const fn service(&self) -> Option<(u8, Port)> {
+    pub const fn service(&self) -> Option<Service> {
         match self.carried {
-            Carried::Ports(protocol, _, to) => Some((protocol as u8, to)),
-            Carried::Icmp(icmp::ECHO_REQUEST, 0) => Some((Protocol::Icmp as u8, Port([0, 0]))),
+            Carried::Ports(protocol, _, to) => Some(Service::at(protocol, to)),
+            Carried::Icmp(icmp::ECHO_REQUEST, 0) => Some(Service::ECHO),
             Carried::Icmp(..) => None,
-            Carried::Other(number) => Some((number, Port([0, 0]))),
+            Carried::Other(number) => Some(Service::without_ports(number)),
         }
     }
 
-    /// Judges a packet that comes in where everything is closed. `health_port`: of the health
-    /// probe, if it is answered by IPv6.
+    /// Returns `true` if it may be for this machine's own stack: to an address of its own
+    /// (`is_local`), or of many.
     #[inline(always)]
-    pub fn judge(&self, health_port: Option<Port>) -> Judgement {
+    pub const fn may_be_for_the_stack(&self, is_local: bool) -> bool {
+        is_local || self.destination.is_multicast()
+    }
+
+    /// Judges a packet that comes in where everything is closed.
+    #[inline(always)]
+    pub fn judge(&self, place: &Place) -> Judgement {
         if self.source.is_martian() {
             return Judgement::Forbidden;
         }
         // What only a machine on the link can have sent.
         let is_near = self.source.is_link_local();
         match self.carried {
-            Carried::Ports(Protocol::Tcp, _, port) if health_port.is_some_and(|health| health == port) => {
-                Judgement::Harmless
-            }
+            Carried::Ports(Protocol::Tcp, _, port) if place.is_probes(port) => Judgement::Harmless,
             Carried::Ports(Protocol::Udp, from, to)
                 if is_near && (from.number(), to.number()) == own::DHCPV6_PORTS =>
             {
                 Judgement::IfAskedFor
             }
+            // To its own address, then, also if that is not known yet: it may be a moment old.
             Carried::Ports(..) => Judgement::IfConnected,
-            // An answer to a ping of this machine, or an error about what it has sent: the kernel
+            // An error about what this machine has sent, or an answer to its ping: the kernel
             // knows whether there was any.
-            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) | Carried::Icmp(icmp::ECHO_REPLY, 0) => {
-                Judgement::Harmless
-            }
+            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) => Judgement::Harmless,
+            Carried::Icmp(icmp::ECHO_REPLY, 0) if place.is_local => Judgement::Harmless,
             // No router has passed it on (RFC 4861 3.1). Not redirects, as by IPv4.
             Carried::Icmp(icmp::ROUTER_SOLICITATION..=icmp::NEIGHBOUR_ADVERTISEMENT, 0)
                 if self.hop_limit == u8::MAX =>
@@ -241,6 +244,8 @@ mod tests {
     const NEAR: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
     const FAR: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x69];
     const HERE: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x68];
+    /// Another machine's.
+    const OTHER: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x67];
     const NOBODY: [u8; 16] = [0; 16];
     const ROUTERS: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 
@@ -255,8 +260,12 @@ mod tests {
     }
 
     fn judged(frame: &[u8]) -> Option<Judgement> {
-        read(frame).map(|packet| packet.judge(None))
+        read(frame).map(|packet| packet.judge(&THIS))
     }
+
+    const THIS: Place = Place { health_port: None, is_local: true };
+    const ELSEWHERE: Place = Place { health_port: Some(Port::new(8082)), is_local: false };
+    const PROBED: Place = Place { is_local: true, ..ELSEWHERE };
 
     fn with_ports(from: u16, to: u16, length: usize) -> Vec<u8> {
         let mut payload = [from.to_be_bytes(), to.to_be_bytes()].concat();
@@ -316,7 +325,7 @@ mod tests {
                 frame(6, 64, source, HERE, &with_ports(40_000, 8082, 20)),
                 frame(58, 255, source, HERE, &icmp_message(135, 0)),
             ] {
-                let judged = read(&frame[..]).map(|packet| packet.judge(Some(Port::new(8082))));
+                let judged = read(&frame[..]).map(|packet| packet.judge(&PROBED));
                 assert_eq!(judged, Some(Judgement::Forbidden), "{source:?}");
             }
         }
@@ -326,9 +335,27 @@ mod tests {
     fn the_probe_is_reached_where_it_listens() {
         let to_probe = frame(6, 64, FAR, HERE, &with_ports(40_000, 8082, 20));
         let packet = read(&to_probe[..]).expect("a packet");
-        assert_eq!(packet.judge(Some(Port::new(8082))), Judgement::Harmless);
-        assert_eq!(packet.judge(Some(Port::new(8083))), Judgement::IfConnected);
-        assert_eq!(packet.judge(None), Judgement::IfConnected);
+        assert_eq!(packet.judge(&PROBED), Judgement::Harmless);
+        assert_eq!(
+            packet.judge(&Place { health_port: Some(Port::new(8083)), ..PROBED }),
+            Judgement::IfConnected
+        );
+        assert_eq!(packet.judge(&THIS), Judgement::IfConnected);
+    }
+
+    #[test]
+    fn what_is_for_another_machine_is_none_of_this_ones() {
+        for (next, payload, expected) in [
+            (6, with_ports(40_000, 8082, 20), Judgement::IfConnected),
+            (58, icmp_message(129, 0), Judgement::Closed),
+            (58, icmp_message(128, 0), Judgement::Closed),
+        ] {
+            let packet = read(&frame(next, 64, FAR, OTHER, &payload)[..]).expect("a packet");
+            assert_eq!(packet.judge(&ELSEWHERE), expected, "{next} {payload:?}");
+            assert!(!packet.may_be_for_the_stack(false) && packet.may_be_for_the_stack(true));
+        }
+        let to_many = read(&frame(6, 64, FAR, ROUTERS, &with_ports(1, 22, 20))[..]).expect("a packet");
+        assert!(to_many.may_be_for_the_stack(false));
     }
 
     #[test]
@@ -371,11 +398,11 @@ mod tests {
     #[test]
     fn services_that_an_entry_may_name() {
         let service = |next, payload: &[u8]| read(&frame(next, 64, FAR, HERE, payload)[..])?.service();
-        assert_eq!(service(6, &with_ports(1, 22, 20)), Some((6, Port::new(22))));
-        assert_eq!(service(17, &with_ports(1, 161, 8)), Some((17, Port::new(161))));
-        assert_eq!(service(58, &icmp_message(128, 0)), Some((1, Port([0, 0]))));
+        assert_eq!(service(6, &with_ports(1, 22, 20)), Some(Service { protocol: 6, port: 22 }));
+        assert_eq!(service(17, &with_ports(1, 161, 8)), Some(Service { protocol: 17, port: 161 }));
+        assert_eq!(service(58, &icmp_message(128, 0)), Some(Service::ECHO));
         assert_eq!(service(58, &icmp_message(137, 0)), None);
-        assert_eq!(service(47, &[0; 20]), Some((47, Port([0, 0]))));
+        assert_eq!(service(47, &[0; 20]), Some(Service::without_ports(47)));
         assert_eq!(service(1, &[8, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 
@@ -411,7 +438,7 @@ mod tests {
                 let length = (frame.len() - 54) as u16;
                 frame[18..20].copy_from_slice(&length.to_be_bytes());
             }
-            if let Some(packet) = read(&frame[..]) && packet.judge(None) == Judgement::Harmless {
+            if let Some(packet) = read(&frame[..]) && packet.judge(&THIS) == Judgement::Harmless {
                 prop_assert!(matches!(next, 0 | 58 | 112), "{packet:?}");
             }
         }

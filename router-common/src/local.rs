@@ -41,24 +41,107 @@ const _: () = assert!(size_of::<Allow<Network>>() == 16);
 const _: () = assert!(size_of::<Allow<Ipv6Network>>() == 40);
 
 impl<N: Contains> Allow<N> {
-    /// Returns `true` if it allows packets of this IP protocol from `source` to the destination port `port`, which is 0 for a protocol
-    /// without ports.
+    /// Returns `true` if it allows packets to this service from `source`.
     #[inline(always)]
-    pub fn covers(&self, protocol: u8, port: u16, source: N::Address) -> bool {
-        self.protocol == u32::from(protocol)
-            && self.first <= port
-            && port <= self.last
+    pub fn covers(&self, service: Service, source: N::Address) -> bool {
+        self.protocol == u32::from(service.protocol)
+            && self.first <= service.port
+            && service.port <= self.last
             && self.from.contains(source)
+    }
+}
+
+/// What an entry of `local.allow` has to name so that a packet comes in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Service {
+    /// The IP protocol number, where ICMP stands for echo requests of either version of IP.
+    pub protocol: u8,
+    /// The destination port; 0 for a protocol without ports.
+    pub port: u16,
+}
+
+impl Service {
+    /// An echo request.
+    pub const ECHO: Self = Self::without_ports(Protocol::Icmp as u8);
+
+    /// A protocol without ports.
+    #[inline(always)]
+    pub const fn without_ports(protocol: u8) -> Self {
+        Self { protocol, port: 0 }
+    }
+
+    /// A destination port of TCP's or UDP's.
+    #[inline(always)]
+    pub const fn at(protocol: Protocol, port: Port) -> Self {
+        Self { protocol: protocol as u8, port: port.number() }
+    }
+
+    /// The service that a packet asks for; `None` for an echo reply, which no entry is about.
+    #[inline(always)]
+    pub const fn of(packet: &Packet) -> Option<Self> {
+        match packet.protocol {
+            Protocol::Tcp | Protocol::Udp => Some(Self::at(packet.protocol, packet.key.destination_port)),
+            Protocol::Icmp if packet.opens() => Some(Self::ECHO),
+            Protocol::Icmp => None,
+        }
+    }
+}
+
+/// A search among the entries of `local.allow` for one that covers a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Search<A> {
+    service: Service,
+    source: A,
+    version: u32,
+    found: bool,
+}
+
+impl<A: Copy> Search<A> {
+    /// A search that begins, by the rules of this version.
+    #[inline(always)]
+    pub const fn new(version: u32, service: Service, source: A) -> Self {
+        Self { service, source, version, found: false }
+    }
+
+    /// The index of the entry at a position.
+    #[inline(always)]
+    pub const fn index(&self, position: u32) -> u32 {
+        allow_index(self.version, position)
+    }
+
+    /// Looks at an entry. Returns 1 if the search is over, as a callback of `bpf_loop` does, else 0.
+    #[inline(always)]
+    pub fn look_at<N: Contains<Address = A>>(&mut self, entry: Option<&Allow<N>>) -> i64 {
+        let Some(entry) = entry else { return 1 };
+        self.found = entry.covers(self.service, self.source);
+        i64::from(self.found)
+    }
+
+    /// Returns `true` if one of the entries covers the packet.
+    #[inline(always)]
+    pub const fn has_found(&self) -> bool {
+        self.found
     }
 }
 
 /// What [`judge`] needs to know beside the packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// The port of the health probe.
-    pub health_port: Port,
+    /// The port of the health probe, if it is answered by this version of IP.
+    pub health_port: Option<Port>,
     /// Whether the packet goes to an address of this machine, or to a broadcast address of its networks.
     pub is_local: bool,
+}
+
+impl Place {
+    /// Returns `true` if a TCP segment to this port is one for the health probe.
+    #[inline(always)]
+    pub(crate) const fn is_probes(&self, port: Port) -> bool {
+        match self.health_port {
+            Some(health_port) => self.is_local && health_port.number() == port.number(),
+            None => false,
+        }
+    }
 }
 
 /// What can be said of a packet to this machine without looking anything up.
@@ -92,7 +175,7 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
         Protocol::Udp if port == client && packet.key.source_port.number() == server => Judgement::IfAskedFor,
         // Somebody else's: without a rule there is no way through this machine.
         _ if !place.is_local => Judgement::Closed,
-        Protocol::Tcp if port == place.health_port.number() => Judgement::Harmless,
+        Protocol::Tcp if place.is_probes(packet.key.destination_port) => Judgement::Harmless,
         // A SYN too: into a connection, it is answered by a challenge (RFC 5961 4), and a peer that has restarted waits for that.
         Protocol::Tcp | Protocol::Udp => Judgement::IfConnected,
         // An answer to a ping of this machine; the kernel knows whether there was one.
@@ -173,7 +256,7 @@ mod tests {
         packet
     }
 
-    const HERE: Place = Place { health_port: Port::new(8082), is_local: true };
+    const HERE: Place = Place { health_port: Some(Port::new(8082)), is_local: true };
     const ELSEWHERE: Place = Place { is_local: false, ..HERE };
 
     #[test]
@@ -234,12 +317,36 @@ mod tests {
             protocol: Protocol::Tcp as u32,
         };
         let source = Ipv4([10, 0, 2, 69]);
-        assert!(ssh.covers(6, 22, source) && ssh.covers(6, 23, source));
-        assert!(!ssh.covers(6, 24, source) && !ssh.covers(17, 22, source));
-        assert!(!ssh.covers(6, 22, Ipv4([10, 0, 3, 1])));
+        let tcp = |port| Service { protocol: 6, port };
+        assert!(ssh.covers(tcp(22), source) && ssh.covers(tcp(23), source));
+        assert!(!ssh.covers(tcp(24), source) && !ssh.covers(Service { protocol: 17, port: 22 }, source));
+        assert!(!ssh.covers(tcp(22), Ipv4([10, 0, 3, 1])));
         let vrrp = Allow { first: 0, last: u16::MAX, protocol: 112, ..ssh };
-        assert!(vrrp.covers(112, 0, source));
-        assert!(!vrrp.covers(89, 0, source) && !vrrp.covers(112, 0, Ipv4([10, 0, 3, 1])));
+        let service = Service::without_ports(112);
+        assert!(vrrp.covers(service, source) && !vrrp.covers(service, Ipv4([10, 0, 3, 1])));
+        assert!(!vrrp.covers(Service::without_ports(89), source));
+    }
+
+    #[test]
+    fn services_that_an_entry_may_name() {
+        let service = |protocol, port| Service::of(&packet(protocol, port, tcp::SYN));
+        assert_eq!(service(Protocol::Tcp, 22), Some(Service { protocol: 6, port: 22 }));
+        assert_eq!(service(Protocol::Udp, 161), Some(Service { protocol: 17, port: 161 }));
+        assert_eq!(service(Protocol::Icmp, 0), Some(Service::ECHO));
+        assert_eq!(service(Protocol::Icmp, 7), None, "an echo reply");
+    }
+
+    #[test]
+    fn a_search_ends_where_an_entry_covers_the_packet() {
+        let ssh = Allow { from: Network::default(), first: 22, last: 22, protocol: 6 };
+        let mut search = Search::new(3, Service { protocol: 6, port: 22 }, Ipv4([10, 0, 2, 69]));
+        assert_eq!(search.index(2), allow_index(3, 2));
+        assert_eq!(search.look_at(Some(&Allow { first: 23, last: 23, ..ssh })), 0);
+        assert!(!search.has_found());
+        assert_eq!(search.look_at::<Network>(None), 1);
+        assert!(!search.has_found());
+        assert_eq!(search.look_at(Some(&ssh)), 1);
+        assert!(search.has_found());
     }
 
     #[test]

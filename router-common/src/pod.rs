@@ -1,7 +1,7 @@
 //! `aya::Pod` for the types that user space reads from and writes to maps.
 
 use crate::{
-    address::Ipv4,
+    address::{Ipv4, Ipv6},
     local::Allow,
     ports::PoolKey,
     punt::Neighbour,
@@ -29,6 +29,7 @@ pod!(
     InUse,
     InterfaceAddresses,
     Ipv4,
+    Ipv6,
     ListenKey,
     Masquerade,
     Neighbour,

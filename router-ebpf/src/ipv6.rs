@@ -1,21 +1,28 @@
 //! IPv6, which is not translated: what of it this machine gets, see [`router_common::ipv6`].
 
-use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop, macros::map, maps::Array};
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap},
+};
 use router_common::{
     address::{Ipv6, Port},
     ipv6::{self, Packet},
-    local::{Allow, Judgement, MAX_LOCAL_ALLOW, allow_index},
+    local::{Allow, Judgement, MAX_LOCAL_ALLOW, Place, Search},
     own::dhcpv6_answer,
     reason::Reason,
     rules::{Ipv6Network, RuleSet},
 };
 
-use crate::{Outcome, Work, ethernet, own, rules, sockets};
+use crate::{Outcome, Work, ethernet, local, own, rules, sockets};
 
 /// Entries of `local.allow` for IPv6 networks, by bank and position. Written by the daemon, see
 /// `router_common::rules`.
 #[map]
 static LOCAL_ALLOW_IPV6: Array<Allow<Ipv6Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
+
+/// This machine's own addresses. Kept up to date by the daemon.
+#[map]
+static LOCAL_ADDRESSES_IPV6: HashMap<Ipv6, u32> = HashMap::with_max_entries(4096, 0);
 
 /// Passes a packet to this machine's own stack, or drops it.
 #[inline(always)]
@@ -39,7 +46,9 @@ fn is_let_in(work: &Work, rule_set: &RuleSet, packet: &Packet) -> bool {
         0 => None,
         port => Some(Port::new(port as u16)),
     };
-    let is_answer = match packet.judge(health_port) {
+    // SAFETY: a number that is written whole.
+    let is_local = unsafe { LOCAL_ADDRESSES_IPV6.get(packet.destination) }.is_some();
+    let is_answer = match packet.judge(&Place { health_port, is_local }) {
         Judgement::Harmless => true,
         Judgement::IfConnected => packet.key().is_some_and(|key| {
             own::has_sent_ipv6(&key)
@@ -53,53 +62,25 @@ fn is_let_in(work: &Work, rule_set: &RuleSet, packet: &Packet) -> bool {
         Judgement::Closed => false,
         Judgement::Forbidden => return false,
     };
-    is_answer || is_allowed(work.settings.version, rule_set, packet)
+    is_answer || packet.may_be_for_the_stack(is_local) && is_allowed(work.settings.version, rule_set, packet)
 }
 
 #[inline(always)]
 fn is_allowed(version: u32, rule_set: &RuleSet, packet: &Packet) -> bool {
-    let Some((protocol, port)) = packet.service() else { return false };
+    let Some(service) = packet.service() else { return false };
     if packet.source.is_unspecified() {
         return false;
     }
-    let mut scan = Scan { protocol, port: port.number(), source: packet.source, version, found: false };
-    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the
-    // context that it expects.
-    unsafe {
-        bpf_loop(
-            rule_set.local_allow_ipv6_count.min(MAX_LOCAL_ALLOW as u32),
-            covers as *const () as *mut c_void,
-            (&raw mut scan).cast(),
-            0,
-        );
-    }
-    scan.found
+    let search = Search::new(version, service, packet.source);
+    local::an_entry_covers(search, rule_set.local_allow_ipv6_count, step)
 }
 
-/// A search for an entry that covers a packet.
-struct Scan {
-    protocol: u8,
-    /// The destination port; 0 for a protocol without ports.
-    port: u16,
-    source: Ipv6,
-    version: u32,
-    found: bool,
-}
-
-/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends
-/// it.
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once.
 ///
 /// # Safety
-/// `scan` points to a [`Scan`] that nothing else uses meanwhile.
-unsafe extern "C" fn covers(position: u32, scan: *mut Scan) -> i64 {
+/// `search` points to a [`Search`] that nothing else uses meanwhile.
+unsafe extern "C" fn step(position: u32, search: *mut Search<Ipv6>) -> i64 {
     // SAFETY: the caller's promise.
-    let scan = unsafe { &mut *scan };
-    match LOCAL_ALLOW_IPV6.get(allow_index(scan.version, position)) {
-        Some(entry) if entry.covers(scan.protocol, scan.port, scan.source) => {
-            scan.found = true;
-            1
-        }
-        Some(_) => 0,
-        None => 1,
-    }
+    let search = unsafe { &mut *search };
+    search.look_at(LOCAL_ALLOW_IPV6.get(search.index(position)))
 }

@@ -5,7 +5,8 @@ use router_common::{
     AZURE_PLATFORM,
     address::{Ipv4, Port},
     local::{
-        Allow, Judgement, MAX_LOCAL_ALLOW, Place, allow_index, is_link_control, judge, may_be_for_the_stack,
+        Allow, Judgement, MAX_LOCAL_ALLOW, Place, Search, Service, is_link_control, judge,
+        may_be_for_the_stack,
     },
     own::{dhcp_answer, dhcp_transaction},
     packet::{self, Packet},
@@ -48,23 +49,20 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         return Err(noted(work, &parsed, reason).into());
     }
     let is_local = rules::is_local(destination);
-    let is_allowed = |protocol, port| {
+    let is_allowed = |service| {
         may_be_for_the_stack(destination, is_local)
-            && an_entry_covers(
-                Scan { protocol, port, source, version, found: false },
-                rule_set.local_allow_count,
-            )
+            && an_entry_covers(Search::new(version, service, source), rule_set.local_allow_count, step)
     };
     let allowed = match &parsed {
         Ok(packet) => {
-            let place = Place { health_port: Port::new(rule_set.health_port as u16), is_local };
+            let place = Place { health_port: Some(Port::new(rule_set.health_port as u16)), is_local };
             match judge(packet, &place) {
                 Judgement::Harmless => true,
                 Judgement::IfConnected if own::is_answer(work, rule_set.ephemeral) => true,
                 Judgement::IfAskedFor if !rule_set.sees_own_traffic() || answers_dhcp(work) => true,
                 Judgement::Forbidden => false,
                 Judgement::IfConnected | Judgement::IfAskedFor | Judgement::Closed => {
-                    is_allowed(packet.protocol as u8, packet.key.destination_port.number())
+                    Service::of(packet).is_some_and(is_allowed)
                 }
             }
         }
@@ -73,7 +71,9 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         // IGMP has options, and large packets of any protocol come in fragments.
         Err(Reason::UnsupportedProtocol | Reason::IpOptions | Reason::Fragment) => {
             match packet::other_protocol(&work.frame) {
-                Some(protocol) => is_link_control(protocol, destination) || is_allowed(protocol, 0),
+                Some(protocol) => {
+                    is_link_control(protocol, destination) || is_allowed(Service::without_ports(protocol))
+                }
                 // Of a datagram to a group: what is sent to this machine alone is the program `fragment`'s.
                 None if reason as u32 == Reason::Fragment as u32 => fragment::first_has_passed(work)?,
                 None => false,
@@ -110,43 +110,31 @@ fn noted(work: &Work, parsed: &Result<Packet, Reason>, reason: Reason) -> Reason
     }
 }
 
+/// Searches the first `count` entries of `local.allow`, by steps of the address's family.
 #[inline(always)]
-fn an_entry_covers(mut scan: Scan, count: u32) -> bool {
+pub(crate) fn an_entry_covers<A: Copy>(
+    mut search: Search<A>,
+    count: u32,
+    step: unsafe extern "C" fn(u32, *mut Search<A>) -> i64,
+) -> bool {
     // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
     unsafe {
         bpf_loop(
             count.min(MAX_LOCAL_ALLOW as u32),
-            covers as *const () as *mut c_void,
-            (&raw mut scan).cast(),
+            step as *const () as *mut c_void,
+            (&raw mut search).cast(),
             0,
         );
     }
-    scan.found
+    search.has_found()
 }
 
-/// A search for an entry that covers a packet.
-struct Scan {
-    protocol: u8,
-    /// The destination port; 0 for a protocol without ports.
-    port: u16,
-    source: Ipv4,
-    version: u32,
-    found: bool,
-}
-
-/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends it.
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once.
 ///
 /// # Safety
-/// `scan` points to a [`Scan`] that nothing else uses meanwhile.
-unsafe extern "C" fn covers(position: u32, scan: *mut Scan) -> i64 {
+/// `search` points to a [`Search`] that nothing else uses meanwhile.
+unsafe extern "C" fn step(position: u32, search: *mut Search<Ipv4>) -> i64 {
     // SAFETY: the caller's promise.
-    let scan = unsafe { &mut *scan };
-    match LOCAL_ALLOW.get(allow_index(scan.version, position)) {
-        Some(entry) if entry.covers(scan.protocol, scan.port, scan.source) => {
-            scan.found = true;
-            1
-        }
-        Some(_) => 0,
-        None => 1,
-    }
+    let search = unsafe { &mut *search };
+    search.look_at(LOCAL_ALLOW.get(search.index(position)))
 }

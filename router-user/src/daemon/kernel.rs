@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -217,7 +217,7 @@ impl OwnAddresses {
     }
 }
 
-/// This machine's IPv4 addresses.
+/// This machine's addresses, IPv4's unless something else is said.
 pub(super) struct Addresses {
     messages: Vec<AddressMessage>,
 }
@@ -231,6 +231,26 @@ impl Addresses {
     /// All of them.
     pub(super) fn own(&self) -> HashSet<Ipv4Addr> {
         self.messages.iter().flat_map(|message| &message.attributes).filter_map(local).collect()
+    }
+
+    /// Its IPv6 addresses.
+    pub(super) fn own_ipv6(&self) -> HashSet<Ipv6Addr> {
+        let own = |message: &AddressMessage| {
+            let first =
+                |find: fn(&AddressAttribute) -> Option<Ipv6Addr>| message.attributes.iter().find_map(find);
+            // Only beside a peer's does it have a place of its own.
+            first(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V6(address)) => Some(*address),
+                _ => None,
+            })
+            .or_else(|| {
+                first(|attribute| match attribute {
+                    AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
+                    _ => None,
+                })
+            })
+        };
+        self.messages.iter().filter_map(own).collect()
     }
 
     /// The broadcast addresses of their networks: those that the addresses were given with, and those that the kernel takes for such anyway
@@ -606,5 +626,21 @@ mod tests {
         let expected = [[10, 0, 2, 127], [10, 0, 3, 200], [10, 0, 3, 255]].map(Ipv4Addr::from);
         assert_eq!(addresses.broadcast(), expected.into());
         assert_eq!(addresses.own().len(), 4);
+    }
+
+    #[test]
+    fn a_peer_s_ipv6_address_is_none_of_this_machine_s() {
+        let [own, other, peer] = [1_u16, 2, 3].map(|host| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host));
+        let message = |attributes| {
+            let mut message = AddressMessage::default();
+            message.attributes = attributes;
+            message
+        };
+        let messages = vec![
+            message(vec![AddressAttribute::Address(own.into())]),
+            message(vec![AddressAttribute::Address(peer.into()), AddressAttribute::Local(other.into())]),
+            self::message([10, 0, 2, 68], 26, None),
+        ];
+        assert_eq!(Addresses { messages }.own_ipv6(), [own, other].into());
     }
 }

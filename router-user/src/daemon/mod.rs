@@ -307,6 +307,7 @@ async fn start(
     }
     plane.switch_route_lookups_on()?;
     plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+    plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
     plane.interface_addresses.set(next_hops::sources(&indexes, &addresses))?;
     plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();

@@ -282,6 +282,7 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
     {
         let plane = &mut shared.state().plane;
         plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+        plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
         plane.interface_addresses.set(sources(&indexes, &addresses))?;
         plane.settings.set_interfaces(interfaces)?;
     }

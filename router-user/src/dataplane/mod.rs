@@ -73,7 +73,7 @@ pub fn object() -> &'static [u8] {
 }
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
-const PINNED_MAPS: [&str; 21] = [
+const PINNED_MAPS: [&str; 24] = [
     "ROOT",
     "EGRESS",
     "SETTINGS",
@@ -89,10 +89,13 @@ const PINNED_MAPS: [&str; 21] = [
     "LISTENERS",
     "SOURCES",
     "LOCAL_ADDRESSES",
+    "LOCAL_ADDRESSES_IPV6",
     "LOCAL_ALLOW",
+    "LOCAL_ALLOW_IPV6",
     "DATAGRAMS",
     "AWAITED",
     "OWN",
+    "OWN_IPV6",
     reserved_ports::MAP,
     "INTERFACE_ADDRESSES",
 ];
@@ -207,7 +210,10 @@ impl Dataplane {
                 .with_context(|| format!("cannot put the program `{name}` into its slot"))?;
         }
         let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
-        let local_addresses = LocalAddresses::new(take(&mut ebpf, "LOCAL_ADDRESSES")?)?;
+        let local_addresses = LocalAddresses::new(
+            take(&mut ebpf, "LOCAL_ADDRESSES")?,
+            take(&mut ebpf, "LOCAL_ADDRESSES_IPV6")?,
+        )?;
         let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
         let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
         let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;

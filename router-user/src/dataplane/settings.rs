@@ -2,16 +2,20 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::Ipv4Addr,
+    hash::Hash,
+    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
 use super::now;
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError},
+};
 use router_common::{
     MAX_INTERFACES,
-    address::Ipv4,
+    address::{Ipv4, Ipv6},
     flow::NextHop,
     local::{BROADCAST_ADDRESS, OWN_ADDRESS},
     route::InterfaceAddresses,
@@ -151,37 +155,50 @@ fn random_words<const N: usize>() -> Result<[u64; N]> {
 
 /// This machine's own addresses.
 pub struct LocalAddresses {
-    map: HashMap<MapData, Ipv4, u32>,
+    ipv4: HashMap<MapData, Ipv4, u32>,
+    ipv6: HashMap<MapData, Ipv6, u32>,
 }
 
 impl LocalAddresses {
-    pub(super) fn new(map: Map) -> Result<Self> {
-        Ok(Self { map: map.try_into()? })
+    pub(super) fn new(ipv4: Map, ipv6: Map) -> Result<Self> {
+        Ok(Self { ipv4: ipv4.try_into()?, ipv6: ipv6.try_into()? })
     }
 
-    /// Makes the set this machine's `own` addresses and the `broadcast` addresses of its networks. New addresses go in before old ones go out.
+    /// Makes the IPv4 addresses this machine's `own` and the `broadcast` addresses of its networks.
     ///
     /// # Errors
     /// When the map cannot be read or written.
     pub fn set(&mut self, own: &HashSet<Ipv4Addr>, broadcast: &HashSet<Ipv4Addr>) -> Result<()> {
-        let known: HashSet<(Ipv4, u32)> =
-            self.map.iter().collect::<Result<_, MapError>>().context("cannot read addresses")?;
         let own = own.iter().map(|address| (Ipv4::from(*address), OWN_ADDRESS));
         // The one address of a network of one may be both.
         let wanted: BTreeMap<Ipv4, u32> =
             broadcast.iter().map(|address| (Ipv4::from(*address), BROADCAST_ADDRESS)).chain(own).collect();
-        for (address, kind) in &wanted {
-            if !known.contains(&(*address, *kind)) {
-                self.map
-                    .insert(address, kind, 0)
-                    .with_context(|| format!("cannot add the address {address}"))?;
-            }
-        }
-        for (address, _) in known.iter().filter(|(address, _)| !wanted.contains_key(address)) {
-            self.map.remove(address).with_context(|| format!("cannot remove the address {address}"))?;
-        }
-        Ok(())
+        make(&mut self.ipv4, &wanted)
     }
+
+    /// Makes the IPv6 addresses this machine's `own`.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn set_ipv6(&mut self, own: &HashSet<Ipv6Addr>) -> Result<()> {
+        let wanted = own.iter().map(|address| (Ipv6(address.octets()), OWN_ADDRESS)).collect();
+        make(&mut self.ipv6, &wanted)
+    }
+}
+
+/// Makes a map these addresses with their kinds. New ones go in before old ones go out.
+fn make<A: Pod + Hash + Ord>(map: &mut HashMap<MapData, A, u32>, wanted: &BTreeMap<A, u32>) -> Result<()> {
+    let known: HashSet<(A, u32)> =
+        map.iter().collect::<Result<_, MapError>>().context("cannot read this machine's addresses")?;
+    for (address, kind) in wanted {
+        if !known.contains(&(*address, *kind)) {
+            map.insert(address, kind, 0).context("cannot add an address of this machine's")?;
+        }
+    }
+    for (address, _) in known.iter().filter(|(address, _)| !wanted.contains_key(address)) {
+        map.remove(address).context("cannot remove an address of this machine's")?;
+    }
+    Ok(())
 }
 
 /// The addresses of the router's interfaces, by slot.

@@ -22,7 +22,7 @@ use router_user::dataplane::{self, RuleSetSpec};
 
 use crate::{
     check::{Done, Given, check, describe, flags},
-    closed::{Closed, close, without_priority_tags},
+    closed::{Closed, OWN_IPV6, close, without_priority_tags},
     frames,
     model::{
         CLIENT, CLIENTS, Model, NARROW, NARROW_MTU, NOWHERE, PENDING, ROUTER_SPARE, SILENT_GATEWAY,
@@ -239,6 +239,7 @@ impl Campaign {
         ip(&format!("route add unreachable {}/24", dotted(network(NOWHERE))));
         let own = model.own_addresses().into_iter().map(Into::into).collect();
         world.dataplane.local_addresses.set(&own, &[].into()).expect("this machine's addresses");
+        world.dataplane.local_addresses.set_ipv6(&OWN_IPV6.into()).expect("this machine's addresses");
         let udp = UdpSocket::bind(("0.0.0.0", 30_003)).expect("a socket");
         let tcp = TcpListener::bind(("0.0.0.0", 30_005)).expect("a socket");
         model.sockets = vec![(UDP, 30_003), (TCP, 30_005)];

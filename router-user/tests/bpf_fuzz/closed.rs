@@ -19,6 +19,10 @@ const HEALTH: u16 = 8082;
 /// The network that is allowed in by IPv6, where others are closed out.
 pub(crate) const ADMIN_NETWORK: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 0);
 
+/// This machine's IPv6 addresses.
+pub(crate) const OWN_IPV6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x68), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x68)];
+
 /// Closes this machine to everybody, but for a few whom `local.allow` names; answers are told by
 /// what this machine has sent, which is nothing.
 pub(crate) fn close(spec: &mut RuleSetSpec) {
@@ -208,6 +212,8 @@ impl Closed {
         let is_martian = source.is_multicast() || source.is_loopback() || source.to_ipv4_mapped().is_some();
         ensure!(!is_martian, "IPv6 from {source}");
         let is_near = source.is_unicast_link_local();
+        // All others would be sent on, where IPv6 is forwarded.
+        let is_taken = OWN_IPV6.contains(&destination) || destination.is_multicast();
         let payload = &packet[40..40 + usize::from(word(packet, 4))];
         let listeners = |kind: u8| {
             matches!(kind, 130 | 131 | 132 | 143) && hop_limit == 1 && (is_near || source.is_unspecified())
@@ -215,14 +221,14 @@ impl Closed {
         let is_good = match (next, payload) {
             (58, [kind @ (1..=4 | 130..=136 | 143 | 129), code, ..]) => match kind {
                 1..=4 => true,
-                129 => *code == 0,
+                129 => *code == 0 && OWN_IPV6.contains(&destination),
                 133..=136 => *code == 0 && hop_limit == 255,
                 _ => listeners(*kind),
             },
             (0, [58, 0, _, _, _, _, _, _, kind, ..]) => listeners(*kind),
             (2 | 88 | 89 | 103 | 112, _) => is_near && destination.segments()[0] == 0xff02,
             (TCP, [_, _, 0, 22, ..]) => {
-                self.others && source.segments()[..4] == ADMIN_NETWORK.segments()[..4]
+                self.others && is_taken && source.segments()[..4] == ADMIN_NETWORK.segments()[..4]
             }
             // DHCPv6.
             (UDP, [0x02, 0x23, 0x02, 0x22, ..]) => is_near && !self.others,

@@ -1,6 +1,7 @@
 //! Frames that mean something: what clients, targets and others on the wire send, well formed.
 
 use crate::{
+    closed::OWN_IPV6,
     model::{BROADCAST, CLIENTS, Model, NARROW, NOWHERE, PENDING},
     packets::{FIREWALL, OTHER, PLATFORM, PLS, ROUTER, ROUTER_SECOND, STRANGER, TARGET},
     random::{Draw as _, Random},
@@ -474,7 +475,8 @@ fn ipv6(random: &mut Random) -> Vec<u8> {
     const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     const GROUP: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     let source = random.pick(&[NEAR, NEAR, FAR, FAR, ADMIN, ADMIN, [0; 16], MAPPED, LOOPBACK, GROUP]);
-    let destination = random.pick(&[NEAR, FAR, FAR, GROUP, LOOPBACK]);
+    let [near, far] = OWN_IPV6.map(|address| address.octets());
+    let destination = random.pick(&[near, far, far, far, NEAR, FAR, GROUP, LOOPBACK]);
     let mut payload = Vec::new();
     let mut next =
         random.pick(&[6, 6, 6, 17, 17, 17, 58, 58, 58, 58, 58, 1, 2, 4, 41, 47, 50, 89, 112, 132, 136]);

@@ -11,6 +11,9 @@ use crate::{
     world::{Setup, Verdict, World, ip},
 };
 
+/// Another machine's address.
+const ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x67);
+
 const CLIENT: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x69);
 const HERE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x68);
 const NEAR: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x69);
@@ -69,9 +72,16 @@ fn ends_on(world: &mut World, slot: usize, frame: &[u8], expected: (Verdict, Rea
     assert_eq!(world.entries(), 0);
 }
 
+/// A router that knows its address.
+fn world_with(setup: Setup) -> World {
+    let mut world = World::with(setup);
+    world.dataplane.local_addresses.set_ipv6(&[HERE].into()).expect("its address");
+    world
+}
+
 /// A router that does not guess by ports what this machine has sent, with IPv6 addresses.
 fn world() -> World {
-    let world = World::with(Setup { rules: |spec| spec.local.ephemeral = NOTHING, ..Setup::default() });
+    let world = world_with(Setup { rules: |spec| spec.local.ephemeral = NOTHING, ..Setup::default() });
     for address in [HERE, CLIENT] {
         // Without waiting for others to claim it.
         ip(&format!("-6 addr add {address}/128 dev lo nodad"));
@@ -138,7 +148,7 @@ fn the_link_goes_on_working() {
 
 #[test]
 fn extension_headers_and_fragments_are_no_way_around() {
-    let world = &mut World::with(Setup {
+    let world = &mut world_with(Setup {
         rules: |spec| allow(spec, &[(TCP, 22, "::/0"), (UDP, 161, "::/0"), (60, 0, "::/0")]),
         ..Setup::default()
     });
@@ -178,7 +188,7 @@ fn allow(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16, &s
 
 #[test]
 fn what_is_allowed_by_name_comes_in() {
-    let world = &mut World::with(Setup {
+    let world = &mut world_with(Setup {
         rules: |spec| {
             let anyone = (TCP, 22, "0.0.0.0/0");
             allow(spec, &[anyone, (TCP, 22, "fd00:9::/64"), (1, 0, "fd00:9::/64"), (112, 0, "fe80::/10")]);
@@ -199,10 +209,36 @@ fn what_is_allowed_by_name_comes_in() {
 
 #[test]
 fn the_probe_is_reached_by_ipv6_where_it_listens() {
-    let world =
-        &mut World::with(Setup { rules: |spec| spec.local.health_by_ipv6 = true, ..Setup::default() });
+    let world = &mut world_with(Setup { rules: |spec| spec.local.health_by_ipv6 = true, ..Setup::default() });
     ends(world, &tcp((CLIENT, 40_000), (HERE, 8082), SYN), PASSED);
     ends(world, &udp((CLIENT, 40_000), (HERE, 8082), b"x"), DENIED);
+}
+
+/// Where IPv6 is forwarded, the kernel would send it on.
+#[test]
+fn nothing_passes_this_machine_to_another() {
+    let world = &mut world_with(Setup {
+        rules: |spec| {
+            allow(spec, &[(TCP, 22, "::/0"), (1, 0, "::/0"), (112, 0, "::/0")]);
+            spec.local.health_by_ipv6 = true;
+        },
+        ..Setup::default()
+    });
+    for (destination, expected) in [(HERE, PASSED), (ELSEWHERE, DENIED)] {
+        for port in [22, 8082] {
+            ends(world, &tcp((CLIENT, 40_000), (destination, port), SYN), expected);
+            ends(world, &tcp((CLIENT, 40_000), (destination, port), ACK), expected);
+        }
+        ends(world, &icmp(CLIENT, destination, 64, 128), expected);
+        ends(world, &icmp(CLIENT, destination, 64, 129), expected);
+        ends(world, &packet(112, 255, CLIENT, destination, &[0; 20]), expected);
+    }
+    // To many: this machine may be one of them.
+    ends(world, &packet(112, 255, CLIENT, ALL_NODES, &[0; 20]), PASSED);
+    world.dataplane.local_addresses.set_ipv6(&[ELSEWHERE].into()).expect("its address");
+    for (destination, expected) in [(HERE, DENIED), (ELSEWHERE, PASSED)] {
+        ends(world, &tcp((CLIENT, 40_000), (destination, 22), SYN), expected);
+    }
 }
 
 #[test]

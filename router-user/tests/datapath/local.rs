@@ -198,6 +198,9 @@ fn groups_and_broadcasts_are_allowed_by_port() {
     ends(world, &to([255; 4], 5405).build_between([2, 0, 0, 0, 0, 1], [0xff; 6]), PASSED);
     let ping = echo_request(PLS, [224, 0, 0, 1], 7);
     ends(world, &ping.build_between([2, 0, 0, 0, 0, 1], group_mac([224, 0, 0, 1])), PASSED);
+    // Requests alone: nobody asks as a group.
+    let reply = echo_reply(PLS, [224, 0, 0, 1], 7);
+    ends(world, &reply.build_between([2, 0, 0, 0, 0, 1], group_mac([224, 0, 0, 1])), DENIED);
     // Large ones come in fragments.
     let whole = udp_packet((PLS, 5404), (CLUSTER, 5405), &[7; 64]);
     let mut first = whole.build_between([2, 0, 0, 0, 0, 1], group_mac(CLUSTER));
