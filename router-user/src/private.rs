@@ -5,6 +5,8 @@
 //! as), all the way from `/`, and its own directories are for that user alone.
 
 use std::{
+    error::Error,
+    fmt,
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
@@ -47,11 +49,29 @@ pub(crate) fn is_owner(user: u32) -> bool {
     user == 0 || user == own_user()
 }
 
+/// A place where somebody else could change what is there.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// Which, and why.
+    pub(crate) why: String,
+    /// What to do about it.
+    pub(crate) fix: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n  fix: {}", self.why, self.fix)
+    }
+}
+
+impl Error for Refusal {}
+
 /// Makes sure that nobody else can put something else in the place of `path`, or of what is in it;
 /// of the part of it that is there.
 ///
 /// # Errors
-/// When somebody else owns, or may write, a directory on the way: names it, and what to do.
+/// When somebody else owns, or may write, a directory on the way: a [`Refusal`]. Others when it
+/// cannot be found out.
 pub(crate) fn examine(path: &Path) -> Result<()> {
     examine_way(path, &mut 0)
 }
@@ -77,14 +97,16 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
             } else {
                 format!("name another path than {}, below a directory of root's", path.display())
             };
-            bail!(
-                "{shown} belongs to user {user}, who could change what is in it, or hold a lock on it\n  fix: {fix}"
+            let why = format!(
+                "{shown} belongs to user {user}, who could change what is in it, or hold a lock on it"
             );
+            bail!(Refusal { why, fix });
         }
         if metadata.is_symlink() {
             *links += 1;
             if *links > MAX_LINKS {
-                bail!("{shown} leads to nothing but symbolic links\n  fix: name another path");
+                let why = format!("{shown} leads to nothing but symbolic links");
+                bail!(Refusal { why, fix: "name another path".to_owned() });
             }
             let target = fs::read_link(&way).with_context(|| format!("cannot read {shown}"))?;
             // An absolute one replaces the way.
@@ -96,10 +118,11 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
             }
             examine_way(&way, links)?;
         } else if mode & WRITE != 0 && mode & STICKY == 0 {
-            bail!(
-                "{shown} may be written by others (mode {:04o}), who could change what is in it\n  fix: chmod go-w {shown}",
+            let why = format!(
+                "{shown} may be written by others (mode {:04o}), who could change what is in it",
                 mode & 0o7777
             );
+            bail!(Refusal { why, fix: format!("chmod go-w {shown}") });
         }
     }
     Ok(())

@@ -47,6 +47,15 @@ impl Pins {
         private::close(&self.links())
     }
 
+    /// Makes sure that nobody else can change what is in the directories, as far as they are there.
+    ///
+    /// # Errors
+    /// As [`private::examine`].
+    pub(crate) fn examine(&self) -> Result<()> {
+        private::examine(&self.root)?;
+        private::examine(&self.links())
+    }
+
     /// The pins below `root`, whether there are any or not.
     #[must_use]
     pub fn at(root: &Path) -> Self {

@@ -46,6 +46,19 @@ pub struct Facts {
     pub api: SocketAccess,
     /// The data planes that other versions of this router have left.
     pub predecessors: Vec<Predecessor>,
+    /// Directories that `run` does not use.
+    pub refused: Vec<Refused>,
+}
+
+/// A directory in which somebody else could change what the daemon trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The configuration's key for it.
+    pub key: &'static str,
+    /// Its path, and what is wrong there.
+    pub why: String,
+    /// What to do about it.
+    pub fix: String,
 }
 
 /// Access to a Unix socket, by its permissions and its directory's.

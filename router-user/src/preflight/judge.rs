@@ -106,6 +106,9 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
             "sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
         );
     }
+    for refused in &facts.refused {
+        found.error(format!("{}: {}", refused.key, refused.why), &*refused.fix);
+    }
     if facts.pins_on_bpffs == Some(false) {
         pins(&mut found, &config.admin.pins);
     }

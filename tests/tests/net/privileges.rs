@@ -226,6 +226,18 @@ fn no_other_user_gets_at_the_pins() {
     assert_eq!(mode(&directories[1]), 0o700);
 }
 
+/// Starts the router, which must refuse; `check` says the same without starting it.
+#[track_caller]
+fn refuses_and_says_so(lab: &Lab, what: &str, texts: &[&str]) {
+    refuses(lab, what, texts);
+    let output = check(lab.pls_router(&["check"]));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{what}: {said}");
+    for text in texts.iter().chain(&["admin.pins: "]) {
+        assert!(said.contains(text), "{what}: `check` says nothing about \"{text}\": {said}");
+    }
+}
+
 #[test]
 fn pins_in_somebody_else_s_directory_are_refused() {
     let mut lab = without_router();
@@ -233,7 +245,7 @@ fn pins_in_somebody_else_s_directory_are_refused() {
     // Anybody may make directories where this lab's are.
     as_user(|| fs::create_dir(&root)).expect("the file system is open to all");
     let theirs = root.display().to_string();
-    refuses(
+    refuses_and_says_so(
         &lab,
         "somebody else's directory",
         &[&theirs, &format!("belongs to user {USER}"), "fix: ", "chown root"],
@@ -243,7 +255,7 @@ fn pins_in_somebody_else_s_directory_are_refused() {
     let precious = lab.state().path("bpf/precious");
     check(fs::create_dir_all(precious.join("v9")).context("a directory"));
     as_user(|| symlink(&precious, &root)).expect("the file system is open to all");
-    refuses(&lab, "somebody else's link", &[&theirs, &format!("belongs to user {USER}")]);
+    refuses_and_says_so(&lab, "somebody else's link", &[&theirs, &format!("belongs to user {USER}")]);
     // As root, that could remove whatever the link leads to.
     let output = check(lab.pls_router(&["detach"]));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -252,13 +264,17 @@ fn pins_in_somebody_else_s_directory_are_refused() {
 
     check(fs::create_dir(&root).context("a directory"));
     set_mode(&root, 0o770);
-    refuses(
+    refuses_and_says_so(
         &lab,
         "a directory that a group may write",
         &[&theirs, "may be written by others", "fix: chmod go-w"],
     );
     check(chown(&root, Some(USER), None).context("chown"));
-    refuses(&lab, "a directory that was given away", &[&theirs, &format!("belongs to user {USER}")]);
+    refuses_and_says_so(
+        &lab,
+        "a directory that was given away",
+        &[&theirs, &format!("belongs to user {USER}")],
+    );
     check(fs::remove_dir(&root).context("the directory"));
     check(lab.start_router());
 }

@@ -12,11 +12,13 @@ mod sockets;
 
 use std::path::Path;
 
-use super::facts::{Facts, Ipv6, Kernel, Predecessor, Privileges, SocketAccess, Ssh};
+use super::facts::{Facts, Ipv6, Kernel, Predecessor, Privileges, Refused, SocketAccess, Ssh};
 use crate::{
     config::Config,
     dataplane::{self, Pins},
-    port_plan, proc_net,
+    port_plan,
+    private::{self, Refusal},
+    proc_net,
 };
 
 /// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`), so does the server
@@ -44,6 +46,7 @@ pub async fn inspect(config: &Config) -> Facts {
         pins_on_bpffs: on_bpffs(&config.admin.pins),
         api: socket_access(&config.admin.socket),
         predecessors: predecessors(&config.admin.pins),
+        refused: refused(config),
     }
 }
 
@@ -96,6 +99,18 @@ fn predecessors(pins: &Path) -> Vec<Predecessor> {
         interfaces: other.interfaces().unwrap_or_default(),
     };
     others.map(predecessor).collect()
+}
+
+/// Finds the directories that `run` would refuse. Of what cannot be looked at, there is nothing to tell.
+fn refused(config: &Config) -> Vec<Refused> {
+    let socket = config.admin.socket.parent().unwrap_or(Path::new("/"));
+    let looks =
+        [("admin.pins", Pins::at(&config.admin.pins).examine()), ("admin.socket", private::examine(socket))];
+    let refusal = |(key, look): (_, Result<(), anyhow::Error>)| {
+        let Refusal { why, fix } = look.err()?.downcast().ok()?;
+        Some(Refused { key, why, fix })
+    };
+    looks.into_iter().filter_map(refusal).collect()
 }
 
 fn sysctl(name: &str) -> Option<String> {
@@ -185,6 +200,30 @@ mod tests {
             assert_eq!(socket_access(&socket), SocketAccess::Root);
             chown(place.path(), None, Some(1001)).unwrap();
             assert_eq!(socket_access(&socket), SocketAccess::Group(1001));
+        }
+    }
+
+    #[test]
+    fn directories_that_others_may_write() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let place = tempfile::tempdir().unwrap();
+        let pins = place.path().join("pins");
+        let text = format!(
+            "interfaces.pls = \"lo\"\nadmin = {{ pins = {pins:?}, socket = {:?} }}\n\
+             masquerade = [{{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }}]\n",
+            place.path().join("socket/api.sock"),
+        );
+        let config =
+            Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
+        assert_eq!(refused(&config), []);
+        for (directory, key) in [("pins", "admin.pins"), ("socket", "admin.socket")] {
+            let path = place.path().join(directory);
+            std::fs::create_dir(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+            let [refused] = &refused(&config)[..] else { panic!("{key}") };
+            let error = private::examine(&path).unwrap_err().to_string();
+            assert_eq!((refused.key, format!("{}\n  fix: {}", refused.why, refused.fix)), (key, error));
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
     }
 

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use super::super::facts::{
-    FirewallChain, Hook, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor, Privileges, Process, Service,
-    SocketAccess, Ssh, SshSession, Way,
+    FirewallChain, Hook, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor, Privileges, Process, Refused,
+    Service, SocketAccess, Ssh, SshSession, Way,
 };
 use ipnet::Ipv4Net;
 use router_common::ports::PortRange;
@@ -58,6 +58,7 @@ pub(super) fn good() -> Facts {
         pins_on_bpffs: Some(true),
         api: SocketAccess::Root,
         predecessors: Vec::new(),
+        refused: Vec::new(),
     }
 }
 
@@ -97,6 +98,7 @@ fn what_is_not_known_is_no_finding() {
         pins_on_bpffs: None,
         api: SocketAccess::Root,
         predecessors: Vec::new(),
+        refused: Vec::new(),
     };
     check(&config(""), &facts, &[]);
 }
@@ -235,6 +237,20 @@ fn what_another_version_has_left() {
              place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
             "warning: another version's data plane is at /sys/fs/bpf/pls-router/v5, on eth0, eth1: `run` takes its \
              place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
+        ],
+    );
+}
+
+#[test]
+fn directories_that_run_refuses() {
+    let refused = |key, why: &str, fix: &str| Refused { key, why: why.to_owned(), fix: fix.to_owned() };
+    let open = "/srv/pins may be written by others (mode 0777), who could change what is in it";
+    check(
+        &config(""),
+        &Facts { refused: vec![refused("admin.pins", open, "chmod go-w /srv/pins")], ..good() },
+        &[
+            "error: admin.pins: /srv/pins may be written by others (mode 0777), who could change what is in it\n  \
+           fix: chmod go-w /srv/pins",
         ],
     );
 }
