@@ -68,18 +68,22 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
             }
         }
     };
-    let names = host::Names::of_this_machine(&shared.config.admin.hosts, &shared.state().own_addresses.own);
+    // A machine gets its name, and what is in `/etc/hosts`, whenever somebody sees to that.
+    let names = Arc::new(Fresh::new(AGE));
     let text = Arc::new(Text::new(AGE));
     let router = Router::new().route("/metrics", get(metrics)).with_state((shared.clone(), text));
     let router = TowerToHyperService::new(router);
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let is_own = |address| address == ends.local.ip() || shared.is_own_address(address);
-        let refusal = names.refusal(&request, is_own);
-        let answer = refusal.is_none().then(|| router.call(request));
+        let (shared, names, router) = (shared.clone(), names.clone(), router.clone());
         async move {
-            match (refusal, answer) {
-                (None, Some(answer)) => answer.await.unwrap_or_else(|never| match never {}),
-                (refusal, _) => refusal.unwrap_or_default().into_response(),
+            let find = || {
+                let own = shared.state().own_addresses.own.clone();
+                host::Names::of_this_machine(&shared.config.admin.hosts, &own)
+            };
+            let is_own = |address| address == ends.local.ip() || shared.is_own_address(address);
+            match names.get(find).await.refusal(&request, is_own) {
+                Some(refusal) => refusal.into_response(),
+                None => router.call(request).await.unwrap_or_else(|never| match never {}),
             }
         }
     };

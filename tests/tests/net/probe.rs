@@ -402,6 +402,14 @@ fn metrics_are_for_who_asks_for_this_machine() {
         assert!(status == 421 && !text.contains("pls_router_"), "{host}: {text}");
         assert!(text.contains(host) && text.contains("`hosts` of [admin]"), "{host}: {text}");
     }
+    // A name that this machine gets later on.
+    let later = lab.state().path("etc/router/hosts");
+    check(fs::write(&later, format!("{ROUTER} later.example\n")).context("its /etc/hosts"));
+    check(wait::until("the name to be known", LIMIT, || {
+        let (status, text) = scrape(&lab, 0, "later.example")?;
+        ensure!(status == 200, "{status}: {text}");
+        Ok(())
+    }));
     let own = &lab.hosts.router;
     let old = check(ask_at(own, Ipv4Addr::LOCALHOST, METRICS, "GET /metrics HTTP/1.0\r\n\r\n"));
     assert_eq!(old.0, 200, "before HTTP/1.1 there was no Host: {old:?}");
