@@ -12,10 +12,11 @@ use super::{
 use crate::random::{Draw as _, Random};
 
 /// How many sequences have addresses and ports of their own.
-pub(super) const SLOTS: u32 = 16_000;
+pub(super) const SLOTS: u32 = 15_500;
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;
-const FIRST_PORT: u32 = 10_000;
+/// Behind those of which pls-router keeps only every other one (`router_common::ports::SourcePorts`).
+const FIRST_PORT: u32 = 13_900;
 const PORTS_PER_SLOT: u32 = 2;
 
 /// Where the sequence of a seed has its addresses and ports, if nothing else is said.

@@ -3,14 +3,15 @@
 use std::{collections::HashSet, net::Ipv4Addr};
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpSlice, UdpSlice, checksum::Sum16BitWords};
+use router_common::ports::{PortRange, SourcePorts};
 
 use super::{
     category::{Category, ENABLED},
-    generate::{generate, slot},
+    generate::{SLOTS, generate, slot},
     life, observe,
     packet::{self, Cut},
     plan::{Body, IDENTIFIED, Known, Sequence, Wrong},
-    topology::{ROUTER, Side},
+    topology::{ROUTER, SNAT_PORTS, Side},
     view::View,
 };
 use crate::random::Random;
@@ -107,6 +108,19 @@ fn packets_are_right_unless_they_are_damaged() {
 fn a_seed_means_the_same_numbers_everywhere() {
     let mut random = Random::with_seed(0);
     assert_eq!([random.u64(..), random.u64(..)], [0x9a45_cd88_8d59_f0d6, 0x0144_5b6a_1896_63f5]);
+}
+
+#[test]
+fn every_router_may_keep_a_sequences_ports() {
+    let range = PortRange { first: SNAT_PORTS.0, last: SNAT_PORTS.1 };
+    for seed in 0..u64::from(SLOTS) {
+        let sequence = generate(seed, slot(seed), ENABLED);
+        let ports = sequence.sessions.iter().map(|session| session.client.port());
+        for port in ports.filter(|port| range.contains(*port)) {
+            let is_kept = |source| SourcePorts::new(range, source).contains(port);
+            assert!((0..32).all(is_kept), "port {port} of seed {seed}");
+        }
+    }
 }
 
 #[test]
