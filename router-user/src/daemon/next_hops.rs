@@ -38,6 +38,10 @@ use crate::{
 
 /// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour is still there.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// How long a next hop that was there stays so while it is asked once more, by broadcast. Where one
+/// does not answer when it is asked by name, as some switches and virtual gateways do, the kernel
+/// loses it every few seconds, and has it back after one round trip.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long changes are gathered before they are acted on: one `ip route` command makes several.
 const SETTLE: Duration = Duration::from_millis(10);
 
@@ -239,6 +243,8 @@ pub(super) struct Topology {
     is_old: bool,
     /// The target that was looked at last, if not all are looked at each time.
     turn: Option<Ipv4Addr>,
+    /// Since when next hops that were there are asked once more.
+    overdue: HashMap<Neighbour, Instant>,
 }
 
 impl Topology {
@@ -249,6 +255,7 @@ impl Topology {
             rules: kernel.policy_rules().await?,
             is_old: false,
             turn: None,
+            overdue: HashMap::new(),
         })
     }
 }
@@ -273,7 +280,9 @@ pub(super) struct Looked {
 /// again.
 pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
     if topology.is_old {
-        *topology = Topology { turn: topology.turn, ..Topology::read(kernel).await? };
+        let Topology { turn, ref mut overdue, .. } = *topology;
+        let overdue = std::mem::take(overdue);
+        *topology = Topology { turn, overdue, ..Topology::read(kernel).await? };
     }
     let addresses = kernel.addresses().await?;
     // Interfaces may be removed and made again, and a virtual function comes and goes while its interface stays (host servicing on Azure).
@@ -293,23 +302,24 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         interfaces: indexes,
         tells_sources: None,
         looked_for: HashSet::new(),
+        before: shared.state().next_hops.iter().map(|known| (known.target, known.clone())).collect(),
+        overdue: std::mem::take(&mut topology.overdue),
     };
     let targets = targets(shared);
     let turn = in_turn(&targets, topology.turn, QUERIES_AT_ONCE);
     topology.turn = turn.last().copied();
     let turn: HashSet<Ipv4Addr> = turn.into_iter().collect();
-    let mut before: HashMap<IpAddr, NextHopStatus> =
-        shared.state().next_hops.iter().map(|known| (known.target, known.clone())).collect();
     let mut next_hops = Vec::new();
     for (target, needs) in targets {
         if turn.contains(&target) {
             next_hops.push(view.next_hop(shared, kernel, target, needs).await);
-        } else if let Some(known) = before.get(&target.into()) {
+        } else if let Some(known) = view.before.get(&target.into()) {
             // As it was when it had its turn. One that has never had one yet is not known to be
             // lost.
             next_hops.push(NextHopStatus { rules: needs.rules, ..known.clone() });
         }
     }
+    topology.overdue = view.still_overdue();
     let ways = view.ways(&next_hops, topology);
     let conditions = view.conditions(topology);
     let has_moved = {
@@ -323,12 +333,12 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         // Of a contested one, the condition says enough.
         let is_contested = |hop: &NextHopStatus| state.rivals.contest(hop.interface.as_deref(), hop.via);
         for next_hop in next_hops.iter().filter(|next_hop| is_contested(next_hop)) {
-            before.insert(next_hop.target, next_hop.clone());
+            view.before.insert(next_hop.target, next_hop.clone());
         }
         state.next_hops.clone_from(&next_hops);
         forget_overtaken(state, &view.neighbours)?
     };
-    report(&before, &next_hops);
+    report(&view.before, &next_hops);
     Ok(Looked { ways, has_moved })
 }
 
@@ -386,6 +396,10 @@ struct View {
     tells_sources: Option<bool>,
     /// The neighbours that the kernel has been asked to look for.
     looked_for: HashSet<Neighbour>,
+    /// What was found last, by target.
+    before: HashMap<IpAddr, NextHopStatus>,
+    /// As in [`Topology`].
+    overdue: HashMap<Neighbour, Instant>,
 }
 
 /// `BPF_FIB_LKUP_RET_*`, include/uapi/linux/bpf.h.
@@ -496,9 +510,31 @@ impl View {
             {
                 debug!("{error:#}");
             }
+            if let Some(known) = self.known_until_now(&neighbour, next_hop.target) {
+                next_hop.mac = Some(known);
+                return None;
+            }
             return Some(format!("{via} does not answer {} on {name}", asked_by(via)));
         }
         None
+    }
+
+    /// Returns the MAC address of a neighbour that was the next hop to a target until now, while it is
+    /// asked once more.
+    fn known_until_now(&mut self, neighbour: &Neighbour, target: IpAddr) -> Option<String> {
+        let known = self.before.get(&target).filter(|known| known.resolved)?;
+        let mac = known.mac.clone().filter(|_| known.via == Some(neighbour.ip()))?;
+        let since = *self.overdue.entry(*neighbour).or_insert_with(Instant::now);
+        (since.elapsed() < PATIENCE).then_some(mac)
+    }
+
+    /// Returns the neighbours that are still asked once more, since when.
+    fn still_overdue(&mut self) -> HashMap<Neighbour, Instant> {
+        let mut overdue = std::mem::take(&mut self.overdue);
+        let is_there =
+            |neighbour: &Neighbour| self.neighbours.get(neighbour).is_some_and(|entry| entry.mac.is_some());
+        overdue.retain(|neighbour, since| !is_there(neighbour) && since.elapsed() < 2 * PATIENCE);
+        overdue
     }
 
     /// The neighbours on the way to targets, and the gateways of all routes.

@@ -35,6 +35,7 @@ lab_tests! {
         what_cannot_be_sent_is_told,
         neighbours_that_nobody_uses_do_not_matter,
         two_machines_for_one_next_hop_are_told_and_cost_little,
+        a_next_hop_that_is_only_found_by_broadcast_is_not_told_lost,
     ],
 }
 
@@ -166,6 +167,33 @@ fn what_cannot_be_sent_is_told(lab: &mut Lab) {
     assert_eq!(log.matches("degraded: packets are lost").count(), 1, "said once while it lasts: {log}");
     check(lab.hosts.router.nft("delete table netdev stop"));
     fragments::Client::open(lab).echo(1400, |_| {});
+}
+
+/// A gateway that does not answer when its MAC address is asked of itself, as some switches and
+/// virtual gateways: the router's kernel loses it every few seconds, and has it back at once.
+fn a_next_hop_that_is_only_found_by_broadcast_is_not_told_lost(lab: &mut Lab) {
+    const LOST: usize = 2;
+    check(lab.hosts.firewall.nft(
+        "table arp deaf {\n chain in {\n type filter hook input priority 0;\n \
+         meta pkttype host arp operation request counter drop;\n }\n}\n",
+    ));
+    let unanswered = |lab: &Lab| -> Result<usize> {
+        let table = lab.hosts.firewall.run("nft", &["list", "table", "arp", "deaf"])?;
+        let count = table.split_once("packets ").and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok(count.with_context(|| table.clone())?.parse()?)
+    };
+    let lost = |lab: &Lab| lab.router_log().matches("not resolved").count();
+    let before = lost(lab);
+    // Three of them, and the kernel takes a neighbour for lost.
+    let start = Instant::now();
+    while check(unanswered(lab)) < 3 * (LOST + 1) {
+        assert!(start.elapsed() < 6 * LIMIT, "the router asks its next hop too seldom");
+        let now: Status = check(lab.pls_router_json(&["status"]));
+        assert!(now.healthy && now.degraded.is_empty(), "{now:#?}");
+        assert!(now.next_hops.iter().all(|next_hop| next_hop.resolved), "{now:#?}");
+    }
+    assert_eq!(lost(lab), before, "{}", lab.router_log());
+    check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
 }
 
 /// The MAC address that the router has for a neighbour.
