@@ -17,7 +17,9 @@
 //! five idle minutes. None of its segments fits. An end that still had the old connection would
 //! answer each of them with a segment that does (RFC 9293 3.10.7.4, RFC 5961 4.2). So the new one
 //! is followed once both ends have sent segments that do not fit in [`RESYNCHRONISES_AFTER`] ticks
-//! each, and neither one that does.
+//! each, and neither one that does. That is no proof: segments that no end takes for its own (with a
+//! wrong checksum, say) are answered by nobody. So the numbers serve to forward, by the fast path,
+//! and nothing that is sent with them ends the session.
 //!
 //! The fast path sees one flow's entry. What it takes over without a look at the other ([`End::goes_on`]) is what goes on from
 //! where this very end was last: both numbers of a segment have to, which is one guess in 2^27 and more.
@@ -98,7 +100,7 @@ impl Seen {
         if !other.any(tcp::SYN) {
             marks |= Self::OTHER_SILENT;
         }
-        Self(self.0 & (Self::FLAGS | Self::RESET_AHEAD) | marks)
+        Self(self.0 & (Self::FLAGS | Self::RESET_AHEAD | Self::ADOPTED) | marks)
     }
 
     /// Whether the connection is over, seen from the client's direction, which has the marks.
@@ -127,6 +129,8 @@ impl Seen {
     const OTHER_FIN: u8 = 0x80;
     const OTHER_RST: u8 = 0x40;
     const OTHER_SILENT: u8 = 0x20;
+    /// Of a client: the numbers of both ends were adopted without proof ([`Step::into_another`]).
+    const ADOPTED: u8 = 0x10;
     /// Its reset was not exactly where the other end expected it: see [`Track::after`].
     const RESET_AHEAD: u8 = 0x08;
 
@@ -258,15 +262,14 @@ pub struct Step {
 }
 
 impl Step {
-    /// The step into another connection of the same tuple, whose handshake is over and which the
-    /// segment, with the flag ACK, is of: where both ends have sent segments out of window for
-    /// [`RESYNCHRONISES_AFTER`] ticks each.
+    /// The step into another connection of the same tuple, whose handshake is over and which a
+    /// segment with the flag ACK seems to be of: where both ends have sent segments out of window
+    /// for [`RESYNCHRONISES_AFTER`] ticks each.
     #[inline(always)]
-    pub const fn into_another(segment: &Segment) -> Self {
-        let sender = End { seen: Seen::SYN.and(segment.flags & tcp::FIN), ..End::NEW };
-        let receiver = End { seen: Seen::SYN, ..End::NEW };
-        let track = Track { client: End::NEW, target: End::NEW, opening: false };
-        let track = track.with(segment.direction, sender, receiver);
+    pub const fn into_another() -> Self {
+        let client = End { seen: Seen::SYN.and(Seen::ADOPTED), ..End::NEW };
+        let target = End { seen: Seen::SYN, ..End::NEW };
+        let track = Track { client, target, opening: false };
         Self { track, moves: Moves::ALL, window: Window::Inside }
     }
 }
@@ -316,6 +319,14 @@ impl Track {
             )
     }
 
+    /// Returns `true` if a segment that fits is far before what its sender seems to have sent: that was
+    /// another's segment, or has been lost and comes again.
+    #[inline(always)]
+    const fn was_ahead(&self, segment: &Segment) -> bool {
+        let (sender, _) = self.ends(segment.direction);
+        ((sender.sent as u32) << 16).wrapping_sub(segment.sequence) > Self::AHEAD
+    }
+
     /// Returns the connection after a segment, but for where its ends are, and what is to be changed of that.
     ///
     /// - A SYN changes nothing on an open connection, whatever its sequence number: the target answers it (RFC 5961 section 4). A
@@ -325,10 +336,12 @@ impl Track {
     /// - A reset of the target's refuses an opening connection if it acknowledges the client's SYN (RFC 9293 3.10.7.3).
     /// - A FIN counts if it fits.
     /// - While the connection opens, the last answer of the target's counts, and what either end sends behind it says where they
-    ///   are: others may have sent the first ones.
+    ///   are: others may have sent the first ones. What it sends without a SYN is an answer as well: its connection is older than
+    ///   the router knows.
+    /// - Where the numbers were adopted without proof, neither resets nor FINs count.
     /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data behind a FIN. So if that side
     ///   does, somebody else has sent the reset or the FIN: it is forgotten. For a reset, this is so whatever the numbers are,
-    ///   since it only ever makes a session stay. Data that its receiver has acknowledged is not new.
+    ///   since it only ever makes a session stay. Data that fits and that its receiver has acknowledged is not new.
     #[inline(always)]
     pub const fn after(self, segment: &Segment) -> Step {
         let (mut sender, mut receiver) = self.ends(segment.direction);
@@ -338,9 +351,12 @@ impl Track {
         let fits = self.fits(segment);
         let is_client = matches!(segment.direction, Direction::Forward);
         let flags = segment.flags;
+        let is_adopted = self.client.seen.any(Seen::ADOPTED);
         if flags & tcp::RST != 0 {
             // Of the client, nothing is known to be expected before the target has answered.
-            let is_exact = segment.sequence == receiver.expects && (is_client || sender.seen.any(tcp::SYN));
+            let is_exact = !is_adopted
+                && segment.sequence == receiver.expects
+                && (is_client || sender.seen.any(tcp::SYN));
             let refuses = !is_client
                 && self.opening
                 && !sender.seen.any(tcp::SYN)
@@ -350,6 +366,7 @@ impl Track {
                 sender.seen = sender.seen.and_reset();
                 next.opening &= is_client;
             } else if fits
+                && !is_adopted
                 && !self.opening
                 && !sender.seen.any(tcp::RST)
                 && is_at_or_behind(segment.sequence, receiver.expects)
@@ -372,21 +389,24 @@ impl Track {
         } else {
             let was_reset = sender.seen.any(tcp::RST);
             let is_finished = sender.seen.any(tcp::FIN) && receiver.seen.any(tcp::FIN);
-            let is_new = segment.carries_data && is_at_or_behind(segment.sequence, receiver.expects);
-            if is_finished && is_new {
+            let comes_again = fits && !is_at_or_behind(segment.sequence, receiver.expects);
+            if is_finished && segment.carries_data && !comes_again {
                 sender.seen = sender.seen.without(tcp::FIN);
             }
             sender.seen = sender.seen.without(tcp::RST | Seen::RESET_AHEAD);
             if fits {
                 window = Window::Inside;
-                sender.seen = sender.seen.and(flags & tcp::FIN);
+                if !is_adopted {
+                    sender.seen = sender.seen.and(flags & tcp::FIN);
+                }
                 if receiver.seen.any(Seen::RESET_AHEAD) {
                     receiver.seen = receiver.seen.without(tcp::RST | Seen::RESET_AHEAD);
                 }
                 moves = Moves {
                     sender_expects: is_at_or_behind(segment.acknowledgement, sender.expects),
                     sender_sent: (segment.sequence >> 16) as u16 != sender.sent
-                        && is_at_or_behind(segment.sequence, (sender.sent as u32) << 16),
+                        && (is_at_or_behind(segment.sequence, (sender.sent as u32) << 16)
+                            || self.was_ahead(segment)),
                     ..Moves::NONE
                 };
             } else if self.is_ahead(segment) {
@@ -395,7 +415,8 @@ impl Track {
             } else if flags & tcp::ACK != 0 && (was_reset || self.opening && !is_client) {
                 // If the answer that counts is another's, or the reset was, this shows where the ends are.
                 moves = Moves { receiver_sent: was_reset, ..Moves::ALL };
-            } else if flags & tcp::ACK != 0 && !self.opening {
+                sender.seen = sender.seen.and(tcp::SYN);
+            } else if flags & tcp::ACK != 0 && !self.opening && !self.connection().is_over() {
                 window = Window::Outside;
             }
             // What it acknowledges shows that it gets the target's answers.
@@ -568,12 +589,15 @@ mod tests {
 
     /// The data path's part of a connection: the fast path, and the slow path behind it.
     #[derive(Clone, Copy)]
-    struct Middle(Track, Outside);
+    struct Middle(Track, Notes);
 
-    /// In how many ticks each direction had segments out of window, and the last of them.
+    /// What stands beside the connection in its two entries, the client's first.
     #[derive(Clone, Copy, Debug, Default)]
-    struct Outside {
+    struct Notes {
         now: u32,
+        /// The next hop is known: packets take the fast path.
+        known: [bool; 2],
+        /// In how many ticks there were segments out of window, and the last of them.
         ticks: [u32; 2],
         last: [u32; 2],
     }
@@ -581,16 +605,14 @@ mod tests {
     impl Middle {
         fn new() -> Self {
             let client = End { seen: Seen::SYN, ..End::default() };
-            Self(Track { client, opening: true, ..Track::default() }, Outside::default())
+            Self(Track { client, opening: true, ..Track::default() }, Notes::default())
         }
 
         fn see(&mut self, segment: &Segment) {
-            let Self(track, outside) = self;
+            let Self(track, notes) = self;
             let is_client = matches!(segment.direction, Forward);
-            let is_fast = segment.flags & (Seen::FLAGS | tcp::ACK) == tcp::ACK
-                && !track.connection().is_over()
-                && !(track.opening && is_client)
-                && outside.ticks == [0; 2];
+            let own = usize::from(!is_client);
+            let is_fast = segment.flags & (Seen::FLAGS | tcp::ACK) == tcp::ACK && notes.known[own];
             let end = if is_client { &mut track.client } else { &mut track.target };
             if is_fast && End::goes_on(end.expects, end.sent, segment.sequence, segment.acknowledgement) {
                 (end.expects, end.sent) = (segment.acknowledgement, (segment.sequence >> 16) as u16);
@@ -598,20 +620,27 @@ mod tests {
             }
             let mut step = track.after(segment);
             if matches!(step.window, Window::Outside)
-                && outside.ticks.iter().all(|ticks| *ticks >= RESYNCHRONISES_AFTER)
+                && notes.ticks.iter().all(|ticks| *ticks >= RESYNCHRONISES_AFTER)
             {
-                step = Step::into_another(segment);
+                step = Step::into_another();
             }
             *track = step.track.moved(segment, step.moves);
-            let own = usize::from(!is_client);
+            track.client.seen = track.client.seen.beside(track.target.seen);
+            let is_outside = matches!(step.window, Window::Outside);
             match step.window {
-                Window::Inside => outside.ticks = [0; 2],
-                Window::Outside if outside.ticks[own] == 0 || outside.last[own] != outside.now => {
-                    outside.ticks[own] += 1;
-                    outside.last[own] = outside.now;
+                Window::Inside => notes.ticks = [0; 2],
+                Window::Outside if notes.ticks[own] == 0 || notes.last[own] != notes.now => {
+                    notes.ticks[own] += 1;
+                    notes.last[own] = notes.now;
                 }
                 Window::Outside | Window::Unsaid => {}
             }
+            let is_over = track.connection().is_over();
+            if is_over || is_outside {
+                notes.known = [false; 2];
+            }
+            notes.known[own] =
+                !is_over && !is_outside && (!track.opening || !is_client) && notes.ticks == [0; 2];
         }
 
         fn state(&self) -> State {
@@ -878,12 +907,95 @@ mod tests {
             }
             talk.transfer(Forward, 300_000);
             talk.transfer(Reply, 300_000);
-            assert_eq!(talk.middle.state(), State::Established);
+            assert_eq!(talk.middle.1.known, [true; 2], "it takes the fast path");
+            // It may be anybody's still.
             for direction in [Forward, Reply] {
                 let mut talk = talk;
                 talk.say(direction, tcp::RST, 0);
-                assert_eq!(talk.middle.state(), State::Closed);
+                assert_eq!(talk.middle.state(), State::Established);
+                talk.say(Forward, FIN_ACK, 0);
+                talk.say(Reply, FIN_ACK, 0);
+                assert_eq!(talk.middle.state(), State::Established);
+                assert!(!talk.middle.0.connection().may_open_again());
             }
+        }
+    }
+
+    /// Segments that no end takes for its own, and so answers none: whatever they make of an idle
+    /// connection, they cannot end it, and its ends are followed again when they go on.
+    #[test]
+    fn an_idle_connection_is_not_ended_by_unanswered_segments() {
+        let mut talk = Talk::established();
+        let (client, target) = (0x1234_5678, 0xfedc_ba98);
+        for tick in 0..=RESYNCHRONISES_AFTER {
+            talk.middle.1.now = tick;
+            talk.middle.see(&segment(Reply, tcp::ACK, target, client));
+            talk.middle.see(&segment(Forward, tcp::ACK, client, target));
+        }
+        for flags in [tcp::RST, RST_ACK, FIN_ACK] {
+            talk.middle.see(&segment(Forward, flags, client, target));
+            talk.middle.see(&segment(Reply, flags, target, client));
+            assert_eq!(talk.middle.state(), State::Established);
+            assert!(!talk.middle.0.connection().may_open_again());
+        }
+        for tick in 10..16 {
+            talk.middle.1.now = tick;
+            talk.transfer(Forward, 3000);
+            talk.transfer(Reply, 3000);
+        }
+        assert_eq!(talk.middle.1.known, [true; 2]);
+    }
+
+    /// An answer counts wherever it takes its way: a reset that is none does not have it overlooked.
+    #[test]
+    fn an_answer_is_seen_behind_resets() {
+        let mut talk = Talk::established();
+        talk.transfer(Forward, 3000);
+        talk.transfer(Reply, 3000);
+        let before = talk.middle.0;
+        let (client, target) = (0x1234_5678, 0xfedc_ba98);
+        for tick in 0..3 * RESYNCHRONISES_AFTER {
+            talk.middle.1.now = tick;
+            if tick < 2 * RESYNCHRONISES_AFTER {
+                talk.middle.see(&segment(Reply, tcp::ACK, target, client));
+                talk.middle.see(&segment(Forward, tcp::RST, 7, 0));
+                talk.say(Forward, tcp::ACK, 0);
+            } else {
+                talk.middle.see(&segment(Forward, tcp::ACK, client, target));
+            }
+        }
+        assert_eq!(talk.middle.0, before);
+    }
+
+    /// A SYN that was not the client's has made the router start a live connection over.
+    #[test]
+    fn a_connection_that_is_older_than_the_router_knows_is_established() {
+        let mut talk = Talk::established();
+        talk.transfer(Forward, 3000);
+        talk.middle = Middle::new();
+        talk.middle.see(&segment(Forward, tcp::SYN, 0x4000_0000, 0));
+        talk.transfer(Forward, 3000);
+        talk.transfer(Reply, 3000);
+        assert_eq!(talk.middle.state(), State::Established);
+        talk.transfer(Forward, 3000);
+        assert_eq!(talk.middle.1.known, [true; 2]);
+        talk.say(Reply, tcp::RST, 0);
+        assert_eq!(talk.middle.state(), State::Closed);
+    }
+
+    /// One segment that has guessed right is far ahead of the others.
+    #[test]
+    fn a_segment_far_ahead_does_not_keep_the_others_in_the_slow_path() {
+        for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
+            let mut talk = Talk::established();
+            let next = talk.genuine(direction, tcp::ACK, 100);
+            talk.middle.see(&Segment { sequence: next.sequence.wrapping_add(12 << 20), ..next });
+            talk.transfer(direction, 1000);
+            talk.transfer(other, 1000);
+            let Track { client, target, .. } = talk.middle.0;
+            let sender = if matches!(direction, Forward) { client } else { target };
+            let own = usize::from(matches!(direction, Reply));
+            assert_eq!(sender.sent, (talk.next[own] >> 16) as u16, "{direction:?}");
         }
     }
 

@@ -120,9 +120,10 @@ fn follow_segment(settings: &Settings, slot: &mut Slot, segment: &Segment) -> bo
         twin.entry.forget_next_hop();
         return false;
     }
-    // Until the handshake is over, every packet of the client's may change the state. And a next
-    // hop would take the place of what is noted.
-    (!is_opening || is_reply) && !slot.entry.has_been_out_of_window()
+    // Until the handshake is over, every packet of the client's may change the state. So may every
+    // packet while something is noted: its own place is taken, and an answer takes it all back.
+    let is_noted = slot.entry.has_been_out_of_window() || twin.entry.has_been_out_of_window();
+    (!is_opening || is_reply) && !is_noted
 }
 
 // What `tcp_step` takes: what the forward flow has shown, and from these bits on the rest.
@@ -173,7 +174,7 @@ extern "C" fn tcp_step(
     };
     let mut step = Track { client, target, opening: bit(OPENING_SHIFT) }.after(&segment);
     if matches!(step.window, Window::Outside) && bit(ANOTHER_SHIFT) {
-        step = Step::into_another(&segment);
+        step = Step::into_another();
     }
     let Step { track, moves, window } = step;
     let flag = |is_set, flag| if is_set { flag } else { 0 };
