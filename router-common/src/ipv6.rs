@@ -145,6 +145,11 @@ impl Packet {
         is_local || self.destination.is_multicast()
     }
 
+    /// Returns `true` if it is for this machine, or for one that no router sends it on to.
+    const fn is_for_the_link(&self, place: &Place) -> bool {
+        place.is_local || self.destination.is_multicast() || self.destination.is_link_local()
+    }
+
     /// Judges a packet that comes in where everything is closed.
     #[inline(always)]
     pub fn judge(&self, place: &Place) -> Judgement {
@@ -164,11 +169,11 @@ impl Packet {
             Carried::Ports(..) => Judgement::IfConnected,
             // An error about what this machine has sent, or an answer to its ping: the kernel
             // knows whether there was any.
-            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) => Judgement::Harmless,
+            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) if place.is_local => Judgement::Harmless,
             Carried::Icmp(icmp::ECHO_REPLY, 0) if place.is_local => Judgement::Harmless,
             // No router has passed it on (RFC 4861 3.1). Not redirects, as by IPv4.
             Carried::Icmp(icmp::ROUTER_SOLICITATION..=icmp::NEIGHBOUR_ADVERTISEMENT, 0)
-                if self.hop_limit == u8::MAX =>
+                if self.hop_limit == u8::MAX && self.is_for_the_link(place) =>
             {
                 Judgement::Harmless
             }

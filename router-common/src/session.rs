@@ -500,17 +500,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns `true` if a SYN of the client's opens another connection, which is judged like any first packet (RFC 9293 3.6.1: of
-    /// TIME-WAIT, and of what has been refused or reset). The connection is over, and not just by a reset that was ahead of data: its
-    /// receiver has not said yet what it makes of that.
+    /// Returns `true` if the connection has ended, and not just by a reset that was ahead of data: its receiver has not said yet what
+    /// it makes of that.
     #[inline(always)]
-    pub const fn may_open_again(&self) -> bool {
+    pub const fn is_over_for_certain(&self) -> bool {
         self.forward.has_reset()
             || self.reply.has_reset()
             || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
     }
 
-    /// Returns `true` if the connection has ended, as far as can be seen.
+    /// Returns `true` if the connection has ended, as far as can be seen. A SYN of the client's then opens another one (RFC 9293
+    /// 3.6.1: of TIME-WAIT, and of what has been refused or reset), which is judged like any first packet.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
         self.forward.any(tcp::RST)
@@ -916,7 +916,7 @@ mod tests {
                 talk.say(Forward, FIN_ACK, 0);
                 talk.say(Reply, FIN_ACK, 0);
                 assert_eq!(talk.middle.state(), State::Established);
-                assert!(!talk.middle.0.connection().may_open_again());
+                assert!(!talk.middle.0.connection().is_over());
             }
         }
     }
@@ -936,7 +936,7 @@ mod tests {
             talk.middle.see(&segment(Forward, flags, client, target));
             talk.middle.see(&segment(Reply, flags, target, client));
             assert_eq!(talk.middle.state(), State::Established);
-            assert!(!talk.middle.0.connection().may_open_again());
+            assert!(!talk.middle.0.connection().is_over());
         }
         for tick in 10..16 {
             talk.middle.1.now = tick;
@@ -1012,9 +1012,9 @@ mod tests {
         }
     }
 
-    /// RFC 5961 3.2: what is ahead is not known to be genuine, so a SYN does not take it for that.
+    /// RFC 5961 3.2: what is ahead is not known to be genuine.
     #[test]
-    fn a_reset_ahead_of_data_does_not_let_a_syn_begin_anew() {
+    fn a_reset_ahead_of_data_is_not_certain() {
         for direction in [Forward, Reply] {
             let mut talk = Talk::established();
             let ahead = talk.genuine(direction, tcp::RST, 0);
@@ -1025,15 +1025,15 @@ mod tests {
                 ..ahead
             });
             let connection = talk.middle.0.connection();
-            assert!(connection.is_over() && !connection.may_open_again(), "{direction:?}");
+            assert!(connection.is_over() && !connection.is_over_for_certain(), "{direction:?}");
             talk.say(direction, tcp::RST, 0);
-            assert!(talk.middle.0.connection().may_open_again());
+            assert!(talk.middle.0.connection().is_over_for_certain());
         }
         let mut talk = Talk::established();
         talk.say(Forward, FIN_ACK, 0);
-        assert!(!talk.middle.0.connection().may_open_again());
+        assert!(!talk.middle.0.connection().is_over());
         talk.say(Reply, FIN_ACK, 0);
-        assert!(talk.middle.0.connection().may_open_again());
+        assert!(talk.middle.0.connection().is_over_for_certain());
     }
 
     /// Of data that its receiver has acknowledged, nothing follows about the FIN behind it.

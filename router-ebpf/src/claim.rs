@@ -40,7 +40,7 @@ struct Opening {
     slot: u32,
     /// 1 when another session of the source has made room for this one.
     in_place: u32,
-    /// What the client's tuple has been, an [`Earlier`] as its number; and where that led, if it was opened moments ago.
+    /// What the client's tuple has been, an [`Earlier`] as its number; and where that led, if it is to stay there.
     earlier: u32,
     last: Leads,
     reply_key: FlowKey<Ipv4>,
@@ -99,8 +99,9 @@ enum Earlier {
     Nothing = 0,
     /// A session's that is over.
     Ended,
-    /// As above, and the session was opened moments ago.
-    JustOpened,
+    /// As above, and it keeps its target if the rules of now lead there, too: it was opened moments
+    /// ago, or its end is not certain, so that the connection may live.
+    Stays,
 }
 
 /// How far the claim of a SNAT port is.
@@ -146,7 +147,7 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
 /// Gives a SYN of the client's to [`open`](crate::open) whose session is over, but is still there: nothing of it is touched before the rules of
 /// now have let the SYN open another one.
 #[inline(always)]
-pub(crate) fn ask_to_open_again(forward: &Slot) -> Exit {
+pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
     let Some(opening) = scratch() else { return Reason::Internal.into() };
     let rewrite = forward.entry.rewrite();
     opening.vacancy = Vacancy::UNKNOWN;
@@ -154,15 +155,15 @@ pub(crate) fn ask_to_open_again(forward: &Slot) -> Exit {
     opening.last.target_port = rewrite.destination_port;
     opening.last.snat = rewrite.source;
     let age = flows::now().0.wrapping_sub(forward.entry.opened().0);
-    opening.earlier = if age < SETTLED { Earlier::JustOpened } else { Earlier::Ended } as u32;
+    opening.earlier = if age < SETTLED || !is_certain { Earlier::Stays } else { Earlier::Ended } as u32;
     Exit::To(Stage::Open)
 }
 
-/// Where the session that is opened again has led, if it was opened moments ago.
+/// Where the session that is opened again has led, if it is to stay there.
 #[inline(always)]
 pub(crate) fn last() -> Option<&'static Leads> {
     let opening = scratch()?;
-    (opening.earlier == Earlier::JustOpened as u32).then_some(&opening.last)
+    (opening.earlier == Earlier::Stays as u32).then_some(&opening.last)
 }
 
 /// Notes what session is to be opened, for [`claim`] to do.

@@ -37,20 +37,22 @@ pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static mut Slot, Ex
     if packet.protocol == Protocol::Tcp
         && packet.opens()
         && matches!(slot.tag().direction(), Direction::Forward)
-        && may_open_again(work, slot)
+        && let Some(is_certain) = has_ended(work, slot)
     {
-        return Err(claim::ask_to_open_again(slot));
+        return Err(claim::ask_to_open_again(slot, is_certain));
     }
     Ok(slot)
 }
 
-/// Returns `true` if the connection of a client's flow has ended, so that its SYN opens another.
+/// Returns whether it is certain that the connection of a client's flow has ended; `None` if it has
+/// not.
 #[inline(always)]
-fn may_open_again(work: &Work, forward: &Slot) -> bool {
+fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
     let Some(reply) = flows::find(&forward.key().twin(&forward.entry.rewrite()), work.settings) else {
-        return true;
+        return Some(true);
     };
-    Connection { forward: forward.tag().seen(), reply: reply.tag().seen(), opening: false }.may_open_again()
+    let connection = Connection { forward: forward.tag().seen(), reply: reply.tag().seen(), opening: false };
+    connection.is_over().then(|| connection.is_over_for_certain())
 }
 
 /// Forwards a packet of a known session.

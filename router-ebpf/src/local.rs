@@ -67,7 +67,9 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
             }
         }
         // An ICMP error about something that is not ours: the kernel finds out whose it is.
-        Err(Reason::IcmpOther) => packet::is_icmp_error(&work.frame),
+        Err(Reason::IcmpOther) => {
+            may_be_for_the_stack(destination, is_local) && packet::is_icmp_error(&work.frame)
+        }
         // IGMP has options, and large packets of any protocol come in fragments.
         Err(Reason::UnsupportedProtocol | Reason::IpOptions | Reason::Fragment) => {
             match packet::other_protocol(&work.frame) {

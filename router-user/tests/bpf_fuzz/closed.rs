@@ -220,9 +220,11 @@ impl Closed {
         };
         let is_good = match (next, payload) {
             (58, [kind @ (1..=4 | 130..=136 | 143 | 129), code, ..]) => match kind {
-                1..=4 => true,
+                1..=4 => OWN_IPV6.contains(&destination),
                 129 => *code == 0 && OWN_IPV6.contains(&destination),
-                133..=136 => *code == 0 && hop_limit == 255,
+                133..=136 => {
+                    *code == 0 && hop_limit == 255 && (is_taken || destination.is_unicast_link_local())
+                }
                 _ => listeners(*kind),
             },
             (0, [58, 0, _, _, _, _, _, _, kind, ..]) => listeners(*kind),

@@ -232,6 +232,9 @@ fn nothing_passes_this_machine_to_another() {
         ends(world, &icmp(CLIENT, destination, 64, 128), expected);
         ends(world, &icmp(CLIENT, destination, 64, 129), expected);
         ends(world, &packet(112, 255, CLIENT, destination, &[0; 20]), expected);
+        for error_or_discovery in [1, 2, 3, 4, 133, 134, 135, 136] {
+            ends(world, &icmp(CLIENT, destination, 255, error_or_discovery), expected);
+        }
     }
     // To many: this machine may be one of them.
     ends(world, &packet(112, 255, CLIENT, ALL_NODES, &[0; 20]), PASSED);

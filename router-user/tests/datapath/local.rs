@@ -62,6 +62,10 @@ fn other_kinds_of_packets_from_a_rules_source_are_denied() {
         let mut frame = echo_request(PLS, ROUTER, 7).build();
         frame[34] = kind;
         ends(world, &frame, expected);
+        // Where this machine is a router for others, too, it passes none on.
+        let mut elsewhere = echo_request(PLS, [10, 9, 9, 9], 7).build();
+        elsewhere[34] = kind;
+        ends(world, &elsewhere, DENIED);
     }
 }
 
