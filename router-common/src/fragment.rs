@@ -28,6 +28,8 @@ pub const PATIENCE: u32 = 2000;
 
 /// Datagrams of one source that can be on their way at once, in either of the lists of them. Beyond, its oldest is forgotten.
 pub const OF_A_SOURCE: u32 = 128;
+/// Places that are looked at for one whose datagram has gone, before a source's oldest is forgotten.
+pub const LOOKED_AT: u32 = 8;
 /// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses. Sources that lead to the same one share it.
 pub const SOURCES: u32 = 256;
 /// Fragments of a source that are held for coming before their datagram's first: nearly three datagrams of the largest size at once, and 4,000

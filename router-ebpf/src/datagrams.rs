@@ -12,7 +12,8 @@ use router_common::{
     answer::Bucket,
     flow::FlowKey,
     fragment::{
-        Coverage, Datagram, EARLY, EARLY_SHARES, Fragment, FragmentKey, OF_A_SOURCE, SOURCES, place_of,
+        Coverage, Datagram, EARLY, EARLY_SHARES, Fragment, FragmentKey, LOOKED_AT, OF_A_SOURCE, SOURCES,
+        place_of,
     },
     reason::Reason,
     source_hash,
@@ -90,18 +91,33 @@ fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
     }
 }
 
-/// Puts a source's datagram into the place of its oldest one, which is what comes back.
+/// Puts a source's datagram into the place of its oldest one. That moves to a place of the next ones
+/// whose datagram has gone, complete or given up; where there is none, it comes back, to be forgotten.
 #[inline(always)]
 fn take_place(
     (last, count): (&Array<FragmentKey>, &Array<u32>),
     hash: u32,
     key: &FragmentKey,
+    has_gone: impl Fn(&FragmentKey) -> bool,
 ) -> Option<FragmentKey> {
     let number = Number::new(count.get(hash % SOURCES)?).take_next();
     let place = last.get_ptr_mut(place_of(hash, number))?;
     // SAFETY: memory of a map, which stays mapped; any bytes are a key.
     let oldest = unsafe { core::ptr::replace(place, *key) };
-    (oldest != *key).then_some(oldest)
+    if oldest == *key || has_gone(&oldest) {
+        return None;
+    }
+    for ahead in 1..=LOOKED_AT {
+        let place = last.get_ptr_mut(place_of(hash, number.wrapping_add(ahead)))?;
+        // SAFETY: as above.
+        unsafe {
+            if has_gone(&*place) {
+                *place = oldest;
+                return None;
+            }
+        }
+    }
+    Some(oldest)
 }
 
 /// Notes what becomes of a datagram, by its first fragment: a packet of `flow`, which leaves for the reason `verdict`.
@@ -159,7 +175,10 @@ extern "C" fn datagram_begin() -> u32 {
     let inserted = if blank.verdict == Reason::Forwarded as u32 {
         // None has more than its share, so that nobody's flood has others' forgotten.
         let hash = source_hash(&settings.seeds, key.source);
-        if let Some(oldest) = take_place((&LAST_DATAGRAMS, &LAST_DATAGRAMS_COUNT), hash, key) {
+        let now = now();
+        // SAFETY: see the map for what that may turn out to be.
+        let has_gone = |key: &FragmentKey| unsafe { DATAGRAMS.get(key) }.is_none_or(|old| old.is_stale(now));
+        if let Some(oldest) = take_place((&LAST_DATAGRAMS, &LAST_DATAGRAMS_COUNT), hash, key, has_gone) {
             let _ = DATAGRAMS.remove(oldest);
         }
         DATAGRAMS.insert(key, blank, u64::from(BPF_NOEXIST))
@@ -197,7 +216,9 @@ pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
     }
     // SAFETY: only whether it is there matters.
     if unsafe { AWAITED.get(key) }.is_none() {
-        if let Some(oldest) = take_place((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key) {
+        // SAFETY: as above.
+        let has_gone = |key: &FragmentKey| unsafe { AWAITED.get(key) }.is_none();
+        if let Some(oldest) = take_place((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key, has_gone) {
             let _ = AWAITED.remove(oldest);
         }
         // Without a place it is not released, and lost.

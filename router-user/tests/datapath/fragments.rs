@@ -606,6 +606,26 @@ fn a_flood_of_first_fragments_forgets_only_its_own() {
     is(&world.run(&other[1]), Verdict::Tx, Reason::Forwarded);
 }
 
+/// What is complete makes room before what is still on its way.
+#[test]
+fn a_slow_datagram_is_not_forgotten_where_others_are_complete() {
+    let mut world = World::new();
+    let frames = fragments(&query(1473), 0, 1500);
+    let slow: Vec<u16> = (0..4).collect();
+    for id in &slow {
+        let reason = if *id == 0 { Reason::Opened } else { Reason::Forwarded };
+        is(&world.run(&with_id(&frames[0], *id)), Verdict::Tx, reason);
+    }
+    for id in 1000..1000 + 4 * OF_A_SOURCE as u16 {
+        for frame in &frames {
+            is(&world.run(&with_id(frame, id)), Verdict::Tx, Reason::Forwarded);
+        }
+    }
+    for id in &slow {
+        is(&world.run(&with_id(&frames[1], *id)), Verdict::Tx, Reason::Forwarded);
+    }
+}
+
 /// Early fragments from whom no rule and no session has anything to do with take nobody's place.
 #[test]
 fn early_ones_of_strangers_are_not_held() {
