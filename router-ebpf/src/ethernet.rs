@@ -15,10 +15,7 @@ use crate::{Exit, Outcome, Work, local, rules};
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let version = work.settings.version;
-    let rule_set = match rules::rule_set(version) {
-        Some(rule_set) if version != 0 => rule_set,
-        _ => return Err(Reason::NotConfigured.into()),
-    };
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     for _ in 0..MAX_TAGS {
         let found = content(&work.frame);
         if !matches!(found, Content::PriorityTag) {

@@ -8,9 +8,11 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use router_common::{
+    HALF_OPEN_SLOTS, HalfOpen,
     address::Ipv4,
     bounds,
     flow::{FlowEntry, FlowKey},
+    half_open_slot,
     session::Ticks,
     settings::Settings,
     table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
@@ -26,6 +28,12 @@ static FLOWS: Array<Bucket> = Array::with_max_entries(1 << 15, BPF_F_MMAPABLE);
 /// One record: how many sessions there are. Added to by the programs, taken from by the daemon, both atomically.
 #[map]
 static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// One counter a source, by a keyed hash of its address: sources that share one share their limit.
+/// Added to by the programs; taken from by the programs when a session is established, and by the
+/// daemon when one goes without having been. All atomically.
+#[map]
+static HALF_OPEN: Array<u32> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
 /// One a CPU: a walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
 #[map]
@@ -308,4 +316,10 @@ fn scratch() -> Option<&'static mut Search> {
 #[inline(always)]
 pub(crate) fn occupancy() -> Option<&'static Occupancy> {
     OCCUPANCY.get(0)
+}
+
+/// How many sessions of a source are still opening.
+#[inline(always)]
+pub(crate) fn half_open(settings: &Settings, source: Ipv4) -> Option<HalfOpen<'static>> {
+    HALF_OPEN.get(half_open_slot(&settings.seeds, source)).map(HalfOpen::new)
 }

@@ -2,14 +2,12 @@
 //! another, see [`router_common::openings`].
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
     cty::c_void,
     helpers::generated::{bpf_ktime_get_ns, bpf_loop},
     macros::map,
     maps::{Array, PerCpuArray},
 };
 use router_common::{
-    HALF_OPEN_SLOTS, HalfOpen,
     address::Ipv4,
     answer::Bucket,
     bounds, half_open_slot,
@@ -20,11 +18,6 @@ use router_common::{
 };
 
 use crate::{flows, removal, settings};
-
-/// One counter a source, by a keyed hash of its address: sources that share one share their limit. Added to by the programs; taken from by
-/// the programs when a session is established, and by the daemon when one goes without having been. All atomically.
-#[map]
-static HALF_OPEN: Array<u32> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
 /// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place, read by whoever looks for a session to make
 /// room; what a note says is believed only where the flow table says the same.
@@ -61,11 +54,6 @@ struct Search {
 #[map]
 static ROOM_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
 
-#[inline(always)]
-fn counter(settings: &Settings, source: Ipv4) -> Option<HalfOpen<'static>> {
-    HALF_OPEN.get(half_open_slot(&settings.seeds, source)).map(HalfOpen::new)
-}
-
 /// The way in which a session came to be counted.
 #[derive(Clone, Copy)]
 pub(crate) enum Entered {
@@ -79,7 +67,7 @@ pub(crate) enum Entered {
 /// still opening; `None` if there is none, and nothing was counted.
 #[inline(always)]
 pub(crate) fn enter(settings: &Settings, source: Ipv4) -> Option<Entered> {
-    if counter(settings, source)?.enter(settings.half_open_per_source) {
+    if flows::half_open(settings, source)?.enter(settings.half_open_per_source) {
         Some(Entered::Room)
     } else if make_room(u32::from_ne_bytes(source.0)) != 0 {
         // The new one is counted in its place.
@@ -92,7 +80,7 @@ pub(crate) fn enter(settings: &Settings, source: Ipv4) -> Option<Entered> {
 /// Counts one less.
 #[inline(always)]
 pub(crate) fn leave(settings: &Settings, source: Ipv4) {
-    if let Some(counter) = counter(settings, source) {
+    if let Some(counter) = flows::half_open(settings, source) {
         counter.leave();
     }
 }

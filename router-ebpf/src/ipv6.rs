@@ -28,10 +28,7 @@ static LOCAL_ADDRESSES_IPV6: HashMap<Ipv6, u32> = HashMap::with_max_entries(4096
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let version = work.settings.version;
-    let rule_set = match rules::rule_set(version) {
-        Some(rule_set) if version != 0 => rule_set,
-        _ => return Err(Reason::NotConfigured.into()),
-    };
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     let is_let_in = !ethernet::is_closed(work, rule_set)
         || match ipv6::read(&work.frame) {
             Some(packet) => is_let_in(work, rule_set, &packet),

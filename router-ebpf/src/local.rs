@@ -33,10 +33,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
     };
     let Some((source, destination)) = packet::addresses(&work.frame) else { return Err(reason.into()) };
     let version = work.settings.version;
-    let rule_set = match rules::rule_set(version) {
-        Some(rule_set) if version != 0 => rule_set,
-        _ => return Err(Reason::NotConfigured.into()),
-    };
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     if source == AZURE_PLATFORM || destination == AZURE_PLATFORM {
         return Err(Reason::Platform.into());
     }
@@ -95,12 +92,8 @@ fn answers_dhcp(work: &Work) -> bool {
 /// Whether a source is held to what is allowed by name.
 #[inline(always)]
 pub(crate) fn is_closed_out(version: u32, source: Ipv4) -> bool {
-    match rules::rule_set(version) {
-        Some(rule_set) if version != 0 => {
-            rule_set.others_are_closed != 0 || rules::is_a_rules_source(version, source)
-        }
-        _ => false,
-    }
+    rules::in_force(version)
+        .is_some_and(|rule_set| rule_set.others_are_closed != 0 || rules::is_a_rules_source(version, source))
 }
 
 /// What a packet leaves for; the later fragments of one that is the first of several do, too.

@@ -32,10 +32,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
 #[inline(always)]
 fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     let version = work.settings.version;
-    let rule_set = match rules::rule_set(version) {
-        Some(rule_set) if version != 0 => rule_set,
-        _ => return Err(Reason::NotConfigured.into()),
-    };
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     let last = claim::last();
     let found = match rules::find(packet, version, rule_set, random(), last, work) {
         Ok(found) => found,

@@ -9,7 +9,7 @@ use router_common::{
     table::{Slot, SlotState, Tag},
 };
 
-use crate::{flows, half_open, own::key_of, pools, settings};
+use crate::{flows, own::key_of, pools, settings};
 
 /// What has become of the session that has a tuple.
 #[repr(u32)]
@@ -59,8 +59,10 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     if let Some(occupancy) = flows::occupancy() {
         occupancy.leave();
     }
-    if tag.is_opening() {
-        half_open::leave(settings, client);
+    if tag.is_opening()
+        && let Some(half_open) = flows::half_open(settings, client)
+    {
+        half_open.leave();
     }
     free_port(reply, &reply_key);
     Removal::Removed as u32

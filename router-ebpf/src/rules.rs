@@ -69,6 +69,12 @@ pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
     RULE_SETS.get(router_common::rules::bank(version))
 }
 
+/// The rule set of a version; `None` before the first.
+#[inline(always)]
+pub(crate) fn in_force(version: u32) -> Option<&'static RuleSet> {
+    if version == 0 { None } else { rule_set(version) }
+}
+
 /// Whether this is one of this machine's own addresses, or a broadcast address of its networks.
 #[inline(always)]
 pub(crate) fn is_local(address: Ipv4) -> bool {

@@ -38,7 +38,7 @@ use super::shared::lock;
 
 pub(super) use self::{
     places::{Capacity, Party},
-    users::Users,
+    users::{Ends, Users},
 };
 
 /// The largest head of a request, in bytes: more than browsers and monitors send.
@@ -89,13 +89,6 @@ pub(super) trait Listener: Send + 'static {
 
     /// Waits for the next one.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
-}
-
-/// The two ends of a TCP connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ends {
-    pub(super) peer: SocketAddr,
-    pub(super) local: SocketAddr,
 }
 
 impl Listener for TcpListener {

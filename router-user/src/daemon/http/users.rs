@@ -12,7 +12,6 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Ends;
 use crate::daemon::shared::lock;
 
 // include/uapi/linux/sock_diag.h, and struct nlmsghdr.
@@ -23,6 +22,13 @@ const REQUEST: usize = 56;
 /// Of `struct inet_diag_msg`, behind the header.
 const USER: usize = HEADER + 64;
 const INODE: usize = HEADER + 68;
+
+/// The two ends of a TCP connection.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::daemon) struct Ends {
+    pub(in crate::daemon) peer: SocketAddr,
+    pub(in crate::daemon) local: SocketAddr,
+}
 
 /// The way to ask for users.
 pub(in crate::daemon) struct Users {
