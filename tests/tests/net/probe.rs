@@ -42,9 +42,16 @@ fn lab(nics: Nics) -> Lab {
     check(Lab::up(Options::new(nics, router(), helper())))
 }
 
-/// The status and body of what is asked for in plain HTTP/1.0, from one of a host's addresses.
-fn ask_at(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, request: &str) -> Result<(u16, String)> {
+/// The status and the whole answer to a request, from one of a host's addresses. The thread that asks
+/// does `first` before.
+fn answer_to(
+    (from, source): (&Namespace, Ipv4Addr),
+    target: SocketAddrV4,
+    request: &str,
+    first: impl FnOnce() -> io::Result<()> + Send,
+) -> Result<(u16, String)> {
     let answer = from.inside(|| -> Result<String> {
+        first()?;
         let mut stream = connect_from(source, target, PATIENCE)?;
         stream.write_all(request.as_bytes()).context("cannot ask")?;
         let mut answer = String::new();
@@ -52,8 +59,14 @@ fn ask_at(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, request: &st
         Ok(answer)
     })??;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("not HTTP: {answer:?}"))?, answer))
+}
+
+/// The status and body of what is asked for in plain HTTP/1.0, from one of a host's addresses.
+fn ask_at(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, request: &str) -> Result<(u16, String)> {
+    let (status, answer) = answer_to((from, source), target, request, || Ok(()))?;
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok((status.with_context(|| format!("not HTTP: {answer:?}"))?, body.to_owned()))
+    Ok((status, body.to_owned()))
 }
 
 fn ask(from: &Namespace, source: Ipv4Addr) -> Result<(u16, String)> {
@@ -312,16 +325,7 @@ fn who_probes_is_configured() {
 
 fn scrape(lab: &Lab, user: libc::uid_t, host: &str) -> Result<(u16, String)> {
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let answer = lab.hosts.router.inside(|| -> Result<String> {
-        become_user(user)?;
-        let mut stream = connect_from(Ipv4Addr::LOCALHOST, METRICS, PATIENCE)?;
-        stream.write_all(request.as_bytes()).context("cannot ask")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("no answer")?;
-        Ok(answer)
-    })??;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.with_context(|| format!("not HTTP: {answer:?}"))?, answer))
+    answer_to((&lab.hosts.router, Ipv4Addr::LOCALHOST), METRICS, &request, || become_user(user))
 }
 
 /// Any user of this machine reaches the metrics, by any address of the loopback.
