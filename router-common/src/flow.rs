@@ -256,8 +256,8 @@ pub struct FlowEntry<A> {
     // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
     opened_and_packets: PartAndCount<OPENED_BITS>,
     sent_and_bytes: PartAndCount<SENT_BITS>,
-    // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the generation. Changed at once. In generation 0, what is
-    // noted of segments out of window.
+    // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the
+    // generation. Changed at once. In generation 0: notes of segments out of window.
     pub(crate) next_hop: u64,
     // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
     ports: u32,

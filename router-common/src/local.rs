@@ -51,7 +51,7 @@ impl<N: Contains> Allow<N> {
     }
 }
 
-/// What an entry of `local.allow` has to name so that a packet comes in.
+/// The service that an entry of `local.allow` has to name so that a packet comes in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Service {
     /// The IP protocol number, where ICMP stands for echo requests of either version of IP.

@@ -250,12 +250,12 @@ pub enum Window {
     Unsaid,
 }
 
-/// What a segment makes of a connection.
+/// The outcome of a segment for a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Step {
-    /// The connection after it, but for where its ends are.
+    /// The connection after it, with its ends where they were.
     pub track: Track,
-    /// What is to be changed of that.
+    /// The changes to where its ends are.
     pub moves: Moves,
     /// Where it is.
     pub window: Window,
@@ -591,7 +591,7 @@ mod tests {
     #[derive(Clone, Copy)]
     struct Middle(Track, Notes);
 
-    /// What stands beside the connection in its two entries, the client's first.
+    /// Notes beside the connection in its two entries, the client's first.
     #[derive(Clone, Copy, Debug, Default)]
     struct Notes {
         now: u32,

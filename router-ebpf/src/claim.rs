@@ -40,7 +40,7 @@ struct Opening {
     slot: u32,
     /// 1 when another session of the source has made room for this one.
     in_place: u32,
-    /// What the client's tuple has been, an [`Earlier`] as its number; and where that led, if it is to stay there.
+    /// The history of the client's tuple, an [`Earlier`] as its number; and where it led before.
     earlier: u32,
     last: Leads,
     reply_key: FlowKey<Ipv4>,
