@@ -37,8 +37,7 @@ mod watch;
 mod ways;
 
 use std::{
-    io::{self, ErrorKind},
-    net::SocketAddr,
+    io::ErrorKind,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -53,7 +52,6 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
-    http::Queues,
     names::NameService,
     next_hops::Topology,
     own::Own,
@@ -175,24 +173,25 @@ impl Signals {
 
 /// The sockets that the daemon answers on.
 struct Listeners {
-    probe: Queues,
+    probe: TcpListener,
     admin: TcpListener,
     api: UnixListener,
 }
 
 impl Listeners {
     fn bind(config: &Config) -> Result<Self> {
-        let explained = |error: io::Error, address: SocketAddr, key: &str| {
-            let fix = if error.kind() == ErrorKind::AddrNotAvailable {
-                "name an address of this machine, or 0.0.0.0 for all of them"
-            } else {
-                "name another port; who has this one says `ss -tlnp`"
-            };
-            anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
+        let tcp = |address: std::net::SocketAddr, key: &str| {
+            http::listen(address).map_err(|error| {
+                let fix = if error.kind() == ErrorKind::AddrNotAvailable {
+                    "name an address of this machine, or 0.0.0.0 for all of them"
+                } else {
+                    "name another port; who has this one says `ss -tlnp`"
+                };
+                anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
+            })
         };
-        let (health, admin) = (config.health.listen, config.admin.listen);
-        let probe = probe::listen(config).map_err(|error| explained(error, health, "health.listen"))?;
-        let admin = http::listen(admin).map_err(|error| explained(error, admin, "admin.listen"))?;
+        let probe = tcp(config.health.listen, "health.listen")?;
+        let admin = tcp(config.admin.listen, "admin.listen")?;
         let socket = &config.admin.socket;
         let directory = socket.parent().unwrap_or(Path::new("/"));
         private::make(directory).context("admin.socket")?;

@@ -2,12 +2,11 @@
 //!
 //! The one port of the daemon that the network reaches, with an HA-ports load balancer even from
 //! the private endpoint. So nobody there may keep the probe from its answer. Whoever probes this
-//! machine (`from` of `[health]`) has an accept queue and connections that nobody else can use up,
-//! apart for each entry and with a share for each address of a network; and only these, and this machine itself, are
+//! machine (`from` of `[health]`) has connections that nobody else can use up, apart for each entry
+//! and with a share for each address of a network; and only these, and this machine itself, are
 //! told why it does not forward.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
@@ -21,9 +20,10 @@ use hyper::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use router_common::AZURE_PLATFORM;
+use tokio::net::TcpListener;
 
 use super::{
-    http::{self, Capacity, Ends, Fresh, Limits, Party, Queues, Users, Visit},
+    http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit},
     shared::Shared,
 };
 use crate::config::Config;
@@ -76,15 +76,6 @@ impl Probers {
         }
     }
 
-    /// The entries that are networks. Those of the router's interfaces may change.
-    fn networks(&self) -> Vec<IpNet> {
-        let network = |entry: &Entry| match entry {
-            Entry::Network(network) => Some(*network),
-            Entry::OwnNetworks => None,
-        };
-        self.entries.iter().filter_map(network).collect()
-    }
-
     fn rooms(&self) -> Vec<Capacity> {
         let of_entries = self.entries.iter().map(|entry| match entry {
             Entry::Network(network) if network.prefix_len() == network.max_prefix_len() => ADDRESS,
@@ -109,11 +100,6 @@ impl Probers {
     }
 }
 
-/// Listens for probes, with an accept queue of their own for those who have places by name.
-pub(super) fn listen(config: &Config) -> io::Result<Queues> {
-    Queues::listen(config.health.listen, &Probers::of(config).networks())
-}
-
 /// The limits of the probe's listener.
 pub(super) fn limits(config: &Config) -> Limits {
     Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
@@ -121,7 +107,7 @@ pub(super) fn limits(config: &Config) -> Limits {
 
 /// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
 /// not. Nothing else is served.
-pub(super) async fn serve(shared: Arc<Shared>, listener: Queues) -> Result<()> {
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
     let (probers, users) = (Probers::of(&shared.config), Users::open());
     let limits = limits(&shared.config);
     let visit = {

@@ -5,7 +5,6 @@
 
 pub(super) mod host;
 mod places;
-mod queues;
 mod users;
 
 use std::{
@@ -39,7 +38,6 @@ use super::shared::lock;
 
 pub(super) use self::{
     places::{Capacity, Party},
-    queues::Queues,
     users::{Ends, Users},
 };
 
@@ -51,7 +49,7 @@ const MAX_HEADERS: usize = 100;
 const LEAVING: usize = 16;
 /// The pause before the next connection is let in when the kernel lacks memory or descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Connections that wait until they are let in, in each accept queue. The kernel allows
+/// Connections that wait until they are let in, at a listener. The kernel allows
 /// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
@@ -119,14 +117,6 @@ impl Listener for UnixListener {
 
 /// Listens on a TCP address.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = tcp_socket(address)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Returns a socket for a listener of this address' kind, not bound yet.
-fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
         socket2::Type::STREAM.nonblocking().cloexec(),
@@ -134,7 +124,9 @@ fn tcp_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     )?;
     // As a daemon that starts again needs it: connections of the one before may still be ending.
     socket.set_reuse_address(true)?;
-    Ok(socket)
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Raises the limit of open files as far as this process may, so that no listener comes near it.
