@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
 
     let to = new_key(&packet, tuple);
     let mut out = frame.to_vec();
-    let mut entry = FlowEntry::EMPTY;
+    let entry = FlowEntry::default();
     entry.start(&packet.key, &to, Ticks(0));
     // Time that is over has no less: the router answers such a packet and does not rewrite it.
     if packet.ttl == 0 {
@@ -63,11 +63,11 @@ fn fragment(frame: &[u8], mtu: u16) {
             flow
         }
     };
-    let datagram = Datagram::new(flow, Reason::Forwarded, 0);
+    let datagram = Datagram::new(&flow, Reason::Forwarded, 0);
     assert_eq!(datagram.cover(&fragment, 0), Coverage::Partial);
     assert_eq!(datagram.cover(&fragment, 0), Coverage::Bad);
 
-    let whole = Datagram::new(flow, Reason::Forwarded, 0);
+    let whole = Datagram::new(&flow, Reason::Forwarded, 0);
     let mut end = u32::from(fragment.offset);
     for (header, data) in split(&frame[14..], mtu).into_iter().flatten() {
         let piece = [&frame[..14], &header, data].concat();

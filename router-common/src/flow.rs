@@ -5,7 +5,7 @@
 //! needs, so a packet of a session costs one lookup. Inserting the reply flow's key is what claims the SNAT port.
 //! How the table that they are in works: [`crate::table`].
 
-use core::mem::{align_of, offset_of, size_of};
+use core::mem::{align_of, size_of};
 
 use crate::{
     address::{Address, Ipv4, Ipv6, Mac, Port},
@@ -13,6 +13,7 @@ use crate::{
     packet::{Frame, L4, Packet},
     rewrite::{Link, Rewrite},
     session::{RESYNCHRONISES_AFTER, Ticks},
+    shared::Shared,
 };
 
 /// The transport protocols that the router translates, by their IP protocol numbers.
@@ -198,43 +199,50 @@ impl NextHop {
 
 /// A count, and below it `BITS` bits of something else, which stay what they are: so counting is one addition, and no bits are left over.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct PartAndCount<const BITS: u32>(u64);
+#[derive(Debug, Default)]
+struct PartAndCount<const BITS: u32>(Shared<u64>);
 
 impl<const BITS: u32> PartAndCount<BITS> {
     const PART: u64 = (1 << BITS) - 1;
 
-    /// A count of 0 above the lowest bits of `part`.
+    /// Makes the count 0, above the lowest bits of `part`.
     #[inline(always)]
-    const fn new(part: u32) -> Self {
-        Self(part as u64 & Self::PART)
+    fn start(&self, part: u32) {
+        self.0.set(u64::from(part) & Self::PART);
     }
 
     #[inline(always)]
-    const fn part(self) -> u32 {
-        (self.0 & Self::PART) as u32
+    fn part(&self) -> u32 {
+        (self.0.get() & Self::PART) as u32
     }
 
     #[inline(always)]
-    const fn count(self) -> u64 {
-        self.0 >> BITS
+    fn count(&self) -> u64 {
+        self.0.get() >> BITS
     }
 
     /// Counts on, and round.
     #[inline(always)]
-    const fn add(&mut self, number: u32) {
-        self.0 = self.0.wrapping_add((number as u64) << BITS);
+    fn add(&self, number: u32) {
+        self.0.set(self.0.get().wrapping_add(u64::from(number) << BITS));
     }
 }
 
 impl PartAndCount<{ u16::BITS }> {
     /// Changes what is below the count.
     #[inline(always)]
-    const fn set_part(&mut self, part: u16) {
-        const { assert!(cfg!(target_endian = "little")) };
-        // SAFETY: the lowest 16 bits come first in memory, see above, and any value of them is one.
-        // One store, where the compiler would load the number and put it together.
-        unsafe { core::ptr::from_mut(self).cast::<u16>().write(part) };
+    fn set_part(&self, part: u16) {
+        #[cfg(target_arch = "bpf")]
+        {
+            const { assert!(cfg!(target_endian = "little")) };
+            // SAFETY: the lowest 16 bits come first in memory, see above, and any value of them is one.
+            // One store, where the compiler would load the number and put it together.
+            unsafe { self.0.as_ptr().cast::<u16>().write_volatile(part) };
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            self.0.set(self.0.get() & !Self::PART | u64::from(part));
+        }
     }
 }
 
@@ -247,79 +255,94 @@ const SENT_BITS: u32 = u16::BITS;
 ///
 /// Written by whichever CPU handles the flow's packets (a NIC hands a flow to one queue, and so to one CPU at a time). The
 /// counters are plain adds: when a flow moves between queues at that very moment, a packet may be missed in them.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct FlowEntry<A> {
-    // What its packets become, a [`Rewrite`]: the addresses of it.
-    source: A,
-    destination: A,
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FlowEntry {
+    // What its packets become, a [`Rewrite`]: both addresses of it in one number, see [`FlowKey::addresses`].
+    addresses: Shared<u64>,
     // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
     opened_and_packets: PartAndCount<OPENED_BITS>,
     sent_and_bytes: PartAndCount<SENT_BITS>,
     // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the
     // generation. Changed at once. In generation 0: notes of segments out of window.
-    pub(crate) next_hop: u64,
+    next_hop: Shared<u64>,
     // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
-    ports: u32,
-    header_change: Folded,
+    ports: Shared<u32>,
+    header_change: Shared<u16>,
     // Of the next hop.
-    mtu: u16,
-    /// The sequence number that this direction's sender expects next (TCP), as it has acknowledged: see [`End`](crate::session::End).
-    pub expects: u32,
-    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
-    /// that happened.
-    pub last_seen: Ticks,
+    mtu: Shared<u16>,
+    expects: Shared<u32>,
+    last_seen: Shared<u32>,
 }
 
-const _: () = assert!(size_of::<FlowEntry<Ipv4>>() == 48);
-/// As [`FlowEntry::overwrite`] and [`FlowEntry::rewrite`] take it.
-const _: () = assert!(align_of::<FlowEntry<Ipv4>>() == align_of::<u64>());
-const _: () = assert!(
-    offset_of!(FlowEntry<Ipv4>, source) == 0 && offset_of!(FlowEntry<Ipv4>, destination) == size_of::<u32>()
-);
+const _: () = assert!(size_of::<FlowEntry>() == 48 && align_of::<FlowEntry>() == align_of::<u64>());
 /// One bit says which.
 const _: () = assert!(crate::MAX_INTERFACES <= 2);
 
-impl FlowEntry<Ipv4> {
-    /// Makes this a copy of another one, word by word: for BPF, the compiler calls a function that copies every byte by itself.
+/// What a [`FlowEntry`] says at one moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FlowRecord {
+    /// What its packets become.
+    pub rewrite: Rewrite<Ipv4>,
+    /// Where its packets leave.
+    pub next_hop: NextHop,
+    /// The tick in which the session was opened, see [`FlowEntry::opened`].
+    pub opened: Ticks,
+    /// When a packet was last seen.
+    pub last_seen: Ticks,
+    /// Its packets. 40 bits, and round again.
+    pub packets: u64,
+    /// Their bytes, Ethernet header included. 48 bits, and round again.
+    pub bytes: u64,
+    /// The sequence number that this direction's sender expects next (TCP).
+    pub expects: u32,
+}
+
+impl FlowEntry {
+    /// Makes this a copy of another one.
     #[inline(always)]
-    pub(crate) fn overwrite(&mut self, from: &Self) {
-        let (to, from) = (core::ptr::from_mut(self).cast::<u64>(), core::ptr::from_ref(from).cast::<u64>());
-        for word in 0..size_of::<Self>() / size_of::<u64>() {
-            // Volatile, or it would be made a call again.
-            // SAFETY: both are of this size and alignment (see the assertions beside the structure), and have no padding.
-            unsafe { to.add(word).write_volatile(from.add(word).read()) };
+    pub(crate) fn overwrite(&self, from: &Self) {
+        self.addresses.set(from.addresses.get());
+        self.opened_and_packets.0.set(from.opened_and_packets.0.get());
+        self.sent_and_bytes.0.set(from.sent_and_bytes.0.get());
+        self.next_hop.set(from.next_hop.get());
+        self.ports.set(from.ports.get());
+        self.header_change.set(from.header_change.get());
+        self.mtu.set(from.mtu.get());
+        self.expects.set(from.expects.get());
+        self.last_seen.set(from.last_seen.get());
+    }
+
+    /// Reads what it says at this moment.
+    pub fn read(&self) -> FlowRecord {
+        FlowRecord {
+            rewrite: self.rewrite(),
+            next_hop: self.next_hop(),
+            opened: self.opened(),
+            last_seen: self.last_seen(),
+            packets: self.packets(),
+            bytes: self.bytes(),
+            expects: self.expects(),
         }
     }
 
-    /// All zero.
-    pub const EMPTY: Self = Self {
-        source: Ipv4([0; 4]),
-        destination: Ipv4([0; 4]),
-        opened_and_packets: PartAndCount::new(0),
-        sent_and_bytes: PartAndCount::new(0),
-        next_hop: 0,
-        ports: 0,
-        header_change: Folded::ZERO,
-        mtu: 0,
-        expects: 0,
-        last_seen: Ticks(0),
-    };
-
     /// What its packets become.
     #[inline(always)]
-    pub const fn rewrite(&self) -> Rewrite<Ipv4> {
-        // SAFETY: the entry starts with the two addresses, which are together as large as a number that may stand where it does (see the assertions
-        // beside the structure). Read as one, since all that is done with them is to write both at once.
-        let addresses = unsafe { core::ptr::from_ref(self).cast::<u64>().read() };
-        Rewrite::from_words(addresses, self.ports)
+    pub fn rewrite(&self) -> Rewrite<Ipv4> {
+        // Both addresses as one number, since all that is done with them is to write both at once.
+        Rewrite::from_words(self.addresses.get(), self.ports.get())
     }
 
     /// Makes the IP header of a packet of this flow what it becomes, and nothing behind it: of a fragment that is not the first. As
     /// [`translate`](Self::translate) otherwise.
     #[inline(always)]
     pub fn translate_header(&self, headers: &mut [u8; L4]) {
-        self.rewrite().apply_to_header(self.header_change, headers);
+        self.rewrite().apply_to_header(self.header_change(), headers);
+    }
+
+    #[inline(always)]
+    fn header_change(&self) -> Folded {
+        Folded::from_number(self.header_change.get())
     }
 
     /// Makes a packet of this flow, which [`packet::parse`](crate::packet::parse) has read from this frame, what it becomes: addresses, ports or
@@ -333,7 +356,7 @@ impl FlowEntry<Ipv4> {
         frame: &mut (impl Frame + ?Sized),
     ) -> Option<()> {
         let rewrite = self.rewrite();
-        let change = rewrite.change(self.header_change, &packet.key);
+        let change = rewrite.change(self.header_change(), &packet.key);
         rewrite.apply(&change, packet, link, frame)
     }
 }
@@ -347,133 +370,167 @@ const LAST_TICK_SHIFT: u32 = MAC_SHIFT;
 const TICKS_SHIFT: u32 = LAST_TICK_SHIFT + u32::BITS;
 
 /// The generation of a next hop in one number; 0 if it is not known.
-pub(crate) const fn generation_of(next_hop: u64) -> u16 {
+const fn generation_of(next_hop: u64) -> u16 {
     (next_hop & GENERATION_MASK) as u16
 }
 
-impl<A: Address> FlowEntry<A> {
+impl FlowEntry {
     /// Makes this the entry of a direction that is opened now, whose packets have the tuple `from` and become `to`. Where they leave is not known
     /// yet.
     #[inline(always)]
-    pub fn start(&mut self, from: &FlowKey<A>, to: &FlowKey<A>, now: Ticks) {
-        self.source = to.source;
-        self.destination = to.destination;
-        self.ports = to.ports();
-        self.header_change = Rewrite::to(to).header_change(from);
+    pub fn start(&self, from: &FlowKey<Ipv4>, to: &FlowKey<Ipv4>, now: Ticks) {
+        self.addresses.set(to.addresses());
+        self.ports.set(to.ports());
+        self.header_change.set(Rewrite::to(to).header_change(from).number());
         self.start_over(now);
     }
 
     /// Makes this the entry of a direction that is opened again now, by another connection of the same tuple.
     #[inline(always)]
-    pub const fn start_over(&mut self, now: Ticks) {
-        self.opened_and_packets = PartAndCount::new(now.0);
-        self.sent_and_bytes = PartAndCount::new(0);
-        self.next_hop = 0;
-        self.mtu = 0;
-        self.expects = 0;
-        self.last_seen = now;
+    pub fn start_over(&self, now: Ticks) {
+        self.opened_and_packets.start(now.0);
+        self.sent_and_bytes.start(0);
+        self.next_hop.set(0);
+        self.mtu.set(0);
+        self.expects.set(0);
+        self.set_last_seen(now);
     }
 
     /// The tick in which the session was opened, if that is less than 208 days before its last packet.
     #[inline(always)]
-    pub const fn opened(&self) -> Ticks {
-        let Ticks(seen) = self.last_seen;
+    pub fn opened(&self) -> Ticks {
+        let Ticks(seen) = self.last_seen();
         Ticks(seen.wrapping_sub(seen.wrapping_sub(self.opened_and_packets.part()) & ((1 << OPENED_BITS) - 1)))
+    }
+
+    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
+    /// that happened.
+    #[inline(always)]
+    pub fn last_seen(&self) -> Ticks {
+        Ticks(self.last_seen.get())
+    }
+
+    /// Says when a packet was last seen.
+    #[inline(always)]
+    pub fn set_last_seen(&self, now: Ticks) {
+        self.last_seen.set(now.0);
+    }
+
+    /// The sequence number that this direction's sender expects next (TCP), as it has acknowledged: see [`End`](crate::session::End).
+    #[inline(always)]
+    pub fn expects(&self) -> u32 {
+        self.expects.get()
+    }
+
+    /// Says what this direction's sender expects next.
+    #[inline(always)]
+    pub fn set_expects(&self, sequence: u32) {
+        self.expects.set(sequence);
     }
 
     /// The upper half of the sequence number that this direction's sender has come to (TCP), see
     /// [`End`](crate::session::End).
     #[inline(always)]
-    pub const fn sent(&self) -> u16 {
+    pub fn sent(&self) -> u16 {
         self.sent_and_bytes.part() as u16
     }
 
     /// Says how far this direction's sender has come.
     #[inline(always)]
-    pub const fn set_sent(&mut self, sent: u16) {
+    pub fn set_sent(&self, sent: u16) {
         self.sent_and_bytes.set_part(sent);
     }
 
     /// Where its packets leave.
     #[inline(always)]
-    pub const fn next_hop(&self) -> NextHop {
+    pub fn next_hop(&self) -> NextHop {
+        let number = self.next_hop.get();
         NextHop {
-            destination_mac: Mac::from_number(self.next_hop >> MAC_SHIFT),
-            generation: generation_of(self.next_hop),
-            mtu: self.mtu,
-            slot: (self.next_hop >> SLOT_SHIFT & 1) as u8,
+            destination_mac: Mac::from_number(number >> MAC_SHIFT),
+            generation: generation_of(number),
+            mtu: self.mtu.get(),
+            slot: (number >> SLOT_SHIFT & 1) as u8,
             zero: [0; 3],
         }
     }
 
     /// Says where its packets leave.
     #[inline(always)]
-    pub const fn set_next_hop(&mut self, next_hop: &NextHop) {
-        self.mtu = next_hop.mtu;
-        self.next_hop = next_hop.destination_mac.number() << MAC_SHIFT
-            | (next_hop.slot as u64 & 1) << SLOT_SHIFT
-            | next_hop.generation as u64 & GENERATION_MASK;
+    pub fn set_next_hop(&self, next_hop: &NextHop) {
+        self.mtu.set(next_hop.mtu);
+        self.next_hop.set(
+            next_hop.destination_mac.number() << MAC_SHIFT
+                | (u64::from(next_hop.slot) & 1) << SLOT_SHIFT
+                | u64::from(next_hop.generation) & GENERATION_MASK,
+        );
+    }
+
+    /// The generation of its next hop; 0 if that is not known.
+    #[inline(always)]
+    pub(crate) fn next_hop_generation(&self) -> u16 {
+        generation_of(self.next_hop.get())
     }
 
     /// Has the next packet resolve where it leaves, in the slow path.
     #[inline(always)]
-    pub const fn forget_next_hop(&mut self) {
-        if generation_of(self.next_hop) != 0 {
-            self.next_hop = 0;
+    pub fn forget_next_hop(&self) {
+        if self.next_hop_generation() != 0 {
+            self.next_hop.set(0);
         }
     }
 
     /// Notes that a segment of this direction was out of window ([`Window`](crate::session::Window)).
     /// The note stands where the next hop does otherwise, which is forgotten.
     #[inline(always)]
-    pub const fn note_out_of_window(&mut self, now: Ticks) {
-        let ticks = self.ticks_out_of_window() as u64;
-        if ticks == 0 || (self.next_hop >> LAST_TICK_SHIFT) as u32 != now.0 {
-            let ticks = if ticks < u16::MAX as u64 { ticks + 1 } else { ticks };
-            self.next_hop = ticks << TICKS_SHIFT | (now.0 as u64) << LAST_TICK_SHIFT;
+    pub fn note_out_of_window(&self, now: Ticks) {
+        let ticks = u64::from(self.ticks_out_of_window());
+        if ticks == 0 || (self.next_hop.get() >> LAST_TICK_SHIFT) as u32 != now.0 {
+            let ticks = if ticks < u64::from(u16::MAX) { ticks + 1 } else { ticks };
+            self.next_hop.set(ticks << TICKS_SHIFT | u64::from(now.0) << LAST_TICK_SHIFT);
         }
     }
 
     /// Returns `true` if there was a segment out of window, and none within since.
     #[inline(always)]
-    pub const fn has_been_out_of_window(&self) -> bool {
+    pub fn has_been_out_of_window(&self) -> bool {
         self.ticks_out_of_window() != 0
     }
 
     /// Returns `true` if there were segments out of window in [`RESYNCHRONISES_AFTER`] ticks, and
     /// none within.
     #[inline(always)]
-    pub const fn is_out_of_window(&self) -> bool {
+    pub fn is_out_of_window(&self) -> bool {
         self.ticks_out_of_window() >= RESYNCHRONISES_AFTER
     }
 
     /// Takes back what [`note_out_of_window`](Self::note_out_of_window) has noted.
     #[inline(always)]
-    pub const fn forget_out_of_window(&mut self) {
+    pub fn forget_out_of_window(&self) {
         if self.has_been_out_of_window() {
-            self.next_hop = 0;
+            self.next_hop.set(0);
         }
     }
 
     #[inline(always)]
-    const fn ticks_out_of_window(&self) -> u32 {
-        if generation_of(self.next_hop) == 0 { (self.next_hop >> TICKS_SHIFT) as u32 } else { 0 }
+    fn ticks_out_of_window(&self) -> u32 {
+        let number = self.next_hop.get();
+        if generation_of(number) == 0 { (number >> TICKS_SHIFT) as u32 } else { 0 }
     }
 
     /// Counts a packet of this many bytes.
     #[inline(always)]
-    pub const fn count(&mut self, bytes: u32) {
+    pub fn count(&self, bytes: u32) {
         self.opened_and_packets.add(1);
         self.sent_and_bytes.add(bytes);
     }
 
     /// Its packets. 40 bits, and round again.
-    pub const fn packets(&self) -> u64 {
+    pub fn packets(&self) -> u64 {
         self.opened_and_packets.count()
     }
 
     /// Their bytes, Ethernet header included. 48 bits, and round again.
-    pub const fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.sent_and_bytes.count()
     }
 }

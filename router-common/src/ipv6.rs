@@ -433,6 +433,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::effort::cases())]
+
         /// Nothing panics, and what is let in unasked is one of few things.
         #[test]
         fn harmless_is_what_is_listed(bytes in prop::collection::vec(any::<u8>(), 0..120), next in prop::sample::select(vec![0_u8, 6, 17, 58, 44, 60, 112, 41])) {

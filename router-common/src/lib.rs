@@ -10,14 +10,15 @@
 #![cfg_attr(
     target_arch = "bpf",
     feature(asm_experimental_arch, core_intrinsics),
-    expect(internal_features, reason = "see `atomic`")
+    expect(internal_features, reason = "see `shared`")
 )]
 
 pub mod address;
 pub mod answer;
-mod atomic;
 pub mod bounds;
 pub mod checksum;
+#[cfg(test)]
+mod effort;
 pub mod ethernet;
 pub mod flow;
 pub mod fragment;
@@ -36,6 +37,7 @@ pub mod route;
 pub mod rules;
 pub mod session;
 pub mod settings;
+pub mod shared;
 pub mod stats;
 pub mod table;
 mod wire;
@@ -122,19 +124,14 @@ pub const fn peer_slot(seeds: &table::HashSeeds, address: address::Ipv4) -> u32 
 }
 
 /// A counter of half-open sessions, in memory that the programs and the daemon share.
-#[derive(Clone, Copy, Debug)]
-pub struct HalfOpen<'a>(atomic::Atomic<'a, u32>);
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct HalfOpen(shared::AtomicU32);
 
-impl<'a> HalfOpen<'a> {
-    /// The counter in this field.
-    #[inline(always)]
-    pub const fn new(field: &'a u32) -> Self {
-        Self(atomic::Atomic::new(field))
-    }
-
+impl HalfOpen {
     /// Counts one more; `false` if that is too many, and nothing was counted.
     #[inline(always)]
-    pub fn enter(self, limit: u32) -> bool {
+    pub fn enter(&self, limit: u32) -> bool {
         if self.0.add(1) < limit {
             return true;
         }
@@ -143,37 +140,41 @@ impl<'a> HalfOpen<'a> {
     }
 
     /// How many there are.
-    pub fn count(self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.0.load()
     }
 
     /// Counts one less.
     #[inline(always)]
-    pub fn leave(self) {
+    pub fn leave(&self) {
         self.0.add(1_u32.wrapping_neg());
     }
 }
 
-/// A number in memory that others write, too.
-#[derive(Clone, Copy, Debug)]
-pub struct Number<'a>(atomic::Atomic<'a, u32>);
+/// A place of the list of addresses that sessions lead to, see [`peer_slot`]: the tick in which one was last known to.
+///
+/// Written when a session opens, and by the daemon's sweep while there is one: any of both is right, and the last one stays.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Peer(shared::Shared<u32>);
 
-impl<'a> Number<'a> {
-    /// The one in this field.
+impl Peer {
+    /// Notes that a session leads there now.
     #[inline(always)]
-    pub const fn new(field: &'a u32) -> Self {
-        Self(atomic::Atomic::new(field))
+    pub fn note(&self, now: session::Ticks) {
+        self.0.set(now.0);
     }
 
-    /// The number, which nobody else gets until they come round: then it goes up.
-    #[inline(always)]
-    pub fn take_next(self) -> u32 {
-        self.0.add(1)
+    /// Forgets what was noted.
+    pub fn forget(&self) {
+        self.0.set(0);
     }
 
-    /// Changes it, whatever it is.
-    pub fn set(self, number: u32) {
-        self.0.swap(number);
+    /// Returns `true` if a session leads there, or has done so moments ago.
+    #[inline(always)]
+    pub fn is_one(&self, now: session::Ticks) -> bool {
+        let last = self.0.get();
+        last != 0 && now.0.wrapping_sub(last) <= PEER_PATIENCE
     }
 }
 

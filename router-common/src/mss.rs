@@ -1,5 +1,7 @@
 //! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a path takes.
 
+use core::cell::Cell;
+
 use crate::checksum::Sum;
 
 /// Options take up to 40 bytes of a TCP header.
@@ -32,50 +34,50 @@ pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
     }
 }
 
-/// A search for the size among the options of a TCP header.
-#[derive(Clone, Copy, Debug)]
+/// A search for the size among the options of a TCP header. In cells, since several functions of a program have it.
+#[derive(Clone, Debug)]
 pub struct Search {
     /// The options. Longer than they can be, so that a masked offset is always within.
-    pub bytes: [u8; 64],
+    pub bytes: [Cell<u8>; 64],
     /// The length of the options.
-    pub length: u32,
+    length: Cell<u32>,
     /// Where to look next.
-    pub at: u32,
+    at: Cell<u32>,
     /// Where the size is, and 0 if nowhere.
-    found: u32,
+    found: Cell<u32>,
 }
 
 impl Search {
     /// Starts a search in options of this length, which are there already.
     #[inline(always)]
-    pub const fn start(&mut self, length: u32) {
-        self.length = length;
-        self.at = 0;
-        self.found = 0;
+    pub fn start(&self, length: u32) {
+        self.length.set(length);
+        self.at.set(0);
+        self.found.set(0);
     }
 
     /// Looks at one option; whether the search is over. Nothing is found in options that make no sense.
     #[inline(always)]
-    pub const fn step(&mut self) -> bool {
-        let at = self.at;
-        if at >= self.length {
+    pub fn step(&self) -> bool {
+        let at = self.at.get();
+        if at >= self.length.get() {
             return true;
         }
         match self.byte(at) {
             END => return true,
-            NOTHING => self.at = at + 1,
+            NOTHING => self.at.set(at + 1),
             kind => {
-                let length = self.byte(at + 1) as u32;
-                if length < 2 || at + length > self.length {
+                let length = u32::from(self.byte(at + 1));
+                if length < 2 || at + length > self.length.get() {
                     return true;
                 }
                 if kind == MAXIMUM_SEGMENT_SIZE {
                     if length == 4 {
-                        self.found = at + 2;
+                        self.found.set(at + 2);
                     }
                     return true;
                 }
-                self.at = at + length;
+                self.at.set(at + length);
             }
         }
         false
@@ -83,17 +85,17 @@ impl Search {
 
     /// Where among the options the size is, and what it is.
     #[inline(always)]
-    pub const fn found(&self) -> Option<(u32, [u8; 2])> {
+    pub fn found(&self) -> Option<(u32, [u8; 2])> {
         // 0 is "not found": two bytes of the option come before the size.
-        match self.found {
+        match self.found.get() {
             0 => None,
             at => Some((at, [self.byte(at), self.byte(at + 1)])),
         }
     }
 
     #[inline(always)]
-    const fn byte(&self, at: u32) -> u8 {
-        self.bytes[at as usize & 63]
+    fn byte(&self, at: u32) -> u8 {
+        self.bytes[at as usize & 63].get()
     }
 }
 
@@ -104,8 +106,12 @@ mod tests {
     use super::*;
 
     fn search(options: &[u8]) -> Option<(u32, [u8; 2])> {
-        let mut search = Search { bytes: [2; 64], length: 9, at: 9, found: 9 };
-        search.bytes[..options.len()].copy_from_slice(options);
+        let nine = || Cell::new(9);
+        let search =
+            Search { bytes: [const { Cell::new(2) }; 64], length: nine(), at: nine(), found: nine() };
+        for (to, option) in search.bytes.iter().zip(options) {
+            to.set(*option);
+        }
         search.start(options.len() as u32);
         let steps = (0..STEPS).find(|_| search.step());
         assert!(steps.is_some() || search.at >= search.length, "not finished");
@@ -147,6 +153,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::effort::cases())]
+
         #[test]
         fn any_options_are_searched_to_the_end(options in proptest::collection::vec(any::<u8>(), 0..=OPTIONS)) {
             if let Some((at, value)) = search(&options) {

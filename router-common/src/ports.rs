@@ -9,9 +9,9 @@ use core::{mem::size_of, ops::Range};
 
 use crate::{
     address::{Ipv4, Port},
-    atomic::Atomic,
     bounds::opaque,
     flow::FlowKey,
+    shared::{AtomicU32, AtomicU64},
 };
 
 /// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
@@ -245,41 +245,41 @@ const EXHAUSTED: usize = 8;
 #[repr(C, align(64))]
 pub struct Pool {
     /// 1 while a [`PoolKey`] leads here.
-    used: u32,
+    used: AtomicU32,
     /// Goes up whenever a port is freed.
-    frees: u32,
+    frees: AtomicU32,
     /// What `frees` was when a search found every port taken that a source may use, see
     /// [`Pool::exhaustion`]. By the source's hash.
-    exhausted: [u32; EXHAUSTED],
+    exhausted: [AtomicU32; EXHAUSTED],
     zero: [u32; 6],
-    bits: [u64; POOL_WORDS as usize],
+    bits: [AtomicU64; POOL_WORDS as usize],
 }
 
-const _: () = assert!(size_of::<Pool>() == 64 + 8192);
+const _: () = assert!(cfg!(model) || size_of::<Pool>() == 64 + 8192);
 
 impl Pool {
     #[inline(always)]
-    fn bits(&self, word: u32) -> Atomic<'_, u64> {
+    fn bits(&self, word: u32) -> &AtomicU64 {
         // Of a port's word, the compiler would leave the remainder out.
-        Atomic::new(&self.bits[(opaque(word) % POOL_WORDS) as usize])
+        &self.bits[(opaque(word) % POOL_WORDS) as usize]
     }
 
     /// Makes a pool that is not in use the caller's.
     #[inline(always)]
     pub fn claim(&self) -> bool {
-        Atomic::new(&self.used).change(0, 1)
+        self.used.change(0, 1)
     }
 
     /// Lets go of a pool that was just claimed, and that nobody can have found.
     #[inline(always)]
     pub fn unclaim(&self) {
-        Atomic::new(&self.used).swap(0);
+        self.used.swap(0);
     }
 
     /// Whether it is in use.
     #[inline(always)]
     pub fn is_used(&self) -> bool {
-        Atomic::new(&self.used).load() != 0
+        self.used.load() != 0
     }
 
     /// Gives the pool back, empty. Only the daemon does, when no program can have it any more.
@@ -288,9 +288,9 @@ impl Pool {
             self.bits(word).swap(0);
         }
         for exhausted in &self.exhausted {
-            Atomic::new(exhausted).swap(0);
+            exhausted.swap(0);
         }
-        Atomic::new(&self.used).swap(0);
+        self.used.swap(0);
     }
 
     /// Marks a port as taken; whether it was marked as free.
@@ -323,7 +323,7 @@ impl Pool {
     #[inline(always)]
     pub fn clear(&self, port: u16) {
         self.bits(u32::from(port) / 64).and(!(1 << (port % 64)));
-        Atomic::new(&self.frees).add(1);
+        self.frees.add(1);
     }
 
     /// Marks a port as taken.
@@ -353,7 +353,7 @@ impl Pool {
     /// The count of freed ports, to be given to [`set_exhausted`](Self::set_exhausted) after a search.
     #[inline(always)]
     pub fn frees(&self) -> u32 {
-        Atomic::new(&self.frees).load()
+        self.frees.load()
     }
 
     /// Whether a search has found every one of these ports taken, and none of the target's has been freed since.
@@ -371,8 +371,8 @@ impl Pool {
     }
 
     #[inline(always)]
-    fn exhausted(&self, ports: &SourcePorts) -> Atomic<'_, u32> {
-        Atomic::new(&self.exhausted[opaque(ports.source) as usize % EXHAUSTED])
+    fn exhausted(&self, ports: &SourcePorts) -> &AtomicU32 {
+        &self.exhausted[opaque(ports.source) as usize % EXHAUSTED]
     }
 
     /// All in one word: another source may use others, and another configuration's range may have ports that this one has not.
@@ -429,11 +429,11 @@ mod tests {
 
     fn pool() -> Box<Pool> {
         Box::new(Pool {
-            used: 0,
-            frees: 0,
-            exhausted: [0; EXHAUSTED],
+            used: AtomicU32::default(),
+            frees: AtomicU32::default(),
+            exhausted: core::array::from_fn(|_| AtomicU32::default()),
             zero: [0; 6],
-            bits: [0; POOL_WORDS as usize],
+            bits: core::array::from_fn(|_| AtomicU64::default()),
         })
     }
 
@@ -466,7 +466,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(crate::effort::cases())]
 
         #[test]
         fn guesses_are_in_the_range(range in ranges(), source in any::<u32>(), own in any::<u16>(), random in any::<u32>()) {

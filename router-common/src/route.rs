@@ -253,6 +253,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(crate::effort::cases())]
+
         #[test]
         fn queries_and_answers_are_read_as_written(bytes in any::<[u8; Query::SIZE]>(), mut answer in any::<[u8; Answer::SIZE]>()) {
             answer[34] &= 1;

@@ -392,6 +392,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::effort::cases())]
+
         #[test]
         fn listen_prefixes_cover_the_range_once(first in 0..=u16::MAX, length in 0..=u16::MAX, port in any::<u16>()) {
             let range = PortRange { first, last: first.saturating_add(length) };

@@ -577,7 +577,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flow::Direction::{Forward, Reply};
+    use crate::{
+        effort::tries,
+        flow::Direction::{Forward, Reply},
+    };
 
     const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
     const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
@@ -781,9 +784,8 @@ mod tests {
             segment(Forward, tcp::ACK, 0x4000_0001, 0x2000_0001),
         ];
         let some = || std::iter::once(None).chain(forged.into_iter().map(Some));
-        for (first, second, third) in
-            some().flat_map(|a| some().flat_map(move |b| some().map(move |c| (a, b, c))))
-        {
+        let orders = some().flat_map(|a| some().flat_map(move |b| some().map(move |c| (a, b, c))));
+        for (first, second, third) in orders.step_by(tries(1, 97) as usize) {
             for at in 0..3 {
                 let what = format!("{first:?} {second:?} {third:?} at {at}");
                 let mut talk = Talk::new();
@@ -819,17 +821,18 @@ mod tests {
     /// Some megabytes are lost before they come here, what follows them is not, and they come again.
     #[test]
     fn a_large_hole_is_filled() {
+        let segments = tries(4096, 64);
         for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
             let mut talk = Talk::established();
             let own = usize::from(matches!(direction, Reply));
             let start = talk.next[own];
-            talk.next[own] = start.wrapping_add(4 << 20);
-            for _ in 0..2048 {
+            talk.next[own] = start.wrapping_add(segments * 1024);
+            for _ in 0..segments / 2 {
                 talk.say(direction, tcp::ACK, 1024);
             }
             let end = talk.next[own];
             talk.next[own] = start;
-            for _ in 0..4096 {
+            for _ in 0..segments {
                 talk.say(direction, tcp::ACK, 1024);
             }
             talk.next[own] = end;
@@ -1099,11 +1102,13 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::effort::cases())]
+
         /// Any segments may be injected between those of two ends: if these go on talking, the session keeps its place; and
         /// when it has come to rest, it still knows a genuine end of the connection from others.
         #[test]
         fn a_connection_whose_ends_go_on_talking_keeps_its_place(
-            rounds in proptest::collection::vec((proptest::collection::vec(forged(), 0..20), 0..200_000_u32, 0..200_000_u32), 1..10),
+            rounds in proptest::collection::vec((proptest::collection::vec(forged(), 0..20), 0..tries(200_000, 5000), 0..tries(200_000, 5000)), 1..tries(10, 3) as usize),
         ) {
             let mut talk = Talk::established();
             for (forgeries, asked, answered) in rounds {
@@ -1130,7 +1135,7 @@ mod tests {
         #[test]
         fn blind_segments_change_nothing(
             segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<bool>()), 0..200),
-            talked in 0..100_000_u32,
+            talked in 0..tries(100_000, 5000),
         ) {
             let mut talk = Talk::established();
             talk.transfer(Forward, talked);
@@ -1191,7 +1196,7 @@ mod tests {
 
         /// Data of any size in either direction, in order: the fast path follows, or the slow path behind it.
         #[test]
-        fn numbers_follow_a_connection(sizes in proptest::collection::vec((any::<bool>(), 1..1_000_000_u32), 1..200)) {
+        fn numbers_follow_a_connection(sizes in proptest::collection::vec((any::<bool>(), 1..tries(1_000_000, 5000)), 1..tries(200, 20) as usize)) {
             let mut talk = Talk::established();
             for (is_reply, size) in sizes {
                 talk.transfer(if is_reply { Reply } else { Forward }, size);

@@ -1,6 +1,6 @@
 //! What the daemon tells the running program, in one small record that every packet reads.
 
-use core::mem::size_of;
+use core::{cell::UnsafeCell, mem::size_of};
 
 use crate::{
     MAX_INTERFACES,
@@ -25,11 +25,31 @@ pub struct Interface {
     pub mac: Mac,
 }
 
-impl Interface {
+/// The kernel's indexes of an [`Interface`]: its own, and that of its virtual function.
+#[derive(Clone, Copy, Debug)]
+struct Indexes {
+    primary: u32,
+    virtual_function: u32,
+}
+
+impl Indexes {
     /// Returns `true` if the kernel's index is that of this interface or of its virtual function.
     #[inline(always)]
-    const fn is(&self, index: u32) -> bool {
+    const fn contain(self, index: u32) -> bool {
         self.primary == index || self.virtual_function == index
+    }
+
+    /// The slot of the interface that a packet came in on, where these are the second one's: that one's if it is known to be, else
+    /// slot 0, also for an index that is not known yet (a virtual function that has just appeared).
+    #[inline(always)]
+    const fn ingress_slot(self, index: u32) -> u32 {
+        if self.primary != 0 && self.contain(index) { 1 } else { 0 }
+    }
+}
+
+impl Interface {
+    const fn indexes(&self) -> Indexes {
+        Indexes { primary: self.primary, virtual_function: self.virtual_function }
     }
 }
 
@@ -45,7 +65,7 @@ pub enum Side {
     Unknown,
 }
 
-/// The settings. Written whole by the daemon; the program only reads it.
+/// The settings. Written whole by the daemon; the program only reads it, as [`Live`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
@@ -73,51 +93,165 @@ pub struct Settings {
 const _: () = assert!(size_of::<Settings>() == 112);
 
 impl Settings {
-    /// How long after the daemon was last heard of it still counts as there, in ticks.
-    pub const DAEMON_PATIENCE: u32 = 6;
-
-    /// Whether there is a daemon to hand packets to.
-    #[inline(always)]
-    pub const fn daemon_is_there(&self, now: Ticks) -> bool {
-        now.0.saturating_sub(self.daemon_seen.0) <= Self::DAEMON_PATIENCE
-    }
-
     /// The interface of a slot.
-    #[inline(always)]
     pub const fn interface(&self, slot: u32) -> &Interface {
         &self.interfaces[slot as usize & (MAX_INTERFACES - 1)]
     }
 
     /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just
     /// appeared) counts as slot 0.
-    #[inline(always)]
     pub const fn ingress_slot(&self, index: u32) -> u32 {
-        let second = &self.interfaces[1];
-        if second.primary != 0 && second.is(index) { 1 } else { 0 }
+        self.interfaces[1].indexes().ingress_slot(index)
+    }
+
+    /// The slot of the interface that a route leads out of, if it is one of the router's.
+    pub const fn egress_slot(&self, index: u32) -> Option<u32> {
+        egress_slot([self.interfaces[0].primary, self.interfaces[1].primary], index)
+    }
+}
+
+#[inline(always)]
+const fn egress_slot([first, second]: [u32; 2], index: u32) -> Option<u32> {
+    if first == index {
+        Some(0)
+    } else if second == index {
+        Some(1)
+    } else {
+        None
+    }
+}
+
+/// The settings as the programs have them: in memory that the kernel writes, when the daemon says so, while they are read.
+///
+/// Numbers are whole; which of them are already new, nobody can tell. So what belongs together is one number, as a rule set's version.
+#[repr(transparent)]
+pub struct Live(UnsafeCell<Settings>);
+
+// SAFETY: read by single instructions; what the kernel writes at the same time are whole numbers.
+unsafe impl Sync for Live {}
+
+/// Reads a number of the settings. Volatile: each time anew, and once.
+macro_rules! read {
+    ($live:ident, $($field:tt)+) => {
+        // SAFETY: within the cell's own memory, for numbers of which any is good.
+        unsafe { (&raw const (*$live.0.get()).$($field)+).read_volatile() }
+    };
+}
+
+impl Live {
+    /// How long after the daemon was last heard of it still counts as there, in ticks.
+    pub const DAEMON_PATIENCE: u32 = 6;
+
+    /// What these settings are in a program's memory.
+    pub const fn new(settings: Settings) -> Self {
+        Self(UnsafeCell::new(settings))
+    }
+
+    /// Which rule set is in force, see [`Settings::version`].
+    #[inline(always)]
+    pub fn version(&self) -> u32 {
+        read!(self, version)
+    }
+
+    /// See [`Settings::next_hop_generation`].
+    #[inline(always)]
+    pub fn next_hop_generation(&self) -> u32 {
+        read!(self, next_hop_generation)
+    }
+
+    /// The regions of the flow table.
+    #[inline(always)]
+    pub fn regions(&self) -> Regions {
+        Regions { near: read!(self, regions.near), far: read!(self, regions.far) }
+    }
+
+    /// The key of the flow table's hash.
+    #[inline(always)]
+    pub fn seeds(&self) -> HashSeeds {
+        HashSeeds {
+            words: [
+                read!(self, seeds.words[0]),
+                read!(self, seeds.words[1]),
+                read!(self, seeds.words[2]),
+                read!(self, seeds.words[3]),
+            ],
+        }
+    }
+
+    /// Sessions in the opening state that one source may have.
+    #[inline(always)]
+    pub fn half_open_per_source(&self) -> u32 {
+        read!(self, half_open_per_source)
+    }
+
+    /// See [`Settings::pools_to_spare`].
+    #[inline(always)]
+    pub fn pools_to_spare(&self) -> u32 {
+        read!(self, pools_to_spare)
+    }
+
+    /// Whether there is a daemon to hand packets to.
+    #[inline(always)]
+    pub fn daemon_is_there(&self, now: Ticks) -> bool {
+        now.0.saturating_sub(read!(self, daemon_seen).0) <= Self::DAEMON_PATIENCE
+    }
+
+    /// The kernel's index of the interface of a slot.
+    #[inline(always)]
+    pub fn index(&self, slot: u32) -> u32 {
+        read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].primary)
+    }
+
+    /// The first address of the interface of a slot; 0.0.0.0 is "none".
+    #[inline(always)]
+    pub fn address(&self, slot: u32) -> Ipv4 {
+        read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].address)
+    }
+
+    /// The MAC address of the interface of a slot.
+    #[inline(always)]
+    pub fn mac(&self, slot: u32) -> Mac {
+        read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].mac)
+    }
+
+    #[inline(always)]
+    fn first(&self) -> Indexes {
+        Indexes {
+            primary: read!(self, interfaces[0].primary),
+            virtual_function: read!(self, interfaces[0].virtual_function),
+        }
+    }
+
+    #[inline(always)]
+    fn second(&self) -> Indexes {
+        Indexes {
+            primary: read!(self, interfaces[1].primary),
+            virtual_function: read!(self, interfaces[1].virtual_function),
+        }
+    }
+
+    /// As [`Settings::ingress_slot`].
+    #[inline(always)]
+    pub fn ingress_slot(&self, index: u32) -> u32 {
+        self.second().ingress_slot(index)
+    }
+
+    /// As [`Settings::egress_slot`].
+    #[inline(always)]
+    pub fn egress_slot(&self, index: u32) -> Option<u32> {
+        egress_slot([self.index(0), self.index(1)], index)
     }
 
     /// The side that a packet came in on, by the kernel's index of the interface.
     #[inline(always)]
-    pub const fn side(&self, index: u32) -> Side {
-        let [clients, firewall] = &self.interfaces;
-        if firewall.primary == 0 || clients.is(index) {
+    pub fn side(&self, index: u32) -> Side {
+        let (clients, firewall) = (self.first(), self.second());
+        if firewall.primary == 0 || clients.contain(index) {
             Side::Clients
-        } else if firewall.is(index) {
+        } else if firewall.contain(index) {
             Side::Firewall
         } else {
             Side::Unknown
-        }
-    }
-
-    /// The slot of the interface that a route leads out of, if it is one of the router's.
-    #[inline(always)]
-    pub const fn egress_slot(&self, index: u32) -> Option<u32> {
-        if self.interfaces[0].primary == index {
-            Some(0)
-        } else if self.interfaces[1].primary == index {
-            Some(1)
-        } else {
-            None
         }
     }
 }
@@ -128,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_is_not_heard_of_is_not_there() {
-        let settings = Settings { daemon_seen: Ticks(100), ..Settings::default() };
+        let settings = Live::new(Settings { daemon_seen: Ticks(100), ..Settings::default() });
         assert!(settings.daemon_is_there(Ticks(99)), "its clock was read a moment later than ours");
         assert!(settings.daemon_is_there(Ticks(106)));
         assert!(!settings.daemon_is_there(Ticks(107)));
@@ -145,10 +279,18 @@ mod tests {
         assert_eq!([one.egress_slot(2), one.egress_slot(3)], [Some(0), None]);
         let two = Settings { interfaces: [interface(2, 3), interface(4, 5)], ..Settings::default() };
         assert_eq!([two.ingress_slot(2), two.ingress_slot(4), two.ingress_slot(5)], [0, 1, 1]);
+        assert_eq!([two.egress_slot(4), two.egress_slot(5), two.egress_slot(7)], [Some(1), None, None]);
+        for settings in [one, two] {
+            let live = Live::new(settings);
+            for index in 0..10 {
+                assert_eq!(live.ingress_slot(index), settings.ingress_slot(index), "{index}");
+                assert_eq!(live.egress_slot(index), settings.egress_slot(index), "{index}");
+            }
+        }
+        let (one, two) = (Live::new(one), Live::new(two));
         assert_eq!([one.side(2), one.side(3), one.side(9)], [Side::Clients; 3]);
         assert_eq!([two.side(2), two.side(3)], [Side::Clients; 2]);
         assert_eq!([two.side(4), two.side(5)], [Side::Firewall; 2]);
         assert_eq!([two.side(9), two.side(0)], [Side::Unknown; 2]);
-        assert_eq!([two.egress_slot(4), two.egress_slot(5), two.egress_slot(7)], [Some(1), None, None]);
     }
 }

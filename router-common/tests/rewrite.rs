@@ -102,7 +102,7 @@ fn echo_frame(
 
 /// Makes a packet what it becomes in a flow of which it is the first.
 fn translate(packet: &Packet, to: &FlowKey<Ipv4>, frame: &mut [u8]) {
-    let mut entry = FlowEntry::EMPTY;
+    let entry = FlowEntry::default();
     entry.start(&packet.key, to, Ticks(0x1234_5678));
     assert_eq!(entry.opened(), Ticks(0x1234_5678));
     assert_eq!(entry.rewrite(), Rewrite::to(to));

@@ -1,10 +1,8 @@
 //! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that they answer.
 
-use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_ns,
-    macros::map,
-    maps::{Array, PerCpuArray},
-};
+use core::cell::Cell;
+
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::Array};
 use router_common::{
     Stage,
     address::{Ipv4, Port},
@@ -19,19 +17,23 @@ use router_common::{
     source_hash,
 };
 
-use crate::{Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules, settings};
+use crate::{
+    Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules, scratch::Scratch,
+    settings,
+};
 
 /// What the sender of a packet is to be told.
 struct Question {
     /// The number of the [`Reason`] that the packet would else be left for.
-    silent: u32,
+    silent: Cell<u32>,
     /// The next hop's MTU, for [`Reason::TooBig`].
-    mtu: u32,
+    mtu: Cell<u32>,
 }
 
-/// One a CPU: written by who asks, read by the program that answers, right behind.
+/// Written by who asks, read by the program that answers, right behind.
 #[map]
-static QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers.
+static QUESTION: Scratch<Question> = unsafe { Scratch::new() };
 
 /// Answers that sources may still get, by a keyed hash of their addresses: 192 KiB. Shared by all CPUs, taken from atomically.
 #[map]
@@ -63,7 +65,7 @@ pub(crate) fn rejected() -> Exit {
 /// configuration says so.
 #[inline(always)]
 pub(crate) fn unreachable(work: &Work, reason: Reason) -> Exit {
-    match rules::rule_set(work.settings.version) {
+    match rules::rule_set(work.settings.version()) {
         Some(rule_set) if rule_set.reject_unreachable != 0 && told(reason).is_some() => ask(reason, 0),
         _ => reason.into(),
     }
@@ -72,21 +74,19 @@ pub(crate) fn unreachable(work: &Work, reason: Reason) -> Exit {
 /// Has the packet answered, which must be as it was received. How it ends is then the answering program's to say.
 #[inline(always)]
 fn ask(silent: Reason, mtu: u16) -> Exit {
-    let Some(question) = QUESTION.get_ptr_mut(0) else { return Reason::Internal.into() };
-    // SAFETY: this CPU's own, and nobody else has it now.
-    let question = unsafe { &mut *question };
-    question.silent = silent as u32;
-    question.mtu = u32::from(mtu);
+    let Some(question) = QUESTION.get() else { return Reason::Internal.into() };
+    question.silent.set(silent as u32);
+    question.mtu.set(u32::from(mtu));
     Exit::To(Stage::Answer)
 }
 
 /// Answers the packet, or leaves it in silence where it must not be answered, or too many have been.
 #[inline(always)]
 pub(crate) fn answer(work: &mut Work) -> Outcome {
-    let question = QUESTION.get(0).ok_or(Reason::Internal)?;
-    let silent = Reason::from_number(question.silent).ok_or(Reason::Internal)?;
+    let question = QUESTION.get().ok_or(Reason::Internal)?;
+    let silent = Reason::from_number(question.silent.get()).ok_or(Reason::Internal)?;
     let told = told(silent).ok_or(silent)?;
-    let next_hop = match build(work, &told, question.mtu as u16) {
+    let next_hop = match build(work, &told, question.mtu.get() as u16) {
         Ok(next_hop) => next_hop,
         Err(Unanswered::Silent) => return Err(silent.into()),
         Err(Unanswered::Left(reason)) => return Err(reason.into()),
@@ -139,7 +139,7 @@ fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> 
     }
     let error = Error { mtu, ..told.error };
     // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812 4.3.2.4).
-    let from = if is_own { destination(&about) } else { work.settings.interface(work.ingress).address };
+    let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };
     if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
         return Err(Unanswered::Silent);
     }
@@ -176,7 +176,7 @@ fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
 #[inline(never)]
 extern "C" fn take_turn(kind: u32, source: u32) -> u32 {
     let Some(settings) = settings::get() else { return 0 };
-    let place = source_hash(&settings.seeds, Ipv4(source.to_ne_bytes())) & (SHARES - 1);
+    let place = source_hash(&settings.seeds(), Ipv4(source.to_ne_bytes())) & (SHARES - 1);
     let (Some(shares), Some(all)) = (ANSWER_SHARES.get(place), ANSWERS_TO_ALL.get(kind)) else { return 0 };
     let Some(share) = shares.get(kind as usize) else { return 0 };
     // SAFETY: takes nothing and always answers.

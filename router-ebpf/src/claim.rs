@@ -1,6 +1,8 @@
 //! Finding a free SNAT port and putting a new session into the flow table.
 
-use aya_ebpf::{bindings::xdp_md, cty::c_void, helpers::generated::bpf_loop, macros::map, maps::PerCpuArray};
+use core::cell::Cell;
+
+use aya_ebpf::{bindings::xdp_md, cty::c_void, helpers::generated::bpf_loop, macros::map};
 use router_common::{
     Stage,
     address::{Ipv4, Port},
@@ -9,7 +11,7 @@ use router_common::{
     ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, SourcePorts, Take},
     reason::Reason,
     session::Seen,
-    settings::Settings,
+    settings::Live,
     table::{InsertError, NOWHERE, SETTLED, Slot, SlotState, Tag, Vacancy},
 };
 
@@ -18,62 +20,64 @@ use crate::{
     half_open::{self, Entered},
     own, peers, pools, rules,
     rules::{Leads, Match},
+    scratch::Scratch,
     settings, sockets,
 };
 
 /// A session that is being opened.
 ///
 /// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a map the verifier takes for
-/// any value, which spares it following every combination of what went in.
+/// any value, which spares it following every combination of what went in. In cells, since the functions that follow each other in opening a
+/// session all have it.
 struct Opening {
-    rule: u16,
-    snat: Ipv4,
-    target: Ipv4,
-    target_port: Port,
-    ports: SourcePorts,
-    random: u32,
+    rule: Cell<u16>,
+    snat: Cell<Ipv4>,
+    target: Cell<Ipv4>,
+    target_port: Cell<Port>,
+    ports: Cell<SourcePorts>,
+    random: Cell<u32>,
     /// Where the client's packets leave; that does not depend on the SNAT address and port, see [`router_common::route::Query`].
-    next_hop: NextHop,
+    next_hop: Cell<NextHop>,
     /// The client's tuple; where its flow may be put, which is known before all else here ([`ask_to_open`]), and where it has been.
-    key: FlowKey<Ipv4>,
-    vacancy: Vacancy,
-    slot: u32,
+    key: Cell<FlowKey<Ipv4>>,
+    vacancy: Cell<Vacancy>,
+    slot: Cell<u32>,
     /// 1 when another session of the source has made room for this one.
-    in_place: u32,
+    in_place: Cell<u32>,
     /// The history of the client's tuple, an [`Earlier`] as its number; and where it led before.
-    earlier: u32,
-    last: Leads,
-    reply_key: FlowKey<Ipv4>,
+    earlier: Cell<u32>,
+    last: Cell<Leads>,
+    reply_key: Cell<FlowKey<Ipv4>>,
     /// The target's pool, or [`NO_POOL`].
-    pool: u32,
+    pool: Cell<u32>,
     /// Where in the pool to look next.
-    word: u32,
+    word: Cell<u32>,
     /// Words in a row that had no free port.
-    empty_words: u32,
+    empty_words: Cell<u32>,
     /// A [`Claim`], as its number.
-    claim: u32,
+    claim: Cell<u32>,
     /// A [`Phase`], as its number.
-    phase: u32,
+    phase: Cell<u32>,
     /// Ports that have been guessed.
-    guesses: u32,
+    guesses: Cell<u32>,
     /// SNAT addresses that have been searched in vain.
-    addresses: u32,
+    addresses: Cell<u32>,
     /// 1 when that was all of them.
-    searched_all: u32,
+    searched_all: Cell<u32>,
     /// Ports that have been tried one after the other.
-    in_turn: u32,
+    in_turn: Cell<u32>,
     /// Of the pool, see [`router_common::ports::Pool::frees`].
-    frees: u32,
+    frees: Cell<u32>,
 }
 
 impl Opening {
     #[inline(always)]
-    const fn pool_key(&self) -> PoolKey {
+    fn pool_key(&self) -> PoolKey {
         PoolKey {
-            snat: self.snat,
-            target: self.target,
-            target_port: self.target_port,
-            protocol: self.key.protocol_number(),
+            snat: self.snat.get(),
+            target: self.target.get(),
+            target_port: self.target_port.get(),
+            protocol: self.key.get().protocol_number(),
             zero: 0,
         }
     }
@@ -115,16 +119,10 @@ enum Claim {
     Full,
 }
 
-/// One a CPU. A CPU opens one session at a time.
+/// The session that this CPU is opening: one at a time.
 #[map]
-static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
-
-#[inline(always)]
-fn scratch() -> Option<&'static mut Opening> {
-    // SAFETY: this CPU's own. Whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
-    // value of every field.
-    OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
-}
+// SAFETY: numbers and bytes.
+static OPENING: Scratch<Opening> = unsafe { Scratch::new() };
 
 /// Gives a packet that belongs to no session to [`open`](crate::open), with the vacancy that the look for its flow has found. Nothing else
 /// leads there, so that [`claim`] never sees the vacancy of an earlier packet.
@@ -134,10 +132,10 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
     if vacancy.is_held() {
         return Exit::To(Stage::Local);
     }
-    match scratch() {
+    match OPENING.get() {
         Some(opening) => {
-            opening.vacancy = vacancy;
-            opening.earlier = Earlier::Nothing as u32;
+            opening.vacancy.set(vacancy);
+            opening.earlier.set(Earlier::Nothing as u32);
             Exit::To(Stage::Open)
         }
         None => Reason::Internal.into(),
@@ -148,22 +146,24 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
 /// now have let the SYN open another one.
 #[inline(always)]
 pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
-    let Some(opening) = scratch() else { return Reason::Internal.into() };
+    let Some(opening) = OPENING.get() else { return Reason::Internal.into() };
     let rewrite = forward.entry.rewrite();
-    opening.vacancy = Vacancy::UNKNOWN;
-    opening.last.target = rewrite.destination;
-    opening.last.target_port = rewrite.destination_port;
-    opening.last.snat = rewrite.source;
+    opening.vacancy.set(Vacancy::UNKNOWN);
+    opening.last.set(Leads {
+        target: rewrite.destination,
+        target_port: rewrite.destination_port,
+        snat: rewrite.source,
+    });
     let age = flows::now().0.wrapping_sub(forward.entry.opened().0);
-    opening.earlier = if age < SETTLED || !is_certain { Earlier::Stays } else { Earlier::Ended } as u32;
+    opening.earlier.set(if age < SETTLED || !is_certain { Earlier::Stays } else { Earlier::Ended } as u32);
     Exit::To(Stage::Open)
 }
 
 /// Where the session that is opened again has led, if it is to stay there.
 #[inline(always)]
-pub(crate) fn last() -> Option<&'static Leads> {
-    let opening = scratch()?;
-    (opening.earlier == Earlier::Stays as u32).then_some(&opening.last)
+pub(crate) fn last() -> Option<Leads> {
+    let opening = OPENING.get()?;
+    (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
 }
 
 /// Notes what session is to be opened, for [`claim`] to do.
@@ -176,58 +176,57 @@ pub(crate) fn prepare(
     random: u32,
     next_hop: NextHop,
 ) -> Option<()> {
-    let opening = scratch()?;
-    // Field by field: a whole one would be put together on the stack first.
-    opening.rule = found.rule;
-    opening.snat = snat;
-    opening.target = found.target;
-    opening.target_port = found.target_port;
-    opening.ports = ports;
-    opening.random = random;
-    opening.next_hop = next_hop;
-    opening.key = packet.key;
-    opening.slot = NOWHERE;
-    opening.in_place = 0;
-    opening.pool = NO_POOL;
-    opening.word = ports.range().any_word(random);
-    opening.empty_words = 0;
-    opening.claim = Claim::Searching as u32;
-    opening.phase = Phase::Guess as u32;
-    opening.guesses = 0;
-    opening.in_turn = 0;
-    opening.frees = 0;
-    opening.addresses = 0;
-    opening.searched_all = 0;
+    let opening = OPENING.get()?;
+    opening.rule.set(found.rule);
+    opening.snat.set(snat);
+    opening.target.set(found.target);
+    opening.target_port.set(found.target_port);
+    opening.ports.set(ports);
+    opening.random.set(random);
+    opening.next_hop.set(next_hop);
+    opening.key.set(packet.key);
+    opening.slot.set(NOWHERE);
+    opening.in_place.set(0);
+    opening.pool.set(NO_POOL);
+    opening.word.set(ports.range().any_word(random));
+    opening.empty_words.set(0);
+    opening.claim.set(Claim::Searching as u32);
+    opening.phase.set(Phase::Guess as u32);
+    opening.guesses.set(0);
+    opening.in_turn.set(0);
+    opening.frees.set(0);
+    opening.addresses.set(0);
+    opening.searched_all.set(0);
     Some(())
 }
 
 /// The next hop that was found for the session that this CPU has opened last, if it is this one.
 #[inline(always)]
 pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
-    let opening = scratch()?;
-    (opening.key == *key).then_some(opening.next_hop)
+    let opening = OPENING.get()?;
+    (opening.key.get() == *key).then_some(opening.next_hop.get())
 }
 
 /// Returns the reason that the first packet of a session leaves for, if this CPU has opened it last.
 #[inline(always)]
 pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
-    match scratch() {
-        Some(opening) if opening.key == *key && opening.in_place != 0 => Reason::OpenedInPlace,
+    match OPENING.get() {
+        Some(opening) if opening.key.get() == *key && opening.in_place.get() != 0 => Reason::OpenedInPlace,
         _ => Reason::Opened,
     }
 }
 
 /// The client's flow of the session that this CPU has opened last, if it is this one.
 #[inline(always)]
-pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
-    flows::at(scratch()?.slot, key)
+pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static Slot> {
+    flows::at(OPENING.get()?.slot.get(), key)
 }
 
 /// Puts a session into the table that has been decided on, or has the one of its tuple that is over start over.
 #[inline(always)]
 pub(crate) fn claim(work: &mut Work) -> Outcome {
-    let opening = scratch().ok_or(Reason::Internal)?;
-    if opening.earlier != Earlier::Nothing as u32 {
+    let opening = OPENING.get().ok_or(Reason::Internal)?;
+    if opening.earlier.get() != Earlier::Nothing as u32 {
         match take_over(work.frame.context().ctx) {
             IN_PLACE => return Err(Exit::To(Stage::Slow)),
             MOVED => return insert(work),
@@ -237,7 +236,7 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
             _ => {}
         }
     }
-    let source = opening.key.source;
+    let source = opening.key.get().source;
     let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     if !occupancy.enter() {
         return Err(Reason::TableFull.into());
@@ -251,10 +250,10 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
 
 /// Counts one more half-open session of the source, for which another one may have to make room; `false` if there is none, and nothing was counted.
 #[inline(always)]
-fn is_let_in(settings: &Settings, source: Ipv4) -> bool {
+fn is_let_in(settings: &Live, source: Ipv4) -> bool {
     let Some(entered) = half_open::enter(settings, source) else { return false };
-    if let Some(opening) = scratch() {
-        opening.in_place = u32::from(matches!(entered, Entered::InPlace));
+    if let Some(opening) = OPENING.get() {
+        opening.in_place.set(u32::from(matches!(entered, Entered::InPlace)));
     }
     true
 }
@@ -274,30 +273,30 @@ const BUSY: u32 = 4;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_over(context: *mut xdp_md) -> u32 {
-    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return GONE };
-    let Some(forward) = flows::find(&opening.key, settings) else { return GONE };
+    let (Some(opening), Some(settings)) = (OPENING.get(), settings::get()) else { return GONE };
+    let Some(forward) = flows::find(&opening.key.get(), settings) else { return GONE };
     let (tag, rewrite, now) = (forward.tag(), forward.entry.rewrite(), flows::now());
     if !matches!(tag.state(), SlotState::Live) {
         return GONE;
     }
-    opening.reply_key = opening.key.twin(&rewrite);
-    let reply = flows::find(&opening.reply_key, settings)
-        .filter(|reply| reply.key().twin(&reply.entry.rewrite()) == opening.key);
-    if !tag.is_opening() && !is_let_in(settings, opening.key.source) {
+    opening.reply_key.set(opening.key.get().twin(&rewrite));
+    let reply = flows::find(&opening.reply_key.get(), settings)
+        .filter(|reply| reply.key().twin(&reply.entry.rewrite()) == opening.key.get());
+    if !tag.is_opening() && !is_let_in(settings, opening.key.get().source) {
         return HALF_OPEN_LIMIT;
     }
-    let stays = opening.target == rewrite.destination
-        && opening.target_port == rewrite.destination_port
-        && opening.snat == rewrite.source
-        && opening.ports.contains(rewrite.source_port.number())
+    let stays = opening.target.get() == rewrite.destination
+        && opening.target_port.get() == rewrite.destination_port
+        && opening.snat.get() == rewrite.source
+        && opening.ports.get().contains(rewrite.source_port.number())
         && is_own_socket(context) == 0;
     // Then its note is there, and says when it was opened.
     let is_noted = tag.is_opening() && forward.entry.opened() == now;
     let is_mine = match reply {
         Some(reply) if stays => {
-            let is_mine = forward.start_over(tag, opening.rule, now);
+            let is_mine = forward.start_over(tag, opening.rule.get(), now);
             if is_mine {
-                reply.follow_start(opening.rule, now);
+                reply.follow_start(opening.rule.get(), now);
             }
             is_mine
         }
@@ -312,14 +311,18 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     match is_mine {
         true if stays => {
             if !is_noted {
-                half_open::note(settings, opening.key.source, flows::index_of(&opening.key, settings));
+                half_open::note(
+                    settings,
+                    opening.key.get().source,
+                    flows::index_of(&opening.key.get(), settings),
+                );
             }
             IN_PLACE
         }
         true => MOVED,
         false => {
             if !tag.is_opening() {
-                half_open::leave(settings, opening.key.source);
+                half_open::leave(settings, opening.key.get().source);
             }
             BUSY
         }
@@ -328,13 +331,13 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
 
 /// Has the reply flow of a session that moves held, if not too many are; else it goes, and its port is free.
 #[inline(always)]
-fn leave_behind(settings: &Settings) {
-    let (Some(opening), Some(occupancy)) = (scratch(), flows::occupancy()) else { return };
-    let Some(reply) = flows::find(&opening.reply_key, settings) else { return };
+fn leave_behind(settings: &Live) {
+    let (Some(opening), Some(occupancy)) = (OPENING.get(), flows::occupancy()) else { return };
+    let Some(reply) = flows::find(&opening.reply_key.get(), settings) else { return };
     if occupancy.hold() {
-        reply.hold(&opening.reply_key);
-    } else if reply.retire_soon(&opening.reply_key, flows::now()) {
-        unmark(&opening.reply_key, NO_POOL);
+        reply.hold(&opening.reply_key.get());
+    } else if reply.retire_soon(&opening.reply_key.get(), flows::now()) {
+        unmark(&opening.reply_key.get(), NO_POOL);
     }
 }
 
@@ -342,13 +345,13 @@ fn leave_behind(settings: &Settings) {
 /// that fails, the first is taken back: there is never half a session. Its first packet is then forwarded like any other.
 #[inline(always)]
 fn insert(work: &Work) -> Outcome {
-    let source = scratch().ok_or(Reason::Internal)?.key.source;
+    let source = OPENING.get().ok_or(Reason::Internal)?.key.get().source;
     let occupancy = flows::occupancy().ok_or(Reason::Internal)?;
     match insert_both(work) {
         Ok(()) => {
-            let opening = scratch().ok_or(Reason::Internal)?;
-            half_open::note(work.settings, source, opening.slot);
-            peers::note(work.settings, opening.target);
+            let opening = OPENING.get().ok_or(Reason::Internal)?;
+            half_open::note(work.settings, source, opening.slot.get());
+            peers::note(work.settings, opening.target.get());
         }
         Err(InsertError::Exists) => {
             // Another CPU has opened this very session.
@@ -371,7 +374,7 @@ fn insert(work: &Work) -> Outcome {
 /// No port is free: the client is told, or not, as is configured.
 #[inline(always)]
 fn no_port(work: &Work) -> Exit {
-    match rules::rule_set(work.settings.version) {
+    match rules::rule_set(work.settings.version()) {
         Some(rule_set) if rule_set.reject_exhausted != 0 => answer::rejected(),
         _ => Reason::PortsExhausted.into(),
     }
@@ -383,12 +386,11 @@ fn insert_both(work: &Work) -> Result<(), InsertError> {
     // More steps than the longest search can take. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this
     // context.
     unsafe { bpf_loop(MAX_STEPS, step as *const () as *mut c_void, (&raw mut context).cast(), 0) };
-    // Taken only now: the callback has had it in the meantime.
-    let opening = scratch().ok_or(InsertError::Full)?;
-    if opening.claim == Claim::Searching as u32 {
+    let opening = OPENING.get().ok_or(InsertError::Full)?;
+    if opening.claim.get() == Claim::Searching as u32 {
         return Err(InsertError::NoPort);
     }
-    if opening.claim == Claim::Full as u32 {
+    if opening.claim.get() == Claim::Full as u32 {
         return Err(InsertError::Full);
     }
     match insert_forward() {
@@ -404,17 +406,17 @@ fn insert_both(work: &Work) -> Result<(), InsertError> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn insert_forward() -> u32 {
-    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 3 };
-    let protocol = opening.key.protocol_number();
+    let (Some(opening), Some(settings)) = (OPENING.get(), settings::get()) else { return 3 };
+    let protocol = opening.key.get().protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
     // A masquerade is for machines on either side.
-    let is_masqueraded = opening.target == opening.key.destination;
-    let tag = Tag::pending(protocol, Direction::Forward, opening.rule, true)
+    let is_masqueraded = opening.target.get() == opening.key.get().destination;
+    let tag = Tag::pending(protocol, Direction::Forward, opening.rule.get(), true)
         .by_clients_side(!is_masqueraded)
         .showing(seen);
-    match flows::insert(&opening.key, &opening.reply_key.reversed(), tag, opening.vacancy) {
+    match flows::insert(&opening.key.get(), &opening.reply_key.get().reversed(), tag, opening.vacancy.get()) {
         Ok(slot) => {
-            opening.slot = slot;
+            opening.slot.set(slot);
             0
         }
         Err(error) => {
@@ -445,25 +447,28 @@ const SMALL: u32 = 64;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_pool(among: u32) -> u32 {
-    let Some(opening) = scratch() else { return 0 };
+    let Some(opening) = OPENING.get() else { return 0 };
     let key = opening.pool_key();
     let index = if among == 0 {
         pools::find(&key)
-    } else if opening.ports.range().size() <= SMALL {
+    } else if opening.ports.get().range().size() <= SMALL {
         None
     } else {
         pools::find_or_make(&key, among)
     };
     match index.and_then(|index| Some((index, pools::pool(index)?))) {
         Some((index, pool)) => {
-            opening.pool = index;
-            opening.phase = Phase::Pool as u32;
-            opening.frees = pool.frees();
+            opening.pool.set(index);
+            opening.phase.set(Phase::Pool as u32);
+            opening.frees.set(pool.frees());
             // Then there is nothing to look for.
-            opening.empty_words =
-                if pool.is_exhausted(&opening.ports) { opening.ports.range().words() } else { 0 };
+            opening.empty_words.set(if pool.is_exhausted(&opening.ports.get()) {
+                opening.ports.get().range().words()
+            } else {
+                0
+            });
         }
-        None if among == pools::ALL => opening.phase = Phase::InTurn as u32,
+        None if among == pools::ALL => opening.phase.set(Phase::InTurn as u32),
         None => {}
     }
     0
@@ -472,27 +477,27 @@ extern "C" fn choose_pool(among: u32) -> u32 {
 /// How many pools may be had before ports are crowded.
 #[inline(always)]
 fn pools_to_spare() -> u32 {
-    settings::get().map_or(0, |settings| settings.pools_to_spare)
+    settings::get().map_or(0, Live::pools_to_spare)
 }
 
 /// Has the search go on with the next SNAT address, or says that all have been searched. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn next_snat_address() -> u32 {
-    let (Some(opening), Some(settings)) = (scratch(), settings::get()) else { return 0 };
-    opening.searched_all = 1;
-    let Some(rule_set) = rules::rule_set(settings.version) else { return 0 };
-    opening.addresses += 1;
-    match rule_set.snat_address_after(opening.snat) {
-        Some(snat) if opening.addresses < rule_set.snat_count => opening.snat = snat,
+    let (Some(opening), Some(settings)) = (OPENING.get(), settings::get()) else { return 0 };
+    opening.searched_all.set(1);
+    let Some(rule_set) = rules::rule_set(settings.version()) else { return 0 };
+    opening.addresses.set(opening.addresses.get() + 1);
+    match rule_set.snat_address_after(opening.snat.get()) {
+        Some(snat) if opening.addresses.get() < rule_set.snat_count => opening.snat.set(snat),
         _ => return 0,
     }
-    opening.searched_all = 0;
-    opening.phase = Phase::Guess as u32;
-    opening.guesses = 0;
-    opening.in_turn = 0;
-    opening.pool = NO_POOL;
-    opening.empty_words = 0;
+    opening.searched_all.set(0);
+    opening.phase.set(Phase::Guess as u32);
+    opening.guesses.set(0);
+    opening.in_turn.set(0);
+    opening.pool.set(NO_POOL);
+    opening.empty_words.set(0);
     0
 }
 
@@ -501,8 +506,8 @@ extern "C" fn next_snat_address() -> u32 {
 fn another_address() -> i64 {
     next_snat_address();
     // Read from the map, and not what the function returns: of that, the verifier does not see that it is 0 or 1.
-    match scratch() {
-        Some(opening) if opening.searched_all == 0 => 0,
+    match OPENING.get() {
+        Some(opening) if opening.searched_all.get() == 0 => 0,
         _ => 1,
     }
 }
@@ -512,10 +517,10 @@ fn another_address() -> i64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
-    match scratch() {
-        Some(opening) => {
-            u32::from(own::has_sent(&opening.reply_key) || sockets::owns(context, &opening.reply_key))
-        }
+    match OPENING.get() {
+        Some(opening) => u32::from(
+            own::has_sent(&opening.reply_key.get()) || sockets::owns(context, &opening.reply_key.get()),
+        ),
         None => 1,
     }
 }
@@ -526,60 +531,60 @@ extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
 /// # Safety
 /// `context` points to a [`Callback`].
 unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
-    let Some(opening) = scratch() else { return 1 };
-    if opening.phase == Phase::Guess as u32 {
-        match opening.guesses {
+    let Some(opening) = OPENING.get() else { return 1 };
+    if opening.phase.get() == Phase::Guess as u32 {
+        match opening.guesses.get() {
             0 => choose_pool(0),
             GUESSES_BEFORE_POOL => choose_pool(pools_to_spare()),
             GUESSES => choose_pool(pools::ALL),
             _ => 0,
         };
     }
-    let own = opening.key.source_port;
-    let port = if opening.phase == Phase::Guess as u32 {
-        opening.guesses += 1;
-        opening.ports.guess(opening.guesses - 1, own, opening.random)
-    } else if opening.phase == Phase::Pool as u32 && opening.guesses == 0 {
+    let own = opening.key.get().source_port;
+    let port = if opening.phase.get() == Phase::Guess as u32 {
+        opening.guesses.set(opening.guesses.get() + 1);
+        opening.ports.get().guess(opening.guesses.get() - 1, own, opening.random.get())
+    } else if opening.phase.get() == Phase::Pool as u32 && opening.guesses.get() == 0 {
         // As a guess would be, the client's own port comes first, unless it is known to be taken.
-        opening.guesses = 1;
-        if !opening.ports.range().contains(own.number()) {
+        opening.guesses.set(1);
+        if !opening.ports.get().range().contains(own.number()) {
             return 0;
         }
-        let own = opening.ports.nearest(own.number());
-        match pools::pool(opening.pool) {
+        let own = opening.ports.get().nearest(own.number());
+        match pools::pool(opening.pool.get()) {
             Some(pool) if pool.take(own) => Port::new(own),
             _ => return 0,
         }
-    } else if opening.phase == Phase::InTurn as u32 {
-        let range = opening.ports.range();
-        if opening.in_turn >= range.size() {
+    } else if opening.phase.get() == Phase::InTurn as u32 {
+        let range = opening.ports.get().range();
+        if opening.in_turn.get() >= range.size() {
             return another_address();
         }
-        opening.in_turn += 1;
-        let port = range.in_turn(opening.random, opening.in_turn);
-        if !opening.ports.contains(port.number()) {
+        opening.in_turn.set(opening.in_turn.get() + 1);
+        let port = range.in_turn(opening.random.get(), opening.in_turn.get());
+        if !opening.ports.get().contains(port.number()) {
             return 0;
         }
         port
     } else {
-        let Some(pool) = pools::pool(opening.pool) else { return 1 };
-        let range = opening.ports.range();
-        if opening.empty_words >= range.words() {
+        let Some(pool) = pools::pool(opening.pool.get()) else { return 1 };
+        let range = opening.ports.get().range();
+        if opening.empty_words.get() >= range.words() {
             return another_address();
         }
-        match pool.take_from(opening.word, &opening.ports, opening.random) {
+        match pool.take_from(opening.word.get(), &opening.ports.get(), opening.random.get()) {
             Take::Port(number) => {
-                opening.empty_words = 0;
+                opening.empty_words.set(0);
                 Port::new(number)
             }
             Take::Lost => return 0,
             Take::AllTaken => {
-                opening.word = range.word_after(opening.word);
-                opening.empty_words += 1;
-                if opening.empty_words < range.words() {
+                opening.word.set(range.word_after(opening.word.get()));
+                opening.empty_words.set(opening.empty_words.get() + 1);
+                if opening.empty_words.get() < range.words() {
                     return 0;
                 }
-                pool.set_exhausted(opening.frees, &opening.ports);
+                pool.set_exhausted(opening.frees.get(), &opening.ports.get());
                 return another_address();
             }
         }
@@ -590,43 +595,48 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
 
 /// Tries to take a port; whether the search is over.
 #[inline(always)]
-fn take(opening: &mut Opening, port: Port, context: *mut xdp_md) -> bool {
-    opening.reply_key = opening.key.between(opening.target, opening.target_port, opening.snat, port);
+fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
+    let reply =
+        opening.key.get().between(opening.target.get(), opening.target_port.get(), opening.snat.get(), port);
+    opening.reply_key.set(reply);
     // A client that is its own target: with this port, answers would be the very packets that they answer.
-    let is_own = opening.reply_key == opening.key || is_own_socket(context) != 0;
+    let is_own = opening.reply_key.get() == opening.key.get() || is_own_socket(context) != 0;
+    // From the map again: of the one that was chosen in a pool the verifier knows every bit, and would follow each by itself.
+    let reply = opening.reply_key.get();
     let result = if is_own {
         Err(InsertError::Exists)
     } else {
         // Where replies leave is found out by the first of them.
-        let tag = Tag::pending(opening.key.protocol_number(), Direction::Reply, opening.rule, false);
-        flows::insert(&opening.reply_key, &opening.key.reversed(), tag, Vacancy::UNKNOWN).map(|_| ())
+        let tag =
+            Tag::pending(opening.key.get().protocol_number(), Direction::Reply, opening.rule.get(), false);
+        flows::insert(&reply, &opening.key.get().reversed(), tag, Vacancy::UNKNOWN).map(|_| ())
     };
-    let pool = pools::pool(opening.pool);
+    let pool = pools::pool(opening.pool.get());
     match (result, pool) {
-        (Ok(()), Some(pool)) => pool.set(port.number()),
+        (Ok(()), Some(pool)) => pool.set(reply.destination_port.number()),
         // The mark that was just set is of a port that somebody has who had not marked it. Looked at again after the mark is there, see
         // `Pool`.
-        (Err(_), Some(pool)) if !is_own && !flows::is_taken(&opening.reply_key) => {
-            pool.clear(port.number());
+        (Err(_), Some(pool)) if !is_own && !flows::is_taken(&reply) => {
+            pool.clear(reply.destination_port.number());
         }
         _ => {}
     }
     match result {
-        Ok(()) => opening.claim = Claim::Claimed as u32,
+        Ok(()) => opening.claim.set(Claim::Claimed as u32),
         Err(InsertError::Exists | InsertError::Contended) => return false,
-        Err(InsertError::Full | InsertError::NoPort) => opening.claim = Claim::Full as u32,
+        Err(InsertError::Full | InsertError::NoPort) => opening.claim.set(Claim::Full as u32),
     }
     true
 }
 
 /// Gives back a port that has been taken for a session which did not come about.
 #[inline(always)]
-fn release(settings: &Settings) {
-    let Some(opening) = scratch() else { return };
-    if let Some(slot) = flows::find(&opening.reply_key, settings) {
+fn release(settings: &Live) {
+    let Some(opening) = OPENING.get() else { return };
+    if let Some(slot) = flows::find(&opening.reply_key.get(), settings) {
         slot.withdraw(slot.tag(), flows::now());
     }
-    unmark(&opening.reply_key, opening.pool);
+    unmark(&opening.reply_key.get(), opening.pool.get());
 }
 
 /// Takes the mark off the port of a reply flow that is gone from the table, in its target's pool: this one, if that is known.

@@ -1,13 +1,14 @@
 //! Datagrams that come in fragments.
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, LruHashMap, PerCpuArray},
+    maps::{Array, LruHashMap},
 };
 use router_common::{
-    Number,
     address::Ipv4,
     answer::Bucket,
     flow::FlowKey,
@@ -16,10 +17,11 @@ use router_common::{
         place_of,
     },
     reason::Reason,
+    shared::AtomicU32,
     source_hash,
 };
 
-use crate::{Work, punt, settings};
+use crate::{Work, punt, scratch::Scratch, settings};
 
 /// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes of them later is dropped.
 const CAPACITY: u32 = 2048;
@@ -47,26 +49,28 @@ static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPA
 static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
 /// Datagrams that there have been, by place. Added to atomically.
 #[map]
-static LAST_DATAGRAMS_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
+static LAST_DATAGRAMS_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0);
 
 /// As above, of those that came into [`AWAITED`].
 #[map]
 static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
 /// As above.
 #[map]
-static LAST_AWAITED_COUNT: Array<u32> = Array::with_max_entries(SOURCES, 0);
+static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0);
 
 /// Fragments of a source that may still be held, by a keyed hash of its address. Taken from atomically.
 #[map]
 static EARLY_BUCKETS: Array<Bucket> = Array::with_max_entries(EARLY_SHARES, 0);
 
-/// One a CPU: a new datagram, too large for the stack.
+/// A new datagram, too large for the stack.
 #[map]
-static BLANK_DATAGRAM: PerCpuArray<Datagram> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers.
+static BLANK_DATAGRAM: Scratch<Datagram> = unsafe { Scratch::new() };
 
-/// One a CPU: the fragment that [`datagram_cover`] enters.
+/// The fragment that [`datagram_cover`] enters.
 #[map]
-static FRAGMENT: PerCpuArray<Fragment> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers, bytes and flags.
+static FRAGMENT: Scratch<Cell<Fragment>> = unsafe { Scratch::new() };
 
 /// The time in milliseconds.
 #[inline(always)]
@@ -78,7 +82,7 @@ fn now() -> u32 {
 /// The datagram of a fragment, if its first has come.
 #[inline(always)]
 pub(crate) fn find(key: &FragmentKey) -> Option<&'static Datagram> {
-    lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.is_of(&datagram.flow))
+    lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.is_of(&datagram.flow()))
 }
 
 #[inline(always)]
@@ -95,12 +99,12 @@ fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
 /// whose datagram has gone, complete or given up; where there is none, it comes back, to be forgotten.
 #[inline(always)]
 fn take_place(
-    (last, count): (&Array<FragmentKey>, &Array<u32>),
+    (last, count): (&Array<FragmentKey>, &Array<AtomicU32>),
     hash: u32,
     key: &FragmentKey,
     has_gone: impl Fn(&FragmentKey) -> bool,
 ) -> Option<FragmentKey> {
-    let number = Number::new(count.get(hash % SOURCES)?).take_next();
+    let number = count.get(hash % SOURCES)?.add(1);
     let place = last.get_ptr_mut(place_of(hash, number))?;
     // SAFETY: memory of a map, which stays mapped; any bytes are a key.
     let oldest = unsafe { core::ptr::replace(place, *key) };
@@ -131,13 +135,8 @@ pub(crate) fn begin(
     flow: &FlowKey<Ipv4>,
     verdict: Reason,
 ) -> Result<(), Reason> {
-    let blank = BLANK_DATAGRAM.get_ptr_mut(0).ok_or(Reason::Internal)?;
-    let place = FRAGMENT.get_ptr_mut(0).ok_or(Reason::Internal)?;
-    // SAFETY: this CPU's own; `datagram_begin` lets go of both before another takes them.
-    unsafe {
-        (*blank).start(flow, verdict, now());
-        *place = *fragment;
-    }
+    BLANK_DATAGRAM.get().ok_or(Reason::Internal)?.start(flow, verdict, now());
+    FRAGMENT.get().ok_or(Reason::Internal)?.set(*fragment);
     match datagram_begin() {
         BEGUN => Ok(()),
         AWAITED_BEGUN => {
@@ -160,11 +159,11 @@ const AWAITED_BEGUN: u32 = 2;
 #[inline(never)]
 extern "C" fn datagram_begin() -> u32 {
     let (Some(settings), Some(fragment), Some(blank)) =
-        (settings::get(), FRAGMENT.get(0), BLANK_DATAGRAM.get(0))
+        (settings::get(), FRAGMENT.get(), BLANK_DATAGRAM.get())
     else {
         return BAD;
     };
-    let key = &fragment.key;
+    let key = &fragment.get().key;
     if find(key).is_some() {
         return BAD;
     }
@@ -172,9 +171,9 @@ extern "C" fn datagram_begin() -> u32 {
     let _ = DATAGRAMS.remove(key);
     let _ = OTHER_DATAGRAMS.remove(key);
     // It is there only if another CPU has put it there this moment.
-    let inserted = if blank.verdict == Reason::Forwarded as u32 {
+    let inserted = if blank.verdict() == Reason::Forwarded as u32 {
         // None has more than its share, so that nobody's flood has others' forgotten.
-        let hash = source_hash(&settings.seeds, key.source);
+        let hash = source_hash(&settings.seeds(), key.source);
         let now = now();
         // SAFETY: see the map for what that may turn out to be.
         let has_gone = |key: &FragmentKey| unsafe { DATAGRAMS.get(key) }.is_none_or(|old| old.is_stale(now));
@@ -207,7 +206,7 @@ pub(crate) fn forget(key: &FragmentKey) {
 /// Has the daemon hold a fragment whose datagram has not begun; whether it does.
 #[inline(always)]
 pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
-    let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds, fragment.key.source));
+    let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds(), fragment.key.source));
     let Some(bucket) = EARLY_BUCKETS.get(hash % EARLY_SHARES) else { return false };
     // SAFETY: takes nothing and always answers.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -236,9 +235,7 @@ pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
 /// When it overlaps another.
 #[inline(always)]
 pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
-    let place = FRAGMENT.get_ptr_mut(0).ok_or(Reason::Internal)?;
-    // SAFETY: this CPU's own; `datagram_cover` lets go of it before another takes it.
-    unsafe { *place = *fragment };
+    FRAGMENT.get().ok_or(Reason::Internal)?.set(*fragment);
     let coverage = datagram_cover();
     if coverage == Coverage::Bad as u32 {
         return Err(Reason::FragmentBad);
@@ -256,9 +253,9 @@ pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn datagram_cover() -> u32 {
-    let Some(fragment) = FRAGMENT.get(0) else { return Coverage::Bad as u32 };
+    let Some(fragment) = FRAGMENT.get().map(Cell::get) else { return Coverage::Bad as u32 };
     match lookup(&fragment.key) {
-        Some(datagram) => datagram.cover(fragment, now()) as u32,
+        Some(datagram) => datagram.cover(&fragment, now()) as u32,
         // Forgotten this moment.
         None => Coverage::Bad as u32,
     }

@@ -1,17 +1,16 @@
 //! The fast path: a packet of a known session that needs nothing but its rewrite.
 
 use router_common::{
-    address::Ipv4,
     flow::{FlowEntry, NextHop, Protocol},
     packet::{self, ETHERNET_LENGTH, Frame as _, Packet, TCP_HEADERS, tcp},
     reason::Reason,
     rewrite::Link,
     session::{End, Seen, Ticks},
-    settings::Settings,
+    settings::Live,
     table::Tag,
 };
 
-use crate::{Outcome, Transmit, Work, flows, stats, unfinished};
+use crate::{Outcome, Transmit, Work, flows, unfinished};
 
 /// Makes a packet of a known session what it becomes, and answers with the egress interface's slot. `None` if there is more to it, for whatever
 /// reason: to tell them apart here would cost those packets that have none.
@@ -22,15 +21,15 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     // before that, where nobody has padded the frame, and are the slow path's.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
     // A frame that the link brings here, but for another machine, is not to be sent on a second time.
-    if !packet::is_for(&headers, work.settings.interface(work.ingress).mac) {
+    if !packet::is_for(&headers, work.settings.mac(work.ingress)) {
         return None;
     }
     let packet = packet::parse(&headers).ok()?;
     let slot = flows::find_near(&packet.key, work.settings)?;
     let tag = slot.tag();
-    let entry = &mut slot.entry;
+    let entry = &slot.entry;
     let next_hop = entry.next_hop();
-    if !next_hop.is_of(work.settings.next_hop_generation)
+    if !next_hop.is_of(work.settings.next_hop_generation())
         || packet.ttl <= 1
         || packet.ip_length > next_hop.mtu
         || !tag.may_come_in_by(work.ingress)
@@ -44,25 +43,25 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
             return None;
         }
         let (sequence, acknowledgement) = packet::tcp_numbers(&headers)?;
-        if !End::goes_on(entry.expects, entry.sent(), sequence, acknowledgement) {
+        if !End::goes_on(entry.expects(), entry.sent(), sequence, acknowledgement) {
             return None;
         }
-        entry.expects = acknowledgement;
+        entry.set_expects(acknowledgement);
         entry.set_sent((sequence >> 16) as u16);
     }
     touch(entry, length, now);
     let link = link(work.settings, &next_hop);
     entry.translate(&packet, Some(&link), &mut headers)?;
-    stats::translated(work.stats, slot.tag(), length);
+    work.stats.translated(slot.tag(), length);
     Some(u32::from(next_hop.slot))
 }
 
 /// Records in a flow's entry that there was a packet.
 #[inline(always)]
-pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, length: usize, now: Ticks) {
+pub(crate) fn touch(entry: &FlowEntry, length: usize, now: Ticks) {
     // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
-    if entry.last_seen != now {
-        entry.last_seen = now;
+    if entry.last_seen() != now {
+        entry.set_last_seen(now);
     }
     entry.count(length as u32);
 }
@@ -72,7 +71,7 @@ pub(crate) fn touch(entry: &mut FlowEntry<Ipv4>, length: usize, now: Ticks) {
 pub(crate) fn send(
     work: &mut Work,
     packet: &Packet,
-    entry: &FlowEntry<Ipv4>,
+    entry: &FlowEntry,
     next_hop: &NextHop,
     tag: Tag,
     reason: Reason,
@@ -84,20 +83,20 @@ pub(crate) fn send(
     if is_unfinished {
         packet::put_pseudo_header_sum(&mut work.frame, packet).ok_or(Reason::Internal)?;
     }
-    stats::translated(work.stats, tag, work.frame.length());
+    work.stats.translated(tag, work.frame.length());
     Ok(Transmit { reason, slot: u32::from(next_hop.slot) })
 }
 
 /// The Ethernet addresses of frames to a next hop.
 #[inline(always)]
-fn link(settings: &Settings, next_hop: &NextHop) -> Link {
-    let source = settings.interface(u32::from(next_hop.slot)).mac;
+fn link(settings: &Live, next_hop: &NextHop) -> Link {
+    let source = settings.mac(u32::from(next_hop.slot));
     Link { destination: next_hop.destination_mac, source }
 }
 
 /// Makes a packet what it becomes, from the IP header on.
 #[inline(always)]
-pub(crate) fn translate(work: &mut Work, packet: &Packet, entry: &FlowEntry<Ipv4>) -> Result<(), Reason> {
+pub(crate) fn translate(work: &mut Work, packet: &Packet, entry: &FlowEntry) -> Result<(), Reason> {
     entry.translate(packet, None, &mut work.frame).ok_or(Reason::Internal)
 }
 

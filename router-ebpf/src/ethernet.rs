@@ -14,7 +14,7 @@ use crate::{Exit, Outcome, Work, local, rules};
 /// Takes priority tags off, and finds out whose the frame is.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
-    let version = work.settings.version;
+    let version = work.settings.version();
     let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     for _ in 0..MAX_TAGS {
         let found = content(&work.frame);
@@ -40,7 +40,7 @@ fn exit(work: &Work, rule_set: &RuleSet, content: Content) -> Exit {
             {
                 return Reason::Martian.into();
             }
-            source == AZURE_PLATFORM || !local::is_closed_out(work.settings.version, source)
+            source == AZURE_PLATFORM || !local::is_closed_out(work.settings.version(), source)
         }
         Content::Ipv6InVlan | Content::Other => !is_closed(work, rule_set),
         Content::PriorityTag | Content::Unreadable => false,

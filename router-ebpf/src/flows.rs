@@ -1,11 +1,13 @@
 //! The flow table, see [`router_common::table`].
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     cty::c_void,
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop},
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::Array,
 };
 use router_common::{
     HALF_OPEN_SLOTS, HalfOpen,
@@ -14,11 +16,11 @@ use router_common::{
     flow::{FlowEntry, FlowKey},
     half_open_slot,
     session::Ticks,
-    settings::Settings,
+    settings::Live,
     table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
 };
 
-use crate::settings;
+use crate::{scratch::Scratch, settings};
 
 /// Every session's two flows. The programs insert, the daemon's sweep removes what has expired; both follow `router_common::table`. Sized by the
 /// daemon (`limits.flows`), which has it in its memory.
@@ -33,11 +35,12 @@ static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Added to by the programs; taken from by the programs when a session is established, and by the
 /// daemon when one goes without having been. All atomically.
 #[map]
-static HALF_OPEN: Array<u32> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
+static HALF_OPEN: Array<HalfOpen> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
-/// One a CPU: a walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
+/// A walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
 #[map]
-static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers.
+static SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
 /// The time, in ticks.
 #[inline(always)]
@@ -46,40 +49,39 @@ pub(crate) fn now() -> Ticks {
     Ticks::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
+/// A bucket of the table, whose memory is shared: see `router_common::table` for who may write what.
 #[inline(always)]
-fn bucket(number: u32) -> Option<&'static mut Bucket> {
-    // SAFETY: the memory is the table's own and stays mapped. It is shared, see `router_common::table` for who may write what:
-    // tags are atomic, the rest is plain integers and bytes for which any value is good.
-    FLOWS.get_ptr_mut(number).map(|bucket| unsafe { &mut *bucket })
+fn bucket(number: u32) -> Option<&'static Bucket> {
+    FLOWS.get(number)
 }
 
 #[inline(always)]
-fn slot(index: u32) -> Option<&'static mut Slot> {
+fn slot(index: u32) -> Option<&'static Slot> {
     let Bucket(slots) = bucket(index / BUCKET)?;
-    Some(&mut slots[(index % BUCKET) as usize])
+    Some(&slots[(index % BUCKET) as usize])
 }
 
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
 #[inline(always)]
-pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
-    let hash = settings.seeds.hash(key);
-    if let Some(slot) = probe(key, settings.regions.near_home(hash)) {
+pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static Slot> {
+    let hash = settings.seeds().hash(key);
+    if let Some(slot) = probe(key, settings.regions().near_home(hash)) {
         return Some(slot);
     }
-    match settings.regions.far_home(hash) {
+    match settings.regions().far_home(hash) {
         NOWHERE => None,
         far => probe(key, far),
     }
 }
 
 #[inline(always)]
-fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
+fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static Slot> {
     const LAST: u32 = REACH / BUCKET - 1;
     for step in 0..=LAST {
         let bucket = bucket(home / BUCKET + step)?;
-        let at = bucket.candidate(key);
-        if bucket.0[at].is_flow(key) {
-            return Some(&mut bucket.0[at]);
+        let slot = &bucket.0[bucket.candidate(key)];
+        if slot.is_flow(key) {
+            return Some(slot);
         }
         if step < LAST && bucket.ends_chains() {
             break;
@@ -90,18 +92,15 @@ fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static mut Slot> {
 
 /// The live flow of a key.
 #[inline(always)]
-pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Settings) -> Option<&'static mut Slot> {
+pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static Slot> {
     find_or_vacancy(key, settings).ok()
 }
 
 /// The live flow of a key, or else where it may be put.
 #[inline(always)]
-pub(crate) fn find_or_vacancy(
-    key: &FlowKey<Ipv4>,
-    settings: &Settings,
-) -> Result<&'static mut Slot, Vacancy> {
+pub(crate) fn find_or_vacancy(key: &FlowKey<Ipv4>, settings: &Live) -> Result<&'static Slot, Vacancy> {
     let search = walk(key, settings, NOWHERE).ok_or(Vacancy::UNKNOWN)?;
-    match slot(search.found) {
+    match slot(search.found()) {
         Some(slot) if slot.is_flow(key) => Ok(slot),
         Some(slot) if matches!(slot.tag().state(), SlotState::Held) => Err(Vacancy::HELD),
         _ => Err(search.vacancy().unwrap_or(Vacancy::UNKNOWN)),
@@ -110,20 +109,20 @@ pub(crate) fn find_or_vacancy(
 
 /// The flow in this slot, if it is the live one of a key.
 #[inline(always)]
-pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static mut Slot> {
+pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static Slot> {
     slot(index).filter(|slot| slot.is_flow(key))
 }
 
 /// The slot at this index, whatever is in it.
 #[inline(always)]
 pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
-    slot(index).map(|slot| &*slot)
+    slot(index)
 }
 
 /// Returns the index of a key's live flow, or [`NOWHERE`].
 #[inline(always)]
-pub(crate) fn index_of(key: &FlowKey<Ipv4>, settings: &Settings) -> u32 {
-    walk(key, settings, NOWHERE).map_or(NOWHERE, |search| search.found)
+pub(crate) fn index_of(key: &FlowKey<Ipv4>, settings: &Live) -> u32 {
+    walk(key, settings, NOWHERE).map_or(NOWHERE, Search::found)
 }
 
 /// Whether nobody else may have a key: there is a live flow of it, or it is held.
@@ -151,10 +150,8 @@ pub(crate) fn insert(
     tag: Tag,
     vacancy: Vacancy,
 ) -> Result<u32, InsertError> {
-    let insertion = INSERTION.get_ptr_mut(0).ok_or(InsertError::Full)?;
-    // SAFETY: this CPU's own, and nobody else has it now.
-    let insertion = unsafe { &mut *insertion };
-    insertion.key = *key;
+    let insertion = INSERTION.get().ok_or(InsertError::Full)?;
+    insertion.key.set(*key);
     insertion.entry.start(key, to, now());
     match flow_table_insert(tag.0, vacancy.index, vacancy.tag.0) {
         CONTENDED => Err(InsertError::Contended),
@@ -166,13 +163,14 @@ pub(crate) fn insert(
 
 /// A flow on its way into the table.
 struct Insertion {
-    key: FlowKey<Ipv4>,
-    entry: FlowEntry<Ipv4>,
+    key: Cell<FlowKey<Ipv4>>,
+    entry: FlowEntry,
 }
 
-/// One a CPU.
+/// The flow that [`flow_table_insert`] inserts.
 #[map]
-static INSERTION: PerCpuArray<Insertion> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers and bytes.
+static INSERTION: Scratch<Insertion> = unsafe { Scratch::new() };
 
 // What `flow_table_insert` answers beside a slot's index.
 const EXISTS: u32 = u32::MAX;
@@ -205,36 +203,23 @@ extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_attempt(tag: u32, index: u32, seen: u32) -> u32 {
-    let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get(0)) else { return FULL };
-    let tag = Tag(tag);
+    let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get()) else { return FULL };
+    let (tag, key) = (Tag(tag), insertion.key.get());
     let vacancy = if index == NOWHERE {
-        let Some(search) = walk(&insertion.key, settings, NOWHERE) else { return FULL };
+        let Some(search) = walk(&key, settings, NOWHERE) else { return FULL };
         search.vacancy()
     } else {
         Ok(Vacancy { index, tag: Tag(seen) })
     };
-    let Vacancy { index, tag: seen } = match vacancy {
+    let vacancy = match vacancy {
         Ok(vacancy) => vacancy,
         Err(error) => return code(error),
     };
-    let Some(slot) = slot(index) else { return FULL };
-    if !slot.claim(seen) {
-        return CONTENDED;
-    }
-    slot.write(&insertion.key, tag, &insertion.entry);
-    let verdict = match walk(&insertion.key, settings, index) {
-        Some(search) => search.may_publish(),
-        None => Err(InsertError::Contended),
-    };
-    match verdict {
-        Ok(()) => {
-            slot.publish(tag);
-            index
-        }
-        Err(error) => {
-            slot.withdraw(tag, now());
-            code(error)
-        }
+    let Some(slot) = slot(vacancy.index) else { return FULL };
+    let walk = |mine| walk(&key, settings, mine);
+    match slot.insert(vacancy, (&key, tag, &insertion.entry), walk, now) {
+        Ok(()) => vacancy.index,
+        Err(error) => code(error),
     }
 }
 
@@ -249,39 +234,38 @@ const fn code(error: InsertError) -> u32 {
 
 /// Walks along a key's chains. `None` never happens.
 #[inline(always)]
-fn walk(key: &FlowKey<Ipv4>, settings: &Settings, mine: u32) -> Option<&'static Search> {
+fn walk(key: &FlowKey<Ipv4>, settings: &Live, mine: u32) -> Option<&'static Search> {
     // In place: a whole one would be put together on the stack first.
-    scratch()?.start(key, &settings.regions, settings.seeds.homes(key, &settings.regions), mine);
+    let (search, regions) = (SEARCH.get()?, settings.regions());
+    search.start(key, &regions, settings.seeds().homes(key, &regions), mine);
     flow_table_walk();
-    scratch().map(|search| &*search)
+    Some(search)
 }
 
 /// Does the walk that is in `SEARCH`. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
+    let Some(search) = SEARCH.get() else { return 0 };
     // Both chains are asked for before the first is walked: one wait for the memory and not two.
-    if let Some(slot) = scratch().and_then(|search| slot(search.next)) {
+    if let Some(slot) = slot(search.next()) {
         slot.tag();
     }
     for _ in 0..2 {
         // Every chain is at least as long as this.
         let is_over = (0..REACH / BUCKET).any(|step| flow_table_look(step) != 0);
-        let Some(search) = scratch() else { return 0 };
-        if !is_over && search.length > REACH {
+        if !is_over && search.length() > REACH {
             // Few walks are as long as this, and none along a near region. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature,
             // and wants no context.
             unsafe {
                 bpf_loop(
-                    (search.length - REACH) / BUCKET,
+                    (search.length() - REACH) / BUCKET,
                     look_on as *const () as *mut c_void,
                     core::ptr::null_mut(),
                     0,
                 )
             };
         }
-        // Taken only now: the callback has had it in the meantime.
-        let Some(search) = scratch() else { return 0 };
         if !search.turn() {
             return 0;
         }
@@ -300,16 +284,9 @@ unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_look(step: u32) -> u32 {
-    let Some(search) = scratch() else { return 1 };
-    let first = search.home.wrapping_add(step * BUCKET);
+    let Some(search) = SEARCH.get() else { return 1 };
+    let first = search.home().wrapping_add(step * BUCKET);
     u32::from(bucket(first / BUCKET).is_none_or(|bucket| search.look(first, bucket)))
-}
-
-#[inline(always)]
-fn scratch() -> Option<&'static mut Search> {
-    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
-    // value of every field.
-    SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }
 
 /// How full the table is.
@@ -320,6 +297,6 @@ pub(crate) fn occupancy() -> Option<&'static Occupancy> {
 
 /// How many sessions of a source are still opening.
 #[inline(always)]
-pub(crate) fn half_open(settings: &Settings, source: Ipv4) -> Option<HalfOpen<'static>> {
-    HALF_OPEN.get(half_open_slot(&settings.seeds, source)).map(HalfOpen::new)
+pub(crate) fn half_open(settings: &Live, source: Ipv4) -> Option<&'static HalfOpen> {
+    HALF_OPEN.get(half_open_slot(&settings.seeds(), source))
 }

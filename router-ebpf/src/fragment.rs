@@ -9,7 +9,7 @@ use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reaso
 use crate::{
     Exit, Outcome, Transmit, Work, datagrams, departure,
     established::{address, touch},
-    flows, known, local, next_hop, peers, punt, rules, stats,
+    flows, known, local, next_hop, peers, punt, rules,
 };
 
 /// Forwards a fragment.
@@ -66,7 +66,7 @@ pub(crate) fn left(work: &Work, packet: &packet::Packet, reason: Reason) -> Reas
 pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
     let fragment = Fragment::parse(&work.frame)?;
     let Some(datagram) = datagrams::find(&fragment.key) else { return Ok(false) };
-    let verdict = datagram.verdict;
+    let verdict = datagram.verdict();
     datagrams::cover(&fragment)?;
     Ok(verdict == Reason::NotMatched as u32)
 }
@@ -74,7 +74,7 @@ pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
 #[inline(always)]
 fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let Some(datagram) = datagrams::find(&fragment.key) else { return early(work, fragment) };
-    let (flow, verdict) = (datagram.flow, datagram.verdict);
+    let (flow, verdict) = (datagram.flow(), datagram.verdict());
     if verdict != Reason::Forwarded as u32 {
         datagrams::cover(fragment)?;
         return Err(Reason::from_number(verdict).unwrap_or(Reason::Internal).into());
@@ -86,7 +86,7 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     }
     let rewrite = slot.entry.rewrite();
     // Before it is entered into its datagram: one that has to wait comes here again.
-    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation) {
+    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation()) {
         slot.entry.next_hop()
     } else {
         departure::find_next_hop(work, fragment.ip_length(), &next_hop::query(work, &flow, &rewrite))?
@@ -103,11 +103,11 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if too_big && (fragment.dont_fragment || !work.settings.daemon_is_there(flows::now())) {
         return Err(Reason::TooBig.into());
     }
-    let now = stats::now(work.stats);
-    touch(&mut slot.entry, work.frame.length(), now);
+    let now = work.stats.now();
+    touch(&slot.entry, work.frame.length(), now);
     let tag = slot.tag();
     slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
-    stats::translated(work.stats, tag, work.frame.length());
+    work.stats.translated(tag, work.frame.length());
     if too_big {
         return Err(punt::split(work, fragment.ip_length(), &next_hop).into());
     }
@@ -130,7 +130,7 @@ fn early(work: &Work, fragment: &Fragment) -> Outcome {
 /// session leads to, and to an address of this machine's.
 #[inline(always)]
 fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
-    let (version, key) = (work.settings.version, &fragment.key);
+    let (version, key) = (work.settings.version(), &fragment.key);
     rules::is_a_rules_source(version, key.source)
         || (peers::is_one(work.settings, key.source)
             && (rules::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
@@ -142,5 +142,5 @@ fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
 fn may_be_for_the_kernel(work: &Work, fragment: &Fragment) -> bool {
     let destination = fragment.key.destination;
     (rules::is_local(destination) || !destination.is_unicast())
-        && !local::is_closed_out(work.settings.version, fragment.key.source)
+        && !local::is_closed_out(work.settings.version(), fragment.key.source)
 }

@@ -1,28 +1,31 @@
 //! The count of a source's sessions that are still opening, and the one of them that makes room for
 //! another, see [`router_common::openings`].
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_ktime_get_ns, bpf_loop},
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::Array,
 };
 use router_common::{
     address::Ipv4,
     answer::Bucket,
     bounds, half_open_slot,
     openings::{self, ANSWERED_LOOKS, CHANCES, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing},
-    settings::Settings,
+    settings::Live,
+    shared::Shared,
     source_hash,
     table::Tag,
 };
 
-use crate::{flows, removal, settings};
+use crate::{flows, removal, scratch::Scratch, settings};
 
 /// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place, read by whoever looks for a session to make
 /// room; what a note says is believed only where the flow table says the same.
 #[map]
-static OPENINGS: Array<u64> = Array::with_max_entries(RINGS * NOTES, 0);
+static OPENINGS: Array<Shared<u64>> = Array::with_max_entries(RINGS * NOTES, 0);
 
 /// The two ends of each ring. Changed atomically.
 #[map]
@@ -35,24 +38,25 @@ static ROOM: Array<Bucket> = Array::with_max_entries(1, 0);
 /// A search for a session to make room.
 struct Search {
     /// The place where the source's half-open sessions are counted.
-    counted: u32,
-    ring: u32,
+    counted: Cell<u32>,
+    ring: Cell<u32>,
     /// The place to look at next, and the one behind the last.
-    at: u32,
-    end: u32,
+    at: Cell<u32>,
+    end: Cell<u32>,
     /// 1 while all that was looked at need not be looked at again.
-    in_vain: u32,
+    in_vain: Cell<u32>,
     /// The number of those that have been answered; the oldest of these, and its tag.
-    answered: u32,
-    fallback: u32,
-    tag: u32,
+    answered: Cell<u32>,
+    fallback: Cell<u32>,
+    tag: Cell<u32>,
     /// 1 when a session has made room.
-    made: u32,
+    made: Cell<u32>,
 }
 
 /// The search of each CPU, which makes one at a time.
 #[map]
-static ROOM_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers.
+static ROOM_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
 /// The way in which a session came to be counted.
 #[derive(Clone, Copy)]
@@ -66,8 +70,8 @@ pub(crate) enum Entered {
 /// Counts one more. Where a source has as many as it may, the oldest that nobody has answered makes room, or else the oldest of all that are
 /// still opening; `None` if there is none, and nothing was counted.
 #[inline(always)]
-pub(crate) fn enter(settings: &Settings, source: Ipv4) -> Option<Entered> {
-    if flows::half_open(settings, source)?.enter(settings.half_open_per_source) {
+pub(crate) fn enter(settings: &Live, source: Ipv4) -> Option<Entered> {
+    if flows::half_open(settings, source)?.enter(settings.half_open_per_source()) {
         Some(Entered::Room)
     } else if make_room(u32::from_ne_bytes(source.0)) != 0 {
         // The new one is counted in its place.
@@ -79,20 +83,20 @@ pub(crate) fn enter(settings: &Settings, source: Ipv4) -> Option<Entered> {
 
 /// Counts one less.
 #[inline(always)]
-pub(crate) fn leave(settings: &Settings, source: Ipv4) {
+pub(crate) fn leave(settings: &Live, source: Ipv4) {
     if let Some(counter) = flows::half_open(settings, source) {
         counter.leave();
     }
 }
 
 #[inline(always)]
-fn ring_of(settings: &Settings, source: Ipv4) -> u32 {
-    source_hash(&settings.seeds, source) % RINGS
+fn ring_of(settings: &Live, source: Ipv4) -> u32 {
+    source_hash(&settings.seeds(), source) % RINGS
 }
 
 /// Notes a source's session that opens, whose client's flow is in this slot.
 #[inline(always)]
-pub(crate) fn note(settings: &Settings, source: Ipv4, slot: u32) {
+pub(crate) fn note(settings: &Live, source: Ipv4, slot: u32) {
     let Some(forward) = flows::at_index(slot) else { return };
     put(ring_of(settings, source), Note::new(slot, forward.entry.opened()));
 }
@@ -117,9 +121,8 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     let noting = unsafe { &*context.cast::<Noting>() };
     let (ring, note) = (noting.ring, noting.note);
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 1 };
-    let Some(place) = OPENINGS.get_ptr_mut(index(ring, ends.push())) else { return 1 };
-    // SAFETY: a number in memory that stays mapped, whole in one load.
-    let earlier = unsafe { place.read_volatile() };
+    let Some(place) = OPENINGS.get(index(ring, ends.push())) else { return 1 };
+    let earlier = place.get();
     // What is passed over is one of the newest from now on.
     if number + 1 < CHANCES
         && earlier != note
@@ -127,20 +130,19 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     {
         return 0;
     }
-    // SAFETY: whole in one store; any value is good.
-    unsafe { place.write_volatile(note) };
+    place.set(note);
     1
 }
 
 /// The tag of the slot that a note names, and what has become of the session, for who looks for one that is counted in this place.
 #[inline(always)]
-fn found(note: Note, counted: Option<(&Settings, u32)>) -> (Tag, Standing) {
+fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, Standing) {
     let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, Standing::Gone) };
     // The tag first: what it is the tag of is what is compared.
     let tag = slot.tag();
     let is_noted = slot.entry.opened() == note.opened();
     let is_theirs = match counted {
-        Some((settings, place)) => half_open_slot(&settings.seeds, slot.key().source) == place,
+        Some((settings, place)) => half_open_slot(&settings.seeds(), slot.key().source) == place,
         None => false,
     };
     (tag, standing(tag, is_noted, is_theirs))
@@ -159,27 +161,24 @@ extern "C" fn make_room(source: u32) -> u32 {
     let ring = ring_of(settings, source);
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 0 };
     // Whoever may not is not to search. SAFETY: takes nothing and always answers.
-    if !room.has_one(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
+    if !room.has_one(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
         return 0;
     }
-    let Some(search) = scratch() else { return 0 };
+    let Some(search) = ROOM_SEARCH.get() else { return 0 };
     let (at, end) = ends.places();
-    // Field by field: a whole one would be put together on the stack first.
-    search.counted = half_open_slot(&settings.seeds, source);
-    search.ring = ring;
-    search.at = at;
-    search.end = end;
-    search.in_vain = 1;
-    search.answered = 0;
-    search.made = 0;
+    search.counted.set(half_open_slot(&settings.seeds(), source));
+    search.ring.set(ring);
+    search.at.set(at);
+    search.end.set(end);
+    search.in_vain.set(1);
+    search.answered.set(0);
+    search.made.set(0);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(LOOKS, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
-    // Taken only now: the callback has had it in the meantime.
-    let Some(search) = scratch() else { return 0 };
-    if search.made == 0 && search.answered != 0 {
-        search.made = give_way(search.fallback, search.tag);
+    if search.made.get() == 0 && search.answered.get() != 0 {
+        search.made.set(give_way(search.fallback.get(), search.tag.get()));
     }
-    search.made
+    search.made.get()
 }
 
 /// Has a session that was found make room, if one may yet: 1 if it has. Inlined: calls are as deep as they may be.
@@ -187,7 +186,7 @@ extern "C" fn make_room(source: u32) -> u32 {
 fn give_way(slot: u32, tag: u32) -> u32 {
     let (Some(occupancy), Some(room)) = (flows::occupancy(), ROOM.get(0)) else { return 0 };
     // SAFETY: takes nothing and always answers.
-    if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity)) {
+    if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
         return 0;
     }
     removal::session_gives_way(slot, tag)
@@ -195,54 +194,43 @@ fn give_way(slot: u32, tag: u32) -> u32 {
 
 /// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the search.
 unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
-    let (Some(search), Some(settings)) = (scratch(), settings::get()) else { return 1 };
-    if search.at == search.end {
+    let (Some(search), Some(settings)) = (ROOM_SEARCH.get(), settings::get()) else { return 1 };
+    if search.at.get() == search.end.get() {
         return 1;
     }
-    let place = OPENINGS.get(index(search.ring, search.at));
-    // SAFETY: as above.
-    let Some(note) = place.map(|place| Note::from_number(unsafe { core::ptr::read_volatile(place) })) else {
-        return 1;
-    };
-    search.at = search.at.wrapping_add(1);
-    let (tag, standing) = found(note, Some((settings, search.counted)));
+    let Some(place) = OPENINGS.get(index(search.ring.get(), search.at.get())) else { return 1 };
+    let note = Note::from_number(place.get());
+    search.at.set(search.at.get().wrapping_add(1));
+    let (tag, standing) = found(note, Some((settings, search.counted.get())));
     match standing {
         Standing::Gone | Standing::Anothers => {
-            if search.in_vain != 0
-                && let Some(ends) = OPENINGS_ENDS.get(search.ring)
+            if search.in_vain.get() != 0
+                && let Some(ends) = OPENINGS_ENDS.get(search.ring.get())
             {
                 // This overwrites none of them: as many places as are taken at the end have been forgotten.
                 if matches!(standing, Standing::Anothers)
-                    && let Some(place) = OPENINGS.get_ptr_mut(index(search.ring, ends.push()))
+                    && let Some(place) = OPENINGS.get(index(search.ring.get(), ends.push()))
                 {
-                    // SAFETY: as above.
-                    unsafe { place.write_volatile(note.number()) };
+                    place.set(note.number());
                 }
-                ends.forget_before(search.at);
+                ends.forget_before(search.at.get());
             }
             0
         }
         Standing::Unanswered => {
-            search.in_vain = 0;
-            search.made = give_way(note.slot(), tag.0);
+            search.in_vain.set(0);
+            search.made.set(give_way(note.slot(), tag.0));
             // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as far as the verifier sees.
-            i64::from(bounds::opaque(search.made) & 1)
+            i64::from(bounds::opaque(search.made.get()) & 1)
         }
         Standing::Answered => {
-            search.in_vain = 0;
-            if search.answered == 0 {
-                search.fallback = note.slot();
-                search.tag = tag.0;
+            search.in_vain.set(0);
+            if search.answered.get() == 0 {
+                search.fallback.set(note.slot());
+                search.tag.set(tag.0);
             }
-            search.answered += 1;
-            i64::from(search.answered >= ANSWERED_LOOKS)
+            search.answered.set(search.answered.get() + 1);
+            i64::from(search.answered.get() >= ANSWERED_LOOKS)
         }
     }
-}
-
-#[inline(always)]
-fn scratch() -> Option<&'static mut Search> {
-    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a
-    // value of every field.
-    ROOM_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }

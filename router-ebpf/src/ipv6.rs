@@ -27,7 +27,7 @@ static LOCAL_ADDRESSES_IPV6: HashMap<Ipv6, u32> = HashMap::with_max_entries(4096
 /// Passes a packet to this machine's own stack, or drops it.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
-    let version = work.settings.version;
+    let version = work.settings.version();
     let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     let is_let_in = !ethernet::is_closed(work, rule_set)
         || match ipv6::read(&work.frame) {
@@ -59,7 +59,8 @@ fn is_let_in(work: &Work, rule_set: &RuleSet, packet: &Packet) -> bool {
         Judgement::Closed => false,
         Judgement::Forbidden => return false,
     };
-    is_answer || packet.may_be_for_the_stack(is_local) && is_allowed(work.settings.version, rule_set, packet)
+    is_answer
+        || packet.may_be_for_the_stack(is_local) && is_allowed(work.settings.version(), rule_set, packet)
 }
 
 #[inline(always)]

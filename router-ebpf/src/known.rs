@@ -13,7 +13,7 @@ use router_common::{
 use crate::{
     Exit, Outcome, Work, answer, claim, departure,
     established::{send, touch, translate},
-    flows, mss, next_hop, punt, sockets, stats, track, unfinished,
+    flows, mss, next_hop, punt, sockets, track, unfinished,
 };
 
 /// Finds the flow of a packet.
@@ -22,7 +22,7 @@ use crate::{
 /// It has none, or opens another connection of a session that is over: whether and how, the rules of now say, as they do of any first packet.
 /// Or it is a client's, and comes in by the firewall's side.
 #[inline(always)]
-pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static mut Slot, Exit> {
+pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> {
     // A packet comes here again once its session is open.
     let slot = match claim::slot_of(&packet.key) {
         Some(slot) => slot,
@@ -57,7 +57,7 @@ fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
 
 /// Forwards a packet of a known session.
 #[inline(always)]
-pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outcome {
+pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome {
     if packet.ttl <= 1 {
         return Err(answer::time_exceeded());
     }
@@ -74,7 +74,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
         // Frames that are too short for the fast path come here one and all, and need not ask each time. A handshake does,
         // since what it says of sizes has to be right, and so does a packet that seems too big.
         _ if packet.tcp_flags & tcp::SYN == 0
-            && known.is_of(work.settings.next_hop_generation)
+            && known.is_of(work.settings.next_hop_generation())
             && length <= known.mtu =>
         {
             known
@@ -83,11 +83,11 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     };
     may_leave(work, packet, &next_hop)?;
     let fast = track::follow(slot, packet);
-    let now = stats::now(work.stats);
-    touch(&mut slot.entry, work.frame.length(), now);
+    let now = work.stats.now();
+    touch(&slot.entry, work.frame.length(), now);
     let mut reason = Reason::Forwarded;
     if first {
-        stats::decisions(work.stats, tag.rule()).opened += 1;
+        work.stats.opened(tag.rule());
         reason = claim::opened_as(&packet.key);
         debug!(
             work.frame.context(),
@@ -108,7 +108,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &mut Slot) -> Outc
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
     if length > next_hop.mtu {
         translate(work, packet, &slot.entry)?;
-        stats::translated(work.stats, tag, work.frame.length());
+        work.stats.translated(tag, work.frame.length());
         return Err(punt::split(work, packet.ip_length, &next_hop).into());
     }
     send(work, packet, &slot.entry, &next_hop, tag, reason)

@@ -32,7 +32,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         Err(reason) => *reason,
     };
     let Some((source, destination)) = packet::addresses(&work.frame) else { return Err(reason.into()) };
-    let version = work.settings.version;
+    let version = work.settings.version();
     let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     if source == AZURE_PLATFORM || destination == AZURE_PLATFORM {
         return Err(Reason::Platform.into());

@@ -32,6 +32,7 @@ mod punt;
 mod related;
 mod removal;
 mod rules;
+mod scratch;
 mod sent;
 mod settings;
 mod slow;
@@ -52,11 +53,10 @@ use router_common::{
     packet::{ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
     route::Query,
-    settings::{Settings, Side},
-    stats::CpuStats,
+    settings::{Live, Side},
 };
 
-use crate::frame::XdpFrame;
+use crate::{frame::XdpFrame, stats::Stats};
 
 /// Slot 0: the `forward` program in force. Written by the daemon. The attached program keeps this map for good.
 #[map]
@@ -99,8 +99,8 @@ impl From<Reason> for Exit {
 /// A packet at work: what every program needs.
 struct Work {
     frame: XdpFrame,
-    settings: &'static Settings,
-    stats: &'static mut CpuStats,
+    settings: &'static Live,
+    stats: Stats,
     /// The slot of the interface that the packet came in on.
     ingress: u32,
 }
@@ -113,7 +113,7 @@ impl Work {
     }
 
     #[inline(always)]
-    fn with(ctx: XdpContext, stats: &'static mut CpuStats, settings: &'static Settings) -> Self {
+    fn with(ctx: XdpContext, stats: Stats, settings: &'static Live) -> Self {
         let frame = XdpFrame::new(ctx);
         let ingress = settings.ingress_slot(frame.ingress_index());
         Self { frame, settings, stats, ingress }
@@ -131,7 +131,7 @@ impl Work {
         match *outcome {
             Ok(Transmit { reason, slot }) => match self.send_by(slot) {
                 Some(verdict) => {
-                    stats::transmitted(self.stats, slot, reason, &self.frame);
+                    self.stats.transmitted(slot, reason, &self.frame);
                     verdict
                 }
                 None => self.leave(Reason::RedirectFailed),
@@ -160,7 +160,7 @@ impl Work {
 
     #[inline(always)]
     fn leave(&mut self, reason: Reason) -> u32 {
-        stats::left(self.stats, reason, &self.frame);
+        self.stats.left(reason, &self.frame);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,
             // The daemon has a copy of a punted packet. A packet is not left for a reason to forward or answer it.
@@ -201,17 +201,17 @@ fn forward(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     };
     // First, since it is a call: what is in registers then would have to be kept on the stack.
-    let now = stats::now(stats);
+    let now = stats.now();
     let mut work = Work::with(ctx, stats, settings);
     let egress = established::forward(&mut work, now);
     if let Some(egress) = egress
         && let Some(verdict) = work.send_by(egress)
     {
         // What `received` and `finish` count in three counters is one here.
-        stats::passed_on(work.stats, work.ingress, egress, &work.frame);
+        work.stats.passed_on(work.ingress, egress, &work.frame);
         return verdict;
     }
-    stats::received(work.stats, work.ingress, &work.frame);
+    work.stats.received(work.ingress, &work.frame);
     work.finish(&Err(match egress {
         Some(_) => Reason::RedirectFailed.into(),
         None => Exit::To(Stage::Slow),
@@ -222,7 +222,7 @@ fn forward(ctx: XdpContext) -> u32 {
 #[xdp]
 fn generic(ctx: XdpContext) -> u32 {
     let Some(work) = &mut Work::new(ctx) else { return xdp_action::XDP_ABORTED };
-    stats::received(work.stats, work.ingress, &work.frame);
+    work.stats.received(work.ingress, &work.frame);
     work.finish(&Err(Exit::To(Stage::Slow)))
 }
 

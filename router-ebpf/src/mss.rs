@@ -5,7 +5,6 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_loop, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
     macros::map,
-    maps::PerCpuArray,
 };
 use router_common::{
     address::Ipv4,
@@ -17,11 +16,12 @@ use router_common::{
     table::Tag,
 };
 
-use crate::{Work, next_hop, rules};
+use crate::{Work, next_hop, rules, scratch::Scratch};
 
-/// One a CPU.
+/// A search among a segment's options.
 #[map]
-static SEARCH_OPTIONS: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers and bytes.
+static SEARCH_OPTIONS: Scratch<Search> = unsafe { Scratch::new() };
 
 /// Lowers the segment size in a SYN or SYN-ACK, not yet translated, as its session's rule says. `mtu` is that of its next hop, 0 if that is
 /// not known.
@@ -30,7 +30,7 @@ pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, tag: 
     if packet.tcp_flags & tcp::SYN == 0 {
         return;
     }
-    let mut limit = rules::mss(work.settings.version, tag.rule());
+    let mut limit = rules::mss(work.settings.version(), tag.rule());
     if limit == 0 {
         return;
     }
@@ -64,23 +64,24 @@ const TCP_LENGTH: u32 = (TCP_HEADERS - L4) as u32;
 
 #[inline(always)]
 fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
-    let search = scratch()?;
+    let search = SEARCH_OPTIONS.get()?;
     let [offset]: [u8; 1] = load(context, DATA_OFFSET)?;
     let header = u32::from(offset >> 4) * 4;
     if header <= TCP_LENGTH || IPV4_LENGTH as u32 + header > ip_length {
         return None;
     }
     let to_load = bounds::length::<OPTIONS>(header - TCP_LENGTH)?;
-    // SAFETY: the context is the program's own, and the buffer longer than options can be.
-    let loaded =
-        unsafe { bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_mut_ptr().cast(), to_load) };
+    // SAFETY: the context is the program's own, and the buffer, which is in cells, longer than options can be.
+    let loaded = unsafe {
+        bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_ptr().cast_mut().cast(), to_load)
+    };
     if loaded != 0 {
         return None;
     }
     search.start(to_load);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(STEPS, step as *const () as *mut c_void, core::ptr::null_mut(), 0) };
-    let (at, old) = scratch()?.found()?;
+    let (at, old) = search.found()?;
     if u16::from_be_bytes(old) <= limit {
         return None;
     }
@@ -92,14 +93,7 @@ fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
 
 /// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends it.
 unsafe extern "C" fn step(_number: u32, _context: *mut c_void) -> i64 {
-    scratch().map_or(1, |search| i64::from(search.step()))
-}
-
-#[inline(always)]
-fn scratch() -> Option<&'static mut Search> {
-    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a value
-    // of every field.
-    SEARCH_OPTIONS.get_ptr_mut(0).map(|search| unsafe { &mut *search })
+    SEARCH_OPTIONS.get().map_or(1, |search| i64::from(search.step()))
 }
 
 #[inline(always)]

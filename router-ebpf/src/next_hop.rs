@@ -84,8 +84,7 @@ pub(crate) fn tos(work: &Work) -> u8 {
 #[inline(always)]
 pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     // Read before the kernel is asked, and not again: an answer that has been overtaken must not count as a newer one.
-    // SAFETY: a field of a map value, which is always there to read.
-    let generation = unsafe { core::ptr::read_volatile(&raw const work.settings.next_hop_generation) };
+    let generation = work.settings.next_hop_generation();
     let code = ask(work.frame.context().ctx, query, NEXT_HOP);
     let params = LOOKUPS.get(NEXT_HOP).ok_or(Reason::Internal)?;
     match code as u32 {
@@ -239,33 +238,37 @@ extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports
     let mut answer = INVALID;
     for flags in [flags, 0] {
         let Some(params) = LOOKUPS.get_ptr_mut(kind) else { return INVALID as u32 };
-        // SAFETY: this CPU's own, of which nobody has a reference while this function runs.
-        let params = unsafe { &mut *params };
-        clear(params);
-        params.family = AF_INET;
-        params.l4_protocol = rest as u8;
-        params.sport = ports as u16;
-        params.dport = (ports >> 16) as u16;
-        params.ifindex = LOOPBACK;
-        params.__bindgen_anon_2.tos = (rest >> 8) as u8;
-        params.__bindgen_anon_3.ipv4_src = source;
-        params.__bindgen_anon_4.ipv4_dst = destination;
-        // SAFETY: the context is the program's own, the structure and its length belong together.
-        answer =
-            unsafe { fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) } as i32;
-        if answer != INVALID {
-            if flags == 0 {
+        // SAFETY: this CPU's own, of which nobody has a reference while this function runs; the context is the program's own, the
+        // structure and its length belong together.
+        unsafe {
+            clear(params);
+            (*params).family = AF_INET;
+            (*params).l4_protocol = rest as u8;
+            (*params).sport = ports as u16;
+            (*params).dport = (ports >> 16) as u16;
+            (*params).ifindex = LOOPBACK;
+            (*params).__bindgen_anon_2.tos = (rest >> 8) as u8;
+            (*params).__bindgen_anon_3.ipv4_src = source;
+            (*params).__bindgen_anon_4.ipv4_dst = destination;
+            answer = fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) as i32;
+            if answer != INVALID && flags == 0 {
                 // What was asked with, and no answer.
-                params.__bindgen_anon_3.ipv4_src = 0;
+                (*params).__bindgen_anon_3.ipv4_src = 0;
             }
+        }
+        if answer != INVALID {
             break;
         }
     }
     answer as u32
 }
 
+/// Makes all of it zero.
+///
+/// # Safety
+/// It may be written to.
 #[inline(always)]
-fn clear(params: &mut bpf_fib_lookup) {
+unsafe fn clear(params: *mut bpf_fib_lookup) {
     const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
     const _: () = assert!(
         size_of::<bpf_fib_lookup>().is_multiple_of(size_of::<u32>())
@@ -274,6 +277,6 @@ fn clear(params: &mut bpf_fib_lookup) {
     for word in 0..WORDS {
         // Volatile, or the compiler makes it a call that writes every byte by itself.
         // SAFETY: within the structure, which is of whole words (asserted above); zero is a value of all its fields.
-        unsafe { core::ptr::from_mut(params).cast::<u32>().add(word).write_volatile(0) };
+        unsafe { params.cast::<u32>().add(word).write_volatile(0) };
     }
 }

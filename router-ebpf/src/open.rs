@@ -31,7 +31,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
 
 #[inline(always)]
 fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
-    let version = work.settings.version;
+    let version = work.settings.version();
     let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     let last = claim::last();
     let found = match rules::find(packet, version, rule_set, random(), last, work) {
@@ -66,7 +66,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
     };
     known::may_leave(work, packet, &next_hop)?;
-    let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds, packet.key.source));
+    let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds(), packet.key.source));
     claim::prepare(packet, &found, snat, ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
 }

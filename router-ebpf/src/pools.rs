@@ -1,18 +1,20 @@
 //! Pools of SNAT ports, see [`router_common::ports`].
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     cty::c_void,
     helpers::generated::bpf_loop,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap},
 };
 use router_common::{
     ports::{Pool, PoolKey},
     session::Ticks,
 };
 
-use crate::flows;
+use crate::{flows, scratch::Scratch};
 
 /// Which pool belongs to which target. Inserted by the programs where ports are tried in vain, removed by the daemon where few are taken. Sized
 /// by the daemon: that needs many sessions with a target, so there cannot be many.
@@ -26,15 +28,16 @@ static POOL_BITS: Array<Pool> = Array::with_max_entries(16, BPF_F_MMAPABLE);
 /// The search for a pool that is not in use.
 struct Search {
     /// The pool, or [`NONE`].
-    found: u32,
+    found: Cell<u32>,
     /// How many were searched in vain, and when, the last time that it was so.
-    in_vain: u32,
-    at: Ticks,
+    in_vain: Cell<u32>,
+    at: Cell<Ticks>,
 }
 
-/// One a CPU.
+/// The search that a CPU makes.
 #[map]
-static POOL_SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
+// SAFETY: numbers.
+static POOL_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
 /// No pool.
 const NONE: u32 = u32::MAX;
@@ -61,22 +64,22 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     if let Some(index) = find(key) {
         return Some(index);
     }
-    let search = scratch()?;
+    let search = POOL_SEARCH.get()?;
     let now = flows::now();
     // That takes a while, and only the daemon gives pools back.
-    if search.in_vain >= among && search.at == now {
+    if search.in_vain.get() >= among && search.at.get() == now {
         return None;
     }
-    search.found = NONE;
+    search.found.set(NONE);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(among, claim as *const () as *mut c_void, core::ptr::null_mut(), 0) };
-    let search = scratch()?;
-    let index = search.found;
+    let index = search.found.get();
     if index == NONE {
-        (search.in_vain, search.at) = (among, now);
+        search.in_vain.set(among);
+        search.at.set(now);
         return None;
     }
-    search.in_vain = 0;
+    search.in_vain.set(0);
     match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
         Ok(()) => Some(index),
         // Another CPU has made one at the same time.
@@ -89,18 +92,11 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
 
 /// One step of the search for a pool that is not in use. A callback of `bpf_loop`; 1 ends it.
 unsafe extern "C" fn claim(index: u32, _context: *mut c_void) -> i64 {
-    let (Some(pool), Some(search)) = (pool(index), scratch()) else { return 1 };
+    let (Some(pool), Some(search)) = (pool(index), POOL_SEARCH.get()) else { return 1 };
     // Most are another's, and whoever only looks does not take their memory from other CPUs.
     if !pool.is_used() && pool.claim() {
-        search.found = index;
+        search.found.set(index);
         return 1;
     }
     0
-}
-
-#[inline(always)]
-fn scratch() -> Option<&'static mut Search> {
-    // SAFETY: this CPU's own; whoever takes it lets go of it before another takes it. Memory of a map starts as zero, which is a value of
-    // every field.
-    POOL_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }

@@ -82,7 +82,7 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, head: &Head) -> Result<
 /// The interface that a frame came in on, as the daemon is told.
 #[inline(always)]
 fn ingress(work: &Work) -> u32 {
-    work.settings.interface(work.ingress).primary
+    work.settings.index(work.ingress)
 }
 
 /// Gives a packet, which must be as it was received, to the daemon, until the neighbour that [`next_hop::resolve`] has just found to be
@@ -121,7 +121,7 @@ extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) ->
 /// Gives a translated packet to the daemon, since it is larger than its next hop takes; the reason the packet leaves this program by.
 #[inline(always)]
 pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
-    let egress = work.settings.interface(u32::from(next_hop.slot)).primary;
+    let egress = work.settings.index(u32::from(next_hop.slot));
     let head = Head {
         mtu: u32::from(next_hop.mtu),
         mac: next_hop.destination_mac,

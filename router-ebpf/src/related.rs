@@ -20,10 +20,6 @@ use router_common::{
 
 use crate::{Exit, Outcome, Transmit, Work, departure, established::address, flows, next_hop};
 
-/// One a CPU: the message at work.
-#[map]
-static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
-
 /// The longest message that is loaded whole: some bytes of zero have room behind it.
 const WHOLE: usize = CAPACITY - size_of::<u32>();
 /// Where everything goes that quotes no session of ours.
@@ -58,7 +54,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         return Err(Reason::WrongInterface.into());
     }
     let rewrite = slot.entry.rewrite();
-    let (generation, known) = (work.settings.next_hop_generation, slot.entry.next_hop());
+    let (generation, known) = (work.settings.next_hop_generation(), slot.entry.next_hop());
     // What is quoted has been sent by the session's other direction, if by any.
     let twin = flows::find(&key.twin(&rewrite), work.settings).ok_or(NOT_OURS)?;
     if twin.entry.rewrite() != Rewrite::to(&quoted) || twin.entry.packets() == 0 {
@@ -96,7 +92,11 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
 /// Reads the message, or as much of it as there is room for.
 #[inline(always)]
 fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
-    // SAFETY: this CPU's own; nobody else has it while this program runs. Memory of a map starts as zero, which is a value.
+    /// One a CPU: the message at work.
+    #[map]
+    static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
+
+    // SAFETY: this CPU's own, which only this function knows, and which a program calls once. Memory of a map starts as zero, which is a value.
     let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
     let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
     message.length = length as u32;

@@ -17,7 +17,7 @@ use router_common::{
     settings::Side,
 };
 
-use crate::{Work, own, stats};
+use crate::{Work, own};
 
 // All of these are written by the daemon and only read here; see `router_common::rules` for how a new rule set takes over.
 
@@ -57,6 +57,7 @@ pub(crate) struct Match {
 }
 
 /// Where a session leads that was opened moments ago, see [`SETTLED`](router_common::table::SETTLED).
+#[derive(Clone, Copy)]
 pub(crate) struct Leads {
     pub(crate) target: Ipv4,
     pub(crate) target_port: Port,
@@ -110,7 +111,7 @@ pub(crate) fn find(
     version: u32,
     rule_set: &RuleSet,
     random: u32,
-    last: Option<&Leads>,
+    last: Option<Leads>,
     work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
@@ -131,7 +132,7 @@ fn find_forward(
     version: u32,
     rule_set: &RuleSet,
     random: u32,
-    last: Option<&Leads>,
+    last: Option<Leads>,
     work: &mut Work,
 ) -> Result<Match, Reason> {
     let key = &packet.key;
@@ -149,19 +150,19 @@ fn find_forward(
     }
     let source = SourceKey::new(version, rule, key.source);
     if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
-        stats::decisions(work.stats, rule).denied += 1;
+        work.stats.denied(rule);
         return Err(Reason::SourceNotAllowed);
     }
     // An address is no proof of where a packet comes from; the interface is.
     if !matches!(work.side(), Side::Clients) {
-        stats::decisions(work.stats, rule).denied += 1;
+        work.stats.denied(rule);
         return Err(Reason::WrongInterface);
     }
     let (index, listen) = (rule_index(version, rule), key.destination_port);
     if let Some(Leads { target, target_port, .. }) = last
         && rule_leads_to(index, u32::from_ne_bytes(target.0), target_port.then(listen)) != 0
     {
-        return Ok(Match { rule, target: *target, target_port: *target_port });
+        return Ok(Match { rule, target, target_port });
     }
     let target = RULES
         .get(index)

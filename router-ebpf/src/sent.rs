@@ -21,7 +21,6 @@ use router_common::{
     own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
     packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
     reason::Reason,
-    stats::OwnStats,
 };
 
 use crate::{
@@ -118,7 +117,9 @@ fn note_ipv6(frame: &SkbFrame<'_>) {
 fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
     match remove(answer) {
         Removal::Alive => {
-            count(|stats| &mut stats.connections_refused);
+            if let Some(stats) = stats::block() {
+                stats.connection_refused();
+            }
             refuse(context).unwrap_or(TC_ACT_SHOT)
         }
         removal @ (Removal::Nothing | Removal::Removed) => {
@@ -171,14 +172,9 @@ fn way_in(interface: u32) -> u32 {
 
 #[inline(always)]
 fn note_removal(removal: Removal) {
-    if matches!(removal, Removal::Removed) {
-        count(|stats| &mut stats.sessions_ended);
-    }
-}
-
-#[inline(always)]
-fn count(counter: impl Fn(&mut OwnStats) -> &mut u64) {
-    if let Some(stats) = stats::block() {
-        *counter(&mut stats.own) += 1;
+    if matches!(removal, Removal::Removed)
+        && let Some(stats) = stats::block()
+    {
+        stats.session_ended();
     }
 }

@@ -1,15 +1,15 @@
 //! The daemon's settings.
 
 use aya_ebpf::{macros::map, maps::Array};
-use router_common::settings::Settings;
+use router_common::settings::Live;
 
 /// One record, read by every packet, written by the daemon.
 #[map]
-static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+static SETTINGS: Array<Live> = Array::with_max_entries(1, 0);
 
 /// The settings; `None` never happens, but the verifier cannot know.
 #[inline(always)]
-pub(crate) fn get() -> Option<&'static Settings> {
+pub(crate) fn get() -> Option<&'static Live> {
     SETTINGS.get(0)
 }
 

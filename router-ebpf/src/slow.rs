@@ -51,8 +51,8 @@ fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
 #[inline(always)]
 fn is_to_this_machine(work: &Work) -> Result<bool, Reason> {
     let destination = packet::destination_mac(&work.frame).ok_or(Reason::Truncated)?;
-    let interface = work.settings.interface(work.ingress);
-    if !interface.mac.is_set() || destination == interface.mac {
+    let own = work.settings.mac(work.ingress);
+    if !own.is_set() || destination == own {
         Ok(true)
     } else if !destination.is_group() {
         Err(Reason::OtherHost)

@@ -7,7 +7,7 @@ use router_common::{
     flow::{Direction, Protocol},
     packet::Packet,
     session::{End, Seen, Segment, Step, Track, Window},
-    settings::Settings,
+    settings::Live,
     table::Slot,
 };
 
@@ -16,7 +16,7 @@ use crate::{flows, half_open, settings};
 /// Has a session's state follow a packet of this flow. Returns `true` if the flow's next packet is the
 /// fast path's.
 #[inline(always)]
-pub(crate) fn follow(slot: &mut Slot, packet: &Packet) -> bool {
+pub(crate) fn follow(slot: &Slot, packet: &Packet) -> bool {
     let flags = u32::from(packet.tcp_flags) | u32::from(packet.carries_data) << CARRIES_DATA_SHIFT;
     session_follow(slot, flags, packet.sequence, packet.acknowledgement) != 0
 }
@@ -27,9 +27,9 @@ const CARRIES_DATA_SHIFT: u32 = 8;
 /// Does what `follow` says, and returns 1 or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn session_follow(slot: *mut Slot, flags: u32, sequence: u32, acknowledgement: u32) -> u32 {
+extern "C" fn session_follow(slot: *const Slot, flags: u32, sequence: u32, acknowledgement: u32) -> u32 {
     // SAFETY: `follow` has made it of a reference.
-    let (Some(slot), Some(settings)) = (unsafe { slot.as_mut() }, settings::get()) else { return 0 };
+    let (Some(slot), Some(settings)) = (unsafe { slot.as_ref() }, settings::get()) else { return 0 };
     let tag = slot.tag();
     let is_fast = if tag.protocol_number() == Protocol::Tcp as u8 {
         let segment = Segment {
@@ -49,7 +49,7 @@ extern "C" fn session_follow(slot: *mut Slot, flags: u32, sequence: u32, acknowl
 
 /// Ends the session's opening with its first reply.
 #[inline(always)]
-fn follow_datagram(settings: &Settings, slot: &Slot) {
+fn follow_datagram(settings: &Live, slot: &Slot) {
     if matches!(slot.tag().direction(), Direction::Forward) || slot.entry.packets() != 0 {
         return;
     }
@@ -62,12 +62,12 @@ fn follow_datagram(settings: &Settings, slot: &Slot) {
 }
 
 #[inline(always)]
-fn follow_segment(settings: &Settings, slot: &mut Slot, segment: &Segment) -> bool {
+fn follow_segment(settings: &Live, slot: &Slot, segment: &Segment) -> bool {
     let (key, twin_key) = (slot.key(), slot.key().twin(&slot.entry.rewrite()));
     let Some(twin) = flows::find(&twin_key, settings) else { return false };
     let is_reply = matches!(segment.direction, Direction::Reply);
     let (forward, reply, client) =
-        if is_reply { (&*twin, &*slot, twin_key.source) } else { (&*slot, &*twin, key.source) };
+        if is_reply { (twin, slot, twin_key.source) } else { (slot, twin, key.source) };
     // In this order, the other way round than they are written: what the forward flow says of the
     // reply flow is then never ahead of what that says itself.
     let forward_tag = forward.tag();
@@ -85,8 +85,8 @@ fn follow_segment(settings: &Settings, slot: &mut Slot, segment: &Segment) -> bo
             | u64::from(twin.entry.sent()) << RECEIVER_SENT_SHIFT,
         segment.sequence,
         segment.acknowledgement,
-        slot.entry.expects,
-        twin.entry.expects,
+        slot.entry.expects(),
+        twin.entry.expects(),
     );
     let (is_opening, is_over) = (after >> OPENING_SHIFT & 1 != 0, after & IS_OVER != 0);
     reply.note_seen(reply_seen, Seen::from_bits((after >> REPLY_SHIFT) as u8));
@@ -96,13 +96,13 @@ fn follow_segment(settings: &Settings, slot: &mut Slot, segment: &Segment) -> bo
         half_open::leave(settings, client);
     }
     if after & SENDER_EXPECTS != 0 {
-        slot.entry.expects = segment.acknowledgement;
+        slot.entry.set_expects(segment.acknowledgement);
     }
     if after & SENDER_SENT != 0 {
         slot.entry.set_sent((segment.sequence >> 16) as u16);
     }
     if after & RECEIVER_EXPECTS != 0 {
-        twin.entry.expects = segment.behind_syn();
+        twin.entry.set_expects(segment.behind_syn());
     }
     if after & RECEIVER_SENT != 0 {
         twin.entry.set_sent((segment.acknowledgement >> 16) as u16);

@@ -264,13 +264,13 @@ fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) ->
         snat: end(outbound.source, outbound.source_port),
         target: end(outbound.destination, outbound.destination_port),
         state: session.state()?.as_str().to_owned(),
-        age_seconds: seconds(now.nanoseconds_since(forward.entry.opened())),
+        age_seconds: seconds(now.nanoseconds_since(forward.entry.opened)),
         idle_seconds: idle,
         expires_seconds: timeout.as_secs().saturating_sub(idle),
-        forward_packets: forward.entry.packets(),
-        forward_bytes: forward.entry.bytes(),
-        reply_packets: reply.entry.packets(),
-        reply_bytes: reply.entry.bytes(),
+        forward_packets: forward.entry.packets,
+        forward_bytes: forward.entry.bytes,
+        reply_packets: reply.entry.packets,
+        reply_bytes: reply.entry.bytes,
     })
 }
 

@@ -225,13 +225,13 @@ impl Sweep<'_> {
 
     /// What a young session tells of its target.
     fn gather(&self, forward: &Flow, signs: &mut Gatherer) {
-        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened()) {
+        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened) {
             return;
         }
         let Some(session) = self.flows.session_of(forward) else { return };
-        let rewrite = &forward.entry.rewrite();
+        let rewrite = &forward.entry.rewrite;
         let target = (rewrite.destination.into(), rewrite.destination_port.number());
-        signs.note(forward.rule(), target, forward.entry.opened(), session.reply.entry.packets() > 0);
+        signs.note(forward.rule(), target, forward.entry.opened, session.reply.entry.packets > 0);
     }
 
     /// The port of a session that was over and has moved stays taken for as long as the session would have stayed: its target may still send.
@@ -286,7 +286,7 @@ impl Sweep<'_> {
 
     /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.
     fn judge_reply(&self, reply: &Flow) -> Verdict {
-        let young = u128::from(self.now.nanoseconds_since(reply.entry.opened())) < YOUNG.as_nanos();
+        let young = u128::from(self.now.nanoseconds_since(reply.entry.opened)) < YOUNG.as_nanos();
         if young {
             return Verdict::Keep;
         }
@@ -313,7 +313,7 @@ impl Need {
         let is_opening = forward.is_opening() || forward.seen().is_unanswered();
         let is_over = match forward.protocol() {
             Some(Protocol::Tcp) => forward.seen().is_over(),
-            Some(Protocol::Udp) => forward.entry.packets() == 1,
+            Some(Protocol::Udp) => forward.entry.packets == 1,
             Some(Protocol::Icmp) | None => false,
         };
         match (is_opening, is_over) {

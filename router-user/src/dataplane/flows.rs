@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
 use router_common::{
-    HALF_OPEN_SLOTS, HalfOpen, Number, PEER_SLOTS,
+    HALF_OPEN_SLOTS, HalfOpen, PEER_SLOTS, Peer,
     address::Ipv4,
-    flow::{Direction, FlowEntry, FlowKey, Protocol},
+    flow::{Direction, FlowKey, FlowRecord, Protocol},
     half_open_slot, peer_slot,
     ports::PoolKey,
     session::{Seen, State, Ticks},
@@ -35,7 +35,7 @@ pub struct Flow {
     pub key: FlowKey<Ipv4>,
     tag: Tag,
     /// What is known of it.
-    pub entry: FlowEntry<Ipv4>,
+    pub entry: FlowRecord,
 }
 
 impl Flow {
@@ -51,7 +51,7 @@ impl Flow {
 
     /// The key of the session's other direction.
     pub fn twin(&self) -> FlowKey<Ipv4> {
-        self.key.twin(&self.entry.rewrite())
+        self.key.twin(&self.entry.rewrite)
     }
 
     /// Which of the session's directions this is.
@@ -109,8 +109,8 @@ pub struct FlowTable(Arc<Inner>);
 struct Inner {
     slots: SharedArray<Slot>,
     occupancy: SharedArray<Occupancy>,
-    half_open: SharedArray<u32>,
-    peers: SharedArray<u32>,
+    half_open: SharedArray<HalfOpen>,
+    peers: SharedArray<Peer>,
     pools: Mutex<PoolTable>,
     seeds: HashSeeds,
 }
@@ -146,7 +146,7 @@ impl FlowTable {
 
     /// How many sessions there may be.
     pub fn capacity(&self) -> u32 {
-        self.0.occupancy.read(0).map_or(0, |occupancy| occupancy.capacity)
+        self.0.occupancy.get(0).map_or(0, |occupancy| occupancy.capacity.load())
     }
 
     /// Where its chains start.
@@ -168,7 +168,7 @@ impl FlowTable {
 
     /// How many sessions there are.
     pub fn sessions(&self) -> u32 {
-        self.0.occupancy.read(0).map_or(0, |occupancy| occupancy.sessions)
+        self.0.occupancy.get(0).map_or(0, |occupancy| occupancy.sessions.load())
     }
 
     fn flow_at(&self, index: u32) -> Option<Flow> {
@@ -177,9 +177,8 @@ impl FlowTable {
 
     /// The flow in a slot, if it is in this state.
     fn at(&self, index: u32, state: SlotState) -> Option<Flow> {
-        let slot = self.0.slots.read(index)?;
-        let tag = slot.tag();
-        (tag.state() == state).then(|| Flow { key: slot.key(), tag, entry: slot.entry })
+        let (key, tag, entry) = self.0.slots.get(index)?.read(state)?;
+        Some(Flow { key, tag, entry })
     }
 
     /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or it is held.
@@ -256,21 +255,21 @@ impl FlowTable {
         self.retire_slot(slot, key)
     }
 
-    fn half_open_counter(&self, source: Ipv4) -> Option<HalfOpen<'_>> {
-        self.0.half_open.get(half_open_slot(&self.0.seeds, source)).map(HalfOpen::new)
+    fn half_open_counter(&self, source: Ipv4) -> Option<&HalfOpen> {
+        self.0.half_open.get(half_open_slot(&self.0.seeds, source))
     }
 
     /// Tells the programs that a session leads to an address, see [`PEER_PATIENCE`](router_common::PEER_PATIENCE).
     fn note_peer(&self, address: Ipv4, now: Ticks) {
         if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
-            Number::new(place).set(now.0);
+            place.note(now);
         }
     }
 
     /// Has the programs take no address for one that a session leads to, until the next sweep.
     pub fn forget_peers(&self) {
         for place in (0..PEER_SLOTS).filter_map(|slot| self.0.peers.get(slot)) {
-            Number::new(place).set(0);
+            place.forget();
         }
     }
 
@@ -340,14 +339,14 @@ impl FlowTable {
                 }
                 SlotState::Live => {
                     if slot.is_out_of_date(generation) {
-                        slot.forget_next_hop();
+                        slot.entry.forget_next_hop();
                     }
                     let is_shown =
                         tag.direction() == Direction::Forward || index % REPLY_SHARE == round % REPLY_SHARE;
                     if is_shown && let Some(flow) = self.flow_at(index) {
                         match each(&flow) {
                             Verdict::Keep if tag.direction() == Direction::Forward => {
-                                self.note_peer(flow.entry.rewrite().destination, now);
+                                self.note_peer(flow.entry.rewrite.destination, now);
                             }
                             Verdict::Keep => {}
                             Verdict::Remove => {
@@ -405,8 +404,8 @@ impl FlowTable {
     }
 
     fn counted(&self) -> Counted {
-        let half_open = (0..HALF_OPEN_SLOTS)
-            .map(|slot| self.0.half_open.get(slot).map_or(0, |field| HalfOpen::new(field).count()));
+        let half_open =
+            (0..HALF_OPEN_SLOTS).map(|slot| self.0.half_open.get(slot).map_or(0, HalfOpen::count));
         Counted { sessions: self.sessions(), half_open: half_open.collect() }
     }
 
@@ -416,7 +415,7 @@ impl FlowTable {
             (0..surplus.sessions).for_each(|_| occupancy.leave());
         }
         for (slot, count) in &surplus.half_open {
-            if let Some(counter) = self.0.half_open.get(*slot).map(HalfOpen::new) {
+            if let Some(counter) = self.0.half_open.get(*slot) {
                 (0..*count).for_each(|_| counter.leave());
             }
         }

@@ -7,20 +7,24 @@ use std::{
 };
 
 use router_common::{
+    HalfOpen, Peer,
     ports::Pool,
     table::{Occupancy, Slot},
 };
 
-/// Types whose every bit pattern is a value, and which others may write while they are read here.
+/// Types of which a `&T` is good for memory that others write at the same time.
 ///
 /// # Safety
-/// Plain data without padding that matters, any bytes are valid, and whoever relies on more than single words being consistent follows
-/// the type's own protocol (see `router_common::table` and `router_common::ports`).
+/// Made of nothing but `router_common::shared`'s numbers, which are read and written whole, and of which any bytes are a value; and filled up
+/// with what nobody writes. Whoever relies on more than single numbers follows the type's own protocol (see `router_common::table` and
+/// `router_common::ports`).
 pub(super) unsafe trait Shared {}
 
-// SAFETY: integers, and structures of integers and byte arrays.
-unsafe impl Shared for u32 {}
+// SAFETY: a number of that kind.
+unsafe impl Shared for HalfOpen {}
 // SAFETY: as above.
+unsafe impl Shared for Peer {}
+// SAFETY: numbers of that kind.
 unsafe impl Shared for Slot {}
 // SAFETY: as above.
 unsafe impl Shared for Occupancy {}
@@ -47,7 +51,7 @@ impl<T: Shared> SharedArray<T> {
     /// When the kernel refuses.
     pub(super) fn map(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
         let length = length as usize;
-        // The kernel lays out elements at multiples of 8 (`array_map_alloc`, kernel/bpf/arraymap.c), so a `u32` stands alone in its 8.
+        // The kernel lays out elements at multiples of 8 (`array_map_alloc`, kernel/bpf/arraymap.c), so a number of 32 bits stands alone in its 8.
         let bytes = (Self::STRIDE * length).next_multiple_of(page_size());
         // SAFETY: a new mapping of the map's own memory; the kernel checks length and rights.
         let start = unsafe {
@@ -84,14 +88,6 @@ impl<T: Shared> SharedArray<T> {
         // SAFETY: within the mapping, which lives as long as `self`; aligned, since the mapping starts at a page and the stride is a
         // multiple of the alignment.
         Some(unsafe { &*self.start.as_ptr().cast::<u8>().add(index * Self::STRIDE).cast() })
-    }
-}
-
-impl<T: Shared + Copy> SharedArray<T> {
-    /// A copy of an element, as it is now.
-    pub(super) fn read(&self, index: u32) -> Option<T> {
-        // SAFETY: a reference is good to read from; volatile, because others write it.
-        self.get(index).map(|element| unsafe { std::ptr::read_volatile(element) })
     }
 }
 

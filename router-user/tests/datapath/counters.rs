@@ -85,8 +85,8 @@ fn rules_interfaces_and_entries_add_up() {
     assert_eq!(total, stats.interfaces[0].received.packets, "every packet has exactly one reason");
 
     let [session] = sessions(&world)[..] else { panic!("one session") };
-    assert_eq!((session.forward.entry.packets(), session.forward.entry.bytes()), (2, 54 + 154));
-    assert_eq!((session.reply.entry.packets(), session.reply.entry.bytes()), (1, 54));
+    assert_eq!((session.forward.entry.packets, session.forward.entry.bytes), (2, 54 + 154));
+    assert_eq!((session.reply.entry.packets, session.reply.entry.bytes), (1, 54));
     assert_eq!(session.state(), Some(State::Established));
 }
 

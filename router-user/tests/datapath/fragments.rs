@@ -162,7 +162,7 @@ fn rule_and_session_count_every_fragment() {
     assert_eq!((rule.forward.packets, rule.forward.bytes), (frames.len() as u64, bytes as u64));
     let mut entries = Vec::new();
     world.dataplane.flows.for_each(|session| {
-        entries.push((session.forward.entry.packets(), session.forward.entry.bytes()));
+        entries.push((session.forward.entry.packets, session.forward.entry.bytes));
         true
     });
     assert_eq!(entries, [(frames.len() as u64, bytes as u64)]);

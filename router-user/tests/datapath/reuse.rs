@@ -239,7 +239,7 @@ fn a_connection_to_the_same_target_starts_over() {
         assert_eq!(after.state(), Some(State::Opening), "{end:?}");
         assert_ne!(before.forward.rule(), after.forward.rule(), "{end:?}");
         assert_eq!(after.forward.rule(), after.reply.rule(), "{end:?}");
-        assert_eq!((after.forward.entry.packets(), after.reply.entry.packets()), (1, 0), "{end:?}");
+        assert_eq!((after.forward.entry.packets, after.reply.entry.packets), (1, 0), "{end:?}");
         assert_eq!(world.dataplane.flows.half_open(Ipv4(PLS)), 1, "{end:?}");
         let opened =
             |world: &World, rule| world.dataplane.counters.read().expect("counters").rule(rule).opened;
@@ -529,7 +529,7 @@ fn an_old_tuple_is_spread_over_the_targets_of_now() {
     world.set_rules(two_targets);
     let mut opened_last = None;
     world.dataplane.flows.for_each(|session| {
-        opened_last = opened_last.max(Some(session.forward.entry.opened()));
+        opened_last = opened_last.max(Some(session.forward.entry.opened));
         true
     });
     let settled = |now: u32| now.wrapping_sub(opened_last.expect("sessions").0) >= SETTLED;
@@ -647,8 +647,8 @@ fn a_connection_is_opened_again_beside_a_late_packet() {
         let target = if moves { OTHER } else { TARGET };
         let mut wrong = 0;
         world.dataplane.flows.for_each(|Session { forward, .. }| {
-            let leads_there = forward.entry.rewrite().destination == Ipv4(target);
-            wrong += u32::from(!leads_there || forward.entry.packets() != 1);
+            let leads_there = forward.entry.rewrite.destination == Ipv4(target);
+            wrong += u32::from(!leads_there || forward.entry.packets != 1);
             true
         });
         assert_eq!(wrong, 0, "of {PORTS} are not opened again, or not to {target:?}");

@@ -319,7 +319,7 @@ fn a_connection_that_both_ends_begin_anew_is_followed() {
     connection.server(tcp::ACK, SERVER, CLIENT + 8, b"answer");
     connection.world.dataplane.flows.for_each(|session| {
         for flow in [&session.forward, &session.reply] {
-            assert_ne!(flow.entry.next_hop().generation, 0, "{flow:?}");
+            assert_ne!(flow.entry.next_hop.generation, 0, "{flow:?}");
         }
         true
     });

@@ -125,7 +125,7 @@ pub(crate) fn measure(setup: &Setup) -> Result<Resources> {
         session: SessionMemory {
             slot_bytes,
             key_bytes: size_of::<FlowKey<Ipv4>>(),
-            entry_bytes: size_of::<FlowEntry<Ipv4>>(),
+            entry_bytes: size_of::<FlowEntry>(),
             slots: SLOTS_PER_SESSION,
             bytes: slot_bytes * SLOTS_PER_SESSION as usize,
         },

@@ -25,14 +25,16 @@ impl Pace {
 
     /// Waits until the router has this many errors to give: for nothing but time, since nobody tells.
     pub(super) fn wait_for(&self, errors: usize) {
-        while spend(self.bucket, self.now(), errors).is_none() {
+        while spend(&self.bucket, self.now(), errors).is_none() {
             thread::sleep(Duration::from_nanos(Rate::OF_A_SOURCE.interval));
         }
     }
 
     /// Notes that the router may have given this many, which have been waited for.
     pub(super) fn spent(&mut self, errors: usize) {
-        self.bucket = spend(self.bucket, self.now(), errors).unwrap_or(self.bucket);
+        if let Some(left) = spend(&self.bucket, self.now(), errors) {
+            self.bucket = left;
+        }
     }
 
     fn now(&self) -> u64 {
@@ -41,7 +43,7 @@ impl Pace {
 }
 
 /// A bucket after so many errors, at most as many as it holds; none if it has not got them.
-fn spend(bucket: Bucket, now: u64, errors: usize) -> Option<Bucket> {
-    let rate = Rate::OF_A_SOURCE;
+fn spend(bucket: &Bucket, now: u64, errors: usize) -> Option<Bucket> {
+    let (rate, bucket) = (Rate::OF_A_SOURCE, bucket.clone());
     (0..rate.burst.min(errors as u64)).all(|_| bucket.take(now, rate)).then_some(bucket)
 }
