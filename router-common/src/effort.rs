@@ -5,7 +5,7 @@ use proptest::prelude::ProptestConfig;
 /// How property tests run.
 pub(crate) fn cases() -> ProptestConfig {
     let usual = ProptestConfig::default();
-    if cfg!(miri) { ProptestConfig { cases: 2, failure_persistence: None, ..usual } } else { usual }
+    if cfg!(miri) { ProptestConfig { cases: 1, failure_persistence: None, ..usual } } else { usual }
 }
 
 /// How often, or with how much, something is tried.

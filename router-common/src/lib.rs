@@ -6,7 +6,7 @@
 //! Two conventions hold everywhere. **Wire bytes stay bytes**: addresses and ports are big-endian byte arrays, as they
 //! stand in the packet, and turn into numbers only where one is computed with. **Map types have no padding**: each is
 //! `#[repr(C)]`, and its size is asserted beside it.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, model)), no_std)]
 #![cfg_attr(
     target_arch = "bpf",
     feature(asm_experimental_arch, core_intrinsics),

@@ -5,13 +5,60 @@
 //!
 //! On the host they are `core`'s atomics. For BPF, `core` has none that change memory, although the kernel and the compiler do
 //! (`BPF_ATOMIC`, Linux 5.12): there the compiler's intrinsics stand in, which are sequentially consistent. With `--cfg model`, the
-//! atomic ones are loom's: see `models`.
+//! atomic ones are loom's: see [`model`].
 
 use core::{
     cell::UnsafeCell,
     fmt::{self, Debug, Formatter},
     mem::{align_of, size_of},
 };
+
+/// What a model has in the place of the kernel's atomic operations.
+#[cfg(model)]
+pub(crate) mod model {
+    use std::cell::Cell;
+
+    use loom::sync::atomic::{
+        AtomicU32,
+        Ordering::{Relaxed, SeqCst},
+        fence,
+    };
+
+    std::thread_local! {
+        static UNORDERED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    loom::lazy_static! {
+        static ref TURN: AtomicU32 = AtomicU32::new(0);
+    }
+
+    /// Has an operation take its turn, before or after each of the other threads'. By itself, loom tries two operations in both orders only where
+    /// nobody has looked at the same number in between, and so misses a change that comes right behind a look.
+    pub(crate) fn take_turn() {
+        TURN.fetch_add(1, Relaxed);
+    }
+
+    /// Has operations on this thread's models order nothing from now on, to show that they must.
+    #[cfg(test)]
+    pub(crate) fn order_nothing() {
+        UNORDERED.set(true);
+    }
+
+    /// As [`super::order`].
+    pub(crate) fn order() {
+        if !UNORDERED.get() {
+            fence(SeqCst);
+        }
+    }
+
+    /// Orders an operation with everything before and after, as the kernel does ("fully ordered", Documentation/atomic_t.txt).
+    pub(crate) fn ordered<T>(operation: impl FnOnce() -> T) -> T {
+        order();
+        let result = operation();
+        order();
+        result
+    }
+}
 
 /// A number that is read and written whole, in no order with anything else.
 ///
@@ -116,15 +163,14 @@ macro_rules! operation {
             }
             #[cfg(not(any(target_arch = "bpf", model)))]
             {
-                #[expect(unused_imports, reason = "each operation has one of them")]
-                use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+                use core::sync::atomic::Ordering;
                 let $host = self.host();
                 $on_host
             }
             #[cfg(model)]
             {
-                #[expect(unused_imports, reason = "each operation has one of them")]
-                use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+                use core::sync::atomic::Ordering;
+                model::take_turn();
                 let $model = &self.0;
                 $in_model
             }
@@ -157,6 +203,12 @@ macro_rules! atomic {
                 Self(UnsafeCell::new(number))
             }
 
+            /// As above, in a model.
+            #[cfg(model)]
+            pub fn new(number: $type) -> Self {
+                Self(loom::sync::atomic::$name::new(number))
+            }
+
             #[cfg(not(any(target_arch = "bpf", model)))]
             #[inline(always)]
             fn host(&self) -> &core::sync::atomic::$name {
@@ -168,58 +220,58 @@ macro_rules! atomic {
             operation! {
                 /// What it is now, in no order with anything else.
                 get() -> $type,
-                |cell| cell.read(),
-                |host| host.load(Relaxed),
-                |model| model.load(Relaxed)
+                |cell| cell.read_volatile(),
+                |host| host.load(Ordering::Relaxed),
+                |model| model.load(Ordering::Relaxed)
             }
             operation! {
                 /// Makes it this number, in no order with anything else: nobody else may be changing it.
                 set(number: $type) -> (),
-                |cell| cell.write(number),
-                |host| host.store(number, Relaxed),
-                |model| model.store(number, Relaxed)
+                |cell| cell.write_volatile(number),
+                |host| host.store(number, Ordering::Relaxed),
+                |model| model.store(number, Ordering::Relaxed)
             }
             operation! {
                 /// What it is now.
                 load() -> $type,
                 |cell| cell.read_volatile(),
-                |host| host.load(SeqCst),
-                |model| model.load(Relaxed)
+                |host| host.load(Ordering::SeqCst),
+                |model| model.load(Ordering::Relaxed)
             }
             operation! {
                 /// Makes it this number: what it was.
                 swap(number: $type) -> $type,
                 |cell| core::intrinsics::atomic_xchg::<$type, SEQ_CST>(cell, number),
-                |host| host.swap(number, SeqCst),
-                |model| crate::models::ordered(|| model.swap(number, AcqRel))
+                |host| host.swap(number, Ordering::SeqCst),
+                |model| model::ordered(|| model.swap(number, Ordering::AcqRel))
             }
             operation! {
                 /// Adds to it, and round: what it was.
                 add(number: $type) -> $type,
                 |cell| core::intrinsics::atomic_xadd::<$type, $type, SEQ_CST>(cell, number),
-                |host| host.fetch_add(number, SeqCst),
-                |model| crate::models::ordered(|| model.fetch_add(number, AcqRel))
+                |host| host.fetch_add(number, Ordering::SeqCst),
+                |model| model::ordered(|| model.fetch_add(number, Ordering::AcqRel))
             }
             operation! {
                 /// Leaves only these bits of it: what it was.
                 and(bits: $type) -> $type,
                 |cell| core::intrinsics::atomic_and::<$type, $type, SEQ_CST>(cell, bits),
-                |host| host.fetch_and(bits, SeqCst),
-                |model| crate::models::ordered(|| model.fetch_and(bits, AcqRel))
+                |host| host.fetch_and(bits, Ordering::SeqCst),
+                |model| model::ordered(|| model.fetch_and(bits, Ordering::AcqRel))
             }
             operation! {
                 /// Sets these bits of it: what it was.
                 or(bits: $type) -> $type,
                 |cell| core::intrinsics::atomic_or::<$type, $type, SEQ_CST>(cell, bits),
-                |host| host.fetch_or(bits, SeqCst),
-                |model| crate::models::ordered(|| model.fetch_or(bits, AcqRel))
+                |host| host.fetch_or(bits, Ordering::SeqCst),
+                |model| model::ordered(|| model.fetch_or(bits, Ordering::AcqRel))
             }
             operation! {
                 /// Makes it `to` if it is `from`; returns `true` if it was.
                 change(from: $type, to: $type) -> bool,
                 |cell| core::intrinsics::atomic_cxchg::<$type, SEQ_CST, SEQ_CST>(cell, from, to).1,
-                |host| host.compare_exchange(from, to, SeqCst, SeqCst).is_ok(),
-                |model| crate::models::ordered(|| model.compare_exchange(from, to, AcqRel, Relaxed).is_ok())
+                |host| host.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok(),
+                |model| model::ordered(|| model.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok())
             }
         }
 
@@ -242,6 +294,20 @@ macro_rules! atomic {
             }
         }
     };
+}
+
+/// Orders what was read and written before with what is read and written after, as each operation does that changes an atomic number.
+#[inline(always)]
+pub fn order() {
+    #[cfg(target_arch = "bpf")]
+    {
+        // An instruction that does nothing else is not there. The stack is no other CPU's, so this waits for nobody.
+        AtomicU64::new(0).swap(0);
+    }
+    #[cfg(not(any(target_arch = "bpf", model)))]
+    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    #[cfg(model)]
+    model::order();
 }
 
 #[cfg(target_arch = "bpf")]

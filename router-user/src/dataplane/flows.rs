@@ -310,16 +310,13 @@ impl FlowTable {
         let now = now();
         let slots = &self.0.slots;
         // Chains end where a slot is empty, so whether one may become empty depends on the one behind it: from the end on.
-        let mut next_is_empty = true;
         let mut freed = Vec::new();
         let mut held = 0;
         for index in (0..slots.len()).rev() {
             let Some(slot) = slots.get(index) else { continue };
             let tag = slot.tag();
-            let mut is_empty = false;
             match tag.state() {
-                SlotState::Empty => is_empty = true,
-                SlotState::Busy | SlotState::Pending => {}
+                SlotState::Empty | SlotState::Busy | SlotState::Pending => {}
                 SlotState::Held => {
                     let Some(flow) = self.at(index, SlotState::Held) else { continue };
                     if each(&flow) == Verdict::Keep {
@@ -334,8 +331,9 @@ impl FlowTable {
                     }
                 }
                 SlotState::Free => {
-                    is_empty =
-                        next_is_empty && slot.is_out_of_quarantine(now) && slot.change_tag(tag, Tag::EMPTY);
+                    if slot.is_out_of_quarantine(now) {
+                        slot.empty(slots.get(index + 1));
+                    }
                 }
                 SlotState::Live => {
                     if slot.is_out_of_date(generation) {
@@ -360,7 +358,6 @@ impl FlowTable {
                     }
                 }
             }
-            next_is_empty = is_empty;
         }
         if let Some(occupancy) = self.0.occupancy.get(0) {
             occupancy.set_held(held);
