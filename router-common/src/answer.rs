@@ -340,7 +340,7 @@ impl Share {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(model)))]
 mod tests {
     use proptest::prelude::*;
 

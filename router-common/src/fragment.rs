@@ -339,7 +339,7 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(model)))]
 mod tests {
     use proptest::prelude::*;
 

@@ -159,7 +159,7 @@ pub const fn standing(tag: Tag, is_noted: bool, is_theirs: bool) -> Standing {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(model)))]
 mod tests {
     use std::collections::HashMap;
 

@@ -36,6 +36,7 @@ namespaces. Each verb installs what it needs and says so first. That is, once an
   a Rust compiler for BPF   from rustup, or else from Debian's packages      10 to 60 s
   bpf-linker                by cargo install, into cargo's bin directory     90 s
   system packages           by apt-get, for lab, test and bench              10 to 60 s
+  Miri                      from rustup, with a nightly Rust, for test       30 s
   kernels and qemu          by apt-get, unpacked below target, for vm        10 s
 
 A package that can't be had takes no other with it: it is named with the reason, and what needs it is skipped. No package

@@ -23,8 +23,8 @@ it, and installs what is missing. Every other verb does this first, so it need n
 
 usage: cargo xtask setup [--all]
 
-  --all    also install the system packages that lab, test and bench use, and fetch those of vm. What can't be had is named
-           with its reason, and takes nothing else with it
+  --all    also install the system packages that lab, test and bench use, fetch those of vm, and install Miri for test. What
+           can't be had is named with its reason, and takes nothing else with it
 
 A compiler comes from rustup (a second toolchain, beside yours), or else from Debian's packages by apt-get, which
 needs root. The linker comes from crates.io and takes about 90 seconds to compile.
@@ -36,6 +36,11 @@ needs root. The linker comes from crates.io and takes about 90 seconds to compil
 /// The release that rustup is asked for. A fixed one, not a channel: its LLVM (22) has to be one that bpf-linker
 /// [`LINKER_VERSION`] can drive, and the next nightly's may not be.
 const RUSTUP_TOOLCHAIN: &str = "1.96.0";
+
+/// The toolchain that has Miri, which no release has.
+const NIGHTLY: &str = "nightly";
+/// What Miri needs: itself, and the library to interpret.
+const MIRI: [&str; 2] = ["miri", "rust-src"];
 
 /// What Debian has: a recent compiler (packaged for web browsers), and `core` for BPF.
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -57,6 +62,12 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let found = toolchain();
     if all && !install_packages() {
         lacking.push("packages of the lab");
+    }
+    if all {
+        match miri() {
+            Ok(_) => println!("Miri: there, of Rust {NIGHTLY}"),
+            Err(reason) => println!("Miri: none, `test` will skip what it checks: {reason:#}"),
+        }
     }
     match found {
         Ok(toolchain) => println!("BPF toolchain: {toolchain}"),
@@ -206,6 +217,35 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
         return apt::install(&[DEBIAN_CLIPPY]);
     }
     bail!("no clippy came with {}", toolchain.rustc.display())
+}
+
+/// The command `cargo miri`, which looks at each access to memory; installed if it is not there. Without it one step of the tests is skipped.
+pub(crate) fn miri() -> Result<Command> {
+    let rustup = system::find_program("rustup").context("there is no rustup")?;
+    if !has_miri(&rustup) {
+        eprintln!(
+            "Installing Rust {NIGHTLY} with Miri by rustup, as a toolchain beside yours, for `cargo xtask test`. About 150 MB."
+        );
+        let mut command = quick_rustup(&rustup);
+        command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--no-self-update"]);
+        system::run(command.args(MIRI.iter().flat_map(|component| ["--component", component])))?;
+    }
+    let mut command = Command::new(&rustup);
+    command.args(["run", NIGHTLY, "cargo", "miri"]);
+    // What the cargo that started us is, and works with, is another toolchain's.
+    for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(variable);
+    }
+    Ok(command)
+}
+
+fn has_miri(rustup: &Path) -> bool {
+    let mut command = quick_rustup(rustup);
+    command.args(["component", "list", "--installed", "--toolchain", NIGHTLY]);
+    let Ok(output) = command.output() else { return false };
+    let installed = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success()
+        && MIRI.iter().all(|component| installed.lines().any(|line| line.starts_with(component)))
 }
 
 fn install_linker(missing: &Missing) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod libtest;
+mod memory;
 mod report;
 
 use std::ffi::{OsStr, OsString};
@@ -28,7 +29,7 @@ Runs everything that must pass, goes on after a failure, and ends with one line 
 
 usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [--soak MINUTES] [FILTER]
 
-  FILTER               only tests with this in their name (for host, bpf, net and vm)
+  FILTER               only tests with this in their name (for host, memory, bpf, net and vm)
   --fuzz-seconds N     how long each fuzz target runs (20)
   --sequences N        how many sequences of packets are sent through the router and through the kernel's own NAT, to
                        compare them (2000); 0: until it is interrupted, from a seed that the time gives
@@ -42,6 +43,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       clippy    the lints; warnings are errors
       doc       the documentation; warnings are errors
       host      tests of pure code; they need nothing
+      memory    what CPUs share: models of it in every order, and its code under Miri
       bpf       the BPF programs on made-up packets (BPF_PROG_TEST_RUN); need root
       net       the router in network namespaces, with real traffic; need root
       fuzz      the fuzz targets
@@ -57,6 +59,7 @@ enum Group {
     Clippy,
     Doc,
     Host,
+    Memory,
     Bpf,
     Net,
     Fuzz,
@@ -69,6 +72,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("clippy", Group::Clippy),
     ("doc", Group::Doc),
     ("host", Group::Host),
+    ("memory", Group::Memory),
     ("bpf", Group::Bpf),
     ("net", Group::Net),
     ("fuzz", Group::Fuzz),
@@ -172,6 +176,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Group::Clippy => clippy(&mut report, &prepared),
             Group::Doc => doc(&mut report),
             Group::Host => host(&mut report, &options),
+            Group::Memory => memory::run(&mut report, options.filter.as_deref()),
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
             Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
             Group::Fuzz => match prepared.obstacle(Use::Fuzz) {
