@@ -11,18 +11,20 @@ use router_common::{
     packet,
     ports::PortRange,
     session::Ticks,
+    shared::Shared,
 };
 
 use crate::{Work, flows, frame::XdpFrame, sockets};
 
-/// When this machine has last sent something that packets with this tuple answer, by UDP or as an echo request. Written by [`sent`](crate::sent)
-/// and read where sessions are opened; 5 MiB. The oldest go where there are more: answers to them are known no more.
+/// The tick in which this machine has last sent something that packets with this tuple answer, by
+/// UDP or as an echo request. Written by [`sent`](crate::sent) and read where sessions are opened;
+/// 5 MiB. The oldest go where there are more: answers to them are known no more.
 #[map]
-static OWN: LruHashMap<FlowKey<Ipv4>, Ticks> = LruHashMap::with_max_entries(1 << 16, 0);
+static OWN: LruHashMap<FlowKey<Ipv4>, Shared<u32>> = LruHashMap::with_max_entries(1 << 16, 0);
 
 /// The same of IPv6, which only this machine itself uses: 2 MiB.
 #[map]
-static OWN_IPV6: LruHashMap<FlowKey<Ipv6>, Ticks> = LruHashMap::with_max_entries(1 << 14, 0);
+static OWN_IPV6: LruHashMap<FlowKey<Ipv6>, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
 
 /// Notes that this machine has sent something that packets with this tuple answer; `true` once a tick for each tuple, for what need not be done each
 /// time.
@@ -38,20 +40,19 @@ pub(crate) fn note_ipv6(answer: &FlowKey<Ipv6>) {
 }
 
 #[inline(always)]
-fn note_in<A: Address>(own: &LruHashMap<FlowKey<A>, Ticks>, answer: &FlowKey<A>) -> bool {
+fn note_in<A: Address>(own: &LruHashMap<FlowKey<A>, Shared<u32>>, answer: &FlowKey<A>) -> bool {
     let now = flows::now();
-    match own.get_ptr_mut(answer) {
+    // SAFETY: a number that others write, too. If the entry has become another tuple's meanwhile,
+    // that has been sent now as well.
+    match unsafe { own.get(answer) } {
         Some(sent) => {
-            // SAFETY: a number that is written whole. If the entry has become another tuple's meanwhile, that has been sent now as well.
-            unsafe {
-                let is_new = *sent != now;
-                *sent = now;
-                is_new
-            }
+            let is_new = sent.get() != now.0;
+            sent.set(now.0);
+            is_new
         }
         None => {
             // Without room the answer is not known; there is nobody to tell.
-            let _ = own.insert(answer, now, 0);
+            let _ = own.insert(answer, Shared::new(now.0), 0);
             true
         }
     }
@@ -70,11 +71,11 @@ pub(crate) fn has_sent_ipv6(answer: &FlowKey<Ipv6>) -> bool {
 }
 
 #[inline(always)]
-fn is_in<A: Address>(own: &LruHashMap<FlowKey<A>, Ticks>, answer: &FlowKey<A>) -> bool {
+fn is_in<A: Address>(own: &LruHashMap<FlowKey<A>, Shared<u32>>, answer: &FlowKey<A>) -> bool {
     let Some(protocol) = answer.protocol() else { return false };
-    // SAFETY: a number that is written whole.
+    // SAFETY: as above.
     match unsafe { own.get(answer) } {
-        Some(sent) => is_remembered(protocol, *sent, flows::now()),
+        Some(sent) => is_remembered(protocol, Ticks(sent.get()), flows::now()),
         None => false,
     }
 }
