@@ -1,4 +1,5 @@
-//! How much tests try. Under Miri, which looks at every access to memory, everything takes some thousand times as long: there they try little.
+//! How much tests try. Under Miri, which looks at every access to memory, everything takes some
+//! thousand times as long: there they try little.
 
 use proptest::prelude::ProptestConfig;
 

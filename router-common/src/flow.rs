@@ -235,8 +235,8 @@ impl PartAndCount<{ u16::BITS }> {
         #[cfg(target_arch = "bpf")]
         {
             const { assert!(cfg!(target_endian = "little")) };
-            // SAFETY: the lowest 16 bits come first in memory, see above, and any value of them is one.
-            // One store, where the compiler would load the number and put it together.
+            // SAFETY: the lowest 16 bits come first in memory, see above, and any value of them is
+            // one. One store, where the compiler would load the number and put it together.
             unsafe { self.0.as_ptr().cast::<u16>().write_volatile(part) };
         }
         #[cfg(not(target_arch = "bpf"))]
@@ -258,7 +258,8 @@ const SENT_BITS: u32 = u16::BITS;
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct FlowEntry {
-    // What its packets become, a [`Rewrite`]: both addresses of it in one number, see [`FlowKey::addresses`].
+    // What its packets become, a [`Rewrite`]: both addresses of it in one number, see
+    // [`FlowKey::addresses`].
     addresses: Shared<u64>,
     // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
     opened_and_packets: PartAndCount<OPENED_BITS>,
@@ -403,8 +404,8 @@ impl FlowEntry {
         Ticks(seen.wrapping_sub(seen.wrapping_sub(self.opened_and_packets.part()) & ((1 << OPENED_BITS) - 1)))
     }
 
-    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once a tick. In a retired slot, when
-    /// that happened.
+    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once
+    /// a tick. In a retired slot, when that happened.
     #[inline(always)]
     pub fn last_seen(&self) -> Ticks {
         Ticks(self.last_seen.get())
@@ -416,7 +417,8 @@ impl FlowEntry {
         self.last_seen.set(now.0);
     }
 
-    /// The sequence number that this direction's sender expects next (TCP), as it has acknowledged: see [`End`](crate::session::End).
+    /// The sequence number that this direction's sender expects next (TCP), as it has acknowledged:
+    /// see [`End`](crate::session::End).
     #[inline(always)]
     pub fn expects(&self) -> u32 {
         self.expects.get()

@@ -167,11 +167,13 @@ impl Fragment {
 
 /// What is known of a datagram whose first fragment has been seen.
 ///
-/// Whoever has a fragment of it may change it at any time; and the kernel may make it another datagram's while somebody looks.
+/// Whoever has a fragment of it may change it at any time; and the kernel may make it another
+/// datagram's while somebody looks.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Datagram {
-    // The flow that it is a packet of: `FlowKey::addresses`, `FlowKey::ports` and the protocol's number.
+    // The flow that it is a packet of: `FlowKey::addresses`, `FlowKey::ports` and the protocol's
+    // number.
     addresses: Shared<u64>,
     ports: Shared<u32>,
     protocol: Shared<u32>,
@@ -234,7 +236,8 @@ impl Datagram {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.protocol.get() as u8)
     }
 
-    /// What became of the first fragment, as the number of a reason: `Forwarded` if it is a session's.
+    /// What became of the first fragment, as the number of a reason: `Forwarded` if it is a
+    /// session's.
     #[inline(always)]
     pub fn verdict(&self) -> u32 {
         self.verdict.get()

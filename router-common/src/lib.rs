@@ -151,9 +151,11 @@ impl HalfOpen {
     }
 }
 
-/// A place of the list of addresses that sessions lead to, see [`peer_slot`]: the tick in which one was last known to.
+/// A place of the list of addresses that sessions lead to, see [`peer_slot`]: the tick in which one
+/// was last known to.
 ///
-/// Written when a session opens, and by the daemon's sweep while there is one: any of both is right, and the last one stays.
+/// Written when a session opens, and by the daemon's sweep while there is one: any of both is
+/// right, and the last one stays.
 #[repr(transparent)]
 #[derive(Debug, Default)]
 pub struct Peer(shared::Shared<u32>);

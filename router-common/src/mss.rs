@@ -34,7 +34,8 @@ pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
     }
 }
 
-/// A search for the size among the options of a TCP header. In cells, since several functions of a program have it.
+/// A search for the size among the options of a TCP header. In cells, since several functions of a
+/// program have it.
 #[derive(Clone, Debug)]
 pub struct Search {
     /// The options. Longer than they can be, so that a masked offset is always within.

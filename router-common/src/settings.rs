@@ -39,8 +39,9 @@ impl Indexes {
         self.primary == index || self.virtual_function == index
     }
 
-    /// The slot of the interface that a packet came in on, where these are the second one's: that one's if it is known to be, else
-    /// slot 0, also for an index that is not known yet (a virtual function that has just appeared).
+    /// The slot of the interface that a packet came in on, where these are the second one's: that
+    /// one's if it is known to be, else slot 0, also for an index that is not known yet (a virtual
+    /// function that has just appeared).
     #[inline(always)]
     const fn ingress_slot(self, index: u32) -> u32 {
         if self.primary != 0 && self.contain(index) { 1 } else { 0 }
@@ -98,8 +99,8 @@ impl Settings {
         &self.interfaces[slot as usize & (MAX_INTERFACES - 1)]
     }
 
-    /// The slot of the interface that a packet came in on. An index that is not known yet (a virtual function that has just
-    /// appeared) counts as slot 0.
+    /// The slot of the interface that a packet came in on. An index that is not known yet (a
+    /// virtual function that has just appeared) counts as slot 0.
     pub const fn ingress_slot(&self, index: u32) -> u32 {
         self.interfaces[1].indexes().ingress_slot(index)
     }
@@ -121,9 +122,11 @@ const fn egress_slot([first, second]: [u32; 2], index: u32) -> Option<u32> {
     }
 }
 
-/// The settings as the programs have them: in memory that the kernel writes, when the daemon says so, while they are read.
+/// The settings as the programs have them: in memory that the kernel writes, when the daemon says
+/// so, while they are read.
 ///
-/// Numbers are whole; which of them are already new, nobody can tell. So what belongs together is one number, as a rule set's version.
+/// Numbers are whole; which of them are already new, nobody can tell. So what belongs together is
+/// one number, as a rule set's version.
 #[repr(transparent)]
 pub struct Live(UnsafeCell<Settings>);
 

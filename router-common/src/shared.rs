@@ -1,11 +1,14 @@
-//! Numbers in memory that several CPUs, or the programs and the daemon, read and write at the same time.
+//! Numbers in memory that several CPUs, or the programs and the daemon, read and write at the same
+//! time.
 //!
-//! Whatever is shared consists of these, so that a `&T` to it is all that anybody has or needs: nobody makes a `&mut T` of what others
-//! may be looking at. They are laid out like the number inside.
+//! Whatever is shared consists of these, so that a `&T` to it is all that anybody has or needs:
+//! nobody makes a `&mut T` of what others may be looking at. They are laid out like the number
+//! inside.
 //!
-//! On the host they are `core`'s atomics. For BPF, `core` has none that change memory, although the kernel and the compiler do
-//! (`BPF_ATOMIC`, Linux 5.12): there the compiler's intrinsics stand in, which are sequentially consistent. With `--cfg model`, the
-//! atomic ones are loom's: see [`model`].
+//! On the host they are `core`'s atomics. For BPF, `core` has none that change memory, although the
+//! kernel and the compiler do (`BPF_ATOMIC`, Linux 5.12): there the compiler's intrinsics stand in,
+//! which are sequentially consistent. With `--cfg model`, the atomic ones are loom's: see
+//! [`model`].
 
 use core::{
     cell::UnsafeCell,
@@ -32,8 +35,9 @@ pub(crate) mod model {
         static ref TURN: AtomicU32 = AtomicU32::new(0);
     }
 
-    /// Has an operation take its turn, before or after each of the other threads'. By itself, loom tries two operations in both orders only where
-    /// nobody has looked at the same number in between, and so misses a change that comes right behind a look.
+    /// Has an operation take its turn, before or after each of the other threads'. By itself, loom
+    /// tries two operations in both orders only where nobody has looked at the same number in
+    /// between, and so misses a change that comes right behind a look.
     pub(crate) fn take_turn() {
         TURN.fetch_add(1, Relaxed);
     }
@@ -51,7 +55,8 @@ pub(crate) mod model {
         }
     }
 
-    /// Orders an operation with everything before and after, as the kernel does ("fully ordered", Documentation/atomic_t.txt).
+    /// Orders an operation with everything before and after, as the kernel does ("fully ordered",
+    /// Documentation/atomic_t.txt).
     pub(crate) fn ordered<T>(operation: impl FnOnce() -> T) -> T {
         order();
         let result = operation();
@@ -62,12 +67,14 @@ pub(crate) mod model {
 
 /// A number that is read and written whole, in no order with anything else.
 ///
-/// Two who write it at the same time both succeed, and one of them last: who changes it by what it was may undo what the other did. For
-/// what must not be lost there are [`AtomicU32`] and [`AtomicU64`].
+/// Two who write it at the same time both succeed, and one of them last: who changes it by what it
+/// was may undo what the other did. For what must not be lost there are [`AtomicU32`] and
+/// [`AtomicU64`].
 #[repr(transparent)]
 pub struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: a number, which everybody reads and writes by atomic operations, or (in BPF) by single instructions.
+// SAFETY: a number, which everybody reads and writes by atomic operations, or (in BPF) by single
+// instructions.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
@@ -124,8 +131,9 @@ macro_rules! shared {
                 #[cfg(not(target_arch = "bpf"))]
                 #[inline(always)]
                 fn host(&self) -> &core::sync::atomic::$host {
-                    // SAFETY: the cell's own memory, which lives as long as the reference, is aligned (see the assertion above), and is
-                    // accessed atomically by all who have it at the same time.
+                    // SAFETY: the cell's own memory, which lives as long as the reference, is
+                    // aligned (see the assertion above), and is accessed atomically by all who have
+                    // it at the same time.
                     unsafe { core::sync::atomic::$host::from_ptr(self.0.get()) }
                 }
             }
@@ -147,7 +155,8 @@ macro_rules! shared {
 
 shared!(u16 AtomicU16 u32 AtomicU32 u64 AtomicU64);
 
-/// Defines an operation of an atomic number: by the compiler's intrinsics, by `core`, and in a model.
+/// Defines an operation of an atomic number: by the compiler's intrinsics, by `core`, and in a
+/// model.
 macro_rules! operation {
     ($(#[$doc:meta])* $name:ident($($argument:ident: $of:ident),*) -> $result:ty,
         |$cell:ident| $bpf:expr, |$host:ident| $on_host:expr, |$model:ident| $in_model:expr
@@ -212,8 +221,9 @@ macro_rules! atomic {
             #[cfg(not(any(target_arch = "bpf", model)))]
             #[inline(always)]
             fn host(&self) -> &core::sync::atomic::$name {
-                // SAFETY: the cell's own memory, which lives as long as the reference, is aligned (see the assertion above), and is
-                // accessed atomically by all who have it at the same time.
+                // SAFETY: the cell's own memory, which lives as long as the reference, is aligned
+                // (see the assertion above), and is accessed atomically by all who have it at the
+                // same time.
                 unsafe { core::sync::atomic::$name::from_ptr(self.0.get()) }
             }
 
@@ -225,7 +235,8 @@ macro_rules! atomic {
                 |model| model.load(Ordering::Relaxed)
             }
             operation! {
-                /// Makes it this number, in no order with anything else: nobody else may be changing it.
+                /// Makes it this number, in no order with anything else: nobody else may be
+                /// changing it.
                 set(number: $type) -> (),
                 |cell| cell.write_volatile(number),
                 |host| host.store(number, Ordering::Relaxed),
@@ -296,12 +307,14 @@ macro_rules! atomic {
     };
 }
 
-/// Orders what was read and written before with what is read and written after, as each operation does that changes an atomic number.
+/// Orders what was read and written before with what is read and written after, as each operation
+/// does that changes an atomic number.
 #[inline(always)]
 pub fn order() {
     #[cfg(target_arch = "bpf")]
     {
-        // An instruction that does nothing else is not there. The stack is no other CPU's, so this waits for nobody.
+        // An instruction that does nothing else is not there. The stack is no other CPU's, so this
+        // waits for nobody.
         AtomicU64::new(0).swap(0);
     }
     #[cfg(not(any(target_arch = "bpf", model)))]
@@ -314,8 +327,8 @@ pub fn order() {
 const SEQ_CST: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
 
 atomic! {
-    /// A number that several change at the same time, and none of them in vain. What changes it is ordered with everything before and
-    /// after.
+    /// A number that several change at the same time, and none of them in vain. What changes it is
+    /// ordered with everything before and after.
     AtomicU32, u32
 }
 atomic! {

@@ -18,9 +18,9 @@
 //! - Two CPUs may insert the same key in two slots. Each makes its own `PENDING` first (a full barrier) and then searches the
 //!   whole chain: at least one of them sees the other, and whoever sees another one withdraws. So a key is never live twice;
 //!   both may withdraw, and the caller tries again.
-//! - A chain ends at the first `EMPTY` slot. An entry is placed in the first slot of its chain that is not in use, so a slot may
-//!   become `EMPTY` only when the one behind it is. Where a flow has been put behind it at that very moment, it becomes `FREE` again
-//!   ([`Slot::empty`]).
+//! - A chain ends at the first `EMPTY` slot. An entry is placed in the first slot of its chain that
+//!   is not in use, so a slot may become `EMPTY` only when the one behind it is. Where a flow has
+//!   been put behind it at that very moment, it becomes `FREE` again ([`Slot::empty`]).
 //! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and whoever is inserting may have passed
 //!   it. It therefore becomes `FREE`, and a `FREE` slot `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for
 //!   microseconds. Only the daemon's sweep does either.
@@ -374,8 +374,9 @@ const _: () = assert!(crate::MAX_RULES <= 1 << (u32::BITS - Tag::RULE_SHIFT));
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Slot {
-    /// The key, in two words that are compared at once: [`FlowKey::addresses`]; and [`FlowKey::ports`] with the tag above them, whose lowest bits are
-    /// the protocol and the state. Written by whoever has claimed the slot, before the tag says that it is there.
+    /// The key, in two words that are compared at once: [`FlowKey::addresses`]; and
+    /// [`FlowKey::ports`] with the tag above them, whose lowest bits are the protocol and the
+    /// state. Written by whoever has claimed the slot, before the tag says that it is there.
     addresses: AtomicU64,
     ports: AtomicU32,
     tag: AtomicU32,
@@ -450,8 +451,9 @@ impl Slot {
     fn ports_and_tag(&self) -> u64 {
         #[cfg(target_arch = "bpf")]
         {
-            // SAFETY: they are next to each other, and together where a number of this size may stand (see the assertions beside the structure);
-            // all of the slot is in cells. Volatile, since the tag may change; a number that is aligned is loaded at once.
+            // SAFETY: they are next to each other, and together where a number of this size may
+            // stand (see the assertions beside the structure); all of the slot is in cells.
+            // Volatile, since the tag may change; a number that is aligned is loaded at once.
             unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() }
         }
         #[cfg(not(target_arch = "bpf"))]
@@ -490,8 +492,8 @@ impl Slot {
         self.tag.swap(tag.in_state(SlotState::Live).0);
     }
 
-    /// Inserts a flow into this slot, of this index, if it is as it was `seen`. `walk` walks along the chains of the key, past a slot of which it
-    /// is told the index.
+    /// Inserts a flow into this slot, of this index, if it is as it was `seen`. `walk` walks along
+    /// the chains of the key, past a slot of which it is told the index.
     ///
     /// # Errors
     /// Why it was not, or was taken back.
@@ -626,15 +628,16 @@ impl Slot {
         self.change_tag(retired, Tag::FREE);
     }
 
-    /// Makes a free slot one that was never used, which ends the chains that come by, if `behind` is: the slot behind it, if there is one.
-    /// Returns `true` if it is now. Only the sweep does.
+    /// Makes a free slot one that was never used, which ends the chains that come by, if `behind`
+    /// is: the slot behind it, if there is one. Returns `true` if it is now. Only the sweep does.
     pub fn empty(&self, behind: Option<&Self>) -> bool {
         let chains_end_behind = || behind.is_none_or(|slot| slot.tag() == Tag::EMPTY);
         if !chains_end_behind() || !self.change_tag(Tag::FREE, Tag::EMPTY) {
             return false;
         }
-        // Whoever has put a flow there meanwhile has come by here before this slot was empty, or sees that it is, and withdraws
-        // ([`Search::may_publish`]). So that is found out here, or there.
+        // Whoever has put a flow there meanwhile has come by here before this slot was empty, or
+        // sees that it is, and withdraws ([`Search::may_publish`]). So that is found out here, or
+        // there.
         if chains_end_behind() {
             return true;
         }
@@ -695,7 +698,8 @@ fn sign(number: u64) -> u64 {
     }
 }
 
-/// A walk along the two chains of a key: the scratch of whoever walks, in cells, since several functions of a program have it.
+/// A walk along the two chains of a key: the scratch of whoever walks, in cells, since several
+/// functions of a program have it.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Search {

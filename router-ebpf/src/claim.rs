@@ -26,9 +26,9 @@ use crate::{
 
 /// A session that is being opened.
 ///
-/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a map the verifier takes for
-/// any value, which spares it following every combination of what went in. In cells, since the functions that follow each other in opening a
-/// session all have it.
+/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a
+/// map the verifier takes for any value, which spares it following every combination of what went
+/// in. In cells, since the functions that follow each other in opening a session all have it.
 struct Opening {
     rule: Cell<u16>,
     snat: Cell<Ipv4>,
@@ -601,7 +601,8 @@ fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
     opening.reply_key.set(reply);
     // A client that is its own target: with this port, answers would be the very packets that they answer.
     let is_own = opening.reply_key.get() == opening.key.get() || is_own_socket(context) != 0;
-    // From the map again: of the one that was chosen in a pool the verifier knows every bit, and would follow each by itself.
+    // From the map again: of the one that was chosen in a pool the verifier knows every bit, and
+    // would follow each by itself.
     let reply = opening.reply_key.get();
     let result = if is_own {
         Err(InsertError::Exists)

@@ -37,7 +37,8 @@ static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static HALF_OPEN: Array<HalfOpen> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
-/// A walk along a chain. In a map and not on the stack, so that the verifier need not follow what it holds.
+/// A walk along a chain. In a map and not on the stack, so that the verifier need not follow what
+/// it holds.
 #[map]
 // SAFETY: numbers.
 static SEARCH: Scratch<Search> = unsafe { Scratch::new() };
@@ -49,7 +50,8 @@ pub(crate) fn now() -> Ticks {
     Ticks::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
-/// A bucket of the table, whose memory is shared: see `router_common::table` for who may write what.
+/// A bucket of the table, whose memory is shared: see `router_common::table` for who may write
+/// what.
 #[inline(always)]
 fn bucket(number: u32) -> Option<&'static Bucket> {
     FLOWS.get(number)

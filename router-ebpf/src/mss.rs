@@ -71,7 +71,8 @@ fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
         return None;
     }
     let to_load = bounds::length::<OPTIONS>(header - TCP_LENGTH)?;
-    // SAFETY: the context is the program's own, and the buffer, which is in cells, longer than options can be.
+    // SAFETY: the context is the program's own, and the buffer, which is in cells, longer than
+    // options can be.
     let loaded = unsafe {
         bpf_xdp_load_bytes(context, TCP_HEADERS as u32, search.bytes.as_ptr().cast_mut().cast(), to_load)
     };

@@ -238,8 +238,8 @@ extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports
     let mut answer = INVALID;
     for flags in [flags, 0] {
         let Some(params) = LOOKUPS.get_ptr_mut(kind) else { return INVALID as u32 };
-        // SAFETY: this CPU's own, of which nobody has a reference while this function runs; the context is the program's own, the
-        // structure and its length belong together.
+        // SAFETY: this CPU's own, of which nobody has a reference while this function runs; the
+        // context is the program's own, the structure and its length belong together.
         unsafe {
             clear(params);
             (*params).family = AF_INET;

@@ -96,7 +96,8 @@ fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
     #[map]
     static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
 
-    // SAFETY: this CPU's own, which only this function knows, and which a program calls once. Memory of a map starts as zero, which is a value.
+    // SAFETY: this CPU's own, which only this function knows, and which a program calls once.
+    // Memory of a map starts as zero, which is a value.
     let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
     let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
     message.length = length as u32;

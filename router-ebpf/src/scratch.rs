@@ -1,13 +1,16 @@
-//! Memory of each CPU's own, for what is too large for the stack, or what the verifier had better not follow.
+//! Memory of each CPU's own, for what is too large for the stack, or what the verifier had better
+//! not follow.
 
 use aya_ebpf::maps::PerCpuArray;
 
-/// One `T` a CPU. Several functions of a program have it at the same time, so what changes in it is in cells.
+/// One `T` a CPU. Several functions of a program have it at the same time, so what changes in it is
+/// in cells.
 #[repr(transparent)]
 pub(crate) struct Scratch<T>(PerCpuArray<T>);
 
-// SAFETY: each CPU has its own, and no program interrupts another one on the same CPU: XDP runs in the softirq that packets come in by, and
-// what looks at packets that leave runs while that is held off.
+// SAFETY: each CPU has its own, and no program interrupts another one on the same CPU: XDP runs in
+// the softirq that packets come in by, and what looks at packets that leave runs while that is held
+// off.
 unsafe impl<T> Sync for Scratch<T> {}
 
 impl<T> Scratch<T> {

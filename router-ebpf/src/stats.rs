@@ -17,15 +17,16 @@ use crate::{flows, frame::XdpFrame};
 #[map]
 static STATS: PerCpuArray<CpuStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// A CPU's block. No reference: whoever counts reaches for the one counter, so that several may have this at the same time.
+/// A CPU's block. No reference: whoever counts reaches for the one counter, so that several may
+/// have this at the same time.
 #[derive(Clone, Copy)]
 pub(crate) struct Stats(*mut CpuStats);
 
 /// A place in a CPU's block, for one statement.
 macro_rules! place {
     ($stats:ident, $($place:tt)+) => {
-        // SAFETY: the block is this CPU's own and stays mapped, and a program is not interrupted by another one on the same CPU. The reference
-        // is gone before anybody else makes one.
+        // SAFETY: the block is this CPU's own and stays mapped, and a program is not interrupted by
+        // another one on the same CPU. The reference is gone before anybody else makes one.
         unsafe { &mut (*$stats.0).$($place)+ }
     };
 }
@@ -58,8 +59,8 @@ impl Stats {
         self.left(reason, frame);
     }
 
-    /// Counts a frame of a known session, which came in and goes out: all that [`received`](Self::received) and
-    /// [`transmitted`](Self::transmitted) count of it.
+    /// Counts a frame of a known session, which came in and goes out: all that
+    /// [`received`](Self::received) and [`transmitted`](Self::transmitted) count of it.
     #[inline(always)]
     pub(crate) fn passed_on(self, ingress: u32, egress: u32, frame: &XdpFrame) {
         const MASK: usize = MAX_INTERFACES - 1;

@@ -219,7 +219,8 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
     bail!("no clippy came with {}", toolchain.rustc.display())
 }
 
-/// The command `cargo miri`, which looks at each access to memory; installed if it is not there. Without it one step of the tests is skipped.
+/// The command `cargo miri`, which looks at each access to memory; installed if it is not there.
+/// Without it one step of the tests is skipped.
 pub(crate) fn miri() -> Result<Command> {
     let rustup = system::find_program("rustup").context("there is no rustup")?;
     if !has_miri(&rustup) {

@@ -1,5 +1,5 @@
-//! Models of the pools of ports: as those of the flow table, see `table::models`. A slot stands for the table: its tag says whether the port is
-//! taken.
+//! Models of the pools of ports: as those of the flow table, see `table::models`. A slot stands for
+//! the table: its tag says whether the port is taken.
 
 use loom::{model::Builder, sync::Arc, thread};
 
@@ -61,8 +61,8 @@ impl Target {
     }
 }
 
-/// A session ends, while another CPU makes a pool for its target and tries the same port, which is taken or just not any more: no mark stays
-/// without a flow.
+/// A session ends, while another CPU makes a pool for its target and tries the same port, which is
+/// taken or just not any more: no mark stays without a flow.
 fn one_ends_and_one_tries(end: fn(&Target), look_again: bool) {
     check(move || {
         let target = Arc::new(Target::new());
@@ -72,7 +72,8 @@ fn one_ends_and_one_tries(end: fn(&Target), look_again: bool) {
         };
         assert!(target.pool.claim());
         let is_marked = target.pool.take(PORT);
-        // Where it is still taken, this fails; where it is not, it might fail as well, since another has been at work in the same place.
+        // Where it is still taken, this fails; where it is not, it might fail as well, since
+        // another has been at work in the same place.
         let is_taken = || target.flow.tag().state() == SlotState::Live;
         if is_marked && look_again && !is_taken() {
             target.pool.clear(PORT);
@@ -168,7 +169,8 @@ fn a_pool_is_made_by_one() {
     });
 }
 
-/// A port is freed while a search for one finds all taken: that is not remembered for longer than it is so.
+/// A port is freed while a search for one finds all taken: that is not remembered for longer than
+/// it is so.
 fn one_frees_and_one_searches(free: fn(&Pool), asks_first: bool) {
     check(move || {
         let pool = Arc::new(pool());

@@ -1,8 +1,10 @@
-//! Models of the flow table's protocol: what two or three CPUs, or a CPU and the sweep, do at the same time, in every order that loom finds and
-//! that a memory model as weak as the kernel's allows. `cargo xtask test` checks them (`RUSTFLAGS="--cfg model" cargo test -p router-common
+//! Models of the flow table's protocol: what two or three CPUs, or a CPU and the sweep, do at the
+//! same time, in every order that loom finds and that a memory model as weak as the kernel's
+//! allows. `cargo xtask test` checks them (`RUSTFLAGS="--cfg model" cargo test -p router-common
 //! --lib models`).
 //!
-//! Beside each are mutations: the same without one of the protocol's barriers or checks, which must fail.
+//! Beside each are mutations: the same without one of the protocol's barriers or checks, which must
+//! fail.
 
 use loom::{
     model::Builder,
@@ -19,7 +21,8 @@ use loom::{
 use super::*;
 use crate::{address::Port, flow::Protocol, shared::model::order_nothing};
 
-/// Checks a model of two, with as many changes from one to the other, beside those that cannot be helped, as find what mutations break.
+/// Checks a model of two, with as many changes from one to the other, beside those that cannot be
+/// helped, as find what mutations break.
 fn check(model: impl Fn() + Sync + Send + 'static) {
     check_within(3, model);
 }
@@ -102,8 +105,8 @@ fn key(number: u16) -> FlowKey<Ipv4> {
     FlowKey::new(Protocol::Tcp, client, Port::new(number), here, Port::new(443))
 }
 
-/// Two CPUs insert the same key: one of them at most has it in the end, and who thinks so is right. `seen`: what they make of the walk behind
-/// the claim.
+/// Two CPUs insert the same key: one of them at most has it in the end, and who thinks so is right.
+/// `seen`: what they make of the walk behind the claim.
 fn two_insert(vacancies: [Option<Vacancy>; 2], seen: fn(&Search)) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -130,7 +133,8 @@ fn no_key_is_live_twice() {
 
 #[test]
 fn no_key_is_live_twice_in_two_slots() {
-    // The first is in front of the second, which is not there for who walks while the first is empty.
+    // The first is in front of the second, which is not there for who walks while the first is
+    // empty.
     two_insert(BESIDE_EACH_OTHER, all);
 }
 
@@ -182,8 +186,9 @@ fn without_a_comparison_a_claim_loses_a_flow() {
     two_claim(Slot::tag);
 }
 
-/// A CPU puts a flow behind a free slot, where there has been room since a flow was in front of it, while the sweep makes the free slot one
-/// that was never used, at which walks end. And another CPU takes the free slot for another flow.
+/// A CPU puts a flow behind a free slot, where there has been room since a flow was in front of it,
+/// while the sweep makes the free slot one that was never used, at which walks end. And another CPU
+/// takes the free slot for another flow.
 fn one_inserts_and_the_sweep_empties(seen: fn(&Search), empty: fn(&Slot, &Slot) -> bool, another: bool) {
     check_within(if another { 1 } else { 3 }, move || {
         let table = Arc::new(Table::default());
@@ -243,7 +248,8 @@ fn without_barriers_the_sweep_loses_a_flow() {
     one_inserts_and_the_sweep_empties(all, empty, false);
 }
 
-/// The sweep and a CPU retire a flow, while another CPU ends its opening: it goes once, and its opening ends once.
+/// The sweep and a CPU retire a flow, while another CPU ends its opening: it goes once, and its
+/// opening ends once.
 fn two_retire(retire_from: fn(&Slot, Tag) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -281,7 +287,8 @@ fn without_a_comparison_a_flow_goes_twice() {
     });
 }
 
-/// A session that is over starts over, while the sweep removes it: who counts it as half-open, and who stops to, come to the same.
+/// A session that is over starts over, while the sweep removes it: who counts it as half-open, and
+/// who stops to, come to the same.
 fn one_starts_over_and_the_sweep_retires(start_over: fn(&Slot, Tag) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -315,7 +322,8 @@ fn without_a_comparison_a_session_that_is_gone_starts_over() {
     });
 }
 
-/// A packet has found its flow and ends the opening, while the sweep retires the flow, frees the slot, and another CPU puts another flow there.
+/// A packet has found its flow and ends the opening, while the sweep retires the flow, frees the
+/// slot, and another CPU puts another flow there.
 fn a_slot_is_used_again(quarantine: bool) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -353,7 +361,8 @@ fn without_quarantine_a_packet_ends_anothers_opening() {
     a_slot_is_used_again(false);
 }
 
-/// A session that is over moves to another target, while another session tries to get its port: it does not, since its target may still send.
+/// A session that is over moves to another target, while another session tries to get its port: it
+/// does not, since its target may still send.
 fn one_moves_and_one_wants_its_port(leave: fn(&Slot, &FlowKey<Ipv4>) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());

@@ -15,8 +15,9 @@ use router_common::{
 /// Types of which a `&T` is good for memory that others write at the same time.
 ///
 /// # Safety
-/// Made of nothing but `router_common::shared`'s numbers, which are read and written whole, and of which any bytes are a value; and filled up
-/// with what nobody writes. Whoever relies on more than single numbers follows the type's own protocol (see `router_common::table` and
+/// Made of nothing but `router_common::shared`'s numbers, which are read and written whole, and of
+/// which any bytes are a value; and filled up with what nobody writes. Whoever relies on more than
+/// single numbers follows the type's own protocol (see `router_common::table` and
 /// `router_common::ports`).
 pub(super) unsafe trait Shared {}
 
@@ -51,7 +52,8 @@ impl<T: Shared> SharedArray<T> {
     /// When the kernel refuses.
     pub(super) fn map(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
         let length = length as usize;
-        // The kernel lays out elements at multiples of 8 (`array_map_alloc`, kernel/bpf/arraymap.c), so a number of 32 bits stands alone in its 8.
+        // The kernel lays out elements at multiples of 8 (`array_map_alloc`,
+        // kernel/bpf/arraymap.c), so a number of 32 bits stands alone in its 8.
         let bytes = (Self::STRIDE * length).next_multiple_of(page_size());
         // SAFETY: a new mapping of the map's own memory; the kernel checks length and rights.
         let start = unsafe {

@@ -1,4 +1,5 @@
-//! The memory that several CPUs, or the programs and the daemon, share: its code under Miri, and models of what is done with it.
+//! The memory that several CPUs, or the programs and the daemon, share: its code under Miri, and
+//! models of what is done with it.
 
 use std::ffi::OsStr;
 use std::process::Command;
@@ -25,7 +26,8 @@ pub(super) fn run(report: &mut Report, filter: Option<&OsStr>) {
     }
 }
 
-/// The tests as models, in which everything happens in every order. In a directory of their own, or everything would be compiled again and again.
+/// The tests as models, in which everything happens in every order. In a directory of their own, or
+/// everything would be compiled again and again.
 fn models() -> Command {
     let mut command = test_command(PACKAGE);
     command
