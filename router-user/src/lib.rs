@@ -5,6 +5,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+mod health;
 pub mod model;
 pub mod policy_rules;
 pub mod port_plan;

@@ -20,6 +20,9 @@ pub struct Status {
     /// resolved while others of its rule can. In words for the operator.
     #[serde(default)]
     pub degraded: Vec<String>,
+    /// All that is wrong, for programs: each of `reasons` and `degraded`.
+    #[serde(default)]
+    pub conditions: Vec<ConditionStatus>,
     /// Seconds since the daemon started.
     pub uptime_seconds: u64,
     /// The configuration file in force.
@@ -53,6 +56,22 @@ pub struct Status {
     /// What the router depends on and others may change, and how often the daemon has set it again.
     #[serde(default)]
     pub repairs: Vec<Repairs>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ConditionStatus {
+    /// What it is, in a word that never changes.
+    pub id: String,
+    /// Which rule, target, interface and the like it is about; empty where there is only one of it,
+    /// and for the rest of a long list.
+    pub subject: String,
+    /// `down` if the probe answers 503 because of it, or else `degraded`.
+    pub severity: String,
+    /// Seconds since it was first found.
+    pub since_seconds: u64,
+    /// What is wrong and what to do about it, in words for the operator. They may change.
+    pub detail: String,
 }
 
 /// Something that the router depends on: a system setting, its program on an interface, its pins.

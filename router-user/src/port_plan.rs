@@ -235,6 +235,14 @@ pub struct Overlap {
 }
 
 impl Overlap {
+    /// Returns what has the ports: a rule's name, or `snat.ports`.
+    pub(crate) fn subject(&self) -> &str {
+        match &self.claimant {
+            Claimant::Snat => "snat.ports",
+            Claimant::Forward(name) => name,
+        }
+    }
+
     /// Returns what to do about it.
     #[must_use]
     pub fn fix(&self) -> String {

@@ -135,6 +135,7 @@ fn status() -> Status {
         healthy: true,
         reasons: Vec::new(),
         degraded: Vec::new(),
+        conditions: Vec::new(),
         uptime_seconds: 270_000,
         config: "/etc/pls-router/config.toml".to_owned(),
         interfaces: vec![InterfaceStatus {

@@ -11,7 +11,10 @@ use router_common::{
     ports::{PoolKey, PortRange},
 };
 
-use crate::model::{PortHolder, SnatPortStatus};
+use crate::{
+    health::{Conditions, Id, Severity},
+    model::{PortHolder, SnatPortStatus},
+};
 
 /// Targets whose ports are named at once.
 const MAX_NAMED: usize = 8;
@@ -124,16 +127,22 @@ impl Shortage {
 type PoolName = (SocketAddr, IpAddr, String);
 
 impl Crowding {
-    /// What there is too little of, in words for the operator that stay the same while it is so.
-    pub(super) fn look(&mut self, usage: Usage<'_>) -> Vec<String> {
+    /// Looks at what there is now, and adds what there is too little of.
+    pub(super) fn look(&mut self, usage: Usage<'_>, conditions: &mut Conditions) {
         let Usage { sessions, capacity, taken, ports } = usage;
-        let mut texts = Vec::new();
+        let mut add = |id, subject: String, detail: String| {
+            conditions.add(Severity::Degraded, id, subject, detail);
+        };
         self.table = self.table.after(sessions, capacity);
         match self.table {
             Room::Enough => {}
-            Room::Little => texts.push("the flow table is 80 % full: raise limits.flows".to_owned()),
+            Room::Little => {
+                let detail = "the flow table is 80 % full: raise limits.flows";
+                add(Id::FlowTableFilling, String::new(), detail.to_owned());
+            }
             Room::None => {
-                texts.push("the flow table is full, new sessions are dropped: raise limits.flows".to_owned());
+                let detail = "the flow table is full, new sessions are dropped: raise limits.flows";
+                add(Id::FlowTableFull, String::new(), detail.to_owned());
             }
         }
         let before = std::mem::take(&mut self.targets);
@@ -147,23 +156,28 @@ impl Crowding {
         }
         for ((target, snat, protocol), Shortage { room, full }) in self.targets.iter().take(MAX_NAMED) {
             let ports = format!("SNAT ports of {snat} towards {target}/{protocol}");
-            texts.push(match (room, full) {
-                (Room::None, _) => {
-                    format!("all {ports} are in use, new sessions there are refused: add to snat.addresses")
-                }
-                (Room::Little | Room::Enough, Some(source)) => format!(
-                    "{source} has all {ports} that one source may have, its new sessions there are refused: \
-                     add to snat.addresses"
+            let (id, detail) = match (room, full) {
+                (Room::None, _) => (
+                    Id::SnatPortsExhausted,
+                    format!("all {ports} are in use, new sessions there are refused: add to snat.addresses"),
+                ),
+                (Room::Little | Room::Enough, Some(source)) => (
+                    Id::SnatShareExhausted,
+                    format!(
+                        "{source} has all {ports} that one source may have, its new sessions there are refused: \
+                         add to snat.addresses"
+                    ),
                 ),
                 (Room::Little | Room::Enough, None) => {
-                    format!("80 % of the {ports} are in use: add to snat.addresses")
+                    (Id::SnatPortsFilling, format!("80 % of the {ports} are in use: add to snat.addresses"))
                 }
-            });
+            };
+            add(id, format!("{snat} {target}/{protocol}"), detail);
         }
         if self.targets.len() > MAX_NAMED {
-            texts.push("SNAT ports run short towards more targets: add to snat.addresses".to_owned());
+            let detail = "SNAT ports run short towards more targets: add to snat.addresses";
+            add(Id::SnatPortsFilling, String::new(), detail.to_owned());
         }
-        texts
     }
 }
 
@@ -221,6 +235,12 @@ mod tests {
         }
     }
 
+    fn look(crowding: &mut Crowding, usage: Usage<'_>) -> Vec<String> {
+        let mut conditions = Conditions::at(std::time::Instant::now());
+        crowding.look(usage, &mut conditions);
+        conditions.details(Severity::Degraded)
+    }
+
     /// So many ports.
     const fn range(size: u16) -> PortRange {
         PortRange { first: 1024, last: 1023 + size }
@@ -248,7 +268,7 @@ mod tests {
         ];
         for (sessions, said) in story {
             let usage = Usage { sessions, capacity: 100, taken: &Taken::default(), ports: range(100) };
-            assert_eq!(crowding.look(usage).join("\n"), said, "{sessions} of 100");
+            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{sessions} of 100");
         }
     }
 
@@ -261,10 +281,11 @@ mod tests {
         for (used, said) in [(79, ""), (80, &*few), (100, &none), (71, &few), (69, ""), (79, "")] {
             let taken = taken([(pool(443), used), (pool(444), 10)]);
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) };
-            assert_eq!(crowding.look(usage).join("\n"), said, "{used} of 100");
+            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{used} of 100");
         }
         let taken = taken((1..=20).map(|port| (pool(port), 90)));
-        let said = crowding.look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) });
+        let said =
+            look(&mut crowding, Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) });
         assert_eq!(said.len(), MAX_NAMED + 1, "{said:?}");
         assert!(said.last().is_some_and(|last| last.contains("more targets")), "{said:?}");
     }
@@ -273,9 +294,8 @@ mod tests {
     fn ports_of_own_sockets_do_not_hide_that_all_others_are_taken() {
         let said = |used| {
             let taken = taken([(pool(443), used)]);
-            Crowding::default()
-                .look(Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(64_512) })
-                .concat()
+            let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(64_512) };
+            look(&mut Crowding::default(), usage).concat()
         };
         assert!(said(64_000).starts_with("80 % of the "), "{}", said(64_000));
         assert!(said(64_511).starts_with("all "), "{}", said(64_511));
@@ -317,7 +337,7 @@ mod tests {
         for (holder, used, said) in story {
             let taken = Taken { most: HashMap::from([(pool(443), holder)]), ..taken([(pool(443), used)]) };
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(1000) };
-            assert_eq!(crowding.look(usage).join("\n"), said, "{used}, of them {holder:?}");
+            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{used}, of them {holder:?}");
             let row = snat_ports(&taken, range(1000)).remove(0);
             let most = PortHolder { source: address(holder.0), used: holder.1 };
             assert_eq!(row.most, Some(most));

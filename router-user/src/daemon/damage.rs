@@ -28,8 +28,8 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// What is wrong, in words for the operator that stay the same while it is so.
-    pub(super) fn look(&mut self, counts: Counts, now: Instant) -> Option<String> {
+    /// Takes in what has been counted until now. Returns what is wrong, in words for the operator.
+    pub(super) fn look(&mut self, counts: Counts, now: Instant) -> Option<&'static str> {
         let (since, start) = *self.start.get_or_insert((now, counts));
         let damaged = counts.damaged.saturating_sub(start.damaged);
         let is_bad = damaged >= MANY && damaged > counts.opened.saturating_sub(start.opened);
@@ -39,7 +39,7 @@ impl Damage {
         if is_bad || now.saturating_duration_since(since) >= MEMORY {
             self.start = Some((now, counts));
         }
-        self.seen.filter(|seen| now.saturating_duration_since(*seen) < MEMORY).map(|_| TEXT.to_owned())
+        self.seen.filter(|seen| now.saturating_duration_since(*seen) < MEMORY).map(|_| TEXT)
     }
 }
 

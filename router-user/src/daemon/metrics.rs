@@ -1,6 +1,6 @@
 //! Metrics in Prometheus' text format.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use axum::{
@@ -149,8 +149,21 @@ impl Collector for Snapshot {
         gauge(
             encoder,
             "degraded",
-            "What does not work besides, as many as `pls-router status` lists",
+            "Number of conditions of severity `degraded`",
             vec![(vec![], status.degraded.len() as u64)],
+        )?;
+        let mut conditions: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for condition in &status.conditions {
+            *conditions.entry((&condition.id, &condition.severity)).or_default() += 1;
+        }
+        gauge(
+            encoder,
+            "conditions",
+            "Conditions that hold now, by identifier and severity",
+            conditions
+                .into_iter()
+                .map(|((id, severity), count)| (vec![("id", id), ("severity", severity)], count))
+                .collect(),
         )?;
         let repairs = status.repairs.iter();
         counter(

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     dataplane::{Dataplane, interface_name},
+    health::Id,
     model::NextHopStatus,
     policy_rules::{self, PolicyRule, not_followed},
 };
@@ -321,12 +322,12 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
     }
     topology.overdue = view.still_overdue();
     let ways = view.ways(&next_hops, topology);
-    let conditions = view.conditions(topology);
+    let doubts = view.doubts(topology);
     let has_moved = {
         let state = &mut *shared.state();
         state.refreshed = Instant::now().into_std();
         state.rivals.pass_time(state.refreshed);
-        state.routing = conditions;
+        state.routing = doubts;
         state.own_addresses = view.addresses.local();
         state.own_networks =
             view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
@@ -553,27 +554,29 @@ impl View {
         ways.map(known).collect()
     }
 
-    /// What is doubtful about the routes of this machine, in words for the operator.
-    fn conditions(&self, topology: &Topology) -> Vec<String> {
+    /// Returns what is doubtful about the routes of this machine: what each is about, and the words
+    /// for the operator.
+    fn doubts(&self, topology: &Topology) -> Vec<(Id, String, String)> {
         let of_router = self.interfaces.iter().filter_map(|index| self.names.get(index));
         let interfaces: Vec<&str> = of_router.map(String::as_str).collect();
-        let mut conditions: Vec<String> = not_followed(&topology.rules, &interfaces)
-            .into_iter()
-            .map(|text| format!("{text}; fix: {}", policy_rules::FIX))
-            .collect();
-        conditions.extend(self.dead_gateways(topology));
-        conditions.extend(self.untold_sources(topology));
-        conditions
+        let ignored = not_followed(&topology.rules, &interfaces).into_iter().map(|text| {
+            let detail = format!("{text}; fix: {}", policy_rules::FIX);
+            (Id::PolicyRuleIgnored, text, detail)
+        });
+        let mut doubts: Vec<_> = ignored.collect();
+        doubts.extend(self.dead_gateways(topology));
+        doubts.extend(self.untold_sources(topology));
+        doubts
     }
 
     /// Gateways of routes with several that do not answer.
-    fn dead_gateways(&self, topology: &Topology) -> Vec<String> {
+    fn dead_gateways(&self, topology: &Topology) -> Vec<(Id, String, String)> {
         let is_dead = |gateway: &Neighbour| {
             self.interfaces.contains(&gateway.interface)
                 && self.neighbours.get(gateway).is_some_and(|entry| entry.mac.is_none())
         };
         let gateways = topology.routes.gateways.iter();
-        let mut dead: Vec<String> = gateways
+        let mut dead: Vec<_> = gateways
             .filter(|(gateway, is_one_of_many)| **is_one_of_many && is_dead(gateway))
             .map(|(gateway, _)| {
                 let name = self.names.get(&gateway.interface).map(String::as_str).unwrap_or_default();
@@ -585,10 +588,11 @@ impl View {
                         "its share of the sessions is lost; fix: sysctl net.ipv4.fib_multipath_use_neigh=1"
                     },
                 );
-                format!(
+                let detail = format!(
                     "gateway {address} of a route with several does not answer {} on {name}: {sessions}",
                     asked_by(address)
-                )
+                );
+                (Id::GatewayDead, address.to_string(), detail)
             })
             .collect();
         dead.sort_unstable();
@@ -596,7 +600,7 @@ impl View {
     }
 
     /// Sources that routes name and that this kernel does not tell the data plane.
-    fn untold_sources(&self, topology: &Topology) -> Vec<String> {
+    fn untold_sources(&self, topology: &Topology) -> Vec<(Id, String, String)> {
         if self.tells_sources != Some(false) {
             return Vec::new();
         }
@@ -608,11 +612,12 @@ impl View {
             let chosen = self.addresses.sources_of(route.interface).select(gateway.into(), route.gateway.is_some())?;
             let chosen = Ipv4Addr::from(chosen);
             (chosen != route.source).then(|| {
-                format!(
+                let detail = format!(
                     "the route to {} names the source {}, which kernels before Linux 6.7 do not tell: sessions come from \
                      {chosen}; fix: set snat.addresses",
                     route.destination, route.source
-                )
+                );
+                (Id::SourceUntold, route.destination.to_string(), detail)
             })
         });
         untold.collect()

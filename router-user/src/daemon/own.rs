@@ -12,6 +12,7 @@ use super::shared::{Attached, Shared, State};
 use crate::{
     config::Config,
     dataplane::{Dataplane, Hook},
+    health::{Conditions, Id, Severity},
     port_plan::{self, Kernel, Overlap, Plan},
 };
 
@@ -102,7 +103,7 @@ impl Own {
     }
 
     /// Sets everything up, with the program of now in the place of an earlier daemon's. Where that cannot be, the router works all the same, and
-    /// [`problems`](Self::problems) says so.
+    /// a condition says so.
     pub(super) fn begin(&mut self, config: &Config, attached: &[Attached], plane: &mut Dataplane) -> Changes {
         let mut changes = Changes::default();
         self.keep_apart(config, plane, &mut changes);
@@ -175,15 +176,18 @@ impl Own {
         if self.unseen.is_empty() { NONE } else { Kernel::read().range }
     }
 
-    /// What is not told apart, in words for the operator.
-    pub(super) fn problems(&self) -> impl Iterator<Item = String> {
-        let overlaps = self.overlaps.iter().map(|overlap| format!("{overlap}; fix: {}", overlap.fix()));
-        let unseen = self.unseen.iter().map(|(interface, why)| {
-            format!(
+    /// Adds what is not told apart.
+    pub(super) fn add_to(&self, conditions: &mut Conditions) {
+        for overlap in &self.overlaps {
+            let detail = format!("{overlap}; fix: {}", overlap.fix());
+            conditions.add(Severity::Degraded, Id::PortsShared, overlap.subject(), detail);
+        }
+        for (interface, why) in &self.unseen {
+            let detail = format!(
                 "{interface}: what this machine itself sends cannot be seen ({why}): a session with the same port may take the answers to a \
                  datagram or ping; fix: Linux 6.6 or later, or the kernel modules sch_ingress and cls_bpf"
-            )
-        });
-        overlaps.chain(unseen)
+            );
+            conditions.add(Severity::Degraded, Id::OwnTrafficUnseen, interface, detail);
+        }
     }
 }

@@ -135,7 +135,7 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
                     "only GET, HEAD and OPTIONS are answered here",
                 );
             }
-            let problems = problems.get(|| shared.problems()).await;
+            let problems = problems.get(|| shared.reasons()).await;
             let (status, text) = if problems.is_empty() {
                 (StatusCode::OK, "forwarding".to_owned())
             } else {

@@ -25,15 +25,15 @@ use super::{
 };
 use crate::{
     dataplane::{RuleTable, Session, now},
+    health::{Condition, Severity},
     model::{
-        Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus, NameStatus,
-        OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
+        ConditionStatus, Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus,
+        NameStatus, OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
     },
 };
 
 /// `GET /v1/status`.
 pub(super) fn status(shared: &Shared) -> Status {
-    let reasons = shared.problems();
     // Asked of the kernel, so not with the lock held.
     let interfaces = shared.attached().into_iter().map(|Attached { attachment, roles }| {
         let program_id = attachment.program_id().filter(|_| attachment.loss().is_none());
@@ -47,7 +47,8 @@ pub(super) fn status(shared: &Shared) -> Status {
         }
     });
     let interfaces = interfaces.collect();
-    let degraded = shared.degraded();
+    let conditions = shared.conditions();
+    let reasons = conditions.details(Severity::Down);
     let state = &*shared.state();
     let mut names: Vec<_> = state
         .names
@@ -68,7 +69,8 @@ pub(super) fn status(shared: &Shared) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
         reasons,
-        degraded,
+        degraded: conditions.details(Severity::Degraded),
+        conditions: conditions.iter().map(condition).collect(),
         uptime_seconds: shared.started.elapsed().as_secs(),
         config: shared.config_path.display().to_string(),
         interfaces,
@@ -86,6 +88,16 @@ pub(super) fn status(shared: &Shared) -> Status {
         punts: shared.punts.status(),
         snat_ports: capacity::snat_ports(&sessions.ports, shared.snat_ports()),
         repairs: state.upkeep.iter().map(Record::status).collect(),
+    }
+}
+
+fn condition(condition: &Condition) -> ConditionStatus {
+    ConditionStatus {
+        id: condition.id.as_str().to_owned(),
+        subject: condition.subject.clone(),
+        severity: condition.severity.as_str().to_owned(),
+        since_seconds: condition.since.elapsed().as_secs(),
+        detail: condition.detail.clone(),
     }
 }
 

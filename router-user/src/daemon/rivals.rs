@@ -13,8 +13,10 @@ use std::{
 
 use router_common::punt::Neighbour;
 
-use super::text;
-use crate::model::ContestedNextHop;
+use crate::{
+    health::{Conditions, Id, Severity},
+    model::ContestedNextHop,
+};
 
 /// After so long without a change it is over.
 const QUIET: Duration = Duration::from_secs(60);
@@ -101,19 +103,19 @@ impl Rivals {
         })
     }
 
-    /// Returns the conditions, in words for the operator.
-    pub(super) fn conditions(&self) -> Vec<String> {
-        let texts = self.sorted().into_iter().map(|(neighbour, Rivalry { interface, macs: [one, other], others, .. })| {
+    /// Adds a condition for each.
+    pub(super) fn add_to(&self, conditions: &mut Conditions) {
+        let items = self.sorted().into_iter().map(|(neighbour, Rivalry { interface, macs: [one, other], others, .. })| {
             let (address, one, other) = (neighbour.ip(), format_mac(*one), format_mac(*other));
             let more = if *others { ", and others" } else { "" };
-            format!(
+            let detail = format!(
                 "two machines answer for {address} ({one} and {other}{more}) on {interface}, and packets go to whoever spoke last; fix: find the \
                  one that must not, or `ip neigh replace {address} lladdr MAC dev {interface} nud permanent` with the right one's"
-            )
+            );
+            (address.to_string(), detail)
         });
-        text::first(texts.collect::<Vec<_>>().into_iter(), LISTED, |more| {
-            format!("two machines each answer for {more} more next hops")
-        })
+        let rest = |more| format!("two machines each answer for {more} more next hops");
+        conditions.add_first(Severity::Degraded, Id::NextHopContested, items, LISTED, rest);
     }
 
     /// Returns the same as data.
@@ -151,6 +153,12 @@ mod tests {
 
     use super::*;
 
+    fn conditions(rivals: &Rivals) -> Vec<String> {
+        let mut conditions = Conditions::at(Instant::now());
+        rivals.add_to(&mut conditions);
+        conditions.details(Severity::Degraded)
+    }
+
     const A: [u8; 6] = [0xaa, 0, 0, 0, 0, 1];
     const B: [u8; 6] = [0xbb, 0, 0, 0, 0, 2];
 
@@ -172,7 +180,7 @@ mod tests {
     #[test]
     fn back_and_forth_is_two_machines() {
         let (rivals, start) = after(&[(0, A), (5, B), (6, A), (7, A), (8, B)]);
-        let [text] = &rivals.conditions()[..] else { panic!("{:?}", rivals.conditions()) };
+        let [text] = &conditions(&rivals)[..] else { panic!("{:?}", conditions(&rivals)) };
         let expected = "two machines answer for 10.0.2.1 (aa:00:00:00:00:01 and bb:00:00:00:00:02) on eth0";
         assert!(text.starts_with(expected), "{text}");
         assert!(rivals.contest(Some("eth0"), Some(gateway(1).ip())));
@@ -181,13 +189,13 @@ mod tests {
         assert_eq!((row.changes, row.since_seconds, row.macs.len()), (3, 4, 2));
         // Whoever comes first is told first.
         let (others, _) = after(&[(0, B), (5, A), (6, B)]);
-        assert_eq!(others.conditions(), rivals.conditions());
+        assert_eq!(conditions(&others), conditions(&rivals));
     }
 
     #[test]
     fn one_that_takes_over_is_none() {
         let (rivals, _) = after(&[(0, A), (5, B), (6, B), (100, A)]);
-        assert_eq!(rivals.conditions(), [""; 0]);
+        assert_eq!(conditions(&rivals), [""; 0]);
         assert!(rivals.watches(&gateway(1)));
     }
 
@@ -195,20 +203,20 @@ mod tests {
     fn it_ends_by_itself() {
         let (mut rivals, start) = after(&[(0, A), (5, B), (6, A)]);
         rivals.pass_time(start + Duration::from_secs(65));
-        assert_eq!(rivals.conditions().len(), 1);
+        assert_eq!(conditions(&rivals).len(), 1);
         rivals.pass_time(start + Duration::from_secs(66));
-        assert!(rivals.conditions().is_empty() && !rivals.watches(&gateway(1)));
+        assert!(conditions(&rivals).is_empty() && !rivals.watches(&gateway(1)));
     }
 
     /// Somebody who makes up an address each time gets one line, which stays the same.
     #[test]
     fn many_addresses_are_one_condition() {
         let (rivals, _) = after(&[(0, A), (1, B), (1, A)]);
-        let before = rivals.conditions();
+        let before = conditions(&rivals);
         let story: Vec<_> =
             (0..1000_u64).map(|n| (n / 100, [2, 0, 0, 0, n.to_be_bytes()[6], n.to_be_bytes()[7]])).collect();
         let (rivals, _) = after(&[&[(0, A), (1, B), (1, A)][..], &story].concat());
-        assert_eq!(rivals.conditions(), [before[0].replace(") on", ", and others) on")]);
+        assert_eq!(conditions(&rivals), [before[0].replace(") on", ", and others) on")]);
     }
 
     #[test]
@@ -220,7 +228,7 @@ mod tests {
                 rivals.note(neighbour, "eth0", Some(A), mac, start);
             }
         }
-        assert_eq!((rivals.changed.len(), rivals.conditions().len()), (ROOM, LISTED + 1));
-        assert_eq!(rivals.conditions()[LISTED], "two machines each answer for 1008 more next hops");
+        assert_eq!((rivals.changed.len(), conditions(&rivals).len()), (ROOM, LISTED + 1));
+        assert_eq!(conditions(&rivals)[LISTED], "two machines each answer for 1008 more next hops");
     }
 }

@@ -24,11 +24,12 @@ use super::{
     sweep::RuleTimeouts,
     target_health::TargetHealth,
     upkeep::{self, Record},
-    ways::{self, Ways},
+    ways,
 };
 use crate::{
     config::Config,
     dataplane::{Attachment, Dataplane, FlowTable, ROUTE_LOOKUPS, route_lookups_are_on},
+    health::{Conditions, History, Id, Severity},
     model::NextHopStatus,
 };
 
@@ -72,8 +73,8 @@ pub(super) struct State {
     pub(super) own_networks: Vec<Ipv4Net>,
     /// Next hops that change their MAC addresses.
     pub(super) rivals: Rivals,
-    /// What is doubtful about this machine's routes.
-    pub(super) routing: Vec<String>,
+    /// What is doubtful about this machine's routes: conditions, their subjects and details.
+    pub(super) routing: Vec<(Id, String, String)>,
     pub(super) sessions: SessionCounts,
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
@@ -82,6 +83,7 @@ pub(super) struct State {
     pub(super) rules_are_old: bool,
     crowding: Crowding,
     damage: Damage,
+    history: History,
 }
 
 /// What the daemon's parts share.
@@ -137,6 +139,7 @@ impl Shared {
                 rules_are_old: false,
                 crowding: Crowding::default(),
                 damage: Damage::default(),
+                history: History::default(),
             }),
         }
     }
@@ -197,68 +200,81 @@ impl Shared {
         self.attached().iter().map(index).collect()
     }
 
-    /// Why this router does not forward, or should get no new connections; empty when all is well. Looks at the kernel now,
-    /// not at what it was when the daemon started.
-    pub(super) fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let state = self.state();
-        if state.stood_down {
-            problems.push(
-                "taken off by `pls-router detach --force`; fix: systemctl restart pls-router".to_owned(),
-            );
-        }
-        let is_known = |name: &str| state.upkeep.iter().any(|record| record.knows(name));
-        for Attached { attachment, .. } in &state.attached {
-            if let Some(loss) = attachment.loss().filter(|_| !is_known(&attachment.interface)) {
-                problems.push(upkeep::lost(attachment, loss));
-            }
-        }
-        match route_lookups_are_on() {
-            Ok(false) if !is_known(ROUTE_LOOKUPS) => {
-                problems.push(format!("route lookups are off; fix: sysctl {ROUTE_LOOKUPS}=1"));
-            }
-            Ok(_) => {}
-            Err(error) => problems.push(format!("{error:#}")),
-        }
-        let age = state.refreshed.elapsed();
-        if age > STALE {
-            problems.push(format!("the kernel's routes have not been read for {} s", age.as_secs()));
-        }
-        if state.plane.settings.version() == 0 {
-            problems.push("no rules are loaded".to_owned());
-        }
-        problems.extend(self.ways(&state).problems);
-        problems.extend(state.upkeep.iter().filter_map(Record::problem));
-        problems
+    /// Returns why this router does not forward, or should get no new connections: for the probe,
+    /// which asks often, so nothing is looked at that could not be a reason.
+    pub(super) fn reasons(&self) -> Vec<String> {
+        let mut conditions = Conditions::at(Instant::now());
+        self.look_at_forwarding(&self.state(), &mut conditions);
+        conditions.details(Severity::Down)
     }
 
-    /// What does not work of a router that forwards all the same.
-    pub(super) fn degraded(&self) -> Vec<String> {
+    /// Returns all that is wrong now.
+    pub(super) fn conditions(&self) -> Conditions {
+        let now = Instant::now();
+        let mut conditions = Conditions::at(now);
         let state = &mut *self.state();
-        let mut degraded = self.ways(state).degraded;
-        degraded.extend(state.routing.iter().cloned());
-        degraded.extend(state.rivals.conditions());
-        degraded.extend(state.upkeep.iter().flat_map(Record::degraded));
-        degraded.extend(state.own.problems());
+        self.look_at_forwarding(state, &mut conditions);
         let usage = Usage {
             sessions: self.flows.sessions(),
             capacity: self.flows.capacity(),
             taken: &state.sessions.ports,
             ports: self.ports,
         };
-        degraded.extend(state.crowding.look(usage));
+        state.crowding.look(usage, &mut conditions);
+        let mut degraded = |id, detail: &str| conditions.add(Severity::Degraded, id, "", detail);
         if let Ok(stats) = state.plane.counters.read() {
             let packets = |reason: Reason| stats.reasons[reason as usize].packets;
             let opened = packets(Reason::Opened) + packets(Reason::OpenedInPlace);
             let counts = Counts { damaged: packets(Reason::BadChecksum), opened };
-            degraded.extend(state.damage.look(counts, Instant::now()));
+            if let Some(detail) = state.damage.look(counts, now) {
+                degraded(Id::ChecksumsBad, detail);
+            }
         }
-        degraded.extend(self.punts.problem().map(|problem| format!("packets are lost: {problem}")));
-        degraded
+        if let Some(problem) = self.punts.problem() {
+            degraded(Id::PuntsLost, &format!("packets are lost: {problem}"));
+        }
+        state.history.follow(&mut conditions);
+        conditions
     }
 
-    fn ways(&self, state: &State) -> Ways {
-        ways::judge(&self.config, &state.names, &state.target_health, &state.next_hops)
+    /// Adds what keeps this router, or one of its rules, from forwarding. Looks at the kernel as it is
+    /// now, and not as it was when the daemon started.
+    fn look_at_forwarding(&self, state: &State, conditions: &mut Conditions) {
+        let mut down =
+            |id, subject: &str, detail: String| conditions.add(Severity::Down, id, subject, detail);
+        if state.stood_down {
+            let detail = "taken off by `pls-router detach --force`; fix: systemctl restart pls-router";
+            down(Id::Detached, "", detail.to_owned());
+        }
+        let is_known = |name: &str| state.upkeep.iter().any(|record| record.knows(name));
+        for Attached { attachment, .. } in &state.attached {
+            if let Some(loss) = attachment.loss().filter(|_| !is_known(&attachment.interface)) {
+                down(Id::ProgramLost, &attachment.interface, upkeep::lost(attachment, loss));
+            }
+        }
+        match route_lookups_are_on() {
+            Ok(false) if !is_known(ROUTE_LOOKUPS) => {
+                let detail = format!("route lookups are off; fix: sysctl {ROUTE_LOOKUPS}=1");
+                down(Id::RouteLookupsOff, ROUTE_LOOKUPS, detail);
+            }
+            Ok(_) => {}
+            Err(error) => down(Id::RouteLookupsOff, ROUTE_LOOKUPS, format!("{error:#}")),
+        }
+        let age = state.refreshed.elapsed();
+        if age > STALE {
+            let detail = format!("the kernel's routes have not been read for {} s", age.as_secs());
+            down(Id::RoutesStale, "", detail);
+        }
+        if state.plane.settings.version() == 0 {
+            down(Id::NoRules, "", "no rules are loaded".to_owned());
+        }
+        ways::judge(conditions, &self.config, &state.names, &state.target_health, &state.next_hops);
+        for (id, subject, detail) in &state.routing {
+            conditions.add(Severity::Degraded, *id, subject, detail);
+        }
+        state.rivals.add_to(conditions);
+        state.upkeep.iter().for_each(|record| record.add_to(conditions));
+        state.own.add_to(conditions);
     }
 }
 

@@ -2,6 +2,7 @@
 //! not have to.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use super::{lines::Lines, shared::Shared};
+use crate::health::{Condition, Conditions, Key, Severity};
 
 /// How often health is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -45,33 +47,13 @@ const TROUBLE: [Reason; 19] = [
 pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut problems = Vec::new();
-    let (mut degraded, mut lines) = (Vec::new(), Lines::default());
+    let (mut known, mut lines) = (HashSet::new(), Lines::default());
     let mut before = None;
     for round in 0_u64.. {
         period.tick().await;
-        let now = shared.problems();
-        if now != problems {
-            if now.is_empty() {
-                info!("forwarding; the probe answers 200");
-            } else {
-                warn!(reasons = now.join("; "), "not forwarding; the probe answers 503");
-            }
-            problems = now;
-        }
-        let now = shared.degraded();
-        for new in now.iter().filter(|reason| !degraded.contains(*reason)) {
-            // What comes and goes may do so as somebody on the network likes.
-            match lines.take(Instant::now()) {
-                Some(0) => warn!("degraded: {new}"),
-                Some(withheld) => warn!(withheld, "degraded: {new}"),
-                None => {}
-            }
-        }
-        if now.is_empty() && !degraded.is_empty() {
-            info!("no longer degraded");
-        }
-        degraded = now;
+        let conditions = shared.conditions();
+        tell(&conditions, &known, &mut lines);
+        known = conditions.iter().map(Condition::key).collect();
         if round.is_multiple_of(DROPS_EVERY) {
             let read = shared.state().plane.counters.read();
             let now = match read {
@@ -101,6 +83,38 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Tells the log of conditions that were not among those known, and of those that are over.
+fn tell(conditions: &Conditions, known: &HashSet<Key>, lines: &mut Lines) {
+    let now: HashSet<Key> = conditions.iter().map(Condition::key).collect();
+    let of = |keys: &HashSet<Key>, severity| -> HashSet<Key> {
+        keys.iter().filter(|(_, _, of)| *of == severity).cloned().collect()
+    };
+    let down = of(&now, Severity::Down);
+    if down != of(known, Severity::Down) {
+        if down.is_empty() {
+            info!("forwarding; the probe answers 200");
+        } else {
+            let reasons = conditions.details(Severity::Down).join("; ");
+            warn!(reasons, "not forwarding; the probe answers 503");
+        }
+    }
+    let is_new = |condition: &&Condition| {
+        condition.severity == Severity::Degraded && !known.contains(&condition.key())
+    };
+    for Condition { id, detail, .. } in conditions.iter().filter(is_new) {
+        let condition = id.as_str();
+        // What comes and goes may do so as somebody on the network likes.
+        match lines.take(Instant::now()) {
+            Some(0) => warn!(condition, "degraded: {detail}"),
+            Some(withheld) => warn!(condition, withheld, "degraded: {detail}"),
+            None => {}
+        }
+    }
+    if of(&now, Severity::Degraded).is_empty() && !of(known, Severity::Degraded).is_empty() {
+        info!("no longer degraded");
+    }
 }
 
 /// How many packets were dropped for each of the reasons.

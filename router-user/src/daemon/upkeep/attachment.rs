@@ -6,6 +6,7 @@ use super::{Kept, Look};
 use crate::{
     daemon::shared::State,
     dataplane::{Attachment, Loss, Place},
+    health::Id,
 };
 
 /// What has happened to an interface or its program, in words.
@@ -42,6 +43,10 @@ impl Kept for KeptAttachment {
         "attachment"
     }
 
+    fn trouble(&self) -> Id {
+        Id::ProgramLost
+    }
+
     fn name(&self) -> &str {
         &self.name
     }
@@ -64,10 +69,13 @@ impl Kept for KeptAttachment {
         } else if !state.plane.has_egress(self.slot, index) {
             Look::Changed(format!("{name}: packets could not leave by it any more (EGRESS)"))
         } else if let Place::Renamed { name: now, .. } = place {
-            Look::Doubtful(format!(
-                "interface {name} is called {now} now: this daemon goes on with it, the next one will not find it; \
+            Look::Doubtful(
+                Id::InterfaceRenamed,
+                format!(
+                    "interface {name} is called {now} now: this daemon goes on with it, the next one will not find it; \
                  fix: write \"{now}\" in [interfaces], or give the name back: ip link set dev {now} name {name}"
-            ))
+                ),
+            )
         } else {
             Look::Good
         })

@@ -24,7 +24,12 @@ use self::{
     attachment::KeptAttachment, notices::Notices, pace::Pace, pins::KeptPins, route_lookups::RouteLookups,
 };
 use super::shared::{Shared, State};
-use crate::{config::Config, dataplane::Dataplane, model};
+use crate::{
+    config::Config,
+    dataplane::Dataplane,
+    health::{Conditions, Id, Severity},
+    model,
+};
 
 pub(super) use self::attachment::lost;
 
@@ -39,6 +44,9 @@ const SETTLE: Duration = Duration::from_millis(5);
 trait Kept: Send {
     /// Its kind, for people and monitoring.
     fn what(&self) -> &'static str;
+
+    /// The condition that it is not as it has to be.
+    fn trouble(&self) -> Id;
 
     /// Which one of its kind.
     fn name(&self) -> &str;
@@ -67,7 +75,7 @@ enum Look {
     /// It is as it has to be.
     Good,
     /// So it is, but somebody should know this.
-    Doubtful(String),
+    Doubtful(Id, String),
     /// Somebody has changed it: what it is now.
     Changed(String),
     /// Only others can bring it back: what is missing.
@@ -79,13 +87,14 @@ enum Look {
 pub(super) struct Record {
     what: &'static str,
     name: String,
+    trouble_id: Id,
     is_vital: bool,
     repairs: u64,
     last_repair: Option<Instant>,
     /// What is wrong with it now.
     trouble: Option<String>,
     /// What is not as it should be although it works.
-    doubt: Option<String>,
+    doubt: Option<(Id, String)>,
     /// Who may be behind it that it is changed again and again.
     contended: Option<String>,
 }
@@ -95,6 +104,7 @@ impl Record {
         Self {
             what: kept.what(),
             name: kept.name().to_owned(),
+            trouble_id: kept.trouble(),
             is_vital: kept.is_vital(),
             repairs: 0,
             last_repair: None,
@@ -109,20 +119,24 @@ impl Record {
         self.name == name && self.trouble.is_some()
     }
 
-    /// Why the probe answers 503, if that is because of this.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.trouble.clone().filter(|_| self.is_vital)
-    }
-
-    /// What does not work of a router that forwards.
-    pub(super) fn degraded(&self) -> impl Iterator<Item = String> {
-        let trouble = self.trouble.clone().filter(|_| !self.is_vital);
-        [trouble, self.doubt.clone(), self.contended.clone()].into_iter().flatten()
+    /// Adds what is wrong with it.
+    pub(super) fn add_to(&self, conditions: &mut Conditions) {
+        let severity = if self.is_vital { Severity::Down } else { Severity::Degraded };
+        if let Some(detail) = &self.trouble {
+            conditions.add(severity, self.trouble_id, &self.name, detail);
+        }
+        if let Some((id, detail)) = &self.doubt {
+            conditions.add(Severity::Degraded, *id, &self.name, detail);
+        }
+        if let Some(detail) = &self.contended {
+            conditions.add(Severity::Degraded, Id::Contended, &self.name, detail);
+        }
     }
 
     /// All of it, as `status` has it.
     pub(super) fn status(&self) -> model::Repairs {
-        let wrong = [&self.trouble, &self.doubt, &self.contended].into_iter().flatten();
+        let doubt = self.doubt.as_ref().map(|(_, detail)| detail);
+        let wrong = [self.trouble.as_ref(), doubt, self.contended.as_ref()].into_iter().flatten();
         model::Repairs {
             what: self.what.to_owned(),
             name: self.name.clone(),
@@ -193,7 +207,7 @@ fn look_after(kept: &mut dyn Kept, pace: &mut Pace, position: usize, state: &mut
     let (mut said, mut trouble, mut doubt, mut is_repaired) = (None, None, None, false);
     match look {
         Look::Good => {}
-        Look::Doubtful(text) => doubt = Some(text),
+        Look::Doubtful(id, text) => doubt = Some((id, text)),
         Look::Missing(text) => trouble = Some(text),
         Look::Changed(change) if pace.allows(now) => {
             pace.note(now);

@@ -5,7 +5,7 @@ use std::fs::File;
 use anyhow::{Context as _, Result};
 
 use super::{Kept, Look};
-use crate::{daemon::shared::State, dataplane::HeldPins};
+use crate::{daemon::shared::State, dataplane::HeldPins, health::Id};
 
 pub(super) struct KeptPins {
     directory: String,
@@ -22,6 +22,10 @@ impl KeptPins {
 impl Kept for KeptPins {
     fn what(&self) -> &'static str {
         "pins"
+    }
+
+    fn trouble(&self) -> Id {
+        Id::PinsLost
     }
 
     fn name(&self) -> &str {

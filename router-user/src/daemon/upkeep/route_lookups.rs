@@ -8,6 +8,7 @@ use super::{Kept, Look};
 use crate::{
     daemon::shared::State,
     dataplane::{ROUTE_LOOKUPS, route_lookups_are_on},
+    health::Id,
 };
 
 pub(super) struct RouteLookups;
@@ -15,6 +16,10 @@ pub(super) struct RouteLookups;
 impl Kept for RouteLookups {
     fn what(&self) -> &'static str {
         "sysctl"
+    }
+
+    fn trouble(&self) -> Id {
+        Id::RouteLookupsOff
     }
 
     fn name(&self) -> &str {

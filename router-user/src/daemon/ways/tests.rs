@@ -50,10 +50,24 @@ fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHopStatus {
     }
 }
 
+/// What is said of a router that is down, and of one that is degraded.
+fn judged(
+    config: &Config,
+    names: &Names,
+    health: &TargetHealth,
+    next_hops: &[NextHopStatus],
+) -> (Vec<String>, Vec<String>) {
+    let mut conditions = Conditions::at(Instant::now());
+    judge(&mut conditions, config, names, health, next_hops);
+    (conditions.details(Severity::Down), conditions.details(Severity::Degraded))
+}
+
 #[track_caller]
 fn check(names: &Names, next_hops: &[NextHopStatus], problems: &[&str], degraded: &[&str]) {
-    let ways = judge(&config(), names, &TargetHealth::default(), next_hops);
-    assert_eq!((ways.problems, ways.degraded), (owned(problems), owned(degraded)));
+    assert_eq!(
+        judged(&config(), names, &TargetHealth::default(), next_hops),
+        (owned(problems), owned(degraded))
+    );
 }
 
 fn owned(texts: &[&str]) -> Vec<String> {
@@ -134,11 +148,11 @@ fn masquerades_count_where_there_is_no_forward() {
     let config =
         Config::parse(alone, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
     let judge =
-        |next_hops: &[NextHopStatus]| judge(&config, &Names::default(), &TargetHealth::default(), next_hops);
+        |next_hops: &[NextHopStatus]| judged(&config, &Names::default(), &TargetHealth::default(), next_hops);
     let half = judge(&[next_hop(&["vnet"], 1, true), lost.clone()]);
-    assert_eq!((half.problems, half.degraded), (owned(&[]), owned(&text)));
+    assert_eq!(half, (owned(&[]), owned(&text)));
     let none = judge(&[lost]);
-    assert_eq!((none.problems, none.degraded), (owned(&text), owned(&[])));
+    assert_eq!(none, (owned(&text), owned(&[])));
 }
 
 #[test]
@@ -149,10 +163,10 @@ fn what_is_wrong_with_a_rule_s_targets_is_said() {
     let by_target: HashMap<_, _> = [50, 51].map(|last| ((address(last), 443, Protocol::Tcp), silent)).into();
     let mut health = TargetHealth::default();
     health.observe(&TargetSigns { by_target }, Instant::now());
-    let ways = judge(&config(), &names, &health, &[]);
-    assert_eq!(ways.problems, [""; 0]);
+    let (down, degraded) = judged(&config(), &names, &health, &[]);
+    assert_eq!(down, [""; 0]);
     assert_eq!(
-        ways.degraded,
+        degraded,
         [
             "rule db: its targets have 40 addresses; 32 of them are used",
             "rule web: none of its 2 targets answers new sessions"

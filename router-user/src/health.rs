@@ -1,0 +1,236 @@
+//! Conditions: what is wrong with a running router.
+//!
+//! Parts of the daemon look at what they know and add [`Condition`]s to a list ([`Conditions`]).
+//! The probe, `status`, the metrics and the log read that list, and tell conditions apart by their
+//! [`Id`] and subject. Nobody reads a sentence: `detail` is for people, and may change at any time.
+
+use std::{collections::HashMap, time::Instant};
+
+/// How bad a condition is.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Severity {
+    /// This router does not forward, or should get no new connections: the probe answers 503.
+    Down,
+    /// Something does not work, while the rest does: the probe answers 200.
+    Degraded,
+}
+
+impl Severity {
+    /// `down` or `degraded`.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
+/// Defines the identifiers of conditions, their text and what is said of them in the documentation.
+macro_rules! ids {
+    ($($id:ident $text:literal $description:literal,)+) => {
+        /// Which condition it is. The text is part of the contract with monitoring: it never
+        /// changes, and none is used for anything else.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub(crate) enum Id {
+            $(#[doc = $description] $id,)+
+        }
+
+        impl Id {
+            /// All of them, and what each means.
+            #[cfg(test)]
+            const ALL: &[(Self, &str)] = &[$((Self::$id, $description)),+];
+
+            /// Its text, in `snake_case`.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$id => $text,)+ }
+            }
+        }
+    };
+}
+
+ids! {
+    Detached "detached" "`pls-router detach --force` has taken the programs off.",
+    ProgramLost "program_lost" "The program is not on an interface any more, or the interface is gone. Subject: the interface.",
+    RouteLookupsOff "route_lookups_off" "The kernel answers no route lookups (`net.ipv4.conf.lo.forwarding`).",
+    RoutesStale "routes_stale" "The kernel's routes have not been read for a while.",
+    NoRules "no_rules" "No rules are loaded.",
+    NoTargets "no_targets" "No forward rule has a target.",
+    RuleWithoutTarget "rule_without_target" "A rule has no target, and refuses new sessions. Subject: the rule.",
+    TargetsUnresponsive "targets_unresponsive" "None of a rule's targets answers new sessions. Subject: the rule.",
+    TargetsLeftOut "targets_left_out" "A rule's targets have more addresses than are used. Subject: the rule.",
+    NameUnresolved "name_unresolved" "A target's name has no address. Subject: the name.",
+    NameStale "name_stale" "A target's name cannot be resolved again, and keeps its addresses. Subject: the name.",
+    NameLeftOut "name_left_out" "Not all addresses of a name server's answer are used. Subject: the name.",
+    NextHopUnresolved "next_hop_unresolved" "There is no next hop to a target. Subject: the target's address.",
+    NextHopContested "next_hop_contested" "Two machines answer for one next hop. Subject: its address.",
+    PolicyRuleIgnored "policy_rule_ignored" "A policy rule of the kernel's (`ip rule`) is not followed.",
+    GatewayDead "gateway_dead" "One of a route's several gateways does not answer. Subject: the gateway.",
+    SourceUntold "source_untold" "The kernel does not tell the source address that a route names. Subject: the route.",
+    InterfaceRenamed "interface_renamed" "An interface has another name than the configuration says. Subject: the interface.",
+    PinsLost "pins_lost" "What is pinned in the BPF file system was removed. Subject: the directory.",
+    Contended "contended" "Somebody changes again and again what the daemon sets. Subject: what.",
+    PortsShared "ports_shared" "The kernel may give ports of the router's to this machine's own sockets.",
+    OwnTrafficUnseen "own_traffic_unseen" "This machine's own traffic by an interface cannot be seen. Subject: the interface.",
+    FlowTableFilling "flow_table_filling" "80 % of the flow table is in use.",
+    FlowTableFull "flow_table_full" "The flow table is full, and new sessions are dropped.",
+    SnatPortsFilling "snat_ports_filling" "80 % of the SNAT ports towards a target are in use. Subject: SNAT address and target.",
+    SnatShareExhausted "snat_share_exhausted" "One source has all SNAT ports towards a target that one may have. Subject: SNAT address and target.",
+    SnatPortsExhausted "snat_ports_exhausted" "All SNAT ports towards a target are in use. Subject: SNAT address and target.",
+    ChecksumsBad "checksums_bad" "Most new connections are dropped for the checksums of their SYNs.",
+    PuntsLost "punts_lost" "Packets that the daemon is to send are lost.",
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Condition {
+    pub(crate) id: Id,
+    /// Which rule, target, interface, ...: see [`Id`]. Empty where there is only one, and for the
+    /// rest of a list that is too long.
+    pub(crate) subject: String,
+    pub(crate) severity: Severity,
+    /// When it was first found.
+    pub(crate) since: Instant,
+    /// What is wrong and what to do about it, for people, in one line.
+    pub(crate) detail: String,
+}
+
+/// Which condition it is, among others.
+pub(crate) type Key = (Id, String, Severity);
+
+impl Condition {
+    /// Which one it is: not by its detail, which may change while it lasts.
+    pub(crate) fn key(&self) -> Key {
+        (self.id, self.subject.clone(), self.severity)
+    }
+}
+
+/// What is wrong at a moment, in the order in which it is shown.
+#[derive(Debug)]
+pub(crate) struct Conditions {
+    now: Instant,
+    all: Vec<Condition>,
+}
+
+impl Conditions {
+    /// None yet.
+    pub(crate) const fn at(now: Instant) -> Self {
+        Self { now, all: Vec::new() }
+    }
+
+    /// Adds one.
+    pub(crate) fn add(
+        &mut self,
+        severity: Severity,
+        id: Id,
+        subject: impl Into<String>,
+        detail: impl Into<String>,
+    ) {
+        let (subject, detail) = (subject.into(), detail.into());
+        self.all.push(Condition { id, subject, severity, since: self.now, detail });
+    }
+
+    /// Adds one for each subject and detail, up to `most`, and what `rest` says of the number of the
+    /// others, if there are any.
+    pub(crate) fn add_first(
+        &mut self,
+        severity: Severity,
+        id: Id,
+        items: impl ExactSizeIterator<Item = (String, String)>,
+        most: usize,
+        rest: impl FnOnce(usize) -> String,
+    ) {
+        let more = items.len().saturating_sub(most);
+        for (subject, detail) in items.take(most) {
+            self.add(severity, id, subject, detail);
+        }
+        if more > 0 {
+            self.add(severity, id, "", rest(more));
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Condition> {
+        self.all.iter()
+    }
+
+    /// The details of those of a severity.
+    pub(crate) fn details(&self, severity: Severity) -> Vec<String> {
+        let of_severity = self.all.iter().filter(|condition| condition.severity == severity);
+        of_severity.map(|condition| condition.detail.clone()).collect()
+    }
+}
+
+/// Remembers since when conditions last.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    since: HashMap<Key, Instant>,
+}
+
+impl History {
+    /// Puts into `conditions` since when each has lasted, and forgets the others.
+    pub(crate) fn follow(&mut self, conditions: &mut Conditions) {
+        let before = std::mem::take(&mut self.since);
+        for condition in &mut conditions.all {
+            let key = condition.key();
+            condition.since = before.get(&key).copied().unwrap_or(condition.since);
+            self.since.insert(key, condition.since);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn ids_are_distinct_and_fit_for_monitoring() {
+        let texts: HashSet<_> = Id::ALL.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(texts.len(), Id::ALL.len());
+        let is_word = |text: &&str| text.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase());
+        assert!(texts.iter().all(is_word), "{texts:?}");
+    }
+
+    #[test]
+    fn all_are_documented() {
+        let page = include_str!("../../docs/conditions.md");
+        for (id, description) in Id::ALL {
+            let row = format!("| `{}` | {description} |", id.as_str());
+            assert!(page.lines().any(|line| line == row), "docs/conditions.md lacks: {row}");
+        }
+        assert_eq!(page.matches("\n| `").count(), Id::ALL.len());
+    }
+
+    #[test]
+    fn conditions_last_whatever_is_said_of_them() {
+        let start = Instant::now();
+        let mut history = History::default();
+        let mut look = |seconds, details: &[(&str, &str)]| {
+            let mut conditions = Conditions::at(start + Duration::from_secs(seconds));
+            for (subject, detail) in details {
+                conditions.add(Severity::Degraded, Id::NameStale, *subject, *detail);
+            }
+            history.follow(&mut conditions);
+            conditions.iter().map(|condition| (condition.since - start).as_secs()).collect::<Vec<_>>()
+        };
+        assert_eq!(look(1, &[("a", "no answer")]), [1]);
+        assert_eq!(look(2, &[("b", "no answer"), ("a", "refused")]), [2, 1]);
+        assert_eq!(look(3, &[("b", "no answer")]), [2]);
+        assert_eq!(look(4, &[("a", "no answer")]), [4]);
+    }
+
+    #[test]
+    fn long_lists_end_in_a_number() {
+        let list = |length: usize| {
+            let mut conditions = Conditions::at(Instant::now());
+            let items = (0..length).map(|n| (n.to_string(), format!("rule {n}")));
+            conditions
+                .add_first(Severity::Down, Id::NoTargets, items, 2, |more| format!("{more} more rules"));
+            assert!(conditions.details(Severity::Degraded).is_empty());
+            conditions.details(Severity::Down)
+        };
+        assert_eq!((list(0), list(2)), (vec![], vec!["rule 0".to_owned(), "rule 1".to_owned()]));
+        assert_eq!(list(7), ["rule 0", "rule 1", "5 more rules"]);
+    }
+}
