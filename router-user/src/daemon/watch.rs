@@ -2,7 +2,7 @@
 //! not have to.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -47,13 +47,13 @@ const TROUBLE: [Reason; 19] = [
 pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut known, mut lines) = (HashSet::new(), Lines::default());
+    let (mut known, mut lines) = (Known::new(), Lines::default());
     let mut before = None;
     for round in 0_u64.. {
         period.tick().await;
         let conditions = shared.conditions();
         tell(&conditions, &known, &mut lines);
-        known = conditions.iter().map(Condition::key).collect();
+        known = conditions.iter().map(|condition| (condition.key(), condition.detail.clone())).collect();
         if round.is_multiple_of(DROPS_EVERY) {
             let read = shared.state().plane.counters.read();
             let now = match read {
@@ -85,14 +85,21 @@ pub(super) async fn report(shared: Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-/// Tells the log of conditions that were not among those known, and of those that are over.
-fn tell(conditions: &Conditions, known: &HashSet<Key>, lines: &mut Lines) {
-    let now: HashSet<Key> = conditions.iter().map(Condition::key).collect();
-    let of = |keys: &HashSet<Key>, severity| -> HashSet<Key> {
-        keys.iter().filter(|(_, _, of)| *of == severity).cloned().collect()
+/// The conditions of the last look, and what was said of each.
+type Known = HashMap<Key, String>;
+
+/// Tells the log of conditions that were not among those known, and of those that are over. What
+/// is said of one that goes on is told anew where it has changed, but not of a router that is down:
+/// there it may change every second.
+fn tell(conditions: &Conditions, known: &Known, lines: &mut Lines) {
+    let known_of =
+        |severity| -> HashSet<Key> { known.keys().filter(|(_, _, of)| *of == severity).cloned().collect() };
+    let now_of = |severity| -> HashSet<Key> {
+        let of_severity = conditions.iter().filter(|condition| condition.severity == severity);
+        of_severity.map(Condition::key).collect()
     };
-    let down = of(&now, Severity::Down);
-    if down != of(known, Severity::Down) {
+    let down = now_of(Severity::Down);
+    if down != known_of(Severity::Down) {
         if down.is_empty() {
             info!("forwarding; the probe answers 200");
         } else {
@@ -101,7 +108,8 @@ fn tell(conditions: &Conditions, known: &HashSet<Key>, lines: &mut Lines) {
         }
     }
     let is_new = |condition: &&Condition| {
-        condition.severity == Severity::Degraded && !known.contains(&condition.key())
+        condition.severity == Severity::Degraded
+            && known.get(&condition.key()).is_none_or(|detail| *detail != condition.detail)
     };
     for Condition { id, detail, .. } in conditions.iter().filter(is_new) {
         let condition = id.as_str();
@@ -112,7 +120,7 @@ fn tell(conditions: &Conditions, known: &HashSet<Key>, lines: &mut Lines) {
             None => {}
         }
     }
-    if of(&now, Severity::Degraded).is_empty() && !of(known, Severity::Degraded).is_empty() {
+    if now_of(Severity::Degraded).is_empty() && !known_of(Severity::Degraded).is_empty() {
         info!("no longer degraded");
     }
 }
