@@ -8,7 +8,7 @@
 //! On the host they are `core`'s atomics. For BPF, `core` has none that change memory, although the
 //! kernel and the compiler do (`BPF_ATOMIC`, Linux 5.12): there the compiler's intrinsics stand in,
 //! which are sequentially consistent. With `--cfg model`, the atomic ones are loom's: see
-//! [`model`].
+//! `model`.
 
 use core::{
     cell::UnsafeCell,

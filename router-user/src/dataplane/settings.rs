@@ -100,7 +100,7 @@ impl SettingsTable {
         self.write()
     }
 
-    /// Says that the daemon is there now, see [`Settings::daemon_is_there`].
+    /// Says that the daemon is there now, see [`Live::daemon_is_there`](router_common::settings::Live::daemon_is_there).
     ///
     /// # Errors
     /// When the map cannot be written.
