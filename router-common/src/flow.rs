@@ -280,10 +280,10 @@ const _: () = assert!(size_of::<FlowEntry>() == 48 && align_of::<FlowEntry>() ==
 /// One bit says which.
 const _: () = assert!(crate::MAX_INTERFACES <= 2);
 
-/// What a [`FlowEntry`] says at one moment.
+/// A copy of a [`FlowEntry`], as it was at one moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowRecord {
-    /// What its packets become.
+    /// The addresses and ports that its packets get.
     pub rewrite: Rewrite<Ipv4>,
     /// Where its packets leave.
     pub next_hop: NextHop,

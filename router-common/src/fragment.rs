@@ -167,8 +167,8 @@ impl Fragment {
 
 /// What is known of a datagram whose first fragment has been seen.
 ///
-/// Whoever has a fragment of it may change it at any time; and the kernel may make it another
-/// datagram's while somebody looks.
+/// Every CPU with a fragment of it may change it at any time, and the kernel may make it another
+/// datagram's meanwhile.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Datagram {
@@ -236,7 +236,7 @@ impl Datagram {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.protocol.get() as u8)
     }
 
-    /// What became of the first fragment, as the number of a reason: `Forwarded` if it is a
+    /// The number of the reason for which the first fragment left: `Forwarded` if it is a
     /// session's.
     #[inline(always)]
     pub fn verdict(&self) -> u32 {

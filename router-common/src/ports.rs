@@ -157,7 +157,7 @@ impl SourcePorts {
         self.range
     }
 
-    /// Whether a port is one of them.
+    /// Returns `true` if a port is one of them.
     #[inline(always)]
     pub const fn contains(&self, port: u16) -> bool {
         self.range.contains(port) && self.others(port as u32 / 64) >> (port % 64) & 1 == 0
@@ -169,8 +169,8 @@ impl SourcePorts {
         if self.contains(port) { port } else { port ^ 2 }
     }
 
-    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range (RFC 4787 REQ-3's port
-    /// preservation), then any.
+    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range
+    /// (RFC 4787 REQ-3's port preservation), then any.
     #[inline(always)]
     pub const fn guess(&self, attempt: u32, own: Port, random: u32) -> Port {
         let keeps = attempt == 0 && self.range.contains(own.number());
@@ -232,8 +232,8 @@ impl PoolKey {
 /// Words of a pool's bitmap: a bit for each port. A model has only the first ones.
 pub const POOL_WORDS: u32 = if cfg!(model) { 2 } else { 1024 };
 
-/// A Private Link Service has up to so many addresses. Where two sources have the same place, each of
-/// them only searches more often.
+/// Places for sources: a Private Link Service has up to eight addresses. Where two sources share a
+/// place, each of them only searches more often.
 const EXHAUSTED: usize = 8;
 
 /// Which ports are taken towards one target, in memory that the programs and the daemon share.
@@ -248,7 +248,7 @@ pub struct Pool {
     used: AtomicU32,
     /// Goes up whenever a port is freed.
     frees: AtomicU32,
-    /// What `frees` was when a search found every port taken that a source may use, see
+    /// The value of `frees` when a search found every port taken that a source may use, see
     /// [`Pool::exhaustion`]. By the source's hash.
     exhausted: [AtomicU32; EXHAUSTED],
     zero: [u32; 6],
@@ -300,7 +300,8 @@ impl Pool {
         self.bits(u32::from(port) / 64).or(bit) & bit == 0
     }
 
-    /// A free port of these in this word, now marked as taken: which one, nobody is to foresee (RFC 6056).
+    /// Marks a free port of these in this word as taken, at random so that nobody can foresee which
+    /// (RFC 6056).
     #[inline(always)]
     pub fn take_from(&self, word: u32, ports: &SourcePorts, random: u32) -> Take {
         let word = word % POOL_WORDS;
@@ -359,7 +360,8 @@ impl Pool {
         frees
     }
 
-    /// Whether a search has found every one of these ports taken, and none of the target's has been freed since.
+    /// Returns `true` if a search has found every one of these ports taken, and none of the target's
+    /// has been freed since.
     #[inline(always)]
     pub fn is_exhausted(&self, ports: &SourcePorts) -> bool {
         let exhausted = self.exhausted(ports).load();

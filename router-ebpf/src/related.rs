@@ -92,7 +92,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
 /// Reads the message, or as much of it as there is room for.
 #[inline(always)]
 fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
-    /// One a CPU: the message at work.
+    /// Per-CPU scratch: the message that is being read.
     #[map]
     static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
 

@@ -90,7 +90,7 @@ pub(crate) struct Condition {
     pub(crate) severity: Severity,
     /// When it was first found.
     pub(crate) since: Instant,
-    /// What is wrong and what to do about it, for people, in one line.
+    /// The words for people, in one line: the fault, and the remedy where there is one.
     pub(crate) detail: String,
 }
 
@@ -104,7 +104,7 @@ impl Condition {
     }
 }
 
-/// What is wrong at a moment, in the order in which it is shown.
+/// The conditions at a moment, in the order in which they are shown.
 #[derive(Debug)]
 pub(crate) struct Conditions {
     now: Instant,

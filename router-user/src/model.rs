@@ -61,7 +61,7 @@ pub struct Status {
 /// One thing that is wrong.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ConditionStatus {
-    /// What it is, in a word that never changes.
+    /// The condition's identifier, which never changes.
     pub id: String,
     /// Which rule, target, interface and the like it is about; empty where there is only one of it,
     /// and for the rest of a long list.
@@ -70,7 +70,7 @@ pub struct ConditionStatus {
     pub severity: String,
     /// Seconds since it was first found.
     pub since_seconds: u64,
-    /// What is wrong and what to do about it, in words for the operator. They may change.
+    /// The words for the operator: the fault, and the remedy where there is one. They may change.
     pub detail: String,
 }
 

@@ -144,7 +144,7 @@ fn no_port_is_given_twice() {
     two_take(|pool| pool.take_from(0, &ports(), 7));
 }
 
-/// Whoever does not look whether the bit was set in between.
+/// Mutation: the bit is not looked at again once it has been set.
 #[test]
 #[should_panic(expected = "given twice")]
 fn without_looking_at_what_the_bit_was_a_port_is_given_twice() {

@@ -145,7 +145,7 @@ fn without_barriers_a_key_is_live_twice() {
     two_insert(BESIDE_EACH_OTHER, |search| search.met_mine.set(1));
 }
 
-/// Whoever does not look at what has been put beside the own flow since its place was chosen.
+/// Mutation: the chain is not searched again once the slot has been claimed.
 #[test]
 #[should_panic(expected = "twice")]
 fn without_the_walk_behind_the_claim_a_key_is_live_twice() {

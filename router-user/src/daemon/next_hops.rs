@@ -397,7 +397,7 @@ struct View {
     tells_sources: Option<bool>,
     /// The neighbours that the kernel has been asked to look for.
     looked_for: HashSet<Neighbour>,
-    /// What was found last, by target.
+    /// The next hops of the last look, by target.
     before: HashMap<IpAddr, NextHopStatus>,
     /// As in [`Topology`].
     overdue: HashMap<Neighbour, Instant>,

@@ -73,7 +73,7 @@ pub(super) struct State {
     pub(super) own_networks: Vec<Ipv4Net>,
     /// Next hops that change their MAC addresses.
     pub(super) rivals: Rivals,
-    /// What is doubtful about this machine's routes: conditions, their subjects and details.
+    /// Conditions of this machine's routes, with their subjects and details.
     pub(super) routing: Vec<(Id, String, String)>,
     pub(super) sessions: SessionCounts,
     /// When what the kernel says of routes and neighbours was last read.

@@ -65,7 +65,8 @@ pub(crate) fn check(model: &mut Model, closed: &mut Closed, given: &Given, done:
     Ok(())
 }
 
-/// Whether a frame is a client's of a forward's live session, and has come in where the firewall is.
+/// Returns `true` for a client's frame of a forward's live session that has come in where the
+/// firewall is.
 fn is_on_the_wrong_side(model: &Model, given: &Given) -> bool {
     given.slot == 1
         && given.frame.get(IP..).and_then(tuple).is_some_and(|from| {
