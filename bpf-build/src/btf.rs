@@ -1,9 +1,10 @@
 //! Makes the type names in an object's BTF names that the kernel takes.
 //!
-//! The kernel takes only names that C would (`btf_name_valid_identifier`, kernel/bpf/btf.c). bpf-linker rewrites the names of
-//! Rust's generic structures, but not of generic unions such as `MaybeUninit<u8>`; the kernel then refuses all of the
-//! object's BTF, and with it every program that needs some, such as one with a `bpf_loop` callback. Names are only
-//! ever shown to people, so each character that is not allowed becomes a `_`.
+//! The kernel takes only names that C would (`btf_name_valid_identifier`, kernel/bpf/btf.c).
+//! bpf-linker rewrites the names of Rust's generic structures, but not of generic unions such as
+//! `MaybeUninit<u8>`; the kernel then refuses all of the object's BTF, and with it every program
+//! that needs some, such as one with a `bpf_loop` callback. Names are only ever shown to people, so
+//! each character that is not allowed becomes a `_`.
 
 use anyhow::{Context as _, Result, bail, ensure};
 

@@ -19,8 +19,9 @@ pub enum Action {
     Clippy,
 }
 
-/// The directory in which BPF objects are built: one for all packages that want them, so that each is compiled
-/// once; and not the outer cargo's, which holds the lock on that one while it waits for us.
+/// The directory in which BPF objects are built: one for all packages that want them, so that each
+/// is compiled once; and not the outer cargo's, which holds the lock on that one while it waits for
+/// us.
 ///
 /// A build script passes its `OUT_DIR`, which tells where the outer cargo builds.
 pub fn target_dir(workspace: &Path, out_dir: Option<&Path>) -> PathBuf {
@@ -63,7 +64,8 @@ pub fn cargo(toolchain: &Toolchain, action: Action, target_dir: &Path) -> Result
             if let Some(clippy) = toolchain.clippy() {
                 command.env("RUSTC_WORKSPACE_WRAPPER", clippy);
             }
-            // What `cargo clippy` is; the real one would look for its driver beside the outer cargo.
+            // What `cargo clippy` is; the real one would look for its driver beside the outer
+            // cargo.
             command.arg("check")
         }
     };
@@ -101,8 +103,8 @@ fn rustflags() -> [String; 4] {
     ]
 }
 
-/// A directory with nothing in it but a link to `llvm`, for the linker to find. One for each LLVM, since two
-/// compilers may be at work at the same time.
+/// A directory with nothing in it but a link to `llvm`, for the linker to find. One for each LLVM,
+/// since two compilers may be at work at the same time.
 fn llvm_dir(llvm: &Path, target_dir: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     llvm.hash(&mut hasher);
@@ -118,8 +120,8 @@ fn llvm_dir(llvm: &Path, target_dir: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Compiles the binary `bin` of `router-ebpf` and returns the path of the object. Progress and diagnostics go to
-/// standard error.
+/// Compiles the binary `bin` of `router-ebpf` and returns the path of the object. Progress and
+/// diagnostics go to standard error.
 ///
 /// # Errors
 ///
@@ -143,7 +145,8 @@ pub(crate) fn compile(
     Ok(target_dir.join(TARGET).join("release").join(bin))
 }
 
-/// Installs the object, with type names that the kernel takes; unless that would change nothing but the time.
+/// Installs the object, with type names that the kernel takes; unless that would change nothing but
+/// the time.
 pub(crate) fn install(from: &Path, to: &Path) -> Result<()> {
     let mut object = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     btf::sanitize(&mut object).with_context(|| format!("{} is no BPF object", from.display()))?;

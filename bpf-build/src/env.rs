@@ -36,8 +36,8 @@ pub(crate) fn on_path(name: &str) -> Vec<PathBuf> {
 
 /// Removes from `command` all that an outer cargo or rustup has set for its own compilation.
 ///
-/// Left in place, a `clippy-driver` would be wrapped around the BPF compiler, the host's flags would go to the BPF
-/// target, and the object would be rebuilt whenever the outer command changes.
+/// Left in place, a `clippy-driver` would be wrapped around the BPF compiler, the host's flags
+/// would go to the BPF target, and the object would be rebuilt whenever the outer command changes.
 pub(crate) fn scrub(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if is_of_outer_build(&name) {
@@ -50,14 +50,15 @@ pub(crate) fn scrub(command: &mut Command) {
 
 fn is_of_outer_build(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
-    // What the user says about the network, the registries, the terminal and their home stays, and so does the
-    // jobserver, through which both cargos share one limit of jobs.
+    // What the user says about the network, the registries, the terminal and their home stays, and
+    // so does the jobserver, through which both cargos share one limit of jobs.
     const KEPT: &[&str] =
         &["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"];
     const REMOVED: &[&str] = &[
         "DEBUG",
         "HOST",
-        // Set by rustup and by cargo for their own libraries, among them another LLVM than the one wanted.
+        // Set by rustup and by cargo for their own libraries, among them another LLVM than the one
+        // wanted.
         "LD_LIBRARY_PATH",
         "NUM_JOBS",
         "OPT_LEVEL",

@@ -1,12 +1,14 @@
 //! Which LLVM a compiler uses, so that bpf-linker can be given the same one.
 //!
-//! bpf-linker loads the first `libLLVM*` that it finds on `LD_LIBRARY_PATH` and then beside the directories of
-//! the PATH. A machine may have several, and an older one cannot read what the compiler wrote ("Invalid record").
+//! bpf-linker loads the first `libLLVM*` that it finds on `LD_LIBRARY_PATH` and then beside the
+//! directories of the PATH. A machine may have several, and an older one cannot read what the
+//! compiler wrote ("Invalid record").
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The LLVM library that `rustc` is linked to; none if it has LLVM built in or the C library is of an unusual kind.
+/// The LLVM library that `rustc` is linked to; none if it has LLVM built in or the C library is of
+/// an unusual kind.
 pub(crate) fn of_rustc(rustc: &Path) -> Option<PathBuf> {
     // What ldd does, without needing ldd: the dynamic loader prints instead of running the program.
     let output = Command::new(rustc)

@@ -1,8 +1,8 @@
 //! The trial that decides whether a compiler and a linker work together.
 //!
-//! Versions do not tell: the linker has to read the bitcode of the compiler's LLVM, which it borrows, has built in
-//! or finds on the system. So a small program goes the whole way that the real ones go, and the outcome is
-//! remembered under the identity of everything that took part.
+//! Versions do not tell: the linker has to read the bitcode of the compiler's LLVM, which it
+//! borrows, has built in or finds on the system. So a small program goes the whole way that the
+//! real ones go, and the outcome is remembered under the identity of everything that took part.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -21,7 +21,8 @@ edition = \"2024\"
 [workspace]
 ";
 
-/// One program in the section of an XDP program, with a call into `core` so that it has to be there.
+/// One program in the section of an XDP program, with a call into `core` so that it has to be
+/// there.
 const PROGRAM: &str = r#"
 #![no_std]
 #![no_main]
@@ -105,7 +106,8 @@ fn build(toolchain: &Toolchain, target_dir: &Path, package: &Path) -> Result<(),
 /// The error out of a compiler's output, in one line.
 fn summary(stderr: &str) -> String {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
-    // The linker's own words come as a note after rustc's "linking failed" and its long command line.
+    // The linker's own words come as a note after rustc's "linking failed" and its long command
+    // line.
     let line = lines()
         .find(|line| {
             line.contains("ERROR llvm")

@@ -87,12 +87,13 @@ impl fmt::Display for Missing {
     }
 }
 
-/// The first toolchain that works, out of (in this order) the one that `PLS_ROUTER_BPF_RUSTC` names, rustup's
-/// toolchains that have their sources, and the compilers on the PATH that came with `core` for BPF.
+/// The first toolchain that works, out of (in this order) the one that `PLS_ROUTER_BPF_RUSTC`
+/// names, rustup's toolchains that have their sources, and the compilers on the PATH that came with
+/// `core` for BPF.
 ///
-/// "Works" is tried, not guessed: each candidate has to compile and link a small program. `target_dir` (see
-/// [`target_dir`](crate::target_dir)) remembers the outcome, so that this costs nothing until the compiler or the
-/// linker changes.
+/// "Works" is tried, not guessed: each candidate has to compile and link a small program.
+/// `target_dir` (see [`target_dir`](crate::target_dir)) remembers the outcome, so that this costs
+/// nothing until the compiler or the linker changes.
 ///
 /// # Errors
 ///
@@ -121,8 +122,8 @@ pub fn find(target_dir: &Path) -> Result<Toolchain, Missing> {
     Err(Missing { rejections, has_compiler, has_linker: !linkers.is_empty() })
 }
 
-/// The linkers to try: the one that the user names and no other, or those on the PATH, in cargo's directory and
-/// in the cache, where `cargo xtask setup` puts it if the user has another version.
+/// The linkers to try: the one that the user names and no other, or those on the PATH, in cargo's
+/// directory and in the cache, where `cargo xtask setup` puts it if the user has another version.
 fn linkers() -> Vec<PathBuf> {
     if let Some(linker) = std::env::var_os(LINKER_VARIABLE) {
         return vec![linker.into()];
@@ -171,8 +172,8 @@ fn real_path(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// rustup's `rustc` is rustup under another name (a link to it, or a copy beside it). The toolchains behind it
-/// are candidates by themselves.
+/// rustup's `rustc` is rustup under another name (a link to it, or a copy beside it). The
+/// toolchains behind it are candidates by themselves.
 fn is_rustup_proxy(rustc: &Path) -> bool {
     let real = real_path(rustc);
     let size = |path: &Path| path.metadata().ok().map(|metadata| metadata.len());
@@ -183,7 +184,8 @@ fn is_rustup_proxy(rustc: &Path) -> bool {
             .is_some_and(|rustup| rustup.is_file() && size(&rustup) == size(&real))
 }
 
-/// Whether `rustc` has, or can compile, `core` for BPF. The linker is left for the caller to fill in.
+/// Whether `rustc` has, or can compile, `core` for BPF. The linker is left for the caller to fill
+/// in.
 fn inspect(rustc: &Path) -> Result<Toolchain, String> {
     let version = ask(rustc, &["-vV"])?;
     let release = version

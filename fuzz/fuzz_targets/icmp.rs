@@ -1,7 +1,9 @@
-//! Any bytes as an ICMP message: reading what it quotes ends, and translating that keeps the message what it was.
+//! Any bytes as an ICMP message: reading what it quotes ends, and translating that keeps the
+//! message what it was.
 //!
-//! After every translation: the quote has the tuple that it was meant to get, only its tuple and checksums have changed, and the
-//! message's own sum is what it was. The sum is a plain RFC 1071 one, not the code under test.
+//! After every translation: the quote has the tuple that it was meant to get, only its tuple and
+//! checksums have changed, and the message's own sum is what it was. The sum is a plain RFC 1071
+//! one, not the code under test.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

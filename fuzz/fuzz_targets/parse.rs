@@ -1,8 +1,8 @@
 //! Any bytes as a frame: parsing ends, and what is rewritten stays a packet.
 //!
-//! After every rewrite: the frame has the tuple that it was meant to get and one hop less to live, nothing beyond the headers has
-//! changed, and each checksum is right if it was right before. The checksums are verified by a plain RFC 1071 sum written here,
-//! not by the code under test.
+//! After every rewrite: the frame has the tuple that it was meant to get and one hop less to live,
+//! nothing beyond the headers has changed, and each checksum is right if it was right before. The
+//! checksums are verified by a plain RFC 1071 sum written here, not by the code under test.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -46,7 +46,8 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// A fragment lies within its datagram and comes once; its pieces for a link that takes `mtu` bytes lie where it did.
+/// A fragment lies within its datagram and comes once; its pieces for a link that takes `mtu` bytes
+/// lie where it did.
 fn fragment(frame: &[u8], mtu: u16) {
     let Ok(fragment) = Fragment::parse(frame) else { return };
     assert!(fragment.end() <= 65_515);
@@ -73,7 +74,8 @@ fn fragment(frame: &[u8], mtu: u16) {
         let piece = [&frame[..14], &header, data].concat();
         assert!(piece.len() - 14 <= usize::from(mtu));
         assert_eq!(sum(&[&header]), 0xffff);
-        // Between the header of TCP and its rest a narrow link may cut, which the next router need not like.
+        // Between the header of TCP and its rest a narrow link may cut, which the next router need
+        // not like.
         let Ok(piece) = Fragment::parse(&piece[..]) else { return };
         assert_eq!((piece.key, u32::from(piece.offset)), (fragment.key, end));
         assert_eq!(whole.cover(&piece, 0), Coverage::Partial);
@@ -82,7 +84,8 @@ fn fragment(frame: &[u8], mtu: u16) {
     assert!(end == fragment.end() || end == u32::from(fragment.offset));
 }
 
-/// A tuple from arbitrary bytes that the router could have chosen: an echo keeps its one identifier, a reply's is not 0.
+/// A tuple from arbitrary bytes that the router could have chosen: an echo keeps its one
+/// identifier, a reply's is not 0.
 fn new_key(packet: &Packet, bytes: &[u8; 12]) -> FlowKey<Ipv4> {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
     let (source, destination) = (Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));

@@ -2,7 +2,8 @@
 
 use crate::checksum::Sum;
 
-/// An address family's address: what keys and entries are generic over, so that IPv6 is a type parameter and not a copy.
+/// An address family's address: what keys and entries are generic over, so that IPv6 is a type
+/// parameter and not a copy.
 pub trait Address: Copy + Eq {
     /// The one's-complement sum of the address's 16-bit words.
     fn sum(self) -> Sum;
@@ -29,7 +30,8 @@ pub struct Ipv6(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Port(pub [u8; 2]);
 
-/// An Ethernet address, in one number: its first byte is the lowest, and the upper 16 bits are zero. So it is loaded and compared at once.
+/// An Ethernet address, in one number: its first byte is the lowest, and the upper 16 bits are
+/// zero. So it is loaded and compared at once.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Mac(u64);
@@ -106,15 +108,16 @@ impl Address for Ipv6 {
 }
 
 impl Ipv4 {
-    /// This address and another behind it, as source and destination stand in a packet: the first byte is the lowest.
+    /// This address and another behind it, as source and destination stand in a packet: the first
+    /// byte is the lowest.
     #[inline(always)]
     pub(crate) const fn then(self, next: Self) -> u64 {
         (u32::from_le_bytes(next.0) as u64) << 32 | u32::from_le_bytes(self.0) as u64
     }
 
-    /// Returns `true` if this address names a single host: not multicast, the limited broadcast, nor
-    /// "this network" (RFC 1122 3.2.1.3). Addresses of class E (240.0.0.0/4, RFC 1112 section 4) are
-    /// hosts, as in Linux: private networks use them.
+    /// Returns `true` if this address names a single host: not multicast, the limited broadcast,
+    /// nor "this network" (RFC 1122 3.2.1.3). Addresses of class E (240.0.0.0/4, RFC 1112 section
+    /// 4) are hosts, as in Linux: private networks use them.
     #[inline(always)]
     pub const fn is_unicast(self) -> bool {
         let [first, ..] = self.0;
@@ -176,13 +179,15 @@ impl Port {
         u16::from_be_bytes(self.0)
     }
 
-    /// This port and another behind it in one number, as source and destination stand in a packet: the first byte is the lowest.
+    /// This port and another behind it in one number, as source and destination stand in a packet:
+    /// the first byte is the lowest.
     #[inline(always)]
     pub const fn then(self, next: Self) -> u32 {
         (next.word() as u32) << 16 | self.word() as u32
     }
 
-    /// Its bytes as one number, the first one the lowest: as it stands in a packet, and not its [`number`](Self::number).
+    /// Its bytes as one number, the first one the lowest: as it stands in a packet, and not its
+    /// [`number`](Self::number).
     #[inline(always)]
     pub(crate) const fn word(self) -> u16 {
         u16::from_le_bytes(self.0)

@@ -10,11 +10,13 @@ use crate::{
     shared::AtomicU64,
 };
 
-/// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind it. It is what errors quote (RFC 792).
+/// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind
+/// it. It is what errors quote (RFC 792).
 pub const ABOUT: usize = IPV4_LENGTH + 8;
 /// The length of a frame with an ICMP error.
 pub const ERROR_FRAME: usize = UDP_HEADERS + ABOUT;
-/// The length of a frame with a reset: what is the least on an Ethernet, the last bytes are padding.
+/// The length of a frame with a reset: what is the least on an Ethernet, the last bytes are
+/// padding.
 pub const RESET_FRAME: usize = 60;
 
 const TTL: u8 = 64;
@@ -43,8 +45,8 @@ impl Error {
     pub const HOST_UNREACHABLE: Self = Self { kind: 3, code: 1, mtu: 0 };
     /// Nobody serves this port of the router's (RFC 1122 3.2.2.1).
     pub const PORT_UNREACHABLE: Self = Self { kind: 3, code: 3, mtu: 0 };
-    /// A route forbids it (RFC 1812 5.2.7.1); or there is nothing to open a session with, for which RFC 5508 REQ-8 asks for "communication
-    /// administratively prohibited".
+    /// A route forbids it (RFC 1812 5.2.7.1); or there is nothing to open a session with, for which
+    /// RFC 5508 REQ-8 asks for "communication administratively prohibited".
     pub const PROHIBITED: Self = Self { kind: 3, code: 13, mtu: 0 };
 
     /// Not to be fragmented, and larger than this.
@@ -70,8 +72,9 @@ pub struct Told {
 pub enum Reset {
     /// None: a connection may outlive what is wrong now.
     Never,
-    /// Those that would open a connection to this machine's own address. It answers for the target like a host; and behind a Private Link
-    /// Service, which carries TCP and UDP, an ICMP error would not reach the client.
+    /// Those that would open a connection to this machine's own address. It answers for the target
+    /// like a host; and behind a Private Link Service, which carries TCP and UDP, an ICMP error
+    /// would not reach the client.
     OwnOpening,
     /// All.
     Always,
@@ -127,8 +130,8 @@ pub const fn destination(about: &[u8; ABOUT]) -> Ipv4 {
     address(about, 16)
 }
 
-/// Whether a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it is an ICMP error itself, a later fragment, or
-/// was sent by or to anything but one host.
+/// Whether a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it is an ICMP
+/// error itself, a later fragment, or was sent by or to anything but one host.
 #[inline(always)]
 pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> bool {
     destination_mac[0] & 1 == 0
@@ -138,7 +141,8 @@ pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> b
         && !(about[9] == Protocol::Icmp as u8 && icmp::is_error(about[IPV4_LENGTH]))
 }
 
-/// Writes an ICMP error about a packet, from an address of the router's to who sent it. The Ethernet addresses are another matter.
+/// Writes an ICMP error about a packet, from an address of the router's to who sent it. The
+/// Ethernet addresses are another matter.
 #[inline(always)]
 pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv4, error: Error) {
     write_ip(frame, ERROR_TOS, Protocol::Icmp, from, source(about));
@@ -149,7 +153,8 @@ pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv
     *field::<UDP_HEADERS, ABOUT, _>(frame) = *about;
 }
 
-/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: bytes 8 to 13 of its header.
+/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: bytes 8 to 13 of its
+/// header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment(pub [u8; 6]);
 
@@ -160,8 +165,8 @@ impl Segment {
         self.0[5] & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
     }
 
-    /// Returns `true` if a reset may answer it: not if it is a reset itself (RFC 9293 3.10.7.1), nor if
-    /// it is a fragment, whose acknowledgement is not known.
+    /// Returns `true` if a reset may answer it: not if it is a reset itself (RFC 9293 3.10.7.1),
+    /// nor if it is a fragment, whose acknowledgement is not known.
     #[inline(always)]
     pub const fn may_be_reset(self, about: &[u8; ABOUT]) -> bool {
         self.0[5] & tcp::RST == 0 && u16::from_be_bytes([about[6], about[7]]) & MORE_FRAGMENTS == 0
@@ -177,11 +182,13 @@ impl Segment {
     }
 }
 
-/// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1): as if the packet's destination had sent it.
+/// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1): as if the packet's
+/// destination had sent it.
 #[inline(always)]
 pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], segment: Segment) {
     let (from, to) = (destination(about), source(about));
-    // Where the segment acknowledges something, the reset begins there; else it acknowledges the segment.
+    // Where the segment acknowledges something, the reset begins there; else it acknowledges the
+    // segment.
     let acknowledges = segment.0[5] & tcp::ACK != 0;
     let sequence = u32::from_be_bytes([about[24], about[25], about[26], about[27]]);
     let end = sequence.wrapping_add(segment.length(about)).to_be_bytes();
@@ -331,8 +338,9 @@ impl Share {
     /// Returns `true` if the source may be told once more now; then it is counted. `all` is the
     /// bucket of all sources together.
     ///
-    /// No source is silenced by others, and none gets so many answers that whoever sends in its name makes the router a nuisance to it. All together
-    /// get no more than [`SHARES`] times [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].
+    /// No source is silenced by others, and none gets so many answers that whoever sends in its
+    /// name makes the router a nuisance to it. All together get no more than [`SHARES`] times
+    /// [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].
     #[inline(always)]
     pub fn take(&self, all: &Bucket, now: u64) -> bool {
         self.most.take(now, Rate::OF_A_SOURCE)
@@ -432,7 +440,8 @@ mod tests {
         assert_eq!(taken, rate.burst);
     }
 
-    /// A second of `questions` a millisecond by each of so many sources: how many answers a source got, the least and the most.
+    /// A second of `questions` a millisecond by each of so many sources: how many answers a source
+    /// got, the least and the most.
     fn a_second_of(sources: usize, questions: usize) -> (u64, u64) {
         let (all, start) = (Bucket::default(), 5_000_000_000);
         let mut got: Vec<_> = (0..sources).map(|_| (Share::default(), 0)).collect();

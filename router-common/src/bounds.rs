@@ -1,11 +1,13 @@
 //! Bounds that every verifier sees.
 //!
-//! The compiler leaves out a check that it knows to be unneeded, or makes it of a copy of the number. Newer verifiers often come to the same
-//! conclusion; that of Linux 6.1 knows nothing of a number whose bytes have been swapped, nor what the check of a copy, or of the number less
+//! The compiler leaves out a check that it knows to be unneeded, or makes it of a copy of the
+//! number. Newer verifiers often come to the same conclusion; that of Linux 6.1 knows nothing of a
+//! number whose bytes have been swapped, nor what the check of a copy, or of the number less
 //! one, says about the number itself. `cargo xtask vm` has older ones look.
 
-/// The same number, by an instruction that the compiler does not look into: it neither knows what the number can be nor where it comes
-/// from, so that what is checked of it is checked there, and of the very register that is used.
+/// The same number, by an instruction that the compiler does not look into: it neither knows what
+/// the number can be nor where it comes from, so that what is checked of it is checked there, and
+/// of the very register that is used.
 #[inline(always)]
 pub fn opaque(number: u32) -> u32 {
     #[cfg(target_arch = "bpf")]

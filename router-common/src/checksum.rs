@@ -1,21 +1,25 @@
 //! Internet checksums, updated incrementally (RFC 1071, RFC 1624).
 //!
-//! A checksum covers the whole packet; a rewrite changes a few 16-bit words of it. RFC 1624's equation 3 gives the new
-//! checksum from the old one and the changed words alone: `HC' = ~(~HC + ~m + m')`, in one's-complement arithmetic. The
-//! part that depends on the words, `~m + m'` over all of them, is a [`Sum`]; [`Sum::apply`] does the rest.
+//! A checksum covers the whole packet; a rewrite changes a few 16-bit words of it. RFC 1624's
+//! equation 3 gives the new checksum from the old one and the changed words alone: `HC' = ~(~HC +
+//! ~m + m')`, in one's-complement arithmetic. The part that depends on the words, `~m + m'` over
+//! all of them, is a [`Sum`]; [`Sum::apply`] does the rest.
 //!
-//! Words are taken in the machine's byte order. RFC 1071 section 2(B): the sum of byte-swapped words is the byte-swapped
-//! sum, so as long as nothing mixes orders the bytes that come out are right, and no word is swapped on the way.
+//! Words are taken in the machine's byte order. RFC 1071 section 2(B): the sum of byte-swapped
+//! words is the byte-swapped sum, so as long as nothing mixes orders the bytes that come out are
+//! right, and no word is swapped on the way.
 //!
-//! Two zeros: one's complement has +0 (`0x0000`) and -0 (`0xFFFF`). A sum of words that are not all zero never folds to +0,
-//! so a header checksum (its complement) never comes out as `0xFFFF`; that is what a checksum from scratch gives, too.
-//! In UDP over IPv4 a checksum of `0x0000` says "none" (RFC 768): such a packet keeps it, and a computed zero is sent as
-//! `0xFFFF`.
+//! Two zeros: one's complement has +0 (`0x0000`) and -0 (`0xFFFF`). A sum of words that are not all
+//! zero never folds to +0, so a header checksum (its complement) never comes out as `0xFFFF`; that
+//! is what a checksum from scratch gives, too. In UDP over IPv4 a checksum of `0x0000` says "none"
+//! (RFC 768): such a packet keeps it, and a computed zero is sent as `0xFFFF`.
 
-/// An unfolded one's-complement sum of 16-bit words. Room for 32,768 pairs of them, which is more than a packet has.
+/// An unfolded one's-complement sum of 16-bit words. Room for 32,768 pairs of them, which is more
+/// than a packet has.
 ///
-/// Words are added in pairs where they come so: 2^16 is 1 modulo 2^16 - 1, so the upper word of a pair counts as much as the lower one
-/// once everything is folded, and so it does in the complement of a pair.
+/// Words are added in pairs where they come so: 2^16 is 1 modulo 2^16 - 1, so the upper word of a
+/// pair counts as much as the lower one once everything is folded, and so it does in the complement
+/// of a pair.
 #[must_use]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Sum(u64);
@@ -78,13 +82,15 @@ impl Sum {
         }
     }
 
-    /// The new value of a header, TCP or ICMP checksum that is `old` now, where this is the sum of what has changed.
+    /// The new value of a header, TCP or ICMP checksum that is `old` now, where this is the sum of
+    /// what has changed.
     #[inline(always)]
     pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
         self.remove(old).checksum()
     }
 
-    /// The new value of a UDP checksum over IPv4 that is `old` now: "none" stays "none", and zero is sent as `0xFFFF`.
+    /// The new value of a UDP checksum over IPv4 that is `old` now: "none" stays "none", and zero
+    /// is sent as `0xFFFF`.
     #[inline(always)]
     pub const fn apply_udp(self, old: [u8; 2]) -> [u8; 2] {
         if u16::from_ne_bytes(old) == 0 {
@@ -112,7 +118,8 @@ impl Sum {
         (!self.fold()).to_ne_bytes()
     }
 
-    /// The words' sum itself, and not its complement: what a sender leaves in the place of a checksum that somebody else finishes.
+    /// The words' sum itself, and not its complement: what a sender leaves in the place of a
+    /// checksum that somebody else finishes.
     #[inline(always)]
     pub const fn unfinished(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
@@ -124,11 +131,14 @@ impl Sum {
         Folded(self.fold())
     }
 
-    /// The words of the sum added up, and the carries out of that, as RFC 1071 wants it: 0 only for nothing at all.
+    /// The words of the sum added up, and the carries out of that, as RFC 1071 wants it: 0 only for
+    /// nothing at all.
     ///
-    /// What comes out is what is left of the sum by division by w = 2^16 - 1, with w for 0, and takes one multiplication. Let the sum be q w + r with r from
-    /// 1 to w. The number with a one in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is m r - q: r in every word, less
-    /// q, which is below 2^32, as the sum is below 2^47. The three lower words are more than that, r not being 0, so the uppermost one stays as it is.
+    /// What comes out is what is left of the sum by division by w = 2^16 - 1, with w for 0, and
+    /// takes one multiplication. Let the sum be q w + r with r from 1 to w. The number with a one
+    /// in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is m r
+    /// - q: r in every word, less q, which is below 2^32, as the sum is below 2^47. The three lower
+    /// words are more than that, r not being 0, so the uppermost one stays as it is.
     #[inline(always)]
     const fn fold(self) -> u16 {
         (self.0.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
@@ -177,7 +187,8 @@ mod tests {
         assert_eq!(sum.checksum(), (!0xddf2_u16).to_be_bytes());
     }
 
-    /// RFC 1624 section 4's example: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000 (equation 2 of RFC 1141 gave 0xFFFF).
+    /// RFC 1624 section 4's example: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000 (equation 2
+    /// of RFC 1141 gave 0xFFFF).
     #[test]
     fn updates_the_rfc_1624_example() {
         let change = Sum::ZERO.remove([0x55, 0x55]).add([0x32, 0x85]);

@@ -1,9 +1,10 @@
 //! Flows: the keys and entries of the flow table.
 //!
-//! A *session* is what a client opened. It is two *flows*, one a direction, each an entry under the tuple that its packets
-//! arrive with: the client's tuple, and the tuple of the target's replies. Either entry holds all that its direction
-//! needs, so a packet of a session costs one lookup. Inserting the reply flow's key is what claims the SNAT port.
-//! How the table that they are in works: [`crate::table`].
+//! A *session* is what a client opened. It is two *flows*, one a direction, each an entry under the
+//! tuple that its packets arrive with: the client's tuple, and the tuple of the target's replies.
+//! Either entry holds all that its direction needs, so a packet of a session costs one lookup.
+//! Inserting the reply flow's key is what claims the SNAT port. How the table that they are in
+//! works: [`crate::table`].
 
 use core::mem::{align_of, size_of};
 
@@ -50,8 +51,8 @@ impl Protocol {
     }
 }
 
-/// The key of the flow table: the tuple that a direction's packets arrive with. Aligned, so that the compiler's BPF target copies and compares
-/// it by words, and not byte by byte.
+/// The key of the flow table: the tuple that a direction's packets arrive with. Aligned, so that
+/// the compiler's BPF target copies and compares it by words, and not byte by byte.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct FlowKey<A> {
@@ -63,7 +64,8 @@ pub struct FlowKey<A> {
     pub source_port: Port,
     /// TCP or UDP destination port; the identifier of an ICMP echo reply, zero in a request.
     pub destination_port: Port,
-    /// The IP protocol number, see [`Protocol`]. In a whole word, so that nothing has to be filled up.
+    /// The IP protocol number, see [`Protocol`]. In a whole word, so that nothing has to be filled
+    /// up.
     protocol: u32,
 }
 
@@ -77,7 +79,8 @@ impl FlowKey<Ipv4> {
         self.source.then(self.destination)
     }
 
-    /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a protocol's number.
+    /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a
+    /// protocol's number.
     #[inline(always)]
     pub(crate) const fn from_words(addresses: u64, ports: u32, protocol: u8) -> Self {
         Self {
@@ -168,19 +171,22 @@ pub enum Direction {
     Reply = 1,
 }
 
-/// Where a flow's packets leave, as the kernel's routes and neighbours said it when `generation` was in force.
+/// Where a flow's packets leave, as the kernel's routes and neighbours said it when `generation`
+/// was in force.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct NextHop {
     /// The next hop's MAC address.
     pub destination_mac: Mac,
-    /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is "never". Anything but the
-    /// generation in force sends the packet to the slow path, which resolves again. Generations go round
-    /// ([`GENERATIONS`](Self::GENERATIONS)): the daemon's sweep sets those that are out of date to 0 long before.
+    /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is
+    /// "never". Anything but the generation in force sends the packet to the slow path, which
+    /// resolves again. Generations go round ([`GENERATIONS`](Self::GENERATIONS)): the daemon's
+    /// sweep sets those that are out of date to 0 long before.
     pub generation: u16,
     /// The largest IP packet that the route takes, in bytes.
     pub mtu: u16,
-    /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings), which knows its MAC address.
+    /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings), which
+    /// knows its MAC address.
     pub slot: u8,
     /// Padding.
     pub zero: [u8; 3],
@@ -197,7 +203,8 @@ impl NextHop {
     }
 }
 
-/// A count, and below it `BITS` bits of something else, which stay what they are: so counting is one addition, and no bits are left over.
+/// A count, and below it `BITS` bits of something else, which stay what they are: so counting is
+/// one addition, and no bits are left over.
 #[repr(transparent)]
 #[derive(Debug, Default)]
 struct PartAndCount<const BITS: u32>(Shared<u64>);
@@ -253,21 +260,24 @@ const SENT_BITS: u32 = u16::BITS;
 
 /// All that a packet of this direction needs, beside what stands in the slot's tag.
 ///
-/// Written by whichever CPU handles the flow's packets (a NIC hands a flow to one queue, and so to one CPU at a time). The
-/// counters are plain adds: when a flow moves between queues at that very moment, a packet may be missed in them.
+/// Written by whichever CPU handles the flow's packets (a NIC hands a flow to one queue, and so to
+/// one CPU at a time). The counters are plain adds: when a flow moves between queues at that very
+/// moment, a packet may be missed in them.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct FlowEntry {
     // What its packets become, a [`Rewrite`]: both addresses of it in one number, see
     // [`FlowKey::addresses`].
     addresses: Shared<u64>,
-    // How many packets there were, above the tick in which the session was opened; how many bytes, above what `sent` says.
+    // How many packets there were, above the tick in which the session was opened; how many bytes,
+    // above what `sent` says.
     opened_and_packets: PartAndCount<OPENED_BITS>,
     sent_and_bytes: PartAndCount<SENT_BITS>,
     // Where they leave, a [`NextHop`]: its MAC address, below it the slot, and below that the
     // generation. Changed at once. In generation 0: notes of segments out of window.
     next_hop: Shared<u64>,
-    // The ports of what they become, in one number, and what that adds to the IP header's checksum ([`Rewrite::header_change`]).
+    // The ports of what they become, in one number, and what that adds to the IP header's checksum
+    // ([`Rewrite::header_change`]).
     ports: Shared<u32>,
     header_change: Shared<u16>,
     // Of the next hop.
@@ -334,8 +344,8 @@ impl FlowEntry {
         Rewrite::from_words(self.addresses.get(), self.ports.get())
     }
 
-    /// Makes the IP header of a packet of this flow what it becomes, and nothing behind it: of a fragment that is not the first. As
-    /// [`translate`](Self::translate) otherwise.
+    /// Makes the IP header of a packet of this flow what it becomes, and nothing behind it: of a
+    /// fragment that is not the first. As [`translate`](Self::translate) otherwise.
     #[inline(always)]
     pub fn translate_header(&self, headers: &mut [u8; L4]) {
         self.rewrite().apply_to_header(self.header_change(), headers);
@@ -346,9 +356,11 @@ impl FlowEntry {
         Folded::from_number(self.header_change.get())
     }
 
-    /// Makes a packet of this flow, which [`packet::parse`](crate::packet::parse) has read from this frame, what it becomes: addresses, ports or
-    /// identifier, both checksums (of UDP, one that is "none" stays so), and the TTL one less, which the caller has made sure is above 1
-    /// (RFC 1812 5.3.1); and addresses the frame, if it is known to whom. `None`, with nothing changed, if the frame has become shorter.
+    /// Makes a packet of this flow, which [`packet::parse`](crate::packet::parse) has read from
+    /// this frame, what it becomes: addresses, ports or identifier, both checksums (of UDP, one
+    /// that is "none" stays so), and the TTL one less, which the caller has made sure is above 1
+    /// (RFC 1812 5.3.1); and addresses the frame, if it is known to whom. `None`, with nothing
+    /// changed, if the frame has become shorter.
     #[inline(always)]
     pub fn translate(
         &self,
@@ -376,8 +388,8 @@ const fn generation_of(next_hop: u64) -> u16 {
 }
 
 impl FlowEntry {
-    /// Makes this the entry of a direction that is opened now, whose packets have the tuple `from` and become `to`. Where they leave is not known
-    /// yet.
+    /// Makes this the entry of a direction that is opened now, whose packets have the tuple `from`
+    /// and become `to`. Where they leave is not known yet.
     #[inline(always)]
     pub fn start(&self, from: &FlowKey<Ipv4>, to: &FlowKey<Ipv4>, now: Ticks) {
         self.addresses.set(to.addresses());
@@ -386,7 +398,8 @@ impl FlowEntry {
         self.start_over(now);
     }
 
-    /// Makes this the entry of a direction that is opened again now, by another connection of the same tuple.
+    /// Makes this the entry of a direction that is opened again now, by another connection of the
+    /// same tuple.
     #[inline(always)]
     pub fn start_over(&self, now: Ticks) {
         self.opened_and_packets.start(now.0);
@@ -397,7 +410,8 @@ impl FlowEntry {
         self.set_last_seen(now);
     }
 
-    /// The tick in which the session was opened, if that is less than 208 days before its last packet.
+    /// The tick in which the session was opened, if that is less than 208 days before its last
+    /// packet.
     #[inline(always)]
     pub fn opened(&self) -> Ticks {
         let Ticks(seen) = self.last_seen();
@@ -481,8 +495,9 @@ impl FlowEntry {
         }
     }
 
-    /// Notes that a segment of this direction was out of window ([`Window`](crate::session::Window)).
-    /// The note stands where the next hop does otherwise, which is forgotten.
+    /// Notes that a segment of this direction was out of window
+    /// ([`Window`](crate::session::Window)). The note stands where the next hop does otherwise,
+    /// which is forgotten.
     #[inline(always)]
     pub fn note_out_of_window(&self, now: Ticks) {
         let ticks = u64::from(self.ticks_out_of_window());

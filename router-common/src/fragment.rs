@@ -1,7 +1,8 @@
 //! Fragments of IPv4 packets (RFC 791 3.2): what later ones need of the first, and making them.
 //!
-//! Only the first fragment has ports. It is a packet of its flow like any other; beside, what its datagram's later fragments
-//! need is noted in a [`Datagram`]: whose they are, and which bytes have come already, so that none goes out twice (RFC 1858).
+//! Only the first fragment has ports. It is a packet of its flow like any other; beside, what its
+//! datagram's later fragments need is noted in a [`Datagram`]: whose they are, and which bytes have
+//! come already, so that none goes out twice (RFC 1858).
 
 use core::mem::size_of;
 
@@ -22,18 +23,22 @@ const UNIT: u16 = 8;
 const LONGEST: u32 = u16::MAX as u32 - IPV4_LENGTH as u32;
 const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
 
-/// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for longer (RFC 1122 3.3.2), but a
-/// router that does refuses the next datagram with the same identification, and at full speed they all come round within a second.
+/// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for
+/// longer (RFC 1122 3.3.2), but a router that does refuses the next datagram with the same
+/// identification, and at full speed they all come round within a second.
 pub const PATIENCE: u32 = 2000;
 
-/// Datagrams of one source that can be on their way at once, in either of the lists of them. Beyond, its oldest is forgotten.
+/// Datagrams of one source that can be on their way at once, in either of the lists of them.
+/// Beyond, its oldest is forgotten.
 pub const OF_A_SOURCE: u32 = 128;
-/// Places that are looked at for one whose datagram has gone, before a source's oldest is forgotten.
+/// Places that are looked at for one whose datagram has gone, before a source's oldest is
+/// forgotten.
 pub const LOOKED_AT: u32 = 8;
-/// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses. Sources that lead to the same one share it.
+/// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses.
+/// Sources that lead to the same one share it.
 pub const SOURCES: u32 = 256;
-/// Fragments of a source that are held for coming before their datagram's first: nearly three datagrams of the largest size at once, and 4,000
-/// fragments a second.
+/// Fragments of a source that are held for coming before their datagram's first: nearly three
+/// datagrams of the largest size at once, and 4,000 fragments a second.
 pub const EARLY: Rate = Rate { burst: 128, interval: 250_000 };
 /// In how many places that is kept to.
 pub const EARLY_SHARES: u32 = 4096;
@@ -136,8 +141,8 @@ impl Fragment {
 
     #[inline(always)]
     const fn makes_sense(&self) -> bool {
-        // All but the last are whole units. The whole is not longer than a packet can be. Nothing overwrites the TCP header that a
-        // first fragment must have all of (RFC 1858 3, RFC 3128).
+        // All but the last are whole units. The whole is not longer than a packet can be. Nothing
+        // overwrites the TCP header that a first fragment must have all of (RFC 1858 3, RFC 3128).
         self.length != 0
             && (!self.more || self.length.is_multiple_of(UNIT))
             && self.end() <= LONGEST
@@ -220,7 +225,8 @@ impl Datagram {
         datagram
     }
 
-    /// Makes a blank one a datagram that starts now. It stays blank otherwise: only copies of it are used.
+    /// Makes a blank one a datagram that starts now. It stays blank otherwise: only copies of it
+    /// are used.
     #[inline(always)]
     pub fn start(&self, flow: &FlowKey<Ipv4>, verdict: Reason, now: u32) {
         self.addresses.set(flow.addresses());
@@ -246,13 +252,13 @@ impl Datagram {
     /// Whether nobody expects any more of it.
     #[inline(always)]
     pub fn is_stale(&self, now: u32) -> bool {
-        // Another CPU's clock may have been read a moment later. No more than a moment: milliseconds go round in 50 days, and what is
-        // left of a datagram may stay as long.
+        // Another CPU's clock may have been read a moment later. No more than a moment:
+        // milliseconds go round in 50 days, and what is left of a datagram may stay as long.
         now.wrapping_sub(self.seen.load()).wrapping_add(PATIENCE) > 2 * PATIENCE
     }
 
-    /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come: the datagram is spoilt, as RFC 5722
-    /// wants it in IPv6.
+    /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come:
+    /// the datagram is spoilt, as RFC 5722 wants it in IPv6.
     #[inline(always)]
     pub fn cover(&self, fragment: &Fragment, now: u32) -> Coverage {
         self.seen.swap(now);
@@ -289,8 +295,9 @@ impl Datagram {
     }
 }
 
-/// The fragments of a packet for a link that takes `mtu` bytes (RFC 791 3.2, "An Example Fragmentation Procedure"): each as its header
-/// and what follows that. The packet may be a fragment itself. `None` if it is no whole IPv4 packet, has options, or no room is left for
+/// The fragments of a packet for a link that takes `mtu` bytes (RFC 791 3.2, "An Example
+/// Fragmentation Procedure"): each as its header and what follows that. The packet may be a
+/// fragment itself. `None` if it is no whole IPv4 packet, has options, or no room is left for
 /// a unit.
 pub fn split(packet: &[u8], mtu: u16) -> Option<Pieces<'_>> {
     let header: [u8; IPV4_LENGTH] = *packet.first_chunk()?;
@@ -349,7 +356,8 @@ mod tests {
     use super::*;
     use crate::{address::Port, effort::tries, packet::parse};
 
-    /// A frame with a UDP header's worth of zeros and more as its payload, and this in its flags and offset.
+    /// A frame with a UDP header's worth of zeros and more as its payload, and this in its flags
+    /// and offset.
     fn frame(protocol: u8, place: u16, length: usize) -> Vec<u8> {
         let mut frame = vec![0; L4 + length];
         frame[12..15].copy_from_slice(&[8, 0, 0x45]);
@@ -380,7 +388,8 @@ mod tests {
         }
     }
 
-    /// What is left of a datagram for 25 days, until the clock's sign has changed, is no newer for it.
+    /// What is left of a datagram for 25 days, until the clock's sign has changed, is no newer for
+    /// it.
     #[test]
     fn stale_stays_stale() {
         let flow =

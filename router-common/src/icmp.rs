@@ -1,11 +1,12 @@
 //! ICMP errors about packets that the router has translated (RFC 792; RFC 5508 section 4).
 //!
-//! An error quotes the packet that it is about: its IP header and at least 8 bytes of what follows (RFC 792), often more (RFC 1812
-//! 4.3.2.3). The quote is what the router has sent, so the error means nothing to who has to act on it until the quote is turned back
-//! into what they have sent.
+//! An error quotes the packet that it is about: its IP header and at least 8 bytes of what follows
+//! (RFC 792), often more (RFC 1812 4.3.2.3). The quote is what the router has sent, so the error
+//! means nothing to who has to act on it until the quote is turned back into what they have sent.
 //!
-//! The checksum of the quote's IP header is not verified, although RFC 5508 REQ-3 a) would have it: some routers quote headers
-//! that they have already changed, and an error that names a session's tuple is better delivered than lost.
+//! The checksum of the quote's IP header is not verified, although RFC 5508 REQ-3 a) would have it:
+//! some routers quote headers that they have already changed, and an error that names a session's
+//! tuple is better delivered than lost.
 
 use crate::{
     address::{Address as _, Ipv4, Port},
@@ -14,9 +15,11 @@ use crate::{
     rewrite::Rewrite,
 };
 
-/// Messages up to this length are looked at whole. Routers quote so much that the packet has 576 bytes at most (RFC 1812 4.3.2.3).
+/// Messages up to this length are looked at whole. Routers quote so much that the packet has 576
+/// bytes at most (RFC 1812 4.3.2.3).
 pub const CAPACITY: usize = 1024;
-/// How far into a message translation reaches: the ICMP header, the longest IP header, and TCP's up to its checksum.
+/// How far into a message translation reaches: the ICMP header, the longest IP header, and TCP's up
+/// to its checksum.
 pub const HEAD: usize = QUOTE + 60 + 20;
 
 /// Where the quoted packet starts.
@@ -37,14 +40,15 @@ const ICMP_IDENTIFIER: usize = 4;
 
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
-/// Whether a type is that of an error: destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 1122
-/// 3.2.2).
+/// Whether a type is that of an error: destination unreachable, source quench, redirect, time
+/// exceeded, parameter problem (RFC 1122 3.2.2).
 #[inline(always)]
 pub const fn is_error(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 5 | 11 | 12)
 }
 
-/// Whether a type is that of an error which travels to who has sent the packet. A redirect goes to the last router only.
+/// Whether a type is that of an error which travels to who has sent the packet. A redirect goes to
+/// the last router only.
 #[inline(always)]
 pub const fn is_end_to_end_error(kind: u8) -> bool {
     is_error(kind) && kind != 5
@@ -60,8 +64,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// The tuple of the quoted packet, as it was on the wire where the error was made. `None` if this is no error, or the quote is not
-    /// whole or of nothing that the router translates.
+    /// The tuple of the quoted packet, as it was on the wire where the error was made. `None` if
+    /// this is no error, or the quote is not whole or of nothing that the router translates.
     #[inline(always)]
     pub fn quoted(&self) -> Option<FlowKey<Ipv4>> {
         let [first, _] = self.word(QUOTE);
@@ -78,7 +82,8 @@ impl Message {
         let protocol = self.protocol()?;
         let (source_port, destination_port) = match protocol {
             Protocol::Tcp | Protocol::Udp => (Port(self.word(l4)), Port(self.word(l4 + 2))),
-            // Without an identifier a request has the tuple of a reply, and nobody can tell whose it is.
+            // Without an identifier a request has the tuple of a reply, and nobody can tell whose
+            // it is.
             Protocol::Icmp if self.word(l4 + ICMP_IDENTIFIER) == [0, 0] => return None,
             Protocol::Icmp => match self.word(l4) {
                 [8, 0] => (Port(self.word(l4 + ICMP_IDENTIFIER)), Port([0, 0])),
@@ -91,8 +96,9 @@ impl Message {
         Some(FlowKey::new(protocol, source, source_port, destination, destination_port))
     }
 
-    /// Turns the quote into what the router had received, and keeps all checksums as right as they were. `rewrite` is that of the
-    /// flow which the error travels with: of packets that answer the quoted one. [`quoted`](Self::quoted) has found the quote good.
+    /// Turns the quote into what the router had received, and keeps all checksums as right as they
+    /// were. `rewrite` is that of the flow which the error travels with: of packets that answer the
+    /// quoted one. [`quoted`](Self::quoted) has found the quote good.
     #[inline(always)]
     pub fn translate(&mut self, rewrite: &Rewrite<Ipv4>) {
         let Some(protocol) = self.protocol() else { return };

@@ -127,7 +127,8 @@ impl Packet {
         }
     }
 
-    /// The service that it asks for; `None` if that is none that an entry of `local.allow` may name.
+    /// The service that it asks for; `None` if that is none that an entry of `local.allow` may
+    /// name.
     #[inline(always)]
     pub const fn service(&self) -> Option<Service> {
         match self.carried {

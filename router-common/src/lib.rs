@@ -1,11 +1,13 @@
-//! What the data plane and the daemon share: the packet logic as pure functions, and the types that live in BPF maps.
+//! What the data plane and the daemon share: the packet logic as pure functions, and the types that
+//! live in BPF maps.
 //!
-//! Everything here compiles for the BPF target and for the host, allocates nothing and never panics, so that the code
-//! which decides about a packet in the kernel is the code that the host's unit, property and fuzz tests run.
+//! Everything here compiles for the BPF target and for the host, allocates nothing and never
+//! panics, so that the code which decides about a packet in the kernel is the code that the host's
+//! unit, property and fuzz tests run.
 //!
-//! Two conventions hold everywhere. **Wire bytes stay bytes**: addresses and ports are big-endian byte arrays, as they
-//! stand in the packet, and turn into numbers only where one is computed with. **Map types have no padding**: each is
-//! `#[repr(C)]`, and its size is asserted beside it.
+//! Two conventions hold everywhere. **Wire bytes stay bytes**: addresses and ports are big-endian
+//! byte arrays, as they stand in the packet, and turn into numbers only where one is computed with.
+//! **Map types have no padding**: each is `#[repr(C)]`, and its size is asserted beside it.
 #![cfg_attr(not(any(test, model)), no_std)]
 #![cfg_attr(
     target_arch = "bpf",
@@ -45,26 +47,30 @@ mod wire;
 #[cfg(feature = "user")]
 mod pod;
 
-/// The version of everything that is pinned: maps, their keys and values, and the meaning of the program slots.
+/// The version of everything that is pinned: maps, their keys and values, and the meaning of the
+/// program slots.
 ///
-/// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons which disagree about
-/// the bytes in a map never open the same one. Raise it with every change to a type in a map, and to where in the flow table a flow may be (the
-/// hash, the sizes of the regions, the lengths of chains): a flow that is looked for elsewhere is lost, and its port given away.
+/// It is part of the pin directory's name (`/sys/fs/bpf/pls-router/v<LAYOUT>`), so that two daemons
+/// which disagree about the bytes in a map never open the same one. Raise it with every change to a
+/// type in a map, and to where in the flow table a flow may be (the hash, the sizes of the regions,
+/// the lengths of chains): a flow that is looked for elsewhere is lost, and its port given away.
 pub const LAYOUT: u32 = 9;
 
 /// The interfaces that one router works on, at most: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;
-/// Rules of both kinds in one configuration, at most. [`stats::CpuStats`] has to fit the kernel's per-CPU unit of 32 KiB.
+/// Rules of both kinds in one configuration, at most. [`stats::CpuStats`] has to fit the kernel's
+/// per-CPU unit of 32 KiB.
 pub const MAX_RULES: usize = 512;
-/// Source and destination pairs of all `[[masquerade]]` rules together, at most: they are matched in order.
+/// Source and destination pairs of all `[[masquerade]]` rules together, at most: they are matched
+/// in order.
 pub const MAX_MASQUERADES: usize = 256;
 /// Addresses that new sessions of one `[[forward]]` are spread over, at most.
 pub const MAX_TARGETS: usize = 32;
 /// Addresses in the SNAT pool, at most.
 pub const MAX_SNAT_ADDRESSES: usize = 16;
 
-/// Azure's platform address: probe source, DNS, DHCP and WireServer. Its packets always go to the VM's own stack, on
-/// every port (<https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>).
+/// Azure's platform address: probe source, DNS, DHCP and WireServer. Its packets always go to the
+/// VM's own stack, on every port (<https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>).
 pub const AZURE_PLATFORM: address::Ipv4 = address::Ipv4([168, 63, 129, 16]);
 
 /// The programs behind the fast path, by their slot in the array of them.
@@ -114,7 +120,8 @@ pub const HALF_OPEN_SLOTS: u32 = 1 << 16;
 
 /// Places for when a session was last known to lead to an address, see [`peer_slot`].
 pub const PEER_SLOTS: u32 = 1 << 16;
-/// For how long an address counts as one that sessions lead to, in ticks: the sweep renews it every two seconds while one does.
+/// For how long an address counts as one that sessions lead to, in ticks: the sweep renews it every
+/// two seconds while one does.
 pub const PEER_PATIENCE: u32 = 10;
 
 /// The place of an address in the list of those that sessions lead to.

@@ -1,7 +1,8 @@
 //! What of this machine itself can be reached.
 //!
-//! With a load balancer for all ports in front, every port of this machine is within reach of whoever may use a rule. So what comes from
-//! a rule's sources and is no rule's business is dropped, unless it is known to be harmless or allowed by name. Everybody else reaches
+//! With a load balancer for all ports in front, every port of this machine is within reach of
+//! whoever may use a rule. So what comes from a rule's sources and is no rule's business is
+//! dropped, unless it is known to be harmless or allowed by name. Everybody else reaches
 //! this machine as before, so that nobody is locked out by default.
 
 use core::mem::size_of;
@@ -33,7 +34,8 @@ pub struct Allow<N> {
     pub first: u16,
     /// The last port.
     pub last: u16,
-    /// The IP protocol number. Of ICMP, it allows echo requests only. A protocol without ports has all of them, 0 to 65535.
+    /// The IP protocol number. Of ICMP, it allows echo requests only. A protocol without ports has
+    /// all of them, 0 to 65535.
     pub protocol: u32,
 }
 
@@ -109,7 +111,8 @@ impl<A: Copy> Search<A> {
         allow_index(self.version, position)
     }
 
-    /// Looks at an entry. Returns 1 if the search is over, as a callback of `bpf_loop` does, else 0.
+    /// Looks at an entry. Returns 1 if the search is over, as a callback of `bpf_loop` does, else
+    /// 0.
     #[inline(always)]
     pub fn look_at<N: Contains<Address = A>>(&mut self, entry: Option<&Allow<N>>) -> i64 {
         let Some(entry) = entry else { return 1 };
@@ -129,7 +132,8 @@ impl<A: Copy> Search<A> {
 pub struct Place {
     /// The port of the health probe, if it is answered by this version of IP.
     pub health_port: Option<Port>,
-    /// Whether the packet goes to an address of this machine, or to a broadcast address of its networks.
+    /// Whether the packet goes to an address of this machine, or to a broadcast address of its
+    /// networks.
     pub is_local: bool,
 }
 
@@ -176,7 +180,8 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
         // Somebody else's: without a rule there is no way through this machine.
         _ if !place.is_local => Judgement::Closed,
         Protocol::Tcp if place.is_probes(packet.key.destination_port) => Judgement::Harmless,
-        // A SYN too: into a connection, it is answered by a challenge (RFC 5961 4), and a peer that has restarted waits for that.
+        // A SYN too: into a connection, it is answered by a challenge (RFC 5961 4), and a peer that
+        // has restarted waits for that.
         Protocol::Tcp | Protocol::Udp => Judgement::IfConnected,
         // An answer to a ping of this machine; the kernel knows whether there was one.
         Protocol::Icmp if !packet.opens() => Judgement::Harmless,
@@ -184,7 +189,8 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
     }
 }
 
-/// Returns `true` if a packet may be for this machine's own stack: to an address of its own (`is_local`), to a group, or to all.
+/// Returns `true` if a packet may be for this machine's own stack: to an address of its own
+/// (`is_local`), to a group, or to all.
 #[inline(always)]
 pub const fn may_be_for_the_stack(destination: Ipv4, is_local: bool) -> bool {
     is_local || !destination.is_unicast()
@@ -207,9 +213,10 @@ pub const fn is_routing_protocol(protocol: u8) -> bool {
     matches!(protocol, 2 | 88 | 89 | 103 | 112)
 }
 
-/// Whether a source address is one that no packet on a wire may have: it would be answered to the wrong machine, or to all
-/// (RFC 1122 3.2.1.3, RFC 1812 5.3.7). Who has no address yet is 0.0.0.0, and speaks to all or to a group: DHCP, IGMP.
-/// 240.0.0.0/4 is an address like others, as it is to Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
+/// Whether a source address is one that no packet on a wire may have: it would be answered to the
+/// wrong machine, or to all (RFC 1122 3.2.1.3, RFC 1812 5.3.7). Who has no address yet is 0.0.0.0,
+/// and speaks to all or to a group: DHCP, IGMP. 240.0.0.0/4 is an address like others, as it is to
+/// Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
 #[inline(always)]
 pub const fn is_martian_source(source: Ipv4, destination: Ipv4) -> bool {
     let [first, ..] = source.0;

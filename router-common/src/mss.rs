@@ -1,4 +1,5 @@
-//! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a path takes.
+//! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a
+//! path takes.
 
 use core::cell::Cell;
 
@@ -15,15 +16,16 @@ const END: u8 = 0;
 const NOTHING: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
-/// The largest segment that fits the routes of both ways, of which 0 is not known; 0 if that says nothing.
+/// The largest segment that fits the routes of both ways, of which 0 is not known; 0 if that says
+/// nothing.
 #[inline(always)]
 pub const fn for_routes(there: u16, back: u16) -> u16 {
     let smaller = if there == 0 || (back != 0 && back < there) { back } else { there };
     smaller.saturating_sub(HEADERS)
 }
 
-/// What lowering the size at this offset of the TCP header adds to the checksum. At an odd offset its bytes belong to two words, which
-/// comes to the same as one word with its bytes swapped.
+/// What lowering the size at this offset of the TCP header adds to the checksum. At an odd offset
+/// its bytes belong to two words, which comes to the same as one word with its bytes swapped.
 #[inline(always)]
 pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
     let ([a, b], [c, d]) = (old, new);
@@ -57,7 +59,8 @@ impl Search {
         self.found.set(0);
     }
 
-    /// Looks at one option; whether the search is over. Nothing is found in options that make no sense.
+    /// Looks at one option; whether the search is over. Nothing is found in options that make no
+    /// sense.
     #[inline(always)]
     pub fn step(&self) -> bool {
         let at = self.at.get();

@@ -1,10 +1,12 @@
 //! Notes of sessions that open, by which the oldest of a source is found: it makes room for another
 //! where the source has too many of them.
 //!
-//! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody takes a note out when its session has opened
-//! or ended: whoever looks for one to make room, from the oldest on, finds out what became of it. So a note costs a write, and is looked at
-//! once. Two things keep the notes of sessions that still open. A ring that is full leaves them where they are and goes on to the next place,
-//! which makes them its newest. And who searches puts those of other sources behind all others, and only then forgets the place.
+//! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody
+//! takes a note out when its session has opened or ended: whoever looks for one to make room, from
+//! the oldest on, finds out what became of it. So a note costs a write, and is looked at
+//! once. Two things keep the notes of sessions that still open. A ring that is full leaves them
+//! where they are and goes on to the next place, which makes them its newest. And who searches puts
+//! those of other sources behind all others, and only then forgets the place.
 
 use core::mem::size_of;
 
@@ -21,16 +23,19 @@ pub const RINGS: u32 = 64;
 /// The notes of a ring: the last ones.
 pub const NOTES: u32 = 1 << 14;
 
-/// Notes that are looked at, at most, for one session to make room. What is in front of them is not looked at again.
+/// Notes that are looked at, at most, for one session to make room. What is in front of them is not
+/// looked at again.
 pub const LOOKS: u32 = 128;
 /// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
 pub const ANSWERED_LOOKS: u32 = 8;
 
-/// Places that are tried, at most, for a new note: one whose note is of a session that still opens is passed over, but for the last.
+/// Places that are tried, at most, for a new note: one whose note is of a session that still opens
+/// is passed over, but for the last.
 pub const CHANCES: u32 = 32;
 
-/// One in so many of the sessions that there is room for may make room for others each second: their slots are in quarantine for a while, and
-/// are not to become so many that the table has no others.
+/// One in so many of the sessions that there is room for may make room for others each second:
+/// their slots are in quarantine for a while, and are not to become so many that the table has no
+/// others.
 const SHARE_OF_THE_TABLE: u64 = 16;
 
 /// Returns the rate at which sessions may make room for others, in a table for `capacity` sessions.
@@ -80,7 +85,8 @@ impl Note {
     }
 }
 
-/// The two ends of a ring's notes, in memory that all CPUs share. Both only go up, and round at 2^32.
+/// The two ends of a ring's notes, in memory that all CPUs share. Both only go up, and round at
+/// 2^32.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Ends {
@@ -111,7 +117,8 @@ impl Ends {
     #[inline(always)]
     pub fn forget_before(&self, place: u32) {
         let seen = self.oldest.load();
-        // Another CPU may have come further. If it has this very moment, it is looked at again, which is no harm.
+        // Another CPU may have come further. If it has this very moment, it is looked at again,
+        // which is no harm.
         if place.wrapping_sub(seen) < 1 << 31 {
             self.oldest.change(seen, place);
         }
@@ -137,8 +144,8 @@ pub enum Standing {
     Unanswered,
 }
 
-/// Returns the fate of a noted session, by the tag of the slot that it was in. `is_noted`: what is there was opened when the note says;
-/// `is_theirs`: its client is the source that is looked for.
+/// Returns the fate of a noted session, by the tag of the slot that it was in. `is_noted`: what is
+/// there was opened when the note says; `is_theirs`: its client is the source that is looked for.
 #[inline(always)]
 pub const fn standing(tag: Tag, is_noted: bool, is_theirs: bool) -> Standing {
     if !is_noted

@@ -1,4 +1,5 @@
-//! This machine's own traffic: for how long what it has sent is remembered, so that answers to it are known.
+//! This machine's own traffic: for how long what it has sent is remembered, so that answers to it
+//! are known.
 
 use crate::{
     address::{Ipv4, Ipv6, Port},
@@ -46,7 +47,8 @@ pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
     frame.bytes::<4>(L4 + 8 + 4).copied()
 }
 
-/// What is remembered of datagrams, in ticks: 300 s, as long as a NAT keeps a mapping (RFC 4787 REQ-5).
+/// What is remembered of datagrams, in ticks: 300 s, as long as a NAT keeps a mapping (RFC 4787
+/// REQ-5).
 const DATAGRAMS: u32 = 280;
 /// Of echo requests: 60 s (RFC 5508 REQ-2).
 const ECHOES: u32 = 56;

@@ -26,7 +26,8 @@ pub(crate) const IPV4_TTL: usize = ETHERNET_LENGTH + 8;
 pub(crate) const IPV4_SOURCE: usize = ETHERNET_LENGTH + 12;
 
 pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-/// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791 3.1).
+/// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791
+/// 3.1).
 const FRAGMENT_MASK: u16 = 0x3fff;
 pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
@@ -49,8 +50,8 @@ pub mod tcp {
 
 /// A frame that can be read and written at an offset: the one door to packet bytes.
 ///
-/// In the kernel this is the XDP context, where every access is a bounds check that the verifier sees; on the host, a
-/// slice.
+/// In the kernel this is the XDP context, where every access is a bounds check that the verifier
+/// sees; on the host, a slice.
 pub trait Frame {
     /// The frame's length in bytes.
     fn length(&self) -> usize;
@@ -82,8 +83,8 @@ pub(crate) const fn field<const OFFSET: usize, const N: usize, const LENGTH: usi
     header: &mut [u8; LENGTH],
 ) -> &mut [u8; N] {
     const { assert!(OFFSET + N <= LENGTH) };
-    // SAFETY: OFFSET + N <= LENGTH, so the bytes lie in `header`, whose exclusive borrow the result carries on; an array
-    // of bytes has no alignment.
+    // SAFETY: OFFSET + N <= LENGTH, so the bytes lie in `header`, whose exclusive borrow the result
+    // carries on; an array of bytes has no alignment.
     unsafe { &mut *header.as_mut_ptr().add(OFFSET).cast() }
 }
 
@@ -98,13 +99,15 @@ pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
 /// Returns `true` if a frame is for this Ethernet address.
 #[inline(always)]
 pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
-    // With the first bytes of the source's address, which are above: one load, and they are shifted out.
+    // With the first bytes of the source's address, which are above: one load, and they are shifted
+    // out.
     frame
         .bytes::<ETHERNET_LENGTH>(0)
         .is_some_and(|ethernet| bounds::opaque_word(load64::<0, _>(ethernet) ^ mac.number()) << 16 == 0)
 }
 
-/// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for them.
+/// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for
+/// them.
 #[inline(always)]
 pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
     let bytes: &[u8; 8] = frame.bytes(IPV4_SOURCE)?;
@@ -125,7 +128,8 @@ pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey<Ipv4>
     Some(FlowKey::new(protocol, source, Port([a, b]), destination, Port([c, d])))
 }
 
-/// The protocol of an IPv4 packet, whole or not, with or without options, if it is none that the router translates.
+/// The protocol of an IPv4 packet, whole or not, with or without options, if it is none that the
+/// router translates.
 #[inline(always)]
 pub fn other_protocol(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     let [number] = *frame.bytes::<1>(IPV4_TTL + 1)?;
@@ -159,12 +163,14 @@ pub struct Packet {
     pub carries_data: bool,
     /// Whether its sender asked not to fragment it.
     pub dont_fragment: bool,
-    /// Whether it is the first fragment of a packet, and not all of it: only [`parse_leading`] reads such.
+    /// Whether it is the first fragment of a packet, and not all of it: only [`parse_leading`]
+    /// reads such.
     pub is_fragment: bool,
 }
 
 impl Packet {
-    /// Whether it may open a session: any UDP or ICMP echo request, and a TCP SYN that acknowledges nothing.
+    /// Whether it may open a session: any UDP or ICMP echo request, and a TCP SYN that acknowledges
+    /// nothing.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         match self.protocol {
@@ -176,10 +182,12 @@ impl Packet {
     }
 }
 
-/// Whether the transport checksum of a packet that opens a connection is right. Only of a bare SYN: what one carries is rare, and long.
+/// Whether the transport checksum of a packet that opens a connection is right. Only of a bare SYN:
+/// what one carries is rare, and long.
 ///
-/// Elsewhere that checksum is the ends' business (it stays as right or wrong as it was), but a SYN that its target will not even look at
-/// is not to take a port for minutes, nor to make the target look dead.
+/// Elsewhere that checksum is the ends' business (it stays as right or wrong as it was), but a SYN
+/// that its target will not even look at is not to take a port for minutes, nor to make the target
+/// look dead.
 #[inline(always)]
 pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     const WORDS: usize = 15;
@@ -200,7 +208,8 @@ pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool
     sum.is_intact()
 }
 
-/// The sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768), `length` being what is behind the IP header.
+/// The sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768), `length`
+/// being what is behind the IP header.
 #[inline(always)]
 pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length: u16) -> Sum {
     source.sum().plus(destination.sum()).add([0, protocol as u8]).add(length.to_be_bytes())
@@ -210,8 +219,9 @@ pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length
 const TCP_CHECKSUM: usize = L4 + 16;
 const UDP_CHECKSUM: usize = L4 + 6;
 
-/// Returns `true` if the place of a packet's TCP or UDP checksum holds the sum of its pseudo header, as a stack leaves it there for hardware to
-/// finish (`CHECKSUM_PARTIAL`, include/linux/skbuff.h).
+/// Returns `true` if the place of a packet's TCP or UDP checksum holds the sum of its pseudo
+/// header, as a stack leaves it there for hardware to finish (`CHECKSUM_PARTIAL`,
+/// include/linux/skbuff.h).
 #[inline(always)]
 pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     let checksum: Option<&[u8; 2]> = match packet.protocol {
@@ -224,8 +234,8 @@ pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -
     checksum.is_some_and(|checksum| *checksum == sum.unfinished())
 }
 
-/// Puts the sum of the pseudo header that a packet has now where its TCP or UDP checksum is, for hardware or the kernel to finish. `None` if the
-/// frame has become shorter.
+/// Puts the sum of the pseudo header that a packet has now where its TCP or UDP checksum is, for
+/// hardware or the kernel to finish. `None` if the frame has become shorter.
 #[inline(always)]
 pub fn put_pseudo_header_sum(frame: &mut (impl Frame + ?Sized), packet: &Packet) -> Option<()> {
     let (source, destination) = addresses(frame)?;
@@ -242,18 +252,20 @@ pub fn put_pseudo_header_sum(frame: &mut (impl Frame + ?Sized), packet: &Packet)
 /// Reads a frame.
 ///
 /// # Errors
-/// The reason why the router does not translate the packet. All of these are reasons to pass it on untouched: nothing has
-/// been written yet, and this machine's own stack knows best what to do with it.
+/// The reason why the router does not translate the packet. All of these are reasons to pass it on
+/// untouched: nothing has been written yet, and this machine's own stack knows best what to do with
+/// it.
 #[inline(always)]
 pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, false)
 }
 
-/// Reads a frame that may be the first fragment of a packet. That has ports like a whole packet, and its checksum changes like a whole
-/// packet's.
+/// Reads a frame that may be the first fragment of a packet. That has ports like a whole packet,
+/// and its checksum changes like a whole packet's.
 ///
 /// # Errors
-/// As [`parse`]; and a first fragment that has not all of the least transport header is to be dropped (RFC 1858).
+/// As [`parse`]; and a first fragment that has not all of the least transport header is to be
+/// dropped (RFC 1858).
 #[inline(always)]
 pub fn parse_leading(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, true)
@@ -343,7 +355,8 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     if load16::<12, _>(headers).to_le_bytes() != ETHERTYPE_IPV4 {
         return Err(Reason::NotIpv4);
     }
-    // The header in as few numbers as there can be: what it says is taken from them, and its checksum is of them.
+    // The header in as few numbers as there can be: what it says is taken from them, and its
+    // checksum is of them.
     let start = load32::<ETHERNET_LENGTH, _>(headers);
     let [first, _, length @ ..] = start.to_le_bytes();
     if first != 0x45 {
@@ -411,7 +424,8 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
             let identifier = u32::from(load16::<{ L4 + 4 }, _>(headers));
             ports = match [kind, code] {
                 [ICMP_ECHO_REQUEST, 0] => identifier,
-                // A reply to us carries an identifier that we chose, and we never choose 0: with it, it would look like a request.
+                // A reply to us carries an identifier that we chose, and we never choose 0: with
+                // it, it would look like a request.
                 [ICMP_ECHO_REPLY, 0] if identifier != 0 => identifier << 16,
                 _ => return Err(Reason::IcmpOther),
             };

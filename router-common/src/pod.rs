@@ -11,7 +11,8 @@ use crate::{
     stats::CpuStats,
 };
 
-/// Implements `Pod` for types that are `#[repr(C)]`, plain data, and whose size is the sum of their fields' sizes.
+/// Implements `Pod` for types that are `#[repr(C)]`, plain data, and whose size is the sum of their
+/// fields' sizes.
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {
         $(

@@ -1,9 +1,10 @@
 //! SNAT ports: which to try for a new session, and which are taken where many are.
 //!
-//! A port is taken by the reply flow in the table, and by nothing else: the same port serves sessions to different targets. What
-//! is here only helps to find a free one fast. First a few guesses, the client's own port first. Where they fail, there are many sessions with
-//! that target, and a [`Pool`] remembers which ports are taken: one that is need not be tried, which would be a look at the table, and
-//! even the last free one is found at a bounded cost.
+//! A port is taken by the reply flow in the table, and by nothing else: the same port serves
+//! sessions to different targets. What is here only helps to find a free one fast. First a few
+//! guesses, the client's own port first. Where they fail, there are many sessions with that target,
+//! and a [`Pool`] remembers which ports are taken: one that is need not be tried, which would be a
+//! look at the table, and even the last free one is found at a bounded cost.
 
 use core::{mem::size_of, ops::Range};
 
@@ -14,11 +15,13 @@ use crate::{
     shared::{AtomicU32, AtomicU64, order},
 };
 
-/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is one to spare. Where clients share their ports,
-/// the first of which fails then, that is to be expected when one in 30 of the range is taken; where they do not, one in 10.
+/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is
+/// one to spare. Where clients share their ports, the first of which fails then, that is to be
+/// expected when one in 30 of the range is taken; where they do not, one in 10.
 pub const GUESSES_BEFORE_POOL: u32 = 3;
 
-/// After so many, a third of the ports or more should be taken, and it makes one of any that are left. If none is, it tries one port after the other.
+/// After so many, a third of the ports or more should be taken, and it makes one of any that are
+/// left. If none is, it tries one port after the other.
 pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
@@ -117,7 +120,8 @@ impl PortRange {
     /// of a range of less than 32.
     ///
     /// They begin at a sixth of the range. In the usual ranges, that is where clients have few of
-    /// their own ports, which are kept where they can be: 1024 to 5000 of old, 32768 and above today.
+    /// their own ports, which are kept where they can be: 1024 to 5000 of old, 32768 and above
+    /// today.
     const fn in_pairs(self) -> Self {
         let size = self.size() / 8 / 4 * 4;
         if size == 0 {
@@ -163,7 +167,8 @@ impl SourcePorts {
         self.range.contains(port) && self.others(port as u32 / 64) >> (port % 64) & 1 == 0
     }
 
-    /// A port of the range if it is one of them, or else the one of its pair that is: as even or odd.
+    /// A port of the range if it is one of them, or else the one of its pair that is: as even or
+    /// odd.
     #[inline(always)]
     pub const fn nearest(&self, port: u16) -> u16 {
         if self.contains(port) { port } else { port ^ 2 }
@@ -238,10 +243,11 @@ const EXHAUSTED: usize = 8;
 
 /// Which ports are taken towards one target, in memory that the programs and the daemon share.
 ///
-/// A hint and nothing more: the flow table decides. A bit may be missing for a port that is taken, which the attempt to take it finds
-/// out and sets. A bit may not stay for a port that is free, or the port would be lost. So whoever sets a bit for a port that it
-/// did not take itself looks at the table once more *after* setting it, and clears it if the port is free; and whoever frees a port does so
-/// in the table *before* it clears the bit. Whichever comes last sees the other.
+/// A hint and nothing more: the flow table decides. A bit may be missing for a port that is taken,
+/// which the attempt to take it finds out and sets. A bit may not stay for a port that is free, or
+/// the port would be lost. So whoever sets a bit for a port that it did not take itself looks at
+/// the table once more *after* setting it, and clears it if the port is free; and whoever frees a
+/// port does so in the table *before* it clears the bit. Whichever comes last sees the other.
 #[repr(C, align(64))]
 pub struct Pool {
     /// 1 while a [`PoolKey`] leads here.
@@ -351,7 +357,8 @@ impl Pool {
         (0..POOL_WORDS).map(|word| self.bits(word).load().count_ones()).sum()
     }
 
-    /// The count of freed ports, to be given to [`set_exhausted`](Self::set_exhausted) after a search.
+    /// The count of freed ports, to be given to [`set_exhausted`](Self::set_exhausted) after a
+    /// search.
     #[inline(always)]
     pub fn frees(&self) -> u32 {
         let frees = self.frees.load();
@@ -360,8 +367,8 @@ impl Pool {
         frees
     }
 
-    /// Returns `true` if a search has found every one of these ports taken, and none of the target's
-    /// has been freed since.
+    /// Returns `true` if a search has found every one of these ports taken, and none of the
+    /// target's has been freed since.
     #[inline(always)]
     pub fn is_exhausted(&self, ports: &SourcePorts) -> bool {
         let exhausted = self.exhausted(ports).load();
@@ -380,7 +387,8 @@ impl Pool {
         &self.exhausted[opaque(ports.source) as usize % EXHAUSTED]
     }
 
-    /// All in one word: another source may use others, and another configuration's range may have ports that this one has not.
+    /// All in one word: another source may use others, and another configuration's range may have
+    /// ports that this one has not.
     #[inline(always)]
     const fn exhaustion(frees: u32, ports: &SourcePorts) -> u32 {
         let SourcePorts { range, source, .. } = ports;
@@ -451,7 +459,8 @@ mod tests {
             .prop_map(|(first, length)| PortRange { first, last: first.saturating_add(length) })
     }
 
-    /// What a program does: every word of the range in turn, from any on, until a whole round has nothing.
+    /// What a program does: every word of the range in turn, from any on, until a whole round has
+    /// nothing.
     fn take(pool: &Pool, ports: &SourcePorts, random: &mut u32) -> Option<u16> {
         *random = random.wrapping_mul(0x9e37_79b9).wrapping_add(1);
         let range = ports.range();

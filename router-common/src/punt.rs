@@ -17,14 +17,16 @@ pub const CAPACITY: usize = 3520;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// As it was received; the MAC address of its next hop is not known. To be given to the programs again when that neighbour has
-    /// answered, or has been found not to.
+    /// As it was received; the MAC address of its next hop is not known. To be given to the
+    /// programs again when that neighbour has answered, or has been found not to.
     Wait = 0,
     /// Translated, but larger than the next hop takes: to be sent in fragments.
     Split = 1,
-    /// A fragment, as it was received, that came before its datagram's first: to be held for a moment.
+    /// A fragment, as it was received, that came before its datagram's first: to be held for a
+    /// moment.
     Hold = 2,
-    /// The IP header of a first fragment, others of whose datagram are held: to be given to the programs again.
+    /// The IP header of a first fragment, others of whose datagram are held: to be given to the
+    /// programs again.
     Release = 3,
 }
 
@@ -84,8 +86,8 @@ pub struct Record<const ROOM: usize> {
     pub mac: Mac,
     /// A [`Kind`], as its number.
     pub kind: u32,
-    /// The index of one of the router's interfaces, never of a virtual function: where the packet leaves ([`Kind::Split`]) or came in
-    /// ([`Kind::Wait`], [`Kind::Hold`]).
+    /// The index of one of the router's interfaces, never of a virtual function: where the packet
+    /// leaves ([`Kind::Split`]) or came in ([`Kind::Wait`], [`Kind::Hold`]).
     pub interface: u32,
     /// [`Kind::Split`]: what the next hop takes, in bytes; else 0.
     pub mtu: u32,

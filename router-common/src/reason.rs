@@ -28,7 +28,8 @@ impl Action {
     }
 }
 
-/// Defines [`Reason`] from one table, so that a reason cannot lack a number, an action, a name or a description.
+/// Defines [`Reason`] from one table, so that a reason cannot lack a number, an action, a name or a
+/// description.
 macro_rules! reasons {
     ($($number:literal $variant:ident $name:literal $action:ident $description:literal;)*) => {
         /// Why a packet left the program.
@@ -137,7 +138,8 @@ reasons! {
     54 Ipv6Denied "ipv6_denied" Drop "IPv6 to this machine itself, on the interface that clients come in by (others = \"closed\": on any), and neither an answer, nor neighbour discovery, nor allowed by an entry of local.allow with an IPv6 network.";
 }
 
-/// Counters kept for reasons: room for more than there are, so that a new reason does not change the layout.
+/// Counters kept for reasons: room for more than there are, so that a new reason does not change
+/// the layout.
 pub const REASON_SLOTS: usize = 64;
 
 const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS);

@@ -31,7 +31,8 @@ const _: () = assert!(size_of::<Rewrite<Ipv4>>() == 12);
 pub(crate) struct Change {
     /// To the IPv4 header checksum: for the two addresses, and a TTL one less.
     header: Folded,
-    /// To the TCP or UDP checksum (addresses in the pseudo header, and ports), or to the ICMP one (identifier only).
+    /// To the TCP or UDP checksum (addresses in the pseudo header, and ports), or to the ICMP one
+    /// (identifier only).
     l4: Sum,
 }
 
@@ -68,7 +69,8 @@ impl<A: Address> Rewrite<A> {
         let ports = Sum::ZERO
             .remove_pair(from.ports().to_le_bytes())
             .add_pair(self.source_port.then(self.destination_port).to_le_bytes());
-        // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and after.
+        // ICMP has no pseudo header (RFC 792); of an echo's two "ports" one is zero before and
+        // after.
         let l4 = match from.protocol() {
             Some(Protocol::Icmp) => ports,
             // No TTL is in the pseudo header.
@@ -97,13 +99,15 @@ impl Link {
 }
 
 impl Rewrite<Ipv4> {
-    /// What makes packets have these addresses and ports, as [`FlowKey::addresses`] and [`FlowKey::ports`] give them.
+    /// What makes packets have these addresses and ports, as [`FlowKey::addresses`] and
+    /// [`FlowKey::ports`] give them.
     #[inline(always)]
     pub(crate) const fn from_words(addresses: u64, ports: u32) -> Self {
         Self::to(&FlowKey::from_words(addresses, ports, 0))
     }
 
-    /// As [`FlowEntry::translate`](crate::flow::FlowEntry::translate). `change`: what that adds to this packet's checksums.
+    /// As [`FlowEntry::translate`](crate::flow::FlowEntry::translate). `change`: what that adds to
+    /// this packet's checksums.
     #[inline(always)]
     pub(crate) fn apply(
         &self,
@@ -127,7 +131,8 @@ impl Rewrite<Ipv4> {
             }
             Protocol::Icmp => {
                 let header = frame.bytes_mut::<8>(L4)?;
-                // The identifier is the source port of a request and the destination port of a reply; the other one is zero.
+                // The identifier is the source port of a request and the destination port of a
+                // reply; the other one is zero.
                 let ports = self.source_port.then(self.destination_port);
                 store16::<4, _>(header, ports | ports >> u16::BITS);
                 let old = load16::<2, _>(header).to_le_bytes();
@@ -142,7 +147,8 @@ impl Rewrite<Ipv4> {
         Some(())
     }
 
-    /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the TTL one less.
+    /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the
+    /// TTL one less.
     #[inline(always)]
     pub fn apply_addresses(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; L4]) {
         self.apply_to_header(self.header_change(from), headers);

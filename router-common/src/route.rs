@@ -1,4 +1,5 @@
-//! Routes: what the daemon asks of the program that asks the kernel, and which address a route makes packets come from.
+//! Routes: what the daemon asks of the program that asks the kernel, and which address a route
+//! makes packets come from.
 
 use core::mem::size_of;
 
@@ -10,11 +11,12 @@ use crate::{
     rules::Network,
 };
 
-/// What decides where a packet leaves: what the kernel's forwarding looks a packet up by, which is its destination after the translation, and its
-/// source before.
+/// What decides where a packet leaves: what the kernel's forwarding looks a packet up by, which is
+/// its destination after the translation, and its source before.
 ///
-/// So neither the SNAT address nor the SNAT port has a part in it: all packets of a flow ask the same query, whatever port the session has got, and
-/// one of several gateways that is chosen by a hash of it stays the same for as long as it is there.
+/// So neither the SNAT address nor the SNAT port has a part in it: all packets of a flow ask the
+/// same query, whatever port the session has got, and one of several gateways that is chosen by a
+/// hash of it stays the same for as long as it is there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Query {
     /// The source, before its translation.
@@ -35,7 +37,8 @@ impl Query {
     /// The bytes of a query.
     pub const SIZE: usize = 14;
 
-    /// The query about a packet of this protocol. An echo has an identifier where others have a port, which no route knows.
+    /// The query about a packet of this protocol. An echo has an identifier where others have a
+    /// port, which no route knows.
     #[inline(always)]
     pub const fn new(
         protocol: u8,
@@ -109,7 +112,8 @@ pub struct Answer {
     pub neighbour: Neighbour,
     /// The address that a session comes from which is given none; 0.0.0.0 where there is none.
     pub source: Ipv4,
-    /// Whether the kernel itself has said so; before Linux 6.7 it does not, and [`InterfaceAddresses`] serve.
+    /// Whether the kernel itself has said so; before Linux 6.7 it does not, and
+    /// [`InterfaceAddresses`] serve.
     pub source_is_told: bool,
     /// The neighbour's MAC address, if that is known.
     pub mac: Mac,
@@ -211,8 +215,8 @@ pub struct InterfaceAddress {
 
 const _: () = assert!(size_of::<InterfaceAddress>() == 16);
 
-/// The addresses of one interface that sessions can come from, in the kernel's order: what a kernel before Linux 6.7 does not tell
-/// a program (`BPF_FIB_LOOKUP_SRC`). Written by the daemon.
+/// The addresses of one interface that sessions can come from, in the kernel's order: what a kernel
+/// before Linux 6.7 does not tell a program (`BPF_FIB_LOOKUP_SRC`). Written by the daemon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct InterfaceAddresses {
@@ -226,8 +230,9 @@ impl InterfaceAddresses {
     /// How many are looked at.
     pub const ROOM: usize = 8;
 
-    /// Chooses a source as the kernel does for a route without a preferred one (`inet_select_addr`, net/ipv4/devinet.c): the first address in whose network
-    /// the gateway is, or else the first; and where there is a gateway, none that is of no use beyond the link.
+    /// Chooses a source as the kernel does for a route without a preferred one (`inet_select_addr`,
+    /// net/ipv4/devinet.c): the first address in whose network the gateway is, or else the first;
+    /// and where there is a gateway, none that is of no use beyond the link.
     #[inline(always)]
     pub fn select(&self, neighbour: Ipv4, is_gateway: bool) -> Option<Ipv4> {
         let mut first = None;

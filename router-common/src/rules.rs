@@ -1,9 +1,9 @@
 //! Rules as the program reads them.
 //!
-//! A *rule set* is everything that a configuration says about new sessions. Two fit side by side: the daemon writes the next
-//! one while the program still reads the one in force, and then changes the version in
-//! [`Settings`](crate::settings::Settings), which switches every rule at once. Indexes and keys carry the version, see
-//! [`bank`].
+//! A *rule set* is everything that a configuration says about new sessions. Two fit side by side:
+//! the daemon writes the next one while the program still reads the one in force, and then changes
+//! the version in [`Settings`](crate::settings::Settings), which switches every rule at once.
+//! Indexes and keys carry the version, see [`bank`].
 
 use core::mem::size_of;
 
@@ -60,7 +60,8 @@ pub struct RuleSet {
     pub ephemeral: PortRange,
     /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
     pub reject_exhausted: u32,
-    /// Whether clients are told when their packets cannot be forwarded (`answers.unreachable`): 1 if so.
+    /// Whether clients are told when their packets cannot be forwarded (`answers.unreachable`): 1
+    /// if so.
     pub reject_unreachable: u32,
 }
 
@@ -106,7 +107,8 @@ impl RuleSet {
     }
 }
 
-/// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond `room`.
+/// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond
+/// `room`.
 #[inline(always)]
 const fn spread(random: u32, count: u32, room: usize) -> Option<usize> {
     let at = ((random as u64 * count as u64) >> 32) as usize;
@@ -148,7 +150,8 @@ pub const NAME_LENGTH: usize = 32;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rule {
-    /// Its name, filled up with zeros: who reads the maps without the daemon can still tell whose a session is.
+    /// Its name, filled up with zeros: who reads the maps without the daemon can still tell whose a
+    /// session is.
     pub name: [u8; NAME_LENGTH],
     /// Where a forward leads.
     pub targets: [Target; MAX_TARGETS],
@@ -181,7 +184,8 @@ impl Rule {
         }
     }
 
-    /// Returns `true` if new sessions of this rule that come to the port `listen` may be sent to this address and port.
+    /// Returns `true` if new sessions of this rule that come to the port `listen` may be sent to
+    /// this address and port.
     #[inline(always)]
     pub fn leads_to(&self, address: Ipv4, port: Port, listen: Port) -> bool {
         (0..MAX_TARGETS).any(|at| {
@@ -191,7 +195,8 @@ impl Rule {
     }
 }
 
-/// The data of a key in the trie that finds a forward by where it listens: a port range is a handful of prefixes.
+/// The data of a key in the trie that finds a forward by where it listens: a port range is a
+/// handful of prefixes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ListenKey {
@@ -353,7 +358,8 @@ impl Contains for Ipv6Network {
     }
 }
 
-/// One source and destination pair of a `[[masquerade]]` rule. Pairs are tried in the order of the configuration.
+/// One source and destination pair of a `[[masquerade]]` rule. Pairs are tried in the order of the
+/// configuration.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Masquerade {

@@ -1,36 +1,38 @@
 //! A session's state and time: what its two flows have shown.
 //!
-//! Each direction's entry records what that direction has done, so the data plane writes only the entry that it looked up.
-//! The session's state is a pure function of the two records, computed by whoever reads both: the sweeper that expires
-//! sessions, and the command line.
+//! Each direction's entry records what that direction has done, so the data plane writes only the
+//! entry that it looked up. The session's state is a pure function of the two records, computed by
+//! whoever reads both: the sweeper that expires sessions, and the command line.
 //!
 //! # Forged segments
 //!
 //! Anybody who knows a connection's addresses and ports can send segments in the name of either
-//! end, and guess numbers. So the state follows only segments whose numbers fit what both ends have shown before ([`Track::fits`]), as connection tracking in
-//! the kernel has it (`tcp_in_window`, net/netfilter/nf_conntrack_proto_tcp.c). Every segment passes on, genuine or not: its
-//! receiver judges it better. Where a session counts as over that is not, its ends show it by what they send next, and the
-//! session is what it was before.
+//! end, and guess numbers. So the state follows only segments whose numbers fit what both ends have
+//! shown before ([`Track::fits`]), as connection tracking in the kernel has it (`tcp_in_window`,
+//! net/netfilter/nf_conntrack_proto_tcp.c). Every segment passes on, genuine or not: its
+//! receiver judges it better. Where a session counts as over that is not, its ends show it by what
+//! they send next, and the session is what it was before.
 //!
 //! Two ends may begin another connection of the same tuple when both have forgotten the one
 //! before, and nobody has seen that end: a Private Link Service gives its ports to others after
 //! five idle minutes. None of its segments fits. An end that still had the old connection would
 //! answer each of them with a segment that does (RFC 9293 3.10.7.4, RFC 5961 4.2). So the new one
 //! is followed once both ends have sent segments that do not fit in [`RESYNCHRONISES_AFTER`] ticks
-//! each, and neither one that does. That is no proof: segments that no end takes for its own (with a
-//! wrong checksum, say) are answered by nobody. So the numbers serve to forward, by the fast path,
-//! and nothing that is sent with them ends the session.
+//! each, and neither one that does. That is no proof: segments that no end takes for its own (with
+//! a wrong checksum, say) are answered by nobody. So the numbers serve to forward, by the fast
+//! path, and nothing that is sent with them ends the session.
 //!
-//! The fast path sees one flow's entry. What it takes over without a look at the other ([`End::goes_on`]) is what goes on from
-//! where this very end was last: both numbers of a segment have to, which is one guess in 2^27 and more.
+//! The fast path sees one flow's entry. What it takes over without a look at the other
+//! ([`End::goes_on`]) is what goes on from where this very end was last: both numbers of a segment
+//! have to, which is one guess in 2^27 and more.
 
 use crate::{
     flow::{Direction, Protocol},
     packet::tcp,
 };
 
-/// Coarse monotonic time, in units of 2^30 ns (about 1.07 s): `CLOCK_MONOTONIC_COARSE` shifted right, because a shift is
-/// what a packet can afford. Wraps after 146 years.
+/// Coarse monotonic time, in units of 2^30 ns (about 1.07 s): `CLOCK_MONOTONIC_COARSE` shifted
+/// right, because a shift is what a packet can afford. Wraps after 146 years.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Ticks(pub u32);
@@ -87,7 +89,8 @@ impl Seen {
         self.0 & flags != 0
     }
 
-    /// With marks of what the other direction has shown, so that one look tells how long the session may be idle.
+    /// With marks of what the other direction has shown, so that one look tells how long the
+    /// session may be idle.
     #[inline(always)]
     pub const fn beside(self, other: Self) -> Self {
         let mut marks = 0;
@@ -167,7 +170,8 @@ impl Segment {
         self.sequence.wrapping_add((self.flags & tcp::SYN != 0) as u32)
     }
 
-    /// Returns `true` if it acknowledges what is before `number`, and hardly more: a SYN may carry data (RFC 7413).
+    /// Returns `true` if it acknowledges what is before `number`, and hardly more: a SYN may carry
+    /// data (RFC 7413).
     #[inline(always)]
     const fn acknowledges(&self, number: u32) -> bool {
         self.flags & tcp::ACK != 0 && self.acknowledgement.wrapping_sub(number) < End::STEP
@@ -179,10 +183,12 @@ impl Segment {
 pub struct End {
     /// The flags that it has shown.
     pub seen: Seen,
-    /// The sequence number that it expects next: its last acknowledgement (RCV.NXT of RFC 9293 3.3.1). Before it has
-    /// acknowledged anything: what it will, if it takes the other end's SYN. 0 where there has been none.
+    /// The sequence number that it expects next: its last acknowledgement (RCV.NXT of RFC 9293
+    /// 3.3.1). Before it has acknowledged anything: what it will, if it takes the other end's SYN.
+    /// 0 where there has been none.
     pub expects: u32,
-    /// The upper half of the highest sequence number that it has begun a segment with (of SND.NXT, about).
+    /// The upper half of the highest sequence number that it has begun a segment with (of SND.NXT,
+    /// about).
     pub sent: u16,
 }
 
@@ -195,9 +201,10 @@ impl End {
     /// Bytes by which it follows a sequence number, from the last unit of `sent` on.
     const REACH: u32 = 17 << 16;
 
-    /// Returns `true` if a segment with the flag ACK and none of SYN, FIN and RST goes on from where its sender, an end with
-    /// these values of `expects` and `sent`, was last: it then expects `acknowledgement`, and has sent as far as the upper half of
-    /// `sequence`. If not, only a look at the other end tells ([`Track::fits`]).
+    /// Returns `true` if a segment with the flag ACK and none of SYN, FIN and RST goes on from
+    /// where its sender, an end with these values of `expects` and `sent`, was last: it then
+    /// expects `acknowledgement`, and has sent as far as the upper half of `sequence`. If not, only
+    /// a look at the other end tells ([`Track::fits`]).
     #[inline(always)]
     pub const fn goes_on(expects: u32, sent: u16, sequence: u32, acknowledgement: u32) -> bool {
         acknowledgement.wrapping_sub(expects) < Self::STEP
@@ -207,8 +214,9 @@ impl End {
 
 /// Both ends of a TCP connection: the state machine of the session.
 ///
-/// It follows RFC 5382 and RFC 7857 in what keeps a session and for how long, RFC 6146 section 3.5.2.2 (to which RFC 7857
-/// refers) in that a reset does not end a session at once, and RFC 5961 in which resets count.
+/// It follows RFC 5382 and RFC 7857 in what keeps a session and for how long, RFC 6146 section
+/// 3.5.2.2 (to which RFC 7857 refers) in that a reset does not end a session at once, and RFC 5961
+/// in which resets count.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Track {
     /// The client.
@@ -275,21 +283,24 @@ impl Step {
 }
 
 impl Track {
-    /// Bytes by which a segment may begin before what is expected, if it has been on its way for long.
+    /// Bytes by which a segment may begin before what is expected, if it has been on its way for
+    /// long.
     const BACK: u32 = 1 << 20;
     /// Bytes by which its acknowledgement may be before its sender's last one, if it was overtaken
     /// (`MAXACKWINDOW` of the kernel's).
     const ACKNOWLEDGED_BACK: u32 = 1 << 17;
-    /// Bytes by which it may begin behind what its sender has sent so far, if what is between them was
-    /// lost before it came here.
+    /// Bytes by which it may begin behind what its sender has sent so far, if what is between them
+    /// was lost before it came here.
     const AHEAD: u32 = 1 << 20;
     /// The largest hole: the window of a connection over a long way.
     const HOLE: u32 = 1 << 24;
-    /// The most that can be behind the number that a segment begins with, up to the next unit of `sent`.
+    /// The most that can be behind the number that a segment begins with, up to the next unit of
+    /// `sent`.
     const SEGMENT: u32 = 2 << 16;
 
-    /// Returns `true` if a segment's numbers fit what both ends have shown: it begins not long before what its receiver expects,
-    /// nor far ahead of what its sender has sent; and what it acknowledges has been sent.
+    /// Returns `true` if a segment's numbers fit what both ends have shown: it begins not long
+    /// before what its receiver expects, nor far ahead of what its sender has sent; and what it
+    /// acknowledges has been sent.
     #[inline(always)]
     pub const fn fits(&self, segment: &Segment) -> bool {
         let (sender, receiver) = self.ends(segment.direction);
@@ -306,8 +317,9 @@ impl Track {
             )
     }
 
-    /// Returns `true` if a segment goes on behind a hole: what is between it and what its sender has sent was lost before it came
-    /// here, more than [`fits`](Self::fits) allows for. It has to acknowledge just what its sender expects.
+    /// Returns `true` if a segment goes on behind a hole: what is between it and what its sender
+    /// has sent was lost before it came here, more than [`fits`](Self::fits) allows for. It has to
+    /// acknowledge just what its sender expects.
     #[inline(always)]
     const fn is_ahead(&self, segment: &Segment) -> bool {
         let (sender, receiver) = self.ends(segment.direction);
@@ -319,29 +331,34 @@ impl Track {
             )
     }
 
-    /// Returns `true` if a segment that fits is far before what its sender seems to have sent: that was
-    /// another's segment, or has been lost and comes again.
+    /// Returns `true` if a segment that fits is far before what its sender seems to have sent: that
+    /// was another's segment, or has been lost and comes again.
     #[inline(always)]
     const fn was_ahead(&self, segment: &Segment) -> bool {
         let (sender, _) = self.ends(segment.direction);
         ((sender.sent as u32) << 16).wrapping_sub(segment.sequence) > Self::AHEAD
     }
 
-    /// Returns the connection after a segment, but for where its ends are, and what is to be changed of that.
+    /// Returns the connection after a segment, but for where its ends are, and what is to be
+    /// changed of that.
     ///
-    /// - A SYN changes nothing on an open connection, whatever its sequence number: the target answers it (RFC 5961 section 4). A
-    ///   client's on a connection that is over is none of its segments: it opens another one, see [`Connection::is_over`].
-    /// - A reset counts at exactly the number that its receiver expects (RFC 5961 section 3.2). One that fits and is ahead of
-    ///   that, behind data that is on its way, counts until its receiver goes on: that challenges it if it is still there.
-    /// - A reset of the target's refuses an opening connection if it acknowledges the client's SYN (RFC 9293 3.10.7.3).
+    /// - A SYN changes nothing on an open connection, whatever its sequence number: the target
+    ///   answers it (RFC 5961 section 4). A client's on a connection that is over is none of its
+    ///   segments: it opens another one, see [`Connection::is_over`].
+    /// - A reset counts at exactly the number that its receiver expects (RFC 5961 section 3.2). One
+    ///   that fits and is ahead of that, behind data that is on its way, counts until its receiver
+    ///   goes on: that challenges it if it is still there.
+    /// - A reset of the target's refuses an opening connection if it acknowledges the client's SYN
+    ///   (RFC 9293 3.10.7.3).
     /// - A FIN counts if it fits.
-    /// - While the connection opens, the last answer of the target's counts, and what either end sends behind it says where they
-    ///   are: others may have sent the first ones. What it sends without a SYN is an answer as well: its connection is older than
-    ///   the router knows.
+    /// - While the connection opens, the last answer of the target's counts, and what either end
+    ///   sends behind it says where they are: others may have sent the first ones. What it sends
+    ///   without a SYN is an answer as well: its connection is older than the router knows.
     /// - Where the numbers were adopted without proof, neither resets nor FINs count.
-    /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data behind a FIN. So if that side
-    ///   does, somebody else has sent the reset or the FIN: it is forgotten. For a reset, this is so whatever the numbers are,
-    ///   since it only ever makes a session stay. Data that fits and that its receiver has acknowledged is not new.
+    /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data
+    ///   behind a FIN. So if that side does, somebody else has sent the reset or the FIN: it is
+    ///   forgotten. For a reset, this is so whatever the numbers are, since it only ever makes a
+    ///   session stay. Data that fits and that its receiver has acknowledged is not new.
     #[inline(always)]
     pub const fn after(self, segment: &Segment) -> Step {
         let (mut sender, mut receiver) = self.ends(segment.direction);
@@ -374,8 +391,9 @@ impl Track {
                 sender.seen = sender.seen.and(tcp::RST | Seen::RESET_AHEAD);
             }
         } else if flags & tcp::SYN != 0 {
-            // Before the target has answered, the client's SYN alone says what the target will acknowledge. Of the target's
-            // answers, the last one counts, and whoever has sent a reset does not answer: others may have sent the first ones.
+            // Before the target has answered, the client's SYN alone says what the target will
+            // acknowledge. Of the target's answers, the last one counts, and whoever has sent a
+            // reset does not answer: others may have sent the first ones.
             let target = if is_client { receiver.seen } else { sender.seen };
             let counts = if is_client {
                 !target.any(tcp::SYN)
@@ -413,7 +431,8 @@ impl Track {
                 window = Window::Inside;
                 moves = Moves { sender_sent: true, ..Moves::NONE };
             } else if flags & tcp::ACK != 0 && (was_reset || self.opening && !is_client) {
-                // If the answer that counts is another's, or the reset was, this shows where the ends are.
+                // If the answer that counts is another's, or the reset was, this shows where the
+                // ends are.
                 moves = Moves { receiver_sent: was_reset, ..Moves::ALL };
                 sender.seen = sender.seen.and(tcp::SYN);
             } else if flags & tcp::ACK != 0 && !self.opening && !self.connection().is_over() {
@@ -426,7 +445,8 @@ impl Track {
                 && segment.acknowledges(sender.expects)
             {
                 next.opening = false;
-                // It also shows what the target expects, if another's SYN has come between the client's and its answer.
+                // It also shows what the target expects, if another's SYN has come between the
+                // client's and its answer.
                 moves = Moves { receiver_sent: false, ..Moves::ALL };
             }
         }
@@ -482,7 +502,8 @@ const fn is_at_or_behind(number: u32, other: u32) -> bool {
     number.wrapping_sub(other) <= i32::MAX as u32
 }
 
-/// Returns `true` if a sequence number is between two others, which may be so themselves. They wrap (RFC 9293 3.4).
+/// Returns `true` if a sequence number is between two others, which may be so themselves. They wrap
+/// (RFC 9293 3.4).
 #[inline(always)]
 const fn is_between(number: u32, first: u32, last: u32) -> bool {
     number.wrapping_sub(first) <= last.wrapping_sub(first)
@@ -500,8 +521,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns `true` if the connection has ended, and not just by a reset that was ahead of data: its receiver has not said yet what
-    /// it makes of that.
+    /// Returns `true` if the connection has ended, and not just by a reset that was ahead of data:
+    /// its receiver has not said yet what it makes of that.
     #[inline(always)]
     pub const fn is_over_for_certain(&self) -> bool {
         self.forward.has_reset()
@@ -509,8 +530,9 @@ impl Connection {
             || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
     }
 
-    /// Returns `true` if the connection has ended, as far as can be seen. A SYN of the client's then opens another one (RFC 9293
-    /// 3.6.1: of TIME-WAIT, and of what has been refused or reset), which is judged like any first packet.
+    /// Returns `true` if the connection has ended, as far as can be seen. A SYN of the client's
+    /// then opens another one (RFC 9293 3.6.1: of TIME-WAIT, and of what has been refused or
+    /// reset), which is judged like any first packet.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
         self.forward.any(tcp::RST)
@@ -552,7 +574,8 @@ pub enum State {
 }
 
 impl State {
-    /// The state of a session, from what its two flows have shown; `opening` is the forward flow's mark.
+    /// The state of a session, from what its two flows have shown; `opening` is the forward flow's
+    /// mark.
     pub const fn of(protocol: Protocol, forward: Seen, reply: Seen, opening: bool) -> Self {
         match protocol {
             Protocol::Icmp | Protocol::Udp if opening => Self::Opening,
@@ -681,7 +704,8 @@ mod tests {
             assert_eq!(self.middle.state(), State::Established);
         }
 
-        /// A genuine segment with so many bytes of data, of an end that has got all that the other has sent.
+        /// A genuine segment with so many bytes of data, of an end that has got all that the other
+        /// has sent.
         fn genuine(&self, direction: Direction, flags: u8, data: u32) -> Segment {
             let own = usize::from(matches!(direction, Reply));
             let acknowledgement = if flags & tcp::ACK == 0 { 0 } else { self.next[1 - own] };
@@ -818,7 +842,8 @@ mod tests {
         }
     }
 
-    /// Some megabytes are lost before they come here, what follows them is not, and they come again.
+    /// Some megabytes are lost before they come here, what follows them is not, and they come
+    /// again.
     #[test]
     fn a_large_hole_is_filled() {
         let segments = tries(4096, 64);
@@ -949,7 +974,8 @@ mod tests {
         assert_eq!(talk.middle.1.known, [true; 2]);
     }
 
-    /// An answer counts wherever it takes its way: a reset that is none does not have it overlooked.
+    /// An answer counts wherever it takes its way: a reset that is none does not have it
+    /// overlooked.
     #[test]
     fn an_answer_is_seen_behind_resets() {
         let mut talk = Talk::established();
@@ -1057,7 +1083,8 @@ mod tests {
         }
     }
 
-    /// An end that gives up with data on the way: its reset is behind that, and nobody acknowledges either.
+    /// An end that gives up with data on the way: its reset is behind that, and nobody acknowledges
+    /// either.
     #[test]
     fn a_reset_behind_data_counts_until_its_receiver_goes_on() {
         for (direction, other) in [(Forward, Reply), (Reply, Forward)] {

@@ -13,11 +13,14 @@ use crate::{
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Interface {
-    /// The interface that is configured, where addresses and routes are, e.g. Azure's synthetic `eth0`. 0 is "no interface".
+    /// The interface that is configured, where addresses and routes are, e.g. Azure's synthetic
+    /// `eth0`. 0 is "no interface".
     pub primary: u32,
-    /// Its virtual function, if there is one: hv_netvsc runs the program there too, and packets then name that device.
+    /// Its virtual function, if there is one: hv_netvsc runs the program there too, and packets
+    /// then name that device.
     pub virtual_function: u32,
-    /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is "none".
+    /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is
+    /// "none".
     pub address: Ipv4,
     /// Padding.
     pub zero: u32,
@@ -72,20 +75,23 @@ pub enum Side {
 pub struct Settings {
     /// Which rule set is in force, see [`crate::rules`]. 0 is none: everything passes.
     pub version: u32,
-    /// Raised whenever a route, neighbour, link or address changed: next hops resolved under another generation are
-    /// resolved again when they are next used. 1 to [`NextHop::GENERATIONS`](crate::flow::NextHop::GENERATIONS), and round again.
+    /// Raised whenever a route, neighbour, link or address changed: next hops resolved under
+    /// another generation are resolved again when they are next used. 1 to
+    /// [`NextHop::GENERATIONS`](crate::flow::NextHop::GENERATIONS), and round again.
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [Interface; MAX_INTERFACES],
     /// When the daemon was last there, in ticks: it says so every few seconds.
     pub daemon_seen: Ticks,
-    /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for whoever takes the router off.
+    /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for
+    /// whoever takes the router off.
     pub route_lookups_were_off: u32,
     /// The regions of the flow table.
     pub regions: Regions,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
-    /// How many of the pools of ports ([`crate::ports`]) may be had before ports are crowded; the others are kept for when they are.
+    /// How many of the pools of ports ([`crate::ports`]) may be had before ports are crowded; the
+    /// others are kept for when they are.
     pub pools_to_spare: u32,
     /// The key of the flow table's hash.
     pub seeds: HashSeeds,

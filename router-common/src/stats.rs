@@ -80,8 +80,9 @@ pub struct OwnStats {
 
 /// The time as a CPU has last read it.
 ///
-/// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock moves with it. The
-/// counter is a moment ahead of the clock, so what is read in between is the time before that; who needs it exactly reads the clock.
+/// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock
+/// moves with it. The counter is a moment ahead of the clock, so what is read in between is the
+/// time before that; who needs it exactly reads the clock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Clock {
@@ -104,7 +105,8 @@ impl Clock {
     }
 }
 
-/// All counters of one CPU, and its clock: one map value, so that a packet finds all of them with one lookup.
+/// All counters of one CPU, and its clock: one map value, so that a packet finds all of them with
+/// one lookup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CpuStats {
@@ -112,8 +114,9 @@ pub struct CpuStats {
     pub reasons: [Counter; REASON_SLOTS],
     /// By interface slot.
     pub interfaces: [InterfaceStats; MAX_INTERFACES],
-    /// Packets of known sessions, by the slots of the interfaces that they came in on and left by: one counter for what is otherwise counted three
-    /// times, as received, as forwarded and as transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
+    /// Packets of known sessions, by the slots of the interfaces that they came in on and left by:
+    /// one counter for what is otherwise counted three times, as received, as forwarded and as
+    /// transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
     pub passed_on: [[Counter; MAX_INTERFACES]; MAX_INTERFACES],
     /// Packets of known sessions, by rule number and direction ([`Tag::counter`]).
     pub translated: [Counter; 2 * MAX_RULES],

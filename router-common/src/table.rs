@@ -1,8 +1,8 @@
 //! The flow table: an array of cache lines, probed linearly, shared without locks.
 //!
-//! A packet of a known session finds everything about its direction in one cache line, key included, and most of them in the
-//! first line they look at. The table is one BPF array that the daemon maps into its memory, so a sweep is a walk through
-//! memory and not a system call an entry.
+//! A packet of a known session finds everything about its direction in one cache line, key
+//! included, and most of them in the first line they look at. The table is one BPF array that the
+//! daemon maps into its memory, so a sweep is a walk through memory and not a system call an entry.
 //!
 //! # The life of a slot
 //!
@@ -15,32 +15,43 @@
 //! Everything turns on the slot's tag, one atomic word:
 //!
 //! - A slot is *claimed* by a compare-and-exchange, so one inserter has it.
-//! - Two CPUs may insert the same key in two slots. Each makes its own `PENDING` first (a full barrier) and then searches the
-//!   whole chain: at least one of them sees the other, and whoever sees another one withdraws. So a key is never live twice;
-//!   both may withdraw, and the caller tries again.
+//! - Two CPUs may insert the same key in two slots. Each makes its own `PENDING` first (a full
+//!   barrier) and then searches the whole chain: at least one of them sees the other, and whoever
+//!   sees another one withdraws. So a key is never live twice; both may withdraw, and the caller
+//!   tries again.
 //! - A chain ends at the first `EMPTY` slot. An entry is placed in the first slot of its chain that
 //!   is not in use, so a slot may become `EMPTY` only when the one behind it is. Where a flow has
 //!   been put behind it at that very moment, it becomes `FREE` again ([`Slot::empty`]).
-//! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and whoever is inserting may have passed
-//!   it. It therefore becomes `FREE`, and a `FREE` slot `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for
-//!   microseconds. Only the daemon's sweep does either.
-//! - A flow leaves `LIVE` by a compare-and-exchange, so exactly one of the sweep and the CPUs removes it, and only that one gives back
-//!   what the session was counted in. The sweep removes what has expired; a CPU removes a session that is over when its client's next SYN
-//!   leads somewhere else ([`Slot::retire_from`]). Where it leads to the same place, the session starts over in its slots ([`Slot::start_over`]).
-//! - A `HELD` slot is found by no packet, but its key is taken: the reply flow of a session that was over and has moved. Its target may still
-//!   send for the old connection, so nobody else gets the port until the sweep lets go of it.
-//! - Where a walk has found room ([`Vacancy`]) may be remembered while the packet goes from one program to the next. It is no claim: others may
-//!   have taken the slot, or it may be behind the end of the chain by then. Taking it compares its tag, and the walk behind that has to come by it.
+//! - A `RETIRED` slot is found by nobody, but whoever found it before may still be using it, and
+//!   whoever is inserting may have passed it. It therefore becomes `FREE`, and a `FREE` slot
+//!   `EMPTY`, only after [`QUARANTINE`]: an XDP program runs for microseconds. Only the daemon's
+//!   sweep does either.
+//! - A flow leaves `LIVE` by a compare-and-exchange, so exactly one of the sweep and the CPUs
+//!   removes it, and only that one gives back what the session was counted in. The sweep removes
+//!   what has expired; a CPU removes a session that is over when its client's next SYN leads
+//!   somewhere else ([`Slot::retire_from`]). Where it leads to the same place, the session starts
+//!   over in its slots ([`Slot::start_over`]).
+//! - A `HELD` slot is found by no packet, but its key is taken: the reply flow of a session that
+//!   was over and has moved. Its target may still send for the old connection, so nobody else gets
+//!   the port until the sweep lets go of it.
+//! - Where a walk has found room ([`Vacancy`]) may be remembered while the packet goes from one
+//!   program to the next. It is no claim: others may have taken the slot, or it may be behind the
+//!   end of the chain by then. Taking it compares its tag, and the walk behind that has to come by
+//!   it.
 //!
-//! Probes start at a place that a keyed hash chooses ([`HashSeeds`]): whoever does not know the key cannot aim at one place.
+//! Probes start at a place that a keyed hash chooses ([`HashSeeds`]): whoever does not know the key
+//! cannot aim at one place.
 //!
 //! # Near and far
 //!
-//! A random access to hundreds of megabytes misses every cache and the TLB. So a large table begins with a small region, where flows
-//! go as long as there is room close to where their chain starts, and only then to the rest ([`Regions`]). Every key has one chain in
-//! each, and looks through the near one first; whoever inserts looks through both. While there are few sessions, packets of known ones do not
-//! touch the rest of the table. In the near region, a chain has only as many slots as the fast path looks at ([`Regions::chain`]), so that one that
-//! has filled up costs little: with many sessions, processors foresee that a flow is not there, and wait for both regions at once.
+//! A random access to hundreds of megabytes misses every cache and the TLB. So a large table begins
+//! with a small region, where flows go as long as there is room close to where their chain starts,
+//! and only then to the rest ([`Regions`]). Every key has one chain in each, and looks through the
+//! near one first; whoever inserts looks through both. While there are few sessions, packets of
+//! known ones do not touch the rest of the table. In the near region, a chain has only as many
+//! slots as the fast path looks at ([`Regions::chain`]), so that one that has filled up costs
+//! little: with many sessions, processors foresee that a flow is not there, and wait for both
+//! regions at once.
 
 use core::{
     cell::Cell,
@@ -54,19 +65,22 @@ use crate::{
     shared::{AtomicU32, AtomicU64},
 };
 
-/// How long a slot is neither found nor used after it was retired, and again after it became free, in ticks.
+/// How long a slot is neither found nor used after it was retired, and again after it became free,
+/// in ticks.
 pub const QUARANTINE: u32 = 2;
 
-/// How many slots a chain has at most. At half load, the load of a full table, a chain of this length has a probability of about
-/// 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a = 1/2).
+/// How many slots a chain has at most. At half load, the load of a full table, a chain of this
+/// length has a probability of about 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a =
+/// 1/2).
 pub const CHAIN: u32 = 128;
 
-/// How often a flow's tag is tried to be changed while packets of the session note in it what they have shown, each for the time of one
-/// instruction.
+/// How often a flow's tag is tried to be changed while packets of the session note in it what they
+/// have shown, each for the time of one instruction.
 const ATTEMPTS: u32 = 4;
 
-/// A session that is over and younger than this, in ticks, starts over where it leads, if the rules still have that: who opens and ends
-/// connections of one tuple in a tight loop would otherwise leave slots behind faster than they come out of quarantine.
+/// A session that is over and younger than this, in ticks, starts over where it leads, if the rules
+/// still have that: who opens and ends connections of one tuple in a tight loop would otherwise
+/// leave slots behind faster than they come out of quarantine.
 pub const SETTLED: u32 = 2 * QUARANTINE;
 
 /// Of so many sessions that there is room for, one may have left a key that is held.
@@ -75,16 +89,16 @@ const HELD_SHARE: u32 = 8;
 /// Slots for each session that there is room for: two in use, and as many free.
 pub const SLOTS_PER_SESSION: u32 = 4;
 
-/// In how many slots a chain may start, every other one, in the near region of a table that has two: 16 MiB of slots. Of 40,000
-/// sessions, hardly a flow has to be elsewhere.
+/// In how many slots a chain may start, every other one, in the near region of a table that has
+/// two: 16 MiB of slots. Of 40,000 sessions, hardly a flow has to be elsewhere.
 pub const NEAR_HOMES: u32 = 1 << 18;
 
-/// Slots that are next to each other in 128 bytes. Chains start at whole ones: processors fetch cache lines in such pairs, so that a look at
-/// both slots of a bucket waits once.
+/// Slots that are next to each other in 128 bytes. Chains start at whole ones: processors fetch
+/// cache lines in such pairs, so that a look at both slots of a bucket waits once.
 pub const BUCKET: u32 = 2;
 
-/// How far from where its chain starts the fast path looks for a flow, in slots: two buckets. In a full table, all but one flow in a hundred is
-/// there.
+/// How far from where its chain starts the fast path looks for a flow, in slots: two buckets. In a
+/// full table, all but one flow in a hundred is there.
 pub const REACH: u32 = 2 * BUCKET;
 
 const _: () = assert!(REACH <= CHAIN);
@@ -96,7 +110,8 @@ const _: () = assert!(
         && SLOTS_PER_SESSION.is_multiple_of(BUCKET)
 );
 
-/// Where the chains of a table start: in the near region from slot 0 on, in the far region behind it. Map data: no padding.
+/// Where the chains of a table start: in the near region from slot 0 on, in the far region behind
+/// it. Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Regions {
@@ -128,7 +143,8 @@ impl Regions {
         }
     }
 
-    /// The number of slots: behind the last start of each region there is room for a whole chain, whether it may be that long or not.
+    /// The number of slots: behind the last start of each region there is room for a whole chain,
+    /// whether it may be that long or not.
     pub const fn slots(&self) -> u32 {
         self.near + CHAIN + if self.far == 0 { 0 } else { self.far + CHAIN }
     }
@@ -138,8 +154,9 @@ impl Regions {
         if self.far == 0 { self.near / SLOTS_PER_SESSION } else { self.far / SLOTS_PER_SESSION }
     }
 
-    /// How many slots the chain that starts here has. In a near region, no more than the fast path looks at: it fills up, and whoever opens a
-    /// session would walk along all of a long one in vain.
+    /// How many slots the chain that starts here has. In a near region, no more than the fast path
+    /// looks at: it fills up, and whoever opens a session would walk along all of a long one in
+    /// vain.
     #[inline(always)]
     pub const fn chain(&self, home: u32) -> u32 {
         if self.far != 0 && home < self.near { REACH } else { CHAIN }
@@ -175,11 +192,13 @@ impl Regions {
 
 /// The key of the table's hash function: drawn at random when the table is made.
 ///
-/// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997): for any two flows, the probability over the seeds that they
-/// start in the same of `n` buckets is at most about `2/n`. The last word has 40 bits, the ports and above them the protocol, and 64 bits would be too few
-/// for any two of those; but protocols differ by 5, 11 or 16, which costs nothing where it is odd, and four bits where it is 16: for UDP and ICMP with the same
-/// ports between the same ends, it is `16/n`. A fixed permutation of the 32 bits keeps regular keys (ports in a row) from making regular
-/// chains.
+/// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997): for any two
+/// flows, the probability over the seeds that they start in the same of `n` buckets is at most
+/// about `2/n`. The last word has 40 bits, the ports and above them the protocol, and 64 bits would
+/// be too few for any two of those; but protocols differ by 5, 11 or 16, which costs nothing where
+/// it is odd, and four bits where it is 16: for UDP and ICMP with the same ports between the same
+/// ends, it is `16/n`. A fixed permutation of the 32 bits keeps regular keys (ports in a row) from
+/// making regular chains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct HashSeeds {
@@ -235,8 +254,9 @@ pub enum SlotState {
 }
 
 impl Tag {
-    // 31..23 rule, 22 direction, 21 clients' side only, 20 nothing, 19..12 seen, 11 opening, 10..8 state, 7..0 protocol. What a packet's look for its flow compares is
-    // at one end, beside the ports, and what says where it is counted is at the other.
+    // 31..23 rule, 22 direction, 21 clients' side only, 20 nothing, 19..12 seen, 11 opening, 10..8
+    // state, 7..0 protocol. What a packet's look for its flow compares is at one end, beside the
+    // ports, and what says where it is counted is at the other.
     const COUNTER_SHIFT: u32 = 22;
     const REPLY: u32 = 1 << Self::COUNTER_SHIFT;
     const RULE_SHIFT: u32 = Self::COUNTER_SHIFT + 1;
@@ -274,8 +294,8 @@ impl Tag {
         )
     }
 
-    /// The same flow, whose packets come in by the clients' side only ([`Side`](crate::settings::Side))
-    /// if `only` is `true`.
+    /// The same flow, whose packets come in by the clients' side only
+    /// ([`Side`](crate::settings::Side)) if `only` is `true`.
     #[inline(always)]
     pub const fn by_clients_side(self, only: bool) -> Self {
         Self(self.0 & !(1 << Self::CLIENTS_SIDE_SHIFT) | (only as u32) << Self::CLIENTS_SIDE_SHIFT)
@@ -311,8 +331,8 @@ impl Tag {
         Self(self.0 & !Self::STATE_MASK | (state as u32) << Self::STATE_SHIFT)
     }
 
-    /// The tag of the same flow once it is retired: without its "opening", which ends with who retires it. A packet that found the flow before
-    /// must not end it once more.
+    /// The tag of the same flow once it is retired: without its "opening", which ends with who
+    /// retires it. A packet that found the flow before must not end it once more.
     #[inline(always)]
     const fn retired(self) -> Self {
         Self(self.in_state(SlotState::Retired).0 & !Self::OPENING)
@@ -356,7 +376,8 @@ impl Tag {
         (self.0 >> Self::COUNTER_SHIFT) as usize
     }
 
-    /// Where packets of a rule's sessions are counted that go in this direction: the number of the rule, and below it the direction.
+    /// Where packets of a rule's sessions are counted that go in this direction: the number of the
+    /// rule, and below it the direction.
     pub const fn counter_of(rule: u16, direction: Direction) -> usize {
         (rule as usize) << (Self::RULE_SHIFT - Self::COUNTER_SHIFT) | direction as usize
     }
@@ -409,8 +430,9 @@ impl Slot {
         Tag(self.tag.and(!Tag::OPENING)).is_opening()
     }
 
-    /// Changes what the flow's packets have shown from what was seen to what it is now. Only the difference is written: another CPU may have
-    /// packets of the session's other direction at the same moment, and what they show stays.
+    /// Changes what the flow's packets have shown from what was seen to what it is now. Only the
+    /// difference is written: another CPU may have packets of the session's other direction at the
+    /// same moment, and what they show stays.
     #[inline(always)]
     pub fn note_seen(&self, before: Seen, after: Seen) {
         let (before, after) = (before.bits(), after.bits());
@@ -535,7 +557,8 @@ impl Slot {
                 return None;
             }
             self.entry.set_last_seen(now);
-            // What the tag says of the session's state may have changed meanwhile, and nothing else.
+            // What the tag says of the session's state may have changed meanwhile, and nothing
+            // else.
             if self.change_tag(tag, tag.retired()) {
                 return Some(tag);
             }
@@ -550,8 +573,9 @@ impl Slot {
         self.change_tag(seen, seen.retired())
     }
 
-    /// Has the session start over in this slot, the forward flow's, if its tag still is what was seen; whether it was this call that did.
-    /// What the flow's packets become stays; its counters, times and next hop begin anew.
+    /// Has the session start over in this slot, the forward flow's, if its tag still is what was
+    /// seen; whether it was this call that did. What the flow's packets become stays; its counters,
+    /// times and next hop begin anew.
     #[inline(always)]
     pub fn start_over(&self, seen: Tag, rule: u16, now: Ticks) -> bool {
         let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true)
@@ -580,13 +604,15 @@ impl Slot {
         }
     }
 
-    /// Takes a live flow of this key away from packets, while its key stays taken; whether it was this call that did.
+    /// Takes a live flow of this key away from packets, while its key stays taken; whether it was
+    /// this call that did.
     #[inline(always)]
     pub fn hold(&self, key: &FlowKey<Ipv4>) -> bool {
         self.leave_live(key, |tag| tag.in_state(SlotState::Held))
     }
 
-    /// Retires a live flow of this key, after a few attempts at most; whether it was this call that did.
+    /// Retires a live flow of this key, after a few attempts at most; whether it was this call that
+    /// did.
     #[inline(always)]
     pub fn retire_soon(&self, key: &FlowKey<Ipv4>, now: Ticks) -> bool {
         if !self.is_flow(key) {
@@ -596,7 +622,8 @@ impl Slot {
         self.leave_live(key, Tag::retired)
     }
 
-    /// Puts a live flow into another state, after a few attempts at most; whether it was this call that did.
+    /// Puts a live flow into another state, after a few attempts at most; whether it was this call
+    /// that did.
     #[inline(always)]
     fn leave_live(&self, key: &FlowKey<Ipv4>, to: impl Fn(Tag) -> Tag) -> bool {
         for _ in 0..ATTEMPTS {
@@ -662,8 +689,9 @@ const _: () = assert!(cfg!(model) || size_of::<Bucket>() == 128);
 impl Bucket {
     /// Which slot may be a key's live flow, if one of them is.
     ///
-    /// Which one it is differs from flow to flow and cannot be predicted, and a processor that has guessed wrong finds out only when the slots
-    /// have come from memory. So there is no branch to guess.
+    /// Which one it is differs from flow to flow and cannot be predicted, and a processor that has
+    /// guessed wrong finds out only when the slots have come from memory. So there is no branch to
+    /// guess.
     #[inline(always)]
     pub fn candidate(&self, key: &FlowKey<Ipv4>) -> usize {
         let difference = self.0[0].difference(key);
@@ -671,14 +699,16 @@ impl Bucket {
         sign(difference | difference.wrapping_neg()) as usize
     }
 
-    /// Whether the chains that lead through here end here: what is in none of their slots up to here is nowhere.
+    /// Whether the chains that lead through here end here: what is in none of their slots up to
+    /// here is nowhere.
     #[inline(always)]
     pub fn ends_chains(&self) -> bool {
         self.0.iter().any(|slot| slot.tag() == Tag::EMPTY)
     }
 }
 
-/// A number's uppermost bit, by an instruction that the compiler does not look into: it would make a branch of what is meant to have none.
+/// A number's uppermost bit, by an instruction that the compiler does not look into: it would make
+/// a branch of what is meant to have none.
 #[inline(always)]
 fn sign(number: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -730,8 +760,9 @@ pub struct Search {
 /// No slot.
 pub const NOWHERE: u32 = u32::MAX;
 
-/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other things are done: whether the flow may
-/// still be put there is found out by the walk behind the claim ([`Search::may_publish`]). Map data: no padding.
+/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other
+/// things are done: whether the flow may still be put there is found out by the walk behind the
+/// claim ([`Search::may_publish`]). Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vacancy {
@@ -785,7 +816,8 @@ impl Search {
         self.found.get()
     }
 
-    /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past the slot `mine`.
+    /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past
+    /// the slot `mine`.
     #[inline(always)]
     pub fn start(&self, key: &FlowKey<Ipv4>, regions: &Regions, homes: [u32; 2], mine: u32) {
         self.addresses.set(key.addresses());
@@ -827,8 +859,9 @@ impl Search {
         if self.free.get().index == NOWHERE { Err(InsertError::Full) } else { Ok(self.free.get()) }
     }
 
-    /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key, or may come to have it, and whether the
-    /// walk came by that slot. If it did not, a slot in front of it has become empty, and nobody would find the flow.
+    /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key,
+    /// or may come to have it, and whether the walk came by that slot. If it did not, a slot in
+    /// front of it has become empty, and nobody would find the flow.
     ///
     /// # Errors
     /// Why the flow has to be withdrawn.
@@ -845,7 +878,8 @@ impl Search {
         }
     }
 
-    /// Looks at one bucket of the chain, whose first slot's index is this; whether that ends the walk.
+    /// Looks at one bucket of the chain, whose first slot's index is this; whether that ends the
+    /// walk.
     #[inline(always)]
     pub fn look(&self, first: u32, bucket: &Bucket) -> bool {
         let [one, other] = &bucket.0;
@@ -897,7 +931,8 @@ pub enum InsertError {
     Full,
     /// No port is free that could make the key.
     NoPort,
-    /// Another CPU was at work in the same place at the same moment; the next attempt will do better.
+    /// Another CPU was at work in the same place at the same moment; the next attempt will do
+    /// better.
     Contended,
 }
 
@@ -944,7 +979,8 @@ impl Occupancy {
         self.held.add(1) < self.capacity.get() / HELD_SHARE
     }
 
-    /// Says how many keys are held, as a sweep has counted them. Those that have come meanwhile are counted by the next.
+    /// Says how many keys are held, as a sweep has counted them. Those that have come meanwhile are
+    /// counted by the next.
     pub fn set_held(&self, keys: u32) {
         self.held.swap(keys);
     }
@@ -1096,7 +1132,8 @@ mod tests {
         )
     }
 
-    /// A walk along a chain of one bucket: a slot in this state with this key, and one that was never used.
+    /// A walk along a chain of one bucket: a slot in this state with this key, and one that was
+    /// never used.
     fn look_at(there: &FlowKey<Ipv4>, state: SlotState, key: &FlowKey<Ipv4>) -> Search {
         let table = Table::with(Regions { near: 2, far: 0 });
         let tag = Tag::pending(there.protocol_number(), Direction::Forward, 7, false);
@@ -1221,8 +1258,8 @@ mod tests {
         }
     }
 
-    /// Threads insert the same keys at the same time, all in one chain: each key is live once at most, and every success is
-    /// there in the end.
+    /// Threads insert the same keys at the same time, all in one chain: each key is live once at
+    /// most, and every success is there in the end.
     #[test]
     fn no_key_is_live_twice() {
         const THREADS: usize = 4;
@@ -1324,7 +1361,8 @@ mod tests {
         assert_eq!(Regions::of(u32::MAX / 4), None);
     }
 
-    /// A packet that has found its flow just before the sweep retires it comes too late to end the opening: the sweep has.
+    /// A packet that has found its flow just before the sweep retires it comes too late to end the
+    /// opening: the sweep has.
     #[test]
     fn an_opening_ends_once() {
         let key = FlowKey::new(

@@ -1,11 +1,13 @@
 //! Numbers in the bytes of packets, wherever they start.
 //!
-//! An IP header starts two bytes behind a word, so that most of what is in a packet is misaligned. Processors that run BPF do not mind, nor does
-//! the verifier about packets, but the compiler's BPF target puts such numbers together byte by byte. So they are loaded and stored by one
-//! instruction each, written down here.
+//! An IP header starts two bytes behind a word, so that most of what is in a packet is misaligned.
+//! Processors that run BPF do not mind, nor does the verifier about packets, but the compiler's BPF
+//! target puts such numbers together byte by byte. So they are loaded and stored by one instruction
+//! each, written down here.
 //!
-//! All are taken as little-endian: the first byte is the lowest. That is the order of the machines that this runs on, so nothing is swapped,
-//! and a number's parts are the packet's words in their order.
+//! All are taken as little-endian: the first byte is the lowest. That is the order of the machines
+//! that this runs on, so nothing is swapped, and a number's parts are the packet's words in their
+//! order.
 
 const _: () = assert!(cfg!(target_endian = "little"), "the BPF object is built for little-endian machines");
 

@@ -1,4 +1,5 @@
-//! A rewritten packet is, byte for byte, the packet that etherparse builds from scratch with the new tuple.
+//! A rewritten packet is, byte for byte, the packet that etherparse builds from scratch with the
+//! new tuple.
 
 use etherparse::PacketBuilder;
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
-//! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that they answer.
+//! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that
+//! they answer.
 
 use core::cell::Cell;
 
@@ -35,7 +36,8 @@ struct Question {
 // SAFETY: numbers.
 static QUESTION: Scratch<Question> = unsafe { Scratch::new() };
 
-/// Answers that sources may still get, by a keyed hash of their addresses: 192 KiB. Shared by all CPUs, taken from atomically.
+/// Answers that sources may still get, by a keyed hash of their addresses: 192 KiB. Shared by all
+/// CPUs, taken from atomically.
 #[map]
 static ANSWER_SHARES: Array<[Share; Limited::KINDS]> = Array::with_max_entries(SHARES, 0);
 
@@ -61,8 +63,8 @@ pub(crate) fn rejected() -> Exit {
     ask(Reason::PortsExhausted, 0)
 }
 
-/// The packet, which is as it was received, cannot be forwarded for this reason: its sender is told, if the reason is one to be told of and the
-/// configuration says so.
+/// The packet, which is as it was received, cannot be forwarded for this reason: its sender is
+/// told, if the reason is one to be told of and the configuration says so.
 #[inline(always)]
 pub(crate) fn unreachable(work: &Work, reason: Reason) -> Exit {
     match rules::rule_set(work.settings.version()) {
@@ -71,7 +73,8 @@ pub(crate) fn unreachable(work: &Work, reason: Reason) -> Exit {
     }
 }
 
-/// Has the packet answered, which must be as it was received. How it ends is then the answering program's to say.
+/// Has the packet answered, which must be as it was received. How it ends is then the answering
+/// program's to say.
 #[inline(always)]
 fn ask(silent: Reason, mtu: u16) -> Exit {
     let Some(question) = QUESTION.get() else { return Reason::Internal.into() };
@@ -80,7 +83,8 @@ fn ask(silent: Reason, mtu: u16) -> Exit {
     Exit::To(Stage::Answer)
 }
 
-/// Answers the packet, or leaves it in silence where it must not be answered, or too many have been.
+/// Answers the packet, or leaves it in silence where it must not be answered, or too many have
+/// been.
 #[inline(always)]
 pub(crate) fn answer(work: &mut Work) -> Outcome {
     let question = QUESTION.get().ok_or(Reason::Internal)?;
@@ -99,7 +103,8 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
 enum Unanswered {
     /// There must be none, or cannot be. The packet is as it was received.
     Silent,
-    /// The packet has been left: to wait for the neighbour that the answer would go to, or since something went wrong.
+    /// The packet has been left: to wait for the neighbour that the answer would go to, or since
+    /// something went wrong.
     Left(Reason),
 }
 
@@ -138,7 +143,8 @@ fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> 
         }
     }
     let error = Error { mtu, ..told.error };
-    // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812 4.3.2.4).
+    // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812
+    // 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };
     if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
         return Err(Unanswered::Silent);
@@ -151,8 +157,8 @@ fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> 
     Ok(next_hop)
 }
 
-/// Where an answer leaves. If its neighbour is not known yet, the packet waits for it; who traces a route may never have had an answer from
-/// here.
+/// Where an answer leaves. If its neighbour is not known yet, the packet waits for it; who traces a
+/// route may never have had an answer from here.
 #[inline(always)]
 fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unanswered> {
     match next_hop::resolve(work, query) {
@@ -170,8 +176,9 @@ fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
     kind.is_none_or(|kind| take_turn(kind as u32, u32::from_ne_bytes(source.0)) != 0)
 }
 
-/// Returns 1 if a source may be given one more answer of this kind now, which is counted. A global function: the verifier looks at its loops
-/// once, and not together with every way that leads to them.
+/// Returns 1 if a source may be given one more answer of this kind now, which is counted. A global
+/// function: the verifier looks at its loops once, and not together with every way that leads to
+/// them.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_turn(kind: u32, source: u32) -> u32 {

@@ -36,9 +36,11 @@ struct Opening {
     target_port: Cell<Port>,
     ports: Cell<SourcePorts>,
     random: Cell<u32>,
-    /// Where the client's packets leave; that does not depend on the SNAT address and port, see [`router_common::route::Query`].
+    /// Where the client's packets leave; that does not depend on the SNAT address and port, see
+    /// [`router_common::route::Query`].
     next_hop: Cell<NextHop>,
-    /// The client's tuple; where its flow may be put, which is known before all else here ([`ask_to_open`]), and where it has been.
+    /// The client's tuple; where its flow may be put, which is known before all else here
+    /// ([`ask_to_open`]), and where it has been.
     key: Cell<FlowKey<Ipv4>>,
     vacancy: Cell<Vacancy>,
     slot: Cell<u32>,
@@ -124,8 +126,9 @@ enum Claim {
 // SAFETY: numbers and bytes.
 static OPENING: Scratch<Opening> = unsafe { Scratch::new() };
 
-/// Gives a packet that belongs to no session to [`open`](crate::open), with the vacancy that the look for its flow has found. Nothing else
-/// leads there, so that [`claim`] never sees the vacancy of an earlier packet.
+/// Gives a packet that belongs to no session to [`open`](crate::open), with the vacancy that the
+/// look for its flow has found. Nothing else leads there, so that [`claim`] never sees the vacancy
+/// of an earlier packet.
 #[inline(always)]
 pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
     // A late packet of a session that is over and has moved: nobody's, and not to open one.
@@ -142,8 +145,8 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
     }
 }
 
-/// Gives a SYN of the client's to [`open`](crate::open) whose session is over, but is still there: nothing of it is touched before the rules of
-/// now have let the SYN open another one.
+/// Gives a SYN of the client's to [`open`](crate::open) whose session is over, but is still there:
+/// nothing of it is touched before the rules of now have let the SYN open another one.
 #[inline(always)]
 pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
     let Some(opening) = OPENING.get() else { return Reason::Internal.into() };
@@ -207,7 +210,8 @@ pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
     (opening.key.get() == *key).then_some(opening.next_hop.get())
 }
 
-/// Returns the reason that the first packet of a session leaves for, if this CPU has opened it last.
+/// Returns the reason that the first packet of a session leaves for, if this CPU has opened it
+/// last.
 #[inline(always)]
 pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
     match OPENING.get() {
@@ -222,7 +226,8 @@ pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static Slot> {
     flows::at(OPENING.get()?.slot.get(), key)
 }
 
-/// Puts a session into the table that has been decided on, or has the one of its tuple that is over start over.
+/// Puts a session into the table that has been decided on, or has the one of its tuple that is over
+/// start over.
 #[inline(always)]
 pub(crate) fn claim(work: &mut Work) -> Outcome {
     let opening = OPENING.get().ok_or(Reason::Internal)?;
@@ -248,7 +253,8 @@ pub(crate) fn claim(work: &mut Work) -> Outcome {
     insert(work)
 }
 
-/// Counts one more half-open session of the source, for which another one may have to make room; `false` if there is none, and nothing was counted.
+/// Counts one more half-open session of the source, for which another one may have to make room;
+/// `false` if there is none, and nothing was counted.
 #[inline(always)]
 fn is_let_in(settings: &Live, source: Ipv4) -> bool {
     let Some(entered) = half_open::enter(settings, source) else { return false };
@@ -267,9 +273,11 @@ const MOVED: u32 = 2;
 const HALF_OPEN_LIMIT: u32 = 3;
 const BUSY: u32 = 4;
 
-/// Takes over a session that is over, as its client's SYN opens another one: in its place where that leads to the same target from the same
-/// address, so that the target sees the same port again (RFC 9293 3.6.1); else its forward flow is retired and its port held, see
-/// [`router_common::table`]. Whoever changes the forward flow's tag has it, and nobody else. A global function, see [`insert_forward`].
+/// Takes over a session that is over, as its client's SYN opens another one: in its place where
+/// that leads to the same target from the same address, so that the target sees the same port again
+/// (RFC 9293 3.6.1); else its forward flow is retired and its port held, see
+/// [`router_common::table`]. Whoever changes the forward flow's tag has it, and nobody else. A
+/// global function, see [`insert_forward`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_over(context: *mut xdp_md) -> u32 {
@@ -329,7 +337,8 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     }
 }
 
-/// Has the reply flow of a session that moves held, if not too many are; else it goes, and its port is free.
+/// Has the reply flow of a session that moves held, if not too many are; else it goes, and its port
+/// is free.
 #[inline(always)]
 fn leave_behind(settings: &Live) {
     let (Some(opening), Some(occupancy)) = (OPENING.get(), flows::occupancy()) else { return };
@@ -341,8 +350,9 @@ fn leave_behind(settings: &Live) {
     }
 }
 
-/// Inserts both flows of a session that is counted: first the reply flow, whose key claims the SNAT port, then the forward flow. If
-/// that fails, the first is taken back: there is never half a session. Its first packet is then forwarded like any other.
+/// Inserts both flows of a session that is counted: first the reply flow, whose key claims the SNAT
+/// port, then the forward flow. If that fails, the first is taken back: there is never half a
+/// session. Its first packet is then forwarded like any other.
 #[inline(always)]
 fn insert(work: &Work) -> Outcome {
     let source = OPENING.get().ok_or(Reason::Internal)?.key.get().source;
@@ -383,8 +393,8 @@ fn no_port(work: &Work) -> Exit {
 #[inline(always)]
 fn insert_both(work: &Work) -> Result<(), InsertError> {
     let mut context = Callback { xdp: work.frame.context().ctx };
-    // More steps than the longest search can take. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this
-    // context.
+    // More steps than the longest search can take. SAFETY: the callback is a BPF subprogram of
+    // `bpf_loop`'s signature that takes this context.
     unsafe { bpf_loop(MAX_STEPS, step as *const () as *mut c_void, (&raw mut context).cast(), 0) };
     let opening = OPENING.get().ok_or(InsertError::Full)?;
     if opening.claim.get() == Claim::Searching as u32 {
@@ -401,8 +411,8 @@ fn insert_both(work: &Work) -> Result<(), InsertError> {
     }
 }
 
-/// Inserts the forward flow; if that fails, takes the reply flow back. 0 is success. A global function: the verifier looks at it apart from
-/// its caller, and the caller needs less stack.
+/// Inserts the forward flow; if that fails, takes the reply flow back. 0 is success. A global
+/// function: the verifier looks at it apart from its caller, and the caller needs less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn insert_forward() -> u32 {
@@ -441,9 +451,10 @@ const MAX_STEPS: u32 = 2 << 20;
 /// Ranges up to this size are searched port by port as quickly as by a pool.
 const SMALL: u32 = 64;
 
-/// Finds the pool of the session that is being opened, or else makes one of the first `among`, and has the search go on in it. Where even all of
-/// them are too few, or the range is too small for one, it goes on port by port. A global function: the verifier looks at it apart from its
-/// caller, and the caller needs less stack.
+/// Finds the pool of the session that is being opened, or else makes one of the first `among`, and
+/// has the search go on in it. Where even all of them are too few, or the range is too small for
+/// one, it goes on port by port. A global function: the verifier looks at it apart from its caller,
+/// and the caller needs less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_pool(among: u32) -> u32 {
@@ -480,7 +491,8 @@ fn pools_to_spare() -> u32 {
     settings::get().map_or(0, Live::pools_to_spare)
 }
 
-/// Has the search go on with the next SNAT address, or says that all have been searched. A global function, see above.
+/// Has the search go on with the next SNAT address, or says that all have been searched. A global
+/// function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn next_snat_address() -> u32 {
@@ -505,15 +517,16 @@ extern "C" fn next_snat_address() -> u32 {
 #[inline(always)]
 fn another_address() -> i64 {
     next_snat_address();
-    // Read from the map, and not what the function returns: of that, the verifier does not see that it is 0 or 1.
+    // Read from the map, and not what the function returns: of that, the verifier does not see that
+    // it is 0 or 1.
     match OPENING.get() {
         Some(opening) if opening.searched_all.get() == 0 => 0,
         _ => 1,
     }
 }
 
-/// Whether the reply flow of the session that is being opened would take packets from this machine itself. A global function, see
-/// above.
+/// Whether the reply flow of the session that is being opened would take packets from this machine
+/// itself. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
@@ -525,8 +538,8 @@ extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
     }
 }
 
-/// One step of the search: chooses a port and tries to take it. A callback of `bpf_loop`, so that the verifier looks at it once and not
-/// once an attempt; 1 ends the search.
+/// One step of the search: chooses a port and tries to take it. A callback of `bpf_loop`, so that
+/// the verifier looks at it once and not once an attempt; 1 ends the search.
 ///
 /// # Safety
 /// `context` points to a [`Callback`].
@@ -599,7 +612,8 @@ fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
     let reply =
         opening.key.get().between(opening.target.get(), opening.target_port.get(), opening.snat.get(), port);
     opening.reply_key.set(reply);
-    // A client that is its own target: with this port, answers would be the very packets that they answer.
+    // A client that is its own target: with this port, answers would be the very packets that they
+    // answer.
     let is_own = opening.reply_key.get() == opening.key.get() || is_own_socket(context) != 0;
     // From the map again: of the one that was chosen in a pool the verifier knows every bit, and
     // would follow each by itself.
@@ -615,8 +629,8 @@ fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
     let pool = pools::pool(opening.pool.get());
     match (result, pool) {
         (Ok(()), Some(pool)) => pool.set(reply.destination_port.number()),
-        // The mark that was just set is of a port that somebody has who had not marked it. Looked at again after the mark is there, see
-        // `Pool`.
+        // The mark that was just set is of a port that somebody has who had not marked it. Looked
+        // at again after the mark is there, see `Pool`.
         (Err(_), Some(pool)) if !is_own && !flows::is_taken(&reply) => {
             pool.clear(reply.destination_port.number());
         }
@@ -640,10 +654,12 @@ fn release(settings: &Live) {
     unmark(&opening.reply_key.get(), opening.pool.get());
 }
 
-/// Takes the mark off the port of a reply flow that is gone from the table, in its target's pool: this one, if that is known.
+/// Takes the mark off the port of a reply flow that is gone from the table, in its target's pool:
+/// this one, if that is known.
 #[inline(always)]
 fn unmark(reply: &FlowKey<Ipv4>, pool: u32) {
-    // Where there was none, another CPU may have made one since, and marked the port. Looked for after the flow is gone, see `Pool`.
+    // Where there was none, another CPU may have made one since, and marked the port. Looked for
+    // after the flow is gone, see `Pool`.
     let index = if pool == NO_POOL { pools::find(&PoolKey::of(reply)) } else { Some(pool) };
     if let Some(pool) = index.and_then(pools::pool) {
         pool.clear(reply.destination_port.number());

@@ -23,28 +23,32 @@ use router_common::{
 
 use crate::{Work, punt, scratch::Scratch, settings};
 
-/// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes of them later is dropped.
+/// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes
+/// of them later is dropped.
 const CAPACITY: u32 = 2048;
 /// Room for those that are no session's.
 const OTHERS_CAPACITY: u32 = 512;
 
-/// Datagrams of sessions whose first fragment has come, until all have: about 2 MiB. Whoever has a fragment may change its datagram, see
-/// [`Datagram`]. The kernel may use an entry again that somebody is looking at (`BPF_MAP_TYPE_LRU_HASH`), therefore a datagram's flow
-/// counts only if it has the fragment's ends.
+/// Datagrams of sessions whose first fragment has come, until all have: about 2 MiB. Whoever has a
+/// fragment may change its datagram, see [`Datagram`]. The kernel may use an entry again that
+/// somebody is looking at (`BPF_MAP_TYPE_LRU_HASH`), therefore a datagram's flow counts only if it
+/// has the fragment's ends.
 #[map]
 static DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(CAPACITY, 0);
 
-/// The same of datagrams that are no session's, whose fragments all leave for the reason that the first has left for. Apart, so that they are in
-/// nobody's way.
+/// The same of datagrams that are no session's, whose fragments all leave for the reason that the
+/// first has left for. Apart, so that they are in nobody's way.
 #[map]
 static OTHER_DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(OTHERS_CAPACITY, 0);
 
-/// Datagrams of which the daemon holds fragments, since their first has not come. The value says nothing.
+/// Datagrams of which the daemon holds fragments, since their first has not come. The value says
+/// nothing.
 #[map]
 static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPACITY, 0);
 
-/// The last datagrams of each source that came into [`DATAGRAMS`], by [`place_of`]. What is in a place is the business of whoever has taken its
-/// number; a key that is half another's is in no map.
+/// The last datagrams of each source that came into [`DATAGRAMS`], by [`place_of`]. What is in a
+/// place is the business of whoever has taken its number; a key that is half another's is in no
+/// map.
 #[map]
 static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
 /// Datagrams that there have been, by place. Added to atomically.
@@ -58,7 +62,8 @@ static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A
 #[map]
 static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0);
 
-/// Fragments of a source that may still be held, by a keyed hash of its address. Taken from atomically.
+/// Fragments of a source that may still be held, by a keyed hash of its address. Taken from
+/// atomically.
 #[map]
 static EARLY_BUCKETS: Array<Bucket> = Array::with_max_entries(EARLY_SHARES, 0);
 
@@ -95,8 +100,9 @@ fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
     }
 }
 
-/// Puts a source's datagram into the place of its oldest one. That moves to a place of the next ones
-/// whose datagram has gone, complete or given up; where there is none, it comes back, to be forgotten.
+/// Puts a source's datagram into the place of its oldest one. That moves to a place of the next
+/// ones whose datagram has gone, complete or given up; where there is none, it comes back, to be
+/// forgotten.
 #[inline(always)]
 fn take_place(
     (last, count): (&Array<FragmentKey>, &Array<AtomicU32>),
@@ -124,7 +130,8 @@ fn take_place(
     Some(oldest)
 }
 
-/// Notes what becomes of a datagram, by its first fragment: a packet of `flow`, which leaves for the reason `verdict`.
+/// Notes what becomes of a datagram, by its first fragment: a packet of `flow`, which leaves for
+/// the reason `verdict`.
 ///
 /// # Errors
 /// When there is a datagram with the same identification already: they overlap.
@@ -153,8 +160,8 @@ const BEGUN: u32 = 1;
 /// It has begun, and fragments of it are held.
 const AWAITED_BEGUN: u32 = 2;
 
-/// Begins the datagram that is in `BLANK_DATAGRAM` with the fragment that is in `FRAGMENT`. A global function: the verifier looks at it once, and not
-/// wherever it is called.
+/// Begins the datagram that is in `BLANK_DATAGRAM` with the fragment that is in `FRAGMENT`. A
+/// global function: the verifier looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn datagram_begin() -> u32 {
@@ -187,8 +194,8 @@ extern "C" fn datagram_begin() -> u32 {
     if inserted.is_err() || datagram_cover() == Coverage::Bad as u32 {
         return BAD;
     }
-    // Those that were early look for the datagram after they have said that they are there, and so one of the two finds the other.
-    // SAFETY: only whether it is there matters.
+    // Those that were early look for the datagram after they have said that they are there, and so
+    // one of the two finds the other. SAFETY: only whether it is there matters.
     if unsafe { AWAITED.get(key) }.is_none() {
         return BEGUN;
     }
@@ -196,7 +203,8 @@ extern "C" fn datagram_begin() -> u32 {
     AWAITED_BEGUN
 }
 
-/// Forgets a datagram whose first fragment has not left: it begins when that comes again, and what comes until then is early.
+/// Forgets a datagram whose first fragment has not left: it begins when that comes again, and what
+/// comes until then is early.
 #[inline(always)]
 pub(crate) fn forget(key: &FragmentKey) {
     // It fails if it has been forgotten already.
@@ -248,8 +256,8 @@ pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Enters the fragment that is in `FRAGMENT` into its datagram. A global function: the verifier looks at it once, and not wherever it is
-/// called.
+/// Enters the fragment that is in `FRAGMENT` into its datagram. A global function: the verifier
+/// looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn datagram_cover() -> u32 {

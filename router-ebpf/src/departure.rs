@@ -1,11 +1,12 @@
-//! Where packets leave that are as they were received: by a next hop, or else they wait for it, or their sender is told.
+//! Where packets leave that are as they were received: by a next hop, or else they wait for it, or
+//! their sender is told.
 
 use router_common::{flow::NextHop, reason::Reason, route::Query};
 
 use crate::{Exit, Work, answer::unreachable, next_hop, punt};
 
-/// Asks the kernel where a packet leaves, see [`next_hop::resolve`]. One that cannot leave now waits for its neighbour with the daemon, or
-/// its sender is told.
+/// Asks the kernel where a packet leaves, see [`next_hop::resolve`]. One that cannot leave now
+/// waits for its neighbour with the daemon, or its sender is told.
 ///
 /// # Errors
 /// How the packet ends that cannot leave now.

@@ -12,15 +12,18 @@ use router_common::{
 
 use crate::{Outcome, Transmit, Work, flows, unfinished};
 
-/// Makes a packet of a known session what it becomes, and answers with the egress interface's slot. `None` if there is more to it, for whatever
-/// reason: to tell them apart here would cost those packets that have none.
+/// Makes a packet of a known session what it becomes, and answers with the egress interface's slot.
+/// `None` if there is more to it, for whatever reason: to tell them apart here would cost those
+/// packets that have none.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     let length = work.frame.length();
-    // As many bytes as TCP has, also where it is not TCP: so where the frame ends is looked at once. Only UDP and echoes of less than 12 bytes end
-    // before that, where nobody has padded the frame, and are the slow path's.
+    // As many bytes as TCP has, also where it is not TCP: so where the frame ends is looked at
+    // once. Only UDP and echoes of less than 12 bytes end before that, where nobody has padded the
+    // frame, and are the slow path's.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
-    // A frame that the link brings here, but for another machine, is not to be sent on a second time.
+    // A frame that the link brings here, but for another machine, is not to be sent on a second
+    // time.
     if !packet::is_for(&headers, work.settings.mac(work.ingress)) {
         return None;
     }
@@ -37,8 +40,8 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
         return None;
     }
     if packet.protocol == Protocol::Tcp {
-        // Read anew and not taken from the packet, or these would be kept for packets that have none, too. Within a connection, all have the one
-        // flag and few any of the others.
+        // Read anew and not taken from the packet, or these would be kept for packets that have
+        // none, too. Within a connection, all have the one flag and few any of the others.
         if packet::tcp_flags(&headers)? & (Seen::FLAGS | tcp::ACK) != tcp::ACK {
             return None;
         }

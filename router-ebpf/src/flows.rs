@@ -22,12 +22,14 @@ use router_common::{
 
 use crate::{scratch::Scratch, settings};
 
-/// Every session's two flows. The programs insert, the daemon's sweep removes what has expired; both follow `router_common::table`. Sized by the
-/// daemon (`limits.flows`), which has it in its memory.
+/// Every session's two flows. The programs insert, the daemon's sweep removes what has expired;
+/// both follow `router_common::table`. Sized by the daemon (`limits.flows`), which has it in its
+/// memory.
 #[map]
 static FLOWS: Array<Bucket> = Array::with_max_entries(1 << 15, BPF_F_MMAPABLE);
 
-/// One record: how many sessions there are. Added to by the programs, taken from by the daemon, both atomically.
+/// One record: how many sessions there are. Added to by the programs, taken from by the daemon,
+/// both atomically.
 #[map]
 static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -63,7 +65,8 @@ fn slot(index: u32) -> Option<&'static Slot> {
     Some(&slots[(index % BUCKET) as usize])
 }
 
-/// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is further on is the slow path's.
+/// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is
+/// further on is the slow path's.
 #[inline(always)]
 pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static Slot> {
     let hash = settings.seeds().hash(key);
@@ -142,9 +145,11 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
     settings::get().is_some_and(|settings| find(key, settings).is_some())
 }
 
-/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`. The slot's index.
+/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`.
+/// The slot's index.
 ///
-/// `vacancy`: where this packet's look for the key has found that it may be put, or [`Vacancy::UNKNOWN`].
+/// `vacancy`: where this packet's look for the key has found that it may be put, or
+/// [`Vacancy::UNKNOWN`].
 #[inline(always)]
 pub(crate) fn insert(
     key: &FlowKey<Ipv4>,
@@ -179,11 +184,13 @@ const EXISTS: u32 = u32::MAX;
 const CONTENDED: u32 = u32::MAX - 1;
 const FULL: u32 = u32::MAX - 2;
 
-/// How often an insertion is tried where another CPU is at work in the same place. Each of its flows is in the way for the time of a few
-/// loads and stores, so the second attempt nearly always does.
+/// How often an insertion is tried where another CPU is at work in the same place. Each of its
+/// flows is in the way for the time of a few loads and stores, so the second attempt nearly always
+/// does.
 const ATTEMPTS: u32 = 4;
 
-/// Inserts what is in `INSERTION` with this tag, in the slot `index` if it is as it was `seen`: the slot's index, or why not.
+/// Inserts what is in `INSERTION` with this tag, in the slot `index` if it is as it was `seen`: the
+/// slot's index, or why not.
 ///
 /// A global function: the verifier looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
@@ -257,8 +264,8 @@ extern "C" fn flow_table_walk() -> u32 {
         // Every chain is at least as long as this.
         let is_over = (0..REACH / BUCKET).any(|step| flow_table_look(step) != 0);
         if !is_over && search.length() > REACH {
-            // Few walks are as long as this, and none along a near region. SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature,
-            // and wants no context.
+            // Few walks are as long as this, and none along a near region. SAFETY: the callback is
+            // a BPF subprogram of `bpf_loop`'s signature, and wants no context.
             unsafe {
                 bpf_loop(
                     (search.length() - REACH) / BUCKET,
@@ -275,7 +282,8 @@ extern "C" fn flow_table_walk() -> u32 {
     0
 }
 
-/// A step of a walk beyond its first ones. A callback of `bpf_loop`, so that the verifier looks at it once.
+/// A step of a walk beyond its first ones. A callback of `bpf_loop`, so that the verifier looks at
+/// it once.
 unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
     let is_over = flow_table_look((REACH / BUCKET).wrapping_add(step));
     // It is 0 or 1, but not as far as the verifier sees.

@@ -1,8 +1,9 @@
 //! Fragments (RFC 791 3.2, RFC 4787 REQ-14).
 //!
-//! The first fragment of a datagram has ports, and is a packet of its flow like any other: it opens a session, or belongs to one. It
-//! leaves a note (`datagrams`), by which later ones find their flow. One that comes before the first is held by the daemon, which gives it
-//! to this program again when the first has come.
+//! The first fragment of a datagram has ports, and is a packet of its flow like any other: it opens
+//! a session, or belongs to one. It leaves a note (`datagrams`), by which later ones find their
+//! flow. One that comes before the first is held by the daemon, which gives it to this program
+//! again when the first has come.
 
 use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reason::Reason};
 
@@ -58,7 +59,8 @@ pub(crate) fn left(work: &Work, packet: &packet::Packet, reason: Reason) -> Reas
     }
 }
 
-/// Returns `true` if the first fragment of this later one's datagram was passed to this machine's own stack.
+/// Returns `true` if the first fragment of this later one's datagram was passed to this machine's
+/// own stack.
 ///
 /// # Errors
 /// It overlaps another.
@@ -95,7 +97,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if fragment.ttl <= 1 {
         return Err(Reason::TtlExpired.into());
     }
-    // The first did not go out. As the flow's first packet, this one would keep a real one from ending the session's opening.
+    // The first did not go out. As the flow's first packet, this one would keep a real one from
+    // ending the session's opening.
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
@@ -121,13 +124,15 @@ fn early(work: &Work, fragment: &Fragment) -> Outcome {
     if work.settings.daemon_is_there(flows::now()) && may_be_a_sessions(work, fragment) {
         datagrams::hold(work, fragment);
     }
-    // The kernel gets what may be its own, too, and puts it together with the first if it gets that. If it does not, it forgets about it
-    // without a word (RFC 1122 3.3.2: no error without the first fragment).
+    // The kernel gets what may be its own, too, and puts it together with the first if it gets
+    // that. If it does not, it forgets about it without a word (RFC 1122 3.3.2: no error without
+    // the first fragment).
     Err(if may_be_for_the_kernel(work, fragment) { Reason::Fragment } else { Reason::FragmentEarly }.into())
 }
 
-/// Returns `true` if a fragment of which is not known whose it is may be of a session, or open one: it is from a rule's source, or from whom a
-/// session leads to, and to an address of this machine's.
+/// Returns `true` if a fragment of which is not known whose it is may be of a session, or open one:
+/// it is from a rule's source, or from whom a session leads to, and to an address of this
+/// machine's.
 #[inline(always)]
 fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
     let (version, key) = (work.settings.version(), &fragment.key);
@@ -136,8 +141,9 @@ fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
             && (rules::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
 }
 
-/// Whether a fragment of which is not known whose it is may be for this machine itself. Not from a source that may not reach everything
-/// here: what is then for a service that it is allowed is lost if it comes in the wrong order.
+/// Whether a fragment of which is not known whose it is may be for this machine itself. Not from a
+/// source that may not reach everything here: what is then for a service that it is allowed is lost
+/// if it comes in the wrong order.
 #[inline(always)]
 fn may_be_for_the_kernel(work: &Work, fragment: &Fragment) -> bool {
     let destination = fragment.key.destination;

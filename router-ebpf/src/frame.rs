@@ -12,7 +12,8 @@ const ADDRESSES: usize = 12;
 /// The frame of an XDP context.
 pub(crate) struct XdpFrame {
     context: XdpContext,
-    /// Computed once: the context is read anew after every write to memory that it might be in, as far as the compiler knows.
+    /// Computed once: the context is read anew after every write to memory that it might be in, as
+    /// far as the compiler knows.
     length: usize,
 }
 
@@ -35,9 +36,10 @@ impl XdpFrame {
         self.context.ingress_ifindex() as u32
     }
 
-    /// Makes the frame this long: what is too much is cut off its end, and what it lacks is added in front, so that its bytes are others
-    /// then. Drivers leave room in front of every packet, but not all of them leave any behind a small one (veth does not). `None` if
-    /// this one does not.
+    /// Makes the frame this long: what is too much is cut off its end, and what it lacks is added
+    /// in front, so that its bytes are others then. Drivers leave room in front of every packet,
+    /// but not all of them leave any behind a small one (veth does not). `None` if this one does
+    /// not.
     #[inline(always)]
     pub(crate) fn resize(&mut self, length: usize) -> Option<()> {
         let change = length as i32 - self.length() as i32;
@@ -85,17 +87,20 @@ impl XdpFrame {
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let frame = self.context.data();
-        // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake (`NET_IP_ALIGN`). The kernel's own
-        // verifier, too, takes them to start at an even address (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves
-        // the start by even numbers. Without this, the compiler makes every number of two bytes and two shifts. Nor is there a packet at 0,
-        // which the compiler would otherwise ask for wherever a reference to its start may be missing.
+        // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake
+        // (`NET_IP_ALIGN`). The kernel's own verifier, too, takes them to start at an even address
+        // (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves the start by even
+        // numbers. Without this, the compiler makes every number of two bytes and two shifts. Nor
+        // is there a packet at 0, which the compiler would otherwise ask for wherever a reference
+        // to its start may be missing.
         unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
         let start = frame + offset;
         if start + N > self.context.data_end() { None } else { Some(start as *mut [u8; N]) }
     }
 }
 
-/// The first `N` bytes of a frame, which are there: whoever reads and writes nothing else need look only once where the frame ends.
+/// The first `N` bytes of a frame, which are there: whoever reads and writes nothing else need look
+/// only once where the frame ends.
 pub(crate) struct Headers<'a, const N: usize> {
     bytes: &'a mut [u8; N],
     /// Of the whole frame.
@@ -123,7 +128,8 @@ impl<const N: usize> Frame for Headers<'_, N> {
 #[inline(always)]
 fn length_of(context: &XdpContext) -> usize {
     let length = context.data_end() - context.data();
-    // SAFETY: no frame is longer, and none ends before it starts. The compiler need not cut what is counted to 32 bits then.
+    // SAFETY: no frame is longer, and none ends before it starts. The compiler need not cut what is
+    // counted to 32 bits then.
     unsafe { core::hint::assert_unchecked(length <= u32::MAX as usize) };
     length
 }
@@ -136,8 +142,8 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        // SAFETY: `at` checked that the bytes are in the frame, which stays where it is while there is a reference to it:
-        // moving it and writing to it take `&mut self`.
+        // SAFETY: `at` checked that the bytes are in the frame, which stays where it is while there
+        // is a reference to it: moving it and writing to it take `&mut self`.
         Some(unsafe { &*self.at(offset)? })
     }
 

@@ -22,8 +22,9 @@ use router_common::{
 
 use crate::{flows, removal, scratch::Scratch, settings};
 
-/// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place, read by whoever looks for a session to make
-/// room; what a note says is believed only where the flow table says the same.
+/// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place,
+/// read by whoever looks for a session to make room; what a note says is believed only where the
+/// flow table says the same.
 #[map]
 static OPENINGS: Array<Shared<u64>> = Array::with_max_entries(RINGS * NOTES, 0);
 
@@ -67,8 +68,9 @@ pub(crate) enum Entered {
     InPlace,
 }
 
-/// Counts one more. Where a source has as many as it may, the oldest that nobody has answered makes room, or else the oldest of all that are
-/// still opening; `None` if there is none, and nothing was counted.
+/// Counts one more. Where a source has as many as it may, the oldest that nobody has answered makes
+/// room, or else the oldest of all that are still opening; `None` if there is none, and nothing was
+/// counted.
 #[inline(always)]
 pub(crate) fn enter(settings: &Live, source: Ipv4) -> Option<Entered> {
     if flows::half_open(settings, source)?.enter(settings.half_open_per_source()) {
@@ -134,7 +136,8 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     1
 }
 
-/// The tag of the slot that a note names, and what has become of the session, for who looks for one that is counted in this place.
+/// The tag of the slot that a note names, and what has become of the session, for who looks for one
+/// that is counted in this place.
 #[inline(always)]
 fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, Standing) {
     let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, Standing::Gone) };
@@ -148,8 +151,8 @@ fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, Standing) {
     (tag, standing(tag, is_noted, is_theirs))
 }
 
-/// Has a session of this source make room: 1 if one has, which is gone, and is still counted as half-open. A global function: the verifier looks
-/// at it apart from its callers.
+/// Has a session of this source make room: 1 if one has, which is gone, and is still counted as
+/// half-open. A global function: the verifier looks at it apart from its callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn make_room(source: u32) -> u32 {
@@ -181,7 +184,8 @@ extern "C" fn make_room(source: u32) -> u32 {
     search.made.get()
 }
 
-/// Has a session that was found make room, if one may yet: 1 if it has. Inlined: calls are as deep as they may be.
+/// Has a session that was found make room, if one may yet: 1 if it has. Inlined: calls are as deep
+/// as they may be.
 #[inline(always)]
 fn give_way(slot: u32, tag: u32) -> u32 {
     let (Some(occupancy), Some(room)) = (flows::occupancy(), ROOM.get(0)) else { return 0 };
@@ -192,7 +196,8 @@ fn give_way(slot: u32, tag: u32) -> u32 {
     removal::session_gives_way(slot, tag)
 }
 
-/// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the search.
+/// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the
+/// search.
 unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
     let (Some(search), Some(settings)) = (ROOM_SEARCH.get(), settings::get()) else { return 1 };
     if search.at.get() == search.end.get() {
@@ -207,7 +212,8 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
             if search.in_vain.get() != 0
                 && let Some(ends) = OPENINGS_ENDS.get(search.ring.get())
             {
-                // This overwrites none of them: as many places as are taken at the end have been forgotten.
+                // This overwrites none of them: as many places as are taken at the end have been
+                // forgotten.
                 if matches!(standing, Standing::Anothers)
                     && let Some(place) = OPENINGS.get(index(search.ring.get(), ends.push()))
                 {
@@ -220,7 +226,8 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
         Standing::Unanswered => {
             search.in_vain.set(0);
             search.made.set(give_way(note.slot(), tag.0));
-            // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as far as the verifier sees.
+            // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as
+            // far as the verifier sees.
             i64::from(bounds::opaque(search.made.get()) & 1)
         }
         Standing::Answered => {

@@ -1,5 +1,5 @@
-//! Packets of known sessions that need more than a rewrite: their next hop is not known any more, they change the session's state, or
-//! something about them stops them.
+//! Packets of known sessions that need more than a rewrite: their next hop is not known any more,
+//! they change the session's state, or something about them stops them.
 
 use aya_log_ebpf::debug;
 use router_common::{
@@ -19,8 +19,9 @@ use crate::{
 /// Finds the flow of a packet.
 ///
 /// # Errors
-/// It has none, or opens another connection of a session that is over: whether and how, the rules of now say, as they do of any first packet.
-/// Or it is a client's, and comes in by the firewall's side.
+/// It has none, or opens another connection of a session that is over: whether and how, the rules
+/// of now say, as they do of any first packet. Or it is a client's, and comes in by the firewall's
+/// side.
 #[inline(always)]
 pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> {
     // A packet comes here again once its session is open.
@@ -71,8 +72,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
         Some(next_hop) if first => next_hop,
-        // Frames that are too short for the fast path come here one and all, and need not ask each time. A handshake does,
-        // since what it says of sizes has to be right, and so does a packet that seems too big.
+        // Frames that are too short for the fast path come here one and all, and need not ask each
+        // time. A handshake does, since what it says of sizes has to be right, and so does a packet
+        // that seems too big.
         _ if packet.tcp_flags & tcp::SYN == 0
             && known.is_of(work.settings.next_hop_generation())
             && length <= known.mtu =>
@@ -114,8 +116,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     send(work, packet, &slot.entry, &next_hop, tag, reason)
 }
 
-/// Whether an answer is to a connection that this machine itself has made since, from the session's port to the session's target. Two such
-/// connections cannot both live, so then the session is over, and its later packets come here, too.
+/// Whether an answer is to a connection that this machine itself has made since, from the session's
+/// port to the session's target. Two such connections cannot both live, so then the session is
+/// over, and its later packets come here, too.
 #[inline(always)]
 fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
     let tag = slot.tag();

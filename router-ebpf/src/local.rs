@@ -16,7 +16,8 @@ use router_common::{
 
 use crate::{Outcome, Work, flows, fragment, own, rules};
 
-/// Entries of `local.allow` by bank and position. Written by the daemon, see `router_common::rules`.
+/// Entries of `local.allow` by bank and position. Written by the daemon, see
+/// `router_common::rules`.
 #[map]
 static LOCAL_ALLOW: Array<Allow<Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
 
@@ -24,7 +25,8 @@ static LOCAL_ALLOW: Array<Allow<Network>> = Array::with_max_entries(2 * MAX_LOCA
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let parsed = packet::parse_leading(&work.frame);
-    // Keeps it in memory: in registers, the compiler would move what an error does not have, and the verifier refuse that.
+    // Keeps it in memory: in registers, the compiler would move what an error does not have, and
+    // the verifier refuse that.
     core::hint::black_box(&parsed);
     // Why it passes, if it does.
     let reason = match &parsed {
@@ -73,7 +75,8 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
                 Some(protocol) => {
                     is_link_control(protocol, destination) || is_allowed(Service::without_ports(protocol))
                 }
-                // Of a datagram to a group: what is sent to this machine alone is the program `fragment`'s.
+                // Of a datagram to a group: what is sent to this machine alone is the program
+                // `fragment`'s.
                 None if reason as u32 == Reason::Fragment as u32 => fragment::first_has_passed(work)?,
                 None => false,
             }
@@ -112,7 +115,8 @@ pub(crate) fn an_entry_covers<A: Copy>(
     count: u32,
     step: unsafe extern "C" fn(u32, *mut Search<A>) -> i64,
 ) -> bool {
-    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
+    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the
+    // context that it expects.
     unsafe {
         bpf_loop(
             count.min(MAX_LOCAL_ALLOW as u32),

@@ -1,11 +1,14 @@
-//! The XDP programs: entry points, and the one place where an outcome becomes a verdict and a counter.
+//! The XDP programs: entry points, and the one place where an outcome becomes a verdict and a
+//! counter.
 //!
-//! What is decided about a packet is in `router-common`; what is here gets bytes, looks things up and writes them back.
+//! What is decided about a packet is in `router-common`; what is here gets bytes, looks things up
+//! and writes them back.
 //!
-//! Programs run one after the other. `pls_router` is attached and stays attached: it only jumps to slot 0 of `ROOT`, so
-//! that a new version of the rest takes over by one write to that slot, without the NIC noticing (MANA re-creates its
-//! queues whenever the attached program changes). `forward` handles packets of known sessions. Whatever else there is to
-//! do is `slow`'s, which hands rare work on to programs of their own.
+//! Programs run one after the other. `pls_router` is attached and stays attached: it only jumps to
+//! slot 0 of `ROOT`, so that a new version of the rest takes over by one write to that slot,
+//! without the NIC noticing (MANA re-creates its queues whenever the attached program changes).
+//! `forward` handles packets of known sessions. Whatever else there is to do is `slow`'s, which
+//! hands rare work on to programs of their own.
 #![no_std]
 #![no_main]
 
@@ -58,7 +61,8 @@ use router_common::{
 
 use crate::{frame::XdpFrame, stats::Stats};
 
-/// Slot 0: the `forward` program in force. Written by the daemon. The attached program keeps this map for good.
+/// Slot 0: the `forward` program in force. Written by the daemon. The attached program keeps this
+/// map for good.
 #[map]
 static ROOT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
@@ -70,7 +74,8 @@ static STAGES: ProgramArray = ProgramArray::with_max_entries(STAGE_COUNT, 0);
 #[map]
 static EGRESS: DevMap = DevMap::with_max_entries(MAX_INTERFACES as u32, 0);
 
-/// What is to become of a packet: sent, left for a reason whose [`Action`] says how, or handled by another program.
+/// What is to become of a packet: sent, left for a reason whose [`Action`] says how, or handled by
+/// another program.
 type Outcome = Result<Transmit, Exit>;
 
 /// A packet that is ready to leave.
@@ -138,7 +143,8 @@ impl Work {
             },
             Err(Exit::Left(reason)) => self.leave(reason),
             Err(Exit::To(stage)) => {
-                // SAFETY: the array holds XDP programs only; the kernel checks that when one is put in.
+                // SAFETY: the array holds XDP programs only; the kernel checks that when one is put
+                // in.
                 unsafe { STAGES.tail_call(self.frame.context(), stage as u32) };
                 // Only without a program in the slot.
                 self.leave(Reason::StageMissing)
@@ -146,7 +152,8 @@ impl Work {
         }
     }
 
-    /// The verdict by which a frame leaves by an interface: turned round where it came in, or redirected.
+    /// The verdict by which a frame leaves by an interface: turned round where it came in, or
+    /// redirected.
     #[inline(always)]
     fn send_by(&self, egress: u32) -> Option<u32> {
         if egress == self.ingress {
@@ -163,13 +170,15 @@ impl Work {
         self.stats.left(reason, &self.frame);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,
-            // The daemon has a copy of a punted packet. A packet is not left for a reason to forward or answer it.
+            // The daemon has a copy of a punted packet. A packet is not left for a reason to
+            // forward or answer it.
             Action::Drop | Action::Punt | Action::Forward | Action::Answer => xdp_action::XDP_DROP,
         }
     }
 }
 
-/// Runs a stage. A machine that lacks a map of its own programs aborts packets without a counter, since it has none.
+/// Runs a stage. A machine that lacks a map of its own programs aborts packets without a counter,
+/// since it has none.
 macro_rules! stage {
     ($(#[$doc:meta])* $name:ident, $run:path) => {
         $(#[$doc])*
@@ -218,7 +227,8 @@ fn forward(ctx: XdpContext) -> u32 {
     }))
 }
 
-/// In the place of `forward` in generic mode: the fast path is for packets as they are on a wire, see `unfinished`.
+/// In the place of `forward` in generic mode: the fast path is for packets as they are on a wire,
+/// see `unfinished`.
 #[xdp]
 fn generic(ctx: XdpContext) -> u32 {
     let Some(work) = &mut Work::new(ctx) else { return xdp_action::XDP_ABORTED };
@@ -278,8 +288,8 @@ fn own_traffic(ctx: TcContext) -> i32 {
     sent::look(&ctx)
 }
 
-/// Answers the daemon's query where a packet would leave, which stands in place of the packet: see [`router_common::route`]. Never
-/// attached.
+/// Answers the daemon's query where a packet would leave, which stands in place of the packet: see
+/// [`router_common::route`]. Never attached.
 #[xdp]
 fn ask_route(ctx: XdpContext) -> u32 {
     let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };

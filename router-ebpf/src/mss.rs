@@ -23,8 +23,8 @@ use crate::{Work, next_hop, rules, scratch::Scratch};
 // SAFETY: numbers and bytes.
 static SEARCH_OPTIONS: Scratch<Search> = unsafe { Scratch::new() };
 
-/// Lowers the segment size in a SYN or SYN-ACK, not yet translated, as its session's rule says. `mtu` is that of its next hop, 0 if that is
-/// not known.
+/// Lowers the segment size in a SYN or SYN-ACK, not yet translated, as its session's rule says.
+/// `mtu` is that of its next hop, 0 if that is not known.
 #[inline(always)]
 pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, tag: Tag, mtu: u16) {
     if packet.tcp_flags & tcp::SYN == 0 {
@@ -47,8 +47,8 @@ pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, tag: 
     }
 }
 
-/// Lowers the segment size of a TCP packet to `limit`. A global function: the verifier looks at it apart from its caller, and the caller
-/// needs less stack. It answers 0.
+/// Lowers the segment size of a TCP packet to `limit`. A global function: the verifier looks at it
+/// apart from its caller, and the caller needs less stack. It answers 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn clamp_mss(context: *mut xdp_md, limit: u32, ip_length: u32) -> u32 {
@@ -92,7 +92,8 @@ fn lower(context: *mut xdp_md, limit: u16, ip_length: u32) -> Option<()> {
     store(context, CHECKSUM, checksum)
 }
 
-/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends it.
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends
+/// it.
 unsafe extern "C" fn step(_number: u32, _context: *mut c_void) -> i64 {
     SEARCH_OPTIONS.get().map_or(1, |search| i64::from(search.step()))
 }

@@ -43,12 +43,13 @@ const NEXT_HOP: u32 = 0;
 /// In [`LOOKUPS`]: how long packets may be.
 const MTU: u32 = 1;
 
-/// The addresses of the router's interfaces by slot, for kernels that do not tell the preferred source of a route. Written by the daemon.
+/// The addresses of the router's interfaces by slot, for kernels that do not tell the preferred
+/// source of a route. Written by the daemon.
 #[map]
 static INTERFACE_ADDRESSES: Array<InterfaceAddresses> = Array::with_max_entries(MAX_INTERFACES as u32, 0);
 
-/// Neighbours that have been found not to answer, and until when, in ticks, nothing waits for them. Written by the daemon; beyond, the oldest
-/// are forgotten, and waited for again.
+/// Neighbours that have been found not to answer, and until when, in ticks, nothing waits for them.
+/// Written by the daemon; beyond, the oldest are forgotten, and waited for again.
 #[map]
 static FAILED_NEIGHBOURS: LruHashMap<Neighbour, u32> = LruHashMap::with_max_entries(4096, 0);
 
@@ -74,16 +75,20 @@ pub(crate) fn tos(work: &Work) -> u8 {
 
 /// Asks the kernel where a packet leaves.
 ///
-/// The query is the one of the kernel's own forwarding (see [`Query`]), but for the interface: it is asked as if the packet came in by the loopback
-/// interface, for which alone `net.ipv4.conf.lo.forwarding` has to be on for the kernel to answer (`bpf_ipv4_fib_lookup`,
-/// net/core/filter.c). So forwarding stays off on the real interfaces, and nothing that this program leaves to the kernel can be routed on
-/// untranslated. Policy rules by incoming interface, or by a mark that the host's firewall sets, are not seen: the daemon looks for such.
+/// The query is the one of the kernel's own forwarding (see [`Query`]), but for the interface: it
+/// is asked as if the packet came in by the loopback interface, for which alone
+/// `net.ipv4.conf.lo.forwarding` has to be on for the kernel to answer (`bpf_ipv4_fib_lookup`,
+/// net/core/filter.c). So forwarding stays off on the real interfaces, and nothing that this
+/// program leaves to the kernel can be routed on untranslated. Policy rules by incoming interface,
+/// or by a mark that the host's firewall sets, are not seen: the daemon looks for such.
 ///
 /// # Errors
-/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is the MAC address of its [`neighbour`].
+/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is the MAC address of
+/// its [`neighbour`].
 #[inline(always)]
 pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
-    // Read before the kernel is asked, and not again: an answer that has been overtaken must not count as a newer one.
+    // Read before the kernel is asked, and not again: an answer that has been overtaken must not
+    // count as a newer one.
     let generation = work.settings.next_hop_generation();
     let code = ask(work.frame.context().ctx, query, NEXT_HOP);
     let params = LOOKUPS.get(NEXT_HOP).ok_or(Reason::Internal)?;
@@ -110,8 +115,8 @@ pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     })
 }
 
-/// Whether the next hop that this CPU has asked for last has lately been found not to answer: 1 if so. A global function: the verifier looks at
-/// it once.
+/// Whether the next hop that this CPU has asked for last has lately been found not to answer: 1 if
+/// so. A global function: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn neighbour_has_failed() -> u32 {
@@ -153,7 +158,8 @@ extern "C" fn note_next_hop() -> u32 {
     0
 }
 
-/// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address is known or not.
+/// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address
+/// is known or not.
 #[inline(always)]
 pub(crate) fn neighbour() -> Option<Neighbour> {
     let params = LOOKUPS.get(NEXT_HOP)?;
@@ -168,8 +174,8 @@ pub(crate) fn neighbour() -> Option<Neighbour> {
     Some(Neighbour { interface: params.ifindex, address })
 }
 
-/// The address that a new session comes from by the route that this CPU has asked for last, to `destination`: the preferred one of the
-/// route, or else the one that the kernel would choose.
+/// The address that a new session comes from by the route that this CPU has asked for last, to
+/// `destination`: the preferred one of the route, or else the one that the kernel would choose.
 #[inline(always)]
 pub(crate) fn preferred_source(destination: Ipv4) -> Option<Ipv4> {
     match source_of_route(u32::from_ne_bytes(destination.0)) {
@@ -178,7 +184,8 @@ pub(crate) fn preferred_source(destination: Ipv4) -> Option<Ipv4> {
     }
 }
 
-/// As [`preferred_source`]; 0 is none. A global function: the verifier looks at its loop once, and not together with every way that leads to it.
+/// As [`preferred_source`]; 0 is none. A global function: the verifier looks at its loop once, and
+/// not together with every way that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn source_of_route(destination: u32) -> u32 {
@@ -195,7 +202,8 @@ extern "C" fn source_of_route(destination: u32) -> u32 {
     selected.map_or(0, |address| u32::from_ne_bytes(address.0))
 }
 
-/// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that cannot be told.
+/// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that
+/// cannot be told.
 #[inline(always)]
 pub(crate) fn mtu(context: *mut xdp_md, query: &Query) -> u16 {
     if ask(context, query, MTU) as u32 != BPF_FIB_LKUP_RET_SUCCESS {
@@ -233,7 +241,8 @@ fn ask(context: *mut xdp_md, query: &Query, kind: u32) -> i32 {
 #[inline(never)]
 extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports: u32, rest: u32) -> u32 {
     let kind = rest >> 16 & 1;
-    // The first flags are not known before Linux 6.7, or 6.5 for the MTU: there is then no answer without the neighbour.
+    // The first flags are not known before Linux 6.7, or 6.5 for the MTU: there is then no answer
+    // without the neighbour.
     let flags = if kind == MTU { BPF_FIB_LOOKUP_SKIP_NEIGH } else { BPF_FIB_LOOKUP_SRC };
     let mut answer = INVALID;
     for flags in [flags, 0] {
@@ -276,7 +285,8 @@ unsafe fn clear(params: *mut bpf_fib_lookup) {
     );
     for word in 0..WORDS {
         // Volatile, or the compiler makes it a call that writes every byte by itself.
-        // SAFETY: within the structure, which is of whole words (asserted above); zero is a value of all its fields.
+        // SAFETY: within the structure, which is of whole words (asserted above); zero is a value
+        // of all its fields.
         unsafe { params.cast::<u32>().add(word).write_volatile(0) };
     }
 }

@@ -16,7 +16,8 @@ use crate::{
     unfinished,
 };
 
-/// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the stack of one is too small for both.
+/// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the
+/// stack of one is too small for both.
 #[inline(always)]
 pub(crate) fn decide(work: &mut Work) -> Outcome {
     let packet = packet::parse_leading(&work.frame)?;
@@ -71,8 +72,10 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
     Err(Exit::To(Stage::Claim))
 }
 
-/// Returns 0 if the checksum of a packet that opens a session is wrong, see [`packet::opening_is_intact`]. A global function: the verifier looks at its
-/// loop once, and not together with every way that leads to it. It reads the packet again, which only first packets pay for.
+/// Returns 0 if the checksum of a packet that opens a session is wrong, see
+/// [`packet::opening_is_intact`]. A global function: the verifier looks at its loop once, and not
+/// together with every way that leads to it. It reads the packet again, which only first packets
+/// pay for.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn opening_is_intact(context: *mut xdp_md) -> u32 {

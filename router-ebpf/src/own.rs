@@ -1,7 +1,7 @@
 //! This machine's own traffic: what answers it is this machine's, whatever rules say.
 //!
-//! Of connections and connected sockets, the kernel knows. It does not know whom a socket that is not connected has sent to, nor of echo requests:
-//! that is what [`sent`](crate::sent) notes here.
+//! Of connections and connected sockets, the kernel knows. It does not know whom a socket that is
+//! not connected has sent to, nor of echo requests: that is what [`sent`](crate::sent) notes here.
 
 use aya_ebpf::{bindings::xdp_md, macros::map, maps::LruHashMap, programs::XdpContext};
 use router_common::{
@@ -26,8 +26,8 @@ static OWN: LruHashMap<FlowKey<Ipv4>, Shared<u32>> = LruHashMap::with_max_entrie
 #[map]
 static OWN_IPV6: LruHashMap<FlowKey<Ipv6>, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
 
-/// Notes that this machine has sent something that packets with this tuple answer; `true` once a tick for each tuple, for what need not be done each
-/// time.
+/// Notes that this machine has sent something that packets with this tuple answer; `true` once a
+/// tick for each tuple, for what need not be done each time.
 #[inline(always)]
 pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
     note_in(&OWN, answer)
@@ -87,8 +87,8 @@ pub(crate) fn is_answer(work: &Work, ephemeral: PortRange) -> bool {
     answers_own_traffic(work.frame.context().ctx, ephemeral) != 0
 }
 
-/// As [`is_answer`]. A global function: the verifier looks at it once, and not wherever it is called. It reads the packet again, since a caller may
-/// have read one that has no tuple.
+/// As [`is_answer`]. A global function: the verifier looks at it once, and not wherever it is
+/// called. It reads the packet again, since a caller may have read one that has no tuple.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn answers_own_traffic(context: *mut xdp_md, ephemeral: u32) -> u32 {

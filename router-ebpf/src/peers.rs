@@ -17,7 +17,8 @@ pub(crate) fn note(settings: &Live, address: Ipv4) {
     }
 }
 
-/// Returns `true` if a session leads to an address, or has done so moments ago. Others with the same hash count as well.
+/// Returns `true` if a session leads to an address, or has done so moments ago. Others with the
+/// same hash count as well.
 #[inline(always)]
 pub(crate) fn is_one(settings: &Live, address: Ipv4) -> bool {
     PEERS.get(peer_slot(&settings.seeds(), address)).is_some_and(|peer| peer.is_one(flows::now()))

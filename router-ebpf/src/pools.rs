@@ -16,8 +16,9 @@ use router_common::{
 
 use crate::{flows, scratch::Scratch};
 
-/// Which pool belongs to which target. Inserted by the programs where ports are tried in vain, removed by the daemon where few are taken. Sized
-/// by the daemon: that needs many sessions with a target, so there cannot be many.
+/// Which pool belongs to which target. Inserted by the programs where ports are tried in vain,
+/// removed by the daemon where few are taken. Sized by the daemon: that needs many sessions with a
+/// target, so there cannot be many.
 #[map]
 static POOLS: HashMap<PoolKey, u32> = HashMap::with_max_entries(16, 0);
 
@@ -58,7 +59,8 @@ pub(crate) fn find(key: &PoolKey) -> Option<u32> {
     unsafe { POOLS.get(key) }.copied()
 }
 
-/// The number of a target's pool, which is made if there is none, of the first so many. `None` if these are in use.
+/// The number of a target's pool, which is made if there is none, of the first so many. `None` if
+/// these are in use.
 #[inline(always)]
 pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     if let Some(index) = find(key) {

@@ -54,8 +54,8 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, head: &Head) -> Result<
     let to_load = bounds::length::<ROOM>(u32::from(length)).ok_or(Failure::TooLong)?;
     let Some(mut record) = PUNTS.reserve::<Record<ROOM>>(0) else { return Err(Failure::NoRoom) };
     let punt = record.as_mut_ptr();
-    // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written. Bytes that are not
-    // written are not read: the daemon goes by the length.
+    // SAFETY: `punt` points to a whole reserved record, and at most its packet's room is written.
+    // Bytes that are not written are not read: the daemon goes by the length.
     let loaded = unsafe {
         (&raw mut (*punt).kind).write(head.kind as u32);
         (&raw mut (*punt).interface).write(head.interface);
@@ -85,8 +85,9 @@ fn ingress(work: &Work) -> u32 {
     work.settings.index(work.ingress)
 }
 
-/// Gives a packet, which must be as it was received, to the daemon, until the neighbour that [`next_hop::resolve`] has just found to be
-/// without a MAC address has answered; the reason the packet leaves this program by.
+/// Gives a packet, which must be as it was received, to the daemon, until the neighbour that
+/// [`next_hop::resolve`] has just found to be without a MAC address has answered; the reason the
+/// packet leaves this program by.
 #[inline(always)]
 pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
     match put_waiting(work.frame.context().ctx, ip_length.into(), ingress(work)) {
@@ -101,7 +102,8 @@ const WAITS: u32 = 0;
 const UNRESOLVED: u32 = 1;
 const FAILED: u32 = 2;
 
-/// As [`wait`]. A global function: the verifier looks at it once, and not together with every way that leads to it.
+/// As [`wait`]. A global function: the verifier looks at it once, and not together with every way
+/// that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) -> u32 {
@@ -118,7 +120,8 @@ extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) ->
     }
 }
 
-/// Gives a translated packet to the daemon, since it is larger than its next hop takes; the reason the packet leaves this program by.
+/// Gives a translated packet to the daemon, since it is larger than its next hop takes; the reason
+/// the packet leaves this program by.
 #[inline(always)]
 pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
     let egress = work.settings.index(u32::from(next_hop.slot));
@@ -134,10 +137,12 @@ pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
     }
 }
 
-/// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether it was.
+/// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether
+/// it was.
 #[inline(always)]
 pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
-    // Anybody can send these, as many as they like: half of the room is for packets that have been judged.
+    // Anybody can send these, as many as they like: half of the room is for packets that have been
+    // judged.
     PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
         && put::<CAPACITY>(&work.frame, ip_length, &Head::new(Kind::Hold, ingress(work))).is_ok()
 }

@@ -27,10 +27,12 @@ const NOT_OURS: Exit = Exit::To(Stage::Local);
 /// What `bpf_csum_diff` sums up in one call before Linux 6.14.
 const SUMMED_AT_ONCE: usize = 512;
 
-/// Translates an ICMP error about a known session and sends it on. It travels like a packet that answers the one it quotes, but it
-/// neither keeps nor ends the session (RFC 5508 REQ-6, RFC 5382 REQ-10).
+/// Translates an ICMP error about a known session and sends it on. It travels like a packet that
+/// answers the one it quotes, but it neither keeps nor ends the session (RFC 5508 REQ-6, RFC 5382
+/// REQ-10).
 ///
-/// Everything else that is no echo is left to this machine's own stack: also errors that quote what no session has sent.
+/// Everything else that is no echo is left to this machine's own stack: also errors that quote what
+/// no session has sent.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work) -> Outcome {
     let headers: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
@@ -68,7 +70,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     if ttl <= 1 {
         return Err(Reason::TtlExpired.into());
     }
-    // Where the session hides who its other side is, that side's errors come from where its packets do, whoever sent them.
+    // Where the session hides who its other side is, that side's errors come from where its packets
+    // do, whoever sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
     let next_hop = if known.is_of(generation) {
         known
@@ -114,7 +117,8 @@ fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
     (result == 0).then_some(message)
 }
 
-/// Whether the message is as it was sent; one that is too long to tell counts as such, and its receiver will know.
+/// Whether the message is as it was sent; one that is too long to tell counts as such, and its
+/// receiver will know.
 #[inline(always)]
 fn is_intact(message: &mut Message) -> bool {
     let length = message.length as usize;

@@ -1,5 +1,6 @@
-//! Removing a session from the data plane, where this machine's own traffic has its ports, or where it still opens and makes room for another of its
-//! source. Otherwise the daemon's sweep does, and `claim` where a session that is over gives way to the next one of its tuple.
+//! Removing a session from the data plane, where this machine's own traffic has its ports, or where
+//! it still opens and makes room for another of its source. Otherwise the daemon's sweep does, and
+//! `claim` where a session that is over gives way to the next one of its tuple.
 
 use router_common::{
     address::Ipv4,
@@ -23,7 +24,8 @@ pub(crate) enum Removal {
     Removed = 2,
 }
 
-/// Removes the session whose packets, in either direction, come in with this tuple, as the daemon's sweep does, but for a connection that is alive.
+/// Removes the session whose packets, in either direction, come in with this tuple, as the daemon's
+/// sweep does, but for a connection that is alive.
 #[inline(always)]
 pub(crate) fn remove(key: &FlowKey<Ipv4>) -> Removal {
     match remove_session(key.addresses(), key.ports(), key.protocol_number().into()) {
@@ -33,7 +35,8 @@ pub(crate) fn remove(key: &FlowKey<Ipv4>) -> Removal {
     }
 }
 
-/// As [`remove`], of a tuple in numbers. A global function: the verifier looks at it apart from its caller.
+/// As [`remove`], of a tuple in numbers. A global function: the verifier looks at it apart from its
+/// caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
@@ -68,12 +71,14 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     Removal::Removed as u32
 }
 
-/// Removes the session whose client's flow is in this slot, if that has this tag and no other by now, and leaves it counted as half-open: 1 if it
-/// was this call that did. A global function, see above.
+/// Removes the session whose client's flow is in this slot, if that has this tag and no other by
+/// now, and leaves it counted as half-open: 1 if it was this call that did. A global function, see
+/// above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn session_gives_way(index: u32, tag: u32) -> u32 {
-    // One after the other, or the compiler computes with what the verifier does not yet know to be there.
+    // One after the other, or the compiler computes with what the verifier does not yet know to be
+    // there.
     let Some(settings) = settings::get() else { return 0 };
     let Some(forward) = flows::at_index(index) else { return 0 };
     let key = forward.key();
@@ -111,7 +116,8 @@ const fn is_alive(forward: Tag, reply: Tag) -> bool {
     !connection.is_over() && !connection.is_unanswered()
 }
 
-/// How often a flow is tried to be retired while packets of its session note in its tag what they show.
+/// How often a flow is tried to be retired while packets of its session note in its tag what they
+/// show.
 const ATTEMPTS: u32 = 4;
 
 /// Retires a live flow: the tag that it had, if it was this call that did.

@@ -19,7 +19,8 @@ use router_common::{
 
 use crate::{Work, own};
 
-// All of these are written by the daemon and only read here; see `router_common::rules` for how a new rule set takes over.
+// All of these are written by the daemon and only read here; see `router_common::rules` for how a
+// new rule set takes over.
 
 /// What a rule set says beside its rules, by bank.
 #[map]
@@ -33,7 +34,8 @@ static RULES: Array<Rule> = Array::with_max_entries(2 * MAX_RULES as u32, 0);
 #[map]
 static MASQUERADES: Array<Masquerade> = Array::with_max_entries(2 * MAX_MASQUERADES as u32, 0);
 
-/// The number of the forward rule that listens on an address and port: at most 30 prefixes a rule and bank.
+/// The number of the forward rule that listens on an address and port: at most 30 prefixes a rule
+/// and bank.
 #[map]
 static LISTENERS: LpmTrie<ListenKey, u32> =
     LpmTrie::with_max_entries(2 * 32 * MAX_RULES as u32, BPF_F_NO_PREALLOC);
@@ -42,7 +44,8 @@ static LISTENERS: LpmTrie<ListenKey, u32> =
 #[map]
 static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
 
-/// This machine's own addresses, and the broadcast addresses of its networks. Kept up to date by the daemon.
+/// This machine's own addresses, and the broadcast addresses of its networks. Kept up to date by
+/// the daemon.
 #[map]
 static LOCAL_ADDRESSES: HashMap<Ipv4, u32> = HashMap::with_max_entries(4096, 0);
 
@@ -56,7 +59,8 @@ pub(crate) struct Match {
     pub(crate) target_port: Port,
 }
 
-/// Where a session leads that was opened moments ago, see [`SETTLED`](router_common::table::SETTLED).
+/// Where a session leads that was opened moments ago, see
+/// [`SETTLED`](router_common::table::SETTLED).
 #[derive(Clone, Copy)]
 pub(crate) struct Leads {
     pub(crate) target: Ipv4,
@@ -101,7 +105,8 @@ pub(crate) fn mss(version: u32, rule: u16) -> u16 {
     RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
 }
 
-/// Finds the rule by which a packet without a session may open one. Where `last` still is one of the rule's targets, it leads there.
+/// Finds the rule by which a packet without a session may open one. Where `last` still is one of
+/// the rule's targets, it leads there.
 ///
 /// # Errors
 /// Why it may not.
@@ -173,8 +178,9 @@ fn find_forward(
     Ok(Match { rule, target: target.address, target_port: target.port_for(listen) })
 }
 
-/// Returns 1 if the rule at this index leads a packet to this address and to the first of the two ports, which has come to the second. A global
-/// function: the verifier looks at its loop once, and not together with every way that leads to it.
+/// Returns 1 if the rule at this index leads a packet to this address and to the first of the two
+/// ports, which has come to the second. A global function: the verifier looks at its loop once, and
+/// not together with every way that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_leads_to(index: u32, address: u32, ports: u32) -> u32 {
@@ -204,7 +210,8 @@ fn find_masquerade(packet: &Packet, version: u32, rule_set: &RuleSet) -> Result<
         return Err(Reason::NotMatched);
     }
     let mut scan = Scan { version, source: key.source, destination: key.destination, found: None };
-    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the context that it expects.
+    // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the
+    // context that it expects.
     unsafe {
         bpf_loop(
             rule_set.masquerade_count.min(MAX_MASQUERADES as u32),
@@ -228,7 +235,8 @@ struct Scan {
     found: Option<u16>,
 }
 
-/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once and not once a pair; 1 ends it.
+/// One step of the search. A callback of `bpf_loop`, so that the verifier looks at it once and not
+/// once a pair; 1 ends it.
 ///
 /// # Safety
 /// `scan` points to a [`Scan`] that nothing else uses meanwhile.

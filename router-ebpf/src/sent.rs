@@ -1,11 +1,14 @@
 //! What this machine itself sends, which XDP does not see.
 //!
-//! A classifier on the way out of the router's interfaces. It notes where datagrams and echo requests go, so that the answers are known ([`own`]), and
-//! sees to it that no session takes them: one of UDP or echo gives way, and its client's next packet opens another, with another port. A connection
-//! of this machine's own gets the port of a connection that is over or was never answered; where that is alive, it is refused at once, since the
-//! answers to the two could not be told apart.
+//! A classifier on the way out of the router's interfaces. It notes where datagrams and echo
+//! requests go, so that the answers are known ([`own`]), and sees to it that no session takes them:
+//! one of UDP or echo gives way, and its client's next packet opens another, with another port. A
+//! connection of this machine's own gets the port of a connection that is over or was never
+//! answered; where that is alive, it is refused at once, since the answers to the two could not be
+//! told apart.
 //!
-//! What XDP sends does not come by here, nor what the daemon sends for sessions (`PACKET_QDISC_BYPASS`).
+//! What XDP sends does not come by here, nor what the daemon sends for sessions
+//! (`PACKET_QDISC_BYPASS`).
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -46,13 +49,15 @@ impl Frame for SkbFrame<'_> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
         let frame = self.0.data();
-        // SAFETY: the kernel's verifier, too, takes packets to start at an even address, see `XdpFrame::at`.
+        // SAFETY: the kernel's verifier, too, takes packets to start at an even address, see
+        // `XdpFrame::at`.
         unsafe { core::hint::assert_unchecked(frame & 1 == 0 && frame != 0) };
         let start = frame + offset;
         if start + N > self.0.data_end() {
             return None;
         }
-        // SAFETY: the bytes are in the frame, and nothing writes to them while there is a reference.
+        // SAFETY: the bytes are in the frame, and nothing writes to them while there is a
+        // reference.
         Some(unsafe { &*(start as *const [u8; N]) })
     }
 
@@ -132,8 +137,8 @@ fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
 /// Bytes of a MAC address.
 const MAC: usize = 6;
 
-/// Turns a SYN into the reset that refuses it, which comes in where the SYN would have gone out. `None` if the packet may have become something else on
-/// the way there.
+/// Turns a SYN into the reset that refuses it, which comes in where the SYN would have gone out.
+/// `None` if the packet may have become something else on the way there.
 #[inline(always)]
 fn refuse(context: &TcContext) -> Option<i32> {
     let (about, segment, source, destination) = {
@@ -146,7 +151,8 @@ fn refuse(context: &TcContext) -> Option<i32> {
     };
     let mut reset = [0; RESET_FRAME];
     write_reset(&mut reset, &about, segment);
-    // To where it has come from; the loopback interface takes frames to its own address, which is zero.
+    // To where it has come from; the loopback interface takes frames to its own address, which is
+    // zero.
     let to = if in_generic_mode() { [0; MAC] } else { source };
     reset[..MAC].copy_from_slice(&to);
     reset[MAC..2 * MAC].copy_from_slice(&destination);
@@ -162,8 +168,9 @@ fn refuse(context: &TcContext) -> Option<i32> {
     }
 }
 
-/// The interface that a reset comes in by: the one that the SYN would have left by. In generic mode XDP would take the reset there for the
-/// session's, so it is the loopback interface, where there is no XDP.
+/// The interface that a reset comes in by: the one that the SYN would have left by. In generic mode
+/// XDP would take the reset there for the session's, so it is the loopback interface, where there
+/// is no XDP.
 #[inline(always)]
 fn way_in(interface: u32) -> u32 {
     const LOOPBACK: u32 = 1;

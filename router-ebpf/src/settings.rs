@@ -13,7 +13,8 @@ pub(crate) fn get() -> Option<&'static Live> {
     SETTINGS.get(0)
 }
 
-/// 1 where the programs are attached in generic mode. Frozen when they are loaded, so that otherwise the verifier leaves out what depends on it.
+/// 1 where the programs are attached in generic mode. Frozen when they are loaded, so that
+/// otherwise the verifier leaves out what depends on it.
 #[unsafe(no_mangle)]
 static GENERIC_MODE: u8 = 0;
 

@@ -17,7 +17,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     }
     refuse_what_no_wire_carries(work)?;
     if !is_to_this_machine(work)? {
-        // The kernel takes some of what is sent to all for its own, so that is no way around what is closed here.
+        // The kernel takes some of what is sent to all for its own, so that is no way around what
+        // is closed here.
         return Err(Exit::To(Stage::Local));
     }
     let packet = match packet::parse(&work.frame) {
@@ -31,7 +32,8 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     known::forward(work, &packet, slot)
 }
 
-/// Looks at what the fast path need not: it only forwards what a session has been opened for, and this comes before any session.
+/// Looks at what the fast path need not: it only forwards what a session has been opened for, and
+/// this comes before any session.
 #[inline(always)]
 fn refuse_what_no_wire_carries(work: &Work) -> Result<(), Reason> {
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;

@@ -16,8 +16,9 @@ use router_common::{
     ports::PortRange,
 };
 
-/// One record, a bit for each port: the ports that the daemon has reserved (`net.ipv4.ip_local_reserved_ports`). Not for the programs, but for
-/// whoever takes the router off.
+/// One record, a bit for each port: the ports that the daemon has reserved
+/// (`net.ipv4.ip_local_reserved_ports`). Not for the programs, but for whoever takes the router
+/// off.
 #[map]
 static RESERVED_PORTS: Array<[u64; 1024]> = Array::with_max_entries(1, 0);
 
@@ -27,8 +28,9 @@ const LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether a packet with this tuple belongs to a connection of this machine: of TCP, any that is not just listening; of UDP, a socket that
-/// talks to this very peer, or to anyone from a port that the kernel gave it, as clients do.
+/// Whether a packet with this tuple belongs to a connection of this machine: of TCP, any that is
+/// not just listening; of UDP, a socket that talks to this very peer, or to anyone from a port that
+/// the kernel gave it, as clients do.
 #[inline(always)]
 pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
     match key.protocol() {
@@ -38,7 +40,8 @@ pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral:
     }
 }
 
-/// Whether a TCP packet with this tuple belongs to a connection of this machine, one that just begins included.
+/// Whether a TCP packet with this tuple belongs to a connection of this machine, one that just
+/// begins included.
 #[inline(always)]
 pub(crate) fn has_connection(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
     let (source, destination) = (u32::from_ne_bytes(key.source.0), u32::from_ne_bytes(key.destination.0));
@@ -55,8 +58,8 @@ extern "C" fn connection_exists(context: *mut xdp_md, source: u32, destination: 
     u32::from(tcp_is_connected(context, &key))
 }
 
-// Two functions that are not inlined: the verifier does not let one instruction read from sockets of two kinds, and the compiler would
-// make it one.
+// Two functions that are not inlined: the verifier does not let one instruction read from sockets
+// of two kinds, and the compiler would make it one.
 
 #[inline(never)]
 fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
@@ -152,7 +155,8 @@ const fn words(Ipv6([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]): Ipv6) -> 
     ]
 }
 
-/// Whether a packet with this tuple would reach a socket of this machine: a connection, or one that listens. An echo has none.
+/// Whether a packet with this tuple would reach a socket of this machine: a connection, or one that
+/// listens. An echo has none.
 #[inline(always)]
 pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
     // SAFETY: what is found is given back.

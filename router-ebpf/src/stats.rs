@@ -12,8 +12,8 @@ use router_common::{
 
 use crate::{flows, frame::XdpFrame};
 
-/// One block a CPU (26 KiB each): a packet finds all its counters with one look-up, which the kernel inlines. Only the CPU
-/// that a block belongs to writes it; the daemon reads.
+/// One block a CPU (26 KiB each): a packet finds all its counters with one look-up, which the
+/// kernel inlines. Only the CPU that a block belongs to writes it; the daemon reads.
 #[map]
 static STATS: PerCpuArray<CpuStats> = PerCpuArray::with_max_entries(1, 0);
 

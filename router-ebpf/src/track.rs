@@ -13,15 +13,16 @@ use router_common::{
 
 use crate::{flows, half_open, settings};
 
-/// Has a session's state follow a packet of this flow. Returns `true` if the flow's next packet is the
-/// fast path's.
+/// Has a session's state follow a packet of this flow. Returns `true` if the flow's next packet is
+/// the fast path's.
 #[inline(always)]
 pub(crate) fn follow(slot: &Slot, packet: &Packet) -> bool {
     let flags = u32::from(packet.tcp_flags) | u32::from(packet.carries_data) << CARRIES_DATA_SHIFT;
     session_follow(slot, flags, packet.sequence, packet.acknowledgement) != 0
 }
 
-/// Where in `session_follow`'s flags, above those of the segment, it stands whether it carries data.
+/// Where in `session_follow`'s flags, above those of the segment, it stands whether it carries
+/// data.
 const CARRIES_DATA_SHIFT: u32 = 8;
 
 /// Does what `follow` says, and returns 1 or 0.

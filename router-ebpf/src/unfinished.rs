@@ -1,13 +1,16 @@
-//! What only generic mode sees: packets as the kernel keeps them for itself, and not as they are on a wire.
+//! What only generic mode sees: packets as the kernel keeps them for itself, and not as they are on
+//! a wire.
 //!
-//! Generic XDP runs behind the driver and behind GRO. Virtual NICs hand over what another machine's stack has left for hardware to do: TCP and UDP
-//! checksums that hold the sum of the pseudo header alone (`CHECKSUM_PARTIAL`), and packets larger than any MTU (TSO). GRO makes the same of what
-//! came by a wire. The kernel remembers where such a checksum is, and that the packet is to be cut, and does both when it leaves: whatever is
-//! behind the pseudo header is summed up then. So of such a checksum only the pseudo header is this router's to change, and a packet that is
-//! larger than what its link takes will leave in pieces that are not.
+//! Generic XDP runs behind the driver and behind GRO. Virtual NICs hand over what another machine's
+//! stack has left for hardware to do: TCP and UDP checksums that hold the sum of the pseudo header
+//! alone (`CHECKSUM_PARTIAL`), and packets larger than any MTU (TSO). GRO makes the same of what
+//! came by a wire. The kernel remembers where such a checksum is, and that the packet is to be cut,
+//! and does both when it leaves: whatever is behind the pseudo header is summed up then. So of such
+//! a checksum only the pseudo header is this router's to change, and a packet that is larger than
+//! what its link takes will leave in pieces that are not.
 //!
-//! A program cannot ask for what the kernel remembers. A checksum that is the pseudo header's sum, and is not right for the packet as it is, is
-//! taken for an unfinished one.
+//! A program cannot ask for what the kernel remembers. A checksum that is the pseudo header's sum,
+//! and is not right for the packet as it is, is taken for an unfinished one.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -33,14 +36,16 @@ pub(crate) fn is_unfinished(work: &Work, packet: &Packet) -> bool {
         && !(packet.ip_length as usize <= LONGEST && is_right(work, packet))
 }
 
-/// How long the packet is on a wire, at most: one that is longer than its link takes is one that is cut when it leaves.
+/// How long the packet is on a wire, at most: one that is longer than its link takes is one that is
+/// cut when it leaves.
 #[inline(always)]
 pub(crate) fn length_on_wire(work: &Work, packet: &Packet) -> u16 {
     if !in_generic_mode() {
         return packet.ip_length;
     }
     let mut mtu = 0;
-    // SAFETY: the context is the program's own, and the helper writes one number. It fails for a packet that is too long, which is no matter here.
+    // SAFETY: the context is the program's own, and the helper writes one number. It fails for a
+    // packet that is too long, which is no matter here.
     unsafe { bpf_check_mtu(work.frame.context().as_ptr().cast(), 0, &raw mut mtu, 0, 0) };
     if mtu != 0 && u32::from(packet.ip_length) > mtu { mtu as u16 } else { packet.ip_length }
 }
@@ -58,7 +63,8 @@ fn is_right(work: &Work, packet: &Packet) -> bool {
     pseudo.plus(Sum::of_kernel(sum)).is_intact()
 }
 
-/// The sum of what is behind the IP header, of this length. A global function: the verifier looks at it once.
+/// The sum of what is behind the IP header, of this length. A global function: the verifier looks
+/// at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn transport_sum(context: *mut xdp_md, length: u32) -> u32 {
@@ -71,7 +77,8 @@ extern "C" fn transport_sum(context: *mut xdp_md, length: u32) -> u32 {
         let rest = if length - at > STEP as u32 { STEP as u32 } else { length - at };
         let Some(to_load) = bounds::length::<STEP>(rest) else { break };
         let mut bytes = [0_u32; STEP / 4];
-        // SAFETY: the context is the program's own, and the buffer longer than what is loaded and as long as what is summed up.
+        // SAFETY: the context is the program's own, and the buffer longer than what is loaded and
+        // as long as what is summed up.
         sum = unsafe {
             if bpf_xdp_load_bytes(context, L4 as u32 + at, bytes.as_mut_ptr().cast::<c_void>(), to_load) != 0
             {

@@ -151,7 +151,8 @@ impl Client {
         self.get("/v1/audit").await
     }
 
-    /// `POST /v1/stand-down`: the daemon leaves everything as it is from now on, also what is taken away from it.
+    /// `POST /v1/stand-down`: the daemon leaves everything as it is from now on, also what is taken
+    /// away from it.
     ///
     /// # Errors
     /// If there is no usable answer.

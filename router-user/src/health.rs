@@ -129,8 +129,8 @@ impl Conditions {
         self.all.push(Condition { id, subject, severity, since: self.now, detail });
     }
 
-    /// Adds one for each subject and detail, up to `most`, and what `rest` says of the number of the
-    /// others, if there are any.
+    /// Adds one for each subject and detail, up to `most`, and what `rest` says of the number of
+    /// the others, if there are any.
     pub(crate) fn add_first(
         &mut self,
         severity: Severity,

@@ -1,7 +1,8 @@
 //! What the daemon says of itself, as data: the bodies of its API and of every `-o json`.
 //!
-//! Field names are a contract (snake_case, documented here); fields may be added, never renamed or removed.
-//! Times are seconds unless the name says otherwise, addresses and ports are plain text and numbers.
+//! Field names are a contract (snake_case, documented here); fields may be added, never renamed or
+//! removed. Times are seconds unless the name says otherwise, addresses and ports are plain text
+//! and numbers.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,8 +17,9 @@ pub struct Status {
     pub healthy: bool,
     /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
-    /// What does not work besides, while the probe may well answer 200: a rule without a target, a target that cannot be reached or
-    /// resolved while others of its rule can. In words for the operator.
+    /// What does not work besides, while the probe may well answer 200: a rule without a target, a
+    /// target that cannot be reached or resolved while others of its rule can. In words for the
+    /// operator.
     #[serde(default)]
     pub degraded: Vec<String>,
     /// All that is wrong, for programs: each of `reasons` and `degraded`.
@@ -29,15 +31,17 @@ pub struct Status {
     pub config: String,
     /// The interfaces the router works on: one, or the PLS-facing and the firewall-facing one.
     pub interfaces: Vec<InterfaceStatus>,
-    /// The addresses new sessions get as their source: those of `snat.addresses`, or else those that the routes to the targets say.
+    /// The addresses new sessions get as their source: those of `snat.addresses`, or else those
+    /// that the routes to the targets say.
     pub snat_addresses: Vec<IpAddr>,
     /// Where each target's packets leave.
     pub next_hops: Vec<NextHopStatus>,
     /// Next hops for which two machines answer.
     #[serde(default)]
     pub contested_next_hops: Vec<ContestedNextHop>,
-    /// Times that all sessions were made to ask for their next hops again, since the daemon started: when a route or address changed, or a next
-    /// hop that sessions have went or changed its MAC address.
+    /// Times that all sessions were made to ask for their next hops again, since the daemon
+    /// started: when a route or address changed, or a next hop that sessions have went or changed
+    /// its MAC address.
     #[serde(default)]
     pub next_hop_invalidations: u64,
     /// Targets given by name, as last resolved.
@@ -50,7 +54,8 @@ pub struct Status {
     /// The packets that the data plane gives to the daemon.
     #[serde(default)]
     pub punts: PuntStatus,
-    /// SNAT ports in use, as of the last sweep: one row for each target that there are sessions to, the fullest first (4096 at most).
+    /// SNAT ports in use, as of the last sweep: one row for each target that there are sessions to,
+    /// the fullest first (4096 at most).
     #[serde(default)]
     pub snat_ports: Vec<SnatPortStatus>,
     /// What the router depends on and others may change, and how often the daemon has set it again.
@@ -119,8 +124,8 @@ pub struct NextHopStatus {
     pub interface: Option<String>,
     /// The next hop's MAC address, once the neighbour has answered.
     pub mac: Option<String>,
-    /// The address that new sessions to the target come from, as its route says; `null` where `snat.addresses` are given, or while
-    /// there is no route.
+    /// The address that new sessions to the target come from, as its route says; `null` where
+    /// `snat.addresses` are given, or while there is no route.
     #[serde(default)]
     pub source: Option<IpAddr>,
     /// Whether a packet to the target can leave now.
@@ -129,7 +134,8 @@ pub struct NextHopStatus {
     pub problem: String,
 }
 
-/// A next hop for which two machines answer: it has changed its MAC address back and forth in the last minute.
+/// A next hop for which two machines answer: it has changed its MAC address back and forth in the
+/// last minute.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ContestedNextHop {
     /// Its address.
@@ -163,13 +169,14 @@ pub struct NameStatus {
     pub next_seconds: u64,
     /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
-    /// The part of the last good answer that is not used (this machine's own addresses, say, or those beyond the 32 lowest), and why; empty when all
-    /// of it is.
+    /// The part of the last good answer that is not used (this machine's own addresses, say, or
+    /// those beyond the 32 lowest), and why; empty when all of it is.
     #[serde(default)]
     pub left_out: String,
 }
 
-/// The health of one of several targets of a rule, by passive signs: sessions that get an answer, and sessions that do not.
+/// The health of one of several targets of a rule, by passive signs: sessions that get an answer,
+/// and sessions that do not.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct TargetStatus {
     /// The rules that lead there.
@@ -178,8 +185,9 @@ pub struct TargetStatus {
     pub protocol: String,
     /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
     pub target: SocketAddr,
-    /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not avoided) or `trial` (it was avoided; new
-    /// sessions may try it, and the first to show something decides).
+    /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not
+    /// avoided) or `trial` (it was avoided; new sessions may try it, and the first to show
+    /// something decides).
     pub health: String,
     /// Seconds that it has been avoided or on trial; `null` when it is good.
     pub since_seconds: Option<u64>,
@@ -187,8 +195,8 @@ pub struct TargetStatus {
     pub reason: String,
 }
 
-/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour, fragments that came too early, and what
-/// has to be split. Counted since the daemon's start.
+/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour,
+/// fragments that came too early, and what has to be split. Counted since the daemon's start.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct PuntStatus {
     /// Frames that the daemon has sent.
@@ -203,7 +211,8 @@ pub struct PuntStatus {
     pub no_room: u64,
     /// Fragments whose datagram's first did not come in time.
     pub expired: u64,
-    /// Packets that were lost since something failed that should not: the kernel did not send them, for example.
+    /// Packets that were lost since something failed that should not: the kernel did not send them,
+    /// for example.
     pub failed: u64,
     /// What has failed in the last ten seconds; empty when nothing has.
     pub problem: String,
@@ -265,7 +274,8 @@ pub struct Counters {
 /// What this machine's own traffic has met, where it leaves with the port of a session.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct OwnTrafficCounters {
-    /// Sessions that have given way: UDP and echo, whose clients go on with another port, and connections that were over or never answered.
+    /// Sessions that have given way: UDP and echo, whose clients go on with another port, and
+    /// connections that were over or never answered.
     pub sessions_ended: u64,
     /// Connections of this machine's own that were refused, since the session's is alive.
     pub connections_refused: u64,
@@ -278,8 +288,8 @@ pub struct ReasonCounter {
     pub number: u32,
     /// Its name, e.g. `source_not_allowed`.
     pub reason: String,
-    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`, `answer`, or `punt` (to the
-    /// daemon, which sends it when it can be sent).
+    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`,
+    /// `answer`, or `punt` (to the daemon, which sends it when it can be sent).
     pub action: String,
     /// Packets.
     pub packets: u64,
@@ -336,7 +346,8 @@ pub struct Rule {
     pub listen: Option<String>,
     /// Where a forward leads, as configured.
     pub targets: Vec<String>,
-    /// The addresses that new sessions go to now: those of the targets, without any that is avoided.
+    /// The addresses that new sessions go to now: those of the targets, without any that is
+    /// avoided.
     pub addresses: Vec<SocketAddr>,
     /// Who may use it.
     pub sources: Vec<String>,
@@ -408,8 +419,9 @@ impl FlowQuery {
     }
 }
 
-/// `GET /v1/audit`, and what `pls-router check --live -o json` says: whether every session in the flow table is whole. What looks wrong only
-/// because sessions come and go meanwhile is looked at again, and not reported.
+/// `GET /v1/audit`, and what `pls-router check --live -o json` says: whether every session in the
+/// flow table is whole. What looks wrong only because sessions come and go meanwhile is looked at
+/// again, and not reported.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Audit {
     /// Whether nothing is wrong.
@@ -424,10 +436,12 @@ pub struct Audit {
     pub duplicates: u64,
     /// SNAT ports that are marked as taken, and that no session has.
     pub leaked_ports: u64,
-    /// SNAT ports that no session has, and nobody gets yet: their sessions were over and their clients' tuples have moved to other targets.
+    /// SNAT ports that no session has, and nobody gets yet: their sessions were over and their
+    /// clients' tuples have moved to other targets.
     #[serde(default)]
     pub held_ports: u64,
-    /// How many sessions more are counted than there are; negative if there are more than are counted.
+    /// How many sessions more are counted than there are; negative if there are more than are
+    /// counted.
     pub miscounted_sessions: i64,
     /// The flows and ports meant, a thousand at most.
     pub findings: Vec<AuditFinding>,

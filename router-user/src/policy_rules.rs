@@ -1,7 +1,9 @@
-//! Policy rules (`ip rule`) by which the kernel's forwarding chooses routes, and which of them sessions are not routed by.
+//! Policy rules (`ip rule`) by which the kernel's forwarding chooses routes, and which of them
+//! sessions are not routed by.
 //!
-//! The data plane asks for routes with a session's addresses, ports, protocol and type of service, but as if its packets came in by the loopback
-//! interface and had no mark: see `next_hop.rs` of the programs. What a rule says of those it cannot follow.
+//! The data plane asks for routes with a session's addresses, ports, protocol and type of service,
+//! but as if its packets came in by the loopback interface and had no mark: see `next_hop.rs` of
+//! the programs. What a rule says of those it cannot follow.
 #![expect(clippy::wildcard_enum_match_arm, reason = "of a rule's many attributes, a few matter here")]
 
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
@@ -46,8 +48,8 @@ impl From<&RuleMessage> for PolicyRule {
     }
 }
 
-/// Says which rules sessions are not routed by although the kernel would forward their packets by them, or the other way round: one line each.
-/// `interfaces` are the router's.
+/// Says which rules sessions are not routed by although the kernel would forward their packets by
+/// them, or the other way round: one line each. `interfaces` are the router's.
 #[must_use]
 pub fn not_followed(rules: &[PolicyRule], interfaces: &[&str]) -> Vec<String> {
     rules.iter().filter_map(|rule| rule.not_followed(interfaces)).collect()

@@ -1,10 +1,13 @@
-//! Which ports sessions get as their source, and how they and the rules' ports are kept apart from those of this machine's own sockets.
+//! Which ports sessions get as their source, and how they and the rules' ports are kept apart from
+//! those of this machine's own sockets.
 //!
-//! XDP sees an answer before the kernel does. Where a session has the port that the kernel gave to a socket of this machine, towards the
-//! same target, the two cannot be told apart; where a rule listens on such a port, the answers to that socket look like its clients.
-//! So the kernel is to give out other ports: by default sessions get ports that it does not give out, and what overlaps all the same (a
-//! `ports` or `listen` of the configuration) is reserved (`net.ipv4.ip_local_reserved_ports`), which keeps the kernel from giving it to
-//! sockets that ask for none; a socket that asks for such a port still gets it.
+//! XDP sees an answer before the kernel does. Where a session has the port that the kernel gave to
+//! a socket of this machine, towards the same target, the two cannot be told apart; where a rule
+//! listens on such a port, the answers to that socket look like its clients. So the kernel is to
+//! give out other ports: by default sessions get ports that it does not give out, and what overlaps
+//! all the same (a `ports` or `listen` of the configuration) is reserved
+//! (`net.ipv4.ip_local_reserved_ports`), which keeps the kernel from giving it to sockets that ask
+//! for none; a socket that asks for such a port still gets it.
 //!
 //! Everything here is pure but for [`Kernel::read`].
 
@@ -21,7 +24,8 @@ pub const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// Where the kernel has another range by default than Linux has, or does not say.
 const USUAL_RANGE: PortRange = PortRange { first: 32_768, last: 60_999 };
-/// What sessions get where the kernel gives out nearly everything: as much as it leaves to them by default.
+/// What sessions get where the kernel gives out nearly everything: as much as it leaves to them by
+/// default.
 const LOWER_HALF: PortRange = PortRange { first: 1024, last: 32_767 };
 /// Below are the ports of services.
 const FIRST: u16 = 1024;
@@ -184,7 +188,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Reads what is in force in this network namespace; what cannot be read is as Linux has it by default.
+    /// Reads what is in force in this network namespace; what cannot be read is as Linux has it by
+    /// default.
     #[must_use]
     pub fn read() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
@@ -293,7 +298,8 @@ pub fn plan(config: &Config, snat: PortRange, kernel: &Kernel) -> Plan {
     let given = kernel.given();
     let mut reserve = PortSet::new();
     let mut left = Vec::new();
-    // Rules first: a session gives way to this machine's own traffic, or the other way round, but a rule stays where it is.
+    // Rules first: a session gives way to this machine's own traffic, or the other way round, but a
+    // rule stays where it is.
     let (sessions, rules): (Vec<_>, Vec<_>) =
         overlaps(config, snat, &given).into_iter().partition(|overlap| overlap.claimant == Claimant::Snat);
     for overlap in rules.into_iter().chain(sessions) {
@@ -322,7 +328,8 @@ pub fn overlaps(config: &Config, snat: PortRange, given: &PortSet) -> Vec<Overla
         .collect()
 }
 
-/// Returns the ports that sessions get: those of the configuration, or the most that are next to each other and that the kernel does not give out.
+/// Returns the ports that sessions get: those of the configuration, or the most that are next to
+/// each other and that the kernel does not give out.
 ///
 /// `kernel`: as it is without what a plan of ours has reserved.
 #[must_use]

@@ -1,8 +1,8 @@
 //! Directories and files that nobody else can change, or hold a lock on.
 //!
-//! A user who may write a directory swaps what is in it, and one who may open it keeps a lock on it.
-//! So what the daemon trusts is below directories that belong to root (or to the user that it runs
-//! as), all the way from `/`, and its own directories are for that user alone.
+//! A user who may write a directory swaps what is in it, and one who may open it keeps a lock on
+//! it. So what the daemon trusts is below directories that belong to root (or to the user that it
+//! runs as), all the way from `/`, and its own directories are for that user alone.
 
 use std::{
     error::Error,

@@ -53,7 +53,8 @@ fn socket(line: &str) -> Option<Socket> {
     Some(Socket { address: address_of(address)?, port: u16::from_str_radix(port, 16).ok()?, state, inode })
 }
 
-/// An address as the kernel prints it: each 32-bit word of the network's bytes as this machine reads it.
+/// An address as the kernel prints it: each 32-bit word of the network's bytes as this machine
+/// reads it.
 fn address_of(hex: &str) -> Option<IpAddr> {
     let mut bytes = Vec::new();
     for start in (0..hex.len()).step_by(8) {
@@ -101,7 +102,8 @@ mod tests {
     fn sockets_of_ours_are_found() {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        // By inode: others' sockets may have the same port for the other protocol, and ours after us.
+        // By inode: others' sockets may have the same port for the other protocol, and ours after
+        // us.
         let inode = |fd: RawFd| std::fs::metadata(format!("/proc/self/fd/{fd}")).expect("an open file").ino();
         let found = |lists, inode| sockets(lists).into_iter().find(|socket| socket.inode == inode);
         let (tcp_inode, udp_inode) = (inode(tcp.as_raw_fd()), inode(udp.as_raw_fd()));

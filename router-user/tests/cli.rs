@@ -1,5 +1,5 @@
-//! The real program, run as a person would: what it prints, word for word, and its exit codes. Its daemon is a
-//! stand-in that gives fixed answers.
+//! The real program, run as a person would: what it prints, word for word, and its exit codes. Its
+//! daemon is a stand-in that gives fixed answers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 

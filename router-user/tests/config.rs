@@ -1,4 +1,5 @@
-//! Whole configuration files: the good ones are understood, the broken ones are answered word for word.
+//! Whole configuration files: the good ones are understood, the broken ones are answered word for
+//! word.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its files fails")]
 

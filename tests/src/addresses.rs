@@ -16,10 +16,12 @@ use std::net::Ipv4Addr;
 pub const SERVERLESS: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 4);
 /// The client's gateway, on *pls*.
 pub const SERVERLESS_GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
-/// The private endpoint, which is the load balancer's frontend too: what the client believes to be the server.
+/// The private endpoint, which is the load balancer's frontend too: what the client believes to be
+/// the server.
 pub const ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 10);
 
-/// The subnet of the router and of the Private Link Service's NAT addresses, which is all that the rules' `sources` allow.
+/// The subnet of the router and of the Private Link Service's NAT addresses, which is all that the
+/// rules' `sources` allow.
 pub const PLS_SUBNET: &str = "10.0.2.64/26";
 /// The whole virtual network.
 pub const VNET: &str = "10.0.2.0/24";
@@ -35,7 +37,8 @@ pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 /// The router VM's second NIC, if it has one.
 pub const ROUTER_SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
 
-/// A VM elsewhere in the network, outside of the rules' `sources`; its user-defined route leads to the router.
+/// A VM elsewhere in the network, outside of the rules' `sources`; its user-defined route leads to
+/// the router.
 pub const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 /// The VM's gateway, on *pls*.
 pub const VM_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
@@ -59,7 +62,8 @@ pub const PYPI: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
 pub const EVIL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// iperf3 and the echo services.
 pub const TOOLS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
-/// Where the rules for HTTPS and HTTP lead. Nobody lives there: any routable address does, since the firewall picks the server by name.
+/// Where the rules for HTTPS and HTTP lead. Nobody lives there: any routable address does, since
+/// the firewall picks the server by name.
 pub const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// The names on the internet, where they are, and whether the firewall lets them through.

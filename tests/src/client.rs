@@ -39,7 +39,8 @@ pub struct Fetched {
     pub error: String,
 }
 
-/// A curl on the client, silent but for errors; every name of the lab leads to the private endpoint.
+/// A curl on the client, silent but for errors; every name of the lab leads to the private
+/// endpoint.
 pub fn curl_command(lab: &Lab) -> Result<Command> {
     let mut command = lab.hosts.serverless.command("curl")?;
     command.args(["--silent", "--show-error", "--max-time", "60", "--connect-timeout", "5"]);
@@ -77,7 +78,8 @@ pub fn download(lab: &Lab, url: &str, file: &Path) -> Result<Fetched> {
 
 /// Puts a file to `url`.
 pub fn upload(lab: &Lab, file: &Path, url: &str) -> Result<Fetched> {
-    // Over HTTP/2, curl 7.88 (Debian 12's) loses some of a body when its connection is slow to take it.
+    // Over HTTP/2, curl 7.88 (Debian 12's) loses some of a body when its connection is slow to take
+    // it.
     curl(lab, url, &["--http1.1", "--upload-file", &file.display().to_string()])
 }
 
@@ -217,7 +219,8 @@ fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) ->
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A TCP connection from a given local address, with a limit on the connection and on every read and write.
+/// A TCP connection from a given local address, with a limit on the connection and on every read
+/// and write.
 pub fn connect_from(source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> Result<TcpStream> {
     connect_between(SocketAddrV4::new(source, 0), target, limit)
 }
@@ -331,7 +334,8 @@ pub enum Direction {
     Down,
 }
 
-/// Runs iperf3 from a host with `options` (a time or an amount) and gives the bits per second that arrived.
+/// Runs iperf3 from a host with `options` (a time or an amount) and gives the bits per second that
+/// arrived.
 pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, options: &[&str]) -> Result<f64> {
     let report = iperf3_report(from, target, direction, options)?;
     let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();

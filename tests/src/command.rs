@@ -31,7 +31,8 @@ pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
     })
 }
 
-/// Fails, with what to do, unless a package of the table is there: for programs that others start, as scripts do.
+/// Fails, with what to do, unless a package of the table is there: for programs that others start,
+/// as scripts do.
 pub fn require(package: &str) -> Result<()> {
     let known = packages::named(package);
     let known = known.with_context(|| format!("{package} is not in the table of packages"))?;
@@ -43,13 +44,15 @@ pub fn output(command: &mut Command) -> Result<Output> {
     feed(command, None)
 }
 
-/// Runs `command` to its end and returns what it wrote to standard output; a failure's error has its standard error.
+/// Runs `command` to its end and returns what it wrote to standard output; a failure's error has
+/// its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command)?;
     succeeded(command, output)
 }
 
-/// As [`run`], with `input` on standard input. The error numbers the input's lines, since tools name them by number.
+/// As [`run`], with `input` on standard input. The error numbers the input's lines, since tools
+/// name them by number.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     let output = feed(command, Some(input))?;
     succeeded(command, output).with_context(|| {

@@ -1,4 +1,5 @@
-//! Floods: connections that somebody asks for and never makes, and datagrams of which there is never a first fragment.
+//! Floods: connections that somebody asks for and never makes, and datagrams of which there is
+//! never a first fragment.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

@@ -1,6 +1,7 @@
 //! The lab's own small servers: the load balancer's probe, echo servers, a health responder.
 //!
-//! They are processes, not threads, so that a kept lab has them too: hidden subcommands of the `lab` binary.
+//! They are processes, not threads, so that a kept lab has them too: hidden subcommands of the
+//! `lab` binary.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -81,7 +82,8 @@ impl Helper {
         self.spawn(state, namespace, name, &["http-ok".to_owned(), listen.to_string()])
     }
 
-    /// Probes `target` every `interval`, and takes the router out of the load balancer's map or back into it.
+    /// Probes `target` every `interval`, and takes the router out of the load balancer's map or
+    /// back into it.
     pub(crate) fn probe(
         &self,
         state: &State,
@@ -144,7 +146,8 @@ fn udp_echo(listen: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     let mut datagram = vec![0; 65536];
     loop {
-        // Errors are of single datagrams (an ICMP answer to an earlier one); the next one is not their business.
+        // Errors are of single datagrams (an ICMP answer to an earlier one); the next one is not
+        // their business.
         match socket.recv_from(&mut datagram) {
             Ok((length, from)) => {
                 if let Err(error) = socket.send_to(&datagram[..length], from) {

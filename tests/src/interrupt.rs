@@ -38,11 +38,12 @@ impl Drop for Gate {
     }
 }
 
-/// Held while something is created that would have to be removed (a process, a namespace, a mount). Once an interrupt
-/// is being handled this never returns, so nothing appears behind the back of the removal.
+/// Held while something is created that would have to be removed (a process, a namespace, a mount).
+/// Once an interrupt is being handled this never returns, so nothing appears behind the back of the
+/// removal.
 ///
-/// A thread may hold several, one inside the other: only the outermost takes the lock, since a second read lock
-/// behind a waiting writer would wait for that writer.
+/// A thread may hold several, one inside the other: only the outermost takes the lock, since a
+/// second read lock behind a waiting writer would wait for that writer.
 pub(crate) fn gate() -> Gate {
     let outermost = (DEPTH.get() == 0).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner));
     DEPTH.set(DEPTH.get() + 1);

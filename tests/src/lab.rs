@@ -25,7 +25,8 @@ use crate::{
     wait,
 };
 
-/// The load balancer's interval in Azure is 5 seconds at least; the lab's story cannot wait that long.
+/// The load balancer's interval in Azure is 5 seconds at least; the lab's story cannot wait that
+/// long.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many NICs the router VM has.
@@ -84,7 +85,8 @@ pub struct Options {
     pub nics: Nics,
     /// What routes.
     pub router: Router,
-    /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its configuration.
+    /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its
+    /// configuration.
     pub rules: String,
     /// The router's `[limits]`.
     pub limits: String,
@@ -96,7 +98,8 @@ pub struct Options {
     pub large_file: u64,
     /// Where the lab's own servers are.
     pub helper: Helper,
-    /// Whether the router is started and has to become healthy; a test of the start itself does that alone.
+    /// Whether the router is started and has to become healthy; a test of the start itself does
+    /// that alone.
     pub start_router: bool,
 }
 
@@ -162,7 +165,8 @@ impl Hosts {
     }
 }
 
-/// Writes the `hosts` and `resolv.conf` of a host. To the client every name is the private endpoint, as a private DNS zone makes it.
+/// Writes the `hosts` and `resolv.conf` of a host. To the client every name is the private
+/// endpoint, as a private DNS zone makes it.
 fn etc(state: &State, host: &str) -> Result<PathBuf> {
     let directory = state.directory(&format!("etc/{host}"))?;
     let mut hosts = "127.0.0.1 localhost\n".to_owned();
@@ -216,10 +220,12 @@ impl Lab {
         for forwards in [pls, firewall] {
             forwards.sysctl("net/ipv4/ip_forward", "1")?;
         }
-        // pls-router does not need the kernel to forward, so here it would only hide what the router leaves alone.
+        // pls-router does not need the kernel to forward, so here it would only hide what the
+        // router leaves alone.
         let kernel_forwards = matches!(self.options.router, Router::Nftables);
         router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
-        // Connections that were there before a table was loaded or a daemon started must not be guessed at.
+        // Connections that were there before a table was loaded or a daemon started must not be
+        // guessed at.
         pls.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
         for table in ["arptables", "ip6tables", "iptables"] {
             // The switches switch; bridged packets are no business of the kernel's firewall.

@@ -1,9 +1,10 @@
-//! The lab: Azure's picture around the router, in network namespaces, and the harness of the end-to-end tests.
+//! The lab: Azure's picture around the router, in network namespaces, and the harness of the
+//! end-to-end tests.
 //!
 //! [`Lab::up`] brings one up, dropping it removes it. [`addresses`] has the picture.
 
-/// Prints a line to standard error; unlike `eprintln!` it does not panic when nobody reads that any more, since it is
-/// what removals complain with.
+/// Prints a line to standard error; unlike `eprintln!` it does not panic when nobody reads that any
+/// more, since it is what removals complain with.
 macro_rules! complain {
     ($($argument:tt)*) => {{
         use std::io::Write as _;

@@ -17,8 +17,8 @@ use crate::{interrupt, namespace::Namespace, state::State};
 
 /// Lays a wire from a device in one namespace to a device in another, and takes both up.
 ///
-/// Offloads are off at both ends: a veth would otherwise hand over unfinished checksums and super-frames, which no
-/// wire carries, and which a program that rewrites packets cannot repair.
+/// Offloads are off at both ends: a veth would otherwise hand over unfinished checksums and
+/// super-frames, which no wire carries, and which a program that rewrites packets cannot repair.
 pub fn wire(
     (left, left_device): (&Namespace, &str),
     (right, right_device): (&Namespace, &str),
@@ -72,8 +72,8 @@ impl XdpPass {
         Ok(Self { pin })
     }
 
-    /// Puts the program on a device. It stays there as long as the device, also after this process: `ip` attaches it
-    /// through netlink, not by a link that somebody has to hold.
+    /// Puts the program on a device. It stays there as long as the device, also after this process:
+    /// `ip` attaches it through netlink, not by a link that somebody has to hold.
     pub fn attach(&self, namespace: &Namespace, device: &str) -> Result<()> {
         namespace.ip(&format!("link set dev {device} xdpdrv pinned {}", self.pin.display())).map(drop)
     }
@@ -86,7 +86,8 @@ impl Drop for XdpPass {
     }
 }
 
-/// Takes the program of a pinned link off its interface and leaves the pin, as `bpftool link detach` does it.
+/// Takes the program of a pinned link off its interface and leaves the pin, as `bpftool link
+/// detach` does it.
 pub fn detach(pin: &Path) -> Result<()> {
     // enum bpf_cmd, and the parts of union bpf_attr for these two (include/uapi/linux/bpf.h).
     const BPF_OBJ_GET: libc::c_long = 7;

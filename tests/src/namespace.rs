@@ -22,22 +22,27 @@ use nix::{
 
 use crate::{command, interrupt, state};
 
-/// Where `ip netns` keeps its names, and so do we: `ip netns exec NAME` works on the lab's namespaces.
+/// Where `ip netns` keeps its names, and so do we: `ip netns exec NAME` works on the lab's
+/// namespaces.
 pub(crate) const NAMES: &str = "/run/netns";
 
-/// A network namespace with a name, removed when the value is dropped (unless [`Namespace::leave`] was called).
+/// A network namespace with a name, removed when the value is dropped (unless [`Namespace::leave`]
+/// was called).
 ///
-/// Programs are started in it by [`Namespace::command`], closures run in it by [`Namespace::inside`].
+/// Programs are started in it by [`Namespace::command`], closures run in it by
+/// [`Namespace::inside`].
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// A directory with `hosts` and `resolv.conf` that programs in here see in place of the machine's.
+    /// A directory with `hosts` and `resolv.conf` that programs in here see in place of the
+    /// machine's.
     etc: Option<PathBuf>,
     remove: bool,
 }
 
 impl Namespace {
-    /// Makes a namespace: loopback up, no IPv6 (its neighbour and router discovery would only be noise on the wires).
+    /// Makes a namespace: loopback up, no IPv6 (its neighbour and router discovery would only be
+    /// noise on the wires).
     pub fn create(name: &str) -> Result<Self> {
         let namespace = {
             let _running = interrupt::gate();
@@ -47,7 +52,8 @@ impl Namespace {
         namespace.ip("link set lo up")?;
         for scope in ["all", "default"] {
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
-            // A redirect would make a host go around the router, which Azure's network does not do either.
+            // A redirect would make a host go around the router, which Azure's network does not do
+            // either.
             namespace.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
             namespace.sysctl(&format!("net/ipv4/conf/{scope}/accept_redirects"), "0")?;
         }
@@ -80,7 +86,8 @@ impl Namespace {
         File::open(&path).with_context(|| format!("cannot open the namespace {}", path.display()))
     }
 
-    /// A command that will run in this namespace, with the namespace's own `/sys`, apart from our terminal's signals.
+    /// A command that will run in this namespace, with the namespace's own `/sys`, apart from our
+    /// terminal's signals.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         self.prepare(program, true)
     }
@@ -101,7 +108,8 @@ impl Namespace {
                 }
             }
         }
-        // A mount namespace is a copy, and a copy of another lab's bpffs would keep that lab's pins alive.
+        // A mount namespace is a copy, and a copy of another lab's bpffs would keep that lab's pins
+        // alive.
         let mut others = Vec::new();
         for mounted in state::bpf_mounts()? {
             if !state::belongs_to(&mounted, &self.name) {
@@ -130,8 +138,8 @@ impl Namespace {
             }
             Ok(())
         };
-        // SAFETY: between fork and exec the closure only makes system calls on values that were made before; the
-        // paths are C strings, so nix has no reason to allocate.
+        // SAFETY: between fork and exec the closure only makes system calls on values that were
+        // made before; the paths are C strings, so nix has no reason to allocate.
         unsafe { command.pre_exec(enter) };
         Ok(command)
     }
@@ -152,7 +160,8 @@ impl Namespace {
         command::run_with_input(self.command("nft")?.args(["-f", "-"]), script).map(drop)
     }
 
-    /// Sets a kernel parameter, named by its path below `/proc/sys`; one that this kernel lacks is skipped.
+    /// Sets a kernel parameter, named by its path below `/proc/sys`; one that this kernel lacks is
+    /// skipped.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
         self.inside(|| match fs::write(&path, value) {
@@ -161,8 +170,8 @@ impl Namespace {
         })?
     }
 
-    /// Runs a closure in here, on a thread of its own. Sockets that it opens belong to this namespace for good, also
-    /// when other threads use them.
+    /// Runs a closure in here, on a thread of its own. Sockets that it opens belong to this
+    /// namespace for good, also when other threads use them.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = self.open()?;
         thread::scope(|scope| {
@@ -175,7 +184,8 @@ impl Namespace {
         })
     }
 
-    /// Whether somebody in here listens on this TCP port. Unlike a connection, asking leaves no trace.
+    /// Whether somebody in here listens on this TCP port. Unlike a connection, asking leaves no
+    /// trace.
     pub fn listens_tcp(&self, port: u16) -> Result<()> {
         // Column 4 of a socket's line is its state, 0A is TCP_LISTEN (include/net/tcp_states.h).
         self.has_socket("tcp", &format!(":{port:04X}"), Some("0A"))

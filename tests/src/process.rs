@@ -20,19 +20,22 @@ use crate::{command, interrupt, state::State, wait};
 /// How long a killed process gets to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A program in the background, killed when the value is dropped (unless [`Process::leave`] was called). What it writes goes to a log.
+/// A program in the background, killed when the value is dropped (unless [`Process::leave`] was
+/// called). What it writes goes to a log.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    /// How long the log was before it began: an earlier process of the same name may have written there.
+    /// How long the log was before it began: an earlier process of the same name may have written
+    /// there.
     before: u64,
     kill: bool,
 }
 
 impl Process {
-    /// Starts `command` (of [`Namespace::command`](crate::Namespace::command)) as a process of this lab.
+    /// Starts `command` (of [`Namespace::command`](crate::Namespace::command)) as a process of this
+    /// lab.
     pub fn spawn(state: &State, name: &str, mut command: Command) -> Result<Self> {
         let log = state.log(name);
         let writer = File::options().create(true).append(true).open(&log);
@@ -88,7 +91,8 @@ impl Process {
         wait::until(&what, limit, || self.ended()?.ok_or_else(|| anyhow!("it still runs")))
     }
 
-    /// Waits until `ready` holds; that the process has ended is an error at once, with the end of its log.
+    /// Waits until `ready` holds; that the process has ended is an error at once, with the end of
+    /// its log.
     pub fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
         let what = format!("{} to be ready", self.name);
         let ended = wait::until(&what, limit, || match ready() {

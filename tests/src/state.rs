@@ -1,8 +1,9 @@
 //! What a lab leaves outside of its process, and how it goes away again whatever happens.
 //!
-//! Each lab has a directory `/run/pls-router-lab/<id>` with its configuration, logs, sockets and a bpffs of its own, and
-//! namespaces named `plr-<id>-<host>`. A live lab holds a lock on `<id>/lock`; one that was left up on purpose has a file `<id>/kept`.
-//! Everything else is what a dead run left, and every new run begins by removing it. Processes are ended only if the lab
+//! Each lab has a directory `/run/pls-router-lab/<id>` with its configuration, logs, sockets and a
+//! bpffs of its own, and namespaces named `plr-<id>-<host>`. A live lab holds a lock on
+//! `<id>/lock`; one that was left up on purpose has a file `<id>/kept`. Everything else is what a
+//! dead run left, and every new run begins by removing it. Processes are ended only if the lab
 //! recorded them itself (id and start time) or if they live in one of its namespaces.
 
 use std::{
@@ -226,7 +227,8 @@ fn is_held(directory: &Path) -> Result<bool> {
     if holder.is_some_and(|(pid, started)| start_time(pid) == Some(started)) {
         return Ok(true);
     }
-    // It is dead. A child that it had just forked has the lock until it becomes the program that it is to be.
+    // It is dead. A child that it had just forked has the lock until it becomes the program that it
+    // is to be.
     wait::until("a dead lab's lock", KILL_LIMIT, || {
         ensure!(!is_locked()?, "{} is locked, but not by the process that it names", directory.display());
         Ok(false)
@@ -301,7 +303,8 @@ pub(crate) fn destroy(id: &str) -> Result<()> {
                 .with_context(|| format!("cannot unmount {}", mounted.display()))?;
         }
     }
-    // In one step, since others may look: a directory that has lost its lock file first would look like a dead run's.
+    // In one step, since others may look: a directory that has lost its lock file first would look
+    // like a dead run's.
     let gone = Path::new(ROOT).join(format!("{GONE}{}", unique_id()));
     fs::rename(&directory, &gone).with_context(|| format!("cannot rename {}", directory.display()))?;
     remove_directory(&gone)
@@ -315,7 +318,8 @@ fn remove_directory(path: &Path) -> Result<()> {
     })
 }
 
-/// Ends a process and what it started; the processes that the lab starts lead a session of their own.
+/// Ends a process and what it started; the processes that the lab starts lead a session of their
+/// own.
 fn kill_all(pid: u32) {
     let pid = Pid::from_raw(pid.cast_signed());
     let leads = nix::unistd::getpgid(Some(pid)) == Ok(pid);
@@ -330,7 +334,8 @@ fn recorded(directory: &Path) -> Vec<(u32, u64)> {
     text.lines().filter_map(parse_process).collect()
 }
 
-/// Those of the recorded processes that still live, and whoever lives in the namespaces with these inodes.
+/// Those of the recorded processes that still live, and whoever lives in the namespaces with these
+/// inodes.
 fn alive(recorded: &[(u32, u64)], inodes: &[(u64, u64)]) -> Result<Vec<u32>> {
     let mut alive: Vec<u32> = recorded
         .iter()
@@ -351,11 +356,12 @@ fn alive(recorded: &[(u32, u64)], inodes: &[(u64, u64)]) -> Result<Vec<u32>> {
     Ok(alive)
 }
 
-/// When a process started, in the kernel's ticks: with the id it names one process for good. None once it has ended, also
-/// if nobody has asked for its exit status yet.
+/// When a process started, in the kernel's ticks: with the id it names one process for good. None
+/// once it has ended, also if nobody has asked for its exit status yet.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, which may hold anything; field 3 is the state, field 22 the time.
+    // The second field is the name in parentheses, which may hold anything; field 3 is the state,
+    // field 22 the time.
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ');
     let state = fields.next()?;

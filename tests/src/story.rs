@@ -1,4 +1,5 @@
-//! The lab's story: scene after scene, one line each, with what was done, what was expected and what happened.
+//! The lab's story: scene after scene, one line each, with what was done, what was expected and
+//! what happened.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -32,10 +33,12 @@ pub struct Story {
 }
 
 impl Story {
-    /// Plays a scene and tells it: `done` is what is done, `expected` what should come of it, and `play` gives what did.
+    /// Plays a scene and tells it: `done` is what is done, `expected` what should come of it, and
+    /// `play` gives what did.
     pub fn scene(&mut self, done: &str, expected: &str, play: impl FnOnce() -> Result<String>) {
         let outcome = play();
-        // Once the lab is being removed because of an interrupt, whatever failed is not worth telling.
+        // Once the lab is being removed because of an interrupt, whatever failed is not worth
+        // telling.
         let _running = interrupt::gate();
         self.scenes += 1;
         let (word, colour, happened) = match outcome {
@@ -243,7 +246,8 @@ fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     [connection].into_iter().chain(new).collect()
 }
 
-/// What each rule must have counted by now: its sessions, and how many packets at least went each way.
+/// What each rule must have counted by now: its sessions, and how many packets at least went each
+/// way.
 const ACCOUNTS: [(&str, u64, u64); 6] = [
     // The allowed name, the denied one, the download.
     ("https", 3, 20),

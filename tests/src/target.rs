@@ -1,8 +1,9 @@
 //! A machine to deploy to: a real sshd on a lab's router VM, with a file system of its own.
 //!
-//! It is a mount namespace in which what is written to `/etc`, `/usr` and `/var` lands in memory, so that nothing of the
-//! machine that runs the test is touched. There is no systemd in it: `systemctl` and `journalctl` are stand-ins, scripts
-//! that know one service. That the real ones take the unit and work with it has to be tested on a real machine.
+//! It is a mount namespace in which what is written to `/etc`, `/usr` and `/var` lands in memory,
+//! so that nothing of the machine that runs the test is touched. There is no systemd in it:
+//! `systemctl` and `journalctl` are stand-ins, scripts that know one service. That the real ones
+//! take the unit and work with it has to be tested on a real machine.
 
 use std::{
     fs,
@@ -38,8 +39,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as `target` (root), and as
-    /// `operator`; `stranger`, `locked-out` and `nowhere` are ways not to reach it.
+    /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as
+    /// `target` (root), and as `operator`; `stranger`, `locked-out` and `nowhere` are ways not to
+    /// reach it.
     pub fn start(lab: &Lab) -> Result<Self> {
         let this = std::env::current_exe().context("cannot tell which binary this is")?;
         let xtask = beside(&this, "xtask");
@@ -124,7 +126,8 @@ impl Target {
             for entry in entries {
                 let entry = entry.with_context(|| format!("cannot read {folder}"))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                // Of /usr/bin only ours; and that a unit was enabled once leaves an empty directory.
+                // Of /usr/bin only ours; and that a unit was enabled once leaves an empty
+                // directory.
                 if folder == "/usr/bin" && !name.starts_with("pls-router") || name.ends_with(".wants") {
                     continue;
                 }

@@ -12,8 +12,8 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Asks `condition` again and again until it holds, and returns what it gives.
 ///
-/// An error of the condition means "not yet"; the last one is the cause of the error that is returned once `limit` has
-/// passed, so that a timeout says what was missing.
+/// An error of the condition means "not yet"; the last one is the cause of the error that is
+/// returned once `limit` has passed, so that a timeout says what was missing.
 pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {

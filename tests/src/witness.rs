@@ -24,7 +24,8 @@ use crate::{
 /// How long tcpdump gets to begin and to end.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The last frame of a capture: nobody's address, an EtherType for experiments (IEEE 802), and what no other frame has.
+/// The last frame of a capture: nobody's address, an EtherType for experiments (IEEE 802), and what
+/// no other frame has.
 const LAST: &[u8] = b"\x02\0\0\0\0\xfe\x02\0\0\0\0\xff\x88\xb5the witness has seen all that came before this";
 
 /// Captures the wires of a lab from [`Witness::start`] to [`Witness::finish`].
@@ -56,7 +57,8 @@ pub struct Seen {
 impl Witness {
     /// Begins to capture every wire of the lab that translated packets are on.
     pub fn start(lab: &Lab) -> Result<Self> {
-        // On the PLS side nobody knows where the rules lead; the VM does, since a masquerade keeps destinations.
+        // On the PLS side nobody knows where the rules lead; the VM does, since a masquerade keeps
+        // destinations.
         let targets = format!("host {ANYWHERE} or (host {TOOLS} and not host {VM})");
         // On the firewall's side nobody knows who asked.
         let [first, last] = PLS_NAT;
@@ -72,7 +74,8 @@ impl Witness {
         ];
         let mut witness = Self { wires: Vec::new() };
         for (name, leak) in wires {
-            // Without the immediate mode, what came within the last second before the end would be missing.
+            // Without the immediate mode, what came within the last second before the end would be
+            // missing.
             let capture = lab.state().path(&format!("tmp/{name}.pcap"));
             let mut command = lab.hosts.vnet.command("tcpdump")?;
             command
@@ -106,7 +109,8 @@ impl Witness {
         self.judge()
     }
 
-    /// As [`Witness::finish`], and gives the packets on this wire that were like the tcpdump expression, as it prints them.
+    /// As [`Witness::finish`], and gives the packets on this wire that were like the tcpdump
+    /// expression, as it prints them.
     pub fn finish_listing(mut self, wire: &str, expression: &str) -> Result<Vec<String>> {
         self.judge()?;
         let wire = self.wires.iter().find(|candidate| candidate.name == wire);
@@ -170,7 +174,8 @@ impl Wire {
     }
 
     fn check_checksums(&self, packets: &str) -> Result<()> {
-        // tcpdump's words for IP, TCP, UDP and ICMP in this order (print-ip.c, print-tcp.c, print-udp.c, print-icmp.c).
+        // tcpdump's words for IP, TCP, UDP and ICMP in this order (print-ip.c, print-tcp.c,
+        // print-udp.c, print-icmp.c).
         let bad = |line: &&str| {
             line.contains("bad cksum")
                 || line.contains("(incorrect")

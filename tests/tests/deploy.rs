@@ -1,4 +1,5 @@
-//! `cargo xtask deploy` against a real sshd, with a stand-in for systemd: see [`lab::target`]. Needs root.
+//! `cargo xtask deploy` against a real sshd, with a stand-in for systemd: see [`lab::target`].
+//! Needs root.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]

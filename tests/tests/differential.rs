@@ -1,8 +1,9 @@
 //! pls-router beside the kernel's own NAT, packet by packet: see `lab::differential`. Needs root.
 //!
-//! `cargo xtask test differential --sequences N --seed S` runs others than the usual ones. Without xtask, `LAB_SEQUENCES` is
-//! the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the first one's seed, `LAB_CATEGORIES` what packets there
-//! are beside the usual ones (names as in `lab::differential::category`, or `all`).
+//! `cargo xtask test differential --sequences N --seed S` runs others than the usual ones. Without
+//! xtask, `LAB_SEQUENCES` is the number of sequences (2,000; 0: until interrupted), `LAB_SEED` the
+//! first one's seed, `LAB_CATEGORIES` what packets there are beside the usual ones (names as in
+//! `lab::differential::category`, or `all`).
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]
@@ -77,14 +78,15 @@ fn differential_with_two_nics() {
     compare(Nics::Two, || Some(router()), "", Mode::Packets);
 }
 
-/// What tells the routers apart must not do so when both are the same: with all kinds of packets, whatever differs is a mistake
-/// of the comparison.
+/// What tells the routers apart must not do so when both are the same: with all kinds of packets,
+/// whatever differs is a mistake of the comparison.
 #[test]
 fn differential_of_the_kernel_and_itself() {
     compare(Nics::One, || None, "all", Mode::Packets);
 }
 
-/// The same ports again, after a close, a refusal, a reset or the end of a timeout, and where rules have changed meanwhile.
+/// The same ports again, after a close, a refusal, a reset or the end of a timeout, and where rules
+/// have changed meanwhile.
 #[test]
 fn differential_over_time_with_one_nic() {
     compare(Nics::One, || Some(router()), "", Mode::Lives);

@@ -59,7 +59,8 @@ Examples:
   cargo xtask deploy router-1 router-2            upgrade both, with the configurations they have
 ";
 
-/// What is installed: its name in the directory for copies, where it goes, and what [`LOOK`] calls it.
+/// What is installed: its name in the directory for copies, where it goes, and what [`LOOK`] calls
+/// it.
 const FILES: [(&str, &str, &str); 3] = [
     (BINARY, "/usr/bin/pls-router", "binary"),
     (CONFIG, "/etc/pls-router/config.toml", "config"),
@@ -76,7 +77,8 @@ const INSTALLED_CONFIG: &str = "/etc/pls-router/config.toml";
 const LOOK: &str = include_str!("deploy/look.sh");
 const SWITCH: &str = include_str!("deploy/switch.sh");
 
-/// How many seconds a machine may need to notice that the connection is gone and to put the previous version back.
+/// How many seconds a machine may need to notice that the connection is gone and to put the
+/// previous version back.
 const PUT_BACK: u32 = 120;
 
 /// Shows what changes in the configuration; that there is no `diff` is no reason to fail.
@@ -251,7 +253,8 @@ fn deploy(options: &Options, ssh: &Ssh, release: &Release, host: &str) -> Result
     switch(&remote, host, options.timeout)
 }
 
-/// Runs the new binary for the first time, which tells whether the machine has the libraries for it.
+/// Runs the new binary for the first time, which tells whether the machine has the libraries for
+/// it.
 fn version(remote: &Remote, host: &str) -> Result<String> {
     let output = remote.run(r#""$1" --version"#, &[&remote.path(BINARY)])?;
     let text = output.text();

@@ -25,8 +25,8 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     become_program("lab", arguments, &[Use::Lab])
 }
 
-/// Builds the router and `program` of the lab's package, and becomes that program. What it uses beside the lab's packages it can
-/// do without.
+/// Builds the router and `program` of the lab's package, and becomes that program. What it uses
+/// beside the lab's packages it can do without.
 pub(crate) fn become_program(program: &str, arguments: &[OsString], uses: &[Use]) -> Result<ExitCode> {
     setup::toolchain()?;
     if !arguments.iter().any(|argument| argument == "--help" || argument == "-h") {

@@ -13,7 +13,8 @@ mod workspace;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// One verb: its name, its line in the help, its own help (none: the program that it starts has one), and what it does.
+/// One verb: its name, its line in the help, its own help (none: the program that it starts has
+/// one), and what it does.
 struct Verb {
     name: &'static str,
     about: &'static str,

@@ -34,8 +34,9 @@ impl fmt::Display for Shortfall {
     }
 }
 
-/// Installs the packages for `uses` that are missing, after saying which and why. Returns those that could not be had: each is tried
-/// by itself where they can't be installed together, so that one never takes another with it.
+/// Installs the packages for `uses` that are missing, after saying which and why. Returns those
+/// that could not be had: each is tried by itself where they can't be installed together, so that
+/// one never takes another with it.
 pub(crate) fn install(uses: &[Use]) -> Vec<Shortfall> {
     uses.iter().flat_map(|usage| install_for(*usage)).collect()
 }

@@ -33,8 +33,8 @@ needs root. The linker comes from crates.io and takes about 90 seconds to compil
   PLS_ROUTER_BPF_LINKER=PATH    link with this bpf-linker and look for no other
 ";
 
-/// The release that rustup is asked for. A fixed one, not a channel: its LLVM (22) has to be one that bpf-linker
-/// [`LINKER_VERSION`] can drive, and the next nightly's may not be.
+/// The release that rustup is asked for. A fixed one, not a channel: its LLVM (22) has to be one
+/// that bpf-linker [`LINKER_VERSION`] can drive, and the next nightly's may not be.
 const RUSTUP_TOOLCHAIN: &str = "1.96.0";
 
 /// The toolchain that has Miri, which no release has.
@@ -96,8 +96,8 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Installs all system packages, and says which could not be had. Returns `true` if those for the lab are there: without the others
-/// a few tests are skipped, without these nearly all.
+/// Installs all system packages, and says which could not be had. Returns `true` if those for the
+/// lab are there: without the others a few tests are skipped, without these nearly all.
 fn install_packages() -> bool {
     let shortfalls = packages::install(&[Use::Lab, Use::Deploy, Use::Bench, Use::Clients, Use::Fuzz]);
     if shortfalls.is_empty() {
@@ -138,7 +138,8 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
     bpf_build::find(&target_dir).context("what was installed does not work together")
 }
 
-/// Installs what is missing, in the order that finds out soonest: with a compiler there, the linker may be all.
+/// Installs what is missing, in the order that finds out soonest: with a compiler there, the linker
+/// may be all.
 fn install(missing: &Missing) -> Result<()> {
     if !missing.has_compiler {
         install_compiler()?;
@@ -201,7 +202,8 @@ fn debian() -> Result<()> {
     apt::install(&wanted)
 }
 
-/// Installs the clippy that belongs to the compiler, from where the compiler came. Without it one lint step is skipped.
+/// Installs the clippy that belongs to the compiler, from where the compiler came. Without it one
+/// lint step is skipped.
 pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
     if toolchain.clippy().is_some() {
         return Ok(());

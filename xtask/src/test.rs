@@ -80,8 +80,9 @@ const GROUPS: &[(&str, Group)] = &[
     ("soak", Group::Soak),
 ];
 
-/// The packages that compile for the host, by what is done with them. Always one at a time: in a build of all, the
-/// features that one package asks of a dependency would hide that another forgot to ask.
+/// The packages that compile for the host, by what is done with them. Always one at a time: in a
+/// build of all, the features that one package asks of a dependency would hide that another forgot
+/// to ask.
 const LINTED: &[&str] =
     &["bpf-build", "router-common", "router-user", "harness", "harness-macros", "lab", "xtask", "fuzz"];
 const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask"];
@@ -241,8 +242,8 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
     Prepared { toolchain, shortfalls }
 }
 
-/// What it comes to that these packages could not be had: without one of the lab's nothing is tested that matters, and without another
-/// the tests that need it are skipped.
+/// What it comes to that these packages could not be had: without one of the lab's nothing is
+/// tested that matters, and without another the tests that need it are skipped.
 fn without(shortfalls: &[Shortfall]) -> Outcome {
     let mut outcome = Outcome::default();
     for shortfall in shortfalls {
@@ -314,8 +315,8 @@ fn host(report: &mut Report, options: &Options) {
             libtest::run(report, &name, &mut command, options.filter.as_deref());
             continue;
         }
-        // Cargo has no way to leave a test binary out, so that the others are named; and examples in documentation
-        // are then a command of their own.
+        // Cargo has no way to leave a test binary out, so that the others are named; and examples
+        // in documentation are then a command of their own.
         command.args(["--lib", "--bins"]);
         for target in host {
             command.arg("--test").arg(target);
@@ -409,7 +410,8 @@ fn daemon() -> PathBuf {
     workspace::target_dir().join("debug/pls-router")
 }
 
-/// Builds the daemon for tests, which are told its binary: cargo does not build it for another package's. A failure is that of `step`.
+/// Builds the daemon for tests, which are told its binary: cargo does not build it for another
+/// package's. A failure is that of `step`.
 fn build_daemon(report: &mut Report, step: &str) -> bool {
     report::title("the daemon, for the tests");
     let mut build = workspace::cargo("build");
@@ -455,7 +457,8 @@ fn ring(package: &str, target: &str) -> Group {
     }
 }
 
-/// The names of the test binaries that cargo finds by itself: files, and directories with a `main.rs`.
+/// The names of the test binaries that cargo finds by itself: files, and directories with a
+/// `main.rs`.
 fn test_targets(package: &str) -> Vec<String> {
     let folder = if package == "lab" { "tests" } else { package };
     let Ok(entries) = workspace::root().join(folder).join("tests").read_dir() else { return Vec::new() };

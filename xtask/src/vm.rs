@@ -1,6 +1,8 @@
-//! `cargo xtask vm`: the tests of the BPF programs under the kernels that Debian has, in a virtual machine.
+//! `cargo xtask vm`: the tests of the BPF programs under the kernels that Debian has, in a virtual
+//! machine.
 //!
-//! A program that this machine's verifier takes may be refused by an older one, and nothing but that verifier can tell.
+//! A program that this machine's verifier takes may be refused by an older one, and nothing but
+//! that verifier can tell.
 
 mod image;
 pub(crate) mod kernel;
@@ -127,9 +129,11 @@ pub(crate) fn obstacle() -> Option<String> {
     None
 }
 
-/// A run of this verb for one kernel that takes half a minute, as a command whose output is that of tests.
+/// A run of this verb for one kernel that takes half a minute, as a command whose output is that of
+/// tests.
 pub(crate) fn quick_run(kernel: Kernel, seed: Option<u64>) -> Result<Command> {
-    // Not by its path: the tests of xtask may have compiled it anew meanwhile, and what runs here is then no file any more (proc(5)).
+    // Not by its path: the tests of xtask may have compiled it anew meanwhile, and what runs here
+    // is then no file any more (proc(5)).
     let mut command = Command::new("/proc/self/exe");
     command.args([VERB.name, "--quick", "--kernel", &kernel.to_string()]);
     if let Some(seed) = seed {
@@ -198,10 +202,12 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
     let mut command = tools.command("setpriv")?;
     command.args(DIE_WITH_PARENT).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
     command.args(tools.words("setpriv")?).args(DIE_WITH_PARENT).args(tools.qemu()?);
-    // Not KVM: in a virtual machine there often is one that starts and then stops in the middle, and this is fast enough.
+    // Not KVM: in a virtual machine there often is one that starts and then stops in the middle,
+    // and this is fast enough.
     command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-    // Whatever goes wrong, the machine ends: a panic reboots it, and it may not. A warning of the kernel's is as bad.
+    // Whatever goes wrong, the machine ends: a panic reboots it, and it may not. A warning of the
+    // kernel's is as bad.
     command.args(["-append", "console=ttyS0 loglevel=1 oops=panic panic_on_warn=1 panic=-1"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
     eprintln!("  $ {}", system::display(&command));

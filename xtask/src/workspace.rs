@@ -5,7 +5,8 @@ use std::process::Command;
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
-    // Cargo says at run time where the package is; the place at compile time serves a binary that is run by hand.
+    // Cargo says at run time where the package is; the place at compile time serves a binary that
+    // is run by hand.
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     package.parent().map_or(package.clone(), Path::to_path_buf)
@@ -21,7 +22,8 @@ pub(crate) fn bpf_target_dir() -> PathBuf {
     bpf_build::target_dir(&root(), None)
 }
 
-/// A cargo command in the root of the repository, free of what the cargo that started us set for itself.
+/// A cargo command in the root of the repository, free of what the cargo that started us set for
+/// itself.
 pub(crate) fn cargo(verb: &str) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {

@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every RFC asks, in its own order: the requirements of the first three, the sections of the next, which updates them, and of the
-/// others the sections about packets that go nowhere.
+/// What every RFC asks, in its own order: the requirements of the first three, the sections of the
+/// next, which updates them, and of the others the sections about packets that go nowhere.
 const REQUIREMENTS: &[(&str, &str)] = &[
     (
         "RFC 4787",
@@ -112,7 +112,8 @@ impl Sources {
     }
 }
 
-/// The names of the tests in a file that run: those with the attribute, and those that a macro makes tests of.
+/// The names of the tests in a file that run: those with the attribute, and those that a macro
+/// makes tests of.
 fn tests_of(file: &str, text: &str) -> BTreeSet<String> {
     let mut tests = BTreeSet::new();
     let (mut is_test, mut is_ignored) = (false, false);
@@ -185,7 +186,8 @@ fn every_case_of_vpp_has_its_row_and_every_test_it_names_exists() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Makes sure that every row of a page has all of its cells, and names tests that exist. The columns have names of their own there.
+/// Makes sure that every row of a page has all of its cells, and names tests that exist. The
+/// columns have names of their own there.
 fn assert_rows_are_whole(page: &str, headings: &[&str]) {
     let tables = tables(&read(page));
     let found: BTreeSet<&str> = tables.keys().map(String::as_str).collect();
@@ -225,7 +227,8 @@ fn every_threat_has_a_bound_and_a_test() {
     );
 }
 
-/// `#[tokio::test]` makes a test of the compiler's harness, which these binaries do not have: it would never run.
+/// `#[tokio::test]` makes a test of the compiler's harness, which these binaries do not have: it
+/// would never run.
 #[test]
 fn the_projects_own_harness_finds_all_tests() {
     let mut folders =

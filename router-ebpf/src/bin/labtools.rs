@@ -1,4 +1,5 @@
-//! Programs for the ends of the lab's and the bench's wires, and for the soak's bad weather; nothing here is part of the router.
+//! Programs for the ends of the lab's and the bench's wires, and for the soak's bad weather;
+//! nothing here is part of the router.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
@@ -47,16 +48,19 @@ mod programs {
         Traffic,
     };
 
-    /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from the CPU that counts there.
+    /// Nanoseconds from one look at what has arrived to the next: each takes a cache line away from
+    /// the CPU that counts there.
     const LOOK: u64 = 1_000;
     /// More turns than [`PATIENCE`] takes, at some 25 nanoseconds each.
     const TURNS: u32 = 1 << 21;
 
-    /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is loaded.
+    /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is
+    /// loaded.
     #[unsafe(no_mangle)]
     static WEATHER_SHARES: [u32; 3] = [0; 3];
 
-    /// The index of the device that `weather` sends to what is held up, and copies. Set when it is loaded.
+    /// The index of the device that `weather` sends to what is held up, and copies. Set when it is
+    /// loaded.
     #[unsafe(no_mangle)]
     static DETOUR: u32 = 0;
 
@@ -72,11 +76,13 @@ mod programs {
     #[map]
     static EXPECTED: Array<Expected> = Array::with_max_entries(1, 0);
 
-    /// By CPU; no per-CPU map, since the generator's CPU reads it. Written by the CPU that sinks; the bench reads.
+    /// By CPU; no per-CPU map, since the generator's CPU reads it. Written by the CPU that sinks;
+    /// the bench reads.
     #[map]
     static SUNK: Array<Sunk> = Array::with_max_entries(CPUS, 0);
 
-    /// By a flow's number, the source port that its packets arrived with, as a number. Written by `sink`, read by `generate`, one after the other.
+    /// By a flow's number, the source port that its packets arrived with, as a number. Written by
+    /// `sink`, read by `generate`, one after the other.
     #[map]
     static LEARNT_PORTS: Array<u32> = Array::with_max_entries(LEARNT, 0);
 
@@ -96,25 +102,26 @@ mod programs {
     #[map]
     static WEATHER: PerCpuArray<Weather> = PerCpuArray::with_max_entries(1, 0);
 
-    /// The interface that a packet leaves by: for `redirect` by the index of the one that it came in on, for `route` by the index that
-    /// the kernel's routes name. Written by the bench.
+    /// The interface that a packet leaves by: for `redirect` by the index of the one that it came
+    /// in on, for `route` by the index that the kernel's routes name. Written by the bench.
     #[map]
     static EGRESS: DevMap = DevMap::with_max_entries(64, 0);
 
     /// Passes every packet.
     ///
-    /// A veth takes frames from XDP_TX or a redirect only if its peer polls with NAPI, which it does once a
-    /// program is attached (`veth_xdp_xmit`, `drivers/net/veth.c`); otherwise they vanish without a trace.
+    /// A veth takes frames from XDP_TX or a redirect only if its peer polls with NAPI, which it
+    /// does once a program is attached (`veth_xdp_xmit`, `drivers/net/veth.c`); otherwise they
+    /// vanish without a trace.
     #[xdp]
     fn xdp_pass(_ctx: XdpContext) -> u32 {
         xdp_action::XDP_PASS
     }
 
-    /// Makes the next packet: for `BPF_PROG_TEST_RUN` with live frames, which sends what is `XDP_TX` out of the interface
-    /// that the packet is said to have come in on.
+    /// Makes the next packet: for `BPF_PROG_TEST_RUN` with live frames, which sends what is
+    /// `XDP_TX` out of the interface that the packet is said to have come in on.
     ///
-    /// The kernel recycles pages without restoring them: they come back as the router has left them. So all headers are
-    /// written every time.
+    /// The kernel recycles pages without restoring them: they come back as the router has left
+    /// them. So all headers are written every time.
     #[xdp]
     fn generate(ctx: XdpContext) -> u32 {
         let (Some(generator), Some(traffic)) = (GENERATOR.get_ptr_mut(0), TRAFFIC.get(0)) else {
@@ -137,7 +144,8 @@ mod programs {
         generator.made += 1;
         let flow = generator.flow(traffic);
         // Not assigned: that would be a call of `memmove`, which goes byte by byte.
-        // SAFETY: `head` checked the bounds, nothing else refers to the packet, and its page begins so that this is aligned.
+        // SAFETY: `head` checked the bounds, nothing else refers to the packet, and its page begins
+        // so that this is aligned.
         unsafe { core::ptr::copy_nonoverlapping(&raw const traffic.head, head.cast(), 1) };
         // SAFETY: `head` checked the bounds, and nothing else refers to the packet.
         let head = unsafe { &mut *head };
@@ -177,7 +185,8 @@ mod programs {
         {
             // SAFETY: this CPU's own.
             let mut due = unsafe { (*generator).schedule(now(), traffic.period) };
-            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
+            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this
+            // context.
             unsafe { bpf_loop(TURNS, is_due as *const () as *mut c_void, (&raw mut due).cast(), 0) };
         }
         if traffic.window != 0 {
@@ -188,7 +197,8 @@ mod programs {
                 window: u64::from(traffic.window),
                 cpu: traffic.sink_cpu,
             };
-            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
+            // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this
+            // context.
             unsafe { bpf_loop(TURNS, has_room as *const () as *mut c_void, (&raw mut wait).cast(), 0) };
         }
     }
@@ -214,7 +224,8 @@ mod programs {
         cpu: u32,
     }
 
-    /// A callback of `bpf_loop`: whether less packets than the window are under way, or nothing arrives any more.
+    /// A callback of `bpf_loop`: whether less packets than the window are under way, or nothing
+    /// arrives any more.
     ///
     /// # Safety
     /// `wait` points to a [`Wait`] that nobody else uses.
@@ -248,7 +259,8 @@ mod programs {
         0
     }
 
-    /// Counts and drops the bench's packets, and plays its part with probes; passes all others (ARP, iperf3).
+    /// Counts and drops the bench's packets, and plays its part with probes; passes all others
+    /// (ARP, iperf3).
     #[xdp]
     fn sink(ctx: XdpContext) -> u32 {
         if let Some(verdict) = crate::probe::handle(&ctx) {
@@ -294,7 +306,8 @@ mod programs {
         xdp_action::XDP_DROP
     }
 
-    /// Sends every packet out of the other interface without looking at it: what is left of a router when it does nothing.
+    /// Sends every packet out of the other interface without looking at it: what is left of a
+    /// router when it does nothing.
     #[xdp]
     fn redirect(ctx: XdpContext) -> u32 {
         EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
@@ -310,7 +323,8 @@ mod programs {
         EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
     }
 
-    /// Sends every packet back where it came from, but for its MAC addresses without looking at it: the same with one interface.
+    /// Sends every packet back where it came from, but for its MAC addresses without looking at it:
+    /// the same with one interface.
     #[xdp]
     fn turn(ctx: XdpContext) -> u32 {
         let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };
@@ -320,7 +334,8 @@ mod programs {
         xdp_action::XDP_TX
     }
 
-    /// Forwards every IPv4 packet by the kernel's routes and neighbours, asked for each packet, without NAT.
+    /// Forwards every IPv4 packet by the kernel's routes and neighbours, asked for each packet,
+    /// without NAT.
     #[xdp]
     fn route(ctx: XdpContext) -> u32 {
         const IP_TTL: usize = 22;
@@ -339,7 +354,8 @@ mod programs {
         wanted.__bindgen_anon_1.tot_len = u16::from_be_bytes(word(head, IP_START + 2));
         wanted.__bindgen_anon_3.ipv4_src = quad(head, IP_SOURCE).to_be();
         wanted.__bindgen_anon_4.ipv4_dst = quad(head, IP_DESTINATION).to_be();
-        // SAFETY: the context is valid for as long as the program runs, and the length is the structure's.
+        // SAFETY: the context is valid for as long as the program runs, and the length is the
+        // structure's.
         let found =
             unsafe { look_up_route(ctx.as_ptr(), &raw mut wanted, size_of::<bpf_fib_lookup>() as i32, 0) };
         if found != 0 {
@@ -367,8 +383,8 @@ mod programs {
             return PASS;
         }
         let Some(weather) = WEATHER.get_ptr_mut(0) else { return PASS };
-        // SAFETY: the value is this CPU's own. What runs in between, on the same CPU, is a copy on its way into `DETOUR`, where
-        // no such program is.
+        // SAFETY: the value is this CPU's own. What runs in between, on the same CPU, is a copy on
+        // its way into `DETOUR`, where no such program is.
         let weather = unsafe { &mut *weather };
         let [loss, hold_up, double] = setting(&WEATHER_SHARES);
         // SAFETY: a helper without arguments.
@@ -393,7 +409,8 @@ mod programs {
     /// A value that is set when the program is loaded.
     #[inline(always)]
     pub(crate) fn setting<T: Copy>(setting: &'static T) -> T {
-        // SAFETY: a valid reference to plain data. Volatile, since it is not the value that the compiler sees.
+        // SAFETY: a valid reference to plain data. Volatile, since it is not the value that the
+        // compiler sees.
         unsafe { core::ptr::read_volatile(setting) }
     }
 
@@ -437,6 +454,7 @@ mod programs {
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 }
 
-/// The programs exist for the BPF target only; the crate still builds for the host, where its lints run.
+/// The programs exist for the BPF target only; the crate still builds for the host, where its lints
+/// run.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -46,10 +46,11 @@ impl Log {
     }
 }
 
-/// Sets up logging for the whole process. What the XDP programs log from their own level on is shown without asking twice.
+/// Sets up logging for the whole process. What the XDP programs log from their own level on is
+/// shown without asking twice.
 ///
-/// Lines are written by a thread of their own: where nobody takes them (a journal on a disk that hangs, a pipe that is not read), the daemon has
-/// to go on, and answer the load balancer's probe.
+/// Lines are written by a thread of their own: where nobody takes them (a journal on a disk that
+/// hangs, a pipe that is not read), the daemon has to go on, and answer the load balancer's probe.
 pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<Log> {
     let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
         // The programs' crate is their target.
@@ -80,8 +81,9 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     Ok(log)
 }
 
-/// Whether what we write goes to the journal: `JOURNAL_STREAM` names the socket that it reads (systemd.exec(5)).
-/// It is inherited by programs whose output goes elsewhere, so it has to be compared with the real thing.
+/// Whether what we write goes to the journal: `JOURNAL_STREAM` names the socket that it reads
+/// (systemd.exec(5)). It is inherited by programs whose output goes elsewhere, so it has to be
+/// compared with the real thing.
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
@@ -92,7 +94,8 @@ fn stderr_is_the_journal() -> bool {
     stream == format!("{}:{}", stderr.dev(), stderr.ino())
 }
 
-/// A line for the journal, which knows the time itself and takes the priority from the line's start (sd-daemon(3)).
+/// A line for the journal, which knows the time itself and takes the priority from the line's start
+/// (sd-daemon(3)).
 struct Journal;
 
 impl<S, N> FormatEvent<S, N> for Journal

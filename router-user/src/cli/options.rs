@@ -7,9 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Forwards a Private Link Service to the firewall, in XDP.
 ///
-/// The router takes what arrives at its ports, rewrites destination and source, and sends it on, without the
-/// kernel's network stack. `run` is the daemon that sets this up and answers the load balancer's probe; the other
-/// commands ask it what it does, or check what it would do.
+/// The router takes what arrives at its ports, rewrites destination and source, and sends it on,
+/// without the kernel's network stack. `run` is the daemon that sets this up and answers the load
+/// balancer's probe; the other commands ask it what it does, or check what it would do.
 #[derive(Debug, Parser)]
 #[command(
     name = "pls-router",
@@ -59,7 +59,8 @@ pub(super) enum Command {
         info,router_user::daemon=debug."
     )]
     Run(RunArguments),
-    /// Check the configuration and this machine, or the sessions of a running daemon, without changing anything
+    /// Check the configuration and this machine, or the sessions of a running daemon, without
+    /// changing anything
     #[command(after_help = "Examples:\n  \
         pls-router check --config new.toml --config-only   before rolling a file out, on any machine\n  \
         sudo pls-router check                              on the router itself, before a restart\n  \

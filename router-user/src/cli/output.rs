@@ -1,4 +1,5 @@
-//! Printing: colour where there is a terminal that wants it (NO_COLOR is heard), and errors the same way everywhere.
+//! Printing: colour where there is a terminal that wants it (NO_COLOR is heard), and errors the
+//! same way everywhere.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};

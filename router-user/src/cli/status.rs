@@ -94,7 +94,8 @@ fn text(status: &Status) -> String {
         ("RESOLVING", Align::Left),
     ]);
     for name in &status.names {
-        // A name that cannot be resolved again keeps its addresses: that is doubtful, having none is bad.
+        // A name that cannot be resolved again keeps its addresses: that is doubtful, having none
+        // is bad.
         let style = if name.addresses.is_empty() { BAD } else { DOUBTFUL };
         names.row(vec![
             name.name.as_str().into(),

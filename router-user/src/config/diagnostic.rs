@@ -41,8 +41,8 @@ impl Source {
     }
 }
 
-/// One thing that is wrong or doubtful in a configuration. Its `Display` is the whole message, over several
-/// lines and without a final line break.
+/// One thing that is wrong or doubtful in a configuration. Its `Display` is the whole message, over
+/// several lines and without a final line break.
 #[derive(Clone, Debug)]
 pub struct Diagnostic {
     /// How bad it is.
@@ -63,7 +63,8 @@ impl Diagnostic {
 
     /// Points at `span`, saying `label` beside it. The first call gives the main place.
     pub(super) fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        // A span from the parser can lie one past the end (an unclosed string at the end of the file).
+        // A span from the parser can lie one past the end (an unclosed string at the end of the
+        // file).
         let end = self.source.text.len();
         self.labels.push((span.start.min(end)..span.end.min(end), label.into()));
         self

@@ -1,6 +1,7 @@
 //! Reading typed values out of parsed TOML while collecting everything that is wrong with them.
 //!
-//! serde would stop at the first error; an operator who has three typing mistakes wants to hear of three.
+//! serde would stop at the first error; an operator who has three typing mistakes wants to hear of
+//! three.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a wrong type is answered the same way whichever it is")]
 
@@ -27,7 +28,8 @@ pub(super) struct Section<'t> {
     table: Option<&'t DeTable<'t>>,
     /// `[name]`, for what has no better place.
     pub(super) header: Option<Range<usize>>,
-    /// Keys that unknown ones were taken to mean: saying that these are missing would be saying it twice.
+    /// Keys that unknown ones were taken to mean: saying that these are missing would be saying it
+    /// twice.
     misspelt: Vec<&'t str>,
 }
 

@@ -1,8 +1,9 @@
 //! `[local]`: what of this machine itself can be reached.
 //!
-//! An entry of `allow` is `PROTOCOL[/PORT[-PORT]] [from NETWORK]`, where `PROTOCOL` is a name, the number of a protocol that has one, or
-//! `ip/NUMBER`. Firewalls write the same thing in a dozen ways, so
-//! most of this is about what else people may write: the answer is the line that they meant.
+//! An entry of `allow` is `PROTOCOL[/PORT[-PORT]] [from NETWORK]`, where `PROTOCOL` is a name, the
+//! number of a protocol that has one, or `ip/NUMBER`. Firewalls write the same thing in a dozen
+//! ways, so most of this is about what else people may write: the answer is the line that they
+//! meant.
 
 use std::ops::RangeInclusive;
 
@@ -144,7 +145,8 @@ fn by_number(text: &str, number: Option<&str>) -> Result<LocalProtocol, Problem>
     }
 }
 
-/// The protocol of a number that stands alone: only one that has a name, since others are more likely to be ports ("22").
+/// The protocol of a number that stands alone: only one that has a name, since others are more
+/// likely to be ports ("22").
 fn named_number(text: &str) -> Option<LocalProtocol> {
     let number = is_plain_number(text).then(|| text.parse().ok()).flatten().map(LocalProtocol)?;
     LocalProtocol::NAMES.into_iter().any(|(_, protocol)| protocol == number).then_some(number)

@@ -1,7 +1,7 @@
 //! The configuration file: TOML text to a [`Config`] that the rest of the program can trust.
 //!
-//! Everything that can be said of a file without looking at the machine is said here, all of it at once;
-//! what depends on the machine (interfaces, addresses) is [`crate::preflight`]'s.
+//! Everything that can be said of a file without looking at the machine is said here, all of it at
+//! once; what depends on the machine (interfaces, addresses) is [`crate::preflight`]'s.
 
 mod check;
 mod diagnostic;
@@ -95,7 +95,8 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // The system's words are part of the text above; giving them again here would print them twice.
+        // The system's words are part of the text above; giving them again here would print them
+        // twice.
         None
     }
 }

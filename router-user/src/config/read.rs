@@ -36,7 +36,8 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 };
 const SOURCES_EXAMPLE: &str = "[\"10.0.2.64/26\"]";
 
-/// A `[[forward]]` as far as it could be understood, so that it can be checked against the others all the same.
+/// A `[[forward]]` as far as it could be understood, so that it can be checked against the others
+/// all the same.
 pub(super) struct RawForward {
     pub(super) header: Range<usize>,
     pub(super) name: Option<Spanned<String>>,
@@ -78,7 +79,8 @@ pub(super) fn config(document: &mut Document) -> Option<Config> {
     let source = Arc::clone(&document.source);
     let (root, errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
-        // What could be recovered is not what was meant: more complaints about it would only confuse.
+        // What could be recovered is not what was meant: more complaints about it would only
+        // confuse.
         document.syntax_errors(&errors);
         return None;
     }

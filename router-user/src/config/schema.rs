@@ -1,5 +1,5 @@
-//! Every table and key that a configuration may have, for "unknown key" errors and for the test that holds
-//! `deploy/config.toml` to them.
+//! Every table and key that a configuration may have, for "unknown key" errors and for the test
+//! that holds `deploy/config.toml` to them.
 
 /// One table of the configuration.
 #[derive(Clone, Copy, Debug)]

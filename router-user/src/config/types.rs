@@ -15,7 +15,8 @@ pub struct Config {
     pub interfaces: Interfaces,
     /// Destination NAT rules, in the order of the file. No two overlap.
     pub forwards: Vec<Forward>,
-    /// Source-only NAT rules, in the order of the file. Rules of both kinds number 1 to [`super::MAX_RULES`].
+    /// Source-only NAT rules, in the order of the file. Rules of both kinds number 1 to
+    /// [`super::MAX_RULES`].
     pub masquerades: Vec<Masquerade>,
     /// What new sessions get as their source.
     pub snat: Snat,
@@ -29,8 +30,9 @@ pub struct Config {
     pub admin: Admin,
     /// Sizes.
     pub limits: Limits,
-    /// How long an idle session is kept. What rules say of their own is already in [`Forward::timeouts`] and
-    /// [`Masquerade::timeouts`]; this is for sessions that no rule is known for.
+    /// How long an idle session is kept. What rules say of their own is already in
+    /// [`Forward::timeouts`] and [`Masquerade::timeouts`]; this is for sessions that no rule is
+    /// known for.
     pub timeouts: Timeouts,
 }
 
@@ -42,7 +44,8 @@ const HALF_OPEN_PORTS_SHARE: u32 = 2;
 const MIN_HALF_OPEN: u32 = 64;
 
 impl Config {
-    /// Returns how many sessions one source may have half open, if new sessions get one of so many ports.
+    /// Returns how many sessions one source may have half open, if new sessions get one of so many
+    /// ports.
     #[must_use]
     pub fn half_open_per_source(&self, snat_ports: u32) -> u32 {
         let share = || {
@@ -111,8 +114,8 @@ pub struct Forward {
     pub timeouts: Timeouts,
 }
 
-/// The largest segment that TCP's two ends may send each other, where the router lowers what they announce in
-/// SYN and SYN-ACK.
+/// The largest segment that TCP's two ends may send each other, where the router lowers what they
+/// announce in SYN and SYN-ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mss {
     /// What fits the MTU of the way out, without fragments.
@@ -193,7 +196,8 @@ impl fmt::Display for Listen {
 pub struct Target {
     /// The address, or a name to resolve and keep resolving.
     pub host: Host,
-    /// The port; `None` keeps the one that the client used. Always `None` if the forward listens on a range.
+    /// The port; `None` keeps the one that the client used. Always `None` if the forward listens on
+    /// a range.
     pub port: Option<u16>,
 }
 
@@ -237,9 +241,11 @@ pub struct Masquerade {
 /// What new sessions get as their source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snat {
-    /// Up to [`super::MAX_SNAT_ADDRESSES`]; empty for the primary address of the firewall-facing interface.
+    /// Up to [`super::MAX_SNAT_ADDRESSES`]; empty for the primary address of the firewall-facing
+    /// interface.
     pub addresses: Vec<Ipv4Addr>,
-    /// The ports they get; never 0. `None` for what this machine's own sockets leave, see [`crate::port_plan`].
+    /// The ports they get; never 0. `None` for what this machine's own sockets leave, see
+    /// [`crate::port_plan`].
     pub ports: Option<RangeInclusive<u16>>,
     /// What a client gets when none of them is free towards its target.
     pub exhausted: Refusal,
@@ -248,7 +254,8 @@ pub struct Snat {
 /// What clients are told of packets that go nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answers {
-    /// What one gets whose packets cannot be forwarded: for want of a route, a next hop, a target or a session.
+    /// What one gets whose packets cannot be forwarded: for want of a route, a next hop, a target
+    /// or a session.
     pub unreachable: Refusal,
 }
 
@@ -270,8 +277,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What of this machine itself, beside rules and the probe, can be reached. Answers to what this machine asks, and
-/// the platform's traffic, are no matter of it.
+/// What of this machine itself, beside rules and the probe, can be reached. Answers to what this
+/// machine asks, and the platform's traffic, are no matter of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// Up to [`super::MAX_LOCAL_ALLOW`]; an address in any rule's `sources` reaches only these.
@@ -285,7 +292,8 @@ pub struct Local {
 pub struct LocalAllow {
     /// Their protocol.
     pub protocol: LocalProtocol,
-    /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol without ports.
+    /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol
+    /// without ports.
     pub ports: Option<RangeInclusive<u16>>,
     /// The network that they are from, host bits clear; `None` for anyone who uses IPv4.
     pub from: Option<IpNet>,
@@ -409,8 +417,9 @@ pub enum Others {
 pub struct Health {
     /// Where it is answered.
     pub listen: SocketAddr,
-    /// Those who have places for probes and are told why it fails, host bits clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform
-    /// address and the networks of the router's interfaces. This machine is always among them.
+    /// Those who have places for probes and are told why it fails, host bits clear: up to
+    /// [`super::MAX_PROBERS`]. Empty for Azure's platform address and the networks of the router's
+    /// interfaces. This machine is always among them.
     pub from: Vec<IpNet>,
 }
 
@@ -419,7 +428,8 @@ pub struct Health {
 pub struct Admin {
     /// Metrics over HTTP.
     pub listen: SocketAddr,
-    /// Names, in lower case and without a final dot, that requests may give in `Host` beside this machine's own names and addresses.
+    /// Names, in lower case and without a final dot, that requests may give in `Host` beside this
+    /// machine's own names and addresses.
     pub hosts: Vec<String>,
     /// The Unix socket of the API that the command line uses. Absolute.
     pub socket: PathBuf,
@@ -432,8 +442,9 @@ pub struct Admin {
 pub struct Limits {
     /// Sessions at a time: 1,024 to 16,777,216.
     pub flows: u32,
-    /// Sessions that are opening (TCP before the handshake is done, UDP and ICMP before a reply) that one source
-    /// address may have; at least one. `None` for a share of what there is, see [`Config::half_open_per_source`].
+    /// Sessions that are opening (TCP before the handshake is done, UDP and ICMP before a reply)
+    /// that one source address may have; at least one. `None` for a share of what there is, see
+    /// [`Config::half_open_per_source`].
     pub half_open_per_source: Option<u32>,
 }
 

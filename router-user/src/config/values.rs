@@ -1,4 +1,5 @@
-//! The values of the configuration: text to value, or what is wrong with it and what to write instead.
+//! The values of the configuration: text to value, or what is wrong with it and what to write
+//! instead.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -17,8 +18,8 @@ pub use router_common::{
 /// Entries of `from` of `[health]`: each has places of its own.
 pub const MAX_PROBERS: usize = 16;
 
-/// The address that Azure's platform speaks from and listens on in every virtual network: probes, DNS, DHCP.
-/// The router never translates its traffic.
+/// The address that Azure's platform speaks from and listens on in every virtual network: probes,
+/// DNS, DHCP. The router never translates its traffic.
 pub(super) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::AZURE_PLATFORM.0);
 
 /// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
@@ -28,7 +29,8 @@ const MAX_INTERFACE_NAME: usize = 15;
 const MAX_RULE_NAME: usize = router_common::rules::NAME_LENGTH;
 /// Below, the table is no use; above, it does not fit the memory of any machine this is meant for.
 const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
-/// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside its headers.
+/// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside
+/// its headers.
 const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
 /// Nobody means more, and seconds of it fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -149,8 +151,8 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
     Ok(first..=last)
 }
 
-/// Returns `true` if one of the numbers in `text` starts with a zero that adds nothing. Some programs take such a number for octal
-/// ("010" is 8), others for decimal.
+/// Returns `true` if one of the numbers in `text` starts with a zero that adds nothing. Some
+/// programs take such a number for octal ("010" is 8), others for decimal.
 pub(super) fn has_leading_zero(text: &str) -> bool {
     text.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 1 && number.starts_with('0'))
 }
@@ -232,7 +234,8 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
     Ok(Target { host, port })
 }
 
-/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it. The final dot of an absolute name stays.
+/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it.
+/// The final dot of an absolute name stays.
 pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let good_label = |label: &str| {
@@ -292,8 +295,9 @@ pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// What a network consists of if none of its addresses is a host that packets go to or come from over a wire; `None` if some are. The same
-/// addresses as [`router_common::local::is_martian_source`] knows.
+/// What a network consists of if none of its addresses is a host that packets go to or come from
+/// over a wire; `None` if some are. The same addresses as
+/// [`router_common::local::is_martian_source`] knows.
 pub(super) fn no_unicast(network: &Ipv4Net) -> Option<&'static str> {
     const NONE: [(Ipv4Net, &str); 4] = [
         (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "addresses of \"this network\""),

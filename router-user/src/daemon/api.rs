@@ -1,4 +1,5 @@
-//! The API on the Unix socket: what the command line asks. Bodies are the types of [`crate::model`].
+//! The API on the Unix socket: what the command line asks. Bodies are the types of
+//! [`crate::model`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,12 +25,14 @@ use super::{
 };
 use crate::{model::FlowQuery, private::is_owner};
 
-/// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions let in.
+/// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions
+/// let in.
 const ROOT: usize = 0;
 const OTHERS: usize = 1;
 /// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(5);
-/// The time that a connection may take in all: all sessions, through somebody's pager, take a while.
+/// The time that a connection may take in all: all sessions, through somebody's pager, take a
+/// while.
 const CONNECTION: Duration = Duration::from_secs(60 * 60);
 
 /// The limits of the API's listener.
@@ -70,7 +73,8 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
     http::serve(listener, limits(), visit, answer).await
 }
 
-/// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under this daemon, which must not put it back.
+/// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under
+/// this daemon, which must not put it back.
 async fn stand_down(State(shared): State<Arc<Shared>>) -> Json<()> {
     shared.state().stood_down = true;
     warn!(

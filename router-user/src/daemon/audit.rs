@@ -15,14 +15,16 @@ use crate::{
     model, proc_net,
 };
 
-/// How often something that looks wrong is looked at: sessions come and go meanwhile, and only what is wrong every time is.
+/// How often something that looks wrong is looked at: sessions come and go meanwhile, and only what
+/// is wrong every time is.
 const LOOKS: u32 = 5;
 /// From one look to the next. A sweep gives ports back when it is through, which takes less.
 const PAUSE: Duration = Duration::from_millis(300);
 /// Findings that are named, at most.
 const MAX_NAMED: usize = 1000;
 
-/// Looks at the whole table, until nothing is wrong or what is wrong has been so for more than a second.
+/// Looks at the whole table, until nothing is wrong or what is wrong has been so for more than a
+/// second.
 pub(super) async fn audit(shared: Arc<Shared>) -> Result<model::Audit> {
     let mut last = look(&shared).await?;
     for _ in 1..LOOKS {
@@ -54,7 +56,8 @@ async fn look(shared: &Arc<Shared>) -> Result<Look> {
     tokio::task::spawn_blocking(looking).await.context("the look at the flow table has crashed")?
 }
 
-/// Takes out the ports that sockets of this machine have: those are marked as taken, too, and no session has them.
+/// Takes out the ports that sockets of this machine have: those are marked as taken, too, and no
+/// session has them.
 fn excuse_sockets(leaked: &mut Vec<FlowKey<Ipv4>>) {
     if leaked.is_empty() {
         return;
@@ -80,7 +83,8 @@ struct Counted {
     sessions: u64,
 }
 
-/// How many sessions the data plane counts that are not there, beyond what came and went while the table was walked through.
+/// How many sessions the data plane counts that are not there, beyond what came and went while the
+/// table was walked through.
 fn miscount(found: &Audit, before: Counted, after: Counted) -> i64 {
     let sessions = clients_flows(found).cast_signed();
     let opened = after.opened.saturating_sub(before.opened);

@@ -71,8 +71,8 @@ pub(super) struct Usage<'a> {
     pub(super) ports: PortRange,
 }
 
-/// How much room is left. Each becomes worse at one share and better below another, so that it is not said and taken back with every
-/// session more or less.
+/// How much room is left. Each becomes worse at one share and better below another, so that it is
+/// not said and taken back with every session more or less.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 enum Room {
     #[default]
@@ -181,7 +181,8 @@ impl Crowding {
     }
 }
 
-/// Ports that are taken, or all of them where the rest is what sockets of this machine have: those no session gets.
+/// Ports that are taken, or all of them where the rest is what sockets of this machine have: those
+/// no session gets.
 fn used_up(taken: u32, ports: u32) -> u32 {
     if ports.saturating_sub(taken) <= ports / 200 { ports } else { taken }
 }

@@ -1,4 +1,5 @@
-//! Whether new connections fail because their first segments come damaged, and when that is to be said.
+//! Whether new connections fail because their first segments come damaged, and when that is to be
+//! said.
 
 use std::time::{Duration, Instant};
 

@@ -80,8 +80,8 @@ pub(super) type Watch = BoxStream<'static, Change>;
 /// The neighbour that has changed; `None` when some changes were lost.
 pub(super) type NeighbourChange = Option<Neighbour>;
 
-/// Opens a stream of the changes of neighbours of either family from now on, apart from the one of all changes: who waits for a neighbour
-/// waits for nothing else.
+/// Opens a stream of the changes of neighbours of either family from now on, apart from the one of
+/// all changes: who waits for a neighbour waits for nothing else.
 pub(super) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> {
     let messages = messages(&[MulticastGroup::Neigh])?;
     let changes = messages.filter_map(|message| async move {
@@ -96,8 +96,8 @@ pub(super) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> 
     Ok(changes.boxed())
 }
 
-/// Opens a stream, without an end, of what the kernel tells these groups; `None` when something of it was lost. When the connection breaks, which
-/// a lack of memory is enough for, it is made again.
+/// Opens a stream, without an end, of what the kernel tells these groups; `None` when something of
+/// it was lost. When the connection breaks, which a lack of memory is enough for, it is made again.
 fn messages(
     groups: &'static [MulticastGroup],
 ) -> Result<impl Stream<Item = Option<RouteNetlinkMessage>> + Send> {
@@ -142,7 +142,8 @@ pub(super) struct Kernel {
 
 /// Opens a connection to the kernel, and the stream of its changes from now on.
 pub(super) fn connect() -> Result<(Watch, Kernel)> {
-    // Questions have a connection of their own: when a burst of changes overruns a socket's buffer, answers are lost with them.
+    // Questions have a connection of their own: when a burst of changes overruns a socket's buffer,
+    // answers are lost with them.
     let open = || rtnetlink::new_connection().context("cannot open a netlink socket");
     let (mut questions, handle, _) = open()?;
     let handle = Arc::new(Mutex::new(handle));
@@ -161,8 +162,8 @@ pub(super) fn connect() -> Result<(Watch, Kernel)> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
     ])?;
-    // Of neighbours, whoever is on the link can make as many changes as fit the link. So they have a socket of their own: when it overruns, no change of a route is
-    // lost with them.
+    // Of neighbours, whoever is on the link can make as many changes as fit the link. So they have
+    // a socket of their own: when it overruns, no change of a route is lost with them.
     let neighbours = messages(&[MulticastGroup::Neigh])?;
     let or = |missed: Change| {
         move |message: Option<_>| std::future::ready(message.map_or(Some(missed.clone()), change))
@@ -195,7 +196,8 @@ fn change(message: RouteNetlinkMessage) -> Option<Change> {
     }
 }
 
-/// The IPv4 addresses that are this machine's, or all machines' of its networks: nothing is forwarded there.
+/// The IPv4 addresses that are this machine's, or all machines' of its networks: nothing is
+/// forwarded there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct OwnAddresses {
     /// Its own, of any interface.
@@ -253,8 +255,8 @@ impl Addresses {
         self.messages.iter().filter_map(own).collect()
     }
 
-    /// The broadcast addresses of their networks: those that the addresses were given with, and those that the kernel takes for such anyway
-    /// (`fib_add_ifaddr`, net/ipv4/fib_frontend.c).
+    /// The broadcast addresses of their networks: those that the addresses were given with, and
+    /// those that the kernel takes for such anyway (`fib_add_ifaddr`, net/ipv4/fib_frontend.c).
     pub(super) fn broadcast(&self) -> HashSet<Ipv4Addr> {
         let of_network = |message: &AddressMessage| {
             let address = message.attributes.iter().find_map(network_address)?;
@@ -275,15 +277,17 @@ impl Addresses {
         of_interface.filter_map(network).collect()
     }
 
-    /// The first address of the interface with this index, if it has one that is of use beyond the link.
+    /// The first address of the interface with this index, if it has one that is of use beyond the
+    /// link.
     pub(super) fn first_of(&self, interface: u32) -> Option<Ipv4Addr> {
         let of_interface = self.selectable(interface);
         let best = of_interface.iter().find(|known| known.link_only == 0).or(of_interface.first())?;
         Some(best.address.into())
     }
 
-    /// The addresses that the kernel chooses a source from for packets that leave by the interface with this index, in its order: those of the
-    /// interface, or else any other of this machine that is of use beyond a link (`inet_select_addr`, net/ipv4/devinet.c).
+    /// The addresses that the kernel chooses a source from for packets that leave by the interface
+    /// with this index, in its order: those of the interface, or else any other of this machine
+    /// that is of use beyond a link (`inet_select_addr`, net/ipv4/devinet.c).
     pub(super) fn sources_of(&self, interface: u32) -> InterfaceAddresses {
         let mut chosen = self.selectable(interface);
         if chosen.is_empty() {
@@ -434,8 +438,9 @@ impl Kernel {
         Ok(messages.iter().filter_map(read_neighbour).collect())
     }
 
-    /// Has the kernel ask a neighbour that it knows whether it is still there. It asks three times in three seconds, and uses the
-    /// MAC address meanwhile; by itself it would ask half a minute after it last heard of it, and only if it had a packet to send.
+    /// Has the kernel ask a neighbour that it knows whether it is still there. It asks three times
+    /// in three seconds, and uses the MAC address meanwhile; by itself it would ask half a minute
+    /// after it last heard of it, and only if it had a packet to send.
     pub(super) async fn confirm(&self, neighbour: &Neighbour) -> Result<()> {
         let address = neighbour.ip();
         let request = self.handle().neighbours().add(neighbour.interface, address);
@@ -505,7 +510,8 @@ impl Routes {
         }
         let (Some(interface), gateway) = hop(&route.attributes) else { return };
         self.add_gateway(interface, gateway, false);
-        // Where an address is given, the kernel itself makes a route to its network with it as the source.
+        // Where an address is given, the kernel itself makes a route to its network with it as the
+        // source.
         if let Some(source) = source.filter(|_| route.header.protocol != RouteProtocol::Kernel) {
             self.sources.push(RouteSource {
                 destination: format!("{destination}/{}", route.header.destination_prefix_length),

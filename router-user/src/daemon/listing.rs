@@ -1,4 +1,5 @@
-//! The list of sessions, written while the table is walked: a million of them are hundreds of megabytes of text, which no daemon should have in its memory.
+//! The list of sessions, written while the table is walked: a million of them are hundreds of
+//! megabytes of text, which no daemon should have in its memory.
 
 use std::io;
 
@@ -11,8 +12,8 @@ use crate::model::Flow;
 /// As much is written at a time, in bytes, and a little more.
 const PART: usize = 64 << 10;
 
-/// A walk through the sessions that are wanted: shows those from a place on to a function until that answers `false`, and says from where to go
-/// on; `None` behind the last.
+/// A walk through the sessions that are wanted: shows those from a place on to a function until
+/// that answers `false`, and says from where to go on; `None` behind the last.
 pub(super) trait Walk:
     FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static
 {
@@ -20,8 +21,9 @@ pub(super) trait Walk:
 
 impl<W: FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static> Walk for W {}
 
-/// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on when somebody reads on, and nothing waits
-/// for who does not. An answer that breaks off is no whole one for whoever reads it.
+/// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on
+/// when somebody reads on, and nothing waits for who does not. An answer that breaks off is no
+/// whole one for whoever reads it.
 pub(super) fn body(walk: impl Walk, limit: usize) -> Body {
     let list = List { walk, next: Some(0), left: limit, begun: false };
     Body::from_stream(stream::unfold(Some(list), async |list| {

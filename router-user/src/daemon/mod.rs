@@ -1,10 +1,11 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
-//! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and addresses (`kernel`,
-//! `next_hops`), sets again what others change under it (`upkeep`), resolves names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
-//! `target_health`), sends packets that the data plane cannot (`punts`), removes sessions that have ended (`sweep`),
-//! and answers the load balancer (`probe`), the command line (`api`) and the monitoring (`metrics`), and tells the log
-//! what an operator has to know (`watch`).
+//! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and
+//! addresses (`kernel`, `next_hops`), sets again what others change under it (`upkeep`), resolves
+//! names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
+//! `target_health`), sends packets that the data plane cannot (`punts`), removes sessions that have
+//! ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the
+//! monitoring (`metrics`), and tells the log what an operator has to know (`watch`).
 
 mod api;
 mod audit;
@@ -79,7 +80,8 @@ pub struct Options {
 /// Runs until SIGTERM or SIGINT, then takes the router off the interfaces.
 ///
 /// # Errors
-/// When the configuration is wrong, the machine cannot run it, or the kernel refuses: the machine is then as it was before.
+/// When the configuration is wrong, the machine cannot run it, or the kernel refuses: the machine
+/// is then as it was before.
 pub async fn run(options: Options) -> Result<()> {
     let config::Loaded { config, warnings } = Config::load(&options.config_path)?;
     for warning in &warnings {
@@ -112,7 +114,8 @@ pub async fn run(options: Options) -> Result<()> {
         Ok(started) => started,
         Err(error) => {
             let keep_settings = !predecessors.is_empty();
-            // Otherwise our program forwards on, with the rules that are in force by then, and the next start finds it.
+            // Otherwise our program forwards on, with the rules that are in force by then, and the
+            // next start finds it.
             let given_back = predecessors.give_back();
             if fresh && given_back {
                 undo(&pins, keep_settings);
@@ -127,8 +130,8 @@ pub async fn run(options: Options) -> Result<()> {
         // It forwards all the same.
         Err(error) => warn!("{error:#}"),
     }
-    // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the next daemon finds it, and
-    // no session is lost. Only who asks for a stop gets the programs off.
+    // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the
+    // next daemon finds it, and no session is lost. Only who asks for a stop gets the programs off.
     serve(&shared, tasks, listeners, &mut signals).await?;
     shared.state().stood_down = true;
     let interfaces = dataplane::detach(&shared.config.admin.pins)?.interfaces;
@@ -220,7 +223,8 @@ fn keep_descriptors_back(config: &Config) {
     }
 }
 
-/// Removes the socket that a daemon has left; `refuse_second` found nobody behind it. Anything else is not ours to remove.
+/// Removes the socket that a daemon has left; `refuse_second` found nobody behind it. Anything else
+/// is not ours to remove.
 fn remove_stale(socket: &Path) -> Result<()> {
     match std::fs::symlink_metadata(socket) {
         Ok(there) if there.file_type().is_socket() => {
@@ -263,7 +267,8 @@ async fn check_machine(config: &Config) -> Result<()> {
     bail!("this machine cannot run this configuration\n{}", errors.join("\n"))
 }
 
-/// Takes back what a failed start has done; but not the system settings, if a data plane of another version goes on with them.
+/// Takes back what a failed start has done; but not the system settings, if a data plane of another
+/// version goes on with them.
 fn undo(pins: &Pins, keep_settings: bool) {
     let removed = if keep_settings { pins.remove_all() } else { pins.remove() };
     if let Err(error) = removed {
@@ -330,7 +335,8 @@ async fn start(
     own.begin(&config, &attached, &mut plane).report();
     plane.load_what_is_used_later()?;
 
-    // Last what takes something away from a router that works: a failure before this leaves it as it was.
+    // Last what takes something away from a router that works: a failure before this leaves it as
+    // it was.
     let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
     plane.apply_rules(&spec)?;
     plane.detach_others(&interfaces)?;
@@ -344,7 +350,8 @@ async fn start(
     let path = options.config_path.clone();
     let shared = Arc::new(Shared::new(path, config, own, plane, attached, names));
     next_hops::refresh(&shared, &kernel, &mut topology).await?;
-    // Before anybody can be told that all is well: without it, what is handed to the daemon would be dropped.
+    // Before anybody can be told that all is well: without it, what is handed to the daemon would
+    // be dropped.
     shared.state().plane.settings.show_presence()?;
     tasks.spawn(upkeep.run(shared.clone()));
     tasks.spawn(punts::serve(shared.clone(), kernel.clone(), doors));

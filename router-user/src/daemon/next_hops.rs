@@ -37,7 +37,8 @@ use crate::{
     policy_rules::{self, PolicyRule, not_followed},
 };
 
-/// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour is still there.
+/// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour
+/// is still there.
 const CONFIRM: Duration = Duration::from_secs(2);
 /// How long a next hop that was there stays so while it is asked once more, by broadcast. Where one
 /// does not answer when it is asked by name, as some switches and virtual gateways do, the kernel
@@ -61,8 +62,8 @@ const PROBES_AT_ONCE: usize = 64;
 /// neighbours is filling up.
 const CONFIRMED_AT_ONCE: usize = 512;
 
-/// Follows the kernel's changes for ever. What fails is tried again at the next change, or two seconds later; if it goes on
-/// failing, the probe says so.
+/// Follows the kernel's changes for ever. What fails is tried again at the next change, or two
+/// seconds later; if it goes on failing, the probe says so.
 pub(super) async fn follow(
     shared: Arc<Shared>,
     kernel: Kernel,
@@ -286,7 +287,8 @@ pub(super) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         *topology = Topology { turn, overdue, ..Topology::read(kernel).await? };
     }
     let addresses = kernel.addresses().await?;
-    // Interfaces may be removed and made again, and a virtual function comes and goes while its interface stays (host servicing on Azure).
+    // Interfaces may be removed and made again, and a virtual function comes and goes while its
+    // interface stays (host servicing on Azure).
     let indexes = shared.interface_indexes();
     let interfaces = interfaces(&indexes, kernel, &addresses).await?;
     {
@@ -376,7 +378,8 @@ fn in_turn(targets: &BTreeMap<Ipv4Addr, Needs>, last: Option<Ipv4Addr>, most: us
         .collect()
 }
 
-/// The addresses that sessions may come from which leave by the interfaces with these indexes, by slot.
+/// The addresses that sessions may come from which leave by the interfaces with these indexes, by
+/// slot.
 pub(super) fn sources(indexes: &[u32], addresses: &Addresses) -> [InterfaceAddresses; MAX_INTERFACES] {
     let mut sources = [InterfaceAddresses::default(); MAX_INTERFACES];
     for (slot, index) in sources.iter_mut().zip(indexes) {
@@ -520,8 +523,8 @@ impl View {
         None
     }
 
-    /// Returns the MAC address of a neighbour that was the next hop to a target until now, while it is
-    /// asked once more.
+    /// Returns the MAC address of a neighbour that was the next hop to a target until now, while it
+    /// is asked once more.
     fn known_until_now(&mut self, neighbour: &Neighbour, target: IpAddr) -> Option<String> {
         let known = self.before.get(&target).filter(|known| known.resolved)?;
         let mac = known.mac.clone().filter(|_| known.via == Some(neighbour.ip()))?;
@@ -689,8 +692,9 @@ fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
     text::first(all, 4, |more| format!("{more} more")).join(", ")
 }
 
-/// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one that is there stays known. Every gateway may be in use:
-/// which of several a session takes, only the session knows.
+/// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one
+/// that is there stays known. Every gateway may be in use: which of several a session takes, only
+/// the session knows.
 async fn confirm_neighbours(shared: &Shared, kernel: &Kernel, topology: &Topology) {
     let (Ok(names), Ok(neighbours)) = (kernel.interface_names().await, kernel.neighbours().await) else {
         return;
@@ -768,10 +772,12 @@ struct Needs {
 const A_CLIENTS_PORT: u16 = 50_000;
 /// The service that stands for all that a masquerade may lead to.
 const A_SERVICE: (Protocol, u16) = (Protocol::Tcp, 443);
-/// As many of a rule's sources are asked for, so that a rule with many does not keep the daemon busy.
+/// As many of a rule's sources are asked for, so that a rule with many does not keep the daemon
+/// busy.
 const SOURCES_ASKED: usize = 8;
 
-/// The addresses that rules lead to. For a masquerade, one address of each destination network stands for all of it; for sources, likewise.
+/// The addresses that rules lead to. For a masquerade, one address of each destination network
+/// stands for all of it; for sources, likewise.
 fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
     let State { names, .. } = &*shared.state();
     let mut targets: BTreeMap<Ipv4Addr, Needs> = BTreeMap::new();
@@ -806,8 +812,8 @@ fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
     targets
 }
 
-/// An address of the network that a packet can be sent to. For the whole Internet, one that is reserved for documentation
-/// (RFC 5737): the default route's.
+/// An address of the network that a packet can be sent to. For the whole Internet, one that is
+/// reserved for documentation (RFC 5737): the default route's.
 fn representative(network: &Ipv4Net) -> Ipv4Addr {
     if network.prefix_len() == 0 {
         return Ipv4Addr::new(192, 0, 2, 1);

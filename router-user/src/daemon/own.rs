@@ -1,5 +1,6 @@
-//! This machine's own traffic beside that of sessions: keeps its ports apart ([`crate::port_plan`]), and has it seen by the data plane, so that
-//! answers to it are known. Whatever others change of that is put right.
+//! This machine's own traffic beside that of sessions: keeps its ports apart
+//! ([`crate::port_plan`]), and has it seen by the data plane, so that answers to it are known.
+//! Whatever others change of that is put right.
 
 use std::{sync::Arc, time::Duration};
 
@@ -102,8 +103,8 @@ impl Own {
         Self { snat: port_plan::snat_ports(config, kernel), overlaps: Vec::new(), unseen: Vec::new() }
     }
 
-    /// Sets everything up, with the program of now in the place of an earlier daemon's. Where that cannot be, the router works all the same, and
-    /// a condition says so.
+    /// Sets everything up, with the program of now in the place of an earlier daemon's. Where that
+    /// cannot be, the router works all the same, and a condition says so.
     pub(super) fn begin(&mut self, config: &Config, attached: &[Attached], plane: &mut Dataplane) -> Changes {
         let mut changes = Changes::default();
         self.keep_apart(config, plane, &mut changes);
@@ -171,7 +172,8 @@ impl Own {
         changes.rules = self.unseen.is_empty() != before.is_empty();
     }
 
-    /// The ports at which datagrams for a socket of this machine are taken for answers without its having been seen to ask.
+    /// The ports at which datagrams for a socket of this machine are taken for answers without its
+    /// having been seen to ask.
     pub(super) fn answered_ports(&self) -> PortRange {
         if self.unseen.is_empty() { NONE } else { Kernel::read().range }
     }

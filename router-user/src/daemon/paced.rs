@@ -1,5 +1,5 @@
-//! Work that somebody on the network can have the daemon do again and again: it is done soon, and never
-//! more often than it may cost.
+//! Work that somebody on the network can have the daemon do again and again: it is done soon, and
+//! never more often than it may cost.
 
 use std::{sync::Mutex, time::Duration};
 

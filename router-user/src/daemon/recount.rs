@@ -1,12 +1,15 @@
 //! Puts right what an earlier daemon has left too much of in the counters beside the flow table.
 //!
-//! Whoever removes a session retires its flow, and counts one less when that has succeeded. A daemon that is killed between the two leaves
-//! the session in the counters for good: in that of all sessions, and in its source's of half-open ones.
+//! Whoever removes a session retires its flow, and counts one less when that has succeeded. A
+//! daemon that is killed between the two leaves the session in the counters for good: in that of
+//! all sessions, and in its source's of half-open ones.
 //!
-//! The programs go on counting while the table is looked through: they count a session a moment before it is in the table, one that is
-//! half-open a moment longer, and one that moves to another target also while it is in neither place. So only what is too much at each of many looks, a sweep apart, is taken back; where sessions come and go all
-//! the time, that may be less than there is. A flood of packets that never make a session, while no port is free, could keep a counter ahead
-//! that long. So looks count only while nothing of the kind is refused.
+//! The programs go on counting while the table is looked through: they count a session a moment
+//! before it is in the table, one that is half-open a moment longer, and one that moves to another
+//! target also while it is in neither place. So only what is too much at each of many looks, a
+//! sweep apart, is taken back; where sessions come and go all the time, that may be less than there
+//! is. A flood of packets that never make a session, while no port is free, could keep a counter
+//! ahead that long. So looks count only while nothing of the kind is refused.
 
 use router_common::{reason::Reason, stats::CpuStats};
 use tracing::{info, warn};
@@ -30,7 +33,8 @@ pub(super) struct Recount {
 }
 
 impl Recount {
-    /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session at the same time.
+    /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session
+    /// at the same time.
     pub(super) fn look(mut self, shared: &Shared) -> Option<Self> {
         let found = shared.flows.surplus();
         let stats = shared.state().plane.counters.read();

@@ -232,7 +232,8 @@ pub(super) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
     Ok(forwards.chain(masquerades).collect())
 }
 
-/// The names of the rules by their numbers, with those that have been configured once and may have sessions still.
+/// The names of the rules by their numbers, with those that have been configured once and may have
+/// sessions still.
 pub(super) fn all_rule_names(shared: &Shared) -> Vec<Option<String>> {
     let State { plane, .. } = &*shared.state();
     (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()

@@ -18,7 +18,8 @@ use crate::{
 /// An address that a forward leads to, and the port if it is not the client's.
 pub(super) type Target = (Ipv4Addr, Option<u16>);
 
-/// The rule set of a configuration, with names as they are resolved now, without the targets that are avoided now.
+/// The rule set of a configuration, with names as they are resolved now, without the targets that
+/// are avoided now.
 pub(super) fn build(config: &Config, names: &Names, health: &TargetHealth, own: &Own) -> RuleSetSpec {
     RuleSetSpec {
         forwards: config

@@ -79,7 +79,8 @@ pub(super) struct State {
     /// When what the kernel says of routes and neighbours was last read.
     pub(super) refreshed: Instant,
     pub(super) own: Own,
-    /// `true` while the rules in force are not what they should be: the kernel has refused them, which may pass.
+    /// `true` while the rules in force are not what they should be: the kernel has refused them,
+    /// which may pass.
     pub(super) rules_are_old: bool,
     crowding: Crowding,
     damage: Damage,
@@ -88,9 +89,10 @@ pub(super) struct State {
 
 /// What the daemon's parts share.
 ///
-/// What changes is behind one lock: with several, whoever needs two of them can wait for ever for somebody who has the other and needs the first. A
-/// guard is held for moments: nobody asks the kernel for more than maps and programs with it, writes to the log, or awaits (which would not compile in a task).
-/// Methods here that want the lock take it themselves, so none
+/// What changes is behind one lock: with several, whoever needs two of them can wait for ever for
+/// somebody who has the other and needs the first. A guard is held for moments: nobody asks the
+/// kernel for more than maps and programs with it, writes to the log, or awaits (which would not
+/// compile in a task). Methods here that want the lock take it themselves, so none
 /// is called by who has it; a function that is called with the lock held takes the [`State`].
 pub(super) struct Shared {
     pub(super) config_path: PathBuf,
@@ -192,8 +194,8 @@ impl Shared {
         self.state().attached.clone()
     }
 
-    /// The indexes of the router's interfaces by slot, as they are now; the last one of an interface that is gone, so that
-    /// there still are two where there were two.
+    /// The indexes of the router's interfaces by slot, as they are now; the last one of an
+    /// interface that is gone, so that there still are two where there were two.
     pub(super) fn interface_indexes(&self) -> Vec<u32> {
         let index =
             |Attached { attachment, .. }: &Attached| attachment.place().index().unwrap_or(attachment.index);
@@ -237,8 +239,8 @@ impl Shared {
         conditions
     }
 
-    /// Adds what keeps this router, or one of its rules, from forwarding. Looks at the kernel as it is
-    /// now, and not as it was when the daemon started.
+    /// Adds what keeps this router, or one of its rules, from forwarding. Looks at the kernel as it
+    /// is now, and not as it was when the daemon started.
     fn look_at_forwarding(&self, state: &State, conditions: &mut Conditions) {
         let mut down =
             |id, subject: &str, detail: String| conditions.add(Severity::Down, id, subject, detail);

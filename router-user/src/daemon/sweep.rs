@@ -33,19 +33,24 @@ use crate::{
 /// How often. Timeouts are kept to within this.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// A target's direction younger than this is not asked for its other half: the session may still be in the making.
+/// A target's direction younger than this is not asked for its other half: the session may still be
+/// in the making.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Above this share of the table, or of the SNAT ports towards a target, sessions that are opening or have ended go early, so that
-/// others find room. Those that are opening also do where their source has half as many of them as it may.
+/// Above this share of the table, or of the SNAT ports towards a target, sessions that are opening
+/// or have ended go early, so that others find room. Those that are opening also do where their
+/// source has half as many of them as it may.
 const PRESSURE_PERCENT: u64 = 80;
-/// How long such sessions may be idle then. An opening one is needed for as long as tells that its target does not answer.
+/// How long such sessions may be idle then. An opening one is needed for as long as tells that its
+/// target does not answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
-// Both FINs may have passed while data in front of one was lost behind this router: the sender tries again for a while. As long is enough for a
-// client of UDP that has sent a single datagram and had its answer, as of a name server.
+// Both FINs may have passed while data in front of one was lost behind this router: the sender
+// tries again for a while. As long is enough for a client of UDP that has sent a single datagram
+// and had its answer, as of a name server.
 const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
-/// How long an address may be gone before the sessions that come from it are: who renews an address takes it off for a moment.
+/// How long an address may be gone before the sessions that come from it are: who renews an address
+/// takes it off for a moment.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
@@ -234,7 +239,8 @@ impl Sweep<'_> {
         signs.note(forward.rule(), target, forward.entry.opened, session.reply.entry.packets > 0);
     }
 
-    /// The port of a session that was over and has moved stays taken for as long as the session would have stayed: its target may still send.
+    /// The port of a session that was over and has moved stays taken for as long as the session
+    /// would have stayed: its target may still send.
     fn judge_held(&self, held: &Flow) -> Verdict {
         let timeout = self.timeouts.of(held.rule()).tcp_transitory;
         let timeout = if self.is_crowded(held) { timeout.min(ENDED_UNDER_PRESSURE) } else { timeout };
@@ -244,7 +250,8 @@ impl Sweep<'_> {
 
     /// Most sessions are told alive by their client's direction alone.
     fn judge(&self, forward: &Flow) -> Verdict {
-        // No answer finds the way back to it. The kernel's MASQUERADE does the same (`masq_inet_event`), so that clients open others.
+        // No answer finds the way back to it. The kernel's MASQUERADE does the same
+        // (`masq_inet_event`), so that clients open others.
         if !self.gone.is_empty() && self.gone.contains(&port_pool(forward).snat) {
             return Verdict::Remove;
         }
@@ -279,12 +286,14 @@ impl Sweep<'_> {
         self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(flow)))
     }
 
-    /// Whether its source has half as many half-open sessions as it may: soon, a target that does not answer keeps it from all others.
+    /// Whether its source has half as many half-open sessions as it may: soon, a target that does
+    /// not answer keeps it from all others.
     fn has_many_attempts(&self, forward: &Flow) -> bool {
         self.flows.half_open(forward.key.source) > self.half_open_limit / 2
     }
 
-    /// A target's direction goes with its client's. One that has lost it (a daemon was killed between the two) is found here.
+    /// A target's direction goes with its client's. One that has lost it (a daemon was killed
+    /// between the two) is found here.
     fn judge_reply(&self, reply: &Flow) -> Verdict {
         let young = u128::from(self.now.nanoseconds_since(reply.entry.opened)) < YOUNG.as_nanos();
         if young {
@@ -302,7 +311,8 @@ impl Sweep<'_> {
 enum Need {
     /// Its target has not answered, or its client has not finished the handshake.
     Attempt,
-    /// It has probably served its purpose: a connection that has ended, or a single datagram of the client's that was answered.
+    /// It has probably served its purpose: a connection that has ended, or a single datagram of the
+    /// client's that was answered.
     Over,
     /// It may be in use for long.
     InUse,
@@ -324,7 +334,8 @@ impl Need {
     }
 }
 
-/// A quick hash for counting a million times by one of a few keys. What goes in is bounded, so nobody gains by collisions.
+/// A quick hash for counting a million times by one of a few keys. What goes in is bounded, so
+/// nobody gains by collisions.
 #[derive(Default)]
 struct PoolHasher(u64);
 
@@ -361,7 +372,8 @@ fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
 /// How long a session may be idle; `None` for one that makes no sense.
 pub(super) fn timeout(session: &Session, timeouts: &Timeouts) -> Option<Duration> {
     Some(match (session.protocol()?, session.state()?) {
-        // A connection that is closed on one side only may go on for long on the other (RFC 7857 section 2).
+        // A connection that is closed on one side only may go on for long on the other (RFC 7857
+        // section 2).
         (Protocol::Tcp, State::Established | State::Closing) => timeouts.tcp_established,
         (Protocol::Tcp, State::Opening | State::Closed) => timeouts.tcp_transitory,
         (Protocol::Udp, State::Opening) => timeouts.udp_unreplied,

@@ -1,7 +1,8 @@
 //! Which targets new sessions had better avoid, by what sessions have shown: no probe is ever sent.
 //!
-//! A circuit breaker for each target. Sessions without an answer break it; it stays open for a while, then new sessions try the target
-//! again: an answer closes it, and more silence opens it for twice as long. An answer closes it in any state.
+//! A circuit breaker for each target. Sessions without an answer break it; it stays open for a
+//! while, then new sessions try the target again: an answer closes it, and more silence opens it
+//! for twice as long. An answer closes it in any state.
 //!
 //! ```text
 //!          3 without an answer, none with                10 s, 20 s, 40 s, 80 s
@@ -11,7 +12,8 @@
 //!     +--------------------------------- an answer, or nobody tries it for long ------+
 //! ```
 //!
-//! What it is to a rule that all of its targets are to be avoided is for [`rule_set`](super::rule_set) to say.
+//! What it is to a rule that all of its targets are to be avoided is for
+//! [`rule_set`](super::rule_set) to say.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +24,8 @@ use std::{
 
 use router_common::flow::Protocol;
 
-/// A session without a packet from its target after this long has got no answer. A client's SYN has been repeated by then.
+/// A session without a packet from its target after this long has got no answer. A client's SYN has
+/// been repeated by then.
 pub(super) const UNANSWERED_AFTER: Duration = Duration::from_secs(3);
 /// So many sessions without an answer, and none with one, tell that a target is dead.
 const SUSPECT: u64 = 3;
@@ -35,7 +38,8 @@ const LONGEST: Duration = Duration::from_secs(80);
 /// A trial that nobody has taken part in for this long is over.
 const FORGET: Duration = Duration::from_secs(600);
 
-/// A target as sessions see it. Port 0 stands for the port that the client used, of a rule that listens on a range.
+/// A target as sessions see it. Port 0 stands for the port that the client used, of a rule that
+/// listens on a range.
 pub(super) type Endpoint = (Ipv4Addr, u16, Protocol);
 
 /// What the sessions to a target have shown since they were last looked at.
@@ -43,7 +47,8 @@ pub(super) type Endpoint = (Ipv4Addr, u16, Protocol);
 pub(super) struct Signs {
     /// Young sessions that have got an answer. A session may be counted more than once.
     pub(super) answered: u64,
-    /// Sessions that have become older than [`UNANSWERED_AFTER`] without any. A session is counted once.
+    /// Sessions that have become older than [`UNANSWERED_AFTER`] without any. A session is counted
+    /// once.
     pub(super) unanswered: u64,
 }
 
@@ -119,7 +124,8 @@ struct Suspect {
 }
 
 impl TargetHealth {
-    /// Takes in what sessions have shown, and that time has passed. Has to be called every few seconds, also when there are no signs.
+    /// Takes in what sessions have shown, and that time has passed. Has to be called every few
+    /// seconds, also when there are no signs.
     pub(super) fn observe(&mut self, signs: &TargetSigns, now: Instant) -> Vec<Change> {
         let mut changes = self.pass_time(now);
         for (target, signs) in &signs.by_target {
@@ -250,7 +256,8 @@ mod tests {
             Self { start: Instant::now(), health: TargetHealth::default() }
         }
 
-        /// Has a target show something, at so many seconds; gives the changes as where from and where to.
+        /// Has a target show something, at so many seconds; gives the changes as where from and
+        /// where to.
         fn see(
             &mut self,
             second: u64,

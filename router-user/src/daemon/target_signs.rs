@@ -1,4 +1,5 @@
-//! What sessions tell of their targets: gathered by the sweep, judged by [`target_health`](super::target_health).
+//! What sessions tell of their targets: gathered by the sweep, judged by
+//! [`target_health`](super::target_health).
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Instant};
 
@@ -12,7 +13,8 @@ use super::{
     target_health::{Change, Health, TargetSigns, UNANSWERED_AFTER},
 };
 
-/// The rules whose sessions matter, by number, and whether their targets have the port that the client used.
+/// The rules whose sessions matter, by number, and whether their targets have the port that the
+/// client used.
 pub(super) type Watched = HashMap<u16, bool>;
 
 /// The rules that lead to several targets now: only they have a choice.
@@ -38,8 +40,8 @@ impl Gatherer {
         Self { watched, before, now, signs: TargetSigns::default() }
     }
 
-    /// Whether a session has something to tell: it was young at the last sweep, or is new. Who is older has been counted, or cannot be
-    /// told from one that lost its answer long ago.
+    /// Whether a session has something to tell: it was young at the last sweep, or is new. Who is
+    /// older has been counted, or cannot be told from one that lost its answer long ago.
     pub(super) fn wants(&self, protocol: Option<Protocol>, rule: u16, opened: Ticks) -> bool {
         protocol == Some(Protocol::Tcp) && self.watched.contains_key(&rule) && !is_old(self.before, opened)
     }
@@ -95,7 +97,8 @@ mod tests {
         Gatherer::new(HashMap::from([(7, false), (8, true)]), Ticks(before), Ticks(now))
     }
 
-    /// What sweeps at these ticks make of a session of rule 7 that was opened at `opened` and answered at `answered`, in all.
+    /// What sweeps at these ticks make of a session of rule 7 that was opened at `opened` and
+    /// answered at `answered`, in all.
     fn seen(sweeps: &[u32], opened: u32, answered: Option<u32>) -> Signs {
         let mut all = Signs::default();
         for pair in sweeps.windows(2).filter(|pair| pair[1] >= opened) {

@@ -1,5 +1,5 @@
-//! Tells the log what an operator has to know: that the router has stopped forwarding and why, and that it drops what it should
-//! not have to.
+//! Tells the log what an operator has to know: that the router has stopped forwarding and why, and
+//! that it drops what it should not have to.
 
 use std::{
     collections::{HashMap, HashSet},

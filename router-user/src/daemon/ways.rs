@@ -1,11 +1,13 @@
 //! Whether the rules have somewhere to lead to, and what that means for the probe.
 //!
-//! The probe takes this whole machine out of service, with every rule that works. So what only some rules lack is *degraded*: to be seen and
-//! to be repaired, while the others go on. It is a *problem*, and the probe's matter, when no forward has a way: none has a target, or the next
-//! hops of all are missing, as when the gateway that they share is dead, which another machine behind the load balancer may still reach.
+//! The probe takes this whole machine out of service, with every rule that works. So what only some
+//! rules lack is *degraded*: to be seen and to be repaired, while the others go on. It is a
+//! *problem*, and the probe's matter, when no forward has a way: none has a target, or the next
+//! hops of all are missing, as when the gateway that they share is dead, which another machine
+//! behind the load balancer may still reach.
 //!
-//! A load balancer sends to forwards. Who uses a masquerade has this machine as its gateway, whatever the probe says, so masquerades count
-//! only where there is no forward.
+//! A load balancer sends to forwards. Who uses a masquerade has this machine as its gateway,
+//! whatever the probe says, so masquerades count only where there is no forward.
 
 use std::collections::{HashMap, HashSet};
 

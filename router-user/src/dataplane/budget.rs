@@ -1,4 +1,5 @@
-//! What a packet of a known session may cost, told by the program itself and not by a clock: `docs/performance.md` has the times.
+//! What a packet of a known session may cost, told by the program itself and not by a clock:
+//! `docs/performance.md` has the times.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +28,9 @@ fn calls(instructions: &[bpf_insn]) -> impl Iterator<Item = &bpf_insn> {
     instructions.iter().filter(|instruction| instruction.code == CALL)
 }
 
-/// Look-ups in arrays, which the kernel turns into a few instructions each; the tick counter, which it turns into a load, and the clock behind
-/// it; the next program or interface. Nothing else, and above all no route, no hash table, and nothing that is written for others to read.
+/// Look-ups in arrays, which the kernel turns into a few instructions each; the tick counter, which
+/// it turns into a load, and the clock behind it; the next program or interface. Nothing else, and
+/// above all no route, no hash table, and nothing that is written for others to read.
 #[test]
 fn forward_calls_nothing_else() {
     let instructions = forward();
@@ -40,7 +42,8 @@ fn forward_calls_nothing_else() {
     );
 }
 
-/// Counters and settings, one each; and a flow in one of two regions, in the first buckets of its chain: one look-up where it is in the first.
+/// Counters and settings, one each; and a flow in one of two regions, in the first buckets of its
+/// chain: one look-up where it is in the first.
 #[test]
 fn forward_looks_up_few_things() {
     let lookups = calls(&forward()).filter(|call| call.imm == MAP_LOOKUP_ELEM).count();

@@ -1,4 +1,5 @@
-//! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it follows.
+//! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it
+//! follows.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +22,8 @@ use router_common::{
 
 use super::{pools::PoolTable, shared_memory::SharedArray};
 
-/// A target that has no more than one port in so many needs no pool. It is half of what there are at least when it gets one
-/// ([`router_common::ports::GUESSES_BEFORE_POOL`]), lest it come and go.
+/// A target that has no more than one port in so many needs no pool. It is half of what there are
+/// at least when it gets one ([`router_common::ports::GUESSES_BEFORE_POOL`]), lest it come and go.
 const FEW_PORTS: u32 = 64;
 
 /// Of so many flows of the targets' direction, a sweep shows one.
@@ -69,7 +70,8 @@ impl Flow {
         self.tag.seen()
     }
 
-    /// Whether it is what a session that was over has left when its client's tuple moved to another target: no packet's, but its port is taken.
+    /// Whether it is what a session that was over has left when its client's tuple moved to another
+    /// target: no packet's, but its port is taken.
     pub fn is_held(&self) -> bool {
         self.tag.state() == SlotState::Held
     }
@@ -181,7 +183,8 @@ impl FlowTable {
         Some(Flow { key, tag, entry })
     }
 
-    /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or it is held.
+    /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or
+    /// it is held.
     fn is_taken(&self, reply: &FlowKey<Ipv4>) -> bool {
         let has_it = |index| {
             [SlotState::Live, SlotState::Held]
@@ -196,8 +199,9 @@ impl FlowTable {
         self.for_each_from(0, each);
     }
 
-    /// Shows sessions to `each`, in no order, from the slot `start` on until it answers `false`; the slot to go on from, or `None` behind the
-    /// last. Sessions that are opened or removed meanwhile may or may not be among them.
+    /// Shows sessions to `each`, in no order, from the slot `start` on until it answers `false`;
+    /// the slot to go on from, or `None` behind the last. Sessions that are opened or removed
+    /// meanwhile may or may not be among them.
     pub fn for_each_from(&self, start: u32, mut each: impl FnMut(&Session) -> bool) -> Option<u32> {
         for index in start..self.0.slots.len() {
             if let Some(flow) = self.flow_at(index)
@@ -240,7 +244,8 @@ impl FlowTable {
         homes.flat_map(move |home| (home..home + regions.chain(home)).take_while(is_used))
     }
 
-    /// Removes a session: the client's direction first, the one that holds the SNAT port last. One that is gone already is no error.
+    /// Removes a session: the client's direction first, the one that holds the SNAT port last. One
+    /// that is gone already is no error.
     ///
     /// # Errors
     /// When the pools of ports cannot be read.
@@ -249,7 +254,8 @@ impl FlowTable {
         self.pools().clear(ports.into_iter().flatten())
     }
 
-    /// Retires one flow, with all that hangs on it but the mark of its port; the key of that, if it is the direction that has one.
+    /// Retires one flow, with all that hangs on it but the mark of its port; the key of that, if it
+    /// is the direction that has one.
     fn retire(&self, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
         let slot = self.find(key).and_then(|index| self.0.slots.get(index))?;
         self.retire_slot(slot, key)
@@ -259,7 +265,8 @@ impl FlowTable {
         self.0.half_open.get(half_open_slot(&self.0.seeds, source))
     }
 
-    /// Tells the programs that a session leads to an address, see [`PEER_PATIENCE`](router_common::PEER_PATIENCE).
+    /// Tells the programs that a session leads to an address, see
+    /// [`PEER_PATIENCE`](router_common::PEER_PATIENCE).
     fn note_peer(&self, address: Ipv4, now: Ticks) {
         if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
             place.note(now);
@@ -300,8 +307,9 @@ impl FlowTable {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One walk through the table: shows every session's client's direction to `each`, which says what is to become of the session, and every
-    /// flow that is held; and brings slots of flows that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in
+    /// One walk through the table: shows every session's client's direction to `each`, which says
+    /// what is to become of the session, and every flow that is held; and brings slots of flows
+    /// that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in
     /// each round. Only one walk may be under way at a time.
     ///
     /// # Errors
@@ -309,7 +317,8 @@ impl FlowTable {
     pub fn sweep(&self, generation: u32, round: u32, mut each: impl FnMut(&Flow) -> Verdict) -> Result<()> {
         let now = now();
         let slots = &self.0.slots;
-        // Chains end where a slot is empty, so whether one may become empty depends on the one behind it: from the end on.
+        // Chains end where a slot is empty, so whether one may become empty depends on the one
+        // behind it: from the end on.
         let mut freed = Vec::new();
         let mut held = 0;
         for index in (0..slots.len()).rev() {
@@ -349,7 +358,8 @@ impl FlowTable {
                             Verdict::Keep => {}
                             Verdict::Remove => {
                                 freed.extend(self.retire_slot(slot, &flow.key));
-                                // Where half a session is left, the other direction's key may be a later session's.
+                                // Where half a session is left, the other direction's key may be a
+                                // later session's.
                                 if self.get(&flow.twin()).is_some_and(|twin| twin.twin() == flow.key) {
                                     freed.extend(self.retire(&flow.twin()));
                                 }
@@ -370,9 +380,11 @@ impl FlowTable {
         self.pools().to_spare()
     }
 
-    /// Gives back pools of ports that are not needed any more, and marks of ports that nobody has; to be called once a sweep.
+    /// Gives back pools of ports that are not needed any more, and marks of ports that nobody has;
+    /// to be called once a sweep.
     ///
-    /// `taken`: how many sessions there are with a target, as far as is known; its pool may not have marked them all yet.
+    /// `taken`: how many sessions there are with a target, as far as is known; its pool may not
+    /// have marked them all yet.
     ///
     /// # Errors
     /// When they cannot be read or written.
@@ -383,8 +395,9 @@ impl FlowTable {
         pools.reconcile(|reply| self.is_taken(reply))
     }
 
-    /// How much more is counted than the table holds, before and after a walk through it. Programs that open or establish sessions meanwhile
-    /// make that a little more or less. Nobody may remove a session meanwhile.
+    /// How much more is counted than the table holds, before and after a walk through it. Programs
+    /// that open or establish sessions meanwhile make that a little more or less. Nobody may remove
+    /// a session meanwhile.
     pub fn surplus(&self) -> Surplus {
         let before = self.counted();
         let mut there = Counted { sessions: 0, half_open: vec![0; HALF_OPEN_SLOTS as usize] };
@@ -418,8 +431,9 @@ impl FlowTable {
         }
     }
 
-    /// What is wrong with the table: flows without their twin, keys that are there twice, counters and marks that say otherwise than the table.
-    /// What looks wrong because it is being changed is looked at again.
+    /// What is wrong with the table: flows without their twin, keys that are there twice, counters
+    /// and marks that say otherwise than the table. What looks wrong because it is being changed is
+    /// looked at again.
     ///
     /// # Errors
     /// When the pools cannot be read.
@@ -539,7 +553,8 @@ pub struct Audit {
     pub leaked_ports: Vec<FlowKey<Ipv4>>,
 }
 
-/// The pool that a session's port belongs to, for counting: told by its client's direction, or by what is held of it.
+/// The pool that a session's port belongs to, for counting: told by its client's direction, or by
+/// what is held of it.
 pub fn port_pool(flow: &Flow) -> PoolKey {
     match flow.direction() {
         Direction::Forward => PoolKey::of(&flow.twin()),

@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result};
 /// The name of the setting.
 pub const ROUTE_LOOKUPS: &str = "net.ipv4.conf.lo.forwarding";
 
-/// The kernel answers a program's route lookups only where forwarding is on (`bpf_ipv4_fib_lookup`, net/core/filter.c). The
-/// programs ask by the loopback interface, so only there it has to be: nothing is ever received there that could be
-/// forwarded, and on the real interfaces it stays as it is.
+/// The kernel answers a program's route lookups only where forwarding is on (`bpf_ipv4_fib_lookup`,
+/// net/core/filter.c). The programs ask by the loopback interface, so only there it has to be:
+/// nothing is ever received there that could be forwarded, and on the real interfaces it stays as
+/// it is.
 const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
 
 /// Whether route lookups are answered.
@@ -22,7 +23,8 @@ pub fn route_lookups_are_on() -> Result<bool> {
     Ok(text.trim() != "0")
 }
 
-/// Whether the kernel forwards (`net.ipv4.ip_forward`): what route lookups are set to where nobody needs them.
+/// Whether the kernel forwards (`net.ipv4.ip_forward`): what route lookups are set to where nobody
+/// needs them.
 ///
 /// # Errors
 /// When the setting cannot be read.

@@ -1,4 +1,5 @@
-//! What is pinned, held open: if somebody removes a pin under a running daemon, nothing is lost, and it can be pinned again.
+//! What is pinned, held open: if somebody removes a pin under a running daemon, nothing is lost,
+//! and it can be pinned again.
 
 use std::{
     fs::File,
@@ -43,8 +44,8 @@ impl HeldPins {
         self.objects.iter().all(|(path, _)| path.symlink_metadata().is_ok())
     }
 
-    /// Pins again what is not pinned any more. A directory that had to be made anew is locked for this process, as
-    /// [`Pins::lock`] does it; the file is to be kept open.
+    /// Pins again what is not pinned any more. A directory that had to be made anew is locked for
+    /// this process, as [`Pins::lock`] does it; the file is to be kept open.
     ///
     /// # Errors
     /// When the kernel refuses, or there is no BPF file system.

@@ -93,7 +93,8 @@ impl Place {
 }
 
 impl Attachment {
-    /// The attachment that an earlier daemon left on this interface in this mode. One of an interface that is gone is removed.
+    /// The attachment that an earlier daemon left on this interface in this mode. One of an
+    /// interface that is gone is removed.
     pub(super) fn find(pins: &Pins, interface: &str, index: u32, mode: Mode) -> Result<Option<Self>> {
         let pin = pins.link(interface, mode);
         let link = match sys::open_pin(&pin) {
@@ -160,14 +161,15 @@ impl Attachment {
         Ok(Self { interface, index, mode, pin, link: Arc::new(link), program: info.program })
     }
 
-    /// The id of the program that runs on the interface by this attachment now; `None` if it has been taken off, or the
-    /// interface is gone.
+    /// The id of the program that runs on the interface by this attachment now; `None` if it has
+    /// been taken off, or the interface is gone.
     pub fn program_id(&self) -> Option<u32> {
         let info = sys::xdp_link_info(self.link.as_fd()).ok()?;
         (info.interface != 0 && info.interface == self.index).then_some(info.program)
     }
 
-    /// Where its interface is. A name goes before the interface that had it when the program was attached.
+    /// Where its interface is. A name goes before the interface that had it when the program was
+    /// attached.
     pub fn place(&self) -> Place {
         if let Ok(index) = sys::interface_index(&self.interface) {
             return Place::Named(index);

@@ -1,8 +1,9 @@
 //! The data plane from user space: loading the programs, and reading and writing their maps.
 //!
-//! Everything that must outlive the daemon is pinned below [`Pins`]: the link that holds the root program on an interface, the
-//! maps, and with them the programs in the program arrays. [`Dataplane::load`] finds it all again, so a daemon that comes
-//! back after a crash goes on with the sessions of the one before.
+//! Everything that must outlive the daemon is pinned below [`Pins`]: the link that holds the root
+//! program on an interface, the maps, and with them the programs in the program arrays.
+//! [`Dataplane::load`] finds it all again, so a daemon that comes back after a crash goes on with
+//! the sessions of the one before.
 //!
 //! Each map has one owner here: [`RuleTable`], [`FlowTable`], [`CounterTable`], [`SettingsTable`].
 
@@ -72,7 +73,8 @@ pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-/// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has its own.
+/// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
+/// its own.
 const PINNED_MAPS: [&str; 24] = [
     "ROOT",
     "EGRESS",
@@ -127,7 +129,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     pins: Option<HeldPins>,
     egress: DevMap<MapData>,
-    /// Programs name maps by descriptor until they are loaded, and an array forgets its programs when nobody holds it.
+    /// Programs name maps by descriptor until they are loaded, and an array forgets its programs
+    /// when nobody holds it.
     _arrays: [ProgramArray<MapData>; 2],
     /// Why the kernel has not taken the program that sees what this machine itself sends, if so.
     own_traffic: Result<(), String>,
@@ -154,12 +157,13 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the programs, on top of the maps that an earlier daemon has left pinned, if there are any. Nothing is attached
-    /// yet; but where a root program is attached already, its packets are handled by these programs from now on.
+    /// Loads the programs, on top of the maps that an earlier daemon has left pinned, if there are
+    /// any. Nothing is attached yet; but where a root program is attached already, its packets are
+    /// handled by these programs from now on.
     ///
     /// # Errors
-    /// When the kernel does not take the programs or maps, or a pin cannot be written; what had been pinned by this call is
-    /// removed again.
+    /// When the kernel does not take the programs or maps, or a pin cannot be written; what had
+    /// been pinned by this call is removed again.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         let pins = options.pins.as_deref().map(Pins::open).transpose()?;
         let adopted = pins.as_ref().is_some_and(Pins::are_there);
@@ -260,8 +264,8 @@ impl Dataplane {
         })
     }
 
-    /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they were off: whoever detaches
-    /// switches them off again.
+    /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they
+    /// were off: whoever detaches switches them off again.
     ///
     /// # Errors
     /// When the setting cannot be read or written.
@@ -273,17 +277,19 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Attaches the root program to an interface, and makes the interface the one of `slot`. An attachment that an earlier
-    /// daemon left, in the same mode, stays as it is.
+    /// Attaches the root program to an interface, and makes the interface the one of `slot`. An
+    /// attachment that an earlier daemon left, in the same mode, stays as it is.
     ///
     /// # Errors
-    /// When there is no such interface, or the kernel or the driver refuses: the interface is then as it was.
+    /// When there is no such interface, or the kernel or the driver refuses: the interface is then
+    /// as it was.
     pub fn attach(&mut self, slot: u32, interface: &str, mode: Mode) -> Result<Attachment> {
         let index = interface_index(interface)?;
         self.attach_to(slot, interface, index, mode)
     }
 
-    /// Does what [`attach`](Self::attach) does to the interface with this index, which the configuration gives this name.
+    /// Does what [`attach`](Self::attach) does to the interface with this index, which the
+    /// configuration gives this name.
     ///
     /// # Errors
     /// As there.
@@ -296,7 +302,8 @@ impl Dataplane {
                 if root.fd().is_err() {
                     load_patiently(root).context("the kernel does not take the root program")?;
                 }
-                // An interface takes one mode at a time. If the new one is refused, the old one comes back.
+                // An interface takes one mode at a time. If the new one is refused, the old one
+                // comes back.
                 let old = Attachment::find(pins, interface, index, mode.other())?;
                 if let Some(old) = &old {
                     old.remove()?;
@@ -323,10 +330,12 @@ impl Dataplane {
         self.rules.apply(spec, &mut self.settings)
     }
 
-    /// Takes over what other versions have left on an interface, for [`attach_to`](Self::attach_to) to find.
+    /// Takes over what other versions have left on an interface, for [`attach_to`](Self::attach_to)
+    /// to find.
     ///
     /// # Errors
-    /// When the kernel or the driver refuses; [`Predecessors::give_back`] turns back what was taken until then.
+    /// When the kernel or the driver refuses; [`Predecessors::give_back`] turns back what was taken
+    /// until then.
     pub fn take_over(
         &mut self,
         predecessors: &mut Predecessors,
@@ -345,7 +354,8 @@ impl Dataplane {
         predecessors.take_over(program(&mut self.ebpf, ROOT_PROGRAM)?, pins, interface, index, mode)
     }
 
-    /// Puts the root program back on an interface: `lost` is the attachment that it had, `index` the interface's now.
+    /// Puts the root program back on an interface: `lost` is the attachment that it had, `index`
+    /// the interface's now.
     ///
     /// # Errors
     /// When the kernel or the driver refuses, or a pin cannot be written.
@@ -356,11 +366,13 @@ impl Dataplane {
         self.attach_to(slot, &lost.interface, index, lost.mode)
     }
 
-    /// Has what this machine itself sends by the interface with this index be seen, so that answers to it are known and no session takes them. An
-    /// attachment that an earlier daemon left goes on, with the program of now. `interface`: the name in the configuration.
+    /// Has what this machine itself sends by the interface with this index be seen, so that answers
+    /// to it are known and no session takes them. An attachment that an earlier daemon left goes
+    /// on, with the program of now. `interface`: the name in the configuration.
     ///
     /// # Errors
-    /// When the kernel cannot attach a program to an interface's way out. The router works on without.
+    /// When the kernel cannot attach a program to an interface's way out. The router works on
+    /// without.
     pub fn watch_own_traffic(&mut self, interface: &str, index: u32, hook: Hook) -> Result<()> {
         let pins = self.pins.as_ref().context("attaching needs pins")?.pins().clone();
         own_traffic::attach(self.own_traffic_program()?, &pins, interface, index, hook)
@@ -382,7 +394,8 @@ impl Dataplane {
         own_traffic_program(&mut self.ebpf)
     }
 
-    /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does this, too.
+    /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does
+    /// this, too.
     ///
     /// # Errors
     /// When there is no such interface, or its driver cannot send redirected packets.
@@ -396,7 +409,8 @@ impl Dataplane {
             .with_context(|| format!("cannot make {interface} an egress interface"))
     }
 
-    /// Whether packets that leave by `slot` leave by the interface with this index. The kernel forgets one that is removed.
+    /// Whether packets that leave by `slot` leave by the interface with this index. The kernel
+    /// forgets one that is removed.
     pub fn has_egress(&self, slot: u32, index: u32) -> bool {
         self.egress.get(slot, 0).is_ok_and(|egress| egress.if_index == index)
     }
@@ -425,7 +439,8 @@ impl Dataplane {
         Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
     }
 
-    /// Gives an IP packet that came in on the interface with this index to the programs once more: the frame that is to be sent, if one is.
+    /// Gives an IP packet that came in on the interface with this index to the programs once more:
+    /// the frame that is to be sent, if one is.
     ///
     /// # Errors
     /// When the kernel does not run the program.
@@ -434,8 +449,8 @@ impl Dataplane {
         replay::run(self.program(SLOW_STAGE)?, &settings, interface, packet)
     }
 
-    /// Asks the kernel where a packet would leave, and from which address a session would come: by the program that asks for packets, so that
-    /// both get the same answer.
+    /// Asks the kernel where a packet would leave, and from which address a session would come: by
+    /// the program that asks for packets, so that both get the same answer.
     ///
     /// # Errors
     /// When the kernel does not run the program.
@@ -448,7 +463,8 @@ impl Dataplane {
         &mut self.ebpf
     }
 
-    /// Loads the programs that are not attached now and may be used later, when this process may load none any more.
+    /// Loads the programs that are not attached now and may be used later, when this process may
+    /// load none any more.
     ///
     /// # Errors
     /// When the kernel does not take one.
@@ -459,7 +475,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// One of the programs by its function's name: `pls_router` (loaded if it is not yet), `forward` or `slow`.
+    /// One of the programs by its function's name: `pls_router` (loaded if it is not yet),
+    /// `forward` or `slow`.
     ///
     /// # Errors
     /// When there is no such program or the kernel does not take it.
@@ -496,8 +513,9 @@ fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
         .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
 }
 
-/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`, kernel/bpf/verifier.c), which says nothing
-/// about the program. What makes it think so may stay for a moment.
+/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`,
+/// kernel/bpf/verifier.c), which says nothing about the program. What makes it think so may stay
+/// for a moment.
 fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
     patiently(|| program.load())
 }
@@ -539,7 +557,8 @@ fn explain_load_error(error: aya::EbpfError, slots: u32) -> anyhow::Error {
     anyhow!("the kernel does not take the data plane: {text}")
 }
 
-/// Makes sure that `path` is on a BPF file system, mounting one at `/sys/fs/bpf` if that is what is missing.
+/// Makes sure that `path` is on a BPF file system, mounting one at `/sys/fs/bpf` if that is what is
+/// missing.
 ///
 /// # Errors
 /// When it is not, and cannot be made so.

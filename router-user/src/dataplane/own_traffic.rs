@@ -1,7 +1,9 @@
-//! The attachment of the program that sees what this machine itself sends (`sent`, in `router-ebpf`), to the way out of an interface.
+//! The attachment of the program that sees what this machine itself sends (`sent`, in
+//! `router-ebpf`), to the way out of an interface.
 //!
-//! From Linux 6.6 on that is a link (tcx), pinned beside the root program's. Before, it is a filter of the qdisc `clsact`, which stays by itself;
-//! a pin of the program, named for the interface, says that there is one and whether the qdisc has come with it.
+//! From Linux 6.6 on that is a link (tcx), pinned beside the root program's. Before, it is a filter
+//! of the qdisc `clsact`, which stays by itself; a pin of the program, named for the interface,
+//! says that there is one and whether the qdisc has come with it.
 
 use std::{fs, io, mem, path::Path};
 
@@ -17,7 +19,8 @@ use super::{Pins, sys};
 /// The program's name.
 pub(super) const PROGRAM: &str = "own_traffic";
 
-/// What the filter's pin is called for, before the interface: the qdisc was there before, or has come with it.
+/// What the filter's pin is called for, before the interface: the qdisc was there before, or has
+/// come with it.
 const FILTER: &str = "filter";
 const FILTER_AND_QDISC: &str = "filterandqdisc";
 
@@ -30,8 +33,8 @@ pub enum Hook {
     Filter,
 }
 
-/// Attaches the program to the interface with this index, or puts it in the place of an earlier daemon's. `interface`: what the pin is called for; it
-/// may have another name by now.
+/// Attaches the program to the interface with this index, or puts it in the place of an earlier
+/// daemon's. `interface`: what the pin is called for; it may have another name by now.
 ///
 /// # Errors
 /// When the kernel can neither attach it by a link nor as a filter.
@@ -113,7 +116,8 @@ fn attach_filter(program: &mut SchedClassifier, pins: &Pins, interface: &str) ->
     })
 }
 
-/// Takes a filter off whose pin has this name, and the qdisc if it has come with the filter and nobody else uses it; then removes the pin.
+/// Takes a filter off whose pin has this name, and the qdisc if it has come with the filter and
+/// nobody else uses it; then removes the pin.
 pub(super) fn remove_pinned_filter(pin: &Path, kind: &str, interface: &str) -> Result<()> {
     // An interface that is gone has taken its filters with it.
     if let Ok(index) = sys::interface_index(interface) {

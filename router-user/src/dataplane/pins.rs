@@ -19,8 +19,8 @@ use super::{
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
-/// Inside: a file a map, `stages` (the program array of the programs in force), and in `links/` a file an attachment, named
-/// `<mode>-<interface>`.
+/// Inside: a file a map, `stages` (the program array of the programs in force), and in `links/` a
+/// file an attachment, named `<mode>-<interface>`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -28,17 +28,20 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The pins below `root`, whose directories are made if they are not there, and are for root alone from now on.
+    /// The pins below `root`, whose directories are made if they are not there, and are for root
+    /// alone from now on.
     ///
     /// # Errors
-    /// When that is not on a BPF file system, cannot be written, or somebody else may change what is in it.
+    /// When that is not on a BPF file system, cannot be written, or somebody else may change what
+    /// is in it.
     pub fn open(root: &Path) -> Result<Self> {
         let pins = Self::at(root);
         pins.make()?;
         Ok(pins)
     }
 
-    /// Makes the directories that are not there, and closes those that are: whoever can open one can hold its [lock](Self::lock).
+    /// Makes the directories that are not there, and closes those that are: whoever can open one
+    /// can hold its [lock](Self::lock).
     pub(super) fn make(&self) -> Result<()> {
         ensure_bpffs(&self.root)?;
         private::make(&self.links())?;
@@ -79,7 +82,8 @@ impl Pins {
         Ok(others.map(|layout| Self::of_layout(root, layout)).collect())
     }
 
-    /// Makes this process the only one that works with these pins, for as long as the file that comes back is open.
+    /// Makes this process the only one that works with these pins, for as long as the file that
+    /// comes back is open.
     ///
     /// # Errors
     /// When another process has done so.
@@ -154,7 +158,8 @@ impl Pins {
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
     }
 
-    /// Removes link pins by interface name, which detaches the program; the interfaces it was detached from.
+    /// Removes link pins by interface name, which detaches the program; the interfaces it was
+    /// detached from.
     pub(super) fn remove_links(&self, remove: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let mut removed = Vec::new();
         for path in entries(&self.links())? {
@@ -204,7 +209,8 @@ impl Pins {
         Ok(names.into_iter().collect())
     }
 
-    /// Removes everything: programs are detached first, then maps and programs go. The interfaces that were detached from.
+    /// Removes everything: programs are detached first, then maps and programs go. The interfaces
+    /// that were detached from.
     ///
     /// # Errors
     /// When a pin cannot be read or removed.
@@ -219,7 +225,8 @@ impl Pins {
         Ok(interfaces)
     }
 
-    /// Removes everything, and leaves system settings alone. The interfaces that were detached from.
+    /// Removes everything, and leaves system settings alone. The interfaces that were detached
+    /// from.
     ///
     /// # Errors
     /// As [`remove`](Self::remove).
@@ -242,7 +249,8 @@ impl Pins {
     }
 }
 
-/// Closes the directory that layouts are in, unless it is where a file system is mounted: that others use as well.
+/// Closes the directory that layouts are in, unless it is where a file system is mounted: that
+/// others use as well.
 fn close_root(root: &Path) -> Result<()> {
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
     let is_mount_point = root.parent().is_none_or(|parent| device(parent) != device(root));
@@ -267,8 +275,8 @@ pub struct Removed {
     pub directories: Vec<PathBuf>,
 }
 
-/// Detaches the router from every interface and removes all that it, or another version of it, has pinned below `root`. Nothing to
-/// detach is no error.
+/// Detaches the router from every interface and removes all that it, or another version of it, has
+/// pinned below `root`. Nothing to detach is no error.
 ///
 /// # Errors
 /// When a pin cannot be read or removed.
@@ -294,7 +302,8 @@ pub fn detach(root: &Path) -> Result<Removed> {
     Ok(removed)
 }
 
-/// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c); interfaces' names do.
+/// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c);
+/// interfaces' names do.
 fn link_name(interface: &str, mode: &str) -> String {
     format!("{mode}-{}", interface.replace('%', "%25").replace('.', "%2e"))
 }

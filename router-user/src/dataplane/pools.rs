@@ -1,4 +1,5 @@
-//! Pools of SNAT ports, from user space: ports are given back here, and pools that are not needed any more.
+//! Pools of SNAT ports, from user space: ports are given back here, and pools that are not needed
+//! any more.
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -11,8 +12,9 @@ use std::{collections::HashSet, os::fd::AsFd as _};
 
 use super::shared_memory::SharedArray;
 
-/// How many pools a table of this many sessions needs. Half of them are only for targets that are crowded, which takes thousands of sessions
-/// each; the others are to spare ([`PoolTable::to_spare`]), which takes some two thousand.
+/// How many pools a table of this many sessions needs. Half of them are only for targets that are
+/// crowded, which takes thousands of sessions each; the others are to spare
+/// ([`PoolTable::to_spare`]), which takes some two thousand.
 pub(super) fn pools_for(sessions: u32) -> u32 {
     (sessions / 2048).clamp(8, 4096)
 }
@@ -57,12 +59,13 @@ impl PoolTable {
     }
 
     fn all(&self) -> Result<Vec<(PoolKey, u32)>> {
-        // Only this process removes keys, under a lock: the walk sees every pool that there was when it began.
+        // Only this process removes keys, under a lock: the walk sees every pool that there was
+        // when it began.
         self.keys.iter().collect::<Result<_, MapError>>().context("cannot read the pools of ports")
     }
 
-    /// Marks the ports of reply flows as free, where there is a pool that marks them. Only after the flows are gone from the table: a pool
-    /// that is made later then finds the ports free.
+    /// Marks the ports of reply flows as free, where there is a pool that marks them. Only after
+    /// the flows are gone from the table: a pool that is made later then finds the ports free.
     pub(super) fn clear(&self, replies: impl IntoIterator<Item = FlowKey<Ipv4>>) -> Result<()> {
         let mut replies = replies.into_iter().peekable();
         if replies.peek().is_none() {
@@ -80,8 +83,9 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Gives back pools of targets whose ports in use are `few`: told by the target, and by how many the pool marks. To be called from time
-    /// to time, at least a second apart: what one call takes out of sight, the next one makes free.
+    /// Gives back pools of targets whose ports in use are `few`: told by the target, and by how
+    /// many the pool marks. To be called from time to time, at least a second apart: what one call
+    /// takes out of sight, the next one makes free.
     pub(super) fn clean(&mut self, few: impl Fn(&PoolKey, u32) -> bool) -> Result<()> {
         let all = self.all()?;
         // One that a program was about to make when it was thought to be leaving has a key since.
@@ -107,9 +111,10 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Takes away marks of ports that no flow has, of some of the ports: a program marks a port that a socket of this machine has, lest it be
-    /// tried again for every session, and the socket goes without a word; and a daemon that is killed gives nothing back. A program that
-    /// is about to take such a port marks it once more when it has it.
+    /// Takes away marks of ports that no flow has, of some of the ports: a program marks a port
+    /// that a socket of this machine has, lest it be tried again for every session, and the socket
+    /// goes without a word; and a daemon that is killed gives nothing back. A program that is about
+    /// to take such a port marks it once more when it has it.
     pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
         let words = POOL_WORDS / SHARES;
         self.share = (self.share + 1) % SHARES;

@@ -1,7 +1,9 @@
-//! The data planes that daemons of other versions have left: pinned under another layout, so nothing in their maps can be read.
+//! The data planes that daemons of other versions have left: pinned under another layout, so
+//! nothing in their maps can be read.
 //!
-//! A daemon takes their place. Its programs go into the links that are there, which neither detaches anything nor lets a packet
-//! by, and which can be turned back as long as the start may fail. Sessions cannot be taken along.
+//! A daemon takes their place. Its programs go into the links that are there, which neither
+//! detaches anything nor lets a packet by, and which can be turned back as long as the start may
+//! fail. Sessions cannot be taken along.
 
 use std::{
     fs::{self, File},
@@ -62,8 +64,8 @@ impl Predecessors {
         self.found.iter().map(|(pins, _)| pins.directory())
     }
 
-    /// Puts the program into the link that one of them has on this interface, and pins that as an attachment of ours. In another mode the
-    /// link cannot be used on, and is removed.
+    /// Puts the program into the link that one of them has on this interface, and pins that as an
+    /// attachment of ours. In another mode the link cannot be used on, and is removed.
     pub(super) fn take_over(
         &mut self,
         root: &Xdp,
@@ -99,8 +101,8 @@ impl Predecessors {
         Ok(())
     }
 
-    /// Turns everything back after a start that has failed. Returns `false` if a link could not be: it holds our program, and whoever takes that off
-    /// leaves the interface without any.
+    /// Turns everything back after a start that has failed. Returns `false` if a link could not be:
+    /// it holds our program, and whoever takes that off leaves the interface without any.
     pub fn give_back(self) -> bool {
         let mut all = true;
         for Taken { link, program, old_pin, new_pin } in self.taken {
@@ -138,8 +140,8 @@ impl Predecessors {
     }
 }
 
-/// Switches route lookups off if the kernel does not forward: then they are on only because a router has switched them on. What it has
-/// noted of that in a layout of its own cannot be read.
+/// Switches route lookups off if the kernel does not forward: then they are on only because a
+/// router has switched them on. What it has noted of that in a layout of its own cannot be read.
 ///
 /// # Errors
 /// When the setting cannot be read or written.

@@ -1,6 +1,7 @@
 //! Giving a packet to a program that the NIC does not bring (`BPF_PROG_TEST_RUN`).
 //!
-//! So what has been held back is judged, translated, counted and entered by the same code as what comes in, and in the same maps.
+//! So what has been held back is judged, translated, counted and entered by the same code as what
+//! comes in, and in the same maps.
 
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
@@ -26,7 +27,8 @@ pub struct Departure {
     pub frame: Vec<u8>,
 }
 
-/// Runs a program on an IP packet that came in on the interface with this index: what is to be sent, if anything is.
+/// Runs a program on an IP packet that came in on the interface with this index: what is to be
+/// sent, if anything is.
 pub(super) fn run(
     program: &mut Xdp,
     settings: &Settings,
@@ -51,7 +53,8 @@ pub(super) fn run(
         .context("the kernel does not run the program")?;
     let egress = match result.return_value {
         XDP_TX => slot,
-        // There are two interfaces, and a packet is turned round rather than redirected to where it came from.
+        // There are two interfaces, and a packet is turned round rather than redirected to where it
+        // came from.
         XDP_REDIRECT => 1 - slot,
         _ => return Ok(None),
     };

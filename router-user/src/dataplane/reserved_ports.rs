@@ -1,4 +1,5 @@
-//! The ports that the kernel is kept from giving to sockets which ask for none, see [`crate::port_plan`].
+//! The ports that the kernel is kept from giving to sockets which ask for none, see
+//! [`crate::port_plan`].
 
 use std::{fs, path::Path};
 
@@ -11,10 +12,12 @@ use crate::port_plan::{PortSet, RESERVED_PORTS};
 /// The map that remembers them.
 pub(super) const MAP: &str = "RESERVED_PORTS";
 
-/// Reservations of ours in `net.ipv4.ip_local_reserved_ports`, beside whatever others have reserved there.
+/// Reservations of ours in `net.ipv4.ip_local_reserved_ports`, beside whatever others have reserved
+/// there.
 ///
-/// The map remembers which they are, for whoever takes the router off, as long as the data plane lives. A port that somebody else reserves
-/// as well, after us, cannot be told from ours, and goes with them.
+/// The map remembers which they are, for whoever takes the router off, as long as the data plane
+/// lives. A port that somebody else reserves as well, after us, cannot be told from ours, and goes
+/// with them.
 pub struct ReservedPorts {
     map: Array<MapData, [u64; PortSet::WORDS]>,
     /// What the map says.
@@ -33,7 +36,8 @@ impl ReservedPorts {
         &self.ours
     }
 
-    /// Makes these ports the ones that we have reserved, as far as others have not; whether anything had to be changed.
+    /// Makes these ports the ones that we have reserved, as far as others have not; whether
+    /// anything had to be changed.
     ///
     /// # Errors
     /// When the setting or the map cannot be read or written.
@@ -45,8 +49,8 @@ impl ReservedPorts {
         if now == reserved && ours == self.ours {
             return Ok(false);
         }
-        // Remembered before it is so, and forgotten after: whoever comes back from a crash in between takes away too much rather than too
-        // little, of what was ours.
+        // Remembered before it is so, and forgotten after: whoever comes back from a crash in
+        // between takes away too much rather than too little, of what was ours.
         self.remember(&self.ours.or(&ours))?;
         write(&now)?;
         self.remember(&ours)?;

@@ -1,7 +1,8 @@
 //! Asking the kernel where packets leave, by the program that does it for packets.
 //!
-//! Route netlink (`ip route get`) cannot be asked the same: there, a source that is not this machine's takes an incoming interface, and
-//! with that comes what the kernel checks of packets that come in.
+//! Route netlink (`ip route get`) cannot be asked the same: there, a source that is not this
+//! machine's takes an incoming interface, and with that comes what the kernel checks of packets
+//! that come in.
 
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};

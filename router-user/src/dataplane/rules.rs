@@ -52,7 +52,8 @@ pub struct LocalSpec {
     pub health_port: u16,
     /// `true` if it is answered by IPv6.
     pub health_by_ipv6: bool,
-    /// The ports that the kernel gives to this machine's own sockets (`net.ipv4.ip_local_port_range`).
+    /// The ports that the kernel gives to this machine's own sockets
+    /// (`net.ipv4.ip_local_port_range`).
     pub ephemeral: PortRange,
 }
 
@@ -101,7 +102,8 @@ pub struct MasqueradeSpec {
 
 /// The rule maps, and which rule has which number.
 ///
-/// A rule keeps its number as long as it keeps its name, across rule sets and daemons: counters and sessions go by it.
+/// A rule keeps its number as long as it keeps its name, across rule sets and daemons: counters and
+/// sessions go by it.
 pub struct RuleTable {
     rule_sets: Array<MapData, RuleSet>,
     rules: Array<MapData, Rule>,
@@ -147,7 +149,8 @@ impl RuleTable {
         u16::try_from(position).ok()
     }
 
-    /// Puts a rule set in force, at once and whole: the program reads the old one until the new one is complete.
+    /// Puts a rule set in force, at once and whole: the program reads the old one until the new one
+    /// is complete.
     ///
     /// # Errors
     /// When a map cannot be written or the rule set does not fit. The old one stays in force.
@@ -265,8 +268,8 @@ impl RuleTable {
         Ok(position)
     }
 
-    /// Numbers for the rules of a rule set: the old ones for names that stay; for new names, numbers that no rule has had, and
-    /// only then those of rules that are gone.
+    /// Numbers for the rules of a rule set: the old ones for names that stay; for new names,
+    /// numbers that no rule has had, and only then those of rules that are gone.
     fn number_rules(&self, spec: &RuleSetSpec) -> Result<Vec<Option<String>>> {
         let wanted: Vec<&String> = spec
             .forwards

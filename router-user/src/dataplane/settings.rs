@@ -49,7 +49,8 @@ impl SettingsTable {
         &self.current
     }
 
-    /// Says where the flow table's chains start, how many pools of ports are to spare, and how many half-open sessions a source may have.
+    /// Says where the flow table's chains start, how many pools of ports are to spare, and how many
+    /// half-open sessions a source may have.
     ///
     /// # Errors
     /// When the map cannot be written.
@@ -100,7 +101,8 @@ impl SettingsTable {
         self.write()
     }
 
-    /// Says that the daemon is there now, see [`Live::daemon_is_there`](router_common::settings::Live::daemon_is_there).
+    /// Says that the daemon is there now, see
+    /// [`Live::daemon_is_there`](router_common::settings::Live::daemon_is_there).
     ///
     /// # Errors
     /// When the map cannot be written.
@@ -119,7 +121,8 @@ impl SettingsTable {
         self.write()
     }
 
-    /// Returns how often [`invalidate_next_hops`](Self::invalidate_next_hops) was called, also by the others here.
+    /// Returns how often [`invalidate_next_hops`](Self::invalidate_next_hops) was called, also by
+    /// the others here.
     pub fn invalidations(&self) -> u64 {
         self.invalidations
     }

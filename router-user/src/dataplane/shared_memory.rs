@@ -1,4 +1,5 @@
-//! BPF arrays that the programs and the daemon have in their memory at the same time (`BPF_F_MMAPABLE`).
+//! BPF arrays that the programs and the daemon have in their memory at the same time
+//! (`BPF_F_MMAPABLE`).
 
 use std::{
     io,
@@ -87,8 +88,8 @@ impl<T: Shared> SharedArray<T> {
         if index >= self.length {
             return None;
         }
-        // SAFETY: within the mapping, which lives as long as `self`; aligned, since the mapping starts at a page and the stride is a
-        // multiple of the alignment.
+        // SAFETY: within the mapping, which lives as long as `self`; aligned, since the mapping
+        // starts at a page and the stride is a multiple of the alignment.
         Some(unsafe { &*self.start.as_ptr().cast::<u8>().add(index * Self::STRIDE).cast() })
     }
 }

@@ -21,7 +21,8 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 /// include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// The index of an interface in this network namespace, by its name or one of its alternative names.
+/// The index of an interface in this network namespace, by its name or one of its alternative
+/// names.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -128,18 +129,20 @@ pub(super) fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
         info_len: size_of::<XdpLinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
-    // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes to `info`.
+    // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes
+    // to `info`.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info)
 }
 
-/// Returns the index of the interface that a link of an interface is on; 0 when that is gone. Links of XDP and of tcx have it in the same place
-/// (`struct bpf_link_info`, include/uapi/linux/bpf.h).
+/// Returns the index of the interface that a link of an interface is on; 0 when that is gone. Links
+/// of XDP and of tcx have it in the same place (`struct bpf_link_info`, include/uapi/linux/bpf.h).
 pub(super) fn link_interface(link: &OwnedFd) -> io::Result<u32> {
     xdp_link_info(link.as_fd()).map(|info| info.interface)
 }
 
-/// The two ways through the qdisc `clsact`, as the parents of their filters (`TC_H_MAKE`, include/uapi/linux/pkt_sched.h): in,
+/// The two ways through the qdisc `clsact`, as the parents of their filters (`TC_H_MAKE`,
+/// include/uapi/linux/pkt_sched.h): in,
 pub(super) const INGRESS: u32 = 0xffff_fff2;
 /// and out.
 pub(super) const EGRESS: u32 = 0xffff_fff3;
@@ -157,7 +160,8 @@ pub(super) fn remove_clsact(interface: u32) -> io::Result<()> {
     traffic_control(libc::RTM_DELQDISC, libc::NLM_F_ACK, interface, CLSACT).map(drop)
 }
 
-/// Sends a request of rtnetlink's traffic control (rtnetlink(7)), for the object with this handle and parent; the types of the messages that answer it.
+/// Sends a request of rtnetlink's traffic control (rtnetlink(7)), for the object with this handle
+/// and parent; the types of the messages that answer it.
 fn traffic_control(
     kind: u16,
     flags: libc::c_int,
@@ -272,8 +276,9 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 
 /// Takes the program of a link off its interface. One of an interface that is gone is no error.
 ///
-/// The program is off when this returns. Without its pin alone the kernel takes it off as well, but some time later
-/// (`bpf_link_put`, kernel/bpf/syscall.c), and until then the interface takes no other.
+/// The program is off when this returns. Without its pin alone the kernel takes it off as well, but
+/// some time later (`bpf_link_put`, kernel/bpf/syscall.c), and until then the interface takes no
+/// other.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     /// The part of `union bpf_attr` for `BPF_LINK_DETACH`.
     #[repr(C)]
@@ -294,7 +299,8 @@ pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
 /// The system call.
 ///
 /// # Safety
-/// `attributes` is the part of `union bpf_attr` that belongs to the command, and every pointer in it is good for it.
+/// `attributes` is the part of `union bpf_attr` that belongs to the command, and every pointer in
+/// it is good for it.
 unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<RawFd> {
     // SAFETY: the caller's promise; the size tells the kernel how much of the union there is.
     let result =
@@ -316,7 +322,8 @@ mod tests {
         let (length, kind, payload) = netlink_message(&two).expect("a message");
         assert_eq!((length, kind, payload), (24, 44, &b"12345678"[..]));
         assert_eq!(netlink_message(&two[length..]), Some((16, 3, &b""[..])));
-        // Of one that is cut off, or says that it is shorter than its header, there is nothing to read.
+        // Of one that is cut off, or says that it is shorter than its header, there is nothing to
+        // read.
         assert_eq!(netlink_message(&two[..20]), None);
         assert_eq!(netlink_message(&[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
         assert_eq!(netlink_message(b""), None);

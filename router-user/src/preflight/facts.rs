@@ -26,9 +26,11 @@ pub struct Facts {
     pub ssh: Ssh,
     /// Services of this machine that could be reached by IPv6.
     pub ipv6: Ipv6,
-    /// Whether the kernel has the modules by which a program is attached to an interface's way out before Linux 6.6: sch_ingress and cls_bpf.
+    /// Whether the kernel has the modules by which a program is attached to an interface's way out
+    /// before Linux 6.6: sch_ingress and cls_bpf.
     pub traffic_control: Option<bool>,
-    /// What the kernel does with the ports of sockets that ask for none, without reservations of ours.
+    /// What the kernel does with the ports of sockets that ask for none, without reservations of
+    /// ours.
     pub own_ports: Option<port_plan::Kernel>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
@@ -236,7 +238,8 @@ impl fmt::Display for Service {
 /// How people log in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ssh {
-    /// The ports, not only of loopback addresses, that an SSH server was seen to listen on, in order; empty if none was.
+    /// The ports, not only of loopback addresses, that an SSH server was seen to listen on, in
+    /// order; empty if none was.
     pub ports: Vec<u16>,
     /// The session that this process was started from.
     pub session: Option<SshSession>,

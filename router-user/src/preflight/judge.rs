@@ -17,17 +17,19 @@ use super::{Finding, Severity};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
 
-/// The oldest kernel that the tests run on. The newest helper in use, bpf_xdp_load_bytes, came with 5.18.
+/// The oldest kernel that the tests run on. The newest helper in use, bpf_xdp_load_bytes, came with
+/// 5.18.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// The first kernel that attaches programs to an interface's way out without a qdisc (tcx).
 const WITHOUT_QDISC: (u32, u32) = (6, 6);
 
-/// The largest MTU with which a frame still fits one page beside what the driver keeps there: 4096 less 256 of
-/// headroom (XDP_PACKET_HEADROOM), 320 for `skb_shared_info` and 14 of Ethernet header.
+/// The largest MTU with which a frame still fits one page beside what the driver keeps there: 4096
+/// less 256 of headroom (XDP_PACKET_HEADROOM), 320 for `skb_shared_info` and 14 of Ethernet header.
 const MAX_NATIVE_MTU: u32 = 4096 - 256 - 320 - 14;
 
-/// Drivers known to run XDP programs natively. Others may as well: that is for them to say when we attach.
+/// Drivers known to run XDP programs natively. Others may as well: that is for them to say when we
+/// attach.
 const NATIVE_DRIVERS: &[&str] = &[
     "bnxt_en",
     "ena",
@@ -59,10 +61,12 @@ const NATIVE_DRIVERS: &[&str] = &[
 /// Where systemd mounts the BPF file system.
 const BPF_FS: &str = "/sys/fs/bpf";
 
-/// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its own means.
+/// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its
+/// own means.
 const OWN_PROCESS: &str = "pls-router";
 
-/// What is wrong or doubtful when `config` is run on a machine of which `facts` are known: errors first.
+/// What is wrong or doubtful when `config` is run on a machine of which `facts` are known: errors
+/// first.
 #[must_use]
 pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = Findings::default();
@@ -257,8 +261,9 @@ fn one_by_two_names(found: &mut Findings, config: &Config, interfaces: &[Interfa
     }
 }
 
-/// Addresses on a macvlan: frames to its MAC address come in by the interface below, where the data plane leaves them to the kernel
-/// (`other_host`), since the macvlan may be anybody's, a container's for one.
+/// Addresses on a macvlan: frames to its MAC address come in by the interface below, where the data
+/// plane leaves them to the kernel (`other_host`), since the macvlan may be anybody's, a
+/// container's for one.
 fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces: &[Interface]) {
     let above = |interface: &&Interface| interface.macvlan_above == Some(below.index);
     for macvlan in interfaces.iter().filter(above).filter(|macvlan| !macvlan.addresses.is_empty()) {
@@ -296,8 +301,9 @@ fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces
     }
 }
 
-/// In generic mode, packets that offloads have joined can be turned round on one interface, where they are cut when they leave. The kernel does not
-/// redirect them to another one (`xdp_ok_fwd_dev`, include/linux/filter.h).
+/// In generic mode, packets that offloads have joined can be turned round on one interface, where
+/// they are cut when they leave. The kernel does not redirect them to another one
+/// (`xdp_ok_fwd_dev`, include/linux/filter.h).
 fn generic_redirects(found: &mut Findings, config: &Config) {
     let names: Vec<&str> = config.interfaces.names().collect();
     if let (Mode::Generic, [first, second]) = (config.interfaces.mode, &names[..]) {
@@ -398,7 +404,8 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
         some.flat_map(|interface| interface.addresses.iter().copied())
     };
     let on_links: Vec<Ipv4Addr> = on(false).collect();
-    // A load balancer with a floating IP (direct server return) sends to an address that its machines have on the loopback.
+    // A load balancer with a floating IP (direct server return) sends to an address that its
+    // machines have on the loopback.
     let mine: Vec<Ipv4Addr> =
         on_links.iter().copied().chain(on(true).filter(|address| !address.is_loopback())).collect();
     let has = |addresses: &[Ipv4Addr]| {

@@ -1,7 +1,7 @@
 //! Whether this machine can run a configuration: looked at before anything is attached.
 //!
-//! [`inspect`] gathers facts and decides nothing; [`findings`] decides and looks at nothing, so that what it says
-//! is tested without the machines it is about.
+//! [`inspect`] gathers facts and decides nothing; [`findings`] decides and looks at nothing, so
+//! that what it says is tested without the machines it is about.
 
 mod facts;
 mod gather;

@@ -282,7 +282,8 @@ impl Campaign {
         self.settle(true);
     }
 
-    /// Opens a connection and ends it, and opens its tuple again, before and after the rules change.
+    /// Opens a connection and ends it, and opens its tuple again, before and after the rules
+    /// change.
     fn use_again(&mut self) {
         let from = Tuple {
             protocol: TCP,
@@ -295,8 +296,8 @@ impl Campaign {
         self.connect_and_end(from);
     }
 
-    /// Has a client open a connection, if there is room for it, and one of its ends end it, or both.
-    /// Made-up segments hardly ever do: their numbers have to fit.
+    /// Has a client open a connection, if there is room for it, and one of its ends end it, or
+    /// both. Made-up segments hardly ever do: their numbers have to fit.
     fn connect_and_end(&mut self, from: Tuple) {
         const ANSWER: u8 = tcp::SYN | tcp::ACK;
         let random = &mut self.random;
@@ -406,7 +407,8 @@ impl Campaign {
         }
     }
 
-    /// Takes note of a session that has made room for the one that a packet has opened: at most one, of the same client, and only at the limit.
+    /// Takes note of a session that has made room for the one that a packet has opened: at most
+    /// one, of the same client, and only at the limit.
     fn follow_room(&mut self, given: &Given) -> Result<()> {
         let Some(packet) = given.frame.get(IP..) else { return Ok(()) };
         let Some(from) = tuple(packet) else { return Ok(()) };
@@ -427,7 +429,8 @@ impl Campaign {
         Ok(())
     }
 
-    /// Takes note of a session whose first packet was dropped: a first fragment opens one before it is found to be bad.
+    /// Takes note of a session whose first packet was dropped: a first fragment opens one before it
+    /// is found to be bad.
     fn adopt_unseen(&mut self, given: &Given, verdict: Verdict) -> Result<()> {
         let is_fragment = frame_header(&given.frame).is_some_and(|ip| ip.is_fragment());
         if verdict != Verdict::Drop || !is_fragment {
@@ -443,7 +446,8 @@ impl Campaign {
         }
     }
 
-    /// Takes note of what a TCP packet has shown, and of a session that has gone, or gone elsewhere, by a SYN that was then refused.
+    /// Takes note of what a TCP packet has shown, and of a session that has gone, or gone
+    /// elsewhere, by a SYN that was then refused.
     fn follow_reuse(&mut self, given: &Given) -> Result<()> {
         let Some(packet) = given.frame.get(IP..) else { return Ok(()) };
         let (Some(from), Some(flags)) = (tuple(packet), flags(packet)) else { return Ok(()) };
@@ -604,7 +608,8 @@ impl Campaign {
         flows.clean_pools(self.profile.ports.size(), |_| 0).expect("the pools of ports");
     }
 
-    /// With all sessions gone, nothing may be left of them that keeps new ones from opening: each client gets as many as it may have.
+    /// With all sessions gone, nothing may be left of them that keeps new ones from opening: each
+    /// client gets as many as it may have.
     pub(crate) fn leave_nothing_behind(&mut self) {
         self.remove(100);
         self.settle(true);
@@ -620,7 +625,8 @@ impl Campaign {
         self.settle(true);
     }
 
-    /// Has a packet open a session, as soon as slots of sessions that have just been removed may be used again.
+    /// Has a packet open a session, as soon as slots of sessions that have just been removed may be
+    /// used again.
     fn open_in_time(&mut self, frame: &[u8]) {
         let (before, start) = (self.model.opened, Instant::now());
         loop {

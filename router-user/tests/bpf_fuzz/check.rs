@@ -74,7 +74,8 @@ fn is_on_the_wrong_side(model: &Model, given: &Given) -> bool {
         })
 }
 
-/// Whether a frame is one that the router has to forward: whole, of a live session, and with somewhere to go.
+/// Whether a frame is one that the router has to forward: whole, of a live session, and with
+/// somewhere to go.
 fn has_to_leave(model: &Model, given: &Given) -> bool {
     let frame = &given.frame;
     if is_on_the_wrong_side(model, given) {
@@ -115,7 +116,8 @@ fn check_sent(model: &mut Model, given: &Given, out: &[u8], slot: usize) -> Resu
     check_translated(model, frame, &out[IP..])
 }
 
-/// What the daemon is to split is translated like what is sent; what it is to hold, or what waits, is as it came.
+/// What the daemon is to split is translated like what is sent; what it is to hold, or what waits,
+/// is as it came.
 fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, punt: &[u8]) -> Result<()> {
     let ip = frame_header(&given.frame).context("no IPv4 packet")?;
     let original = &given.frame[IP..IP + ip.total.min(given.frame.len() - IP)];
@@ -239,7 +241,8 @@ fn check_transport_checksum(packet: &[u8], out: &[u8], ip: &Header) -> Result<()
     Ok(())
 }
 
-/// Checks a fragment: it goes where its session's packets go. Whose a later one is, only its addresses tell.
+/// Checks a fragment: it goes where its session's packets go. Whose a later one is, only its
+/// addresses tell.
 fn check_fragment(model: &mut Model, packet: &[u8], out: &[u8], ip: &Header) -> Result<()> {
     let sent = header(out).context("no IPv4 header")?;
     if let Some(from) = tuple(packet) {
@@ -267,7 +270,8 @@ fn check_fragment(model: &mut Model, packet: &[u8], out: &[u8], ip: &Header) -> 
     check_rewritten(packet, out, ip, &to)
 }
 
-/// Checks an ICMP error that was sent on: it is about a live session, quotes what its reader has sent, and comes from where that went.
+/// Checks an ICMP error that was sent on: it is about a live session, quotes what its reader has
+/// sent, and comes from where that went.
 fn check_error(model: &Model, packet: &[u8], out: &[u8], ip: &Header) -> Result<()> {
     ensure!(!ip.is_fragment(), "a fragment of an ICMP error was sent on");
     let sent = header(out).context("no IPv4 header")?;
@@ -300,7 +304,8 @@ const fn swapped(tuple: &Tuple) -> (End, [u8; 4]) {
     ((tuple.source.0, tuple.destination.1), tuple.destination.0)
 }
 
-/// A quote's checksums stay as right as they were, as far as it has them, and the rest of it as it was.
+/// A quote's checksums stay as right as they were, as far as it has them, and the rest of it as it
+/// was.
 fn check_quote(quote: &[u8], out: &[u8]) -> Result<()> {
     let ip = header(quote).context("no quote")?;
     let (before, after) = (sum(&[&quote[..ip.length]]), sum(&[&out[..ip.length]]));
@@ -344,7 +349,8 @@ fn is_answer(frame: &[u8], ip: &Header, packet: &[u8]) -> bool {
     reset && tuple(&frame[IP..]).is_some_and(|from| tuple(packet) == Some(from.reversed()))
 }
 
-/// Checks an answer of the router's own: well formed, to the one that sent the packet, and never where RFC 1122 3.2.2 forbids one.
+/// Checks an answer of the router's own: well formed, to the one that sent the packet, and never
+/// where RFC 1122 3.2.2 forbids one.
 fn check_answer(model: &Model, given: &Given, ip: &Header, answer: &[u8]) -> Result<()> {
     let (frame, packet) = (&given.frame, &given.frame[IP..]);
     let to = &header(answer).context("no IPv4 header")?;

@@ -297,7 +297,8 @@ fn datagram(random: &mut Random, protocol: u8, ends: ([u8; 4], [u8; 4]), length:
     around(random, protocol, ends, &body)
 }
 
-/// Any fragment of a packet: the first, one in the middle or the last, also overlapping, far out or tiny.
+/// Any fragment of a packet: the first, one in the middle or the last, also overlapping, far out or
+/// tiny.
 fn fragment(random: &mut Random, model: &Model, tuple: Tuple) -> Vec<u8> {
     let mut packet = transport(random, tuple);
     let (offset, more) = match random.usize(..8) {
@@ -340,7 +341,8 @@ fn with_options(random: &mut Random, mut packet: Vec<u8>) -> Vec<u8> {
 
 /// An ICMP error of any type about a packet that went out in either direction, or never did.
 fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
-    // What the sender of the error got: the router's packet of a session, or something that it made up.
+    // What the sender of the error got: the router's packet of a session, or something that it made
+    // up.
     let quoted = match random.usize(..10) {
         0..7 => {
             let tuple = live(random, model);

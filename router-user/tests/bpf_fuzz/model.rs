@@ -1,4 +1,5 @@
-//! What the router is set up to do, said a second time: its rules, its routes, and the sessions that it has shown to have.
+//! What the router is set up to do, said a second time: its rules, its routes, and the sessions
+//! that it has shown to have.
 
 use std::collections::HashMap;
 
@@ -145,7 +146,8 @@ impl Model {
         &self.sessions
     }
 
-    /// Takes note of a session that opens by a packet with the tuple `from`, which went out as `to`.
+    /// Takes note of a session that opens by a packet with the tuple `from`, which went out as
+    /// `to`.
     ///
     /// # Errors
     /// If no rule allows that, or the port is not free.
@@ -192,8 +194,8 @@ impl Model {
         shown.fin[usize::from(is_client)] |= flags & FIN != 0;
     }
 
-    /// Whether a client's packet may open another connection of a session that it has: a SYN, of one that may be over. What the router takes
-    /// for no genuine reset, this does.
+    /// Whether a client's packet may open another connection of a session that it has: a SYN, of
+    /// one that may be over. What the router takes for no genuine reset, this does.
     pub(crate) fn may_open_again(&self, from: &Tuple, flags: u8) -> bool {
         let may_be_over = |shown: &Shown| shown.reset || shown.fin == [true; 2];
         flags & (FIN | SYN | RST | ACK) == SYN

@@ -9,7 +9,8 @@ use crate::{
 const BYTES: [u8; 10] = [0, 1, 2, 4, 0x1f, 0x45, 0x46, 0x7f, 0x80, 0xff];
 const WORDS: [u16; 16] = [0, 1, 7, 8, 19, 20, 27, 28, 39, 40, 576, 1500, 0x1fff, 0x2000, 0x7fff, 0xffff];
 
-/// Damages a frame in a few places; then most get right checksums again, so that what is looked at later is reached.
+/// Damages a frame in a few places; then most get right checksums again, so that what is looked at
+/// later is reached.
 pub(crate) fn mutate(random: &mut Random, frame: &mut Vec<u8>, other: &[u8]) {
     for _ in 0..random.pick(&[1, 1, 1, 2, 2, 4, 8]) {
         damage(random, frame, other);

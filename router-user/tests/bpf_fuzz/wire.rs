@@ -1,4 +1,5 @@
-//! Packets as plain bytes, read and repaired without any code of the router's: what it does is judged by what is here.
+//! Packets as plain bytes, read and repaired without any code of the router's: what it does is
+//! judged by what is here.
 
 /// Where the IP packet starts in a frame.
 pub(crate) const IP: usize = 14;
@@ -10,7 +11,8 @@ pub(crate) const UDP: u8 = 17;
 /// An address and a port, or an echo's identifier.
 pub(crate) type End = ([u8; 4], u16);
 
-/// Who sends what to whom. Of an echo, the identifier is the source port of a request and the destination port of a reply.
+/// Who sends what to whom. Of an echo, the identifier is the source port of a request and the
+/// destination port of a reply.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Tuple {
     pub(crate) protocol: u8,
@@ -82,7 +84,8 @@ pub(crate) fn frame_header(frame: &[u8]) -> Option<Header> {
     if frame.len() < IP || frame[12..IP] != [0x08, 0x00] { None } else { header(&frame[IP..]) }
 }
 
-/// The tuple of a packet or of the beginning of one, as in an ICMP error: eight bytes behind the header are enough.
+/// The tuple of a packet or of the beginning of one, as in an ICMP error: eight bytes behind the
+/// header are enough.
 pub(crate) fn tuple(packet: &[u8]) -> Option<Tuple> {
     let ip = header(packet)?;
     let l4 = packet.get(ip.length..ip.length + 8)?;
@@ -127,7 +130,8 @@ pub(crate) fn is_icmp_error(packet: &[u8]) -> bool {
     })
 }
 
-/// The folded one's-complement sum of big-endian words (RFC 1071); parts other than the last have an even length.
+/// The folded one's-complement sum of big-endian words (RFC 1071); parts other than the last have
+/// an even length.
 pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u64;
     for part in parts {
@@ -154,7 +158,8 @@ pub(crate) fn header_checksum_is_right(packet: &[u8]) -> bool {
     header(packet).is_some_and(|ip| sum(&[&packet[..ip.length]]) == 0xffff)
 }
 
-/// The sum over all that a transport checksum covers, of what is there of a packet: what it should be is 0xffff, for a whole packet.
+/// The sum over all that a transport checksum covers, of what is there of a packet: what it should
+/// be is 0xffff, for a whole packet.
 pub(crate) fn transport_sum(packet: &[u8], ip: &Header) -> u16 {
     let segment = packet.get(ip.length..ip.total.min(packet.len())).unwrap_or_default();
     if ip.protocol == ICMP {

@@ -1,4 +1,5 @@
-//! What the router says itself: time exceeded, fragmentation needed, that no port is free, and that there is no way.
+//! What the router says itself: time exceeded, fragmentation needed, that no port is free, and that
+//! there is no way.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +57,8 @@ fn silent(world: &mut World, frame: &[u8], reason: Reason, why: &str) {
 #[test]
 fn time_to_live_ends_here_and_the_sender_is_told() {
     let mut world = World::new();
-    // To the router itself by a rule, and through it; before there is a session and when there is one.
+    // To the router itself by a rule, and through it; before there is a session and when there is
+    // one.
     let packets = [
         (syn(), ROUTER),
         (udp_packet((PLS, 5000), (ROUTER, 53), b""), ROUTER),
@@ -314,7 +316,8 @@ fn source(number: u32) -> [u8; 4] {
     (u32::from_be_bytes(SOURCES) + 1 + number).to_be_bytes()
 }
 
-/// How many of so many frames are answered, given to the router on every CPU by turns: rates are not a CPU's.
+/// How many of so many frames are answered, given to the router on every CPU by turns: rates are
+/// not a CPU's.
 fn answered(world: &mut World, frames: impl Iterator<Item = Vec<u8>>) -> u64 {
     const TURN: usize = 500;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -369,8 +372,8 @@ fn a_flood_of_one_kind_and_source_silences_no_other() {
     }
 }
 
-/// Of a flood with many senders' addresses, whoever they belong to, the router makes no flood of its own; and who is not part of it is told all
-/// the same.
+/// Of a flood with many senders' addresses, whoever they belong to, the router makes no flood of
+/// its own; and who is not part of it is told all the same.
 #[test]
 fn a_flood_from_many_sources_has_a_bound_and_leaves_every_source_its_share() {
     const FLOODERS: u32 = 64;
@@ -399,7 +402,8 @@ fn rejecting() -> World {
     World::with(Setup { rules: |spec| spec.reject_unreachable = true, ..Setup::default() })
 }
 
-/// A reset to `asked`'s sender, as if from whom that was for, with these sequence and acknowledgement numbers.
+/// A reset to `asked`'s sender, as if from whom that was for, with these sequence and
+/// acknowledgement numbers.
 fn reset(ran: &Ran, asked: &[u8], next_hop: [u8; 6], numbers: (u32, u32), flags: u8) {
     assert_eq!(ran.verdict, Verdict::Tx, "{:?}", ran.reason);
     let (seen, was) = (read(&ran.frame), read(asked));
@@ -424,7 +428,8 @@ fn masqueraded() -> [Spec; 3] {
     ]
 }
 
-/// What the kernel's own router says for each (`ip_error`, net/ipv4/route.c; `fib_props`, net/ipv4/fib_semantics.c), RFC 1812 5.2.7.1.
+/// What the kernel's own router says for each (`ip_error`, net/ipv4/route.c; `fib_props`,
+/// net/ipv4/fib_semantics.c), RFC 1812 5.2.7.1.
 const NO_WAYS: [(&str, u8, Reason, Reason); 4] = [
     ("route del default", 0, Reason::NetworkUnreachable, Reason::NoRoute),
     ("route add throw 0.0.0.0/1", 0, Reason::NetworkUnreachable, Reason::NoRoute),
@@ -508,7 +513,8 @@ fn a_route_out_of_another_interface_is_told() {
     told(&ran, &frame, ROUTER, PLS_MAC, (3, 0), 0);
 }
 
-/// A connection may outlive what is wrong now, so it is not reset: ICMP errors are soft errors to it (RFC 1122 4.2.3.9).
+/// A connection may outlive what is wrong now, so it is not reset: ICMP errors are soft errors to
+/// it (RFC 1122 4.2.3.9).
 #[test]
 fn known_sessions_are_told_and_live_on() {
     let mut world = rejecting();
@@ -639,7 +645,8 @@ fn a_rule_without_a_target_is_silent_if_that_is_configured() {
     silent(&mut world, &syn().build(), Reason::NoTarget, "drop");
 }
 
-/// After a restart, say. RFC 9293 3.10.7.1: where the segment acknowledges something, the reset begins there; else it acknowledges the segment.
+/// After a restart, say. RFC 9293 3.10.7.1: where the segment acknowledges something, the reset
+/// begins there; else it acknowledges the segment.
 #[test]
 fn a_masquerades_unknown_connection_is_reset() {
     let mut world = rejecting();

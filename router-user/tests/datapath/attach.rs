@@ -11,7 +11,8 @@ use crate::{
     world::{Setup, World, index, ip},
 };
 
-/// An interface takes a program in one mode at a time, and the kernel takes one off some time after its pin has gone.
+/// An interface takes a program in one mode at a time, and the kernel takes one off some time after
+/// its pin has gone.
 #[test]
 fn the_mode_can_be_changed_at_any_time() {
     const CHANGES: usize = 40;

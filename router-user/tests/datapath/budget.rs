@@ -1,5 +1,5 @@
-//! What the verifier has to look at. A million instructions are its limit; long before that, a restart takes seconds, and the verifier starts
-//! over whenever a signal comes in.
+//! What the verifier has to look at. A million instructions are its limit; long before that, a
+//! restart takes seconds, and the verifier starts over whenever a signal comes in.
 
 use crate::world::World;
 

@@ -1,4 +1,5 @@
-//! Checksums, in the kernel: every case that has gone wrong somewhere, and many that nobody thought of.
+//! Checksums, in the kernel: every case that has gone wrong somewhere, and many that nobody thought
+//! of.
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use router_common::reason::Reason;
@@ -17,7 +18,8 @@ fn udp_without_checksum_stays_without() {
     assert_eq!(read(&ran.frame).payload, b"query");
 }
 
-/// Finds a payload whose checksum after translation is zero, which must be sent as 0xffff (RFC 768).
+/// Finds a payload whose checksum after translation is zero, which must be sent as 0xffff (RFC
+/// 768).
 #[test]
 fn udp_checksum_zero_is_sent_as_ones() {
     let mut world = World::new();

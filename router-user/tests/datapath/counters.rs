@@ -27,7 +27,8 @@ fn sessions(world: &World) -> Vec<Session> {
     sessions
 }
 
-/// Removes the client's direction of a session only, as a daemon does that is killed between the two: that session, as it was.
+/// Removes the client's direction of a session only, as a daemon does that is killed between the
+/// two: that session, as it was.
 fn remove_half_a_session(world: &World) -> Session {
     let session = sessions(world)[0];
     let mut half = session;
@@ -36,7 +37,8 @@ fn remove_half_a_session(world: &World) -> Session {
     session
 }
 
-/// Sweeps as the daemon does, once no session can be in the making any more: the flows that were removed for want of their other direction.
+/// Sweeps as the daemon does, once no session can be in the making any more: the flows that were
+/// removed for want of their other direction.
 fn sweep_halves_away(world: &World) -> Vec<FlowKey<Ipv4>> {
     let flows = &world.dataplane.flows;
     let mut removed = Vec::new();
@@ -118,7 +120,8 @@ fn sessions_go_through_their_states_and_are_removed_whole() {
     assert_eq!(world.entries(), 0);
 }
 
-/// A daemon that is killed between the two removals leaves half a session: it is found, and the sweeps of half a minute take it away.
+/// A daemon that is killed between the two removals leaves half a session: it is found, and the
+/// sweeps of half a minute take it away.
 #[test]
 fn a_half_session_is_found_and_swept_away() {
     let mut world = World::new();
@@ -145,7 +148,8 @@ fn a_half_session_is_found_and_swept_away() {
     assert_eq!(again.reason, Reason::Opened);
 }
 
-/// Half a session that a killed daemon has left, and its client has opened another since, with another port: the half goes alone.
+/// Half a session that a killed daemon has left, and its client has opened another since, with
+/// another port: the half goes alone.
 #[test]
 fn half_a_session_takes_no_live_one_with_it() {
     let mut world = World::new();
@@ -160,7 +164,8 @@ fn half_a_session_takes_no_live_one_with_it() {
     assert_eq!(world.run(&syn).reason, Reason::Forwarded);
 }
 
-/// A daemon that is killed after it has retired a flow and before it has counted that: the counters are one ahead, for good.
+/// A daemon that is killed after it has retired a flow and before it has counted that: the counters
+/// are one ahead, for good.
 #[test]
 fn what_a_killed_daemon_has_not_counted_is_found_and_taken_back() {
     let pins = OwnPins::new("counters");

@@ -219,7 +219,8 @@ fn route_lookups_that_are_off_say_so() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::RouteLookupsOff));
 }
 
-/// Whether a frame ends with its packet or has the length that Ethernet's have decides on the program, and on nothing else.
+/// Whether a frame ends with its packet or has the length that Ethernet's have decides on the
+/// program, and on nothing else.
 #[test]
 fn a_frame_becomes_the_same_with_and_without_padding() {
     let mut world = World::new();

@@ -20,7 +20,8 @@ use crate::{
 const CLIENT: ([u8; 4], u16) = (PLS, 5000);
 const LISTEN: ([u8; 4], u16) = (ROUTER, 53);
 
-/// A packet in fragments, each a frame, for links that take this much; all with this identification.
+/// A packet in fragments, each a frame, for links that take this much; all with this
+/// identification.
 fn fragments(packet: &Spec, id: u16, mtu: u16) -> Vec<Vec<u8>> {
     let mut frame = packet.build();
     frame[18..20].copy_from_slice(&id.to_be_bytes());
@@ -36,7 +37,8 @@ fn place(frame: &[u8]) -> (usize, bool) {
     (usize::from(place & 0x1fff) * 8, place & 0x2000 != 0)
 }
 
-/// What fragments say when they are put together, in any order; panics unless they are one whole packet with good checksums.
+/// What fragments say when they are put together, in any order; panics unless they are one whole
+/// packet with good checksums.
 fn assemble(frames: &[Vec<u8>]) -> Seen {
     let mut frames = frames.to_vec();
     frames.sort_by_key(|frame| place(frame));
@@ -168,11 +170,13 @@ fn rule_and_session_count_every_fragment() {
     assert_eq!(entries, [(frames.len() as u64, bytes as u64)]);
 }
 
-/// The daemon holds what comes before the first, is told when that has come, and gives it to the program again.
+/// The daemon holds what comes before the first, is told when that has come, and gives it to the
+/// program again.
 #[test]
 fn out_of_order_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
-    // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one is for nobody here.
+    // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one
+    // is for nobody here.
     let to = |source, destination| udp_packet(source, destination, &payload(5000));
     let own = (Verdict::Pass, Reason::Fragment);
     let others = (Verdict::Drop, Reason::FragmentEarly);
@@ -263,7 +267,8 @@ fn overlaps_are_dropped() {
     is(&world.run(&frames[0]), Verdict::Tx, Reason::Opened);
     is(&world.run(&frames[1]), Verdict::Tx, Reason::Forwarded);
     let bad = [
-        // Twice the same; another first; from within the first into the second; into what has come; beyond the end.
+        // Twice the same; another first; from within the first into the second; into what has come;
+        // beyond the end.
         frames[0].clone(),
         frames[1].clone(),
         moved(&frames[1], 0, true),
@@ -532,7 +537,8 @@ fn early_ones_leave_room_in_the_ring() {
     assert_eq!(kinds.len() - held, 100);
 }
 
-/// Of one source's flood, no more than its share is held, and others' fragments are, whatever it sends.
+/// Of one source's flood, no more than its share is held, and others' fragments are, whatever it
+/// sends.
 #[test]
 fn early_ones_of_a_flood_leave_room_for_other_sources() {
     const FLOOD: u16 = 5000;
@@ -582,7 +588,8 @@ fn a_source_is_awaited_whatever_others_send() {
     assert_eq!(kinds(&mut ring), [Kind::Release], "another's is not");
 }
 
-/// Neither first fragments of sessions nor those of nobody's have another source's datagram forgotten.
+/// Neither first fragments of sessions nor those of nobody's have another source's datagram
+/// forgotten.
 #[test]
 fn a_flood_of_first_fragments_forgets_only_its_own() {
     const FLOOD: u16 = 5000;
@@ -660,7 +667,8 @@ fn a_session_that_is_old_still_has_early_answers_held() {
     assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Hold));
 }
 
-/// The first fragment of the first answer ends here, and its later ones do not: the next answer still counts as the first.
+/// The first fragment of the first answer ends here, and its later ones do not: the next answer
+/// still counts as the first.
 #[test]
 fn an_answer_without_its_first_fragment_is_none() {
     let mut world = World::new();

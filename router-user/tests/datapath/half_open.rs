@@ -21,8 +21,8 @@ use crate::{
 /// Another client.
 const NEIGHBOUR: [u8; 4] = [10, 0, 2, 70];
 
-/// A table in which more than a thousand sessions may make room at once: a fast machine does not meet
-/// the rate then.
+/// A table in which more than a thousand sessions may make room at once: a fast machine does not
+/// meet the rate then.
 const ROOMY: u32 = 1 << 18;
 /// Room for so many sessions that a test does not open more than may make room.
 const SESSIONS: u32 = 65_536;
@@ -148,7 +148,8 @@ fn who_has_been_answered_does_not_make_room_for_who_has_not() {
     assert_whole(&world);
 }
 
-/// Whoever only asks, and never acknowledges the answers, does not lock others out either: the oldest such session goes.
+/// Whoever only asks, and never acknowledges the answers, does not lock others out either: the
+/// oldest such session goes.
 #[test]
 fn where_all_have_been_answered_the_oldest_makes_room() {
     let limit = 3 * ANSWERED_LOOKS as u16;
@@ -196,7 +197,8 @@ fn unanswered_datagrams_make_room_as_well() {
     assert_whole(&world);
 }
 
-/// What its target has refused is over, and nothing of a flood: whoever is refused by one target can still open sessions to others.
+/// What its target has refused is over, and nothing of a flood: whoever is refused by one target
+/// can still open sessions to others.
 #[test]
 fn a_refused_connection_is_not_half_open() {
     let mut world = world(1);
@@ -246,7 +248,8 @@ fn refused_before(world: &mut World, made_room: usize) -> usize {
     refused
 }
 
-/// One client that resets and opens the same connection again and again does not take away what the others behind its address have noted.
+/// One client that resets and opens the same connection again and again does not take away what the
+/// others behind its address have noted.
 #[test]
 fn a_session_that_starts_over_and_over_is_noted_once() {
     let mut world = world(11);
@@ -320,7 +323,8 @@ fn sharing(world: &World) -> [[u8; 4]; 2] {
         .expect("so many hosts and so few rings")
 }
 
-/// A source at its limit neither loses the notes of another whose ring it shares, nor is kept from its own by them.
+/// A source at its limit neither loses the notes of another whose ring it shares, nor is kept from
+/// its own by them.
 #[test]
 fn sources_that_share_a_ring_keep_their_notes() {
     for limit in [10, 2 * LOOKS as u16 + 10] {
@@ -350,7 +354,8 @@ fn sources_that_share_a_ring_keep_their_notes() {
     }
 }
 
-/// Where ports are few, those of sessions that have made room are given out again, with the pool of their target and without.
+/// Where ports are few, those of sessions that have made room are given out again, with the pool of
+/// their target and without.
 #[test]
 fn ports_come_back_from_who_makes_room() {
     for size in [16, 200] {
@@ -375,7 +380,8 @@ fn ports_come_back_from_who_makes_room() {
     }
 }
 
-/// What has made room leaves slots behind that cannot be used for a while: a flood does not fill the table with them.
+/// What has made room leaves slots behind that cannot be used for a while: a flood does not fill
+/// the table with them.
 #[test]
 fn a_flood_is_refused_beyond_a_rate() {
     const SMALL: u32 = 1024;
@@ -400,7 +406,8 @@ fn a_flood_is_refused_beyond_a_rate() {
     assert_whole(&world);
 }
 
-/// Two CPUs flood from one address, to a target that answers and to one that does not: the limit is what it is, and nothing is lost or half.
+/// Two CPUs flood from one address, to a target that answers and to one that does not: the limit is
+/// what it is, and nothing is lost or half.
 #[test]
 fn two_cpus_at_the_limit() {
     const LIMIT: u32 = 50;

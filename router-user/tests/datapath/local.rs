@@ -52,7 +52,8 @@ fn other_kinds_of_packets_from_a_rules_source_are_denied() {
     let mut options = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
     options[14] = 0x46;
     ends(world, &options, DENIED);
-    // An error may be about a connection of this machine's own; a redirect or a timestamp request is nobody's business.
+    // An error may be about a connection of this machine's own; a redirect or a timestamp request
+    // is nobody's business.
     for (kind, expected) in [
         (3, (Verdict::Pass, Reason::IcmpOther)),
         (11, (Verdict::Pass, Reason::IcmpOther)),
@@ -126,7 +127,8 @@ fn allowing(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16,
         .collect();
 }
 
-/// A source of a rule may be a neighbour that shares an address with this machine, or routes with it.
+/// A source of a rule may be a neighbour that shares an address with this machine, or routes with
+/// it.
 #[test]
 fn a_link_s_own_protocols_reach_the_stack() {
     let world = &mut World::new();
@@ -252,7 +254,8 @@ fn others_can_be_closed_out_too() {
     ends(world, &platform.build(), (Verdict::Pass, Reason::Platform));
 }
 
-/// The peer's socket is in the same namespace, by its address on the loopback interface: only this machine's socket matters here.
+/// The peer's socket is in the same namespace, by its address on the loopback interface: only this
+/// machine's socket matters here.
 #[test]
 fn replies_to_connections_of_this_machine_come_in() {
     let world = &mut World::new();
@@ -426,7 +429,8 @@ fn dhcp_answers_are_told_by_their_ports_where_nothing_is_seen() {
     ends(world, &udp_packet((PLS, 1234), (ROUTER, 68), &[0; 12]).build(), DENIED);
 }
 
-/// The kernel takes UDP and ICMP to its own address also from a frame to all: it must not be a way around what is denied.
+/// The kernel takes UDP and ICMP to its own address also from a frame to all: it must not be a way
+/// around what is denied.
 #[test]
 fn a_frame_to_all_reaches_no_more_than_one_to_this_machine() {
     let world = &mut World::new();

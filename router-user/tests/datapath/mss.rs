@@ -126,7 +126,8 @@ fn the_routes_count_when_neighbours_are_cold() {
     assert_eq!(options_of(&world.replay(&waiting).expect("to be sent").frame), size(1360));
 }
 
-/// Whatever stands where options do: it leaves as it came, but for one size, and with right checksums.
+/// Whatever stands where options do: it leaves as it came, but for one size, and with right
+/// checksums.
 #[test]
 fn any_options_do_no_harm() {
     let world = std::cell::RefCell::new(world(kept_to_1360));

@@ -47,7 +47,8 @@ fn opens(world: &mut World, packet: &Spec) {
     assert_eq!(world.run(&packet.build()).reason, Reason::Opened);
 }
 
-/// The peers are on this machine as well, by addresses on the loopback interface: only where this machine's sockets are connected matters.
+/// The peers are on this machine as well, by addresses on the loopback interface: only where this
+/// machine's sockets are connected matters.
 fn on_loopback(addresses: &[[u8; 4]]) {
     for address in addresses {
         ip(&format!("addr add {}/32 dev lo", Ipv4Addr::from(*address)));
@@ -75,7 +76,8 @@ fn an_answer_to_a_connection_of_this_machine_opens_no_session() {
     opens(world, &tcp_packet((PLS, 444), (ROUTER, 50_000), tcp::SYN));
 }
 
-/// Nobody may take a connection of this machine's over by a SYN that looks as if its peer had sent it.
+/// Nobody may take a connection of this machine's over by a SYN that looks as if its peer had sent
+/// it.
 #[test]
 fn a_syn_into_a_connection_of_this_machine_opens_no_session() {
     let world = &mut world();

@@ -43,7 +43,8 @@ pub(crate) struct Spec {
     padded: bool,
 }
 
-/// The least length of frames that `forward` makes itself, as long as TCP's headers. On Ethernet, all have it.
+/// The least length of frames that `forward` makes itself, as long as TCP's headers. On Ethernet,
+/// all have it.
 const FORWARDED_FRAME: usize = 54;
 
 #[derive(Clone, Copy)]
@@ -208,7 +209,8 @@ pub(crate) struct Seen {
 
 /// Reads a frame with etherparse and verifies every checksum in it.
 ///
-/// For ICMP echo the identifier stands as the source port of a request and the destination port of a reply.
+/// For ICMP echo the identifier stands as the source port of a request and the destination port of
+/// a reply.
 pub(crate) fn read(frame: &[u8]) -> Seen {
     let (ethernet, rest) = Ethernet2Header::from_slice(frame).expect("Ethernet");
     let ip = Ipv4HeaderSlice::from_slice(rest).expect("IPv4");

@@ -30,7 +30,8 @@ fn all_of(world: &World, range: PortRange, source: [u8; 4]) -> HashSet<u16> {
     (range.first..=range.last).filter(|port| ports.contains(*port)).collect()
 }
 
-/// Has a client open a session from this port and its target answer: the SNAT port, or why there is none.
+/// Has a client open a session from this port and its target answer: the SNAT port, or why there is
+/// none.
 fn establish(world: &mut World, protocol: Protocol, client: ([u8; 4], u16)) -> Result<u16, Reason> {
     let first = match protocol {
         Protocol::Tcp => tcp_packet(client, (OTHER, 443), tcp::SYN),
@@ -135,8 +136,8 @@ fn a_source_may_have_all_of_a_few_ports() {
     assert_eq!(establish_all(&mut world, Protocol::Tcp, SOURCES[0]).len(), 31);
 }
 
-/// A client whose own port its source may not use has another one, the same towards every target and
-/// as even.
+/// A client whose own port its source may not use has another one, the same towards every target
+/// and as even.
 #[test]
 fn a_port_that_is_not_to_be_kept_becomes_the_same_one_everywhere() {
     let mut world = router(PORTS);

@@ -133,8 +133,8 @@ fn take_all(world: &mut World, ports: PortRange, left: u32) -> Vec<u32> {
     let mut got = Vec::new();
     for source in SOURCES {
         let before = world.dataplane.flows.sessions();
-        // As a Private Link Service does it: an address with all its ports, which are kept where they
-        // may be. Few collisions tell that ports become few.
+        // As a Private Link Service does it: an address with all its ports, which are kept where
+        // they may be. Few collisions tell that ports become few.
         for port in 1024..=u16::MAX {
             world.run_quietly(&udp_packet(([10, 0, 2, source], port), (OTHER, 53), b"x").build());
             if world.dataplane.flows.sessions() - before < u32::from(port - 1023) {
@@ -150,7 +150,8 @@ fn take_all(world: &mut World, ports: PortRange, left: u32) -> Vec<u32> {
     got
 }
 
-/// The whole range of a default configuration towards one target, up to its last port, then one that is freed in the middle.
+/// The whole range of a default configuration towards one target, up to its last port, then one
+/// that is freed in the middle.
 #[test]
 fn every_port_of_the_range_is_used() {
     const PORTS: u32 = 65_535 - 1024 + 1;
@@ -188,7 +189,8 @@ fn every_port_of_the_range_is_used() {
     );
 }
 
-/// There are fewer pools than crowded targets: with and without one, every port of every address is given out once, and again when it is free.
+/// There are fewer pools than crowded targets: with and without one, every port of every address is
+/// given out once, and again when it is free.
 #[test]
 fn more_targets_are_crowded_than_there_are_pools() {
     const TARGETS: u16 = 12;
@@ -282,7 +284,8 @@ fn a_sockets_port_is_given_out_after_the_socket() {
     assert_eq!((ran.reason, read(&ran.frame).source.1), (Reason::Opened, 30_100));
 }
 
-/// A daemon that is killed in the midst of a sweep has not given back the ports of what it has removed.
+/// A daemon that is killed in the midst of a sweep has not given back the ports of what it has
+/// removed.
 #[test]
 fn ports_of_a_sweep_that_did_not_end_are_not_lost() {
     let ports = PortRange { first: 30_000, last: 30_199 };
@@ -305,8 +308,8 @@ fn ports_of_a_sweep_that_did_not_end_are_not_lost() {
     take_all(&mut world, ports, 0);
 }
 
-/// Two CPUs open sessions towards one target at the same time, from clients that all use the same ports: no two sessions get the same
-/// port, none is half, none is lost.
+/// Two CPUs open sessions towards one target at the same time, from clients that all use the same
+/// ports: no two sessions get the same port, none is half, none is lost.
 #[test]
 fn two_cpus_never_give_out_a_port_twice() {
     // Of 8000 ports, one in 32 is neither's.
@@ -386,7 +389,8 @@ fn a_wider_range_is_used_at_once() {
     assert_eq!(world.run(&last).reason, Reason::Opened);
 }
 
-/// A connection that this machine makes while a session has its port towards the same peer: the answers are the socket's.
+/// A connection that this machine makes while a session has its port towards the same peer: the
+/// answers are the socket's.
 #[test]
 fn a_connection_of_this_machine_is_not_stolen_by_an_older_session() {
     use socket2::{Domain, Socket, Type};

@@ -1,4 +1,5 @@
-//! A client's tuple that is used again: what a closed connection has been says nothing of where the next one goes.
+//! A client's tuple that is used again: what a closed connection has been says nothing of where the
+//! next one goes.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -225,7 +226,8 @@ fn a_bad_syn_leaves_an_ended_session_alone() {
     assert_eq!(before.forward.entry, only(&world).forward.entry);
 }
 
-/// To the same target, a connection starts over with its port, and by the rule, the route and the counters of now.
+/// To the same target, a connection starts over with its port, and by the rule, the route and the
+/// counters of now.
 #[test]
 fn a_connection_to_the_same_target_starts_over() {
     for end in ENDS {
@@ -331,7 +333,8 @@ fn a_living_connection_keeps_its_target() {
     assert_eq!(only(&world).state(), Some(State::Closed));
 }
 
-/// The old target may still have the connection: nobody else gets the port towards it, until the sweep lets go of it.
+/// The old target may still have the connection: nobody else gets the port towards it, until the
+/// sweep lets go of it.
 #[test]
 fn the_port_towards_the_old_target_is_held() {
     let mut world = World::new();
@@ -353,7 +356,8 @@ fn the_port_towards_the_old_target_is_held() {
     assert_ne!(seen.source.1, 40_000, "the old connection's port");
     assert_whole(&world, 1);
 
-    // Held flows are shown, with the time of their last packet; the one that is let go is free again.
+    // Held flows are shown, with the time of their last packet; the one that is let go is free
+    // again.
     let mut shown = Vec::new();
     sweep(&world, |flow| {
         if flow.is_held() {
@@ -373,7 +377,8 @@ fn the_port_towards_the_old_target_is_held() {
     assert_eq!(opened(&world.run(&other(40_000))).source.1, 40_000);
 }
 
-/// A late packet of the old target's could open a session by a rule, were its tuple not held: it is nobody's.
+/// A late packet of the old target's could open a session by a rule, were its tuple not held: it is
+/// nobody's.
 #[test]
 fn a_late_packet_to_a_held_port_opens_nothing() {
     let mut world = World::new();
@@ -491,7 +496,8 @@ fn no_port_towards_the_new_target() {
     assert_eq!(world.dataplane.flows.half_open(Ipv4(PLS)), 1, "the other client's");
 }
 
-/// A tight loop on one tuple, of a rule with several targets: what it leaves in quarantine does not grow with its rounds.
+/// A tight loop on one tuple, of a rule with several targets: what it leaves in quarantine does not
+/// grow with its rounds.
 #[test]
 fn a_tight_loop_over_one_tuple_costs_no_room() {
     const ROUNDS: u32 = 20_000;
@@ -549,7 +555,8 @@ fn an_old_tuple_is_spread_over_the_targets_of_now() {
     assert_whole(&world, to_other as u64);
 }
 
-/// A connection of this machine's own from the session's port ends the session, also where it is the only sign: the next one gets another port.
+/// A connection of this machine's own from the session's port ends the session, also where it is
+/// the only sign: the next one gets another port.
 #[test]
 fn a_port_that_this_machine_has_taken_is_not_used_again() {
     let mut world = World::new();
@@ -597,7 +604,8 @@ fn assert_all_opened_once(world: &mut World) {
     assert_eq!(world.dataplane.flows.half_open(Ipv4(PLS)), opening, "half-open, of {sessions}");
 }
 
-/// How many SYNs were dropped, since another CPU was at work in the same place: the client's next attempt does better.
+/// How many SYNs were dropped, since another CPU was at work in the same place: the client's next
+/// attempt does better.
 fn contended(world: &mut World) -> usize {
     let moved = world.moved().reasons;
     moved.iter().find(|(reason, _)| *reason == Reason::Contended).map_or(0, |(_, count)| *count as usize)
@@ -682,7 +690,8 @@ fn sweeps_and_syns_meet() {
             done.store(true, Ordering::SeqCst);
         });
         assert_all_opened_once(&mut world);
-        // One that a sweep has judged before its SYN came, and removes behind it, is the client's to open again.
+        // One that a sweep has judged before its SYN came, and removes behind it, is the client's
+        // to open again.
         let sessions = world.sessions();
         assert!(sessions > usize::from(PORTS) - 1000, "{sessions} are left");
     }

@@ -1,4 +1,5 @@
-//! Where packets leave and which address sessions come from, by every kind of route and rule that the kernel's own forwarding follows.
+//! Where packets leave and which address sessions come from, by every kind of route and rule that
+//! the kernel's own forwarding follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,8 +93,8 @@ fn policy_rules_see_what_the_kernels_forwarding_would() {
     }
 }
 
-/// What this router sends has its own address as a source, but the kernel routes before that: a rule by that address is about the
-/// machine's own packets.
+/// What this router sends has its own address as a source, but the kernel routes before that: a
+/// rule by that address is about the machine's own packets.
 #[test]
 fn a_rule_by_the_snat_address_is_not_about_sessions() {
     let mut world = world(1);
@@ -134,13 +135,15 @@ fn policy_rules_see_replies() {
     assert_eq!(gateway_of(&mut world, &reply(port)), PLS_MAC, "another port");
 }
 
-/// The gateways of many sessions, by the port of their client; some get another SNAT port than that.
+/// The gateways of many sessions, by the port of their client; some get another SNAT port than
+/// that.
 fn gateways(world: &mut World, client: [u8; 4]) -> BTreeMap<u16, [u8; 6]> {
     let packet = |port| udp_packet((client, port), (OTHER, 53), b"query");
     (2000..2100).map(|port| (port, gateway_of(world, &packet(port)))).collect()
 }
 
-/// Has sessions balanced over two gateways by their ports; the way that each has does not change when all are resolved again.
+/// Has sessions balanced over two gateways by their ports; the way that each has does not change
+/// when all are resolved again.
 fn assert_balanced_and_stable(mut world: World) {
     // So ports are taken, and the next client does not get its own.
     gateways(&mut world, [10, 0, 2, 70]);

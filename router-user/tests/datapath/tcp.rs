@@ -1,4 +1,5 @@
-//! TCP connections as they may go, beside the usual three steps (RFC 5382 REQ-2, RFC 7857 section 2).
+//! TCP connections as they may go, beside the usual three steps (RFC 5382 REQ-2, RFC 7857 section
+//! 2).
 
 use router_common::{
     reason::Reason,
@@ -18,8 +19,8 @@ use crate::{
 const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
 const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
 
-/// One connection through the router, and what is expected of every segment: it comes out at the other end, whole, with the same
-/// addresses and ports as all others.
+/// One connection through the router, and what is expected of every segment: it comes out at the
+/// other end, whole, with the same addresses and ports as all others.
 struct Connection {
     world: World,
 }
@@ -30,7 +31,8 @@ impl Connection {
         Self { world: World::new() }
     }
 
-    /// A connection after the usual three steps: the client's numbers start at 1000, the server's at 5000.
+    /// A connection after the usual three steps: the client's numbers start at 1000, the server's
+    /// at 5000.
     fn established() -> Self {
         let mut connection = Self::new();
         connection.client(tcp::SYN, 1000, 0, b"");
@@ -93,7 +95,8 @@ impl Connection {
     }
 }
 
-/// Data whose sender says nothing of what it has got, which none does: it goes through, and the next segment, too.
+/// Data whose sender says nothing of what it has got, which none does: it goes through, and the
+/// next segment, too.
 #[test]
 fn segments_without_acknowledgement_go_through() {
     let mut connection = Connection::established();
@@ -126,7 +129,8 @@ fn a_syn_comes_again_with_another_number() {
     connection.client(tcp::SYN, 1000, 0, b"");
     connection.client(tcp::SYN, 0x8000_0000, 0, b"");
     connection.is(State::Opening);
-    // The server answers the first, which the client resets, then the second (RFC 9293 3.5, figure 9).
+    // The server answers the first, which the client resets, then the second (RFC 9293 3.5, figure
+    // 9).
     connection.server(SYN_ACK, 5000, 1001, b"");
     connection.client(tcp::RST, 1001, 0, b"");
     connection.client(tcp::SYN, 0x8000_0000, 0, b"");
@@ -135,7 +139,8 @@ fn a_syn_comes_again_with_another_number() {
     connection.is(State::Established);
 }
 
-/// RFC 5961 section 4: the server answers such a SYN, and the client its answer. The session is not the client's to end by it.
+/// RFC 5961 section 4: the server answers such a SYN, and the client its answer. The session is not
+/// the client's to end by it.
 #[test]
 fn a_syn_on_an_open_connection_changes_nothing() {
     let mut connection = Connection::established();
@@ -189,8 +194,8 @@ fn the_server_closes_first_or_both_at_once() {
     connection.is(State::Closed);
 }
 
-/// The client's next connection uses the port of its last one, which the server has in TIME-WAIT (RFC 9293 3.6.1): with the same SNAT port, so
-/// that the server sees the reuse too.
+/// The client's next connection uses the port of its last one, which the server has in TIME-WAIT
+/// (RFC 9293 3.6.1): with the same SNAT port, so that the server sees the reuse too.
 #[test]
 fn a_closed_connection_is_opened_again() {
     let mut connection = Connection::established();
@@ -209,7 +214,8 @@ fn a_closed_connection_is_opened_again() {
     connection.is(State::Closing);
 }
 
-/// RFC 7857 section 2.2: a reset is translated, and the session stays for a while: its receiver may not have taken it for genuine.
+/// RFC 7857 section 2.2: a reset is translated, and the session stays for a while: its receiver may
+/// not have taken it for genuine.
 #[test]
 fn a_reset_goes_through_and_the_session_stays() {
     for by_client in [false, true] {
@@ -237,7 +243,8 @@ fn a_reset_goes_through_and_the_session_stays() {
     }
 }
 
-/// RFC 5961 3.2: a reset counts at exactly what its receiver expects. Another one is its receiver's to judge.
+/// RFC 5961 3.2: a reset counts at exactly what its receiver expects. Another one is its receiver's
+/// to judge.
 #[test]
 fn a_reset_elsewhere_changes_nothing() {
     let mut connection = Connection::established();
@@ -249,7 +256,8 @@ fn a_reset_elsewhere_changes_nothing() {
     }
 }
 
-/// An end that gives up with data on its way: nobody ever acknowledges that, and the reset is behind it.
+/// An end that gives up with data on its way: nobody ever acknowledges that, and the reset is
+/// behind it.
 #[test]
 fn a_reset_behind_data_ends_a_connection_unless_its_receiver_goes_on() {
     let mut connection = Connection::established();
@@ -262,8 +270,8 @@ fn a_reset_behind_data_ends_a_connection_unless_its_receiver_goes_on() {
     connection.is(State::Closed);
 }
 
-/// Who knows the addresses and ports and makes the numbers up: an acknowledgement that says where a reset is to be, the reset, a
-/// FIN as if of either end; then the same all over the sequence space.
+/// Who knows the addresses and ports and makes the numbers up: an acknowledgement that says where a
+/// reset is to be, the reset, a FIN as if of either end; then the same all over the sequence space.
 #[test]
 fn made_up_segments_change_nothing() {
     let mut connection = Connection::established();
@@ -329,7 +337,8 @@ fn a_connection_that_both_ends_begin_anew_is_followed() {
     connection.is(State::Established);
 }
 
-/// By whoever sees the connection. Its ends do not fall for it, and show that: before the session is over for anybody.
+/// By whoever sees the connection. Its ends do not fall for it, and show that: before the session
+/// is over for anybody.
 #[test]
 fn a_connection_that_goes_on_is_not_over() {
     let mut connection = Connection::established();
@@ -362,7 +371,8 @@ fn a_made_up_handshake_does_not_disturb_an_opening_connection() {
     connection.is(State::Established);
 }
 
-/// Neither a broadcast nor a frame for another machine, which a switch has flooded to all, is sent on a second time.
+/// Neither a broadcast nor a frame for another machine, which a switch has flooded to all, is sent
+/// on a second time.
 #[test]
 fn frames_of_a_session_that_are_for_others_are_not_forwarded() {
     let mut connection = Connection::established();
@@ -394,8 +404,9 @@ fn a_refused_connection_may_be_tried_again() {
     connection.is(State::Established);
 }
 
-/// Who sends a SYN and then acknowledges without having seen what (a flood, with whatever source) has not shown that it is there:
-/// its session must not stay for as long as a connection's, nor stop counting as half-open.
+/// Who sends a SYN and then acknowledges without having seen what (a flood, with whatever source)
+/// has not shown that it is there: its session must not stay for as long as a connection's, nor
+/// stop counting as half-open.
 #[test]
 fn a_blind_acknowledgement_does_not_finish_the_handshake() {
     let mut connection = Connection::new();
@@ -407,7 +418,8 @@ fn a_blind_acknowledgement_does_not_finish_the_handshake() {
     connection.is(State::Established);
 }
 
-/// The client's next connection from the same port is refused: what was acknowledged in the last one does not count.
+/// The client's next connection from the same port is refused: what was acknowledged in the last
+/// one does not count.
 #[test]
 fn a_reopened_connection_may_be_refused() {
     let mut connection = Connection::established();
@@ -420,7 +432,8 @@ fn a_reopened_connection_may_be_refused() {
     connection.is(State::Closed);
 }
 
-/// Runs two packets a round, one on each CPU, as nearly at the same moment as can be. `pair` makes a round's.
+/// Runs two packets a round, one on each CPU, as nearly at the same moment as can be. `pair` makes
+/// a round's.
 pub(crate) fn at_once(program: &Program, rounds: u16, pair: impl Fn(u16) -> [Vec<u8>; 2] + Sync) {
     let turn = AtomicU32::new(0);
     let cpu = |number: usize| {
@@ -464,7 +477,8 @@ fn of_server(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec
     tcp_packet((TARGET, 8443), (ROUTER, port_of(number)), flags).numbers(sequence, acknowledgement).build()
 }
 
-/// The client's SYN comes again while the answer to the first is on its way through another CPU. Neither is forgotten.
+/// The client's SYN comes again while the answer to the first is on its way through another CPU.
+/// Neither is forgotten.
 #[test]
 fn a_syn_comes_again_beside_its_answer() {
     let mut world = connections();
@@ -485,7 +499,8 @@ fn a_syn_comes_again_beside_its_answer() {
     assert_eq!(opening, 0, "of {PORTS} are not established");
 }
 
-/// Both ends close at the same moment, through two CPUs. Neither's FIN is forgotten, nor what tells the sweep of it.
+/// Both ends close at the same moment, through two CPUs. Neither's FIN is forgotten, nor what tells
+/// the sweep of it.
 #[test]
 fn both_ends_close_beside_each_other() {
     let mut world = connections();

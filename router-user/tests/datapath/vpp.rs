@@ -1,4 +1,5 @@
-//! What VPP's tests of its endpoint-dependent NAT ask and no other test here does: `docs/vpp-cases.md` has the list.
+//! What VPP's tests of its endpoint-dependent NAT ask and no other test here does:
+//! `docs/vpp-cases.md` has the list.
 
 use std::{
     collections::HashSet,
@@ -24,8 +25,8 @@ fn comes_out(world: &mut World, packet: &Spec, reason: Reason) -> (([u8; 4], u16
     (seen.source, seen.destination)
 }
 
-/// Many sessions of every protocol that a client opens at once with one server, of ports below the range and in it: each answer finds the
-/// port that asked.
+/// Many sessions of every protocol that a client opens at once with one server, of ports below the
+/// range and in it: each answer finds the port that asked.
 #[test]
 fn answers_of_many_sessions_find_who_asked() {
     const SESSIONS: u16 = 1500;
@@ -56,7 +57,8 @@ fn answers_of_many_sessions_find_who_asked() {
     assert!(audit.half_sessions.is_empty() && audit.twice.is_empty() && audit.leaked_ports.is_empty());
 }
 
-/// Address and port dependent filtering: a port that is in use lets in what it was opened to, and nothing else.
+/// Address and port dependent filtering: a port that is in use lets in what it was opened to, and
+/// nothing else.
 #[test]
 fn a_port_is_open_to_whom_it_was_opened() {
     let mut world = World::new();
@@ -86,7 +88,8 @@ fn a_port_is_open_to_whom_it_was_opened() {
     comes_out(&mut world, &udp_packet((OTHER, 53), (ROUTER, 40_000), b"a"), Reason::Forwarded);
 }
 
-/// A rule leads to a host on the client's side, which is to see the router as its client and not the neighbour it could answer directly.
+/// A rule leads to a host on the client's side, which is to see the router as its client and not
+/// the neighbour it could answer directly.
 #[test]
 fn a_rule_may_lead_back_to_the_clients_side() {
     let mut world = World::with(Setup {
@@ -121,7 +124,8 @@ fn a_client_may_be_its_own_server() {
     assert_eq!(comes_out(&mut world, &answer, Reason::Forwarded), ((ROUTER, 443), (PLS, 40_000)));
 }
 
-/// The same, and the client uses the server's port, the rule's too: were the port kept, requests and answers would have one tuple.
+/// The same, and the client uses the server's port, the rule's too: were the port kept, requests
+/// and answers would have one tuple.
 #[test]
 fn a_client_may_be_its_own_server_on_one_port() {
     let mut world = World::with(Setup {
@@ -190,7 +194,8 @@ fn the_ports_of_every_address_are_used_up() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::PortsExhausted));
 }
 
-/// A session that is removed, by hand or by its end: its port lets nothing in any more, and its client's next packet opens another.
+/// A session that is removed, by hand or by its end: its port lets nothing in any more, and its
+/// client's next packet opens another.
 #[test]
 fn a_removed_session_is_gone_in_both_directions() {
     let mut world = World::new();
@@ -207,7 +212,8 @@ fn a_removed_session_is_gone_in_both_directions() {
     comes_out(&mut world, &udp_packet((PLS, 40_000), (OTHER, 53), b"q"), Reason::Opened);
 }
 
-/// VPP's "forwarding" lets such packets through untranslated; here they are the kernel's, which does not forward.
+/// VPP's "forwarding" lets such packets through untranslated; here they are the kernel's, which
+/// does not forward.
 #[test]
 fn what_no_rule_is_for_stays_as_it_is() {
     let mut world = World::with(Setup {
@@ -272,7 +278,8 @@ fn changed_ports_are_not_to_be_guessed() {
         })
         .collect();
     let steps: HashSet<u16> = ports.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
-    // Of 63 random steps among 64,512, two are the same once in 30 times, and fewer than 50 are different never.
+    // Of 63 random steps among 64,512, two are the same once in 30 times, and fewer than 50 are
+    // different never.
     assert!(steps.len() >= 50, "{ports:?}");
 }
 

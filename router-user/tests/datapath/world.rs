@@ -40,7 +40,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Ran {
     pub(crate) verdict: Verdict,
     pub(crate) frame: Vec<u8>,
-    /// The reason it was counted under: exactly one counter moved, by one packet and the frame's bytes.
+    /// The reason it was counted under: exactly one counter moved, by one packet and the frame's
+    /// bytes.
     pub(crate) reason: Reason,
 }
 
@@ -186,7 +187,8 @@ impl World {
         self.run_on(0, frame)
     }
 
-    /// Gives a packet to the router on the interface of this slot, and takes stock of what happened.
+    /// Gives a packet to the router on the interface of this slot, and takes stock of what
+    /// happened.
     pub(crate) fn run_on(&mut self, slot: usize, frame: &[u8]) -> Ran {
         let (verdict, out) = self.run_uncounted(slot, frame);
         let counted = self.moved();
@@ -233,7 +235,8 @@ impl World {
         self.dataplane.replay(record.interface, &record.packet).expect("the program runs")
     }
 
-    /// Shows the router a packet that this machine itself sends: what becomes of it, if it does not go on as it is.
+    /// Shows the router a packet that this machine itself sends: what becomes of it, if it does not
+    /// go on as it is.
     pub(crate) fn sends(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let program = self.dataplane.own_traffic_program().expect("the program for own traffic");
         let mut out = vec![0; frame.len() + 128];
@@ -352,7 +355,8 @@ impl Program {
         }
         const BPF_PROG_TEST_RUN: libc::c_long = 10;
         let mut out = vec![0; frame.len() + 128];
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
         let context: [u32; 6] = [0, frame.len() as u32, 0, self.interface, 0, 0];
         let mut attributes = Attributes {
             prog_fd: self.fd as u32,
@@ -364,7 +368,8 @@ impl Program {
             ctx_in: context.as_ptr() as u64,
             ..Attributes::default()
         };
-        // SAFETY: the attributes are those of the command; every buffer lives through the call and has the length that is said.
+        // SAFETY: the attributes are those of the command; every buffer lives through the call and
+        // has the length that is said.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>())
         };

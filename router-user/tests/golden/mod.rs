@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Fails unless `actual` is what `path` holds. `UPDATE=1` writes the file instead, to be read in the diff.
+/// Fails unless `actual` is what `path` holds. `UPDATE=1` writes the file instead, to be read in
+/// the diff.
 pub(crate) fn check(path: &Path, actual: &str) {
     let actual = format!("{}\n", actual.trim_end());
     if std::env::var_os("UPDATE").is_some() {

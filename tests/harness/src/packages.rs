@@ -1,4 +1,5 @@
-//! The system packages that this project's verbs and tests use: one table for who installs them and for who misses one.
+//! The system packages that this project's verbs and tests use: one table for who installs them and
+//! for who misses one.
 
 use std::{
     env, fmt,
@@ -8,7 +9,8 @@ use std::{
 /// What a package is needed for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Use {
-    /// Network namespaces with hosts in them: the lab, the bench and nearly all tests in namespaces.
+    /// Network namespaces with hosts in them: the lab, the bench and nearly all tests in
+    /// namespaces.
     Lab,
     /// The tests of `cargo xtask deploy`.
     Deploy,
@@ -166,7 +168,8 @@ impl fmt::Display for Sign {
     }
 }
 
-/// The first executable of that name on the PATH, or where root's programs are: a user's PATH often lacks those.
+/// The first executable of that name on the PATH, or where root's programs are: a user's PATH often
+/// lacks those.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -58,7 +58,8 @@ pub fn skip(reason: impl Into<String>) -> ! {
     panic::resume_unwind(Box::new(Skipped(reason.into())))
 }
 
-/// Returns the value. Without one the test fails, with the whole story of the error; or is skipped, where a package is missing.
+/// Returns the value. Without one the test fails, with the whole story of the error; or is skipped,
+/// where a package is missing.
 #[track_caller]
 pub fn check<T>(result: Result<T>) -> T {
     match result {
@@ -84,7 +85,8 @@ pub fn exit_code(value: impl Termination) -> ExitCode {
     value.report()
 }
 
-/// Runs the tests that the arguments ask for. With an obstacle, all of them are ignored for that reason.
+/// Runs the tests that the arguments ask for. With an obstacle, all of them are ignored for that
+/// reason.
 pub fn main(obstacle: Option<&str>) -> ExitCode {
     if let Some(name) = env::var_os(TEST_VARIABLE) {
         return alone(&name);

@@ -46,7 +46,8 @@ pub(crate) fn flush() -> Result<()> {
     Ok(())
 }
 
-/// A `struct nlmsghdr` and a `struct nfgenmsg` (include/uapi/linux/netfilter/nfnetlink.h): delete, without saying which.
+/// A `struct nlmsghdr` and a `struct nfgenmsg` (include/uapi/linux/netfilter/nfnetlink.h): delete,
+/// without saying which.
 fn flush_request() -> [u8; 20] {
     const NFNL_SUBSYS_CTNETLINK: u16 = 1;
     const IPCTNL_MSG_CT_DELETE: u16 = 2;

@@ -46,8 +46,8 @@ fn pin(pid: Pid, cpus: &[usize]) -> Result<()> {
     sched_setaffinity(pid, &set).with_context(|| format!("cannot keep thread {pid} to CPU {cpus:?}"))
 }
 
-/// Has a device polled by a kernel thread of its own on `cpu`. The device's name must be the only one of its kind in all
-/// namespaces, since that is what the thread is known by.
+/// Has a device polled by a kernel thread of its own on `cpu`. The device's name must be the only
+/// one of its kind in all namespaces, since that is what the thread is known by.
 pub(crate) fn poll_by_thread(namespace: &Namespace, device: &str, cpu: usize) -> Result<()> {
     // Through a shell, because only a program in the namespace sees that namespace's /sys.
     let script = format!("echo 1 > /sys/class/net/{device}/threaded");
@@ -67,9 +67,11 @@ impl Thread {
         Self(gettid())
     }
 
-    /// Interrupts the system call that it is in, if it is in one. [`allow_interrupts`] has to come first.
+    /// Interrupts the system call that it is in, if it is in one. [`allow_interrupts`] has to come
+    /// first.
     pub(crate) fn interrupt(self) {
-        // SAFETY: takes three numbers; the signal has a handler. That the thread has ended is an error, and no harm.
+        // SAFETY: takes three numbers; the signal has a handler. That the thread has ended is an
+        // error, and no harm.
         unsafe { libc::syscall(libc::SYS_tgkill, Pid::this().as_raw(), self.0.as_raw(), SIGUSR1) };
     }
 
@@ -95,7 +97,8 @@ pub(crate) fn allow_interrupts() -> Result<()> {
 pub(crate) struct Ticks {
     all: u64,
     idle: u64,
-    /// Not the router's, which is all kernel: programs of others, and a hypervisor that gave the CPU to somebody else.
+    /// Not the router's, which is all kernel: programs of others, and a hypervisor that gave the
+    /// CPU to somebody else.
     others: u64,
 }
 

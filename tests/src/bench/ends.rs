@@ -1,5 +1,5 @@
-//! The two ends of a measured path: what makes packets and what counts them. Both are BPF programs of `labtools`, one object
-//! for each path, whose maps they share.
+//! The two ends of a measured path: what makes packets and what counts them. Both are BPF programs
+//! of `labtools`, one object for each path, whose maps they share.
 
 use std::{
     io::ErrorKind,
@@ -25,8 +25,9 @@ use super::{
     traffic::{CPUS, Expected, Generator, HEAD, Sunk, Traffic},
 };
 
-/// Packets by one call: more than a run takes. Each call sets up its own pool of pages, which takes so long that with
-/// shorter calls the router would idle for a tenth of the time; so a call is interrupted when it is no longer wanted.
+/// Packets by one call: more than a run takes. Each call sets up its own pool of pages, which takes
+/// so long that with shorter calls the router would idle for a tenth of the time; so a call is
+/// interrupted when it is no longer wanted.
 const ENDLESS: u32 = 1 << 30;
 
 /// Flows that go to one of the target's ports: each needs a SNAT port of its own there.
@@ -93,11 +94,13 @@ pub(crate) enum Pacing {
 }
 
 impl Pacing {
-    /// With a batch, it fits into a veth's ring of 256, and it keeps a router busy that takes 64 at a time. The kernel's pool keeps as many
-    /// returned pages as a batch has packets; with batches of 64 more of them went back to the allocator, and a no-op was 7 % slower.
+    /// With a batch, it fits into a veth's ring of 256, and it keeps a router busy that takes 64 at
+    /// a time. The kernel's pool keeps as many returned pages as a batch has packets; with batches
+    /// of 64 more of them went back to the allocator, and a no-op was 7 % slower.
     pub(crate) const IN_FLIGHT: Self = Self::Window { under_way: 128, batch: 128 };
 
-    /// Packets that the kernel makes before it hands them on, its own default being 64: see `BPF_PROG_TEST_RUN` (`Documentation/bpf/bpf_prog_run.rst`).
+    /// Packets that the kernel makes before it hands them on, its own default being 64: see
+    /// `BPF_PROG_TEST_RUN` (`Documentation/bpf/bpf_prog_run.rst`).
     pub(crate) const fn batch(self) -> u32 {
         match self {
             Self::Blast => 64,
@@ -107,7 +110,8 @@ impl Pacing {
         }
     }
 
-    /// The limit of packets under way, and the nanoseconds from a batch to the next one, as [`Traffic`] has them.
+    /// The limit of packets under way, and the nanoseconds from a batch to the next one, as
+    /// [`Traffic`] has them.
     pub(crate) fn limits(self) -> (u32, u64) {
         match self {
             Self::Blast => (0, 0),
@@ -207,7 +211,8 @@ impl Ends {
                 next: sending.traffic.spans.map(|span| span.first),
                 ..Generator::default()
             };
-            // What was lost before is not under way, and what one CPU has counted may have come from another one.
+            // What was lost before is not under way, and what one CPU has counted may have come
+            // from another one.
             generator.write_off(sink.packets + sink.otherwise);
             generator.stalls = 0;
         }
@@ -255,14 +260,15 @@ impl Ends {
         Ok(arrived)
     }
 
-    /// Sends so many packets, or until told to stop and then [interrupted](cpu::Thread::interrupt). To be called in the namespace of `device`,
-    /// on a thread of its own.
+    /// Sends so many packets, or until told to stop and then [interrupted](cpu::Thread::interrupt).
+    /// To be called in the namespace of `device`, on a thread of its own.
     pub(crate) fn send(&self, sending: &Sending, device: &str, until: Until<'_>) -> Result<()> {
         cpu::stay_on(sending.cpu)?;
         let device = if_nametoindex(device).with_context(|| format!("there is no device {device}"))?;
         let program = self.ebpf.program("generate").context("labtools has no program generate")?;
         let program: &Xdp = program.try_into().context("generate is not an XDP program")?;
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
         let context = [0, sending.frame.len() as u32, 0, device, 0, 0].map(u32::to_ne_bytes);
         let call = |repeat| {
             program.test_run(TestRunOptions {
@@ -366,7 +372,8 @@ impl Attached {
         Self::plain(namespace, "turn", &[device])
     }
 
-    /// Passes every packet on to the kernel. It makes the device poll, which frames that are not sent by a network stack need.
+    /// Passes every packet on to the kernel. It makes the device poll, which frames that are not
+    /// sent by a network stack need.
     pub(crate) fn pass(namespace: &Namespace, devices: &[&str]) -> Result<Self> {
         Self::plain(namespace, "xdp_pass", devices)
     }

@@ -1,17 +1,22 @@
 //! Packets a second of one core.
 //!
-//! CPU 0 makes packets, and CPU 1 is the router: the NAPI thread of its receiving device. The generator looks how many packets have arrived,
-//! and goes on as soon as few enough are under way ([`Pacing::IN_FLIGHT`]): enough for the router never to be idle, and not more than its
-//! ring takes. A generator that sends without looking makes several times more than fits; each packet that is refused goes back to the pool of
-//! pages that the sink returns the others to, under the same lock, and up to half of the router's time is waiting for that lock.
+//! CPU 0 makes packets, and CPU 1 is the router: the NAPI thread of its receiving device. The
+//! generator looks how many packets have arrived, and goes on as soon as few enough are under way
+//! ([`Pacing::IN_FLIGHT`]): enough for the router never to be idle, and not more than its
+//! ring takes. A generator that sends without looking makes several times more than fits; each
+//! packet that is refused goes back to the pool of pages that the sink returns the others to, under
+//! the same lock, and up to half of the router's time is waiting for that lock.
 //!
-//! The sink behind it has to run somewhere, too. It polls in the softirq that the router's thread raises when it has sent a
-//! batch, on CPU 1: each packet costs the router's core what the sink costs, in every arm the same (which flatters the slow
-//! arms: the sink is a larger share of a fast one's time). A thread of its own was tried, and was worse: on CPU 0 the
-//! generator, which never sleeps, keeps it waiting until packets are lost, and each wake-up of it interrupts the other CPU at
-//! the router's expense; on CPU 1 the scheduler cuts the router's batches short, and packets are lost as well.
+//! The sink behind it has to run somewhere, too. It polls in the softirq that the router's thread
+//! raises when it has sent a batch, on CPU 1: each packet costs the router's core what the sink
+//! costs, in every arm the same (which flatters the slow arms: the sink is a larger share of a fast
+//! one's time). A thread of its own was tried, and was worse: on CPU 0 the generator, which never
+//! sleeps, keeps it waiting until packets are lost, and each wake-up of it interrupts the other CPU
+//! at the router's expense; on CPU 1 the scheduler cuts the router's batches short, and packets are
+//! lost as well.
 //!
-//! With [`Cores::Together`] a CPU does all of it for the packets that it makes: a batch goes all the way in the softirq that its sending raises.
+//! With [`Cores::Together`] a CPU does all of it for the packets that it makes: a batch goes all
+//! the way in the softirq that its sending raises.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +44,8 @@ use super::{
     traffic::{Flow, LEARN, LEARNT, PATIENCE, REPLY, Span, TCP, TIMED, Traffic},
 };
 
-/// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at the ends send by themselves.
+/// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at
+/// the ends send by themselves.
 const STRAYS: u64 = 16;
 /// How long the generator may take to start,
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -112,7 +118,8 @@ const fn share([from, to]: [u32; 2], part: u32, parts: u32) -> Span {
     flows(from + part * each, if part + 1 == parts { to } else { from + (part + 1) * each })
 }
 
-/// The first flow of those that open sessions while others are measured: at a port that those do not use.
+/// The first flow of those that open sessions while others are measured: at a port that those do
+/// not use.
 const fn fresh_from(flows: u32) -> u32 {
     flows.next_multiple_of(FLOWS_A_PORT)
 }
@@ -146,7 +153,8 @@ pub(crate) struct Run {
 /// Sessions opened one after the other.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Burst {
-    /// From the first packet's arrival to the last one's, without the time that the generator waited for packets which were lost.
+    /// From the first packet's arrival to the last one's, without the time that the generator
+    /// waited for packets which were lost.
     pub(crate) seconds: f64,
     /// Packets that arrived in this time, behind the first one.
     pub(crate) packets_per_second: f64,
@@ -233,7 +241,8 @@ impl Bench {
         Ok(Self { path, ends, open: [0; 2], learnt: None })
     }
 
-    /// The same, and has the router's devices polled by a thread on a CPU of its own: for [`Cores::Apart`].
+    /// The same, and has the router's devices polled by a thread on a CPU of its own: for
+    /// [`Cores::Apart`].
     pub(crate) fn apart(path: Path) -> Result<Self> {
         let bench = Self::new(path)?;
         bench.poll_by_threads()?;
@@ -276,7 +285,8 @@ impl Bench {
         self.poll_by_threads()
     }
 
-    /// Opens the sessions if they are not, sends until `warm` has passed, and measures for `window`.
+    /// Opens the sessions if they are not, sends until `warm` has passed, and measures for
+    /// `window`.
     pub(crate) fn run(&mut self, load: &Load, warm: Duration, window: Duration) -> Result<Run> {
         let (run, ()) = self.run_while(load, warm, || {
             thread::sleep(window);
@@ -285,7 +295,8 @@ impl Bench {
         Ok(run)
     }
 
-    /// Opens the sessions if they are not, sends until `warm` has passed, and measures while some `work` is done.
+    /// Opens the sessions if they are not, sends until `warm` has passed, and measures while some
+    /// `work` is done.
     pub(crate) fn run_while<T>(
         &mut self,
         load: &Load,
@@ -434,7 +445,8 @@ impl Bench {
         self.ends.prepare(sendings, self.path.arrival(load.direction).expected(same | flags))
     }
 
-    /// Sends so many packets from every one of these CPUs, one after the other, and waits until they have arrived.
+    /// Sends so many packets from every one of these CPUs, one after the other, and waits until
+    /// they have arrived.
     fn send_packets(&self, sendings: &[Sending], load: &Load, packets: u32) -> Result<()> {
         let end = self.path.sender(load.direction);
         for sending in sendings {

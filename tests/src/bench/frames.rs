@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::traffic::HEAD;
 
-/// The frame's length without the frame check sequence, which no program ever sees: 64 bytes on a wire.
+/// The frame's length without the frame check sequence, which no program ever sees: 64 bytes on a
+/// wire.
 pub(crate) const FRAME: usize = HEAD;
 /// The same of a full Ethernet frame: an IP packet of 1500 bytes.
 pub(crate) const LONG_FRAME: usize = 1514;
@@ -106,7 +107,8 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
-    /// A packet of the first flow, to the target or from it. From it, the destination port is left 0.
+    /// A packet of the first flow, to the target or from it. From it, the destination port is left
+    /// 0.
     pub(crate) fn packet(&self, shape: Shape, step: Step) -> Vec<u8> {
         let mut frame = vec![0; shape.length];
         self.write(&mut frame, shape.transport, step);

@@ -1,13 +1,15 @@
 //! How long a packet takes through the router and back.
 //!
-//! A probe goes from the generator's end through the router to the sink's end, is turned round there, and comes back
-//! through the router: see [`super::probe`]. With nothing else on the wires it is then sent again. The programs at the ends run in softirqs on the
-//! router's CPU, like the router itself (a NAPI thread for each of its two devices), so that no wake-up of another CPU is in
-//! the time; it is the same in every arm.
+//! A probe goes from the generator's end through the router to the sink's end, is turned round
+//! there, and comes back through the router: see [`super::probe`]. With nothing else on the wires
+//! it is then sent again. The programs at the ends run in softirqs on the router's CPU, like the
+//! router itself (a NAPI thread for each of its two devices), so that no wake-up of another CPU is
+//! in the time; it is the same in every arm.
 //!
-//! Under load, the generator sends at the same fixed rate in every arm, from its own CPU: shares of what nftables takes at
-//! this number of flows, measured just before. A share above 1 is what nftables does not take. Some of these packets are the
-//! probes: they are sent when their turn comes, whether the ones before are back or not, and meet what every packet meets.
+//! Under load, the generator sends at the same fixed rate in every arm, from its own CPU: shares of
+//! what nftables takes at this number of flows, measured just before. A share above 1 is what
+//! nftables does not take. Some of these packets are the probes: they are sent when their turn
+//! comes, whether the ones before are back or not, and meet what every packet meets.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -30,7 +32,8 @@ use super::{
 const FLOWS: u32 = 40_000;
 /// Shares of what nftables takes that are sent.
 const SHARES: [f64; 3] = [0.5, 0.8, 1.25];
-/// One in so many of them is a probe: odd, and batches are of 8, so that probes have every place in one.
+/// One in so many of them is a probe: odd, and batches are of 8, so that probes have every place in
+/// one.
 const PROBE_EVERY: u64 = 29;
 /// How long packets are sent before probes are.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -264,7 +267,8 @@ fn arms(setup: &Setup) -> impl Iterator<Item = Arm> {
     ARMS.into_iter().filter(|arm| *arm != Arm::Beside || setup.beside.is_some())
 }
 
-/// What the routers take with probes' programs in place: nftables, for the rates, and pls-router, for what they mean to it.
+/// What the routers take with probes' programs in place: nftables, for the rates, and pls-router,
+/// for what they mean to it.
 fn capacities(plan: &Plan, benches: &mut [Bench]) -> Result<Vec<Capacity>> {
     let mut capacities = Vec::new();
     for Bench { bench, .. } in benches {
@@ -315,7 +319,8 @@ fn interleave<B>(
         .collect()
 }
 
-/// Two sockets, as a check of the probes by something else: both processes and the router on one CPU, in turn.
+/// Two sockets, as a check of the probes by something else: both processes and the router on one
+/// CPU, in turn.
 fn sockets(setup: &Setup, plan: &Plan) -> Result<Vec<Row>> {
     let mut paths = Vec::new();
     for arm in arms(setup) {

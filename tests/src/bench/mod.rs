@@ -1,8 +1,9 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a function with what it measures: [`programs`], [`packets`], [`sessions`], [`latency`], [`tcp`], [`resources`]. What they share
-//! is the way that packets take ([`path`]), its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of them
-//! ([`rows`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
+//! Each part is a function with what it measures: [`programs`], [`packets`], [`sessions`],
+//! [`latency`], [`tcp`], [`resources`]. What they share is the way that packets take ([`path`]),
+//! its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of
+//! them ([`rows`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
 
 mod conntrack;
 mod cpu;
@@ -34,9 +35,10 @@ use self::{
     report::{NotMeasured, Report},
 };
 
-/// Measures pls-router beside what it replaces, on this machine: packets a second of one core by sessions, NICs, lengths,
-/// protocols and directions, new sessions a second, two cores beside one, and TCP; nftables and iptables NAT, plain forwarding,
-/// and XDP programs that only forward; and what the programs cost a packet. In network namespaces, which are gone afterwards.
+/// Measures pls-router beside what it replaces, on this machine: packets a second of one core by
+/// sessions, NICs, lengths, protocols and directions, new sessions a second, two cores beside one,
+/// and TCP; nftables and iptables NAT, plain forwarding, and XDP programs that only forward; and
+/// what the programs cost a packet. In network namespaces, which are gone afterwards.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "cargo xtask bench",
@@ -66,7 +68,8 @@ pub(crate) struct Arguments {
     /// How long each round's timed window is for each arm. 0.5, or 0.25 with --quick.
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
-    /// How many sessions the packets of the first table belong to. 1, 64, 1000, 40000 and 1000000, or 64 and 40000 with --quick.
+    /// How many sessions the packets of the first table belong to. 1, 64, 1000, 40000 and 1000000,
+    /// or 64 and 40000 with --quick.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(ends::MAX_SESSIONS)))]
     flows: Option<Vec<u32>>,
     /// Measure only some of it.

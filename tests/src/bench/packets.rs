@@ -1,5 +1,5 @@
-//! Packets a second of one core: what is run. How one window is measured is [`forward`](super::forward)'s, and how rounds become a table
-//! [`rows`](super::rows)'.
+//! Packets a second of one core: what is run. How one window is measured is
+//! [`forward`](super::forward)'s, and how rounds become a table [`rows`](super::rows)'.
 
 use anyhow::Result;
 

@@ -6,10 +6,12 @@
 //!                                                           203.0.113.10 (the target)
 //! ```
 //!
-//! With one NIC only the wire on the left exists: what leaves goes back to *gen*, whose device is the router's next hop, too.
+//! With one NIC only the wire on the left exists: what leaves goes back to *gen*, whose device is
+//! the router's next hop, too.
 //!
-//! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection tracking) does not touch
-//! another. All neighbours are permanent: nothing but the traffic is on the wires.
+//! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection
+//! tracking) does not touch another. All neighbours are permanent: nothing but the traffic is on
+//! the wires.
 
 mod daemon;
 
@@ -66,9 +68,11 @@ const ECHO_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) enum Arm {
     /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
     Redirect,
-    /// The same, but for new MAC addresses: what no router can leave out, and the wait for the packet's first bytes with it.
+    /// The same, but for new MAC addresses: what no router can leave out, and the wait for the
+    /// packet's first bytes with it.
     Readdress,
-    /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does, without NAT.
+    /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does,
+    /// without NAT.
     Fib,
     /// The daemon of this repository.
     PlsRouter,
@@ -206,7 +210,8 @@ impl Traffic {
 pub(crate) enum Offloads {
     /// Nothing: every packet is one of the wire's.
     Off,
-    /// What a veth does when it is new: super-frames and unfinished checksums, which no wire carries.
+    /// What a veth does when it is new: super-frames and unfinished checksums, which no wire
+    /// carries.
     Default,
 }
 
@@ -233,7 +238,8 @@ impl Path {
             // Dropping the path removes it; if this process ends otherwise, the state does.
             Namespace::create(&name)
         };
-        // The names of threads that poll devices have no namespace: this process' id makes them the only ones.
+        // The names of threads that poll devices have no namespace: this process' id makes them the
+        // only ones.
         let pid = std::process::id();
         let devices = ["g", "i", "o", "s"].map(|end| format!("{end}{tag}{pid}"));
         let mut path = Self {
@@ -348,7 +354,8 @@ impl Path {
             Traffic::Packets(_) | Traffic::Probes | Traffic::Nothing => false,
         };
         if needs_programs {
-            // For all routers alike: the ends of their wires have to take frames that no network stack has sent.
+            // For all routers alike: the ends of their wires have to take frames that no network
+            // stack has sent.
             self._programs.push(Attached::pass(&self.generator, &[gen_device])?);
             self._programs.push(Attached::pass(&self.sink, &[sink_device])?);
         }
@@ -380,19 +387,22 @@ impl Path {
             for timeout in ["udp_timeout", "udp_timeout_stream"] {
                 router.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "3600")?;
             }
-            // A NIC would have verified the checksums that frames from a generator come without a verdict on.
+            // A NIC would have verified the checksums that frames from a generator come without a
+            // verdict on.
             router.sysctl("net/netfilter/nf_conntrack_checksum", "0")?;
         }
         if arm.is_kernel() {
             match self.traffic {
-                // A device without a program polls only with this, and takes frames that no network stack has sent only if it
-                // polls. It merges nothing here, and was no slower than a program that passes every packet.
+                // A device without a program polls only with this, and takes frames that no network
+                // stack has sent only if it polls. It merges nothing here, and was no slower than a
+                // program that passes every packet.
                 Traffic::Packets(_) => {
                     for device in [in_device, out_device] {
                         router.run("ethtool", &["-K", device, "gro", "on"])?;
                     }
                 }
-                // What a program at the other end sends by XDP_TX is taken only where there is a program (`veth_xdp_flush`).
+                // What a program at the other end sends by XDP_TX is taken only where there is a
+                // program (`veth_xdp_flush`).
                 Traffic::Probes => program = Some(Attached::pass(router, &[in_device, out_device])?),
                 Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => {}
             }
@@ -506,7 +516,8 @@ impl Path {
         Ends::attach(&ends, probe.as_ref())
     }
 
-    /// Whether the router has room for this many sessions. The kernel's limit is the whole machine's, and not for us to change.
+    /// Whether the router has room for this many sessions. The kernel's limit is the whole
+    /// machine's, and not for us to change.
     pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
         Ok(!self.arm.tracks() || flows < conntrack::limit()?)
     }

@@ -1,5 +1,5 @@
-//! Measures how long a packet takes through a router and back, by BPF programs of `labtools` at both ends: no process is on
-//! the way, and so no scheduler but the one of the router's own CPU.
+//! Measures how long a packet takes through a router and back, by BPF programs of `labtools` at
+//! both ends: no process is on the way, and so no scheduler but the one of the router's own CPU.
 
 use std::{
     thread,
@@ -186,7 +186,8 @@ impl Prober {
         self.frame[56..58].copy_from_slice(&(!self.epoch).to_be_bytes());
         let program = self.ebpf.program("ping").context("labtools has no program ping")?;
         let program: &Xdp = program.try_into().context("ping is not an XDP program")?;
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
         let context = [0, HEAD as u32, 0, self.device, 0, 0].map(u32::to_ne_bytes);
         let options = TestRunOptions {
             data_in: Some(&self.frame),
@@ -222,7 +223,8 @@ impl Prober {
     }
 }
 
-/// Sends a datagram to and fro between two sockets: the same way, with the two network stacks and the scheduler on it.
+/// Sends a datagram to and fro between two sockets: the same way, with the two network stacks and
+/// the scheduler on it.
 pub(crate) fn between_sockets(
     [client, server]: [&std::net::UdpSocket; 2],
     limit: Duration,

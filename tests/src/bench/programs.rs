@@ -1,7 +1,7 @@
 //! What the programs cost, without drivers and wires: nanoseconds a packet, and how large they are.
 //!
-//! The times are those of a fixed point, see [`fixed_point`]: a packet of each kind that its program turns into itself. The
-//! sizes are what the kernel made of the programs, see [`size`].
+//! The times are those of a fixed point, see [`fixed_point`]: a packet of each kind that its
+//! program turns into itself. The sizes are what the kernel made of the programs, see [`size`].
 
 mod fixed_point;
 mod size;
@@ -25,7 +25,8 @@ pub(crate) struct Programs {
     packets: Vec<Cost>,
     /// `forward` alone, without the root that calls it.
     forward_ns: Spread,
-    /// The root program and its tail call: what the whole costs more than `forward`, sample by sample.
+    /// The root program and its tail call: what the whole costs more than `forward`, sample by
+    /// sample.
     root_ns: Spread,
     sizes: Vec<Size>,
 }
@@ -81,7 +82,8 @@ struct Sample {
     forward: f64,
 }
 
-/// They take turns call by call, so that a machine that is slower for a while is slower for all of them.
+/// They take turns call by call, so that a machine that is slower for a while is slower for all of
+/// them.
 fn sample(router: &mut FixedPoint) -> Result<Sample> {
     /// Calls of one sample.
     const CALLS: u32 = 500;
@@ -93,7 +95,8 @@ fn sample(router: &mut FixedPoint) -> Result<Sample> {
         }
         forward += router.call(Program::Forward, REFERENCE)?.as_nanos();
     }
-    // The kernel gives whole nanoseconds, the mean of a call's runs; the mean over the calls has a fraction.
+    // The kernel gives whole nanoseconds, the mean of a call's runs; the mean over the calls has a
+    // fraction.
     let mean = |sum: u128| sum as f64 / f64::from(CALLS);
     Ok(Sample { packets: packets.map(mean), forward: mean(forward) })
 }

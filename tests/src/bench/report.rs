@@ -78,8 +78,8 @@ impl Spread {
         Ok(Self { median, min: *min, max: *max })
     }
 
-    /// The ratios of what was measured in the same rounds: a round has its arms next to each other, so that a machine that is
-    /// slower for a while is slower for both.
+    /// The ratios of what was measured in the same rounds: a round has its arms next to each other,
+    /// so that a machine that is slower for a while is slower for both.
     pub(crate) fn of_ratios(values: &[f64], to: &[f64]) -> Result<Self> {
         ensure!(values.len() == to.len(), "{} rounds are not {}", values.len(), to.len());
         Self::of(&values.iter().zip(to).map(|(value, to)| value / to).collect::<Vec<_>>())

@@ -1,5 +1,5 @@
-//! What pls-router takes of a machine beside the packets: memory, the time that it needs to start, and what the daemon does
-//! with a million sessions.
+//! What pls-router takes of a machine beside the packets: memory, the time that it needs to start,
+//! and what the daemon does with a million sessions.
 
 mod usage;
 

@@ -120,7 +120,8 @@ fn compare(rows: &mut [Row]) -> Result<()> {
     Ok(())
 }
 
-/// Calls once for every thing in every round: there and back again, so that none is always the first one.
+/// Calls once for every thing in every round: there and back again, so that none is always the
+/// first one.
 pub(crate) fn take_turns<T>(
     rounds: u16,
     things: &mut [T],

@@ -1,7 +1,8 @@
 //! New sessions a second: every packet opens one.
 //!
-//! The time is from the first packet's arrival in the sink to the last one's, so packets that arrive are counted, and those that a router
-//! drops are named. Sessions are forgotten before each round: pls-router starts again, the kernel's connection tracking is emptied.
+//! The time is from the first packet's arrival in the sink to the last one's, so packets that
+//! arrive are counted, and those that a router drops are named. Sessions are forgotten before each
+//! round: pls-router starts again, the kernel's connection tracking is emptied.
 
 use std::collections::BTreeMap;
 

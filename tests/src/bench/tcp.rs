@@ -1,6 +1,7 @@
 //! TCP through a router: iperf3, one connection.
 //!
-//! Client, router and server share the machine's CPUs, placed by the kernel: what is compared is what the whole costs.
+//! Client, router and server share the machine's CPUs, placed by the kernel: what is compared is
+//! what the whole costs.
 
 use std::time::Duration;
 
@@ -83,7 +84,8 @@ pub(crate) fn measure(setup: &Setup) -> Result<Tcp> {
     Ok(Tcp { rounds, seconds, rows: rows.collect::<Result<_>>()? })
 }
 
-/// Sees whether TCP gets through an XDP program where the ends leave checksums to a NIC that there is none of.
+/// Sees whether TCP gets through an XDP program where the ends leave checksums to a NIC that there
+/// is none of.
 fn try_out(setup: &Setup, bench: &Bench) -> Result<()> {
     let arm = bench.path.arm;
     let what = format!("TCP, veth's default offloads, {arm}");
@@ -142,7 +144,8 @@ impl Bench {
     /// Bits a second that arrived.
     fn run(&self, seconds: u16) -> Result<f64> {
         let seconds = seconds.to_string();
-        // What happens before the connection is at full speed is not counted, if there is time for that.
+        // What happens before the connection is at full speed is not counted, if there is time for
+        // that.
         let options = ["--time", &seconds, "--omit", if seconds == "1" { "0" } else { "1" }];
         client::iperf3(
             &self.path.generator,

@@ -1,4 +1,5 @@
-//! `bench`: packets a second of one core, TCP, and nanoseconds a packet, beside what pls-router replaces.
+//! `bench`: packets a second of one core, TCP, and nanoseconds a packet, beside what pls-router
+//! replaces.
 
 #[path = "../bench/mod.rs"]
 mod bench;

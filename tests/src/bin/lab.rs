@@ -1,4 +1,5 @@
-//! `lab`: brings the lab up, plays its story, and removes it; or keeps it, enters it, removes it later.
+//! `lab`: brings the lab up, plays its story, and removes it; or keeps it, enters it, removes it
+//! later.
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::ExitCode, time::Instant};
 
@@ -14,8 +15,9 @@ use lab::{
 /// The lab that is meant when none is named.
 const DEFAULT: &str = "default";
 
-/// Azure's picture around pls-router, in network namespaces: a serverless client, Private Link with a load balancer,
-/// the router VM, a firewall and an internet. Brings it up, sends real traffic, tells what happened, and removes it.
+/// Azure's picture around pls-router, in network namespaces: a serverless client, Private Link with
+/// a load balancer, the router VM, a firewall and an internet. Brings it up, sends real traffic,
+/// tells what happened, and removes it.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask lab",

@@ -18,13 +18,14 @@ use lab::{
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Soaks pls-router: very many sessions, others that come and go, TCP streams, packets that get lost and overtake each other,
-/// and a daemon that is killed again and again. Then nothing may be left, and nothing may have got lost. In network
-/// namespaces, which are gone afterwards.
+/// Soaks pls-router: very many sessions, others that come and go, TCP streams, packets that get
+/// lost and overtake each other, and a daemon that is killed again and again. Then nothing may be
+/// left, and nothing may have got lost. In network namespaces, which are gone afterwards.
 #[derive(Debug, Parser)]
 #[command(name = "soak", after_help = "Exit codes: 0 it is good; 1 it is not; 2 wrong usage.")]
 struct Arguments {
-    /// How long, once all sessions are there; gathering them and expiring them takes two minutes more.
+    /// How long, once all sessions are there; gathering them and expiring them takes two minutes
+    /// more.
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
     /// Sessions that stay all the time.

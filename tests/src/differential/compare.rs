@@ -78,7 +78,8 @@ impl Ran {
         verdict
     }
 
-    /// Whether pls-router has made a wrong checksum of right ones. No stated difference excuses that.
+    /// Whether pls-router has made a wrong checksum of right ones. No stated difference excuses
+    /// that.
     fn spoilt(&self, case: &Case<'_>, number: u16) -> Option<(String, String)> {
         let [_, track] = &self.tracks;
         let spoilt = case.ours.iter().any(|seen| !seen.own && seen.has_wrong_checksum());
@@ -159,7 +160,8 @@ fn seen(track: &Track, number: u16, session: usize, quotes: Quotes) -> Vec<Seen>
         }
     }
     for ((side, own, ..), fragments) in fragments {
-        // A router may cut a datagram otherwise, or put it together in between: what counts is what arrives.
+        // A router may cut a datagram otherwise, or put it together in between: what counts is what
+        // arrives.
         match observe::reassemble(&fragments) {
             Some(whole) => seen.push(observe::observe(side, &whole, own, session, track)),
             None => seen
@@ -234,8 +236,8 @@ fn describe(case: &Case<'_>, number: u16) -> String {
     text
 }
 
-/// Whether a step can be compared: what it quotes has come out of both routers, and of a connection that is not over; and what
-/// the server sends to a port is still for the session that had it.
+/// Whether a step can be compared: what it quotes has come out of both routers, and of a connection
+/// that is not over; and what the server sends to a port is still for the session that had it.
 pub(super) fn is_comparable(tracks: &[Track; 2], step: &Step) -> bool {
     if step.from == Side::Server && tracks.iter().any(|track| track.has_lost_its_port(step.session)) {
         return false;

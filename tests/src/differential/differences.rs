@@ -15,7 +15,8 @@ pub(super) struct Case<'a> {
     pub(super) steps: Vec<&'a Step>,
     pub(super) oracle: &'a [Seen],
     pub(super) ours: &'a [Seen],
-    /// Whether they differ in nothing but how ICMP errors of a router's own are made, see [`abridge`](super::observe::abridge).
+    /// Whether they differ in nothing but how ICMP errors of a router's own are made, see
+    /// [`abridge`](super::observe::abridge).
     pub(super) same_but_for_quotes: &'a dyn Fn() -> bool,
 }
 
@@ -235,7 +236,8 @@ impl Case<'_> {
         })
     }
 
-    /// Whether a server has reset a connection of this tuple that it had opened, and the rules have led elsewhere since.
+    /// Whether a server has reset a connection of this tuple that it had opened, and the rules have
+    /// led elsewhere since.
     fn comes_after_a_servers_reset(&self) -> bool {
         let Some(this) = self.steps.first() else { return false };
         let before = || self.sequence.steps.iter().take_while(|step| step.number != this.number);

@@ -15,7 +15,8 @@ use crate::random::{Draw as _, Random};
 pub(super) const SLOTS: u32 = 15_500;
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;
-/// Behind those of which pls-router keeps only every other one (`router_common::ports::SourcePorts`).
+/// Behind those of which pls-router keeps only every other one
+/// (`router_common::ports::SourcePorts`).
 const FIRST_PORT: u32 = 13_900;
 const PORTS_PER_SLOT: u32 = 2;
 
@@ -155,8 +156,8 @@ impl<'a> Maker<'a> {
         number
     }
 
-    /// Gives a session a server that only this sequence has. Each router chooses another port for it, by chance; towards a server
-    /// of others, too, that port might be one of theirs.
+    /// Gives a session a server that only this sequence has. Each router chooses another port for
+    /// it, by chance; towards a server of others, too, that port might be one of theirs.
     fn isolate(&mut self, number: usize) {
         let own_server = self.own_server();
         let own_listen = self.own_listen();
@@ -170,7 +171,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes the second session one of another client with the first one's port, towards the same server.
+    /// Makes the second session one of another client with the first one's port, towards the same
+    /// server.
     fn collide(&mut self) {
         let [first, second] = self.sessions.as_slice() else { return };
         if first.protocol == second.protocol {
@@ -203,7 +205,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// The steps of the sessions as one list, each session's in their order, and a datagram's fragments together.
+    /// The steps of the sessions as one list, each session's in their order, and a datagram's
+    /// fragments together.
     fn interleave(&mut self, lists: Vec<Vec<Step>>) -> Vec<Step> {
         let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
         let mut steps = Vec::new();

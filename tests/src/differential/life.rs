@@ -1,5 +1,6 @@
-//! Sequences that use the same ports for one connection after the other, while the routers change in between: where a new one goes, the
-//! rules say that are in force by then, and not what the ports have been used for before.
+//! Sequences that use the same ports for one connection after the other, while the routers change
+//! in between: where a new one goes, the rules say that are in force by then, and not what the
+//! ports have been used for before.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -175,7 +176,8 @@ impl Life {
                     self.before = Before::Open { session, next };
                     return steps;
                 }
-                // The client has forgotten it, and the server has not (RFC 5961 4): what it says of that has the client reset it.
+                // The client has forgotten it, and the server has not (RFC 5961 4): what it says of
+                // that has the client reset it.
                 1 => {
                     steps.extend(challenge(maker, session, next));
                     self.before = Before::Over { late: Vec::new() };
@@ -261,7 +263,8 @@ impl Life {
         steps
     }
 
-    /// UDP and echoes: a session lives on for as long as there are packets, wherever the rules lead.
+    /// UDP and echoes: a session lives on for as long as there are packets, wherever the rules
+    /// lead.
     fn datagrams(&mut self, maker: &mut Maker<'_>) -> Vec<Step> {
         let session = match self.before {
             Before::Open { session, .. } => session,
@@ -300,7 +303,8 @@ fn any_end(maker: &mut Maker<'_>, is_before_expiry: bool) -> End {
     }
 }
 
-/// A SYN into an open connection, the server's word about that, and the reset that the client then sends.
+/// A SYN into an open connection, the server's word about that, and the reset that the client then
+/// sends.
 fn challenge(maker: &mut Maker<'_>, session: usize, next: [u32; 2]) -> Vec<Step> {
     let number = maker.random.u32(..);
     let mut tcp = Tcp::going_on(maker, session, [number, next[1]]);

@@ -1,7 +1,8 @@
 //! What came out of a router, in a form in which two routers can be compared.
 //!
-//! What may differ is taken out: the port of the router's own that a session got, the IP identification of packets that are the
-//! router's own, Ethernet's padding. Checksums depend on the port, so they are replaced by what they are worth.
+//! What may differ is taken out: the port of the router's own that a session got, the IP
+//! identification of packets that are the router's own, Ethernet's padding. Checksums depend on the
+//! port, so they are replaced by what they are worth.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -162,8 +163,9 @@ fn transport(view: View<'_>, at: usize, renamed: Option<(u16, u16)>) -> Check {
     worth(sum(&[&pseudo, payload]))
 }
 
-/// An ICMP error of a router's own as one would have made it that quotes 8 bytes behind the IP header, knows only the precedence as a
-/// type of service, and lets no error be fragmented. A checksum that is wrong stays so. Other packets stay as they are.
+/// An ICMP error of a router's own as one would have made it that quotes 8 bytes behind the IP
+/// header, knows only the precedence as a type of service, and lets no error be fragmented. A
+/// checksum that is wrong stays so. Other packets stay as they are.
 pub(super) fn abridge(packet: &[u8]) -> Vec<u8> {
     let whole = || packet.to_vec();
     let Some(view) = View::new(packet) else { return whole() };

@@ -1,7 +1,7 @@
 //! How many errors a router may be made to send.
 //!
-//! pls-router keeps its own ICMP errors to a rate, which the oracle is told not to do. All the sequences together would ask for more than
-//! that; each alone does not.
+//! pls-router keeps its own ICMP errors to a rate, which the oracle is told not to do. All the
+//! sequences together would ask for more than that; each alone does not.
 
 use std::{
     thread,
@@ -14,7 +14,8 @@ use router_common::answer::{Bucket, Rate};
 #[derive(Debug)]
 pub(super) struct Pace {
     start: Instant,
-    /// The router has one for each kind of error and source. This one takes all of them for one, and every error for later than it was.
+    /// The router has one for each kind of error and source. This one takes all of them for one,
+    /// and every error for later than it was.
     bucket: Bucket,
 }
 
@@ -23,7 +24,8 @@ impl Pace {
         Self { start: Instant::now(), bucket: Bucket::default() }
     }
 
-    /// Waits until the router has this many errors to give: for nothing but time, since nobody tells.
+    /// Waits until the router has this many errors to give: for nothing but time, since nobody
+    /// tells.
     pub(super) fn wait_for(&self, errors: usize) {
         while spend(&self.bucket, self.now(), errors).is_none() {
             thread::sleep(Duration::from_nanos(Rate::OF_A_SOURCE.interval));

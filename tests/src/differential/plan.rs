@@ -1,7 +1,8 @@
 //! A sequence: sessions, and the packets that their two sides send one after the other.
 //!
-//! A plan does not know what a router makes of a packet. What depends on that (the port that a session got, the packet that
-//! an ICMP error quotes) is put in when the packet is sent, for each router from what it has sent itself.
+//! A plan does not know what a router makes of a packet. What depends on that (the port that a
+//! session got, the packet that an ICMP error quotes) is put in when the packet is sent, for each
+//! router from what it has sent itself.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -44,7 +45,8 @@ pub(super) struct Session {
 /// A packet that one side sends.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    /// The datagram's number; the fragments of a datagram share it. It becomes the IP identification.
+    /// The datagram's number; the fragments of a datagram share it. It becomes the IP
+    /// identification.
     pub(super) number: u16,
     pub(super) from: Side,
     /// The session, as an index.
@@ -235,7 +237,8 @@ impl Quote {
         match self.wrong {
             Wrong::Nothing | Wrong::IpChecksum => {}
             Wrong::Port => {
-                // The port that is the router's is the source of what went to a server, and the destination else.
+                // The port that is the router's is the source of what went to a server, and the
+                // destination else.
                 let ours = if view.source().octets()[0] == 10 { source } else { destination };
                 if let Some(at) = ours.or(source).or(destination) {
                     payload[at..at + 2].copy_from_slice(&NOBODYS_PORTS.0.to_be_bytes());

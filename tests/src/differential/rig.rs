@@ -97,7 +97,8 @@ struct Daemon {
 pub(super) enum Timeouts {
     /// Longer than any run.
     Long,
-    /// As short as a busy machine allows: whatever a sequence does between two changes has to be done by then.
+    /// As short as a busy machine allows: whatever a sequence does between two changes has to be
+    /// done by then.
     Short,
 }
 
@@ -188,12 +189,14 @@ impl Rig {
 
     /// Sends packets through a router, in this order, and returns all that comes out of it.
     ///
-    /// Nothing is waited for but packets: a pair of markers follows, one from each side. The queues on the way keep the order,
-    /// so when both have come out the router has handled everything; and when a second pair has, everything that it
-    /// has sent meanwhile is here, too, whichever way it took. Markers are too large for their way: pls-router has its daemon split
-    /// them, so that they come behind what else is the daemon's.
+    /// Nothing is waited for but packets: a pair of markers follows, one from each side. The queues
+    /// on the way keep the order, so when both have come out the router has handled everything; and
+    /// when a second pair has, everything that it has sent meanwhile is here, too, whichever way it
+    /// took. Markers are too large for their way: pls-router has its daemon split them, so that
+    /// they come behind what else is the daemon's.
     ///
-    /// `errors`: how many the router is likely to have to send. Before its rate allows them, nothing is sent.
+    /// `errors`: how many the router is likely to have to send. Before its rate allows them,
+    /// nothing is sent.
     pub(super) fn exchange(&mut self, arm: Arm, packets: &[Traffic], errors: usize) -> Result<Vec<Traffic>> {
         if arm == Arm::Ours {
             self.pace.wait_for(errors);
@@ -236,7 +239,8 @@ impl Daemon {
         pls_router(namespace, &self.binary, &self.configuration, args)
     }
 
-    /// Another daemon takes over, with another configuration: a killed one leaves the data plane and its sessions as they are.
+    /// Another daemon takes over, with another configuration: a killed one leaves the data plane
+    /// and its sessions as they are.
     fn take_over(&mut self, state: &State, namespace: &Namespace, configuration: &str) -> Result<()> {
         self.process.kill()?;
         fs::write(&self.configuration, configuration).context("cannot write the configuration")?;
@@ -436,7 +440,8 @@ fn lay_wires(
         // A datagram that stays incomplete must not be told of in the middle of another sequence.
         ("net/ipv4/ipfrag_time", "600"),
         ("net/ipv4/ipfrag_high_thresh", "67108864"),
-        // Many sequences have the same server: fragments of one's datagram may be far apart among all the others'.
+        // Many sequences have the same server: fragments of one's datagram may be far apart among
+        // all the others'.
         ("net/ipv4/ipfrag_max_dist", "0"),
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/eth0/rp_filter", "0"),
@@ -460,7 +465,8 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeo
         Nics::Two => &["eth0", "eth1"],
     };
     for device in devices {
-        // Packets then come in through one queue, as they do where pls-router is, and not through one a CPU.
+        // Packets then come in through one queue, as they do where pls-router is, and not through
+        // one a CPU.
         pass.attach(router, device)?;
     }
     router.sysctl("net/ipv4/ip_forward", "1")?;
@@ -505,13 +511,14 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeo
     ))?;
     lead(router, Targets::First)?;
     for (name, value) in [
-        // A segment of no known connection opens none: pls-router leaves it to the kernel, which resets it.
+        // A segment of no known connection opens none: pls-router leaves it to the kernel, which
+        // resets it.
         ("tcp_loose", "0"),
-        // A segment outside of the window would not be translated, and the kernel would reset the connection; pls-router keeps
-        // no windows. Resets are still checked.
+        // A segment outside of the window would not be translated, and the kernel would reset the
+        // connection; pls-router keeps no windows. Resets are still checked.
         ("tcp_be_liberal", "1"),
-        // A router does not verify what is no business of its own (RFC 1812 5.2.2 is about the IP header's checksum only); a
-        // transport checksum that is wrong stays wrong.
+        // A router does not verify what is no business of its own (RFC 1812 5.2.2 is about the IP
+        // header's checksum only); a transport checksum that is wrong stays wrong.
         ("checksum", "0"),
     ] {
         router.sysctl(&format!("net/netfilter/nf_conntrack_{name}"), value)?;
@@ -536,7 +543,8 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeo
     Ok(())
 }
 
-/// The services that have a target, and the target's address; and the markers', which always has one.
+/// The services that have a target, and the target's address; and the markers', which always has
+/// one.
 fn leading(targets: Targets) -> impl Iterator<Item = (&'static Service, Ipv4Addr)> {
     let services = SERVICES.iter().filter_map(move |service| Some((service, targets.of(service)?)));
     services.chain([(&MARKER, MARKER.target)])

@@ -26,11 +26,13 @@ use super::{
 };
 use crate::Nics;
 
-/// How many sequences go through one pair of routers; then new ones are made. Two with the same identifications must not meet: a datagram
-/// that stays incomplete is remembered, and servers are shared.
+/// How many sequences go through one pair of routers; then new ones are made. Two with the same
+/// identifications must not meet: a datagram that stays incomplete is remembered, and servers are
+/// shared.
 const ROUND: u64 = IDENTIFIED as u64;
 
-/// How many packets are on their way at a time. A veth has room for 256, and a packet may become several.
+/// How many packets are on their way at a time. A veth has room for 256, and a packet may become
+/// several.
 const CHUNK: usize = 60;
 
 /// With fewer sequences than this a stated difference may go unused.
@@ -418,7 +420,8 @@ impl Group {
                     next[*index] += 1;
                 }
                 self.flush(rig)?;
-                // The fragments of a datagram are one turn, however long a turn takes: those that come before the first are not held for ever.
+                // The fragments of a datagram are one turn, however long a turn takes: those that
+                // come before the first are not held for ever.
                 turn.retain(|index| match &self.ran[*index].sequence.steps[next[*index] - 1..] {
                     [last, following, ..] => last.number == following.number,
                     _ => false,
@@ -427,7 +430,8 @@ impl Group {
         }
     }
 
-    /// Adds a step to what is sent next, unless it quotes a packet that has not come out of both routers.
+    /// Adds a step to what is sent next, unless it quotes a packet that has not come out of both
+    /// routers.
     fn add(&mut self, rig: &mut Rig, index: usize, at: usize) -> Result<()> {
         let Ran { sequence, tracks } = &self.ran[index];
         let step = sequence.steps[at].clone();

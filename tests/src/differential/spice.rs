@@ -159,9 +159,9 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
     steps
 }
 
-/// Sends a step once more, with something about it that may keep it from getting through: the talk goes on as if it had not. Only
-/// what opens a session may come with that before it comes without; a reset never does, since it would end in one router
-/// what goes on in the other.
+/// Sends a step once more, with something about it that may keep it from getting through: the talk
+/// goes on as if it had not. Only what opens a session may come with that before it comes without;
+/// a reset never does, since it would end in one router what goes on in the other.
 fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl FnOnce(&mut Step)) {
     let opens = match steps[at].body {
         Body::Tcp { flags, .. } if flags & RST != 0 => return,
@@ -177,7 +177,8 @@ fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl F
     }
 }
 
-/// The source and destination of a step like this one; now and then those of somebody who may use nothing.
+/// The source and destination of a step like this one; now and then those of somebody who may use
+/// nothing.
 fn perhaps_outsider(
     maker: &mut Maker<'_>,
     session: usize,
@@ -191,8 +192,8 @@ fn perhaps_outsider(
     }
 }
 
-/// Whether another step like this one fits into the talk: it is of its session's protocol and between its ends, and TCP has
-/// got so far.
+/// Whether another step like this one fits into the talk: it is of its session's protocol and
+/// between its ends, and TCP has got so far.
 fn is_own(maker: &Maker<'_>, session: usize, step: &Step) -> bool {
     let protocol = match step.body {
         Body::Tcp { flags, .. } if flags & (SYN | RST | ACK) != ACK => return false,
@@ -235,7 +236,8 @@ fn error(maker: &mut Maker<'_>, session: usize, about: &Step) -> Step {
         rest,
         of: about.number,
         reporter,
-        // What RFC 792 asks for, what is too little, a TCP header, and what fits into RFC 1812's 576 bytes.
+        // What RFC 792 asks for, what is too little, a TCP header, and what fits into RFC 1812's
+        // 576 bytes.
         length: random.pick(&[8, 8, 8, 20, 28, 528, 528, 4, 0, 13]),
         options: random.pick(&[0, 0, 0, 0, 4, 40]),
         wrong,
@@ -278,7 +280,8 @@ fn large(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     step
 }
 
-/// A datagram in two to four fragments: in order, in another order, one missing, one twice, one that overlaps.
+/// A datagram in two to four fragments: in order, in another order, one missing, one twice, one
+/// that overlaps.
 fn fragment(maker: &mut Maker<'_>, session: usize, steps: &mut Vec<Step>, at: usize) {
     let length = maker.random.usize(40..=1100);
     let mut whole = datagram(maker, session, &steps[at], length);
@@ -397,8 +400,8 @@ fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
         1 => SocketAddrV4::new(Ipv4Addr::new(198, 19, 7, maker.random.u8(1..=250)), server.port()),
         _ => server,
     });
-    // To the session's port only with the session's protocol: the routers may have chosen different ones, and other rules may
-    // be for one of them.
+    // To the session's port only with the session's protocol: the routers may have chosen different
+    // ones, and other rules may be for one of them.
     if step.source == Some(server) || !own_protocol {
         let port = NOBODYS_PORTS.0 + maker.random.usize(..usize::from(NOBODYS_PORTS.1)) as u16;
         step.destination = Some(SocketAddrV4::new(ROUTER, port));
@@ -408,8 +411,8 @@ fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
 
 fn options(maker: &mut Maker<'_>) -> Vec<u8> {
     match maker.random.usize(..6) {
-        // No-operations; record route; timestamps without room for another one, since that would tell the time; router alert;
-        // loose source route; nonsense.
+        // No-operations; record route; timestamps without room for another one, since that would
+        // tell the time; router alert; loose source route; nonsense.
         0 => vec![1, 1, 1, 1],
         1 => vec![7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         2 => vec![68, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0, 0],

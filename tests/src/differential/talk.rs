@@ -93,8 +93,8 @@ impl<'m, 'c> Tcp<'m, 'c> {
         if self.maker.random.percent(12) {
             return self.refused();
         }
-        // Not after another connection: there the kernel waits for the server's SYN-ACK before it believes in a new one, and
-        // takes a bare SYN of the server for one without a connection.
+        // Not after another connection: there the kernel waits for the server's SYN-ACK before it
+        // believes in a new one, and takes a bare SYN of the server for one without a connection.
         if self.maker.random.percent(8) && self.is_first {
             return self.both_open();
         }
@@ -184,8 +184,8 @@ impl<'m, 'c> Tcp<'m, 'c> {
         }
     }
 
-    /// The same client, the same port, another connection (RFC 9293 3.6.1). Only after a whole end: what a client does that
-    /// opens an open connection is no talk.
+    /// The same client, the same port, another connection (RFC 9293 3.6.1). Only after a whole end:
+    /// what a client does that opens an open connection is no talk.
     fn reopen(&mut self) {
         if self.finished != [true; 2] {
             return;
@@ -203,7 +203,8 @@ impl<'m, 'c> Tcp<'m, 'c> {
         self.emit(from, flags, length, acknowledgement);
     }
 
-    /// Sends a segment that has crossed the last one: it does not acknowledge what that took of the sequence space.
+    /// Sends a segment that has crossed the last one: it does not acknowledge what that took of the
+    /// sequence space.
     pub(super) fn send_behind(&mut self, from: Side, flags: u8) {
         let acknowledgement = self.next[index(from.other())].wrapping_sub(1);
         self.emit(from, flags, 0, acknowledgement);

@@ -73,7 +73,8 @@ fn verify(packet: &[u8]) {
             }
         }
         IpNumber::ICMP => {
-            // Of the bytes as they are: etherparse's own headers leave out what an error of this kind does not use.
+            // Of the bytes as they are: etherparse's own headers leave out what an error of this
+            // kind does not use.
             let sum = Sum16BitWords::new().add_slice(payload).ones_complement();
             assert_eq!(sum, 0, "ICMP checksum of {payload:02x?}");
         }
@@ -102,8 +103,9 @@ fn packets_are_right_unless_they_are_damaged() {
     }
 }
 
-/// Failures are told by their seed, so that has to mean the same everywhere. A version of the library that draws other numbers is to be
-/// taken on purpose. These are of wyrand with the constants of wyhash 4.2, computed apart.
+/// Failures are told by their seed, so that has to mean the same everywhere. A version of the
+/// library that draws other numbers is to be taken on purpose. These are of wyrand with the
+/// constants of wyhash 4.2, computed apart.
 #[test]
 fn a_seed_means_the_same_numbers_everywhere() {
     let mut random = Random::with_seed(0);
@@ -148,7 +150,8 @@ fn sequences_that_run_at_the_same_time_share_nothing() {
     }
 }
 
-/// A sequence's connections have the same ends, all of them, but for where the rules of the time lead.
+/// A sequence's connections have the same ends, all of them, but for where the rules of the time
+/// lead.
 #[test]
 fn a_life_uses_the_same_ports_again() {
     let (mut seen, mut again) = (HashSet::new(), 0);

@@ -7,7 +7,8 @@
 //!       +---------------- eth0 10.0.2.68/26  router  eth1 10.0.3.4/26 (two NICs)
 //! ```
 //!
-//! Behind the next hops is this test: what a router sends is read from the wire, and nothing answers by itself.
+//! Behind the next hops is this test: what a router sends is read from the wire, and nothing
+//! answers by itself.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -37,7 +38,8 @@ pub(super) enum Network {
     Clients,
     /// Their destinations are kept, their source is translated.
     Masqueraded,
-    /// They may use the services, and the way to them takes packets of [`NARROW_CLIENT_MTU`] bytes only.
+    /// They may use the services, and the way to them takes packets of [`NARROW_CLIENT_MTU`] bytes
+    /// only.
     Narrow,
     /// They may use nothing.
     Outsiders,
@@ -89,18 +91,21 @@ pub(super) struct Service {
     pub(super) target: Ipv4Addr,
     /// None: the port is kept.
     pub(super) port: Option<u16>,
-    /// Whether addresses that no packet comes from may use it, too: it is not its rule that keeps them out.
+    /// Whether addresses that no packet comes from may use it, too: it is not its rule that keeps
+    /// them out.
     pub(super) open: bool,
 }
 
-/// Networks that no packet comes from: "this" host, loopback, multicast, reserved, and the router itself.
+/// Networks that no packet comes from: "this" host, loopback, multicast, reserved, and the router
+/// itself.
 const MARTIANS: [&str; 6] =
     ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "10.0.2.68/32", "10.0.3.4/32"];
 
 /// The service that martians may use, by TCP and UDP.
 pub(super) const OPEN_PORT: u16 = 7;
 
-/// A range of ports that are kept: enough of them for every sequence to have a server that no other one has.
+/// A range of ports that are kept: enough of them for every sequence to have a server that no other
+/// one has.
 pub(super) const RANGE: (u16, u16) = (45_000, 59_999);
 /// Where they lead.
 pub(super) const RANGE_TARGET: Ipv4Addr = server(113, 12);
@@ -174,7 +179,8 @@ pub(super) const SERVICES: &[Service] = &[
     },
 ];
 
-/// What both routers are known to forward: everything sent before a packet of this has been handled. The way is narrow both ways.
+/// What both routers are known to forward: everything sent before a packet of this has been
+/// handled. The way is narrow both ways.
 pub(super) const MARKER: Service = Service {
     name: "marker",
     protocol: UDP,
@@ -213,7 +219,8 @@ impl Service {
     }
 }
 
-/// Which of two targets each service has, the second of which is a hundred addresses on; or none, where the services are withdrawn.
+/// Which of two targets each service has, the second of which is a hundred addresses on; or none,
+/// where the services are withdrawn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Targets {
     First,

@@ -83,7 +83,8 @@ impl Track {
         id.checked_sub(self.first_id).filter(|number| *number < MAX_DATAGRAMS)
     }
 
-    /// Takes a packet that was sent into this sequence and has come out. False if it is none of those.
+    /// Takes a packet that was sent into this sequence and has come out. False if it is none of
+    /// those.
     pub(super) fn take_forwarded(&mut self, side: Side, packet: &[u8]) -> bool {
         let Some(view) = View::new(packet) else { return false };
         let Some(number) = self.number(view.id()) else { return false };
@@ -128,7 +129,8 @@ impl Track {
         })
     }
 
-    /// Whether a session's port has become another one's, which a router may do once a connection is over.
+    /// Whether a session's port has become another one's, which a router may do once a connection
+    /// is over.
     pub(super) fn has_lost_its_port(&self, session: usize) -> bool {
         self.sessions[session].lost
     }
@@ -156,7 +158,8 @@ impl Track {
     }
 }
 
-/// Whether a packet that came out may be one that was sent: a router's own may have its identification by chance.
+/// Whether a packet that came out may be one that was sent: a router's own may have its
+/// identification by chance.
 fn continues(sent: &[u8], out: View<'_>) -> bool {
     let Some(sent) = View::new(sent) else { return false };
     if sent.protocol() != out.protocol() {
@@ -166,7 +169,8 @@ fn continues(sent: &[u8], out: View<'_>) -> bool {
     if sent.is_fragment() || out.is_fragment() {
         return out.is_fragment();
     }
-    // From the words after the ports on: TCP's numbers and flags, UDP's length, an ICMP message's kind.
+    // From the words after the ports on: TCP's numbers and flags, UDP's length, an ICMP message's
+    // kind.
     let same = match sent.protocol() {
         TCP => 4..16,
         ICMP => 0..2,

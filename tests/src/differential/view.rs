@@ -6,8 +6,8 @@ use super::packet::{
     ECHO_REPLY, ECHO_REQUEST, ICMP, IP_HEADER, PARAMETER_PROBLEM, TCP, TIME_EXCEEDED, UDP, UNREACHABLE,
 };
 
-/// Who talks to whom. The identifier of an ICMP echo stands for the port of the side that asked; what has no ports has
-/// the port 0.
+/// Who talks to whom. The identifier of an ICMP echo stands for the port of the side that asked;
+/// what has no ports has the port 0.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Tuple {
     pub(crate) protocol: u8,

@@ -75,7 +75,8 @@ impl Wire {
         const LENGTH: u16 = 0xffff;
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
         let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-        // Classic BPF, Documentation/networking/filter.rst: the type after the two MAC addresses, then the destination.
+        // Classic BPF, Documentation/networking/filter.rst: the type after the two MAC addresses,
+        // then the destination.
         let mut program = [
             step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, 12),
             step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 4, 0x0800),
@@ -86,7 +87,8 @@ impl Wire {
             step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
         ];
         let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: the option's value is this structure, and the steps that it points to are there until the call returns.
+        // SAFETY: the option's value is this structure, and the steps that it points to are there
+        // until the call returns.
         let set = unsafe {
             libc::setsockopt(
                 self.socket.as_raw_fd(),

@@ -1,7 +1,9 @@
-//! The firewall: the router's next hop for everything, with application rules by name and network rules by port.
+//! The firewall: the router's next hop for everything, with application rules by name and network
+//! rules by port.
 //!
-//! Like Azure Firewall it works transparently: clients connect to any address, and it picks the server by the SNI of
-//! TLS or the Host of HTTP. Its log has a line for every connection that an application rule decided on.
+//! Like Azure Firewall it works transparently: clients connect to any address, and it picks the
+//! server by the SNI of TLS or the Host of HTTP. Its log has a line for every connection that an
+//! application rule decided on.
 
 use anyhow::Result;
 
@@ -46,7 +48,8 @@ pub(crate) fn start(state: &State, namespace: &Namespace) -> Result<Process> {
          }}\n\
          }}\n"
     );
-    // An empty upstream makes nginx close the connection, which is what a client of Azure Firewall sees as well.
+    // An empty upstream makes nginx close the connection, which is what a client of Azure Firewall
+    // sees as well.
     let stream = format!(
         "map $ssl_preread_server_name $verdict {{\n default deny;\n{allowed}}}\n\
          map $verdict $server {{\n default '';\n allow $ssl_preread_server_name:443;\n}}\n\

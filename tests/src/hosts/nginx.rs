@@ -9,8 +9,8 @@ use crate::{namespace::Namespace, process::Process, state::State};
 /// Debian keeps the stream module in a file of its own; elsewhere it may be built in.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// Starts an nginx with these `http` and `stream` blocks (`stream` may be empty). One process in the foreground: it is
-/// easy to end and enough for a lab.
+/// Starts an nginx with these `http` and `stream` blocks (`stream` may be empty). One process in
+/// the foreground: it is easy to end and enough for a lab.
 pub(crate) fn start(
     state: &State,
     namespace: &Namespace,

@@ -1,4 +1,5 @@
-//! Private Link and the internal Standard Load Balancer with HA ports, and the platform's own address.
+//! Private Link and the internal Standard Load Balancer with HA ports, and the platform's own
+//! address.
 
 use std::time::Duration;
 
@@ -19,15 +20,16 @@ pub(crate) const TABLE: &str = "pls";
 /// See [`TABLE`].
 pub(crate) const BACKENDS: &str = "backends";
 
-/// Loads the translation and starts the platform's DNS server. The load balancer sends nothing to the router before the probe is up.
+/// Loads the translation and starts the platform's DNS server. The load balancer sends nothing to
+/// the router before the probe is up.
 pub(crate) fn start(state: &State, namespace: &Namespace, ports: PlsPorts) -> Result<Process> {
     let [first, last] = PLS_NAT;
     let ports = match ports {
         PlsPorts::Keep => "",
         PlsPorts::Random => ":1024-65535 fully-random",
     };
-    // Connections keep the backend that conntrack gave them when it is taken out, as in Azure; new ones find nobody
-    // home and get no answer.
+    // Connections keep the backend that conntrack gave them when it is taken out, as in Azure; new
+    // ones find nobody home and get no answer.
     namespace.nft(&format!(
         "table ip {TABLE} {{
             map {BACKENDS} {{ type ipv4_addr : ipv4_addr; }}

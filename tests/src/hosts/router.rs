@@ -97,7 +97,8 @@ pub(crate) fn start(state: &State, namespace: &Namespace, binary: &Path) -> Resu
     Process::spawn(state, "pls-router", command)
 }
 
-/// Asks the health endpoint from the router itself; an answer other than 200 is an error with its text.
+/// Asks the health endpoint from the router itself; an answer other than 200 is an error with its
+/// text.
 pub(crate) fn healthy(namespace: &Namespace) -> Result<()> {
     let (status, body) = health(namespace)?;
     ensure!(status == 200, "the health endpoint answers {status}: {}", body.trim());
@@ -120,7 +121,8 @@ pub(crate) fn health(namespace: &Namespace) -> Result<(u16, String)> {
     Ok((status.with_context(|| format!("not HTTP: {answer}"))?, body.to_owned()))
 }
 
-/// Loads the same rules as [`rules`] as nftables has them: the published guide's way, and the yardstick for ours.
+/// Loads the same rules as [`rules`] as nftables has them: the published guide's way, and the
+/// yardstick for ours.
 pub(crate) fn nftables(namespace: &Namespace, nics: Nics) -> Result<()> {
     let (device, address) = match nics {
         Nics::One => ("eth0", ROUTER),

@@ -65,8 +65,8 @@ impl Database {
     }
 }
 
-/// One of the server's programs as its owner, and with IPC objects of its own: what a killed server leaves of them
-/// goes away with it.
+/// One of the server's programs as its owner, and with IPC objects of its own: what a killed server
+/// leaves of them goes away with it.
 fn as_owner(namespace: &Namespace, program: &Path) -> Result<Command> {
     let mut command = namespace.command("unshare")?;
     command.args(["--ipc", "--", "setpriv"]);

@@ -10,9 +10,9 @@ use crate::{
     hosts::{internet::START_LIMIT, nginx},
 };
 
-/// A web server on *internet*, at [`Files::PORT`] of [`TOOLS`]: it has the lab's large file, and takes what is put below
-/// `/upload/`. Ports 80 and 443 end at the firewall's proxy; connections to this one go all the way, so that packets
-/// may be too big for any link on it.
+/// A web server on *internet*, at [`Files::PORT`] of [`TOOLS`]: it has the lab's large file, and
+/// takes what is put below `/upload/`. Ports 80 and 443 end at the firewall's proxy; connections to
+/// this one go all the way, so that packets may be too big for any link on it.
 #[derive(Debug)]
 pub struct Files {
     _nginx: Process,

@@ -1,4 +1,5 @@
-//! git over HTTPS: git's own CGI program in a web server of its own, behind the one that has the lab's names.
+//! git over HTTPS: git's own CGI program in a web server of its own, behind the one that has the
+//! lab's names.
 
 use std::{os::unix::net::UnixStream, path::Path, process::Command};
 

@@ -1,4 +1,5 @@
-//! Servers that a test adds to a lab that is up, one a file: what real clients talk to through the router.
+//! Servers that a test adds to a lab that is up, one a file: what real clients talk to through the
+//! router.
 
 mod database;
 mod files;

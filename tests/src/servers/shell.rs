@@ -41,7 +41,8 @@ impl Shell {
     /// A directory on the server that clients may write to.
     pub const DIRECTORY: &str = "/run/shell";
 
-    /// Starts it, and writes a configuration for clients on *serverless* whose way to it is this port of the endpoint.
+    /// Starts it, and writes a configuration for clients on *serverless* whose way to it is this
+    /// port of the endpoint.
     pub fn start(lab: &Lab, endpoint_port: u16) -> Result<Self> {
         let state = lab.state();
         let directory = state.directory("shell")?;

@@ -14,7 +14,8 @@ pub const STUN_OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 21);
 const PORT: u16 = 3478;
 const OTHER_PORT: u16 = 3479;
 
-/// A coturn on *firewall*, not beyond it: the firewall is a NAT itself, and the router is the one to be judged.
+/// A coturn on *firewall*, not beyond it: the firewall is a NAT itself, and the router is the one
+/// to be judged.
 #[derive(Debug)]
 pub struct Stun {
     _turnserver: Process,

@@ -1,4 +1,5 @@
-//! What the data plane says of itself: its table and its counters, read from the maps that it has pinned.
+//! What the data plane says of itself: its table and its counters, read from the maps that it has
+//! pinned.
 
 use std::{fs, mem::offset_of, process::Command, time::Duration};
 
@@ -11,10 +12,12 @@ use serde_json::Value;
 use super::{CAPACITY, place::Place};
 use crate::{command, wait};
 
-/// How long counters that do not belong together may take to do so: packets come in while they are read.
+/// How long counters that do not belong together may take to do so: packets come in while they are
+/// read.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
-/// What may look wrong while packets come in: a session that is being made. Not for as long as this.
+/// What may look wrong while packets come in: a session that is being made. Not for as long as
+/// this.
 const AUDIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// What can only be a defect of the router, or of this test's configuration.
@@ -139,12 +142,13 @@ pub(super) struct Found {
     pub(super) flows: u64,
 }
 
-/// Looks at the whole table while no daemon runs; packets may come in. Nothing may be half, twice, or leaked; but a daemon that was `killed` may
-/// have been between the two flows of a session that it removed, of which it removes the client's first: one target's flow alone is the next
-/// daemon's to find.
+/// Looks at the whole table while no daemon runs; packets may come in. Nothing may be half, twice,
+/// or leaked; but a daemon that was `killed` may have been between the two flows of a session that
+/// it removed, of which it removes the client's first: one target's flow alone is the next daemon's
+/// to find.
 ///
-/// As a new daemon does, this first loads the programs on top of the maps: they are in force from then on, and stay so when this process lets go
-/// of them.
+/// As a new daemon does, this first loads the programs on top of the maps: they are in force from
+/// then on, and stay so when this process lets go of them.
 pub(super) fn table(place: &Place, killed: bool) -> Result<Found> {
     let options = LoadOptions {
         pins: Some(place.pins()),
@@ -201,7 +205,8 @@ impl Usage {
         /// The kernel's `USER_HZ`, which is the same on all architectures that matter.
         const HERTZ: u64 = 100;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the daemon is not in /proc")?;
-        // proc_pid_stat(5): after the name, which may have anything in it, utime and stime are the 12th and 13th.
+        // proc_pid_stat(5): after the name, which may have anything in it, utime and stime are the
+        // 12th and 13th.
         let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;
         let ticks: u64 =
             fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();

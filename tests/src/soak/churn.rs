@@ -69,8 +69,9 @@ impl Fate {
 
 const FIRST_SERVICE: u16 = 7100;
 
-/// They are not to fill the table: under pressure the sweep does not wait long for connections that both sides have ended, and one of
-/// the streams may be among them whose last bytes have to be sent again because a neighbour was away.
+/// They are not to fill the table: under pressure the sweep does not wait long for connections that
+/// both sides have ended, and one of the streams may be among them whose last bytes have to be sent
+/// again because a neighbour was away.
 const TIMEOUTS: &str = "timeouts = { tcp_established = \"10s\", tcp_transitory = \"8s\", udp = \"10s\", udp_unreplied = \"5s\" }\n";
 
 /// The most that are begun at a time.
@@ -285,7 +286,8 @@ mod tests {
 
     const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 65, 1, 2), 3456);
 
-    /// Lets a session begin, as if there were no router, and talks until nobody has anything to say; what the client has heard.
+    /// Lets a session begin, as if there were no router, and talks until nobody has anything to
+    /// say; what the client has heard.
     fn play(fate: Fate, tally: &Tally) -> Vec<u8> {
         let service = SocketAddrV4::new(ROUTER, fate.service());
         let mut heard = Vec::new();

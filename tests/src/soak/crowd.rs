@@ -1,5 +1,6 @@
-//! The crowd: very many UDP sessions that all stay. Each of them says a word every now and then until it hears it back, so
-//! that it never expires; and the server sees whether its address stays the same, and is nobody else's.
+//! The crowd: very many UDP sessions that all stay. Each of them says a word every now and then
+//! until it hears it back, so that it never expires; and the server sees whether its address stays
+//! the same, and is nobody else's.
 
 use std::{
     cmp::Reverse,
@@ -23,8 +24,8 @@ const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 const FIRST_PORT: u16 = 2000;
 const PORTS: u32 = 28_000;
 
-/// The ports that the router listens on: each is a target of its own, with ports for its sessions. With the usual number of
-/// sessions five of six ports are taken.
+/// The ports that the router listens on: each is a target of its own, with ports for its sessions.
+/// With the usual number of sessions five of six ports are taken.
 const FIRST_SERVICE: u16 = 7000;
 const SERVICES: u32 = 4;
 
@@ -36,15 +37,17 @@ const _: () = assert!(MOST / SERVICES <= (SNAT_PORTS.1 - SNAT_PORTS.0) as u32);
 const ROUND: Duration = Duration::from_secs(25);
 /// When it says it again if nothing has come back, twice that the next time, and so on up to
 const PATIENCE: Duration = Duration::from_secs(1);
-/// this: if the machine is too busy, more packets do not help. Less than half of the 7 s for which a session may open where ports are scarce, as
-/// they are when the last of the crowd come: where every answer was lost so far, one of the next two tries finds the session.
+/// this: if the machine is too busy, more packets do not help. Less than half of the 7 s for which
+/// a session may open where ports are scarce, as they are when the last of the crowd come: where
+/// every answer was lost so far, one of the next two tries finds the session.
 const MOST_PATIENCE: Duration = Duration::from_secs(3);
 /// When so many of them, one in this number, wait for an answer, nobody says anything new.
 const OVERLOAD: u64 = 5;
 /// So many words without an answer, each said again all the time, are a mistake.
 const DEAF: u32 = 3;
 
-/// Who was heard this long ago has the same session still: the timeout, less than the router's clock and a busy machine are off.
+/// Who was heard this long ago has the same session still: the timeout, less than the router's
+/// clock and a busy machine are off.
 const SURELY_ALIVE: Duration = Duration::from_secs(UDP_TIMEOUT.as_secs() - 10);
 
 /// The most words at a time: between them it is listened.
@@ -296,7 +299,8 @@ mod tests {
         assert_eq!(all.len(), MOST as usize);
     }
 
-    /// What the server hears of a member that comes from this port, and what it has to say about it.
+    /// What the server hears of a member that comes from this port, and what it has to say about
+    /// it.
     fn come(echo: &mut Echo<'_>, member: Member, port: u16, now: Instant) -> (Option<Vec<u8>>, u64) {
         let (source, target) = (SocketAddrV4::new(ROUTER, port), SocketAddrV4::new(TARGET, member.service()));
         let packet =

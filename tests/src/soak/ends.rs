@@ -1,4 +1,5 @@
-//! The two ends of the crowd's and the short sessions' wires: packet sockets, so that no kernel's stack has a say.
+//! The two ends of the crowd's and the short sessions' wires: packet sockets, so that no kernel's
+//! stack has a say.
 
 use std::{
     net::SocketAddrV4,

@@ -1,5 +1,5 @@
-//! The soak: hundreds of thousands of sessions through the router for minutes, in bad weather, with everything that happens to a
-//! router in months; and then nothing may be left of it.
+//! The soak: hundreds of thousands of sessions through the router for minutes, in bad weather, with
+//! everything that happens to a router in months; and then nothing may be left of it.
 //!
 //! ```text
 //!  clients            vnet                              router           servers
@@ -9,12 +9,15 @@
 //!                             [ detour ---- delay (packets that others overtake)
 //! ```
 //!
-//! - `crowd`: the many sessions. Each says something every now and then, and hears its own words back; the server sees that
-//!   its address stays the same and is nobody else's.
-//! - `churn`: sessions that come and go in every way: unanswered, half open, reset, closed, abandoned.
-//! - `streams`: TCP connections of the kernel's, which carry random bytes both ways. Not one may be missing or wrong.
+//! - `crowd`: the many sessions. Each says something every now and then, and hears its own words
+//!   back; the server sees that its address stays the same and is nobody else's.
+//! - `churn`: sessions that come and go in every way: unanswered, half open, reset, closed,
+//!   abandoned.
+//! - `streams`: TCP connections of the kernel's, which carry random bytes both ways. Not one may be
+//!   missing or wrong.
 //! - `weather`: loses, holds up and doubles packets at every port of the switch.
-//! - `trouble`: the daemon is killed and comes back, routes move, neighbours are forgotten or get another MAC address.
+//! - `trouble`: the daemon is killed and comes back, routes move, neighbours are forgotten or get
+//!   another MAC address.
 //! - `audit`: what the data plane's maps say, during and after it.
 
 mod audit;
@@ -56,8 +59,8 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Sessions that the table has room for: with the usual number of short ones, and those that have ended, it is never four fifths full, where
-/// the sweep would be in a hurry.
+/// Sessions that the table has room for: with the usual number of short ones, and those that have
+/// ended, it is never four fifths full, where the sweep would be in a hurry.
 const CAPACITY: u32 = 320_000;
 const _: () = assert!(crowd::MOST + 30_000 <= CAPACITY / 5 * 4);
 
@@ -275,7 +278,8 @@ impl Soak<'_> {
     }
 }
 
-/// What the kernels of the streams' ends say of the way between them: that the weather was really felt.
+/// What the kernels of the streams' ends say of the way between them: that the weather was really
+/// felt.
 fn tcp_trouble(place: &Place) -> Result<String> {
     let mut all = Vec::new();
     for (name, end) in [("clients", &place.clients), ("servers", &place.servers)] {

@@ -35,16 +35,20 @@ pub(super) const SERVERS_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0x66], [0x02, 
 /// The targets that no kernel answers for.
 pub(super) const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 
-/// Timeouts of the router's sessions. The longest decides how long the end takes, and how often the crowd has to speak.
+/// Timeouts of the router's sessions. The longest decides how long the end takes, and how often the
+/// crowd has to speak.
 pub(super) const UDP_TIMEOUT: Duration = Duration::from_secs(60);
-/// That of ended connections, too: both FINs may have passed the router while data in front of one was lost behind it. Where a next
-/// hop was away for five seconds (`trouble`) and the weather has then taken two packets more, that data is sent again only some 20 to 40 s after the
-/// last time. A session that has expired by then leaves the other side waiting for ever, and the fault is not the router's.
+/// That of ended connections, too: both FINs may have passed the router while data in front of one
+/// was lost behind it. Where a next hop was away for five seconds (`trouble`) and the weather has
+/// then taken two packets more, that data is sent again only some 20 to 40 s after the last time. A
+/// session that has expired by then leaves the other side waiting for ever, and the fault is not
+/// the router's.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_TIMEOUT: Duration =
     if UDP_TIMEOUT.as_secs() > TCP_TIMEOUT.as_secs() { UDP_TIMEOUT } else { TCP_TIMEOUT };
 
-/// How long the daemon gets to be healthy: it is a debug build, and there may be little CPU time for it.
+/// How long the daemon gets to be healthy: it is a debug build, and there may be little CPU time
+/// for it.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// The namespaces. They go when this is dropped.
@@ -92,7 +96,8 @@ impl Place {
         link::wire((servers, "eth0"), (vnet, "servers"))?;
         link::wire((vnet, "detour"), (vnet, "delay"))?;
         XdpPass::load(&self.state)?.attach(vnet, "router")?;
-        // What comes back from the detour is not where its sender is, and nothing is to go there but what the weather sends.
+        // What comes back from the detour is not where its sender is, and nothing is to go there
+        // but what the weather sends.
         vnet.ip("link set clients master br0\n\
              link set router master br0\n\
              link set servers master br0\n\

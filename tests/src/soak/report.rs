@@ -45,7 +45,8 @@ pub(super) struct Tally {
     pub(super) heard: Count,
     /// Words whose answer is outstanding.
     pub(super) outstanding: Count,
-    /// Sessions of the crowd that were silent for so long that they may have expired, and have another address now.
+    /// Sessions of the crowd that were silent for so long that they may have expired, and have
+    /// another address now.
     pub(super) moved: Count,
     /// Short sessions begun.
     pub(super) begun: Count,

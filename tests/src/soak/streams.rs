@@ -1,5 +1,6 @@
-//! TCP connections of the kernel's: real ones, with retransmissions, windows and selective acknowledgements. Both sides send random
-//! bytes at the same time; not one may be missing, wrong or too many.
+//! TCP connections of the kernel's: real ones, with retransmissions, windows and selective
+//! acknowledgements. Both sides send random bytes at the same time; not one may be missing, wrong
+//! or too many.
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,8 @@ pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const PORT: u16 = 443;
 
-/// Bytes a second that each direction of a connection sends at most, so that there is time for all the rest.
+/// Bytes a second that each direction of a connection sends at most, so that there is time for all
+/// the rest.
 const RATE: u32 = 10_000;
 /// The most bytes that wait in a socket: they all have to get through at the end.
 const SEND_BUFFER: usize = 16 << 10;
@@ -36,7 +38,8 @@ const SEND_BUFFER: usize = 16 << 10;
 const SHORT: u64 = 50_000;
 /// In this number a connection is marked as one that stays to the end.
 const LONG: u64 = 1 << 63;
-/// So long without a byte in either direction is a mistake: more than a daemon's start and a neighbour's absence take.
+/// So long without a byte in either direction is a mistake: more than a daemon's start and a
+/// neighbour's absence take.
 const STALL_LIMIT: Duration = Duration::from_secs(90);
 /// How often it is looked whether all is over.
 const TURN: Duration = Duration::from_millis(100);
@@ -153,7 +156,8 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Keeps `count` connections going, half of them to the end, the others one after the other. Compares what both ends say.
+    /// Keeps `count` connections going, half of them to the end, the others one after the other.
+    /// Compares what both ends say.
     pub(super) fn run(&self, place: &Place, count: u32) -> Result<()> {
         let all = place.clients.inside(|| {
             thread::scope(|scope| {

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{Process, wait};
 
-/// One in so many of the crowd's sessions has to hear something while no daemon runs: that takes some seconds.
+/// One in so many of the crowd's sessions has to hear something while no daemon runs: that takes
+/// some seconds.
 const SHARE_WITHOUT_DAEMON: u64 = 8;
 /// For which they have this long.
 const WORDS_LIMIT: Duration = Duration::from_secs(120);

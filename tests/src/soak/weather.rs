@@ -1,5 +1,6 @@
-//! Bad weather: packets get lost, are overtaken, and come twice. A BPF program at every port of the switch decides by chance;
-//! what others are to overtake goes to a side wire, whose other end is here, and comes back a little later.
+//! Bad weather: packets get lost, are overtaken, and come twice. A BPF program at every port of the
+//! switch decides by chance; what others are to overtake goes to a side wire, whose other end is
+//! here, and comes back a little later.
 
 use std::{
     cmp::Reverse,
@@ -19,10 +20,12 @@ use nix::net::if_::if_nametoindex;
 use super::{Phases, place::Place};
 use crate::{differential::wire::Wire, namespace::Namespace, random::Random};
 
-/// Of a million packets at each port: how many are lost, held up, doubled. A packet passes two ports on its way through the router.
+/// Of a million packets at each port: how many are lost, held up, doubled. A packet passes two
+/// ports on its way through the router.
 const SHARES: [u32; 3] = [10_000, 10_000, 5_000];
 
-/// For how long they are held up, in microseconds: from less than a packet takes to more than many take.
+/// For how long they are held up, in microseconds: from less than a packet takes to more than many
+/// take.
 const HOLD_UP: (u64, u64) = (200, 20_000);
 
 /// The switch's ports.

@@ -14,7 +14,8 @@ fn git(lab: &Lab, directory: &Path, args: &[&str]) -> Result<String> {
     git.env_clear().env("PATH", path).env("HOME", lab.state().path("tmp"));
     git.envs([("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_TERMINAL_PROMPT", "0")]);
     git.env("GIT_SSL_CAINFO", lab.authority());
-    // Over HTTP/2, the curl in it (Debian 12's 7.88) loses some of what is pushed when its connection is slow to take it.
+    // Over HTTP/2, the curl in it (Debian 12's 7.88) loses some of what is pushed when its
+    // connection is slow to take it.
     git.env("GIT_CONFIG_COUNT", "1");
     git.env("GIT_CONFIG_KEY_0", "http.version").env("GIT_CONFIG_VALUE_0", "HTTP/1.1");
     for who in ["AUTHOR", "COMMITTER"] {

@@ -1,7 +1,7 @@
 //! Real clients through the router: what people run, against servers that people run. Needs root.
 //!
-//! Every test runs twice, in a lab of its own: with pls-router, and with the kernel's own NAT (nftables), which says whether
-//! the test itself is right and what the answer is.
+//! Every test runs twice, in a lab of its own: with pls-router, and with the kernel's own NAT
+//! (nftables), which says whether the test itself is right and what the answer is.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]
@@ -25,8 +25,9 @@ fn main() -> ExitCode {
     harness::main(harness::no_root("network namespaces need root"))
 }
 
-/// Makes two tests of each row, one a router. With `ignored "..."` the one with pls-router is ignored, and so counted as
-/// skipped, for that reason. `-- --include-ignored` runs it nevertheless.
+/// Makes two tests of each row, one a router. With `ignored "..."` the one with pls-router is
+/// ignored, and so counted as skipped, for that reason. `-- --include-ignored` runs it
+/// nevertheless.
 macro_rules! matrix {
     ($($nics:ident $subject:ident :: $test:ident $(ignored $why:literal)?;)*) => {
         mod pls_router {
@@ -49,7 +50,8 @@ macro_rules! matrix {
     };
 }
 
-// What is ignored waits for the data plane, and passes with nftables. Take the words away as the data plane learns it.
+// What is ignored waits for the data plane, and passes with nftables. Take the words away as the
+// data plane learns it.
 matrix! {
     One web::http_1_1_downloads_and_uploads_on_one_connection;
     One web::http_2_multiplexes_on_one_connection;

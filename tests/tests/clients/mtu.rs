@@ -125,7 +125,8 @@ pub(crate) fn packets_that_may_be_fragmented_are(stage: &Stage) -> Result<()> {
     finish(witness)
 }
 
-/// What the ends believe that the path takes, if they believe anything but what their own links take.
+/// What the ends believe that the path takes, if they believe anything but what their own links
+/// take.
 #[derive(Debug)]
 struct Learnt {
     /// The client, by an upload.
@@ -134,8 +135,8 @@ struct Learnt {
     server: Option<u32>,
 }
 
-/// A file up and a file down, each as if it were the first. The ends announce segments for 1500 bytes in their SYNs, so that
-/// what they have learnt afterwards, they were told.
+/// A file up and a file down, each as if it were the first. The ends announce segments for 1500
+/// bytes in their SYNs, so that what they have learnt afterwards, they were told.
 fn transfer(lab: &Lab) -> Result<Learnt> {
     let files = Files::start(lab)?;
     let witness = Witness::start(lab)?;
@@ -198,7 +199,8 @@ pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_private_link(stage: &Sta
     Ok(())
 }
 
-/// At the far end of a narrow link: sends what it takes, but announces as much as if it did not know.
+/// At the far end of a narrow link: sends what it takes, but announces as much as if it did not
+/// know.
 fn sends_less(host: &Namespace, towards: Ipv4Addr, via: &str) -> Result<()> {
     host.ip(&format!("route add {towards}/32 dev eth0 {via} mtu {NARROW} advmss 1460")).map(drop)
 }

@@ -34,7 +34,8 @@ fn reflexive(said: &str) -> Vec<&str> {
     said.lines().filter_map(|line| Some(line.split_once("UDP reflexive addr: ")?.1.trim())).collect()
 }
 
-/// The same with nftables: a mapping is reused for other destinations, what was not asked for is not let in.
+/// The same with nftables: a mapping is reused for other destinations, what was not asked for is
+/// not let in.
 pub(crate) fn mappings_are_endpoint_independent_and_filters_are_not(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let _server = Stun::start(&lab)?;

@@ -30,7 +30,8 @@ fn traceroute(from: &Namespace, target: &str, options: &[&str]) -> Result<Vec<St
     let said = command::run(&mut traceroute)?;
     let mut hops = Vec::new();
     for (line, number) in said.lines().skip(1).zip(1..) {
-        // ` 2  10.0.2.68  0.034 ms  0.012 ms  0.011 ms`; who answers one probe otherwise is named in between.
+        // ` 2  10.0.2.68  0.034 ms  0.012 ms  0.011 ms`; who answers one probe otherwise is named
+        // in between.
         let words: Vec<&str> = line.split_whitespace().collect();
         let wrong = || format!("hop {number} of `{}`: {said}", command::line(&traceroute));
         let [ttl, hop, times @ ..] = &*words else { anyhow::bail!(wrong()) };
@@ -60,8 +61,8 @@ pub(crate) fn traceroute_shows_every_hop_with_two_nics(stage: &Stage) -> Result<
     traceroutes(&stage.lab()?)
 }
 
-/// The Private Link Service hides who is behind it, but every hop has to answer: its own gateway, the router, the
-/// firewall, the server.
+/// The Private Link Service hides who is behind it, but every hop has to answer: its own gateway,
+/// the router, the firewall, the server.
 pub(crate) fn traceroute_to_the_endpoint_shows_only_the_endpoint(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let witness = Witness::start(&lab)?;

@@ -58,7 +58,8 @@ fn sessions_are_whole_while_they_come_and_go(lab: &mut Lab) {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.ends_with(" sessions: every one whole, no port lost\n"), "{said}");
-    // Closed ones are there still, but for those whose port was used again: none of this was about an empty table.
+    // Closed ones are there still, but for those whose port was used again: none of this was about
+    // an empty table.
     let audit: Audit = check(lab.pls_router_json(&["check", "--live"]));
     assert!(
         audit.sessions as usize > churned / 2 && audit.flows == 2 * audit.sessions,

@@ -1,4 +1,5 @@
-//! What the namespace tests share: a lab of its own for every test, once with one NIC and once with two.
+//! What the namespace tests share: a lab of its own for every test, once with one NIC and once with
+//! two.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,7 +22,8 @@ pub(crate) fn helper() -> Helper {
     Helper::new(env!("CARGO_BIN_EXE_lab"))
 }
 
-/// What routes: pls-router, unless `LAB_ROUTER=nftables` asks whether the test itself is right, by the kernel's own NAT.
+/// What routes: pls-router, unless `LAB_ROUTER=nftables` asks whether the test itself is right, by
+/// the kernel's own NAT.
 pub(crate) fn router() -> Router {
     match std::env::var("LAB_ROUTER").as_deref() {
         Ok("nftables") => Router::Nftables,
@@ -65,7 +67,8 @@ pub(crate) fn rule<'a>(counters: &'a Counters, name: &str) -> &'a RuleCounters {
     row.unwrap_or_else(|| panic!("there is no rule {name} in {:#?}", counters.rules))
 }
 
-/// Makes two tests of every function, one a number of NICs. Those under `pls_router` are of things that only pls-router does.
+/// Makes two tests of every function, one a number of NICs. Those under `pls_router` are of things
+/// that only pls-router does.
 macro_rules! lab_tests {
     (any: [$($any:ident),* $(,)?], pls_router: [$($own:ident),* $(,)?] $(,)?) => {
         mod one_nic {

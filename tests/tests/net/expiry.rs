@@ -1,4 +1,5 @@
-//! Sessions end when they have been idle for as long as the configuration says, each kind after its own time.
+//! Sessions end when they have been idle for as long as the configuration says, each kind after its
+//! own time.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -21,7 +21,8 @@ use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reaso
 /// An address beyond the firewall where nobody is, so that attempts stay half-open.
 const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 21), ECHO_PORT);
 
-/// A lab whose router has room for so many sessions, and lets a source have so many of them half-open.
+/// A lab whose router has room for so many sessions, and lets a source have so many of them
+/// half-open.
 fn lab_with(flows: u32, half_open_per_source: u32) -> Lab {
     only_pls_router();
     let mut options = Options::new(Nics::Two, router(), helper());
@@ -77,7 +78,8 @@ fn one_source_floods_and_nobody_else_suffers() {
     assert!(status.healthy, "{status:#?}");
     check(old.echo(b"after", LIMIT));
 
-    // Nor does the source itself for long, although it would be RFC 5382's four minutes: behind a Private Link Service it is many clients.
+    // Nor does the source itself for long, although it would be RFC 5382's four minutes: behind a
+    // Private Link Service it is many clients.
     check(wait::until("its attempts to be forgotten", Duration::from_secs(60), || {
         let left = half_open(&lab);
         ensure!(left <= SHARE as usize / 2, "{left} attempts are left");
@@ -85,8 +87,9 @@ fn one_source_floods_and_nobody_else_suffers() {
     }));
 }
 
-/// Many clients have one address behind a Private Link Service. That one of them floods a target which does not answer, far beyond what the address may have
-/// half-open, does not keep the others from targets that do, and ends no connection.
+/// Many clients have one address behind a Private Link Service. That one of them floods a target
+/// which does not answer, far beyond what the address may have half-open, does not keep the others
+/// from targets that do, and ends no connection.
 #[test]
 fn a_flood_from_an_address_does_not_lock_out_the_others_behind_it() {
     const SHARE: u32 = 1000;
@@ -123,7 +126,8 @@ fn a_flood_from_an_address_does_not_lock_out_the_others_behind_it() {
     assert!(half_open(&lab) <= SHARE as usize);
 }
 
-/// Nobody's fault in particular, and the table is full all the same: connections that were never made go long before their time.
+/// Nobody's fault in particular, and the table is full all the same: connections that were never
+/// made go long before their time.
 #[test]
 fn a_full_table_lets_attempts_go_first() {
     const ROOM: u32 = 2048;
@@ -150,8 +154,8 @@ fn a_full_table_lets_attempts_go_first() {
     check(old.echo(b"after", LIMIT));
 }
 
-/// One client asks a single question from port after port, as a name server's client does, until the ports run out: those go before their five
-/// minutes, and whoever has asked twice stays.
+/// One client asks a single question from port after port, as a name server's client does, until
+/// the ports run out: those go before their five minutes, and whoever has asked twice stays.
 #[test]
 fn answered_questions_give_their_ports_back_when_they_run_out() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_099;
@@ -179,7 +183,8 @@ fn answered_questions_give_their_ports_back_when_they_run_out() {
     check(talks.echo(b"goes on", LIMIT));
 }
 
-/// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they come back as soon.
+/// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they
+/// come back as soon.
 #[test]
 fn ports_that_attempts_have_taken_come_back_first() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;

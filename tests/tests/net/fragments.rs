@@ -43,7 +43,8 @@ impl<'a> Client<'a> {
         Self { lab, socket, address, identification: 0 }
     }
 
-    /// Sends a datagram in fragments to the echo server; what it says, and how many fragments there were.
+    /// Sends a datagram in fragments to the echo server; what it says, and how many fragments there
+    /// were.
     #[track_caller]
     pub(crate) fn send(
         &mut self,
@@ -60,7 +61,8 @@ impl<'a> Client<'a> {
         (datagram, sent)
     }
 
-    /// Sends a datagram as [`send`](Self::send) does, and waits for it to come back; how many fragments there were.
+    /// Sends a datagram as [`send`](Self::send) does, and waits for it to come back; how many
+    /// fragments there were.
     #[track_caller]
     pub(crate) fn echo(&mut self, length: usize, arrange: impl FnOnce(&mut Vec<Vec<u8>>)) -> usize {
         let (datagram, sent) = self.send(length, arrange);
@@ -104,7 +106,8 @@ fn those_before_the_first_are_held(lab: &mut Lab) {
     assert_eq!(reason(&after, "fragment_bad"), reason(&before, "fragment_bad"));
 }
 
-/// Two others flood as fast as they can, one of them as somebody that no rule knows: datagrams in the worst order arrive all the same, and all else goes on.
+/// Two others flood as fast as they can, one of them as somebody that no rule knows: datagrams in
+/// the worst order arrive all the same, and all else goes on.
 fn a_flood_of_them_is_in_nobodys_way(lab: &mut Lab) {
     let mut client = Client::open(lab);
     client.echo(9000, |fragments| fragments.reverse());

@@ -23,7 +23,8 @@ use crate::{
     starts::start_with,
 };
 
-/// How long the router may take to go on after everything is there again: neighbours have to be asked, and the balancer has to see it.
+/// How long the router may take to go on after everything is there again: neighbours have to be
+/// asked, and the balancer has to see it.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 fn lab(nics: Nics) -> Lab {
@@ -79,8 +80,9 @@ impl Nic {
     }
 }
 
-/// Waits until the router takes new sessions. For the moment until it has read the address and the MAC address that a NIC has just got, packets to them are
-/// this machine's own, whose kernel refuses them.
+/// Waits until the router takes new sessions. For the moment until it has read the address and the
+/// MAC address that a NIC has just got, packets to them are this machine's own, whose kernel
+/// refuses them.
 #[track_caller]
 fn new_sessions_open(lab: &Lab) {
     check(wait::until("a new session", RECOVERY, || {
@@ -88,7 +90,8 @@ fn new_sessions_open(lab: &Lab) {
     }));
 }
 
-/// The probe says why, then the interface comes back, first without its address, and the router goes on by itself.
+/// The probe says why, then the interface comes back, first without its address, and the router
+/// goes on by itself.
 #[track_caller]
 fn goes_on_when_it_is_back(nics: Nics, nic: &Nic, keeps_mac: bool) {
     let mut lab = lab(nics);
@@ -156,7 +159,8 @@ fn the_nic_to_the_firewall_is_removed_and_made_again_with_another_mac_address() 
     goes_on_when_it_is_back(Nics::Two, &firewall_nic(), false);
 }
 
-/// To a container and back: the program stays on the interface, but the kernel forgets where packets are redirected to.
+/// To a container and back: the program stays on the interface, but the kernel forgets where
+/// packets are redirected to.
 #[test]
 fn an_interface_comes_back_from_another_namespace() {
     let lab = lab(Nics::Two);
@@ -236,7 +240,8 @@ fn an_interface_is_known_by_its_alternative_name() {
     assert_eq!(attached(&lab, "eth0"), None);
 }
 
-/// A load balancer's floating IP (direct server return): its frontend's address is on the loopback of every machine behind it.
+/// A load balancer's floating IP (direct server return): its frontend's address is on the loopback
+/// of every machine behind it.
 #[test]
 fn a_rule_listens_at_an_address_of_the_loopback() {
     const FLOATING: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);

@@ -21,7 +21,8 @@ use crate::{
 /// A layout that no version has any more.
 const OTHER: &str = "v0";
 
-/// A lab whose router has died, and has left its data plane under another layout; the data plane's directory.
+/// A lab whose router has died, and has left its data plane under another layout; the data plane's
+/// directory.
 fn lab_with_predecessor(nics: Nics) -> (Lab, PathBuf) {
     only_pls_router();
     let mut lab = check(Lab::up(Options::new(nics, router(), helper())));
@@ -79,7 +80,8 @@ fn the_data_plane_of_another_version_is_taken_over() {
 fn a_start_that_fails_gives_back_what_it_has_taken_over() {
     let (lab, other) = lab_with_predecessor(Nics::Two);
     let before = attached(&lab, "eth0").expect("its program");
-    // veth_xdp_set, drivers/net/veth.c: "Peer MTU is too large to set XDP". The router cannot see that before it tries.
+    // veth_xdp_set, drivers/net/veth.c: "Peer MTU is too large to set XDP". The router cannot see
+    // that before it tries.
     check(fs::remove_file(other.join("links/native-eth1")).context("a link"));
     check(lab.hosts.vnet.ip("link set router1 mtu 9000"));
     refuses(&lab, "an interface that takes no program", &["eth1: cannot attach the program in native mode"]);

@@ -70,7 +70,8 @@ fn sigterm_takes_the_router_off(lab: &mut Lab) {
 
 fn a_crash_loses_no_connection(lab: &mut Lab) {
     let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
-    // Without the daemon nobody asks for the MAC address of a neighbour that is not known yet, so let them be known.
+    // Without the daemon nobody asks for the MAC address of a neighbour that is not known yet, so
+    // let them be known.
     for source in PLS_NAT {
         check(check(Tcp::connect_from(&lab.hosts.pls, source, direct, LIMIT)).close());
     }
@@ -143,8 +144,9 @@ fn counters_and_flows_add_up(lab: &mut Lab) {
         .map(|row| &row.reason)
         .collect();
     assert!(dropped.is_empty(), "packets were dropped: {dropped:?}");
-    // Everything that the rules count went out for one of the reasons that forward, and the other way round. A packet that has waited for its
-    // neighbour (`resolving`) is counted once more when it leaves.
+    // Everything that the rules count went out for one of the reasons that forward, and the other
+    // way round. A packet that has waited for its neighbour (`resolving`) is counted once more when
+    // it leaves.
     let by_reason: u64 = after
         .reasons
         .iter()

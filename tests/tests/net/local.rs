@@ -25,7 +25,8 @@ const CLUSTER_PORT: u16 = 5405;
 /// A packet that does not come has not come by then.
 const NOTHING: Duration = Duration::from_millis(300);
 
-/// A raw socket of one protocol at one of the host's addresses; the standard library's calls for datagrams work on it.
+/// A raw socket of one protocol at one of the host's addresses; the standard library's calls for
+/// datagrams work on it.
 fn raw(host: &Namespace, protocol: u8, address: Ipv4Addr) -> Result<UdpSocket> {
     let socket = host.inside(|| {
         // SAFETY: takes three numbers and makes a descriptor, or fails.
@@ -44,7 +45,8 @@ fn raw(host: &Namespace, protocol: u8, address: Ipv4Addr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A lab whose router allows GRE and the cluster's port, and where groups are reached by the network that the router is in.
+/// A lab whose router allows GRE and the cluster's port, and where groups are reached by the
+/// network that the router is in.
 fn lab() -> Lab {
     only_pls_router();
     let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
@@ -59,7 +61,8 @@ fn lab() -> Lab {
     lab
 }
 
-/// What comes to a socket of the router's within `limit`, sent from one of a rule's sources by `socket`.
+/// What comes to a socket of the router's within `limit`, sent from one of a rule's sources by
+/// `socket`.
 fn arrives(
     from: &UdpSocket,
     text: &[u8],

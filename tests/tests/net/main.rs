@@ -1,6 +1,7 @@
 //! The router among real hosts, in network namespaces: see the `lab` crate. Needs root.
 //!
-//! `LAB_ROUTER=nftables` runs the tests that are not about pls-router alone against the kernel's own NAT.
+//! `LAB_ROUTER=nftables` runs the tests that are not about pls-router alone against the kernel's
+//! own NAT.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]

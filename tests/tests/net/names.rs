@@ -1,4 +1,5 @@
-//! Targets by name, whose addresses move and whose name server dies; lists of targets, one of which is dead.
+//! Targets by name, whose addresses move and whose name server dies; lists of targets, one of which
+//! is dead.
 
 use std::{
     fs,
@@ -32,7 +33,8 @@ const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 const ANSWER: Duration = Duration::from_millis(200);
 /// How long a dead target gets to be found out: 3 s without an answer, a sweep every 2 s.
 const FOUND_OUT: Duration = Duration::from_secs(30);
-/// How long a target that is back gets to be used again: avoided for 10 s, perhaps for 20 s after a trial that came too early.
+/// How long a target that is back gets to be used again: avoided for 10 s, perhaps for 20 s after a
+/// trial that came too early.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// A name server that knows what its file says, for one second at a time.
@@ -86,7 +88,8 @@ fn answers(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A lab whose router has this rule for the echo service besides those of every lab, asks our name server, and is not started yet.
+/// A lab whose router has this rule for the echo service besides those of every lab, asks our name
+/// server, and is not started yet.
 fn lab_with(target: &str) -> Lab {
     only_pls_router();
     let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
@@ -175,8 +178,8 @@ fn new_sessions_follow_a_name_and_old_ones_stay() {
     check(new.echo(&[8; 20_000], LIMIT));
 }
 
-/// Behind a Private Link Service all clients share a few addresses, and every port comes again within minutes: what it was used for before
-/// says nothing of where its next connection goes.
+/// Behind a Private Link Service all clients share a few addresses, and every port comes again
+/// within minutes: what it was used for before says nothing of where its next connection goes.
 #[test]
 fn ports_that_were_used_before_follow_a_name() {
     const PORTS: std::ops::Range<u16> = 40_000..40_030;
@@ -251,8 +254,8 @@ fn a_dead_name_server_takes_nothing_away() {
     }));
 }
 
-/// However many names a rule has, among addresses, with one whose address is avoided when it happens, in several rules, and however they are
-/// written.
+/// However many names a rule has, among addresses, with one whose address is avoided when it
+/// happens, in several rules, and however they are written.
 #[test]
 fn neither_a_crash_nor_a_restart_forgets_a_name() {
     let targets =

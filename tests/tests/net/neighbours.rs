@@ -112,8 +112,8 @@ fn sessions_follow_a_next_hop_to_its_new_address(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));
 }
 
-/// As on a hardened machine: what leaves it has to be known to the connection tracking, or to be an answer of the probe. Here, nothing else is
-/// let out at all.
+/// As on a hardened machine: what leaves it has to be known to the connection tracking, or to be an
+/// answer of the probe. Here, nothing else is let out at all.
 const HARDENED: &str = "table inet hardened {
     chain output { type filter hook output priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
     chain postrouting { type filter hook postrouting priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
@@ -142,7 +142,8 @@ fn narrow(lab: &Lab) {
     check(lab.hosts.router.ip(&format!("route replace default via {firewall} mtu lock 1000")));
 }
 
-/// What a packet socket sends can be stopped, too, by who wants it: by a chain on the way out of the device itself. Then it is said.
+/// What a packet socket sends can be stopped, too, by who wants it: by a chain on the way out of
+/// the device itself. Then it is said.
 fn what_cannot_be_sent_is_told(lab: &mut Lab) {
     let device = match lab.options.nics {
         Nics::One => "eth0",

@@ -90,7 +90,8 @@ fn reserved(lab: &Lab) -> String {
     check(text).trim().to_owned()
 }
 
-/// The ports that rules and sessions have are reserved beside what others have reserved, as long as they have them.
+/// The ports that rules and sessions have are reserved beside what others have reserved, as long as
+/// they have them.
 #[test]
 fn what_overlaps_is_reserved_and_given_back() {
     let mut lab = without_router();
@@ -155,7 +156,8 @@ fn what_cannot_be_kept_apart_is_said() {
     }));
 }
 
-/// A UDP socket of the router's that is bound to this port and not connected, as those of name servers and time daemons are.
+/// A UDP socket of the router's that is bound to this port and not connected, as those of name
+/// servers and time daemons are.
 fn unconnected(lab: &Lab, port: u16) -> UdpSocket {
     let socket =
         check(lab.hosts.router.inside(|| UdpSocket::bind(any(port)))).expect("a port of the router's");
@@ -180,7 +182,8 @@ fn answers_to_sockets_that_are_not_connected_come_in(lab: &mut Lab) {
     for port in [123, 5353, 40_000] {
         asks(&unconnected(lab, port), peer, "a question");
     }
-    // A server on a port that the kernel might have given it is not reached, nor is a client by anybody else.
+    // A server on a port that the kernel might have given it is not reached, nor is a client by
+    // anybody else.
     let server = unconnected(lab, 51_820);
     let client = unconnected(lab, 40_100);
     asks(&client, peer, "a question");

@@ -42,8 +42,8 @@ fn lab(nics: Nics) -> Lab {
     check(Lab::up(Options::new(nics, router(), helper())))
 }
 
-/// The status and the whole answer to a request, from one of a host's addresses. The thread that asks
-/// does `first` before.
+/// The status and the whole answer to a request, from one of a host's addresses. The thread that
+/// asks does `first` before.
 fn answer_to(
     (from, source): (&Namespace, Ipv4Addr),
     target: SocketAddrV4,
@@ -263,8 +263,8 @@ fn cookies(lab: &Lab) -> Result<u64> {
     number.context("no cookies are counted")?.parse().context("no number")
 }
 
-/// As many SYNs as the machine carries, but no more than the lab's own queues have room for. What is
-/// measured is the router: it is asked for as long as a number of them takes to come in.
+/// As many SYNs as the machine carries, but no more than the lab's own queues have room for. What
+/// is measured is the router: it is asked for as long as a number of them takes to come in.
 #[test]
 fn a_syn_flood_does_not_keep_the_probe_from_its_answer() {
     const SYNS: u64 = 60_000;
@@ -434,7 +434,8 @@ fn lowest_free_descriptor(pid: u32) -> Result<u64> {
 fn a_daemon_without_descriptors_goes_on_when_it_has_some() {
     let mut lab = lab(Nics::One);
     let pid = check(lab.router()).pid();
-    // All are in use: there is the one that the listener keeps back, for one connection after the other.
+    // All are in use: there is the one that the listener keeps back, for one connection after the
+    // other.
     check(set_descriptor_limit(pid, check(lowest_free_descriptor(pid))).context("prlimit"));
     for _ in 0..3 {
         check(wait::until("an answer", LIMIT, || ask(&lab.hosts.pls, PLATFORM)));

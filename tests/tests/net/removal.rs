@@ -151,7 +151,8 @@ fn watched() -> Lab {
 #[test]
 fn the_witness_sees_bad_checksums() {
     let lab = watched();
-    // From now on checksums are left to a NIC that does not exist, on every wire up to the router's.
+    // From now on checksums are left to a NIC that does not exist, on every wire up to the
+    // router's.
     check(link::offloads(&lab.hosts.serverless, "eth0", true));
     check(link::offloads(&lab.hosts.pls, "vnet", true));
     let witness = check(Witness::start(&lab));

@@ -55,7 +55,8 @@ fn a_new_session_opens_within(lab: &Lab, limit: Duration, what: &str) {
     check(wait::until(what, limit, || Udp::open(&lab.hosts.serverless, ECHO)?.echo(b"new", PATIENCE)));
 }
 
-/// `check` advises the first of these; the kernel then resets `forwarding` of every interface, the loopback's too.
+/// `check` advises the first of these; the kernel then resets `forwarding` of every interface, the
+/// loopback's too.
 #[test]
 fn forwarding_that_is_switched_off_is_on_again_at_once() {
     let mut lab = lab(Nics::One);
@@ -88,7 +89,8 @@ fn forwarding_that_is_switched_off_is_on_again_at_once() {
     assert_eq!(left.trim(), "0");
 }
 
-/// Somebody who goes on is not raced: it is a condition, and the router has its way only now and then.
+/// Somebody who goes on is not raced: it is a condition, and the router has its way only now and
+/// then.
 #[test]
 fn who_changes_a_setting_again_and_again_is_told_of_and_not_raced() {
     const FIGHT: Duration = Duration::from_secs(4);
@@ -155,7 +157,8 @@ fn a_program_that_is_taken_off_is_put_back() {
     check(lab.wait_in_service(LIMIT));
 }
 
-/// Somebody tidies up below /sys/fs/bpf. Not a packet is lost, and a daemon that comes after a crash finds everything.
+/// Somebody tidies up below /sys/fs/bpf. Not a packet is lost, and a daemon that comes after a
+/// crash finds everything.
 #[test]
 fn pins_that_are_removed_are_made_again() {
     let mut lab = lab(Nics::One);

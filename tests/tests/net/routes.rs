@@ -17,7 +17,8 @@ use crate::common::{ECHO, LIMIT, check, helper, in_lab, only_pls_router, router}
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
 /// An address that the router's NIC or the firewall gets besides.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 90);
-/// How long a gateway may be dead before that is noticed: it is asked every two seconds, three times in three seconds.
+/// How long a gateway may be dead before that is noticed: it is asked every two seconds, three
+/// times in three seconds.
 const NOTICED: Duration = Duration::from_secs(20);
 
 fn one_nic(test: fn(&mut Lab)) {

@@ -89,7 +89,8 @@ fn a_mode_that_is_refused_leaves_the_one_there_is() {
     check(udp.echo(b"before", LIMIT));
     check(daemon.kill());
 
-    // veth_xdp_set, drivers/net/veth.c: "Peer MTU is too large to set XDP". The router cannot see that before it tries.
+    // veth_xdp_set, drivers/net/veth.c: "Peer MTU is too large to set XDP". The router cannot see
+    // that before it tries.
     check(lab.hosts.vnet.ip("link set router mtu 9000"));
     let mut daemon = check(start_with(&lab, "native.toml", native));
     let status = check(daemon.wait(REFUSAL_LIMIT));

@@ -63,7 +63,8 @@ fn many_questions_at_once_are_all_answered() {
     });
 }
 
-/// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and ends all the same.
+/// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and
+/// ends all the same.
 #[test]
 fn a_log_that_nobody_reads_is_in_nobodys_way() {
     let lab = without_router();
@@ -95,7 +96,8 @@ fn fill(mut pipe: &std::io::PipeWriter) {
     set(pipe, nix::fcntl::OFlag::empty());
 }
 
-/// What was set by hand has no state that the daemon may change: asked whether it is there, it would become one that was learnt.
+/// What was set by hand has no state that the daemon may change: asked whether it is there, it
+/// would become one that was learnt.
 #[test]
 fn a_neighbour_that_was_set_by_hand_stays_so() {
     /// The daemon confirms neighbours every 2 s.

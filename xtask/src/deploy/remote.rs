@@ -64,8 +64,8 @@ impl Ssh {
         Ok(Self { program, config: config.map(Path::to_path_buf) })
     }
 
-    /// An ssh that never asks, never waits for ever, and does nothing else that the user's configuration wants of an
-    /// interactive session with this host.
+    /// An ssh that never asks, never waits for ever, and does nothing else that the user's
+    /// configuration wants of an interactive session with this host.
     fn command(&self, control: &Path) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(config) = &self.config {
@@ -105,7 +105,8 @@ pub(super) struct Remote {
     /// The remote end of the master waits for the end of its input, and then cleans up.
     stdin: Option<ChildStdin>,
     private: PrivateDir,
-    /// The name of the user, the kernel and the machine there, and the directory for what is copied.
+    /// The name of the user, the kernel and the machine there, and the directory for what is
+    /// copied.
     pub(super) user: String,
     pub(super) system: String,
     pub(super) machine: String,
@@ -204,8 +205,8 @@ impl Remote {
 
     /// Copies a file into the directory for it, which goes away with the connection.
     ///
-    /// Through ssh itself: `scp` wants the server's SFTP subsystem, which hardened servers switch off, and has a
-    /// syntax of its own for hosts.
+    /// Through ssh itself: `scp` wants the server's SFTP subsystem, which hardened servers switch
+    /// off, and has a syntax of its own for hosts.
     pub(super) fn copy(&self, from: impl Into<Stdio>, name: &str) -> Result<()> {
         let path = self.path(name);
         let mut command = self.command(None, r#"umask 077; cat >"$1" && chmod 700 "$1""#, &[&path]);
@@ -214,12 +215,14 @@ impl Remote {
         Ok(())
     }
 
-    /// Runs a script of sh as root, to its end. That it fails is for the caller to judge; that the connection fails is an error.
+    /// Runs a script of sh as root, to its end. That it fails is for the caller to judge; that the
+    /// connection fails is an error.
     pub(super) fn run(&self, script: &str, args: &[&str]) -> Result<Output> {
         self.output(self.command(Some(self.root()?), script, args).stdin(Stdio::null()))
     }
 
-    /// Runs a script of sh as root, hands each of its lines to `line`, and sends back what that returns. Gives the exit status.
+    /// Runs a script of sh as root, hands each of its lines to `line`, and sends back what that
+    /// returns. Gives the exit status.
     pub(super) fn converse(
         &self,
         script: &str,
@@ -268,7 +271,8 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // The end of its input lets the remote end clean up, and the master goes when that has ended.
+        // The end of its input lets the remote end clean up, and the master goes when that has
+        // ended.
         self.stdin = None;
         let _ended = self.master.wait();
     }
@@ -302,7 +306,8 @@ impl Drop for PrivateDir {
     }
 }
 
-/// The command line for the remote login shell, whichever that is: a script for sh, and its arguments.
+/// The command line for the remote login shell, whichever that is: a script for sh, and its
+/// arguments.
 fn shell_command(root: Option<Root>, script: &str, args: &[&str]) -> OsString {
     let mut line = match root {
         Some(Root::Sudo) => "sudo -n sh -c ".to_owned(),

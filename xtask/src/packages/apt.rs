@@ -39,7 +39,8 @@ pub(crate) fn is_installed(name: &str) -> bool {
         .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
 }
 
-/// Installs packages by one call of apt-get, without starting any service. An error is the reason in apt's own words.
+/// Installs packages by one call of apt-get, without starting any service. An error is the reason
+/// in apt's own words.
 pub(crate) fn install(names: &[&str]) -> Result<()> {
     if let Some(obstacle) = obstacle() {
         bail!(obstacle);
@@ -55,7 +56,8 @@ pub(crate) fn install(names: &[&str]) -> Result<()> {
     installed
 }
 
-/// Does it, and once more with new package lists where it fails: old ones name files that the mirror has no more.
+/// Does it, and once more with new package lists where it fails: old ones name files that the
+/// mirror has no more.
 fn with_fresh_lists<T>(work: impl Fn() -> Result<T>) -> Result<T> {
     match work() {
         Err(error) if system::is_root() && !is_updated() => {
@@ -74,15 +76,16 @@ fn is_updated() -> bool {
     UPDATED.get().is_some()
 }
 
-/// Updates the package lists, once: they do not change in the meantime, and without a network there is no use in trying again.
+/// Updates the package lists, once: they do not change in the meantime, and without a network there
+/// is no use in trying again.
 fn update() -> Result<()> {
     let update =
         || system::run(apt_get().args(["--quiet=2", "update"])).map_err(|error| format!("{error:#}"));
     UPDATED.get_or_init(update).clone().map_err(anyhow::Error::msg)
 }
 
-/// The names of packages that apt knows and that match a regular expression. Where there are none, the lists may be old, or not have been
-/// fetched yet: root fetches them and looks once more.
+/// The names of packages that apt knows and that match a regular expression. Where there are none,
+/// the lists may be old, or not have been fetched yet: root fetches them and looks once more.
 pub(crate) fn named(pattern: &str) -> Result<Vec<String>> {
     let names = search(pattern)?;
     if !names.is_empty() || !system::is_root() {
@@ -100,13 +103,14 @@ fn search(pattern: &str) -> Result<Vec<String>> {
     Ok(lines.lines().filter_map(|line| Some(line.split_once(" - ")?.0.to_owned())).collect())
 }
 
-/// Fetches a package and unpacks it into `folder`, which is made; installs nothing. That needs no root.
+/// Fetches a package and unpacks it into `folder`, which is made; installs nothing. That needs no
+/// root.
 pub(crate) fn unpack(name: &str, folder: &Path) -> Result<()> {
     with_fresh_lists(|| download_and_extract(&[name.to_owned()], folder))
 }
 
-/// As [`unpack`], with all that the packages depend on, as if nothing were installed here: what is unpacked fits together, whatever
-/// versions this machine has.
+/// As [`unpack`], with all that the packages depend on, as if nothing were installed here: what is
+/// unpacked fits together, whatever versions this machine has.
 pub(crate) fn unpack_with_dependencies(names: &[&str], folder: &Path) -> Result<()> {
     with_fresh_lists(|| download_and_extract(&closure(names)?, folder))
 }

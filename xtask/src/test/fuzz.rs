@@ -1,7 +1,8 @@
 //! Builds the fuzz targets with libFuzzer's instrumentation and runs each for a while.
 //!
-//! What cargo-fuzz does, with a stable compiler: coverage is instrumented by LLVM's own pass, which needs no
-//! nightly. There is no address sanitizer; a target finds panics, failed assertions, overflows and hangs.
+//! What cargo-fuzz does, with a stable compiler: coverage is instrumented by LLVM's own pass, which
+//! needs no nightly. There is no address sanitizer; a target finds panics, failed assertions,
+//! overflows and hangs.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::report::{self, Outcome, Report};
 use crate::{system, workspace};
 
-/// Coverage as libFuzzer wants it: edges counted in place, their addresses, and the operands of comparisons.
+/// Coverage as libFuzzer wants it: edges counted in place, their addresses, and the operands of
+/// comparisons.
 const RUSTFLAGS: &[&str] = &[
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
@@ -27,9 +29,9 @@ const RUSTFLAGS: &[&str] = &[
     "-Copt-level=3",
 ];
 
-/// How long one input may take, and how much memory the whole, before that is a finding; and that nearly equal
-/// operands count as progress. libFuzzer follows comparisons of four and eight bytes by itself, but what a packet
-/// holds is mostly of one and two.
+/// How long one input may take, and how much memory the whole, before that is a finding; and that
+/// nearly equal operands count as progress. libFuzzer follows comparisons of four and eight bytes
+/// by itself, but what a packet holds is mostly of one and two.
 const OPTIONS: &[&str] = &["-timeout=10", "-rss_limit_mb=2048", "-use_value_profile=1"];
 
 /// Runs every target for `time`.
@@ -125,7 +127,8 @@ fn artifact(log: &str) -> Option<&str> {
     log.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1.trim()))
 }
 
-/// The number of places that are counted: `INFO: Loaded 1 modules   (58 inline 8-bit counters): 58 [0x..), `.
+/// The number of places that are counted: `INFO: Loaded 1 modules   (58 inline 8-bit counters): 58
+/// [0x..), `.
 fn counters(log: &str) -> u64 {
     let number = |line: &str| {
         let (before, _) = line.split_once(" inline 8-bit counters")?;

@@ -109,7 +109,8 @@ fn plain(line: &str) -> String {
     rest.fold(first.to_owned(), |plain, part| plain + part.strip_prefix('m').unwrap_or(part))
 }
 
-/// The reason in what follows the word `ignored`: `, reason`, or ` (reason)` of the project's own harness.
+/// The reason in what follows the word `ignored`: `, reason`, or ` (reason)` of the project's own
+/// harness.
 fn plain_reason(text: &str) -> &str {
     let text = text.trim_start_matches([',', ' ']);
     match text.strip_prefix('(').and_then(|text| text.strip_suffix(')')) {

@@ -1,5 +1,5 @@
-//! What the virtual machine has instead of a disk: an archive that the kernel unpacks into its memory, with the tests, the few programs
-//! that they start, and the libraries of all of them.
+//! What the virtual machine has instead of a disk: an archive that the kernel unpacks into its
+//! memory, with the tests, the few programs that they start, and the libraries of all of them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,8 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str)
     }
     for test in tests {
         let inside = root.join(test_path(test.name).trim_start_matches('/'));
-        // What a debugger would read is most of it, and would have to fit into the machine's memory.
+        // What a debugger would read is most of it, and would have to fit into the machine's
+        // memory.
         system::run(tools.command("strip")?.arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
         copy_libraries(&test.binary, &root)?;
     }
@@ -96,7 +97,8 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies the shared libraries of a program, and what loads them, to the places where they are here.
+/// Copies the shared libraries of a program, and what loads them, to the places where they are
+/// here.
 fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     let output =
         Command::new("ldd").arg(program).stderr(Stdio::null()).output().context("cannot start ldd")?;
@@ -107,14 +109,16 @@ fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The paths in what `ldd` prints: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, or the path alone.
+/// The paths in what `ldd` prints: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, or the
+/// path alone.
 fn libraries(output: &str) -> impl Iterator<Item = &Path> {
     output
         .lines()
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')).map(Path::new))
 }
 
-/// Packs the folder as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format.rst).
+/// Packs the folder as the kernel reads it
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
 fn archive(tools: &Tools, root: &Path, to: &Path) -> Result<PathBuf> {
     let file = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
     let mut find = Command::new("find");

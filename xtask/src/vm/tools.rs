@@ -1,6 +1,8 @@
-//! The programs that a virtual machine needs: this machine's own, or else those of Debian's packages, which are unpacked and not installed.
+//! The programs that a virtual machine needs: this machine's own, or else those of Debian's
+//! packages, which are unpacked and not installed.
 //!
-//! Debian's qemu may not be installable beside what somebody else has installed, and never has to be.
+//! Debian's qemu may not be installable beside what somebody else has installed, and never has to
+//! be.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -80,7 +82,8 @@ impl Tools {
     pub(super) fn words(&self, name: &str) -> Result<Vec<OsString>> {
         let file = self.file(name)?;
         let loader = if file.starts_with(&self.root) { self.loader() } else { None };
-        // An unpacked program is run by the loader that it came with: this machine's may be of another version than its libraries.
+        // An unpacked program is run by the loader that it came with: this machine's may be of
+        // another version than its libraries.
         let Some(loader) = loader else { return Ok(vec![file.into()]) };
         let libraries = LIBRARIES.iter().map(|directory| self.root.join(directory));
         let libraries = std::env::join_paths(libraries).context("the path of the repository has a colon")?;

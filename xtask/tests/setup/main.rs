@@ -1,5 +1,5 @@
-//! `cargo xtask setup --all` on a machine where nothing is installed yet, with a stand-in for apt: what cannot be had is named, and
-//! takes nothing else with it.
+//! `cargo xtask setup --all` on a machine where nothing is installed yet, with a stand-in for apt:
+//! what cannot be had is named, and takes nothing else with it.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]

@@ -1,4 +1,5 @@
-//! The buckets that times are counted in. The program that counts and the bench that reads them share this file.
+//! The buckets that times are counted in. The program that counts and the bench that reads them
+//! share this file.
 
 /// Buckets for each doubling of the time: none is wider than 1/64 of the times in it.
 pub(crate) const A_DOUBLING: u32 = 64;
@@ -7,8 +8,8 @@ pub(crate) const BUCKETS: usize = 27 * A_DOUBLING as usize;
 
 /// Which one counts a time.
 ///
-/// Up to twice [`A_DOUBLING`], each number has its own. From there on the highest bit says which doubling it is, and the six bits
-/// behind it which bucket.
+/// Up to twice [`A_DOUBLING`], each number has its own. From there on the highest bit says which
+/// doubling it is, and the six bits behind it which bucket.
 #[inline(always)]
 pub(crate) const fn bucket(time: u32) -> usize {
     if time < A_DOUBLING {

@@ -1,4 +1,5 @@
-//! The frames that programs of `labtools` make and look at: Ethernet (RFC 894), IPv4 without options, TCP (RFC 9293) or UDP (RFC 768).
+//! The frames that programs of `labtools` make and look at: Ethernet (RFC 894), IPv4 without
+//! options, TCP (RFC 9293) or UDP (RFC 768).
 
 use aya_ebpf::programs::XdpContext;
 

@@ -1,8 +1,9 @@
 //! Probes: packets that go through the router and come back, and show how long that takes.
 //!
-//! With nothing else on the wires there is one at a time: `ping` sends the first one, and where it comes back it is sent again. Under load
-//! they are packets of the generator's ([`take_turn`]), whether the ones before have come back or not: one that waited for its
-//! predecessor would be sent most often when the router is quick, and would not show when it is not.
+//! With nothing else on the wires there is one at a time: `ping` sends the first one, and where it
+//! comes back it is sent again. Under load they are packets of the generator's ([`take_turn`]),
+//! whether the ones before have come back or not: one that waited for its predecessor would be sent
+//! most often when the router is quick, and would not show when it is not.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -21,14 +22,16 @@ use crate::{
     traffic::HEAD,
 };
 
-/// When it was sent, and the complement of that: together they add nothing to the checksum, whatever they are.
+/// When it was sent, and the complement of that: together they add nothing to the checksum,
+/// whatever they are.
 const TIME: usize = 46;
 const TIME_COMPLEMENT: usize = 50;
 /// Which of the bench's probes it is, and the complement.
 const EPOCH: usize = 54;
 const EPOCH_COMPLEMENT: usize = 56;
 
-/// A probe as it is sent, but for its time and its epoch. Set when `sink` is loaded, if there are to be probes. So are the next two.
+/// A probe as it is sent, but for its time and its epoch. Set when `sink` is loaded, if there are
+/// to be probes. So are the next two.
 #[unsafe(no_mangle)]
 static PROBE: [u8; HEAD] = [0; HEAD];
 
@@ -40,7 +43,8 @@ static PROBE_MARK: u32 = 0;
 #[unsafe(no_mangle)]
 static PROBE_PORT: u32 = 0;
 
-/// The epoch of the probes that count; 0 to 65,535. Written by the bench: probes that it has given up on are of an earlier one.
+/// The epoch of the probes that count; 0 to 65,535. Written by the bench: probes that it has given
+/// up on are of an earlier one.
 #[map]
 static PROBE_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -49,19 +53,23 @@ static PROBE_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static PROBE_TIMES: Array<u64> = Array::with_max_entries(BUCKETS as u32, 0);
 
-/// One in how many of the generator's packets is a probe; 0 if none is, and there is only the one that goes to and fro. Written by the bench.
+/// One in how many of the generator's packets is a probe; 0 if none is, and there is only the one
+/// that goes to and fro. Written by the bench.
 #[map]
 static PROBE_EVERY: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Packets since the last probe among the generator's, and how many probes there have been. Written by the CPU that generates; the bench reads.
+/// Packets since the last probe among the generator's, and how many probes there have been. Written
+/// by the CPU that generates; the bench reads.
 #[map]
 static PROBE_TURNS: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
-/// What became of probes: those that came back and count, and those of an earlier epoch. As [`PROBE_TIMES`].
+/// What became of probes: those that came back and count, and those of an earlier epoch. As
+/// [`PROBE_TIMES`].
 #[map]
 static PROBES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
-/// Sends the first probe: for `BPF_PROG_TEST_RUN` with one live frame, which is a probe but for its time.
+/// Sends the first probe: for `BPF_PROG_TEST_RUN` with one live frame, which is a probe but for its
+/// time.
 #[xdp]
 fn ping(ctx: XdpContext) -> u32 {
     let Some(frame) = head(&ctx) else { return xdp_action::XDP_ABORTED };
@@ -96,7 +104,8 @@ pub(crate) fn take_turn(ctx: &XdpContext) -> Option<u32> {
 
 /// What becomes of a probe at an end of its way; `None` if the packet is none.
 ///
-/// At the far end it is turned round. Where it comes from, its time is counted, and if it is the only one, it is sent again.
+/// At the far end it is turned round. Where it comes from, its time is counted, and if it is the
+/// only one, it is sent again.
 #[inline(always)]
 pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
     if setting(&PROBE_MARK) == 0 {

@@ -1,13 +1,16 @@
-//! What the bench and its programs share: what is sent, how it is paced, and what is counted. Map data: no padding.
+//! What the bench and its programs share: what is sent, how it is paced, and what is counted. Map
+//! data: no padding.
 //!
 //! A part of `labtools` and, by its path, of the bench.
 
-/// As many bytes of each frame as `generate` writes: the headers, and the flow's number behind them.
+/// As many bytes of each frame as `generate` writes: the headers, and the flow's number behind
+/// them.
 pub(crate) const HEAD: usize = 60;
 /// The same in words.
 const HEAD_WORDS: usize = HEAD / 4;
 
-/// Flows are dealt to this many source addresses in turn (a Private Link Service has up to eight), a port later each time.
+/// Flows are dealt to this many source addresses in turn (a Private Link Service has up to eight),
+/// a port later each time.
 pub(crate) const SOURCES: u32 = 8;
 
 /// How many flows the other side's ports can be learnt of.
@@ -16,8 +19,9 @@ pub(crate) const LEARNT: u32 = 1 << 16;
 /// How many CPUs can be counted on.
 pub(crate) const CPUS: u32 = 256;
 
-/// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router takes for the packets that are under way
-/// at once, also where each opens a session and hardly a SNAT port is free.
+/// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router
+/// takes for the packets that are under way at once, also where each opens a session and hardly a
+/// SNAT port is free.
 pub(crate) const PATIENCE: u64 = 20_000_000;
 
 /// TCP and not UDP.
@@ -80,9 +84,11 @@ pub(crate) struct Traffic {
     pub(crate) batch: u32,
     /// [`TCP`], [`REPLY`].
     pub(crate) flags: u32,
-    /// Of a thousand packets, as many as belong to flows of the second span. The others are of the first.
+    /// Of a thousand packets, as many as belong to flows of the second span. The others are of the
+    /// first.
     pub(crate) fresh_per_mille: u32,
-    /// The head of the first flow's frame, with checksums that are right for the number 0. In words, since a copy is made for every packet.
+    /// The head of the first flow's frame, with checksums that are right for the number 0. In
+    /// words, since a copy is made for every packet.
     pub(crate) head: [u32; HEAD_WORDS],
     pub(crate) spans: [Span; 2],
 }
@@ -130,7 +136,8 @@ impl Generator {
         difference as u64
     }
 
-    /// When the batch that is due now should have begun, for `period` nanoseconds from one to the next.
+    /// When the batch that is due now should have begun, for `period` nanoseconds from one to the
+    /// next.
     #[inline(always)]
     pub(crate) const fn schedule(&mut self, now: u64, period: u64) -> u64 {
         /// Behind by more than this, it does not try to make up for it.

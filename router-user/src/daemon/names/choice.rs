@@ -1,5 +1,5 @@
-//! The addresses of an answer that count. A name server is not trusted: nothing that it says may lead
-//! a rule to where no rule may lead.
+//! The addresses of an answer that count. A name server is not trusted: nothing that it says may
+//! lead a rule to where no rule may lead.
 
 use std::net::Ipv4Addr;
 

@@ -1,7 +1,9 @@
-//! The last good answers on disk, so that they survive a crash, a restart and a boot while no name server answers.
+//! The last good answers on disk, so that they survive a crash, a restart and a boot while no name
+//! server answers.
 //!
-//! One small JSON file, in the directory that systemd keeps for the service (`StateDirectory=`), or else beside the API's socket. It says what each
-//! name stood for, and when that was answered. Names are found by what the configuration calls them, whatever rules they are in.
+//! One small JSON file, in the directory that systemd keeps for the service (`StateDirectory=`), or
+//! else beside the API's socket. It says what each name stood for, and when that was answered.
+//! Names are found by what the configuration calls them, whatever rules they are in.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +25,12 @@ use crate::{
     private,
 };
 
-/// Older answers are not used: an address that a name had weeks ago is more likely somebody else's by now than still its own. A running daemon
-/// keeps an answer for as long as it fails to get another; this is for one that starts.
+/// Older answers are not used: an address that a name had weeks ago is more likely somebody else's
+/// by now than still its own. A running daemon keeps an answer for as long as it fails to get
+/// another; this is for one that starts.
 const OLDEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// A larger file is none of ours: 512 rules of 32 targets with long names and many addresses are less.
+/// A larger file is none of ours: 512 rules of 32 targets with long names and many addresses are
+/// less.
 const LARGEST: u64 = 16 << 20;
 /// What the file says of itself.
 const FORMAT: u32 = 1;
@@ -111,7 +115,8 @@ impl Memory {
         self.names.get(name)
     }
 
-    /// Takes in an answer. A file that says the same and is not much older need not be written again.
+    /// Takes in an answer. A file that says the same and is not much older need not be written
+    /// again.
     pub(super) fn note(&mut self, name: &str, addresses: &[Ipv4Addr], now: SystemTime) {
         const RENEWED: Duration = Duration::from_secs(60 * 60);
         let is_known = self
@@ -163,7 +168,8 @@ pub(super) struct Unsaved {
 }
 
 impl Unsaved {
-    /// Writes the file: under another name first, so that there is a whole one at every moment, also after a loss of power.
+    /// Writes the file: under another name first, so that there is a whole one at every moment,
+    /// also after a loss of power.
     pub(super) fn write(&self) -> Result<()> {
         let Self { path, contents } = self;
         let new = path.with_extension("json.new");
@@ -171,7 +177,8 @@ impl Unsaved {
             if let Some(directory) = path.parent() {
                 fs::create_dir_all(directory)?;
             }
-            // Left by a daemon that was killed in the middle of this; whatever it is, it is not written through.
+            // Left by a daemon that was killed in the middle of this; whatever it is, it is not
+            // written through.
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}

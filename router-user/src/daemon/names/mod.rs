@@ -1,5 +1,5 @@
-//! Targets given by name: each is resolved again when the time of its answer ends, and keeps the last good one while that fails, also over a
-//! restart of the daemon.
+//! Targets given by name: each is resolved again when the time of its answer ends, and keeps the
+//! last good one while that fails, also over a restart of the daemon.
 
 mod choice;
 mod memory;
@@ -240,7 +240,8 @@ impl NameService {
         }
     }
 
-    /// Writes the memory whenever it has changed. Nobody waits for the disk: on one that hangs, names are resolved all the same.
+    /// Writes the memory whenever it has changed. Nobody waits for the disk: on one that hangs,
+    /// names are resolved all the same.
     async fn save(&self) -> Result<()> {
         let mut failing = false;
         loop {
@@ -300,7 +301,8 @@ impl NameService {
     }
 }
 
-/// Anything from 0 to 1, to keep what happens at the same time from doing so for ever. The standard library's hash keys are random.
+/// Anything from 0 to 1, to keep what happens at the same time from doing so for ever. The standard
+/// library's hash keys are random.
 fn luck() -> f64 {
     f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
 }

@@ -1,10 +1,12 @@
 //! Asks the system's name servers, as the system is configured now.
 //!
-//! One name after the other of the search list, and one server after the other in the order of the file, as resolv.conf(5) has it, but for
-//! how long a server is waited for (`turns`). Of its options, `ndots`, `timeout`, `attempts`, `rotate`, `use-vc` and `edns0` are heeded; the
-//! others are about other records or other families. That is done here, with a resolver of hickory's per server: with several, it asks two at once, which answers by chance where only one
-//! knows a private zone; made to ask one after the other, it spends all the time there is on the first; and it goes on in the search
-//! list after a failure that says nothing of the name.
+//! One name after the other of the search list, and one server after the other in the order of the
+//! file, as resolv.conf(5) has it, but for how long a server is waited for (`turns`). Of its
+//! options, `ndots`, `timeout`, `attempts`, `rotate`, `use-vc` and `edns0` are heeded; the
+//! others are about other records or other families. That is done here, with a resolver of
+//! hickory's per server: with several, it asks two at once, which answers by chance where only one
+//! knows a private zone; made to ask one after the other, it spends all the time there is on the
+//! first; and it goes on in the search list after a failure that says nothing of the name.
 
 use std::{
     fmt, fs,
@@ -36,7 +38,8 @@ use tracing::{info, warn};
 use super::turns::{Step, Turns};
 use crate::daemon::shared::lock;
 
-/// How long a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and 0 s would be no time at all.
+/// How long a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and 0 s
+/// would be no time at all.
 const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
 /// How long nothing waits for a server that did not answer in time.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -79,7 +82,8 @@ impl Resolver {
         Self { files, current: Mutex::default() }
     }
 
-    /// The IPv4 addresses of a name. A final dot makes it absolute; other names go through the search list.
+    /// The IPv4 addresses of a name. A final dot makes it absolute; other names go through the
+    /// search list.
     ///
     /// # Errors
     /// When there is no answer, or none with an address; in words for the operator.
@@ -88,8 +92,9 @@ impl Resolver {
         self.servers()?.lookup(&name).await
     }
 
-    /// Whom to ask now. The files are small and names are asked for rarely, so they are read every time and compared: what `stat`
-    /// says of them misses two changes within one tick of the file system's clock.
+    /// Whom to ask now. The files are small and names are asked for rarely, so they are read every
+    /// time and compared: what `stat` says of them misses two changes within one tick of the file
+    /// system's clock.
     fn servers(&self) -> Result<Arc<Servers>, String> {
         let read = |path: &PathBuf| fs::read(path).unwrap_or_default();
         let text = Text { resolv_conf: read(&self.files.resolv_conf), hosts: read(&self.files.hosts) };
@@ -189,10 +194,12 @@ impl Servers {
         candidates
     }
 
-    /// Asks the servers for an absolute name, as often as `attempts` says, until one knows, be it that there is nothing.
+    /// Asks the servers for an absolute name, as often as `attempts` says, until one knows, be it
+    /// that there is nothing.
     ///
     /// # Errors
-    /// When none knows. What the name stands for is then not known either: nothing else may be tried in its place.
+    /// When none knows. What the name stands for is then not known either: nothing else may be
+    /// tried in its place.
     async fn ask(&self, name: &Name) -> Result<Result<Answer, Nothing>, String> {
         let mut problem = "there is no name server to ask".to_owned();
         for _ in 0..self.attempts {
@@ -205,7 +212,8 @@ impl Servers {
         Err(problem)
     }
 
-    /// Asks every server once, in turns. Fails with what the last one in the order of the file has said.
+    /// Asks every server once, in turns. Fails with what the last one in the order of the file has
+    /// said.
     async fn ask_each(&self, name: &Name) -> Result<Result<Answer, Nothing>, Option<String>> {
         let servers = self.in_turn();
         let silent = |server: &&Server| server.is_silent(Instant::now());
@@ -357,7 +365,8 @@ fn resolver(
     options.cache_size = 0;
     options.attempts = 0;
     options.use_hosts_file = ResolveHosts::Never;
-    // The kernel keeps to `ip_local_port_range`, which the ports of new sessions are kept apart from.
+    // The kernel keeps to `ip_local_port_range`, which the ports of new sessions are kept apart
+    // from.
     options.os_port_selection = true;
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         .with_options(options)
@@ -399,7 +408,8 @@ fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-/// What the file says. A file without a usable name server has the rest of it and Azure's own server, which every VM there reaches.
+/// What the file says. A file without a usable name server has the rest of it and Azure's own
+/// server, which every VM there reaches.
 pub(super) fn parse(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), String> {
     match parse_resolv_conf(text) {
         Ok(parsed) => {

@@ -15,7 +15,8 @@ const JITTER: f64 = 0.1;
 
 /// How long a good answer is relied on. `luck` is anything from 0 to 1.
 pub(super) fn after_answer(ttl: Duration, luck: f64) -> Duration {
-    // Never before its end: a caching server would say the same once more, with what is left of the time.
+    // Never before its end: a caching server would say the same once more, with what is left of the
+    // time.
     ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
 }
 

@@ -266,7 +266,8 @@ async fn the_next_server_is_asked_when_one_does_not_know() {
     }
 }
 
-/// Also for who is told so by a server that only comes second, and for every name of the search list.
+/// Also for who is told so by a server that only comes second, and for every name of the search
+/// list.
 #[tokio::test]
 async fn a_dead_first_server_costs_no_second() {
     let first = Server::new().await;
@@ -373,7 +374,8 @@ async fn changed_files_are_followed() {
     assert_eq!((first.asked().len(), second.asked().len()), (1, 1));
 }
 
-/// Any other port could be one that a new session gets, and the answer would be taken for that session's.
+/// Any other port could be one that a new session gets, and the answer would be taken for that
+/// session's.
 #[tokio::test]
 async fn queries_come_from_the_kernel_s_own_ports() {
     let server = Server::new().await;

@@ -1,8 +1,10 @@
 //! Which of several name servers is asked when, and whose answer counts: no I/O, no clock.
 //!
-//! The servers of `resolv.conf` are in an order, and only the first may know a private zone, so its answer comes first. But a server that is
-//! dead is not to cost its whole timeout with every question, as it does by resolv.conf(5). So the next one is asked soon after, while the first
-//! may still answer, and its answer counts a moment later: the patience of RFC 8305, with name servers in place of addresses.
+//! The servers of `resolv.conf` are in an order, and only the first may know a private zone, so its
+//! answer comes first. But a server that is dead is not to cost its whole timeout with every
+//! question, as it does by resolv.conf(5). So the next one is asked soon after, while the first may
+//! still answer, and its answer counts a moment later: the patience of RFC 8305, with name servers
+//! in place of addresses.
 
 use std::time::{Duration, Instant};
 
@@ -59,7 +61,8 @@ impl<A> Turns<A> {
     pub(super) fn step(&mut self, now: Instant) -> Step<A> {
         let mut until: Option<Instant> = None;
         let mut earliest = |at: Instant| until = Some(until.map_or(at, |until: Instant| until.min(at)));
-        // Whether an earlier server may still have the say, and from when on the next one may be asked.
+        // Whether an earlier server may still have the say, and from when on the next one may be
+        // asked.
         let (mut is_preferred, mut next) = (false, now);
         let mut waited_for = Vec::new();
         for (server, turn) in self.turns.iter_mut().enumerate() {

@@ -46,8 +46,8 @@ impl Waiting {
 }
 
 impl Held {
-    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it loses its oldest datagram, or this fragment if it
-    /// is that one's.
+    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it
+    /// loses its oldest datagram, or this fragment if it is that one's.
     pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> usize {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
@@ -74,7 +74,8 @@ impl Held {
         lost
     }
 
-    /// The source that has most of what is held. `sender` goes before another that has as much: it is the one that wants more.
+    /// The source that has most of what is held. `sender` goes before another that has as much: it
+    /// is the one that wants more.
     fn greatest_source(&self, sender: Ipv4) -> Option<Ipv4> {
         self.by_source
             .iter()
@@ -114,7 +115,8 @@ impl Held {
         waiting.fragments
     }
 
-    /// Forgets what has been held for too long. Looks only if there may be something: it is asked whenever there is no room.
+    /// Forgets what has been held for too long. Looks only if there may be something: it is asked
+    /// whenever there is no room.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.oldest.is_none_or(|oldest| now.saturating_duration_since(oldest) < LIMIT) {
             return;

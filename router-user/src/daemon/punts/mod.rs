@@ -1,10 +1,13 @@
 //! Packets that the data plane does not send itself.
 //!
-//! Those that wait for a neighbour (`waiting`) are as they came in. The kernel is asked for the neighbour; when that has answered they are
-//! given to the programs again, which find it then, and what comes out is sent (`output`): the first packet of a connection is not lost, and
-//! no retransmission has to be waited for. One that does not answer is noted (`failed`): the programs then tell who has sent the
-//! packets, and for a while whoever sends more, at once. Fragments that came before the first of their datagram are held (`held`) until that has
-//! come, and go the same way. Packets that are too large for their next hop are translated already, and are sent in fragments.
+//! Those that wait for a neighbour (`waiting`) are as they came in. The kernel is asked for the
+//! neighbour; when that has answered they are given to the programs again, which find it then, and
+//! what comes out is sent (`output`): the first packet of a connection is not lost, and
+//! no retransmission has to be waited for. One that does not answer is noted (`failed`): the
+//! programs then tell who has sent the packets, and for a while whoever sends more, at once.
+//! Fragments that came before the first of their datagram are held (`held`) until that has
+//! come, and go the same way. Packets that are too large for their next hop are translated already,
+//! and are sent in fragments.
 //!
 //! Nothing of this goes through the host's firewall, and whatever is lost is counted (`tally`).
 
@@ -78,7 +81,8 @@ impl Received {
     }
 }
 
-/// Descriptors for serving, opened while the daemon starts: later it may not, or may lack descriptors.
+/// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
+/// descriptors.
 pub(super) struct Doors {
     ring: AsyncFd<RingBuf<MapData>>,
     changes: BoxStream<'static, NeighbourChange>,
@@ -88,7 +92,8 @@ pub(super) struct Doors {
 impl Doors {
     /// Opens them.
     pub(super) fn open(ring: RingBuf<MapData>) -> Result<Self> {
-        // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the same one.
+        // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names
+        // the same one.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .context("cannot wait for packets from the data plane")?;
         Ok(Self { ring, changes: kernel::watch_neighbours()?, output: Output::open()? })
@@ -196,7 +201,8 @@ impl Desk {
         });
     }
 
-    /// Takes note of a change. What it was is looked up: it may be older than the packet that waits.
+    /// Takes note of a change. What it was is looked up: it may be older than the packet that
+    /// waits.
     fn note(&mut self, change: NeighbourChange) {
         let concerned = match change {
             Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
@@ -237,7 +243,8 @@ impl Desk {
         }
     }
 
-    /// Ends the waiting for a neighbour that does not answer: the data plane, which is told so, has who sent the packets know.
+    /// Ends the waiting for a neighbour that does not answer: the data plane, which is told so, has
+    /// who sent the packets know.
     fn give_up(&mut self, neighbour: Neighbour) {
         let now = Instant::now();
         let packets = self.waiting.take(&neighbour, now);
@@ -261,8 +268,8 @@ impl Desk {
         }
     }
 
-    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to be sent has its reason counted, or is in
-    /// the ring again.
+    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to
+    /// be sent has its reason counted, or is in the ring again.
     fn replay(&self, packets: &[Received]) {
         for Received { interface, packet } in packets {
             // The lock is taken for each by itself: others wait for it.
@@ -344,7 +351,8 @@ pub(super) async fn show_presence(shared: Arc<Shared>) -> Result<()> {
 
 /// Passes the programs' own log on for ever.
 pub(super) async fn log(logger: EbpfLogger<&'static dyn log::Log>) -> Result<()> {
-    // SAFETY: the logger owns its ring's descriptor, keeps it open as long as it lives, and always names the same one.
+    // SAFETY: the logger owns its ring's descriptor, keeps it open as long as it lives, and always
+    // names the same one.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }
         .context("cannot wait for the programs' log")?;
     loop {

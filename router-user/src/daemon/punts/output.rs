@@ -1,7 +1,8 @@
 //! Sending frames, past the host's firewall.
 //!
-//! Through a packet socket (packet(7)): what is translated already must not meet the rules and the connection tracking for this machine's
-//! own packets, which know nothing of it. The frames go straight to the driver (`PACKET_QDISC_BYPASS`), as those that the programs send do.
+//! Through a packet socket (packet(7)): what is translated already must not meet the rules and the
+//! connection tracking for this machine's own packets, which know nothing of it. The frames go
+//! straight to the driver (`PACKET_QDISC_BYPASS`), as those that the programs send do.
 
 use std::{
     io,
@@ -24,7 +25,8 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn open() -> Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // No protocol: it receives nothing. SAFETY: takes numbers only, and its answer is looked at.
+        // No protocol: it receives nothing. SAFETY: takes numbers only, and its answer is looked
+        // at.
         let descriptor = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
         if descriptor < 0 {
             return Err(io::Error::last_os_error())
@@ -59,7 +61,8 @@ impl Output {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends an IP packet in fragments that a link takes, behind this Ethernet header; how many frames that were.
+    /// Sends an IP packet in fragments that a link takes, behind this Ethernet header; how many
+    /// frames that were.
     pub(super) fn split(
         &mut self,
         interface: u32,
@@ -72,8 +75,9 @@ impl Output {
             Some([_, _, flags, _]) if *flags & 0x40 != 0 => {
                 return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
             }
-            // Fragments of one packet must have one identification, and such packets have none (RFC 6864). One that is a fragment already
-            // has siblings that do not come by here: it is left as it is.
+            // Fragments of one packet must have one identification, and such packets have none (RFC
+            // 6864). One that is a fragment already has siblings that do not come by here: it is
+            // left as it is.
             Some([high @ 0, low @ 0, 0, 0]) => {
                 self.identification = self.identification.checked_add(1).unwrap_or(1);
                 [*high, *low] = self.identification.to_be_bytes();

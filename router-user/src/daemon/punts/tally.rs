@@ -62,7 +62,8 @@ impl Tally {
         *lock(&self.failure) = Some((Instant::now(), format!("{error:#}")));
     }
 
-    /// Says how many packets are here now: those that wait for a neighbour, and fragments that are held.
+    /// Says how many packets are here now: those that wait for a neighbour, and fragments that are
+    /// held.
     pub(super) fn has(&self, waiting: usize, held: usize) {
         self.waiting.store(waiting as u64, Relaxed);
         self.held.store(held as u64, Relaxed);

@@ -1,7 +1,8 @@
 //! Packets that wait for a neighbour's MAC address.
 //!
-//! There is as much room for each neighbour as the kernel has for its own packets (`net.ipv4.neigh.default.unres_qlen_bytes`), and
-//! a limit for all together. Where there is none left, the oldest packets go.
+//! There is as much room for each neighbour as the kernel has for its own packets
+//! (`net.ipv4.neigh.default.unres_qlen_bytes`), and a limit for all together. Where there is none
+//! left, the oldest packets go.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +19,8 @@ pub(super) const NEIGHBOUR_BYTES: usize = 208 << 10;
 pub(super) const BYTES: usize = 4 << 20;
 /// How many neighbours are waited for, at most: each is asked for.
 pub(super) const NEIGHBOURS: usize = 1024;
-/// How long a packet waits, at most. The kernel asks a neighbour for three seconds, unless it is set up otherwise.
+/// How long a packet waits, at most. The kernel asks a neighbour for three seconds, unless it is
+/// set up otherwise.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 /// How long a neighbour is not asked for again that comes and goes all the time.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
@@ -92,7 +94,8 @@ impl Waiting {
         Queued { ask: is_new.then_some(if is_restless { PAUSE } else { Duration::ZERO }), dropped }
     }
 
-    /// Drops the packet that has waited longest of all. A neighbour that nothing waits for any more stays until it has settled.
+    /// Drops the packet that has waited longest of all. A neighbour that nothing waits for any more
+    /// stays until it has settled.
     fn drop_oldest(&mut self) -> Option<usize> {
         let oldest = self
             .queues

@@ -1,4 +1,5 @@
-//! The program on an interface, and the interface itself: it may be removed and made again, or get another name.
+//! The program on an interface, and the interface itself: it may be removed and made again, or get
+//! another name.
 
 use anyhow::{Context as _, Result};
 

@@ -1,9 +1,11 @@
 //! Keeps what the data plane depends on as the daemon has set it, whoever changes it.
 //!
-//! System settings, the programs on the interfaces and the pins belong to the machine, and others get at them: another `sysctl`, `bpftool`,
-//! a driver that is loaded again, somebody who tidies up. What is [`Kept`] is looked at every second, and at once when the kernel tells of a
-//! change ([`notices`]). What has been changed is set again, said in the log and counted. Whoever changes it again and again is
-//! not raced ([`pace`]): that is a condition that lasts, and `status` shows it.
+//! System settings, the programs on the interfaces and the pins belong to the machine, and others
+//! get at them: another `sysctl`, `bpftool`, a driver that is loaded again, somebody who tidies up.
+//! What is [`Kept`] is looked at every second, and at once when the kernel tells of a
+//! change ([`notices`]). What has been changed is set again, said in the log and counted. Whoever
+//! changes it again and again is not raced ([`pace`]): that is a condition that lasts, and `status`
+//! shows it.
 
 mod attachment;
 mod notices;
@@ -60,7 +62,8 @@ trait Kept: Send {
     /// When it cannot be looked at.
     fn look(&self, state: &State) -> Result<Look>;
 
-    /// Sets it again; says what has been done, in words that follow what [`look`](Self::look) has said.
+    /// Sets it again; says what has been done, in words that follow what [`look`](Self::look) has
+    /// said.
     ///
     /// # Errors
     /// When it cannot be set.
@@ -197,7 +200,8 @@ enum Said {
     Calm(String),
 }
 
-/// Looks at something and sets it again if need be. What goes wrong is in its record, from where it gets to the log, `status` and the probe.
+/// Looks at something and sets it again if need be. What goes wrong is in its record, from where it
+/// gets to the log, `status` and the probe.
 fn look_after(kept: &mut dyn Kept, pace: &mut Pace, position: usize, state: &mut State) -> Option<Said> {
     if state.stood_down {
         return None;

@@ -1,4 +1,5 @@
-//! The kernel's word that something may have changed: what it is, is looked at and not read from it.
+//! The kernel's word that something may have changed: what it is, is looked at and not read from
+//! it.
 
 use std::{io, mem::MaybeUninit};
 
@@ -24,7 +25,8 @@ impl Notices {
         let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
         socket.bind(&address(&[RTNLGRP_LINK, RTNLGRP_IPV4_NETCONF])?)?;
-        // SAFETY: the socket owns its descriptor, keeps it open as long as it lives, and always names the same one.
+        // SAFETY: the socket owns its descriptor, keeps it open as long as it lives, and always
+        // names the same one.
         Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?))
     }
 
@@ -41,8 +43,8 @@ impl Notices {
 /// The address of a socket that is in these groups.
 fn address(groups: &[u32]) -> io::Result<SockAddr> {
     let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-    // SAFETY: the closure writes a whole `sockaddr_nl`, all of whose fields are integers, into storage that is zeroed and large
-    // enough for any address, and says how long it is.
+    // SAFETY: the closure writes a whole `sockaddr_nl`, all of whose fields are integers, into
+    // storage that is zeroed and large enough for any address, and says how long it is.
     let ((), address) = unsafe {
         SockAddr::try_init(|storage, length| {
             let netlink = storage.cast::<libc::sockaddr_nl>();

@@ -113,7 +113,8 @@ fn a_next_hop_is_a_problem_when_no_forward_has_any() {
     check(&names, &all, &[], &[]);
     let shared_one_gone = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, false)];
     check(&names, &shared_one_gone, &[], &["rule db, web: no next hop to 10.1.0.3: no answer"]);
-    // A target on the link that is down, say: what other rules do is worth more than what this one cannot.
+    // A target on the link that is down, say: what other rules do is worth more than what this one
+    // cannot.
     let web_lost = [next_hop(&db, 1, true), next_hop(&web, 2, false), next_hop(&both, 3, false)];
     let texts =
         ["rule web: no next hop to 10.1.0.2: no answer", "rule db, web: no next hop to 10.1.0.3: no answer"];

@@ -1,4 +1,5 @@
-//! What the kernel does to packets that it forwards, and not to those that XDP does: IPsec, and the host's firewall.
+//! What the kernel does to packets that it forwards, and not to those that XDP does: IPsec, and the
+//! host's firewall.
 
 use std::{fs::read_to_string, io, net::Ipv4Addr, os::fd::AsRawFd as _};
 
@@ -46,7 +47,8 @@ fn ipsec_policy(policy: &[u8]) -> Option<IpsecPolicy> {
     })
 }
 
-/// The chains of the host's firewall that packets pass which the kernel forwards, or sends, and that do something.
+/// The chains of the host's firewall that packets pass which the kernel forwards, or sends, and
+/// that do something.
 pub(super) fn firewall_chains() -> Vec<FirewallChain> {
     let mut chains = nftables_chains().unwrap_or_default();
     chains.extend(iptables_chains());
@@ -122,7 +124,8 @@ fn iptables_chains() -> Vec<FirewallChain> {
         return Vec::new();
     }
     let Some(info) = iptables_info("filter") else { return Vec::new() };
-    // NF_INET_FORWARD and NF_INET_LOCAL_OUT. A chain without a rule starts with what is behind its last one.
+    // NF_INET_FORWARD and NF_INET_LOCAL_OUT. A chain without a rule starts with what is behind its
+    // last one.
     let chains = [("FORWARD", Hook::Forward, 2), ("OUTPUT", Hook::Output, 3)];
     chains
         .into_iter()

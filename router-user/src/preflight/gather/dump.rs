@@ -1,4 +1,5 @@
-//! A netlink dump by hand, for the two families that route netlink has no part in: IPsec policies and nftables.
+//! A netlink dump by hand, for the two families that route netlink has no part in: IPsec policies
+//! and nftables.
 
 use std::{
     io,

@@ -1,5 +1,5 @@
-//! What a driver says of its interface, by ioctl (`SIOCETHTOOL`). Unlike `/sys/class/net`, which may show another
-//! network namespace than this process is in, an ioctl always asks the right one.
+//! What a driver says of its interface, by ioctl (`SIOCETHTOOL`). Unlike `/sys/class/net`, which
+//! may show another network namespace than this process is in, an ioctl always asks the right one.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -71,8 +71,8 @@ unsafe fn ask<T>(interface: &str, request: &mut T) -> Option<()> {
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(request).cast() },
     };
-    // SAFETY: `call` is what the request wants and lives until it returns, as does what it points to, which has
-    // the right layout by this function's contract.
+    // SAFETY: `call` is what the request wants and lives until it returns, as does what it points
+    // to, which has the right layout by this function's contract.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut call) };
     (result == 0).then_some(())
 }

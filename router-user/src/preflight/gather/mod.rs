@@ -1,4 +1,5 @@
-//! From the machine to facts. Whatever cannot be found out is left `None`: that is no reason not to start.
+//! From the machine to facts. Whatever cannot be found out is left `None`: that is no reason not to
+//! start.
 
 mod bypassed;
 mod dump;
@@ -21,8 +22,8 @@ use crate::{
     proc_net,
 };
 
-/// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`), so does the server
-/// from the first login on.
+/// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`),
+/// so does the server from the first login on.
 const SSH_SERVERS: &[&str] = &["sshd", "dropbear"];
 
 /// Looks at the machine, with an eye on what `config` wants of it. Changes nothing.
@@ -101,7 +102,8 @@ fn predecessors(pins: &Path) -> Vec<Predecessor> {
     others.map(predecessor).collect()
 }
 
-/// Finds the directories that `run` would refuse. Of what cannot be looked at, there is nothing to tell.
+/// Finds the directories that `run` would refuse. Of what cannot be looked at, there is nothing to
+/// tell.
 fn refused(config: &Config) -> Vec<Refused> {
     let socket = config.admin.socket.parent().unwrap_or(Path::new("/"));
     let looks =

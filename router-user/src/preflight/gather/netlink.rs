@@ -96,7 +96,8 @@ fn alternative_names(link: &LinkMessage) -> Vec<String> {
     names.collect()
 }
 
-/// The index of the interface below a macvlan, unless they have one MAC address (as in the mode `passthru`).
+/// The index of the interface below a macvlan, unless they have one MAC address (as in the mode
+/// `passthru`).
 fn macvlan_above(link: &LinkMessage, links: &[LinkMessage]) -> Option<u32> {
     let infos = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -167,8 +168,8 @@ fn ipv4_networks(messages: &[AddressMessage], interface: u32) -> Vec<Ipv4Net> {
         .collect()
 }
 
-/// The programs of an interface. The kernel gives an id for each mode, and one more without a mode if there is
-/// only one program.
+/// The programs of an interface. The kernel gives an id for each mode, and one more without a mode
+/// if there is only one program.
 fn programs_of(xdp: &[LinkXdp]) -> Vec<(u32, XdpMode)> {
     let by_mode: Vec<(u32, XdpMode)> = xdp
         .iter()

@@ -29,8 +29,8 @@ pub(super) mod tests {
     use std::io::{Read as _, Write as _};
     use std::process::{Child, Command, Stdio};
 
-    /// Runs `command`, which is a `cat` and ends with the [`Child`]. It has answered once: before a new process gets
-    /// to its program, `/proc` does not say all of it.
+    /// Runs `command`, which is a `cat` and ends with the [`Child`]. It has answered once: before a
+    /// new process gets to its program, `/proc` does not say all of it.
     pub(in super::super) fn running(command: &mut Command) -> Child {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.as_mut().unwrap().write_all(b"?").unwrap();

@@ -1,5 +1,5 @@
-//! What there is to know of XDP programs: from the kernel's list, from pins, and from the files that processes
-//! have open.
+//! What there is to know of XDP programs: from the kernel's list, from pins, and from the files
+//! that processes have open.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -33,7 +33,8 @@ impl Details {
         AttachedProgram {
             id,
             mode,
-            // Without CAP_SYS_ADMIN the kernel does not tell names, but our own pins can be opened all the same.
+            // Without CAP_SYS_ADMIN the kernel does not tell names, but our own pins can be opened
+            // all the same.
             ours: self.name.as_deref().map_or(self.pinned_by_us, |name| name == PROGRAM_NAME),
             name: self.name,
             loaded_ago: self.loaded_ago,
@@ -108,7 +109,8 @@ fn pinned_program(path: &Path) -> Option<u32> {
     program_of_fdinfo(Path::new(&format!("/proc/self/fdinfo/{}", object.as_raw_fd())))
 }
 
-/// The program that an open file is, or is a link of: both say `prog_id:` there, maps and other files do not.
+/// The program that an open file is, or is a link of: both say `prog_id:` there, maps and other
+/// files do not.
 fn program_of_fdinfo(path: &Path) -> Option<u32> {
     let text = std::fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
@@ -128,13 +130,15 @@ fn open_pin(path: &Path) -> Option<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let open = |flags| {
         let request = ObjGet { path: path.as_ptr().expose_provenance() as u64, fd: 0, flags };
-        // SAFETY: `request` and the string that it points to live until the call returns, and its size is given.
+        // SAFETY: `request` and the string that it points to live until the call returns, and its
+        // size is given.
         let result =
             unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const request, size_of::<ObjGet>()) };
         let fd = RawFd::try_from(result).ok().filter(|fd| *fd >= 0)?;
         // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
         Some(unsafe { OwnedFd::from_raw_fd(fd) })
     };
-    // Programs may be opened without flags only (EINVAL otherwise), and what may only be read with them only.
+    // Programs may be opened without flags only (EINVAL otherwise), and what may only be read with
+    // them only.
     open(0).or_else(|| open(BPF_F_RDONLY))
 }

@@ -1,4 +1,5 @@
-//! Routes to targets, and the policy rules by which they are looked up, by route netlink (rtnetlink(7)).
+//! Routes to targets, and the policy rules by which they are looked up, by route netlink
+//! (rtnetlink(7)).
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "netlink has many attributes, of which a few matter here, and gets more with every kernel"

@@ -23,7 +23,8 @@ pub(super) fn listeners(ports: &[u16]) -> Vec<Listener> {
     found.into_iter().map(listener).collect()
 }
 
-/// The ports that processes with one of these names listen on, in order, without what only this machine reaches.
+/// The ports that processes with one of these names listen on, in order, without what only this
+/// machine reaches.
 pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
     let named: Vec<PathBuf> = processes::others()
         .filter(|(pid, directory)| names.contains(&processes::process(*pid, directory).name.as_str()))

@@ -608,7 +608,8 @@ fn policy_rules_that_are_not_followed_are_named() {
     );
 }
 
-/// Two NICs, and one that the router does not work on; the target's replies come back to one of them.
+/// Two NICs, and one that the router does not work on; the target's replies come back to one of
+/// them.
 fn machine_of_many_interfaces() -> Facts {
     let nic = |name: &str, networks: &[&str]| {
         let networks: Vec<Ipv4Net> = networks.iter().map(|network| network.parse().unwrap()).collect();

@@ -2,8 +2,9 @@
 
 use proc_macro::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
-/// Registers a function as a test of [`harness::main`](../harness/fn.main.html), which finds it at run time. It takes the place of the
-/// compiler's own `#[test]`, and knows `#[ignore]`, with a reason or without.
+/// Registers a function as a test of [`harness::main`](../harness/fn.main.html), which finds it at
+/// run time. It takes the place of the compiler's own `#[test]`, and knows `#[ignore]`, with a
+/// reason or without.
 #[proc_macro_attribute]
 pub fn test(_arguments: TokenStream, item: TokenStream) -> TokenStream {
     let mut function = TokenStream::new();

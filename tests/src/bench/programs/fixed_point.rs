@@ -1,12 +1,14 @@
 //! A router whose translation changes nothing, and a packet of each kind for it.
 //!
-//! A repeated run sees what the run before it has made of the packet: translated addresses would be another flow's, and the
-//! TTL goes down by one. So the sessions are some whose translation changes nothing (a masquerade to the address and port that
-//! the packet has already; the program does the same arithmetic whatever the numbers are), and a call repeats 250 times only,
-//! from a TTL of 255: above 1 to the end. Each call begins with the packet as it was.
+//! A repeated run sees what the run before it has made of the packet: translated addresses would be
+//! another flow's, and the TTL goes down by one. So the sessions are some whose translation changes
+//! nothing (a masquerade to the address and port that the packet has already; the program does the
+//! same arithmetic whatever the numbers are), and a call repeats 250 times only, from a TTL of 255:
+//! above 1 to the end. Each call begins with the packet as it was.
 //!
-//! The root program is what is attached to the interfaces, for good: it tail-calls the program in force through a slot of a
-//! PROG_ARRAY. Its cost is the difference between a run of the root and a run of the program that it calls.
+//! The root program is what is attached to the interfaces, for good: it tail-calls the program in
+//! force through a slot of a PROG_ARRAY. Its cost is the difference between a run of the root and a
+//! run of the program that it calls.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -38,7 +40,8 @@ const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 
 /// Ethernet's header.
 const ETHERNET: usize = 14;
-/// The shortest frame, without the frame check sequence, which no program ever sees: 64 bytes on a wire.
+/// The shortest frame, without the frame check sequence, which no program ever sees: 64 bytes on a
+/// wire.
 const SHORTEST: usize = 60;
 /// Ethernet's header, and a datagram with one byte.
 const UNPADDED: usize = ETHERNET + 20 + 8 + 1;
@@ -49,11 +52,13 @@ const LONGEST: usize = ETHERNET + 1500;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Kind {
-    /// UDP from the client, of a known session, 64 bytes on the wire. So are the others, if nothing else is said.
+    /// UDP from the client, of a known session, 64 bytes on the wire. So are the others, if nothing
+    /// else is said.
     Udp,
     /// The same, of 1,500 bytes.
     UdpLong,
-    /// The same with one byte of data, in a frame that nobody has padded and that is too short for the fast path.
+    /// The same with one byte of data, in a frame that nobody has padded and that is too short for
+    /// the fast path.
     UdpUnpadded,
     /// A TCP segment without SYN, FIN and RST from the client.
     TcpAck,
@@ -170,7 +175,8 @@ fn tcp(from: Sender, flags: Flags, length: usize) -> Result<Vec<u8>> {
         Sender::Client => ((CLIENT, CLIENT_PORT), (TARGET, TARGET_PORT)),
         Sender::Target => ((TARGET, TARGET_PORT), (CLIENT, CLIENT_PORT)),
     };
-    // The programs believe only acknowledgements that can be right: a SYN takes one number (RFC 9293, section 3.4).
+    // The programs believe only acknowledgements that can be right: a SYN takes one number (RFC
+    // 9293, section 3.4).
     const START: u32 = 1;
     let sequence = match flags {
         Flags::Syn | Flags::SynAck => START,
@@ -248,8 +254,9 @@ impl FixedPoint {
             reject_unreachable: false,
         };
         dataplane.rules.apply(&rules, &mut dataplane.settings)?;
-        // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher (kernel/bpf/dispatcher.c), which
-        // calls it directly; one that is not, a call would put there and take out again, which takes longer than its runs.
+        // No packet comes in there. A program that is attached is in the kernel's XDP dispatcher
+        // (kernel/bpf/dispatcher.c), which calls it directly; one that is not, a call would put
+        // there and take out again, which takes longer than its runs.
         for (program, device) in [(Program::Root, "eth0"), (Program::Forward, "wire0")] {
             let name = program.name();
             dataplane
@@ -322,7 +329,8 @@ impl FixedPoint {
         repeat: u32,
         out: Option<&mut [u8]>,
     ) -> Result<(u32, Duration)> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
         let context = [0, frame.len() as u32, 0, self.index, 0, 0].map(u32::to_ne_bytes);
         let program: &mut Xdp = self.dataplane.program(program.name())?;
         let result = program.test_run(TestRunOptions {

@@ -1,4 +1,5 @@
-//! How large the programs are: what the kernel says of them once they are loaded, and what they call.
+//! How large the programs are: what the kernel says of them once they are loaded, and what they
+//! call.
 
 use std::collections::HashSet;
 

@@ -55,8 +55,8 @@ pub(super) fn peak(pid: u32) -> Result<u64> {
     Ok(number(&text, "VmHWM:").context("status has no VmHWM")? * 1024)
 }
 
-/// The BPF maps that a process has open or that are pinned below a directory, the largest first: what the kernel has set aside
-/// for each. A map that is only in a process' memory is open nowhere.
+/// The BPF maps that a process has open or that are pinned below a directory, the largest first:
+/// what the kernel has set aside for each. A map that is only in a process' memory is open nowhere.
 pub(super) fn maps(pid: u32, pins: &Path) -> Result<Vec<MapMemory>> {
     let mut maps = BTreeMap::new();
     let mut collect = |text: &str| -> Result<()> {
