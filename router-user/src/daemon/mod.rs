@@ -7,57 +7,44 @@
 //! ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the
 //! monitoring (`metrics`), and tells the log what an operator has to know (`watch`).
 
-mod api;
-mod audit;
-mod capacity;
-mod damage;
-mod http;
+mod control;
 mod kernel;
-mod lines;
-mod listing;
-mod metrics;
+mod lifecycle;
+mod logging;
 mod names;
-mod next_hops;
-mod own;
-mod pace;
-mod paced;
-mod privileges;
-mod probe;
+mod observe;
 mod punts;
-mod recount;
-mod reports;
-mod rivals;
-mod rule_set;
-mod shared;
-mod sweep;
-mod target_health;
-mod target_signs;
-mod text;
+mod rate;
+mod serve;
+mod sessions;
+mod state;
+mod sync;
 mod upkeep;
-mod watch;
-mod ways;
 
-use std::{
-    io::ErrorKind,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::{
+    control::rule_set,
+    kernel::{
+        netlink,
+        next_hops::{self, Topology},
+        own_traffic::{self, Own},
+    },
+    lifecycle::{
+        listeners::{Listeners, keep_descriptors_back, refuse_second},
+        privileges,
+        signals::Signals,
+    },
+    logging::watch,
     names::NameService,
-    next_hops::Topology,
-    own::Own,
-    shared::{Attached, Shared},
-    target_health::TargetHealth,
+    observe::target_health::TargetHealth,
+    serve::{api, metrics, probe},
+    sessions::sweep,
+    state::{Attached, Shared},
     upkeep::Upkeep,
 };
 use crate::{
@@ -144,111 +131,6 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// The signals that concern the daemon, from before it touches anything.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        let on = |kind| signal(kind).context("cannot receive signals");
-        Ok(Self {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            // Otherwise it would end the daemon without a word.
-            hangup: on(SignalKind::hangup())?,
-        })
-    }
-
-    /// Returns when the daemon is to stop.
-    async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return info!("SIGTERM: stopping"),
-                _ = self.interrupt.recv() => return info!("SIGINT: stopping"),
-                _ = self.hangup.recv() => warn!("SIGHUP: ignored; a changed configuration takes a restart"),
-            }
-        }
-    }
-}
-
-/// The sockets that the daemon answers on.
-struct Listeners {
-    probe: TcpListener,
-    admin: TcpListener,
-    api: UnixListener,
-}
-
-impl Listeners {
-    fn bind(config: &Config) -> Result<Self> {
-        let tcp = |address: std::net::SocketAddr, key: &str| {
-            http::listen(address).map_err(|error| {
-                let fix = if error.kind() == ErrorKind::AddrNotAvailable {
-                    "name an address of this machine, or 0.0.0.0 for all of them"
-                } else {
-                    "name another port; who has this one says `ss -tlnp`"
-                };
-                anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
-            })
-        };
-        let probe = tcp(config.health.listen, "health.listen")?;
-        let admin = tcp(config.admin.listen, "admin.listen")?;
-        let socket = &config.admin.socket;
-        let directory = socket.parent().unwrap_or(Path::new("/"));
-        private::make(directory).context("admin.socket")?;
-        remove_stale(socket)?;
-        let api = UnixListener::bind(socket)
-            .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
-            .with_context(|| format!("cannot restrict {}", socket.display()))?;
-        Ok(Self { probe, admin, api })
-    }
-}
-
-/// Makes sure that the listeners together cannot come near the limit of open files.
-fn keep_descriptors_back(config: &Config) {
-    /// Descriptors for everything else: maps, links, netlink, name servers, files that are read.
-    const OTHERS: usize = 256;
-    let limits = [probe::limits(config), metrics::limits(), api::limits()];
-    let needed = limits.iter().map(http::Limits::descriptors).sum::<usize>() + OTHERS;
-    match http::raise_descriptor_limit() {
-        Ok(limit) if limit < needed as u64 => warn!(
-            "this process may open {limit} files, and needs {needed} so that nobody can keep the probe from its answer; fix: \
-             LimitNOFILE= of the service, or ulimit -Hn"
-        ),
-        Ok(_) => {}
-        Err(error) => warn!("cannot raise the limit of open files: {error}"),
-    }
-}
-
-/// Removes the socket that a daemon has left; `refuse_second` found nobody behind it. Anything else
-/// is not ours to remove.
-fn remove_stale(socket: &Path) -> Result<()> {
-    match std::fs::symlink_metadata(socket) {
-        Ok(there) if there.file_type().is_socket() => {
-            std::fs::remove_file(socket).with_context(|| format!("cannot remove {}", socket.display()))
-        }
-        Ok(_) => bail!(
-            "{} (admin.socket) is there and no socket\n  fix: name a path in a directory of its own, such as \
-             /run/pls-router/api.sock",
-            socket.display()
-        ),
-        Err(_) => Ok(()),
-    }
-}
-
-/// Refuses to be the second daemon with the same socket.
-async fn refuse_second(socket: &Path) -> Result<()> {
-    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(()) };
-    // Where anybody may make files, anybody may make this one; nobody else's is a daemon's.
-    if stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())) {
-        bail!("a pls-router daemon is running already: it answers on {}", socket.display());
-    }
-    Ok(())
-}
-
 /// Looks at the machine; errors end it here, all of them at once.
 async fn check_machine(config: &Config) -> Result<()> {
     let facts = preflight::inspect(config).await;
@@ -282,7 +164,7 @@ async fn start(
     config: Config,
     predecessors: &mut Predecessors,
 ) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
-    let (changes, kernel) = kernel::connect()?;
+    let (changes, kernel) = netlink::connect()?;
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
     let mut topology = Topology::read(&kernel).await?;
@@ -358,7 +240,7 @@ async fn start(
     tasks.spawn(next_hops::follow(shared.clone(), kernel, changes, topology));
     tasks.spawn(punts::show_presence(shared.clone()));
     tasks.spawn(sweep::sweep(shared.clone()));
-    tasks.spawn(own::follow(shared.clone()));
+    tasks.spawn(own_traffic::follow(shared.clone()));
     tasks.spawn(name_service.follow(shared.clone()));
     Ok((shared, tasks))
 }

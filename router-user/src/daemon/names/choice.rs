@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use router_common::MAX_TARGETS;
 
 use super::NO_ADDRESS;
-use crate::{config::no_target, daemon::kernel::OwnAddresses};
+use crate::{config::no_target, daemon::kernel::netlink::OwnAddresses};
 
 /// The part of an answer that counts.
 #[derive(Clone, Debug, Default, PartialEq)]

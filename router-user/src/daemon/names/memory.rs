@@ -21,7 +21,7 @@ use tracing::warn;
 
 use super::choice::{Choice, choose};
 use crate::{
-    daemon::{kernel::OwnAddresses, text::printable},
+    daemon::{kernel::netlink::OwnAddresses, logging::text::printable},
     private,
 };
 

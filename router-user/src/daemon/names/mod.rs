@@ -29,14 +29,16 @@ use self::{
     memory::{Memory, Unsaved},
     resolver::{Answer, Files, NO_ADDRESS, Resolver},
 };
-use super::{
-    kernel::OwnAddresses,
-    lines::Lines,
-    paced::Paced,
-    shared::{Shared, State, lock},
-    text::printable,
+use crate::{
+    config::{Config, Host},
+    daemon::{
+        kernel::netlink::OwnAddresses,
+        logging::{lines::Lines, text::printable},
+        rate::paced::Paced,
+        state::{Shared, State},
+        sync::lock,
+    },
 };
-use crate::config::{Config, Host};
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
@@ -281,7 +283,7 @@ impl NameService {
         }
     }
 
-    /// Logs what has changed for the better; what is wrong, [`watch`](super::watch) tells. An
+    /// Logs what has changed for the better; what is wrong, [`watch`](crate::daemon::logging::watch) tells. An
     /// answer may change with every question, so there is a budget.
     fn log(&self, name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
         if !noted.moved && !noted.recovered {

@@ -36,7 +36,7 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::turns::{Step, Turns};
-use crate::daemon::shared::lock;
+use crate::daemon::sync::lock;
 
 /// How long a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and 0 s
 /// would be no time at all.

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::daemon::shared::lock;
+use crate::daemon::sync::lock;
 
 /// What a server says of a name.
 #[derive(Clone)]

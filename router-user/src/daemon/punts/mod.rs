@@ -5,15 +5,16 @@
 //! what comes out is sent (`output`): the first packet of a connection is not lost, and
 //! no retransmission has to be waited for. One that does not answer is noted (`failed`): the
 //! programs then tell who has sent the packets, and for a while whoever sends more, at once.
-//! Fragments that came before the first of their datagram are held (`held`) until that has
+//! Fragments that came before the first of their datagram are held (`early_fragments`) until that has
 //! come, and go the same way. Packets that are too large for their next hop are translated already,
 //! and are sent in fragments.
 //!
 //! Nothing of this goes through the host's firewall, and whatever is lost is counted (`tally`).
 
+mod early_fragments;
 mod failed;
-mod held;
 mod output;
+mod received;
 mod tally;
 mod waiting;
 
@@ -39,17 +40,20 @@ use tracing::warn;
 
 pub(super) use self::tally::Tally;
 use self::{
+    early_fragments::EarlyFragments,
     failed::Failed,
-    held::Held,
     output::Output,
+    received::Received,
     tally::Loss,
     waiting::{Queued, Waiting},
 };
-use super::{
-    kernel::{self, Kernel, NeighbourChange, NeighbourEntry},
-    shared::Shared,
+use crate::{
+    daemon::{
+        kernel::netlink::{self, Kernel, NeighbourChange, NeighbourEntry},
+        state::Shared,
+    },
+    dataplane::Departure,
 };
-use crate::dataplane::Departure;
 
 /// How often the data plane hears of us: well within `Settings::DAEMON_PATIENCE`.
 const PRESENCE: Duration = Duration::from_secs(1);
@@ -57,29 +61,6 @@ const PRESENCE: Duration = Duration::from_secs(1);
 const RECORDS_IN_A_ROW: u32 = 256;
 /// How often what has waited too long is looked for, while something waits.
 const ROUND: Duration = Duration::from_millis(500);
-
-/// A packet as it came in.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Received {
-    /// The index of the interface that it came in on.
-    interface: u32,
-    /// The packet, from its IP header on.
-    packet: Vec<u8>,
-}
-
-impl Received {
-    /// What a packet takes beside its bytes: small ones are not to be many.
-    const OVERHEAD: usize = 256;
-
-    fn of(punted: &Punted<'_>) -> Self {
-        Self { interface: punted.interface, packet: punted.packet.to_vec() }
-    }
-
-    /// The memory that it counts for.
-    fn cost(&self) -> usize {
-        self.packet.len() + Self::OVERHEAD
-    }
-}
 
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
 /// descriptors.
@@ -96,18 +77,18 @@ impl Doors {
         // the same one.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .context("cannot wait for packets from the data plane")?;
-        Ok(Self { ring, changes: kernel::watch_neighbours()?, output: Output::open()? })
+        Ok(Self { ring, changes: netlink::watch_neighbours()?, output: Output::open()? })
     }
 }
 
 /// Does for ever what the data plane asks for in the ring.
 pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> Result<()> {
     let Doors { mut ring, mut changes, output } = doors;
-    let mut desk = Desk {
+    let mut handler = PuntHandler {
         shared,
         kernel,
         output,
-        held: Held::default(),
+        early_fragments: EarlyFragments::default(),
         waiting: Waiting::default(),
         failed: Failed::default(),
         asked: JoinSet::new(),
@@ -121,7 +102,7 @@ pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> 
                 let mut records = 0;
                 while records < RECORDS_IN_A_ROW && let Some(record) = ready.get_inner_mut().next() {
                     if let Some(punted) = Punted::parse(&record) {
-                        desk.handle(&punted);
+                        handler.handle(&punted);
                     }
                     records += 1;
                 }
@@ -132,23 +113,24 @@ pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> 
                 }
             }
             change = changes.next() => match change {
-                Some(change) => desk.note(change),
+                Some(change) => handler.note(change),
                 None => bail!("the netlink connection has ended"),
             },
-            Some(answer) = desk.asked.join_next() => {
-                desk.hear(answer.context("a part of the daemon has crashed")?);
+            Some(answer) = handler.asked.join_next() => {
+                handler.hear(answer.context("a part of the daemon has crashed")?);
             }
-            _ = round.tick(), if desk.has_something() => desk.look_at_the_clock(),
+            _ = round.tick(), if handler.has_something() => handler.look_at_the_clock(),
         }
-        desk.report();
+        handler.report();
     }
 }
 
-struct Desk {
+/// Handles what comes in the ring, and what follows from it.
+struct PuntHandler {
     shared: Arc<Shared>,
     kernel: Kernel,
     output: Output,
-    held: Held,
+    early_fragments: EarlyFragments,
     waiting: Waiting,
     failed: Failed,
     /// Questions to the kernel about neighbours.
@@ -164,7 +146,7 @@ struct Answer {
     known: Result<Option<NeighbourEntry>>,
 }
 
-impl Desk {
+impl PuntHandler {
     fn handle(&mut self, punted: &Punted<'_>) {
         let received = Received::of(punted);
         match punted.kind {
@@ -181,12 +163,12 @@ impl Desk {
             },
             Kind::Hold => {
                 let Some(key) = key(&received.packet) else { return };
-                let lost = self.held.hold(key, received, Instant::now());
+                let lost = self.early_fragments.hold(key, received, Instant::now());
                 self.shared.punts.lost(Loss::NoRoom, lost as u64);
             }
             Kind::Release => {
                 let Some(key) = key(&received.packet) else { return };
-                let fragments = self.held.release(&key, Instant::now());
+                let fragments = self.early_fragments.release(&key, Instant::now());
                 self.replay(&fragments);
             }
         }
@@ -307,12 +289,12 @@ impl Desk {
     }
 
     fn has_something(&self) -> bool {
-        !self.held.is_empty() || !self.waiting.is_empty() || !self.failed.is_empty()
+        !self.early_fragments.is_empty() || !self.waiting.is_empty() || !self.failed.is_empty()
     }
 
     fn look_at_the_clock(&mut self) {
         let now = Instant::now();
-        self.held.expire(now);
+        self.early_fragments.expire(now);
         for neighbour in self.waiting.overdue(now) {
             self.give_up(neighbour);
         }
@@ -327,8 +309,8 @@ impl Desk {
     /// Says what there is now.
     fn report(&mut self) {
         let punts = &self.shared.punts;
-        punts.lost(Loss::Expired, self.held.expired() as u64);
-        punts.has(self.waiting.packets(), self.held.fragments());
+        punts.lost(Loss::Expired, self.early_fragments.expired() as u64);
+        punts.has(self.waiting.packets(), self.early_fragments.fragments());
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use tracing::debug;
 
-use crate::{daemon::shared::lock, model::PuntStatus};
+use crate::{daemon::sync::lock, model::PuntStatus};
 
 /// How long a failure is told of. While they go on, they are one.
 const TOLD: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub(super) enum Loss {
 
 /// Counters, and what has failed last.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct Tally {
+pub(crate) struct Tally {
     sent: AtomicU64,
     unanswered: AtomicU64,
     no_room: AtomicU64,
@@ -70,13 +70,13 @@ impl Tally {
     }
 
     /// Says what fails, if something does.
-    pub(in crate::daemon) fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let failure = lock(&self.failure);
         failure.as_ref().filter(|(since, _)| since.elapsed() < TOLD).map(|(_, text)| text.clone())
     }
 
     /// All of it.
-    pub(in crate::daemon) fn status(&self) -> PuntStatus {
+    pub(crate) fn status(&self) -> PuntStatus {
         PuntStatus {
             sent: self.sent.load(Relaxed),
             waiting: self.waiting.load(Relaxed),

@@ -11,7 +11,7 @@ use std::{
 
 use router_common::punt::Neighbour;
 
-use super::Received;
+use super::received::Received;
 
 /// How many bytes wait for one neighbour, at most.
 pub(super) const NEIGHBOUR_BYTES: usize = 208 << 10;

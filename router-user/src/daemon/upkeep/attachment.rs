@@ -3,25 +3,15 @@
 
 use anyhow::{Context as _, Result};
 
-use super::{Kept, Look};
+use super::{
+    kept::{Kept, Look},
+    loss::lost,
+};
 use crate::{
-    daemon::shared::State,
+    daemon::state::State,
     dataplane::{Attachment, Loss, Place},
     health::Id,
 };
-
-/// What has happened to an interface or its program, in words.
-pub(in crate::daemon) fn lost(attachment: &Attachment, loss: Loss) -> String {
-    let name = &attachment.interface;
-    match (loss, attachment.place()) {
-        (Loss::InterfaceGone, Place::Gone) => {
-            format!("{name}: there is no such interface any more; the router goes on with it when it is back")
-        }
-        (Loss::InterfaceGone, _) => format!("{name} was removed and is there again"),
-        (Loss::Detached, _) => format!("{name}: the program was taken off"),
-        (Loss::Replaced(by), _) => format!("{name}: the program was replaced by another (id {by})"),
-    }
-}
 
 pub(super) struct KeptAttachment {
     slot: u32,

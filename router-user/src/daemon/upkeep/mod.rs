@@ -8,9 +8,12 @@
 //! shows it.
 
 mod attachment;
+mod kept;
+pub(crate) mod loss;
 mod notices;
 mod pace;
 mod pins;
+pub(crate) mod record;
 mod route_lookups;
 
 use std::{
@@ -23,132 +26,24 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use self::{
-    attachment::KeptAttachment, notices::Notices, pace::Pace, pins::KeptPins, route_lookups::RouteLookups,
+    attachment::KeptAttachment,
+    kept::{Kept, Look},
+    notices::Notices,
+    pace::Pace,
+    pins::KeptPins,
+    record::Record,
+    route_lookups::RouteLookups,
 };
-use super::shared::{Shared, State};
 use crate::{
     config::Config,
+    daemon::state::{Shared, State},
     dataplane::Dataplane,
-    health::{Conditions, Id, Severity},
-    model,
 };
-
-pub(super) use self::attachment::lost;
 
 /// How often everything is looked at without being told.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long notices are gathered after a look: one command makes many.
 const SETTLE: Duration = Duration::from_millis(5);
-
-/// Something that the data plane depends on and that others can change.
-///
-/// Both functions run with the daemon's lock held.
-trait Kept: Send {
-    /// Its kind, for people and monitoring.
-    fn what(&self) -> &'static str;
-
-    /// The condition that it is not as it has to be.
-    fn trouble(&self) -> Id;
-
-    /// Which one of its kind.
-    fn name(&self) -> &str;
-
-    /// Whether the probe has to answer 503 while it is not as it has to be.
-    fn is_vital(&self) -> bool;
-
-    /// Looks at it and changes nothing.
-    ///
-    /// # Errors
-    /// When it cannot be looked at.
-    fn look(&self, state: &State) -> Result<Look>;
-
-    /// Sets it again; says what has been done, in words that follow what [`look`](Self::look) has
-    /// said.
-    ///
-    /// # Errors
-    /// When it cannot be set.
-    fn restore(&mut self, state: &mut State) -> Result<&'static str>;
-
-    /// Who may change it again and again, and how to find out.
-    fn suspects(&self) -> String;
-}
-
-/// What a look has shown.
-enum Look {
-    /// It is as it has to be.
-    Good,
-    /// So it is, but somebody should know this.
-    Doubtful(Id, String),
-    /// Somebody has changed it: what it is now.
-    Changed(String),
-    /// Only others can bring it back: what is missing.
-    Missing(String),
-}
-
-/// What `status` tells of something that is kept.
-#[derive(Debug)]
-pub(super) struct Record {
-    what: &'static str,
-    name: String,
-    trouble_id: Id,
-    is_vital: bool,
-    repairs: u64,
-    last_repair: Option<Instant>,
-    /// What is wrong with it now.
-    trouble: Option<String>,
-    /// What is not as it should be although it works.
-    doubt: Option<(Id, String)>,
-    /// Who may be behind it that it is changed again and again.
-    contended: Option<String>,
-}
-
-impl Record {
-    fn of(kept: &dyn Kept) -> Self {
-        Self {
-            what: kept.what(),
-            name: kept.name().to_owned(),
-            trouble_id: kept.trouble(),
-            is_vital: kept.is_vital(),
-            repairs: 0,
-            last_repair: None,
-            trouble: None,
-            doubt: None,
-            contended: None,
-        }
-    }
-
-    /// Whether it is this one, and something is known to be wrong with it.
-    pub(super) fn knows(&self, name: &str) -> bool {
-        self.name == name && self.trouble.is_some()
-    }
-
-    /// Adds what is wrong with it.
-    pub(super) fn add_to(&self, conditions: &mut Conditions) {
-        let severity = if self.is_vital { Severity::Down } else { Severity::Degraded };
-        if let Some(detail) = &self.trouble {
-            conditions.add(severity, self.trouble_id, &self.name, detail);
-        }
-        if let Some((id, detail)) = &self.doubt {
-            conditions.add(Severity::Degraded, *id, &self.name, detail);
-        }
-        if let Some(detail) = &self.contended {
-            conditions.add(Severity::Degraded, Id::Contended, &self.name, detail);
-        }
-    }
-
-    /// All of it, as `status` has it.
-    pub(super) fn status(&self) -> model::Repairs {
-        let doubt = self.doubt.as_ref().map(|(_, detail)| detail);
-        let wrong = [self.trouble.as_ref(), doubt, self.contended.as_ref()].into_iter().flatten();
-        model::Repairs {
-            what: self.what.to_owned(),
-            name: self.name.clone(),
-            count: self.repairs,
-            last_seconds: self.last_repair.map(|last| last.elapsed().as_secs()),
-            problem: wrong.cloned().collect::<Vec<_>>().join("; "),
-        }
-    }
-}
 
 /// Everything that is kept.
 pub(super) struct Upkeep {
@@ -172,7 +67,7 @@ impl Upkeep {
 
     /// Looks and repairs for ever.
     pub(super) async fn run(mut self, shared: Arc<Shared>) -> Result<()> {
-        shared.state().upkeep = self.kept.iter().map(|(kept, _)| Record::of(&**kept)).collect();
+        shared.state().upkeep = self.kept.iter().map(|(kept, _)| record(&**kept)).collect();
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -192,6 +87,11 @@ impl Upkeep {
             sleep(SETTLE).await;
         }
     }
+}
+
+/// The record of something to which nothing has happened yet.
+fn record(kept: &dyn Kept) -> Record {
+    Record::new(kept.what(), kept.name(), kept.trouble(), kept.is_vital())
 }
 
 /// A line for the log.

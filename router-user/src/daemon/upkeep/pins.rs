@@ -4,8 +4,8 @@ use std::fs::File;
 
 use anyhow::{Context as _, Result};
 
-use super::{Kept, Look};
-use crate::{daemon::shared::State, dataplane::HeldPins, health::Id};
+use super::kept::{Kept, Look};
+use crate::{daemon::state::State, dataplane::HeldPins, health::Id};
 
 pub(super) struct KeptPins {
     directory: String,

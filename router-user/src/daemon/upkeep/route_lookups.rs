@@ -5,9 +5,9 @@
 
 use anyhow::Result;
 
-use super::{Kept, Look};
+use super::kept::{Kept, Look};
 use crate::{
-    daemon::shared::State,
+    daemon::state::State,
     dataplane::{ROUTE_LOOKUPS, route_lookups_are_on},
     health::Id,
 };

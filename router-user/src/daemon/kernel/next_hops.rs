@@ -1,0 +1,850 @@
+//! Keeps next hops true: the data plane's, and what `status` and the probe say of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use futures_util::StreamExt as _;
+use ipnet::Ipv4Net;
+use router_common::{
+    MAX_INTERFACES,
+    address::{Mac, Port},
+    flow::Protocol,
+    punt::Neighbour,
+    route::{Answer, InUse, InterfaceAddresses, Query},
+    settings::Interface,
+};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tracing::{debug, info, warn};
+
+use crate::{
+    daemon::{
+        control::rule_set,
+        kernel::netlink::{Addresses, Change, Kernel, NeighbourEntry, Routes, Watch},
+        logging::text,
+        observe::contested::format_mac,
+        rate::pace::Pace,
+        state::{Shared, State},
+    },
+    dataplane::{Dataplane, interface_name},
+    health::Id,
+    model::NextHopStatus,
+    policy_rules::{self, PolicyRule, not_followed},
+};
+
+/// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour
+/// is still there.
+const CONFIRM: Duration = Duration::from_secs(2);
+/// How long a next hop that was there stays so while it is asked once more, by broadcast. Where one
+/// does not answer when it is asked by name, as some switches and virtual gateways do, the kernel
+/// loses it every few seconds, and has it back after one round trip.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long changes are gathered before they are acted on: one `ip route` command makes several.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Times in a row that all sessions ask for their next hops again because neighbours have changed,
+/// and how often from then on: each costs every session a way through the slow path.
+const INVALIDATIONS: (u32, Duration) = (4, Duration::from_secs(1));
+/// Times in a row that the ways to all targets are looked at again because neighbours have changed,
+/// and how often from then on.
+const REFRESHES: (u32, Duration) = (4, Duration::from_millis(500));
+/// As many queries are asked in one look at the ways to all targets; the other targets have their
+/// turn at the next one.
+const QUERIES_AT_ONCE: usize = 2048;
+/// As many neighbours are looked for in one such look.
+const PROBES_AT_ONCE: usize = 64;
+/// As many next hops that only sessions have are confirmed in one round while the kernel's table of
+/// neighbours is filling up.
+const CONFIRMED_AT_ONCE: usize = 512;
+
+/// Follows the kernel's changes for ever. What fails is tried again at the next change, or two
+/// seconds later; if it goes on failing, the probe says so.
+pub(crate) async fn follow(
+    shared: Arc<Shared>,
+    kernel: Kernel,
+    mut changes: Watch,
+    mut topology: Topology,
+) -> Result<()> {
+    let mut follower = Follower::default();
+    let mut confirm = interval(CONFIRM);
+    confirm.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let mut is_round = false;
+        tokio::select! {
+            change = changes.next() => {
+                let Some(change) = change else { bail!("the netlink connection has ended") };
+                let mut gathered = vec![change];
+                let settled = Instant::now() + SETTLE;
+                while let Ok(Some(change)) = timeout_at(settled, changes.next()).await {
+                    gathered.push(change);
+                }
+                topology.is_old |= gathered.contains(&Change::Topology);
+                follower.note(&shared, &gathered);
+            }
+            () = follower.due() => {}
+            _ = confirm.tick() => is_round = true,
+        }
+        let now = Instant::now().into_std();
+        follower.invalidate(&shared, now);
+        let is_due = follower.refreshes.take(now);
+        if std::mem::take(&mut follower.is_outdated) || is_due || is_round {
+            match refresh(&shared, &kernel, &mut topology).await {
+                Ok(Looked { ways, has_moved }) => follower.has_looked(ways, has_moved),
+                Err(error) => warn!("cannot follow the kernel's routes: {error:#}"),
+            }
+        }
+        if is_round {
+            confirm_neighbours(&shared, &kernel, &topology).await;
+        }
+    }
+}
+
+/// Things to be done because of changes. Whoever is on the link can make as many changes of
+/// neighbours as the link carries, so only those of next hops that are in use have anything done,
+/// and that within a budget.
+struct Follower {
+    /// The neighbours that targets' routes lead to, with their MAC addresses as far as they are
+    /// known.
+    ways: Ways,
+    /// A route, a rule, a link or an address has changed.
+    topology_has_moved: bool,
+    /// The ways to targets have to be looked at again: what is known of them is not true any more.
+    is_outdated: bool,
+    invalidations: Pace,
+    refreshes: Pace,
+}
+
+/// Neighbours on the way to targets, each with the name of its interface and the MAC address that
+/// it had last.
+type Ways = HashMap<Neighbour, (String, Option<[u8; 6]>)>;
+
+impl Default for Follower {
+    fn default() -> Self {
+        Self {
+            ways: Ways::new(),
+            topology_has_moved: false,
+            is_outdated: false,
+            invalidations: Pace::new(INVALIDATIONS.0, INVALIDATIONS.1),
+            refreshes: Pace::new(REFRESHES.0, REFRESHES.1),
+        }
+    }
+}
+
+impl Follower {
+    /// Takes in what has changed.
+    fn note(&mut self, shared: &Shared, changes: &[Change]) {
+        let mut failure = None;
+        {
+            let state = &mut *shared.state();
+            for change in changes {
+                match change {
+                    Change::Topology => {
+                        self.topology_has_moved = true;
+                        self.is_outdated = true;
+                    }
+                    // What it was, a look at all of them will show.
+                    Change::MissedNeighbours => self.refreshes.ask(),
+                    Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) => {
+                        failure = self.note_neighbour(state, neighbour, *mac).err().or(failure);
+                    }
+                }
+            }
+        }
+        if let Some(error) = failure {
+            // Then it may have been any.
+            self.invalidations.ask();
+            warn!("{error:#}");
+        }
+    }
+
+    fn note_neighbour(
+        &mut self,
+        state: &mut State,
+        neighbour: &Neighbour,
+        mac: Option<[u8; 6]>,
+    ) -> Result<()> {
+        let State { plane, rivals, .. } = state;
+        let in_use = plane.next_hops_in_use.get(neighbour)?;
+        let way = self.ways.get_mut(neighbour);
+        if in_use.is_none() && way.is_none() && !rivals.watches(neighbour) {
+            return Ok(());
+        }
+        let last = way.as_ref().and_then(|(_, mac)| *mac);
+        if let Some(mac) = mac {
+            let before = in_use.and_then(InUse::mac).map(Mac::bytes).or(last);
+            let interface = match &way {
+                Some((name, _)) => name.clone(),
+                None => interface_name(neighbour.interface).unwrap_or_default(),
+            };
+            rivals.note(*neighbour, &interface, before, mac, Instant::now().into_std());
+        }
+        if in_use.is_some_and(|in_use| in_use.is_overtaken(mac.map(Mac::new))) {
+            // First, since who asks again notes it again.
+            plane.next_hops_in_use.forget(neighbour)?;
+            self.invalidations.ask();
+        }
+        if let Some((_, known)) = way
+            && *known != mac
+        {
+            // To come and to go takes a neighbour seconds. To have another address takes it a
+            // frame, of whomever.
+            if known.is_some() && mac.is_some() {
+                self.refreshes.ask();
+            } else {
+                self.is_outdated = true;
+            }
+            *known = mac;
+        }
+        Ok(())
+    }
+
+    /// Has all sessions ask for their next hops again, if it is time for that. What fails is tried
+    /// again.
+    fn invalidate(&mut self, shared: &Shared, now: std::time::Instant) {
+        let is_due = self.invalidations.take(now);
+        let has_moved = std::mem::take(&mut self.topology_has_moved);
+        if !is_due && !has_moved {
+            return;
+        }
+        let invalidated = invalidate(&mut shared.state().plane);
+        if let Err(error) = invalidated {
+            self.invalidations.ask();
+            warn!("sessions do not follow their next hops yet: {error:#}");
+        }
+    }
+
+    /// Takes in what a look at all ways has shown.
+    fn has_looked(&mut self, ways: Ways, has_moved: bool) {
+        self.ways = ways;
+        if has_moved {
+            self.invalidations.ask();
+        }
+    }
+
+    /// Returns when there is something to do that nobody else will tell of.
+    async fn due(&self) {
+        let now = Instant::now().into_std();
+        match [self.invalidations.due(now), self.refreshes.due(now)].into_iter().flatten().min() {
+            Some(due) => sleep_until(due.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What changes seldom and may be long: routes, and the rules by which they are looked up.
+#[derive(Default)]
+pub(crate) struct Topology {
+    routes: Routes,
+    rules: Vec<PolicyRule>,
+    /// Whether it may have changed since it was read.
+    is_old: bool,
+    /// The target that was looked at last, if not all are looked at each time.
+    turn: Option<Ipv4Addr>,
+    /// Since when next hops that were there are asked once more.
+    overdue: HashMap<Neighbour, Instant>,
+}
+
+impl Topology {
+    /// The topology as it is now.
+    pub(crate) async fn read(kernel: &Kernel) -> Result<Self> {
+        Ok(Self {
+            routes: kernel.routes().await?,
+            rules: kernel.policy_rules().await?,
+            is_old: false,
+            turn: None,
+            overdue: HashMap::new(),
+        })
+    }
+}
+
+/// Has all sessions ask for their next hops again.
+fn invalidate(plane: &mut Dataplane) -> Result<()> {
+    // First, since who asks notes what is found.
+    if !plane.next_hops_in_use.has_room()? {
+        plane.next_hops_in_use.forget_all()?;
+    }
+    plane.settings.invalidate_next_hops()
+}
+
+/// The outcome of a look at all ways.
+pub(crate) struct Looked {
+    ways: Ways,
+    /// Sessions have a next hop that has gone or changed, and nothing has told of it.
+    has_moved: bool,
+}
+
+/// Looks at this machine's addresses, at the way to every target, and at the next hops in use
+/// again.
+pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
+    if topology.is_old {
+        let Topology { turn, ref mut overdue, .. } = *topology;
+        let overdue = std::mem::take(overdue);
+        *topology = Topology { turn, overdue, ..Topology::read(kernel).await? };
+    }
+    let addresses = kernel.addresses().await?;
+    // Interfaces may be removed and made again, and a virtual function comes and goes while its
+    // interface stays (host servicing on Azure).
+    let indexes = shared.interface_indexes();
+    let interfaces = interfaces(&indexes, kernel, &addresses).await?;
+    {
+        let plane = &mut shared.state().plane;
+        plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+        plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
+        plane.interface_addresses.set(sources(&indexes, &addresses))?;
+        plane.settings.set_interfaces(interfaces)?;
+    }
+    let mut view = View {
+        addresses,
+        neighbours: kernel.neighbours().await?,
+        names: kernel.interface_names().await?,
+        interfaces: indexes,
+        tells_sources: None,
+        looked_for: HashSet::new(),
+        before: shared.state().next_hops.iter().map(|known| (known.target, known.clone())).collect(),
+        overdue: std::mem::take(&mut topology.overdue),
+    };
+    let targets = targets(shared);
+    let turn = in_turn(&targets, topology.turn, QUERIES_AT_ONCE);
+    topology.turn = turn.last().copied();
+    let turn: HashSet<Ipv4Addr> = turn.into_iter().collect();
+    let mut next_hops = Vec::new();
+    for (target, needs) in targets {
+        if turn.contains(&target) {
+            next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+        } else if let Some(known) = view.before.get(&target.into()) {
+            // As it was when it had its turn. One that has never had one yet is not known to be
+            // lost.
+            next_hops.push(NextHopStatus { rules: needs.rules, ..known.clone() });
+        }
+    }
+    topology.overdue = view.still_overdue();
+    let ways = view.ways(&next_hops, topology);
+    let doubts = view.doubts(topology);
+    let has_moved = {
+        let state = &mut *shared.state();
+        state.refreshed = Instant::now().into_std();
+        state.rivals.pass_time(state.refreshed);
+        state.routing = doubts;
+        state.own_addresses = view.addresses.local();
+        state.own_networks =
+            view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
+        // Of a contested one, the condition says enough.
+        let is_contested = |hop: &NextHopStatus| state.rivals.contest(hop.interface.as_deref(), hop.via);
+        for next_hop in next_hops.iter().filter(|next_hop| is_contested(next_hop)) {
+            view.before.insert(next_hop.target, next_hop.clone());
+        }
+        state.next_hops.clone_from(&next_hops);
+        forget_overtaken(state, &view.neighbours)?
+    };
+    report(&view.before, &next_hops);
+    Ok(Looked { ways, has_moved })
+}
+
+/// Forgets the next hops in use that are others by now, by what the kernel says of all neighbours.
+/// Returns `true` if there are any. Most are told of by changes; but those can be lost, and a
+/// session may note what was true a moment ago.
+fn forget_overtaken(state: &mut State, neighbours: &HashMap<Neighbour, NeighbourEntry>) -> Result<bool> {
+    let in_use = &mut state.plane.next_hops_in_use;
+    let mut has_moved = false;
+    for (neighbour, noted) in in_use.all()? {
+        let mac = neighbours.get(&neighbour).and_then(|entry| entry.mac);
+        if noted.is_overtaken(mac.map(Mac::new)) {
+            in_use.forget(&neighbour)?;
+            has_moved = true;
+        }
+    }
+    Ok(has_moved)
+}
+
+/// Chooses the targets that are looked at now, so many queries at most: those after the one that
+/// was last, and round again.
+fn in_turn(targets: &BTreeMap<Ipv4Addr, Needs>, last: Option<Ipv4Addr>, most: usize) -> Vec<Ipv4Addr> {
+    let last = last.unwrap_or(Ipv4Addr::BROADCAST);
+    let after = targets.range((Bound::Excluded(last), Bound::Unbounded));
+    let mut left = most;
+    after
+        .chain(targets.range(..=last))
+        .take_while(|(_, Needs { queries, .. })| {
+            let fits = left > 0;
+            left = left.saturating_sub(queries.len());
+            fits
+        })
+        .map(|(target, _)| *target)
+        .collect()
+}
+
+/// The addresses that sessions may come from which leave by the interfaces with these indexes, by
+/// slot.
+pub(crate) fn sources(indexes: &[u32], addresses: &Addresses) -> [InterfaceAddresses; MAX_INTERFACES] {
+    let mut sources = [InterfaceAddresses::default(); MAX_INTERFACES];
+    for (slot, index) in sources.iter_mut().zip(indexes) {
+        *slot = addresses.sources_of(*index);
+    }
+    sources
+}
+
+/// The kernel at one moment.
+struct View {
+    addresses: Addresses,
+    neighbours: HashMap<Neighbour, NeighbourEntry>,
+    /// The names of all interfaces.
+    names: HashMap<u32, String>,
+    /// The router's, by slot.
+    interfaces: Vec<u32>,
+    /// Whether the kernel tells the preferred sources of routes, as far as is known.
+    tells_sources: Option<bool>,
+    /// The neighbours that the kernel has been asked to look for.
+    looked_for: HashSet<Neighbour>,
+    /// The next hops of the last look, by target.
+    before: HashMap<IpAddr, NextHopStatus>,
+    /// As in [`Topology`].
+    overdue: HashMap<Neighbour, Instant>,
+}
+
+/// `BPF_FIB_LKUP_RET_*`, include/uapi/linux/bpf.h.
+mod code {
+    pub(crate) const SUCCESS: i32 = 0;
+    pub(crate) const BLACKHOLE: i32 = 1;
+    pub(crate) const UNREACHABLE: i32 = 2;
+    pub(crate) const PROHIBIT: i32 = 3;
+    pub(crate) const NOT_FORWARDED: i32 = 4;
+    pub(crate) const FORWARDING_DISABLED: i32 = 5;
+    pub(crate) const UNSUPPORTED_TUNNEL: i32 = 6;
+    pub(crate) const NO_NEIGHBOUR: i32 = 7;
+}
+
+/// Why the kernel names no next hop; `None` if it does.
+fn refusal(answer: &Answer) -> Option<String> {
+    match answer.code {
+        code::SUCCESS | code::NO_NEIGHBOUR => None,
+        code::BLACKHOLE => Some("no route: the one to it is a blackhole".to_owned()),
+        code::UNREACHABLE => Some("no route: the one to it says unreachable".to_owned()),
+        code::PROHIBIT => Some("no route: the one to it says prohibit".to_owned()),
+        code::NOT_FORWARDED => {
+            Some("no route: network is unreachable, or the address is this machine's".to_owned())
+        }
+        code::FORWARDING_DISABLED => Some("no route: route lookups are off".to_owned()),
+        code::UNSUPPORTED_TUNNEL => Some("the route to it leads into a tunnel (encap)".to_owned()),
+        other => Some(format!("no route: the kernel answers {other}")),
+    }
+}
+
+impl View {
+    /// The way to a target, for every kind of session that needs it.
+    async fn next_hop(
+        &mut self,
+        shared: &Shared,
+        kernel: &Kernel,
+        target: Ipv4Addr,
+        needs: Needs,
+    ) -> NextHopStatus {
+        let mut next_hop = NextHopStatus {
+            rules: needs.rules,
+            target: target.into(),
+            via: None,
+            interface: None,
+            mac: None,
+            source: None,
+            resolved: false,
+            problem: String::new(),
+        };
+        for query in &needs.queries {
+            let answer = shared.state().plane.route(query);
+            let problem = match answer {
+                Ok(answer) => self.judge(shared, kernel, &mut next_hop, &answer, needs.any_of_network).await,
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(problem) = problem {
+                next_hop.problem = problem;
+                return next_hop;
+            }
+        }
+        next_hop.resolved = true;
+        next_hop
+    }
+
+    /// What is wrong with an answer, which is entered into `next_hop`.
+    async fn judge(
+        &mut self,
+        shared: &Shared,
+        kernel: &Kernel,
+        next_hop: &mut NextHopStatus,
+        answer: &Answer,
+        any_of_network: bool,
+    ) -> Option<String> {
+        let refusal = refusal(answer);
+        if refusal.is_some() {
+            return refusal;
+        }
+        let (neighbour, via) = (answer.neighbour, answer.neighbour.ip());
+        let name = self.names.get(&neighbour.interface).cloned().unwrap_or_default();
+        let entry = self.neighbours.get(&neighbour).copied().unwrap_or_default();
+        next_hop.via = Some(via);
+        next_hop.mac = entry.mac.map(format_mac);
+        next_hop.interface = Some(name.clone());
+        if !self.interfaces.contains(&neighbour.interface) {
+            return Some(format!("the route leads out of {name}, which is not an interface of the router"));
+        }
+        let given = &shared.config.snat.addresses;
+        if given.is_empty() {
+            let source = Ipv4Addr::from(answer.source);
+            if source.is_unspecified() {
+                return Some(format!(
+                    "{name} has no IPv4 address for new sessions to come from: give it one, or set snat.addresses"
+                ));
+            }
+            next_hop.source = Some(source.into());
+            self.tells_sources = Some(answer.source_is_told);
+        } else if let Some(foreign) = given.iter().find(|address| !self.addresses.own().contains(address)) {
+            return Some(format!(
+                "new sessions would come from {foreign}, which is no address of this machine"
+            ));
+        }
+        // The one address that stands for a network on the link need not be there.
+        let on_link = via == next_hop.target;
+        if entry.mac.is_none() && !(on_link && any_of_network) {
+            if self.looked_for.len() < PROBES_AT_ONCE
+                && self.looked_for.insert(neighbour)
+                && let Err(error) = kernel.probe(&neighbour).await
+            {
+                debug!("{error:#}");
+            }
+            if let Some(known) = self.known_until_now(&neighbour, next_hop.target) {
+                next_hop.mac = Some(known);
+                return None;
+            }
+            return Some(format!("{via} does not answer {} on {name}", asked_by(via)));
+        }
+        None
+    }
+
+    /// Returns the MAC address of a neighbour that was the next hop to a target until now, while it
+    /// is asked once more.
+    fn known_until_now(&mut self, neighbour: &Neighbour, target: IpAddr) -> Option<String> {
+        let known = self.before.get(&target).filter(|known| known.resolved)?;
+        let mac = known.mac.clone().filter(|_| known.via == Some(neighbour.ip()))?;
+        let since = *self.overdue.entry(*neighbour).or_insert_with(Instant::now);
+        (since.elapsed() < PATIENCE).then_some(mac)
+    }
+
+    /// Returns the neighbours that are still asked once more, since when.
+    fn still_overdue(&mut self) -> HashMap<Neighbour, Instant> {
+        let mut overdue = std::mem::take(&mut self.overdue);
+        let is_there =
+            |neighbour: &Neighbour| self.neighbours.get(neighbour).is_some_and(|entry| entry.mac.is_some());
+        overdue.retain(|neighbour, since| !is_there(neighbour) && since.elapsed() < 2 * PATIENCE);
+        overdue
+    }
+
+    /// The neighbours on the way to targets, and the gateways of all routes.
+    fn ways(&self, next_hops: &[NextHopStatus], topology: &Topology) -> Ways {
+        let indexes: HashMap<&str, u32> =
+            self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
+        let of_targets = next_hops.iter().filter_map(|next_hop| {
+            Some(Neighbour::new(*indexes.get(next_hop.interface.as_deref()?)?, next_hop.via?))
+        });
+        let gateways = topology.routes.gateways.keys().copied();
+        let ways = of_targets.chain(gateways).filter(|way| self.interfaces.contains(&way.interface));
+        let known = |way: Neighbour| {
+            let name = self.names.get(&way.interface).cloned().unwrap_or_default();
+            (way, (name, self.neighbours.get(&way).and_then(|entry| entry.mac)))
+        };
+        ways.map(known).collect()
+    }
+
+    /// Returns what is doubtful about the routes of this machine: what each is about, and the words
+    /// for the operator.
+    fn doubts(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+        let of_router = self.interfaces.iter().filter_map(|index| self.names.get(index));
+        let interfaces: Vec<&str> = of_router.map(String::as_str).collect();
+        let ignored = not_followed(&topology.rules, &interfaces).into_iter().map(|text| {
+            let detail = format!("{text}; fix: {}", policy_rules::FIX);
+            (Id::PolicyRuleIgnored, text, detail)
+        });
+        let mut doubts: Vec<_> = ignored.collect();
+        doubts.extend(self.dead_gateways(topology));
+        doubts.extend(self.untold_sources(topology));
+        doubts
+    }
+
+    /// Gateways of routes with several that do not answer.
+    fn dead_gateways(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+        let is_dead = |gateway: &Neighbour| {
+            self.interfaces.contains(&gateway.interface)
+                && self.neighbours.get(gateway).is_some_and(|entry| entry.mac.is_none())
+        };
+        let gateways = topology.routes.gateways.iter();
+        let mut dead: Vec<_> = gateways
+            .filter(|(gateway, is_one_of_many)| **is_one_of_many && is_dead(gateway))
+            .map(|(gateway, _)| {
+                let name = self.names.get(&gateway.interface).map(String::as_str).unwrap_or_default();
+                let (address, sessions) = (
+                    gateway.ip(),
+                    if avoids_dead_gateways() {
+                        "sessions take the others"
+                    } else {
+                        "its share of the sessions is lost; fix: sysctl net.ipv4.fib_multipath_use_neigh=1"
+                    },
+                );
+                let detail = format!(
+                    "gateway {address} of a route with several does not answer {} on {name}: {sessions}",
+                    asked_by(address)
+                );
+                (Id::GatewayDead, address.to_string(), detail)
+            })
+            .collect();
+        dead.sort_unstable();
+        dead
+    }
+
+    /// Sources that routes name and that this kernel does not tell the data plane.
+    fn untold_sources(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+        if self.tells_sources != Some(false) {
+            return Vec::new();
+        }
+        let untold = topology.routes.sources.iter().filter_map(|route| {
+            if !self.interfaces.contains(&route.interface) {
+                return None;
+            }
+            let gateway = route.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let chosen = self.addresses.sources_of(route.interface).select(gateway.into(), route.gateway.is_some())?;
+            let chosen = Ipv4Addr::from(chosen);
+            (chosen != route.source).then(|| {
+                let detail = format!(
+                    "the route to {} names the source {}, which kernels before Linux 6.7 do not tell: sessions come from \
+                     {chosen}; fix: set snat.addresses",
+                    route.destination, route.source
+                );
+                (Id::SourceUntold, route.destination.to_string(), detail)
+            })
+        });
+        untold.collect()
+    }
+}
+
+/// How a neighbour is asked for its MAC address.
+const fn asked_by(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "ARP",
+        IpAddr::V6(_) => "neighbour solicitation",
+    }
+}
+
+/// Whether the kernel leaves out gateways that do not answer where a route has others.
+fn avoids_dead_gateways() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/fib_multipath_use_neigh")
+        .is_ok_and(|value| value.trim() == "1")
+}
+
+/// The router's interfaces by slot, from their indexes.
+pub(crate) async fn interfaces(
+    indexes: &[u32],
+    kernel: &Kernel,
+    addresses: &Addresses,
+) -> Result<[Interface; MAX_INTERFACES]> {
+    let mut interfaces = [Interface::default(); MAX_INTERFACES];
+    for (slot, interface) in interfaces.iter_mut().zip(kernel.interfaces(indexes).await?) {
+        let address = addresses.first_of(interface.primary).map(Into::into).unwrap_or_default();
+        *slot = Interface { address, ..interface };
+    }
+    Ok(interfaces)
+}
+
+/// Logs what has changed: a line for all targets of which the same is to be said, as those behind
+/// one gateway.
+fn report(before: &HashMap<IpAddr, NextHopStatus>, now: &[NextHopStatus]) {
+    let mut news: BTreeMap<_, Vec<&NextHopStatus>> = BTreeMap::new();
+    for next_hop in now {
+        let old = before.get(&next_hop.target);
+        let same = |old: &NextHopStatus| {
+            old.problem == next_hop.problem && old.mac == next_hop.mac && old.source == next_hop.source
+        };
+        if !old.is_some_and(same) {
+            let NextHopStatus { via, mac, source, problem, .. } = next_hop;
+            // A target on the link is its own next hop.
+            let via = via.filter(|via| *via != next_hop.target);
+            news.entry((via, mac, source, problem)).or_default().push(next_hop);
+        }
+    }
+    for ((via, mac, source, problem), of_these) in news {
+        let rules: BTreeSet<&str> = of_these.iter().flat_map(|one| &one.rules).map(String::as_str).collect();
+        let rules = listed(rules.iter().map(|rule| (*rule).to_owned()));
+        let target = listed(of_these.iter().map(|one| one.target.to_string()));
+        if problem.is_empty() {
+            let via = via.map_or_else(|| target.clone(), |via| via.to_string());
+            let mac = mac.as_deref().unwrap_or_default();
+            // Where sources are given, it does not depend on the way.
+            let source = source.map(|source| source.to_string()).unwrap_or_default();
+            info!(target, rules, via, mac, source, "next hop resolved");
+        } else {
+            warn!(target, rules, problem, "next hop not resolved");
+        }
+    }
+}
+
+/// A few of many, and how many more there are.
+fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
+    text::first(all, 4, |more| format!("{more} more")).join(", ")
+}
+
+/// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one
+/// that is there stays known. Every gateway may be in use: which of several a session takes, only
+/// the session knows.
+async fn confirm_neighbours(shared: &Shared, kernel: &Kernel, topology: &Topology) {
+    let (Ok(names), Ok(neighbours)) = (kernel.interface_names().await, kernel.neighbours().await) else {
+        return;
+    };
+    let used: HashSet<(String, IpAddr)> = shared
+        .state()
+        .next_hops
+        .iter()
+        .filter(|next_hop| next_hop.mac.is_some())
+        .filter_map(|next_hop| Some((next_hop.interface.clone()?, next_hop.via?)))
+        .collect();
+    let interfaces = shared.interface_indexes();
+    let gateways = &topology.routes.gateways;
+    let others = if is_filling_up(&neighbours) { next_hops_of_sessions(shared) } else { HashSet::new() };
+    for (neighbour, entry) in &neighbours {
+        let name = names.get(&neighbour.interface).cloned().unwrap_or_default();
+        let is_gateway = interfaces.contains(&neighbour.interface) && gateways.contains_key(neighbour);
+        let is_used = used.contains(&(name, neighbour.ip()))
+            || ((is_gateway || others.contains(neighbour)) && entry.mac.is_some());
+        // One that was set by hand is not asked: the question would make it one that was learnt.
+        if !entry.fixed
+            && is_used
+            && let Err(error) = kernel.confirm(neighbour).await
+        {
+            debug!("{error:#}");
+        }
+    }
+    // One of several that is dead is not chosen by the kernel, and would never be asked again.
+    for (gateway, is_one_of_many) in gateways {
+        let is_known = neighbours.get(gateway).is_some_and(|entry| entry.mac.is_some() || entry.fixed);
+        if *is_one_of_many
+            && !is_known
+            && interfaces.contains(&gateway.interface)
+            && let Err(error) = kernel.probe(gateway).await
+        {
+            debug!("{error:#}");
+        }
+    }
+}
+
+/// Returns `true` if the kernel may soon throw neighbours out to make room: it does so from
+/// `gc_thresh2` on, whatever they are used for, unless they have been heard of in the last five
+/// seconds (`neigh_forced_gc`, net/core/neighbour.c).
+fn is_filling_up(neighbours: &HashMap<Neighbour, NeighbourEntry>) -> bool {
+    const THRESHOLD: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh2";
+    // The kernel's default, and in a network namespace other than the first there is no file.
+    const DEFAULT: usize = 512;
+    let threshold = std::fs::read_to_string(THRESHOLD).ok().and_then(|text| text.trim().parse().ok());
+    neighbours.len() > threshold.unwrap_or(DEFAULT) / 2
+}
+
+/// The next hops that sessions have, as many as are confirmed in one round.
+fn next_hops_of_sessions(shared: &Shared) -> HashSet<Neighbour> {
+    match shared.state().plane.next_hops_in_use.all() {
+        Ok(all) => all.into_iter().map(|(neighbour, _)| neighbour).take(CONFIRMED_AT_ONCE).collect(),
+        Err(error) => {
+            debug!("{error:#}");
+            HashSet::new()
+        }
+    }
+}
+
+/// What is needed of a target.
+#[derive(Default)]
+struct Needs {
+    /// By these rules.
+    rules: Vec<String>,
+    /// The target only stands for a network.
+    any_of_network: bool,
+    /// How sessions ask for the way to it.
+    queries: Vec<Query>,
+}
+
+/// The port that a client may have had, where a query wants one.
+const A_CLIENTS_PORT: u16 = 50_000;
+/// The service that stands for all that a masquerade may lead to.
+const A_SERVICE: (Protocol, u16) = (Protocol::Tcp, 443);
+/// As many of a rule's sources are asked for, so that a rule with many does not keep the daemon
+/// busy.
+const SOURCES_ASKED: usize = 8;
+
+/// The addresses that rules lead to. For a masquerade, one address of each destination network
+/// stands for all of it; for sources, likewise.
+fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
+    let State { names, .. } = &*shared.state();
+    let mut targets: BTreeMap<Ipv4Addr, Needs> = BTreeMap::new();
+    let mut add =
+        |address: Ipv4Addr, rule: &String, any_of_network, sources: &[Ipv4Net], (protocol, port)| {
+            let needs = targets.entry(address).or_insert(Needs { any_of_network, ..Needs::default() });
+            needs.any_of_network &= any_of_network;
+            if !needs.rules.contains(rule) {
+                needs.rules.push(rule.clone());
+            }
+            for source in sources.iter().take(SOURCES_ASKED) {
+                let source = (representative(source).into(), Port::new(A_CLIENTS_PORT));
+                let query = Query::new(protocol as u8, 0, source, (address.into(), Port::new(port)));
+                if !needs.queries.contains(&query) {
+                    needs.queries.push(query);
+                }
+            }
+        };
+    for forward in &shared.config.forwards {
+        for target in rule_set::targets(forward, names) {
+            let (address, port, protocol) = rule_set::endpoint(forward, &target);
+            // One that keeps the client's port has the rule's ports.
+            let port = if port == 0 { *forward.listen.ports.start() } else { port };
+            add(address, &forward.name, false, &forward.sources, (protocol, port));
+        }
+    }
+    for masquerade in &shared.config.masquerades {
+        for destination in &masquerade.destinations {
+            add(representative(destination), &masquerade.name, true, &masquerade.sources, A_SERVICE);
+        }
+    }
+    targets
+}
+
+/// An address of the network that a packet can be sent to. For the whole Internet, one that is
+/// reserved for documentation (RFC 5737): the default route's.
+fn representative(network: &Ipv4Net) -> Ipv4Addr {
+    if network.prefix_len() == 0 {
+        return Ipv4Addr::new(192, 0, 2, 1);
+    }
+    network.hosts().next().unwrap_or_else(|| network.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_targets_take_turns() {
+        let end = |port| (Ipv4Addr::LOCALHOST.into(), Port::new(port));
+        let needs = || Needs { queries: vec![Query::new(6, 0, end(1), end(2)); 3], ..Needs::default() };
+        let targets: BTreeMap<Ipv4Addr, Needs> =
+            (0..10_u8).map(|last| (Ipv4Addr::new(10, 0, 0, last), needs())).collect();
+        let all: Vec<Ipv4Addr> = targets.keys().copied().collect();
+        assert_eq!(in_turn(&targets, None, 30), all);
+        let mut rounds = Vec::new();
+        let mut last = None;
+        for _ in 0..5 {
+            let turn = in_turn(&targets, last, 10);
+            assert_eq!(turn.len(), 4);
+            last = turn.last().copied();
+            rounds.extend(turn);
+        }
+        assert_eq!(rounds, [all.clone(), all].concat());
+        assert!(in_turn(&BTreeMap::new(), last, 10).is_empty());
+        // What was last may be gone.
+        let first = Ipv4Addr::new(10, 0, 0, 0);
+        assert_eq!(in_turn(&targets, Some(Ipv4Addr::new(10, 0, 0, 200)), 1), [first]);
+    }
+}

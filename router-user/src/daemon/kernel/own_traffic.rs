@@ -1,0 +1,195 @@
+//! This machine's own traffic beside that of sessions: keeps its ports apart
+//! ([`crate::port_plan`]), and has it seen by the data plane, so that answers to it are known.
+//! Whatever others change of that is put right.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use router_common::ports::PortRange;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    daemon::state::{Attached, Shared, State},
+    dataplane::{Dataplane, Hook},
+    health::{Conditions, Id, Severity},
+    port_plan::{self, Kernel, Overlap, Plan},
+};
+
+/// How often the kernel's settings, and what is attached, are looked at.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// No port.
+const NONE: PortRange = PortRange { first: 1, last: 0 };
+
+/// Looks after all of it for ever.
+pub(crate) async fn follow(shared: Arc<Shared>) -> Result<()> {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        let changes = {
+            let State { plane, own, attached, stood_down, rules_are_old, .. } = &mut *shared.state();
+            // What is set again now would be left behind.
+            if *stood_down {
+                continue;
+            }
+            let mut changes = own.look_after(&shared.config, attached, plane);
+            changes.rules |= *rules_are_old;
+            changes
+        };
+        if changes.rules
+            && let Err(error) = shared.apply_rules()
+        {
+            warn!("{error:#}");
+        }
+        changes.report();
+    }
+}
+
+/// What has changed, for the log.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Changes {
+    /// The ports that are reserved now.
+    reserved: Option<String>,
+    /// What has not worked, and did before.
+    failures: Vec<String>,
+    /// Interfaces whose own traffic is seen again.
+    seen: Vec<String>,
+    /// `true` if the rule set says something else than what is in force.
+    rules: bool,
+}
+
+impl Changes {
+    /// Tells the log.
+    pub(crate) fn report(self) {
+        if let Some(ports) = self.reserved {
+            if ports.is_empty() {
+                info!("no port has to be reserved any more");
+            } else {
+                info!(
+                    ports,
+                    "reserved (net.ipv4.ip_local_reserved_ports) until the router is taken off: this machine's own sockets get other ports"
+                );
+            }
+        }
+        for failure in self.failures {
+            warn!("{failure}");
+        }
+        for interface in self.seen {
+            info!(interface, "this machine's own traffic is seen");
+        }
+    }
+}
+
+/// The ports of new sessions, and how far this machine's own traffic is told from theirs.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// What new sessions get, for each address and target.
+    pub(crate) snat: PortRange,
+    /// What a socket of this machine may get as well.
+    overlaps: Vec<Overlap>,
+    /// Interfaces whose own traffic is not seen, and why not.
+    unseen: Vec<(String, String)>,
+}
+
+impl Own {
+    /// Chooses the ports.
+    ///
+    /// `kernel`: as it is without what an earlier daemon has reserved.
+    pub(crate) fn choose(config: &Config, kernel: &Kernel) -> Self {
+        Self { snat: port_plan::snat_ports(config, kernel), overlaps: Vec::new(), unseen: Vec::new() }
+    }
+
+    /// Sets everything up, with the program of now in the place of an earlier daemon's. Where that
+    /// cannot be, the router works all the same, and a condition says so.
+    pub(crate) fn begin(&mut self, config: &Config, attached: &[Attached], plane: &mut Dataplane) -> Changes {
+        let mut changes = Changes::default();
+        self.keep_apart(config, plane, &mut changes);
+        self.watch(attached, plane, |_, _, _| false, &mut changes);
+        changes
+    }
+
+    /// Puts right what is not as it should be any more.
+    fn look_after(&mut self, config: &Config, attached: &[Attached], plane: &mut Dataplane) -> Changes {
+        let mut changes = Changes::default();
+        self.keep_apart(config, plane, &mut changes);
+        self.watch(attached, plane, Dataplane::is_own_traffic_watched, &mut changes);
+        changes
+    }
+
+    fn keep_apart(&mut self, config: &Config, plane: &mut Dataplane, changes: &mut Changes) {
+        let (kernel, reserved) = (Kernel::read(), &mut plane.reserved_ports);
+        let Plan { reserve, left } =
+            port_plan::plan(config, self.snat, &kernel.clone().with_free(reserved.ours()));
+        match reserved.set(&reserve) {
+            Ok(changed) => {
+                changes.reserved = changed.then(|| reserved.ours().to_string());
+                self.overlaps = left;
+            }
+            Err(error) => {
+                let all = port_plan::overlaps(config, self.snat, &kernel.given());
+                // Said once, and not every time.
+                if self.overlaps != all {
+                    changes.failures.push(format!("cannot keep this machine's own ports apart: {error:#}"));
+                }
+                self.overlaps = all;
+            }
+        }
+    }
+
+    fn watch(
+        &mut self,
+        attached: &[Attached],
+        plane: &mut Dataplane,
+        is_good: fn(&Dataplane, &str, u32) -> bool,
+        changes: &mut Changes,
+    ) {
+        let before = std::mem::take(&mut self.unseen);
+        for Attached { attachment, .. } in attached {
+            let interface = &attachment.interface;
+            // Nothing leaves by an interface that is gone.
+            let Some(index) = attachment.place().index() else { continue };
+            if is_good(plane, interface, index) {
+                continue;
+            }
+            match plane.watch_own_traffic(interface, index, Hook::Any) {
+                Ok(()) => changes.seen.push(interface.clone()),
+                Err(error) => {
+                    let unseen = (interface.clone(), format!("{error:#}"));
+                    if !before.contains(&unseen) {
+                        let (_, why) = &unseen;
+                        changes
+                            .failures
+                            .push(format!("{interface}: this machine's own traffic cannot be seen: {why}"));
+                    }
+                    self.unseen.push(unseen);
+                }
+            }
+        }
+        changes.rules = self.unseen.is_empty() != before.is_empty();
+    }
+
+    /// The ports at which datagrams for a socket of this machine are taken for answers without its
+    /// having been seen to ask.
+    pub(crate) fn answered_ports(&self) -> PortRange {
+        if self.unseen.is_empty() { NONE } else { Kernel::read().range }
+    }
+
+    /// Adds what is not told apart.
+    pub(crate) fn add_to(&self, conditions: &mut Conditions) {
+        for overlap in &self.overlaps {
+            let detail = format!("{overlap}; fix: {}", overlap.fix());
+            conditions.add(Severity::Degraded, Id::PortsShared, overlap.subject(), detail);
+        }
+        for (interface, why) in &self.unseen {
+            let detail = format!(
+                "{interface}: what this machine itself sends cannot be seen ({why}): a session with the same port may take the answers to a \
+                 datagram or ping; fix: Linux 6.6 or later, or the kernel modules sch_ingress and cls_bpf"
+            );
+            conditions.add(Severity::Degraded, Id::OwnTrafficUnseen, interface, detail);
+        }
+    }
+}

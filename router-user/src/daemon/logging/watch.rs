@@ -1,0 +1,163 @@
+//! Tells the log what an operator has to know: that the router has stopped forwarding and why, and
+//! that it drops what it should not have to.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use router_common::{reason::Reason, stats::CpuStats};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::{
+    daemon::{logging::lines::Lines, state::Shared},
+    health::{Condition, Conditions, Key, Severity},
+};
+
+/// How often health is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often drops are reported while they go on, in periods.
+const DROPS_EVERY: u64 = 10;
+
+/// Drops that are the router's trouble, or this machine's, and not the sender's.
+const TROUBLE: [Reason; 19] = [
+    Reason::NoTarget,
+    Reason::Refused,
+    Reason::NoRoute,
+    Reason::RouteUnreachable,
+    Reason::RouteProhibited,
+    Reason::RouteBlackhole,
+    Reason::NeighbourFailed,
+    Reason::NetworkUnreachable,
+    Reason::HostUnreachable,
+    Reason::Prohibited,
+    Reason::NeighbourUnresolved,
+    Reason::EgressNotAttached,
+    Reason::PortsExhausted,
+    Reason::Rejected,
+    Reason::TableFull,
+    Reason::RedirectFailed,
+    Reason::StageMissing,
+    Reason::RouteLookupsOff,
+    Reason::TooBig,
+];
+
+/// Reports for ever.
+pub(crate) async fn report(shared: Arc<Shared>) -> Result<()> {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut known, mut lines) = (Known::new(), Lines::default());
+    let mut before = None;
+    for round in 0_u64.. {
+        period.tick().await;
+        let conditions = shared.conditions();
+        tell(&conditions, &known, &mut lines);
+        known = conditions.iter().map(|condition| (condition.key(), condition.detail.clone())).collect();
+        if round.is_multiple_of(DROPS_EVERY) {
+            let read = shared.state().plane.counters.read();
+            let now = match read {
+                Ok(stats) => (drops(&stats), stats.own),
+                // That passes, and the next round tells of two.
+                Err(error) => {
+                    warn!("{error:#}");
+                    continue;
+                }
+            };
+            let Some((dropped, own)) = before.replace(now) else { continue };
+            let (now_dropped, now) = now;
+            for (reason, packets) in increases(&dropped, &now_dropped) {
+                warn!(reason = reason.as_str(), packets, "not forwarded: {}", reason.description());
+            }
+            let refused = now.connections_refused.saturating_sub(own.connections_refused);
+            if refused > 0 {
+                warn!(
+                    refused,
+                    "connections of this machine's own had the port of a session that is alive; `pls-router check` says how to keep ports apart"
+                );
+            }
+            let ended = now.sessions_ended.saturating_sub(own.sessions_ended);
+            if ended > 0 {
+                info!(ended, "sessions gave way to this machine's own traffic from the same port");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The conditions of the last look, and what was said of each.
+type Known = HashMap<Key, String>;
+
+/// Tells the log of conditions that were not among those known, and of those that are over. What
+/// is said of one that goes on is told anew where it has changed, but not of a router that is down:
+/// there it may change every second.
+fn tell(conditions: &Conditions, known: &Known, lines: &mut Lines) {
+    let known_of =
+        |severity| -> HashSet<Key> { known.keys().filter(|(_, _, of)| *of == severity).cloned().collect() };
+    let now_of = |severity| -> HashSet<Key> {
+        let of_severity = conditions.iter().filter(|condition| condition.severity == severity);
+        of_severity.map(Condition::key).collect()
+    };
+    let down = now_of(Severity::Down);
+    if down != known_of(Severity::Down) {
+        if down.is_empty() {
+            info!("forwarding; the probe answers 200");
+        } else {
+            let reasons = conditions.details(Severity::Down).join("; ");
+            warn!(reasons, "not forwarding; the probe answers 503");
+        }
+    }
+    let is_new = |condition: &&Condition| {
+        condition.severity == Severity::Degraded
+            && known.get(&condition.key()).is_none_or(|detail| *detail != condition.detail)
+    };
+    for Condition { id, detail, .. } in conditions.iter().filter(is_new) {
+        let condition = id.as_str();
+        // What comes and goes may do so as somebody on the network likes.
+        match lines.take(Instant::now()) {
+            Some(0) => warn!(condition, "degraded: {detail}"),
+            Some(withheld) => warn!(condition, withheld, "degraded: {detail}"),
+            None => {}
+        }
+    }
+    if now_of(Severity::Degraded).is_empty() && !known_of(Severity::Degraded).is_empty() {
+        info!("no longer degraded");
+    }
+}
+
+/// How many packets were dropped for each of the reasons.
+fn drops(stats: &CpuStats) -> [u64; TROUBLE.len()] {
+    TROUBLE.map(|reason| stats.reasons[reason as usize].packets)
+}
+
+fn increases<'a>(
+    before: &'a [u64; TROUBLE.len()],
+    now: &'a [u64; TROUBLE.len()],
+) -> impl Iterator<Item = (Reason, u64)> + 'a {
+    let counts = before.iter().zip(now).map(|(before, now)| now - before);
+    TROUBLE.into_iter().zip(counts).filter(|(_, packets)| *packets > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use router_common::reason::Action;
+
+    use super::*;
+
+    #[test]
+    fn trouble_is_what_goes_nowhere() {
+        assert!(TROUBLE.iter().all(|reason| matches!(reason.action(), Action::Drop | Action::Answer)));
+    }
+
+    #[test]
+    fn only_what_has_grown_is_reported() {
+        let before = [5; TROUBLE.len()];
+        let mut now = before;
+        let ports = TROUBLE.iter().position(|reason| *reason == Reason::PortsExhausted).expect("one of them");
+        now[ports] += 3;
+        let grown: Vec<_> = increases(&before, &now).collect();
+        assert_eq!(grown, [(Reason::PortsExhausted, 3)]);
+    }
+}

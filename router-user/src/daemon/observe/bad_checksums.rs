@@ -1,0 +1,67 @@
+//! Whether new connections fail because their first segments come damaged, and when that is to be
+//! said.
+
+use std::time::{Duration, Instant};
+
+/// How long it counts that there were such segments.
+const MEMORY: Duration = Duration::from_secs(30);
+/// So many of them are no accident.
+const MANY: u64 = 3;
+
+const TEXT: &str = "most new connections are dropped, as the checksums of their SYNs are wrong (bad_checksum): a virtual NIC leaves them for hardware to finish; \
+                    fix: at its other end `ethtool -K DEVICE tx off`, or mode = \"generic\"";
+
+/// Packets counted so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Counts {
+    /// Dropped for a wrong checksum.
+    pub(crate) damaged: u64,
+    /// That have opened a session.
+    pub(crate) opened: u64,
+}
+
+/// What was seen of damaged segments.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    start: Option<(Instant, Counts)>,
+    /// When it was last as bad as that.
+    seen: Option<Instant>,
+}
+
+impl Damage {
+    /// Takes in what has been counted until now. Returns what is wrong, in words for the operator.
+    pub(crate) fn look(&mut self, counts: Counts, now: Instant) -> Option<&'static str> {
+        let (since, start) = *self.start.get_or_insert((now, counts));
+        let damaged = counts.damaged.saturating_sub(start.damaged);
+        let is_bad = damaged >= MANY && damaged > counts.opened.saturating_sub(start.opened);
+        if is_bad {
+            self.seen = Some(now);
+        }
+        if is_bad || now.saturating_duration_since(since) >= MEMORY {
+            self.start = Some((now, counts));
+        }
+        self.seen.filter(|seen| now.saturating_duration_since(*seen) < MEMORY).map(|_| TEXT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_damaged_and_few_good_ones_are_said_until_it_is_over() {
+        let start = Instant::now();
+        let mut damage = Damage::default();
+        let mut look = |seconds, damaged, opened| {
+            damage.look(Counts { damaged, opened }, start + Duration::from_secs(seconds)).is_some()
+        };
+        // Whatever was before.
+        assert!(!look(0, 100, 0));
+        assert!(!look(1, 102, 0));
+        assert!(look(2, 103, 0));
+        assert!(look(20, 103, 5), "for a while");
+        assert!(!look(33, 103, 5));
+        // Somebody's broken packets among many good ones.
+        assert!(!look(40, 120, 1000));
+    }
+}

@@ -1,0 +1,150 @@
+//! Whether the rules have somewhere to lead to, and what that means for the probe.
+//!
+//! The probe takes this whole machine out of service, with every rule that works. So what only some
+//! rules lack is *degraded*: to be seen and to be repaired, while the others go on. It is a
+//! *problem*, and the probe's matter, when no forward has a way: none has a target, or the next
+//! hops of all are missing, as when the gateway that they share is dead, which another machine
+//! behind the load balancer may still reach.
+//!
+//! A load balancer sends to forwards. Who uses a masquerade has this machine as its gateway,
+//! whatever the probe says, so masquerades count only where there is no forward.
+
+use std::collections::{HashMap, HashSet};
+
+use router_common::MAX_TARGETS;
+
+use crate::{
+    config::{Config, Forward},
+    daemon::{
+        control::rule_set,
+        logging::text,
+        names::{Names, Resolved},
+        observe::target_health::TargetHealth,
+    },
+    health::{Conditions, Id, Severity},
+    model::NextHopStatus,
+};
+
+/// As many of a kind are told one by one: the probe's answer and the log stay short whatever a name
+/// server says.
+const LISTED: usize = 32;
+
+/// Adds what is wrong with the ways to targets, by names, targets and next hops as they are now.
+pub(crate) fn judge(
+    conditions: &mut Conditions,
+    config: &Config,
+    names: &Names,
+    health: &TargetHealth,
+    next_hops: &[NextHopStatus],
+) {
+    let (with, without): (Vec<_>, Vec<_>) =
+        config.forwards.iter().partition(|forward| !rule_set::targets(forward, names).is_empty());
+    if with.is_empty() && !without.is_empty() {
+        conditions.add(Severity::Down, Id::NoTargets, "", "no forward rule has a target");
+    }
+    let refused = without.iter().map(|Forward { name, .. }| {
+        (name.clone(), format!("rule {name}: no target: new sessions are refused"))
+    });
+    let rest = |more| format!("{more} more rules have no target");
+    conditions.add_first(Severity::Degraded, Id::RuleWithoutTarget, refused, LISTED, rest);
+    judge_targets(conditions, &with, names, health);
+    judge_names(conditions, names, with.is_empty());
+    judge_next_hops(conditions, config, &with, next_hops);
+}
+
+/// Adds what is wrong with the targets of the rules that have some.
+fn judge_targets(conditions: &mut Conditions, with: &[&Forward], names: &Names, health: &TargetHealth) {
+    let (mut unresponsive, mut left_out) = (Vec::new(), Vec::new());
+    for forward in with {
+        let (name, all) = (&forward.name, rule_set::targets(forward, names));
+        if all.len() > 1 && all.iter().all(|target| health.avoids(rule_set::endpoint(forward, target))) {
+            let detail = format!("rule {name}: none of its {} targets answers new sessions", all.len());
+            unresponsive.push((name.clone(), detail));
+        } else if all.len() > MAX_TARGETS {
+            let detail = format!(
+                "rule {name}: its targets have {} addresses; {MAX_TARGETS} of them are used",
+                all.len()
+            );
+            left_out.push((name.clone(), detail));
+        }
+    }
+    for (id, items) in [(Id::TargetsLeftOut, left_out), (Id::TargetsUnresponsive, unresponsive)] {
+        let rest = |more| format!("{more} more rules have such targets");
+        conditions.add_first(Severity::Degraded, id, items.into_iter(), LISTED, rest);
+    }
+}
+
+/// Adds what is wrong with names.
+///
+/// `all_at_once`: no rule has a target.
+fn judge_names(conditions: &mut Conditions, names: &Names, all_at_once: bool) {
+    let mut names: Vec<_> = names.iter().collect();
+    names.sort_unstable_by_key(|(name, _)| *name);
+    let of = |is_one: fn(&Resolved) -> bool, detail: fn(&str, &Resolved) -> String| {
+        let those = names.iter().filter(|(_, resolved)| is_one(resolved));
+        let items = those.map(|(name, resolved)| ((*name).clone(), detail(name, resolved)));
+        items.collect::<Vec<_>>().into_iter()
+    };
+    let without = of(
+        |resolved| !resolved.problem.is_empty() && resolved.addresses.is_empty(),
+        |name, Resolved { problem, .. }| format!("target {name}: no address: {problem}"),
+    );
+    let severity = if all_at_once { Severity::Down } else { Severity::Degraded };
+    let rest = |more| format!("{more} more names have no address");
+    conditions.add_first(severity, Id::NameUnresolved, without, LISTED, rest);
+    let stale = of(
+        |resolved| !resolved.problem.is_empty() && !resolved.addresses.is_empty(),
+        |name, Resolved { problem, .. }| format!("target {name}: cannot be resolved again: {problem}"),
+    );
+    let rest = |more| format!("{more} more names cannot be resolved again");
+    conditions.add_first(Severity::Degraded, Id::NameStale, stale, LISTED, rest);
+    let partly = of(
+        |resolved| !resolved.left_out.is_empty(),
+        |name, Resolved { left_out, .. }| format!("target {name}: not all of its answer is used: {left_out}"),
+    );
+    let rest = |more| format!("not all of the answers for {more} more names is used");
+    conditions.add_first(Severity::Degraded, Id::NameLeftOut, partly, LISTED, rest);
+}
+
+/// Adds next hops that are missing.
+///
+/// `with`: the forwards that have targets.
+fn judge_next_hops(
+    conditions: &mut Conditions,
+    config: &Config,
+    with: &[&Forward],
+    next_hops: &[NextHopStatus],
+) {
+    let decisive: HashSet<&str> = if config.forwards.is_empty() {
+        config.masquerades.iter().map(|masquerade| masquerade.name.as_str()).collect()
+    } else {
+        with.iter().map(|forward| forward.name.as_str()).collect()
+    };
+    // Of each rule, whether one of its next hops is there. A target that has just come has not
+    // been looked at yet.
+    let mut has_way: HashMap<&str, bool> = HashMap::new();
+    for next_hop in next_hops {
+        for rule in &next_hop.rules {
+            *has_way.entry(rule).or_default() |= next_hop.resolved;
+        }
+    }
+    let is_lost = |rule: &&str| has_way.get(rule) == Some(&false);
+    let all_are_lost = !decisive.is_empty() && decisive.iter().all(is_lost);
+    let lost = next_hops.iter().filter(|next_hop| !next_hop.resolved);
+    let (decisive, others): (Vec<_>, Vec<_>) = lost.partition(|next_hop| {
+        all_are_lost && next_hop.rules.iter().any(|rule| decisive.contains(rule.as_str()))
+    });
+    for (severity, lost) in [(Severity::Down, decisive), (Severity::Degraded, others)] {
+        let items = lost.into_iter().map(|NextHopStatus { rules, target, problem, .. }| {
+            let rules: Vec<String> =
+                text::first(rules.iter().cloned(), LISTED, |more| format!("{more} more"));
+            let detail = format!("rule {}: no next hop to {target}: {problem}", rules.join(", "));
+            (target.to_string(), detail)
+        });
+        let rest = |more| format!("{more} more targets have no next hop");
+        conditions.add_first(severity, Id::NextHopUnresolved, items, LISTED, rest);
+    }
+}
+
+#[cfg(test)]
+mod tests;

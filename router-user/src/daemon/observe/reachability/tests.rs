@@ -1,0 +1,176 @@
+use std::{collections::HashMap, net::Ipv4Addr, path::Path, time::Instant};
+
+use router_common::flow::Protocol;
+
+use super::*;
+use crate::daemon::{
+    names::Resolved,
+    observe::target_health::{Signs, TargetSigns},
+};
+
+/// Two rules by name.
+fn config() -> Config {
+    let rule = |name: &str, port: u16, target: &str| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"{port}\"\ntarget = {target}\n\
+             sources = [\"10.0.2.64/26\"]\n"
+        )
+    };
+    let text = format!(
+        "[interfaces]\npls = \"eth0\"\n{}{}",
+        rule("db", 5432, "\"db.example.com\""),
+        rule("web", 443, "\"web.example.com\"")
+    );
+    Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
+}
+
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 1, 0, last)
+}
+
+fn names(known: &[(&str, &[u8], &str)]) -> Names {
+    let resolved = |(name, last, problem): &(&str, &[u8], &str)| {
+        let mut resolved = Resolved::of(last.iter().copied().map(address).collect());
+        (*problem).clone_into(&mut resolved.problem);
+        ((*name).to_owned(), resolved)
+    };
+    known.iter().map(resolved).collect()
+}
+
+fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHopStatus {
+    NextHopStatus {
+        rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
+        target: address(last).into(),
+        via: None,
+        interface: None,
+        mac: None,
+        source: None,
+        resolved,
+        problem: if resolved { "" } else { "no answer" }.to_owned(),
+    }
+}
+
+/// What is said of a router that is down, and of one that is degraded.
+fn judged(
+    config: &Config,
+    names: &Names,
+    health: &TargetHealth,
+    next_hops: &[NextHopStatus],
+) -> (Vec<String>, Vec<String>) {
+    let mut conditions = Conditions::at(Instant::now());
+    judge(&mut conditions, config, names, health, next_hops);
+    (conditions.details(Severity::Down), conditions.details(Severity::Degraded))
+}
+
+#[track_caller]
+fn check(names: &Names, next_hops: &[NextHopStatus], problems: &[&str], degraded: &[&str]) {
+    assert_eq!(
+        judged(&config(), names, &TargetHealth::default(), next_hops),
+        (owned(problems), owned(degraded))
+    );
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[test]
+fn one_name_does_not_take_the_others_out() {
+    check(&names(&[("db.example.com", &[1], ""), ("web.example.com", &[2], "")]), &[], &[], &[]);
+    check(
+        &names(&[("db.example.com", &[], "gone"), ("web.example.com", &[2], "")]),
+        &[],
+        &[],
+        &["rule db: no target: new sessions are refused", "target db.example.com: no address: gone"],
+    );
+    check(
+        &names(&[("db.example.com", &[1], "gone"), ("web.example.com", &[2], "")]),
+        &[],
+        &[],
+        &["target db.example.com: cannot be resolved again: gone"],
+    );
+}
+
+#[test]
+fn without_any_target_nothing_is_forwarded() {
+    check(
+        &names(&[("db.example.com", &[], "gone"), ("web.example.com", &[], "silence")]),
+        &[],
+        &[
+            "no forward rule has a target",
+            "target db.example.com: no address: gone",
+            "target web.example.com: no address: silence",
+        ],
+        &["rule db: no target: new sessions are refused", "rule web: no target: new sessions are refused"],
+    );
+}
+
+#[test]
+fn a_next_hop_is_a_problem_when_no_forward_has_any() {
+    let names = names(&[("db.example.com", &[1, 3], ""), ("web.example.com", &[2, 3], "")]);
+    let (db, web, both) = (["db"], ["web"], ["db", "web"]);
+    let all = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, true)];
+    check(&names, &all, &[], &[]);
+    let shared_one_gone = [next_hop(&db, 1, true), next_hop(&web, 2, true), next_hop(&both, 3, false)];
+    check(&names, &shared_one_gone, &[], &["rule db, web: no next hop to 10.1.0.3: no answer"]);
+    // A target on the link that is down, say: what other rules do is worth more than what this one
+    // cannot.
+    let web_lost = [next_hop(&db, 1, true), next_hop(&web, 2, false), next_hop(&both, 3, false)];
+    let texts =
+        ["rule web: no next hop to 10.1.0.2: no answer", "rule db, web: no next hop to 10.1.0.3: no answer"];
+    check(&names, &web_lost, &[], &texts);
+    let all_lost = [next_hop(&web, 2, false), next_hop(&both, 3, false)];
+    check(&names, &all_lost, &texts, &[]);
+    // Nobody has looked for the way of a new target yet.
+    check(&names, &[next_hop(&web, 2, false)], &[], &texts[..1]);
+}
+
+#[test]
+fn a_forward_without_a_target_is_no_way_either() {
+    let names = names(&[("db.example.com", &[], "gone"), ("web.example.com", &[2], "")]);
+    check(
+        &names,
+        &[next_hop(&["web"], 2, false)],
+        &["rule web: no next hop to 10.1.0.2: no answer"],
+        &["rule db: no target: new sessions are refused", "target db.example.com: no address: gone"],
+    );
+}
+
+/// Who uses a masquerade does not come by the load balancer.
+#[test]
+fn masquerades_count_where_there_is_no_forward() {
+    let names = names(&[("db.example.com", &[1], ""), ("web.example.com", &[2], "")]);
+    let lost = next_hop(&["vnet"], 9, false);
+    let text = ["rule vnet: no next hop to 10.1.0.9: no answer"];
+    check(&names, &[next_hop(&["db"], 1, true), next_hop(&["web"], 2, true), lost.clone()], &[], &text);
+
+    let alone = "[interfaces]\npls = \"eth0\"\n[[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\n\
+                 destinations = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\n";
+    let config =
+        Config::parse(alone, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
+    let judge =
+        |next_hops: &[NextHopStatus]| judged(&config, &Names::default(), &TargetHealth::default(), next_hops);
+    let half = judge(&[next_hop(&["vnet"], 1, true), lost.clone()]);
+    assert_eq!(half, (owned(&[]), owned(&text)));
+    let none = judge(&[lost]);
+    assert_eq!(none, (owned(&text), owned(&[])));
+}
+
+#[test]
+fn what_is_wrong_with_a_rule_s_targets_is_said() {
+    let many: Vec<u8> = (1..=40).collect();
+    let names = names(&[("db.example.com", &many, ""), ("web.example.com", &[50, 51], "")]);
+    let silent = Signs { answered: 0, unanswered: 3 };
+    let by_target: HashMap<_, _> = [50, 51].map(|last| ((address(last), 443, Protocol::Tcp), silent)).into();
+    let mut health = TargetHealth::default();
+    health.observe(&TargetSigns { by_target }, Instant::now());
+    let (down, degraded) = judged(&config(), &names, &health, &[]);
+    assert_eq!(down, [""; 0]);
+    assert_eq!(
+        degraded,
+        [
+            "rule db: its targets have 40 addresses; 32 of them are used",
+            "rule web: none of its 2 targets answers new sessions"
+        ]
+    );
+}

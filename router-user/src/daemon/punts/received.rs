@@ -1,0 +1,26 @@
+//! A packet that the data plane has given to the daemon.
+
+use router_common::punt::Punted;
+
+/// A packet as it came in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Received {
+    /// The index of the interface that it came in on.
+    pub(super) interface: u32,
+    /// The packet, from its IP header on.
+    pub(super) packet: Vec<u8>,
+}
+
+impl Received {
+    /// What a packet takes beside its bytes: small ones are not to be many.
+    const OVERHEAD: usize = 256;
+
+    pub(super) fn of(punted: &Punted<'_>) -> Self {
+        Self { interface: punted.interface, packet: punted.packet.to_vec() }
+    }
+
+    /// The memory that it counts for.
+    pub(super) fn cost(&self) -> usize {
+        self.packet.len() + Self::OVERHEAD
+    }
+}

@@ -1,0 +1,108 @@
+//! The API on the Unix socket: what the command line asks. Bodies are the types of
+//! [`crate::model`].
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{Method, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use tokio::net::UnixListener;
+use tracing::warn;
+
+use crate::{
+    daemon::{
+        serve::{
+            http::{self, Capacity, Limits, Party, Visit},
+            reports,
+        },
+        sessions::{audit, listing},
+        state::Shared,
+    },
+    model::FlowQuery,
+    private::is_owner,
+};
+
+/// Rooms: of root, or the user that the daemon runs as; and of others whom the socket's permissions
+/// let in.
+const ROOT: usize = 0;
+const OTHERS: usize = 1;
+/// The time that a request may take to come.
+const REQUEST: Duration = Duration::from_secs(5);
+/// The time that a connection may take in all: all sessions, through somebody's pager, take a
+/// while.
+const CONNECTION: Duration = Duration::from_secs(60 * 60);
+
+/// The limits of the API's listener.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        rooms: vec![Capacity { places: 16, share: 16 }, Capacity { places: 16, share: 4 }],
+        request: REQUEST,
+        connection: CONNECTION,
+    }
+}
+
+/// Serves the API.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result<()> {
+    let router = Router::new()
+        .route("/v1/status", get(async |State(shared): State<Arc<Shared>>| Json(reports::status(&shared))))
+        .route(
+            "/v1/counters",
+            get(async |State(shared): State<Arc<Shared>>| answer(reports::counters(&shared))),
+        )
+        .route("/v1/rules", get(async |State(shared): State<Arc<Shared>>| answer(reports::rules(&shared))))
+        .route("/v1/flows", get(flows))
+        .route("/v1/audit", get(async |State(shared): State<Arc<Shared>>| answer(audit::audit(shared).await)))
+        .route("/v1/stand-down", post(stand_down))
+        .with_state(shared);
+    let router = TowerToHyperService::new(router);
+    let answer = move |user: u32, request: Request<Incoming>| {
+        let may = request.method() == Method::GET || is_owner(user);
+        let answer = may.then(|| router.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await.unwrap_or_else(|never| match never {}),
+                None => (StatusCode::FORBIDDEN, "only root may change something\n").into_response(),
+            }
+        }
+    };
+    let visit =
+        |user: &u32| Visit { room: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
+    http::serve(listener, limits(), visit, answer).await
+}
+
+/// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under
+/// this daemon, which must not put it back.
+async fn stand_down(State(shared): State<Arc<Shared>>) -> Json<()> {
+    shared.state().stood_down = true;
+    warn!(
+        "`pls-router detach --force` takes the router off; this daemon puts nothing back until it is restarted"
+    );
+    Json(())
+}
+
+async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>) -> Response {
+    if let Some(rule) = &query.rule
+        && !reports::is_rule(&shared, rule)
+    {
+        let text = format!("there is no rule `{rule}`; `pls-router rules` lists them\n");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    }
+    let limit = query.limit.unwrap_or(usize::MAX);
+    let list = listing::body(reports::flows(&shared, query), limit);
+    ([(header::CONTENT_TYPE, "application/json")], list).into_response()
+}
+
+fn answer<T: Serialize>(result: Result<T>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    }
+}

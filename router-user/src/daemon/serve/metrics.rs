@@ -1,0 +1,393 @@
+//! Metrics in Prometheus' text format.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    daemon::{
+        serve::{
+            http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
+            reports,
+        },
+        state::Shared,
+    },
+    model::{Counters, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
+};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Rooms: of root, of other users of this machine, and of everyone else.
+const ROOT: usize = 0;
+const USERS: usize = 1;
+const NETWORK: usize = 2;
+/// The time that a request may take to come.
+const REQUEST: Duration = Duration::from_secs(5);
+/// The time that a connection may take in all.
+const CONNECTION: Duration = Duration::from_secs(20);
+/// The greatest age of an answer: however many ask, it is written once in this time.
+const AGE: Duration = Duration::from_millis(100);
+
+/// The limits of the metrics' listener.
+pub(crate) fn limits() -> Limits {
+    let mut rooms = vec![Capacity { places: 16, share: 4 }; 3];
+    rooms[ROOT] = Capacity { places: 8, share: 8 };
+    Limits { rooms, request: REQUEST, connection: CONNECTION }
+}
+
+/// The metrics as text, or why there are none.
+type Text = Fresh<Result<String, String>>;
+
+/// Serves `GET /metrics`.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+    let users = Users::open();
+    let visit = {
+        let shared = shared.clone();
+        move |ends: &Ends| {
+            let peer = ends.peer.ip();
+            if !shared.is_own_address(peer) {
+                return Visit { room: NETWORK, party: Party::of(peer) };
+            }
+            match users.of(ends) {
+                Some(0) => Visit { room: ROOT, party: Party::User(0) },
+                Some(user) => Visit { room: USERS, party: Party::User(user) },
+                None => Visit { room: USERS, party: Party::of(peer) },
+            }
+        }
+    };
+    // A machine gets its name, and what is in `/etc/hosts`, whenever somebody sees to that.
+    let names = Arc::new(Fresh::new(AGE));
+    let text = Arc::new(Text::new(AGE));
+    let router = Router::new().route("/metrics", get(metrics)).with_state((shared.clone(), text));
+    let router = TowerToHyperService::new(router);
+    let answer = move |ends: Ends, request: Request<Incoming>| {
+        let (shared, names, router) = (shared.clone(), names.clone(), router.clone());
+        async move {
+            let find = || {
+                let own = shared.state().own_addresses.own.clone();
+                host::Names::of_this_machine(&shared.config.admin.hosts, &own)
+            };
+            let is_own = |address| address == ends.local.ip() || shared.is_own_address(address);
+            match names.get(find).await.refusal(&request, is_own) {
+                Some(refusal) => refusal.into_response(),
+                None => router.call(request).await.unwrap_or_else(|never| match never {}),
+            }
+        }
+    };
+    http::serve(listener, limits(), visit, answer).await
+}
+
+async fn metrics(State((shared, text)): State<(Arc<Shared>, Arc<Text>)>) -> Response {
+    match &*text.get(|| render(&shared).map_err(|error| format!("{error:#}\n"))).await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], Body::from(text.clone())).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.clone()).into_response(),
+    }
+}
+
+fn render(shared: &Shared) -> Result<String> {
+    let snapshot = Snapshot {
+        status: reports::status(shared),
+        counters: reports::counters(shared)?,
+        rules: reports::rules(shared)?,
+    };
+    let mut registry = Registry::with_prefix("pls_router");
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// Everything at one moment.
+#[derive(Debug)]
+struct Snapshot {
+    status: Status,
+    counters: Counters,
+    rules: Vec<Rule>,
+}
+
+/// One value of a family, with its labels.
+type Row<'a> = (Vec<(&'static str, &'a str)>, u64);
+
+/// Targets whose SNAT ports are told, at most: each is two time series.
+const MAX_POOLS: usize = 256;
+
+/// The SNAT ports towards a target, with the text of its labels.
+struct Pool<'a> {
+    row: &'a SnatPortStatus,
+    snat: String,
+    target: String,
+}
+
+impl<'a> Pool<'a> {
+    fn of(row: &'a SnatPortStatus) -> Self {
+        Self { row, snat: row.snat.to_string(), target: row.target.to_string() }
+    }
+
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        vec![("snat", &self.snat), ("target", &self.target), ("protocol", &self.row.protocol)]
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let Self { status, counters, rules } = self;
+        let encoder = &mut encoder;
+        gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
+        gauge(
+            encoder,
+            "degraded",
+            "Number of conditions of severity `degraded`",
+            vec![(vec![], status.degraded.len() as u64)],
+        )?;
+        let mut conditions: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for condition in &status.conditions {
+            *conditions.entry((&condition.id, &condition.severity)).or_default() += 1;
+        }
+        gauge(
+            encoder,
+            "conditions",
+            "Conditions that hold now, by identifier and severity",
+            conditions
+                .into_iter()
+                .map(|((id, severity), count)| (vec![("id", id), ("severity", severity)], count))
+                .collect(),
+        )?;
+        let repairs = status.repairs.iter();
+        counter(
+            encoder,
+            "repairs",
+            "How often something that the router depends on was set again, because others had changed it",
+            repairs
+                .map(|one| (vec![("what", one.what.as_str()), ("name", one.name.as_str())], one.count))
+                .collect(),
+        )?;
+        gauge(
+            encoder,
+            "next_hops_contested",
+            "Next hops for which two machines answer",
+            vec![(vec![], status.contested_next_hops.len() as u64)],
+        )?;
+        counter(
+            encoder,
+            "next_hop_invalidations",
+            "How often all sessions were made to ask for their next hops again",
+            vec![(vec![], status.next_hop_invalidations)],
+        )?;
+        let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
+        gauge(
+            encoder,
+            "targets_avoided",
+            "Targets that new sessions avoid because they do not answer",
+            vec![(vec![], avoided as u64)],
+        )?;
+        gauge(
+            encoder,
+            "sessions",
+            "Sessions in the flow table, as of the last sweep",
+            vec![(vec![], status.flows.sessions)],
+        )?;
+        gauge(
+            encoder,
+            "sessions_capacity",
+            "Sessions that there is room for",
+            vec![(vec![], status.flows.capacity)],
+        )?;
+        float(
+            encoder,
+            "sweep_seconds",
+            "How long the last sweep of the flow table took",
+            status.flows.sweep_seconds,
+        )?;
+        let pools: Vec<_> = status.snat_ports.iter().take(MAX_POOLS).map(Pool::of).collect();
+        let ports = |value: fn(&Pool<'_>) -> u32| {
+            pools.iter().map(|pool| (pool.labels(), u64::from(value(pool)))).collect::<Vec<_>>()
+        };
+        gauge(
+            encoder,
+            "snat_ports_used",
+            "SNAT ports in use towards a target, of the 256 targets with most",
+            ports(|pool| pool.row.used),
+        )?;
+        gauge(
+            encoder,
+            "snat_ports_free",
+            "SNAT ports left towards a target, of the 256 targets with fewest",
+            ports(|pool| pool.row.free),
+        )?;
+        let punts = &status.punts;
+        counter(
+            encoder,
+            "punts_sent",
+            "Frames that the daemon has sent for the data plane",
+            vec![(vec![], punts.sent)],
+        )?;
+        let waiting = [("neighbour", punts.waiting), ("fragment", punts.held)];
+        gauge(
+            encoder,
+            "punts_waiting",
+            "Packets that the daemon holds now: for a neighbour, or a first fragment, that is missing",
+            waiting.map(|(what, packets)| (vec![("for", what)], packets)).into(),
+        )?;
+        let lost = [
+            ("unanswered", punts.unanswered),
+            ("no_room", punts.no_room),
+            ("expired", punts.expired),
+            ("failed", punts.failed),
+        ];
+        counter(
+            encoder,
+            "punts_lost",
+            "Packets that the data plane has given to the daemon and that were not sent",
+            lost.map(|(cause, packets)| (vec![("cause", cause)], packets)).into(),
+        )?;
+        let reasons = |value: fn(&ReasonCounter) -> u64| {
+            counters
+                .reasons
+                .iter()
+                .map(|reason| {
+                    (
+                        vec![("reason", reason.reason.as_str()), ("action", reason.action.as_str())],
+                        value(reason),
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(encoder, "packets", "Packets by the reason they left the program", reasons(|r| r.packets))?;
+        counter(encoder, "bytes", "Bytes by the reason they left the program", reasons(|r| r.bytes))?;
+        let interfaces = |value: fn(&InterfaceCounters) -> [u64; 2]| {
+            counters
+                .interfaces
+                .iter()
+                .flat_map(|interface| {
+                    let [rx, tx] = value(interface);
+                    let row = |direction, value| {
+                        (vec![("interface", interface.name.as_str()), ("direction", direction)], value)
+                    };
+                    [row("receive", rx), row("transmit", tx)]
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(
+            encoder,
+            "interface_packets",
+            "Packets in and out of an interface, as the program saw them",
+            interfaces(|i| [i.rx_packets, i.tx_packets]),
+        )?;
+        counter(
+            encoder,
+            "interface_bytes",
+            "Bytes in and out of an interface, as the program saw them",
+            interfaces(|i| [i.rx_bytes, i.tx_bytes]),
+        )?;
+        counter(
+            encoder,
+            "own_traffic_sessions_ended",
+            "Sessions that have given way to this machine's own traffic",
+            vec![(vec![], counters.own_traffic.sessions_ended)],
+        )?;
+        counter(
+            encoder,
+            "own_traffic_connections_refused",
+            "Connections of this machine's own that were refused for a session that is alive",
+            vec![(vec![], counters.own_traffic.connections_refused)],
+        )?;
+        let per_rule = |value: fn(&Rule) -> u64| {
+            rules.iter().map(|rule| (vec![("rule", rule.name.as_str())], value(rule))).collect::<Vec<_>>()
+        };
+        gauge(encoder, "rule_sessions", "Sessions by rule, as of the last sweep", per_rule(|r| r.sessions))?;
+        counter(
+            encoder,
+            "rule_sessions_opened",
+            "Sessions that a rule has opened",
+            per_rule(|r| r.counters.sessions_opened),
+        )?;
+        counter(
+            encoder,
+            "rule_denied_packets",
+            "Packets to a rule from outside its sources",
+            per_rule(|r| r.counters.denied_packets),
+        )?;
+        let directions = |value: fn(&Rule) -> [u64; 2]| {
+            rules
+                .iter()
+                .flat_map(|rule| {
+                    let [forward, reply] = value(rule);
+                    let row = |direction, value| {
+                        (vec![("rule", rule.name.as_str()), ("direction", direction)], value)
+                    };
+                    [row("forward", forward), row("reply", reply)]
+                })
+                .collect::<Vec<_>>()
+        };
+        counter(
+            encoder,
+            "rule_packets",
+            "Packets by rule",
+            directions(|r| [r.counters.forward_packets, r.counters.reply_packets]),
+        )?;
+        counter(
+            encoder,
+            "rule_bytes",
+            "Bytes by rule",
+            directions(|r| [r.counters.forward_bytes, r.counters.reply_bytes]),
+        )
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: Vec<Row<'_>>,
+) -> std::fmt::Result {
+    let rows = rows.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value)));
+    family(encoder, (name, help, MetricType::Counter), rows)
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: Vec<Row<'_>>,
+) -> std::fmt::Result {
+    #[expect(clippy::cast_possible_wrap, reason = "counts of sessions stay far below 2^63")]
+    let rows = rows.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value as i64)));
+    family(encoder, (name, help, MetricType::Gauge), rows)
+}
+
+fn float(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> std::fmt::Result {
+    family(encoder, (name, help, MetricType::Gauge), [(vec![], ConstGauge::new(value))].into_iter())
+}
+
+fn family<'a, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    rows: impl Iterator<Item = (Vec<(&'static str, &'a str)>, M)>,
+) -> std::fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, metric) in rows {
+        // `name{} 1` is right as well, but people's greps miss it.
+        if labels.is_empty() {
+            return metric.encode(family);
+        }
+        metric.encode(family.encode_family(&labels.as_slice())?)?;
+    }
+    Ok(())
+}

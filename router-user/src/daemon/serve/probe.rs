@@ -1,0 +1,231 @@
+//! The load balancer's health probe.
+//!
+//! The one port of the daemon that the network reaches, with an HA-ports load balancer even from
+//! the private endpoint. So nobody there may keep the probe from its answer. Whoever probes this
+//! machine (`from` of `[health]`) has connections that nobody else can use up, apart for each entry
+//! and with a share for each address of a network; and only these, and this machine itself, are
+//! told why it does not forward.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Result;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use ipnet::{IpNet, Ipv4Net};
+use router_common::AZURE_PLATFORM;
+use tokio::net::TcpListener;
+
+use crate::{
+    config::Config,
+    daemon::{
+        serve::http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit},
+        state::Shared,
+    },
+};
+
+/// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
+/// `OPTIONS` HAProxy (`option httpchk`).
+const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
+/// Connections of an entry that is one address.
+const ADDRESS: Capacity = Capacity { places: 32, share: 32 };
+/// Connections of an entry that is a network, of this machine, and of everyone else.
+const MANY: Capacity = Capacity { places: 32, share: 8 };
+/// The time that a request may take to come.
+const REQUEST: Duration = Duration::from_secs(2);
+/// The time that a connection may take in all.
+const CONNECTION: Duration = Duration::from_secs(5);
+/// The greatest age of an answer: however many ask, it is found out once in this time.
+const AGE: Duration = Duration::from_millis(20);
+/// The largest text of reasons, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// Rooms of no entry.
+const THIS_MACHINE: usize = 0;
+const EVERYONE_ELSE: usize = 1;
+/// The rooms of entries, in their order, follow those.
+const FIRST_ENTRY: usize = 2;
+
+/// Those who have places for probes.
+#[derive(Clone, Debug)]
+struct Probers {
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    Network(IpNet),
+    /// The networks of the router's interfaces, as they are now.
+    OwnNetworks,
+}
+
+impl Probers {
+    fn of(config: &Config) -> Self {
+        let given = &config.health.from;
+        Self {
+            entries: if given.is_empty() {
+                let platform = IpAddr::from(Ipv4Addr::from(AZURE_PLATFORM.0));
+                vec![Entry::Network(platform.into()), Entry::OwnNetworks]
+            } else {
+                given.iter().copied().map(Entry::Network).collect()
+            },
+        }
+    }
+
+    fn rooms(&self) -> Vec<Capacity> {
+        let of_entries = self.entries.iter().map(|entry| match entry {
+            Entry::Network(network) if network.prefix_len() == network.max_prefix_len() => ADDRESS,
+            Entry::Network(_) | Entry::OwnNetworks => MANY,
+        });
+        [MANY; FIRST_ENTRY].into_iter().chain(of_entries).collect()
+    }
+
+    /// The room of whoever has this address and is not on this machine.
+    fn room(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
+        // The narrowest entry is the one that is about this address.
+        let width = |entry: &Entry| match entry {
+            Entry::Network(network) => network.contains(&peer).then(|| network.prefix_len()),
+            Entry::OwnNetworks => {
+                let of_peer = own_networks.iter().filter(|network| IpNet::V4(**network).contains(&peer));
+                of_peer.map(Ipv4Net::prefix_len).max()
+            }
+        };
+        let entries = self.entries.iter().zip(FIRST_ENTRY..);
+        let matching = entries.filter_map(|(entry, room)| Some((width(entry)?, room)));
+        matching.max_by_key(|(width, _)| *width).map_or(EVERYONE_ELSE, |(_, room)| room)
+    }
+}
+
+/// The limits of the probe's listener.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
+}
+
+/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
+/// not. Nothing else is served.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+    let (probers, users) = (Probers::of(&shared.config), Users::open());
+    let limits = limits(&shared.config);
+    let visit = {
+        let (shared, probers) = (shared.clone(), probers.clone());
+        move |ends: &Ends| {
+            let peer = ends.peer.ip();
+            if shared.is_own_address(peer) {
+                let party = users.of(ends).map_or(Party::of(peer), Party::User);
+                return Visit { room: THIS_MACHINE, party };
+            }
+            let room = probers.room(peer, &shared.state().own_networks);
+            Visit { room, party: Party::of(peer) }
+        }
+    };
+    let problems = Arc::new(Fresh::new(AGE));
+    let answer = move |ends: Ends, request: Request<Incoming>| {
+        let (shared, problems) = (shared.clone(), problems.clone());
+        let peer = ends.peer.ip();
+        let is_told =
+            shared.is_own_address(peer) || probers.room(peer, &shared.state().own_networks) != EVERYONE_ELSE;
+        async move {
+            if !METHODS.contains(request.method()) {
+                return response(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "only GET, HEAD and OPTIONS are answered here",
+                );
+            }
+            let problems = problems.get(|| shared.reasons()).await;
+            let (status, text) = if problems.is_empty() {
+                (StatusCode::OK, "forwarding".to_owned())
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, told(&problems))
+            };
+            response(status, if is_told { &text } else { "" })
+        }
+    };
+    http::serve(listener, limits, visit, answer).await
+}
+
+/// The reasons, one a line, as far as they fit.
+fn told(problems: &[String]) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        if text.len() + problem.len() >= MAX_TEXT {
+            let left = MAX_TEXT.saturating_sub(text.len());
+            text.extend(problem.chars().take(left / 4));
+            text.push_str("...");
+            break;
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(problem);
+    }
+    text
+}
+
+fn response(status: StatusCode, text: &str) -> Response<String> {
+    let mut response = Response::new(if text.is_empty() { String::new() } else { format!("{text}\n") });
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // RFC 9110 15.5.6 asks for it with 405, and 9.3.7 with OPTIONS; it is as true of every other
+    // answer.
+    headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    // The answer is of this moment.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probers(from: &[&str]) -> Probers {
+        let network = |text: &&str| Entry::Network(text.parse().expect("a network"));
+        Probers { entries: from.iter().map(network).collect() }
+    }
+
+    #[test]
+    fn allow_names_the_methods_that_are_answered() {
+        let response = response(StatusCode::METHOD_NOT_ALLOWED, "");
+        let allow = response.headers()[header::ALLOW].to_str().expect("text");
+        let methods: Vec<&str> = METHODS.iter().map(Method::as_str).collect();
+        assert_eq!(allow, methods.join(", "));
+    }
+
+    #[test]
+    fn each_entry_has_a_room_and_the_narrowest_counts() {
+        let probers = probers(&["10.0.2.0/24", "10.0.2.9/32", "2001:db8::/32"]);
+        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &[]);
+        assert_eq!(room("10.0.2.8"), FIRST_ENTRY);
+        assert_eq!(room("10.0.2.9"), FIRST_ENTRY + 1);
+        assert_eq!(room("2001:db8::1"), FIRST_ENTRY + 2);
+        for other in ["10.0.3.9", "168.63.129.16", "2001:db9::1"] {
+            assert_eq!(room(other), EVERYONE_ELSE, "{other}");
+        }
+        assert_eq!(probers.rooms(), [MANY, MANY, MANY, ADDRESS, MANY]);
+    }
+
+    #[test]
+    fn by_default_azure_and_the_interfaces_networks_have_rooms() {
+        let text = "interfaces.pls = \"eth0\"\n\
+            masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
+        let config = Config::parse(text, std::path::Path::new("test.toml")).expect("a configuration").config;
+        let probers = Probers::of(&config);
+        let networks = ["10.0.2.64/26", "10.0.3.0/24"].map(|network| network.parse().expect("a network"));
+        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &networks);
+        let rooms = ["168.63.129.16", "10.0.2.69", "10.0.3.1", "10.0.2.4"].map(room);
+        assert_eq!(rooms, [FIRST_ENTRY, FIRST_ENTRY + 1, FIRST_ENTRY + 1, EVERYONE_ELSE]);
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        assert_eq!(told(&["one".to_owned(), "two".to_owned()]), "one\ntwo");
+        let long = vec!["\u{1f6a6}".repeat(1500); 3];
+        assert!((1..=MAX_TEXT + 3).contains(&told(&long).len()));
+    }
+}

@@ -1,0 +1,118 @@
+//! Puts right what an earlier daemon has left too much of in the counters beside the flow table.
+//!
+//! Whoever removes a session retires its flow, and counts one less when that has succeeded. A
+//! daemon that is killed between the two leaves the session in the counters for good: in that of
+//! all sessions, and in its source's of half-open ones.
+//!
+//! The programs go on counting while the table is looked through: they count a session a moment
+//! before it is in the table, one that is half-open a moment longer, and one that moves to another
+//! target also while it is in neither place. So only what is too much at each of many looks, a
+//! sweep apart, is taken back; where sessions come and go all the time, that may be less than there
+//! is. A flood of packets that never make a session, while no port is free, could keep a counter
+//! ahead that long. So looks count only while nothing of the kind is refused.
+
+use router_common::{reason::Reason, stats::CpuStats};
+use tracing::{info, warn};
+
+use crate::{daemon::state::Shared, dataplane::Surplus};
+
+/// How often in a row something has to be too much, one look a sweep.
+const LOOKS: u32 = 10;
+
+/// Packets that were counted as a session for a moment and then refused.
+const REFUSALS: [Reason; 5] =
+    [Reason::TableFull, Reason::HalfOpenLimit, Reason::Contended, Reason::PortsExhausted, Reason::Rejected];
+
+/// Looks on top of an earlier daemon's counters.
+#[derive(Debug, Default)]
+pub(crate) struct Recount {
+    looks: u32,
+    refused: u64,
+    common: Surplus,
+}
+
+impl Recount {
+    /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session
+    /// at the same time.
+    pub(crate) fn look(mut self, shared: &Shared) -> Option<Self> {
+        let found = shared.flows.surplus();
+        let stats = shared.state().plane.counters.read();
+        match stats {
+            Ok(stats) => {
+                let Some(surplus) = self.note(found, refused(&stats)) else { return Some(self) };
+                if surplus != Surplus::default() {
+                    shared.flows.take_back(&surplus);
+                    let Surplus { sessions, half_open } = surplus;
+                    let half_open: u32 = half_open.values().sum();
+                    info!(
+                        sessions,
+                        half_open, "took back what a daemon that was killed had left in the counters"
+                    );
+                }
+                None
+            }
+            // The next look may do better.
+            Err(error) => {
+                warn!("{error:#}");
+                Some(Self::default())
+            }
+        }
+    }
+
+    /// Notes what one look has found: what is too much for good, when that is certain.
+    fn note(&mut self, found: Surplus, refused: u64) -> Option<Surplus> {
+        let goes_on = self.looks > 0 && self.refused == refused;
+        let common = std::mem::take(&mut self.common);
+        *self = if goes_on {
+            Self { looks: self.looks + 1, refused, common: common.common(&found) }
+        } else {
+            Self { looks: 1, refused, common: found }
+        };
+        (self.looks == LOOKS).then(|| std::mem::take(&mut self.common))
+    }
+}
+
+fn refused(stats: &CpuStats) -> u64 {
+    REFUSALS.iter().map(|reason| stats.reasons[*reason as usize].packets).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn surplus(sessions: u32, half_open: &[(u32, u32)]) -> Surplus {
+        Surplus { sessions, half_open: half_open.iter().copied().collect() }
+    }
+
+    /// The answer of the last of these looks; those before have none.
+    fn last(recount: &mut Recount, looks: impl IntoIterator<Item = (Surplus, u64)>) -> Option<Surplus> {
+        let mut answer = None;
+        for (found, refused) in looks {
+            assert_eq!(answer, None, "before the last look");
+            answer = recount.note(found, refused);
+        }
+        answer
+    }
+
+    #[test]
+    fn what_is_too_much_at_every_look_is_so_for_good() {
+        let looks = (0..LOOKS).map(|look| {
+            let found = match look {
+                3 => surplus(4, &[(7, 1), (9, 2)]),
+                5 => surplus(1, &[(7, 3), (8, 1)]),
+                _ => surplus(2, &[(7, 2), (8, 1), (9, 5)]),
+            };
+            (found, 100)
+        });
+        assert_eq!(last(&mut Recount::default(), looks), Some(surplus(1, &[(7, 1)])));
+    }
+
+    #[test]
+    fn looks_begin_anew_where_sessions_are_refused() {
+        let mut recount = Recount::default();
+        let found = || surplus(1, &[(7, 1)]);
+        assert_eq!(last(&mut recount, (1..LOOKS).map(|_| (found(), 100))), None);
+        assert_eq!(last(&mut recount, (1..LOOKS).map(|_| (found(), 101))), None);
+        assert_eq!(last(&mut recount, [(surplus(1, &[]), 101)]), Some(surplus(1, &[])));
+    }
+}

@@ -1,0 +1,16 @@
+//! Words for what has happened to an interface or its program.
+
+use crate::dataplane::{Attachment, Loss, Place};
+
+/// What has happened to an interface or its program, in words.
+pub(crate) fn lost(attachment: &Attachment, loss: Loss) -> String {
+    let name = &attachment.interface;
+    match (loss, attachment.place()) {
+        (Loss::InterfaceGone, Place::Gone) => {
+            format!("{name}: there is no such interface any more; the router goes on with it when it is back")
+        }
+        (Loss::InterfaceGone, _) => format!("{name} was removed and is there again"),
+        (Loss::Detached, _) => format!("{name}: the program was taken off"),
+        (Loss::Replaced(by), _) => format!("{name}: the program was replaced by another (id {by})"),
+    }
+}
