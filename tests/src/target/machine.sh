@@ -1,7 +1,9 @@
 # Makes a machine of its own out of this mount namespace, and becomes its sshd.
-# $1: an empty directory. $2: a directory with what goes to /run/target. $3: the stand-ins for systemd's programs.
+# $1: an empty directory. $2: a directory with what goes to /run/target. $3: the stand-ins for
+# systemd's programs.
 #
-# What is written to /etc, /usr and /var lands in memory and is gone with the namespace; /run and /tmp begin empty.
+# What is written to /etc, /usr and /var lands in memory and is gone with the namespace; /run and
+# /tmp begin empty.
 set -eu
 memory=$1
 mount -t tmpfs -o mode=0755 target "$memory"

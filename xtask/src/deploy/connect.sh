@@ -1,5 +1,6 @@
-# Runs as the user who logs in, for as long as the connection is up: makes a directory for what is copied, says who and
-# where we are, and removes the directory when the connection ends, however it ends.
+# Runs as the user who logs in, for as long as the connection is up: makes a directory for what is
+# copied, says who and where we are, and removes the directory when the connection ends, however it
+# ends.
 umask 077
 directory=
 trap 'rm -rf "$directory"' EXIT

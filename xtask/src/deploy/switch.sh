@@ -1,11 +1,14 @@
-# Installs what was copied, restarts, and either keeps the new version or puts the previous one back. As root.
-# $1: the directory with what was copied. $2: how many seconds the new version has to become healthy.
+# Installs what was copied, restarts, and either keeps the new version or puts the previous one
+# back. As root.
+# $1: the directory with what was copied. $2: how many seconds the new version has to become
+# healthy.
 #
-# All of this is one script on the target, because a router that goes wrong may take the connection with it: nothing
-# from here on depends on the other end, and without its word `keep` at the end the previous version comes back.
+# All of this is one script on the target, because a router that goes wrong may take the connection
+# with it: nothing from here on depends on the other end, and without its word `keep` at the end the
+# previous version comes back.
 # Lines of standard output are for the person; `@healthy` asks for the word.
-# Exit status: 0 the new version stays; 3 the previous state is back; 4 it is back but something is wrong with it;
-# 5 nothing was changed.
+# Exit status: 0 the new version stays; 3 the previous state is back; 4 it is back but something is
+# wrong with it; 5 nothing was changed.
 set -u
 trap '' HUP INT TERM PIPE
 directory=$1

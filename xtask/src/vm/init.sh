@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# The first process of the virtual machine: makes it fit for the tests, runs them, says how they ended and switches it off.
+# The first process of the virtual machine: makes it fit for the tests, runs them, says how they
+# ended and switches it off.
 
 export PATH=/bin
 # The programs that are there already stay.

@@ -1,4 +1,5 @@
-# Hides this machine's own programs and files that packages have, in a mount namespace, and becomes $@.
+# Hides this machine's own programs and files that packages have, in a mount namespace, and becomes
+# $@.
 set -eu
 for folder in /usr/sbin /usr/local/sbin /usr/lib/nginx /usr/lib/postgresql; do
     if [ -d "$folder" ]; then mount -t tmpfs none "$folder"; fi
