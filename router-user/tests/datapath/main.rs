@@ -15,6 +15,7 @@ mod budget;
 mod checksums;
 mod counters;
 mod ethernet;
+mod example;
 mod forward;
 mod fragments;
 mod generic;
