@@ -9,9 +9,9 @@
 use libfuzzer_sys::fuzz_target;
 use router_common::{
     address::{Ipv4, Port},
-    flow::Protocol,
     icmp::{CAPACITY, HEAD, Message},
     rewrite::Rewrite,
+    tuple::Protocol,
 };
 
 const ECHO_REQUEST: u8 = 8;

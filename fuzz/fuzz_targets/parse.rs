@@ -8,11 +8,12 @@
 use libfuzzer_sys::fuzz_target;
 use router_common::{
     address::{Ipv4, Port},
-    flow::{FlowEntry, FlowKey, Protocol},
+    entry::FlowEntry,
     fragment::{Coverage, Datagram, Fragment, split},
     packet::{Packet, TCP_HEADERS, parse, parse_leading},
     reason::Reason,
-    session::Ticks,
+    time::Ticks,
+    tuple::{FlowKey, Protocol},
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -86,7 +87,7 @@ fn fragment(frame: &[u8], mtu: u16) {
 
 /// A tuple from arbitrary bytes that the router could have chosen: an echo keeps its one
 /// identifier, a reply's is not 0.
-fn new_key(packet: &Packet, bytes: &[u8; 12]) -> FlowKey<Ipv4> {
+fn new_key(packet: &Packet, bytes: &[u8; 12]) -> FlowKey {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
     let (source, destination) = (Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));
     let (source_port, destination_port) = match packet.protocol {

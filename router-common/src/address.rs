@@ -2,23 +2,14 @@
 
 use crate::checksum::Sum;
 
-/// An address family's address: what keys and entries are generic over, so that IPv6 is a type
-/// parameter and not a copy.
-pub trait Address: Copy + Eq {
-    /// The one's-complement sum of the address's 16-bit words.
-    fn sum(self) -> Sum;
-
-    /// What takes its words out of a sum again.
-    #[inline(always)]
-    fn negative_sum(self) -> Sum {
-        Sum::ZERO.minus(self.sum())
-    }
-}
-
 /// An IPv4 address, in network byte order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ipv4(pub [u8; 4]);
+
+/// Azure's platform address: probe source, DNS, DHCP and WireServer. Its packets always go to the
+/// VM's own stack, on every port (<https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>).
+pub const AZURE_PLATFORM: Ipv4 = Ipv4([168, 63, 129, 16]);
 
 /// An IPv6 address, in network byte order.
 #[repr(transparent)]
@@ -82,32 +73,19 @@ impl core::fmt::Display for Mac {
     }
 }
 
-impl Address for Ipv4 {
+impl Ipv4 {
+    /// Returns the one's-complement sum of the address's 16-bit words.
     #[inline(always)]
-    fn sum(self) -> Sum {
+    pub const fn sum(self) -> Sum {
         Sum::ZERO.add_pair(self.0)
     }
 
+    /// Returns the sum that takes the address's words out of another sum.
     #[inline(always)]
-    fn negative_sum(self) -> Sum {
+    pub const fn negative_sum(self) -> Sum {
         Sum::ZERO.remove_pair(self.0)
     }
-}
 
-impl Address for Ipv6 {
-    #[inline(always)]
-    fn sum(self) -> Sum {
-        let mut sum = Sum::ZERO;
-        let mut at = 0;
-        while at < 16 {
-            sum = sum.add([self.0[at], self.0[at + 1]]);
-            at += 2;
-        }
-        sum
-    }
-}
-
-impl Ipv4 {
     /// This address and another behind it, as source and destination stand in a packet: the first
     /// byte is the lowest.
     #[inline(always)]

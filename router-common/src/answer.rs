@@ -1,13 +1,14 @@
 //! What the router says itself: ICMP errors about packets that it does not forward, and resets.
 
 use crate::{
-    address::{Address as _, Ipv4},
+    address::Ipv4,
     checksum::Sum,
-    flow::Protocol,
     icmp,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, MORE_FRAGMENTS, UDP_HEADERS, field, tcp},
+    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, MORE_FRAGMENTS, UDP_HEADERS, field},
+    rate::{Rate, TokenBucket},
     reason::Reason,
-    shared::AtomicU64,
+    tcp,
+    tuple::Protocol,
 };
 
 /// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind
@@ -261,65 +262,6 @@ impl Limited {
     }
 }
 
-/// A rate, and how many there may be at once.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Rate {
-    /// At once.
-    pub burst: u64,
-    /// Nanoseconds for each one more.
-    pub interval: u64,
-}
-
-impl Rate {
-    /// Answers of a kind to one source: 1,000 a second.
-    pub const OF_A_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
-    /// Of these, the answers that every source gets, however many others are answered: 10 a second.
-    pub const OF_EVERY_SOURCE: Self = Self { burst: 10, interval: 100_000_000 };
-    /// Answers of a kind beyond these, to all sources together: 10,000 a second.
-    pub const OF_ALL: Self = Self { burst: 1_000, interval: 100_000 };
-}
-
-/// Keeps something to a [`Rate`], in memory that all CPUs share.
-#[repr(C)]
-#[derive(Clone, Debug, Default)]
-pub struct Bucket {
-    /// The time at which it will be full again, in nanoseconds.
-    full: AtomicU64,
-}
-
-impl Bucket {
-    /// Attempts to take from a bucket that another CPU takes from at the same moment.
-    const ATTEMPTS: u32 = 4;
-
-    /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).
-    #[inline(always)]
-    pub fn has_one(&self, now: u64, rate: Rate) -> bool {
-        Self::is_one_in(self.full.load(), now, rate)
-    }
-
-    #[inline(always)]
-    const fn is_one_in(full: u64, now: u64, rate: Rate) -> bool {
-        full.saturating_sub(now) <= (rate.burst - 1) * rate.interval
-    }
-
-    /// Returns `true` if there may be one more now; then it is counted. One that is refused changes
-    /// nothing, so that CPUs do not contend for the memory in a flood.
-    #[inline(always)]
-    pub fn take(&self, now: u64, rate: Rate) -> bool {
-        for _ in 0..Self::ATTEMPTS {
-            let seen = self.full.load();
-            if !Self::is_one_in(seen, now, rate) {
-                return false;
-            }
-            let from = if seen < now { now } else { seen };
-            if self.full.change(seen, from + rate.interval) {
-                return true;
-            }
-        }
-        false
-    }
-}
-
 /// The number of places for the shares of sources. Sources whose addresses lead to the same one
 /// share it.
 pub const SHARES: u32 = 4096;
@@ -328,8 +270,8 @@ pub const SHARES: u32 = 4096;
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Share {
-    most: Bucket,
-    least: Bucket,
+    most: TokenBucket,
+    least: TokenBucket,
 }
 
 const _: () = assert!(cfg!(model) || size_of::<Share>() == 16);
@@ -342,7 +284,7 @@ impl Share {
     /// name makes the router a nuisance to it. All together get no more than [`SHARES`] times
     /// [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].
     #[inline(always)]
-    pub fn take(&self, all: &Bucket, now: u64) -> bool {
+    pub fn take(&self, all: &TokenBucket, now: u64) -> bool {
         self.most.take(now, Rate::OF_A_SOURCE)
             && (self.least.take(now, Rate::OF_EVERY_SOURCE) || all.take(now, Rate::OF_ALL))
     }
@@ -353,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{effort::tries, reason::Action};
+    use crate::reason::Action;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -412,38 +354,10 @@ mod tests {
         assert!(segment(tcp::SYN | tcp::PSH).opens() && !segment(tcp::SYN | tcp::ACK).opens());
     }
 
-    #[test]
-    fn a_burst_and_then_a_rate() {
-        let (bucket, rate) = (Bucket::default(), Rate::OF_A_SOURCE);
-        let start = 5_000_000_000;
-        let burst = (0..2 * rate.burst).filter(|_| bucket.take(start, rate)).count() as u64;
-        assert_eq!(burst, rate.burst);
-        assert!(!bucket.take(start + rate.interval - 1, rate));
-        assert!(bucket.take(start + rate.interval, rate));
-        assert!(!bucket.take(start + rate.interval, rate));
-        // More than enough questions, of a second if it may take so long.
-        let questions = u64::from(tries(10_000, 100));
-        let later =
-            (0..questions).filter(|at| bucket.take(start + rate.interval + at * 100_000, rate)).count();
-        assert_eq!(later as u64, questions / 10 - 1);
-    }
-
-    #[test]
-    fn cpus_that_take_at_once_get_no_more_than_there_is() {
-        let (bucket, rate, start) = (Bucket::default(), Rate::OF_ALL, 5_000_000_000);
-        let tries = tries(100_000, 600);
-        let take = || (0..tries).filter(|_| bucket.take(start, rate)).count() as u64;
-        let taken: u64 = std::thread::scope(|scope| {
-            let threads = [0; 4].map(|_| scope.spawn(take));
-            threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
-        });
-        assert_eq!(taken, rate.burst);
-    }
-
     /// A second of `questions` a millisecond by each of so many sources: how many answers a source
     /// got, the least and the most.
     fn a_second_of(sources: usize, questions: usize) -> (u64, u64) {
-        let (all, start) = (Bucket::default(), 5_000_000_000);
+        let (all, start) = (TokenBucket::default(), 5_000_000_000);
         let mut got: Vec<_> = (0..sources).map(|_| (Share::default(), 0)).collect();
         for millisecond in 0..1000 {
             for _ in 0..questions {
@@ -465,7 +379,7 @@ mod tests {
         let (fewest, greatest) = a_second_of(500, 3);
         assert!(fewest >= least && greatest <= most, "{fewest}, {greatest}");
         // One that asks now and then is told each time, whatever the others do.
-        let (all, start) = (Bucket::default(), 5_000_000_000);
+        let (all, start) = (TokenBucket::default(), 5_000_000_000);
         while all.take(start, Rate::OF_ALL) {}
         let share = Share::default();
         assert!((0..Rate::OF_EVERY_SOURCE.burst).all(|_| share.take(&all, start)));

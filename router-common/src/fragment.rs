@@ -7,14 +7,13 @@
 use core::mem::size_of;
 
 use crate::{
-    AZURE_PLATFORM,
-    address::Ipv4,
-    answer::Rate,
+    address::{AZURE_PLATFORM, Ipv4},
     checksum::Sum,
-    flow::{FlowKey, Protocol},
     packet::{DONT_FRAGMENT, ETHERNET_LENGTH, Frame, IPV4_LENGTH, L4, MORE_FRAGMENTS, TCP_HEADERS},
+    rate::Rate,
     reason::Reason,
     shared::{AtomicU32, AtomicU64, Shared},
+    tuple::{FlowKey, Protocol},
 };
 
 /// Fragment offsets count in units of this many bytes.
@@ -80,7 +79,7 @@ impl FragmentKey {
 
     /// Whether this may be a datagram of that flow.
     #[inline(always)]
-    pub fn is_of(&self, flow: &FlowKey<Ipv4>) -> bool {
+    pub fn is_of(&self, flow: &FlowKey) -> bool {
         self.source == flow.source
             && self.destination == flow.destination
             && self.protocol == flow.protocol_number()
@@ -210,7 +209,7 @@ pub enum Coverage {
 
 impl Datagram {
     /// One of which nothing has come yet.
-    pub fn new(flow: &FlowKey<Ipv4>, verdict: Reason, now: u32) -> Self {
+    pub fn new(flow: &FlowKey, verdict: Reason, now: u32) -> Self {
         let datagram = Self {
             addresses: Shared::default(),
             ports: Shared::default(),
@@ -228,7 +227,7 @@ impl Datagram {
     /// Makes a blank one a datagram that starts now. It stays blank otherwise: only copies of it
     /// are used.
     #[inline(always)]
-    pub fn start(&self, flow: &FlowKey<Ipv4>, verdict: Reason, now: u32) {
+    pub fn start(&self, flow: &FlowKey, verdict: Reason, now: u32) {
         self.addresses.set(flow.addresses());
         self.ports.set(flow.ports());
         self.protocol.set(u32::from(flow.protocol_number()));
@@ -238,7 +237,7 @@ impl Datagram {
 
     /// The flow that it is a packet of.
     #[inline(always)]
-    pub fn flow(&self) -> FlowKey<Ipv4> {
+    pub fn flow(&self) -> FlowKey {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.protocol.get() as u8)
     }
 

@@ -9,10 +9,10 @@
 //! tuple is better delivered than lost.
 
 use crate::{
-    address::{Address as _, Ipv4, Port},
+    address::{Ipv4, Port},
     checksum::Sum,
-    flow::{FlowKey, Protocol},
     rewrite::Rewrite,
+    tuple::{FlowKey, Protocol},
 };
 
 /// Messages up to this length are looked at whole. Routers quote so much that the packet has 576
@@ -67,7 +67,7 @@ impl Message {
     /// The tuple of the quoted packet, as it was on the wire where the error was made. `None` if
     /// this is no error, or the quote is not whole or of nothing that the router translates.
     #[inline(always)]
-    pub fn quoted(&self) -> Option<FlowKey<Ipv4>> {
+    pub fn quoted(&self) -> Option<FlowKey> {
         let [first, _] = self.word(QUOTE);
         let l4 = self.l4();
         if !is_end_to_end_error(self.bytes[0]) || first >> 4 != 4 || first & 0x0f < 5 {
@@ -100,7 +100,7 @@ impl Message {
     /// were. `rewrite` is that of the flow which the error travels with: of packets that answer the
     /// quoted one. [`quoted`](Self::quoted) has found the quote good.
     #[inline(always)]
-    pub fn translate(&mut self, rewrite: &Rewrite<Ipv4>) {
+    pub fn translate(&mut self, rewrite: &Rewrite) {
         let Some(protocol) = self.protocol() else { return };
         let l4 = self.l4();
         let addresses = self
@@ -194,7 +194,7 @@ mod tests {
     use crate::effort::tries;
 
     /// A packet to be quoted: an IP header of `ihl` words, and what follows.
-    fn packet(protocol: Protocol, ihl: u8, key: &FlowKey<Ipv4>, payload: &[u8], checksum: bool) -> Vec<u8> {
+    fn packet(protocol: Protocol, ihl: u8, key: &FlowKey, payload: &[u8], checksum: bool) -> Vec<u8> {
         let mut l4 = match protocol {
             Protocol::Tcp => [&key.source_port.0[..], &key.destination_port.0, &[7; 16]].concat(),
             Protocol::Udp => [&key.source_port.0[..], &key.destination_port.0, &[0, 0, 0, 0]].concat(),
@@ -253,7 +253,7 @@ mod tests {
         Message { length: length as u32, bytes }
     }
 
-    fn key(protocol: Protocol) -> FlowKey<Ipv4> {
+    fn key(protocol: Protocol) -> FlowKey {
         let port = Port::new(if protocol == Protocol::Icmp { 0 } else { 443 });
         FlowKey::new(protocol, Ipv4([10, 0, 0, 1]), Port::new(5000), Ipv4([192, 0, 2, 1]), port)
     }

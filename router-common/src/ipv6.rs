@@ -9,10 +9,10 @@
 
 use crate::{
     address::{Ipv6, Port},
-    flow::{FlowKey, Protocol},
     local::{Judgement, Place, Service, is_routing_protocol},
-    own,
+    maps::own,
     packet::{ETHERNET_LENGTH, Frame},
+    tuple::{Ipv6Key, Protocol},
 };
 
 /// The length of an IPv6 header.
@@ -118,10 +118,10 @@ const fn is_listener_discovery(kind: u8) -> bool {
 impl Packet {
     /// The tuple of TCP or UDP.
     #[inline(always)]
-    pub const fn key(&self) -> Option<FlowKey<Ipv6>> {
+    pub const fn key(&self) -> Option<Ipv6Key> {
         match self.carried {
             Carried::Ports(protocol, from, to) => {
-                Some(FlowKey::new(protocol, self.source, from, self.destination, to))
+                Some(Ipv6Key::new(protocol, self.source, from, self.destination, to))
             }
             Carried::Icmp(..) | Carried::Other(_) => None,
         }
@@ -199,7 +199,7 @@ impl Packet {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sent {
     /// A datagram to a single machine; this is the tuple of the answers.
-    Datagram(FlowKey<Ipv6>),
+    Datagram(Ipv6Key),
     /// A message to DHCPv6's servers, with its transaction (RFC 8415 8).
     Dhcp([u8; 3]),
 }
@@ -230,7 +230,7 @@ pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
     if destination.is_multicast() {
         return None;
     }
-    Some(Sent::Datagram(FlowKey::new(Protocol::Udp, destination, to, source, from)))
+    Some(Sent::Datagram(Ipv6Key::new(Protocol::Udp, destination, to, source, from)))
 }
 
 /// The transaction that a message of DHCPv6 to this machine belongs to, in a packet that

@@ -9,14 +9,14 @@ use core::mem::size_of;
 
 use crate::{
     address::{Ipv4, Port},
-    flow::Protocol,
-    own::DHCP_PORTS,
+    limits::MAX_LOCAL_ALLOW,
+    maps::{
+        own::DHCP_PORTS,
+        rules::{Contains, Ipv6Network, Network, bank},
+    },
     packet::Packet,
-    rules::{Contains, Ipv6Network, Network, bank},
+    tuple::Protocol,
 };
-
-/// Entries of `local.allow`, at most.
-pub const MAX_LOCAL_ALLOW: usize = 64;
 
 /// The index of an entry in the array of them.
 #[inline(always)]
@@ -233,7 +233,7 @@ pub const fn is_martian_destination(destination: Ipv4) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flow::FlowKey, packet::tcp};
+    use crate::{tcp, tuple::FlowKey};
 
     fn packet(protocol: Protocol, destination_port: u16, tcp_flags: u8) -> Packet {
         Packet {

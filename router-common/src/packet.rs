@@ -1,11 +1,12 @@
 //! Reading an Ethernet frame: what the router can translate, and its tuple.
 
 use crate::{
-    address::{Address as _, Ipv4, Mac, Port},
+    address::{Ipv4, Mac, Port},
     bounds,
     checksum::Sum,
-    flow::{FlowKey, Protocol},
     reason::Reason,
+    tcp,
+    tuple::{FlowKey, Protocol},
     wire::{load16, load32, load64},
 };
 
@@ -33,20 +34,6 @@ pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO_REQUEST: u8 = 8;
-
-/// TCP flags, as they stand in byte 13 of the TCP header (RFC 9293 3.1).
-pub mod tcp {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset the connection.
-    pub const RST: u8 = 0x04;
-    /// Push.
-    pub const PSH: u8 = 0x08;
-    /// The acknowledgement number counts.
-    pub const ACK: u8 = 0x10;
-}
 
 /// A frame that can be read and written at an offset: the one door to packet bytes.
 ///
@@ -117,7 +104,7 @@ pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
 
 /// The tuple of a TCP or UDP packet with IP options, if the frame is long enough for it.
 #[inline(always)]
-pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey<Ipv4>> {
+pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
     let (source, destination) = addresses(frame)?;
     let [first] = *frame.bytes::<1>(ETHERNET_LENGTH)?;
     let protocol = match Protocol::from_number(frame.bytes::<1>(IPV4_TTL + 1)?[0])? {
@@ -146,7 +133,7 @@ pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {
     /// Its tuple.
-    pub key: FlowKey<Ipv4>,
+    pub key: FlowKey,
     /// Its protocol (also in the key; here as what the code matches on).
     pub protocol: Protocol,
     /// The IP packet's length in bytes, from its header.

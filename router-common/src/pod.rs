@@ -3,12 +3,14 @@
 use crate::{
     address::{Ipv4, Ipv6},
     local::Allow,
+    maps::{
+        punt::Neighbour,
+        route::{InUse, InterfaceAddresses},
+        rules::{Ipv6Network, ListenKey, Masquerade, Network, Rule, RuleSet, SourceKey},
+        settings::Settings,
+        stats::CpuStats,
+    },
     ports::PoolKey,
-    punt::Neighbour,
-    route::{InUse, InterfaceAddresses},
-    rules::{Ipv6Network, ListenKey, Masquerade, Network, Rule, RuleSet, SourceKey},
-    settings::Settings,
-    stats::CpuStats,
 };
 
 /// Implements `Pod` for types that are `#[repr(C)]`, plain data, and whose size is the sum of their

@@ -11,8 +11,8 @@ use core::{mem::size_of, ops::Range};
 use crate::{
     address::{Ipv4, Port},
     bounds::opaque,
-    flow::FlowKey,
     shared::{AtomicU32, AtomicU64, order},
+    tuple::FlowKey,
 };
 
 /// After so many ports in vain, its own and any, a session makes a pool for its target, if there is
@@ -144,7 +144,7 @@ pub struct SourcePorts {
     range: PortRange,
     /// Those in pairs.
     pairs: PortRange,
-    /// See [`crate::source_hash`].
+    /// See [`crate::table::source_hash`].
     source: u32,
 }
 
@@ -223,7 +223,7 @@ const _: () = assert!(size_of::<PoolKey>() == 12);
 impl PoolKey {
     /// The pool that the port of a reply flow belongs to.
     #[inline(always)]
-    pub const fn of(reply: &FlowKey<Ipv4>) -> Self {
+    pub const fn of(reply: &FlowKey) -> Self {
         Self {
             snat: reply.destination,
             target: reply.source,

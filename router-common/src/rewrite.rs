@@ -3,28 +3,28 @@
 use core::mem::size_of;
 
 use crate::{
-    address::{Address, Ipv4, Mac, Port},
+    address::{Ipv4, Mac, Port},
     checksum::{Folded, Sum},
-    flow::{FlowKey, Protocol},
     packet::{Frame, IPV4_SOURCE, IPV4_TTL, L4, Packet},
+    tuple::{FlowKey, Protocol},
     wire::{load16, load32, store16, store32, store64},
 };
 
 /// The tuple that a flow's packets leave with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Rewrite<A> {
+pub struct Rewrite {
     /// The new source address.
-    pub source: A,
+    pub source: Ipv4,
     /// The new destination address.
-    pub destination: A,
+    pub destination: Ipv4,
     /// The new source port, or echo identifier of a request.
     pub source_port: Port,
     /// The new destination port, or echo identifier of a reply.
     pub destination_port: Port,
 }
 
-const _: () = assert!(size_of::<Rewrite<Ipv4>>() == 12);
+const _: () = assert!(size_of::<Rewrite>() == 12);
 
 /// What a rewrite adds to the checksums of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,10 +39,10 @@ pub(crate) struct Change {
 /// The word whose first byte is the TTL is one less when it is.
 const ONE_TTL: [u8; 2] = [1, 0];
 
-impl<A: Address> Rewrite<A> {
+impl Rewrite {
     /// What makes packets have the tuple `to`.
     #[inline(always)]
-    pub const fn to(to: &FlowKey<A>) -> Self {
+    pub const fn to(to: &FlowKey) -> Self {
         Self {
             source: to.source,
             destination: to.destination,
@@ -53,7 +53,7 @@ impl<A: Address> Rewrite<A> {
 
     /// What turning a packet with the tuple `from` into this one adds to its IP header's checksum.
     #[inline(always)]
-    pub(crate) fn header_change(&self, from: &FlowKey<A>) -> Folded {
+    pub(crate) fn header_change(&self, from: &FlowKey) -> Folded {
         from.source
             .negative_sum()
             .plus(from.destination.negative_sum())
@@ -65,7 +65,7 @@ impl<A: Address> Rewrite<A> {
 
     /// What it adds to all of its checksums, if it is this to the header's.
     #[inline(always)]
-    pub(crate) fn change(&self, header: Folded, from: &FlowKey<A>) -> Change {
+    pub(crate) fn change(&self, header: Folded, from: &FlowKey) -> Change {
         let ports = Sum::ZERO
             .remove_pair(from.ports().to_le_bytes())
             .add_pair(self.source_port.then(self.destination_port).to_le_bytes());
@@ -77,6 +77,21 @@ impl<A: Address> Rewrite<A> {
             Some(Protocol::Tcp | Protocol::Udp) | None => ports.plus_folded(header).add(ONE_TTL),
         };
         Change { header, l4 }
+    }
+}
+
+impl FlowKey {
+    /// Returns the tuple that packets with this key leave with under `rewrite`.
+    #[inline(always)]
+    pub const fn translated(&self, rewrite: &Rewrite) -> Self {
+        self.between(rewrite.source, rewrite.source_port, rewrite.destination, rewrite.destination_port)
+    }
+
+    /// Returns the key of the session's other flow, whose packets answer the translated packets of
+    /// this one.
+    #[inline(always)]
+    pub const fn twin(&self, rewrite: &Rewrite) -> Self {
+        self.translated(rewrite).reversed()
     }
 }
 
@@ -98,7 +113,7 @@ impl Link {
     }
 }
 
-impl Rewrite<Ipv4> {
+impl Rewrite {
     /// What makes packets have these addresses and ports, as [`FlowKey::addresses`] and
     /// [`FlowKey::ports`] give them.
     #[inline(always)]
@@ -106,7 +121,7 @@ impl Rewrite<Ipv4> {
         Self::to(&FlowKey::from_words(addresses, ports, 0))
     }
 
-    /// As [`FlowEntry::translate`](crate::flow::FlowEntry::translate). `change`: what that adds to
+    /// As [`FlowEntry::translate`](crate::entry::FlowEntry::translate). `change`: what that adds to
     /// this packet's checksums.
     #[inline(always)]
     pub(crate) fn apply(
@@ -150,7 +165,7 @@ impl Rewrite<Ipv4> {
     /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the
     /// TTL one less.
     #[inline(always)]
-    pub fn apply_addresses(&self, from: &FlowKey<Ipv4>, headers: &mut [u8; L4]) {
+    pub fn apply_addresses(&self, from: &FlowKey, headers: &mut [u8; L4]) {
         self.apply_to_header(self.header_change(from), headers);
     }
 

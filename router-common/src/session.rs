@@ -27,30 +27,9 @@
 //! have to, which is one guess in 2^27 and more.
 
 use crate::{
-    flow::{Direction, Protocol},
-    packet::tcp,
+    tcp,
+    tuple::{Direction, Protocol},
 };
-
-/// Coarse monotonic time, in units of 2^30 ns (about 1.07 s): `CLOCK_MONOTONIC_COARSE` shifted
-/// right, because a shift is what a packet can afford. Wraps after 146 years.
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Ticks(pub u32);
-
-impl Ticks {
-    const SHIFT: u32 = 30;
-
-    /// The tick at this many nanoseconds of `CLOCK_MONOTONIC`.
-    #[inline(always)]
-    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
-        Self((nanoseconds >> Self::SHIFT) as u32)
-    }
-
-    /// Nanoseconds from an earlier tick to this one; 0 if it is not earlier.
-    pub const fn nanoseconds_since(self, earlier: Self) -> u64 {
-        (self.0.saturating_sub(earlier.0) as u64) << Self::SHIFT
-    }
-}
 
 /// How many ticks each end of a connection has to send segments out of window in, and none within,
 /// until they count as those of another connection. Ticks are longer than what kernels keep
@@ -602,7 +581,7 @@ mod tests {
     use super::*;
     use crate::{
         effort::tries,
-        flow::Direction::{Forward, Reply},
+        tuple::Direction::{Forward, Reply},
     };
 
     const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
@@ -1107,14 +1086,6 @@ mod tests {
             assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, true), State::Opening);
             assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, false), State::Established);
         }
-    }
-
-    #[test]
-    fn ticks_are_about_a_second_and_never_negative() {
-        let then = Ticks::from_nanoseconds(10 << 30);
-        let now = Ticks::from_nanoseconds((12 << 30) + 5);
-        assert_eq!(now.nanoseconds_since(then), 2 << 30);
-        assert_eq!(then.nanoseconds_since(now), 0);
     }
 
     /// A segment that is nobody's, with numbers as far from the right ones as is said.

@@ -59,10 +59,12 @@ use core::{
 };
 
 use crate::{
-    address::Ipv4,
-    flow::{Direction, FlowEntry, FlowKey, FlowRecord},
-    session::{Seen, Ticks},
+    address::{Ipv4, Port},
+    entry::{FlowEntry, FlowRecord},
+    session::Seen,
     shared::{AtomicU32, AtomicU64},
+    time::Ticks,
+    tuple::{Direction, FlowKey, Protocol},
 };
 
 /// How long a slot is neither found nor used after it was retired, and again after it became free,
@@ -209,7 +211,7 @@ pub struct HashSeeds {
 impl HashSeeds {
     /// 32 bits for a flow.
     #[inline(always)]
-    pub const fn hash(&self, key: &FlowKey<Ipv4>) -> u32 {
+    pub const fn hash(&self, key: &FlowKey) -> u32 {
         let [source, destination, service, addend] = self.words;
         let sum = addend
             .wrapping_add(source.wrapping_mul(u32::from_le_bytes(key.source.0) as u64))
@@ -223,9 +225,17 @@ impl HashSeeds {
 
     /// Where the two chains of a flow start, see [`Regions::homes`].
     #[inline(always)]
-    pub const fn homes(&self, key: &FlowKey<Ipv4>, regions: &Regions) -> [u32; 2] {
+    pub const fn homes(&self, key: &FlowKey, regions: &Regions) -> [u32; 2] {
         regions.homes(self.hash(key))
     }
+}
+
+/// Returns 32 bits for an address. Without the seeds, nobody can foresee which other addresses have
+/// the same.
+#[inline(always)]
+pub const fn source_hash(seeds: &HashSeeds, source: Ipv4) -> u32 {
+    let (nobody, no_port) = (Ipv4([0; 4]), Port([0; 2]));
+    seeds.hash(&FlowKey::new(Protocol::Icmp, source, no_port, nobody, no_port))
 }
 
 /// What a slot is, and of whom: one word.
@@ -295,7 +305,7 @@ impl Tag {
     }
 
     /// The same flow, whose packets come in by the clients' side only
-    /// ([`Side`](crate::settings::Side)) if `only` is `true`.
+    /// ([`Side`](crate::maps::settings::Side)) if `only` is `true`.
     #[inline(always)]
     pub const fn by_clients_side(self, only: bool) -> Self {
         Self(self.0 & !(1 << Self::CLIENTS_SIDE_SHIFT) | (only as u32) << Self::CLIENTS_SIDE_SHIFT)
@@ -389,7 +399,7 @@ impl Tag {
     }
 }
 
-const _: () = assert!(crate::MAX_RULES <= 1 << (u32::BITS - Tag::RULE_SHIFT));
+const _: () = assert!(crate::limits::MAX_RULES <= 1 << (u32::BITS - Tag::RULE_SHIFT));
 
 /// A slot: a flow's key and entry in one cache line.
 #[repr(C)]
@@ -447,12 +457,12 @@ impl Slot {
 
     /// The key. What it says counts only while the tag is pending or live.
     #[inline(always)]
-    pub fn key(&self) -> FlowKey<Ipv4> {
+    pub fn key(&self) -> FlowKey {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.tag.get() as u8)
     }
 
     /// Reads the flow that is in the slot, if the slot is in this state and stays so meanwhile.
-    pub fn read(&self, state: SlotState) -> Option<(FlowKey<Ipv4>, Tag, FlowRecord)> {
+    pub fn read(&self, state: SlotState) -> Option<(FlowKey, Tag, FlowRecord)> {
         let tag = self.tag();
         let (key, entry) = (self.key(), self.entry.read());
         (tag.state() == state && self.tag().state() == state).then_some((key, tag, entry))
@@ -460,7 +470,7 @@ impl Slot {
 
     /// 0 if this is the live flow of this key, and anything else if it is not: without a branch.
     #[inline(always)]
-    fn difference(&self, key: &FlowKey<Ipv4>) -> u64 {
+    fn difference(&self, key: &FlowKey) -> u64 {
         const LIVE: u64 = (SlotState::Live as u64) << (u32::BITS + Tag::STATE_SHIFT);
         // What is above the protocol and the state does not matter.
         let service =
@@ -488,7 +498,7 @@ impl Slot {
 
     /// Whether this is the live flow of this key.
     #[inline(always)]
-    pub fn is_flow(&self, key: &FlowKey<Ipv4>) -> bool {
+    pub fn is_flow(&self, key: &FlowKey) -> bool {
         self.difference(key) == 0
     }
 
@@ -500,7 +510,7 @@ impl Slot {
 
     /// Writes a flow into a slot that the caller has claimed, and makes it pending.
     #[inline(always)]
-    pub fn write(&self, key: &FlowKey<Ipv4>, tag: Tag, entry: &FlowEntry) {
+    pub fn write(&self, key: &FlowKey, tag: Tag, entry: &FlowEntry) {
         self.addresses.set(key.addresses());
         self.ports.set(key.ports());
         self.entry.overwrite(entry);
@@ -523,7 +533,7 @@ impl Slot {
     pub fn insert<'a>(
         &self,
         Vacancy { index, tag: seen }: Vacancy,
-        (key, tag, entry): (&FlowKey<Ipv4>, Tag, &FlowEntry),
+        (key, tag, entry): (&FlowKey, Tag, &FlowEntry),
         walk: impl FnOnce(u32) -> Option<&'a Search>,
         now: impl FnOnce() -> Ticks,
     ) -> Result<(), InsertError> {
@@ -550,7 +560,7 @@ impl Slot {
     }
 
     /// Retires a live flow: the tag it had, if it was this call that did.
-    pub fn retire(&self, key: &FlowKey<Ipv4>, now: Ticks) -> Option<Tag> {
+    pub fn retire(&self, key: &FlowKey, now: Ticks) -> Option<Tag> {
         loop {
             let tag = self.tag();
             if !self.is_flow(key) {
@@ -607,14 +617,14 @@ impl Slot {
     /// Takes a live flow of this key away from packets, while its key stays taken; whether it was
     /// this call that did.
     #[inline(always)]
-    pub fn hold(&self, key: &FlowKey<Ipv4>) -> bool {
+    pub fn hold(&self, key: &FlowKey) -> bool {
         self.leave_live(key, |tag| tag.in_state(SlotState::Held))
     }
 
     /// Retires a live flow of this key, after a few attempts at most; whether it was this call that
     /// did.
     #[inline(always)]
-    pub fn retire_soon(&self, key: &FlowKey<Ipv4>, now: Ticks) -> bool {
+    pub fn retire_soon(&self, key: &FlowKey, now: Ticks) -> bool {
         if !self.is_flow(key) {
             return false;
         }
@@ -625,7 +635,7 @@ impl Slot {
     /// Puts a live flow into another state, after a few attempts at most; whether it was this call
     /// that did.
     #[inline(always)]
-    fn leave_live(&self, key: &FlowKey<Ipv4>, to: impl Fn(Tag) -> Tag) -> bool {
+    fn leave_live(&self, key: &FlowKey, to: impl Fn(Tag) -> Tag) -> bool {
         for _ in 0..ATTEMPTS {
             let tag = self.tag();
             if !self.is_flow(key) {
@@ -693,7 +703,7 @@ impl Bucket {
     /// guessed wrong finds out only when the slots have come from memory. So there is no branch to
     /// guess.
     #[inline(always)]
-    pub fn candidate(&self, key: &FlowKey<Ipv4>) -> usize {
+    pub fn candidate(&self, key: &FlowKey) -> usize {
         let difference = self.0[0].difference(key);
         // 1 if there is a difference.
         sign(difference | difference.wrapping_neg()) as usize
@@ -819,7 +829,7 @@ impl Search {
     /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past
     /// the slot `mine`.
     #[inline(always)]
-    pub fn start(&self, key: &FlowKey<Ipv4>, regions: &Regions, homes: [u32; 2], mine: u32) {
+    pub fn start(&self, key: &FlowKey, regions: &Regions, homes: [u32; 2], mine: u32) {
         self.addresses.set(key.addresses());
         self.service.set(key.ports_and_protocol());
         let [home, next] = homes;
@@ -996,13 +1006,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{address::Port, effort::tries, flow::Protocol};
+    use crate::{address::Port, effort::tries, tuple::Protocol};
 
     const SEEDS: HashSeeds = HashSeeds {
         words: [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93],
     };
 
-    fn entry(key: &FlowKey<Ipv4>) -> FlowEntry {
+    fn entry(key: &FlowKey) -> FlowEntry {
         let entry = FlowEntry::default();
         entry.start(key, key, Ticks(1));
         entry
@@ -1036,17 +1046,17 @@ mod tests {
             &self.bucket(index).0[(index % BUCKET) as usize]
         }
 
-        fn homes(&self, key: &FlowKey<Ipv4>) -> [u32; 2] {
+        fn homes(&self, key: &FlowKey) -> [u32; 2] {
             SEEDS.homes(key, &self.regions)
         }
 
-        fn walk(&self, key: &FlowKey<Ipv4>, mine: u32) -> Search {
+        fn walk(&self, key: &FlowKey, mine: u32) -> Search {
             let search = Search::default();
             self.walk_in(&search, key, mine);
             search
         }
 
-        fn walk_in(&self, search: &Search, key: &FlowKey<Ipv4>, mine: u32) {
+        fn walk_in(&self, search: &Search, key: &FlowKey, mine: u32) {
             search.start(key, &self.regions, self.homes(key), mine);
             loop {
                 for first in (search.home()..search.home() + search.length()).step_by(BUCKET as usize) {
@@ -1060,23 +1070,23 @@ mod tests {
             }
         }
 
-        fn find(&self, key: &FlowKey<Ipv4>) -> Option<u32> {
+        fn find(&self, key: &FlowKey) -> Option<u32> {
             let found = self.walk(key, NOWHERE).found();
             (found != NOWHERE && self.slot(found).is_flow(key)).then_some(found)
         }
 
         /// How far a flow is from where its chain starts, if that is what the fast path asks.
-        fn distance(&self, key: &FlowKey<Ipv4>) -> u32 {
+        fn distance(&self, key: &FlowKey) -> u32 {
             let index = self.find(key).expect("a flow");
             let distances = self.homes(key).map(|home| index.wrapping_sub(home));
             distances.into_iter().min().expect("two of them")
         }
 
-        fn insert(&self, key: &FlowKey<Ipv4>) -> Result<u32, InsertError> {
+        fn insert(&self, key: &FlowKey) -> Result<u32, InsertError> {
             self.insert_at(key, self.walk(key, NOWHERE).vacancy()?)
         }
 
-        fn insert_at(&self, key: &FlowKey<Ipv4>, vacancy: Vacancy) -> Result<u32, InsertError> {
+        fn insert_at(&self, key: &FlowKey, vacancy: Vacancy) -> Result<u32, InsertError> {
             let (tag, entry) =
                 (Tag::pending(key.protocol_number(), Direction::Forward, 7, false), entry(key));
             let search = Search::default();
@@ -1088,7 +1098,7 @@ mod tests {
             Ok(vacancy.index)
         }
 
-        fn retire(&self, key: &FlowKey<Ipv4>) -> bool {
+        fn retire(&self, key: &FlowKey) -> bool {
             self.find(key).is_some_and(|index| self.slot(index).retire(key, Ticks(1)).is_some())
         }
 
@@ -1110,7 +1120,7 @@ mod tests {
             }
         }
 
-        fn live(&self) -> HashMap<FlowKey<Ipv4>, usize> {
+        fn live(&self) -> HashMap<FlowKey, usize> {
             let mut live = HashMap::new();
             for index in 0..self.size() {
                 if self.slot(index).tag().state() == SlotState::Live {
@@ -1122,7 +1132,7 @@ mod tests {
     }
 
     /// Two each have the same ends, and differ in the protocol.
-    fn key(number: u16) -> FlowKey<Ipv4> {
+    fn key(number: u16) -> FlowKey {
         FlowKey::new(
             if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             Ipv4([10, 0, 2, 69]),
@@ -1134,7 +1144,7 @@ mod tests {
 
     /// A walk along a chain of one bucket: a slot in this state with this key, and one that was
     /// never used.
-    fn look_at(there: &FlowKey<Ipv4>, state: SlotState, key: &FlowKey<Ipv4>) -> Search {
+    fn look_at(there: &FlowKey, state: SlotState, key: &FlowKey) -> Search {
         let table = Table::with(Regions { near: 2, far: 0 });
         let tag = Tag::pending(there.protocol_number(), Direction::Forward, 7, false);
         table.slot(0).write(there, tag.in_state(state), &entry(there));
@@ -1236,7 +1246,7 @@ mod tests {
 
         /// Tags hold what they are made of.
         #[test]
-        fn tags_round_trip(protocol in any::<u8>(), reply in any::<bool>(), rule in 0..crate::MAX_RULES as u16, opening in any::<bool>()) {
+        fn tags_round_trip(protocol in any::<u8>(), reply in any::<bool>(), rule in 0..crate::limits::MAX_RULES as u16, opening in any::<bool>()) {
             let direction = if reply { Direction::Reply } else { Direction::Forward };
             let tag = Tag::pending(protocol, direction, rule, opening);
             for state in [SlotState::Pending, SlotState::Live, SlotState::Retired] {
@@ -1382,7 +1392,7 @@ mod tests {
         assert_eq!(slot.tag().state(), SlotState::Retired);
     }
 
-    fn live(key: &FlowKey<Ipv4>) -> (Slot, Tag) {
+    fn live(key: &FlowKey) -> (Slot, Tag) {
         let slot = Slot::default();
         let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false).showing(Seen::SYN);
         slot.write(key, tag, &entry(key));

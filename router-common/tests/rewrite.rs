@@ -5,11 +5,13 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use router_common::{
     address::{Ipv4, Port},
-    flow::{FlowEntry, FlowKey, Protocol},
-    packet::{Packet, parse, tcp},
+    entry::FlowEntry,
+    packet::{Packet, parse},
     reason::Reason,
     rewrite::Rewrite,
-    session::Ticks,
+    tcp,
+    time::Ticks,
+    tuple::{FlowKey, Protocol},
 };
 
 #[derive(Clone, Debug)]
@@ -21,7 +23,7 @@ struct Tuple {
 }
 
 impl Tuple {
-    fn key(&self, protocol: Protocol) -> FlowKey<Ipv4> {
+    fn key(&self, protocol: Protocol) -> FlowKey {
         FlowKey::new(
             protocol,
             Ipv4(self.source),
@@ -102,7 +104,7 @@ fn echo_frame(
 }
 
 /// Makes a packet what it becomes in a flow of which it is the first.
-fn translate(packet: &Packet, to: &FlowKey<Ipv4>, frame: &mut [u8]) {
+fn translate(packet: &Packet, to: &FlowKey, frame: &mut [u8]) {
     let entry = FlowEntry::default();
     entry.start(&packet.key, to, Ticks(0x1234_5678));
     assert_eq!(entry.opened(), Ticks(0x1234_5678));

@@ -5,17 +5,18 @@ use core::cell::Cell;
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::Array};
 use router_common::{
-    Stage,
     address::{Ipv4, Port},
     answer::{
-        ABOUT, Bucket, ERROR_FRAME, Error, Limited, RESET_FRAME, Reset, SHARES, Segment, Share, Told,
-        destination, may_be_answered, source, told, write_error, write_reset,
+        ABOUT, ERROR_FRAME, Error, Limited, RESET_FRAME, Reset, SHARES, Segment, Share, Told, destination,
+        may_be_answered, source, told, write_error, write_reset,
     },
-    flow::{NextHop, Protocol},
+    entry::NextHop,
+    maps::{route::Query, stages::Stage},
     packet::{ETHERNET_LENGTH, Frame as _, L4},
+    rate::TokenBucket,
     reason::Reason,
-    route::Query,
-    source_hash,
+    table::source_hash,
+    tuple::Protocol,
 };
 
 use crate::{
@@ -43,7 +44,7 @@ static ANSWER_SHARES: Array<[Share; Limited::KINDS]> = Array::with_max_entries(S
 
 /// Answers that all sources together may still get, by kind. Shared, as above.
 #[map]
-static ANSWERS_TO_ALL: Array<Bucket> = Array::with_max_entries(Limited::KINDS as u32, 0);
+static ANSWERS_TO_ALL: Array<TokenBucket> = Array::with_max_entries(Limited::KINDS as u32, 0);
 
 /// The packet's time to live has ended here: its sender is to know.
 #[inline(always)]

@@ -4,15 +4,15 @@ use core::cell::Cell;
 
 use aya_ebpf::{bindings::xdp_md, cty::c_void, helpers::generated::bpf_loop, macros::map};
 use router_common::{
-    Stage,
     address::{Ipv4, Port},
-    flow::{Direction, FlowKey, NextHop, Protocol},
+    entry::NextHop,
+    maps::{settings::Live, stages::Stage},
     packet::Packet,
     ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, SourcePorts, Take},
     reason::Reason,
     session::Seen,
-    settings::Live,
     table::{InsertError, NOWHERE, SETTLED, Slot, SlotState, Tag, Vacancy},
+    tuple::{Direction, FlowKey, Protocol},
 };
 
 use crate::{
@@ -37,11 +37,11 @@ struct Opening {
     ports: Cell<SourcePorts>,
     random: Cell<u32>,
     /// Where the client's packets leave; that does not depend on the SNAT address and port, see
-    /// [`router_common::route::Query`].
+    /// [`router_common::maps::route::Query`].
     next_hop: Cell<NextHop>,
     /// The client's tuple; where its flow may be put, which is known before all else here
     /// ([`ask_to_open`]), and where it has been.
-    key: Cell<FlowKey<Ipv4>>,
+    key: Cell<FlowKey>,
     vacancy: Cell<Vacancy>,
     slot: Cell<u32>,
     /// 1 when another session of the source has made room for this one.
@@ -49,7 +49,7 @@ struct Opening {
     /// The history of the client's tuple, an [`Earlier`] as its number; and where it led before.
     earlier: Cell<u32>,
     last: Cell<Leads>,
-    reply_key: Cell<FlowKey<Ipv4>>,
+    reply_key: Cell<FlowKey>,
     /// The target's pool, or [`NO_POOL`].
     pool: Cell<u32>,
     /// Where in the pool to look next.
@@ -205,7 +205,7 @@ pub(crate) fn prepare(
 
 /// The next hop that was found for the session that this CPU has opened last, if it is this one.
 #[inline(always)]
-pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
+pub(crate) fn next_hop_of(key: &FlowKey) -> Option<NextHop> {
     let opening = OPENING.get()?;
     (opening.key.get() == *key).then_some(opening.next_hop.get())
 }
@@ -213,7 +213,7 @@ pub(crate) fn next_hop_of(key: &FlowKey<Ipv4>) -> Option<NextHop> {
 /// Returns the reason that the first packet of a session leaves for, if this CPU has opened it
 /// last.
 #[inline(always)]
-pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
+pub(crate) fn opened_as(key: &FlowKey) -> Reason {
     match OPENING.get() {
         Some(opening) if opening.key.get() == *key && opening.in_place.get() != 0 => Reason::OpenedInPlace,
         _ => Reason::Opened,
@@ -222,7 +222,7 @@ pub(crate) fn opened_as(key: &FlowKey<Ipv4>) -> Reason {
 
 /// The client's flow of the session that this CPU has opened last, if it is this one.
 #[inline(always)]
-pub(crate) fn slot_of(key: &FlowKey<Ipv4>) -> Option<&'static Slot> {
+pub(crate) fn slot_of(key: &FlowKey) -> Option<&'static Slot> {
     flows::at(OPENING.get()?.slot.get(), key)
 }
 
@@ -657,7 +657,7 @@ fn release(settings: &Live) {
 /// Takes the mark off the port of a reply flow that is gone from the table, in its target's pool:
 /// this one, if that is known.
 #[inline(always)]
-fn unmark(reply: &FlowKey<Ipv4>, pool: u32) {
+fn unmark(reply: &FlowKey, pool: u32) {
     // Where there was none, another CPU may have made one since, and marked the port. Looked for
     // after the flow is gone, see `Pool`.
     let index = if pool == NO_POOL { pools::find(&PoolKey::of(reply)) } else { Some(pool) };

@@ -9,16 +9,15 @@ use aya_ebpf::{
     maps::{Array, LruHashMap},
 };
 use router_common::{
-    address::Ipv4,
-    answer::Bucket,
-    flow::FlowKey,
     fragment::{
         Coverage, Datagram, EARLY, EARLY_SHARES, Fragment, FragmentKey, LOOKED_AT, OF_A_SOURCE, SOURCES,
         place_of,
     },
+    rate::TokenBucket,
     reason::Reason,
     shared::AtomicU32,
-    source_hash,
+    table::source_hash,
+    tuple::FlowKey,
 };
 
 use crate::{Work, punt, scratch::Scratch, settings};
@@ -65,7 +64,7 @@ static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0
 /// Fragments of a source that may still be held, by a keyed hash of its address. Taken from
 /// atomically.
 #[map]
-static EARLY_BUCKETS: Array<Bucket> = Array::with_max_entries(EARLY_SHARES, 0);
+static EARLY_BUCKETS: Array<TokenBucket> = Array::with_max_entries(EARLY_SHARES, 0);
 
 /// A new datagram, too large for the stack.
 #[map]
@@ -136,12 +135,7 @@ fn take_place(
 /// # Errors
 /// When there is a datagram with the same identification already: they overlap.
 #[inline(always)]
-pub(crate) fn begin(
-    work: &Work,
-    fragment: &Fragment,
-    flow: &FlowKey<Ipv4>,
-    verdict: Reason,
-) -> Result<(), Reason> {
+pub(crate) fn begin(work: &Work, fragment: &Fragment, flow: &FlowKey, verdict: Reason) -> Result<(), Reason> {
     BLANK_DATAGRAM.get().ok_or(Reason::Internal)?.start(flow, verdict, now());
     FRAGMENT.get().ok_or(Reason::Internal)?.set(*fragment);
     match datagram_begin() {

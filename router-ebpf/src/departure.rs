@@ -1,7 +1,7 @@
 //! Where packets leave that are as they were received: by a next hop, or else they wait for it, or
 //! their sender is told.
 
-use router_common::{flow::NextHop, reason::Reason, route::Query};
+use router_common::{entry::NextHop, maps::route::Query, reason::Reason};
 
 use crate::{Exit, Work, answer::unreachable, next_hop, punt};
 

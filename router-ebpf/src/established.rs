@@ -1,13 +1,16 @@
 //! The fast path: a packet of a known session that needs nothing but its rewrite.
 
 use router_common::{
-    flow::{FlowEntry, NextHop, Protocol},
-    packet::{self, ETHERNET_LENGTH, Frame as _, Packet, TCP_HEADERS, tcp},
+    entry::{FlowEntry, NextHop},
+    maps::settings::Live,
+    packet::{self, ETHERNET_LENGTH, Frame as _, Packet, TCP_HEADERS},
     reason::Reason,
     rewrite::Link,
-    session::{End, Seen, Ticks},
-    settings::Live,
+    session::{End, Seen},
     table::Tag,
+    tcp,
+    time::Ticks,
+    tuple::Protocol,
 };
 
 use crate::{Outcome, Transmit, Work, flows, unfinished};

@@ -1,12 +1,11 @@
 //! Frames that are no untagged IPv4, see [`router_common::ethernet`].
 
 use router_common::{
-    AZURE_PLATFORM, Stage,
+    address::AZURE_PLATFORM,
     ethernet::{Content, MAX_TAGS, content},
     local::{is_martian_destination, is_martian_source},
+    maps::{rules::RuleSet, settings::Side, stages::Stage},
     reason::Reason,
-    rules::RuleSet,
-    settings::Side,
 };
 
 use crate::{Exit, Outcome, Work, local, rules};

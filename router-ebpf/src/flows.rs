@@ -10,14 +10,16 @@ use aya_ebpf::{
     maps::Array,
 };
 use router_common::{
-    HALF_OPEN_SLOTS, HalfOpen,
     address::Ipv4,
     bounds,
-    flow::{FlowEntry, FlowKey},
-    half_open_slot,
-    session::Ticks,
-    settings::Live,
+    entry::FlowEntry,
+    maps::{
+        half_open::{HALF_OPEN_SLOTS, HalfOpen, half_open_slot},
+        settings::Live,
+    },
     table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
+    time::Ticks,
+    tuple::FlowKey,
 };
 
 use crate::{scratch::Scratch, settings};
@@ -68,7 +70,7 @@ fn slot(index: u32) -> Option<&'static Slot> {
 /// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is
 /// further on is the slow path's.
 #[inline(always)]
-pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static Slot> {
+pub(crate) fn find_near(key: &FlowKey, settings: &Live) -> Option<&'static Slot> {
     let hash = settings.seeds().hash(key);
     if let Some(slot) = probe(key, settings.regions().near_home(hash)) {
         return Some(slot);
@@ -80,7 +82,7 @@ pub(crate) fn find_near(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static
 }
 
 #[inline(always)]
-fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static Slot> {
+fn probe(key: &FlowKey, home: u32) -> Option<&'static Slot> {
     const LAST: u32 = REACH / BUCKET - 1;
     for step in 0..=LAST {
         let bucket = bucket(home / BUCKET + step)?;
@@ -97,13 +99,13 @@ fn probe(key: &FlowKey<Ipv4>, home: u32) -> Option<&'static Slot> {
 
 /// The live flow of a key.
 #[inline(always)]
-pub(crate) fn find(key: &FlowKey<Ipv4>, settings: &Live) -> Option<&'static Slot> {
+pub(crate) fn find(key: &FlowKey, settings: &Live) -> Option<&'static Slot> {
     find_or_vacancy(key, settings).ok()
 }
 
 /// The live flow of a key, or else where it may be put.
 #[inline(always)]
-pub(crate) fn find_or_vacancy(key: &FlowKey<Ipv4>, settings: &Live) -> Result<&'static Slot, Vacancy> {
+pub(crate) fn find_or_vacancy(key: &FlowKey, settings: &Live) -> Result<&'static Slot, Vacancy> {
     let search = walk(key, settings, NOWHERE).ok_or(Vacancy::UNKNOWN)?;
     match slot(search.found()) {
         Some(slot) if slot.is_flow(key) => Ok(slot),
@@ -114,7 +116,7 @@ pub(crate) fn find_or_vacancy(key: &FlowKey<Ipv4>, settings: &Live) -> Result<&'
 
 /// The flow in this slot, if it is the live one of a key.
 #[inline(always)]
-pub(crate) fn at(index: u32, key: &FlowKey<Ipv4>) -> Option<&'static Slot> {
+pub(crate) fn at(index: u32, key: &FlowKey) -> Option<&'static Slot> {
     slot(index).filter(|slot| slot.is_flow(key))
 }
 
@@ -126,13 +128,13 @@ pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
 
 /// Returns the index of a key's live flow, or [`NOWHERE`].
 #[inline(always)]
-pub(crate) fn index_of(key: &FlowKey<Ipv4>, settings: &Live) -> u32 {
+pub(crate) fn index_of(key: &FlowKey, settings: &Live) -> u32 {
     walk(key, settings, NOWHERE).map_or(NOWHERE, Search::found)
 }
 
 /// Whether nobody else may have a key: there is a live flow of it, or it is held.
 #[inline(always)]
-pub(crate) fn is_taken(key: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn is_taken(key: &FlowKey) -> bool {
     settings::get().is_some_and(|settings| match find_or_vacancy(key, settings) {
         Ok(_) => true,
         Err(vacancy) => vacancy.is_held(),
@@ -141,7 +143,7 @@ pub(crate) fn is_taken(key: &FlowKey<Ipv4>) -> bool {
 
 /// Whether there is a live flow of a key.
 #[inline(always)]
-pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn is_there(key: &FlowKey) -> bool {
     settings::get().is_some_and(|settings| find(key, settings).is_some())
 }
 
@@ -151,12 +153,7 @@ pub(crate) fn is_there(key: &FlowKey<Ipv4>) -> bool {
 /// `vacancy`: where this packet's look for the key has found that it may be put, or
 /// [`Vacancy::UNKNOWN`].
 #[inline(always)]
-pub(crate) fn insert(
-    key: &FlowKey<Ipv4>,
-    to: &FlowKey<Ipv4>,
-    tag: Tag,
-    vacancy: Vacancy,
-) -> Result<u32, InsertError> {
+pub(crate) fn insert(key: &FlowKey, to: &FlowKey, tag: Tag, vacancy: Vacancy) -> Result<u32, InsertError> {
     let insertion = INSERTION.get().ok_or(InsertError::Full)?;
     insertion.key.set(*key);
     insertion.entry.start(key, to, now());
@@ -170,7 +167,7 @@ pub(crate) fn insert(
 
 /// A flow on its way into the table.
 struct Insertion {
-    key: Cell<FlowKey<Ipv4>>,
+    key: Cell<FlowKey>,
     entry: FlowEntry,
 }
 
@@ -243,7 +240,7 @@ const fn code(error: InsertError) -> u32 {
 
 /// Walks along a key's chains. `None` never happens.
 #[inline(always)]
-fn walk(key: &FlowKey<Ipv4>, settings: &Live, mine: u32) -> Option<&'static Search> {
+fn walk(key: &FlowKey, settings: &Live, mine: u32) -> Option<&'static Search> {
     // In place: a whole one would be put together on the stack first.
     let (search, regions) = (SEARCH.get()?, settings.regions());
     search.start(key, &regions, settings.seeds().homes(key, &regions), mine);

@@ -5,7 +5,12 @@
 //! flow. One that comes before the first is held by the daemon, which gives it to this program
 //! again when the first has come.
 
-use router_common::{Stage, fragment::Fragment, packet, packet::Frame as _, reason::Reason};
+use router_common::{
+    fragment::Fragment,
+    maps::stages::Stage,
+    packet::{self, Frame as _},
+    reason::Reason,
+};
 
 use crate::{
     Exit, Outcome, Transmit, Work, datagrams, departure,

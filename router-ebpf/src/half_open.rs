@@ -1,5 +1,5 @@
 //! The count of a source's sessions that are still opening, and the one of them that makes room for
-//! another, see [`router_common::openings`].
+//! another, see [`router_common::maps::openings`].
 
 use core::cell::Cell;
 
@@ -11,13 +11,17 @@ use aya_ebpf::{
 };
 use router_common::{
     address::Ipv4,
-    answer::Bucket,
-    bounds, half_open_slot,
-    openings::{self, ANSWERED_LOOKS, CHANCES, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing},
-    settings::Live,
+    bounds,
+    maps::{
+        half_open::half_open_slot,
+        openings::{
+            self, ANSWERED_LOOKS, CHANCES, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing,
+        },
+        settings::Live,
+    },
+    rate::TokenBucket,
     shared::Shared,
-    source_hash,
-    table::Tag,
+    table::{Tag, source_hash},
 };
 
 use crate::{flows, removal, scratch::Scratch, settings};
@@ -34,7 +38,7 @@ static OPENINGS_ENDS: Array<Ends> = Array::with_max_entries(RINGS, 0);
 
 /// One: how many sessions may still make room for others. Taken from atomically.
 #[map]
-static ROOM: Array<Bucket> = Array::with_max_entries(1, 0);
+static ROOM: Array<TokenBucket> = Array::with_max_entries(1, 0);
 
 /// A search for a session to make room.
 struct Search {

@@ -7,16 +7,19 @@ use aya_ebpf::{
 use router_common::{
     address::{Ipv6, Port},
     ipv6::{self, Packet},
-    local::{Allow, Judgement, MAX_LOCAL_ALLOW, Place, Search},
-    own::dhcpv6_answer,
+    limits::MAX_LOCAL_ALLOW,
+    local::{Allow, Judgement, Place, Search},
+    maps::{
+        own::dhcpv6_answer,
+        rules::{Ipv6Network, RuleSet},
+    },
     reason::Reason,
-    rules::{Ipv6Network, RuleSet},
 };
 
 use crate::{Outcome, Work, ethernet, local, own, rules, sockets};
 
 /// Entries of `local.allow` for IPv6 networks, by bank and position. Written by the daemon, see
-/// `router_common::rules`.
+/// `router_common::maps::rules`.
 #[map]
 static LOCAL_ALLOW_IPV6: Array<Allow<Ipv6Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
 

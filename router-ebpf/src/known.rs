@@ -3,11 +3,13 @@
 
 use aya_log_ebpf::debug;
 use router_common::{
-    flow::{Direction, NextHop, Protocol},
-    packet::{Frame as _, Packet, tcp},
+    entry::NextHop,
+    packet::{Frame as _, Packet},
     reason::Reason,
     session::Connection,
     table::Slot,
+    tcp,
+    tuple::{Direction, Protocol},
 };
 
 use crate::{

@@ -2,22 +2,21 @@
 
 use aya_ebpf::{cty::c_void, helpers::generated::bpf_loop, macros::map, maps::Array};
 use router_common::{
-    AZURE_PLATFORM,
-    address::{Ipv4, Port},
-    local::{
-        Allow, Judgement, MAX_LOCAL_ALLOW, Place, Search, Service, is_link_control, judge,
-        may_be_for_the_stack,
+    address::{AZURE_PLATFORM, Ipv4, Port},
+    limits::MAX_LOCAL_ALLOW,
+    local::{Allow, Judgement, Place, Search, Service, is_link_control, judge, may_be_for_the_stack},
+    maps::{
+        own::{dhcp_answer, dhcp_transaction},
+        rules::Network,
     },
-    own::{dhcp_answer, dhcp_transaction},
     packet::{self, Packet},
     reason::Reason,
-    rules::Network,
 };
 
 use crate::{Outcome, Work, flows, fragment, own, rules};
 
 /// Entries of `local.allow` by bank and position. Written by the daemon, see
-/// `router_common::rules`.
+/// `router_common::maps::rules`.
 #[map]
 static LOCAL_ALLOW: Array<Allow<Network>> = Array::with_max_entries(2 * MAX_LOCAL_ALLOW as u32, 0);
 

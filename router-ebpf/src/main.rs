@@ -52,11 +52,14 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use router_common::{
-    MAX_INTERFACES, STAGES as STAGE_COUNT, Stage,
+    limits::MAX_INTERFACES,
+    maps::{
+        route::Query,
+        settings::{Live, Side},
+        stages::{STAGES as STAGE_COUNT, Stage},
+    },
     packet::{ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
-    route::Query,
-    settings::{Live, Side},
 };
 
 use crate::{frame::XdpFrame, stats::Stats};
@@ -289,7 +292,7 @@ fn own_traffic(ctx: TcContext) -> i32 {
 }
 
 /// Answers the daemon's query where a packet would leave, which stands in place of the packet: see
-/// [`router_common::route`]. Never attached.
+/// [`router_common::maps::route`]. Never attached.
 #[xdp]
 fn ask_route(ctx: XdpContext) -> u32 {
     let Some(mut work) = Work::new(ctx) else { return xdp_action::XDP_ABORTED };

@@ -7,13 +7,13 @@ use aya_ebpf::{
     macros::map,
 };
 use router_common::{
-    address::Ipv4,
     bounds,
+    maps::rules::Rule,
     mss::{OPTIONS, STEPS, Search, change, for_routes},
-    packet::{IPV4_LENGTH, L4, Packet, TCP_HEADERS, tcp},
+    packet::{IPV4_LENGTH, L4, Packet, TCP_HEADERS},
     rewrite::Rewrite,
-    rules::Rule,
     table::Tag,
+    tcp,
 };
 
 use crate::{Work, next_hop, rules, scratch::Scratch};
@@ -26,7 +26,7 @@ static SEARCH_OPTIONS: Scratch<Search> = unsafe { Scratch::new() };
 /// Lowers the segment size in a SYN or SYN-ACK, not yet translated, as its session's rule says.
 /// `mtu` is that of its next hop, 0 if that is not known.
 #[inline(always)]
-pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite<Ipv4>, tag: Tag, mtu: u16) {
+pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite, tag: Tag, mtu: u16) {
     if packet.tcp_flags & tcp::SYN == 0 {
         return;
     }

@@ -13,14 +13,17 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use router_common::{
-    MAX_INTERFACES,
     address::{Ipv4, Mac},
-    flow::{FlowKey, NextHop},
+    entry::NextHop,
+    limits::MAX_INTERFACES,
+    maps::{
+        punt::Neighbour,
+        route::{Answer, InUse, InterfaceAddresses, Query},
+    },
     packet::{ETHERNET_LENGTH, Frame as _},
-    punt::Neighbour,
     reason::Reason,
     rewrite::Rewrite,
-    route::{Answer, InUse, InterfaceAddresses, Query},
+    tuple::FlowKey,
 };
 
 use crate::{Work, flows, settings};
@@ -62,7 +65,7 @@ static NEXT_HOPS: HashMap<Neighbour, InUse> = HashMap::with_max_entries(InUse::R
 
 /// Returns the query where packets of a flow leave.
 #[inline(always)]
-pub(crate) fn query(work: &Work, key: &FlowKey<Ipv4>, rewrite: &Rewrite<Ipv4>) -> Query {
+pub(crate) fn query(work: &Work, key: &FlowKey, rewrite: &Rewrite) -> Query {
     Query::of(key, rewrite, tos(work))
 }
 
@@ -213,7 +216,7 @@ pub(crate) fn mtu(context: *mut xdp_md, query: &Query) -> u16 {
     LOOKUPS.get(MTU).map_or(0, |params| unsafe { params.__bindgen_anon_1.mtu_result })
 }
 
-/// Answers a query of the daemon's, see [`router_common::route`].
+/// Answers a query of the daemon's, see [`router_common::maps::route`].
 #[inline(always)]
 pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
     let code = ask(work.frame.context().ctx, query, NEXT_HOP);

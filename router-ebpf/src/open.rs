@@ -2,13 +2,12 @@
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, programs::XdpContext};
 use router_common::{
-    Stage,
-    flow::Protocol,
+    maps::{route::Query, stages::Stage},
     packet::{self, Packet},
     ports::SourcePorts,
     reason::Reason,
-    route::Query,
-    source_hash,
+    table::source_hash,
+    tuple::Protocol,
 };
 
 use crate::{

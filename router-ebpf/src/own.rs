@@ -5,13 +5,13 @@
 
 use aya_ebpf::{bindings::xdp_md, macros::map, maps::LruHashMap, programs::XdpContext};
 use router_common::{
-    address::{Address, Ipv4, Ipv6, Port},
-    flow::{FlowKey, Protocol},
-    own::is_remembered,
+    address::{Ipv4, Port},
+    maps::own::is_remembered,
     packet,
     ports::PortRange,
-    session::Ticks,
     shared::Shared,
+    time::Ticks,
+    tuple::{FlowKey, Ipv6Key, Protocol},
 };
 
 use crate::{Work, flows, frame::XdpFrame, sockets};
@@ -20,27 +20,27 @@ use crate::{Work, flows, frame::XdpFrame, sockets};
 /// UDP or as an echo request. Written by [`sent`](crate::sent) and read where sessions are opened;
 /// 5 MiB. The oldest go where there are more: answers to them are known no more.
 #[map]
-static OWN: LruHashMap<FlowKey<Ipv4>, Shared<u32>> = LruHashMap::with_max_entries(1 << 16, 0);
+static OWN: LruHashMap<FlowKey, Shared<u32>> = LruHashMap::with_max_entries(1 << 16, 0);
 
 /// The same of IPv6, which only this machine itself uses: 2 MiB.
 #[map]
-static OWN_IPV6: LruHashMap<FlowKey<Ipv6>, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
+static OWN_IPV6: LruHashMap<Ipv6Key, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
 
 /// Notes that this machine has sent something that packets with this tuple answer; `true` once a
 /// tick for each tuple, for what need not be done each time.
 #[inline(always)]
-pub(crate) fn note(answer: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn note(answer: &FlowKey) -> bool {
     note_in(&OWN, answer)
 }
 
 /// The same of IPv6.
 #[inline(always)]
-pub(crate) fn note_ipv6(answer: &FlowKey<Ipv6>) {
+pub(crate) fn note_ipv6(answer: &Ipv6Key) {
     note_in(&OWN_IPV6, answer);
 }
 
 #[inline(always)]
-fn note_in<A: Address>(own: &LruHashMap<FlowKey<A>, Shared<u32>>, answer: &FlowKey<A>) -> bool {
+fn note_in<K>(own: &LruHashMap<K, Shared<u32>>, answer: &K) -> bool {
     let now = flows::now();
     // SAFETY: a number that others write, too. If the entry has become another tuple's meanwhile,
     // that has been sent now as well.
@@ -60,19 +60,19 @@ fn note_in<A: Address>(own: &LruHashMap<FlowKey<A>, Shared<u32>>, answer: &FlowK
 
 /// Returns `true` if this machine has sent something lately that a packet with this tuple answers.
 #[inline(always)]
-pub(crate) fn has_sent(answer: &FlowKey<Ipv4>) -> bool {
-    is_in(&OWN, answer)
+pub(crate) fn has_sent(answer: &FlowKey) -> bool {
+    is_in(&OWN, answer, answer.protocol())
 }
 
 /// The same of IPv6.
 #[inline(always)]
-pub(crate) fn has_sent_ipv6(answer: &FlowKey<Ipv6>) -> bool {
-    is_in(&OWN_IPV6, answer)
+pub(crate) fn has_sent_ipv6(answer: &Ipv6Key) -> bool {
+    is_in(&OWN_IPV6, answer, answer.protocol())
 }
 
 #[inline(always)]
-fn is_in<A: Address>(own: &LruHashMap<FlowKey<A>, Shared<u32>>, answer: &FlowKey<A>) -> bool {
-    let Some(protocol) = answer.protocol() else { return false };
+fn is_in<K>(own: &LruHashMap<K, Shared<u32>>, answer: &K, protocol: Option<Protocol>) -> bool {
+    let Some(protocol) = protocol else { return false };
     // SAFETY: as above.
     match unsafe { own.get(answer) } {
         Some(sent) => is_remembered(protocol, Ticks(sent.get()), flows::now()),
@@ -99,7 +99,7 @@ extern "C" fn answers_own_traffic(context: *mut xdp_md, ephemeral: u32) -> u32 {
 
 /// The tuple of [`FlowKey::addresses`], [`FlowKey::ports`] and its protocol's number.
 #[inline(always)]
-pub(crate) const fn key_of(addresses: u64, ports: u32, protocol: u32) -> Option<FlowKey<Ipv4>> {
+pub(crate) const fn key_of(addresses: u64, ports: u32, protocol: u32) -> Option<FlowKey> {
     let Some(protocol) = Protocol::from_number(protocol as u8) else { return None };
     let source = Ipv4((addresses as u32).to_ne_bytes());
     let destination = Ipv4(((addresses >> 32) as u32).to_ne_bytes());

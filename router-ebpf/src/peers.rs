@@ -1,7 +1,13 @@
 //! The addresses that sessions lead to.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use router_common::{PEER_SLOTS, Peer, address::Ipv4, peer_slot, settings::Live};
+use router_common::{
+    address::Ipv4,
+    maps::{
+        peers::{PEER_SLOTS, Peer, peer_slot},
+        settings::Live,
+    },
+};
 
 use crate::flows;
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use router_common::{
     ports::{Pool, PoolKey},
-    session::Ticks,
+    time::Ticks,
 };
 
 use crate::{flows, scratch::Scratch};

@@ -11,9 +11,9 @@ use aya_ebpf::{
 use router_common::{
     address::Mac,
     bounds,
-    flow::NextHop,
+    entry::NextHop,
+    maps::punt::{CAPACITY, Kind, Neighbour, Record},
     packet::{ETHERNET_LENGTH, IPV4_LENGTH},
-    punt::{CAPACITY, Kind, Neighbour, Record},
     reason::Reason,
 };
 

@@ -7,15 +7,15 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use router_common::{
-    AZURE_PLATFORM, Stage,
-    address::{Ipv4, Port},
+    address::{AZURE_PLATFORM, Ipv4, Port},
     bounds,
     checksum::Sum,
-    flow::{FlowKey, Protocol},
     icmp::{CAPACITY, HEAD, Message},
+    maps::stages::Stage,
     packet::{ETHERNET_LENGTH, Frame as _, IPV4_LENGTH, L4},
     reason::Reason,
     rewrite::Rewrite,
+    tuple::{FlowKey, Protocol},
 };
 
 use crate::{Exit, Outcome, Transmit, Work, departure, established::address, flows, next_hop};

@@ -3,11 +3,10 @@
 //! `claim` where a session that is over gives way to the next one of its tuple.
 
 use router_common::{
-    address::Ipv4,
-    flow::{Direction, FlowKey, Protocol},
     ports::PoolKey,
     session::Connection,
     table::{Slot, SlotState, Tag},
+    tuple::{Direction, FlowKey, Protocol},
 };
 
 use crate::{flows, own::key_of, pools, settings};
@@ -27,7 +26,7 @@ pub(crate) enum Removal {
 /// Removes the session whose packets, in either direction, come in with this tuple, as the daemon's
 /// sweep does, but for a connection that is alive.
 #[inline(always)]
-pub(crate) fn remove(key: &FlowKey<Ipv4>) -> Removal {
+pub(crate) fn remove(key: &FlowKey) -> Removal {
     match remove_session(key.addresses(), key.ports(), key.protocol_number().into()) {
         1 => Removal::Alive,
         2 => Removal::Removed,
@@ -99,7 +98,7 @@ pub(crate) extern "C" fn session_gives_way(index: u32, tag: u32) -> u32 {
 
 /// Retires a session's reply flow, whose forward flow is gone, and so frees its port.
 #[inline(always)]
-fn free_port(reply: &Slot, key: &FlowKey<Ipv4>) {
+fn free_port(reply: &Slot, key: &FlowKey) {
     // Otherwise the sweep finds it.
     if retire(reply).is_some() {
         // Looked for after the flow is gone, see `Pool`.

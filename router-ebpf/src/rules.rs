@@ -8,18 +8,20 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
 };
 use router_common::{
-    AZURE_PLATFORM, MAX_MASQUERADES, MAX_RULES,
-    address::{Ipv4, Port},
+    address::{AZURE_PLATFORM, Ipv4, Port},
+    limits::{MAX_MASQUERADES, MAX_RULES},
     local::BROADCAST_ADDRESS,
+    maps::{
+        rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
+        settings::Side,
+    },
     packet::Packet,
     reason::Reason,
-    rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
-    settings::Side,
 };
 
 use crate::{Work, own};
 
-// All of these are written by the daemon and only read here; see `router_common::rules` for how a
+// All of these are written by the daemon and only read here; see `router_common::maps::rules` for how a
 // new rule set takes over.
 
 /// What a rule set says beside its rules, by bank.
@@ -71,7 +73,7 @@ pub(crate) struct Leads {
 /// The rule set of a version.
 #[inline(always)]
 pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
-    RULE_SETS.get(router_common::rules::bank(version))
+    RULE_SETS.get(router_common::maps::rules::bank(version))
 }
 
 /// The rule set of a version; `None` before the first.

@@ -16,14 +16,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use router_common::{
-    AZURE_PLATFORM,
-    address::Ipv4,
+    address::AZURE_PLATFORM,
     answer::{ABOUT, RESET_FRAME, Segment, write_reset},
-    flow::{FlowKey, Protocol},
     ipv6::{self, Sent},
-    own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
-    packet::{self, ETHERNET_LENGTH, Frame, L4, tcp},
+    maps::own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
+    packet::{self, ETHERNET_LENGTH, Frame, L4},
     reason::Reason,
+    tcp,
+    tuple::{FlowKey, Protocol},
 };
 
 use crate::{
@@ -119,7 +119,7 @@ fn note_ipv6(frame: &SkbFrame<'_>) {
 
 /// A connection of this machine's own begins, whose answers have this tuple.
 #[inline(always)]
-fn connects(context: &TcContext, answer: &FlowKey<Ipv4>) -> i32 {
+fn connects(context: &TcContext, answer: &FlowKey) -> i32 {
     match remove(answer) {
         Removal::Alive => {
             if let Some(stats) = stats::block() {

@@ -1,7 +1,7 @@
 //! The daemon's settings.
 
 use aya_ebpf::{macros::map, maps::Array};
-use router_common::settings::Live;
+use router_common::maps::settings::Live;
 
 /// One record, read by every packet, written by the daemon.
 #[map]

@@ -1,8 +1,8 @@
 //! The slow path: where packets go that the fast path does not forward.
 
 use router_common::{
-    Stage,
     local::{is_martian_destination, is_martian_source},
+    maps::stages::Stage,
     packet,
     reason::Reason,
 };

@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use router_common::{
     address::{Ipv4, Ipv6, Port},
-    flow::{FlowKey, Protocol},
     ports::PortRange,
+    tuple::{FlowKey, Ipv6Key, Protocol},
 };
 
 /// One record, a bit for each port: the ports that the daemon has reserved
@@ -32,7 +32,7 @@ const CURRENT_NETNS: u64 = u64::MAX;
 /// not just listening; of UDP, a socket that talks to this very peer, or to anyone from a port that
 /// the kernel gave it, as clients do.
 #[inline(always)]
-pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
+pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey, ephemeral: PortRange) -> bool {
     match key.protocol() {
         Some(Protocol::Tcp) => tcp_is_connected(context, key),
         Some(Protocol::Udp) => udp_is_connected(context, key, ephemeral),
@@ -43,7 +43,7 @@ pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral:
 /// Whether a TCP packet with this tuple belongs to a connection of this machine, one that just
 /// begins included.
 #[inline(always)]
-pub(crate) fn has_connection(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn has_connection(context: *mut xdp_md, key: &FlowKey) -> bool {
     let (source, destination) = (u32::from_ne_bytes(key.source.0), u32::from_ne_bytes(key.destination.0));
     connection_exists(context, source, destination, key.ports()) != 0
 }
@@ -62,7 +62,7 @@ extern "C" fn connection_exists(context: *mut xdp_md, source: u32, destination: 
 // of two kinds, and the compiler would make it one.
 
 #[inline(never)]
-fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
+fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey) -> bool {
     // SAFETY: what is found is looked at while it is held, and given back.
     unsafe {
         let Some(socket) = find_tcp(context, key).as_ref() else { return false };
@@ -73,7 +73,7 @@ fn tcp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
 }
 
 #[inline(never)]
-fn udp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRange) -> bool {
+fn udp_is_connected(context: *mut xdp_md, key: &FlowKey, ephemeral: PortRange) -> bool {
     // SAFETY: as above.
     unsafe {
         let Some(socket) = find_udp(context, key).as_ref() else { return false };
@@ -91,7 +91,7 @@ fn udp_is_connected(context: *mut xdp_md, key: &FlowKey<Ipv4>, ephemeral: PortRa
 
 /// As [`is_connected`], by IPv6.
 #[inline(always)]
-pub(crate) fn is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephemeral: PortRange) -> bool {
+pub(crate) fn is_connected_ipv6(context: *mut xdp_md, key: &Ipv6Key, ephemeral: PortRange) -> bool {
     match key.protocol() {
         Some(Protocol::Tcp) => tcp_is_connected_ipv6(context, key),
         Some(Protocol::Udp) => udp_is_connected_ipv6(context, key, ephemeral),
@@ -100,7 +100,7 @@ pub(crate) fn is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephem
 }
 
 #[inline(never)]
-fn tcp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>) -> bool {
+fn tcp_is_connected_ipv6(context: *mut xdp_md, key: &Ipv6Key) -> bool {
     let mut tuple = ipv6_tuple(key);
     // SAFETY: as `tcp_is_connected`, and tuple and length belong together.
     unsafe {
@@ -113,7 +113,7 @@ fn tcp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>) -> bool {
 }
 
 #[inline(never)]
-fn udp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephemeral: PortRange) -> bool {
+fn udp_is_connected_ipv6(context: *mut xdp_md, key: &Ipv6Key, ephemeral: PortRange) -> bool {
     let mut tuple = ipv6_tuple(key);
     // SAFETY: as above.
     unsafe {
@@ -134,7 +134,7 @@ fn udp_is_connected_ipv6(context: *mut xdp_md, key: &FlowKey<Ipv6>, ephemeral: P
 const IPV6_LENGTH: u32 = size_of::<Ipv6Tuple>() as u32;
 
 #[inline(always)]
-const fn ipv6_tuple(key: &FlowKey<Ipv6>) -> bpf_sock_tuple {
+const fn ipv6_tuple(key: &Ipv6Key) -> bpf_sock_tuple {
     let ipv6 = Ipv6Tuple {
         saddr: words(key.source),
         daddr: words(key.destination),
@@ -158,7 +158,7 @@ const fn words(Ipv6([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]): Ipv6) -> 
 /// Whether a packet with this tuple would reach a socket of this machine: a connection, or one that
 /// listens. An echo has none.
 #[inline(always)]
-pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
+pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey) -> bool {
     // SAFETY: what is found is given back.
     unsafe {
         let socket = find(context, key);
@@ -175,7 +175,7 @@ pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> bool {
 /// # Safety
 /// The caller gives it back by `bpf_sk_release`.
 #[inline(always)]
-unsafe fn find(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+unsafe fn find(context: *mut xdp_md, key: &FlowKey) -> *mut bpf_sock {
     // SAFETY: the caller's promise.
     unsafe {
         match key.protocol() {
@@ -188,7 +188,7 @@ unsafe fn find(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
 
 /// As [`find`], for TCP: connections that are being made, and that have ended, included.
 #[inline(always)]
-unsafe fn find_tcp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+unsafe fn find_tcp(context: *mut xdp_md, key: &FlowKey) -> *mut bpf_sock {
     let mut tuple = tuple(key);
     // SAFETY: the context is the program's own; tuple and length belong together.
     unsafe { bpf_skc_lookup_tcp(context.cast(), &raw mut tuple, LENGTH, CURRENT_NETNS, 0) }
@@ -196,7 +196,7 @@ unsafe fn find_tcp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
 
 /// As [`find`], for UDP.
 #[inline(always)]
-unsafe fn find_udp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
+unsafe fn find_udp(context: *mut xdp_md, key: &FlowKey) -> *mut bpf_sock {
     let mut tuple = tuple(key);
     // SAFETY: as above.
     unsafe { bpf_sk_lookup_udp(context.cast(), &raw mut tuple, LENGTH, CURRENT_NETNS, 0) }
@@ -205,7 +205,7 @@ unsafe fn find_udp(context: *mut xdp_md, key: &FlowKey<Ipv4>) -> *mut bpf_sock {
 const LENGTH: u32 = size_of::<Ipv4Tuple>() as u32;
 
 #[inline(always)]
-const fn tuple(key: &FlowKey<Ipv4>) -> bpf_sock_tuple {
+const fn tuple(key: &FlowKey) -> bpf_sock_tuple {
     let ipv4 = Ipv4Tuple {
         saddr: u32::from_ne_bytes(key.source.0),
         daddr: u32::from_ne_bytes(key.destination.0),

@@ -2,12 +2,13 @@
 
 use aya_ebpf::{helpers::generated::bpf_jiffies64, macros::map, maps::PerCpuArray};
 use router_common::{
-    MAX_INTERFACES, MAX_RULES, bounds,
+    bounds,
+    limits::{MAX_INTERFACES, MAX_RULES},
+    maps::stats::CpuStats,
     packet::Frame as _,
     reason::{REASON_SLOTS, Reason},
-    session::Ticks,
-    stats::CpuStats,
     table::Tag,
+    time::Ticks,
 };
 
 use crate::{flows, frame::XdpFrame};

@@ -4,11 +4,11 @@
 //! with each way that leads there and on from there.
 
 use router_common::{
-    flow::{Direction, Protocol},
+    maps::settings::Live,
     packet::Packet,
     session::{End, Seen, Segment, Step, Track, Window},
-    settings::Live,
     table::Slot,
+    tuple::{Direction, Protocol},
 };
 
 use crate::{flows, half_open, settings};

@@ -21,8 +21,8 @@ use aya_ebpf::{
 use router_common::{
     bounds,
     checksum::Sum,
-    flow::Protocol,
     packet::{self, IPV4_LENGTH, L4, Packet},
+    tuple::Protocol,
 };
 
 use crate::{Work, settings::in_generic_mode};

@@ -5,10 +5,11 @@ use loom::{model::Builder, sync::Arc, thread};
 
 use super::*;
 use crate::{
-    flow::{Direction, FlowEntry, Protocol},
-    session::Ticks,
+    entry::FlowEntry,
     shared::model::order_nothing,
     table::{Slot, SlotState, Tag},
+    time::Ticks,
+    tuple::{Direction, Protocol},
 };
 
 fn check(model: impl Fn() + Sync + Send + 'static) {
@@ -29,7 +30,7 @@ fn pool() -> Pool {
     }
 }
 
-fn reply() -> FlowKey<Ipv4> {
+fn reply() -> FlowKey {
     FlowKey::new(Protocol::Tcp, Ipv4([192, 0, 2, 1]), Port::new(443), Ipv4([192, 0, 2, 2]), Port::new(PORT))
 }
 

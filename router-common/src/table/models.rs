@@ -19,7 +19,7 @@ use loom::{
 };
 
 use super::*;
-use crate::{address::Port, flow::Protocol, shared::model::order_nothing};
+use crate::{address::Port, shared::model::order_nothing, tuple::Protocol};
 
 /// Checks a model of two, with as many changes from one to the other, beside those that cannot be
 /// helped, as find what mutations break.
@@ -47,13 +47,13 @@ impl Table {
         &self.0[(index / BUCKET) as usize].0[(index % BUCKET) as usize]
     }
 
-    fn walk(&self, key: &FlowKey<Ipv4>, mine: u32) -> Search {
+    fn walk(&self, key: &FlowKey, mine: u32) -> Search {
         let search = Search::default();
         self.walk_in(&search, key, mine);
         search
     }
 
-    fn walk_in(&self, search: &Search, key: &FlowKey<Ipv4>, mine: u32) {
+    fn walk_in(&self, search: &Search, key: &FlowKey, mine: u32) {
         search.start(key, &REGIONS, [0, NOWHERE], mine);
         let _ = (0..).zip(&self.0).any(|(number, bucket)| search.look(number * BUCKET, bucket));
     }
@@ -61,7 +61,7 @@ impl Table {
     /// Inserts the flow of a key where there is room for it, or was.
     fn insert(
         &self,
-        key: &FlowKey<Ipv4>,
+        key: &FlowKey,
         vacancy: Option<Vacancy>,
         seen_behind_the_claim: impl FnOnce(&Search),
     ) -> Result<u32, InsertError> {
@@ -82,13 +82,13 @@ impl Table {
     }
 
     /// Puts a flow there before the model begins.
-    fn put(&self, index: u32, key: &FlowKey<Ipv4>, opening: bool) {
+    fn put(&self, index: u32, key: &FlowKey, opening: bool) {
         let slot = self.slot(index);
         slot.write(key, tag(key, opening), &FlowEntry::default());
         slot.publish(tag(key, opening));
     }
 
-    fn live(&self, key: &FlowKey<Ipv4>) -> usize {
+    fn live(&self, key: &FlowKey) -> usize {
         (0..REACH).filter(|index| self.slot(*index).is_flow(key)).count()
     }
 }
@@ -96,11 +96,11 @@ impl Table {
 /// All that the walk behind the claim has to say.
 fn all(_: &Search) {}
 
-fn tag(key: &FlowKey<Ipv4>, opening: bool) -> Tag {
+fn tag(key: &FlowKey, opening: bool) -> Tag {
     Tag::pending(key.protocol_number(), Direction::Forward, 7, opening)
 }
 
-fn key(number: u16) -> FlowKey<Ipv4> {
+fn key(number: u16) -> FlowKey {
     let (client, here) = (Ipv4([10, 0, 2, 69]), Ipv4([10, 0, 2, 68]));
     FlowKey::new(Protocol::Tcp, client, Port::new(number), here, Port::new(443))
 }
@@ -363,7 +363,7 @@ fn without_quarantine_a_packet_ends_anothers_opening() {
 
 /// A session that is over moves to another target, while another session tries to get its port: it
 /// does not, since its target may still send.
-fn one_moves_and_one_wants_its_port(leave: fn(&Slot, &FlowKey<Ipv4>) -> bool) {
+fn one_moves_and_one_wants_its_port(leave: fn(&Slot, &FlowKey) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());
         table.put(0, &key(1), false);

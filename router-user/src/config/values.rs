@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::document::did_you_mean;
 use super::types::{Host, Listen, Mode, Mss, Protocol, Refusal, Target};
 
-pub use router_common::{
+pub use router_common::limits::{
     MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
 };
 
@@ -20,13 +20,13 @@ pub const MAX_PROBERS: usize = 16;
 
 /// The address that Azure's platform speaks from and listens on in every virtual network: probes,
 /// DNS, DHCP. The router never translates its traffic.
-pub(super) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::AZURE_PLATFORM.0);
+pub(super) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::address::AZURE_PLATFORM.0);
 
 /// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
-const MAX_RULE_NAME: usize = router_common::rules::NAME_LENGTH;
+const MAX_RULE_NAME: usize = router_common::maps::rules::NAME_LENGTH;
 /// Below, the table is no use; above, it does not fit the memory of any machine this is meant for.
 const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
 /// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside

@@ -169,7 +169,7 @@ impl Shared {
     /// How long sessions may be idle, by the number of their rule.
     pub(crate) fn rule_timeouts(&self) -> RuleTimeouts {
         let State { plane, .. } = &*self.state();
-        let mut by_rule = vec![None; router_common::MAX_RULES];
+        let mut by_rule = vec![None; router_common::limits::MAX_RULES];
         let forwards = self.config.forwards.iter().map(|rule| (&rule.name, &rule.timeouts));
         let masquerades = self.config.masquerades.iter().map(|rule| (&rule.name, &rule.timeouts));
         for (name, timeouts) in forwards.chain(masquerades) {

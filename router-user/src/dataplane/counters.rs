@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
-use router_common::stats::CpuStats;
+use router_common::maps::stats::CpuStats;
 
 /// The counters of all CPUs.
 pub struct CounterTable {

@@ -10,14 +10,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
 use router_common::{
-    HALF_OPEN_SLOTS, HalfOpen, PEER_SLOTS, Peer,
     address::Ipv4,
-    flow::{Direction, FlowKey, FlowRecord, Protocol},
-    half_open_slot, peer_slot,
+    entry::FlowRecord,
+    maps::{
+        half_open::{HALF_OPEN_SLOTS, HalfOpen, half_open_slot},
+        peers::{PEER_SLOTS, Peer, peer_slot},
+        settings::Settings,
+    },
     ports::PoolKey,
-    session::{Seen, State, Ticks},
-    settings::Settings,
+    session::{Seen, State},
     table::{BUCKET, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
+    time::Ticks,
+    tuple::{Direction, FlowKey, Protocol},
 };
 
 use super::{pools::PoolTable, shared_memory::SharedArray};
@@ -33,7 +37,7 @@ pub const REPLY_SHARE: u32 = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
     /// The tuple that its packets arrive with.
-    pub key: FlowKey<Ipv4>,
+    pub key: FlowKey,
     tag: Tag,
     /// What is known of it.
     pub entry: FlowRecord,
@@ -51,7 +55,7 @@ impl Flow {
     }
 
     /// The key of the session's other direction.
-    pub fn twin(&self) -> FlowKey<Ipv4> {
+    pub fn twin(&self) -> FlowKey {
         self.key.twin(&self.entry.rewrite)
     }
 
@@ -185,7 +189,7 @@ impl FlowTable {
 
     /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or
     /// it is held.
-    fn is_taken(&self, reply: &FlowKey<Ipv4>) -> bool {
+    fn is_taken(&self, reply: &FlowKey) -> bool {
         let has_it = |index| {
             [SlotState::Live, SlotState::Held]
                 .into_iter()
@@ -227,17 +231,17 @@ impl FlowTable {
     }
 
     /// One direction, by the tuple its packets arrive with.
-    pub fn get(&self, key: &FlowKey<Ipv4>) -> Option<Flow> {
+    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
         self.find(key).and_then(|index| self.flow_at(index)).filter(|flow| flow.key == *key)
     }
 
-    fn find(&self, key: &FlowKey<Ipv4>) -> Option<u32> {
+    fn find(&self, key: &FlowKey) -> Option<u32> {
         let is_there = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.is_flow(key));
         self.chains(key).find(is_there)
     }
 
     /// The slots of a key's chains, as far as anything is there.
-    fn chains(&self, key: &FlowKey<Ipv4>) -> impl Iterator<Item = u32> {
+    fn chains(&self, key: &FlowKey) -> impl Iterator<Item = u32> {
         let regions = self.regions();
         let homes = self.0.seeds.homes(key, &regions).into_iter().filter(|home| *home != NOWHERE);
         let is_used = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.tag() != Tag::EMPTY);
@@ -256,7 +260,7 @@ impl FlowTable {
 
     /// Retires one flow, with all that hangs on it but the mark of its port; the key of that, if it
     /// is the direction that has one.
-    fn retire(&self, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
+    fn retire(&self, key: &FlowKey) -> Option<FlowKey> {
         let slot = self.find(key).and_then(|index| self.0.slots.get(index))?;
         self.retire_slot(slot, key)
     }
@@ -266,7 +270,7 @@ impl FlowTable {
     }
 
     /// Tells the programs that a session leads to an address, see
-    /// [`PEER_PATIENCE`](router_common::PEER_PATIENCE).
+    /// [`PEER_PATIENCE`](router_common::maps::peers::PEER_PATIENCE).
     fn note_peer(&self, address: Ipv4, now: Ticks) {
         if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
             place.note(now);
@@ -285,7 +289,7 @@ impl FlowTable {
         self.half_open_counter(source).map_or(0, HalfOpen::count)
     }
 
-    fn retire_slot(&self, slot: &Slot, key: &FlowKey<Ipv4>) -> Option<FlowKey<Ipv4>> {
+    fn retire_slot(&self, slot: &Slot, key: &FlowKey) -> Option<FlowKey> {
         let tag = slot.retire(key, now())?;
         match tag.direction() {
             Direction::Forward => {
@@ -550,7 +554,7 @@ pub struct Audit {
     /// Slots that are in quarantine.
     pub retired: u64,
     /// Ports that are marked as taken, by the key of the reply flow that is not there.
-    pub leaked_ports: Vec<FlowKey<Ipv4>>,
+    pub leaked_ports: Vec<FlowKey>,
 }
 
 /// The pool that a session's port belongs to, for counting: told by its client's direction, or by

@@ -40,8 +40,10 @@ use aya::{
     programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use router_common::{
-    Stage,
-    route::{Answer, Query},
+    maps::{
+        route::{Answer, Query},
+        stages::Stage,
+    },
     table::{BUCKET, Regions},
 };
 
@@ -431,7 +433,7 @@ impl Dataplane {
         }
     }
 
-    /// The ring of packets for the daemon, see [`router_common::punt`]. Can be taken once.
+    /// The ring of packets for the daemon, see [`router_common::maps::punt`]. Can be taken once.
     ///
     /// # Errors
     /// When it has been taken already.

@@ -8,7 +8,7 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapError},
 };
-use router_common::{punt::Neighbour, route::InUse};
+use router_common::maps::{punt::Neighbour, route::InUse};
 
 use super::now;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use router_common::LAYOUT;
+use router_common::limits::LAYOUT;
 
 use crate::private::{self, Holder};
 

@@ -4,9 +4,9 @@
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use router_common::{
-    address::{Ipv4, Port},
-    flow::{FlowKey, Protocol},
+    address::Port,
     ports::{POOL_WORDS, Pool, PoolKey},
+    tuple::{FlowKey, Protocol},
 };
 use std::{collections::HashSet, os::fd::AsFd as _};
 
@@ -66,7 +66,7 @@ impl PoolTable {
 
     /// Marks the ports of reply flows as free, where there is a pool that marks them. Only after
     /// the flows are gone from the table: a pool that is made later then finds the ports free.
-    pub(super) fn clear(&self, replies: impl IntoIterator<Item = FlowKey<Ipv4>>) -> Result<()> {
+    pub(super) fn clear(&self, replies: impl IntoIterator<Item = FlowKey>) -> Result<()> {
         let mut replies = replies.into_iter().peekable();
         if replies.peek().is_none() {
             return Ok(());
@@ -115,7 +115,7 @@ impl PoolTable {
     /// that a socket of this machine has, lest it be tried again for every session, and the socket
     /// goes without a word; and a daemon that is killed gives nothing back. A program that is about
     /// to take such a port marks it once more when it has it.
-    pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey<Ipv4>) -> bool) -> Result<()> {
+    pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey) -> bool) -> Result<()> {
         let words = POOL_WORDS / SHARES;
         self.share = (self.share + 1) % SHARES;
         for (key, index) in self.all()? {
@@ -136,7 +136,7 @@ impl PoolTable {
     }
 
     /// The reply flows that a pool marks ports as taken for, for the checker.
-    pub(super) fn taken_by(&self, key: &PoolKey) -> Vec<FlowKey<Ipv4>> {
+    pub(super) fn taken_by(&self, key: &PoolKey) -> Vec<FlowKey> {
         let Ok(index) = self.keys.get(key, 0) else { return Vec::new() };
         let Some(pool) = self.pools.get(index) else { return Vec::new() };
         pool.taken_in(0..POOL_WORDS).filter_map(|port| reply_key(key, port)).collect()
@@ -144,7 +144,7 @@ impl PoolTable {
 }
 
 /// The reply flow that a port of a pool is for.
-fn reply_key(pool: &PoolKey, port: u16) -> Option<FlowKey<Ipv4>> {
+fn reply_key(pool: &PoolKey, port: u16) -> Option<FlowKey> {
     let protocol = Protocol::from_number(pool.protocol)?;
     Some(FlowKey::new(protocol, pool.target, pool.target_port, pool.snat, Port::new(port)))
 }

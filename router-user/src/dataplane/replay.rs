@@ -6,8 +6,8 @@
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use router_common::{
+    maps::settings::{Interface, Settings},
     packet::ETHERNET_LENGTH,
-    settings::{Interface, Settings},
 };
 
 /// `enum xdp_action`, include/uapi/linux/bpf.h.

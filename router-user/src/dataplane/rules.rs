@@ -9,15 +9,15 @@ use aya::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use router_common::{
-    MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
     address::{Ipv4, Ipv6},
-    flow::Protocol,
-    local::{Allow, MAX_LOCAL_ALLOW, allow_index},
-    ports::PortRange,
-    rules::{
+    limits::{MAX_LOCAL_ALLOW, MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS},
+    local::{Allow, allow_index},
+    maps::rules::{
         Ipv6Network, ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, Target, bank,
         listen_prefixes, masquerade_index, rule_index,
     },
+    ports::PortRange,
+    tuple::Protocol,
 };
 
 use super::{SettingsTable, take};

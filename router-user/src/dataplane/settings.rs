@@ -14,12 +14,14 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError},
 };
 use router_common::{
-    MAX_INTERFACES,
     address::{Ipv4, Ipv6},
-    flow::NextHop,
+    entry::NextHop,
+    limits::MAX_INTERFACES,
     local::{BROADCAST_ADDRESS, OWN_ADDRESS},
-    route::InterfaceAddresses,
-    settings::{Interface, Settings},
+    maps::{
+        route::InterfaceAddresses,
+        settings::{Interface, Settings},
+    },
     table::{HashSeeds, Regions},
 };
 
@@ -102,7 +104,7 @@ impl SettingsTable {
     }
 
     /// Says that the daemon is there now, see
-    /// [`Live::daemon_is_there`](router_common::settings::Live::daemon_is_there).
+    /// [`Live::daemon_is_there`](router_common::maps::settings::Live::daemon_is_there).
     ///
     /// # Errors
     /// When the map cannot be written.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use router_common::{
-    HalfOpen, Peer,
+    maps::{half_open::HalfOpen, peers::Peer},
     ports::Pool,
     table::{Occupancy, Slot},
 };

@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{MapData, RingBuf};
 use router_common::{
     address::{Ipv4, Port},
-    flow::{Direction, FlowKey, Protocol},
+    maps::punt::Punted,
     ports::PortRange,
-    punt::Punted,
     reason::{Action, Reason},
+    tuple::{Direction, FlowKey, Protocol},
 };
 use router_user::dataplane::{self, RuleSetSpec};
 
@@ -555,7 +555,7 @@ impl Campaign {
         ensure!(audit.half_sessions.is_empty(), "half sessions: {:?}", audit.half_sessions);
         ensure!(audit.twice.is_empty(), "twice in the table: {:?}", audit.twice);
         // The port of a socket of this machine is marked, so that nobody tries it again.
-        let is_free = |reply: &&FlowKey<Ipv4>| {
+        let is_free = |reply: &&FlowKey| {
             !self.model.sockets.contains(&(reply.protocol_number(), reply.destination_port.number()))
         };
         let leaked = audit.leaked_ports.iter().find(is_free);

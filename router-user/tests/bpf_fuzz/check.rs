@@ -1,7 +1,7 @@
 //! What has to be true of every packet, whatever it was.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use router_common::punt::Kind;
+use router_common::maps::punt::Kind;
 
 use crate::{
     closed::Closed,

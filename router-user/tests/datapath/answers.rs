@@ -3,11 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use router_common::{
-    answer::{Limited, Rate},
-    ports::PortRange,
-    reason::Reason,
-};
+use router_common::{answer::Limited, ports::PortRange, rate::Rate, reason::Reason};
 use router_user::dataplane::RuleSetSpec;
 
 use crate::{

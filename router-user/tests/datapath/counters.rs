@@ -3,11 +3,13 @@
 use aya::maps::Array;
 use router_common::{
     address::Ipv4,
-    flow::{Direction, FlowKey},
-    half_open_slot,
+    maps::{
+        half_open::half_open_slot,
+        stats::{Counter, RuleStats},
+    },
     reason::Reason,
     session::State,
-    stats::{Counter, RuleStats},
+    tuple::{Direction, FlowKey},
 };
 
 use router_user::dataplane::{Flow, REPLY_SHARE, Session, Surplus, Verdict};
@@ -39,7 +41,7 @@ fn remove_half_a_session(world: &World) -> Session {
 
 /// Sweeps as the daemon does, once no session can be in the making any more: the flows that were
 /// removed for want of their other direction.
-fn sweep_halves_away(world: &World) -> Vec<FlowKey<Ipv4>> {
+fn sweep_halves_away(world: &World) -> Vec<FlowKey> {
     let flows = &world.dataplane.flows;
     let mut removed = Vec::new();
     for round in 0..REPLY_SHARE {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use router_common::{ports::PortRange, punt::Kind, reason::Reason};
+use router_common::{maps::punt::Kind, ports::PortRange, reason::Reason};
 
 use crate::{
     packets::{
@@ -422,7 +422,7 @@ fn the_largest_rule_set_fits_twice() {
     let mut spec = crate::world::rule_set();
     spec.masquerades.clear();
     let model = spec.forwards[0].clone();
-    spec.forwards = (0..router_common::MAX_RULES as u16)
+    spec.forwards = (0..router_common::limits::MAX_RULES as u16)
         .map(|number| {
             let mut forward = model.clone();
             forward.name = format!("rule-{number}");

@@ -5,7 +5,7 @@ use std::time::Instant;
 use aya::maps::{MapData, RingBuf};
 use router_common::{
     fragment::{EARLY, OF_A_SOURCE, split},
-    punt::Kind,
+    maps::punt::Kind,
     reason::Reason,
 };
 

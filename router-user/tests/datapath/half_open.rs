@@ -4,12 +4,14 @@ use std::time::Instant;
 
 use router_common::{
     address::Ipv4,
-    half_open_slot,
-    openings::{ANSWERED_LOOKS, LOOKS, NOTES, RINGS, rate},
+    maps::{
+        half_open::half_open_slot,
+        openings::{ANSWERED_LOOKS, LOOKS, NOTES, RINGS, rate},
+    },
     ports::PortRange,
     reason::Reason,
     session::State,
-    source_hash,
+    table::source_hash,
 };
 use router_user::dataplane::Session;
 

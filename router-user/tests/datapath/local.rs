@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
-use router_common::{flow::Protocol, ports::PortRange, reason::Reason};
+use router_common::{ports::PortRange, reason::Reason, tuple::Protocol};
 use router_user::dataplane::LocalAllowSpec;
 use socket2::{Domain, Socket, Type};
 

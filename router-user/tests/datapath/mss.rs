@@ -1,7 +1,7 @@
 //! The segment size that TCP's ends announce, kept to what the rule says.
 
 use proptest::{prelude::*, test_runner::TestRunner};
-use router_common::{reason::Reason, rules::Rule};
+use router_common::{maps::rules::Rule, reason::Reason};
 use router_user::dataplane::RuleSetSpec;
 
 use crate::{

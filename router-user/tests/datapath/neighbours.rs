@@ -3,7 +3,12 @@
 
 use std::{fs, net::Ipv4Addr};
 
-use router_common::{address::Mac, packet::tcp, punt::Neighbour, reason::Reason, route::InUse};
+use router_common::{
+    address::Mac,
+    maps::{punt::Neighbour, route::InUse},
+    reason::Reason,
+    tcp,
+};
 
 use crate::{
     packets::{

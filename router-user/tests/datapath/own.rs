@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
-use router_common::{address::Ipv4, flow::Protocol, ports::PortRange, reason::Reason};
+use router_common::{address::Ipv4, ports::PortRange, reason::Reason, tuple::Protocol};
 use router_user::dataplane::{ForwardSpec, RuleSetSpec};
 use socket2::{Domain, Socket, Type};
 

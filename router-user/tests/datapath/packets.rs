@@ -4,7 +4,7 @@ use etherparse::{
     Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4Header, Ipv4HeaderSlice,
     PacketBuilder, PacketBuilderStep, TcpSlice, UdpSlice, checksum::Sum16BitWords,
 };
-pub(crate) use router_common::packet::tcp;
+pub(crate) use router_common::tcp;
 
 /// The address that the Private Link Service gives to clients.
 pub(crate) const PLS: [u8; 4] = [10, 0, 2, 69];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use aya::maps::{Map, MapData};
-use router_common::LAYOUT;
+use router_common::limits::LAYOUT;
 use router_user::dataplane::detach;
 
 /// Where a test pins; all of it goes with this.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use router_common::{flow::Protocol, ports::PortRange, reason::Reason};
+use router_common::{ports::PortRange, reason::Reason, tuple::Protocol};
 
 use crate::{
     packets::{OTHER, PLS, ROUTER, echo_reply, echo_request, read, tcp, tcp_packet, udp_packet},

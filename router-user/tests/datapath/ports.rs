@@ -4,10 +4,10 @@ use std::{collections::HashSet, ops::Range};
 
 use router_common::{
     address::{Ipv4, Port},
-    flow::{Direction, FlowKey, Protocol},
     ports::{PortRange, SourcePorts},
     reason::Reason,
-    source_hash,
+    table::source_hash,
+    tuple::{Direction, FlowKey, Protocol},
 };
 use router_user::dataplane::Verdict as SweepVerdict;
 

@@ -8,11 +8,11 @@ use std::{
 
 use router_common::{
     address::{Ipv4, Port},
-    flow::Direction,
     ports::PortRange,
     reason::Reason,
     session::State,
     table::SETTLED,
+    tuple::Direction,
 };
 use router_user::dataplane::{self, RuleSetSpec, Session};
 

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use router_common::{
     address::Ipv4,
+    maps::{
+        route::{InterfaceAddress, InterfaceAddresses, Query},
+        rules::Network,
+    },
     reason::Reason,
-    route::{InterfaceAddress, InterfaceAddresses, Query},
-    rules::Network,
 };
 
 use crate::{

@@ -3,8 +3,8 @@
 
 use router_common::{
     address::{Ipv4, Mac},
+    maps::settings::Interface,
     reason::Reason,
-    settings::Interface,
 };
 
 use crate::{

@@ -12,12 +12,14 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use ipnet::Ipv4Net;
 use router_common::{
     address::{Ipv4, Mac},
-    flow::Protocol,
+    maps::{
+        punt::{Kind, Neighbour, Punted},
+        settings::Interface,
+        stats::{CpuStats, OwnStats},
+    },
     ports::PortRange,
-    punt::{Kind, Neighbour, Punted},
     reason::Reason,
-    settings::Interface,
-    stats::{CpuStats, OwnStats},
+    tuple::Protocol,
 };
 use router_user::dataplane::{
     Dataplane, Departure, ForwardSpec, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec,
@@ -279,7 +281,7 @@ impl World {
             })
             .filter(|(_, packets)| *packets > 0)
             .collect();
-        let interface = |pick: fn(&router_common::stats::InterfaceStats) -> u64| {
+        let interface = |pick: fn(&router_common::maps::stats::InterfaceStats) -> u64| {
             [0, 1].map(|slot| pick(&now.interfaces[slot]) - pick(&before.interfaces[slot]))
         };
         Moved {

@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use router_common::{
-    address::Ipv4,
-    flow::{FlowEntry, FlowKey},
+    entry::FlowEntry,
     table::{SLOTS_PER_SESSION, Slot},
+    tuple::FlowKey,
 };
 use serde::Serialize;
 
@@ -124,7 +124,7 @@ pub(crate) fn measure(setup: &Setup) -> Result<Resources> {
     Ok(Resources {
         session: SessionMemory {
             slot_bytes,
-            key_bytes: size_of::<FlowKey<Ipv4>>(),
+            key_bytes: size_of::<FlowKey>(),
             entry_bytes: size_of::<FlowEntry>(),
             slots: SLOTS_PER_SESSION,
             bytes: slot_bytes * SLOTS_PER_SESSION as usize,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::answer::{Bucket, Rate};
+use router_common::rate::{Rate, TokenBucket};
 
 /// What is left of the rate.
 #[derive(Debug)]
@@ -16,12 +16,12 @@ pub(super) struct Pace {
     start: Instant,
     /// The router has one for each kind of error and source. This one takes all of them for one,
     /// and every error for later than it was.
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), bucket: Bucket::default() }
+        Self { start: Instant::now(), bucket: TokenBucket::default() }
     }
 
     /// Waits until the router has this many errors to give: for nothing but time, since nobody
@@ -45,7 +45,7 @@ impl Pace {
 }
 
 /// A bucket after so many errors, at most as many as it holds; none if it has not got them.
-fn spend(bucket: &Bucket, now: u64, errors: usize) -> Option<Bucket> {
+fn spend(bucket: &TokenBucket, now: u64, errors: usize) -> Option<TokenBucket> {
     let (rate, bucket) = (Rate::OF_A_SOURCE, bucket.clone());
     (0..rate.burst.min(errors as u64)).all(|_| bucket.take(now, rate)).then_some(bucket)
 }

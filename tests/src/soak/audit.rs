@@ -5,7 +5,7 @@ use std::{fs, mem::offset_of, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use router_common::{flow::Direction, reason::Reason, stats::CpuStats, table::Occupancy};
+use router_common::{maps::stats::CpuStats, reason::Reason, table::Occupancy, tuple::Direction};
 use router_user::dataplane::{Dataplane, LoadOptions};
 use serde_json::Value;
 

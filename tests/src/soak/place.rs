@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use router_common::LAYOUT;
+use router_common::limits::LAYOUT;
 
 use super::{CAPACITY, Options, churn, crowd, streams};
 use crate::{

@@ -14,7 +14,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_common::LAYOUT;
+use router_common::limits::LAYOUT;
 use router_user::model::{Audit, Status};
 
 use crate::common::{ECHO, LIMIT, check};

@@ -15,7 +15,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_common::LAYOUT;
+use router_common::limits::LAYOUT;
 use router_user::model::{Check, Flow, Status};
 
 use crate::{

@@ -27,10 +27,12 @@ use netlink_packet_route::{
 };
 use router_common::{
     address::Mac,
-    punt::Neighbour,
-    route::{InterfaceAddress, InterfaceAddresses},
-    rules::Network,
-    settings::Interface,
+    maps::{
+        punt::Neighbour,
+        route::{InterfaceAddress, InterfaceAddresses},
+        rules::Network,
+        settings::Interface,
+    },
 };
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::time::{sleep, timeout};

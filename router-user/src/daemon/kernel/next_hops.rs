@@ -12,12 +12,14 @@ use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
 use ipnet::Ipv4Net;
 use router_common::{
-    MAX_INTERFACES,
     address::{Mac, Port},
-    flow::Protocol,
-    punt::Neighbour,
-    route::{Answer, InUse, InterfaceAddresses, Query},
-    settings::Interface,
+    limits::MAX_INTERFACES,
+    maps::{
+        punt::Neighbour,
+        route::{Answer, InUse, InterfaceAddresses, Query},
+        settings::Interface,
+    },
+    tuple::Protocol,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 use tracing::{debug, info, warn};

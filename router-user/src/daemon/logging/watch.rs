@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
-use router_common::{reason::Reason, stats::CpuStats};
+use router_common::{maps::stats::CpuStats, reason::Reason};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 

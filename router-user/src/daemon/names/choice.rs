@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use router_common::MAX_TARGETS;
+use router_common::limits::MAX_TARGETS;
 
 use super::NO_ADDRESS;
 use crate::{config::no_target, daemon::kernel::netlink::OwnAddresses};

@@ -31,7 +31,7 @@ use hickory_resolver::{
     },
     system_conf::parse_resolv_conf,
 };
-use router_common::AZURE_PLATFORM;
+use router_common::address::AZURE_PLATFORM;
 use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 

@@ -7,8 +7,8 @@ use std::{
 
 use router_common::{
     address::Ipv4,
-    flow::Protocol,
     ports::{PoolKey, PortRange},
+    tuple::Protocol,
 };
 
 use crate::{

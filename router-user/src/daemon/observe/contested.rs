@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::punt::Neighbour;
+use router_common::maps::punt::Neighbour;
 
 use crate::{
     health::{Conditions, Id, Severity},

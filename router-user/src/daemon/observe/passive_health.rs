@@ -4,7 +4,7 @@
 use std::{collections::HashMap, net::Ipv4Addr, time::Instant};
 
 use anyhow::Result;
-use router_common::{flow::Protocol, session::Ticks};
+use router_common::{time::Ticks, tuple::Protocol};
 use tracing::{info, warn};
 
 use crate::daemon::{

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::flow::Protocol;
+use router_common::tuple::Protocol;
 
 /// A session without a packet from its target after this long has got no answer. A client's SYN has
 /// been repeated by then.

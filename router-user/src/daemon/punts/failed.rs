@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::punt::Neighbour;
+use router_common::maps::punt::Neighbour;
 
 /// How long nothing waits for a neighbour that has not answered: who sends to it is told at once.
 pub(super) const HOLD: Duration = Duration::from_secs(10);

@@ -29,7 +29,7 @@ use aya_log::EbpfLogger;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use router_common::{
     fragment::FragmentKey,
-    punt::{Kind, Neighbour, Punted},
+    maps::punt::{Kind, Neighbour, Punted},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},

@@ -1,6 +1,6 @@
 //! A packet that the data plane has given to the daemon.
 
-use router_common::punt::Punted;
+use router_common::maps::punt::Punted;
 
 /// A packet as it came in.
 #[derive(Clone, Debug, Eq, PartialEq)]

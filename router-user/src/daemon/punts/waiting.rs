@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::punt::Neighbour;
+use router_common::maps::punt::Neighbour;
 
 use super::received::Received;
 

@@ -19,7 +19,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use ipnet::{IpNet, Ipv4Net};
-use router_common::AZURE_PLATFORM;
+use router_common::address::AZURE_PLATFORM;
 use tokio::net::TcpListener;
 
 use crate::{

@@ -9,9 +9,9 @@ use std::{
 use anyhow::Result;
 use router_common::{
     address::{Ipv4, Port},
-    flow::Protocol,
+    maps::stats::{CpuStats, RuleStats},
     reason::Reason,
-    stats::{CpuStats, RuleStats},
+    tuple::Protocol,
 };
 
 use crate::{
@@ -237,7 +237,7 @@ pub(crate) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
 /// sessions still.
 pub(crate) fn all_rule_names(shared: &Shared) -> Vec<Option<String>> {
     let State { plane, .. } = &*shared.state();
-    (0..router_common::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
+    (0..router_common::limits::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
 }
 
 /// Whether sessions may be shown under this name.

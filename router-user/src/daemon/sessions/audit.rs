@@ -5,7 +5,7 @@ use std::{collections::HashSet, hash::Hash, net::SocketAddr, sync::Arc, time::Du
 use anyhow::{Context as _, Result};
 use router_common::{
     address::Ipv4,
-    flow::{Direction, FlowKey, Protocol},
+    tuple::{Direction, FlowKey, Protocol},
 };
 use tokio::time::sleep;
 
@@ -58,7 +58,7 @@ async fn look(shared: &Arc<Shared>) -> Result<Look> {
 
 /// Takes out the ports that sockets of this machine have: those are marked as taken, too, and no
 /// session has them.
-fn excuse_sockets(leaked: &mut Vec<FlowKey<Ipv4>>) {
+fn excuse_sockets(leaked: &mut Vec<FlowKey>) {
     if leaked.is_empty() {
         return;
     }
@@ -154,7 +154,7 @@ fn report(look: &Look, rules: &[Option<String>]) -> model::Audit {
     }
 }
 
-fn finding(kind: &str, key: &FlowKey<Ipv4>, rule: Option<String>) -> model::AuditFinding {
+fn finding(kind: &str, key: &FlowKey, rule: Option<String>) -> model::AuditFinding {
     let end = |address: Ipv4, port: router_common::address::Port| {
         SocketAddr::from((std::net::Ipv4Addr::from(address), port.number()))
     };
@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    fn port(number: u16) -> FlowKey<Ipv4> {
+    fn port(number: u16) -> FlowKey {
         let (target, snat) = (Ipv4([203, 0, 113, 10]), Ipv4([10, 0, 2, 68]));
         FlowKey::new(Protocol::Tcp, target, Port::new(443), snat, Port::new(number))
     }

@@ -11,7 +11,7 @@
 //! is. A flood of packets that never make a session, while no port is free, could keep a counter
 //! ahead that long. So looks count only while nothing of the kind is refused.
 
-use router_common::{reason::Reason, stats::CpuStats};
+use router_common::{maps::stats::CpuStats, reason::Reason};
 use tracing::{info, warn};
 
 use crate::{daemon::state::Shared, dataplane::Surplus};

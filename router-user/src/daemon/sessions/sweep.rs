@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use router_common::{
-    MAX_RULES,
     address::Ipv4,
-    flow::{Direction, Protocol},
+    limits::MAX_RULES,
     ports::PoolKey,
-    session::{State, Ticks},
+    session::State,
+    time::Ticks,
+    tuple::{Direction, Protocol},
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};

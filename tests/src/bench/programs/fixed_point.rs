@@ -17,7 +17,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use etherparse::{PacketBuilder, PacketBuilderStep};
 use lab::{Namespace, state::State};
 use nix::net::if_::if_nametoindex;
-use router_common::{address::Mac, ports::PortRange, reason::Reason, settings::Interface};
+use router_common::{address::Mac, maps::settings::Interface, ports::PortRange, reason::Reason};
 use router_user::dataplane::{Dataplane, LoadOptions, LocalSpec, MasqueradeSpec, RuleSetSpec};
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context, Result};
 use aya_obj::{Object, generated::bpf_insn};
-use router_common::Stage;
+use router_common::maps::stages::Stage;
 use router_user::dataplane::{self, Dataplane};
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use router_common::{MAX_TARGETS, flow::Protocol, ports::PortRange, rules::Rule};
+use router_common::{limits::MAX_TARGETS, maps::rules::Rule, ports::PortRange, tuple::Protocol};
 
 use crate::{
     config::{self, Config, Forward, Host, Mss, Others, Refusal},

@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use router_common::MAX_TARGETS;
+use router_common::limits::MAX_TARGETS;
 
 use crate::{
     config::{Config, Forward},

@@ -1,6 +1,6 @@
 use std::{collections::HashMap, net::Ipv4Addr, path::Path, time::Instant};
 
-use router_common::flow::Protocol;
+use router_common::tuple::Protocol;
 
 use super::*;
 use crate::daemon::{

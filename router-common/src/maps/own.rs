@@ -3,9 +3,9 @@
 
 use crate::{
     address::{Ipv4, Ipv6, Port},
-    flow::{FlowKey, Protocol},
     packet::{Frame, L4, Packet},
-    session::Ticks,
+    time::Ticks,
+    tuple::{FlowKey, Ipv6Key, Protocol},
 };
 
 /// The ports of DHCP's servers and clients (RFC 2131 4.1).
@@ -17,18 +17,18 @@ pub(crate) const DHCPV6_PORTS: (u16, u16) = (547, 546);
 /// from any server or relay, to any address, but with the number of the transaction that this
 /// machine has begun (`xid`, RFC 2131 2).
 #[inline(always)]
-pub const fn dhcp_answer(transaction: [u8; 4]) -> FlowKey<Ipv4> {
+pub const fn dhcp_answer(transaction: [u8; 4]) -> FlowKey {
     let (server, client) = DHCP_PORTS;
     FlowKey::new(Protocol::Udp, Ipv4(transaction), Port::new(server), Ipv4([0; 4]), Port::new(client))
 }
 
 /// The same of DHCPv6 (RFC 8415 8).
 #[inline(always)]
-pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> FlowKey<Ipv6> {
+pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> Ipv6Key {
     let (server, client) = DHCPV6_PORTS;
     let mut transaction = [0; 16];
     (transaction[0], transaction[1], transaction[2]) = (a, b, c);
-    FlowKey::new(Protocol::Udp, Ipv6(transaction), Port::new(server), Ipv6([0; 16]), Port::new(client))
+    Ipv6Key::new(Protocol::Udp, Ipv6(transaction), Port::new(server), Ipv6([0; 16]), Port::new(client))
 }
 
 /// Returns `true` for a message of a DHCP client to a server.

@@ -2,16 +2,16 @@
 //!
 //! A *rule set* is everything that a configuration says about new sessions. Two fit side by side:
 //! the daemon writes the next one while the program still reads the one in force, and then changes
-//! the version in [`Settings`](crate::settings::Settings), which switches every rule at once.
+//! the version in [`Settings`](crate::maps::settings::Settings), which switches every rule at once.
 //! Indexes and keys carry the version, see [`bank`].
 
 use core::mem::size_of;
 
 use crate::{
-    MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
     address::{Ipv4, Ipv6, Port},
-    flow::Protocol,
+    limits::{MAX_MASQUERADES, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS},
     ports::PortRange,
+    tuple::Protocol,
 };
 
 /// Which of the two places a rule set of this version has: versions alternate.

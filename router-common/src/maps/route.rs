@@ -5,10 +5,9 @@ use core::mem::size_of;
 
 use crate::{
     address::{Ipv4, Mac, Port},
-    flow::{FlowKey, Protocol},
-    punt::Neighbour,
+    maps::{punt::Neighbour, rules::Network},
     rewrite::Rewrite,
-    rules::Network,
+    tuple::{FlowKey, Protocol},
 };
 
 /// What decides where a packet leaves: what the kernel's forwarding looks a packet up by, which is
@@ -60,7 +59,7 @@ impl Query {
 
     /// The query about packets with this key that become what `rewrite` says.
     #[inline(always)]
-    pub const fn of(key: &FlowKey<Ipv4>, rewrite: &Rewrite<Ipv4>, tos: u8) -> Self {
+    pub const fn of(key: &FlowKey, rewrite: &Rewrite, tos: u8) -> Self {
         Self::new(
             key.protocol_number(),
             tos,

@@ -1,175 +1,21 @@
-//! Flows: the keys and entries of the flow table.
+//! Entries: what the flow table keeps of a flow beside its key.
 //!
-//! A *session* is what a client opened. It is two *flows*, one a direction, each an entry under the
-//! tuple that its packets arrive with: the client's tuple, and the tuple of the target's replies.
-//! Either entry holds all that its direction needs, so a packet of a session costs one lookup.
-//! Inserting the reply flow's key is what claims the SNAT port. How the table that they are in
-//! works: [`crate::table`].
+//! An entry holds all that a packet of its direction needs, so a packet of a session costs one
+//! lookup. The session's other flow has an entry of its own. See [`crate::table`] for the table that
+//! they are in.
 
 use core::mem::{align_of, size_of};
 
 use crate::{
-    address::{Address, Ipv4, Ipv6, Mac, Port},
+    address::Mac,
     checksum::Folded,
     packet::{Frame, L4, Packet},
     rewrite::{Link, Rewrite},
-    session::{RESYNCHRONISES_AFTER, Ticks},
+    session::RESYNCHRONISES_AFTER,
     shared::Shared,
+    time::Ticks,
+    tuple::FlowKey,
 };
-
-/// The transport protocols that the router translates, by their IP protocol numbers.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Protocol {
-    /// ICMP echo (RFC 792): the identifier stands for the client's port, the other port is zero.
-    Icmp = 1,
-    /// TCP (RFC 9293).
-    Tcp = 6,
-    /// UDP (RFC 768).
-    Udp = 17,
-}
-
-impl Protocol {
-    /// The protocol with this IP protocol number, if the router translates it.
-    #[inline(always)]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Icmp),
-            6 => Some(Self::Tcp),
-            17 => Some(Self::Udp),
-            _ => None,
-        }
-    }
-
-    /// `icmp`, `tcp` or `udp`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Icmp => "icmp",
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-}
-
-/// The key of the flow table: the tuple that a direction's packets arrive with. Aligned, so that
-/// the compiler's BPF target copies and compares it by words, and not byte by byte.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct FlowKey<A> {
-    /// Where packets come from.
-    pub source: A,
-    /// Where they go to.
-    pub destination: A,
-    /// TCP or UDP source port; the identifier of an ICMP echo request, zero in a reply.
-    pub source_port: Port,
-    /// TCP or UDP destination port; the identifier of an ICMP echo reply, zero in a request.
-    pub destination_port: Port,
-    /// The IP protocol number, see [`Protocol`]. In a whole word, so that nothing has to be filled
-    /// up.
-    protocol: u32,
-}
-
-const _: () = assert!(size_of::<FlowKey<Ipv4>>() == 16);
-const _: () = assert!(size_of::<FlowKey<Ipv6>>() == 40);
-
-impl FlowKey<Ipv4> {
-    /// Both addresses in one number, as they stand in a packet: the first byte is the lowest.
-    #[inline(always)]
-    pub const fn addresses(&self) -> u64 {
-        self.source.then(self.destination)
-    }
-
-    /// The key of what [`addresses`](Self::addresses) and [`ports`](Self::ports) gave, and of a
-    /// protocol's number.
-    #[inline(always)]
-    pub(crate) const fn from_words(addresses: u64, ports: u32, protocol: u8) -> Self {
-        Self {
-            source: Ipv4((addresses as u32).to_le_bytes()),
-            destination: Ipv4(((addresses >> 32) as u32).to_le_bytes()),
-            source_port: Port::from_word(ports as u16),
-            destination_port: Port::from_word((ports >> 16) as u16),
-            protocol: protocol as u32,
-        }
-    }
-}
-
-impl<A: Address> FlowKey<A> {
-    /// The key of a direction.
-    #[inline(always)]
-    pub const fn new(
-        protocol: Protocol,
-        source: A,
-        source_port: Port,
-        destination: A,
-        destination_port: Port,
-    ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol: protocol as u32 }
-    }
-
-    /// The protocol; `None` only in memory that was never a key of ours.
-    #[inline(always)]
-    pub const fn protocol(&self) -> Option<Protocol> {
-        Protocol::from_number(self.protocol_number())
-    }
-
-    /// The IP protocol number.
-    #[inline(always)]
-    pub const fn protocol_number(&self) -> u8 {
-        self.protocol as u8
-    }
-
-    /// Both ports in one number, as they stand in a packet: the first byte is the lowest.
-    #[inline(always)]
-    pub const fn ports(&self) -> u32 {
-        self.source_port.then(self.destination_port)
-    }
-
-    /// The ports and, above them, the protocol's number.
-    #[inline(always)]
-    pub(crate) const fn ports_and_protocol(&self) -> u64 {
-        self.ports() as u64 | (self.protocol as u64) << u32::BITS
-    }
-
-    /// The key of packets of the same protocol between other ends.
-    #[inline(always)]
-    pub const fn between(
-        &self,
-        source: A,
-        source_port: Port,
-        destination: A,
-        destination_port: Port,
-    ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol: self.protocol }
-    }
-
-    /// The key of packets that answer this one's.
-    #[inline(always)]
-    pub const fn reversed(&self) -> Self {
-        self.between(self.destination, self.destination_port, self.source, self.source_port)
-    }
-
-    /// The tuple that packets with this key leave with under `rewrite`.
-    #[inline(always)]
-    pub const fn translated(&self, rewrite: &Rewrite<A>) -> Self {
-        self.between(rewrite.source, rewrite.source_port, rewrite.destination, rewrite.destination_port)
-    }
-
-    /// The key of the session's other flow: packets that answer what this flow's packets become.
-    #[inline(always)]
-    pub const fn twin(&self, rewrite: &Rewrite<A>) -> Self {
-        self.translated(rewrite).reversed()
-    }
-}
-
-/// Which of a session's two flows an entry is.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Direction {
-    /// From the client to the target.
-    Forward = 0,
-    /// From the target back to the client.
-    Reply = 1,
-}
 
 /// Where a flow's packets leave, as the kernel's routes and neighbours said it when `generation`
 /// was in force.
@@ -178,14 +24,14 @@ pub enum Direction {
 pub struct NextHop {
     /// The next hop's MAC address.
     pub destination_mac: Mac,
-    /// [`Settings::next_hop_generation`](crate::settings::Settings) when this was resolved; 0 is
+    /// [`Settings::next_hop_generation`](crate::maps::settings::Settings) when this was resolved; 0 is
     /// "never". Anything but the generation in force sends the packet to the slow path, which
     /// resolves again. Generations go round ([`GENERATIONS`](Self::GENERATIONS)): the daemon's
     /// sweep sets those that are out of date to 0 long before.
     pub generation: u16,
     /// The largest IP packet that the route takes, in bytes.
     pub mtu: u16,
-    /// The egress interface's slot in [`Settings::interfaces`](crate::settings::Settings), which
+    /// The egress interface's slot in [`Settings::interfaces`](crate::maps::settings::Settings), which
     /// knows its MAC address.
     pub slot: u8,
     /// Padding.
@@ -288,13 +134,13 @@ pub struct FlowEntry {
 
 const _: () = assert!(size_of::<FlowEntry>() == 48 && align_of::<FlowEntry>() == align_of::<u64>());
 /// One bit says which.
-const _: () = assert!(crate::MAX_INTERFACES <= 2);
+const _: () = assert!(crate::limits::MAX_INTERFACES <= 2);
 
 /// A copy of a [`FlowEntry`], as it was at one moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FlowRecord {
     /// The addresses and ports that its packets get.
-    pub rewrite: Rewrite<Ipv4>,
+    pub rewrite: Rewrite,
     /// Where its packets leave.
     pub next_hop: NextHop,
     /// The tick in which the session was opened, see [`FlowEntry::opened`].
@@ -339,7 +185,7 @@ impl FlowEntry {
 
     /// What its packets become.
     #[inline(always)]
-    pub fn rewrite(&self) -> Rewrite<Ipv4> {
+    pub fn rewrite(&self) -> Rewrite {
         // Both addresses as one number, since all that is done with them is to write both at once.
         Rewrite::from_words(self.addresses.get(), self.ports.get())
     }
@@ -391,7 +237,7 @@ impl FlowEntry {
     /// Makes this the entry of a direction that is opened now, whose packets have the tuple `from`
     /// and become `to`. Where they leave is not known yet.
     #[inline(always)]
-    pub fn start(&self, from: &FlowKey<Ipv4>, to: &FlowKey<Ipv4>, now: Ticks) {
+    pub fn start(&self, from: &FlowKey, to: &FlowKey, now: Ticks) {
         self.addresses.set(to.addresses());
         self.ports.set(to.ports());
         self.header_change.set(Rewrite::to(to).header_change(from).number());
@@ -418,7 +264,7 @@ impl FlowEntry {
         Ticks(seen.wrapping_sub(seen.wrapping_sub(self.opened_and_packets.part()) & ((1 << OPENED_BITS) - 1)))
     }
 
-    /// When a packet was last seen, in ticks (see [`crate::session::Ticks`]); written at most once
+    /// When a packet was last seen, in ticks (see [`crate::time::Ticks`]); written at most once
     /// a tick. In a retired slot, when that happened.
     #[inline(always)]
     pub fn last_seen(&self) -> Ticks {

@@ -11,11 +11,11 @@
 use core::mem::size_of;
 
 use crate::{
-    answer::Rate,
-    flow::{Direction, Protocol},
-    session::Ticks,
+    rate::Rate,
     shared::AtomicU32,
     table::{SlotState, Tag},
+    time::Ticks,
+    tuple::{Direction, Protocol},
 };
 
 /// The number of rings.

@@ -3,10 +3,10 @@
 use core::{cell::UnsafeCell, mem::size_of};
 
 use crate::{
-    MAX_INTERFACES,
     address::{Ipv4, Mac},
-    session::Ticks,
+    limits::MAX_INTERFACES,
     table::{HashSeeds, Regions},
+    time::Ticks,
 };
 
 /// One interface of the router, by the kernel's indexes.
@@ -73,11 +73,11 @@ pub enum Side {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
-    /// Which rule set is in force, see [`crate::rules`]. 0 is none: everything passes.
+    /// Which rule set is in force, see [`crate::maps::rules`]. 0 is none: everything passes.
     pub version: u32,
     /// Raised whenever a route, neighbour, link or address changed: next hops resolved under
     /// another generation are resolved again when they are next used. 1 to
-    /// [`NextHop::GENERATIONS`](crate::flow::NextHop::GENERATIONS), and round again.
+    /// [`NextHop::GENERATIONS`](crate::entry::NextHop::GENERATIONS), and round again.
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [Interface; MAX_INTERFACES],

@@ -3,11 +3,11 @@
 use core::mem::size_of;
 
 use crate::{
-    MAX_INTERFACES, MAX_RULES,
-    flow::Direction,
+    limits::{MAX_INTERFACES, MAX_RULES},
     reason::{REASON_SLOTS, Reason},
-    session::Ticks,
     table::Tag,
+    time::Ticks,
+    tuple::Direction,
 };
 
 /// Packets and their bytes, Ethernet header included.

@@ -1,0 +1,96 @@
+//! Rate limits, in memory that all CPUs share.
+
+use crate::shared::AtomicU64;
+
+/// A rate, and how many there may be at once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    /// At once.
+    pub burst: u64,
+    /// Nanoseconds for each one more.
+    pub interval: u64,
+}
+
+impl Rate {
+    /// Answers of a kind to one source: 1,000 a second.
+    pub const OF_A_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
+    /// Of these, the answers that every source gets, however many others are answered: 10 a second.
+    pub const OF_EVERY_SOURCE: Self = Self { burst: 10, interval: 100_000_000 };
+    /// Answers of a kind beyond these, to all sources together: 10,000 a second.
+    pub const OF_ALL: Self = Self { burst: 1_000, interval: 100_000 };
+}
+
+/// Keeps something to a [`Rate`], in memory that all CPUs share.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct TokenBucket {
+    /// The time at which it will be full again, in nanoseconds.
+    full: AtomicU64,
+}
+
+impl TokenBucket {
+    /// Attempts to take from a bucket that another CPU takes from at the same moment.
+    const ATTEMPTS: u32 = 4;
+
+    /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).
+    #[inline(always)]
+    pub fn has_one(&self, now: u64, rate: Rate) -> bool {
+        Self::is_one_in(self.full.load(), now, rate)
+    }
+
+    #[inline(always)]
+    const fn is_one_in(full: u64, now: u64, rate: Rate) -> bool {
+        full.saturating_sub(now) <= (rate.burst - 1) * rate.interval
+    }
+
+    /// Returns `true` if there may be one more now; then it is counted. One that is refused changes
+    /// nothing, so that CPUs do not contend for the memory in a flood.
+    #[inline(always)]
+    pub fn take(&self, now: u64, rate: Rate) -> bool {
+        for _ in 0..Self::ATTEMPTS {
+            let seen = self.full.load();
+            if !Self::is_one_in(seen, now, rate) {
+                return false;
+            }
+            let from = if seen < now { now } else { seen };
+            if self.full.change(seen, from + rate.interval) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(all(test, not(model)))]
+mod tests {
+    use super::*;
+    use crate::effort::tries;
+
+    #[test]
+    fn a_burst_and_then_a_rate() {
+        let (bucket, rate) = (TokenBucket::default(), Rate::OF_A_SOURCE);
+        let start = 5_000_000_000;
+        let burst = (0..2 * rate.burst).filter(|_| bucket.take(start, rate)).count() as u64;
+        assert_eq!(burst, rate.burst);
+        assert!(!bucket.take(start + rate.interval - 1, rate));
+        assert!(bucket.take(start + rate.interval, rate));
+        assert!(!bucket.take(start + rate.interval, rate));
+        // More than enough questions, of a second if it may take so long.
+        let questions = u64::from(tries(10_000, 100));
+        let later =
+            (0..questions).filter(|at| bucket.take(start + rate.interval + at * 100_000, rate)).count();
+        assert_eq!(later as u64, questions / 10 - 1);
+    }
+
+    #[test]
+    fn cpus_that_take_at_once_get_no_more_than_there_is() {
+        let (bucket, rate, start) = (TokenBucket::default(), Rate::OF_ALL, 5_000_000_000);
+        let tries = tries(100_000, 600);
+        let take = || (0..tries).filter(|_| bucket.take(start, rate)).count() as u64;
+        let taken: u64 = std::thread::scope(|scope| {
+            let threads = [0; 4].map(|_| scope.spawn(take));
+            threads.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+        });
+        assert_eq!(taken, rate.burst);
+    }
+}
