@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check that there is, and one line that sums them up.
 
+mod columns;
 mod fuzz;
 mod libtest;
 mod memory;
@@ -39,7 +40,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
   --soak MINUTES       afterwards (or alone, with --only soak), 200,000 sessions and more for so many minutes: packets get
                        lost and overtake each other, the daemon is killed again and again, and nothing may be left in the end
   --only GROUP,..      only these groups, of
-      fmt       the formatting
+      fmt       the formatting, and that comments and pages have at most 100 columns
       clippy    the lints; warnings are errors
       doc       the documentation; warnings are errors
       host      tests of pure code; they need nothing
@@ -173,6 +174,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
         match group {
             Group::Fmt => {
                 check(&mut report, "fmt", workspace::cargo("fmt").args(["--all", "--check"]));
+                columns::run(&mut report, "columns");
             }
             Group::Clippy => clippy(&mut report, &prepared),
             Group::Doc => doc(&mut report),
@@ -310,7 +312,7 @@ fn host(report: &mut Report, options: &Options) {
         let name = format!("host {package}");
         let mut command = test_command(package);
         let (host, elsewhere): (Vec<_>, Vec<_>) =
-            test_targets(package).into_iter().partition(|target| ring(package, target) == Group::Host);
+            test_targets(package).into_iter().partition(|target| group_of(package, target) == Group::Host);
         if elsewhere.is_empty() {
             libtest::run(report, &name, &mut command, options.filter.as_deref());
             continue;
@@ -335,7 +337,7 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
     let mut found = false;
     for package in ["router-user", "lab"] {
         let targets: Vec<_> =
-            test_targets(package).into_iter().filter(|target| ring(package, target) == group).collect();
+            test_targets(package).into_iter().filter(|target| group_of(package, target) == group).collect();
         if targets.is_empty() {
             continue;
         }
@@ -446,21 +448,23 @@ fn test_command(package: &str) -> Command {
     command
 }
 
-/// Which of the three rings of tests the test binary `target` of a package belongs to, by its name.
-fn ring(package: &str, target: &str) -> Group {
-    if target == "datapath" || target.starts_with("bpf") {
-        Group::Bpf
-    } else if package == "lab" {
-        Group::Net
-    } else {
-        Group::Host
+/// Returns the group that a test binary of a package belongs to.
+fn group_of(package: &str, target: &str) -> Group {
+    match (package, target) {
+        ("router-user", "bpf_fuzz" | "datapath") => Group::Bpf,
+        ("lab", _) => Group::Net,
+        _ => Group::Host,
     }
 }
 
 /// The names of the test binaries that cargo finds by itself: files, and directories with a
 /// `main.rs`.
 fn test_targets(package: &str) -> Vec<String> {
-    let folder = if package == "lab" { "tests" } else { package };
+    let folder = match package {
+        "lab" => "tests",
+        "harness" => "tests/harness",
+        _ => package,
+    };
     let Ok(entries) = workspace::root().join(folder).join("tests").read_dir() else { return Vec::new() };
     let mut names: Vec<_> = entries
         .flatten()
@@ -485,6 +489,8 @@ fn host_triple() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use harness::packages::named;
 
     use super::*;
@@ -559,12 +565,36 @@ mod tests {
     }
 
     #[test]
-    fn rings() {
-        assert_eq!(ring("router-user", "config"), Group::Host);
-        assert_eq!(ring("router-user", "datapath"), Group::Bpf);
-        assert_eq!(ring("router-user", "bpf_fuzz"), Group::Bpf);
-        assert_eq!(ring("lab", "bpf_verifier"), Group::Bpf);
-        assert_eq!(ring("lab", "restart"), Group::Net);
+    fn every_test_binary_has_its_group() {
+        let packages: BTreeSet<_> = LINTED.iter().copied().collect();
+        let found: Vec<_> = packages
+            .into_iter()
+            .flat_map(|package| {
+                test_targets(package).into_iter().map(move |target| {
+                    let group = group_of(package, &target);
+                    (package, target, group)
+                })
+            })
+            .collect();
+        let found: Vec<_> =
+            found.iter().map(|(package, target, group)| (*package, target.as_str(), *group)).collect();
+        assert_eq!(
+            found,
+            [
+                ("harness", "outcomes", Group::Host),
+                ("lab", "clients", Group::Net),
+                ("lab", "deploy", Group::Net),
+                ("lab", "differential", Group::Net),
+                ("lab", "net", Group::Net),
+                ("router-common", "rewrite", Group::Host),
+                ("router-user", "bpf_fuzz", Group::Bpf),
+                ("router-user", "cli", Group::Host),
+                ("router-user", "config", Group::Host),
+                ("router-user", "datapath", Group::Bpf),
+                ("xtask", "docs", Group::Host),
+                ("xtask", "setup", Group::Host),
+            ]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use aya_obj::{Object, generated::bpf_insn};
-use router_common::table::{BUCKET, REACH, SLOTS_PER_SESSION, Slot};
+use router_common::table::{BUCKET, REACH};
 
 /// `BPF_JMP | BPF_CALL`, include/uapi/linux/bpf.h.
 const CALL: u8 = 0x85;
@@ -49,14 +49,6 @@ fn forward_looks_up_few_things() {
     let lookups = calls(&forward()).filter(|call| call.imm == MAP_LOOKUP_ELEM).count();
     let regions = 2;
     assert!(lookups <= 2 + regions * (REACH / BUCKET) as usize, "{lookups} look-ups");
-}
-
-/// A slot is a cache line, and a session takes as much of the table as is said.
-#[test]
-fn entries_are_small() {
-    const CACHE_LINE: usize = 64;
-    assert_eq!(size_of::<Slot>(), CACHE_LINE);
-    assert_eq!(size_of::<Slot>() * SLOTS_PER_SESSION as usize, 256);
 }
 
 /// The length that the compiler gives it. Less is better; more is to be measured first.

@@ -29,7 +29,7 @@ pub struct Git {
 }
 
 impl Git {
-    /// Makes an empty repository of this name (`https://<name>/git/<repository>`) and starts the server.
+    /// Makes an empty repository (`https://<name>/git/<repository>`) and starts the server.
     pub fn start(lab: &Lab, repository: &str) -> Result<Self> {
         let state = lab.state();
         let root = state.directory("git/repositories")?;

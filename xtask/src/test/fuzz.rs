@@ -64,7 +64,8 @@ fn build() -> Result<Vec<PathBuf>> {
     let target_dir = workspace::target_dir().join("fuzz");
     let mut build = workspace::cargo("build");
     build
-        // With a target named, the flags are kept from build scripts and macros, which are not to be fuzzed.
+        // With a target named, the flags are kept from build scripts and macros, which are
+        // not to be fuzzed.
         .args(["--package", "fuzz", "--bins", "--target", &host, "--target-dir"])
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\u{1f}"));

@@ -142,14 +142,7 @@ fn increases<'a>(
 
 #[cfg(test)]
 mod tests {
-    use router_common::reason::Action;
-
     use super::*;
-
-    #[test]
-    fn trouble_is_what_goes_nowhere() {
-        assert!(TROUBLE.iter().all(|reason| matches!(reason.action(), Action::Drop | Action::Answer)));
-    }
 
     #[test]
     fn only_what_has_grown_is_reported() {
