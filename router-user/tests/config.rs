@@ -8,7 +8,7 @@ mod golden;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use router_user::config::{Config, SECTIONS};
+use router_user::config::{Config, TABLES};
 
 fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(name)
@@ -107,12 +107,12 @@ fn the_sample_has_every_key() {
             seen.insert((table.clone(), key.to_owned()));
         }
     }
-    for section in SECTIONS {
-        for key in section.keys {
+    for schema in TABLES {
+        for key in schema.keys {
             assert!(
-                seen.contains(&(section.name.to_owned(), (*key).to_owned())),
+                seen.contains(&(schema.name.to_owned(), (*key).to_owned())),
                 "deploy/config.toml does not explain `{key}` of {}",
-                section.title()
+                schema.title()
             );
         }
     }

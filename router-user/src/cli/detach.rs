@@ -5,12 +5,9 @@ use std::path::PathBuf;
 use super::options::{DetachArguments, Format, Global};
 use super::{Answer, output};
 use crate::client::{Client, ClientError};
-use crate::config::Config;
+use crate::config::{Config, defaults};
 use crate::dataplane;
 use crate::model::Detached;
-
-/// Where the pins are if no configuration says so.
-const DEFAULT_PINS: &str = "/sys/fs/bpf/pls-router";
 
 pub(super) async fn run(
     global: &Global,
@@ -37,10 +34,11 @@ pub(super) async fn run(
         Ok(loaded) => loaded.config.admin.pins,
         Err(_) => {
             output::remark(&format!(
-                "({} cannot be used; looking for programs at the usual place, {DEFAULT_PINS})",
-                global.config.display()
+                "({} cannot be used; looking for programs at the usual place, {})",
+                global.config.display(),
+                defaults::PINS
             ));
-            PathBuf::from(DEFAULT_PINS)
+            PathBuf::from(defaults::PINS)
         }
     };
     let removed = dataplane::detach(&pins)?;

@@ -20,11 +20,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, defaults};
 use options::{Command, Global, Options};
-
-/// Where the daemon's socket is if neither the command line nor a configuration says so.
-const DEFAULT_SOCKET: &str = "/run/pls-router/api.sock";
 
 /// What a command found: the exit code says it to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +81,7 @@ fn client(global: &Global) -> anyhow::Result<Client> {
     let socket = match Config::load(config) {
         Ok(loaded) => loaded.config.admin.socket,
         // A configuration that is broken now does not keep anyone from asking the daemon that runs.
-        Err(_) => PathBuf::from(DEFAULT_SOCKET),
+        Err(_) => PathBuf::from(defaults::SOCKET),
     };
     Ok(Client::new(&socket))
 }

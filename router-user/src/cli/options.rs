@@ -33,7 +33,7 @@ pub(super) struct Options {
 #[derive(Args, Debug)]
 pub(super) struct Global {
     /// The configuration file
-    #[arg(long, global = true, help_heading = "Everywhere", hide_env_values = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::DEFAULT_PATH)]
+    #[arg(long, global = true, help_heading = "Everywhere", hide_env_values = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::defaults::PATH)]
     pub(super) config: PathBuf,
     /// The daemon's socket [default: the configuration's, else /run/pls-router/api.sock]
     #[arg(

@@ -1,161 +1,169 @@
-//! What must hold between values of the configuration: no single one of them is wrong.
+//! Checks that need more than one value of the configuration, or a value and its place.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
-use super::diagnostic::Severity;
-use super::document::Document;
-use super::read::{RawForward, RawListeners, RawMasquerade};
-use super::types::{Listen, Protocol};
+use super::diagnostic::{Diagnostic, Severity};
+use super::document::{Document, List, Span};
+use super::types::{Listen, LocalAllow, Mss, Others, Protocol, Target, Timeouts};
 use super::values::{
-    self, AZURE_PLATFORM, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+    self, AZURE_PLATFORM, MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES,
+    MAX_TARGETS,
 };
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
 
+/// A rule as far as it could be understood, so that it can be compared with the others anyway.
+pub(super) struct Rule {
+    pub(super) header: Span,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) sources: Option<List<Ipv4Net>>,
+    pub(super) mss: Option<Spanned<Mss>>,
+    pub(super) timeouts: RuleTimeouts,
+    /// Of a forward only, as the next two.
+    pub(super) protocol: Option<Spanned<Protocol>>,
+    pub(super) listen: Option<Spanned<Listen>>,
+    pub(super) targets: Option<List<Target>>,
+    /// Of a masquerade only.
+    pub(super) destinations: Option<List<Ipv4Net>>,
+}
+
+/// `[timeouts]`, or those of a rule.
+pub(super) struct RuleTimeouts {
+    pub(super) values: Timeouts,
+    /// Those that the file gives at this place.
+    pub(super) given: Vec<Spanned<&'static TimeoutLimit>>,
+}
+
+/// The two addresses that the daemon itself listens on, and their places in the file.
+pub(super) struct Listeners {
+    pub(super) health: SocketAddr,
+    pub(super) health_at: Option<Span>,
+    pub(super) admin: SocketAddr,
+    pub(super) admin_at: Option<Span>,
+}
+
+impl Rule {
+    fn title(&self) -> String {
+        self.name.as_ref().map_or_else(|| "without a name".to_owned(), |name| format!("`{}`", name.get_ref()))
+    }
+
+    /// Returns the ports of a forward, by protocol.
+    fn ports(&self) -> Option<(Protocol, &Spanned<Listen>)> {
+        Some((*self.protocol.as_ref()?.get_ref(), self.listen.as_ref()?))
+    }
+}
+
 /// Checks the rules, alone and against each other.
-pub(super) fn rules(
-    document: &mut Document,
-    forwards: &[RawForward],
-    masquerades: &[RawMasquerade],
-    listeners: &RawListeners,
-) {
-    let number = forwards.len() + masquerades.len();
-    if number == 0 {
-        let none = document
-            .diagnostic(Severity::Error, "there is no rule: nothing would be forwarded")
-            .help("add a [[forward]] or a [[masquerade]] table");
-        document.push(none);
+pub(super) fn rules(document: &Document, rules: &[Rule], listeners: &Listeners) {
+    if rules.is_empty() {
+        let none = document.diagnostic(Severity::Error, "there is no rule: nothing would be forwarded");
+        document.report(none.help("add a [[forward]] or a [[masquerade]] table"));
     }
-    unique_names(document, forwards, masquerades);
-    for forward in forwards {
-        targets(document, forward);
-        sources(document, forward.sources.as_ref());
-        martians(document, forward.sources.as_ref(), "comes from");
-        own_listeners(document, forward, listeners);
-        unused_timeouts(document, forward);
-        unused_mss(document, forward);
+    let mut names: Vec<_> = rules.iter().filter_map(|rule| rule.name.as_ref()).collect();
+    names.sort_by_key(|name| name.span().start);
+    for (name, span, first) in repeated(names.into_iter().map(|name| (name.get_ref(), name.span()))) {
+        let twice = document.diagnostic(Severity::Error, format!("two rules are named `{name}`"));
+        let twice = twice.at(span, "give it another name: counters and metrics go by it");
+        document.report(twice.at(first, "the first one"));
     }
-    for masquerade in masquerades {
-        sources(document, masquerade.sources.as_ref());
-        martians(document, masquerade.sources.as_ref(), "comes from");
-        martians(document, masquerade.destinations.as_ref(), "is forwarded to");
+    for rule in rules {
+        targets(document, rule);
+        sources(document, rule);
+        martians(document, rule.sources.as_ref(), "comes from");
+        martians(document, rule.destinations.as_ref(), "is forwarded to");
+        own_listeners(document, rule, listeners);
+        unused(document, rule);
     }
     listeners_apart(document, listeners);
-    masquerade_pairs(document, masquerades);
-    if number > MAX_RULES {
-        let headers =
-            forwards.iter().map(|rule| &rule.header).chain(masquerades.iter().map(|rule| &rule.header));
-        if let Some(header) = headers.max_by_key(|header| header.start) {
-            document.error(
-                format!("{number} rules are too many"),
-                header.clone(),
-                format!("at most {MAX_RULES} in all: ranges of ports and lists of targets may save some"),
-            );
-        }
-    } else {
-        overlaps(document, forwards);
+    masquerade_pairs(document, rules);
+    match rules.iter().map(|rule| &rule.header).max_by_key(|header| header.start) {
+        Some(last) if rules.len() > MAX_RULES => document.error(
+            format!("{} rules are too many", rules.len()),
+            last.clone(),
+            format!("at most {MAX_RULES} in all: ranges of ports and lists of targets may save some"),
+        ),
+        _ => overlaps(document, rules),
     }
 }
 
-fn unique_names(document: &mut Document, forwards: &[RawForward], masquerades: &[RawMasquerade]) {
-    let mut names: Vec<&Spanned<String>> = forwards
-        .iter()
-        .filter_map(|rule| rule.name.as_ref())
-        .chain(masquerades.iter().filter_map(|rule| rule.name.as_ref()))
-        .collect();
-    names.sort_by_key(|name| name.span().start);
-    let mut first: HashMap<&str, Range<usize>> = HashMap::new();
-    for name in names {
-        match first.entry(name.get_ref()) {
-            Entry::Vacant(entry) => {
-                entry.insert(name.span());
-            }
-            Entry::Occupied(entry) => {
-                let twice = document
-                    .diagnostic(Severity::Error, format!("two rules are named `{}`", name.get_ref()))
-                    .at(name.span(), "give it another name: counters and metrics go by it")
-                    .at(entry.get().clone(), "the first one");
-                document.push(twice);
-            }
+/// Returns the items that equal an earlier one, each with its place and the first one's.
+fn repeated<T: Copy + Eq + Hash>(items: impl Iterator<Item = (T, Span)>) -> Vec<(T, Span, Span)> {
+    let mut seen = HashMap::new();
+    let repeats = items.filter_map(|(item, span)| match seen.entry(item) {
+        Entry::Vacant(entry) => {
+            entry.insert(span);
+            None
         }
+        Entry::Occupied(first) => Some((item, span, first.get().clone())),
+    });
+    repeats.collect()
+}
+
+fn places<T>(list: &List<T>) -> impl Iterator<Item = (&T, Span)> {
+    list.get_ref().iter().map(|item| (item.get_ref(), item.span()))
+}
+
+/// Reports a list that is longer than `most`.
+fn at_most<T>(document: &Document, list: &List<T>, most: usize, message: &str, label: &str) {
+    if let Some(excess) = list.get_ref().get(most) {
+        let message = message.replace("{}", &list.get_ref().len().to_string());
+        document.error(message, excess.span(), label.replace("{}", &most.to_string()));
     }
 }
 
-fn overlaps(document: &mut Document, forwards: &[RawForward]) {
-    let placed: Vec<(&RawForward, Protocol, &Spanned<Listen>)> = forwards
-        .iter()
-        .filter_map(|rule| Some((rule, *rule.protocol.as_ref()?.get_ref(), rule.listen.as_ref()?)))
-        .collect();
-    for (later, (rule, protocol, listen)) in placed.iter().enumerate() {
-        // One complaint a rule: the first rule it runs into is the one to look at.
-        let other = placed.iter().take(later).find(|(_, other_protocol, other_listen)| {
-            other_protocol == protocol && other_listen.get_ref().overlaps(listen.get_ref())
-        });
-        let Some((other_rule, _, other_listen)) = other else {
+fn overlaps(document: &Document, rules: &[Rule]) {
+    let placed: Vec<_> = rules.iter().filter_map(|rule| Some((rule, rule.ports()?))).collect();
+    for (number, (later, (protocol, listen))) in placed.iter().enumerate() {
+        // One error a rule: the first rule that it overlaps with is the one to look at.
+        let earlier = placed.iter().take(number).filter(|(_, (other, _))| other == protocol);
+        let Some((rule, other, shared)) = earlier
+            .filter_map(|(rule, (_, other))| Some((rule, other, other.get_ref().overlap(listen.get_ref())?)))
+            .next()
+        else {
             continue;
         };
-        let (name, other_name) = (named(rule), named(other_rule));
-        let shared = Listen {
-            address: listen.get_ref().address.or(other_listen.get_ref().address),
-            ports: *listen.get_ref().ports.start().max(other_listen.get_ref().ports.start())
-                ..=*listen.get_ref().ports.end().min(other_listen.get_ref().ports.end()),
-        };
-        let diagnostic = document
-            .diagnostic(
-                Severity::Error,
-                format!("forwards {other_name} and {name} overlap: both take {protocol} {shared}"),
-            )
-            .at(listen.span(), format!("{name} listens here"))
-            .at(other_listen.span(), format!("{other_name} listens here"))
-            .help("change the ports of one, or give each its own address to listen on");
-        document.push(diagnostic);
+        let (name, other_name) = (later.title(), rule.title());
+        let message = format!("forwards {other_name} and {name} overlap: both take {protocol} {shared}");
+        let overlap = document.diagnostic(Severity::Error, message);
+        let overlap = overlap.at(listen.span(), format!("{name} listens here"));
+        let overlap = overlap.at(other.span(), format!("{other_name} listens here"));
+        document.report(overlap.help("change the ports of one, or give each its own address to listen on"));
     }
 }
 
-fn named(rule: &RawForward) -> String {
-    rule.name.as_ref().map_or_else(|| "without a name".to_owned(), |name| format!("`{}`", name.get_ref()))
-}
-
-fn targets(document: &mut Document, rule: &RawForward) {
+fn targets(document: &Document, rule: &Rule) {
     let Some(targets) = &rule.targets else {
         return;
     };
-    if let Some(excess) = targets.get_ref().get(MAX_TARGETS) {
-        document.error(
-            format!("{} targets are too many", targets.get_ref().len()),
-            excess.span(),
-            format!("a forward has at most {MAX_TARGETS}: split it into several"),
-        );
-    }
-    let Some(listen) = rule.listen.as_ref().filter(|listen| listen.get_ref().is_range()) else {
+    let label = "a forward has at most {}: split it into several";
+    at_most(document, targets, MAX_TARGETS, "{} targets are too many", label);
+    let Some(range) = rule.listen.as_ref().filter(|listen| listen.get_ref().is_range()) else {
         return;
     };
-    for target in targets.get_ref() {
-        if let Some(port) = target.get_ref().port {
-            let diagnostic = document
-                .diagnostic(Severity::Error, format!("the target of a range of ports has a port, {port}"))
-                .at(target.span(), "leave the port out: the one that the client used is kept")
-                .at(listen.span(), "a range");
-            document.push(diagnostic);
+    for (target, span) in places(targets) {
+        if let Some(port) = target.port {
+            let message = format!("the target of a range of ports has a port, {port}");
+            let wrong = document.diagnostic(Severity::Error, message);
+            let wrong = wrong.at(span, "leave the port out: the one that the client used is kept");
+            document.report(wrong.at(range.span(), "a range"));
         }
     }
 }
 
-fn sources(document: &mut Document, sources: Option<&Spanned<Vec<Spanned<Ipv4Net>>>>) {
-    let everyone = sources
-        .and_then(|sources| sources.get_ref().iter().find(|source| source.get_ref().prefix_len() == 0));
-    if let Some(everyone) = everyone {
+fn sources(document: &Document, rule: &Rule) {
+    let mut sources = rule.sources.iter().flat_map(places);
+    if let Some((_, everyone)) = sources.find(|(source, _)| source.prefix_len() == 0) {
         document.warning(
             "anyone who reaches this machine may use this rule",
-            everyone.span(),
+            everyone,
             "every IPv4 address",
             "name the addresses that the Private Link Service translates to, e.g. sources = [\"10.0.2.64/26\"]",
         );
@@ -163,65 +171,49 @@ fn sources(document: &mut Document, sources: Option<&Spanned<Vec<Spanned<Ipv4Net
 }
 
 /// Warns of networks that the programs drop or leave alone whatever a rule says.
-fn martians(document: &mut Document, networks: Option<&Spanned<Vec<Spanned<Ipv4Net>>>>, what: &str) {
-    for network in networks.map(|networks| networks.get_ref().as_slice()).unwrap_or_default() {
-        let Some(kind) = values::no_unicast(network.get_ref()) else { continue };
-        document.warning(
-            format!("no packet {what} {}", network.get_ref()),
-            network.span(),
-            kind,
-            "leave it out: such packets are dropped or left alone, whatever a rule says",
-        );
+fn martians(document: &Document, networks: Option<&List<Ipv4Net>>, does: &str) {
+    for (network, span) in networks.into_iter().flat_map(places) {
+        if let Some(kind) = values::no_unicast(network) {
+            let help = "leave it out: such packets are dropped or left alone, whatever a rule says";
+            document.warning(format!("no packet {does} {network}"), span, kind, help);
+        }
     }
 }
 
-/// A forward takes its packets before this machine's own sockets see them.
-fn own_listeners(document: &mut Document, rule: &RawForward, listeners: &RawListeners) {
-    let (Some(protocol), Some(listen)) = (&rule.protocol, &rule.listen) else {
+/// Checks a forward against this machine's own sockets, which do not see the packets it takes.
+fn own_listeners(document: &Document, rule: &Rule, listeners: &Listeners) {
+    let Some((Protocol::Tcp, listen)) = rule.ports() else {
         return;
     };
-    if *protocol.get_ref() != Protocol::Tcp {
-        return;
-    }
-    let taken = listen.get_ref();
+    let (name, span, taken) = (rule.title(), listen.span(), listen.get_ref());
     if hides(taken, listeners.health) {
-        let mut diagnostic = document
-            .diagnostic(
-                Severity::Error,
-                format!(
-                    "forward {} takes the load balancer's probe port, {}",
-                    named(rule),
-                    listeners.health.port()
-                ),
-            )
-            .at(listen.span(), "the probe would be forwarded, not answered");
-        if let Some(span) = &listeners.health_at {
-            diagnostic = diagnostic.at(span.clone(), "the probe is answered here");
+        let port = listeners.health.port();
+        let message = format!("forward {name} takes the load balancer's probe port, {port}");
+        let mut wrong = document.diagnostic(Severity::Error, message);
+        wrong = wrong.at(span.clone(), "the probe would be forwarded, not answered");
+        if let Some(health) = &listeners.health_at {
+            wrong = wrong.at(health.clone(), "the probe is answered here");
         }
-        document.push(
-            diagnostic
-                .help("change this rule's ports, or `listen` in [health] and the load balancer's probe"),
-        );
+        let help = "change this rule's ports, or `listen` in [health] and the load balancer's probe";
+        document.report(wrong.help(help));
     }
     if hides(taken, listeners.admin) {
-        document.warning(
-            format!("forward {} takes the port of [admin], {}", named(rule), listeners.admin.port()),
-            listen.span(),
-            "metrics cannot be read from outside this machine",
-            "change this rule's ports, or `listen` in [admin]",
-        );
+        let message = format!("forward {name} takes the port of [admin], {}", listeners.admin.port());
+        let help = "change this rule's ports, or `listen` in [admin]";
+        document.warning(message, span.clone(), "metrics cannot be read from outside this machine", help);
     }
     if hides(taken, SocketAddr::from((Ipv4Addr::UNSPECIFIED, SSH))) {
         document.warning(
-            format!("forward {} takes the port of SSH, {SSH}", named(rule)),
-            listen.span(),
+            format!("forward {name} takes the port of SSH, {SSH}"),
+            span,
             "nobody can log in over this interface: what is not forwarded is dropped",
             "leave out port 22, or give `listen` an address that nobody logs in at",
         );
     }
 }
 
-/// Whether a socket at `socket` would miss packets because a TCP forward at `listen` takes them.
+/// Returns `true` if a socket at `socket` misses packets because a TCP forward at `listen` takes
+/// them.
 fn hides(listen: &Listen, socket: SocketAddr) -> bool {
     let same_address = match (listen.address, socket.ip()) {
         (_, ip) if ip.is_loopback() => false,
@@ -232,205 +224,218 @@ fn hides(listen: &Listen, socket: SocketAddr) -> bool {
     same_address && listen.ports.contains(&socket.port())
 }
 
-fn listeners_apart(document: &mut Document, listeners: &RawListeners) {
-    let RawListeners { health, health_at, admin, admin_at } = listeners;
-    let same_address =
-        health.ip() == admin.ip() || health.ip().is_unspecified() || admin.ip().is_unspecified();
-    if health.port() == admin.port() && same_address {
-        let mut diagnostic = document.diagnostic(
-            Severity::Error,
-            format!("[health] and [admin] both listen on port {}", health.port()),
-        );
-        for span in [admin_at, health_at].into_iter().flatten() {
-            diagnostic = diagnostic.at(span.clone(), "here");
-        }
-        document.push(diagnostic.help("give one of them another port"));
+fn listeners_apart(document: &Document, listeners: &Listeners) {
+    let Listeners { health, health_at, admin, admin_at } = listeners;
+    let same = health.ip() == admin.ip() || health.ip().is_unspecified() || admin.ip().is_unspecified();
+    if health.port() == admin.port() && same {
+        let message = format!("[health] and [admin] both listen on port {}", health.port());
+        let places = [admin_at, health_at].into_iter().flatten();
+        let both = places.fold(document.diagnostic(Severity::Error, message), |both, place| {
+            both.at(place.clone(), "here")
+        });
+        document.report(both.help("give one of them another port"));
     }
-    if health.ip().is_loopback()
-        && let Some(span) = health_at
-    {
-        document.warning(
-            "the load balancer cannot reach the probe",
-            span.clone(),
-            "a loopback address",
-            "write \"0.0.0.0:8082\"",
-        );
+    if let (true, Some(span)) = (health.ip().is_loopback(), health_at) {
+        let message = "the load balancer cannot reach the probe";
+        document.warning(message, span.clone(), "a loopback address", "write \"0.0.0.0:8082\"");
     }
 }
 
-fn masquerade_pairs(document: &mut Document, rules: &[RawMasquerade]) {
-    let mut number = 0;
-    let mut seen: HashMap<(Ipv4Net, Ipv4Net), (&RawMasquerade, Range<usize>)> = HashMap::new();
+fn masquerade_pairs(document: &Document, rules: &[Rule]) {
+    let mut pairs = Vec::new();
     for rule in rules {
         let (Some(sources), Some(destinations)) = (&rule.sources, &rule.destinations) else {
             continue;
         };
-        let before = number;
-        number += sources.get_ref().len() * destinations.get_ref().len();
-        if number > MAX_MASQUERADE_PAIRS && before <= MAX_MASQUERADE_PAIRS {
-            document.error(
-                format!("masquerades have more than {MAX_MASQUERADE_PAIRS} pairs of source and destination"),
-                rule.header.clone(),
-                format!("with this one they have {number}: combine networks"),
-            );
+        let before = pairs.len();
+        pairs.extend(places(sources).flat_map(|(source, span)| {
+            destinations.get_ref().iter().map(move |to| ((source, to.get_ref()), span.clone()))
+        }));
+        if pairs.len() > MAX_MASQUERADE_PAIRS && before <= MAX_MASQUERADE_PAIRS {
+            let message =
+                format!("masquerades have more than {MAX_MASQUERADE_PAIRS} pairs of source and destination");
+            let label = format!("with this one they have {}: combine networks", pairs.len());
+            document.error(message, rule.header.clone(), label);
         }
-        let pairs = sources
-            .get_ref()
-            .iter()
-            .flat_map(|source| destinations.get_ref().iter().map(move |destination| (source, destination)));
-        for (source, destination) in pairs {
-            match seen.entry((*source.get_ref(), *destination.get_ref())) {
-                Entry::Vacant(entry) => {
-                    entry.insert((rule, source.span()));
-                }
-                Entry::Occupied(entry) => {
-                    let (_, first) = entry.get();
-                    let diagnostic = document
-                        .diagnostic(
-                            Severity::Error,
-                            format!("two masquerades take {} to {}", source.get_ref(), destination.get_ref()),
-                        )
-                        .at(source.span(), "this one would never be used: leave it out")
-                        .at(first.clone(), "the first one");
-                    document.push(diagnostic);
-                    break;
-                }
-            }
+    }
+    let mut reported = None;
+    for ((source, destination), span, first) in repeated(pairs.into_iter()) {
+        // One error a rule.
+        let rule = rules.iter().map(|rule| rule.header.start).filter(|start| *start <= span.start).max();
+        if std::mem::replace(&mut reported, rule) != rule {
+            let message = format!("two masquerades take {source} to {destination}");
+            let twice = document.diagnostic(Severity::Error, message);
+            let twice = twice.at(span, "this one would never be used: leave it out");
+            document.report(twice.at(first, "the first one"));
         }
     }
 }
 
-/// Checks who has places for probes.
-pub(super) fn probers(document: &mut Document, from: &Spanned<Vec<Spanned<IpNet>>>) {
-    let list = from.get_ref();
-    if let Some(excess) = list.get(MAX_PROBERS) {
-        document.error(
-            format!("`from` has {} entries, and each has places of its own", list.len()),
-            excess.span(),
-            format!("at most {MAX_PROBERS}: name the network of several addresses"),
-        );
-    }
-    for (number, entry) in list.iter().enumerate() {
-        if list.iter().take(number).any(|earlier| earlier.get_ref() == entry.get_ref()) {
-            document.error(format!("`from` has {} twice", entry.get_ref()), entry.span(), "leave it out");
-        }
+/// Checks `from` of `[health]`.
+pub(super) fn probers(document: &Document, from: &List<IpNet>) {
+    let message = "`from` has {} entries, and each has places of its own";
+    at_most(document, from, MAX_PROBERS, message, "at most {}: name the network of several addresses");
+    for (entry, span, _) in repeated(places(from)) {
+        document.error(format!("`from` has {entry} twice"), span, "leave it out");
     }
     let platform = IpAddr::V4(AZURE_PLATFORM);
+    let list = from.get_ref();
     if !list.is_empty() && !list.iter().any(|entry| entry.get_ref().contains(&platform)) {
         document.warning(
             "Azure's load balancer is not in `from`: others can use up the places that its probe has",
             from.span(),
-            format!("{AZURE_PLATFORM} is missing"),
-            format!("add \"{AZURE_PLATFORM}\", where its probes come from"),
+            &format!("{AZURE_PLATFORM} is missing"),
+            &format!("add \"{AZURE_PLATFORM}\", where its probes come from"),
         );
     }
 }
 
 /// Checks the list of SNAT addresses.
-pub(super) fn snat_addresses(document: &mut Document, addresses: &Spanned<Vec<Spanned<Ipv4Addr>>>) {
-    let list = addresses.get_ref();
-    if let Some(excess) = list.get(MAX_SNAT_ADDRESSES) {
-        document.error(
-            format!("{} SNAT addresses are too many", list.len()),
-            excess.span(),
-            format!("at most {MAX_SNAT_ADDRESSES}"),
-        );
-    }
-    for (number, address) in list.iter().enumerate() {
-        if list.iter().take(number).any(|earlier| earlier.get_ref() == address.get_ref()) {
-            document.error(
-                format!("`addresses` has {} twice", address.get_ref()),
-                address.span(),
-                "leave it out",
-            );
-        }
+pub(super) fn snat_addresses(document: &Document, addresses: &List<Ipv4Addr>) {
+    at_most(document, addresses, MAX_SNAT_ADDRESSES, "{} SNAT addresses are too many", "at most {}");
+    for (address, span, _) in repeated(places(addresses)) {
+        document.error(format!("`addresses` has {address} twice"), span, "leave it out");
     }
 }
 
-/// What a timeout is of, and how short it may be before a standard says no.
+/// The least that a standard asks of a timeout.
 pub(super) struct TimeoutLimit {
     pub(super) key: &'static str,
-    /// The forwards that it matters to; `None` for none.
+    /// The forwards that the timeout matters to; `None` for none.
     protocol: Option<Protocol>,
     seconds: u64,
     why: &'static str,
 }
 
-pub(super) static TCP_ESTABLISHED: TimeoutLimit = TimeoutLimit {
-    key: "tcp_established",
-    protocol: Some(Protocol::Tcp),
-    seconds: 7440,
-    why: "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection",
-};
-pub(super) static TCP_TRANSITORY: TimeoutLimit = TimeoutLimit {
-    key: "tcp_transitory",
-    protocol: Some(Protocol::Tcp),
-    seconds: 240,
-    why: "RFC 5382 REQ-5 says at least 4 minutes",
-};
-pub(super) static UDP: TimeoutLimit = TimeoutLimit {
-    key: "udp",
-    protocol: Some(Protocol::Udp),
-    seconds: 120,
-    why: "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more",
-};
-pub(super) static UDP_UNREPLIED: TimeoutLimit = TimeoutLimit {
-    key: "udp_unreplied",
-    protocol: Some(Protocol::Udp),
-    seconds: 120,
-    why: "RFC 4787 REQ-5 says at least 2 minutes",
-};
-pub(super) static ICMP: TimeoutLimit =
-    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-2 says at least 60 seconds" };
+/// The timeouts, in the order of the fields of [`Timeouts`].
+pub(super) static TIMEOUTS: [TimeoutLimit; 5] = [
+    TimeoutLimit {
+        key: "tcp_established",
+        protocol: Some(Protocol::Tcp),
+        seconds: 7440,
+        why: "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection",
+    },
+    TimeoutLimit {
+        key: "tcp_transitory",
+        protocol: Some(Protocol::Tcp),
+        seconds: 240,
+        why: "RFC 5382 REQ-5 says at least 4 minutes",
+    },
+    TimeoutLimit {
+        key: "udp",
+        protocol: Some(Protocol::Udp),
+        seconds: 120,
+        why: "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more",
+    },
+    TimeoutLimit {
+        key: "udp_unreplied",
+        protocol: Some(Protocol::Udp),
+        seconds: 120,
+        why: "RFC 4787 REQ-5 says at least 2 minutes",
+    },
+    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-2 says at least 60 seconds" },
+];
 
-/// Warns of a timeout below what the standards ask.
-pub(super) fn timeout(document: &mut Document, limit: &TimeoutLimit, found: &Spanned<Duration>) {
-    if found.get_ref().as_secs() < limit.seconds {
+/// Warns of a timeout below the least that the standards ask.
+pub(super) fn timeout(document: &Document, limit: &TimeoutLimit, found: &Spanned<Duration>) {
+    let TimeoutLimit { key, seconds, why, .. } = limit;
+    let given = found.get_ref().as_secs();
+    if given < *seconds {
         document.warning(
-            format!("`{}` is short: idle sessions that are still in use may break", limit.key),
+            format!("`{key}` is short: idle sessions that are still in use may break"),
             found.span(),
-            format!("{} seconds", found.get_ref().as_secs()),
-            format!("{}: write \"{}s\" or more", limit.why, limit.seconds),
+            &format!("{given} seconds"),
+            &format!("{why}: write \"{seconds}s\" or more"),
         );
     }
 }
 
-/// Warns of timeouts for what a forward has no sessions of.
-fn unused_timeouts(document: &mut Document, rule: &RawForward) {
+/// Warns of keys of a forward that do not apply to its protocol.
+fn unused(document: &Document, rule: &Rule) {
     let Some(protocol) = rule.protocol.as_ref().map(|protocol| *protocol.get_ref()) else {
         return;
     };
+    let (name, label) = (rule.title(), format!("all its sessions are {protocol}"));
     for given in rule.timeouts.given.iter().filter(|given| given.get_ref().protocol != Some(protocol)) {
-        document.warning(
-            format!("forward {} has no session that `{}` is for", named(rule), given.get_ref().key),
-            given.span(),
-            format!("all its sessions are {protocol}"),
-            "leave it out, or write it in the rule that it is meant for",
-        );
+        let message = format!("forward {name} has no session that `{}` is for", given.get_ref().key);
+        let help = "leave it out, or write it in the rule that it is meant for";
+        document.warning(message, given.span(), &label, help);
     }
-}
-
-fn unused_mss(document: &mut Document, rule: &RawForward) {
-    if let (Some(protocol), Some(mss)) = (&rule.protocol, &rule.mss)
-        && *protocol.get_ref() != Protocol::Tcp
-    {
-        document.warning(
-            format!("forward {} has an `mss`, and no TCP", named(rule)),
-            mss.span(),
-            format!("all its sessions are {}", protocol.get_ref()),
-            "leave it out: only TCP announces the size of its segments",
-        );
+    if let (Some(mss), Protocol::Udp) = (&rule.mss, protocol) {
+        let help = "leave it out: only TCP announces the size of its segments";
+        document.warning(format!("forward {name} has an `mss`, and no TCP"), mss.span(), &label, help);
     }
 }
 
 /// Warns of a limit that is beyond another.
-pub(super) fn half_open(document: &mut Document, half_open: &Spanned<u32>, flows: u32) {
+pub(super) fn half_open(document: &Document, half_open: &Spanned<u32>, flows: u32) {
     if *half_open.get_ref() > flows {
         document.warning(
             "`half_open_per_source` limits nothing",
             half_open.span(),
-            format!("there are never more than {flows} sessions (`flows`)"),
+            &format!("there are never more than {flows} sessions (`flows`)"),
             "one source could fill the table: write less, or leave it out",
         );
     }
+}
+
+/// Checks the entries of `allow` against each other and the rules.
+pub(super) fn local(document: &Document, allow: &List<LocalAllow>, others: Others, rules: &[Rule]) {
+    let label = "at most {}: ranges of ports and larger networks may save some";
+    at_most(document, allow, MAX_LOCAL_ALLOW, "{} entries of `allow` are too many", label);
+    for (entry, span, first) in repeated(places(allow)) {
+        let twice = document.diagnostic(Severity::Error, format!("`allow` has \"{entry}\" twice"));
+        document.report(twice.at(span, "leave it out").at(first, "the first one"));
+    }
+    let all_known = rules.iter().all(|rule| rule.sources.is_some());
+    for (entry, span) in places(allow) {
+        if others == Others::Open && all_known {
+            needless(document, entry, span.clone(), rules);
+        }
+        if let Some(rule) = rules.iter().find(|rule| takes_all(rule, entry)) {
+            document.report(hidden(document, entry, span, rule));
+        }
+    }
+}
+
+/// Warns of an entry that looks as if it kept others out, and does not.
+fn needless(document: &Document, entry: &LocalAllow, span: Span, rules: &[Rule]) {
+    // IPv6 is closed on the interface of clients whatever its source address.
+    let Some(IpNet::V4(from)) = entry.from else {
+        return;
+    };
+    let mut sources = rules.iter().flat_map(|rule| &rule.sources).flat_map(places);
+    if !sources.any(|(source, _)| source.contains(&from) || from.contains(source)) {
+        document.warning(
+            format!("\"{entry}\" in `allow` changes nothing"),
+            span,
+            &format!("no rule has a source in {from}, and who is in no rule's `sources` reaches everything"),
+            "leave it out, or write others = \"closed\" in [local] to keep out whoever `allow` does not name",
+        );
+    }
+}
+
+/// Returns `true` if every packet that `entry` lets in goes to `rule` first.
+fn takes_all(rule: &Rule, entry: &LocalAllow) -> bool {
+    // Rules are for IPv4.
+    let (Some((protocol, listen)), Some(ports), None | Some(IpNet::V4(_))) =
+        (rule.ports(), &entry.ports, &entry.from)
+    else {
+        return false;
+    };
+    let taken = &listen.get_ref().ports;
+    entry.protocol == protocol.into()
+        && listen.get_ref().address.is_none()
+        && taken.contains(ports.start())
+        && taken.contains(ports.end())
+}
+
+fn hidden(document: &Document, entry: &LocalAllow, span: Span, rule: &Rule) -> Diagnostic {
+    let message = format!("\"{entry}\" in `allow` changes nothing: a forward takes it");
+    let mut hidden = document.diagnostic(Severity::Warning, message);
+    hidden = hidden.at(span, "never gets to this machine itself");
+    if let Some(listen) = &rule.listen {
+        hidden = hidden.at(listen.span(), "forwarded, or dropped if it is from none of its `sources`");
+    }
+    hidden.help("leave it out, or change the ports of the forward")
 }

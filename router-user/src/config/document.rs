@@ -1,175 +1,186 @@
-//! Reading typed values out of parsed TOML while collecting everything that is wrong with them.
+//! Reads typed values out of a TOML document and collects every error in them.
 //!
-//! serde would stop at the first error; an operator who has three typing mistakes wants to hear of
-//! three.
+//! serde stops at the first error. Here each value is read by itself, from the `toml` crate's
+//! parsed document with its places in the text, so one run reports all errors.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "a wrong type is answered the same way whichever it is")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "all wrong types get the same answer")]
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use toml::Spanned;
-use toml::de::{DeInteger, DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Severity, Source};
-use super::schema::{SECTIONS, SectionSchema};
-use super::values::Problem;
+use super::schema::{Form, TABLES, TableSchema};
 
-/// A configuration being read: its text, and what has been found wrong so far.
-pub(super) struct Document {
-    pub(super) source: Arc<Source>,
-    diagnostics: Vec<Diagnostic>,
+/// A place in the text, in bytes.
+pub(super) type Span = Range<usize>;
+/// A list of the file, and the place of each item.
+pub(super) type List<T> = Spanned<Vec<Spanned<T>>>;
+
+/// An error in a value, and the text to write instead.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) what: String,
+    pub(super) fix: String,
 }
 
-/// One table of it. A table that is not in the file is an empty one.
-pub(super) struct Section<'t> {
-    schema: SectionSchema,
-    table: Option<&'t DeTable<'t>>,
-    /// `[name]`, for what has no better place.
-    pub(super) header: Option<Range<usize>>,
-    /// Keys that unknown ones were taken to mean: saying that these are missing would be saying it
-    /// twice.
-    misspelt: Vec<&'t str>,
+/// A configuration being read: its text, and the errors and warnings so far.
+pub(super) struct Document {
+    source: Arc<Source>,
+    diagnostics: RefCell<Vec<Diagnostic>>,
+}
+
+/// One table of the document. A table that the file does not have is empty.
+pub(super) struct Table<'d> {
+    document: &'d Document,
+    pub(super) schema: TableSchema,
+    table: Option<&'d DeTable<'d>>,
+    /// `[name]`, for errors that have no better place.
+    header: Option<Span>,
+    /// Known keys that unknown ones resemble. They are not reported as missing as well.
+    misspelt: Vec<&'static str>,
+}
+
+/// One key of a table, and its value if the file has it.
+pub(super) struct Key<'t, 'd> {
+    table: &'t Table<'d>,
+    name: &'static str,
+    value: Option<&'d Spanned<DeValue<'d>>>,
+    /// A good value, in TOML, if the key must be there.
+    example: Option<&'static str>,
 }
 
 impl Document {
     pub(super) fn new(text: &str, path: &Path) -> Self {
-        Self { source: Source::new(text, path), diagnostics: Vec::new() }
+        Self { source: Source::new(text, path), diagnostics: RefCell::default() }
     }
 
-    /// What was found, in the order of the file.
+    pub(super) fn text(&self) -> &str {
+        &self.source.text
+    }
+
+    /// Returns what was found, in the order of the file.
     pub(super) fn into_diagnostics(self) -> Vec<Diagnostic> {
-        let mut diagnostics = self.diagnostics;
+        let mut diagnostics = self.diagnostics.into_inner();
         diagnostics.sort_by_key(Diagnostic::offset);
         diagnostics
     }
 
-    pub(super) fn error(&mut self, message: impl Into<String>, span: Range<usize>, label: impl Into<String>) {
-        self.push(self.diagnostic(Severity::Error, message).at(span, label));
+    pub(super) fn error(&self, message: impl Into<String>, span: Span, label: impl Into<String>) {
+        self.report(self.diagnostic(Severity::Error, message).at(span, label));
     }
 
-    pub(super) fn warning(
-        &mut self,
-        message: impl Into<String>,
-        span: Range<usize>,
-        label: impl Into<String>,
-        help: impl Into<String>,
-    ) {
-        self.push(self.diagnostic(Severity::Warning, message).at(span, label).help(help));
+    pub(super) fn warning(&self, message: impl Into<String>, span: Span, label: &str, help: &str) {
+        self.report(self.diagnostic(Severity::Warning, message).at(span, label).help(help));
     }
 
     pub(super) fn diagnostic(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
         Diagnostic::new(&self.source, severity, message)
     }
 
-    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
-        self.diagnostics.push(diagnostic);
+    pub(super) fn report(&self, diagnostic: Diagnostic) {
+        self.diagnostics.borrow_mut().push(diagnostic);
     }
 
-    /// Notes the parser's complaints about text that is not TOML.
-    pub(super) fn syntax_errors(&mut self, errors: &[toml::de::Error]) {
+    /// Reports the parser's errors.
+    pub(super) fn syntax_errors(&self, errors: &[toml::de::Error]) {
         for error in errors {
-            let mut diagnostic =
-                self.diagnostic(Severity::Error, format!("not valid TOML: {}", error.message()));
-            if let Some(span) = error.span() {
-                diagnostic = diagnostic.at(span, "here");
-            }
-            self.push(diagnostic);
+            let message = format!("not valid TOML: {}", error.message());
+            let diagnostic = self.diagnostic(Severity::Error, message);
+            self.report(match error.span() {
+                Some(span) => diagnostic.at(span, "here"),
+                None => diagnostic,
+            });
         }
     }
 
-    /// Complains about every key of the top level that is no table of ours.
-    pub(super) fn unknown_sections(&mut self, root: &DeTable<'_>) {
+    /// Reports every key of the top level that is not a table of the configuration.
+    pub(super) fn unknown_tables(&self, root: &DeTable<'_>) {
+        let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
         for (key, _) in root {
             let name = key.get_ref().as_ref();
-            if SECTIONS.iter().any(|section| section.name == name) {
+            if names.contains(&name) {
                 continue;
             }
-            let label = if let Some(owner) = SECTIONS.iter().find(|section| section.keys.contains(&name)) {
-                format!("put it below {}", owner.title())
-            } else {
-                let names: Vec<&str> = SECTIONS.iter().map(|section| section.name).collect();
-                did_you_mean(name, &names)
-                    .unwrap_or_else(|| format!("the tables are {}", listed(names.iter().copied())))
+            let label = match owner(name) {
+                Some(title) => format!("put it below {title}"),
+                None => {
+                    did_you_mean(name, &names).unwrap_or_else(|| format!("the tables are {}", listed(&names)))
+                }
             };
             self.error(format!("unknown key `{name}`"), key.span(), label);
         }
     }
 
-    /// The table of `schema` in `root`, checked for unknown keys.
-    pub(super) fn section<'t>(&mut self, root: &'t DeTable<'t>, schema: SectionSchema) -> Section<'t> {
-        let empty = Section::absent(schema);
-        let Some((key, value)) = root.get_key_value(schema.name) else {
-            return empty;
-        };
-        match value.get_ref() {
-            DeValue::Table(table) => self.known_keys(schema, table, &key.span(), value.span()),
-            DeValue::Array(array) if array.iter().all(|item| item.get_ref().is_table()) => {
-                let span = array.iter().last().map_or(value.span(), Spanned::span);
-                self.error(
-                    format!("`{}` is given as a list of tables", schema.name),
-                    span,
-                    format!("there is one: write {}", schema.form()),
-                );
-                empty
-            }
-            other => {
-                self.error(
-                    format!("`{}` is {}, not a table", schema.name, article(other.type_str())),
-                    value.span(),
-                    format!("write {}", schema.form()),
-                );
-                empty
-            }
-        }
+    /// Returns the table of `schema` in `root`, after checking it for unknown keys.
+    pub(super) fn table<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Table<'d> {
+        self.tables(root, schema).pop().unwrap_or_else(|| Table::absent(self, schema))
     }
 
-    /// The tables of `schema`, each checked for unknown keys.
-    pub(super) fn sections<'t>(&mut self, root: &'t DeTable<'t>, schema: SectionSchema) -> Vec<Section<'t>> {
+    /// Returns the tables of `schema` in `root`, after checking each for unknown keys.
+    pub(super) fn tables<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Vec<Table<'d>> {
         let Some((key, value)) = root.get_key_value(schema.name) else {
             return Vec::new();
         };
-        let mut sections = Vec::new();
-        match value.get_ref() {
-            DeValue::Array(array) => {
-                for item in array {
-                    match item.get_ref() {
-                        DeValue::Table(table) => {
-                            sections.push(self.known_keys(schema, table, &key.span(), item.span()));
-                        }
-                        other => self.error(
-                            format!("a `{}` is {}, not a table", schema.name, article(other.type_str())),
-                            item.span(),
-                            format!("write a [[{}]] table", schema.name),
-                        ),
-                    }
-                }
+        let (name, form) = (schema.name, schema.example());
+        let (message, label) = match (schema.form, value.get_ref()) {
+            (Form::Repeated, DeValue::Array(items)) => {
+                return items.iter().filter_map(|item| self.item(schema, key.span(), item)).collect();
             }
-            DeValue::Table(table) => {
-                self.error(
-                    format!("`{}` is given as one table", schema.name),
-                    value.span(),
-                    format!("there may be several: write [[{}]]", schema.name),
-                );
-                sections.push(self.known_keys(schema, table, &key.span(), value.span()));
+            (Form::Repeated, DeValue::Table(table)) => {
+                let label = format!("there may be several: write {form}");
+                self.error(format!("`{name}` is given as one table"), value.span(), label);
+                return vec![Table::present(self, schema, table, key.span(), value.span())];
             }
-            other => self.error(
-                format!("`{}` is {}, not a list of tables", schema.name, article(other.type_str())),
-                value.span(),
-                format!("write [[{}]] tables", schema.name),
-            ),
-        }
-        sections
+            (_, DeValue::Table(table)) => {
+                return vec![Table::present(self, schema, table, key.span(), value.span())];
+            }
+            (_, DeValue::Array(items)) if items.iter().all(|item| item.get_ref().is_table()) => {
+                let span = items.iter().last().map_or(value.span(), Spanned::span);
+                let label = format!("there is one: write {form}");
+                self.error(format!("`{name}` is given as a list of tables"), span, label);
+                return Vec::new();
+            }
+            (Form::Repeated, other) => {
+                (format!("`{name}` is {}, not a list of tables", kind(other)), format!("write {form} tables"))
+            }
+            (_, other) => (format!("`{name}` is {}, not a table", kind(other)), format!("write {form}")),
+        };
+        self.error(message, value.span(), label);
+        Vec::new()
     }
 
-    fn known_keys<'t>(
-        &mut self,
-        schema: SectionSchema,
-        table: &'t DeTable<'t>,
-        key: &Range<usize>,
-        header: Range<usize>,
-    ) -> Section<'t> {
+    fn item<'d>(
+        &'d self,
+        schema: TableSchema,
+        key: Span,
+        item: &'d Spanned<DeValue<'d>>,
+    ) -> Option<Table<'d>> {
+        if let DeValue::Table(table) = item.get_ref() {
+            return Some(Table::present(self, schema, table, key, item.span()));
+        }
+        let message = format!("a `{}` is {}, not a table", schema.name, kind(item.get_ref()));
+        self.error(message, item.span(), format!("write a {} table", schema.example()));
+        None
+    }
+}
+
+impl<'d> Table<'d> {
+    fn absent(document: &'d Document, schema: TableSchema) -> Self {
+        Self { document, schema, table: None, header: None, misspelt: Vec::new() }
+    }
+
+    fn present(
+        document: &'d Document,
+        schema: TableSchema,
+        table: &'d DeTable<'d>,
+        key: Span,
+        header: Span,
+    ) -> Self {
         let mut misspelt = Vec::new();
         for (key, _) in table {
             let name = key.get_ref().as_ref();
@@ -179,259 +190,203 @@ impl Document {
             let label = if let Some(meant) = closest(name, schema.keys) {
                 misspelt.push(meant);
                 format!("did you mean `{meant}`?")
-            } else if let Some(owner) = SECTIONS.iter().find(|section| section.keys.contains(&name)) {
-                format!("it belongs to {}", owner.title())
+            } else if let Some(title) = owner(name) {
+                format!("it belongs to {title}")
             } else {
-                format!("{} has {}", schema.title(), listed(schema.keys.iter().copied()))
+                format!("{} has {}", schema.title(), listed(schema.keys))
             };
-            self.error(format!("unknown key `{name}` in {}", schema.title()), key.span(), label);
+            document.error(format!("unknown key `{name}` in {}", schema.title()), key.span(), label);
         }
-        // A table made by dotted keys has no header of its own.
-        let header = if header.is_empty() { key.clone() } else { header };
-        Section { schema, table: Some(table), header: Some(header), misspelt }
+        // A table made by dotted keys has no header.
+        let header = Some(if header.is_empty() { key } else { header });
+        Self { document, schema, table: Some(table), header, misspelt }
     }
 
-    /// A string, understood by `parse`.
-    fn parsed<T>(
-        &mut self,
-        key: &str,
-        value: &Spanned<DeValue<'_>>,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        let Some(text) = value.get_ref().as_str() else {
-            let written = self.source.text.get(value.span()).unwrap_or_default();
-            let label = match value.get_ref() {
-                DeValue::Integer(_) | DeValue::Float(_) => match parse(written) {
-                    Ok(_) => format!("write it in quotes: \"{written}\""),
-                    Err(problem) => problem.fix,
-                },
-                DeValue::Array(_) => "write one string, not a list".to_owned(),
-                _ => "write a string in quotes".to_owned(),
-            };
-            let message = format!("`{key}` is {}, not a string", article(value.get_ref().type_str()));
-            self.error(message, value.span(), label);
-            return None;
-        };
-        self.understood(key, value.span(), parse(text))
+    /// Returns the place of the table's header; empty if the file does not have the table.
+    pub(super) fn header(&self) -> Span {
+        self.header.clone().unwrap_or_default()
     }
 
-    /// What was read at `span`, or `None` after complaining.
-    fn understood<T>(
-        &mut self,
-        key: &str,
-        span: Range<usize>,
-        read: Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        match read {
-            Ok(value) => Some(Spanned::new(span, value)),
-            Err(Problem { what, fix }) => {
-                self.error(format!("`{key}`: {what}"), span, fix);
-                None
-            }
+    /// Returns the table of `schema` in this one, after checking it for unknown keys.
+    pub(super) fn inner(&self, schema: TableSchema) -> Table<'d> {
+        match self.table {
+            Some(table) => self.document.table(table, schema),
+            None => Self::absent(self.document, schema),
         }
+    }
+
+    /// Returns a key of the table. One that is not in the schema is absent.
+    pub(super) fn key(&self, name: &'static str) -> Key<'_, 'd> {
+        let table = self.table.filter(|_| self.schema.keys.contains(&name));
+        Key { table: self, name, value: table.and_then(|table| table.get(name)), example: None }
     }
 }
 
-impl<'t> Section<'t> {
-    fn absent(schema: SectionSchema) -> Self {
-        Self { schema, table: None, header: None, misspelt: Vec::new() }
+impl<'d> Key<'_, 'd> {
+    /// Reports the key if it is missing, or an empty list; `example` is a good value, in TOML.
+    pub(super) fn required(mut self, example: &'static str) -> Self {
+        self.example = Some(example);
+        let Table { document, schema, header, misspelt, .. } = self.table;
+        let expected = schema.keys.contains(&self.name) && !misspelt.contains(&self.name);
+        if self.value.is_none() && expected {
+            let title = schema.title();
+            let (name, add) = (self.name, format!("{} = {example}", self.name));
+            document.report(match header {
+                Some(header) => document
+                    .diagnostic(Severity::Error, format!("missing key `{name}` in {title}"))
+                    .at(header.clone(), format!("add: {add}")),
+                None => document
+                    .diagnostic(Severity::Error, format!("missing table {title}"))
+                    .help(format!("add:\n{title}\n{add}")),
+            });
+        }
+        self
     }
 
-    fn value(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
-        debug_assert!(self.schema.keys.contains(&key), "{key} is missing in the schema");
-        self.table?.get(key)
+    /// Reads a string.
+    pub(super) fn text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
+        self.parsed(self.value?, &parse)
     }
 
-    /// A string that may be absent.
-    pub(super) fn optional<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        document.parsed(key, self.value(key)?, parse)
-    }
-
-    /// A string that must be there; `example` is a good one.
-    pub(super) fn required<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        example: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        match self.value(key) {
-            Some(value) => document.parsed(key, value, parse),
-            None => {
-                self.missing(document, key, &format!("{example:?}"));
-                None
+    /// Reads a list of strings. Leaves out bad items after reporting them. Returns `None` if the
+    /// key is absent, or if it is required and the list is empty.
+    pub(super) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
+        let value = self.value?;
+        match value.get_ref() {
+            DeValue::Array(items) => return self.items(items, value.span(), &parse),
+            DeValue::String(_) => {
+                self.error("a list", value, format!("write a list: [{}]", self.written(value)));
             }
+            _ => self.error("a list", value, "write a list of strings: [\"...\", \"...\"]"),
+        }
+        Some(Spanned::new(value.span(), Vec::new()))
+    }
+
+    /// Reads a string or a list of strings, as a list.
+    pub(super) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
+        let value = self.value?;
+        match value.get_ref() {
+            DeValue::Array(items) => self.items(items, value.span(), &parse),
+            _ => Some(Spanned::new(value.span(), self.parsed(value, &parse).into_iter().collect())),
         }
     }
 
-    /// A list of strings, or `None` if it is absent. Bad items are left out after complaining.
-    pub(super) fn list<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<Vec<Spanned<T>>>> {
-        let value = self.value(key)?;
-        let items = match value.get_ref() {
-            DeValue::Array(array) => {
-                array.iter().filter_map(|item| document.parsed(key, item, &parse)).collect()
-            }
-            other => {
-                let written = document.source.text.get(value.span()).unwrap_or_default();
-                let label = match other {
-                    DeValue::String(_) => format!("write a list: [{written}]"),
-                    _ => "write a list of strings: [\"...\", \"...\"]".to_owned(),
-                };
-                let message = format!("`{key}` is {}, not a list", article(other.type_str()));
-                document.error(message, value.span(), label);
-                Vec::new()
-            }
-        };
-        Some(Spanned::new(value.span(), items))
-    }
-
-    /// A string or a whole number that may be absent; `parse` gets either as text.
-    pub(super) fn number_or_word<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        let value = self.value(key)?;
-        let text = match value.get_ref() {
-            DeValue::Integer(integer) => whole_number(integer).to_string(),
-            DeValue::String(text) => text.to_string(),
-            other => {
-                let message =
-                    format!("`{key}` is {}, not a whole number or a string", article(other.type_str()));
-                let label = parse("").err().map_or_else(String::new, |problem| problem.fix);
-                document.error(message, value.span(), label);
-                return None;
-            }
-        };
-        document.understood(key, value.span(), parse(&text))
-    }
-
-    /// The table of `schema` in this one, checked for unknown keys.
-    pub(super) fn inner(&self, document: &mut Document, schema: SectionSchema) -> Section<'t> {
-        debug_assert!(self.schema.keys.contains(&schema.name), "{} is missing in the schema", schema.name);
-        match self.table {
-            Some(table) => document.section(table, schema),
-            None => Section::absent(schema),
-        }
-    }
-
-    /// A list that must be there and have something in it; `example` is a good one, in TOML.
-    /// `None` stands for "absent or empty, and complained about".
-    pub(super) fn required_list<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        example: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<Vec<Spanned<T>>>> {
-        let Some(value) = self.value(key) else {
-            self.missing(document, key, example);
-            return None;
-        };
-        if value.get_ref().as_array().is_some_and(|array| array.iter().next().is_none()) {
-            document.error(
-                format!("`{key}` is empty"),
-                value.span(),
-                format!("say at least one, e.g. {key} = {example}"),
-            );
-            return None;
-        }
-        self.list(document, key, parse)
-    }
-
-    /// A string or a list of strings that must be there and not be empty.
-    pub(super) fn required_one_or_more<T>(
-        &self,
-        document: &mut Document,
-        key: &str,
-        example: &str,
-        parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<Vec<Spanned<T>>>> {
-        match self.value(key) {
-            Some(value) if value.get_ref().is_array() => self.required_list(document, key, example, parse),
-            Some(value) => {
-                Some(Spanned::new(value.span(), document.parsed(key, value, parse).into_iter().collect()))
-            }
-            None => {
-                self.missing(document, key, example);
-                None
-            }
-        }
-    }
-
-    /// A whole number that may be absent; `example` is a good one.
+    /// Reads a whole number; `example` is a good one.
     pub(super) fn integer<T>(
         &self,
-        document: &mut Document,
-        key: &str,
         example: u32,
         parse: impl Fn(i128) -> Result<T, Problem>,
     ) -> Option<Spanned<T>> {
-        let value = self.value(key)?;
-        let Some(integer) = value.get_ref().as_integer() else {
-            let label = match value.get_ref() {
-                DeValue::String(text) if text.parse::<u32>().is_ok() => {
-                    format!("write it without quotes: {text}")
-                }
-                _ => format!("write a whole number, e.g. {example}"),
-            };
-            let message = format!("`{key}` is {}, not a number", article(value.get_ref().type_str()));
-            document.error(message, value.span(), label);
-            return None;
-        };
-        document.understood(key, value.span(), parse(whole_number(integer)))
-    }
-
-    fn missing(&self, document: &mut Document, key: &str, example: &str) {
-        if self.misspelt.contains(&key) {
-            return;
+        let value = self.value?;
+        match value.get_ref() {
+            DeValue::Integer(_) => return self.understood(value, parse(whole_number(value.get_ref())?)),
+            DeValue::String(text) if text.parse::<u32>().is_ok() => {
+                self.error("a number", value, format!("write it without quotes: {text}"));
+            }
+            _ => self.error("a number", value, format!("write a whole number, e.g. {example}")),
         }
-        let title = self.schema.title();
-        let add = format!("{key} = {example}");
-        let diagnostic = match &self.header {
-            Some(header) => document
-                .diagnostic(Severity::Error, format!("missing key `{key}` in {title}"))
-                .at(header.clone(), format!("add: {add}")),
-            None => document
-                .diagnostic(Severity::Error, format!("missing table {title}"))
-                .help(format!("add:\n{title}\n{add}")),
+        None
+    }
+
+    /// Reads a string or a whole number; `parse` gets either as text.
+    pub(super) fn number_or_text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
+        let value = self.value?;
+        let text = match (whole_number(value.get_ref()), value.get_ref().as_str()) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(text)) => text.to_owned(),
+            (None, None) => {
+                let label = parse("").err().map_or_else(String::new, |problem| problem.fix);
+                self.error("a whole number or a string", value, label);
+                return None;
+            }
         };
-        document.push(diagnostic);
+        self.understood(value, parse(&text))
+    }
+
+    fn items<T>(
+        &self,
+        items: &'d DeArray<'d>,
+        span: Span,
+        parse: &impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<List<T>> {
+        if let (Some(example), None) = (self.example, items.iter().next()) {
+            let label = format!("say at least one, e.g. {} = {example}", self.name);
+            self.table.document.error(format!("`{}` is empty", self.name), span, label);
+            return None;
+        }
+        Some(Spanned::new(span, items.iter().filter_map(|item| self.parsed(item, parse)).collect()))
+    }
+
+    fn parsed<T>(
+        &self,
+        value: &Spanned<DeValue<'_>>,
+        parse: &impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<Spanned<T>> {
+        if let Some(text) = value.get_ref().as_str() {
+            return self.understood(value, parse(text));
+        }
+        let written = self.written(value);
+        let label = match value.get_ref() {
+            DeValue::Integer(_) | DeValue::Float(_) => match parse(written) {
+                Ok(_) => format!("write it in quotes: \"{written}\""),
+                Err(problem) => problem.fix,
+            },
+            DeValue::Array(_) => "write one string, not a list".to_owned(),
+            _ => "write a string in quotes".to_owned(),
+        };
+        self.error("a string", value, label);
+        None
+    }
+
+    fn understood<T>(&self, value: &Spanned<DeValue<'_>>, read: Result<T, Problem>) -> Option<Spanned<T>> {
+        match read {
+            Ok(read) => Some(Spanned::new(value.span(), read)),
+            Err(Problem { what, fix }) => {
+                self.table.document.error(format!("`{}`: {what}", self.name), value.span(), fix);
+                None
+            }
+        }
+    }
+
+    fn written(&self, value: &Spanned<DeValue<'_>>) -> &'d str {
+        self.table.document.text().get(value.span()).unwrap_or_default()
+    }
+
+    /// Reports a value of the wrong type.
+    fn error(&self, wanted: &str, value: &Spanned<DeValue<'_>>, label: impl Into<String>) {
+        let message = format!("`{}` is {}, not {wanted}", self.name, kind(value.get_ref()));
+        self.table.document.error(message, value.span(), label);
     }
 }
 
-/// The number that is written; one that no type holds is as good as any that is too large.
-fn whole_number(integer: &DeInteger<'_>) -> i128 {
-    i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(i128::MAX)
+/// Returns the number that is written. One that no type holds is as good as any that is too large.
+fn whole_number(value: &DeValue<'_>) -> Option<i128> {
+    let integer = value.as_integer()?;
+    Some(i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(i128::MAX))
 }
 
-/// "an integer", "a string".
-fn article(noun: &str) -> String {
+/// Returns the type of a value: "an integer", "a string".
+fn kind(value: &DeValue<'_>) -> String {
+    let noun = value.type_str();
     let vowel = noun.starts_with(['a', 'e', 'i', 'o', 'u']);
     format!("{} {noun}", if vowel { "an" } else { "a" })
 }
 
-fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+/// Returns the table that has a key of this name.
+fn owner(key: &str) -> Option<String> {
+    TABLES.iter().find(|table| table.keys.contains(&key)).map(TableSchema::title)
 }
 
-/// The name among `known` that `written` was probably meant to be, as words for the operator.
-pub(crate) fn did_you_mean(written: &str, known: &[&str]) -> Option<String> {
+fn listed(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns a question about the name in `known` that `written` was probably meant to be.
+pub(super) fn did_you_mean(written: &str, known: &[&str]) -> Option<String> {
     closest(written, known).map(|name| format!("did you mean `{name}`?"))
 }
 
-/// The name among `known` that is most like `written`, if any is like it.
+/// Returns the name in `known` that is most like `written`, if any is like it.
 pub(crate) fn closest<'n>(written: &str, known: &[&'n str]) -> Option<&'n str> {
     known
         .iter()

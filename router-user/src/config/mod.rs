@@ -4,6 +4,7 @@
 //! once; what depends on the machine (interfaces, addresses) is [`crate::preflight`]'s.
 
 mod check;
+pub mod defaults;
 mod diagnostic;
 mod document;
 mod local;
@@ -18,16 +19,14 @@ use std::path::Path;
 pub(crate) use document::closest;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use local::MAX_LOCAL_ALLOW;
-pub use schema::{Form, SECTIONS, SectionSchema};
+pub use schema::{Form, TABLES, TableSchema};
 pub use types::{
-    Admin, Answers, Config, Forward, Health, Host, Interfaces, Limits, Listen, Local, LocalAllow,
-    LocalProtocol, Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
+    Admin, Answers, Config, Forward, Health, Host, Interfaces, IpProtocol, Limits, Listen, Local, LocalAllow,
+    Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
 };
-pub use values::{MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target};
-
-/// Where the configuration is looked for if nothing else is said.
-pub const DEFAULT_PATH: &str = "/etc/pls-router/config.toml";
+pub use values::{
+    MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target,
+};
 
 /// A good configuration, and what is doubtful in it.
 #[derive(Clone, Debug)]
@@ -117,8 +116,8 @@ impl Config {
     /// # Errors
     /// If anything in it is wrong: all that is, not only the first.
     pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigError> {
-        let mut document = document::Document::new(text, path);
-        let config = read::config(&mut document);
+        let document = document::Document::new(text, path);
+        let config = read::config(&document);
         let diagnostics = document.into_diagnostics();
         match config {
             Some(config) if diagnostics.iter().all(|found| found.severity == Severity::Warning) => {

@@ -1,9 +1,9 @@
-//! Every table and key that a configuration may have, for "unknown key" errors and for the test
-//! that holds `deploy/config.toml` to them.
+//! Every table and key that a configuration may have: for "unknown key" errors, and for the test
+//! that compares `deploy/config.toml` with them.
 
 /// One table of the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct SectionSchema {
+pub struct TableSchema {
     /// Its name.
     pub name: &'static str,
     /// How it is written.
@@ -17,60 +17,39 @@ pub struct SectionSchema {
 pub enum Form {
     /// `[name]`
     Single,
-    /// `[[name]]`: it may come several times.
+    /// `[[name]]`, any number of times.
     Repeated,
     /// `name = { .. }` in another table.
     Inline,
 }
 
-/// `[interfaces]`
-pub(super) const INTERFACES: SectionSchema =
-    SectionSchema { name: "interfaces", form: Form::Single, keys: &["pls", "firewall", "mode"] };
-/// `[[forward]]`
-pub(super) const FORWARD: SectionSchema = SectionSchema {
-    name: "forward",
-    form: Form::Repeated,
-    keys: &["name", "protocol", "listen", "target", "sources", "mss", "timeouts"],
-};
-/// `[[masquerade]]`
-pub(super) const MASQUERADE: SectionSchema = SectionSchema {
-    name: "masquerade",
-    form: Form::Repeated,
-    keys: &["name", "sources", "destinations", "mss", "timeouts"],
-};
-/// `[snat]`
-pub(super) const SNAT: SectionSchema =
-    SectionSchema { name: "snat", form: Form::Single, keys: &["addresses", "ports", "exhausted"] };
-/// `[answers]`
-pub(super) const ANSWERS: SectionSchema =
-    SectionSchema { name: "answers", form: Form::Single, keys: &["unreachable"] };
-/// `[local]`
-pub(super) const LOCAL: SectionSchema =
-    SectionSchema { name: "local", form: Form::Single, keys: &["allow", "others"] };
-/// `[health]`
-pub(super) const HEALTH: SectionSchema =
-    SectionSchema { name: "health", form: Form::Single, keys: &["listen", "from"] };
-/// `[admin]`
-pub(super) const ADMIN: SectionSchema =
-    SectionSchema { name: "admin", form: Form::Single, keys: &["listen", "hosts", "socket", "pins"] };
-/// `[limits]`
-pub(super) const LIMITS: SectionSchema =
-    SectionSchema { name: "limits", form: Form::Single, keys: &["flows", "half_open_per_source"] };
-/// `[timeouts]`
-pub(super) const TIMEOUTS: SectionSchema = SectionSchema {
-    name: "timeouts",
-    form: Form::Single,
-    keys: &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp"],
-};
-/// `timeouts` of a rule: the same keys.
-pub(super) const RULE_TIMEOUTS: SectionSchema = SectionSchema { form: Form::Inline, ..TIMEOUTS };
+const fn table(name: &'static str, form: Form, keys: &'static [&'static str]) -> TableSchema {
+    TableSchema { name, form, keys }
+}
+
+const RULE_KEYS: &[&str] = &["name", "protocol", "listen", "target", "sources", "mss", "timeouts"];
+const TIMEOUT_KEYS: &[&str] = &["tcp_established", "tcp_transitory", "udp", "udp_unreplied", "icmp"];
+
+pub(super) const INTERFACES: TableSchema = table("interfaces", Form::Single, &["pls", "firewall", "mode"]);
+pub(super) const FORWARD: TableSchema = table("forward", Form::Repeated, RULE_KEYS);
+pub(super) const MASQUERADE: TableSchema =
+    table("masquerade", Form::Repeated, &["name", "sources", "destinations", "mss", "timeouts"]);
+pub(super) const SNAT: TableSchema = table("snat", Form::Single, &["addresses", "ports", "exhausted"]);
+pub(super) const ANSWERS: TableSchema = table("answers", Form::Single, &["unreachable"]);
+pub(super) const LOCAL: TableSchema = table("local", Form::Single, &["allow", "others"]);
+pub(super) const HEALTH: TableSchema = table("health", Form::Single, &["listen", "from"]);
+pub(super) const ADMIN: TableSchema = table("admin", Form::Single, &["listen", "hosts", "socket", "pins"]);
+pub(super) const LIMITS: TableSchema = table("limits", Form::Single, &["flows", "half_open_per_source"]);
+pub(super) const TIMEOUTS: TableSchema = table("timeouts", Form::Single, TIMEOUT_KEYS);
+/// `timeouts` of a rule.
+pub(super) const RULE_TIMEOUTS: TableSchema = table("timeouts", Form::Inline, TIMEOUT_KEYS);
 
 /// All tables, in the order of the sample file.
-pub const SECTIONS: &[SectionSchema] =
+pub const TABLES: &[TableSchema] =
     &[INTERFACES, FORWARD, MASQUERADE, SNAT, ANSWERS, LOCAL, HEALTH, ADMIN, LIMITS, TIMEOUTS];
 
-impl SectionSchema {
-    /// As it is written in the file: `[snat]`, `[[forward]]`, or `timeouts` in a rule.
+impl TableSchema {
+    /// Returns the table's name as the file has it: `[snat]`, `[[forward]]`, or `timeouts` in a rule.
     #[must_use]
     pub fn title(&self) -> String {
         match self.form {
@@ -80,8 +59,8 @@ impl SectionSchema {
         }
     }
 
-    /// What to type for it.
-    pub(super) fn form(&self) -> String {
+    /// Returns the text to type for such a table.
+    pub(super) fn example(&self) -> String {
         match self.form {
             Form::Single | Form::Repeated => self.title(),
             Form::Inline => format!("{} = {{ {} = ... }}", self.name, self.keys.first().unwrap_or(&"")),

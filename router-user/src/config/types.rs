@@ -8,6 +8,69 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+/// Defines an enum of words of the file, with `ALL`, `as_str` and `Display`.
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$each])* $variant,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Returns the word for it.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// How the XDP program is attached.
+    Mode {
+        /// In the driver, before a socket buffer exists: the fast way.
+        Native = "native",
+        /// After the kernel has made a socket buffer: works on every driver, several times slower.
+        Generic = "generic",
+    }
+}
+words! {
+    /// The transport protocol of a forward.
+    Protocol {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+    }
+}
+words! {
+    /// What a client gets when its packets cannot be forwarded.
+    Refusal {
+        /// Nothing.
+        Drop = "drop",
+        /// A TCP reset, or an ICMP error that says why.
+        Reject = "reject",
+    }
+}
+words! {
+    /// What addresses in no rule's `sources` reach of this machine.
+    Others {
+        /// Everything, as if there were no router.
+        Open = "open",
+        /// Only [`Local::allow`].
+        Closed = "closed",
+    }
+}
+
 /// A whole configuration, valid in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -15,14 +78,13 @@ pub struct Config {
     pub interfaces: Interfaces,
     /// Destination NAT rules, in the order of the file. No two overlap.
     pub forwards: Vec<Forward>,
-    /// Source-only NAT rules, in the order of the file. Rules of both kinds number 1 to
-    /// [`super::MAX_RULES`].
+    /// Source NAT rules, in the order of the file. All rules number 1 to [`super::MAX_RULES`].
     pub masquerades: Vec<Masquerade>,
-    /// What new sessions get as their source.
+    /// The sources of new sessions.
     pub snat: Snat,
-    /// What clients are told.
+    /// The answers to clients.
     pub answers: Answers,
-    /// What of this machine itself can be reached.
+    /// The services of this machine that can be reached.
     pub local: Local,
     /// The load balancer's probe.
     pub health: Health,
@@ -30,22 +92,20 @@ pub struct Config {
     pub admin: Admin,
     /// Sizes.
     pub limits: Limits,
-    /// How long an idle session is kept. What rules say of their own is already in
-    /// [`Forward::timeouts`] and [`Masquerade::timeouts`]; this is for sessions that no rule is
-    /// known for.
+    /// How long the idle sessions of no known rule are kept. Those of rules are in the rules.
     pub timeouts: Timeouts,
 }
 
-/// Of all sessions, those that one source may have half open by default: one over this.
+/// One source may have one in this many of all sessions half open by default.
 const HALF_OPEN_SHARE: u32 = 8;
-/// And of the SNAT ports towards one target: one over this, so that others find some, too.
+/// And the sessions of one in this many SNAT ports towards one target, so that others find some.
 const HALF_OPEN_PORTS_SHARE: u32 = 2;
-/// But not fewer, where there are hardly any ports.
+/// But not fewer than this, where there are hardly any ports.
 const MIN_HALF_OPEN: u32 = 64;
 
 impl Config {
-    /// Returns how many sessions one source may have half open, if new sessions get one of so many
-    /// ports.
+    /// Returns the number of half-open sessions that one source may have, where each SNAT address
+    /// has this number of ports.
     #[must_use]
     pub fn half_open_per_source(&self, snat_ports: u32) -> u32 {
         let share = || {
@@ -70,57 +130,39 @@ pub struct Interfaces {
 }
 
 impl Interfaces {
-    /// The interfaces by name, each once.
+    /// Returns the interfaces by name, each once.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let second = (self.firewall != self.pls).then_some(self.firewall.as_str());
         std::iter::once(self.pls.as_str()).chain(second)
     }
 }
 
-/// How the XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver, before a socket buffer exists: the fast way.
-    Native,
-    /// After the kernel has made a socket buffer: works on every driver, several times slower.
-    Generic,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
-    }
-}
-
-/// One `[[forward]]`: what comes in for `listen` goes to one of `targets`.
+/// One `[[forward]]`: packets for `listen` go to one of `targets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
     /// Unique among all rules: 1 to 32 of `a-z 0-9 . _ -`, a letter or digit first.
     pub name: String,
-    /// What it forwards.
+    /// The protocol that it forwards.
     pub protocol: Protocol,
     /// Where it listens.
     pub listen: Listen,
-    /// Where it leads: 1 to [`super::MAX_TARGETS`]; new sessions are spread over them.
+    /// 1 to [`super::MAX_TARGETS`] targets; new sessions are spread over them.
     pub targets: Vec<Target>,
-    /// Who may use it; never empty, host bits clear.
+    /// The networks that may use it; never empty, host bits clear.
     pub sources: Vec<Ipv4Net>,
-    /// What TCP connections are kept to; `None` leaves them alone.
+    /// The limit of TCP's segments; `None` leaves them alone.
     pub mss: Option<Mss>,
     /// How long its idle sessions are kept.
     pub timeouts: Timeouts,
 }
 
-/// The largest segment that TCP's two ends may send each other, where the router lowers what they
-/// announce in SYN and SYN-ACK.
+/// The largest segment that the ends of a TCP connection may send each other. The router lowers
+/// larger ones that they announce in SYN and SYN-ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mss {
-    /// What fits the MTU of the way out, without fragments.
+    /// The largest that fits the MTU of the way out, without fragments.
     PathMtu,
-    /// So many bytes: 88 to 65,495.
+    /// A number of bytes, 88 to 65,495.
     Bytes(u16),
 }
 
@@ -133,45 +175,27 @@ impl fmt::Display for Mss {
     }
 }
 
-/// The transport protocol of a forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
 /// Where a forward listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// The address packets must be for; `None` for any address of this machine.
+    /// The destination address of its packets; `None` for any address of this machine.
     pub address: Option<Ipv4Addr>,
     /// The port or ports; never empty, never 0.
     pub ports: RangeInclusive<u16>,
 }
 
 impl Listen {
-    /// Whether one packet could be for both.
+    /// Returns the ports and the address of packets that could be for both, if there are any.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let same_address = match (self.address, other.address) {
-            (Some(one), Some(two)) => one == two,
-            (None, _) | (_, None) => true,
-        };
-        same_address && self.ports.start() <= other.ports.end() && other.ports.start() <= self.ports.end()
+    pub fn overlap(&self, other: &Self) -> Option<Self> {
+        let same_address = self.address.is_none() || other.address.is_none() || self.address == other.address;
+        let first = *self.ports.start().max(other.ports.start());
+        let ports = first..=*self.ports.end().min(other.ports.end());
+        let address = self.address.or(other.address);
+        (same_address && !ports.is_empty()).then_some(Self { address, ports })
     }
 
-    /// Whether it listens on more than one port.
+    /// Returns `true` if it listens on more than one port.
     #[must_use]
     pub fn is_range(&self) -> bool {
         self.ports.start() != self.ports.end()
@@ -183,21 +207,22 @@ impl fmt::Display for Listen {
         if let Some(address) = self.address {
             write!(f, "{address}:")?;
         }
-        write!(f, "{}", self.ports.start())?;
-        if self.is_range() {
-            write!(f, "-{}", self.ports.end())?;
-        }
-        Ok(())
+        write_ports(f, &self.ports)
     }
+}
+
+/// Writes "443" or "8000-8010".
+fn write_ports(f: &mut fmt::Formatter<'_>, ports: &RangeInclusive<u16>) -> fmt::Result {
+    write!(f, "{}", ports.start())?;
+    if ports.start() == ports.end() { Ok(()) } else { write!(f, "-{}", ports.end()) }
 }
 
 /// Where a forward leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The address, or a name to resolve and keep resolving.
+    /// The address, or a name to resolve again and again.
     pub host: Host,
-    /// The port; `None` keeps the one that the client used. Always `None` if the forward listens on
-    /// a range.
+    /// The port; `None` keeps the client's. Always `None` if the forward listens on a range.
     pub port: Option<u16>,
 }
 
@@ -207,10 +232,7 @@ impl fmt::Display for Target {
             Host::Address(address) => write!(f, "{address}")?,
             Host::Name(name) => f.write_str(name)?,
         }
-        match self.port {
-            Some(port) => write!(f, ":{port}"),
-            None => Ok(()),
-        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
 
@@ -228,9 +250,9 @@ pub enum Host {
 pub struct Masquerade {
     /// Unique among all rules, as for [`Forward::name`].
     pub name: String,
-    /// Who may use it; never empty, host bits clear.
+    /// The networks that may use it; never empty, host bits clear.
     pub sources: Vec<Ipv4Net>,
-    /// Where to; never empty, host bits clear.
+    /// The networks that it leads to; never empty, host bits clear.
     pub destinations: Vec<Ipv4Net>,
     /// As for [`Forward::mss`].
     pub mss: Option<Mss>,
@@ -238,47 +260,28 @@ pub struct Masquerade {
     pub timeouts: Timeouts,
 }
 
-/// What new sessions get as their source.
+/// The sources of new sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snat {
     /// Up to [`super::MAX_SNAT_ADDRESSES`]; empty for the primary address of the firewall-facing
     /// interface.
     pub addresses: Vec<Ipv4Addr>,
-    /// The ports they get; never 0. `None` for what this machine's own sockets leave, see
+    /// Their ports; never 0. `None` for the ports that this machine's sockets leave, see
     /// [`crate::port_plan`].
     pub ports: Option<RangeInclusive<u16>>,
-    /// What a client gets when none of them is free towards its target.
+    /// The answer to a client when no port is free towards its target.
     pub exhausted: Refusal,
 }
 
-/// What clients are told of packets that go nowhere.
+/// The answers to clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answers {
-    /// What one gets whose packets cannot be forwarded: for want of a route, a next hop, a target
-    /// or a session.
+    /// The answer to packets that have no route, next hop, target or session.
     pub unreachable: Refusal,
 }
 
-/// What a client gets whose packets go nowhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Nothing.
-    Drop,
-    /// A TCP reset, or an ICMP error that says why.
-    Reject,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Drop => "drop",
-            Self::Reject => "reject",
-        })
-    }
-}
-
-/// What of this machine itself, beside rules and the probe, can be reached. Answers to what this
-/// machine asks, and the platform's traffic, are no matter of it.
+/// The services of this machine, beside rules and the probe, that can be reached. Answers to this
+/// machine's own traffic, and the platform's traffic, always get in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// Up to [`super::MAX_LOCAL_ALLOW`]; an address in any rule's `sources` reaches only these.
@@ -287,64 +290,49 @@ pub struct Local {
     pub others: Others,
 }
 
-/// Packets for this machine itself that it gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Packets for this machine that are let in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LocalAllow {
     /// Their protocol.
-    pub protocol: LocalProtocol,
+    pub protocol: IpProtocol,
     /// Their destination ports; never empty, never 0. `None` for all, and always for a protocol
     /// without ports.
     pub ports: Option<RangeInclusive<u16>>,
-    /// The network that they are from, host bits clear; `None` for anyone who uses IPv4.
+    /// The network that they are from, host bits clear; `None` for all of IPv4.
     pub from: Option<IpNet>,
 }
 
 impl LocalAllow {
-    /// Whether somebody may open TCP connections to `port`.
-    #[must_use]
-    pub fn takes_tcp(&self, port: u16) -> bool {
-        self.takes(Protocol::Tcp, port)
-    }
-
-    /// Returns `true` if it is for packets of this protocol to `port`.
+    /// Returns `true` if it lets in packets of this protocol to `port`.
     #[must_use]
     pub fn takes(&self, protocol: Protocol, port: u16) -> bool {
-        self.protocol == LocalProtocol::from(protocol)
-            && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+        self.protocol == protocol.into() && self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
 
-    /// Whether it is for packets from `address`.
+    /// Returns `true` if it lets in packets from `address`.
     #[must_use]
     pub fn is_for(&self, address: IpAddr) -> bool {
-        match self.from {
-            Some(from) => from.contains(&address),
-            None => address.is_ipv4(),
-        }
+        self.from.map_or(address.is_ipv4(), |from| from.contains(&address))
     }
 }
 
-/// As it is written in the file.
+/// Writes the entry as the file has it.
 impl fmt::Display for LocalAllow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.protocol.fmt(f)?;
         if let Some(ports) = &self.ports {
-            write!(f, "/{}", ports.start())?;
-            if ports.start() != ports.end() {
-                write!(f, "-{}", ports.end())?;
-            }
+            f.write_str("/")?;
+            write_ports(f, ports)?;
         }
-        match self.from {
-            Some(from) => write!(f, " from {from}"),
-            None => Ok(()),
-        }
+        self.from.map_or(Ok(()), |from| write!(f, " from {from}"))
     }
 }
 
-/// The protocol of a [`LocalAllow`], by its IP protocol number. ICMP stands for echo requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalProtocol(pub u8);
+/// An IP protocol number. ICMP stands for echo requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IpProtocol(pub u8);
 
-impl LocalProtocol {
+impl IpProtocol {
     /// ICMP echo requests.
     pub const ICMP: Self = Self(1);
     /// TCP.
@@ -352,7 +340,7 @@ impl LocalProtocol {
     /// UDP.
     pub const UDP: Self = Self(17);
 
-    /// The protocols that have a name in the file, and their numbers (IANA's "Protocol Numbers").
+    /// The protocols that have a name in the file (IANA's "Protocol Numbers").
     pub const NAMES: [(&str, Self); 15] = [
         ("tcp", Self::TCP),
         ("udp", Self::UDP),
@@ -371,10 +359,16 @@ impl LocalProtocol {
         ("vrrp", Self(112)),
     ];
 
-    /// The protocol with this name.
+    /// Returns the protocol with this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, protocol)| protocol)
+    }
+
+    /// Returns the name of the protocol, if the file has one for it.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        Self::NAMES.into_iter().find(|(_, protocol)| *protocol == self).map(|(name, _)| name)
     }
 
     /// Returns `true` if an entry may name ports of it.
@@ -384,7 +378,7 @@ impl LocalProtocol {
     }
 }
 
-impl From<Protocol> for LocalProtocol {
+impl From<Protocol> for IpProtocol {
     fn from(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Tcp => Self::TCP,
@@ -393,23 +387,14 @@ impl From<Protocol> for LocalProtocol {
     }
 }
 
-/// Its name; `ip/NUMBER` if it has none.
-impl fmt::Display for LocalProtocol {
+/// Writes its name, or `ip/NUMBER`.
+impl fmt::Display for IpProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Self::NAMES.into_iter().find(|(_, protocol)| protocol == self) {
-            Some((name, _)) => f.pad(name),
+        match self.name() {
+            Some(name) => f.pad(name),
             None => write!(f, "ip/{}", self.0),
         }
     }
-}
-
-/// What addresses that no rule names reach of this machine itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Others {
-    /// Everything, as if there were no router.
-    Open,
-    /// Only [`Local::allow`].
-    Closed,
 }
 
 /// The load balancer's probe.
@@ -417,9 +402,9 @@ pub enum Others {
 pub struct Health {
     /// Where it is answered.
     pub listen: SocketAddr,
-    /// Those who have places for probes and are told why it fails, host bits clear: up to
-    /// [`super::MAX_PROBERS`]. Empty for Azure's platform address and the networks of the router's
-    /// interfaces. This machine is always among them.
+    /// The networks whose probes have reserved places and learn the reasons of a failure, host bits
+    /// clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform address and the networks of
+    /// the router's interfaces. This machine is always among them.
     pub from: Vec<IpNet>,
 }
 
@@ -440,10 +425,9 @@ pub struct Admin {
 /// Sizes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions at a time: 1,024 to 16,777,216.
+    /// The most sessions at a time: 1,024 to 16,777,216.
     pub flows: u32,
-    /// Sessions that are opening (TCP before the handshake is done, UDP and ICMP before a reply)
-    /// that one source address may have; at least one. `None` for a share of what there is, see
+    /// The most half-open sessions of one source; at least one. `None` for a share, see
     /// [`Config::half_open_per_source`].
     pub half_open_per_source: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! The values of the configuration: text to value, or what is wrong with it and what to write
+//! Reads the values of the configuration from text, or says what is wrong and what to write
 //! instead.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,45 +6,43 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net};
 
-use super::document::did_you_mean;
-use super::types::{Host, Listen, Mode, Mss, Protocol, Refusal, Target};
+use super::defaults;
+use super::document::{Problem, did_you_mean};
+use super::types::{Host, Listen, Mode, Mss, Others, Protocol, Refusal, Target};
 
 pub use router_common::limits::{
-    MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
+    MAX_LOCAL_ALLOW, MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
 };
 
-/// Entries of `from` of `[health]`: each has places of its own.
+/// The most entries of `from` of `[health]`: each has places of its own.
 pub const MAX_PROBERS: usize = 16;
 
-/// The address that Azure's platform speaks from and listens on in every virtual network: probes,
-/// DNS, DHCP. The router never translates its traffic.
+/// Azure's platform address in every virtual network: probes, DNS, DHCP. The router never
+/// translates its traffic.
 pub(super) const AZURE_PLATFORM: Ipv4Addr = Ipv4Addr::from_octets(router_common::address::AZURE_PLATFORM.0);
 
-/// The longest path a Unix socket can have: `sun_path` is 108 bytes with its final zero (unix(7)).
+/// The longest path of a Unix socket: `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest interface name: IFNAMSIZ is 16 with its final zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
 const MAX_RULE_NAME: usize = router_common::maps::rules::NAME_LENGTH;
-/// Below, the table is no use; above, it does not fit the memory of any machine this is meant for.
+/// A smaller table is no use, and a larger one does not fit the memory of a router's machine.
 const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
-/// From the least that Linux accepts of a peer (TCP_MIN_MSS) to what an IPv4 packet can hold beside
-/// its headers.
+/// From the least that Linux accepts of a peer (TCP_MIN_MSS) to the most that fits an IPv4 packet
+/// beside its headers.
 const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
-/// Nobody means more, and seconds of it fit any counter.
+/// More is surely an error, and this many seconds fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// What is wrong with a value, and what to write instead.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) what: String,
-    pub(super) fix: String,
+/// An error in a value: what is wrong, and what to write instead, as format strings.
+macro_rules! wrong {
+    ($what:literal, $fix:literal $(,)?) => {
+        Err(Problem { what: format!($what), fix: format!($fix) })
+    };
 }
-
-pub(super) fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Problem> {
-    Err(Problem { what: what.into(), fix: fix.into() })
-}
+pub(super) use wrong;
 
 pub(super) fn interface(text: &str) -> Result<String, Problem> {
     let good = (1..=MAX_INTERFACE_NAME).contains(&text.len())
@@ -52,190 +50,158 @@ pub(super) fn interface(text: &str) -> Result<String, Problem> {
         && text != ".."
         && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
     if good {
-        Ok(text.to_owned())
-    } else {
-        problem(
-            format!("{text:?} cannot be the name of an interface"),
-            "write one that `ip -br link` shows, e.g. \"eth0\"",
-        )
+        return Ok(text.to_owned());
     }
+    wrong!("{text:?} cannot be the name of an interface", "write one that `ip -br link` shows, e.g. \"eth0\"")
 }
 
 pub(super) fn mode(text: &str) -> Result<Mode, Problem> {
-    one_of(text, &[("native", Mode::Native), ("generic", Mode::Generic)])
+    one_of(text, Mode::ALL, Mode::as_str)
 }
 
 pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
-    one_of(text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+    one_of(text, Protocol::ALL, Protocol::as_str)
 }
 
 pub(super) fn refusal(text: &str) -> Result<Refusal, Problem> {
-    one_of(text, &[("drop", Refusal::Drop), ("reject", Refusal::Reject)])
+    one_of(text, Refusal::ALL, Refusal::as_str)
 }
 
-pub(super) fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
-    if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+pub(super) fn others(text: &str) -> Result<Others, Problem> {
+    one_of(text, Others::ALL, Others::as_str)
+}
+
+fn one_of<T: Copy>(text: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, Problem> {
+    if let Some(value) = all.iter().find(|value| word(**value) == text) {
         return Ok(*value);
     }
-    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-    let quoted = names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(" or ");
-    let fix = did_you_mean(&text.to_ascii_lowercase(), &names).unwrap_or_else(|| format!("write {quoted}"));
-    problem(format!("{text:?} is not {quoted}"), fix)
+    let words: Vec<&str> = all.iter().map(|value| word(*value)).collect();
+    let quoted = format!("\"{}\"", words.join("\" or \""));
+    let fix = did_you_mean(&text.to_ascii_lowercase(), &words).unwrap_or_else(|| format!("write {quoted}"));
+    wrong!("{text:?} is not {quoted}", "{fix}")
 }
 
 pub(super) fn rule_name(text: &str) -> Result<String, Problem> {
     let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let allowed = |c: char| letter(c) || "._-".contains(c);
     if text.is_empty() || text.len() > MAX_RULE_NAME {
-        problem(
-            format!("a rule's name has 1 to {MAX_RULE_NAME} characters, this has {}", text.chars().count()),
-            "write a shorter one, e.g. \"https\"",
-        )
-    } else if let Some(bad) = text.chars().find(|c| !letter(*c) && !"._-".contains(*c)) {
-        let tidy: String = text
-            .to_ascii_lowercase()
-            .chars()
-            .map(|c| if letter(c) || "._-".contains(c) { c } else { '-' })
-            .collect();
-        let fix = if tidy.starts_with(letter) {
-            format!("write \"{tidy}\"")
-        } else {
-            "use a-z, 0-9 and . _ -".to_owned()
-        };
-        problem(format!("{bad:?} may not be in a rule's name"), fix)
-    } else if !text.starts_with(letter) {
-        problem(format!("{text:?} does not start with a letter or digit"), "start it with a-z or 0-9")
-    } else {
-        Ok(text.to_owned())
+        let length = text.chars().count();
+        return wrong!(
+            "a rule's name has 1 to {MAX_RULE_NAME} characters, this has {length}",
+            "write a shorter one, e.g. \"https\""
+        );
     }
+    if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
+        let tidy = text.to_ascii_lowercase().replace(|c| !allowed(c), "-");
+        return if tidy.starts_with(letter) {
+            wrong!("{bad:?} may not be in a rule's name", "write \"{tidy}\"")
+        } else {
+            wrong!("{bad:?} may not be in a rule's name", "use a-z, 0-9 and . _ -")
+        };
+    }
+    if text.starts_with(letter) {
+        return Ok(text.to_owned());
+    }
+    wrong!("{text:?} does not start with a letter or digit", "start it with a-z or 0-9")
 }
 
 pub(super) fn listen(text: &str) -> Result<Listen, Problem> {
-    let (address, ports_text) = match text.rsplit_once(':') {
-        Some((address, ports)) => (Some(address), ports),
-        None => (None, text),
+    let form = "write a port, a range, or an address and either: \"443\", \"8000-8010\", \"10.0.2.68:443\"";
+    let (address, port_text) = match text.rsplit_once(':') {
+        None | Some(("0.0.0.0" | "*" | "", _)) => (None, text.rsplit(':').next().unwrap_or(text)),
+        Some((address, port_text)) => (Some(unicast(address)?), port_text),
     };
-    let address = match address {
-        // "any address" has one way to be written inside: `Listen::address == None`.
-        None | Some("0.0.0.0" | "*" | "") => None,
-        Some(address) => Some(unicast(address)?),
-    };
-    if address.is_none() && ports_text.parse::<Ipv4Addr>().is_ok() {
-        return problem(format!("{text:?} has no port"), format!("write \"{text}:443\""));
+    if address.is_none() && port_text.parse::<Ipv4Addr>().is_ok() {
+        return wrong!("{text:?} has no port", "write \"{text}:443\"");
     }
-    let ports = ports(ports_text).map_err(|Problem { what, fix }| {
-        let fix = if fix.is_empty() {
-            "write a port, a range, or an address and either: \"443\", \"8000-8010\", \"10.0.2.68:443\""
-                .to_owned()
-        } else {
-            fix
-        };
-        Problem { what, fix }
-    })?;
-    Ok(Listen { address, ports })
+    Ok(Listen { address, ports: ports(port_text, form)? })
 }
 
 pub(super) fn snat_ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
-    ports(text).map_err(|Problem { what, fix }| {
-        let fix = if fix.is_empty() { "write a range: \"1024-65535\"".to_owned() } else { fix };
-        Problem { what, fix }
-    })
+    ports(text, "write a range: \"1024-65535\"")
 }
 
-/// "443" or "8000-8010". The fix is empty where it depends on who asks.
-fn ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
+/// Reads "443" or "8000-8010". `form` is the remedy for text that has another form.
+fn ports(text: &str, form: &str) -> Result<RangeInclusive<u16>, Problem> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first.trim())?, port(last.trim())?);
+    let (first, last) = (port(first.trim(), form)?, port(last.trim(), form)?);
     if first > last {
-        return problem(format!("the range {text} runs backwards"), format!("write \"{last}-{first}\""));
+        return wrong!("the range {text} runs backwards", "write \"{last}-{first}\"");
     }
     Ok(first..=last)
 }
 
+/// Reads a port. `form` is the remedy for text that is not a number.
+pub(super) fn port(text: &str, form: &str) -> Result<u16, Problem> {
+    if has_leading_zero(text) && text.chars().all(|c| c.is_ascii_digit()) {
+        return leading_zero(text);
+    }
+    let starts_as_number = text.starts_with(|c: char| c.is_ascii_digit());
+    match (text.parse(), text.parse::<u32>()) {
+        (Ok(0), _) => wrong!("port 0 is no port", "ports are 1 to 65535"),
+        (Ok(port), _) if starts_as_number => Ok(port),
+        (Err(_), Ok(number)) if starts_as_number => {
+            wrong!("port {number} is too large", "ports are 1 to 65535")
+        }
+        _ => wrong!("{text:?} is not a port", "{form}"),
+    }
+}
+
 /// Returns `true` if one of the numbers in `text` starts with a zero that adds nothing. Some
-/// programs take such a number for octal ("010" is 8), others for decimal.
+/// programs read such a number as octal ("010" is 8), others as decimal.
 pub(super) fn has_leading_zero(text: &str) -> bool {
     text.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 1 && number.starts_with('0'))
 }
 
-/// `text` with no such zeros.
+/// Returns `text` without such zeros.
 fn without_leading_zeros(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        let (before, number) = rest.split_at(start);
-        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-        let (number, after) = number.split_at(end);
-        let digits = number.trim_start_matches('0');
-        plain.push_str(before);
-        plain.push_str(if digits.is_empty() { "0" } else { digits });
-        rest = after;
+    let mut in_number = false;
+    for (at, c) in text.char_indices() {
+        let next_is_digit =
+            text.get(at + c.len_utf8()..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        if c != '0' || in_number || !next_is_digit {
+            plain.push(c);
+            in_number = c.is_ascii_digit();
+        }
     }
-    plain.push_str(rest);
     plain
 }
 
 fn leading_zero<T>(text: &str) -> Result<T, Problem> {
-    problem(
-        format!("{text:?} has a number with a leading zero, which some programs take for octal"),
-        format!("write it in decimal: \"{}\"", without_leading_zeros(text)),
+    let plain = without_leading_zeros(text);
+    wrong!(
+        "{text:?} has a number with a leading zero, which some programs take for octal",
+        "write it in decimal: \"{plain}\""
     )
-}
-
-pub(super) fn port(text: &str) -> Result<u16, Problem> {
-    if has_leading_zero(text) && text.chars().all(|c| c.is_ascii_digit()) {
-        return leading_zero(text);
-    }
-    if !text.starts_with(|c: char| c.is_ascii_digit()) {
-        return problem(format!("{text:?} is not a port"), "");
-    }
-    match text.parse::<u32>() {
-        Ok(0) => problem("port 0 is no port", "ports are 1 to 65535"),
-        Ok(number) => match u16::try_from(number) {
-            Ok(number) => Ok(number),
-            Err(_) => problem(format!("port {number} is too large"), "ports are 1 to 65535"),
-        },
-        Err(_) => problem(format!("{text:?} is not a port"), ""),
-    }
 }
 
 pub(super) fn target(text: &str) -> Result<Target, Problem> {
     if text.contains("://") {
-        return problem(
-            format!("{text:?} is a URL"),
-            "write only the host and port, e.g. \"db.example.com:443\"",
-        );
+        return wrong!("{text:?} is a URL", "write only the host and port, e.g. \"db.example.com:443\"");
     }
     if text.parse::<Ipv6Addr>().is_ok() || text.starts_with('[') {
-        return problem(format!("{text:?} is an IPv6 address"), "this version forwards IPv4 only");
+        return wrong!("{text:?} is an IPv6 address", "this version forwards IPv4 only");
     }
     let (host, port_text) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port)),
         None => (text, None),
     };
-    let port = match port_text {
-        None => None,
-        Some(number) if number.contains('-') => {
-            return problem(
-                format!("{text:?} has a range of ports"),
-                format!("write \"{host}\": the port that the client used is kept"),
-            );
-        }
-        Some(number) => Some(port(number).map_err(|Problem { what, fix }| {
-            let fix = if fix.is_empty() {
-                "write an address or name and a port: \"203.0.113.10:443\"".to_owned()
-            } else {
-                fix
-            };
-            Problem { what, fix }
-        })?),
-    };
+    if port_text.is_some_and(|port| port.contains('-')) {
+        return wrong!(
+            "{text:?} has a range of ports",
+            "write \"{host}\": the port that the client used is kept"
+        );
+    }
+    let form = "write an address or name and a port: \"203.0.113.10:443\"";
+    let port = port_text.map(|text| port(text, form)).transpose()?;
     let looks_numeric = !host.is_empty() && host.chars().all(|c| c.is_ascii_digit() || c == '.' || c == '/');
     let host = if looks_numeric { Host::Address(unicast(host)?) } else { Host::Name(dns_name(host)?) };
     Ok(Target { host, port })
 }
 
-/// A host name as RFC 1123 section 2.1 and the resolver see it; `_` because private zones use it.
-/// The final dot of an absolute name stays.
+/// Reads a host name (RFC 1123 section 2.1); `_` is allowed because private zones use it. The final
+/// dot of an absolute name stays.
 pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let good_label = |label: &str| {
@@ -245,38 +211,37 @@ pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     if name.len() <= 253 && name.split('.').all(good_label) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        problem(
-            format!("{text:?} is neither an IPv4 address nor a DNS name"),
-            "write an address or name and perhaps a port: \"203.0.113.10:443\", \"db.example.com:443\"",
-        )
+        return Ok(text.to_ascii_lowercase());
     }
+    wrong!(
+        "{text:?} is neither an IPv4 address nor a DNS name",
+        "write an address or name and perhaps a port: \"203.0.113.10:443\", \"db.example.com:443\""
+    )
 }
 
-/// An address that a packet on the wire can be from and for.
+/// Reads an address that a packet on the wire can be from and for.
 pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
-    let Ok(address) = text.parse::<Ipv4Addr>() else {
-        if without_leading_zeros(text).parse::<Ipv4Addr>().is_ok() {
-            return leading_zero(text);
-        }
-        let fix = if text.parse::<Ipv6Addr>().is_ok() {
-            "this version knows IPv4 only".to_owned()
-        } else if let Some((address, _)) = text.split_once('/').filter(|(a, _)| a.parse::<Ipv4Addr>().is_ok())
-        {
-            format!("one address is wanted, not a network: \"{address}\"")
-        } else {
-            "write four numbers from 0 to 255: \"10.0.2.68\"".to_owned()
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return match no_target(address) {
+            Some(why) => wrong!("{address} is {why}", "name another address"),
+            None => Ok(address),
         };
-        return problem(format!("{text:?} is not an IPv4 address"), fix);
-    };
-    match no_target(address) {
-        Some(why) => problem(format!("{address} is {why}"), "name another address"),
-        None => Ok(address),
     }
+    if without_leading_zeros(text).parse::<Ipv4Addr>().is_ok() {
+        return leading_zero(text);
+    }
+    let before_slash = text.split('/').next().filter(|address| address.parse::<Ipv4Addr>().is_ok());
+    let fix = if text.parse::<Ipv6Addr>().is_ok() {
+        "this version knows IPv4 only".to_owned()
+    } else if let Some(address) = before_slash {
+        format!("one address is wanted, not a network: \"{address}\"")
+    } else {
+        "write four numbers from 0 to 255: \"10.0.2.68\"".to_owned()
+    };
+    wrong!("{text:?} is not an IPv4 address", "{fix}")
 }
 
-/// Why packets cannot be sent to an address by this router; `None` if they can.
+/// Returns the reason why this router cannot send packets to an address; `None` if it can.
 pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
     if address == AZURE_PLATFORM {
         Some("Azure's platform address (probes, DNS, DHCP), whose traffic is never translated")
@@ -295,9 +260,9 @@ pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// What a network consists of if none of its addresses is a host that packets go to or come from
-/// over a wire; `None` if some are. The same addresses as
-/// [`router_common::local::is_martian_source`] knows.
+/// Returns the kind of addresses in a network of martians, which no packet on a wire is from or
+/// for; `None` for other networks. The same addresses as
+/// [`router_common::local::is_martian_source`].
 pub(super) fn no_unicast(network: &Ipv4Net) -> Option<&'static str> {
     const NONE: [(Ipv4Net, &str); 4] = [
         (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "addresses of \"this network\""),
@@ -308,45 +273,69 @@ pub(super) fn no_unicast(network: &Ipv4Net) -> Option<&'static str> {
     NONE.iter().find(|(none, _)| none.contains(network)).map(|(_, kind)| *kind)
 }
 
+/// Reads an IPv4 network.
 pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
-    if let Ok(address) = text.parse::<Ipv4Addr>() {
-        return problem(
-            format!("{text:?} is an address, not a network"),
-            format!("write \"{address}/32\" for this address alone"),
+    match Some(text).filter(|text| !text.contains(':')).map(network_of_either).transpose()? {
+        Some(IpNet::V4(network)) => Ok(network),
+        Some(IpNet::V6(_)) | None => wrong!("{text:?} is not a network", "this version knows IPv4 only"),
+    }
+}
+
+/// Reads an IPv4 or IPv6 network.
+pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
+    let (most, example) = if text.contains(':') { (128, "fd00:9::/64") } else { (32, "10.0.2.64/26") };
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return wrong!(
+            "{text:?} is an address, not a network",
+            "write \"{address}/{most}\" for this address alone"
         );
     }
     if has_leading_zero(text) && !text.contains(':') {
         return leading_zero(text);
     }
-    let Ok(network) = text.parse::<Ipv4Net>() else {
-        let fix = if text.contains(':') {
-            "this version knows IPv4 only".to_owned()
-        } else if text
-            .split_once('/')
-            .is_some_and(|(a, p)| a.parse::<Ipv4Addr>().is_ok() && p.parse::<u32>().is_ok())
-        {
-            "the prefix length is 0 to 32".to_owned()
+    let Ok(network) = text.parse::<IpNet>() else {
+        let parts =
+            text.split_once('/').map(|(address, length)| (address.parse::<IpAddr>(), length.parse::<u32>()));
+        return if let Some((Ok(_), Ok(_))) = parts {
+            wrong!("{text:?} is not a network", "the prefix length is 0 to {most}")
         } else {
-            "write an address and a prefix length: \"10.0.2.64/26\"".to_owned()
+            wrong!("{text:?} is not a network", "write an address and a prefix length: \"{example}\"")
         };
-        return problem(format!("{text:?} is not a network"), fix);
     };
-    if network.trunc() != network {
-        return problem(
-            format!("{network} has bits set after its first {}", network.prefix_len()),
-            format!("write \"{}\", the network this address is in", network.trunc()),
+    no_host_bits(network)?;
+    let (address, length) = (network.addr(), network.prefix_len());
+    if let (IpAddr::V4(ipv4), Some(length), true) =
+        (address.to_canonical(), length.checked_sub(96), most == 128)
+    {
+        return wrong!(
+            "{network} are addresses of IPv4, which no IPv6 packet has",
+            "write \"{ipv4}/{length}\""
         );
     }
-    if network.addr() == AZURE_PLATFORM && network.prefix_len() == 32 {
-        return problem(
-            format!("{AZURE_PLATFORM} is Azure's platform address, whose traffic is never translated"),
-            "leave it out",
+    if address == IpAddr::V4(AZURE_PLATFORM) && length == 32 {
+        return wrong!(
+            "{address} is Azure's platform address, whose traffic is never translated",
+            "leave it out"
         );
+    }
+    if address.is_ipv6() && address.is_multicast() {
+        return wrong!("{network} are addresses of many, which no packet comes from", "leave it out");
     }
     Ok(network)
 }
 
-/// Reads one who may probe: an address or a network, of either family.
+fn no_host_bits(network: IpNet) -> Result<(), Problem> {
+    let (length, plain) = (network.prefix_len(), network.trunc());
+    if plain == network {
+        return Ok(());
+    }
+    wrong!(
+        "{network} has bits set after its first {length}",
+        "write \"{plain}\", the network this address is in"
+    )
+}
+
+/// Reads an address or network of the load balancer's probes, of either family.
 pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
     const FIX: &str = "write an address or a network: \"168.63.129.16\", \"10.0.9.0/24\"";
     if has_leading_zero(text) && !text.contains(':') {
@@ -356,96 +345,42 @@ pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
         return Ok(address.to_canonical().into());
     }
     let Ok(network) = text.parse::<IpNet>() else {
-        return problem(format!("{text:?} is neither an address nor a network"), FIX);
+        return wrong!("{text:?} is neither an address nor a network", "{FIX}");
     };
-    if network.trunc() != network {
-        return problem(
-            format!("{network} has bits set after its first {}", network.prefix_len()),
-            format!("write \"{}\", the network this address is in", network.trunc()),
-        );
-    }
-    if let IpNet::V6(network) = network
-        && network.addr().to_ipv4_mapped().is_some()
-    {
-        return problem(format!("{network} is a network of IPv4 written as IPv6"), FIX);
+    no_host_bits(network)?;
+    if network.addr().is_ipv6() && network.addr().to_canonical().is_ipv4() {
+        return wrong!("{network} is a network of IPv4 written as IPv6", "{FIX}");
     }
     Ok(network)
 }
 
-/// A name that requests give in `Host`, in the form that they are compared in.
+/// Reads a name of `Host` headers, in the form that they are compared in.
 pub(super) fn host_name(text: &str) -> Result<String, Problem> {
-    let example = "write a name as in a URL, without a port: \"router.example.com\"";
-    if let Ok(address) = text.parse::<IpAddr>() {
-        // As it stands in a URL (RFC 3986 3.2.2).
-        return Ok(match address {
-            IpAddr::V4(address) => address.to_string(),
-            IpAddr::V6(address) => format!("[{address}]"),
-        });
+    const FIX: &str = "write a name as in a URL, without a port: \"router.example.com\"";
+    // As it stands in a URL (RFC 3986 3.2.2).
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => return Ok(address.to_string()),
+        Ok(IpAddr::V6(address)) => return Ok(format!("[{address}]")),
+        Err(_) => {}
     }
     if text.contains([':', '/', '*']) {
-        return problem(format!("{text:?} is more or less than a name"), example);
+        return wrong!("{text:?} is more or less than a name", "{FIX}");
     }
     match dns_name(text) {
         Ok(name) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
-        Err(_) => problem(format!("{text:?} is not a name"), example),
+        Err(_) => wrong!("{text:?} is not a name", "{FIX}"),
     }
-}
-
-/// An IPv4 or IPv6 network.
-pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
-    if text.contains(':') { ipv6_network(text).map(Into::into) } else { network(text).map(Into::into) }
-}
-
-fn ipv6_network(text: &str) -> Result<Ipv6Net, Problem> {
-    if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return problem(
-            format!("{text:?} is an address, not a network"),
-            format!("write \"{address}/128\" for this address alone"),
-        );
-    }
-    let Ok(network) = text.parse::<Ipv6Net>() else {
-        let fix = match text.split_once('/') {
-            Some((address, length))
-                if address.parse::<Ipv6Addr>().is_ok() && length.parse::<u32>().is_ok() =>
-            {
-                "the prefix length is 0 to 128"
-            }
-            _ => "write an address and a prefix length: \"fd00:9::/64\"",
-        };
-        return problem(format!("{text:?} is not a network"), fix);
-    };
-    if network.trunc() != network {
-        return problem(
-            format!("{network} has bits set after its first {}", network.prefix_len()),
-            format!("write \"{}\", the network this address is in", network.trunc()),
-        );
-    }
-    if let Some(ipv4) = network.addr().to_ipv4_mapped()
-        && let Some(length) = network.prefix_len().checked_sub(96)
-    {
-        return problem(
-            format!("{network} are addresses of IPv4, which no IPv6 packet has"),
-            format!("write \"{ipv4}/{length}\""),
-        );
-    }
-    if network.addr().is_multicast() {
-        return problem(
-            format!("{network} are addresses of many, which no packet comes from"),
-            "leave it out",
-        );
-    }
-    Ok(network)
 }
 
 pub(super) fn health_address(text: &str) -> Result<SocketAddr, Problem> {
-    socket_address(text, "0.0.0.0:8082")
+    socket_address(text, defaults::HEALTH)
 }
 
 pub(super) fn admin_address(text: &str) -> Result<SocketAddr, Problem> {
-    socket_address(text, "127.0.0.1:9090")
+    socket_address(text, defaults::ADMIN)
 }
 
-fn socket_address(text: &str, example: &str) -> Result<SocketAddr, Problem> {
+fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAddr, Problem> {
     // Of IPv6, only the port: groups of an address are hexadecimal, and may have leading zeros.
     let numbers = match text.rsplit_once("]:") {
         Some((_, port)) => port,
@@ -455,104 +390,92 @@ fn socket_address(text: &str, example: &str) -> Result<SocketAddr, Problem> {
     if has_leading_zero(numbers) {
         return leading_zero(text);
     }
-    match text.parse::<SocketAddr>() {
-        Ok(address) if address.port() == 0 => {
-            problem("port 0 would be a different port every time", "ports are 1 to 65535")
+    let fix = match (text.parse::<SocketAddr>(), text.parse::<u16>(), text.parse::<IpAddr>()) {
+        (Ok(address), ..) if address.port() == 0 => {
+            return wrong!("port 0 would be a different port every time", "ports are 1 to 65535");
         }
-        Ok(address) => Ok(address),
-        Err(_) => {
-            let fix = if let Ok(port) = text.parse::<u16>() {
-                format!("write the address too: \"{}:{port}\"", example.split(':').next().unwrap_or_default())
-            } else if let Ok(address) = text.parse::<IpAddr>() {
-                format!("write the port too: \"{}\"", SocketAddr::new(address, 8082))
-            } else {
-                format!("write an address and a port: \"{example}\"")
-            };
-            problem(format!("{text:?} is not an address and port"), fix)
-        }
-    }
+        (Ok(address), ..) => return Ok(address),
+        (_, Ok(port), _) => format!("write the address too: \"{}:{port}\"", example.ip()),
+        (.., Ok(address)) => format!("write the port too: \"{}\"", SocketAddr::new(address, 8082)),
+        _ => format!("write an address and a port: \"{example}\""),
+    };
+    wrong!("{text:?} is not an address and port", "{fix}")
 }
 
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Problem> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        problem(format!("{text:?} is not an absolute path"), "start it with /")
+    if text.starts_with('/') {
+        return Ok(PathBuf::from(text));
     }
+    wrong!("{text:?} is not an absolute path", "start it with /")
 }
 
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, Problem> {
-    if text.len() > MAX_SOCKET_PATH {
-        return problem(
-            format!("the path has {} bytes, and a Unix socket's at most {MAX_SOCKET_PATH}", text.len()),
-            "choose a shorter one: \"/run/pls-router/api.sock\"",
+    let length = text.len();
+    if length > MAX_SOCKET_PATH {
+        let example = defaults::SOCKET;
+        return wrong!(
+            "the path has {length} bytes, and a Unix socket's at most {MAX_SOCKET_PATH}",
+            "choose a shorter one: \"{example}\""
         );
     }
     absolute_path(text)
 }
 
 pub(super) fn flows(number: i128) -> Result<u32, Problem> {
-    match u32::try_from(number) {
-        Ok(flows) if FLOWS.contains(&flows) => Ok(flows),
-        Ok(_) | Err(_) => problem(
-            format!("{number} is out of range"),
-            format!("it may be {} to {}", FLOWS.start(), FLOWS.end()),
-        ),
+    if let Some(flows) = u32::try_from(number).ok().filter(|flows| FLOWS.contains(flows)) {
+        return Ok(flows);
     }
+    let (least, most) = (FLOWS.start(), FLOWS.end());
+    wrong!("{number} is out of range", "it may be {least} to {most}")
 }
 
-/// More than any table has sessions is the same as no limit.
 pub(super) fn half_open(number: i128) -> Result<u32, Problem> {
-    let fix = "write at least 1, or leave it out";
     match number {
-        ..0 => problem(format!("{number} is out of range"), fix),
-        0 => problem("with 0 nobody could open a session", fix),
+        ..0 => wrong!("{number} is out of range", "write at least 1, or leave it out"),
+        0 => wrong!("with 0 nobody could open a session", "write at least 1, or leave it out"),
+        // More than any table has sessions is the same as no limit.
         1.. => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
     }
 }
 
-/// "pmtu" or "1360".
+/// Reads "pmtu" or "1360".
 pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
-    if text == "pmtu" {
-        return Ok(Mss::PathMtu);
-    }
-    if let Ok(number) = text.parse::<i128>() {
-        if has_leading_zero(text) {
-            return leading_zero(text);
+    let Ok(number) = text.parse::<i128>() else {
+        if text == "pmtu" {
+            return Ok(Mss::PathMtu);
         }
-        return match u16::try_from(number) {
-            Ok(bytes) if MSS.contains(&number) => Ok(Mss::Bytes(bytes)),
-            Ok(_) | Err(_) => problem(
-                format!("a segment of {number} bytes is out of range"),
-                format!(
-                    "it may be {} to {}: the MTU of the path less 40, e.g. 1360, or \"pmtu\"",
-                    MSS.start(),
-                    MSS.end()
-                ),
-            ),
-        };
+        let fix = did_you_mean(&text.to_ascii_lowercase(), &["pmtu"])
+            .unwrap_or_else(|| "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360".to_owned());
+        return wrong!("{text:?} is no size of a segment", "{fix}");
+    };
+    if has_leading_zero(text) {
+        return leading_zero(text);
     }
-    let fix = did_you_mean(&text.to_ascii_lowercase(), &["pmtu"])
-        .unwrap_or_else(|| "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360".to_owned());
-    problem(format!("{text:?} is no size of a segment"), fix)
+    if let Some(bytes) = u16::try_from(number).ok().filter(|_| MSS.contains(&number)) {
+        return Ok(Mss::Bytes(bytes));
+    }
+    let (least, most) = (MSS.start(), MSS.end());
+    wrong!(
+        "a segment of {number} bytes is out of range",
+        "it may be {least} to {most}: the MTU of the path less 40, e.g. 1360, or \"pmtu\""
+    )
 }
 
 pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
-    let Ok(duration) = humantime::parse_duration(text) else {
-        let fix = if text.parse::<u64>().is_ok() {
-            format!("say the unit: \"{text}s\"")
-        } else {
-            "write a number and a unit: \"300s\", \"5m\", \"2h 4m\"".to_owned()
-        };
-        return problem(format!("{text:?} is not a time"), fix);
-    };
-    if duration.subsec_nanos() != 0 || duration.is_zero() {
-        problem(format!("{text:?} is not a number of whole seconds"), "write at least \"1s\"")
-    } else if duration > MAX_TIMEOUT {
-        problem(format!("{text:?} is more than 30 days"), "write at most \"30d\"")
-    } else {
-        Ok(duration)
+    match humantime::parse_duration(text) {
+        Err(_) if text.parse::<u64>().is_ok() => {
+            wrong!("{text:?} is not a time", "say the unit: \"{text}s\"")
+        }
+        Err(_) => {
+            wrong!("{text:?} is not a time", "write a number and a unit: \"300s\", \"5m\", \"2h 4m\"")
+        }
+        Ok(duration) if duration.subsec_nanos() != 0 || duration.is_zero() => {
+            wrong!("{text:?} is not a number of whole seconds", "write at least \"1s\"")
+        }
+        Ok(duration) if duration > MAX_TIMEOUT => {
+            wrong!("{text:?} is more than 30 days", "write at most \"30d\"")
+        }
+        Ok(duration) => Ok(duration),
     }
 }
 
@@ -627,7 +550,7 @@ mod tests {
         refused(network, "10.77.0.0/024", "10.77.0.0/24");
         refused(network, "0.0.0.0/00", "0.0.0.0/0");
         refused(unicast, "10.0.02.68", "10.0.2.68");
-        refused(port, "0443", "443");
+        refused(|text| port(text, ""), "0443", "443");
         refused(health_address, "0.0.0.0:08082", "0.0.0.0:8082");
         refused(health_address, "0.0.0.00:8082", "0.0.0.0:8082");
         refused(health_address, "[::1]:08082", "[::1]:8082");
@@ -643,7 +566,7 @@ mod tests {
         assert!(snat_ports("01024-65535").unwrap_err().what.contains("leading zero"));
         // No number: a label of a name, a group of an IPv6 address.
         assert!(target("0123.example.com").is_ok() && health_address("[2001:0db8::01]:8082").is_ok());
-        assert!(port("+443").is_err() && port("").is_err());
+        assert!(port("+443", "").is_err() && port("", "").is_err());
     }
 
     #[test]

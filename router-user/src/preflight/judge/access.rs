@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::super::facts::{Facts, Interface, SocketAccess};
 use super::listed;
-use crate::config::{Config, Others};
+use crate::config::{Config, Others, Protocol};
 
 /// One of the daemon's listeners, and who reaches it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -94,7 +94,7 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
         .local
         .allow
         .iter()
-        .filter(|allow| allow.takes_tcp(listen.port()))
+        .filter(|allow| allow.takes(Protocol::Tcp, listen.port()))
         .map(|allow| format!("\"{allow}\""))
         .collect();
     let by_rule = match allowed.as_slice() {

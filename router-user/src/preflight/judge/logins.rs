@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Findings, listed};
-use crate::config::{Config, LocalAllow, Others};
+use crate::config::{Config, LocalAllow, Others, Protocol};
 use crate::preflight::facts::Ssh;
 
 /// Where an SSH server listens if nothing else is known of it.
@@ -28,7 +28,7 @@ fn nobody(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bo
     } else {
         return false;
     };
-    if ports.iter().any(|port| config.local.allow.iter().any(|allow| allow.takes_tcp(*port))) {
+    if ports.iter().any(|port| config.local.allow.iter().any(|allow| allow.takes(Protocol::Tcp, *port))) {
         return false;
     }
     let word = if ports.len() == 1 { "port" } else { "ports" };
@@ -55,7 +55,7 @@ fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
     let Some(session) = &ssh.session else {
         return;
     };
-    let allowed = |allow: &LocalAllow| allow.takes_tcp(session.port) && allow.is_for(session.peer);
+    let allowed = |allow: &LocalAllow| allow.takes(Protocol::Tcp, session.port) && allow.is_for(session.peer);
     if config.local.allow.iter().any(allowed) {
         return;
     }
