@@ -1,36 +1,39 @@
-//! Makes the type names in an object's BTF names that the kernel takes.
+//! Makes the type names in an object's BTF names that the kernel accepts.
 //!
-//! The kernel takes only names that C would (`btf_name_valid_identifier`, kernel/bpf/btf.c).
+//! The kernel accepts only names that C would (`btf_name_valid_identifier`, kernel/bpf/btf.c).
 //! bpf-linker rewrites the names of Rust's generic structures, but not of generic unions such as
-//! `MaybeUninit<u8>`; the kernel then refuses all of the object's BTF, and with it every program
-//! that needs some, such as one with a `bpf_loop` callback. Names are only ever shown to people, so
-//! each character that is not allowed becomes a `_`.
+//! `MaybeUninit<u8>`. The kernel then refuses all of the object's BTF, and every program that needs
+//! some, such as one with a `bpf_loop` callback. Names are for people only, so each character that
+//! is not allowed becomes a `_`.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use object::{Object as _, ObjectSection as _};
 
 const MAGIC: u16 = 0xeb9f;
 
-/// Renames in place. An object without BTF is left as it is.
+/// Renames in place. Leaves an object without BTF as it is.
 ///
 /// # Errors
 ///
-/// When the object is not a little-endian ELF64 file, or its BTF is damaged.
+/// Returns an error if the object is not an ELF file, or its BTF is damaged.
 pub(crate) fn sanitize(object: &mut [u8]) -> Result<()> {
-    let Some((start, end)) = find_section(object, b".BTF")? else { return Ok(()) };
-    let btf = object.get_mut(start..end).context("the .BTF section lies outside the object")?;
+    let section = object::File::parse(&*object)?.section_by_name(".BTF").map(|section| section.file_range());
+    let Some(range) = section else { return Ok(()) };
+    let (start, length) = range.context("the .BTF section has no bytes")?;
+    let (start, length) = (usize::try_from(start)?, usize::try_from(length)?);
+    let btf = object.get_mut(start..).and_then(|rest| rest.get_mut(..length));
+    let btf = btf.context("the .BTF section lies outside the object")?;
     // `struct btf_header`, include/uapi/linux/btf.h.
-    ensure!(u16_at(btf, 0)? == MAGIC, "the .BTF section does not begin with BTF's magic number");
-    let header = u32_at(btf, 4)?;
-    let types = header + u32_at(btf, 8)?;
-    let types_end = types + u32_at(btf, 12)?;
-    let strings = header + u32_at(btf, 16)?;
+    let magic = btf.first_chunk().map(|magic| u16::from_le_bytes(*magic));
+    ensure!(magic == Some(MAGIC), "the .BTF section does not begin with BTF's magic number");
+    let header = word(btf, 4)?;
+    let types = header + word(btf, 8)?;
+    let (end, strings) = (types + word(btf, 12)?, header + word(btf, 16)?);
     let mut at = types;
-    while at < types_end {
-        // `struct btf_type`, and what follows it by kind.
-        let name = u32_at(btf, at)?;
-        let info = u32_at(btf, at + 4)?;
-        let (kind, members) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
-        at += 12 + following(kind as u8, members)?;
+    while at < end {
+        // `struct btf_type`, and then by kind.
+        let (name, info) = (word(btf, at)?, word(btf, at + 4)?);
+        at += 12 + trailing_bytes((info >> 24) & 0x1f, info & 0xffff)?;
         if name != 0 {
             rename(btf.get_mut(strings + name..).context("a type's name lies outside BTF's strings")?);
         }
@@ -38,8 +41,8 @@ pub(crate) fn sanitize(object: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The length of what follows a `struct btf_type` of this kind.
-fn following(kind: u8, members: usize) -> Result<usize> {
+/// Returns the number of bytes after a `struct btf_type` of this kind.
+fn trailing_bytes(kind: usize, members: usize) -> Result<usize> {
     Ok(match kind {
         // INT, VAR, DECL_TAG
         1 | 14 | 17 => 4,
@@ -63,46 +66,13 @@ fn rename(name: &mut [u8]) {
     }
 }
 
-/// Where a section's bytes are in an ELF64 file.
-fn find_section(object: &[u8], wanted: &[u8]) -> Result<Option<(usize, usize)>> {
-    ensure!(object.starts_with(b"\x7fELF\x02\x01"), "not a little-endian ELF64 file");
-    // `Elf64_Ehdr`: e_shoff, e_shentsize, e_shnum, e_shstrndx.
-    let table = u64_at(object, 0x28)?;
-    let size = usize::from(u16_at(object, 0x3a)?);
-    let count = usize::from(u16_at(object, 0x3c)?);
-    let names = table + size * usize::from(u16_at(object, 0x3e)?);
-    // `Elf64_Shdr`: sh_name, sh_offset, sh_size.
-    let names = u64_at(object, names + 0x18)?;
-    for header in (0..count).map(|index| table + index * size) {
-        let name = names + u32_at(object, header)?;
-        let name = object.get(name..).context("a section's name lies outside the object")?;
-        if name.split(|byte| *byte == 0).next() == Some(wanted) {
-            let start = u64_at(object, header + 0x18)?;
-            return Ok(Some((start, start + u64_at(object, header + 0x20)?)));
-        }
-    }
-    Ok(None)
-}
-
-fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
-    let bytes = bytes.get(at..).and_then(<[u8]>::first_chunk);
-    bytes.copied().context("the object ends too early")
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {
-    Ok(u16::from_le_bytes(bytes_at(bytes, at)?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<usize> {
-    Ok(usize::try_from(u32::from_le_bytes(bytes_at(bytes, at)?))?)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Result<usize> {
-    Ok(usize::try_from(u64::from_le_bytes(bytes_at(bytes, at)?))?)
+fn word(bytes: &[u8], at: usize) -> Result<usize> {
+    let word = bytes.get(at..).and_then(<[u8]>::first_chunk).context("BTF ends too early")?;
+    Ok(usize::try_from(u32::from_le_bytes(*word))?)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// BTF of a union `U<u8>` with one member, then an integer `u8`.
@@ -118,12 +88,14 @@ mod tests {
         btf
     }
 
-    /// An ELF64 file with that BTF.
-    fn object() -> Vec<u8> {
+    /// An ELF64 file for BPF with that BTF.
+    pub(crate) fn object() -> Vec<u8> {
         let names = b"\0.BTF\0.names\0";
         let btf = btf();
         let mut object = vec![0; 64];
-        object[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        object[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        // EM_BPF
+        object[18] = 247;
         let names_at = object.len() as u64;
         object.extend(names);
         let btf_at = object.len() as u64;

@@ -9,48 +9,33 @@
 //! ```
 //!
 //! and the crate then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask
-//! setup` uses the same search, so what it calls ready is what the build uses.
+//! setup` uses the same search, so the build uses the toolchain that it reports as ready.
 //!
-//! `aya_build::build_ebpf` does this job for a rustup nightly only; here a distribution's compiler
-//! with a prebuilt `core` for BPF serves as well, which is what a machine without access to
-//! rustup's servers has.
+//! `aya_build::build_ebpf` needs rustup's nightly. A machine without access to rustup's servers can
+//! use a distribution's compiler with a prebuilt `core` for BPF here.
 
 mod btf;
-mod compile;
-mod env;
-mod llvm;
+mod command;
+mod find;
 mod probe;
-mod search;
+mod toolchain;
 
-use std::path::Path;
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-pub use compile::{Action, cargo, target_dir};
+use anyhow::{Context as _, bail};
+
+pub use command::{Action, cargo, target_dir};
+pub use find::{Missing, Rejection, find, private_tools};
 pub use probe::forget_failures;
-pub use search::{Core, Missing, Rejection, Toolchain, find, private_tools};
-
-/// The compilation target: little-endian BPF, as are x86_64 and aarch64.
-pub const TARGET: &str = "bpfel-unknown-none";
-
-/// The linker that turns rustc's bitcode into a BPF object.
-pub const LINKER: &str = "bpf-linker";
-
-/// The linker's release that `cargo xtask setup` installs: the newest that borrows the LLVM of the
-/// compiler at run time. Later ones link to an LLVM of the system, which few systems have in the
-/// right version.
-pub const LINKER_VERSION: &str = "0.10.1";
-
-/// Names the rustc to compile with, before any that is found.
-pub const RUSTC_VARIABLE: &str = "PLS_ROUTER_BPF_RUSTC";
-
-/// Names the bpf-linker to link with, before any that is found.
-pub const LINKER_VARIABLE: &str = "PLS_ROUTER_BPF_LINKER";
+pub use toolchain::{Core, LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TARGET, Toolchain};
 
 /// Compiles the binary `bin` of `router-ebpf` and puts the object at `$OUT_DIR/<bin>`. For build
 /// scripts.
 ///
 /// Tells cargo exactly which files the object depends on, so that an unchanged tree rebuilds
-/// nothing. On failure the reason is on standard error, where cargo shows it.
+/// nothing. Writes the reason of a failure to standard error, where cargo shows it.
 pub fn build_script(bin: &str) -> ExitCode {
     match try_build_script(bin) {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,28 +47,63 @@ pub fn build_script(bin: &str) -> ExitCode {
 }
 
 fn try_build_script(bin: &str) -> anyhow::Result<()> {
-    let manifest_dir = env::required("CARGO_MANIFEST_DIR")?;
-    let out_dir = env::required("OUT_DIR")?;
-    let workspace = env::workspace_above(Path::new(&manifest_dir))?;
-
+    let variable =
+        |name| env::var_os(name).with_context(|| format!("{name} is not set: is this run by cargo?"));
+    let out_dir = PathBuf::from(variable("OUT_DIR")?);
+    let workspace = workspace_above(variable("CARGO_MANIFEST_DIR")?.as_ref())?;
     for variable in [RUSTC_VARIABLE, LINKER_VARIABLE] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     // Whole directories: cargo looks for the newest file below them. Not the workspace itself,
     // where anything else would count too.
-    for input in [
-        "router-ebpf/Cargo.toml",
-        "router-ebpf/src",
-        "router-common/Cargo.toml",
-        "router-common/src",
-        "Cargo.toml",
-        "Cargo.lock",
-    ] {
-        println!("cargo:rerun-if-changed={}", workspace.join(input).display());
+    for package in ["router-ebpf", "router-common"].map(|package| workspace.join(package)) {
+        println!("cargo:rerun-if-changed={}", package.join("Cargo.toml").display());
+        println!("cargo:rerun-if-changed={}", package.join("src").display());
+    }
+    for file in ["Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", workspace.join(file).display());
     }
 
-    let target_dir = target_dir(&workspace, Some(Path::new(&out_dir)));
+    let target_dir = target_dir(&workspace, Some(&out_dir));
     let toolchain = find(&target_dir)?;
-    let object = compile::compile(&toolchain, &workspace, &target_dir, bin)?;
-    compile::install(&object, &Path::new(&out_dir).join(bin))
+    let status = cargo(&toolchain, Action::Build, &target_dir)?
+        .args(["--package", "router-ebpf", "--bin", bin])
+        .current_dir(&workspace)
+        // A build script's standard output is for instructions to cargo.
+        .stdout(std::io::stderr())
+        .status()
+        .context("cannot start cargo for the BPF target")?;
+    if !status.success() {
+        bail!("the BPF program `{bin}` of router-ebpf does not compile (with {toolchain}); see above");
+    }
+    install(&target_dir.join(TARGET).join("release").join(bin), &out_dir.join(bin))
+}
+
+/// Returns the root of the workspace: the nearest directory above `start` with a `Cargo.lock`.
+fn workspace_above(start: &Path) -> anyhow::Result<PathBuf> {
+    let root = start.ancestors().find(|dir| dir.join("Cargo.lock").is_file());
+    root.map(Path::to_path_buf).with_context(|| format!("no Cargo.lock in {} or above it", start.display()))
+}
+
+/// Copies the object and makes its type names ones that the kernel accepts. Does not touch a copy
+/// that is the same already.
+fn install(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let mut object = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    btf::sanitize(&mut object).with_context(|| format!("{} is no BPF object", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == object) {
+        return Ok(());
+    }
+    std::fs::write(to, object).with_context(|| format!("cannot write {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_is_found_from_a_package() {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(workspace_above(package).ok().as_deref(), package.parent());
+        workspace_above(Path::new("/")).unwrap_err();
+    }
 }
