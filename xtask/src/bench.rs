@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::lab;
 use crate::packages::Use;
-use crate::{Verb, lab};
+use crate::verb::Verb;
 
 pub(crate) const VERB: Verb = Verb {
     name: "bench",

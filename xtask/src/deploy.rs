@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use crate::{Verb, setup, system, workspace};
+use crate::verb::Verb;
+use crate::{system, toolchain, workspace};
 use remote::{Output, Remote, Root, Ssh};
 
 pub(crate) const VERB: Verb = Verb {
@@ -179,7 +180,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn build() -> Result<PathBuf> {
-    setup::toolchain()?;
+    toolchain::bpf()?;
     let mut build = workspace::cargo("build");
     build.args(["--release", "--package", "router-user", "--bin", BINARY]);
     system::run(&mut build)?;

@@ -8,7 +8,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::packages::{self, Use};
-use crate::{Verb, setup, system, workspace};
+use crate::verb::Verb;
+use crate::{system, toolchain, workspace};
 
 pub(crate) const VERB: Verb = Verb {
     name: "lab",
@@ -28,7 +29,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 /// Builds the router and `program` of the lab's package, and becomes that program. What it uses
 /// beside the lab's packages it can do without.
 pub(crate) fn become_program(program: &str, arguments: &[OsString], uses: &[Use]) -> Result<ExitCode> {
-    setup::toolchain()?;
+    toolchain::bpf()?;
     if !arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         system::require_root(program, "it makes network namespaces and loads BPF programs")?;
         system::check_kernel()?;

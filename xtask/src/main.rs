@@ -7,20 +7,14 @@ mod packages;
 mod setup;
 mod system;
 mod test;
+mod toolchain;
+mod verb;
 mod vm;
 mod workspace;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// One verb: its name, its line in the help, its own help (none: the program that it starts has
-/// one), and what it does.
-struct Verb {
-    name: &'static str,
-    about: &'static str,
-    help: Option<&'static str>,
-    run: fn(&[OsString]) -> anyhow::Result<ExitCode>,
-}
+use verb::Verb;
 
 const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, vm::VERB, deploy::VERB];
 

@@ -15,7 +15,8 @@ use anyhow::{Result, anyhow};
 use bpf_build::{Action, Toolchain};
 
 use crate::packages::{self, Shortfall, Use};
-use crate::{Verb, lab, setup, system, vm, workspace};
+use crate::verb::Verb;
+use crate::{lab, system, toolchain, vm, workspace};
 use report::{Outcome, Report};
 
 pub(crate) const VERB: Verb = Verb {
@@ -229,7 +230,7 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
     let mut toolchain = None;
     if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Vm, Group::Soak]) {
         let start = Instant::now();
-        match setup::toolchain() {
+        match toolchain::bpf() {
             Ok(found) => toolchain = Some(found),
             Err(error) => {
                 eprintln!("error: {error:#}");
@@ -286,7 +287,7 @@ fn clippy(report: &mut Report, prepared: &Prepared) {
     let Some(toolchain) = &prepared.toolchain else {
         return report.skip(name, "there is no toolchain for BPF");
     };
-    if let Err(error) = setup::clippy_for(toolchain) {
+    if let Err(error) = toolchain::clippy_for(toolchain) {
         return report.skip(name, &format!("{error:#}"));
     }
     match bpf_build::cargo(toolchain, Action::Clippy, &workspace::bpf_target_dir()) {

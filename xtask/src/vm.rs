@@ -15,7 +15,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{Verb, setup, system, workspace};
+use crate::verb::Verb;
+use crate::{system, toolchain, workspace};
 use kernel::Kernel;
 pub(crate) use tools::Tools;
 
@@ -96,7 +97,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
         bail!("{obstacle}");
     }
     let tools = Tools::ready()?;
-    setup::toolchain()?;
+    toolchain::bpf()?;
     let tests = build(if options.quick { QUICK_TESTS } else { TESTS })?;
     let script = script(&tests, &options)?;
     let mut good = true;

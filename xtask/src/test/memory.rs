@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::report::Report;
 use super::{libtest, test_command};
-use crate::{setup, workspace};
+use crate::{toolchain, workspace};
 
 /// The package that has all of it.
 const PACKAGE: &str = "router-common";
@@ -20,7 +20,7 @@ pub(super) fn run(report: &mut Report, filter: Option<&OsStr>) {
         [filter.unwrap_or(OsStr::new("models::"))],
     );
     let name = format!("miri {PACKAGE}");
-    match setup::miri() {
+    match toolchain::miri() {
         Ok(mut command) => libtest::run(report, &name, with_miri(&mut command), filter),
         Err(error) => report.skip(&name, &format!("{error:#}")),
     }
