@@ -57,3 +57,4 @@ pub mod ipv6;
 pub mod local;
 #[cfg(feature = "user")]
 mod pod;
+pub mod policy;

@@ -13,6 +13,7 @@ use router_common::{
     entry::NextHop,
     maps::{route::Query, stages::Stage},
     packet::{ETHERNET_LENGTH, Frame as _, L4},
+    policy::disposition::{Departure, Disposition, dispose},
     rate::TokenBucket,
     reason::Reason,
     table::source_hash,
@@ -20,8 +21,7 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Transmit, Work, established::address, flows, next_hop, punt, rules, scratch::Scratch,
-    settings,
+    Exit, Outcome, Transmit, Work, established::address, next_hop, punt, rules, scratch::Scratch, settings,
 };
 
 /// What the sender of a packet is to be told.
@@ -52,32 +52,16 @@ pub(crate) fn time_exceeded() -> Exit {
     ask(Reason::TtlExpired, 0)
 }
 
-/// The packet is larger than its next hop takes, and must not be split.
-#[inline(always)]
-pub(crate) fn too_big(mtu: u16) -> Exit {
-    ask(Reason::TooBig, mtu)
-}
-
 /// The packet cannot open a session for want of a port: its sender is to know.
 #[inline(always)]
 pub(crate) fn rejected() -> Exit {
     ask(Reason::PortsExhausted, 0)
 }
 
-/// The packet, which is as it was received, cannot be forwarded for this reason: its sender is
-/// told, if the reason is one to be told of and the configuration says so.
-#[inline(always)]
-pub(crate) fn unreachable(work: &Work, reason: Reason) -> Exit {
-    match rules::rule_set(work.settings.version()) {
-        Some(rule_set) if rule_set.reject_unreachable != 0 && told(reason).is_some() => ask(reason, 0),
-        _ => reason.into(),
-    }
-}
-
 /// Has the packet answered, which must be as it was received. How it ends is then the answering
 /// program's to say.
 #[inline(always)]
-fn ask(silent: Reason, mtu: u16) -> Exit {
+pub(crate) fn ask(silent: Reason, mtu: u16) -> Exit {
     let Some(question) = QUESTION.get() else { return Reason::Internal.into() };
     question.silent.set(silent as u32);
     question.mtu.set(u32::from(mtu));
@@ -91,53 +75,44 @@ pub(crate) fn answer(work: &mut Work) -> Outcome {
     let question = QUESTION.get().ok_or(Reason::Internal)?;
     let silent = Reason::from_number(question.silent.get()).ok_or(Reason::Internal)?;
     let told = told(silent).ok_or(silent)?;
-    let next_hop = match build(work, &told, question.mtu.get() as u16) {
-        Ok(next_hop) => next_hop,
-        Err(Unanswered::Silent) => return Err(silent.into()),
-        Err(Unanswered::Left(reason)) => return Err(reason.into()),
-    };
+    let next_hop = build(work, silent, &told, question.mtu.get() as u16)?;
     address(work, &next_hop)?;
     Ok(Transmit { reason: told.reason, slot: u32::from(next_hop.slot) })
 }
 
-/// Why there is no answer to a packet.
-enum Unanswered {
-    /// There must be none, or cannot be. The packet is as it was received.
-    Silent,
-    /// The packet has been left: to wait for the neighbour that the answer would go to, or since
-    /// something went wrong.
-    Left(Reason),
-}
+/// The frame has been changed already, so that the packet is in pieces.
+const BROKEN: Reason = Reason::Internal;
 
-/// Where the frame has been changed already.
-const BROKEN: Unanswered = Unanswered::Left(Reason::Internal);
-
-/// Makes the packet its answer, from the EtherType on; where that leaves.
+/// Makes the packet its answer, from the EtherType on, and returns where that leaves.
+///
+/// # Errors
+/// Returns the reason `silent` where there must be no answer, or cannot be: the packet is as it was
+/// received. Or it has left already, to wait for the neighbour that the answer would go to.
 #[inline(always)]
-fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> {
-    let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(Unanswered::Silent)?;
-    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(Unanswered::Silent)?;
+fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextHop, Reason> {
+    let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(silent)?;
+    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(silent)?;
     let sender = source(&about);
     if !may_be_answered(destination_mac, &about) || rules::is_local(sender) {
-        return Err(Unanswered::Silent);
+        return Err(silent);
     }
     let ip_length = u16::from_be_bytes([about[2], about[3]]);
     let is_own = rules::is_local(destination(&about));
     if about[9] == Protocol::Tcp as u8 && !matches!(told.reset, Reset::Never) {
-        let segment = Segment(*work.frame.bytes(L4 + 8).ok_or(Unanswered::Silent)?);
+        let segment = Segment(*work.frame.bytes(L4 + 8).ok_or(silent)?);
         if matches!(told.reset, Reset::Always) || (is_own && segment.opens()) {
             if !segment.may_be_reset(&about) || !may_be_told(Some(Limited::Reset), sender) {
-                return Err(Unanswered::Silent);
+                return Err(silent);
             }
             // As if from whom the packet was for.
-            let [a, b, c, d]: [u8; 4] = *work.frame.bytes(L4).ok_or(Unanswered::Silent)?;
+            let [a, b, c, d]: [u8; 4] = *work.frame.bytes(L4).ok_or(silent)?;
             let query = Query::new(
                 Protocol::Tcp as u8,
                 0,
                 (destination(&about), Port([c, d])),
                 (sender, Port([a, b])),
             );
-            let next_hop = way_back(work, ip_length, &query)?;
+            let next_hop = way_back(work, ip_length, silent, &query)?;
             work.frame.resize(RESET_FRAME).ok_or(BROKEN)?;
             write_reset(work.frame.bytes_mut(0).ok_or(BROKEN)?, &about, segment);
             return Ok(next_hop);
@@ -148,26 +123,26 @@ fn build(work: &mut Work, told: &Told, mtu: u16) -> Result<NextHop, Unanswered> 
     // 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };
     if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
-        return Err(Unanswered::Silent);
+        return Err(silent);
     }
     let nothing = Port([0; 2]);
     let query = Query::new(Protocol::Icmp as u8, 0, (from, nothing), (sender, nothing));
-    let next_hop = way_back(work, ip_length, &query)?;
+    let next_hop = way_back(work, ip_length, silent, &query)?;
     work.frame.resize(ERROR_FRAME).ok_or(BROKEN)?;
     write_error(work.frame.bytes_mut(0).ok_or(BROKEN)?, &about, from, error);
     Ok(next_hop)
 }
 
-/// Where an answer leaves. If its neighbour is not known yet, the packet waits for it; who traces a
-/// route may never have had an answer from here.
+/// Returns the next hop of an answer. If its neighbour is not known yet, the packet waits for it:
+/// who traces a route may never have had an answer from here.
 #[inline(always)]
-fn way_back(work: &Work, ip_length: u16, query: &Query) -> Result<NextHop, Unanswered> {
-    match next_hop::resolve(work, query) {
-        Ok(next_hop) => Ok(next_hop),
-        Err(Reason::Resolving) if work.settings.daemon_is_there(flows::now()) => {
-            Err(Unanswered::Left(punt::wait(work, ip_length)))
-        }
-        Err(_) => Err(Unanswered::Silent),
+fn way_back(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Result<NextHop, Reason> {
+    let next_hop = next_hop::resolve(work, query);
+    let disposition = dispose(next_hop.map(|next_hop| next_hop.mtu), &Departure::of_answer(silent), work);
+    match (disposition, next_hop) {
+        (Disposition::Transmit, Ok(next_hop)) => Ok(next_hop),
+        (Disposition::Wait, _) => Err(punt::wait(work, ip_length)),
+        _ => Err(silent),
     }
 }
 

@@ -9,11 +9,13 @@ use router_common::{
     fragment::Fragment,
     maps::stages::Stage,
     packet::{self, Frame as _},
+    policy::disposition::Departure,
     reason::Reason,
 };
 
 use crate::{
-    Exit, Outcome, Transmit, Work, datagrams, departure,
+    Exit, Outcome, Transmit, Work, datagrams,
+    departure::{self, Leaving, dispose, end_without_next_hop},
     established::{address, touch},
     flows, known, local, next_hop, peers, punt, rules,
 };
@@ -92,11 +94,14 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
         return Err(Reason::WrongInterface.into());
     }
     let rewrite = slot.entry.rewrite();
+    let ip_length = fragment.ip_length();
+    let departing = Departure::of_later_fragment(ip_length, fragment.dont_fragment);
     // Before it is entered into its datagram: one that has to wait comes here again.
     let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation()) {
         slot.entry.next_hop()
     } else {
-        departure::find_next_hop(work, fragment.ip_length(), &next_hop::query(work, &flow, &rewrite))?
+        departure::find_next_hop(work, &next_hop::query(work, &flow, &rewrite))
+            .map_err(|reason| end_without_next_hop(work, ip_length, reason, &departing))?
     };
     datagrams::cover(fragment)?;
     if fragment.ttl <= 1 {
@@ -107,17 +112,14 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
-    let too_big = fragment.ip_length() > next_hop.mtu;
-    if too_big && (fragment.dont_fragment || !work.settings.daemon_is_there(flows::now())) {
-        return Err(Reason::TooBig.into());
-    }
+    let Leaving { is_split, .. } = dispose(work, ip_length, Ok(next_hop), &departing)?;
     let now = work.stats.now();
     touch(&slot.entry, work.frame.length(), now);
     let tag = slot.tag();
     slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     work.stats.translated(tag, work.frame.length());
-    if too_big {
-        return Err(punt::split(work, fragment.ip_length(), &next_hop).into());
+    if is_split {
+        return Err(punt::split(work, ip_length, &next_hop).into());
     }
     address(work, &next_hop)?;
     Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })

@@ -3,8 +3,8 @@
 
 use aya_log_ebpf::debug;
 use router_common::{
-    entry::NextHop,
     packet::{Frame as _, Packet},
+    policy::disposition::Departure,
     reason::Reason,
     session::Connection,
     table::Slot,
@@ -13,7 +13,8 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, claim, departure,
+    Exit, Outcome, Work, answer, claim,
+    departure::{self, Leaving, dispose},
     established::{send, touch, translate},
     flows, mss, next_hop, punt, sockets, track, unfinished,
 };
@@ -73,7 +74,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
     let known = slot.entry.next_hop();
     let next_hop = match claim::next_hop_of(&packet.key) {
-        Some(next_hop) if first => next_hop,
+        Some(next_hop) if first => Ok(next_hop),
         // Frames that are too short for the fast path come here one and all, and need not ask each
         // time. A handshake does, since what it says of sizes has to be right, and so does a packet
         // that seems too big.
@@ -81,11 +82,12 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
             && known.is_of(work.settings.next_hop_generation())
             && length <= known.mtu =>
         {
-            known
+            Ok(known)
         }
-        _ => departure::find_next_hop(work, packet.ip_length, &next_hop::query(work, &packet.key, &rewrite))?,
+        _ => departure::find_next_hop(work, &next_hop::query(work, &packet.key, &rewrite)),
     };
-    may_leave(work, packet, &next_hop)?;
+    let departing = Departure::of_packet(length, packet.dont_fragment);
+    let Leaving { next_hop, is_split } = dispose(work, packet.ip_length, next_hop, &departing)?;
     let fast = track::follow(slot, packet);
     let now = work.stats.now();
     touch(&slot.entry, work.frame.length(), now);
@@ -110,7 +112,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
         slot.entry.forget_next_hop();
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
-    if length > next_hop.mtu {
+    if is_split {
         translate(work, packet, &slot.entry)?;
         work.stats.translated(tag, work.frame.length());
         return Err(punt::split(work, packet.ip_length, &next_hop).into());
@@ -134,21 +136,4 @@ fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
     }
     slot.note_seen(tag.seen(), tag.seen().and_reset());
     true
-}
-
-/// Whether the next hop takes a packet, or somebody can split it.
-///
-/// # Errors
-/// Why not.
-#[inline(always)]
-pub(crate) fn may_leave(work: &Work, packet: &Packet, next_hop: &NextHop) -> Result<(), Exit> {
-    if unfinished::length_on_wire(work, packet) <= next_hop.mtu {
-        Ok(())
-    } else if packet.dont_fragment {
-        Err(answer::too_big(next_hop.mtu))
-    } else if work.settings.daemon_is_there(flows::now()) {
-        Ok(())
-    } else {
-        Err(Reason::TooBig.into())
-    }
 }

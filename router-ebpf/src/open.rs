@@ -4,6 +4,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, progra
 use router_common::{
     maps::{route::Query, stages::Stage},
     packet::{self, Packet},
+    policy::disposition::Departure,
     ports::SourcePorts,
     reason::Reason,
     table::source_hash,
@@ -11,8 +12,11 @@ use router_common::{
 };
 
 use crate::{
-    Exit, Outcome, Work, answer, claim, departure, fragment, frame::XdpFrame, known, next_hop, rules,
-    unfinished,
+    Exit, Outcome, Work, answer, claim,
+    departure::{self, Leaving, dispose},
+    fragment,
+    frame::XdpFrame,
+    next_hop, rules, unfinished,
 };
 
 /// Decides whether a packet opens a session. [`claim`] does the rest, in a program of its own: the
@@ -44,7 +48,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
             return Err(Reason::NoSession.into());
         }
         Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer::time_exceeded()),
-        Err(reason) => return Err(answer::unreachable(work, reason)),
+        Err(reason) => return Err(departure::refuse(work, reason)),
     };
     if opening_is_intact(work.frame.context().ctx) == 0 && !unfinished::is_unfinished(work, packet) {
         return Err(Reason::BadChecksum.into());
@@ -59,13 +63,15 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         (packet.key.source, packet.key.source_port),
         (found.target, found.target_port),
     );
-    let next_hop = departure::find_next_hop(work, packet.ip_length, &query)?;
+    let next_hop = departure::find_next_hop(work, &query);
+    let length = unfinished::length_on_wire(work, packet);
+    let departing = Departure::of_packet(length, packet.dont_fragment);
+    let Leaving { next_hop, .. } = dispose(work, packet.ip_length, next_hop, &departing)?;
     let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(version, *snat));
     let snat = match again.or_else(|| rule_set.snat_address(random())) {
         Some(given) => given,
         None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
     };
-    known::may_leave(work, packet, &next_hop)?;
     let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds(), packet.key.source));
     claim::prepare(packet, &found, snat, ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))

@@ -17,7 +17,7 @@ use router_common::{
     reason::Reason,
 };
 
-use crate::{Work, flows, frame::XdpFrame, next_hop, settings};
+use crate::{Work, frame::XdpFrame, next_hop};
 
 /// Packets for the daemon, which reads them: room for nearly 300.
 #[map]
@@ -107,10 +107,7 @@ const FAILED: u32 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) -> u32 {
-    let (Some(settings), Some(neighbour)) = (settings::get(), next_hop::neighbour()) else { return FAILED };
-    if !settings.daemon_is_there(flows::now()) {
-        return UNRESOLVED;
-    }
+    let Some(neighbour) = next_hop::neighbour() else { return FAILED };
     let frame = XdpFrame::new(XdpContext::new(context));
     let head = Head { neighbour, ..Head::new(Kind::Wait, ingress) };
     match put::<CAPACITY>(&frame, ip_length as u16, &head) {

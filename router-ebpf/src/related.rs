@@ -13,12 +13,18 @@ use router_common::{
     icmp::{CAPACITY, HEAD, Message},
     maps::stages::Stage,
     packet::{ETHERNET_LENGTH, Frame as _, IPV4_LENGTH, L4},
+    policy::disposition::Departure,
     reason::Reason,
     rewrite::Rewrite,
     tuple::{FlowKey, Protocol},
 };
 
-use crate::{Exit, Outcome, Transmit, Work, departure, established::address, flows, next_hop};
+use crate::{
+    Exit, Outcome, Transmit, Work,
+    departure::{self, Leaving, dispose},
+    established::address,
+    flows, next_hop,
+};
 
 /// The longest message that is loaded whole: some bytes of zero have room behind it.
 const WHOLE: usize = CAPACITY - size_of::<u32>();
@@ -74,14 +80,12 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     // do, whoever sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
     let next_hop = if known.is_of(generation) {
-        known
+        Ok(known)
     } else {
         // The way of the session's packets: a firewall on it knows what the error is about.
-        departure::find_next_hop(work, ip_length, &next_hop::query(work, &key, &rewrite))?
+        departure::find_next_hop(work, &next_hop::query(work, &key, &rewrite))
     };
-    if ip_length > next_hop.mtu {
-        return Err(Reason::TooBig.into());
-    }
+    let Leaving { next_hop, .. } = dispose(work, ip_length, next_hop, &Departure::of_icmp_error(ip_length))?;
     message.translate(&rewrite);
     store(work, message).ok_or(Reason::Internal)?;
     let nothing = Port([0, 0]);

@@ -176,6 +176,22 @@ fn without_an_address_nothing_opens_until_there_is_one() {
     }
 }
 
+/// As of any other packet that is too big: an address to come from would not make it fit.
+#[test]
+fn a_packet_that_is_too_big_is_answered_also_without_an_address_to_come_from() {
+    let mut world = World::with(Setup { snat: Vec::new(), ..Setup::default() });
+    ip("addr flush dev eth0");
+    ip("route add default via 10.0.2.65 dev eth0 onlink mtu lock 1000");
+    ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud permanent");
+    ip("neigh replace 10.0.2.69 lladdr 02:00:00:00:00:69 dev eth0 nud permanent");
+    let datagram = |length| udp_packet((PLS, 40_000), (OTHER, 53), &vec![b'q'; length]).build();
+    let ran = world.run(&datagram(900));
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoSourceAddress));
+    let ran = world.run(&datagram(1200));
+    assert_eq!((ran.verdict, ran.reason), (Verdict::Tx, Reason::FragmentationNeeded));
+    assert_eq!(world.entries(), 0);
+}
+
 /// What is left of the ports of all addresses together counts, however unevenly they fill.
 #[test]
 fn the_ports_of_every_address_are_used_up() {
