@@ -11,4 +11,4 @@ pub mod policy_rules;
 pub mod port_plan;
 pub mod preflight;
 mod private;
-mod proc_net;
+pub mod sys;

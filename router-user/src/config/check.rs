@@ -131,7 +131,8 @@ fn overlaps(document: &Document, rules: &[Rule]) {
             continue;
         };
         let (name, other_name) = (later.title(), rule.title());
-        let message = format!("forwards {other_name} and {name} overlap: both take {protocol} {shared}");
+        let message =
+            format!("forwards {other_name} and {name} overlap: both take {} {shared}", protocol.as_str());
         let overlap = document.diagnostic(Severity::Error, message);
         let overlap = overlap.at(listen.span(), format!("{name} listens here"));
         let overlap = overlap.at(other.span(), format!("{other_name} listens here"));
@@ -355,7 +356,7 @@ fn unused(document: &Document, rule: &Rule) {
     let Some(protocol) = rule.protocol.as_ref().map(|protocol| *protocol.get_ref()) else {
         return;
     };
-    let (name, label) = (rule.title(), format!("all its sessions are {protocol}"));
+    let (name, label) = (rule.title(), format!("all its sessions are {}", protocol.as_str()));
     for given in rule.timeouts.given.iter().filter(|given| given.get_ref().protocol != Some(protocol)) {
         let message = format!("forward {name} has no session that `{}` is for", given.get_ref().key);
         let help = "leave it out, or write it in the rule that it is meant for";

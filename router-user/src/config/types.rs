@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+pub use router_common::tuple::Protocol;
+
+pub use crate::sys::xdp::Mode;
+
 /// Defines an enum of words of the file, with `ALL`, `as_str` and `Display`.
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -34,24 +38,6 @@ macro_rules! words {
     };
 }
 
-words! {
-    /// How the XDP program is attached.
-    Mode {
-        /// In the driver, before a socket buffer exists: the fast way.
-        Native = "native",
-        /// After the kernel has made a socket buffer: works on every driver, several times slower.
-        Generic = "generic",
-    }
-}
-words! {
-    /// The transport protocol of a forward.
-    Protocol {
-        /// TCP.
-        Tcp = "tcp",
-        /// UDP.
-        Udp = "udp",
-    }
-}
 words! {
     /// What a client gets when its packets cannot be forwarded.
     Refusal {
@@ -142,7 +128,7 @@ impl Interfaces {
 pub struct Forward {
     /// Unique among all rules: 1 to 32 of `a-z 0-9 . _ -`, a letter or digit first.
     pub name: String,
-    /// The protocol that it forwards.
+    /// The protocol that it forwards: TCP or UDP.
     pub protocol: Protocol,
     /// Where it listens.
     pub listen: Listen,
@@ -334,11 +320,11 @@ pub struct IpProtocol(pub u8);
 
 impl IpProtocol {
     /// ICMP echo requests.
-    pub const ICMP: Self = Self(1);
+    pub const ICMP: Self = Self(Protocol::Icmp as u8);
     /// TCP.
-    pub const TCP: Self = Self(6);
+    pub const TCP: Self = Self(Protocol::Tcp as u8);
     /// UDP.
-    pub const UDP: Self = Self(17);
+    pub const UDP: Self = Self(Protocol::Udp as u8);
 
     /// The protocols that have a name in the file (IANA's "Protocol Numbers").
     pub const NAMES: [(&str, Self); 15] = [
@@ -380,10 +366,7 @@ impl IpProtocol {
 
 impl From<Protocol> for IpProtocol {
     fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self::TCP,
-            Protocol::Udp => Self::UDP,
-        }
+        Self(protocol as u8)
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn mode(text: &str) -> Result<Mode, Problem> {
 }
 
 pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
-    one_of(text, Protocol::ALL, Protocol::as_str)
+    one_of(text, &[Protocol::Tcp, Protocol::Udp], Protocol::as_str)
 }
 
 pub(super) fn refusal(text: &str) -> Result<Refusal, Problem> {

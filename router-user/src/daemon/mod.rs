@@ -178,7 +178,7 @@ async fn start(
         pins: Some(config.admin.pins.clone()),
         sessions: config.limits.flows,
         half_open_per_source: config.half_open_per_source(own.snat.size()),
-        generic: config.interfaces.mode == config::Mode::Generic,
+        generic: config.interfaces.mode == Mode::Generic,
         log: options.bpf_log,
     };
     let mut plane = Dataplane::load(&load)?;
@@ -198,10 +198,7 @@ async fn start(
     plane.interface_addresses.set(next_hops::sources(&indexes, &addresses))?;
     plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
     let interfaces: Vec<&str> = config.interfaces.names().collect();
-    let mode = match config.interfaces.mode {
-        config::Mode::Native => Mode::Native,
-        config::Mode::Generic => Mode::Generic,
-    };
+    let mode = config.interfaces.mode;
     // The first packet has to find rules.
     if !plane.adopted {
         let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);

@@ -19,7 +19,7 @@ const KTIME_GET_COARSE_NS: i32 = 160;
 
 /// The instructions of `forward`, as the compiler made them.
 fn forward() -> Vec<bpf_insn> {
-    let object = Object::parse(super::OBJECT).expect("the object is one");
+    let object = Object::parse(super::object::OBJECT).expect("the object is one");
     let program = object.programs.get("forward").expect("there is such a program");
     object.functions.get(&program.function_key()).expect("it has instructions").instructions.clone()
 }

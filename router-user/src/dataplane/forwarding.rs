@@ -43,3 +43,12 @@ pub fn switch_route_lookups(on: bool) -> Result<()> {
         format!("cannot write {LOOPBACK_FORWARDING} (run as root; sysctl {ROUTE_LOOKUPS}=1)")
     })
 }
+
+/// Switches route lookups off if the kernel does not forward: then they are on only because a
+/// router has switched them on. What it has noted of that in a layout of its own cannot be read.
+///
+/// # Errors
+/// When the setting cannot be read or written.
+pub(super) fn restore_route_lookups() -> Result<()> {
+    if kernel_forwards()? { Ok(()) } else { switch_route_lookups(false) }
+}

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Pins, sys};
+use super::pins::Pins;
+use crate::sys::bpf;
 
 /// The pinned maps, each with its pin. Attachments hold their own.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ impl HeldPins {
     pub(super) fn hold(pins: Pins, maps: impl Iterator<Item = &'static str>) -> Result<Self> {
         let paths = maps.map(|name| pins.map(name)).chain([pins.stages()]);
         let open = |path: PathBuf| {
-            let object = sys::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let object = bpf::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
             Ok((path, object))
         };
         let objects = paths.map(open).collect::<Result<_>>()?;
@@ -55,7 +56,7 @@ impl HeldPins {
         let lock = is_new.then(|| self.pins.lock()).transpose()?;
         for (path, object) in &self.objects {
             if path.symlink_metadata().is_err() {
-                sys::pin(object.as_fd(), path).with_context(|| format!("cannot pin {}", path.display()))?;
+                bpf::pin(object.as_fd(), path).with_context(|| format!("cannot pin {}", path.display()))?;
             }
         }
         Ok(lock)

@@ -10,34 +10,12 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{ProgramError, Xdp, XdpMode, links::FdLink};
 
-use super::{Pins, sys};
-
-/// How the program runs on an interface.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mode {
-    /// In the driver, before the kernel makes a socket buffer.
-    Native,
-    /// In the kernel's generic receive path: works everywhere, and is slower than no XDP at all.
-    Generic,
-}
-
-impl Mode {
-    /// The other one.
-    pub(super) const fn other(self) -> Self {
-        match self {
-            Self::Native => Self::Generic,
-            Self::Generic => Self::Native,
-        }
-    }
-
-    /// `native` or `generic`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
+use super::pins::Pins;
+use crate::sys::{
+    bpf,
+    interface::{interface_index, interface_name},
+    xdp::Mode,
+};
 
 /// A pinned link between the root program and an interface.
 #[derive(Clone, Debug)]
@@ -97,13 +75,13 @@ impl Attachment {
     /// interface that is gone is removed.
     pub(super) fn find(pins: &Pins, interface: &str, index: u32, mode: Mode) -> Result<Option<Self>> {
         let pin = pins.link(interface, mode);
-        let link = match sys::open_pin(&pin) {
+        let link = match bpf::open_pin(&pin) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot open {}", pin.display())),
         };
         let info =
-            sys::xdp_link_info(link.as_fd()).with_context(|| format!("{} is no XDP link", pin.display()))?;
+            bpf::xdp_link_info(link.as_fd()).with_context(|| format!("{} is no XDP link", pin.display()))?;
         let attachment = Self {
             interface: interface.to_owned(),
             index,
@@ -121,7 +99,7 @@ impl Attachment {
 
     /// Takes the program off and removes the pin, if it is still there.
     pub(super) fn remove(&self) -> Result<()> {
-        sys::detach_link(self.link.as_fd())
+        bpf::detach_link(self.link.as_fd())
             .with_context(|| format!("cannot detach the program from {}", self.interface))?;
         match fs::remove_file(&self.pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -154,9 +132,9 @@ impl Attachment {
         let pin = pins.link(interface, mode);
         let pinned =
             link.pin(&pin).with_context(|| format!("cannot pin the attachment to {}", pin.display()))?;
-        let link = sys::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        let link = bpf::open_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
         drop(pinned);
-        let info = sys::xdp_link_info(link.as_fd()).context("cannot ask about the attachment")?;
+        let info = bpf::xdp_link_info(link.as_fd()).context("cannot ask about the attachment")?;
         let interface = interface.to_owned();
         Ok(Self { interface, index, mode, pin, link: Arc::new(link), program: info.program })
     }
@@ -164,17 +142,17 @@ impl Attachment {
     /// The id of the program that runs on the interface by this attachment now; `None` if it has
     /// been taken off, or the interface is gone.
     pub fn program_id(&self) -> Option<u32> {
-        let info = sys::xdp_link_info(self.link.as_fd()).ok()?;
+        let info = bpf::xdp_link_info(self.link.as_fd()).ok()?;
         (info.interface != 0 && info.interface == self.index).then_some(info.program)
     }
 
     /// Where its interface is. A name goes before the interface that had it when the program was
     /// attached.
     pub fn place(&self) -> Place {
-        if let Ok(index) = sys::interface_index(&self.interface) {
+        if let Ok(index) = interface_index(&self.interface) {
             return Place::Named(index);
         }
-        match sys::interface_name(self.index) {
+        match interface_name(self.index) {
             // The kernel gives indexes again where somebody asks for one.
             Some(name) if self.program_id().is_some() => Place::Renamed { index: self.index, name },
             Some(_) | None => Place::Gone,
@@ -184,7 +162,7 @@ impl Attachment {
     /// How it was lost; `None` while our program runs on the interface.
     pub fn loss(&self) -> Option<Loss> {
         // An interface that was moved to another network namespace keeps its program.
-        if sys::interface_name(self.index).is_none() {
+        if interface_name(self.index).is_none() {
             return Some(Loss::InterfaceGone);
         }
         match self.program_id() {
@@ -204,7 +182,7 @@ impl Attachment {
     /// # Errors
     /// When the kernel refuses: the directory has to be there, on a BPF file system.
     pub fn pin_again(&self) -> Result<()> {
-        sys::pin(self.link.as_fd(), &self.pin)
+        bpf::pin(self.link.as_fd(), &self.pin)
             .with_context(|| format!("cannot pin the attachment to {}", self.pin.display()))
     }
 }

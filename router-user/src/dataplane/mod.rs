@@ -7,37 +7,32 @@
 //!
 //! Each map has one owner here: [`RuleTable`], [`FlowTable`], [`CounterTable`], [`SettingsTable`].
 
-#[cfg(test)]
-mod budget;
 mod counters;
 mod flows;
 mod forwarding;
 mod held_pins;
 mod link;
 mod neighbours;
+mod object;
 mod own_traffic;
 mod pins;
 mod pools;
 mod predecessors;
+mod removal;
 mod replay;
 mod reserved_ports;
 mod route;
 mod rules;
 mod settings;
 mod shared_memory;
-mod sys;
 
-use std::{
-    path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
-};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{DevMap, Map, MapData, ProgramArray, RingBuf},
-    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
+    maps::{DevMap, MapData, ProgramArray, RingBuf},
+    programs::{SchedClassifier, Xdp},
 };
 use router_common::{
     maps::{
@@ -52,28 +47,31 @@ pub use self::{
     flows::{Audit, Flow, FlowTable, REPLY_SHARE, Session, Surplus, Verdict, now, port_pool, port_source},
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
-    link::{Attachment, Loss, Mode, Place},
+    link::{Attachment, Loss, Place},
     neighbours::{FailedNeighbours, NextHopsInUse},
+    object::object,
     own_traffic::Hook,
-    pins::{Pins, Removed, detach},
+    pins::Pins,
     predecessors::Predecessors,
+    removal::{Removed, detach},
     replay::Departure,
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{InterfaceAddressTable, LocalAddresses, SettingsTable},
-    sys::{interface_index, interface_name},
 };
 
-use self::flows::FlowMaps;
+pub use crate::sys::{
+    interface::{interface_index, interface_name},
+    xdp::Mode,
+};
 
-/// The BPF object: the programs of `router-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
-
-/// The BPF object, as the compiler made it: for who examines its code.
-#[must_use]
-pub fn object() -> &'static [u8] {
-    OBJECT
-}
+use self::{
+    flows::FlowMaps,
+    object::{
+        OBJECT, explain_load_error, load_own_traffic, load_patiently, load_program, own_traffic_program,
+        program, program_fd, take,
+    },
+};
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
 /// its own.
@@ -492,88 +490,5 @@ impl Dataplane {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
-    Ok(program.try_into()?)
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    load_patiently(program(ebpf, name)?).with_context(|| {
-        format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
-    })
-}
-
-fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
-    let name = own_traffic::PROGRAM;
-    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
-    Ok(program.try_into()?)
-}
-
-fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
-    let program = own_traffic_program(ebpf)?;
-    patiently(|| program.load())
-        .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
-}
-
-/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`,
-/// kernel/bpf/verifier.c), which says nothing about the program. What makes it think so may stay
-/// for a moment.
-fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
-    patiently(|| program.load())
-}
-
-/// As above, by whatever loads a program.
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let start = Instant::now();
-    loop {
-        match load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == std::io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
-            {
-                thread::sleep(Duration::from_millis(1));
-            }
-            result => return result,
-        }
-    }
-}
-
-fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
-    let program = ebpf.program(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
-    let program: &Xdp = program.try_into()?;
-    Ok(program.fd()?.try_clone()?)
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
-    ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map `{name}`"))
-}
-
-fn explain_load_error(error: aya::EbpfError, slots: u32) -> anyhow::Error {
-    let text = format!("{:#}", anyhow!(error));
-    if text.contains("os error 12") {
-        let mebibytes = (u64::from(slots) * 64) >> 20;
-        return anyhow!(
-            "the kernel has not the memory for the flow table (about {mebibytes} MiB): lower limits.flows ({text})"
-        );
-    }
-    anyhow!("the kernel does not take the data plane: {text}")
-}
-
-/// Makes sure that `path` is on a BPF file system, mounting one at `/sys/fs/bpf` if that is what is
-/// missing.
-///
-/// # Errors
-/// When it is not, and cannot be made so.
-fn ensure_bpffs(path: &Path) -> Result<()> {
-    const USUAL: &str = "/sys/fs/bpf";
-    if sys::is_bpffs(path)? {
-        return Ok(());
-    }
-    if path.starts_with(USUAL) {
-        sys::mount_bpffs(Path::new(USUAL)).with_context(|| {
-            format!("cannot mount a BPF file system at {USUAL}: mount -t bpf bpf {USUAL}")
-        })?;
-        return Ok(());
-    }
-    bail!("{} (admin.pins) is not on a BPF file system: mount -t bpf bpf DIRECTORY", path.display())
-}
+#[cfg(test)]
+mod budget;

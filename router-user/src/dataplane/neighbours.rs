@@ -10,7 +10,7 @@ use aya::{
 };
 use router_common::maps::{punt::Neighbour, route::InUse};
 
-use super::now;
+use super::flows::now;
 
 /// Neighbours that nothing waits for, since they have been found not to answer.
 pub struct FailedNeighbours {

@@ -14,7 +14,11 @@ use aya::programs::{
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program},
 };
 
-use super::{Pins, sys};
+use super::pins::Pins;
+use crate::sys::{
+    bpf, filters,
+    interface::{interface_index, interface_name},
+};
 
 /// The program's name.
 pub(super) const PROGRAM: &str = "own_traffic";
@@ -57,17 +61,17 @@ pub(super) fn attach(
 
 /// Returns `true` if what leaves by the interface with this index is seen by the program.
 pub(super) fn is_attached(pins: &Pins, interface: &str, index: u32) -> bool {
-    if let Ok(link) = sys::open_pin(&pins.own_traffic(interface)) {
-        return sys::link_interface(&link).is_ok_and(|found| found != 0 && found == index);
+    if let Ok(link) = bpf::open_pin(&pins.own_traffic(interface)) {
+        return bpf::link_interface(&link).is_ok_and(|found| found != 0 && found == index);
     }
     [FILTER, FILTER_AND_QDISC].iter().any(|kind| pins.filter(interface, kind).exists())
-        && sys::has_filters(index, sys::EGRESS).unwrap_or(false)
+        && filters::has_filters(index, filters::EGRESS).unwrap_or(false)
 }
 
 fn attach_link(program: &mut SchedClassifier, pins: &Pins, interface: &str, index: u32) -> Result<()> {
     let pin = pins.own_traffic(interface);
-    let id = match sys::open_pin(&pin) {
-        Ok(link) if sys::link_interface(&link)? == index => {
+    let id = match bpf::open_pin(&pin) {
+        Ok(link) if bpf::link_interface(&link)? == index => {
             let link: FdLink = PinnedLink::from_pin(&pin).context("cannot open the pinned link")?.into();
             let link: SchedClassifierLink = link.try_into().context("the pin is of another link")?;
             program.attach_to_link(link).map_err(explain)?
@@ -75,11 +79,11 @@ fn attach_link(program: &mut SchedClassifier, pins: &Pins, interface: &str, inde
         found => {
             // Of an interface that is gone.
             if found.is_ok() {
-                sys::remove_link(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+                bpf::remove_link(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
             }
             // Others may end the way of a packet: it is to be seen before.
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let name = sys::interface_name(index).context("there is no such interface")?;
+            let name = interface_name(index).context("there is no such interface")?;
             program.attach_with_options(&name, TcAttachType::Egress, first).map_err(explain)?
         }
     };
@@ -120,12 +124,13 @@ fn attach_filter(program: &mut SchedClassifier, pins: &Pins, interface: &str) ->
 /// nobody else uses it; then removes the pin.
 pub(super) fn remove_pinned_filter(pin: &Path, kind: &str, interface: &str) -> Result<()> {
     // An interface that is gone has taken its filters with it.
-    if let Ok(index) = sys::interface_index(interface) {
+    if let Ok(index) = interface_index(interface) {
         remove_filter(interface)?;
-        let is_used =
-            [sys::INGRESS, sys::EGRESS].into_iter().any(|way| sys::has_filters(index, way).unwrap_or(true));
+        let is_used = [filters::INGRESS, filters::EGRESS]
+            .into_iter()
+            .any(|way| filters::has_filters(index, way).unwrap_or(true));
         if kind == FILTER_AND_QDISC && !is_used {
-            sys::remove_clsact(index)
+            filters::remove_clsact(index)
                 .with_context(|| format!("cannot remove the qdisc clsact of {interface}"))?;
         }
     }

@@ -10,11 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use router_common::limits::LAYOUT;
 
-use crate::private::{self, Holder};
-
-use super::{
-    Mode, ensure_bpffs, own_traffic, predecessors::restore_route_lookups, reserved_ports,
-    settings::route_lookups_were_off, sys,
+use crate::{
+    private::{self, Holder},
+    sys::{bpf, bpffs, xdp::Mode},
 };
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
@@ -43,7 +41,7 @@ impl Pins {
     /// Makes the directories that are not there, and closes those that are: whoever can open one
     /// can hold its [lock](Self::lock).
     pub(super) fn make(&self) -> Result<()> {
-        ensure_bpffs(&self.root)?;
+        bpffs::ensure(&self.root)?;
         private::make(&self.links())?;
         close_root(&self.root)?;
         private::close(&self.directory)?;
@@ -115,6 +113,11 @@ impl Pins {
         self.map("FLOWS").exists()
     }
 
+    /// The directory of all layouts.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where they are.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -124,7 +127,7 @@ impl Pins {
         self.directory.join(name)
     }
 
-    fn links(&self) -> PathBuf {
+    pub(super) fn links(&self) -> PathBuf {
         self.directory.join("links")
     }
 
@@ -158,39 +161,17 @@ impl Pins {
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
     }
 
-    /// Removes link pins by interface name, which detaches the program; the interfaces it was
-    /// detached from.
-    pub(super) fn remove_links(&self, remove: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
-        for path in entries(&self.links())? {
-            let (kind, name) = read_link_name(&path.file_name().unwrap_or_default().to_string_lossy());
-            if !remove(&name) {
-                continue;
-            }
-            if own_traffic::is_filter(&kind) {
-                own_traffic::remove_pinned_filter(&path, &kind, &name)?;
-            } else {
-                sys::remove_link(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-            }
-            if !removed.contains(&name) {
-                removed.push(name);
-            }
-        }
-        Ok(removed)
-    }
-
     /// The XDP links on the interface with this index.
     pub(super) fn links_on(&self, index: u32) -> Result<Vec<LinkPin>> {
         let mut links = Vec::new();
         for path in entries(&self.links())? {
             let (kind, _) = read_link_name(&path.file_name().unwrap_or_default().to_string_lossy());
             // Other attachments than those of XDP are pinned there, too.
-            let Some(mode) = [Mode::Native, Mode::Generic].into_iter().find(|mode| mode.as_str() == kind)
-            else {
+            let Some(mode) = Mode::ALL.iter().copied().find(|mode| mode.as_str() == kind) else {
                 continue;
             };
-            let link = sys::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            let info = sys::xdp_link_info(link.as_fd())
+            let link = bpf::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let info = bpf::xdp_link_info(link.as_fd())
                 .with_context(|| format!("{} is no XDP link", path.display()))?;
             if info.interface == index {
                 links.push(LinkPin { mode, program: info.program, path });
@@ -207,45 +188,6 @@ impl Pins {
         let name = |path: PathBuf| read_link_name(&path.file_name().unwrap_or_default().to_string_lossy()).1;
         let names: BTreeSet<String> = entries(&self.links())?.into_iter().map(name).collect();
         Ok(names.into_iter().collect())
-    }
-
-    /// Removes everything: programs are detached first, then maps and programs go. The interfaces
-    /// that were detached from.
-    ///
-    /// # Errors
-    /// When a pin cannot be read or removed.
-    pub fn remove(&self) -> Result<Vec<String>> {
-        let settings = self.map("SETTINGS");
-        let were_off = settings.exists() && route_lookups_were_off(&settings)?;
-        reserved_ports::release(self)?;
-        let interfaces = self.remove_all()?;
-        if were_off {
-            restore_route_lookups()?;
-        }
-        Ok(interfaces)
-    }
-
-    /// Removes everything, and leaves system settings alone. The interfaces that were detached
-    /// from.
-    ///
-    /// # Errors
-    /// As [`remove`](Self::remove).
-    pub fn remove_all(&self) -> Result<Vec<String>> {
-        let interfaces = self.remove_links(|_| true)?;
-        let failed = |path: &Path| format!("cannot remove {}", path.display());
-        for path in entries(&self.directory)? {
-            if path.is_dir() {
-                fs::remove_dir(&path).with_context(|| failed(&path))?;
-            } else {
-                fs::remove_file(&path).with_context(|| failed(&path))?;
-            }
-        }
-        if self.directory.exists() {
-            fs::remove_dir(&self.directory).with_context(|| failed(&self.directory))?;
-        }
-        // Other layouts' pins, or the mount point itself, may keep it.
-        let _ = fs::remove_dir(&self.root);
-        Ok(interfaces)
     }
 }
 
@@ -266,42 +208,6 @@ pub(super) struct LinkPin {
     pub(super) program: u32,
 }
 
-/// What was taken off a machine.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Removed {
-    /// The interfaces that programs were detached from.
-    pub interfaces: Vec<String>,
-    /// The directories that were removed, of this version's layout and of others'.
-    pub directories: Vec<PathBuf>,
-}
-
-/// Detaches the router from every interface and removes all that it, or another version of it, has
-/// pinned below `root`. Nothing to detach is no error.
-///
-/// # Errors
-/// When a pin cannot be read or removed.
-pub fn detach(root: &Path) -> Result<Removed> {
-    // As root, by way of somebody else's symbolic links, this could remove anything.
-    private::examine(root)?;
-    let mut removed = Removed::default();
-    let own = Pins::at(root);
-    if own.directory.exists() {
-        removed.interfaces = own.remove()?;
-        removed.directories.push(own.directory);
-    }
-    let others = Pins::others(root)?;
-    for other in &others {
-        // In a layout that cannot be read they stay reserved until the next boot.
-        let _ = reserved_ports::release(other);
-        removed.interfaces.extend(other.remove_all()?);
-        removed.directories.push(other.directory.clone());
-    }
-    if !others.is_empty() {
-        restore_route_lookups()?;
-    }
-    Ok(removed)
-}
-
 /// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c);
 /// interfaces' names do.
 fn link_name(interface: &str, mode: &str) -> String {
@@ -309,12 +215,12 @@ fn link_name(interface: &str, mode: &str) -> String {
 }
 
 /// What a link's pin is named for: how it is attached, and the interface.
-fn read_link_name(pin: &str) -> (String, String) {
+pub(super) fn read_link_name(pin: &str) -> (String, String) {
     let (kind, interface) = pin.split_once('-').unwrap_or(("", pin));
     (kind.to_owned(), interface.replace("%2e", ".").replace("%25", "%"))
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Ok(entries) => entries
             .map(|entry| Ok(entry?.path()))

@@ -15,13 +15,12 @@ use anyhow::{Context as _, Result};
 use aya::programs::Xdp;
 use tracing::warn;
 
-use crate::private;
-
-use super::{
-    Mode, Pins,
-    forwarding::{kernel_forwards, switch_route_lookups},
-    reserved_ports, sys,
+use crate::{
+    private,
+    sys::{bpf, xdp::Mode},
 };
+
+use super::{pins::Pins, reserved_ports};
 
 /// What other versions have left, locked for this process.
 #[derive(Debug)]
@@ -77,14 +76,14 @@ impl Predecessors {
         for (theirs, _) in &self.found {
             for old_pin in theirs.links_on(index)? {
                 if old_pin.mode != mode {
-                    sys::remove_link(&old_pin.path)
+                    bpf::remove_link(&old_pin.path)
                         .with_context(|| format!("cannot remove {}", old_pin.path.display()))?;
                     continue;
                 }
                 let failed = || format!("cannot take over {}", old_pin.path.display());
-                let program = sys::program_by_id(old_pin.program).ok();
-                let link = sys::open_pin(&old_pin.path).with_context(failed)?;
-                sys::update_link(link.as_fd(), root.fd()?.as_fd()).with_context(failed)?;
+                let program = bpf::program_by_id(old_pin.program).ok();
+                let link = bpf::open_pin(&old_pin.path).with_context(failed)?;
+                bpf::update_link(link.as_fd(), root.fd()?.as_fd()).with_context(failed)?;
                 let new_pin = pins.link(interface, mode);
                 // First, since it is to be turned back also if the pin fails.
                 let is_pinned = new_pin.exists();
@@ -94,7 +93,7 @@ impl Predecessors {
                 if is_pinned {
                     continue;
                 }
-                sys::pin(taken.link.as_fd(), &taken.new_pin)
+                bpf::pin(taken.link.as_fd(), &taken.new_pin)
                     .with_context(|| format!("cannot pin {}", taken.new_pin.display()))?;
             }
         }
@@ -111,7 +110,7 @@ impl Predecessors {
                 all = false;
                 continue;
             };
-            let turned_back = sys::update_link(link.as_fd(), program.as_fd());
+            let turned_back = bpf::update_link(link.as_fd(), program.as_fd());
             // Not by way of `Pins::remove`, which would take the program off with it.
             if let Err(error) = turned_back.and_then(|()| fs::remove_file(&new_pin)) {
                 warn!("cannot give {} its program back: {error}", old_pin.display());
@@ -138,13 +137,4 @@ impl Predecessors {
         }
         Ok(())
     }
-}
-
-/// Switches route lookups off if the kernel does not forward: then they are on only because a
-/// router has switched them on. What it has noted of that in a layout of its own cannot be read.
-///
-/// # Errors
-/// When the setting cannot be read or written.
-pub(super) fn restore_route_lookups() -> Result<()> {
-    if kernel_forwards()? { Ok(()) } else { switch_route_lookups(false) }
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, Map, MapData};
 
-use super::Pins;
+use super::pins::Pins;
 use crate::port_plan::{PortSet, RESERVED_PORTS};
 
 /// The map that remembers them.

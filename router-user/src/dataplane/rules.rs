@@ -20,7 +20,7 @@ use router_common::{
     tuple::Protocol,
 };
 
-use super::{SettingsTable, take};
+use super::{object::take, settings::SettingsTable};
 
 /// A configuration's rules with every name resolved: what the programs are to do.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,6 @@ use std::{
     path::Path,
 };
 
-use super::now;
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
@@ -24,6 +23,8 @@ use router_common::{
     },
     table::{HashSeeds, Regions},
 };
+
+use super::flows::now;
 
 /// The settings record.
 pub struct SettingsTable {

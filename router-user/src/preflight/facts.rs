@@ -10,6 +10,8 @@ use ipnet::Ipv4Net;
 use crate::config::Protocol;
 use crate::policy_rules::PolicyRule;
 use crate::port_plan;
+pub use crate::sys::processes::Process;
+use crate::sys::xdp::Mode;
 
 /// Everything that [`super::findings`] wants to know of a machine.
 #[derive(Clone, Debug)]
@@ -145,8 +147,8 @@ impl Interface {
 pub struct AttachedProgram {
     /// The kernel's id of it.
     pub id: u32,
-    /// How it is attached.
-    pub mode: XdpMode,
+    /// How it is attached; `None` if the NIC runs it.
+    pub mode: Option<Mode>,
     /// Its name.
     pub name: Option<String>,
     /// Whether it is ours.
@@ -159,27 +161,6 @@ pub struct AttachedProgram {
     pub holders: Vec<Process>,
     /// Where it or a link of it is pinned.
     pub pins: Vec<PathBuf>,
-}
-
-/// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpMode {
-    /// In the driver.
-    Native,
-    /// In the kernel's generic receive path.
-    Generic,
-    /// In the NIC.
-    Offload,
-}
-
-impl fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Offload => "offloaded",
-        })
-    }
 }
 
 /// A TCP socket that listens.
@@ -223,11 +204,7 @@ impl Service {
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        write!(f, "{protocol}/{}", self.port)?;
+        write!(f, "{}/{}", self.protocol.as_str(), self.port)?;
         match &self.process {
             Some(process) => write!(f, " ({})", process.name),
             None => Ok(()),
@@ -252,21 +229,6 @@ pub struct SshSession {
     pub peer: IpAddr,
     /// The port of this machine that it came to.
     pub port: u16,
-}
-
-/// A process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// Its id.
-    pub pid: u32,
-    /// Its name, as `ps -o comm` says it.
-    pub name: String,
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (process {})", self.name, self.pid)
-    }
 }
 
 /// The way to a target.

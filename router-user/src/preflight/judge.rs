@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::facts::{AttachedProgram, Facts, Interface, XdpMode};
+use super::facts::{AttachedProgram, Facts, Interface};
 use super::{Finding, Severity};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
@@ -366,10 +366,11 @@ fn other_program(found: &mut Findings, interface: &str, program: &AttachedProgra
     if program.ours {
         return;
     }
+    let mode = program.mode.map_or("offloaded", Mode::as_str);
     let mut text = format!("interface `{interface}` has another XDP program: ");
     match &program.name {
-        Some(name) => text.push_str(&format!("`{name}`, id {}, {}", program.id, program.mode)),
-        None => text.push_str(&format!("id {}, {}", program.id, program.mode)),
+        Some(name) => text.push_str(&format!("`{name}`, id {}, {mode}", program.id)),
+        None => text.push_str(&format!("id {}, {mode}", program.id)),
     }
     if let Some(ago) = program.loaded_ago {
         text.push_str(&format!(", loaded {} ago", roughly(ago)));
@@ -385,9 +386,9 @@ fn other_program(found: &mut Findings, interface: &str, program: &AttachedProgra
         text.push_str(&format!(", pinned at {}", listed(&pins)));
     }
     let kind = match program.mode {
-        XdpMode::Native => "xdpdrv",
-        XdpMode::Generic => "xdpgeneric",
-        XdpMode::Offload => "xdpoffload",
+        Some(Mode::Native) => "xdpdrv",
+        Some(Mode::Generic) => "xdpgeneric",
+        None => "xdpoffload",
     };
     let detach = format!("ip link set dev {interface} {kind} off");
     let fix = match (program.holders.first(), program.pins.first()) {

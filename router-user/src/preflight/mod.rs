@@ -11,7 +11,7 @@ use std::fmt;
 
 pub use facts::{
     AttachedProgram, Facts, FirewallChain, Hook, Interface, IpsecPolicy, Ipv6, Kernel, Listener, Predecessor,
-    Privileges, Process, Refused, Service, SocketAccess, Ssh, SshSession, Way, XdpMode,
+    Privileges, Process, Refused, Service, SocketAccess, Ssh, SshSession, Way,
 };
 pub use gather::inspect;
 pub use judge::{Access, access, findings};

@@ -5,8 +5,8 @@
 )]
 
 use std::{
-    collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,38 +16,34 @@ use futures_util::{
     Stream, StreamExt as _, TryStreamExt as _,
     stream::{BoxStream, select, unfold},
 };
-use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkMessage},
+    link::LinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia},
 };
 use router_common::{
     address::Mac,
-    maps::{
-        punt::Neighbour,
-        route::{InterfaceAddress, InterfaceAddresses},
-        rules::Network,
-        settings::Interface,
-    },
+    maps::{punt::Neighbour, settings::Interface},
 };
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::{daemon::sync::lock, policy_rules::PolicyRule};
+use crate::{
+    daemon::sync::lock,
+    policy_rules::PolicyRule,
+    sys::netlink::{link_mac, link_master, link_name},
+};
+
+pub(crate) use crate::sys::addresses::{Addresses, OwnAddresses};
 
 /// How long the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause between attempts to open a connection again that has ended.
 const RETRY: Duration = Duration::from_millis(200);
-
-/// Networks with this prefix or a longer one have no broadcast address (RFC 3021).
-const POINT_TO_POINT: u8 = 31;
 
 async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
     timeout(PATIENCE, answer).await.context("the kernel does not answer on netlink")
@@ -197,154 +193,6 @@ fn change(message: RouteNetlinkMessage) -> Option<Change> {
     }
 }
 
-/// The IPv4 addresses that are this machine's, or all machines' of its networks: nothing is
-/// forwarded there.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct OwnAddresses {
-    /// Its own, of any interface.
-    pub(crate) own: HashSet<Ipv4Addr>,
-    /// The broadcast addresses of its networks.
-    pub(crate) broadcast: HashSet<Ipv4Addr>,
-}
-
-impl OwnAddresses {
-    /// Returns why packets cannot be sent on to `address`; `None` if nothing here is against it.
-    pub(crate) fn no_target(&self, address: Ipv4Addr) -> Option<&'static str> {
-        if self.own.contains(&address) {
-            Some("this machine's own")
-        } else if self.broadcast.contains(&address) {
-            Some("the broadcast address of a network of this machine's")
-        } else {
-            None
-        }
-    }
-}
-
-/// This machine's addresses, IPv4's unless something else is said.
-pub(crate) struct Addresses {
-    messages: Vec<AddressMessage>,
-}
-
-impl Addresses {
-    /// Returns the addresses that nothing is forwarded to.
-    pub(crate) fn local(&self) -> OwnAddresses {
-        OwnAddresses { own: self.own(), broadcast: self.broadcast() }
-    }
-
-    /// All of them.
-    pub(crate) fn own(&self) -> HashSet<Ipv4Addr> {
-        self.messages.iter().flat_map(|message| &message.attributes).filter_map(local).collect()
-    }
-
-    /// Its IPv6 addresses.
-    pub(crate) fn own_ipv6(&self) -> HashSet<Ipv6Addr> {
-        let own = |message: &AddressMessage| {
-            let first =
-                |find: fn(&AddressAttribute) -> Option<Ipv6Addr>| message.attributes.iter().find_map(find);
-            // Only beside a peer's does it have a place of its own.
-            first(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V6(address)) => Some(*address),
-                _ => None,
-            })
-            .or_else(|| {
-                first(|attribute| match attribute {
-                    AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
-                    _ => None,
-                })
-            })
-        };
-        self.messages.iter().filter_map(own).collect()
-    }
-
-    /// The broadcast addresses of their networks: those that the addresses were given with, and
-    /// those that the kernel takes for such anyway (`fib_add_ifaddr`, net/ipv4/fib_frontend.c).
-    pub(crate) fn broadcast(&self) -> HashSet<Ipv4Addr> {
-        let of_network = |message: &AddressMessage| {
-            let address = message.attributes.iter().find_map(network_address)?;
-            let network = Ipv4Net::new(address, message.header.prefix_len).ok()?;
-            (network.prefix_len() < POINT_TO_POINT).then(|| network.broadcast())
-        };
-        let given = self.messages.iter().flat_map(|message| &message.attributes).filter_map(broadcast);
-        given.chain(self.messages.iter().filter_map(of_network)).collect()
-    }
-
-    /// The networks that the addresses of the interface with this index are in.
-    pub(crate) fn networks_of(&self, interface: u32) -> Vec<Ipv4Net> {
-        let of_interface = self.messages.iter().filter(|message| message.header.index == interface);
-        let network = |message: &AddressMessage| {
-            let address = message.attributes.iter().find_map(network_address)?;
-            Ipv4Net::new(address, message.header.prefix_len).ok()
-        };
-        of_interface.filter_map(network).collect()
-    }
-
-    /// The first address of the interface with this index, if it has one that is of use beyond the
-    /// link.
-    pub(crate) fn first_of(&self, interface: u32) -> Option<Ipv4Addr> {
-        let of_interface = self.selectable(interface);
-        let best = of_interface.iter().find(|known| known.link_only == 0).or(of_interface.first())?;
-        Some(best.address.into())
-    }
-
-    /// The addresses that the kernel chooses a source from for packets that leave by the interface
-    /// with this index, in its order: those of the interface, or else any other of this machine
-    /// that is of use beyond a link (`inet_select_addr`, net/ipv4/devinet.c).
-    pub(crate) fn sources_of(&self, interface: u32) -> InterfaceAddresses {
-        let mut chosen = self.selectable(interface);
-        if chosen.is_empty() {
-            let mut indexes: Vec<u32> = self.messages.iter().map(|message| message.header.index).collect();
-            indexes.dedup();
-            let others = indexes.into_iter().flat_map(|index| self.selectable(index));
-            chosen = others.filter(|known| known.link_only == 0).collect();
-        }
-        let mut sources = InterfaceAddresses::default();
-        for (place, known) in sources.addresses.iter_mut().zip(chosen) {
-            *place = known;
-        }
-        sources
-    }
-
-    /// The addresses of an interface that packets may come from, in the kernel's order.
-    fn selectable(&self, interface: u32) -> Vec<InterfaceAddress> {
-        let of_interface = self.messages.iter().filter(|message| message.header.index == interface);
-        of_interface
-            .filter(|message| !message.header.flags.contains(AddressHeaderFlags::Secondary))
-            .filter(|message| u8::from(message.header.scope) < u8::from(AddressScope::Host))
-            .filter_map(|message| {
-                let address = message.attributes.iter().find_map(local)?;
-                let network = message.attributes.iter().find_map(network_address).unwrap_or(address);
-                Some(InterfaceAddress {
-                    address: address.into(),
-                    network: Network::new(network.into(), message.header.prefix_len),
-                    link_only: (message.header.scope != AddressScope::Universe).into(),
-                })
-            })
-            .collect()
-    }
-}
-
-fn broadcast(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
-    match attribute {
-        AddressAttribute::Broadcast(address) => Some(*address),
-        _ => None,
-    }
-}
-
-/// An address in the network that an address was given with: the address itself, or its peer's.
-fn network_address(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
-    match attribute {
-        AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
-        _ => None,
-    }
-}
-
-fn local(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
-    match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-        _ => None,
-    }
-}
-
 /// What the routes of all tables say.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Routes {
@@ -378,12 +226,12 @@ impl Kernel {
         let messages = self.handle().address().get().execute();
         let messages: Vec<_> =
             in_time(messages.try_collect()).await?.context("cannot read this machine's addresses")?;
-        Ok(Addresses { messages })
+        Ok(Addresses::new(messages))
     }
 
     /// The names of interfaces by index.
     pub(crate) async fn interface_names(&self) -> Result<HashMap<u32, String>> {
-        Ok(self.links().await?.iter().map(|link| (link.header.index, name(link).to_owned())).collect())
+        Ok(self.links().await?.iter().map(|link| (link.header.index, link_name(link).to_owned())).collect())
     }
 
     /// The interfaces with these indexes, each with its virtual function: the device that has it
@@ -395,8 +243,10 @@ impl Kernel {
             let Some(link) = links.iter().find(|link| link.header.index == *primary) else {
                 return Interface { primary: *primary, ..Interface::default() };
             };
-            let virtual_function =
-                links.iter().find(|link| master(link) == Some(*primary)).map_or(0, |link| link.header.index);
+            let virtual_function = links
+                .iter()
+                .find(|link| link_master(link) == Some(*primary))
+                .map_or(0, |link| link.header.index);
             Interface {
                 primary: *primary,
                 virtual_function,
@@ -549,32 +399,9 @@ fn hop(attributes: &[RouteAttribute]) -> (Option<u32>, Option<IpAddr>) {
     (interface, gateway)
 }
 
-fn name(link: &LinkMessage) -> &str {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.as_str()),
-            _ => None,
-        })
-        .unwrap_or_default()
-}
-
-/// All zero for a link that is no Ethernet.
+/// Returns zeros for a link that is not Ethernet.
 fn mac(link: &LinkMessage) -> [u8; 6] {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
-            _ => None,
-        })
-        .unwrap_or_default()
-}
-
-fn master(link: &LinkMessage) -> Option<u32> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Controller(index) => Some(*index),
-        _ => None,
-    })
+    link_mac(link).try_into().unwrap_or_default()
 }
 
 fn read_neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEntry)> {
@@ -606,48 +433,4 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEnt
     let mac = mac.filter(|mac| usable && *mac != [0; 6]);
     let entry = NeighbourEntry { mac, fixed, failed };
     Some((Neighbour { interface: message.header.ifindex, address: address? }, entry))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(address: [u8; 4], prefix_len: u8, broadcast: Option<[u8; 4]>) -> AddressMessage {
-        let mut message = AddressMessage::default();
-        message.header.prefix_len = prefix_len;
-        let address = IpAddr::from(address);
-        message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
-        message.attributes.extend(broadcast.map(|address| AddressAttribute::Broadcast(address.into())));
-        message
-    }
-
-    #[test]
-    fn networks_have_broadcast_addresses_whether_they_were_given_or_not() {
-        let messages = vec![
-            message([10, 0, 2, 68], 26, None),
-            message([10, 0, 3, 4], 24, Some([10, 0, 3, 200])),
-            message([10, 0, 4, 4], 31, None),
-            message([10, 0, 5, 5], 32, None),
-        ];
-        let addresses = Addresses { messages };
-        let expected = [[10, 0, 2, 127], [10, 0, 3, 200], [10, 0, 3, 255]].map(Ipv4Addr::from);
-        assert_eq!(addresses.broadcast(), expected.into());
-        assert_eq!(addresses.own().len(), 4);
-    }
-
-    #[test]
-    fn a_peer_s_ipv6_address_is_none_of_this_machine_s() {
-        let [own, other, peer] = [1_u16, 2, 3].map(|host| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host));
-        let message = |attributes| {
-            let mut message = AddressMessage::default();
-            message.attributes = attributes;
-            message
-        };
-        let messages = vec![
-            message(vec![AddressAttribute::Address(own.into())]),
-            message(vec![AddressAttribute::Address(peer.into()), AddressAttribute::Local(other.into())]),
-            self::message([10, 0, 2, 68], 26, None),
-        ];
-        assert_eq!(Addresses { messages }.own_ipv6(), [own, other].into());
-    }
 }

@@ -203,7 +203,7 @@ pub(crate) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
     let forwards = shared.config.forwards.iter().map(|forward| Rule {
         name: forward.name.clone(),
         kind: "forward".to_owned(),
-        protocol: Some(forward.protocol.to_string()),
+        protocol: Some(forward.protocol.as_str().to_owned()),
         listen: Some(forward.listen.to_string()),
         targets: forward.targets.iter().map(ToString::to_string).collect(),
         addresses: rule_set::in_use(forward, names, health)

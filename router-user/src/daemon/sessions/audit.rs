@@ -12,7 +12,8 @@ use tokio::time::sleep;
 use crate::{
     daemon::{serve::reports, state::Shared},
     dataplane::{Audit, Flow},
-    model, proc_net,
+    model,
+    sys::proc_net,
 };
 
 /// How often something that looks wrong is looked at: sessions come and go meanwhile, and only what

@@ -5,7 +5,6 @@ mod bypassed;
 mod dump;
 mod ethtool;
 mod netlink;
-mod processes;
 mod programs;
 mod routes;
 mod session;
@@ -19,7 +18,7 @@ use crate::{
     dataplane::{self, Pins},
     port_plan,
     private::{self, Refusal},
-    proc_net,
+    sys::{bpffs, proc_net, sysctl},
 };
 
 /// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`),
@@ -39,12 +38,12 @@ pub async fn inspect(config: &Config) -> Facts {
         ipv6: Ipv6 { interfaces: proc_net::ipv6_interfaces(), services: sockets::ipv6_services() },
         traffic_control: traffic_control(),
         own_ports: Some(own_ports(&config.admin.pins)),
-        ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value.trim() != "0"),
+        ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
         policy_rules: routes::policy_rules().await.ok(),
         ways: routes::ways(config).await.unwrap_or_default(),
         ipsec: bypassed::ipsec_policies(),
         firewall: bypassed::firewall_chains(),
-        pins_on_bpffs: on_bpffs(&config.admin.pins),
+        pins_on_bpffs: bpffs::is_bpffs(&config.admin.pins).ok(),
         api: socket_access(&config.admin.socket),
         predecessors: predecessors(&config.admin.pins),
         refused: refused(config),
@@ -52,7 +51,7 @@ pub async fn inspect(config: &Config) -> Facts {
 }
 
 fn traffic_control() -> Option<bool> {
-    let directory = Path::new("/lib/modules").join(sysctl("kernel/osrelease")?.trim());
+    let directory = Path::new("/lib/modules").join(sysctl("kernel/osrelease")?);
     let lists = ["modules.builtin", "modules.dep"].map(|list| std::fs::read_to_string(directory.join(list)));
     let [builtin, modules] = lists.map(Result::ok);
     Some(has_modules(&[builtin?, modules?].concat()))
@@ -115,10 +114,6 @@ fn refused(config: &Config) -> Vec<Refused> {
     looks.into_iter().filter_map(refusal).collect()
 }
 
-fn sysctl(name: &str) -> Option<String> {
-    std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()
-}
-
 fn privileges() -> Option<Privileges> {
     // Bit numbers of <linux/capability.h>.
     const NET_ADMIN: u32 = 12;
@@ -132,7 +127,7 @@ fn privileges() -> Option<Privileges> {
 }
 
 fn kernel() -> Option<Kernel> {
-    let release = sysctl("kernel/osrelease")?.trim().to_owned();
+    let release = sysctl("kernel/osrelease")?;
     let version = kernel_version(&release)?;
     Some(Kernel { release, version })
 }
@@ -141,22 +136,6 @@ fn kernel() -> Option<Kernel> {
 fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
-fn on_bpffs(path: &Path) -> Option<bool> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
-    let name = std::ffi::CString::new(existing.as_os_str().as_bytes()).ok()?;
-    let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `name` is a string with a final zero and `found` has room for what statfs(2) writes.
-    let result = unsafe { libc::statfs(name.as_ptr(), found.as_mut_ptr()) };
-    if result != 0 {
-        return None;
-    }
-    // SAFETY: statfs(2) has succeeded, so it has filled the structure.
-    let found = unsafe { found.assume_init() };
-    Some(found.f_type == libc::BPF_FS_MAGIC)
 }
 
 #[cfg(test)]
@@ -227,11 +206,6 @@ mod tests {
             assert_eq!((refused.key, format!("{}\n  fix: {}", refused.why, refused.fix)), (key, error));
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-    }
-
-    #[test]
-    fn file_systems() {
-        assert_eq!(on_bpffs(Path::new("/proc/no/such")), Some(false));
     }
 
     #[tokio::test]

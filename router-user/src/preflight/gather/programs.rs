@@ -2,17 +2,15 @@
 //! that processes have open.
 
 use std::collections::HashMap;
-use std::ffi::CString;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::processes;
 use crate::preflight::PROGRAM_NAME;
-use crate::preflight::facts::{AttachedProgram, Process, XdpMode};
+use crate::preflight::facts::{AttachedProgram, Process};
+use crate::sys::processes;
+use crate::sys::xdp::Mode;
+use crate::sys::{bpf, bpffs};
 
-const BPF_FS: &str = "/sys/fs/bpf";
 /// A bound on the walk through a BPF file system: some keep thousands of pins there.
 const MAX_PINS: usize = 4096;
 const MAX_DEPTH: usize = 6;
@@ -29,7 +27,7 @@ pub(super) struct Details {
 }
 
 impl Details {
-    pub(super) fn attached(self, id: u32, mode: XdpMode) -> AttachedProgram {
+    pub(super) fn attached(self, id: u32, mode: Option<Mode>) -> AttachedProgram {
         AttachedProgram {
             id,
             mode,
@@ -84,8 +82,8 @@ pub(super) fn details(ids: &[u32], our_pins: &Path) -> HashMap<u32, Details> {
 fn pins(our_pins: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut directories = vec![(our_pins.to_owned(), 0)];
-    if !Path::new(BPF_FS).starts_with(our_pins) {
-        directories.push((PathBuf::from(BPF_FS), 0));
+    if !Path::new(bpffs::MOUNT_POINT).starts_with(our_pins) {
+        directories.push((PathBuf::from(bpffs::MOUNT_POINT), 0));
     }
     while let Some((directory, depth)) = directories.pop() {
         let Ok(entries) = std::fs::read_dir(directory) else {
@@ -105,7 +103,7 @@ fn pins(our_pins: &Path) -> Vec<PathBuf> {
 /// The id of the program that is pinned at `path`, or that a link pinned there belongs to.
 fn pinned_program(path: &Path) -> Option<u32> {
     use std::os::fd::AsRawFd as _;
-    let object = open_pin(path)?;
+    let object = bpf::open_pin_to_read(path).ok()?;
     program_of_fdinfo(Path::new(&format!("/proc/self/fdinfo/{}", object.as_raw_fd())))
 }
 
@@ -114,31 +112,4 @@ fn pinned_program(path: &Path) -> Option<u32> {
 fn program_of_fdinfo(path: &Path) -> Option<u32> {
     let text = std::fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
-}
-
-/// Opens a pinned object of any kind (bpf(2), BPF_OBJ_GET).
-fn open_pin(path: &Path) -> Option<OwnedFd> {
-    const BPF_OBJ_GET: libc::c_int = 7;
-    const BPF_F_RDONLY: u32 = 1 << 3;
-    /// The part of `union bpf_attr` that this command reads.
-    #[repr(C)]
-    struct ObjGet {
-        path: u64,
-        fd: u32,
-        flags: u32,
-    }
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    let open = |flags| {
-        let request = ObjGet { path: path.as_ptr().expose_provenance() as u64, fd: 0, flags };
-        // SAFETY: `request` and the string that it points to live until the call returns, and its
-        // size is given.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const request, size_of::<ObjGet>()) };
-        let fd = RawFd::try_from(result).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
-        Some(unsafe { OwnedFd::from_raw_fd(fd) })
-    };
-    // Programs may be opened without flags only (EINVAL otherwise), and what may only be read with
-    // them only.
-    open(0).or_else(|| open(BPF_F_RDONLY))
 }

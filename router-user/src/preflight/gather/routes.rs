@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
-    link::{LinkAttribute, LinkMessage},
+    link::LinkMessage,
     route::{RouteAddress, RouteAttribute},
     rule::RuleMessage,
 };
@@ -23,6 +23,7 @@ use crate::{
     config::{Config, Host},
     policy_rules::PolicyRule,
     preflight::facts::Way,
+    sys::netlink::link_name,
 };
 
 /// Asks the kernel by a connection of its own.
@@ -56,7 +57,8 @@ pub(super) async fn ways(config: &Config) -> Result<Vec<Way>> {
         .collect();
     with_kernel(async |handle| {
         let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-        let names: HashMap<u32, String> = links.iter().filter_map(named).collect();
+        let names: HashMap<u32, String> =
+            links.iter().map(|link| (link.header.index, link_name(link).to_owned())).collect();
         let mut ways = Vec::new();
         for target in targets {
             let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(target, 32).build();
@@ -77,12 +79,4 @@ pub(super) async fn ways(config: &Config) -> Result<Vec<Way>> {
         Ok(ways)
     })
     .await
-}
-
-fn named(link: &LinkMessage) -> Option<(u32, String)> {
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    Some((link.header.index, name?))
 }

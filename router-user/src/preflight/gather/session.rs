@@ -47,7 +47,7 @@ fn variable(pid: u32, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::gather::processes;
+    use crate::sys::processes;
 
     #[test]
     fn connections() {

@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::processes;
+use crate::sys::processes;
 use crate::{
     config::Protocol,
     preflight::facts::{Listener, Process, Service},
-    proc_net::{self, CLOSED, LISTEN, TCP, UDP},
+    sys::proc_net::{self, CLOSED, LISTEN, TCP, UDP},
 };
 
 /// The sockets that listen on one of `ports`.

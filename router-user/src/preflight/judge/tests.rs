@@ -342,7 +342,7 @@ fn a_virtual_function_is_not_the_interface_to_name() {
 fn program() -> AttachedProgram {
     AttachedProgram {
         id: 41,
-        mode: XdpMode::Native,
+        mode: Some(Mode::Native),
         name: Some("xdp_dispatcher".to_owned()),
         ours: false,
         loaded_ago: Some(Duration::from_secs(7300)),
@@ -362,7 +362,7 @@ fn another_program_is_named_with_all_that_is_known() {
            fix: stop cilium-agent (process 812); if the program stays, ip link set dev eth0 xdpdrv off"],
     );
     let unknown = AttachedProgram {
-        mode: XdpMode::Generic,
+        mode: Some(Mode::Generic),
         name: None,
         loaded_ago: None,
         uid: None,

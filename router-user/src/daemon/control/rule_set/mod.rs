@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use router_common::{limits::MAX_TARGETS, maps::rules::Rule, ports::PortRange, tuple::Protocol};
 
 use crate::{
-    config::{self, Config, Forward, Host, Mss, Others, Refusal},
+    config::{Config, Forward, Host, Mss, Others, Refusal},
     daemon::{
         kernel::own_traffic::Own,
         names::Names,
@@ -27,7 +27,7 @@ pub(crate) fn build(config: &Config, names: &Names, health: &TargetHealth, own: 
             .iter()
             .map(|forward| ForwardSpec {
                 name: forward.name.clone(),
-                protocol: protocol(forward),
+                protocol: forward.protocol,
                 address: forward.listen.address,
                 ports: PortRange { first: *forward.listen.ports.start(), last: *forward.listen.ports.end() },
                 targets: in_use(forward, names, health),
@@ -122,20 +122,13 @@ pub(crate) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) ->
 
 /// Whether new sessions of a forward have a choice that passive signs can help with.
 pub(crate) fn is_judged(forward: &Forward, names: &Names) -> bool {
-    forward.protocol == config::Protocol::Tcp && targets(forward, names).len() > 1
+    forward.protocol == Protocol::Tcp && targets(forward, names).len() > 1
 }
 
 /// A target as sessions see it.
 pub(crate) fn endpoint(forward: &Forward, (address, port): &Target) -> Endpoint {
     let kept = if forward.listen.is_range() { 0 } else { *forward.listen.ports.start() };
-    (*address, port.unwrap_or(kept), protocol(forward))
-}
-
-fn protocol(forward: &Forward) -> Protocol {
-    match forward.protocol {
-        config::Protocol::Tcp => Protocol::Tcp,
-        config::Protocol::Udp => Protocol::Udp,
-    }
+    (*address, port.unwrap_or(kept), forward.protocol)
 }
 
 #[cfg(test)]

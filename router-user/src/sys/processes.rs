@@ -1,11 +1,25 @@
-//! Processes and what they have open, from `/proc` (proc(5)). What may not be looked at is skipped.
+//! Processes and what they have open, from `/proc` (proc(5)). Skips what may not be read.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::preflight::facts::Process;
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name, as `ps -o comm` shows it.
+    pub name: String,
+}
 
-/// All processes but this one, with their directories in `/proc`.
-pub(super) fn others() -> impl Iterator<Item = (u32, PathBuf)> {
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.name, self.pid)
+    }
+}
+
+/// Returns all processes but this one, with their directories in `/proc`.
+pub(crate) fn others() -> impl Iterator<Item = (u32, PathBuf)> {
     let own = std::process::id();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -13,25 +27,25 @@ pub(super) fn others() -> impl Iterator<Item = (u32, PathBuf)> {
         .filter(move |(pid, _)| *pid != own)
 }
 
-/// The process `pid`, whose directory is `directory`.
-pub(super) fn process(pid: u32, directory: &Path) -> Process {
+/// Returns the process `pid` of the directory `directory`.
+pub(crate) fn process(pid: u32, directory: &Path) -> Process {
     let name = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
     Process { pid, name: name.trim().to_owned() }
 }
 
-/// The entries of a directory of `/proc`.
-pub(super) fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+/// Returns the entries of a directory of `/proc`.
+pub(crate) fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::{Read as _, Write as _};
     use std::process::{Child, Command, Stdio};
 
     /// Runs `command`, which is a `cat` and ends with the [`Child`]. It has answered once: before a
     /// new process gets to its program, `/proc` does not say all of it.
-    pub(in super::super) fn running(command: &mut Command) -> Child {
+    pub(crate) fn running(command: &mut Command) -> Child {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();

@@ -1,0 +1,96 @@
+//! The BPF object: its programs and maps by name.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfError,
+    maps::Map,
+    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
+};
+
+use super::own_traffic;
+
+/// The BPF object: the programs of `router-ebpf`.
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));
+
+/// Returns the BPF object as the compiler made it, for tests that examine its code.
+#[must_use]
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    load_patiently(program(ebpf, name)?).with_context(|| {
+        format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
+    })
+}
+
+pub(super) fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let name = own_traffic::PROGRAM;
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+pub(super) fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
+    let program = own_traffic_program(ebpf)?;
+    patiently(|| program.load())
+        .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`,
+/// kernel/bpf/verifier.c), which says nothing about the program. What makes it think so may stay
+/// for a moment.
+pub(super) fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
+    patiently(|| program.load())
+}
+
+/// As above, by whatever loads a program.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let start = Instant::now();
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+pub(super) fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
+    let program = ebpf.program(name).ok_or_else(|| anyhow!("the object has no program `{name}`"))?;
+    let program: &Xdp = program.try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map `{name}`"))
+}
+
+/// Adds to a failure of the kernel what to do about it; `slots` are those of the flow table.
+pub(super) fn explain_load_error(error: EbpfError, slots: u32) -> anyhow::Error {
+    let error = anyhow!(error);
+    let is_out_of_memory = error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) == Some(libc::ENOMEM)
+    });
+    if is_out_of_memory {
+        let mebibytes = (u64::from(slots) * 64) >> 20;
+        return anyhow!(
+            "the kernel does not have enough memory for the flow table (about {mebibytes} MiB): lower limits.flows \
+             ({error:#})"
+        );
+    }
+    anyhow!("the kernel does not take the data plane: {error:#}")
+}
