@@ -13,6 +13,7 @@ mod lifecycle;
 mod logging;
 mod names;
 mod observe;
+mod parts;
 mod punts;
 mod rate;
 mod serve;
@@ -21,18 +22,19 @@ mod state;
 mod sync;
 mod upkeep;
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::{
-    control::rule_set,
+    control::{Control, desired},
     kernel::{
+        interfaces::{Attached, roles},
         netlink,
         next_hops::{self, Topology},
-        own_traffic::{self, Own},
+        own_traffic::{self, OwnTraffic},
     },
     lifecycle::{
         listeners::{Listeners, keep_descriptors_back, refuse_second},
@@ -42,9 +44,10 @@ use self::{
     logging::watch,
     names::NameService,
     observe::target_health::TargetHealth,
+    parts::Parts,
+    punts::router::Router as _,
     serve::{api, metrics, probe},
     sessions::sweep,
-    state::{Attached, Shared},
     upkeep::Upkeep,
 };
 use crate::{
@@ -97,7 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
         started = start(&options, config, &mut predecessors) => started,
         () = signals.stop() => Err(anyhow!("stopped before it had started")),
     };
-    let (shared, tasks) = match started {
+    let (parts, tasks) = match started {
         Ok(started) => started,
         Err(error) => {
             let keep_settings = !predecessors.is_empty();
@@ -119,9 +122,9 @@ pub async fn run(options: Options) -> Result<()> {
     }
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the
     // next daemon finds it, and no session is lost. Only who asks for a stop gets the programs off.
-    serve(&shared, tasks, listeners, &mut signals).await?;
-    shared.state().stood_down = true;
-    let interfaces = dataplane::detach(&shared.config.admin.pins)?.interfaces;
+    serve(&parts, tasks, listeners, &mut signals).await?;
+    parts.state.attachments.lock().stood_down = true;
+    let interfaces = dataplane::detach(&parts.state.config.get().admin.pins)?.interfaces;
     if interfaces.is_empty() {
         warn!("the programs had been detached already");
     } else {
@@ -163,13 +166,13 @@ async fn start(
     options: &Options,
     config: Config,
     predecessors: &mut Predecessors,
-) -> Result<(Arc<Shared>, JoinSet<Result<()>>)> {
+) -> Result<(Parts, JoinSet<Result<()>>)> {
     let (changes, kernel) = netlink::connect()?;
     let addresses = kernel.addresses().await?;
     let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
     let mut topology = Topology::read(&kernel).await?;
     let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
-    let mut own = Own::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
+    let mut own = OwnTraffic::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
     info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
     let name_service = NameService::of_system(&config.admin.socket, &addresses.local());
     let names = name_service.resolve_all(&config, &addresses.local()).await;
@@ -201,7 +204,7 @@ async fn start(
     let mode = config.interfaces.mode;
     // The first packet has to find rules.
     if !plane.adopted {
-        let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
+        let spec = desired::build(&config, &names, &TargetHealth::default(), own.session_ports());
         plane.apply_rules(&spec)?;
     }
     let mut attached = Vec::new();
@@ -216,7 +219,7 @@ async fn start(
 
     // Last what takes something away from a router that works: a failure before this leaves it as
     // it was.
-    let spec = rule_set::build(&config, &names, &TargetHealth::default(), &own);
+    let spec = desired::build(&config, &names, &TargetHealth::default(), own.session_ports());
     plane.apply_rules(&spec)?;
     plane.detach_others(&interfaces)?;
 
@@ -226,37 +229,42 @@ async fn start(
     }
     let doors = punts::Doors::open(plane.take_punts()?)?;
     let upkeep = Upkeep::of(&config, &plane)?;
-    let path = options.config_path.clone();
-    let shared = Arc::new(Shared::new(path, config, own, plane, attached, names));
-    next_hops::refresh(&shared, &kernel, &mut topology).await?;
+    let is_adopted = plane.adopted;
+    let parts = Parts::new(options.config_path.as_path().into(), config, own, plane, attached, names);
+    next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would
     // be dropped.
-    shared.state().plane.settings.show_presence()?;
-    tasks.spawn(upkeep.run(shared.clone()));
-    tasks.spawn(punts::serve(shared.clone(), kernel.clone(), doors));
-    tasks.spawn(next_hops::follow(shared.clone(), kernel, changes, topology));
-    tasks.spawn(punts::show_presence(shared.clone()));
-    tasks.spawn(sweep::sweep(shared.clone()));
-    tasks.spawn(own_traffic::follow(shared.clone()));
-    tasks.spawn(name_service.follow(shared.clone()));
-    Ok((shared, tasks))
+    let router = parts.router();
+    router.show_presence()?;
+    let Parts { state, plane, requests, punts: tally, .. } = &parts;
+    tasks.spawn(Control::new(state.clone(), plane, requests.clone()).run());
+    tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
+    tasks.spawn(punts::serve(router.clone(), tally.clone(), kernel.clone(), doors));
+    tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));
+    tasks.spawn(punts::show_presence(router));
+    tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));
+    tasks.spawn(own_traffic::follow::follow(parts.own_traffic()));
+    tasks.spawn(name_service.follow(parts.names()));
+    Ok((parts, tasks))
 }
 
 /// Answers until a signal says to stop, or until something that must not end has ended.
 async fn serve(
-    shared: &Arc<Shared>,
+    parts: &Parts,
     mut tasks: JoinSet<Result<()>>,
     listeners: Listeners,
     signals: &mut Signals,
 ) -> Result<()> {
-    tasks.spawn(watch::report(shared.clone()));
-    tasks.spawn(probe::serve(shared.clone(), listeners.probe));
-    tasks.spawn(metrics::serve(shared.clone(), listeners.admin));
-    tasks.spawn(api::serve(shared.clone(), listeners.api));
+    let config = parts.state.config.get();
+    let (probe_config, probe) = (config.clone(), parts.probe());
+    tasks.spawn(watch::report(parts.monitor.clone(), parts.counters.clone()));
+    tasks.spawn(async move { probe::serve(&probe_config, probe, listeners.probe).await });
+    tasks.spawn(metrics::serve(parts.reports(), listeners.admin));
+    tasks.spawn(api::serve(parts.api(), listeners.api));
     info!(
-        config = %shared.config_path.display(),
-        rules = shared.config.forwards.len() + shared.config.masquerades.len(),
-        probe = %shared.config.health.listen,
+        config = %parts.config_path.display(),
+        rules = config.forwards.len() + config.masquerades.len(),
+        probe = %config.health.listen,
         "running"
     );
     // Without a service manager there is nobody to tell.
@@ -270,12 +278,4 @@ async fn serve(
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
-}
-
-fn roles(config: &Config, name: &str) -> Vec<String> {
-    [("pls", &config.interfaces.pls), ("firewall", &config.interfaces.firewall)]
-        .into_iter()
-        .filter(|(_, interface)| *interface == name)
-        .map(|(role, _)| role.to_owned())
-        .collect()
 }

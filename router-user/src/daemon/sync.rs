@@ -1,8 +1,41 @@
-//! Locks of plain data.
+//! Plain data behind locks.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Locks plain data. A panic of another thread that had the lock does not make plain data wrong.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Data that several parts of the daemon have in common. A clone is the same data.
+#[derive(Debug, Default)]
+pub(crate) struct Locked<T>(Arc<Mutex<T>>);
+
+impl<T> Clone for Locked<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Locked<T> {
+    pub(crate) fn new(data: T) -> Self {
+        Self(Arc::new(Mutex::new(data)))
+    }
+
+    /// Locks the data, for a moment. The guard cannot be held over an `await` in a task.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        lock(&self.0)
+    }
+
+    /// Replaces the data.
+    pub(crate) fn set(&self, data: T) {
+        *self.lock() = data;
+    }
+}
+
+impl<T: Clone> Locked<T> {
+    /// Returns the data as it is now.
+    pub(crate) fn get(&self) -> T {
+        self.lock().clone()
+    }
 }

@@ -1,17 +1,20 @@
 //! The counters.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use router_common::maps::stats::CpuStats;
 
-/// The counters of all CPUs.
+/// The counters of all CPUs. A clone reads the same ones.
+#[derive(Clone)]
 pub struct CounterTable {
-    map: PerCpuArray<MapData, CpuStats>,
+    map: Arc<PerCpuArray<MapData, CpuStats>>,
 }
 
 impl CounterTable {
     pub(super) fn new(map: Map) -> Result<Self> {
-        Ok(Self { map: map.try_into()? })
+        Ok(Self { map: Arc::new(map.try_into()?) })
     }
 
     /// The counters, summed over CPUs.

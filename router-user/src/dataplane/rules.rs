@@ -1,6 +1,9 @@
 //! Putting a configuration's rules in force.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -100,11 +103,83 @@ pub struct MasqueradeSpec {
     pub mss: u16,
 }
 
-/// The rule maps, and which rule has which number.
+/// The rules, and which rule has which number. A clone is the same table.
 ///
 /// A rule keeps its number as long as it keeps its name, across rule sets and daemons: counters and
 /// sessions go by it.
+#[derive(Clone)]
 pub struct RuleTable {
+    /// Has a lock of its own, since to write a large rule set takes a while.
+    writer: Arc<Mutex<Writer>>,
+    /// The names of the rules in force by number.
+    names: Arc<Mutex<Names>>,
+}
+
+/// Names of rules by number.
+type Names = Arc<Vec<Option<String>>>;
+
+impl RuleTable {
+    pub(super) fn new(ebpf: &mut Ebpf, version: u32) -> Result<Self> {
+        let writer = Writer::new(ebpf, version)?;
+        let names = Arc::new(Mutex::new(Arc::new(writer.names.clone())));
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), names })
+    }
+
+    /// Returns the names of the rules by number: of those in force, and of those that were and
+    /// whose numbers no other rule has got since.
+    pub fn names(&self) -> Arc<Vec<Option<String>>> {
+        lock(&self.names).clone()
+    }
+
+    /// Returns the name of the rule with this number, if there is or was one.
+    pub fn name(&self, number: u16) -> Option<String> {
+        self.names().get(usize::from(number))?.clone()
+    }
+
+    /// Returns the number of the rule with this name.
+    pub fn number(&self, name: &str) -> Option<u16> {
+        let position = self.names().iter().position(|known| known.as_deref() == Some(name))?;
+        u16::try_from(position).ok()
+    }
+
+    /// Puts a rule set in force, at once and whole: the program reads the old one until the new one
+    /// is complete.
+    ///
+    /// # Errors
+    /// When a map cannot be written or the rule set does not fit. The old one stays in force.
+    pub fn apply(&self, spec: &RuleSetSpec, settings: &mut SettingsTable) -> Result<()> {
+        let version = settings.version();
+        self.apply_by(spec, version, |version| settings.set_version(version))
+    }
+
+    /// Does what [`apply`](Self::apply) does while the rule set of `version` is in force. `switch`
+    /// puts the next version in force. Only `switch` needs the settings, so that whoever shares
+    /// them does not wait while a large rule set is written.
+    ///
+    /// # Errors
+    /// As there, and when `switch` fails.
+    pub fn apply_by(
+        &self,
+        spec: &RuleSetSpec,
+        version: u32,
+        switch: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let version = version.wrapping_add(1).max(1);
+        let names = writer.write(spec, version)?;
+        switch(version)?;
+        *lock(&self.names) = Arc::new(names.clone());
+        writer.names = names;
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rule maps.
+struct Writer {
     rule_sets: Array<MapData, RuleSet>,
     rules: Array<MapData, Rule>,
     masquerades: Array<MapData, Masquerade>,
@@ -115,8 +190,8 @@ pub struct RuleTable {
     names: Vec<Option<String>>,
 }
 
-impl RuleTable {
-    pub(super) fn new(ebpf: &mut Ebpf, version: u32) -> Result<Self> {
+impl Writer {
+    fn new(ebpf: &mut Ebpf, version: u32) -> Result<Self> {
         let mut table = Self {
             rule_sets: take(ebpf, "RULE_SETS")?.try_into()?,
             rules: take(ebpf, "RULES")?.try_into()?,
@@ -138,24 +213,9 @@ impl RuleTable {
         Ok(table)
     }
 
-    /// The name of the rule with this number, if there is or was one.
-    pub fn name(&self, number: u16) -> Option<&str> {
-        self.names.get(usize::from(number))?.as_deref()
-    }
-
-    /// The number of the rule with this name.
-    pub fn number(&self, name: &str) -> Option<u16> {
-        let position = self.names.iter().position(|known| known.as_deref() == Some(name))?;
-        u16::try_from(position).ok()
-    }
-
-    /// Puts a rule set in force, at once and whole: the program reads the old one until the new one
-    /// is complete.
-    ///
-    /// # Errors
-    /// When a map cannot be written or the rule set does not fit. The old one stays in force.
-    pub fn apply(&mut self, spec: &RuleSetSpec, settings: &mut SettingsTable) -> Result<()> {
-        let version = settings.version().wrapping_add(1).max(1);
+    /// Writes the rule set of a version that is not in force yet. Returns the names of its rules by
+    /// number.
+    fn write(&mut self, spec: &RuleSetSpec, version: u32) -> Result<Vec<Option<String>>> {
         let names = self.number_rules(spec)?;
         let number = |name: &str| -> Result<u16> {
             let position = names.iter().position(|known| known.as_deref() == Some(name));
@@ -197,9 +257,7 @@ impl RuleTable {
         let allowed = self.write_local(version, spec)?;
         let rule_set = rule_set(spec, pairs, allowed)?;
         self.rule_sets.set(bank(version), rule_set, 0).context("cannot write the rule set")?;
-        settings.set_version(version)?;
-        self.names = names;
-        Ok(())
+        Ok(names)
     }
 
     /// Writes who is closed out and what is allowed; how many entries that are for IPv4, and for

@@ -2,6 +2,7 @@
 //! (`netlink`), the data plane's next hops (`next_hops`), and this machine's own traffic
 //! (`own_traffic`).
 
+pub(crate) mod interfaces;
 pub(crate) mod netlink;
 pub(crate) mod next_hops;
 pub(crate) mod own_traffic;

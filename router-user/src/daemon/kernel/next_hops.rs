@@ -25,13 +25,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 use tracing::{debug, info, warn};
 
 use crate::{
+    config::Config,
     daemon::{
-        control::rule_set,
+        control::desired,
         kernel::netlink::{Addresses, Change, Kernel, NeighbourEntry, Routes, Watch},
         logging::text,
-        observe::contested::format_mac,
+        names::resolved::Names,
+        observe::contested::{Rivals, format_mac},
         rate::pace::Pace,
-        state::{Shared, State},
+        state::{Attachments, Routing},
+        sync::Locked,
     },
     dataplane::{Dataplane, interface_name},
     health::Id,
@@ -64,10 +67,20 @@ const PROBES_AT_ONCE: usize = 64;
 /// neighbours is filling up.
 const CONFIRMED_AT_ONCE: usize = 512;
 
+/// What this has access to.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) config: Locked<Arc<Config>>,
+    pub(crate) attachments: Locked<Attachments>,
+    pub(crate) names: Locked<Names>,
+    pub(crate) routing: Locked<Routing>,
+    pub(crate) plane: Locked<Dataplane>,
+}
+
 /// Follows the kernel's changes for ever. What fails is tried again at the next change, or two
 /// seconds later; if it goes on failing, the probe says so.
 pub(crate) async fn follow(
-    shared: Arc<Shared>,
+    access: Access,
     kernel: Kernel,
     mut changes: Watch,
     mut topology: Topology,
@@ -86,22 +99,22 @@ pub(crate) async fn follow(
                     gathered.push(change);
                 }
                 topology.is_old |= gathered.contains(&Change::Topology);
-                follower.note(&shared, &gathered);
+                follower.note(&access, &gathered);
             }
             () = follower.due() => {}
             _ = confirm.tick() => is_round = true,
         }
         let now = Instant::now().into_std();
-        follower.invalidate(&shared, now);
+        follower.invalidate(&access.plane, now);
         let is_due = follower.refreshes.take(now);
         if std::mem::take(&mut follower.is_outdated) || is_due || is_round {
-            match refresh(&shared, &kernel, &mut topology).await {
+            match refresh(&access, &kernel, &mut topology).await {
                 Ok(Looked { ways, has_moved }) => follower.has_looked(ways, has_moved),
                 Err(error) => warn!("cannot follow the kernel's routes: {error:#}"),
             }
         }
         if is_round {
-            confirm_neighbours(&shared, &kernel, &topology).await;
+            confirm_neighbours(&access, &kernel, &topology).await;
         }
     }
 }
@@ -139,10 +152,11 @@ impl Default for Follower {
 
 impl Follower {
     /// Takes in what has changed.
-    fn note(&mut self, shared: &Shared, changes: &[Change]) {
+    fn note(&mut self, access: &Access, changes: &[Change]) {
         let mut failure = None;
         {
-            let state = &mut *shared.state();
+            let rivals = &mut access.routing.lock().rivals;
+            let plane = &mut *access.plane.lock();
             for change in changes {
                 match change {
                     Change::Topology => {
@@ -152,7 +166,7 @@ impl Follower {
                     // What it was, a look at all of them will show.
                     Change::MissedNeighbours => self.refreshes.ask(),
                     Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) => {
-                        failure = self.note_neighbour(state, neighbour, *mac).err().or(failure);
+                        failure = self.note_neighbour(plane, rivals, neighbour, *mac).err().or(failure);
                     }
                 }
             }
@@ -166,11 +180,11 @@ impl Follower {
 
     fn note_neighbour(
         &mut self,
-        state: &mut State,
+        plane: &mut Dataplane,
+        rivals: &mut Rivals,
         neighbour: &Neighbour,
         mac: Option<[u8; 6]>,
     ) -> Result<()> {
-        let State { plane, rivals, .. } = state;
         let in_use = plane.next_hops_in_use.get(neighbour)?;
         let way = self.ways.get_mut(neighbour);
         if in_use.is_none() && way.is_none() && !rivals.watches(neighbour) {
@@ -207,13 +221,13 @@ impl Follower {
 
     /// Has all sessions ask for their next hops again, if it is time for that. What fails is tried
     /// again.
-    fn invalidate(&mut self, shared: &Shared, now: std::time::Instant) {
+    fn invalidate(&mut self, plane: &Locked<Dataplane>, now: std::time::Instant) {
         let is_due = self.invalidations.take(now);
         let has_moved = std::mem::take(&mut self.topology_has_moved);
         if !is_due && !has_moved {
             return;
         }
-        let invalidated = invalidate(&mut shared.state().plane);
+        let invalidated = invalidate(&mut plane.lock());
         if let Err(error) = invalidated {
             self.invalidations.ask();
             warn!("sessions do not follow their next hops yet: {error:#}");
@@ -282,7 +296,7 @@ pub(crate) struct Looked {
 
 /// Looks at this machine's addresses, at the way to every target, and at the next hops in use
 /// again.
-pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
+pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
     if topology.is_old {
         let Topology { turn, ref mut overdue, .. } = *topology;
         let overdue = std::mem::take(overdue);
@@ -291,10 +305,10 @@ pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
     let addresses = kernel.addresses().await?;
     // Interfaces may be removed and made again, and a virtual function comes and goes while its
     // interface stays (host servicing on Azure).
-    let indexes = shared.interface_indexes();
+    let indexes = access.attachments.lock().indexes();
     let interfaces = interfaces(&indexes, kernel, &addresses).await?;
     {
-        let plane = &mut shared.state().plane;
+        let plane = &mut *access.plane.lock();
         plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
         plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
         plane.interface_addresses.set(sources(&indexes, &addresses))?;
@@ -307,17 +321,18 @@ pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
         interfaces: indexes,
         tells_sources: None,
         looked_for: HashSet::new(),
-        before: shared.state().next_hops.iter().map(|known| (known.target, known.clone())).collect(),
+        before: access.routing.lock().next_hops.iter().map(|known| (known.target, known.clone())).collect(),
         overdue: std::mem::take(&mut topology.overdue),
     };
-    let targets = targets(shared);
+    let config = access.config.get();
+    let targets = targets(&config, &access.names.lock());
     let turn = in_turn(&targets, topology.turn, QUERIES_AT_ONCE);
     topology.turn = turn.last().copied();
     let turn: HashSet<Ipv4Addr> = turn.into_iter().collect();
     let mut next_hops = Vec::new();
     for (target, needs) in targets {
         if turn.contains(&target) {
-            next_hops.push(view.next_hop(shared, kernel, target, needs).await);
+            next_hops.push(view.next_hop((&config, &access.plane), kernel, target, needs).await);
         } else if let Some(known) = view.before.get(&target.into()) {
             // As it was when it had its turn. One that has never had one yet is not known to be
             // lost.
@@ -328,10 +343,10 @@ pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
     let ways = view.ways(&next_hops, topology);
     let doubts = view.doubts(topology);
     let has_moved = {
-        let state = &mut *shared.state();
+        let state = &mut *access.routing.lock();
         state.refreshed = Instant::now().into_std();
         state.rivals.pass_time(state.refreshed);
-        state.routing = doubts;
+        state.doubts = doubts;
         state.own_addresses = view.addresses.local();
         state.own_networks =
             view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
@@ -341,7 +356,7 @@ pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
             view.before.insert(next_hop.target, next_hop.clone());
         }
         state.next_hops.clone_from(&next_hops);
-        forget_overtaken(state, &view.neighbours)?
+        forget_overtaken(&mut access.plane.lock(), &view.neighbours)?
     };
     report(&view.before, &next_hops);
     Ok(Looked { ways, has_moved })
@@ -350,8 +365,8 @@ pub(crate) async fn refresh(shared: &Shared, kernel: &Kernel, topology: &mut Top
 /// Forgets the next hops in use that are others by now, by what the kernel says of all neighbours.
 /// Returns `true` if there are any. Most are told of by changes; but those can be lost, and a
 /// session may note what was true a moment ago.
-fn forget_overtaken(state: &mut State, neighbours: &HashMap<Neighbour, NeighbourEntry>) -> Result<bool> {
-    let in_use = &mut state.plane.next_hops_in_use;
+fn forget_overtaken(plane: &mut Dataplane, neighbours: &HashMap<Neighbour, NeighbourEntry>) -> Result<bool> {
+    let in_use = &mut plane.next_hops_in_use;
     let mut has_moved = false;
     for (neighbour, noted) in in_use.all()? {
         let mac = neighbours.get(&neighbour).and_then(|entry| entry.mac);
@@ -440,7 +455,7 @@ impl View {
     /// The way to a target, for every kind of session that needs it.
     async fn next_hop(
         &mut self,
-        shared: &Shared,
+        (config, plane): (&Config, &Locked<Dataplane>),
         kernel: &Kernel,
         target: Ipv4Addr,
         needs: Needs,
@@ -456,9 +471,9 @@ impl View {
             problem: String::new(),
         };
         for query in &needs.queries {
-            let answer = shared.state().plane.route(query);
+            let answer = plane.lock().route(query);
             let problem = match answer {
-                Ok(answer) => self.judge(shared, kernel, &mut next_hop, &answer, needs.any_of_network).await,
+                Ok(answer) => self.judge(config, kernel, &mut next_hop, &answer, needs.any_of_network).await,
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(problem) = problem {
@@ -473,7 +488,7 @@ impl View {
     /// What is wrong with an answer, which is entered into `next_hop`.
     async fn judge(
         &mut self,
-        shared: &Shared,
+        config: &Config,
         kernel: &Kernel,
         next_hop: &mut NextHopStatus,
         answer: &Answer,
@@ -492,7 +507,7 @@ impl View {
         if !self.interfaces.contains(&neighbour.interface) {
             return Some(format!("the route leads out of {name}, which is not an interface of the router"));
         }
-        let given = &shared.config.snat.addresses;
+        let given = &config.snat.addresses;
         if given.is_empty() {
             let source = Ipv4Addr::from(answer.source);
             if source.is_unspecified() {
@@ -697,20 +712,22 @@ fn listed(all: impl ExactSizeIterator<Item = String>) -> String {
 /// Has the kernel confirm the neighbours in use, so that one that is gone is found out, and one
 /// that is there stays known. Every gateway may be in use: which of several a session takes, only
 /// the session knows.
-async fn confirm_neighbours(shared: &Shared, kernel: &Kernel, topology: &Topology) {
+async fn confirm_neighbours(access: &Access, kernel: &Kernel, topology: &Topology) {
     let (Ok(names), Ok(neighbours)) = (kernel.interface_names().await, kernel.neighbours().await) else {
         return;
     };
-    let used: HashSet<(String, IpAddr)> = shared
-        .state()
+    let used: HashSet<(String, IpAddr)> = access
+        .routing
+        .lock()
         .next_hops
         .iter()
         .filter(|next_hop| next_hop.mac.is_some())
         .filter_map(|next_hop| Some((next_hop.interface.clone()?, next_hop.via?)))
         .collect();
-    let interfaces = shared.interface_indexes();
+    let interfaces = access.attachments.lock().indexes();
     let gateways = &topology.routes.gateways;
-    let others = if is_filling_up(&neighbours) { next_hops_of_sessions(shared) } else { HashSet::new() };
+    let others =
+        if is_filling_up(&neighbours) { next_hops_of_sessions(&access.plane) } else { HashSet::new() };
     for (neighbour, entry) in &neighbours {
         let name = names.get(&neighbour.interface).cloned().unwrap_or_default();
         let is_gateway = interfaces.contains(&neighbour.interface) && gateways.contains_key(neighbour);
@@ -749,8 +766,8 @@ fn is_filling_up(neighbours: &HashMap<Neighbour, NeighbourEntry>) -> bool {
 }
 
 /// The next hops that sessions have, as many as are confirmed in one round.
-fn next_hops_of_sessions(shared: &Shared) -> HashSet<Neighbour> {
-    match shared.state().plane.next_hops_in_use.all() {
+fn next_hops_of_sessions(plane: &Locked<Dataplane>) -> HashSet<Neighbour> {
+    match plane.lock().next_hops_in_use.all() {
         Ok(all) => all.into_iter().map(|(neighbour, _)| neighbour).take(CONFIRMED_AT_ONCE).collect(),
         Err(error) => {
             debug!("{error:#}");
@@ -780,8 +797,7 @@ const SOURCES_ASKED: usize = 8;
 
 /// The addresses that rules lead to. For a masquerade, one address of each destination network
 /// stands for all of it; for sources, likewise.
-fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
-    let State { names, .. } = &*shared.state();
+fn targets(config: &Config, names: &Names) -> BTreeMap<Ipv4Addr, Needs> {
     let mut targets: BTreeMap<Ipv4Addr, Needs> = BTreeMap::new();
     let mut add =
         |address: Ipv4Addr, rule: &String, any_of_network, sources: &[Ipv4Net], (protocol, port)| {
@@ -798,15 +814,15 @@ fn targets(shared: &Shared) -> BTreeMap<Ipv4Addr, Needs> {
                 }
             }
         };
-    for forward in &shared.config.forwards {
-        for target in rule_set::targets(forward, names) {
-            let (address, port, protocol) = rule_set::endpoint(forward, &target);
+    for forward in &config.forwards {
+        for target in desired::targets(forward, names) {
+            let (address, port, protocol) = desired::endpoint(forward, &target);
             // One that keeps the client's port has the rule's ports.
             let port = if port == 0 { *forward.listen.ports.start() } else { port };
             add(address, &forward.name, false, &forward.sources, (protocol, port));
         }
     }
-    for masquerade in &shared.config.masquerades {
+    for masquerade in &config.masquerades {
         for destination in &masquerade.destinations {
             add(representative(destination), &masquerade.name, true, &masquerade.sources, A_SERVICE);
         }

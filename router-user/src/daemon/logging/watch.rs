@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::{
-    daemon::{logging::lines::Lines, state::Shared},
+    daemon::{logging::lines::Lines, observe::monitor::Monitor},
+    dataplane::CounterTable,
     health::{Condition, Conditions, Key, Severity},
 };
 
@@ -46,18 +46,18 @@ const TROUBLE: [Reason; 19] = [
 ];
 
 /// Reports for ever.
-pub(crate) async fn report(shared: Arc<Shared>) -> Result<()> {
+pub(crate) async fn report(monitor: Monitor, counters: CounterTable) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut known, mut lines) = (Known::new(), Lines::default());
     let mut before = None;
     for round in 0_u64.. {
         period.tick().await;
-        let conditions = shared.conditions();
+        let conditions = monitor.conditions();
         tell(&conditions, &known, &mut lines);
         known = conditions.iter().map(|condition| (condition.key(), condition.detail.clone())).collect();
         if round.is_multiple_of(DROPS_EVERY) {
-            let read = shared.state().plane.counters.read();
+            let read = counters.read();
             let now = match read {
                 Ok(stats) => (drops(&stats), stats.own),
                 // That passes, and the next round tells of two.

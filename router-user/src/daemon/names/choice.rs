@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use router_common::limits::MAX_TARGETS;
 
-use super::NO_ADDRESS;
+use super::resolver::NO_ADDRESS;
 use crate::{config::no_target, daemon::kernel::netlink::OwnAddresses};
 
 /// The part of an answer that counts.

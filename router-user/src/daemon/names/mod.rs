@@ -3,16 +3,16 @@
 
 mod choice;
 mod memory;
+pub(crate) mod resolved;
 mod resolver;
 mod schedule;
 mod turns;
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::hash_map::RandomState,
     hash::BuildHasher as _,
-    net::Ipv4Addr,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,111 +25,34 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
-    choice::{Choice, choose},
+    choice::choose,
     memory::{Memory, Unsaved},
-    resolver::{Answer, Files, NO_ADDRESS, Resolver},
+    resolved::{Good, Names, Noted, Resolved},
+    resolver::{Answer, Files, Resolver},
 };
 use crate::{
     config::{Config, Host},
     daemon::{
+        control::requests::Requests,
         kernel::netlink::OwnAddresses,
-        logging::{lines::Lines, text::printable},
+        logging::lines::Lines,
         rate::paced::Paced,
-        state::{Shared, State},
-        sync::lock,
+        state::Routing,
+        sync::{Locked, lock},
     },
 };
 
 /// How long the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
-/// The time after which the rules, or the file of the last answers, are written again at the
-/// earliest: answers may change with every question.
+/// The time after which the file of the last answers is written again at the earliest: answers may
+/// change with every question.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Times in a row that the rules may fail to be written.
-const TRIES: u32 = 5;
 
-/// Addresses by name, with what is known about each.
-pub(super) type Names = HashMap<String, Resolved>;
-
-/// What is known of a name.
-#[derive(Clone, Debug)]
-pub(super) struct Resolved {
-    /// The addresses of the last good answer, in order.
-    pub(super) addresses: Vec<Ipv4Addr>,
-    /// When that came; when it was first asked for, if there is none yet.
-    pub(super) since: Instant,
-    /// How long that answer said it holds; `None` if there is none yet.
-    pub(super) ttl: Option<Duration>,
-    /// When it is asked for again.
-    pub(super) next: Instant,
-    /// How many attempts have failed since.
-    failures: u32,
-    /// What went wrong at the last attempt; empty when it went well.
-    pub(super) problem: String,
-    /// The part of the last good answer that is not used, and why; empty when all of it is.
-    pub(super) left_out: String,
-}
-
-/// An answer of which something can be used.
-#[derive(Clone, Debug, PartialEq)]
-struct Good {
-    choice: Choice,
-    ttl: Duration,
-}
-
-impl Resolved {
-    fn unknown(now: Instant) -> Self {
-        Self {
-            addresses: Vec::new(),
-            since: now,
-            ttl: None,
-            next: now,
-            failures: 0,
-            problem: String::new(),
-            left_out: String::new(),
-        }
-    }
-
-    /// A name with these addresses.
-    #[cfg(test)]
-    pub(super) fn of(addresses: Vec<Ipv4Addr>) -> Self {
-        Self { addresses, ..Self::unknown(Instant::now()) }
-    }
-
-    /// Takes in the outcome of an attempt. `luck` is anything from 0 to 1.
-    fn note(&mut self, outcome: Result<Good, String>, now: Instant, luck: f64) -> Noted {
-        match outcome {
-            Ok(Good { choice: Choice { addresses, left_out }, ttl }) => {
-                self.next = now + schedule::after_answer(ttl, luck);
-                self.failures = 0;
-                self.since = now;
-                self.ttl = Some(ttl);
-                let noted = Noted {
-                    moved: self.addresses != addresses,
-                    recovered: !std::mem::take(&mut self.problem).is_empty(),
-                };
-                self.addresses = addresses;
-                self.left_out = left_out;
-                noted
-            }
-            Err(problem) => {
-                self.failures = self.failures.saturating_add(1);
-                self.next = now + schedule::after_failure(self.failures, luck);
-                // It may say what a server has said.
-                self.problem = printable(&problem);
-                Noted { moved: false, recovered: false }
-            }
-        }
-    }
-}
-
-/// What an attempt has changed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Noted {
-    /// The addresses.
-    moved: bool,
-    /// Something was wrong, and is not any more.
-    recovered: bool,
+/// What the name service has access to.
+pub(super) struct Access {
+    pub(super) names: Locked<Names>,
+    pub(super) routing: Locked<Routing>,
+    pub(super) requests: Requests,
 }
 
 /// Whom names are asked of, for as long as the daemon runs, and what they answered last.
@@ -138,8 +61,6 @@ pub(super) struct NameService {
     memory: Mutex<Memory>,
     /// The writing of the memory.
     saving: Paced,
-    /// The writing of the rules.
-    applying: Paced,
     /// The lines about answers in the log.
     lines: Mutex<Lines>,
 }
@@ -152,7 +73,6 @@ impl NameService {
             resolver: Resolver::new(Files::default()),
             memory: Mutex::new(Memory::load(Memory::path(socket), SystemTime::now(), own)),
             saving: Paced::new(PAUSE),
-            applying: Paced::new(PAUSE),
             lines: Mutex::default(),
         }
     }
@@ -212,33 +132,14 @@ impl NameService {
     }
 
     /// Resolves names again and again, each when it is time for it.
-    pub(super) async fn follow(self, shared: Arc<Shared>) -> Result<()> {
-        let names: Vec<String> = shared.state().names.keys().cloned().collect();
+    pub(super) async fn follow(self, access: Access) -> Result<()> {
+        let names: Vec<String> = access.names.lock().keys().cloned().collect();
         if names.is_empty() {
             return std::future::pending().await;
         }
         tokio::select! {
-            followed = try_join_all(names.iter().map(|name| self.follow_one(&shared, name))) => followed.map(drop),
-            never = self.apply(&shared) => never,
+            followed = try_join_all(names.iter().map(|name| self.follow_one(&access, name))) => followed.map(drop),
             never = self.save() => never,
-        }
-    }
-
-    /// Puts the rules in force whenever a name has moved. The next answer comes when it likes, so
-    /// that the kernel may well refuse once, and nobody is to end the daemon by answers.
-    async fn apply(&self, shared: &Shared) -> Result<()> {
-        let mut failures = 0;
-        loop {
-            self.applying.turn().await;
-            match shared.apply_rules() {
-                Ok(()) => failures = 0,
-                Err(error) if failures + 1 == TRIES => return Err(error),
-                Err(error) => {
-                    failures += 1;
-                    warn!("new sessions do not follow names yet: {error:#}");
-                    self.applying.ask();
-                }
-            }
         }
     }
 
@@ -259,16 +160,16 @@ impl NameService {
         }
     }
 
-    async fn follow_one(&self, shared: &Shared, name: &str) -> Result<()> {
+    async fn follow_one(&self, access: &Access, name: &str) -> Result<()> {
         loop {
-            let Some(next) = shared.state().names.get(name).map(|resolved| resolved.next) else {
+            let Some(next) = access.names.lock().get(name).map(|resolved| resolved.next) else {
                 return Ok(());
             };
             sleep(next.saturating_duration_since(Instant::now())).await;
-            let own = shared.state().own_addresses.clone();
+            let own = access.routing.lock().own_addresses.clone();
             let outcome = self.resolve(name, &own).await;
             let (resolved, noted) = {
-                let State { names, .. } = &mut *shared.state();
+                let names = &mut *access.names.lock();
                 let Some(resolved) = names.get_mut(name) else { return Ok(()) };
                 let noted = resolved.note(outcome, Instant::now(), luck());
                 (resolved.clone(), noted)
@@ -278,7 +179,7 @@ impl NameService {
                 self.remember(name, &resolved);
             }
             if noted.moved {
-                self.applying.ask();
+                access.requests.ask_paced();
             }
         }
     }

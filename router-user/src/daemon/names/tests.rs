@@ -1,10 +1,11 @@
 //! With name servers of our own on loopback.
 
 use std::{
+    collections::HashMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use hickory_resolver::proto::{

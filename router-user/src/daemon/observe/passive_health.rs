@@ -3,27 +3,24 @@
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Instant};
 
-use anyhow::Result;
 use router_common::{time::Ticks, tuple::Protocol};
 use tracing::{info, warn};
 
-use crate::daemon::{
-    control::rule_set,
-    observe::target_health::{Change, Health, TargetSigns, UNANSWERED_AFTER},
-    state::{Shared, State},
+use super::target_health::{Change, Health, TargetHealth, TargetSigns, UNANSWERED_AFTER};
+use crate::{
+    config::Config,
+    daemon::{control::desired, names::resolved::Names, sync::Locked},
+    dataplane::RuleTable,
 };
 
 /// The rules whose sessions matter, by number, and whether their targets have the port that the
 /// client used.
 pub(crate) type Watched = HashMap<u16, bool>;
 
-/// The rules that lead to several targets now: only they have a choice.
-pub(crate) fn watched(shared: &Shared) -> Watched {
-    let State { plane, names, .. } = &*shared.state();
-    let judged = shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, names));
-    judged
-        .filter_map(|forward| Some((plane.rules.number(&forward.name)?, forward.listen.is_range())))
-        .collect()
+/// Returns the rules that lead to several targets now: only they have a choice.
+pub(crate) fn watched(config: &Config, names: &Names, rules: &RuleTable) -> Watched {
+    let judged = config.forwards.iter().filter(|forward| desired::is_judged(forward, names));
+    judged.filter_map(|forward| Some((rules.number(&forward.name)?, forward.listen.is_range()))).collect()
 }
 
 /// Gathers signs in one sweep.
@@ -69,9 +66,10 @@ fn is_old(now: Ticks, opened: Ticks) -> bool {
     u128::from(now.nanoseconds_since(opened)) >= UNANSWERED_AFTER.as_nanos()
 }
 
-/// Judges the targets by what was gathered, and has new sessions avoid who is to be avoided.
-pub(crate) fn judge(shared: &Shared, signs: &TargetSigns) -> Result<()> {
-    let changes = shared.state().target_health.observe(signs, Instant::now());
+/// Judges the targets by what was gathered. Returns `true` if new sessions are to avoid others than
+/// before.
+pub(crate) fn judge(health: &Locked<TargetHealth>, signs: &TargetSigns) -> bool {
+    let changes = health.lock().observe(signs, Instant::now());
     for Change { target: (address, port, _), to, reason, .. } in &changes {
         match to {
             Health::Avoided => warn!(%address, port, reason, "new sessions avoid a target"),
@@ -79,10 +77,7 @@ pub(crate) fn judge(shared: &Shared, signs: &TargetSigns) -> Result<()> {
             Health::Good => info!(%address, port, reason, "a target is good again"),
         }
     }
-    if changes.iter().any(|change| change.from == Health::Avoided || change.to == Health::Avoided) {
-        shared.apply_rules()?;
-    }
-    Ok(())
+    changes.iter().any(|change| change.from == Health::Avoided || change.to == Health::Avoided)
 }
 
 #[cfg(test)]

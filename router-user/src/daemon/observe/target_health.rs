@@ -13,7 +13,7 @@
 //! ```
 //!
 //! What it is to a rule that all of its targets are to be avoided is for
-//! [`rule_set`](crate::daemon::control::rule_set) to say.
+//! [`desired`](crate::daemon::control::desired) to say.
 
 use std::{
     collections::{HashMap, VecDeque},

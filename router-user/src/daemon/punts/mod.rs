@@ -15,7 +15,8 @@ mod early_fragments;
 mod failed;
 mod output;
 mod received;
-mod tally;
+pub(crate) mod router;
+pub(crate) mod tally;
 mod waiting;
 
 use std::{
@@ -38,20 +39,17 @@ use tokio::{
 };
 use tracing::warn;
 
-pub(super) use self::tally::Tally;
 use self::{
     early_fragments::EarlyFragments,
     failed::Failed,
     output::Output,
     received::Received,
-    tally::Loss,
+    router::Router,
+    tally::{Loss, Tally},
     waiting::{Queued, Waiting},
 };
 use crate::{
-    daemon::{
-        kernel::netlink::{self, Kernel, NeighbourChange, NeighbourEntry},
-        state::Shared,
-    },
+    daemon::kernel::netlink::{self, Kernel, NeighbourChange, NeighbourEntry},
     dataplane::Departure,
 };
 
@@ -82,10 +80,16 @@ impl Doors {
 }
 
 /// Does for ever what the data plane asks for in the ring.
-pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> Result<()> {
+pub(super) async fn serve(
+    router: Arc<dyn Router>,
+    tally: Arc<Tally>,
+    kernel: Kernel,
+    doors: Doors,
+) -> Result<()> {
     let Doors { mut ring, mut changes, output } = doors;
     let mut handler = PuntHandler {
-        shared,
+        router,
+        tally,
         kernel,
         output,
         early_fragments: EarlyFragments::default(),
@@ -127,7 +131,8 @@ pub(super) async fn serve(shared: Arc<Shared>, kernel: Kernel, doors: Doors) -> 
 
 /// Handles what comes in the ring, and what follows from it.
 struct PuntHandler {
-    shared: Arc<Shared>,
+    router: Arc<dyn Router>,
+    tally: Arc<Tally>,
     kernel: Kernel,
     output: Output,
     early_fragments: EarlyFragments,
@@ -152,19 +157,19 @@ impl PuntHandler {
         match punted.kind {
             Kind::Wait => {
                 let Queued { ask, dropped } = self.waiting.push(punted.neighbour, received, Instant::now());
-                self.shared.punts.lost(Loss::NoRoom, dropped);
+                self.tally.lost(Loss::NoRoom, dropped);
                 if let Some(pause) = ask {
                     self.ask(punted.neighbour, pause);
                 }
             }
             Kind::Split => match self.split(punted) {
-                Ok(frames) => self.shared.punts.sent(frames),
-                Err(error) => self.shared.punts.failed(1, &error),
+                Ok(frames) => self.tally.sent(frames),
+                Err(error) => self.tally.failed(1, &error),
             },
             Kind::Hold => {
                 let Some(key) = key(&received.packet) else { return };
                 let lost = self.early_fragments.hold(key, received, Instant::now());
-                self.shared.punts.lost(Loss::NoRoom, lost as u64);
+                self.tally.lost(Loss::NoRoom, lost as u64);
             }
             Kind::Release => {
                 let Some(key) = key(&received.packet) else { return };
@@ -220,7 +225,7 @@ impl PuntHandler {
             Err(_) if !self.waiting.is_for(&neighbour) => {}
             Err(error) => {
                 let lost = self.waiting.take(&neighbour, Instant::now()).len();
-                self.shared.punts.failed(lost as u64, &error);
+                self.tally.failed(lost as u64, &error);
             }
         }
     }
@@ -230,23 +235,23 @@ impl PuntHandler {
     fn give_up(&mut self, neighbour: Neighbour) {
         let now = Instant::now();
         let packets = self.waiting.take(&neighbour, now);
-        self.shared.punts.lost(Loss::Unanswered, packets.len() as u64);
-        let noted = self.shared.state().plane.failed_neighbours.add(&neighbour, failed::HOLD);
+        self.tally.lost(Loss::Unanswered, packets.len() as u64);
+        let noted = self.router.note_failed(&neighbour, failed::HOLD);
         match noted {
             Ok(()) => {
                 self.failed.add(neighbour, now);
                 self.replay(&packets);
             }
             // They would only wait again.
-            Err(error) => self.shared.punts.failed(0, &error),
+            Err(error) => self.tally.failed(0, &error),
         }
     }
 
     /// Has the data plane let packets wait for a neighbour again.
     fn may_be_waited_for(&self, neighbour: &Neighbour) {
-        let noted = self.shared.state().plane.failed_neighbours.remove(neighbour);
+        let noted = self.router.forget_failed(neighbour);
         if let Err(error) = noted {
-            self.shared.punts.failed(0, &error);
+            self.tally.failed(0, &error);
         }
     }
 
@@ -254,15 +259,14 @@ impl PuntHandler {
     /// be sent has its reason counted, or is in the ring again.
     fn replay(&self, packets: &[Received]) {
         for Received { interface, packet } in packets {
-            // The lock is taken for each by itself: others wait for it.
-            let replayed = self.shared.state().plane.replay(*interface, packet);
+            let replayed = self.router.replay(*interface, packet);
             let sent = replayed.and_then(|departure| match departure {
                 Some(Departure { interface, frame }) => self.send(interface, &frame).map(|()| 1),
                 None => Ok(0),
             });
             match sent {
-                Ok(frames) => self.shared.punts.sent(frames),
-                Err(error) => self.shared.punts.failed(1, &error),
+                Ok(frames) => self.tally.sent(frames),
+                Err(error) => self.tally.failed(1, &error),
             }
         }
     }
@@ -273,16 +277,14 @@ impl PuntHandler {
 
     fn split(&mut self, punted: &Punted<'_>) -> Result<u64> {
         let Punted { interface, mtu, mac, packet, .. } = *punted;
-        let settings = *self.shared.state().plane.settings.current();
-        let own = settings.interface(settings.ingress_slot(interface)).mac.bytes();
+        let own = self.router.mac(interface);
         let ethernet = [&mac[..], &own, &[0x08, 0x00]].concat();
         let mtu = u16::try_from(mtu)?;
         self.output.split(interface, &ethernet, packet, mtu).with_context(|| self.cannot_send(interface))
     }
 
     fn cannot_send(&self, interface: u32) -> String {
-        let place = self.shared.interface_indexes().iter().position(|index| *index == interface);
-        match place.and_then(|place| self.shared.config.interfaces.names().nth(place)) {
+        match self.router.interface_name(interface) {
             Some(name) => format!("cannot send by {name}"),
             None => format!("cannot send by the interface with index {interface}"),
         }
@@ -308,9 +310,8 @@ impl PuntHandler {
 
     /// Says what there is now.
     fn report(&mut self) {
-        let punts = &self.shared.punts;
-        punts.lost(Loss::Expired, self.early_fragments.expired() as u64);
-        punts.has(self.waiting.packets(), self.early_fragments.fragments());
+        self.tally.lost(Loss::Expired, self.early_fragments.expired() as u64);
+        self.tally.has(self.waiting.packets(), self.early_fragments.fragments());
     }
 }
 
@@ -320,11 +321,11 @@ fn key(packet: &[u8]) -> Option<FragmentKey> {
 }
 
 /// Tells the data plane for ever that there is somebody to hand packets to.
-pub(super) async fn show_presence(shared: Arc<Shared>) -> Result<()> {
+pub(super) async fn show_presence(router: Arc<dyn Router>) -> Result<()> {
     let mut period = interval(PRESENCE);
     loop {
         period.tick().await;
-        let shown = shared.state().plane.settings.show_presence();
+        let shown = router.show_presence();
         if let Err(error) = shown {
             warn!("{error:#}");
         }

@@ -1,7 +1,7 @@
 //! The API on the Unix socket: what the command line asks. Bodies are the types of
 //! [`crate::model`].
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 use axum::{
@@ -21,10 +21,11 @@ use crate::{
     daemon::{
         serve::{
             http::{self, Capacity, Limits, Party, Visit},
-            reports,
+            reports::{self, Reports},
         },
         sessions::{audit, listing},
-        state::Shared,
+        state::Attachments,
+        sync::Locked,
     },
     model::FlowQuery,
     private::is_owner,
@@ -49,19 +50,30 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
+/// What the API has access to.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) reports: Reports,
+    pub(crate) audit: audit::Access,
+    pub(crate) attachments: Locked<Attachments>,
+}
+
 /// Serves the API.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result<()> {
+pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> {
     let router = Router::new()
-        .route("/v1/status", get(async |State(shared): State<Arc<Shared>>| Json(reports::status(&shared))))
+        .route("/v1/status", get(async |State(access): State<Access>| Json(reports::status(&access.reports))))
         .route(
             "/v1/counters",
-            get(async |State(shared): State<Arc<Shared>>| answer(reports::counters(&shared))),
+            get(async |State(access): State<Access>| answer(reports::counters(&access.reports))),
         )
-        .route("/v1/rules", get(async |State(shared): State<Arc<Shared>>| answer(reports::rules(&shared))))
+        .route("/v1/rules", get(async |State(access): State<Access>| answer(reports::rules(&access.reports))))
         .route("/v1/flows", get(flows))
-        .route("/v1/audit", get(async |State(shared): State<Arc<Shared>>| answer(audit::audit(shared).await)))
+        .route(
+            "/v1/audit",
+            get(async |State(access): State<Access>| answer(audit::audit(access.audit).await)),
+        )
         .route("/v1/stand-down", post(stand_down))
-        .with_state(shared);
+        .with_state(access);
     let router = TowerToHyperService::new(router);
     let answer = move |user: u32, request: Request<Incoming>| {
         let may = request.method() == Method::GET || is_owner(user);
@@ -80,23 +92,23 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: UnixListener) -> Result
 
 /// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under
 /// this daemon, which must not put it back.
-async fn stand_down(State(shared): State<Arc<Shared>>) -> Json<()> {
-    shared.state().stood_down = true;
+async fn stand_down(State(access): State<Access>) -> Json<()> {
+    access.attachments.lock().stood_down = true;
     warn!(
         "`pls-router detach --force` takes the router off; this daemon puts nothing back until it is restarted"
     );
     Json(())
 }
 
-async fn flows(State(shared): State<Arc<Shared>>, Query(query): Query<FlowQuery>) -> Response {
+async fn flows(State(access): State<Access>, Query(query): Query<FlowQuery>) -> Response {
     if let Some(rule) = &query.rule
-        && !reports::is_rule(&shared, rule)
+        && !reports::is_rule(&access.reports, rule)
     {
         let text = format!("there is no rule `{rule}`; `pls-router rules` lists them\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     }
     let limit = query.limit.unwrap_or(usize::MAX);
-    let list = listing::body(reports::flows(&shared, query), limit);
+    let list = listing::body(reports::flows(&access.reports, query), limit);
     ([(header::CONTENT_TYPE, "application/json")], list).into_response()
 }
 

@@ -22,12 +22,9 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 
 use crate::{
-    daemon::{
-        serve::{
-            http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
-            reports,
-        },
-        state::Shared,
+    daemon::serve::{
+        http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
+        reports::{self, Reports},
     },
     model::{Counters, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
 };
@@ -56,13 +53,13 @@ pub(crate) fn limits() -> Limits {
 type Text = Fresh<Result<String, String>>;
 
 /// Serves `GET /metrics`.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
+pub(crate) async fn serve(reports: Reports, listener: TcpListener) -> Result<()> {
     let users = Users::open();
     let visit = {
-        let shared = shared.clone();
+        let routing = reports.state.routing.clone();
         move |ends: &Ends| {
             let peer = ends.peer.ip();
-            if !shared.is_own_address(peer) {
+            if !routing.lock().is_own_address(peer) {
                 return Visit { room: NETWORK, party: Party::of(peer) };
             }
             match users.of(ends) {
@@ -75,16 +72,16 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
     // A machine gets its name, and what is in `/etc/hosts`, whenever somebody sees to that.
     let names = Arc::new(Fresh::new(AGE));
     let text = Arc::new(Text::new(AGE));
-    let router = Router::new().route("/metrics", get(metrics)).with_state((shared.clone(), text));
+    let router = Router::new().route("/metrics", get(metrics)).with_state((reports.clone(), text));
     let router = TowerToHyperService::new(router);
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let (shared, names, router) = (shared.clone(), names.clone(), router.clone());
+        let (state, names, router) = (reports.state.clone(), names.clone(), router.clone());
         async move {
             let find = || {
-                let own = shared.state().own_addresses.own.clone();
-                host::Names::of_this_machine(&shared.config.admin.hosts, &own)
+                let own = state.routing.lock().own_addresses.own.clone();
+                host::Names::of_this_machine(&state.config.get().admin.hosts, &own)
             };
-            let is_own = |address| address == ends.local.ip() || shared.is_own_address(address);
+            let is_own = |address| address == ends.local.ip() || state.routing.lock().is_own_address(address);
             match names.get(find).await.refusal(&request, is_own) {
                 Some(refusal) => refusal.into_response(),
                 None => router.call(request).await.unwrap_or_else(|never| match never {}),
@@ -94,18 +91,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
     http::serve(listener, limits(), visit, answer).await
 }
 
-async fn metrics(State((shared, text)): State<(Arc<Shared>, Arc<Text>)>) -> Response {
-    match &*text.get(|| render(&shared).map_err(|error| format!("{error:#}\n"))).await {
+async fn metrics(State((reports, text)): State<(Reports, Arc<Text>)>) -> Response {
+    match &*text.get(|| render(&reports).map_err(|error| format!("{error:#}\n"))).await {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], Body::from(text.clone())).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.clone()).into_response(),
     }
 }
 
-fn render(shared: &Shared) -> Result<String> {
+fn render(reports: &Reports) -> Result<String> {
     let snapshot = Snapshot {
-        status: reports::status(shared),
-        counters: reports::counters(shared)?,
-        rules: reports::rules(shared)?,
+        status: reports::status(reports),
+        counters: reports::counters(reports)?,
+        rules: reports::rules(reports)?,
     };
     let mut registry = Registry::with_prefix("pls_router");
     registry.register_collector(Box::new(snapshot));

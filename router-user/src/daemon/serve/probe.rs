@@ -22,12 +22,10 @@ use ipnet::{IpNet, Ipv4Net};
 use router_common::address::AZURE_PLATFORM;
 use tokio::net::TcpListener;
 
+use super::http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit};
 use crate::{
     config::Config,
-    daemon::{
-        serve::http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit},
-        state::Shared,
-    },
+    daemon::{observe::monitor::Monitor, state::Routing, sync::Locked},
 };
 
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
@@ -107,29 +105,41 @@ pub(crate) fn limits(config: &Config) -> Limits {
     Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
 }
 
+/// What the probe has access to: nothing that is locked while rules are written.
+pub(crate) struct Access {
+    pub(crate) monitor: Monitor,
+    pub(crate) routing: Locked<Routing>,
+}
+
 /// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
 /// not. Nothing else is served.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<()> {
-    let (probers, users) = (Probers::of(&shared.config), Users::open());
-    let limits = limits(&shared.config);
+pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener) -> Result<()> {
+    let (probers, users) = (Probers::of(config), Users::open());
+    let limits = limits(config);
+    let Access { monitor, routing } = access;
     let visit = {
-        let (shared, probers) = (shared.clone(), probers.clone());
+        let (routing, probers) = (routing.clone(), probers.clone());
         move |ends: &Ends| {
             let peer = ends.peer.ip();
-            if shared.is_own_address(peer) {
+            let (is_own, room) = {
+                let routing = routing.lock();
+                (routing.is_own_address(peer), probers.room(peer, &routing.own_networks))
+            };
+            if is_own {
                 let party = users.of(ends).map_or(Party::of(peer), Party::User);
                 return Visit { room: THIS_MACHINE, party };
             }
-            let room = probers.room(peer, &shared.state().own_networks);
             Visit { room, party: Party::of(peer) }
         }
     };
     let problems = Arc::new(Fresh::new(AGE));
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let (shared, problems) = (shared.clone(), problems.clone());
+        let (monitor, problems) = (monitor.clone(), problems.clone());
         let peer = ends.peer.ip();
-        let is_told =
-            shared.is_own_address(peer) || probers.room(peer, &shared.state().own_networks) != EVERYONE_ELSE;
+        let is_told = {
+            let routing = routing.lock();
+            routing.is_own_address(peer) || probers.room(peer, &routing.own_networks) != EVERYONE_ELSE
+        };
         async move {
             if !METHODS.contains(request.method()) {
                 return response(
@@ -137,7 +147,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) -> Result<
                     "only GET, HEAD and OPTIONS are answered here",
                 );
             }
-            let problems = problems.get(|| shared.reasons()).await;
+            let problems = problems.get(|| monitor.reasons()).await;
             let (status, text) = if problems.is_empty() {
                 (StatusCode::OK, "forwarding".to_owned())
             } else {

@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
     time::Instant,
 };
 
@@ -10,22 +12,32 @@ use anyhow::Result;
 use router_common::{
     address::{Ipv4, Port},
     maps::stats::{CpuStats, RuleStats},
+    ports::PortRange,
     reason::Reason,
     tuple::Protocol,
 };
 
 use crate::{
+    config::Config,
     daemon::{
-        control::rule_set,
-        observe::{capacity, target_health::Report},
+        control::desired,
+        kernel::interfaces::Attached,
+        names::resolved::Names,
+        observe::{
+            capacity,
+            monitor::Monitor,
+            target_health::{Report, TargetHealth},
+        },
+        punts::tally::Tally,
         sessions::{
             listing::Walk,
-            sweep::{self, RuleTimeouts},
+            timeouts::{RuleTimeouts, timeout},
         },
-        state::{Attached, Shared, State},
+        state::{Routing, State},
+        sync::Locked,
         upkeep::record::Record,
     },
-    dataplane::{RuleTable, Session, now},
+    dataplane::{CounterTable, Dataplane, FlowTable, RuleTable, Session, now},
     health::{Condition, Severity},
     model::{
         ConditionStatus, Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus,
@@ -33,10 +45,28 @@ use crate::{
     },
 };
 
+/// What reports are made of. A clone reports the same.
+#[derive(Clone)]
+pub(crate) struct Reports {
+    pub(crate) config_path: Arc<Path>,
+    pub(crate) started: Instant,
+    pub(crate) state: State,
+    pub(crate) monitor: Monitor,
+    pub(crate) plane: Locked<Dataplane>,
+    pub(crate) flows: FlowTable,
+    pub(crate) counters: CounterTable,
+    pub(crate) rules: RuleTable,
+    pub(crate) punts: Arc<Tally>,
+    /// The ports that new sessions get.
+    pub(crate) ports: PortRange,
+}
+
 /// `GET /v1/status`.
-pub(crate) fn status(shared: &Shared) -> Status {
+pub(crate) fn status(reports: &Reports) -> Status {
+    let Reports { state, plane, .. } = reports;
     // Asked of the kernel, so not with the lock held.
-    let interfaces = shared.attached().into_iter().map(|Attached { attachment, roles }| {
+    let attached = state.attachments.lock().attached.clone();
+    let interfaces = attached.into_iter().map(|Attached { attachment, roles }| {
         let program_id = attachment.program_id().filter(|_| attachment.loss().is_none());
         InterfaceStatus {
             index: attachment.index,
@@ -48,11 +78,13 @@ pub(crate) fn status(shared: &Shared) -> Status {
         }
     });
     let interfaces = interfaces.collect();
-    let conditions = shared.conditions();
+    let conditions = reports.monitor.conditions();
     let reasons = conditions.details(Severity::Down);
-    let state = &*shared.state();
+    let repairs = state.attachments.lock().upkeep.iter().map(Record::status).collect();
+    let invalidations = plane.lock().settings.invalidations();
     let mut names: Vec<_> = state
         .names
+        .lock()
         .iter()
         .map(|(name, resolved)| NameStatus {
             name: name.clone(),
@@ -65,30 +97,33 @@ pub(crate) fn status(shared: &Shared) -> Status {
         })
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    let sessions = &state.sessions;
+    let config = state.config.get();
+    let targets = targets(&config, &state.names.lock(), &state.target_health.lock());
+    let routing = state.routing.lock();
+    let sessions = state.sessions.lock();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: reasons.is_empty(),
         reasons,
         degraded: conditions.details(Severity::Degraded),
         conditions: conditions.iter().map(condition).collect(),
-        uptime_seconds: shared.started.elapsed().as_secs(),
-        config: shared.config_path.display().to_string(),
+        uptime_seconds: reports.started.elapsed().as_secs(),
+        config: reports.config_path.display().to_string(),
         interfaces,
-        snat_addresses: sources(shared, state),
-        next_hops: state.next_hops.clone(),
-        contested_next_hops: state.rivals.status(Instant::now()),
-        next_hop_invalidations: state.plane.settings.invalidations(),
+        snat_addresses: sources(&config, &routing),
+        next_hops: routing.next_hops.clone(),
+        contested_next_hops: routing.rivals.status(Instant::now()),
+        next_hop_invalidations: invalidations,
         names,
-        targets: targets(shared, state),
+        targets,
         flows: FlowTableStatus {
             sessions: sessions.total,
-            capacity: u64::from(shared.flows.capacity()),
+            capacity: u64::from(reports.flows.capacity()),
             sweep_seconds: sessions.took.as_secs_f64(),
         },
-        punts: shared.punts.status(),
-        snat_ports: capacity::snat_ports(&sessions.ports, shared.snat_ports()),
-        repairs: state.upkeep.iter().map(Record::status).collect(),
+        punts: reports.punts.status(),
+        snat_ports: capacity::snat_ports(&sessions.ports, reports.ports),
+        repairs,
     }
 }
 
@@ -103,22 +138,22 @@ fn condition(condition: &Condition) -> ConditionStatus {
 }
 
 /// The addresses that new sessions come from.
-fn sources(shared: &Shared, state: &State) -> Vec<IpAddr> {
-    let given = &shared.config.snat.addresses;
+fn sources(config: &Config, routing: &Routing) -> Vec<IpAddr> {
+    let given = &config.snat.addresses;
     if !given.is_empty() {
         return given.iter().copied().map(IpAddr::V4).collect();
     }
-    let by_route: BTreeSet<IpAddr> = state.next_hops.iter().filter_map(|next_hop| next_hop.source).collect();
+    let by_route: BTreeSet<IpAddr> =
+        routing.next_hops.iter().filter_map(|next_hop| next_hop.source).collect();
     by_route.into_iter().collect()
 }
 
 /// The targets that sessions tell something of, in the order of the rules.
-fn targets(shared: &Shared, state: &State) -> Vec<TargetStatus> {
-    let State { names, target_health: health, .. } = state;
+fn targets(config: &Config, names: &Names, health: &TargetHealth) -> Vec<TargetStatus> {
     let mut all: Vec<TargetStatus> = Vec::new();
-    for forward in shared.config.forwards.iter().filter(|forward| rule_set::is_judged(forward, names)) {
-        for target in rule_set::targets(forward, names) {
-            let endpoint @ (address, port, protocol) = rule_set::endpoint(forward, &target);
+    for forward in config.forwards.iter().filter(|forward| desired::is_judged(forward, names)) {
+        for target in desired::targets(forward, names) {
+            let endpoint @ (address, port, protocol) = desired::endpoint(forward, &target);
             let (target, protocol) = (SocketAddr::from((address, port)), protocol.as_str());
             match all.iter_mut().find(|known| known.target == target && known.protocol == protocol) {
                 Some(known) if known.rules.contains(&forward.name) => {}
@@ -141,9 +176,10 @@ fn targets(shared: &Shared, state: &State) -> Vec<TargetStatus> {
 }
 
 /// `GET /v1/counters`.
-pub(crate) fn counters(shared: &Shared) -> Result<Counters> {
-    let State { plane, attached, .. } = &*shared.state();
-    let stats = plane.counters.read()?;
+pub(crate) fn counters(reports: &Reports) -> Result<Counters> {
+    let stats = reports.counters.read()?;
+    let config = reports.state.config.get();
+    let attached = &reports.state.attachments.lock().attached;
     let reasons = Reason::ALL.iter().map(|reason| {
         let counter = stats.reasons[*reason as usize];
         ReasonCounter {
@@ -165,7 +201,7 @@ pub(crate) fn counters(shared: &Shared) -> Result<Counters> {
     Ok(Counters {
         reasons: reasons.collect(),
         interfaces: interfaces.collect(),
-        rules: rule_names(shared).map(|name| rule_counters(name, &plane.rules, &stats)).collect(),
+        rules: rule_names(&config).map(|name| rule_counters(name, &reports.rules, &stats)).collect(),
         own_traffic: OwnTrafficCounters {
             sessions_ended: stats.own.sessions_ended,
             connections_refused: stats.own.connections_refused,
@@ -174,9 +210,9 @@ pub(crate) fn counters(shared: &Shared) -> Result<Counters> {
 }
 
 /// The names of the rules, in the order of the configuration, forwards first.
-fn rule_names(shared: &Shared) -> impl Iterator<Item = &str> {
-    let forwards = shared.config.forwards.iter().map(|forward| forward.name.as_str());
-    forwards.chain(shared.config.masquerades.iter().map(|masquerade| masquerade.name.as_str()))
+fn rule_names(config: &Config) -> impl Iterator<Item = &str> {
+    let forwards = config.forwards.iter().map(|forward| forward.name.as_str());
+    forwards.chain(config.masquerades.iter().map(|masquerade| masquerade.name.as_str()))
 }
 
 fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounters {
@@ -194,31 +230,35 @@ fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounter
 }
 
 /// `GET /v1/rules`.
-pub(crate) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
-    let State { plane, names, target_health: health, sessions, .. } = &*shared.state();
-    let stats = plane.counters.read()?;
+pub(crate) fn rules(reports: &Reports) -> Result<Vec<Rule>> {
+    let Reports { state, rules, .. } = reports;
+    let stats = reports.counters.read()?;
+    let config = state.config.get();
+    let names = &*state.names.lock();
+    let health = &*state.target_health.lock();
+    let sessions = state.sessions.lock();
     let count = |name: &str| {
-        plane.rules.number(name).and_then(|number| sessions.by_rule.get(&number)).copied().unwrap_or_default()
+        rules.number(name).and_then(|number| sessions.by_rule.get(&number)).copied().unwrap_or_default()
     };
-    let forwards = shared.config.forwards.iter().map(|forward| Rule {
+    let forwards = config.forwards.iter().map(|forward| Rule {
         name: forward.name.clone(),
         kind: "forward".to_owned(),
         protocol: Some(forward.protocol.as_str().to_owned()),
         listen: Some(forward.listen.to_string()),
         targets: forward.targets.iter().map(ToString::to_string).collect(),
-        addresses: rule_set::in_use(forward, names, health)
+        addresses: desired::in_use(forward, names, health)
             .into_iter()
             .map(|target| {
-                let (address, port, _) = rule_set::endpoint(forward, &target);
+                let (address, port, _) = desired::endpoint(forward, &target);
                 SocketAddr::from((address, port))
             })
             .collect(),
         sources: forward.sources.iter().map(ToString::to_string).collect(),
         destinations: Vec::new(),
         sessions: count(&forward.name),
-        counters: rule_counters(&forward.name, &plane.rules, &stats),
+        counters: rule_counters(&forward.name, rules, &stats),
     });
-    let masquerades = shared.config.masquerades.iter().map(|masquerade| Rule {
+    let masquerades = config.masquerades.iter().map(|masquerade| Rule {
         name: masquerade.name.clone(),
         kind: "masquerade".to_owned(),
         protocol: None,
@@ -228,31 +268,25 @@ pub(crate) fn rules(shared: &Shared) -> Result<Vec<Rule>> {
         sources: masquerade.sources.iter().map(ToString::to_string).collect(),
         destinations: masquerade.destinations.iter().map(ToString::to_string).collect(),
         sessions: count(&masquerade.name),
-        counters: rule_counters(&masquerade.name, &plane.rules, &stats),
+        counters: rule_counters(&masquerade.name, rules, &stats),
     });
     Ok(forwards.chain(masquerades).collect())
 }
 
-/// The names of the rules by their numbers, with those that have been configured once and may have
-/// sessions still.
-pub(crate) fn all_rule_names(shared: &Shared) -> Vec<Option<String>> {
-    let State { plane, .. } = &*shared.state();
-    (0..router_common::limits::MAX_RULES).map(|n| plane.rules.name(n as u16).map(str::to_owned)).collect()
-}
-
-/// Whether sessions may be shown under this name.
-pub(crate) fn is_rule(shared: &Shared, name: &str) -> bool {
-    // Sessions of a rule that has lost its name are shown by its number.
+/// Returns `true` if sessions may be shown under this name.
+pub(crate) fn is_rule(reports: &Reports, name: &str) -> bool {
+    // Sessions of a rule that has lost its name are shown by its number. Others may be of a rule
+    // that was configured once.
     name.starts_with('#')
-        || rule_names(shared).any(|known| known == name)
-        || all_rule_names(shared).iter().flatten().any(|known| known == name)
+        || rule_names(&reports.state.config.get()).any(|known| known == name)
+        || reports.rules.names().iter().flatten().any(|known| known == name)
 }
 
 /// `GET /v1/flows`: a walk through the sessions that are wanted, by all but the limit.
-pub(crate) fn flows(shared: &Shared, query: FlowQuery) -> impl Walk {
-    let names = all_rule_names(shared);
-    let timeouts = shared.rule_timeouts();
-    let table = shared.flows.clone();
+pub(crate) fn flows(reports: &Reports, query: FlowQuery) -> impl Walk + use<> {
+    let names = reports.rules.names();
+    let timeouts = RuleTimeouts::new(&reports.state.config.get(), &reports.rules);
+    let table = reports.flows.clone();
     move |start, each| {
         table.for_each_from(start, |session| match flow(session, &names, &timeouts) {
             Some(flow) if query.matches(&flow) => each(&flow),
@@ -268,7 +302,7 @@ fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) ->
     let now = now();
     let seconds = |nanoseconds: u64| nanoseconds / 1_000_000_000;
     let idle = seconds(now.nanoseconds_since(session.last_seen()));
-    let timeout = sweep::timeout(session, timeouts.of(forward.rule()))?;
+    let limit = timeout(session, timeouts.of(forward.rule()))?;
     let rule = names.get(usize::from(forward.rule())).cloned().flatten();
     Some(Flow {
         rule: rule.unwrap_or_else(|| format!("#{}", forward.rule())),
@@ -280,7 +314,7 @@ fn flow(session: &Session, names: &[Option<String>], timeouts: &RuleTimeouts) ->
         state: session.state()?.as_str().to_owned(),
         age_seconds: seconds(now.nanoseconds_since(forward.entry.opened)),
         idle_seconds: idle,
-        expires_seconds: timeout.as_secs().saturating_sub(idle),
+        expires_seconds: limit.as_secs().saturating_sub(idle),
         forward_packets: forward.entry.packets,
         forward_bytes: forward.entry.bytes,
         reply_packets: reply.entry.packets,

@@ -1,6 +1,6 @@
 //! Whether every session in the flow table is whole: what `pls-router check --live` asks.
 
-use std::{collections::HashSet, hash::Hash, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, hash::Hash, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use router_common::{
@@ -10,8 +10,7 @@ use router_common::{
 use tokio::time::sleep;
 
 use crate::{
-    daemon::{serve::reports, state::Shared},
-    dataplane::{Audit, Flow},
+    dataplane::{Audit, CounterTable, Flow, FlowTable, RuleTable},
     model,
     sys::proc_net,
 };
@@ -24,32 +23,40 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Findings that are named, at most.
 const MAX_NAMED: usize = 1000;
 
+/// What the audit has access to.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) flows: FlowTable,
+    pub(crate) counters: CounterTable,
+    pub(crate) rules: RuleTable,
+}
+
 /// Looks at the whole table, until nothing is wrong or what is wrong has been so for more than a
 /// second.
-pub(crate) async fn audit(shared: Arc<Shared>) -> Result<model::Audit> {
-    let mut last = look(&shared).await?;
+pub(crate) async fn audit(access: Access) -> Result<model::Audit> {
+    let mut last = look(&access).await?;
     for _ in 1..LOOKS {
         if last.is_good() {
             break;
         }
         sleep(PAUSE).await;
-        let again = look(&shared).await?;
+        let again = look(&access).await?;
         last = again.confirms(&last);
     }
-    Ok(report(&last, &reports::all_rule_names(&shared)))
+    Ok(report(&last, &access.rules.names()))
 }
 
-async fn look(shared: &Arc<Shared>) -> Result<Look> {
-    let shared = shared.clone();
+async fn look(access: &Access) -> Result<Look> {
+    let Access { flows, counters, .. } = access.clone();
     // A walk through a large table takes a while.
     let looking = move || -> Result<Look> {
         let counted = || -> Result<Counted> {
-            let stats = shared.state().plane.counters.read()?;
+            let stats = counters.read()?;
             let opened = stats.decisions.iter().map(|rule| rule.opened).sum();
-            Ok(Counted { opened, sessions: u64::from(shared.flows.sessions()) })
+            Ok(Counted { opened, sessions: u64::from(flows.sessions()) })
         };
         let before = counted()?;
-        let mut found = shared.flows.audit()?;
+        let mut found = flows.audit()?;
         excuse_sockets(&mut found.leaked_ports);
         let miscounted = miscount(&found, before, counted()?);
         Ok(Look { found, miscounted })

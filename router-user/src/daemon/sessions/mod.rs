@@ -1,7 +1,8 @@
 //! The sessions in the flow table: their end (`sweep`), their number (`recount`), their consistency
-//! (`audit`) and their list (`listing`).
+//! (`audit`), their list (`listing`), and how long they may be idle (`timeouts`).
 
 pub(crate) mod audit;
 pub(crate) mod listing;
 pub(crate) mod recount;
 pub(crate) mod sweep;
+pub(crate) mod timeouts;

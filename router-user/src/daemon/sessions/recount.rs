@@ -14,7 +14,7 @@
 use router_common::{maps::stats::CpuStats, reason::Reason};
 use tracing::{info, warn};
 
-use crate::{daemon::state::Shared, dataplane::Surplus};
+use crate::dataplane::{CounterTable, FlowTable, Surplus};
 
 /// How often in a row something has to be too much, one look a sweep.
 const LOOKS: u32 = 10;
@@ -34,14 +34,14 @@ pub(crate) struct Recount {
 impl Recount {
     /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session
     /// at the same time.
-    pub(crate) fn look(mut self, shared: &Shared) -> Option<Self> {
-        let found = shared.flows.surplus();
-        let stats = shared.state().plane.counters.read();
+    pub(crate) fn look(mut self, flows: &FlowTable, counters: &CounterTable) -> Option<Self> {
+        let found = flows.surplus();
+        let stats = counters.read();
         match stats {
             Ok(stats) => {
                 let Some(surplus) = self.note(found, refused(&stats)) else { return Some(self) };
                 if surplus != Surplus::default() {
-                    shared.flows.take_back(&surplus);
+                    flows.take_back(&surplus);
                     let Surplus { sessions, half_open } = surplus;
                     let half_open: u32 = half_open.values().sum();
                     info!(

@@ -12,25 +12,31 @@ use anyhow::{Context as _, Result};
 use router_common::{
     address::Ipv4,
     limits::MAX_RULES,
-    ports::PoolKey,
-    session::State,
+    ports::{PoolKey, PortRange},
     time::Ticks,
     tuple::{Direction, Protocol},
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
+use super::{
+    recount::Recount,
+    timeouts::{RuleTimeouts, timeout},
+};
 use crate::{
-    config::Timeouts,
+    config::{Config, Timeouts},
     daemon::{
+        control::requests::Requests,
+        names::resolved::Names,
         observe::{
             capacity::{Holders, Taken},
             passive_health::{self, Gatherer},
+            target_health::TargetHealth,
         },
-        sessions::recount::Recount,
-        state::{self, SessionCounts, Shared},
+        state::{Routing, SessionCounts},
+        sync::Locked,
     },
-    dataplane::{Flow, FlowTable, Session, Verdict, now, port_pool, port_source},
+    dataplane::{CounterTable, Dataplane, Flow, FlowTable, RuleTable, Verdict, now, port_pool, port_source},
 };
 
 /// How often. Timeouts are kept to within this.
@@ -59,44 +65,64 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;
 
+/// What the sweep has access to.
+pub(crate) struct Access {
+    pub(crate) config: Locked<Arc<Config>>,
+    pub(crate) names: Locked<Names>,
+    pub(crate) target_health: Locked<TargetHealth>,
+    pub(crate) routing: Locked<Routing>,
+    pub(crate) sessions: Locked<SessionCounts>,
+    pub(crate) plane: Locked<Dataplane>,
+    pub(crate) flows: FlowTable,
+    pub(crate) counters: CounterTable,
+    pub(crate) rules: RuleTable,
+    /// The ports that new sessions get.
+    pub(crate) ports: PortRange,
+    pub(crate) requests: Requests,
+}
+
 /// Sweeps for ever.
-pub(crate) async fn sweep(shared: Arc<Shared>) -> Result<()> {
+///
+/// `is_adopted`: on top of an earlier daemon's sessions.
+pub(crate) async fn sweep(access: Access, is_adopted: bool) -> Result<()> {
+    let access = Arc::new(access);
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut before = now();
-    let mut recount = shared.state().plane.adopted.then(Recount::default);
+    let mut recount = is_adopted.then(Recount::default);
     let mut orphans = Orphans::default();
     loop {
         period.tick().await;
         round = round.wrapping_add(1);
         let now = now();
-        let signs = Gatherer::new(passive_health::watched(&shared), std::mem::replace(&mut before, now), now);
-        let sweeping = shared.clone();
+        let watched = passive_health::watched(&access.config.get(), &access.names.lock(), &access.rules);
+        let signs = Gatherer::new(watched, std::mem::replace(&mut before, now), now);
+        let sweeping = access.clone();
         // A walk through a large table takes a while, and must not hold up the probe.
         let walks = move || {
-            let recount = recount.and_then(|recount| recount.look(&sweeping));
+            let recount = recount.and_then(|recount| recount.look(&sweeping.flows, &sweeping.counters));
             let signs = sweep_once(&sweeping, round, signs, &mut orphans);
             (recount, signs, orphans)
         };
         let signs;
         (recount, signs, orphans) =
             tokio::task::spawn_blocking(walks).await.context("the sweep has crashed")?;
-        if let Err(error) = passive_health::judge(&shared, &signs.signs()) {
-            warn!("{error:#}");
+        if passive_health::judge(&access.target_health, &signs.signs()) {
+            access.requests.ask();
         }
     }
 }
 
-fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer, orphans: &mut Orphans) -> Gatherer {
+fn sweep_once(access: &Access, round: u32, mut signs: Gatherer, orphans: &mut Orphans) -> Gatherer {
     let started = Instant::now();
-    let settings = *shared.state().plane.settings.current();
+    let settings = *access.plane.lock().settings.current();
     let generation = settings.next_hop_generation;
-    let timeouts = shared.rule_timeouts();
-    let flows = &shared.flows;
+    let timeouts = RuleTimeouts::new(&access.config.get(), &access.rules);
+    let flows = &access.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let crowded = crowded(&shared.state().sessions.ports.by_pool, shared.snat_ports().size());
-    let gone = orphans.look(&shared.state(), started);
+    let crowded = crowded(&access.sessions.lock().ports.by_pool, access.ports.size());
+    let gone = orphans.look(&access.routing.lock(), &access.sessions.lock(), started);
     for address in &gone {
         info!(address = %Ipv4Addr::from(*address), "sessions from an address that this machine has no more are removed");
     }
@@ -116,14 +142,14 @@ fn sweep_once(shared: &Shared, round: u32, mut signs: Gatherer, orphans: &mut Or
             if removed > 0 {
                 debug!(removed, left = counts.total, pressure, crowded = crowded.len(), "swept");
             }
-            shared.state().sessions = SessionCounts { took: started.elapsed(), ..counts };
+            access.sessions.set(SessionCounts { took: started.elapsed(), ..counts });
         }
         // The next sweep may do better; sessions that stay too long are no harm meanwhile.
         Err(error) => warn!("{error:#}"),
     }
-    let taken = shared.state().sessions.ports.by_pool.clone();
+    let taken = access.sessions.lock().ports.by_pool.clone();
     if let Err(error) =
-        flows.clean_pools(shared.snat_ports().size(), |target| taken.get(target).copied().unwrap_or_default())
+        flows.clean_pools(access.ports.size(), |target| taken.get(target).copied().unwrap_or_default())
     {
         warn!("{error:#}");
     }
@@ -144,9 +170,9 @@ struct Orphans {
 
 impl Orphans {
     /// Those that have been gone for so long that they will not be back.
-    fn look(&mut self, state: &state::State, now: Instant) -> HashSet<Ipv4> {
-        let in_use = state.sessions.ports.by_pool.keys().map(|pool| pool.snat);
-        self.note(in_use, &state.own_addresses.own, now)
+    fn look(&mut self, routing: &Routing, sessions: &SessionCounts, now: Instant) -> HashSet<Ipv4> {
+        let in_use = sessions.ports.by_pool.keys().map(|pool| pool.snat);
+        self.note(in_use, &routing.own_addresses.own, now)
     }
 
     fn note(
@@ -370,33 +396,6 @@ fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
         Protocol::Udp => *udp,
         Protocol::Icmp => *icmp,
     })
-}
-
-/// How long a session may be idle; `None` for one that makes no sense.
-pub(crate) fn timeout(session: &Session, timeouts: &Timeouts) -> Option<Duration> {
-    Some(match (session.protocol()?, session.state()?) {
-        // A connection that is closed on one side only may go on for long on the other (RFC 7857
-        // section 2).
-        (Protocol::Tcp, State::Established | State::Closing) => timeouts.tcp_established,
-        (Protocol::Tcp, State::Opening | State::Closed) => timeouts.tcp_transitory,
-        (Protocol::Udp, State::Opening) => timeouts.udp_unreplied,
-        (Protocol::Udp, _) => timeouts.udp,
-        (Protocol::Icmp, _) => timeouts.icmp,
-    })
-}
-
-/// Timeouts by rule number.
-#[derive(Clone, Debug)]
-pub(crate) struct RuleTimeouts {
-    /// Of sessions whose rule is gone.
-    pub(crate) others: Timeouts,
-    pub(crate) by_rule: Vec<Option<Timeouts>>,
-}
-
-impl RuleTimeouts {
-    pub(crate) fn of(&self, rule: u16) -> &Timeouts {
-        self.by_rule.get(usize::from(rule)).and_then(Option::as_ref).unwrap_or(&self.others)
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use super::{
     loss::lost,
 };
 use crate::{
-    daemon::state::State,
-    dataplane::{Attachment, Loss, Place},
+    daemon::state::Attachments,
+    dataplane::{Attachment, Dataplane, Loss, Place},
     health::Id,
 };
 
@@ -23,8 +23,8 @@ impl KeptAttachment {
         Self { slot, name: name.to_owned() }
     }
 
-    fn attachment<'a>(&self, state: &'a State) -> Result<&'a Attachment> {
-        let attached = state.attached.get(self.slot as usize).context("the interface has no slot")?;
+    fn attachment<'a>(&self, attachments: &'a Attachments) -> Result<&'a Attachment> {
+        let attached = attachments.attached.get(self.slot as usize).context("the interface has no slot")?;
         Ok(&attached.attachment)
     }
 }
@@ -46,8 +46,8 @@ impl Kept for KeptAttachment {
         true
     }
 
-    fn look(&self, state: &State) -> Result<Look> {
-        let attachment = self.attachment(state)?;
+    fn look(&self, attachments: &Attachments, plane: &Dataplane) -> Result<Look> {
+        let attachment = self.attachment(attachments)?;
         let name = &self.name;
         let place = attachment.place();
         let Some(index) = place.index() else {
@@ -57,7 +57,7 @@ impl Kept for KeptAttachment {
             Look::Changed(lost(attachment, loss))
         } else if attachment.index != index {
             Look::Changed(format!("{name}: another interface has this name now"))
-        } else if !state.plane.has_egress(self.slot, index) {
+        } else if !plane.has_egress(self.slot, index) {
             Look::Changed(format!("{name}: packets could not leave by it any more (EGRESS)"))
         } else if let Place::Renamed { name: now, .. } = place {
             Look::Doubtful(
@@ -72,13 +72,14 @@ impl Kept for KeptAttachment {
         })
     }
 
-    fn restore(&mut self, state: &mut State) -> Result<&'static str> {
-        let lost = self.attachment(state)?.clone();
+    fn restore(&mut self, attachments: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str> {
+        let lost = self.attachment(attachments)?.clone();
         let index = lost.place().index().context("the interface is gone")?;
-        let attachment = state.plane.attach_again(self.slot, &lost, index)?;
+        let attachment = plane.attach_again(self.slot, &lost, index)?;
         // Entries know slots and MAC addresses, and the interface may have another now.
-        state.plane.settings.invalidate_next_hops()?;
-        let attached = state.attached.get_mut(self.slot as usize).context("the interface has no slot")?;
+        plane.settings.invalidate_next_hops()?;
+        let attached =
+            attachments.attached.get_mut(self.slot as usize).context("the interface has no slot")?;
         attached.attachment = attachment;
         Ok("the program is attached again")
     }

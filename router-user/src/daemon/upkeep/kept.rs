@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use crate::{daemon::state::State, health::Id};
+use crate::{daemon::state::Attachments, dataplane::Dataplane, health::Id};
 
 /// Something that the data plane depends on and that others can change.
 ///
-/// Both functions run with the daemon's lock held.
+/// Both functions run while the attachments and the data plane are locked.
 pub(super) trait Kept: Send {
     /// Its kind, for people and monitoring.
     fn what(&self) -> &'static str;
@@ -24,14 +24,14 @@ pub(super) trait Kept: Send {
     ///
     /// # Errors
     /// When it cannot be looked at.
-    fn look(&self, state: &State) -> Result<Look>;
+    fn look(&self, attachments: &Attachments, plane: &Dataplane) -> Result<Look>;
 
     /// Sets it again; says what has been done, in words that follow what [`look`](Self::look) has
     /// said.
     ///
     /// # Errors
     /// When it cannot be set.
-    fn restore(&mut self, state: &mut State) -> Result<&'static str>;
+    fn restore(&mut self, attachments: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str>;
 
     /// Who may change it again and again, and how to find out.
     fn suspects(&self) -> String;

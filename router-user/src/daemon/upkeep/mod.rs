@@ -16,10 +16,7 @@ mod pins;
 pub(crate) mod record;
 mod route_lookups;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -36,7 +33,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    daemon::state::{Shared, State},
+    daemon::{state::Attachments, sync::Locked},
     dataplane::Dataplane,
 };
 
@@ -66,8 +63,12 @@ impl Upkeep {
     }
 
     /// Looks and repairs for ever.
-    pub(super) async fn run(mut self, shared: Arc<Shared>) -> Result<()> {
-        shared.state().upkeep = self.kept.iter().map(|(kept, _)| record(&**kept)).collect();
+    pub(super) async fn run(
+        mut self,
+        attachments: Locked<Attachments>,
+        plane: Locked<Dataplane>,
+    ) -> Result<()> {
+        attachments.lock().upkeep = self.kept.iter().map(|(kept, _)| record(&**kept)).collect();
         let mut period = interval(PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -77,7 +78,7 @@ impl Upkeep {
             }
             for (position, (kept, pace)) in self.kept.iter_mut().enumerate() {
                 // Written without the lock.
-                let said = look_after(&mut **kept, pace, position, &mut shared.state());
+                let said = look_after(&mut **kept, pace, position, &mut attachments.lock(), &plane);
                 match said {
                     Some(Said::Repaired(text)) => warn!("{text}"),
                     Some(Said::Calm(text)) => info!("{text}"),
@@ -102,12 +103,19 @@ enum Said {
 
 /// Looks at something and sets it again if need be. What goes wrong is in its record, from where it
 /// gets to the log, `status` and the probe.
-fn look_after(kept: &mut dyn Kept, pace: &mut Pace, position: usize, state: &mut State) -> Option<Said> {
-    if state.stood_down {
+fn look_after(
+    kept: &mut dyn Kept,
+    pace: &mut Pace,
+    position: usize,
+    attachments: &mut Attachments,
+    plane: &Locked<Dataplane>,
+) -> Option<Said> {
+    if attachments.stood_down {
         return None;
     }
     let now = Instant::now();
-    let look = kept.look(state).unwrap_or_else(|error| Look::Missing(format!("{error:#}")));
+    let plane = &mut *plane.lock();
+    let look = kept.look(attachments, plane).unwrap_or_else(|error| Look::Missing(format!("{error:#}")));
     let (mut said, mut trouble, mut doubt, mut is_repaired) = (None, None, None, false);
     match look {
         Look::Good => {}
@@ -115,7 +123,7 @@ fn look_after(kept: &mut dyn Kept, pace: &mut Pace, position: usize, state: &mut
         Look::Missing(text) => trouble = Some(text),
         Look::Changed(change) if pace.allows(now) => {
             pace.note(now);
-            match kept.restore(state) {
+            match kept.restore(attachments, plane) {
                 Ok(done) => {
                     is_repaired = true;
                     // Who goes on is told of as a condition, once.
@@ -126,11 +134,11 @@ fn look_after(kept: &mut dyn Kept, pace: &mut Pace, position: usize, state: &mut
         }
         // What kept it from being repaired is still the case, or it will be in a moment.
         Look::Changed(change) => {
-            let known = state.upkeep.get(position).and_then(|record| record.trouble.clone());
+            let known = attachments.upkeep.get(position).and_then(|record| record.trouble.clone());
             trouble = Some(known.unwrap_or(change));
         }
     }
-    let record = state.upkeep.get_mut(position)?;
+    let record = attachments.upkeep.get_mut(position)?;
     if is_repaired {
         record.repairs += 1;
         record.last_repair = Some(now);

@@ -5,7 +5,11 @@ use std::fs::File;
 use anyhow::{Context as _, Result};
 
 use super::kept::{Kept, Look};
-use crate::{daemon::state::State, dataplane::HeldPins, health::Id};
+use crate::{
+    daemon::state::Attachments,
+    dataplane::{Dataplane, HeldPins},
+    health::Id,
+};
 
 pub(super) struct KeptPins {
     directory: String,
@@ -36,14 +40,14 @@ impl Kept for KeptPins {
         false
     }
 
-    fn look(&self, state: &State) -> Result<Look> {
-        let held = state.plane.pins().context("nothing is pinned")?;
+    fn look(&self, attachments: &Attachments, plane: &Dataplane) -> Result<Look> {
+        let held = plane.pins().context("nothing is pinned")?;
         // Of an interface that is gone there is nothing to pin.
         let lacks_pin = |attachment: &crate::dataplane::Attachment| {
             attachment.loss().is_none() && !attachment.is_pinned()
         };
-        let is_complete =
-            held.are_complete() && !state.attached.iter().any(|attached| lacks_pin(&attached.attachment));
+        let is_complete = held.are_complete()
+            && !attachments.attached.iter().any(|attached| lacks_pin(&attached.attachment));
         Ok(if is_complete {
             Look::Good
         } else {
@@ -54,12 +58,12 @@ impl Kept for KeptPins {
         })
     }
 
-    fn restore(&mut self, state: &mut State) -> Result<&'static str> {
-        let held = state.plane.pins().context("nothing is pinned")?;
+    fn restore(&mut self, attachments: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str> {
+        let held = plane.pins().context("nothing is pinned")?;
         if let Some(lock) = held.restore()? {
             self._lock = Some(lock);
         }
-        for attached in &state.attached {
+        for attached in &attachments.attached {
             let attachment = &attached.attachment;
             if attachment.loss().is_none() && !attachment.is_pinned() {
                 attachment.pin_again()?;

@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use super::kept::{Kept, Look};
 use crate::{
-    daemon::state::State,
-    dataplane::{ROUTE_LOOKUPS, route_lookups_are_on},
+    daemon::state::Attachments,
+    dataplane::{Dataplane, ROUTE_LOOKUPS, route_lookups_are_on},
     health::Id,
 };
 
@@ -31,7 +31,7 @@ impl Kept for RouteLookups {
         true
     }
 
-    fn look(&self, _state: &State) -> Result<Look> {
+    fn look(&self, _: &Attachments, _: &Dataplane) -> Result<Look> {
         Ok(if route_lookups_are_on()? {
             Look::Good
         } else {
@@ -39,8 +39,8 @@ impl Kept for RouteLookups {
         })
     }
 
-    fn restore(&mut self, state: &mut State) -> Result<&'static str> {
-        state.plane.switch_route_lookups_on()?;
+    fn restore(&mut self, _: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str> {
+        plane.switch_route_lookups_on()?;
         Ok("it is 1 again, which this router needs to ask for routes")
     }
 

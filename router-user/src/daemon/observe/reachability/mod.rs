@@ -16,9 +16,9 @@ use router_common::limits::MAX_TARGETS;
 use crate::{
     config::{Config, Forward},
     daemon::{
-        control::rule_set,
+        control::desired,
         logging::text,
-        names::{Names, Resolved},
+        names::resolved::{Names, Resolved},
         observe::target_health::TargetHealth,
     },
     health::{Conditions, Id, Severity},
@@ -38,7 +38,7 @@ pub(crate) fn judge(
     next_hops: &[NextHopStatus],
 ) {
     let (with, without): (Vec<_>, Vec<_>) =
-        config.forwards.iter().partition(|forward| !rule_set::targets(forward, names).is_empty());
+        config.forwards.iter().partition(|forward| !desired::targets(forward, names).is_empty());
     if with.is_empty() && !without.is_empty() {
         conditions.add(Severity::Down, Id::NoTargets, "", "no forward rule has a target");
     }
@@ -56,8 +56,8 @@ pub(crate) fn judge(
 fn judge_targets(conditions: &mut Conditions, with: &[&Forward], names: &Names, health: &TargetHealth) {
     let (mut unresponsive, mut left_out) = (Vec::new(), Vec::new());
     for forward in with {
-        let (name, all) = (&forward.name, rule_set::targets(forward, names));
-        if all.len() > 1 && all.iter().all(|target| health.avoids(rule_set::endpoint(forward, target))) {
+        let (name, all) = (&forward.name, desired::targets(forward, names));
+        if all.len() > 1 && all.iter().all(|target| health.avoids(desired::endpoint(forward, target))) {
             let detail = format!("rule {name}: none of its {} targets answers new sessions", all.len());
             unresponsive.push((name.clone(), detail));
         } else if all.len() > MAX_TARGETS {

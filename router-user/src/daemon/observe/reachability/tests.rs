@@ -4,7 +4,7 @@ use router_common::tuple::Protocol;
 
 use super::*;
 use crate::daemon::{
-    names::Resolved,
+    names::resolved::Resolved,
     observe::target_health::{Signs, TargetSigns},
 };
 

@@ -19,7 +19,9 @@ fn names(known: &[(&str, &[u8])]) -> Names {
     let addresses = |last: &[u8]| last.iter().map(|last| Ipv4Addr::new(10, 1, 0, *last)).collect();
     known
         .iter()
-        .map(|(name, last)| ((*name).to_owned(), crate::daemon::names::Resolved::of(addresses(last))))
+        .map(|(name, last)| {
+            ((*name).to_owned(), crate::daemon::names::resolved::Resolved::of(addresses(last)))
+        })
         .collect()
 }
 
@@ -82,7 +84,7 @@ fn a_name_of_many_addresses_leaves_the_other_targets_theirs() {
     assert_eq!(used(&web, &names, &avoiding(&[])), expected(28));
     // Two of them share what is left.
     let flood = |third| (0..100).map(|last| Ipv4Addr::new(10, 1, third, last)).collect();
-    names.insert("db.example.com".to_owned(), crate::daemon::names::Resolved::of(flood(1)));
+    names.insert("db.example.com".to_owned(), crate::daemon::names::resolved::Resolved::of(flood(1)));
     let chosen = in_use(&web, &names, &avoiding(&[]));
     let of_db = chosen.iter().filter(|(address, _)| address.octets()[2] == 1).count();
     assert_eq!((chosen.len(), of_db), (32, 15));

@@ -2,51 +2,21 @@
 //! ([`crate::port_plan`]), and has it seen by the data plane, so that answers to it are known.
 //! Whatever others change of that is put right.
 
-use std::{sync::Arc, time::Duration};
+pub(crate) mod follow;
 
-use anyhow::Result;
 use router_common::ports::PortRange;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    daemon::state::{Attached, Shared, State},
+    daemon::kernel::interfaces::Attached,
     dataplane::{Dataplane, Hook},
     health::{Conditions, Id, Severity},
     port_plan::{self, Kernel, Overlap, Plan},
 };
 
-/// How often the kernel's settings, and what is attached, are looked at.
-const PERIOD: Duration = Duration::from_secs(2);
-
 /// No port.
 const NONE: PortRange = PortRange { first: 1, last: 0 };
-
-/// Looks after all of it for ever.
-pub(crate) async fn follow(shared: Arc<Shared>) -> Result<()> {
-    let mut period = interval(PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        period.tick().await;
-        let changes = {
-            let State { plane, own, attached, stood_down, rules_are_old, .. } = &mut *shared.state();
-            // What is set again now would be left behind.
-            if *stood_down {
-                continue;
-            }
-            let mut changes = own.look_after(&shared.config, attached, plane);
-            changes.rules |= *rules_are_old;
-            changes
-        };
-        if changes.rules
-            && let Err(error) = shared.apply_rules()
-        {
-            warn!("{error:#}");
-        }
-        changes.report();
-    }
-}
 
 /// What has changed, for the log.
 #[derive(Debug, Default)]
@@ -59,7 +29,7 @@ pub(crate) struct Changes {
     /// Interfaces whose own traffic is seen again.
     seen: Vec<String>,
     /// `true` if the rule set says something else than what is in force.
-    rules: bool,
+    pub(super) rules: bool,
 }
 
 impl Changes {
@@ -84,9 +54,19 @@ impl Changes {
     }
 }
 
+/// The ports of sessions and of this machine's own traffic, as rules need them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionPorts {
+    /// What new sessions get.
+    pub(crate) snat: PortRange,
+    /// The ports at which datagrams for a socket of this machine are taken for answers without its
+    /// having been seen to ask.
+    pub(crate) answered: PortRange,
+}
+
 /// The ports of new sessions, and how far this machine's own traffic is told from theirs.
 #[derive(Debug)]
-pub(crate) struct Own {
+pub(crate) struct OwnTraffic {
     /// What new sessions get, for each address and target.
     pub(crate) snat: PortRange,
     /// What a socket of this machine may get as well.
@@ -95,7 +75,7 @@ pub(crate) struct Own {
     unseen: Vec<(String, String)>,
 }
 
-impl Own {
+impl OwnTraffic {
     /// Chooses the ports.
     ///
     /// `kernel`: as it is without what an earlier daemon has reserved.
@@ -113,7 +93,12 @@ impl Own {
     }
 
     /// Puts right what is not as it should be any more.
-    fn look_after(&mut self, config: &Config, attached: &[Attached], plane: &mut Dataplane) -> Changes {
+    pub(super) fn look_after(
+        &mut self,
+        config: &Config,
+        attached: &[Attached],
+        plane: &mut Dataplane,
+    ) -> Changes {
         let mut changes = Changes::default();
         self.keep_apart(config, plane, &mut changes);
         self.watch(attached, plane, Dataplane::is_own_traffic_watched, &mut changes);
@@ -172,10 +157,10 @@ impl Own {
         changes.rules = self.unseen.is_empty() != before.is_empty();
     }
 
-    /// The ports at which datagrams for a socket of this machine are taken for answers without its
-    /// having been seen to ask.
-    pub(crate) fn answered_ports(&self) -> PortRange {
-        if self.unseen.is_empty() { NONE } else { Kernel::read().range }
+    /// Returns the ports of sessions and of this machine's own traffic, as rules need them.
+    pub(crate) fn session_ports(&self) -> SessionPorts {
+        let answered = if self.unseen.is_empty() { NONE } else { Kernel::read().range };
+        SessionPorts { snat: self.snat, answered }
     }
 
     /// Adds what is not told apart.

@@ -8,8 +8,8 @@ use router_common::{limits::MAX_TARGETS, maps::rules::Rule, ports::PortRange, tu
 use crate::{
     config::{Config, Forward, Host, Mss, Others, Refusal},
     daemon::{
-        kernel::own_traffic::Own,
-        names::Names,
+        kernel::own_traffic::SessionPorts,
+        names::resolved::Names,
         observe::target_health::{Endpoint, TargetHealth},
     },
     dataplane::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec},
@@ -20,7 +20,12 @@ pub(crate) type Target = (Ipv4Addr, Option<u16>);
 
 /// The rule set of a configuration, with names as they are resolved now, without the targets that
 /// are avoided now.
-pub(crate) fn build(config: &Config, names: &Names, health: &TargetHealth, own: &Own) -> RuleSetSpec {
+pub(crate) fn build(
+    config: &Config,
+    names: &Names,
+    health: &TargetHealth,
+    ports: SessionPorts,
+) -> RuleSetSpec {
     RuleSetSpec {
         forwards: config
             .forwards
@@ -46,14 +51,14 @@ pub(crate) fn build(config: &Config, names: &Names, health: &TargetHealth, own: 
             })
             .collect(),
         snat: config.snat.addresses.clone(),
-        ports: own.snat,
+        ports: ports.snat,
         reject_exhausted: config.snat.exhausted == Refusal::Reject,
         reject_unreachable: config.answers.unreachable == Refusal::Reject,
-        local: local(config, own),
+        local: local(config, ports.answered),
     }
 }
 
-fn local(config: &Config, own: &Own) -> LocalSpec {
+fn local(config: &Config, answered: PortRange) -> LocalSpec {
     let allow = config.local.allow.iter().map(|allow| LocalAllowSpec {
         protocol: allow.protocol.0,
         ports: match &allow.ports {
@@ -67,7 +72,7 @@ fn local(config: &Config, own: &Own) -> LocalSpec {
         others_are_closed: config.local.others == Others::Closed,
         health_port: config.health.listen.port(),
         health_by_ipv6: config.health.listen.is_ipv6(),
-        ephemeral: own.answered_ports(),
+        ephemeral: answered,
     }
 }
 

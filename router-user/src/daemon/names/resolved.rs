@@ -1,0 +1,94 @@
+//! What is known of names.
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use super::{choice::Choice, schedule};
+use crate::daemon::logging::text::printable;
+
+/// Addresses by name, with what is known about each.
+pub(crate) type Names = HashMap<String, Resolved>;
+
+/// What is known of a name.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    /// The addresses of the last good answer, in order.
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    /// When that came; when it was first asked for, if there is none yet.
+    pub(crate) since: Instant,
+    /// How long that answer said it holds; `None` if there is none yet.
+    pub(crate) ttl: Option<Duration>,
+    /// When it is asked for again.
+    pub(crate) next: Instant,
+    /// How many attempts have failed since.
+    pub(super) failures: u32,
+    /// What went wrong at the last attempt; empty when it went well.
+    pub(crate) problem: String,
+    /// The part of the last good answer that is not used, and why; empty when all of it is.
+    pub(crate) left_out: String,
+}
+
+/// An answer of which something can be used.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Good {
+    pub(super) choice: Choice,
+    pub(super) ttl: Duration,
+}
+
+impl Resolved {
+    pub(super) fn unknown(now: Instant) -> Self {
+        Self {
+            addresses: Vec::new(),
+            since: now,
+            ttl: None,
+            next: now,
+            failures: 0,
+            problem: String::new(),
+            left_out: String::new(),
+        }
+    }
+
+    /// A name with these addresses.
+    #[cfg(test)]
+    pub(crate) fn of(addresses: Vec<Ipv4Addr>) -> Self {
+        Self { addresses, ..Self::unknown(Instant::now()) }
+    }
+
+    /// Takes in the outcome of an attempt. `luck` is anything from 0 to 1.
+    pub(super) fn note(&mut self, outcome: Result<Good, String>, now: Instant, luck: f64) -> Noted {
+        match outcome {
+            Ok(Good { choice: Choice { addresses, left_out }, ttl }) => {
+                self.next = now + schedule::after_answer(ttl, luck);
+                self.failures = 0;
+                self.since = now;
+                self.ttl = Some(ttl);
+                let noted = Noted {
+                    moved: self.addresses != addresses,
+                    recovered: !std::mem::take(&mut self.problem).is_empty(),
+                };
+                self.addresses = addresses;
+                self.left_out = left_out;
+                noted
+            }
+            Err(problem) => {
+                self.failures = self.failures.saturating_add(1);
+                self.next = now + schedule::after_failure(self.failures, luck);
+                // It may say what a server has said.
+                self.problem = printable(&problem);
+                Noted { moved: false, recovered: false }
+            }
+        }
+    }
+}
+
+/// What an attempt has changed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Noted {
+    /// The addresses.
+    pub(super) moved: bool,
+    /// Something was wrong, and is not any more.
+    pub(super) recovered: bool,
+}

@@ -1,0 +1,138 @@
+//! Puts the daemon's parts together: gives each what it needs, and nothing else.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use router_common::ports::PortRange;
+
+use super::{
+    control::requests::Requests,
+    kernel::{
+        interfaces::Attached,
+        next_hops,
+        own_traffic::{self, OwnTraffic},
+    },
+    names::{self, resolved::Names},
+    observe::monitor::Monitor,
+    punts::{router::KernelRouter, tally::Tally},
+    serve::{api, probe, reports::Reports},
+    sessions::{audit, sweep},
+    state::State,
+    sync::Locked,
+};
+use crate::{
+    config::Config,
+    dataplane::{CounterTable, Dataplane, FlowTable, RuleTable},
+};
+
+/// What the parts are given.
+pub(super) struct Parts {
+    pub(super) config_path: Arc<Path>,
+    pub(super) state: State,
+    /// The data plane, locked for moments.
+    pub(super) plane: Locked<Dataplane>,
+    pub(super) requests: Requests,
+    pub(super) monitor: Monitor,
+    pub(super) counters: CounterTable,
+    /// What became of the packets that the data plane has given to the daemon.
+    pub(super) punts: Arc<Tally>,
+    flows: FlowTable,
+    rules: RuleTable,
+    /// The ports that new sessions get.
+    ports: PortRange,
+    started: Instant,
+}
+
+impl Parts {
+    pub(super) fn new(
+        config_path: Arc<Path>,
+        config: Config,
+        own: OwnTraffic,
+        plane: Dataplane,
+        attached: Vec<Attached>,
+        names: Names,
+    ) -> Self {
+        let ports = own.snat;
+        let punts = Arc::new(Tally::default());
+        let state = State::new(config, attached, own, names);
+        state.rules_version.set(plane.settings.version());
+        Self {
+            config_path,
+            monitor: Monitor::new(state.clone(), &plane, punts.clone(), ports),
+            state,
+            requests: Requests::new(),
+            counters: plane.counters.clone(),
+            punts,
+            flows: plane.flows.clone(),
+            rules: plane.rules.clone(),
+            ports,
+            started: Instant::now(),
+            plane: Locked::new(plane),
+        }
+    }
+
+    pub(super) fn next_hops(&self) -> next_hops::Access {
+        let State { config, attachments, names, routing, .. } = self.state.clone();
+        next_hops::Access { config, attachments, names, routing, plane: self.plane.clone() }
+    }
+
+    pub(super) fn own_traffic(&self) -> own_traffic::follow::Access {
+        let State { config, attachments, own_traffic, .. } = self.state.clone();
+        let (plane, requests) = (self.plane.clone(), self.requests.clone());
+        own_traffic::follow::Access { config, attachments, own_traffic, plane, requests }
+    }
+
+    pub(super) fn names(&self) -> names::Access {
+        let State { names, routing, .. } = self.state.clone();
+        names::Access { names, routing, requests: self.requests.clone() }
+    }
+
+    pub(super) fn router(&self) -> Arc<KernelRouter> {
+        let State { config, attachments, .. } = self.state.clone();
+        Arc::new(KernelRouter { plane: self.plane.clone(), attachments, config })
+    }
+
+    pub(super) fn sweep(&self) -> sweep::Access {
+        let State { config, names, target_health, routing, sessions, .. } = self.state.clone();
+        sweep::Access {
+            config,
+            names,
+            target_health,
+            routing,
+            sessions,
+            plane: self.plane.clone(),
+            flows: self.flows.clone(),
+            counters: self.counters.clone(),
+            rules: self.rules.clone(),
+            ports: self.ports,
+            requests: self.requests.clone(),
+        }
+    }
+
+    pub(super) fn probe(&self) -> probe::Access {
+        probe::Access { monitor: self.monitor.clone(), routing: self.state.routing.clone() }
+    }
+
+    pub(super) fn reports(&self) -> Reports {
+        Reports {
+            config_path: self.config_path.clone(),
+            started: self.started,
+            state: self.state.clone(),
+            monitor: self.monitor.clone(),
+            plane: self.plane.clone(),
+            flows: self.flows.clone(),
+            counters: self.counters.clone(),
+            rules: self.rules.clone(),
+            punts: self.punts.clone(),
+            ports: self.ports,
+        }
+    }
+
+    pub(super) fn api(&self) -> api::Access {
+        let (flows, counters) = (self.flows.clone(), self.counters.clone());
+        api::Access {
+            reports: self.reports(),
+            audit: audit::Access { flows, counters, rules: self.rules.clone() },
+            attachments: self.state.attachments.clone(),
+        }
+    }
+}
