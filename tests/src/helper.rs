@@ -6,20 +6,19 @@
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
     addresses::{ENDPOINT, PLATFORM, ROUTER},
-    client::connect_from,
+    client::sockets::connect_from,
     command,
-    hosts::pls,
     namespace::Namespace,
     process::Process,
-    state::{self, State},
+    state::State,
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
@@ -29,6 +28,11 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many probes in a row change the load balancer's mind.
 pub const PROBE_THRESHOLD: u32 = 2;
+
+/// The nftables table and map of the load balancer's healthy backends.
+pub(crate) const TABLE: &str = "pls";
+/// See [`TABLE`].
+pub(crate) const BACKENDS: &str = "backends";
 
 /// The `lab` binary, which has the servers.
 #[derive(Clone, Debug)]
@@ -142,6 +146,11 @@ impl Server {
     }
 }
 
+/// Returns the time as the lab's logs write it.
+fn timestamp() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
 fn udp_echo(listen: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     let mut datagram = vec![0; 65536];
@@ -151,10 +160,10 @@ fn udp_echo(listen: SocketAddr) -> Result<()> {
         match socket.recv_from(&mut datagram) {
             Ok((length, from)) => {
                 if let Err(error) = socket.send_to(&datagram[..length], from) {
-                    println!("{} cannot answer {from}: {error}", state::timestamp());
+                    println!("{} cannot answer {from}: {error}", timestamp());
                 }
             }
-            Err(error) => println!("{} {error}", state::timestamp()),
+            Err(error) => println!("{} {error}", timestamp()),
         }
     }
 }
@@ -165,7 +174,7 @@ fn serve_tcp(listen: SocketAddr, serve: fn(&TcpStream) -> io::Result<()>) -> Res
         let connection = connection.context("cannot take a connection")?;
         thread::spawn(move || {
             if let Err(error) = serve(&connection) {
-                println!("{} {error}", state::timestamp());
+                println!("{} {error}", timestamp());
             }
         });
     }
@@ -190,7 +199,7 @@ fn say_ok(connection: &TcpStream) -> io::Result<()> {
 fn probe(target: SocketAddrV4, interval: Duration) -> Result<()> {
     let mut in_service = false;
     let mut against = 0;
-    println!("{} out: not probed yet", state::timestamp());
+    println!("{} out: not probed yet", timestamp());
     loop {
         let started = Instant::now();
         let answer = probe_once(target);
@@ -200,8 +209,8 @@ fn probe(target: SocketAddrV4, interval: Duration) -> Result<()> {
             against += 1;
         }
         match &answer {
-            Ok(()) if !in_service => println!("{} probe answered 200", state::timestamp()),
-            Err(error) if in_service => println!("{} probe failed: {error:#}", state::timestamp()),
+            Ok(()) if !in_service => println!("{} probe answered 200", timestamp()),
+            Err(error) if in_service => println!("{} probe failed: {error:#}", timestamp()),
             Ok(()) | Err(_) => {}
         }
         if against == PROBE_THRESHOLD {
@@ -209,18 +218,17 @@ fn probe(target: SocketAddrV4, interval: Duration) -> Result<()> {
             against = 0;
             set_backend(in_service)?;
             let word = if in_service { "in" } else { "out" };
-            println!("{} {word}: {PROBE_THRESHOLD} probes in a row", state::timestamp());
+            println!("{} {word}: {PROBE_THRESHOLD} probes in a row", timestamp());
         }
         thread::sleep(interval.saturating_sub(started.elapsed()));
     }
 }
 
 fn set_backend(in_service: bool) -> Result<()> {
-    let (table, map) = (pls::TABLE, pls::BACKENDS);
     let change = if in_service {
-        format!("add element ip {table} {map} {{ {ENDPOINT} : {ROUTER} }}")
+        format!("add element ip {TABLE} {BACKENDS} {{ {ENDPOINT} : {ROUTER} }}")
     } else {
-        format!("delete element ip {table} {map} {{ {ENDPOINT} }}")
+        format!("delete element ip {TABLE} {BACKENDS} {{ {ENDPOINT} }}")
     };
     command::run(Command::new("nft").arg(change)).map(drop)
 }
@@ -249,12 +257,4 @@ pub fn this_binary() -> Result<Helper> {
         bail!("{} is not the lab binary", path.display());
     }
     Ok(Helper::new(path))
-}
-
-/// The file next to a binary, or next to the `deps` directory that a test binary is in.
-pub(crate) fn beside(binary: &Path, name: &str) -> PathBuf {
-    let directory = binary.parent().unwrap_or(Path::new("."));
-    let directory =
-        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
-    directory.join(name)
 }

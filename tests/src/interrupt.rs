@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
+    collections::BTreeMap,
     process,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard},
     thread,
@@ -14,13 +14,14 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::state;
-
 /// Held for writing once an interrupt is being handled, and then for good.
 static GATE: RwLock<()> = RwLock::new(());
 
-/// The labs to remove.
-static LABS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// Removes the lab with this id.
+pub(crate) type Remove = fn(&str) -> Result<()>;
+
+/// The labs to remove, by id.
+static LABS: Mutex<BTreeMap<String, Remove>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// How many gates this thread holds.
@@ -50,20 +51,20 @@ pub(crate) fn gate() -> Gate {
     Gate { _outermost: outermost }
 }
 
-fn labs() -> MutexGuard<'static, BTreeSet<String>> {
+fn labs() -> MutexGuard<'static, BTreeMap<String, Remove>> {
     LABS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on an interrupt removes the lab `id`.
-pub(crate) fn guard(id: &str) -> Result<()> {
+/// Has an interrupt remove the lab `id` from now on.
+pub(crate) fn guard(id: &str, remove: Remove) -> Result<()> {
     static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
     let watching = WATCHING.get_or_init(|| watch().map_err(|error| format!("{error:#}")));
     watching.clone().map_err(anyhow::Error::msg)?;
-    labs().insert(id.to_owned());
+    labs().insert(id.to_owned(), remove);
     Ok(())
 }
 
-/// The lab `id` is gone, or is to stay.
+/// Forgets the lab `id`, which is gone or is to stay.
 pub(crate) fn release(id: &str) {
     labs().remove(id);
 }
@@ -77,9 +78,9 @@ fn watch() -> Result<()> {
             let _closed = GATE.write().unwrap_or_else(PoisonError::into_inner);
             // For this thread, which runs commands to remove things, the gate is open.
             DEPTH.set(1);
-            for id in labs().iter() {
+            for (id, remove) in labs().iter() {
                 complain!("interrupted: removing the lab \"{id}\"");
-                if let Err(error) = state::destroy(id) {
+                if let Err(error) = remove(id) {
                     complain!("{error:#}");
                 }
             }

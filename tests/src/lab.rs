@@ -16,65 +16,20 @@ use crate::{
         NAMES, PLATFORM, PLS_GATEWAY, PYPI, SERVERLESS, SERVERLESS_GATEWAY, SSH_PORT, TOOLS, VM, VM_GATEWAY,
         WWW,
     },
-    helper::Helper,
+    helper::{self, Helper},
     hosts::{firewall, internet, pls, router},
     link::{self, XdpPass},
     namespace::Namespace,
+    paths,
     process::Process,
-    state::{self, About, State},
+    state::{About, State},
+    variants::{Nics, PlsPorts, Router},
     wait,
 };
 
 /// The load balancer's interval in Azure is 5 seconds at least; the lab's story cannot wait that
 /// long.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How many NICs the router VM has.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Nics {
-    /// One: packets leave by the NIC that they came in by.
-    One,
-    /// Two: one faces the Private Link Service, one the firewall.
-    Two,
-}
-
-/// What makes the router VM a router.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Router {
-    /// This binary of pls-router.
-    PlsRouter(PathBuf),
-    /// nftables with the same rules, and a responder for the probe: what pls-router replaces.
-    Nftables,
-}
-
-impl Router {
-    /// pls-router as `PLS_ROUTER_BIN` names it, else as it lies beside the running binary.
-    pub fn find() -> Result<Self> {
-        let binary = match std::env::var_os("PLS_ROUTER_BIN") {
-            Some(binary) => PathBuf::from(binary),
-            None => {
-                let this = std::env::current_exe().context("cannot tell which binary this is")?;
-                crate::helper::beside(&this, "pls-router")
-            }
-        };
-        ensure!(
-            binary.is_file(),
-            "there is no {}; `cargo build -p router-user` makes it, PLS_ROUTER_BIN names another",
-            binary.display()
-        );
-        let binary = binary.canonicalize().with_context(|| format!("cannot resolve {}", binary.display()))?;
-        Ok(Self::PlsRouter(binary))
-    }
-}
-
-/// What the Private Link Service does with the client's port.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PlsPorts {
-    /// Keep it if it is free.
-    Keep,
-    /// Any.
-    Random,
-}
 
 /// What kind of lab to bring up.
 #[derive(Clone, Debug)]
@@ -107,7 +62,7 @@ impl Options {
     /// A lab for a test: an id of its own, a quick probe, a download of 8 MiB.
     pub fn new(nics: Nics, router: Router, helper: Helper) -> Self {
         Self {
-            id: state::unique_id(),
+            id: paths::unique_id(),
             nics,
             router,
             rules: router::rules(),
@@ -147,7 +102,7 @@ pub const HOSTS: [&str; 7] = ["serverless", "pls", "vnet", "router", "firewall",
 impl Hosts {
     fn create(state: &State) -> Result<Self> {
         let host = |name: &str| -> Result<Namespace> {
-            let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
+            let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
             // The state removes all of the lab's namespaces at once.
             namespace.leave();
             namespace.set_etc(&etc(state, name)?);
@@ -391,7 +346,7 @@ impl Lab {
 
     /// Whether the load balancer sends new connections to the router now.
     pub fn in_service(&self) -> Result<bool> {
-        let map = self.hosts.pls.run("nft", &["list", "map", "ip", pls::TABLE, pls::BACKENDS])?;
+        let map = self.hosts.pls.run("nft", &["list", "map", "ip", helper::TABLE, helper::BACKENDS])?;
         Ok(map.contains(&format!("{ENDPOINT} : ")))
     }
 

@@ -24,6 +24,7 @@ mod interrupt;
 mod lab;
 pub mod link;
 mod namespace;
+pub mod paths;
 mod process;
 mod random;
 pub mod servers;
@@ -31,6 +32,7 @@ pub mod soak;
 pub mod state;
 pub mod story;
 pub mod target;
+mod variants;
 pub mod wait;
 pub mod witness;
 
@@ -38,6 +40,7 @@ pub use hosts::{
     internet::{LARGE_RECORD, front_page, large_record},
     router::rules,
 };
-pub use lab::{HOSTS, Hosts, Lab, Nics, Options, PROBE_INTERVAL, PlsPorts, Router};
+pub use lab::{HOSTS, Hosts, Lab, Options, PROBE_INTERVAL};
 pub use namespace::Namespace;
 pub use process::Process;
+pub use variants::{Nics, PlsPorts, Router};

@@ -20,7 +20,7 @@ use nix::{
     unistd::setsid,
 };
 
-use crate::{command, interrupt, state};
+use crate::{command, interrupt, paths};
 
 /// Where `ip netns` keeps its names, and so do we: `ip netns exec NAME` works on the lab's
 /// namespaces.
@@ -111,8 +111,8 @@ impl Namespace {
         // A mount namespace is a copy, and a copy of another lab's bpffs would keep that lab's pins
         // alive.
         let mut others = Vec::new();
-        for mounted in state::bpf_mounts()? {
-            if !state::belongs_to(&mounted, &self.name) {
+        for mounted in paths::bpf_mounts()? {
+            if !paths::belongs_to(&mounted, &self.name) {
                 others.push(c_string(mounted.as_os_str())?);
             }
         }

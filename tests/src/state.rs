@@ -12,8 +12,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,32 +24,17 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{interrupt, namespace, wait};
-
-/// The directory of all labs.
-const ROOT: &str = "/run/pls-router-lab";
+use crate::{
+    interrupt, namespace,
+    paths::{self, ROOT, directory},
+    wait,
+};
 
 /// What the names of directories of labs begin with that were removed but for their files.
 const GONE: &str = ".gone-";
 
 /// How long processes get to disappear after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-/// The directory of one lab.
-pub fn directory(id: &str) -> PathBuf {
-    Path::new(ROOT).join(id)
-}
-
-/// The name of a host's namespace.
-pub fn namespace_name(id: &str, host: &str) -> String {
-    format!("plr-{id}-{host}")
-}
-
-/// An id that no other lab has: for tests, which run side by side.
-pub fn unique_id() -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("t{}x{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
 
 /// What a kept lab needs to be entered again.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -84,7 +68,7 @@ impl State {
         if path.exists() {
             bail!("{}", occupied(id));
         }
-        interrupt::guard(id)?;
+        interrupt::guard(id, destroy)?;
         let _running = interrupt::gate();
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let mut lock = File::create_new(path.join("lock")).context("cannot make the lab's lock file")?;
@@ -271,9 +255,9 @@ fn sweep() -> Result<()> {
 }
 
 /// Removes all that a lab is: processes, namespaces, the bpffs with its pins, and the directory.
-pub(crate) fn destroy(id: &str) -> Result<()> {
+fn destroy(id: &str) -> Result<()> {
     let directory = directory(id);
-    let names = namespaces(&namespace_name(id, ""))?;
+    let names = namespaces(&paths::namespace_name(id, ""))?;
     let recorded = recorded(&directory);
     let mut inodes = Vec::new();
     for name in &names {
@@ -297,7 +281,7 @@ pub(crate) fn destroy(id: &str) -> Result<()> {
     if !directory.exists() {
         return Ok(());
     }
-    for mounted in bpf_mounts()? {
+    for mounted in paths::bpf_mounts()? {
         if mounted.starts_with(&directory) {
             umount2(&mounted, MntFlags::MNT_DETACH)
                 .with_context(|| format!("cannot unmount {}", mounted.display()))?;
@@ -305,7 +289,7 @@ pub(crate) fn destroy(id: &str) -> Result<()> {
     }
     // In one step, since others may look: a directory that has lost its lock file first would look
     // like a dead run's.
-    let gone = Path::new(ROOT).join(format!("{GONE}{}", unique_id()));
+    let gone = Path::new(ROOT).join(format!("{GONE}{}", paths::unique_id()));
     fs::rename(&directory, &gone).with_context(|| format!("cannot rename {}", directory.display()))?;
     remove_directory(&gone)
 }
@@ -384,24 +368,6 @@ fn namespaces(prefix: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Where bpffs are mounted for labs, of all labs.
-pub(crate) fn bpf_mounts() -> Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    let mounted = table.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
-    Ok(mounted.filter(|path| path.starts_with(ROOT)).collect())
-}
-
-/// Whether a path below the directory of labs is of the lab that this namespace is of.
-pub(crate) fn belongs_to(path: &Path, namespace: &str) -> bool {
-    let id = path.strip_prefix(ROOT).ok().and_then(|rest| rest.iter().next()).and_then(|id| id.to_str());
-    id.is_some_and(|id| namespace.starts_with(&namespace_name(id, "")))
-}
-
-/// The time as the lab's logs write it.
-pub(crate) fn timestamp() -> String {
-    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,12 +378,5 @@ mod tests {
         let started = start_time(this).expect("this process runs");
         assert!(alive(&[(this, started)], &[]).expect("/proc is readable").contains(&this));
         assert!(!alive(&[(this, started + 1)], &[]).expect("/proc is readable").contains(&this));
-    }
-
-    #[test]
-    fn paths_belong_to_the_lab_of_their_first_directory() {
-        let path = Path::new("/run/pls-router-lab/t1x1/bpf");
-        assert!(belongs_to(path, "plr-t1x1-router"));
-        assert!(!belongs_to(path, "plr-t1x10-router"));
     }
 }

@@ -15,7 +15,8 @@ use crate::{
     helper::PROBE_THRESHOLD,
     hosts::{internet, router::HEALTHY_LIMIT},
     interrupt,
-    lab::{Lab, Router},
+    lab::Lab,
+    variants::Router,
     wait,
 };
 

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Lab, Process, addresses::ROUTER, command, helper::beside};
+use crate::{Lab, Process, addresses::ROUTER, command, variants::beside};
 
 /// Where its sshd listens; the port of SSH itself is the lab's echo server's.
 const PORT: u16 = 2222;

@@ -16,8 +16,9 @@ use crate::{
     addresses::{ANYWHERE, PLS_NAT, ROUTER, ROUTER_SECOND, SERVERLESS, TOOLS, VM},
     command,
     differential::wire,
-    lab::{Lab, Nics},
+    lab::Lab,
     process::Process,
+    variants::Nics,
     wait,
 };
 

@@ -234,7 +234,7 @@ impl Path {
     pub(crate) fn up(setup: &Setup, arm: Arm, traffic: Traffic) -> Result<Self> {
         let tag = format!("{}{}", arm.letter(), traffic.letter());
         let namespace = |host: &str| -> Result<Namespace> {
-            let name = lab::state::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
+            let name = lab::paths::namespace_name(setup.state.id(), &format!("{tag}-{host}"));
             // Dropping the path removes it; if this process ends otherwise, the state does.
             Namespace::create(&name)
         };

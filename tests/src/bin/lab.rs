@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use lab::{
     HOSTS, Lab, Namespace, Nics, Options, PROBE_INTERVAL, Router,
     helper::{Server, this_binary},
-    state,
+    paths, state,
     story::{self, tell},
 };
 
@@ -117,8 +117,8 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
     if !about.hosts.contains(host) {
         bail!("there is no host \"{host}\"; the lab's hosts are {}", about.hosts.join(", "));
     }
-    let directory = state::directory(id);
-    let mut namespace = Namespace::existing(&state::namespace_name(id, host))?;
+    let directory = paths::directory(id);
+    let mut namespace = Namespace::existing(&paths::namespace_name(id, host))?;
     namespace.set_etc(&directory.join("etc").join(host));
 
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());

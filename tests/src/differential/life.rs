@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     category::Category,
-    generate::Maker,
+    maker::Maker,
     packet::{ACK, FIN, ICMP, RST, SYN, TCP, UDP},
     plan::{Body, Sequence, Session, Step},
     talk::Tcp,

@@ -14,6 +14,7 @@ mod compare;
 mod differences;
 mod generate;
 mod life;
+mod maker;
 mod observe;
 mod pace;
 pub(crate) mod packet;

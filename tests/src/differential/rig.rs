@@ -25,7 +25,8 @@ use crate::{
     Nics, Process, command,
     link::{self, XdpPass},
     namespace::Namespace,
-    state::{self, State},
+    paths,
+    state::State,
     wait,
 };
 
@@ -129,9 +130,9 @@ pub(super) struct Rig {
 impl Rig {
     /// Brings both routers up. Without a binary, the kernel is in its place, too.
     pub(super) fn up(nics: Nics, binary: Option<&Path>, timeouts: Timeouts) -> Result<Self> {
-        let state = State::create(&state::unique_id())?;
+        let state = State::create(&paths::unique_id())?;
         let namespace = |name: &str| -> Result<Namespace> {
-            let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
+            let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
             // The state removes all namespaces at once.
             namespace.leave();
             Ok(namespace)

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     category::Category,
-    generate::Maker,
+    maker::Maker,
     packet::{
         ACK, Cut, Damage, FIN, ICMP, IP_HEADER, PARAMETER_PROBLEM, PSH, RST, SYN, TCP, TIME_EXCEEDED, UDP,
         UNREACHABLE, URG,

@@ -2,7 +2,7 @@
 
 use super::{
     category::Category,
-    generate::Maker,
+    maker::Maker,
     packet::{ACK, FIN, ICMP, PSH, RST, SYN, TCP},
     plan::{Body, Step},
     topology::Side,

@@ -17,7 +17,6 @@ use crate::{
     hosts::nginx,
     namespace::Namespace,
     process::Process,
-    servers,
     state::State,
 };
 
@@ -26,6 +25,9 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The large file that every name serves, below `/`.
 pub(crate) const LARGE_FILE: &str = "large.bin";
+
+/// Where the web server with the names finds the one with git, in the lab's directory.
+pub(crate) const GIT_SOCKET: &str = "git/http";
 
 /// A name whose TXT record, [`large_record`], does not fit into a packet.
 pub const LARGE_RECORD: &str = "large.example.com";
@@ -59,7 +61,7 @@ pub(crate) fn start(
     let root = root.display();
     let conf = state.path("conf");
     let conf = conf.display();
-    let git = servers::git_location(state);
+    let git = git_location(state);
     let mut servers = String::new();
     for (name, address, _) in NAMES {
         servers.push_str(&format!(
@@ -89,6 +91,19 @@ pub(crate) fn start(
     udp.wait_until(START_LIMIT, || namespace.listens_udp(ECHO_PORT))?;
     tcp.wait_until(START_LIMIT, || namespace.listens_tcp(ECHO_PORT))?;
     Ok(vec![web, dns, iperf, udp, tcp])
+}
+
+/// Returns the part of the web server's configuration that leads to the git server. Without a git
+/// server, the web server answers 502.
+fn git_location(state: &State) -> String {
+    format!(
+        "location /git/ {{\n\
+         client_max_body_size 0;\n\
+         proxy_http_version 1.1;\n\
+         proxy_pass http://unix:{};\n\
+         }}\n",
+        state.path(GIT_SOCKET).display()
+    )
 }
 
 /// Starts a DNS server that knows the lab's names and nothing else.

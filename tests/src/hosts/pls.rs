@@ -7,18 +7,13 @@ use anyhow::Result;
 
 use crate::{
     addresses::{ENDPOINT, HEALTH_PORT, PLATFORM, PLS_GATEWAY, PLS_NAT, ROUTER, SERVERLESS},
-    helper::Helper,
+    helper::{BACKENDS, Helper, TABLE},
     hosts::internet::{self, START_LIMIT},
-    lab::PlsPorts,
     namespace::Namespace,
     process::Process,
     state::State,
+    variants::PlsPorts,
 };
-
-/// The nftables table and map in which the load balancer's healthy backends are.
-pub(crate) const TABLE: &str = "pls";
-/// See [`TABLE`].
-pub(crate) const BACKENDS: &str = "backends";
 
 /// Loads the translation and starts the platform's DNS server. The load balancer sends nothing to
 /// the router before the probe is up.

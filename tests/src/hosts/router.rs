@@ -14,10 +14,10 @@ use crate::{
     addresses::{
         ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM, VNET,
     },
-    lab::Nics,
     namespace::Namespace,
     process::Process,
     state::State,
+    variants::Nics,
 };
 
 /// How long pls-router gets to be healthy.

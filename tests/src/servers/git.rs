@@ -5,22 +5,10 @@ use std::{os::unix::net::UnixStream, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::{Lab, Process, command, hosts::internet::START_LIMIT, state::State};
-
-/// Where the web server with the names finds the one with git, in the lab's directory.
-const SOCKET: &str = "git/http";
-
-/// What the web server has to know, whether there is a git server or not (if not, it answers 502).
-pub(crate) fn location(state: &State) -> String {
-    format!(
-        "location /git/ {{\n\
-         client_max_body_size 0;\n\
-         proxy_http_version 1.1;\n\
-         proxy_pass http://unix:{};\n\
-         }}\n",
-        state.path(SOCKET).display()
-    )
-}
+use crate::{
+    Lab, Process, command,
+    hosts::internet::{GIT_SOCKET, START_LIMIT},
+};
 
 /// A git server below `https://<any of the lab's names>/git/`. It goes away with the lab.
 #[derive(Debug)]
@@ -41,7 +29,7 @@ impl Git {
         command::run(&mut configure)?;
 
         let programs = command::run(Command::new("git").arg("--exec-path"))?;
-        let socket = state.path(SOCKET);
+        let socket = state.path(GIT_SOCKET);
         let configuration = state.write(
             "conf/git.conf",
             configuration(&root, &socket, &state.directory("tmp/git")?, Path::new(programs.trim())),

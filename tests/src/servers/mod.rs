@@ -10,6 +10,5 @@ mod stun;
 pub use database::Database;
 pub use files::Files;
 pub use git::Git;
-pub(crate) use git::location as git_location;
 pub use shell::Shell;
 pub use stun::{STUN, STUN_OTHER, Stun};

@@ -15,7 +15,8 @@ use crate::{
     Process, command,
     link::{self, XdpPass},
     namespace::Namespace,
-    state::{self, State},
+    paths,
+    state::State,
 };
 
 /// The router's address, MAC address, and the ports that it gives.
@@ -65,9 +66,9 @@ pub(super) struct Place {
 impl Place {
     /// Lays the wires; nothing runs yet.
     pub(super) fn make(options: &Options) -> Result<Self> {
-        let state = State::create(&state::unique_id())?;
+        let state = State::create(&paths::unique_id())?;
         let namespace = |name: &str| -> Result<Namespace> {
-            let mut namespace = Namespace::create(&state::namespace_name(state.id(), name))?;
+            let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
             // The state removes all namespaces at once.
             namespace.leave();
             Ok(namespace)

@@ -10,7 +10,7 @@ use lab::{
     Lab, Nics, Options, Router,
     addresses::ALLOWED_NAME,
     client, link,
-    state::{self, namespace_name},
+    paths::{self, namespace_name},
     wait,
     witness::Witness,
 };
@@ -31,7 +31,7 @@ struct Binary {
 
 impl Binary {
     fn new() -> Self {
-        Self { id: state::unique_id() }
+        Self { id: paths::unique_id() }
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -49,7 +49,7 @@ impl Binary {
         let child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.expect("the lab binary runs");
         check(wait::until("the lab to have a firewall", BINARY_LIMIT, || {
-            let directory = state::directory(&self.id);
+            let directory = paths::directory(&self.id);
             anyhow::ensure!(directory.join("logs/firewall.log").exists(), "{} has none", directory.display());
             Ok(())
         }));
@@ -59,7 +59,7 @@ impl Binary {
     /// What there is of the lab.
     fn remains(&self) -> Vec<PathBuf> {
         let hosts = lab::HOSTS.map(|host| PathBuf::from("/run/netns").join(namespace_name(&self.id, host)));
-        hosts.into_iter().chain([state::directory(&self.id)]).filter(|path| path.exists()).collect()
+        hosts.into_iter().chain([paths::directory(&self.id)]).filter(|path| path.exists()).collect()
     }
 
     /// Nothing of it is left.

@@ -196,7 +196,7 @@ fn tcp(from: Sender, flags: Flags, length: usize) -> Result<Vec<u8>> {
 
 /// Makes a router in a namespace of its own, and gives it to `work`, which the router's CPU does.
 pub(super) fn inside<T: Send>(state: &State, work: impl FnOnce(FixedPoint) -> Result<T> + Send) -> Result<T> {
-    let mut namespace = Namespace::create(&lab::state::namespace_name(state.id(), "program"))?;
+    let mut namespace = Namespace::create(&lab::paths::namespace_name(state.id(), "program"))?;
     // The state removes all namespaces at once.
     namespace.leave();
     // The frames that leave are for the router, too.

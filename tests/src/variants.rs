@@ -1,0 +1,60 @@
+//! The ways in which labs differ.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// How many NICs the router VM has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Nics {
+    /// One: packets leave by the NIC that they came in by.
+    One,
+    /// Two: one faces the Private Link Service, one the firewall.
+    Two,
+}
+
+/// What makes the router VM a router.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Router {
+    /// This binary of pls-router.
+    PlsRouter(PathBuf),
+    /// nftables with the same rules, and a responder for the probe: what pls-router replaces.
+    Nftables,
+}
+
+impl Router {
+    /// pls-router as `PLS_ROUTER_BIN` names it, else as it lies beside the running binary.
+    pub fn find() -> Result<Self> {
+        let binary = match std::env::var_os("PLS_ROUTER_BIN") {
+            Some(binary) => PathBuf::from(binary),
+            None => {
+                let this = std::env::current_exe().context("cannot tell which binary this is")?;
+                beside(&this, "pls-router")
+            }
+        };
+        ensure!(
+            binary.is_file(),
+            "there is no {}; `cargo build -p router-user` makes it, PLS_ROUTER_BIN names another",
+            binary.display()
+        );
+        let binary = binary.canonicalize().with_context(|| format!("cannot resolve {}", binary.display()))?;
+        Ok(Self::PlsRouter(binary))
+    }
+}
+
+/// What the Private Link Service does with the client's port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PlsPorts {
+    /// Keep it if it is free.
+    Keep,
+    /// Any.
+    Random,
+}
+
+/// The file next to a binary, or next to the `deps` directory that a test binary is in.
+pub(crate) fn beside(binary: &Path, name: &str) -> PathBuf {
+    let directory = binary.parent().unwrap_or(Path::new("."));
+    let directory =
+        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    directory.join(name)
+}
