@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use crate::{differential::wire::Wire, namespace::Namespace};
+use crate::{namespace::Namespace, wire::Wire};
 
 /// The MAC address that claims come from, as switches see it.
 const SENDER: [u8; 6] = [2, 0, 0, 0, 0xfe, 0xfe];

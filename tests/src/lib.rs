@@ -24,6 +24,7 @@ mod interrupt;
 mod lab;
 pub mod link;
 mod namespace;
+mod packet;
 pub mod paths;
 mod process;
 mod random;
@@ -33,7 +34,9 @@ pub mod state;
 pub mod story;
 pub mod target;
 mod variants;
+mod view;
 pub mod wait;
+mod wire;
 pub mod witness;
 
 pub use hosts::{

@@ -15,11 +15,10 @@ use nix::sys::signal::Signal;
 use crate::{
     addresses::{ANYWHERE, PLS_NAT, ROUTER, ROUTER_SECOND, SERVERLESS, TOOLS, VM},
     command,
-    differential::wire,
     lab::Lab,
     process::Process,
     variants::Nics,
-    wait,
+    wait, wire,
 };
 
 /// How long tcpdump gets to begin and to end.

@@ -6,14 +6,13 @@ use super::{
     category::Category,
     differences::{Case, DIFFERENCES, Difference},
     observe::{self, Seen},
-    packet::Damage,
     plan::{Body, Known as _, Sequence, Step, Wrong},
     rig::Arm,
     show,
     topology::Side,
     track::{Output, Track},
-    view::View,
 };
+use crate::{packet::Damage, view::View};
 
 /// A sequence that has run.
 #[derive(Clone, Debug)]

@@ -3,10 +3,10 @@
 use super::{
     category::Category,
     observe::Seen,
-    packet::{ACK, Damage, FIN, RST, SYN, TIME_EXCEEDED, UNREACHABLE},
     plan::{Body, Sequence, Step},
     topology::Side,
 };
+use crate::packet::{ACK, Damage, FIN, RST, SYN, TIME_EXCEEDED, UNREACHABLE};
 
 /// A datagram that the two routers have made different things of.
 pub(super) struct Case<'a> {

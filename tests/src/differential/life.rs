@@ -7,12 +7,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     category::Category,
     maker::Maker,
-    packet::{ACK, FIN, ICMP, RST, SYN, TCP, UDP},
     plan::{Body, Sequence, Session, Step},
     talk::Tcp,
     topology::{Network, RANGE_TARGET, ROUTER, Side, Targets},
 };
-use crate::random::{Draw as _, Random};
+use crate::{
+    packet::{ACK, FIN, ICMP, RST, SYN, TCP, UDP},
+    random::{Draw as _, Random},
+};
 
 /// What becomes of both routers while their sequences pause.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     category::Category,
-    packet::{ICMP, TCP, UDP},
     plan::{Body, MAX_DATAGRAMS, Session, Step},
     topology::{Network, RANGE, RANGE_TARGET, ROUTER, SERVICES, Service, Side},
 };
-use crate::random::{Draw as _, Random};
+use crate::{
+    packet::{ICMP, TCP, UDP},
+    random::{Draw as _, Random},
+};
 
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;

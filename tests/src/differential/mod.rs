@@ -17,7 +17,6 @@ mod life;
 mod maker;
 mod observe;
 mod pace;
-pub(crate) mod packet;
 mod plan;
 mod rig;
 mod run;
@@ -26,8 +25,6 @@ mod spice;
 mod talk;
 mod topology;
 mod track;
-pub(crate) mod view;
-pub(crate) mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,9 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::{
+use super::topology::Side;
+use crate::{
     packet::{ICMP, IP_HEADER, RST, TCP, UDP, pseudo_header, replace, sum},
-    topology::Side,
     view::View,
 };
 

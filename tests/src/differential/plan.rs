@@ -8,11 +8,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     category::Category,
-    packet::{self, Cut, Damage, ECHO_REPLY, ECHO_REQUEST, Header, ICMP, IP_HEADER, Segment, TCP, UDP},
     topology::{NOBODYS_PORTS, Side},
+};
+use crate::{
+    packet::{self, Cut, Damage, ECHO_REPLY, ECHO_REQUEST, Header, ICMP, IP_HEADER, Segment, TCP, UDP},
+    random::{Draw as _, Random},
     view::View,
 };
-use crate::random::{Draw as _, Random};
 
 /// How many datagrams a sequence has at most.
 pub(super) const MAX_DATAGRAMS: u16 = 127;

@@ -13,21 +13,21 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     life::Change,
     pace::Pace,
-    packet::{Header, UDP, udp},
     topology::{
         CLIENT_HOP, MARKER, MARKER_CLIENT, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NARROW_SERVERS, Network,
         ROUTER, ROUTER_SECOND, SERVER_HOP, SERVER_HOP_SECOND, SERVICES, SNAT_PORTS, Service, Side, Targets,
     },
-    view::View,
-    wire::Wire,
 };
 use crate::{
     Nics, Process, command,
     link::{self, XdpPass},
     namespace::Namespace,
+    packet::{Header, UDP, udp},
     paths,
     state::State,
+    view::View,
     wait,
+    wire::Wire,
 };
 
 /// How long pls-router gets to be in place.

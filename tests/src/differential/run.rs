@@ -22,9 +22,11 @@ use super::{
     show,
     topology::{Side, Targets},
     track::{Output, Track},
+};
+use crate::{
+    Nics,
     view::{Tuple, View},
 };
-use crate::Nics;
 
 /// How many sequences go through one pair of routers; then new ones are made. Two with the same
 /// identifications must not meet: a datagram that stays incomplete is remembered, and servers are

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    observe::Check,
+use super::observe::Check;
+use crate::{
     packet::{ACK, ECHO_REPLY, ECHO_REQUEST, FIN, ICMP, PSH, RST, SYN, TCP, UDP, URG},
     view::View,
 };

@@ -5,17 +5,19 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     category::Category,
     maker::Maker,
-    packet::{
-        ACK, Cut, Damage, FIN, ICMP, IP_HEADER, PARAMETER_PROBLEM, PSH, RST, SYN, TCP, TIME_EXCEEDED, UDP,
-        UNREACHABLE, URG,
-    },
     plan::{Body, Quote, Session, Step, Wrong},
     topology::{
         CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NOBODYS_PORTS, Network, OPEN_PORT,
         ROUTER, SERVER_SIDE_ROUTER, Side,
     },
 };
-use crate::random::Draw as _;
+use crate::{
+    packet::{
+        ACK, Cut, Damage, FIN, ICMP, IP_HEADER, PARAMETER_PROBLEM, PSH, RST, SYN, TCP, TIME_EXCEEDED, UDP,
+        UNREACHABLE, URG,
+    },
+    random::Draw as _,
+};
 
 /// A payload to which something can be added.
 const ROOMY: usize = 1_100;

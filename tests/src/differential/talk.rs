@@ -3,11 +3,13 @@
 use super::{
     category::Category,
     maker::Maker,
-    packet::{ACK, FIN, ICMP, PSH, RST, SYN, TCP},
     plan::{Body, Step},
     topology::Side,
 };
-use crate::random::Draw as _;
+use crate::{
+    packet::{ACK, FIN, ICMP, PSH, RST, SYN, TCP},
+    random::Draw as _,
+};
 
 /// What the two sides of a session send.
 pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {

@@ -9,12 +9,14 @@ use super::{
     category::{Category, ENABLED},
     generate::{SLOTS, generate, slot},
     life, observe,
-    packet::{self, Cut},
     plan::{Body, IDENTIFIED, Known, Sequence, Wrong},
     topology::{ROUTER, SNAT_PORTS, Side},
+};
+use crate::{
+    packet::{self, Cut},
+    random::Random,
     view::View,
 };
-use crate::random::Random;
 
 /// A way through a router that does nothing: what is sent comes out as it was.
 #[derive(Default)]

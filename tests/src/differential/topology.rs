@@ -12,7 +12,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::packet::{TCP, UDP};
+use crate::packet::{TCP, UDP};
 
 /// The router's address, and its network.
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);

@@ -4,9 +4,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     observe::{Mapped, Names},
-    packet::{ACK, ICMP, SYN, TCP},
     plan::{Known, MAX_DATAGRAMS, Sequence, Step},
     topology::{SERVICES, Side},
+};
+use crate::{
+    packet::{ACK, ICMP, SYN, TCP},
     view::View,
 };
 

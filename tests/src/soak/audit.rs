@@ -9,7 +9,7 @@ use router_common::{maps::stats::CpuStats, reason::Reason, table::Occupancy, tup
 use router_user::dataplane::{Dataplane, LoadOptions};
 use serde_json::Value;
 
-use super::{CAPACITY, place::Place};
+use super::{place::Place, plan::CAPACITY};
 use crate::{command, wait};
 
 /// How long counters that do not belong together may take to do so: packets come in while they are

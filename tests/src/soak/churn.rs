@@ -6,16 +6,13 @@ use std::{
 };
 
 use super::{
-    ends::packet,
     place::{ROUTER, TARGET},
     report::Tally,
 };
 use crate::{
-    differential::{
-        packet::{ACK, ECHO_REPLY, ECHO_REQUEST, FIN, ICMP, PSH, RST, SYN, Segment, TCP, UDP, icmp, udp},
-        view::{Tuple, View},
-    },
+    packet::{ACK, ECHO_REPLY, ECHO_REQUEST, FIN, ICMP, PSH, RST, SYN, Segment, TCP, UDP, icmp, ipv4, udp},
     random::{Draw as _, Random},
+    view::{Tuple, View},
 };
 
 /// How a short session goes.
@@ -133,7 +130,7 @@ fn segment(
         options: Vec::new(),
         payload: payload.to_vec(),
     };
-    packet(TCP, source, destination, &segment.bytes(source, destination))
+    ipv4(TCP, source, destination, &segment.bytes(source, destination))
 }
 
 /// What a client says, from which it can tell that an answer is meant for it.
@@ -183,12 +180,12 @@ impl<'a> Churn<'a> {
         let service = SocketAddrV4::new(ROUTER, fate.service());
         match fate {
             Fate::Datagram | Fate::UnansweredDatagram => {
-                packet(UDP, client, service, &udp(client, service, &words(client), true))
+                ipv4(UDP, client, service, &udp(client, service, &words(client), true))
             }
             Fate::Ping => {
                 let target = SocketAddrV4::new(TARGET, 0);
                 let [high, low] = client.port().to_be_bytes();
-                packet(ICMP, client, target, &icmp(ECHO_REQUEST, 0, [high, low, 0, 1], &words(client)))
+                ipv4(ICMP, client, target, &icmp(ECHO_REQUEST, 0, [high, low, 0, 1], &words(client)))
             }
             Fate::UnansweredSyn
             | Fate::HalfOpen
@@ -254,13 +251,13 @@ pub(super) fn answer(view: View<'_>, tuple: &Tuple) -> Option<Vec<u8>> {
     match protocol {
         UDP if fate == Fate::Datagram => {
             let payload = view.payload().get(8..)?;
-            return Some(packet(UDP, destination, source, &udp(destination, source, payload, true)));
+            return Some(ipv4(UDP, destination, source, &udp(destination, source, payload, true)));
         }
         ICMP => {
             let (header, payload) = view.payload().split_first_chunk::<8>()?;
             let [kind, _, _, _, rest @ ..] = *header;
             let answer = icmp(ECHO_REPLY, 0, rest, payload);
-            return (kind == ECHO_REQUEST).then(|| packet(ICMP, destination, source, &answer));
+            return (kind == ECHO_REQUEST).then(|| ipv4(ICMP, destination, source, &answer));
         }
         TCP => {}
         _ => return None,
@@ -321,7 +318,7 @@ mod tests {
         let service = SocketAddrV4::new(ROUTER, Fate::Datagram.service());
         let other = SocketAddrV4::new(*CLIENT.ip(), CLIENT.port() + 1);
         for (words_of, mistakes) in [(CLIENT, 0), (other, 1)] {
-            let packet = packet(UDP, service, CLIENT, &udp(service, CLIENT, &words(words_of), true));
+            let packet = ipv4(UDP, service, CLIENT, &udp(service, CLIENT, &words(words_of), true));
             let view = View::new(&packet).unwrap();
             assert_eq!(churn.hear(view, &view.tuple()), None);
             assert_eq!(tally.mistakes.count(), mistakes);

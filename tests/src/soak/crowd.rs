@@ -13,8 +13,8 @@ use super::{
     place::{ROUTER, SNAT_PORTS, TARGET, UDP_TIMEOUT},
     report::Tally,
 };
-use crate::differential::{
-    packet::{UDP, udp},
+use crate::{
+    packet::{UDP, ipv4, udp},
     view::{Tuple, View},
 };
 
@@ -174,12 +174,7 @@ impl<'a> Speakers<'a> {
     fn say(&mut self, member: Member, word: u32, now: Instant, patience: Duration) -> Vec<u8> {
         self.outstanding.push(Reverse(Outstanding { due: now + patience, patience, member, word }));
         let service = SocketAddrV4::new(ROUTER, member.service());
-        super::ends::packet(
-            UDP,
-            member.client(),
-            service,
-            &udp(member.client(), service, &member.says(word), true),
-        )
+        ipv4(UDP, member.client(), service, &udp(member.client(), service, &member.says(word), true))
     }
 
     /// A packet that came for one of them.
@@ -283,7 +278,7 @@ impl<'a> Echo<'a> {
             });
         }
         let datagram = udp(tuple.destination, tuple.source, payload, true);
-        Some(super::ends::packet(UDP, tuple.destination, tuple.source, &datagram))
+        Some(ipv4(UDP, tuple.destination, tuple.source, &datagram))
     }
 }
 
@@ -303,8 +298,7 @@ mod tests {
     /// it.
     fn come(echo: &mut Echo<'_>, member: Member, port: u16, now: Instant) -> (Option<Vec<u8>>, u64) {
         let (source, target) = (SocketAddrV4::new(ROUTER, port), SocketAddrV4::new(TARGET, member.service()));
-        let packet =
-            super::super::ends::packet(UDP, source, target, &udp(source, target, &member.says(1), true));
+        let packet = ipv4(UDP, source, target, &udp(source, target, &member.says(1), true));
         let view = View::new(&packet).unwrap();
         (echo.answer(view, &view.tuple(), now), echo.tally.mistakes.count())
     }

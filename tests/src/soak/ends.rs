@@ -1,22 +1,19 @@
 //! The two ends of the crowd's and the short sessions' wires: packet sockets, so that no kernel's
 //! stack has a say.
 
-use std::{
-    net::SocketAddrV4,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::{
-    Options, Phases,
     churn::{self, Churn},
     crowd::{self, Echo, Speakers},
     place::{CLIENTS_MAC, Place, ROUTER_MAC, SERVERS_MACS, TARGET},
+    plan::{Options, Phases},
     report::Tally,
 };
-use crate::differential::{
-    packet::{Header, ICMP, TCP, UDP, pseudo_header, sum},
+use crate::{
+    packet::{ICMP, TCP, UDP, pseudo_header, sum},
     view::{Tuple, View},
     wire::Wire,
 };
@@ -26,26 +23,6 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 
 /// How long a wire may be silent until it is looked what is due.
 const TURN: Duration = Duration::from_millis(2);
-
-/// An IPv4 packet of either end.
-pub(super) fn packet(
-    protocol: u8,
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
-    payload: &[u8],
-) -> Vec<u8> {
-    let header = Header {
-        source: *source.ip(),
-        destination: *destination.ip(),
-        protocol,
-        id: 0,
-        tos: 0,
-        ttl: 64,
-        dont_fragment: true,
-        options: Vec::new(),
-    };
-    header.packet(payload)
-}
 
 /// One end.
 struct End<'a> {

@@ -25,43 +25,32 @@ mod churn;
 mod crowd;
 mod ends;
 mod place;
+mod plan;
 mod report;
 mod streams;
 mod trouble;
 mod weather;
 
 use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::Ordering,
     thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use self::{audit::Books, place::Place, report::Tally, streams::Streams, trouble::Trouble, weather::Weather};
+pub use self::plan::Options;
+use self::{
+    audit::Books,
+    place::Place,
+    plan::{CAPACITY, Phases},
+    report::Tally,
+    streams::Streams,
+    trouble::Trouble,
+    weather::Weather,
+};
 use crate::wait;
 
-/// What to do, for how long.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// pls-router.
-    pub binary: PathBuf,
-    /// How long, once the whole crowd is there.
-    pub duration: Duration,
-    /// Sessions of the crowd.
-    pub sessions: u32,
-    /// Short sessions a second.
-    pub churn: u32,
-    /// TCP connections at a time.
-    pub streams: u32,
-    /// What chance is made from; only the weather has its own.
-    pub seed: u64,
-}
-
-/// Sessions that the table has room for: with the usual number of short ones, and those that have
-/// ended, it is never four fifths full, where the sweep would be in a hurry.
-const CAPACITY: u32 = 320_000;
 const _: () = assert!(crowd::MOST + 30_000 <= CAPACITY / 5 * 4);
 
 /// How long the crowd may take to gather: it is as fast as the machine lets it.
@@ -78,31 +67,6 @@ const REPORT_PERIOD: Duration = Duration::from_secs(10);
 
 /// From the end of one trouble to the next.
 const TROUBLE_PERIOD: Duration = Duration::from_secs(10);
-
-/// When to begin and to end, for all threads.
-#[derive(Debug, Default)]
-struct Phases {
-    /// The crowd is there.
-    crowded: AtomicBool,
-    /// No new sessions; what has begun comes to its end.
-    finish: AtomicBool,
-    /// Nobody sends any more.
-    stop: AtomicBool,
-}
-
-impl Phases {
-    fn is_crowded(&self) -> bool {
-        self.crowded.load(Ordering::Relaxed)
-    }
-
-    fn finishing(&self) -> bool {
-        self.finish.load(Ordering::Relaxed)
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-}
 
 /// Ends the threads when the scope is left, however.
 struct StopAtTheEnd<'a>(&'a Phases);
@@ -135,7 +99,8 @@ pub fn run(options: &Options) -> Result<()> {
     println!(
         "soak: {sessions} sessions, {churn} short ones a second, {streams} TCP streams, for {length}; seed {seed}"
     );
-    let place = Place::make(options)?;
+    let rules = [streams::rules(), crowd::rules(), churn::rules()].concat();
+    let place = Place::make(&options.binary, &rules)?;
     let weather = Weather::begin(&place)?;
     let (tally, phases) = (Tally::default(), Phases::default());
     let tcp = Streams::new(seed, &phases, &tally);

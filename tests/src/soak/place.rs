@@ -2,7 +2,7 @@
 
 use std::{
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use router_common::limits::LAYOUT;
 
-use super::{CAPACITY, Options, churn, crowd, streams};
+use super::plan::CAPACITY;
 use crate::{
     Process, command,
     link::{self, XdpPass},
@@ -35,6 +35,10 @@ pub(super) const SERVERS_MACS: [[u8; 6]; 2] = [[0x02, 0, 0, 0, 0, 0x66], [0x02, 
 
 /// The targets that no kernel answers for.
 pub(super) const TARGET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+
+/// The two ends of the streams, which have kernels.
+pub(super) const STREAMS_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
+pub(super) const STREAMS_SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// Timeouts of the router's sessions. The longest decides how long the end takes, and how often the
 /// crowd has to speak.
@@ -64,8 +68,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Lays the wires; nothing runs yet.
-    pub(super) fn make(options: &Options) -> Result<Self> {
+    /// Lays the wires for a router with these rules; nothing runs yet.
+    pub(super) fn make(binary: &Path, rules: &str) -> Result<Self> {
         let state = State::create(&paths::unique_id())?;
         let namespace = |name: &str| -> Result<Namespace> {
             let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
@@ -78,11 +82,11 @@ impl Place {
             vnet: namespace("vnet")?,
             router: namespace("router")?,
             servers: namespace("servers")?,
-            binary: options.binary.clone(),
+            binary: binary.to_owned(),
             state,
         };
         place.lay_wires().context("cannot lay the wires")?;
-        place.state.write("config.toml", place.configuration())?;
+        place.state.write("config.toml", place.configuration(rules))?;
         Ok(place)
     }
 
@@ -107,14 +111,14 @@ impl Place {
         clients.ip(&format!(
             "link set eth0 address {}\naddr add {CLIENT_HOP}/26 dev eth0\naddr add {}/32 dev eth0",
             mac(CLIENTS_MAC),
-            streams::CLIENT,
+            STREAMS_CLIENT,
         ))?;
         servers.ip(&format!(
             "link set eth0 address {}\naddr add {}/26 dev eth0\naddr add {}/26 dev eth0\naddr add {}/32 dev lo",
             mac(SERVERS_MACS[0]),
             SERVER_HOPS[0],
             SERVER_HOPS[1],
-            streams::SERVER,
+            STREAMS_SERVER,
         ))?;
         router.ip(&format!(
             "link set eth0 address {}\naddr add {ROUTER}/26 dev eth0\n\
@@ -130,20 +134,17 @@ impl Place {
         Ok(())
     }
 
-    fn configuration(&self) -> String {
+    fn configuration(&self, rules: &str) -> String {
         let (first, last) = SNAT_PORTS;
         format!(
             "[interfaces]\npls = \"eth0\"\nmode = \"native\"\n\
-             {}{}{}\
+             {rules}\
              [snat]\nports = \"{first}-{last}\"\n\
              [health]\nlisten = \"0.0.0.0:8082\"\n\
              [admin]\nlisten = \"127.0.0.1:9090\"\nsocket = \"{}\"\npins = \"{}\"\n\
              [limits]\nflows = {CAPACITY}\n\
              [timeouts]\ntcp_established = \"{tcp}s\"\ntcp_transitory = \"{tcp}s\"\nudp = \"{udp}s\"\n\
              udp_unreplied = \"15s\"\nicmp = \"10s\"\n",
-            streams::rules(),
-            crowd::rules(),
-            churn::rules(),
             self.state.path("api.sock").display(),
             self.pins().display(),
             tcp = TCP_TIMEOUT.as_secs(),

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     io::{self, ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd as _},
     sync::{Mutex, PoisonError},
     thread,
@@ -19,14 +19,12 @@ use nix::{
 };
 
 use super::{
-    Phases,
-    place::{Place, ROUTER},
+    place::{Place, ROUTER, STREAMS_CLIENT, STREAMS_SERVER},
+    plan::Phases,
     report::Tally,
 };
 use crate::random::{Draw as _, Random};
 
-pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
-pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const PORT: u16 = 443;
 
 /// Bytes a second that each direction of a connection sends at most, so that there is time for all
@@ -47,7 +45,7 @@ const TURN: Duration = Duration::from_millis(100);
 /// The router's rule for them.
 pub(super) fn rules() -> String {
     format!(
-        "[[forward]]\nname = \"streams\"\nprotocol = \"tcp\"\nlisten = \"{PORT}\"\ntarget = \"{SERVER}:{PORT}\"\n\
+        "[[forward]]\nname = \"streams\"\nprotocol = \"tcp\"\nlisten = \"{PORT}\"\ntarget = \"{STREAMS_SERVER}:{PORT}\"\n\
          sources = [\"10.0.2.64/26\"]\n"
     )
 }
@@ -117,7 +115,7 @@ impl<'a> Streams<'a> {
     /// Serves until all is over.
     pub(super) fn serve(&self, place: &Place) -> Result<()> {
         place.servers.inside(|| {
-            let listener = TcpListener::bind((SERVER, PORT)).context("cannot listen for streams")?;
+            let listener = TcpListener::bind((STREAMS_SERVER, PORT)).context("cannot listen for streams")?;
             listener.set_nonblocking(true).context("cannot accept without waiting")?;
             thread::scope(|scope| {
                 while !self.phases.stopped() {
@@ -305,7 +303,7 @@ fn greeted(mut stream: &TcpStream) -> Result<u64> {
 fn connect() -> Result<TcpStream> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(CLIENT, 0)))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(STREAMS_CLIENT, 0)))?;
     connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(ROUTER, PORT)))?;
     Ok(TcpStream::from(socket))
 }

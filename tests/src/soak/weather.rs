@@ -17,8 +17,8 @@ use aya::{
 };
 use nix::net::if_::if_nametoindex;
 
-use super::{Phases, place::Place};
-use crate::{differential::wire::Wire, namespace::Namespace, random::Random};
+use super::{place::Place, plan::Phases};
+use crate::{namespace::Namespace, random::Random, wire::Wire};
 
 /// Of a million packets at each port: how many are lost, held up, doubled. A packet passes two
 /// ports on its way through the router.

@@ -25,6 +25,21 @@ pub(crate) const URG: u8 = 0x20;
 /// The length of an IPv4 header without options.
 pub(crate) const IP_HEADER: usize = 20;
 
+/// Returns an IPv4 packet between two ends, with an ordinary header.
+pub(crate) fn ipv4(protocol: u8, source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let header = Header {
+        source: *source.ip(),
+        destination: *destination.ip(),
+        protocol,
+        id: 0,
+        tos: 0,
+        ttl: 64,
+        dont_fragment: true,
+        options: Vec::new(),
+    };
+    header.packet(payload)
+}
+
 /// The one's complement sum of these bytes; only the last part may have an odd length (RFC 1071).
 pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut total = 0_u64;

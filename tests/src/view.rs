@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::packet::{
+use crate::packet::{
     ECHO_REPLY, ECHO_REQUEST, ICMP, IP_HEADER, PARAMETER_PROBLEM, TCP, TIME_EXCEEDED, UDP, UNREACHABLE,
 };
 
