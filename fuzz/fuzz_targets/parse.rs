@@ -10,10 +10,11 @@ use router_common::{
     address::{Ipv4, Port},
     entry::FlowEntry,
     fragment::{Coverage, Datagram, Fragment, split},
-    packet::{Packet, TCP_HEADERS, parse, parse_leading},
+    packet::{Packet, parse, parse_leading},
     reason::Reason,
     time::Ticks,
     tuple::{FlowKey, Protocol},
+    wire::TCP_HEADERS,
 };
 
 fuzz_target!(|data: &[u8]| {

@@ -3,19 +3,23 @@
 use crate::{
     address::Ipv4,
     checksum::Sum,
-    icmp,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, L4, MORE_FRAGMENTS, UDP_HEADERS, field},
+    packet::pseudo_header,
     rate::{Rate, TokenBucket},
     reason::Reason,
     tcp,
     tuple::Protocol,
+    wire::{
+        ETHERNET_LENGTH, ICMP_HEADERS, ICMP_LENGTH, IPV4_LENGTH, L4, TCP_HEADERS, TCP_LENGTH, ethernet,
+        field, field_mut, icmp, ipv4, tcp as tcp_header,
+    },
 };
 
 /// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind
 /// it. It is what errors quote (RFC 792).
-pub const ABOUT: usize = IPV4_LENGTH + 8;
+pub const ABOUT: usize = IPV4_LENGTH + QUOTED;
+const QUOTED: usize = 8;
 /// The length of a frame with an ICMP error.
-pub const ERROR_FRAME: usize = UDP_HEADERS + ABOUT;
+pub const ERROR_FRAME: usize = ICMP_HEADERS + ABOUT;
 /// The length of a frame with a reset: what is the least on an Ethernet, the last bytes are
 /// padding.
 pub const RESET_FRAME: usize = 60;
@@ -23,8 +27,6 @@ pub const RESET_FRAME: usize = 60;
 const TTL: u8 = 64;
 /// Internetwork control (RFC 1812 4.3.2.5).
 const ERROR_TOS: u8 = 0xc0;
-const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
-const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// An ICMP error's type and code.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,21 +41,21 @@ pub struct Error {
 
 impl Error {
     /// The time to live ended here.
-    pub const TIME_EXCEEDED: Self = Self { kind: 11, code: 0, mtu: 0 };
+    pub const TIME_EXCEEDED: Self = Self { kind: icmp::TIME_EXCEEDED, code: 0, mtu: 0 };
     /// There is no route (RFC 1812 5.2.7.1).
-    pub const NETWORK_UNREACHABLE: Self = Self { kind: 3, code: 0, mtu: 0 };
+    pub const NETWORK_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 0, mtu: 0 };
     /// There is a route, but not to this host: its next hop does not answer (RFC 1812 5.2.7.1).
-    pub const HOST_UNREACHABLE: Self = Self { kind: 3, code: 1, mtu: 0 };
+    pub const HOST_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 1, mtu: 0 };
     /// Nobody serves this port of the router's (RFC 1122 3.2.2.1).
-    pub const PORT_UNREACHABLE: Self = Self { kind: 3, code: 3, mtu: 0 };
+    pub const PORT_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 3, mtu: 0 };
     /// A route forbids it (RFC 1812 5.2.7.1); or there is nothing to open a session with, for which
     /// RFC 5508 REQ-8 asks for "communication administratively prohibited".
-    pub const PROHIBITED: Self = Self { kind: 3, code: 13, mtu: 0 };
+    pub const PROHIBITED: Self = Self { kind: icmp::UNREACHABLE, code: 13, mtu: 0 };
 
     /// Not to be fragmented, and larger than this.
     #[inline(always)]
     pub const fn too_big(mtu: u16) -> Self {
-        Self { kind: 3, code: 4, mtu }
+        Self { kind: icmp::UNREACHABLE, code: icmp::FRAGMENTATION_NEEDED, mtu }
     }
 }
 
@@ -114,21 +116,22 @@ const fn is_host(address: Ipv4) -> bool {
     address.is_unicast() && address.0[0] != 127
 }
 
-#[inline(always)]
-const fn address(about: &[u8; ABOUT], at: usize) -> Ipv4 {
-    Ipv4([about[at % ABOUT], about[(at + 1) % ABOUT], about[(at + 2) % ABOUT], about[(at + 3) % ABOUT]])
-}
-
-/// Who sent a packet.
+/// Returns a packet's source address.
 #[inline(always)]
 pub const fn source(about: &[u8; ABOUT]) -> Ipv4 {
-    address(about, 12)
+    Ipv4(field::<{ ipv4::SOURCE }, 4, _>(about))
 }
 
-/// Whom a packet is for.
+/// Returns a packet's destination address.
 #[inline(always)]
 pub const fn destination(about: &[u8; ABOUT]) -> Ipv4 {
-    address(about, 16)
+    Ipv4(field::<{ ipv4::DESTINATION }, 4, _>(about))
+}
+
+/// Returns flags and fragment offset of a packet.
+#[inline(always)]
+const fn fragment(about: &[u8; ABOUT]) -> u16 {
+    u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(about))
 }
 
 /// Whether a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it is an ICMP
@@ -138,8 +141,8 @@ pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> b
     destination_mac[0] & 1 == 0
         && is_host(source(about))
         && is_host(destination(about))
-        && u16::from_be_bytes([about[6], about[7]]) & FRAGMENT_OFFSET == 0
-        && !(about[9] == Protocol::Icmp as u8 && icmp::is_error(about[IPV4_LENGTH]))
+        && fragment(about) & ipv4::FRAGMENT_OFFSET == 0
+        && !(about[ipv4::PROTOCOL] == Protocol::Icmp as u8 && icmp::is_error(about[IPV4_LENGTH + icmp::TYPE]))
 }
 
 /// Writes an ICMP error about a packet, from an address of the router's to who sent it. The
@@ -147,80 +150,110 @@ pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> b
 #[inline(always)]
 pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv4, error: Error) {
     write_ip(frame, ERROR_TOS, Protocol::Icmp, from, source(about));
-    let [high, low] = error.mtu.to_be_bytes();
-    let header = [error.kind, error.code, 0, 0, 0, 0, high, low];
-    let [first, second] = sum(&header).plus(sum(about)).checksum();
-    *field::<L4, 8, _>(frame) = [error.kind, error.code, first, second, 0, 0, high, low];
-    *field::<UDP_HEADERS, ABOUT, _>(frame) = *about;
+    let mut header = [0; ICMP_LENGTH];
+    header[icmp::TYPE] = error.kind;
+    header[icmp::CODE] = error.code;
+    *field_mut::<{ icmp::MTU }, 2, _>(&mut header) = error.mtu.to_be_bytes();
+    let checksum = sum(&header).plus(sum(about)).checksum();
+    *field_mut::<{ icmp::CHECKSUM }, 2, _>(&mut header) = checksum;
+    *field_mut::<L4, ICMP_LENGTH, _>(frame) = header;
+    *field_mut::<ICMP_HEADERS, ABOUT, _>(frame) = *about;
 }
 
-/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: bytes 8 to 13 of its
-/// header.
+/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: its header from the
+/// acknowledgement number to the flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Segment(pub [u8; 6]);
+pub struct Segment(pub [u8; SEGMENT]);
+
+const SEGMENT: usize = tcp_header::FLAGS + 1 - tcp_header::ACKNOWLEDGEMENT;
 
 impl Segment {
+    #[inline(always)]
+    const fn acknowledgement(self) -> [u8; 4] {
+        field::<0, 4, _>(&self.0)
+    }
+
+    /// Returns the length of its header in bytes.
+    #[inline(always)]
+    const fn header_length(self) -> u16 {
+        (self.0[tcp_header::DATA_OFFSET - tcp_header::ACKNOWLEDGEMENT] >> 4) as u16 * 4
+    }
+
+    #[inline(always)]
+    const fn flags(self) -> u8 {
+        self.0[tcp_header::FLAGS - tcp_header::ACKNOWLEDGEMENT]
+    }
+
     /// Returns `true` if it opens a connection.
     #[inline(always)]
     pub const fn opens(self) -> bool {
-        self.0[5] & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+        self.flags() & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
     }
 
     /// Returns `true` if a reset may answer it: not if it is a reset itself (RFC 9293 3.10.7.1),
     /// nor if it is a fragment, whose acknowledgement is not known.
     #[inline(always)]
     pub const fn may_be_reset(self, about: &[u8; ABOUT]) -> bool {
-        self.0[5] & tcp::RST == 0 && u16::from_be_bytes([about[6], about[7]]) & MORE_FRAGMENTS == 0
+        self.flags() & tcp::RST == 0 && fragment(about) & ipv4::MORE_FRAGMENTS == 0
     }
 
-    /// How far it goes in the sequence: its data, and one each for SYN and FIN.
+    /// Returns its length in sequence numbers: its data, and one each for SYN and FIN.
     #[inline(always)]
     const fn length(self, about: &[u8; ABOUT]) -> u32 {
-        let header_length = (self.0[4] >> 4) as u16 * 4;
-        let ip_length = u16::from_be_bytes([about[2], about[3]]);
-        let data = ip_length.saturating_sub(IPV4_LENGTH as u16 + header_length);
-        data as u32 + (self.0[5] & tcp::SYN != 0) as u32 + (self.0[5] & tcp::FIN != 0) as u32
+        let ip_length = u16::from_be_bytes(field::<{ ipv4::TOTAL_LENGTH }, 2, _>(about));
+        let data = ip_length.saturating_sub(IPV4_LENGTH as u16 + self.header_length());
+        let flags = self.flags();
+        data as u32 + (flags & tcp::SYN != 0) as u32 + (flags & tcp::FIN != 0) as u32
     }
 }
 
-/// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1): as if the packet's
+/// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1), as if the packet's
 /// destination had sent it.
 #[inline(always)]
 pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], segment: Segment) {
+    const SOURCE_PORT: usize = IPV4_LENGTH + tcp_header::SOURCE_PORT;
+    const DESTINATION_PORT: usize = IPV4_LENGTH + tcp_header::DESTINATION_PORT;
     let (from, to) = (destination(about), source(about));
-    // Where the segment acknowledges something, the reset begins there; else it acknowledges the
+    // If the segment acknowledges something, the reset begins there. Otherwise it acknowledges the
     // segment.
-    let acknowledges = segment.0[5] & tcp::ACK != 0;
-    let sequence = u32::from_be_bytes([about[24], about[25], about[26], about[27]]);
+    let acknowledges = segment.flags() & tcp::ACK != 0;
+    let sequence = u32::from_be_bytes(field::<{ IPV4_LENGTH + tcp_header::SEQUENCE }, 4, _>(about));
     let end = sequence.wrapping_add(segment.length(about)).to_be_bytes();
-    let [s, t, u, v] =
-        if acknowledges { [segment.0[0], segment.0[1], segment.0[2], segment.0[3]] } else { [0; 4] };
-    let [a, b, c, d] = if acknowledges { [0; 4] } else { end };
-    let [e, f, g, h] = [about[22], about[23], about[20], about[21]];
-    let flags = if acknowledges { tcp::RST } else { tcp::RST | tcp::ACK };
-    let header = [e, f, g, h, s, t, u, v, a, b, c, d, 0x50, flags, 0, 0, 0, 0, 0, 0];
-    let pseudo = from.sum().plus(to.sum()).add([0, Protocol::Tcp as u8]).add([0, 20]);
+    let mut header = [0; TCP_LENGTH];
+    *field_mut::<{ tcp_header::SOURCE_PORT }, 2, _>(&mut header) = field::<DESTINATION_PORT, 2, _>(about);
+    *field_mut::<{ tcp_header::DESTINATION_PORT }, 2, _>(&mut header) = field::<SOURCE_PORT, 2, _>(about);
+    *field_mut::<{ tcp_header::SEQUENCE }, 4, _>(&mut header) =
+        if acknowledges { segment.acknowledgement() } else { [0; 4] };
+    *field_mut::<{ tcp_header::ACKNOWLEDGEMENT }, 4, _>(&mut header) =
+        if acknowledges { [0; 4] } else { end };
+    header[tcp_header::DATA_OFFSET] = (TCP_LENGTH as u8 / 4) << 4;
+    header[tcp_header::FLAGS] = if acknowledges { tcp::RST } else { tcp::RST | tcp::ACK };
+    let checksum = pseudo_header(from, to, Protocol::Tcp, TCP_LENGTH as u16).plus(sum(&header)).checksum();
+    *field_mut::<{ tcp_header::CHECKSUM }, 2, _>(&mut header) = checksum;
     write_ip(frame, 0, Protocol::Tcp, from, to);
-    *field::<L4, 20, _>(frame) = header;
-    *field::<{ L4 + 16 }, 2, _>(frame) = pseudo.plus(sum(&header)).checksum();
-    *field::<{ L4 + 20 }, 6, _>(frame) = [0; 6];
+    *field_mut::<L4, TCP_LENGTH, _>(frame) = header;
+    *field_mut::<TCP_HEADERS, { RESET_FRAME - TCP_HEADERS }, _>(frame) = [0; _];
 }
 
 /// Writes the EtherType, and the IP header of a frame that is as long as it says, or of a reset.
 #[inline(always)]
 fn write_ip<const N: usize>(frame: &mut [u8; N], tos: u8, protocol: Protocol, from: Ipv4, to: Ipv4) {
     let length = match protocol {
-        Protocol::Tcp => IPV4_LENGTH + 20,
+        Protocol::Tcp => IPV4_LENGTH + TCP_LENGTH,
         Protocol::Udp | Protocol::Icmp => N - ETHERNET_LENGTH,
     } as u16;
-    let [high, low] = length.to_be_bytes();
-    let [f, g] = DONT_FRAGMENT;
-    let start = [0x45, tos, high, low, 0, 0, f, g, TTL, protocol as u8, 0, 0];
-    *field::<{ ETHERNET_LENGTH - 2 }, 2, _>(frame) = ETHERTYPE_IPV4;
-    *field::<ETHERNET_LENGTH, 12, _>(frame) = start;
-    *field::<{ ETHERNET_LENGTH + 10 }, 2, _>(frame) = sum(&start).plus(from.sum()).plus(to.sum()).checksum();
-    *field::<{ ETHERNET_LENGTH + 12 }, 4, _>(frame) = from.0;
-    *field::<{ ETHERNET_LENGTH + 16 }, 4, _>(frame) = to.0;
+    let mut header = [0; IPV4_LENGTH];
+    header[ipv4::VERSION] = ipv4::NO_OPTIONS;
+    header[ipv4::TOS] = tos;
+    *field_mut::<{ ipv4::TOTAL_LENGTH }, 2, _>(&mut header) = length.to_be_bytes();
+    *field_mut::<{ ipv4::FRAGMENT }, 2, _>(&mut header) = ipv4::DONT_FRAGMENT.to_be_bytes();
+    header[ipv4::TTL] = TTL;
+    header[ipv4::PROTOCOL] = protocol as u8;
+    *field_mut::<{ ipv4::SOURCE }, 4, _>(&mut header) = from.0;
+    *field_mut::<{ ipv4::DESTINATION }, 4, _>(&mut header) = to.0;
+    *field_mut::<{ ipv4::CHECKSUM }, 2, _>(&mut header) = sum(&header).checksum();
+    *field_mut::<{ ethernet::TYPE }, 2, _>(frame) = ethernet::IPV4;
+    *field_mut::<ETHERNET_LENGTH, IPV4_LENGTH, _>(frame) = header;
 }
 
 #[inline(always)]
@@ -255,8 +288,8 @@ impl Limited {
     #[inline(always)]
     pub const fn of(error: Error) -> Option<Self> {
         match (error.kind, error.code) {
-            (3, 4) => None,
-            (3, _) => Some(Self::Unreachable),
+            (icmp::UNREACHABLE, icmp::FRAGMENTATION_NEEDED) => None,
+            (icmp::UNREACHABLE, _) => Some(Self::Unreachable),
             _ => Some(Self::TimeExceeded),
         }
     }

@@ -9,12 +9,13 @@ use core::mem::{align_of, size_of};
 use crate::{
     address::Mac,
     checksum::Folded,
-    packet::{Frame, L4, Packet},
+    packet::Packet,
     rewrite::{Link, Rewrite},
     session::RESYNCHRONISES_AFTER,
     shared::Shared,
     time::Ticks,
     tuple::FlowKey,
+    wire::{Frame, L4},
 };
 
 /// Where a flow's packets leave, as the kernel's routes and neighbours said it when `generation`

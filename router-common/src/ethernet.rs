@@ -8,21 +8,14 @@
 
 use crate::{
     address::Ipv4,
-    packet::{ETHERNET_LENGTH, ETHERTYPE_IPV4, Frame},
+    wire::{ETHERNET_LENGTH, Frame, TAG_LENGTH, ethernet, ipv4},
 };
-
-/// The length of a tag, in bytes: its EtherType, and two bytes with priority and VLAN (IEEE 802.1Q
-/// 9.3).
-pub const TAG_LENGTH: usize = 4;
 
 /// Tags that are looked behind, at most. A frame with more is one nobody sends.
 pub const MAX_TAGS: usize = 3;
 
-const ETHERTYPE: usize = ETHERNET_LENGTH - 2;
 /// The bits of a tag that name the VLAN (IEEE 802.1Q 9.6).
 const VLAN: u16 = 0x0fff;
-/// Less is a length, and what follows is LLC (IEEE 802.3 3.2.6).
-const FIRST_ETHERTYPE: u16 = 0x0600;
 
 /// The content of a frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,8 +43,8 @@ pub enum Content {
 /// another device of this machine.
 #[inline(always)]
 pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
-    let Some(ethertype) = frame.bytes::<2>(ETHERTYPE) else { return Content::Unreadable };
-    let first = kind(u16::from_be_bytes(*ethertype), is_to_bridges(frame));
+    let Some(ethertype) = frame.bytes::<2>(ethernet::TYPE) else { return Content::Unreadable };
+    let first = kind(*ethertype, is_to_bridges(frame));
     if !matches!(first, Kind::Tag) {
         return match first {
             Kind::Ipv4 => Content::Ipv4,
@@ -70,12 +63,14 @@ pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
     while tags <= MAX_TAGS {
         let start = ETHERNET_LENGTH + tags * TAG_LENGTH;
         let Some(ethertype) = frame.bytes::<2>(start - 2) else { return Content::Unreadable };
-        match kind(u16::from_be_bytes(*ethertype), false) {
+        match kind(*ethertype, false) {
             Kind::Tag => tags += 1,
             Kind::Ipv4 => {
                 // Version and length of the header are not looked at: the kernel discards what has
                 // others than it should.
-                let Some(addresses) = frame.bytes::<8>(start + 12) else { return Content::Unreadable };
+                let Some(addresses) = frame.bytes::<8>(start + ipv4::SOURCE) else {
+                    return Content::Unreadable;
+                };
                 let [a, b, c, d, e, f, g, h] = *addresses;
                 return Content::InVlan(Ipv4([a, b, c, d]), Ipv4([e, f, g, h]));
             }
@@ -100,25 +95,25 @@ enum Kind {
 /// Returns the meaning of an EtherType, or length. `to_bridges`: in a frame that no bridge passes
 /// on.
 #[inline(always)]
-const fn kind(ethertype: u16, to_bridges: bool) -> Kind {
+const fn kind(ethertype: [u8; 2], to_bridges: bool) -> Kind {
     match ethertype {
-        // 802.1Q and 802.1ad, as in `eth_type_vlan` (include/linux/if_vlan.h). Linux knows no
-        // others for tags.
-        0x8100 | 0x88a8 => Kind::Tag,
-        0x86dd => Kind::Ipv6,
+        ethernet::IPV4 => Kind::Ipv4,
+        ethernet::IPV6 => Kind::Ipv6,
+        // As in `eth_type_vlan` (include/linux/if_vlan.h). Linux knows no other tags.
+        ethernet::VLAN | ethernet::SERVICE_VLAN => Kind::Tag,
         // ARP and RARP, EAPOL, LLDP, "slow protocols" such as LACP, connectivity fault management,
         // PTP.
-        0x0806 | 0x8035 | 0x888e | 0x88cc | 0x8809 | 0x8902 | 0x88f7 => Kind::Link,
+        ethernet::ARP
+        | [0x80, 0x35]
+        | [0x88, 0x8e]
+        | [0x88, 0xcc]
+        | [0x88, 0x09]
+        | [0x89, 0x02]
+        | [0x88, 0xf7] => Kind::Link,
+        _ if u16::from_be_bytes(ethertype) >= ethernet::FIRST_TYPE => Kind::Other,
         // Spanning tree.
-        ..FIRST_ETHERTYPE => {
-            if to_bridges {
-                Kind::Link
-            } else {
-                Kind::Llc
-            }
-        }
-        _ if ethertype == u16::from_be_bytes(ETHERTYPE_IPV4) => Kind::Ipv4,
-        _ => Kind::Other,
+        _ if to_bridges => Kind::Link,
+        _ => Kind::Llc,
     }
 }
 

@@ -9,11 +9,11 @@ use core::mem::size_of;
 use crate::{
     address::{AZURE_PLATFORM, Ipv4},
     checksum::Sum,
-    packet::{DONT_FRAGMENT, ETHERNET_LENGTH, Frame, IPV4_LENGTH, L4, MORE_FRAGMENTS, TCP_HEADERS},
     rate::Rate,
     reason::Reason,
     shared::{AtomicU32, AtomicU64, Shared},
     tuple::{FlowKey, Protocol},
+    wire::{ETHERNET_LENGTH, Frame, IPV4_LENGTH, L4, TCP_LENGTH, field, field_mut, ipv4},
 };
 
 /// Fragment offsets count in units of this many bytes.
@@ -48,6 +48,18 @@ pub const fn place_of(hash: u32, number: u32) -> u32 {
     hash % SOURCES * OF_A_SOURCE + number % OF_A_SOURCE
 }
 
+/// Returns the length of the IP packet in bytes, as its header says.
+#[inline(always)]
+const fn total_length(header: &[u8; IPV4_LENGTH]) -> u16 {
+    u16::from_be_bytes(field::<{ ipv4::TOTAL_LENGTH }, 2, _>(header))
+}
+
+/// Returns the flags and the fragment offset of an IP header.
+#[inline(always)]
+const fn place(header: &[u8; IPV4_LENGTH]) -> u16 {
+    u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(header))
+}
+
 /// What the fragments of one datagram have in common (RFC 791 3.2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -67,12 +79,11 @@ impl FragmentKey {
     /// The key of an IP packet.
     #[inline(always)]
     pub const fn new(header: &[u8; IPV4_LENGTH]) -> Self {
-        let [_, _, _, _, id, low, _, _, _, protocol, _, _, a, b, c, d, e, f, g, h] = *header;
         Self {
-            source: Ipv4([a, b, c, d]),
-            destination: Ipv4([e, f, g, h]),
-            identification: [id, low],
-            protocol,
+            source: Ipv4(field::<{ ipv4::SOURCE }, 4, _>(header)),
+            destination: Ipv4(field::<{ ipv4::DESTINATION }, 4, _>(header)),
+            identification: field::<{ ipv4::IDENTIFICATION }, 2, _>(header),
+            protocol: header[ipv4::PROTOCOL],
             zero: 0,
         }
     }
@@ -120,20 +131,20 @@ impl Fragment {
             return Err(Reason::Platform);
         }
         let protocol = Protocol::from_number(key.protocol).ok_or(Reason::UnsupportedProtocol)?;
-        let ip_length = u16::from_be_bytes([header[2], header[3]]);
+        let ip_length = total_length(header);
         if ip_length < IPV4_LENGTH as u16 {
             return Err(Reason::Malformed);
         }
-        let place = u16::from_be_bytes([header[6], header[7]]);
+        let place = place(header);
         let fragment = Self {
             key,
             protocol,
             // Below 65,536: the field has 13 bits.
             offset: place << 3,
             length: ip_length - IPV4_LENGTH as u16,
-            more: place & MORE_FRAGMENTS != 0,
-            ttl: header[8],
-            dont_fragment: place & DONT_FRAGMENT != 0,
+            more: place & ipv4::MORE_FRAGMENTS != 0,
+            ttl: header[ipv4::TTL],
+            dont_fragment: place & ipv4::DONT_FRAGMENT != 0,
         };
         if fragment.makes_sense() { Ok(fragment) } else { Err(Reason::FragmentBad) }
     }
@@ -147,7 +158,7 @@ impl Fragment {
             && self.end() <= LONGEST
             && !(matches!(self.protocol, Protocol::Tcp)
                 && self.offset != 0
-                && (self.offset as usize) < TCP_HEADERS - L4)
+                && (self.offset as usize) < TCP_LENGTH)
     }
 
     /// Whether it has the datagram's ports.
@@ -300,13 +311,13 @@ impl Datagram {
 /// a unit.
 pub fn split(packet: &[u8], mtu: u16) -> Option<Pieces<'_>> {
     let header: [u8; IPV4_LENGTH] = *packet.first_chunk()?;
-    let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    let length = usize::from(total_length(&header));
     let rest = packet.get(IPV4_LENGTH..length)?;
     let room = usize::from(mtu).checked_sub(IPV4_LENGTH)? / usize::from(UNIT) * usize::from(UNIT);
-    (header[0] == 0x45 && room > 0).then_some(Pieces {
+    (header[ipv4::VERSION] == ipv4::NO_OPTIONS && room > 0).then_some(Pieces {
         header,
         rest,
-        place: u16::from_be_bytes([header[6], header[7]]),
+        place: place(&header),
         room,
         done: false,
     })
@@ -335,12 +346,12 @@ impl<'a> Iterator for Pieces<'a> {
             if whole { (self.rest, &[][..]) } else { self.rest.split_at_checked(self.room)? };
         let mut header = self.header;
         let length = u16::try_from(IPV4_LENGTH + data.len()).ok()?;
-        header[2..4].copy_from_slice(&length.to_be_bytes());
-        let place = if whole { self.place } else { self.place | MORE_FRAGMENTS };
-        header[6..8].copy_from_slice(&place.to_be_bytes());
-        header[10..12].fill(0);
+        *field_mut::<{ ipv4::TOTAL_LENGTH }, 2, _>(&mut header) = length.to_be_bytes();
+        let place = if whole { self.place } else { self.place | ipv4::MORE_FRAGMENTS };
+        *field_mut::<{ ipv4::FRAGMENT }, 2, _>(&mut header) = place.to_be_bytes();
+        *field_mut::<{ ipv4::CHECKSUM }, 2, _>(&mut header) = [0; 2];
         let checksum = Sum::ZERO.add_bytes(&header).checksum();
-        header[10..12].copy_from_slice(&checksum);
+        *field_mut::<{ ipv4::CHECKSUM }, 2, _>(&mut header) = checksum;
         self.place = self.place.wrapping_add(u16::try_from(data.len()).ok()? / UNIT);
         self.rest = rest;
         self.done = whole;
@@ -454,7 +465,7 @@ mod tests {
     }
 
     fn piece(from: u32, to: u32, length: u32) -> Fragment {
-        let place = (from / 8) as u16 | if to < length { MORE_FRAGMENTS } else { 0 };
+        let place = (from / 8) as u16 | if to < length { ipv4::MORE_FRAGMENTS } else { 0 };
         read(17, place, (to - from) as usize).expect("a fragment")
     }
 
@@ -535,7 +546,7 @@ mod tests {
             more: bool,
         ) {
             let data = if more { &data[..(data.len() / 8 * 8)] } else { &data[..] };
-            let mut packet = frame(17, offset | if more { MORE_FRAGMENTS } else { 0 }, data.len()).split_off(14);
+            let mut packet = frame(17, offset | if more { ipv4::MORE_FRAGMENTS } else { 0 }, data.len()).split_off(14);
             packet[IPV4_LENGTH..].copy_from_slice(data);
             // Padding of a short frame is no part of it.
             packet.extend([0xee; 7]);
@@ -549,7 +560,7 @@ mod tests {
                 prop_assert!(length <= usize::from(mtu));
                 prop_assert_eq!(usize::from(place & 0x1fff) * 8, end);
                 let is_last = index + 1 == pieces.len();
-                prop_assert_eq!(place & MORE_FRAGMENTS != 0, more || !is_last);
+                prop_assert_eq!(place & ipv4::MORE_FRAGMENTS != 0, more || !is_last);
                 prop_assert!(is_last || (data.len().is_multiple_of(8) && data.len() + 8 > usize::from(mtu) - 20));
                 prop_assert_eq!(Sum::ZERO.add_bytes(header).checksum(), [0, 0]);
                 // The rest of the header is the packet's.

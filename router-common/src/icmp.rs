@@ -13,6 +13,7 @@ use crate::{
     checksum::Sum,
     rewrite::Rewrite,
     tuple::{FlowKey, Protocol},
+    wire::{ICMP_LENGTH, TCP_LENGTH, icmp, ipv4, tcp, udp},
 };
 
 /// Messages up to this length are looked at whole. Routers quote so much that the packet has 576
@@ -20,39 +21,18 @@ use crate::{
 pub const CAPACITY: usize = 1024;
 /// How far into a message translation reaches: the ICMP header, the longest IP header, and TCP's up
 /// to its checksum.
-pub const HEAD: usize = QUOTE + 60 + 20;
+pub const HEAD: usize = QUOTE + 60 + TCP_LENGTH;
 
 /// Where the quoted packet starts.
-const QUOTE: usize = 8;
-const CHECKSUM: usize = 2;
-const QUOTE_FRAGMENT: usize = QUOTE + 6;
-const QUOTE_PROTOCOL: usize = QUOTE + 8;
-const QUOTE_CHECKSUM: usize = QUOTE + 10;
-const QUOTE_SOURCE: usize = QUOTE + 12;
-const QUOTE_DESTINATION: usize = QUOTE + 16;
+const QUOTE: usize = ICMP_LENGTH;
+const QUOTE_FRAGMENT: usize = QUOTE + ipv4::FRAGMENT;
+const QUOTE_PROTOCOL: usize = QUOTE + ipv4::PROTOCOL;
+const QUOTE_CHECKSUM: usize = QUOTE + ipv4::CHECKSUM;
+const QUOTE_SOURCE: usize = QUOTE + ipv4::SOURCE;
+const QUOTE_DESTINATION: usize = QUOTE + ipv4::DESTINATION;
 
-/// What every quote has of the transport header.
+/// The bytes of the transport header that every quote has.
 const MINIMUM_QUOTED: usize = 8;
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
-const ICMP_CHECKSUM: usize = 2;
-const ICMP_IDENTIFIER: usize = 4;
-
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-
-/// Whether a type is that of an error: destination unreachable, source quench, redirect, time
-/// exceeded, parameter problem (RFC 1122 3.2.2).
-#[inline(always)]
-pub const fn is_error(kind: u8) -> bool {
-    matches!(kind, 3 | 4 | 5 | 11 | 12)
-}
-
-/// Whether a type is that of an error which travels to who has sent the packet. A redirect goes to
-/// the last router only.
-#[inline(always)]
-pub const fn is_end_to_end_error(kind: u8) -> bool {
-    is_error(kind) && kind != 5
-}
 
 /// An ICMP message, or its start if it is longer than there is room for.
 #[derive(Debug)]
@@ -70,24 +50,26 @@ impl Message {
     pub fn quoted(&self) -> Option<FlowKey> {
         let [first, _] = self.word(QUOTE);
         let l4 = self.l4();
-        if !is_end_to_end_error(self.bytes[0]) || first >> 4 != 4 || first & 0x0f < 5 {
+        if !icmp::is_end_to_end_error(self.bytes[icmp::TYPE]) || first >> 4 != 4 || first & 0x0f < 5 {
             return None;
         }
         if self.length < (l4 + MINIMUM_QUOTED) as u32
             // There are no ports in a later fragment.
-            || u16::from_be_bytes(self.word(QUOTE_FRAGMENT)) & FRAGMENT_OFFSET != 0
+            || u16::from_be_bytes(self.word(QUOTE_FRAGMENT)) & ipv4::FRAGMENT_OFFSET != 0
         {
             return None;
         }
         let protocol = self.protocol()?;
         let (source_port, destination_port) = match protocol {
-            Protocol::Tcp | Protocol::Udp => (Port(self.word(l4)), Port(self.word(l4 + 2))),
+            Protocol::Tcp | Protocol::Udp => {
+                (Port(self.word(l4 + tcp::SOURCE_PORT)), Port(self.word(l4 + tcp::DESTINATION_PORT)))
+            }
             // Without an identifier a request has the tuple of a reply, and nobody can tell whose
             // it is.
-            Protocol::Icmp if self.word(l4 + ICMP_IDENTIFIER) == [0, 0] => return None,
-            Protocol::Icmp => match self.word(l4) {
-                [8, 0] => (Port(self.word(l4 + ICMP_IDENTIFIER)), Port([0, 0])),
-                [0, 0] => (Port([0, 0]), Port(self.word(l4 + ICMP_IDENTIFIER))),
+            Protocol::Icmp if self.word(l4 + icmp::IDENTIFIER) == [0, 0] => return None,
+            Protocol::Icmp => match self.word(l4 + icmp::TYPE) {
+                [icmp::ECHO_REQUEST, 0] => (Port(self.word(l4 + icmp::IDENTIFIER)), Port([0, 0])),
+                [icmp::ECHO_REPLY, 0] => (Port([0, 0]), Port(self.word(l4 + icmp::IDENTIFIER))),
                 _ => return None,
             },
         };
@@ -109,33 +91,33 @@ impl Message {
         let header = addresses.apply(self.word(QUOTE_CHECKSUM));
         let header = self.replace(QUOTE_CHECKSUM, header);
         let ports = match protocol {
-            Protocol::Tcp | Protocol::Udp => {
-                self.replace(l4, rewrite.destination_port.0).plus(self.replace(l4 + 2, rewrite.source_port.0))
-            }
+            Protocol::Tcp | Protocol::Udp => self
+                .replace(l4 + tcp::SOURCE_PORT, rewrite.destination_port.0)
+                .plus(self.replace(l4 + tcp::DESTINATION_PORT, rewrite.source_port.0)),
             Protocol::Icmp => {
                 // One of the two is zero, see `FlowKey`.
                 let ([a, b], [c, d]) = (rewrite.destination_port.0, rewrite.source_port.0);
-                self.replace(l4 + ICMP_IDENTIFIER, [a | c, b | d])
+                self.replace(l4 + icmp::IDENTIFIER, [a | c, b | d])
             }
         };
         let transport = match protocol {
-            Protocol::Tcp if self.length < (l4 + TCP_CHECKSUM + 2) as u32 => Sum::ZERO,
+            Protocol::Tcp if self.length < (l4 + tcp::CHECKSUM + 2) as u32 => Sum::ZERO,
             Protocol::Tcp => {
-                let new = addresses.plus(ports).apply(self.word(l4 + TCP_CHECKSUM));
-                self.replace(l4 + TCP_CHECKSUM, new)
+                let new = addresses.plus(ports).apply(self.word(l4 + tcp::CHECKSUM));
+                self.replace(l4 + tcp::CHECKSUM, new)
             }
             Protocol::Udp => {
-                let new = addresses.plus(ports).apply_udp(self.word(l4 + UDP_CHECKSUM));
-                self.replace(l4 + UDP_CHECKSUM, new)
+                let new = addresses.plus(ports).apply_udp(self.word(l4 + udp::CHECKSUM));
+                self.replace(l4 + udp::CHECKSUM, new)
             }
             Protocol::Icmp => {
-                let new = ports.apply(self.word(l4 + ICMP_CHECKSUM));
-                self.replace(l4 + ICMP_CHECKSUM, new)
+                let new = ports.apply(self.word(l4 + icmp::CHECKSUM));
+                self.replace(l4 + icmp::CHECKSUM, new)
             }
         };
         let change = addresses.plus(header).plus(ports).plus(transport);
-        let new = change.apply(self.word(CHECKSUM));
-        self.put(CHECKSUM, new);
+        let new = change.apply(self.word(icmp::CHECKSUM));
+        self.put(icmp::CHECKSUM, new);
     }
 
     /// Where the quoted packet's transport header is.
@@ -146,7 +128,7 @@ impl Message {
 
     #[inline(always)]
     const fn protocol(&self) -> Option<Protocol> {
-        Protocol::from_number(self.bytes[QUOTE_PROTOCOL + 1])
+        Protocol::from_number(self.bytes[QUOTE_PROTOCOL])
     }
 
     /// The word at an even offset.
@@ -209,9 +191,9 @@ mod tests {
             l4[4..6].copy_from_slice(&length.to_be_bytes());
         }
         let at = match protocol {
-            Protocol::Tcp => TCP_CHECKSUM,
-            Protocol::Udp => UDP_CHECKSUM,
-            Protocol::Icmp => ICMP_CHECKSUM,
+            Protocol::Tcp => tcp::CHECKSUM,
+            Protocol::Udp => udp::CHECKSUM,
+            Protocol::Icmp => icmp::CHECKSUM,
         };
         l4[at..at + 2].fill(0);
         if checksum {
@@ -351,7 +333,7 @@ mod tests {
             // Only UDP may do without.
             let checksum = checksum || protocol != Protocol::Udp;
             // Half a checksum says nothing that could be kept right.
-            let quoted = if quoted == TCP_CHECKSUM + 1 { quoted + 1 } else { quoted };
+            let quoted = if quoted == tcp::CHECKSUM + 1 { quoted + 1 } else { quoted };
             let quote = |key| {
                 let packet = packet(protocol, ihl, key, &payload, checksum);
                 let length = packet.len().min(usize::from(ihl) * 4 + quoted);
@@ -379,10 +361,10 @@ mod tests {
             message.bytes[0] = 3;
             message.bytes[QUOTE] = 0x40 | message.bytes[QUOTE] & 0x0f;
             message.bytes[QUOTE_FRAGMENT..QUOTE_FRAGMENT + 2].fill(0);
-            message.bytes[QUOTE_PROTOCOL + 1] = protocol as u8;
-            message.bytes[CHECKSUM..CHECKSUM + 2].fill(0);
+            message.bytes[QUOTE_PROTOCOL] = protocol as u8;
+            message.bytes[icmp::CHECKSUM..icmp::CHECKSUM + 2].fill(0);
             let sum = Sum::ZERO.add_bytes(&message.bytes[..length]).checksum();
-            message.bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum);
+            message.bytes[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&sum);
             let before = message.bytes;
             let [a, b, c, d, e, f, g, h, i, j, k, l] = rewrite;
             if message.quoted().is_some() {

@@ -11,15 +11,19 @@ use crate::{
     address::{Ipv6, Port},
     local::{Judgement, Place, Service, is_routing_protocol},
     maps::own,
-    packet::{ETHERNET_LENGTH, Frame},
     tuple::{Ipv6Key, Protocol},
+    wire::{
+        ETHERNET_LENGTH, Frame, ICMP_LENGTH, IPV6_LENGTH, TCP_LENGTH, UDP_LENGTH, ethernet, field, ip, ipv6,
+    },
 };
 
-/// The length of an IPv6 header.
-const IPV6_LENGTH: usize = 40;
 /// The offset in the frame of the header behind the IPv6 header.
 const NEXT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
 
+const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
+/// ICMP of IPv4, which IPv6 does not carry.
+const ICMP: u8 = Protocol::Icmp as u8;
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 /// ICMPv6's number as a next header.
@@ -65,12 +69,12 @@ enum Carried {
 #[inline(always)]
 pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
     let header = frame.bytes::<NEXT>(0)?;
-    let length = u16::from_be_bytes([header[18], header[19]]) as usize;
-    if header[ETHERNET_LENGTH] >> 4 != 6 || NEXT + length > frame.length() {
+    let length = usize::from(u16::from_be_bytes(field::<{ ip(ipv6::PAYLOAD_LENGTH) }, 2, _>(header)));
+    if header[ip(ipv6::VERSION)] >> 4 != 6 || NEXT + length > frame.length() {
         return None;
     }
     let (source, destination) = addresses(header);
-    let carried = match header[20] {
+    let carried = match header[ip(ipv6::NEXT_HEADER)] {
         HOP_BY_HOP if length >= 16 => match *frame.bytes::<10>(NEXT)? {
             // Eight bytes of options.
             [ICMPV6, 0, _, _, _, _, _, _, kind, code] if is_listener_discovery(kind) => {
@@ -78,25 +82,24 @@ pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
             }
             _ => return None,
         },
-        6 if length >= 20 => ports(frame, Protocol::Tcp)?,
-        17 if length >= 8 => ports(frame, Protocol::Udp)?,
-        ICMPV6 if length >= 8 => {
+        TCP if length >= TCP_LENGTH => ports(frame, Protocol::Tcp)?,
+        UDP if length >= UDP_LENGTH => ports(frame, Protocol::Udp)?,
+        ICMPV6 if length >= ICMP_LENGTH => {
             let [kind, code] = *frame.bytes::<2>(NEXT)?;
             Carried::Icmp(kind, code)
         }
         // Cut off, or ICMP of the other version.
-        6 | 17 | ICMPV6 | 1 => return None,
+        TCP | UDP | ICMPV6 | ICMP => return None,
         number if is_extension(number) => return None,
         number => Carried::Other(number),
     };
-    Some(Packet { source, destination, hop_limit: header[21], carried })
+    Some(Packet { source, destination, hop_limit: header[ip(ipv6::HOP_LIMIT)], carried })
 }
 
 #[inline(always)]
-fn addresses(header: &[u8; NEXT]) -> (Ipv6, Ipv6) {
-    let (mut source, mut destination) = ([0; 16], [0; 16]);
-    source.copy_from_slice(&header[22..38]);
-    destination.copy_from_slice(&header[38..54]);
+const fn addresses(header: &[u8; NEXT]) -> (Ipv6, Ipv6) {
+    let source = field::<{ ip(ipv6::SOURCE) }, 16, _>(header);
+    let destination = field::<{ ip(ipv6::DESTINATION) }, 16, _>(header);
     (Ipv6(source), Ipv6(destination))
 }
 
@@ -208,23 +211,23 @@ pub enum Sent {
 #[inline(always)]
 pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
     let header = frame.bytes::<NEXT>(0)?;
-    if header[12..14] != [0x86, 0xdd] {
+    if field::<{ ethernet::TYPE }, 2, _>(header) != ethernet::IPV6 {
         return None;
     }
     let (source, destination) = addresses(header);
-    let [from, to] = match header[20] {
-        17 => {
+    let [from, to] = match header[ip(ipv6::NEXT_HEADER)] {
+        UDP => {
             let [a, b, c, d] = *frame.bytes::<4>(NEXT)?;
             [Port([a, b]), Port([c, d])]
         }
         FRAGMENT => match *frame.bytes::<12>(NEXT)? {
-            [17, _, 0, rest, _, _, _, _, a, b, c, d] if rest & 0xf8 == 0 => [Port([a, b]), Port([c, d])],
+            [UDP, _, 0, rest, _, _, _, _, a, b, c, d] if rest & 0xf8 == 0 => [Port([a, b]), Port([c, d])],
             _ => return None,
         },
         _ => return None,
     };
     if (to.number(), from.number()) == own::DHCPV6_PORTS {
-        let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + 8)?;
+        let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + UDP_LENGTH)?;
         return Some(Sent::Dhcp(transaction));
     }
     if destination.is_multicast() {
@@ -237,7 +240,7 @@ pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
 /// [`Packet::judge`] has found to be one.
 #[inline(always)]
 pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 3]> {
-    let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + 8)?;
+    let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + UDP_LENGTH)?;
     Some(transaction)
 }
 

@@ -40,7 +40,7 @@ pub mod icmp;
 pub mod mss;
 pub mod packet;
 pub mod rewrite;
-mod wire;
+pub mod wire;
 
 // Sessions: the flow table, its entries, TCP state, SNAT ports, fragments.
 pub mod entry;

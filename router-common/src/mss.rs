@@ -3,14 +3,17 @@
 
 use core::cell::Cell;
 
-use crate::checksum::Sum;
+use crate::{
+    checksum::Sum,
+    wire::{IPV4_LENGTH, TCP_LENGTH},
+};
 
 /// Options take up to 40 bytes of a TCP header.
 pub const OPTIONS: usize = 40;
 /// A search takes at most so many steps.
 pub const STEPS: u32 = OPTIONS as u32;
 /// What the headers of a segment take of a packet: IPv4 and TCP without options.
-const HEADERS: u16 = 40;
+const HEADERS: u16 = (IPV4_LENGTH + TCP_LENGTH) as u16;
 
 const END: u8 = 0;
 const NOTHING: u8 = 1;

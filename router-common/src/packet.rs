@@ -7,79 +7,20 @@ use crate::{
     reason::Reason,
     tcp,
     tuple::{FlowKey, Protocol},
-    wire::{load16, load32, load64},
+    wire::{
+        self, ETHERNET_LENGTH, Frame, ICMP_LENGTH, IPV4_LENGTH, L4, TCP_HEADERS, TCP_LENGTH, UDP_HEADERS,
+        UDP_LENGTH, ethernet, field, icmp, ip, ipv4, l4,
+        number::{load16, load32, load64},
+        udp,
+    },
 };
-
-/// The length of an untagged Ethernet header.
-pub const ETHERNET_LENGTH: usize = 14;
-/// The length of an IPv4 header without options.
-pub const IPV4_LENGTH: usize = 20;
-/// Where the transport header of a packet without IP options starts in the frame.
-pub const L4: usize = ETHERNET_LENGTH + IPV4_LENGTH;
-/// The length of the headers up to the end of a TCP header without options.
-pub const TCP_HEADERS: usize = L4 + 20;
-/// The length of the headers up to the end of a UDP header.
-pub const UDP_HEADERS: usize = L4 + 8;
-/// The length of the headers up to the end of an ICMP echo header.
-pub const ICMP_HEADERS: usize = L4 + 8;
-
-pub(crate) const IPV4_TTL: usize = ETHERNET_LENGTH + 8;
-pub(crate) const IPV4_SOURCE: usize = ETHERNET_LENGTH + 12;
-
-pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-/// More-fragments flag and fragment offset: anything set, and the packet is a fragment (RFC 791
-/// 3.1).
-const FRAGMENT_MASK: u16 = 0x3fff;
-pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
-pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
-const ICMP_ECHO_REPLY: u8 = 0;
-const ICMP_ECHO_REQUEST: u8 = 8;
-
-/// A frame that can be read and written at an offset: the one door to packet bytes.
-///
-/// In the kernel this is the XDP context, where every access is a bounds check that the verifier
-/// sees; on the host, a slice.
-pub trait Frame {
-    /// The frame's length in bytes.
-    fn length(&self) -> usize;
-
-    /// The `N` bytes at `offset`, if the frame is that long, or as much of it as can be seen here.
-    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
-
-    /// The `N` bytes at `offset` to write, if the same is so.
-    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
-}
-
-impl Frame for [u8] {
-    fn length(&self) -> usize {
-        self.len()
-    }
-
-    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        self.get(offset..)?.first_chunk()
-    }
-
-    fn bytes_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
-        self.get_mut(offset..)?.first_chunk_mut()
-    }
-}
-
-/// The `N` bytes at `OFFSET` of a header; the bounds are checked when this is compiled.
-#[inline(always)]
-pub(crate) const fn field<const OFFSET: usize, const N: usize, const LENGTH: usize>(
-    header: &mut [u8; LENGTH],
-) -> &mut [u8; N] {
-    const { assert!(OFFSET + N <= LENGTH) };
-    // SAFETY: OFFSET + N <= LENGTH, so the bytes lie in `header`, whose exclusive borrow the result
-    // carries on; an array of bytes has no alignment.
-    unsafe { &mut *header.as_mut_ptr().add(OFFSET).cast() }
-}
 
 /// The Ethernet address that a frame is for, if it is long enough for an Ethernet header.
 #[inline(always)]
 pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
-    let ethernet: &[u8; ETHERNET_LENGTH] = frame.bytes(0)?;
-    let (low, high) = (load32::<0, _>(ethernet), load16::<4, _>(ethernet));
+    let header: &[u8; ETHERNET_LENGTH] = frame.bytes(0)?;
+    let (low, high) =
+        (load32::<{ ethernet::DESTINATION }, _>(header), load16::<{ ethernet::DESTINATION + 4 }, _>(header));
     Some(Mac::from_number(u64::from(low) | u64::from(high) << u32::BITS))
 }
 
@@ -88,16 +29,16 @@ pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
 pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
     // With the first bytes of the source's address, which are above: one load, and they are shifted
     // out.
-    frame
-        .bytes::<ETHERNET_LENGTH>(0)
-        .is_some_and(|ethernet| bounds::opaque_word(load64::<0, _>(ethernet) ^ mac.number()) << 16 == 0)
+    frame.bytes::<ETHERNET_LENGTH>(0).is_some_and(|header| {
+        bounds::opaque_word(load64::<{ ethernet::DESTINATION }, _>(header) ^ mac.number()) << 16 == 0
+    })
 }
 
 /// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for
 /// them.
 #[inline(always)]
 pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
-    let bytes: &[u8; 8] = frame.bytes(IPV4_SOURCE)?;
+    let bytes: &[u8; 8] = frame.bytes(ip(ipv4::SOURCE))?;
     let [a, b, c, d, e, f, g, h] = *bytes;
     Some((Ipv4([a, b, c, d]), Ipv4([e, f, g, h])))
 }
@@ -106,8 +47,8 @@ pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
 #[inline(always)]
 pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
     let (source, destination) = addresses(frame)?;
-    let [first] = *frame.bytes::<1>(ETHERNET_LENGTH)?;
-    let protocol = match Protocol::from_number(frame.bytes::<1>(IPV4_TTL + 1)?[0])? {
+    let [first] = *frame.bytes::<1>(ip(ipv4::VERSION))?;
+    let protocol = match Protocol::from_number(frame.bytes::<1>(ip(ipv4::PROTOCOL))?[0])? {
         Protocol::Icmp => return None,
         protocol @ (Protocol::Tcp | Protocol::Udp) => protocol,
     };
@@ -119,14 +60,15 @@ pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
 /// router translates.
 #[inline(always)]
 pub fn other_protocol(frame: &(impl Frame + ?Sized)) -> Option<u8> {
-    let [number] = *frame.bytes::<1>(IPV4_TTL + 1)?;
+    let [number] = *frame.bytes::<1>(ip(ipv4::PROTOCOL))?;
     Protocol::from_number(number).is_none().then_some(number)
 }
 
-/// Whether an ICMP packet without IP options is an error message (RFC 1122 3.2.2).
+/// Returns `true` if an ICMP packet without IP options is an error message to the sender of the
+/// packet that it quotes.
 #[inline(always)]
 pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
-    matches!(frame.bytes::<1>(L4), Some([3 | 4 | 11 | 12]))
+    frame.bytes::<1>(l4(icmp::TYPE)).is_some_and(|[kind]| icmp::is_end_to_end_error(*kind))
 }
 
 /// What the router needs to know of a packet that it can translate.
@@ -202,18 +144,14 @@ pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length
     source.sum().plus(destination.sum()).add([0, protocol as u8]).add(length.to_be_bytes())
 }
 
-/// Where the checksum of TCP and UDP is in the frame.
-const TCP_CHECKSUM: usize = L4 + 16;
-const UDP_CHECKSUM: usize = L4 + 6;
-
 /// Returns `true` if the place of a packet's TCP or UDP checksum holds the sum of its pseudo
 /// header, as a stack leaves it there for hardware to finish (`CHECKSUM_PARTIAL`,
 /// include/linux/skbuff.h).
 #[inline(always)]
 pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     let checksum: Option<&[u8; 2]> = match packet.protocol {
-        Protocol::Tcp => frame.bytes(TCP_CHECKSUM),
-        Protocol::Udp => frame.bytes(UDP_CHECKSUM),
+        Protocol::Tcp => frame.bytes(l4(wire::tcp::CHECKSUM)),
+        Protocol::Udp => frame.bytes(l4(udp::CHECKSUM)),
         Protocol::Icmp => None,
     };
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
@@ -229,8 +167,8 @@ pub fn put_pseudo_header_sum(frame: &mut (impl Frame + ?Sized), packet: &Packet)
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
     let sum = pseudo_header(source, destination, packet.protocol, length).unfinished();
     match packet.protocol {
-        Protocol::Tcp => *frame.bytes_mut(TCP_CHECKSUM)? = sum,
-        Protocol::Udp => *frame.bytes_mut(UDP_CHECKSUM)? = sum,
+        Protocol::Tcp => *frame.bytes_mut(l4(wire::tcp::CHECKSUM))? = sum,
+        Protocol::Udp => *frame.bytes_mut(l4(udp::CHECKSUM))? = sum,
         Protocol::Icmp => {}
     }
     Some(())
@@ -269,18 +207,18 @@ impl<'a> TcpRest<'a> {
 
     #[inline(always)]
     fn acknowledgement(&self) -> u32 {
-        u32::from_be_bytes(load32::<0, _>(self.0).to_le_bytes())
+        u32::from_be_bytes(load32::<{ wire::tcp::ACKNOWLEDGEMENT - UDP_LENGTH }, _>(self.0).to_le_bytes())
     }
 
     /// In bytes.
     #[inline(always)]
     const fn header_length(&self) -> u16 {
-        (self.0[4] >> 4) as u16 * 4
+        (self.0[wire::tcp::DATA_OFFSET - UDP_LENGTH] >> 4) as u16 * 4
     }
 
     #[inline(always)]
     const fn flags(&self) -> u8 {
-        self.0[5]
+        self.0[wire::tcp::FLAGS - UDP_LENGTH]
     }
 }
 
@@ -294,7 +232,7 @@ pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
 #[inline(always)]
 pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
     // Both are loaded and turned round at once.
-    let numbers = load64::<{ L4 + 4 }, _>(frame.bytes::<TCP_HEADERS>(0)?).swap_bytes();
+    let numbers = load64::<{ l4(wire::tcp::SEQUENCE) }, _>(frame.bytes::<TCP_HEADERS>(0)?).swap_bytes();
     Some(((numbers >> u32::BITS) as u32, numbers as u32))
 }
 
@@ -303,10 +241,16 @@ pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
 pub fn is_not_ipv4(frame: &(impl Frame + ?Sized)) -> bool {
     frame
         .bytes::<ETHERNET_LENGTH>(0)
-        .is_some_and(|ethernet| load16::<12, _>(ethernet).to_le_bytes() != ETHERTYPE_IPV4)
+        .is_some_and(|header| load16::<{ ethernet::TYPE }, _>(header).to_le_bytes() != ethernet::IPV4)
 }
 
-/// What a frame is that is too short for a transport header.
+/// Returns the length of the IP packet in bytes, as its header says.
+#[inline(always)]
+const fn ip_length(headers: &[u8; L4]) -> u16 {
+    u16::from_be_bytes(field::<{ ip(ipv4::TOTAL_LENGTH) }, 2, _>(headers))
+}
+
+/// Returns the reason for a frame that is too short for a transport header.
 #[inline(always)]
 fn short(frame: &(impl Frame + ?Sized)) -> Reason {
     if is_not_ipv4(frame) {
@@ -315,19 +259,18 @@ fn short(frame: &(impl Frame + ?Sized)) -> Reason {
     match frame.bytes::<L4>(0) {
         // What is behind the IP header is no matter of ports.
         Some(headers)
-            if headers[ETHERNET_LENGTH] >> 4 == 4
-                && Protocol::from_number(headers[IPV4_TTL + 1]).is_none()
-                && usize::from(u16::from_be_bytes([headers[16], headers[17]]))
-                    <= frame.length() - ETHERNET_LENGTH =>
+            if headers[ip(ipv4::VERSION)] >> 4 == 4
+                && Protocol::from_number(headers[ip(ipv4::PROTOCOL)]).is_none()
+                && usize::from(ip_length(headers)) <= frame.length() - ETHERNET_LENGTH =>
         {
             Reason::UnsupportedProtocol
         }
         // The end of a datagram.
         Some(headers)
-            if headers[ETHERNET_LENGTH] == 0x45
-                && usize::from(u16::from_be_bytes([headers[16], headers[17]]))
-                    <= frame.length() - ETHERNET_LENGTH
-                && u16::from_be_bytes([headers[20], headers[21]]) & FRAGMENT_MASK != 0 =>
+            if headers[ip(ipv4::VERSION)] == ipv4::NO_OPTIONS
+                && usize::from(ip_length(headers)) <= frame.length() - ETHERNET_LENGTH
+                && u16::from_be_bytes(field::<{ ip(ipv4::FRAGMENT) }, 2, _>(headers)) & ipv4::IS_FRAGMENT
+                    != 0 =>
         {
             Reason::Fragment
         }
@@ -339,23 +282,23 @@ fn short(frame: &(impl Frame + ?Sized)) -> Reason {
 fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> {
     // No IP packet with a transport header is shorter than this.
     let Some(headers) = frame.bytes::<UDP_HEADERS>(0) else { return Err(short(frame)) };
-    if load16::<12, _>(headers).to_le_bytes() != ETHERTYPE_IPV4 {
+    if load16::<{ ethernet::TYPE }, _>(headers).to_le_bytes() != ethernet::IPV4 {
         return Err(Reason::NotIpv4);
     }
     // The header in as few numbers as there can be: what it says is taken from them, and its
     // checksum is of them.
-    let start = load32::<ETHERNET_LENGTH, _>(headers);
+    let start = load32::<{ ip(ipv4::VERSION) }, _>(headers);
     let [first, _, length @ ..] = start.to_le_bytes();
-    if first != 0x45 {
+    if first != ipv4::NO_OPTIONS {
         return Err(if first >> 4 == 4 && first & 0x0f > 5 { Reason::IpOptions } else { Reason::Malformed });
     }
     let ip_length = u16::from_be_bytes(length);
     if usize::from(ip_length) > frame.length() - ETHERNET_LENGTH {
         return Err(Reason::Truncated);
     }
-    let middle = load32::<{ ETHERNET_LENGTH + 4 }, _>(headers);
-    let end = load32::<IPV4_TTL, _>(headers);
-    let addresses = load64::<IPV4_SOURCE, _>(headers);
+    let middle = load32::<{ ip(ipv4::IDENTIFICATION) }, _>(headers);
+    let end = load32::<{ ip(ipv4::TTL) }, _>(headers);
+    let addresses = load64::<{ ip(ipv4::SOURCE) }, _>(headers);
     // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
     let words = [start, middle, end, source, destination];
@@ -364,8 +307,8 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     }
     let [_, _, fragment @ ..] = middle.to_le_bytes();
     let fragment = u16::from_be_bytes(fragment);
-    let is_fragment = fragment & FRAGMENT_MASK != 0;
-    if is_fragment && !(leading && fragment & FRAGMENT_MASK == MORE_FRAGMENTS) {
+    let is_fragment = fragment & ipv4::IS_FRAGMENT != 0;
+    if is_fragment && !(leading && fragment & ipv4::IS_FRAGMENT == ipv4::MORE_FRAGMENTS) {
         return Err(Reason::Fragment);
     }
     let [ttl, protocol, ..] = end.to_le_bytes();
@@ -376,14 +319,14 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     let payload_ends_before = |length: u16| u32::from(ip_length) < IPV4_LENGTH as u32 + u32::from(length);
     let (mut tcp_flags, mut sequence, mut acknowledgement, mut carries_data) = (0, 0, 0, false);
     // Of TCP and UDP.
-    let mut ports = load32::<L4, _>(headers);
+    let mut ports = load32::<{ l4(wire::tcp::SOURCE_PORT) }, _>(headers);
     match protocol {
         Protocol::Tcp => {
-            const LENGTH: u16 = (TCP_HEADERS - L4) as u16;
+            const LENGTH: u16 = TCP_LENGTH as u16;
             let Some(rest) = TcpRest::of(frame) else {
                 return Err(if payload_ends_before(LENGTH) { misfit } else { Reason::Truncated });
             };
-            sequence = u32::from_be_bytes(load32::<{ L4 + 4 }, _>(headers).to_le_bytes());
+            sequence = u32::from_be_bytes(load32::<{ l4(wire::tcp::SEQUENCE) }, _>(headers).to_le_bytes());
             (tcp_flags, acknowledgement) = (rest.flags(), rest.acknowledgement());
             let header_length = rest.header_length();
             carries_data = ip_length > IPV4_LENGTH as u16 + header_length;
@@ -392,8 +335,8 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
             }
         }
         Protocol::Udp => {
-            let length = u16::from_be_bytes(load16::<{ L4 + 4 }, _>(headers).to_le_bytes());
-            const LENGTH: u16 = (UDP_HEADERS - L4) as u16;
+            let length = u16::from_be_bytes(load16::<{ l4(udp::TOTAL_LENGTH) }, _>(headers).to_le_bytes());
+            const LENGTH: u16 = UDP_LENGTH as u16;
             // A first fragment says how long the whole is.
             if is_fragment && payload_ends_before(LENGTH) {
                 return Err(misfit);
@@ -403,17 +346,17 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
             }
         }
         Protocol::Icmp => {
-            if payload_ends_before((ICMP_HEADERS - L4) as u16) {
+            if payload_ends_before(ICMP_LENGTH as u16) {
                 return Err(misfit);
             }
             // Type, code and checksum stand where others have their ports.
             let [kind, code, ..] = ports.to_le_bytes();
-            let identifier = u32::from(load16::<{ L4 + 4 }, _>(headers));
+            let identifier = u32::from(load16::<{ l4(icmp::IDENTIFIER) }, _>(headers));
             ports = match [kind, code] {
-                [ICMP_ECHO_REQUEST, 0] => identifier,
+                [icmp::ECHO_REQUEST, 0] => identifier,
                 // A reply to us carries an identifier that we chose, and we never choose 0: with
                 // it, it would look like a request.
-                [ICMP_ECHO_REPLY, 0] if identifier != 0 => identifier << 16,
+                [icmp::ECHO_REPLY, 0] if identifier != 0 => identifier << 16,
                 _ => return Err(Reason::IcmpOther),
             };
         }
@@ -427,7 +370,7 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
         sequence,
         acknowledgement,
         carries_data,
-        dont_fragment: fragment & DONT_FRAGMENT != 0,
+        dont_fragment: fragment & ipv4::DONT_FRAGMENT != 0,
         is_fragment,
     })
 }

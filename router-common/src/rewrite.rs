@@ -5,9 +5,13 @@ use core::mem::size_of;
 use crate::{
     address::{Ipv4, Mac, Port},
     checksum::{Folded, Sum},
-    packet::{Frame, IPV4_SOURCE, IPV4_TTL, L4, Packet},
+    packet::Packet,
     tuple::{FlowKey, Protocol},
-    wire::{load16, load32, store16, store32, store64},
+    wire::{
+        Frame, ICMP_LENGTH, L4, UDP_LENGTH, ethernet, icmp, ip, ipv4,
+        number::{load16, load32, store16, store32, store64},
+        tcp, udp,
+    },
 };
 
 /// The tuple that a flow's packets leave with.
@@ -108,8 +112,11 @@ impl Link {
     /// Addresses a frame.
     #[inline(always)]
     pub fn apply<const LENGTH: usize>(&self, header: &mut [u8; LENGTH]) {
-        store64::<0, _>(header, self.destination.number() | self.source.number() << 48);
-        store32::<8, _>(header, self.source.number() >> 16);
+        store64::<{ ethernet::DESTINATION }, _>(
+            header,
+            self.destination.number() | self.source.number() << 48,
+        );
+        store32::<{ ethernet::SOURCE + 2 }, _>(header, self.source.number() >> 16);
     }
 }
 
@@ -133,25 +140,25 @@ impl Rewrite {
     ) -> Option<()> {
         match packet.protocol {
             Protocol::Tcp => {
-                let header = frame.bytes_mut::<18>(L4)?;
-                store32::<0, _>(header, self.source_port.then(self.destination_port));
-                let old = load16::<16, _>(header).to_le_bytes();
-                store16::<16, _>(header, u16::from_le_bytes(change.l4.apply(old)));
+                let header = frame.bytes_mut::<{ tcp::CHECKSUM + 2 }>(L4)?;
+                store32::<{ tcp::SOURCE_PORT }, _>(header, self.source_port.then(self.destination_port));
+                let old = load16::<{ tcp::CHECKSUM }, _>(header).to_le_bytes();
+                store16::<{ tcp::CHECKSUM }, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
             Protocol::Udp => {
-                let header = frame.bytes_mut::<8>(L4)?;
-                store32::<0, _>(header, self.source_port.then(self.destination_port));
-                let old = load16::<6, _>(header).to_le_bytes();
-                store16::<6, _>(header, u16::from_le_bytes(change.l4.apply_udp(old)));
+                let header = frame.bytes_mut::<UDP_LENGTH>(L4)?;
+                store32::<{ udp::SOURCE_PORT }, _>(header, self.source_port.then(self.destination_port));
+                let old = load16::<{ udp::CHECKSUM }, _>(header).to_le_bytes();
+                store16::<{ udp::CHECKSUM }, _>(header, u16::from_le_bytes(change.l4.apply_udp(old)));
             }
             Protocol::Icmp => {
-                let header = frame.bytes_mut::<8>(L4)?;
+                let header = frame.bytes_mut::<ICMP_LENGTH>(L4)?;
                 // The identifier is the source port of a request and the destination port of a
                 // reply; the other one is zero.
                 let ports = self.source_port.then(self.destination_port);
-                store16::<4, _>(header, ports | ports >> u16::BITS);
-                let old = load16::<2, _>(header).to_le_bytes();
-                store16::<2, _>(header, u16::from_le_bytes(change.l4.apply(old)));
+                store16::<{ icmp::IDENTIFIER }, _>(header, ports | ports >> u16::BITS);
+                let old = load16::<{ icmp::CHECKSUM }, _>(header).to_le_bytes();
+                store16::<{ icmp::CHECKSUM }, _>(header, u16::from_le_bytes(change.l4.apply(old)));
             }
         }
         let headers = frame.bytes_mut(0)?;
@@ -172,12 +179,12 @@ impl Rewrite {
     #[inline(always)]
     pub(crate) fn apply_to_header(&self, change: Folded, headers: &mut [u8; L4]) {
         // TTL and protocol in the lower half, the checksum in the upper one.
-        let word = load32::<IPV4_TTL, _>(headers);
+        let word = load32::<{ ip(ipv4::TTL) }, _>(headers);
         let [_, _, checksum @ ..] = word.to_le_bytes();
         let checksum = u16::from_le_bytes(change.apply(checksum));
         // The TTL is the lowest byte, and not 0.
         let ttl_and_protocol = word.wrapping_sub(1) & 0xffff;
-        store32::<IPV4_TTL, _>(headers, ttl_and_protocol | u32::from(checksum) << 16);
-        store64::<IPV4_SOURCE, _>(headers, self.source.then(self.destination));
+        store32::<{ ip(ipv4::TTL) }, _>(headers, ttl_and_protocol | u32::from(checksum) << 16);
+        store64::<{ ip(ipv4::SOURCE) }, _>(headers, self.source.then(self.destination));
     }
 }

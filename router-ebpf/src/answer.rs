@@ -12,12 +12,12 @@ use router_common::{
     },
     entry::NextHop,
     maps::{route::Query, stages::Stage},
-    packet::{ETHERNET_LENGTH, Frame as _, L4},
     policy::disposition::{Departure, Disposition, dispose},
     rate::TokenBucket,
     reason::Reason,
     table::source_hash,
     tuple::Protocol,
+    wire::{ETHERNET_LENGTH, Frame as _, L4},
 };
 
 use crate::{

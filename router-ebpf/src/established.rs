@@ -3,7 +3,7 @@
 use router_common::{
     entry::{FlowEntry, NextHop},
     maps::settings::Live,
-    packet::{self, ETHERNET_LENGTH, Frame as _, Packet, TCP_HEADERS},
+    packet::{self, Packet},
     reason::Reason,
     rewrite::Link,
     session::{End, Seen},
@@ -11,6 +11,7 @@ use router_common::{
     tcp,
     time::Ticks,
     tuple::Protocol,
+    wire::{ETHERNET_LENGTH, Frame as _, TCP_HEADERS},
 };
 
 use crate::{Outcome, Transmit, Work, flows, unfinished};

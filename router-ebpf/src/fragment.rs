@@ -8,9 +8,10 @@
 use router_common::{
     fragment::Fragment,
     maps::stages::Stage,
-    packet::{self, Frame as _},
+    packet::{self},
     policy::disposition::Departure,
     reason::Reason,
+    wire::Frame as _,
 };
 
 use crate::{

@@ -4,7 +4,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     programs::XdpContext,
 };
-use router_common::{ethernet::TAG_LENGTH, packet::Frame};
+use router_common::wire::{Frame, TAG_LENGTH};
 
 /// The length of both Ethernet addresses.
 const ADDRESSES: usize = 12;

@@ -3,13 +3,14 @@
 
 use aya_log_ebpf::debug;
 use router_common::{
-    packet::{Frame as _, Packet},
+    packet::Packet,
     policy::disposition::Departure,
     reason::Reason,
     session::Connection,
     table::Slot,
     tcp,
     tuple::{Direction, Protocol},
+    wire::Frame as _,
 };
 
 use crate::{

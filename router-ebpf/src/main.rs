@@ -58,8 +58,8 @@ use router_common::{
         settings::{Live, Side},
         stages::{STAGES as STAGE_COUNT, Stage},
     },
-    packet::{ETHERNET_LENGTH, Frame as _},
     reason::{Action, Reason},
+    wire::{ETHERNET_LENGTH, Frame as _},
 };
 
 use crate::{frame::XdpFrame, stats::Stats};

@@ -10,10 +10,11 @@ use router_common::{
     bounds,
     maps::rules::Rule,
     mss::{OPTIONS, STEPS, Search, change, for_routes},
-    packet::{IPV4_LENGTH, L4, Packet, TCP_HEADERS},
+    packet::Packet,
     rewrite::Rewrite,
     table::Tag,
     tcp,
+    wire::{IPV4_LENGTH, L4, TCP_HEADERS},
 };
 
 use crate::{Work, next_hop, rules, scratch::Scratch};

@@ -20,10 +20,10 @@ use router_common::{
         punt::Neighbour,
         route::{Answer, InUse, InterfaceAddresses, Query},
     },
-    packet::{ETHERNET_LENGTH, Frame as _},
     reason::Reason,
     rewrite::Rewrite,
     tuple::FlowKey,
+    wire::{ETHERNET_LENGTH, Frame as _},
 };
 
 use crate::{Work, flows, settings};

@@ -13,8 +13,8 @@ use router_common::{
     bounds,
     entry::NextHop,
     maps::punt::{CAPACITY, Kind, Neighbour, Record},
-    packet::{ETHERNET_LENGTH, IPV4_LENGTH},
     reason::Reason,
+    wire::{ETHERNET_LENGTH, IPV4_LENGTH},
 };
 
 use crate::{Work, frame::XdpFrame, next_hop};

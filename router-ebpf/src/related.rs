@@ -12,11 +12,11 @@ use router_common::{
     checksum::Sum,
     icmp::{CAPACITY, HEAD, Message},
     maps::stages::Stage,
-    packet::{ETHERNET_LENGTH, Frame as _, IPV4_LENGTH, L4},
     policy::disposition::Departure,
     reason::Reason,
     rewrite::Rewrite,
     tuple::{FlowKey, Protocol},
+    wire::{ETHERNET_LENGTH, Frame as _, IPV4_LENGTH, L4},
 };
 
 use crate::{

@@ -20,10 +20,11 @@ use router_common::{
     answer::{ABOUT, RESET_FRAME, Segment, write_reset},
     ipv6::{self, Sent},
     maps::own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
-    packet::{self, ETHERNET_LENGTH, Frame, L4},
+    packet::{self},
     reason::Reason,
     tcp,
     tuple::{FlowKey, Protocol},
+    wire::{ETHERNET_LENGTH, Frame, L4},
 };
 
 use crate::{

@@ -5,10 +5,10 @@ use router_common::{
     bounds,
     limits::{MAX_INTERFACES, MAX_RULES},
     maps::stats::CpuStats,
-    packet::Frame as _,
     reason::{REASON_SLOTS, Reason},
     table::Tag,
     time::Ticks,
+    wire::Frame as _,
 };
 
 use crate::{flows, frame::XdpFrame};

@@ -21,8 +21,9 @@ use aya_ebpf::{
 use router_common::{
     bounds,
     checksum::Sum,
-    packet::{self, IPV4_LENGTH, L4, Packet},
+    packet::{self, Packet},
     tuple::Protocol,
+    wire::{IPV4_LENGTH, L4},
 };
 
 use crate::{Work, settings::in_generic_mode};

@@ -3,9 +3,10 @@
 
 use crate::{
     address::{Ipv4, Ipv6, Port},
-    packet::{Frame, L4, Packet},
+    packet::Packet,
     time::Ticks,
     tuple::{FlowKey, Ipv6Key, Protocol},
+    wire::{Frame, UDP_LENGTH, l4},
 };
 
 /// The ports of DHCP's servers and clients (RFC 2131 4.1).
@@ -44,7 +45,7 @@ pub const fn is_to_dhcp_server(packet: &Packet) -> bool {
 #[inline(always)]
 pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
     // Behind the UDP header, and four bytes that say what kind of message and link it is.
-    frame.bytes::<4>(L4 + 8 + 4).copied()
+    frame.bytes::<4>(l4(UDP_LENGTH + 4)).copied()
 }
 
 /// What is remembered of datagrams, in ticks: 300 s, as long as a NAT keeps a mapping (RFC 4787

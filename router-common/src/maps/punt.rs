@@ -7,7 +7,7 @@ use core::{
 
 use crate::{
     address::{Ipv4, Mac},
-    packet::IPV4_LENGTH,
+    wire::IPV4_LENGTH,
 };
 
 /// The longest IP packet that can be handed over: more than fits a single-page XDP buffer.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use router_common::{
     maps::settings::{Interface, Settings},
-    packet::ETHERNET_LENGTH,
+    wire::ETHERNET_LENGTH,
 };
 
 /// `enum xdp_action`, include/uapi/linux/bpf.h.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use router_common::{
     maps::route::{Answer, Query},
-    packet::ETHERNET_LENGTH,
+    wire::ETHERNET_LENGTH,
 };
 
 /// `XDP_DROP`, include/uapi/linux/bpf.h: the program has answered.
