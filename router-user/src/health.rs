@@ -31,7 +31,7 @@ macro_rules! ids {
         /// Which condition it is. The text is part of the contract with monitoring: it never
         /// changes, and none is used for anything else.
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-        pub(crate) enum Id {
+        pub enum Id {
             $(#[doc = $description] $id,)+
         }
 
@@ -41,7 +41,7 @@ macro_rules! ids {
             const ALL: &[(Self, &str)] = &[$((Self::$id, $description)),+];
 
             /// Its text, in `snake_case`.
-            pub(crate) const fn as_str(self) -> &'static str {
+            pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$id => $text,)+ }
             }
         }
@@ -78,6 +78,35 @@ ids! {
     SnatPortsExhausted "snat_ports_exhausted" "All SNAT ports towards a target are in use. Subject: SNAT address and target.",
     ChecksumsBad "checksums_bad" "Most new connections are dropped for the checksums of their SYNs.",
     PuntsLost "punts_lost" "Packets that the daemon is to send are lost.",
+    PrivilegesMissing "privileges_missing" "This process may not load and attach programs.",
+    KernelTooOld "kernel_too_old" "The kernel is too old.",
+    InterfacesUnreadable "interfaces_unreadable" "The network interfaces cannot be listed.",
+    InterfaceMissing "interface_missing" "There is no such interface. Subject: its name.",
+    InterfaceDown "interface_down" "An interface is down. Subject: the interface.",
+    InterfaceEnslaved "interface_enslaved" "An interface is a port of another one. Subject: the interface.",
+    InterfaceTwice "interface_twice" "`pls` and `firewall` are two names of one interface. Subject: the interface.",
+    InterfaceLoopback "interface_loopback" "An interface is the loopback. Subject: the interface.",
+    MacvlanAddress "macvlan_address" "An address is on a macvlan above an interface. Subject: the macvlan.",
+    GenericRedirect "generic_redirect" "In generic mode, packets larger than the MTU are lost between two interfaces.",
+    DriverUnknown "driver_unknown" "A driver is not known to run XDP programs natively. Subject: the interface.",
+    VethOffloads "veth_offloads" "The other end of a veth may leave checksums unfinished. Subject: the interface.",
+    LroOn "lro_on" "An interface joins received packets (LRO). Subject: the interface.",
+    MtuTooLarge "mtu_too_large" "The MTU is too large for native XDP. Subject: the interface.",
+    OtherProgram "other_program" "Another XDP program is attached. Subject: the interface.",
+    ListenAddressMissing "listen_address_missing" "A forward listens at an address that this machine does not have. Subject: the rule.",
+    TargetIsLocal "target_is_local" "A forward leads to this machine itself. Subject: the rule.",
+    SnatAddressMissing "snat_address_missing" "A SNAT address is not of this machine. Subject: the address.",
+    SnatAddressUnroutable "snat_address_unroutable" "Replies to a SNAT address may not come back. Subject: the address.",
+    SourceAddressMissing "source_address_missing" "An interface has no address for new sessions. Subject: the interface.",
+    PortTaken "port_taken" "Another process has a port of the daemon. Subject: the port.",
+    LoginClosed "login_closed" "Nobody can log in by SSH. Subject: the address that cannot, if it is one.",
+    LocalServicesOpen "local_services_open" "Services of this machine can be reached by IPv6. Subject: the interfaces.",
+    IpsecBypassed "ipsec_bypassed" "Forwarded packets bypass IPsec policies.",
+    FirewallBypassed "firewall_bypassed" "Forwarded packets bypass rules of the host's firewall. Subject: `forwards` or `sends`.",
+    KernelForwards "kernel_forwards" "The kernel forwards packets too (`net.ipv4.ip_forward`).",
+    PathUntrusted "path_untrusted" "Another user can change a directory that the daemon trusts. Subject: its key.",
+    BpffsMissing "bpffs_missing" "The directory of pins is not on a BPF file system. Subject: the directory.",
+    PredecessorFound "predecessor_found" "Another version's data plane is on this machine. Subject: its directory.",
 }
 
 /// One thing that is wrong.

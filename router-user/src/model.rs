@@ -492,6 +492,9 @@ pub struct ListenerAccess {
 pub struct CheckFinding {
     /// `error`, `warning` or `note`.
     pub severity: String,
+    /// The identifier of the condition, if it is one of this machine (docs/conditions.md).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// What is wrong, in one line.
     pub text: String,
     /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.

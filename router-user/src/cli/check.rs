@@ -89,6 +89,7 @@ fn shown(finding: &Finding) -> String {
 fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding]) -> Check {
     let of_file = diagnostics.iter().map(|diagnostic| CheckFinding {
         severity: diagnostic.severity.to_string(),
+        id: None,
         text: diagnostic.message.clone(),
         place: Some(match diagnostic.position() {
             Some((line, column)) => format!("{}:{line}:{column}", diagnostic.path()),
@@ -98,6 +99,7 @@ fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding])
     });
     let of_machine = findings.iter().map(|finding| CheckFinding {
         severity: finding.severity.to_string(),
+        id: Some(finding.id.as_str().to_owned()),
         text: finding.text.clone(),
         place: None,
         fix: finding.fix.clone(),

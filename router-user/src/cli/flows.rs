@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 
 use super::Answer;
-use super::options::{FlowProtocol, FlowsArguments, Format};
+use super::options::{FlowsArguments, Format};
 use super::output::{self, grouped, time};
 use super::table::{Align, Table};
 use crate::client::{Client, ClientError};
@@ -13,7 +13,7 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
     let limit = (arguments.limit > 0).then_some(arguments.limit);
     let query = FlowQuery {
         rule: arguments.rule.clone(),
-        protocol: arguments.protocol.map(|protocol| protocol_name(protocol).to_owned()),
+        protocol: arguments.protocol.clone(),
         client: arguments.client,
         limit,
     };
@@ -42,14 +42,6 @@ fn in_its_words<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
     match answer {
         Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),
         answer => Ok(answer?),
-    }
-}
-
-fn protocol_name(protocol: FlowProtocol) -> &'static str {
-    match protocol {
-        FlowProtocol::Tcp => "tcp",
-        FlowProtocol::Udp => "udp",
-        FlowProtocol::Icmp => "icmp",
     }
 }
 

@@ -158,8 +158,8 @@ pub(super) struct FlowsArguments {
     #[arg(long, value_name = "NAME")]
     pub(super) rule: Option<String>,
     /// Only sessions of this protocol
-    #[arg(long, value_name = "PROTOCOL")]
-    pub(super) protocol: Option<FlowProtocol>,
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp", "icmp"])]
+    pub(super) protocol: Option<String>,
     /// Only sessions of the client with this address
     #[arg(long, value_name = "IP")]
     pub(super) client: Option<IpAddr>,
@@ -168,13 +168,6 @@ pub(super) struct FlowsArguments {
     pub(super) limit: usize,
     #[command(flatten)]
     pub(super) output: OutputArguments,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum FlowProtocol {
-    Tcp,
-    Udp,
-    Icmp,
 }
 
 #[derive(Args, Debug)]

@@ -13,6 +13,9 @@ use crate::port_plan;
 pub use crate::sys::processes::Process;
 use crate::sys::xdp::Mode;
 
+/// The name of the router's program as the kernel shows it.
+pub(super) const PROGRAM_NAME: &str = "pls_router";
+
 /// Everything that [`super::findings`] wants to know of a machine.
 #[derive(Clone, Debug)]
 pub struct Facts {

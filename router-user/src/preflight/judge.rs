@@ -7,15 +7,15 @@ mod routing;
 
 pub use access::{Access, access};
 
-use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use super::facts::{AttachedProgram, Facts, Interface};
-use super::{Finding, Severity};
+use super::finding::{Finding, Findings, Id, listed};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
+use crate::sys::bpffs::MOUNT_POINT;
 
 /// The oldest kernel that the tests run on. The newest helper in use, bpf_xdp_load_bytes, came with
 /// 5.18.
@@ -58,9 +58,6 @@ const NATIVE_DRIVERS: &[&str] = &[
     "vmxnet3",
 ];
 
-/// Where systemd mounts the BPF file system.
-const BPF_FS: &str = "/sys/fs/bpf";
-
 /// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its
 /// own means.
 const OWN_PROCESS: &str = "pls-router";
@@ -89,6 +86,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
             addresses(&mut found, config, interfaces);
         }
         Err(why) => found.error(
+            (Id::InterfacesUnreadable, ""),
             format!("the network interfaces cannot be listed: {why}"),
             "run this as root (sudo), in the network namespace of the router",
         ),
@@ -97,7 +95,7 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     if let Some(kernel) = &facts.own_ports {
         let snat = port_plan::snat_ports(config, kernel);
         for overlap in port_plan::plan(config, snat, kernel).left {
-            found.warning(overlap.to_string(), overlap.fix());
+            found.warning((Id::PortsShared, ""), overlap.to_string(), overlap.fix());
         }
     }
     logins::logins(&mut found, config, &facts.ssh);
@@ -105,13 +103,17 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     routing::routing(&mut found, config, facts);
     if facts.ip_forward == Some(true) {
         found.warning(
-            "the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
-             go on untranslated, and past its rules",
+            (Id::KernelForwards, ""),
+            "the kernel forwards packets too (net.ipv4.ip_forward is 1): packets that this router leaves alone may be forwarded untranslated, and past its rules",
             "sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
         );
     }
     for refused in &facts.refused {
-        found.error(format!("{}: {}", refused.key, refused.why), &*refused.fix);
+        found.error(
+            (Id::PathUntrusted, refused.key),
+            format!("{}: {}", refused.key, refused.why),
+            &*refused.fix,
+        );
     }
     if facts.pins_on_bpffs == Some(false) {
         pins(&mut found, &config.admin.pins);
@@ -121,45 +123,15 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
             [] => "on no interface".to_owned(),
             interfaces => format!("on {}", listed(interfaces)),
         };
-        found.warning(
+        found.warning((Id::PredecessorFound, &predecessor.directory.to_string_lossy()),
             format!(
                 "another version's data plane is at {}, {on}: `run` takes its place, and its sessions are lost",
                 predecessor.directory.display()
             ),
-            "nothing, if that is meant; `pls-router detach` takes it off now",
+            "nothing, if that is intended; `pls-router detach` takes it off now",
         );
     }
     found.sorted()
-}
-
-#[derive(Default)]
-struct Findings(Vec<Finding>);
-
-impl Findings {
-    fn push(&mut self, severity: Severity, text: impl Into<String>, fix: impl Into<String>) {
-        self.0.push(Finding { severity, text: text.into(), fix: fix.into() });
-    }
-
-    fn error(&mut self, text: impl Into<String>, fix: impl Into<String>) {
-        self.push(Severity::Error, text, fix);
-    }
-
-    fn warning(&mut self, text: impl Into<String>, fix: impl Into<String>) {
-        self.push(Severity::Warning, text, fix);
-    }
-
-    fn note(&mut self, text: impl Into<String>, fix: impl Into<String>) {
-        self.push(Severity::Note, text, fix);
-    }
-
-    fn sorted(mut self) -> Vec<Finding> {
-        self.0.sort_by_key(|finding| match finding.severity {
-            Severity::Error => 0,
-            Severity::Warning => 1,
-            Severity::Note => 2,
-        });
-        self.0
-    }
 }
 
 fn privileges(found: &mut Findings, facts: &Facts) {
@@ -173,6 +145,7 @@ fn privileges(found: &mut Findings, facts: &Facts) {
         (false, false) => "CAP_BPF and CAP_NET_ADMIN",
     };
     found.error(
+        (Id::PrivilegesMissing, ""),
         format!("this process may not load and attach programs: it lacks {lacking}"),
         "run it as root (sudo), or as the service: systemctl start pls-router",
     );
@@ -185,6 +158,7 @@ fn kernel(found: &mut Findings, facts: &Facts) {
     if kernel.version < OLDEST_KERNEL {
         let (major, minor) = OLDEST_KERNEL;
         found.error(
+            (Id::KernelTooOld, ""),
             format!("the kernel {} is too old: {major}.{minor} is the oldest that works", kernel.release),
             "use an image with a newer one, e.g. Ubuntu 24.04, Debian 12 or Azure Linux 3",
         );
@@ -195,10 +169,9 @@ fn own_traffic(found: &mut Findings, facts: &Facts) {
     if let (Some(kernel), Some(false)) = (&facts.kernel, facts.traffic_control)
         && kernel.version < WITHOUT_QDISC
     {
-        found.warning(
+        found.warning((Id::OwnTrafficUnseen, ""),
             format!(
-                "what this machine itself sends cannot be seen: the kernel {} lacks the module sch_ingress or cls_bpf; a session with \
-                 the same port may take the answers to a datagram or ping of its own",
+                "this machine's own traffic cannot be seen: the kernel {} lacks the module sch_ingress or cls_bpf, and a session with the same port may take the answers to its datagrams and pings",
                 kernel.release
             ),
             "install the rest of the kernel's modules (on Ubuntu: linux-modules-extra), or use Linux 6.6 or later",
@@ -213,30 +186,37 @@ fn no_interface(found: &mut Findings, name: &str, interfaces: &[Interface]) {
         Some(meant) => format!("did you mean `{meant}`? Change [interfaces]"),
         None => "name one of these in [interfaces]".to_owned(),
     };
-    found.error(format!("there is no interface `{name}`; this machine has {}", listed(&names)), fix);
+    found.error(
+        (Id::InterfaceMissing, name),
+        format!("there is no interface `{name}`; this machine has {}", listed(&names)),
+        fix,
+    );
 }
 
 fn one_interface(found: &mut Findings, config: &Config, interface: &Interface) {
     let name = &interface.name;
     let native = config.interfaces.mode == Mode::Native;
     if !interface.up {
-        found.error(format!("interface `{name}` is down"), format!("ip link set dev {name} up"));
+        found.error(
+            (Id::InterfaceDown, name),
+            format!("interface `{name}` is down"),
+            format!("ip link set dev {name} up"),
+        );
     }
     match &interface.master {
-        Some((master, Some(driver))) if driver == "hv_netvsc" => found.error(
+        Some((master, Some(driver))) if driver == "hv_netvsc" => found.error((Id::InterfaceEnslaved, name),
             format!(
                 "interface `{name}` is the SR-IOV half of `{master}`: a program on it sees only a part of the packets"
             ),
             format!("write \"{master}\" in [interfaces]: it hands the program on to `{name}`"),
         ),
-        Some((master, Some(driver))) if driver == "vrf" => found.error(
+        Some((master, Some(driver))) if driver == "vrf" => found.error((Id::InterfaceEnslaved, name),
             format!(
-                "interface `{name}` is in the VRF `{master}`, whose routes are in a table of their own: this router would send \
-                 packets by the others"
+                "interface `{name}` is in the VRF `{master}`, which has its own routing table: this router would use the main one"
             ),
             format!("take it out (ip link set dev {name} nomaster), or name another interface"),
         ),
-        Some((master, _)) => found.warning(
+        Some((master, _)) => found.warning((Id::InterfaceEnslaved, name),
             format!("interface `{name}` is a port of `{master}`: its packets are taken before `{master}` sees them"),
             format!("take it out (ip link set dev {name} nomaster), or name another interface"),
         ),
@@ -254,7 +234,7 @@ fn one_by_two_names(found: &mut Findings, config: &Config, interfaces: &[Interfa
     let (pls, firewall) = (&config.interfaces.pls, &config.interfaces.firewall);
     let both = |interface: &&Interface| interface.is_called(pls) && interface.is_called(firewall);
     if pls != firewall && interfaces.iter().any(|interface| both(&interface)) {
-        found.error(
+        found.error((Id::InterfaceTwice, pls),
             format!("`pls` and `firewall` of [interfaces], `{pls}` and `{firewall}`, are names of one interface"),
             format!("write \"{pls}\" for both, or leave `firewall` out: packets then leave by the NIC that they came in by"),
         );
@@ -278,10 +258,9 @@ fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces
                 forward.listen.address.filter(|address| macvlan.addresses.contains(address))
             {
                 is_listened_at = true;
-                found.error(
+                found.error((Id::MacvlanAddress, &macvlan.name),
                     format!(
-                        "forward `{}` listens at {address}, which is on {what}: frames to that MAC address are \
-                         not this router's",
+                        "forward `{}` listens at {address}, which is on {what}: this router does not take frames to that MAC address",
                         forward.name
                     ),
                     fix.clone(),
@@ -289,10 +268,9 @@ fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces
             }
         }
         if !is_listened_at {
-            found.warning(
+            found.warning((Id::MacvlanAddress, &macvlan.name),
                 format!(
-                    "{} is on {what}: what comes there is left to the kernel, also what a rule listens for at \
-                     every address",
+                    "{} is on {what}: the kernel gets its packets, even where a rule listens at every address",
                     listed(&macvlan.addresses)
                 ),
                 fix,
@@ -307,13 +285,12 @@ fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces
 fn generic_redirects(found: &mut Findings, config: &Config) {
     let names: Vec<&str> = config.interfaces.names().collect();
     if let (Mode::Generic, [first, second]) = (config.interfaces.mode, &names[..]) {
-        found.warning(
+        found.warning((Id::GenericRedirect, ""),
             format!(
-                "mode \"generic\" with two interfaces: packets larger than the MTU, as GRO and other machines' offloads (TSO) make them, \
-                 cannot go from `{first}` to `{second}` or back, and are lost without a counter"
+                "mode \"generic\" with two interfaces: packets that GRO or another machine's TSO has made larger than the MTU cannot go from `{first}` to `{second}` or back, and are lost without being counted"
             ),
             format!(
-                "ethtool -K {first} gro off; ethtool -K {second} gro off; of a veth, at the other end: ethtool -K DEVICE tso off gso off"
+                "ethtool -K {first} gro off; ethtool -K {second} gro off; for a veth, at the other end: ethtool -K DEVICE tso off gso off"
             ),
         );
     }
@@ -324,22 +301,22 @@ fn native_support(found: &mut Findings, interface: &Interface) {
     let generic = "write mode = \"generic\" in [interfaces] (several times slower)";
     if interface.loopback {
         found.error(
+            (Id::InterfaceLoopback, name),
             format!("interface `{name}` is the loopback: no packet to forward comes in there"),
             "name another",
         );
         return;
     }
     match &interface.driver {
-        Some(driver) if !NATIVE_DRIVERS.contains(&driver.as_str()) => found.warning(
+        Some(driver) if !NATIVE_DRIVERS.contains(&driver.as_str()) => found.warning((Id::DriverUnknown, name),
             format!(
                 "interface `{name}` has the driver {driver}, which is not known to run XDP programs natively"
             ),
             format!("try it; if attaching fails, {generic}"),
         ),
-        Some(driver) if driver == "veth" => found.warning(
+        Some(driver) if driver == "veth" => found.warning((Id::VethOffloads, name),
             format!(
-                "interface `{name}` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
-                 (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)"
+                "interface `{name}` is a veth: its other end may leave checksums unfinished and packets larger than the MTU (checksum and segmentation offload), and native XDP drops them (bad_checksum)"
             ),
             format!("at the other end: ethtool -K DEVICE tx off tso off gso off; or {generic}"),
         ),
@@ -347,12 +324,13 @@ fn native_support(found: &mut Findings, interface: &Interface) {
     }
     if interface.lro == Some(true) {
         found.error(
-            format!("interface `{name}` joins received packets (LRO), and XDP needs them as they came"),
+            (Id::LroOn, name),
+            format!("interface `{name}` merges received packets (LRO), and XDP needs each as it arrived"),
             format!("ethtool -K {name} lro off"),
         );
     }
     if interface.mtu > MAX_NATIVE_MTU {
-        found.error(
+        found.error((Id::MtuTooLarge, name),
             format!(
                 "interface `{name}` has an MTU of {}: native XDP takes at most {MAX_NATIVE_MTU}, a frame in a page",
                 interface.mtu
@@ -396,7 +374,7 @@ fn other_program(found: &mut Findings, interface: &str, program: &AttachedProgra
         (None, Some(pin)) => format!("rm {}; if the program stays, {detach}", pin.display()),
         (None, None) => detach,
     };
-    found.error(text, fix);
+    found.error((Id::OtherProgram, interface), text, fix);
 }
 
 fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
@@ -415,8 +393,9 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
     for forward in &config.forwards {
         if let Some(address) = forward.listen.address.filter(|address| !mine.contains(address)) {
             found.error(
+                (Id::ListenAddressMissing, &forward.name),
                 format!(
-                    "forward `{}` listens at {address}, which is not this machine's; its are {}",
+                    "forward `{}` listens at {address}, which is not an address of this machine; it has {}",
                     forward.name,
                     has(&mine)
                 ),
@@ -431,15 +410,16 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
                 && mine.contains(&address)
             {
                 found.error(
+                    (Id::TargetIsLocal, &forward.name),
                     format!("forward `{}` leads to {address}, which is this machine itself", forward.name),
-                    "name another target: what is forwarded leaves this machine",
+                    "name another target: forwarded packets leave this machine",
                 );
             }
         }
     }
     for address in config.snat.addresses.iter().filter(|address| !mine.contains(address)) {
-        found.error(
-            format!("`addresses` of [snat] has {address}, which is not this machine's; its are {}: no reply would come back", has(&mine)),
+        found.error((Id::SnatAddressMissing, &address.to_string()),
+            format!("`addresses` of [snat] has {address}, which is not an address of this machine; it has {}: no reply would come back", has(&mine)),
             format!("leave it out, or add it: ip addr add {address}/32 dev {} (and to the NIC in Azure)", config.interfaces.firewall),
         );
     }
@@ -447,7 +427,8 @@ fn addresses(found: &mut Findings, config: &Config, interfaces: &[Interface]) {
     if config.snat.addresses.is_empty() && firewall.is_some_and(|firewall| firewall.addresses.is_empty()) {
         let name = &config.interfaces.firewall;
         found.error(
-            format!("interface `{name}` has no IPv4 address for new sessions to come from"),
+            (Id::SourceAddressMissing, name),
+            format!("interface `{name}` has no IPv4 address to send new sessions from"),
             format!("give it one (ip addr add ADDRESS/PREFIX dev {name}), or write `addresses` in [snat]"),
         );
     }
@@ -467,10 +448,14 @@ fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
         let (by, fix) = match &listener.process {
             Some(process) => (format!(" by {process}"), format!("stop {process}, or change `listen`")),
             None => {
-                (String::new(), format!("see who: ss -ltnp 'sport = :{port}'; stop it, or change `listen`"))
+                (String::new(), format!("find it: ss -ltnp 'sport = :{port}'; stop it, or change `listen`"))
             }
         };
-        found.error(format!("the port of {what}, {port}, is taken{by}"), fix);
+        found.error(
+            (Id::PortTaken, &port.to_string()),
+            format!("the port of {what}, {port}, is taken{by}"),
+            fix,
+        );
     }
 }
 
@@ -482,21 +467,20 @@ fn collide(wanted: SocketAddr, address: IpAddr, port: u16) -> bool {
 }
 
 fn pins(found: &mut Findings, pins: &Path) {
-    if pins.starts_with(BPF_FS) {
-        found.warning(
-            format!("there is no BPF file system at {BPF_FS} yet; `run` mounts one if it may, but systemd should have"),
-            format!("mount -t bpf bpf {BPF_FS}"),
+    if pins.starts_with(MOUNT_POINT) {
+        found.warning((Id::BpffsMissing, MOUNT_POINT),
+            format!("there is no BPF file system at {MOUNT_POINT} yet; systemd should have mounted one, and `run` will try to"),
+            format!("mount -t bpf bpf {MOUNT_POINT}"),
         );
     } else {
         found.error(
+            (Id::BpffsMissing, &pins.to_string_lossy()),
             format!("`pins` of [admin], {}, is not on a BPF file system", pins.display()),
-            format!("leave `pins` out (it is below {BPF_FS} then), or mount one: mount -t bpf bpf DIRECTORY"),
+            format!(
+                "leave `pins` out (it is below {MOUNT_POINT} then), or mount one: mount -t bpf bpf DIRECTORY"
+            ),
         );
     }
-}
-
-fn listed<T: Display>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A time as one says it: "40 seconds", "3 hours".

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::preflight::PROGRAM_NAME;
-use crate::preflight::facts::{AttachedProgram, Process};
+use crate::preflight::facts::{AttachedProgram, PROGRAM_NAME, Process};
 use crate::sys::processes;
 use crate::sys::xdp::Mode;
 use crate::sys::{bpf, bpffs};

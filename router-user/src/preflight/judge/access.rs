@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::super::facts::{Facts, Interface, SocketAccess};
-use super::listed;
 use crate::config::{Config, Others, Protocol};
+use crate::preflight::facts::{Facts, Interface, SocketAccess};
+use crate::preflight::finding::listed;
 
 /// One of the daemon's listeners, and who reaches it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -80,7 +80,7 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
     // `[local]` is about the router's interfaces: nothing looks at what comes in by another one.
     let elsewhere = match elsewhere.as_slice() {
         [] => String::new(),
-        interfaces => format!(", and whoever reaches it by {}", shown(interfaces)),
+        interfaces => format!(", and anyone who reaches it by {}", shown(interfaces)),
     };
     if ways.is_empty() && elsewhere.is_empty() {
         return format!("{HERE}, and who reaches {}", listen.ip());
@@ -98,13 +98,13 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
         .map(|allow| format!("\"{allow}\""))
         .collect();
     let by_rule = match allowed.as_slice() {
-        [] => "nobody of a rule's `sources`".to_owned(),
-        entries => format!("of a rule's `sources` who {} of [local] lets in", listed(entries)),
+        [] => "nobody in a rule's `sources`".to_owned(),
+        entries => format!("those in a rule's `sources` that {} in [local] allows", listed(entries)),
     };
     let others = match (config.local.others, allowed.is_empty()) {
         (Others::Open, _) => "everyone else",
         (Others::Closed, true) => "nobody else",
-        (Others::Closed, false) => "of all others likewise",
+        (Others::Closed, false) => "others likewise",
     };
     format!("{HERE}{elsewhere}; by {ways}: {by_rule}, {others}")
 }
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(
             probe,
             format!(
-                "any user of this machine, and whoever reaches it by eth0 (10.0.2.64/26); told why it fails: {told}"
+                "any user of this machine, and anyone who reaches it by eth0 (10.0.2.64/26); told why it fails: {told}"
             )
         );
         assert_eq!((metrics.as_str(), api.as_str()), ("any user of this machine", "root"));
@@ -194,15 +194,15 @@ mod tests {
     #[test]
     fn metrics_beyond_this_machine() {
         for (local, expected) in [
-            ("", "nobody of a rule's `sources`, everyone else"),
-            ("others = \"closed\"", "nobody of a rule's `sources`, nobody else"),
+            ("", "nobody in a rule's `sources`, everyone else"),
+            ("others = \"closed\"", "nobody in a rule's `sources`, nobody else"),
             (
                 "allow = [\"tcp/9090 from 10.0.9.0/24\", \"tcp/22\", \"udp/9090\"]",
-                "of a rule's `sources` who \"tcp/9090 from 10.0.9.0/24\" of [local] lets in, everyone else",
+                "those in a rule's `sources` that \"tcp/9090 from 10.0.9.0/24\" in [local] allows, everyone else",
             ),
             (
                 "allow = [\"tcp\"]\nothers = \"closed\"",
-                "of a rule's `sources` who \"tcp\" of [local] lets in, of all others likewise",
+                "those in a rule's `sources` that \"tcp\" in [local] allows, others likewise",
             ),
         ] {
             for listen in ["0.0.0.0:9090", "10.0.2.68:9090"] {
@@ -224,8 +224,7 @@ mod tests {
         let told: Vec<String> = access(&config, &facts).into_iter().map(|one| one.who).collect();
         assert_eq!(
             told[1],
-            "any user of this machine, and whoever reaches it by eth2 (10.9.0.0/24); by eth0 (10.0.2.64/26): nobody of a \
-             rule's `sources`, nobody else"
+            "any user of this machine, and anyone who reaches it by eth2 (10.9.0.0/24); by eth0 (10.0.2.64/26): nobody in a rule's `sources`, nobody else"
         );
     }
 

@@ -1,8 +1,8 @@
 //! Services of this machine that listen on IPv6, and who reaches them.
 
-use super::{Findings, listed};
 use crate::config::{Config, LocalAllow, Others};
 use crate::preflight::facts::{Ipv6, Service};
+use crate::preflight::finding::{Findings, Id, listed};
 
 /// Says what listens, and to whom the rules and `[local]` leave it.
 pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
@@ -25,15 +25,17 @@ pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
         }
         let text = format!("by IPv6 on {}, {}", listed(&closed), said.join(", and "));
         found.note(
+            (Id::LocalServicesOpen, &listed(&closed)),
             text,
-            "nothing, if that is meant; `allow` in [local] lets in whom it names by an IPv6 network: \
+            "nothing, if that is intended; `allow` in [local] lets in whom it names by an IPv6 network: \
              \"tcp/22 from fd00:9::/64\"",
         );
     }
     if !open.is_empty() {
         found.note(
-            format!("by IPv6 on {}, anybody on that link reaches {}", listed(&open), listed(&ipv6.services)),
-            "nothing, if that is meant; others = \"closed\" in [local] closes it, or the host's own firewall",
+            (Id::LocalServicesOpen, &listed(&open)),
+            format!("by IPv6 on {}, anyone on that link reaches {}", listed(&open), listed(&ipv6.services)),
+            "nothing, if that is intended; others = \"closed\" in [local] closes it, or the host's own firewall",
         );
     }
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Findings, listed};
 use crate::config::{Config, LocalAllow, Others, Protocol};
 use crate::preflight::facts::Ssh;
+use crate::preflight::finding::{Findings, Id, listed};
 
 /// Where an SSH server listens if nothing else is known of it.
 const SSH: &[u16] = &[22];
@@ -40,9 +40,9 @@ fn nobody(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bo
         None => format!("{}, NETWORK being the one to log in from", line(config, port, "NETWORK")),
     };
     found.warning(
+        (Id::LoginClosed, ""),
         format!(
-            "nobody can log in by SSH ({word} {}): {why}, and no entry of `allow` in [local] is for it; \
-             connections that exist go on",
+            "nobody can log in by SSH ({word} {}): {why}, and no entry of `allow` in [local] allows it; existing connections stay",
             listed(ports)
         ),
         fix,
@@ -71,10 +71,9 @@ fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
         }
         (None, Others::Open, IpAddr::V4(_)) => return,
     };
-    found.warning(
+    found.warning((Id::LoginClosed, &session.peer.to_string()),
         format!(
-            "nobody can log in by SSH (port {}) from {}, where this session comes from: {why}, and no entry of \
-             `allow` in [local] is for it; this session and others that exist go on",
+            "nobody can log in by SSH (port {}) from {}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay",
             session.port, session.peer
         ),
         line(config, session.port, &host(session.peer)),

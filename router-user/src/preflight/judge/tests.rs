@@ -9,6 +9,7 @@ use router_common::ports::PortRange;
 
 use super::*;
 use crate::config::Protocol;
+use crate::config::Severity;
 use crate::policy_rules::PolicyRule;
 use crate::port_plan::PortSet;
 
@@ -123,6 +124,13 @@ fn privileges_and_kernel() {
 }
 
 #[test]
+fn findings_have_an_id_and_a_subject() {
+    let found = findings(&config(""), &with_interface(|eth0| (eth0.up, eth0.lro) = (false, Some(true))));
+    let ids: Vec<_> = found.iter().map(|finding| (finding.id.as_str(), finding.subject.as_str())).collect();
+    assert_eq!(ids, [("interface_down", "eth0"), ("lro_on", "eth0")]);
+}
+
+#[test]
 fn a_misspelt_interface() {
     let lo = Interface { loopback: true, ..interface("lo") };
     let mut facts = Facts { interfaces: Ok(vec![lo, interface("eth1"), interface("enP1")]), ..good() };
@@ -145,8 +153,7 @@ fn a_veth_s_other_end_may_leave_work_to_hardware() {
         &config(""),
         &facts,
         &[
-            "warning: interface `eth0` is a veth: its other end may leave checksums unfinished and packets larger than any wire takes \
-           (checksum and segmentation offload), and native XDP drops what is so (bad_checksum)\n  \
+            "warning: interface `eth0` is a veth: its other end may leave checksums unfinished and packets larger than the MTU (checksum and segmentation offload), and native XDP drops them (bad_checksum)\n  \
            fix: at the other end: ethtool -K DEVICE tx off tso off gso off; or write mode = \"generic\" in [interfaces] (several times slower)",
         ],
     );
@@ -215,7 +222,7 @@ fn an_address_on_the_loopback_is_this_machines() {
         &elsewhere,
         &facts,
         &[
-            "error: forward `https` listens at 127.0.0.1, which is not this machine's; its are 10.0.2.70, 10.0.2.68\n  \
+            "error: forward `https` listens at 127.0.0.1, which is not an address of this machine; it has 10.0.2.70, 10.0.2.68\n  \
            fix: change `listen`, or add the address: ip addr add 127.0.0.1/32 dev eth0",
         ],
     );
@@ -234,9 +241,9 @@ fn what_another_version_has_left() {
         &Facts { predecessors, ..good() },
         &[
             "warning: another version's data plane is at /sys/fs/bpf/pls-router/v3, on no interface: `run` takes its \
-             place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
+             place, and its sessions are lost\n  fix: nothing, if that is intended; `pls-router detach` takes it off now",
             "warning: another version's data plane is at /sys/fs/bpf/pls-router/v5, on eth0, eth1: `run` takes its \
-             place, and its sessions are lost\n  fix: nothing, if that is meant; `pls-router detach` takes it off now",
+             place, and its sessions are lost\n  fix: nothing, if that is intended; `pls-router detach` takes it off now",
         ],
     );
 }
@@ -272,8 +279,7 @@ fn a_macvlan_above_the_nic_is_not_the_routers() {
         &config(""),
         &listened,
         &[&format!(
-            "error: forward `https` listens at 10.0.2.68, which is on `vrrp.51`, a macvlan above `eth0`: frames to \
-             that MAC address are not this router's\n  {fix}"
+            "error: forward `https` listens at 10.0.2.68, which is on `vrrp.51`, a macvlan above `eth0`: this router does not take frames to that MAC address\n  {fix}"
         )],
     );
     let other =
@@ -282,8 +288,7 @@ fn a_macvlan_above_the_nic_is_not_the_routers() {
         &config(""),
         &other,
         &[&format!(
-            "warning: 10.0.2.99 is on `vrrp.51`, a macvlan above `eth0`: what comes there is left to the kernel, also \
-             what a rule listens for at every address\n  {fix}"
+            "warning: 10.0.2.99 is on `vrrp.51`, a macvlan above `eth0`: the kernel gets its packets, even where a rule listens at every address\n  {fix}"
         )],
     );
     let mut elsewhere = vrrp(Ipv4Addr::new(10, 0, 2, 99));
@@ -305,7 +310,7 @@ fn what_native_xdp_needs() {
         &facts,
         &[
             down,
-            "error: interface `eth0` joins received packets (LRO), and XDP needs them as they came\n  \
+            "error: interface `eth0` merges received packets (LRO), and XDP needs each as it arrived\n  \
              fix: ethtool -K eth0 lro off",
             "error: interface `eth0` has an MTU of 9000: native XDP takes at most 3506, a frame in a page\n  \
              fix: ip link set dev eth0 mtu 3506",
@@ -389,11 +394,11 @@ fn addresses_must_be_this_machine_s() {
         &config,
         &facts,
         &[
-            "error: forward `https` listens at 10.0.2.68, which is not this machine's; its are 10.0.2.69\n  \
+            "error: forward `https` listens at 10.0.2.68, which is not an address of this machine; it has 10.0.2.69\n  \
              fix: change `listen`, or add the address: ip addr add 10.0.2.68/32 dev eth0",
             "error: forward `https` leads to 10.0.2.69, which is this machine itself\n  \
-             fix: name another target: what is forwarded leaves this machine",
-            "error: `addresses` of [snat] has 10.0.2.70, which is not this machine's; its are 10.0.2.69: \
+             fix: name another target: forwarded packets leave this machine",
+            "error: `addresses` of [snat] has 10.0.2.70, which is not an address of this machine; it has 10.0.2.69: \
              no reply would come back\n  \
              fix: leave it out, or add it: ip addr add 10.0.2.70/32 dev eth0 (and to the NIC in Azure)",
         ],
@@ -407,7 +412,7 @@ fn sessions_need_an_address_to_come_from() {
     check(
         &config,
         &with_interface(|eth0| eth0.addresses.clear()),
-        &["error: interface `eth0` has no IPv4 address for new sessions to come from\n  \
+        &["error: interface `eth0` has no IPv4 address to send new sessions from\n  \
            fix: give it one (ip addr add ADDRESS/PREFIX dev eth0), or write `addresses` in [snat]"],
     );
 }
@@ -425,7 +430,7 @@ fn a_taken_port() {
             "error: the port of the probe ([health]), 8082, is taken by nginx (process 5)\n  \
              fix: stop nginx (process 5), or change `listen`",
             "error: the port of metrics ([admin]), 9090, is taken\n  \
-             fix: see who: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
+             fix: find it: ss -ltnp 'sport = :9090'; stop it, or change `listen`",
         ],
     );
     let daemon = Process { pid: 5, name: OWN_PROCESS.to_owned() };
@@ -442,8 +447,7 @@ fn closed_to_others_and_no_way_to_log_in() {
     let closed = config("[local]\nothers = \"closed\"\n");
     let nobody = |ports: &str, fix: &str| {
         format!(
-            "warning: nobody can log in by SSH ({ports}): others = \"closed\", and no entry of `allow` in [local] \
-             is for it; connections that exist go on\n  fix: {fix}"
+            "warning: nobody can log in by SSH ({ports}): others = \"closed\", and no entry of `allow` in [local] allows it; existing connections stay\n  fix: {fix}"
         )
     };
     let network = "write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
@@ -476,8 +480,7 @@ fn rules_for_everyone_close_every_other_port() {
         config.masquerades = Config::parse(masquerade, Path::new("test.toml")).unwrap().config.masquerades;
         config
     };
-    let nobody = "warning: nobody can log in by SSH (port 22): the `sources` of rules are every address there is, and \
-                  no entry of `allow` in [local] is for it; connections that exist go on\n  \
+    let nobody = "warning: nobody can log in by SSH (port 22): the `sources` of rules are every address there is, and no entry of `allow` in [local] allows it; existing connections stay\n  \
                   fix: write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
     check(&rules(""), &good(), &[nobody]);
     check(&rules("[local]\nallow = [\"tcp/22 from 10.0.9.0/24\"]\n"), &good(), &[]);
@@ -490,8 +493,7 @@ fn rules_for_everyone_close_every_other_port() {
 fn the_session_that_would_be_closed_out() {
     let closed_out = |peer: &str, why: &str, fix: &str| {
         format!(
-            "warning: nobody can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no \
-             entry of `allow` in [local] is for it; this session and others that exist go on\n  fix: {fix}"
+            "warning: nobody can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: {fix}"
         )
     };
     let source = ssh(&[22], Some(("10.0.2.70", 2222)));
@@ -518,8 +520,7 @@ fn the_kernel_forwarding_too() {
         &config(""),
         &Facts { ip_forward: Some(true), ..good() },
         &[
-            "warning: the kernel forwards packets too (net.ipv4.ip_forward is 1): what this router leaves alone may \
-           go on untranslated, and past its rules\n  \
+            "warning: the kernel forwards packets too (net.ipv4.ip_forward is 1): packets that this router leaves alone may be forwarded untranslated, and past its rules\n  \
            fix: sysctl -w net.ipv4.ip_forward=0, and remove it from /etc/sysctl.d; this router does not need it",
         ],
     );
@@ -533,7 +534,7 @@ fn pins_need_a_bpf_file_system() {
         &config,
         &facts,
         &[
-            "warning: there is no BPF file system at /sys/fs/bpf yet; `run` mounts one if it may, but systemd should have\n  \
+            "warning: there is no BPF file system at /sys/fs/bpf yet; systemd should have mounted one, and `run` will try to\n  \
            fix: mount -t bpf bpf /sys/fs/bpf",
         ],
     );
@@ -581,8 +582,7 @@ fn an_interface_in_a_vrf_is_refused() {
         &config(""),
         &facts,
         &[
-            "error: interface `eth0` is in the VRF `blue`, whose routes are in a table of their own: this router would send packets \
-           by the others\n  \
+            "error: interface `eth0` is in the VRF `blue`, which has its own routing table: this router would use the main one\n  \
            fix: take it out (ip link set dev eth0 nomaster), or name another interface",
         ],
     );
@@ -654,7 +654,7 @@ fn sources_that_replies_do_not_come_back_to_are_found() {
         (
             "10.0.4.4",
             "error",
-            "an address of `eth2`, which the router does not work on: replies would come in there",
+            "an address of `eth2`, which is not an interface of the router: replies would arrive there",
         ),
         (
             "192.168.5.2",
@@ -664,8 +664,7 @@ fn sources_that_replies_do_not_come_back_to_are_found() {
     ];
     for (address, severity, what) in bad {
         let finding = format!(
-            "{severity}: `addresses` of [snat] has {address}, {what}\n  fix: leave `addresses` of [snat] out: each session then \
-             comes from the address that its route says"
+            "{severity}: `addresses` of [snat] has {address}, {what}\n  fix: leave `addresses` of [snat] out: each session then gets the source address of its route"
         );
         check(&two_nics(address), &facts, &[&finding]);
     }
@@ -688,14 +687,14 @@ fn what_forwarded_packets_bypass_is_named() {
         ],
         ..good()
     };
-    let fix = "fix: say it by `sources` of the rules, or at the firewall behind this router; `nft list ruleset` shows them";
+    let fix = "fix: restrict `sources` of the rules, or filter at the firewall after this router; `nft list ruleset` shows them";
     check(
         &config(""),
         &facts,
         &[
             "warning: this machine has IPsec policies (out 10.0.0.0/8 to 203.0.113.0/24): packets that this router forwards are \
              neither encrypted nor checked by them\n  \
-             fix: lead what needs IPsec past this router, or have the firewall do it; ip xfrm policy shows them",
+             fix: route traffic that needs IPsec past this router, or let the firewall do it; ip xfrm policy shows them",
             &format!(
                 "warning: the host's firewall has rules for packets that the kernel forwards, inet filter forward (2 rules, \
                  policy drop), ip filter FORWARD (iptables-legacy): packets that this router forwards do not pass them\n  {fix}"
@@ -753,7 +752,7 @@ fn what_listens_by_ipv6_and_who_reaches_it() {
         config
     };
     let closed = "note: by IPv6 on eth0, nobody reaches tcp/22 (server)";
-    let open = "note: by IPv6 on eth1, anybody on that link reaches tcp/22 (server)";
+    let open = "note: by IPv6 on eth1, anyone on that link reaches tcp/22 (server)";
     check_ipv6(&two(""), &[SSH], &[closed, open]);
     let both = "note: by IPv6 on eth0, eth1, nobody reaches tcp/22 (server)";
     check_ipv6(&two("[local]\nothers = \"closed\"\n"), &[SSH], &[both]);
@@ -767,8 +766,7 @@ fn a_session_by_ipv6_is_closed_out_unless_it_is_allowed() {
         &session,
         &[
             "warning: nobody can log in by SSH (port 22) from fd00:9::7, where this session comes from: IPv6 is closed \
-           on `eth0`, where clients come in, and no entry of `allow` in [local] is for it; this session and others that \
-           exist go on\n  fix: write allow = [\"tcp/22 from fd00:9::7/128\"] in [local]",
+           on `eth0`, where clients come in, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: write allow = [\"tcp/22 from fd00:9::7/128\"] in [local]",
         ],
     );
     for (allow, is_good) in
