@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, Pod,
     maps::{Array, DevMap, MapData, PerCpuArray, PerCpuValues},
-    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
+    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use lab::Namespace;
 use nix::net::if_::if_nametoindex;
@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::{
     cpu,
     frames::PORT,
+    labtools::{End, attach, load, load_with, map, program},
     probe::{self, ProbeMaps},
     traffic::{CPUS, Expected, Generator, HEAD, Sunk, Traffic},
 };
@@ -45,41 +46,6 @@ unsafe impl Pod for Generator {}
 unsafe impl Pod for Expected {}
 // SAFETY: as above.
 unsafe impl Pod for Sunk {}
-
-fn load() -> Result<Ebpf> {
-    load_with(&mut EbpfLoader::new())
-}
-
-/// Loads the programs, with settings.
-pub(crate) fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
-    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/labtools"));
-    loader.load(object).context("cannot load labtools")
-}
-
-/// Has the kernel take a program.
-pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name).with_context(|| format!("labtools has no program {name}"))?;
-    let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not an XDP program"))?;
-    program.load().with_context(|| format!("the kernel does not take the program {name}"))?;
-    Ok(program)
-}
-
-/// Puts a program that is loaded on a device, for as long as the value lives.
-fn attach(program: &mut Xdp, namespace: &Namespace, device: &str) -> Result<()> {
-    namespace
-        .inside(|| program.attach(device, XdpMode::Driver))?
-        .with_context(|| format!("cannot put a program on {device}"))?;
-    Ok(())
-}
-
-/// A map of labtools, as a value of its own.
-pub(crate) fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
-where
-    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
-{
-    let map = ebpf.take_map(name).with_context(|| format!("labtools has no map {name}"))?;
-    T::try_from(map).with_context(|| format!("{name} is another map"))
-}
 
 /// How packets are spread over time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -119,13 +85,6 @@ impl Pacing {
             Self::Rate(rate) => (0, (f64::from(self.batch()) * 1e9 / rate) as u64),
         }
     }
-}
-
-/// An end of a path: a device in a namespace.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct End<'a> {
-    pub(crate) namespace: &'a Namespace,
-    pub(crate) device: &'a str,
 }
 
 /// What one CPU sends, for [`Ends::send`].
@@ -416,8 +375,8 @@ impl Attached {
 mod tests {
     use super::{
         super::{
+            arms::Direction,
             frames::{FRAME, Headers, LONG_FRAME, Shape, Step, Transport, tests::assert_right_checksums},
-            path::Direction,
             traffic::{Flow, REPLY, Span, TCP},
         },
         *,

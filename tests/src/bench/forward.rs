@@ -35,12 +35,13 @@ use router_user::model::Counters;
 use serde::Serialize;
 
 use super::{
-    Setup,
+    arms::{Arm, Direction},
     cpu::{self, Thread, Ticks},
     ends::{Arrived, Ends, FLOWS_A_PORT, MAX_SESSIONS, Pacing, Sending, Until},
     frames::{Shape, Step, Transport},
-    path::{Arm, Direction, Path},
+    path::Path,
     probe::Prober,
+    setup::Setup,
     traffic::{Flow, LEARN, LEARNT, PATIENCE, REPLY, Span, TCP, TIMED, Traffic},
 };
 

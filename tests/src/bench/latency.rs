@@ -17,15 +17,16 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Setup, cpu,
+    arms::{Arm, Traffic},
+    cpu,
     ends::Pacing,
     forward::{self, Run},
     histogram::{Histogram, Quantiles},
-    path::{Arm, Path, Traffic},
+    path::Path,
     probe::{self, Probed, Prober},
-    progress,
-    report::{Spread, line, ratio},
     rows::take_turns,
+    setup::{Setup, progress},
+    spread::{Spread, line, ratio},
 };
 
 /// How many flows the packets under load belong to.

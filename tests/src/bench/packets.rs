@@ -4,13 +4,14 @@
 use anyhow::Result;
 
 use super::{
-    Setup, cpu,
+    arms::{Arm, Direction, Traffic, Wires},
+    cpu,
     ends::Pacing,
     forward::{Bench, Cores, Load},
     frames::{FRAME, LONG_FRAME, Shape, Transport},
-    path::{Arm, Direction, Path, Traffic, Wires},
-    progress,
+    path::Path,
     rows::{Labelled, Section},
+    setup::{Setup, progress},
 };
 
 /// The arms that every question is put to.

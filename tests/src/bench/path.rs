@@ -13,10 +13,8 @@
 //! tracking) does not touch another. All neighbours are permanent: nothing but the traffic is on
 //! the wires.
 
-mod daemon;
-
 use std::{
-    fmt, io,
+    io,
     net::{Ipv4Addr, UdpSocket},
     time::Duration,
 };
@@ -24,196 +22,27 @@ use std::{
 use anyhow::{Context, Result};
 use lab::{Namespace, link};
 use router_user::model::{Counters, RuleCounters};
-use serde::Serialize;
 
-pub(crate) use self::daemon::{Daemon, Started};
 use super::{
-    Setup, conntrack,
-    ends::{Arrival, Attached, End, Ends, LAST_PORT, MAX_SESSIONS, Network},
+    addresses::{CLIENT, CLIENTS, FIREWALL, IPERF_PORT, ROUTER, ROUTER_OUT, SINK, TARGET},
+    arms::{Arm, Direction, Offloads, Traffic, Wires},
+    conntrack,
+    daemon::{Daemon, rule_name},
+    ends::{Arrival, Attached, Ends, LAST_PORT, Network},
     frames::{Headers, PORT, Transport},
+    labtools::End,
     probe,
+    setup::Setup,
     traffic::SOURCES,
 };
-
-/// The target behind the router.
-pub(crate) const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-/// The first of the addresses that packets come from.
-pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 69);
-/// The router, where packets come in.
-pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
-/// The router, where they go out; the address that they get as their source.
-const ROUTER_OUT: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
-const SINK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
-/// The next hop of a router with one NIC.
-const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
-/// Where packets may come from.
-const CLIENTS: &str = "10.0.2.64/26";
-/// The port of the iperf3 server.
-pub(crate) const IPERF_PORT: u16 = 5201;
 
 const GEN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 const IN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 const OUT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 3];
 const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 
-/// How many sessions pls-router has room for: for the most that are measured, at 80 %.
-const ROOM: u32 = MAX_SESSIONS / 4 * 5;
-
 /// How long a datagram may take there and back.
 const ECHO_LIMIT: Duration = Duration::from_secs(2);
-
-/// What is between the ends.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Arm {
-    /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
-    Redirect,
-    /// The same, but for new MAC addresses: what no router can leave out, and the wait for the
-    /// packet's first bytes with it.
-    Readdress,
-    /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does,
-    /// without NAT.
-    Fib,
-    /// The daemon of this repository.
-    PlsRouter,
-    /// Another build of it.
-    Beside,
-    /// The kernel's NAT by nftables: DNAT and masquerade.
-    Nftables,
-    /// The same by iptables.
-    Iptables,
-    /// The kernel's forwarding, without NAT.
-    Kernel,
-}
-
-impl Arm {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Redirect,
-        Self::Readdress,
-        Self::Fib,
-        Self::PlsRouter,
-        Self::Beside,
-        Self::Nftables,
-        Self::Iptables,
-        Self::Kernel,
-    ];
-
-    /// As namespaces and devices are named.
-    const fn letter(self) -> char {
-        match self {
-            Self::Redirect => 'r',
-            Self::Readdress => 'a',
-            Self::Fib => 'f',
-            Self::PlsRouter => 'p',
-            Self::Beside => 'b',
-            Self::Nftables => 'n',
-            Self::Iptables => 'i',
-            Self::Kernel => 'k',
-        }
-    }
-
-    /// Whether packets are forwarded by an XDP program.
-    pub(crate) const fn is_xdp(self) -> bool {
-        !self.is_kernel()
-    }
-
-    /// Whether packets go to the router's own address, and are translated there.
-    pub(crate) const fn translates(self) -> bool {
-        self.is_pls_router() || self.tracks()
-    }
-
-    const fn is_pls_router(self) -> bool {
-        matches!(self, Self::PlsRouter | Self::Beside)
-    }
-
-    /// Whether the kernel's connection tracking is at work.
-    const fn tracks(self) -> bool {
-        matches!(self, Self::Nftables | Self::Iptables)
-    }
-
-    /// Whether the kernel forwards, and no program.
-    const fn is_kernel(self) -> bool {
-        self.tracks() || matches!(self, Self::Kernel)
-    }
-}
-
-impl fmt::Display for Arm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Redirect => "no-op",
-            Self::Readdress => "MAC addresses",
-            Self::Fib => "xdp fib, no NAT",
-            Self::PlsRouter => "pls-router",
-            Self::Beside => "beside",
-            Self::Nftables => "nftables NAT",
-            Self::Iptables => "iptables NAT",
-            Self::Kernel => "kernel, no NAT",
-        })
-    }
-}
-
-/// Which way packets go.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Direction {
-    /// From the clients to the target.
-    Forward,
-    /// Back.
-    Reply,
-}
-
-/// How the router is connected.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Wires {
-    /// By two NICs.
-    Two,
-    /// By one NIC, which packets leave by as well.
-    One,
-    /// By two NICs with two queues each.
-    TwoQueues,
-}
-
-/// What is sent along a path.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Traffic {
-    /// Packets of our generator, dropped at the far end.
-    Packets(Wires),
-    /// The same, and our probes, which are turned round at the far end.
-    Probes,
-    /// None: the daemon is what is measured, at its default size.
-    Nothing,
-    /// Datagrams between two network stacks.
-    Datagrams,
-    /// TCP between two network stacks.
-    Tcp(Offloads),
-}
-
-impl Traffic {
-    /// As namespaces and devices are named.
-    const fn letter(self) -> char {
-        match self {
-            Self::Packets(Wires::Two) => 'u',
-            Self::Packets(Wires::One) => 'o',
-            Self::Packets(Wires::TwoQueues) => 'q',
-            Self::Probes => 'l',
-            Self::Datagrams => 's',
-            Self::Nothing => 'z',
-            Self::Tcp(Offloads::Off) => 't',
-            Self::Tcp(Offloads::Default) => 'd',
-        }
-    }
-}
-
-/// What the NICs at the two ends do for their hosts.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Offloads {
-    /// Nothing: every packet is one of the wire's.
-    Off,
-    /// What a veth does when it is new: super-frames and unfinished checksums, which no wire
-    /// carries.
-    Default,
-}
 
 /// A path that is up.
 pub(crate) struct Path {
@@ -374,7 +203,8 @@ impl Path {
             Arm::Readdress => program = Some(Attached::readdress(router, [in_device, out_device])?),
             Arm::Fib => program = Some(Attached::route(router, [in_device, out_device])?),
             Arm::PlsRouter | Arm::Beside => {
-                let mut installed = Daemon::configure(setup, self)?;
+                let mut installed =
+                    Daemon::configure(setup, arm, self.traffic, &self.tag, [in_device, out_device])?;
                 installed.start(&setup.state, router)?;
                 daemon = Some(installed);
             }
@@ -550,14 +380,6 @@ impl Path {
         let name = rule_name(transport);
         let rule = counters.rules.into_iter().find(|rule| rule.name == name);
         rule.context("pls-router does not count the bench's rule")
-    }
-}
-
-/// The rule that the bench's packets go by.
-const fn rule_name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Udp => "bench",
-        Transport::Tcp => "bench-tcp",
     }
 }
 

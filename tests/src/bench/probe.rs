@@ -17,9 +17,9 @@ use lab::{Namespace, wait};
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    ends::{self, End},
     frames::{Headers, PORT},
     histogram::{BUCKETS, Histogram},
+    labtools::{self, End},
     traffic::HEAD,
 };
 
@@ -71,11 +71,11 @@ pub(crate) struct ProbeMaps {
 impl ProbeMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
-            epoch: ends::map(ebpf, "PROBE_EPOCH")?,
-            times: ends::map(ebpf, "PROBE_TIMES")?,
-            probes: ends::map(ebpf, "PROBES")?,
-            every: ends::map(ebpf, "PROBE_EVERY")?,
-            turns: ends::map(ebpf, "PROBE_TURNS")?,
+            epoch: labtools::map(ebpf, "PROBE_EPOCH")?,
+            times: labtools::map(ebpf, "PROBE_TIMES")?,
+            probes: labtools::map(ebpf, "PROBES")?,
+            every: labtools::map(ebpf, "PROBE_EVERY")?,
+            turns: labtools::map(ebpf, "PROBE_TURNS")?,
         })
     }
 }
@@ -103,8 +103,8 @@ impl Prober {
     /// From this end, with such headers.
     pub(crate) fn new(end: End<'_>, headers: &Headers, maps: ProbeMaps) -> Result<Self> {
         let frame = frame(headers)?;
-        let mut ebpf = ends::load_with(&mut settings(&frame))?;
-        ends::program(&mut ebpf, "ping")?;
+        let mut ebpf = labtools::load_with(&mut settings(&frame))?;
+        labtools::program(&mut ebpf, "ping")?;
         let device = end
             .namespace
             .inside(|| if_nametoindex(end.device))?

@@ -15,8 +15,8 @@ use self::{
     size::Size,
 };
 use super::{
-    Setup, progress,
-    report::{Spread, line},
+    setup::{Setup, progress},
+    spread::{Spread, line},
 };
 
 /// What was measured.

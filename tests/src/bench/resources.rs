@@ -21,12 +21,14 @@ use serde::Serialize;
 
 use self::usage::{MapMemory, Memory};
 use super::{
-    Setup, cpu,
+    arms::{Arm, Traffic, Wires},
+    cpu,
+    daemon::{Daemon, Started},
     ends::{MAX_SESSIONS, Pacing},
     forward::{self, Load},
-    path::{Arm, Daemon, Path, Started, Traffic, Wires},
-    progress,
-    report::{Spread, line},
+    path::Path,
+    setup::{Setup, progress},
+    spread::{Spread, line},
 };
 
 /// How many sessions the daemon has to look after,

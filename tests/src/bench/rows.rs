@@ -6,11 +6,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Setup,
+    arms::Arm,
     forward::{Bench, Load, Run},
-    path::Arm,
-    progress,
-    report::{Spread, line, ratio},
+    setup::{Setup, progress},
+    spread::{Spread, line, ratio},
 };
 
 /// Sent before a timed window begins, once all sessions are open.

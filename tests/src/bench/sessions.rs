@@ -10,13 +10,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Setup,
+    arms::{Arm, Wires},
     forward::{Bench, Burst, flows},
     packets::{MAIN, bring_up},
-    path::{Arm, Wires},
-    progress,
-    report::{Spread, line, ratio},
     rows::take_turns,
+    setup::{Setup, progress},
+    spread::{Spread, line, ratio},
     traffic::{Flow, Span},
 };
 

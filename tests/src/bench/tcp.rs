@@ -14,11 +14,13 @@ use lab::{
 use serde::Serialize;
 
 use super::{
-    Setup, cpu,
-    path::{Arm, IPERF_PORT, Offloads, Path, Traffic},
-    progress,
-    report::{Spread, line, ratio},
+    addresses::IPERF_PORT,
+    arms::{Arm, Offloads, Traffic},
+    cpu,
+    path::Path,
     rows::take_turns,
+    setup::{Setup, progress},
+    spread::{Spread, line, ratio},
 };
 
 /// How long the server may take to listen.

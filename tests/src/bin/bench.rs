@@ -17,7 +17,7 @@ use clap::Parser as _;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 fn main() -> ExitCode {
-    let arguments = bench::Arguments::parse();
+    let arguments = bench::arguments::Arguments::parse();
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&interrupted)) {
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let Err(error) = bench::run(&arguments) else { return ExitCode::SUCCESS };
+    let Err(error) = bench::run::run(&arguments) else { return ExitCode::SUCCESS };
     // What the removal of the namespaces breaks is no news. It ends the process.
     while interrupted.load(Ordering::Relaxed) {
         thread::park();

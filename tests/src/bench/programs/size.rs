@@ -9,7 +9,7 @@ use router_common::maps::stages::Stage;
 use router_user::dataplane::{self, Dataplane};
 use serde::Serialize;
 
-use crate::bench::report::line;
+use crate::bench::spread::line;
 
 /// `BPF_JMP | BPF_CALL`, include/uapi/linux/bpf.h.
 const CALL: u8 = 0x85;

@@ -3,7 +3,7 @@
 use std::{
     io::ErrorKind,
     os::unix::net::UnixDatagram,
-    path::{Path as FilePath, PathBuf},
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,12 +11,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lab::{Namespace, Process, state::State};
 
-use super::{Arm, CLIENTS, IPERF_PORT, Path, ROOM, TARGET, Traffic, rule_name};
-use crate::bench::{
-    Setup,
+use super::{
+    addresses::{CLIENTS, IPERF_PORT, TARGET},
+    arms::{Arm, Traffic},
     ends::{LAST_PORT, MAX_SESSIONS},
     frames::{PORT, Transport},
+    setup::Setup,
 };
+
+/// How many sessions pls-router has room for: for the most that are measured, at 80 %.
+const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
 /// How long pls-router gets to be in place.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -44,16 +48,21 @@ pub(crate) struct Started {
 }
 
 impl Daemon {
-    /// The one of a path. It does not run yet.
-    pub(super) fn configure(setup: &Setup, path: &Path) -> Result<Self> {
-        let (in_device, out_device) = (&path.devices[1], path.out_device());
-        let binary = if path.arm == Arm::Beside {
+    /// Returns the daemon of a path between these devices. It does not run yet.
+    pub(crate) fn configure(
+        setup: &Setup,
+        arm: Arm,
+        traffic: Traffic,
+        tag: &str,
+        [in_device, out_device]: [&str; 2],
+    ) -> Result<Self> {
+        let binary = if arm == Arm::Beside {
             setup.beside.as_ref().context("no other pls-router was named")?
         } else {
             &setup.binary
         };
-        let room = if path.traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
-        let (state, tag) = (&setup.state, &path.tag);
+        let room = if traffic == Traffic::Nothing { MAX_SESSIONS } else { ROOM };
+        let state = &setup.state;
         let ports = format!("{PORT}-{LAST_PORT}");
         let rules = [
             (rule_name(Transport::Udp), "udp", ports.clone()),
@@ -99,7 +108,7 @@ impl Daemon {
                 pins.display(),
             ),
         )?;
-        Ok(Self { tag: tag.clone(), binary: binary.clone(), configuration, pins, process: None })
+        Ok(Self { tag: tag.to_owned(), binary: binary.clone(), configuration, pins, process: None })
     }
 
     /// Runs it in this namespace, until it forwards.
@@ -136,7 +145,7 @@ impl Daemon {
     }
 
     /// Where it pins, in a directory for each layout.
-    pub(crate) fn pins(&self) -> &FilePath {
+    pub(crate) fn pins(&self) -> &Path {
         &self.pins
     }
 
@@ -179,4 +188,12 @@ fn wait_for_ready(manager: &UnixDatagram, process: &mut Process, start: Instant)
         }
     }
     bail!("the daemon was not ready within {START_LIMIT:?}; its log:\n{}", process.output())
+}
+
+/// The rule that the bench's packets go by.
+pub(crate) const fn rule_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp => "bench",
+        Transport::Tcp => "bench-tcp",
+    }
 }

@@ -1,0 +1,102 @@
+//! What the bench is asked for.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use super::ends::MAX_SESSIONS;
+
+/// Measures pls-router beside what it replaces, on this machine: packets a second of one core by
+/// sessions, NICs, lengths, protocols and directions, new sessions a second, two cores beside one,
+/// and TCP; nftables and iptables NAT, plain forwarding, and XDP programs that only forward; and
+/// what the programs cost a packet. In network namespaces, which are gone afterwards.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "cargo xtask bench",
+    bin_name = "cargo xtask bench",
+    after_help = "Examples:\n  \
+        cargo xtask bench                         everything, in about ten minutes\n  \
+        cargo xtask bench --quick                 a first impression, in less than two\n  \
+        cargo xtask bench --only packets --flows 1,1000,60000 --json bench.json\n  \
+        cargo xtask bench --only packets --beside ./pls-router-before\n\n\
+        Compare the arms of one run, not one run with another: a virtual machine is not equally fast at all times. Nothing else \
+        should run meanwhile; the table says if something did.\n\n\
+        Exit codes: 0 it was measured; 1 it could not be; 2 wrong usage."
+)]
+pub(crate) struct Arguments {
+    /// Shorter windows, fewer rounds, and not every combination.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Write the results to a file, too, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Another pls-router program, measured beside the first: what a change has brought.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) beside: Option<PathBuf>,
+    /// Rounds of packets; each has every arm once. 5, or 2 with --quick.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) rounds: Option<u16>,
+    /// How long each round's timed window is for each arm. 0.5, or 0.25 with --quick.
+    #[arg(long, value_parser = seconds)]
+    pub(crate) seconds: Option<f64>,
+    /// How many sessions the packets of the first table belong to. 1, 64, 1000, 40000 and 1000000,
+    /// or 64 and 40000 with --quick.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
+    pub(crate) flows: Option<Vec<u32>>,
+    /// Measure only some of it.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Option<Vec<Part>>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=60.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a number from 0.1 to 60".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Part {
+    /// Nanoseconds a packet of the programs.
+    Programs,
+    /// Packets a second of one core, by numbers of sessions.
+    Packets,
+    /// The same with one NIC.
+    OneNic,
+    /// The same by length, protocol and direction.
+    Shapes,
+    /// New sessions a second, also where most SNAT ports are taken.
+    Sessions,
+    /// Packets a second where some open sessions.
+    Mixed,
+    /// Two cores beside one.
+    Cores,
+    /// What the generator's pacing changes. Only if asked for.
+    Pacing,
+    /// How long a packet takes there and back.
+    Latency,
+    /// Memory, starts, and what the daemon does with a million sessions.
+    Resources,
+    /// TCP by iperf3.
+    Tcp,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Programs,
+        Self::Packets,
+        Self::OneNic,
+        Self::Shapes,
+        Self::Sessions,
+        Self::Mixed,
+        Self::Cores,
+        Self::Pacing,
+        Self::Latency,
+        Self::Tcp,
+        Self::Resources,
+    ];
+
+    pub(crate) fn is_default(self) -> bool {
+        self != Self::Pacing
+    }
+}
