@@ -16,10 +16,10 @@ use crate::{
 
 /// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind
 /// it. It is what errors quote (RFC 792).
-pub const ABOUT: usize = IPV4_LENGTH + QUOTED;
+pub const QUOTE_LENGTH: usize = IPV4_LENGTH + QUOTED;
 const QUOTED: usize = 8;
 /// The length of a frame with an ICMP error.
-pub const ERROR_FRAME: usize = ICMP_HEADERS + ABOUT;
+pub const ERROR_FRAME: usize = ICMP_HEADERS + QUOTE_LENGTH;
 /// The length of a frame with a reset: what is the least on an Ethernet, the last bytes are
 /// padding.
 pub const RESET_FRAME: usize = 60;
@@ -61,7 +61,7 @@ impl Error {
 
 /// The answer to a packet that is not forwarded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Told {
+pub struct Reply {
     /// The reason that an answered packet is counted under.
     pub reason: Reason,
     /// By this error.
@@ -85,12 +85,9 @@ pub enum Reset {
 
 /// Returns the answer to a packet that would otherwise be dropped without a word for this reason;
 /// `None` if there is none.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a new reason is silent until it is said here what is told"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a new reason has no reply until it is given one here")]
 #[inline(always)]
-pub const fn told(silent: Reason) -> Option<Told> {
+pub const fn reply_to(silent: Reason) -> Option<Reply> {
     let (reason, error, reset) = match silent {
         Reason::TtlExpired => (Reason::TtlExceeded, Error::TIME_EXCEEDED, Reset::Never),
         Reason::TooBig => (Reason::FragmentationNeeded, Error::too_big(0), Reset::Never),
@@ -107,7 +104,7 @@ pub const fn told(silent: Reason) -> Option<Told> {
         Reason::NoSession => (Reason::SessionUnknown, Error::PROHIBITED, Reset::Always),
         _ => return None,
     };
-    Some(Told { reason, error, reset })
+    Some(Reply { reason, error, reset })
 }
 
 /// Whether an address is one that a single host sends from or is reached by, anywhere.
@@ -118,26 +115,26 @@ const fn is_host(address: Ipv4) -> bool {
 
 /// Returns a packet's source address.
 #[inline(always)]
-pub const fn source(about: &[u8; ABOUT]) -> Ipv4 {
+pub const fn source(about: &[u8; QUOTE_LENGTH]) -> Ipv4 {
     Ipv4(field::<{ ipv4::SOURCE }, 4, _>(about))
 }
 
 /// Returns a packet's destination address.
 #[inline(always)]
-pub const fn destination(about: &[u8; ABOUT]) -> Ipv4 {
+pub const fn destination(about: &[u8; QUOTE_LENGTH]) -> Ipv4 {
     Ipv4(field::<{ ipv4::DESTINATION }, 4, _>(about))
 }
 
 /// Returns flags and fragment offset of a packet.
 #[inline(always)]
-const fn fragment(about: &[u8; ABOUT]) -> u16 {
+const fn fragment(about: &[u8; QUOTE_LENGTH]) -> u16 {
     u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(about))
 }
 
 /// Whether a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it is an ICMP
 /// error itself, a later fragment, or was sent by or to anything but one host.
 #[inline(always)]
-pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> bool {
+pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; QUOTE_LENGTH]) -> bool {
     destination_mac[0] & 1 == 0
         && is_host(source(about))
         && is_host(destination(about))
@@ -148,7 +145,7 @@ pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; ABOUT]) -> b
 /// Writes an ICMP error about a packet, from an address of the router's to who sent it. The
 /// Ethernet addresses are another matter.
 #[inline(always)]
-pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv4, error: Error) {
+pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; QUOTE_LENGTH], from: Ipv4, error: Error) {
     write_ip(frame, ERROR_TOS, Protocol::Icmp, from, source(about));
     let mut header = [0; ICMP_LENGTH];
     header[icmp::TYPE] = error.kind;
@@ -157,10 +154,10 @@ pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; ABOUT], from: Ipv
     let checksum = sum(&header).plus(sum(about)).checksum();
     *field_mut::<{ icmp::CHECKSUM }, 2, _>(&mut header) = checksum;
     *field_mut::<L4, ICMP_LENGTH, _>(frame) = header;
-    *field_mut::<ICMP_HEADERS, ABOUT, _>(frame) = *about;
+    *field_mut::<ICMP_HEADERS, QUOTE_LENGTH, _>(frame) = *about;
 }
 
-/// The part of a TCP segment, besides [`ABOUT`], that a reset is made from: its header from the
+/// The part of a TCP segment, besides [`QUOTE_LENGTH`], that a reset is made from: its header from the
 /// acknowledgement number to the flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment(pub [u8; SEGMENT]);
@@ -193,13 +190,13 @@ impl Segment {
     /// Returns `true` if a reset may answer it: not if it is a reset itself (RFC 9293 3.10.7.1),
     /// nor if it is a fragment, whose acknowledgement is not known.
     #[inline(always)]
-    pub const fn may_be_reset(self, about: &[u8; ABOUT]) -> bool {
+    pub const fn may_be_reset(self, about: &[u8; QUOTE_LENGTH]) -> bool {
         self.flags() & tcp::RST == 0 && fragment(about) & ipv4::MORE_FRAGMENTS == 0
     }
 
     /// Returns its length in sequence numbers: its data, and one each for SYN and FIN.
     #[inline(always)]
-    const fn length(self, about: &[u8; ABOUT]) -> u32 {
+    const fn length(self, about: &[u8; QUOTE_LENGTH]) -> u32 {
         let ip_length = u16::from_be_bytes(field::<{ ipv4::TOTAL_LENGTH }, 2, _>(about));
         let data = ip_length.saturating_sub(IPV4_LENGTH as u16 + self.header_length());
         let flags = self.flags();
@@ -210,7 +207,7 @@ impl Segment {
 /// Writes the reset that answers a segment of no connection (RFC 9293 3.10.7.1), as if the packet's
 /// destination had sent it.
 #[inline(always)]
-pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; ABOUT], segment: Segment) {
+pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; QUOTE_LENGTH], segment: Segment) {
     const SOURCE_PORT: usize = IPV4_LENGTH + tcp_header::SOURCE_PORT;
     const DESTINATION_PORT: usize = IPV4_LENGTH + tcp_header::DESTINATION_PORT;
     let (from, to) = (destination(about), source(about));
@@ -315,11 +312,11 @@ impl Share {
     ///
     /// No source is silenced by others, and none gets so many answers that whoever sends in its
     /// name makes the router a nuisance to it. All together get no more than [`SHARES`] times
-    /// [`Rate::OF_EVERY_SOURCE`], and [`Rate::OF_ALL`].
+    /// [`Rate::GUARANTEED`], and [`Rate::SHARED`].
     #[inline(always)]
     pub fn take(&self, all: &TokenBucket, now: u64) -> bool {
-        self.most.take(now, Rate::OF_A_SOURCE)
-            && (self.least.take(now, Rate::OF_EVERY_SOURCE) || all.take(now, Rate::OF_ALL))
+        self.most.take(now, Rate::PER_SOURCE)
+            && (self.least.take(now, Rate::GUARANTEED) || all.take(now, Rate::SHARED))
     }
 }
 
@@ -332,8 +329,8 @@ mod tests {
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-    fn about(protocol: u8, source: [u8; 4], destination: [u8; 4]) -> [u8; ABOUT] {
-        let mut about = [0; ABOUT];
+    fn about(protocol: u8, source: [u8; 4], destination: [u8; 4]) -> [u8; QUOTE_LENGTH] {
+        let mut about = [0; QUOTE_LENGTH];
         about[0] = 0x45;
         about[3] = 60;
         about[9] = protocol;
@@ -366,11 +363,11 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_is_told_for_something_and_counted_as_one() {
-        let told: Vec<_> = Reason::ALL.iter().filter_map(|silent| told(*silent)).collect();
-        assert!(told.iter().all(|told| told.reason.action() == Action::Answer));
+    fn every_reply_has_a_reason_and_is_counted_as_an_answer() {
+        let replies: Vec<_> = Reason::ALL.iter().filter_map(|silent| reply_to(*silent)).collect();
+        assert!(replies.iter().all(|reply| reply.reason.action() == Action::Answer));
         for reason in Reason::ALL.iter().filter(|reason| reason.action() == Action::Answer) {
-            assert!(told.iter().any(|told| told.reason == *reason), "{reason:?}");
+            assert!(replies.iter().any(|reply| reply.reason == *reason), "{reason:?}");
         }
     }
 
@@ -406,18 +403,18 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "a second of questions of 500 sources")]
     fn a_source_has_a_share_of_the_answers_that_others_cannot_take() {
-        let (least, most) = (Rate::OF_EVERY_SOURCE.burst + 9, Rate::OF_A_SOURCE.burst + 999);
+        let (least, most) = (Rate::GUARANTEED.burst + 9, Rate::PER_SOURCE.burst + 999);
         assert_eq!(a_second_of(1, 100), (most, most));
         assert_eq!(a_second_of(10, 100), (most, most), "there is enough for ten");
         let (fewest, greatest) = a_second_of(500, 3);
         assert!(fewest >= least && greatest <= most, "{fewest}, {greatest}");
         // One that asks now and then is told each time, whatever the others do.
         let (all, start) = (TokenBucket::default(), 5_000_000_000);
-        while all.take(start, Rate::OF_ALL) {}
+        while all.take(start, Rate::SHARED) {}
         let share = Share::default();
-        assert!((0..Rate::OF_EVERY_SOURCE.burst).all(|_| share.take(&all, start)));
+        assert!((0..Rate::GUARANTEED.burst).all(|_| share.take(&all, start)));
         assert!(!share.take(&all, start));
-        assert!(share.take(&all, start + Rate::OF_EVERY_SOURCE.interval));
+        assert!(share.take(&all, start + Rate::GUARANTEED.interval));
     }
 
     #[test]
@@ -433,13 +430,13 @@ mod tests {
         #![proptest_config(crate::effort::cases())]
 
         #[test]
-        fn errors_have_right_checksums(about in any::<[u8; ABOUT]>(), from in any::<[u8; 4]>(), mtu in any::<u16>()) {
+        fn errors_have_right_checksums(about in any::<[u8; QUOTE_LENGTH]>(), from in any::<[u8; 4]>(), mtu in any::<u16>()) {
             let unreachable = [Error::NETWORK_UNREACHABLE, Error::HOST_UNREACHABLE, Error::PORT_UNREACHABLE];
             for error in [Error::TIME_EXCEEDED, Error::PROHIBITED, Error::too_big(mtu)].into_iter().chain(unreachable) {
                 let mut frame = [0xee; ERROR_FRAME];
                 write_error(&mut frame, &about, Ipv4(from), error);
-                prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_intact());
-                prop_assert!(Sum::ZERO.add_bytes(&frame[34..]).is_intact());
+                prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_valid());
+                prop_assert!(Sum::ZERO.add_bytes(&frame[34..]).is_valid());
                 prop_assert_eq!(&frame[42..], &about[..]);
                 prop_assert_eq!(frame[40..42].to_vec(), error.mtu.to_be_bytes());
             }
@@ -447,7 +444,7 @@ mod tests {
 
         #[test]
         fn resets_fit_what_they_answer(
-            about in any::<[u8; ABOUT]>(), words in 5..=15_u8, data in 0..1000_u16, flags in any::<u8>(),
+            about in any::<[u8; QUOTE_LENGTH]>(), words in 5..=15_u8, data in 0..1000_u16, flags in any::<u8>(),
             acknowledgement in any::<u32>(),
         ) {
             let mut about = about;
@@ -455,9 +452,9 @@ mod tests {
             let mut frame = [0xee; RESET_FRAME];
             let [a, b, c, d] = acknowledgement.to_be_bytes();
             write_reset(&mut frame, &about, Segment([a, b, c, d, words << 4, flags]));
-            prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_intact());
+            prop_assert!(Sum::ZERO.add_bytes(&frame[14..34]).is_valid());
             let pseudo = [&frame[26..34], &[0, 6, 0, 20]].concat();
-            prop_assert!(Sum::ZERO.add_bytes(&pseudo).add_bytes(&frame[34..54]).is_intact());
+            prop_assert!(Sum::ZERO.add_bytes(&pseudo).add_bytes(&frame[34..54]).is_valid());
             let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
             let (sequence, acknowledged) = (number(&frame[38..42]), number(&frame[42..46]));
             if flags & tcp::ACK != 0 {

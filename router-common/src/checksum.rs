@@ -102,13 +102,13 @@ impl Sum {
 
     /// What `bpf_csum_diff` has summed up: words of 32 bits, carries included.
     #[inline(always)]
-    pub const fn of_kernel(sum: u32) -> Self {
+    pub const fn from_kernel(sum: u32) -> Self {
         Self(sum as u64)
     }
 
     /// Whether words that have their own checksum among them are as they were when it was computed.
     #[inline(always)]
-    pub const fn is_intact(self) -> bool {
+    pub const fn is_valid(self) -> bool {
         self.fold() == 0xffff
     }
 
@@ -121,7 +121,7 @@ impl Sum {
     /// The words' sum itself, and not its complement: what a sender leaves in the place of a
     /// checksum that somebody else finishes.
     #[inline(always)]
-    pub const fn unfinished(self) -> [u8; 2] {
+    pub const fn partial(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
     }
 
@@ -236,10 +236,10 @@ mod tests {
         {
             assert_eq!(u64::from(Sum(sum).fold()) % 0xffff, sum % 0xffff, "{sum:#x}");
             assert_ne!(Sum(sum).fold(), 0, "only nothing sums up to +0");
-            assert_eq!(Sum(sum).is_intact(), sum % 0xffff == 0, "{sum:#x}");
-            assert!(Sum(sum - sum % 0xffff).is_intact(), "{sum:#x}");
+            assert_eq!(Sum(sum).is_valid(), sum % 0xffff == 0, "{sum:#x}");
+            assert!(Sum(sum - sum % 0xffff).is_valid(), "{sum:#x}");
         }
-        assert!(!Sum::ZERO.is_intact());
+        assert!(!Sum::ZERO.is_valid());
     }
 
     proptest! {

@@ -45,7 +45,7 @@ impl NextHop {
 
     /// Whether this was resolved in this generation.
     #[inline(always)]
-    pub const fn is_of(&self, generation: u32) -> bool {
+    pub const fn is_current(&self, generation: u32) -> bool {
         self.generation as u32 == generation
     }
 }
@@ -159,7 +159,7 @@ pub struct FlowRecord {
 impl FlowEntry {
     /// Makes this a copy of another one.
     #[inline(always)]
-    pub(crate) fn overwrite(&self, from: &Self) {
+    pub(crate) fn copy_from(&self, from: &Self) {
         self.addresses.set(from.addresses.get());
         self.opened_and_packets.0.set(from.opened_and_packets.0.get());
         self.sent_and_bytes.0.set(from.sent_and_bytes.0.get());

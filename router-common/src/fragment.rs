@@ -25,27 +25,27 @@ const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
 /// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for
 /// longer (RFC 1122 3.3.2), but a router that does refuses the next datagram with the same
 /// identification, and at full speed they all come round within a second.
-pub const PATIENCE: u32 = 2000;
+pub const TIMEOUT: u32 = 2000;
 
 /// Datagrams of one source that can be on their way at once, in either of the lists of them.
 /// Beyond, its oldest is forgotten.
-pub const OF_A_SOURCE: u32 = 128;
+pub const DATAGRAMS_PER_SOURCE: u32 = 128;
 /// Places that are looked at for one whose datagram has gone, before a source's oldest is
 /// forgotten.
-pub const LOOKED_AT: u32 = 8;
+pub const PROBES: u32 = 8;
 /// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses.
 /// Sources that lead to the same one share it.
-pub const SOURCES: u32 = 256;
+pub const SOURCE_SLOTS: u32 = 256;
 /// Fragments of a source that are held for coming before their datagram's first: nearly three
 /// datagrams of the largest size at once, and 4,000 fragments a second.
-pub const EARLY: Rate = Rate { burst: 128, interval: 250_000 };
+pub const EARLY_RATE: Rate = Rate { burst: 128, interval: 250_000 };
 /// In how many places that is kept to.
-pub const EARLY_SHARES: u32 = 4096;
+pub const EARLY_SLOTS: u32 = 4096;
 
 /// In which of all places a source's `number`-th datagram is kept.
 #[inline(always)]
-pub const fn place_of(hash: u32, number: u32) -> u32 {
-    hash % SOURCES * OF_A_SOURCE + number % OF_A_SOURCE
+pub const fn slot_of(hash: u32, number: u32) -> u32 {
+    hash % SOURCE_SLOTS * DATAGRAMS_PER_SOURCE + number % DATAGRAMS_PER_SOURCE
 }
 
 /// Returns the length of the IP packet in bytes, as its header says.
@@ -90,7 +90,7 @@ impl FragmentKey {
 
     /// Whether this may be a datagram of that flow.
     #[inline(always)]
-    pub fn is_of(&self, flow: &FlowKey) -> bool {
+    pub fn matches(&self, flow: &FlowKey) -> bool {
         self.source == flow.source
             && self.destination == flow.destination
             && self.protocol == flow.protocol_number()
@@ -264,7 +264,7 @@ impl Datagram {
     pub fn is_stale(&self, now: u32) -> bool {
         // Another CPU's clock may have been read a moment later. No more than a moment:
         // milliseconds go round in 50 days, and what is left of a datagram may stay as long.
-        now.wrapping_sub(self.seen.load()).wrapping_add(PATIENCE) > 2 * PATIENCE
+        now.wrapping_sub(self.seen.load()).wrapping_add(TIMEOUT) > 2 * TIMEOUT
     }
 
     /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come:
@@ -389,12 +389,12 @@ mod tests {
 
     #[test]
     fn a_source_takes_the_place_of_its_own_oldest() {
-        for hash in [0, 1, SOURCES - 1, SOURCES, u32::MAX] {
-            let places: std::collections::HashSet<_> = (0..OF_A_SOURCE)
-                .map(|number| place_of(hash, u32::wrapping_add(u32::MAX - 5, number)))
+        for hash in [0, 1, SOURCE_SLOTS - 1, SOURCE_SLOTS, u32::MAX] {
+            let places: std::collections::HashSet<_> = (0..DATAGRAMS_PER_SOURCE)
+                .map(|number| slot_of(hash, u32::wrapping_add(u32::MAX - 5, number)))
                 .collect();
-            assert_eq!(places.len(), OF_A_SOURCE as usize);
-            assert!(places.iter().all(|place| place / OF_A_SOURCE == hash % SOURCES));
+            assert_eq!(places.len(), DATAGRAMS_PER_SOURCE as usize);
+            assert!(places.iter().all(|place| place / DATAGRAMS_PER_SOURCE == hash % SOURCE_SLOTS));
         }
     }
 
@@ -407,7 +407,7 @@ mod tests {
         let seen = 5_000;
         let datagram = Datagram::new(&flow, Reason::Forwarded, seen);
         for (later, stale) in
-            [(0, false), (PATIENCE, false), (PATIENCE + 1, true), (1 << 31, true), (3 << 30, true)]
+            [(0, false), (TIMEOUT, false), (TIMEOUT + 1, true), (1 << 31, true), (3 << 30, true)]
         {
             assert_eq!(datagram.is_stale(seen.wrapping_add(later)), stale, "{later} ms later");
         }
@@ -473,10 +473,10 @@ mod tests {
     fn datagrams_grow_stale() {
         let datagram = datagram(u32::MAX - 5);
         assert!(!datagram.is_stale(u32::MAX - 6), "by another CPU's clock");
-        assert!(!datagram.is_stale(PATIENCE - 6));
-        assert!(datagram.is_stale(PATIENCE - 5));
+        assert!(!datagram.is_stale(TIMEOUT - 6));
+        assert!(datagram.is_stale(TIMEOUT - 5));
         datagram.cover(&piece(0, 8, 16), 10);
-        assert!(!datagram.is_stale(PATIENCE + 10));
+        assert!(!datagram.is_stale(TIMEOUT + 10));
     }
 
     #[test]

@@ -376,7 +376,7 @@ mod tests {
                 });
             }
             prop_assert_eq!(&before[HEAD.min(length)..], &message.bytes[HEAD.min(length)..]);
-            prop_assert!(Sum::ZERO.add_bytes(&message.bytes[..length]).is_intact());
+            prop_assert!(Sum::ZERO.add_bytes(&message.bytes[..length]).is_valid());
         }
     }
 }

@@ -45,7 +45,7 @@ pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
 
 /// The tuple of a TCP or UDP packet with IP options, if the frame is long enough for it.
 #[inline(always)]
-pub fn key_behind_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
+pub fn key_after_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
     let (source, destination) = addresses(frame)?;
     let [first] = *frame.bytes::<1>(ip(ipv4::VERSION))?;
     let protocol = match Protocol::from_number(frame.bytes::<1>(ip(ipv4::PROTOCOL))?[0])? {
@@ -118,7 +118,7 @@ impl Packet {
 /// that its target will not even look at is not to take a port for minutes, nor to make the target
 /// look dead.
 #[inline(always)]
-pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
+pub fn syn_checksum_is_valid(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     const WORDS: usize = 15;
     let length = usize::from(packet.ip_length).wrapping_sub(IPV4_LENGTH);
     let is_bare = !packet.is_fragment && length <= WORDS * 4 && length & 3 == 0;
@@ -134,7 +134,7 @@ pub fn opening_is_intact(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool
         }
         word += 1;
     }
-    sum.is_intact()
+    sum.is_valid()
 }
 
 /// The sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768), `length`
@@ -148,7 +148,7 @@ pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length
 /// header, as a stack leaves it there for hardware to finish (`CHECKSUM_PARTIAL`,
 /// include/linux/skbuff.h).
 #[inline(always)]
-pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
+pub fn has_partial_checksum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     let checksum: Option<&[u8; 2]> = match packet.protocol {
         Protocol::Tcp => frame.bytes(l4(wire::tcp::CHECKSUM)),
         Protocol::Udp => frame.bytes(l4(udp::CHECKSUM)),
@@ -156,16 +156,16 @@ pub fn holds_pseudo_header_sum(frame: &(impl Frame + ?Sized), packet: &Packet) -
     };
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
     let sum = pseudo_header(packet.key.source, packet.key.destination, packet.protocol, length);
-    checksum.is_some_and(|checksum| *checksum == sum.unfinished())
+    checksum.is_some_and(|checksum| *checksum == sum.partial())
 }
 
 /// Puts the sum of the pseudo header that a packet has now where its TCP or UDP checksum is, for
 /// hardware or the kernel to finish. `None` if the frame has become shorter.
 #[inline(always)]
-pub fn put_pseudo_header_sum(frame: &mut (impl Frame + ?Sized), packet: &Packet) -> Option<()> {
+pub fn write_partial_checksum(frame: &mut (impl Frame + ?Sized), packet: &Packet) -> Option<()> {
     let (source, destination) = addresses(frame)?;
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
-    let sum = pseudo_header(source, destination, packet.protocol, length).unfinished();
+    let sum = pseudo_header(source, destination, packet.protocol, length).partial();
     match packet.protocol {
         Protocol::Tcp => *frame.bytes_mut(l4(wire::tcp::CHECKSUM))? = sum,
         Protocol::Udp => *frame.bytes_mut(l4(udp::CHECKSUM))? = sum,
@@ -302,7 +302,7 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     // RFC 1812 5.2.2: a router verifies this one. The transport's checksum is its ends' business.
     let (source, destination) = (addresses as u32, (addresses >> 32) as u32);
     let words = [start, middle, end, source, destination];
-    if !words.iter().fold(Sum::ZERO, |sum, pair| sum.add_pair(pair.to_le_bytes())).is_intact() {
+    if !words.iter().fold(Sum::ZERO, |sum, pair| sum.add_pair(pair.to_le_bytes())).is_valid() {
         return Err(Reason::BadChecksum);
     }
     let [_, _, fragment @ ..] = middle.to_le_bytes();

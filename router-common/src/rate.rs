@@ -13,11 +13,11 @@ pub struct Rate {
 
 impl Rate {
     /// Answers of a kind to one source: 1,000 a second.
-    pub const OF_A_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
+    pub const PER_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
     /// Of these, the answers that every source gets, however many others are answered: 10 a second.
-    pub const OF_EVERY_SOURCE: Self = Self { burst: 10, interval: 100_000_000 };
+    pub const GUARANTEED: Self = Self { burst: 10, interval: 100_000_000 };
     /// Answers of a kind beyond these, to all sources together: 10,000 a second.
-    pub const OF_ALL: Self = Self { burst: 1_000, interval: 100_000 };
+    pub const SHARED: Self = Self { burst: 1_000, interval: 100_000 };
 }
 
 /// Keeps something to a [`Rate`], in memory that all CPUs share.
@@ -34,7 +34,7 @@ impl TokenBucket {
 
     /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).
     #[inline(always)]
-    pub fn has_one(&self, now: u64, rate: Rate) -> bool {
+    pub fn has_token(&self, now: u64, rate: Rate) -> bool {
         Self::is_one_in(self.full.load(), now, rate)
     }
 
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_a_rate() {
-        let (bucket, rate) = (TokenBucket::default(), Rate::OF_A_SOURCE);
+        let (bucket, rate) = (TokenBucket::default(), Rate::PER_SOURCE);
         let start = 5_000_000_000;
         let burst = (0..2 * rate.burst).filter(|_| bucket.take(start, rate)).count() as u64;
         assert_eq!(burst, rate.burst);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn cpus_that_take_at_once_get_no_more_than_there_is() {
-        let (bucket, rate, start) = (TokenBucket::default(), Rate::OF_ALL, 5_000_000_000);
+        let (bucket, rate, start) = (TokenBucket::default(), Rate::SHARED, 5_000_000_000);
         let tries = tries(100_000, 600);
         let take = || (0..tries).filter(|_| bucket.take(start, rate)).count() as u64;
         let taken: u64 = std::thread::scope(|scope| {

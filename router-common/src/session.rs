@@ -23,7 +23,7 @@
 //! path, and nothing that is sent with them ends the session.
 //!
 //! The fast path sees one flow's entry. What it takes over without a look at the other
-//! ([`End::goes_on`]) is what goes on from where this very end was last: both numbers of a segment
+//! ([`End::continues`]) is what goes on from where this very end was last: both numbers of a segment
 //! have to, which is one guess in 2^27 and more.
 
 use crate::{
@@ -71,7 +71,7 @@ impl Seen {
     /// With marks of what the other direction has shown, so that one look tells how long the
     /// session may be idle.
     #[inline(always)]
-    pub const fn beside(self, other: Self) -> Self {
+    pub const fn with_other(self, other: Self) -> Self {
         let mut marks = 0;
         if other.any(tcp::FIN) {
             marks |= Self::OTHER_FIN;
@@ -97,7 +97,7 @@ impl Seen {
 
     /// As if it had shown a reset as well, exactly where the other end expected it.
     #[inline(always)]
-    pub const fn and_reset(self) -> Self {
+    pub const fn with_reset(self) -> Self {
         self.without(Self::RESET_AHEAD).and(tcp::RST)
     }
 
@@ -111,7 +111,7 @@ impl Seen {
     const OTHER_FIN: u8 = 0x80;
     const OTHER_RST: u8 = 0x40;
     const OTHER_SILENT: u8 = 0x20;
-    /// Of a client: the numbers of both ends were adopted without proof ([`Step::into_another`]).
+    /// Of a client: the numbers of both ends were adopted without proof ([`Step::into_new_connection`]).
     const ADOPTED: u8 = 0x10;
     /// Its reset was not exactly where the other end expected it: see [`Track::after`].
     const RESET_AHEAD: u8 = 0x08;
@@ -145,7 +145,7 @@ pub struct Segment {
 impl Segment {
     /// The sequence number behind its SYN, or its own where it has none.
     #[inline(always)]
-    pub const fn behind_syn(&self) -> u32 {
+    pub const fn after_syn(&self) -> u32 {
         self.sequence.wrapping_add((self.flags & tcp::SYN != 0) as u32)
     }
 
@@ -185,7 +185,7 @@ impl End {
     /// expects `acknowledgement`, and has sent as far as the upper half of `sequence`. If not, only
     /// a look at the other end tells ([`Track::fits`]).
     #[inline(always)]
-    pub const fn goes_on(expects: u32, sent: u16, sequence: u32, acknowledgement: u32) -> bool {
+    pub const fn continues(expects: u32, sent: u16, sequence: u32, acknowledgement: u32) -> bool {
         acknowledgement.wrapping_sub(expects) < Self::STEP
             && sequence.wrapping_sub((sent as u32) << 16) < Self::REACH
     }
@@ -213,7 +213,7 @@ pub struct Moves {
     pub sender_expects: bool,
     /// Its sender has sent as far as its sequence number.
     pub sender_sent: bool,
-    /// Its receiver expects what is behind its SYN ([`Segment::behind_syn`]).
+    /// Its receiver expects what is behind its SYN ([`Segment::after_syn`]).
     pub receiver_expects: bool,
     /// Its receiver has sent as far as what it acknowledges.
     pub receiver_sent: bool,
@@ -234,7 +234,7 @@ pub enum Window {
     /// They do not: somebody else has sent it, or it is of another connection of the same tuple.
     Outside,
     /// It says nothing: its sender may not know the numbers yet (SYN), nor any more (RST).
-    Unsaid,
+    Unknown,
 }
 
 /// The outcome of a segment for a connection.
@@ -253,7 +253,7 @@ impl Step {
     /// segment with the flag ACK seems to be of: where both ends have sent segments out of window
     /// for [`RESYNCHRONISES_AFTER`] ticks each.
     #[inline(always)]
-    pub const fn into_another() -> Self {
+    pub const fn into_new_connection() -> Self {
         let client = End { seen: Seen::SYN.and(Seen::ADOPTED), ..End::NEW };
         let target = End { seen: Seen::SYN, ..End::NEW };
         let track = Track { client, target, opening: false };
@@ -343,7 +343,7 @@ impl Track {
         let (mut sender, mut receiver) = self.ends(segment.direction);
         let mut next = self;
         let mut moves = Moves::NONE;
-        let mut window = Window::Unsaid;
+        let mut window = Window::Unknown;
         let fits = self.fits(segment);
         let is_client = matches!(segment.direction, Direction::Forward);
         let flags = segment.flags;
@@ -359,7 +359,7 @@ impl Track {
                 && flags & tcp::ACK != 0
                 && segment.acknowledgement == sender.expects;
             if is_exact || refuses {
-                sender.seen = sender.seen.and_reset();
+                sender.seen = sender.seen.with_reset();
                 next.opening &= is_client;
             } else if fits
                 && !is_adopted
@@ -443,7 +443,7 @@ impl Track {
             sender.sent = (segment.sequence >> 16) as u16;
         }
         if moves.receiver_expects {
-            receiver.expects = segment.behind_syn();
+            receiver.expects = segment.after_syn();
         }
         if moves.receiver_sent {
             receiver.sent = (segment.acknowledgement >> 16) as u16;
@@ -503,7 +503,7 @@ impl Connection {
     /// Returns `true` if the connection has ended, and not just by a reset that was ahead of data:
     /// its receiver has not said yet what it makes of that.
     #[inline(always)]
-    pub const fn is_over_for_certain(&self) -> bool {
+    pub const fn is_certainly_over(&self) -> bool {
         self.forward.has_reset()
             || self.reply.has_reset()
             || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
@@ -619,7 +619,7 @@ mod tests {
             let own = usize::from(!is_client);
             let is_fast = segment.flags & (Seen::FLAGS | tcp::ACK) == tcp::ACK && notes.known[own];
             let end = if is_client { &mut track.client } else { &mut track.target };
-            if is_fast && End::goes_on(end.expects, end.sent, segment.sequence, segment.acknowledgement) {
+            if is_fast && End::continues(end.expects, end.sent, segment.sequence, segment.acknowledgement) {
                 (end.expects, end.sent) = (segment.acknowledgement, (segment.sequence >> 16) as u16);
                 return;
             }
@@ -627,10 +627,10 @@ mod tests {
             if matches!(step.window, Window::Outside)
                 && notes.ticks.iter().all(|ticks| *ticks >= RESYNCHRONISES_AFTER)
             {
-                step = Step::into_another();
+                step = Step::into_new_connection();
             }
             *track = step.track.moved(segment, step.moves);
-            track.client.seen = track.client.seen.beside(track.target.seen);
+            track.client.seen = track.client.seen.with_other(track.target.seen);
             let is_outside = matches!(step.window, Window::Outside);
             match step.window {
                 Window::Inside => notes.ticks = [0; 2],
@@ -638,7 +638,7 @@ mod tests {
                     notes.ticks[own] += 1;
                     notes.last[own] = notes.now;
                 }
-                Window::Outside | Window::Unsaid => {}
+                Window::Outside | Window::Unknown => {}
             }
             let is_over = track.connection().is_over();
             if is_over || is_outside {
@@ -1033,15 +1033,15 @@ mod tests {
                 ..ahead
             });
             let connection = talk.middle.0.connection();
-            assert!(connection.is_over() && !connection.is_over_for_certain(), "{direction:?}");
+            assert!(connection.is_over() && !connection.is_certainly_over(), "{direction:?}");
             talk.say(direction, tcp::RST, 0);
-            assert!(talk.middle.0.connection().is_over_for_certain());
+            assert!(talk.middle.0.connection().is_certainly_over());
         }
         let mut talk = Talk::established();
         talk.say(Forward, FIN_ACK, 0);
         assert!(!talk.middle.0.connection().is_over());
         talk.say(Reply, FIN_ACK, 0);
-        assert!(talk.middle.0.connection().is_over_for_certain());
+        assert!(talk.middle.0.connection().is_certainly_over());
     }
 
     /// Of data that its receiver has acknowledged, nothing follows about the FIN behind it.

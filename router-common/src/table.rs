@@ -128,7 +128,7 @@ impl Regions {
     pub const fn of(sessions: u32) -> Option<Self> {
         match sessions.checked_mul(SLOTS_PER_SESSION) {
             Some(homes) if homes <= NEAR_HOMES => Some(Self { near: homes, far: 0 }),
-            Some(homes) if homes < NOWHERE - NEAR_HOMES - 2 * CHAIN => {
+            Some(homes) if homes < NO_SLOT - NEAR_HOMES - 2 * CHAIN => {
                 Some(Self { near: NEAR_HOMES, far: homes })
             }
             _ => None,
@@ -170,11 +170,11 @@ impl Regions {
         Self::place(hash, self.near)
     }
 
-    /// Where the other one starts, or [`NOWHERE`].
+    /// Where the other one starts, or [`NO_SLOT`].
     #[inline(always)]
     pub const fn far_home(&self, hash: u32) -> u32 {
         if self.far == 0 {
-            return NOWHERE;
+            return NO_SLOT;
         }
         Self::place(hash, self.far).wrapping_add(self.near).wrapping_add(CHAIN)
     }
@@ -307,7 +307,7 @@ impl Tag {
     /// The same flow, whose packets come in by the clients' side only
     /// ([`Side`](crate::maps::settings::Side)) if `only` is `true`.
     #[inline(always)]
-    pub const fn by_clients_side(self, only: bool) -> Self {
+    pub const fn for_clients_side(self, only: bool) -> Self {
         Self(self.0 & !(1 << Self::CLIENTS_SIDE_SHIFT) | (only as u32) << Self::CLIENTS_SIDE_SHIFT)
     }
 
@@ -325,7 +325,7 @@ impl Tag {
 
     /// The same flow, whose packets have shown this.
     #[inline(always)]
-    pub const fn showing(self, seen: Seen) -> Self {
+    pub const fn with_seen(self, seen: Seen) -> Self {
         Self(self.0 & !(0xff << Self::SEEN_SHIFT) | (seen.bits() as u32) << Self::SEEN_SHIFT)
     }
 
@@ -513,7 +513,7 @@ impl Slot {
     pub fn write(&self, key: &FlowKey, tag: Tag, entry: &FlowEntry) {
         self.addresses.set(key.addresses());
         self.ports.set(key.ports());
-        self.entry.overwrite(entry);
+        self.entry.copy_from(entry);
         // A swap and not a store: nobody may see this after what the writer looks at next.
         self.tag.swap(tag.0);
     }
@@ -589,8 +589,8 @@ impl Slot {
     #[inline(always)]
     pub fn start_over(&self, seen: Tag, rule: u16, now: Ticks) -> bool {
         let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true)
-            .by_clients_side(seen.is_by_clients_side())
-            .showing(Seen::SYN);
+            .for_clients_side(seen.is_by_clients_side())
+            .with_seen(Seen::SYN);
         let is_first = self.change_tag(seen, tag.in_state(SlotState::Live));
         if is_first {
             self.entry.start_over(now);
@@ -600,7 +600,7 @@ impl Slot {
 
     /// Has the reply flow follow a session that has started over.
     #[inline(always)]
-    pub fn follow_start(&self, rule: u16, now: Ticks) {
+    pub fn start_reply_over(&self, rule: u16, now: Ticks) {
         self.entry.start_over(now);
         for _ in 0..ATTEMPTS {
             let seen = self.tag();
@@ -624,7 +624,7 @@ impl Slot {
     /// Retires a live flow of this key, after a few attempts at most; whether it was this call that
     /// did.
     #[inline(always)]
-    pub fn retire_soon(&self, key: &FlowKey, now: Ticks) -> bool {
+    pub fn try_retire(&self, key: &FlowKey, now: Ticks) -> bool {
         if !self.is_flow(key) {
             return false;
         }
@@ -649,7 +649,7 @@ impl Slot {
     }
 
     /// Lets go of a held key. Only the sweep does.
-    pub fn let_go(&self, held: Tag, now: Ticks) -> bool {
+    pub fn release_key(&self, held: Tag, now: Ticks) -> bool {
         self.entry.set_last_seen(now);
         self.change_tag(held, held.retired())
     }
@@ -683,7 +683,7 @@ impl Slot {
     }
 
     /// Returns `true` if it is known where the flow's packets leave, but not in this generation.
-    pub fn is_out_of_date(&self, generation: u32) -> bool {
+    pub fn has_stale_next_hop(&self, generation: u32) -> bool {
         let known = u32::from(self.entry.next_hop_generation());
         known != 0 && known != generation
     }
@@ -751,24 +751,24 @@ pub struct Search {
     home: Cell<u32>,
     /// How many slots it has.
     length: Cell<u32>,
-    /// Where the next one starts, or [`NOWHERE`].
+    /// Where the next one starts, or [`NO_SLOT`].
     next: Cell<u32>,
     /// How many slots that has.
     next_length: Cell<u32>,
-    /// Where the key was found, or [`NOWHERE`].
+    /// Where the key was found, or [`NO_SLOT`].
     found: Cell<u32>,
     /// The first slot that may be claimed, if there is one.
     free: Cell<Vacancy>,
-    /// The slot to leave out, or [`NOWHERE`].
+    /// The slot to leave out, or [`NO_SLOT`].
     mine: Cell<u32>,
     /// 1 if something was met of which could not be told whose it is.
-    doubt: Cell<u32>,
+    contended: Cell<u32>,
     /// 1 if the slot to leave out was met.
-    met_mine: Cell<u32>,
+    met_own: Cell<u32>,
 }
 
 /// No slot.
-pub const NOWHERE: u32 = u32::MAX;
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// Where a flow may be put: what a walk along its key's chains has found. May be kept while other
 /// things are done: whether the flow may still be put there is found out by the walk behind the
@@ -776,7 +776,7 @@ pub const NOWHERE: u32 = u32::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vacancy {
-    /// The slot, or [`NOWHERE`].
+    /// The slot, or [`NO_SLOT`].
     pub index: u32,
     /// The tag that was seen there.
     pub tag: Tag,
@@ -784,9 +784,9 @@ pub struct Vacancy {
 
 impl Vacancy {
     /// It has yet to be looked for.
-    pub const UNKNOWN: Self = Self { index: NOWHERE, tag: Tag::EMPTY };
+    pub const UNKNOWN: Self = Self { index: NO_SLOT, tag: Tag::EMPTY };
     /// There is none while the key is held.
-    pub const HELD: Self = Self { index: NOWHERE, tag: Tag::HELD };
+    pub const HELD: Self = Self { index: NO_SLOT, tag: Tag::HELD };
 
     /// Returns `true` if the key is held.
     #[inline(always)]
@@ -814,13 +814,13 @@ impl Search {
         self.length.get()
     }
 
-    /// Where the next chain starts, or [`NOWHERE`].
+    /// Where the next chain starts, or [`NO_SLOT`].
     #[inline(always)]
     pub fn next(&self) -> u32 {
         self.next.get()
     }
 
-    /// Where the key was found, or [`NOWHERE`].
+    /// Where the key was found, or [`NO_SLOT`].
     #[inline(always)]
     pub fn found(&self) -> u32 {
         self.found.get()
@@ -837,21 +837,21 @@ impl Search {
         self.next.set(next);
         self.length.set(regions.chain(home));
         self.next_length.set(regions.chain(next));
-        self.found.set(NOWHERE);
+        self.found.set(NO_SLOT);
         self.free.set(Vacancy::UNKNOWN);
         self.mine.set(mine);
-        self.doubt.set(0);
-        self.met_mine.set(0);
+        self.contended.set(0);
+        self.met_own.set(0);
     }
 
     /// At the end of a chain: turns to the next one, if there is one to be walked.
     #[inline(always)]
-    pub fn turn(&self) -> bool {
-        let goes_on = self.found.get() == NOWHERE && self.next.get() != NOWHERE;
+    pub fn next_chain(&self) -> bool {
+        let goes_on = self.found.get() == NO_SLOT && self.next.get() != NO_SLOT;
         if goes_on {
             self.home.set(self.next.get());
             self.length.set(self.next_length.get());
-            self.next.set(NOWHERE);
+            self.next.set(NO_SLOT);
         }
         goes_on
     }
@@ -862,11 +862,11 @@ impl Search {
     /// Why not.
     #[inline(always)]
     pub fn vacancy(&self) -> Result<Vacancy, InsertError> {
-        if self.found.get() != NOWHERE {
+        if self.found.get() != NO_SLOT {
             // One that is not live may yet be withdrawn.
-            return Err(if self.doubt.get() == 0 { InsertError::Exists } else { InsertError::Contended });
+            return Err(if self.contended.get() == 0 { InsertError::Exists } else { InsertError::Contended });
         }
-        if self.free.get().index == NOWHERE { Err(InsertError::Full) } else { Ok(self.free.get()) }
+        if self.free.get().index == NO_SLOT { Err(InsertError::Full) } else { Ok(self.free.get()) }
     }
 
     /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key,
@@ -877,11 +877,11 @@ impl Search {
     /// Why the flow has to be withdrawn.
     #[inline(always)]
     pub fn may_publish(&self) -> Result<(), InsertError> {
-        if self.doubt.get() != 0 {
+        if self.contended.get() != 0 {
             Err(InsertError::Contended)
-        } else if self.found.get() != NOWHERE {
+        } else if self.found.get() != NO_SLOT {
             Err(InsertError::Exists)
-        } else if self.met_mine.get() == 0 {
+        } else if self.met_own.get() == 0 {
             Err(InsertError::Contended)
         } else {
             Ok(())
@@ -899,7 +899,7 @@ impl Search {
     #[inline(always)]
     fn look_at_slot(&self, index: u32, slot: &Slot) -> bool {
         if index == self.mine.get() {
-            self.met_mine.set(1);
+            self.met_own.set(1);
             return false;
         }
         let ports_and_tag = slot.ports_and_tag();
@@ -913,18 +913,18 @@ impl Search {
                 }
                 self.found.set(index);
                 if matches!(tag.state(), SlotState::Pending) {
-                    self.doubt.set(1);
+                    self.contended.set(1);
                 }
                 true
             }
             SlotState::Empty | SlotState::Free => {
-                if self.free.get().index == NOWHERE {
+                if self.free.get().index == NO_SLOT {
                     self.free.set(Vacancy { index, tag });
                 }
                 matches!(tag.state(), SlotState::Empty)
             }
             SlotState::Busy => {
-                self.doubt.set(1);
+                self.contended.set(1);
                 false
             }
             SlotState::Retired => false,
@@ -1064,15 +1064,15 @@ mod tests {
                         break;
                     }
                 }
-                if !search.turn() {
+                if !search.next_chain() {
                     return;
                 }
             }
         }
 
         fn find(&self, key: &FlowKey) -> Option<u32> {
-            let found = self.walk(key, NOWHERE).found();
-            (found != NOWHERE && self.slot(found).is_flow(key)).then_some(found)
+            let found = self.walk(key, NO_SLOT).found();
+            (found != NO_SLOT && self.slot(found).is_flow(key)).then_some(found)
         }
 
         /// How far a flow is from where its chain starts, if that is what the fast path asks.
@@ -1083,7 +1083,7 @@ mod tests {
         }
 
         fn insert(&self, key: &FlowKey) -> Result<u32, InsertError> {
-            self.insert_at(key, self.walk(key, NOWHERE).vacancy()?)
+            self.insert_at(key, self.walk(key, NO_SLOT).vacancy()?)
         }
 
         fn insert_at(&self, key: &FlowKey, vacancy: Vacancy) -> Result<u32, InsertError> {
@@ -1114,7 +1114,7 @@ mod tests {
                         let is_last = behind.is_none_or(|slot| slot.tag() == Tag::EMPTY);
                         assert_eq!(slot.empty(behind), is_last);
                     }
-                    SlotState::Held => assert!(slot.let_go(tag, Ticks(1))),
+                    SlotState::Held => assert!(slot.release_key(tag, Ticks(1))),
                     SlotState::Empty | SlotState::Busy | SlotState::Pending | SlotState::Live => {}
                 }
             }
@@ -1148,7 +1148,7 @@ mod tests {
         let table = Table::with(Regions { near: 2, far: 0 });
         let tag = Tag::pending(there.protocol_number(), Direction::Forward, 7, false);
         table.slot(0).write(there, tag.in_state(state), &entry(there));
-        table.walk(key, NOWHERE)
+        table.walk(key, NO_SLOT)
     }
 
     #[test]
@@ -1165,17 +1165,17 @@ mod tests {
         );
         // Whose it is going to be, nobody can tell.
         let busy = look_at(&key, SlotState::Busy, &key);
-        assert_eq!((busy.vacancy(), busy.doubt.get()), (vacant, 1));
+        assert_eq!((busy.vacancy(), busy.contended.get()), (vacant, 1));
         for other in [SlotState::Live, SlotState::Pending] {
             let walk = look_at(&neighbour, other, &key);
             assert_eq!(
-                (walk.vacancy(), walk.doubt.get()),
+                (walk.vacancy(), walk.contended.get()),
                 (vacant, 0),
                 "between the same ends by another protocol"
             );
         }
         let gone = look_at(&key, SlotState::Retired, &key);
-        assert_eq!((gone.vacancy(), gone.doubt.get()), (vacant, 0));
+        assert_eq!((gone.vacancy(), gone.contended.get()), (vacant, 0));
     }
 
     #[test]
@@ -1213,7 +1213,7 @@ mod tests {
             for (what, number) in steps {
                 let key = key(number);
                 match what {
-                    3 => if let Ok(vacancy) = table.walk(&key, NOWHERE).vacancy() {
+                    3 => if let Ok(vacancy) = table.walk(&key, NO_SLOT).vacancy() {
                         kept.insert(number, vacancy);
                     },
                     4 => if let Some(vacancy) = kept.remove(&number) {
@@ -1257,7 +1257,7 @@ mod tests {
                 );
                 prop_assert_eq!(tag.counter(), Tag::counter_of(rule, direction));
                 let key = FlowKey::from_words(7, 9, protocol);
-                let tag = tag.showing(Seen::from_bits(0xff)).0;
+                let tag = tag.with_seen(Seen::from_bits(0xff)).0;
                 let slot = Slot::default();
                 slot.addresses.set(key.addresses());
                 slot.ports.set(key.ports());
@@ -1305,7 +1305,7 @@ mod tests {
         // Every chain starts in the first slot.
         let table = Table::with(Regions { near: 2, far: 0 });
         table.insert(&key(1)).expect("room");
-        let vacancy = table.walk(&key(2), NOWHERE).vacancy().expect("room");
+        let vacancy = table.walk(&key(2), NO_SLOT).vacancy().expect("room");
         assert!(table.retire(&key(1)));
         table.clean();
         table.clean();
@@ -1364,7 +1364,7 @@ mod tests {
             for hash in [0, 1 << 31, u32::MAX] {
                 let [first, second] = regions.homes(hash);
                 assert!(first + CHAIN <= regions.slots(), "{sessions} sessions, {hash:#x}");
-                assert!(second == NOWHERE || second + CHAIN <= regions.slots());
+                assert!(second == NO_SLOT || second + CHAIN <= regions.slots());
                 assert!(first.abs_diff(second) >= CHAIN, "chains of two regions never meet");
             }
         }
@@ -1394,7 +1394,7 @@ mod tests {
 
     fn live(key: &FlowKey) -> (Slot, Tag) {
         let slot = Slot::default();
-        let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false).showing(Seen::SYN);
+        let tag = Tag::pending(key.protocol_number(), Direction::Forward, 7, false).with_seen(Seen::SYN);
         slot.write(key, tag, &entry(key));
         slot.publish(tag);
         let tag = slot.tag();
@@ -1415,7 +1415,7 @@ mod tests {
 
         let (slot, seen) = live(&key);
         assert!(slot.retire_from(seen, Ticks(50)) && slot.retire(&key, Ticks(60)).is_none());
-        assert!(!slot.start_over(seen, 9, Ticks(60)) && !slot.retire_soon(&key, Ticks(60)));
+        assert!(!slot.start_over(seen, 9, Ticks(60)) && !slot.try_retire(&key, Ticks(60)));
         assert!(!slot.is_out_of_quarantine(Ticks(51)) && slot.is_out_of_quarantine(Ticks(50 + QUARANTINE)));
     }
 
@@ -1430,7 +1430,9 @@ mod tests {
         assert_eq!(table.insert(&key), Err(InsertError::Exists));
         let held = table.slot(index).tag();
         assert_eq!(held.state(), SlotState::Held);
-        assert!(table.slot(index).let_go(held, Ticks(9)) && !table.slot(index).let_go(held, Ticks(9)));
+        assert!(
+            table.slot(index).release_key(held, Ticks(9)) && !table.slot(index).release_key(held, Ticks(9))
+        );
         table.insert(&key).expect("it is free");
     }
 

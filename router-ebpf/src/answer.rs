@@ -7,8 +7,8 @@ use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::Array};
 use router_common::{
     address::{Ipv4, Port},
     answer::{
-        ABOUT, ERROR_FRAME, Error, Limited, RESET_FRAME, Reset, SHARES, Segment, Share, Told, destination,
-        may_be_answered, source, told, write_error, write_reset,
+        ERROR_FRAME, Error, Limited, QUOTE_LENGTH, RESET_FRAME, Reply, Reset, SHARES, Segment, Share,
+        destination, may_be_answered, reply_to, source, write_error, write_reset,
     },
     entry::NextHop,
     maps::{route::Query, stages::Stage},
@@ -74,10 +74,10 @@ pub(crate) fn ask(silent: Reason, mtu: u16) -> Exit {
 pub(crate) fn answer(work: &mut Work) -> Outcome {
     let question = QUESTION.get().ok_or(Reason::Internal)?;
     let silent = Reason::from_number(question.silent.get()).ok_or(Reason::Internal)?;
-    let told = told(silent).ok_or(silent)?;
-    let next_hop = build(work, silent, &told, question.mtu.get() as u16)?;
+    let reply = reply_to(silent).ok_or(silent)?;
+    let next_hop = build(work, silent, &reply, question.mtu.get() as u16)?;
     address(work, &next_hop)?;
-    Ok(Transmit { reason: told.reason, slot: u32::from(next_hop.slot) })
+    Ok(Transmit { reason: reply.reason, slot: u32::from(next_hop.slot) })
 }
 
 /// The frame has been changed already, so that the packet is in pieces.
@@ -89,18 +89,18 @@ const BROKEN: Reason = Reason::Internal;
 /// Returns the reason `silent` where there must be no answer, or cannot be: the packet is as it was
 /// received. Or it has left already, to wait for the neighbour that the answer would go to.
 #[inline(always)]
-fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextHop, Reason> {
+fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<NextHop, Reason> {
     let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(silent)?;
-    let about: [u8; ABOUT] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(silent)?;
+    let about: [u8; QUOTE_LENGTH] = *work.frame.bytes(ETHERNET_LENGTH).ok_or(silent)?;
     let sender = source(&about);
     if !may_be_answered(destination_mac, &about) || rules::is_local(sender) {
         return Err(silent);
     }
     let ip_length = u16::from_be_bytes([about[2], about[3]]);
     let is_own = rules::is_local(destination(&about));
-    if about[9] == Protocol::Tcp as u8 && !matches!(told.reset, Reset::Never) {
+    if about[9] == Protocol::Tcp as u8 && !matches!(reply.reset, Reset::Never) {
         let segment = Segment(*work.frame.bytes(L4 + 8).ok_or(silent)?);
-        if matches!(told.reset, Reset::Always) || (is_own && segment.opens()) {
+        if matches!(reply.reset, Reset::Always) || (is_own && segment.opens()) {
             if !segment.may_be_reset(&about) || !may_be_told(Some(Limited::Reset), sender) {
                 return Err(silent);
             }
@@ -118,7 +118,7 @@ fn build(work: &mut Work, silent: Reason, told: &Told, mtu: u16) -> Result<NextH
             return Ok(next_hop);
         }
     }
-    let error = Error { mtu, ..told.error };
+    let error = Error { mtu, ..reply.error };
     // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812
     // 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };

@@ -11,7 +11,7 @@ use router_common::{
     ports::{GUESSES, GUESSES_BEFORE_POOL, PoolKey, SourcePorts, Take},
     reason::Reason,
     session::Seen,
-    table::{InsertError, NOWHERE, SETTLED, Slot, SlotState, Tag, Vacancy},
+    table::{InsertError, NO_SLOT, SETTLED, Slot, SlotState, Tag, Vacancy},
     tuple::{Direction, FlowKey, Protocol},
 };
 
@@ -188,7 +188,7 @@ pub(crate) fn prepare(
     opening.random.set(random);
     opening.next_hop.set(next_hop);
     opening.key.set(packet.key);
-    opening.slot.set(NOWHERE);
+    opening.slot.set(NO_SLOT);
     opening.in_place.set(0);
     opening.pool.set(NO_POOL);
     opening.word.set(ports.range().any_word(random));
@@ -304,7 +304,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
         Some(reply) if stays => {
             let is_mine = forward.start_over(tag, opening.rule.get(), now);
             if is_mine {
-                reply.follow_start(opening.rule.get(), now);
+                reply.start_reply_over(opening.rule.get(), now);
             }
             is_mine
         }
@@ -345,7 +345,7 @@ fn leave_behind(settings: &Live) {
     let Some(reply) = flows::find(&opening.reply_key.get(), settings) else { return };
     if occupancy.hold() {
         reply.hold(&opening.reply_key.get());
-    } else if reply.retire_soon(&opening.reply_key.get(), flows::now()) {
+    } else if reply.try_retire(&opening.reply_key.get(), flows::now()) {
         unmark(&opening.reply_key.get(), NO_POOL);
     }
 }
@@ -422,8 +422,8 @@ extern "C" fn insert_forward() -> u32 {
     // A masquerade is for machines on either side.
     let is_masqueraded = opening.target.get() == opening.key.get().destination;
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule.get(), true)
-        .by_clients_side(!is_masqueraded)
-        .showing(seen);
+        .for_clients_side(!is_masqueraded)
+        .with_seen(seen);
     match flows::insert(&opening.key.get(), &opening.reply_key.get().reversed(), tag, opening.vacancy.get()) {
         Ok(slot) => {
             opening.slot.set(slot);

@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use router_common::{
     fragment::{
-        Coverage, Datagram, EARLY, EARLY_SHARES, Fragment, FragmentKey, LOOKED_AT, OF_A_SOURCE, SOURCES,
-        place_of,
+        Coverage, DATAGRAMS_PER_SOURCE, Datagram, EARLY_RATE, EARLY_SLOTS, Fragment, FragmentKey, PROBES,
+        SOURCE_SLOTS, slot_of,
     },
     rate::TokenBucket,
     reason::Reason,
@@ -45,26 +45,26 @@ static OTHER_DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max
 #[map]
 static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPACITY, 0);
 
-/// The last datagrams of each source that came into [`DATAGRAMS`], by [`place_of`]. What is in a
+/// The last datagrams of each source that came into [`DATAGRAMS`], by [`slot_of`]. What is in a
 /// place is the business of whoever has taken its number; a key that is half another's is in no
 /// map.
 #[map]
-static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
+static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
 /// Datagrams that there have been, by place. Added to atomically.
 #[map]
-static LAST_DATAGRAMS_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0);
+static LAST_DATAGRAMS_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 
 /// As above, of those that came into [`AWAITED`].
 #[map]
-static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCES * OF_A_SOURCE, 0);
+static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
 /// As above.
 #[map]
-static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCES, 0);
+static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 
 /// Fragments of a source that may still be held, by a keyed hash of its address. Taken from
 /// atomically.
 #[map]
-static EARLY_BUCKETS: Array<TokenBucket> = Array::with_max_entries(EARLY_SHARES, 0);
+static EARLY_BUCKETS: Array<TokenBucket> = Array::with_max_entries(EARLY_SLOTS, 0);
 
 /// A new datagram, too large for the stack.
 #[map]
@@ -86,7 +86,7 @@ fn now() -> u32 {
 /// The datagram of a fragment, if its first has come.
 #[inline(always)]
 pub(crate) fn find(key: &FragmentKey) -> Option<&'static Datagram> {
-    lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.is_of(&datagram.flow()))
+    lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.matches(&datagram.flow()))
 }
 
 #[inline(always)]
@@ -109,15 +109,15 @@ fn take_place(
     key: &FragmentKey,
     has_gone: impl Fn(&FragmentKey) -> bool,
 ) -> Option<FragmentKey> {
-    let number = count.get(hash % SOURCES)?.add(1);
-    let place = last.get_ptr_mut(place_of(hash, number))?;
+    let number = count.get(hash % SOURCE_SLOTS)?.add(1);
+    let place = last.get_ptr_mut(slot_of(hash, number))?;
     // SAFETY: memory of a map, which stays mapped; any bytes are a key.
     let oldest = unsafe { core::ptr::replace(place, *key) };
     if oldest == *key || has_gone(&oldest) {
         return None;
     }
-    for ahead in 1..=LOOKED_AT {
-        let place = last.get_ptr_mut(place_of(hash, number.wrapping_add(ahead)))?;
+    for ahead in 1..=PROBES {
+        let place = last.get_ptr_mut(slot_of(hash, number.wrapping_add(ahead)))?;
         // SAFETY: as above.
         unsafe {
             if has_gone(&*place) {
@@ -209,10 +209,10 @@ pub(crate) fn forget(key: &FragmentKey) {
 #[inline(always)]
 pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
     let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds(), fragment.key.source));
-    let Some(bucket) = EARLY_BUCKETS.get(hash % EARLY_SHARES) else { return false };
+    let Some(bucket) = EARLY_BUCKETS.get(hash % EARLY_SLOTS) else { return false };
     // SAFETY: takes nothing and always answers.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !bucket.take(now, EARLY) || !punt::to_be_held(work, fragment.ip_length()) {
+    if !bucket.take(now, EARLY_RATE) || !punt::to_be_held(work, fragment.ip_length()) {
         return false;
     }
     // SAFETY: only whether it is there matters.

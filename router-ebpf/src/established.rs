@@ -36,7 +36,7 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
     let tag = slot.tag();
     let entry = &slot.entry;
     let next_hop = entry.next_hop();
-    if !next_hop.is_of(work.settings.next_hop_generation())
+    if !next_hop.is_current(work.settings.next_hop_generation())
         || packet.ttl <= 1
         || packet.ip_length > next_hop.mtu
         || !tag.may_come_in_by(work.ingress)
@@ -50,7 +50,7 @@ pub(crate) fn forward(work: &mut Work, now: Ticks) -> Option<u32> {
             return None;
         }
         let (sequence, acknowledgement) = packet::tcp_numbers(&headers)?;
-        if !End::goes_on(entry.expects(), entry.sent(), sequence, acknowledgement) {
+        if !End::continues(entry.expects(), entry.sent(), sequence, acknowledgement) {
             return None;
         }
         entry.set_expects(acknowledgement);
@@ -88,7 +88,7 @@ pub(crate) fn send(
     let is_unfinished = unfinished::is_unfinished(work, packet);
     entry.translate(packet, Some(&link), &mut work.frame).ok_or(Reason::Internal)?;
     if is_unfinished {
-        packet::put_pseudo_header_sum(&mut work.frame, packet).ok_or(Reason::Internal)?;
+        packet::write_partial_checksum(&mut work.frame, packet).ok_or(Reason::Internal)?;
     }
     work.stats.translated(tag, work.frame.length());
     Ok(Transmit { reason, slot: u32::from(next_hop.slot) })

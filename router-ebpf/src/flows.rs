@@ -17,7 +17,7 @@ use router_common::{
         half_open::{HALF_OPEN_SLOTS, HalfOpen, half_open_slot},
         settings::Live,
     },
-    table::{BUCKET, Bucket, InsertError, NOWHERE, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
+    table::{BUCKET, Bucket, InsertError, NO_SLOT, Occupancy, REACH, Search, Slot, SlotState, Tag, Vacancy},
     time::Ticks,
     tuple::FlowKey,
 };
@@ -76,7 +76,7 @@ pub(crate) fn find_near(key: &FlowKey, settings: &Live) -> Option<&'static Slot>
         return Some(slot);
     }
     match settings.regions().far_home(hash) {
-        NOWHERE => None,
+        NO_SLOT => None,
         far => probe(key, far),
     }
 }
@@ -106,7 +106,7 @@ pub(crate) fn find(key: &FlowKey, settings: &Live) -> Option<&'static Slot> {
 /// The live flow of a key, or else where it may be put.
 #[inline(always)]
 pub(crate) fn find_or_vacancy(key: &FlowKey, settings: &Live) -> Result<&'static Slot, Vacancy> {
-    let search = walk(key, settings, NOWHERE).ok_or(Vacancy::UNKNOWN)?;
+    let search = walk(key, settings, NO_SLOT).ok_or(Vacancy::UNKNOWN)?;
     match slot(search.found()) {
         Some(slot) if slot.is_flow(key) => Ok(slot),
         Some(slot) if matches!(slot.tag().state(), SlotState::Held) => Err(Vacancy::HELD),
@@ -126,10 +126,10 @@ pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
     slot(index)
 }
 
-/// Returns the index of a key's live flow, or [`NOWHERE`].
+/// Returns the index of a key's live flow, or [`NO_SLOT`].
 #[inline(always)]
 pub(crate) fn index_of(key: &FlowKey, settings: &Live) -> u32 {
-    walk(key, settings, NOWHERE).map_or(NOWHERE, Search::found)
+    walk(key, settings, NO_SLOT).map_or(NO_SLOT, Search::found)
 }
 
 /// Whether nobody else may have a key: there is a live flow of it, or it is held.
@@ -200,7 +200,7 @@ extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
             return result;
         }
         // The next one looks for a place itself.
-        index = NOWHERE;
+        index = NO_SLOT;
     }
     CONTENDED
 }
@@ -211,8 +211,8 @@ extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
 extern "C" fn flow_table_attempt(tag: u32, index: u32, seen: u32) -> u32 {
     let (Some(settings), Some(insertion)) = (settings::get(), INSERTION.get()) else { return FULL };
     let (tag, key) = (Tag(tag), insertion.key.get());
-    let vacancy = if index == NOWHERE {
-        let Some(search) = walk(&key, settings, NOWHERE) else { return FULL };
+    let vacancy = if index == NO_SLOT {
+        let Some(search) = walk(&key, settings, NO_SLOT) else { return FULL };
         search.vacancy()
     } else {
         Ok(Vacancy { index, tag: Tag(seen) })
@@ -272,7 +272,7 @@ extern "C" fn flow_table_walk() -> u32 {
                 )
             };
         }
-        if !search.turn() {
+        if !search.next_chain() {
             return 0;
         }
     }

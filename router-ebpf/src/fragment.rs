@@ -98,7 +98,7 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let ip_length = fragment.ip_length();
     let departing = Departure::of_later_fragment(ip_length, fragment.dont_fragment);
     // Before it is entered into its datagram: one that has to wait comes here again.
-    let next_hop = if slot.entry.next_hop().is_of(work.settings.next_hop_generation()) {
+    let next_hop = if slot.entry.next_hop().is_current(work.settings.next_hop_generation()) {
         slot.entry.next_hop()
     } else {
         departure::find_next_hop(work, &next_hop::query(work, &flow, &rewrite))

@@ -15,7 +15,8 @@ use router_common::{
     maps::{
         half_open::half_open_slot,
         openings::{
-            self, ANSWERED_LOOKS, CHANCES, Ends, LOOKS, NOTES, Note, RINGS, Standing, index, standing,
+            self, Ends, MAX_ANSWERED, MAX_NOTES, NOTES, Note, NoteState, PUSH_ATTEMPTS, RINGS, index,
+            note_state,
         },
         settings::Live,
     },
@@ -118,7 +119,7 @@ struct Noting {
 fn put(ring: u32, note: Note) {
     let mut noting = Noting { ring, note: note.number() };
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature that takes this context.
-    unsafe { bpf_loop(CHANCES, try_to_put as *const () as *mut c_void, (&raw mut noting).cast(), 0) };
+    unsafe { bpf_loop(PUSH_ATTEMPTS, try_to_put as *const () as *mut c_void, (&raw mut noting).cast(), 0) };
 }
 
 /// Tries the next place of a ring. A callback of `bpf_loop`; 1 if the note is there.
@@ -130,9 +131,9 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     let Some(place) = OPENINGS.get(index(ring, ends.push())) else { return 1 };
     let earlier = place.get();
     // What is passed over is one of the newest from now on.
-    if number + 1 < CHANCES
+    if number + 1 < PUSH_ATTEMPTS
         && earlier != note
-        && !matches!(found(Note::from_number(earlier), None).1, Standing::Gone)
+        && !matches!(found(Note::from_number(earlier), None).1, NoteState::Gone)
     {
         return 0;
     }
@@ -143,8 +144,8 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
 /// The tag of the slot that a note names, and what has become of the session, for who looks for one
 /// that is counted in this place.
 #[inline(always)]
-fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, Standing) {
-    let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, Standing::Gone) };
+fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, NoteState) {
+    let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, NoteState::Gone) };
     // The tag first: what it is the tag of is what is compared.
     let tag = slot.tag();
     let is_noted = slot.entry.opened() == note.opened();
@@ -152,7 +153,7 @@ fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, Standing) {
         Some((settings, place)) => half_open_slot(&settings.seeds(), slot.key().source) == place,
         None => false,
     };
-    (tag, standing(tag, is_noted, is_theirs))
+    (tag, note_state(tag, is_noted, is_theirs))
 }
 
 /// Has a session of this source make room: 1 if one has, which is gone, and is still counted as
@@ -168,7 +169,7 @@ extern "C" fn make_room(source: u32) -> u32 {
     let ring = ring_of(settings, source);
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 0 };
     // Whoever may not is not to search. SAFETY: takes nothing and always answers.
-    if !room.has_one(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
+    if !room.has_token(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
         return 0;
     }
     let Some(search) = ROOM_SEARCH.get() else { return 0 };
@@ -181,7 +182,7 @@ extern "C" fn make_room(source: u32) -> u32 {
     search.answered.set(0);
     search.made.set(0);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
-    unsafe { bpf_loop(LOOKS, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
+    unsafe { bpf_loop(MAX_NOTES, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
     if search.made.get() == 0 && search.answered.get() != 0 {
         search.made.set(give_way(search.fallback.get(), search.tag.get()));
     }
@@ -210,15 +211,15 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
     let Some(place) = OPENINGS.get(index(search.ring.get(), search.at.get())) else { return 1 };
     let note = Note::from_number(place.get());
     search.at.set(search.at.get().wrapping_add(1));
-    let (tag, standing) = found(note, Some((settings, search.counted.get())));
-    match standing {
-        Standing::Gone | Standing::Anothers => {
+    let (tag, note_state) = found(note, Some((settings, search.counted.get())));
+    match note_state {
+        NoteState::Gone | NoteState::OtherSource => {
             if search.in_vain.get() != 0
                 && let Some(ends) = OPENINGS_ENDS.get(search.ring.get())
             {
                 // This overwrites none of them: as many places as are taken at the end have been
                 // forgotten.
-                if matches!(standing, Standing::Anothers)
+                if matches!(note_state, NoteState::OtherSource)
                     && let Some(place) = OPENINGS.get(index(search.ring.get(), ends.push()))
                 {
                     place.set(note.number());
@@ -227,21 +228,21 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
             }
             0
         }
-        Standing::Unanswered => {
+        NoteState::Unanswered => {
             search.in_vain.set(0);
             search.made.set(give_way(note.slot(), tag.0));
             // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as
             // far as the verifier sees.
             i64::from(bounds::opaque(search.made.get()) & 1)
         }
-        Standing::Answered => {
+        NoteState::Answered => {
             search.in_vain.set(0);
             if search.answered.get() == 0 {
                 search.fallback.set(note.slot());
                 search.tag.set(tag.0);
             }
             search.answered.set(search.answered.get() + 1);
-            i64::from(search.answered.get() >= ANSWERED_LOOKS)
+            i64::from(search.answered.get() >= MAX_ANSWERED)
         }
     }
 }

@@ -57,7 +57,7 @@ fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
         return Some(true);
     };
     let connection = Connection { forward: forward.tag().seen(), reply: reply.tag().seen(), opening: false };
-    connection.is_over().then(|| connection.is_over_for_certain())
+    connection.is_over().then(|| connection.is_certainly_over())
 }
 
 /// Forwards a packet of a known session.
@@ -80,7 +80,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
         // time. A handshake does, since what it says of sizes has to be right, and so does a packet
         // that seems too big.
         _ if packet.tcp_flags & tcp::SYN == 0
-            && known.is_of(work.settings.next_hop_generation())
+            && known.is_current(work.settings.next_hop_generation())
             && length <= known.mtu =>
         {
             Ok(known)
@@ -135,6 +135,6 @@ fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
     {
         return false;
     }
-    slot.note_seen(tag.seen(), tag.seen().and_reset());
+    slot.note_seen(tag.seen(), tag.seen().with_reset());
     true
 }

@@ -39,7 +39,7 @@ pub(crate) fn decide(work: &mut Work) -> Outcome {
         return Err(Reason::Platform.into());
     }
     if reason as u32 == Reason::IpOptions as u32
-        && packet::key_behind_options(&work.frame).is_some_and(|key| flows::is_there(&key))
+        && packet::key_after_options(&work.frame).is_some_and(|key| flows::is_there(&key))
     {
         return Err(Reason::SessionOptions.into());
     }

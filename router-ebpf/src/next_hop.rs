@@ -226,8 +226,8 @@ pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
     };
     let source = preferred_source(query.destination).unwrap_or_default();
     // SAFETY: a number, for which any bytes are a value.
-    let source_is_told = unsafe { LOOKUPS.get(NEXT_HOP)?.__bindgen_anon_3.ipv4_src } != 0;
-    Some(Answer { code, neighbour: neighbour()?, source, source_is_told, mac })
+    let kernel_gave_source = unsafe { LOOKUPS.get(NEXT_HOP)?.__bindgen_anon_3.ipv4_src } != 0;
+    Some(Answer { code, neighbour: neighbour()?, source, kernel_gave_source, mac })
 }
 
 /// Asks the kernel; the answer is in [`LOOKUPS`], and this is how it turned out.

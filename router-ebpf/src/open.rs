@@ -50,7 +50,7 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer::time_exceeded()),
         Err(reason) => return Err(departure::refuse(work, reason)),
     };
-    if opening_is_intact(work.frame.context().ctx) == 0 && !unfinished::is_unfinished(work, packet) {
+    if syn_checksum_is_valid(work.frame.context().ctx) == 0 && !unfinished::is_unfinished(work, packet) {
         return Err(Reason::BadChecksum.into());
     }
     if packet.ttl <= 1 {
@@ -78,15 +78,15 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
 }
 
 /// Returns 0 if the checksum of a packet that opens a session is wrong, see
-/// [`packet::opening_is_intact`]. A global function: the verifier looks at its loop once, and not
+/// [`packet::syn_checksum_is_valid`]. A global function: the verifier looks at its loop once, and not
 /// together with every way that leads to it. It reads the packet again, which only first packets
 /// pay for.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn opening_is_intact(context: *mut xdp_md) -> u32 {
+extern "C" fn syn_checksum_is_valid(context: *mut xdp_md) -> u32 {
     let frame = XdpFrame::new(XdpContext::new(context));
     let packet = packet::parse_leading(&frame);
-    u32::from(packet.is_ok_and(|packet| packet::opening_is_intact(&frame, &packet)))
+    u32::from(packet.is_ok_and(|packet| packet::syn_checksum_is_valid(&frame, &packet)))
 }
 
 #[inline(always)]

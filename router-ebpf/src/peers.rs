@@ -27,5 +27,5 @@ pub(crate) fn note(settings: &Live, address: Ipv4) {
 /// same hash count as well.
 #[inline(always)]
 pub(crate) fn is_one(settings: &Live, address: Ipv4) -> bool {
-    PEERS.get(peer_slot(&settings.seeds(), address)).is_some_and(|peer| peer.is_one(flows::now()))
+    PEERS.get(peer_slot(&settings.seeds(), address)).is_some_and(|peer| peer.is_recent(flows::now()))
 }

@@ -141,12 +141,12 @@ pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
     // Anybody can send these, as many as they like: half of the room is for packets that have been
     // judged.
     PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
-        && put::<CAPACITY>(&work.frame, ip_length, &Head::new(Kind::Hold, ingress(work))).is_ok()
+        && put::<CAPACITY>(&work.frame, ip_length, &Head::new(Kind::EarlyFragment, ingress(work))).is_ok()
 }
 
 /// Tells the daemon that fragments of the same datagram as this one need not be held any longer.
 #[inline(always)]
 pub(crate) fn release(frame: &XdpFrame) {
     // Without room those that are held are lost, as packets are.
-    let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, &Head::new(Kind::Release, 0));
+    let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, &Head::new(Kind::FirstFragment, 0));
 }

@@ -69,7 +69,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
         return Err(NOT_OURS);
     }
     // RFC 5508 REQ-3.
-    if !is_intact(message) {
+    if !is_valid(message) {
         return Err(Reason::BadChecksum.into());
     }
     // Nobody is told of an error's end (RFC 1122 3.2.2).
@@ -79,7 +79,7 @@ pub(crate) fn forward(work: &mut Work) -> Outcome {
     // Where the session hides who its other side is, that side's errors come from where its packets
     // do, whoever sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
-    let next_hop = if known.is_of(generation) {
+    let next_hop = if known.is_current(generation) {
         Ok(known)
     } else {
         // The way of the session's packets: a firewall on it knows what the error is about.
@@ -124,7 +124,7 @@ fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
 /// Whether the message is as it was sent; one that is too long to tell counts as such, and its
 /// receiver will know.
 #[inline(always)]
-fn is_intact(message: &mut Message) -> bool {
+fn is_valid(message: &mut Message) -> bool {
     let length = message.length as usize;
     if length > WHOLE {
         return true;
@@ -142,7 +142,7 @@ fn is_intact(message: &mut Message) -> bool {
         let sum = bpf_csum_diff(core::ptr::null_mut(), 0, start.as_mut_ptr().cast(), first as u32, 0);
         bpf_csum_diff(core::ptr::null_mut(), 0, second.as_mut_ptr().cast(), rest as u32, sum as u32)
     };
-    Sum::of_kernel(sum as u32).is_intact()
+    Sum::from_kernel(sum as u32).is_valid()
 }
 
 /// Writes back what translation may have changed.

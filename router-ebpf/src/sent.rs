@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use router_common::{
     address::AZURE_PLATFORM,
-    answer::{ABOUT, RESET_FRAME, Segment, write_reset},
+    answer::{QUOTE_LENGTH, RESET_FRAME, Segment, write_reset},
     ipv6::{self, Sent},
     maps::own::{dhcp_answer, dhcp_transaction, dhcpv6_answer, is_to_dhcp_server},
     packet::{self},
@@ -144,7 +144,7 @@ const MAC: usize = 6;
 fn refuse(context: &TcContext) -> Option<i32> {
     let (about, segment, source, destination) = {
         let frame = SkbFrame(context);
-        let about: [u8; ABOUT] = *frame.bytes(ETHERNET_LENGTH)?;
+        let about: [u8; QUOTE_LENGTH] = *frame.bytes(ETHERNET_LENGTH)?;
         let segment = Segment(*frame.bytes(L4 + 8)?);
         let destination: [u8; MAC] = *frame.bytes(0)?;
         let source: [u8; MAC] = *frame.bytes(MAC)?;

@@ -103,7 +103,7 @@ fn follow_segment(settings: &Live, slot: &Slot, segment: &Segment) -> bool {
         slot.entry.set_sent((segment.sequence >> 16) as u16);
     }
     if after & RECEIVER_EXPECTS != 0 {
-        twin.entry.set_expects(segment.behind_syn());
+        twin.entry.set_expects(segment.after_syn());
     }
     if after & RECEIVER_SENT != 0 {
         twin.entry.set_sent((segment.acknowledgement >> 16) as u16);
@@ -175,11 +175,11 @@ extern "C" fn tcp_step(
     };
     let mut step = Track { client, target, opening: bit(OPENING_SHIFT) }.after(&segment);
     if matches!(step.window, Window::Outside) && bit(ANOTHER_SHIFT) {
-        step = Step::into_another();
+        step = Step::into_new_connection();
     }
     let Step { track, moves, window } = step;
     let flag = |is_set, flag| if is_set { flag } else { 0 };
-    u32::from(track.client.seen.beside(track.target.seen).bits())
+    u32::from(track.client.seen.with_other(track.target.seen).bits())
         | u32::from(track.target.seen.bits()) << REPLY_SHIFT
         | u32::from(track.opening) << OPENING_SHIFT
         | flag(moves.sender_expects, SENDER_EXPECTS)

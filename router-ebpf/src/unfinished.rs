@@ -33,7 +33,7 @@ use crate::{Work, settings::in_generic_mode};
 pub(crate) fn is_unfinished(work: &Work, packet: &Packet) -> bool {
     in_generic_mode()
         && !matches!(packet.protocol, Protocol::Icmp)
-        && packet::holds_pseudo_header_sum(&work.frame, packet)
+        && packet::has_partial_checksum(&work.frame, packet)
         && !(packet.ip_length as usize <= LONGEST && is_right(work, packet))
 }
 
@@ -61,7 +61,7 @@ fn is_right(work: &Work, packet: &Packet) -> bool {
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
     let sum = transport_sum(work.frame.context().ctx, u32::from(length));
     let pseudo = packet::pseudo_header(packet.key.source, packet.key.destination, packet.protocol, length);
-    pseudo.plus(Sum::of_kernel(sum)).is_intact()
+    pseudo.plus(Sum::from_kernel(sum)).is_valid()
 }
 
 /// The sum of what is behind the IP header, of this length. A global function: the verifier looks

@@ -25,13 +25,13 @@ pub const NOTES: u32 = 1 << 14;
 
 /// Notes that are looked at, at most, for one session to make room. What is in front of them is not
 /// looked at again.
-pub const LOOKS: u32 = 128;
+pub const MAX_NOTES: u32 = 128;
 /// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
-pub const ANSWERED_LOOKS: u32 = 8;
+pub const MAX_ANSWERED: u32 = 8;
 
 /// Places that are tried, at most, for a new note: one whose note is of a session that still opens
 /// is passed over, but for the last.
-pub const CHANCES: u32 = 32;
+pub const PUSH_ATTEMPTS: u32 = 32;
 
 /// One in so many of the sessions that there is room for may make room for others each second:
 /// their slots are in quarantine for a while, and are not to become so many that the table has no
@@ -133,11 +133,11 @@ pub const fn index(ring: u32, place: u32) -> u32 {
 
 /// The fate of a session that was noted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Standing {
+pub enum NoteState {
     /// It has opened or ended: its note is of no use any more.
     Gone,
     /// It still opens, and is another source's.
-    Anothers,
+    OtherSource,
     /// It still opens, and its target has answered: the client may yet acknowledge that.
     Answered,
     /// It still opens, and nobody waits for it but its client, if at all.
@@ -147,22 +147,22 @@ pub enum Standing {
 /// Returns the fate of a noted session, by the tag of the slot that it was in. `is_noted`: what is
 /// there was opened when the note says; `is_theirs`: its client is the source that is looked for.
 #[inline(always)]
-pub const fn standing(tag: Tag, is_noted: bool, is_theirs: bool) -> Standing {
+pub const fn note_state(tag: Tag, is_noted: bool, is_theirs: bool) -> NoteState {
     if !is_noted
         || !matches!(tag.state(), SlotState::Live)
         || !matches!(tag.direction(), Direction::Forward)
         || !tag.is_opening()
     {
-        return Standing::Gone;
+        return NoteState::Gone;
     }
     if !is_theirs {
-        return Standing::Anothers;
+        return NoteState::OtherSource;
     }
     let seen = tag.seen();
     if tag.protocol_number() == Protocol::Tcp as u8 && !seen.is_unanswered() && !seen.is_over() {
-        Standing::Answered
+        NoteState::Answered
     } else {
-        Standing::Unanswered
+        NoteState::Unanswered
     }
 }
 
@@ -183,15 +183,15 @@ mod tests {
 
     #[test]
     fn only_what_opens_makes_room() {
-        let tag = |direction, opening| Tag::pending(6, direction, 3, opening).showing(Seen::SYN);
+        let tag = |direction, opening| Tag::pending(6, direction, 3, opening).with_seen(Seen::SYN);
         let live = |direction, opening| tag(direction, opening).in_state(SlotState::Live);
         let opening = live(Direction::Forward, true);
-        assert_eq!(standing(opening, true, false), Standing::Anothers);
+        assert_eq!(note_state(opening, true, false), NoteState::OtherSource);
         for is_theirs in [false, true] {
             let gone = |tag, what: &str| {
-                assert_eq!(standing(tag, true, is_theirs), Standing::Gone, "{what}, {is_theirs}");
+                assert_eq!(note_state(tag, true, is_theirs), NoteState::Gone, "{what}, {is_theirs}");
             };
-            assert_eq!(standing(opening, false, is_theirs), Standing::Gone, "opened since");
+            assert_eq!(note_state(opening, false, is_theirs), NoteState::Gone, "opened since");
             gone(live(Direction::Forward, false), "established");
             gone(live(Direction::Reply, true), "a target's flow");
             for state in
@@ -202,15 +202,15 @@ mod tests {
         }
         let (client, nobody, server) = (Seen::SYN, Seen::NOTHING, Seen::SYN);
         for (seen, wanted) in [
-            (client.beside(nobody), Standing::Unanswered),
-            (client.beside(server), Standing::Answered),
-            (client.and_reset().beside(server), Standing::Unanswered),
-            (client.beside(server.and_reset()), Standing::Unanswered),
+            (client.with_other(nobody), NoteState::Unanswered),
+            (client.with_other(server), NoteState::Answered),
+            (client.with_reset().with_other(server), NoteState::Unanswered),
+            (client.with_other(server.with_reset()), NoteState::Unanswered),
         ] {
-            assert_eq!(standing(opening.showing(seen), true, true), wanted, "{seen:?}");
+            assert_eq!(note_state(opening.with_seen(seen), true, true), wanted, "{seen:?}");
         }
         let udp = Tag::pending(17, Direction::Forward, 3, true).in_state(SlotState::Live);
-        assert_eq!(standing(udp, true, true), Standing::Unanswered);
+        assert_eq!(note_state(udp, true, true), NoteState::Unanswered);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 pub const PEER_SLOTS: u32 = 1 << 16;
 /// How long an address counts as one that sessions lead to, in ticks: the sweep renews it every two
 /// seconds while a session does.
-pub const PEER_PATIENCE: u32 = 10;
+pub const PEER_TIMEOUT: u32 = 10;
 
 /// Returns the index of an address's [`Peer`]. Addresses with the same index share one.
 #[inline(always)]
@@ -41,8 +41,8 @@ impl Peer {
 
     /// Returns `true` if a session leads to the address, or did moments ago.
     #[inline(always)]
-    pub fn is_one(&self, now: Ticks) -> bool {
+    pub fn is_recent(&self, now: Ticks) -> bool {
         let last = self.0.get();
-        last != 0 && now.0.wrapping_sub(last) <= PEER_PATIENCE
+        last != 0 && now.0.wrapping_sub(last) <= PEER_TIMEOUT
     }
 }

@@ -24,10 +24,10 @@ pub enum Kind {
     Split = 1,
     /// A fragment, as it was received, that came before its datagram's first: to be held for a
     /// moment.
-    Hold = 2,
+    EarlyFragment = 2,
     /// The IP header of a first fragment, others of whose datagram are held: to be given to the
     /// programs again.
-    Release = 3,
+    FirstFragment = 3,
 }
 
 impl Kind {
@@ -35,8 +35,8 @@ impl Kind {
         match number {
             0 => Some(Self::Wait),
             1 => Some(Self::Split),
-            2 => Some(Self::Hold),
-            3 => Some(Self::Release),
+            2 => Some(Self::EarlyFragment),
+            3 => Some(Self::FirstFragment),
             _ => None,
         }
     }
@@ -87,7 +87,7 @@ pub struct Record<const ROOM: usize> {
     /// A [`Kind`], as its number.
     pub kind: u32,
     /// The index of one of the router's interfaces, never of a virtual function: where the packet
-    /// leaves ([`Kind::Split`]) or came in ([`Kind::Wait`], [`Kind::Hold`]).
+    /// leaves ([`Kind::Split`]) or came in ([`Kind::Wait`], [`Kind::EarlyFragment`]).
     pub interface: u32,
     /// [`Kind::Split`]: what the next hop takes, in bytes; else 0.
     pub mtu: u32,
@@ -104,7 +104,7 @@ const HEAD: usize = 44;
 
 /// A record for a whole packet.
 pub type Punt = Record<CAPACITY>;
-/// A record for [`Kind::Release`].
+/// A record for [`Kind::FirstFragment`].
 pub type Notice = Record<IPV4_LENGTH>;
 
 const _: () = assert!(offset_of!(Punt, packet) == HEAD && offset_of!(Notice, packet) == HEAD);
@@ -164,7 +164,7 @@ mod tests {
         let bytes = record(2, 2, &[7, 8, 6]);
         let neighbour = Neighbour { interface: 4, address: Neighbour::mapped(Ipv4([10, 0, 2, 1])) };
         let wanted = Punted {
-            kind: Kind::Hold,
+            kind: Kind::EarlyFragment,
             interface: 9,
             mtu: 1400,
             neighbour,

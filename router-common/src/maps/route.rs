@@ -113,7 +113,7 @@ pub struct Answer {
     pub source: Ipv4,
     /// Whether the kernel itself has said so; before Linux 6.7 it does not, and
     /// [`InterfaceAddresses`] serve.
-    pub source_is_told: bool,
+    pub kernel_gave_source: bool,
     /// The neighbour's MAC address, if that is known.
     pub mac: Mac,
 }
@@ -131,7 +131,7 @@ impl Answer {
         bytes[8..24].copy_from_slice(&self.neighbour.address);
         bytes[24..28].copy_from_slice(&self.source.0);
         bytes[28..34].copy_from_slice(&self.mac.bytes());
-        bytes[34] = self.source_is_told.into();
+        bytes[34] = self.kernel_gave_source.into();
         bytes
     }
 
@@ -147,7 +147,7 @@ impl Answer {
             code: i32::from_ne_bytes(*code),
             neighbour: Neighbour { interface: u32::from_ne_bytes(*interface), address: *address },
             source: Ipv4(*source),
-            source_is_told: *told != 0,
+            kernel_gave_source: *told != 0,
             mac: Mac::new(*mac),
         })
     }
@@ -166,14 +166,14 @@ const _: () = assert!(size_of::<InUse>() == 8);
 impl InUse {
     /// Some sessions have another one than others: the neighbour has changed it, and the daemon
     /// does not know yet.
-    pub const SEVERAL: Self = Self { mac: Mac::new([0; 6]) };
+    pub const MIXED: Self = Self { mac: Mac::new([0; 6]) };
 
     /// Next hops that can be noted, [`Neighbour::NONE`] among them. Beyond, every neighbour counts
     /// as one that is in use.
     pub const ROOM: u32 = 4096;
 
     /// The note of [`Neighbour::NONE`] while there is room; without any, it is
-    /// [`SEVERAL`](Self::SEVERAL).
+    /// [`MIXED`](Self::MIXED).
     pub const HAS_ROOM: Self = Self { mac: Mac::new([0xff; 6]) };
 
     /// One address, that of all sessions.
@@ -185,18 +185,18 @@ impl InUse {
     /// Returns what is noted once a session has the address `mac`.
     #[inline(always)]
     pub fn and(self, mac: Mac) -> Self {
-        if self.mac == mac { self } else { Self::SEVERAL }
+        if self.mac == mac { self } else { Self::MIXED }
     }
 
     /// The address, if it is that of all sessions.
     pub fn mac(self) -> Option<Mac> {
-        (self != Self::SEVERAL).then_some(self.mac)
+        (self != Self::MIXED).then_some(self.mac)
     }
 
     /// Returns `true` if sessions send to another address than the one that the neighbour has now,
     /// `None` for one that has gone.
-    pub fn is_overtaken(self, now: Option<Mac>) -> bool {
-        now.is_none_or(|mac| self == Self::SEVERAL || self.mac != mac)
+    pub fn is_outdated(self, now: Option<Mac>) -> bool {
+        now.is_none_or(|mac| self == Self::MIXED || self.mac != mac)
     }
 }
 
@@ -273,14 +273,14 @@ mod tests {
     fn a_next_hop_is_overtaken_when_it_goes_or_changes() {
         let [one, other] = [1, 2].map(|last| Mac::new([2, 0, 0, 0, 0, last]));
         let in_use = InUse::new(one);
-        assert!(!in_use.is_overtaken(Some(one)), "confirmed");
-        assert!(in_use.is_overtaken(Some(other)), "another");
-        assert!(in_use.is_overtaken(None), "gone");
+        assert!(!in_use.is_outdated(Some(one)), "confirmed");
+        assert!(in_use.is_outdated(Some(other)), "another");
+        assert!(in_use.is_outdated(None), "gone");
         assert_eq!(in_use.and(one), in_use);
         // Whatever it is in the end, some of them have another.
         let several = in_use.and(other);
-        assert_eq!((several, several.and(one)), (InUse::SEVERAL, InUse::SEVERAL));
-        assert!([Some(one), Some(other), None].iter().all(|now| several.is_overtaken(*now)));
+        assert_eq!((several, several.and(one)), (InUse::MIXED, InUse::MIXED));
+        assert!([Some(one), Some(other), None].iter().all(|now| several.is_outdated(*now)));
     }
 
     #[test]

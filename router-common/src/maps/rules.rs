@@ -78,7 +78,7 @@ impl RuleSet {
     /// Chooses one of the given addresses for a new session; `None` if the route says which.
     #[inline(always)]
     pub const fn snat_address(&self, random: u32) -> Option<Ipv4> {
-        match spread(random, self.snat_count, MAX_SNAT_ADDRESSES) {
+        match pick(random, self.snat_count, MAX_SNAT_ADDRESSES) {
             Some(at) => Some(self.snat[at]),
             None => None,
         }
@@ -110,7 +110,7 @@ impl RuleSet {
 /// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond
 /// `room`.
 #[inline(always)]
-const fn spread(random: u32, count: u32, room: usize) -> Option<usize> {
+const fn pick(random: u32, count: u32, room: usize) -> Option<usize> {
     let at = ((random as u64 * count as u64) >> 32) as usize;
     if count == 0 || at >= room { None } else { Some(at) }
 }
@@ -178,7 +178,7 @@ impl Rule {
     /// The target for a new session; `None` if there is none.
     #[inline(always)]
     pub const fn target(&self, random: u32) -> Option<&Target> {
-        match spread(random, self.target_count as u32, MAX_TARGETS) {
+        match pick(random, self.target_count as u32, MAX_TARGETS) {
             Some(at) => Some(&self.targets[at]),
             None => None,
         }
@@ -433,7 +433,7 @@ mod tests {
 
         #[test]
         fn spread_stays_within(random in any::<u32>(), count in 0..=MAX_TARGETS as u32) {
-            match spread(random, count, MAX_TARGETS) {
+            match pick(random, count, MAX_TARGETS) {
                 Some(at) => prop_assert!(at < count as usize),
                 None => prop_assert_eq!(count, 0),
             }
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn spread_reaches_every_target() {
-        let hits: std::collections::HashSet<_> = (0..64).map(|n| spread(n << 26, 4, MAX_TARGETS)).collect();
+        let hits: std::collections::HashSet<_> = (0..64).map(|n| pick(n << 26, 4, MAX_TARGETS)).collect();
         assert_eq!(hits.len(), 4);
     }
 }

@@ -149,7 +149,7 @@ macro_rules! read {
 
 impl Live {
     /// How long after the daemon was last heard of it still counts as there, in ticks.
-    pub const DAEMON_PATIENCE: u32 = 6;
+    pub const DAEMON_TIMEOUT: u32 = 6;
 
     /// What these settings are in a program's memory.
     pub const fn new(settings: Settings) -> Self {
@@ -202,7 +202,7 @@ impl Live {
     /// Whether there is a daemon to hand packets to.
     #[inline(always)]
     pub fn daemon_is_there(&self, now: Ticks) -> bool {
-        now.0.saturating_sub(read!(self, daemon_seen).0) <= Self::DAEMON_PATIENCE
+        now.0.saturating_sub(read!(self, daemon_seen).0) <= Self::DAEMON_TIMEOUT
     }
 
     /// The kernel's index of the interface of a slot.

@@ -1,7 +1,7 @@
 //! How a packet leaves whose next hop has been looked up: by that, by way of the daemon, as an
 //! answer to its sender, or not at all.
 
-use crate::{answer::told, reason::Reason};
+use crate::{answer::reply_to, reason::Reason};
 
 /// A packet that is about to leave.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,7 +119,7 @@ pub fn dispose(
 /// Decides how a packet ends that cannot be forwarded for this reason, which is not its size.
 #[inline(always)]
 pub fn refuse(reason: Reason, circumstances: &impl Circumstances) -> Disposition {
-    if told(reason).is_some() && circumstances.answers_unreachable() {
+    if reply_to(reason).is_some() && circumstances.answers_unreachable() {
         Disposition::Answer(reason)
     } else {
         Disposition::Drop(reason)
@@ -260,7 +260,7 @@ mod tests {
                 for now in circumstances() {
                     let wanted = match packet.no_next_hop {
                         NoNextHop::WaitOrDrop(dropped_for) => Disposition::Drop(dropped_for),
-                        NoNextHop::WaitOrAnswer if now.answers && told(reason).is_some() => {
+                        NoNextHop::WaitOrAnswer if now.answers && reply_to(reason).is_some() => {
                             Disposition::Answer(reason)
                         }
                         NoNextHop::WaitOrAnswer => Disposition::Drop(reason),

@@ -54,7 +54,7 @@ impl Table {
     }
 
     fn walk_in(&self, search: &Search, key: &FlowKey, mine: u32) {
-        search.start(key, &REGIONS, [0, NOWHERE], mine);
+        search.start(key, &REGIONS, [0, NO_SLOT], mine);
         let _ = (0..).zip(&self.0).any(|(number, bucket)| search.look(number * BUCKET, bucket));
     }
 
@@ -67,7 +67,7 @@ impl Table {
     ) -> Result<u32, InsertError> {
         let vacancy = match vacancy {
             Some(vacancy) => vacancy,
-            None => self.walk(key, NOWHERE).vacancy()?,
+            None => self.walk(key, NO_SLOT).vacancy()?,
         };
         let entry = FlowEntry::default();
         let search = Search::default();
@@ -118,7 +118,7 @@ fn two_insert(vacancies: [Option<Vacancy>; 2], seen: fn(&Search)) {
         let wins = usize::from(won) + usize::from(other.join().expect("a thread"));
         assert!(wins <= 1, "twice");
         assert_eq!(table.live(&key(1)), wins, "who has it");
-        assert_eq!(table.walk(&key(1), NOWHERE).found() != NOWHERE, wins == 1, "it is found");
+        assert_eq!(table.walk(&key(1), NO_SLOT).found() != NO_SLOT, wins == 1, "it is found");
     });
 }
 
@@ -142,7 +142,7 @@ fn no_key_is_live_twice_in_two_slots() {
 #[should_panic(expected = "twice")]
 fn without_barriers_a_key_is_live_twice() {
     order_nothing();
-    two_insert(BESIDE_EACH_OTHER, |search| search.met_mine.set(1));
+    two_insert(BESIDE_EACH_OTHER, |search| search.met_own.set(1));
 }
 
 /// Mutation: the chain is not searched again once the slot has been claimed.
@@ -150,9 +150,9 @@ fn without_barriers_a_key_is_live_twice() {
 #[should_panic(expected = "twice")]
 fn without_the_walk_behind_the_claim_a_key_is_live_twice() {
     two_insert(BESIDE_EACH_OTHER, |search| {
-        search.found.set(NOWHERE);
-        search.doubt.set(0);
-        search.met_mine.set(1);
+        search.found.set(NO_SLOT);
+        search.contended.set(0);
+        search.met_own.set(1);
     });
 }
 
@@ -206,8 +206,8 @@ fn one_inserts_and_the_sweep_empties(seen: fn(&Search), empty: fn(&Slot, &Slot) 
         empty(table.slot(0), table.slot(1));
         for (number, thread) in [(1, Some(inserter)), (2, other)] {
             let inserted = thread.is_some_and(|thread| thread.join().expect("a thread"));
-            let found = table.walk(&key(number), NOWHERE).found();
-            assert_eq!(found != NOWHERE, inserted, "{number} is lost");
+            let found = table.walk(&key(number), NO_SLOT).found();
+            assert_eq!(found != NO_SLOT, inserted, "{number} is lost");
         }
     });
 }
@@ -229,7 +229,7 @@ fn no_flow_is_lost_where_a_slot_is_emptied_and_taken() {
 #[test]
 #[should_panic(expected = "1 is lost")]
 fn without_coming_by_its_slot_a_flow_is_lost() {
-    one_inserts_and_the_sweep_empties(|search| search.met_mine.set(1), empty, false);
+    one_inserts_and_the_sweep_empties(|search| search.met_own.set(1), empty, false);
 }
 
 /// The sweep as it was: it looked behind the slot before it emptied it, and not again.
@@ -384,5 +384,5 @@ fn a_held_port_is_nobodys() {
 #[test]
 #[should_panic(expected = "given")]
 fn a_port_that_is_not_held_is_given() {
-    one_moves_and_one_wants_its_port(|slot, key| slot.retire_soon(key, NOW));
+    one_moves_and_one_wants_its_port(|slot, key| slot.try_retire(key, NOW));
 }

@@ -19,7 +19,7 @@ use router_common::{
     },
     ports::PoolKey,
     session::{Seen, State},
-    table::{BUCKET, HashSeeds, NOWHERE, Occupancy, Regions, Slot, SlotState, Tag},
+    table::{BUCKET, HashSeeds, NO_SLOT, Occupancy, Regions, Slot, SlotState, Tag},
     time::Ticks,
     tuple::{Direction, FlowKey, Protocol},
 };
@@ -243,7 +243,7 @@ impl FlowTable {
     /// The slots of a key's chains, as far as anything is there.
     fn chains(&self, key: &FlowKey) -> impl Iterator<Item = u32> {
         let regions = self.regions();
-        let homes = self.0.seeds.homes(key, &regions).into_iter().filter(|home| *home != NOWHERE);
+        let homes = self.0.seeds.homes(key, &regions).into_iter().filter(|home| *home != NO_SLOT);
         let is_used = |index: &u32| self.0.slots.get(*index).is_some_and(|slot| slot.tag() != Tag::EMPTY);
         homes.flat_map(move |home| (home..home + regions.chain(home)).take_while(is_used))
     }
@@ -270,7 +270,7 @@ impl FlowTable {
     }
 
     /// Tells the programs that a session leads to an address, see
-    /// [`PEER_PATIENCE`](router_common::maps::peers::PEER_PATIENCE).
+    /// [`PEER_TIMEOUT`](router_common::maps::peers::PEER_TIMEOUT).
     fn note_peer(&self, address: Ipv4, now: Ticks) {
         if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
             place.note(now);
@@ -334,7 +334,7 @@ impl FlowTable {
                     let Some(flow) = self.at(index, SlotState::Held) else { continue };
                     if each(&flow) == Verdict::Keep {
                         held += 1;
-                    } else if slot.let_go(tag, now) {
+                    } else if slot.release_key(tag, now) {
                         freed.push(flow.key);
                     }
                 }
@@ -349,7 +349,7 @@ impl FlowTable {
                     }
                 }
                 SlotState::Live => {
-                    if slot.is_out_of_date(generation) {
+                    if slot.has_stale_next_hop(generation) {
                         slot.entry.forget_next_hop();
                     }
                     let is_shown =

@@ -62,7 +62,7 @@ impl NextHopsInUse {
     /// When the map cannot be read.
     pub fn get(&self, neighbour: &Neighbour) -> Result<Option<InUse>> {
         match self.look_up(neighbour)? {
-            None if !self.has_room()? => Ok(Some(InUse::SEVERAL)),
+            None if !self.has_room()? => Ok(Some(InUse::MIXED)),
             known => Ok(known),
         }
     }

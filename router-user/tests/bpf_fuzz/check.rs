@@ -122,12 +122,12 @@ fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, pu
     let ip = frame_header(&given.frame).context("no IPv4 packet")?;
     let original = &given.frame[IP..IP + ip.total.min(given.frame.len() - IP)];
     match kind {
-        Kind::Hold => {
+        Kind::EarlyFragment => {
             ensure!(matches!(verdict, Verdict::Drop | Verdict::Pass), "held, and {verdict:?}");
             ensure!(ip.fragment_offset > 0 && punt == original, "not a later fragment as it came");
             return Ok(());
         }
-        Kind::Release => {
+        Kind::FirstFragment => {
             let is_first = ip.more_fragments && ip.fragment_offset == 0;
             ensure!(is_first && punt.len() == 20, "no header of a first fragment");
             return Ok(());

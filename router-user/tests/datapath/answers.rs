@@ -282,10 +282,10 @@ fn answers_come_at_a_rate_and_the_others_are_silent() {
     let mut world = World::new();
     let frame = syn().ttl(1).build();
     let start = Instant::now();
-    let asked = 20 * Rate::OF_A_SOURCE.burst;
+    let asked = 20 * Rate::PER_SOURCE.burst;
     let answered = (0..asked).filter(|_| world.run_uncounted(0, &frame).0 == Verdict::Tx).count() as u64;
-    let most = Rate::OF_A_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::OF_A_SOURCE.interval + 1;
-    assert!((Rate::OF_A_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
+    let most = Rate::PER_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::PER_SOURCE.interval + 1;
+    assert!((Rate::PER_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
     let wanted = [(Reason::TtlExpired, asked - answered), (Reason::TtlExceeded, answered)];
     let counted: Vec<_> = wanted.into_iter().filter(|(_, packets)| *packets > 0).collect();
     assert_eq!(world.moved().reasons, counted);
@@ -354,7 +354,7 @@ fn a_flood_of_one_kind_and_source_silences_no_other() {
         if kind == 3 {
             assert_eq!(told, FLOOD as u64, "fragmentation needed: always");
         } else {
-            let rate = Rate::OF_A_SOURCE;
+            let rate = Rate::PER_SOURCE;
             let most = rate.burst + start.elapsed().as_nanos() as u64 / rate.interval + 1;
             assert!((rate.burst..=most).contains(&told), "{kind}: {told} of {most}");
         }
@@ -381,7 +381,7 @@ fn a_flood_from_many_sources_has_a_bound_and_leaves_every_source_its_share() {
         let told = answered(&mut world, frames.iter().cycle().take(FLOOD).cloned());
         let elapsed = start.elapsed().as_nanos() as u64;
         let most_at = |rate: Rate| rate.burst + elapsed / rate.interval + 1;
-        let most = u64::from(FLOODERS) * most_at(Rate::OF_EVERY_SOURCE) + most_at(Rate::OF_ALL);
+        let most = u64::from(FLOODERS) * most_at(Rate::GUARANTEED) + most_at(Rate::SHARED);
         println!("{kind}: {told} of {FLOOD} in {} ms, at most {most}", elapsed / 1_000_000);
         assert!(told <= most, "{kind}: {told} of {most}");
         // But for those who share a flooder's place by chance: one in 64.
@@ -712,10 +712,10 @@ fn unreachable_comes_at_a_rate_and_the_others_are_silent() {
     ip("route del default");
     let frame = masqueraded()[1].build();
     let start = Instant::now();
-    let asked = 10 * Rate::OF_A_SOURCE.burst;
+    let asked = 10 * Rate::PER_SOURCE.burst;
     let answered = (0..asked).filter(|_| world.run_uncounted(0, &frame).0 == Verdict::Tx).count() as u64;
-    let most = Rate::OF_A_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::OF_A_SOURCE.interval + 1;
-    assert!((Rate::OF_A_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
+    let most = Rate::PER_SOURCE.burst + start.elapsed().as_nanos() as u64 / Rate::PER_SOURCE.interval + 1;
+    assert!((Rate::PER_SOURCE.burst..=most).contains(&answered), "{answered} of {most}");
     let wanted = [(Reason::NoRoute, asked - answered), (Reason::NetworkUnreachable, answered)];
     let counted: Vec<_> = wanted.into_iter().filter(|(_, packets)| *packets > 0).collect();
     assert_eq!(world.moved().reasons, counted);

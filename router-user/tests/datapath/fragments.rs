@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
 use router_common::{
-    fragment::{EARLY, OF_A_SOURCE, split},
+    fragment::{DATAGRAMS_PER_SOURCE, EARLY_RATE, split},
     maps::punt::Kind,
     reason::Reason,
 };
@@ -193,13 +193,13 @@ fn out_of_order_through_the_daemon() {
             is(&ran, verdict, reason);
             assert_eq!(&ran.frame, frame, "untouched");
             let record = next(&mut ring).expect("a copy in the ring");
-            assert_eq!((record.kind, &record.packet[..]), (Kind::Hold, &frame[14..]));
+            assert_eq!((record.kind, &record.packet[..]), (Kind::EarlyFragment, &frame[14..]));
             held.push(record);
         }
         let ran = world.run(&first);
         is(&ran, Verdict::Tx, first_reason);
         let notice = next(&mut ring).expect("a notice");
-        assert_eq!((notice.kind, &notice.packet[..]), (Kind::Release, &first[14..34]));
+        assert_eq!((notice.kind, &notice.packet[..]), (Kind::FirstFragment, &first[14..34]));
         assert!(next(&mut ring).is_none());
 
         let mut out = vec![ran.frame];
@@ -230,7 +230,7 @@ fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
     is(&world.run(&frames[1]), Verdict::Tx, Reason::Forwarded);
     is(&world.run(&frames[3]), Verdict::Tx, Reason::Forwarded);
     let kinds: Vec<_> = std::iter::from_fn(|| next(&mut ring)).map(|record| record.kind).collect();
-    assert_eq!(kinds, [Kind::Hold, Kind::Release]);
+    assert_eq!(kinds, [Kind::EarlyFragment, Kind::FirstFragment]);
 }
 
 #[test]
@@ -464,7 +464,7 @@ fn fragments_wait_for_a_cold_neighbour_too() {
             let reason = if index == 0 { Reason::Resolving } else { Reason::FragmentEarly };
             is(&world.run(frame), Verdict::Drop, reason);
             let record = next(&mut ring).expect("a packet in the ring");
-            let kind = if index == 0 { Kind::Wait } else { Kind::Hold };
+            let kind = if index == 0 { Kind::Wait } else { Kind::EarlyFragment };
             assert_eq!((record.kind, &record.packet[..]), (kind, &frame[14..]));
             waiting.push(record);
         }
@@ -472,7 +472,7 @@ fn fragments_wait_for_a_cold_neighbour_too() {
         let mut out = vec![world.replay(&waiting[0]).expect("to be sent").frame];
         let first = if opens { Reason::Opened } else { Reason::Forwarded };
         assert_eq!(world.moved().reasons, [(first, 1)]);
-        assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Release));
+        assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::FirstFragment));
         // One that comes while the neighbour has gone again waits, and is entered once.
         ip("neigh del 10.0.2.65 dev eth0");
         world.dataplane.settings.invalidate_next_hops().expect("settings");
@@ -532,7 +532,7 @@ fn early_ones_leave_room_in_the_ring() {
         is(&world.run(&query(10).build()), Verdict::Drop, Reason::Resolving);
     }
     let kinds = kinds(&mut ring);
-    let held = kinds.iter().filter(|kind| **kind == Kind::Hold).count();
+    let held = kinds.iter().filter(|kind| **kind == Kind::EarlyFragment).count();
     assert!((100..=150).contains(&held), "{held} of 1000 are held");
     assert_eq!(kinds.len() - held, 100);
 }
@@ -549,16 +549,16 @@ fn early_ones_of_a_flood_leave_room_for_other_sources() {
     for id in 0..FLOOD {
         world.run_quietly(&with_id(&frames[1], id));
         // It is read meanwhile, but not before there is a share of it.
-        if u64::from(id) > EARLY.burst {
+        if u64::from(id) > EARLY_RATE.burst {
             held += kinds(&mut ring).len() as u64;
         }
     }
-    let most = EARLY.burst + start.elapsed().as_nanos() as u64 / EARLY.interval + 1;
-    assert!((EARLY.burst..=most).contains(&held), "{held} of {most}");
+    let most = EARLY_RATE.burst + start.elapsed().as_nanos() as u64 / EARLY_RATE.interval + 1;
+    assert!((EARLY_RATE.burst..=most).contains(&held), "{held} of {most}");
     world.moved();
     for host in 71..=90 {
         is(&world.run(&with_source(&frames[1], host)), Verdict::Drop, Reason::FragmentEarly);
-        assert_eq!(kinds(&mut ring), [Kind::Hold], "{host}");
+        assert_eq!(kinds(&mut ring), [Kind::EarlyFragment], "{host}");
     }
 }
 
@@ -572,20 +572,20 @@ fn a_source_is_awaited_whatever_others_send() {
     // More of one source than there is room for in all, each as soon as it may be held.
     let mut held = kinds(&mut ring).len() - 1;
     let mut id = 0;
-    while held < 2 * OF_A_SOURCE as usize {
+    while held < 2 * DATAGRAMS_PER_SOURCE as usize {
         world.run_quietly(&with_id(&frames[1], id));
-        if kinds(&mut ring) == [Kind::Hold] {
+        if kinds(&mut ring) == [Kind::EarlyFragment] {
             held += 1;
             id += 1;
         }
     }
     world.moved();
     is(&world.run(&with_id(&frames[0], id - 1)), Verdict::Tx, Reason::Opened);
-    assert_eq!(kinds(&mut ring), [Kind::Release], "its last");
+    assert_eq!(kinds(&mut ring), [Kind::FirstFragment], "its last");
     is(&world.run(&with_id(&frames[0], 0)), Verdict::Tx, Reason::Forwarded);
     assert_eq!(kinds(&mut ring), [], "its oldest is forgotten");
     is(&world.run(&other(&frames[0])), Verdict::Tx, Reason::Opened);
-    assert_eq!(kinds(&mut ring), [Kind::Release], "another's is not");
+    assert_eq!(kinds(&mut ring), [Kind::FirstFragment], "another's is not");
 }
 
 /// Neither first fragments of sessions nor those of nobody's have another source's datagram
@@ -606,7 +606,7 @@ fn a_flood_of_first_fragments_forgets_only_its_own() {
     world.moved();
     is(&world.run(&with_id(&frames[1], FLOOD - 1)), Verdict::Tx, Reason::Forwarded);
     is(
-        &world.run(&with_id(&frames[1], FLOOD - 1 - OF_A_SOURCE as u16)),
+        &world.run(&with_id(&frames[1], FLOOD - 1 - DATAGRAMS_PER_SOURCE as u16)),
         Verdict::Drop,
         Reason::FragmentEarly,
     );
@@ -623,7 +623,7 @@ fn a_slow_datagram_is_not_forgotten_where_others_are_complete() {
         let reason = if *id == 0 { Reason::Opened } else { Reason::Forwarded };
         is(&world.run(&with_id(&frames[0], *id)), Verdict::Tx, reason);
     }
-    for id in 1000..1000 + 4 * OF_A_SOURCE as u16 {
+    for id in 1000..1000 + 4 * DATAGRAMS_PER_SOURCE as u16 {
         for frame in &frames {
             is(&world.run(&with_id(frame, id)), Verdict::Tx, Reason::Forwarded);
         }
@@ -647,7 +647,7 @@ fn early_ones_of_strangers_are_not_held() {
     is(&world.run(&to_router((STRANGER, 1))), Verdict::Pass, Reason::Fragment);
     assert!(next(&mut ring).is_none(), "another's session");
     is(&world.run(&to_router((TARGET, 53))), Verdict::Pass, Reason::Fragment);
-    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Hold), "the session's target");
+    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::EarlyFragment), "the session's target");
     let elsewhere = fragments(&udp_packet((TARGET, 53), (OTHER, 5000), &payload(3000)), 9, 1500).remove(1);
     world.run(&elsewhere);
     assert!(next(&mut ring).is_none(), "to another machine");
@@ -664,7 +664,7 @@ fn a_session_that_is_old_still_has_early_answers_held() {
     assert!(next(&mut ring).is_none());
     world.dataplane.flows.sweep(1, 0, |_| router_user::dataplane::Verdict::Keep).expect("a sweep");
     is(&world.run(&early), Verdict::Pass, Reason::Fragment);
-    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::Hold));
+    assert_eq!(next(&mut ring).map(|record| record.kind), Some(Kind::EarlyFragment));
 }
 
 /// The first fragment of the first answer ends here, and its later ones do not: the next answer

@@ -6,7 +6,7 @@ use router_common::{
     address::Ipv4,
     maps::{
         half_open::half_open_slot,
-        openings::{ANSWERED_LOOKS, LOOKS, NOTES, RINGS, rate},
+        openings::{MAX_ANSWERED, MAX_NOTES, NOTES, RINGS, rate},
     },
     ports::PortRange,
     reason::Reason,
@@ -154,7 +154,7 @@ fn who_has_been_answered_does_not_make_room_for_who_has_not() {
 /// oldest such session goes.
 #[test]
 fn where_all_have_been_answered_the_oldest_makes_room() {
-    let limit = 3 * ANSWERED_LOOKS as u16;
+    let limit = 3 * MAX_ANSWERED as u16;
     let mut world = world(limit.into());
     for port in 2000..2000 + limit {
         world.run(&syn(port));
@@ -226,7 +226,7 @@ fn sessions_that_have_opened_are_passed_over() {
     // Fewer than may make room at once, however fast the machine is.
     let refused =
         (10_010..10_200).filter(|port| world.run(&syn(*port)).reason == Reason::HalfOpenLimit).count();
-    assert!(refused <= usize::from(OPENED) / LOOKS as usize, "{refused}");
+    assert!(refused <= usize::from(OPENED) / MAX_NOTES as usize, "{refused}");
     assert_eq!(world.sessions(), usize::from(OPENED) + 10);
     assert_whole(&world);
 }
@@ -241,7 +241,7 @@ fn refused_before(world: &mut World, made_room: usize) -> usize {
         } else {
             assert_eq!(reason, Reason::HalfOpenLimit);
             refused += 1;
-            assert!(refused <= 2 * (NOTES / LOOKS) as usize, "none makes room: {made} have");
+            assert!(refused <= 2 * (NOTES / MAX_NOTES) as usize, "none makes room: {made} have");
         }
         if made == made_room {
             break;
@@ -288,7 +288,7 @@ fn notes_of_what_still_opens_are_not_overwritten() {
     world.moved();
     assert_eq!(world.run(&syn(2000 + STANDING - 1)).reason, Reason::Opened);
     let refused = refused_before(&mut world, STANDING.into());
-    assert!(refused <= (NOTES / LOOKS) as usize, "{refused}");
+    assert!(refused <= (NOTES / MAX_NOTES) as usize, "{refused}");
     for port in 2000..2000 + STANDING {
         assert!(session(&world, port).is_none(), "{port}");
     }
@@ -301,7 +301,7 @@ fn who_searches_in_vain_takes_nothing_from_the_rate() {
     const SMALL: u32 = 1024;
     let mut world = world_with(Setup { half_open_per_source: 10, sessions: SMALL, ..Setup::default() });
     let searches = rate(SMALL).burst as u32 + 10;
-    for _ in 0..searches * LOOKS {
+    for _ in 0..searches * MAX_NOTES {
         world.run_quietly(&syn_to(TARGET, 2000));
         world.run_quietly(&refusal(TARGET, 2000));
     }
@@ -329,7 +329,7 @@ fn sharing(world: &World) -> [[u8; 4]; 2] {
 /// its own by them.
 #[test]
 fn sources_that_share_a_ring_keep_their_notes() {
-    for limit in [10, 2 * LOOKS as u16 + 10] {
+    for limit in [10, 2 * MAX_NOTES as u16 + 10] {
         let mut world = world(limit.into());
         let sources = sharing(&world);
         let from = |source, port| tcp_packet((source, port), (OTHER, 443), tcp::SYN).build();
@@ -350,7 +350,7 @@ fn sources_that_share_a_ring_keep_their_notes() {
                 refused += usize::from(reason == Reason::HalfOpenLimit);
             }
         }
-        assert!(refused <= 4 * usize::from(limit) / LOOKS as usize, "{refused} refused at {limit}");
+        assert!(refused <= 4 * usize::from(limit) / MAX_NOTES as usize, "{refused} refused at {limit}");
         assert_eq!(world.sessions(), 2 * usize::from(limit));
         assert_whole(&world);
     }

@@ -75,7 +75,7 @@ fn a_next_hop_that_has_changed_is_seen_whoever_asks_first() {
     ip(&format!("neigh replace {firewall} lladdr 02:00:00:00:00:77 dev eth0 nud permanent"));
     // The first session still has the old address, the second one has the new.
     assert_eq!(world.run(&request(40_001)).reason, Reason::Opened);
-    assert_eq!(noted(&world), [(firewall, InUse::SEVERAL)]);
+    assert_eq!(noted(&world), [(firewall, InUse::MIXED)]);
     let neighbour = Neighbour::new(2, firewall.into());
     let [(of_link, _)] = world.dataplane.next_hops_in_use.all().expect("the map")[..] else { panic!("one") };
     assert_eq!(of_link.address, neighbour.address);
@@ -115,7 +115,7 @@ fn without_room_every_neighbour_counts() {
     assert_eq!(world.dataplane.next_hops_in_use.get(&stranger).expect("the map"), None);
     open(&mut world, InUse::ROOM - 1);
     assert!(!world.dataplane.next_hops_in_use.has_room().expect("the map"));
-    assert_eq!(world.dataplane.next_hops_in_use.get(&stranger).expect("the map"), Some(InUse::SEVERAL));
+    assert_eq!(world.dataplane.next_hops_in_use.get(&stranger).expect("the map"), Some(InUse::MIXED));
 
     world.dataplane.next_hops_in_use.forget_all().expect("the map");
     assert!(noted(&world).is_empty() && world.dataplane.next_hops_in_use.has_room().expect("the map"));

@@ -28,7 +28,7 @@ impl Pace {
     /// tells.
     pub(super) fn wait_for(&self, errors: usize) {
         while spend(&self.bucket, self.now(), errors).is_none() {
-            thread::sleep(Duration::from_nanos(Rate::OF_A_SOURCE.interval));
+            thread::sleep(Duration::from_nanos(Rate::PER_SOURCE.interval));
         }
     }
 
@@ -46,6 +46,6 @@ impl Pace {
 
 /// A bucket after so many errors, at most as many as it holds; none if it has not got them.
 fn spend(bucket: &TokenBucket, now: u64, errors: usize) -> Option<TokenBucket> {
-    let (rate, bucket) = (Rate::OF_A_SOURCE, bucket.clone());
+    let (rate, bucket) = (Rate::PER_SOURCE, bucket.clone());
     (0..rate.burst.min(errors as u64)).all(|_| bucket.take(now, rate)).then_some(bucket)
 }

@@ -199,7 +199,7 @@ impl Follower {
             };
             rivals.note(*neighbour, &interface, before, mac, Instant::now().into_std());
         }
-        if in_use.is_some_and(|in_use| in_use.is_overtaken(mac.map(Mac::new))) {
+        if in_use.is_some_and(|in_use| in_use.is_outdated(mac.map(Mac::new))) {
             // First, since who asks again notes it again.
             plane.next_hops_in_use.forget(neighbour)?;
             self.invalidations.ask();
@@ -370,7 +370,7 @@ fn forget_overtaken(plane: &mut Dataplane, neighbours: &HashMap<Neighbour, Neigh
     let mut has_moved = false;
     for (neighbour, noted) in in_use.all()? {
         let mac = neighbours.get(&neighbour).and_then(|entry| entry.mac);
-        if noted.is_overtaken(mac.map(Mac::new)) {
+        if noted.is_outdated(mac.map(Mac::new)) {
             in_use.forget(&neighbour)?;
             has_moved = true;
         }
@@ -516,7 +516,7 @@ impl View {
                 ));
             }
             next_hop.source = Some(source.into());
-            self.tells_sources = Some(answer.source_is_told);
+            self.tells_sources = Some(answer.kernel_gave_source);
         } else if let Some(foreign) = given.iter().find(|address| !self.addresses.own().contains(address)) {
             return Some(format!(
                 "new sessions would come from {foreign}, which is no address of this machine"

@@ -7,13 +7,13 @@ use std::{
 
 use router_common::{
     address::Ipv4,
-    fragment::{FragmentKey, PATIENCE},
+    fragment::{FragmentKey, TIMEOUT},
 };
 
 use super::received::Received;
 
 /// How long they are held.
-pub(super) const LIMIT: Duration = Duration::from_millis(PATIENCE as u64);
+pub(super) const LIMIT: Duration = Duration::from_millis(TIMEOUT as u64);
 /// How many bytes are held, at most: 64 datagrams of the largest size.
 const BYTES: usize = 4 << 20;
 

@@ -53,7 +53,7 @@ use crate::{
     dataplane::Departure,
 };
 
-/// How often the data plane hears of us: well within `Settings::DAEMON_PATIENCE`.
+/// How often the data plane hears of us: well within `Settings::DAEMON_TIMEOUT`.
 const PRESENCE: Duration = Duration::from_secs(1);
 /// How many of the data plane's packets are handled before anything else gets its turn.
 const RECORDS_IN_A_ROW: u32 = 256;
@@ -166,12 +166,12 @@ impl PuntHandler {
                 Ok(frames) => self.tally.sent(frames),
                 Err(error) => self.tally.failed(1, &error),
             },
-            Kind::Hold => {
+            Kind::EarlyFragment => {
                 let Some(key) = key(&received.packet) else { return };
                 let lost = self.early_fragments.hold(key, received, Instant::now());
                 self.tally.lost(Loss::NoRoom, lost as u64);
             }
-            Kind::Release => {
+            Kind::FirstFragment => {
                 let Some(key) = key(&received.packet) else { return };
                 let fragments = self.early_fragments.release(&key, Instant::now());
                 self.replay(&fragments);
