@@ -1,15 +1,15 @@
 //! The second cargo, which compiles for BPF, and its environment.
 
-use std::env;
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 
-use crate::toolchain::{Core, TARGET, Toolchain};
+use crate::toolchain::{TARGET, Toolchain};
 
 /// The task of the second cargo.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,10 +20,8 @@ pub enum Action {
     Clippy,
 }
 
-/// Returns the directory of BPF builds. All packages share one, so that each program is compiled
-/// once. It is not the outer cargo's, whose lock that cargo holds while it waits for this one.
-///
-/// A build script passes its `OUT_DIR`, from which the outer cargo's directory follows.
+/// Returns the directory of BPF builds, which all packages share. It is not the outer cargo's, whose
+/// lock that cargo holds while it waits for this one; a build script's `OUT_DIR` tells where that is.
 pub fn target_dir(workspace: &Path, out_dir: Option<&Path>) -> PathBuf {
     let outer = out_dir.and_then(|out| out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()));
     let own = || workspace.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
@@ -39,11 +37,8 @@ pub fn cargo(toolchain: &Toolchain, action: Action, target_dir: &Path) -> Result
     // The outer cargo by its full path: rustup's proxy would put its own libraries before ours.
     let outer = env::var_os("CARGO").map(PathBuf::from);
     let own = toolchain.cargo.clone();
-    let program = match toolchain.core {
-        // Building core needs the cargo that fits its sources.
-        Core::FromSource => own.or(outer),
-        Core::Prebuilt => outer.or(own),
-    };
+    // Building core needs the cargo that fits its sources.
+    let program = if toolchain.builds_core { own.or(outer) } else { outer.or(own) };
     let mut command = Command::new(program.unwrap_or_else(|| "cargo".into()));
     forget_outer_build(&mut command);
     command
@@ -63,7 +58,7 @@ pub fn cargo(toolchain: &Toolchain, action: Action, target_dir: &Path) -> Result
         }
     };
     command.args(["--release", "--target", TARGET, "--target-dir"]).arg(target_dir);
-    if toolchain.core == Core::FromSource {
+    if toolchain.builds_core {
         command.args(["-Z", "build-std=core"]);
     }
     Ok(command)
@@ -86,12 +81,9 @@ fn rustflags() -> [String; 4] {
 /// Makes a directory with nothing but a link to `llvm`, for the linker to find. There is one for
 /// each LLVM, since two compilers may run at the same time.
 fn llvm_dir(llvm: &Path, target_dir: &Path) -> Result<PathBuf> {
-    let mut hasher = DefaultHasher::new();
-    llvm.hash(&mut hasher);
-    let dir = target_dir.join("llvm").join(format!("{:016x}", hasher.finish()));
+    let dir = target_dir.join("llvm").join(llvm.to_string_lossy().replace('/', "-"));
     let link = dir.join("libLLVM.so");
-    let made = std::fs::create_dir_all(&dir).and_then(|()| std::os::unix::fs::symlink(llvm, &link));
-    match made {
+    match fs::create_dir_all(&dir).and_then(|()| symlink(llvm, &link)) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("cannot make {}", link.display()))
         }
@@ -133,10 +125,10 @@ mod tests {
     fn build_scripts_share_one_directory() {
         let target = env::temp_dir().join(format!("bpf-build-target-{}", std::process::id()));
         let out = target.join("debug/build/router-user-0123/out");
-        std::fs::create_dir_all(&out).unwrap();
-        std::fs::write(target.join("CACHEDIR.TAG"), "").unwrap();
+        fs::create_dir_all(&out).unwrap();
+        fs::write(target.join("CACHEDIR.TAG"), "").unwrap();
         assert_eq!(target_dir(Path::new("/w"), Some(&out)), target.join("bpf"));
-        std::fs::remove_dir_all(&target).unwrap();
+        fs::remove_dir_all(&target).unwrap();
     }
 
     #[test]

@@ -1,15 +1,8 @@
 //! Finds a toolchain that can compile for BPF, and compiles the programs of `router-ebpf` with it.
 //!
-//! A build script needs one line:
-//!
-//! ```no_run
-//! fn main() -> std::process::ExitCode {
-//!     bpf_build::build_script("router")
-//! }
-//! ```
-//!
-//! and the crate then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask
-//! setup` uses the same search, so the build uses the toolchain that it reports as ready.
+//! A build script needs one call, `bpf_build::build_script("router")`, and its crate then finds the
+//! object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the same search, so the
+//! build uses the toolchain that it reports as ready.
 //!
 //! `aya_build::build_ebpf` needs rustup's nightly. A machine without access to rustup's servers can
 //! use a distribution's compiler with a prebuilt `core` for BPF here.
@@ -27,9 +20,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 
 pub use command::{Action, cargo, target_dir};
-pub use find::{Missing, Rejection, find, private_tools};
-pub use probe::forget_failures;
-pub use toolchain::{Core, LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TARGET, Toolchain};
+pub use find::{Missing, find, private_tools};
+pub use toolchain::{LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TARGET, Toolchain};
 
 /// Compiles the binary `bin` of `router-ebpf` and puts the object at `$OUT_DIR/<bin>`. For build
 /// scripts.

@@ -13,53 +13,35 @@ use object::{Architecture, Object as _};
 use crate::command::{Action, cargo};
 use crate::toolchain::{TARGET, Toolchain};
 
-const MANIFEST: &str =
-    "[workspace]\n[package]\nname = \"bpf-probe\"\nversion = \"0.0.0\"\nedition = \"2024\"\n";
+const MANIFEST: &str = concat!(
+    "[workspace]\n[package]\nname = \"bpf-probe\"\nversion = \"0.0.0\"\nedition = \"2024\"\nrust-version = \"",
+    env!("CARGO_PKG_RUST_VERSION"),
+    "\"\n"
+);
 
-/// One program in the section of an XDP program, with a call into `core` so that it has to be
-/// there.
-const PROGRAM: &str = r#"
-#![no_std]
+/// A program in the section of XDP programs, with a call into `core` so that it has to be there.
+const PROGRAM: &str = r#"#![no_std]
 #![no_main]
-
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
+fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 pub extern "C" fn probe(context: *const u32) -> u32 {
     unsafe { core::ptr::read_volatile(context) }.leading_zeros()
-}
-"#;
-
-const OK: &str = "works";
+}"#;
 
 /// Checks that `toolchain` makes a BPF object. Returns the reason if it does not.
 pub(crate) fn works(toolchain: &Toolchain, target_dir: &Path) -> Result<(), String> {
-    let name = format!("{:016x}", fingerprint(toolchain));
-    let dir = target_dir.join("probe");
-    let record = dir.join(&name);
-    if let Ok(text) = std::fs::read_to_string(&record) {
-        return if text == OK { Ok(()) } else { Err(text) };
+    // Only a success is remembered: a failure may have a passing cause, such as a full disk.
+    let record = target_dir.join("probe").join(format!("{:016x}", fingerprint(toolchain)));
+    if record.is_file() {
+        return Ok(());
     }
-    let package = dir.join(format!("{name}-{}", std::process::id()));
+    let package = record.with_extension(std::process::id().to_string());
     let outcome = attempt(toolchain, target_dir, &package);
     _ = std::fs::remove_dir_all(package);
     // Without a record the next build probes again: slower, not wrong.
-    _ = std::fs::write(&record, outcome.as_ref().err().map_or(OK, |reason| reason));
-    outcome
-}
-
-/// Forgets the probes that failed, e.g. because the disk was full, so that they are made again.
-pub fn forget_failures(target_dir: &Path) {
-    let records = target_dir.join("probe").read_dir().into_iter().flatten().flatten();
-    for path in records.map(|entry| entry.path()) {
-        if std::fs::read_to_string(&path).is_ok_and(|text| text != OK) {
-            _ = std::fs::remove_file(&path);
-        }
-    }
+    outcome.inspect(|()| _ = std::fs::write(&record, toolchain.to_string()))
 }
 
 fn fingerprint(toolchain: &Toolchain) -> u64 {
@@ -90,16 +72,11 @@ fn attempt(toolchain: &Toolchain, target_dir: &Path, package: &Path) -> Result<(
 
 /// Returns the error in a compiler's output, in one line.
 fn summary(stderr: &str) -> String {
+    // The linker's own words come as a note after rustc's "linking failed" and its command line.
+    const ERRORS: [&str; 5] = ["ERROR llvm", "unable to find LLVM", "Invalid record", "error", ""];
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
-    // The linker's own words come as a note after rustc's "linking failed" and its long command
-    // line.
-    const LINKER_ERRORS: [&str; 3] = ["ERROR llvm", "unable to find LLVM", "Invalid record"];
-    let line = lines()
-        .find(|line| LINKER_ERRORS.iter().any(|error| line.contains(error)))
-        .or_else(|| lines().find(|line| line.starts_with("error")))
-        .or_else(|| lines().next_back())
-        .unwrap_or("no message");
-    let short: String = line.chars().take(200).collect();
+    let line = ERRORS.iter().find_map(|error| lines().find(|line| line.contains(error)));
+    let short: String = line.unwrap_or("no message").chars().take(200).collect();
     format!("cannot make a BPF object: {short}")
 }
 

@@ -25,27 +25,16 @@ pub const LINKER_VARIABLE: &str = "PLS_ROUTER_BPF_LINKER";
 pub struct Toolchain {
     /// The compiler itself, not rustup's proxy.
     pub rustc: PathBuf,
-    /// Its release, e.g. `1.96.0`.
-    pub release: String,
-    /// The origin of `core` for BPF.
-    pub core: Core,
+    /// The output of `rustc -vV`; tells a compiler from its successor at the same path.
+    pub version: String,
+    /// `true` if cargo has to compile `core` for BPF from the compiler's sources.
+    pub builds_core: bool,
     /// The linker.
     pub linker: PathBuf,
     /// The LLVM that the compiler uses and the linker has to load.
     pub(crate) llvm: Option<PathBuf>,
     /// The toolchain's own cargo, where it has one.
     pub(crate) cargo: Option<PathBuf>,
-    /// The output of `rustc -vV`; tells a compiler from its successor at the same path.
-    pub(crate) version: String,
-}
-
-/// The origin of `core` for BPF.
-#[derive(Clone, Copy, Debug, Hash, PartialEq)]
-pub enum Core {
-    /// It came with the compiler.
-    Prebuilt,
-    /// Cargo compiles it from the compiler's sources.
-    FromSource,
 }
 
 impl Toolchain {
@@ -53,23 +42,13 @@ impl Toolchain {
     pub fn clippy(&self) -> Option<PathBuf> {
         Some(self.rustc.with_file_name("clippy-driver")).filter(|driver| driver.is_file())
     }
-
-    /// Returns rustup's name for this compiler's toolchain, if it is one of rustup's.
-    pub fn rustup_name(&self) -> Option<String> {
-        let toolchains = home_dir("RUSTUP_HOME", ".rustup")?.join("toolchains");
-        let name = self.rustc.strip_prefix(toolchains).ok()?.components().next()?;
-        name.as_os_str().to_str().map(str::to_owned)
-    }
 }
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let core = match self.core {
-            Core::Prebuilt => "prebuilt core",
-            Core::FromSource => "core from source",
-        };
-        let (rustc, linker) = (self.rustc.display(), self.linker.display());
-        write!(f, "{rustc} {} ({core}) with {linker}", self.release)
+        let core = if self.builds_core { "core from source" } else { "prebuilt core" };
+        let release = self.version.lines().next().unwrap_or_default();
+        write!(f, "{} ({release}, {core}) with {}", self.rustc.display(), self.linker.display())
     }
 }
 

@@ -40,10 +40,8 @@ pub(crate) fn bpf() -> Result<Toolchain> {
     }
     eprintln!("The BPF programs cannot be compiled yet:");
     for rejection in &missing.rejections {
-        eprintln!("  {}: {}", rejection.candidate, rejection.reason);
+        eprintln!("  {rejection}");
     }
-    // A trial may have failed for a passing reason, such as a full disk.
-    bpf_build::forget_failures(&target_dir);
     install(&missing)?;
     bpf_build::find(&target_dir).context("what was installed does not work together")
 }
@@ -118,7 +116,7 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
     if toolchain.clippy().is_some() {
         return Ok(());
     }
-    if let Some(name) = toolchain.rustup_name() {
+    if let Some(name) = rustup_name(&toolchain.rustc) {
         let rustup = system::find_program("rustup").context("there is no rustup")?;
         eprintln!("Adding clippy to Rust {name} by rustup, to lint router-ebpf. About 5 MB.");
         let mut command = quick_rustup(&rustup);
@@ -129,6 +127,13 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
         return apt::install(&[DEBIAN_CLIPPY]);
     }
     bail!("no clippy came with {}", toolchain.rustc.display())
+}
+
+/// Returns rustup's name for the toolchain of a compiler, if it is one of rustup's.
+fn rustup_name(rustc: &Path) -> Option<String> {
+    let toolchain = rustc.parent()?.parent()?;
+    let is_rustups = toolchain.parent()?.file_name()? == "toolchains";
+    is_rustups.then(|| toolchain.file_name()?.to_str().map(str::to_owned))?
 }
 
 /// The command `cargo miri`, which looks at each access to memory; installed if it is not there.
