@@ -432,7 +432,7 @@ fn a_degraded_router_forwards_and_says_what_it_lacks() {
 }
 
 #[test]
-fn flows_are_asked_for_by_what_is_wanted() {
+fn flows_pass_their_filters_to_the_daemon() {
     let place = daemon();
     place.run(&["flows"]);
     place.run(&["flows", "--rule", "a b", "--protocol", "udp", "--client", "10.0.2.70", "--limit", "5"]);
@@ -451,7 +451,7 @@ fn flows_are_asked_for_by_what_is_wanted() {
 }
 
 #[test]
-fn colour_is_for_terminals_and_whoever_insists() {
+fn colour_is_for_terminals_or_on_request() {
     let place = daemon();
     assert!(!place.run(&["status"]).out.contains('\x1b'));
     let forced = Ran::of(&place.command(&["status"]).env("CLICOLOR_FORCE", "1").output().unwrap());
@@ -467,14 +467,14 @@ fn no_daemon() {
 }
 
 #[test]
-fn a_daemon_that_makes_no_sense() {
+fn a_nonsensical_answer_of_the_daemon_is_an_error() {
     let place = Place::with_daemon(vec![("/v1/status", "{}".to_owned())]);
     golden("nonsense", &place.run(&["status"]));
     golden("refused", &place.run(&["rules"]));
 }
 
 #[test]
-fn the_socket_is_the_configuration_s() {
+fn the_socket_is_that_of_the_configuration() {
     let place = daemon();
     let config = format!(
         "interfaces.pls = \"eth0\"\nadmin.socket = {:?}\n\
@@ -487,7 +487,7 @@ fn the_socket_is_the_configuration_s() {
 }
 
 #[test]
-fn a_reader_that_has_had_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let place = daemon();
     let mut child = place
         .command(&["counters", "--watch", "1"])
@@ -582,7 +582,7 @@ fn check_of_live_sessions() {
 
 /// sudo takes `SSH_CONNECTION` away; so does `env` here.
 #[test]
-fn check_knows_the_session_it_runs_in() {
+fn check_warns_about_its_own_ssh_session() {
     let place = Place::empty();
     place.file("config.toml", &GOOD.replace("0.0.0.0/0", "192.0.2.0/24"));
     let script = "env -u SSH_CONNECTION \"$0\" check; exit $?";

@@ -203,7 +203,7 @@ fn an_upgrade_keeps_the_previous_version() {
 }
 
 #[test]
-fn what_the_check_rejects_changes_nothing() {
+fn a_configuration_that_check_rejects_changes_nothing() {
     let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
@@ -229,7 +229,7 @@ fn what_the_check_rejects_changes_nothing() {
 }
 
 #[test]
-fn what_is_never_healthy_is_taken_back() {
+fn a_version_that_never_gets_healthy_is_rolled_back() {
     let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
@@ -273,7 +273,7 @@ fn a_first_install_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn what_does_not_start_is_taken_back() {
+fn a_version_that_does_not_start_is_rolled_back() {
     let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
@@ -292,7 +292,7 @@ fn what_does_not_start_is_taken_back() {
 
 /// The router takes the connection with it, or the person closes the lid.
 #[test]
-fn without_a_word_from_here_the_previous_version_comes_back() {
+fn a_lost_connection_rolls_back_to_the_previous_version() {
     let bench = Bench::up();
     bench.install();
     let before = bench.snapshot();
@@ -319,7 +319,7 @@ fn without_a_word_from_here_the_previous_version_comes_back() {
 }
 
 #[test]
-fn hosts_that_cannot_be_used_are_told_apart() {
+fn unusable_hosts_have_distinct_errors() {
     let bench = Bench::up();
     let config = bench.config("first", ANYWHERE);
     let before = bench.snapshot();

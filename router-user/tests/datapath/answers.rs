@@ -51,7 +51,7 @@ fn silent(world: &mut World, frame: &[u8], reason: Reason, why: &str) {
 }
 
 #[test]
-fn time_to_live_ends_here_and_the_sender_is_told() {
+fn an_expired_ttl_is_answered_with_time_exceeded() {
     let mut world = World::new();
     // To the router itself by a rule, and through it; before there is a session and when there is
     // one.
@@ -85,7 +85,7 @@ fn time_to_live_ends_here_and_the_sender_is_told() {
 }
 
 #[test]
-fn time_to_live_ends_here_on_the_way_back() {
+fn an_expired_ttl_of_a_reply_is_answered_with_time_exceeded() {
     let mut world = World::new();
     world.run(&syn().build());
     world.run(&echo_request(PLS, OTHER, 7777).build());
@@ -101,7 +101,7 @@ fn time_to_live_ends_here_on_the_way_back() {
 
 /// Where the packet is for somebody else, the answer comes from the interface that it came in on.
 #[test]
-fn the_answer_leaves_where_the_packet_came_in() {
+fn an_icmp_error_leaves_by_the_ingress_interface() {
     let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
     let own = [ROUTER, [10, 0, 3, 4]].map(Into::into);
     world.dataplane.local_addresses.set(&own.into(), &[].into()).expect("addresses");
@@ -119,7 +119,7 @@ fn the_answer_leaves_where_the_packet_came_in() {
 }
 
 #[test]
-fn larger_than_the_route_and_the_sender_is_told() {
+fn a_packet_above_the_mtu_with_df_is_answered_with_fragmentation_needed() {
     let mut world = World::new();
     ip("route change default via 10.0.2.65 mtu lock 1000");
     let new = syn().payload(&[7; 961]).build();
@@ -140,7 +140,7 @@ fn larger_than_the_route_and_the_sender_is_told() {
 
 /// The daemon says so when a link or a route changes.
 #[test]
-fn a_route_that_becomes_narrow_is_noticed_by_known_sessions() {
+fn a_reduced_mtu_applies_to_known_sessions() {
     let mut world = World::new();
     world.run(&syn().build());
     world.run(&tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).build());
@@ -157,7 +157,7 @@ fn a_route_that_becomes_narrow_is_noticed_by_known_sessions() {
 
 /// Not for ever: who may be fragmented is not told to send less.
 #[test]
-fn larger_than_the_route_and_may_be_fragmented() {
+fn a_packet_above_the_mtu_without_df_is_not_answered() {
     let mut world = World::new();
     ip("route change default via 10.0.2.65 mtu lock 1000");
     let frame = udp_packet((PLS, 5000), (OTHER, 53), &[7; 1200]).may_be_fragmented().build();
@@ -185,7 +185,7 @@ fn exhausted(reject: bool) -> World {
 }
 
 #[test]
-fn no_free_port_is_told_by_icmp_for_udp_and_echo() {
+fn exhausted_ports_are_answered_with_icmp_for_udp_and_echo() {
     let mut world = exhausted(true);
     for packet in [udp_packet((PLS, 2000), (OTHER, 53), b"x"), echo_request(PLS, OTHER, 2000)] {
         let frame = packet.build();
@@ -197,7 +197,7 @@ fn no_free_port_is_told_by_icmp_for_udp_and_echo() {
 }
 
 #[test]
-fn no_free_port_is_told_by_a_reset_for_tcp() {
+fn exhausted_ports_are_answered_with_a_reset_for_tcp() {
     let mut world = exhausted(true);
     for (options, payload) in
         [(&[][..], &[][..]), (&[2, 4, 5, 180], b""), (&[1; 40], b"early"), (&[], &[7; 1000])]
@@ -218,14 +218,14 @@ fn no_free_port_is_told_by_a_reset_for_tcp() {
 }
 
 #[test]
-fn no_free_port_is_silent_if_that_is_configured() {
+fn exhausted_ports_are_silent_if_so_configured() {
     let mut world = exhausted(false);
     let syn = tcp_packet((PLS, 2000), (OTHER, 443), tcp::SYN).build();
     silent(&mut world, &syn, Reason::PortsExhausted, "drop");
 }
 
 #[test]
-fn some_are_never_answered() {
+fn martians_and_broadcasts_are_never_answered() {
     let mut world = World::with(Setup {
         rules: |spec| {
             spec.masquerades[0].sources = vec![network([0; 4], 0)];
@@ -259,7 +259,7 @@ fn frames_for_other_machines_are_never_answered() {
 }
 
 #[test]
-fn who_is_to_be_told_may_be_a_cold_neighbour() {
+fn an_answer_waits_for_an_unresolved_neighbour() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     ip("neigh del 10.0.2.69 dev eth0");
@@ -278,7 +278,7 @@ fn who_is_to_be_told_may_be_a_cold_neighbour() {
 }
 
 #[test]
-fn answers_come_at_a_rate_and_the_others_are_silent() {
+fn icmp_errors_are_rate_limited() {
     let mut world = World::new();
     let frame = syn().ttl(1).build();
     let start = Instant::now();
@@ -344,7 +344,7 @@ fn asked_by_many() -> World {
 }
 
 #[test]
-fn a_flood_of_one_kind_and_source_silences_no_other() {
+fn rate_limits_are_separate_by_kind_and_source() {
     const FLOOD: usize = 3000;
     let mut world = asked_by_many();
     let (flooder, other) = (questions(source(0)), questions(source(1)));
@@ -371,7 +371,7 @@ fn a_flood_of_one_kind_and_source_silences_no_other() {
 /// Of a flood with many senders' addresses, whoever they belong to, the router makes no flood of
 /// its own; and who is not part of it is told all the same.
 #[test]
-fn a_flood_from_many_sources_has_a_bound_and_leaves_every_source_its_share() {
+fn a_flood_from_many_sources_is_bounded_and_leaves_each_source_its_share() {
     const FLOODERS: u32 = 64;
     const FLOOD: usize = 64_000;
     let mut world = asked_by_many();
@@ -444,7 +444,7 @@ fn take_way_away(by: &str) {
 }
 
 #[test]
-fn no_way_is_told_with_the_code_of_its_kind() {
+fn an_unreachable_route_is_answered_with_its_icmp_code() {
     for (by, code, told_as, _) in NO_WAYS {
         let mut world = rejecting();
         take_way_away(by);
@@ -469,7 +469,7 @@ fn no_way_is_told_with_the_code_of_its_kind() {
 }
 
 #[test]
-fn no_way_is_silent_if_that_is_configured() {
+fn an_unreachable_route_is_silent_if_so_configured() {
     for (by, .., silently) in NO_WAYS {
         let mut world = World::new();
         take_way_away(by);
@@ -482,7 +482,7 @@ fn no_way_is_silent_if_that_is_configured() {
 
 /// As its name says, and as the kernel has it.
 #[test]
-fn a_blackhole_is_silent() {
+fn a_blackhole_route_is_silent() {
     let mut world = rejecting();
     take_way_away("route replace blackhole default");
     for packet in masqueraded().into_iter().chain([syn()]) {
@@ -491,7 +491,7 @@ fn a_blackhole_is_silent() {
 }
 
 #[test]
-fn a_route_out_of_another_interface_is_told() {
+fn a_route_by_an_unattached_interface_is_answered() {
     let mut world = rejecting();
     for command in [
         "link add other type veth peer name wire9",
@@ -512,7 +512,7 @@ fn a_route_out_of_another_interface_is_told() {
 /// A connection may outlive what is wrong now, so it is not reset: ICMP errors are soft errors to
 /// it (RFC 1122 4.2.3.9).
 #[test]
-fn known_sessions_are_told_and_live_on() {
+fn known_sessions_are_answered_and_stay() {
     let mut world = rejecting();
     let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query");
     let answer = tcp_packet((TARGET, 8443), (ROUTER, 40_000), tcp::SYN | tcp::ACK).numbers(5000, 1001);
@@ -551,7 +551,7 @@ fn known_sessions_are_told_and_live_on() {
 }
 
 #[test]
-fn a_next_hop_that_does_not_answer_is_told() {
+fn a_next_hop_that_does_not_answer_is_reported_to_the_client() {
     let mut world = rejecting();
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -595,7 +595,7 @@ fn a_next_hop_that_does_not_answer_is_told() {
 }
 
 #[test]
-fn a_next_hop_that_does_not_answer_is_silent_if_that_is_configured() {
+fn a_next_hop_that_does_not_answer_is_silent_if_so_configured() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -615,7 +615,7 @@ fn without_targets(spec: &mut RuleSetSpec) {
 
 /// As of a port that nobody serves (RFC 1122 3.2.2.1, RFC 9293 3.10.7.1).
 #[test]
-fn a_rule_without_a_target_refuses() {
+fn a_rule_without_a_target_refuses_new_sessions() {
     let mut world = World::with(Setup { rules: without_targets, ..Setup::default() });
     let frame = syn().build();
     let ran = world.run(&frame);
@@ -630,7 +630,7 @@ fn a_rule_without_a_target_refuses() {
 }
 
 #[test]
-fn a_rule_without_a_target_is_silent_if_that_is_configured() {
+fn a_rule_without_a_target_is_silent_if_so_configured() {
     let mut world = World::with(Setup {
         rules: |spec| {
             without_targets(spec);
@@ -644,7 +644,7 @@ fn a_rule_without_a_target_is_silent_if_that_is_configured() {
 /// After a restart, say. RFC 9293 3.10.7.1: where the segment acknowledges something, the reset
 /// begins there; else it acknowledges the segment.
 #[test]
-fn a_masquerades_unknown_connection_is_reset() {
+fn an_unknown_connection_of_a_masquerade_is_reset() {
     let mut world = rejecting();
     let segment = |flags| tcp_packet(CLIENT, (OTHER, 443), flags).numbers(7000, 9000);
     let with_acknowledgement = [
@@ -680,7 +680,7 @@ fn a_masquerades_unknown_connection_is_reset() {
 }
 
 #[test]
-fn what_must_not_be_reset_is_not() {
+fn resets_and_fragments_are_not_answered_with_a_reset() {
     let mut world = rejecting();
     let passes = |world: &mut World, frame: &[u8], why: &str| {
         let ran = world.run(frame);
@@ -707,7 +707,7 @@ fn what_must_not_be_reset_is_not() {
 
 /// One rate for all answers of a kind to a source.
 #[test]
-fn unreachable_comes_at_a_rate_and_the_others_are_silent() {
+fn unreachable_errors_are_rate_limited() {
     let mut world = rejecting();
     ip("route del default");
     let frame = masqueraded()[1].build();
@@ -723,7 +723,7 @@ fn unreachable_comes_at_a_rate_and_the_others_are_silent() {
 
 /// Errors are not answered by errors, and later fragments by nothing.
 #[test]
-fn errors_and_later_fragments_that_go_nowhere_are_silent() {
+fn icmp_errors_and_later_fragments_are_not_answered() {
     let mut world = rejecting();
     let opened = world.run(&syn().build());
     ip("route add unreachable 10.0.2.69/32");

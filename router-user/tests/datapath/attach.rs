@@ -33,7 +33,7 @@ fn tc(arguments: &str) -> String {
 
 /// The program that sees this machine's own traffic, as kernels before 6.6 take it.
 #[test]
-fn own_traffic_is_watched_by_a_filter_that_goes_with_its_qdisc() {
+fn the_classifier_is_a_filter_that_is_removed_with_its_qdisc() {
     let filters = || tc("filter show dev eth0 egress").matches("direct-action").count();
     let has_qdisc = || tc("qdisc show dev eth0").contains("clsact");
     for is_used in [false, true] {
@@ -70,7 +70,7 @@ fn own_traffic_is_watched_by_a_filter_that_goes_with_its_qdisc() {
 }
 
 #[test]
-fn own_traffic_is_watched_by_a_link_that_the_next_daemon_takes_over() {
+fn the_classifier_is_a_link_that_the_next_daemon_takes_over() {
     let pins = OwnPins::new("link");
     let mut world = World::with(Setup { pins: Some(pins.0.clone()), ..Setup::default() });
     for _ in 0..2 {

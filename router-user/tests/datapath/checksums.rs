@@ -34,7 +34,7 @@ fn udp_checksum_zero_is_sent_as_ones() {
 
 /// And one whose checksum comes in as 0xffff.
 #[test]
-fn udp_checksum_of_ones_comes_in() {
+fn a_udp_checksum_of_ones_is_accepted() {
     let mut world = World::new();
     world.run(&udp_packet((PLS, 5000), (ROUTER, 53), b"open").build());
     let sent = udp_packet((PLS, 5000), (ROUTER, 53), &[0, 0]).build();
@@ -44,7 +44,7 @@ fn udp_checksum_of_ones_comes_in() {
 }
 
 #[test]
-fn any_packet_comes_out_right() {
+fn any_packet_is_translated_with_right_checksums() {
     let mut world = World::with(Setup {
         sessions: 8192,
         rules: |spec| spec.masquerades[0].sources = vec![network([10, 0, 2, 64], 26)],

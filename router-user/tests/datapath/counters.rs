@@ -95,7 +95,7 @@ fn rules_interfaces_and_entries_add_up() {
 }
 
 #[test]
-fn sessions_go_through_their_states_and_are_removed_whole() {
+fn sessions_change_state_and_are_removed_in_pairs() {
     let mut world = World::new();
     let client = |flags| tcp_packet((PLS, 40_000), (ROUTER, 443), flags).numbers(1000, 5001).build();
     let server = |flags| tcp_packet((TARGET, 8443), (ROUTER, 40_000), flags).numbers(5000, 1001).build();
@@ -153,7 +153,7 @@ fn a_half_session_is_found_and_swept_away() {
 /// Half a session that a killed daemon has left, and its client has opened another since, with
 /// another port: the half goes alone.
 #[test]
-fn half_a_session_takes_no_live_one_with_it() {
+fn removing_half_a_session_keeps_live_ones() {
     let mut world = World::new();
     let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
     world.run(&syn);
@@ -169,7 +169,7 @@ fn half_a_session_takes_no_live_one_with_it() {
 /// A daemon that is killed after it has retired a flow and before it has counted that: the counters
 /// are one ahead, for good.
 #[test]
-fn what_a_killed_daemon_has_not_counted_is_found_and_taken_back() {
+fn sessions_that_a_killed_daemon_did_not_count_are_recounted() {
     let pins = OwnPins::new("counters");
     let mut world = World::with(Setup { pins: Some(pins.0.clone()), ..Setup::default() });
     // One that is opening, and one that is not any more.

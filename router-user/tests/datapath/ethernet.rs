@@ -87,7 +87,7 @@ fn a_priority_tag_comes_off_and_changes_nothing() {
 }
 
 #[test]
-fn frames_with_and_without_a_priority_tag_are_of_one_session() {
+fn a_priority_tag_does_not_make_another_session() {
     let world = &mut World::new();
     for (number, tags) in (0..).zip(PRIORITY_TAGS) {
         let port = 40_000 + number;
@@ -108,7 +108,7 @@ fn frames_with_and_without_a_priority_tag_are_of_one_session() {
 }
 
 #[test]
-fn nothing_of_a_closed_out_source_comes_in_by_a_vlan() {
+fn a_closed_out_source_is_dropped_in_a_vlan() {
     let world = &mut World::new();
     let from = |source| tcp_packet((source, 40_000), (ROUTER, 22), tcp::SYN).build();
     for tags in [
@@ -133,7 +133,7 @@ fn nothing_of_a_closed_out_source_comes_in_by_a_vlan() {
 }
 
 #[test]
-fn too_many_tags_and_those_that_are_cut_off() {
+fn too_many_and_truncated_tags_are_dropped() {
     let world = &mut World::new();
     let frame = tcp_packet((STRANGER, 40_000), (ROUTER, 22), tcp::SYN).build();
     for tags in [[VLAN, 5].repeat(4), [VLAN, 0].repeat(4), [VLAN, 0].repeat(40)] {
@@ -185,7 +185,7 @@ fn wrappings() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_could_carry_ip_is_closed_where_clients_come_in() {
+fn ethertypes_that_carry_ip_are_dropped_on_the_clients_side() {
     let world = &mut World::new();
     for frame in wrappings() {
         ends(world, &frame, DENIED);
@@ -205,7 +205,7 @@ fn what_could_carry_ip_is_closed_where_clients_come_in() {
 }
 
 #[test]
-fn the_link_s_own_protocols_reach_the_stack() {
+fn link_control_protocols_reach_the_stack() {
     let world =
         &mut World::with(Setup { rules: |spec| spec.local.others_are_closed = true, ..Setup::default() });
     let frame = tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::SYN).build();
@@ -225,7 +225,7 @@ fn the_link_s_own_protocols_reach_the_stack() {
 
 /// Not of IPv4: its version says something else than its EtherType, or its header is too short.
 #[test]
-fn an_odd_header_reaches_no_more() {
+fn a_header_of_another_version_is_dropped() {
     let world = &mut World::new();
     for first in [0x65, 0x60, 0x44, 0x40, 0x05, 0xf5] {
         let mut frame = tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::SYN).build();

@@ -177,7 +177,7 @@ fn two_interfaces_redirect_between_them() {
 }
 
 #[test]
-fn an_egress_that_is_not_ours_is_not_used() {
+fn an_unattached_egress_interface_is_not_used() {
     let mut world = World::new();
     ip("link add other type veth peer name elsewhere");
     ip("link set other up");
@@ -191,7 +191,7 @@ fn an_egress_that_is_not_ours_is_not_used() {
 }
 
 #[test]
-fn no_route_opens_nothing() {
+fn without_a_route_no_session_opens() {
     for (route, reason) in [
         ("unreachable 203.0.113.0/24", Reason::RouteUnreachable),
         ("blackhole 203.0.113.0/24", Reason::RouteBlackhole),
@@ -212,7 +212,7 @@ fn no_route_opens_nothing() {
 }
 
 #[test]
-fn route_lookups_that_are_off_say_so() {
+fn disabled_route_lookups_have_their_own_reason() {
     let mut world = World::new();
     std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "0").expect("sysctl");
     let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
@@ -222,7 +222,7 @@ fn route_lookups_that_are_off_say_so() {
 /// Whether a frame ends with its packet or has the length that Ethernet's have decides on the
 /// program, and on nothing else.
 #[test]
-fn a_frame_becomes_the_same_with_and_without_padding() {
+fn padding_does_not_change_the_result() {
     let mut world = World::new();
     for length in 0..14 {
         let payload = &[0xff; 14][..length];
@@ -272,7 +272,7 @@ fn a_changed_next_hop_is_used_from_the_next_packet_on() {
 }
 
 #[test]
-fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
+fn a_packet_to_an_unresolved_neighbour_is_punted() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -306,7 +306,7 @@ fn a_cold_neighbour_hands_the_packet_to_the_daemon() {
 
 /// Of a session that is there already, nothing changes before the packet leaves.
 #[test]
-fn a_session_is_as_it_was_while_its_packet_waits() {
+fn a_session_is_unchanged_while_its_packet_waits() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -330,7 +330,7 @@ fn a_session_is_as_it_was_while_its_packet_waits() {
 }
 
 #[test]
-fn a_packet_that_has_waited_leaves_by_the_other_interface() {
+fn a_punted_packet_leaves_by_the_other_interface() {
     let mut world = World::with(Setup { nics: 2, snat: vec![ROUTER_SECOND], ..Setup::default() });
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -360,7 +360,7 @@ fn a_packet_that_has_waited_leaves_by_the_other_interface() {
 }
 
 #[test]
-fn a_cold_neighbour_without_a_daemon_is_said_so() {
+fn without_a_daemon_an_unresolved_neighbour_is_a_drop_reason() {
     let mut world = World::new();
     ip("neigh del 10.0.2.65 dev eth0");
     let frame = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
@@ -373,7 +373,7 @@ fn a_cold_neighbour_without_a_daemon_is_said_so() {
 }
 
 #[test]
-fn a_new_rule_set_takes_over_at_once_and_sessions_keep_their_target() {
+fn a_new_rule_set_applies_at_once_and_sessions_keep_their_target() {
     let mut world = World::new();
     let syn = tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build();
     world.run(&syn);
@@ -410,7 +410,7 @@ fn new_sessions_are_spread_over_targets() {
 }
 
 #[test]
-fn a_rule_without_addresses_drops_with_a_reason() {
+fn a_rule_without_a_target_drops_new_sessions() {
     let mut world = World::with(Setup { rules: |spec| spec.forwards[0].targets.clear(), ..Setup::default() });
     let ran = world.run(&tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NoTarget));
@@ -446,7 +446,7 @@ fn the_largest_rule_set_fits_twice() {
 }
 
 #[test]
-fn no_rule_leads_to_the_platform_address() {
+fn the_platform_address_is_no_target() {
     let mut world = World::with(Setup {
         rules: |spec| spec.forwards[0].targets = vec![(crate::packets::PLATFORM.into(), None)],
         ..Setup::default()

@@ -139,7 +139,7 @@ fn tcp_and_echo() {
 
 /// A rule whose target is on the clients' side.
 #[test]
-fn fragments_are_led_back_to_the_clients_side() {
+fn a_target_on_the_clients_side_gets_fragments() {
     let mut world = World::with(Setup {
         rules: |spec| spec.forwards[1].targets = vec![(STRANGER.into(), None)],
         ..Setup::default()
@@ -154,7 +154,7 @@ fn fragments_are_led_back_to_the_clients_side() {
 }
 
 #[test]
-fn rule_and_session_count_every_fragment() {
+fn rule_and_session_count_each_fragment() {
     let mut world = World::new();
     let frames = fragments(&query(5000), 1, 1500);
     forwarded(&mut world, &frames, Reason::Opened);
@@ -173,7 +173,7 @@ fn rule_and_session_count_every_fragment() {
 /// The daemon holds what comes before the first, is told when that has come, and gives it to the
 /// program again.
 #[test]
-fn out_of_order_through_the_daemon() {
+fn early_fragments_go_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
     // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one
     // is for nobody here.
@@ -222,7 +222,7 @@ fn out_of_order_through_the_daemon() {
 
 /// The first has come, but the daemon has not looked yet: what comes meanwhile goes straight on.
 #[test]
-fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
+fn fragments_after_the_first_do_not_wait_for_early_ones() {
     let (mut world, mut ring) = with_daemon();
     let frames = fragments(&query(5000), 9, 1500);
     world.run(&frames[2]);
@@ -234,7 +234,7 @@ fn what_comes_after_the_first_does_not_wait_for_what_came_before() {
 }
 
 #[test]
-fn early_ones_without_a_daemon() {
+fn without_a_daemon_early_fragments_are_dropped() {
     let mut world = World::new();
     let frames = fragments(&query(3000), 9, 1500);
     is(&world.run(&frames[1]), Verdict::Drop, Reason::FragmentEarly);
@@ -287,7 +287,7 @@ fn overlaps_are_dropped() {
 }
 
 #[test]
-fn what_is_no_fragment_of_anything_is_dropped() {
+fn malformed_fragments_are_dropped() {
     let (mut world, mut ring) = with_daemon();
     let frame = &fragments(&query(3000), 9, 1500)[1];
     let of_length = |frame: &[u8], length: u16| {
@@ -315,7 +315,7 @@ fn what_is_no_fragment_of_anything_is_dropped() {
 }
 
 #[test]
-fn an_identification_comes_round_again() {
+fn a_reused_identification_belongs_to_the_new_datagram() {
     let mut world = World::new();
     let one = fragments(&query(3000), 9, 1500);
     forwarded(&mut world, &one, Reason::Opened);
@@ -327,7 +327,7 @@ fn an_identification_comes_round_again() {
 
 /// What the first is left for, the others are left for.
 #[test]
-fn what_is_not_translated_shares_its_firsts_fate() {
+fn later_fragments_get_the_verdict_of_the_first() {
     let (mut world, mut ring) = with_daemon();
     let mut id = 0;
     for (packet, verdict, reason) in [
@@ -352,7 +352,7 @@ fn what_is_not_translated_shares_its_firsts_fate() {
 }
 
 #[test]
-fn what_is_never_translated_passes_one_by_one() {
+fn fragments_that_are_never_translated_pass_one_by_one() {
     let (mut world, mut ring) = with_daemon();
     let strangers = fragments(&udp_packet((STRANGER, 1), LISTEN, &payload(5000)), 9, 1500);
     let gre: Vec<_> = strangers.iter().map(|frame| changed(frame, |frame| frame[23] = 47)).collect();
@@ -377,7 +377,7 @@ fn what_is_never_translated_passes_one_by_one() {
 
 /// The oldest are forgotten, the latest are not, and the first fragments of all of them are sent.
 #[test]
-fn as_many_as_come() {
+fn the_oldest_datagrams_are_forgotten_first() {
     let mut world = World::new();
     let frames = fragments(&query(1473), 0, 1500);
     let with_id =
@@ -391,7 +391,7 @@ fn as_many_as_come() {
 }
 
 #[test]
-fn time_to_live_ends_for_each() {
+fn an_expired_ttl_drops_each_fragment() {
     let mut world = World::new();
     let frames = fragments(&query(3000), 9, 1500);
     is(&world.run(&frames[0]), Verdict::Tx, Reason::Opened);
@@ -404,7 +404,7 @@ fn narrow() {
 }
 
 #[test]
-fn larger_than_the_route_goes_to_the_daemon() {
+fn fragments_above_the_mtu_are_punted() {
     let (mut world, mut ring) = with_daemon();
     narrow();
     // A whole packet, that opens and that is known; then one that comes in fragments.
@@ -431,7 +431,7 @@ fn larger_than_the_route_goes_to_the_daemon() {
 }
 
 #[test]
-fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
+fn fragments_above_the_mtu_are_dropped_with_df_or_without_a_daemon() {
     let (mut world, mut ring) = with_daemon();
     narrow();
     let frames = fragments(&query(3000), 9, 1500);
@@ -452,7 +452,7 @@ fn larger_than_the_route_is_lost_only_if_nobody_may_or_can_split_it() {
 }
 
 #[test]
-fn fragments_wait_for_a_cold_neighbour_too() {
+fn fragments_wait_for_an_unresolved_neighbour() {
     let (mut world, mut ring) = with_daemon();
     ip("neigh del 10.0.2.65 dev eth0");
     // Of a datagram that opens a session, and of one of a session that is there.
@@ -520,7 +520,7 @@ fn kinds(ring: &mut RingBuf<MapData>) -> Vec<Kind> {
 
 /// Nobody reads the ring: half of it stays free of what anybody can send.
 #[test]
-fn early_ones_leave_room_in_the_ring() {
+fn early_fragments_leave_room_in_the_ring() {
     let (mut world, mut ring) = shared();
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
     for id in 0..1000_u16 {
@@ -540,7 +540,7 @@ fn early_ones_leave_room_in_the_ring() {
 /// Of one source's flood, no more than its share is held, and others' fragments are, whatever it
 /// sends.
 #[test]
-fn early_ones_of_a_flood_leave_room_for_other_sources() {
+fn a_flood_of_early_fragments_leaves_room_for_other_sources() {
     const FLOOD: u16 = 5000;
     let (mut world, mut ring) = shared();
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
@@ -564,7 +564,7 @@ fn early_ones_of_a_flood_leave_room_for_other_sources() {
 
 /// Fragments that are held of one source do not have the daemon forget another's.
 #[test]
-fn a_source_is_awaited_whatever_others_send() {
+fn early_fragments_of_one_source_do_not_displace_anothers() {
     let (mut world, mut ring) = shared();
     let frames = fragments(&udp_packet(CLIENT, (OTHER, 99), &payload(1473)), 0, 1500);
     let other = |frame: &[u8]| with_source(&with_id(frame, 7), 71);
@@ -591,7 +591,7 @@ fn a_source_is_awaited_whatever_others_send() {
 /// Neither first fragments of sessions nor those of nobody's have another source's datagram
 /// forgotten.
 #[test]
-fn a_flood_of_first_fragments_forgets_only_its_own() {
+fn a_flood_of_first_fragments_displaces_only_its_own() {
     const FLOOD: u16 = 5000;
     let (mut world, _ring) = shared();
     let frames = fragments(&query(1473), 0, 1500);
@@ -615,7 +615,7 @@ fn a_flood_of_first_fragments_forgets_only_its_own() {
 
 /// What is complete makes room before what is still on its way.
 #[test]
-fn a_slow_datagram_is_not_forgotten_where_others_are_complete() {
+fn complete_datagrams_are_forgotten_before_incomplete_ones() {
     let mut world = World::new();
     let frames = fragments(&query(1473), 0, 1500);
     let slow: Vec<u16> = (0..4).collect();
@@ -635,7 +635,7 @@ fn a_slow_datagram_is_not_forgotten_where_others_are_complete() {
 
 /// Early fragments from whom no rule and no session has anything to do with take nobody's place.
 #[test]
-fn early_ones_of_strangers_are_not_held() {
+fn early_fragments_of_strangers_are_not_held() {
     let (mut world, mut ring) = with_daemon();
     let to_router =
         |source| fragments(&udp_packet(source, (ROUTER, 5000), &payload(3000)), 9, 1500).remove(1);
@@ -655,7 +655,7 @@ fn early_ones_of_strangers_are_not_held() {
 
 /// The sweep keeps in mind whom sessions lead to, for as long as there is one.
 #[test]
-fn a_session_that_is_old_still_has_early_answers_held() {
+fn early_fragments_of_an_old_sessions_replies_are_held() {
     let (mut world, mut ring) = with_daemon();
     is(&world.run(&query(10).build()), Verdict::Tx, Reason::Opened);
     let early = fragments(&udp_packet((TARGET, 53), (ROUTER, 5000), &payload(3000)), 9, 1500).remove(1);
@@ -670,7 +670,7 @@ fn a_session_that_is_old_still_has_early_answers_held() {
 /// The first fragment of the first answer ends here, and its later ones do not: the next answer
 /// still counts as the first.
 #[test]
-fn an_answer_without_its_first_fragment_is_none() {
+fn a_reply_whose_first_fragment_is_dropped_does_not_count() {
     let mut world = World::new();
     is(&world.run(&udp_packet(CLIENT, LISTEN, b"x").build()), Verdict::Tx, Reason::Opened);
     let reply = udp_packet((TARGET, 53), (ROUTER, 5000), &payload(3000));

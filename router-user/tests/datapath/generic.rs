@@ -91,7 +91,7 @@ fn a_right_checksum_is_never_taken_for_an_unfinished_one() {
 
 /// 64 KB by TSO or GRO: the kernel cuts it when it leaves. Nothing of that size comes by a wire.
 #[test]
-fn what_is_larger_than_its_link_takes_is_cut_later() {
+fn super_frames_are_segmented_after_the_program() {
     let world = &mut world(true);
     assert_eq!(world.run(&unfinished(&syn())).reason, Reason::Opened);
     for length in [1461, 2000, 3000] {
@@ -103,7 +103,7 @@ fn what_is_larger_than_its_link_takes_is_cut_later() {
 }
 
 #[test]
-fn native_mode_takes_packets_as_a_wire_has_them() {
+fn native_mode_does_not_accept_unfinished_checksums() {
     let world = &mut world(false);
     let ran = world.run(&unfinished(&syn()));
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::BadChecksum));

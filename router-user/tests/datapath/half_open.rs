@@ -101,7 +101,7 @@ fn assert_whole(world: &World) {
 }
 
 #[test]
-fn at_the_limit_the_oldest_makes_room() {
+fn at_the_limit_the_oldest_half_open_session_is_replaced() {
     let mut world = world(10);
     for port in 2000..2010 {
         assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
@@ -123,7 +123,7 @@ fn at_the_limit_the_oldest_makes_room() {
 
 /// Neither what is established, however old, nor what is about to be.
 #[test]
-fn who_has_been_answered_does_not_make_room_for_who_has_not() {
+fn answered_sessions_are_not_replaced_before_unanswered_ones() {
     let mut world = world(10);
     for port in 2000..2003 {
         world.run(&syn(port));
@@ -153,7 +153,7 @@ fn who_has_been_answered_does_not_make_room_for_who_has_not() {
 /// Whoever only asks, and never acknowledges the answers, does not lock others out either: the
 /// oldest such session goes.
 #[test]
-fn where_all_have_been_answered_the_oldest_makes_room() {
+fn if_all_are_answered_the_oldest_is_replaced() {
     let limit = 3 * MAX_ANSWERED as u16;
     let mut world = world(limit.into());
     for port in 2000..2000 + limit {
@@ -171,7 +171,7 @@ fn where_all_have_been_answered_the_oldest_makes_room() {
 
 /// A refused or reset attempt waits for nobody.
 #[test]
-fn what_the_client_has_reset_makes_room_before_what_was_answered() {
+fn reset_sessions_are_replaced_before_answered_ones() {
     let mut world = world(3);
     for port in 2000..2003 {
         world.run(&syn(port));
@@ -184,7 +184,7 @@ fn what_the_client_has_reset_makes_room_before_what_was_answered() {
 }
 
 #[test]
-fn unanswered_datagrams_make_room_as_well() {
+fn unanswered_udp_sessions_are_replaced_too() {
     let mut world = world(4);
     let query = |port| udp_packet((PLS, port), (OTHER, 53), b"x").build();
     for port in 2000..2004 {
@@ -213,7 +213,7 @@ fn a_refused_connection_is_not_half_open() {
 
 /// Notes of sessions that have opened are in the way of few attempts.
 #[test]
-fn sessions_that_have_opened_are_passed_over() {
+fn established_sessions_are_not_candidates() {
     const OPENED: u16 = 1000;
     let mut world = world(10);
     for port in 2000..2000 + OPENED {
@@ -253,7 +253,7 @@ fn refused_before(world: &mut World, made_room: usize) -> usize {
 /// One client that resets and opens the same connection again and again does not take away what the
 /// others behind its address have noted.
 #[test]
-fn a_session_that_starts_over_and_over_is_noted_once() {
+fn a_session_that_reopens_repeatedly_is_noted_once() {
     let mut world = world(11);
     for port in 2000..2011 {
         assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
@@ -274,7 +274,7 @@ fn a_session_that_starts_over_and_over_is_noted_once() {
 
 /// However many sessions come and go, those that still open can be found.
 #[test]
-fn notes_of_what_still_opens_are_not_overwritten() {
+fn notes_of_half_open_sessions_are_not_overwritten() {
     const STANDING: u16 = 10;
     let mut world = world(STANDING.into());
     for port in 2000..2000 + STANDING - 1 {
@@ -297,7 +297,7 @@ fn notes_of_what_still_opens_are_not_overwritten() {
 
 /// Searches that find nobody do not use up how many may make room.
 #[test]
-fn who_searches_in_vain_takes_nothing_from_the_rate() {
+fn a_search_without_a_candidate_does_not_count_against_the_rate() {
     const SMALL: u32 = 1024;
     let mut world = world_with(Setup { half_open_per_source: 10, sessions: SMALL, ..Setup::default() });
     let searches = rate(SMALL).burst as u32 + 10;
@@ -359,7 +359,7 @@ fn sources_that_share_a_ring_keep_their_notes() {
 /// Where ports are few, those of sessions that have made room are given out again, with the pool of
 /// their target and without.
 #[test]
-fn ports_come_back_from_who_makes_room() {
+fn ports_of_replaced_sessions_are_given_out_again() {
     for size in [16, 200] {
         let ports = PortRange { first: 30_000, last: 30_000 + size - 1 };
         let limit = u32::from(size) / 2;
@@ -411,7 +411,7 @@ fn a_flood_is_refused_beyond_a_rate() {
 /// Two CPUs flood from one address, to a target that answers and to one that does not: the limit is
 /// what it is, and nothing is lost or half.
 #[test]
-fn two_cpus_at_the_limit() {
+fn two_cpus_at_the_limit_stay_within_it() {
     const LIMIT: u32 = 50;
     const EACH: u16 = 6000;
     let mut world = world_with(Setup { half_open_per_source: LIMIT, sessions: ROOMY, ..Setup::default() });

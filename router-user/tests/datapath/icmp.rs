@@ -85,7 +85,7 @@ fn errors_about_a_forwards_packets_come_from_the_router() {
 
 /// The client talks to the target itself, and sees who on the way there has sent the error.
 #[test]
-fn errors_about_a_masquerades_packets_come_from_who_sent_them() {
+fn errors_about_a_masquerades_packets_keep_their_source() {
     let mut world = World::new();
     let packets = [
         tcp_packet((PLS, 40_000), (OTHER, 22), tcp::SYN),
@@ -144,7 +144,7 @@ fn with_options(packet: &[u8], words: u8) -> Vec<u8> {
 }
 
 #[test]
-fn quotes_with_ip_options() {
+fn quotes_with_ip_options_are_translated() {
     let mut world = World::new();
     for packet in [syn(), query(), echo_request(PLS, OTHER, 77)] {
         let (sent, translated) = through(&mut world, &packet);
@@ -164,7 +164,7 @@ fn quotes_with_ip_options() {
 
 /// Quotes of any length: verified as a whole, in two parts, not at all.
 #[test]
-fn quotes_of_any_length() {
+fn quotes_of_any_length_are_translated() {
     let mut world = World::new();
     for payload in [1, 470, 475, 476, 477, 500, 548, 900, 968, 969, 970, 985, 1200, 1440] {
         let packet = query().payload(&vec![0xa7; payload]);
@@ -192,7 +192,7 @@ fn a_wrong_checksum_is_dropped() {
 }
 
 #[test]
-fn errors_about_what_no_session_has_sent_pass() {
+fn errors_without_a_session_pass() {
     let mut world = World::new();
     let (_, translated) = through(&mut world, &syn());
     let good = error_about(&translated, HOP, ROUTER);
@@ -225,7 +225,7 @@ fn errors_about_what_no_session_has_sent_pass() {
 
 /// RFC 1122 3.2.2: there is no error about an error.
 #[test]
-fn an_errors_own_end_is_silent() {
+fn an_expired_ttl_of_an_icmp_error_is_not_answered() {
     let mut world = World::new();
     let (_, translated) = through(&mut world, &syn());
     for ttl in [0, 1] {
@@ -240,7 +240,7 @@ fn an_errors_own_end_is_silent() {
 
 /// RFC 5508 REQ-6, RFC 5382 REQ-10: an error neither keeps the session nor ends it.
 #[test]
-fn a_session_is_as_it_was_after_an_error() {
+fn an_icmp_error_does_not_change_its_session() {
     let mut world = World::new();
     let (_, translated) = through(&mut world, &syn());
     let state = |world: &World| -> Vec<String> {
@@ -254,7 +254,7 @@ fn a_session_is_as_it_was_after_an_error() {
 }
 
 #[test]
-fn a_cold_neighbour_hands_the_error_to_the_daemon() {
+fn an_error_to_an_unresolved_neighbour_is_punted() {
     let mut world = World::new();
     let mut punts = world.dataplane.take_punts().expect("ring");
     let (sent, translated) = through(&mut world, &syn());

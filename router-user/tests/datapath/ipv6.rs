@@ -95,7 +95,7 @@ const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 #[test]
-fn nothing_listens_for_clients() {
+fn clients_reach_no_ipv6_listener() {
     let world = &mut world();
     let _listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 22)).expect("a server");
     let _server = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 51_820)).expect("a server");
@@ -119,7 +119,7 @@ fn nothing_listens_for_clients() {
 }
 
 #[test]
-fn the_link_goes_on_working() {
+fn neighbour_and_listener_discovery_pass() {
     let world = &mut world();
     for (source, hop_limit, kind, expected) in [
         (NEAR, 255, 133, PASSED),
@@ -147,7 +147,7 @@ fn the_link_goes_on_working() {
 }
 
 #[test]
-fn extension_headers_and_fragments_are_no_way_around() {
+fn extension_headers_and_fragments_are_dropped() {
     let world = &mut world_with(Setup {
         rules: |spec| allow(spec, &[(TCP, 22, "::/0"), (UDP, 161, "::/0"), (60, 0, "::/0")]),
         ..Setup::default()
@@ -187,7 +187,7 @@ fn allow(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16, &s
 }
 
 #[test]
-fn what_is_allowed_by_name_comes_in() {
+fn allowed_protocols_pass() {
     let world = &mut world_with(Setup {
         rules: |spec| {
             let anyone = (TCP, 22, "0.0.0.0/0");
@@ -216,7 +216,7 @@ fn the_probe_is_reached_by_ipv6_where_it_listens() {
 
 /// Where IPv6 is forwarded, the kernel would send it on.
 #[test]
-fn nothing_passes_this_machine_to_another() {
+fn packets_for_other_machines_are_dropped() {
     let world = &mut world_with(Setup {
         rules: |spec| {
             allow(spec, &[(TCP, 22, "::/0"), (1, 0, "::/0"), (112, 0, "::/0")]);
@@ -288,7 +288,7 @@ fn answers_to_this_machine_come_in() {
 }
 
 #[test]
-fn dhcp_answers_come_in_to_who_has_asked() {
+fn dhcp_answers_pass_only_after_a_request() {
     let world = &mut world();
     let answer = |transaction| udp((NEAR, 547), (NEAR, 546), &[7, transaction, 2, 3]);
     ends(world, &answer(1), DENIED);

@@ -25,7 +25,7 @@ const DENIED: (Verdict, Reason) = (Verdict::Drop, Reason::LocalDenied);
 const PASSED: (Verdict, Reason) = (Verdict::Pass, Reason::NotMatched);
 
 #[test]
-fn a_rules_source_reaches_rules_and_the_probe_only() {
+fn a_rules_source_reaches_only_rules_and_the_probe() {
     let world = &mut World::new();
     ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 22), tcp::SYN).build(), DENIED);
     ends(world, &tcp_packet((PLS, 40_000), (ROUTER, 9090), tcp::SYN).build(), DENIED);
@@ -71,7 +71,7 @@ fn other_kinds_of_packets_from_a_rules_source_are_denied() {
 }
 
 #[test]
-fn what_is_allowed_by_name_comes_in() {
+fn allowed_protocols_pass() {
     let world = &mut World::with(Setup {
         rules: |spec| {
             let allow = |protocol: Protocol, first, last, from: [u8; 4], prefix| LocalAllowSpec {
@@ -130,7 +130,7 @@ fn allowing(spec: &mut router_user::dataplane::RuleSetSpec, entries: &[(u8, u16,
 /// A source of a rule may be a neighbour that shares an address with this machine, or routes with
 /// it.
 #[test]
-fn a_link_s_own_protocols_reach_the_stack() {
+fn link_control_protocols_reach_the_stack() {
     let world = &mut World::new();
     for (protocol, group) in
         [(112, VRRP_GROUP), (89, [224, 0, 0, 5]), (103, [224, 0, 0, 13]), (2, [224, 0, 0, 1])]
@@ -155,7 +155,7 @@ fn a_link_s_own_protocols_reach_the_stack() {
 }
 
 #[test]
-fn other_protocols_are_allowed_by_number() {
+fn protocols_are_allowed_by_number() {
     let world = &mut World::with(Setup {
         rules: |spec| allowing(spec, &[(112, 0, 65535), (50, 0, 65535), (47, 0, 65535)]),
         ..Setup::default()
@@ -225,7 +225,7 @@ fn groups_and_broadcasts_are_allowed_by_port() {
 
 /// 240.0.0.0/4 is what Linux takes it for: addresses like others.
 #[test]
-fn class_e_is_forwarded() {
+fn class_e_addresses_are_forwarded() {
     const CLASS_E: [u8; 4] = [240, 0, 0, 10];
     let world = &mut World::with(Setup {
         rules: |spec| {
@@ -245,7 +245,7 @@ fn class_e_is_forwarded() {
 }
 
 #[test]
-fn others_can_be_closed_out_too() {
+fn other_sources_can_be_closed_out() {
     let world =
         &mut World::with(Setup { rules: |spec| spec.local.others_are_closed = true, ..Setup::default() });
     ends(world, &tcp_packet((STRANGER, 40_000), (ROUTER, 22), tcp::SYN).build(), DENIED);
@@ -257,7 +257,7 @@ fn others_can_be_closed_out_too() {
 /// The peer's socket is in the same namespace, by its address on the loopback interface: only this
 /// machine's socket matters here.
 #[test]
-fn replies_to_connections_of_this_machine_come_in() {
+fn replies_to_connections_of_this_machine_pass() {
     let world = &mut World::new();
     let (peer, here) = (Ipv4Addr::from(PLS), Ipv4Addr::from(ROUTER));
     crate::world::ip(&format!("addr add {peer}/32 dev lo"));
@@ -318,7 +318,7 @@ fn frames_for_others_are_not_forwarded() {
 }
 
 #[test]
-fn a_wrong_header_checksum_opens_nothing() {
+fn a_wrong_header_checksum_opens_no_session() {
     let world = &mut World::new();
     for spec in
         [tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN), udp_packet((FIREWALL, 1), (OTHER, 53), b"x")]
@@ -341,7 +341,7 @@ fn a_wrong_header_checksum_is_dropped_on_known_sessions_too() {
 }
 
 #[test]
-fn options_do_not_get_a_live_connection_reset() {
+fn packets_with_ip_options_do_not_reset_a_live_connection() {
     let world = &mut World::new();
     assert_eq!(world.run(&tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build()).reason, Reason::Opened);
     let with_options = |spec: Spec| {
@@ -361,7 +361,7 @@ fn options_do_not_get_a_live_connection_reset() {
 /// Lengths inside the packet that contradict each other: nobody can say what such a packet is. The
 /// kernel discards it, but not before raw sockets have got it.
 #[test]
-fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
+fn wrong_transport_lengths_pass_and_the_kernel_discards_them() {
     let world = &mut World::new();
     for (source, expected) in [(STRANGER, (Verdict::Pass, Reason::Malformed)), (PLS, DENIED)] {
         for offset in [0, 4, 15] {
@@ -378,7 +378,7 @@ fn wrong_transport_lengths_are_left_to_the_kernel_to_discard() {
 }
 
 #[test]
-fn what_is_cut_off_reaches_no_raw_socket_either() {
+fn truncated_packets_of_a_rules_source_are_dropped() {
     let world = &mut World::new();
     for (source, expected) in [(STRANGER, (Verdict::Pass, Reason::Truncated)), (PLS, DENIED)] {
         for protocol in [1, 6, 17] {
@@ -395,7 +395,7 @@ fn what_is_cut_off_reaches_no_raw_socket_either() {
 /// Answers of DHCP come from whoever they come from, by whatever relay: the transaction tells them
 /// from a stranger's.
 #[test]
-fn dhcp_answers_come_in_to_who_has_asked() {
+fn dhcp_answers_pass_only_after_a_request() {
     let world = &mut World::with(Setup {
         rules: |spec| spec.local.ephemeral = PortRange { first: 1, last: 0 },
         ..Setup::default()
@@ -423,7 +423,7 @@ fn dhcp_answers_come_in_to_who_has_asked() {
 
 /// Nothing tells there what this machine has sent.
 #[test]
-fn dhcp_answers_are_told_by_their_ports_where_nothing_is_seen() {
+fn without_the_classifier_dhcp_answers_are_recognised_by_ports() {
     let world = &mut World::new();
     ends(world, &udp_packet((PLS, 67), (ROUTER, 68), &[0; 12]).build(), PASSED);
     ends(world, &udp_packet((PLS, 1234), (ROUTER, 68), &[0; 12]).build(), DENIED);
@@ -432,7 +432,7 @@ fn dhcp_answers_are_told_by_their_ports_where_nothing_is_seen() {
 /// The kernel takes UDP and ICMP to its own address also from a frame to all: it must not be a way
 /// around what is denied.
 #[test]
-fn a_frame_to_all_reaches_no_more_than_one_to_this_machine() {
+fn a_broadcast_frame_reaches_no_more_than_a_unicast_one() {
     let world = &mut World::new();
     for packet in [udp_packet((PLS, 5000), (ROUTER, 161), b"x"), echo_request(PLS, ROUTER, 7)] {
         ends(world, &packet.build(), DENIED);
@@ -444,7 +444,7 @@ fn a_frame_to_all_reaches_no_more_than_one_to_this_machine() {
 
 /// The network's broadcast address is no address of this machine, although its packets are.
 #[test]
-fn a_packet_to_all_opens_nothing() {
+fn a_packet_to_the_broadcast_address_opens_no_session() {
     let world = &mut World::new();
     world
         .dataplane

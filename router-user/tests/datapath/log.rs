@@ -4,7 +4,7 @@ use router_user::dataplane::{Dataplane, LoadOptions};
 
 /// Without a level the verifier finds the code behind the level's constant dead, and removes it.
 #[test]
-fn a_log_that_is_off_is_not_in_the_program() {
+fn a_disabled_log_is_not_in_the_program() {
     let size = |log| {
         let options =
             LoadOptions { pins: None, sessions: 1024, half_open_per_source: 1024, generic: false, log };

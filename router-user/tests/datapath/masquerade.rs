@@ -41,7 +41,7 @@ fn echo_is_translated_by_its_identifier() {
 }
 
 #[test]
-fn an_echo_reply_opens_nothing() {
+fn an_echo_reply_opens_no_session() {
     let mut world = World::new();
     let ran = world.run(&echo_reply(PLS, OTHER, 77).build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession));
@@ -54,7 +54,7 @@ fn an_echo_reply_opens_nothing() {
 }
 
 #[test]
-fn identifier_zero_works() {
+fn echo_identifier_zero_is_translated() {
     let mut world = World::new();
     let ran = world.run(&echo_request(PLS, OTHER, 0).build());
     assert_eq!(ran.reason, Reason::Opened);
@@ -65,7 +65,7 @@ fn identifier_zero_works() {
 }
 
 #[test]
-fn only_its_sources_and_destinations() {
+fn only_matching_sources_and_destinations_are_masqueraded() {
     let mut world = World::with(Setup {
         rules: |spec| spec.masquerades[0].destinations = vec![network([198, 51, 100, 0], 24)],
         ..Setup::default()
@@ -97,7 +97,7 @@ fn the_first_pair_that_matches_wins() {
 }
 
 #[test]
-fn multicast_and_broadcast_are_the_kernels() {
+fn multicast_and_broadcast_pass_to_the_kernel() {
     let mut world = World::new();
     for destination in [[224, 0, 0, 251], [239, 1, 2, 3], [255, 255, 255, 255]] {
         let ran = world.run(&udp_packet((STRANGER, 5353), (destination, 5353), b"who").build());

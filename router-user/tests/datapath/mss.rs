@@ -50,7 +50,7 @@ fn options_of(frame: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_size_is_lowered_and_never_raised() {
+fn the_mss_is_lowered_and_never_raised() {
     let mut world = world(kept_to_1360);
     for (announced, leaves) in [(1460, 1360), (65_495, 1360), (1361, 1360), (1360, 1360), (536, 536), (0, 0)]
     {
@@ -62,14 +62,14 @@ fn a_size_is_lowered_and_never_raised() {
 }
 
 #[test]
-fn without_a_size_nothing_is_put_in() {
+fn no_mss_option_is_inserted() {
     let mut world = world(kept_to_1360);
     assert_eq!(options(&mut world, &syn()), [0; 0]);
     assert_eq!(options(&mut world, &syn().tcp_options(&[4, 2, 3, 3, 7])), [4, 2, 3, 3, 7, 0, 0, 0]);
 }
 
 #[test]
-fn the_size_is_found_wherever_it_is() {
+fn the_mss_option_is_found_at_any_offset() {
     let mut world = world(kept_to_1360);
     for before in 0..=36 {
         let packet = |bytes| {
@@ -83,7 +83,7 @@ fn the_size_is_found_wherever_it_is() {
 }
 
 #[test]
-fn only_a_rule_that_says_so_and_only_the_handshake() {
+fn the_mss_is_changed_only_by_its_rule_and_in_the_handshake() {
     let mut plain = World::new();
     assert_eq!(options(&mut plain, &syn().tcp_options(&size(9000))), size(9000));
     drop(plain);
@@ -98,7 +98,7 @@ fn only_a_rule_that_says_so_and_only_the_handshake() {
 }
 
 #[test]
-fn the_routes_both_ways_count() {
+fn the_mss_follows_the_mtu_of_both_routes() {
     let mut world = world(kept_to_the_routes);
     assert_eq!(options(&mut world, &syn().tcp_options(&size(1460))), size(1460), "1500 both ways");
     assert_eq!(options(&mut world, &syn().tcp_options(&size(9000))), size(1460));
@@ -113,7 +113,7 @@ fn the_routes_both_ways_count() {
 }
 
 #[test]
-fn the_routes_count_when_neighbours_are_cold() {
+fn the_mss_follows_the_mtu_with_unresolved_neighbours() {
     let mut world = world(kept_to_the_routes);
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
@@ -129,7 +129,7 @@ fn the_routes_count_when_neighbours_are_cold() {
 /// Whatever stands where options do: it leaves as it came, but for one size, and with right
 /// checksums.
 #[test]
-fn any_options_do_no_harm() {
+fn arbitrary_tcp_options_are_left_intact() {
     let world = std::cell::RefCell::new(world(kept_to_1360));
     let piece = prop_oneof![
         Just(vec![1]),

@@ -36,7 +36,7 @@ fn has(address: [u8; 4], mac: [u8; 6]) -> (Ipv4Addr, InUse) {
 }
 
 #[test]
-fn next_hops_are_noted_when_they_are_asked_for() {
+fn next_hops_in_use_are_noted_at_lookup() {
     let mut world = World::new();
     assert_eq!(noted(&world), []);
     assert!(world.dataplane.next_hops_in_use.has_room().expect("the map"));
@@ -67,7 +67,7 @@ fn next_hops_are_noted_when_they_are_asked_for() {
 }
 
 #[test]
-fn a_next_hop_that_has_changed_is_seen_whoever_asks_first() {
+fn a_changed_next_hop_address_is_noticed_by_any_session() {
     let mut world = World::new();
     let request = |port| udp_packet((PLS, port), (ROUTER, 53), b"a query that is long enough").build();
     assert_eq!(world.run(&request(40_000)).reason, Reason::Opened);
@@ -87,7 +87,7 @@ fn a_next_hop_that_has_changed_is_seen_whoever_asks_first() {
 
 /// Clients can have sessions to as many machines of a link as they like.
 #[test]
-fn without_room_every_neighbour_counts() {
+fn if_the_map_is_full_all_neighbours_count_as_in_use() {
     let mut world = World::with(Setup {
         sessions: 16_384,
         rules: |spec| spec.masquerades[0].sources = vec![network(PLS, 32)],

@@ -118,7 +118,7 @@ fn exchange(port: u16) -> [Spec; 2] {
 }
 
 #[test]
-fn answers_to_what_this_machine_has_sent_come_in_from_any_port() {
+fn answers_to_this_machine_pass_from_any_port() {
     let world = &mut seeing_world();
     for port in [53, 123, 5353, 40_000, 65_535] {
         let [question, answer] = exchange(port);
@@ -138,7 +138,7 @@ fn answers_to_what_this_machine_has_sent_come_in_from_any_port() {
 }
 
 #[test]
-fn the_first_fragment_of_an_answer_comes_in() {
+fn the_first_fragment_of_an_answer_to_this_machine_passes() {
     let world = &mut seeing_world();
     let [question, answer] = exchange(7000);
     assert_eq!(world.sends(&question.build()), None);
@@ -150,7 +150,7 @@ fn the_first_fragment_of_an_answer_comes_in() {
 }
 
 #[test]
-fn what_is_no_answer_to_this_machine_is_none() {
+fn other_packets_are_not_taken_for_answers_to_this_machine() {
     let world = &mut seeing_world();
     let [question, _] = exchange(4000);
     let [_, answer] = exchange(4100);
@@ -219,7 +219,7 @@ fn a_session_that_gives_way_leaves_nothing_behind() {
 
 /// The rule's session with an end that this machine itself talks to.
 #[test]
-fn a_rules_session_gives_way_to_this_machines_own_questions() {
+fn a_rules_session_gives_way_to_this_machines_queries() {
     let world = &mut seeing_world();
     let [question, answer] = exchange(5300);
     opens(world, &answer);

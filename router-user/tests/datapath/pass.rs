@@ -24,7 +24,7 @@ fn strangers_syn() -> Spec {
 }
 
 #[test]
-fn ip_options() {
+fn packets_with_ip_options_pass() {
     let world = &mut World::new();
     let mut frame = strangers_syn().build();
     frame[14] = 0x46;
@@ -32,7 +32,7 @@ fn ip_options() {
 }
 
 #[test]
-fn other_protocols() {
+fn other_protocols_pass() {
     let world = &mut World::new();
     for protocol in [0, 2, 4, 41, 47, 50, 132, 255] {
         let mut frame = strangers_syn().build();
@@ -43,7 +43,7 @@ fn other_protocols() {
 }
 
 #[test]
-fn icmp_errors() {
+fn other_icmp_messages_pass() {
     let world = &mut World::new();
     for kind in [3, 4, 5, 11, 12, 13, 17] {
         let mut frame = crate::packets::echo_request(STRANGER, ROUTER, 7).build();
@@ -53,7 +53,7 @@ fn icmp_errors() {
 }
 
 #[test]
-fn malformed_headers() {
+fn malformed_headers_pass() {
     let world = &mut World::new();
     for first in [0x44, 0x40, 0x65, 0x05, 0xff] {
         let mut frame = strangers_syn().build();
@@ -73,7 +73,7 @@ fn malformed_headers() {
 }
 
 #[test]
-fn truncated_frames() {
+fn truncated_frames_pass() {
     let world = &mut World::new();
     let whole = strangers_syn().payload(&[7; 100]).build();
     for length in [14, 20, 33, 41, 53, whole.len() - 1] {
@@ -82,7 +82,7 @@ fn truncated_frames() {
 }
 
 #[test]
-fn padding_is_no_harm() {
+fn a_padded_frame_is_forwarded() {
     let world = &mut World::new();
     let mut frame = syn().build();
     frame.resize(80, 0xaa);
@@ -93,7 +93,7 @@ fn padding_is_no_harm() {
 }
 
 #[test]
-fn the_platform_address_on_every_port() {
+fn the_platform_address_passes_on_every_port() {
     let world = &mut World::new();
     passes(world, &tcp_packet((PLATFORM, 50_000), (ROUTER, 443), tcp::SYN).build(), Reason::Platform);
     passes(world, &tcp_packet((PLATFORM, 50_000), (ROUTER, 8082), tcp::SYN).build(), Reason::Platform);
@@ -102,7 +102,7 @@ fn the_platform_address_on_every_port() {
 }
 
 #[test]
-fn this_machines_own_services() {
+fn services_of_this_machine_pass() {
     let world = &mut World::new();
     passes(world, &tcp_packet((STRANGER, 40_000), (ROUTER, 22), tcp::SYN).build(), Reason::NotMatched);
     passes(world, &tcp_packet((STRANGER, 40_000), (ROUTER, 8082), tcp::SYN).build(), Reason::NotMatched);
@@ -111,7 +111,7 @@ fn this_machines_own_services() {
 }
 
 #[test]
-fn everything_before_rules_are_loaded() {
+fn everything_passes_before_rules_are_loaded() {
     let world = &mut World::new();
     world.dataplane.settings.set_version(0).expect("settings");
     passes(world, &syn().build(), Reason::NotConfigured);

@@ -106,7 +106,7 @@ fn established_sessions_of_a_source_leave_ports_to_the_others() {
 /// It makes no difference whether there is a pool: a small range has none, nor has a target where
 /// the clients' own ports are free.
 #[test]
-fn a_share_needs_no_pool() {
+fn port_shares_hold_without_a_pool() {
     let small = PortRange { first: 30_001, last: 30_064 };
     let mut world = router(small);
     let first = establish_all(&mut world, Protocol::Udp, SOURCES[0]);
@@ -139,7 +139,7 @@ fn a_source_may_have_all_of_a_few_ports() {
 /// A client whose own port its source may not use has another one, the same towards every target
 /// and as even.
 #[test]
-fn a_port_that_is_not_to_be_kept_becomes_the_same_one_everywhere() {
+fn a_port_outside_the_share_is_changed_alike_for_all_targets() {
     let mut world = router(PORTS);
     let ports = ports_of(&world, PORTS, PLS);
     let changed: Vec<_> = (PORTS.first..=PORTS.last).filter(|port| !ports.contains(*port)).collect();

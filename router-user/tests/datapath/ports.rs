@@ -32,7 +32,7 @@ pub(crate) fn ports_of(world: &World, range: PortRange, source: [u8; 4]) -> Sour
 }
 
 #[test]
-fn the_clients_port_is_kept_when_it_is_free_and_changed_when_not() {
+fn a_clients_port_is_kept_if_free_and_changed_if_taken() {
     let mut world = open_masquerade(Setup::default());
     let first = world.run(&tcp_packet((PLS, 40_000), (OTHER, 443), tcp::SYN).build());
     assert_eq!(read(&first.frame).source, (ROUTER, 40_000));
@@ -50,7 +50,7 @@ fn the_clients_port_is_kept_when_it_is_free_and_changed_when_not() {
 }
 
 #[test]
-fn the_clients_port_is_kept_when_it_is_free_however_many_are_not() {
+fn a_free_client_port_is_kept_even_if_most_are_taken() {
     let ports = PortRange { first: 30_000, last: 30_199 };
     let mut world = open_masquerade(Setup { ports, ..Setup::default() });
     let share = ports_of(&world, ports, [10, 0, 2, 70]);
@@ -93,7 +93,7 @@ fn ports_stay_in_the_range_and_run_out_with_a_reason() {
 }
 
 #[test]
-fn several_addresses_are_all_used() {
+fn all_snat_addresses_are_used() {
     let addresses = [[10, 0, 2, 68], [10, 0, 2, 67]];
     let mut world = open_masquerade(Setup { snat: addresses.to_vec(), ..Setup::default() });
     let used: HashSet<_> = (0..64)
@@ -232,7 +232,7 @@ fn more_targets_are_crowded_than_there_are_pools() {
 
 /// A port that this machine has a socket on is left alone: the answers to it are that socket's.
 #[test]
-fn this_machines_own_ports_are_left_alone() {
+fn ports_of_this_machines_sockets_are_left_alone() {
     let here = std::net::Ipv4Addr::from(ROUTER);
     let ports = PortRange { first: 40_000, last: 40_003 };
     let mut world = open_masquerade(Setup { ports, ..Setup::default() });
@@ -273,7 +273,7 @@ fn clean_pools(world: &World) {
 
 /// A port that a socket had is given out after the socket is closed, and not before.
 #[test]
-fn a_sockets_port_is_given_out_after_the_socket() {
+fn a_port_is_given_out_after_its_socket_is_closed() {
     let (mut world, socket) = crowded(PortRange { first: 30_000, last: 30_199 });
     let packet = udp_packet(([10, 0, 2, 70], 5000), (OTHER, 53), b"x").build();
     clean_pools(&world);
@@ -287,7 +287,7 @@ fn a_sockets_port_is_given_out_after_the_socket() {
 /// A daemon that is killed in the midst of a sweep has not given back the ports of what it has
 /// removed.
 #[test]
-fn ports_of_a_sweep_that_did_not_end_are_not_lost() {
+fn an_interrupted_sweep_loses_no_ports() {
     let ports = PortRange { first: 30_000, last: 30_199 };
     let (mut world, socket) = crowded(ports);
     drop(socket);

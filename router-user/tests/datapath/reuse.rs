@@ -128,7 +128,7 @@ fn sweep(world: &World, verdict: impl FnMut(&dataplane::Flow) -> dataplane::Verd
 }
 
 #[test]
-fn an_ended_connections_tuple_goes_where_the_rules_now_lead() {
+fn a_reused_tuple_follows_the_current_rules() {
     for end in ENDS {
         let mut world = World::new();
         connect_and_end(&mut world, end);
@@ -155,7 +155,7 @@ fn an_ended_connections_tuple_goes_where_the_rules_now_lead() {
 }
 
 #[test]
-fn a_name_that_moves_back_and_forth_is_followed() {
+fn a_reused_tuple_follows_a_name_that_moves_back_and_forth() {
     let mut world = World::new();
     connect_and_end(&mut world, End::Refused);
     for round in 0..20 {
@@ -257,7 +257,7 @@ fn a_connection_to_the_same_target_starts_over() {
 
 /// The next hop is asked for again, even where its generation has not moved.
 #[test]
-fn the_next_connection_leaves_by_the_route_of_now() {
+fn a_reused_tuple_follows_the_current_route() {
     let mut world = World::new();
     connect_and_end(&mut world, End::ByBoth);
     assert_eq!(opened(&again(&mut world)).destination_mac, FIREWALL_MAC);
@@ -402,7 +402,7 @@ fn a_late_packet_to_a_held_port_opens_nothing() {
 
 /// Where many are held already, the port is free at once, and its mark in the target's pool goes.
 #[test]
-fn no_more_ports_are_held_than_there_is_room_for() {
+fn the_number_of_held_ports_is_bounded() {
     const SESSIONS: u32 = 1024;
     const CLIENTS: u16 = 400;
     let ports = PortRange { first: 30_000, last: 30_999 };
@@ -433,7 +433,7 @@ fn no_more_ports_are_held_than_there_is_room_for() {
 }
 
 #[test]
-fn attempts_count_as_half_open_again() {
+fn a_reopened_session_counts_as_half_open() {
     // In its place, and to another target.
     for changes_target in [false, true] {
         let mut world = World::with(Setup { half_open_per_source: 2, ..Setup::default() });
@@ -464,7 +464,7 @@ fn attempts_count_as_half_open_again() {
 
 /// A session that moves takes over its place: a full table does not keep it from that.
 #[test]
-fn a_full_table_keeps_no_tuple_from_being_used_again() {
+fn a_tuple_is_reused_even_if_the_table_is_full() {
     let mut world = World::with(Setup { sessions: 1024, ..Setup::default() });
     connect_and_end(&mut world, End::ByBoth);
     while world.dataplane.flows.sessions() < 1024 {
@@ -481,7 +481,7 @@ fn a_full_table_keeps_no_tuple_from_being_used_again() {
 
 /// Without a port towards the new target, the client is refused, and there is no half of a session.
 #[test]
-fn no_port_towards_the_new_target() {
+fn a_reused_tuple_without_a_port_to_the_new_target_is_refused() {
     let ports = PortRange { first: 40_000, last: 40_000 };
     let mut world = World::with(Setup { ports, ..Setup::default() });
     connect_and_end(&mut world, End::ByBoth);
@@ -499,7 +499,7 @@ fn no_port_towards_the_new_target() {
 /// A tight loop on one tuple, of a rule with several targets: what it leaves in quarantine does not
 /// grow with its rounds.
 #[test]
-fn a_tight_loop_over_one_tuple_costs_no_room() {
+fn a_tight_loop_over_one_tuple_takes_no_room() {
     const ROUNDS: u32 = 20_000;
     let mut world = World::with(Setup { rules: two_targets, ..Setup::default() });
     let mut refused_by = [0; 2];
@@ -525,7 +525,7 @@ fn a_tight_loop_over_one_tuple_costs_no_room() {
 
 /// Each connection is spread anew, once the last has had its time.
 #[test]
-fn an_old_tuple_is_spread_over_the_targets_of_now() {
+fn a_reused_tuple_is_spread_over_the_current_targets() {
     const TUPLES: u16 = 200;
     let mut world = World::new();
     for number in 0..TUPLES {
@@ -665,7 +665,7 @@ fn a_connection_is_opened_again_beside_a_late_packet() {
 
 /// Sweeps that remove every session which is over, beside SYNs that open them again.
 #[test]
-fn sweeps_and_syns_meet() {
+fn sweeps_and_syns_at_the_same_time_lose_no_session() {
     for change in [(|_| {}) as Change, other_target] {
         let mut world = World::with(Setup { sessions: 100_000, ..Setup::default() });
         let program = world.program();

@@ -98,7 +98,7 @@ fn policy_rules_see_what_the_kernels_forwarding_would() {
 /// What this router sends has its own address as a source, but the kernel routes before that: a
 /// rule by that address is about the machine's own packets.
 #[test]
-fn a_rule_by_the_snat_address_is_not_about_sessions() {
+fn policy_rules_by_the_snat_address_do_not_apply_to_sessions() {
     let mut world = world(1);
     ip(&format!("route add default via {GATEWAY} table 100"));
     ip(&format!("rule add from {} lookup 100", std::net::Ipv4Addr::from(ROUTER)));
@@ -193,7 +193,7 @@ fn sessions_stay_with_their_gateway_of_a_next_hop_group() {
 
 /// Every packet of a client takes the same gateway, whatever its ports, where only addresses count.
 #[test]
-fn addresses_alone_choose_a_gateway_by_default() {
+fn a_gateway_is_chosen_by_addresses_by_default() {
     let mut world = world(1);
     ip(&format!("route replace default nexthop via 10.0.2.65 nexthop via {GATEWAY}"));
     let used: BTreeSet<_> = gateways(&mut world, PLS).into_values().collect();
@@ -311,7 +311,7 @@ fn a_session_comes_from_the_source_that_its_route_names() {
 
 /// What the daemon is told is what packets get.
 #[test]
-fn the_daemon_is_told_what_packets_get() {
+fn route_lookups_of_the_daemon_equal_those_of_packets() {
     let mut world = world(1);
     world
         .dataplane
@@ -332,7 +332,7 @@ fn the_daemon_is_told_what_packets_get() {
 
 /// An error about a session travels as its packets do: a firewall on the way knows the session.
 #[test]
-fn errors_travel_as_their_sessions_packets() {
+fn icmp_errors_take_the_route_of_their_session() {
     let mut world = world(1);
     ip(&format!("route add {}/32 via {GATEWAY_THIRD} table 100", std::net::Ipv4Addr::from(PLS)));
     ip("rule add from 198.51.100.7 lookup 100");

@@ -74,7 +74,7 @@ fn the_firewall_s_side_cannot_pose_as_a_client() {
 }
 
 #[test]
-fn nor_by_fragments() {
+fn fragments_from_the_firewall_s_side_cannot_pose_as_a_client() {
     let world = &mut world();
     for address in [ROUTER, ROUTER_SECOND] {
         let whole = udp_packet((PLS, 5000), (address, 53), &[7; 64]).may_be_fragmented();
@@ -113,7 +113,7 @@ fn a_client_s_address_is_closed_out_on_either_side() {
 }
 
 #[test]
-fn who_is_no_client_meets_the_same_on_either_side() {
+fn strangers_get_the_same_verdict_on_either_side() {
     let world = &mut world();
     for slot in [CLIENTS, FIREWALL] {
         let refused = (Verdict::Drop, Reason::SourceNotAllowed);
@@ -176,7 +176,7 @@ fn a_masquerade_is_entered_from_both_sides() {
 }
 
 #[test]
-fn a_virtual_function_is_on_its_interface_s_side_and_one_nobody_knows_on_none() {
+fn a_virtual_function_is_on_its_interface_s_side() {
     let world = &mut world();
     for name in ["vf0", "vf1", "vf2"] {
         ip(&format!("link add {name} type veth peer name {name}peer"));

@@ -124,7 +124,7 @@ fn both_ends_open_at_once() {
 
 /// A client that has started over, and does not know any more what it said first.
 #[test]
-fn a_syn_comes_again_with_another_number() {
+fn a_syn_with_another_sequence_number_is_accepted() {
     let mut connection = Connection::new();
     connection.client(tcp::SYN, 1000, 0, b"");
     connection.client(tcp::SYN, 0x8000_0000, 0, b"");
@@ -246,7 +246,7 @@ fn a_reset_goes_through_and_the_session_stays() {
 /// RFC 5961 3.2: a reset counts at exactly what its receiver expects. Another one is its receiver's
 /// to judge.
 #[test]
-fn a_reset_elsewhere_changes_nothing() {
+fn a_reset_out_of_sequence_changes_nothing() {
     let mut connection = Connection::established();
     for offset in [0x8000_0000_u32, 1 << 24, 1, 1448, u32::MAX] {
         connection.server(tcp::RST, 5001_u32.wrapping_add(offset), 0, b"");
@@ -259,7 +259,7 @@ fn a_reset_elsewhere_changes_nothing() {
 /// An end that gives up with data on its way: nobody ever acknowledges that, and the reset is
 /// behind it.
 #[test]
-fn a_reset_behind_data_ends_a_connection_unless_its_receiver_goes_on() {
+fn a_reset_after_data_ends_a_connection_unless_its_receiver_goes_on() {
     let mut connection = Connection::established();
     connection.server(tcp::ACK, 5001, 1001, &[7; 1000]);
     connection.server(tcp::RST | tcp::ACK, 6001, 1001, b"");
@@ -273,7 +273,7 @@ fn a_reset_behind_data_ends_a_connection_unless_its_receiver_goes_on() {
 /// Who knows the addresses and ports and makes the numbers up: an acknowledgement that says where a
 /// reset is to be, the reset, a FIN as if of either end; then the same all over the sequence space.
 #[test]
-fn made_up_segments_change_nothing() {
+fn forged_segments_change_nothing() {
     let mut connection = Connection::established();
     for step in 0..512_u32 {
         let number = 0x1234_5678_u32.wrapping_add(step << 23);
@@ -304,7 +304,7 @@ fn made_up_segments_change_nothing() {
 /// Both ends have forgotten the connection, nobody has told the router, and the client's port is
 /// used again. Its segments go through all the time, and after a while they are followed.
 #[test]
-fn a_connection_that_both_ends_begin_anew_is_followed() {
+fn a_connection_that_both_ends_restart_is_followed() {
     const CLIENT: u32 = 0x4000_0000;
     const SERVER: u32 = 0x9000_0000;
     let mut connection = Connection::established();
@@ -357,7 +357,7 @@ fn a_connection_that_goes_on_is_not_over() {
 
 /// A SYN and its answer that nobody has sent who should.
 #[test]
-fn a_made_up_handshake_does_not_disturb_an_opening_connection() {
+fn a_forged_handshake_does_not_disturb_an_opening_connection() {
     let mut connection = Connection::new();
     connection.client(tcp::SYN, 1000, 0, b"");
     connection.client(tcp::SYN, 0x4000_0000, 0, b"");
@@ -480,7 +480,7 @@ fn of_server(number: u16, flags: u8, sequence: u32, acknowledgement: u32) -> Vec
 /// The client's SYN comes again while the answer to the first is on its way through another CPU.
 /// Neither is forgotten.
 #[test]
-fn a_syn_comes_again_beside_its_answer() {
+fn a_retransmitted_syn_may_cross_its_answer() {
     let mut world = connections();
     let program = world.program();
     for number in 0..PORTS {
@@ -502,7 +502,7 @@ fn a_syn_comes_again_beside_its_answer() {
 /// Both ends close at the same moment, through two CPUs. Neither's FIN is forgotten, nor what tells
 /// the sweep of it.
 #[test]
-fn both_ends_close_beside_each_other() {
+fn two_cpus_close_both_ends_at_once() {
     let mut world = connections();
     let program = world.program();
     for number in 0..PORTS {
@@ -523,7 +523,7 @@ fn both_ends_close_beside_each_other() {
 
 /// Its target will not look at it, so it is not to take a port, nor to make the target look dead.
 #[test]
-fn a_damaged_syn_opens_nothing() {
+fn a_damaged_syn_opens_no_session() {
     let mut world = World::new();
     let syn = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN);
     for at in [34, 38, 48, 51] {

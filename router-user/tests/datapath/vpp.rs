@@ -28,7 +28,7 @@ fn comes_out(world: &mut World, packet: &Spec, reason: Reason) -> (([u8; 4], u16
 /// Many sessions of every protocol that a client opens at once with one server, of ports below the
 /// range and in it: each answer finds the port that asked.
 #[test]
-fn answers_of_many_sessions_find_who_asked() {
+fn replies_of_many_sessions_reach_their_clients() {
     const SESSIONS: u16 = 1500;
     let mut world = World::with(Setup { sessions: 8192, ..Setup::default() });
     let mut used = HashSet::new();
@@ -60,7 +60,7 @@ fn answers_of_many_sessions_find_who_asked() {
 /// Address and port dependent filtering: a port that is in use lets in what it was opened to, and
 /// nothing else.
 #[test]
-fn a_port_is_open_to_whom_it_was_opened() {
+fn a_snat_port_accepts_packets_only_from_its_target() {
     let mut world = World::new();
     for reply in [
         udp_packet((OTHER, 53), (ROUTER, 40_000), b"unasked"),
@@ -154,7 +154,7 @@ fn an_echo_with_a_trailer_comes_back() {
 }
 
 #[test]
-fn without_an_address_nothing_opens_until_there_is_one() {
+fn without_a_snat_address_no_session_opens() {
     let mut world = World::with(Setup { snat: Vec::new(), ..Setup::default() });
     ip("addr flush dev eth0");
     ip("route add default via 10.0.2.65 dev eth0 onlink");
@@ -178,7 +178,7 @@ fn without_an_address_nothing_opens_until_there_is_one() {
 
 /// As of any other packet that is too big: an address to come from would not make it fit.
 #[test]
-fn a_packet_that_is_too_big_is_answered_also_without_an_address_to_come_from() {
+fn a_packet_above_the_mtu_is_answered_even_without_a_source_address() {
     let mut world = World::with(Setup { snat: Vec::new(), ..Setup::default() });
     ip("addr flush dev eth0");
     ip("route add default via 10.0.2.65 dev eth0 onlink mtu lock 1000");
@@ -194,7 +194,7 @@ fn a_packet_that_is_too_big_is_answered_also_without_an_address_to_come_from() {
 
 /// What is left of the ports of all addresses together counts, however unevenly they fill.
 #[test]
-fn the_ports_of_every_address_are_used_up() {
+fn the_ports_of_all_addresses_are_used() {
     let mut world = World::with(Setup {
         snat: vec![ROUTER, [10, 0, 2, 67]],
         ports: PortRange { first: 30_000, last: 30_015 },
@@ -231,7 +231,7 @@ fn a_removed_session_is_gone_in_both_directions() {
 /// VPP's "forwarding" lets such packets through untranslated; here they are the kernel's, which
 /// does not forward.
 #[test]
-fn what_no_rule_is_for_stays_as_it_is() {
+fn packets_without_a_rule_are_not_translated() {
     let mut world = World::with(Setup {
         rules: |spec| spec.masquerades[0].sources = vec![network([10, 9, 0, 0], 16)],
         ..Setup::default()
@@ -283,7 +283,7 @@ fn errors_come_back_from_the_clients_side() {
 
 /// RFC 6056: whoever knows some of the ports does not know the next.
 #[test]
-fn changed_ports_are_not_to_be_guessed() {
+fn changed_ports_are_unpredictable() {
     let mut world = World::new();
     // Below the range, so that all of them are changed.
     let ports: Vec<u16> = (100..164)
@@ -301,7 +301,7 @@ fn changed_ports_are_not_to_be_guessed() {
 
 /// RFC 4787 REQ-6: a session lasts from its last packet on, whoever has sent that.
 #[test]
-fn packets_of_either_direction_keep_a_session() {
+fn packets_of_either_direction_keep_a_session_alive() {
     let mut world = World::new();
     comes_out(&mut world, &udp_packet((PLS, 5000), (OTHER, 53), b"q"), Reason::Opened);
     let last_seen = |world: &World| {

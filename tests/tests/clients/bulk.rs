@@ -12,7 +12,7 @@ use crate::stage::{Stage, finish};
 /// As many as iperf3 allows.
 const STREAMS: usize = 128;
 
-pub(crate) fn all_of_128_streams_flow(stage: &Stage) -> Result<()> {
+pub(crate) fn all_of_128_parallel_streams_transfer(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let witness = Witness::start(&lab)?;
     let streams = STREAMS.to_string();

@@ -60,9 +60,9 @@ matrix! {
     One shell::commands_run_and_files_are_copied;
     One dns::names_resolve_over_udp_and_tcp;
     One dns::large_answers_come_in_fragments;
-    One bulk::all_of_128_streams_flow;
+    One bulk::all_of_128_parallel_streams_transfer;
     One stun::mappings_are_endpoint_independent_and_filters_are_not;
-    One stun::padded_requests_are_answered_as_well;
+    One stun::padded_requests_are_answered;
     One stun::two_clients_with_the_same_port_are_kept_apart;
     One fragments::datagrams_of_64_kb_go_both_ways;
     One fragments::large_pings_are_answered;
@@ -71,12 +71,12 @@ matrix! {
     One trace::traceroute_to_the_endpoint_shows_only_the_endpoint;
     One trace::mtr_reports_every_hop;
     One trace::tracepath_shows_every_hop;
-    Two mtu::the_router_says_what_its_link_takes;
-    Two mtu::a_link_that_becomes_narrow_is_noticed;
-    Two mtu::tracepath_finds_the_narrow_link;
-    Two mtu::packets_that_may_be_fragmented_are;
-    Two mtu::tcp_gets_through_a_narrow_link_to_the_firewall;
-    Two mtu::tcp_gets_through_a_narrow_link_to_the_private_link;
-    Two mtu::tcp_gets_through_a_narrow_link_beyond_the_firewall;
-    Two mtu::tcp_gets_through_a_narrow_link_beyond_the_private_link;
+    Two mtu::the_router_reports_the_mtu_of_its_link;
+    Two mtu::a_reduced_mtu_is_noticed;
+    Two mtu::tracepath_finds_the_smaller_mtu;
+    Two mtu::packets_without_df_are_fragmented;
+    Two mtu::tcp_works_over_a_smaller_mtu_to_the_firewall;
+    Two mtu::tcp_works_over_a_smaller_mtu_to_the_private_link;
+    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_firewall;
+    Two mtu::tcp_works_over_a_smaller_mtu_beyond_the_private_link;
 }

@@ -56,7 +56,7 @@ fn ping(lab: &Lab, size: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&command::output(&mut ping)?.stdout).into_owned())
 }
 
-pub(crate) fn the_router_says_what_its_link_takes(stage: &Stage) -> Result<()> {
+pub(crate) fn the_router_reports_the_mtu_of_its_link(stage: &Stage) -> Result<()> {
     let lab = narrow_to_the_firewall(stage)?;
     let witness = Witness::start(&lab)?;
     let said = ping(&lab, FITS)?;
@@ -74,7 +74,7 @@ pub(crate) fn the_router_says_what_its_link_takes(stage: &Stage) -> Result<()> {
 }
 
 /// New sessions and old ones.
-pub(crate) fn a_link_that_becomes_narrow_is_noticed(stage: &Stage) -> Result<()> {
+pub(crate) fn a_reduced_mtu_is_noticed(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let witness = Witness::start(&lab)?;
     let bytes: Vec<u8> = (0..100_000).map(|index| (index * 31 + index / 251) as u8).collect();
@@ -94,7 +94,7 @@ pub(crate) fn a_link_that_becomes_narrow_is_noticed(stage: &Stage) -> Result<()>
     finish(witness)
 }
 
-pub(crate) fn tracepath_finds_the_narrow_link(stage: &Stage) -> Result<()> {
+pub(crate) fn tracepath_finds_the_smaller_mtu(stage: &Stage) -> Result<()> {
     let lab = narrow_to_the_firewall(stage)?;
     let witness = Witness::start(&lab)?;
     let said = tracepath(&lab)?;
@@ -106,7 +106,7 @@ pub(crate) fn tracepath_finds_the_narrow_link(stage: &Stage) -> Result<()> {
     finish(witness)
 }
 
-pub(crate) fn packets_that_may_be_fragmented_are(stage: &Stage) -> Result<()> {
+pub(crate) fn packets_without_df_are_fragmented(stage: &Stage) -> Result<()> {
     let lab = narrow_to_the_firewall(stage)?;
     let witness = Witness::start(&lab)?;
     for size in [FITS, TOO_BIG, FULL] {
@@ -163,14 +163,14 @@ fn transfer(lab: &Lab) -> Result<Learnt> {
 }
 
 /// Upload: the router tells the client. Download: the firewall tells the server.
-pub(crate) fn tcp_gets_through_a_narrow_link_to_the_firewall(stage: &Stage) -> Result<()> {
+pub(crate) fn tcp_works_over_a_smaller_mtu_to_the_firewall(stage: &Stage) -> Result<()> {
     let learnt = transfer(&narrow_to_the_firewall(stage)?)?;
     ensure!(learnt.client == Some(NARROW) && learnt.server == Some(NARROW), "{learnt:?}");
     Ok(())
 }
 
 /// Upload: the Private Link Service tells the client. Download: the router tells the server.
-pub(crate) fn tcp_gets_through_a_narrow_link_to_the_private_link(stage: &Stage) -> Result<()> {
+pub(crate) fn tcp_works_over_a_smaller_mtu_to_the_private_link(stage: &Stage) -> Result<()> {
     let lab = stage.lab_with(|lab| narrow(&[(&lab.hosts.pls, "vnet"), (&lab.hosts.router, "eth0")]))?;
     let learnt = transfer(&lab)?;
     ensure!(learnt.client == Some(NARROW) && learnt.server == Some(NARROW), "{learnt:?}");
@@ -178,7 +178,7 @@ pub(crate) fn tcp_gets_through_a_narrow_link_to_the_private_link(stage: &Stage) 
 }
 
 /// Upload: the firewall tells the client, through the router.
-pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_firewall(stage: &Stage) -> Result<()> {
+pub(crate) fn tcp_works_over_a_smaller_mtu_beyond_the_firewall(stage: &Stage) -> Result<()> {
     let lab = stage.lab_with(|lab| {
         narrow(&[(&lab.hosts.firewall, "internet")])?;
         sends_less(&lab.hosts.internet, FIREWALL_PUBLIC, "")
@@ -189,7 +189,7 @@ pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_firewall(stage: &Stage) 
 }
 
 /// Download: the Private Link Service tells the server, through the router and the firewall.
-pub(crate) fn tcp_gets_through_a_narrow_link_beyond_the_private_link(stage: &Stage) -> Result<()> {
+pub(crate) fn tcp_works_over_a_smaller_mtu_beyond_the_private_link(stage: &Stage) -> Result<()> {
     let lab = stage.lab_with(|lab| {
         narrow(&[(&lab.hosts.pls, "serverless")])?;
         sends_less(&lab.hosts.serverless, ENDPOINT, &format!("via {SERVERLESS_GATEWAY}"))

@@ -53,7 +53,7 @@ pub(crate) fn mappings_are_endpoint_independent_and_filters_are_not(stage: &Stag
 }
 
 /// With padding to more than a packet the requests are fragments.
-pub(crate) fn padded_requests_are_answered_as_well(stage: &Stage) -> Result<()> {
+pub(crate) fn padded_requests_are_answered(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let _server = Stun::start(&lab)?;
     let witness = Witness::start(&lab)?;

@@ -23,8 +23,8 @@ lab_tests! {
     any: [],
     pls_router: [
         sessions_are_whole_while_they_come_and_go,
-        ports_in_use_are_told_and_unknown_rules_are_refused,
-        what_a_killed_daemon_has_not_counted_is_put_right,
+        ports_in_use_are_reported_and_unknown_rules_are_refused,
+        sessions_that_a_killed_daemon_did_not_count_are_counted_later,
     ],
 }
 
@@ -67,7 +67,7 @@ fn sessions_are_whole_while_they_come_and_go(lab: &mut Lab) {
     );
 }
 
-fn ports_in_use_are_told_and_unknown_rules_are_refused(lab: &mut Lab) {
+fn ports_in_use_are_reported_and_unknown_rules_are_refused(lab: &mut Lab) {
     const SOCKETS: u32 = 5;
     let sockets: Vec<Udp> = (0..SOCKETS).map(|_| check(Udp::open(&lab.hosts.serverless, ECHO))).collect();
     for udp in &sockets {
@@ -103,7 +103,7 @@ fn ports_in_use_are_told_and_unknown_rules_are_refused(lab: &mut Lab) {
 }
 
 /// A session that was retired and not counted any more: the count of sessions is one ahead.
-fn what_a_killed_daemon_has_not_counted_is_put_right(lab: &mut Lab) {
+fn sessions_that_a_killed_daemon_did_not_count_are_counted_later(lab: &mut Lab) {
     /// Looks, one a sweep, and some time for a machine that is busy.
     const RECOUNT: Duration = Duration::from_secs(60);
     let mut session = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));

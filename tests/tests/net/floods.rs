@@ -45,7 +45,7 @@ fn half_open(lab: &Lab) -> usize {
 }
 
 #[test]
-fn one_source_floods_and_nobody_else_suffers() {
+fn a_flood_from_one_source_does_not_affect_others() {
     const SHARE: u32 = 1000;
     let lab = lab_with(16_384, SHARE);
     let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
@@ -91,7 +91,7 @@ fn one_source_floods_and_nobody_else_suffers() {
 /// which does not answer, far beyond what the address may have half-open, does not keep the others
 /// from targets that do, and ends no connection.
 #[test]
-fn a_flood_from_an_address_does_not_lock_out_the_others_behind_it() {
+fn a_flood_does_not_lock_out_other_clients_of_the_same_address() {
     const SHARE: u32 = 1000;
     const RATE: u32 = 3000;
     const ATTEMPTS: usize = 20;
@@ -129,7 +129,7 @@ fn a_flood_from_an_address_does_not_lock_out_the_others_behind_it() {
 /// Nobody's fault in particular, and the table is full all the same: connections that were never
 /// made go long before their time.
 #[test]
-fn a_full_table_lets_attempts_go_first() {
+fn a_full_table_removes_half_open_sessions_first() {
     const ROOM: u32 = 2048;
     let lab = lab_with(ROOM, ROOM);
     let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
@@ -157,7 +157,7 @@ fn a_full_table_lets_attempts_go_first() {
 /// One client asks a single question from port after port, as a name server's client does, until
 /// the ports run out: those go before their five minutes, and whoever has asked twice stays.
 #[test]
-fn answered_questions_give_their_ports_back_when_they_run_out() {
+fn answered_datagrams_free_their_ports_when_ports_run_out() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_099;
     let lab = lab_with_ports(PORTS);
     let udp = |state: &str| {
@@ -186,7 +186,7 @@ fn answered_questions_give_their_ports_back_when_they_run_out() {
 /// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they
 /// come back as soon.
 #[test]
-fn ports_that_attempts_have_taken_come_back_first() {
+fn ports_of_half_open_sessions_are_freed_first() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;
     let lab = lab_with_ports(PORTS);
     let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
@@ -208,7 +208,7 @@ fn ports_that_attempts_have_taken_come_back_first() {
 /// One address holds established sessions on all SNAT ports towards a target that it gets. Others
 /// reach that target all the same, and the operator reads who it is.
 #[test]
-fn an_address_with_many_sessions_leaves_ports_to_the_others() {
+fn a_source_with_many_sessions_leaves_ports_to_others() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;
     // All but one of each of 30 pairs.
     const MOST: usize = 470;

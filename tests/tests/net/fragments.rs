@@ -20,7 +20,7 @@ use crate::common::{ECHO, LIMIT, check, counters, reason};
 
 lab_tests! {
     any: [datagrams_arrive_in_any_order_of_their_fragments],
-    pls_router: [those_before_the_first_are_held, a_flood_of_them_is_in_nobodys_way],
+    pls_router: [early_fragments_are_held, a_flood_of_fragments_does_not_affect_others],
 }
 
 /// The largest there is: 65535 bytes less 20 of IPv4 and 8 of UDP.
@@ -94,7 +94,7 @@ fn datagrams_arrive_in_any_order_of_their_fragments(lab: &mut Lab) {
 }
 
 /// The first datagram of a session, and later ones.
-fn those_before_the_first_are_held(lab: &mut Lab) {
+fn early_fragments_are_held(lab: &mut Lab) {
     let mut client = Client::open(lab);
     let before = counters(lab);
     let mut early = 0;
@@ -108,7 +108,7 @@ fn those_before_the_first_are_held(lab: &mut Lab) {
 
 /// Two others flood as fast as they can, one of them as somebody that no rule knows: datagrams in
 /// the worst order arrive all the same, and all else goes on.
-fn a_flood_of_them_is_in_nobodys_way(lab: &mut Lab) {
+fn a_flood_of_fragments_does_not_affect_others(lab: &mut Lab) {
     let mut client = Client::open(lab);
     client.echo(9000, |fragments| fragments.reverse());
     let floods = [

@@ -269,7 +269,7 @@ fn a_rule_listens_at_an_address_of_the_loopback() {
 
 /// Frames to a macvlan's MAC address come to the NIC below, and are not this router's.
 #[test]
-fn a_macvlan_above_the_nic_is_named_by_check() {
+fn check_reports_a_macvlan_above_the_nic() {
     const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 71);
     let mut lab = without_router();
     check(lab.hosts.router.ip(&format!(

@@ -27,7 +27,7 @@ lab_tests! {
     pls_router: [
         only_sources_may_use_a_rule,
         the_platform_is_never_translated,
-        whoever_may_use_a_rule_reaches_nothing_else,
+        sources_of_a_rule_reach_nothing_else,
     ],
 }
 
@@ -119,7 +119,7 @@ fn the_router_itself_reaches_others(lab: &mut Lab) {
     check(udp.echo(b"from the router itself", LIMIT));
 }
 
-fn whoever_may_use_a_rule_reaches_nothing_else(lab: &mut Lab) {
+fn sources_of_a_rule_reach_nothing_else(lab: &mut Lab) {
     let before = reason(&counters(lab), "local_denied");
     for port in [SSH_PORT, 9999] {
         let target = SocketAddrV4::new(ROUTER, port);

@@ -77,7 +77,7 @@ fn the_data_plane_of_another_version_is_taken_over() {
 }
 
 #[test]
-fn a_start_that_fails_gives_back_what_it_has_taken_over() {
+fn a_failed_start_gives_back_the_data_plane_it_took_over() {
     let (lab, other) = lab_with_predecessor(Nics::Two);
     let before = attached(&lab, "eth0").expect("its program");
     // veth_xdp_set, drivers/net/veth.c: "Peer MTU is too large to set XDP". The router cannot see
@@ -109,7 +109,7 @@ fn a_living_daemon_of_another_version_is_left_alone() {
 }
 
 #[test]
-fn detach_takes_off_what_any_version_has_left() {
+fn detach_removes_the_data_plane_of_any_version() {
     let (lab, other) = lab_with_predecessor(Nics::Two);
     let text = said(&check(lab.pls_router(&["detach"])));
     assert!(text.contains("detached from") && text.contains("eth0") && text.contains("eth1"), "{text}");

@@ -79,7 +79,7 @@ fn arrives(
 }
 
 #[test]
-fn a_link_s_protocols_and_what_is_allowed_by_number_come_in() {
+fn link_control_and_protocols_allowed_by_number_pass() {
     let lab = lab();
     let [source, _] = PLS_NAT;
     // A peer that shares an address with this machine: nothing has to be allowed for it.
@@ -153,7 +153,7 @@ fn listen(host: &Namespace, port: u16) -> TcpListener {
 }
 
 #[test]
-fn ipv6_reaches_what_is_allowed_and_what_has_been_asked_for() {
+fn ipv6_reaches_allowed_services_and_answers_pass() {
     only_pls_router();
     let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
     let rules = options.rules.replacen("allow = [", "allow = [\"tcp/2222 from fd00::/64\", ", 1);
@@ -214,7 +214,7 @@ fn tagged(to: [u8; 6], tag: u16, port: u16) -> Vec<u8> {
 }
 
 #[test]
-fn a_tag_is_no_way_around() {
+fn a_vlan_tag_does_not_bypass_the_local_policy() {
     only_pls_router();
     let lab = check(Lab::up(Options::new(Nics::One, router(), helper())));
     // As NICs do that leave tags in frames.

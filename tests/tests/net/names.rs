@@ -181,7 +181,7 @@ fn new_sessions_follow_a_name_and_old_ones_stay() {
 /// Behind a Private Link Service all clients share a few addresses, and every port comes again
 /// within minutes: what it was used for before says nothing of where its next connection goes.
 #[test]
-fn ports_that_were_used_before_follow_a_name() {
+fn reused_client_ports_follow_a_name() {
     const PORTS: std::ops::Range<u16> = 40_000..40_030;
     let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
     let _www = echo_server(&lab, WWW);
@@ -221,7 +221,7 @@ fn ports_that_were_used_before_follow_a_name() {
 }
 
 #[test]
-fn a_dead_name_server_takes_nothing_away() {
+fn a_dead_name_server_does_not_remove_targets() {
     let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
     let dns = check(Dns::start(&lab, &[TOOLS]));
     check(lab.start_router());
@@ -358,7 +358,7 @@ fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
 /// that name's rule keeps its last good answer or loses its own way, and the machine stays in
 /// service with the others.
 #[test]
-fn a_lying_name_takes_its_own_rule_down_at_most() {
+fn a_wrong_answer_for_a_name_affects_only_its_rule() {
     const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 127);
     const DOWN: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 125);
     let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));

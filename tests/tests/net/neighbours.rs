@@ -32,10 +32,10 @@ lab_tests! {
     ],
     pls_router: [
         nothing_leaves_through_the_hosts_firewall,
-        what_cannot_be_sent_is_told,
-        neighbours_that_nobody_uses_do_not_matter,
-        two_machines_for_one_next_hop_are_told_and_cost_little,
-        a_next_hop_that_is_only_found_by_broadcast_is_not_told_lost,
+        packets_that_cannot_be_sent_are_reported,
+        unused_neighbours_do_not_affect_sessions,
+        two_machines_with_one_next_hop_address_are_reported,
+        a_next_hop_that_answers_only_broadcasts_is_not_reported_as_lost,
     ],
 }
 
@@ -144,7 +144,7 @@ fn narrow(lab: &Lab) {
 
 /// What a packet socket sends can be stopped, too, by who wants it: by a chain on the way out of
 /// the device itself. Then it is said.
-fn what_cannot_be_sent_is_told(lab: &mut Lab) {
+fn packets_that_cannot_be_sent_are_reported(lab: &mut Lab) {
     let device = match lab.options.nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",
@@ -172,7 +172,7 @@ fn what_cannot_be_sent_is_told(lab: &mut Lab) {
 
 /// A gateway that does not answer when its MAC address is asked of itself, as some switches and
 /// virtual gateways: the router's kernel loses it every few seconds, and has it back at once.
-fn a_next_hop_that_is_only_found_by_broadcast_is_not_told_lost(lab: &mut Lab) {
+fn a_next_hop_that_answers_only_broadcasts_is_not_reported_as_lost(lab: &mut Lab) {
     const LOST: usize = 2;
     check(lab.hosts.firewall.nft(
         "table arp deaf {\n chain in {\n type filter hook input priority 0;\n \
@@ -206,7 +206,7 @@ fn mac_of(lab: &Lab, address: Ipv4Addr) -> Result<String> {
 
 /// A machine of the router's link that makes up others: the router takes note of each, as every
 /// machine does, and no session asks for its next hop again.
-fn neighbours_that_nobody_uses_do_not_matter(lab: &mut Lab) {
+fn unused_neighbours_do_not_affect_sessions(lab: &mut Lab) {
     const UNUSED: std::ops::RangeInclusive<u8> = 72..=120;
     let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(tcp.echo(b"before", LIMIT));
@@ -243,7 +243,7 @@ fn neighbours_that_nobody_uses_do_not_matter(lab: &mut Lab) {
 /// A machine of the router's link that answers for a client's address: half of what is for the
 /// client goes to it. That is told, once, and costs all others next to nothing; and whoever spoke
 /// last is believed, as by every machine.
-fn two_machines_for_one_next_hop_are_told_and_cost_little(lab: &mut Lab) {
+fn two_machines_with_one_next_hop_address_are_reported(lab: &mut Lab) {
     let [client, _] = PLS_NAT;
     let own = check(lab.hosts.pls.run("cat", &["/sys/class/net/vnet/address"]));
     let own: Vec<u8> = own.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();

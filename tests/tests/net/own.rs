@@ -25,16 +25,16 @@ use crate::{
 
 lab_tests! {
     any: [
-        a_connection_of_the_routers_own_from_the_port_of_a_session,
-        a_datagram_of_the_routers_own_from_the_port_of_a_session,
-        a_ping_of_the_routers_own_with_the_identifier_of_a_session,
-        a_connection_from_the_port_of_one_that_is_over,
+        a_session_gives_way_to_a_connection_of_the_router,
+        a_session_gives_way_to_a_datagram_of_the_router,
+        a_session_gives_way_to_a_ping_of_the_router,
+        an_ended_session_gives_way_to_a_connection_of_the_router,
     ],
     pls_router: [
         sessions_keep_away_from_the_kernels_ports,
-        answers_to_sockets_that_are_not_connected_come_in,
-        a_connection_from_the_port_of_a_live_one_is_refused,
-        what_leaves_is_watched_as_long_as_the_router_is_on,
+        answers_to_unconnected_sockets_pass,
+        a_connection_of_the_router_from_a_live_sessions_port_is_refused,
+        the_classifier_is_attached_while_the_router_is_on,
     ],
 }
 
@@ -55,7 +55,7 @@ fn client(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(PLS_NAT[0], port)
 }
 
-fn a_connection_of_the_routers_own_from_the_port_of_a_session(lab: &mut Lab) {
+fn a_session_gives_way_to_a_connection_of_the_router(lab: &mut Lab) {
     let mut session = check(Tcp::connect_between(&lab.hosts.pls, client(PORT), RULE, LIMIT));
     let udp_session = check(Udp::open_at(&lab.hosts.pls, client(PORT), RULE.into()));
     check(session.echo(b"before", LIMIT));
@@ -93,7 +93,7 @@ fn reserved(lab: &Lab) -> String {
 /// The ports that rules and sessions have are reserved beside what others have reserved, as long as
 /// they have them.
 #[test]
-fn what_overlaps_is_reserved_and_given_back() {
+fn overlapping_ports_are_reserved_and_given_back() {
     let mut lab = without_router();
     check(lab.hosts.router.sysctl("net/ipv4/ip_local_reserved_ports", "33000,61000"));
     let rules = lab.options.rules.clone();
@@ -134,7 +134,7 @@ fn overlaps(lab: &Lab) -> Vec<String> {
 
 /// Where the kernel would be left with too few ports, it keeps all of them, and that is said.
 #[test]
-fn what_cannot_be_kept_apart_is_said() {
+fn ports_that_cannot_be_reserved_are_reported() {
     let mut lab = without_router();
     lab.set_rules(format!("{}[snat]\nports = \"1024-65535\"\n", lab.options.rules));
     check(lab.start_router());
@@ -175,7 +175,7 @@ fn asks(socket: &UdpSocket, target: SocketAddrV4, text: &str) {
 }
 
 /// The answer comes from an address that may use rules, and reaches nothing else here.
-fn answers_to_sockets_that_are_not_connected_come_in(lab: &mut Lab) {
+fn answers_to_unconnected_sockets_pass(lab: &mut Lab) {
     let peer = SocketAddrV4::new(PLS_NAT[1], 9999);
     let mut echo = check(lab.options.helper.udp_echo(lab.state(), &lab.hosts.pls, "peer", peer.into()));
     check(echo.wait_until(LIMIT, || lab.hosts.pls.listens_udp_at(peer)));
@@ -202,7 +202,7 @@ fn answers_to_sockets_that_are_not_connected_come_in(lab: &mut Lab) {
 /// A port that sessions get: nothing keeps a socket that asks for it from having it.
 const SNAT_PORT: u16 = 20_001;
 
-fn a_datagram_of_the_routers_own_from_the_port_of_a_session(lab: &mut Lab) {
+fn a_session_gives_way_to_a_datagram_of_the_router(lab: &mut Lab) {
     let session = check(Udp::open_at(&lab.hosts.pls, client(SNAT_PORT), RULE.into()));
     check(session.echo(b"before", LIMIT));
     let own = unconnected(lab, SNAT_PORT);
@@ -212,7 +212,7 @@ fn a_datagram_of_the_routers_own_from_the_port_of_a_session(lab: &mut Lab) {
     }
 }
 
-fn a_ping_of_the_routers_own_with_the_identifier_of_a_session(lab: &mut Lab) {
+fn a_session_gives_way_to_a_ping_of_the_router(lab: &mut Lab) {
     let ping = |from| check(client::ping(from, TOOLS, 3, &["-e", "4711"]));
     for _ in 0..2 {
         assert_eq!(ping(&lab.hosts.vm), 3, "answers to the client");
@@ -220,7 +220,7 @@ fn a_ping_of_the_routers_own_with_the_identifier_of_a_session(lab: &mut Lab) {
     }
 }
 
-fn a_connection_from_the_port_of_one_that_is_over(lab: &mut Lab) {
+fn an_ended_session_gives_way_to_a_connection_of_the_router(lab: &mut Lab) {
     let mut session = check(Tcp::connect_between(&lab.hosts.pls, client(SNAT_PORT), RULE, LIMIT));
     check(session.echo(b"the client's", LIMIT));
     check(session.close());
@@ -229,7 +229,7 @@ fn a_connection_from_the_port_of_one_that_is_over(lab: &mut Lab) {
 }
 
 /// Both cannot be told apart. The one that is there goes on, and the other is told at once.
-fn a_connection_from_the_port_of_a_live_one_is_refused(lab: &mut Lab) {
+fn a_connection_of_the_router_from_a_live_sessions_port_is_refused(lab: &mut Lab) {
     let mut session = check(Tcp::connect_between(&lab.hosts.pls, client(SNAT_PORT), RULE, LIMIT));
     check(session.echo(b"the client's", LIMIT));
     let start = Instant::now();
@@ -251,7 +251,7 @@ fn watchers(lab: &Lab, device: &str) -> usize {
     programs.iter().filter(|program| program.name_as_str() == Some("own_traffic")).count()
 }
 
-fn what_leaves_is_watched_as_long_as_the_router_is_on(lab: &mut Lab) {
+fn the_classifier_is_attached_while_the_router_is_on(lab: &mut Lab) {
     let devices: &[&str] = match lab.options.nics {
         Nics::One => &["eth0"],
         Nics::Two => &["eth0", "eth1"],

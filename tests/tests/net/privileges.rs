@@ -160,7 +160,7 @@ fn start_as_service(lab: &Lab) -> Result<Process> {
 }
 
 #[test]
-fn the_service_needs_no_more_than_its_unit_has() {
+fn the_service_needs_only_the_capabilities_of_its_unit() {
     let lab = without_router();
     let mut daemon = check(start_as_service(&lab));
     in_service(&lab, &mut daemon);
@@ -178,7 +178,7 @@ fn the_service_needs_no_more_than_its_unit_has() {
 
 /// A lock that another user holds would keep the next daemon out.
 #[test]
-fn no_other_user_gets_at_the_pins() {
+fn other_users_cannot_access_the_pins() {
     only_pls_router();
     let mut lab = check(Lab::up(Options::new(Nics::One, router(), helper())));
     let directories = pin_directories(&lab);
@@ -239,7 +239,7 @@ fn refuses_and_says_so(lab: &Lab, what: &str, texts: &[&str]) {
 }
 
 #[test]
-fn pins_in_somebody_else_s_directory_are_refused() {
+fn pins_in_another_users_directory_are_refused() {
     let mut lab = without_router();
     let root = lab.state().path("bpf/pls-router");
     // Anybody may make directories where this lab's are.
@@ -281,7 +281,7 @@ fn pins_in_somebody_else_s_directory_are_refused() {
 
 /// A directory in which anybody may make files, and somebody makes the socket first.
 #[test]
-fn a_socket_of_somebody_else_s_is_no_daemon() {
+fn a_socket_of_another_user_is_not_taken_for_the_daemon() {
     let mut lab = without_router();
     let open = lab.state().path("open");
     check(fs::create_dir(&open).context("a directory"));

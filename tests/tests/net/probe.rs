@@ -208,7 +208,7 @@ fn all_are_answered(
 
 /// From the probe's network and from elsewhere at the same time, in every way.
 #[test]
-fn the_probe_is_answered_whatever_others_do() {
+fn the_probe_is_answered_during_connection_floods() {
     const THREADS: usize = 2;
     /// What makes an assault, from the probe's network and from elsewhere.
     const CONNECTIONS: u64 = 50;
@@ -266,7 +266,7 @@ fn cookies(lab: &Lab) -> Result<u64> {
 /// As many SYNs as the machine carries, but no more than the lab's own queues have room for. What
 /// is measured is the router: it is asked for as long as a number of them takes to come in.
 #[test]
-fn a_syn_flood_does_not_keep_the_probe_from_its_answer() {
+fn a_syn_flood_does_not_starve_the_probe() {
     const SYNS: u64 = 60_000;
     let lab = lab(Nics::One);
     let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
@@ -289,7 +289,7 @@ fn fail(lab: &Lab) {
 }
 
 #[test]
-fn only_who_probes_is_told_why() {
+fn only_probers_see_the_reasons() {
     let lab = lab(Nics::One);
     let (pls, vm, own) = (&lab.hosts.pls, &lab.hosts.vm, &lab.hosts.router);
     assert_eq!(check(ask(pls, PLATFORM)), (200, "forwarding\n".to_owned()));
@@ -303,7 +303,7 @@ fn only_who_probes_is_told_why() {
 }
 
 #[test]
-fn who_probes_is_configured() {
+fn probers_are_configurable() {
     only_pls_router();
     let mut lab =
         check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router(), helper()) }));
@@ -330,7 +330,7 @@ fn scrape(lab: &Lab, user: libc::uid_t, host: &str) -> Result<(u16, String)> {
 
 /// Any user of this machine reaches the metrics, by any address of the loopback.
 #[test]
-fn connections_to_the_metrics_take_nothing_from_the_probe() {
+fn connections_to_the_metrics_do_not_starve_the_probe() {
     const IDLE: u32 = 3000;
     let mut lab = lab(Nics::One);
     many_descriptors();
@@ -392,7 +392,7 @@ fn connections_to_the_metrics_take_nothing_from_the_probe() {
 
 /// DNS rebinding: what a page on the web may have a browser on this machine, or near it, read.
 #[test]
-fn metrics_are_for_who_asks_for_this_machine() {
+fn metrics_require_a_known_host_name() {
     let lab = lab(Nics::One);
     let name = check(lab.hosts.router.run("uname", &["-n"]));
     for host in
@@ -431,7 +431,7 @@ fn lowest_free_descriptor(pid: u32) -> Result<u64> {
 
 /// Whatever it is that has used them up.
 #[test]
-fn a_daemon_without_descriptors_goes_on_when_it_has_some() {
+fn a_daemon_recovers_from_a_lack_of_descriptors() {
     let mut lab = lab(Nics::One);
     let pid = check(lab.router()).pid();
     // All are in use: there is the one that the listener keeps back, for one connection after the

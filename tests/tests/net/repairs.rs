@@ -58,7 +58,7 @@ fn a_new_session_opens_within(lab: &Lab, limit: Duration, what: &str) {
 /// `check` advises the first of these; the kernel then resets `forwarding` of every interface, the
 /// loopback's too.
 #[test]
-fn forwarding_that_is_switched_off_is_on_again_at_once() {
+fn disabled_forwarding_is_enabled_again_at_once() {
     let mut lab = lab(Nics::One);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     let story = [
@@ -92,7 +92,7 @@ fn forwarding_that_is_switched_off_is_on_again_at_once() {
 /// Somebody who goes on is not raced: it is a condition, and the router has its way only now and
 /// then.
 #[test]
-fn who_changes_a_setting_again_and_again_is_told_of_and_not_raced() {
+fn repeated_changes_of_a_setting_are_reported_and_repairs_slow_down() {
     const FIGHT: Duration = Duration::from_secs(4);
     let mut lab = lab(Nics::One);
     let is_over = AtomicBool::new(false);
@@ -132,7 +132,7 @@ fn link_pins(lab: &Lab) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_program_that_is_taken_off_is_put_back() {
+fn a_detached_program_is_attached_again() {
     let mut lab = lab(Nics::Two);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(known.echo(b"before", LIMIT));
@@ -160,7 +160,7 @@ fn a_program_that_is_taken_off_is_put_back() {
 /// Somebody tidies up below /sys/fs/bpf. Not a packet is lost, and a daemon that comes after a
 /// crash finds everything.
 #[test]
-fn pins_that_are_removed_are_made_again() {
+fn removed_pins_are_made_again() {
     let mut lab = lab(Nics::One);
     let mut known = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(known.echo(b"before", LIMIT));

@@ -70,7 +70,7 @@ fn policy_rules_by_port_hold() {
 }
 
 #[test]
-fn what_status_says_of_the_way_is_what_sessions_take() {
+fn status_reports_the_routes_that_sessions_take() {
     one_nic(|lab| {
         a_rule_by_port_leads_to_the_firewall(lab);
         let via = |status: &Status, rule: &str| {
@@ -85,7 +85,7 @@ fn what_status_says_of_the_way_is_what_sessions_take() {
 }
 
 #[test]
-fn policy_rules_that_sessions_do_not_follow_are_named() {
+fn policy_rules_that_do_not_apply_to_sessions_are_reported() {
     one_nic(|lab| {
         let named = |status: &Status| {
             status
@@ -105,7 +105,7 @@ fn policy_rules_that_sessions_do_not_follow_are_named() {
 }
 
 #[test]
-fn what_the_kernel_does_to_forwarded_packets_is_named() {
+fn firewall_and_ipsec_rules_for_forwarded_packets_are_reported() {
     one_nic(|lab| {
         let said = || String::from_utf8_lossy(&check(lab.pls_router(&["check"])).stdout).into_owned();
         let before = said();
@@ -201,7 +201,7 @@ fn sessions_come_from_the_nic_that_they_leave_by() {
 }
 
 #[test]
-fn a_gateway_that_dies_is_left_out_and_comes_back() {
+fn a_dead_gateway_is_left_out_until_it_answers() {
     one_nic(|lab| {
         let Lab { hosts, .. } = &*lab;
         for name in ["fib_multipath_use_neigh", "fib_multipath_hash_policy"] {
@@ -231,7 +231,7 @@ fn a_gateway_that_dies_is_left_out_and_comes_back() {
 }
 
 #[test]
-fn an_ipv6_gateway_leads_ipv4_sessions() {
+fn ipv4_sessions_use_an_ipv6_gateway() {
     one_nic(|lab| {
         let Lab { hosts, .. } = &*lab;
         check(hosts.firewall.sysctl("net/ipv6/conf/vnet/disable_ipv6", "0"));

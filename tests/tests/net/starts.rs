@@ -33,7 +33,7 @@ fn wait_for_handler(process: &Process) {
 }
 
 #[test]
-fn a_start_that_is_broken_off_leaves_nothing() {
+fn an_interrupted_start_leaves_nothing() {
     let mut lab = without_router();
     // A name server that does not answer holds the start up.
     let resolv_conf = lab.state().path("etc/router/resolv.conf");
@@ -78,7 +78,7 @@ pub(crate) fn start_with(lab: &Lab, name: &str, configuration: String) -> anyhow
 }
 
 #[test]
-fn a_mode_that_is_refused_leaves_the_one_there_is() {
+fn a_refused_mode_leaves_the_present_one() {
     let lab = without_router();
     let native = lab.configuration(&lab.options.rules);
     let generic = native.replacen("mode = \"native\"", "mode = \"generic\"", 1);

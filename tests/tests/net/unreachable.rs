@@ -18,14 +18,14 @@ use nix::sys::signal::Signal;
 use crate::common::{ECHO, LIMIT, check, counters, reason};
 
 lab_tests! {
-    any: [who_has_a_dead_next_hop_is_told],
+    any: [a_dead_next_hop_is_reported_to_the_client],
     // The kernel's own router tells each only once a second (`ip_error`, net/ipv4/route.c).
     pls_router: [
-        who_has_no_way_is_told_at_once,
+        an_unreachable_target_is_reported_to_the_client_at_once,
         a_next_hop_that_comes_back_is_found,
-        a_masquerades_connection_ends_with_a_restart,
-        a_rule_without_a_target_refuses,
-        nobody_is_told_if_that_is_configured,
+        a_connection_of_a_masquerade_is_reset_after_a_restart,
+        a_rule_without_a_target_refuses_new_sessions,
+        clients_are_not_told_if_so_configured,
     ],
 }
 
@@ -58,7 +58,7 @@ fn a_forwards_client_fails_at_once(lab: &Lab, why: &str) {
     assert!(TOLD.contains(&kind) && took < AT_ONCE, "{why}: {kind} after {took:?}");
 }
 
-fn who_has_no_way_is_told_at_once(lab: &mut Lab) {
+fn an_unreachable_target_is_reported_to_the_client_at_once(lab: &mut Lab) {
     // It would take the router out.
     check(lab.stop_probe());
     let router = &lab.hosts.router;
@@ -95,7 +95,7 @@ fn nobody(lab: &Lab) -> Ipv4Addr {
     }
 }
 
-fn who_has_a_dead_next_hop_is_told(lab: &mut Lab) {
+fn a_dead_next_hop_is_reported_to_the_client(lab: &mut Lab) {
     check(lab.stop_probe());
     check(lab.hosts.router.ip(&format!("route add {BEHIND} via {}", nobody(lab))));
     for (from, target) in [(&lab.hosts.serverless, ECHO), (&lab.hosts.vm, DIRECT)] {
@@ -126,7 +126,7 @@ fn a_next_hop_that_comes_back_is_found(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, AT_ONCE)).echo(b"there", LIMIT));
 }
 
-fn a_masquerades_connection_ends_with_a_restart(lab: &mut Lab) {
+fn a_connection_of_a_masquerade_is_reset_after_a_restart(lab: &mut Lab) {
     let mut idle = check(Tcp::connect(&lab.hosts.vm, DIRECT, LIMIT));
     check(idle.echo(b"before", LIMIT));
     let udp = check(Udp::open(&lab.hosts.vm, DIRECT));
@@ -144,7 +144,7 @@ fn a_masquerades_connection_ends_with_a_restart(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.vm, DIRECT, LIMIT)).echo(b"again", LIMIT));
 }
 
-fn a_rule_without_a_target_refuses(lab: &mut Lab) {
+fn a_rule_without_a_target_refuses_new_sessions(lab: &mut Lab) {
     check(lab.stop_probe());
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
     lab.set_rules(format!(
@@ -158,7 +158,7 @@ fn a_rule_without_a_target_refuses(lab: &mut Lab) {
     assert!(reason(&counters(lab), "refused") > 0);
 }
 
-fn nobody_is_told_if_that_is_configured(lab: &mut Lab) {
+fn clients_are_not_told_if_so_configured(lab: &mut Lab) {
     check(lab.stop_probe());
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
     lab.set_rules(format!("{}\n[answers]\nunreachable = \"drop\"\n", lab.options.rules));

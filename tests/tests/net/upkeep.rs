@@ -32,7 +32,7 @@ fn lab(nics: Nics) -> Lab {
 
 /// In whatever order many ask, none waits for another for ever.
 #[test]
-fn many_questions_at_once_are_all_answered() {
+fn many_requests_at_once_are_all_answered() {
     const EACH: usize = 400;
     const PATIENCE: Duration = Duration::from_secs(20);
     let lab = lab(Nics::One);
@@ -66,7 +66,7 @@ fn many_questions_at_once_are_all_answered() {
 /// A journal on a disk that hangs reads nothing any more. The daemon starts, forwards, answers and
 /// ends all the same.
 #[test]
-fn a_log_that_nobody_reads_is_in_nobodys_way() {
+fn an_unread_log_does_not_block_the_daemon() {
     let lab = without_router();
     let configuration = check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
     let (_reader, full) = std::io::pipe().expect("a pipe");
@@ -99,7 +99,7 @@ fn fill(mut pipe: &std::io::PipeWriter) {
 /// What was set by hand has no state that the daemon may change: asked whether it is there, it
 /// would become one that was learnt.
 #[test]
-fn a_neighbour_that_was_set_by_hand_stays_so() {
+fn a_permanent_neighbour_stays_permanent() {
     /// The daemon confirms neighbours every 2 s.
     const TWO_ROUNDS: Duration = Duration::from_millis(4500);
     let lab = lab(Nics::One);
@@ -128,7 +128,7 @@ fn ask(lab: &Lab, source: Ipv4Addr) -> anyhow::Result<String> {
 }
 
 #[test]
-fn idle_connections_do_not_keep_the_load_balancer_from_its_answer() {
+fn idle_connections_do_not_starve_the_load_balancers_probe() {
     /// More than the daemon has places for. They end by themselves after 2 s.
     const CONNECTIONS: usize = 200;
     let lab = lab(Nics::One);
@@ -149,7 +149,7 @@ fn idle_connections_do_not_keep_the_load_balancer_from_its_answer() {
 }
 
 #[test]
-fn sighup_ends_nothing() {
+fn sighup_does_not_end_the_daemon() {
     let mut lab = lab(Nics::One);
     let daemon = check(lab.router());
     check(daemon.signal(Signal::SIGHUP));
