@@ -198,7 +198,7 @@ impl Rule {
 /// The data of a key in the trie that finds a forward by where it listens: a port range is a
 /// handful of prefixes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct ListenKey {
     bank: u8,
     protocol: u8,
@@ -257,7 +257,7 @@ pub fn listen_prefixes(
 
 /// The data of a key in the trie of who may use which forward.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct SourceKey {
     bank: u8,
     zero: u8,

@@ -22,14 +22,14 @@ mod state;
 mod sync;
 mod upkeep;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use self::{
-    control::{Control, desired},
+    control::desired,
     kernel::{
         interfaces::{Attached, roles},
         netlink,
@@ -42,7 +42,7 @@ use self::{
         signals::Signals,
     },
     logging::watch,
-    names::NameService,
+    names::{NameService, resolved::Names},
     observe::target_health::TargetHealth,
     parts::Parts,
     punts::router::Router as _,
@@ -174,8 +174,8 @@ async fn start(
     let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
     let mut own = OwnTraffic::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
     info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
-    let name_service = NameService::of_system(&config.admin.socket, &addresses.local());
-    let names = name_service.resolve_all(&config, &addresses.local()).await;
+    let name_service = Arc::new(NameService::of_system(&config.admin.socket, &addresses.local()));
+    let names = name_service.resolve_new(&config, &Names::new(), &addresses.local()).await;
 
     let load = LoadOptions {
         pins: Some(config.admin.pins.clone()),
@@ -236,8 +236,8 @@ async fn start(
     // be dropped.
     let router = parts.router();
     router.show_presence()?;
-    let Parts { state, plane, requests, punts: tally, .. } = &parts;
-    tasks.spawn(Control::new(state.clone(), plane, requests.clone()).run());
+    let Parts { state, plane, punts: tally, .. } = &parts;
+    tasks.spawn(parts.control(name_service.clone()).run());
     tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
     tasks.spawn(punts::serve(router.clone(), tally.clone(), kernel.clone(), doors));
     tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));

@@ -3,9 +3,10 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use router_common::ports::PortRange;
+use tokio::sync::Notify;
 
 use super::{
-    control::requests::Requests,
+    control::{Control, Resolve, requests::Requests, writer::KernelRules},
     kernel::{
         interfaces::Attached,
         next_hops,
@@ -30,7 +31,8 @@ pub(super) struct Parts {
     pub(super) state: State,
     /// The data plane, locked for moments.
     pub(super) plane: Locked<Dataplane>,
-    pub(super) requests: Requests,
+    requests: Requests,
+    names_changed: Arc<Notify>,
     pub(super) monitor: Monitor,
     pub(super) counters: CounterTable,
     /// What became of the packets that the data plane has given to the daemon.
@@ -60,6 +62,7 @@ impl Parts {
             monitor: Monitor::new(state.clone(), &plane, punts.clone(), ports),
             state,
             requests: Requests::new(),
+            names_changed: Arc::default(),
             counters: plane.counters.clone(),
             punts,
             flows: plane.flows.clone(),
@@ -83,7 +86,14 @@ impl Parts {
 
     pub(super) fn names(&self) -> names::Access {
         let State { names, routing, .. } = self.state.clone();
-        names::Access { names, routing, requests: self.requests.clone() }
+        let (requests, changed) = (self.requests.clone(), self.names_changed.clone());
+        names::Access { names, routing, requests, changed }
+    }
+
+    pub(super) fn control(&self, resolver: Arc<dyn Resolve>) -> Control {
+        let writer = Arc::new(KernelRules::new(&self.plane));
+        let (requests, changed) = (self.requests.clone(), self.names_changed.clone());
+        Control::new(self.state.clone(), writer, resolver, requests, changed)
     }
 
     pub(super) fn router(&self) -> Arc<KernelRouter> {

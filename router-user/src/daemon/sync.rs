@@ -27,6 +27,12 @@ impl<T> Locked<T> {
         lock(&self.0)
     }
 
+    /// Returns `true` if the data is locked now.
+    #[cfg(test)]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.0.try_lock().is_err()
+    }
+
     /// Replaces the data.
     pub(crate) fn set(&self, data: T) {
         *self.lock() = data;

@@ -69,6 +69,18 @@ impl SettingsTable {
         self.write()
     }
 
+    /// Limits the half-open sessions of a source.
+    ///
+    /// # Errors
+    /// Returns an error if the map cannot be written.
+    pub fn set_half_open_limit(&mut self, limit: u32) -> Result<()> {
+        if self.current.half_open_per_source == limit {
+            return Ok(());
+        }
+        self.current.half_open_per_source = limit;
+        self.write()
+    }
+
     /// The version of the rule set in force; 0 is none.
     pub fn version(&self) -> u32 {
         self.current.version

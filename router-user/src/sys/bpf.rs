@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt as _,
     path::Path,
+    time::Duration,
 };
 
 // enum bpf_cmd, include/uapi/linux/bpf.h.
@@ -54,6 +55,20 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
         PinAttributes { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
     // SAFETY: the attributes are those of the command, and the path lives through the call.
     unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Waits until every program that is running now has ended (`synchronize_rcu`).
+pub(crate) fn wait_for_programs() {
+    /// include/uapi/linux/membarrier.h.
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    /// Longer than a program takes for a packet, by far.
+    const LONG_ENOUGH: Duration = Duration::from_millis(50);
+    // SAFETY: takes numbers only.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if waited != 0 {
+        // A kernel with `nohz_full=`, or a filter of system calls.
+        std::thread::sleep(LONG_ENOUGH);
+    }
 }
 
 /// What the kernel says of an XDP link.

@@ -35,6 +35,7 @@ mod port_shares;
 mod ports;
 mod reuse;
 mod routes;
+mod rule_changes;
 mod sides;
 mod tcp;
 mod vpp;

@@ -1,22 +1,36 @@
 //! Decides what the data plane has to do, and has it done.
 //!
-//! The rule set that is wanted (`desired`) follows from the configuration, the addresses of names,
-//! the health of targets and the ports of sessions. Whoever changes one of these asks for a look
-//! (`requests`); [`Control`] is the only one that writes rules.
+//! The rule set that is wanted ([`desired`]) follows from the configuration, the addresses of names,
+//! the health of targets and the ports of sessions. A part that changes one of these asks for a look
+//! ([`requests`]); [`Control`] compares what is wanted with what is in force, and is the only part
+//! that writes rules ([`writer`]). It has nothing locked meanwhile that the probe needs.
 
 pub(crate) mod desired;
+pub(crate) mod replace;
 pub(crate) mod requests;
+#[cfg(test)]
+mod tests;
+pub(crate) mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use tokio::{task::spawn_blocking, time::sleep};
-use tracing::warn;
+use futures_util::future::BoxFuture;
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tracing::{info, warn};
 
-use self::requests::Requests;
+use self::{
+    replace::{ReplaceError, fixed_differences},
+    requests::Requests,
+    writer::RuleWriter,
+};
 use crate::{
-    daemon::{state::State, sync::Locked},
-    dataplane::{Dataplane, RuleTable},
+    config::Config,
+    daemon::{kernel::netlink::OwnAddresses, names::resolved::Names, state::State, sync::lock},
+    dataplane::RuleSetSpec,
 };
 
 /// The pause before rules that could not be written are written again, which doubles with each
@@ -25,32 +39,54 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest it gets.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// Has the data plane do what is wanted.
+/// Finds out the addresses of names.
+pub(crate) trait Resolve: Send + Sync {
+    /// Resolves the names of a configuration that are not known yet.
+    fn resolve<'a>(
+        &'a self,
+        config: &'a Config,
+        known: &'a Names,
+        own: &'a OwnAddresses,
+    ) -> BoxFuture<'a, Names>;
+}
+
+/// Has the data plane do what is wanted. A clone is the same control.
+#[derive(Clone)]
 pub(crate) struct Control {
     state: State,
-    rules: RuleTable,
-    plane: Locked<Dataplane>,
+    writer: Arc<dyn RuleWriter>,
+    resolver: Arc<dyn Resolve>,
     requests: Requests,
+    /// Tells the name service that there are other names.
+    names_changed: Arc<Notify>,
+    /// The rule set in force; locked while another one is written.
+    in_force: Arc<Mutex<Option<RuleSetSpec>>>,
+    /// Held while a configuration is replaced.
+    replacing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Control {
-    pub(crate) fn new(state: State, plane: &Locked<Dataplane>, requests: Requests) -> Self {
-        let rules = plane.lock().rules.clone();
-        Self { state, rules, plane: plane.clone(), requests }
+    pub(crate) fn new(
+        state: State,
+        writer: Arc<dyn RuleWriter>,
+        resolver: Arc<dyn Resolve>,
+        requests: Requests,
+        names_changed: Arc<Notify>,
+    ) -> Self {
+        let (in_force, replacing) = (Arc::default(), Arc::default());
+        Self { state, writer, resolver, requests, names_changed, in_force, replacing }
     }
 
-    /// Puts the rules in force whenever somebody asks for it. The kernel may well refuse once,
-    /// which is nothing to end the daemon for: the rules of before stay in force meanwhile.
+    /// Puts the rules in force whenever a part of the daemon asks for it. The kernel may well refuse
+    /// once, which is nothing to end the daemon for: the rules of before stay in force meanwhile.
     pub(crate) async fn run(self) -> Result<()> {
-        let control = Arc::new(self);
+        // An earlier daemon's rules are in one of the two banks, and nothing is known of the other: so
+        // the first look may take a while, and should be over when something changes.
+        self.requests.ask();
         loop {
-            control.requests.turn().await;
+            self.requests.turn().await;
             let mut pause = FIRST_RETRY;
-            loop {
-                let applying = control.clone();
-                // A large rule set takes a while.
-                let applied = spawn_blocking(move || applying.apply()).await;
-                let Err(error) = applied.context("the writing of rules has crashed")? else { break };
+            while let Err(error) = self.apply().await? {
                 warn!("the rules are not followed yet: {error:#}");
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_RETRY);
@@ -58,19 +94,92 @@ impl Control {
         }
     }
 
-    /// Puts the rules in force with names, addresses and targets' health as they are now.
-    fn apply(&self) -> Result<()> {
-        let config = self.state.config.get();
-        let spec = {
-            let ports = self.state.own_traffic.lock().session_ports();
-            let names = self.state.names.lock();
-            desired::build(&config, &names, &self.state.target_health.lock(), ports)
+    /// Puts another configuration in force while the router runs: its rules, timeouts and names.
+    /// Sessions go on.
+    ///
+    /// # Errors
+    /// Returns an error if something differs that cannot change while the router runs, or if the
+    /// rules cannot be written. The configuration of before stays in force.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nothing asks for it yet but the tests"))]
+    pub(crate) async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
+        let _turn = self.replacing.lock().await;
+        let fixed = fixed_differences(&self.state.config.get(), &config);
+        if !fixed.is_empty() {
+            return Err(ReplaceError::Fixed(fixed));
+        }
+        let own = self.state.routing.lock().own_addresses.clone();
+        let known = self.state.names.get();
+        // Before anything is written: a rule is not to be without targets meanwhile.
+        let new = self.resolver.resolve(&config, &known, &own).await;
+        let (control, config) = (self.clone(), Arc::new(config));
+        let replaced = spawn_blocking(move || control.put_in_force_blocking(config, new)).await;
+        replaced.context("the writing of rules has crashed").flatten().map_err(ReplaceError::NotWritten)?;
+        self.names_changed.notify_one();
+        info!("another configuration is in force");
+        Ok(())
+    }
+
+    fn put_in_force_blocking(&self, config: Arc<Config>, new: Names) -> Result<()> {
+        let mut in_force = lock(&self.in_force);
+        let is_named = |name: &String| desired::target_names(&config).any(|wanted| wanted == name);
+        let names = {
+            let mut names = self.state.names.get();
+            names.retain(|name, _| is_named(name));
+            names.extend(new);
+            names
         };
-        let version = self.plane.lock().settings.version();
-        self.rules.apply_by(&spec, version, |version| {
-            self.plane.lock().settings.set_version(version)?;
-            self.state.rules_version.set(version);
-            Ok(())
+        let spec = self.wanted(&config, &names);
+        self.write(&mut in_force, spec)?;
+        // Those that have been resolved again meanwhile stay as they are.
+        let mut known = self.state.names.lock();
+        known.retain(|name, _| is_named(name));
+        for (name, resolved) in names {
+            known.entry(name).or_insert(resolved);
+        }
+        drop(known);
+        let ports = self.state.own_traffic.lock().session_ports().snat;
+        self.state.config.set(config.clone());
+        drop(in_force);
+        self.writer.set_half_open_limit(config.half_open_per_source(ports.size()))?;
+        // What has changed while this was written.
+        self.requests.ask();
+        Ok(())
+    }
+
+    /// Puts the rules in force with names, addresses and targets' health as they are now.
+    async fn apply(&self) -> Result<Result<()>> {
+        let control = self.clone();
+        // A large rule set takes a while.
+        spawn_blocking(move || {
+            let mut in_force = lock(&control.in_force);
+            let config = control.state.config.get();
+            let spec = {
+                let names = control.state.names.get();
+                control.wanted(&config, &names)
+            };
+            control.write(&mut in_force, spec)
         })
+        .await
+        .context("the writing of rules has crashed")
+    }
+
+    /// Returns the rule set that is wanted with this configuration and these names.
+    fn wanted(&self, config: &Config, names: &Names) -> RuleSetSpec {
+        let ports = self.state.own_traffic.lock().session_ports();
+        desired::build(config, names, &self.state.target_health.lock(), ports)
+    }
+
+    /// Has a rule set written if another one is in force.
+    fn write(&self, in_force: &mut Option<RuleSetSpec>, spec: RuleSetSpec) -> Result<()> {
+        if in_force.as_ref() == Some(&spec) {
+            return Ok(());
+        }
+        let version = self.writer.put_in_force(&spec)?;
+        self.state.rules_version.set(version);
+        if let Err(error) = self.writer.follow_up(&spec, version) {
+            warn!("the next change of rules will take longer: {error:#}");
+        }
+        *in_force = Some(spec);
+        Ok(())
     }
 }

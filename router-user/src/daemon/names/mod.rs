@@ -9,17 +9,22 @@ mod schedule;
 mod turns;
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::{HashSet, hash_map::RandomState},
     hash::BuildHasher as _,
     path::Path,
-    sync::Mutex,
+    pin::pin,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
-use futures_util::future::{join_all, try_join_all};
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
@@ -31,9 +36,9 @@ use self::{
     resolver::{Answer, Files, Resolver},
 };
 use crate::{
-    config::{Config, Host},
+    config::Config,
     daemon::{
-        control::requests::Requests,
+        control::{Resolve, desired, requests::Requests},
         kernel::netlink::OwnAddresses,
         logging::lines::Lines,
         rate::paced::Paced,
@@ -53,6 +58,8 @@ pub(super) struct Access {
     pub(super) names: Locked<Names>,
     pub(super) routing: Locked<Routing>,
     pub(super) requests: Requests,
+    /// Tells that there are other names than before.
+    pub(super) changed: Arc<Notify>,
 }
 
 /// Whom names are asked of, for as long as the daemon runs, and what they answered last.
@@ -77,19 +84,12 @@ impl NameService {
         }
     }
 
-    /// Resolves every name of a configuration, all at the same time, for the machine with these
-    /// addresses. Takes five seconds at most. What cannot be resolved has the addresses of its last
+    /// Resolves the names of a configuration that are not known yet, all at the same time, for the
+    /// machine with these addresses. Takes five seconds at most. What cannot be resolved has the addresses of its last
     /// good answer, if an earlier daemon has left that.
-    pub(super) async fn resolve_all(&self, config: &Config, own: &OwnAddresses) -> Names {
-        let mut names: Vec<&String> = config
-            .forwards
-            .iter()
-            .flat_map(|forward| &forward.targets)
-            .filter_map(|target| match &target.host {
-                Host::Name(name) => Some(name),
-                Host::Address(_) => None,
-            })
-            .collect();
+    pub(super) async fn resolve_new(&self, config: &Config, known: &Names, own: &OwnAddresses) -> Names {
+        let is_new = |name: &&String| !known.contains_key(*name);
+        let mut names: Vec<&String> = desired::target_names(config).filter(is_new).collect();
         names.sort_unstable();
         names.dedup();
         let answers = names.into_iter().map(async |name| {
@@ -132,14 +132,23 @@ impl NameService {
     }
 
     /// Resolves names again and again, each when it is time for it.
-    pub(super) async fn follow(self, access: Access) -> Result<()> {
-        let names: Vec<String> = access.names.lock().keys().cloned().collect();
-        if names.is_empty() {
-            return std::future::pending().await;
-        }
-        tokio::select! {
-            followed = try_join_all(names.iter().map(|name| self.follow_one(&access, name))) => followed.map(drop),
-            never = self.save() => never,
+    pub(super) async fn follow(self: Arc<Self>, access: Access) -> Result<()> {
+        let mut saving = pin!(self.save());
+        let mut following = FuturesUnordered::new();
+        let mut followed = HashSet::new();
+        loop {
+            for name in access.names.lock().keys() {
+                if followed.insert(name.clone()) {
+                    following.push(self.follow_one(&access, name.clone()));
+                }
+            }
+            tokio::select! {
+                () = access.changed.notified() => {}
+                Some(name) = following.next() => {
+                    followed.remove(&name);
+                }
+                never = &mut saving => return never,
+            }
         }
     }
 
@@ -160,23 +169,24 @@ impl NameService {
         }
     }
 
-    async fn follow_one(&self, access: &Access, name: &str) -> Result<()> {
+    /// Resolves a name again and again. Returns it when it is not among the names any more.
+    async fn follow_one(&self, access: &Access, name: String) -> String {
         loop {
-            let Some(next) = access.names.lock().get(name).map(|resolved| resolved.next) else {
-                return Ok(());
+            let Some(next) = access.names.lock().get(&name).map(|resolved| resolved.next) else {
+                return name;
             };
             sleep(next.saturating_duration_since(Instant::now())).await;
             let own = access.routing.lock().own_addresses.clone();
-            let outcome = self.resolve(name, &own).await;
+            let outcome = self.resolve(&name, &own).await;
             let (resolved, noted) = {
                 let names = &mut *access.names.lock();
-                let Some(resolved) = names.get_mut(name) else { return Ok(()) };
+                let Some(resolved) = names.get_mut(&name) else { return name };
                 let noted = resolved.note(outcome, Instant::now(), luck());
                 (resolved.clone(), noted)
             };
-            self.log(name, &resolved, noted);
+            self.log(&name, &resolved, noted);
             if resolved.problem.is_empty() {
-                self.remember(name, &resolved);
+                self.remember(&name, &resolved);
             }
             if noted.moved {
                 access.requests.ask_paced();
@@ -201,6 +211,17 @@ impl NameService {
         if noted.recovered {
             info!(name, "can be resolved again");
         }
+    }
+}
+
+impl Resolve for NameService {
+    fn resolve<'a>(
+        &'a self,
+        config: &'a Config,
+        known: &'a Names,
+        own: &'a OwnAddresses,
+    ) -> BoxFuture<'a, Names> {
+        Box::pin(self.resolve_new(config, known, own))
     }
 }
 

@@ -76,6 +76,15 @@ fn local(config: &Config, answered: PortRange) -> LocalSpec {
     }
 }
 
+/// Returns the names among the targets of a configuration; one may come several times.
+pub(crate) fn target_names(config: &Config) -> impl Iterator<Item = &String> {
+    let targets = config.forwards.iter().flat_map(|forward| &forward.targets);
+    targets.filter_map(|target| match &target.host {
+        Host::Name(name) => Some(name),
+        Host::Address(_) => None,
+    })
+}
+
 /// A rule's segment size, in the data plane's words.
 fn mss(mss: Option<Mss>) -> u16 {
     match mss {

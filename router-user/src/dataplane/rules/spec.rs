@@ -1,0 +1,84 @@
+//! What a rule set says.
+
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+use router_common::{ports::PortRange, tuple::Protocol};
+
+/// A configuration's rules with every name resolved: what the programs are to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleSetSpec {
+    /// The `[[forward]]` rules.
+    pub forwards: Vec<ForwardSpec>,
+    /// The `[[masquerade]]` rules.
+    pub masquerades: Vec<MasqueradeSpec>,
+    /// The addresses that new sessions get.
+    pub snat: Vec<Ipv4Addr>,
+    /// The ports that new sessions get.
+    pub ports: PortRange,
+    /// Whether a client is told when none of them is free.
+    pub reject_exhausted: bool,
+    /// Whether clients are told when their packets cannot be forwarded.
+    pub reject_unreachable: bool,
+    /// What of this machine itself can be reached.
+    pub local: LocalSpec,
+}
+
+/// What of this machine itself can be reached by those who may use a rule.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LocalSpec {
+    /// What is allowed by name.
+    pub allow: Vec<LocalAllowSpec>,
+    /// Whether everybody else is held to it, too.
+    pub others_are_closed: bool,
+    /// The port of the health probe, which everybody reaches.
+    pub health_port: u16,
+    /// `true` if it is answered by IPv6.
+    pub health_by_ipv6: bool,
+    /// The ports that the kernel gives to this machine's own sockets
+    /// (`net.ipv4.ip_local_port_range`).
+    pub ephemeral: PortRange,
+}
+
+/// Something that is allowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalAllowSpec {
+    /// The IP protocol number; of ICMP, echo requests are meant.
+    pub protocol: u8,
+    /// The ports; 0 to 65535 for a protocol without ports.
+    pub ports: PortRange,
+    /// From where.
+    pub from: IpNet,
+}
+
+/// A `[[forward]]` rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardSpec {
+    /// Its name.
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The address it listens on; `None` is every address of this machine.
+    pub address: Option<Ipv4Addr>,
+    /// The ports it listens on.
+    pub ports: PortRange,
+    /// Where it leads. Without a port, the client's is kept.
+    pub targets: Vec<(Ipv4Addr, Option<u16>)>,
+    /// Who may use it.
+    pub sources: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
+}
+
+/// A `[[masquerade]]` rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MasqueradeSpec {
+    /// Its name.
+    pub name: String,
+    /// Who may use it.
+    pub sources: Vec<Ipv4Net>,
+    /// Which destinations it covers.
+    pub destinations: Vec<Ipv4Net>,
+    /// What TCP connections are kept to, as in [`Rule::mss`].
+    pub mss: u16,
+}
