@@ -1,4 +1,4 @@
-//! Asking a running daemon: HTTP over its Unix socket.
+//! The client of a running daemon: HTTP over its Unix socket.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -16,19 +16,19 @@ use crate::private;
 
 use crate::model::{Audit, Counters, Flow, FlowQuery, Rule, Status};
 
-/// The daemon answers from memory: this long it is never silent.
+/// The longest wait for the daemon, which answers from memory.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A daemon, by its socket. Each question is a connection of its own.
+/// A daemon, by its socket. Each request has its own connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
-/// Why there is no answer. Its text says what to do.
+/// The reason why there is no answer. Its text tells the remedy.
 #[derive(Debug)]
 pub enum ClientError {
-    /// Nobody listens at the socket.
+    /// No process listens at the socket.
     NoDaemon {
         /// The socket.
         socket: PathBuf,
@@ -38,25 +38,25 @@ pub enum ClientError {
         /// The socket.
         socket: PathBuf,
     },
-    /// Somebody else listens there.
+    /// A process of another user listens at the socket.
     Foreign {
         /// The socket.
         socket: PathBuf,
         /// The user's number.
         user: u32,
     },
-    /// The daemon has refused the question, in its own words.
+    /// The daemon has refused the request.
     Refused {
         /// Its HTTP status.
         status: StatusCode,
-        /// What it said.
+        /// The daemon's text.
         text: String,
     },
     /// The connection broke, or the answer makes no sense.
     Broken {
         /// The socket.
         socket: PathBuf,
-        /// What happened.
+        /// The cause.
         why: String,
     },
 }
@@ -75,7 +75,7 @@ impl fmt::Display for ClientError {
             }
             Self::Foreign { socket, user } => write!(
                 f,
-                "a process of user {user} listens at {}, and not pls-router\n  fix: end it, remove the socket, and name one in a \
+                "a process of user {user}, not pls-router, listens at {}\n  fix: end it, remove the socket, and name one in a \
                  directory that only root can write (`socket` of [admin])",
                 socket.display()
             ),
@@ -92,7 +92,7 @@ impl fmt::Display for ClientError {
 impl std::error::Error for ClientError {}
 
 impl Client {
-    /// The daemon that listens at `socket`, if it does.
+    /// Returns a client of the daemon that listens at `socket`.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
@@ -101,7 +101,7 @@ impl Client {
     /// `GET /v1/status`
     ///
     /// # Errors
-    /// If there is no usable answer; likewise for the other questions.
+    /// Returns an error if there is no usable answer.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status").await
     }
@@ -109,7 +109,7 @@ impl Client {
     /// `GET /v1/counters`
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn counters(&self) -> Result<Counters, ClientError> {
         self.get("/v1/counters").await
     }
@@ -117,7 +117,7 @@ impl Client {
     /// `GET /v1/rules`
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn rules(&self) -> Result<Vec<Rule>, ClientError> {
         self.get("/v1/rules").await
     }
@@ -125,15 +125,15 @@ impl Client {
     /// `GET /v1/flows`
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn flows(&self, query: &FlowQuery) -> Result<Vec<Flow>, ClientError> {
         self.get(&self.path_of_flows(query)?).await
     }
 
-    /// The same as the daemon writes it, which is JSON: all sessions may be hundreds of megabytes.
+    /// Returns the same as JSON, in parts: all sessions may be hundreds of megabytes.
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn flows_as_written(&self, query: &FlowQuery) -> Result<Body<'_>, ClientError> {
         self.in_time(self.begin(Method::GET, &self.path_of_flows(query)?)).await
     }
@@ -146,34 +146,25 @@ impl Client {
     /// `GET /v1/audit`
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn audit(&self) -> Result<Audit, ClientError> {
         self.get("/v1/audit").await
     }
 
-    /// `POST /v1/stand-down`: the daemon leaves everything as it is from now on, also what is taken
-    /// away from it.
+    /// `POST /v1/stand-down`: from now on, the daemon repairs nothing that is removed.
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn stand_down(&self) -> Result<(), ClientError> {
-        self.post("/v1/stand-down").await
+        self.ask(Method::POST, "/v1/stand-down").await
     }
 
-    /// The answer to `GET path`, a path of the API with its query.
+    /// Returns the answer to `GET path`, a path of the API with its query.
     ///
     /// # Errors
-    /// If there is no usable answer.
+    /// Returns an error if there is no usable answer.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.ask(Method::GET, path).await
-    }
-
-    /// The answer to `POST path`, a path of the API with its query.
-    ///
-    /// # Errors
-    /// If there is no usable answer.
-    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.ask(Method::POST, path).await
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
@@ -190,7 +181,7 @@ impl Client {
             .map_err(|_| self.broken(format!("no answer in {} seconds", PATIENCE.as_secs())))?
     }
 
-    /// Asks, and waits for the answer to begin.
+    /// Sends a request and waits for the start of the answer.
     async fn begin(&self, method: Method, path: &str) -> Result<Body<'_>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let user = stream.peer_cred().map_err(|error| self.broken(error))?.uid();
@@ -200,7 +191,7 @@ impl Client {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(error))?;
-        // It drives the connection; what goes wrong on it, the request below hears too.
+        // Drives the connection. The request below gets its errors too.
         let mut driver = JoinSet::new();
         driver.spawn(async { drop(connection.await) });
         let request = Request::builder()
@@ -237,7 +228,7 @@ impl Client {
     }
 }
 
-/// An answer on its way.
+/// The body of an answer.
 #[derive(Debug)]
 pub struct Body<'a> {
     client: &'a Client,
@@ -247,10 +238,10 @@ pub struct Body<'a> {
 }
 
 impl Body<'_> {
-    /// The next part of it; `None` behind the last.
+    /// Returns the next part; `None` after the last.
     ///
     /// # Errors
-    /// If it breaks off, or the daemon is silent for too long.
+    /// Returns an error if the connection breaks, or the daemon is silent for too long.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             let Self { client, body, .. } = self;
@@ -258,7 +249,7 @@ impl Body<'_> {
             let Some(frame) = frame.transpose().map_err(|error| client.broken(error))? else {
                 return Ok(None);
             };
-            // What is no data is a trailer.
+            // Any other frame is a trailer.
             if let Ok(data) = frame.into_data() {
                 return Ok(Some(data));
             }

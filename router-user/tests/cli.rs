@@ -624,7 +624,8 @@ fn detach_without_a_daemon() {
     );
     place.file("config.toml", &config);
     let ran = place.run(&["detach"]);
-    let expected = format!("nothing was attached, and nothing is left at {}\n", place.path("pins").display());
+    let expected =
+        format!("no program was attached, and no pins are left at {}\n", place.path("pins").display());
     assert_eq!((ran.code, ran.out, ran.err), (Some(0), expected, String::new()));
     let ran = place.run(&["detach", "-o", "json"]);
     let detached: router_user::model::Detached = serde_json::from_str(&ran.out).unwrap();

@@ -7,7 +7,7 @@ use super::table::{Align, Table};
 use crate::client::Client;
 use crate::model::Audit;
 
-/// Findings that are shown to people; JSON has more.
+/// The most findings in text; JSON has more.
 const SHOWN: usize = 20;
 
 pub(super) async fn run(client: &Client, arguments: &CheckArguments) -> anyhow::Result<Answer> {
@@ -22,7 +22,7 @@ pub(super) async fn run(client: &Client, arguments: &CheckArguments) -> anyhow::
 fn text(audit: &Audit) -> String {
     let sessions = counted(audit.sessions, "session");
     if audit.ok {
-        return format!("{}\n", styled(GOOD, format!("{sessions}: every one whole, no port lost")));
+        return format!("{}\n", styled(GOOD, format!("{sessions}: all complete, no lost ports")));
     }
     let mut wrong: Vec<String> = [
         (audit.half_sessions, "half session"),
@@ -42,7 +42,7 @@ fn text(audit: &Audit) -> String {
     }
     let mut text = format!("{}\n", styled(BAD, format!("{sessions}: {}", wrong.join(", "))));
     let mut table = Table::new(&[
-        ("WRONG", Align::Left),
+        ("FAULT", Align::Left),
         ("RULE", Align::Left),
         ("PROTO", Align::Left),
         ("FROM", Align::Left),
@@ -71,7 +71,7 @@ fn text(audit: &Audit) -> String {
         text.push_str(&format!("and {} more\n", grouped(more)));
     }
     text.push_str(
-        "\nThe daemon removes half sessions within 40 seconds. If this stays as it is, it is a fault of pls-router; \
+        "\nThe daemon removes half sessions within 40 seconds. If they stay, this is a bug in pls-router; \
          `systemctl restart pls-router` clears the table.\n",
     );
     text

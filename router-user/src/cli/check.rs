@@ -74,7 +74,7 @@ fn told(Access { what, listen, who }: Access) -> ListenerAccess {
 fn listed(access: &[Access]) -> String {
     let width = access.iter().map(|one| one.listen.len()).max().unwrap_or_default();
     let line = |Access { what, listen, who }: &Access| format!("{what:<7}  {listen:<width$}  {who}");
-    format!("who reaches the daemon:\n  {}", access.iter().map(line).collect::<Vec<_>>().join("\n  "))
+    format!("access to the daemon:\n  {}", access.iter().map(line).collect::<Vec<_>>().join("\n  "))
 }
 
 fn shown(finding: &Finding) -> String {

@@ -32,7 +32,7 @@ pub(super) async fn run(client: &Client, arguments: &CountersArguments) -> anyho
             Format::Text => {
                 let shown = text(&now, before.as_ref(), arguments.all);
                 if redraw {
-                    output::print(&format!("{CLEAR}{shown}\n(every {seconds} s; Ctrl-C ends it)\n"))?;
+                    output::print(&format!("{CLEAR}{shown}\n(every {seconds} s; Ctrl-C to stop)\n"))?;
                 } else {
                     output::print(&format!("{shown}\n"))?;
                 }
@@ -71,7 +71,7 @@ fn text(now: &Counters, before: Option<&Before>, all: bool) -> String {
         .join("\n")
 }
 
-/// The columns of a table, with those of rates if there are any.
+/// Makes a table, with columns for rates if there are any.
 fn columns(
     fixed: &[(&'static str, Align)],
     rates: &[(&'static str, Align)],
@@ -163,12 +163,12 @@ fn own_traffic(now: &Counters, all: bool) -> Table {
         (
             "sessions_ended",
             now.own_traffic.sessions_ended,
-            "Sessions that have given way to this machine's own traffic from the same port.",
+            "Sessions ended for this machine's own traffic from the same port.",
         ),
         (
             "connections_refused",
             now.own_traffic.connections_refused,
-            "Connections of this machine's own from the port of a session that is alive.",
+            "Connections of this machine refused: a live session has the port.",
         ),
     ];
     for (name, count, why) in rows.into_iter().filter(|(_, count, _)| all || *count > 0) {

@@ -18,7 +18,9 @@ pub(super) async fn run(
         match client.stand_down().await {
             Ok(()) | Err(ClientError::NoDaemon { .. }) => {}
             Err(error) => {
-                output::remark(&format!("(a daemon that still runs may put the programs back: {error})"));
+                output::remark(&format!(
+                    "(a daemon that is still running may attach the programs again: {error})"
+                ));
             }
         }
     } else {
@@ -34,7 +36,7 @@ pub(super) async fn run(
         Ok(loaded) => loaded.config.admin.pins,
         Err(_) => {
             output::remark(&format!(
-                "({} cannot be used; looking for programs at the usual place, {})",
+                "(cannot read the configuration {}; using the default pins, {})",
                 global.config.display(),
                 defaults::PINS
             ));
@@ -53,12 +55,12 @@ pub(super) async fn run(
             let directories = detached.directories.join(", ");
             let text = match (detached.interfaces.as_slice(), detached.directories.is_empty()) {
                 ([], true) => {
-                    format!("nothing was attached, and nothing is left at {}\n", detached.pins)
+                    format!("no program was attached, and no pins are left at {}\n", detached.pins)
                 }
-                ([], false) => format!("nothing was attached; what was left at {directories} is removed\n"),
+                ([], false) => format!("no program was attached; removed the pins at {directories}\n"),
                 (interfaces, _) => {
                     let interfaces = interfaces.join(", ");
-                    format!("detached from {interfaces}; {directories} and all sessions are gone\n")
+                    format!("detached from {interfaces}; removed {directories} and all sessions\n")
                 }
             };
             output::print(&text)?;

@@ -18,7 +18,7 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
         limit,
     };
     if limit.is_none() && matches!(arguments.output.output, Format::Json) {
-        // They may be too many for this process' memory.
+        // All sessions may not fit the memory of this process.
         let mut list = in_its_words(client.flows_as_written(&query).await)?;
         while let Some(part) = list.next().await? {
             output::raw(&part)?;
@@ -37,7 +37,7 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
     Ok(Answer::Good)
 }
 
-/// What the daemon says of a rule that is not there is said as it is.
+/// Passes on the daemon's own text about a rule that does not exist.
 fn in_its_words<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
     match answer {
         Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),

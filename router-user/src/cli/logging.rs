@@ -1,4 +1,4 @@
-//! The daemon's log: to standard error, in the form that suits whoever reads it.
+//! The daemon's log: to standard error, as text, for the journal, or as JSON.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,22 +16,22 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::options::LogFormat;
 
-/// The variable that says what is logged.
+/// The variable that sets the level.
 const VARIABLE: &str = "PLS_ROUTER_LOG";
 
-/// So many lines wait for whoever reads the log; what comes then is lost.
+/// The most lines that wait to be written; more are lost.
 const WAITING: usize = 4096;
-/// How often it is looked whether lines were lost.
+/// The interval between checks for lost lines.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// The log, until this is dropped: then what waits is written.
+/// The log. Dropping it writes the lines that wait.
 pub(super) struct Log {
     lost: ErrorCounter,
     _writer: WorkerGuard,
 }
 
 impl Log {
-    /// Says in the log, whenever it is so, that lines of it are missing.
+    /// Logs the number of lines that were lost, whenever some were.
     pub(super) async fn report_losses(&self) -> Infallible {
         let mut known = 0;
         let mut period = tokio::time::interval(PERIOD);
@@ -39,18 +39,18 @@ impl Log {
             period.tick().await;
             let lost = self.lost.dropped_lines();
             if lost > known {
-                warn!(lines = lost - known, "nobody has read the log in time, and lines of it are lost");
+                warn!(lines = lost - known, "log lines were lost: the reader of the log is too slow");
                 known = lost;
             }
         }
     }
 }
 
-/// Sets up logging for the whole process. What the XDP programs log from their own level on is
-/// shown without asking twice.
+/// Sets up logging for the whole process. The level of the XDP programs' log holds for the daemon's
+/// filter too.
 ///
-/// Lines are written by a thread of their own: where nobody takes them (a journal on a disk that
-/// hangs, a pipe that is not read), the daemon has to go on, and answer the load balancer's probe.
+/// A separate thread writes the lines. Where they are not read (a journal on a disk that hangs, a
+/// full pipe), the daemon has to keep running and answer the load balancer's probe.
 pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<Log> {
     let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
         // The programs' crate is their target.
@@ -65,7 +65,7 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
-        // Complaining about a log that cannot be written, in that log, would end the process.
+        // An error about a log that cannot be written, in that log, would end the process.
         .log_internal_errors(false);
     let done = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -81,9 +81,9 @@ pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Re
     Ok(log)
 }
 
-/// Whether what we write goes to the journal: `JOURNAL_STREAM` names the socket that it reads
-/// (systemd.exec(5)). It is inherited by programs whose output goes elsewhere, so it has to be
-/// compared with the real thing.
+/// Returns `true` if standard error is the journal's socket, which `JOURNAL_STREAM` names
+/// (systemd.exec(5)). Programs whose output goes elsewhere inherit the variable, so it is compared
+/// with the real socket.
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;

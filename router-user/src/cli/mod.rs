@@ -23,7 +23,7 @@ use crate::client::Client;
 use crate::config::{Config, defaults};
 use options::{Command, Global, Options};
 
-/// What a command found: the exit code says it to scripts.
+/// The result of a command, and its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// 0
@@ -32,7 +32,7 @@ enum Answer {
     Bad,
 }
 
-/// Runs what the command line asks for.
+/// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     match runtime.block_on(command(&options)) {
         Ok(Answer::Good) => ExitCode::SUCCESS,
         Ok(Answer::Bad) => ExitCode::from(1),
-        // Whoever read our output has had enough (`pls-router flows | head`).
+        // The reader has closed the pipe (`pls-router flows | head`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
@@ -63,7 +63,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
     }
 }
 
-/// The daemon that is meant: by `--socket`, else by the configuration, else at the usual place.
+/// Returns a client of the daemon at `--socket`, the configuration's socket or the default one.
 fn client(global: &Global) -> anyhow::Result<Client> {
     if let Some(socket) = &global.socket {
         return Ok(Client::new(socket));
@@ -73,14 +73,14 @@ fn client(global: &Global) -> anyhow::Result<Client> {
         && error.kind() == io::ErrorKind::PermissionDenied
     {
         anyhow::bail!(
-            "cannot read {}, which says where the daemon's socket is: {error}\n  fix: run as root, or name the socket \
+            "cannot read {}, which names the daemon's socket: {error}\n  fix: run as root, or name the socket \
              with --socket PATH",
             config.display()
         );
     }
     let socket = match Config::load(config) {
         Ok(loaded) => loaded.config.admin.socket,
-        // A configuration that is broken now does not keep anyone from asking the daemon that runs.
+        // The daemon may still be running on an earlier, good configuration.
         Err(_) => PathBuf::from(defaults::SOCKET),
     };
     Ok(Client::new(&socket))

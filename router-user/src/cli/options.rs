@@ -1,4 +1,4 @@
-//! What may be written on the command line, and its help.
+//! The command line's options and help.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,21 +7,21 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Forwards a Private Link Service to the firewall, in XDP.
 ///
-/// The router takes what arrives at its ports, rewrites destination and source, and sends it on,
-/// without the kernel's network stack. `run` is the daemon that sets this up and answers the load
-/// balancer's probe; the other commands ask it what it does, or check what it would do.
+/// The router rewrites the destination and source of packets that arrive at its ports, and forwards
+/// them without the kernel's network stack. `run` is the daemon: it loads the programs and answers
+/// the load balancer's probe. The other commands ask the daemon, or check a configuration.
 #[derive(Debug, Parser)]
 #[command(
     name = "pls-router",
     version,
     arg_required_else_help = true,
     after_help = "Examples:\n  \
-        pls-router check                      is the configuration good, and this machine too?\n  \
+        pls-router check                      check the configuration and this machine\n  \
         systemctl start pls-router            start forwarding\n  \
-        pls-router status                     does it forward, and if not, why?\n  \
-        pls-router counters --watch           what is forwarded and dropped right now, and why\n  \
-        pls-router flows --client 10.0.2.70   this client's sessions\n\n\
-        Exit codes: 0 good; 1 the answer is bad (unhealthy, invalid, would fail); 2 wrong usage."
+        pls-router status                     show if it forwards, and the reasons if it does not\n  \
+        pls-router counters --watch           watch what is forwarded and dropped, by reason\n  \
+        pls-router flows --client 10.0.2.70   list the sessions of one client\n\n\
+        Exit codes: 0 good; 1 bad (unhealthy, invalid, would fail); 2 usage error."
 )]
 pub(super) struct Options {
     #[command(flatten)]
@@ -33,13 +33,13 @@ pub(super) struct Options {
 #[derive(Args, Debug)]
 pub(super) struct Global {
     /// The configuration file
-    #[arg(long, global = true, help_heading = "Everywhere", hide_env_values = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::defaults::PATH)]
+    #[arg(long, global = true, help_heading = "Global options", hide_env_values = true, value_name = "FILE", env = "PLS_ROUTER_CONFIG", default_value = crate::config::defaults::PATH)]
     pub(super) config: PathBuf,
     /// The daemon's socket [default: the configuration's, else /run/pls-router/api.sock]
     #[arg(
         long,
         global = true,
-        help_heading = "Everywhere",
+        help_heading = "Global options",
         hide_env_values = true,
         value_name = "PATH",
         env = "PLS_ROUTER_SOCKET"
@@ -52,11 +52,11 @@ pub(super) enum Command {
     /// Start forwarding: load the programs, attach them, and serve probe, metrics and API
     #[command(
         long_about = "Start forwarding: load the programs, attach them, and serve probe, metrics and API.\n\n\
-        Stays in the foreground; the service runs this. Stopped by SIGTERM or Ctrl-C, it detaches the programs and \
-        forgets all sessions. After a crash they stay and go on forwarding, and the next start takes them over \
-        with all sessions.\n\n\
-        Logs go to standard error; in the journal, times and colours are left to it. PLS_ROUTER_LOG sets what is logged: error, warn, info (the default), debug, or e.g. \
-        info,router_user::daemon=debug."
+        Runs in the foreground, as the service does. On SIGTERM or Ctrl-C it detaches the programs and forgets all \
+        sessions. After a crash the programs keep forwarding, and the next start takes them over with all \
+        sessions.\n\n\
+        Logs go to standard error, in the journal without times and colours. PLS_ROUTER_LOG sets the level: error, \
+        warn, info (the default), debug, or e.g. info,router_user::daemon=debug."
     )]
     Run(RunArguments),
     /// Check the configuration and this machine, or the sessions of a running daemon, without
@@ -64,12 +64,12 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  \
         pls-router check --config new.toml --config-only   before rolling a file out, on any machine\n  \
         sudo pls-router check                              on the router itself, before a restart\n  \
-        sudo pls-router check --live                       is every session whole, and no SNAT port lost?")]
+        sudo pls-router check --live                       look for incomplete sessions and lost SNAT ports")]
     Check(CheckArguments),
-    /// Say whether this router forwards, and if not, why
-    #[command(after_help = "Exits with 1 if it does not: `pls-router status >/dev/null || alarm`.")]
+    /// Show if this router forwards, and the reasons if it does not
+    #[command(after_help = "Exits with 1 if it does not forward: `pls-router status >/dev/null || alarm`.")]
     Status(OutputArguments),
-    /// Show what is forwarded, passed and dropped, and for which reason
+    /// Show counters of forwarded, passed and dropped packets, by reason
     #[command(after_help = "Examples:\n  \
         pls-router counters --watch           totals and rates, every second\n  \
         pls-router counters --watch 10 -o json | jq -c .rules   a line every ten seconds")]
@@ -79,13 +79,13 @@ pub(super) enum Command {
         pls-router flows --rule https --limit 20\n  \
         pls-router flows --client 10.0.2.70 -o json | jq '.[].target'")]
     Flows(FlowsArguments),
-    /// List the rules in force, where they lead now, and what they have forwarded
+    /// List the rules in force, their resolved targets and their counters
     Rules(OutputArguments),
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
-        long_about = "Stop forwarding: detach the programs from all interfaces and remove what is pinned.\n\n\
-        For what a daemon has left behind that crashed or was killed; one that is stopped does this itself. All \
-        sessions are lost."
+        long_about = "Stop forwarding: detach the programs from all interfaces and remove the pins.\n\n\
+        Cleans up after a daemon that crashed or was killed; one that is stopped does this itself. All sessions \
+        are lost."
     )]
     Detach(DetachArguments),
 }
@@ -105,10 +105,10 @@ pub(super) enum Format {
 
 #[derive(Args, Debug)]
 pub(super) struct RunArguments {
-    /// How to log: lines for people, or one JSON object a line
+    /// The format of the log: text for people, or one JSON object per line
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub(super) log_format: LogFormat,
-    /// Log from inside the XDP programs too, from this level on. Slow: for finding a fault
+    /// Also log from inside the XDP programs, at this level and above. Slow: for debugging
     #[arg(long, value_name = "LEVEL")]
     pub(super) bpf_log: Option<BpfLevel>,
 }
@@ -130,10 +130,10 @@ pub(super) enum BpfLevel {
 
 #[derive(Args, Debug)]
 pub(super) struct CheckArguments {
-    /// Check only the file, not whether this machine can run it
+    /// Check only the file, not this machine
     #[arg(long)]
     pub(super) config_only: bool,
-    /// Ask the running daemon instead: whether every session in its table is whole
+    /// Check the session table of the running daemon instead
     #[arg(long, conflicts_with = "config_only")]
     pub(super) live: bool,
     #[command(flatten)]
@@ -145,7 +145,7 @@ pub(super) struct CountersArguments {
     /// Repeat every SECONDS, with rates
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(super) watch: Option<u32>,
-    /// Show reasons that no packet had, too
+    /// Show reasons without packets, too
     #[arg(long)]
     pub(super) all: bool,
     #[command(flatten)]
@@ -163,7 +163,7 @@ pub(super) struct FlowsArguments {
     /// Only sessions of the client with this address
     #[arg(long, value_name = "IP")]
     pub(super) client: Option<IpAddr>,
-    /// At most so many; 0 for all
+    /// The most sessions to list; 0 for all
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub(super) limit: usize,
     #[command(flatten)]
@@ -172,7 +172,7 @@ pub(super) struct FlowsArguments {
 
 #[derive(Args, Debug)]
 pub(super) struct DetachArguments {
-    /// Even while a daemon is running
+    /// Detach even while a daemon is running
     #[arg(long)]
     pub(super) force: bool,
     #[command(flatten)]

@@ -1,5 +1,4 @@
-//! Printing: colour where there is a terminal that wants it (NO_COLOR is heard), and errors the
-//! same way everywhere.
+//! Printing: in colour on a terminal, unless NO_COLOR is set, and errors in one form.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -9,14 +8,14 @@ use serde::Serialize;
 
 /// Headings.
 pub(super) const STRONG: Style = Style::new().bold();
-/// What is as it should be.
+/// Good values.
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
-/// What needs a look.
+/// Warnings.
 pub(super) const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
-/// What is wrong.
+/// Errors.
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// `text` in `style`. Where colours are not wanted, printing takes them out again.
+/// Returns `text` in `style`. Printing removes the colours where they are not wanted.
 pub(super) fn styled(style: Style, text: impl Display) -> String {
     format!("{style}{text}{style:#}")
 }
@@ -28,7 +27,7 @@ pub(super) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints what has no colours.
+/// Prints text without colours.
 pub(super) fn raw(text: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text)?;
@@ -49,7 +48,7 @@ pub(super) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(print(&text)?)
 }
 
-/// Says on standard error why there is no answer.
+/// Prints an error to standard error.
 pub(super) fn complain(what: &str) {
     // Text that starts with its own "error:" (the configuration's) is left alone.
     let text = if what.starts_with("error: ") || what.starts_with("warning: ") {
@@ -57,16 +56,16 @@ pub(super) fn complain(what: &str) {
     } else {
         format!("{} {what}", styled(BAD, "error:"))
     };
-    // Nobody is left to tell if this fails.
+    // There is no place to report a failure.
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
-/// Says something on standard error that is no error.
+/// Prints a remark to standard error.
 pub(super) fn remark(what: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{what}");
 }
 
-/// 1234567 as "1,234,567".
+/// Formats 1234567 as "1,234,567".
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -79,12 +78,12 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// A number of things: "1 session", "1,204 sessions".
+/// Formats a count: "1 session", "1,204 sessions".
 pub(super) fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
-/// Seconds as one reads them: "45s", "3m 20s", "2h 4m", "5d 3h".
+/// Formats seconds: "45s", "3m 20s", "2h 4m", "5d 3h".
 pub(super) fn time(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let Some(first) = units.iter().position(|(size, _)| seconds >= *size) else {

@@ -20,10 +20,10 @@ pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow:
 fn text(rules: &[Rule]) -> String {
     let mut table = Table::new(&[
         ("RULE", Align::Left),
-        ("TAKES", Align::Left),
-        ("FROM", Align::Left),
-        ("TO", Align::Left),
-        ("NOW AT", Align::Left),
+        ("MATCH", Align::Left),
+        ("SOURCES", Align::Left),
+        ("TARGET", Align::Left),
+        ("RESOLVED", Align::Left),
         ("SESSIONS", Align::Right),
         ("OPENED", Align::Right),
         ("PACKETS", Align::Right),
@@ -31,7 +31,7 @@ fn text(rules: &[Rule]) -> String {
         ("DENIED", Align::Right),
     ]);
     for rule in rules {
-        let takes = match (&rule.protocol, &rule.listen) {
+        let matched = match (&rule.protocol, &rule.listen) {
             (Some(protocol), Some(listen)) => format!("{protocol} {listen}"),
             _ => rule.kind.clone(),
         };
@@ -39,10 +39,10 @@ fn text(rules: &[Rule]) -> String {
         let denied = grouped(counters.denied_packets);
         table.row(vec![
             rule.name.as_str().into(),
-            takes.into(),
+            matched.into(),
             listed(&rule.sources).into(),
             listed(if rule.kind == "masquerade" { &rule.destinations } else { &rule.targets }).into(),
-            now_at(rule),
+            resolved(rule),
             grouped(rule.sessions).into(),
             grouped(counters.sessions_opened).into(),
             grouped(counters.forward_packets).into(),
@@ -53,13 +53,13 @@ fn text(rules: &[Rule]) -> String {
     table.render()
 }
 
-/// Where targets lead, if that is not what the configuration says already.
-fn now_at(rule: &Rule) -> Cell {
+/// Returns the addresses of the targets, if the configuration does not have them already.
+fn resolved(rule: &Rule) -> Cell {
     if rule.kind == "masquerade" {
         return "".into();
     }
     if rule.addresses.is_empty() {
-        return Cell::styled(BAD, "nowhere: not resolved");
+        return Cell::styled(BAD, "not resolved");
     }
     let ips: Vec<String> = rule.addresses.iter().map(|address| address.ip().to_string()).collect();
     let as_configured = ips.len() == rule.targets.len()

@@ -70,8 +70,8 @@ fn text(status: &Status) -> String {
         ("TARGET", Align::Left),
         ("RULES", Align::Left),
         ("VIA", Align::Left),
-        ("OUT OF", Align::Left),
-        ("FROM", Align::Left),
+        ("INTERFACE", Align::Left),
+        ("SOURCE", Align::Left),
         ("MAC", Align::Left),
         ("NEXT HOP", Align::Left),
     ]);
@@ -90,12 +90,11 @@ fn text(status: &Status) -> String {
         ("NAME", Align::Left),
         ("ADDRESSES", Align::Left),
         ("AGE", Align::Right),
-        ("AGAIN IN", Align::Right),
-        ("RESOLVING", Align::Left),
+        ("NEXT IN", Align::Right),
+        ("STATUS", Align::Left),
     ]);
     for name in &status.names {
-        // A name that cannot be resolved again keeps its addresses: that is doubtful, having none
-        // is bad.
+        // A name that cannot be resolved again keeps its addresses, which is less bad than none.
         let style = if name.addresses.is_empty() { BAD } else { DOUBTFUL };
         names.row(vec![
             name.name.as_str().into(),
@@ -113,8 +112,8 @@ fn text(status: &Status) -> String {
         ("TARGET", Align::Left),
         ("RULES", Align::Left),
         ("HEALTH", Align::Left),
-        ("FOR", Align::Right),
-        ("BECAUSE OF", Align::Left),
+        ("SINCE", Align::Right),
+        ("REASON", Align::Left),
     ]);
     for target in &status.targets {
         let good = target.health == "good";
@@ -143,7 +142,7 @@ fn sessions(flows: &FlowTableStatus) -> String {
     share(flows.sessions, flows.capacity)
 }
 
-/// The SNAT ports towards the target that has most of them.
+/// Returns the use of SNAT ports towards the target with the most.
 fn ports(fullest: &SnatPortStatus) -> String {
     let SnatPortStatus { snat, target, protocol, used, free, most } = fullest;
     let share = share(u64::from(*used), u64::from(*used) + u64::from(*free));
@@ -151,7 +150,7 @@ fn ports(fullest: &SnatPortStatus) -> String {
     format!("{share} on {snat} towards {target}/{protocol}{}", most.unwrap_or_default())
 }
 
-/// The packets that the daemon has had to see to.
+/// Returns the numbers of packets that were handed to the daemon.
 fn punts(punts: &PuntStatus) -> String {
     let PuntStatus { sent, waiting, held, unanswered, no_room, expired, failed, problem: _ } = punts;
     let lost = unanswered + no_room + expired + failed;

@@ -6,7 +6,7 @@ use anstyle::Style;
 
 use super::output::STRONG;
 
-/// On which side of its column a cell stands.
+/// The side of its column that a cell is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
     /// Words.
@@ -56,7 +56,7 @@ impl Table {
         self.rows.is_empty()
     }
 
-    /// The whole table, each line with its line break.
+    /// Returns the whole table, each line with its line break.
     pub(super) fn render(&self) -> String {
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
@@ -82,7 +82,7 @@ impl Table {
                 Align::Left => (0, padding),
                 Align::Right => (padding, 0),
             };
-            // The space behind a cell waits for the next one: no line ends in spaces.
+            // The space after a cell is written with the next one, so no line ends in spaces.
             let style = cell.style;
             if cell.text.is_empty() {
                 gap += before + after + 2;

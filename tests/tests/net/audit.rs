@@ -57,7 +57,7 @@ fn sessions_are_whole_while_they_come_and_go(lab: &mut Lab) {
     let output = check(lab.pls_router(&["check", "--live"]));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.ends_with(" sessions: every one whole, no port lost\n"), "{said}");
+    assert!(said.ends_with(" sessions: all complete, no lost ports\n"), "{said}");
     // Closed ones are there still, but for those whose port was used again: none of this was about
     // an empty table.
     let audit: Audit = check(lab.pls_router_json(&["check", "--live"]));

@@ -117,5 +117,5 @@ fn detach_removes_the_data_plane_of_any_version() {
     assert_eq!((attached(&lab, "eth0"), attached(&lab, "eth1"), pins(&lab)), (None, None, Vec::new()));
     assert_eq!(forwarding(&lab), "0");
     let text = said(&check(lab.pls_router(&["detach"])));
-    assert!(text.contains("nothing was attached, and nothing is left"), "{text}");
+    assert!(text.contains("no program was attached, and no pins are left"), "{text}");
 }
