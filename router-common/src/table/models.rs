@@ -19,7 +19,13 @@ use loom::{
 };
 
 use super::*;
-use crate::{address::Port, shared::model::order_nothing, tuple::Protocol};
+use crate::{
+    address::{Ipv4, Port},
+    entry::FlowEntry,
+    shared::model::order_nothing,
+    time::Ticks,
+    tuple::{Direction, FlowKey, Protocol},
+};
 
 /// Checks a model of two, with as many changes from one to the other, beside those that cannot be
 /// helped, as find what mutations break.

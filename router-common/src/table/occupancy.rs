@@ -1,0 +1,82 @@
+//! How full the table is.
+
+use core::mem::size_of;
+
+use crate::shared::AtomicU32;
+
+/// Of so many sessions that there is room for, one may have left a key that is held.
+const HELD_SHARE: u32 = 8;
+
+/// What is counted of the table as a whole, in memory that the programs and the daemon share.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Occupancy {
+    /// Sessions in the table.
+    pub sessions: AtomicU32,
+    /// Sessions that it may hold. Written by the daemon.
+    pub capacity: AtomicU32,
+    /// Keys that are held, at least: counted on by the programs, and anew by each sweep.
+    held: AtomicU32,
+    zero: [u32; 13],
+}
+
+const _: () = assert!(cfg!(model) || size_of::<Occupancy>() == 64);
+
+impl Occupancy {
+    /// Says how many sessions there may be.
+    pub fn set_capacity(&self, sessions: u32) {
+        self.capacity.swap(sessions);
+    }
+
+    /// Takes the place of one session, if there is one.
+    #[inline(always)]
+    pub fn enter(&self) -> bool {
+        if self.sessions.add(1) < self.capacity.get() {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// Gives the place of one session back.
+    #[inline(always)]
+    pub fn leave(&self) {
+        self.sessions.add(1_u32.wrapping_neg());
+    }
+
+    /// Counts one more key that is held; `false` if there are too many.
+    #[inline(always)]
+    pub fn hold(&self) -> bool {
+        self.held.add(1) < self.capacity.get() / HELD_SHARE
+    }
+
+    /// Says how many keys are held, as a sweep has counted them. Those that have come meanwhile are
+    /// counted by the next.
+    pub fn set_held(&self, keys: u32) {
+        self.held.swap(keys);
+    }
+}
+
+#[cfg(all(test, not(model)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_keys_are_held() {
+        let occupancy = Occupancy::default();
+        occupancy.set_capacity(16);
+        assert!(occupancy.hold() && occupancy.hold() && !occupancy.hold());
+        occupancy.set_held(1);
+        assert!(occupancy.hold() && !occupancy.hold());
+    }
+
+    #[test]
+    fn occupancy_is_exact() {
+        let occupancy = Occupancy::default();
+        occupancy.set_capacity(3);
+        assert!(occupancy.enter() && occupancy.enter() && occupancy.enter());
+        assert!(!occupancy.enter());
+        occupancy.leave();
+        assert!(occupancy.enter() && !occupancy.enter());
+    }
+}

@@ -1,0 +1,215 @@
+//! The walk along a key's chains: for its flow, and for a slot where it may be put.
+
+use core::cell::Cell;
+
+use super::{
+    regions::{NO_SLOT, Regions},
+    slot::{Bucket, Slot},
+    tag::{SlotState, Tag},
+};
+use crate::tuple::FlowKey;
+
+/// A walk along the two chains of a key: the scratch of whoever walks, in cells, since several
+/// functions of a program have it.
+#[repr(C)]
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Whose chain: [`FlowKey::addresses`],
+    addresses: Cell<u64>,
+    /// and [`FlowKey::ports_and_protocol`].
+    service: Cell<u64>,
+    /// Where the chain that is walked starts.
+    home: Cell<u32>,
+    /// How many slots it has.
+    length: Cell<u32>,
+    /// Where the next one starts, or [`NO_SLOT`].
+    next: Cell<u32>,
+    /// How many slots that has.
+    next_length: Cell<u32>,
+    /// Where the key was found, or [`NO_SLOT`].
+    pub(super) found: Cell<u32>,
+    /// The first slot that may be claimed, if there is one.
+    free: Cell<Vacancy>,
+    /// The slot to leave out, or [`NO_SLOT`].
+    mine: Cell<u32>,
+    /// 1 if something was met of which could not be told whose it is.
+    pub(super) contended: Cell<u32>,
+    /// 1 if the slot to leave out was met.
+    pub(super) met_own: Cell<u32>,
+}
+
+/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other
+/// things are done: whether the flow may still be put there is found out by the walk behind the
+/// claim ([`Search::may_publish`]). Map data: no padding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Vacancy {
+    /// The slot, or [`NO_SLOT`].
+    pub index: u32,
+    /// The tag that was seen there.
+    pub tag: Tag,
+}
+
+impl Vacancy {
+    /// It has yet to be looked for.
+    pub const UNKNOWN: Self = Self { index: NO_SLOT, tag: Tag::EMPTY };
+    /// There is none while the key is held.
+    pub const HELD: Self = Self { index: NO_SLOT, tag: Tag::HELD };
+
+    /// Returns `true` if the key is held.
+    #[inline(always)]
+    pub const fn is_held(&self) -> bool {
+        matches!(self.tag.state(), SlotState::Held)
+    }
+}
+
+impl Default for Vacancy {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
+impl Search {
+    /// Where the chain that is walked starts.
+    #[inline(always)]
+    pub fn home(&self) -> u32 {
+        self.home.get()
+    }
+
+    /// How many slots the chain has that is walked.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        self.length.get()
+    }
+
+    /// Where the next chain starts, or [`NO_SLOT`].
+    #[inline(always)]
+    pub fn next(&self) -> u32 {
+        self.next.get()
+    }
+
+    /// Where the key was found, or [`NO_SLOT`].
+    #[inline(always)]
+    pub fn found(&self) -> u32 {
+        self.found.get()
+    }
+
+    /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past
+    /// the slot `mine`.
+    #[inline(always)]
+    pub fn start(&self, key: &FlowKey, regions: &Regions, homes: [u32; 2], mine: u32) {
+        self.addresses.set(key.addresses());
+        self.service.set(key.ports_and_protocol());
+        let [home, next] = homes;
+        self.home.set(home);
+        self.next.set(next);
+        self.length.set(regions.chain(home));
+        self.next_length.set(regions.chain(next));
+        self.found.set(NO_SLOT);
+        self.free.set(Vacancy::UNKNOWN);
+        self.mine.set(mine);
+        self.contended.set(0);
+        self.met_own.set(0);
+    }
+
+    /// At the end of a chain: turns to the next one, if there is one to be walked.
+    #[inline(always)]
+    pub fn next_chain(&self) -> bool {
+        let goes_on = self.found.get() == NO_SLOT && self.next.get() != NO_SLOT;
+        if goes_on {
+            self.home.set(self.next.get());
+            self.length.set(self.next_length.get());
+            self.next.set(NO_SLOT);
+        }
+        goes_on
+    }
+
+    /// After a look for the key: the slot to claim, if there is one, and none with the key.
+    ///
+    /// # Errors
+    /// Why not.
+    #[inline(always)]
+    pub fn vacancy(&self) -> Result<Vacancy, InsertError> {
+        if self.found.get() != NO_SLOT {
+            // One that is not live may yet be withdrawn.
+            return Err(if self.contended.get() == 0 { InsertError::Exists } else { InsertError::Contended });
+        }
+        if self.free.get().index == NO_SLOT { Err(InsertError::Full) } else { Ok(self.free.get()) }
+    }
+
+    /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key,
+    /// or may come to have it, and whether the walk came by that slot. If it did not, a slot in
+    /// front of it has become empty, and nobody would find the flow.
+    ///
+    /// # Errors
+    /// Why the flow has to be withdrawn.
+    #[inline(always)]
+    pub fn may_publish(&self) -> Result<(), InsertError> {
+        if self.contended.get() != 0 {
+            Err(InsertError::Contended)
+        } else if self.found.get() != NO_SLOT {
+            Err(InsertError::Exists)
+        } else if self.met_own.get() == 0 {
+            Err(InsertError::Contended)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Looks at one bucket of the chain, whose first slot's index is this; whether that ends the
+    /// walk.
+    #[inline(always)]
+    pub fn look(&self, first: u32, bucket: &Bucket) -> bool {
+        let [one, other] = &bucket.0;
+        self.look_at_slot(first, one) || self.look_at_slot(first + 1, other)
+    }
+
+    #[inline(always)]
+    fn look_at_slot(&self, index: u32, slot: &Slot) -> bool {
+        if index == self.mine.get() {
+            self.met_own.set(1);
+            return false;
+        }
+        let ports_and_tag = slot.ports_and_tag();
+        let tag = Tag((ports_and_tag >> u32::BITS) as u32);
+        match tag.state() {
+            SlotState::Pending | SlotState::Live | SlotState::Held => {
+                // Most slots are somebody else's. What is above the protocol does not matter.
+                let difference = (ports_and_tag ^ self.service.get()) << (u32::BITS - Tag::STATE_SHIFT);
+                if (difference | (slot.addresses.get() ^ self.addresses.get())) != 0 {
+                    return false;
+                }
+                self.found.set(index);
+                if matches!(tag.state(), SlotState::Pending) {
+                    self.contended.set(1);
+                }
+                true
+            }
+            SlotState::Empty | SlotState::Free => {
+                if self.free.get().index == NO_SLOT {
+                    self.free.set(Vacancy { index, tag });
+                }
+                matches!(tag.state(), SlotState::Empty)
+            }
+            SlotState::Busy => {
+                self.contended.set(1);
+                false
+            }
+            SlotState::Retired => false,
+        }
+    }
+}
+
+/// Why a flow was not inserted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum InsertError {
+    /// The key is taken.
+    Exists,
+    /// The chain is full.
+    Full,
+    /// No port is free that could make the key.
+    NoPort,
+    /// Another CPU was at work in the same place at the same moment; the next attempt will do
+    /// better.
+    Contended,
+}
