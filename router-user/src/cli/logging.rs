@@ -171,6 +171,6 @@ mod tests {
         tokio::time::timeout(Duration::ZERO, log.report_losses()).await.unwrap_err();
         drop(release);
         let text = String::from_utf8(told.0.lock().unwrap().clone()).unwrap();
-        assert!(text.contains("lines of it are lost"), "{text}");
+        assert!(text.contains("log lines were lost"), "{text}");
     }
 }
