@@ -71,6 +71,16 @@ impl Flood {
         Self::start(from, target, None, move |number| early_fragment(source, target, number as u16).to_vec())
     }
 
+    /// UDP datagrams in two fragments each, the later one first.
+    pub fn of_reversed_datagrams(
+        from: &Namespace,
+        source: SocketAddrV4,
+        target: SocketAddrV4,
+    ) -> Result<Self> {
+        let packet = move |number| reversed_datagram(source, target, number).to_vec();
+        Self::start(from, *target.ip(), None, packet)
+    }
+
     /// Starts it: packets to `target`, each made by its number, with no more than `rate` a second.
     fn start(
         from: &Namespace,
@@ -131,6 +141,27 @@ fn early_fragment(source: Ipv4Addr, target: Ipv4Addr, identification: u16) -> [u
     packet[..10].copy_from_slice(&[0x45, 0, 0, 60, high, low, 0x20, 185, 64, UDP]);
     packet[12..16].copy_from_slice(&source.octets());
     packet[16..20].copy_from_slice(&target.octets());
+    packet
+}
+
+/// A fragment of a UDP datagram in two: the second one for even numbers, then the first one.
+fn reversed_datagram(source: SocketAddrV4, target: SocketAddrV4, number: u32) -> [u8; 44] {
+    const UDP: u8 = 17;
+    /// Bytes of the datagram in either fragment.
+    const LENGTH: u16 = 24;
+    let mut packet = [0; 44];
+    let [high, low] = ((number / 2) as u16).max(1).to_be_bytes();
+    let is_second = number % 2 == 0;
+    let (flags, offset) = if is_second { (0, (LENGTH / 8) as u8) } else { (0x20, 0) };
+    packet[..10].copy_from_slice(&[0x45, 0, 0, 44, high, low, flags, offset, 64, UDP]);
+    packet[12..16].copy_from_slice(&source.ip().octets());
+    packet[16..20].copy_from_slice(&target.ip().octets());
+    if !is_second {
+        packet[20..22].copy_from_slice(&source.port().to_be_bytes());
+        packet[22..24].copy_from_slice(&target.port().to_be_bytes());
+        // A checksum of zero is none.
+        packet[24..26].copy_from_slice(&(2 * LENGTH).to_be_bytes());
+    }
     packet
 }
 

@@ -38,6 +38,7 @@ use self::{
     },
     lifecycle::{
         listeners::{Listeners, keep_descriptors_back, refuse_second},
+        loading::Loading,
         privileges,
         signals::Signals,
     },
@@ -45,14 +46,14 @@ use self::{
     names::{NameService, resolved::Names},
     observe::target_health::TargetHealth,
     parts::Parts,
-    punts::router::Router as _,
+    punts::{router::Router as _, thread::PuntThread},
     serve::{api, metrics, probe},
     sessions::sweep,
     upkeep::Upkeep,
 };
 use crate::{
     config::{self, Config},
-    dataplane::{self, Dataplane, LoadOptions, Mode, Pins, Predecessors},
+    dataplane::{self, LoadOptions, Mode, Pins, Predecessors},
     port_plan,
     preflight::{self, Severity},
     private,
@@ -96,9 +97,13 @@ pub async fn run(options: Options) -> Result<()> {
         );
     }
     let mut signals = Signals::new()?;
+    let loading = Loading::default();
     let started = tokio::select! {
-        started = start(&options, config, &mut predecessors) => started,
-        () = signals.stop() => Err(anyhow!("stopped before it had started")),
+        started = start(&options, config, &mut predecessors, &loading) => started,
+        () = signals.stop() => {
+            loading.stop().await;
+            Err(anyhow!("stopped before it had started"))
+        }
     };
     let (parts, tasks) = match started {
         Ok(started) => started,
@@ -166,6 +171,7 @@ async fn start(
     options: &Options,
     config: Config,
     predecessors: &mut Predecessors,
+    loading: &Loading,
 ) -> Result<(Parts, JoinSet<Result<()>>)> {
     let (changes, kernel) = netlink::connect()?;
     let addresses = kernel.addresses().await?;
@@ -184,7 +190,7 @@ async fn start(
         generic: config.interfaces.mode == Mode::Generic,
         log: options.bpf_log,
     };
-    let mut plane = Dataplane::load(&load)?;
+    let mut plane = loading.load(load).await?;
     if plane.adopted {
         info!("found the data plane of an earlier daemon: its sessions go on");
         if plane.flows.capacity() != config.limits.flows {
@@ -227,19 +233,20 @@ async fn start(
     if options.bpf_log.is_some() {
         tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
     }
-    let doors = punts::Doors::open(plane.take_punts()?)?;
+    let punt_thread = PuntThread::spawn(plane.take_punts()?).await?;
+    let replayer = plane.replayer()?;
     let upkeep = Upkeep::of(&config, &plane)?;
     let is_adopted = plane.adopted;
     let parts = Parts::new(options.config_path.as_path().into(), config, own, plane, attached, names);
     next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
     // Before anybody can be told that all is well: without it, what is handed to the daemon would
     // be dropped.
-    let router = parts.router();
+    let router = parts.router(replayer);
     router.show_presence()?;
     let Parts { state, plane, punts: tally, .. } = &parts;
     tasks.spawn(parts.control(name_service.clone()).run());
     tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
-    tasks.spawn(punts::serve(router.clone(), tally.clone(), kernel.clone(), doors));
+    tasks.spawn(punt_thread.serve(router.clone(), tally.clone(), kernel.clone()));
     tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));
     tasks.spawn(punts::show_presence(router));
     tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));

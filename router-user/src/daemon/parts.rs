@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    dataplane::{CounterTable, Dataplane, FlowTable, RuleTable},
+    dataplane::{CounterTable, Dataplane, FlowTable, Replayer, RuleTable},
 };
 
 /// What the parts are given.
@@ -96,9 +96,9 @@ impl Parts {
         Control::new(self.state.clone(), writer, resolver, requests, changed)
     }
 
-    pub(super) fn router(&self) -> Arc<KernelRouter> {
+    pub(super) fn router(&self, replayer: Replayer) -> Arc<KernelRouter> {
         let State { config, attachments, .. } = self.state.clone();
-        Arc::new(KernelRouter { plane: self.plane.clone(), attachments, config })
+        Arc::new(KernelRouter { plane: self.plane.clone(), replayer, attachments, config })
     }
 
     pub(super) fn sweep(&self) -> sweep::Access {

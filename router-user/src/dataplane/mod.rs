@@ -26,7 +26,7 @@ mod rules;
 mod settings;
 mod shared_memory;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::atomic::AtomicBool};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -54,7 +54,7 @@ pub use self::{
     pins::Pins,
     predecessors::Predecessors,
     removal::{Removed, detach},
-    replay::Departure,
+    replay::{Departure, Replayer},
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{InterfaceAddressTable, LocalAddresses, SettingsTable},
@@ -165,9 +165,18 @@ impl Dataplane {
     /// When the kernel does not take the programs or maps, or a pin cannot be written; what had
     /// been pinned by this call is removed again.
     pub fn load(options: &LoadOptions) -> Result<Self> {
+        Self::load_unless(options, &AtomicBool::new(false))
+    }
+
+    /// Loads the programs as [`load`](Self::load) does, unless `cancelled` is set before the last
+    /// of them is loaded: the verifier takes a while for each.
+    ///
+    /// # Errors
+    /// As there, and if it was cancelled.
+    pub fn load_unless(options: &LoadOptions, cancelled: &AtomicBool) -> Result<Self> {
         let pins = options.pins.as_deref().map(Pins::open).transpose()?;
         let adopted = pins.as_ref().is_some_and(Pins::are_there);
-        let result = Self::load_with(options, pins.clone(), adopted);
+        let result = Self::load_with(options, pins.clone(), adopted, cancelled);
         if let (Err(_), Some(pins), false) = (&result, &pins, adopted) {
             // Best effort: the error that matters is the one above.
             let _ = pins.remove();
@@ -175,7 +184,12 @@ impl Dataplane {
         result
     }
 
-    fn load_with(options: &LoadOptions, pins: Option<Pins>, adopted: bool) -> Result<Self> {
+    fn load_with(
+        options: &LoadOptions,
+        pins: Option<Pins>,
+        adopted: bool,
+        cancelled: &AtomicBool,
+    ) -> Result<Self> {
         let slots = Regions::of(options.sessions).context("limits.flows is too large")?.slots();
         let mut loader = EbpfLoader::new();
         let stages_pin = pins.as_ref().map(Pins::new_stages);
@@ -198,9 +212,9 @@ impl Dataplane {
         let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, slots))?;
 
         let entry = if options.generic { "generic" } else { "forward" };
-        load_program(&mut ebpf, entry)?;
+        load_program(&mut ebpf, entry, cancelled)?;
         for (_, name) in Stage::ALL {
-            load_program(&mut ebpf, name)?;
+            load_program(&mut ebpf, name, cancelled)?;
         }
         let forward = program_fd(&ebpf, entry)?;
         // Now, as long as all of its maps are open. The router works without it.
@@ -439,14 +453,12 @@ impl Dataplane {
         Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
     }
 
-    /// Gives an IP packet that came in on the interface with this index to the programs once more:
-    /// the frame that is to be sent, if one is.
+    /// Returns what gives packets to the programs that no interface has received.
     ///
     /// # Errors
-    /// When the kernel does not run the program.
-    pub fn replay(&mut self, interface: u32, packet: &[u8]) -> Result<Option<Departure>> {
-        let settings = *self.settings.current();
-        replay::run(self.program(SLOW_STAGE)?, &settings, interface, packet)
+    /// When the process has no descriptor left.
+    pub fn replayer(&self) -> Result<Replayer> {
+        Ok(Replayer::new(program_fd(&self.ebpf, SLOW_STAGE)?))
     }
 
     /// Asks the kernel where a packet would leave, and from which address a session would come: by

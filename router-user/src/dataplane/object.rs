@@ -1,11 +1,13 @@
 //! The BPF object: its programs and maps by name.
 
 use std::{
-    io, thread,
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfError,
     maps::Map,
@@ -28,8 +30,10 @@ pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp>
     Ok(program.try_into()?)
 }
 
-pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    load_patiently(program(ebpf, name)?).with_context(|| {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &str, cancelled: &AtomicBool) -> Result<()> {
+    ensure!(!cancelled.load(Relaxed), "stopped while the programs were loaded");
+    let program = program(ebpf, name)?;
+    patiently(|| program.load(), cancelled).with_context(|| {
         format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
     })
 }
@@ -42,7 +46,7 @@ pub(super) fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifie
 
 pub(super) fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
     let program = own_traffic_program(ebpf)?;
-    patiently(|| program.load())
+    patiently(|| program.load(), &AtomicBool::new(false))
         .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
 }
 
@@ -50,17 +54,22 @@ pub(super) fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
 /// kernel/bpf/verifier.c), which says nothing about the program. What makes it think so may stay
 /// for a moment.
 pub(super) fn load_patiently(program: &mut Xdp) -> Result<(), ProgramError> {
-    patiently(|| program.load())
+    patiently(|| program.load(), &AtomicBool::new(false))
 }
 
-/// As above, by whatever loads a program.
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+/// Loads a program of any kind as [`load_patiently`] does, until `cancelled` is set.
+fn patiently(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+    cancelled: &AtomicBool,
+) -> Result<(), ProgramError> {
     const PATIENCE: Duration = Duration::from_secs(30);
     let start = Instant::now();
     loop {
         match load() {
             Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE =>
+                if io_error.kind() == io::ErrorKind::WouldBlock
+                    && start.elapsed() < PATIENCE
+                    && !cancelled.load(Relaxed) =>
             {
                 thread::sleep(Duration::from_millis(1));
             }

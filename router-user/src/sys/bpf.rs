@@ -12,6 +12,7 @@ use std::{
 // enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -128,6 +129,62 @@ pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes) }?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The verdict of a program, and the length of the frame that it left.
+pub(crate) struct TestRun {
+    pub(crate) verdict: u32,
+    pub(crate) length: usize,
+}
+
+/// Runs an XDP program once (`BPF_PROG_TEST_RUN`). `context` is a `struct xdp_md` in bytes; the frame
+/// that the program leaves is written to `out`.
+///
+/// # Errors
+/// Fails if the kernel does not run it, for one with `ENOSPC` if `out` is too small.
+pub(crate) fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    out: &mut [u8],
+    context: &[u8],
+) -> io::Result<TestRun> {
+    /// The part of `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        padding: u32,
+    }
+    let length = |length: usize| u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput);
+    let mut attributes = Attributes {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: length(frame.len())?,
+        data_size_out: length(out.len())?,
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        ctx_size_in: length(context.len())?,
+        ctx_in: context.as_ptr() as u64,
+        ..Attributes::default()
+    };
+    // SAFETY: the attributes are those of the command; the buffers live through the call, and are
+    // as long as is said.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attributes) }?;
+    Ok(TestRun { verdict: attributes.retval, length: attributes.data_size_out as usize })
 }
 
 /// Puts another program into a link.

@@ -22,6 +22,7 @@ mod generic;
 mod half_open;
 mod icmp;
 mod ipv6;
+mod loading;
 mod local;
 mod log;
 mod masquerade;

@@ -234,7 +234,9 @@ impl World {
 
     /// Does what the daemon does with a packet that has waited, or that was held.
     pub(crate) fn replay(&mut self, record: &Handed) -> Option<Departure> {
-        self.dataplane.replay(record.interface, &record.packet).expect("the program runs")
+        let replayer = self.dataplane.replayer().expect("the program is loaded");
+        let settings = self.dataplane.settings.current();
+        replayer.replay(settings, record.interface, &record.packet).expect("the program runs")
     }
 
     /// Shows the router a packet that this machine itself sends: what becomes of it, if it does not
@@ -428,7 +430,7 @@ pub(crate) struct Moved {
 }
 
 /// Moves this thread into a new network namespace, which goes when the thread does.
-fn enter_new_namespace() {
+pub(crate) fn enter_new_namespace() {
     // SAFETY: takes flags only, and concerns this thread only.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(result, 0, "these tests need root: {}", std::io::Error::last_os_error());

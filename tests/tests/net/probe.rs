@@ -14,14 +14,18 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, Namespace, Nics, Options,
-    addresses::{HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, VM},
+    addresses::{ECHO_PORT, HEALTH_PORT, PLATFORM, PLS_NAT, ROUTER, VM},
     client::connect_from,
-    flood::SynFlood,
+    flood::{Flood, SynFlood},
     wait,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::signal::Signal,
+    unistd::Pid,
+};
 
-use crate::common::{LIMIT, check, helper, only_pls_router, router};
+use crate::common::{LIMIT, check, counters, helper, only_pls_router, reason, router};
 
 const PROBE: SocketAddrV4 = SocketAddrV4::new(ROUTER, HEALTH_PORT);
 const METRICS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9090);
@@ -280,6 +284,72 @@ fn a_syn_flood_does_not_starve_the_probe() {
     let cookies = check(cookies(&lab));
     assert!(cookies > SYNS / 2, "the listener's queue was not full: {cookies} cookies");
     assert!(check(lab.in_service()), "the probe's log:\n{}", lab.probe_log());
+}
+
+/// Keeps a thread, and what it starts from now on, to one CPU.
+fn keep_to(thread: Pid, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(thread, &set).with_context(|| format!("cannot keep {thread} to CPU {cpu}"))
+}
+
+/// Has a kernel thread of the router's own poll its interface, on this CPU.
+fn poll_on(lab: &Lab, cpu: usize) -> Result<()> {
+    // Only a program in the namespace sees that namespace's /sys.
+    lab.hosts.router.run("sh", &["-c", "echo 1 > /sys/class/net/eth0/threaded"])?;
+    let thread = wait::until("the interface's NAPI thread", LIMIT, || {
+        let name = lab.hosts.router.run("sh", &["-c", "grep -l '^napi/eth0-' /proc/[0-9]*/comm"])?;
+        name.split('/').nth(2).and_then(|pid| pid.parse().ok()).context(name)
+    })?;
+    keep_to(Pid::from_raw(thread), cpu)
+}
+
+/// The router has one CPU, for packets and for the daemon, and gets as many datagrams in the wrong
+/// order as another CPU sends: each has the daemon buffer a fragment, give it to the programs again
+/// and send what comes out.
+#[test]
+fn a_flood_of_fragments_does_not_delay_the_probe_on_one_cpu() {
+    const SENDER: usize = 0;
+    const ROUTERS: usize = 1;
+    const LASTS: Duration = Duration::from_secs(3);
+    const MOST: Duration = Duration::from_millis(50);
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
+        harness::skip("one CPU for the router and another one for the flood are needed");
+    }
+    let mut lab = lab(Nics::One);
+    check(lab.stop_router(Signal::SIGTERM));
+    check(keep_to(Pid::from_raw(0), ROUTERS));
+    check(lab.start_router());
+    check(keep_to(Pid::from_raw(0), SENDER));
+    check(poll_on(&lab, ROUTERS));
+    let floods = PLS_NAT.map(|source| {
+        let (source, target) = (SocketAddrV4::new(source, 4000), SocketAddrV4::new(ROUTER, ECHO_PORT));
+        check(Flood::of_reversed_datagrams(&lab.hosts.pls, source, target))
+    });
+    let (start, before) = (Instant::now(), counters(&lab));
+    let mut times = Vec::new();
+    while start.elapsed() < LASTS {
+        let asked = Instant::now();
+        let (status, body) = check(ask(&lab.hosts.pls, PLATFORM));
+        assert_eq!(status, 200, "{body}");
+        times.push(asked.elapsed());
+    }
+    let (seconds, after) = (start.elapsed().as_secs_f64(), counters(&lab));
+    let rate = |name: &str| (reason(&after, name) - reason(&before, name)) as f64 / seconds;
+    times.sort_unstable();
+    let at = |share: f64| times[(times.len() as f64 * share) as usize];
+    println!(
+        "{} fragments a second sent, {:.0} early, {:.0} forwarded: {} probes, median {:?}, p99 {:?}, worst {:?}",
+        (floods.iter().map(Flood::sent).sum::<u64>() as f64 / seconds) as u64,
+        rate("fragment_early"),
+        rate("forwarded"),
+        times.len(),
+        at(0.5),
+        at(0.99),
+        times[times.len() - 1],
+    );
+    assert!(rate("fragment_early") > 1000.0, "that is no flood");
+    assert!(at(0.99) < MOST, "the probe waited");
 }
 
 /// Takes the router off under its daemon, so that the probe fails from now on.

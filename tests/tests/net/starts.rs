@@ -59,6 +59,27 @@ fn an_interrupted_start_leaves_nothing() {
     check(lab.start_router());
 }
 
+/// The verifier takes a while for each program, and the daemon hears a signal meanwhile.
+#[test]
+fn a_start_that_is_stopped_while_programs_are_loaded_leaves_nothing() {
+    let mut lab = without_router();
+    let mut daemon = check(lab.spawn_router());
+    check(wait::until("the first maps to be pinned", LIMIT, || {
+        ensure!(!pins(&lab).is_empty());
+        Ok(())
+    }));
+    assert_eq!(attached(&lab, "eth0"), None, "the programs are loaded already: this test tests nothing");
+    check(daemon.signal(Signal::SIGTERM));
+    let status = check(daemon.wait(REFUSAL_LIMIT));
+    let output = daemon.output();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("stopped before it had started"), "{output}");
+    assert!(!output.contains("attached"), "{output}");
+    assert_eq!((attached(&lab, "eth0"), pins(&lab)), (None, Vec::new()));
+    assert!(!lab.state().path("api.sock").exists(), "the socket is still there");
+    check(lab.start_router());
+}
+
 #[test]
 fn a_file_in_the_place_of_the_socket_is_left_alone() {
     let mut lab = without_router();

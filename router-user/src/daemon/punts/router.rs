@@ -8,7 +8,7 @@ use router_common::maps::punt::Neighbour;
 use crate::{
     config::Config,
     daemon::{state::Attachments, sync::Locked},
-    dataplane::{Dataplane, Departure},
+    dataplane::{Dataplane, Departure, Replayer},
 };
 
 /// The data plane, and the interfaces that packets leave by.
@@ -48,14 +48,17 @@ pub(crate) trait Router: Send + Sync {
 /// The data plane in the kernel.
 pub(crate) struct KernelRouter {
     pub(crate) plane: Locked<Dataplane>,
+    pub(crate) replayer: Replayer,
     pub(crate) attachments: Locked<Attachments>,
     pub(crate) config: Locked<Arc<Config>>,
 }
 
-// The data plane is locked for each call by itself: others wait for it.
+// The data plane is locked for each call by itself, and not while a program runs: others wait for
+// it.
 impl Router for KernelRouter {
     fn replay(&self, interface: u32, packet: &[u8]) -> Result<Option<Departure>> {
-        self.plane.lock().replay(interface, packet)
+        let settings = *self.plane.lock().settings.current();
+        self.replayer.replay(&settings, interface, packet)
     }
 
     fn note_failed(&self, neighbour: &Neighbour, hold: Duration) -> Result<()> {

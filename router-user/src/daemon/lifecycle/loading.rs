@@ -1,0 +1,41 @@
+//! Loading the data plane without blocking the executor.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{sync::Mutex, task::spawn_blocking};
+
+use crate::dataplane::{Dataplane, LoadOptions};
+
+/// The loading of the data plane, on a thread that may block: the verifier takes a while, and the
+/// kernel may have it begin again. The executor goes on meanwhile, so that signals are received.
+#[derive(Default)]
+pub(in crate::daemon) struct Loading {
+    cancelled: Arc<AtomicBool>,
+    /// Locked while the data plane is being loaded.
+    active: Arc<Mutex<()>>,
+}
+
+impl Loading {
+    /// Loads the data plane.
+    ///
+    /// # Errors
+    /// Fails as [`Dataplane::load`] does, and after [`stop`](Self::stop).
+    pub(in crate::daemon) async fn load(&self, options: LoadOptions) -> Result<Dataplane> {
+        let active = self.active.clone().lock_owned().await;
+        let cancelled = self.cancelled.clone();
+        // If the caller has gone, the result is dropped in this order: `active` last.
+        let work = move || (Dataplane::load_unless(&options, &cancelled), active);
+        let (plane, _active) = spawn_blocking(work).await.context("the loading has crashed")?;
+        plane
+    }
+
+    /// Cancels the loading, and returns once it has ended.
+    pub(in crate::daemon) async fn stop(&self) {
+        self.cancelled.store(true, Relaxed);
+        drop(self.active.lock().await);
+    }
+}

@@ -1,0 +1,298 @@
+//! What is done with each punted packet.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{MapData, RingBuf};
+use futures_util::{StreamExt as _, stream::BoxStream};
+use router_common::{
+    fragment::FragmentKey,
+    maps::punt::{Kind, Neighbour, Punted},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::{JoinSet, yield_now},
+    time::{interval, sleep},
+};
+
+use super::{
+    early_fragments::EarlyFragments,
+    failed::{self, Failed},
+    output::Output,
+    received::Received,
+    router::Router,
+    tally::{Loss, Tally},
+    waiting::{self, Queued, Waiting},
+};
+use crate::{
+    daemon::kernel::netlink::{self, Kernel, NeighbourChange, NeighbourEntry},
+    dataplane::Departure,
+};
+
+/// How many of the data plane's packets are handled before anything else gets its turn.
+const RECORDS_IN_A_ROW: u32 = 256;
+/// How often what has waited too long is looked for, while something waits.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
+/// descriptors.
+pub(super) struct Doors {
+    ring: AsyncFd<RingBuf<MapData>>,
+    changes: BoxStream<'static, NeighbourChange>,
+    output: Output,
+}
+
+impl Doors {
+    /// Opens them.
+    pub(super) fn open(ring: RingBuf<MapData>) -> Result<Self> {
+        // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names
+        // the same one.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .context("cannot wait for packets from the data plane")?;
+        Ok(Self { ring, changes: netlink::watch_neighbours()?, output: Output::open()? })
+    }
+}
+
+/// Does for ever what the data plane asks for in the ring.
+pub(super) async fn serve(
+    router: Arc<dyn Router>,
+    tally: Arc<Tally>,
+    kernel: Kernel,
+    doors: Doors,
+) -> Result<()> {
+    let Doors { mut ring, mut changes, output } = doors;
+    let mut handler = PuntHandler {
+        router,
+        tally,
+        kernel,
+        output,
+        early_fragments: EarlyFragments::default(),
+        waiting: Waiting::default(),
+        failed: Failed::default(),
+        asked: JoinSet::new(),
+    };
+    let mut round = interval(ROUND);
+    loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready.context("cannot wait for packets from the data plane")?;
+                // A full ring must not keep answers and the clock from their turn.
+                let mut records = 0;
+                while records < RECORDS_IN_A_ROW && let Some(record) = ready.get_inner_mut().next() {
+                    if let Some(punted) = Punted::parse(&record) {
+                        handler.handle(&punted);
+                    }
+                    records += 1;
+                }
+                if records < RECORDS_IN_A_ROW {
+                    ready.clear_ready();
+                } else {
+                    yield_now().await;
+                }
+            }
+            change = changes.next() => match change {
+                Some(change) => handler.note(change),
+                None => bail!("the netlink connection has ended"),
+            },
+            Some(answer) = handler.asked.join_next() => {
+                handler.hear(answer.context("a part of the daemon has crashed")?);
+            }
+            _ = round.tick(), if handler.has_something() => handler.look_at_the_clock(),
+        }
+        handler.report();
+    }
+}
+
+/// Handles what comes in the ring, and what follows from it.
+struct PuntHandler {
+    router: Arc<dyn Router>,
+    tally: Arc<Tally>,
+    kernel: Kernel,
+    output: Output,
+    early_fragments: EarlyFragments,
+    waiting: Waiting,
+    failed: Failed,
+    /// Questions to the kernel about neighbours.
+    asked: JoinSet<Answer>,
+}
+
+/// What the kernel has answered.
+struct Answer {
+    neighbour: Neighbour,
+    /// Whether it has been told to find the neighbour out.
+    asked_for: bool,
+    /// What it knows of it; `None` if it knows none.
+    known: Result<Option<NeighbourEntry>>,
+}
+
+impl PuntHandler {
+    fn handle(&mut self, punted: &Punted<'_>) {
+        let received = Received::of(punted);
+        match punted.kind {
+            Kind::Wait => {
+                let Queued { ask, dropped } = self.waiting.push(punted.neighbour, received, Instant::now());
+                self.tally.lost(Loss::NoRoom, dropped);
+                if let Some(pause) = ask {
+                    self.ask(punted.neighbour, pause);
+                }
+            }
+            Kind::Split => match self.split(punted) {
+                Ok(frames) => self.tally.sent(frames),
+                Err(error) => self.tally.failed(1, &error),
+            },
+            Kind::EarlyFragment => {
+                let Some(key) = key(&received.packet) else { return };
+                let lost = self.early_fragments.hold(key, received, Instant::now());
+                self.tally.lost(Loss::NoRoom, lost as u64);
+            }
+            Kind::FirstFragment => {
+                let Some(key) = key(&received.packet) else { return };
+                let fragments = self.early_fragments.release(&key, Instant::now());
+                self.replay(&fragments);
+            }
+        }
+    }
+
+    /// Has the kernel asked for a neighbour, after a pause.
+    fn ask(&mut self, neighbour: Neighbour, pause: Duration) {
+        let kernel = self.kernel.clone();
+        self.asked.spawn(async move {
+            sleep(pause).await;
+            Answer { neighbour, asked_for: true, known: kernel.ask_for(&neighbour).await }
+        });
+    }
+
+    /// Takes note of a change. What it was is looked up: it may be older than the packet that
+    /// waits.
+    fn note(&mut self, change: NeighbourChange) {
+        let concerned = match change {
+            Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
+                vec![neighbour]
+            }
+            Some(_) => Vec::new(),
+            None => self.waiting.neighbours(),
+        };
+        for neighbour in concerned {
+            let kernel = self.kernel.clone();
+            self.asked.spawn(async move {
+                Answer { neighbour, asked_for: false, known: kernel.neighbour(&neighbour).await }
+            });
+        }
+    }
+
+    /// Ends the waiting for a neighbour that has answered, or has been found not to.
+    fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
+        match known {
+            Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
+                if self.failed.remove(&neighbour) {
+                    self.may_be_waited_for(&neighbour);
+                }
+                let packets = self.waiting.take(&neighbour, Instant::now());
+                self.replay(&packets);
+            }
+            Ok(Some(NeighbourEntry { failed: true, .. })) if self.waiting.is_for(&neighbour) => {
+                self.give_up(neighbour);
+            }
+            // It has been removed. After it has been asked for, that is a change of its own.
+            Ok(None) if !asked_for && self.waiting.is_for(&neighbour) => self.ask(neighbour, waiting::PAUSE),
+            Ok(_) => {}
+            Err(_) if !self.waiting.is_for(&neighbour) => {}
+            Err(error) => {
+                let lost = self.waiting.take(&neighbour, Instant::now()).len();
+                self.tally.failed(lost as u64, &error);
+            }
+        }
+    }
+
+    /// Ends the waiting for a neighbour that does not answer: the data plane, which is told so, has
+    /// who sent the packets know.
+    fn give_up(&mut self, neighbour: Neighbour) {
+        let now = Instant::now();
+        let packets = self.waiting.take(&neighbour, now);
+        self.tally.lost(Loss::Unanswered, packets.len() as u64);
+        let noted = self.router.note_failed(&neighbour, failed::HOLD);
+        match noted {
+            Ok(()) => {
+                self.failed.add(neighbour, now);
+                self.replay(&packets);
+            }
+            // They would only wait again.
+            Err(error) => self.tally.failed(0, &error),
+        }
+    }
+
+    /// Has the data plane let packets wait for a neighbour again.
+    fn may_be_waited_for(&self, neighbour: &Neighbour) {
+        let noted = self.router.forget_failed(neighbour);
+        if let Err(error) = noted {
+            self.tally.failed(0, &error);
+        }
+    }
+
+    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to
+    /// be sent has its reason counted, or is in the ring again.
+    fn replay(&self, packets: &[Received]) {
+        for Received { interface, packet } in packets {
+            let replayed = self.router.replay(*interface, packet);
+            let sent = replayed.and_then(|departure| match departure {
+                Some(Departure { interface, frame }) => self.send(interface, &frame).map(|()| 1),
+                None => Ok(0),
+            });
+            match sent {
+                Ok(frames) => self.tally.sent(frames),
+                Err(error) => self.tally.failed(1, &error),
+            }
+        }
+    }
+
+    fn send(&self, interface: u32, frame: &[u8]) -> Result<()> {
+        self.output.send(interface, frame).with_context(|| self.cannot_send(interface))
+    }
+
+    fn split(&mut self, punted: &Punted<'_>) -> Result<u64> {
+        let Punted { interface, mtu, mac, packet, .. } = *punted;
+        let own = self.router.mac(interface);
+        let ethernet = [&mac[..], &own, &[0x08, 0x00]].concat();
+        let mtu = u16::try_from(mtu)?;
+        self.output.split(interface, &ethernet, packet, mtu).with_context(|| self.cannot_send(interface))
+    }
+
+    fn cannot_send(&self, interface: u32) -> String {
+        match self.router.interface_name(interface) {
+            Some(name) => format!("cannot send by {name}"),
+            None => format!("cannot send by the interface with index {interface}"),
+        }
+    }
+
+    fn has_something(&self) -> bool {
+        !self.early_fragments.is_empty() || !self.waiting.is_empty() || !self.failed.is_empty()
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        self.early_fragments.expire(now);
+        for neighbour in self.waiting.overdue(now) {
+            self.give_up(neighbour);
+        }
+        for neighbour in self.failed.take_expired(now) {
+            self.may_be_waited_for(&neighbour);
+        }
+        for neighbour in self.failed.due(now) {
+            self.ask(neighbour, Duration::ZERO);
+        }
+    }
+
+    /// Says what there is now.
+    fn report(&mut self) {
+        self.tally.lost(Loss::Expired, self.early_fragments.expired() as u64);
+        self.tally.has(self.waiting.packets(), self.early_fragments.fragments());
+    }
+}
+
+/// The datagram of a fragment. Every packet in the ring has a header.
+fn key(packet: &[u8]) -> Option<FragmentKey> {
+    packet.first_chunk().map(FragmentKey::new)
+}
