@@ -2,8 +2,8 @@
 //! sessions are not routed by.
 //!
 //! The data plane asks for routes with a session's addresses, ports, protocol and type of service,
-//! but as if its packets came in by the loopback interface and had no mark: see `next_hop.rs` of
-//! the programs. What a rule says of those it cannot follow.
+//! but as if its packets came in by the loopback interface and had no mark: see
+//! `kernel/next_hop.rs` of the programs. What a rule says of those it cannot follow.
 #![expect(clippy::wildcard_enum_match_arm, reason = "of a rule's many attributes, a few matter here")]
 
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};

@@ -8,7 +8,7 @@ pub enum Stage {
     /// Classifies all others.
     Slow = 0,
     /// ICMP errors about known sessions.
-    Related = 1,
+    IcmpError = 1,
     /// Fragments.
     Fragment = 2,
     /// The router's own answers: ICMP errors and resets.
@@ -29,7 +29,7 @@ impl Stage {
     /// Every stage with the name of its program.
     pub const ALL: [(Self, &str); STAGES as usize] = [
         (Self::Slow, "slow"),
-        (Self::Related, "related"),
+        (Self::IcmpError, "icmp_error"),
         (Self::Fragment, "fragment"),
         (Self::Answer, "answer"),
         (Self::Open, "open"),

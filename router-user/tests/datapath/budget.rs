@@ -14,7 +14,7 @@ fn programs_are_verified_quickly() {
         "open",
         "claim",
         "local",
-        "related",
+        "icmp_error",
         "fragment",
         "answer",
         "ethernet",

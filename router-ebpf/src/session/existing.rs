@@ -1,0 +1,146 @@
+//! Packets of known sessions that need more than a rewrite: their next hop is not known any more,
+//! they change the session's state, or something about them stops them.
+
+use aya_log_ebpf::debug;
+use router_common::{
+    packet::Packet,
+    policy::disposition::Departure,
+    reason::Reason,
+    session::Connection,
+    table::Slot,
+    tcp,
+    tuple::{Direction, Protocol},
+    wire::Frame as _,
+};
+
+use crate::{
+    kernel::{generic_mode, next_hop, punt, sockets},
+    maps::flows,
+    session::{
+        answer_request,
+        departure::{self, Leaving, dispose},
+        mss, opening,
+        rewrite::{send, touch, translate},
+        tracking,
+    },
+    work::{Exit, Outcome, Work},
+};
+
+/// Finds the flow of a packet.
+///
+/// # Errors
+/// It has none, or opens another connection of a session that is over: whether and how, the rules
+/// of now say, as they do of any first packet. Or it is a client's, and comes in by the firewall's
+/// side.
+#[inline(always)]
+pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> {
+    // A packet comes here again once its session is open.
+    let slot = match opening::slot_of(&packet.key) {
+        Some(slot) => slot,
+        None => match flows::find_or_vacancy(&packet.key, work.settings) {
+            Ok(slot) => slot,
+            Err(vacancy) => return Err(opening::ask_to_open(vacancy)),
+        },
+    };
+    if !slot.tag().may_come_in_by(work.ingress) {
+        return Err(Reason::WrongInterface.into());
+    }
+    if packet.protocol == Protocol::Tcp
+        && packet.opens()
+        && matches!(slot.tag().direction(), Direction::Forward)
+        && let Some(is_certain) = has_ended(work, slot)
+    {
+        return Err(opening::ask_to_open_again(slot, is_certain));
+    }
+    Ok(slot)
+}
+
+/// Returns whether it is certain that the connection of a client's flow has ended; `None` if it has
+/// not.
+#[inline(always)]
+fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
+    let Some(reply) = flows::find(&forward.key().twin(&forward.entry.rewrite()), work.settings) else {
+        return Some(true);
+    };
+    let connection = Connection { forward: forward.tag().seen(), reply: reply.tag().seen(), opening: false };
+    connection.is_over().then(|| connection.is_certainly_over())
+}
+
+/// Forwards a packet of a known session.
+#[inline(always)]
+pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome {
+    if packet.ttl <= 1 {
+        return Err(answer_request::time_exceeded());
+    }
+    if is_taken_by_a_connection(work, packet, slot) {
+        return Err(Reason::NotMatched.into());
+    }
+    let rewrite = slot.entry.rewrite();
+    let tag = slot.tag();
+    let length = generic_mode::length_on_wire(work, packet);
+    let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
+    let known = slot.entry.next_hop();
+    let next_hop = match opening::next_hop_of(&packet.key) {
+        Some(next_hop) if first => Ok(next_hop),
+        // Frames that are too short for the fast path come here one and all, and need not ask each
+        // time. A handshake does, since what it says of sizes has to be right, and so does a packet
+        // that seems too big.
+        _ if packet.tcp_flags & tcp::SYN == 0
+            && known.is_current(work.settings.next_hop_generation())
+            && length <= known.mtu =>
+        {
+            Ok(known)
+        }
+        _ => departure::find_next_hop(work, &next_hop::query(work, &packet.key, &rewrite)),
+    };
+    let departing = Departure::of_packet(length, packet.dont_fragment);
+    let Leaving { next_hop, is_split } = dispose(work, packet.ip_length, next_hop, &departing)?;
+    let fast = tracking::follow(slot, packet);
+    let now = work.stats.now();
+    touch(&slot.entry, work.frame.length(), now);
+    let mut reason = Reason::Forwarded;
+    if first {
+        work.stats.opened(tag.rule());
+        reason = opening::opened_as(&packet.key);
+        debug!(
+            work.frame.context(),
+            "opened {:i}:{} as {:i}:{} to {:i}:{}",
+            packet.key.source.0,
+            packet.key.source_port.number(),
+            rewrite.source.0,
+            rewrite.source_port.number(),
+            rewrite.destination.0,
+            rewrite.destination_port.number()
+        );
+    }
+    if fast {
+        slot.entry.set_next_hop(&next_hop);
+    } else {
+        slot.entry.forget_next_hop();
+    }
+    mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
+    if is_split {
+        translate(work, packet, &slot.entry)?;
+        work.stats.translated(tag, work.frame.length());
+        return Err(punt::split(work, packet.ip_length, &next_hop).into());
+    }
+    send(work, packet, &slot.entry, &next_hop, tag, reason)
+}
+
+/// Whether an answer is to a connection that this machine itself has made since, from the session's
+/// port to the session's target. Two such connections cannot both live, so then the session is
+/// over, and its later packets come here, too.
+#[inline(always)]
+fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
+    let tag = slot.tag();
+    let starts = packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    if !matches!(tag.direction(), Direction::Reply)
+        || packet.protocol != Protocol::Tcp
+        || !(starts || tag.seen().any(tcp::RST))
+        || !sockets::has_connection(work.frame.context().ctx, &packet.key)
+    {
+        return false;
+    }
+    slot.note_seen(tag.seen(), tag.seen().with_reset());
+    true
+}

@@ -1,0 +1,10 @@
+//! What several stages do for a session's packets.
+
+pub(crate) mod answer_request;
+pub(crate) mod datagrams;
+pub(crate) mod departure;
+pub(crate) mod existing;
+pub(crate) mod mss;
+pub(crate) mod opening;
+pub(crate) mod rewrite;
+pub(crate) mod tracking;

@@ -1,0 +1,227 @@
+//! The session that a CPU is opening, which the stages `slow`, `open` and `claim` hand on to each
+//! other.
+
+use core::cell::Cell;
+
+use aya_ebpf::macros::map;
+use router_common::{
+    address::{Ipv4, Port},
+    entry::NextHop,
+    maps::stages::Stage,
+    packet::Packet,
+    ports::{PoolKey, SourcePorts},
+    reason::Reason,
+    table::{NO_SLOT, SETTLED, Slot, Vacancy},
+    tuple::FlowKey,
+};
+
+use crate::{
+    maps::{
+        flows,
+        rules::{Leads, Match},
+        scratch::Scratch,
+    },
+    work::Exit,
+};
+
+/// A session that is being opened.
+///
+/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a
+/// map the verifier takes for any value, which spares it following every combination of what went
+/// in. In cells, since the functions that follow each other in opening a session all have it.
+pub(crate) struct Opening {
+    pub(crate) rule: Cell<u16>,
+    pub(crate) snat: Cell<Ipv4>,
+    pub(crate) target: Cell<Ipv4>,
+    pub(crate) target_port: Cell<Port>,
+    pub(crate) ports: Cell<SourcePorts>,
+    pub(crate) random: Cell<u32>,
+    /// Where the client's packets leave; that does not depend on the SNAT address and port, see
+    /// [`router_common::maps::route::Query`].
+    pub(crate) next_hop: Cell<NextHop>,
+    /// The client's tuple; where its flow may be put, which is known before all else here
+    /// ([`ask_to_open`]), and where it has been.
+    pub(crate) key: Cell<FlowKey>,
+    pub(crate) vacancy: Cell<Vacancy>,
+    pub(crate) slot: Cell<u32>,
+    /// 1 when another session of the source has made room for this one.
+    pub(crate) in_place: Cell<u32>,
+    /// The history of the client's tuple, an [`Earlier`] as its number; and where it led before.
+    pub(crate) earlier: Cell<u32>,
+    pub(crate) last: Cell<Leads>,
+    pub(crate) reply_key: Cell<FlowKey>,
+    /// The target's pool, or [`NO_POOL`].
+    pub(crate) pool: Cell<u32>,
+    /// Where in the pool to look next.
+    pub(crate) word: Cell<u32>,
+    /// Words in a row that had no free port.
+    pub(crate) empty_words: Cell<u32>,
+    /// A [`Claim`], as its number.
+    pub(crate) claim: Cell<u32>,
+    /// A [`Phase`], as its number.
+    pub(crate) phase: Cell<u32>,
+    /// Ports that have been guessed.
+    pub(crate) guesses: Cell<u32>,
+    /// SNAT addresses that have been searched in vain.
+    pub(crate) addresses: Cell<u32>,
+    /// 1 when that was all of them.
+    pub(crate) searched_all: Cell<u32>,
+    /// Ports that have been tried one after the other.
+    pub(crate) in_turn: Cell<u32>,
+    /// Of the pool, see [`router_common::ports::Pool::frees`].
+    pub(crate) frees: Cell<u32>,
+}
+
+impl Opening {
+    #[inline(always)]
+    pub(crate) fn pool_key(&self) -> PoolKey {
+        PoolKey {
+            snat: self.snat.get(),
+            target: self.target.get(),
+            target_port: self.target_port.get(),
+            protocol: self.key.get().protocol_number(),
+            zero: 0,
+        }
+    }
+}
+
+pub(crate) const NO_POOL: u32 = u32::MAX;
+
+/// How ports are chosen.
+#[repr(u32)]
+pub(crate) enum Phase {
+    /// The client's own, then any.
+    Guess = 0,
+    /// One after the other.
+    InTurn,
+    /// Those that the pool has not marked.
+    Pool,
+}
+
+/// What the tuple of a session that is being opened has been.
+#[repr(u32)]
+pub(crate) enum Earlier {
+    /// Nobody's.
+    Nothing = 0,
+    /// A session's that is over.
+    Ended,
+    /// As above, and it keeps its target if the rules of now lead there, too: it was opened moments
+    /// ago, or its end is not certain, so that the connection may live.
+    Stays,
+}
+
+/// How far the claim of a SNAT port is.
+#[repr(u32)]
+pub(crate) enum Claim {
+    /// No free port yet.
+    Searching = 0,
+    /// The reply flow is in the table.
+    Claimed,
+    /// The table has no room.
+    Full,
+}
+
+/// The session that this CPU is opening: one at a time.
+#[map]
+// SAFETY: numbers and bytes.
+pub(crate) static OPENING: Scratch<Opening> = unsafe { Scratch::new() };
+
+/// Gives a packet that belongs to no session to [`open`](crate::stages::open), with the vacancy
+/// that the look for its flow has found. Nothing else leads there, so that
+/// [`claim`](crate::stages::claim) never sees the vacancy of an earlier packet.
+#[inline(always)]
+pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
+    // A late packet of a session that is over and has moved: nobody's, and not to open one.
+    if vacancy.is_held() {
+        return Exit::To(Stage::Local);
+    }
+    match OPENING.get() {
+        Some(opening) => {
+            opening.vacancy.set(vacancy);
+            opening.earlier.set(Earlier::Nothing as u32);
+            Exit::To(Stage::Open)
+        }
+        None => Reason::Internal.into(),
+    }
+}
+
+/// Gives a SYN of the client's to [`open`](crate::stages::open) whose session is over, but is still
+/// there: nothing of it is touched before the rules of now have let the SYN open another one.
+#[inline(always)]
+pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
+    let Some(opening) = OPENING.get() else { return Reason::Internal.into() };
+    let rewrite = forward.entry.rewrite();
+    opening.vacancy.set(Vacancy::UNKNOWN);
+    opening.last.set(Leads {
+        target: rewrite.destination,
+        target_port: rewrite.destination_port,
+        snat: rewrite.source,
+    });
+    let age = flows::now().0.wrapping_sub(forward.entry.opened().0);
+    opening.earlier.set(if age < SETTLED || !is_certain { Earlier::Stays } else { Earlier::Ended } as u32);
+    Exit::To(Stage::Open)
+}
+
+/// Where the session that is opened again has led, if it is to stay there.
+#[inline(always)]
+pub(crate) fn last() -> Option<Leads> {
+    let opening = OPENING.get()?;
+    (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
+}
+
+/// Notes what session is to be opened, for [`claim`](crate::stages::claim) to do.
+#[inline(always)]
+pub(crate) fn prepare(
+    packet: &Packet,
+    found: &Match,
+    snat: Ipv4,
+    ports: SourcePorts,
+    random: u32,
+    next_hop: NextHop,
+) -> Option<()> {
+    let opening = OPENING.get()?;
+    opening.rule.set(found.rule);
+    opening.snat.set(snat);
+    opening.target.set(found.target);
+    opening.target_port.set(found.target_port);
+    opening.ports.set(ports);
+    opening.random.set(random);
+    opening.next_hop.set(next_hop);
+    opening.key.set(packet.key);
+    opening.slot.set(NO_SLOT);
+    opening.in_place.set(0);
+    opening.pool.set(NO_POOL);
+    opening.word.set(ports.range().any_word(random));
+    opening.empty_words.set(0);
+    opening.claim.set(Claim::Searching as u32);
+    opening.phase.set(Phase::Guess as u32);
+    opening.guesses.set(0);
+    opening.in_turn.set(0);
+    opening.frees.set(0);
+    opening.addresses.set(0);
+    opening.searched_all.set(0);
+    Some(())
+}
+
+/// The next hop that was found for the session that this CPU has opened last, if it is this one.
+#[inline(always)]
+pub(crate) fn next_hop_of(key: &FlowKey) -> Option<NextHop> {
+    let opening = OPENING.get()?;
+    (opening.key.get() == *key).then_some(opening.next_hop.get())
+}
+
+/// Returns the reason that the first packet of a session leaves for, if this CPU has opened it
+/// last.
+#[inline(always)]
+pub(crate) fn opened_as(key: &FlowKey) -> Reason {
+    match OPENING.get() {
+        Some(opening) if opening.key.get() == *key && opening.in_place.get() != 0 => Reason::OpenedInPlace,
+        _ => Reason::Opened,
+    }
+}
+
+/// The client's flow of the session that this CPU has opened last, if it is this one.
+#[inline(always)]
+pub(crate) fn slot_of(key: &FlowKey) -> Option<&'static Slot> {
+    flows::at(OPENING.get()?.slot.get(), key)
+}

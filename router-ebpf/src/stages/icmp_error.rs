@@ -1,0 +1,165 @@
+//! ICMP errors about known sessions, see [`router_common::icmp`].
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_csum_diff, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    macros::map,
+    maps::PerCpuArray,
+};
+use router_common::{
+    address::{AZURE_PLATFORM, Ipv4, Port},
+    bounds,
+    checksum::Sum,
+    icmp::{CAPACITY, HEAD, Message},
+    maps::stages::Stage,
+    policy::disposition::Departure,
+    reason::Reason,
+    rewrite::Rewrite,
+    tuple::{FlowKey, Protocol},
+    wire::{ETHERNET_LENGTH, Frame as _, IPV4_LENGTH, L4},
+};
+
+use crate::{
+    kernel::next_hop,
+    maps::flows,
+    session::{
+        departure::{self, Leaving, dispose},
+        rewrite::address,
+    },
+    work::{Exit, Outcome, Transmit, Work},
+};
+
+/// The longest message that is loaded whole: some bytes of zero have room behind it.
+const WHOLE: usize = CAPACITY - size_of::<u32>();
+/// Where everything goes that quotes no session of ours.
+const NOT_OURS: Exit = Exit::To(Stage::Local);
+/// What `bpf_csum_diff` sums up in one call before Linux 6.14.
+const SUMMED_AT_ONCE: usize = 512;
+
+/// Translates an ICMP error about a known session and sends it on. It travels like a packet that
+/// answers the one it quotes, but it neither keeps nor ends the session (RFC 5508 REQ-6, RFC 5382
+/// REQ-10).
+///
+/// Everything else that is no echo is left to this machine's own stack: also errors that quote what
+/// no session has sent.
+#[inline(always)]
+pub(crate) fn run(work: &mut Work) -> Outcome {
+    let headers: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
+    let ip = |at: usize| headers[ETHERNET_LENGTH + at];
+    let ip_length = u16::from_be_bytes([ip(2), ip(3)]);
+    let ttl = ip(8);
+    let sender = Ipv4([ip(12), ip(13), ip(14), ip(15)]);
+    let receiver = Ipv4([ip(16), ip(17), ip(18), ip(19)]);
+    if sender == AZURE_PLATFORM || receiver == AZURE_PLATFORM {
+        return Err(Reason::Platform.into());
+    }
+    let message = load(work, ip_length).ok_or(NOT_OURS)?;
+    let quoted = message.quoted().ok_or(NOT_OURS)?;
+    // Errors go to who has sent what they quote.
+    if receiver != quoted.source {
+        return Err(NOT_OURS);
+    }
+    let key = quoted.reversed();
+    let slot = flows::find(&key, work.settings).ok_or(NOT_OURS)?;
+    if !slot.tag().may_come_in_by(work.ingress) {
+        return Err(Reason::WrongInterface.into());
+    }
+    let rewrite = slot.entry.rewrite();
+    let (generation, known) = (work.settings.next_hop_generation(), slot.entry.next_hop());
+    // What is quoted has been sent by the session's other direction, if by any.
+    let twin = flows::find(&key.twin(&rewrite), work.settings).ok_or(NOT_OURS)?;
+    if twin.entry.rewrite() != Rewrite::to(&quoted) || twin.entry.packets() == 0 {
+        return Err(NOT_OURS);
+    }
+    // RFC 5508 REQ-3.
+    if !is_valid(message) {
+        return Err(Reason::BadChecksum.into());
+    }
+    // Nobody is told of an error's end (RFC 1122 3.2.2).
+    if ttl <= 1 {
+        return Err(Reason::TtlExpired.into());
+    }
+    // Where the session hides who its other side is, that side's errors come from where its packets
+    // do, whoever sent them.
+    let source = if rewrite.source == key.source { sender } else { rewrite.source };
+    let next_hop = if known.is_current(generation) {
+        Ok(known)
+    } else {
+        // The way of the session's packets: a firewall on it knows what the error is about.
+        departure::find_next_hop(work, &next_hop::query(work, &key, &rewrite))
+    };
+    let Leaving { next_hop, .. } = dispose(work, ip_length, next_hop, &Departure::of_icmp_error(ip_length))?;
+    message.translate(&rewrite);
+    store(work, message).ok_or(Reason::Internal)?;
+    let nothing = Port([0, 0]);
+    let outer = FlowKey::new(Protocol::Icmp, source, nothing, rewrite.destination, nothing);
+    let received = outer.between(sender, nothing, receiver, nothing);
+    Rewrite::to(&outer).apply_addresses(&received, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
+    address(work, &next_hop)?;
+    Ok(Transmit { reason: Reason::IcmpError, slot: u32::from(next_hop.slot) })
+}
+
+/// Reads the message, or as much of it as there is room for.
+#[inline(always)]
+fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
+    /// Per-CPU scratch: the message that is being read.
+    #[map]
+    static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
+
+    // SAFETY: this CPU's own, which only this function knows, and which a program calls once.
+    // Memory of a map starts as zero, which is a value.
+    let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
+    let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
+    message.length = length as u32;
+    let to_load = bounds::length::<WHOLE>(if length > WHOLE { HEAD } else { length } as u32)?;
+    // SAFETY: the context is the program's own, and the buffer longer than what is loaded.
+    let result = unsafe {
+        bpf_xdp_load_bytes(
+            work.frame.context().as_ptr().cast(),
+            L4 as u32,
+            message.bytes.as_mut_ptr().cast(),
+            to_load,
+        )
+    };
+    (result == 0).then_some(message)
+}
+
+/// Whether the message is as it was sent; one that is too long to tell counts as such, and its
+/// receiver will know.
+#[inline(always)]
+fn is_valid(message: &mut Message) -> bool {
+    let length = message.length as usize;
+    if length > WHOLE {
+        return true;
+    }
+    // The sum is one of whole 32-bit words.
+    for behind in 0..size_of::<u32>() - 1 {
+        message.bytes[(length + behind) & (CAPACITY - 1)] = 0;
+    }
+    let words = (length + 3) & !3;
+    let first = if words > SUMMED_AT_ONCE { SUMMED_AT_ONCE } else { words };
+    let rest = if words - first > SUMMED_AT_ONCE { SUMMED_AT_ONCE } else { words - first };
+    let (start, second) = message.bytes.split_at_mut(SUMMED_AT_ONCE);
+    // SAFETY: each half of the buffer is as long as what is summed up of it can be.
+    let sum = unsafe {
+        let sum = bpf_csum_diff(core::ptr::null_mut(), 0, start.as_mut_ptr().cast(), first as u32, 0);
+        bpf_csum_diff(core::ptr::null_mut(), 0, second.as_mut_ptr().cast(), rest as u32, sum as u32)
+    };
+    Sum::from_kernel(sum as u32).is_valid()
+}
+
+/// Writes back what translation may have changed.
+#[inline(always)]
+fn store(work: &Work, message: &mut Message) -> Option<()> {
+    let changed = bounds::length::<HEAD>(message.length.min(HEAD as u32))?;
+    // SAFETY: as above.
+    let result = unsafe {
+        bpf_xdp_store_bytes(
+            work.frame.context().as_ptr().cast(),
+            L4 as u32,
+            message.bytes.as_mut_ptr().cast(),
+            changed,
+        )
+    };
+    (result == 0).then_some(())
+}

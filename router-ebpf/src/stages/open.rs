@@ -1,0 +1,99 @@
+//! New sessions: by which rule, and where to.
+
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, programs::XdpContext};
+use router_common::{
+    maps::{route::Query, stages::Stage},
+    packet::{self, Packet},
+    policy::disposition::Departure,
+    ports::SourcePorts,
+    reason::Reason,
+    table::source_hash,
+    tuple::Protocol,
+};
+
+use crate::{
+    kernel::{frame::XdpFrame, generic_mode, next_hop},
+    maps::{addresses, rules},
+    session::{
+        answer_request, datagrams,
+        departure::{self, Leaving, dispose},
+        opening,
+    },
+    work::{Exit, Outcome, Work},
+};
+
+/// Decides whether a packet opens a session. [`claim`](crate::stages::claim) does the rest, in a
+/// program of its own: the stack of one is too small for both.
+#[inline(always)]
+pub(crate) fn run(work: &mut Work) -> Outcome {
+    let packet = packet::parse_leading(&work.frame)?;
+    match decide_on(work, &packet) {
+        // One that waits comes again, and its datagram begins then.
+        Err(Exit::Verdict(reason)) if packet.is_fragment && reason as u32 != Reason::Resolving as u32 => {
+            Err(datagrams::note_reason(work, &packet, reason).into())
+        }
+        outcome => outcome,
+    }
+}
+
+#[inline(always)]
+fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
+    let version = work.settings.version();
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
+    let last = opening::last();
+    let found = match rules::find(packet, version, rule_set, random(), last, work) {
+        Ok(found) => found,
+        Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
+        // To this machine itself, its kernel answers.
+        Err(Reason::NoSession)
+            if packet.protocol != Protocol::Tcp || addresses::is_local(packet.key.destination) =>
+        {
+            return Err(Reason::NoSession.into());
+        }
+        Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer_request::time_exceeded()),
+        Err(reason) => return Err(departure::refuse(work, reason)),
+    };
+    if syn_checksum_is_valid(work.frame.context().ctx) == 0 && !generic_mode::is_unfinished(work, packet) {
+        return Err(Reason::BadChecksum.into());
+    }
+    if packet.ttl <= 1 {
+        return Err(answer_request::time_exceeded());
+    }
+    // Asked before anything is stored: a session that cannot leave is not opened.
+    let query = Query::new(
+        packet.protocol as u8,
+        next_hop::tos(work),
+        (packet.key.source, packet.key.source_port),
+        (found.target, found.target_port),
+    );
+    let next_hop = departure::find_next_hop(work, &query);
+    let length = generic_mode::length_on_wire(work, packet);
+    let departing = Departure::of_packet(length, packet.dont_fragment);
+    let Leaving { next_hop, .. } = dispose(work, packet.ip_length, next_hop, &departing)?;
+    let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(version, *snat));
+    let snat = match again.or_else(|| rule_set.snat_address(random())) {
+        Some(given) => given,
+        None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
+    };
+    let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds(), packet.key.source));
+    opening::prepare(packet, &found, snat, ports, random(), next_hop).ok_or(Reason::Internal)?;
+    Err(Exit::To(Stage::Claim))
+}
+
+/// Returns 0 if the checksum of a packet that opens a session is wrong, see
+/// [`packet::syn_checksum_is_valid`]. A global function: the verifier looks at its loop once, and not
+/// together with every way that leads to it. It reads the packet again, which only first packets
+/// pay for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn syn_checksum_is_valid(context: *mut xdp_md) -> u32 {
+    let frame = XdpFrame::new(XdpContext::new(context));
+    let packet = packet::parse_leading(&frame);
+    u32::from(packet.is_ok_and(|packet| packet::syn_checksum_is_valid(&frame, &packet)))
+}
+
+#[inline(always)]
+fn random() -> u32 {
+    // SAFETY: takes nothing and always answers.
+    unsafe { bpf_get_prandom_u32() }
+}

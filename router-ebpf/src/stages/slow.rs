@@ -1,0 +1,68 @@
+//! The slow path: where packets go that the fast path does not forward.
+
+use router_common::{
+    local::{is_martian_destination, is_martian_source},
+    maps::stages::Stage,
+    packet,
+    reason::Reason,
+};
+
+use crate::{
+    maps::addresses,
+    session::existing,
+    work::{Exit, Outcome, Work},
+};
+
+/// Forwards a packet that the fast path did not, or finds whose it is.
+#[inline(always)]
+pub(crate) fn run(work: &mut Work) -> Outcome {
+    if packet::is_not_ipv4(&work.frame) {
+        return Err(Exit::To(Stage::Ethernet));
+    }
+    drop_martians(work)?;
+    if !is_to_this_machine(work)? {
+        // The kernel takes some of what is sent to all for its own, so that is no way around what
+        // is closed here.
+        return Err(Exit::To(Stage::Local));
+    }
+    let packet = match packet::parse(&work.frame) {
+        Ok(packet) => packet,
+        Err(Reason::IcmpOther) => return Err(Exit::To(Stage::IcmpError)),
+        Err(Reason::Fragment) => return Err(Exit::To(Stage::Fragment)),
+        Err(Reason::BadChecksum) => return Err(Reason::BadChecksum.into()),
+        Err(_) => return Err(Exit::To(Stage::Local)),
+    };
+    let slot = existing::find(work, &packet)?;
+    existing::forward(work, &packet, slot)
+}
+
+/// Looks at what the fast path need not: it only forwards what a session has been opened for, and
+/// this comes before any session.
+#[inline(always)]
+fn drop_martians(work: &Work) -> Result<(), Reason> {
+    let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
+    if is_martian_source(source, destination)
+        || is_martian_destination(destination)
+        || addresses::is_local(source)
+    {
+        return Err(Reason::Martian);
+    }
+    Ok(())
+}
+
+/// Whether a frame is addressed to this machine alone, and not to all or many.
+///
+/// # Errors
+/// It is addressed to another machine.
+#[inline(always)]
+fn is_to_this_machine(work: &Work) -> Result<bool, Reason> {
+    let destination = packet::destination_mac(&work.frame).ok_or(Reason::Truncated)?;
+    let own = work.settings.mac(work.ingress);
+    if !own.is_set() || destination == own {
+        Ok(true)
+    } else if !destination.is_group() {
+        Err(Reason::OtherHost)
+    } else {
+        Ok(false)
+    }
+}
