@@ -1,4 +1,5 @@
-//! Who is where: Azure-like addresses, the same in every lab (each lab has namespaces of its own).
+//! The addresses of the hosts, as in Azure. They are the same in every lab, since each lab has
+//! separate namespaces.
 //!
 //! ```text
 //!  serverless            pls                          vnet (switches)        router
@@ -62,8 +63,8 @@ pub const PYPI: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
 pub const EVIL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// iperf3 and the echo services.
 pub const TOOLS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
-/// Where the rules for HTTPS and HTTP lead. Nobody lives there: any routable address does, since
-/// the firewall picks the server by name.
+/// The target of the rules for HTTPS and HTTP. No host has this address: any routable one would do,
+/// since the firewall picks the server by name.
 pub const ANYWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// The names on the internet, where they are, and whether the firewall lets them through.

@@ -9,7 +9,7 @@ use crate::{namespace::Namespace, wire::Wire};
 /// The MAC address that claims come from, as switches see it.
 const SENDER: [u8; 6] = [2, 0, 0, 0, 0xfe, 0xfe];
 
-/// Who claims addresses.
+/// A machine that claims addresses.
 #[derive(Debug)]
 pub struct Spoofer {
     wire: Wire,
@@ -21,8 +21,8 @@ impl Spoofer {
         Ok(Self { wire: Wire::open(from, device)? })
     }
 
-    /// Claims to be `address`, at `mac`, by asking for `asked`: whoever that is takes note of who
-    /// has asked (RFC 826).
+    /// Claims to be `address`, at `mac`, in a request for `asked`. The owner of `asked` updates its
+    /// neighbour table from the request's sender fields (RFC 826).
     pub fn claim(&self, address: Ipv4Addr, mac: [u8; 6], asked: Ipv4Addr) -> Result<()> {
         self.wire.send(&request(address, mac, asked))
     }

@@ -1,4 +1,4 @@
-//! What a client does: fetch, upload, echo, ping, measure.
+//! The actions of a client: fetch, upload, ping, measure.
 
 pub(crate) mod sockets;
 
@@ -23,7 +23,7 @@ use crate::{
 /// The outcome of one curl, good or bad.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// curl's exit status: 0 if there was an answer, whatever it said.
+    /// curl's exit status: 0 if there was an HTTP response of any status.
     pub exit: i32,
     /// The HTTP status; 0 without an answer.
     pub status: u16,
@@ -31,7 +31,7 @@ pub struct Fetched {
     pub body: String,
     /// How long it took, as curl measured it.
     pub seconds: f64,
-    /// What curl complained about.
+    /// curl's error message.
     pub error: String,
 }
 
@@ -52,7 +52,8 @@ pub fn curl_command(lab: &Lab) -> Result<Command> {
 /// Runs curl on the client for one answer.
 pub fn curl(lab: &Lab, url: &str, options: &[&str]) -> Result<Fetched> {
     let mut command = curl_command(lab)?;
-    // After the body, so that the last line is ours however the body ends.
+    // After the body, so that the last line is the summary even if the body does not end with a
+    // newline.
     command.args(["--write-out", "\n%{http_code} %{time_total}"]).args(options).arg(url);
     let output = command::output(&mut command)?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -85,7 +86,7 @@ pub fn sha256(file: &Path) -> Result<String> {
     Ok(sum.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// Pings from a host; gives how many of `count` requests were answered.
+/// Pings from a host. Returns the number of requests that were answered.
 pub fn ping(from: &Namespace, target: Ipv4Addr, count: u32, options: &[&str]) -> Result<u32> {
     let mut command = from.command("ping")?;
     command
@@ -111,7 +112,7 @@ pub enum Direction {
     Down,
 }
 
-/// Runs iperf3 from a host with `options` (a time or an amount) and gives the bits per second that
+/// Runs iperf3 from a host with `options` (a time or an amount). Returns the bits per second that
 /// arrived.
 pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, options: &[&str]) -> Result<f64> {
     let report = iperf3_report(from, target, direction, options)?;
@@ -119,7 +120,7 @@ pub fn iperf3(from: &Namespace, target: SocketAddr, direction: Direction, option
     rate.with_context(|| format!("iperf3 gave no rate: {report}"))
 }
 
-/// As [`iperf3`], and gives how many bytes of each stream arrived.
+/// Same as [`iperf3`], but returns the bytes of each stream that arrived.
 pub fn iperf3_streams(
     from: &Namespace,
     target: SocketAddr,

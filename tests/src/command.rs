@@ -21,7 +21,8 @@ pub fn line(command: &Command) -> String {
 pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
     let _running = interrupt::gate();
     command.spawn().map_err(|error| {
-        // What is not found may be something else, as a closure runs before the program does.
+        // The error may be another missing file, since the `pre_exec` closure runs before the
+        // program.
         let program = command.get_program().to_str().filter(|name| packages::find_program(name).is_none());
         match program.and_then(packages::with_program) {
             Some(package) => Error::from(Absent(package)),
@@ -39,7 +40,7 @@ pub fn require(package: &str) -> Result<()> {
     if known.sign.is_there() { Ok(()) } else { Err(Absent(known).into()) }
 }
 
-/// Runs `command` to its end and returns its output, whatever its exit status.
+/// Runs `command` to its end and returns its output, for any exit status.
 pub fn output(command: &mut Command) -> Result<Output> {
     feed(command, None)
 }

@@ -1,5 +1,5 @@
-//! Floods: connections that somebody asks for and never makes, and datagrams of which there is
-//! never a first fragment.
+//! Floods: connections that are requested and never made, and fragments of datagrams without a
+//! first fragment.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -21,7 +21,7 @@ use router_common::checksum::Sum;
 
 use crate::{client::raw_socket, namespace::Namespace};
 
-/// The source ports: as many as there are but for the privileged ones, over and over.
+/// The source ports: all but the privileged ones, in turn.
 const PORTS: std::ops::RangeInclusive<u16> = 1024..=65_535;
 
 /// The bytes that may be on their way to where they are looked at, as the kernel counts them: some
@@ -47,7 +47,7 @@ impl SynFlood {
         Self::start_paced(from, source, target, None)
     }
 
-    /// Starts it, with no more than so many SYNs a second, if a number is said.
+    /// Starts the flood, at no more than `rate` SYNs a second if a rate is given.
     pub fn start_paced(
         from: &Namespace,
         source: Ipv4Addr,

@@ -31,21 +31,21 @@ use crate::{
 /// long.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What kind of lab to bring up.
+/// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Its id: letters and digits.
     pub id: String,
     /// How many NICs the router has.
     pub nics: Nics,
-    /// What routes.
+    /// The router.
     pub router: Router,
     /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its
     /// configuration.
     pub rules: String,
     /// The router's `[limits]`.
     pub limits: String,
-    /// What the Private Link Service does with ports.
+    /// The Private Link Service's choice of ports.
     pub pls_ports: PlsPorts,
     /// From one probe to the next.
     pub probe_interval: Duration,
@@ -53,13 +53,13 @@ pub struct Options {
     pub large_file: u64,
     /// Where the lab's own servers are.
     pub helper: Helper,
-    /// Whether the router is started and has to become healthy; a test of the start itself does
-    /// that alone.
+    /// `true` if the router is started and has to become healthy. A test of the start itself does
+    /// that.
     pub start_router: bool,
 }
 
 impl Options {
-    /// A lab for a test: an id of its own, a quick probe, a download of 8 MiB.
+    /// The options for a test: a unique id, a short probe interval, a download of 8 MiB.
     pub fn new(nics: Nics, router: Router, helper: Helper) -> Self {
         Self {
             id: paths::unique_id(),
@@ -144,7 +144,7 @@ fn etc(state: &State, host: &str) -> Result<PathBuf> {
 pub struct Lab {
     /// Its hosts.
     pub hosts: Hosts,
-    /// What it was made from.
+    /// The options that it was made from.
     pub options: Options,
     router: Option<Process>,
     probe: Option<Process>,
@@ -258,7 +258,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Ends the router with this signal, and gives its exit status.
+    /// Ends the router with this signal. Returns its exit status.
     pub fn stop_router(&mut self, signal: Signal) -> Result<ExitStatus> {
         let mut process = self.router.take().context("no router was started")?;
         process.signal(signal)?;
@@ -306,7 +306,7 @@ impl Lab {
         self.router.as_mut().ok_or_else(|| anyhow!("no router was started"))
     }
 
-    /// What the router has said so far.
+    /// Returns the router's log so far.
     pub fn router_log(&self) -> String {
         self.router.as_ref().map(Process::output).unwrap_or_default()
     }
@@ -324,7 +324,7 @@ impl Lab {
         }
     }
 
-    /// What `pls-router ARGS -o json` prints.
+    /// Returns the output of `pls-router ARGS -o json`.
     pub fn pls_router_json<T: serde::de::DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
         let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
         let text =
@@ -332,7 +332,7 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("`pls-router {}` printed {text}", args.join(" ")))
     }
 
-    /// What `pls-router status -o json` prints, whether the router forwards or not.
+    /// Returns the output of `pls-router status -o json`, for a healthy and an unhealthy router.
     pub fn pls_router_status(&self) -> Result<router_user::model::Status> {
         let output = self.pls_router(&["status", "-o", "json"])?;
         serde_json::from_slice(&output.stdout)
@@ -344,7 +344,7 @@ impl Lab {
         router::health(&self.hosts.router)
     }
 
-    /// Whether the load balancer sends new connections to the router now.
+    /// Returns `true` if the load balancer sends new connections to the router now.
     pub fn in_service(&self) -> Result<bool> {
         let map = self.hosts.pls.run("nft", &["list", "map", "ip", helper::TABLE, helper::BACKENDS])?;
         Ok(map.contains(&format!("{ENDPOINT} : ")))

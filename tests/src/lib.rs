@@ -1,10 +1,9 @@
-//! The lab: Azure's picture around the router, in network namespaces, and the harness of the
-//! end-to-end tests.
+//! The lab: Azure's network around the router, in network namespaces, for the end-to-end tests.
 //!
-//! [`Lab::up`] brings one up, dropping it removes it. [`addresses`] has the picture.
+//! [`Lab::up`] brings one up, and dropping it removes it. [`addresses`] has a picture of the network.
 
-/// Prints a line to standard error; unlike `eprintln!` it does not panic when nobody reads that any
-/// more, since it is what removals complain with.
+/// Prints a line to standard error. Unlike `eprintln!`, this does not panic if standard error is
+/// closed: removing a lab has to go on.
 macro_rules! complain {
     ($($argument:tt)*) => {{
         use std::io::Write as _;

@@ -72,8 +72,8 @@ impl XdpPass {
         Ok(Self { pin })
     }
 
-    /// Puts the program on a device. It stays there as long as the device, also after this process:
-    /// `ip` attaches it through netlink, not by a link that somebody has to hold.
+    /// Puts the program on a device. It stays there for the life of the device, even after this
+    /// process: `ip` attaches it through netlink, without a link that a process would have to hold.
     pub fn attach(&self, namespace: &Namespace, device: &str) -> Result<()> {
         namespace.ip(&format!("link set dev {device} xdpdrv pinned {}", self.pin.display())).map(drop)
     }

@@ -170,8 +170,8 @@ impl Namespace {
         })?
     }
 
-    /// Runs a closure in here, on a thread of its own. Sockets that it opens belong to this
-    /// namespace for good, also when other threads use them.
+    /// Runs a closure in this namespace, on a new thread. Sockets that it opens stay in this
+    /// namespace, even if other threads use them.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = self.open()?;
         thread::scope(|scope| {
@@ -184,21 +184,21 @@ impl Namespace {
         })
     }
 
-    /// Whether somebody in here listens on this TCP port. Unlike a connection, asking leaves no
-    /// trace.
+    /// Returns an error unless a socket in this namespace listens on this TCP port. Unlike a
+    /// connection, this leaves no trace.
     pub fn listens_tcp(&self, port: u16) -> Result<()> {
         // Column 4 of a socket's line is its state, 0A is TCP_LISTEN (include/net/tcp_states.h).
         self.has_socket("tcp", &format!(":{port:04X}"), Some("0A"))
     }
 
-    /// Whether somebody in here has this UDP port open.
+    /// Returns an error unless a socket in this namespace has this UDP port.
     pub fn listens_udp(&self, port: u16) -> Result<()> {
         self.has_socket("udp", &format!(":{port:04X}"), None)
     }
 
-    /// Whether somebody in here has this UDP port of this address open.
+    /// Returns an error unless a socket in this namespace has this UDP port of this address.
     pub fn listens_udp_at(&self, address: SocketAddrV4) -> Result<()> {
-        // As the kernel writes it: the bytes of the address in the order that they have in memory.
+        // The kernel writes the bytes of the address in memory order.
         let ip = u32::from_ne_bytes(address.ip().octets());
         self.has_socket("udp", &format!("{ip:08X}:{:04X}", address.port()), None)
     }

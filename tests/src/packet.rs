@@ -198,7 +198,7 @@ pub(crate) fn fragment(packet: &[u8], cut: Cut) -> Vec<u8> {
     fragment
 }
 
-/// What is wrong with a packet.
+/// A defect of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Damage {
     /// The IP header's checksum.
@@ -286,7 +286,7 @@ fn set_length(packet: &mut [u8], length: usize) {
     set_ip_checksum(packet);
 }
 
-/// Makes a checksum wrong, and by the same amount whatever else is in the packet.
+/// Makes a checksum wrong, by an amount that does not depend on the packet.
 pub(crate) fn spoil(packet: &mut [u8], at: usize) {
     if let Some([a, b, ..]) = packet.get_mut(at..)
         && [*a, *b] != [0, 0]

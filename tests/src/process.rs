@@ -21,7 +21,7 @@ use crate::{command, interrupt, state::State, wait};
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A program in the background, killed when the value is dropped (unless [`Process::leave`] was
-/// called). What it writes goes to a log.
+/// called). Its output goes to a log.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -60,7 +60,7 @@ impl Process {
         &self.log
     }
 
-    /// What it has written so far.
+    /// Returns its output so far.
     pub fn output(&self) -> String {
         self.read_log().unwrap_or_else(|error| format!("({error:#})"))
     }
@@ -139,7 +139,7 @@ impl Process {
     }
 }
 
-/// What a log says from an offset on.
+/// Returns a log from an offset on.
 fn read_from(log: &Path, offset: u64) -> Result<String> {
     let read = || -> io::Result<String> {
         let mut file = File::open(log)?;

@@ -1,10 +1,10 @@
-//! What tests draw by lot, from a seed. `router-user/tests/bpf_fuzz` has this file, too.
+//! Random choices of tests, from a seed. `router-user/tests/bpf_fuzz` includes this file, too.
 
 pub(crate) use fastrand::Rng as Random;
 
-/// What [`Random`] itself has no short word for.
+/// Short words for random choices, beside those of [`Random`] itself.
 pub(crate) trait Draw {
-    /// True in this many of a hundred cases.
+    /// Returns `true` in this many of a hundred cases.
     fn percent(&mut self, percent: usize) -> bool;
 
     /// One of these; there is at least one.

@@ -1,10 +1,10 @@
-//! What a lab leaves outside of its process, and how it goes away again whatever happens.
+//! The state of a lab outside of its process, and its removal in every case.
 //!
 //! Each lab has a directory `/run/pls-router-lab/<id>` with its configuration, logs, sockets and a
-//! bpffs of its own, and namespaces named `plr-<id>-<host>`. A live lab holds a lock on
-//! `<id>/lock`; one that was left up on purpose has a file `<id>/kept`. Everything else is what a
-//! dead run left, and every new run begins by removing it. Processes are ended only if the lab
-//! recorded them itself (id and start time) or if they live in one of its namespaces.
+//! bpffs, and namespaces named `plr-<id>-<host>`. A live lab holds a lock on `<id>/lock`; one that
+//! was kept on purpose has a file `<id>/kept`. Everything else was left by a dead run, and every
+//! new run begins by removing it. Processes are ended only if the lab recorded them itself (id and
+//! start time) or if they live in one of its namespaces.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -30,13 +30,13 @@ use crate::{
     wait,
 };
 
-/// What the names of directories of labs begin with that were removed but for their files.
+/// The prefix of directories of labs that were removed but for their files.
 const GONE: &str = ".gone-";
 
 /// How long processes get to disappear after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a kept lab needs to be entered again.
+/// The data that entering a kept lab takes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct About {
     /// Its hosts.
@@ -50,7 +50,8 @@ pub struct About {
 pub struct State {
     id: String,
     path: PathBuf,
-    /// Locked as long as the lab lives; the kernel gives the lock back however the process ends.
+    /// Locked for the life of the lab. The kernel releases the lock when the process ends in any
+    /// way.
     _lock: File,
     keep: bool,
 }
@@ -147,7 +148,7 @@ impl Drop for State {
     }
 }
 
-/// What a lab that was kept says of itself.
+/// Returns the data of a kept lab.
 pub fn about(id: &str) -> Result<About> {
     let path = directory(id).join("kept");
     ensure!(path.exists(), "no lab \"{id}\" was kept; `cargo xtask lab --keep` brings one up");
@@ -192,7 +193,7 @@ fn occupied(id: &str) -> String {
     format!("the lab \"{id}\" is running: process {holder} (`{}`) has it", command.trim())
 }
 
-/// Whether a live process has the lab of this directory.
+/// Returns `true` if a live process has the lab of this directory.
 fn is_held(directory: &Path) -> Result<bool> {
     let lock = match File::open(directory.join("lock")) {
         // Without a lock file the run died between two system calls.
@@ -243,7 +244,7 @@ fn sweep() -> Result<()> {
             destroy(id)?;
         }
     }
-    // Namespaces whose directory somebody removed by hand.
+    // Namespaces without a directory: that was removed by hand.
     for name in namespaces("plr-")? {
         let id = name.split('-').nth(1).unwrap_or_default();
         if !directory(id).exists() {
@@ -294,7 +295,7 @@ fn destroy(id: &str) -> Result<()> {
     remove_directory(&gone)
 }
 
-/// Removes a directory that somebody else may be removing, too.
+/// Removes a directory that another process may be removing, too.
 fn remove_directory(path: &Path) -> Result<()> {
     wait::until("a lab's directory to be empty", KILL_LIMIT, || match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => Ok(()),
@@ -318,7 +319,7 @@ fn recorded(directory: &Path) -> Vec<(u32, u64)> {
     text.lines().filter_map(parse_process).collect()
 }
 
-/// Those of the recorded processes that still live, and whoever lives in the namespaces with these
+/// Returns the recorded processes that still live, and all processes in the namespaces with these
 /// inodes.
 fn alive(recorded: &[(u32, u64)], inodes: &[(u64, u64)]) -> Result<Vec<u32>> {
     let mut alive: Vec<u32> = recorded
@@ -340,8 +341,8 @@ fn alive(recorded: &[(u32, u64)], inodes: &[(u64, u64)]) -> Result<Vec<u32>> {
     Ok(alive)
 }
 
-/// When a process started, in the kernel's ticks: with the id it names one process for good. None
-/// once it has ended, also if nobody has asked for its exit status yet.
+/// Returns the time a process started, in the kernel's ticks: with the id, that identifies a
+/// process. `None` once it has ended, even if its exit status has not been collected yet.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may hold anything; field 3 is the state,

@@ -1,5 +1,4 @@
-//! The lab's story: scene after scene, one line each, with what was done, what was expected and
-//! what happened.
+//! The lab's story: one line for each scene, with the action, the expected result and the result.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -20,13 +19,13 @@ use crate::{
     wait,
 };
 
-/// How long a datagram or a byte may take through the whole lab.
+/// The limit for one echo through the whole lab.
 const ECHO_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a log line may take to appear.
+/// The limit for a log line to appear.
 const LOG_LIMIT: Duration = Duration::from_secs(5);
 
-/// The scenes so far.
+/// Counts the scenes that have been played.
 #[derive(Debug, Default)]
 pub struct Story {
     scenes: usize,
@@ -34,12 +33,11 @@ pub struct Story {
 }
 
 impl Story {
-    /// Plays a scene and tells it: `done` is what is done, `expected` what should come of it, and
-    /// `play` gives what did.
-    pub fn scene(&mut self, done: &str, expected: &str, play: impl FnOnce() -> Result<String>) {
+    /// Plays a scene and prints its line: `action` is done, `expected` should come of it, and `play`
+    /// returns what did.
+    pub fn scene(&mut self, action: &str, expected: &str, play: impl FnOnce() -> Result<String>) {
         let outcome = play();
-        // Once the lab is being removed because of an interrupt, whatever failed is not worth
-        // telling.
+        // After an interrupt the lab is being removed, and failures mean nothing: `gate` never returns.
         let _running = interrupt::gate();
         self.scenes += 1;
         let (word, colour, happened) = match outcome {
@@ -51,24 +49,24 @@ impl Story {
         };
         let word = format!("{word:6}");
         let word = if io::stdout().is_terminal() { format!("\x1b[{colour}m{word}\x1b[0m") } else { word };
-        tell(&format!("  {word}  {done}: expected {expected}; {happened}"));
+        tell(&format!("  {word}  {action}: expected {expected}; {happened}"));
     }
 
-    /// Whether every scene held.
-    pub fn held(&self) -> bool {
+    /// Returns `true` if every scene passed.
+    pub fn passed(&self) -> bool {
         self.failed == 0
     }
 
-    /// The last line.
+    /// Returns the last line.
     pub fn summary(&self) -> String {
         match self.failed {
-            0 => format!("all {} scenes held", self.scenes),
+            0 => format!("all {} scenes passed", self.scenes),
             failed => format!("{failed} of {} scenes FAILED", self.scenes),
         }
     }
 }
 
-/// Prints a line of the story. A reader who has gone away does not change what happens.
+/// Prints a line of the story. A closed pipe is no error: the scenes go on.
 pub fn tell(line: &str) {
     let _gone = writeln!(io::stdout().lock(), "{line}");
 }
@@ -88,7 +86,7 @@ pub fn play(lab: &mut Lab) -> Result<Story> {
 
 fn names(story: &mut Story, lab: &Lab) {
     let url = format!("https://{ALLOWED_NAME}/");
-    story.scene(&format!("serverless fetches {url}"), "200 and its page", || {
+    story.scene(&format!("serverless fetches {url}"), "status 200 and the page of that name", || {
         let fetched = client::curl(lab, &url, &[])?;
         ensure!(fetched.status == 200, "curl: status {}, {}", fetched.status, fetched.error);
         ensure!(fetched.body == internet::front_page(ALLOWED_NAME), "the page says \"{}\"", fetched.body);
@@ -96,16 +94,25 @@ fn names(story: &mut Story, lab: &Lab) {
     });
 
     let url = format!("https://{DENIED_NAME}/");
-    story.scene(&format!("serverless fetches {url}"), "that the firewall refuses and logs it", || {
-        let fetched = client::curl(lab, &url, &[])?;
-        ensure!(fetched.status == 0 && fetched.exit != 0, "got status {}: {}", fetched.status, fetched.body);
-        let line = firewall_says(lab, &format!("deny tls name={DENIED_NAME}"))?;
-        Ok(format!("{}; the firewall's log: {line}", fetched.error))
-    });
+    story.scene(
+        &format!("serverless fetches {url}"),
+        "a refusal by the firewall and a line in its log",
+        || {
+            let fetched = client::curl(lab, &url, &[])?;
+            ensure!(
+                fetched.status == 0 && fetched.exit != 0,
+                "got status {}: {}",
+                fetched.status,
+                fetched.body
+            );
+            let line = firewall_says(lab, &format!("deny tls name={DENIED_NAME}"))?;
+            Ok(format!("{}; the firewall's log: {line}", fetched.error))
+        },
+    );
 
     let denied = format!("http://{DENIED_NAME}/");
     let allowed = format!("http://{ALLOWED_NAME}/");
-    story.scene(&format!("the same over HTTP, {allowed} and {denied}"), "200 and a refusal", || {
+    story.scene(&format!("serverless fetches {allowed} and {denied}"), "status 200, then a refusal", || {
         let fetched = client::curl(lab, &allowed, &[])?;
         ensure!(
             fetched.body == internet::front_page(ALLOWED_NAME),
@@ -115,7 +122,7 @@ fn names(story: &mut Story, lab: &Lab) {
         );
         let fetched = client::curl(lab, &denied, &[])?;
         ensure!(fetched.status == 470, "{denied}: {} {}", fetched.status, fetched.error);
-        Ok(format!("got 200, and {} \"{}\"", fetched.status, fetched.body.trim()))
+        Ok(format!("got 200, then {} \"{}\"", fetched.status, fetched.body.trim()))
     });
 }
 
@@ -148,7 +155,7 @@ fn transfers(story: &mut Story, lab: &Lab) {
         },
     );
 
-    story.scene("serverless sends 100 datagrams to a UDP echo server", "each one back", || {
+    story.scene("serverless sends 100 datagrams to a UDP echo server", "all of them back", || {
         let udp = Udp::open(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into())?;
         let mut slowest = Duration::ZERO;
         for number in 0..100_u8 {
@@ -158,18 +165,14 @@ fn transfers(story: &mut Story, lab: &Lab) {
         Ok(format!("all came back, the slowest in {:.1} ms", slowest.as_secs_f64() * 1e3))
     });
 
-    story.scene(
-        "a VM of the network pings the internet through the router's masquerade",
-        "10 answers of 10",
-        || {
-            let answers = client::ping(&lab.hosts.vm, TOOLS, 10, &[])?;
-            ensure!(answers == 10, "{answers} answers");
-            Ok(format!("{answers} answers"))
-        },
-    );
+    story.scene("a VM pings the internet through the router's masquerade", "10 answers", || {
+        let answers = client::ping(&lab.hosts.vm, TOOLS, 10, &[])?;
+        ensure!(answers == 10, "{answers} answers");
+        Ok(format!("{answers} answers"))
+    });
 
     for (direction, way) in [(Direction::Up, "to the internet"), (Direction::Down, "from the internet")] {
-        story.scene(&format!("iperf3 for a second {way}"), "that it runs", || {
+        story.scene(&format!("iperf3 sends for a second {way}"), "data to arrive", || {
             let target = (ENDPOINT, IPERF_PORT).into();
             let speed = client::iperf3(&lab.hosts.serverless, target, direction, &["--time", "1"])?;
             ensure!(speed > 0.0, "nothing arrived");
@@ -182,14 +185,14 @@ fn rate(bits_per_second: f64) -> String {
     format!("{:.2} Gbit/s", bits_per_second / 1e9)
 }
 
-/// The router dies and comes back. Gives the connections that are open at the end.
+/// Kills the router and starts it again. Returns the connections that are open at the end.
 fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     let target = (ENDPOINT, ECHO_PORT).into();
     let name = match &lab.options.router {
         Router::PlsRouter(_) => "pls-router",
         Router::Nftables => "the health responder",
     };
-    story.scene(&format!("the load balancer probes the router from {PLATFORM}"), "200", || {
+    story.scene(&format!("the load balancer probes the router from {PLATFORM}"), "status 200", || {
         let (status, _) = lab.health()?;
         ensure!(status == 200 && lab.in_service()?, "status {status}; the probe's log:\n{}", lab.probe_log());
         Ok("200, the router is in service".to_owned())
@@ -199,38 +202,44 @@ fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     let mut connection = match connection {
         Ok(connection) => connection,
         Err(error) => {
-            story.scene("a connection to survive what comes", "that it opens", || Err(error));
+            story.scene("serverless opens a connection", "a connection", || Err(error));
             return Vec::new();
         }
     };
 
-    // The probe that was under way when it happened may still have seen a healthy router.
+    // A probe that was under way at the kill may still have seen a healthy router.
     let limit = lab.options.probe_interval * (PROBE_THRESHOLD + 1) + Duration::from_secs(1);
-    story.scene(&format!("kill -9 of {name}"), &format!("out of service within {limit:?}"), || {
-        let killed = Instant::now();
-        lab.router()?.kill()?;
-        lab.wait_out_of_service(limit)?;
-        let reason = lab
-            .probe_log()
-            .lines()
-            .rev()
-            .find_map(|line| line.split_once("probe failed: ").map(|(_, why)| why.to_owned()));
-        Ok(format!("out after {:.1} s ({})", killed.elapsed().as_secs_f64(), reason.unwrap_or_default()))
-    });
-    story.scene("an open connection while it is dead", "that it goes on", || {
+    story.scene(
+        &format!("{name} is killed with SIGKILL"),
+        &format!("the load balancer to take it out within {limit:?}"),
+        || {
+            let killed = Instant::now();
+            lab.router()?.kill()?;
+            lab.wait_out_of_service(limit)?;
+            let reason = lab
+                .probe_log()
+                .lines()
+                .rev()
+                .find_map(|line| line.split_once("probe failed: ").map(|(_, why)| why.to_owned()));
+            Ok(format!(
+                "out of service after {:.1} s ({})",
+                killed.elapsed().as_secs_f64(),
+                reason.unwrap_or_default()
+            ))
+        },
+    );
+    story.scene(&format!("the open connection while {name} is dead"), "an echo", || {
         let took = connection.echo(b"still there?", ECHO_LIMIT)?;
-        Ok(format!("it does, an echo took {:.1} ms", took.as_secs_f64() * 1e3))
+        Ok(format!("an echo in {:.1} ms", took.as_secs_f64() * 1e3))
     });
-    story.scene("a new connection while it is out of service", "that nobody answers", || match Tcp::connect(
-        &lab.hosts.serverless,
-        target,
-        Duration::from_millis(500),
-    ) {
-        Ok(_) => bail!("it opened"),
-        Err(error) => Ok(format!("{}", error.root_cause())),
+    story.scene("a new connection while the router is out of service", "no answer", || {
+        match Tcp::connect(&lab.hosts.serverless, target, Duration::from_millis(500)) {
+            Ok(_) => bail!("it opened"),
+            Err(error) => Ok(format!("{}", error.root_cause())),
+        }
     });
     let mut new = None;
-    story.scene(&format!("{name} is started again"), "back in service, both connections work", || {
+    story.scene(&format!("{name} is started again"), "service again, and both connections to work", || {
         let started = Instant::now();
         lab.start_router()?;
         let healthy = started.elapsed();
@@ -247,8 +256,7 @@ fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     [connection].into_iter().chain(new).collect()
 }
 
-/// What each rule must have counted by now: its sessions, and how many packets at least went each
-/// way.
+/// The sessions that each rule must have counted by now, and the fewest packets of each direction.
 const ACCOUNTS: [(&str, u64, u64); 6] = [
     // The allowed name, the denied one, the download.
     ("https", 3, 20),
@@ -261,10 +269,10 @@ const ACCOUNTS: [(&str, u64, u64); 6] = [
     ("vnet", 1, 10),
 ];
 
-/// The router's own numbers are those of what was sent.
+/// Compares the router's counters with what was sent.
 fn accounts(story: &mut Story, lab: &Lab) {
     let expected = ACCOUNTS.map(|(rule, sessions, _)| format!("{rule} {sessions}")).join(", ");
-    story.scene("pls-router counters", &format!("the sessions that were opened: {expected}"), || {
+    story.scene("`pls-router counters`", &format!("these sessions: {expected}"), || {
         let counters: Counters = lab.pls_router_json(&["counters"])?;
         for (name, sessions, packets) in ACCOUNTS {
             let rule = counters.rules.iter().find(|rule| rule.name == name);
@@ -275,7 +283,7 @@ fn accounts(story: &mut Story, lab: &Lab) {
                 rule.sessions_opened
             );
             let fewest = rule.forward_packets.min(rule.reply_packets);
-            ensure!(fewest >= packets, "{name} counted {fewest} packets one way, which cannot be");
+            ensure!(fewest >= packets, "{name} counted only {fewest} packets in one direction");
         }
         let by_action = |action: &str| {
             let rows = counters.reasons.iter().filter(|row| row.action == action && row.packets > 0);
@@ -283,13 +291,13 @@ fn accounts(story: &mut Story, lab: &Lab) {
         };
         ensure!(by_action("drop").is_empty(), "dropped: {}", by_action("drop"));
         Ok(format!(
-            "they are; packets forwarded: {}; passed to the machine itself: {}",
+            "the same; packets forwarded: {}; passed to the kernel: {}",
             by_action("forward"),
             by_action("pass")
         ))
     });
 
-    story.scene("pls-router flows", "the two open connections to the echo server", || {
+    story.scene("`pls-router flows`", "the two open connections to the echo server", || {
         let flows: Vec<Flow> = lab.pls_router_json(&["flows"])?;
         let open: Vec<&Flow> =
             flows.iter().filter(|flow| flow.rule == "echo-tcp" && flow.state == "established").collect();

@@ -1,4 +1,4 @@
-//! A machine to deploy to: a real sshd on a lab's router VM, with a file system of its own.
+//! A machine to deploy to: a real sshd on a lab's router VM, with a separate file system.
 //!
 //! It is a mount namespace in which what is written to `/etc`, `/usr` and `/var` lands in memory,
 //! so that nothing of the machine that runs the test is touched. There is no systemd in it:
@@ -111,7 +111,7 @@ impl Target {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// As long as the target is on hold, its service does not start: who starts it waits.
+    /// While the target is on hold, its service does not start: the start waits.
     pub fn hold(&self, hold: bool) -> Result<()> {
         let path = self.path("/run/stand-in/hold");
         if hold { fs::write(&path, "") } else { fs::remove_file(&path) }
@@ -152,7 +152,7 @@ impl Target {
     }
 }
 
-/// What there is on a target.
+/// The files on a target.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Snapshot {
     /// Path, permissions and checksum of what a deploy may change, and everything in `/tmp`.
@@ -161,7 +161,7 @@ pub struct Snapshot {
     pub daemon: Option<u32>,
 }
 
-/// Makes a key pair, and gives the public half.
+/// Makes a key pair. Returns the public half.
 pub(crate) fn key(path: &Path) -> Result<String> {
     let mut keygen = Command::new("ssh-keygen");
     command::run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f"]).arg(path))?;

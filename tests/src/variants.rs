@@ -13,7 +13,7 @@ pub enum Nics {
     Two,
 }
 
-/// What makes the router VM a router.
+/// The router of a lab.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Router {
     /// This binary of pls-router.
@@ -42,7 +42,7 @@ impl Router {
     }
 }
 
-/// What the Private Link Service does with the client's port.
+/// The Private Link Service's choice of the client's port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PlsPorts {
     /// Keep it if it is free.

@@ -1,4 +1,4 @@
-//! Reading packets, whatever state they are in.
+//! Reading packets, including damaged ones.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -6,8 +6,8 @@ use crate::packet::{
     ECHO_REPLY, ECHO_REQUEST, ICMP, IP_HEADER, PARAMETER_PROBLEM, TCP, TIME_EXCEEDED, UDP, UNREACHABLE,
 };
 
-/// Who talks to whom. The identifier of an ICMP echo stands for the port of the side that asked;
-/// what has no ports has the port 0.
+/// The two ends of a packet. The identifier of an ICMP echo stands for the port of the side that
+/// asked. Without ports, the port is 0.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Tuple {
     pub(crate) protocol: u8,
@@ -98,13 +98,13 @@ impl<'a> View<'a> {
         Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
     }
 
-    /// What follows the header, up to where the header says that the packet ends.
+    /// Returns the payload of the header, up to the end that the header states.
     pub(crate) fn payload(self) -> &'a [u8] {
         let end = self.total_length().clamp(self.header_length(), self.0.len());
         &self.0[self.header_length()..end]
     }
 
-    /// Whether all of the packet is there that its header promises.
+    /// Returns `true` if the packet is as long as its header states.
     pub(crate) fn is_whole(self) -> bool {
         (self.header_length()..=self.0.len()).contains(&self.total_length())
     }

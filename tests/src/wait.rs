@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks `condition` again and again until it holds, and returns what it gives.
+/// Calls `condition` repeatedly until it succeeds, and returns its value.
 ///
 /// An error of the condition means "not yet"; the last one is the cause of the error that is
 /// returned once `limit` has passed, so that a timeout says what was missing.

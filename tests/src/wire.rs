@@ -116,7 +116,7 @@ fn open(device: &str) -> Result<OwnedFd> {
     // SAFETY: takes numbers only.
     let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     ensure!(socket >= 0, "cannot open a packet socket: {}", io::Error::last_os_error());
-    // SAFETY: just opened, and nobody else's.
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let on: libc::c_int = 1;
     // SAFETY: the value is an integer, of the length that is given.

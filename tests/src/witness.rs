@@ -24,8 +24,8 @@ use crate::{
 /// How long tcpdump gets to begin and to end.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The last frame of a capture: nobody's address, an EtherType for experiments (IEEE 802), and what
-/// no other frame has.
+/// The last frame of a capture: an unused address, an EtherType for experiments (IEEE 802), and a
+/// unique payload.
 const LAST: &[u8] = b"\x02\0\0\0\0\xfe\x02\0\0\0\0\xff\x88\xb5the witness has seen all that came before this";
 
 /// Captures the wires of a lab from [`Witness::start`] to [`Witness::finish`].
@@ -41,11 +41,11 @@ struct Wire {
     capture: PathBuf,
     /// The wire itself, to send the last frame.
     device: wire::Wire,
-    /// What must not be on this wire, as a tcpdump expression.
+    /// Packets that must not be on this wire, as a tcpdump expression.
     leak: String,
 }
 
-/// What a witness saw.
+/// The result of a capture.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// IPv4 packets on the wire between Private Link and the router.
@@ -57,10 +57,10 @@ pub struct Seen {
 impl Witness {
     /// Begins to capture every wire of the lab that translated packets are on.
     pub fn start(lab: &Lab) -> Result<Self> {
-        // On the PLS side nobody knows where the rules lead; the VM does, since a masquerade keeps
-        // destinations.
+        // On the PLS side the addresses of targets must not show, except to the VM, since a
+        // masquerade keeps destinations.
         let targets = format!("host {ANYWHERE} or (host {TOOLS} and not host {VM})");
-        // On the firewall's side nobody knows who asked.
+        // On the firewall's side the addresses of clients must not show.
         let [first, last] = PLS_NAT;
         let clients = format!("host {first} or host {last} or host {SERVERLESS} or host {VM}");
         let snat = match lab.options.nics {
@@ -69,7 +69,7 @@ impl Witness {
         };
         let wires = [
             ("pls", targets),
-            // Whatever is forwarded to the firewall has the router's own address on one side.
+            // Every packet to or from the firewall has the router's own address on one side.
             ("firewall", format!("({clients}) or ((tcp or udp or icmp) and not host {snat})")),
         ];
         let mut witness = Self { wires: Vec::new() };
@@ -109,8 +109,8 @@ impl Witness {
         self.judge()
     }
 
-    /// As [`Witness::finish`], and gives the packets on this wire that were like the tcpdump
-    /// expression, as it prints them.
+    /// Same as [`Witness::finish`], but returns the packets on this wire that matched the tcpdump
+    /// expression, as tcpdump prints them.
     pub fn finish_listing(mut self, wire: &str, expression: &str) -> Result<Vec<String>> {
         self.judge()?;
         let wire = self.wires.iter().find(|candidate| candidate.name == wire);
@@ -121,7 +121,7 @@ impl Witness {
     fn judge(&mut self) -> Result<Seen> {
         let mut seen = Seen::default();
         for wire in &mut self.wires {
-            // What tcpdump has not read yet when it is told to end, it never reads.
+            // Packets that tcpdump has not read when it is told to end are lost.
             wire.device.send(LAST)?;
             wait::until("tcpdump to see the last frame", LIMIT, || wire.has_seen_the_last())?;
             wire.tcpdump.signal(Signal::SIGINT)?;

@@ -1,10 +1,10 @@
 //! The harness of the tests that need more of a machine than a compiler: root, network namespaces,
 //! other people's programs.
 //!
-//! The compiler's own harness knows only tests that pass and tests that fail, so that one that
-//! can't run here has to lie. With this one it is ignored, with the reason, wherever the lack of
-//! something shows: before all tests ([`main`]), or in the middle of one ([`skip`], [`check`]). A
-//! test binary uses it by `harness = false` in its Cargo.toml, and at the top of its `main.rs`:
+//! The compiler's own harness only knows tests that pass and tests that fail, so a test that cannot
+//! run on this machine has to claim one of the two. Here such a test is ignored, with the reason.
+//! The lack may show before all tests ([`main`]) or within one ([`skip`], [`check`]). A test binary
+//! uses this harness by `harness = false` in its Cargo.toml, and at the top of its `main.rs`:
 //!
 //! ```text
 //! // Its `#[test]` takes the place of the compiler's in the whole crate.
@@ -16,9 +16,9 @@
 //! }
 //! ```
 //!
-//! Arguments are those of the compiler's harness, by [`libtest_mimic`]. Each test is a process of
-//! its own: what it prints is shown if it fails, and no test can leave anything behind in another's
-//! process.
+//! Arguments are those of the compiler's harness, by [`libtest_mimic`]. Each test runs in a
+//! separate process: its output is shown if it fails, and no test can affect the process of
+//! another.
 
 pub mod packages;
 
@@ -31,7 +31,7 @@ pub use self::runner::{check, exit_code, main, no_root, skip};
 #[cfg(feature = "runner")]
 pub use harness_macros::test;
 
-/// What the macros use.
+/// Items that the macros use.
 #[cfg(feature = "runner")]
 #[doc(hidden)]
 pub mod private {

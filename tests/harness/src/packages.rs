@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a package is needed for.
+/// A use of packages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Use {
     /// Network namespaces with hosts in them: the lab, the bench and nearly all tests in
@@ -40,9 +40,9 @@ pub enum Sign {
 pub struct Package {
     /// Its name.
     pub name: &'static str,
-    /// What of it is used.
+    /// The files that show that the package is installed.
     pub sign: Sign,
-    /// What it is used for.
+    /// Its purpose, for messages.
     pub usage: Use,
     /// Why.
     pub why: &'static str,
@@ -145,7 +145,7 @@ impl fmt::Display for Absent {
 }
 
 impl Sign {
-    /// Whether it is there.
+    /// Returns `true` if the package is installed.
     pub fn is_there(&self) -> bool {
         match self {
             Programs(names) => names.iter().all(|name| find_program(name).is_some()),

@@ -1,4 +1,4 @@
-//! Runs tests, each in a process of its own.
+//! Runs each test in a separate process.
 
 use std::{
     env,
@@ -34,7 +34,7 @@ pub struct Test {
     pub function: &'static str,
     /// Why it is ignored, if it is, unless ignored tests are asked for.
     pub ignored: &'static [&'static str],
-    /// What it does.
+    /// The test's function.
     pub body: fn() -> ExitCode,
 }
 
@@ -50,7 +50,7 @@ impl Test {
     }
 }
 
-/// Why a test was skipped: what a test unwinds with, and nobody's panic.
+/// The reason for skipping a test. A test unwinds with this, which is no panic.
 struct Skipped(String);
 
 /// Ends this test, which is then counted as ignored, for that reason.
@@ -79,7 +79,7 @@ pub fn no_root(reason: &str) -> Option<&str> {
     (!root).then_some(reason)
 }
 
-/// What a test's value means.
+/// Converts a test's return value to an exit code.
 #[doc(hidden)]
 pub fn exit_code(value: impl Termination) -> ExitCode {
     value.report()
@@ -116,7 +116,7 @@ fn trial(test: &'static Test, obstacle: Option<String>, arguments: &Arguments) -
     trial.with_ignored_flag(wants_ignored && !test.ignored.is_empty())
 }
 
-/// Runs a test in a process of its own.
+/// Runs a test in a separate process.
 fn apart(test: &Test, shown: bool) -> Result<Completion, Failed> {
     let ran = try_apart(test, shown).map_err(|error| format!("{error:#}"))?;
     if ran.status.success() {

@@ -1,4 +1,4 @@
-//! What the harness says of tests that end in every way there is.
+//! The harness reports each outcome of a test correctly.
 
 use std::process::{Command, Output};
 

@@ -1,4 +1,4 @@
-//! What the bench is asked for.
+//! The arguments of the bench.
 
 use std::path::PathBuf;
 
@@ -71,7 +71,7 @@ pub(crate) enum Part {
     Mixed,
     /// Two cores beside one.
     Cores,
-    /// What the generator's pacing changes. Only if asked for.
+    /// The effect of the generator's pacing. Only on request.
     Pacing,
     /// How long a packet takes there and back.
     Latency,

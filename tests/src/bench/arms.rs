@@ -1,10 +1,10 @@
-//! What is measured: the routers, how they are connected, and what is sent through them.
+//! The things to measure: routers, their NICs, and the traffic through them.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// What is between the ends.
+/// A router to measure.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Arm {
@@ -40,7 +40,7 @@ impl Arm {
         Self::Kernel,
     ];
 
-    /// As namespaces and devices are named.
+    /// Returns a letter for the names of namespaces and devices.
     pub(crate) const fn letter(self) -> char {
         match self {
             Self::Redirect => 'r',
@@ -54,12 +54,12 @@ impl Arm {
         }
     }
 
-    /// Whether packets are forwarded by an XDP program.
+    /// Returns `true` if an XDP program forwards the packets.
     pub(crate) const fn is_xdp(self) -> bool {
         !self.is_kernel()
     }
 
-    /// Whether packets go to the router's own address, and are translated there.
+    /// Returns `true` if packets go to the router's own address and are translated.
     pub(crate) const fn translates(self) -> bool {
         self.is_pls_router() || self.tracks()
     }
@@ -68,12 +68,12 @@ impl Arm {
         matches!(self, Self::PlsRouter | Self::Beside)
     }
 
-    /// Whether the kernel's connection tracking is at work.
+    /// Returns `true` if the kernel's connection tracking is in use.
     pub(crate) const fn tracks(self) -> bool {
         matches!(self, Self::Nftables | Self::Iptables)
     }
 
-    /// Whether the kernel forwards, and no program.
+    /// Returns `true` if the kernel forwards, without a program.
     pub(crate) const fn is_kernel(self) -> bool {
         self.tracks() || matches!(self, Self::Kernel)
     }
@@ -115,7 +115,7 @@ pub(crate) enum Wires {
     TwoQueues,
 }
 
-/// What is sent along a path.
+/// The traffic along a path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
@@ -131,7 +131,7 @@ pub(crate) enum Traffic {
 }
 
 impl Traffic {
-    /// As namespaces and devices are named.
+    /// Returns a letter for the names of namespaces and devices.
     pub(crate) const fn letter(self) -> char {
         match self {
             Self::Packets(Wires::Two) => 'u',
@@ -146,13 +146,12 @@ impl Traffic {
     }
 }
 
-/// What the NICs at the two ends do for their hosts.
+/// The offloads of the NICs at the two ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Offloads {
     /// Nothing: every packet is one of the wire's.
     Off,
-    /// What a veth does when it is new: super-frames and unfinished checksums, which no wire
-    /// carries.
+    /// A veth's defaults: super-frames and unfinished checksums, which no wire carries.
     Default,
 }

@@ -46,8 +46,8 @@ fn pin(pid: Pid, cpus: &[usize]) -> Result<()> {
     sched_setaffinity(pid, &set).with_context(|| format!("cannot keep thread {pid} to CPU {cpus:?}"))
 }
 
-/// Has a device polled by a kernel thread of its own on `cpu`. The device's name must be the only
-/// one of its kind in all namespaces, since that is what the thread is known by.
+/// Has a kernel thread on `cpu` poll a device. The device's name must be unique in all namespaces,
+/// since the thread is found by that name.
 pub(crate) fn poll_by_thread(namespace: &Namespace, device: &str, cpu: usize) -> Result<()> {
     // Through a shell, because only a program in the namespace sees that namespace's /sys.
     let script = format!("echo 1 > /sys/class/net/{device}/threaded");
@@ -86,24 +86,24 @@ impl Thread {
 
 /// Gives the signal of [`Thread::interrupt`] a handler, without which it would end the process.
 pub(crate) fn allow_interrupts() -> Result<()> {
-    // Nobody asks whether it came: that it interrupts is all that it is for.
+    // The signal only has to interrupt; it needs no handler's work.
     signal_hook::flag::register(SIGUSR1, Arc::new(AtomicBool::new(false)))
         .context("cannot handle SIGUSR1")?;
     Ok(())
 }
 
-/// What a CPU has done since it was started, in ticks: proc_stat(5).
+/// The ticks that a CPU has spent since it was started, by use: proc_stat(5).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks {
     all: u64,
     idle: u64,
-    /// Not the router's, which is all kernel: programs of others, and a hypervisor that gave the
-    /// CPU to somebody else.
+    /// Time that was not the router's, which runs in the kernel only: other programs, and a
+    /// hypervisor that ran another machine.
     others: u64,
 }
 
 impl Ticks {
-    /// Those of this CPU.
+    /// Reads those of this CPU.
     pub(crate) fn of(cpu: usize) -> Result<Self> {
         let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
         let prefix = format!("cpu{cpu} ");

@@ -31,7 +31,7 @@ use super::{
 /// interrupted when it is no longer wanted.
 const ENDLESS: u32 = 1 << 30;
 
-/// Flows that go to one of the target's ports: each needs a SNAT port of its own there.
+/// Flows towards one port of the target: each needs a separate SNAT port there.
 pub(crate) const FLOWS_A_PORT: u32 = 1 << 15;
 /// How many sessions there may be: as many as a router has room for by default.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
@@ -51,9 +51,9 @@ unsafe impl Pod for Sunk {}
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Pacing {
-    /// As fast as they are made: what does not fit into the router's ring is refused.
+    /// As fast as they are made. Packets that do not fit into the router's ring are refused.
     Blast,
-    /// As fast as they arrive: less than so many are under way before each batch of so many.
+    /// As fast as they arrive: a batch of `batch` is sent when less than `under_way` are under way.
     Window { under_way: u32, batch: u32 },
     /// So many a second.
     Rate(f64),
@@ -87,7 +87,7 @@ impl Pacing {
     }
 }
 
-/// What one CPU sends, for [`Ends::send`].
+/// The packets that one CPU sends, for [`Ends::send`].
 #[derive(Clone, Debug)]
 pub(crate) struct Sending {
     pub(crate) cpu: usize,
@@ -108,7 +108,7 @@ impl Sending {
     }
 }
 
-/// What the sinks of a path have counted.
+/// The counts of a path's sinks.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Arrived {
     /// Packets with the expected addresses, and others with the bench's ports.
@@ -152,7 +152,7 @@ impl Ends {
         })
     }
 
-    /// What the sinks know of probes. Can be taken once.
+    /// Returns the sinks' maps of probes. Can be taken once.
     pub(crate) fn take_probes(&mut self) -> Result<ProbeMaps> {
         ProbeMaps::take(&mut self.ebpf)
     }
@@ -170,8 +170,8 @@ impl Ends {
                 next: sending.traffic.spans.map(|span| span.first),
                 ..Generator::default()
             };
-            // What was lost before is not under way, and what one CPU has counted may have come
-            // from another one.
+            // Lost packets are not under way. A sink may have counted packets of another CPU's
+            // generator.
             generator.write_off(sink.packets + sink.otherwise);
             generator.stalls = 0;
         }
@@ -202,7 +202,7 @@ impl Ends {
         Ok(self.generators()?.iter().map(|generator| generator.stalls).sum())
     }
 
-    /// What has arrived.
+    /// Returns what has arrived.
     pub(crate) fn arrived(&self) -> Result<Arrived> {
         let mut arrived = Arrived::default();
         let (mut first, mut last) = (u64::MAX, 0);
@@ -219,8 +219,9 @@ impl Ends {
         Ok(arrived)
     }
 
-    /// Sends so many packets, or until told to stop and then [interrupted](cpu::Thread::interrupt).
-    /// To be called in the namespace of `device`, on a thread of its own.
+    /// Sends a number of packets, or until told to stop and then
+    /// [interrupted](cpu::Thread::interrupt). To be called in the namespace of `device`, on a
+    /// separate thread.
     pub(crate) fn send(&self, sending: &Sending, device: &str, until: Until<'_>) -> Result<()> {
         cpu::stay_on(sending.cpu)?;
         let device = if_nametoindex(device).with_context(|| format!("there is no device {device}"))?;
@@ -283,12 +284,12 @@ impl Network {
     }
 }
 
-/// What packets have to arrive with: source and destination.
+/// The addresses that packets have to arrive with: source and destination.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival(pub(crate) Network, pub(crate) Network);
 
 impl Arrival {
-    /// As the sink has it, with these flags of [`super::traffic`].
+    /// Converts them for the sink, with these flags of [`super::traffic`].
     pub(crate) fn expected(self, flags: u32) -> Expected {
         let both = |pick: fn(Network) -> u32| u64::from(pick(self.0)) << 32 | u64::from(pick(self.1));
         Expected {
@@ -398,7 +399,7 @@ mod tests {
         assert_eq!(Network::only(Ipv4Addr::LOCALHOST).mask(), u32::MAX);
     }
 
-    /// A frame that `generate` makes, after so many others.
+    /// Returns the frame that `generate` makes after a number of others.
     fn generated(ends: &mut Ends, shape: Shape, direction: Direction, flow: u32) -> Vec<u8> {
         let headers = Headers {
             source_mac: [2, 0, 0, 0, 0, 1],

@@ -7,13 +7,12 @@
 //! packet that is refused goes back to the pool of pages that the sink returns the others to, under
 //! the same lock, and up to half of the router's time is waiting for that lock.
 //!
-//! The sink behind it has to run somewhere, too. It polls in the softirq that the router's thread
-//! raises when it has sent a batch, on CPU 1: each packet costs the router's core what the sink
-//! costs, in every arm the same (which flatters the slow arms: the sink is a larger share of a fast
-//! one's time). A thread of its own was tried, and was worse: on CPU 0 the generator, which never
-//! sleeps, keeps it waiting until packets are lost, and each wake-up of it interrupts the other CPU
-//! at the router's expense; on CPU 1 the scheduler cuts the router's batches short, and packets are
-//! lost as well.
+//! The sink has to run somewhere, too. It polls in the softirq that the router's thread raises when
+//! it has sent a batch, on CPU 1. So the sink adds the same cost per packet to the router's core in
+//! every arm, which flatters the slow arms: the sink is a larger share of a fast one's time. A
+//! separate thread was tried and was worse. On CPU 0 the generator, which never sleeps, keeps the
+//! thread waiting until packets are lost, and each wake-up interrupts the other CPU at the router's
+//! expense. On CPU 1 the scheduler cuts the router's batches short, and packets are lost as well.
 //!
 //! With [`Cores::Together`] a CPU does all of it for the packets that it makes: a batch goes all
 //! the way in the softirq that its sending raises.
@@ -52,12 +51,12 @@ const STRAYS: u64 = 16;
 const START_LIMIT: Duration = Duration::from_secs(5);
 /// and to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How long the wires may take to be empty once nobody sends.
+/// The limit for the wires to become empty when sending has stopped.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How often the packets that open sessions are sent, if some have not.
 const OPENINGS: u32 = 3;
 
-/// What is sent.
+/// The packets of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Load {
     pub(crate) shape: Shape,
@@ -113,7 +112,7 @@ pub(crate) const fn flows(from: u32, to: u32) -> Span {
     }
 }
 
-/// Of the flows from one number to another, the `part`-th of so many equal parts.
+/// Returns the `part`-th of `parts` equal parts of a range of flows.
 const fn share([from, to]: [u32; 2], part: u32, parts: u32) -> Span {
     let each = (to - from) / parts;
     flows(from + part * each, if part + 1 == parts { to } else { from + (part + 1) * each })
@@ -131,16 +130,16 @@ pub(crate) struct Bench {
     ends: Ends,
     /// How many flows are open, of UDP and of TCP.
     open: [u32; 2],
-    /// Whose ports were learnt last.
+    /// The transport whose ports were learnt last.
     learnt: Option<(Transport, u32)>,
 }
 
 /// One timed window, and the books of the whole run around it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Run {
-    /// What the sink received in the window, a second.
+    /// Packets that the sink received in the window, per second.
     pub(crate) packets_per_second: f64,
-    /// What was made in the window, a second.
+    /// Packets that were made in the window, per second.
     pub(crate) offered_per_second: f64,
     /// The share of the window that the router's CPU had nothing to do.
     pub(crate) idle: f64,
@@ -167,17 +166,17 @@ pub(crate) struct Burst {
 pub(crate) struct Books {
     /// Packets that the generator made.
     pub(crate) made: u64,
-    /// Those that did not fit into the router's receive ring: offered, not sent.
+    /// Packets that did not fit into the router's receive ring: offered, not sent.
     pub(crate) refused: u64,
-    /// Those that the router was given.
+    /// Packets that the router was given.
     pub(crate) given: u64,
-    /// Those that the router sent and that did not fit into the sink's receive ring.
+    /// Packets that the router sent and that did not fit into the sink's receive ring.
     pub(crate) overrun: u64,
-    /// Those that the sink received, translated as they should be.
+    /// Packets that the sink received, translated correctly.
     pub(crate) sunk: u64,
-    /// Those that it received otherwise.
+    /// Other packets that the sink received.
     pub(crate) sunk_otherwise: u64,
-    /// What pls-router has counted, by reason.
+    /// The counts of pls-router, by reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) reasons: BTreeMap<String, u64>,
 }
@@ -188,7 +187,7 @@ impl Books {
         self.given.saturating_sub(self.sunk + self.sunk_otherwise)
     }
 
-    /// What does not add up, if something does not.
+    /// Returns the first contradiction between the counts, if there is one.
     pub(crate) fn problem(&self) -> Option<String> {
         let counted: u64 = self.reasons.values().sum();
         if self.made != self.refused + self.given {
@@ -242,8 +241,7 @@ impl Bench {
         Ok(Self { path, ends, open: [0; 2], learnt: None })
     }
 
-    /// The same, and has the router's devices polled by a thread on a CPU of its own: for
-    /// [`Cores::Apart`].
+    /// The same, but a thread on another CPU polls the router's devices: for [`Cores::Apart`].
     pub(crate) fn apart(path: Path) -> Result<Self> {
         let bench = Self::new(path)?;
         bench.poll_by_threads()?;
@@ -262,18 +260,18 @@ impl Bench {
         &mut self.path
     }
 
-    /// What sends probes along the path. Can be taken once.
+    /// Returns the prober of the path. Can be taken once.
     pub(crate) fn take_prober(&mut self) -> Result<Prober> {
         let sender = self.path.sender(Direction::Forward);
         Prober::new(sender, &self.path.headers(Direction::Forward), self.ends.take_probes()?)
     }
 
-    /// What is measured.
+    /// Returns the arm that is measured.
     pub(crate) fn arm(&self) -> Arm {
         self.path.arm
     }
 
-    /// Whether this many sessions can be measured.
+    /// Returns `true` if this many sessions can be measured.
     pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
         self.path.takes(flows)
     }
@@ -407,7 +405,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What each CPU has to send for a load.
+    /// Returns the packets that each CPU has to send for a load.
     fn sendings(&self, load: &Load, step: Step) -> Result<Vec<Sending>> {
         let frame = self.path.headers(load.direction).packet(load.shape, step);
         let head = Sending::head(&frame)?;
@@ -446,8 +444,7 @@ impl Bench {
         self.ends.prepare(sendings, self.path.arrival(load.direction).expected(same | flags))
     }
 
-    /// Sends so many packets from every one of these CPUs, one after the other, and waits until
-    /// they have arrived.
+    /// Sends this many packets from each of these CPUs in turn, and waits until they have arrived.
     fn send_packets(&self, sendings: &[Sending], load: &Load, packets: u32) -> Result<()> {
         let end = self.path.sender(load.direction);
         for sending in sendings {
@@ -556,7 +553,7 @@ impl Bench {
             made: self.ends.made()?,
             given: sent.sum("tx_queue_", "_xdp_xmit")?,
             refused: sent.sum("tx_queue_", "_xdp_xmit_errors")?,
-            // What was redirected to the device, and what was turned round in it.
+            // Packets that were redirected to the device, and those that it sent back by XDP_TX.
             overrun: routed.sum("tx_queue_", "_xdp_xmit_errors")?
                 + routed.sum("rx_queue_", "_xdp_tx_errors")?,
             arrived: self.ends.arrived()?,
@@ -589,7 +586,7 @@ impl Snapshot {
     }
 }
 
-/// What `ethtool -S` says of a device.
+/// Returns a counter that `ethtool -S` prints for a device.
 struct Statistics {
     text: String,
 }

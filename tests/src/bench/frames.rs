@@ -28,7 +28,7 @@ const FIRST_SOURCE_PORT: u16 = 10_000;
 /// The sequence number of every client's SYN and of every target's: all connections are alike.
 const SEQUENCE: [u32; 2] = [1000, 5000];
 
-/// What is above IP.
+/// The transport protocol.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {
@@ -55,7 +55,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// What packets look like.
+/// The shape of packets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct Shape {
     pub(crate) transport: Transport,
@@ -169,7 +169,7 @@ pub(crate) mod tests {
         destination: Ipv4Addr::new(10, 0, 2, 68),
     };
 
-    /// Both checksums are right, as somebody else computes them.
+    /// Verifies both checksums with another implementation.
     pub(crate) fn assert_right_checksums(frame: &[u8]) {
         let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
         let Some(etherparse::NetSlice::Ipv4(ip)) = &packet.net else { panic!("it is not IPv4") };

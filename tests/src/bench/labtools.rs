@@ -40,7 +40,7 @@ pub(crate) fn attach(program: &mut Xdp, namespace: &Namespace, device: &str) -> 
     Ok(())
 }
 
-/// A map of labtools, as a value of its own.
+/// Takes a map of labtools out of the object.
 pub(crate) fn map<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,

@@ -33,22 +33,22 @@ use super::{
 const FLOWS: u32 = 40_000;
 /// Shares of what nftables takes that are sent.
 const SHARES: [f64; 3] = [0.5, 0.8, 1.25];
-/// One in so many of them is a probe: odd, and batches are of 8, so that probes have every place in
-/// one.
+/// One in this many packets is a probe. The number is odd, and batches are of 8, so probes take
+/// every place in a batch.
 const PROBE_EVERY: u64 = 29;
 /// How long packets are sent before probes are.
 const WARM_UP: Duration = Duration::from_millis(200);
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Latency {
     rounds: u16,
-    /// What arms take at [`FLOWS`] flows.
+    /// The results of all arms at [`FLOWS`] flows.
     capacities: Vec<Capacity>,
     rows: Vec<Row>,
 }
 
-/// What an arm takes at most.
+/// The maximum throughput of an arm.
 #[derive(Debug, Serialize)]
 struct Capacity {
     arm: Arm,
@@ -81,7 +81,7 @@ struct Ratios {
     p999: Spread,
 }
 
-/// What the generator sent meanwhile.
+/// The rate that the generator sent at meanwhile.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Background {
     offered_per_second: f64,
@@ -101,7 +101,7 @@ impl Background {
     }
 }
 
-/// What else is on the wires.
+/// The load on the wires beside the probes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Load {
@@ -153,13 +153,13 @@ impl Bench {
     }
 }
 
-/// What came of one round.
+/// The result of one round.
 struct Shown {
     probed: Probed,
     run: Option<Run>,
 }
 
-/// What one arm has shown so far.
+/// The results of one arm so far.
 #[derive(Default)]
 struct Rounds {
     times: Vec<Histogram>,
@@ -239,7 +239,7 @@ impl Plan {
 /// Measures.
 pub(crate) fn measure(setup: &Setup) -> Result<Latency> {
     let plan = Plan::of(setup.quick());
-    // As for packets: what is started from here on keeps off the router's CPU.
+    // As for packets: processes that are started from here on keep off the router's CPU.
     cpu::stay_on(cpu::GENERATOR)?;
     let mut benches = Vec::new();
     for arm in arms(setup) {
@@ -268,8 +268,8 @@ fn arms(setup: &Setup) -> impl Iterator<Item = Arm> {
     ARMS.into_iter().filter(|arm| *arm != Arm::Beside || setup.beside.is_some())
 }
 
-/// What the routers take with probes' programs in place: nftables, for the rates, and pls-router,
-/// for what they mean to it.
+/// Measures the maximum throughput with the probes' programs in place: nftables' sets the rates, and
+/// pls-router's shows how high a load they are for it.
 fn capacities(plan: &Plan, benches: &mut [Bench]) -> Result<Vec<Capacity>> {
     let mut capacities = Vec::new();
     for Bench { bench, .. } in benches {

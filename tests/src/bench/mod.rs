@@ -1,9 +1,9 @@
 //! The bench: what `cargo xtask bench` runs.
 //!
-//! Each part is a function with what it measures: [`programs`], [`packets`], [`sessions`],
-//! [`latency`], [`tcp`], [`resources`]. What they share is the way that packets take ([`path`]),
-//! its ends ([`ends`], [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of
-//! them ([`rows`]), the CPUs ([`cpu`]), and what tables are made of ([`report`]).
+//! Each part is a function with its results: [`programs`], [`packets`], [`sessions`], [`latency`],
+//! [`tcp`], [`resources`]. They share the path of packets ([`path`]), its ends ([`ends`],
+//! [`frames`], [`traffic`]), one measurement along it ([`forward`]), rounds of them ([`rows`]), the
+//! CPUs ([`cpu`]), and the parts of tables ([`spread`], [`report`]).
 
 mod addresses;
 pub(crate) mod arguments;

@@ -26,7 +26,7 @@ const FRESH_PER_MILLE: u32 = 50;
 
 /// Brings up these arms, as far as they are there.
 pub(crate) fn bring_up(setup: &Setup, arms: &[Arm], wires: Wires) -> Result<Vec<Bench>> {
-    // What is started from here on, the daemon with it, keeps off the router's CPU, too.
+    // Processes that are started from here on, such as the daemon, keep off the router's CPU, too.
     cpu::stay_on(cpu::GENERATOR)?;
     let mut benches = Vec::new();
     for arm in arms {
@@ -132,7 +132,7 @@ pub(crate) fn by_cores(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// What it changes that the generator sends no more than fits.
+/// Measures the effect of pacing: the generator sends no more than fits.
 pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
     let arms = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
     let mut benches = bring_up(setup, &arms, Wires::Two)?;

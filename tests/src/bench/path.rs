@@ -9,9 +9,9 @@
 //! With one NIC only the wire on the left exists: what leaves goes back to *gen*, whose device is
 //! the router's next hop, too.
 //!
-//! Each path has namespaces of its own, so what one router does to the kernel (hooks, connection
-//! tracking) does not touch another. All neighbours are permanent: nothing but the traffic is on
-//! the wires.
+//! Each path has separate namespaces, so a router's changes to the kernel (hooks, connection
+//! tracking) do not affect another. All neighbours are permanent: the wires carry nothing but the
+//! traffic.
 
 use std::{
     io,
@@ -231,8 +231,8 @@ impl Path {
                         router.run("ethtool", &["-K", device, "gro", "on"])?;
                     }
                 }
-                // What a program at the other end sends by XDP_TX is taken only where there is a
-                // program (`veth_xdp_flush`).
+                // A veth accepts frames sent by XDP_TX only if it has a program itself
+                // (`veth_xdp_flush`).
                 Traffic::Probes => program = Some(Attached::pass(router, &[in_device, out_device])?),
                 Traffic::Nothing | Traffic::Datagrams | Traffic::Tcp(_) => {}
             }
@@ -346,8 +346,8 @@ impl Path {
         Ends::attach(&ends, probe.as_ref())
     }
 
-    /// Whether the router has room for this many sessions. The kernel's limit is the whole
-    /// machine's, and not for us to change.
+    /// Returns `true` if the router has room for this many sessions. The kernel's limit is global,
+    /// and the bench does not change it.
     pub(crate) fn takes(&self, flows: u32) -> Result<bool> {
         Ok(!self.arm.tracks() || flows < conntrack::limit()?)
     }
@@ -368,7 +368,7 @@ impl Path {
         Ok((self.daemon.as_mut().context("no pls-router runs")?, &self.router))
     }
 
-    /// What pls-router has counted; none of another router.
+    /// Returns pls-router's counters; `None` for another router.
     pub(crate) fn counters(&self) -> Result<Option<Counters>> {
         let Some(daemon) = &self.daemon else { return Ok(None) };
         let text = lab::command::run(&mut daemon.command(&self.router, &["counters", "-o", "json"])?)?;

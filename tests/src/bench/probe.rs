@@ -25,7 +25,7 @@ use super::{
 
 /// The port that probes come from: none of the generator's.
 const SOURCE_PORT: u16 = 5000;
-/// What tells a probe from other packets.
+/// The mark that tells a probe from other packets.
 const MARK: [u8; 4] = *b"ping";
 /// A probe that has not come back for so long is lost, and the next one is sent.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -91,11 +91,11 @@ pub(crate) struct Prober {
     epoch: u16,
 }
 
-/// What came of some probes.
+/// The result of some probes.
 #[derive(Clone, Debug)]
 pub(crate) struct Probed {
     pub(crate) times: Histogram,
-    /// Those that did not come back in time.
+    /// Probes that did not come back in time.
     pub(crate) lost: u64,
 }
 
@@ -123,7 +123,7 @@ impl Prober {
         thread::sleep(window);
         self.set_every(NEVER)?;
         let missing = || Ok::<_, anyhow::Error>((self.sent()? - sent).saturating_sub(self.back()? - back));
-        // What is not back then is lost.
+        // Probes that are not back by then are lost.
         let _late = wait::until("the last probes", PATIENCE, || {
             ensure!(missing()? == 0, "some are under way");
             Ok(())
@@ -157,7 +157,7 @@ impl Prober {
             }
             lost += 1;
         }
-        // What is still on its way does not count, and nothing follows it.
+        // Probes that are still under way do not count, and no other follows them.
         self.next_epoch()?;
         Ok(Probed { times: self.times()?.since(&before), lost })
     }

@@ -1,4 +1,4 @@
-//! What the programs cost, without drivers and wires: nanoseconds a packet, and how large they are.
+//! The cost of the programs without drivers and wires: nanoseconds a packet, and their size.
 //!
 //! The times are those of a fixed point, see [`fixed_point`]: a packet of each kind that its
 //! program turns into itself. The sizes are what the kernel made of the programs, see [`size`].
@@ -19,7 +19,7 @@ use super::{
     spread::{Spread, line},
 };
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Programs {
     packets: Vec<Cost>,
@@ -31,7 +31,7 @@ pub(crate) struct Programs {
     sizes: Vec<Size>,
 }
 
-/// What one kind of packet costs.
+/// The cost of one kind of packet.
 #[derive(Debug, Serialize)]
 struct Cost {
     packet: Kind,
@@ -95,8 +95,8 @@ fn sample(router: &mut FixedPoint) -> Result<Sample> {
         }
         forward += router.call(Program::Forward, REFERENCE)?.as_nanos();
     }
-    // The kernel gives whole nanoseconds, the mean of a call's runs; the mean over the calls has a
-    // fraction.
+    // The kernel reports whole nanoseconds, the mean of a call's runs; the mean over the calls has
+    // a fraction.
     let mean = |sum: u128| sum as f64 / f64::from(CALLS);
     Ok(Sample { packets: packets.map(mean), forward: mean(forward) })
 }

@@ -1,4 +1,4 @@
-//! What all tables and the JSON have in common.
+//! The whole report: the head and the end of the text, and the JSON.
 
 use std::{collections::BTreeMap, fs};
 
@@ -49,7 +49,7 @@ pub(crate) struct Report {
     pub(crate) tcp: Option<Tcp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) resources: Option<Resources>,
-    /// What was asked for and could not be measured here.
+    /// Parts that were requested and could not be measured here.
     pub(crate) not_measured: Vec<NotMeasured>,
 }
 
@@ -80,7 +80,7 @@ impl Report {
         })
     }
 
-    /// Takes a part in, and gives it back for its table.
+    /// Adds a part and returns it, for its table.
     pub(crate) fn section(&mut self, name: &'static str, section: Section) -> &Section {
         self.sections.entry(name).insert_entry(section).into_mut()
     }
@@ -124,7 +124,7 @@ impl Report {
         text
     }
 
-    /// What came of it, and what did not.
+    /// Returns the end of the text: parts that were not measured, and the load.
     pub(crate) fn tail(&self) -> String {
         let mut text = String::new();
         if !self.not_measured.is_empty() {

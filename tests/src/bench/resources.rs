@@ -1,5 +1,5 @@
-//! What pls-router takes of a machine beside the packets: memory, the time that it needs to start,
-//! and what the daemon does with a million sessions.
+//! The resources that pls-router takes beside the packets: memory, the time of a start, and the
+//! daemon's work for a million sessions.
 
 mod usage;
 
@@ -42,7 +42,7 @@ const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Resources {
     session: SessionMemory,
@@ -56,7 +56,7 @@ pub(crate) struct Resources {
     full: Full,
 }
 
-/// What a session takes, by the code's own constants.
+/// The memory of a session, by the code's own constants.
 #[derive(Debug, Serialize)]
 struct SessionMemory {
     slot_bytes: usize,
@@ -140,7 +140,7 @@ pub(crate) fn measure(setup: &Setup) -> Result<Resources> {
     })
 }
 
-/// Ends the daemon in some way and starts it again, so many times.
+/// Ends the daemon and starts it again, a number of times.
 fn starts_of(
     setup: &Setup,
     path: &mut Path,
@@ -231,7 +231,7 @@ fn percent(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
 }
 
-/// Asks for the metrics once; gives how long the answer was.
+/// Fetches the metrics once. Returns the length of the answer.
 fn scrape() -> Result<usize> {
     let mut stream = TcpStream::connect(METRICS).context("cannot reach the metrics")?;
     stream.set_read_timeout(Some(ANSWER_LIMIT)).context("cannot set a timeout")?;

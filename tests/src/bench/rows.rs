@@ -31,13 +31,13 @@ pub(crate) struct Labelled {
 #[derive(Debug, Serialize)]
 pub(crate) struct Section {
     about: String,
-    /// What the first column is.
+    /// The title of the first column.
     #[serde(skip)]
     heading: &'static str,
-    /// What the rows of one arm have their last ratio to.
+    /// The arm that the last ratio of each row refers to.
     #[serde(skip_serializing_if = "Option::is_none")]
     to_first: Option<&'static str>,
-    /// Whether sessions are forgotten before each round.
+    /// `true` if sessions are forgotten before each round.
     afresh: bool,
     rounds: u16,
     window_seconds: f64,

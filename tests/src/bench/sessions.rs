@@ -19,19 +19,19 @@ use super::{
     traffic::{Flow, Span},
 };
 
-/// As many as the kernel's connection tracking has room for by default.
+/// The kernel's default limit of tracked connections.
 const SOME: u32 = 200_000;
 const MANY: u32 = 1_000_000;
 const MANY_QUICK: u32 = 500_000;
 
-/// SNAT ports towards one port of a target: 1024 to 65535, of both routers.
+/// SNAT ports towards one port of a target: 1024 to 65535, for both routers.
 const PORTS: u32 = 64_512;
 /// So many ports of the target are used.
 const TARGET_PORTS: u32 = 4;
 /// Per mille of the SNAT ports that are taken before and after what is timed.
 const CROWDS: [[u32; 2]; 2] = [[900, 910], [990, 995]];
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Sessions {
     rounds: u16,
@@ -50,7 +50,7 @@ struct Row {
     bursts: Vec<Vec<Burst>>,
 }
 
-/// What is timed.
+/// The timed part.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum What {
     Some,

@@ -1,4 +1,4 @@
-//! What every part of the bench needs.
+//! The data that every part of the bench needs.
 
 use std::{cell::RefCell, io::Write as _, path::PathBuf, time::Duration};
 
@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use super::{arguments::Arguments, arms::Arm};
 
-/// What every part needs.
+/// The data that every part needs.
 pub(crate) struct Setup<'a> {
     pub(crate) arguments: &'a Arguments,
     /// The pls-router that is measured,
     pub(crate) binary: PathBuf,
     /// and the one beside it.
     pub(crate) beside: Option<PathBuf>,
-    /// What iptables says that it is, if there is one.
+    /// The version of iptables, if there is one.
     pub(crate) iptables: Option<String>,
     pub(crate) state: State,
     pub(crate) not_measured: RefCell<Vec<NotMeasured>>,
@@ -26,7 +26,7 @@ impl Setup<'_> {
         self.not_measured.borrow_mut().push(NotMeasured { what, why });
     }
 
-    /// Whether an arm can be measured here. Notes it if not.
+    /// Returns `true` if an arm can be measured here. Adds a note to the report if not.
     pub(crate) fn has(&self, arm: Arm) -> bool {
         if arm == Arm::Iptables && self.iptables.is_none() {
             self.cannot(arm.to_string(), "there is no iptables".to_owned());
@@ -66,7 +66,7 @@ pub(crate) fn progress(what: &str) {
     use std::io::IsTerminal as _;
     let mut terminal = std::io::stderr();
     if terminal.is_terminal() {
-        // Nobody there to see it is no reason to stop.
+        // A closed standard error is no reason to stop.
         let _gone = write!(terminal, "\r\x1b[K{what}");
     }
 }

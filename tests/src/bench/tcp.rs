@@ -29,7 +29,7 @@ const START_LIMIT: Duration = Duration::from_secs(5);
 /// The arms, in the order of the table.
 const ARMS: [Arm; 4] = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
 
-/// What was measured.
+/// The results.
 #[derive(Debug, Serialize)]
 pub(crate) struct Tcp {
     rounds: u16,
@@ -146,8 +146,7 @@ impl Bench {
     /// Bits a second that arrived.
     fn run(&self, seconds: u16) -> Result<f64> {
         let seconds = seconds.to_string();
-        // What happens before the connection is at full speed is not counted, if there is time for
-        // that.
+        // The time until the connection is at full speed is not counted, if the run is long enough.
         let options = ["--time", &seconds, "--omit", if seconds == "1" { "0" } else { "1" }];
         client::iperf3(
             &self.path.generator,
@@ -157,7 +156,7 @@ impl Bench {
         )
     }
 
-    /// What the two ends of a path that does not work, and its router, have counted.
+    /// Returns the counters of the two ends and of the router, for a path that does not work.
     fn evidence(&self) -> Result<String> {
         let bad = |namespace: &Namespace| -> Result<u64> {
             let text = namespace.inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;

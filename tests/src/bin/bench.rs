@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         }
     }
     let Err(error) = bench::run::run(&arguments) else { return ExitCode::SUCCESS };
-    // What the removal of the namespaces breaks is no news. It ends the process.
+    // After an interrupt, errors come from the removal of the namespaces, which ends the process.
     while interrupted.load(Ordering::Relaxed) {
         thread::park();
     }

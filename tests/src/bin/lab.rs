@@ -1,4 +1,4 @@
-//! `lab`: brings the lab up, plays its story, and removes it; or keeps it, enters it, removes it
+//! `lab`: brings the lab up, plays its story and removes it; or keeps it, to be entered and removed
 //! later.
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::ExitCode, time::Instant};
@@ -12,41 +12,41 @@ use lab::{
     story::{self, tell},
 };
 
-/// The lab that is meant when none is named.
+/// The name of the lab if none is given.
 const DEFAULT: &str = "default";
 
-/// Azure's picture around pls-router, in network namespaces: a serverless client, Private Link with
-/// a load balancer, the router VM, a firewall and an internet. Brings it up, sends real traffic,
-/// tells what happened, and removes it.
+/// Azure's network around pls-router, in network namespaces: a serverless client, Private Link with
+/// a load balancer, the router VM, a firewall and the internet. Brings it up, sends real traffic,
+/// prints what happened, and removes it.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask lab",
     bin_name = "cargo xtask lab",
     after_help = "Examples:\n  \
-        cargo xtask lab                                             the whole story, and nothing left behind\n  \
-        cargo xtask lab --keep --nics 2                             leave it up, with two NICs\n  \
-        cargo xtask lab --exec router pls-router counters --watch   look into the one that was left up\n  \
+        cargo xtask lab                                             play the whole story, then remove the lab\n  \
+        cargo xtask lab --keep --nics 2                             keep the lab, with two NICs\n  \
+        cargo xtask lab --exec router pls-router counters --watch   look into the lab that was kept\n  \
         cargo xtask lab --exec serverless curl https://www.example.com/\n  \
         cargo xtask lab --down                                      remove it\n\n\
-        Exit codes: 0 every scene held (or the command of --exec ended with 0); 1 not so; 2 wrong usage."
+        Exit codes: 0 every scene passed (or the command of --exec exited with 0); 1 one failed; 2 wrong usage."
 )]
 struct Arguments {
-    /// Leave the lab up afterwards and say how to enter it.
+    /// Keep the lab afterwards and print how to enter it.
     #[arg(long)]
     keep: bool,
-    /// NICs of the router VM: one that hairpins, or one to each side.
+    /// NICs of the router VM: one for both sides, or one for each side.
     #[arg(long, value_enum, default_value = "1")]
     nics: NicsArgument,
-    /// What routes.
+    /// The router.
     #[arg(long, value_enum, default_value = "pls-router")]
     router: RouterArgument,
     /// Remove the lab that was kept.
     #[arg(long, conflicts_with_all = ["keep", "exec"])]
     down: bool,
-    /// Run a command (by default a shell) on a host of the lab that was kept.
+    /// Run a command (default: a shell) on a host of the lab that was kept.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, value_names = ["HOST", "COMMAND"])]
     exec: Option<Vec<String>>,
-    /// The lab's name, letters and digits; labs with different names can be up at the same time.
+    /// The lab's name: letters and digits. Labs with different names can be up at the same time.
     #[arg(long, default_value = DEFAULT)]
     id: String,
     #[command(subcommand)]
@@ -109,7 +109,7 @@ fn down(id: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Becomes a command on a host of a kept lab.
+/// Replaces this process with a command on a host of a kept lab.
 fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
     root()?;
     let about = state::about(id)?;
@@ -167,7 +167,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         drop(lab);
     }
     tell(&format!("{}, {:.1} s in all", story.summary(), started.elapsed().as_secs_f64()));
-    Ok(story.held())
+    Ok(story.passed())
 }
 
 fn title(id: &str, nics: Nics, router: &Router) -> String {
@@ -187,7 +187,7 @@ fn title(id: &str, nics: Nics, router: &Router) -> String {
 fn how_to_enter(id: &str, directory: &Path) -> String {
     let id = if id == DEFAULT { String::new() } else { format!(" --id {id}") };
     format!(
-        "the lab stays up; its hosts are {}\n\
+        "the lab is kept; its hosts are {}\n\
          \x20 cargo xtask lab{id} --exec router pls-router status\n\
          \x20 cargo xtask lab{id} --exec serverless curl https://www.example.com/\n\
          \x20 cargo xtask lab{id} --exec firewall          (a shell)\n\

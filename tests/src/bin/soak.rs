@@ -18,13 +18,13 @@ use lab::{
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Soaks pls-router: very many sessions, others that come and go, TCP streams, packets that get
-/// lost and overtake each other, and a daemon that is killed again and again. Then nothing may be
-/// left, and nothing may have got lost. In network namespaces, which are gone afterwards.
+/// Soaks pls-router: very many sessions, others that come and go, TCP streams, lost and reordered
+/// packets, and a daemon that is killed again and again. At the end, no data may be lost and no
+/// session left. Runs in network namespaces, which are removed afterwards.
 #[derive(Debug, Parser)]
-#[command(name = "soak", after_help = "Exit codes: 0 it is good; 1 it is not; 2 wrong usage.")]
+#[command(name = "soak", after_help = "Exit codes: 0 passed; 1 failed; 2 wrong usage.")]
 struct Arguments {
-    /// How long, once all sessions are there; gathering them and expiring them takes two minutes
+    /// The duration once all sessions are open. Opening them and expiring them takes two minutes
     /// more.
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
@@ -37,7 +37,7 @@ struct Arguments {
     /// TCP connections at a time.
     #[arg(long, default_value_t = 100)]
     streams: u32,
-    /// What chance is made from.
+    /// The seed of all random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         }
     }
     let Err(error) = run(&arguments) else { return ExitCode::SUCCESS };
-    // What the removal of the namespaces breaks is no news. It ends the process.
+    // After an interrupt, errors come from the removal of the namespaces, which ends the process.
     while interrupted.load(Ordering::Relaxed) {
         thread::park();
     }

@@ -71,9 +71,10 @@ impl Udp {
     }
 }
 
-/// Sends a datagram in fragments, in an order that `arrange` makes; gives how many there were.
+/// Sends a datagram in fragments, in an order that `arrange` makes. Returns the number of
+/// fragments.
 ///
-/// The ports are those of sockets that somebody has; this needs none.
+/// The ports belong to sockets of the caller; this function opens a raw socket only.
 pub fn send_fragments(
     from: &Namespace,
     source: SocketAddrV4,

@@ -32,7 +32,7 @@ pub(crate) const GIT_SOCKET: &str = "git/http";
 /// A name whose TXT record, [`large_record`], does not fit into a packet.
 pub const LARGE_RECORD: &str = "large.example.com";
 
-/// What [`LARGE_RECORD`] says, as one text.
+/// Returns the content of [`LARGE_RECORD`] as one text.
 pub fn large_record() -> String {
     large_strings().concat()
 }
@@ -42,7 +42,7 @@ fn large_strings() -> [String; 8] {
     ["a", "b", "c", "d", "e", "f", "g", "h"].map(|letter| letter.repeat(250))
 }
 
-/// What a name's front page says.
+/// Returns the front page of a name.
 pub fn front_page(name: &str) -> String {
     format!("hello from {name}\n")
 }
@@ -120,7 +120,8 @@ pub(crate) fn dns(state: &State, namespace: &Namespace, name: &str, address: &st
     command.arg(format!("--listen-address={address}"));
     command.args(NAMES.map(|(name, address, _)| format!("--host-record={name},{address}")));
     command.arg(format!("--txt-record={LARGE_RECORD},{}", large_strings().join(",")));
-    // As much as a client may ask for: in fragments, as servers did before the flag day of 2020.
+    // The largest size that a client may ask for. Such answers are fragmented, as before the DNS
+    // flag day of 2020.
     command.arg("--edns-packet-max=4096");
     Process::spawn(state, name, command)
 }

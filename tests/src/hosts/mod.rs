@@ -1,4 +1,4 @@
-//! What runs on the lab's hosts.
+//! The services of the lab's hosts.
 
 pub(crate) mod firewall;
 pub(crate) mod internet;

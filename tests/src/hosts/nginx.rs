@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{namespace::Namespace, process::Process, state::State};
 
-/// Debian keeps the stream module in a file of its own; elsewhere it may be built in.
+/// Debian's package has the stream module as a file; elsewhere it may be built in.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// Starts an nginx with these `http` and `stream` blocks (`stream` may be empty). One process in

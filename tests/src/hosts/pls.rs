@@ -23,8 +23,8 @@ pub(crate) fn start(state: &State, namespace: &Namespace, ports: PlsPorts) -> Re
         PlsPorts::Keep => "",
         PlsPorts::Random => ":1024-65535 fully-random",
     };
-    // Connections keep the backend that conntrack gave them when it is taken out, as in Azure; new
-    // ones find nobody home and get no answer.
+    // When the backend is taken out, connections keep the backend that conntrack gave them, as in
+    // Azure. New ones get no answer.
     namespace.nft(&format!(
         "table ip {TABLE} {{
             map {BACKENDS} {{ type ipv4_addr : ipv4_addr; }}

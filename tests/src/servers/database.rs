@@ -14,7 +14,7 @@ use crate::{Lab, Process, addresses::TOOLS, command, hosts::internet::START_LIMI
 /// Debian keeps the server's programs out of the path, one directory a version.
 const VERSIONS: &str = "/usr/lib/postgresql";
 
-/// Who the server is: it refuses to be root.
+/// The server's user. PostgreSQL refuses to run as root.
 const OWNER: &str = "postgres";
 
 /// A PostgreSQL on *internet*, at [`Database::PORT`] of [`TOOLS`]. It goes away with the lab.
@@ -65,8 +65,8 @@ impl Database {
     }
 }
 
-/// One of the server's programs as its owner, and with IPC objects of its own: what a killed server
-/// leaves of them goes away with it.
+/// A command for one of the server's programs, as the server's user, in a separate IPC namespace:
+/// shared memory of a killed server goes away with that.
 fn as_owner(namespace: &Namespace, program: &Path) -> Result<Command> {
     let mut command = namespace.command("unshare")?;
     command.args(["--ipc", "--", "setpriv"]);

@@ -1,5 +1,5 @@
-//! git over HTTPS: git's own CGI program in a web server of its own, behind the one that has the
-//! lab's names.
+//! git over HTTPS: git's CGI program in a separate web server, behind the one that has the lab's
+//! names.
 
 use std::{os::unix::net::UnixStream, path::Path, process::Command};
 
@@ -24,7 +24,7 @@ impl Git {
         let path = root.join(repository);
         command::run(Command::new("git").args(["init", "--quiet", "--bare"]).arg(&path))?;
         let mut configure = Command::new("git");
-        // Whoever gets here may push.
+        // Anonymous clients may push.
         configure.arg("--git-dir").arg(&path).args(["config", "http.receivepack", "true"]);
         command::run(&mut configure)?;
 
@@ -44,7 +44,7 @@ impl Git {
     }
 }
 
-/// What `git help http-backend` has for lighttpd, and that everybody may do everything.
+/// The configuration of `git help http-backend` for lighttpd, with all permissions.
 fn configuration(repositories: &Path, socket: &Path, scratch: &Path, programs: &Path) -> String {
     format!(
         "server.modules = (\"mod_alias\", \"mod_cgi\", \"mod_setenv\")\n\

@@ -1,5 +1,4 @@
-//! What the data plane says of itself: its table and its counters, read from the maps that it has
-//! pinned.
+//! The audit: the table and the counters of the data plane, read from its pinned maps.
 
 use std::{fs, mem::offset_of, process::Command, time::Duration};
 
@@ -16,13 +15,12 @@ use crate::{command, wait};
 /// read.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
-/// What may look wrong while packets come in: a session that is being made. Not for as long as
-/// this.
+/// The limit for a fault that may be a session in the making, while packets come in.
 const AUDIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// What can only be a defect of the router, or of this test's configuration.
+/// Reasons that show a defect of the router or of this test's configuration.
 const NEVER: [Reason; 12] = [
-    // Either is of a session that was lost: nobody here goes on after its end.
+    // These two belong to a lost session: no end here goes on after a session's end.
     Reason::NoSession,
     Reason::NotMatched,
     Reason::Malformed,
@@ -73,28 +71,33 @@ impl Books {
 
     /// How many packets more the kernel has seen come in than the program has a reason for.
     fn difference(&self, place: &Place) -> Result<u64> {
-        wait::until("counters that belong together", QUIET_LIMIT, || {
+        wait::until("consistent counters", QUIET_LIMIT, || {
             let before = kernel_received(place)?;
             let stats = self.stats()?;
             let after = kernel_received(place)?;
             ensure!(before == after, "packets come in");
-            after.checked_sub(reasons(&stats)).context("the program has counted more packets than there were")
+            after
+                .checked_sub(reasons(&stats))
+                .context("the program has counted more packets than the kernel received")
         })
     }
 
     /// Every packet that came in was counted under exactly one reason; how many that were.
     pub(super) fn balance(&self, place: &Place) -> Result<u64> {
-        wait::until("the books to balance", QUIET_LIMIT, || {
+        wait::until("the counters to match the kernel's", QUIET_LIMIT, || {
             let without = self.difference(place)?;
             ensure!(
                 without == self.before,
-                "the kernel has counted {without} packets that have no reason, of which {} came before the program",
+                "{without} packets of the kernel's count have no reason, and {} of them came before the program",
                 self.before
             );
             let stats = self.stats()?;
             let received: u64 = stats.interfaces.iter().map(|interface| interface.received.packets).sum();
             let reasons = reasons(&stats);
-            ensure!(received == reasons, "{received} packets were received, and {reasons} have a reason");
+            ensure!(
+                received == reasons,
+                "{received} packets were received, but {reasons} were counted under a reason"
+            );
             Ok(received)
         })
     }
@@ -135,7 +138,7 @@ fn kernel_received(place: &Place) -> Result<u64> {
     links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| format!("`ip -s` has no counters: {text}"))
 }
 
-/// What the table held.
+/// The content of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
     pub(super) sessions: u32,
@@ -147,8 +150,8 @@ pub(super) struct Found {
 /// it removed, of which it removes the client's first: one target's flow alone is the next daemon's
 /// to find.
 ///
-/// As a new daemon does, this first loads the programs on top of the maps: they are in force from
-/// then on, and stay so when this process lets go of them.
+/// Like a new daemon, this first loads the programs on top of the maps. They are in force from then
+/// on, and stay so when this process closes them.
 pub(super) fn table(place: &Place, killed: bool) -> Result<Found> {
     let options = LoadOptions {
         pins: Some(place.pins()),
@@ -177,7 +180,7 @@ pub(super) fn table(place: &Place, killed: bool) -> Result<Found> {
     })
 }
 
-/// Nobody counts as half open any more.
+/// Returns an error if a source still counts as having half-open sessions.
 pub(super) fn no_half_open(place: &Place) -> Result<()> {
     let counters: Array<_, u32> = Map::Array(pinned(place, "HALF_OPEN")?).try_into()?;
     let mut left = Vec::new();

@@ -22,7 +22,7 @@ enum Fate {
     Datagram,
     /// UDP, not answered.
     UnansweredDatagram,
-    /// A SYN that nobody answers.
+    /// A SYN without an answer.
     UnansweredSyn,
     /// A SYN whose answer the client does not acknowledge.
     HalfOpen,
@@ -32,7 +32,7 @@ enum Fate {
     Closed,
     /// The target resets it.
     ResetByTarget,
-    /// Nobody says anything after the handshake.
+    /// A handshake, and nothing more.
     Abandoned,
     /// A ping through the masquerade.
     Ping,
@@ -133,7 +133,7 @@ fn segment(
     ipv4(TCP, source, destination, &segment.bytes(source, destination))
 }
 
-/// What a client says, from which it can tell that an answer is meant for it.
+/// A client's message, by which it recognises the answer.
 fn words(client: SocketAddrV4) -> [u8; 6] {
     let [a, b, c, d] = client.ip().octets();
     let [e, f] = client.port().to_be_bytes();
@@ -198,7 +198,7 @@ impl<'a> Churn<'a> {
         }
     }
 
-    /// What a client says to a packet that has come for it.
+    /// Returns a client's response to a packet.
     pub(super) fn hear(&mut self, view: View<'_>, tuple: &Tuple) -> Option<Vec<u8>> {
         let heard = self.understand(view, tuple);
         if heard.is_err() {
@@ -244,7 +244,7 @@ impl<'a> Churn<'a> {
     }
 }
 
-/// What a target says to a packet.
+/// Returns a target's response to a packet.
 pub(super) fn answer(view: View<'_>, tuple: &Tuple) -> Option<Vec<u8>> {
     let Tuple { protocol, source, destination } = *tuple;
     let fate = Fate::of(tuple, destination.port())?;
@@ -283,8 +283,8 @@ mod tests {
 
     const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 65, 1, 2), 3456);
 
-    /// Lets a session begin, as if there were no router, and talks until nobody has anything to
-    /// say; what the client has heard.
+    /// Begins a session without a router between the ends, and passes packets on until no end sends
+    /// any. Returns the packets that the client got.
     fn play(fate: Fate, tally: &Tally) -> Vec<u8> {
         let service = SocketAddrV4::new(ROUTER, fate.service());
         let mut heard = Vec::new();

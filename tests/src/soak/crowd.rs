@@ -1,6 +1,6 @@
-//! The crowd: very many UDP sessions that all stay. Each of them says a word every now and then
-//! until it hears it back, so that it never expires; and the server sees whether its address stays
-//! the same, and is nobody else's.
+//! The crowd: very many UDP sessions that all stay. Each of them sends a word now and then until
+//! the word comes back, so the session never expires. The server checks that the session's address
+//! stays the same and that no other session has it.
 
 use std::{
     cmp::Reverse,
@@ -24,8 +24,8 @@ const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 const FIRST_PORT: u16 = 2000;
 const PORTS: u32 = 28_000;
 
-/// The ports that the router listens on: each is a target of its own, with ports for its sessions.
-/// With the usual number of sessions five of six ports are taken.
+/// The ports that the router listens on: each has a separate target, with ports for its sessions.
+/// With the default number of sessions, five of six ports are taken.
 const FIRST_SERVICE: u16 = 7000;
 const SERVICES: u32 = 4;
 
@@ -41,13 +41,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// a session may open where ports are scarce, as they are when the last of the crowd come: where
 /// every answer was lost so far, one of the next two tries finds the session.
 const MOST_PATIENCE: Duration = Duration::from_secs(3);
-/// When so many of them, one in this number, wait for an answer, nobody says anything new.
+/// When one in this many sessions waits for an answer, no new words are sent.
 const OVERLOAD: u64 = 5;
 /// So many words without an answer, each said again all the time, are a mistake.
 const DEAF: u32 = 3;
 
-/// Who was heard this long ago has the same session still: the timeout, less than the router's
-/// clock and a busy machine are off.
+/// A session that was heard within this time still exists: the timeout, less a margin for the
+/// router's clock and a busy machine.
 const SURELY_ALIVE: Duration = Duration::from_secs(UDP_TIMEOUT.as_secs() - 10);
 
 /// The most words at a time: between them it is listened.
@@ -90,12 +90,12 @@ impl Member {
     }
 }
 
-/// Whether a tuple's target is one of the crowd's.
+/// Returns `true` if the target of a tuple belongs to the crowd.
 pub(super) fn is_service(port: u16) -> bool {
     (FIRST_SERVICE..FIRST_SERVICE + SERVICES as u16).contains(&port)
 }
 
-/// What a member has said and heard last; words are numbers from 1 on.
+/// The last word that a member has sent, and the last that came back. Words are numbers from 1 on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Talk {
     said: u32,
@@ -211,7 +211,7 @@ impl<'a> Speakers<'a> {
     }
 }
 
-/// Where somebody was seen last, or who was seen somewhere.
+/// The last address of a member, or the last member at an address.
 #[derive(Clone, Copy, Debug)]
 struct Seen<T> {
     what: T,
@@ -294,8 +294,7 @@ mod tests {
         assert_eq!(all.len(), MOST as usize);
     }
 
-    /// What the server hears of a member that comes from this port, and what it has to say about
-    /// it.
+    /// Passes a member's word from this port to the server. Returns the server's answer.
     fn come(echo: &mut Echo<'_>, member: Member, port: u16, now: Instant) -> (Option<Vec<u8>>, u64) {
         let (source, target) = (SocketAddrV4::new(ROUTER, port), SocketAddrV4::new(TARGET, member.service()));
         let packet = ipv4(UDP, source, target, &udp(source, target, &member.says(1), true));
@@ -324,7 +323,7 @@ mod tests {
         assert_eq!(one.service(), other.service());
         assert_eq!(come(&mut echo, one, 5000, start).1, 0);
         assert_eq!(come(&mut echo, other, 5000, start).1, 1);
-        // The same port towards another target is another session.
+        // The same port towards another target belongs to another session.
         assert_eq!(come(&mut echo, Member(SOURCES), 5000, start).1, 1);
     }
 
@@ -337,7 +336,7 @@ mod tests {
         assert!(speakers.speak(start, false).is_empty());
         let said = speakers.speak(start + ROUND / 100, false);
         assert_eq!((said.len(), speakers.unheard()), (1, 1));
-        // As if the router had translated only what the server does not look at.
+        // A change by the router to fields that the server does not look at.
         let again = speakers.speak(start + ROUND / 100 + PATIENCE, true);
         assert_eq!(again, said);
         let (answer, _) = come(&mut echo, Member(0), 5000, start);
@@ -351,7 +350,7 @@ mod tests {
         speakers.hear(view, &back);
         assert_eq!((speakers.unheard(), tally.gathered.get(), tally.mistakes.count()), (0, 1, 0));
         assert!(speakers.speak(start + ROUND / 100 + 2 * PATIENCE, true).is_empty());
-        // A word for somebody else.
+        // A word for another member.
         speakers.hear(view, &Tuple { destination: Member(1).client(), ..back });
         assert_eq!(tally.mistakes.count(), 1);
     }

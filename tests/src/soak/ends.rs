@@ -39,7 +39,7 @@ impl End<'_> {
         Ok(())
     }
 
-    /// The next packet, if one is there. What no router may let out is a mistake.
+    /// Returns the next packet, if there is one. A packet that no router may send is a mistake.
     fn take(&mut self) -> Result<Option<Vec<u8>>> {
         let Some(frame) = self.wire.take()? else { return Ok(None) };
         let packet = &frame[ETHERNET..];
@@ -51,7 +51,7 @@ impl End<'_> {
     }
 }
 
-/// What is wrong with a packet's checksums.
+/// Returns the error of a packet's checksums.
 fn wrong(packet: &[u8]) -> Option<&'static str> {
     let Some(view) = View::new(packet).filter(|view| view.is_whole() && !view.is_fragment()) else {
         return Some("that is not whole");
@@ -63,7 +63,7 @@ fn wrong(packet: &[u8]) -> Option<&'static str> {
         ICMP => sum(&[payload]),
         _ => return Some("of a protocol that nobody here speaks"),
     };
-    // What is right sums up to -0, checksum included (RFC 1071).
+    // The sum over correct bytes, checksum included, is -0 (RFC 1071).
     if sum(&[view.header()]) != 0xffff {
         Some("with a wrong header checksum")
     } else if transport != 0xffff {

@@ -9,8 +9,8 @@
 //!                             [ detour ---- delay (packets that others overtake)
 //! ```
 //!
-//! - `crowd`: the many sessions. Each says something every now and then, and hears its own words
-//!   back; the server sees that its address stays the same and is nobody else's.
+//! - `crowd`: the many sessions. Each sends a word now and then and gets it back. The server checks
+//!   that its address stays the same and belongs to no other session.
 //! - `churn`: sessions that come and go in every way: unanswered, half open, reset, closed,
 //!   abandoned.
 //! - `streams`: TCP connections of the kernel's, which carry random bytes both ways. Not one may be
@@ -68,7 +68,7 @@ const REPORT_PERIOD: Duration = Duration::from_secs(10);
 /// From the end of one trouble to the next.
 const TROUBLE_PERIOD: Duration = Duration::from_secs(10);
 
-/// Ends the threads when the scope is left, however.
+/// Ends the threads when the scope is left in any way.
 struct StopAtTheEnd<'a>(&'a Phases);
 
 impl Drop for StopAtTheEnd<'_> {
@@ -122,11 +122,11 @@ pub fn run(options: &Options) -> Result<()> {
             soak.turn(&others)?;
             ensure!(
                 soak.began.elapsed() < GATHER_LIMIT,
-                "after {GATHER_LIMIT:?} only {} sessions are there",
+                "only {} sessions were opened within {GATHER_LIMIT:?}",
                 tally.gathered
             );
         }
-        println!("the crowd is there, after {:.0} s", soak.began.elapsed().as_secs_f64());
+        println!("all sessions of the crowd are open, after {:.0} s", soak.began.elapsed().as_secs_f64());
         phases.crowded.store(true, Ordering::Relaxed);
         let clients = scope.spawn(|| tcp.run(&place, streams));
         let start = Instant::now();
@@ -141,21 +141,21 @@ pub fn run(options: &Options) -> Result<()> {
         }
 
         let held = soak.books.sessions()?;
-        ensure!(held >= sessions, "at the end there were only {held} sessions");
-        println!("the end of all traffic begins, with {held} sessions");
+        ensure!(held >= sessions, "only {held} sessions were left at the end");
+        println!("the traffic ends, with {held} sessions");
         phases.finish.store(true, Ordering::Relaxed);
         let finishing = Instant::now();
         while !clients.is_finished() || tally.outstanding.get() > 0 {
             soak.turn(&others)?;
             ensure!(
                 finishing.elapsed() < FINISH_LIMIT,
-                "after {FINISH_LIMIT:?} {} words are outstanding",
+                "{} words were not answered within {FINISH_LIMIT:?}",
                 tally.outstanding
             );
         }
         phases.stop.store(true, Ordering::Relaxed);
         for thread in others.into_iter().chain([clients]) {
-            thread.join().map_err(|_| anyhow!("a part of the soak has crashed"))??;
+            thread.join().map_err(|_| anyhow!("a thread of the soak has panicked"))??;
         }
         ensure!(tally.mistakes.count() == 0, "{}", tally.mistakes);
         soak.verdict(options)
@@ -163,7 +163,7 @@ pub fn run(options: &Options) -> Result<()> {
     if outcome.is_err()
         && let Ok(reasons) = soak.books.reasons()
     {
-        println!("the router's reasons so far: {reasons}");
+        println!("packets by reason so far: {reasons}");
     }
     outcome
 }
@@ -174,7 +174,7 @@ impl Soak<'_> {
         const TURN: Duration = Duration::from_millis(200);
         thread::sleep(TURN);
         ensure!(self.tally.mistakes.count() == 0, "{}", self.tally.mistakes);
-        ensure!(!others.iter().any(ScopedJoinHandle::is_finished), "a part of the soak has ended early");
+        ensure!(!others.iter().any(ScopedJoinHandle::is_finished), "a thread of the soak has ended early");
         if self.reported.elapsed() >= REPORT_PERIOD {
             self.reported = Instant::now();
             self.books.never()?;
@@ -188,8 +188,8 @@ impl Soak<'_> {
         let Tally { heard, repeated, begun, connections, bytes, .. } = self.tally;
         let usage = self.trouble.usage()?;
         Ok(format!(
-            "{} sessions; crowd {heard} words, {repeated} repeated; {begun} short sessions; {connections} connections ended, {:.1} MB; \
-             daemon {:.1} s CPU, {} MiB; {}",
+            "{} sessions; crowd: {heard} words, {repeated} repeated; {begun} short sessions; {connections} connections ended, {:.1} MB; \
+             daemon: {:.1} s of CPU time, {} MiB; {}",
             self.books.sessions()?,
             bytes.get() as f64 / 1e6,
             usage.cpu.as_secs_f64(),
@@ -208,7 +208,7 @@ impl Soak<'_> {
         })?;
         println!("all sessions have expired, after {:.0} s", quiet.elapsed().as_secs_f64());
         let usage = self.trouble.usage()?;
-        // What a sweep has begun it does not finish; and nobody else's hands are in the table now.
+        // With the daemon dead, no sweep is under way, and nothing else changes the table.
         self.trouble.kill()?;
         let found = audit::table(self.place, false)?;
         ensure!(found.sessions == 0 && found.flows == 0, "the table is not empty: {found:?}");
@@ -218,20 +218,20 @@ impl Soak<'_> {
         let damage = self.weather.damage()?;
         ensure!(
             damage.lost > 0 && damage.held_up > 0 && damage.doubled > 0,
-            "the weather was fine: {damage}"
+            "the weather did no damage: {damage}"
         );
 
         let Tally { said, repeated, heard, moved, begun, answered, connections, bytes, .. } = self.tally;
         println!(
             "\nsoak: good\n\
-             crowd     {} sessions said {said} words, {repeated} of them again, and heard {heard}; {moved} were silent for too long and moved\n\
+             crowd     {} sessions sent {said} words, {repeated} of them again, and got {heard} back; {moved} expired and were opened again\n\
              churn     {begun} short sessions, {answered} answers\n\
-             streams   {connections} connections, {bytes} bytes arrived, none was lost or wrong\n\
+             streams   {connections} connections, {bytes} bytes arrived, none lost or wrong\n\
              weather   {damage}\n\
              TCP       {}\n\
              daemon    killed {} times; {:.1} s of CPU time, {} MiB\n\
-             router    {received} packets came in, each has one reason: {}\n\
-             table     empty: no half session, none twice, no leaked port, no half-open counter",
+             router    {received} packets received, each counted under one reason: {}\n\
+             table     empty: no half session, no duplicate, no leaked port, no half-open counter",
             options.sessions,
             tcp_trouble(self.place)?,
             self.trouble.kills(),
@@ -243,8 +243,7 @@ impl Soak<'_> {
     }
 }
 
-/// What the kernels of the streams' ends say of the way between them: that the weather was really
-/// felt.
+/// Returns the counters of the streams' kernels that show that the weather had an effect.
 fn tcp_trouble(place: &Place) -> Result<String> {
     let mut all = Vec::new();
     for (name, end) in [("clients", &place.clients), ("servers", &place.servers)] {
@@ -255,9 +254,9 @@ fn tcp_trouble(place: &Place) -> Result<String> {
             lines.next()?.split_whitespace().nth(at)?.parse::<u64>().ok()
         };
         let fields = [
-            ("sent again", value("Tcp:", "RetransSegs")),
+            ("retransmitted", value("Tcp:", "RetransSegs")),
             ("came out of order", value("TcpExt:", "TCPOFOQueue")),
-            ("had been overtaken only", value("TcpExt:", "TCPDSACKRecv")),
+            ("retransmitted needlessly", value("TcpExt:", "TCPDSACKRecv")),
         ];
         for (what, value) in fields {
             let value = value.with_context(|| format!("the kernel does not say how many segments {what}"))?;

@@ -19,7 +19,7 @@ use crate::{
     state::State,
 };
 
-/// The router's address, MAC address, and the ports that it gives.
+/// The router's address and MAC address, and its SNAT ports.
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 pub(super) const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x68];
 pub(super) const SNAT_PORTS: (u16, u16) = (1024, 59_999);
@@ -43,11 +43,11 @@ pub(super) const STREAMS_SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// Timeouts of the router's sessions. The longest decides how long the end takes, and how often the
 /// crowd has to speak.
 pub(super) const UDP_TIMEOUT: Duration = Duration::from_secs(60);
-/// That of ended connections, too: both FINs may have passed the router while data in front of one
-/// was lost behind it. Where a next hop was away for five seconds (`trouble`) and the weather has
-/// then taken two packets more, that data is sent again only some 20 to 40 s after the last time. A
-/// session that has expired by then leaves the other side waiting for ever, and the fault is not
-/// the router's.
+/// The timeout of TCP sessions, ended ones included. Both FINs may have passed the router while
+/// data before one of them was lost after it. If a next hop was away for five seconds (`trouble`)
+/// and two more packets are lost then, the data is sent again only 20 to 40 s after the last
+/// attempt. If the session expires before that, the other end waits without an end, and the router
+/// is not at fault.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_TIMEOUT: Duration =
     if UDP_TIMEOUT.as_secs() > TCP_TIMEOUT.as_secs() { UDP_TIMEOUT } else { TCP_TIMEOUT };
@@ -101,8 +101,8 @@ impl Place {
         link::wire((servers, "eth0"), (vnet, "servers"))?;
         link::wire((vnet, "detour"), (vnet, "delay"))?;
         XdpPass::load(&self.state)?.attach(vnet, "router")?;
-        // What comes back from the detour is not where its sender is, and nothing is to go there
-        // but what the weather sends.
+        // Packets come back from the detour on another port than their sender's, so bridges must
+        // not learn from them. Only the weather sends packets there.
         vnet.ip("link set clients master br0\n\
              link set router master br0\n\
              link set servers master br0\n\

@@ -1,4 +1,4 @@
-//! What is to be done, and how far it is.
+//! The options of a run, and its progress.
 
 use std::{
     path::PathBuf,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// What to do, for how long.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// pls-router.
@@ -19,7 +19,7 @@ pub struct Options {
     pub churn: u32,
     /// TCP connections at a time.
     pub streams: u32,
-    /// What chance is made from; only the weather has its own.
+    /// The seed of all random numbers but the weather's.
     pub seed: u64,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Phases {
     pub(super) crowded: AtomicBool,
     /// No new sessions; what has begun comes to its end.
     pub(super) finish: AtomicBool,
-    /// Nobody sends any more.
+    /// Sending is over.
     pub(super) stop: AtomicBool,
 }
 

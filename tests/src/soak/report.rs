@@ -1,4 +1,4 @@
-//! What is counted and found on the way, and what is said of it.
+//! The counts and mistakes of a run.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// What is counted while it runs.
+/// The counts of a run.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// Sessions of the crowd that have heard something.
@@ -56,11 +56,11 @@ pub(super) struct Tally {
     pub(super) connections: Count,
     /// Bytes of the streams that have arrived, each one as it was sent.
     pub(super) bytes: Count,
-    /// What is wrong.
+    /// The mistakes of a run.
     pub(super) mistakes: Mistakes,
 }
 
-/// What is wrong: how much of it, and the first few in words.
+/// The number of mistakes, and the text of the first few.
 #[derive(Debug, Default)]
 pub(super) struct Mistakes {
     count: Count,

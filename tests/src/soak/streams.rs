@@ -50,7 +50,7 @@ pub(super) fn rules() -> String {
     )
 }
 
-/// What one end of a connection has sent and got.
+/// The bytes that one end of a connection has sent and received.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Bytes {
     sent: u64,
@@ -83,7 +83,7 @@ impl Pattern {
         self.used += bytes;
     }
 
-    /// Whether the bytes are those that come next.
+    /// Returns `true` if the bytes are the expected ones.
     fn has(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let next = self.next();
@@ -102,7 +102,7 @@ impl Pattern {
 pub(super) struct Streams<'a> {
     phases: &'a Phases,
     tally: &'a Tally,
-    /// What the servers say of each connection, by its number.
+    /// The servers' reports of connections, by number.
     served: Mutex<HashMap<u64, Bytes>>,
     seed: u64,
 }

@@ -1,4 +1,4 @@
-//! What happens to a router, one thing after the other.
+//! Troubles of a router, one after the other.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{Process, wait};
 
-/// One in so many of the crowd's sessions has to hear something while no daemon runs: that takes
+/// One in this many sessions of the crowd has to receive a word while no daemon runs, which takes
 /// some seconds.
 const SHARE_WITHOUT_DAEMON: u64 = 8;
 /// For which they have this long.

@@ -31,7 +31,7 @@ const HOLD_UP: (u64, u64) = (200, 20_000);
 /// The switch's ports.
 const PORTS: [&str; 3] = ["clients", "router", "servers"];
 
-/// What the weather has done, see `Weather` in labtools.
+/// The counts of the weather; see `Weather` in labtools.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Damage {
@@ -79,7 +79,7 @@ impl Weather {
         Ok(Self { ebpf })
     }
 
-    /// What it has done so far.
+    /// Returns the counts so far.
     pub(super) fn damage(&self) -> Result<Damage> {
         let map = self.ebpf.map("WEATHER").context("labtools has no map WEATHER")?;
         let cpus = PerCpuArray::<_, Damage>::try_from(map)?.get(&0, 0).context("cannot read WEATHER")?;

@@ -1,4 +1,4 @@
-//! The attribute `#[test]` of the harness. A procedural macro has to be a crate of its own.
+//! The attribute `#[test]` of the harness. A procedural macro needs a separate crate.
 
 use proc_macro::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
@@ -62,6 +62,6 @@ fn literal(text: &str) -> TokenStream {
 }
 
 fn parse(code: &str) -> TokenStream {
-    // What is parsed are the constants above.
+    // Only the constants above are parsed.
     code.parse().unwrap_or_default()
 }

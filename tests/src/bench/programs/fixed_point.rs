@@ -1,10 +1,10 @@
 //! A router whose translation changes nothing, and a packet of each kind for it.
 //!
-//! A repeated run sees what the run before it has made of the packet: translated addresses would be
-//! another flow's, and the TTL goes down by one. So the sessions are some whose translation changes
-//! nothing (a masquerade to the address and port that the packet has already; the program does the
-//! same arithmetic whatever the numbers are), and a call repeats 250 times only, from a TTL of 255:
-//! above 1 to the end. Each call begins with the packet as it was.
+//! A repeated run gets the packet that the run before it has written: translated addresses would
+//! belong to another flow, and the TTL is reduced by one each time. So the sessions are such that
+//! translation changes nothing: a masquerade to the address and port that the packet already has.
+//! The program does the same arithmetic for any numbers. A call repeats only 250 times, from a TTL
+//! of 255, so that the TTL stays above 1. Each call begins with the original packet.
 //!
 //! The root program is what is attached to the interfaces, for good: it tail-calls the program in
 //! force through a slot of a PROG_ARRAY. Its cost is the difference between a run of the root and a
@@ -57,8 +57,7 @@ pub(super) enum Kind {
     Udp,
     /// The same, of 1,500 bytes.
     UdpLong,
-    /// The same with one byte of data, in a frame that nobody has padded and that is too short for
-    /// the fast path.
+    /// The same with one byte of data, in an unpadded frame that is too short for the fast path.
     UdpUnpadded,
     /// A TCP segment without SYN, FIN and RST from the client.
     TcpAck,
@@ -84,7 +83,7 @@ impl Kind {
         Self::Refused,
     ];
 
-    /// As tables name it.
+    /// Returns its name in tables.
     pub(super) const fn describe(self) -> &'static str {
         match self {
             Self::Udp => "UDP, known session, 64 bytes",
@@ -111,7 +110,7 @@ impl Kind {
         }
     }
 
-    /// What is to become of it: the verdict, and the counter.
+    /// The expected result: the verdict, and the counter.
     const fn fate(self) -> (u32, Reason) {
         match self {
             Self::Refused => (XDP_DROP, Reason::LocalDenied),
@@ -194,7 +193,7 @@ fn tcp(from: Sender, flags: Flags, length: usize) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Makes a router in a namespace of its own, and gives it to `work`, which the router's CPU does.
+/// Makes a router in a new namespace and passes it to `work`, which runs on the router's CPU.
 pub(super) fn inside<T: Send>(state: &State, work: impl FnOnce(FixedPoint) -> Result<T> + Send) -> Result<T> {
     let mut namespace = Namespace::create(&lab::paths::namespace_name(state.id(), "program"))?;
     // The state removes all namespaces at once.

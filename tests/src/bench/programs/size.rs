@@ -13,7 +13,7 @@ use crate::bench::spread::line;
 
 /// `BPF_JMP | BPF_CALL`, include/uapi/linux/bpf.h.
 const CALL: u8 = 0x85;
-/// What a call's source register says: a helper of the kernel's list (`enum bpf_func_id`).
+/// The source register of a call to a helper of the kernel's list (`enum bpf_func_id`).
 const HELPER: u8 = 0;
 /// `BPF_FUNC_map_lookup_elem`.
 const MAP_LOOKUP_ELEM: i32 = 1;

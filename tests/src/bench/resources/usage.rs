@@ -1,4 +1,4 @@
-//! What a process uses: proc_pid_fdinfo(5), proc_pid_smaps(5), and its CPU clock.
+//! The usage of a process: proc_pid_fdinfo(5), proc_pid_smaps(5), and its CPU clock.
 
 use std::{
     cmp::Reverse,
