@@ -24,7 +24,7 @@ use lab::{
 /// How long a deploy may take to get to a point of its way, or to undo it.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// An address of the router's subnet that nobody has: whoever asks for its MAC gets no answer.
+/// An unused address of the router's subnet: ARP requests for it get no answer.
 const NOBODY: &str = "10.0.2.126";
 
 fn main() -> ExitCode {
@@ -80,7 +80,7 @@ impl Bench {
         check(Process::spawn(self.lab.state(), "deploy", command))
     }
 
-    /// Deploys and succeeds; gives what it said.
+    /// Deploys and succeeds. Returns the output.
     #[track_caller]
     fn succeed(&self, args: &[&str]) -> String {
         let output = self.deploy(args);
@@ -187,7 +187,7 @@ fn an_upgrade_keeps_the_previous_version() {
     }
     assert_eq!(bench.snapshot(), before, "a dry run has changed something");
 
-    // As another deploy to the same machine would.
+    // Like another deploy to the same machine.
     let path = bench.target.path("/run/pls-router-deploy.lock");
     let lock = File::options().write(true).open(path).expect("the first deploy made it");
     lock.lock().expect("nobody has it");

@@ -20,7 +20,7 @@ use lab::{
     differential::{self, Mode},
 };
 
-/// As many as `cargo xtask test` promises.
+/// The number that `cargo xtask test` promises.
 const SEQUENCES: u64 = 2_000;
 /// The same of those whose ports are used again: they wait for timeouts.
 const LIVES: u64 = 1_000;
@@ -37,7 +37,7 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-/// Who looks for more than the usual sequences wants other ones every time.
+/// Returns a new seed, for runs of more than the usual sequences.
 fn another_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(SEED, |time| time.as_secs() << 20)
 }
@@ -61,7 +61,7 @@ fn compare(nics: Nics, binary: fn() -> Option<PathBuf>, categories: &str, mode: 
     let categories = std::env::var("LAB_CATEGORIES").unwrap_or_else(|_| categories.to_owned());
     let binary = binary();
     if binary.is_none() && sequences == 0 {
-        // Nobody looks for the kernel's own mistakes.
+        // The kernel's own mistakes are of no interest.
         sequences = usual;
     }
     let options = differential::Options { nics, binary, sequences, seed, categories, mode };
@@ -78,8 +78,8 @@ fn differential_with_two_nics() {
     compare(Nics::Two, || Some(router()), "", Mode::Packets);
 }
 
-/// What tells the routers apart must not do so when both are the same: with all kinds of packets,
-/// whatever differs is a mistake of the comparison.
+/// The comparison itself must find no difference between two equal routers, with all kinds of
+/// packets. Any difference here is a defect of the comparison.
 #[test]
 fn differential_of_the_kernel_and_itself() {
     compare(Nics::One, || None, "all", Mode::Packets);

@@ -1,4 +1,4 @@
-//! What kinds of packets the sequences have.
+//! The categories of packets in sequences.
 
 use anyhow::{Context, Result};
 

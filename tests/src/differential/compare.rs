@@ -22,12 +22,12 @@ pub(super) struct Ran {
     pub(super) tracks: [Track; 2],
 }
 
-/// What the comparison of a sequence has found.
+/// The result of comparing a sequence.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
-    /// The stated differences that were used, by their names.
+    /// The declared differences that were found, by their names.
     pub(super) stated: Vec<&'static str>,
-    /// What is not stated: a short form to sort by, and what it is.
+    /// An undeclared difference: a short form to sort by, and its text.
     pub(super) problems: Vec<(String, String)>,
 }
 
@@ -77,8 +77,8 @@ impl Ran {
         verdict
     }
 
-    /// Whether pls-router has made a wrong checksum of right ones. No stated difference excuses
-    /// that.
+    /// Returns `true` if pls-router has made a wrong checksum of right ones. No declared difference
+    /// excuses that.
     fn spoilt(&self, case: &Case<'_>, number: u16) -> Option<(String, String)> {
         let [_, track] = &self.tracks;
         let spoilt = case.ours.iter().any(|seen| !seen.own && seen.has_wrong_checksum());
@@ -128,7 +128,7 @@ impl Ran {
     }
 }
 
-/// What is looked at of a router's own ICMP errors.
+/// The part of a router's own ICMP errors that is compared.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Quotes {
     Whole,
@@ -136,7 +136,7 @@ enum Quotes {
     Short,
 }
 
-/// What a router has made of a datagram, in a form that can be compared.
+/// A router's output for a datagram, in a comparable form.
 fn seen(track: &Track, number: u16, session: usize, quotes: Quotes) -> Vec<Seen> {
     let mut seen = Vec::new();
     let mut fragments: BTreeMap<_, Vec<&[u8]>> = BTreeMap::new();
@@ -235,8 +235,9 @@ fn describe(case: &Case<'_>, number: u16) -> String {
     text
 }
 
-/// Whether a step can be compared: what it quotes has come out of both routers, and of a connection
-/// that is not over; and what the server sends to a port is still for the session that had it.
+/// Returns `true` if a step can be compared: the packet that it quotes has come out of both routers
+/// and its connection is not over, and the port that a server sends to still belongs to its
+/// session.
 pub(super) fn is_comparable(tracks: &[Track; 2], step: &Step) -> bool {
     if step.from == Side::Server && tracks.iter().any(|track| track.has_lost_its_port(step.session)) {
         return false;

@@ -15,7 +15,7 @@ pub(super) struct Case<'a> {
     pub(super) steps: Vec<&'a Step>,
     pub(super) oracle: &'a [Seen],
     pub(super) ours: &'a [Seen],
-    /// Whether they differ in nothing but how ICMP errors of a router's own are made, see
+    /// Returns `true` if they differ only in how a router's own ICMP errors are made; see
     /// [`abridge`](super::observe::abridge).
     pub(super) same_but_for_quotes: &'a dyn Fn() -> bool,
 }
@@ -218,7 +218,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
 const TCP_HEADER: usize = 20;
 
 impl Case<'_> {
-    /// Whether this is, or comes after, something of its session that was added for this category.
+    /// Returns `true` if this step, or one before it in its session, was added for this category.
     fn follows(&self, category: Category) -> bool {
         let Some(this) = self.steps.first() else { return false };
         // To its last fragment: before that, the oracle does not have the whole of it.
@@ -227,7 +227,7 @@ impl Case<'_> {
         until.into_iter().any(|step| step.session == this.session && step.spice == Some(category))
     }
 
-    /// Whether its session has been reset before.
+    /// Returns `true` if its session has been reset before.
     fn comes_after_a_reset(&self) -> bool {
         let Some(this) = self.steps.first() else { return false };
         let mut before = self.sequence.steps.iter().take_while(|step| step.number != this.number);
@@ -236,8 +236,8 @@ impl Case<'_> {
         })
     }
 
-    /// Whether a server has reset a connection of this tuple that it had opened, and the rules have
-    /// led elsewhere since.
+    /// Returns `true` if a server has reset a connection of this tuple after it had opened, and the
+    /// rules lead elsewhere since.
     fn comes_after_a_servers_reset(&self) -> bool {
         let Some(this) = self.steps.first() else { return false };
         let before = || self.sequence.steps.iter().take_while(|step| step.number != this.number);
@@ -255,18 +255,18 @@ impl Case<'_> {
         })
     }
 
-    /// Whether a router has told that the packet's time ended there.
+    /// Returns `true` if a router has sent a time exceeded error.
     fn has_ended_at(&self, seen: &[Seen]) -> bool {
         let has_ended = |seen: &Seen| seen.own && seen.icmp_kind() == Some(TIME_EXCEEDED);
         self.steps.iter().all(|step| step.ttl <= 1) && !seen.is_empty() && seen.iter().all(has_ended)
     }
 
-    /// Whether all that pls-router has done is to tell that it is too long.
+    /// Returns `true` if pls-router has only sent a fragmentation needed error.
     fn is_too_long_for_ours(&self) -> bool {
         matches!(self.ours, [seen] if seen.own && seen.icmp_kind() == Some(UNREACHABLE))
     }
 
-    /// Whether nothing has opened the connection yet.
+    /// Returns `true` if no packet has opened the connection yet.
     fn has_no_connection(&self) -> bool {
         let Some(this) = self.steps.first() else { return false };
         let mut until =
@@ -275,7 +275,7 @@ impl Case<'_> {
         self.all_tcp() && !until.any(|step| step.session == this.session && opens(step))
     }
 
-    /// Whether neither this, nor what came before, opens its connection.
+    /// Returns `true` if neither this packet nor one before it opens its connection.
     fn opens_nothing(&self) -> bool {
         let Some(this) = self.steps.first() else { return false };
         let mut until =
@@ -296,7 +296,7 @@ impl Case<'_> {
         self.steps.iter().all(|step| matches!(step.body, Body::Tcp { .. }))
     }
 
-    /// Whether the only thing that pls-router has done is to send it on.
+    /// Returns `true` if pls-router has only forwarded it.
     fn is_forwarded_by_ours(&self) -> bool {
         let to = self.sender().map(Side::other);
         matches!(self.ours, [seen] if !seen.own && Some(seen.side) == to)

@@ -16,7 +16,7 @@ use crate::{
     random::{Draw as _, Random},
 };
 
-/// What becomes of both routers while their sequences pause.
+/// A change to both routers while their sequences pause.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Change {
     /// Nothing.
@@ -32,7 +32,7 @@ const CHANGES: usize = 4;
 /// How often one after the other expires: it takes as long as the timeouts are.
 const EXPIRES_EACH: u64 = 2;
 
-/// What changes in a round of sequences.
+/// A change in a round of sequences.
 pub(super) fn changes(round: u64) -> Vec<Change> {
     let mut random = Random::with_seed(round ^ 0x6368_616e_6765);
     let expires = round.is_multiple_of(EXPIRES_EACH).then(|| random.usize(..CHANGES));
@@ -107,7 +107,7 @@ enum End {
     Open,
 }
 
-/// What the ports have been used for.
+/// The use of the ports so far.
 #[derive(Clone)]
 enum Before {
     Nothing,
@@ -265,8 +265,8 @@ impl Life {
         steps
     }
 
-    /// UDP and echoes: a session lives on for as long as there are packets, wherever the rules
-    /// lead.
+    /// UDP and echoes: a session lives for as long as there are packets, even if the rules lead
+    /// elsewhere.
     fn datagrams(&mut self, maker: &mut Maker<'_>) -> Vec<Step> {
         let session = match self.before {
             Before::Open { session, .. } => session,
@@ -317,7 +317,7 @@ fn challenge(maker: &mut Maker<'_>, session: usize, next: [u32; 2]) -> Vec<Step>
     tcp.steps
 }
 
-/// What the old server sends once more.
+/// A late packet of the old server.
 fn again(maker: &mut Maker<'_>, late: &[Step]) -> Vec<Step> {
     let mut steps = Vec::new();
     for step in late {

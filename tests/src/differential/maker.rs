@@ -36,7 +36,7 @@ impl<'a> Maker<'a> {
         Self { random, slot, categories, next_number: 0, sessions: Vec::new() }
     }
 
-    /// Whether there are numbers for so many more datagrams.
+    /// Returns `true` if there are numbers for this many more datagrams.
     pub(super) const fn has_room_for(&self, datagrams: u16) -> bool {
         self.next_number + datagrams < MAX_DATAGRAMS
     }
@@ -50,7 +50,7 @@ impl<'a> Maker<'a> {
         self.categories.contains(&category)
     }
 
-    /// True in this many of a hundred cases, if the category is there at all.
+    /// Returns `true` in this many of a hundred cases, if the category is enabled at all.
     pub(super) fn wants(&mut self, category: Category, percent: usize) -> bool {
         // Drawn in any case, so that more categories change as little as can be.
         let drawn = self.random.percent(percent);
@@ -130,8 +130,9 @@ impl<'a> Maker<'a> {
         number
     }
 
-    /// Gives a session a server that only this sequence has. Each router chooses another port for
-    /// it, by chance; towards a server of others, too, that port might be one of theirs.
+    /// Moves a session to a server that only this sequence has. Each router chooses another port
+    /// for the session at random; towards a shared server, that port might belong to another
+    /// sequence.
     fn isolate(&mut self, number: usize) {
         let own_server = self.own_server();
         let own_listen = self.own_listen();
@@ -145,8 +146,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes the second session one of another client with the first one's port, towards the same
-    /// server.
+    /// Turns the second session into one of another client with the first one's port, towards the
+    /// same server.
     pub(super) fn collide(&mut self) {
         let [first, second] = self.sessions.as_slice() else { return };
         if first.protocol == second.protocol {

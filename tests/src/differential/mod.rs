@@ -4,10 +4,10 @@
 //! Each sequence is made from a seed and sent step by step into two routers with the same addresses
 //! and rules: the kernel with nftables (the *oracle*), and pls-router. The ends of their wires are
 //! packet sockets, so every byte that a router sends is seen. Hundreds of sequences run at the same
-//! time; each has addresses and ports of its own, which it may use for one connection
-//! after the other while the routers' rules change and time goes by (`life`). What may differ is
-//! taken out (`observe`), what differs on purpose is stated (`differences`), and everything else is
-//! a failure, which is made as small as it gets.
+//! time. Each has separate addresses and ports, which it may use for one connection after another
+//! while rules change and time goes by (`life`). Fields that may differ are removed (`observe`),
+//! deliberate differences are declared (`differences`), and everything else is a failure, which is
+//! then reduced to a small one.
 
 mod category;
 mod compare;

@@ -1,8 +1,8 @@
-//! What came out of a router, in a form in which two routers can be compared.
+//! The output of a router, in a form in which two routers can be compared.
 //!
-//! What may differ is taken out: the port of the router's own that a session got, the IP
-//! identification of packets that are the router's own, Ethernet's padding. Checksums depend on the
-//! port, so they are replaced by what they are worth.
+//! Fields that may differ are removed: the SNAT port of a session, the IP identification of packets
+//! that a router makes itself, Ethernet's padding. Checksums depend on the port, so they are
+//! replaced by the result of verifying them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -17,7 +17,7 @@ const PRECEDENCE: u8 = 0xe0;
 /// In the flags.
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// What a checksum is worth.
+/// The result of verifying a checksum.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Check {
     Right,
@@ -25,7 +25,8 @@ pub(super) enum Check {
     Unused,
     /// By how much it is wrong.
     Wrong(u16),
-    /// It covers more than is there. What it would be if the session had kept the client's port.
+    /// It covers more bytes than there are. The value is the checksum for a session that had kept
+    /// the client's port.
     Unknown(u16),
 }
 
@@ -37,13 +38,13 @@ pub(super) struct Seen {
     pub(super) own: bool,
     /// The packet without what may differ.
     pub(super) packet: Vec<u8>,
-    /// What its checksums are worth, from the outside in.
+    /// The results for its checksums, from the outside in.
     pub(super) checks: Vec<Check>,
     /// The sessions whose ports were in it.
     pub(super) ports: Vec<usize>,
 }
 
-/// What stands for a port of the router's own.
+/// A placeholder for a SNAT port.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mapped {
     /// The session that has got it.
@@ -52,9 +53,9 @@ pub(super) struct Mapped {
     pub(super) client_port: u16,
 }
 
-/// What is to be taken out of the packets of a sequence.
+/// The values to remove from the packets of a sequence.
 pub(super) trait Names {
-    /// What a port of the router stands for, in a packet of this session.
+    /// Returns the placeholder for a port of the router, in a packet of this session.
     fn mapped(&self, port: u16, session: usize) -> Option<Mapped>;
     /// The router's address towards servers.
     fn address(&self) -> Ipv4Addr;
@@ -64,7 +65,7 @@ pub(super) trait Names {
 pub(super) fn observe(side: Side, packet: &[u8], own: bool, session: usize, names: &impl Names) -> Seen {
     let mut seen = Seen { side, own, packet: packet.to_vec(), checks: Vec::new(), ports: Vec::new() };
     if let Some(view) = View::new(packet) {
-        // What follows the packet is Ethernet's padding.
+        // Bytes after the packet are Ethernet's padding.
         seen.packet.truncate(view.total_length().max(view.header_length()));
         let names = (side == Side::Server).then_some((names, session));
         seen.normalise(packet, 0, names);
@@ -110,29 +111,29 @@ impl Seen {
         }
     }
 
-    /// Whether it is a piece of a datagram of which not all has come out.
+    /// Returns `true` if it is a fragment of a datagram that has not come out in full.
     pub(super) fn is_fragment(&self) -> bool {
         View::new(&self.packet).is_some_and(View::is_fragment)
     }
 
-    /// Whether it goes to this server.
+    /// Returns `true` if it goes to this server.
     pub(super) fn goes_to(&self, server: SocketAddrV4) -> bool {
         View::new(&self.packet).is_some_and(|view| view.tuple().destination == server)
     }
 
-    /// What kind of ICMP message it is, if it is one.
+    /// Returns the type of an ICMP message; `None` for other packets.
     pub(super) fn icmp_kind(&self) -> Option<u8> {
         let view = View::new(&self.packet).filter(|view| view.protocol() == ICMP && view.offset() == 0)?;
         view.payload().first().copied()
     }
 
-    /// Whether it is TCP that ends a connection at once.
+    /// Returns `true` if it is TCP that ends a connection at once.
     pub(super) fn is_reset(&self) -> bool {
         let view = View::new(&self.packet).filter(|view| view.protocol() == TCP && view.offset() == 0);
         view.and_then(|view| view.payload().get(13).copied()).is_some_and(|flags| flags & RST != 0)
     }
 
-    /// Whether a checksum is wrong.
+    /// Returns `true` if a checksum is wrong.
     pub(super) fn has_wrong_checksum(&self) -> bool {
         self.checks.iter().any(|check| matches!(check, Check::Wrong(_)))
     }
@@ -143,7 +144,7 @@ fn worth(sum: u16) -> Check {
     if sum == 0xffff || sum == 0 { Check::Right } else { Check::Wrong(sum) }
 }
 
-/// What a transport header's checksum is worth.
+/// Verifies a transport header's checksum.
 fn transport(view: View<'_>, at: usize, renamed: Option<(u16, u16)>) -> Check {
     let payload = view.payload();
     let checksum = u16::from_be_bytes([payload[at], payload[at + 1]]);

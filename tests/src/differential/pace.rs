@@ -10,7 +10,7 @@ use std::{
 
 use router_common::rate::{Rate, TokenBucket};
 
-/// What is left of the rate.
+/// The rest of the rate.
 #[derive(Debug)]
 pub(super) struct Pace {
     start: Instant,
@@ -24,8 +24,8 @@ impl Pace {
         Self { start: Instant::now(), bucket: TokenBucket::default() }
     }
 
-    /// Waits until the router has this many errors to give: for nothing but time, since nobody
-    /// tells.
+    /// Waits until the router may send this many errors. Only time tells, since the router does not
+    /// report its rate.
     pub(super) fn wait_for(&self, errors: usize) {
         while spend(&self.bucket, self.now(), errors).is_none() {
             thread::sleep(Duration::from_nanos(Rate::PER_SOURCE.interval));
@@ -44,7 +44,7 @@ impl Pace {
     }
 }
 
-/// A bucket after so many errors, at most as many as it holds; none if it has not got them.
+/// Returns a bucket after this many errors, at most as many as it holds; `None` if it has too few.
 fn spend(bucket: &TokenBucket, now: u64, errors: usize) -> Option<TokenBucket> {
     let (rate, bucket) = (Rate::PER_SOURCE, bucket.clone());
     (0..rate.burst.min(errors as u64)).all(|_| bucket.take(now, rate)).then_some(bucket)

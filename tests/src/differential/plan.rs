@@ -1,8 +1,8 @@
 //! A sequence: sessions, and the packets that their two sides send one after the other.
 //!
-//! A plan does not know what a router makes of a packet. What depends on that (the port that a
-//! session got, the packet that an ICMP error quotes) is put in when the packet is sent, for each
-//! router from what it has sent itself.
+//! A plan does not depend on a router's output. Values that do (the port that a session got, the
+//! packet that an ICMP error quotes) are filled in when the packet is sent, for each router from
+//! its own output.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -24,9 +24,9 @@ pub(super) const IDENTIFIED: u32 = 500;
 /// Packets that belong together, and to no others.
 #[derive(Clone, Debug)]
 pub(super) struct Sequence {
-    /// What it was made from.
+    /// The seed that it was made from.
     pub(super) seed: u64,
-    /// What its addresses, ports and identifications were made from.
+    /// The slot, which its addresses, ports and identifications are made from.
     pub(super) slot: u32,
     pub(super) sessions: Vec<Session>,
     pub(super) steps: Vec<Step>,
@@ -64,13 +64,13 @@ pub(super) struct Step {
     pub(super) body: Body,
     pub(super) cut: Option<Cut>,
     pub(super) damage: Option<Damage>,
-    /// What it was added for, if it is no part of the talk.
+    /// The category that it was added for; `None` if it is part of the talk.
     pub(super) spice: Option<Category>,
     /// How many changes of the routers come before it.
     pub(super) phase: usize,
 }
 
-/// What an IP packet carries.
+/// The payload of an IP packet.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
     Tcp { sequence: u32, acknowledgement: u32, flags: u8, window: u16, options: Vec<u8>, length: usize },
@@ -100,7 +100,7 @@ pub(super) struct Quote {
     pub(super) rest: [u8; 4],
     /// The number of the datagram that it is about.
     pub(super) of: u16,
-    /// Who sends it; none is the one whom the packet was for.
+    /// The sender; `None` for the destination of the quoted packet.
     pub(super) reporter: Option<Ipv4Addr>,
     /// How much of the transport header and payload is quoted.
     pub(super) length: usize,
@@ -109,11 +109,11 @@ pub(super) struct Quote {
     pub(super) wrong: Wrong,
 }
 
-/// What is wrong with a quoted packet.
+/// A defect of a quoted packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Wrong {
     Nothing,
-    /// The router's port in it: it is one that nobody has.
+    /// The router's port in it is one that no session has.
     Port,
     /// The far address in it.
     Address,
@@ -125,7 +125,7 @@ pub(super) enum Wrong {
     Protocol,
 }
 
-/// What is known of a sequence's way through one router.
+/// The output of one router for a sequence so far.
 pub(super) trait Known {
     /// The port that a session got.
     fn port(&self, session: usize) -> Option<u16>;
@@ -224,12 +224,12 @@ impl Sequence {
 }
 
 impl Quote {
-    /// What the error carries of a packet.
+    /// Returns the part of a packet that an error quotes.
     fn bytes(&self, view: View<'_>) -> Vec<u8> {
         let mut header = view.header().to_vec();
         let mut payload = view.payload().to_vec();
         if self.options > 0 && header.len() == IP_HEADER {
-            // No-operations, and what the header says of its own length and the packet's.
+            // No-operations, and the lengths in the header that match them.
             header.extend(std::iter::repeat_n(1, self.options));
             header[0] = 0x40 | (header.len() / 4) as u8;
             let length = (view.total_length() + self.options) as u16;

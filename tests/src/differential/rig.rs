@@ -78,9 +78,9 @@ pub(super) struct Traffic {
 struct Router {
     namespace: Namespace,
     daemon: Option<Daemon>,
-    /// One a NIC.
+    /// One wire per NIC.
     wires: Vec<Wire>,
-    /// What the markers' session leaves with.
+    /// The source that the markers' session leaves with.
     snat: SocketAddrV4,
     last_marker: u32,
 }
@@ -93,13 +93,13 @@ struct Daemon {
     configuration: PathBuf,
 }
 
-/// How long sessions live that nobody uses, on both routers.
+/// The timeouts of idle sessions, on both routers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Timeouts {
     /// Longer than any run.
     Long,
-    /// As short as a busy machine allows: whatever a sequence does between two changes has to be
-    /// done by then.
+    /// As short as a busy machine allows: the steps of a sequence between two changes have to be
+    /// done within it.
     Short,
 }
 
@@ -268,7 +268,7 @@ impl Router {
                 let flows = command::run(&mut daemon.command(&self.namespace, &["flows", "-o", "json"])?)?;
                 flows.matches("\"client\"").count()
             }
-            // Those that have expired and have not been found yet are not shown.
+            // Sessions that have expired and have not been swept yet are not shown.
             None => {
                 let read = || fs::read_to_string("/proc/thread-self/net/nf_conntrack");
                 self.namespace.inside(read)?.context("cannot read the connections")?.lines().count()
@@ -340,7 +340,7 @@ impl Router {
         let wires = self.wires.len();
         let frame = self.wires[wire].receive()?;
         if frame.get(12..ETHERNET) != Some(IPV4.as_slice()) {
-            // ARP, which nobody answers: the neighbours that matter are permanent.
+            // ARP without an answer: the neighbours that matter are permanent.
             return Ok(None);
         }
         let side = Side::BOTH.into_iter().find(|side| frame.starts_with(&side.mac()));
@@ -387,7 +387,7 @@ fn marker(source: SocketAddrV4, destination: SocketAddrV4, number: u32) -> Vec<u
     header.packet(&udp(source, destination, &payload, true))
 }
 
-/// Lays the wires from one router to the world, and gives the router its addresses and routes.
+/// Lays the wires of one router, and sets its addresses and routes.
 fn lay_wires(
     arm: Arm,
     nics: Nics,
@@ -402,7 +402,8 @@ fn lay_wires(
     let mut wires = Vec::new();
     for (device, router_mac) in devices.iter().zip(ROUTER_MACS) {
         let end = format!("{}-{device}", arm.name());
-        // The next hops are not hosts: what comes for them is for nobody in the world's stack.
+        // The next hops are no hosts: the stack of their namespace has no address that packets are
+        // for.
         world.ip(&format!("link add {end} type veth peer name {device} netns {}", router.name()))?;
         world.ip(&format!("link set {end} arp off up"))?;
         link::offloads(world, &end, false)?;
@@ -518,8 +519,8 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeo
         // A segment outside of the window would not be translated, and the kernel would reset the
         // connection; pls-router keeps no windows. Resets are still checked.
         ("tcp_be_liberal", "1"),
-        // A router does not verify what is no business of its own (RFC 1812 5.2.2 is about the IP
-        // header's checksum only); a transport checksum that is wrong stays wrong.
+        // A router verifies the IP header's checksum only (RFC 1812 5.2.2). A wrong transport
+        // checksum stays wrong.
         ("checksum", "0"),
     ] {
         router.sysctl(&format!("net/netfilter/nf_conntrack_{name}"), value)?;

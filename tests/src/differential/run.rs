@@ -47,10 +47,10 @@ const TOLD_EACH: u64 = 20 * ROUND;
 const TOLD: usize = 40;
 const STORIES: usize = 3;
 
-/// Whether something has differed, in this process.
+/// `true` if a difference was found in this process.
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// What to run.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many NICs the routers have.
@@ -63,11 +63,11 @@ pub struct Options {
     pub seed: u64,
     /// Categories to run although they are not enabled, by name with commas between them; or `all`.
     pub categories: String,
-    /// What the sequences are about.
+    /// The subject of the sequences.
     pub mode: Mode,
 }
 
-/// What sequences are about.
+/// The subject of sequences.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// All kinds of packets.
@@ -104,7 +104,7 @@ impl<'a> Round<'a> {
     }
 }
 
-/// What has become of packets.
+/// Counts of packets by verdict.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fates {
     forwarded: u64,
@@ -130,14 +130,14 @@ impl fmt::Display for Fates {
     }
 }
 
-/// What all sequences together have shown.
+/// The totals of all sequences.
 #[derive(Debug, Default)]
 struct Totals {
-    /// What is compared.
+    /// The title of the comparison.
     title: String,
     sequences: u64,
     packets: u64,
-    /// What the oracle has done with them.
+    /// The oracle's verdicts about them.
     fates: Fates,
     /// By what the packets were added for.
     by_category: BTreeMap<&'static str, Fates>,
@@ -323,7 +323,7 @@ fn shrink(
     let kinds = |ran: &Ran| -> Vec<String> {
         ran.judge(makes.categories).problems.into_iter().map(|(kind, _)| kind).collect()
     };
-    // The first of its failures, lest it becomes another one on the way.
+    // The first of its failures, so that reducing it does not turn it into another one.
     let Some(kind) = kinds(&failed).into_iter().next() else { return Ok(failed) };
     let mut smallest = failed;
     let mut at = smallest.sequence.steps.len();
@@ -362,7 +362,7 @@ fn through(rig: &mut Rig, sequences: Vec<Sequence>, changes: &[Change]) -> Resul
     let mut group = Group::new(ran.collect());
     let mut next = vec![0; group.ran.len()];
     if !changes.is_empty() {
-        // As it is in the beginning, also after other sequences.
+        // The initial state, even after other sequences.
         rig.change(Change::Lead(Targets::First))?;
     }
     group.run_phase(rig, &mut next, 0)?;
@@ -379,11 +379,11 @@ struct Group {
     /// The sequences by their first IP identification, and by their clients' addresses.
     by_id: HashMap<u16, usize>,
     by_client: HashMap<Ipv4Addr, usize>,
-    /// What is sent next, to each of the routers.
+    /// The packets to send next, to each router.
     pending: [Vec<Traffic>; 2],
-    /// Whose each of the pending packets is, by its tuple: the sequence and the datagram.
+    /// The owner of each pending packet, by its tuple: the sequence and the datagram.
     owners: [HashMap<Tuple, (usize, u16)>; 2],
-    /// Whose the fragments of an answer are, by addresses and IP identification.
+    /// The owner of the fragments of an answer, by addresses and IP identification.
     fragments: HashMap<(Ipv4Addr, Ipv4Addr, u16), (usize, u16)>,
 }
 
@@ -422,8 +422,8 @@ impl Group {
                     next[*index] += 1;
                 }
                 self.flush(rig)?;
-                // The fragments of a datagram are one turn, however long a turn takes: those that
-                // come before the first are not held for ever.
+                // The fragments of a datagram are one turn, even if that takes long: early ones are
+                // held for a limited time only.
                 turn.retain(|index| match &self.ran[*index].sequence.steps[next[*index] - 1..] {
                     [last, following, ..] => last.number == following.number,
                     _ => false,
@@ -495,7 +495,7 @@ impl Group {
         let quoted = view.quoted().and_then(View::new).map(View::tuple);
         let tuple = quoted.unwrap_or(view.tuple().reversed());
         let answered = self.owners[index].get(&tuple);
-        // What answers a fragment without ports may have them.
+        // An answer to a fragment without ports may have ports.
         let answered = answered.or_else(|| self.owners[index].get(&tuple.without_ports()));
         // And only the first fragment of an answer has them.
         let fragment = (view.source(), view.destination(), id);

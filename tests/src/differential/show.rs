@@ -86,7 +86,7 @@ fn body(view: View<'_>) -> String {
     }
 }
 
-/// What checksums are worth, if there is anything to say.
+/// Returns the results for checksums, if any is worth mentioning.
 pub(super) fn checks(checks: &[Check]) -> String {
     if checks.iter().all(|check| *check == Check::Right) {
         String::new()

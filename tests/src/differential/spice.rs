@@ -1,4 +1,4 @@
-//! What happens to a talk on its way, and who else sends.
+//! Additions to a talk: events on the way, and packets of others.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -62,7 +62,7 @@ pub(super) fn add(maker: &mut Maker<'_>, session: usize, mut steps: Vec<Step>) -
             let error = error(maker, session, &steps[at]);
             let is_refused =
                 steps.iter().any(|step| matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0));
-            // What a reset has ended is worth a look.
+            // A packet after a reset is worth a look.
             let later = if is_refused { steps.len() } else { maker.random.usize(at + 1..=steps.len()) };
             steps.insert(later, error);
         }
@@ -179,8 +179,8 @@ fn again(maker: &mut Maker<'_>, steps: &mut Vec<Step>, at: usize, change: impl F
     }
 }
 
-/// The source and destination of a step like this one; now and then those of somebody who may use
-/// nothing.
+/// Returns the source and destination of a step like this one; sometimes those of a source that no
+/// rule allows.
 fn perhaps_outsider(
     maker: &mut Maker<'_>,
     session: usize,
@@ -194,8 +194,8 @@ fn perhaps_outsider(
     }
 }
 
-/// Whether another step like this one fits into the talk: it is of its session's protocol and
-/// between its ends, and TCP has got so far.
+/// Returns `true` if another step like this one fits into the talk: it has the session's protocol
+/// and ends, and TCP has got that far.
 fn is_own(maker: &Maker<'_>, session: usize, step: &Step) -> bool {
     let protocol = match step.body {
         Body::Tcp { flags, .. } if flags & (SYN | RST | ACK) != ACK => return false,
@@ -238,7 +238,7 @@ fn error(maker: &mut Maker<'_>, session: usize, about: &Step) -> Step {
         rest,
         of: about.number,
         reporter,
-        // What RFC 792 asks for, what is too little, a TCP header, and what fits into RFC 1812's
+        // The length that RFC 792 asks for, too little, a TCP header, and the limit of RFC 1812:
         // 576 bytes.
         length: random.pick(&[8, 8, 8, 20, 28, 528, 528, 4, 0, 13]),
         options: random.pick(&[0, 0, 0, 0, 4, 40]),
@@ -265,7 +265,7 @@ fn datagram(maker: &mut Maker<'_>, session: usize, like: &Step, length: usize) -
     maker.step(session, like.from, body)
 }
 
-/// As large as the NIC takes, or at a narrow way's edge.
+/// Returns a packet as large as the NIC takes, or of about the MTU of a narrow way.
 fn large(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let narrow = usize::from(match like.from {
         Side::Client => NARROW_SERVER_MTU,
@@ -375,7 +375,7 @@ fn wild(maker: &mut Maker<'_>, session: usize) -> Step {
     maker.step(session, from, body)
 }
 
-/// From a server that was not asked, or to a port that nobody has.
+/// Returns a packet of a server that was not asked, or to an unused port.
 fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let server = maker.sessions[session].server;
     let length = maker.random.usize(0..=40);
@@ -424,7 +424,7 @@ fn options(maker: &mut Maker<'_>) -> Vec<u8> {
     }
 }
 
-/// To the router itself, where nobody listens.
+/// Returns a packet to a closed port of the router.
 fn local(maker: &mut Maker<'_>, session: usize) -> Step {
     let port = maker.random.pick(&[22, 81, 7777, 54]);
     let body = match maker.random.usize(..3) {
@@ -448,7 +448,7 @@ fn local(maker: &mut Maker<'_>, session: usize) -> Step {
 /// From or to where no packet is from or for.
 fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let Session { client, listen, .. } = maker.sessions[session];
-    // Of the session, whoever else has sent the other one.
+    // The packet is part of the session even if the other end has sent the original.
     let mut step = Step { number: maker.number(), from: Side::Client, source: None, ..like.clone() };
     if let Body::Error(_) = step.body {
         step.body = Body::Udp { length: 5, checksum: true };

@@ -11,7 +11,7 @@ use crate::{
     random::Draw as _,
 };
 
-/// What the two sides of a session send.
+/// Returns the packets of both sides of a session.
 pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
     match maker.sessions[session].protocol {
         TCP => Tcp::new(maker, session).talk(),
@@ -23,7 +23,7 @@ pub(super) fn steps(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
 fn udp(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     for turn in 0..maker.random.usize(2..=7) {
-        // Whoever begins is the client.
+        // The client sends first.
         let from = if turn == 0 || maker.random.percent(50) { Side::Client } else { Side::Server };
         let length = length(maker);
         let checksum = !maker.wants(Category::ZeroChecksum, 25);
@@ -176,7 +176,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
                 self.send(first, ACK, 0);
                 self.send(first.other(), ACK, 0);
             }
-            // Who is closed on has gone.
+            // The other end has gone.
             2 => self.send(first.other(), RST | ACK, 0),
             _ => {
                 self.send(first.other(), FIN | ACK, 0);

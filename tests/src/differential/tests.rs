@@ -42,7 +42,7 @@ fn packets(sequence: &Sequence) -> Vec<(bool, Vec<u8>)> {
     let mut way = Straight::default();
     let mut packets = Vec::new();
     for step in &sequence.steps {
-        // What is no packet cannot be quoted.
+        // Only a packet can be quoted.
         let Some(packet) = sequence.packet(step, &way) else { continue };
         let quotes_wrong = matches!(&step.body, Body::Error(quote) if quote.wrong != Wrong::Nothing);
         packets.push((step.damage.is_some() || quotes_wrong, packet.clone()));

@@ -1,4 +1,4 @@
-//! Who is where around the two routers, and what both are configured to do.
+//! The addresses around the two routers, and the configuration of both.
 //!
 //! ```text
 //!  clients 10.64.0.0/16 ... 10.67.0.0/16              servers 203.0.113.0/24, 203.0.114.0/24, 198.18.0.0/15
@@ -55,7 +55,7 @@ impl Network {
         }
     }
 
-    /// As configuration files have it.
+    /// As in configuration files.
     pub(super) fn cidr(self) -> String {
         format!("10.{}.0.0/16", self.second_byte())
     }
@@ -67,13 +67,13 @@ impl Network {
     }
 }
 
-/// What the way to the narrow clients takes.
+/// The MTU towards the narrow clients.
 pub(super) const NARROW_CLIENT_MTU: u16 = 1300;
-/// What the way to the narrow servers takes.
+/// The MTU towards the narrow servers.
 pub(super) const NARROW_SERVER_MTU: u16 = 1400;
 /// The servers to which the way is narrow.
 pub(super) const NARROW_SERVERS: &str = "203.0.114.0/24";
-/// What every NIC takes.
+/// The MTU of every NIC.
 pub(super) const MTU: usize = 1500;
 
 /// A router on the way, on the clients' side: where ICMP errors come from.
@@ -81,7 +81,7 @@ pub(super) const CLIENT_SIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
 /// A router on the way, on the servers' side.
 pub(super) const SERVER_SIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 33);
 
-/// What the router forwards: ports of its own, and where they lead.
+/// A forward: ports of the router, and their target.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Service {
     pub(super) name: &'static str,
@@ -91,7 +91,7 @@ pub(super) struct Service {
     pub(super) target: Ipv4Addr,
     /// None: the port is kept.
     pub(super) port: Option<u16>,
-    /// Whether addresses that no packet comes from may use it, too: it is not its rule that keeps
+    /// `true` if source addresses that no packet may have may use it, too: its rule does not keep
     /// them out.
     pub(super) open: bool,
 }
@@ -179,8 +179,8 @@ pub(super) const SERVICES: &[Service] = &[
     },
 ];
 
-/// What both routers are known to forward: everything sent before a packet of this has been
-/// handled. The way is narrow both ways.
+/// Packets that both routers are known to forward. When one comes out, everything sent before it
+/// has been handled. Both directions have the small MTU.
 pub(super) const MARKER: Service = Service {
     name: "marker",
     protocol: UDP,
@@ -189,7 +189,7 @@ pub(super) const MARKER: Service = Service {
     port: Some(9),
     open: false,
 };
-/// Who sends it.
+/// The sender.
 pub(super) const MARKER_CLIENT: SocketAddrV4 = SocketAddrV4::new(Network::Narrow.address(0xfffe), 9999);
 
 const fn server(network: u8, host: u8) -> Ipv4Addr {
@@ -206,7 +206,7 @@ impl Service {
         SocketAddrV4::new(self.target, port)
     }
 
-    /// Who may use it.
+    /// The allowed sources.
     pub(super) fn sources(&self) -> Vec<String> {
         let users = [Network::Clients.cidr(), Network::Narrow.cidr()];
         let martians = MARTIANS.iter().map(|network| (*network).to_owned()).filter(|_| self.open);

@@ -1,4 +1,4 @@
-//! What is known of a sequence's way through one router.
+//! The state of a sequence at one router.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -117,12 +117,13 @@ impl Track {
         self.outputs.push(Output { number, own: true, side, packet });
     }
 
-    /// What is wrong with the ports that the sessions got.
+    /// Returns the errors of the ports that the sessions got.
     pub(super) fn port_problem(&self) -> Option<String> {
         self.problem.clone()
     }
 
-    /// Whether what came out for a datagram towards the server still has the port of its session.
+    /// Returns `true` if the output for a datagram towards the server still has the port of its
+    /// session.
     pub(super) fn is_current(&self, packet: &[u8]) -> bool {
         let ports = || self.sessions.iter().filter_map(|session| session.ports.last());
         View::new(packet).is_some_and(|view| {
@@ -131,8 +132,8 @@ impl Track {
         })
     }
 
-    /// Whether a session's port has become another one's, which a router may do once a connection
-    /// is over.
+    /// Returns `true` if a session's port was given to another session, which a router may do once
+    /// a connection is over.
     pub(super) fn has_lost_its_port(&self, session: usize) -> bool {
         self.sessions[session].lost
     }
@@ -150,7 +151,7 @@ impl Track {
         } else if self.sessions[session].lost && !opens {
             self.problem = Some(format!("port {port} is session {session}'s and another one's"));
         }
-        // Whoever had it before must be over.
+        // The connection that had it before must be over.
         for (at, other) in self.sessions.iter_mut().enumerate() {
             let same = (other.protocol, other.server, other.ports.last()) == (protocol, server, Some(&port));
             if same {
@@ -160,7 +161,7 @@ impl Track {
     }
 }
 
-/// Whether a packet that came out may be one that was sent: a router's own may have its
+/// Returns `true` if an output packet may be one that was sent: a router's own packet may have its
 /// identification by chance.
 fn continues(sent: &[u8], out: View<'_>) -> bool {
     let Some(sent) = View::new(sent) else { return false };

@@ -9,7 +9,7 @@ use lab::{
 
 use crate::stage::{Stage, finish};
 
-/// As many as iperf3 allows.
+/// The maximum that iperf3 allows.
 const STREAMS: usize = 128;
 
 pub(crate) fn all_of_128_parallel_streams_transfer(stage: &Stage) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn all_of_128_parallel_streams_transfer(stage: &Stage) -> Result<()> 
         let target = (ENDPOINT, IPERF_PORT).into();
         let received = client::iperf3_streams(&lab.hosts.serverless, target, direction, &options)?;
         ensure!(received.len() == STREAMS, "{direction:?}: only {} streams", received.len());
-        // What is asked of each is 125,000 bytes.
+        // Each of them is asked for 125,000 bytes.
         let slow: Vec<_> = received.iter().filter(|bytes| **bytes < 50_000).collect();
         ensure!(slow.is_empty(), "{direction:?}: streams got stuck after so many bytes: {slow:?}");
     }

@@ -13,7 +13,8 @@ use lab::{
 
 use crate::stage::{Stage, finish};
 
-/// Runs a script of SQL on the client, and gives the rows, one a line, columns separated by `|`.
+/// Runs a script of SQL on the client. Returns the rows, one per line, with columns separated by
+/// `|`.
 fn psql(lab: &Lab, script: &str) -> Result<String> {
     let mut psql = lab.hosts.serverless.command("psql")?;
     psql.env("PGPASSWORD", Database::PASSWORD).env("PGCONNECT_TIMEOUT", "5").env("PGSSLMODE", "disable");

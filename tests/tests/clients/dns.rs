@@ -10,7 +10,7 @@ use lab::{
 
 use crate::stage::{Stage, finish};
 
-/// Asks the endpoint; gives all that dig prints, or an error unless the answer is a good one over
+/// Asks the endpoint. Returns all that dig prints, or an error unless the answer is a good one over
 /// this transport.
 fn dig(lab: &Lab, transport: &str, args: &[&str]) -> Result<String> {
     let mut dig = lab.hosts.serverless.command("dig")?;

@@ -1,7 +1,7 @@
 //! Real clients through the router: what people run, against servers that people run. Needs root.
 //!
-//! Every test runs twice, in a lab of its own: with pls-router, and with the kernel's own NAT
-//! (nftables), which says whether the test itself is right and what the answer is.
+//! Every test runs twice, each time in a separate lab: with pls-router, and with the kernel's own
+//! NAT (nftables), which shows whether the test itself is right and what the answer is.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]
@@ -50,8 +50,8 @@ macro_rules! matrix {
     };
 }
 
-// What is ignored waits for the data plane, and passes with nftables. Take the words away as the
-// data plane learns it.
+// Ignored tests wait for a feature of the data plane, and pass with nftables. Remove `ignored` with
+// the feature's arrival.
 matrix! {
     One web::http_1_1_downloads_and_uploads_on_one_connection;
     One web::http_2_multiplexes_on_one_connection;

@@ -17,7 +17,7 @@ use crate::{
     trace::{hops, tracepath, tracepath_hops},
 };
 
-/// What the narrow link takes.
+/// The MTU of the narrow link.
 const NARROW: u32 = 1400;
 
 /// A ping whose packets fit into 1500 bytes and no less: 20 of IPv4, 8 of ICMP.
@@ -49,7 +49,7 @@ fn learnt(host: &Namespace, towards: Ipv4Addr) -> Result<Option<u32>> {
     words.next().map(|mtu| mtu.parse().with_context(|| route.clone())).transpose()
 }
 
-/// What ping prints, however many answers there were.
+/// Returns the output of ping, for any number of answers.
 fn ping(lab: &Lab, size: &str) -> Result<String> {
     let mut ping = lab.hosts.vm.command("ping")?;
     ping.args(["-n", "-M", "do", "-c", "1", "-W", "2", "-s", size]).arg(TOOLS.to_string());
@@ -63,7 +63,8 @@ pub(crate) fn the_router_reports_the_mtu_of_its_link(stage: &Stage) -> Result<()
     ensure!(said.contains(" 1 received"), "{said}");
     ensure!(learnt(&lab.hosts.vm, TOOLS)?.is_none(), "nobody was to say anything yet");
     for size in [TOO_BIG, FULL] {
-        // As if for the first time: a host that knows does not send it.
+        // As if for the first time: a host that knows the path MTU would not send a packet of this
+        // size.
         lab.hosts.vm.ip("route flush cache")?;
         let said = ping(&lab, size)?;
         let error = format!("From {ROUTER} icmp_seq=1 Frag needed and DF set (mtu = {NARROW})");
@@ -125,8 +126,7 @@ pub(crate) fn packets_without_df_are_fragmented(stage: &Stage) -> Result<()> {
     finish(witness)
 }
 
-/// What the ends believe that the path takes, if they believe anything but what their own links
-/// take.
+/// The path MTU that each end has learnt, unless it is that of its own link.
 #[derive(Debug)]
 struct Learnt {
     /// The client, by an upload.
@@ -148,7 +148,7 @@ fn transfer(lab: &Lab) -> Result<Learnt> {
     ensure!(sha256(&files.uploaded("copy"))? == original, "the upload differs");
     let client = learnt(&lab.hosts.serverless, ENDPOINT)?;
 
-    // Who knows of a narrow path announces smaller segments.
+    // A host that knows of a smaller path MTU announces smaller segments.
     for end in [&lab.hosts.serverless, &lab.hosts.internet] {
         end.ip("route flush cache")?;
     }

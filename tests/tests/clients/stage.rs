@@ -1,5 +1,5 @@
-//! What the tests share: the rules for their services, in the words of each router, and a lab with
-//! them.
+//! Shared by the tests: the rules for their services, in the syntax of each router, and a lab with
+//! these rules.
 
 use std::{net::SocketAddrV4, time::Duration};
 
@@ -62,14 +62,14 @@ impl Forward {
     }
 }
 
-/// What a test gets: what its lab is to be made of.
+/// The options of a test's lab.
 pub(crate) struct Stage {
     nics: Nics,
     router: Router,
 }
 
 impl Stage {
-    /// A lab with the rules of this file, and in which nobody limits ICMP but the router.
+    /// Brings up a lab with the rules of this file, in which only the router limits ICMP.
     pub(crate) fn lab(&self) -> Result<Lab> {
         self.lab_with(|_| Ok(()))
     }

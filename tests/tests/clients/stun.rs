@@ -1,4 +1,4 @@
-//! What coturn's `turnutils_natdiscovery` makes of the router, by RFC 5780.
+//! The router's NAT behaviour as coturn's `turnutils_natdiscovery` finds it, by RFC 5780.
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
@@ -17,7 +17,7 @@ const LOCAL_PORT: u16 = 20_000;
 /// Another address of the VM's subnet.
 const VM_OTHER: &str = "10.0.2.5";
 
-/// Runs the discovery on the VM, and gives what it prints.
+/// Runs the discovery on the VM. Returns its output.
 fn discover(lab: &Lab, options: &[&str]) -> Result<String> {
     let mut discovery = lab.hosts.vm.command("turnutils_natdiscovery")?;
     discovery.args(["-L", &VM.to_string(), "-l", &LOCAL_PORT.to_string()]).args(options);
@@ -29,7 +29,7 @@ fn verdicts(said: &str) -> Vec<&str> {
     said.lines().filter(|line| line.starts_with("NAT with") || line.starts_with("No NAT")).collect()
 }
 
-/// What the server saw as the client's addresses, in the order of the exchanges.
+/// Returns the client's addresses as the server saw them, in the order of the exchanges.
 fn reflexive(said: &str) -> Vec<&str> {
     said.lines().filter_map(|line| Some(line.split_once("UDP reflexive addr: ")?.1.trim())).collect()
 }

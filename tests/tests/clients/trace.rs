@@ -14,7 +14,7 @@ use crate::stage::{Stage, finish};
 /// How many times each hop is asked.
 const PROBES: usize = 3;
 
-/// Who is on the way from the VM to [`TOOLS`].
+/// The hops from the VM to [`TOOLS`].
 pub(crate) fn hops(lab: &Lab) -> [String; 4] {
     let firewall = match lab.options.nics {
         Nics::One => FIREWALL_ONE_NIC,
@@ -23,7 +23,8 @@ pub(crate) fn hops(lab: &Lab) -> [String; 4] {
     [VM_GATEWAY, ROUTER, firewall, TOOLS].map(|hop| hop.to_string())
 }
 
-/// Runs traceroute; gives who answered at each hop, or an error if one did not answer every probe.
+/// Runs traceroute. Returns the address that answered at each hop, or an error if one did not
+/// answer every probe.
 fn traceroute(from: &Namespace, target: &str, options: &[&str]) -> Result<Vec<String>> {
     let mut traceroute = from.command("traceroute")?;
     traceroute.args(["-n", "-m", "8", "-w", "2", "-q", &PROBES.to_string()]).args(options).arg(target);
@@ -94,13 +95,14 @@ pub(crate) fn mtr_reports_every_hop(stage: &Stage) -> Result<()> {
     finish(witness)
 }
 
-/// Runs tracepath on the VM; gives what it says.
+/// Runs tracepath on the VM. Returns its output.
 pub(crate) fn tracepath(lab: &Lab) -> Result<String> {
     let mut tracepath = lab.hosts.vm.command("tracepath")?;
     command::run(tracepath.args(["-n", "-m", "8", &TOOLS.to_string()]))
 }
 
-/// Who answered at each hop: the last line of each, since the first may only tell of an MTU.
+/// Returns the address that answered at each hop, from the last line of each hop: the first may
+/// only report an MTU.
 pub(crate) fn tracepath_hops(said: &str) -> Vec<(u8, String)> {
     let mut hops: Vec<(u8, String)> = Vec::new();
     for line in said.lines() {

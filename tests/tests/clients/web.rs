@@ -11,7 +11,7 @@ use lab::{
 
 use crate::stage::{Stage, finish};
 
-/// What curl says of one transfer.
+/// curl's report of one transfer.
 #[derive(Debug)]
 struct Transfer {
     version: String,

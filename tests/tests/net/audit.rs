@@ -81,7 +81,7 @@ fn ports_in_use_are_reported_and_unknown_rules_are_refused(lab: &mut Lab) {
         });
         row.cloned().ok_or_else(|| anyhow::anyhow!("{:#?}", status.snat_ports))
     }));
-    // What the kernel does not give to the router's own sockets.
+    // Ports that the kernel does not give to the router's own sockets.
     assert_eq!(row.free, 32_767 - 1024 + 1 - SOCKETS, "{row:?}");
     let metrics = check(lab.hosts.router.run("curl", &["--silent", "http://127.0.0.1:9090/metrics"]));
     let labels = format!("{{snat=\"{}\",target=\"{TOOLS}:{ECHO_PORT}\",protocol=\"udp\"}}", row.snat);
@@ -118,7 +118,7 @@ fn sessions_that_a_killed_daemon_did_not_count_are_counted_later(lab: &mut Lab) 
 
     check(lab.start_router());
     let audit = || -> anyhow::Result<Audit> {
-        // What is wrong makes it fail.
+        // Any fault makes it fail.
         Ok(serde_json::from_slice(&lab.pls_router(&["check", "--live", "-o", "json"])?.stdout)?)
     };
     let before = check(audit());

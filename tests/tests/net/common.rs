@@ -1,5 +1,5 @@
-//! What the namespace tests share: a lab of its own for every test, once with one NIC and once with
-//! two.
+//! Shared by the tests in namespaces: a separate lab for every test, once with one NIC and once
+//! with two.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -22,8 +22,8 @@ pub(crate) fn helper() -> Helper {
     Helper::new(env!("CARGO_BIN_EXE_lab"))
 }
 
-/// What routes: pls-router, unless `LAB_ROUTER=nftables` asks whether the test itself is right, by
-/// the kernel's own NAT.
+/// Returns the router to test: pls-router, or the kernel's own NAT with `LAB_ROUTER=nftables`,
+/// which shows whether the test itself is right.
 pub(crate) fn router() -> Router {
     match std::env::var("LAB_ROUTER").as_deref() {
         Ok("nftables") => Router::Nftables,
@@ -39,7 +39,7 @@ pub(crate) fn only_pls_router() {
     }
 }
 
-/// Runs a test in a lab of its own.
+/// Runs a test in a new lab.
 pub(crate) fn in_lab(nics: Nics, needs_pls_router: bool, test: fn(&mut Lab)) {
     if needs_pls_router {
         only_pls_router();

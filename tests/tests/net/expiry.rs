@@ -19,7 +19,7 @@ const SHORT: u64 = 5;
 /// By when a session is gone that has just become idle, on a busy machine.
 const GONE: Duration = Duration::from_secs(SHORT + 15);
 
-/// An address beyond the firewall where nobody is.
+/// An unused address beyond the firewall.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 /// An attempt that gets no answer is given up after this time.
 const NO_ANSWER: Duration = Duration::from_millis(300);

@@ -18,11 +18,11 @@ use router_user::model::{Flow, Status};
 
 use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router};
 
-/// An address beyond the firewall where nobody is, so that attempts stay half-open.
+/// An unused address beyond the firewall: attempts stay half-open.
 const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 21), ECHO_PORT);
 
-/// A lab whose router has room for so many sessions, and lets a source have so many of them
-/// half-open.
+/// Brings up a lab whose router has room for `flows` sessions, and allows a source
+/// `half_open_per_source` half-open ones.
 fn lab_with(flows: u32, half_open_per_source: u32) -> Lab {
     only_pls_router();
     let mut options = Options::new(Nics::Two, router(), helper());
@@ -30,7 +30,7 @@ fn lab_with(flows: u32, half_open_per_source: u32) -> Lab {
     check(Lab::up(options))
 }
 
-/// A lab whose router has so few SNAT ports, and room for far more sessions.
+/// Brings up a lab whose router has few SNAT ports, and room for far more sessions.
 fn lab_with_ports(ports: RangeInclusive<u16>) -> Lab {
     only_pls_router();
     let mut options = Options::new(Nics::Two, router(), helper());
@@ -126,8 +126,8 @@ fn a_flood_does_not_lock_out_other_clients_of_the_same_address() {
     assert!(half_open(&lab) <= SHARE as usize);
 }
 
-/// Nobody's fault in particular, and the table is full all the same: connections that were never
-/// made go long before their time.
+/// Several sources fill the table, none of them beyond its limit: connections that were never made
+/// are removed long before their timeout.
 #[test]
 fn a_full_table_removes_half_open_sessions_first() {
     const ROOM: u32 = 2048;
@@ -154,8 +154,9 @@ fn a_full_table_removes_half_open_sessions_first() {
     check(old.echo(b"after", LIMIT));
 }
 
-/// One client asks a single question from port after port, as a name server's client does, until
-/// the ports run out: those go before their five minutes, and whoever has asked twice stays.
+/// One client asks a single question from port after port, as a DNS client does, until the ports
+/// run out. Those sessions are removed before their five minutes, and sessions with a second
+/// question stay.
 #[test]
 fn answered_datagrams_free_their_ports_when_ports_run_out() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_099;
@@ -183,8 +184,8 @@ fn answered_datagrams_free_their_ports_when_ports_run_out() {
     check(talks.echo(b"goes on", LIMIT));
 }
 
-/// Ports towards one target are far fewer than sessions, so a flood takes all of them first: they
-/// come back as soon.
+/// Ports towards one target are far fewer than sessions, so a flood takes all of them first. They
+/// are freed as early.
 #[test]
 fn ports_of_half_open_sessions_are_freed_first() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;
@@ -205,8 +206,8 @@ fn ports_of_half_open_sessions_are_freed_first() {
     }));
 }
 
-/// One address holds established sessions on all SNAT ports towards a target that it gets. Others
-/// reach that target all the same, and the operator reads who it is.
+/// One address holds established sessions on all SNAT ports towards a target that it may have.
+/// Others still reach that target, and `status` names the address.
 #[test]
 fn a_source_with_many_sessions_leaves_ports_to_others() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;

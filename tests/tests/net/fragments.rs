@@ -26,7 +26,7 @@ lab_tests! {
 /// The largest there is: 65535 bytes less 20 of IPv4 and 8 of UDP.
 const LARGEST: usize = 65507;
 
-/// A socket of the Private Link Service's, whose datagrams nobody puts together before the router.
+/// A socket of the Private Link Service, whose datagrams are not reassembled before the router.
 pub(crate) struct Client<'a> {
     lab: &'a Lab,
     socket: UdpSocket,
@@ -106,8 +106,8 @@ fn early_fragments_are_held(lab: &mut Lab) {
     assert_eq!(reason(&after, "fragment_bad"), reason(&before, "fragment_bad"));
 }
 
-/// Two others flood as fast as they can, one of them as somebody that no rule knows: datagrams in
-/// the worst order arrive all the same, and all else goes on.
+/// Two other sources flood at full speed, one of them unknown to all rules. Datagrams in the worst
+/// order still arrive, and other traffic goes on.
 fn a_flood_of_fragments_does_not_affect_others(lab: &mut Lab) {
     let mut client = Client::open(lab);
     client.echo(9000, |fragments| fragments.reverse());

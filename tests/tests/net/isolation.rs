@@ -1,4 +1,4 @@
-//! What is not the router's stays as it is: who may not use it, and the machine's own traffic.
+//! Isolation: sources that may not use the router, and the machine's own traffic, are left alone.
 
 use std::{
     io,
@@ -62,7 +62,7 @@ fn the_firewall_s_side_cannot_pose_as_a_client() {
 /// An attempt that gets no answer is given up after this time.
 const NO_ANSWER: Duration = Duration::from_millis(300);
 
-/// What kind of error a connection attempt ended with.
+/// Returns the kind of error that a connection attempt ended with.
 #[track_caller]
 fn refusal(from: &Namespace, source: Ipv4Addr, target: SocketAddrV4, limit: Duration) -> io::ErrorKind {
     let Err(error) = Tcp::connect_from(from, source, target, limit) else {
@@ -93,7 +93,7 @@ fn only_sources_may_use_a_rule(lab: &mut Lab) {
     assert_eq!(reason(&after, "source_not_allowed") - reason(&before, "source_not_allowed"), 6 + denied_tcp);
     assert_eq!(rule(&after, "echo-udp").sessions_opened, rule(&before, "echo-udp").sessions_opened);
 
-    // Those whom the rules allow are not touched by that, from each of their addresses.
+    // Sources that the rules allow are not affected, from any of their addresses.
     for source in PLS_NAT {
         check(check(Tcp::connect_from(&lab.hosts.pls, source, tcp, LIMIT)).echo(b"hello", LIMIT));
     }
@@ -102,13 +102,14 @@ fn only_sources_may_use_a_rule(lab: &mut Lab) {
 fn the_router_itself_stays_reachable(lab: &mut Lab) {
     let target = SocketAddr::from((ROUTER, SSH_PORT));
     check(check(Tcp::connect(&lab.hosts.vm, target, LIMIT)).echo(b"SSH-2.0-lab", LIMIT));
-    // ARP too: nobody knows the router's MAC address any more.
+    // ARP too: no host knows the router's MAC address any more.
     check(lab.hosts.pls.ip("neigh flush all"));
     assert_eq!(check(client::ping(&lab.hosts.vm, ROUTER, 3, &[])), 3, "answers of the router itself");
 }
 
 fn the_router_itself_reaches_others(lab: &mut Lab) {
-    // Its name server is the platform's, its way out the firewall: names, TCP and UDP of its own.
+    // The router's own traffic: its name server is the platform, and its route leads to the
+    // firewall.
     let page = check(
         lab.hosts
             .router
@@ -134,7 +135,8 @@ fn sources_of_a_rule_reach_nothing_else(lab: &mut Lab) {
 }
 
 fn the_platform_is_never_translated(lab: &mut Lab) {
-    // Its probe comes in every lab. Here it comes to a rule's port, too, where nobody listens.
+    // The platform's probe comes in every lab. Here it comes to a rule's port as well, on which no
+    // process listens.
     let rules_port = SocketAddrV4::new(ROUTER, ECHO_PORT);
     assert_eq!(refusal(&lab.hosts.pls, PLATFORM, rules_port, LIMIT), io::ErrorKind::ConnectionRefused);
     check(Tcp::connect_from(&lab.hosts.pls, PLATFORM, SocketAddrV4::new(ROUTER, HEALTH_PORT), LIMIT));

@@ -27,7 +27,8 @@ lab_tests! {
 /// How long a daemon that has nothing to wait for may take to give up.
 pub(crate) const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is attached to one of the router's devices, as `ip` tells it: the words after `prog/xdp`.
+/// Returns the program on one of the router's devices as `ip` prints it: the words after
+/// `prog/xdp`.
 pub(crate) fn attached(lab: &Lab, device: &str) -> Option<String> {
     let shown = check(lab.hosts.router.run("ip", &["-details", "link", "show", "dev", device]));
     shown.lines().find_map(|line| line.trim().strip_prefix("prog/xdp ").map(str::to_owned))
@@ -70,8 +71,7 @@ fn sigterm_takes_the_router_off(lab: &mut Lab) {
 
 fn a_crash_loses_no_connection(lab: &mut Lab) {
     let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
-    // Without the daemon nobody asks for the MAC address of a neighbour that is not known yet, so
-    // let them be known.
+    // Without the daemon, unresolved neighbours are not asked for, so have them resolved before.
     for source in PLS_NAT {
         check(check(Tcp::connect_from(&lab.hosts.pls, source, direct, LIMIT)).close());
     }
@@ -84,7 +84,7 @@ fn a_crash_loses_no_connection(lab: &mut Lab) {
     check(lab.stop_router(Signal::SIGKILL));
     check(old.echo(&[7; 20_000], LIMIT));
     check(udp.echo(b"meanwhile", LIMIT));
-    // New ones too, for whoever does not ask the load balancer.
+    // New connections too, for clients that do not go by the load balancer.
     let mut meanwhile = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], direct, LIMIT));
     check(meanwhile.echo(b"meanwhile", LIMIT));
     check(lab.wait_out_of_service(LIMIT));
@@ -102,7 +102,7 @@ fn a_crash_loses_no_connection(lab: &mut Lab) {
     assert!(flows.len() >= 3, "the old sessions are not listed: {flows:#?}");
 }
 
-/// The numbers that the router gives are those of what was sent.
+/// The router's numbers equal those of the traffic that was sent.
 fn counters_and_flows_add_up(lab: &mut Lab) {
     const CONNECTIONS: u64 = 5;
     const DATAGRAMS: u64 = 10;

@@ -35,7 +35,7 @@ fn raw(host: &Namespace, protocol: u8, address: Ipv4Addr) -> Result<UdpSocket> {
         if socket < 0 {
             return Err(std::io::Error::last_os_error());
         }
-        // SAFETY: made just now, and nobody else has it.
+        // SAFETY: the descriptor was just made, and nothing else owns it.
         Ok(unsafe { UdpSocket::from_raw_fd(socket) })
     })?;
     let socket = socket.with_context(|| format!("a raw socket of protocol {protocol}"))?;
@@ -61,8 +61,8 @@ fn lab() -> Lab {
     lab
 }
 
-/// What comes to a socket of the router's within `limit`, sent from one of a rule's sources by
-/// `socket`.
+/// Returns the datagram that a socket of the router receives within `limit`, sent by `socket` from
+/// one of a rule's sources.
 fn arrives(
     from: &UdpSocket,
     text: &[u8],
@@ -125,7 +125,7 @@ fn groups_are_allowed_by_port() {
     }
 }
 
-/// What load balancers and monitors ask with, and what they do not.
+/// Methods that load balancers and monitors use, and others.
 #[test]
 fn the_probe_answers_get_head_and_options() {
     let lab = lab();
@@ -177,7 +177,7 @@ fn ipv6_reaches_allowed_services_and_answers_pass() {
     let before = reason(&counters(&lab), "ipv6_denied");
     connect(&lab.hosts.pls, ROUTER_IPV6, 2223, NOTHING).expect_err("no entry of `allow` is for it");
     assert!(reason(&counters(&lab), "ipv6_denied") > before);
-    // What the router asks for, by TCP and from a UDP socket that is not connected.
+    // Requests of the router itself, by TCP and from an unconnected UDP socket.
     let peer = listen(&lab.hosts.pls, 2223);
     check(connect(&lab.hosts.router, CLIENT_IPV6, 2223, LIMIT).context("a connection of the router's own"));
     let socket = |host: &Namespace, address, port| {
@@ -217,7 +217,7 @@ fn tagged(to: [u8; 6], tag: u16, port: u16) -> Vec<u8> {
 fn a_vlan_tag_does_not_bypass_the_local_policy() {
     only_pls_router();
     let lab = check(Lab::up(Options::new(Nics::One, router(), helper())));
-    // As NICs do that leave tags in frames.
+    // As with NICs that leave tags in frames.
     check(lab.hosts.vnet.run("ethtool", &["-K", "router", "txvlan", "off"]));
     let text = check(lab.hosts.router.run("cat", &["/sys/class/net/eth0/address"]));
     let mac: Vec<u8> = text.trim().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();

@@ -23,13 +23,13 @@ use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 const NAME: &str = "echo.lab.example";
 /// Another name. It stands for [`NOBODY`].
 const OTHER: &str = "other.lab.example";
-/// A name that nobody knows.
+/// An unknown name.
 const UNKNOWN: &str = "nowhere.lab.example";
 /// The shortest time that the router relies on an answer for, plus what a busy machine needs.
 const TTL_LIMIT: Duration = Duration::from_secs(5 + 10);
-/// An address beyond the firewall where nobody is.
+/// An unused address beyond the firewall.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
-/// Who answers has answered by then, on a wire without delay.
+/// An answer on a wire without delay arrives within this time.
 const ANSWER: Duration = Duration::from_millis(200);
 /// How long a dead target gets to be found out: 3 s without an answer, a sweep every 2 s.
 const FOUND_OUT: Duration = Duration::from_secs(30);
@@ -81,7 +81,7 @@ impl Dns {
     }
 }
 
-/// Whether the name server has its socket; the platform's has another.
+/// Returns an error unless the name server has its socket; the platform's has another one.
 fn answers(lab: &Lab) -> Result<()> {
     let sockets = lab.hosts.pls.run("ss", &["-Hlun", "src", &format!("{PLS_GATEWAY}:53")])?;
     ensure!(!sockets.trim().is_empty(), "nobody listens on {PLS_GATEWAY}:53");
@@ -112,7 +112,7 @@ fn status(lab: &Lab) -> Status {
     check(lab.pls_router_json(&["status"]))
 }
 
-/// What the router says of itself, for a test that has waited in vain.
+/// Returns the router's status and log, for a test that timed out.
 fn story(lab: &Lab) -> String {
     let say = |args: &[&str]| match lab.pls_router(args) {
         Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
@@ -237,7 +237,8 @@ fn a_dead_name_server_does_not_remove_targets() {
     assert!(now.healthy && now.degraded.iter().any(|reason| reason.contains(&problem)), "{now:#?}");
     drop(connect(&lab));
 
-    // It crashes, and comes back while nobody knows the name: its file still does.
+    // The daemon crashes, and comes back while no server knows the name: its file still has the
+    // answer.
     check(lab.stop_router(Signal::SIGKILL));
     check(lab.start_router());
     let now = status(&lab);
@@ -254,8 +255,8 @@ fn a_dead_name_server_does_not_remove_targets() {
     }));
 }
 
-/// However many names a rule has, among addresses, with one whose address is avoided when it
-/// happens, in several rules, and however they are written.
+/// Any number of names in a rule, among addresses, with a target that is avoided at that time, in
+/// several rules, and in any spelling.
 #[test]
 fn neither_a_crash_nor_a_restart_forgets_a_name() {
     let targets =
@@ -329,7 +330,7 @@ fn a_dead_first_name_server_delays_nothing() {
     }));
 }
 
-/// What a rule may not lead to, a name may not either, whoever answers for it.
+/// The addresses that a rule may not lead to are refused in answers for names, too.
 #[test]
 fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
     let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
@@ -354,9 +355,9 @@ fn a_name_leads_neither_to_the_platform_nor_to_the_router_itself() {
     assert_eq!(check(targets(&lab)), [(TOOLS, ECHO_PORT).into()]);
 }
 
-/// A name server in somebody else's hands, which every router asks: whatever it says of one name,
-/// that name's rule keeps its last good answer or loses its own way, and the machine stays in
-/// service with the others.
+/// A name server under another's control, which every router asks. Its answers for one name can
+/// make that name's rule keep its last good answer or lose its targets, and the machine stays in
+/// service with the other rules.
 #[test]
 fn a_wrong_answer_for_a_name_affects_only_its_rule() {
     const BROADCAST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 127);

@@ -100,7 +100,7 @@ fn sessions_outlive_their_neighbours(lab: &mut Lab) {
     }
 }
 
-/// What happens when a firewall's twin takes over: the same IP address, another MAC address.
+/// A firewall's twin takes over: the same IP address, another MAC address.
 fn sessions_follow_a_next_hop_to_its_new_address(lab: &mut Lab) {
     let mut tcp = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(tcp.echo(b"before", LIMIT));
@@ -112,8 +112,8 @@ fn sessions_follow_a_next_hop_to_its_new_address(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));
 }
 
-/// As on a hardened machine: what leaves it has to be known to the connection tracking, or to be an
-/// answer of the probe. Here, nothing else is let out at all.
+/// A hardened machine: output has to belong to a tracked connection, or to be an answer to the
+/// probe. Here, nothing else is let out at all.
 const HARDENED: &str = "table inet hardened {
     chain output { type filter hook output priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
     chain postrouting { type filter hook postrouting priority 0; policy drop; oif lo accept; tcp sport PROBE accept; }
@@ -142,8 +142,8 @@ fn narrow(lab: &Lab) {
     check(lab.hosts.router.ip(&format!("route replace default via {firewall} mtu lock 1000")));
 }
 
-/// What a packet socket sends can be stopped, too, by who wants it: by a chain on the way out of
-/// the device itself. Then it is said.
+/// The output of a packet socket can be dropped as well, by an egress chain of the device. Then
+/// `status` reports it.
 fn packets_that_cannot_be_sent_are_reported(lab: &mut Lab) {
     let device = match lab.options.nics {
         Nics::One => "eth0",
@@ -225,8 +225,8 @@ fn unused_neighbours_do_not_affect_sessions(lab: &mut Lab) {
         }));
         check(tcp.echo(b"meanwhile", LIMIT));
     }
-    // What the daemon has made of it is there after its next look at everything, which is every two
-    // seconds.
+    // The daemon looks at everything every two seconds, so its reaction is there after the next
+    // look.
     let uptime = check(lab.pls_router_json::<Status>(&["status"])).uptime_seconds;
     let after = check(wait::until("the next look", LIMIT, || {
         let now: Status = lab.pls_router_json(&["status"])?;
@@ -240,9 +240,9 @@ fn unused_neighbours_do_not_affect_sessions(lab: &mut Lab) {
     assert_eq!((after.degraded, after.contested_next_hops), (vec![], vec![]));
 }
 
-/// A machine of the router's link that answers for a client's address: half of what is for the
-/// client goes to it. That is told, once, and costs all others next to nothing; and whoever spoke
-/// last is believed, as by every machine.
+/// Another machine on the router's link answers for a client's address and gets half of the
+/// client's packets. That is reported once and costs the other clients next to nothing. The router
+/// believes the last answer, like any host.
 fn two_machines_with_one_next_hop_address_are_reported(lab: &mut Lab) {
     let [client, _] = PLS_NAT;
     let own = check(lab.hosts.pls.run("cat", &["/sys/class/net/vnet/address"]));
@@ -296,7 +296,7 @@ fn two_machines_with_one_next_hop_address_are_reported(lab: &mut Lab) {
         (after.next_hop_invalidations - before.next_hop_invalidations, start.elapsed());
     println!("150 changes in {took:?}, {invalidations} invalidations");
     assert!(invalidations <= 4 + took.as_secs() + 2, "{invalidations} in {took:?}");
-    // What is true in the end is followed.
+    // The router follows the final state.
     claim(own);
     check(tcp.echo(b"in the end", LIMIT));
     check(check(connect(40_001)).echo(b"a new one", LIMIT));

@@ -106,13 +106,13 @@ fn overlapping_ports_are_reserved_and_given_back() {
     check(lab.start_router());
     assert_eq!(reserved(&lab), "32768-50000,61000");
     assert!(overlaps(&lab).is_empty());
-    // Somebody sets the list as it is in a file of theirs.
+    // An operator sets the list from a file.
     check(lab.hosts.router.sysctl("net/ipv4/ip_local_reserved_ports", "33000,61000"));
     check(wait::until("the ports to be reserved again", LIMIT, || {
         ensure!(reserved(&lab) == "32768-50000,61000", "{}", reserved(&lab));
         Ok(())
     }));
-    // What a later configuration does not need any more.
+    // A port that a later configuration does not need any more.
     check(lab.stop_router(Signal::SIGKILL));
     lab.set_rules(format!(
         "{rules}[[forward]]\nname = \"rtp\"\nprotocol = \"udp\"\nlisten = \"40000-40100\"\n\
@@ -147,7 +147,7 @@ fn ports_that_cannot_be_reserved_are_reported() {
         ensure!(status.healthy && status.degraded.iter().any(|text| is_named(text)), "{status:#?}");
         Ok(())
     }));
-    // Somebody gives the kernel other ports.
+    // An operator gives the kernel other ports.
     check(lab.hosts.router.sysctl("net/ipv4/ip_local_port_range", "1024 1100"));
     check(wait::until("the status to follow", LIMIT, || {
         let status: Status = lab.pls_router_json(&["status"])?;
@@ -262,7 +262,7 @@ fn the_classifier_is_attached_while_the_router_is_on(lab: &mut Lab) {
     assert_eq!(all(lab), vec![1; devices.len()]);
     check(lab.start_router());
     assert_eq!(all(lab), vec![1; devices.len()]);
-    // Nobody else holds the link, so that it goes with its pin.
+    // No other process holds the link, so it goes away with its pin.
     let pin = lab.state().path("bpf/pls-router").join(format!("v{LAYOUT}/links/own-eth0"));
     fs::remove_file(pin).expect("a pin");
     check(wait::until("what leaves to be seen again", LIMIT, || {

@@ -191,7 +191,7 @@ fn other_users_cannot_access_the_pins() {
     assert_eq!(mode(&socket), 0o660);
     let asked = as_user(|| UnixStream::connect(&socket));
     assert_eq!(asked.map(drop).expect_err("it answered").kind(), ErrorKind::PermissionDenied);
-    // As earlier versions have left them, by hand.
+    // Modes of directories that earlier versions have left.
     check(lab.stop_router(Signal::SIGKILL));
     for directory in &directories {
         set_mode(directory, 0o755);
@@ -202,7 +202,7 @@ fn other_users_cannot_access_the_pins() {
     }
     check(lab.stop_router(Signal::SIGKILL));
 
-    // Somebody has been quicker, and has it open.
+    // Another process was faster and has it open.
     set_mode(&directories[0], 0o755);
     set_mode(&directories[1], 0o755);
     let mut command = Command::new("flock");
@@ -256,7 +256,7 @@ fn pins_in_another_users_directory_are_refused() {
     check(fs::create_dir_all(precious.join("v9")).context("a directory"));
     as_user(|| symlink(&precious, &root)).expect("the file system is open to all");
     refuses_and_says_so(&lab, "somebody else's link", &[&theirs, &format!("belongs to user {USER}")]);
-    // As root, that could remove whatever the link leads to.
+    // As root, that could remove the target of any link.
     let output = check(lab.pls_router(&["detach"]));
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(precious.join("v9").exists());
@@ -279,7 +279,7 @@ fn pins_in_another_users_directory_are_refused() {
     check(lab.start_router());
 }
 
-/// A directory in which anybody may make files, and somebody makes the socket first.
+/// A directory in which anyone may create files, and another user creates the socket first.
 #[test]
 fn a_socket_of_another_user_is_not_taken_for_the_daemon() {
     let mut lab = without_router();
@@ -305,7 +305,7 @@ fn a_socket_of_another_user_is_not_taken_for_the_daemon() {
     check(daemon.terminate(LIMIT * 2));
     drop(listener);
 
-    // Without the bit that keeps others from removing it, nobody can be sure of anything.
+    // Without the sticky bit, any user could replace files.
     set_mode(&open, 0o777);
     let mut daemon = check(crate::starts::start_with(&lab, "open-again.toml", configuration));
     let status = check(daemon.wait(REFUSAL_LIMIT));

@@ -1,5 +1,5 @@
-//! Nobody can keep the load balancer's probe from its answer, or use up what it shares with others
-//! of the daemon's listeners.
+//! No one can starve the load balancer's probe, or use up the resources that the probe shares with
+//! the daemon's other listeners.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,7 +29,7 @@ use crate::common::{LIMIT, check, counters, helper, only_pls_router, reason, rou
 
 const PROBE: SocketAddrV4 = SocketAddrV4::new(ROUTER, HEALTH_PORT);
 const METRICS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9090);
-/// An address of the router's network where nobody is.
+/// An unused address of the router's network.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 /// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other
 /// things to do as well.
@@ -91,7 +91,7 @@ pub(crate) fn become_user(user: libc::uid_t) -> io::Result<()> {
     if results == [0; 3] { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sets how many files a process may open, as far as it may have so many.
+/// Sets the limit of open files of a process, up to its hard limit.
 fn set_descriptor_limit(pid: u32, limit: u64) -> io::Result<()> {
     let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let pid = pid.cast_signed();
@@ -138,7 +138,7 @@ const ASSAULTS: [Assault; 6] =
 impl Assault {
     /// Goes on until it is over; counts connections.
     fn run(self, source: Ipv4Addr, over: &AtomicBool, made: &AtomicU64) {
-        // Those that are held open, the oldest first: as many as one process may have.
+        // The connections held open, the oldest first: as many as one process may have.
         let mut held = std::collections::VecDeque::new();
         while !over.load(Relaxed) {
             let Ok(mut stream) = connect_from(source, PROBE, PATIENCE) else { continue };
@@ -214,7 +214,7 @@ fn all_are_answered(
 #[test]
 fn the_probe_is_answered_during_connection_floods() {
     const THREADS: usize = 2;
-    /// What makes an assault, from the probe's network and from elsewhere.
+    /// The fewest connections of an assault, from the probe's network and from elsewhere.
     const CONNECTIONS: u64 = 50;
     const LASTS: Duration = Duration::from_secs(3);
     let mut lab = lab(Nics::One);
@@ -247,7 +247,7 @@ fn the_probe_is_answered_during_connection_floods() {
             rate(&far),
             check(fared.with_context(|| format!("{assault:?}")))
         );
-        // What the probe's rooms hold, and who is on the way out.
+        // The capacity of the probe's rooms, and connections that are being closed.
         assert!(most < before + 160, "{assault:?}: {most} descriptors, {before} before");
     }
     assert!(check(lab.in_service()), "the probe's log:\n{}", lab.probe_log());
@@ -267,14 +267,14 @@ fn cookies(lab: &Lab) -> Result<u64> {
     number.context("no cookies are counted")?.parse().context("no number")
 }
 
-/// As many SYNs as the machine carries, but no more than the lab's own queues have room for. What
-/// is measured is the router: it is asked for as long as a number of them takes to come in.
+/// Sends SYNs as fast as the machine carries them, but no more than the lab's own queues have room
+/// for. The router is what is measured: the probe runs until a number of SYNs has arrived.
 #[test]
 fn a_syn_flood_does_not_starve_the_probe() {
     const SYNS: u64 = 60_000;
     let lab = lab(Nics::One);
     let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
-    // Of an address that nobody has, and of somebody who resets what he has not asked for.
+    // From an unused address, and from a host that resets connections that it did not ask for.
     for source in [NOBODY, VM] {
         let (start, flood) = (Instant::now(), check(SynFlood::start(&lab.hosts.pls, source, PROBE)));
         let fared = check(all_are_answered(&who, || flood.sent() >= SYNS));
@@ -426,7 +426,7 @@ fn connections_to_the_metrics_do_not_starve_the_probe() {
         assert!(status == 200 && text.contains("pls_router_healthy 1"), "{text}");
         println!("user {user} has read the metrics in {:?}", asked.elapsed());
     }
-    // Whoever did that comes to read as well, when the first of his connections are over.
+    // The same source comes to read as well, when its first connections are over.
     check(wait::until("an answer", LIMIT * 3, || scrape(&lab, USER, "127.0.0.1")));
     assert!(check(lab.pls_router(&["status"])).status.success());
 
@@ -499,7 +499,7 @@ fn lowest_free_descriptor(pid: u32) -> Result<u64> {
     (0..).find(|number| !taken.contains(number)).context("none is free")
 }
 
-/// Whatever it is that has used them up.
+/// Any process may have used the descriptors up.
 #[test]
 fn a_daemon_recovers_from_a_lack_of_descriptors() {
     let mut lab = lab(Nics::One);
@@ -511,7 +511,7 @@ fn a_daemon_recovers_from_a_lack_of_descriptors() {
         check(wait::until("an answer", LIMIT, || ask(&lab.hosts.pls, PLATFORM)));
     }
     check(set_descriptor_limit(pid, 4).context("prlimit"));
-    // Everything that opens a file or a socket, by itself or when somebody comes.
+    // Everything that opens a file or a socket, by itself or on request.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
         let _nobody_answers = ask(&lab.hosts.pls, PLATFORM);

@@ -24,7 +24,7 @@ use crate::common::{ECHO, LIMIT, check, helper};
 /// How long the lab binary may take to come up or to go away.
 const BINARY_LIMIT: Duration = Duration::from_secs(60);
 
-/// The lab binary with an id of its own, and nftables: this is not about the router.
+/// The lab binary with a unique id, and nftables: this is not about the router.
 struct Binary {
     id: String,
 }
@@ -56,7 +56,7 @@ impl Binary {
         child
     }
 
-    /// What there is of the lab.
+    /// Returns the files and namespaces of the lab.
     fn remains(&self) -> Vec<PathBuf> {
         let hosts = lab::HOSTS.map(|host| PathBuf::from("/run/netns").join(namespace_name(&self.id, host)));
         hosts.into_iter().chain([paths::directory(&self.id)]).filter(|path| path.exists()).collect()
@@ -94,7 +94,7 @@ fn a_killed_lab_is_removed_by_the_next_one() {
     signal(&child, Signal::SIGKILL);
     child.wait().expect("the lab can be waited for");
     assert!(!binary.remains().is_empty(), "nothing to remove: this test tests nothing");
-    // Any lab does, whatever its id.
+    // Any lab does, with any id.
     let next = check(Lab::up(Options {
         start_router: false,
         ..Options::new(Nics::One, Router::Nftables, helper())
@@ -167,7 +167,7 @@ fn the_witness_sees_leaks() {
     check(lab.hosts.router.run("nft", &["flush", "chain", "ip", "router", "from_router"]));
     let witness = check(Witness::start(&lab));
     check(check(client::Udp::open(&lab.hosts.serverless, ECHO)).send(b"hello"));
-    // It goes out with the source that it came with; nobody answers that.
+    // The packet goes out with its original source, and gets no answer.
     check(wait::until("the datagram to reach the firewall", LIMIT, || {
         // Longer than the header of the file.
         let captured = std::fs::metadata(lab.state().path("tmp/firewall.pcap"))?.len();

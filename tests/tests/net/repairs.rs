@@ -1,4 +1,4 @@
-//! What the router depends on, when others change it under the running daemon.
+//! The kernel's settings that the router depends on, changed by others under the running daemon.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use crate::{
     lifecycle::{attached, pins},
 };
 
-/// What `sysctl` is told of, and how the data plane's own setting is named.
+/// The sysctl's file, and its name as a repair.
 const LOOPBACK_FORWARDING: &str = "net/ipv4/conf/lo/forwarding";
 const ROUTE_LOOKUPS: &str = "net.ipv4.conf.lo.forwarding";
 
@@ -31,7 +31,7 @@ fn lab(nics: Nics) -> Lab {
     check(Lab::up(Options::new(nics, router(), helper())))
 }
 
-/// What the daemon tells of one thing that it keeps.
+/// Returns the state of one repair in `status`.
 fn repairs(lab: &Lab, name: &str) -> Result<Repairs> {
     let status = lab.pls_router_status()?;
     let found = status.repairs.iter().find(|repairs| repairs.name == name).cloned();
@@ -89,8 +89,8 @@ fn disabled_forwarding_is_enabled_again_at_once() {
     assert_eq!(left.trim(), "0");
 }
 
-/// Somebody who goes on is not raced: it is a condition, and the router has its way only now and
-/// then.
+/// Repairs slow down against a process that keeps changing the setting: `status` reports it, and
+/// the router's value is set again only now and then.
 #[test]
 fn repeated_changes_of_a_setting_are_reported_and_repairs_slow_down() {
     const FIGHT: Duration = Duration::from_secs(4);
@@ -124,7 +124,7 @@ fn repeated_changes_of_a_setting_are_reported_and_repairs_slow_down() {
     assert_eq!(log.matches("degraded: net.ipv4.conf.lo.forwarding is changed").count(), 1, "{log}");
 }
 
-/// The pins of links, of whatever layout.
+/// Returns the pins of links, of any layout.
 fn link_pins(lab: &Lab) -> Vec<PathBuf> {
     let layouts = pins(lab).into_iter().map(|layout| PathBuf::from(layout).join("links"));
     let entries = layouts.flat_map(|links| fs::read_dir(links).into_iter().flatten().flatten());
@@ -157,7 +157,7 @@ fn a_detached_program_is_attached_again() {
     check(lab.wait_in_service(LIMIT));
 }
 
-/// Somebody tidies up below /sys/fs/bpf. Not a packet is lost, and a daemon that comes after a
+/// All pins below /sys/fs/bpf are removed. No packet is lost, and a daemon that starts after a
 /// crash finds everything.
 #[test]
 fn removed_pins_are_made_again() {
@@ -179,7 +179,7 @@ fn removed_pins_are_made_again() {
     assert_eq!(listed(), before);
     assert_eq!(link_pins(&lab).len(), 1);
     assert_eq!(attached(&lab, "eth0"), program, "the program was taken off meanwhile");
-    // Nobody else gets at the new ones.
+    // No other user can access the new ones.
     let second = lab
         .configuration(&lab.options.rules)
         .replace("api.sock", "second.sock")
@@ -198,7 +198,7 @@ fn removed_pins_are_made_again() {
     check(known.echo(b"after", LIMIT));
     assert_eq!(attached(&lab, "eth0"), program);
     assert!(check(lab.router()).output().contains("found the data plane of an earlier daemon"));
-    // What is taken off on purpose stays off.
+    // A program that is taken off on purpose stays off.
     check(lab.pls_router(&["detach", "--force"]));
     let (code, body) = check(lab.health());
     assert!(code == 503 && body.contains("detach --force"), "{code} {body}");

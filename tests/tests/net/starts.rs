@@ -16,7 +16,7 @@ use crate::{
     lifecycle::{REFUSAL_LIMIT, attached, pins, refuses, without_router},
 };
 
-/// An address of the router's network where nobody is.
+/// An unused address of the router's network.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 
 /// Waits until the process would hear SIGTERM.
@@ -91,7 +91,7 @@ fn a_file_in_the_place_of_the_socket_is_left_alone() {
     check(lab.start_router());
 }
 
-/// Starts pls-router with a configuration of its own.
+/// Starts pls-router with another configuration.
 pub(crate) fn start_with(lab: &Lab, name: &str, configuration: String) -> anyhow::Result<Process> {
     lab.state().write(name, configuration)?;
     let command = lab.pls_router_command(&["run"], &lab.state().path(name))?;

@@ -89,7 +89,7 @@ fn datagrams_of_every_length_come_back(lab: &mut Lab) {
     for length in lengths() {
         check(udp.echo(&payload(length), LIMIT));
     }
-    // Each socket is a session of its own.
+    // Each socket is a separate session.
     for number in 0..50 {
         let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
         check(udp.echo(&[number], LIMIT));
@@ -141,7 +141,7 @@ fn iperf3_runs_both_ways(lab: &mut Lab) {
         assert!(rate > 0.0, "{direction:?}: nothing arrived");
     }
     finish(witness);
-    // At full speed nobody can watch everything, but it has to run.
+    // At full speed tcpdump loses packets, so there is no witness here.
     let options = ["--time", "1"];
     let rate = check(client::iperf3(&lab.hosts.serverless, target, Direction::Down, &options));
     assert!(rate > 1e6, "only {rate} bit/s");
@@ -149,7 +149,7 @@ fn iperf3_runs_both_ways(lab: &mut Lab) {
     check(tcp.echo(b"afterwards", Duration::from_secs(1)));
 }
 
-/// A hundred connections at a time, each with bytes of its own.
+/// A hundred connections at a time, each with different bytes.
 fn many_connections_are_kept_apart(lab: &mut Lab) {
     const CONNECTIONS: u8 = 100;
     let witness = check(Witness::start(lab));
@@ -176,7 +176,7 @@ fn the_private_link_service_may_choose_any_port() {
     many_connections_are_kept_apart(&mut check(Lab::up(options)));
 }
 
-/// What a rule says of segments reaches both ends of a connection, and they keep to it.
+/// Both ends of a connection get the segment size of a rule, and keep to it.
 #[test]
 fn segment_sizes_are_kept_to_the_rule() {
     const SIZE: u16 = 1000;

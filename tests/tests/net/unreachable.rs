@@ -49,7 +49,7 @@ fn refusal(from: &Namespace, target: SocketAddr) -> (ErrorKind, Duration) {
     }
 }
 
-/// A forward's client is told of a failure at once, in whatever way.
+/// A forward's client gets each kind of failure at once.
 #[track_caller]
 fn a_forwards_client_fails_at_once(lab: &Lab, why: &str) {
     const TOLD: [ErrorKind; 3] =
@@ -87,7 +87,7 @@ fn an_unreachable_target_is_reported_to_the_client_at_once(lab: &mut Lab) {
     }
 }
 
-/// An address beside the firewall that nobody has.
+/// An unused address beside the firewall.
 fn nobody(lab: &Lab) -> Ipv4Addr {
     match lab.options.nics {
         Nics::One => Ipv4Addr::new(10, 0, 2, 99),
@@ -139,7 +139,7 @@ fn a_connection_of_a_masquerade_is_reset_after_a_restart(lab: &mut Lab) {
     assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:#}");
     assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     assert!(reason(&counters(lab), "session_unknown") > 0);
-    // What has no connections goes on, and whoever connects again can.
+    // Traffic without connections goes on, and clients can connect again.
     check(udp.echo(b"after", LIMIT));
     check(check(Tcp::connect(&lab.hosts.vm, DIRECT, LIMIT)).echo(b"again", LIMIT));
 }

@@ -1,4 +1,4 @@
-//! What the daemon does, and leaves alone, while it runs.
+//! The daemon's upkeep: what it changes, and what it leaves alone.
 
 use std::{
     io::{Read as _, Write as _},
@@ -30,7 +30,7 @@ fn lab(nics: Nics) -> Lab {
     check(Lab::up(Options::new(nics, router(), helper())))
 }
 
-/// In whatever order many ask, none waits for another for ever.
+/// Requests in any order never wait for each other.
 #[test]
 fn many_requests_at_once_are_all_answered() {
     const EACH: usize = 400;
@@ -96,8 +96,8 @@ fn fill(mut pipe: &std::io::PipeWriter) {
     set(pipe, nix::fcntl::OFlag::empty());
 }
 
-/// What was set by hand has no state that the daemon may change: asked whether it is there, it
-/// would become one that was learnt.
+/// A permanent neighbour has no state that the daemon may change: a probe would make it a learnt
+/// one.
 #[test]
 fn a_permanent_neighbour_stays_permanent() {
     /// The daemon confirms neighbours every 2 s.
@@ -117,7 +117,7 @@ fn a_permanent_neighbour_stays_permanent() {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"hello", LIMIT));
 }
 
-/// What answers a request to the health port, from this source.
+/// Returns the answer to a request to the health port, from this source.
 fn ask(lab: &Lab, source: Ipv4Addr) -> anyhow::Result<String> {
     let target = SocketAddrV4::new(ROUTER, HEALTH_PORT);
     let mut stream = lab.hosts.pls.inside(|| client::connect_from(source, target, LIMIT))??;
@@ -185,7 +185,8 @@ fn new_sessions_follow_the_firewall_nics_address() {
         Ok(flows.iter().filter(|flow| flow.snat.ip() == address).count())
     };
     assert_eq!(check(from(NEW)), 1);
-    // What came from the old one has no way back, and does not wait for its timeout.
+    // Replies to sessions of the old address cannot arrive, so these sessions do not wait for their
+    // timeout.
     check(wait::until("the old address's session to go", LIMIT * 6, || {
         ensure!(from(ROUTER_SECOND)? == 0, "it is still there");
         Ok(())
