@@ -1,8 +1,8 @@
-//! Finds a toolchain that can compile for BPF, and compiles the programs of `router-ebpf` with it.
+//! Finds a toolchain that can compile for BPF, and compiles packages of BPF programs with it.
 //!
-//! A build script needs one call, `bpf_build::build_script("router")`, and its crate then finds the
-//! object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the same search, so the
-//! build uses the toolchain that it reports as ready.
+//! A build script needs one call, `bpf_build::build_script("router-ebpf", "router")`, and its crate
+//! then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the same
+//! search, so the build uses the toolchain that it reports as ready.
 //!
 //! `aya_build::build_ebpf` needs rustup's nightly. A machine without access to rustup's servers can
 //! use a distribution's compiler with a prebuilt `core` for BPF here.
@@ -23,13 +23,13 @@ pub use command::{Action, cargo, target_dir};
 pub use find::{Missing, find, private_tools};
 pub use toolchain::{LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TARGET, Toolchain};
 
-/// Compiles the binary `bin` of `router-ebpf` and puts the object at `$OUT_DIR/<bin>`. For build
-/// scripts.
+/// Compiles the binary `bin` of the package in the directory `package` of the workspace, which has
+/// the package's name, and puts the object at `$OUT_DIR/<bin>`. For build scripts.
 ///
 /// Tells cargo exactly which files the object depends on, so that an unchanged tree rebuilds
 /// nothing. Writes the reason of a failure to standard error, where cargo shows it.
-pub fn build_script(bin: &str) -> ExitCode {
-    match try_build_script(bin) {
+pub fn build_script(package: &str, bin: &str) -> ExitCode {
+    match try_build_script(package, bin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\n{error:#}\n");
@@ -38,7 +38,7 @@ pub fn build_script(bin: &str) -> ExitCode {
     }
 }
 
-fn try_build_script(bin: &str) -> anyhow::Result<()> {
+fn try_build_script(package: &str, bin: &str) -> anyhow::Result<()> {
     let variable =
         |name| env::var_os(name).with_context(|| format!("{name} is not set: is this run by cargo?"));
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
@@ -48,25 +48,26 @@ fn try_build_script(bin: &str) -> anyhow::Result<()> {
     }
     // Whole directories: cargo looks for the newest file below them. Not the workspace itself,
     // where anything else would count too.
-    for package in ["router-ebpf", "router-common"].map(|package| workspace.join(package)) {
-        println!("cargo:rerun-if-changed={}", package.join("Cargo.toml").display());
-        println!("cargo:rerun-if-changed={}", package.join("src").display());
+    for dir in [package, "router-common"].map(|dir| workspace.join(dir)) {
+        println!("cargo:rerun-if-changed={}", dir.join("Cargo.toml").display());
+        println!("cargo:rerun-if-changed={}", dir.join("src").display());
     }
     for file in ["Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", workspace.join(file).display());
     }
 
+    let name = package.rsplit('/').next().unwrap_or(package);
     let target_dir = target_dir(&workspace, Some(&out_dir));
     let toolchain = find(&target_dir)?;
     let status = cargo(&toolchain, Action::Build, &target_dir)?
-        .args(["--package", "router-ebpf", "--bin", bin])
+        .args(["--package", name, "--bin", bin])
         .current_dir(&workspace)
         // A build script's standard output is for instructions to cargo.
         .stdout(std::io::stderr())
         .status()
         .context("cannot start cargo for the BPF target")?;
     if !status.success() {
-        bail!("the BPF program `{bin}` of router-ebpf does not compile (with {toolchain}); see above");
+        bail!("the BPF program `{bin}` of {name} does not compile (with {toolchain}); see above");
     }
     install(&target_dir.join(TARGET).join("release").join(bin), &out_dir.join(bin))
 }

@@ -283,7 +283,7 @@ fn clippy(report: &mut Report, prepared: &Prepared) {
         command.args(["--package", package, "--all-targets", "--", "-Dwarnings"]);
         check(report, &step, &mut command);
     }
-    let name = "clippy router-ebpf";
+    let name = "clippy router-ebpf and labtools";
     let Some(toolchain) = &prepared.toolchain else {
         return report.skip(name, "there is no toolchain for BPF");
     };
@@ -294,7 +294,8 @@ fn clippy(report: &mut Report, prepared: &Prepared) {
         Ok(mut command) => {
             // How `cargo clippy` hands lint levels to its driver.
             command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
-            check(report, name, command.args(["--package", "router-ebpf"]).current_dir(workspace::root()));
+            command.args(["--package", "router-ebpf", "--package", "labtools"]);
+            check(report, name, command.current_dir(workspace::root()));
         }
         Err(error) => report.add(name, Duration::ZERO, Outcome::failed(format!("{error:#}"))),
     }

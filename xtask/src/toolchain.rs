@@ -22,7 +22,7 @@ const MIRI: [&str; 2] = ["miri", "rust-src"];
 /// What Debian has: a recent compiler (packaged for web browsers), and `core` for BPF.
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
 
-/// The clippy of Debian's compiler, without which `cargo xtask test` cannot lint router-ebpf.
+/// The clippy of Debian's compiler, without which `cargo xtask test` cannot lint BPF programs.
 const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 
 /// Returns a toolchain for BPF that works, installed if there is none.
@@ -118,12 +118,12 @@ pub(crate) fn clippy_for(toolchain: &Toolchain) -> Result<()> {
     }
     if let Some(name) = rustup_name(&toolchain.rustc) {
         let rustup = system::find_program("rustup").context("there is no rustup")?;
-        eprintln!("Adding clippy to Rust {name} by rustup, to lint router-ebpf. About 5 MB.");
+        eprintln!("Adding clippy to Rust {name} by rustup, to lint BPF programs. About 5 MB.");
         let mut command = quick_rustup(&rustup);
         return system::run(command.args(["component", "add", "clippy", "--toolchain", &name]));
     }
     if toolchain.rustc == Path::new("/usr/bin/rustc") && apt::is_installed(DEBIAN_PACKAGES[0]) {
-        eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint router-ebpf.");
+        eprintln!("Installing {DEBIAN_CLIPPY} by apt-get, to lint BPF programs.");
         return apt::install(&[DEBIAN_CLIPPY]);
     }
     bail!("no clippy came with {}", toolchain.rustc.display())

@@ -1,6 +1,6 @@
 //! Times counted in buckets, and their quantiles.
 
-#[path = "../../../router-ebpf/src/bin/labtools/buckets.rs"]
+#[path = "../../labtools/src/buckets.rs"]
 mod buckets;
 
 use anyhow::{Context, Result};

@@ -29,5 +29,5 @@ mod sessions;
 mod setup;
 mod spread;
 mod tcp;
-#[path = "../../../router-ebpf/src/bin/labtools/traffic.rs"]
+#[path = "../../labtools/src/traffic.rs"]
 mod traffic;

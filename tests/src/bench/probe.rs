@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How often the counters are looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// A probe, but for its time and its epoch: see `labtools/probe.rs`.
+/// A probe, but for its time and its epoch: see `labtools/src/probe.rs`.
 pub(crate) fn frame(headers: &Headers) -> Result<[u8; HEAD]> {
     let builder = PacketBuilder::ethernet2(headers.source_mac, headers.destination_mac)
         .ipv4(headers.source.octets(), headers.destination.octets(), 64)

@@ -10,16 +10,12 @@
 )]
 
 #[cfg(target_arch = "bpf")]
-#[path = "labtools/buckets.rs"]
 mod buckets;
 #[cfg(target_arch = "bpf")]
-#[path = "labtools/frame.rs"]
 mod frame;
 #[cfg(target_arch = "bpf")]
-#[path = "labtools/probe.rs"]
 mod probe;
 #[cfg(target_arch = "bpf")]
-#[path = "labtools/traffic.rs"]
 mod traffic;
 
 #[cfg(target_arch = "bpf")]
