@@ -12,3 +12,4 @@ pub mod port_plan;
 pub mod preflight;
 mod private;
 pub mod sys;
+pub mod toml_reader;

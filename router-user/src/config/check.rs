@@ -9,13 +9,12 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
-use super::diagnostic::{Diagnostic, Severity};
-use super::document::{Document, List, Span};
 use super::types::{Listen, LocalAllow, Mss, Others, Protocol, Target, Timeouts};
 use super::values::{
     self, AZURE_PLATFORM, MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES,
     MAX_TARGETS,
 };
+use crate::toml_reader::{Diagnostic, Document, List, Severity, Span};
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
@@ -308,33 +307,26 @@ pub(super) struct TimeoutLimit {
     why: &'static str,
 }
 
+const fn limit(
+    key: &'static str,
+    protocol: Option<Protocol>,
+    seconds: u64,
+    why: &'static str,
+) -> TimeoutLimit {
+    TimeoutLimit { key, protocol, seconds, why }
+}
+
+const KEEPALIVES: &str =
+    "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection";
+const UDP: &str = "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more";
+
 /// The timeouts, in the order of the fields of [`Timeouts`].
 pub(super) static TIMEOUTS: [TimeoutLimit; 5] = [
-    TimeoutLimit {
-        key: "tcp_established",
-        protocol: Some(Protocol::Tcp),
-        seconds: 7440,
-        why: "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection",
-    },
-    TimeoutLimit {
-        key: "tcp_transitory",
-        protocol: Some(Protocol::Tcp),
-        seconds: 240,
-        why: "RFC 5382 REQ-5 says at least 4 minutes",
-    },
-    TimeoutLimit {
-        key: "udp",
-        protocol: Some(Protocol::Udp),
-        seconds: 120,
-        why: "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more",
-    },
-    TimeoutLimit {
-        key: "udp_unreplied",
-        protocol: Some(Protocol::Udp),
-        seconds: 120,
-        why: "RFC 4787 REQ-5 says at least 2 minutes",
-    },
-    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-2 says at least 60 seconds" },
+    limit("tcp_established", Some(Protocol::Tcp), 7440, KEEPALIVES),
+    limit("tcp_transitory", Some(Protocol::Tcp), 240, "RFC 5382 REQ-5 says at least 4 minutes"),
+    limit("udp", Some(Protocol::Udp), 120, UDP),
+    limit("udp_unreplied", Some(Protocol::Udp), 120, "RFC 4787 REQ-5 says at least 2 minutes"),
+    limit("icmp", None, 60, "RFC 5508 REQ-2 says at least 60 seconds"),
 ];
 
 /// Warns of a timeout below the least that the standards ask.

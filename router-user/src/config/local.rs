@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::document::{Problem, closest, did_you_mean};
 use super::types::{IpProtocol, LocalAllow};
-use super::values::{self, wrong};
+use super::values;
+use crate::toml_reader::{Problem, closest, did_you_mean, wrong};
 
 /// Names of services, and the entry for each.
 const SERVICES: &str = "carp vrrp, corosync udp/5405, dns udp/53, domain udp/53, http tcp/80, https tcp/443, \

@@ -5,8 +5,6 @@
 
 mod check;
 pub mod defaults;
-mod diagnostic;
-mod document;
 mod local;
 mod read;
 mod schema;
@@ -16,10 +14,12 @@ mod values;
 use std::fmt;
 use std::path::Path;
 
-pub(crate) use document::closest;
+use crate::toml_reader::Document;
 
-pub use diagnostic::{Diagnostic, Severity};
-pub use schema::{Form, TABLES, TableSchema};
+pub(crate) use crate::toml_reader::closest;
+pub use crate::toml_reader::{Diagnostic, Severity};
+
+pub use schema::TABLES;
 pub use types::{
     Admin, Answers, Config, Forward, Health, Host, Interfaces, IpProtocol, Limits, Listen, Local, LocalAllow,
     Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
@@ -116,7 +116,7 @@ impl Config {
     /// # Errors
     /// If anything in it is wrong: all that is, not only the first.
     pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigError> {
-        let document = document::Document::new(text, path);
+        let document = Document::new(text, path, TABLES);
         let config = read::config(&document);
         let diagnostics = document.into_diagnostics();
         match config {

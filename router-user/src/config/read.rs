@@ -7,12 +7,13 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::check::{self, Listeners, Rule, RuleTimeouts};
-use super::document::{Document, List, Table};
 use super::types::{
     Admin, Answers, Config, Forward, Health, Interfaces, Limits, Local, Masquerade, Mode, Others, Refusal,
     Snat, Timeouts,
 };
-use super::{defaults, local, schema, values};
+use super::values::{self, MODES, OTHERS, PROTOCOLS, REFUSALS, one_of};
+use super::{defaults, local, schema};
+use crate::toml_reader::{Document, List, Table};
 
 /// Reads the whole document. Returns `None` if something needed is missing; the errors are in the
 /// document.
@@ -34,9 +35,9 @@ pub(super) fn config(document: &Document) -> Option<Config> {
 
     let interfaces = interfaces(&document.table(root, schema::INTERFACES));
     let snat = snat(document, &document.table(root, schema::SNAT));
-    let unreachable = document.table(root, schema::ANSWERS).key("unreachable").text(values::refusal);
+    let unreachable = document.table(root, schema::ANSWERS).key("unreachable").text(one_of(REFUSALS));
     let table = document.table(root, schema::LOCAL);
-    let others = table.key("others").text(values::others).map_or(Others::Open, Spanned::into_inner);
+    let others = table.key("others").text(one_of(OTHERS)).map_or(Others::Open, Spanned::into_inner);
     let allow = table.key("allow").list(local::allow);
     let (admin, from, listeners) = listeners(document, root);
     let limits = limits(document, &document.table(root, schema::LIMITS));
@@ -63,7 +64,7 @@ pub(super) fn config(document: &Document) -> Option<Config> {
 fn interfaces(table: &Table<'_>) -> Option<Interfaces> {
     let pls = table.key("pls").required("\"eth0\"").text(values::interface);
     let firewall = table.key("firewall").text(values::interface);
-    let mode = table.key("mode").text(values::mode).map_or(Mode::Native, Spanned::into_inner);
+    let mode = table.key("mode").text(one_of(MODES)).map_or(Mode::Native, Spanned::into_inner);
     let pls = pls?.into_inner();
     Some(Interfaces { firewall: firewall.map_or_else(|| pls.clone(), Spanned::into_inner), pls, mode })
 }
@@ -74,7 +75,7 @@ fn rule(document: &Document, table: &Table<'_>, defaults: &Timeouts) -> Rule {
     Rule {
         header: table.header(),
         name: table.key("name").required(name).text(values::rule_name),
-        protocol: table.key("protocol").required("\"tcp\"").text(values::protocol),
+        protocol: table.key("protocol").required("\"tcp\"").text(one_of(PROTOCOLS)),
         listen: table.key("listen").required("\"443\"").text(values::listen),
         targets: table.key("target").required("\"203.0.113.10:443\"").text_or_list(values::target),
         sources: table.key("sources").required("[\"10.0.2.64/26\"]").list(values::network),
@@ -92,19 +93,19 @@ fn snat(document: &Document, table: &Table<'_>) -> Snat {
     Snat {
         addresses: plain(addresses),
         ports: table.key("ports").text(values::snat_ports).map(Spanned::into_inner),
-        exhausted: table.key("exhausted").text(values::refusal).map_or(Refusal::Reject, Spanned::into_inner),
+        exhausted: table.key("exhausted").text(one_of(REFUSALS)).map_or(Refusal::Reject, Spanned::into_inner),
     }
 }
 
 fn listeners(document: &Document, root: &DeTable<'_>) -> (Admin, Option<List<IpNet>>, Listeners) {
     let table = document.table(root, schema::HEALTH);
-    let health = table.key("listen").text(values::health_address);
+    let health = table.key("listen").text(|text| values::socket_address(text, defaults::HEALTH));
     let from = table.key("from").list(values::prober);
     if let Some(from) = &from {
         check::probers(document, from);
     }
     let table = document.table(root, schema::ADMIN);
-    let listen = table.key("listen").text(values::admin_address);
+    let listen = table.key("listen").text(|text| values::socket_address(text, defaults::ADMIN));
     let socket = table.key("socket").text(values::socket_path);
     let pins = table.key("pins").text(values::absolute_path);
     let admin = Admin {

@@ -1,27 +1,7 @@
 //! Every table and key that a configuration may have: for "unknown key" errors, and for the test
 //! that compares `deploy/config.toml` with them.
 
-/// One table of the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct TableSchema {
-    /// Its name.
-    pub name: &'static str,
-    /// How it is written.
-    pub form: Form,
-    /// Its keys.
-    pub keys: &'static [&'static str],
-}
-
-/// How a table is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// `[name]`
-    Single,
-    /// `[[name]]`, any number of times.
-    Repeated,
-    /// `name = { .. }` in another table.
-    Inline,
-}
+use crate::toml_reader::{Form, TableSchema};
 
 const fn table(name: &'static str, form: Form, keys: &'static [&'static str]) -> TableSchema {
     TableSchema { name, form, keys }
@@ -47,23 +27,3 @@ pub(super) const RULE_TIMEOUTS: TableSchema = table("timeouts", Form::Inline, TI
 /// All tables, in the order of the sample file.
 pub const TABLES: &[TableSchema] =
     &[INTERFACES, FORWARD, MASQUERADE, SNAT, ANSWERS, LOCAL, HEALTH, ADMIN, LIMITS, TIMEOUTS];
-
-impl TableSchema {
-    /// Returns the table's name as the file has it: `[snat]`, `[[forward]]`, or `timeouts` in a rule.
-    #[must_use]
-    pub fn title(&self) -> String {
-        match self.form {
-            Form::Single => format!("[{}]", self.name),
-            Form::Repeated => format!("[[{}]]", self.name),
-            Form::Inline => format!("`{}`", self.name),
-        }
-    }
-
-    /// Returns the text to type for such a table.
-    pub(super) fn example(&self) -> String {
-        match self.form {
-            Form::Single | Form::Repeated => self.title(),
-            Form::Inline => format!("{} = {{ {} = ... }}", self.name, self.keys.first().unwrap_or(&"")),
-        }
-    }
-}

@@ -12,49 +12,22 @@ pub use router_common::tuple::Protocol;
 
 pub use crate::sys::xdp::Mode;
 
-/// Defines an enum of words of the file, with `ALL`, `as_str` and `Display`.
-macro_rules! words {
-    ($(#[$about:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$each])* $variant,)+ }
-
-        impl $name {
-            /// Every value.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// Returns the word for it.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
+/// The answer to a client whose packets cannot be forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing.
+    Drop,
+    /// A TCP reset, or an ICMP error that says why.
+    Reject,
 }
 
-words! {
-    /// What a client gets when its packets cannot be forwarded.
-    Refusal {
-        /// Nothing.
-        Drop = "drop",
-        /// A TCP reset, or an ICMP error that says why.
-        Reject = "reject",
-    }
-}
-words! {
-    /// What addresses in no rule's `sources` reach of this machine.
-    Others {
-        /// Everything, as if there were no router.
-        Open = "open",
-        /// Only [`Local::allow`].
-        Closed = "closed",
-    }
+/// What addresses in no rule's `sources` reach of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Everything, as if there were no router.
+    Open,
+    /// Only [`Local::allow`].
+    Closed,
 }
 
 /// A whole configuration, valid in itself.

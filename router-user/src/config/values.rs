@@ -9,8 +9,8 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::defaults;
-use super::document::{Problem, did_you_mean};
 use super::types::{Host, Listen, Mode, Mss, Others, Protocol, Refusal, Target};
+use crate::toml_reader::{Problem, did_you_mean, wrong};
 
 pub use router_common::limits::{
     MAX_LOCAL_ALLOW, MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
@@ -36,14 +36,6 @@ const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
 /// More is surely an error, and this many seconds fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// An error in a value: what is wrong, and what to write instead, as format strings.
-macro_rules! wrong {
-    ($what:literal, $fix:literal $(,)?) => {
-        Err(Problem { what: format!($what), fix: format!($fix) })
-    };
-}
-pub(super) use wrong;
-
 pub(super) fn interface(text: &str) -> Result<String, Problem> {
     let good = (1..=MAX_INTERFACE_NAME).contains(&text.len())
         && text != "."
@@ -55,30 +47,23 @@ pub(super) fn interface(text: &str) -> Result<String, Problem> {
     wrong!("{text:?} cannot be the name of an interface", "write one that `ip -br link` shows, e.g. \"eth0\"")
 }
 
-pub(super) fn mode(text: &str) -> Result<Mode, Problem> {
-    one_of(text, Mode::ALL, Mode::as_str)
-}
+pub(super) const MODES: &[(&str, Mode)] = &[("native", Mode::Native), ("generic", Mode::Generic)];
+pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+pub(super) const REFUSALS: &[(&str, Refusal)] = &[("drop", Refusal::Drop), ("reject", Refusal::Reject)];
+pub(super) const OTHERS: &[(&str, Others)] = &[("open", Others::Open), ("closed", Others::Closed)];
 
-pub(super) fn protocol(text: &str) -> Result<Protocol, Problem> {
-    one_of(text, &[Protocol::Tcp, Protocol::Udp], Protocol::as_str)
-}
-
-pub(super) fn refusal(text: &str) -> Result<Refusal, Problem> {
-    one_of(text, Refusal::ALL, Refusal::as_str)
-}
-
-pub(super) fn others(text: &str) -> Result<Others, Problem> {
-    one_of(text, Others::ALL, Others::as_str)
-}
-
-fn one_of<T: Copy>(text: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, Problem> {
-    if let Some(value) = all.iter().find(|value| word(**value) == text) {
-        return Ok(*value);
+/// Returns a reader of one of a few words.
+pub(super) fn one_of<T: Copy>(choices: &[(&'static str, T)]) -> impl Fn(&str) -> Result<T, Problem> {
+    move |text| {
+        if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
+            return Ok(*value);
+        }
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let quoted = format!("\"{}\"", words.join("\" or \""));
+        let fix =
+            did_you_mean(&text.to_ascii_lowercase(), &words).unwrap_or_else(|| format!("write {quoted}"));
+        wrong!("{text:?} is not {quoted}", "{fix}")
     }
-    let words: Vec<&str> = all.iter().map(|value| word(*value)).collect();
-    let quoted = format!("\"{}\"", words.join("\" or \""));
-    let fix = did_you_mean(&text.to_ascii_lowercase(), &words).unwrap_or_else(|| format!("write {quoted}"));
-    wrong!("{text:?} is not {quoted}", "{fix}")
 }
 
 pub(super) fn rule_name(text: &str) -> Result<String, Problem> {
@@ -372,15 +357,8 @@ pub(super) fn host_name(text: &str) -> Result<String, Problem> {
     }
 }
 
-pub(super) fn health_address(text: &str) -> Result<SocketAddr, Problem> {
-    socket_address(text, defaults::HEALTH)
-}
-
-pub(super) fn admin_address(text: &str) -> Result<SocketAddr, Problem> {
-    socket_address(text, defaults::ADMIN)
-}
-
-fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAddr, Problem> {
+/// Reads the address of a listener.
+pub(super) fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAddr, Problem> {
     // Of IPv6, only the port: groups of an address are hexadecimal, and may have leading zeros.
     let numbers = match text.rsplit_once("]:") {
         Some((_, port)) => port,
@@ -551,9 +529,9 @@ mod tests {
         refused(network, "0.0.0.0/00", "0.0.0.0/0");
         refused(unicast, "10.0.02.68", "10.0.2.68");
         refused(|text| port(text, ""), "0443", "443");
-        refused(health_address, "0.0.0.0:08082", "0.0.0.0:8082");
-        refused(health_address, "0.0.0.00:8082", "0.0.0.0:8082");
-        refused(health_address, "[::1]:08082", "[::1]:8082");
+        refused(|text| socket_address(text, defaults::HEALTH), "0.0.0.0:08082", "0.0.0.0:8082");
+        refused(|text| socket_address(text, defaults::HEALTH), "0.0.0.00:8082", "0.0.0.0:8082");
+        refused(|text| socket_address(text, defaults::HEALTH), "[::1]:08082", "[::1]:8082");
         refused(mss, "01360", "1360");
         for text in ["0443", "8000-08010", "08000-8010", "10.0.2.68:0443", "10.0.02.68:443"] {
             let Problem { what, .. } = listen(text).unwrap_err();
@@ -565,7 +543,10 @@ mod tests {
         }
         assert!(snat_ports("01024-65535").unwrap_err().what.contains("leading zero"));
         // No number: a label of a name, a group of an IPv6 address.
-        assert!(target("0123.example.com").is_ok() && health_address("[2001:0db8::01]:8082").is_ok());
+        assert!(
+            target("0123.example.com").is_ok()
+                && socket_address("[2001:0db8::01]:8082", defaults::HEALTH).is_ok()
+        );
         assert!(port("+443", "").is_err() && port("", "").is_err());
     }
 

@@ -14,30 +14,40 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Severity, Source};
-use super::schema::{Form, TABLES, TableSchema};
+use super::schema::{Form, TableSchema};
 
 /// A place in the text, in bytes.
-pub(super) type Span = Range<usize>;
+pub(crate) type Span = Range<usize>;
 /// A list of the file, and the place of each item.
-pub(super) type List<T> = Spanned<Vec<Spanned<T>>>;
+pub(crate) type List<T> = Spanned<Vec<Spanned<T>>>;
 
 /// An error in a value, and the text to write instead.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) what: String,
-    pub(super) fix: String,
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) fix: String,
 }
 
-/// A configuration being read: its text, and the errors and warnings so far.
-pub(super) struct Document {
+/// An error in a value: what is wrong, and what to write instead, as format strings.
+macro_rules! wrong {
+    ($what:literal, $fix:literal $(,)?) => {
+        Err($crate::toml_reader::Problem { what: format!($what), fix: format!($fix) })
+    };
+}
+pub(crate) use wrong;
+
+/// A document being read: its text, and the errors and warnings so far.
+pub(crate) struct Document {
     source: Arc<Source>,
+    /// The tables that it may have.
+    tables: &'static [TableSchema],
     diagnostics: RefCell<Vec<Diagnostic>>,
 }
 
 /// One table of the document. A table that the file does not have is empty.
-pub(super) struct Table<'d> {
+pub(crate) struct Table<'d> {
     document: &'d Document,
-    pub(super) schema: TableSchema,
+    pub(crate) schema: TableSchema,
     table: Option<&'d DeTable<'d>>,
     /// `[name]`, for errors that have no better place.
     header: Option<Span>,
@@ -46,7 +56,7 @@ pub(super) struct Table<'d> {
 }
 
 /// One key of a table, and its value if the file has it.
-pub(super) struct Key<'t, 'd> {
+pub(crate) struct Key<'t, 'd> {
     table: &'t Table<'d>,
     name: &'static str,
     value: Option<&'d Spanned<DeValue<'d>>>,
@@ -55,39 +65,44 @@ pub(super) struct Key<'t, 'd> {
 }
 
 impl Document {
-    pub(super) fn new(text: &str, path: &Path) -> Self {
-        Self { source: Source::new(text, path), diagnostics: RefCell::default() }
+    pub(crate) fn new(text: &str, path: &Path, tables: &'static [TableSchema]) -> Self {
+        Self { source: Source::new(text, path), tables, diagnostics: RefCell::default() }
     }
 
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.source.text
     }
 
     /// Returns what was found, in the order of the file.
-    pub(super) fn into_diagnostics(self) -> Vec<Diagnostic> {
+    pub(crate) fn into_diagnostics(self) -> Vec<Diagnostic> {
         let mut diagnostics = self.diagnostics.into_inner();
         diagnostics.sort_by_key(Diagnostic::offset);
         diagnostics
     }
 
-    pub(super) fn error(&self, message: impl Into<String>, span: Span, label: impl Into<String>) {
+    pub(crate) fn error(&self, message: impl Into<String>, span: Span, label: impl Into<String>) {
         self.report(self.diagnostic(Severity::Error, message).at(span, label));
     }
 
-    pub(super) fn warning(&self, message: impl Into<String>, span: Span, label: &str, help: &str) {
+    pub(crate) fn warning(&self, message: impl Into<String>, span: Span, label: &str, help: &str) {
         self.report(self.diagnostic(Severity::Warning, message).at(span, label).help(help));
     }
 
-    pub(super) fn diagnostic(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
+    pub(crate) fn diagnostic(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
         Diagnostic::new(&self.source, severity, message)
     }
 
-    pub(super) fn report(&self, diagnostic: Diagnostic) {
+    pub(crate) fn report(&self, diagnostic: Diagnostic) {
         self.diagnostics.borrow_mut().push(diagnostic);
     }
 
+    /// Returns the table that has a key of this name.
+    fn owner(&self, key: &str) -> Option<String> {
+        self.tables.iter().find(|table| table.keys.contains(&key)).map(TableSchema::title)
+    }
+
     /// Reports the parser's errors.
-    pub(super) fn syntax_errors(&self, errors: &[toml::de::Error]) {
+    pub(crate) fn syntax_errors(&self, errors: &[toml::de::Error]) {
         for error in errors {
             let message = format!("not valid TOML: {}", error.message());
             let diagnostic = self.diagnostic(Severity::Error, message);
@@ -98,15 +113,15 @@ impl Document {
         }
     }
 
-    /// Reports every key of the top level that is not a table of the configuration.
-    pub(super) fn unknown_tables(&self, root: &DeTable<'_>) {
-        let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
+    /// Reports every key of the top level that is not a known table.
+    pub(crate) fn unknown_tables(&self, root: &DeTable<'_>) {
+        let names: Vec<&str> = self.tables.iter().map(|table| table.name).collect();
         for (key, _) in root {
             let name = key.get_ref().as_ref();
             if names.contains(&name) {
                 continue;
             }
-            let label = match owner(name) {
+            let label = match self.owner(name) {
                 Some(title) => format!("put it below {title}"),
                 None => {
                     did_you_mean(name, &names).unwrap_or_else(|| format!("the tables are {}", listed(&names)))
@@ -117,12 +132,12 @@ impl Document {
     }
 
     /// Returns the table of `schema` in `root`, after checking it for unknown keys.
-    pub(super) fn table<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Table<'d> {
+    pub(crate) fn table<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Table<'d> {
         self.tables(root, schema).pop().unwrap_or_else(|| Table::absent(self, schema))
     }
 
     /// Returns the tables of `schema` in `root`, after checking each for unknown keys.
-    pub(super) fn tables<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Vec<Table<'d>> {
+    pub(crate) fn tables<'d>(&'d self, root: &'d DeTable<'d>, schema: TableSchema) -> Vec<Table<'d>> {
         let Some((key, value)) = root.get_key_value(schema.name) else {
             return Vec::new();
         };
@@ -190,7 +205,7 @@ impl<'d> Table<'d> {
             let label = if let Some(meant) = closest(name, schema.keys) {
                 misspelt.push(meant);
                 format!("did you mean `{meant}`?")
-            } else if let Some(title) = owner(name) {
+            } else if let Some(title) = document.owner(name) {
                 format!("it belongs to {title}")
             } else {
                 format!("{} has {}", schema.title(), listed(schema.keys))
@@ -203,12 +218,12 @@ impl<'d> Table<'d> {
     }
 
     /// Returns the place of the table's header; empty if the file does not have the table.
-    pub(super) fn header(&self) -> Span {
+    pub(crate) fn header(&self) -> Span {
         self.header.clone().unwrap_or_default()
     }
 
     /// Returns the table of `schema` in this one, after checking it for unknown keys.
-    pub(super) fn inner(&self, schema: TableSchema) -> Table<'d> {
+    pub(crate) fn inner(&self, schema: TableSchema) -> Table<'d> {
         match self.table {
             Some(table) => self.document.table(table, schema),
             None => Self::absent(self.document, schema),
@@ -216,7 +231,7 @@ impl<'d> Table<'d> {
     }
 
     /// Returns a key of the table. One that is not in the schema is absent.
-    pub(super) fn key(&self, name: &'static str) -> Key<'_, 'd> {
+    pub(crate) fn key(&self, name: &'static str) -> Key<'_, 'd> {
         let table = self.table.filter(|_| self.schema.keys.contains(&name));
         Key { table: self, name, value: table.and_then(|table| table.get(name)), example: None }
     }
@@ -224,7 +239,7 @@ impl<'d> Table<'d> {
 
 impl<'d> Key<'_, 'd> {
     /// Reports the key if it is missing, or an empty list; `example` is a good value, in TOML.
-    pub(super) fn required(mut self, example: &'static str) -> Self {
+    pub(crate) fn required(mut self, example: &'static str) -> Self {
         self.example = Some(example);
         let Table { document, schema, header, misspelt, .. } = self.table;
         let expected = schema.keys.contains(&self.name) && !misspelt.contains(&self.name);
@@ -244,13 +259,13 @@ impl<'d> Key<'_, 'd> {
     }
 
     /// Reads a string.
-    pub(super) fn text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
+    pub(crate) fn text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
         self.parsed(self.value?, &parse)
     }
 
     /// Reads a list of strings. Leaves out bad items after reporting them. Returns `None` if the
     /// key is absent, or if it is required and the list is empty.
-    pub(super) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
+    pub(crate) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
         let value = self.value?;
         match value.get_ref() {
             DeValue::Array(items) => return self.items(items, value.span(), &parse),
@@ -263,7 +278,7 @@ impl<'d> Key<'_, 'd> {
     }
 
     /// Reads a string or a list of strings, as a list.
-    pub(super) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
+    pub(crate) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
         let value = self.value?;
         match value.get_ref() {
             DeValue::Array(items) => self.items(items, value.span(), &parse),
@@ -272,7 +287,7 @@ impl<'d> Key<'_, 'd> {
     }
 
     /// Reads a whole number; `example` is a good one.
-    pub(super) fn integer<T>(
+    pub(crate) fn integer<T>(
         &self,
         example: u32,
         parse: impl Fn(i128) -> Result<T, Problem>,
@@ -289,7 +304,7 @@ impl<'d> Key<'_, 'd> {
     }
 
     /// Reads a string or a whole number; `parse` gets either as text.
-    pub(super) fn number_or_text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
+    pub(crate) fn number_or_text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
         let value = self.value?;
         let text = match (whole_number(value.get_ref()), value.get_ref().as_str()) {
             (Some(number), _) => number.to_string(),
@@ -372,17 +387,12 @@ fn kind(value: &DeValue<'_>) -> String {
     format!("{} {noun}", if vowel { "an" } else { "a" })
 }
 
-/// Returns the table that has a key of this name.
-fn owner(key: &str) -> Option<String> {
-    TABLES.iter().find(|table| table.keys.contains(&key)).map(TableSchema::title)
-}
-
 fn listed(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns a question about the name in `known` that `written` was probably meant to be.
-pub(super) fn did_you_mean(written: &str, known: &[&str]) -> Option<String> {
+pub(crate) fn did_you_mean(written: &str, known: &[&str]) -> Option<String> {
     closest(written, known).map(|name| format!("did you mean `{name}`?"))
 }
 

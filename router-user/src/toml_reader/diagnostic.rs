@@ -1,4 +1,4 @@
-//! One thing that is wrong or doubtful in a configuration, shown the way rustc shows it.
+//! An error, a warning or a note about a place in a document, shown as rustc shows it.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-/// How bad it is.
+/// How bad a diagnostic is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// The configuration cannot be used.
+    /// The document cannot be used.
     Error,
-    /// It can, but is probably not what was meant.
+    /// It can, but is probably not intended.
     Warning,
-    /// It is good to know, and may well be what was meant.
+    /// It may well be intended.
     Note,
 }
 
@@ -30,39 +30,39 @@ impl fmt::Display for Severity {
 
 /// The text that diagnostics point into.
 #[derive(Debug)]
-pub(super) struct Source {
-    pub(super) path: String,
-    pub(super) text: String,
+pub(crate) struct Source {
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 impl Source {
-    pub(super) fn new(text: &str, path: &Path) -> Arc<Self> {
+    pub(crate) fn new(text: &str, path: &Path) -> Arc<Self> {
         Arc::new(Self { path: path.display().to_string(), text: text.to_owned() })
     }
 }
 
-/// One thing that is wrong or doubtful in a configuration. Its `Display` is the whole message, over
-/// several lines and without a final line break.
+/// An error, a warning or a note about a place in a document. Its `Display` is the whole message,
+/// over several lines and without a final line break.
 #[derive(Clone, Debug)]
 pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
-    /// What is wrong, in one line.
+    /// The fault, in one line.
     pub message: String,
-    /// What to do about it, if the place does not say it already.
+    /// The remedy, if the label of the place does not tell it.
     pub help: Option<String>,
-    /// Where, and what about it: the main place first.
+    /// Places and their labels, the main one first.
     labels: Vec<(Range<usize>, String)>,
     source: Arc<Source>,
 }
 
 impl Diagnostic {
-    pub(super) fn new(source: &Arc<Source>, severity: Severity, message: impl Into<String>) -> Self {
+    pub(crate) fn new(source: &Arc<Source>, severity: Severity, message: impl Into<String>) -> Self {
         Self { severity, message: message.into(), help: None, labels: Vec::new(), source: Arc::clone(source) }
     }
 
-    /// Points at `span`, saying `label` beside it. The first call gives the main place.
-    pub(super) fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+    /// Adds a place with a label. The first call gives the main place.
+    pub(crate) fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         // A span from the parser can lie one past the end (an unclosed string at the end of the
         // file).
         let end = self.source.text.len();
@@ -70,18 +70,18 @@ impl Diagnostic {
         self
     }
 
-    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// The file it is about.
+    /// Returns the document's file.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.source.path
     }
 
-    /// Line and column of the main place, from 1; `None` if it is about the whole file.
+    /// Returns line and column of the main place, from 1; `None` if it is about the whole file.
     #[must_use]
     pub fn position(&self) -> Option<(usize, usize)> {
         let (span, _) = self.labels.first()?;
@@ -92,29 +92,26 @@ impl Diagnostic {
         Some((line, column))
     }
 
-    /// What the main place's label and the help say: the remedy, in one line.
+    /// Returns the remedy, in one line.
     #[must_use]
     pub fn fix(&self) -> String {
-        let label = self.labels.first().map_or("", |(_, label)| label.as_str());
-        match &self.help {
-            Some(help) => help.clone(),
-            None => label.to_owned(),
-        }
+        let label = self.labels.first().map(|(_, label)| label);
+        self.help.as_ref().or(label).cloned().unwrap_or_default()
     }
 
-    /// The message in one line, for a log: `FILE:LINE:COLUMN: what is wrong; what to do`.
+    /// Returns the message in one line, for a log: `FILE:LINE:COLUMN: fault; remedy`.
     #[must_use]
     pub fn brief(&self) -> String {
         let place = self.position().map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
         format!("{}{place}: {}; {}", self.source.path, self.message, self.fix())
     }
 
-    /// Where it sorts among others of its file.
-    pub(super) fn offset(&self) -> usize {
+    /// Returns the offset of the main place, by which diagnostics are sorted.
+    pub(crate) fn offset(&self) -> usize {
         self.labels.first().map_or(0, |(span, _)| span.start)
     }
 
-    /// The whole message, with colours if `colour`.
+    /// Returns the whole message, with colours if `colour`.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let level = match self.severity {
