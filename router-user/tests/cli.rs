@@ -1,5 +1,5 @@
-//! The real program, run as a person would: what it prints, word for word, and its exit codes. Its
-//! daemon is a stand-in that gives fixed answers.
+//! The real program as people run it: its output, word for word, and its exit codes. Its daemon is
+//! a stand-in with fixed answers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 
@@ -25,7 +25,7 @@ struct Place {
 }
 
 impl Place {
-    /// Nobody listens.
+    /// A socket path without a listener.
     fn empty() -> Self {
         Self { directory: tempfile::tempdir().unwrap(), asked: Arc::default() }
     }

@@ -44,12 +44,12 @@ pub(crate) struct Profile {
     half_open_per_source: u32,
     ports: PortRange,
     snat: &'static [[u8; 4]],
-    /// Whether a daemon takes packets for neighbours that are not known.
+    /// `true` if a daemon takes packets for unresolved neighbours.
     has_daemon: bool,
     /// How many of a hundred sessions are removed from time to time.
     removed: usize,
     rules: fn(&mut RuleSetSpec),
-    /// What a long run is to have seen, or else it does not look where it should.
+    /// The events that a long run has to see; otherwise it misses part of the router.
     pub(crate) reasons: &'static [Reason],
 }
 
@@ -165,7 +165,7 @@ const BATCH: usize = 256;
 const AUDIT: u64 = 16;
 const REMOVAL: u64 = 16;
 
-/// What the environment asks for: `FUZZ_SEED`, `FUZZ_PACKETS`.
+/// The numbers in the environment: `FUZZ_SEED`, `FUZZ_PACKETS`.
 fn number_from(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
@@ -184,7 +184,7 @@ pub(crate) fn packets() -> u64 {
     number_from("FUZZ_PACKETS").unwrap_or(1_000_000).div_ceil(PROFILES.len() as u64)
 }
 
-/// What the verdicts of a batch add up to.
+/// The sum of the verdicts of a batch.
 #[derive(Debug, Default, PartialEq)]
 struct Tally {
     received: [u64; 2],
@@ -303,7 +303,7 @@ impl Campaign {
         let random = &mut self.random;
         let (sequence, answer) = (random.u32(..), random.u32(..));
         let (client, target) = (sequence.wrapping_add(1), answer.wrapping_add(1));
-        // Who sends which flags, with which numbers.
+        // The sender, the flags and the numbers.
         let ends: [&[(Direction, u8, u32, u32)]; 5] = [
             // The client gives up.
             &[(Direction::Forward, tcp::RST, client, 0)],
@@ -384,7 +384,7 @@ impl Campaign {
     pub(crate) fn give(&mut self, given: Given) {
         let done = self.run_one(&given);
         self.given += 1;
-        // What the router, like the kernel, takes for the same.
+        // The router, like the kernel, takes these for the same.
         let plain = Given { slot: given.slot, frame: without_priority_tags(&given.frame) };
         let result = self
             .follow_room(&plain)
@@ -464,7 +464,7 @@ impl Campaign {
         Ok(())
     }
 
-    /// What the table has packets with this tuple become.
+    /// Returns the translated tuple of packets with this tuple, as the table has it.
     fn in_table(&self, from: &Tuple) -> Option<Tuple> {
         let protocol = Protocol::from_number(from.protocol)?;
         let ((source, source_port), (destination, destination_port)) = (from.source, from.destination);
@@ -554,7 +554,7 @@ impl Campaign {
         let audit = flows.audit()?;
         ensure!(audit.half_sessions.is_empty(), "half sessions: {:?}", audit.half_sessions);
         ensure!(audit.twice.is_empty(), "twice in the table: {:?}", audit.twice);
-        // The port of a socket of this machine is marked, so that nobody tries it again.
+        // The port of a socket of this machine is marked, so that it is not tried again.
         let is_free = |reply: &&FlowKey| {
             !self.model.sockets.contains(&(reply.protocol_number(), reply.destination_port.number()))
         };
@@ -583,7 +583,7 @@ impl Campaign {
         "given again, one by one, no packet of the batch does that\n".to_owned()
     }
 
-    /// Removes about so many of a hundred sessions, as the daemon's sweep does.
+    /// Removes about `percent` of a hundred sessions, like the daemon's sweep.
     fn remove(&mut self, percent: usize) {
         let Self { random, model, world, .. } = self;
         let generation = world.dataplane.settings.current().next_hop_generation;
@@ -661,7 +661,7 @@ impl Campaign {
         );
     }
 
-    /// What has been counted, for whoever reads along.
+    /// Returns the counts, for the log.
     pub(crate) fn summary(&self) -> String {
         let mut text = format!(
             "{}: seed {}, {} packets, {} sessions opened, {} of them where another one was over;",
@@ -674,7 +674,7 @@ impl Campaign {
         text
     }
 
-    /// Whether a tuple has been used again by a connection that led elsewhere.
+    /// Returns `true` if a tuple was reused by a connection to another target.
     pub(crate) fn has_moved(&self) -> bool {
         self.model.moved > 0
     }

@@ -1,4 +1,4 @@
-//! What has to be true of every packet, whatever it was.
+//! The properties that hold for every packet.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use router_common::maps::punt::Kind;
@@ -23,12 +23,12 @@ pub(crate) struct Given {
     pub(crate) frame: Vec<u8>,
 }
 
-/// What it did with it.
+/// The router's output.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) verdict: Verdict,
     pub(crate) frame: Vec<u8>,
-    /// What it gave to the daemon.
+    /// The packets that it punted.
     pub(crate) punts: Vec<(Kind, Vec<u8>)>,
 }
 
@@ -74,8 +74,7 @@ fn is_on_the_wrong_side(model: &Model, given: &Given) -> bool {
         })
 }
 
-/// Whether a frame is one that the router has to forward: whole, of a live session, and with
-/// somewhere to go.
+/// Returns `true` if the router has to forward a frame: whole, of a live session, and with a route.
 fn has_to_leave(model: &Model, given: &Given) -> bool {
     let frame = &given.frame;
     if is_on_the_wrong_side(model, given) {
@@ -83,7 +82,7 @@ fn has_to_leave(model: &Model, given: &Given) -> bool {
     }
     let Some(from) = whole_tuple(frame) else { return false };
     let Some(to) = model.translated(&from) else { return false };
-    // What may open another connection may be refused.
+    // A packet that may open another connection may be refused.
     if flags(&frame[IP..]).is_some_and(|flags| model.may_open_again(&from, flags)) {
         return false;
     }
@@ -91,7 +90,7 @@ fn has_to_leave(model: &Model, given: &Given) -> bool {
     frame[..6] == ROUTER_MAC && ip.ttl > 1 && ip.total <= route.mtu && header_checksum_is_right(&frame[IP..])
 }
 
-/// Whether a frame is a packet to or from Azure's platform that nothing else is wrong with.
+/// Returns `true` if a frame is an otherwise valid packet to or from Azure's platform.
 fn is_the_platforms(model: &Model, frame: &[u8]) -> bool {
     let Some(ip) = frame_header(frame) else { return false };
     let is_spoofed = model.own_addresses().contains(&ip.source);
@@ -116,8 +115,8 @@ fn check_sent(model: &mut Model, given: &Given, out: &[u8], slot: usize) -> Resu
     check_translated(model, frame, &out[IP..])
 }
 
-/// What the daemon is to split is translated like what is sent; what it is to hold, or what waits,
-/// is as it came.
+/// A packet to be split is translated like a transmitted one. A packet to be held, or that waits
+/// for its neighbour, is unchanged.
 fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, punt: &[u8]) -> Result<()> {
     let ip = frame_header(&given.frame).context("no IPv4 packet")?;
     let original = &given.frame[IP..IP + ip.total.min(given.frame.len() - IP)];
@@ -178,7 +177,7 @@ fn check_translated(model: &mut Model, frame: &[u8], out: &[u8]) -> Result<()> {
     check_rewritten(packet, out, &ip, &to)
 }
 
-/// Whether a packet is one that may open a session.
+/// Returns `true` if a packet may open a session.
 fn check_opens(packet: &[u8], frame: &[u8], ip: &Header) -> Result<()> {
     ensure!(frame[..6] == ROUTER_MAC, "opened by a frame to another machine");
     ensure!(header_checksum_is_right(packet), "opened by a packet with a wrong header checksum");
@@ -241,8 +240,8 @@ fn check_transport_checksum(packet: &[u8], out: &[u8], ip: &Header) -> Result<()
     Ok(())
 }
 
-/// Checks a fragment: it goes where its session's packets go. Whose a later one is, only its
-/// addresses tell.
+/// Checks a fragment: it goes where its session's packets go. A later fragment is matched to its
+/// session by addresses only.
 fn check_fragment(model: &mut Model, packet: &[u8], out: &[u8], ip: &Header) -> Result<()> {
     let sent = header(out).context("no IPv4 header")?;
     if let Some(from) = tuple(packet) {
@@ -336,7 +335,7 @@ fn check_quote(quote: &[u8], out: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether what was sent is no translation but the router's own word to the sender.
+/// Returns `true` if the output is no translation but the router's own answer to the sender.
 fn is_answer(frame: &[u8], ip: &Header, packet: &[u8]) -> bool {
     let Some(to) = header(packet) else { return false };
     if to.destination != ip.source {
@@ -382,7 +381,7 @@ fn ethernet(route: &Route) -> [u8; 12] {
     addresses
 }
 
-/// What is said of a packet in a report: enough to know what it is without a dissector.
+/// Returns the description of a packet in a report, readable without a dissector.
 pub(crate) fn describe(frame: &[u8]) -> String {
     match frame_header(frame) {
         Some(ip) => format!("{ip:?} {:?}", tuple(&frame[IP..])),

@@ -66,7 +66,7 @@ enum Found<'a> {
     Ipv6(&'a [u8]),
 }
 
-/// Returns what is in a frame, behind however many tags, and `true` if one of them names a VLAN.
+/// Returns the content of a frame, after all tags, and `true` if one of them names a VLAN.
 fn look_into(frame: &[u8]) -> (Found<'_>, bool) {
     let (mut at, mut in_vlan) = (12, false);
     loop {
@@ -119,7 +119,7 @@ impl Closed {
     /// Checks a frame that was passed to the kernel, as it was passed.
     pub(crate) fn check(&mut self, model: &Model, slot: usize, frame: &[u8]) -> Result<()> {
         let (found, in_vlan) = look_into(frame);
-        // To somebody else: only a VLAN's device could have another address.
+        // To another MAC address: only a VLAN's device could have it.
         if !in_vlan && frame[0] & 1 == 0 && frame[..6] != ROUTER_MAC && !matches!(found, Found::Carrier) {
             return Ok(());
         }
@@ -147,7 +147,7 @@ impl Closed {
         ensure!(!own.contains(&ip.source), "from an address of this machine's own");
         let is_client = CLIENTS.contains(&ip.source);
         let is_open = !(self.others || is_client) || [ip.source, ip.destination].contains(&PLATFORM);
-        // What goes to others, the kernel leaves alone.
+        // The kernel leaves packets to other hosts alone.
         if is_open || is_host(ip.destination) && !own.contains(&ip.destination) && !in_vlan {
             return Ok(());
         }

@@ -11,7 +11,8 @@ use crate::{
 /// The MAC address of the router's interfaces.
 pub(crate) const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// What `BPF_PROG_TEST_RUN` takes: a page without headroom and the kernel's own record at its end.
+/// The limit of `BPF_PROG_TEST_RUN`: a page without headroom and without the kernel's own record at
+/// its end.
 pub(crate) const LONGEST: usize = 3400;
 /// A frame without more than its Ethernet header: less is not taken.
 pub(crate) const SHORTEST: usize = 14;
@@ -341,8 +342,8 @@ fn with_options(random: &mut Random, mut packet: Vec<u8>) -> Vec<u8> {
 
 /// An ICMP error of any type about a packet that went out in either direction, or never did.
 fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
-    // What the sender of the error got: the router's packet of a session, or something that it made
-    // up.
+    // The packet that the sender of the error got: one of a session as the router sent it, or a
+    // made-up one.
     let quoted = match random.usize(..10) {
         0..7 => {
             let tuple = live(random, model);
@@ -397,7 +398,7 @@ fn icmp_error(random: &mut Random, model: &Model) -> Vec<u8> {
     packet
 }
 
-/// What no wire carries.
+/// Frames that no wire carries.
 fn martian(random: &mut Random) -> Vec<u8> {
     let mut tuple = opening(random);
     let address = random.pick(&[
@@ -434,8 +435,8 @@ pub(crate) fn tagged(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     tagged
 }
 
-/// A packet in what Linux, or a module of somebody's, takes it out of again: SNAP, PPPoE, MPLS,
-/// MACsec and so on.
+/// A packet in an encapsulation that Linux, or a module, can unwrap: SNAP, PPPoE, MPLS, MACsec and
+/// so on.
 fn carried(random: &mut Random) -> Vec<u8> {
     let tuple = if random.percent(50) { anybody(random) } else { opening(random) };
     let mut packet = transport(random, tuple);

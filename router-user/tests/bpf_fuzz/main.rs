@@ -6,8 +6,8 @@
 //! kernel against what may reach this machine itself ([`closed`]). Counters and the flow table are
 //! looked at once in a while ([`campaign`]).
 //!
-//! `FUZZ_PACKETS` says how many packets there are in all, `FUZZ_SEED` begins with the same numbers
-//! again. What has once gone wrong is in `regressions/`, and is tried every time. Needs root.
+//! `FUZZ_PACKETS` sets the number of packets in all, `FUZZ_SEED` repeats a run. Packets that once
+//! went wrong are in `regressions/`, and are tried every time. Needs root.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     harness::main(harness::no_root("network namespaces and BPF programs need root"))
 }
 
-/// From so many packets on, a run that does not come by every place is not a good one.
+/// A run of this many packets has to reach every place.
 const LONG: u64 = 100_000;
 
 fn fuzz(name: &str) {

@@ -1,5 +1,4 @@
-//! What the router is set up to do, said a second time: its rules, its routes, and the sessions
-//! that it has shown to have.
+//! The model of the router, written a second time: its rules, its routes, and its known sessions.
 
 use std::collections::HashMap;
 
@@ -41,14 +40,14 @@ pub(crate) struct Route {
     pub(crate) mtu: usize,
 }
 
-/// What has been seen of a TCP session's end, whether its segments were genuine or not.
+/// Signs of the end of a TCP session, by genuine and forged segments alike.
 #[derive(Clone, Copy, Default)]
 struct Shown {
     fin: [bool; 2],
     reset: bool,
 }
 
-/// What is known of a router.
+/// The known state of a router.
 pub(crate) struct Model {
     pub(crate) nics: usize,
     pub(crate) mtu: usize,
@@ -60,7 +59,8 @@ pub(crate) struct Model {
     sessions: Vec<Tuple>,
     /// Of every live tuple that comes in, the one that goes out.
     flows: HashMap<Tuple, Tuple>,
-    /// What the two sides of a TCP session have been given to say, by the client's tuple.
+    /// The segments that the two sides of a TCP session have been given to send, by the client's
+    /// tuple.
     shown: HashMap<Tuple, Shown>,
     /// Where port 443 leads.
     pub(crate) https: [u8; 4],
@@ -131,7 +131,7 @@ impl Model {
         Some(Route { mac, slot, mtu })
     }
 
-    /// What a live tuple that comes in goes out as.
+    /// Returns the tuple that packets of a live tuple leave with.
     pub(crate) fn translated(&self, tuple: &Tuple) -> Option<Tuple> {
         self.flows.get(tuple).copied()
     }
@@ -194,8 +194,8 @@ impl Model {
         shown.fin[usize::from(is_client)] |= flags & FIN != 0;
     }
 
-    /// Whether a client's packet may open another connection of a session that it has: a SYN, of
-    /// one that may be over. What the router takes for no genuine reset, this does.
+    /// Returns `true` if a client's packet may open another connection of its session: a SYN, on
+    /// one that may be over. A reset that the router does not believe counts here.
     pub(crate) fn may_open_again(&self, from: &Tuple, flags: u8) -> bool {
         let may_be_over = |shown: &Shown| shown.reset || shown.fin == [true; 2];
         flags & (FIN | SYN | RST | ACK) == SYN
@@ -218,7 +218,7 @@ impl Model {
         self.sessions.retain(|session| session != from);
     }
 
-    /// Whether this is a session that is known.
+    /// Returns `true` if the session is known.
     pub(crate) fn knows(&self, session: &Session) -> bool {
         let key = &session.forward.key;
         let from = Tuple {

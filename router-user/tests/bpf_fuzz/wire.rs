@@ -11,8 +11,8 @@ pub(crate) const UDP: u8 = 17;
 /// An address and a port, or an echo's identifier.
 pub(crate) type End = ([u8; 4], u16);
 
-/// Who sends what to whom. Of an echo, the identifier is the source port of a request and the
-/// destination port of a reply.
+/// The ends and the protocol of a packet. For an echo, the identifier is the source port of a
+/// request and the destination port of a reply.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Tuple {
     pub(crate) protocol: u8,
@@ -27,7 +27,7 @@ impl Tuple {
     }
 }
 
-/// What an IPv4 header says.
+/// The fields of an IPv4 header.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Header {
     /// Its length with its options.
@@ -121,7 +121,8 @@ pub(crate) fn whole_tuple(frame: &[u8]) -> Option<Tuple> {
     if makes_sense { tuple(&frame[IP..]) } else { None }
 }
 
-/// Whether a packet is an ICMP error message (RFC 1122 3.2.2), or the first fragment of one.
+/// Returns `true` if a packet is an ICMP error message (RFC 1122 3.2.2), or the first fragment of
+/// one.
 pub(crate) fn is_icmp_error(packet: &[u8]) -> bool {
     header(packet).is_some_and(|ip| {
         ip.protocol == ICMP
@@ -149,7 +150,7 @@ pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-/// Whether two sums are the same number; zero has two forms.
+/// Returns `true` if two sums are the same number; zero has two forms.
 pub(crate) const fn same_sum(one: u16, other: u16) -> bool {
     one % 0xffff == other % 0xffff
 }
@@ -204,7 +205,7 @@ pub(crate) fn repair_transport(packet: &mut [u8]) {
     packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// As one reads it in a file of a regression.
+/// The form of the files of regressions.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -220,7 +221,7 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     Some(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-/// Whether an address is one that a single host sends from or is reached by, over a wire.
+/// Returns `true` if a single host can send from an address, or be reached by it, over a wire.
 pub(crate) fn is_host(address: [u8; 4]) -> bool {
     !matches!(address, [0 | 127 | 224..=239, ..] | [255, 255, 255, 255])
 }

@@ -1,5 +1,5 @@
-//! What the router says itself: time exceeded, fragmentation needed, that no port is free, and that
-//! there is no way.
+//! The router's own answers: time exceeded, fragmentation needed, exhausted ports, and unreachable
+//! targets.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ fn told(ran: &Ran, asked: &[u8], from: [u8; 4], next_hop: [u8; 6], kind: (u8, u8
         ttl: 64,
         kind,
         rest: [0, 0, high, low],
-        // As it was received.
+        // The packet as received.
         quote: asked[14..42].to_vec(),
     };
     assert_eq!(IcmpError::read(&ran.frame), wanted);
@@ -99,7 +99,8 @@ fn an_expired_ttl_of_a_reply_is_answered_with_time_exceeded() {
     }
 }
 
-/// Where the packet is for somebody else, the answer comes from the interface that it came in on.
+/// If the packet is for another host, the answer comes from the interface that the packet came in
+/// on.
 #[test]
 fn an_icmp_error_leaves_by_the_ingress_interface() {
     let mut world = World::with(Setup { nics: 2, snat: vec![[10, 0, 3, 4]], ..Setup::default() });
@@ -155,7 +156,7 @@ fn a_reduced_mtu_applies_to_known_sessions() {
     told(&ran, &frame, ROUTER, PLS_MAC, (3, 4), 1300);
 }
 
-/// Not for ever: who may be fragmented is not told to send less.
+/// The sender of a packet without DF is not told to send less.
 #[test]
 fn a_packet_above_the_mtu_without_df_is_not_answered() {
     let mut world = World::new();
@@ -312,8 +313,8 @@ fn source(number: u32) -> [u8; 4] {
     (u32::from_be_bytes(SOURCES) + 1 + number).to_be_bytes()
 }
 
-/// How many of so many frames are answered, given to the router on every CPU by turns: rates are
-/// not a CPU's.
+/// Returns how many of these frames are answered, given to the router on each CPU in turn: rates
+/// are not per CPU.
 fn answered(world: &mut World, frames: impl Iterator<Item = Vec<u8>>) -> u64 {
     const TURN: usize = 500;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -368,8 +369,8 @@ fn rate_limits_are_separate_by_kind_and_source() {
     }
 }
 
-/// Of a flood with many senders' addresses, whoever they belong to, the router makes no flood of
-/// its own; and who is not part of it is told all the same.
+/// A flood with many source addresses does not make the router flood those addresses. Other sources
+/// still get their answers.
 #[test]
 fn a_flood_from_many_sources_is_bounded_and_leaves_each_source_its_share() {
     const FLOODERS: u32 = 64;
@@ -424,7 +425,7 @@ fn masqueraded() -> [Spec; 3] {
     ]
 }
 
-/// What the kernel's own router says for each (`ip_error`, net/ipv4/route.c; `fib_props`,
+/// The kernel's own router sends the same codes (`ip_error`, net/ipv4/route.c; `fib_props`,
 /// net/ipv4/fib_semantics.c), RFC 1812 5.2.7.1.
 const NO_WAYS: [(&str, u8, Reason, Reason); 4] = [
     ("route del default", 0, Reason::NetworkUnreachable, Reason::NoRoute),
@@ -480,7 +481,7 @@ fn an_unreachable_route_is_silent_if_so_configured() {
     }
 }
 
-/// As its name says, and as the kernel has it.
+/// As the name says, and as in the kernel.
 #[test]
 fn a_blackhole_route_is_silent() {
     let mut world = rejecting();
@@ -565,7 +566,7 @@ fn a_next_hop_that_does_not_answer_is_reported_to_the_client() {
     assert_eq!(waiting.len(), frames.len());
     let neighbour = waiting[0].neighbour;
     world.dataplane.failed_neighbours.add(&neighbour, Duration::from_secs(60)).expect("the map");
-    // Those that have waited, and those that come now.
+    // The packets that have waited, and new ones.
     for (record, frame) in waiting.iter().zip(&frames) {
         let sent = world.replay(record).expect("an answer");
         assert_eq!(world.moved().reasons, [(Reason::HostUnreachable, 1)]);
@@ -579,10 +580,10 @@ fn a_next_hop_that_does_not_answer_is_reported_to_the_client() {
         }
     }
     assert_eq!((world.entries(), next(&mut punts)), (0, None), "nothing was opened, nothing waits");
-    // One that is known after all is used, whatever is noted.
+    // A known neighbour is used in spite of the note.
     ip("neigh replace 10.0.2.65 lladdr 02:00:00:00:00:65 dev eth0 nud reachable");
     assert_eq!(world.run(&frames[0]).reason, Reason::Opened);
-    // What is noted ends, by itself or because the daemon says so.
+    // The note ends after its time, or when the daemon removes it.
     ip("neigh del 10.0.2.65 dev eth0");
     assert_eq!(world.run(&frames[1]).reason, Reason::HostUnreachable);
     world.dataplane.failed_neighbours.add(&neighbour, Duration::ZERO).expect("the map");
@@ -613,7 +614,7 @@ fn without_targets(spec: &mut RuleSetSpec) {
     }
 }
 
-/// As of a port that nobody serves (RFC 1122 3.2.2.1, RFC 9293 3.10.7.1).
+/// Like a port without a listener (RFC 1122 3.2.2.1, RFC 9293 3.10.7.1).
 #[test]
 fn a_rule_without_a_target_refuses_new_sessions() {
     let mut world = World::with(Setup { rules: without_targets, ..Setup::default() });

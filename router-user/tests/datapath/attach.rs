@@ -25,7 +25,7 @@ fn the_mode_can_be_changed_at_any_time() {
     }
 }
 
-/// What `tc` shows of an interface.
+/// Returns the output of `tc` for an interface.
 fn tc(arguments: &str) -> String {
     let output = std::process::Command::new("tc").args(arguments.split(' ')).output().expect("tc runs");
     String::from_utf8_lossy(&output.stdout).into_owned()

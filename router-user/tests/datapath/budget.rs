@@ -1,5 +1,5 @@
-//! What the verifier has to look at. A million instructions are its limit; long before that, a
-//! restart takes seconds, and the verifier starts over whenever a signal comes in.
+//! The number of instructions that the verifier looks at. A million is its limit. Long before that
+//! a restart takes seconds, and the verifier starts over at each signal.
 
 use crate::world::World;
 

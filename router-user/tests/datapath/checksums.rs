@@ -1,5 +1,4 @@
-//! Checksums, in the kernel: every case that has gone wrong somewhere, and many that nobody thought
-//! of.
+//! Checksums, in the kernel: the known pitfalls, and many random cases.
 
 use proptest::{prelude::*, test_runner::TestRunner};
 use router_common::reason::Reason;

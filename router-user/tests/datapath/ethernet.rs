@@ -1,5 +1,4 @@
-//! Frames that are no untagged IPv4: whatever a packet is wrapped in, it reaches no more than
-//! without.
+//! Frames that are no untagged IPv4: an encapsulated packet reaches no more than a plain one.
 
 use router_common::reason::Reason;
 
@@ -38,7 +37,7 @@ const PASSED: (Verdict, Reason) = (Verdict::Pass, Reason::NotIpv4);
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
 
-/// Tags that name no VLAN, whatever priority.
+/// Tags that name no VLAN, of any priority.
 const PRIORITY_TAGS: [&[u16]; 5] = [
     &[VLAN, 0],
     &[VLAN, 0xa000],
@@ -155,7 +154,7 @@ fn too_many_and_truncated_tags_are_dropped() {
     }
 }
 
-/// Ways of carrying a packet that Linux can unwrap, or somebody's module could.
+/// Encapsulations that Linux or a module could unwrap.
 fn wrappings() -> Vec<Vec<u8>> {
     let frame = tcp_packet((STRANGER, 40_000), (ROUTER, 22), tcp::SYN).build();
     let length = (frame.len() - 14) as u16;

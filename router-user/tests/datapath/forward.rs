@@ -219,8 +219,7 @@ fn disabled_route_lookups_have_their_own_reason() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::RouteLookupsOff));
 }
 
-/// Whether a frame ends with its packet or has the length that Ethernet's have decides on the
-/// program, and on nothing else.
+/// Ethernet's padding only decides which program handles the frame.
 #[test]
 fn padding_does_not_change_the_result() {
     let mut world = World::new();

@@ -37,8 +37,8 @@ fn place(frame: &[u8]) -> (usize, bool) {
     (usize::from(place & 0x1fff) * 8, place & 0x2000 != 0)
 }
 
-/// What fragments say when they are put together, in any order; panics unless they are one whole
-/// packet with good checksums.
+/// Returns the reassembled content of fragments, in any order. Panics unless they are one whole
+/// packet with right checksums.
 fn assemble(frames: &[Vec<u8>]) -> Seen {
     let mut frames = frames.to_vec();
     frames.sort_by_key(|frame| place(frame));
@@ -170,13 +170,13 @@ fn rule_and_session_count_each_fragment() {
     assert_eq!(entries, [(frames.len() as u64, bytes as u64)]);
 }
 
-/// The daemon holds what comes before the first, is told when that has come, and gives it to the
+/// The daemon holds early fragments, is told when the first one has come, and gives them to the
 /// program again.
 #[test]
 fn early_fragments_go_through_the_daemon() {
     let (mut world, mut ring) = with_daemon();
-    // To this machine's address the kernel gets them, too, from who may reach it; a masqueraded one
-    // is for nobody here.
+    // A packet to this machine's address passes to the kernel, too, if its source may reach it; a
+    // masqueraded one is for no host here.
     let to = |source, destination| udp_packet(source, destination, &payload(5000));
     let own = (Verdict::Pass, Reason::Fragment);
     let others = (Verdict::Drop, Reason::FragmentEarly);
@@ -214,7 +214,7 @@ fn early_fragments_go_through_the_daemon() {
         assert_eq!((seen.source, seen.destination), (source, destination));
         assert!(seen.payload == payload(5000));
 
-        // All of it has come: the identification is free again, and nobody waits.
+        // The datagram is complete: its identification is free again, and no fragment waits.
         is(&world.run(&first), Verdict::Tx, Reason::Forwarded);
         assert!(next(&mut ring).is_none());
     }
@@ -325,7 +325,7 @@ fn a_reused_identification_belongs_to_the_new_datagram() {
     assert_eq!(assemble(&out).source, (ROUTER, 5001));
 }
 
-/// What the first is left for, the others are left for.
+/// The later fragments get the first one's reason.
 #[test]
 fn later_fragments_get_the_verdict_of_the_first() {
     let (mut world, mut ring) = with_daemon();
@@ -426,7 +426,7 @@ fn fragments_above_the_mtu_are_punted() {
         }
     }
     assert_eq!(world.sessions(), 1);
-    // What fits is not kept from the fast path.
+    // Fragments that fit take the fast path.
     is(&world.run(&query(1372).build()), Verdict::Tx, Reason::Forwarded);
 }
 
@@ -460,7 +460,7 @@ fn fragments_wait_for_an_unresolved_neighbour() {
         let frames = fragments(&query(3000), id, 1500);
         let mut waiting = Vec::new();
         for (index, frame) in frames.iter().enumerate() {
-            // Whose the later ones are is not known before the first has left.
+            // The session of the later ones is not known before the first has left.
             let reason = if index == 0 { Reason::Resolving } else { Reason::FragmentEarly };
             is(&world.run(frame), Verdict::Drop, reason);
             let record = next(&mut ring).expect("a packet in the ring");
@@ -518,7 +518,7 @@ fn kinds(ring: &mut RingBuf<MapData>) -> Vec<Kind> {
     std::iter::from_fn(|| next(ring)).map(|record| record.kind).collect()
 }
 
-/// Nobody reads the ring: half of it stays free of what anybody can send.
+/// The ring is not read: half of it stays free of packets that anyone can send.
 #[test]
 fn early_fragments_leave_room_in_the_ring() {
     let (mut world, mut ring) = shared();
@@ -537,8 +537,7 @@ fn early_fragments_leave_room_in_the_ring() {
     assert_eq!(kinds.len() - held, 100);
 }
 
-/// Of one source's flood, no more than its share is held, and others' fragments are, whatever it
-/// sends.
+/// No more than a source's share of a flood is held, and others' fragments still are.
 #[test]
 fn a_flood_of_early_fragments_leaves_room_for_other_sources() {
     const FLOOD: u16 = 5000;
@@ -588,8 +587,7 @@ fn early_fragments_of_one_source_do_not_displace_anothers() {
     assert_eq!(kinds(&mut ring), [Kind::FirstFragment], "another's is not");
 }
 
-/// Neither first fragments of sessions nor those of nobody's have another source's datagram
-/// forgotten.
+/// First fragments, of sessions and of others, do not displace another source's datagram.
 #[test]
 fn a_flood_of_first_fragments_displaces_only_its_own() {
     const FLOOD: u16 = 5000;
@@ -613,7 +611,7 @@ fn a_flood_of_first_fragments_displaces_only_its_own() {
     is(&world.run(&other[1]), Verdict::Tx, Reason::Forwarded);
 }
 
-/// What is complete makes room before what is still on its way.
+/// Complete datagrams are forgotten before incomplete ones.
 #[test]
 fn complete_datagrams_are_forgotten_before_incomplete_ones() {
     let mut world = World::new();
@@ -633,7 +631,7 @@ fn complete_datagrams_are_forgotten_before_incomplete_ones() {
     }
 }
 
-/// Early fragments from whom no rule and no session has anything to do with take nobody's place.
+/// Early fragments of sources without any rule or session take no room from others.
 #[test]
 fn early_fragments_of_strangers_are_not_held() {
     let (mut world, mut ring) = with_daemon();

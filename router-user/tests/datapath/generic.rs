@@ -35,7 +35,7 @@ fn unfinished(spec: &Spec) -> Vec<u8> {
     frame
 }
 
-/// What the kernel makes of it when it leaves.
+/// Returns the frame as the kernel finishes it when it leaves.
 fn finished(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let (at, end) = (checksum_at(&frame), 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]])));

@@ -26,10 +26,11 @@ const NEIGHBOUR: [u8; 4] = [10, 0, 2, 70];
 /// A table in which more than a thousand sessions may make room at once: a fast machine does not
 /// meet the rate then.
 const ROOMY: u32 = 1 << 18;
-/// Room for so many sessions that a test does not open more than may make room.
+/// A table so large that the sessions of a test stay below the rate of replacements.
 const SESSIONS: u32 = 65_536;
 
-/// A router by whose masquerade every host of the link may have so many opening sessions.
+/// A router with a masquerade, by which every host of the link may have this many half-open
+/// sessions.
 fn world(half_open_per_source: u32) -> World {
     world_with(Setup { half_open_per_source, sessions: SESSIONS, ..Setup::default() })
 }
@@ -121,7 +122,7 @@ fn at_the_limit_the_oldest_half_open_session_is_replaced() {
     assert_eq!(world.run(&other).reason, Reason::Opened, "others are not held to it");
 }
 
-/// Neither what is established, however old, nor what is about to be.
+/// Neither established sessions, of any age, nor answered ones are replaced.
 #[test]
 fn answered_sessions_are_not_replaced_before_unanswered_ones() {
     let mut world = world(10);
@@ -150,8 +151,8 @@ fn answered_sessions_are_not_replaced_before_unanswered_ones() {
     assert_whole(&world);
 }
 
-/// Whoever only asks, and never acknowledges the answers, does not lock others out either: the
-/// oldest such session goes.
+/// A client that never acknowledges answers does not lock out others either: its oldest session is
+/// replaced.
 #[test]
 fn if_all_are_answered_the_oldest_is_replaced() {
     let limit = 3 * MAX_ANSWERED as u16;
@@ -169,7 +170,7 @@ fn if_all_are_answered_the_oldest_is_replaced() {
     assert_whole(&world);
 }
 
-/// A refused or reset attempt waits for nobody.
+/// A refused or reset attempt has no use for its session.
 #[test]
 fn reset_sessions_are_replaced_before_answered_ones() {
     let mut world = world(3);
@@ -199,8 +200,8 @@ fn unanswered_udp_sessions_are_replaced_too() {
     assert_whole(&world);
 }
 
-/// What its target has refused is over, and nothing of a flood: whoever is refused by one target
-/// can still open sessions to others.
+/// A session that its target has refused is over, and does not count as a flood: its client can
+/// still open sessions to others.
 #[test]
 fn a_refused_connection_is_not_half_open() {
     let mut world = world(1);
@@ -223,7 +224,7 @@ fn established_sessions_are_not_candidates() {
     for port in 10_000..10_010 {
         assert_eq!(world.run(&syn(port)).reason, Reason::Opened);
     }
-    // Fewer than may make room at once, however fast the machine is.
+    // Fewer than may be replaced at once, on a machine of any speed.
     let refused =
         (10_010..10_200).filter(|port| world.run(&syn(*port)).reason == Reason::HalfOpenLimit).count();
     assert!(refused <= usize::from(OPENED) / MAX_NOTES as usize, "{refused}");
@@ -272,7 +273,7 @@ fn a_session_that_reopens_repeatedly_is_noted_once() {
     assert_whole(&world);
 }
 
-/// However many sessions come and go, those that still open can be found.
+/// Half-open sessions can be found after any number of other sessions.
 #[test]
 fn notes_of_half_open_sessions_are_not_overwritten() {
     const STANDING: u16 = 10;
@@ -295,7 +296,7 @@ fn notes_of_half_open_sessions_are_not_overwritten() {
     assert_whole(&world);
 }
 
-/// Searches that find nobody do not use up how many may make room.
+/// Searches without a candidate do not use up the rate of replacements.
 #[test]
 fn a_search_without_a_candidate_does_not_count_against_the_rate() {
     const SMALL: u32 = 1024;
@@ -340,7 +341,7 @@ fn sources_that_share_a_ring_keep_their_notes() {
             }
         }
         let mut refused = 0;
-        // The one behind first, which has all notes of the other in front of its own.
+        // The last source first: all notes of the other come before its own.
         for (round, source) in (0..).zip([sources[1], sources[0], sources[1], sources[0]]) {
             // No more than may make room at once.
             for port in 0..limit.min(60) {
@@ -382,8 +383,7 @@ fn ports_of_replaced_sessions_are_given_out_again() {
     }
 }
 
-/// What has made room leaves slots behind that cannot be used for a while: a flood does not fill
-/// the table with them.
+/// Replaced sessions leave slots in quarantine. A flood does not fill the table with them.
 #[test]
 fn a_flood_is_refused_beyond_a_rate() {
     const SMALL: u32 = 1024;

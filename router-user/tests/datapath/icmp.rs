@@ -60,7 +60,7 @@ fn query() -> Spec {
     udp_packet((PLS, 5000), (ROUTER, 53), b"an odd query")
 }
 
-/// The client talks to the router, so that is where every error comes from, whoever has sent it.
+/// The client talks to the router, so every error comes from the router's address, for any sender.
 #[test]
 fn errors_about_a_forwards_packets_come_from_the_router() {
     let mut world = World::new();
@@ -68,7 +68,7 @@ fn errors_about_a_forwards_packets_come_from_the_router() {
         let (sent, translated) = through(&mut world, &packet);
         for (kind, rest) in ERRORS {
             for sender in [TARGET, HOP] {
-                // As little as RFC 792 asks for, TCP's checksum just not, just so, and everything.
+                // The minimum of RFC 792, up to TCP's checksum, with TCP's checksum, and everything.
                 for length in [28, 36, 38, translated.len()] {
                     let length = length.min(translated.len());
                     let error =
@@ -104,7 +104,7 @@ fn errors_about_a_masquerades_packets_keep_their_source() {
     }
 }
 
-/// Whoever is on the client's side, the target's side knows the router only.
+/// The target's side knows only the router: the sender on the client's side does not show.
 #[test]
 fn errors_about_replies_come_from_the_snat_address() {
     let mut world = World::new();
@@ -132,7 +132,7 @@ fn errors_about_replies_come_from_the_snat_address() {
     }
 }
 
-/// The IP header of a packet with so many words of options more.
+/// The IP header of a packet with this many more words of options.
 fn with_options(packet: &[u8], words: u8) -> Vec<u8> {
     let mut header = packet[..20].to_vec();
     header[0] += words;

@@ -1,4 +1,4 @@
-//! What of this machine itself can be reached, and what no wire carries.
+//! Access to this machine itself, and packets that no wire carries.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
@@ -52,8 +52,8 @@ fn other_kinds_of_packets_from_a_rules_source_are_denied() {
     let mut options = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build();
     options[14] = 0x46;
     ends(world, &options, DENIED);
-    // An error may be about a connection of this machine's own; a redirect or a timestamp request
-    // is nobody's business.
+    // An error may be about a connection of this machine. Redirects and timestamp requests are of
+    // no use.
     for (kind, expected) in [
         (3, (Verdict::Pass, Reason::IcmpOther)),
         (11, (Verdict::Pass, Reason::IcmpOther)),
@@ -145,7 +145,7 @@ fn link_control_protocols_reach_the_stack() {
     query[17] += 4;
     fix_ip_checksum(&mut query);
     ends(world, &query, (Verdict::Pass, Reason::IpOptions));
-    // What a router forwards, or what has ports, is no matter of the link alone.
+    // Protocols that routers forward, or that have ports, are not link control.
     for (protocol, group) in [(112, CLUSTER), (2, CLUSTER), (50, [224, 0, 1, 1]), (17, [224, 0, 0, 251])] {
         ends(world, &other_protocol(protocol, PLS, group, group_mac(group)), DENIED);
     }
@@ -170,7 +170,7 @@ fn protocols_are_allowed_by_number() {
     for protocol in [51, 89, 132] {
         ends(world, &other_protocol(protocol, PLS, ROUTER, HERE), DENIED);
     }
-    // However short: `veth` does not pad.
+    // Any length: `veth` does not pad.
     for (protocol, expected) in [(112, passed), (51, DENIED)] {
         let mut frame = other_protocol(protocol, PLS, ROUTER, HERE);
         frame.truncate(14 + 20 + 6);
@@ -204,7 +204,7 @@ fn groups_and_broadcasts_are_allowed_by_port() {
     ends(world, &to([255; 4], 5405).build_between([2, 0, 0, 0, 0, 1], [0xff; 6]), PASSED);
     let ping = echo_request(PLS, [224, 0, 0, 1], 7);
     ends(world, &ping.build_between([2, 0, 0, 0, 0, 1], group_mac([224, 0, 0, 1])), PASSED);
-    // Requests alone: nobody asks as a group.
+    // Requests only: a group sends none.
     let reply = echo_reply(PLS, [224, 0, 0, 1], 7);
     ends(world, &reply.build_between([2, 0, 0, 0, 0, 1], group_mac([224, 0, 0, 1])), DENIED);
     // Large ones come in fragments.
@@ -299,7 +299,7 @@ fn martians_are_dropped() {
     }
     // LAND: to itself.
     ends(world, &tcp_packet((ROUTER, 443), (ROUTER, 443), tcp::SYN).build(), martian);
-    // Who has no address yet asks all for one.
+    // A client without an address broadcasts its request.
     ends(world, &udp_packet(([0; 4], 68), ([255; 4], 67), b"discover").build(), PASSED);
 }
 
@@ -358,8 +358,8 @@ fn packets_with_ip_options_do_not_reset_a_live_connection() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::IpOptions));
 }
 
-/// Lengths inside the packet that contradict each other: nobody can say what such a packet is. The
-/// kernel discards it, but not before raw sockets have got it.
+/// Lengths inside the packet that contradict each other: the meaning of such a packet is undefined.
+/// The kernel discards it, but raw sockets get it before.
 #[test]
 fn wrong_transport_lengths_pass_and_the_kernel_discards_them() {
     let world = &mut World::new();
@@ -392,8 +392,7 @@ fn truncated_packets_of_a_rules_source_are_dropped() {
     }
 }
 
-/// Answers of DHCP come from whoever they come from, by whatever relay: the transaction tells them
-/// from a stranger's.
+/// DHCP answers come from any server or relay. The transaction tells them from a stranger's packet.
 #[test]
 fn dhcp_answers_pass_only_after_a_request() {
     let world = &mut World::with(Setup {

@@ -1,9 +1,9 @@
 //! The programs in the kernel, by `BPF_PROG_TEST_RUN`: a packet in; the packet out, the verdict,
 //! and the counters that moved.
 //!
-//! Every test makes a network namespace of its own, so that routes, neighbours and addresses are
-//! what it says. Packets are built and checked by etherparse, which computes checksums from
-//! scratch. Needs root.
+//! Every test makes a new network namespace with the routes, neighbours and addresses that it
+//! needs. Packets are built and checked by etherparse, which computes checksums from scratch. Needs
+//! root.
 
 // Its `#[test]` takes the place of the compiler's.
 #[macro_use]

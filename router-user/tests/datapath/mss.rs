@@ -126,8 +126,7 @@ fn the_mss_follows_the_mtu_with_unresolved_neighbours() {
     assert_eq!(options_of(&world.replay(&waiting).expect("to be sent").frame), size(1360));
 }
 
-/// Whatever stands where options do: it leaves as it came, but for one size, and with right
-/// checksums.
+/// Any bytes in place of options leave unchanged, but for one size, and with right checksums.
 #[test]
 fn arbitrary_tcp_options_are_left_intact() {
     let world = std::cell::RefCell::new(world(kept_to_1360));

@@ -1,5 +1,5 @@
-//! What the programs note of the neighbours that sessions have for next hops, for the daemon to
-//! know whose changes matter.
+//! The programs' notes of neighbours that are next hops of sessions: they tell the daemon which
+//! changes matter.
 
 use std::{fs, net::Ipv4Addr};
 
@@ -17,7 +17,7 @@ use crate::{
     world::{Setup, World, ip, network},
 };
 
-/// What is noted, by address, on the one link of a world.
+/// Returns the notes, by address, on the one link of a world.
 fn noted(world: &World) -> Vec<(Ipv4Addr, InUse)> {
     let all = world.dataplane.next_hops_in_use.all().expect("the map");
     let mut noted: Vec<_> = all
@@ -40,7 +40,7 @@ fn next_hops_in_use_are_noted_at_lookup() {
     let mut world = World::new();
     assert_eq!(noted(&world), []);
     assert!(world.dataplane.next_hops_in_use.has_room().expect("the map"));
-    // Who opens nothing has no next hop here.
+    // A source that opens no session has no next hop here.
     assert_eq!(
         world.run(&tcp_packet((STRANGER, 40_000), (ROUTER, 443), tcp::SYN).build()).reason,
         Reason::SourceNotAllowed

@@ -14,7 +14,7 @@ use crate::{
     world::{Setup, Verdict, World, ip, network},
 };
 
-/// Rules that listen where the kernel gives out ports.
+/// Rules that listen on ports that the kernel gives out.
 fn listen_everywhere(spec: &mut RuleSetSpec) {
     spec.forwards = [Protocol::Tcp, Protocol::Udp]
         .map(|protocol| ForwardSpec {
@@ -76,8 +76,7 @@ fn an_answer_to_a_connection_of_this_machine_opens_no_session() {
     opens(world, &tcp_packet((PLS, 444), (ROUTER, 50_000), tcp::SYN));
 }
 
-/// Nobody may take a connection of this machine's over by a SYN that looks as if its peer had sent
-/// it.
+/// A forged SYN of the peer does not take over a connection of this machine.
 #[test]
 fn a_syn_into_a_connection_of_this_machine_opens_no_session() {
     let world = &mut world();
@@ -112,7 +111,7 @@ fn seeing_world() -> World {
     })
 }
 
-/// What this machine sends, and the answer to it.
+/// A packet of this machine, and the answer to it.
 fn exchange(port: u16) -> [Spec; 2] {
     [udp_packet((ROUTER, port), (PLS, 53), b"question"), udp_packet((PLS, 53), (ROUTER, port), b"answer")]
 }
@@ -162,7 +161,7 @@ fn other_packets_are_not_taken_for_answers_to_this_machine() {
     ] {
         assert_eq!(world.run(&other.build()).reason, Reason::LocalDenied);
     }
-    // Sent, but not by this machine, or to nobody in particular.
+    // Packets that another machine has sent, or that have no single destination.
     for packet in [
         udp_packet((STRANGER, 4100), (PLS, 53), b"x"),
         udp_packet((ROUTER, 4100), ([255; 4], 53), b"x"),
@@ -204,7 +203,7 @@ fn a_session_gives_way_and_its_client_goes_on_with_another_port() {
     }
 }
 
-/// What a session that gives way was counted in is given back.
+/// The counters of a session that gives way are reduced.
 #[test]
 fn a_session_that_gives_way_leaves_nothing_behind() {
     let world = &mut seeing_world();

@@ -39,7 +39,7 @@ pub(crate) struct Spec {
     /// TCP's sequence and acknowledgement numbers.
     numbers: (u32, u32),
     dont_fragment: bool,
-    /// Whether the frame is filled up to [`FORWARDED_FRAME`].
+    /// `true` if the frame is padded to [`FORWARDED_FRAME`].
     padded: bool,
 }
 
@@ -197,7 +197,7 @@ pub(crate) fn fix_ip_checksum(frame: &mut [u8]) {
     frame[24..26].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What a frame says, after its checksums have been verified from scratch.
+/// The content of a frame whose checksums have been verified from scratch.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) destination_mac: [u8; 6],
@@ -267,7 +267,7 @@ pub(crate) struct IcmpError {
     pub(crate) ttl: u8,
     /// Type and code.
     pub(crate) kind: (u8, u8),
-    /// What stands before the quote: a pointer, an MTU.
+    /// The word before the quote: a pointer, an MTU.
     pub(crate) rest: [u8; 4],
     /// The packet it is about, from its IP header on.
     pub(crate) quote: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What is not ours passes untouched, each kind with its reason.
+//! Packets that are not for sessions or rules pass unchanged, each kind with its reason.
 
 use router_common::reason::Reason;
 
@@ -18,7 +18,7 @@ fn syn() -> Spec {
     tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN)
 }
 
-/// The same from somebody whom no rule names.
+/// The same from a source that no rule names.
 fn strangers_syn() -> Spec {
     tcp_packet((STRANGER, 40_000), (ROUTER, 443), tcp::SYN)
 }

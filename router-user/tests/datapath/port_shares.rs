@@ -1,4 +1,4 @@
-//! What one source can take of the SNAT ports towards a target, and what it cannot.
+//! The share of one source of the SNAT ports towards a target.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use crate::{
     world::{Setup, Verdict, World, ip},
 };
 
-/// Three clients, each with an address of its own.
+/// Three clients with different addresses.
 const SOURCES: [[u8; 4]; 3] = [[10, 0, 2, 70], [10, 0, 2, 71], [10, 0, 2, 72]];
 /// With 62 pairs.
 const PORTS: PortRange = PortRange { first: 30_000, last: 30_999 };
@@ -71,8 +71,8 @@ fn establish_all(world: &mut World, protocol: Protocol, source: [u8; 4]) -> Hash
     ports
 }
 
-/// One source has established sessions on all ports that it gets towards a target, then a second
-/// one; and a third gets in all the same. Each has all of its own that those before have left.
+/// One source has established sessions on all ports of its share towards a target, then a second
+/// one, and a third one still gets in. Each gets all ports of its share that the others have left.
 #[test]
 fn established_sessions_of_a_source_leave_ports_to_the_others() {
     for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Icmp] {
@@ -87,9 +87,9 @@ fn established_sessions_of_a_source_leave_ports_to_the_others() {
             assert!(got.len() >= least, "{} behind {greedy}", got.len());
             taken.extend(got);
         }
-        // Nobody has been pushed out by those who came later.
+        // No session was displaced by later ones.
         assert_eq!(world.sessions(), taken.len());
-        // The source that has most is refused still, and gets what it gives up.
+        // The source with the most sessions is still refused, and gets ports that it gives up.
         let refused = establish(&mut world, protocol, (SOURCES[0], 60_000));
         assert_eq!(refused, Err(Reason::PortsExhausted));
         let mut ended = None;
@@ -136,8 +136,8 @@ fn a_source_may_have_all_of_a_few_ports() {
     assert_eq!(establish_all(&mut world, Protocol::Tcp, SOURCES[0]).len(), 31);
 }
 
-/// A client whose own port its source may not use has another one, the same towards every target
-/// and as even.
+/// A client whose own port is outside its source's share gets another one, the same towards every
+/// target, and as even.
 #[test]
 fn a_port_outside_the_share_is_changed_alike_for_all_targets() {
     let mut world = router(PORTS);
@@ -152,8 +152,8 @@ fn a_port_outside_the_share_is_changed_alike_for_all_targets() {
     }
 }
 
-/// Two sources take all that they get, each on a CPU, at the same time: neither has a port that it
-/// may not use, and a third one gets all of its own that are left.
+/// Two sources take their whole shares at the same time, each on a CPU: neither gets a port outside
+/// its share, and a third one gets all of its own that are left.
 #[test]
 fn two_cpus_take_no_more_than_their_sources_may() {
     let mut world = router(PORTS);

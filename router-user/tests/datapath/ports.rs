@@ -122,19 +122,19 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
     assert_eq!(ran.reason, Reason::Forwarded, "the first session lives on");
 }
 
-/// Hosts of the link, each with an address of its own: so many that of each pair of ports
-/// (`SourcePorts`) one of them may use the one and another the other.
+/// Hosts of the link with different addresses. There are so many that of each pair of ports
+/// (`SourcePorts`) one host may use the one and another host the other.
 const SOURCES: Range<u8> = 70..110;
 
-/// Has sources take all that they get, one after the other, until all ports towards `OTHER`'s port
-/// 53 are taken but `left`: how many sessions each has got.
+/// Has sources take their shares in turn until all ports towards `OTHER`'s port 53 but `left` are
+/// taken. Returns the number of sessions of each.
 fn take_all(world: &mut World, ports: PortRange, left: u32) -> Vec<u32> {
     let all = ports.size() - left;
     let mut got = Vec::new();
     for source in SOURCES {
         let before = world.dataplane.flows.sessions();
-        // As a Private Link Service does it: an address with all its ports, which are kept where
-        // they may be. Few collisions tell that ports become few.
+        // Like a Private Link Service: an address with all its ports, which are kept if possible.
+        // Few collisions show that ports get scarce.
         for port in 1024..=u16::MAX {
             world.run_quietly(&udp_packet(([10, 0, 2, source], port), (OTHER, 53), b"x").build());
             if world.dataplane.flows.sessions() - before < u32::from(port - 1023) {
@@ -194,7 +194,7 @@ fn every_port_of_the_range_is_used() {
 #[test]
 fn more_targets_are_crowded_than_there_are_pools() {
     const TARGETS: u16 = 12;
-    // As many as one source may have.
+    // The limit of one source.
     const EACH: u16 = 2 * (200 - 12);
     let ports = PortRange { first: 30_000, last: 30_199 };
     let other = [10, 0, 2, 80];
@@ -371,7 +371,7 @@ fn every_address_is_searched_before_giving_up() {
     }
 }
 
-/// Whoever widens the range because it has run out need not wait for a session to end.
+/// After the range is widened, its new ports can be used before a session ends.
 #[test]
 fn a_wider_range_is_used_at_once() {
     let ports = PortRange { first: 30_000, last: 30_199 };
@@ -389,8 +389,8 @@ fn a_wider_range_is_used_at_once() {
     assert_eq!(world.run(&last).reason, Reason::Opened);
 }
 
-/// A connection that this machine makes while a session has its port towards the same peer: the
-/// answers are the socket's.
+/// This machine makes a connection while a session has the same port towards the same peer: the
+/// answers belong to the socket.
 #[test]
 fn a_connection_of_this_machine_is_not_stolen_by_an_older_session() {
     use socket2::{Domain, Socket, Type};

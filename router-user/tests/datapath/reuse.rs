@@ -102,7 +102,7 @@ fn opened(ran: &Ran) -> Seen {
     read(&ran.frame)
 }
 
-/// Asserts that the table is whole, and that so many ports are held.
+/// Asserts that the table is whole, and that this many ports are held.
 #[track_caller]
 fn assert_whole(world: &World, held: u64) {
     let audit = world.dataplane.flows.audit().expect("an audit");
@@ -143,7 +143,7 @@ fn a_reused_tuple_follows_the_current_rules() {
         world.run(&client(tcp::ACK, AGAIN + 1, 90_001).build());
         assert_eq!(only(&world).state(), Some(State::Established), "{end:?}");
 
-        // What the old server still sends is nobody's, and changes nothing.
+        // Late packets of the old server belong to no session, and change nothing.
         let before = only(&world);
         for flags in [FIN_ACK, tcp::ACK, tcp::RST, RST_ACK, SYN_ACK, tcp::SYN] {
             let ran = world.run(&server((TARGET, 8443), 40_000, flags, 5001, 1001).build());
@@ -247,7 +247,7 @@ fn a_connection_to_the_same_target_starts_over() {
             |world: &World, rule| world.dataplane.counters.read().expect("counters").rule(rule).opened;
         assert_eq!(opened(&world, before.forward.rule()), 1, "{end:?}");
         assert_eq!(opened(&world, after.forward.rule()), 1, "{end:?}");
-        // What was acknowledged in the last connection says nothing of this one's resets.
+        // An acknowledgement in the last connection does not validate resets in this one.
         world.run(&server((TARGET, 8443), 40_000, RST_ACK, 0x9000_0000, AGAIN + 1).build());
         assert_eq!(only(&world).state(), Some(State::Closed), "{end:?}");
         assert_eq!(world.dataplane.flows.half_open(Ipv4(PLS)), 0, "{end:?}");
@@ -301,7 +301,7 @@ fn a_masqueraded_connection_starts_over() {
     assert_eq!(only(&world).state(), Some(State::Closed));
 }
 
-/// What is not over is not opened again, whatever the rules say by now.
+/// A session that is not over is not opened again, even if the rules have changed.
 #[test]
 fn a_living_connection_keeps_its_target() {
     let mut world = World::new();
@@ -333,8 +333,8 @@ fn a_living_connection_keeps_its_target() {
     assert_eq!(only(&world).state(), Some(State::Closed));
 }
 
-/// The old target may still have the connection: nobody else gets the port towards it, until the
-/// sweep lets go of it.
+/// The old target may still have the connection: its port is not given to another session until the
+/// sweep releases it.
 #[test]
 fn the_port_towards_the_old_target_is_held() {
     let mut world = World::new();
@@ -377,8 +377,8 @@ fn the_port_towards_the_old_target_is_held() {
     assert_eq!(opened(&world.run(&other(40_000))).source.1, 40_000);
 }
 
-/// A late packet of the old target's could open a session by a rule, were its tuple not held: it is
-/// nobody's.
+/// A late packet of the old target could open a session by a rule if its tuple were not held. It
+/// belongs to no session.
 #[test]
 fn a_late_packet_to_a_held_port_opens_nothing() {
     let mut world = World::new();
@@ -479,7 +479,7 @@ fn a_tuple_is_reused_even_if_the_table_is_full() {
     assert_eq!(world.dataplane.flows.sessions(), 1024);
 }
 
-/// Without a port towards the new target, the client is refused, and there is no half of a session.
+/// Without a port towards the new target, the client is refused, and no half of a session is left.
 #[test]
 fn a_reused_tuple_without_a_port_to_the_new_target_is_refused() {
     let ports = PortRange { first: 40_000, last: 40_000 };
@@ -584,7 +584,7 @@ fn ended(program: &Program) {
     }
 }
 
-/// What has to be true of all of them, however two CPUs or the sweep have met.
+/// The properties that hold for any interleaving of two CPUs, or of a CPU and the sweep.
 #[track_caller]
 fn assert_all_opened_once(world: &mut World) {
     let sessions = world.sessions();

@@ -95,8 +95,8 @@ fn policy_rules_see_what_the_kernels_forwarding_would() {
     }
 }
 
-/// What this router sends has its own address as a source, but the kernel routes before that: a
-/// rule by that address is about the machine's own packets.
+/// Packets that this router sends have its own address as their source, but the kernel routes
+/// before that: a policy rule by that address is about the machine's own packets.
 #[test]
 fn policy_rules_by_the_snat_address_do_not_apply_to_sessions() {
     let mut world = world(1);
@@ -191,7 +191,7 @@ fn sessions_stay_with_their_gateway_of_a_next_hop_group() {
     assert_balanced_and_stable(world);
 }
 
-/// Every packet of a client takes the same gateway, whatever its ports, where only addresses count.
+/// If only addresses count, every packet of a client takes the same gateway, for any ports.
 #[test]
 fn a_gateway_is_chosen_by_addresses_by_default() {
     let mut world = world(1);
@@ -208,7 +208,7 @@ fn a_gateway_is_chosen_by_addresses_by_default() {
 fn an_ipv4_route_may_lead_to_an_ipv6_gateway() {
     let mut world = world(1);
     ip("-4 route replace default via inet6 fe80::66 dev eth0");
-    // Nobody knows it yet, and who could send the packet is not there.
+    // The neighbour is unresolved, and there is no daemon.
     let ran = world.run(&https().build());
     assert_eq!((ran.verdict, ran.reason), (Verdict::Drop, Reason::NeighbourUnresolved));
     let query = query(PLS, TARGET);
@@ -283,7 +283,7 @@ fn a_session_comes_from_the_interface_that_it_leaves_by() {
     // On the link of the clients' side.
     ip("neigh replace 10.0.2.80 lladdr 02:00:00:00:00:80 dev eth0 nud permanent");
     comes_from(&mut world, &udp_packet((PLS, 40_000), ([10, 0, 2, 80], 53), b"query"), ROUTER);
-    // An address that is given counts, whatever the route.
+    // A configured address is used on any route.
     let mut given = crate::world::rule_set();
     given.snat = vec![[10, 0, 3, 9].into()];
     world.dataplane.rules.apply(&given, &mut world.dataplane.settings).expect("rules");
@@ -309,7 +309,7 @@ fn a_session_comes_from_the_source_that_its_route_names() {
     comes_from(&mut world, &udp_packet((PLS, 40_000), (OTHER, 53), b"query"), [10, 0, 2, 90]);
 }
 
-/// What the daemon is told is what packets get.
+/// The daemon's lookups have the results of the packets'.
 #[test]
 fn route_lookups_of_the_daemon_equal_those_of_packets() {
     let mut world = world(1);

@@ -25,7 +25,7 @@ fn leading_to(targets: &[([u8; 4], u16)]) -> RuleSetSpec {
     spec
 }
 
-/// As many rules as there may be, each with as much as one may have.
+/// The largest number of rules, each of the largest size.
 fn largest() -> RuleSetSpec {
     let mut spec = rule_set();
     spec.masquerades.clear();
@@ -114,8 +114,7 @@ fn no_packet_goes_to_half_of_one_target_and_half_of_another() {
     });
 }
 
-/// Whoever needs the settings, as the daemon does all the time, waits for a switch of versions at
-/// most.
+/// Readers of the settings, such as the daemon, wait for a switch of versions at most.
 #[test]
 fn nothing_waits_while_the_largest_rule_set_is_written() {
     let mut world = World::new();

@@ -233,7 +233,8 @@ fn a_reset_goes_through_and_the_session_stays() {
             connection.client(tcp::ACK, 1001, 5001, b"late");
         }
         connection.is(State::Closed);
-        // Whoever has reset does not go on. If it does, somebody else has.
+        // An end that has sent a reset does not go on. If segments still come, the reset was
+        // forged.
         if by_client {
             connection.client(tcp::ACK, 1001, 5005, b"");
         } else {
@@ -256,8 +257,8 @@ fn a_reset_out_of_sequence_changes_nothing() {
     }
 }
 
-/// An end that gives up with data on its way: nobody ever acknowledges that, and the reset is
-/// behind it.
+/// An end gives up with data under way: the data is never acknowledged, and the reset comes after
+/// it.
 #[test]
 fn a_reset_after_data_ends_a_connection_unless_its_receiver_goes_on() {
     let mut connection = Connection::established();
@@ -270,8 +271,9 @@ fn a_reset_after_data_ends_a_connection_unless_its_receiver_goes_on() {
     connection.is(State::Closed);
 }
 
-/// Who knows the addresses and ports and makes the numbers up: an acknowledgement that says where a
-/// reset is to be, the reset, a FIN as if of either end; then the same all over the sequence space.
+/// A forger who knows the addresses and ports but not the numbers: an acknowledgement that says
+/// where a reset is to be, the reset, a FIN as if of either end; then the same all over the
+/// sequence space.
 #[test]
 fn forged_segments_change_nothing() {
     let mut connection = Connection::established();
@@ -287,7 +289,7 @@ fn forged_segments_change_nothing() {
         // The client's answer to what it cannot accept.
         connection.client(tcp::ACK, 1001, 5001, b"");
     }
-    // Who walks through the whole of it in small steps.
+    // A forger who walks through the whole of it in small steps.
     for step in 0..65_536_u32 {
         let segment = tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::ACK).numbers(0x7000_0000, step << 16);
         assert_eq!(connection.world.run_quietly(&segment.build()).0, Verdict::Tx);
@@ -301,8 +303,8 @@ fn forged_segments_change_nothing() {
     connection.is(State::Closed);
 }
 
-/// Both ends have forgotten the connection, nobody has told the router, and the client's port is
-/// used again. Its segments go through all the time, and after a while they are followed.
+/// Both ends have forgotten the connection in silence, and the client's port is used again. The
+/// segments are forwarded all the time, and after a while they are followed.
 #[test]
 fn a_connection_that_both_ends_restart_is_followed() {
     const CLIENT: u32 = 0x4000_0000;
@@ -337,8 +339,8 @@ fn a_connection_that_both_ends_restart_is_followed() {
     connection.is(State::Established);
 }
 
-/// By whoever sees the connection. Its ends do not fall for it, and show that: before the session
-/// is over for anybody.
+/// A forger who sees the connection. Its ends discard the forged segments and show that by going on
+/// before the session is over.
 #[test]
 fn a_connection_that_goes_on_is_not_over() {
     let mut connection = Connection::established();
@@ -355,7 +357,7 @@ fn a_connection_that_goes_on_is_not_over() {
     connection.is(State::Closing);
 }
 
-/// A SYN and its answer that nobody has sent who should.
+/// A forged SYN and a forged answer.
 #[test]
 fn a_forged_handshake_does_not_disturb_an_opening_connection() {
     let mut connection = Connection::new();
@@ -404,9 +406,9 @@ fn a_refused_connection_may_be_tried_again() {
     connection.is(State::Established);
 }
 
-/// Who sends a SYN and then acknowledges without having seen what (a flood, with whatever source)
-/// has not shown that it is there: its session must not stay for as long as a connection's, nor
-/// stop counting as half-open.
+/// A source that sends a SYN and an acknowledgement without having seen the answer (a flood, with
+/// any source address) has not shown that it exists. Its session must not stay for as long as a
+/// connection's, nor stop counting as half-open.
 #[test]
 fn a_blind_acknowledgement_does_not_finish_the_handshake() {
     let mut connection = Connection::new();

@@ -1,4 +1,4 @@
-//! What VPP's tests of its endpoint-dependent NAT ask and no other test here does:
+//! Cases of VPP's tests of its endpoint-dependent NAT that no other test here covers:
 //! `docs/vpp-cases.md` has the list.
 
 use std::{
@@ -176,7 +176,7 @@ fn without_a_snat_address_no_session_opens() {
     }
 }
 
-/// As of any other packet that is too big: an address to come from would not make it fit.
+/// As of any other packet that is too big: a SNAT address would not make it fit.
 #[test]
 fn a_packet_above_the_mtu_is_answered_even_without_a_source_address() {
     let mut world = World::with(Setup { snat: Vec::new(), ..Setup::default() });
@@ -192,7 +192,7 @@ fn a_packet_above_the_mtu_is_answered_even_without_a_source_address() {
     assert_eq!(world.entries(), 0);
 }
 
-/// What is left of the ports of all addresses together counts, however unevenly they fill.
+/// The free ports of all addresses together count, even if they fill unevenly.
 #[test]
 fn the_ports_of_all_addresses_are_used() {
     let mut world = World::with(Setup {
@@ -281,7 +281,7 @@ fn errors_come_back_from_the_clients_side() {
     }
 }
 
-/// RFC 6056: whoever knows some of the ports does not know the next.
+/// RFC 6056: a client that knows some of the ports does not know the next.
 #[test]
 fn changed_ports_are_unpredictable() {
     let mut world = World::new();
@@ -299,7 +299,7 @@ fn changed_ports_are_unpredictable() {
     assert!(steps.len() >= 50, "{ports:?}");
 }
 
-/// RFC 4787 REQ-6: a session lasts from its last packet on, whoever has sent that.
+/// RFC 4787 REQ-6: the timeout of a session starts at its last packet in either direction.
 #[test]
 fn packets_of_either_direction_keep_a_session_alive() {
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! A router in a network namespace of its own, and its programs.
+//! A router in a new network namespace, and its programs.
 
 use std::{
     net::Ipv4Addr,
@@ -37,7 +37,7 @@ pub(crate) enum Verdict {
     Redirect,
 }
 
-/// What became of one packet.
+/// The result of one packet.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) verdict: Verdict,
@@ -62,7 +62,7 @@ pub(crate) struct Setup {
     pub(crate) ports: PortRange,
     pub(crate) snat: Vec<[u8; 4]>,
     pub(crate) generic: bool,
-    /// Where maps are pinned; whoever says so removes them.
+    /// The directory that maps are pinned in. The test removes it.
     pub(crate) pins: Option<PathBuf>,
     pub(crate) rules: fn(&mut RuleSetSpec),
 }
@@ -134,7 +134,7 @@ impl World {
         ip("link set lo up");
         std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").expect("lo.forwarding");
         ip("link add eth0 type veth peer name wire0");
-        // What `Spec::build` addresses frames to.
+        // The MAC address that `Spec::build` sends frames to.
         ip("link set eth0 address 02:00:00:00:00:02");
         ip("link set eth0 up");
         ip("link set wire0 up");
@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    /// What this machine's own traffic has met.
+    /// The result for this machine's own traffic.
     pub(crate) fn own(&self) -> OwnStats {
         self.dataplane.counters.read().expect("counters").own
     }
@@ -463,7 +463,7 @@ pub(crate) fn index(interface: &str) -> u32 {
     unsafe { libc::if_nametoindex(name.as_ptr()) }
 }
 
-/// Whether the running kernel has this version or a later one.
+/// Returns `true` if the running kernel has this version or a later one.
 pub(crate) fn kernel_is_at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
