@@ -11,7 +11,7 @@ use crate::verb::Verb;
 
 pub(crate) const VERB: Verb = Verb {
     name: "bench",
-    about: "measure it, beside nftables and a no-op redirect on the same machine (root)",
+    about: "measure the router beside nftables and a no-op redirect on this machine (root)",
     // The bench has its own.
     help: None,
     run,

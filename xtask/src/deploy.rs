@@ -16,39 +16,39 @@ use remote::{Output, Remote, Root, Ssh};
 
 pub(crate) const VERB: Verb = Verb {
     name: "deploy",
-    about: "install or upgrade it on machines that ssh reaches, and undo that if it goes wrong",
+    about: "install or upgrade the router over ssh, with a rollback if it fails",
     help: Some(HELP),
     run,
 };
 
 const HELP: &str = "\
 Builds pls-router, installs it on each HOST over ssh, starts it, and waits until its health probe answers 200.
-If that does not happen, the previous version comes back and the reasons are printed.
+If the probe does not, the previous version is put back and the reasons are printed.
 
 usage: cargo xtask deploy HOST... [--config FILE] [--dry-run]
 
-  HOST                 whatever ssh takes: an address, user@address, or a name of your ssh configuration
-  --config FILE        install this configuration; without it the one on the machine stays. deploy/config.toml
-                       is a commented sample
+  HOST                 a host for ssh: an address, user@address, or a name of your ssh configuration
+  --config FILE        install this configuration (default: keep the one on the machine);
+                       deploy/config.toml is a commented sample
   --dry-run            connect, check and show what would be done, and change nothing
   --restart            restart even if everything is installed already and the probe answers 200
-  --timeout SECONDS    how long it may take until the probe answers 200 (30)
-  --binary FILE        install this pls-router and build none
+  --timeout SECONDS    the limit until the probe answers 200 (30)
+  --binary FILE        install this pls-router instead of building one
   --ssh-config FILE    give ssh this configuration in place of yours (`ssh -F`)
 
-Several hosts are done one after the other, up to the first failure: those behind it are not touched.
+Hosts are done in turn, up to the first failure: the ones after it are not changed.
 
 On each host, in this order:
-  1. connect with your ssh configuration and agent, never asking anything; sudo if the user is not root
+  1. connect with your ssh configuration and agent, without prompts; sudo if the user is not root
   2. copy binary, configuration and unit to a temporary directory; run `pls-router check` there
-  3. install, keeping what was there as *.previous:
+  3. install, and keep the previous files as *.previous:
        /usr/bin/pls-router
        /etc/pls-router/config.toml
        /etc/systemd/system/pls-router.service
   4. enable and restart pls-router.service, and wait until the probe answers 200
 
-Up to the end of step 2 nothing is changed. Steps 3 and 4 are undone by the machine itself, also if the connection
-breaks meanwhile: the new version stays only if it is healthy and this machine has heard so.
+Up to the end of step 2 nothing is changed. The host itself undoes steps 3 and 4, even if the connection breaks:
+the new version stays only if it is healthy and this machine has confirmed it.
 A RESTART DROPS ALL SESSIONS that go through the router. Take it out of the load balancer first if that matters.
 
 The host needs a login without a password (key or agent), Linux 6.1 with systemd, and either a login as root or sudo without
@@ -60,8 +60,8 @@ Examples:
   cargo xtask deploy router-1 router-2            upgrade both, with the configurations they have
 ";
 
-/// What is installed: its name in the directory for copies, where it goes, and what [`LOOK`] calls
-/// it.
+/// The files to install: the name in the directory for copies, the path on the target, and the name
+/// in the output of [`LOOK`].
 const FILES: [(&str, &str, &str); 3] = [
     (BINARY, "/usr/bin/pls-router", "binary"),
     (CONFIG, "/etc/pls-router/config.toml", "config"),
@@ -141,7 +141,7 @@ fn hostname(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What is to be installed everywhere.
+/// The files to install on every target.
 struct Release {
     binary: PathBuf,
     machine: String,
@@ -271,7 +271,7 @@ fn version(remote: &Remote, host: &str) -> Result<String> {
     bail!("{host}: the new pls-router does not run there, and nothing was changed: {text}\n  fix: {fix}")
 }
 
-/// What is installed on a machine, as [`LOOK`] tells it.
+/// The state of a target, from the output of [`LOOK`].
 #[derive(Debug)]
 struct Facts(Vec<(String, String)>);
 
@@ -289,7 +289,7 @@ impl Facts {
         self.0.iter().find(|(key, _)| key == wanted).map_or("", |(_, value)| value)
     }
 
-    /// Whether the machine has what the rest needs.
+    /// Returns an error unless the machine has all that a deployment needs.
     fn suffice(&self, host: &str) -> Result<()> {
         ensure!(
             self.get("systemd") == "yes",
@@ -310,7 +310,7 @@ impl Facts {
         Ok(())
     }
 
-    /// Whether there is nothing to do.
+    /// Returns `true` if there is nothing to do.
     fn is_done(&self) -> bool {
         FILES.iter().all(|(_, _, kind)| matches!(self.get(kind), "same" | "keep"))
             && self.get("active") == "active"

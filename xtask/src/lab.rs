@@ -13,7 +13,7 @@ use crate::{system, toolchain, workspace};
 
 pub(crate) const VERB: Verb = Verb {
     name: "lab",
-    about: "see it work: a network of namespaces with the router in the middle (root)",
+    about: "demonstrate the router in a network of namespaces, with real traffic (root)",
     // The lab has its own.
     help: None,
     run,
@@ -26,8 +26,8 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     become_program("lab", arguments, &[Use::Lab])
 }
 
-/// Builds the router and `program` of the lab's package, and becomes that program. What it uses
-/// beside the lab's packages it can do without.
+/// Builds the router and `program` of the lab's package, and becomes that program. Packages beside
+/// the lab's are optional.
 pub(crate) fn become_program(program: &str, arguments: &[OsString], uses: &[Use]) -> Result<ExitCode> {
     toolchain::bpf()?;
     if !arguments.iter().any(|argument| argument == "--help" || argument == "-h") {

@@ -1,4 +1,4 @@
-//! Everything that is done with this repository: `cargo xtask <verb>`, one file a verb.
+//! The tasks of this repository: `cargo xtask <verb>`, with one file for each verb.
 
 mod bench;
 mod deploy;
@@ -19,14 +19,14 @@ use verb::Verb;
 const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, vm::VERB, deploy::VERB];
 
 const HELP: &str = "\
-Builds, tries, tests and measures pls-router.
+Builds, runs, tests and measures pls-router.
 
-usage: cargo xtask VERB [OPTIONS]        cargo xtask VERB --help tells more
+usage: cargo xtask VERB [OPTIONS]        `cargo xtask VERB --help` has the details
 ";
 
 const HELP_AFTER: &str = "
-A newcomer starts with `cargo xtask lab` (see it work) or `cargo xtask test` (all tests), as root: both make network
-namespaces. Each verb installs what it needs and says so first. That is, once and only where it is missing:
+Start with `cargo xtask lab` (a demonstration) or `cargo xtask test` (all tests), as root: both make
+network namespaces. Each verb installs the programs that it needs and are missing, and says so first:
 
   a Rust compiler for BPF   from rustup, or else from Debian's packages      10 to 60 s
   bpf-linker                by cargo install, into cargo's bin directory     90 s
@@ -34,9 +34,10 @@ namespaces. Each verb installs what it needs and says so first. That is, once an
   Miri                      from rustup, with a nightly Rust, for test       30 s
   kernels and qemu          by apt-get, unpacked below target, for vm        10 s
 
-A package that can't be had takes no other with it: it is named with the reason, and what needs it is skipped. No package
-of yours is removed for one. Nothing outside the repository changes otherwise. A network service that comes with a
-package is neither started nor enabled. Tests and labs live in network namespaces of their own, without a route out.
+A package that cannot be installed is named with the reason, and tests that need it are skipped. No
+installed package is removed. A network service that comes with a package is neither started nor
+enabled. Nothing else outside the repository changes. Tests and labs run in separate network
+namespaces without a route to the outside.
 ";
 
 fn main() -> ExitCode {

@@ -21,7 +21,7 @@ impl Shortfall {
         Self { package, reason }
     }
 
-    /// Whether the package is needed for this.
+    /// Returns `true` if the package is needed for this use.
     pub(crate) fn is_for(&self, usage: Use) -> bool {
         self.package.usage == usage
     }

@@ -11,25 +11,25 @@ use crate::{system, toolchain, vm};
 
 pub(crate) const VERB: Verb = Verb {
     name: "setup",
-    about: "install the compiler and linker for BPF, unless they are there",
+    about: "install the compiler and linker for BPF if they are missing",
     help: Some(HELP),
     run,
 };
 
 const HELP: &str = "\
-Makes this machine ready to build pls-router: finds a Rust compiler that can target BPF and a bpf-linker that fits
-it, and installs what is missing. Every other verb does this first, so it need not be run by itself.
+Prepares this machine to build pls-router: finds a Rust compiler for BPF and a bpf-linker that works
+with it, and installs them if they are missing. The other verbs do this first, too.
 
 usage: cargo xtask setup [--all]
 
-  --all    also install the system packages that lab, test and bench use, fetch those of vm, and install Miri for test. What
-           can't be had is named with its reason, and takes nothing else with it
+  --all    also install the system packages of lab, test and bench, fetch those of vm, and install
+           Miri for test; a package that cannot be installed is named with the reason
 
 A compiler comes from rustup (a second toolchain, beside yours), or else from Debian's packages by apt-get, which
 needs root. The linker comes from crates.io and takes about 90 seconds to compile.
 
-  PLS_ROUTER_BPF_RUSTC=PATH     compile with this rustc and look for no other
-  PLS_ROUTER_BPF_LINKER=PATH    link with this bpf-linker and look for no other
+  PLS_ROUTER_BPF_RUSTC=PATH     compile with this rustc, without a search
+  PLS_ROUTER_BPF_LINKER=PATH    link with this bpf-linker, without a search
 ";
 
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
@@ -50,7 +50,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     if all {
         match toolchain::miri() {
             Ok(_) => println!("Miri: there, of Rust {}", toolchain::NIGHTLY),
-            Err(reason) => println!("Miri: none, `test` will skip what it checks: {reason:#}"),
+            Err(reason) => println!("Miri: none, `test` skips its step: {reason:#}"),
         }
     }
     match found {
@@ -64,13 +64,11 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     match system::check_kernel() {
         Ok(kernel) => println!("kernel: {kernel}"),
         Err(reason) => {
-            println!("kernel: not good enough for lab, test, bench and the router itself: {reason}");
+            println!("kernel: cannot run lab, test, bench and the router itself: {reason}");
         }
     }
     if !system::is_root() {
-        println!(
-            "user: not root, so lab and bench will not run, and test will leave out what needs namespaces"
-        );
+        println!("user: not root, so lab and bench cannot run, and test skips what needs namespaces");
     }
     if lacking.is_empty() {
         println!("ready");
@@ -85,16 +83,19 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 fn install_packages() -> bool {
     let shortfalls = packages::install(&[Use::Lab, Use::Deploy, Use::Bench, Use::Clients, Use::Fuzz]);
     if shortfalls.is_empty() {
-        println!("system packages: all there");
+        println!("system packages: all installed");
     } else {
-        println!("system packages: all but {}; what needs these is skipped", shortfalls.len());
+        println!(
+            "system packages: all but {} installed; tests that need those are skipped",
+            shortfalls.len()
+        );
     }
     for shortfall in &shortfalls {
         println!("  {shortfall}");
     }
     match vm::obstacle().map_or_else(vm::Tools::ready, |obstacle| Err(anyhow!(obstacle))) {
         Ok(tools) => println!("virtual machine: {tools}"),
-        Err(reason) => println!("virtual machine: none, `vm` will not run: {reason:#}"),
+        Err(reason) => println!("virtual machine: none, `vm` cannot run: {reason:#}"),
     }
     !shortfalls.iter().any(|shortfall| shortfall.is_for(Use::Lab))
 }

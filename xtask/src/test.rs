@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check that there is, and one line that sums them up.
+//! `cargo xtask test`: all checks, and one line that sums them up.
 
 mod columns;
 mod fuzz;
@@ -27,30 +27,32 @@ pub(crate) const VERB: Verb = Verb {
 };
 
 const HELP: &str = "\
-Runs everything that must pass, goes on after a failure, and ends with one line `N passed, N failed, N skipped`.
+Runs all tests and checks, continues after a failure, and ends with the line `N passed, N failed, N skipped`.
 
-usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S] [--soak MINUTES] [FILTER]
+usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S]
+                        [--soak MINUTES] [FILTER]
 
-  FILTER               only tests with this in their name (for host, memory, bpf, net and vm)
-  --fuzz-seconds N     how long each fuzz target runs (20)
-  --sequences N        how many sequences of packets are sent through the router and through the kernel's own NAT, to
-                       compare them (2000); 0: until it is interrupted, from a seed that the time gives
-  --packets N          how many made-up packets the BPF programs are given (1000000)
-  --seed S             the first sequence's seed, and that of made-up packets; a failure says which --seed (and --sequences 1)
-                       shows it again
-  --soak MINUTES       afterwards (or alone, with --only soak), 200,000 sessions and more for so many minutes: packets get
-                       lost and overtake each other, the daemon is killed again and again, and nothing may be left in the end
+  FILTER               only tests with this in their name (in host, memory, bpf, net and vm)
+  --fuzz-seconds N     the time for each fuzz target (20)
+  --sequences N        the number of packet sequences that are sent through the router and through the
+                       kernel's own NAT, to compare them (2000); 0: until interrupted, with a new seed
+  --packets N          the number of random packets for the BPF programs (1000000)
+  --seed S             the seed of the first sequence and of random packets; a failure prints the --seed
+                       (and --sequences 1) that repeats it
+  --soak MINUTES       a soak after the other groups (alone with --only soak): 200,000 sessions and more,
+                       lost and reordered packets, a daemon that is killed again and again
   --only GROUP,..      only these groups, of
       fmt       the formatting, and that comments and pages have at most 100 columns
       clippy    the lints; warnings are errors
       doc       the documentation; warnings are errors
-      host      tests of pure code; they need nothing
-      memory    what CPUs share: models of it in every order, and its code under Miri
-      bpf       the BPF programs on made-up packets (BPF_PROG_TEST_RUN); need root
-      net       the router in network namespaces, with real traffic; need root
+      host      tests of pure code
+      memory    shared memory: models of all interleavings, and the code under Miri
+      bpf       the BPF programs on single packets (BPF_PROG_TEST_RUN); needs root
+      net       the router in network namespaces, with real traffic; needs root
       fuzz      the fuzz targets
-      vm        the BPF programs on made-up packets again, under older kernels in a virtual machine (`cargo xtask vm` has more)
-      soak      what --soak asks for; need root
+      vm        the BPF programs on random packets under older kernels, in a virtual machine
+                (`cargo xtask vm` runs all tests of bpf there)
+      soak      the soak of --soak; needs root
 
 The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
 ";
@@ -94,9 +96,9 @@ const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "har
 struct Options {
     groups: Vec<Group>,
     fuzz_time: Duration,
-    /// As the test itself has it, if nothing is said.
+    /// The number of sequences; the test's default if `None`.
     sequences: Option<u64>,
-    /// As the test itself has it, if nothing is said.
+    /// The number of packets; the test's default if `None`.
     packets: Option<u64>,
     seed: Option<u64>,
     /// How long to soak, in minutes. Without it nothing is soaked.
@@ -195,7 +197,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What there is to test with.
+/// The prerequisites of tests.
 struct Prepared {
     toolchain: Option<Toolchain>,
     shortfalls: Vec<Shortfall>,
@@ -209,7 +211,8 @@ impl Prepared {
     }
 }
 
-/// Installs what the groups need. What cannot be installed is counted, and the rest still runs.
+/// Installs the packages that the groups need. A package that cannot be installed is counted, and
+/// the rest still runs.
 fn prepare(options: &Options, report: &mut Report) -> Prepared {
     let wants = |groups: &[Group]| groups.iter().any(|group| options.groups.contains(group));
     let mut uses = Vec::new();
@@ -245,8 +248,8 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
     Prepared { toolchain, shortfalls }
 }
 
-/// What it comes to that these packages could not be had: without one of the lab's nothing is
-/// tested that matters, and without another the tests that need it are skipped.
+/// The outcome of packages that could not be installed: without one of the lab's the important
+/// tests do not run, which is a failure; without another the tests that need it are skipped.
 fn without(shortfalls: &[Shortfall]) -> Outcome {
     let mut outcome = Outcome::default();
     for shortfall in shortfalls {
@@ -368,7 +371,7 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
         }
         libtest::run(report, &step, &mut command, options.filter.as_deref());
         if package == "lab" {
-            // Those that need root say so by being ignored.
+            // Tests that need root are marked as ignored.
             let arguments = [OsStr::new("--include-ignored")].into_iter().chain(options.filter.as_deref());
             let mut command = test_command(package);
             libtest::run(report, &format!("{step}, inside"), command.args(["--lib", "--bins"]), arguments);
@@ -480,7 +483,7 @@ fn test_targets(package: &str) -> Vec<String> {
     names
 }
 
-/// The triple of this machine, as cargo gives it.
+/// The triple of this machine, as cargo prints it.
 fn host_triple() -> Result<String> {
     let mut cargo = workspace::cargo("--version");
     let output = cargo.arg("--verbose").output()?;

@@ -16,10 +16,10 @@ const RUSTUP_TOOLCHAIN: &str = "1.96.0";
 
 /// The toolchain that has Miri, which no release has.
 pub(crate) const NIGHTLY: &str = "nightly";
-/// What Miri needs: itself, and the library to interpret.
+/// The components that Miri needs: itself, and the library to interpret.
 const MIRI: [&str; 2] = ["miri", "rust-src"];
 
-/// What Debian has: a recent compiler (packaged for web browsers), and `core` for BPF.
+/// Debian's packages: a recent compiler (packaged for web browsers), and `core` for BPF.
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
 
 /// The clippy of Debian's compiler, without which `cargo xtask test` cannot lint BPF programs.
@@ -34,7 +34,7 @@ pub(crate) fn bpf() -> Result<Toolchain> {
     };
     for variable in [RUSTC_VARIABLE, LINKER_VARIABLE] {
         if std::env::var_os(variable).is_some() {
-            // Who names one wants that one, not another that we install.
+            // The user has chosen a program, so no other is installed.
             bail!("{missing}\n\n{variable} is set, so nothing is installed");
         }
     }
@@ -150,7 +150,7 @@ pub(crate) fn miri() -> Result<Command> {
     }
     let mut command = Command::new(&rustup);
     command.args(["run", NIGHTLY, "cargo", "miri"]);
-    // What the cargo that started us is, and works with, is another toolchain's.
+    // These variables of the cargo that started us name another toolchain.
     for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(variable);
     }

@@ -1,4 +1,4 @@
-//! What each verb of `cargo xtask` is made of.
+//! The parts of a verb of `cargo xtask`.
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -22,34 +22,34 @@ pub(crate) use tools::Tools;
 
 pub(crate) const VERB: Verb = Verb {
     name: "vm",
-    about: "try the BPF programs on other kernels, in a virtual machine",
+    about: "run the tests of the BPF programs on other kernels, in a virtual machine",
     help: Some(HELP),
     run,
 };
 
 const HELP: &str = "\
-Boots Debian's kernels in a virtual machine (an emulated one, which needs no KVM) and runs there what `cargo xtask test
---only bpf` runs here: so one knows that their verifiers take the programs, and that these do the same there.
+Boots Debian's kernels in an emulated virtual machine, which needs no KVM, and runs the tests of
+`cargo xtask test --only bpf` there: their verifiers accept the programs, and the results are the same.
 
 usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [FILTER]
 
-  --kernel SERIES,..   which: 6.1, 6.12 (both)
-  --quick              only made-up packets: half a minute a kernel instead of ten
-  --packets N          how many made-up packets (20000)
-  --seed S             that of made-up packets; a failure says which
+  --kernel SERIES,..   the kernels: 6.1, 6.12 (both)
+  --quick              only random packets: half a minute for each kernel instead of ten
+  --packets N          the number of random packets (20000)
+  --seed S             the seed of random packets; a failure prints it
   FILTER               only tests with this in their name
 
-A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. So are the packages of
-qemu (45 MB) and of the few other programs that this needs, where this machine has them not. None of this needs root.
+A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. So
+are the packages of qemu (45 MB) and a few other programs if they are missing. None of this needs root.
 ";
 
-/// What is tested.
+/// The tests to run.
 const TESTS: &[&str] = &["bpf_fuzz", "datapath"];
 const QUICK_TESTS: &[&str] = &["bpf_fuzz"];
 /// In an emulated machine a packet takes twenty times as long as here.
 const PACKETS: u64 = 20_000;
 
-/// What the first process in the machine writes last: the tests' exit code.
+/// The last line of the first process in the machine: the tests' exit code.
 const LAST_LINE: &str = "vm: exit ";
 
 /// Nothing there takes as long, unless it is asked for more packets.
@@ -173,7 +173,7 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     path.map(Path::to_owned).with_context(|| format!("cargo does not say where the test {name} is"))
 }
 
-/// What the machine does.
+/// Returns the script that the machine runs.
 fn script(tests: &[Test], options: &Options) -> Result<String> {
     let filter = options.filter.as_deref().unwrap_or_default();
     let filter = quoted(filter.to_str().context("the filter is no text")?);
@@ -196,9 +196,9 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Starts the machine and shows what it says; whether its tests passed.
+/// Starts the machine and shows its output. Returns `true` if its tests passed.
 fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
-    // Whoever is killed takes what he has started along.
+    // If `timeout` is killed, its children end as well.
     const DIE_WITH_PARENT: [&str; 2] = ["--pdeathsig", "KILL"];
     let mut command = tools.command("setpriv")?;
     command.args(DIE_WITH_PARENT).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
@@ -207,8 +207,8 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
     // and this is fast enough.
     command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
-    // Whatever goes wrong, the machine ends: a panic reboots it, and it may not. A warning of the
-    // kernel's is as bad.
+    // The machine ends in every case: a panic would reboot it, which is not allowed. A kernel
+    // warning is as bad.
     command.args(["-append", "console=ttyS0 loglevel=1 oops=panic panic_on_warn=1 panic=-1"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
     eprintln!("  $ {}", system::display(&command));
@@ -223,7 +223,7 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what the machine says")?;
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
-        // Whoever closed our output still gets an exit code.
+        // A closed standard output must not change the exit code.
         _ = terminal.write_all(line).and_then(|()| terminal.write_all(b"\n"));
         code = String::from_utf8_lossy(line).strip_prefix(LAST_LINE).map(str::to_owned).or(code);
     }

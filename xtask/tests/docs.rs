@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What every RFC asks, in its own order: the requirements of the first three, the sections of the
-/// next, which updates them, and of the others the sections about packets that go nowhere.
+/// The requirements of every RFC, in its order: those of the first three, the sections of the next
+/// one, which updates them, and of the others the sections about undeliverable packets.
 const REQUIREMENTS: &[(&str, &str)] = &[
     (
         "RFC 4787",
@@ -31,7 +31,7 @@ const REQUIREMENTS: &[(&str, &str)] = &[
 
 /// How well a requirement is met, and whether a test has to show it.
 const RFC_STATUS: &[(&str, bool)] = &[("met", true), ("partly", true), ("not", false), ("n/a", false)];
-/// What becomes of one of VPP's cases here: the same, something else, or it cannot arise.
+/// The status of one of VPP's cases: the same here, different here, or impossible here.
 const VPP_STATUS: &[(&str, bool)] = &[("same", true), ("differs", true), ("n/a", false)];
 /// How many cases of VPP's are listed, by the table's heading.
 const VPP_CASES: &[(&str, usize)] = &[("test_nat44_ed.py", 50), ("More", 15)];
@@ -78,7 +78,7 @@ fn tables(text: &str) -> BTreeMap<String, Vec<Row>> {
     tables
 }
 
-/// What is wrong with a row.
+/// Returns the errors of a row.
 fn problems(row: &Row, allowed: &[(&str, bool)], sources: &mut Sources) -> Vec<String> {
     let mut problems = Vec::new();
     match allowed.iter().find(|(word, _)| *word == row.status) {

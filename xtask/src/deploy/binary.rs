@@ -1,4 +1,4 @@
-//! What kind of machine a binary is for.
+//! The kind of machine that a binary is for.
 
 use std::fs::File;
 use std::io::Read as _;

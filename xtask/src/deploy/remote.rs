@@ -11,13 +11,13 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::system;
 
-/// What ssh exits with when the failure is its own and not that of the remote command.
+/// ssh's exit status if ssh itself has failed, and not the remote command.
 const SSH_FAILED: i32 = 255;
 
 /// See there.
 const CONNECT: &str = include_str!("connect.sh");
 
-/// What [`CONNECT`] begins its lines with: shells may greet with lines of their own.
+/// The prefix of [`CONNECT`]'s lines: shells may greet with other lines.
 const MARK: &str = "pls-router-deploy ";
 
 /// How commands become root.
@@ -29,7 +29,7 @@ pub(super) enum Root {
     Sudo,
 }
 
-/// What a script did.
+/// The result of a script.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) code: i32,
@@ -64,8 +64,8 @@ impl Ssh {
         Ok(Self { program, config: config.map(Path::to_path_buf) })
     }
 
-    /// An ssh that never asks, never waits for ever, and does nothing else that the user's
-    /// configuration wants of an interactive session with this host.
+    /// An ssh that never prompts, never waits without a limit, and ignores the user's settings for
+    /// interactive sessions with this host.
     fn command(&self, control: &Path) -> Command {
         let mut command = Command::new(&self.program);
         if let Some(config) = &self.config {
@@ -89,7 +89,7 @@ impl Ssh {
         command
     }
 
-    /// What to type to see for oneself.
+    /// Returns the command by which a person can try the connection.
     fn by_hand(&self, host: &str) -> String {
         let config = self.config.as_ref().map(|config| format!("-F {} ", config.display()));
         format!("ssh {}{host} true", config.unwrap_or_default())
@@ -205,8 +205,8 @@ impl Remote {
 
     /// Copies a file into the directory for it, which goes away with the connection.
     ///
-    /// Through ssh itself: `scp` wants the server's SFTP subsystem, which hardened servers switch
-    /// off, and has a syntax of its own for hosts.
+    /// Through ssh itself: `scp` needs the server's SFTP subsystem, which hardened servers disable,
+    /// and has another syntax for hosts.
     pub(super) fn copy(&self, from: impl Into<Stdio>, name: &str) -> Result<()> {
         let path = self.path(name);
         let mut command = self.command(None, r#"umask 077; cat >"$1" && chmod 700 "$1""#, &[&path]);
@@ -241,7 +241,7 @@ impl Remote {
                 if let Some(answer) = line(&text)
                     && let Some(mut stdin) = stdin.take()
                 {
-                    // If nobody hears it any more, the exit status says so.
+                    // If the connection is gone, the exit status tells.
                     let _closed = writeln!(stdin, "{answer}");
                 }
             }
@@ -330,7 +330,7 @@ fn quote(word: &str) -> String {
 /// Why ssh failed, and what to do, from what it said.
 fn failure(ssh: &Ssh, host: &str, said: &str) -> anyhow::Error {
     let by_hand = ssh.by_hand(host);
-    // What ssh itself says comes last, after a server's banner.
+    // ssh's own message comes last, after a server's banner.
     let why = said.trim().lines().last().unwrap_or("ssh failed without a word").trim().to_owned();
     let has = |text: &str| said.contains(text);
     let (what, fix) = if has("REMOTE HOST IDENTIFICATION HAS CHANGED") {

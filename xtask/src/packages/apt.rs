@@ -30,7 +30,7 @@ pub(crate) fn obstacle() -> Option<&'static str> {
     }
 }
 
-/// Whether Debian's package of that name is installed.
+/// Returns `true` if Debian's package of that name is installed.
 pub(crate) fn is_installed(name: &str) -> bool {
     Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status}", name])
@@ -109,8 +109,8 @@ pub(crate) fn unpack(name: &str, folder: &Path) -> Result<()> {
     with_fresh_lists(|| download_and_extract(&[name.to_owned()], folder))
 }
 
-/// As [`unpack`], with all that the packages depend on, as if nothing were installed here: what is
-/// unpacked fits together, whatever versions this machine has.
+/// Same as [`unpack`], with all dependencies of the packages, as if nothing were installed here:
+/// the unpacked files fit together, for any versions on this machine.
 pub(crate) fn unpack_with_dependencies(names: &[&str], folder: &Path) -> Result<()> {
     with_fresh_lists(|| download_and_extract(&closure(names)?, folder))
 }
@@ -119,7 +119,7 @@ pub(crate) fn unpack_with_dependencies(names: &[&str], folder: &Path) -> Result<
 fn closure(names: &[&str]) -> Result<Vec<String>> {
     let mut simulate = apt_get();
     simulate.args(["--simulate", "--no-install-recommends"]);
-    // Nothing is installed; and a cache of this is nobody else's.
+    // Nothing is installed, and no other apt uses this cache.
     for option in ["Dir::State::status=/dev/null", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache="] {
         simulate.args(["-o", option]);
     }
@@ -144,7 +144,7 @@ fn download_and_extract(packages: &[String], folder: &Path) -> Result<()> {
     let mut partial = folder.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
-    // Whatever an earlier run has left that was interrupted, and what is to be replaced.
+    // Removes the remains of an interrupted run, and the files to replace.
     for leftover in [partial, folder] {
         if leftover.exists() {
             std::fs::remove_dir_all(leftover)
@@ -177,17 +177,17 @@ fn download_and_extract(packages: &[String], folder: &Path) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    // Somebody else's apt-get is waited for, but not for ever.
+    // Waits for another apt-get, with a limit.
     command
         .args(["-o", "DPkg::Lock::Timeout=120"])
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // What it says is read.
+        // Its output is parsed.
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null());
     command
 }
 
-/// Whether apt has a version to install of each.
+/// Returns `true` if apt has a version to install of each.
 fn all_known(names: &[&str]) -> bool {
     names.iter().all(|name| {
         Command::new("apt-cache")

@@ -3,16 +3,15 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What `policy-rc.d` is while packages are being installed. Debian asks it whether a service may
-/// start; 101: no.
+/// The content of `policy-rc.d` while packages are being installed. Debian asks it whether a
+/// service may start; 101 means no.
 const POLICY: &str = "#!/bin/sh\n# Left by `cargo xtask`, which is installing packages. Delete it if no apt-get is running.\nexit 101\n";
 
-/// Runs `$2...` with `$1` in place as policy-rc.d, and takes it away again however the command
-/// ends.
+/// Runs `$2...` with `$1` in place as policy-rc.d, and removes it in every case.
 ///
-/// A shell does this, not we, because it can clean up when Ctrl-C ends the whole group of
-/// processes. A file that is already there is somebody's decision and stays, unless an earlier run
-/// of ours was killed and left it.
+/// A shell does this, because it can clean up when Ctrl-C ends the whole group of processes. A file
+/// that already exists is the operator's and stays, unless an earlier run of ours was killed and
+/// left it.
 const GUARD: &str = r#"
 policy=$1; text=$2; shift 2
 if [ -f "$policy" ] && [ "$(cat "$policy"; echo x)" = "${text}x" ]; then rm -f "$policy"; fi

@@ -104,7 +104,7 @@ impl Kind {
         found
     }
 
-    /// What a line has of prose, trimmed. A comment may have Markdown in it.
+    /// Returns the prose of a line, trimmed. A comment may have Markdown in it.
     fn prose(self, line: &str) -> Option<&str> {
         match self {
             Self::Rust => {

@@ -1,7 +1,7 @@
 //! Builds the fuzz targets with libFuzzer's instrumentation and runs each for a while.
 //!
-//! What cargo-fuzz does, with a stable compiler: coverage is instrumented by LLVM's own pass, which
-//! needs no nightly. There is no address sanitizer; a target finds panics, failed assertions,
+//! Does the work of cargo-fuzz with a stable compiler: coverage is instrumented by LLVM's own pass,
+//! which needs no nightly. There is no address sanitizer; a target finds panics, failed assertions,
 //! overflows and hangs.
 
 use std::fs::{self, File};

@@ -40,7 +40,7 @@ fn attempt(command: &mut Command) -> Result<Outcome> {
     // By bytes: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
         let line = line.with_context(|| format!("cannot read what `{shown}` prints"))?;
-        // Whoever closed our output still gets an exit code.
+        // A closed standard output must not change the exit code.
         _ = terminal.write_all(&line).and_then(|()| terminal.write_all(b"\n"));
         results.read(&String::from_utf8_lossy(&line));
     }
@@ -48,7 +48,7 @@ fn attempt(command: &mut Command) -> Result<Outcome> {
     Ok(results.outcome(status.success(), &format!("`{shown}` failed ({status})")))
 }
 
-/// What the lines of libtest say so far.
+/// The results in the lines of libtest so far.
 #[derive(Debug, Default)]
 struct Results {
     counts: Counts,
@@ -61,7 +61,7 @@ struct Results {
 
 impl Results {
     fn read(&mut self, line: &str) {
-        // What runs on a terminal, as in a virtual machine, or is told to, writes in colours.
+        // Programs on a terminal, as in a virtual machine, write in colours.
         let line = &plain(line);
         if let Some(counts) = result_line(line) {
             self.counts.passed += counts.passed;
@@ -85,7 +85,7 @@ impl Results {
 
     fn outcome(mut self, success: bool, what: &str) -> Outcome {
         if !success {
-            // What did not compile, or died in the middle, has left no count of its failures.
+            // A binary that does not compile, or dies, prints no count of its failures.
             if self.unfinished > 0 {
                 self.notes.push(format!("{what}: a test binary ended before it reported"));
                 self.counts.failed += self.unfinished;

@@ -1,4 +1,4 @@
-//! What the steps came to.
+//! The outcome of the steps.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub(super) struct Counts {
     pub(super) skipped: u64,
 }
 
-/// What one step came to.
+/// The outcome of one step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) counts: Counts,

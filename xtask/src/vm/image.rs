@@ -1,4 +1,4 @@
-//! What the virtual machine has instead of a disk: an archive that the kernel unpacks into its
+//! The virtual machine's replacement for a disk: an archive that the kernel unpacks into its
 //! memory, with the tests, the few programs that they start, and the libraries of all of them.
 
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ const SHELL: &str = "busybox";
 /// Programs of this machine that tests start.
 const PROGRAMS: &[&str] = &["ip", "tc"];
 
-/// What tests read, in the repository.
+/// The files of the repository that tests read.
 const DATA: &[&str] = &["router-user/tests/bpf_fuzz/regressions"];
 
 /// The first process, which the kernel starts from the archive.
@@ -55,8 +55,7 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str)
     }
     for test in tests {
         let inside = root.join(test_path(test.name).trim_start_matches('/'));
-        // What a debugger would read is most of it, and would have to fit into the machine's
-        // memory.
+        // Most of a binary is debug information, which would have to fit into the machine's memory.
         system::run(tools.command("strip")?.arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
         copy_libraries(&test.binary, &root)?;
     }
@@ -83,7 +82,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    // What a link leads to, under the name of the link.
+    // The target of a link, under the name of the link.
     fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
 }

@@ -19,11 +19,11 @@ pub(crate) struct Kernel {
 /// Of Debian 12 and 13: the oldest that the router is made for, and one in between.
 pub(crate) const ALL: &[Kernel] = &[Kernel { series: "6.1" }, Kernel { series: "6.12" }];
 
-/// What of a package is used.
+/// The files of a package that are used.
 pub(super) struct Files {
     /// The kernel itself.
     pub(super) image: PathBuf,
-    /// What of its modules the tests need, not compressed.
+    /// The modules that the tests need, uncompressed.
     pub(super) modules: Vec<PathBuf>,
     /// Where it is all kept.
     pub(super) folder: PathBuf,
@@ -71,7 +71,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What a package's folder has of its files.
+/// Finds the files of a package that was unpacked in its folder.
 fn unpacked_files(folder: &Path, tools: &Tools) -> Result<Files> {
     let unpacked = folder.join(UNPACKED);
     let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;

@@ -1,8 +1,7 @@
 //! The programs that a virtual machine needs: this machine's own, or else those of Debian's
 //! packages, which are unpacked and not installed.
 //!
-//! Debian's qemu may not be installable beside what somebody else has installed, and never has to
-//! be.
+//! Debian's qemu may conflict with other installed packages, so it is not installed.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -27,7 +26,7 @@ const MODULES: &str = "usr/lib/x86_64-linux-gnu/qemu";
 const PROGRAMS: &[&str] = &["usr/bin", "bin", "usr/sbin", "sbin"];
 const LIBRARIES: &[&str] = &["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib"];
 
-/// What loads a program's libraries.
+/// The dynamic loader.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// The programs, ready to be run.
@@ -126,7 +125,7 @@ impl fmt::Display for Tools {
     }
 }
 
-/// Whether a path is of a file itself. A link may lead out of the folder.
+/// Returns `true` if a path is a file itself. A link may lead out of the folder.
 fn is_file(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
 }

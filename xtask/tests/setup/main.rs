@@ -38,7 +38,7 @@ struct Machine {
 struct Ran {
     code: Option<i32>,
     said: String,
-    /// What apt-get was called for, and whether services were allowed to start.
+    /// The calls of apt-get, and whether services were allowed to start.
     calls: Vec<String>,
 }
 
@@ -129,7 +129,7 @@ fn programs(usage: Use, without: &[&str]) -> Vec<&'static str> {
     programs.flatten().copied().collect()
 }
 
-/// As with a qemu-utils that is newer than Debian's qemu, and somebody's own web server.
+/// As with a qemu-utils that is newer than Debian's qemu, and another web server.
 #[test]
 fn a_conflict_takes_no_other_package_with_it() {
     let machine = Machine::new();
@@ -149,7 +149,7 @@ fn a_conflict_takes_no_other_package_with_it() {
         }
     }
     assert!(!machine.has("lighttpd"));
-    // What is installed together is one call, and only where that fails is there one for each.
+    // Packages are installed in one call, and one by one only if that fails.
     let calls = |with: &str| {
         ran.calls.iter().filter(|call| call.starts_with("install") && call.contains(with)).count()
     };
@@ -174,7 +174,7 @@ fn qemu_is_unpacked_and_not_installed() {
     assert!(downloads[0].contains(" libqemu-system-x86=1.0 qemu-system-x86=2:1.0-1 "), "{downloads:?}");
     assert!(ran.said.contains("virtual machine: ") && !ran.said.contains("virtual machine: none"));
 
-    // What is there is not fetched again.
+    // Installed packages are not fetched again.
     let again = machine.setup();
     assert_eq!(
         again.calls.iter().filter(|call| call.starts_with("download")).count(),
