@@ -6,24 +6,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-/// How bad a condition is.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Severity {
-    /// This router does not forward, or should get no new connections: the probe answers 503.
-    Down,
-    /// Something does not work, while the rest does: the probe answers 200.
-    Degraded,
-}
-
-impl Severity {
-    /// `down` or `degraded`.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Down => "down",
-            Self::Degraded => "degraded",
-        }
-    }
-}
+pub(crate) use crate::model::Severity;
 
 /// Defines the identifiers of conditions, their text and what is said of them in the documentation.
 macro_rules! ids {
@@ -180,6 +163,11 @@ impl Conditions {
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Condition> {
         self.all.iter()
+    }
+
+    /// Returns `true` if one of them is that this router is down.
+    pub(crate) fn are_down(&self) -> bool {
+        self.all.iter().any(|condition| condition.severity == Severity::Down)
     }
 
     /// The details of those of a severity.

@@ -63,6 +63,27 @@ pub struct Status {
     pub repairs: Vec<Repairs>,
 }
 
+/// How bad a condition is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// This router does not forward, or should get no new connections: the probe answers 503.
+    Down,
+    /// Something does not work, while the rest does: the probe answers 200.
+    Degraded,
+}
+
+impl Severity {
+    /// `down` or `degraded`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ConditionStatus {
@@ -72,7 +93,7 @@ pub struct ConditionStatus {
     /// and for the rest of a long list.
     pub subject: String,
     /// `down` if the probe answers 503 because of it, or else `degraded`.
-    pub severity: String,
+    pub severity: Severity,
     /// Seconds since it was first found.
     pub since_seconds: u64,
     /// The words for the operator: the fault, and the remedy where there is one. They may change.
@@ -175,6 +196,30 @@ pub struct NameStatus {
     pub left_out: String,
 }
 
+/// The health of a target, as sessions have shown it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing is known against it.
+    Good,
+    /// New sessions go to the rule's other targets, if one of them is not avoided.
+    Avoided,
+    /// It was avoided. New sessions may try it, and the first to show something decides.
+    Trial,
+}
+
+impl Health {
+    /// `good`, `avoided` or `trial`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Avoided => "avoided",
+            Self::Trial => "trial",
+        }
+    }
+}
+
 /// The health of one of several targets of a rule, by passive signs: sessions that get an answer,
 /// and sessions that do not.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -188,7 +233,7 @@ pub struct TargetStatus {
     /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not
     /// avoided) or `trial` (it was avoided; new sessions may try it, and the first to show
     /// something decides).
-    pub health: String,
+    pub health: Health,
     /// Seconds that it has been avoided or on trial; `null` when it is good.
     pub since_seconds: Option<u64>,
     /// Why it is not good; empty when it is.
@@ -333,13 +378,23 @@ pub struct RuleCounters {
     pub denied_packets: u64,
 }
 
+/// The kind of a rule.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// `[[forward]]`: destination and source are translated.
+    Forward,
+    /// `[[masquerade]]`: only the source is translated.
+    Masquerade,
+}
+
 /// `GET /v1/rules`: one row a rule, in the order of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Rule {
     /// Its name.
     pub name: String,
     /// `forward` or `masquerade`.
-    pub kind: String,
+    pub kind: RuleKind,
     /// `tcp` or `udp`; absent for a masquerade, which takes TCP, UDP and ICMP echo.
     pub protocol: Option<String>,
     /// Where a forward listens, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
@@ -447,11 +502,23 @@ pub struct Audit {
     pub findings: Vec<AuditFinding>,
 }
 
+/// What is wrong with a flow or port.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditKind {
+    /// A flow without the other direction of its session.
+    HalfSession,
+    /// A second flow with the same tuple.
+    Duplicate,
+    /// A port that is marked as taken, and that no session has.
+    LeakedPort,
+}
+
 /// A flow or port that is not as it should be.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct AuditFinding {
     /// `half_session`, `duplicate` or `leaked_port`.
-    pub kind: String,
+    pub kind: AuditKind,
     /// The rule that opened the session, if that is known.
     pub rule: Option<String>,
     /// `tcp`, `udp` or `icmp`.

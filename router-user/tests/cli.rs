@@ -12,9 +12,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Audit, AuditFinding, ContestedNextHop, Counters, Flow, FlowTableStatus, InterfaceCounters,
-    InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder, PuntStatus, ReasonCounter,
-    Repairs, Rule, RuleCounters, SnatPortStatus, Status, TargetStatus,
+    Audit, AuditFinding, AuditKind, ContestedNextHop, Counters, Flow, FlowTableStatus, Health,
+    InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder,
+    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -234,11 +234,11 @@ fn broken_status() -> Status {
 
 /// One that forwards, though not everything.
 fn degraded_status() -> Status {
-    let target = |target: &str, health: &str, since_seconds, reason: &str| TargetStatus {
+    let target = |target: &str, health: Health, since_seconds, reason: &str| TargetStatus {
         rules: vec!["https".to_owned()],
         protocol: "tcp".to_owned(),
         target: target.parse().unwrap(),
-        health: health.to_owned(),
+        health,
         since_seconds,
         reason: reason.to_owned(),
     };
@@ -256,10 +256,10 @@ fn degraded_status() -> Status {
     degraded.names[0].ttl_seconds = None;
     degraded.names[0].problem = "there is no such name (NXDOMAIN)".to_owned();
     degraded.targets = vec![
-        target("10.1.0.4:8443", "good", None, ""),
+        target("10.1.0.4:8443", Health::Good, None, ""),
         target(
             "10.1.0.5:8443",
-            "avoided",
+            Health::Avoided,
             Some(7),
             "3 new sessions without an answer in 3 s, and none with one",
         ),
@@ -311,7 +311,7 @@ fn counters() -> Counters {
 fn rules() -> Vec<Rule> {
     let forward = Rule {
         name: "https".to_owned(),
-        kind: "forward".to_owned(),
+        kind: RuleKind::Forward,
         protocol: Some("tcp".to_owned()),
         listen: Some("443".to_owned()),
         targets: vec!["203.0.113.10:443".to_owned()],
@@ -339,7 +339,7 @@ fn rules() -> Vec<Rule> {
     };
     let masquerade = Rule {
         name: "vnet".to_owned(),
-        kind: "masquerade".to_owned(),
+        kind: RuleKind::Masquerade,
         protocol: None,
         listen: None,
         targets: Vec::new(),
@@ -548,15 +548,15 @@ fn good_audit() -> Audit {
 }
 
 fn bad_audit() -> Audit {
-    let finding = |kind: &str, rule: Option<&str>, port: u16| AuditFinding {
-        kind: kind.to_owned(),
+    let finding = |kind: AuditKind, rule: Option<&str>, port: u16| AuditFinding {
+        kind,
         rule: rule.map(str::to_owned),
         protocol: "tcp".to_owned(),
         source: "203.0.113.10:443".parse().unwrap(),
         destination: std::net::SocketAddr::from(([10, 0, 2, 68], port)),
     };
-    let half = [finding("half_session", Some("https"), 50_123)];
-    let lost = (1..=22).map(|port| finding("leaked_port", None, port));
+    let half = [finding(AuditKind::HalfSession, Some("https"), 50_123)];
+    let lost = (1..=22).map(|port| finding(AuditKind::LeakedPort, None, port));
     Audit {
         ok: false,
         half_sessions: 1,

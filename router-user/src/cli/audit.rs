@@ -5,7 +5,7 @@ use super::options::{CheckArguments, Format};
 use super::output::{self, BAD, GOOD, counted, grouped, styled};
 use super::table::{Align, Table};
 use crate::client::Client;
-use crate::model::Audit;
+use crate::model::{Audit, AuditKind};
 
 /// The most findings in text; JSON has more.
 const SHOWN: usize = 20;
@@ -49,11 +49,10 @@ fn text(audit: &Audit) -> String {
         ("TO", Align::Left),
     ]);
     for finding in audit.findings.iter().take(SHOWN) {
-        let kind = match finding.kind.as_str() {
-            "half_session" => "half session",
-            "duplicate" => "duplicate flow",
-            "leaked_port" => "lost port",
-            other => other,
+        let kind = match finding.kind {
+            AuditKind::HalfSession => "half session",
+            AuditKind::Duplicate => "duplicate flow",
+            AuditKind::LeakedPort => "lost port",
         };
         table.row(vec![
             kind.into(),

@@ -6,7 +6,7 @@ use super::output::{self, BAD, grouped};
 use super::status::listed;
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
-use crate::model::Rule;
+use crate::model::{Rule, RuleKind};
 
 pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
     let rules = client.rules().await?;
@@ -33,7 +33,7 @@ fn text(rules: &[Rule]) -> String {
     for rule in rules {
         let matched = match (&rule.protocol, &rule.listen) {
             (Some(protocol), Some(listen)) => format!("{protocol} {listen}"),
-            _ => rule.kind.clone(),
+            _ => "masquerade".to_owned(),
         };
         let counters = &rule.counters;
         let denied = grouped(counters.denied_packets);
@@ -41,7 +41,11 @@ fn text(rules: &[Rule]) -> String {
             rule.name.as_str().into(),
             matched.into(),
             listed(&rule.sources).into(),
-            listed(if rule.kind == "masquerade" { &rule.destinations } else { &rule.targets }).into(),
+            listed(match rule.kind {
+                RuleKind::Forward => &rule.targets,
+                RuleKind::Masquerade => &rule.destinations,
+            })
+            .into(),
             resolved(rule),
             grouped(rule.sessions).into(),
             grouped(counters.sessions_opened).into(),
@@ -55,7 +59,7 @@ fn text(rules: &[Rule]) -> String {
 
 /// Returns the addresses of the targets, if the configuration does not have them already.
 fn resolved(rule: &Rule) -> Cell {
-    if rule.kind == "masquerade" {
+    if rule.kind == RuleKind::Masquerade {
         return "".into();
     }
     if rule.addresses.is_empty() {

@@ -7,7 +7,7 @@ use super::options::{Format, OutputArguments};
 use super::output::{self, BAD, DOUBTFUL, GOOD, counted, grouped, styled, time};
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
-use crate::model::{FlowTableStatus, PuntStatus, SnatPortStatus, Status};
+use crate::model::{FlowTableStatus, Health, PuntStatus, SnatPortStatus, Status};
 
 pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
     let status = client.status().await?;
@@ -116,7 +116,7 @@ fn text(status: &Status) -> String {
         ("REASON", Align::Left),
     ]);
     for target in &status.targets {
-        let good = target.health == "good";
+        let good = target.health == Health::Good;
         targets.row(vec![
             format!("{}/{}", target.target, target.protocol).into(),
             listed(&target.rules).into(),

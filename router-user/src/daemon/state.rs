@@ -17,14 +17,13 @@ use ipnet::Ipv4Net;
 use crate::{
     config::Config,
     daemon::{
-        kernel::{interfaces::Attached, netlink::OwnAddresses, own_traffic::OwnTraffic},
+        kernel::{interfaces::Attached, netlink::OwnAddresses, next_hop::NextHop, own_traffic::OwnTraffic},
         names::resolved::Names,
         observe::{capacity::Taken, contested::Rivals, target_health::TargetHealth},
         sync::Locked,
         upkeep::record::Record,
     },
     health::Id,
-    model::NextHopStatus,
 };
 
 /// The pieces. A clone has the same ones.
@@ -78,7 +77,7 @@ impl Attachments {
 
 /// Addresses, routes and next hops, as they were last read from the kernel.
 pub(crate) struct Routing {
-    pub(crate) next_hops: Vec<NextHopStatus>,
+    pub(crate) next_hops: Vec<NextHop>,
     /// This machine's addresses.
     pub(crate) own_addresses: OwnAddresses,
     /// The networks of the router's interfaces.

@@ -15,7 +15,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_user::model::{Audit, Flow, Status};
+use router_user::model::{Audit, Flow, Health, Status};
 
 use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
@@ -273,7 +273,8 @@ fn neither_a_crash_nor_a_restart_forgets_a_name() {
     check(wait::until("the dead target to be found out", FOUND_OUT, || {
         let _some_of_them_fail = Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER);
         let targets = lab.pls_router_json::<Status>(&["status"])?.targets;
-        let avoided = targets.iter().any(|target| target.target.ip() == NOBODY && target.health == "avoided");
+        let avoided =
+            targets.iter().any(|target| target.target.ip() == NOBODY && target.health == Health::Avoided);
         ensure!(avoided, "{targets:?}");
         Ok(())
     }));
@@ -493,19 +494,19 @@ fn new_sessions_avoid_a_dead_target_until_it_answers() {
     let attempt = |lab: &Lab, limit| {
         Tcp::connect(&lab.hosts.serverless, ECHO, limit).and_then(|mut tcp| tcp.echo(b"hello", limit))
     };
-    assert_eq!(check(health(&lab, NOBODY)), "good");
+    assert_eq!(check(health(&lab, NOBODY)), Health::Good);
 
     check(wait::until("the dead target to be found out", FOUND_OUT, || {
         let _half_of_them_fail = attempt(&lab, ANSWER);
         let health = health(&lab, NOBODY)?;
-        ensure!(health == "avoided", "{health}");
+        ensure!(health == Health::Avoided, "{health:?}");
         Ok(())
     }));
     for number in 0..20 {
         attempt(&lab, LIMIT).unwrap_or_else(|error| panic!("connection {number}: {error:#}"));
     }
     let now = status(&lab);
-    assert_eq!(check(health(&lab, TOOLS)), "good", "{now:#?}");
+    assert_eq!(check(health(&lab, TOOLS)), Health::Good, "{now:#?}");
     assert!(now.healthy && now.degraded.is_empty(), "{now:#?}");
 
     check(lab.hosts.internet.ip(&format!("addr add {NOBODY}/32 dev lo")));
@@ -513,7 +514,7 @@ fn new_sessions_avoid_a_dead_target_until_it_answers() {
     let again = wait::until("the target to be used again", FORGIVEN, || {
         attempt(&lab, ANSWER)?;
         let health = health(&lab, NOBODY)?;
-        ensure!(health == "good", "{health}");
+        ensure!(health == Health::Good, "{health:?}");
         Ok(())
     });
     check(again.with_context(|| story(&lab)));

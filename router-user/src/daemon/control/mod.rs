@@ -112,23 +112,23 @@ impl Control {
         // Before anything is written: a rule is not to be without targets meanwhile.
         let new = self.resolver.resolve(&config, &known, &own).await;
         let (control, config) = (self.clone(), Arc::new(config));
-        let replaced = spawn_blocking(move || control.put_in_force_blocking(config, new)).await;
+        let replaced = spawn_blocking(move || control.put_in_force(&config, new)).await;
         replaced.context("the writing of rules has crashed").flatten().map_err(ReplaceError::NotWritten)?;
         self.names_changed.notify_one();
         info!("another configuration is in force");
         Ok(())
     }
 
-    fn put_in_force_blocking(&self, config: Arc<Config>, new: Names) -> Result<()> {
+    fn put_in_force(&self, config: &Arc<Config>, new: Names) -> Result<()> {
         let mut in_force = lock(&self.in_force);
-        let is_named = |name: &String| desired::target_names(&config).any(|wanted| wanted == name);
+        let is_named = |name: &String| desired::target_names(config).any(|wanted| wanted == name);
         let names = {
             let mut names = self.state.names.get();
             names.retain(|name, _| is_named(name));
             names.extend(new);
             names
         };
-        let spec = self.wanted(&config, &names);
+        let spec = self.wanted(config, &names);
         self.write(&mut in_force, spec)?;
         // Those that have been resolved again meanwhile stay as they are.
         let mut known = self.state.names.lock();

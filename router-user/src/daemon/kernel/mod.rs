@@ -4,5 +4,6 @@
 
 pub(crate) mod interfaces;
 pub(crate) mod netlink;
+pub(crate) mod next_hop;
 pub(crate) mod next_hops;
 pub(crate) mod own_traffic;

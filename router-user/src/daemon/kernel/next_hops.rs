@@ -29,6 +29,7 @@ use crate::{
     daemon::{
         control::desired,
         kernel::netlink::{Addresses, Change, Kernel, NeighbourEntry, Routes, Watch},
+        kernel::next_hop::{NextHop, Problem, asked_by},
         logging::text,
         names::resolved::Names,
         observe::contested::{Rivals, format_mac},
@@ -38,7 +39,6 @@ use crate::{
     },
     dataplane::{Dataplane, interface_name},
     health::Id,
-    model::NextHopStatus,
     policy_rules::{self, PolicyRule, not_followed},
 };
 
@@ -336,7 +336,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
         } else if let Some(known) = view.before.get(&target.into()) {
             // As it was when it had its turn. One that has never had one yet is not known to be
             // lost.
-            next_hops.push(NextHopStatus { rules: needs.rules, ..known.clone() });
+            next_hops.push(NextHop { rules: needs.rules, ..known.clone() });
         }
     }
     topology.overdue = view.still_overdue();
@@ -351,7 +351,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
         state.own_networks =
             view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
         // Of a contested one, the condition says enough.
-        let is_contested = |hop: &NextHopStatus| state.rivals.contest(hop.interface.as_deref(), hop.via);
+        let is_contested = |hop: &NextHop| state.rivals.contest(hop.interface.as_deref(), hop.via);
         for next_hop in next_hops.iter().filter(|next_hop| is_contested(next_hop)) {
             view.before.insert(next_hop.target, next_hop.clone());
         }
@@ -418,7 +418,7 @@ struct View {
     /// The neighbours that the kernel has been asked to look for.
     looked_for: HashSet<Neighbour>,
     /// The next hops of the last look, by target.
-    before: HashMap<IpAddr, NextHopStatus>,
+    before: HashMap<IpAddr, NextHop>,
     /// As in [`Topology`].
     overdue: HashMap<Neighbour, Instant>,
 }
@@ -435,20 +435,18 @@ mod code {
     pub(crate) const NO_NEIGHBOUR: i32 = 7;
 }
 
-/// Why the kernel names no next hop; `None` if it does.
-fn refusal(answer: &Answer) -> Option<String> {
-    match answer.code {
-        code::SUCCESS | code::NO_NEIGHBOUR => None,
-        code::BLACKHOLE => Some("no route: the one to it is a blackhole".to_owned()),
-        code::UNREACHABLE => Some("no route: the one to it says unreachable".to_owned()),
-        code::PROHIBIT => Some("no route: the one to it says prohibit".to_owned()),
-        code::NOT_FORWARDED => {
-            Some("no route: network is unreachable, or the address is this machine's".to_owned())
-        }
-        code::FORWARDING_DISABLED => Some("no route: route lookups are off".to_owned()),
-        code::UNSUPPORTED_TUNNEL => Some("the route to it leads into a tunnel (encap)".to_owned()),
-        other => Some(format!("no route: the kernel answers {other}")),
-    }
+/// Returns why the kernel names no next hop; `None` if it does.
+const fn refusal(answer: &Answer) -> Option<Problem> {
+    Some(match answer.code {
+        code::SUCCESS | code::NO_NEIGHBOUR => return None,
+        code::BLACKHOLE => Problem::Blackhole,
+        code::UNREACHABLE => Problem::Unreachable,
+        code::PROHIBIT => Problem::Prohibited,
+        code::NOT_FORWARDED => Problem::NoRoute,
+        code::FORWARDING_DISABLED => Problem::LookupsOff,
+        code::UNSUPPORTED_TUNNEL => Problem::Tunnel,
+        other => Problem::Refused(other),
+    })
 }
 
 impl View {
@@ -459,29 +457,27 @@ impl View {
         kernel: &Kernel,
         target: Ipv4Addr,
         needs: Needs,
-    ) -> NextHopStatus {
-        let mut next_hop = NextHopStatus {
+    ) -> NextHop {
+        let mut next_hop = NextHop {
             rules: needs.rules,
             target: target.into(),
             via: None,
             interface: None,
             mac: None,
             source: None,
-            resolved: false,
-            problem: String::new(),
+            problem: None,
         };
         for query in &needs.queries {
             let answer = plane.lock().route(query);
             let problem = match answer {
                 Ok(answer) => self.judge(config, kernel, &mut next_hop, &answer, needs.any_of_network).await,
-                Err(error) => Some(format!("{error:#}")),
+                Err(error) => Some(Problem::NotAsked(format!("{error:#}"))),
             };
-            if let Some(problem) = problem {
+            if problem.is_some() {
                 next_hop.problem = problem;
-                return next_hop;
+                break;
             }
         }
-        next_hop.resolved = true;
         next_hop
     }
 
@@ -490,10 +486,10 @@ impl View {
         &mut self,
         config: &Config,
         kernel: &Kernel,
-        next_hop: &mut NextHopStatus,
+        next_hop: &mut NextHop,
         answer: &Answer,
         any_of_network: bool,
-    ) -> Option<String> {
+    ) -> Option<Problem> {
         let refusal = refusal(answer);
         if refusal.is_some() {
             return refusal;
@@ -505,22 +501,18 @@ impl View {
         next_hop.mac = entry.mac.map(format_mac);
         next_hop.interface = Some(name.clone());
         if !self.interfaces.contains(&neighbour.interface) {
-            return Some(format!("the route leads out of {name}, which is not an interface of the router"));
+            return Some(Problem::OtherInterface(name));
         }
         let given = &config.snat.addresses;
         if given.is_empty() {
             let source = Ipv4Addr::from(answer.source);
             if source.is_unspecified() {
-                return Some(format!(
-                    "{name} has no IPv4 address for new sessions to come from: give it one, or set snat.addresses"
-                ));
+                return Some(Problem::NoSource(name));
             }
             next_hop.source = Some(source.into());
             self.tells_sources = Some(answer.kernel_gave_source);
         } else if let Some(foreign) = given.iter().find(|address| !self.addresses.own().contains(address)) {
-            return Some(format!(
-                "new sessions would come from {foreign}, which is no address of this machine"
-            ));
+            return Some(Problem::ForeignSource(*foreign));
         }
         // The one address that stands for a network on the link need not be there.
         let on_link = via == next_hop.target;
@@ -535,7 +527,7 @@ impl View {
                 next_hop.mac = Some(known);
                 return None;
             }
-            return Some(format!("{via} does not answer {} on {name}", asked_by(via)));
+            return Some(Problem::NoAnswer { via, interface: name });
         }
         None
     }
@@ -543,7 +535,7 @@ impl View {
     /// Returns the MAC address of a neighbour that was the next hop to a target until now, while it
     /// is asked once more.
     fn known_until_now(&mut self, neighbour: &Neighbour, target: IpAddr) -> Option<String> {
-        let known = self.before.get(&target).filter(|known| known.resolved)?;
+        let known = self.before.get(&target).filter(|known| known.is_resolved())?;
         let mac = known.mac.clone().filter(|_| known.via == Some(neighbour.ip()))?;
         let since = *self.overdue.entry(*neighbour).or_insert_with(Instant::now);
         (since.elapsed() < PATIENCE).then_some(mac)
@@ -559,7 +551,7 @@ impl View {
     }
 
     /// The neighbours on the way to targets, and the gateways of all routes.
-    fn ways(&self, next_hops: &[NextHopStatus], topology: &Topology) -> Ways {
+    fn ways(&self, next_hops: &[NextHop], topology: &Topology) -> Ways {
         let indexes: HashMap<&str, u32> =
             self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
         let of_targets = next_hops.iter().filter_map(|next_hop| {
@@ -644,14 +636,6 @@ impl View {
     }
 }
 
-/// How a neighbour is asked for its MAC address.
-const fn asked_by(address: IpAddr) -> &'static str {
-    match address {
-        IpAddr::V4(_) => "ARP",
-        IpAddr::V6(_) => "neighbour solicitation",
-    }
-}
-
 /// Whether the kernel leaves out gateways that do not answer where a route has others.
 fn avoids_dead_gateways() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/fib_multipath_use_neigh")
@@ -674,15 +658,15 @@ pub(crate) async fn interfaces(
 
 /// Logs what has changed: a line for all targets of which the same is to be said, as those behind
 /// one gateway.
-fn report(before: &HashMap<IpAddr, NextHopStatus>, now: &[NextHopStatus]) {
-    let mut news: BTreeMap<_, Vec<&NextHopStatus>> = BTreeMap::new();
+fn report(before: &HashMap<IpAddr, NextHop>, now: &[NextHop]) {
+    let mut news: BTreeMap<_, Vec<&NextHop>> = BTreeMap::new();
     for next_hop in now {
         let old = before.get(&next_hop.target);
-        let same = |old: &NextHopStatus| {
+        let same = |old: &NextHop| {
             old.problem == next_hop.problem && old.mac == next_hop.mac && old.source == next_hop.source
         };
         if !old.is_some_and(same) {
-            let NextHopStatus { via, mac, source, problem, .. } = next_hop;
+            let NextHop { via, mac, source, problem, .. } = next_hop;
             // A target on the link is its own next hop.
             let via = via.filter(|via| *via != next_hop.target);
             news.entry((via, mac, source, problem)).or_default().push(next_hop);
@@ -692,14 +676,15 @@ fn report(before: &HashMap<IpAddr, NextHopStatus>, now: &[NextHopStatus]) {
         let rules: BTreeSet<&str> = of_these.iter().flat_map(|one| &one.rules).map(String::as_str).collect();
         let rules = listed(rules.iter().map(|rule| (*rule).to_owned()));
         let target = listed(of_these.iter().map(|one| one.target.to_string()));
-        if problem.is_empty() {
+        if let Some(problem) = problem {
+            let problem = problem.to_string();
+            warn!(target, rules, problem, "next hop not resolved");
+        } else {
             let via = via.map_or_else(|| target.clone(), |via| via.to_string());
             let mac = mac.as_deref().unwrap_or_default();
             // Where sources are given, it does not depend on the way.
             let source = source.map(|source| source.to_string()).unwrap_or_default();
             info!(target, rules, via, mac, source, "next hop resolved");
-        } else {
-            warn!(target, rules, problem, "next hop not resolved");
         }
     }
 }

@@ -14,8 +14,8 @@ pub(super) struct Choice {
     /// The addresses, in order: resolvers rotate, and the same answer is to be the same. 32 at
     /// most, as many as a rule has room for, the lowest.
     pub(super) addresses: Vec<Ipv4Addr>,
-    /// Those that do not count, and why, in words for the operator; empty if all do.
-    pub(super) left_out: String,
+    /// Those that do not count, and why, in words for the operator; `None` if all do.
+    pub(super) left_out: Option<String>,
 }
 
 /// Chooses from the addresses of an answer those that packets can be sent to. What the
@@ -39,19 +39,18 @@ pub(super) fn choose(answer: Vec<Ipv4Addr>, own: &OwnAddresses) -> Result<Choice
         }
     });
     let mut left_out = match (first, refused) {
-        (None, _) => String::new(),
-        (Some(first), ..=1) => first,
-        (Some(first), _) => format!("{first}, and {} more cannot be used either", refused - 1),
+        (first, ..=1) => first,
+        (first, _) => first.map(|first| format!("{first}, and {} more cannot be used either", refused - 1)),
     };
     if addresses.is_empty() {
-        return Err(if left_out.is_empty() { NO_ADDRESS.to_owned() } else { left_out });
+        return Err(left_out.unwrap_or_else(|| NO_ADDRESS.to_owned()));
     }
     if addresses.len() > MAX_TARGETS {
-        let separator = if left_out.is_empty() { "" } else { "; " };
-        left_out = format!(
-            "{left_out}{separator}it has {} addresses: the lowest {MAX_TARGETS} are used",
-            addresses.len()
-        );
+        let beyond = format!("it has {} addresses: the lowest {MAX_TARGETS} are used", addresses.len());
+        left_out = Some(match left_out {
+            Some(refused) => format!("{refused}; {beyond}"),
+            None => beyond,
+        });
         addresses.truncate(MAX_TARGETS);
     }
     Ok(Choice { addresses, left_out })
@@ -79,7 +78,7 @@ mod tests {
     #[test]
     fn answers_are_held_to_what_the_configuration_may_say() {
         let good = Ipv4Addr::new(203, 0, 113, 10);
-        let all_good = Choice { addresses: vec![good], left_out: String::new() };
+        let all_good = Choice { addresses: vec![good], left_out: None };
         assert_eq!(chosen(&["203.0.113.10", "203.0.113.10"]), Ok(all_good));
         for (bad, why) in [
             ("168.63.129.16", "Azure's platform address"),
@@ -103,7 +102,7 @@ mod tests {
                 "{problem}"
             );
             let beside = chosen(&[bad, "203.0.113.10"]).expect("one is good");
-            assert_eq!((beside.addresses, beside.left_out), (vec![good], problem));
+            assert_eq!((beside.addresses, beside.left_out), (vec![good], Some(problem)));
         }
         assert_eq!(chosen(&[]), Err("it has no IPv4 address".to_owned()));
         let two = chosen(&["127.0.0.1", "10.0.2.68"]);
@@ -125,8 +124,8 @@ mod tests {
         let many: Vec<Ipv4Addr> = (0..1000_u32).map(|n| Ipv4Addr::from(0x0a09_0000 + n)).collect();
         let Choice { addresses, left_out } = choose(many.clone(), &own()).expect("they are good");
         assert_eq!(
-            (addresses.as_slice(), left_out.as_str()),
-            (&many[..32], "it has 1000 addresses: the lowest 32 are used")
+            (addresses.as_slice(), left_out.as_deref()),
+            (&many[..32], Some("it has 1000 addresses: the lowest 32 are used"))
         );
     }
 
@@ -147,7 +146,7 @@ mod tests {
             prop_assert_eq!(&choose(turned, &own()), &chosen);
             let (addresses, said) = match chosen {
                 Ok(Choice { addresses, left_out }) => (addresses, left_out),
-                Err(problem) => (Vec::new(), problem),
+                Err(problem) => (Vec::new(), Some(problem)),
             };
             prop_assert!(addresses.len() <= MAX_TARGETS && addresses.is_sorted());
             for address in &addresses {
@@ -156,8 +155,8 @@ mod tests {
             }
             let bad = answer.iter().any(|address| no_target(*address).or(own().no_target(*address)).is_some());
             let different: std::collections::HashSet<_> = answer.iter().collect();
-            prop_assert_eq!(said.is_empty(), !bad && (1..=MAX_TARGETS).contains(&different.len()));
-            prop_assert!(said.len() <= 200, "{}", said);
+            prop_assert_eq!(said.is_none(), !bad && (1..=MAX_TARGETS).contains(&different.len()));
+            prop_assert!(said.as_ref().is_none_or(|said| said.len() <= 200), "{:?}", said);
         }
     }
 }

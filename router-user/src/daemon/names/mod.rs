@@ -185,7 +185,7 @@ impl NameService {
                 (resolved.clone(), noted)
             };
             self.log(&name, &resolved, noted);
-            if resolved.problem.is_empty() {
+            if resolved.problem.is_none() {
                 self.remember(&name, &resolved);
             }
             if noted.moved {

@@ -25,10 +25,10 @@ pub(crate) struct Resolved {
     pub(crate) next: Instant,
     /// How many attempts have failed since.
     pub(super) failures: u32,
-    /// What went wrong at the last attempt; empty when it went well.
-    pub(crate) problem: String,
-    /// The part of the last good answer that is not used, and why; empty when all of it is.
-    pub(crate) left_out: String,
+    /// What went wrong at the last attempt; `None` if it went well.
+    pub(crate) problem: Option<String>,
+    /// The part of the last good answer that is not used, and why; `None` if all of it is.
+    pub(crate) left_out: Option<String>,
 }
 
 /// An answer of which something can be used.
@@ -46,8 +46,8 @@ impl Resolved {
             ttl: None,
             next: now,
             failures: 0,
-            problem: String::new(),
-            left_out: String::new(),
+            problem: None,
+            left_out: None,
         }
     }
 
@@ -65,10 +65,8 @@ impl Resolved {
                 self.failures = 0;
                 self.since = now;
                 self.ttl = Some(ttl);
-                let noted = Noted {
-                    moved: self.addresses != addresses,
-                    recovered: !std::mem::take(&mut self.problem).is_empty(),
-                };
+                let noted =
+                    Noted { moved: self.addresses != addresses, recovered: self.problem.take().is_some() };
                 self.addresses = addresses;
                 self.left_out = left_out;
                 noted
@@ -77,7 +75,7 @@ impl Resolved {
                 self.failures = self.failures.saturating_add(1);
                 self.next = now + schedule::after_failure(self.failures, luck);
                 // It may say what a server has said.
-                self.problem = printable(&problem);
+                self.problem = Some(printable(&problem));
                 Noted { moved: false, recovered: false }
             }
         }

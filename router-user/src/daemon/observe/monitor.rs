@@ -55,12 +55,13 @@ impl Monitor {
         }
     }
 
-    /// Returns why this router does not forward, or should get no new connections: for the probe,
-    /// which asks often, so nothing is looked at that could not be a reason.
-    pub(crate) fn reasons(&self) -> Vec<String> {
+    /// Returns what is wrong as far as it may keep this router from forwarding: for the probe, which
+    /// asks often. Nothing is looked at that cannot be the reason for that, and nothing is
+    /// remembered of it.
+    pub(crate) fn forwarding(&self) -> Conditions {
         let mut conditions = Conditions::at(Instant::now());
         self.look_at_forwarding(&mut conditions);
-        conditions.details(Severity::Down)
+        conditions
     }
 
     /// Returns all that is wrong now.

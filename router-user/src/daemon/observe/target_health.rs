@@ -17,12 +17,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
 use router_common::tuple::Protocol;
+
+pub(crate) use crate::model::Health;
 
 /// A session without a packet from its target after this long has got no answer. A client's SYN has
 /// been repeated by then.
@@ -56,34 +57,6 @@ pub(crate) struct Signs {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TargetSigns {
     pub(crate) by_target: HashMap<Endpoint, Signs>,
-}
-
-/// How a target is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Health {
-    /// Nothing is known against it.
-    Good,
-    /// New sessions go elsewhere if there is an elsewhere.
-    Avoided,
-    /// It was avoided, and new sessions may try it again.
-    Trial,
-}
-
-impl Health {
-    /// `good`, `avoided` or `trial`.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Good => "good",
-            Self::Avoided => "avoided",
-            Self::Trial => "trial",
-        }
-    }
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// A target that is now another way than it was.

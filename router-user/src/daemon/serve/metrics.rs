@@ -26,7 +26,7 @@ use crate::{
         http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
         reports::{self, Reports},
     },
-    model::{Counters, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
+    model::{Counters, Health, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
 };
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -155,7 +155,7 @@ impl Collector for Snapshot {
         )?;
         let mut conditions: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for condition in &status.conditions {
-            *conditions.entry((&condition.id, &condition.severity)).or_default() += 1;
+            *conditions.entry((&condition.id, condition.severity.as_str())).or_default() += 1;
         }
         gauge(
             encoder,
@@ -187,7 +187,7 @@ impl Collector for Snapshot {
             "How often all sessions were made to ask for their next hops again",
             vec![(vec![], status.next_hop_invalidations)],
         )?;
-        let avoided = status.targets.iter().filter(|target| target.health == "avoided").count();
+        let avoided = status.targets.iter().filter(|target| target.health == Health::Avoided).count();
         gauge(
             encoder,
             "targets_avoided",

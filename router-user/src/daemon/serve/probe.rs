@@ -26,6 +26,7 @@ use super::http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit};
 use crate::{
     config::Config,
     daemon::{observe::monitor::Monitor, state::Routing, sync::Locked},
+    health::Severity,
 };
 
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
@@ -132,9 +133,9 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
             Visit { room, party: Party::of(peer) }
         }
     };
-    let problems = Arc::new(Fresh::new(AGE));
+    let conditions = Arc::new(Fresh::new(AGE));
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let (monitor, problems) = (monitor.clone(), problems.clone());
+        let (monitor, conditions) = (monitor.clone(), conditions.clone());
         let peer = ends.peer.ip();
         let is_told = {
             let routing = routing.lock();
@@ -147,11 +148,11 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
                     "only GET, HEAD and OPTIONS are answered here",
                 );
             }
-            let problems = problems.get(|| monitor.reasons()).await;
-            let (status, text) = if problems.is_empty() {
-                (StatusCode::OK, "forwarding".to_owned())
+            let conditions = conditions.get(|| monitor.forwarding()).await;
+            let (status, text) = if conditions.are_down() {
+                (StatusCode::SERVICE_UNAVAILABLE, told(&conditions.details(Severity::Down)))
             } else {
-                (StatusCode::SERVICE_UNAVAILABLE, told(&problems))
+                (StatusCode::OK, "forwarding".to_owned())
             };
             response(status, if is_told { &text } else { "" })
         }

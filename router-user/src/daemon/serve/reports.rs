@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     daemon::{
         control::desired,
-        kernel::interfaces::Attached,
+        kernel::{interfaces::Attached, next_hop::NextHop},
         names::resolved::Names,
         observe::{
             capacity,
@@ -41,7 +41,7 @@ use crate::{
     health::{Condition, Severity},
     model::{
         ConditionStatus, Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus,
-        NameStatus, OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, Status, TargetStatus,
+        NameStatus, OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, RuleKind, Status, TargetStatus,
     },
 };
 
@@ -79,7 +79,6 @@ pub(crate) fn status(reports: &Reports) -> Status {
     });
     let interfaces = interfaces.collect();
     let conditions = reports.monitor.conditions();
-    let reasons = conditions.details(Severity::Down);
     let repairs = state.attachments.lock().upkeep.iter().map(Record::status).collect();
     let invalidations = plane.lock().settings.invalidations();
     let mut names: Vec<_> = state
@@ -92,8 +91,8 @@ pub(crate) fn status(reports: &Reports) -> Status {
             age_seconds: resolved.since.elapsed().as_secs(),
             ttl_seconds: resolved.ttl.map(|ttl| ttl.as_secs()),
             next_seconds: resolved.next.saturating_duration_since(Instant::now()).as_secs(),
-            problem: resolved.problem.clone(),
-            left_out: resolved.left_out.clone(),
+            problem: resolved.problem.clone().unwrap_or_default(),
+            left_out: resolved.left_out.clone().unwrap_or_default(),
         })
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -103,15 +102,15 @@ pub(crate) fn status(reports: &Reports) -> Status {
     let sessions = state.sessions.lock();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        healthy: reasons.is_empty(),
-        reasons,
+        healthy: !conditions.are_down(),
+        reasons: conditions.details(Severity::Down),
         degraded: conditions.details(Severity::Degraded),
         conditions: conditions.iter().map(condition).collect(),
         uptime_seconds: reports.started.elapsed().as_secs(),
         config: reports.config_path.display().to_string(),
         interfaces,
         snat_addresses: sources(&config, &routing),
-        next_hops: routing.next_hops.clone(),
+        next_hops: routing.next_hops.iter().map(NextHop::status).collect(),
         contested_next_hops: routing.rivals.status(Instant::now()),
         next_hop_invalidations: invalidations,
         names,
@@ -131,7 +130,7 @@ fn condition(condition: &Condition) -> ConditionStatus {
     ConditionStatus {
         id: condition.id.as_str().to_owned(),
         subject: condition.subject.clone(),
-        severity: condition.severity.as_str().to_owned(),
+        severity: condition.severity,
         since_seconds: condition.since.elapsed().as_secs(),
         detail: condition.detail.clone(),
     }
@@ -164,7 +163,7 @@ fn targets(config: &Config, names: &Names, health: &TargetHealth) -> Vec<TargetS
                         rules: vec![forward.name.clone()],
                         protocol: protocol.to_owned(),
                         target,
-                        health: health.as_str().to_owned(),
+                        health,
                         since_seconds: since.map(|since| since.elapsed().as_secs()),
                         reason: reason.to_owned(),
                     });
@@ -242,7 +241,7 @@ pub(crate) fn rules(reports: &Reports) -> Result<Vec<Rule>> {
     };
     let forwards = config.forwards.iter().map(|forward| Rule {
         name: forward.name.clone(),
-        kind: "forward".to_owned(),
+        kind: RuleKind::Forward,
         protocol: Some(forward.protocol.as_str().to_owned()),
         listen: Some(forward.listen.to_string()),
         targets: forward.targets.iter().map(ToString::to_string).collect(),
@@ -260,7 +259,7 @@ pub(crate) fn rules(reports: &Reports) -> Result<Vec<Rule>> {
     });
     let masquerades = config.masquerades.iter().map(|masquerade| Rule {
         name: masquerade.name.clone(),
-        kind: "masquerade".to_owned(),
+        kind: RuleKind::Masquerade,
         protocol: None,
         listen: None,
         targets: Vec::new(),

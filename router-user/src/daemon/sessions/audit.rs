@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::{
     dataplane::{Audit, CounterTable, Flow, FlowTable, RuleTable},
-    model,
+    model::{self, AuditKind},
     sys::proc_net,
 };
 
@@ -146,9 +146,9 @@ fn report(look: &Look, rules: &[Option<String>]) -> model::Audit {
     let of_flow = |kind| move |flow: &Flow| finding(kind, &flow.key, rule(flow));
     let findings = half_sessions
         .iter()
-        .map(of_flow("half_session"))
-        .chain(twice.iter().map(of_flow("duplicate")))
-        .chain(leaked_ports.iter().map(|key| finding("leaked_port", key, None)));
+        .map(of_flow(AuditKind::HalfSession))
+        .chain(twice.iter().map(of_flow(AuditKind::Duplicate)))
+        .chain(leaked_ports.iter().map(|key| finding(AuditKind::LeakedPort, key, None)));
     model::Audit {
         ok: look.is_good(),
         sessions: u64::from(*sessions),
@@ -162,12 +162,12 @@ fn report(look: &Look, rules: &[Option<String>]) -> model::Audit {
     }
 }
 
-fn finding(kind: &str, key: &FlowKey, rule: Option<String>) -> model::AuditFinding {
+fn finding(kind: AuditKind, key: &FlowKey, rule: Option<String>) -> model::AuditFinding {
     let end = |address: Ipv4, port: router_common::address::Port| {
         SocketAddr::from((std::net::Ipv4Addr::from(address), port.number()))
     };
     model::AuditFinding {
-        kind: kind.to_owned(),
+        kind,
         rule,
         protocol: key.protocol().map_or("?", |protocol| protocol.as_str()).to_owned(),
         source: end(key.source, key.source_port),
@@ -232,7 +232,7 @@ mod tests {
         let report = report(&look(&ports, 0), &[]);
         assert_eq!((report.ok, report.leaked_ports, report.findings.len()), (false, 2000, MAX_NAMED));
         let first = report.findings.first().expect("a finding");
-        assert_eq!((first.kind.as_str(), first.protocol.as_str()), ("leaked_port", "tcp"));
+        assert_eq!((first.kind, first.protocol.as_str()), (AuditKind::LeakedPort, "tcp"));
         assert_eq!(
             (first.source, first.destination),
             ("203.0.113.10:443".parse().unwrap(), "10.0.2.68:1".parse().unwrap())

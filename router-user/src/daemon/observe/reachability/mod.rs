@@ -17,12 +17,12 @@ use crate::{
     config::{Config, Forward},
     daemon::{
         control::desired,
+        kernel::next_hop::NextHop,
         logging::text,
         names::resolved::{Names, Resolved},
         observe::target_health::TargetHealth,
     },
     health::{Conditions, Id, Severity},
-    model::NextHopStatus,
 };
 
 /// As many of a kind are told one by one: the probe's answer and the log stay short whatever a name
@@ -35,7 +35,7 @@ pub(crate) fn judge(
     config: &Config,
     names: &Names,
     health: &TargetHealth,
-    next_hops: &[NextHopStatus],
+    next_hops: &[NextHop],
 ) {
     let (with, without): (Vec<_>, Vec<_>) =
         config.forwards.iter().partition(|forward| !desired::targets(forward, names).is_empty());
@@ -86,21 +86,25 @@ fn judge_names(conditions: &mut Conditions, names: &Names, all_at_once: bool) {
         items.collect::<Vec<_>>().into_iter()
     };
     let without = of(
-        |resolved| !resolved.problem.is_empty() && resolved.addresses.is_empty(),
-        |name, Resolved { problem, .. }| format!("target {name}: no address: {problem}"),
+        |resolved| resolved.problem.is_some() && resolved.addresses.is_empty(),
+        |name, Resolved { problem, .. }| format!("target {name}: no address: {}", words(problem.as_ref())),
     );
     let severity = if all_at_once { Severity::Down } else { Severity::Degraded };
     let rest = |more| format!("{more} more names have no address");
     conditions.add_first(severity, Id::NameUnresolved, without, LISTED, rest);
     let stale = of(
-        |resolved| !resolved.problem.is_empty() && !resolved.addresses.is_empty(),
-        |name, Resolved { problem, .. }| format!("target {name}: cannot be resolved again: {problem}"),
+        |resolved| resolved.problem.is_some() && !resolved.addresses.is_empty(),
+        |name, Resolved { problem, .. }| {
+            format!("target {name}: cannot be resolved again: {}", words(problem.as_ref()))
+        },
     );
     let rest = |more| format!("{more} more names cannot be resolved again");
     conditions.add_first(Severity::Degraded, Id::NameStale, stale, LISTED, rest);
     let partly = of(
-        |resolved| !resolved.left_out.is_empty(),
-        |name, Resolved { left_out, .. }| format!("target {name}: not all of its answer is used: {left_out}"),
+        |resolved| resolved.left_out.is_some(),
+        |name, Resolved { left_out, .. }| {
+            format!("target {name}: not all of its answer is used: {}", words(left_out.as_ref()))
+        },
     );
     let rest = |more| format!("not all of the answers for {more} more names is used");
     conditions.add_first(Severity::Degraded, Id::NameLeftOut, partly, LISTED, rest);
@@ -109,12 +113,7 @@ fn judge_names(conditions: &mut Conditions, names: &Names, all_at_once: bool) {
 /// Adds next hops that are missing.
 ///
 /// `with`: the forwards that have targets.
-fn judge_next_hops(
-    conditions: &mut Conditions,
-    config: &Config,
-    with: &[&Forward],
-    next_hops: &[NextHopStatus],
-) {
+fn judge_next_hops(conditions: &mut Conditions, config: &Config, with: &[&Forward], next_hops: &[NextHop]) {
     let decisive: HashSet<&str> = if config.forwards.is_empty() {
         config.masquerades.iter().map(|masquerade| masquerade.name.as_str()).collect()
     } else {
@@ -125,17 +124,18 @@ fn judge_next_hops(
     let mut has_way: HashMap<&str, bool> = HashMap::new();
     for next_hop in next_hops {
         for rule in &next_hop.rules {
-            *has_way.entry(rule).or_default() |= next_hop.resolved;
+            *has_way.entry(rule).or_default() |= next_hop.is_resolved();
         }
     }
     let is_lost = |rule: &&str| has_way.get(rule) == Some(&false);
     let all_are_lost = !decisive.is_empty() && decisive.iter().all(is_lost);
-    let lost = next_hops.iter().filter(|next_hop| !next_hop.resolved);
+    let lost = next_hops.iter().filter(|next_hop| !next_hop.is_resolved());
     let (decisive, others): (Vec<_>, Vec<_>) = lost.partition(|next_hop| {
         all_are_lost && next_hop.rules.iter().any(|rule| decisive.contains(rule.as_str()))
     });
     for (severity, lost) in [(Severity::Down, decisive), (Severity::Degraded, others)] {
-        let items = lost.into_iter().map(|NextHopStatus { rules, target, problem, .. }| {
+        let items = lost.into_iter().map(|NextHop { rules, target, problem, .. }| {
+            let problem = words(problem.as_ref());
             let rules: Vec<String> =
                 text::first(rules.iter().cloned(), LISTED, |more| format!("{more} more"));
             let detail = format!("rule {}: no next hop to {target}: {problem}", rules.join(", "));
@@ -144,6 +144,11 @@ fn judge_next_hops(
         let rest = |more| format!("{more} more targets have no next hop");
         conditions.add_first(severity, Id::NextHopUnresolved, items, LISTED, rest);
     }
+}
+
+/// Returns the words for what may be wrong.
+fn words(problem: Option<&impl ToString>) -> String {
+    problem.map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use router_common::tuple::Protocol;
 
 use super::*;
 use crate::daemon::{
+    kernel::next_hop::Problem,
     names::resolved::Resolved,
     observe::target_health::{Signs, TargetSigns},
 };
@@ -31,22 +32,21 @@ fn address(last: u8) -> Ipv4Addr {
 fn names(known: &[(&str, &[u8], &str)]) -> Names {
     let resolved = |(name, last, problem): &(&str, &[u8], &str)| {
         let mut resolved = Resolved::of(last.iter().copied().map(address).collect());
-        (*problem).clone_into(&mut resolved.problem);
+        resolved.problem = (!problem.is_empty()).then(|| (*problem).to_owned());
         ((*name).to_owned(), resolved)
     };
     known.iter().map(resolved).collect()
 }
 
-fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHopStatus {
-    NextHopStatus {
+fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHop {
+    NextHop {
         rules: rules.iter().map(|rule| (*rule).to_owned()).collect(),
         target: address(last).into(),
         via: None,
         interface: None,
         mac: None,
         source: None,
-        resolved,
-        problem: if resolved { "" } else { "no answer" }.to_owned(),
+        problem: (!resolved).then(|| Problem::NotAsked("no answer".to_owned())),
     }
 }
 
@@ -55,7 +55,7 @@ fn judged(
     config: &Config,
     names: &Names,
     health: &TargetHealth,
-    next_hops: &[NextHopStatus],
+    next_hops: &[NextHop],
 ) -> (Vec<String>, Vec<String>) {
     let mut conditions = Conditions::at(Instant::now());
     judge(&mut conditions, config, names, health, next_hops);
@@ -63,7 +63,7 @@ fn judged(
 }
 
 #[track_caller]
-fn check(names: &Names, next_hops: &[NextHopStatus], problems: &[&str], degraded: &[&str]) {
+fn check(names: &Names, next_hops: &[NextHop], problems: &[&str], degraded: &[&str]) {
     assert_eq!(
         judged(&config(), names, &TargetHealth::default(), next_hops),
         (owned(problems), owned(degraded))
@@ -149,7 +149,7 @@ fn masquerades_count_where_there_is_no_forward() {
     let config =
         Config::parse(alone, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config;
     let judge =
-        |next_hops: &[NextHopStatus]| judged(&config, &Names::default(), &TargetHealth::default(), next_hops);
+        |next_hops: &[NextHop]| judged(&config, &Names::default(), &TargetHealth::default(), next_hops);
     let half = judge(&[next_hop(&["vnet"], 1, true), lost.clone()]);
     assert_eq!(half, (owned(&[]), owned(&text)));
     let none = judge(&[lost]);
