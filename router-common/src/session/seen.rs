@@ -2,39 +2,39 @@
 
 use crate::tcp;
 
-/// The TCP flags that a direction has shown, and marks of what the other one has.
+/// The TCP flags that a direction has shown, and marks of the flags that the other one has.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Seen(u8);
 
 impl Seen {
-    /// None yet.
+    /// No flags yet.
     pub const NOTHING: Self = Self(0);
-    /// A SYN: what opens a connection.
+    /// A SYN, which opens a connection.
     pub const SYN: Self = Self(tcp::SYN);
-    /// The flags that matter: a packet with one of them changes the session's state.
+    /// The flags that a segment changes the session's state with.
     pub const FLAGS: u8 = tcp::SYN | tcp::FIN | tcp::RST;
 
-    /// As a byte.
+    /// Returns the flags and marks as a byte.
     #[inline(always)]
     pub const fn bits(self) -> u8 {
         self.0
     }
 
-    /// What [`bits`](Self::bits) gave.
+    /// Restores the flags and marks from [`bits`](Self::bits).
     #[inline(always)]
     pub const fn from_bits(bits: u8) -> Self {
         Self(bits)
     }
 
-    /// Whether the direction has shown any of these flags.
+    /// Returns `true` if any of these flags is set.
     #[inline(always)]
     pub const fn any(self, flags: u8) -> bool {
         self.0 & flags != 0
     }
 
-    /// With marks of what the other direction has shown, so that one look tells how long the
-    /// session may be idle.
+    /// Returns the flags with marks of the other direction's flags, so that one look is enough to
+    /// know how long the session may be idle.
     #[inline(always)]
     pub const fn with_other(self, other: Self) -> Self {
         let mut marks = 0;
@@ -50,35 +50,38 @@ impl Seen {
         Self(self.0 & (Self::FLAGS | Self::RESET_AHEAD | Self::ADOPTED) | marks)
     }
 
-    /// Whether the connection is over, seen from the client's direction, which has the marks.
+    /// Returns `true` if the connection is over. Valid for the client's direction, which has the
+    /// marks.
     pub const fn is_over(self) -> bool {
         self.any(tcp::RST | Self::OTHER_RST) || (self.any(tcp::FIN) && self.any(Self::OTHER_FIN))
     }
 
-    /// Whether the target has not answered the SYN, seen from the client's direction.
+    /// Returns `true` if the target has not answered the SYN. Valid for the client's direction.
     pub const fn is_unanswered(self) -> bool {
         self.any(Self::OTHER_SILENT)
     }
 
-    /// As if it had shown a reset as well, exactly where the other end expected it.
+    /// Returns the flags with a reset that is exactly at the number that the other end expects.
     #[inline(always)]
     pub const fn with_reset(self) -> Self {
         self.without(Self::RESET_AHEAD).with(tcp::RST)
     }
 
-    /// Returns `true` if it has shown a reset exactly where the other end expected it.
+    /// Returns `true` if there was a reset exactly at the number that the other end expected.
     #[inline(always)]
     pub(super) const fn has_reset(self) -> bool {
         self.0 & (tcp::RST | Self::RESET_AHEAD) == tcp::RST
     }
 
-    // Bits that are none of the flags.
+    // Bits that are not flags.
     const OTHER_FIN: u8 = 0x80;
     const OTHER_RST: u8 = 0x40;
     const OTHER_SILENT: u8 = 0x20;
-    /// Of a client: the numbers of both ends were adopted without proof ([`Step::into_new_connection`]).
+    /// A client's mark: the numbers of both ends were adopted without proof
+    /// ([`Step::into_new_connection`](super::Step::into_new_connection)).
     pub(super) const ADOPTED: u8 = 0x10;
-    /// Its reset was not exactly where the other end expected it: see [`Track::after`].
+    /// The reset was not exactly at the number that the other end expected, see
+    /// [`Track::after`](super::Track::after).
     pub(super) const RESET_AHEAD: u8 = 0x08;
 
     #[inline(always)]

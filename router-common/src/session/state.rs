@@ -10,13 +10,13 @@ pub struct Connection {
     pub forward: Seen,
     /// The target's direction.
     pub reply: Seen,
-    /// The handshake is not over: the client has not acknowledged the target's SYN.
+    /// `true` until the client has acknowledged the target's SYN.
     pub opening: bool,
 }
 
 impl Connection {
-    /// Returns `true` if the connection has ended, and not just by a reset that was ahead of data:
-    /// its receiver has not said yet what it makes of that.
+    /// Returns `true` if the connection has ended, and not only by a reset that was ahead of data:
+    /// the receiver of such a reset may still challenge it.
     #[inline(always)]
     pub const fn is_certainly_over(&self) -> bool {
         self.forward.has_reset()
@@ -24,8 +24,8 @@ impl Connection {
             || (self.forward.any(tcp::FIN) && self.reply.any(tcp::FIN))
     }
 
-    /// Returns `true` if the connection has ended, as far as can be seen. A SYN of the client's
-    /// then opens another one (RFC 9293 3.6.1: of TIME-WAIT, and of what has been refused or
+    /// Returns `true` if the connection has ended, as far as the router can see. A SYN of the
+    /// client's then opens another one (RFC 9293 3.6.1: of TIME-WAIT, and of what was refused or
     /// reset), which is judged like any first packet.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
@@ -40,7 +40,7 @@ impl Connection {
         !self.reply.any(tcp::SYN)
     }
 
-    /// How far it is.
+    /// Returns the connection's state.
     pub const fn state(&self) -> State {
         if self.is_over() {
             State::Closed
@@ -54,12 +54,12 @@ impl Connection {
     }
 }
 
-/// How far a session is.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum State {
     /// The target has not answered yet, or the client has not finished TCP's handshake.
     Opening,
-    /// Both sides have spoken.
+    /// Both sides have sent packets.
     Established,
     /// One side of a TCP connection has sent its FIN.
     Closing,
@@ -68,8 +68,8 @@ pub enum State {
 }
 
 impl State {
-    /// The state of a session, from what its two flows have shown; `opening` is the forward flow's
-    /// mark.
+    /// Returns the state of a session whose two flows have shown these flags; `opening` is the
+    /// forward flow's mark.
     pub const fn of(protocol: Protocol, forward: Seen, reply: Seen, opening: bool) -> Self {
         match protocol {
             Protocol::Icmp | Protocol::Udp if opening => Self::Opening,

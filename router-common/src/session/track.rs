@@ -7,10 +7,11 @@ use super::{
 };
 use crate::{tcp, tuple::Direction};
 
-/// How many ticks each end of a connection has to send segments out of window in, and none within,
-/// until they count as those of another connection. Ticks are longer than what kernels keep
-/// between two answers to such segments (`net.ipv4.tcp_invalid_ratelimit`, 500 ms), so each tick
-/// has had its answer if there is somebody to give it.
+/// The number of ticks in which each end of a connection has to send segments out of window, and
+/// none within, until the segments count as those of another connection. Ticks are longer than the
+/// interval that kernels keep between two answers to such segments
+/// (`net.ipv4.tcp_invalid_ratelimit`, 500 ms), so there is an answer in each tick if an end still
+/// has the connection.
 pub const RESYNCHRONISES_AFTER: u32 = 4;
 
 /// Both ends of a TCP connection: the state machine of the session.
@@ -24,20 +25,20 @@ pub struct Track {
     pub client: End,
     /// The target.
     pub target: End,
-    /// The handshake is not over: the client has not acknowledged the target's SYN.
+    /// `true` until the client has acknowledged the target's SYN.
     pub opening: bool,
 }
 
-/// The changes that a segment makes to where the ends are.
+/// The changes that a segment makes to the positions of the ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Moves {
-    /// Its sender expects what it acknowledges.
+    /// The sender expects what the segment acknowledges.
     pub sender_expects: bool,
-    /// Its sender has sent as far as its sequence number.
+    /// The sender has sent as far as the segment's sequence number.
     pub sender_sent: bool,
-    /// Its receiver expects what is behind its SYN ([`Segment::after_syn`]).
+    /// The receiver expects the number after the segment's SYN ([`Segment::after_syn`]).
     pub receiver_expects: bool,
-    /// Its receiver has sent as far as what it acknowledges.
+    /// The receiver has sent as far as the segment acknowledges.
     pub receiver_sent: bool,
 }
 
@@ -48,32 +49,32 @@ impl Moves {
         Self { sender_expects: true, sender_sent: true, receiver_expects: true, receiver_sent: true };
 }
 
-/// Where a segment is, as far as that says whose it is.
+/// Where a segment is, as evidence of which connection it belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Window {
     /// Its numbers fit ([`Track::fits`]): an end of the connection has sent it.
     Inside,
-    /// They do not: somebody else has sent it, or it is of another connection of the same tuple.
+    /// Its numbers do not fit: it is forged, or belongs to another connection of the same tuple.
     Outside,
-    /// It says nothing: its sender may not know the numbers yet (SYN), nor any more (RST).
+    /// It is no evidence: its sender may not know the numbers yet (SYN), or not any more (RST).
     Unknown,
 }
 
-/// The outcome of a segment for a connection.
+/// What a segment does to a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Step {
     /// The connection after it, with its ends where they were.
     pub track: Track,
-    /// The changes to where its ends are.
+    /// The changes to the positions of its ends.
     pub moves: Moves,
-    /// Where it is.
+    /// Where the segment is.
     pub window: Window,
 }
 
 impl Step {
-    /// The step into another connection of the same tuple, whose handshake is over and which a
-    /// segment with the flag ACK seems to be of: where both ends have sent segments out of window
-    /// for [`RESYNCHRONISES_AFTER`] ticks each.
+    /// Returns the step into another connection of the same tuple, whose handshake is over and
+    /// which a segment with the flag ACK seems to belong to: both ends have sent segments out of
+    /// window for [`RESYNCHRONISES_AFTER`] ticks each.
     #[inline(always)]
     pub const fn into_new_connection() -> Self {
         let client = End { seen: Seen::SYN.with(Seen::ADOPTED), ..End::NEW };
@@ -84,18 +85,17 @@ impl Step {
 }
 
 impl Track {
-    /// Bytes by which a segment may begin before what is expected, if it has been on its way for
-    /// long.
+    /// Bytes by which a segment may begin before what is expected, if it was delayed for long.
     const BACK: u32 = 1 << 20;
     /// Bytes by which its acknowledgement may be before its sender's last one, if it was overtaken
-    /// (`MAXACKWINDOW` of the kernel's).
+    /// (the kernel's `MAXACKWINDOW`).
     const ACKNOWLEDGED_BACK: u32 = 1 << 17;
-    /// Bytes by which it may begin behind what its sender has sent so far, if what is between them
-    /// was lost before it came here.
+    /// Bytes by which it may begin after what its sender has sent so far, if the segments between
+    /// were lost before they came here.
     const AHEAD: u32 = 1 << 20;
-    /// The largest hole: the window of a connection over a long way.
+    /// The largest hole: the window of a connection over a long distance.
     const HOLE: u32 = 1 << 24;
-    /// The most that can be behind the number that a segment begins with, up to the next unit of
+    /// The most that can follow the number that a segment begins with, up to the next unit of
     /// `sent`.
     const SEGMENT: u32 = 2 << 16;
 
@@ -118,9 +118,8 @@ impl Track {
             )
     }
 
-    /// Returns `true` if a segment goes on behind a hole: what is between it and what its sender
-    /// has sent was lost before it came here, more than [`fits`](Self::fits) allows for. It has to
-    /// acknowledge just what its sender expects.
+    /// Returns `true` if a segment continues after a hole: more was lost before it came here than
+    /// [`fits`](Self::fits) allows for. It has to acknowledge exactly what its sender expects.
     #[inline(always)]
     const fn is_ahead(&self, segment: &Segment) -> bool {
         let (sender, receiver) = self.ends(segment.direction);
@@ -132,34 +131,34 @@ impl Track {
             )
     }
 
-    /// Returns `true` if a segment that fits is far before what its sender seems to have sent: that
-    /// was another's segment, or has been lost and comes again.
+    /// Returns `true` if a segment that fits is far before what its sender seems to have sent. Then
+    /// the segment ahead was forged, or this one was lost and is sent again.
     #[inline(always)]
     const fn was_ahead(&self, segment: &Segment) -> bool {
         let (sender, _) = self.ends(segment.direction);
         ((sender.sent as u32) << 16).wrapping_sub(segment.sequence) > Self::AHEAD
     }
 
-    /// Returns the connection after a segment, but for where its ends are, and what is to be
-    /// changed of that.
+    /// Returns the connection after a segment, except for the positions of its ends, and the
+    /// changes to these.
     ///
     /// - A SYN changes nothing on an open connection, whatever its sequence number: the target
-    ///   answers it (RFC 5961 section 4). A client's on a connection that is over is none of its
-    ///   segments: it opens another one, see [`Connection::is_over`].
-    /// - A reset counts at exactly the number that its receiver expects (RFC 5961 section 3.2). One
-    ///   that fits and is ahead of that, behind data that is on its way, counts until its receiver
-    ///   goes on: that challenges it if it is still there.
+    ///   answers it (RFC 5961 section 4). A client's SYN on a connection that is over is no segment
+    ///   of it: it opens another one, see [`Connection::is_over`].
+    /// - A reset counts at exactly the number that its receiver expects (RFC 5961 section 3.2). A
+    ///   reset that fits and is ahead of that number, after data that is still in flight, counts
+    ///   until its receiver goes on: a receiver that is still there challenges it.
     /// - A reset of the target's refuses an opening connection if it acknowledges the client's SYN
     ///   (RFC 9293 3.10.7.3).
     /// - A FIN counts if it fits.
-    /// - While the connection opens, the last answer of the target's counts, and what either end
-    ///   sends behind it says where they are: others may have sent the first ones. What it sends
+    /// - While the connection opens, the last answer of the target's counts, and later segments of
+    ///   either end show their positions: earlier answers may be forged. A segment of the target's
     ///   without a SYN is an answer as well: its connection is older than the router knows.
-    /// - Where the numbers were adopted without proof, neither resets nor FINs count.
-    /// - Whoever has sent a genuine reset does not go on talking, nor does anybody send new data
-    ///   behind a FIN. So if that side does, somebody else has sent the reset or the FIN: it is
-    ///   forgotten. For a reset, this is so whatever the numbers are, since it only ever makes a
-    ///   session stay. Data that fits and that its receiver has acknowledged is not new.
+    /// - If the numbers were adopted without proof, neither resets nor FINs count.
+    /// - An end that has sent a genuine reset does not go on sending, and no end sends new data
+    ///   after its FIN. So if that end does, the reset or the FIN was forged, and is forgotten. For
+    ///   a reset, that is so whatever the numbers are, since forgetting it only makes a session
+    ///   stay. Data that fits and that its receiver has acknowledged is not new.
     #[inline(always)]
     pub const fn after(self, segment: &Segment) -> Step {
         let (mut sender, mut receiver) = self.ends(segment.direction);
@@ -171,7 +170,7 @@ impl Track {
         let flags = segment.flags;
         let is_adopted = self.client.seen.any(Seen::ADOPTED);
         if flags & tcp::RST != 0 {
-            // Of the client, nothing is known to be expected before the target has answered.
+            // Before the target has answered, it is not known what the client expects.
             let is_exact = !is_adopted
                 && segment.sequence == receiver.expects
                 && (is_client || sender.seen.any(tcp::SYN));
@@ -193,8 +192,8 @@ impl Track {
             }
         } else if flags & tcp::SYN != 0 {
             // Before the target has answered, the client's SYN alone says what the target will
-            // acknowledge. Of the target's answers, the last one counts, and whoever has sent a
-            // reset does not answer: others may have sent the first ones.
+            // acknowledge. The last of the target's answers counts, since earlier ones may be
+            // forged, and a target that has sent a reset does not answer.
             let target = if is_client { receiver.seen } else { sender.seen };
             let counts = if is_client {
                 !target.any(tcp::SYN)
@@ -232,8 +231,7 @@ impl Track {
                 window = Window::Inside;
                 moves = Moves { sender_sent: true, ..Moves::NONE };
             } else if flags & tcp::ACK != 0 && (was_reset || self.opening && !is_client) {
-                // If the answer that counts is another's, or the reset was, this shows where the
-                // ends are.
+                // If the answer that counts or the reset was forged, this shows where the ends are.
                 moves = Moves { receiver_sent: was_reset, ..Moves::ALL };
                 sender.seen = sender.seen.with(tcp::SYN);
             } else if flags & tcp::ACK != 0 && !self.opening && !self.connection().is_over() {
@@ -246,7 +244,7 @@ impl Track {
                 && segment.acknowledges(sender.expects)
             {
                 next.opening = false;
-                // It also shows what the target expects, if another's SYN has come between the
+                // It also shows what the target expects, if a forged SYN has come between the
                 // client's and its answer.
                 moves = Moves { receiver_sent: false, ..Moves::ALL };
             }
@@ -290,21 +288,22 @@ impl Track {
         self
     }
 
-    /// The flags that its ends have shown.
+    /// Returns the flags that its ends have shown.
     #[inline(always)]
     pub const fn connection(&self) -> Connection {
         Connection { forward: self.client.seen, reply: self.target.seen, opening: self.opening }
     }
 }
 
-/// Returns `true` if a sequence number is another one, or behind it. They wrap (RFC 9293 3.4).
+/// Returns `true` if a sequence number is equal to another one, or after it. Sequence numbers wrap
+/// (RFC 9293 3.4).
 #[inline(always)]
 const fn is_at_or_behind(number: u32, other: u32) -> bool {
     number.wrapping_sub(other) <= i32::MAX as u32
 }
 
-/// Returns `true` if a sequence number is between two others, which may be so themselves. They wrap
-/// (RFC 9293 3.4).
+/// Returns `true` if a sequence number is between two others, or equal to one of them. Sequence
+/// numbers wrap (RFC 9293 3.4).
 #[inline(always)]
 const fn is_between(number: u32, first: u32, last: u32) -> bool {
     number.wrapping_sub(first) <= last.wrapping_sub(first)

@@ -8,11 +8,11 @@ use super::{
 use crate::{entry::FlowEntry, time::Ticks, tuple::FlowKey};
 
 impl Slot {
-    /// Inserts a flow into this slot, of this index, if it is as it was `seen`. `walk` walks along
-    /// the chains of the key, past a slot of which it is told the index.
+    /// Inserts a flow into this slot, if the slot is as the vacancy says. `walk` walks along the
+    /// chains of the key; it is given this slot's index, which it passes over.
     ///
     /// # Errors
-    /// Why it was not, or was taken back.
+    /// Returns an error if the flow was not inserted, or was taken back.
     #[inline(always)]
     pub fn insert<'a>(
         &self,

@@ -4,10 +4,10 @@ use core::mem::size_of;
 
 use crate::shared::AtomicU32;
 
-/// Of so many sessions that there is room for, one may have left a key that is held.
+/// One in this many of the sessions that there is room for may leave a held key.
 const HELD_SHARE: u32 = 8;
 
-/// What is counted of the table as a whole, in memory that the programs and the daemon share.
+/// Counters of the table as a whole, in memory that the programs and the daemon share.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Occupancy {
@@ -15,7 +15,7 @@ pub struct Occupancy {
     pub sessions: AtomicU32,
     /// Sessions that it may hold. Written by the daemon.
     pub capacity: AtomicU32,
-    /// Keys that are held, at least: counted on by the programs, and anew by each sweep.
+    /// Held keys, at least: the programs count up, and each sweep counts anew.
     held: AtomicU32,
     zero: [u32; 13],
 }
@@ -23,12 +23,12 @@ pub struct Occupancy {
 const _: () = assert!(cfg!(model) || size_of::<Occupancy>() == 64);
 
 impl Occupancy {
-    /// Says how many sessions there may be.
+    /// Sets the maximum number of sessions.
     pub fn set_capacity(&self, sessions: u32) {
         self.capacity.swap(sessions);
     }
 
-    /// Takes the place of one session, if there is one.
+    /// Counts one more session. Returns `false`, with nothing counted, if the table is full.
     #[inline(always)]
     pub fn enter(&self) -> bool {
         if self.sessions.add(1) < self.capacity.get() {
@@ -38,20 +38,20 @@ impl Occupancy {
         false
     }
 
-    /// Gives the place of one session back.
+    /// Counts one session less.
     #[inline(always)]
     pub fn leave(&self) {
         self.sessions.add(1_u32.wrapping_neg());
     }
 
-    /// Counts one more key that is held; `false` if there are too many.
+    /// Counts one more held key. Returns `false` if that is too many.
     #[inline(always)]
     pub fn hold(&self) -> bool {
         self.held.add(1) < self.capacity.get() / HELD_SHARE
     }
 
-    /// Says how many keys are held, as a sweep has counted them. Those that have come meanwhile are
-    /// counted by the next.
+    /// Sets the number of held keys, as a sweep has counted them. Keys that were held meanwhile are
+    /// counted by the next sweep.
     pub fn set_held(&self, keys: u32) {
         self.held.swap(keys);
     }

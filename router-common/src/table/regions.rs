@@ -5,24 +5,25 @@ use crate::{
     tuple::{FlowKey, Protocol},
 };
 
-/// How many slots a chain has at most. At half load, the load of a full table, a chain of this
-/// length has a probability of about 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a =
+/// The maximum length of a chain, in slots. At half load, the load of a full table, the probability
+/// of a chain of this length is about 2^-35 (linear probing: e^(-n (a - 1 - ln a)) for load a =
 /// 1/2).
 pub const CHAIN: u32 = 128;
 
-/// Slots for each session that there is room for: two in use, and as many free.
+/// Slots for each session that the table has room for: two in use, and two free.
 pub const SLOTS_PER_SESSION: u32 = 4;
 
-/// In how many slots a chain may start, every other one, in the near region of a table that has
-/// two: 16 MiB of slots. Of 40,000 sessions, hardly a flow has to be elsewhere.
+/// The number of slots where a chain may start in the near region of a table with two regions: 16
+/// MiB of slots, of which every other one starts a chain. Of 40,000 sessions, hardly any flow is in
+/// the far region.
 pub const NEAR_HOMES: u32 = 1 << 18;
 
-/// Slots that are next to each other in 128 bytes. Chains start at whole ones: processors fetch
+/// Slots that are next to each other in 128 bytes. Chains start at whole buckets: processors fetch
 /// cache lines in such pairs, so that a look at both slots of a bucket waits once.
 pub const BUCKET: u32 = 2;
 
-/// How far from where its chain starts the fast path looks for a flow, in slots: two buckets. In a
-/// full table, all but one flow in a hundred is there.
+/// How many slots of a chain the fast path looks at: two buckets. In a full table, 99 flows of 100
+/// are there.
 pub const REACH: u32 = 2 * BUCKET;
 
 const _: () = assert!(REACH <= CHAIN);
@@ -37,19 +38,19 @@ const _: () = assert!(
 /// No slot.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// Where the chains of a table start: in the near region from slot 0 on, in the far region behind
+/// Where the chains of a table start: in the near region from slot 0 on, in the far region after
 /// it. Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Regions {
-    /// In how many slots of the near region chains may start, at every other one ([`BUCKET`]).
+    /// The number of slots of the near region where chains may start: the first of each [`BUCKET`].
     pub near: u32,
-    /// In how many of the far region; 0 if there is none.
+    /// The same for the far region; 0 if there is none.
     pub far: u32,
 }
 
 impl Regions {
-    /// Those of a table for this many sessions. `None` if that is too many.
+    /// Returns the regions of a table for this many sessions; `None` if that is too many.
     pub const fn of(sessions: u32) -> Option<Self> {
         match sessions.checked_mul(SLOTS_PER_SESSION) {
             Some(homes) if homes <= NEAR_HOMES => Some(Self { near: homes, far: 0 }),
@@ -60,7 +61,7 @@ impl Regions {
         }
     }
 
-    /// Those of a table of this many slots.
+    /// Returns the regions of a table with this many slots.
     pub const fn of_slots(slots: u32) -> Self {
         let homes = slots.saturating_sub(CHAIN);
         if homes <= NEAR_HOMES {
@@ -70,32 +71,32 @@ impl Regions {
         }
     }
 
-    /// The number of slots: behind the last start of each region there is room for a whole chain,
-    /// whether it may be that long or not.
+    /// Returns the number of slots. After the last start of each region there is room for a chain
+    /// of the maximum length.
     pub const fn slots(&self) -> u32 {
         self.near + CHAIN + if self.far == 0 { 0 } else { self.far + CHAIN }
     }
 
-    /// How many sessions there is room for.
+    /// Returns the number of sessions that there is room for.
     pub const fn sessions(&self) -> u32 {
         if self.far == 0 { self.near / SLOTS_PER_SESSION } else { self.far / SLOTS_PER_SESSION }
     }
 
-    /// How many slots the chain that starts here has. In a near region, no more than the fast path
-    /// looks at: it fills up, and whoever opens a session would walk along all of a long one in
-    /// vain.
+    /// Returns the length in slots of the chain that starts here. In a near region, that is no more
+    /// than the fast path looks at. The region fills up, and every new session would otherwise walk
+    /// along a long chain without finding room.
     #[inline(always)]
     pub const fn chain(&self, home: u32) -> u32 {
         if self.far != 0 && home < self.near { REACH } else { CHAIN }
     }
 
-    /// Where the chain of a key with this hash starts that is looked through first.
+    /// Returns where the chain starts that is searched first.
     #[inline(always)]
     pub const fn near_home(&self, hash: u32) -> u32 {
         Self::place(hash, self.near)
     }
 
-    /// Where the other one starts, or [`NO_SLOT`].
+    /// Returns where the other chain starts, or [`NO_SLOT`].
     #[inline(always)]
     pub const fn far_home(&self, hash: u32) -> u32 {
         if self.far == 0 {
@@ -104,37 +105,37 @@ impl Regions {
         Self::place(hash, self.far).wrapping_add(self.near).wrapping_add(CHAIN)
     }
 
-    /// One of so many slots, the first of a bucket.
+    /// Maps a hash to one of the first `slots` slots that starts a bucket.
     #[inline(always)]
     const fn place(hash: u32, slots: u32) -> u32 {
         ((hash as u64 * slots as u64) >> u32::BITS) as u32 & !(BUCKET - 1)
     }
 
-    /// Where both start.
+    /// Returns where both chains start.
     #[inline(always)]
     pub const fn homes(&self, hash: u32) -> [u32; 2] {
         [self.near_home(hash), self.far_home(hash)]
     }
 }
 
-/// The key of the table's hash function: drawn at random when the table is made.
+/// The key of the table's hash function, drawn at random when the table is made.
 ///
 /// The function is multiply-shift over the key's words (Dietzfelbinger et al., 1997): for any two
 /// flows, the probability over the seeds that they start in the same of `n` buckets is at most
-/// about `2/n`. The last word has 40 bits, the ports and above them the protocol, and 64 bits would
-/// be too few for any two of those; but protocols differ by 5, 11 or 16, which costs nothing where
-/// it is odd, and four bits where it is 16: for UDP and ICMP with the same ports between the same
-/// ends, it is `16/n`. A fixed permutation of the 32 bits keeps regular keys (ports in a row) from
-/// making regular chains.
+/// about `2/n`. The last word has 40 bits, the ports and above them the protocol. A multiplier of
+/// 64 bits is too short for arbitrary pairs of such words, but protocols differ by 5, 11 or 16. An
+/// odd difference costs nothing. A difference of 16 costs four bits: for UDP and ICMP with the same
+/// ports between the same ends, the probability is `16/n`. A fixed permutation of the 32 bits keeps
+/// regular keys (consecutive ports) from making regular chains.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct HashSeeds {
-    /// One multiplier for each word: source, destination, ports and protocol; and an addend.
+    /// One multiplier for each word (source, destination, ports and protocol), and an addend.
     pub words: [u64; 4],
 }
 
 impl HashSeeds {
-    /// 32 bits for a flow.
+    /// Returns 32 bits for a flow.
     #[inline(always)]
     pub const fn hash(&self, key: &FlowKey) -> u32 {
         let [source, destination, service, addend] = self.words;
@@ -148,7 +149,7 @@ impl HashSeeds {
         hash ^ (hash >> 13)
     }
 
-    /// Where the two chains of a flow start, see [`Regions::homes`].
+    /// Returns where the two chains of a flow start, see [`Regions::homes`].
     #[inline(always)]
     pub const fn homes(&self, key: &FlowKey, regions: &Regions) -> [u32; 2] {
         regions.homes(self.hash(key))
@@ -156,7 +157,7 @@ impl HashSeeds {
 }
 
 /// Returns 32 bits for an address. Without the seeds, nobody can foresee which other addresses have
-/// the same.
+/// the same hash.
 #[inline(always)]
 pub const fn source_hash(seeds: &HashSeeds, source: Ipv4) -> u32 {
     let (nobody, no_port) = (Ipv4([0; 4]), Port([0; 2]));

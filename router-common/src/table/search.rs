@@ -9,38 +9,38 @@ use super::{
 };
 use crate::tuple::FlowKey;
 
-/// A walk along the two chains of a key: the scratch of whoever walks, in cells, since several
-/// functions of a program have it.
+/// A walk along the two chains of a key. In cells, since several functions of a program use the
+/// same scratch.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Whose chain: [`FlowKey::addresses`],
+    /// The key that is searched for: [`FlowKey::addresses`],
     addresses: Cell<u64>,
     /// and [`FlowKey::ports_and_protocol`].
     service: Cell<u64>,
-    /// Where the chain that is walked starts.
+    /// The first slot of the chain that is walked.
     home: Cell<u32>,
-    /// How many slots it has.
+    /// The length of that chain in slots.
     length: Cell<u32>,
-    /// Where the next one starts, or [`NO_SLOT`].
+    /// The first slot of the next chain, or [`NO_SLOT`].
     next: Cell<u32>,
-    /// How many slots that has.
+    /// The length of the next chain in slots.
     next_length: Cell<u32>,
-    /// Where the key was found, or [`NO_SLOT`].
+    /// The slot where the key was found, or [`NO_SLOT`].
     pub(super) found: Cell<u32>,
     /// The first slot that may be claimed, if there is one.
     free: Cell<Vacancy>,
-    /// The slot to leave out, or [`NO_SLOT`].
+    /// The caller's own slot, which is passed over, or [`NO_SLOT`].
     mine: Cell<u32>,
-    /// 1 if something was met of which could not be told whose it is.
+    /// 1 if another CPU was inserting in a slot of the chain.
     pub(super) contended: Cell<u32>,
-    /// 1 if the slot to leave out was met.
+    /// 1 if the walk has passed the caller's own slot.
     pub(super) met_own: Cell<u32>,
 }
 
-/// Where a flow may be put: what a walk along its key's chains has found. May be kept while other
-/// things are done: whether the flow may still be put there is found out by the walk behind the
-/// claim ([`Search::may_publish`]). Map data: no padding.
+/// A slot where a flow may be put, as a walk along its key's chains has found it. It may be kept
+/// for a while: the walk after the claim finds out whether the flow may still be put there
+/// ([`Search::may_publish`]). Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vacancy {
@@ -51,9 +51,9 @@ pub struct Vacancy {
 }
 
 impl Vacancy {
-    /// It has yet to be looked for.
+    /// Not searched for yet.
     pub const UNKNOWN: Self = Self { index: NO_SLOT, tag: Tag::EMPTY };
-    /// There is none while the key is held.
+    /// No vacancy, as the key is held.
     pub const HELD: Self = Self { index: NO_SLOT, tag: Tag::HELD };
 
     /// Returns `true` if the key is held.
@@ -70,32 +70,32 @@ impl Default for Vacancy {
 }
 
 impl Search {
-    /// Where the chain that is walked starts.
+    /// Returns the first slot of the chain that is walked.
     #[inline(always)]
     pub fn home(&self) -> u32 {
         self.home.get()
     }
 
-    /// How many slots the chain has that is walked.
+    /// Returns the length of that chain in slots.
     #[inline(always)]
     pub fn length(&self) -> u32 {
         self.length.get()
     }
 
-    /// Where the next chain starts, or [`NO_SLOT`].
+    /// Returns the first slot of the next chain, or [`NO_SLOT`].
     #[inline(always)]
     pub fn next(&self) -> u32 {
         self.next.get()
     }
 
-    /// Where the key was found, or [`NO_SLOT`].
+    /// Returns the slot where the key was found, or [`NO_SLOT`].
     #[inline(always)]
     pub fn found(&self) -> u32 {
         self.found.get()
     }
 
-    /// Makes this a walk for `key` along its chains, which start at `homes` in these regions, past
-    /// the slot `mine`.
+    /// Starts a walk for `key` along its chains, which start at `homes` in these regions. It passes
+    /// over the slot `mine`.
     #[inline(always)]
     pub fn start(&self, key: &FlowKey, regions: &Regions, homes: [u32; 2], mine: u32) {
         self.addresses.set(key.addresses());
@@ -112,7 +112,7 @@ impl Search {
         self.met_own.set(0);
     }
 
-    /// At the end of a chain: turns to the next one, if there is one to be walked.
+    /// Turns to the next chain at the end of one. Returns `false` if the walk is over.
     #[inline(always)]
     pub fn next_chain(&self) -> bool {
         let goes_on = self.found.get() == NO_SLOT && self.next.get() != NO_SLOT;
@@ -124,25 +124,25 @@ impl Search {
         goes_on
     }
 
-    /// After a look for the key: the slot to claim, if there is one, and none with the key.
+    /// Returns the slot to claim, after a walk for the key.
     ///
     /// # Errors
-    /// Why not.
+    /// Returns an error if the key was found, or no slot is free.
     #[inline(always)]
     pub fn vacancy(&self) -> Result<Vacancy, InsertError> {
         if self.found.get() != NO_SLOT {
-            // One that is not live may yet be withdrawn.
+            // A flow that is not live may still be withdrawn.
             return Err(if self.contended.get() == 0 { InsertError::Exists } else { InsertError::Contended });
         }
         if self.free.get().index == NO_SLOT { Err(InsertError::Full) } else { Ok(self.free.get()) }
     }
 
-    /// After a walk with the caller's own flow pending in `mine`: whether nobody else has the key,
-    /// or may come to have it, and whether the walk came by that slot. If it did not, a slot in
-    /// front of it has become empty, and nobody would find the flow.
+    /// Checks that a pending flow in the caller's own slot may go live: no other slot has the key,
+    /// or may come to have it, and the walk has passed the caller's slot. If it has not, a slot
+    /// before that one has become empty, and no search would find the flow.
     ///
     /// # Errors
-    /// Why the flow has to be withdrawn.
+    /// Returns an error if the flow has to be withdrawn.
     #[inline(always)]
     pub fn may_publish(&self) -> Result<(), InsertError> {
         if self.contended.get() != 0 {
@@ -156,8 +156,8 @@ impl Search {
         }
     }
 
-    /// Looks at one bucket of the chain, whose first slot's index is this; whether that ends the
-    /// walk.
+    /// Looks at one bucket of the chain, whose first slot has this index. Returns `true` if that
+    /// ends the walk.
     #[inline(always)]
     pub fn look(&self, first: u32, bucket: &Bucket) -> bool {
         let [one, other] = &bucket.0;
@@ -174,7 +174,7 @@ impl Search {
         let tag = Tag((ports_and_tag >> u32::BITS) as u32);
         match tag.state() {
             SlotState::Pending | SlotState::Live | SlotState::Held => {
-                // Most slots are somebody else's. What is above the protocol does not matter.
+                // Most slots hold other keys. Bits above the protocol do not matter.
                 let difference = (ports_and_tag ^ self.service.get()) << (u32::BITS - Tag::STATE_SHIFT);
                 if (difference | (slot.addresses.get() ^ self.addresses.get())) != 0 {
                     return false;
@@ -200,7 +200,7 @@ impl Search {
     }
 }
 
-/// Why a flow was not inserted.
+/// The reason why a flow was not inserted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum InsertError {
     /// The key is taken.
@@ -209,7 +209,7 @@ pub enum InsertError {
     Full,
     /// No port is free that could make the key.
     NoPort,
-    /// Another CPU was at work in the same place at the same moment; the next attempt will do
-    /// better.
+    /// Another CPU was at work in the same place at the same moment. The next attempt will likely
+    /// succeed.
     Contended,
 }

@@ -18,13 +18,13 @@ use crate::{
 /// in ticks.
 pub const QUARANTINE: u32 = 2;
 
-/// How often a flow's tag is tried to be changed while packets of the session note in it what they
-/// have shown, each for the time of one instruction.
+/// How often a CPU tries to change a flow's tag while packets of the session note TCP flags in it,
+/// each of which takes one instruction.
 const ATTEMPTS: u32 = 4;
 
-/// A session that is over and younger than this, in ticks, starts over where it leads, if the rules
-/// still have that: who opens and ends connections of one tuple in a tight loop would otherwise
-/// leave slots behind faster than they come out of quarantine.
+/// An ended session that is younger than this, in ticks, starts over at its target, if the rules
+/// still have that target. A client that opens and closes connections of one tuple in a tight loop
+/// would otherwise leave slots behind faster than they come out of quarantine.
 pub const SETTLED: u32 = 2 * QUARANTINE;
 
 /// A slot: a flow's key and entry in one cache line.
@@ -33,11 +33,12 @@ pub const SETTLED: u32 = 2 * QUARANTINE;
 pub struct Slot {
     /// The key, in two words that are compared at once: [`FlowKey::addresses`]; and
     /// [`FlowKey::ports`] with the tag above them, whose lowest bits are the protocol and the
-    /// state. Written by whoever has claimed the slot, before the tag says that it is there.
+    /// state. The CPU that has claimed the slot writes them before the tag says that they are
+    /// there.
     pub(super) addresses: AtomicU64,
     pub(super) ports: AtomicU32,
     pub(super) tag: AtomicU32,
-    /// What its packets need.
+    /// What the flow's packets need.
     pub entry: FlowEntry,
 }
 
@@ -48,27 +49,27 @@ const _: () = assert!(
 );
 
 impl Slot {
-    /// The tag as it is now.
+    /// Returns the tag as it is now.
     #[inline(always)]
     pub fn tag(&self) -> Tag {
         Tag(self.tag.load())
     }
 
-    /// Changes the tag if it still is what was seen.
+    /// Changes the tag if it still is `from`. Returns `true` if it was.
     #[inline(always)]
     pub fn change_tag(&self, from: Tag, to: Tag) -> bool {
         self.tag.change(from.0, to.0)
     }
 
-    /// Ends the opening phase of the session; whether it was this call that did.
+    /// Ends the opening phase of the session. Returns `true` if this call did it.
     #[inline(always)]
     pub fn end_opening(&self) -> bool {
         Tag(self.tag.and(!Tag::OPENING)).is_opening()
     }
 
-    /// Changes what the flow's packets have shown from what was seen to what it is now. Only the
-    /// difference is written: another CPU may have packets of the session's other direction at the
-    /// same moment, and what they show stays.
+    /// Changes the TCP flags that the flow has shown from `before` to `after`. Only the difference
+    /// is written: another CPU may note flags of the session's other direction at the same moment,
+    /// and those stay.
     #[inline(always)]
     pub fn note_seen(&self, before: Seen, after: Seen) {
         let (before, after) = (before.bits(), after.bits());
@@ -81,54 +82,55 @@ impl Slot {
         }
     }
 
-    /// The key. What it says counts only while the tag is pending or live.
+    /// Returns the key. It is valid only while the tag is pending or live.
     #[inline(always)]
     pub fn key(&self) -> FlowKey {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.tag.get() as u8)
     }
 
-    /// Reads the flow that is in the slot, if the slot is in this state and stays so meanwhile.
+    /// Reads the flow in the slot, if the slot is in this state and stays in it meanwhile.
     pub fn read(&self, state: SlotState) -> Option<(FlowKey, Tag, FlowRecord)> {
         let tag = self.tag();
         let (key, entry) = (self.key(), self.entry.read());
         (tag.state() == state && self.tag().state() == state).then_some((key, tag, entry))
     }
 
-    /// 0 if this is the live flow of this key, and anything else if it is not: without a branch.
+    /// Returns 0 if this is the live flow of this key, and any other number if not. It has no
+    /// branch.
     #[inline(always)]
     fn difference(&self, key: &FlowKey) -> u64 {
         const LIVE: u64 = (SlotState::Live as u64) << (u32::BITS + Tag::STATE_SHIFT);
-        // What is above the protocol and the state does not matter.
+        // Bits above the protocol and the state do not matter.
         let service =
             (self.ports_and_tag() ^ (key.ports_and_protocol() | LIVE)) << (u32::BITS - Tag::MATCH_BITS);
         self.addresses.get() ^ key.addresses() | service
     }
 
-    /// The ports and above them the tag, as they are at one moment.
+    /// Returns the ports and above them the tag, read at one moment.
     #[inline(always)]
     pub(super) fn ports_and_tag(&self) -> u64 {
         #[cfg(target_arch = "bpf")]
         {
-            // SAFETY: they are next to each other, and together where a number of this size may
-            // stand (see the assertions beside the structure); all of the slot is in cells.
-            // Volatile, since the tag may change; a number that is aligned is loaded at once.
+            // SAFETY: ports and tag are next to each other and together aligned for this type (see
+            // the assertions after the structure); all of the slot is in cells. Volatile, since the
+            // tag may change; an aligned number is loaded at once.
             unsafe { core::ptr::from_ref(self).cast::<u64>().add(1).read_volatile() }
         }
         #[cfg(not(target_arch = "bpf"))]
         {
-            // The tag first: whoever writes both writes it last.
+            // The tag first, since a writer writes it last.
             let tag = self.tag();
             u64::from(tag.0) << u32::BITS | u64::from(self.ports.get())
         }
     }
 
-    /// Whether this is the live flow of this key.
+    /// Returns `true` if this is the live flow of this key.
     #[inline(always)]
     pub fn is_flow(&self, key: &FlowKey) -> bool {
         self.difference(key) == 0
     }
 
-    /// Claims the slot; fails if it is not any more what was seen.
+    /// Claims the slot. Returns `false` if its tag is not `seen` any more.
     #[inline(always)]
     pub fn claim(&self, seen: Tag) -> bool {
         self.change_tag(seen, Tag::BUSY)
@@ -140,24 +142,24 @@ impl Slot {
         self.addresses.set(key.addresses());
         self.ports.set(key.ports());
         self.entry.copy_from(entry);
-        // A swap and not a store: nobody may see this after what the writer looks at next.
+        // A swap and not a store: it has to be visible before the writer reads anything else.
         self.tag.swap(tag.0);
     }
 
-    /// Makes a pending flow of the caller's live.
+    /// Makes the caller's pending flow live.
     #[inline(always)]
     pub fn publish(&self, tag: Tag) {
         self.tag.swap(tag.in_state(SlotState::Live).0);
     }
 
-    /// Takes a flow that is the caller's own back, whether it has been live or not.
+    /// Takes back the caller's own flow, live or not.
     #[inline(always)]
     pub fn withdraw(&self, tag: Tag, now: Ticks) {
         self.entry.set_last_seen(now);
         self.tag.swap(tag.in_state(SlotState::Retired).0);
     }
 
-    /// Retires a live flow: the tag it had, if it was this call that did.
+    /// Retires a live flow. Returns its tag if this call retired it.
     pub fn retire(&self, key: &FlowKey, now: Ticks) -> Option<Tag> {
         loop {
             let tag = self.tag();
@@ -165,25 +167,24 @@ impl Slot {
                 return None;
             }
             self.entry.set_last_seen(now);
-            // What the tag says of the session's state may have changed meanwhile, and nothing
-            // else.
+            // Only the session's state in the tag may have changed meanwhile.
             if self.change_tag(tag, tag.retired()) {
                 return Some(tag);
             }
         }
     }
 
-    /// Retires a live flow whose tag still is what was seen; whether it was this call that did.
+    /// Retires a live flow whose tag still is `seen`. Returns `true` if this call retired it.
     #[inline(always)]
     pub fn retire_from(&self, seen: Tag, now: Ticks) -> bool {
-        // First, or the sweep might take it for one that was retired long ago.
+        // First, or the sweep might take the slot for one that was retired long ago.
         self.entry.set_last_seen(now);
         self.change_tag(seen, seen.retired())
     }
 
-    /// Has the session start over in this slot, the forward flow's, if its tag still is what was
-    /// seen; whether it was this call that did. What the flow's packets become stays; its counters,
-    /// times and next hop begin anew.
+    /// Starts the session over in this slot, the forward flow's, if its tag still is `seen`.
+    /// Returns `true` if this call did it. The rewrite stays; counters, times and next hop begin
+    /// anew.
     #[inline(always)]
     pub fn start_over(&self, seen: Tag, rule: u16, now: Ticks) -> bool {
         let tag = Tag::pending(seen.protocol_number(), Direction::Forward, rule, true)
@@ -196,14 +197,14 @@ impl Slot {
         is_first
     }
 
-    /// Has the reply flow follow a session that has started over.
+    /// Starts the reply flow of a session over whose forward flow has started over.
     #[inline(always)]
     pub fn start_reply_over(&self, rule: u16, now: Ticks) {
         self.entry.start_over(now);
         for _ in 0..ATTEMPTS {
             let seen = self.tag();
             let tag = Tag::pending(seen.protocol_number(), Direction::Reply, rule, false);
-            // Anything else than live: the sweep has removed the session meanwhile.
+            // If it is not live, the sweep has removed the session meanwhile.
             if !matches!(seen.state(), SlotState::Live)
                 || self.change_tag(seen, tag.in_state(SlotState::Live))
             {
@@ -212,15 +213,15 @@ impl Slot {
         }
     }
 
-    /// Takes a live flow of this key away from packets, while its key stays taken; whether it was
-    /// this call that did.
+    /// Takes a live flow of this key away from packets, while its key stays taken. Returns `true`
+    /// if this call did it.
     #[inline(always)]
     pub fn hold(&self, key: &FlowKey) -> bool {
         self.leave_live(key, |tag| tag.in_state(SlotState::Held))
     }
 
-    /// Retires a live flow of this key, after a few attempts at most; whether it was this call that
-    /// did.
+    /// Retires a live flow of this key, after a few attempts at most. Returns `true` if this call
+    /// retired it.
     #[inline(always)]
     pub fn try_retire(&self, key: &FlowKey, now: Ticks) -> bool {
         if !self.is_flow(key) {
@@ -230,8 +231,8 @@ impl Slot {
         self.leave_live(key, Tag::retired)
     }
 
-    /// Puts a live flow into another state, after a few attempts at most; whether it was this call
-    /// that did.
+    /// Puts a live flow into another state, after a few attempts at most. Returns `true` if this
+    /// call did it.
     #[inline(always)]
     fn leave_live(&self, key: &FlowKey, to: impl Fn(Tag) -> Tag) -> bool {
         for _ in 0..ATTEMPTS {
@@ -246,13 +247,13 @@ impl Slot {
         false
     }
 
-    /// Lets go of a held key. Only the sweep does.
+    /// Releases a held key. Only the sweep does.
     pub fn release_key(&self, held: Tag, now: Ticks) -> bool {
         self.entry.set_last_seen(now);
         self.change_tag(held, held.retired())
     }
 
-    /// Whether a retired or free slot has been so for long enough.
+    /// Returns `true` if a retired or free slot has been in that state for [`QUARANTINE`].
     pub fn is_out_of_quarantine(&self, now: Ticks) -> bool {
         now.0.saturating_sub(self.entry.last_seen().0) >= QUARANTINE
     }
@@ -263,16 +264,16 @@ impl Slot {
         self.change_tag(retired, Tag::FREE);
     }
 
-    /// Makes a free slot one that was never used, which ends the chains that come by, if `behind`
-    /// is: the slot behind it, if there is one. Returns `true` if it is now. Only the sweep does.
+    /// Empties a free slot, which then ends the chains that pass it, if the next slot (`behind`, if
+    /// there is one) is empty. Returns `true` if the slot is empty now. Only the sweep does.
     pub fn empty(&self, behind: Option<&Self>) -> bool {
         let chains_end_behind = || behind.is_none_or(|slot| slot.tag() == Tag::EMPTY);
         if !chains_end_behind() || !self.change_tag(Tag::FREE, Tag::EMPTY) {
             return false;
         }
-        // Whoever has put a flow there meanwhile has come by here before this slot was empty, or
-        // sees that it is, and withdraws ([`Search::may_publish`]). So that is found out here, or
-        // there.
+        // A CPU that has put a flow there meanwhile has passed this slot before it was empty, or it
+        // sees that the slot is empty and withdraws ([`Search::may_publish`]). So either this call
+        // sees the flow, or the flow is withdrawn.
         if chains_end_behind() {
             return true;
         }
@@ -280,7 +281,7 @@ impl Slot {
         false
     }
 
-    /// Returns `true` if it is known where the flow's packets leave, but not in this generation.
+    /// Returns `true` if the flow's next hop is known, but of another generation.
     pub fn has_stale_next_hop(&self, generation: u32) -> bool {
         let known = u32::from(self.entry.next_hop_generation());
         known != 0 && known != generation
@@ -295,11 +296,11 @@ pub struct Bucket(pub [Slot; BUCKET as usize]);
 const _: () = assert!(cfg!(model) || size_of::<Bucket>() == 128);
 
 impl Bucket {
-    /// Which slot may be a key's live flow, if one of them is.
+    /// Returns the index of the slot that may be a key's live flow, if one of them is.
     ///
-    /// Which one it is differs from flow to flow and cannot be predicted, and a processor that has
-    /// guessed wrong finds out only when the slots have come from memory. So there is no branch to
-    /// guess.
+    /// Which slot that is differs from flow to flow and cannot be predicted, and a processor that
+    /// has guessed wrong finds out only when the slots have come from memory. So this has no
+    /// branch.
     #[inline(always)]
     pub fn candidate(&self, key: &FlowKey) -> usize {
         let difference = self.0[0].difference(key);
@@ -307,16 +308,16 @@ impl Bucket {
         sign(difference | difference.wrapping_neg()) as usize
     }
 
-    /// Whether the chains that lead through here end here: what is in none of their slots up to
-    /// here is nowhere.
+    /// Returns `true` if the chains that pass this bucket end here: a flow that is in none of their
+    /// slots up to here is not in the table.
     #[inline(always)]
     pub fn ends_chains(&self) -> bool {
         self.0.iter().any(|slot| slot.tag() == Tag::EMPTY)
     }
 }
 
-/// A number's uppermost bit, by an instruction that the compiler does not look into: it would make
-/// a branch of what is meant to have none.
+/// Returns a number's uppermost bit, by an instruction that the compiler does not look into: it
+/// would turn the shift into a branch.
 #[inline(always)]
 fn sign(number: u64) -> u64 {
     #[cfg(target_arch = "bpf")]

@@ -2,12 +2,12 @@
 
 use crate::{limits::MAX_RULES, session::Seen, tuple::Direction};
 
-/// What a slot is, and of whom: one word.
+/// A slot's tag: the state of the slot and what is known of its flow, in one word.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tag(pub u32);
 
-/// Where in its life a slot is.
+/// The states of a slot.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SlotState {
@@ -15,22 +15,22 @@ pub enum SlotState {
     Empty = 0,
     /// Claimed; its key is being written.
     Busy = 1,
-    /// Its key is there, but it is not yet found by packets.
+    /// Its key is written, but packets do not find it yet.
     Pending = 2,
-    /// A flow.
+    /// Holds a flow.
     Live = 3,
-    /// Not a flow any more, in quarantine.
+    /// In quarantine, after its flow was removed.
     Retired = 4,
-    /// Free for another flow.
+    /// May be claimed for another flow.
     Free = 5,
-    /// Not a flow any more, but nobody else may have its key yet.
+    /// Holds no flow any more, but no other session may have its key yet.
     Held = 6,
 }
 
 impl Tag {
-    // 31..23 rule, 22 direction, 21 clients' side only, 20 nothing, 19..12 seen, 11 opening, 10..8
-    // state, 7..0 protocol. What a packet's look for its flow compares is at one end, beside the
-    // ports, and what says where it is counted is at the other.
+    // 31..23 rule, 22 direction, 21 clients' side only, 20 unused, 19..12 seen, 11 opening, 10..8
+    // state, 7..0 protocol. The bits that a look-up compares are at one end, next to the ports, and
+    // the bits that make up the counter's index at the other.
     const COUNTER_SHIFT: u32 = 22;
     const REPLY: u32 = 1 << Self::COUNTER_SHIFT;
     const RULE_SHIFT: u32 = Self::COUNTER_SHIFT + 1;
@@ -39,19 +39,19 @@ impl Tag {
     pub(super) const OPENING: u32 = 1 << 11;
     pub(super) const STATE_SHIFT: u32 = 8;
     const STATE_MASK: u32 = 7 << Self::STATE_SHIFT;
-    /// Protocol and state, and no more.
+    /// The bits that a look-up compares: protocol and state.
     pub(super) const MATCH_BITS: u32 = 11;
 
-    /// A slot that was never used.
+    /// The tag of a slot that was never used.
     pub const EMPTY: Self = Self(0);
-    /// A slot that is being written.
+    /// The tag of a slot that is being written.
     pub const BUSY: Self = Self((SlotState::Busy as u32) << Self::STATE_SHIFT);
-    /// A slot whose key is held.
+    /// The tag of a slot whose key is held.
     pub(super) const HELD: Self = Self((SlotState::Held as u32) << Self::STATE_SHIFT);
-    /// A slot that may be used again.
+    /// The tag of a slot that may be claimed.
     pub const FREE: Self = Self((SlotState::Free as u32) << Self::STATE_SHIFT);
 
-    /// The tag of a new flow, not yet live.
+    /// Returns the tag of a new flow that is not live yet.
     #[inline(always)]
     pub const fn pending(protocol: u8, direction: Direction, rule: u16, opening: bool) -> Self {
         let direction = match direction {
@@ -68,13 +68,14 @@ impl Tag {
         )
     }
 
-    /// The same flow, whose packets come in by the clients' side only
-    /// ([`Side`](crate::maps::settings::Side)) if `only` is `true`.
+    /// Returns the tag with the mark that the flow's packets come in by the clients' side only
+    /// ([`Side`](crate::maps::settings::Side)), or without it.
     #[inline(always)]
     pub const fn for_clients_side(self, only: bool) -> Self {
         Self(self.0 & !(1 << Self::CLIENTS_SIDE_SHIFT) | (only as u32) << Self::CLIENTS_SIDE_SHIFT)
     }
 
+    /// Returns `true` if the flow's packets come in by the clients' side only.
     #[inline(always)]
     pub(super) const fn is_for_clients_side(self) -> bool {
         self.0 >> Self::CLIENTS_SIDE_SHIFT & 1 != 0
@@ -87,32 +88,33 @@ impl Tag {
         self.0 >> Self::CLIENTS_SIDE_SHIFT & slot & 1 == 0
     }
 
-    /// The same flow, whose packets have shown this.
+    /// Returns the tag with these TCP flags as those that the flow has shown.
     #[inline(always)]
     pub const fn with_seen(self, seen: Seen) -> Self {
         Self(self.0 & !(0xff << Self::SEEN_SHIFT) | (seen.bits() as u32) << Self::SEEN_SHIFT)
     }
 
-    /// What its packets have shown (TCP).
+    /// Returns the TCP flags that the flow has shown.
     #[inline(always)]
     pub const fn seen(self) -> Seen {
         Seen::from_bits((self.0 >> Self::SEEN_SHIFT) as u8)
     }
 
-    /// The same flow in another state.
+    /// Returns the tag in another state.
     #[inline(always)]
     pub const fn in_state(self, state: SlotState) -> Self {
         Self(self.0 & !Self::STATE_MASK | (state as u32) << Self::STATE_SHIFT)
     }
 
-    /// The tag of the same flow once it is retired: without its "opening", which ends with who
-    /// retires it. A packet that found the flow before must not end it once more.
+    /// Returns the tag of the same flow once it is retired. It loses the mark "opening": the CPU
+    /// that retires the flow takes the session out of the count of half-open ones, and a packet
+    /// that found the flow earlier must not do so again.
     #[inline(always)]
     pub(super) const fn retired(self) -> Self {
         Self(self.in_state(SlotState::Retired).0 & !Self::OPENING)
     }
 
-    /// Where in its life the slot is.
+    /// Returns the slot's state.
     #[inline(always)]
     pub const fn state(self) -> SlotState {
         match (self.0 & Self::STATE_MASK) >> Self::STATE_SHIFT {
@@ -126,37 +128,39 @@ impl Tag {
         }
     }
 
-    /// The IP protocol number.
+    /// Returns the IP protocol number.
     #[inline(always)]
     pub const fn protocol_number(self) -> u8 {
         self.0 as u8
     }
 
-    /// Which of the session's flows this is.
+    /// Returns which of the session's two flows this is.
     #[inline(always)]
     pub const fn direction(self) -> Direction {
         if self.0 & Self::REPLY == 0 { Direction::Forward } else { Direction::Reply }
     }
 
-    /// The number of the rule that opened the session.
+    /// Returns the number of the rule that opened the session.
     #[inline(always)]
     pub const fn rule(self) -> u16 {
         (self.0 >> Self::RULE_SHIFT) as u16
     }
 
-    /// Where the flow's packets are counted for the rule, see [`counter_of`](Self::counter_of).
+    /// Returns the index of the counter of the flow's packets for its rule, see
+    /// [`counter_of`](Self::counter_of).
     #[inline(always)]
     pub const fn counter(self) -> usize {
         (self.0 >> Self::COUNTER_SHIFT) as usize
     }
 
-    /// Where packets of a rule's sessions are counted that go in this direction: the number of the
+    /// Returns the index of the counter of a rule's packets in this direction: the number of the
     /// rule, and below it the direction.
     pub const fn counter_of(rule: u16, direction: Direction) -> usize {
         (rule as usize) << (Self::RULE_SHIFT - Self::COUNTER_SHIFT) | direction as usize
     }
 
-    /// Whether the session counts as half-open. Only in the forward flow's tag.
+    /// Returns `true` if the session counts as half-open. Only the forward flow's tag has this
+    /// mark.
     #[inline(always)]
     pub const fn is_opening(self) -> bool {
         self.0 & Self::OPENING != 0
