@@ -21,45 +21,45 @@ pub struct Ipv6(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Port(pub [u8; 2]);
 
-/// An Ethernet address, in one number: its first byte is the lowest, and the upper 16 bits are
-/// zero. So it is loaded and compared at once.
+/// An Ethernet address in one number: its first byte is the lowest, and the upper 16 bits are zero.
+/// So it is loaded and compared at once.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Mac(u64);
 
 impl Mac {
-    /// The address of these bytes, in the order of the wire.
+    /// Builds an address from its bytes, in the order of the wire.
     #[inline(always)]
     pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
         Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
     }
 
-    /// The address in the lower 48 bits of a number.
+    /// Builds an address from the lower 48 bits of a number.
     #[inline(always)]
     pub(crate) const fn from_number(number: u64) -> Self {
         Self(number & 0xffff_ffff_ffff)
     }
 
-    /// The number that it is.
+    /// Returns the address as a number.
     #[inline(always)]
     pub(crate) const fn number(self) -> u64 {
         self.0
     }
 
-    /// Its bytes, in the order of the wire.
+    /// Returns the bytes, in the order of the wire.
     #[inline(always)]
     pub const fn bytes(self) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
         [a, b, c, d, e, f]
     }
 
-    /// Returns `true` for the address of many or all.
+    /// Returns `true` for a multicast or broadcast address.
     #[inline(always)]
     pub const fn is_group(self) -> bool {
         self.0 & 1 != 0
     }
 
-    /// Whether there is an address: all zero is none.
+    /// Returns `true` unless all bytes are zero, which stands for no address.
     #[inline(always)]
     pub const fn is_set(self) -> bool {
         self.0 != 0
@@ -86,8 +86,8 @@ impl Ipv4 {
         Sum::ZERO.remove_pair(self.0)
     }
 
-    /// This address and another behind it, as source and destination stand in a packet: the first
-    /// byte is the lowest.
+    /// Returns this address and the next one in one number, as source and destination stand in a
+    /// packet: the first byte is the lowest.
     #[inline(always)]
     pub(crate) const fn then(self, next: Self) -> u64 {
         (u32::from_le_bytes(next.0) as u64) << 32 | u32::from_le_bytes(self.0) as u64
@@ -102,6 +102,25 @@ impl Ipv4 {
         first != 0 && (first < 224 || (first >= 240 && !self.is_limited_broadcast()))
     }
 
+    /// Returns `true` for a loopback address (127.0.0.0/8).
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        self.0[0] == 127
+    }
+
+    /// Returns `true` if this address may be the source or destination of a packet between two
+    /// machines: unicast, and not loopback.
+    #[inline(always)]
+    pub const fn is_host(self) -> bool {
+        self.is_unicast() && !self.is_loopback()
+    }
+
+    /// Returns `true` for 0.0.0.0, the source of a machine that has no address yet.
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        u32::from_ne_bytes(self.0) == 0
+    }
+
     /// Returns `true` for 255.255.255.255.
     #[inline(always)]
     const fn is_limited_broadcast(self) -> bool {
@@ -110,19 +129,19 @@ impl Ipv4 {
 }
 
 impl Ipv6 {
-    /// Returns `true` for an address of many (ff00::/8, RFC 4291 2.7).
+    /// Returns `true` for a multicast address (ff00::/8, RFC 4291 2.7).
     #[inline(always)]
     pub const fn is_multicast(self) -> bool {
         self.0[0] == 0xff
     }
 
-    /// Returns `true` for the addresses of many that no router forwards to (ff02::/16).
+    /// Returns `true` for the multicast addresses that no router forwards to (ff02::/16).
     #[inline(always)]
     pub(crate) const fn is_of_the_link_alone(self) -> bool {
         matches!(self.0, [0xff, 0x02, ..])
     }
 
-    /// Returns `true` for an address of one link (fe80::/10), which no router forwards from.
+    /// Returns `true` for a link-local address (fe80::/10), which no router forwards from.
     #[inline(always)]
     pub(crate) const fn is_link_local(self) -> bool {
         self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
@@ -134,8 +153,9 @@ impl Ipv6 {
         u128::from_ne_bytes(self.0) == 0
     }
 
-    /// Returns `true` for a source that no packet on a wire may have: many, the loopback address,
-    /// and IPv4 in disguise (RFC 4291 2.5.3, 2.7; `ip6_rcv_core`, net/ipv6/ip6_input.c).
+    /// Returns `true` for a source that no packet on a wire may have: a multicast address, the
+    /// loopback address, or an IPv4-mapped address (RFC 4291 2.5.3, 2.7; `ip6_rcv_core`,
+    /// net/ipv6/ip6_input.c).
     #[inline(always)]
     pub(crate) const fn is_martian(self) -> bool {
         const LOOPBACK: u128 = 1;
@@ -145,33 +165,33 @@ impl Ipv6 {
 }
 
 impl Port {
-    /// The port with this number.
+    /// Builds the port with this number.
     #[inline(always)]
     pub const fn new(number: u16) -> Self {
         Self(number.to_be_bytes())
     }
 
-    /// Its number.
+    /// Returns the port's number.
     #[inline(always)]
     pub const fn number(self) -> u16 {
         u16::from_be_bytes(self.0)
     }
 
-    /// This port and another behind it in one number, as source and destination stand in a packet:
-    /// the first byte is the lowest.
+    /// Returns this port and the next one in one number, as source and destination stand in a
+    /// packet: the first byte is the lowest.
     #[inline(always)]
     pub const fn then(self, next: Self) -> u32 {
         (next.word() as u32) << 16 | self.word() as u32
     }
 
-    /// Its bytes as one number, the first one the lowest: as it stands in a packet, and not its
-    /// [`number`](Self::number).
+    /// Returns the bytes in one number, the first one the lowest: as it stands in a packet, and not
+    /// the port's [`number`](Self::number).
     #[inline(always)]
     pub(crate) const fn word(self) -> u16 {
         u16::from_le_bytes(self.0)
     }
 
-    /// The port of such a number.
+    /// Builds a port from the result of [`word`](Self::word).
     #[inline(always)]
     pub(crate) const fn from_word(word: u16) -> Self {
         Self(word.to_le_bytes())

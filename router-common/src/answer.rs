@@ -1,4 +1,4 @@
-//! What the router says itself: ICMP errors about packets that it does not forward, and resets.
+//! The router's own answers: ICMP errors about packets that it does not forward, and TCP resets.
 
 use crate::{
     address::Ipv4,
@@ -14,14 +14,13 @@ use crate::{
     },
 };
 
-/// What an answer has to know of a packet: its IP header (without options) and the 8 bytes behind
-/// it. It is what errors quote (RFC 792).
+/// The length of what an answer is made from: a packet's IP header (without options) and the 8
+/// bytes after it. ICMP errors quote this (RFC 792).
 pub const QUOTE_LENGTH: usize = IPV4_LENGTH + QUOTED;
 const QUOTED: usize = 8;
 /// The length of a frame with an ICMP error.
 pub const ERROR_FRAME: usize = ICMP_HEADERS + QUOTE_LENGTH;
-/// The length of a frame with a reset: what is the least on an Ethernet, the last bytes are
-/// padding.
+/// The length of a frame with a reset: the least of an Ethernet frame. The last bytes are padding.
 pub const RESET_FRAME: usize = 60;
 
 const TTL: u8 = 64;
@@ -35,7 +34,7 @@ pub struct Error {
     pub kind: u8,
     /// The code.
     pub code: u8,
-    /// The next hop's MTU, where that is what it tells (RFC 1191); else 0.
+    /// The next hop's MTU for "fragmentation needed" (RFC 1191); else 0.
     pub mtu: u16,
 }
 
@@ -46,45 +45,45 @@ impl Error {
     pub const NETWORK_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 0, mtu: 0 };
     /// There is a route, but not to this host: its next hop does not answer (RFC 1812 5.2.7.1).
     pub const HOST_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 1, mtu: 0 };
-    /// Nobody serves this port of the router's (RFC 1122 3.2.2.1).
+    /// The router has no target for this port (RFC 1122 3.2.2.1).
     pub const PORT_UNREACHABLE: Self = Self { kind: icmp::UNREACHABLE, code: 3, mtu: 0 };
-    /// A route forbids it (RFC 1812 5.2.7.1); or there is nothing to open a session with, for which
+    /// A route forbids it (RFC 1812 5.2.7.1), or there is no port to open a session with, for which
     /// RFC 5508 REQ-8 asks for "communication administratively prohibited".
     pub const PROHIBITED: Self = Self { kind: icmp::UNREACHABLE, code: 13, mtu: 0 };
 
-    /// Not to be fragmented, and larger than this.
+    /// Larger than this MTU, and not to be fragmented.
     #[inline(always)]
     pub const fn too_big(mtu: u16) -> Self {
         Self { kind: icmp::UNREACHABLE, code: icmp::FRAGMENTATION_NEEDED, mtu }
     }
 }
 
-/// The answer to a packet that is not forwarded.
+/// The reply to a packet that is not forwarded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Reply {
     /// The reason that an answered packet is counted under.
     pub reason: Reason,
-    /// By this error.
+    /// The ICMP error.
     pub error: Error,
-    /// Or, TCP, by a reset.
+    /// The TCP packets that get a reset instead.
     pub reset: Reset,
 }
 
-/// Which TCP packets are answered by a reset and not by an error.
+/// The TCP packets that are answered by a reset and not by an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reset {
-    /// None: a connection may outlive what is wrong now.
+    /// None: the connection may outlive the present trouble.
     Never,
     /// Those that would open a connection to this machine's own address. It answers for the target
-    /// like a host; and behind a Private Link Service, which carries TCP and UDP, an ICMP error
-    /// would not reach the client.
+    /// like a host. And an ICMP error would not reach a client behind a Private Link Service, which
+    /// carries TCP and UDP only.
     OwnOpening,
     /// All.
     Always,
 }
 
-/// Returns the answer to a packet that would otherwise be dropped without a word for this reason;
-/// `None` if there is none.
+/// Returns the reply to a packet that would otherwise be dropped silently for this reason; `None`
+/// if there is none.
 #[expect(clippy::wildcard_enum_match_arm, reason = "a new reason has no reply until it is given one here")]
 #[inline(always)]
 pub const fn reply_to(silent: Reason) -> Option<Reply> {
@@ -100,17 +99,11 @@ pub const fn reply_to(silent: Reason) -> Option<Reply> {
         }
         Reason::RouteProhibited => (Reason::Prohibited, Error::PROHIBITED, Reset::OwnOpening),
         Reason::NoTarget => (Reason::Refused, Error::PORT_UNREACHABLE, Reset::Always),
-        // Of a TCP segment alone.
+        // Only TCP segments have this reason.
         Reason::NoSession => (Reason::SessionUnknown, Error::PROHIBITED, Reset::Always),
         _ => return None,
     };
     Some(Reply { reason, error, reset })
-}
-
-/// Whether an address is one that a single host sends from or is reached by, anywhere.
-#[inline(always)]
-const fn is_host(address: Ipv4) -> bool {
-    address.is_unicast() && address.0[0] != 127
 }
 
 /// Returns a packet's source address.
@@ -131,19 +124,19 @@ const fn fragment(about: &[u8; QUOTE_LENGTH]) -> u16 {
     u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(about))
 }
 
-/// Whether a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it is an ICMP
-/// error itself, a later fragment, or was sent by or to anything but one host.
+/// Returns `true` if a packet may be answered at all (RFC 1122 3.2.2, RFC 1812 4.3.2.7): not if it
+/// is an ICMP error itself or a later fragment, nor if it was sent by or to anything but one host.
 #[inline(always)]
 pub const fn may_be_answered(destination_mac: [u8; 6], about: &[u8; QUOTE_LENGTH]) -> bool {
     destination_mac[0] & 1 == 0
-        && is_host(source(about))
-        && is_host(destination(about))
+        && source(about).is_host()
+        && destination(about).is_host()
         && fragment(about) & ipv4::FRAGMENT_OFFSET == 0
         && !(about[ipv4::PROTOCOL] == Protocol::Icmp as u8 && icmp::is_error(about[IPV4_LENGTH + icmp::TYPE]))
 }
 
-/// Writes an ICMP error about a packet, from an address of the router's to who sent it. The
-/// Ethernet addresses are another matter.
+/// Writes an ICMP error about a packet, from an address of the router to the packet's sender. The
+/// caller writes the Ethernet addresses.
 #[inline(always)]
 pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; QUOTE_LENGTH], from: Ipv4, error: Error) {
     write_ip(frame, ERROR_TOS, Protocol::Icmp, from, source(about));
@@ -232,7 +225,7 @@ pub fn write_reset(frame: &mut [u8; RESET_FRAME], about: &[u8; QUOTE_LENGTH], se
     *field_mut::<TCP_HEADERS, { RESET_FRAME - TCP_HEADERS }, _>(frame) = [0; _];
 }
 
-/// Writes the EtherType, and the IP header of a frame that is as long as it says, or of a reset.
+/// Writes the EtherType and the IP header of an ICMP error that fills the frame, or of a reset.
 #[inline(always)]
 fn write_ip<const N: usize>(frame: &mut [u8; N], tos: u8, protocol: Protocol, from: Ipv4, to: Ipv4) {
     let length = match protocol {
@@ -263,7 +256,7 @@ fn sum<const N: usize>(bytes: &[u8; N]) -> Sum {
     sum
 }
 
-/// Kinds of answers of which there may be so many (RFC 1812 4.3.2.8), each apart from the others.
+/// The kinds of answers, each with its own rate limit (RFC 1812 4.3.2.8).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Limited {
@@ -279,9 +272,9 @@ impl Limited {
     /// The number of kinds.
     pub const KINDS: usize = 3;
 
-    /// The kind of an error. `None` for "fragmentation needed": a sender that is not told so loses
-    /// the connection, the answer is far smaller than what it answers, and the kernel exempts it
-    /// from its limits as well (`icmpv4_mask_allow`).
+    /// Returns the kind of an error; `None` for "fragmentation needed", which is not limited. A
+    /// sender that does not get it loses the connection, it is far smaller than the packet that it
+    /// answers, and the kernel exempts it from its limits as well (`icmpv4_mask_allow`).
     #[inline(always)]
     pub const fn of(error: Error) -> Option<Self> {
         match (error.kind, error.code) {
@@ -292,8 +285,7 @@ impl Limited {
     }
 }
 
-/// The number of places for the shares of sources. Sources whose addresses lead to the same one
-/// share it.
+/// The number of shares. Sources whose addresses hash to the same share use it together.
 pub const SHARES: u32 = 4096;
 
 /// A source's share of the answers of one kind.
@@ -307,12 +299,12 @@ pub struct Share {
 const _: () = assert!(cfg!(model) || size_of::<Share>() == 16);
 
 impl Share {
-    /// Returns `true` if the source may be told once more now; then it is counted. `all` is the
-    /// bucket of all sources together.
+    /// Returns `true` if the source may get one more answer now, and counts it. `all` is the bucket
+    /// of all sources together.
     ///
-    /// No source is silenced by others, and none gets so many answers that whoever sends in its
-    /// name makes the router a nuisance to it. All together get no more than [`SHARES`] times
-    /// [`Rate::GUARANTEED`], and [`Rate::SHARED`].
+    /// Other sources cannot take a source's answers away, and no source gets so many that forged
+    /// packets in its name make the router a nuisance to it. All sources together get at most
+    /// [`SHARES`] times [`Rate::GUARANTEED`], and [`Rate::SHARED`].
     #[inline(always)]
     pub fn take(&self, all: &TokenBucket, now: u64) -> bool {
         self.most.take(now, Rate::PER_SOURCE)
@@ -344,9 +336,9 @@ mod tests {
         let hosts = ([10, 0, 0, 1], [192, 0, 2, 1]);
         assert!(may_be_answered(MAC, &about(17, hosts.0, hosts.1)));
         assert!(!may_be_answered([0xff; 6], &about(17, hosts.0, hosts.1)), "sent to all on the link");
-        for nobody in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
-            assert!(!may_be_answered(MAC, &about(6, nobody, hosts.1)), "from {nobody:?}");
-            assert!(!may_be_answered(MAC, &about(6, hosts.0, nobody)), "to {nobody:?}");
+        for address in [[0; 4], [255; 4], [224, 0, 0, 1], [127, 0, 0, 1]] {
+            assert!(!may_be_answered(MAC, &about(6, address, hosts.1)), "from {address:?}");
+            assert!(!may_be_answered(MAC, &about(6, hosts.0, address)), "to {address:?}");
         }
         for kind in 0..=u8::MAX {
             let mut echo = about(1, hosts.0, hosts.1);
@@ -384,8 +376,8 @@ mod tests {
         assert!(segment(tcp::SYN | tcp::PSH).opens() && !segment(tcp::SYN | tcp::ACK).opens());
     }
 
-    /// A second of `questions` a millisecond by each of so many sources: how many answers a source
-    /// got, the least and the most.
+    /// Has each source ask `questions` times a millisecond for one second. Returns the least and the
+    /// most answers that a source got.
     fn a_second_of(sources: usize, questions: usize) -> (u64, u64) {
         let (all, start) = (TokenBucket::default(), 5_000_000_000);
         let mut got: Vec<_> = (0..sources).map(|_| (Share::default(), 0)).collect();
@@ -408,7 +400,7 @@ mod tests {
         assert_eq!(a_second_of(10, 100), (most, most), "there is enough for ten");
         let (fewest, greatest) = a_second_of(500, 3);
         assert!(fewest >= least && greatest <= most, "{fewest}, {greatest}");
-        // One that asks now and then is told each time, whatever the others do.
+        // A source that asks now and then always gets an answer, whatever the others do.
         let (all, start) = (TokenBucket::default(), 5_000_000_000);
         while all.take(start, Rate::SHARED) {}
         let share = Share::default();

@@ -1,13 +1,13 @@
 //! Bounds that every verifier sees.
 //!
-//! The compiler leaves out a check that it knows to be unneeded, or makes it of a copy of the
-//! number. Newer verifiers often come to the same conclusion; that of Linux 6.1 knows nothing of a
-//! number whose bytes have been swapped, nor what the check of a copy, or of the number less
-//! one, says about the number itself. `cargo xtask vm` has older ones look.
+//! The compiler leaves out a check that it knows to be unneeded, or applies it to a copy of the
+//! number. Newer verifiers often come to the same conclusion. That of Linux 6.1 knows nothing of a
+//! number whose bytes were swapped, nor does it conclude from the check of a copy, or of the number
+//! less one, on the number itself. `cargo xtask vm` runs the older verifiers.
 
-/// The same number, by an instruction that the compiler does not look into: it neither knows what
-/// the number can be nor where it comes from, so that what is checked of it is checked there, and
-/// of the very register that is used.
+/// Returns the same number, by an instruction that the compiler does not look into. So it does not
+/// know the number's range or origin, and a check of the number is made where it is written, of the
+/// very register that is used.
 #[inline(always)]
 pub fn opaque(number: u32) -> u32 {
     #[cfg(target_arch = "bpf")]
@@ -25,8 +25,8 @@ pub fn opaque(number: u32) -> u32 {
     }
 }
 
-/// The same number, of which the compiler knows nothing: without an instruction, where there is
-/// nothing to check. What is shifted out of it stays shifted out, and is not made a mask of.
+/// Returns the same number without an instruction, while the compiler knows nothing of it. So bits
+/// that are shifted out of it stay shifted out, and the shift does not become a mask.
 #[inline(always)]
 pub fn opaque_word(number: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -44,7 +44,7 @@ pub fn opaque_word(number: u64) -> u64 {
     }
 }
 
-/// A length of 1 to `MAX`, as helpers want it that read or write so many bytes.
+/// Returns the length if it is 1 to `MAX`, as helpers want it that read or write so many bytes.
 #[inline(always)]
 pub fn length<const MAX: usize>(length: u32) -> Option<u32> {
     let last = opaque(length.wrapping_sub(1));

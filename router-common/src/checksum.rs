@@ -14,12 +14,12 @@
 //! is what a checksum from scratch gives, too. In UDP over IPv4 a checksum of `0x0000` says "none"
 //! (RFC 768): such a packet keeps it, and a computed zero is sent as `0xFFFF`.
 
-/// An unfolded one's-complement sum of 16-bit words. Room for 32,768 pairs of them, which is more
-/// than a packet has.
+/// An unfolded one's-complement sum of 16-bit words, with room for 32,768 pairs of them, which is
+/// more than a packet has.
 ///
-/// Words are added in pairs where they come so: 2^16 is 1 modulo 2^16 - 1, so the upper word of a
-/// pair counts as much as the lower one once everything is folded, and so it does in the complement
-/// of a pair.
+/// Words are added in pairs where they come in pairs: 2^16 is 1 modulo 2^16 - 1, so the upper word
+/// of a pair counts as much as the lower one once everything is folded, also in the complement of a
+/// pair.
 #[must_use]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Sum(u64);
@@ -40,19 +40,19 @@ impl Sum {
         Self(self.0 + u32::from_ne_bytes(words) as u64)
     }
 
-    /// Takes a word out again.
+    /// Subtracts a word.
     #[inline(always)]
     pub const fn remove(self, word: [u8; 2]) -> Self {
         Self(self.0 + !u16::from_ne_bytes(word) as u64)
     }
 
-    /// Takes two words out again.
+    /// Subtracts two words.
     #[inline(always)]
     pub const fn remove_pair(self, words: [u8; 4]) -> Self {
         Self(self.0 + !u32::from_ne_bytes(words) as u64)
     }
 
-    /// Adds what is folded of another sum.
+    /// Adds a folded sum.
     #[inline(always)]
     pub const fn plus_folded(self, other: Folded) -> Self {
         Self(self.0 + other.0 as u64)
@@ -64,7 +64,7 @@ impl Sum {
         Self(self.0 + other.0)
     }
 
-    /// Takes another sum out again.
+    /// Subtracts another sum.
     #[inline(always)]
     pub const fn minus(self, other: Self) -> Self {
         Self(self.0 + !other.fold() as u64)
@@ -82,15 +82,15 @@ impl Sum {
         }
     }
 
-    /// The new value of a header, TCP or ICMP checksum that is `old` now, where this is the sum of
-    /// what has changed.
+    /// Returns the new value of a header, TCP or ICMP checksum whose value is `old`, where this sum
+    /// is the change of the covered words.
     #[inline(always)]
     pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
         self.remove(old).checksum()
     }
 
-    /// The new value of a UDP checksum over IPv4 that is `old` now: "none" stays "none", and zero
-    /// is sent as `0xFFFF`.
+    /// Returns the new value of a UDP checksum over IPv4 whose value is `old`: "none" stays "none",
+    /// and zero becomes `0xFFFF`.
     #[inline(always)]
     pub const fn apply_udp(self, old: [u8; 2]) -> [u8; 2] {
         if u16::from_ne_bytes(old) == 0 {
@@ -100,44 +100,44 @@ impl Sum {
         (if new == 0 { 0xffff } else { new }).to_ne_bytes()
     }
 
-    /// What `bpf_csum_diff` has summed up: words of 32 bits, carries included.
+    /// Builds a sum from the result of `bpf_csum_diff`: words of 32 bits, carries included.
     #[inline(always)]
     pub const fn from_kernel(sum: u32) -> Self {
         Self(sum as u64)
     }
 
-    /// Whether words that have their own checksum among them are as they were when it was computed.
+    /// Returns `true` if words that include their own checksum sum up to a valid one.
     #[inline(always)]
     pub const fn is_valid(self) -> bool {
         self.fold() == 0xffff
     }
 
-    /// The checksum of the words: their sum's complement, as it goes on the wire.
+    /// Returns the checksum of the words, the complement of their sum, as it stands on the wire.
     #[inline(always)]
     pub const fn checksum(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
     }
 
-    /// The words' sum itself, and not its complement: what a sender leaves in the place of a
-    /// checksum that somebody else finishes.
+    /// Returns the sum of the words and not its complement, as a sender leaves it in the checksum
+    /// field for hardware or the kernel to finish.
     #[inline(always)]
     pub const fn partial(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
     }
 
-    /// The same sum in one word.
+    /// Folds the sum into one word.
     #[inline(always)]
     pub const fn folded(self) -> Folded {
         Folded(self.fold())
     }
 
-    /// The words of the sum added up, and the carries out of that, as RFC 1071 wants it: 0 only for
-    /// nothing at all.
+    /// Returns the words of the sum added up, with the carries, as RFC 1071 wants it: 0 only for no
+    /// words at all.
     ///
     /// The result is the sum's remainder of a division by w = 2^16 - 1, with w in place of 0. One
     /// multiplication computes it. Let the sum be q w + r with r from 1 to w. The number with a one
-    /// in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is
-    /// `m r - q`: r in every word, less q, which is below 2^32, as the sum is below 2^47. The three
+    /// in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is `m r
+    /// - q`: r in every word, less q, which is below 2^32, as the sum is below 2^47. The three
     /// lower words are more than that, r not being 0, so the uppermost one stays as it is.
     #[inline(always)]
     const fn fold(self) -> u16 {
@@ -145,20 +145,20 @@ impl Sum {
     }
 }
 
-/// A sum in one word: what is kept of one. Map data.
+/// A folded sum, as an entry keeps it. Map data.
 #[must_use]
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Folded(u16);
 
 impl Folded {
-    /// The sum that is this number.
+    /// Builds a folded sum from a number.
     #[inline(always)]
     pub(crate) const fn from_number(number: u16) -> Self {
         Self(number)
     }
 
-    /// The number that it is.
+    /// Returns the sum as a number.
     #[inline(always)]
     pub(crate) const fn number(self) -> u16 {
         self.0
@@ -168,7 +168,7 @@ impl Folded {
     #[inline(always)]
     pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
         let sum = self.0 as u32 + !u16::from_ne_bytes(old) as u32;
-        // Of two words, so there is at most one carry, and none out of adding it.
+        // A sum of two words has at most one carry, and adding it makes no other.
         (!(sum + (sum >> 16)) as u16).to_ne_bytes()
     }
 }

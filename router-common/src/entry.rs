@@ -18,8 +18,8 @@ use crate::{
     wire::{Frame, L4},
 };
 
-/// Where a flow's packets leave, as the kernel's routes and neighbours had it when `generation` was
-/// in force.
+/// The way out of a flow's packets, as the kernel's routes and neighbours had it when `generation`
+/// was in force.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct NextHop {
@@ -141,7 +141,7 @@ const _: () = assert!(crate::limits::MAX_INTERFACES <= 2);
 pub struct FlowRecord {
     /// The addresses and ports that the flow's packets get.
     pub rewrite: Rewrite,
-    /// Where its packets leave.
+    /// The way out of its packets.
     pub next_hop: NextHop,
     /// The tick in which the session was opened, see [`FlowEntry::opened`].
     pub opened: Ticks,
@@ -223,8 +223,8 @@ impl FlowEntry {
 const GENERATION_MASK: u64 = 0x7fff;
 const SLOT_SHIFT: u32 = 15;
 const MAC_SHIFT: u32 = 16;
-/// Where there is no next hop: the last tick with a segment out of window, and above it the number
-/// of such ticks.
+/// If there is no next hop, the last tick with a segment out of window is here, and above it the
+/// number of such ticks.
 const LAST_TICK_SHIFT: u32 = MAC_SHIFT;
 const TICKS_SHIFT: u32 = LAST_TICK_SHIFT + u32::BITS;
 
@@ -302,7 +302,7 @@ impl FlowEntry {
         self.sent_and_bytes.set_part(sent);
     }
 
-    /// Returns where the flow's packets leave.
+    /// Returns the way out of the flow's packets.
     #[inline(always)]
     pub fn next_hop(&self) -> NextHop {
         let number = self.next_hop.get();
@@ -315,7 +315,7 @@ impl FlowEntry {
         }
     }
 
-    /// Sets where the flow's packets leave.
+    /// Sets the way out of the flow's packets.
     #[inline(always)]
     pub fn set_next_hop(&self, next_hop: &NextHop) {
         self.mtu.set(next_hop.mtu);

@@ -1,17 +1,17 @@
-//! Ethernet frames that are no untagged IPv4: their content, and the places that it could lead to.
+//! Frames other than untagged IPv4: what they carry, and where that could lead.
 //!
-//! A rule's clients reach nothing else of this machine, and that must not depend on how a
-//! packet is wrapped. Linux takes tags off by itself (`skb_vlan_untag`, net/core/skbuff.c), hands
-//! what is in a VLAN to that VLAN's device, and has protocols that carry IP in turn (PPPoE, MPLS,
-//! MACsec, BATMAN, LLC). So what could lead to a socket of this machine is judged like the packet
-//! inside, or not let in.
+//! A rule's clients reach nothing else of this machine, and how a packet is wrapped must not change
+//! that. Linux removes tags itself (`skb_vlan_untag`, net/core/skbuff.c), hands the packets of a
+//! VLAN to the VLAN's device, and has other protocols that carry IP (PPPoE, MPLS, MACsec, BATMAN,
+//! LLC). So a frame that could lead to a socket of this machine is judged like the packet inside,
+//! or not let in.
 
 use crate::{
     address::Ipv4,
     wire::{ETHERNET_LENGTH, Frame, TAG_LENGTH, ethernet, ipv4},
 };
 
-/// Tags that are looked behind, at most. A frame with more is one nobody sends.
+/// The maximum number of tags that are skipped. No sender uses more.
 pub const MAX_TAGS: usize = 3;
 
 /// The bits of a tag that name the VLAN (IEEE 802.1Q 9.6).
@@ -20,14 +20,14 @@ const VLAN: u16 = 0x0fff;
 /// The content of a frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Content {
-    /// A tag that names no VLAN, only a priority: the frame is what it would be without.
+    /// A tag that names no VLAN, only a priority: the frame is what it would be without the tag.
     PriorityTag,
     /// IPv4.
     Ipv4,
     /// IPv6.
     Ipv6,
-    /// The link's own: ARP and what else runs the link, and never leads to a socket of TCP, UDP or
-    /// IP.
+    /// The link's own: ARP and other protocols that run the link, and never lead to a socket of
+    /// TCP, UDP or IP.
     Link,
     /// An IPv4 packet in a VLAN, with its source and destination.
     InVlan(Ipv4, Ipv4),
@@ -35,11 +35,11 @@ pub enum Content {
     Ipv6InVlan,
     /// Another protocol.
     Other,
-    /// Cut off, or with too many tags: nobody can say what it is.
+    /// Cut off, or with too many tags to know what it carries.
     Unreadable,
 }
 
-/// Reads what a frame carries. Behind the tag of a VLAN, further tags are skipped: each may lead to
+/// Reads what a frame carries. After the tag of a VLAN, further tags are skipped: each may lead to
 /// another device of this machine.
 #[inline(always)]
 pub fn content(frame: &(impl Frame + ?Sized)) -> Content {
@@ -117,8 +117,8 @@ const fn kind(ethertype: [u8; 2], to_bridges: bool) -> Kind {
     }
 }
 
-/// Returns `true` if a frame is one of LLC to the addresses that no bridge forwards to
-/// (01-80-c2-00-00-00 to -0f, IEEE 802.1D 7.12.6), and not by SNAP, which may carry anything.
+/// Returns `true` if a frame is an LLC frame to the addresses that no bridge forwards to
+/// (01-80-c2-00-00-00 to -0f, IEEE 802.1D 7.12.6), and not a SNAP frame, which may carry anything.
 #[inline(always)]
 fn is_to_bridges(frame: &(impl Frame + ?Sized)) -> bool {
     const SNAP: u8 = 0xaa;
@@ -134,8 +134,8 @@ mod tests {
     const TO_THIS: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const TO_BRIDGES: [u8; 6] = [1, 0x80, 0xc2, 0, 0, 0];
 
-    /// A frame whose EtherTypes and tags are these 16-bit numbers, with a packet from 10.0.2.69 to
-    /// 10.0.2.68 behind.
+    /// A frame with these 16-bit numbers as EtherTypes and tags, followed by a packet from 10.0.2.69
+    /// to 10.0.2.68.
     fn frame(to: [u8; 6], words: &[u16]) -> Vec<u8> {
         let mut frame = [to, [2, 0, 0, 0, 0, 1]].concat();
         frame.extend(words.iter().flat_map(|word| word.to_be_bytes()));
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(content(&frame(TO_BRIDGES, &[38, 0x4242])[..]), Content::Link);
         assert_eq!(content(&frame(TO_BRIDGES, &[38, 0xaaaa, 0x0300, 0, 0x0800])[..]), Content::Other);
         assert_eq!(content(&frame(TO_BRIDGES, &[0x8100, 5, 38, 0x4242])[..]), Content::Other);
-        // Whoever it is to, IP is IP.
+        // IP is IP, whatever the destination.
         assert_eq!(content(&frame(TO_BRIDGES, &[0x86dd])[..]), Content::Ipv6);
     }
 

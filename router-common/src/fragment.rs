@@ -1,8 +1,8 @@
-//! Fragments of IPv4 packets (RFC 791 3.2): what later ones need of the first, and making them.
+//! Fragments of IPv4 packets (RFC 791 3.2): tracking datagrams, and splitting packets.
 //!
-//! Only the first fragment has ports. It is a packet of its flow like any other; beside, what its
-//! datagram's later fragments need is noted in a [`Datagram`]: whose they are, and which bytes have
-//! come already, so that none goes out twice (RFC 1858).
+//! Only the first fragment has ports. It is a packet of its flow like any other. What the later
+//! fragments of its datagram need is noted in a [`Datagram`]: the flow, and which bytes have come,
+//! so that no byte goes out twice (RFC 1858).
 
 use core::mem::size_of;
 
@@ -16,33 +16,33 @@ use crate::{
     wire::{ETHERNET_LENGTH, Frame, IPV4_LENGTH, L4, TCP_LENGTH, field, field_mut, ipv4},
 };
 
-/// Fragment offsets count in units of this many bytes.
+/// The unit of fragment offsets, in bytes.
 const UNIT: u16 = 8;
 /// The longest payload of an IPv4 packet without options.
 const LONGEST: u32 = u16::MAX as u32 - IPV4_LENGTH as u32;
 const WORDS: usize = (LONGEST as usize).div_ceil(UNIT as usize * 64);
 
-/// How long a datagram of which nothing more comes is waited for, in milliseconds. A host waits for
-/// longer (RFC 1122 3.3.2), but a router that does refuses the next datagram with the same
-/// identification, and at full speed they all come round within a second.
+/// The time that the router waits for more fragments of a datagram, in milliseconds. A host waits
+/// longer (RFC 1122 3.3.2). But a router that does refuses the next datagram with the same
+/// identification, and at full speed the identifications wrap within a second.
 pub const TIMEOUT: u32 = 2000;
 
-/// Datagrams of one source that can be on their way at once, in either of the lists of them.
-/// Beyond, its oldest is forgotten.
+/// The maximum number of incomplete datagrams of one source in each of the lists of them. The next
+/// one replaces the oldest.
 pub const DATAGRAMS_PER_SOURCE: u32 = 128;
-/// Places that are looked at for one whose datagram has gone, before a source's oldest is
-/// forgotten.
+/// The number of slots that are searched for one without a datagram, before a source's oldest is
+/// replaced.
 pub const PROBES: u32 = 8;
-/// In how many places the last datagrams of sources are kept, by a keyed hash of their addresses.
-/// Sources that lead to the same one share it.
+/// The number of sources whose last datagrams are kept, by a keyed hash of their addresses. Sources
+/// with the same hash share a slot.
 pub const SOURCE_SLOTS: u32 = 256;
-/// Fragments of a source that are held for coming before their datagram's first: nearly three
-/// datagrams of the largest size at once, and 4,000 fragments a second.
+/// Early fragments that are queued for one source: nearly three datagrams of the largest size at
+/// once, and 4,000 fragments a second.
 pub const EARLY_RATE: Rate = Rate { burst: 128, interval: 250_000 };
-/// In how many places that is kept to.
+/// The number of sources that this rate is kept for.
 pub const EARLY_SLOTS: u32 = 4096;
 
-/// In which of all places a source's `number`-th datagram is kept.
+/// Returns the slot of a source's `number`-th datagram.
 #[inline(always)]
 pub const fn slot_of(hash: u32, number: u32) -> u32 {
     hash % SOURCE_SLOTS * DATAGRAMS_PER_SOURCE + number % DATAGRAMS_PER_SOURCE
@@ -60,13 +60,13 @@ const fn place(header: &[u8; IPV4_LENGTH]) -> u16 {
     u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(header))
 }
 
-/// What the fragments of one datagram have in common (RFC 791 3.2).
+/// The common identity of the fragments of one datagram (RFC 791 3.2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct FragmentKey {
-    /// Where it comes from.
+    /// The source address.
     pub source: Ipv4,
-    /// Where it goes to.
+    /// The destination address.
     pub destination: Ipv4,
     identification: [u8; 2],
     protocol: u8,
@@ -76,7 +76,7 @@ pub struct FragmentKey {
 const _: () = assert!(size_of::<FragmentKey>() == 12);
 
 impl FragmentKey {
-    /// The key of an IP packet.
+    /// Returns the key of an IP packet.
     #[inline(always)]
     pub const fn new(header: &[u8; IPV4_LENGTH]) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl FragmentKey {
         }
     }
 
-    /// Whether this may be a datagram of that flow.
+    /// Returns `true` if this may be a datagram of that flow.
     #[inline(always)]
     pub fn matches(&self, flow: &FlowKey) -> bool {
         self.source == flow.source
@@ -100,19 +100,19 @@ impl FragmentKey {
 /// A fragment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Fragment {
-    /// Which datagram it is of.
+    /// The datagram that it belongs to.
     pub key: FragmentKey,
     /// That datagram's protocol.
     pub protocol: Protocol,
-    /// Where in the datagram it starts, in bytes.
+    /// Its start in the datagram, in bytes.
     pub offset: u16,
-    /// Its bytes behind the IP header.
+    /// Its bytes after the IP header.
     pub length: u16,
-    /// Whether it is not the datagram's end.
+    /// `true` if it is not the datagram's end.
     pub more: bool,
     /// Its time to live.
     pub ttl: u8,
-    /// Whether its sender asked not to fragment it further.
+    /// `true` if its sender asked not to fragment it further.
     pub dont_fragment: bool,
 }
 
@@ -120,7 +120,7 @@ impl Fragment {
     /// Reads a frame that [`packet::parse`](crate::packet::parse) has found to be a fragment.
     ///
     /// # Errors
-    /// The reason why the router leaves it to the kernel, or drops it.
+    /// Returns the reason why the router leaves it to the kernel, or drops it.
     #[inline(always)]
     pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Self, Reason> {
         let headers: &[u8; L4] = frame.bytes(0).ok_or(Reason::Truncated)?;
@@ -161,29 +161,29 @@ impl Fragment {
                 && (self.offset as usize) < TCP_LENGTH)
     }
 
-    /// Whether it has the datagram's ports.
+    /// Returns `true` if it has the datagram's ports.
     #[inline(always)]
     pub const fn is_first(&self) -> bool {
         self.offset == 0
     }
 
-    /// The IP packet's length in bytes.
+    /// Returns the IP packet's length in bytes.
     #[inline(always)]
     pub const fn ip_length(&self) -> u16 {
         self.length + IPV4_LENGTH as u16
     }
 
-    /// Where in the datagram it ends, in bytes.
+    /// Returns where it ends in the datagram, in bytes.
     #[inline(always)]
     pub const fn end(&self) -> u32 {
         self.offset as u32 + self.length as u32
     }
 }
 
-/// What is known of a datagram whose first fragment has been seen.
+/// A datagram whose first fragment has been seen.
 ///
-/// Every CPU with a fragment of it may change it at any time, and the kernel may make it another
-/// datagram's meanwhile.
+/// Any CPU with a fragment of it may change it at any time, and the kernel may reuse the memory for
+/// another datagram meanwhile.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Datagram {
@@ -192,11 +192,11 @@ pub struct Datagram {
     addresses: Shared<u64>,
     ports: Shared<u32>,
     protocol: Shared<u32>,
-    // What became of the first fragment, as the number of a reason.
+    // The reason that the first fragment left for, as its number.
     verdict: Shared<u32>,
-    /// When a fragment of it was last seen, in milliseconds.
+    /// The time of its last fragment, in milliseconds.
     seen: AtomicU32,
-    /// Units that have come.
+    /// The number of units that have come.
     come: AtomicU32,
     /// Its length in bytes, once the last fragment has come; else 0.
     end: AtomicU32,
@@ -206,20 +206,20 @@ pub struct Datagram {
 
 const _: () = assert!(cfg!(model) || size_of::<Datagram>() == 32 + 1024);
 
-/// What a fragment does to its datagram.
+/// The effect of a fragment on its datagram.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Coverage {
-    /// There is more to come.
+    /// More fragments are missing.
     Partial = 0,
-    /// That was all of it.
+    /// The datagram is complete.
     Complete = 1,
-    /// Part of it has come before, or it lies behind the end.
+    /// Part of the fragment has come before, or it lies after the datagram's end.
     Bad = 2,
 }
 
 impl Datagram {
-    /// One of which nothing has come yet.
+    /// Creates a datagram of which nothing has come yet.
     pub fn new(flow: &FlowKey, verdict: Reason, now: u32) -> Self {
         let datagram = Self {
             addresses: Shared::default(),
@@ -235,8 +235,8 @@ impl Datagram {
         datagram
     }
 
-    /// Makes a blank one a datagram that starts now. It stays blank otherwise: only copies of it
-    /// are used.
+    /// Makes a blank datagram one that starts now. Otherwise it stays blank: only copies of it are
+    /// used.
     #[inline(always)]
     pub fn start(&self, flow: &FlowKey, verdict: Reason, now: u32) {
         self.addresses.set(flow.addresses());
@@ -246,20 +246,20 @@ impl Datagram {
         self.seen.set(now);
     }
 
-    /// The flow that it is a packet of.
+    /// Returns the flow that it is a packet of.
     #[inline(always)]
     pub fn flow(&self) -> FlowKey {
         FlowKey::from_words(self.addresses.get(), self.ports.get(), self.protocol.get() as u8)
     }
 
-    /// The number of the reason for which the first fragment left: `Forwarded` if it is a
-    /// session's.
+    /// Returns the number of the reason for which the first fragment left: `Forwarded` if it
+    /// belongs to a session.
     #[inline(always)]
     pub fn verdict(&self) -> u32 {
         self.verdict.get()
     }
 
-    /// Whether nobody expects any more of it.
+    /// Returns `true` if its last fragment came too long ago to wait for more.
     #[inline(always)]
     pub fn is_stale(&self, now: u32) -> bool {
         // Another CPU's clock may have been read a moment later. No more than a moment:
@@ -267,8 +267,8 @@ impl Datagram {
         now.wrapping_sub(self.seen.load()).wrapping_add(TIMEOUT) > 2 * TIMEOUT
     }
 
-    /// Enters a fragment. One that overlaps others in part makes the bytes it adds count as come:
-    /// the datagram is spoilt, as RFC 5722 wants it in IPv6.
+    /// Enters a fragment. If it overlaps others in part, the bytes that it adds count as come: the
+    /// datagram is spoilt, as RFC 5722 wants it in IPv6.
     #[inline(always)]
     pub fn cover(&self, fragment: &Fragment, now: u32) -> Coverage {
         self.seen.swap(now);
@@ -295,7 +295,7 @@ impl Datagram {
             at += count;
         }
         let come = self.come.add(units).wrapping_add(units);
-        // Asked again: whoever is last to add finds it.
+        // Read again: the CPU that adds last finds the datagram complete.
         let length = self.end.load();
         if length != 0 && come == length.div_ceil(u32::from(UNIT)) {
             Coverage::Complete
@@ -305,10 +305,10 @@ impl Datagram {
     }
 }
 
-/// The fragments of a packet for a link that takes `mtu` bytes (RFC 791 3.2, "An Example
-/// Fragmentation Procedure"): each as its header and what follows that. The packet may be a
-/// fragment itself. `None` if it is no whole IPv4 packet, has options, or no room is left for
-/// a unit.
+/// Splits a packet into fragments for a link with this MTU (RFC 791 3.2, "An Example Fragmentation
+/// Procedure"): each as its header and the data after it. The packet may be a fragment itself.
+/// Returns `None` if it is not a whole IPv4 packet, if it has options, or if a fragment has no room
+/// for a unit.
 pub fn split(packet: &[u8], mtu: u16) -> Option<Pieces<'_>> {
     let header: [u8; IPV4_LENGTH] = *packet.first_chunk()?;
     let length = usize::from(total_length(&header));
@@ -323,12 +323,12 @@ pub fn split(packet: &[u8], mtu: u16) -> Option<Pieces<'_>> {
     })
 }
 
-/// See [`split`].
+/// The fragments of a packet, see [`split`].
 #[derive(Clone, Debug)]
 pub struct Pieces<'a> {
     header: [u8; IPV4_LENGTH],
     rest: &'a [u8],
-    /// Flags and offset of the next piece, if it were the last.
+    /// Flags and offset of the next fragment, if it were the last.
     place: u16,
     room: usize,
     done: bool,
@@ -398,8 +398,7 @@ mod tests {
         }
     }
 
-    /// What is left of a datagram for 25 days, until the clock's sign has changed, is no newer for
-    /// it.
+    /// A datagram is still stale after 25 days, when the sign of the clock's difference has changed.
     #[test]
     fn stale_stays_stale() {
         let flow =
@@ -488,7 +487,7 @@ mod tests {
         assert_eq!(datagram.cover(&piece(0, 80, 200), 0), Coverage::Complete);
     }
 
-    /// What the fragments of a datagram with this many bytes are, cut at these units.
+    /// The fragments of a datagram with this many bytes, cut at these units.
     fn pieces(length: u32, cuts: &[u32]) -> Vec<(u32, u32)> {
         let mut at: Vec<u32> =
             cuts.iter().map(|cut| cut * 8).filter(|cut| *cut < length && *cut > 0).collect();
@@ -530,7 +529,7 @@ mod tests {
                 let coverage = datagram.cover(&piece(from * 8, (from + units) * 8, u32::MAX), 0);
                 prop_assert_eq!(coverage, if free { Coverage::Partial } else { Coverage::Bad });
                 if !free {
-                    // What a bad one leaves behind is not promised.
+                    // The state after a bad fragment is not specified.
                     break;
                 }
                 range.fill(true);

@@ -1,10 +1,10 @@
 //! ICMP errors about packets that the router has translated (RFC 792; RFC 5508 section 4).
 //!
 //! An error quotes the packet that it is about: its IP header and at least 8 bytes of what follows
-//! (RFC 792), often more (RFC 1812 4.3.2.3). The quote is what the router has sent, so the error
-//! means nothing to who has to act on it until the quote is turned back into what they have sent.
+//! (RFC 792), often more (RFC 1812 4.3.2.3). The quoted packet is the translated one, so its sender
+//! cannot match the error to anything until the quote is translated back.
 //!
-//! The checksum of the quote's IP header is not verified, although RFC 5508 REQ-3 a) would have it:
+//! The checksum of the quote's IP header is not verified, although RFC 5508 REQ-3 a) asks for that:
 //! some routers quote headers that they have already changed, and an error that names a session's
 //! tuple is better delivered than lost.
 
@@ -16,14 +16,14 @@ use crate::{
     wire::{ICMP_LENGTH, TCP_LENGTH, icmp, ipv4, tcp, udp},
 };
 
-/// Messages up to this length are looked at whole. Routers quote so much that the packet has 576
+/// The bytes of a message that there is room for. Routers quote so much that the packet has 576
 /// bytes at most (RFC 1812 4.3.2.3).
 pub const CAPACITY: usize = 1024;
-/// How far into a message translation reaches: the ICMP header, the longest IP header, and TCP's up
-/// to its checksum.
+/// The part of a message that translation may change: the ICMP header, the longest IP header, and
+/// TCP's up to its checksum.
 pub const HEAD: usize = QUOTE + 60 + TCP_LENGTH;
 
-/// Where the quoted packet starts.
+/// The start of the quoted packet.
 const QUOTE: usize = ICMP_LENGTH;
 const QUOTE_FRAGMENT: usize = QUOTE + ipv4::FRAGMENT;
 const QUOTE_PROTOCOL: usize = QUOTE + ipv4::PROTOCOL;
@@ -37,15 +37,16 @@ const MINIMUM_QUOTED: usize = 8;
 /// An ICMP message, or its start if it is longer than there is room for.
 #[derive(Debug)]
 pub struct Message {
-    /// Its true length.
+    /// Its length on the wire.
     pub length: u32,
-    /// Its bytes. What lies behind its length is old memory.
+    /// Its bytes. Those after its length are old memory.
     pub bytes: [u8; CAPACITY],
 }
 
 impl Message {
-    /// The tuple of the quoted packet, as it was on the wire where the error was made. `None` if
-    /// this is no error, or the quote is not whole or of nothing that the router translates.
+    /// Returns the tuple of the quoted packet, as the router that made the error has seen it.
+    /// Returns `None` if this is not an error, or if the quote is too short or of a packet that the
+    /// router does not translate.
     #[inline(always)]
     pub fn quoted(&self) -> Option<FlowKey> {
         let [first, _] = self.word(QUOTE);
@@ -64,8 +65,8 @@ impl Message {
             Protocol::Tcp | Protocol::Udp => {
                 (Port(self.word(l4 + tcp::SOURCE_PORT)), Port(self.word(l4 + tcp::DESTINATION_PORT)))
             }
-            // Without an identifier a request has the tuple of a reply, and nobody can tell whose
-            // it is.
+            // Without an identifier, a request has the tuple of a reply, and its direction is not
+            // known.
             Protocol::Icmp if self.word(l4 + icmp::IDENTIFIER) == [0, 0] => return None,
             Protocol::Icmp => match self.word(l4 + icmp::TYPE) {
                 [icmp::ECHO_REQUEST, 0] => (Port(self.word(l4 + icmp::IDENTIFIER)), Port([0, 0])),
@@ -78,9 +79,10 @@ impl Message {
         Some(FlowKey::new(protocol, source, source_port, destination, destination_port))
     }
 
-    /// Turns the quote into what the router had received, and keeps all checksums as right as they
-    /// were. `rewrite` is that of the flow which the error travels with: of packets that answer the
-    /// quoted one. [`quoted`](Self::quoted) has found the quote good.
+    /// Translates the quote back into the packet that the router had received, and keeps all
+    /// checksums as right as they were. `rewrite` is that of the flow which the error travels with,
+    /// whose packets answer the quoted one. The caller has checked the quote with
+    /// [`quoted`](Self::quoted).
     #[inline(always)]
     pub fn translate(&mut self, rewrite: &Rewrite) {
         let Some(protocol) = self.protocol() else { return };
@@ -120,7 +122,7 @@ impl Message {
         self.put(icmp::CHECKSUM, new);
     }
 
-    /// Where the quoted packet's transport header is.
+    /// Returns the offset of the quoted packet's transport header.
     #[inline(always)]
     const fn l4(&self) -> usize {
         QUOTE + (self.bytes[QUOTE] & 0x0f) as usize * 4
@@ -131,7 +133,7 @@ impl Message {
         Protocol::from_number(self.bytes[QUOTE_PROTOCOL])
     }
 
-    /// The word at an even offset.
+    /// Returns the word at an even offset.
     #[inline(always)]
     const fn word(&self, at: usize) -> [u8; 2] {
         let at = at & (CAPACITY - 2);
@@ -144,7 +146,7 @@ impl Message {
         [self.bytes[at], self.bytes[at + 1]] = new;
     }
 
-    /// Replaces the word at an even offset; what that adds to checksums.
+    /// Replaces the word at an even offset. Returns the change of the checksums that cover it.
     #[inline(always)]
     const fn replace(&mut self, at: usize, new: [u8; 2]) -> Sum {
         let change = Sum::ZERO.remove(self.word(at)).add(new);
@@ -322,7 +324,7 @@ mod tests {
                     let (identifier, other) =
                         if reply { (&mut destination, &mut source) } else { (&mut source, &mut destination) };
                     *other = Port([0, 0]);
-                    // An echo with the identifier 0 is nobody's.
+                    // An echo with the identifier 0 belongs to no session.
                     if identifier.number() == 0 {
                         *identifier = Port([0, 1]);
                     }
@@ -349,7 +351,7 @@ mod tests {
             prop_assert_eq!(&message.bytes[..], &wanted.bytes[..]);
         }
 
-        /// Whatever it is, nothing behind the head is touched, and a message that was intact stays so.
+        /// For any bytes, nothing after the head is touched, and a valid checksum stays valid.
         #[test]
         fn any_bytes_do_no_harm(
             bytes in proptest::collection::vec(any::<u8>(), CAPACITY),

@@ -1,11 +1,11 @@
 //! IPv6 to this machine itself, which the router does not translate.
 //!
-//! An IPv6 source says nothing of who may use a rule: a machine on the link has as many addresses
-//! as it likes. So all of IPv6 that comes in where clients do is held to what is allowed by name,
-//! as what comes from a rule's source is by IPv4 ([`crate::local`]).
+//! An IPv6 source is no proof of who may use a rule: a machine on the link has as many addresses as
+//! it likes. So on the interface that clients come in by, only IPv6 that is allowed by name is let
+//! in, like IPv4 from a rule's source ([`crate::local`]).
 //!
-//! Extension headers are no way around: a packet with any is not let in, fragments included, but
-//! for the one that multicast listener discovery has to have (RFC 2710 3).
+//! Extension headers are no way around that: a packet with any of them is not let in, fragments
+//! included, except for the one that multicast listener discovery needs (RFC 2710 3).
 
 use crate::{
     address::{Ipv6, Port},
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// The offset in the frame of the header behind the IPv6 header.
+/// The offset in the frame of the header after the IPv6 header.
 const NEXT: usize = ETHERNET_LENGTH + IPV6_LENGTH;
 
 const TCP: u8 = Protocol::Tcp as u8;
@@ -41,7 +41,7 @@ mod icmp {
     pub(super) const LISTENER_REPORT_V2: u8 = 143;
 }
 
-/// An IPv6 packet, as far as it matters who may send it.
+/// The parts of an IPv6 packet that decide whether it is let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {
     /// Its source.
@@ -60,12 +60,12 @@ enum Carried {
     Ports(Protocol, Port, Port),
     /// ICMPv6: type and code.
     Icmp(u8, u8),
-    /// Another protocol, which is no extension header.
+    /// Another protocol that is not an extension header.
     Other(u8),
 }
 
-/// Reads an IPv6 packet. `None` if it is none that is whole, or has extension headers but those of
-/// multicast listener discovery.
+/// Reads an IPv6 packet. Returns `None` if the packet is not whole, or has extension headers other
+/// than those of multicast listener discovery.
 #[inline(always)]
 pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
     let header = frame.bytes::<NEXT>(0)?;
@@ -119,7 +119,7 @@ const fn is_listener_discovery(kind: u8) -> bool {
 }
 
 impl Packet {
-    /// The tuple of TCP or UDP.
+    /// Returns the tuple of TCP or UDP.
     #[inline(always)]
     pub const fn key(&self) -> Option<Ipv6Key> {
         match self.carried {
@@ -130,8 +130,8 @@ impl Packet {
         }
     }
 
-    /// The service that it asks for; `None` if that is none that an entry of `local.allow` may
-    /// name.
+    /// Returns the service that the packet asks for; `None` if no entry of `local.allow` can name
+    /// it.
     #[inline(always)]
     pub const fn service(&self) -> Option<Service> {
         match self.carried {
@@ -142,25 +142,26 @@ impl Packet {
         }
     }
 
-    /// Returns `true` if it may be for this machine's own stack: to an address of its own
-    /// (`is_local`), or of many.
+    /// Returns `true` if the packet may be for this machine's own stack: to an address of its own
+    /// (`is_local`), or to a group.
     #[inline(always)]
     pub const fn may_be_for_the_stack(&self, is_local: bool) -> bool {
         is_local || self.destination.is_multicast()
     }
 
-    /// Returns `true` if it is for this machine, or for one that no router sends it on to.
+    /// Returns `true` if the packet is for this machine, or for a destination that no router
+    /// forwards to.
     const fn is_for_the_link(&self, place: &Place) -> bool {
         place.is_local || self.destination.is_multicast() || self.destination.is_link_local()
     }
 
-    /// Judges a packet that comes in where everything is closed.
+    /// Judges a packet that comes in on an interface where everything is closed.
     #[inline(always)]
     pub fn judge(&self, place: &Place) -> Judgement {
         if self.source.is_martian() {
             return Judgement::Forbidden;
         }
-        // What only a machine on the link can have sent.
+        // Only a machine on the link can have sent it.
         let is_near = self.source.is_link_local();
         match self.carried {
             Carried::Ports(Protocol::Tcp, _, port) if place.is_probes(port) => Judgement::Harmless,
@@ -198,16 +199,17 @@ impl Packet {
     }
 }
 
-/// A packet that this machine sends by IPv6, as far as answers to it have to be known.
+/// A packet that this machine sends by IPv6, and whose answers are let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sent {
-    /// A datagram to a single machine; this is the tuple of the answers.
+    /// A datagram to a single machine, as the tuple of its answers.
     Datagram(Ipv6Key),
-    /// A message to DHCPv6's servers, with its transaction (RFC 8415 8).
+    /// A message to DHCPv6 servers, as its transaction (RFC 8415 8).
     Dhcp([u8; 3]),
 }
 
-/// Reads what this machine sends. Of a datagram in fragments, the first has the ports.
+/// Reads a packet that this machine sends. Of a fragmented datagram, the first fragment has the
+/// ports.
 #[inline(always)]
 pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
     let header = frame.bytes::<NEXT>(0)?;
@@ -236,8 +238,8 @@ pub fn sent(frame: &(impl Frame + ?Sized)) -> Option<Sent> {
     Some(Sent::Datagram(Ipv6Key::new(Protocol::Udp, destination, to, source, from)))
 }
 
-/// The transaction that a message of DHCPv6 to this machine belongs to, in a packet that
-/// [`Packet::judge`] has found to be one.
+/// Returns the transaction of a DHCPv6 message to this machine, in a packet that [`Packet::judge`]
+/// has found to be one.
 #[inline(always)]
 pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 3]> {
     let [_, transaction @ ..] = *frame.bytes::<4>(NEXT + UDP_LENGTH)?;
@@ -375,7 +377,7 @@ mod tests {
             payload[..2].copy_from_slice(&[6, 0]);
             assert_eq!(read(&frame(next, 64, FAR, HERE, &payload)[..]), None, "{next}");
         }
-        // Of all of them, this one.
+        // The only extension header that is let in.
         let report = |next, kind| {
             let options = [next, 0, 5, 2, 0, 0, 1, 0];
             frame(0, 1, NEAR, ROUTERS, &[&options[..], &icmp_message(kind, 0)].concat())

@@ -1,9 +1,9 @@
-//! What of this machine itself can be reached.
+//! What can be reached of this machine itself.
 //!
-//! With a load balancer for all ports in front, every port of this machine is within reach of
-//! whoever may use a rule. So what comes from a rule's sources and is no rule's business is
-//! dropped, unless it is known to be harmless or allowed by name. Everybody else reaches
-//! this machine as before, so that nobody is locked out by default.
+//! With load balancing for all ports in front, a client of a rule can reach every port of this
+//! machine. So a packet from a rule's source that matches no rule is dropped, unless it is known to
+//! be harmless or allowed by name. Other sources reach this machine as before, so that no operator
+//! is locked out by default.
 
 use core::mem::size_of;
 
@@ -18,24 +18,24 @@ use crate::{
     tuple::Protocol,
 };
 
-/// The index of an entry in the array of them.
+/// Returns the index of an entry in the array of them.
 #[inline(always)]
 pub const fn allow_index(version: u32, position: u32) -> u32 {
     bank(version) * MAX_LOCAL_ALLOW as u32 + position
 }
 
-/// One entry of `local.allow`, for addresses of one family.
+/// An entry of `local.allow`, for addresses of one family.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Allow<N> {
-    /// From where.
+    /// The source network.
     pub from: N,
     /// The first port.
     pub first: u16,
     /// The last port.
     pub last: u16,
-    /// The IP protocol number. Of ICMP, it allows echo requests only. A protocol without ports has
-    /// all of them, 0 to 65535.
+    /// The IP protocol number. An entry for ICMP allows echo requests only. A protocol without
+    /// ports has all of them, 0 to 65535.
     pub protocol: u32,
 }
 
@@ -43,7 +43,7 @@ const _: () = assert!(size_of::<Allow<Network>>() == 16);
 const _: () = assert!(size_of::<Allow<Ipv6Network>>() == 40);
 
 impl<N: Contains> Allow<N> {
-    /// Returns `true` if it allows packets to this service from `source`.
+    /// Returns `true` if the entry allows packets to this service from `source`.
     #[inline(always)]
     pub fn covers(&self, service: Service, source: N::Address) -> bool {
         self.protocol == u32::from(service.protocol)
@@ -66,19 +66,20 @@ impl Service {
     /// An echo request.
     pub const ECHO: Self = Self::without_ports(Protocol::Icmp as u8);
 
-    /// A protocol without ports.
+    /// Returns the service of a protocol without ports.
     #[inline(always)]
     pub const fn without_ports(protocol: u8) -> Self {
         Self { protocol, port: 0 }
     }
 
-    /// A destination port of TCP's or UDP's.
+    /// Returns the service at a TCP or UDP port.
     #[inline(always)]
     pub const fn at(protocol: Protocol, port: Port) -> Self {
         Self { protocol: protocol as u8, port: port.number() }
     }
 
-    /// The service that a packet asks for; `None` for an echo reply, which no entry is about.
+    /// Returns the service that a packet asks for; `None` for an echo reply, which no entry can
+    /// name.
     #[inline(always)]
     pub const fn of(packet: &Packet) -> Option<Self> {
         match packet.protocol {
@@ -99,13 +100,13 @@ pub struct Search<A> {
 }
 
 impl<A: Copy> Search<A> {
-    /// A search that begins, by the rules of this version.
+    /// Starts a search by the rules of this version.
     #[inline(always)]
     pub const fn new(version: u32, service: Service, source: A) -> Self {
         Self { service, source, version, found: false }
     }
 
-    /// The index of the entry at a position.
+    /// Returns the index of the entry at a position.
     #[inline(always)]
     pub const fn index(&self, position: u32) -> u32 {
         allow_index(self.version, position)
@@ -127,12 +128,12 @@ impl<A: Copy> Search<A> {
     }
 }
 
-/// What [`judge`] needs to know beside the packet.
+/// What [`judge`] has to know besides the packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// The port of the health probe, if it is answered by this version of IP.
+    /// The port of the health probe, if it is served by this version of IP.
     pub health_port: Option<Port>,
-    /// Whether the packet goes to an address of this machine, or to a broadcast address of its
+    /// `true` if the packet goes to an address of this machine, or to a broadcast address of its
     /// networks.
     pub is_local: bool,
 }
@@ -148,19 +149,19 @@ impl Place {
     }
 }
 
-/// What can be said of a packet to this machine without looking anything up.
+/// A decision about a packet to this machine, made without a look-up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Judgement {
-    /// It may come in.
+    /// It is let in.
     Harmless,
-    /// It may, if it belongs to a connection of this machine's own, or answers a datagram that it
-    /// has sent.
+    /// It is let in if it belongs to a connection of this machine, or answers a datagram that this
+    /// machine has sent.
     IfConnected,
-    /// It may, if it has the transaction of a DHCP message that this machine has sent.
+    /// It is let in if it has the transaction of a DHCP message that this machine has sent.
     IfAskedFor,
-    /// It may not, unless an entry of `local.allow` says so.
+    /// It is not let in, unless an entry of `local.allow` covers it.
     Closed,
-    /// It may not, whatever an entry says.
+    /// It is not let in, whatever the entries say.
     Forbidden,
 }
 
@@ -177,7 +178,7 @@ pub const fn judge(packet: &Packet, place: &Place) -> Judgement {
     match packet.protocol {
         // To an address that this machine may be about to get.
         Protocol::Udp if port == client && packet.key.source_port.number() == server => Judgement::IfAskedFor,
-        // Somebody else's: without a rule there is no way through this machine.
+        // For another machine: without a rule there is no way through this one.
         _ if !place.is_local => Judgement::Closed,
         Protocol::Tcp if place.is_probes(packet.key.destination_port) => Judgement::Harmless,
         // A SYN too: into a connection, it is answered by a challenge (RFC 5961 4), and a peer that
@@ -196,38 +197,37 @@ pub const fn may_be_for_the_stack(destination: Ipv4, is_local: bool) -> bool {
     is_local || !destination.is_unicast()
 }
 
-/// Returns `true` for a packet by which the machines of one link keep the link itself running:
+/// Returns `true` for a packet by which the machines of a link keep the link itself running:
 /// [`is_routing_protocol`], to one of the groups that no router forwards (224.0.0.0/24, RFC 5771
 /// section 4). Like ARP, it can only come from a machine on the link, never through a Private Link
-/// Service, and so it reaches this machine's stack whoever sent it.
+/// Service, so it reaches this machine's stack from any source.
 #[inline(always)]
 pub const fn is_link_control(protocol: u8, destination: Ipv4) -> bool {
     is_routing_protocol(protocol) && matches!(destination.0, [224, 0, 0, _])
 }
 
 /// Returns `true` for protocols that routers run among themselves and hosts with them: IGMP, EIGRP,
-/// OSPF, PIM, VRRP (and CARP). None of them carries other packets: a tunnel's (IPIP, GRE, ESP, ...)
-/// end would let in whatever is inside.
+/// OSPF, PIM, VRRP (and CARP). None of them carries other packets. A tunnel (IPIP, GRE, ESP, ...)
+/// would let in what it carries.
 #[inline(always)]
 pub const fn is_routing_protocol(protocol: u8) -> bool {
     matches!(protocol, 2 | 88 | 89 | 103 | 112)
 }
 
-/// Whether a source address is one that no packet on a wire may have: it would be answered to the
-/// wrong machine, or to all (RFC 1122 3.2.1.3, RFC 1812 5.3.7). Who has no address yet is 0.0.0.0,
-/// and speaks to all or to a group: DHCP, IGMP. 240.0.0.0/4 is an address like others, as it is to
-/// Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
+/// Returns `true` for a source address that no packet on a wire may have: an answer to it would go
+/// to the wrong machine, or to all of them (RFC 1122 3.2.1.3, RFC 1812 5.3.7). A machine that has no
+/// address yet uses 0.0.0.0, and sends to a group or to all (DHCP, IGMP). 240.0.0.0/4 is an address
+/// like others, as in Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
 #[inline(always)]
 pub const fn is_martian_source(source: Ipv4, destination: Ipv4) -> bool {
-    let [first, ..] = source.0;
-    let has_none = matches!(source.0, [0, 0, 0, 0]) && !destination.is_unicast();
-    first == 127 || !(source.is_unicast() || has_none)
+    let has_none = source.is_unspecified() && !destination.is_unicast();
+    !(source.is_host() || has_none)
 }
 
-/// Whether a destination address is one that no packet on a wire may have.
+/// Returns `true` for a destination address that no packet on a wire may have.
 #[inline(always)]
 pub const fn is_martian_destination(destination: Ipv4) -> bool {
-    matches!(destination.0[0], 0 | 127)
+    destination.0[0] == 0 || destination.is_loopback()
 }
 
 #[cfg(test)]
@@ -256,7 +256,7 @@ mod tests {
         }
     }
 
-    /// What a server says to a client.
+    /// A message from a server to a client.
     fn dhcp() -> Packet {
         let mut packet = packet(Protocol::Udp, 68, 0);
         packet.key.source_port = Port::new(67);

@@ -1,5 +1,5 @@
-//! The maximum segment size that TCP's ends announce to each other (RFC 9293 3.7.1), kept to what a
-//! path takes.
+//! The maximum segment size that the ends of a TCP connection announce (RFC 9293 3.7.1), lowered to
+//! what a path takes.
 
 use core::cell::Cell;
 
@@ -8,27 +8,27 @@ use crate::{
     wire::{IPV4_LENGTH, TCP_LENGTH},
 };
 
-/// Options take up to 40 bytes of a TCP header.
+/// The maximum length of the options of a TCP header.
 pub const OPTIONS: usize = 40;
-/// A search takes at most so many steps.
+/// The maximum number of steps of a search.
 pub const STEPS: u32 = OPTIONS as u32;
-/// What the headers of a segment take of a packet: IPv4 and TCP without options.
+/// The length of the headers of a segment: IPv4 and TCP without options.
 const HEADERS: u16 = (IPV4_LENGTH + TCP_LENGTH) as u16;
 
 const END: u8 = 0;
 const NOTHING: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
-/// The largest segment that fits the routes of both ways, of which 0 is not known; 0 if that says
-/// nothing.
+/// Returns the largest segment that fits the routes of both directions, by their MTUs; 0 is an
+/// unknown MTU. Returns 0 if neither is known.
 #[inline(always)]
 pub const fn for_routes(there: u16, back: u16) -> u16 {
     let smaller = if there == 0 || (back != 0 && back < there) { back } else { there };
     smaller.saturating_sub(HEADERS)
 }
 
-/// What lowering the size at this offset of the TCP header adds to the checksum. At an odd offset
-/// its bytes belong to two words, which comes to the same as one word with its bytes swapped.
+/// Returns what lowering the size at this offset of the TCP header adds to the checksum. At an odd
+/// offset its bytes belong to two words, which is the same as one word with its bytes swapped.
 #[inline(always)]
 pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
     let ([a, b], [c, d]) = (old, new);
@@ -40,21 +40,22 @@ pub const fn change(offset: u32, old: [u8; 2], new: [u8; 2]) -> Sum {
 }
 
 /// A search for the size among the options of a TCP header. In cells, since several functions of a
-/// program have it.
+/// program use the same scratch.
 #[derive(Clone, Debug)]
 pub struct Search {
-    /// The options. Longer than they can be, so that a masked offset is always within.
+    /// The options. The array is longer than options can be, so that a masked offset is always
+    /// within it.
     pub bytes: [Cell<u8>; 64],
     /// The length of the options.
     length: Cell<u32>,
-    /// Where to look next.
+    /// The offset of the next option.
     at: Cell<u32>,
-    /// Where the size is, and 0 if nowhere.
+    /// The offset of the size, or 0 if it was not found.
     found: Cell<u32>,
 }
 
 impl Search {
-    /// Starts a search in options of this length, which are there already.
+    /// Starts a search in options of this length, which the caller has loaded.
     #[inline(always)]
     pub fn start(&self, length: u32) {
         self.length.set(length);
@@ -62,8 +63,8 @@ impl Search {
         self.found.set(0);
     }
 
-    /// Looks at one option; whether the search is over. Nothing is found in options that make no
-    /// sense.
+    /// Looks at one option. Returns `true` if the search is over. Malformed options end it, with
+    /// nothing found.
     #[inline(always)]
     pub fn step(&self) -> bool {
         let at = self.at.get();
@@ -90,7 +91,7 @@ impl Search {
         false
     }
 
-    /// Where among the options the size is, and what it is.
+    /// Returns the offset of the size among the options, and the size.
     #[inline(always)]
     pub fn found(&self) -> Option<(u32, [u8; 2])> {
         // 0 is "not found": two bytes of the option come before the size.

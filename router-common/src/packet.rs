@@ -1,4 +1,4 @@
-//! Reading an Ethernet frame: what the router can translate, and its tuple.
+//! Parsing a frame: what the router can translate, and its tuple.
 
 use crate::{
     address::{Ipv4, Mac, Port},
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// The Ethernet address that a frame is for, if it is long enough for an Ethernet header.
+/// Returns the frame's destination address, if the frame is long enough for an Ethernet header.
 #[inline(always)]
 pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
     let header: &[u8; ETHERNET_LENGTH] = frame.bytes(0)?;
@@ -24,7 +24,7 @@ pub fn destination_mac(frame: &(impl Frame + ?Sized)) -> Option<Mac> {
     Some(Mac::from_number(u64::from(low) | u64::from(high) << u32::BITS))
 }
 
-/// Returns `true` if a frame is for this Ethernet address.
+/// Returns `true` if the frame's destination is this Ethernet address.
 #[inline(always)]
 pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
     // With the first bytes of the source's address, which are above: one load, and they are shifted
@@ -34,8 +34,7 @@ pub fn is_for(frame: &(impl Frame + ?Sized), mac: Mac) -> bool {
     })
 }
 
-/// The source and destination of an IPv4 packet of whatever kind, if the frame is long enough for
-/// them.
+/// Returns source and destination of any IPv4 packet, if the frame is long enough for them.
 #[inline(always)]
 pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
     let bytes: &[u8; 8] = frame.bytes(ip(ipv4::SOURCE))?;
@@ -43,7 +42,7 @@ pub fn addresses(frame: &(impl Frame + ?Sized)) -> Option<(Ipv4, Ipv4)> {
     Some((Ipv4([a, b, c, d]), Ipv4([e, f, g, h])))
 }
 
-/// The tuple of a TCP or UDP packet with IP options, if the frame is long enough for it.
+/// Returns the tuple of a TCP or UDP packet with IP options, if the frame is long enough for it.
 #[inline(always)]
 pub fn key_after_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
     let (source, destination) = addresses(frame)?;
@@ -56,8 +55,8 @@ pub fn key_after_options(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
     Some(FlowKey::new(protocol, source, Port([a, b]), destination, Port([c, d])))
 }
 
-/// The protocol of an IPv4 packet, whole or not, with or without options, if it is none that the
-/// router translates.
+/// Returns the protocol of an IPv4 packet, whole or not, with or without options, if the router
+/// does not translate that protocol.
 #[inline(always)]
 pub fn other_protocol(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     let [number] = *frame.bytes::<1>(ip(ipv4::PROTOCOL))?;
@@ -71,12 +70,12 @@ pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
     frame.bytes::<1>(l4(icmp::TYPE)).is_some_and(|[kind]| icmp::is_end_to_end_error(*kind))
 }
 
-/// What the router needs to know of a packet that it can translate.
+/// A parsed packet that the router can translate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {
     /// Its tuple.
     pub key: FlowKey,
-    /// Its protocol (also in the key; here as what the code matches on).
+    /// Its protocol. The key has it too; this one can be matched on.
     pub protocol: Protocol,
     /// The IP packet's length in bytes, from its header.
     pub ip_length: u16,
@@ -86,20 +85,20 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// Its TCP sequence number; 0 for other protocols.
     pub sequence: u32,
-    /// Its TCP acknowledgement number, which counts if the flags say so; 0 for other protocols.
+    /// Its TCP acknowledgement number, which is valid if the flags say so; 0 for other protocols.
     pub acknowledgement: u32,
-    /// `true` if something is behind its TCP header; `false` for other protocols.
+    /// `true` if data follows its TCP header; `false` for other protocols.
     pub carries_data: bool,
-    /// Whether its sender asked not to fragment it.
+    /// `true` if its sender asked not to fragment it.
     pub dont_fragment: bool,
-    /// Whether it is the first fragment of a packet, and not all of it: only [`parse_leading`]
-    /// reads such.
+    /// `true` if it is the first fragment of a datagram, and not the whole. Only [`parse_leading`]
+    /// returns one.
     pub is_fragment: bool,
 }
 
 impl Packet {
-    /// Whether it may open a session: any UDP or ICMP echo request, and a TCP SYN that acknowledges
-    /// nothing.
+    /// Returns `true` if it may open a session: any UDP packet, an ICMP echo request, or a TCP SYN
+    /// that acknowledges nothing.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         match self.protocol {
@@ -111,12 +110,12 @@ impl Packet {
     }
 }
 
-/// Whether the transport checksum of a packet that opens a connection is right. Only of a bare SYN:
-/// what one carries is rare, and long.
+/// Returns `true` if the transport checksum of a packet that opens a connection is right. Checks
+/// only SYNs without data: a SYN with data is rare, and long.
 ///
-/// Elsewhere that checksum is the ends' business (it stays as right or wrong as it was), but a SYN
-/// that its target will not even look at is not to take a port for minutes, nor to make the target
-/// look dead.
+/// Otherwise that checksum is the business of the ends (it stays as right or wrong as it was). But
+/// a SYN that its target will discard must not occupy a port for minutes, nor make the target look
+/// dead.
 #[inline(always)]
 pub fn syn_checksum_is_valid(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     const WORDS: usize = 15;
@@ -137,16 +136,15 @@ pub fn syn_checksum_is_valid(frame: &(impl Frame + ?Sized), packet: &Packet) -> 
     sum.is_valid()
 }
 
-/// The sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768), `length`
-/// being what is behind the IP header.
+/// Returns the sum of the pseudo header that a TCP or UDP checksum covers (RFC 9293 3.1, RFC 768);
+/// `length` is that of the transport header and its data.
 #[inline(always)]
 pub fn pseudo_header(source: Ipv4, destination: Ipv4, protocol: Protocol, length: u16) -> Sum {
     source.sum().plus(destination.sum()).add([0, protocol as u8]).add(length.to_be_bytes())
 }
 
-/// Returns `true` if the place of a packet's TCP or UDP checksum holds the sum of its pseudo
-/// header, as a stack leaves it there for hardware to finish (`CHECKSUM_PARTIAL`,
-/// include/linux/skbuff.h).
+/// Returns `true` if a packet's TCP or UDP checksum field holds only the sum of the pseudo header,
+/// as a stack leaves it for hardware to finish (`CHECKSUM_PARTIAL`, include/linux/skbuff.h).
 #[inline(always)]
 pub fn has_partial_checksum(frame: &(impl Frame + ?Sized), packet: &Packet) -> bool {
     let checksum: Option<&[u8; 2]> = match packet.protocol {
@@ -159,8 +157,8 @@ pub fn has_partial_checksum(frame: &(impl Frame + ?Sized), packet: &Packet) -> b
     checksum.is_some_and(|checksum| *checksum == sum.partial())
 }
 
-/// Puts the sum of the pseudo header that a packet has now where its TCP or UDP checksum is, for
-/// hardware or the kernel to finish. `None` if the frame has become shorter.
+/// Writes the sum of a packet's present pseudo header into its TCP or UDP checksum field, for
+/// hardware or the kernel to finish. Returns `None` if the frame has become shorter.
 #[inline(always)]
 pub fn write_partial_checksum(frame: &mut (impl Frame + ?Sized), packet: &Packet) -> Option<()> {
     let (source, destination) = addresses(frame)?;
@@ -174,29 +172,29 @@ pub fn write_partial_checksum(frame: &mut (impl Frame + ?Sized), packet: &Packet
     Some(())
 }
 
-/// Reads a frame.
+/// Parses a frame.
 ///
 /// # Errors
-/// The reason why the router does not translate the packet. All of these are reasons to pass it on
-/// untouched: nothing has been written yet, and this machine's own stack knows best what to do with
-/// it.
+/// Returns the reason why the router does not translate the packet. All of these are reasons to
+/// pass the packet on untouched: nothing has been written yet, and this machine's own stack knows
+/// best what to do with it.
 #[inline(always)]
 pub fn parse(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, false)
 }
 
-/// Reads a frame that may be the first fragment of a packet. That has ports like a whole packet,
-/// and its checksum changes like a whole packet's.
+/// Parses a frame that may be the first fragment of a datagram. A first fragment has ports like a
+/// whole packet, and its checksum changes like a whole packet's.
 ///
 /// # Errors
-/// As [`parse`]; and a first fragment that has not all of the least transport header is to be
+/// As [`parse`]. A first fragment that ends before the minimum transport header does is to be
 /// dropped (RFC 1858).
 #[inline(always)]
 pub fn parse_leading(frame: &(impl Frame + ?Sized)) -> Result<Packet, Reason> {
     read(frame, true)
 }
 
-/// What a TCP header has beyond the length of a UDP header.
+/// The part of a TCP header beyond the length of a UDP header.
 struct TcpRest<'a>(&'a [u8; TCP_HEADERS - UDP_HEADERS]);
 
 impl<'a> TcpRest<'a> {
@@ -210,7 +208,7 @@ impl<'a> TcpRest<'a> {
         u32::from_be_bytes(load32::<{ wire::tcp::ACKNOWLEDGEMENT - UDP_LENGTH }, _>(self.0).to_le_bytes())
     }
 
-    /// In bytes.
+    /// Returns the header length in bytes.
     #[inline(always)]
     const fn header_length(&self) -> u16 {
         (self.0[wire::tcp::DATA_OFFSET - UDP_LENGTH] >> 4) as u16 * 4
@@ -222,21 +220,21 @@ impl<'a> TcpRest<'a> {
     }
 }
 
-/// The TCP flags of a packet with a TCP header that [`parse`] has found whole.
+/// Returns the TCP flags of a packet whose TCP header [`parse`] has found whole.
 #[inline(always)]
 pub fn tcp_flags(frame: &(impl Frame + ?Sized)) -> Option<u8> {
     Some(TcpRest::of(frame)?.flags())
 }
 
-/// Its sequence number and its acknowledgement number.
+/// Returns the sequence number and the acknowledgement number of such a packet.
 #[inline(always)]
 pub fn tcp_numbers(frame: &(impl Frame + ?Sized)) -> Option<(u32, u32)> {
-    // Both are loaded and turned round at once.
+    // One load and one byte swap for both.
     let numbers = load64::<{ l4(wire::tcp::SEQUENCE) }, _>(frame.bytes::<TCP_HEADERS>(0)?).swap_bytes();
     Some(((numbers >> u32::BITS) as u32, numbers as u32))
 }
 
-/// Whether a frame says that it carries something else than IPv4.
+/// Returns `true` if the frame's EtherType is not IPv4.
 #[inline(always)]
 pub fn is_not_ipv4(frame: &(impl Frame + ?Sized)) -> bool {
     frame
@@ -257,7 +255,7 @@ fn short(frame: &(impl Frame + ?Sized)) -> Reason {
         return Reason::NotIpv4;
     }
     match frame.bytes::<L4>(0) {
-        // What is behind the IP header is no matter of ports.
+        // A protocol without ports that the router knows.
         Some(headers)
             if headers[ip(ipv4::VERSION)] >> 4 == 4
                 && Protocol::from_number(headers[ip(ipv4::PROTOCOL)]).is_none()
@@ -315,10 +313,10 @@ fn read(frame: &(impl Frame + ?Sized), leading: bool) -> Result<Packet, Reason> 
     let protocol = Protocol::from_number(protocol).ok_or(Reason::UnsupportedProtocol)?;
     // A transport header that does not end where it may.
     let misfit = if is_fragment { Reason::FragmentBad } else { Reason::Malformed };
-    // What is behind the IP header. In 32 bits, where nothing goes round.
+    // In 32 bits, which cannot overflow.
     let payload_ends_before = |length: u16| u32::from(ip_length) < IPV4_LENGTH as u32 + u32::from(length);
     let (mut tcp_flags, mut sequence, mut acknowledgement, mut carries_data) = (0, 0, 0, false);
-    // Of TCP and UDP.
+    // Those of TCP and UDP.
     let mut ports = load32::<{ l4(wire::tcp::SOURCE_PORT) }, _>(headers);
     match protocol {
         Protocol::Tcp => {

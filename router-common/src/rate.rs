@@ -2,29 +2,30 @@
 
 use crate::shared::AtomicU64;
 
-/// A rate, and how many there may be at once.
+/// A rate, and a burst.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rate {
-    /// At once.
+    /// How many may come at once.
     pub burst: u64,
-    /// Nanoseconds for each one more.
+    /// Nanoseconds until one more may come.
     pub interval: u64,
 }
 
 impl Rate {
     /// Answers of a kind to one source: 1,000 a second.
     pub const PER_SOURCE: Self = Self { burst: 100, interval: 1_000_000 };
-    /// Of these, the answers that every source gets, however many others are answered: 10 a second.
+    /// The answers of these that every source gets, however many other sources are answered: 10 a
+    /// second.
     pub const GUARANTEED: Self = Self { burst: 10, interval: 100_000_000 };
     /// Answers of a kind beyond these, to all sources together: 10,000 a second.
     pub const SHARED: Self = Self { burst: 1_000, interval: 100_000 };
 }
 
-/// Keeps something to a [`Rate`], in memory that all CPUs share.
+/// Keeps events to a [`Rate`], in memory that all CPUs share.
 #[repr(C)]
 #[derive(Clone, Debug, Default)]
 pub struct TokenBucket {
-    /// The time at which it will be full again, in nanoseconds.
+    /// The time at which the bucket will be full again, in nanoseconds.
     full: AtomicU64,
 }
 
@@ -32,7 +33,7 @@ impl TokenBucket {
     /// Attempts to take from a bucket that another CPU takes from at the same moment.
     const ATTEMPTS: u32 = 4;
 
-    /// Returns `true` if there may be one more now. It is not counted: see [`take`](Self::take).
+    /// Returns `true` if one more may come now, without counting it: see [`take`](Self::take).
     #[inline(always)]
     pub fn has_token(&self, now: u64, rate: Rate) -> bool {
         Self::is_one_in(self.full.load(), now, rate)
@@ -43,8 +44,8 @@ impl TokenBucket {
         full.saturating_sub(now) <= (rate.burst - 1) * rate.interval
     }
 
-    /// Returns `true` if there may be one more now; then it is counted. One that is refused changes
-    /// nothing, so that CPUs do not contend for the memory in a flood.
+    /// Returns `true` if one more may come now, and counts it. A refusal changes nothing, so that
+    /// CPUs do not contend for the memory in a flood.
     #[inline(always)]
     pub fn take(&self, now: u64, rate: Rate) -> bool {
         for _ in 0..Self::ATTEMPTS {

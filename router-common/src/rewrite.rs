@@ -1,4 +1,4 @@
-//! What a flow's packets become, and making it so.
+//! Rewriting packets: the tuple that a flow's packets leave with, and what changes for it.
 
 use core::mem::size_of;
 
@@ -30,21 +30,21 @@ pub struct Rewrite {
 
 const _: () = assert!(size_of::<Rewrite>() == 12);
 
-/// What a rewrite adds to the checksums of a packet.
+/// The change that a rewrite makes to the checksums of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Change {
-    /// To the IPv4 header checksum: for the two addresses, and a TTL one less.
+    /// To the IPv4 header checksum: for the two addresses, and a TTL that is one less.
     header: Folded,
     /// To the TCP or UDP checksum (addresses in the pseudo header, and ports), or to the ICMP one
     /// (identifier only).
     l4: Sum,
 }
 
-/// The word whose first byte is the TTL is one less when it is.
+/// The change of the word whose first byte is the TTL, when the TTL becomes one less.
 const ONE_TTL: [u8; 2] = [1, 0];
 
 impl Rewrite {
-    /// What makes packets have the tuple `to`.
+    /// Returns the rewrite that gives packets the tuple `to`.
     #[inline(always)]
     pub const fn to(to: &FlowKey) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Rewrite {
         }
     }
 
-    /// What turning a packet with the tuple `from` into this one adds to its IP header's checksum.
+    /// Returns what the rewrite of a packet with the tuple `from` adds to its IP header's checksum.
     #[inline(always)]
     pub(crate) fn header_change(&self, from: &FlowKey) -> Folded {
         from.source
@@ -67,7 +67,8 @@ impl Rewrite {
             .folded()
     }
 
-    /// What it adds to all of its checksums, if it is this to the header's.
+    /// Returns what the rewrite adds to all checksums of a packet; `header` is the change of the IP
+    /// header's.
     #[inline(always)]
     pub(crate) fn change(&self, header: Folded, from: &FlowKey) -> Change {
         let ports = Sum::ZERO
@@ -102,14 +103,14 @@ impl FlowKey {
 /// The Ethernet addresses that a frame leaves with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Link {
-    /// The next hop's.
+    /// The next hop's address.
     pub destination: Mac,
-    /// The egress interface's.
+    /// The egress interface's address.
     pub source: Mac,
 }
 
 impl Link {
-    /// Addresses a frame.
+    /// Writes the addresses into a frame's headers.
     #[inline(always)]
     pub fn apply<const LENGTH: usize>(&self, header: &mut [u8; LENGTH]) {
         store64::<{ ethernet::DESTINATION }, _>(
@@ -121,15 +122,15 @@ impl Link {
 }
 
 impl Rewrite {
-    /// What makes packets have these addresses and ports, as [`FlowKey::addresses`] and
-    /// [`FlowKey::ports`] give them.
+    /// Builds a rewrite from addresses and ports in the form of [`FlowKey::addresses`] and
+    /// [`FlowKey::ports`].
     #[inline(always)]
     pub(crate) const fn from_words(addresses: u64, ports: u32) -> Self {
         Self::to(&FlowKey::from_words(addresses, ports, 0))
     }
 
-    /// As [`FlowEntry::translate`](crate::entry::FlowEntry::translate). `change`: what that adds to
-    /// this packet's checksums.
+    /// Rewrites a packet, as [`FlowEntry::translate`](crate::entry::FlowEntry::translate). `change`
+    /// is what that adds to the packet's checksums.
     #[inline(always)]
     pub(crate) fn apply(
         &self,
@@ -169,8 +170,8 @@ impl Rewrite {
         Some(())
     }
 
-    /// Rewrites the IP header only, of a packet with the tuple `from`: addresses, checksum, and the
-    /// TTL one less.
+    /// Rewrites only the IP header of a packet with the tuple `from`: addresses, checksum, and the
+    /// TTL, which becomes one less.
     #[inline(always)]
     pub fn apply_addresses(&self, from: &FlowKey, headers: &mut [u8; L4]) {
         self.apply_to_header(self.header_change(from), headers);

@@ -14,21 +14,21 @@ const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
 const FIN_ACK: u8 = tcp::FIN | tcp::ACK;
 const RST_ACK: u8 = tcp::RST | tcp::ACK;
 
-/// The numbers that the client and the target begin with: one of them goes round soon.
+/// The initial sequence numbers of the client and the target: one of them wraps soon.
 const CLIENT: u32 = 0xffff_ff00;
 const TARGET: u32 = 0x8000_0000;
 
-/// The data path's part of a connection: the fast path, and the slow path behind it.
+/// The data path's view of a connection: the fast path, and the slow path.
 #[derive(Clone, Copy)]
 struct Middle(Track, Notes);
 
-/// Notes beside the connection in its two entries, the client's first.
+/// Notes on the connection in its two entries, the client's first.
 #[derive(Clone, Copy, Debug, Default)]
 struct Notes {
     now: u32,
     /// The next hop is known: packets take the fast path.
     known: [bool; 2],
-    /// In how many ticks there were segments out of window, and the last of them.
+    /// The number of ticks with segments out of window, and the last of them.
     ticks: [u32; 2],
     last: [u32; 2],
 }
@@ -82,7 +82,7 @@ const fn segment(direction: Direction, flags: u8, sequence: u32, acknowledgement
     Segment { direction, flags, sequence, acknowledgement, carries_data: false }
 }
 
-/// Two ends that send what they should, and who is in the middle.
+/// Two ends that behave as they should, and the router between them.
 #[derive(Clone, Copy)]
 struct Talk {
     middle: Middle,
@@ -108,8 +108,8 @@ impl Talk {
         assert_eq!(self.middle.state(), State::Established);
     }
 
-    /// A genuine segment with so many bytes of data, of an end that has got all that the other
-    /// has sent.
+    /// Returns a genuine segment with this many bytes of data, of an end that has received all that
+    /// the other end has sent.
     fn genuine(&self, direction: Direction, flags: u8, data: u32) -> Segment {
         let own = usize::from(matches!(direction, Reply));
         let acknowledgement = if flags & tcp::ACK == 0 { 0 } else { self.next[1 - own] };
@@ -226,7 +226,7 @@ fn forged_handshakes_do_not_keep_a_connection_from_opening() {
                 talk.transfer(Reply, 100);
             }
             assert_eq!(talk.middle.state(), State::Established, "{what}");
-            // Where a handshake was forged as a whole, its numbers stay.
+            // If a whole handshake was forged, its numbers stay.
             let is_whole =
                 third.is_some() || [first, second].iter().flatten().any(|one| one.flags == tcp::ACK);
             if is_whole {
@@ -310,7 +310,7 @@ fn a_reset_counts_at_what_its_receiver_expects() {
     }
 }
 
-/// Segments of a connection whose ends have begun it anew, unseen, with numbers of their own.
+/// Both ends have started a new connection with these numbers, which the router has not seen.
 fn begun_anew(mut talk: Talk, numbers: [u32; 2]) -> Talk {
     talk.next = numbers;
     talk.say(Forward, tcp::SYN, 0);
@@ -328,7 +328,7 @@ fn a_connection_that_began_unseen_is_followed_after_a_while() {
         for _ in 0..RESYNCHRONISES_AFTER {
             let mut reset = talk;
             reset.say(Forward, tcp::RST, 0);
-            assert_eq!(reset.middle.0, talk.middle.0, "it may be anybody's yet");
+            assert_eq!(reset.middle.0, talk.middle.0, "it may still be forged");
             talk.transfer(Forward, 3000);
             talk.transfer(Reply, 3000);
             talk.middle.1.now += 1;
@@ -336,7 +336,7 @@ fn a_connection_that_began_unseen_is_followed_after_a_while() {
         talk.transfer(Forward, 300_000);
         talk.transfer(Reply, 300_000);
         assert_eq!(talk.middle.1.known, [true; 2], "it takes the fast path");
-        // It may be anybody's still.
+        // It may still be forged.
         for direction in [Forward, Reply] {
             let mut talk = talk;
             talk.say(direction, tcp::RST, 0);
@@ -465,7 +465,7 @@ fn a_reset_ahead_of_data_is_not_certain() {
     assert!(talk.middle.0.connection().is_certainly_over());
 }
 
-/// Of data that its receiver has acknowledged, nothing follows about the FIN behind it.
+/// Data that its receiver has acknowledged is no evidence against the FIN after it.
 #[test]
 fn data_that_comes_again_behind_both_fins_takes_none_back() {
     for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
@@ -509,7 +509,7 @@ fn others_are_established_by_a_reply() {
     }
 }
 
-/// A segment that is nobody's, with numbers as far from the right ones as is said.
+/// A forged segment, with numbers at these distances from the right ones.
 fn forged() -> impl Strategy<Value = (bool, u8, bool, Option<i32>, Option<i32>)> {
     let offset = || {
         prop_oneof![Just(None), prop_oneof![-3..3_i32, any::<i32>(), -200_000..200_000_i32].prop_map(Some)]

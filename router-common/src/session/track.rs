@@ -49,7 +49,7 @@ impl Moves {
         Self { sender_expects: true, sender_sent: true, receiver_expects: true, receiver_sent: true };
 }
 
-/// Where a segment is, as evidence of which connection it belongs to.
+/// The place of a segment, as evidence of which connection it belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Window {
     /// Its numbers fit ([`Track::fits`]): an end of the connection has sent it.
@@ -60,14 +60,14 @@ pub enum Window {
     Unknown,
 }
 
-/// What a segment does to a connection.
+/// The effect of a segment on a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Step {
     /// The connection after it, with its ends where they were.
     pub track: Track,
     /// The changes to the positions of its ends.
     pub moves: Moves,
-    /// Where the segment is.
+    /// The place of the segment.
     pub window: Window,
 }
 

@@ -22,8 +22,8 @@ pub const NEAR_HOMES: u32 = 1 << 18;
 /// cache lines in such pairs, so that a look at both slots of a bucket waits once.
 pub const BUCKET: u32 = 2;
 
-/// How many slots of a chain the fast path looks at: two buckets. In a full table, 99 flows of 100
-/// are there.
+/// The number of slots of a chain that the fast path looks at: two buckets. In a full table, 99
+/// flows of 100 are there.
 pub const REACH: u32 = 2 * BUCKET;
 
 const _: () = assert!(REACH <= CHAIN);
@@ -38,8 +38,8 @@ const _: () = assert!(
 /// No slot.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// Where the chains of a table start: in the near region from slot 0 on, in the far region after
-/// it. Map data: no padding.
+/// The regions of a table. Chains start in the near region from slot 0 on, and in the far region
+/// after it. Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Regions {

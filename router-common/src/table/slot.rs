@@ -14,11 +14,11 @@ use crate::{
     tuple::{Direction, FlowKey},
 };
 
-/// How long a slot is neither found nor used after it was retired, and again after it became free,
-/// in ticks.
+/// The time in ticks that a slot is neither found nor used after it was retired, and again after it
+/// became free.
 pub const QUARANTINE: u32 = 2;
 
-/// How often a CPU tries to change a flow's tag while packets of the session note TCP flags in it,
+/// The number of attempts to change a flow's tag while packets of the session note TCP flags in it,
 /// each of which takes one instruction.
 const ATTEMPTS: u32 = 4;
 
@@ -38,7 +38,7 @@ pub struct Slot {
     pub(super) addresses: AtomicU64,
     pub(super) ports: AtomicU32,
     pub(super) tag: AtomicU32,
-    /// What the flow's packets need.
+    /// The flow's entry.
     pub entry: FlowEntry,
 }
 

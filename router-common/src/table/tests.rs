@@ -38,7 +38,7 @@ impl Table {
         Self { buckets: (0..regions.slots() / BUCKET).map(|_| Bucket::default()).collect(), regions }
     }
 
-    /// How many slots there are.
+    /// The number of slots.
     fn size(&self) -> u32 {
         self.buckets.len() as u32 * BUCKET
     }
@@ -80,7 +80,7 @@ impl Table {
         (found != NO_SLOT && self.slot(found).is_flow(key)).then_some(found)
     }
 
-    /// How far a flow is from where its chain starts, if that is what the fast path asks.
+    /// The distance of a flow from the start of its chain in slots, as the fast path sees it.
     fn distance(&self, key: &FlowKey) -> u32 {
         let index = self.find(key).expect("a flow");
         let distances = self.homes(key).map(|home| index.wrapping_sub(home));
@@ -106,7 +106,7 @@ impl Table {
         self.find(key).is_some_and(|index| self.slot(index).retire(key, Ticks(1)).is_some())
     }
 
-    /// What the sweep does with slots that are out of quarantine.
+    /// Does what the sweep does with slots that are out of quarantine.
     fn clean(&self) {
         for index in (0..self.size()).rev() {
             let slot = self.slot(index);
@@ -167,7 +167,7 @@ fn a_walk_tells_what_it_has_met() {
         (pending.vacancy(), pending.may_publish()),
         (Err(InsertError::Contended), Err(InsertError::Contended))
     );
-    // Whose it is going to be, nobody can tell.
+    // Its key is not known yet.
     let busy = look_at(&key, SlotState::Busy, &key);
     assert_eq!((busy.vacancy(), busy.contended.get()), (vacant, 1));
     for other in [SlotState::Live, SlotState::Pending] {
@@ -190,7 +190,7 @@ fn nothing_is_published_while_somebody_is_at_work_in_the_chain() {
     assert_eq!(table.slot(1).tag().state(), SlotState::Retired);
 }
 
-/// A slot in front of it has become empty since the vacancy was found: nobody would find it.
+/// A slot before it has become empty since the vacancy was found: no search would find the flow.
 #[test]
 fn nothing_is_published_behind_the_end_of_its_chain() {
     let table = Table::new(1 << 10);
@@ -303,7 +303,7 @@ fn no_key_is_live_twice() {
     }
 }
 
-/// A vacancy that was found long ago may be behind the end of its chain, or on another key's.
+/// An old vacancy may be after the end of its chain, or in another key's chain.
 #[test]
 fn a_vacancy_that_is_none_any_more_is_refused() {
     // Every chain starts in the first slot.
@@ -405,7 +405,7 @@ fn live(key: &FlowKey) -> (Slot, Tag) {
     (slot, tag)
 }
 
-/// Whoever changes the tag first has the session, and whoever comes later does not.
+/// The CPU that changes the tag first has the session, and a later one does not.
 #[test]
 fn a_session_that_is_over_is_taken_over_once() {
     let key = key(8);
@@ -423,7 +423,7 @@ fn a_session_that_is_over_is_taken_over_once() {
     assert!(!slot.is_out_of_quarantine(Ticks(51)) && slot.is_out_of_quarantine(Ticks(50 + QUARANTINE)));
 }
 
-/// No packet finds it, and nobody gets it, until the sweep lets go.
+/// No packet finds a held key, and no other session gets it, until the sweep releases it.
 #[test]
 fn a_held_key_is_nobodys() {
     let table = Table::new(1 << 10);
