@@ -90,7 +90,7 @@ impl PortSet {
         }
     }
 
-    /// Whether it has this port.
+    /// Returns `true` if it has this port.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.0[usize::from(port) / 64] & 1 << (port % 64) != 0
@@ -102,7 +102,7 @@ impl PortSet {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)

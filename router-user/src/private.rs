@@ -70,8 +70,8 @@ impl Error for Refusal {}
 /// of the part of it that is there.
 ///
 /// # Errors
-/// When somebody else owns, or may write, a directory on the way: a [`Refusal`]. Others when it
-/// cannot be found out.
+/// Returns an error if somebody else owns, or may write, a directory on the way: a [`Refusal`].
+/// Others when it cannot be found out.
 pub(crate) fn examine(path: &Path) -> Result<()> {
     examine_way(path, &mut 0)
 }
@@ -132,7 +132,7 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
 /// whatever the umask is; leaves those that are there as they are.
 ///
 /// # Errors
-/// As [`examine`], and when a directory cannot be made.
+/// Returns an error as [`examine`], and when a directory cannot be made.
 pub(crate) fn make(path: &Path) -> Result<()> {
     examine(path)?;
     DirBuilder::new()
@@ -148,7 +148,7 @@ pub(crate) fn make(path: &Path) -> Result<()> {
 /// anything.
 ///
 /// # Errors
-/// As [`examine`], when it is no directory, and when it cannot be changed.
+/// Returns an error as [`examine`], when it is no directory, and when it cannot be changed.
 pub(crate) fn close(directory: &Path) -> Result<()> {
     examine(directory)?;
     let shown = directory.display();

@@ -206,8 +206,8 @@ fn own_listeners(document: &Document, rule: &Rule, listeners: &Listeners) {
         document.warning(
             format!("forward {name} takes the port of SSH, {SSH}"),
             span,
-            "nobody can log in over this interface: what is not forwarded is dropped",
-            "leave out port 22, or give `listen` an address that nobody logs in at",
+            "no client can log in over this interface: packets that are not forwarded are dropped",
+            "leave out port 22, or give `listen` an address that is not used to log in",
         );
     }
 }
@@ -273,7 +273,7 @@ fn masquerade_pairs(document: &Document, rules: &[Rule]) {
 
 /// Checks `from` of `[health]`.
 pub(super) fn probers(document: &Document, from: &List<IpNet>) {
-    let message = "`from` has {} entries, and each has places of its own";
+    let message = "`from` has {} entries, and each has reserved places";
     at_most(document, from, MAX_PROBERS, message, "at most {}: name the network of several addresses");
     for (entry, span, _) in repeated(places(from)) {
         document.error(format!("`from` has {entry} twice"), span, "leave it out");
@@ -282,7 +282,7 @@ pub(super) fn probers(document: &Document, from: &List<IpNet>) {
     let list = from.get_ref();
     if !list.is_empty() && !list.iter().any(|entry| entry.get_ref().contains(&platform)) {
         document.warning(
-            "Azure's load balancer is not in `from`: others can use up the places that its probe has",
+            "Azure's load balancer is not in `from`: others can use up the places of its probe",
             from.span(),
             &format!("{AZURE_PLATFORM} is missing"),
             &format!("add \"{AZURE_PLATFORM}\", where its probes come from"),
@@ -402,8 +402,8 @@ fn needless(document: &Document, entry: &LocalAllow, span: Span, rules: &[Rule])
         document.warning(
             format!("\"{entry}\" in `allow` changes nothing"),
             span,
-            &format!("no rule has a source in {from}, and who is in no rule's `sources` reaches everything"),
-            "leave it out, or write others = \"closed\" in [local] to keep out whoever `allow` does not name",
+            &format!("no rule has a source in {from}, and an address in no rule's `sources` reaches everything"),
+            "leave it out, or write others = \"closed\" in [local] to keep out all that `allow` does not name",
         );
     }
 }
@@ -426,9 +426,9 @@ fn takes_all(rule: &Rule, entry: &LocalAllow) -> bool {
 fn hidden(document: &Document, entry: &LocalAllow, span: Span, rule: &Rule) -> Diagnostic {
     let message = format!("\"{entry}\" in `allow` changes nothing: a forward takes it");
     let mut hidden = document.diagnostic(Severity::Warning, message);
-    hidden = hidden.at(span, "never gets to this machine itself");
+    hidden = hidden.at(span, "never reaches this machine itself");
     if let Some(listen) = &rule.listen {
-        hidden = hidden.at(listen.span(), "forwarded, or dropped if it is from none of its `sources`");
+        hidden = hidden.at(listen.span(), "forwarded, or dropped if it is not from its `sources`");
     }
     hidden.help("leave it out, or change the ports of the forward")
 }

@@ -20,13 +20,12 @@ const SERVICES: &str = "carp vrrp, corosync udp/5405, dns udp/53, domain udp/53,
 /// Words that people write for "every".
 const EVERY: [&str; 3] = ["any", "all", "*"];
 
-const FORM: &str =
-    "write PROTOCOL/PORT, PROTOCOL/FIRST-LAST or PROTOCOL, and perhaps who: \"tcp/22 from 10.0.2.64/26\"";
+const FORM: &str = "write PROTOCOL/PORT, PROTOCOL/FIRST-LAST or PROTOCOL, and optionally from where: \"tcp/22 from 10.0.2.64/26\"";
 
 /// Reads one entry of `allow`.
 pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
     if text.contains(',') {
-        return wrong!("{text:?} has a comma", "write each as an entry of its own: [\"tcp/22\", \"tcp/80\"]");
+        return wrong!("{text:?} has a comma", "write each as a separate entry: [\"tcp/22\", \"tcp/80\"]");
     }
     let words: Vec<&str> = text.split_whitespace().collect();
     let [what, who @ ..] = words.as_slice() else {
@@ -83,11 +82,11 @@ fn service(text: &str) -> Result<(IpProtocol, Option<RangeInclusive<u16>>), Prob
         }
         (Some(protocol), None) => Ok((protocol, None)),
         (Some(IpProtocol::ICMP), Some(_)) => {
-            wrong!("{text:?}: ICMP has no ports", "write \"icmp\": it is about echo requests (ping)")
+            wrong!("{text:?}: ICMP has no ports", "write \"icmp\": it means echo requests (ping)")
         }
         (Some(protocol), Some(ports)) if protocol.has_ports() => Ok((protocol, Some(range(name, ports)?))),
         (Some(_), Some(_)) => wrong!(
-            "{text:?}: ports of {name} are not looked at",
+            "{text:?}: ports of {name} are not checked",
             "write \"{name}\": all of the protocol is allowed"
         ),
     }
@@ -159,7 +158,7 @@ fn meant(name: &str, ports: Option<&str>) -> String {
 /// Reads the ports of `protocol`: "22" or "9000-9010".
 fn range(protocol: &str, text: &str) -> Result<RangeInclusive<u16>, Problem> {
     if text.is_empty() || EVERY.contains(&text) {
-        return wrong!("\"{protocol}/{text}\" names no port", "write \"{protocol}\" for all its ports");
+        return wrong!("\"{protocol}/{text}\" has no port", "write \"{protocol}\" for all its ports");
     }
     let (first, last) = text.split_once(['-', ':']).unwrap_or((text, text));
     let port = |one: &str| values::port(one, &by_service(one).unwrap_or_else(|| FORM.to_owned()));
@@ -184,7 +183,7 @@ fn network(what: &str, text: &str) -> Result<IpNet, Problem> {
     let has_letter = text.contains(|c: char| c.is_ascii_alphabetic());
     if has_letter && !text.contains(':') && values::dns_name(text).is_ok() {
         return wrong!(
-            "{text:?} is a name, and names are not looked up here",
+            "{text:?} is a name, and names are not resolved here",
             "write the network of its addresses: \"{what} from 10.0.2.64/26\""
         );
     }

@@ -28,23 +28,23 @@ pub use values::{
     MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target,
 };
 
-/// A good configuration, and what is doubtful in it.
+/// A good configuration, and its warnings.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is allowed but probably not meant, in the order of the file.
+    /// The warnings, in the order of the file.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Why there is no configuration.
+/// The reason why there is no configuration.
 #[derive(Debug)]
 pub enum ConfigError {
     /// The file cannot be read.
     Read {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is wrong: all that is wrong in it, and its warnings, in the order of the file.
@@ -55,7 +55,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// What is wrong in the file; empty if it could not be read.
+    /// Returns the errors and warnings of the file; empty if it could not be read.
     #[must_use]
     pub fn diagnostics(&self) -> &[Diagnostic] {
         match self {
@@ -104,7 +104,7 @@ impl Config {
     /// Reads and checks the configuration file at `path`.
     ///
     /// # Errors
-    /// If the file cannot be read or anything in it is wrong.
+    /// Returns an error if the file cannot be read or anything in it is wrong.
     pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
@@ -114,7 +114,7 @@ impl Config {
     /// Checks the text of a configuration file; `path` is for its messages only.
     ///
     /// # Errors
-    /// If anything in it is wrong: all that is, not only the first.
+    /// Returns an error if anything in it is wrong: all that is, not only the first.
     pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigError> {
         let document = Document::new(text, path, TABLES);
         let config = read::config(&document);

@@ -21,7 +21,7 @@ pub enum Refusal {
     Reject,
 }
 
-/// What addresses in no rule's `sources` reach of this machine.
+/// The services of this machine that addresses in no rule's `sources` reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
     /// Everything, as if there were no router.
@@ -33,7 +33,7 @@ pub enum Others {
 /// A whole configuration, valid in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where packets come in and go out.
+    /// The interfaces of the router.
     pub interfaces: Interfaces,
     /// Destination NAT rules, in the order of the file. No two overlap.
     pub forwards: Vec<Forward>,
@@ -51,13 +51,13 @@ pub struct Config {
     pub admin: Admin,
     /// Sizes.
     pub limits: Limits,
-    /// How long the idle sessions of no known rule are kept. Those of rules are in the rules.
+    /// The timeouts of sessions of no known rule. Those of rules are in the rules.
     pub timeouts: Timeouts,
 }
 
 /// One source may have one in this many of all sessions half open by default.
 const HALF_OPEN_SHARE: u32 = 8;
-/// And the sessions of one in this many SNAT ports towards one target, so that others find some.
+/// And the sessions of one in this many SNAT ports of one target, so that others find some.
 const HALF_OPEN_PORTS_SHARE: u32 = 2;
 /// But not fewer than this, where there are hardly any ports.
 const MIN_HALF_OPEN: u32 = 64;
@@ -77,14 +77,14 @@ impl Config {
     }
 }
 
-/// Where packets come in and go out.
+/// The interfaces of the router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interfaces {
     /// Faces the Private Link Service.
     pub pls: String,
     /// Its routes lead to the firewall; often the same as `pls`.
     pub firewall: String,
-    /// How the program is attached.
+    /// The mode of the program.
     pub mode: Mode,
 }
 
@@ -103,7 +103,7 @@ pub struct Forward {
     pub name: String,
     /// The protocol that it forwards: TCP or UDP.
     pub protocol: Protocol,
-    /// Where it listens.
+    /// The address and ports that it listens on.
     pub listen: Listen,
     /// 1 to [`super::MAX_TARGETS`] targets; new sessions are spread over them.
     pub targets: Vec<Target>,
@@ -111,7 +111,7 @@ pub struct Forward {
     pub sources: Vec<Ipv4Net>,
     /// The limit of TCP's segments; `None` leaves them alone.
     pub mss: Option<Mss>,
-    /// How long its idle sessions are kept.
+    /// The timeouts of its sessions.
     pub timeouts: Timeouts,
 }
 
@@ -134,7 +134,7 @@ impl fmt::Display for Mss {
     }
 }
 
-/// Where a forward listens.
+/// The address and ports of a forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// The destination address of its packets; `None` for any address of this machine.
@@ -176,7 +176,7 @@ fn write_ports(f: &mut fmt::Formatter<'_>, ports: &RangeInclusive<u16>) -> fmt::
     if ports.start() == ports.end() { Ok(()) } else { write!(f, "-{}", ports.end()) }
 }
 
-/// Where a forward leads.
+/// A target of a forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The address, or a name to resolve again and again.
@@ -215,7 +215,7 @@ pub struct Masquerade {
     pub destinations: Vec<Ipv4Net>,
     /// As for [`Forward::mss`].
     pub mss: Option<Mss>,
-    /// How long its idle sessions are kept.
+    /// The timeouts of its sessions.
     pub timeouts: Timeouts,
 }
 
@@ -228,7 +228,7 @@ pub struct Snat {
     /// Their ports; never 0. `None` for the ports that this machine's sockets leave, see
     /// [`crate::port_plan`].
     pub ports: Option<RangeInclusive<u16>>,
-    /// The answer to a client when no port is free towards its target.
+    /// The answer to a client when no port is free for its target.
     pub exhausted: Refusal,
 }
 
@@ -245,7 +245,7 @@ pub struct Answers {
 pub struct Local {
     /// Up to [`super::MAX_LOCAL_ALLOW`]; an address in any rule's `sources` reaches only these.
     pub allow: Vec<LocalAllow>,
-    /// What addresses in no rule's `sources` reach.
+    /// The services that addresses in no rule's `sources` reach.
     pub others: Others,
 }
 
@@ -356,7 +356,7 @@ impl fmt::Display for IpProtocol {
 /// The load balancer's probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Where it is answered.
+    /// The address of its listener.
     pub listen: SocketAddr,
     /// The networks whose probes have reserved places and learn the reasons of a failure, host bits
     /// clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform address and the networks of
@@ -388,7 +388,7 @@ pub struct Limits {
     pub half_open_per_source: Option<u32>,
 }
 
-/// How long an idle session is kept: whole seconds, at least one.
+/// The times that an idle session is kept: whole seconds, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// A TCP session after its handshake.

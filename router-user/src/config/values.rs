@@ -16,7 +16,7 @@ pub use router_common::limits::{
     MAX_LOCAL_ALLOW, MAX_MASQUERADES as MAX_MASQUERADE_PAIRS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS,
 };
 
-/// The most entries of `from` of `[health]`: each has places of its own.
+/// The most entries of `from` of `[health]`: each has reserved places.
 pub const MAX_PROBERS: usize = 16;
 
 /// Azure's platform address in every virtual network: probes, DNS, DHCP. The router never
@@ -123,7 +123,7 @@ pub(super) fn port(text: &str, form: &str) -> Result<u16, Problem> {
     }
     let starts_as_number = text.starts_with(|c: char| c.is_ascii_digit());
     match (text.parse(), text.parse::<u32>()) {
-        (Ok(0), _) => wrong!("port 0 is no port", "ports are 1 to 65535"),
+        (Ok(0), _) => wrong!("port 0 is not a port", "ports are 1 to 65535"),
         (Ok(port), _) if starts_as_number => Ok(port),
         (Err(_), Ok(number)) if starts_as_number => {
             wrong!("port {number} is too large", "ports are 1 to 65535")
@@ -156,7 +156,7 @@ fn without_leading_zeros(text: &str) -> String {
 fn leading_zero<T>(text: &str) -> Result<T, Problem> {
     let plain = without_leading_zeros(text);
     wrong!(
-        "{text:?} has a number with a leading zero, which some programs take for octal",
+        "{text:?} has a number with a leading zero, which some programs read as octal",
         "write it in decimal: \"{plain}\""
     )
 }
@@ -217,7 +217,7 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
     }
     let before_slash = text.split('/').next().filter(|address| address.parse::<Ipv4Addr>().is_ok());
     let fix = if text.parse::<Ipv6Addr>().is_ok() {
-        "this version knows IPv4 only".to_owned()
+        "this version supports IPv4 only".to_owned()
     } else if let Some(address) = before_slash {
         format!("one address is wanted, not a network: \"{address}\"")
     } else {
@@ -262,7 +262,7 @@ pub(super) fn no_unicast(network: &Ipv4Net) -> Option<&'static str> {
 pub(super) fn network(text: &str) -> Result<Ipv4Net, Problem> {
     match Some(text).filter(|text| !text.contains(':')).map(network_of_either).transpose()? {
         Some(IpNet::V4(network)) => Ok(network),
-        Some(IpNet::V6(_)) | None => wrong!("{text:?} is not a network", "this version knows IPv4 only"),
+        Some(IpNet::V6(_)) | None => wrong!("{text:?} is not a network", "this version supports IPv4 only"),
     }
 }
 
@@ -292,10 +292,7 @@ pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
     if let (IpAddr::V4(ipv4), Some(length), true) =
         (address.to_canonical(), length.checked_sub(96), most == 128)
     {
-        return wrong!(
-            "{network} are addresses of IPv4, which no IPv6 packet has",
-            "write \"{ipv4}/{length}\""
-        );
+        return wrong!("{network} are IPv4 addresses, which no IPv6 packet has", "write \"{ipv4}/{length}\"");
     }
     if address == IpAddr::V4(AZURE_PLATFORM) && length == 32 {
         return wrong!(
@@ -304,7 +301,7 @@ pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
         );
     }
     if address.is_ipv6() && address.is_multicast() {
-        return wrong!("{network} are addresses of many, which no packet comes from", "leave it out");
+        return wrong!("{network} are multicast addresses, which no packet comes from", "leave it out");
     }
     Ok(network)
 }
@@ -334,7 +331,7 @@ pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
     };
     no_host_bits(network)?;
     if network.addr().is_ipv6() && network.addr().to_canonical().is_ipv4() {
-        return wrong!("{network} is a network of IPv4 written as IPv6", "{FIX}");
+        return wrong!("{network} is an IPv4 network written as IPv6", "{FIX}");
     }
     Ok(network)
 }
@@ -349,7 +346,7 @@ pub(super) fn host_name(text: &str) -> Result<String, Problem> {
         Err(_) => {}
     }
     if text.contains([':', '/', '*']) {
-        return wrong!("{text:?} is more or less than a name", "{FIX}");
+        return wrong!("{text:?} is not just a name", "{FIX}");
     }
     match dns_name(text) {
         Ok(name) => Ok(name.strip_suffix('.').unwrap_or(&name).to_owned()),
@@ -410,7 +407,7 @@ pub(super) fn flows(number: i128) -> Result<u32, Problem> {
 pub(super) fn half_open(number: i128) -> Result<u32, Problem> {
     match number {
         ..0 => wrong!("{number} is out of range", "write at least 1, or leave it out"),
-        0 => wrong!("with 0 nobody could open a session", "write at least 1, or leave it out"),
+        0 => wrong!("with 0 no session could be opened", "write at least 1, or leave it out"),
         // More than any table has sessions is the same as no limit.
         1.. => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
     }
@@ -424,7 +421,7 @@ pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
         }
         let fix = did_you_mean(&text.to_ascii_lowercase(), &["pmtu"])
             .unwrap_or_else(|| "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360".to_owned());
-        return wrong!("{text:?} is no size of a segment", "{fix}");
+        return wrong!("{text:?} is not the size of a segment", "{fix}");
     };
     if has_leading_zero(text) {
         return leading_zero(text);

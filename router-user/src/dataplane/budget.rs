@@ -1,4 +1,4 @@
-//! What a packet of a known session may cost, told by the program itself and not by a clock:
+//! The cost of an established session's packet, by the program's instructions and not by a clock:
 //! `docs/performance.md` has the times.
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use router_common::table::{BUCKET, REACH};
 
 /// `BPF_JMP | BPF_CALL`, include/uapi/linux/bpf.h.
 const CALL: u8 = 0x85;
-/// What a call's source register says: a helper, of the kernel's list (`enum bpf_func_id`).
+/// The source register of a call to a helper of the kernel (`enum bpf_func_id`).
 const HELPER: u8 = 0;
 
 const MAP_LOOKUP_ELEM: i32 = 1;
@@ -29,7 +29,7 @@ fn calls(instructions: &[bpf_insn]) -> impl Iterator<Item = &bpf_insn> {
 }
 
 /// Look-ups in arrays, which the kernel turns into a few instructions each; the tick counter, which
-/// it turns into a load, and the clock behind it; the next program or interface. Nothing else, and
+/// it turns into a load, and its clock; the next program or interface. Nothing else, and
 /// above all no route, no hash table, and nothing that is written for others to read.
 #[test]
 fn forward_calls_nothing_else() {

@@ -17,10 +17,10 @@ impl CounterTable {
         Ok(Self { map: Arc::new(map.try_into()?) })
     }
 
-    /// The counters, summed over CPUs.
+    /// Returns the counters, summed over CPUs.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// Returns an error if the map cannot be read.
     pub fn read(&self) -> Result<Box<CpuStats>> {
         let cpus = self.map.get(&0, 0).context("cannot read the counters")?;
         let mut sum = Box::new(CpuStats::ZERO);

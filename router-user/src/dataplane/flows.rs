@@ -26,11 +26,12 @@ use router_common::{
 
 use super::{pools::PoolTable, shared_memory::SharedArray};
 
-/// A target that has no more than one port in so many needs no pool. It is half of what there are
-/// at least when it gets one ([`router_common::ports::GUESSES_BEFORE_POOL`]), lest it come and go.
+/// A target that uses at most one port in this many needs no pool. A target gets one when at least
+/// half of its ports are in use ([`router_common::ports::GUESSES_BEFORE_POOL`]), so the pool does
+/// not come and go.
 const FEW_PORTS: u32 = 64;
 
-/// Of so many flows of the targets' direction, a sweep shows one.
+/// A sweep shows one in this many flows of the targets' direction.
 pub const REPLY_SHARE: u32 = 16;
 
 /// One direction of a session.
@@ -39,7 +40,7 @@ pub struct Flow {
     /// The tuple that its packets arrive with.
     pub key: FlowKey,
     tag: Tag,
-    /// What is known of it.
+    /// Its record.
     pub entry: FlowRecord,
 }
 
@@ -59,23 +60,23 @@ impl Flow {
         self.key.twin(&self.entry.rewrite)
     }
 
-    /// Which of the session's directions this is.
+    /// Returns the direction of the session that this is.
     pub fn direction(&self) -> Direction {
         self.tag.direction()
     }
 
-    /// Whether the session counts as half-open. Only the client's direction knows.
+    /// Returns `true` if the session counts as half-open. Only the client's direction knows.
     pub fn is_opening(&self) -> bool {
         self.tag.is_opening()
     }
 
-    /// What its packets have shown (TCP).
+    /// Returns the TCP flags that its packets have shown.
     pub fn seen(&self) -> Seen {
         self.tag.seen()
     }
 
-    /// Whether it is what a session that was over has left when its client's tuple moved to another
-    /// target: no packet's, but its port is taken.
+    /// Returns `true` for a held key: its session is over and moved to another target, and the port
+    /// stays taken.
     pub fn is_held(&self) -> bool {
         self.tag.state() == SlotState::Held
     }
@@ -96,7 +97,7 @@ impl Session {
         self.forward.protocol()
     }
 
-    /// How far it is.
+    /// Returns the state of the session.
     pub fn state(&self) -> Option<State> {
         let Self { forward, reply } = self;
         Some(State::of(self.protocol()?, forward.seen(), reply.seen(), forward.is_opening()))
@@ -150,17 +151,17 @@ impl FlowTable {
         })))
     }
 
-    /// How many sessions there may be.
+    /// Returns the limit of sessions.
     pub fn capacity(&self) -> u32 {
         self.0.occupancy.get(0).map_or(0, |occupancy| occupancy.capacity.load())
     }
 
-    /// Where its chains start.
+    /// Returns the regions in which chains start.
     pub(super) fn regions(&self) -> Regions {
         Regions::of_slots(self.0.slots.len())
     }
 
-    /// How many sessions there is memory for.
+    /// Returns the number of sessions that the memory is for.
     pub fn largest_capacity(&self) -> u32 {
         self.regions().sessions()
     }
@@ -172,7 +173,7 @@ impl FlowTable {
         }
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub fn sessions(&self) -> u32 {
         self.0.occupancy.get(0).map_or(0, |occupancy| occupancy.sessions.load())
     }
@@ -187,8 +188,8 @@ impl FlowTable {
         Some(Flow { key, tag, entry })
     }
 
-    /// Whether nobody else may have a reply flow's key, and so its port: there is a flow of it, or
-    /// it is held.
+    /// Returns `true` if a reply flow's key, and so its port, is taken: by a flow, or because it is
+    /// held.
     fn is_taken(&self, reply: &FlowKey) -> bool {
         let has_it = |index| {
             [SlotState::Live, SlotState::Held]
@@ -204,7 +205,7 @@ impl FlowTable {
     }
 
     /// Shows sessions to `each`, in no order, from the slot `start` on until it answers `false`;
-    /// the slot to go on from, or `None` behind the last. Sessions that are opened or removed
+    /// the slot to go on from, or `None` after the last. Sessions that are opened or removed
     /// meanwhile may or may not be among them.
     pub fn for_each_from(&self, start: u32, mut each: impl FnMut(&Session) -> bool) -> Option<u32> {
         for index in start..self.0.slots.len() {
@@ -252,7 +253,7 @@ impl FlowTable {
     /// that is gone already is no error.
     ///
     /// # Errors
-    /// When the pools of ports cannot be read.
+    /// Returns an error if the pools of ports cannot be read.
     pub fn remove(&self, session: &Session) -> Result<()> {
         let ports = [self.retire(&session.forward.key), self.retire(&session.reply.key)];
         self.pools().clear(ports.into_iter().flatten())
@@ -284,7 +285,7 @@ impl FlowTable {
         }
     }
 
-    /// How many half-open sessions a source has.
+    /// Returns the number of half-open sessions of a source.
     pub fn half_open(&self, source: Ipv4) -> u32 {
         self.half_open_counter(source).map_or(0, HalfOpen::count)
     }
@@ -311,18 +312,18 @@ impl FlowTable {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One walk through the table: shows every session's client's direction to `each`, which says
-    /// what is to become of the session, and every flow that is held; and brings slots of flows
-    /// that are gone back into use. Of the targets' directions, one in [`REPLY_SHARE`] is shown in
-    /// each round. Only one walk may be under way at a time.
+    /// Walks through the table once. Passes the client's direction of every session, and every held
+    /// key, to `each`, which decides about it, and makes quarantined slots usable again. Of the
+    /// targets' directions, each round passes one in [`REPLY_SHARE`]. Only one walk may run at a
+    /// time.
     ///
     /// # Errors
-    /// When the pools of ports cannot be read or written.
+    /// Returns an error if the pools of ports cannot be read or written.
     pub fn sweep(&self, generation: u32, round: u32, mut each: impl FnMut(&Flow) -> Verdict) -> Result<()> {
         let now = now();
         let slots = &self.0.slots;
-        // Chains end where a slot is empty, so whether one may become empty depends on the one
-        // behind it: from the end on.
+        // Chains end where a slot is empty, so a slot may become empty only if the next one is:
+        // from the end on.
         let mut freed = Vec::new();
         let mut held = 0;
         for index in (0..slots.len()).rev() {
@@ -379,19 +380,19 @@ impl FlowTable {
         self.pools().clear(freed)
     }
 
-    /// How many pools of ports may be had before ports are crowded.
+    /// Returns the number of port pools that targets may use before ports are crowded.
     pub fn pools_to_spare(&self) -> u32 {
         self.pools().to_spare()
     }
 
-    /// Gives back pools of ports that are not needed any more, and marks of ports that nobody has;
-    /// to be called once a sweep.
+    /// Gives back port pools that are not needed any more, and marks of ports that no flow has. To
+    /// be called once a sweep.
     ///
-    /// `taken`: how many sessions there are with a target, as far as is known; its pool may not
-    /// have marked them all yet.
+    /// `taken` returns the known number of a target's sessions. Its pool may not have marked them
+    /// all yet.
     ///
     /// # Errors
-    /// When they cannot be read or written.
+    /// Returns an error if they cannot be read or written.
     pub fn clean_pools(&self, range_size: u32, taken: impl Fn(&PoolKey) -> u32) -> Result<()> {
         let mut pools = self.pools();
         let few = range_size / FEW_PORTS;
@@ -399,9 +400,9 @@ impl FlowTable {
         pools.reconcile(|reply| self.is_taken(reply))
     }
 
-    /// How much more is counted than the table holds, before and after a walk through it. Programs
-    /// that open or establish sessions meanwhile make that a little more or less. Nobody may remove
-    /// a session meanwhile.
+    /// Returns how far counters exceed the table, before and after a walk through it. Programs that
+    /// open or establish sessions meanwhile change that a little. No session may be removed
+    /// meanwhile.
     pub fn surplus(&self) -> Surplus {
         let before = self.counted();
         let mut there = Counted { sessions: 0, half_open: vec![0; HALF_OPEN_SLOTS as usize] };
@@ -435,12 +436,11 @@ impl FlowTable {
         }
     }
 
-    /// What is wrong with the table: flows without their twin, keys that are there twice, counters
-    /// and marks that say otherwise than the table. What looks wrong because it is being changed is
-    /// looked at again.
+    /// Looks for faults of the table: flows without their twin, duplicate keys, and counters and
+    /// marks that differ from the table. Checks again what may be changing at the moment.
     ///
     /// # Errors
-    /// When the pools cannot be read.
+    /// Returns an error if the pools cannot be read.
     pub fn audit(&self) -> Result<Audit> {
         let mut audit = Audit::default();
         let mut suspects = Vec::new();
@@ -487,7 +487,7 @@ impl FlowTable {
     }
 }
 
-/// What counters say, or what they should.
+/// The values of counters, as they are or as they should be.
 struct Counted {
     sessions: u32,
     /// By the slot of a source's counter.
@@ -495,7 +495,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// How much more this is.
+    /// Returns the difference to `there`.
     fn beyond(&self, there: &Self) -> Surplus {
         let half_open = (0..).zip(self.half_open.iter().zip(&there.half_open));
         Surplus {
@@ -508,7 +508,7 @@ impl Counted {
     }
 }
 
-/// How much more is counted than there is.
+/// The excess of counters over the table.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Surplus {
     /// Sessions.
@@ -518,7 +518,7 @@ pub struct Surplus {
 }
 
 impl Surplus {
-    /// What both looks have found.
+    /// Returns the excess that both have found.
     pub fn common(mut self, other: &Self) -> Self {
         self.sessions = self.sessions.min(other.sessions);
         self.half_open.retain(|slot, count| {
@@ -529,7 +529,7 @@ impl Surplus {
     }
 }
 
-/// What is to become of a flow.
+/// The decision about a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// It stays.
@@ -538,7 +538,7 @@ pub enum Verdict {
     Remove,
 }
 
-/// What a look at the whole table has found.
+/// The result of an audit of the whole table.
 #[derive(Clone, Debug, Default)]
 pub struct Audit {
     /// Flows of both directions.

@@ -13,21 +13,21 @@ pub const ROUTE_LOOKUPS: &str = "net.ipv4.conf.lo.forwarding";
 /// it is.
 const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
 
-/// Whether route lookups are answered.
+/// Returns `true` if route lookups are answered.
 ///
 /// # Errors
-/// When the setting cannot be read.
+/// Returns an error if the setting cannot be read.
 pub fn route_lookups_are_on() -> Result<bool> {
     let text = fs::read_to_string(LOOPBACK_FORWARDING)
         .with_context(|| format!("cannot read {LOOPBACK_FORWARDING}"))?;
     Ok(text.trim() != "0")
 }
 
-/// Whether the kernel forwards (`net.ipv4.ip_forward`): what route lookups are set to where nobody
-/// needs them.
+/// Returns `true` if the kernel forwards (`net.ipv4.ip_forward`): the default of the setting for
+/// route lookups.
 ///
 /// # Errors
-/// When the setting cannot be read.
+/// Returns an error if the setting cannot be read.
 pub(super) fn kernel_forwards() -> Result<bool> {
     const ALL: &str = "/proc/sys/net/ipv4/ip_forward";
     let text = fs::read_to_string(ALL).with_context(|| format!("cannot read {ALL}"))?;
@@ -37,18 +37,18 @@ pub(super) fn kernel_forwards() -> Result<bool> {
 /// Switches the answers to route lookups on or off.
 ///
 /// # Errors
-/// When the setting cannot be written.
+/// Returns an error if the setting cannot be written.
 pub fn switch_route_lookups(on: bool) -> Result<()> {
     fs::write(Path::new(LOOPBACK_FORWARDING), if on { "1" } else { "0" }).with_context(|| {
         format!("cannot write {LOOPBACK_FORWARDING} (run as root; sysctl {ROUTE_LOOKUPS}=1)")
     })
 }
 
-/// Switches route lookups off if the kernel does not forward: then they are on only because a
-/// router has switched them on. What it has noted of that in a layout of its own cannot be read.
+/// Switches route lookups off if the kernel does not forward: then a router has switched them on.
+/// Another layout's note of that cannot be read.
 ///
 /// # Errors
-/// When the setting cannot be read or written.
+/// Returns an error if the setting cannot be read or written.
 pub(super) fn restore_route_lookups() -> Result<()> {
     if kernel_forwards()? { Ok(()) } else { switch_route_lookups(false) }
 }

@@ -1,5 +1,5 @@
-//! What is pinned, held open: if somebody removes a pin under a running daemon, nothing is lost,
-//! and it can be pinned again.
+//! The pinned objects, held open: a pin that is removed under a running daemon loses nothing, and
+//! can be made again.
 
 use std::{
     fs::File,
@@ -40,16 +40,16 @@ impl HeldPins {
         self.pins.directory()
     }
 
-    /// Whether every pin is there.
+    /// Returns `true` if every pin is there.
     pub fn are_complete(&self) -> bool {
         self.objects.iter().all(|(path, _)| path.symlink_metadata().is_ok())
     }
 
-    /// Pins again what is not pinned any more. A directory that had to be made anew is locked for
-    /// this process, as [`Pins::lock`] does it; the file is to be kept open.
+    /// Makes missing pins again. Locks a directory that had to be made for this process, as
+    /// [`Pins::lock`] does; the caller keeps the file open.
     ///
     /// # Errors
-    /// When the kernel refuses, or there is no BPF file system.
+    /// Returns an error if the kernel refuses, or there is no BPF file system.
     pub fn restore(&self) -> Result<Option<File>> {
         let is_new = !self.directory().exists();
         self.pins.make()?;

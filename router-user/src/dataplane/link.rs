@@ -24,27 +24,27 @@ pub struct Attachment {
     pub interface: String,
     /// Its index when the program was attached.
     pub index: u32,
-    /// How the program runs.
+    /// The mode of the program.
     pub mode: Mode,
     pin: PathBuf,
-    /// Held open: who removes the pin under a running daemon does not take the program off with it.
+    /// Held open, so that removing the pin under a running daemon does not take the program off.
     link: Arc<OwnedFd>,
     /// The id of the program that was attached.
     program: u32,
 }
 
-/// How an attachment was lost.
+/// The way in which an attachment was lost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Loss {
     /// The interface was removed, or moved to another network namespace.
     InterfaceGone,
-    /// Somebody has detached the link (`bpftool link detach`, `pls-router detach --force`).
+    /// The link was detached (`bpftool link detach`, `pls-router detach --force`).
     Detached,
-    /// The link holds the program with this id, which is not ours.
+    /// The link holds the program with this id, which is not the router's.
     Replaced(u32),
 }
 
-/// Where the interface of an attachment is now.
+/// The place of an attachment's interface now.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Place {
     /// An interface with this index has the name that the configuration gives.
@@ -71,8 +71,8 @@ impl Place {
 }
 
 impl Attachment {
-    /// The attachment that an earlier daemon left on this interface in this mode. One of an
-    /// interface that is gone is removed.
+    /// Finds the attachment that an earlier daemon left on this interface in this mode. Removes
+    /// that of an interface that is gone.
     pub(super) fn find(pins: &Pins, interface: &str, index: u32, mode: Mode) -> Result<Option<Self>> {
         let pin = pins.link(interface, mode);
         let link = match bpf::open_pin(&pin) {
@@ -139,27 +139,27 @@ impl Attachment {
         Ok(Self { interface, index, mode, pin, link: Arc::new(link), program: info.program })
     }
 
-    /// The id of the program that runs on the interface by this attachment now; `None` if it has
+    /// Returns the id of the program that this attachment runs on the interface; `None` if it has
     /// been taken off, or the interface is gone.
     pub fn program_id(&self) -> Option<u32> {
         let info = bpf::xdp_link_info(self.link.as_fd()).ok()?;
         (info.interface != 0 && info.interface == self.index).then_some(info.program)
     }
 
-    /// Where its interface is. A name goes before the interface that had it when the program was
-    /// attached.
+    /// Returns the place of its interface. The name counts more than the interface that had it when
+    /// the program was attached.
     pub fn place(&self) -> Place {
         if let Ok(index) = interface_index(&self.interface) {
             return Place::Named(index);
         }
         match interface_name(self.index) {
-            // The kernel gives indexes again where somebody asks for one.
+            // The kernel reuses an index if that is asked for.
             Some(name) if self.program_id().is_some() => Place::Renamed { index: self.index, name },
             Some(_) | None => Place::Gone,
         }
     }
 
-    /// How it was lost; `None` while our program runs on the interface.
+    /// Returns how it was lost; `None` while the router's program runs on the interface.
     pub fn loss(&self) -> Option<Loss> {
         // An interface that was moved to another network namespace keeps its program.
         if interface_name(self.index).is_none() {
@@ -172,7 +172,7 @@ impl Attachment {
         }
     }
 
-    /// Whether a daemon that comes after this one will find it.
+    /// Returns `true` if a daemon that comes after this one will find it.
     pub fn is_pinned(&self) -> bool {
         self.pin.symlink_metadata().is_ok()
     }
@@ -180,14 +180,14 @@ impl Attachment {
     /// Pins the link again.
     ///
     /// # Errors
-    /// When the kernel refuses: the directory has to be there, on a BPF file system.
+    /// Returns an error if the kernel refuses: the directory has to be there, on a BPF file system.
     pub fn pin_again(&self) -> Result<()> {
         bpf::pin(self.link.as_fd(), &self.pin)
             .with_context(|| format!("cannot pin the attachment to {}", self.pin.display()))
     }
 }
 
-/// What the kernel's answer to an attachment means, and what to do.
+/// Explains the kernel's refusal of an attachment, with the remedy.
 fn explain(error: &ProgramError, interface: &str, mode: Mode) -> anyhow::Error {
     let errno =
         if let ProgramError::SyscallError(call) = error { call.io_error.raw_os_error() } else { None };

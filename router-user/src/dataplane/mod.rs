@@ -102,23 +102,24 @@ const PINNED_MAPS: [&str; 24] = [
     "INTERFACE_ADDRESSES",
 ];
 const PUNTS: &str = "PUNTS";
-/// The program that is attached to interfaces.
+/// The name of the program that is attached to interfaces.
 const ROOT_PROGRAM: &str = "pls_router";
 /// The program that answers a [`Query`].
 const ROUTE_PROGRAM: &str = "ask_route";
 /// The program of [`Stage::Slow`], which takes every packet.
 const SLOW_STAGE: &str = "slow";
 
-/// How to load the data plane.
+/// Options of loading the data plane.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Where to pin. `None` pins nothing: the programs live as long as the [`Dataplane`] (tests).
+    /// The directory of pins. `None` pins nothing: the programs live as long as the [`Dataplane`]
+    /// (tests).
     pub pins: Option<PathBuf>,
     /// Sessions to make room for.
     pub sessions: u32,
     /// Sessions in the opening state that one source may have.
     pub half_open_per_source: u32,
-    /// Whether they run in generic mode, where they see packets as the kernel keeps them.
+    /// `true` for the programs of generic mode, which get packets as the kernel keeps them.
     pub generic: bool,
     /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
     pub log: Option<log::Level>,
@@ -129,12 +130,13 @@ pub struct Dataplane {
     ebpf: Ebpf,
     pins: Option<HeldPins>,
     egress: DevMap<MapData>,
-    /// Programs name maps by descriptor until they are loaded, and an array forgets its programs
-    /// when nobody holds it.
+    /// Kept open: programs name maps by descriptor until they are loaded, and an array that no
+    /// process holds forgets its programs.
     _arrays: [ProgramArray<MapData>; 2],
-    /// Why the kernel has not taken the program that sees what this machine itself sends, if so.
+    /// The reason why the kernel refused the program that sees this machine's own traffic, if it
+    /// did.
     own_traffic: Result<(), String>,
-    /// Whether maps of an earlier daemon were found and are used on.
+    /// `true` if an earlier daemon's maps were found and stay in use.
     pub adopted: bool,
     /// The rules in force.
     pub rules: RuleTable,
@@ -142,7 +144,7 @@ pub struct Dataplane {
     pub flows: FlowTable,
     /// The counters.
     pub counters: CounterTable,
-    /// What the programs are told.
+    /// The programs' settings.
     pub settings: SettingsTable,
     /// This machine's addresses, as the programs know them.
     pub local_addresses: LocalAddresses,
@@ -158,12 +160,12 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Loads the programs, on top of the maps that an earlier daemon has left pinned, if there are
-    /// any. Nothing is attached yet; but where a root program is attached already, its packets are
-    /// handled by these programs from now on.
+    /// any. Attaches nothing, but a root program that is attached already leads to these programs
+    /// from now on.
     ///
     /// # Errors
-    /// When the kernel does not take the programs or maps, or a pin cannot be written; what had
-    /// been pinned by this call is removed again.
+    /// Returns an error if the kernel does not take the programs or maps, or a pin cannot be
+    /// written; what had been pinned by this call is removed again.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         Self::load_unless(options, &AtomicBool::new(false))
     }
@@ -279,10 +281,10 @@ impl Dataplane {
     }
 
     /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they
-    /// were off: whoever detaches switches them off again.
+    /// were off, so that `detach` switches them off again.
     ///
     /// # Errors
-    /// When the setting cannot be read or written.
+    /// Returns an error if the setting cannot be read or written.
     pub fn switch_route_lookups_on(&mut self) -> Result<()> {
         if !route_lookups_are_on()? {
             self.settings.set_route_lookups_were_off()?;
@@ -295,18 +297,18 @@ impl Dataplane {
     /// attachment that an earlier daemon left, in the same mode, stays as it is.
     ///
     /// # Errors
-    /// When there is no such interface, or the kernel or the driver refuses: the interface is then
-    /// as it was.
+    /// Returns an error if there is no such interface, or the kernel or the driver refuses: the
+    /// interface is then as it was.
     pub fn attach(&mut self, slot: u32, interface: &str, mode: Mode) -> Result<Attachment> {
         let index = interface_index(interface)?;
         self.attach_to(slot, interface, index, mode)
     }
 
-    /// Does what [`attach`](Self::attach) does to the interface with this index, which the
-    /// configuration gives this name.
+    /// Attaches as [`attach`](Self::attach) does, by the index of the interface that has this name
+    /// in the configuration.
     ///
     /// # Errors
-    /// As there.
+    /// Returns an error as that does.
     pub fn attach_to(&mut self, slot: u32, interface: &str, index: u32, mode: Mode) -> Result<Attachment> {
         let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
         let attachment = match Attachment::find(pins, interface, index, mode)? {
@@ -339,17 +341,18 @@ impl Dataplane {
     /// Puts a rule set in force, at once and whole.
     ///
     /// # Errors
-    /// When a map cannot be written or the rule set does not fit. The old one stays in force.
+    /// Returns an error if a map cannot be written or the rule set does not fit. The old one stays
+    /// in force.
     pub fn apply_rules(&mut self, spec: &RuleSetSpec) -> Result<()> {
         self.rules.apply(spec, &mut self.settings)
     }
 
-    /// Takes over what other versions have left on an interface, for [`attach_to`](Self::attach_to)
-    /// to find.
+    /// Takes over the attachments that other versions have left on an interface, for
+    /// [`attach_to`](Self::attach_to) to find.
     ///
     /// # Errors
-    /// When the kernel or the driver refuses; [`Predecessors::give_back`] turns back what was taken
-    /// until then.
+    /// Returns an error if the kernel or the driver refuses; [`Predecessors::give_back`] undoes the
+    /// rest.
     pub fn take_over(
         &mut self,
         predecessors: &mut Predecessors,
@@ -372,7 +375,7 @@ impl Dataplane {
     /// the interface's now.
     ///
     /// # Errors
-    /// When the kernel or the driver refuses, or a pin cannot be written.
+    /// Returns an error if the kernel or the driver refuses, or a pin cannot be written.
     pub fn attach_again(&mut self, slot: u32, lost: &Attachment, index: u32) -> Result<Attachment> {
         if lost.index != index || lost.loss().is_some() {
             lost.remove()?;
@@ -380,27 +383,27 @@ impl Dataplane {
         self.attach_to(slot, &lost.interface, index, lost.mode)
     }
 
-    /// Has what this machine itself sends by the interface with this index be seen, so that answers
-    /// to it are known and no session takes them. An attachment that an earlier daemon left goes
-    /// on, with the program of now. `interface`: the name in the configuration.
+    /// Watches this machine's own traffic on its way out of the interface with this index, so that
+    /// no session takes the answers. An earlier daemon's attachment stays and gets the new program.
+    /// `interface` is the name in the configuration.
     ///
     /// # Errors
-    /// When the kernel cannot attach a program to an interface's way out. The router works on
-    /// without.
+    /// Returns an error if the kernel cannot attach a program to an interface's way out. The router
+    /// works without.
     pub fn watch_own_traffic(&mut self, interface: &str, index: u32, hook: Hook) -> Result<()> {
         let pins = self.pins.as_ref().context("attaching needs pins")?.pins().clone();
         own_traffic::attach(self.own_traffic_program()?, &pins, interface, index, hook)
     }
 
-    /// Returns `true` if what this machine itself sends by the interface with this index is seen.
+    /// Returns `true` if this machine's own traffic on the interface with this index is watched.
     pub fn is_own_traffic_watched(&self, interface: &str, index: u32) -> bool {
         self.pins.as_ref().is_some_and(|held| own_traffic::is_attached(held.pins(), interface, index))
     }
 
-    /// The program that sees what this machine itself sends.
+    /// Returns the program that sees this machine's own traffic.
     ///
     /// # Errors
-    /// When the kernel has not taken it.
+    /// Returns an error if the kernel has not taken it.
     pub fn own_traffic_program(&mut self) -> Result<&mut SchedClassifier> {
         if let Err(why) = &self.own_traffic {
             bail!("{why}");
@@ -408,11 +411,11 @@ impl Dataplane {
         own_traffic_program(&mut self.ebpf)
     }
 
-    /// Makes an interface the one of `slot` for packets that leave. [`attach`](Self::attach) does
-    /// this, too.
+    /// Makes an interface the egress interface of `slot`, as [`attach`](Self::attach) does too.
     ///
     /// # Errors
-    /// When there is no such interface, or its driver cannot send redirected packets.
+    /// Returns an error if there is no such interface, or its driver cannot send redirected
+    /// packets.
     pub fn set_egress(&mut self, slot: u32, interface: &str) -> Result<()> {
         self.set_egress_index(slot, interface, interface_index(interface)?)
     }
@@ -423,13 +426,13 @@ impl Dataplane {
             .with_context(|| format!("cannot make {interface} an egress interface"))
     }
 
-    /// Whether packets that leave by `slot` leave by the interface with this index. The kernel
-    /// forgets one that is removed.
+    /// Returns `true` if packets that leave by `slot` leave by the interface with this index. The
+    /// kernel forgets one that is removed.
     pub fn has_egress(&self, slot: u32, index: u32) -> bool {
         self.egress.get(slot, 0).is_ok_and(|egress| egress.if_index == index)
     }
 
-    /// What is pinned; `None` where nothing is.
+    /// Returns the pins; `None` if nothing is pinned.
     pub fn pins(&self) -> Option<&HeldPins> {
         self.pins.as_ref()
     }
@@ -437,7 +440,7 @@ impl Dataplane {
     /// Removes attachments that an earlier daemon left on interfaces other than these.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// Returns an error if a pin cannot be removed.
     pub fn detach_others(&self, interfaces: &[&str]) -> Result<Vec<String>> {
         match &self.pins {
             Some(held) => held.pins().remove_links(|name| !interfaces.contains(&name)),
@@ -445,27 +448,28 @@ impl Dataplane {
         }
     }
 
-    /// The ring of packets for the daemon, see [`router_common::maps::punt`]. Can be taken once.
+    /// Returns the ring of packets for the daemon, see [`router_common::maps::punt`]. Can be taken
+    /// once.
     ///
     /// # Errors
-    /// When it has been taken already.
+    /// Returns an error if it has been taken already.
     pub fn take_punts(&mut self) -> Result<RingBuf<MapData>> {
         Ok(take(&mut self.ebpf, PUNTS)?.try_into()?)
     }
 
-    /// Returns what gives packets to the programs that no interface has received.
+    /// Returns the replayer, which gives packets to the programs again.
     ///
     /// # Errors
-    /// When the process has no descriptor left.
+    /// Returns an error if the process has no descriptor left.
     pub fn replayer(&self) -> Result<Replayer> {
         Ok(Replayer::new(program_fd(&self.ebpf, SLOW_STAGE)?))
     }
 
-    /// Asks the kernel where a packet would leave, and from which address a session would come: by
-    /// the program that asks for packets, so that both get the same answer.
+    /// Asks the kernel for the route of a packet and the source address of its session, by the
+    /// program that asks for packets, so that both get the same answer.
     ///
     /// # Errors
-    /// When the kernel does not run the program.
+    /// Returns an error if the kernel does not run the program.
     pub fn route(&mut self, query: &Query) -> Result<Answer> {
         route::ask(self.program(ROUTE_PROGRAM)?, query)
     }
@@ -479,7 +483,7 @@ impl Dataplane {
     /// load none any more.
     ///
     /// # Errors
-    /// When the kernel does not take one.
+    /// Returns an error if the kernel does not take one.
     pub fn load_what_is_used_later(&mut self) -> Result<()> {
         for name in [ROOT_PROGRAM, ROUTE_PROGRAM] {
             self.program(name)?;
@@ -487,11 +491,11 @@ impl Dataplane {
         Ok(())
     }
 
-    /// One of the programs by its function's name: `pls_router` (loaded if it is not yet),
+    /// Returns a program by its function's name: `pls_router` (loaded if it is not yet),
     /// `forward` or `slow`.
     ///
     /// # Errors
-    /// When there is no such program or the kernel does not take it.
+    /// Returns an error if there is no such program or the kernel does not take it.
     pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program: &mut Xdp = program(&mut self.ebpf, name)?;
         if program.fd().is_err() {

@@ -22,10 +22,10 @@ impl FailedNeighbours {
         Ok(Self { map: map.try_into()? })
     }
 
-    /// Has nothing wait for a neighbour, for so long.
+    /// Drops packets to a neighbour without waiting for it, for this time.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn add(&mut self, neighbour: &Neighbour, time: Duration) -> Result<()> {
         let until = now().0.saturating_add(u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
         self.map
@@ -33,10 +33,10 @@ impl FailedNeighbours {
             .with_context(|| format!("cannot note that {} does not answer", neighbour.ip()))
     }
 
-    /// Has packets wait for a neighbour again.
+    /// Lets packets wait for a neighbour again.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn remove(&mut self, neighbour: &Neighbour) -> Result<()> {
         remove(&mut self.map, neighbour)
             .with_context(|| format!("cannot note that {} may answer again", neighbour.ip()))
@@ -55,11 +55,11 @@ impl NextHopsInUse {
         Ok(table)
     }
 
-    /// Returns what is noted of a neighbour; `None` if no session has it for a next hop. Where
-    /// there was no room to note one, any may be.
+    /// Returns the record of a neighbour; `None` if it is no session's next hop. If there was no
+    /// room for a record, it may be one anyway.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// Returns an error if the map cannot be read.
     pub fn get(&self, neighbour: &Neighbour) -> Result<Option<InUse>> {
         match self.look_up(neighbour)? {
             None if !self.has_room()? => Ok(Some(InUse::MIXED)),
@@ -67,10 +67,10 @@ impl NextHopsInUse {
         }
     }
 
-    /// Returns all that are noted.
+    /// Returns all records.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// Returns an error if the map cannot be read.
     pub fn all(&self) -> Result<Vec<(Neighbour, InUse)>> {
         let all = self.map.iter().filter(|known| !matches!(known, Ok((Neighbour::NONE, _))));
         all.collect::<Result<_, MapError>>().context("cannot read the next hops in use")
@@ -79,25 +79,25 @@ impl NextHopsInUse {
     /// Returns `true` unless there was no room to note a next hop.
     ///
     /// # Errors
-    /// When the map cannot be read.
+    /// Returns an error if the map cannot be read.
     pub fn has_room(&self) -> Result<bool> {
         Ok(self.look_up(&Neighbour::NONE)? == Some(InUse::HAS_ROOM))
     }
 
-    /// Forgets a next hop, for sessions to note it again. They do when they ask for it again, so
-    /// their next hops have to be invalidated afterwards.
+    /// Forgets a next hop. Sessions note it again when they resolve it, so their next hops have to
+    /// be invalidated afterwards.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn forget(&mut self, neighbour: &Neighbour) -> Result<()> {
         remove(&mut self.map, neighbour)
             .with_context(|| format!("cannot forget the next hop {}", neighbour.ip()))
     }
 
-    /// Forgets all of them, likewise.
+    /// Forgets all next hops, likewise.
     ///
     /// # Errors
-    /// When the map cannot be read or written.
+    /// Returns an error if the map cannot be read or written.
     pub fn forget_all(&mut self) -> Result<()> {
         for (neighbour, _) in self.all()? {
             self.forget(&neighbour)?;

@@ -1,4 +1,4 @@
-//! The attachment of the program that sees what this machine itself sends (`sent`, in
+//! The attachment of the program that sees this machine's own traffic (`own_traffic`, in
 //! `router-ebpf`), to the way out of an interface.
 //!
 //! From Linux 6.6 on that is a link (tcx), pinned beside the root program's. Before, it is a filter
@@ -23,12 +23,11 @@ use crate::sys::{
 /// The program's name.
 pub(super) const PROGRAM: &str = "own_traffic";
 
-/// What the filter's pin is called for, before the interface: the qdisc was there before, or has
-/// come with it.
+/// The kinds in the name of a filter's pin: the qdisc was there before, or was added with it.
 const FILTER: &str = "filter";
 const FILTER_AND_QDISC: &str = "filterandqdisc";
 
-/// How the program is attached.
+/// The kind of attachment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hook {
     /// By a link, or where the kernel has none for it, as a filter.
@@ -41,7 +40,7 @@ pub enum Hook {
 /// daemon's. `interface`: what the pin is called for; it may have another name by now.
 ///
 /// # Errors
-/// When the kernel can neither attach it by a link nor as a filter.
+/// Returns an error if the kernel can neither attach it by a link nor as a filter.
 pub(super) fn attach(
     program: &mut SchedClassifier,
     pins: &Pins,
@@ -113,15 +112,15 @@ fn attach_filter(program: &mut SchedClassifier, pins: &Pins, interface: &str) ->
     }
     let pin = pins.filter(interface, if brought_qdisc { FILTER_AND_QDISC } else { FILTER });
     program.pin(&pin).or_else(|error| {
-        // Nobody would know of the filter later.
+        // Without a pin, the filter could not be removed later.
         let kind = if brought_qdisc { FILTER_AND_QDISC } else { FILTER };
         remove_pinned_filter(&pin, kind, interface)?;
         Err(anyhow!(error)).with_context(|| format!("cannot pin the program to {}", pin.display()))
     })
 }
 
-/// Takes a filter off whose pin has this name, and the qdisc if it has come with the filter and
-/// nobody else uses it; then removes the pin.
+/// Takes off the filter with this pin, and the qdisc if it was added with the filter and has no
+/// other filters; then removes the pin.
 pub(super) fn remove_pinned_filter(pin: &Path, kind: &str, interface: &str) -> Result<()> {
     // An interface that is gone has taken its filters with it.
     if let Ok(index) = interface_index(interface) {
@@ -137,12 +136,12 @@ pub(super) fn remove_pinned_filter(pin: &Path, kind: &str, interface: &str) -> R
     remove_pin(pin)
 }
 
-/// Whether this is what the pin of a filter is called for.
+/// Returns `true` if this is what the pin of a filter is called for.
 pub(super) fn is_filter(kind: &str) -> bool {
     kind == FILTER || kind == FILTER_AND_QDISC
 }
 
-/// Takes our filters off an interface; whether there were any.
+/// Takes the router's filters off an interface. Returns `true` if there were any.
 fn remove_filter(interface: &str) -> Result<bool> {
     match qdisc_detach_program(interface, TcAttachType::Egress, PROGRAM) {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! Where everything is pinned.
+//! The directory of pins.
 
 use std::{
     collections::BTreeSet,
@@ -26,20 +26,20 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The pins below `root`, whose directories are made if they are not there, and are for root
-    /// alone from now on.
+    /// Opens the pins below `root`. Makes missing directories, and closes all of them to other
+    /// users.
     ///
     /// # Errors
-    /// When that is not on a BPF file system, cannot be written, or somebody else may change what
-    /// is in it.
+    /// Returns an error if that is not on a BPF file system, cannot be written, or another user may
+    /// change its contents.
     pub fn open(root: &Path) -> Result<Self> {
         let pins = Self::at(root);
         pins.make()?;
         Ok(pins)
     }
 
-    /// Makes the directories that are not there, and closes those that are: whoever can open one
-    /// can hold its [lock](Self::lock).
+    /// Makes missing directories, and closes the others: a user who can open one can hold its
+    /// [lock](Self::lock).
     pub(super) fn make(&self) -> Result<()> {
         bpffs::ensure(&self.root)?;
         private::make(&self.links())?;
@@ -48,16 +48,16 @@ impl Pins {
         private::close(&self.links())
     }
 
-    /// Makes sure that nobody else can change what is in the directories, as far as they are there.
+    /// Checks that no other user can change the contents of the directories that exist.
     ///
     /// # Errors
-    /// As [`private::examine`].
+    /// Returns an error as [`private::examine`] does.
     pub(crate) fn examine(&self) -> Result<()> {
         private::examine(&self.root)?;
         private::examine(&self.links())
     }
 
-    /// The pins below `root`, whether there are any or not.
+    /// Returns the pins below `root`, which need not exist.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self::of_layout(root, LAYOUT)
@@ -67,10 +67,10 @@ impl Pins {
         Self { root: root.to_owned(), directory: root.join(format!("v{layout}")) }
     }
 
-    /// The pins that other versions have left below `root`, oldest first.
+    /// Returns the pins that other versions have left below `root`, oldest first.
     ///
     /// # Errors
-    /// When the directory cannot be read, or somebody else may change what is in it.
+    /// Returns an error if the directory cannot be read, or another user may change its contents.
     pub fn others(root: &Path) -> Result<Vec<Self>> {
         private::examine(root)?;
         let layout = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
@@ -84,7 +84,7 @@ impl Pins {
     /// comes back is open.
     ///
     /// # Errors
-    /// When another process has done so.
+    /// Returns an error if another process has done so.
     pub fn lock(&self) -> Result<fs::File> {
         let file = private::open(&self.directory)
             .with_context(|| format!("cannot open {}", self.directory.display()))?;
@@ -108,17 +108,17 @@ impl Pins {
         }
     }
 
-    /// Whether an earlier daemon has left maps here.
+    /// Returns `true` if an earlier daemon has left maps here.
     pub fn are_there(&self) -> bool {
         self.map("FLOWS").exists()
     }
 
-    /// The directory of all layouts.
+    /// Returns the directory of all layouts.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where they are.
+    /// Returns the directory of this layout.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -135,22 +135,22 @@ impl Pins {
         self.links().join(link_name(interface, mode.as_str()))
     }
 
-    /// Where the program array of the programs in force is pinned.
+    /// Returns the pin of the program array in force.
     pub(super) fn stages(&self) -> PathBuf {
         self.directory.join("stages")
     }
 
-    /// The pin of the link by which an interface's way out is watched, see `own_traffic`.
+    /// Returns the pin of the link that watches an interface's egress, see `own_traffic`.
     pub(super) fn own_traffic(&self, interface: &str) -> PathBuf {
         self.links().join(link_name(interface, "own"))
     }
 
-    /// The pin that stands for a filter.
+    /// Returns the pin that stands for a filter.
     pub(super) fn filter(&self, interface: &str, kind: &str) -> PathBuf {
         self.links().join(link_name(interface, kind))
     }
 
-    /// Where the program array of new programs is pinned until they are in force.
+    /// Returns the pin of a new program array until it is in force.
     pub(super) fn new_stages(&self) -> PathBuf {
         self.directory.join(format!("stages-{}", std::process::id()))
     }
@@ -161,7 +161,7 @@ impl Pins {
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
     }
 
-    /// The XDP links on the interface with this index.
+    /// Returns the XDP links on the interface with this index.
     pub(super) fn links_on(&self, index: u32) -> Result<Vec<LinkPin>> {
         let mut links = Vec::new();
         for path in entries(&self.links())? {
@@ -180,10 +180,10 @@ impl Pins {
         Ok(links)
     }
 
-    /// The interfaces that links are pinned for.
+    /// Returns the interfaces that links are pinned for.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// Returns an error if the directory cannot be read.
     pub fn interfaces(&self) -> Result<Vec<String>> {
         let name = |path: PathBuf| read_link_name(&path.file_name().unwrap_or_default().to_string_lossy()).1;
         let names: BTreeSet<String> = entries(&self.links())?.into_iter().map(name).collect();
@@ -208,13 +208,13 @@ pub(super) struct LinkPin {
     pub(super) program: u32,
 }
 
-/// The name of a link's pin. A BPF file system allows no dots (`bpf_lookup`, kernel/bpf/inode.c);
-/// interfaces' names do.
+/// Returns the name of a link's pin. A BPF file system allows no dots (`bpf_lookup`,
+/// kernel/bpf/inode.c); interfaces' names do.
 fn link_name(interface: &str, mode: &str) -> String {
     format!("{mode}-{}", interface.replace('%', "%25").replace('.', "%2e"))
 }
 
-/// What a link's pin is named for: how it is attached, and the interface.
+/// Splits the name of a link's pin into the kind of attachment and the interface.
 pub(super) fn read_link_name(pin: &str) -> (String, String) {
     let (kind, interface) = pin.split_once('-').unwrap_or(("", pin));
     (kind.to_owned(), interface.replace("%2e", ".").replace("%25", "%"))

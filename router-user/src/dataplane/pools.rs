@@ -12,8 +12,8 @@ use std::{collections::HashSet, os::fd::AsFd as _};
 
 use super::shared_memory::SharedArray;
 
-/// How many pools a table of this many sessions needs. Half of them are only for targets that are
-/// crowded, which takes thousands of sessions each; the others are to spare
+/// Returns the number of pools for a table of this many sessions. Half of them are only for targets
+/// that are crowded, which takes thousands of sessions each; the others are to spare
 /// ([`PoolTable::to_spare`]), which takes some two thousand.
 pub(super) fn pools_for(sessions: u32) -> u32 {
     (sessions / 2048).clamp(8, 4096)
@@ -23,13 +23,13 @@ pub(super) fn pools_for(sessions: u32) -> u32 {
 pub(super) struct PoolTable {
     keys: HashMap<MapData, PoolKey, u32>,
     pools: SharedArray<Pool>,
-    /// Pools that nobody can find any more, to be given back when no program can have them either.
+    /// Pools that no program finds any more, to be given back when no program can still use them.
     leaving: HashSet<u32>,
-    /// Which of [`SHARES`] was looked at last.
+    /// The last of [`SHARES`] that was reconciled.
     share: u32,
 }
 
-/// A look at the marks of all pools takes so many calls of [`PoolTable::reconcile`].
+/// The number of calls of [`PoolTable::reconcile`] that cover the marks of all pools.
 const SHARES: u32 = 16;
 
 impl PoolTable {
@@ -53,7 +53,8 @@ impl PoolTable {
         Ok(())
     }
 
-    /// How many pools may be had before ports are crowded; the others are kept for when they are.
+    /// Returns the number of pools that targets may use before ports are crowded. The others are
+    /// kept for crowded targets.
     pub(super) fn to_spare(&self) -> u32 {
         self.pools.len() / 2
     }
@@ -111,10 +112,10 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Takes away marks of ports that no flow has, of some of the ports: a program marks a port
-    /// that a socket of this machine has, lest it be tried again for every session, and the socket
-    /// goes without a word; and a daemon that is killed gives nothing back. A program that is about
-    /// to take such a port marks it once more when it has it.
+    /// Clears marks of ports that no flow has, for a share of the ports. A program also marks the
+    /// port of one of this machine's sockets, so as not to try it for every session, and the
+    /// socket's end is not seen; and a daemon that is killed gives nothing back. A program that
+    /// takes such a port meanwhile marks it once more.
     pub(super) fn reconcile(&mut self, is_there: impl Fn(&FlowKey) -> bool) -> Result<()> {
         let words = POOL_WORDS / SHARES;
         self.share = (self.share + 1) % SHARES;
@@ -129,7 +130,7 @@ impl PoolTable {
         Ok(())
     }
 
-    /// How many pools there are, and how many ports they mark as taken.
+    /// Returns the pools, each with the number of ports that it marks as taken.
     pub(super) fn marked(&self) -> Result<Vec<(PoolKey, u32)>> {
         let taken = |index| self.pools.get(index).map_or(0, Pool::taken);
         Ok(self.all()?.into_iter().map(|(key, index)| (key, taken(index))).collect())

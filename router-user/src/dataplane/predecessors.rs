@@ -22,7 +22,7 @@ use crate::{
 
 use super::{pins::Pins, reserved_ports};
 
-/// What other versions have left, locked for this process.
+/// The data planes of other versions, locked for this process.
 #[derive(Debug)]
 pub struct Predecessors {
     found: Vec<(Pins, File)>,
@@ -43,7 +43,8 @@ impl Predecessors {
     /// Looks for them below `root`.
     ///
     /// # Errors
-    /// When a daemon works with one of them, or somebody else may change what is in them.
+    /// Returns an error if a daemon works with one of them, or another user may change their
+    /// contents.
     pub fn find(root: &Path) -> Result<Self> {
         let lock = |pins: Pins| {
             private::close(pins.directory())?;
@@ -53,12 +54,12 @@ impl Predecessors {
         Ok(Self { found, taken: Vec::new() })
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are none.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
 
-    /// Where they are pinned.
+    /// Returns the directories of their pins.
     pub fn directories(&self) -> impl Iterator<Item = &Path> {
         self.found.iter().map(|(pins, _)| pins.directory())
     }
@@ -100,8 +101,8 @@ impl Predecessors {
         Ok(())
     }
 
-    /// Turns everything back after a start that has failed. Returns `false` if a link could not be:
-    /// it holds our program, and whoever takes that off leaves the interface without any.
+    /// Undoes everything after a failed start. Returns `false` if a link could not be given back:
+    /// it holds the new program, and taking that off would leave the interface without one.
     pub fn give_back(self) -> bool {
         let mut all = true;
         for Taken { link, program, old_pin, new_pin } in self.taken {
@@ -123,7 +124,7 @@ impl Predecessors {
     /// Removes all that they have left, except for the links that were taken over.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// Returns an error if a pin cannot be removed.
     pub fn remove(self) -> Result<()> {
         for Taken { old_pin, .. } in &self.taken {
             fs::remove_file(old_pin).with_context(|| format!("cannot remove {}", old_pin.display()))?;

@@ -39,11 +39,11 @@ impl Pins {
         Ok(removed)
     }
 
-    /// Removes everything: programs are detached first, then maps and programs go. The interfaces
-    /// that were detached from.
+    /// Removes everything: programs are detached first, then maps and programs go. Returns the
+    /// interfaces that were detached from.
     ///
     /// # Errors
-    /// When a pin cannot be read or removed.
+    /// Returns an error if a pin cannot be read or removed.
     pub fn remove(&self) -> Result<Vec<String>> {
         let settings = self.map("SETTINGS");
         let were_off = settings.exists() && route_lookups_were_off(&settings)?;
@@ -55,11 +55,11 @@ impl Pins {
         Ok(interfaces)
     }
 
-    /// Removes everything, and leaves system settings alone. The interfaces that were detached
-    /// from.
+    /// Removes everything, and leaves system settings alone. Returns the interfaces that were
+    /// detached from.
     ///
     /// # Errors
-    /// As [`remove`](Self::remove).
+    /// Returns an error as [`remove`](Self::remove).
     pub fn remove_all(&self) -> Result<Vec<String>> {
         let interfaces = self.remove_links(|_| true)?;
         let failed = |path: &Path| format!("cannot remove {}", path.display());
@@ -79,7 +79,7 @@ impl Pins {
     }
 }
 
-/// What was taken off a machine.
+/// The result of a removal.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Removed {
     /// The interfaces that programs were detached from.
@@ -92,9 +92,9 @@ pub struct Removed {
 /// pinned below `root`. Nothing to detach is no error.
 ///
 /// # Errors
-/// When a pin cannot be read or removed.
+/// Returns an error if a pin cannot be read or removed.
 pub fn detach(root: &Path) -> Result<Removed> {
-    // As root, by way of somebody else's symbolic links, this could remove anything.
+    // As root, through another user's symbolic links, this could remove anything.
     private::examine(root)?;
     let mut removed = Removed::default();
     let own = Pins::at(root);

@@ -19,7 +19,7 @@ const XDP_TX: u32 = 3;
 /// See [`XDP_TX`].
 const XDP_REDIRECT: u32 = 4;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-/// What a packet may grow by: it may become an answer that is longer.
+/// The most that a packet may grow: its answer may be longer.
 const GROWTH: usize = 64;
 
 /// A frame that is to be sent.
@@ -43,11 +43,11 @@ impl Replayer {
         Self { program }
     }
 
-    /// Gives an IP packet that came in on the interface with this index to the programs once more,
-    /// with these settings. Returns the frame that is to be sent, if one is.
+    /// Runs the programs on an IP packet that came in on the interface with this index, with these
+    /// settings. Returns the frame to send, if there is one.
     ///
     /// # Errors
-    /// When the kernel does not run the program.
+    /// Returns an error if the kernel does not run the program.
     pub fn replay(&self, settings: &Settings, interface: u32, packet: &[u8]) -> Result<Option<Departure>> {
         let slot = settings.ingress_slot(interface);
         let Interface { primary, mac, .. } = *settings.interface(slot);

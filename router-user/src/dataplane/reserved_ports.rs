@@ -1,4 +1,4 @@
-//! The ports that the kernel is kept from giving to sockets which ask for none, see
+//! Reserved ports, which the kernel does not give to sockets that ask for none, see
 //! [`crate::port_plan`].
 
 use std::{fs, path::Path};
@@ -12,15 +12,14 @@ use crate::port_plan::{PortSet, RESERVED_PORTS};
 /// The map that remembers them.
 pub(super) const MAP: &str = "RESERVED_PORTS";
 
-/// Reservations of ours in `net.ipv4.ip_local_reserved_ports`, beside whatever others have reserved
-/// there.
+/// The router's reservations in `net.ipv4.ip_local_reserved_ports`, beside those of others.
 ///
-/// The map remembers which they are, for whoever takes the router off, as long as the data plane
-/// lives. A port that somebody else reserves as well, after us, cannot be told from ours, and goes
-/// with them.
+/// The map remembers which they are as long as the data plane lives, for `detach` to release them.
+/// A port that another program reserves later as well cannot be told apart, and is released with
+/// them.
 pub struct ReservedPorts {
     map: Array<MapData, [u64; PortSet::WORDS]>,
-    /// What the map says.
+    /// The contents of the map.
     ours: PortSet,
 }
 
@@ -31,16 +30,16 @@ impl ReservedPorts {
         Ok(Self { map, ours })
     }
 
-    /// The ports that are reserved by us.
+    /// Returns the ports that the router has reserved.
     pub fn ours(&self) -> &PortSet {
         &self.ours
     }
 
-    /// Makes these ports the ones that we have reserved, as far as others have not; whether
-    /// anything had to be changed.
+    /// Makes these ports the router's reservations, except those that others have reserved. Returns
+    /// `true` if that changed anything.
     ///
     /// # Errors
-    /// When the setting or the map cannot be read or written.
+    /// Returns an error if the setting or the map cannot be read or written.
     pub fn set(&mut self, wanted: &PortSet) -> Result<bool> {
         let reserved = read()?;
         let others = reserved.without(&self.ours);
@@ -49,8 +48,8 @@ impl ReservedPorts {
         if now == reserved && ours == self.ours {
             return Ok(false);
         }
-        // Remembered before it is so, and forgotten after: whoever comes back from a crash in
-        // between takes away too much rather than too little, of what was ours.
+        // Noted before the change and forgotten after it: after a crash in between, too many of the
+        // router's ports are released rather than too few.
         self.remember(&self.ours.or(&ours))?;
         write(&now)?;
         self.remember(&ours)?;
@@ -66,7 +65,7 @@ impl ReservedPorts {
 /// Returns the ports that an earlier daemon has reserved, if it has left its maps in these pins.
 ///
 /// # Errors
-/// When the map cannot be read.
+/// Returns an error if the map cannot be read.
 pub fn reserved_earlier(pins: &Pins) -> Result<PortSet> {
     let pin = pins.map(MAP);
     if pin.exists() { open(&pin).map(|ports| ports.ours) } else { Ok(PortSet::new()) }

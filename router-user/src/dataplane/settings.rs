@@ -1,4 +1,4 @@
-//! What the programs are told: settings, and this machine's addresses.
+//! The programs' settings, and this machine's addresses.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -47,7 +47,7 @@ impl SettingsTable {
         Ok(table)
     }
 
-    /// What the programs are told now.
+    /// Returns the settings in force.
     pub fn current(&self) -> &Settings {
         &self.current
     }
@@ -56,7 +56,7 @@ impl SettingsTable {
     /// half-open sessions a source may have.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn set_limits(
         &mut self,
         regions: Regions,
@@ -89,7 +89,7 @@ impl SettingsTable {
     /// Puts a rule set in force.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn set_version(&mut self, version: u32) -> Result<()> {
         let before = std::mem::replace(&mut self.current.version, version);
         self.write().inspect_err(|_| self.current.version = before)
@@ -98,7 +98,7 @@ impl SettingsTable {
     /// Says which interfaces there are; next hops are resolved again if that is new.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn set_interfaces(&mut self, interfaces: [Interface; MAX_INTERFACES]) -> Result<()> {
         if self.current.interfaces == interfaces {
             return Ok(());
@@ -110,7 +110,7 @@ impl SettingsTable {
     /// Remembers that the kernel did not answer route lookups before the router came.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn set_route_lookups_were_off(&mut self) -> Result<()> {
         self.current.route_lookups_were_off = 1;
         self.write()
@@ -120,7 +120,7 @@ impl SettingsTable {
     /// [`Live::daemon_is_there`](router_common::maps::settings::Live::daemon_is_there).
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn show_presence(&mut self) -> Result<()> {
         self.current.daemon_seen = now();
         self.write()
@@ -129,7 +129,7 @@ impl SettingsTable {
     /// Has every session's next hop resolved again when it is next used.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn invalidate_next_hops(&mut self) -> Result<()> {
         self.current.next_hop_generation = next_generation(self.current.next_hop_generation);
         self.invalidations += 1;
@@ -147,7 +147,8 @@ impl SettingsTable {
     }
 }
 
-/// Whether the settings pinned here say that route lookups were off before the router came.
+/// Returns `true` if the settings pinned here say that route lookups were off before the router
+/// came.
 pub(super) fn route_lookups_were_off(pin: &Path) -> Result<bool> {
     let data = MapData::from_pin(pin).context("cannot open the pinned settings")?;
     let map: Array<MapData, Settings> = Map::Array(data).try_into()?;
@@ -160,7 +161,7 @@ fn next_generation(generation: u32) -> u32 {
     generation % NextHop::GENERATIONS + 1
 }
 
-/// Random numbers that nobody can guess.
+/// Returns random numbers that cannot be guessed.
 fn random_words<const N: usize>() -> Result<[u64; N]> {
     let mut words = [0_u64; N];
     // SAFETY: the kernel writes at most the buffer's length; any bytes are a value.
@@ -185,7 +186,7 @@ impl LocalAddresses {
     /// Makes the IPv4 addresses this machine's `own` and the `broadcast` addresses of its networks.
     ///
     /// # Errors
-    /// When the map cannot be read or written.
+    /// Returns an error if the map cannot be read or written.
     pub fn set(&mut self, own: &HashSet<Ipv4Addr>, broadcast: &HashSet<Ipv4Addr>) -> Result<()> {
         let own = own.iter().map(|address| (Ipv4::from(*address), OWN_ADDRESS));
         // The one address of a network of one may be both.
@@ -197,7 +198,7 @@ impl LocalAddresses {
     /// Makes the IPv6 addresses this machine's `own`.
     ///
     /// # Errors
-    /// When the map cannot be read or written.
+    /// Returns an error if the map cannot be read or written.
     pub fn set_ipv6(&mut self, own: &HashSet<Ipv6Addr>) -> Result<()> {
         let wanted = own.iter().map(|address| (Ipv6(address.octets()), OWN_ADDRESS)).collect();
         make(&mut self.ipv6, &wanted)
@@ -238,7 +239,7 @@ impl InterfaceAddressTable {
     /// Sets the addresses of all interfaces.
     ///
     /// # Errors
-    /// When the map cannot be written.
+    /// Returns an error if the map cannot be written.
     pub fn set(&mut self, wanted: [InterfaceAddresses; MAX_INTERFACES]) -> Result<()> {
         for (slot, (addresses, known)) in (0..).zip(wanted.iter().zip(&mut self.current)) {
             if addresses != known {

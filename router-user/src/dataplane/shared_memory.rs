@@ -13,12 +13,12 @@ use router_common::{
     table::{Occupancy, Slot},
 };
 
-/// Types of which a `&T` is good for memory that others write at the same time.
+/// A type whose `&T` is valid for memory that others write at the same time.
 ///
 /// # Safety
-/// Made of nothing but `router_common::shared`'s numbers, which are read and written whole, and of
-/// which any bytes are a value; and filled up with what nobody writes. Whoever relies on more than
-/// single numbers follows the type's own protocol (see `router_common::table` and
+/// The type consists of `router_common::shared`'s numbers, which are read and written whole and for
+/// which any bytes are a value, and of padding that is never written. Code that relies on more than
+/// single numbers follows the type's protocol (see `router_common::table` and
 /// `router_common::ports`).
 pub(super) unsafe trait Shared {}
 
@@ -50,7 +50,7 @@ impl<T: Shared> SharedArray<T> {
     /// Maps an array of this many elements.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// Returns an error if the kernel refuses.
     pub(super) fn map(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
         let length = length as usize;
         // The kernel lays out elements at multiples of 8 (`array_map_alloc`,
@@ -77,7 +77,7 @@ impl<T: Shared> SharedArray<T> {
     /// From one element to the next, in bytes.
     const STRIDE: usize = size_of::<T>().next_multiple_of(8);
 
-    /// How many elements there are.
+    /// Returns the number of elements.
     pub(super) fn len(&self) -> u32 {
         self.length as u32
     }

@@ -1,4 +1,4 @@
-//! What is known of the machine. `None` always means that it could not be found out.
+//! Facts about the machine. `None` always means that the fact could not be found out.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,7 +19,7 @@ pub(super) const PROGRAM_NAME: &str = "pls_router";
 /// Everything that [`super::findings`] wants to know of a machine.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What this process may do.
+    /// The privileges of this process.
     pub privileges: Option<Privileges>,
     /// The running kernel.
     pub kernel: Option<Kernel>,
@@ -27,15 +27,15 @@ pub struct Facts {
     pub interfaces: Result<Vec<Interface>, String>,
     /// TCP sockets that listen on a port of the configuration.
     pub listeners: Vec<Listener>,
-    /// How people log in.
+    /// The SSH servers and this process's session.
     pub ssh: Ssh,
     /// Services of this machine that could be reached by IPv6.
     pub ipv6: Ipv6,
-    /// Whether the kernel has the modules by which a program is attached to an interface's way out
-    /// before Linux 6.6: sch_ingress and cls_bpf.
+    /// `true` if the kernel has the modules by which a program is attached to an interface's way
+    /// out before Linux 6.6: sch_ingress and cls_bpf.
     pub traffic_control: Option<bool>,
-    /// What the kernel does with the ports of sockets that ask for none, without reservations of
-    /// ours.
+    /// The ports that the kernel gives to sockets that ask for none, without the router's
+    /// reservations.
     pub own_ports: Option<port_plan::Kernel>,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: Option<bool>,
@@ -47,7 +47,7 @@ pub struct Facts {
     pub ipsec: Option<Vec<IpsecPolicy>>,
     /// Chains of the host's firewall that packets pass which the kernel forwards or sends.
     pub firewall: Vec<FirewallChain>,
-    /// Whether the directory of pins is on a BPF file system.
+    /// `true` if the directory of pins is on a BPF file system.
     pub pins_on_bpffs: Option<bool>,
     /// Access to the API's socket.
     pub api: SocketAccess,
@@ -57,14 +57,14 @@ pub struct Facts {
     pub refused: Vec<Refused>,
 }
 
-/// A directory in which somebody else could change what the daemon trusts.
+/// A directory in which another user could change what the daemon trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The configuration's key for it.
     pub key: &'static str,
     /// Its path, and what is wrong there.
     pub why: String,
-    /// What to do about it.
+    /// The remedy.
     pub fix: String,
 }
 
@@ -83,13 +83,13 @@ pub enum SocketAccess {
 /// The data plane of another version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Predecessor {
-    /// Where it is pinned.
+    /// The directory of its pins.
     pub directory: PathBuf,
     /// The interfaces that it has links for.
     pub interfaces: Vec<String>,
 }
 
-/// What this process may do, by its effective capabilities (capabilities(7)).
+/// The privileges of this process, by its effective capabilities (capabilities(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Privileges {
     /// Load programs and make maps: CAP_BPF or CAP_SYS_ADMIN.
@@ -116,11 +116,11 @@ pub struct Interface {
     pub alternative_names: Vec<String>,
     /// Its kernel index.
     pub index: u32,
-    /// The index of the interface below, if it is a macvlan with a MAC address of its own.
+    /// The index of the interface below, if it is a macvlan with a different MAC address.
     pub macvlan_above: Option<u32>,
-    /// Whether it is administratively up.
+    /// `true` if it is administratively up.
     pub up: bool,
-    /// Whether it is the loopback interface.
+    /// `true` if it is the loopback interface.
     pub loopback: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
@@ -132,14 +132,14 @@ pub struct Interface {
     pub networks: Vec<Ipv4Net>,
     /// Its driver; found out only for the interfaces of the configuration.
     pub driver: Option<String>,
-    /// Whether it joins received packets into larger ones in hardware; likewise.
+    /// `true` if it joins received packets into larger ones in hardware; likewise.
     pub lro: Option<bool>,
     /// The XDP programs on it.
     pub programs: Vec<AttachedProgram>,
 }
 
 impl Interface {
-    /// Whether the configuration may call it so.
+    /// Returns `true` if the configuration may call it so.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.alternative_names.iter().any(|other| other == name)
     }
@@ -150,19 +150,19 @@ impl Interface {
 pub struct AttachedProgram {
     /// The kernel's id of it.
     pub id: u32,
-    /// How it is attached; `None` if the NIC runs it.
+    /// The mode of its attachment; `None` if the NIC runs it.
     pub mode: Option<Mode>,
     /// Its name.
     pub name: Option<String>,
-    /// Whether it is ours.
+    /// `true` if it is ours.
     pub ours: bool,
-    /// How long ago it was loaded.
+    /// The time since it was loaded.
     pub loaded_ago: Option<Duration>,
     /// The user that loaded it.
     pub uid: Option<u32>,
     /// Processes that hold it or a link of it.
     pub holders: Vec<Process>,
-    /// Where it or a link of it is pinned.
+    /// The pins of it and of its links.
     pub pins: Vec<PathBuf>,
 }
 
@@ -173,7 +173,7 @@ pub struct Listener {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Whose it is.
+    /// The process that has it.
     pub process: Option<Process>,
 }
 
@@ -182,12 +182,12 @@ pub struct Listener {
 pub struct Ipv6 {
     /// The interfaces that have IPv6 addresses, by name.
     pub interfaces: Vec<String>,
-    /// Sockets that wait for anybody, by IPv6 and not only from this machine, in the order of their
-    /// ports.
+    /// Sockets that accept connections or datagrams by IPv6 from other machines, in the order of
+    /// their ports.
     pub services: Vec<Service>,
 }
 
-/// A socket that waits for anybody.
+/// A socket that accepts connections or datagrams from any peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its protocol.
@@ -215,7 +215,7 @@ impl fmt::Display for Service {
     }
 }
 
-/// How people log in.
+/// The SSH servers of this machine, and the session of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ssh {
     /// The ports, not only of loopback addresses, that an SSH server was seen to listen on, in
@@ -228,7 +228,7 @@ pub struct Ssh {
 /// An SSH session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SshSession {
-    /// Where it comes from.
+    /// The address of the client.
     pub peer: IpAddr,
     /// The port of this machine that it came to.
     pub port: u16,
@@ -250,9 +250,9 @@ pub struct Way {
 pub struct IpsecPolicy {
     /// `in`, `out` or `fwd`.
     pub direction: &'static str,
-    /// Where the packets come from that it is about.
+    /// The source of the packets that it applies to.
     pub source: Ipv4Net,
-    /// Where they go.
+    /// The destination of these packets.
     pub destination: Ipv4Net,
 }
 
@@ -267,15 +267,15 @@ impl fmt::Display for IpsecPolicy {
 pub struct FirewallChain {
     /// Family, table and name.
     pub name: String,
-    /// What passes it.
+    /// The place of the chain in the kernel.
     pub hook: Hook,
-    /// How many rules it has, if that is known.
+    /// The number of its rules, if that is known.
     pub rules: Option<u32>,
-    /// Whether it drops what no rule lets through.
+    /// `true` if it drops packets that no rule accepts.
     pub drops: bool,
 }
 
-/// Where in the kernel a chain is.
+/// The place of a chain in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Packets that the kernel forwards pass it.

@@ -58,12 +58,10 @@ const NATIVE_DRIVERS: &[&str] = &[
     "vmxnet3",
 ];
 
-/// The name of our own process, whose sockets are no obstacle: `run` replaces it or finds it by its
-/// own means.
+/// The name of the daemon's process, whose sockets are no obstacle: `run` detects another daemon.
 const OWN_PROCESS: &str = "pls-router";
 
-/// What is wrong or doubtful when `config` is run on a machine of which `facts` are known: errors
-/// first.
+/// Returns the findings about running `config` on a machine with these `facts`, errors first.
 #[must_use]
 pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = Findings::default();
@@ -241,9 +239,8 @@ fn one_by_two_names(found: &mut Findings, config: &Config, interfaces: &[Interfa
     }
 }
 
-/// Addresses on a macvlan: frames to its MAC address come in by the interface below, where the data
-/// plane leaves them to the kernel (`other_host`), since the macvlan may be anybody's, a
-/// container's for one.
+/// Checks addresses on a macvlan. Frames to its MAC address come in by the interface below, where
+/// the data plane passes them to the kernel (`other_host`), since the macvlan may be a container's.
 fn macvlans(found: &mut Findings, config: &Config, below: &Interface, interfaces: &[Interface]) {
     let above = |interface: &&Interface| interface.macvlan_above == Some(below.index);
     for macvlan in interfaces.iter().filter(above).filter(|macvlan| !macvlan.addresses.is_empty()) {
@@ -459,7 +456,8 @@ fn listeners(found: &mut Findings, config: &Config, facts: &Facts) {
     }
 }
 
-/// Whether binding `wanted` fails because of a socket that listens at `address` and `port`.
+/// Returns `true` if binding `wanted` fails because of a socket that listens at `address` and
+/// `port`.
 fn collide(wanted: SocketAddr, address: IpAddr, port: u16) -> bool {
     // An unspecified IPv6 address takes IPv4 too, unless the socket says otherwise; few do.
     let either_any = wanted.ip().is_unspecified() || address.is_unspecified();

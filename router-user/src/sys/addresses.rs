@@ -70,7 +70,7 @@ impl Addresses {
         let own = |message: &AddressMessage| {
             let first =
                 |find: fn(&AddressAttribute) -> Option<Ipv6Addr>| message.attributes.iter().find_map(find);
-            // Only beside a peer's does it have a place of its own.
+            // Only where there is a peer's address does it have a separate attribute.
             first(|attribute| match attribute {
                 AddressAttribute::Local(IpAddr::V6(address)) => Some(*address),
                 _ => None,

@@ -72,7 +72,7 @@ pub(crate) fn wait_for_programs() {
     }
 }
 
-/// What the kernel says of an XDP link.
+/// The kernel's data about an XDP link.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct XdpLinkInfo {
@@ -137,8 +137,8 @@ pub(crate) struct TestRun {
     pub(crate) length: usize,
 }
 
-/// Runs an XDP program once (`BPF_PROG_TEST_RUN`). `context` is a `struct xdp_md` in bytes; the frame
-/// that the program leaves is written to `out`.
+/// Runs an XDP program once (`BPF_PROG_TEST_RUN`). `context` is a `struct xdp_md` in bytes; the
+/// frame that the program leaves is written to `out`.
 ///
 /// # Errors
 /// Fails if the kernel does not run it, for one with `ENOSPC` if `out` is too small.

@@ -25,7 +25,8 @@ pub(crate) fn is_bpffs(path: &Path) -> Result<bool> {
     Ok(unsafe { found.assume_init() }.f_type == libc::BPF_FS_MAGIC)
 }
 
-/// Makes sure that `path` is on a BPF file system. Mounts one at the usual place if that is missing.
+/// Makes sure that `path` is on a BPF file system. Mounts one at the usual place if that is
+/// missing.
 ///
 /// # Errors
 /// Returns an error if it is not, and cannot be made so.

@@ -1,5 +1,5 @@
-//! What the rest of this crate asks of the kernel and of its file systems: one copy of each helper,
-//! for the data plane, the daemon and preflight.
+//! Helpers for the kernel and its file systems, one copy of each, for the data plane, the daemon
+//! and preflight.
 
 pub(crate) mod addresses;
 pub(crate) mod bpf;

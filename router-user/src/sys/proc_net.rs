@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where TCP sockets are listed.
+/// The lists of TCP sockets.
 pub(crate) const TCP: &[&str] = &["/proc/net/tcp", "/proc/net/tcp6"];
-/// Where UDP sockets are listed.
+/// The lists of UDP sockets.
 pub(crate) const UDP: &[&str] = &["/proc/net/udp", "/proc/net/udp6"];
 
 /// TCP_LISTEN of <net/tcp_states.h>.
@@ -12,16 +12,16 @@ pub(crate) const LISTEN: u8 = 10;
 /// TCP_CLOSE, which a UDP socket without a peer has.
 pub(crate) const CLOSED: u8 = 7;
 
-/// A socket, as far as anybody here wants to know.
+/// A socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Socket {
-    /// What it is bound to.
+    /// The address that it is bound to.
     pub(crate) address: IpAddr,
     /// The port that it is bound to, as a number.
     pub(crate) port: u16,
     /// Of <net/tcp_states.h>, for UDP as well.
     pub(crate) state: u8,
-    /// What the links in `/proc/PID/fd` call it.
+    /// Its number in the links of `/proc/PID/fd`.
     pub(crate) inode: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How an XDP program is attached to an interface.
+/// The mode in which an XDP program is attached to an interface.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// In the driver, before a socket buffer exists: the fast way.

@@ -5,13 +5,13 @@
 pub struct TableSchema {
     /// Its name.
     pub name: &'static str,
-    /// How it is written.
+    /// Its form.
     pub form: Form,
     /// Its keys.
     pub keys: &'static [&'static str],
 }
 
-/// How a table is written.
+/// The form of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `[name]`
@@ -23,7 +23,8 @@ pub enum Form {
 }
 
 impl TableSchema {
-    /// Returns the table's name as the file has it: `[snat]`, `[[forward]]`, or `timeouts` in a rule.
+    /// Returns the table's name as the file has it: `[snat]`, `[[forward]]`, or `timeouts` in a
+    /// rule.
     #[must_use]
     pub fn title(&self) -> String {
         match self.form {

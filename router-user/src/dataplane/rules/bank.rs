@@ -1,7 +1,7 @@
 //! The contents of one bank of the rule maps, as a rule set has it.
 //!
-//! All of it is computed before anything is written, so that what is in the maps already can be told
-//! from what has to be written.
+//! All of it is computed before anything is written, so that what is in the maps already can be
+//! told from what has to be written.
 
 use std::collections::HashMap;
 

@@ -3,9 +3,9 @@
 //! There is room for two rule sets, called banks. The programs read the one that belongs to the
 //! version in the settings. A rule set is written into the other bank, and then the version is
 //! changed, which switches all rules at once. This also holds for a change as small as a target of
-//! one rule. An entry of `RULES` in the bank in force must never be written: the kernel copies it in
-//! pieces of any size (`array_map_update_elem`), and the programs read a target's address and port
-//! one by one, so a packet might be sent to an address that is half of one target and half of
+//! one rule. An entry of `RULES` in the bank in force must never be written: the kernel copies it
+//! in pieces of any size (`array_map_update_elem`), and the programs read a target's address and
+//! port one by one, so a packet might be sent to an address that is half of one target and half of
 //! another.
 //!
 //! So that a small change costs little, [`RuleTable`] knows what each bank holds, and writes only

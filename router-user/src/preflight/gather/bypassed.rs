@@ -1,4 +1,4 @@
-//! What the kernel does to packets that it forwards, and not to those that XDP does: IPsec, and the
+//! Processing that the kernel applies to packets it forwards, and XDP bypasses: IPsec, and the
 //! host's firewall.
 
 use std::{fs::read_to_string, io, net::Ipv4Addr, os::fd::AsRawFd as _};
@@ -119,7 +119,7 @@ fn nftables_chain(chain: &[u8]) -> Option<FirewallChain> {
 /// By the old iptables, `iptables-legacy`.
 fn iptables_chains() -> Vec<FirewallChain> {
     let tables = read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-    // To ask for a table that nobody uses would make it.
+    // Asking for a table that is not in use would create it.
     if !tables.lines().any(|table| table == "filter") {
         return Vec::new();
     }
@@ -165,7 +165,7 @@ fn iptables_info(table: &str) -> Option<IptablesInfo> {
     if socket < 0 {
         return None;
     }
-    // SAFETY: just opened, and nobody else's.
+    // SAFETY: just opened, and not owned elsewhere.
     let socket = unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(socket) };
     // SAFETY: the structure is what the option takes and writes, and has the length that is said.
     let result = unsafe {

@@ -11,15 +11,15 @@ use std::{
 const HEADER: usize = 16;
 const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_DUMP: u16 = 0x300;
-/// How long the kernel may take.
+/// The longest wait for the kernel's answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than the kernel puts into one answer.
 const ROOM: usize = 1 << 16;
 
-/// Asks a netlink family for everything of a kind: the payloads of its answers.
+/// Asks a netlink family for everything of a kind. Returns the payloads of its answers.
 ///
 /// # Errors
-/// When the kernel does not have the family, or says no.
+/// Returns an error if the kernel does not have the family, or refuses.
 pub(super) fn dump(family: libc::c_int, kind: u16, request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let socket = open(family)?;
     let length = u32::try_from(HEADER + request.len()).map_err(io::Error::other)?;
@@ -51,7 +51,7 @@ fn open(family: libc::c_int) -> io::Result<OwnedFd> {
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just opened, and nobody else's.
+    // SAFETY: just opened, and not owned elsewhere.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let patience = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };
     // SAFETY: the structure is what the option takes.
@@ -67,7 +67,7 @@ fn open(family: libc::c_int) -> io::Result<OwnedFd> {
     if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Reads the messages of one answer; whether they were the last.
+/// Reads the messages of one answer. Returns `true` if they were the last.
 fn read(mut messages: &[u8], all: &mut Vec<Vec<u8>>) -> io::Result<bool> {
     while let Some((header, _)) = messages.split_first_chunk::<HEADER>() {
         let [a, b, c, d, e, f, ..] = *header;

@@ -1,4 +1,4 @@
-//! What a driver says of its interface, by ioctl (`SIOCETHTOOL`). Unlike `/sys/class/net`, which
+//! A driver's data about its interface, by ioctl (`SIOCETHTOOL`). Unlike `/sys/class/net`, which
 //! may show another network namespace than this process is in, an ioctl always asks the right one.
 
 use std::net::{Ipv4Addr, UdpSocket};
@@ -47,7 +47,7 @@ pub(super) fn driver(interface: &str) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether large receive offload is on.
+/// Returns `true` if large receive offload is on.
 pub(super) fn lro(interface: &str) -> Option<bool> {
     let mut value = Value { command: ETHTOOL_GFLAGS, data: 0 };
     // SAFETY: `Value` is struct ethtool_value, which is what the command writes.

@@ -57,7 +57,7 @@ fn traffic_control() -> Option<bool> {
     Some(has_modules(&[builtin?, modules?].concat()))
 }
 
-/// Whether lists of modules, as depmod writes them, have what `clsact` needs.
+/// Returns `true` if lists of modules, as depmod writes them, have what `clsact` needs.
 fn has_modules(lists: &str) -> bool {
     ["/sch_ingress.ko", "/cls_bpf.ko"].iter().all(|module| lists.contains(module))
 }

@@ -1,4 +1,4 @@
-//! What there is to know of XDP programs: from the kernel's list, from pins, and from the files
+//! Details of XDP programs: from the kernel's list, from pins, and from the files
 //! that processes have open.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::sys::{bpf, bpffs};
 const MAX_PINS: usize = 4096;
 const MAX_DEPTH: usize = 6;
 
-/// What is known of one program, wherever it is attached.
+/// Details of one program, wherever it is attached.
 #[derive(Clone, Default)]
 pub(super) struct Details {
     name: Option<String>,
@@ -42,7 +42,8 @@ impl Details {
     }
 }
 
-/// What is known of the programs with these ids. `our_pins` is where ours are pinned.
+/// Returns details of the programs with these ids. `our_pins` is the directory of the router's
+/// pins.
 pub(super) fn details(ids: &[u32], our_pins: &Path) -> HashMap<u32, Details> {
     let mut details: HashMap<u32, Details> = ids.iter().map(|id| (*id, Details::default())).collect();
     if details.is_empty() {

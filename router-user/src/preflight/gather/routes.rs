@@ -26,7 +26,7 @@ use crate::{
     sys::netlink::link_name,
 };
 
-/// Asks the kernel by a connection of its own.
+/// Asks the kernel by a separate connection.
 async fn with_kernel<T>(ask: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);

@@ -39,8 +39,8 @@ pub(super) fn ports_of(names: &[&str]) -> Vec<u16> {
     ports.into_iter().collect()
 }
 
-/// Sockets that wait for anybody by IPv6, without what only this machine reaches: those of TCP that
-/// listen, and those of UDP without a peer.
+/// Returns the sockets that other machines can reach by IPv6: those of TCP that listen, and those
+/// of UDP without a peer.
 pub(super) fn ipv6_services() -> Vec<Service> {
     let waiting = |list, protocol, state| {
         let of_anybody = move |socket: &proc_net::Socket| {
@@ -66,7 +66,7 @@ fn all() -> Vec<(IpAddr, u16, u64)> {
     listening.map(|socket| (socket.address, socket.port, socket.inode)).collect()
 }
 
-/// Who has the sockets with these inodes open.
+/// Returns the processes that have the sockets with these inodes open.
 fn owners(inodes: &[u64]) -> HashMap<u64, Process> {
     let mut owners = HashMap::new();
     for (pid, directory) in processes::others() {

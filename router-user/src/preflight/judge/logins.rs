@@ -1,4 +1,4 @@
-//! Whether the operator can still log in once the rules and `[local]` are in force.
+//! Checks that the operator can still log in once the rules and `[local]` are in force.
 
 use std::net::IpAddr;
 
@@ -8,18 +8,18 @@ use crate::config::{Config, LocalAllow, Others, Protocol};
 use crate::preflight::facts::Ssh;
 use crate::preflight::finding::{Findings, Id, listed};
 
-/// Where an SSH server listens if nothing else is known of it.
+/// The port of an SSH server that was not found.
 const SSH: &[u16] = &[22];
 
 pub(super) fn logins(found: &mut Findings, config: &Config, ssh: &Ssh) {
     let ports = if ssh.ports.is_empty() { SSH } else { &ssh.ports };
-    if !nobody(found, config, ssh, ports) {
+    if !all_are_closed_out(found, config, ssh, ports) {
         this_session(found, config, ssh);
     }
 }
 
-/// Whether nobody can log in, which is warned about.
-fn nobody(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bool {
+/// Warns if no client can log in. Returns `true` if so.
+fn all_are_closed_out(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bool {
     let sources: Vec<Ipv4Net> = sources(config).map(|(_, source)| source).collect();
     let why = if config.local.others == Others::Closed {
         "others = \"closed\""
@@ -50,7 +50,7 @@ fn nobody(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &[u16]) -> bo
     true
 }
 
-/// Warns if whoever runs this could not come back.
+/// Warns if the user of this session could not log in again.
 fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
     let Some(session) = &ssh.session else {
         return;
@@ -87,7 +87,7 @@ fn sources(config: &Config) -> impl Iterator<Item = (&str, Ipv4Net)> {
     forwards.chain(masquerades).flat_map(|(name, sources)| sources.iter().map(move |source| (name, *source)))
 }
 
-/// What to write to let `from` in.
+/// Returns the entry that lets `from` in, and where to write it.
 fn line(config: &Config, port: u16, from: &str) -> String {
     let entry = format!("\"tcp/{port} from {from}\"");
     if config.local.allow.is_empty() {

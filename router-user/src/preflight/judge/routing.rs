@@ -1,4 +1,5 @@
-//! Whether sessions go the way and come from where the kernel's own forwarding would have it.
+//! Checks that sessions take the route, and get the source address, that the kernel's own
+//! forwarding would give them.
 
 use std::net::Ipv4Addr;
 
