@@ -1,6 +1,7 @@
 //! The lab: Azure's network around the router, in network namespaces, for the end-to-end tests.
 //!
-//! [`Lab::up`] brings one up, and dropping it removes it. [`addresses`] has a picture of the network.
+//! [`Lab::up`] brings one up, and dropping it removes it. [`addresses`] has a picture of the
+//! network.
 
 /// Prints a line to standard error. Unlike `eprintln!`, this does not panic if standard error is
 /// closed: removing a lab has to go on.

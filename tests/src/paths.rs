@@ -1,4 +1,5 @@
-//! Where a lab is found outside of its process, by its id: the directory, the namespaces, the bpffs.
+//! Where a lab is found outside of its process, by its id: the directory, the namespaces, the
+//! bpffs.
 
 use std::{
     fs,

@@ -33,11 +33,12 @@ pub struct Story {
 }
 
 impl Story {
-    /// Plays a scene and prints its line: `action` is done, `expected` should come of it, and `play`
-    /// returns what did.
+    /// Plays a scene and prints its line: `action` is done, `expected` should come of it, and
+    /// `play` returns what did.
     pub fn scene(&mut self, action: &str, expected: &str, play: impl FnOnce() -> Result<String>) {
         let outcome = play();
-        // After an interrupt the lab is being removed, and failures mean nothing: `gate` never returns.
+        // After an interrupt the lab is being removed, and failures mean nothing: `gate` never
+        // returns.
         let _running = interrupt::gate();
         self.scenes += 1;
         let (word, colour, happened) = match outcome {

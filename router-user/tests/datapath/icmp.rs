@@ -68,7 +68,8 @@ fn errors_about_a_forwards_packets_come_from_the_router() {
         let (sent, translated) = through(&mut world, &packet);
         for (kind, rest) in ERRORS {
             for sender in [TARGET, HOP] {
-                // The minimum of RFC 792, up to TCP's checksum, with TCP's checksum, and everything.
+                // The minimum of RFC 792, up to TCP's checksum, with TCP's checksum, and
+                // everything.
                 for length in [28, 36, 38, translated.len()] {
                     let length = length.min(translated.len());
                     let error =

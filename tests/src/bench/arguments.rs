@@ -6,10 +6,10 @@ use clap::{Parser, ValueEnum};
 
 use super::ends::MAX_SESSIONS;
 
-/// Measures pls-router beside what it replaces, on this machine: packets a second of one core by
-/// sessions, NICs, lengths, protocols and directions, new sessions a second, two cores beside one,
-/// and TCP; nftables and iptables NAT, plain forwarding, and XDP programs that only forward; and
-/// what the programs cost a packet. In network namespaces, which are gone afterwards.
+/// Measures pls-router on this machine, beside nftables and iptables NAT, plain forwarding, and XDP
+/// programs that only forward: packets a second of one core by sessions, NICs, lengths, protocols
+/// and directions, new sessions a second, two cores beside one, TCP, latency, and the cost of the
+/// programs for a packet. Runs in network namespaces, which are removed afterwards.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "cargo xtask bench",
@@ -19,31 +19,31 @@ use super::ends::MAX_SESSIONS;
         cargo xtask bench --quick                 a first impression, in less than two\n  \
         cargo xtask bench --only packets --flows 1,1000,60000 --json bench.json\n  \
         cargo xtask bench --only packets --beside ./pls-router-before\n\n\
-        Compare the arms of one run, not one run with another: a virtual machine is not equally fast at all times. Nothing else \
-        should run meanwhile; the table says if something did.\n\n\
-        Exit codes: 0 it was measured; 1 it could not be; 2 wrong usage."
+        Compare the arms of one run, not one run with another: the speed of a virtual machine changes with time. Nothing else \
+        should run meanwhile; the table shows if something did.\n\n\
+        Exit codes: 0 measured; 1 not possible; 2 wrong usage."
 )]
 pub(crate) struct Arguments {
     /// Shorter windows, fewer rounds, and not every combination.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Write the results to a file, too, as JSON.
+    /// Write the results to a file as well, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Another pls-router program, measured beside the first: what a change has brought.
+    /// Another pls-router program to measure beside the first: shows the effect of a change.
     #[arg(long, value_name = "FILE")]
     pub(crate) beside: Option<PathBuf>,
-    /// Rounds of packets; each has every arm once. 5, or 2 with --quick.
+    /// Rounds of packets; each measures every arm once. Default: 5, or 2 with --quick.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) rounds: Option<u16>,
-    /// How long each round's timed window is for each arm. 0.5, or 0.25 with --quick.
+    /// The timed window of each arm in a round. Default: 0.5, or 0.25 with --quick.
     #[arg(long, value_parser = seconds)]
     pub(crate) seconds: Option<f64>,
-    /// How many sessions the packets of the first table belong to. 1, 64, 1000, 40000 and 1000000,
-    /// or 64 and 40000 with --quick.
+    /// Numbers of sessions in the first table. Default: 1, 64, 1000, 40000 and 1000000, or 64 and
+    /// 40000 with --quick.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
     pub(crate) flows: Option<Vec<u32>>,
-    /// Measure only some of it.
+    /// Measure only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Option<Vec<Part>>,
 }

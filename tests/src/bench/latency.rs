@@ -268,8 +268,8 @@ fn arms(setup: &Setup) -> impl Iterator<Item = Arm> {
     ARMS.into_iter().filter(|arm| *arm != Arm::Beside || setup.beside.is_some())
 }
 
-/// Measures the maximum throughput with the probes' programs in place: nftables' sets the rates, and
-/// pls-router's shows how high a load they are for it.
+/// Measures the maximum throughput with the probes' programs in place: nftables' sets the rates,
+/// and pls-router's shows how high a load they are for it.
 fn capacities(plan: &Plan, benches: &mut [Bench]) -> Result<Vec<Capacity>> {
     let mut capacities = Vec::new();
     for Bench { bench, .. } in benches {
@@ -347,16 +347,16 @@ impl Latency {
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
             "\n\
-             Latency: microseconds through the router and back, of a probe (64-byte UDP, a session of its own), which is\n\
-             sent, turned round and taken by XDP programs, in softirqs of CPU 1, which is the router's (a NAPI thread for each device).\n\
-             Idle, there is one probe at a time. Under load, CPU 0 sends packets of {FLOWS} flows at the same rate in all arms, a share\n\
-             of what nftables takes of them, in batches of 8; one in {PROBE_EVERY} of them is a probe, however long the others take.\n\
+             Latency: microseconds through the router and back, of a probe (64-byte UDP, a separate session), which XDP\n\
+             programs send, turn round and receive, in softirqs of CPU 1, the router's (a NAPI thread for each device).\n\
+             Idle: one probe at a time. Under load, CPU 0 sends packets of {FLOWS} flows at the same rate in all arms, a share of the\n\
+             maximum of nftables, in batches of 8; one in {PROBE_EVERY} of them is a probe, sent without waiting for others.\n\
              Quantiles are of {} interleaved rounds together; a ratio is the median of the rounds' ratios, and (min - max).\n",
             self.rounds,
         );
         for Capacity { arm, packets_per_second, .. } in &self.capacities {
             let rate = packets_per_second.times(1e-6).show(0, 2);
-            line(&mut text, format_args!("{arm} takes {rate} Mpps here."));
+            line(&mut text, format_args!("{arm} forwards up to {rate} Mpps here."));
         }
         line(
             &mut text,
@@ -399,7 +399,7 @@ impl Latency {
             );
         }
         text.push_str(
-            "\n  lost: probes that did not come back within 50 ms, which are in no quantile; and of the packets under load, those that did not arrive.\n",
+            "\n  lost: probes that did not come back within 50 ms, which no quantile includes; and the packets of the load that did not arrive.\n",
         );
         text
     }

@@ -55,8 +55,8 @@ pub(crate) fn by_sessions(setup: &Setup) -> Result<Section> {
 /// With one NIC.
 pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::One)?;
-    let about = "One NIC: packets leave the way they came (XDP_TX), and are counted on the device that they were sent from. The no-op turns\n\
-                 the MAC addresses round."
+    let about = "One NIC: packets leave by the NIC they came in by (XDP_TX), and are counted on the device that they were sent from. The\n\
+                 no-op swaps the MAC addresses."
         .to_owned();
     let mut section = Section::new(setup, "sessions", about);
     for flows in FEW_AND_MANY {
@@ -69,8 +69,8 @@ pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
 /// Short and long packets of either protocol, both ways.
 pub(crate) fn by_shape(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
-    let about = "What packets look like and which way they go: frames of 64 bytes and IP packets of 1500, of UDP and of established TCP\n\
-                 connections (ACK and data), to the target and back from it. Sessions are of one protocol at a time."
+    let about = "Shapes and directions: frames of 64 bytes and IP packets of 1500, of UDP and of established TCP connections (ACK and\n\
+                 data), to the target and from the target. All sessions have the same protocol at a time."
         .to_owned();
     let mut section = Section::new(setup, "packets, sessions", about);
     for transport in [Transport::Udp, Transport::Tcp] {
@@ -107,7 +107,7 @@ pub(crate) fn by_shape(setup: &Setup) -> Result<Section> {
 pub(crate) fn mixed(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::Two)?;
     let about = format!(
-        "Mixed: {MANY} sessions are open, and {} % of the packets open another one. Sessions are forgotten before each round.",
+        "Mixed: {MANY} sessions are open, and {} % of the packets open another one. Sessions are removed before each round.",
         FRESH_PER_MILLE / 10
     );
     let mut section = Section::new(setup, "sessions", about).afresh();
@@ -120,8 +120,8 @@ pub(crate) fn mixed(setup: &Setup) -> Result<Section> {
 pub(crate) fn by_cores(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::TwoQueues)?;
     let about = format!(
-        "Two cores beside one: NICs with two queues, {MANY} sessions of one router. A core makes its share of the packets, routes them and\n\
-         counts them, each batch in one go: the share of the generator and of the sink is in every figure, and no ring is ever full."
+        "Two cores beside one: NICs with two queues, {MANY} sessions of one router. Each core makes, routes and counts its share of the\n\
+         packets, batch by batch: every figure includes the cost of the generator and of the sink, and no ring is ever full."
     );
     let mut section = Section::new(setup, "cores", about).with_ratio_to_first("two / one");
     let loads = [(1, "one"), (2, "two")].map(|(cores, name)| Labelled {
@@ -137,8 +137,8 @@ pub(crate) fn by_pacing(setup: &Setup) -> Result<Section> {
     let arms = [Arm::Redirect, Arm::PlsRouter, Arm::Nftables, Arm::Kernel];
     let mut benches = bring_up(setup, &arms, Wires::Two)?;
     let about =
-        "How the generator's pacing changes it: without (blast), with so many packets under way before a batch, and\n\
-                 at a rate that no router fills its core with, where idle shows what a packet costs."
+        "Pacing of the generator: none (blast), a limit of packets under way before a batch, and a rate at which no\n\
+                 router fills its core, so that idle shows the cost of a packet."
             .to_owned();
     let mut section = Section::new(setup, "sessions, pacing", about).with_ratio_to_first("/ blast");
     for flows in FEW_AND_MANY {

@@ -103,11 +103,11 @@ fn sample(router: &mut FixedPoint) -> Result<Sample> {
 
 impl Programs {
     pub(crate) fn table(&self) -> String {
-        let mut text = "\nWhat the programs cost a packet (BPF_PROG_TEST_RUN, one warm flow, no driver), from the root program on:\n\n".to_owned();
+        let mut text = "\nThe cost of the programs for one packet (BPF_PROG_TEST_RUN, one warm flow, no driver), from the root program on:\n\n".to_owned();
         let costs = self.packets.iter().map(|cost| (cost.packet.describe(), cost.ns));
         let parts = [
-            ("of the first one: forward alone", self.forward_ns),
-            ("of the first one: the permanent root and its tail call", self.root_ns),
+            ("first line: the program forward alone", self.forward_ns),
+            ("first line: the root program and its tail call", self.root_ns),
         ];
         for (name, spread) in costs.chain(parts) {
             let Spread { median, min, max } = spread;

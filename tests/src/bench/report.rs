@@ -106,19 +106,19 @@ impl Report {
         line(
             &mut text,
             format_args!(
-                "nf_conntrack_max: {limit}; connection tracking verifies no checksums, as behind a NIC that does"
+                "nf_conntrack_max: {limit}; connection tracking does not verify checksums, as with a NIC that does"
             ),
         );
         text.push_str(
-            "NICs: veth, native XDP; tx checksum, TSO and GSO off everywhere; GRO off but for the kernel's routers, whose NICs poll only with it.\n\
-             CPUs: 1 is the router (a NAPI thread) and the sink behind it (the softirq of that thread), 0 makes the packets and has the daemon.\n\
-             Pacing: less than 128 packets under way before each batch of 128, so that the router is never idle and refuses nothing.\n\
-             Columns: idle is the router's CPU; refused is what did not fit into its ring and was not sent; dist. is what programs of others, or\n\
-             the hypervisor, took of the CPUs; lost is what the router was given and the sink did not get. A 64-byte frame has 60 bytes here.\n",
+            "NICs: veth, native XDP; tx checksum, TSO and GSO off; GRO off except for the kernel's routers, whose veths poll only with GRO.\n\
+             CPUs: 1 runs the router (a NAPI thread) and the sink (the softirq of that thread), 0 runs the generator and the daemon.\n\
+             Pacing: a batch of 128 packets is sent when less than 128 are under way, so the router is never idle and drops nothing.\n\
+             Columns: idle: the router's CPU; refused: packets that did not fit into the router's ring; dist.: CPU time that other programs or\n\
+             the hypervisor took; lost: packets that the router got and the sink did not. A 64-byte frame has 60 bytes here.\n",
         );
         if self.quick {
             text.push_str(
-                "--quick: fewer rounds, shorter windows, and not every combination. A first impression.\n",
+                "--quick: fewer rounds, shorter windows, and fewer combinations. For a first impression.\n",
             );
         }
         text
@@ -133,7 +133,7 @@ impl Report {
         for NotMeasured { what, why } in &self.not_measured {
             line(&mut text, format_args!("  {what}: {why}"));
         }
-        line(&mut text, format_args!("\nload when it began and ended: {}; {}", self.load[0], self.load[1]));
+        line(&mut text, format_args!("\nload average before and after: {}; {}", self.load[0], self.load[1]));
         text
     }
 }

@@ -283,7 +283,7 @@ impl Resources {
             let own = mebibytes(anonymous_bytes);
             (
                 format!("{} RSS", mebibytes(rss_bytes)),
-                format!("{} PSS; {own} of its own, the rest: maps and program", mebibytes(pss_bytes)),
+                format!("{} PSS; {own} private, the rest: maps and program", mebibytes(pss_bytes)),
             )
         };
         let (rss, pss) = resident(self.daemon);
@@ -291,19 +291,18 @@ impl Resources {
         let (rss, pss) = resident(self.full.memory);
         row(&format!("daemon, {} sessions", self.full.sessions), rss, pss);
         row(
-            "daemon, the most, once all are listed",
+            "daemon, peak, after listing all sessions",
             format!("{} RSS", mebibytes(self.full.peak_bytes)),
-            "at `flows -o json`, below".to_owned(),
+            "during `flows -o json`, below".to_owned(),
         );
-        for (what, starts) in [
-            ("start, nothing there before", &self.cold_start),
-            ("start after kill -9, on what was pinned", &self.take_over),
-        ] {
+        for (what, starts) in
+            [("first start", &self.cold_start), ("start after SIGKILL, with pinned maps", &self.take_over)]
+        {
             row(
                 what,
                 format!("{} ms", starts.ready_ms.show(0, 0)),
                 format!(
-                    "attached and ready; status good {} ms; {} starts",
+                    "until attached and ready; until healthy {} ms; {} starts",
                     starts.good_ms.show(0, 0),
                     starts.starts
                 ),
@@ -335,7 +334,7 @@ impl Resources {
         row(
             "pls-router status",
             format!("{} ms", full.status_ms.show(0, 1)),
-            "its process included".to_owned(),
+            "with the start of its process".to_owned(),
         );
         text
     }

@@ -17,7 +17,7 @@ use super::{
 /// Measures, and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run this as root or with sudo");
-    ensure!(cpu::count()? >= 2, "one CPU is measured, another one makes the packets: two are needed");
+    ensure!(cpu::count()? >= 2, "two CPUs are needed: one is measured, and the other makes the packets");
     let Router::PlsRouter(binary) = Router::find()? else { bail!("there is no pls-router") };
     // A path without a directory would be looked for in $PATH, or in another directory.
     let absolute = |path: &PathBuf| {

@@ -158,9 +158,9 @@ impl Sessions {
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
             "\n\
-             New sessions a second of one core: every 64-byte UDP packet opens one; two NICs. Time from the first arrival to the last; nobody\n\
-             answers. Of {TARGET_PORTS} ports of the target, that share of the {PORTS} SNAT ports each is taken. Medians of {} interleaved rounds, and\n\
-             (min - max); ratios are of each round. The no-op only forwards.\n\n\
+             New sessions a second of one core: every 64-byte UDP packet opens one; two NICs. Time from the first arrival to the last, without\n\
+             answers. \"Taken\": that share of the {PORTS} SNAT ports towards each of {TARGET_PORTS} ports of the target. Medians of {} interleaved\n\
+             rounds, and (min - max); ratios are of each round. The no-op only forwards.\n\n\
              \x20 {:<20} {:>9}  {:<15} {:<24} {:<24} {:<24} {}\n",
             self.rounds, "", "sessions", "router", "M sessions/s", "/ no-op", "/ nftables", "lost"
         );

@@ -92,7 +92,7 @@ fn try_out(setup: &Setup, bench: &Bench) -> Result<()> {
     let arm = bench.path.arm;
     let what = format!("TCP, veth's default offloads, {arm}");
     let why = match bench.run(1) {
-        Ok(rate) => format!("there is no row for it, but it works: {:.2} Gbit/s", rate / 1e9),
+        Ok(rate) => format!("not in the table, but it works: {:.2} Gbit/s", rate / 1e9),
         Err(error) => {
             let error = format!("{error:#}");
             let last = error.lines().last().unwrap_or_default();
@@ -108,8 +108,8 @@ impl Tcp {
         let mut text = format!(
             "\n\
              TCP, one connection (iperf3), MTU 1500; client, router and server share all CPUs. Medians of {} interleaved\n\
-             rounds of {} s. With offloads off every packet is one of the wire's, which is how a router sees them. With veth's\n\
-             defaults it is another network: super-frames of up to 64 KiB without checksums, which veth passes on but no wire does.\n\n\
+             rounds of {} s. With offloads off, packets are as on a wire. With veth's defaults, super-frames of up to 64 KiB\n\
+             without checksums pass, which no wire carries.\n\n\
              \x20 {:<15} {:<16} {:<22} {}\n",
             self.rounds, self.seconds, "router", "offloads", "Gbit/s", "/ nftables"
         );
@@ -164,14 +164,14 @@ impl Bench {
             checksum_errors(&text).context("the kernel does not count TCP's checksum errors")
         };
         let mut text = format!(
-            "The segments come with unfinished checksums, and an XDP program has no way to tell or to finish them: wrong ones \
-             counted by the client {}, by the server {}",
+            "The segments have unfinished checksums, which an XDP program can neither recognise nor finish. Wrong checksums \
+             counted by the client: {}, by the server: {}",
             bad(&self.path.generator)?,
             bad(&self.path.sink)?
         );
         if let Some(counters) = self.path.counters()? {
             let dropped = counters.reasons.iter().find(|reason| reason.reason == "bad_checksum");
-            text += &format!(", by pls-router {}", dropped.map_or(0, |reason| reason.packets));
+            text += &format!(", by pls-router: {}", dropped.map_or(0, |reason| reason.packets));
         }
         Ok(text)
     }

@@ -69,20 +69,22 @@ impl Books {
         Ok(occupancy[offset_of!(Occupancy, sessions) / 4])
     }
 
-    /// How many packets more the kernel has seen come in than the program has a reason for.
+    /// Returns how many more packets the kernel has received than the program has counted.
     fn difference(&self, place: &Place) -> Result<u64> {
         wait::until("consistent counters", QUIET_LIMIT, || {
             let before = kernel_received(place)?;
             let stats = self.stats()?;
             let after = kernel_received(place)?;
             ensure!(before == after, "packets come in");
-            after
-                .checked_sub(reasons(&stats))
-                .context("the program has counted more packets than the kernel received")
+            let counted = reasons(&stats);
+            after.checked_sub(counted).with_context(|| {
+                format!("the program has counted {counted} packets, and the kernel received only {after}")
+            })
         })
     }
 
-    /// Every packet that came in was counted under exactly one reason; how many that were.
+    /// Checks that every received packet was counted under exactly one reason. Returns their
+    /// number.
     pub(super) fn balance(&self, place: &Place) -> Result<u64> {
         wait::until("the counters to match the kernel's", QUIET_LIMIT, || {
             let without = self.difference(place)?;
@@ -102,7 +104,7 @@ impl Books {
         })
     }
 
-    /// Nothing has happened that never may.
+    /// Returns an error if a reason was counted that never may be.
     pub(super) fn never(&self) -> Result<()> {
         let stats = self.stats()?;
         for reason in NEVER {
@@ -112,7 +114,7 @@ impl Books {
         Ok(())
     }
 
-    /// All reasons that there were, with their packets.
+    /// Returns all reasons that were counted, with their packets.
     pub(super) fn reasons(&self) -> Result<String> {
         let stats = self.stats()?;
         let reasons =
