@@ -136,9 +136,9 @@ impl Sum {
     ///
     /// The result is the sum's remainder of a division by w = 2^16 - 1, with w in place of 0. One
     /// multiplication computes it. Let the sum be q w + r with r from 1 to w. The number with a one
-    /// in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is `m r
-    /// - q`: r in every word, less q, which is below 2^32, as the sum is below 2^47. The three
-    /// lower words are more than that, r not being 0, so the uppermost one stays as it is.
+    /// in every word is m = (2^64 - 1) / w, so m w is -1 (modulo 2^64), and m times the sum is m r
+    /// minus q: r in every word, minus q. That is below 2^32, as the sum is below 2^47. The three
+    /// lower words are larger than q, since r is not 0, so the uppermost word stays r.
     #[inline(always)]
     const fn fold(self) -> u16 {
         (self.0.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16

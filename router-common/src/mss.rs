@@ -94,7 +94,7 @@ impl Search {
     /// Returns the offset of the size among the options, and the size.
     #[inline(always)]
     pub fn found(&self) -> Option<(u32, [u8; 2])> {
-        // 0 is "not found": two bytes of the option come before the size.
+        // 0 is "not found": kind and length of the option come before the size.
         match self.found.get() {
             0 => None,
             at => Some((at, [self.byte(at), self.byte(at + 1)])),

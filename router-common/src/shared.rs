@@ -1,14 +1,14 @@
 //! Numbers in memory that several CPUs, or the programs and the daemon, read and write at the same
 //! time.
 //!
-//! Whatever is shared consists of these, so that a `&T` to it is all that anybody has or needs:
-//! nobody makes a `&mut T` of what others may be looking at. They are laid out like the number
+//! Shared memory consists of these, so a `&T` to it is all that code has or needs, and no code
+//! makes a `&mut T` to memory that others may be reading. They have the layout of the number
 //! inside.
 //!
-//! On the host they are `core`'s atomics. For BPF, `core` has none that change memory, although the
-//! kernel and the compiler do (`BPF_ATOMIC`, Linux 5.12): there the compiler's intrinsics stand in,
-//! which are sequentially consistent. With `--cfg model`, the atomic ones are loom's: see
-//! `model`.
+//! On the host they are `core`'s atomics. For BPF, `core` has no atomics that change memory,
+//! although the kernel and the compiler do (`BPF_ATOMIC`, Linux 5.12): there the compiler's
+//! intrinsics take their place, which are sequentially consistent. With `--cfg model`, the atomic
+//! ones are loom's: see `model`.
 
 use core::{
     cell::UnsafeCell,
@@ -16,7 +16,7 @@ use core::{
     mem::{align_of, size_of},
 };
 
-/// What a model has in the place of the kernel's atomic operations.
+/// The kernel's atomic operations, as a model has them.
 #[cfg(model)]
 pub(crate) mod model {
     use std::cell::Cell;
@@ -36,13 +36,13 @@ pub(crate) mod model {
     }
 
     /// Has an operation take its turn, before or after each of the other threads'. By itself, loom
-    /// tries two operations in both orders only where nobody has looked at the same number in
-    /// between, and so misses a change that comes right behind a look.
+    /// tries two operations in both orders only if no thread has read the same number in between,
+    /// and so misses a change that follows directly after a read.
     pub(crate) fn take_turn() {
         TURN.fetch_add(1, Relaxed);
     }
 
-    /// Has operations on this thread's models order nothing from now on, to show that they must.
+    /// Turns off the ordering of operations on this thread's models, to show that they need it.
     #[cfg(test)]
     pub(crate) fn order_nothing() {
         UNORDERED.set(true);
@@ -67,24 +67,24 @@ pub(crate) mod model {
 
 /// A number that is read and written whole, in no order with anything else.
 ///
-/// Two who write it at the same time both succeed, and one of them last: who changes it by what it
-/// was may undo what the other did. For what must not be lost there are [`AtomicU32`] and
-/// [`AtomicU64`].
+/// If two CPUs write it at the same time, both succeed, one of them last. So a CPU that changes it
+/// based on its old value may undo another one's change. [`AtomicU32`] and [`AtomicU64`] are for
+/// changes that must not be lost.
 #[repr(transparent)]
 pub struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: a number, which everybody reads and writes by atomic operations, or (in BPF) by single
+// SAFETY: a number that is read and written by atomic operations only, or (in BPF) by single
 // instructions.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    /// One that is this number.
+    /// Creates a shared number.
     #[inline(always)]
     pub const fn new(number: T) -> Self {
         Self(UnsafeCell::new(number))
     }
 
-    /// Where it is, for what is read or written in another size than its own.
+    /// Returns its address, to read or write it in another size than its own.
     #[cfg(target_arch = "bpf")]
     #[inline(always)]
     pub(crate) const fn as_ptr(&self) -> *mut T {
@@ -92,7 +92,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// Gives `Shared` its operations on a type.
+/// Implements the operations of `Shared` for a type.
 macro_rules! shared {
     ($($type:ident $host:ident)*) => {
         $(
@@ -100,7 +100,7 @@ macro_rules! shared {
             const _: () = assert!(align_of::<Shared<$type>>() == align_of::<$type>());
 
             impl Shared<$type> {
-                /// What it is now.
+                /// Returns the number.
                 #[inline(always)]
                 pub fn get(&self) -> $type {
                     #[cfg(target_arch = "bpf")]
@@ -114,7 +114,7 @@ macro_rules! shared {
                     }
                 }
 
-                /// Makes it this number.
+                /// Sets the number.
                 #[inline(always)]
                 pub fn set(&self, number: $type) {
                     #[cfg(target_arch = "bpf")]
@@ -200,12 +200,12 @@ macro_rules! atomic {
         #[cfg(not(model))]
         const _: () = assert!(size_of::<$name>() == size_of::<$type>() && align_of::<$name>() == align_of::<$type>());
 
-        // SAFETY: a number, which everybody reads and writes by atomic operations.
+        // SAFETY: a number that is read and written by atomic operations only.
         #[cfg(not(model))]
         unsafe impl Sync for $name {}
 
         impl $name {
-            /// One that is this number.
+            /// Creates an atomic number.
             #[cfg(not(model))]
             #[inline(always)]
             pub const fn new(number: $type) -> Self {
@@ -228,57 +228,57 @@ macro_rules! atomic {
             }
 
             operation! {
-                /// What it is now, in no order with anything else.
+                /// Returns the number, in no order with anything else.
                 get() -> $type,
                 |cell| cell.read_volatile(),
                 |host| host.load(Ordering::Relaxed),
                 |model| model.load(Ordering::Relaxed)
             }
             operation! {
-                /// Makes it this number, in no order with anything else: nobody else may be
-                /// changing it.
+                /// Sets the number, in no order with anything else. No other CPU may be changing
+                /// it.
                 set(number: $type) -> (),
                 |cell| cell.write_volatile(number),
                 |host| host.store(number, Ordering::Relaxed),
                 |model| model.store(number, Ordering::Relaxed)
             }
             operation! {
-                /// What it is now.
+                /// Returns the number.
                 load() -> $type,
                 |cell| cell.read_volatile(),
                 |host| host.load(Ordering::SeqCst),
                 |model| model.load(Ordering::Relaxed)
             }
             operation! {
-                /// Makes it this number: what it was.
+                /// Sets the number. Returns the old one.
                 swap(number: $type) -> $type,
                 |cell| core::intrinsics::atomic_xchg::<$type, SEQ_CST>(cell, number),
                 |host| host.swap(number, Ordering::SeqCst),
                 |model| model::ordered(|| model.swap(number, Ordering::AcqRel))
             }
             operation! {
-                /// Adds to it, and round: what it was.
+                /// Adds to the number, which wraps. Returns the old one.
                 add(number: $type) -> $type,
                 |cell| core::intrinsics::atomic_xadd::<$type, $type, SEQ_CST>(cell, number),
                 |host| host.fetch_add(number, Ordering::SeqCst),
                 |model| model::ordered(|| model.fetch_add(number, Ordering::AcqRel))
             }
             operation! {
-                /// Leaves only these bits of it: what it was.
+                /// Clears all bits but these. Returns the old number.
                 and(bits: $type) -> $type,
                 |cell| core::intrinsics::atomic_and::<$type, $type, SEQ_CST>(cell, bits),
                 |host| host.fetch_and(bits, Ordering::SeqCst),
                 |model| model::ordered(|| model.fetch_and(bits, Ordering::AcqRel))
             }
             operation! {
-                /// Sets these bits of it: what it was.
+                /// Sets these bits. Returns the old number.
                 or(bits: $type) -> $type,
                 |cell| core::intrinsics::atomic_or::<$type, $type, SEQ_CST>(cell, bits),
                 |host| host.fetch_or(bits, Ordering::SeqCst),
                 |model| model::ordered(|| model.fetch_or(bits, Ordering::AcqRel))
             }
             operation! {
-                /// Makes it `to` if it is `from`; returns `true` if it was.
+                /// Sets the number to `to` if it is `from`. Returns `true` if it was.
                 change(from: $type, to: $type) -> bool,
                 |cell| core::intrinsics::atomic_cxchg::<$type, SEQ_CST, SEQ_CST>(cell, from, to).1,
                 |host| host.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok(),
@@ -286,7 +286,7 @@ macro_rules! atomic {
             }
         }
 
-        /// What it is now, in a number of one's own.
+        /// Copies the number as it is now.
         impl Clone for $name {
             fn clone(&self) -> Self {
                 Self::new(self.load())
@@ -307,14 +307,14 @@ macro_rules! atomic {
     };
 }
 
-/// Orders what was read and written before with what is read and written after, as each operation
-/// does that changes an atomic number.
+/// Orders all earlier reads and writes before all later ones, as every operation does that changes
+/// an atomic number.
 #[inline(always)]
 pub fn order() {
     #[cfg(target_arch = "bpf")]
     {
-        // An instruction that does nothing else is not there. The stack is no other CPU's, so this
-        // waits for nobody.
+        // BPF has no instruction that is a barrier and nothing else. The stack belongs to this CPU
+        // alone, so this waits for no other one.
         AtomicU64::new(0).swap(0);
     }
     #[cfg(not(any(target_arch = "bpf", model)))]
@@ -327,11 +327,11 @@ pub fn order() {
 const SEQ_CST: core::intrinsics::AtomicOrdering = core::intrinsics::AtomicOrdering::SeqCst;
 
 atomic! {
-    /// A number that several change at the same time, and none of them in vain. What changes it is
+    /// A number that several CPUs change at the same time, without losing a change. A change is
     /// ordered with everything before and after.
     AtomicU32, u32
 }
 atomic! {
-    /// As [`AtomicU32`], of 64 bits.
+    /// The 64-bit version of [`AtomicU32`].
     AtomicU64, u64
 }

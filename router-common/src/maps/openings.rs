@@ -1,12 +1,12 @@
-//! Notes of sessions that open, by which the oldest of a source is found: it makes room for another
-//! where the source has too many of them.
+//! Notes of opening sessions, which find the oldest one of a source. If the source has too many of
+//! them, that one makes room for another.
 //!
-//! Sessions that open are noted in a ring, one for all sources whose addresses lead to it. Nobody
-//! takes a note out when its session has opened or ended: whoever looks for one to make room, from
-//! the oldest on, finds out what became of it. So a note costs a write, and is looked at
-//! once. Two things keep the notes of sessions that still open. A ring that is full leaves them
-//! where they are and goes on to the next place, which makes them its newest. And who searches puts
-//! those of other sources behind all others, and only then forgets the place.
+//! Opening sessions are noted in a ring, which all sources share whose addresses hash to it. A note
+//! stays when its session has opened or ended: a search for one that makes room, from the oldest
+//! on, finds out what has become of it. So a note costs one write and is read once. Two things keep
+//! the notes of sessions that are still opening. A full ring leaves them where they are and goes on
+//! to the next place, which makes them its newest. And a search puts the notes of other sources at
+//! the end of the ring before it forgets their places.
 
 use core::mem::size_of;
 
@@ -20,28 +20,27 @@ use crate::{
 
 /// The number of rings.
 pub const RINGS: u32 = 64;
-/// The notes of a ring: the last ones.
+/// The number of notes of a ring.
 pub const NOTES: u32 = 1 << 14;
 
-/// Notes that are looked at, at most, for one session to make room. What is in front of them is not
-/// looked at again.
+/// The maximum number of notes that are read for one session to make room. They are not read again.
 pub const MAX_NOTES: u32 = 128;
-/// Of these, how many may be of sessions that have been answered: then the oldest of those goes.
+/// The maximum number of these notes that are of answered sessions. After that, the oldest answered
+/// one makes room.
 pub const MAX_ANSWERED: u32 = 8;
 
-/// Places that are tried, at most, for a new note: one whose note is of a session that still opens
-/// is passed over, but for the last.
+/// The maximum number of places that are tried for a new note. A place whose note is of a session
+/// that is still opening is passed over, except for the last.
 pub const PUSH_ATTEMPTS: u32 = 32;
 
-/// One in so many of the sessions that there is room for may make room for others each second:
-/// their slots are in quarantine for a while, and are not to become so many that the table has no
-/// others.
+/// One in this many of the sessions that there is room for may make room for others each second.
+/// Their slots are in quarantine for a while, and must not fill the table.
 const SHARE_OF_THE_TABLE: u64 = 16;
 
 /// Returns the rate at which sessions may make room for others, in a table for `capacity` sessions.
 #[inline(always)]
 pub const fn rate(capacity: u32) -> Rate {
-    // A quotient that cannot panic is one that the verifier takes.
+    // The verifier accepts only a division that cannot panic.
     let interval = match (SHARE_OF_THE_TABLE * 1_000_000_000).checked_div(capacity as u64) {
         Some(interval) => interval,
         None => 1_000_000_000,
@@ -49,43 +48,44 @@ pub const fn rate(capacity: u32) -> Rate {
     Rate { burst: 16 + capacity as u64 / 256, interval }
 }
 
-/// A note of a session that opens: where its client's flow is, and since when.
+/// A note of an opening session: the slot of its client's flow, and the tick in which it was
+/// opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Note(u64);
 
 impl Note {
-    /// The note of the session whose client's flow is in this slot and was opened then.
+    /// Creates the note of a session.
     #[inline(always)]
     pub const fn new(slot: u32, opened: Ticks) -> Self {
         Self((opened.0 as u64) << u32::BITS | slot as u64)
     }
 
-    /// As a number, for a map.
+    /// Returns the note as a number, for a map.
     #[inline(always)]
     pub const fn number(self) -> u64 {
         self.0
     }
 
-    /// The note of a number that [`number`](Self::number) gave.
+    /// Restores a note from [`number`](Self::number).
     #[inline(always)]
     pub const fn from_number(number: u64) -> Self {
         Self(number)
     }
 
-    /// The slot.
+    /// Returns the slot of the client's flow.
     #[inline(always)]
     pub const fn slot(self) -> u32 {
         self.0 as u32
     }
 
-    /// The tick in which the session was opened.
+    /// Returns the tick in which the session was opened.
     #[inline(always)]
     pub const fn opened(self) -> Ticks {
         Ticks((self.0 >> u32::BITS) as u32)
     }
 }
 
-/// The two ends of a ring's notes, in memory that all CPUs share. Both only go up, and round at
+/// The two ends of a ring's notes, in memory that all CPUs share. Both only go up, and wrap at
 /// 2^32.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
@@ -98,54 +98,55 @@ pub struct Ends {
 const _: () = assert!(cfg!(model) || size_of::<Ends>() == 64);
 
 impl Ends {
-    /// Takes the place for one more note, of which nobody else has it.
+    /// Takes the place for one more note. No other CPU gets the same place.
     #[inline(always)]
     pub fn push(&self) -> u32 {
         self.next.add(1)
     }
 
-    /// The places of the oldest note that is still there and of the next one to come.
+    /// Returns the places of the oldest note that is still there and of the next one to come.
     #[inline(always)]
     pub fn places(&self) -> (u32, u32) {
         let oldest = self.oldest.load();
         let next = self.next.load();
-        // Those in front of it have been overwritten.
+        // Earlier notes have been overwritten.
         (if next.wrapping_sub(oldest) > NOTES { next.wrapping_sub(NOTES) } else { oldest }, next)
     }
 
-    /// Says that nobody need look at what is in front of this place.
+    /// Forgets the notes before this place.
     #[inline(always)]
     pub fn forget_before(&self, place: u32) {
         let seen = self.oldest.load();
-        // Another CPU may have come further. If it has this very moment, it is looked at again,
-        // which is no harm.
+        // Another CPU may have come further. If it has at this moment, some notes are read again,
+        // which does no harm.
         if place.wrapping_sub(seen) < 1 << 31 {
             self.oldest.change(seen, place);
         }
     }
 }
 
-/// In which of all rings' places a place of a ring is.
+/// Returns the index of a ring's place among those of all rings.
 #[inline(always)]
 pub const fn index(ring: u32, place: u32) -> u32 {
     (ring % RINGS) * NOTES + place % NOTES
 }
 
-/// The fate of a session that was noted.
+/// The state of a session that was noted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NoteState {
-    /// It has opened or ended: its note is of no use any more.
+    /// It has opened or ended: its note is obsolete.
     Gone,
-    /// It still opens, and is another source's.
+    /// It is still opening, and belongs to another source.
     OtherSource,
-    /// It still opens, and its target has answered: the client may yet acknowledge that.
+    /// It is still opening, and its target has answered: the client may be about to acknowledge
+    /// that.
     Answered,
-    /// It still opens, and nobody waits for it but its client, if at all.
+    /// It is still opening, and its target has not answered.
     Unanswered,
 }
 
-/// Returns the fate of a noted session, by the tag of the slot that it was in. `is_noted`: what is
-/// there was opened when the note says; `is_theirs`: its client is the source that is looked for.
+/// Returns the state of a noted session, by the tag of its slot. `is_noted`: the flow in the slot
+/// was opened at the time of the note. `is_theirs`: its client is the source that is searched for.
 #[inline(always)]
 pub const fn note_state(tag: Tag, is_noted: bool, is_theirs: bool) -> NoteState {
     if !is_noted
@@ -217,7 +218,7 @@ mod tests {
     fn slots_in_quarantine_leave_most_of_the_table() {
         for capacity in [1, 16, 1024, 65_536, 1 << 20, 1 << 24] {
             let Rate { burst, interval } = rate(capacity);
-            // What is in quarantine at most: for two ticks, and two seconds until the next sweep.
+            // The most that is in quarantine: for two ticks, and two seconds until the next sweep.
             let slots = 2 * (burst + 4_300_000_000 / interval);
             assert!(slots <= 2 * 16 + u64::from(capacity) * 4 / 7, "{capacity}: {slots}");
         }
@@ -226,16 +227,17 @@ mod tests {
     proptest! {
         #![proptest_config(crate::effort::cases())]
 
-        /// Rotating a ring's notes, full or not, overwrites none of them: what is put behind all others goes to a place that nobody has.
+        /// Rotating a ring's notes, full or not, overwrites none of them: a note that is put at the
+        /// end goes to a free place.
         #[test]
-        fn what_is_put_behind_all_others_overwrites_nothing(start: u32, pushes in 1..tries(NOTES * 2, 100), steps in 1..tries(300, 30)) {
+        fn rotation_overwrites_nothing(start: u32, pushes in 1..tries(NOTES * 2, 100), steps in 1..tries(300, 30)) {
             let ends = Ends { next: AtomicU32::new(start), oldest: AtomicU32::new(start), ..Ends::default() };
             let mut places = HashMap::new();
             let mut push = |note| _ = places.insert(index(0, ends.push()), note);
             (0..pushes).for_each(&mut push);
             for step in 0..steps {
                 let (at, _) = ends.places();
-                // The oldest one's number is how many there were before it.
+                // The number of the oldest one is the number of notes before it.
                 push(pushes.saturating_sub(NOTES) + step % pushes.min(NOTES));
                 ends.forget_before(at.wrapping_add(1));
             }
@@ -245,7 +247,7 @@ mod tests {
             prop_assert_eq!(there.len() as u32, pushes.min(NOTES));
         }
 
-        /// Against a plain queue, over the end of the numbers as well.
+        /// Compares a ring with a plain queue, also where the numbers wrap.
         #[test]
         fn a_ring_is_a_queue_that_forgets(start: u32, steps in proptest::collection::vec((0..tries(NOTES * 2, 100), 0..NOTES), 1..20)) {
             let ends = Ends { next: AtomicU32::new(start), oldest: AtomicU32::new(start), ..Ends::default() };
@@ -261,7 +263,7 @@ mod tests {
                 prop_assert_eq!(next, start.wrapping_add(queue.1 as u32));
                 queue.0 = (queue.0 + u64::from(pops)).min(queue.1);
                 ends.forget_before(start.wrapping_add(queue.0 as u32));
-                // Whoever is late changes nothing.
+                // A late call changes nothing.
                 ends.forget_before(oldest);
                 prop_assert_eq!(ends.places().0, start.wrapping_add(queue.0 as u32));
             }

@@ -1,5 +1,5 @@
-//! This machine's own traffic: for how long what it has sent is remembered, so that answers to it
-//! are known.
+//! This machine's own traffic: what it has sent is remembered for a while, so that answers to it
+//! are let in.
 
 use crate::{
     address::{Ipv4, Ipv6, Port},
@@ -9,21 +9,21 @@ use crate::{
     wire::{Frame, UDP_LENGTH, l4},
 };
 
-/// The ports of DHCP's servers and clients (RFC 2131 4.1).
+/// The ports of DHCP servers and clients (RFC 2131 4.1).
 pub(crate) const DHCP_PORTS: (u16, u16) = (67, 68);
-/// Those of DHCPv6 (RFC 8415 7.2).
+/// The ports of DHCPv6 servers and clients (RFC 8415 7.2).
 pub(crate) const DHCPV6_PORTS: (u16, u16) = (547, 546);
 
-/// Returns what stands for the answers to a DHCP message among the tuples of answers: they come
-/// from any server or relay, to any address, but with the number of the transaction that this
-/// machine has begun (`xid`, RFC 2131 2).
+/// Returns the key that stands for the answers to a DHCP message. They come from any server or
+/// relay, to any address, but with the number of the transaction that this machine has begun
+/// (`xid`, RFC 2131 2).
 #[inline(always)]
 pub const fn dhcp_answer(transaction: [u8; 4]) -> FlowKey {
     let (server, client) = DHCP_PORTS;
     FlowKey::new(Protocol::Udp, Ipv4(transaction), Port::new(server), Ipv4([0; 4]), Port::new(client))
 }
 
-/// The same of DHCPv6 (RFC 8415 8).
+/// The same for DHCPv6 (RFC 8415 8).
 #[inline(always)]
 pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> Ipv6Key {
     let (server, client) = DHCPV6_PORTS;
@@ -32,7 +32,7 @@ pub const fn dhcpv6_answer([a, b, c]: [u8; 3]) -> Ipv6Key {
     Ipv6Key::new(Protocol::Udp, Ipv6(transaction), Port::new(server), Ipv6([0; 16]), Port::new(client))
 }
 
-/// Returns `true` for a message of a DHCP client to a server.
+/// Returns `true` for a message from a DHCP client to a server.
 #[inline(always)]
 pub const fn is_to_dhcp_server(packet: &Packet) -> bool {
     let (server, client) = DHCP_PORTS;
@@ -41,20 +41,20 @@ pub const fn is_to_dhcp_server(packet: &Packet) -> bool {
         && packet.key.source_port.number() == client
 }
 
-/// The transaction of a DHCP message, in a UDP packet.
+/// Returns the transaction of a DHCP message, in a UDP packet.
 #[inline(always)]
 pub fn dhcp_transaction(frame: &(impl Frame + ?Sized)) -> Option<[u8; 4]> {
-    // Behind the UDP header, and four bytes that say what kind of message and link it is.
+    // After the UDP header and four bytes with the kinds of message and link.
     frame.bytes::<4>(l4(UDP_LENGTH + 4)).copied()
 }
 
-/// What is remembered of datagrams, in ticks: 300 s, as long as a NAT keeps a mapping (RFC 4787
-/// REQ-5).
+/// The time that a datagram is remembered, in ticks: 300 s, as long as a NAT keeps a mapping (RFC
+/// 4787 REQ-5).
 const DATAGRAMS: u32 = 280;
-/// Of echo requests: 60 s (RFC 5508 REQ-2).
+/// The time that an echo request is remembered, in ticks: 60 s (RFC 5508 REQ-2).
 const ECHOES: u32 = 56;
 
-/// Returns `true` if what was last sent at this time may still be answered.
+/// Returns `true` if a packet that was last sent at this time may still be answered.
 #[inline(always)]
 pub const fn is_remembered(protocol: Protocol, sent: Ticks, now: Ticks) -> bool {
     let age = now.0.saturating_sub(sent.0);

@@ -1,4 +1,4 @@
-//! Packets on their way from the programs to the daemon.
+//! Punts: packets that the programs hand to the daemon.
 
 use core::{
     mem::{offset_of, size_of},
@@ -10,23 +10,23 @@ use crate::{
     wire::IPV4_LENGTH,
 };
 
-/// The longest IP packet that can be handed over: more than fits a single-page XDP buffer.
+/// The longest IP packet that can be handed over: longer than a single-page XDP buffer.
 pub const CAPACITY: usize = 3520;
 
-/// What the daemon is to do with a packet.
+/// What the daemon does with a punt.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// As it was received; the MAC address of its next hop is not known. To be given to the
-    /// programs again when that neighbour has answered, or has been found not to.
+    /// The packet as it was received; the MAC address of its next hop is not known. The daemon
+    /// gives it back to the programs when the neighbour has answered, or has failed to.
     Wait = 0,
-    /// Translated, but larger than the next hop takes: to be sent in fragments.
+    /// The translated packet, which is larger than the next hop's MTU. The daemon sends it in
+    /// fragments.
     Split = 1,
-    /// A fragment, as it was received, that came before its datagram's first: to be held for a
-    /// moment.
+    /// An early fragment, as it was received. The daemon queues it for a moment.
     EarlyFragment = 2,
-    /// The IP header of a first fragment, others of whose datagram are held: to be given to the
-    /// programs again.
+    /// The IP header of a first fragment whose datagram has early fragments. The daemon gives these
+    /// back to the programs.
     FirstFragment = 3,
 }
 
@@ -42,13 +42,14 @@ impl Kind {
     }
 }
 
-/// A neighbour of this machine: a next hop. A route to an IPv4 network may lead to an IPv6 one.
+/// A neighbour of this machine: a next hop. A route to an IPv4 network may lead to an IPv6
+/// neighbour.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Neighbour {
-    /// The index of the interface whose link it is on.
+    /// The index of the interface that the neighbour is reached by.
     pub interface: u32,
-    /// Its address; an IPv4 address as the IPv6 address that stands for it (RFC 4291 2.5.5.2).
+    /// Its address; an IPv4 address is mapped (RFC 4291 2.5.5.2).
     pub address: [u8; 16],
 }
 
@@ -58,13 +59,13 @@ impl Neighbour {
     /// No neighbour.
     pub const NONE: Self = Self { interface: 0, address: [0; 16] };
 
-    /// The IPv6 address that stands for an IPv4 address.
+    /// Returns the IPv4-mapped IPv6 address of an IPv4 address.
     #[inline(always)]
     pub const fn mapped(Ipv4([a, b, c, d]): Ipv4) -> [u8; 16] {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
     }
 
-    /// The neighbour with this address.
+    /// Returns the neighbour with this address.
     pub const fn new(interface: u32, address: IpAddr) -> Self {
         let address = match address {
             IpAddr::V4(address) => Self::mapped(Ipv4(address.octets())),
@@ -73,13 +74,13 @@ impl Neighbour {
         Self { interface, address }
     }
 
-    /// Its address.
+    /// Returns the neighbour's address.
     pub const fn ip(&self) -> IpAddr {
         Ipv6Addr::from_octets(self.address).to_canonical()
     }
 }
 
-/// A record in the ring: an IP packet with room for `ROOM` bytes.
+/// A record in the ring: an IP packet of at most `ROOM` bytes.
 #[repr(C)]
 pub struct Record<const ROOM: usize> {
     /// [`Kind::Split`]: the next hop's MAC address; else zero.
@@ -89,17 +90,17 @@ pub struct Record<const ROOM: usize> {
     /// The index of one of the router's interfaces, never of a virtual function: where the packet
     /// leaves ([`Kind::Split`]) or came in ([`Kind::Wait`], [`Kind::EarlyFragment`]).
     pub interface: u32,
-    /// [`Kind::Split`]: what the next hop takes, in bytes; else 0.
+    /// [`Kind::Split`]: the next hop's MTU, in bytes; else 0.
     pub mtu: u32,
     /// The packet's length in bytes.
     pub length: u32,
-    /// [`Kind::Wait`]: what the packet waits for; else none.
+    /// [`Kind::Wait`]: the neighbour that the packet waits for; else none.
     pub neighbour: Neighbour,
-    /// The packet, from its IP header on; what lies behind its length is old memory.
+    /// The packet, from its IP header on; after its length comes old memory.
     pub packet: [u8; ROOM],
 }
 
-/// The length of what stands before the packet.
+/// The length of a record before the packet.
 const HEAD: usize = 44;
 
 /// A record for a whole packet.
@@ -127,7 +128,7 @@ pub struct Punted<'a> {
 }
 
 impl<'a> Punted<'a> {
-    /// Reads a record; `None` if it is not one of ours.
+    /// Reads a record; `None` if it is not one of the router's.
     pub fn parse(record: &'a [u8]) -> Option<Self> {
         let (head, packet) = record.split_first_chunk::<HEAD>()?;
         let (mac, rest) = head.split_first_chunk::<{ size_of::<Mac>() }>()?;

@@ -1,5 +1,4 @@
-//! Routes: what the daemon asks of the program that asks the kernel, and which address a route
-//! makes packets come from.
+//! Route look-ups that the daemon makes by way of a program, and the source addresses of routes.
 
 use core::mem::size_of;
 
@@ -10,21 +9,21 @@ use crate::{
     tuple::{FlowKey, Protocol},
 };
 
-/// What decides where a packet leaves: what the kernel's forwarding looks a packet up by, which is
-/// its destination after the translation, and its source before.
+/// A route look-up: the fields by which the kernel's forwarding looks a packet up, which are its
+/// destination after the translation, and its source before.
 ///
-/// So neither the SNAT address nor the SNAT port has a part in it: all packets of a flow ask the
-/// same query, whatever port the session has got, and one of several gateways that is chosen by a
-/// hash of it stays the same for as long as it is there.
+/// The SNAT address and port are not among them. So all packets of a flow make the same query,
+/// whatever port the session has, and if the kernel picks one of several gateways by a hash, it
+/// stays the same gateway as long as that exists.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Query {
     /// The source, before its translation.
     pub source: Ipv4,
     /// The destination, after its translation.
     pub destination: Ipv4,
-    /// The source's port; 0 where there is none.
+    /// The source port; 0 if there is none.
     pub source_port: Port,
-    /// The destination's port; 0 where there is none.
+    /// The destination port; 0 if there is none.
     pub destination_port: Port,
     /// The IP protocol number.
     pub protocol: u8,
@@ -33,11 +32,11 @@ pub struct Query {
 }
 
 impl Query {
-    /// The bytes of a query.
+    /// The length of an encoded query.
     pub const SIZE: usize = 14;
 
-    /// The query about a packet of this protocol. An echo has an identifier where others have a
-    /// port, which no route knows.
+    /// Returns the query for a packet of this protocol. An echo has an identifier in place of a
+    /// port, which routes do not know.
     #[inline(always)]
     pub const fn new(
         protocol: u8,
@@ -57,7 +56,7 @@ impl Query {
         }
     }
 
-    /// The query about packets with this key that become what `rewrite` says.
+    /// Returns the query for packets with this key and this rewrite.
     #[inline(always)]
     pub const fn of(key: &FlowKey, rewrite: &Rewrite, tos: u8) -> Self {
         Self::new(
@@ -68,7 +67,7 @@ impl Query {
         )
     }
 
-    /// The query about packets of the session's other direction.
+    /// Returns the query for packets of the session's other direction.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
         Self {
@@ -81,14 +80,14 @@ impl Query {
         }
     }
 
-    /// As the program reads it.
+    /// Encodes the query for the program.
     pub const fn to_bytes(&self) -> [u8; Self::SIZE] {
         let ([a, b, c, d], [e, f, g, h]) = (self.source.0, self.destination.0);
         let ([i, j], [k, l]) = (self.source_port.0, self.destination_port.0);
         [a, b, c, d, e, f, g, h, i, j, k, l, self.protocol, self.tos]
     }
 
-    /// What [`to_bytes`](Self::to_bytes) has written.
+    /// Decodes the result of [`to_bytes`](Self::to_bytes).
     #[inline(always)]
     pub const fn from_bytes([a, b, c, d, e, f, g, h, i, j, k, l, protocol, tos]: [u8; Self::SIZE]) -> Self {
         Self {
@@ -102,27 +101,27 @@ impl Query {
     }
 }
 
-/// What the kernel answers.
+/// The kernel's answer to a [`Query`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Answer {
     /// `BPF_FIB_LKUP_RET_SUCCESS` and its siblings, or a negative error number.
     pub code: i32,
-    /// Who the packet is handed to.
+    /// The next hop.
     pub neighbour: Neighbour,
-    /// The address that a session comes from which is given none; 0.0.0.0 where there is none.
+    /// The source address of sessions that have no SNAT address; 0.0.0.0 if there is none.
     pub source: Ipv4,
-    /// Whether the kernel itself has said so; before Linux 6.7 it does not, and
-    /// [`InterfaceAddresses`] serve.
+    /// `true` if the kernel has chosen `source`. Before Linux 6.7 it does not, and
+    /// [`InterfaceAddresses`] are used.
     pub kernel_gave_source: bool,
-    /// The neighbour's MAC address, if that is known.
+    /// The neighbour's MAC address, if it is known.
     pub mac: Mac,
 }
 
 impl Answer {
-    /// The bytes of an answer.
+    /// The length of an encoded answer.
     pub const SIZE: usize = 35;
 
-    /// As the program writes it.
+    /// Encodes the answer for the daemon.
     #[inline(always)]
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
@@ -135,7 +134,7 @@ impl Answer {
         bytes
     }
 
-    /// What [`to_bytes`](Self::to_bytes) has written; `None` if it is too short.
+    /// Decodes the result of [`to_bytes`](Self::to_bytes). Returns `None` if it is too short.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (code, bytes) = bytes.split_first_chunk()?;
         let (interface, bytes) = bytes.split_first_chunk()?;
@@ -153,8 +152,8 @@ impl Answer {
     }
 }
 
-/// The MAC address that sessions have of a next hop, as the programs note it for the daemon: a
-/// change of any other neighbour concerns nobody.
+/// The MAC address that sessions use for a next hop, as the programs note it for the daemon. A
+/// change of a neighbour that is not noted needs no action.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InUse {
@@ -164,43 +163,43 @@ pub struct InUse {
 const _: () = assert!(size_of::<InUse>() == 8);
 
 impl InUse {
-    /// Some sessions have another one than others: the neighbour has changed it, and the daemon
-    /// does not know yet.
+    /// Sessions use different addresses: the neighbour has changed its address, and the daemon does
+    /// not know yet.
     pub const MIXED: Self = Self { mac: Mac::new([0; 6]) };
 
-    /// Next hops that can be noted, [`Neighbour::NONE`] among them. Beyond, every neighbour counts
-    /// as one that is in use.
+    /// The maximum number of next hops that are noted, including [`Neighbour::NONE`]. If there are
+    /// more, every neighbour counts as used.
     pub const ROOM: u32 = 4096;
 
     /// The note of [`Neighbour::NONE`] while there is room; without any, it is
     /// [`MIXED`](Self::MIXED).
     pub const HAS_ROOM: Self = Self { mac: Mac::new([0xff; 6]) };
 
-    /// One address, that of all sessions.
+    /// Returns the note of one address that all sessions use.
     #[inline(always)]
     pub const fn new(mac: Mac) -> Self {
         Self { mac }
     }
 
-    /// Returns what is noted once a session has the address `mac`.
+    /// Returns the note after another session has got the address `mac`.
     #[inline(always)]
     pub fn and(self, mac: Mac) -> Self {
         if self.mac == mac { self } else { Self::MIXED }
     }
 
-    /// The address, if it is that of all sessions.
+    /// Returns the address, if all sessions use the same one.
     pub fn mac(self) -> Option<Mac> {
         (self != Self::MIXED).then_some(self.mac)
     }
 
-    /// Returns `true` if sessions send to another address than the one that the neighbour has now,
-    /// `None` for one that has gone.
+    /// Returns `true` if sessions use another address than the neighbour's present one, which is
+    /// `None` if the neighbour is gone.
     pub fn is_outdated(self, now: Option<Mac>) -> bool {
         now.is_none_or(|mac| self == Self::MIXED || self.mac != mac)
     }
 }
 
-/// An address of an interface, as far as it matters to who may come from it.
+/// An address of an interface, as far as the choice of a source needs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct InterfaceAddress {
@@ -208,30 +207,30 @@ pub struct InterfaceAddress {
     pub address: Ipv4,
     /// The network that it is in, or its peer's.
     pub network: Network,
-    /// 1 if it is of no use beyond the link: of the scope `link`.
+    /// 1 if it must not be used beyond the link: of the scope `link`.
     pub link_only: u32,
 }
 
 const _: () = assert!(size_of::<InterfaceAddress>() == 16);
 
-/// The addresses of one interface that sessions can come from, in the kernel's order: what a kernel
-/// before Linux 6.7 does not tell a program (`BPF_FIB_LOOKUP_SRC`). Written by the daemon.
+/// The addresses of one interface that sessions can come from, in the kernel's order. A kernel
+/// before Linux 6.7 does not give them to a program (`BPF_FIB_LOOKUP_SRC`). Written by the daemon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct InterfaceAddresses {
-    /// The addresses; behind the last one, zeros.
+    /// The addresses, then zeros.
     pub addresses: [InterfaceAddress; Self::ROOM],
 }
 
 const _: () = assert!(size_of::<InterfaceAddresses>() == 128);
 
 impl InterfaceAddresses {
-    /// How many are looked at.
+    /// The maximum number of addresses.
     pub const ROOM: usize = 8;
 
     /// Chooses a source as the kernel does for a route without a preferred one (`inet_select_addr`,
-    /// net/ipv4/devinet.c): the first address in whose network the gateway is, or else the first;
-    /// and where there is a gateway, none that is of no use beyond the link.
+    /// net/ipv4/devinet.c): the first address in whose network the gateway is, or else the first
+    /// one. If there is a gateway, addresses of the scope `link` are left out.
     #[inline(always)]
     pub fn select(&self, neighbour: Ipv4, is_gateway: bool) -> Option<Ipv4> {
         let mut first = None;

@@ -14,68 +14,67 @@ use crate::{
     tuple::Protocol,
 };
 
-/// Which of the two places a rule set of this version has: versions alternate.
+/// Returns the bank of a rule set of this version: versions alternate between the two.
 #[inline(always)]
 pub const fn bank(version: u32) -> u32 {
     version & 1
 }
 
-/// The index of a rule in the array of rules.
+/// Returns the index of a rule in the array of rules.
 #[inline(always)]
 pub const fn rule_index(version: u32, rule: u16) -> u32 {
     bank(version) * MAX_RULES as u32 + rule as u32
 }
 
-/// The index of a masquerade pair in the array of them.
+/// Returns the index of a masquerade pair in the array of them.
 #[inline(always)]
 pub const fn masquerade_index(version: u32, position: u32) -> u32 {
     bank(version) * MAX_MASQUERADES as u32 + position
 }
 
-/// What a rule set says beside its rules.
+/// The parts of a rule set besides its rules.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RuleSet {
     /// The addresses that new sessions get as their source.
     pub snat: [Ipv4; MAX_SNAT_ADDRESSES],
-    /// How many of them there are; with none, a session gets the preferred source of its route.
+    /// The number of these addresses; if 0, a session gets the preferred source of its route.
     pub snat_count: u32,
     /// The ports that new sessions get as their source port.
     pub ports: PortRange,
-    /// How many masquerade pairs there are.
+    /// The number of masquerade pairs.
     pub masquerade_count: u32,
     /// The number of entries of `local.allow` for IPv4,
     pub local_allow_count: u32,
     /// and for IPv6.
     pub local_allow_ipv6_count: u32,
-    /// 1 if sources that no rule names are closed out of this machine, too.
+    /// 1 if sources that no rule names may not reach this machine either.
     pub others_are_closed: u32,
     /// The port of the health probe.
     pub health_port: u32,
-    /// The same where it is answered by IPv6; 0 if it is not.
+    /// The port of the health probe by IPv6; 0 if IPv6 does not serve it.
     pub health_port_ipv6: u32,
-    /// The ports at which datagrams for a socket that is not connected are taken for answers, as
-    /// the kernel gives them to sockets that ask for none: empty where what this machine sends is
-    /// seen, see [`sees_own_traffic`](Self::sees_own_traffic).
+    /// The ports at which datagrams for an unconnected socket are taken for answers: those that the
+    /// kernel gives to sockets that ask for none. Empty if the router sees what this machine sends,
+    /// see [`sees_own_traffic`](Self::sees_own_traffic).
     pub ephemeral: PortRange,
-    /// Whether clients are told when no port is free for a session (`snat.exhausted`): 1 if so.
+    /// 1 if clients are told that no port is free for a session (`snat.exhausted`).
     pub reject_exhausted: u32,
-    /// Whether clients are told when their packets cannot be forwarded (`answers.unreachable`): 1
-    /// if so.
+    /// 1 if clients are told that their packets cannot be forwarded (`answers.unreachable`).
     pub reject_unreachable: u32,
 }
 
 const _: () = assert!(size_of::<RuleSet>() == 108);
 
 impl RuleSet {
-    /// Returns `true` if answers are known by what this machine has been seen to send, on all of
-    /// the router's interfaces.
+    /// Returns `true` if the router sees what this machine sends, on all of the router's
+    /// interfaces, and knows answers by that.
     #[inline(always)]
     pub const fn sees_own_traffic(&self) -> bool {
         self.ephemeral.first > self.ephemeral.last
     }
 
-    /// Chooses one of the given addresses for a new session; `None` if the route says which.
+    /// Picks an SNAT address for a new session; `None` if the route chooses it.
     #[inline(always)]
     pub const fn snat_address(&self, random: u32) -> Option<Ipv4> {
         match pick(random, self.snat_count, MAX_SNAT_ADDRESSES) {
@@ -90,7 +89,7 @@ impl RuleSet {
         (0..MAX_SNAT_ADDRESSES).any(|at| (at as u32) < self.snat_count && self.snat[at] == address)
     }
 
-    /// The SNAT address behind this one, around the list.
+    /// Returns the next SNAT address after this one, around the list.
     #[inline(always)]
     pub fn snat_address_after(&self, address: Ipv4) -> Option<Ipv4> {
         let mut found = false;
@@ -107,15 +106,15 @@ impl RuleSet {
     }
 }
 
-/// An even pick of `0..count` by 32 random bits. `None` if there is nothing to pick; never beyond
-/// `room`.
+/// Picks evenly from `0..count` by 32 random bits. Returns `None` if there is nothing to pick, and
+/// never `room` or more.
 #[inline(always)]
 const fn pick(random: u32, count: u32, room: usize) -> Option<usize> {
     let at = ((random as u64 * count as u64) >> 32) as usize;
     if count == 0 || at >= room { None } else { Some(at) }
 }
 
-/// Where a rule leads.
+/// A target of a forward.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Target {
@@ -127,7 +126,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target; no port keeps the client's.
+    /// Creates a target; no port keeps the client's.
     pub const fn new(address: Ipv4, port: Option<u16>) -> Self {
         let port = match port {
             Some(port) => Port::new(port),
@@ -136,26 +135,26 @@ impl Target {
         Self { address, port, zero: [0; 2] }
     }
 
-    /// The port that a packet to `listen` goes to.
+    /// Returns the port that a packet to `listen` goes to.
     #[inline(always)]
     pub const fn port_for(&self, listen: Port) -> Port {
         if self.port.number() == 0 { listen } else { self.port }
     }
 }
 
-/// The longest name of a rule, in bytes.
+/// The maximum length of a rule's name, in bytes.
 pub const NAME_LENGTH: usize = 32;
 
-/// A rule by number.
+/// A rule by its number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rule {
-    /// Its name, filled up with zeros: who reads the maps without the daemon can still tell whose a
-    /// session is.
+    /// Its name, padded with zeros, so that tools which read the maps without the daemon can name
+    /// the rule of a session.
     pub name: [u8; NAME_LENGTH],
-    /// Where a forward leads.
+    /// The targets of a forward.
     pub targets: [Target; MAX_TARGETS],
-    /// How many targets there are.
+    /// The number of targets.
     pub target_count: u16,
     /// The largest TCP segment that the two ends may announce to each other; 0 leaves it to them.
     pub mss: u16,
@@ -172,10 +171,11 @@ impl Rule {
         mss: 0,
     };
 
-    /// As [`mss`](Self::mss): what fits the routes both ways. More than any packet has room for.
+    /// The value of [`mss`](Self::mss) for the largest segment that fits the routes of both
+    /// directions. It is larger than any packet has room for.
     pub const MSS_OF_ROUTES: u16 = u16::MAX;
 
-    /// The target for a new session; `None` if there is none.
+    /// Picks a target for a new session; `None` if there is none.
     #[inline(always)]
     pub const fn target(&self, random: u32) -> Option<&Target> {
         match pick(random, self.target_count as u32, MAX_TARGETS) {
@@ -195,7 +195,7 @@ impl Rule {
     }
 }
 
-/// The data of a key in the trie that finds a forward by where it listens: a port range is a
+/// The data of a key in the trie that finds a forward by its listening port: a port range is a
 /// handful of prefixes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -209,12 +209,13 @@ pub struct ListenKey {
 const _: () = assert!(size_of::<ListenKey>() == 8);
 
 impl ListenKey {
-    /// The prefix length that covers everything but the port.
+    /// The prefix length of everything before the port.
     const BEFORE_PORT: u32 = 48;
     /// The prefix length of a full key, as lookups use it.
     pub const FULL: u32 = 64;
 
-    /// The key of one port. No address stands for every address of this machine.
+    /// Returns the key of one port. Without an address, it stands for every address of this
+    /// machine.
     #[inline(always)]
     pub const fn new(version: u32, protocol: Protocol, address: Option<Ipv4>, port: Port) -> Self {
         let address = match address {
@@ -224,13 +225,14 @@ impl ListenKey {
         Self { bank: bank(version) as u8, protocol: protocol as u8, address, port }
     }
 
-    /// Whose bank this key belongs to.
+    /// Returns the key's bank.
     pub const fn bank(&self) -> u32 {
         self.bank as u32
     }
 }
 
-/// The keys (with their prefix lengths) that together cover a range of ports, and nothing else.
+/// Returns the keys, with their prefix lengths, that together cover a range of ports and nothing
+/// else.
 pub fn listen_prefixes(
     version: u32,
     protocol: Protocol,
@@ -255,7 +257,7 @@ pub fn listen_prefixes(
     })
 }
 
-/// The data of a key in the trie of who may use which forward.
+/// The data of a key in the trie of the sources that may use a forward.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct SourceKey {
@@ -268,28 +270,28 @@ pub struct SourceKey {
 const _: () = assert!(size_of::<SourceKey>() == 8);
 
 impl SourceKey {
-    /// The prefix length that covers everything but the address.
+    /// The prefix length of everything before the address.
     const BEFORE_ADDRESS: u32 = 32;
     /// The prefix length of a full key, as lookups use it.
     pub const FULL: u32 = 64;
 
-    /// The key of a source address.
+    /// Returns the key of a source address.
     #[inline(always)]
     pub const fn new(version: u32, rule: u16, address: Ipv4) -> Self {
         Self { bank: bank(version) as u8, zero: 0, rule: rule.to_be_bytes(), address }
     }
 
-    /// The prefix length of a network with this one.
+    /// Returns the prefix length of a key for a network with this prefix length.
     pub const fn prefix(network: u8) -> u32 {
         Self::BEFORE_ADDRESS + network as u32
     }
 
-    /// Whose bank this key belongs to.
+    /// Returns the key's bank.
     pub const fn bank(&self) -> u32 {
         self.bank as u32
     }
 
-    /// In place of a rule's number: the sources of all rules together.
+    /// The rule number for the sources of all rules together.
     pub const ANY_RULE: u16 = u16::MAX;
 }
 
@@ -302,13 +304,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network of this prefix length (at most 32) around an address.
+    /// Returns the network with this prefix length (at most 32) around an address.
     pub const fn new(address: Ipv4, prefix: u8) -> Self {
         let mask = if prefix == 0 { 0 } else { u32::MAX << (32 - prefix) };
         Self { address: (u32::from_be_bytes(address.0) & mask).to_be_bytes(), mask: mask.to_be_bytes() }
     }
 
-    /// Whether the address is in it.
+    /// Returns `true` if the address is in the network.
     #[inline(always)]
     pub const fn contains(&self, address: Ipv4) -> bool {
         u32::from_ne_bytes(address.0) & u32::from_ne_bytes(self.mask) == u32::from_ne_bytes(self.address)
@@ -324,19 +326,19 @@ pub struct Ipv6Network {
 }
 
 impl Ipv6Network {
-    /// The network of this prefix length (at most 128) around an address.
+    /// Returns the network with this prefix length (at most 128) around an address.
     pub const fn new(address: Ipv6, prefix: u8) -> Self {
         let mask = if prefix == 0 { 0 } else { u128::MAX << (128 - prefix) };
         Self { address: (u128::from_be_bytes(address.0) & mask).to_be_bytes(), mask: mask.to_be_bytes() }
     }
 }
 
-/// A network that addresses are in or not.
+/// A network of either address family.
 pub trait Contains {
     /// An address of its family.
     type Address;
 
-    /// Returns `true` if the address is in it.
+    /// Returns `true` if the address is in the network.
     fn contains(&self, address: Self::Address) -> bool;
 }
 
@@ -363,9 +365,9 @@ impl Contains for Ipv6Network {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Masquerade {
-    /// Who.
+    /// The source prefix.
     pub source: Network,
-    /// Whereto.
+    /// The destination prefix.
     pub destination: Network,
     /// The number of the rule.
     pub rule: u32,
@@ -374,7 +376,7 @@ pub struct Masquerade {
 const _: () = assert!(size_of::<Masquerade>() == 20);
 
 impl Masquerade {
-    /// Whether it covers a packet.
+    /// Returns `true` if it covers a packet.
     #[inline(always)]
     pub const fn matches(&self, source: Ipv4, destination: Ipv4) -> bool {
         self.source.contains(source) && self.destination.contains(destination)

@@ -1,4 +1,5 @@
-//! What the daemon tells the running program, in one small record that every packet reads.
+//! The settings: what the daemon tells the running programs, in one small record that every packet
+//! reads.
 
 use core::{cell::UnsafeCell, mem::size_of};
 
@@ -9,18 +10,17 @@ use crate::{
     time::Ticks,
 };
 
-/// One interface of the router, by the kernel's indexes.
+/// An interface of the router, by the kernel's indexes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Interface {
-    /// The interface that is configured, where addresses and routes are, e.g. Azure's synthetic
-    /// `eth0`. 0 is "no interface".
+    /// The configured interface, which has the addresses and routes, e.g. Azure's synthetic `eth0`.
+    /// 0 is "no interface".
     pub primary: u32,
     /// Its virtual function, if there is one: hv_netvsc runs the program there too, and packets
     /// then name that device.
     pub virtual_function: u32,
-    /// Its first address, which packets of the router's own (ICMP errors) come from; 0.0.0.0 is
-    /// "none".
+    /// Its first address, the source of the router's own packets (ICMP errors); 0.0.0.0 is "none".
     pub address: Ipv4,
     /// Padding.
     pub zero: u32,
@@ -28,7 +28,7 @@ pub struct Interface {
     pub mac: Mac,
 }
 
-/// The kernel's indexes of an [`Interface`]: its own, and that of its virtual function.
+/// The kernel's indexes of an [`Interface`] and of its virtual function.
 #[derive(Clone, Copy, Debug)]
 struct Indexes {
     primary: u32,
@@ -36,15 +36,15 @@ struct Indexes {
 }
 
 impl Indexes {
-    /// Returns `true` if the kernel's index is that of this interface or of its virtual function.
+    /// Returns `true` if the index is that of this interface or of its virtual function.
     #[inline(always)]
     const fn contain(self, index: u32) -> bool {
         self.primary == index || self.virtual_function == index
     }
 
-    /// The slot of the interface that a packet came in on, where these are the second one's: that
-    /// one's if it is known to be, else slot 0, also for an index that is not known yet (a virtual
-    /// function that has just appeared).
+    /// Returns the slot of the interface that a packet came in on, where these are the indexes of
+    /// the second one: 1 if the index is one of them, else 0. An index that is not known yet (of a
+    /// virtual function that has just appeared) gives 0.
     #[inline(always)]
     const fn ingress_slot(self, index: u32) -> u32 {
         if self.primary != 0 && self.contain(index) { 1 } else { 0 }
@@ -57,41 +57,41 @@ impl Interface {
     }
 }
 
-/// On which side of the router an interface is.
+/// The side of the router that an interface is on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
-    /// It faces the Private Link Service: clients come in here. With one interface, it is this one.
+    /// It faces the Private Link Service: clients come in here. A single interface is on this side.
     Clients,
     /// It faces the firewall, and nothing else.
     Firewall,
-    /// None of the router's: a virtual function that has just appeared. It is trusted with neither
-    /// side's rights.
+    /// Not an interface of the router: a virtual function that has just appeared. It has the rights
+    /// of neither side.
     Unknown,
 }
 
-/// The settings. Written whole by the daemon; the program only reads it, as [`Live`].
+/// The settings. Written whole by the daemon; the programs only read them, as [`Live`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
-    /// Which rule set is in force, see [`crate::maps::rules`]. 0 is none: everything passes.
+    /// The rule set in force, see [`crate::maps::rules`]. 0 is none: everything passes.
     pub version: u32,
-    /// Raised whenever a route, neighbour, link or address changed: next hops resolved under
-    /// another generation are resolved again when they are next used. 1 to
-    /// [`NextHop::GENERATIONS`](crate::entry::NextHop::GENERATIONS), and round again.
+    /// Raised whenever a route, neighbour, link or address changes. Next hops of another generation
+    /// are resolved again when they are next used. 1 to
+    /// [`NextHop::GENERATIONS`](crate::entry::NextHop::GENERATIONS), then from 1 again.
     pub next_hop_generation: u32,
     /// The router's interfaces by slot. With one NIC only slot 0 is set.
     pub interfaces: [Interface; MAX_INTERFACES],
-    /// When the daemon was last there, in ticks: it says so every few seconds.
+    /// The tick in which the daemon was last alive; it renews this every few seconds.
     pub daemon_seen: Ticks,
-    /// Not for the program: 1 when the daemon switched `net.ipv4.conf.lo.forwarding` on, for
-    /// whoever takes the router off.
+    /// Not for the programs: 1 if the daemon has switched `net.ipv4.conf.lo.forwarding` on, which
+    /// is to be undone when the router is taken off.
     pub route_lookups_were_off: u32,
     /// The regions of the flow table.
     pub regions: Regions,
-    /// Sessions in the opening state that one source may have.
+    /// The maximum number of half-open sessions of one source.
     pub half_open_per_source: u32,
-    /// How many of the pools of ports ([`crate::ports`]) may be had before ports are crowded; the
-    /// others are kept for when they are.
+    /// The number of port pools ([`crate::ports`]) that may be used while ports are not crowded;
+    /// the others are kept for crowded ones.
     pub pools_to_spare: u32,
     /// The key of the flow table's hash.
     pub seeds: HashSeeds,
@@ -100,18 +100,18 @@ pub struct Settings {
 const _: () = assert!(size_of::<Settings>() == 112);
 
 impl Settings {
-    /// The interface of a slot.
+    /// Returns the interface of a slot.
     pub const fn interface(&self, slot: u32) -> &Interface {
         &self.interfaces[slot as usize & (MAX_INTERFACES - 1)]
     }
 
-    /// The slot of the interface that a packet came in on. An index that is not known yet (a
-    /// virtual function that has just appeared) counts as slot 0.
+    /// Returns the slot of the interface that a packet came in on. An index that is not known yet
+    /// (of a virtual function that has just appeared) gives 0.
     pub const fn ingress_slot(&self, index: u32) -> u32 {
         self.interfaces[1].indexes().ingress_slot(index)
     }
 
-    /// The slot of the interface that a route leads out of, if it is one of the router's.
+    /// Returns the slot of the interface that a route leads out of, if it is one of the router's.
     pub const fn egress_slot(&self, index: u32) -> Option<u32> {
         egress_slot([self.interfaces[0].primary, self.interfaces[1].primary], index)
     }
@@ -128,35 +128,35 @@ const fn egress_slot([first, second]: [u32; 2], index: u32) -> Option<u32> {
     }
 }
 
-/// The settings as the programs have them: in memory that the kernel writes, when the daemon says
-/// so, while they are read.
+/// The settings as the programs have them: in memory that the kernel writes, when the daemon
+/// updates it, while the programs read.
 ///
-/// Numbers are whole; which of them are already new, nobody can tell. So what belongs together is
-/// one number, as a rule set's version.
+/// Each number is read whole, but a program may see some numbers of the new settings and some of
+/// the old ones. So things that belong together are one number, such as a rule set's version.
 #[repr(transparent)]
 pub struct Live(UnsafeCell<Settings>);
 
-// SAFETY: read by single instructions; what the kernel writes at the same time are whole numbers.
+// SAFETY: read by single instructions; the kernel writes whole numbers at the same time.
 unsafe impl Sync for Live {}
 
-/// Reads a number of the settings. Volatile: each time anew, and once.
+/// Reads a number of the settings. Volatile: every call reads once.
 macro_rules! read {
     ($live:ident, $($field:tt)+) => {
-        // SAFETY: within the cell's own memory, for numbers of which any is good.
+        // SAFETY: within the cell's own memory, and any bits are a valid number.
         unsafe { (&raw const (*$live.0.get()).$($field)+).read_volatile() }
     };
 }
 
 impl Live {
-    /// How long after the daemon was last heard of it still counts as there, in ticks.
+    /// The time in ticks that the daemon counts as present after it was last alive.
     pub const DAEMON_TIMEOUT: u32 = 6;
 
-    /// What these settings are in a program's memory.
+    /// Creates a program's settings.
     pub const fn new(settings: Settings) -> Self {
         Self(UnsafeCell::new(settings))
     }
 
-    /// Which rule set is in force, see [`Settings::version`].
+    /// Returns the version of the rule set in force, see [`Settings::version`].
     #[inline(always)]
     pub fn version(&self) -> u32 {
         read!(self, version)
@@ -168,13 +168,13 @@ impl Live {
         read!(self, next_hop_generation)
     }
 
-    /// The regions of the flow table.
+    /// Returns the regions of the flow table.
     #[inline(always)]
     pub fn regions(&self) -> Regions {
         Regions { near: read!(self, regions.near), far: read!(self, regions.far) }
     }
 
-    /// The key of the flow table's hash.
+    /// Returns the key of the flow table's hash.
     #[inline(always)]
     pub fn seeds(&self) -> HashSeeds {
         HashSeeds {
@@ -187,7 +187,7 @@ impl Live {
         }
     }
 
-    /// Sessions in the opening state that one source may have.
+    /// Returns the maximum number of half-open sessions of one source.
     #[inline(always)]
     pub fn half_open_per_source(&self) -> u32 {
         read!(self, half_open_per_source)
@@ -199,25 +199,25 @@ impl Live {
         read!(self, pools_to_spare)
     }
 
-    /// Whether there is a daemon to hand packets to.
+    /// Returns `true` if there is a daemon to hand packets to.
     #[inline(always)]
     pub fn daemon_is_there(&self, now: Ticks) -> bool {
         now.0.saturating_sub(read!(self, daemon_seen).0) <= Self::DAEMON_TIMEOUT
     }
 
-    /// The kernel's index of the interface of a slot.
+    /// Returns the kernel's index of the interface of a slot.
     #[inline(always)]
     pub fn index(&self, slot: u32) -> u32 {
         read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].primary)
     }
 
-    /// The first address of the interface of a slot; 0.0.0.0 is "none".
+    /// Returns the first address of the interface of a slot; 0.0.0.0 is "none".
     #[inline(always)]
     pub fn address(&self, slot: u32) -> Ipv4 {
         read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].address)
     }
 
-    /// The MAC address of the interface of a slot.
+    /// Returns the MAC address of the interface of a slot.
     #[inline(always)]
     pub fn mac(&self, slot: u32) -> Mac {
         read!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].mac)
@@ -251,7 +251,7 @@ impl Live {
         egress_slot([self.index(0), self.index(1)], index)
     }
 
-    /// The side that a packet came in on, by the kernel's index of the interface.
+    /// Returns the side that a packet came in on, by the kernel's index of the interface.
     #[inline(always)]
     pub fn side(&self, index: u32) -> Side {
         let (clients, firewall) = (self.first(), self.second());

@@ -1,4 +1,4 @@
-//! Counters: one block a CPU, so that counting touches nothing another CPU writes.
+//! Counters: one block for each CPU, so that counting never writes memory that another CPU writes.
 
 use core::mem::size_of;
 
@@ -35,17 +35,17 @@ impl Counter {
     }
 }
 
-/// What is counted of an interface.
+/// Counters of an interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct InterfaceStats {
-    /// Packets that the program was given.
+    /// Packets that the program has received.
     pub received: Counter,
-    /// Packets that the program sent out.
+    /// Packets that the program has sent.
     pub transmitted: Counter,
 }
 
-/// What is counted of a rule, but for the packets of its sessions.
+/// Counters of a rule, except for the packets of its sessions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Decisions {
@@ -55,7 +55,7 @@ pub struct Decisions {
     pub denied: u64,
 }
 
-/// What is counted of a rule.
+/// Counters of a rule.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RuleStats {
     /// Packets from clients to the target.
@@ -68,32 +68,32 @@ pub struct RuleStats {
     pub denied: u64,
 }
 
-/// What is counted of this machine's own traffic, where it meets a session.
+/// Counters of this machine's own traffic that collides with sessions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct OwnStats {
-    /// Sessions that have given way.
+    /// Sessions that were ended in favour of this machine.
     pub sessions_ended: u64,
-    /// Connections of this machine's own that were refused, since the session is alive.
+    /// Connections of this machine that were refused, since the session is alive.
     pub connections_refused: u64,
 }
 
 /// The time as a CPU has last read it.
 ///
-/// Reading the kernel's coarse clock is a call; reading its tick counter is one load, and the clock
-/// moves with it. The counter is a moment ahead of the clock, so what is read in between is the
-/// time before that; who needs it exactly reads the clock.
+/// Reading the kernel's coarse clock is a call. Reading its tick counter is one load, and the clock
+/// moves with it. The counter is a moment ahead of the clock, so this time may be one tick of the
+/// kernel old; code that needs the exact time reads the clock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Clock {
-    /// The kernel's tick counter when it did.
+    /// The kernel's tick counter when the clock was read.
     jiffies: u64,
     ticks: Ticks,
     zero: u32,
 }
 
 impl Clock {
-    /// The time, read anew if the tick counter has moved.
+    /// Returns the time, read anew if the tick counter has moved.
     #[inline(always)]
     pub fn now(&mut self, jiffies: u64, read: impl FnOnce() -> Ticks) -> Ticks {
         // The counter starts below zero (`INITIAL_JIFFIES`), and is never 0 for long.
@@ -114,17 +114,17 @@ pub struct CpuStats {
     pub reasons: [Counter; REASON_SLOTS],
     /// By interface slot.
     pub interfaces: [InterfaceStats; MAX_INTERFACES],
-    /// Packets of known sessions, by the slots of the interfaces that they came in on and left by:
-    /// one counter for what is otherwise counted three times, as received, as forwarded and as
-    /// transmitted. [`merge`](Self::merge) adds it to these; nothing of it is left in a sum.
+    /// Packets of known sessions, by the slots of the interfaces that they came in on and left by.
+    /// One counter stands for three: received, forwarded and transmitted. [`merge`](Self::merge)
+    /// adds it to these, and leaves it zero in a sum.
     pub passed_on: [[Counter; MAX_INTERFACES]; MAX_INTERFACES],
     /// Packets of known sessions, by rule number and direction ([`Tag::counter`]).
     pub translated: [Counter; 2 * MAX_RULES],
     /// By rule number.
     pub decisions: [Decisions; MAX_RULES],
-    /// The program's own.
+    /// The program's clock.
     pub clock: Clock,
-    /// What this machine's own traffic has met.
+    /// This machine's own traffic.
     pub own: OwnStats,
 }
 
@@ -150,7 +150,7 @@ impl CpuStats {
         own: OwnStats { sessions_ended: 0, connections_refused: 0 },
     };
 
-    /// Adds what another CPU counted.
+    /// Adds the counters of another CPU.
     pub fn merge(&mut self, other: &Self) {
         let Self { reasons, interfaces, passed_on: _, translated, decisions, clock: _, own } = self;
         for (sum, cpu) in reasons.iter_mut().zip(&other.reasons) {
@@ -178,7 +178,7 @@ impl CpuStats {
         own.connections_refused += other.own.connections_refused;
     }
 
-    /// What is counted of the rule with this number; nothing if there is no such rule.
+    /// Returns the counters of the rule with this number; zeros if there is no such rule.
     #[must_use]
     pub fn rule(&self, number: u16) -> RuleStats {
         let [forward, reply] = [Direction::Forward, Direction::Reply].map(|direction| {

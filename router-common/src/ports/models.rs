@@ -1,4 +1,4 @@
-//! Models of the pools of ports: as those of the flow table, see `table::models`. A slot stands for
+//! Models of the port pools, like those of the flow table, see `table::models`. A slot stands for
 //! the table: its tag says whether the port is taken.
 
 use loom::{model::Builder, sync::Arc, thread};
@@ -41,7 +41,7 @@ struct Target {
 }
 
 impl Target {
-    /// One of whose port a session has been opened, before there was a pool.
+    /// Creates a port that a session has taken before there was a pool.
     fn new() -> Self {
         let tag = Tag::pending(reply().protocol_number(), Direction::Reply, 7, false);
         let flow = Slot::default();
@@ -54,7 +54,7 @@ impl Target {
         assert!(self.flow.retire(&reply(), Ticks(9)).is_some(), "nobody else does");
     }
 
-    /// Gives the port back, where there is a pool.
+    /// Gives the port back, if there is a pool.
     fn unmark(&self) {
         if self.pool.is_used() {
             self.pool.clear(PORT);
@@ -73,8 +73,8 @@ fn one_ends_and_one_tries(end: fn(&Target), look_again: bool) {
         };
         assert!(target.pool.claim());
         let is_marked = target.pool.take(PORT);
-        // Where it is still taken, this fails; where it is not, it might fail as well, since
-        // another has been at work in the same place.
+        // This fails if the port is still taken. If it is not, this may fail as well, since another
+        // CPU was at work in the same place.
         let is_taken = || target.flow.tag().state() == SlotState::Live;
         if is_marked && look_again && !is_taken() {
             target.pool.clear(PORT);
@@ -145,7 +145,7 @@ fn no_port_is_given_twice() {
     two_take(|pool| pool.take_from(0, &ports(), 7));
 }
 
-/// Mutation: the bit is not looked at again once it has been set.
+/// Mutation: the bit is not checked again after it was set.
 #[test]
 #[should_panic(expected = "given twice")]
 fn without_looking_at_what_the_bit_was_a_port_is_given_twice() {
@@ -157,7 +157,7 @@ fn without_looking_at_what_the_bit_was_a_port_is_given_twice() {
     });
 }
 
-/// A target has one pool in the end, and nobody else has it.
+/// A target has one pool in the end, and no other target has the same pool.
 #[test]
 fn a_pool_is_made_by_one() {
     check(|| {
@@ -170,8 +170,7 @@ fn a_pool_is_made_by_one() {
     });
 }
 
-/// A port is freed while a search for one finds all taken: that is not remembered for longer than
-/// it is so.
+/// A port is freed while a search finds all ports taken: the pool does not stay marked as exhausted.
 fn one_frees_and_one_searches(free: fn(&Pool), asks_first: bool) {
     check(move || {
         let pool = Arc::new(pool());

@@ -1,9 +1,9 @@
-//! Models of the flow table's protocol: what two or three CPUs, or a CPU and the sweep, do at the
-//! same time, in every order that loom finds and that a memory model as weak as the kernel's
-//! allows. `cargo xtask test` checks them (`RUSTFLAGS="--cfg model" cargo test -p router-common
-//! --lib models`).
+//! Models of the flow table's protocol: the actions of two or three CPUs, or of a CPU and the
+//! sweep, at the same time, in every order that loom finds and that a memory model as weak as the
+//! kernel's allows. `cargo xtask test` checks them (`RUSTFLAGS="--cfg model" cargo test -p
+//! router-common --lib models`).
 //!
-//! Beside each are mutations: the same without one of the protocol's barriers or checks, which must
+//! Each model has mutations: the same without one of the protocol's barriers or checks, which must
 //! fail.
 
 use loom::{
@@ -27,13 +27,12 @@ use crate::{
     tuple::{Direction, FlowKey, Protocol},
 };
 
-/// Checks a model of two, with as many changes from one to the other, beside those that cannot be
-/// helped, as find what mutations break.
+/// Checks a model of two threads, with as many preemptions as it takes to find what mutations break.
 fn check(model: impl Fn() + Sync + Send + 'static) {
     check_within(3, model);
 }
 
-/// As [`check`], with so many changes: a model of three has far more orders.
+/// As [`check`], with this many preemptions: a model of three threads has far more orders.
 fn check_within(changes: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(changes);
@@ -44,7 +43,7 @@ const NOW: Ticks = Ticks(9);
 /// The only chain starts in slot 0, and has as many slots as a chain in a near region.
 const REGIONS: Regions = Regions { near: BUCKET, far: BUCKET };
 
-/// A table as small as it may be.
+/// The smallest possible table.
 #[derive(Default)]
 struct Table([Bucket; (REACH / BUCKET) as usize]);
 
@@ -64,7 +63,7 @@ impl Table {
         let _ = (0..).zip(&self.0).any(|(number, bucket)| search.look(number * BUCKET, bucket));
     }
 
-    /// Inserts the flow of a key where there is room for it, or was.
+    /// Inserts the flow of a key into a vacancy, or where there is room for it now.
     fn insert(
         &self,
         key: &FlowKey,
@@ -87,7 +86,7 @@ impl Table {
         Ok(vacancy.index)
     }
 
-    /// Puts a flow there before the model begins.
+    /// Puts a flow into a slot before the model begins.
     fn put(&self, index: u32, key: &FlowKey, opening: bool) {
         let slot = self.slot(index);
         slot.write(key, tag(key, opening), &FlowEntry::default());
@@ -99,7 +98,7 @@ impl Table {
     }
 }
 
-/// All that the walk behind the claim has to say.
+/// Accepts the result of the walk after the claim.
 fn all(_: &Search) {}
 
 fn tag(key: &FlowKey, opening: bool) -> Tag {
@@ -111,8 +110,8 @@ fn key(number: u16) -> FlowKey {
     FlowKey::new(Protocol::Tcp, client, Port::new(number), here, Port::new(443))
 }
 
-/// Two CPUs insert the same key: one of them at most has it in the end, and who thinks so is right.
-/// `seen`: what they make of the walk behind the claim.
+/// Two CPUs insert the same key: at most one of them succeeds, and the table agrees. `seen` changes
+/// the result of the walk after the claim.
 fn two_insert(vacancies: [Option<Vacancy>; 2], seen: fn(&Search)) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -128,7 +127,7 @@ fn two_insert(vacancies: [Option<Vacancy>; 2], seen: fn(&Search)) {
     });
 }
 
-/// As found by two who have come by at the same time.
+/// The vacancies of two CPUs that have searched at the same time.
 const BESIDE_EACH_OTHER: [Option<Vacancy>; 2] =
     [Some(Vacancy { index: 0, tag: Tag::EMPTY }), Some(Vacancy { index: 1, tag: Tag::EMPTY })];
 
@@ -139,8 +138,7 @@ fn no_key_is_live_twice() {
 
 #[test]
 fn no_key_is_live_twice_in_two_slots() {
-    // The first is in front of the second, which is not there for who walks while the first is
-    // empty.
+    // The first slot comes before the second, which no walk reaches while the first is empty.
     two_insert(BESIDE_EACH_OTHER, all);
 }
 
@@ -185,16 +183,16 @@ fn a_slot_is_claimed_once() {
     two_claim(|_| Tag::EMPTY);
 }
 
-/// Whatever is there is taken for free.
+/// Mutation: any slot is taken for free.
 #[test]
 #[should_panic(expected = "lost")]
 fn without_a_comparison_a_claim_loses_a_flow() {
     two_claim(Slot::tag);
 }
 
-/// A CPU puts a flow behind a free slot, where there has been room since a flow was in front of it,
-/// while the sweep makes the free slot one that was never used, at which walks end. And another CPU
-/// takes the free slot for another flow.
+/// A CPU puts a flow after a free slot, where it has found room while a flow was in that slot. At
+/// the same time the sweep empties the free slot, so that walks end there. And another CPU takes the
+/// free slot for another flow.
 fn one_inserts_and_the_sweep_empties(seen: fn(&Search), empty: fn(&Slot, &Slot) -> bool, another: bool) {
     check_within(if another { 1 } else { 3 }, move || {
         let table = Arc::new(Table::default());
@@ -238,7 +236,7 @@ fn without_coming_by_its_slot_a_flow_is_lost() {
     one_inserts_and_the_sweep_empties(|search| search.met_own.set(1), empty, false);
 }
 
-/// The sweep as it was: it looked behind the slot before it emptied it, and not again.
+/// Mutation: the sweep looks at the next slot only before it empties one.
 #[test]
 #[should_panic(expected = "1 is lost")]
 fn without_a_second_look_the_sweep_loses_a_flow() {
@@ -254,8 +252,8 @@ fn without_barriers_the_sweep_loses_a_flow() {
     one_inserts_and_the_sweep_empties(all, empty, false);
 }
 
-/// The sweep and a CPU retire a flow, while another CPU ends its opening: it goes once, and its
-/// opening ends once.
+/// The sweep and a CPU retire a flow, while another CPU ends its opening: it is retired once, and
+/// its opening ends once.
 fn two_retire(retire_from: fn(&Slot, Tag) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());
@@ -293,8 +291,8 @@ fn without_a_comparison_a_flow_goes_twice() {
     });
 }
 
-/// A session that is over starts over, while the sweep removes it: who counts it as half-open, and
-/// who stops to, come to the same.
+/// A session that is over starts over, while the sweep removes it: it is counted as half-open as
+/// often as it is taken out of the count.
 fn one_starts_over_and_the_sweep_retires(start_over: fn(&Slot, Tag) -> bool) {
     check(move || {
         let table = Arc::new(Table::default());
