@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_that_is_none_is_rejected_with_a_reason() {
+    fn other_programs_are_rejected_with_a_reason() {
         assert!(inspect(Path::new("/bin/true")).unwrap_err().contains("has neither core"));
         assert!(inspect(Path::new("/bin/false")).unwrap_err().contains("failed"));
         assert!(inspect(Path::new("/nowhere/rustc")).unwrap_err().contains("does not start"));

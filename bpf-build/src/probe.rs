@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_linkers_own_words_are_kept() {
+    fn the_linkers_error_is_kept() {
         let stderr = "   Compiling bpf-probe v0.0.0\n\
                       error: linking with `bpf-linker` failed: exit status: 1\n\
                       \x20 = note:  \"bpf-linker\" \"--export-symbols\" \"/tmp/x\"\n\

@@ -20,7 +20,7 @@ pub struct PolicyRule {
     pub incoming: Option<String>,
     /// The mark that packets have, and the bits of it that count.
     pub mark: Option<(u32, u32)>,
-    /// What it does, in the words of `ip rule`.
+    /// Its action, in the words of `ip rule`.
     pub action: String,
 }
 
@@ -55,7 +55,7 @@ pub fn not_followed(rules: &[PolicyRule], interfaces: &[&str]) -> Vec<String> {
     rules.iter().filter_map(|rule| rule.not_followed(interfaces)).collect()
 }
 
-/// What to do about them.
+/// The remedy.
 pub const FIX: &str =
     "select by from, to, ipproto, sport or dport instead (ip rule), which sessions are routed by";
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_sessions_cannot_be_routed_by_are_named() {
+    fn unsupported_policy_rules_are_reported() {
         let rules = [
             rule(None, None),
             rule(Some("eth0"), None),

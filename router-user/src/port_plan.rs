@@ -1,5 +1,5 @@
-//! Which ports sessions get as their source, and how they and the rules' ports are kept apart from
-//! those of this machine's own sockets.
+//! The source ports of sessions, kept apart, like the rules' ports, from those of this machine's
+//! own sockets.
 //!
 //! XDP sees an answer before the kernel does. Where a session has the port that the kernel gave to
 //! a socket of this machine, towards the same target, the two cannot be told apart; where a rule
@@ -22,16 +22,15 @@ pub const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// `net.ipv4.ip_local_reserved_ports`: what it does not give out all the same.
 pub const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Where the kernel has another range by default than Linux has, or does not say.
+/// Linux's default range, for a kernel whose range cannot be read.
 const USUAL_RANGE: PortRange = PortRange { first: 32_768, last: 60_999 };
-/// What sessions get where the kernel gives out nearly everything: as much as it leaves to them by
-/// default.
+/// The ports of sessions where the kernel gives out nearly all: as many as it leaves by default.
 const LOWER_HALF: PortRange = PortRange { first: 1024, last: 32_767 };
 /// Below are the ports of services.
 const FIRST: u16 = 1024;
 /// Fewer ports than these are not worth to be kept to.
 const ENOUGH: u32 = 16_384;
-/// What has to be left for the sockets of this machine.
+/// The number of ports that this machine's sockets keep.
 const REST: u32 = 1000;
 
 /// A set of ports.
@@ -96,7 +95,7 @@ impl PortSet {
         self.0[usize::from(port) / 64] & 1 << (port % 64) != 0
     }
 
-    /// How many there are.
+    /// Returns the number of ports.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
@@ -178,10 +177,10 @@ impl fmt::Debug for PortSet {
     }
 }
 
-/// What the kernel does with the ports of sockets that ask for none.
+/// The ports that the kernel gives to sockets that ask for none.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Kernel {
-    /// Where it takes them from,
+    /// The range that it takes them from,
     pub range: PortRange,
     /// but for these.
     pub reserved: PortSet,
@@ -221,7 +220,7 @@ fn parse_range(text: &str) -> Option<PortRange> {
     }
 }
 
-/// What of the configuration has ports that the kernel may give out.
+/// The part of the configuration that has ports which the kernel may give out.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Claimant {
     /// `ports` of `[snat]`.
@@ -233,9 +232,9 @@ pub enum Claimant {
 /// Ports that both a session or rule may have and a socket of this machine.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Overlap {
-    /// Who has them beside the kernel.
+    /// The part of the configuration that has them.
     pub claimant: Claimant,
-    /// Which they are.
+    /// The ports.
     pub ports: PortSet,
 }
 
@@ -263,7 +262,7 @@ impl Overlap {
     }
 }
 
-/// What overlaps and what may come of it, in one line.
+/// Writes the overlap and its consequence, in one line.
 impl fmt::Display for Overlap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { claimant, ports } = self;
@@ -281,12 +280,12 @@ impl fmt::Display for Overlap {
     }
 }
 
-/// How ports are kept apart.
+/// The plan by which ports are kept apart.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// The ports that the kernel is to be kept from giving out.
     pub reserve: PortSet,
-    /// What overlaps all the same.
+    /// The overlaps that are left.
     pub left: Vec<Overlap>,
 }
 
@@ -313,7 +312,7 @@ pub fn plan(config: &Config, snat: PortRange, kernel: &Kernel) -> Plan {
     Plan { reserve, left }
 }
 
-/// What overlaps with the ports that the kernel gives out.
+/// Returns the overlaps with the ports that the kernel gives out.
 #[must_use]
 pub fn overlaps(config: &Config, snat: PortRange, given: &PortSet) -> Vec<Overlap> {
     let snat = (Claimant::Snat, snat);
@@ -366,7 +365,7 @@ mod tests {
         Kernel { range: PortRange { first, last }, reserved: PortSet::parse(reserved).unwrap() }
     }
 
-    /// What a plan says, in short.
+    /// Returns a plan as text.
     fn planned(config: &Config, kernel: &Kernel) -> (String, String, Vec<String>) {
         let snat = snat_ports(config, kernel);
         let Plan { reserve, left } = plan(config, snat, kernel);
@@ -388,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn by_default_sessions_get_what_the_kernel_does_not_give_out() {
+    fn sessions_get_the_ports_outside_the_kernels_range_by_default() {
         for (kernel, ports, reserved) in [
             (kernel(32_768, 60_999, ""), "1024-32767", ""),
             (kernel(1024, 20_000, ""), "20001-65535", ""),
@@ -405,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_configuration_names_is_reserved_as_far_as_the_kernel_keeps_some() {
+    fn configured_ports_are_reserved_while_the_kernel_keeps_some() {
         let usual = kernel(32_768, 60_999, "33000");
         let wide = config("ports = \"1024-59999\"", &["40000-40010"]);
         assert_eq!(
@@ -434,7 +433,7 @@ mod tests {
     proptest! {
         /// Whatever is configured and given out: what is not named as left does not overlap, and the kernel keeps what it needs.
         #[test]
-        fn nothing_overlaps_that_is_not_named(
+        fn every_overlap_is_reported(
             (first, last) in (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b))),
             (snat_first, snat_last) in (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b))),
             listen in 10_000..=u16::MAX, more in 0..20_000_u16, reserved in any::<[u16; 4]>(), is_set in any::<bool>(),

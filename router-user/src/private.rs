@@ -1,8 +1,8 @@
-//! Directories and files that nobody else can change, or hold a lock on.
+//! Directories and files that no other user can change, or hold a lock on.
 //!
-//! A user who may write a directory swaps what is in it, and one who may open it keeps a lock on
-//! it. So what the daemon trusts is below directories that belong to root (or to the user that it
-//! runs as), all the way from `/`, and its own directories are for that user alone.
+//! A user who may write a directory can swap its contents, and one who may open it can hold a lock
+//! on it. So the files that the daemon trusts are below directories that belong to root (or to the
+//! user that it runs as), all the way from `/`, and its own directories are for that user alone.
 
 use std::{
     error::Error,
@@ -39,7 +39,7 @@ pub(crate) fn set_umask() {
     unsafe { libc::umask(ANY) };
 }
 
-/// Returns `true` if nobody but root and this process's user owns it, or may write it.
+/// Returns `true` if only root and this process's user own it and may write it.
 pub(crate) fn is_ours(metadata: &Metadata) -> bool {
     is_owner(metadata.uid()) && metadata.mode() & WRITE == 0
 }
@@ -49,12 +49,12 @@ pub(crate) fn is_owner(user: u32) -> bool {
     user == 0 || user == own_user()
 }
 
-/// A place where somebody else could change what is there.
+/// A place whose contents another user could change.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// Which, and why.
+    /// The place and the reason.
     pub(crate) why: String,
-    /// What to do about it.
+    /// The remedy.
     pub(crate) fix: String,
 }
 
@@ -66,12 +66,11 @@ impl fmt::Display for Refusal {
 
 impl Error for Refusal {}
 
-/// Makes sure that nobody else can put something else in the place of `path`, or of what is in it;
-/// of the part of it that is there.
+/// Checks that no other user can replace `path` or its contents, as far as they exist.
 ///
 /// # Errors
-/// Returns an error if somebody else owns, or may write, a directory on the way: a [`Refusal`].
-/// Others when it cannot be found out.
+/// Returns a [`Refusal`] if another user owns, or may write, a directory on the way, and another
+/// error if that cannot be found out.
 pub(crate) fn examine(path: &Path) -> Result<()> {
     examine_way(path, &mut 0)
 }
@@ -80,7 +79,7 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
     let mut way = PathBuf::new();
     for component in path.components() {
         way.push(component);
-        // What is above has been examined, so nobody else changes what is found here.
+        // The directories above have been examined, so no other user changes this one.
         let metadata = match fs::symlink_metadata(&way) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -89,7 +88,7 @@ fn examine_way(path: &Path, links: &mut u32) -> Result<()> {
         let shown = way.display().to_string();
         let (user, mode) = (metadata.uid(), metadata.mode());
         if !is_owner(user) {
-            // What is above may be anybody's home: not to be changed for this.
+            // A directory above may be a user's home: not to be changed for this.
             let fix = if way == path {
                 format!(
                     "remove it if it is not of your making, or else: chown root {shown}; chmod go-w {shown}"
@@ -140,7 +139,7 @@ pub(crate) fn make(path: &Path) -> Result<()> {
         .mode(OWN)
         .create(path)
         .with_context(|| format!("cannot make {}", path.display()))?;
-    // Between the two, somebody may have been quicker where anybody may make directories.
+    // Between the two, another user may have made it where any user may make directories.
     examine(path)
 }
 
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_for_us_alone() {
+    fn new_directories_are_closed_to_others() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("a/b");
         make(&path).expect("it is made");
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_write_is_refused() {
+    fn directories_that_others_may_write_are_refused() {
         let place = tempfile::tempdir().expect("a directory");
         let open = place.path().join("open");
         let below = open.join("below");
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_another_is_refused() {
+    fn directories_of_another_user_are_refused() {
         if own_user() != 0 {
             return;
         }
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_a_lock_is_found() {
+    fn the_holder_of_a_lock_is_found() {
         let place = tempfile::tempdir().expect("a directory");
         let file = open(place.path()).expect("it is there");
         assert_eq!(holder(&file), None);

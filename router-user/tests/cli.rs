@@ -426,7 +426,7 @@ fn an_unhealthy_router_is_exit_code_1() {
 }
 
 #[test]
-fn a_degraded_router_forwards_and_says_what_it_lacks() {
+fn a_degraded_router_exits_with_0_and_lists_the_conditions() {
     let place = Place::with_daemon(vec![("/v1/status", json(&degraded_status()))]);
     golden("status-degraded", &place.run(&["status"]));
 }
@@ -517,7 +517,7 @@ fn check_of_a_file_alone() {
 }
 
 #[test]
-fn check_looks_at_the_machine_too() {
+fn check_inspects_the_machine() {
     let place = Place::empty();
     place.file("config.toml", GOOD);
     let ran = place.run(&["check"]);
@@ -610,7 +610,7 @@ fn run_refuses_a_bad_configuration() {
 }
 
 #[test]
-fn detach_leaves_a_running_daemon_alone() {
+fn detach_is_refused_while_a_daemon_runs() {
     golden("detach-refused", &daemon().run(&["detach"]));
 }
 

@@ -30,7 +30,7 @@ fn read(path: &Path) -> (String, PathBuf) {
 }
 
 #[test]
-fn broken_files_say_all_that_is_wrong() {
+fn broken_files_report_every_error() {
     let files = toml_files("broken");
     assert!(files.len() >= 25, "only {} broken files", files.len());
     for path in files {
@@ -43,7 +43,7 @@ fn broken_files_say_all_that_is_wrong() {
 }
 
 #[test]
-fn good_files_become_what_they_say() {
+fn good_files_are_read() {
     for path in toml_files("good") {
         let (text, name) = read(&path);
         match Config::parse(&text, &name) {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_that_are_lost_are_told() {
+    async fn lost_lines_are_logged() {
         let (release, stuck) = mpsc::channel();
         let builder = NonBlockingBuilder::default().buffered_lines_limit(1).lossy(true);
         let (mut writer, thread) = builder.finish(Stuck(stuck));

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_entries_are_shown_as_they_are_written() {
+    fn good_entries_are_parsed_and_shown() {
         for text in [
             "tcp",
             "udp",
@@ -231,7 +231,7 @@ mod tests {
 
     /// The fixes are lines to copy, so they must be good ones.
     #[test]
-    fn what_a_slip_is_answered_with_is_accepted() {
+    fn suggested_entries_are_accepted() {
         for (slip, meant) in [
             ("ssh", "tcp/22"),
             ("SSH", "tcp/22"),
@@ -326,7 +326,7 @@ mod tests {
     proptest::proptest! {
         /// Whatever is written, it is understood and can be written again, or refused with a remedy.
         #[test]
-        fn every_text_is_answered(
+        fn every_text_is_parsed_or_refused_with_a_remedy(
             text in "(tcp|udp|icmp|TCP|vrrp|ip|é|[0-9]{1,5}|[a-z]{0,4})[/: -]?(\\PC{0,5}|[0-9-]{0,9})( ?from ?)?[0-9./a-f:]{0,12}",
         ) {
             match allow(&text) {

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn link_names_have_no_dots_and_come_back() {
+    fn link_names_have_no_dots_and_can_be_read_back() {
         for interface in ["eth0", "eth0.100", "a-b", "50%", "%2e"] {
             let name = link_name(interface, "native");
             assert!(!name.contains('.'), "{name}");

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_have_broadcast_addresses_whether_they_were_given_or_not() {
+    fn implied_broadcast_addresses_are_included() {
         let messages = vec![
             message([10, 0, 2, 68], 26, None),
             message([10, 0, 3, 4], 24, Some([10, 0, 3, 200])),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_s_ipv6_address_is_none_of_this_machine_s() {
+    fn a_peers_ipv6_address_is_not_included() {
         let [own, other, peer] = [1_u16, 2, 3].map(|host| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host));
         let message = |attributes| {
             let mut message = AddressMessage::default();

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_are_the_kernels() {
+    fn layouts_match_the_kernel() {
         assert_eq!(size_of::<IptablesInfo>(), 84);
     }
 
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_that_do_something_are_read() {
+    fn chains_with_rules_or_a_drop_policy_are_read() {
         let read = |bytes: &[u8]| nftables_chain(bytes).map(|chain| chain.to_string());
         let expected = |text: &str| Some(text.to_owned());
         assert_eq!(read(&chain("filter", 2, 1, 3)), expected("inet filter forward (3 rules)"));

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_taken_apart() {
+    fn answers_are_parsed() {
         let mut all = Vec::new();
         let answer = [message(20, &[1, 2, 3]), message(20, &[4])].concat();
         assert!(!read(&answer, &mut all).unwrap());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_taken_apart() {
+    fn attributes_are_parsed() {
         let bytes = [5, 0, 1, 0, 7, 0, 0, 0, 8, 0, 2, 0x80, 1, 2, 3, 4];
         assert_eq!(attributes(&bytes).collect::<Vec<_>>(), [(1, &[7][..]), (2, &[1, 2, 3, 4])]);
         assert_eq!(attributes(&bytes[..10]).count(), 1);

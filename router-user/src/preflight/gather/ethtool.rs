@@ -82,13 +82,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_are_the_kernel_s() {
+    fn layouts_match_the_kernel() {
         assert_eq!(size_of::<DriverInfo>(), 196);
         assert_eq!(size_of::<Value>(), 8);
     }
 
     #[test]
-    fn no_such_interface_is_no_answer() {
+    fn a_missing_interface_has_no_driver() {
         assert_eq!(driver("no-such-if"), None);
         assert_eq!(lro("no-such-if"), None);
     }

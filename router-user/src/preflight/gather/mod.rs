@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn this_machine_can_be_looked_at() {
+    async fn this_machine_can_be_inspected() {
         let text = "interfaces.pls = \"lo\"\n\
             masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
         let config =

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_of_ours_is_found() {
+    fn own_socket_is_found() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let found = listeners(&[address.port()]);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_anybody_by_ipv6_is_found() {
+    fn sockets_open_to_ipv6_are_found() {
         let any = std::net::Ipv6Addr::UNSPECIFIED;
         let Ok(tcp) = std::net::TcpListener::bind((any, 0)) else { return };
         let udp = std::net::UdpSocket::bind((any, 0)).unwrap();

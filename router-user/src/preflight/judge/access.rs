@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_others_may_use() {
+    fn a_socket_open_to_other_users() {
         let of = |api| access(&config(""), &Facts { api, ..facts() }).pop().map(|api| api.who);
         assert_eq!(of(SocketAccess::Group(1001)).as_deref(), Some("root; the group 1001 to look"));
         assert!(of(SocketAccess::Everyone).is_some_and(|who| who.contains("every user")));

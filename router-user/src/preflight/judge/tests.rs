@@ -81,7 +81,7 @@ fn a_good_machine_has_no_findings() {
 }
 
 #[test]
-fn what_is_not_known_is_no_finding() {
+fn unknown_facts_are_not_findings() {
     let facts = Facts {
         privileges: None,
         kernel: None,
@@ -160,7 +160,7 @@ fn a_veth_s_other_end_may_leave_work_to_hardware() {
 }
 
 #[test]
-fn generic_mode_does_not_redirect_what_offloads_have_joined() {
+fn generic_mode_does_not_redirect_merged_packets() {
     let facts = Facts {
         interfaces: good().interfaces.map(|mut all| {
             let second = all.iter().find(|interface| interface.name == "eth0").cloned();
@@ -187,7 +187,7 @@ fn generic_mode_does_not_redirect_what_offloads_have_joined() {
 }
 
 #[test]
-fn an_interface_has_other_names_as_well() {
+fn alternative_interface_names_are_accepted() {
     let facts = with_interface(|interface| {
         interface.name = "ens5".to_owned();
         interface.alternative_names = vec!["enp0s5".to_owned(), "eth0".to_owned()];
@@ -206,7 +206,7 @@ fn an_interface_has_other_names_as_well() {
 }
 
 #[test]
-fn an_address_on_the_loopback_is_this_machines() {
+fn a_loopback_address_is_local() {
     let lo = Interface {
         loopback: true,
         index: 1,
@@ -229,7 +229,7 @@ fn an_address_on_the_loopback_is_this_machines() {
 }
 
 #[test]
-fn what_another_version_has_left() {
+fn another_versions_data_plane_is_reported() {
     let left = |directory: &str, interfaces: &[&str]| Predecessor {
         directory: directory.into(),
         interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
@@ -264,7 +264,7 @@ fn directories_that_run_refuses() {
 
 /// keepalived's `use_vmac`, or a container's network.
 #[test]
-fn a_macvlan_above_the_nic_is_not_the_routers() {
+fn macvlan_addresses_are_reported() {
     let vrrp = |address| Interface {
         index: 7,
         macvlan_above: Some(2),
@@ -297,7 +297,7 @@ fn a_macvlan_above_the_nic_is_not_the_routers() {
 }
 
 #[test]
-fn what_native_xdp_needs() {
+fn requirements_of_native_xdp() {
     let facts = with_interface(|eth0| {
         eth0.up = false;
         eth0.lro = Some(true);
@@ -358,7 +358,7 @@ fn program() -> AttachedProgram {
 }
 
 #[test]
-fn another_program_is_named_with_all_that_is_known() {
+fn another_program_is_reported_with_its_details() {
     check(
         &config(""),
         &with_interface(|eth0| eth0.programs = vec![program()]),
@@ -386,7 +386,7 @@ fn another_program_is_named_with_all_that_is_known() {
 }
 
 #[test]
-fn addresses_must_be_this_machine_s() {
+fn addresses_must_be_local() {
     let mut config = config("addresses = [\"10.0.2.70\"]\n");
     config.forwards[0].targets[0].host = Host::Address(Ipv4Addr::new(10, 0, 2, 69));
     let facts = with_interface(|eth0| eth0.addresses = vec![Ipv4Addr::new(10, 0, 2, 69)]);
@@ -406,7 +406,7 @@ fn addresses_must_be_this_machine_s() {
 }
 
 #[test]
-fn sessions_need_an_address_to_come_from() {
+fn an_interface_without_an_address_is_an_error() {
     let mut config = config("");
     config.forwards[0].listen.address = None;
     check(
@@ -443,7 +443,7 @@ fn ssh(ports: &[u16], session: Option<(&str, u16)>) -> Facts {
 }
 
 #[test]
-fn closed_to_others_and_no_way_to_log_in() {
+fn closed_to_others_without_an_ssh_entry_warns() {
     let closed = config("[local]\nothers = \"closed\"\n");
     let nobody = |ports: &str, fix: &str| {
         format!(
@@ -471,7 +471,7 @@ fn closed_to_others_and_no_way_to_log_in() {
 }
 
 #[test]
-fn rules_for_everyone_close_every_other_port() {
+fn rules_for_every_address_without_an_ssh_entry_warn() {
     let rules = |local: &str| {
         let mut config = config(local);
         config.forwards[0].sources = vec!["0.0.0.0/1".parse().unwrap(), "10.0.2.0/24".parse().unwrap()];
@@ -490,7 +490,7 @@ fn rules_for_everyone_close_every_other_port() {
 }
 
 #[test]
-fn the_session_that_would_be_closed_out() {
+fn closing_out_the_own_ssh_session_warns() {
     let closed_out = |peer: &str, why: &str, fix: &str| {
         format!(
             "warning: nobody can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: {fix}"
@@ -515,7 +515,7 @@ fn the_session_that_would_be_closed_out() {
 }
 
 #[test]
-fn the_kernel_forwarding_too() {
+fn ip_forward_warns() {
     check(
         &config(""),
         &Facts { ip_forward: Some(true), ..good() },
@@ -548,7 +548,7 @@ fn pins_need_a_bpf_file_system() {
 }
 
 #[test]
-fn ports_that_cannot_be_kept_apart() {
+fn overlapping_ports_are_reported() {
     check(&config("ports = \"1024-59999\""), &good(), &[]);
     check(
         &config("ports = \"1024-65535\""),
@@ -562,7 +562,7 @@ fn ports_that_cannot_be_kept_apart() {
 }
 
 #[test]
-fn old_kernels_need_modules_to_see_what_leaves() {
+fn old_kernels_need_modules_for_own_traffic() {
     let facts = |release: &str, version| Facts {
         kernel: Some(Kernel { release: release.to_owned(), version }),
         traffic_control: Some(false),
@@ -631,7 +631,7 @@ fn machine_of_many_interfaces() -> Facts {
 }
 
 #[test]
-fn sources_that_replies_do_not_come_back_to_are_found() {
+fn unroutable_snat_addresses_are_reported() {
     let facts = machine_of_many_interfaces();
     let two_nics = |address: &str| {
         let text = format!(
@@ -671,7 +671,7 @@ fn sources_that_replies_do_not_come_back_to_are_found() {
 }
 
 #[test]
-fn what_forwarded_packets_bypass_is_named() {
+fn bypassed_ipsec_and_firewall_are_reported() {
     let network = |text: &str| text.parse().unwrap();
     let chain = |name: &str, hook, rules| FirewallChain { name: name.to_owned(), hook, rules, drops: true };
     let facts = Facts {
@@ -732,7 +732,7 @@ fn check_ipv6(config: &Config, services: &[(Protocol, u16)], expected: &[&str]) 
 }
 
 #[test]
-fn what_listens_by_ipv6_and_who_reaches_it() {
+fn ipv6_services_are_listed() {
     const SSH: (Protocol, u16) = (Protocol::Tcp, 22);
     const SNMP: (Protocol, u16) = (Protocol::Udp, 161);
     const HEALTH: (Protocol, u16) = (Protocol::Tcp, 8082);
