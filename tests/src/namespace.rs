@@ -218,7 +218,7 @@ impl Namespace {
             })
             .map(drop)
             .ok_or_else(|| {
-                anyhow!("nobody listens on {protocol} ..{local_ends} (hexadecimal) in {}", self.name)
+                anyhow!("no socket listens on {protocol} ..{local_ends} (hexadecimal) in {}", self.name)
             })
     }
 }

@@ -25,7 +25,7 @@ use lab::{
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// An unused address of the router's subnet: ARP requests for it get no answer.
-const NOBODY: &str = "10.0.2.126";
+const UNUSED: &str = "10.0.2.126";
 
 fn main() -> ExitCode {
     harness::main(harness::no_root("network namespaces need root"))
@@ -190,7 +190,7 @@ fn an_upgrade_keeps_the_previous_version() {
     // Like another deploy to the same machine.
     let path = bench.target.path("/run/pls-router-deploy.lock");
     let lock = File::options().write(true).open(path).expect("the first deploy made it");
-    lock.lock().expect("nobody has it");
+    lock.lock().expect("a free lock");
     bench.fail(&["target", "--config", &second], &["somebody else is deploying", "nothing was changed"]);
     assert_eq!(bench.snapshot(), before);
     drop(lock);
@@ -237,13 +237,13 @@ fn a_version_that_never_gets_healthy_is_rolled_back() {
     let mut other = fs::read(&bench.binary).expect("the binary can be read");
     other.push(0);
     let other = check(bench.lab.state().write("tmp/other version", other)).display().to_string();
-    let deaf = bench.config("deaf", NOBODY);
+    let deaf = bench.config("deaf", UNUSED);
     let said = bench.fail(
         &["target", "--binary", &other, "--config", &deaf, "--timeout", "4"],
         &[
             "replace  /usr/bin/pls-router",
             "not healthy within 4 s",
-            NOBODY,
+            UNUSED,
             "the previous version runs again",
             "taken back",
         ],
@@ -259,7 +259,7 @@ fn a_version_that_never_gets_healthy_is_rolled_back() {
 fn a_first_install_that_fails_leaves_nothing() {
     let bench = Bench::up();
     let before = bench.snapshot();
-    let deaf = bench.config("deaf", NOBODY);
+    let deaf = bench.config("deaf", UNUSED);
     bench.fail(
         &["target", "--config", &deaf, "--timeout", "4"],
         &["not healthy within 4 s", "was not running before", "all is as it was before"],
@@ -356,7 +356,7 @@ fn sudo_is_used_where_it_has_to_be() {
     bench.assert_in_service();
     let installed = bench.snapshot();
     assert!(!installed.files.iter().any(|(path, ..)| path.starts_with("/tmp/")), "{installed:#?}");
-    let deaf = bench.config("deaf", NOBODY);
+    let deaf = bench.config("deaf", UNUSED);
     bench.fail(
         &[OPERATOR, "--config", &deaf, "--timeout", "4"],
         &["not healthy within 4 s", "all is as it was before"],

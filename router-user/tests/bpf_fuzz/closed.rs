@@ -143,7 +143,7 @@ impl Closed {
         }
         let own = model.own_addresses();
         let has_none = ip.source == [0; 4] && !is_host(ip.destination);
-        ensure!(is_host(ip.source) || has_none, "from {:?}, which is nobody's address", ip.source);
+        ensure!(is_host(ip.source) || has_none, "from {:?}, which is no host address", ip.source);
         ensure!(!own.contains(&ip.source), "from an address of this machine's own");
         let is_client = CLIENTS.contains(&ip.source);
         let is_open = !(self.others || is_client) || [ip.source, ip.destination].contains(&PLATFORM);

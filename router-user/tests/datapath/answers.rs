@@ -236,7 +236,7 @@ fn martians_and_broadcasts_are_never_answered() {
     });
     for source in [[0, 0, 0, 1], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4], ROUTER] {
         let frame = tcp_packet((source, 40_000), (OTHER, 443), tcp::SYN).ttl(1).build();
-        silent(&mut world, &frame, Reason::Martian, "from nobody who could be told");
+        silent(&mut world, &frame, Reason::Martian, "an invalid source");
     }
     let to_all = world.run(&syn().ttl(1).build_between([2, 0, 0, 0, 0, 1], [0xff; 6]));
     assert_eq!((to_all.verdict, to_all.reason), (Verdict::Drop, Reason::LocalDenied));
@@ -560,7 +560,7 @@ fn a_next_hop_that_does_not_answer_is_reported_to_the_client() {
     let [connect, query, ping] = masqueraded();
     let frames = [syn(), connect, query, ping].map(|packet| packet.build());
     for frame in &frames {
-        silent(&mut world, frame, Reason::Resolving, "nobody knows yet");
+        silent(&mut world, frame, Reason::Resolving, "the neighbour is unresolved");
     }
     let waiting: Vec<_> = std::iter::from_fn(|| next(&mut punts)).collect();
     assert_eq!(waiting.len(), frames.len());
@@ -601,7 +601,7 @@ fn a_next_hop_that_does_not_answer_is_silent_if_so_configured() {
     let mut punts = world.dataplane.take_punts().expect("ring");
     world.dataplane.settings.show_presence().expect("settings");
     ip("neigh del 10.0.2.65 dev eth0");
-    silent(&mut world, &syn().build(), Reason::Resolving, "nobody knows yet");
+    silent(&mut world, &syn().build(), Reason::Resolving, "the neighbour is unresolved");
     let neighbour = next(&mut punts).expect("a packet in the ring").neighbour;
     world.dataplane.failed_neighbours.add(&neighbour, Duration::from_secs(60)).expect("the map");
     silent(&mut world, &syn().build(), Reason::NeighbourFailed, "drop");
@@ -699,8 +699,8 @@ fn resets_and_fragments_are_not_answered_with_a_reset() {
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NoSession), "a first fragment");
     passes(&mut world, &echo_reply(PLS, OTHER, 5).build(), "an echo reply");
     passes(&mut world, &data().build(), "to this machine itself: its kernel resets it");
-    let from_nobody = tcp_packet(([10, 0, 2, 100], 40_000), (OTHER, 443), tcp::ACK).build();
-    let ran = world.run(&from_nobody);
+    let from_unused = tcp_packet(([10, 0, 2, 100], 40_000), (OTHER, 443), tcp::ACK).build();
+    let ran = world.run(&from_unused);
     assert_eq!((ran.verdict, ran.reason), (Verdict::Pass, Reason::NotMatched), "no masquerade's");
     let mut silent_world = World::new();
     passes(&mut silent_world, &segment(tcp::ACK).build(), "drop");

@@ -57,7 +57,7 @@ fn the_classifier_is_a_filter_that_is_removed_with_its_qdisc() {
             std::mem::forget(program.take_link(id).expect("what was attached"));
         }
         assert_eq!(detach(&pins.0).expect("it goes").interfaces, ["eth0"]);
-        assert_eq!((filters(), has_qdisc()), (0, is_used), "somebody else uses the qdisc: {is_used}");
+        assert_eq!((filters(), has_qdisc()), (0, is_used), "another filter uses the qdisc: {is_used}");
         assert!(!pins.0.exists());
     }
     // A qdisc that was there before stays.

@@ -112,7 +112,7 @@ fn strangers_are_dropped_and_counted() {
 
 /// Only its target reaches a session's client: filtering is by address and port (RFC 4787 REQ-8).
 #[test]
-fn nobody_else_reaches_a_client_by_a_live_snat_port() {
+fn a_snat_port_accepts_only_packets_of_its_session() {
     let mut world = World::new();
     let query = udp_packet((PLS, 5000), (ROUTER, 53), b"query").build();
     for opens in [tcp_packet(CLIENT, (ROUTER, 443), tcp::SYN).build(), query] {

@@ -594,10 +594,10 @@ fn a_flood_of_first_fragments_displaces_only_its_own() {
     let (mut world, _ring) = shared();
     let frames = fragments(&query(1473), 0, 1500);
     let other = fragments(&udp_packet(([10, 0, 2, 71], 5000), LISTEN, &payload(1473)), 0, 1500);
-    let nobodys = fragments(&udp_packet(([10, 0, 2, 72], 1), (ROUTER, 443), &payload(1473)), 0, 1500);
+    let unmatched = fragments(&udp_packet(([10, 0, 2, 72], 1), (ROUTER, 443), &payload(1473)), 0, 1500);
     is(&world.run(&other[0]), Verdict::Tx, Reason::Opened);
     for id in 0..FLOOD {
-        for flood in [&nobodys, &frames] {
+        for flood in [&unmatched, &frames] {
             world.run_quietly(&with_id(&flood[0], id));
         }
     }

@@ -127,7 +127,7 @@ fn answers_to_this_machine_pass_from_any_port() {
         assert_eq!(
             before.reason,
             if is_rules { Reason::Opened } else { Reason::LocalDenied },
-            "nobody has asked"
+            "there was no request"
         );
         world.forget_sessions();
         assert_eq!(world.sends(&question.build()), None);

@@ -67,7 +67,7 @@ fn a_snat_port_accepts_packets_only_from_its_target() {
         tcp_packet((OTHER, 443), (ROUTER, 40_000), tcp::SYN),
         echo_reply(OTHER, ROUTER, 40_000),
     ] {
-        assert_eq!(world.run(&reply.build()).reason, Reason::NotMatched, "nobody has asked yet");
+        assert_eq!(world.run(&reply.build()).reason, Reason::NotMatched, "there was no request yet");
     }
     comes_out(&mut world, &udp_packet((PLS, 40_000), (OTHER, 53), b"q"), Reason::Opened);
     comes_out(&mut world, &tcp_packet((PLS, 40_000), (OTHER, 443), tcp::SYN), Reason::Opened);

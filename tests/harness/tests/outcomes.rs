@@ -30,7 +30,7 @@ fn every_test_is_what_it_is() {
         assert_eq!(line(&said, failed), format!("test {failed} ... FAILED"));
     }
     assert_eq!(line(&said, "is_skipped"), "test is_skipped ... ignored (the moon is down)");
-    assert_eq!(line(&said, "waits"), "test waits ... ignored (nobody has the time)");
+    assert_eq!(line(&said, "waits"), "test waits ... ignored (takes too long)");
     assert!(
         line(&said, "misses_a_package")
             .contains("ignored (there is no dig here: Debian's package bind9-dnsutils has it")
@@ -55,9 +55,9 @@ fn what_a_failed_test_said_is_shown_and_nothing_else() {
     ] {
         assert!(said.contains(shown), "nothing about {shown} in:\n{said}");
     }
-    assert!(!said.contains("nobody is told"), "{said}");
+    assert!(!said.contains("only on request"), "{said}");
     let output = sample(&["--nocapture", "passes"]).output().unwrap();
-    assert!(self::said(&output).contains("nobody is told"));
+    assert!(self::said(&output).contains("only on request"));
 }
 
 #[test]

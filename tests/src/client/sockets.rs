@@ -220,7 +220,7 @@ impl Tcp {
         self.stream.shutdown(Shutdown::Write).context("cannot close")?;
         let mut rest = Vec::new();
         (&self.stream).read_to_end(&mut rest).context("the other end did not close")?;
-        ensure!(rest.is_empty(), "{} bytes came that nobody asked for", rest.len());
+        ensure!(rest.is_empty(), "{} unexpected bytes came", rest.len());
         Ok(())
     }
 

@@ -31,7 +31,7 @@ categories! {
     Echo "ICMP echo.";
     ZeroChecksum "UDP without a checksum.";
     Collision "Clients that use the same port towards the same server.";
-    Unsolicited "Packets from servers that nobody has asked, and to ports that nobody has got.";
+    Unsolicited "Packets from servers without a request, and to unused ports.";
     Padding "Ethernet's padding after the packet.";
     Late "Of a server's whose connection is over, after the next one has begun.";
     OutOfState "TCP segments that no TCP sends in that state.";

@@ -47,7 +47,7 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "connections that nobody knows",
+        name: "unknown connections",
         category: Category::OutOfState,
         reason: "a segment of a masquerade's that belongs to no session and opens none is answered by a reset, as if from where it was to go \
                  (RFC 9293 3.10.7.1), so that a connection which a restart has ended does not hang; the kernel does not translate it, and it \

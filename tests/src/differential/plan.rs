@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     category::Category,
-    topology::{NOBODYS_PORTS, Side},
+    topology::{Side, UNUSED_PORTS},
 };
 use crate::{
     packet::{self, Cut, Damage, ECHO_REPLY, ECHO_REQUEST, Header, ICMP, IP_HEADER, Segment, TCP, UDP},
@@ -143,7 +143,7 @@ impl Sequence {
 
     /// A port that no session ever gets, for packets of sessions that have none.
     fn no_port(&self) -> u16 {
-        NOBODYS_PORTS.0 + (self.slot % u32::from(NOBODYS_PORTS.1)) as u16
+        UNUSED_PORTS.0 + (self.slot % u32::from(UNUSED_PORTS.1)) as u16
     }
 
     /// The packet of a step; none if it quotes a packet that never was.
@@ -243,7 +243,7 @@ impl Quote {
                 // destination else.
                 let ours = if view.source().octets()[0] == 10 { source } else { destination };
                 if let Some(at) = ours.or(source).or(destination) {
-                    payload[at..at + 2].copy_from_slice(&NOBODYS_PORTS.0.to_be_bytes());
+                    payload[at..at + 2].copy_from_slice(&UNUSED_PORTS.0.to_be_bytes());
                 }
             }
             Wrong::Address => header[18] ^= 0x01,

@@ -344,7 +344,7 @@ impl Router {
             return Ok(None);
         }
         let side = Side::BOTH.into_iter().find(|side| frame.starts_with(&side.mac()));
-        let side = side.with_context(|| format!("a frame for nobody: {frame:02x?}"))?;
+        let side = side.with_context(|| format!("a frame for an unknown MAC address: {frame:02x?}"))?;
         ensure!(
             wires == 1 || side == Side::BOTH[wire],
             "a frame for the {side:?} side on the other's wire: {frame:02x?}"

@@ -7,8 +7,8 @@ use super::{
     maker::Maker,
     plan::{Body, Quote, Session, Step, Wrong},
     topology::{
-        CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, NOBODYS_PORTS, Network, OPEN_PORT,
-        ROUTER, SERVER_SIDE_ROUTER, Side,
+        CLIENT_SIDE_ROUTER, MTU, NARROW_CLIENT_MTU, NARROW_SERVER_MTU, Network, OPEN_PORT, ROUTER,
+        SERVER_SIDE_ROUTER, Side, UNUSED_PORTS,
     },
 };
 use crate::{
@@ -405,7 +405,7 @@ fn unsolicited(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     // To the session's port only with the session's protocol: the routers may have chosen different
     // ones, and other rules may be for one of them.
     if step.source == Some(server) || !own_protocol {
-        let port = NOBODYS_PORTS.0 + maker.random.usize(..usize::from(NOBODYS_PORTS.1)) as u16;
+        let port = UNUSED_PORTS.0 + maker.random.usize(..usize::from(UNUSED_PORTS.1)) as u16;
         step.destination = Some(SocketAddrV4::new(ROUTER, port));
     }
     step

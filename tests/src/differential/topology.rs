@@ -29,7 +29,7 @@ pub(super) const SERVER_HOP_SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
 pub(super) const SNAT_PORTS: (u16, u16) = (1024, 44_999);
 
 /// Ports that no session gets and no client has: the first, and how many.
-pub(super) const NOBODYS_PORTS: (u16, u16) = (61_000, 4_000);
+pub(super) const UNUSED_PORTS: (u16, u16) = (61_000, 4_000);
 
 /// The networks of clients.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -38,7 +38,7 @@ impl Git {
         lighttpd.arg("-D").arg("-f").arg(configuration);
         let mut lighttpd = Process::spawn(state, "lighttpd", lighttpd)?;
         lighttpd.wait_until(START_LIMIT, || {
-            UnixStream::connect(&socket).map(drop).context("nobody takes connections")
+            UnixStream::connect(&socket).map(drop).context("it does not accept connections")
         })?;
         Ok(Self { _lighttpd: lighttpd })
     }

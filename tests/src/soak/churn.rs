@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_meant_for_somebody_else_is_a_mistake() {
+    fn a_packet_for_another_session_is_a_mistake() {
         let tally = Tally::default();
         let mut churn = Churn::new(1, 1, &tally);
         let service = SocketAddrV4::new(ROUTER, Fate::Datagram.service());

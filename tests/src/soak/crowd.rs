@@ -181,7 +181,7 @@ impl<'a> Speakers<'a> {
     pub(super) fn hear(&mut self, view: View<'_>, tuple: &Tuple) {
         let found = view.payload().get(8..).and_then(Member::heard);
         let Some((member, word)) = found.filter(|(member, _)| (member.0 as usize) < self.talks.len()) else {
-            return self.tally.mistakes.add(|| format!("{tuple:?} has brought what nobody said"));
+            return self.tally.mistakes.add(|| format!("{tuple:?} carried a word that was not sent"));
         };
         let talk = &mut self.talks[member.0 as usize];
         let expected = Tuple {

@@ -61,7 +61,7 @@ fn wrong(packet: &[u8]) -> Option<&'static str> {
     let transport = match view.protocol() {
         TCP | UDP => sum(&[&pseudo, payload]),
         ICMP => sum(&[payload]),
-        _ => return Some("of a protocol that nobody here speaks"),
+        _ => return Some("of an unused protocol"),
     };
     // The sum over correct bytes, checksum included, is -0 (RFC 1071).
     if sum(&[view.header()]) != 0xffff {

@@ -61,7 +61,7 @@ pub(crate) fn the_router_reports_the_mtu_of_its_link(stage: &Stage) -> Result<()
     let witness = Witness::start(&lab)?;
     let said = ping(&lab, FITS)?;
     ensure!(said.contains(" 1 received"), "{said}");
-    ensure!(learnt(&lab.hosts.vm, TOOLS)?.is_none(), "nobody was to say anything yet");
+    ensure!(learnt(&lab.hosts.vm, TOOLS)?.is_none(), "the path MTU is known too early");
     for size in [TOO_BIG, FULL] {
         // As if for the first time: a host that knows the path MTU would not send a packet of this
         // size.
@@ -81,7 +81,7 @@ pub(crate) fn a_reduced_mtu_is_noticed(stage: &Stage) -> Result<()> {
     let bytes: Vec<u8> = (0..100_000).map(|index| (index * 31 + index / 251) as u8).collect();
     let mut old = Tcp::connect(&lab.hosts.serverless, (ENDPOINT, ECHO_PORT).into(), LIMIT)?;
     old.echo(&bytes, LIMIT).context("before")?;
-    ensure!(learnt(&lab.hosts.serverless, ENDPOINT)?.is_none(), "nobody was to say anything yet");
+    ensure!(learnt(&lab.hosts.serverless, ENDPOINT)?.is_none(), "the path MTU is known too early");
 
     narrow_firewall_link(&lab)?;
     old.echo(&bytes, LIMIT).context("on a connection that was there before")?;

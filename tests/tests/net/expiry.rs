@@ -20,7 +20,7 @@ const SHORT: u64 = 5;
 const GONE: Duration = Duration::from_secs(SHORT + 15);
 
 /// An unused address beyond the firewall.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+const UNUSED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 /// An attempt that gets no answer is given up after this time.
 const NO_ANSWER: Duration = Duration::from_millis(300);
 
@@ -97,8 +97,8 @@ fn an_answer_makes_a_udp_session_last_longer() {
     // RFC 4787 REQ-5 c: five minutes.
     assert!((300 - 120..=300).contains(&seconds), "{seconds} s");
 
-    let nobody = check(Udp::open(&lab.hosts.vm, (NOBODY, ECHO_PORT).into()));
-    check(nobody.send(b"is anybody there"));
+    let unused = check(Udp::open(&lab.hosts.vm, (UNUSED, ECHO_PORT).into()));
+    check(unused.send(b"is anybody there"));
     appears(&lab, "udp", "opening");
     check(wait::until("the unanswered session to end, and only that", GONE, || {
         let flows = flows(&lab, "udp")?;
@@ -116,8 +116,8 @@ fn closed_and_unanswered_connections_end_early() {
     assert_eq!(only(&lab, "tcp").0, "established");
     check(tcp.close());
     gone(&lab, "tcp");
-    let nobody = Tcp::connect(&lab.hosts.vm, (NOBODY, ECHO_PORT).into(), NO_ANSWER);
-    assert!(nobody.is_err(), "somebody answers: {nobody:?}");
+    let unused = Tcp::connect(&lab.hosts.vm, (UNUSED, ECHO_PORT).into(), NO_ANSWER);
+    assert!(unused.is_err(), "an answer came: {unused:?}");
     appears(&lab, "tcp", "opening");
     gone(&lab, "tcp");
 }

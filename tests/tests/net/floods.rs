@@ -19,7 +19,7 @@ use router_user::model::{Flow, Status};
 use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router};
 
 /// An unused address beyond the firewall: attempts stay half-open.
-const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 21), ECHO_PORT);
+const UNUSED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 21), ECHO_PORT);
 
 /// Brings up a lab whose router has room for `flows` sessions, and allows a source
 /// `half_open_per_source` half-open ones.
@@ -51,7 +51,7 @@ fn a_flood_from_one_source_does_not_affect_others() {
     let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(old.echo(b"before", LIMIT));
 
-    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, UNUSED));
     let started = Instant::now();
     let refused = || reason(&counters(&lab), "half_open_limit");
     check(wait::until("the flood to be held back", LIMIT, || {
@@ -101,7 +101,7 @@ fn a_flood_does_not_lock_out_other_clients_of_the_same_address() {
     let mut old = check(Tcp::connect_from(&lab.hosts.vm, VM, there, LIMIT));
     check(old.echo(b"before", LIMIT));
 
-    let flood = check(SynFlood::start_paced(&lab.hosts.vm, VM, NOBODY, Some(RATE)));
+    let flood = check(SynFlood::start_paced(&lab.hosts.vm, VM, UNUSED, Some(RATE)));
     let in_place = || reason(&counters(&lab), "opened_in_place");
     check(wait::until("the address to have all it may", LIMIT, || {
         ensure!(in_place() > 0, "{} were sent", flood.sent());
@@ -135,7 +135,7 @@ fn a_full_table_removes_half_open_sessions_first() {
     let mut old = check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT));
     check(old.echo(b"before", LIMIT));
 
-    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, UNUSED));
     check(wait::until("the table to be full", LIMIT, || {
         ensure!(reason(&counters(&lab), "table_full") > 0, "{} were sent", flood.sent());
         Ok(())
@@ -190,7 +190,7 @@ fn answered_datagrams_free_their_ports_when_ports_run_out() {
 fn ports_of_half_open_sessions_are_freed_first() {
     const PORTS: RangeInclusive<u16> = 20_000..=20_499;
     let lab = lab_with_ports(PORTS);
-    let flood = check(SynFlood::start(&lab.hosts.vm, VM, NOBODY));
+    let flood = check(SynFlood::start(&lab.hosts.vm, VM, UNUSED));
     let refused = || reason(&counters(&lab), "rejected") + reason(&counters(&lab), "ports_exhausted");
     check(wait::until("all ports to be taken", LIMIT, || {
         ensure!(refused() > 0, "{} were sent", flood.sent());

@@ -21,14 +21,14 @@ use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
 /// The target's name.
 const NAME: &str = "echo.lab.example";
-/// Another name. It stands for [`NOBODY`].
+/// Another name. It stands for [`UNUSED`].
 const OTHER: &str = "other.lab.example";
 /// An unknown name.
 const UNKNOWN: &str = "nowhere.lab.example";
 /// The shortest time that the router relies on an answer for, plus what a busy machine needs.
 const TTL_LIMIT: Duration = Duration::from_secs(5 + 10);
 /// An unused address beyond the firewall.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+const UNUSED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 /// An answer on a wire without delay arrives within this time.
 const ANSWER: Duration = Duration::from_millis(200);
 /// How long a dead target gets to be found out: 3 s without an answer, a sweep every 2 s.
@@ -66,7 +66,7 @@ impl Dns {
 
     fn write(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
         let mut lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
-        lines.push_str(&format!("{NOBODY} {OTHER}\n"));
+        lines.push_str(&format!("{UNUSED} {OTHER}\n"));
         lab.state().write("dns-hosts", lines).map(drop)
     }
 
@@ -84,7 +84,7 @@ impl Dns {
 /// Returns an error unless the name server has its socket; the platform's has another one.
 fn answers(lab: &Lab) -> Result<()> {
     let sockets = lab.hosts.pls.run("ss", &["-Hlun", "src", &format!("{PLS_GATEWAY}:53")])?;
-    ensure!(!sockets.trim().is_empty(), "nobody listens on {PLS_GATEWAY}:53");
+    ensure!(!sockets.trim().is_empty(), "no socket listens on {PLS_GATEWAY}:53");
     Ok(())
 }
 
@@ -139,7 +139,7 @@ fn echo_server(lab: &Lab, address: Ipv4Addr) -> Process {
     let mut server = check(helper().tcp_echo(lab.state(), &lab.hosts.internet, "other-echo", listen));
     check(server.wait_until(LIMIT, || {
         let sockets = lab.hosts.internet.run("ss", &["-Hltn", "src", &listen.to_string()])?;
-        ensure!(!sockets.trim().is_empty(), "nobody listens on {listen}");
+        ensure!(!sockets.trim().is_empty(), "no socket listens on {listen}");
         Ok(())
     }));
     server
@@ -274,12 +274,12 @@ fn neither_a_crash_nor_a_restart_forgets_a_name() {
         let _some_of_them_fail = Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER);
         let targets = lab.pls_router_json::<Status>(&["status"])?.targets;
         let avoided =
-            targets.iter().any(|target| target.target.ip() == NOBODY && target.health == Health::Avoided);
+            targets.iter().any(|target| target.target.ip() == UNUSED && target.health == Health::Avoided);
         ensure!(avoided, "{targets:?}");
         Ok(())
     }));
     check(dns.kill());
-    let known = [(NAME, TOOLS), (OTHER, NOBODY), ("other.lab.example.", NOBODY)];
+    let known = [(NAME, TOOLS), (OTHER, UNUSED), ("other.lab.example.", UNUSED)];
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         check(lab.stop_router(signal));
         check(lab.start_router());
@@ -307,7 +307,7 @@ fn a_dead_first_name_server_delays_nothing() {
     // The usual five seconds for each.
     let resolv_conf = lab.state().path("etc/router/resolv.conf");
     check(
-        fs::write(resolv_conf, format!("nameserver {NOBODY}\nnameserver {PLS_GATEWAY}\n"))
+        fs::write(resolv_conf, format!("nameserver {UNUSED}\nnameserver {PLS_GATEWAY}\n"))
             .context("resolv.conf"),
     );
     let start = Instant::now();
@@ -395,7 +395,7 @@ fn a_wrong_answer_for_a_name_affects_only_its_rule() {
 
     check(dns.change(&lab, &[DOWN]));
     degraded(&lab, &format!("rule echo-tcp: no next hop to {DOWN}"));
-    assert!(Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER).is_err(), "nobody is there");
+    assert!(Tcp::connect(&lab.hosts.serverless, ECHO, ANSWER).is_err(), "an unused address answered");
 
     // Some of it is good, and too much: what can be used is.
     check(dns.change(&lab, &[ROUTER, TOOLS, BROADCAST]));
@@ -482,7 +482,7 @@ fn without_any_target_the_probe_fails_until_there_is_one() {
 
 #[test]
 fn new_sessions_avoid_a_dead_target_until_it_answers() {
-    let targets = format!("[\"{TOOLS}:{ECHO_PORT}\", \"{NOBODY}:{ECHO_PORT}\"]");
+    let targets = format!("[\"{TOOLS}:{ECHO_PORT}\", \"{UNUSED}:{ECHO_PORT}\"]");
     let mut lab = lab_with(&targets);
     check(lab.start_router());
     check(lab.wait_in_service(LIMIT));
@@ -494,11 +494,11 @@ fn new_sessions_avoid_a_dead_target_until_it_answers() {
     let attempt = |lab: &Lab, limit| {
         Tcp::connect(&lab.hosts.serverless, ECHO, limit).and_then(|mut tcp| tcp.echo(b"hello", limit))
     };
-    assert_eq!(check(health(&lab, NOBODY)), Health::Good);
+    assert_eq!(check(health(&lab, UNUSED)), Health::Good);
 
     check(wait::until("the dead target to be found out", FOUND_OUT, || {
         let _half_of_them_fail = attempt(&lab, ANSWER);
-        let health = health(&lab, NOBODY)?;
+        let health = health(&lab, UNUSED)?;
         ensure!(health == Health::Avoided, "{health:?}");
         Ok(())
     }));
@@ -509,11 +509,11 @@ fn new_sessions_avoid_a_dead_target_until_it_answers() {
     assert_eq!(check(health(&lab, TOOLS)), Health::Good, "{now:#?}");
     assert!(now.healthy && now.degraded.is_empty(), "{now:#?}");
 
-    check(lab.hosts.internet.ip(&format!("addr add {NOBODY}/32 dev lo")));
-    let _back = echo_server(&lab, NOBODY);
+    check(lab.hosts.internet.ip(&format!("addr add {UNUSED}/32 dev lo")));
+    let _back = echo_server(&lab, UNUSED);
     let again = wait::until("the target to be used again", FORGIVEN, || {
         attempt(&lab, ANSWER)?;
-        let health = health(&lab, NOBODY)?;
+        let health = health(&lab, UNUSED)?;
         ensure!(health == Health::Good, "{health:?}");
         Ok(())
     });

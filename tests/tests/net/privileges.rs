@@ -211,7 +211,7 @@ fn other_users_cannot_access_the_pins() {
     let mut holder = check(Process::spawn(lab.state(), "holder", command));
     check(wait::until("the lock to be held", LIMIT, || {
         let file = File::open(&directories[1])?;
-        ensure!(file.try_lock().is_err(), "nobody has it");
+        ensure!(file.try_lock().is_err(), "the lock is free");
         Ok(())
     }));
     let mut daemon = check(lab.spawn_router());

@@ -30,7 +30,7 @@ use crate::common::{LIMIT, check, counters, helper, only_pls_router, reason, rou
 const PROBE: SocketAddrV4 = SocketAddrV4::new(ROUTER, HEALTH_PORT);
 const METRICS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9090);
 /// An unused address of the router's network.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+const UNUSED: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 /// Less than Azure's load balancer waits (5 s and more), and enough for a machine that has other
 /// things to do as well.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -275,7 +275,7 @@ fn a_syn_flood_does_not_starve_the_probe() {
     let lab = lab(Nics::One);
     let who = [(&lab.hosts.pls, PLATFORM), (&lab.hosts.pls, PLS_NAT[1])];
     // From an unused address, and from a host that resets connections that it did not ask for.
-    for source in [NOBODY, VM] {
+    for source in [UNUSED, VM] {
         let (start, flood) = (Instant::now(), check(SynFlood::start(&lab.hosts.pls, source, PROBE)));
         let fared = check(all_are_answered(&who, || flood.sent() >= SYNS));
         let rate = flood.sent() as f64 / start.elapsed().as_secs_f64();
@@ -514,9 +514,9 @@ fn a_daemon_recovers_from_a_lack_of_descriptors() {
     // Everything that opens a file or a socket, by itself or on request.
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
-        let _nobody_answers = ask(&lab.hosts.pls, PLATFORM);
-        let _nobody_answers = scrape(&lab, 0, "localhost");
-        let device = format!("addr add {NOBODY}/32 dev eth0\naddr del {NOBODY}/32 dev eth0");
+        let _without_answer = ask(&lab.hosts.pls, PLATFORM);
+        let _without_answer = scrape(&lab, 0, "localhost");
+        let device = format!("addr add {UNUSED}/32 dev eth0\naddr del {UNUSED}/32 dev eth0");
         check(lab.hosts.router.ip(&device));
         check(lab.hosts.router.sysctl("net/ipv4/conf/lo/forwarding", "0"));
     }

@@ -14,7 +14,7 @@ use router_user::model::{Flow, Status};
 use crate::common::{ECHO, LIMIT, check, helper, in_lab, only_pls_router, router};
 
 /// A gateway that is not there.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
+const UNUSED: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
 /// An address that the router's NIC or the firewall gets besides.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 90);
 /// How long a gateway may be dead before that is noticed: it is asked every two seconds, three
@@ -53,8 +53,8 @@ fn sources(lab: &Lab, rule: &str) -> Vec<std::net::IpAddr> {
 /// Everything leads elsewhere but what goes to the service's port.
 fn a_rule_by_port_leads_to_the_firewall(lab: &mut Lab) {
     check(lab.hosts.router.ip(&format!(
-        "neigh replace {NOBODY} lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n\
-         route replace default via {NOBODY}\n\
+        "neigh replace {UNUSED} lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n\
+         route replace default via {UNUSED}\n\
          route add default via {FIREWALL_ONE_NIC} table 100\n\
          rule add ipproto tcp dport {ECHO_PORT} lookup 100\n\
          rule add ipproto udp dport {ECHO_PORT} lookup 100"
@@ -79,7 +79,7 @@ fn status_reports_the_routes_that_sessions_take() {
         };
         wait_for(lab, "the router to see the rules", LIMIT, |status| {
             via(status, "echo-tcp") == Some(FIREWALL_ONE_NIC.into())
-                && via(status, "https") == Some(NOBODY.into())
+                && via(status, "https") == Some(UNUSED.into())
         });
     });
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// An unused address of the router's network.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+const UNUSED: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 
 /// Waits until the process would hear SIGTERM.
 #[track_caller]
@@ -37,7 +37,7 @@ fn an_interrupted_start_leaves_nothing() {
     let mut lab = without_router();
     // A name server that does not answer holds the start up.
     let resolv_conf = lab.state().path("etc/router/resolv.conf");
-    check(fs::write(resolv_conf, format!("nameserver {NOBODY}\noptions timeout:5\n")).context("resolv.conf"));
+    check(fs::write(resolv_conf, format!("nameserver {UNUSED}\noptions timeout:5\n")).context("resolv.conf"));
     let rules = lab.options.rules.clone();
     lab.set_rules(rules.replacen(&format!("\"{TOOLS}:{ECHO_PORT}\""), "\"echo.lab.example:7007\"", 1));
     assert_ne!(lab.options.rules, rules);

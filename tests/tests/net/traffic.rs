@@ -191,7 +191,7 @@ fn segment_sizes_are_kept_to_the_rule() {
         check(tcp.echo(&payload(100_001), LIMIT));
         let announcements =
             check(witness.finish_listing(wire, &format!("port {ECHO_PORT} and tcp[tcpflags] = {flags}")));
-        assert!(!announcements.is_empty(), "nobody connects on the wire {wire}");
+        assert!(!announcements.is_empty(), "no connection on the wire {wire}");
         let size = format!("mss {SIZE},");
         assert!(announcements.iter().all(|packet| packet.contains(&size)), "{wire}: {announcements:#?}");
     }

@@ -88,7 +88,7 @@ fn an_unreachable_target_is_reported_to_the_client_at_once(lab: &mut Lab) {
 }
 
 /// An unused address beside the firewall.
-fn nobody(lab: &Lab) -> Ipv4Addr {
+fn unused(lab: &Lab) -> Ipv4Addr {
     match lab.options.nics {
         Nics::One => Ipv4Addr::new(10, 0, 2, 99),
         Nics::Two => Ipv4Addr::new(10, 0, 3, 9),
@@ -97,7 +97,7 @@ fn nobody(lab: &Lab) -> Ipv4Addr {
 
 fn a_dead_next_hop_is_reported_to_the_client(lab: &mut Lab) {
     check(lab.stop_probe());
-    check(lab.hosts.router.ip(&format!("route add {BEHIND} via {}", nobody(lab))));
+    check(lab.hosts.router.ip(&format!("route add {BEHIND} via {}", unused(lab))));
     for (from, target) in [(&lab.hosts.serverless, ECHO), (&lab.hosts.vm, DIRECT)] {
         let (kind, took) = refusal(from, target);
         assert!(kind != ErrorKind::TimedOut && took < LIMIT, "{kind} after {took:?}");
@@ -106,8 +106,8 @@ fn a_dead_next_hop_is_reported_to_the_client(lab: &mut Lab) {
 
 fn a_next_hop_that_comes_back_is_found(lab: &mut Lab) {
     check(lab.stop_probe());
-    let nobody = nobody(lab);
-    check(lab.hosts.router.ip(&format!("route add {BEHIND} via {nobody}")));
+    let unused = unused(lab);
+    check(lab.hosts.router.ip(&format!("route add {BEHIND} via {unused}")));
     let (kind, took) = refusal(&lab.hosts.vm, DIRECT);
     assert!(kind == ErrorKind::HostUnreachable && took < LIMIT, "{kind} after {took:?}");
     // The others need not wait for the kernel to find the same again.
@@ -119,7 +119,7 @@ fn a_next_hop_that_comes_back_is_found(lab: &mut Lab) {
     let counted = counters(lab);
     assert!(reason(&counted, "host_unreachable") >= 11, "{counted:?}");
     assert_eq!(check(lab.pls_router_json::<Vec<router_user::model::Flow>>(&["flows"])).len(), 0);
-    check(lab.hosts.firewall.ip(&format!("addr add {nobody}/26 dev vnet")));
+    check(lab.hosts.firewall.ip(&format!("addr add {unused}/26 dev vnet")));
     check(wait::until("the next hop to be found", LIMIT, || {
         Tcp::connect(&lab.hosts.vm, DIRECT, AT_ONCE)?.echo(b"there", LIMIT)
     }));
@@ -134,7 +134,7 @@ fn a_connection_of_a_masquerade_is_reset_after_a_restart(lab: &mut Lab) {
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
     check(lab.start_router());
     let start = Instant::now();
-    let Err(error) = idle.echo(b"after", LIMIT) else { panic!("nobody knows this connection") };
+    let Err(error) = idle.echo(b"after", LIMIT) else { panic!("the connection is unknown") };
     let kind = error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind);
     assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:#}");
     assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());

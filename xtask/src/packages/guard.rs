@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn somebodys_own_policy_stays() {
+    fn an_operators_own_policy_stays() {
         let policy = policy_file("own");
         fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
         assert!(under_guard(&policy, "true").0);
