@@ -8,7 +8,8 @@ use crate::checksum::Sum;
 pub struct Ipv4(pub [u8; 4]);
 
 /// Azure's platform address: probe source, DNS, DHCP and WireServer. Its packets always go to the
-/// VM's own stack, on every port (<https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>).
+/// VM's own stack, on every port. See
+/// <https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16>.
 pub const AZURE_PLATFORM: Ipv4 = Ipv4([168, 63, 129, 16]);
 
 /// An IPv6 address, in network byte order.
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn single_hosts() {
+    fn unicast_addresses_are_single_hosts() {
         for (address, expected) in [
             ([0, 0, 0, 0], false),
             ([0, 0, 0, 1], false),

@@ -150,8 +150,8 @@ pub fn write_error(frame: &mut [u8; ERROR_FRAME], about: &[u8; QUOTE_LENGTH], fr
     *field_mut::<ICMP_HEADERS, QUOTE_LENGTH, _>(frame) = *about;
 }
 
-/// The part of a TCP segment, besides [`QUOTE_LENGTH`], that a reset is made from: its header from the
-/// acknowledgement number to the flags.
+/// The part of a TCP segment, besides [`QUOTE_LENGTH`], that a reset is made from: its header from
+/// the acknowledgement number to the flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Segment(pub [u8; SEGMENT]);
 
@@ -376,8 +376,8 @@ mod tests {
         assert!(segment(tcp::SYN | tcp::PSH).opens() && !segment(tcp::SYN | tcp::ACK).opens());
     }
 
-    /// Has each source ask `questions` times a millisecond for one second. Returns the least and the
-    /// most answers that a source got.
+    /// Has each source ask `questions` times a millisecond for one second. Returns the least and
+    /// the most answers that a source got.
     fn a_second_of(sources: usize, questions: usize) -> (u64, u64) {
         let (all, start) = (TokenBucket::default(), 5_000_000_000);
         let mut got: Vec<_> = (0..sources).map(|_| (Share::default(), 0)).collect();
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "a second of questions of 500 sources")]
-    fn a_source_has_a_share_of_the_answers_that_others_cannot_take() {
+    fn other_sources_cannot_take_a_sources_share_of_answers() {
         let (least, most) = (Rate::GUARANTEED.burst + 9, Rate::PER_SOURCE.burst + 999);
         assert_eq!(a_second_of(1, 100), (most, most));
         assert_eq!(a_second_of(10, 100), (most, most), "there is enough for ten");
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn who_must_send_smaller_packets_is_always_told() {
+    fn fragmentation_needed_is_not_rate_limited() {
         assert_eq!(Limited::of(Error::too_big(1400)), None);
         assert_eq!(Limited::of(Error::TIME_EXCEEDED), Some(Limited::TimeExceeded));
         let unreachable =
@@ -435,7 +435,7 @@ mod tests {
         }
 
         #[test]
-        fn resets_fit_what_they_answer(
+        fn resets_match_the_segment_they_answer(
             about in any::<[u8; QUOTE_LENGTH]>(), words in 5..=15_u8, data in 0..1000_u16, flags in any::<u8>(),
             acknowledgement in any::<u32>(),
         ) {

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_is_neither_nothing_nor_too_much() {
+    fn lengths_are_from_one_to_the_maximum() {
         assert_eq!([0, 1, 7, 8, u32::MAX].map(length::<7>), [None, Some(1), Some(7), None, None]);
     }
 }

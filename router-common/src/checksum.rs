@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_no_udp_checksum_and_never_makes_one() {
+    fn an_absent_udp_checksum_stays_absent() {
         let change = Sum::ZERO.remove([0x55, 0x55]).add([0x32, 0x85]);
         assert_eq!(change.apply_udp([0, 0]), [0, 0]);
         assert_eq!(change.apply_udp([0xdd, 0x2f]), [0xff, 0xff]);
@@ -210,7 +210,7 @@ mod tests {
     proptest! {
         #![proptest_config(crate::effort::cases())]
 
-        /// Pairs of words, and their complements, are as their words one by one; sums of anything fold to what their words do.
+        /// A pair adds up like its two words, and so does its complement.
         #[test]
         fn pairs_are_two_words(pairs in proptest::collection::vec(any::<([u8; 4], bool)>(), 0..100)) {
             let (mut in_pairs, mut in_words) = (Sum::ZERO, Sum::ZERO);
@@ -274,7 +274,8 @@ mod tests {
             let before = Sum::ZERO.add_bytes(&bytes).checksum();
             let change = Sum::ZERO.remove([bytes[at], bytes[at + 1]]).add(new);
             bytes[at..at + 2].copy_from_slice(&new);
-            // All-zero data is the one case where the two zeros part (RFC 1624 section 3); a header is never all zero.
+            // Only for all-zero data, the two zeros differ (RFC 1624 section 3). A header is never
+            // all zero.
             prop_assume!(bytes.iter().any(|byte| *byte != 0));
             prop_assert_eq!(change.apply(before), Sum::ZERO.add_bytes(&bytes).checksum());
             prop_assert_eq!(change.folded().apply(before), Sum::ZERO.add_bytes(&bytes).checksum());

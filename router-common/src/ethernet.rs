@@ -134,8 +134,8 @@ mod tests {
     const TO_THIS: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const TO_BRIDGES: [u8; 6] = [1, 0x80, 0xc2, 0, 0, 0];
 
-    /// A frame with these 16-bit numbers as EtherTypes and tags, followed by a packet from 10.0.2.69
-    /// to 10.0.2.68.
+    /// A frame with these 16-bit numbers as EtherTypes and tags, followed by a packet from
+    /// 10.0.2.69 to 10.0.2.68.
     fn frame(to: [u8; 6], words: &[u16]) -> Vec<u8> {
         let mut frame = [to, [2, 0, 0, 0, 0, 1]].concat();
         frame.extend(words.iter().flat_map(|word| word.to_be_bytes()));
@@ -146,7 +146,7 @@ mod tests {
     const INSIDE: Content = Content::InVlan(Ipv4([10, 0, 2, 69]), Ipv4([10, 0, 2, 68]));
 
     #[test]
-    fn what_is_behind_tags() {
+    fn content_after_tags_is_read() {
         for (words, expected) in [
             (&[0x0800][..], Content::Ipv4),
             (&[0x86dd], Content::Ipv6),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn spanning_tree_is_the_links() {
+    fn spanning_tree_belongs_to_the_link() {
         assert_eq!(content(&frame(TO_BRIDGES, &[38, 0x4242])[..]), Content::Link);
         assert_eq!(content(&frame(TO_BRIDGES, &[38, 0xaaaa, 0x0300, 0, 0x0800])[..]), Content::Other);
         assert_eq!(content(&frame(TO_BRIDGES, &[0x8100, 5, 38, 0x4242])[..]), Content::Other);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_nothing_that_is_known() {
+    fn truncated_frames_are_unreadable() {
         let whole = frame(TO_THIS, &[0x8100, 5, 0x88a8, 6, 0x0800]);
         for length in 14..whole.len() {
             assert_eq!(content(&whole[..length]), Content::Unreadable, "{length}");

@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_takes_the_place_of_its_own_oldest() {
+    fn a_source_replaces_its_own_oldest_datagram() {
         for hash in [0, 1, SOURCE_SLOTS - 1, SOURCE_SLOTS, u32::MAX] {
             let places: std::collections::HashSet<_> = (0..DATAGRAMS_PER_SOURCE)
                 .map(|number| slot_of(hash, u32::wrapping_add(u32::MAX - 5, number)))
@@ -398,9 +398,10 @@ mod tests {
         }
     }
 
-    /// A datagram is still stale after 25 days, when the sign of the clock's difference has changed.
+    /// A datagram is still stale after 25 days, when the sign of the clock's difference has
+    /// changed.
     #[test]
-    fn stale_stays_stale() {
+    fn a_stale_datagram_stays_stale() {
         let flow =
             FlowKey::new(Protocol::Udp, Ipv4([10, 0, 0, 1]), Port::new(1), Ipv4([10, 0, 0, 2]), Port::new(2));
         let seen = 5_000;
@@ -424,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_makes_no_sense() {
+    fn malformed_fragments_are_refused() {
         for (protocol, place, length) in [
             (17, 0x2001, 0),
             (17, 0x0001, 0),
@@ -469,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_grow_stale() {
+    fn datagrams_become_stale() {
         let datagram = datagram(u32::MAX - 5);
         assert!(!datagram.is_stale(u32::MAX - 6), "by another CPU's clock");
         assert!(!datagram.is_stale(TIMEOUT - 6));
@@ -479,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_behind_the_end_and_there_is_one_end() {
+    fn fragments_after_the_end_and_second_ends_are_bad() {
         let datagram = datagram(0);
         assert_eq!(datagram.cover(&piece(80, 88, 88), 0), Coverage::Partial);
         assert_eq!(datagram.cover(&piece(88, 96, 200), 0), Coverage::Bad);
@@ -505,7 +506,7 @@ mod tests {
     proptest! {
         #![proptest_config(crate::effort::cases())]
 
-        /// In any order: the last to come, and no other, makes it complete.
+        /// In any order, the last fragment to come completes the datagram, and no other does.
         #[test]
         fn every_order_completes((length, pieces) in any_datagram().prop_flat_map(|(length, pieces)|
             (Just(length), Just(pieces).prop_shuffle())))
@@ -518,7 +519,7 @@ mod tests {
             }
         }
 
-        /// Against a plain list of bytes: what shares one with what has come is bad.
+        /// Compares the bitmap with a plain list: a fragment that overlaps an earlier one is bad.
         #[test]
         fn overlaps_are_found(ranges in proptest::collection::vec((0_u32..8100, 1_u32..90), 1..60)) {
             let datagram = datagram(0);
@@ -536,9 +537,10 @@ mod tests {
             }
         }
 
-        /// Pieces fit, are in units, and put together are the packet; a packet that is a fragment keeps its place in its datagram.
+        /// Fragments fit the MTU, are whole units, and together are the packet. If the packet is a
+        /// fragment itself, they keep its place in the datagram.
         #[test]
-        fn pieces_make_the_packet(
+        fn fragments_make_up_the_packet(
             data in proptest::collection::vec(any::<u8>(), 1..tries(5000, 500) as usize),
             mtu in 28_u16..4000,
             offset in 0_u16..7000,

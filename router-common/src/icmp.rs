@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_quotes_of_what_is_translated_count() {
+    fn only_whole_quotes_of_translated_protocols_count() {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
             let quote = packet(protocol, 5, &key(protocol), &[], true);
             assert_eq!(error(&quote[..28]).quoted(), Some(key(protocol)));
@@ -306,7 +306,8 @@ mod tests {
     proptest! {
         #![proptest_config(crate::effort::cases())]
 
-        /// The error about a translated packet becomes, byte for byte, the error about the packet before it was translated.
+        /// The error about a translated packet becomes, byte for byte, the error about the original
+        /// packet.
         #[test]
         fn the_quote_becomes_what_was_sent(
             protocol in protocols(),
@@ -332,9 +333,9 @@ mod tests {
                 FlowKey::new(protocol, Ipv4([a, b, c, d]), source, Ipv4([e, f, g, h]), destination)
             };
             let (sent, translated) = (key(sent), key(translated));
-            // Only UDP may do without.
+            // Only UDP has an optional checksum.
             let checksum = checksum || protocol != Protocol::Udp;
-            // Half a checksum says nothing that could be kept right.
+            // Half a checksum cannot be kept right.
             let quoted = if quoted == tcp::CHECKSUM + 1 { quoted + 1 } else { quoted };
             let quote = |key| {
                 let packet = packet(protocol, ihl, key, &payload, checksum);
@@ -346,14 +347,14 @@ mod tests {
             message.translate(&Rewrite::to(&sent.reversed()));
             prop_assert_eq!(message.quoted(), Some(sent));
             let wanted = quote(&sent);
-            // A UDP checksum of zero comes in one way and may be computed in another; both were made from scratch.
+            // Both UDP checksums were computed from scratch, so zero has the same form in both.
             prop_assert_eq!(message.length, wanted.length);
             prop_assert_eq!(&message.bytes[..], &wanted.bytes[..]);
         }
 
         /// For any bytes, nothing after the head is touched, and a valid checksum stays valid.
         #[test]
-        fn any_bytes_do_no_harm(
+        fn any_bytes_are_translated_safely(
             bytes in proptest::collection::vec(any::<u8>(), CAPACITY),
             length in 8..=CAPACITY,
             protocol in protocols(),

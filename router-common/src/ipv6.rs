@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_unless_there_is_a_reason() {
+    fn packets_are_closed_out_unless_there_is_a_reason() {
         let tcp = with_ports(40_000, 22, 20);
         let udp = with_ports(53, 40_000, 8);
         for (next, hop_limit, source, payload, expected) in [
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_that_no_packet_has_are_forbidden_everything() {
+    fn martian_sources_are_forbidden() {
         let mut loopback = NOBODY;
         loopback[15] = 1;
         let mut mapped = NOBODY;
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_is_reached_where_it_listens() {
+    fn the_probe_is_reached_at_its_port() {
         let to_probe = frame(6, 64, FAR, HERE, &with_ports(40_000, 8082, 20));
         let packet = read(&to_probe[..]).expect("a packet");
         assert_eq!(packet.judge(&PROBED), Judgement::Harmless);
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_another_machine_is_none_of_this_ones() {
+    fn packets_for_another_machine_are_not_let_in() {
         for (next, payload, expected) in [
             (6, with_ports(40_000, 8082, 20), Judgement::IfConnected),
             (58, icmp_message(129, 0), Judgement::Closed),
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_headers_are_no_way_around() {
+    fn extension_headers_are_not_let_in() {
         let inner = with_ports(40_000, 8082, 40);
         for next in [0, 43, 44, 50, 51, 59, 60, 135, 139, 140, 253, 254] {
             let mut payload = inner.clone();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_no_packet() {
+    fn truncated_packets_are_not_read() {
         for (next, payload) in
             [(6, with_ports(1, 22, 20)), (17, with_ports(1, 22, 8)), (58, icmp_message(135, 0)[..8].to_vec())]
         {
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_machine_sends() {
+    fn packets_of_this_machine_are_read() {
         let question = frame(17, 64, HERE, FAR, &with_ports(40_000, 53, 20));
         let answer = frame(17, 64, FAR, HERE, &with_ports(53, 40_000, 20));
         let key = read(&answer[..]).and_then(|packet| packet.key()).expect("a tuple");
@@ -443,7 +443,7 @@ mod tests {
 
         /// Nothing panics, and what is let in unasked is one of few things.
         #[test]
-        fn harmless_is_what_is_listed(bytes in prop::collection::vec(any::<u8>(), 0..120), next in prop::sample::select(vec![0_u8, 6, 17, 58, 44, 60, 112, 41])) {
+        fn only_listed_packets_are_harmless(bytes in prop::collection::vec(any::<u8>(), 0..120), next in prop::sample::select(vec![0_u8, 6, 17, 58, 44, 60, 112, 41])) {
             let mut frame = bytes;
             if frame.len() > 54 {
                 frame[14] = 0x60;

@@ -6,8 +6,8 @@
 //! property and fuzz tests run.
 //!
 //! The modules come in layers, and each module uses only modules of its own layer and of those
-//! above it: vocabulary, then packets, then sessions, then map types, then decisions. Decisions come
-//! last because the rules that they follow are map types.
+//! above it: vocabulary, then packets, then sessions, then map types, then decisions. Decisions
+//! come last because the rules that they follow are map types.
 //!
 //! Two conventions hold everywhere. **Wire bytes stay bytes**: addresses and ports are big-endian
 //! byte arrays, as they stand in the packet, and become numbers only for arithmetic. **Map types

@@ -215,9 +215,9 @@ pub const fn is_routing_protocol(protocol: u8) -> bool {
 }
 
 /// Returns `true` for a source address that no packet on a wire may have: an answer to it would go
-/// to the wrong machine, or to all of them (RFC 1122 3.2.1.3, RFC 1812 5.3.7). A machine that has no
-/// address yet uses 0.0.0.0, and sends to a group or to all (DHCP, IGMP). 240.0.0.0/4 is an address
-/// like others, as in Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
+/// to the wrong machine, or to all of them (RFC 1122 3.2.1.3, RFC 1812 5.3.7). A machine that has
+/// no address yet uses 0.0.0.0, and sends to a group or to all (DHCP, IGMP). 240.0.0.0/4 is an
+/// address like others, as in Linux (`ipv4_is_lbcast` in `ip_route_input_slow`, net/ipv4/route.c).
 #[inline(always)]
 pub const fn is_martian_source(source: Ipv4, destination: Ipv4) -> bool {
     let has_none = source.is_unspecified() && !destination.is_unicast();
@@ -267,7 +267,7 @@ mod tests {
     const ELSEWHERE: Place = Place { is_local: false, ..HERE };
 
     #[test]
-    fn closed_unless_there_is_a_reason() {
+    fn packets_are_closed_out_unless_there_is_a_reason() {
         let cases = [
             (packet(Protocol::Tcp, 22, tcp::SYN), Judgement::IfConnected),
             (packet(Protocol::Tcp, 8082, tcp::SYN), Judgement::Harmless),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_s_own_protocols() {
+    fn link_protocols_are_let_in_from_the_link() {
         for (protocol, destination, expected) in [
             (112, [224, 0, 0, 18], true),
             (89, [224, 0, 0, 5], true),

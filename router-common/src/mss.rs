@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_size_wherever_it_is() {
+    fn the_size_is_found_at_any_place() {
         assert_eq!(search(&[2, 4, 5, 180]), Some((2, [5, 180])));
         assert_eq!(search(&[1, 2, 4, 5, 180]), Some((3, [5, 180])));
         assert_eq!(search(&[3, 3, 7, 2, 4, 5, 180, 0]), Some((5, [5, 180])));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_nothing_in_nonsense() {
+    fn malformed_options_have_no_size() {
         for options in [
             &[][..],
             &[0, 2, 4, 5, 180],

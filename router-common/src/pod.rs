@@ -13,13 +13,12 @@ use crate::{
     ports::PoolKey,
 };
 
-/// Implements `Pod` for types that are `#[repr(C)]`, plain data, and whose size is the sum of their
-/// fields' sizes.
+/// Implements `Pod` for types that are `#[repr(C)]`, plain data, and without padding.
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {
         $(
-            // SAFETY: `#[repr(C)]`, valid for any bytes (enumerations are stored as integers), and without padding: the
-            // size assertion beside the type counts its fields.
+            // SAFETY: `#[repr(C)]`, valid for any bytes (enumerations are stored as integers), and
+            // without padding: the size assertion after the type counts its fields.
             unsafe impl aya::Pod for $type {}
         )*
     };

@@ -569,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_source_finds_exhausted_another_searches() {
+    fn exhaustion_is_kept_for_each_source() {
         let pool = pool();
         let range = PortRange { first: 1024, last: 65_535 };
         let sources: Vec<_> = (0..32).map(|source| SourcePorts::new(range, source)).collect();
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_belongs_to_one() {
+    fn a_pool_has_one_owner() {
         let pool = pool();
         assert!(pool.claim() && !pool.claim());
         pool.set(9);

@@ -68,7 +68,7 @@ mod tests {
     use crate::effort::tries;
 
     #[test]
-    fn a_burst_and_then_a_rate() {
+    fn a_burst_is_followed_by_the_rate() {
         let (bucket, rate) = (TokenBucket::default(), Rate::PER_SOURCE);
         let start = 5_000_000_000;
         let burst = (0..2 * rate.burst).filter(|_| bucket.take(start, rate)).count() as u64;
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn cpus_that_take_at_once_get_no_more_than_there_is() {
+    fn concurrent_takes_do_not_exceed_the_burst() {
         let (bucket, rate, start) = (TokenBucket::default(), Rate::SHARED, 5_000_000_000);
         let tries = tries(100_000, 600);
         let take = || (0..tries).filter(|_| bucket.take(start, rate)).count() as u64;

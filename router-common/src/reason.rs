@@ -1,17 +1,18 @@
-//! Why a packet left the program: one numbered list for counters, metrics and the command line.
+//! Reasons why packets leave the program: one numbered list for counters, metrics and the command
+//! line.
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
     /// Translated and sent on its way.
     Forward,
-    /// Left as it was, to this machine's own network stack.
+    /// Passed unchanged to this machine's own network stack.
     Pass,
     /// Dropped.
     Drop,
-    /// Given to the daemon, which sends it when it can be sent.
+    /// Handed to the daemon, which sends it when it can be sent.
     Punt,
-    /// Not forwarded: its sender is told why.
+    /// Not forwarded: its sender gets an answer that says why.
     Answer,
 }
 
@@ -28,14 +29,14 @@ impl Action {
     }
 }
 
-/// Defines [`Reason`] from one table, so that a reason cannot lack a number, an action, a name or a
+/// Defines [`Reason`] from one table, so that every reason has a number, an action, a name and a
 /// description.
 macro_rules! reasons {
     ($($number:literal $variant:ident $name:literal $action:ident $description:literal;)*) => {
-        /// Why a packet left the program.
+        /// A drop reason, or another reason why a packet left the program.
         ///
-        /// The number is the index of its per-CPU counter. Numbers are never reused: a reason that goes leaves its line in
-        /// the table with a name that starts with `unused`.
+        /// The number is the index of its per-CPU counter. Numbers are never reused: a removed
+        /// reason keeps its line in the table, with a name that starts with `unused`.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, Eq, PartialEq)]
         pub enum Reason {
@@ -46,7 +47,7 @@ macro_rules! reasons {
             /// Every reason, in the order of the numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The reason with this number.
+            /// Returns the reason with this number.
             #[inline(always)]
             pub const fn from_number(number: u32) -> Option<Self> {
                 match number {
@@ -55,7 +56,7 @@ macro_rules! reasons {
                 }
             }
 
-            /// What becomes of a packet for this reason.
+            /// Returns what happens to a packet for this reason.
             #[inline(always)]
             pub const fn action(self) -> Action {
                 match self {
@@ -63,14 +64,14 @@ macro_rules! reasons {
                 }
             }
 
-            /// Its name in metrics and on the command line.
+            /// Returns its name in metrics and on the command line.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
             }
 
-            /// What it means, for the operator.
+            /// Returns its meaning, for the operator.
             pub const fn description(self) -> &'static str {
                 match self {
                     $(Self::$variant => $description,)*

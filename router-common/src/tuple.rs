@@ -1,8 +1,8 @@
 //! Tuples: the 5-tuple that a flow is found by, and the protocols and directions that there are.
 //!
-//! A *session* is what a client opened. It is two *flows*, one for each direction, and each flow has
-//! an entry under the tuple that its packets arrive with: the client's tuple, and the tuple of the
-//! target's replies.
+//! A *session* is what a client opened. It is two *flows*, one for each direction, and each flow
+//! has an entry under the tuple that its packets arrive with: the client's tuple, and the tuple of
+//! the target's replies.
 
 use core::mem::size_of;
 

@@ -177,13 +177,13 @@ mod tests {
     use crate::{effort::tries, session::Seen};
 
     #[test]
-    fn notes_say_what_they_were_made_of() {
+    fn notes_round_trip() {
         let note = Note::from_number(Note::new(0xfedc_ba98, Ticks(0x8765_4321)).number());
         assert_eq!((note.slot(), note.opened()), (0xfedc_ba98, Ticks(0x8765_4321)));
     }
 
     #[test]
-    fn only_what_opens_makes_room() {
+    fn only_opening_sessions_make_room() {
         let tag = |direction, opening| Tag::pending(6, direction, 3, opening).with_seen(Seen::SYN);
         let live = |direction, opening| tag(direction, opening).in_state(SlotState::Live);
         let opening = live(Direction::Forward, true);

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn parses_what_fits() {
+    fn whole_records_are_parsed() {
         let bytes = record(2, 2, &[7, 8, 6]);
         let neighbour = Neighbour { interface: 4, address: Neighbour::mapped(Ipv4([10, 0, 2, 1])) };
         let wanted = Punted {

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_next_hop_is_overtaken_when_it_goes_or_changes() {
+    fn a_next_hop_is_outdated_when_it_goes_or_changes() {
         let [one, other] = [1, 2].map(|last| Mac::new([2, 0, 0, 0, 0, last]));
         let in_use = InUse::new(one);
         assert!(!in_use.is_outdated(Some(one)), "confirmed");

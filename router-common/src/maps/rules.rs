@@ -434,7 +434,7 @@ mod tests {
         }
 
         #[test]
-        fn spread_stays_within(random in any::<u32>(), count in 0..=MAX_TARGETS as u32) {
+        fn picks_are_within_the_range(random in any::<u32>(), count in 0..=MAX_TARGETS as u32) {
             match pick(random, count, MAX_TARGETS) {
                 Some(at) => prop_assert!(at < count as usize),
                 None => prop_assert_eq!(count, 0),
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn spread_reaches_every_target() {
+    fn picks_reach_every_target() {
         let hits: std::collections::HashSet<_> = (0..64).map(|n| pick(n << 26, 4, MAX_TARGETS)).collect();
         assert_eq!(hits.len(), 4);
     }

@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_that_is_not_heard_of_is_not_there() {
+    fn a_silent_daemon_counts_as_absent() {
         let settings = Live::new(Settings { daemon_seen: Ticks(100), ..Settings::default() });
         assert!(settings.daemon_is_there(Ticks(99)), "its clock was read a moment later than ours");
         assert!(settings.daemon_is_there(Ticks(106)));

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_was_received_and_transmitted() {
+    fn packets_passed_on_count_as_received_and_transmitted() {
         let mut cpu = CpuStats::ZERO;
         cpu.passed_on[0][1].count(60);
         cpu.passed_on[1][0].count(100);

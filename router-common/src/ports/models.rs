@@ -96,13 +96,13 @@ fn no_port_is_lost() {
 
 #[test]
 #[should_panic(expected = "the port is lost")]
-fn without_looking_again_a_port_is_lost() {
+fn without_the_second_look_a_port_is_lost() {
     one_ends_and_one_tries(end, false);
 }
 
 #[test]
 #[should_panic(expected = "the port is lost")]
-fn a_mark_that_is_cleared_before_the_flow_is_gone_stays() {
+fn a_bit_cleared_before_the_flow_is_gone_stays_set() {
     one_ends_and_one_tries(
         |target| {
             target.unmark();
@@ -148,7 +148,7 @@ fn no_port_is_given_twice() {
 /// Mutation: the bit is not checked again after it was set.
 #[test]
 #[should_panic(expected = "given twice")]
-fn without_looking_at_what_the_bit_was_a_port_is_given_twice() {
+fn without_the_old_bit_a_port_is_given_twice() {
     two_take(|pool| {
         let free = !pool.bits(0).load() & ports().range().in_word(0);
         let port = free.trailing_zeros();
@@ -159,7 +159,7 @@ fn without_looking_at_what_the_bit_was_a_port_is_given_twice() {
 
 /// A target has one pool in the end, and no other target has the same pool.
 #[test]
-fn a_pool_is_made_by_one() {
+fn a_target_gets_one_pool() {
     check(|| {
         let pool = Arc::new(pool());
         let other = {
@@ -170,7 +170,8 @@ fn a_pool_is_made_by_one() {
     });
 }
 
-/// A port is freed while a search finds all ports taken: the pool does not stay marked as exhausted.
+/// A port is freed while a search finds all ports taken: the pool does not stay marked as
+/// exhausted.
 fn one_frees_and_one_searches(free: fn(&Pool), asks_first: bool) {
     check(move || {
         let pool = Arc::new(pool());
@@ -190,19 +191,19 @@ fn one_frees_and_one_searches(free: fn(&Pool), asks_first: bool) {
 }
 
 #[test]
-fn a_port_that_is_freed_is_found() {
+fn a_freed_port_is_found() {
     one_frees_and_one_searches(|pool| pool.clear(PORT), true);
 }
 
 #[test]
 #[should_panic(expected = "nobody looks for it")]
-fn a_count_that_is_read_after_the_search_hides_a_port() {
+fn a_count_read_after_the_search_hides_a_port() {
     one_frees_and_one_searches(|pool| pool.clear(PORT), false);
 }
 
 #[test]
 #[should_panic(expected = "nobody looks for it")]
-fn a_count_that_goes_up_before_the_port_is_free_hides_it() {
+fn a_count_raised_before_the_port_is_free_hides_it() {
     one_frees_and_one_searches(
         |pool| {
             pool.frees.add(1);

@@ -285,7 +285,7 @@ fn a_syn_does_not_change_a_connection() {
 }
 
 #[test]
-fn a_reset_that_was_not_meant_is_forgotten() {
+fn a_reset_is_forgotten_if_its_sender_goes_on() {
     assert_eq!(after_open(&[(Reply, tcp::RST), (Forward, tcp::ACK)]), State::Closed, "still on its way");
     assert_eq!(after_open(&[(Reply, tcp::RST), (Reply, tcp::ACK)]), State::Established);
 }
@@ -320,7 +320,7 @@ fn begun_anew(mut talk: Talk, numbers: [u32; 2]) -> Talk {
 }
 
 #[test]
-fn a_connection_that_began_unseen_is_followed_after_a_while() {
+fn an_unseen_new_connection_is_followed_after_a_while() {
     let mut half_closed = Talk::established();
     half_closed.say(Reply, FIN_ACK, 0);
     for old in [Talk::established(), half_closed] {
@@ -377,7 +377,7 @@ fn an_idle_connection_is_not_ended_by_unanswered_segments() {
 /// An answer counts wherever it takes its way: a reset that is none does not have it
 /// overlooked.
 #[test]
-fn an_answer_is_seen_behind_resets() {
+fn an_answer_after_resets_is_seen() {
     let mut talk = Talk::established();
     talk.transfer(Forward, 3000);
     talk.transfer(Reply, 3000);
@@ -398,7 +398,7 @@ fn an_answer_is_seen_behind_resets() {
 
 /// A SYN that was not the client's has made the router start a live connection over.
 #[test]
-fn a_connection_that_is_older_than_the_router_knows_is_established() {
+fn a_connection_older_than_its_session_is_established() {
     let mut talk = Talk::established();
     talk.transfer(Forward, 3000);
     talk.middle = Middle::new();
@@ -429,7 +429,7 @@ fn a_segment_far_ahead_does_not_keep_the_others_in_the_slow_path() {
 }
 
 #[test]
-fn one_end_alone_does_not_begin_anew() {
+fn one_end_alone_does_not_start_a_new_connection() {
     for direction in [Forward, Reply] {
         let mut talk = Talk::established();
         let before = talk.middle.0;
@@ -467,7 +467,7 @@ fn a_reset_ahead_of_data_is_not_certain() {
 
 /// Data that its receiver has acknowledged is no evidence against the FIN after it.
 #[test]
-fn data_that_comes_again_behind_both_fins_takes_none_back() {
+fn retransmitted_data_after_both_fins_is_no_new_data() {
     for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
         let mut talk = Talk::established();
         let data = talk.genuine(direction, tcp::ACK, 1000);
@@ -486,7 +486,7 @@ fn data_that_comes_again_behind_both_fins_takes_none_back() {
 /// An end that gives up with data on the way: its reset is behind that, and nobody acknowledges
 /// either.
 #[test]
-fn a_reset_behind_data_counts_until_its_receiver_goes_on() {
+fn a_reset_after_data_counts_until_its_receiver_goes_on() {
     for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
         let mut talk = Talk::established();
         talk.say(direction, tcp::ACK, 1000);
@@ -502,7 +502,7 @@ fn a_reset_behind_data_counts_until_its_receiver_goes_on() {
 }
 
 #[test]
-fn others_are_established_by_a_reply() {
+fn udp_and_icmp_are_established_by_a_reply() {
     for protocol in [Protocol::Udp, Protocol::Icmp] {
         assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, true), State::Opening);
         assert_eq!(State::of(protocol, Seen::NOTHING, Seen::NOTHING, false), State::Established);
@@ -520,10 +520,10 @@ fn forged() -> impl Strategy<Value = (bool, u8, bool, Option<i32>, Option<i32>)>
 proptest! {
     #![proptest_config(crate::effort::cases())]
 
-    /// Any segments may be injected between those of two ends: if these go on talking, the session keeps its place; and
-    /// when it has come to rest, it still knows a genuine end of the connection from others.
+    /// Any segments may be injected between those of two ends. If the ends go on sending, the
+    /// session stays.
     #[test]
-    fn a_connection_whose_ends_go_on_talking_keeps_its_place(
+    fn injected_segments_do_not_end_an_active_connection(
         rounds in proptest::collection::vec((proptest::collection::vec(forged(), 0..20), 0..tries(200_000, 5000), 0..tries(200_000, 5000)), 1..tries(10, 3) as usize),
     ) {
         let mut talk = Talk::established();
@@ -547,7 +547,7 @@ proptest! {
         }
     }
 
-    /// No segment of somebody who knows the addresses and ports, but not the numbers, changes anything.
+    /// A forged segment with the right addresses and ports, but wrong numbers, changes nothing.
     #[test]
     fn blind_segments_change_nothing(
         segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<bool>()), 0..200),
@@ -564,8 +564,8 @@ proptest! {
         prop_assert_eq!(talk.middle.0, before);
     }
 
-    /// Whatever segments come, for as long as they may: while one of the two ends answers those
-    /// that it cannot accept, once a tick, nothing changes.
+    /// Any segments change nothing, for any time, while one of the two ends answers those that it
+    /// cannot accept, once a tick.
     #[test]
     fn an_end_that_answers_keeps_its_connection(
         segments in proptest::collection::vec((any::<bool>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<bool>()), 0..200),
@@ -576,7 +576,8 @@ proptest! {
         for (is_reply, flags, sequence, acknowledgement, carries_data) in segments {
             let direction = if is_reply { Reply } else { Forward };
             talk.middle.see(&Segment { direction, flags, sequence, acknowledgement, carries_data });
-            // It gets what comes from the other end's side, and no resets (RFC 9293 3.10.7.4).
+            // It receives the segments from the other end's side, and answers no resets (RFC 9293
+            // 3.10.7.4).
             if is_reply != target_answers && flags & tcp::RST == 0 {
                 talk.say(if target_answers { Reply } else { Forward }, tcp::ACK, 0);
                 talk.middle.1.now += 1;
@@ -585,10 +586,10 @@ proptest! {
         prop_assert_eq!(talk.middle.0, before);
     }
 
-    /// Whatever the two sides send: what has opened does not count as opening again, and only resets and FINs of both sides
-    /// end a connection.
+    /// Whatever the two sides send, an open connection never counts as opening again, and only
+    /// resets and FINs of both sides end one.
     #[test]
-    fn tcp_in_any_order(segments in proptest::collection::vec(forged(), 0..40)) {
+    fn segments_in_any_order_keep_the_state_valid(segments in proptest::collection::vec(forged(), 0..40)) {
         let mut talk = Talk::new();
         talk.say(Forward, tcp::SYN, 0);
         for (is_reply, flags, carries_data, sequence, acknowledgement) in segments {
@@ -610,9 +611,9 @@ proptest! {
         }
     }
 
-    /// Data of any size in either direction, in order: the fast path follows, or the slow path behind it.
+    /// The fast path, or else the slow path, follows data of any size in either direction.
     #[test]
-    fn numbers_follow_a_connection(sizes in proptest::collection::vec((any::<bool>(), 1..tries(1_000_000, 5000)), 1..tries(200, 20) as usize)) {
+    fn the_numbers_follow_data_of_any_size(sizes in proptest::collection::vec((any::<bool>(), 1..tries(1_000_000, 5000)), 1..tries(200, 20) as usize)) {
         let mut talk = Talk::established();
         for (is_reply, size) in sizes {
             talk.transfer(if is_reply { Reply } else { Forward }, size);

@@ -27,7 +27,8 @@ use crate::{
     tuple::{Direction, FlowKey, Protocol},
 };
 
-/// Checks a model of two threads, with as many preemptions as it takes to find what mutations break.
+/// Checks a model of two threads, with as many preemptions as it takes to find what mutations
+/// break.
 fn check(model: impl Fn() + Sync + Send + 'static) {
     check_within(3, model);
 }
@@ -152,7 +153,7 @@ fn without_barriers_a_key_is_live_twice() {
 /// Mutation: the chain is not searched again once the slot has been claimed.
 #[test]
 #[should_panic(expected = "twice")]
-fn without_the_walk_behind_the_claim_a_key_is_live_twice() {
+fn without_the_walk_after_the_claim_a_key_is_live_twice() {
     two_insert(BESIDE_EACH_OTHER, |search| {
         search.found.set(NO_SLOT);
         search.contended.set(0);
@@ -191,8 +192,8 @@ fn without_a_comparison_a_claim_loses_a_flow() {
 }
 
 /// A CPU puts a flow after a free slot, where it has found room while a flow was in that slot. At
-/// the same time the sweep empties the free slot, so that walks end there. And another CPU takes the
-/// free slot for another flow.
+/// the same time the sweep empties the free slot, so that walks end there. And another CPU takes
+/// the free slot for another flow.
 fn one_inserts_and_the_sweep_empties(seen: fn(&Search), empty: fn(&Slot, &Slot) -> bool, another: bool) {
     check_within(if another { 1 } else { 3 }, move || {
         let table = Arc::new(Table::default());
@@ -221,7 +222,7 @@ fn empty(slot: &Slot, behind: &Slot) -> bool {
 }
 
 #[test]
-fn no_flow_is_put_behind_the_end_of_its_chain() {
+fn no_flow_is_put_after_the_end_of_its_chain() {
     one_inserts_and_the_sweep_empties(all, empty, false);
 }
 
@@ -232,7 +233,7 @@ fn no_flow_is_lost_where_a_slot_is_emptied_and_taken() {
 
 #[test]
 #[should_panic(expected = "1 is lost")]
-fn without_coming_by_its_slot_a_flow_is_lost() {
+fn without_passing_its_slot_a_flow_is_lost() {
     one_inserts_and_the_sweep_empties(|search| search.met_own.set(1), empty, false);
 }
 
@@ -278,13 +279,13 @@ fn two_retire(retire_from: fn(&Slot, Tag) -> bool) {
 }
 
 #[test]
-fn a_flow_goes_once() {
+fn a_flow_is_retired_once() {
     two_retire(|slot, seen| slot.retire_from(seen, NOW));
 }
 
 #[test]
 #[should_panic(expected = "it went twice")]
-fn without_a_comparison_a_flow_goes_twice() {
+fn without_a_comparison_a_flow_is_retired_twice() {
     two_retire(|slot, seen| {
         slot.tag.swap(seen.retired().0);
         true
@@ -312,13 +313,13 @@ fn one_starts_over_and_the_sweep_retires(start_over: fn(&Slot, Tag) -> bool) {
 }
 
 #[test]
-fn a_session_starts_over_or_goes() {
+fn a_session_starts_over_or_is_removed() {
     one_starts_over_and_the_sweep_retires(|slot, seen| slot.start_over(seen, 7, NOW));
 }
 
 #[test]
 #[should_panic(expected = "it is gone and there")]
-fn without_a_comparison_a_session_that_is_gone_starts_over() {
+fn without_a_comparison_a_removed_session_starts_over() {
     one_starts_over_and_the_sweep_retires(|slot, _| {
         let tag = tag(&key(1), true).in_state(SlotState::Live);
         slot.tag.swap(tag.0);
@@ -355,13 +356,13 @@ fn a_slot_is_used_again(quarantine: bool) {
 }
 
 #[test]
-fn a_slot_in_quarantine_is_nobodys() {
+fn a_slot_in_quarantine_is_not_reused() {
     a_slot_is_used_again(true);
 }
 
 #[test]
 #[should_panic(expected = "ended")]
-fn without_quarantine_a_packet_ends_anothers_opening() {
+fn without_quarantine_a_packet_ends_another_sessions_opening() {
     a_slot_is_used_again(false);
 }
 
@@ -381,12 +382,12 @@ fn one_moves_and_one_wants_its_port(leave: fn(&Slot, &FlowKey) -> bool) {
 }
 
 #[test]
-fn a_held_port_is_nobodys() {
+fn a_held_port_is_not_given_out() {
     one_moves_and_one_wants_its_port(Slot::hold);
 }
 
 #[test]
 #[should_panic(expected = "given")]
-fn a_port_that_is_not_held_is_given() {
+fn a_port_that_is_not_held_is_given_out() {
     one_moves_and_one_wants_its_port(|slot, key| slot.try_retire(key, NOW));
 }

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_keys_are_held() {
+    fn the_number_of_held_keys_is_limited() {
         let occupancy = Occupancy::default();
         occupancy.set_capacity(16);
         assert!(occupancy.hold() && occupancy.hold() && !occupancy.hold());
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn occupancy_is_exact() {
+    fn occupancy_stops_at_the_capacity() {
         let occupancy = Occupancy::default();
         occupancy.set_capacity(3);
         assert!(occupancy.enter() && occupancy.enter() && occupancy.enter());

@@ -156,7 +156,7 @@ fn look_at(there: &FlowKey, state: SlotState, key: &FlowKey) -> Search {
 }
 
 #[test]
-fn a_walk_tells_what_it_has_met() {
+fn a_walk_reports_the_slots_it_meets() {
     let (key, neighbour) = (key(8), key(9));
     let vacant = Ok(Vacancy { index: 1, tag: Tag::EMPTY });
     let found = look_at(&key, SlotState::Live, &key);
@@ -183,7 +183,7 @@ fn a_walk_tells_what_it_has_met() {
 }
 
 #[test]
-fn nothing_is_published_while_somebody_is_at_work_in_the_chain() {
+fn nothing_is_published_while_another_cpu_inserts_in_the_chain() {
     let table = Table::with(Regions { near: 2, far: 0 });
     assert!(table.slot(0).claim(Tag::EMPTY));
     assert_eq!(table.insert(&key(8)), Err(InsertError::Contended));
@@ -192,7 +192,7 @@ fn nothing_is_published_while_somebody_is_at_work_in_the_chain() {
 
 /// A slot before it has become empty since the vacancy was found: no search would find the flow.
 #[test]
-fn nothing_is_published_behind_the_end_of_its_chain() {
+fn nothing_is_published_after_the_end_of_its_chain() {
     let table = Table::new(1 << 10);
     let key = key(8);
     let home = table.homes(&key)[0];
@@ -206,10 +206,10 @@ fn nothing_is_published_behind_the_end_of_its_chain() {
 proptest! {
     #![proptest_config(crate::effort::cases())]
 
-    /// Against a set as the model: whatever is done in whatever order, what is in is found, and nothing else.
-    /// A vacancy may be kept meanwhile: then it is as good as a new one, or refused.
+    /// Compares the table with a set: after any operations in any order, exactly the inserted flows
+    /// are found. A vacancy that was kept meanwhile is as good as a new one, or refused.
     #[test]
-    fn it_is_a_set(steps in proptest::collection::vec((0..6_u8, 0..40_u16), 1..tries(400, 20) as usize), two_regions in any::<bool>()) {
+    fn the_table_is_a_set(steps in proptest::collection::vec((0..6_u8, 0..40_u16), 1..tries(400, 20) as usize), two_regions in any::<bool>()) {
         let regions = if two_regions { Regions { near: 8, far: 64 } } else { Regions::of(16).unwrap() };
         let table = Table::with(regions);
         let mut model = std::collections::HashSet::new();
@@ -248,7 +248,7 @@ proptest! {
         prop_assert!((0..table.size()).all(|index| table.slot(index).tag() == Tag::EMPTY));
     }
 
-    /// Tags hold what they are made of.
+    /// A tag returns the parts that it was built from.
     #[test]
     fn tags_round_trip(protocol in any::<u8>(), reply in any::<bool>(), rule in 0..MAX_RULES as u16, opening in any::<bool>()) {
         let direction = if reply { Direction::Reply } else { Direction::Forward };
@@ -305,7 +305,7 @@ fn no_key_is_live_twice() {
 
 /// An old vacancy may be after the end of its chain, or in another key's chain.
 #[test]
-fn a_vacancy_that_is_none_any_more_is_refused() {
+fn a_stale_vacancy_is_refused() {
     // Every chain starts in the first slot.
     let table = Table::with(Regions { near: 2, far: 0 });
     table.insert(&key(1)).expect("room");
@@ -407,7 +407,7 @@ fn live(key: &FlowKey) -> (Slot, Tag) {
 
 /// The CPU that changes the tag first has the session, and a later one does not.
 #[test]
-fn a_session_that_is_over_is_taken_over_once() {
+fn an_ended_session_is_taken_over_once() {
     let key = key(8);
     let (slot, seen) = live(&key);
     slot.entry.count(100);
@@ -425,7 +425,7 @@ fn a_session_that_is_over_is_taken_over_once() {
 
 /// No packet finds a held key, and no other session gets it, until the sweep releases it.
 #[test]
-fn a_held_key_is_nobodys() {
+fn a_held_key_is_not_given_out() {
     let table = Table::new(1 << 10);
     let key = key(8);
     let index = table.insert(&key).expect("room");

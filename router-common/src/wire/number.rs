@@ -1,11 +1,11 @@
-//! Numbers in the bytes of packets, wherever they start.
+//! Loads and stores of misaligned numbers in the bytes of packets.
 //!
-//! An IP header starts two bytes behind a word, so that most of what is in a packet is misaligned.
-//! Processors that run BPF do not mind, nor does the verifier about packets, but the compiler's BPF
-//! target puts such numbers together byte by byte. So they are loaded and stored by one instruction
-//! each, written down here.
+//! An IP header starts two bytes after a word boundary, so most fields of a packet are misaligned.
+//! The processors that run BPF accept that, and so does the verifier for packets. But the
+//! compiler's BPF target assembles such numbers byte by byte. So each load and store here is one
+//! instruction of inline assembly.
 //!
-//! All are taken as little-endian: the first byte is the lowest. That is the order of the machines
+//! All numbers are little-endian: the first byte is the lowest. That is the order of the machines
 //! that this runs on, so nothing is swapped, and a number's parts are the packet's words in their
 //! order.
 
@@ -14,7 +14,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "the BPF object is built f
 /// Loads and stores for one width.
 macro_rules! number {
     ($type:ident, $load:ident, $store:ident, $name:literal) => {
-        /// The number at `OFFSET` of a header; the bounds are checked when this is compiled.
+        /// Returns the number at `OFFSET` of a header. The bounds are checked at compile time.
         #[inline(always)]
         pub(crate) fn $load<const OFFSET: usize, const LENGTH: usize>(header: &[u8; LENGTH]) -> $type {
             const { assert!(OFFSET + size_of::<$type>() <= LENGTH) };
@@ -31,7 +31,8 @@ macro_rules! number {
                         options(pure, readonly, nostack, preserves_flags),
                     );
                 }
-                // SAFETY: a load of this width leaves no other bits. Told so, the compiler does not clear them again.
+                // SAFETY: a load of this width clears all other bits. This spares the compiler from
+                // clearing them again.
                 unsafe { core::hint::assert_unchecked(number <= u64::from($type::MAX)) };
                 number as $type
             }
@@ -42,7 +43,8 @@ macro_rules! number {
             }
         }
 
-        /// Writes a number's lower bits at `OFFSET` of a header; the bounds are checked when this is compiled.
+        /// Writes a number's lower bits at `OFFSET` of a header. The bounds are checked at compile
+        /// time.
         #[inline(always)]
         pub(crate) fn $store<const OFFSET: usize, const LENGTH: usize>(header: &mut [u8; LENGTH], number: impl Into<u64>) {
             const { assert!(OFFSET + size_of::<$type>() <= LENGTH) };
@@ -76,14 +78,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stand_where_they_are_said_to() {
+    fn numbers_are_loaded_and_stored_at_their_offset() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
         assert_eq!(load16::<1, _>(&bytes), 0x0302);
         assert_eq!(load32::<1, _>(&bytes), 0x0504_0302);
         assert_eq!(load64::<2, _>(&bytes), 0x0a09_0807_0605_0403);
         let mut written = [0; 10];
         store64::<0, _>(&mut written, load64::<0, _>(&bytes));
-        // What is above a number's width is no matter.
+        // Bits above a number's width do not matter.
         store32::<6, _>(&mut written, u64::MAX << 32 | u64::from(load32::<6, _>(&bytes)));
         store16::<8, _>(&mut written, u64::MAX << 16 | u64::from(load16::<8, _>(&bytes)));
         assert_eq!(written, bytes);
