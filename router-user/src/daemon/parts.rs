@@ -25,7 +25,7 @@ use crate::{
     dataplane::{CounterTable, Dataplane, FlowTable, Replayer, RuleTable},
 };
 
-/// What the parts are given.
+/// The handles that the parts are given.
 pub(super) struct Parts {
     pub(super) config_path: Arc<Path>,
     pub(super) state: State,
@@ -35,7 +35,7 @@ pub(super) struct Parts {
     names_changed: Arc<Notify>,
     pub(super) monitor: Monitor,
     pub(super) counters: CounterTable,
-    /// What became of the packets that the data plane has given to the daemon.
+    /// Counters of punted packets.
     pub(super) punts: Arc<Tally>,
     flows: FlowTable,
     rules: RuleTable,

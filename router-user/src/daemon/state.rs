@@ -1,9 +1,9 @@
-//! What the daemon knows: plain data, without the logic of the parts that write or read it.
+//! The state of the daemon: plain data, without the logic of the parts that write or read it.
 //!
-//! Each piece has a lock of its own and is written by one part of the daemon. A guard is held for
-//! moments: who has one writes no rules, writes nothing to the log and does not await (which would
-//! not compile in a task). Hardly anybody needs two at once; who does takes them in the order in
-//! which [`State`] lists them, and the data plane last.
+//! Each piece has its own lock and is written by one part of the daemon. A guard is held for
+//! moments: its holder writes no rules, logs nothing and does not await (which would not compile in
+//! a task). Few functions need two at once; they lock them in the order in which [`State`] lists
+//! them, and the data plane last.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use crate::{
     daemon::{
         kernel::{interfaces::Attached, netlink::OwnAddresses, next_hop::NextHop, own_traffic::OwnTraffic},
         names::resolved::Names,
-        observe::{capacity::Taken, contested::Rivals, target_health::TargetHealth},
+        observe::{capacity::Taken, contested::ContestedNextHops, target_health::TargetHealth},
         sync::Locked,
         upkeep::record::Record,
     },
@@ -58,11 +58,11 @@ impl State {
     }
 }
 
-/// What the daemon keeps as it has set it.
+/// The attachments, and what `upkeep` has found of them.
 pub(crate) struct Attachments {
     /// The router's interfaces by slot.
     pub(crate) attached: Vec<Attached>,
-    /// What `upkeep` has found and done.
+    /// One record for each thing that `upkeep` looks after.
     pub(crate) upkeep: Vec<Record>,
     /// `true` while the router is being taken off, on purpose: nothing is set again any more.
     pub(crate) stood_down: bool,
@@ -83,10 +83,10 @@ pub(crate) struct Routing {
     /// The networks of the router's interfaces.
     pub(crate) own_networks: Vec<Ipv4Net>,
     /// Next hops that change their MAC addresses.
-    pub(crate) rivals: Rivals,
+    pub(crate) contested: ContestedNextHops,
     /// Conditions of this machine's routes, with their subjects and details.
-    pub(crate) doubts: Vec<(Id, String, String)>,
-    /// When all of this was last read.
+    pub(crate) conditions: Vec<(Id, String, String)>,
+    /// The time of the last reading.
     pub(crate) refreshed: Instant,
 }
 
@@ -96,8 +96,8 @@ impl Routing {
             next_hops: Vec::new(),
             own_addresses: OwnAddresses::default(),
             own_networks: Vec::new(),
-            rivals: Rivals::default(),
-            doubts: Vec::new(),
+            contested: ContestedNextHops::default(),
+            conditions: Vec::new(),
             refreshed: Instant::now(),
         }
     }
@@ -119,6 +119,6 @@ pub(crate) struct SessionCounts {
     pub(crate) by_rule: HashMap<u16, u64>,
     /// Their SNAT ports.
     pub(crate) ports: Taken,
-    /// How long that sweep took.
+    /// The duration of that sweep.
     pub(crate) took: Duration,
 }

@@ -1,9 +1,9 @@
 //! Decides what the data plane has to do, and has it done.
 //!
-//! The rule set that is wanted ([`desired`]) follows from the configuration, the addresses of names,
-//! the health of targets and the ports of sessions. A part that changes one of these asks for a look
-//! ([`requests`]); [`Control`] compares what is wanted with what is in force, and is the only part
-//! that writes rules ([`writer`]). It has nothing locked meanwhile that the probe needs.
+//! The rule set that is wanted ([`desired`]) follows from the configuration, the addresses of
+//! names, the health of targets and the ports of sessions. A part that changes one of these asks
+//! for a look ([`requests`]); [`Control`] compares what is wanted with what is in force, and is the
+//! only part that writes rules ([`writer`]). It has nothing locked meanwhile that the probe needs.
 
 pub(crate) mod desired;
 pub(crate) mod replace;
@@ -77,11 +77,12 @@ impl Control {
         Self { state, writer, resolver, requests, names_changed, in_force, replacing }
     }
 
-    /// Puts the rules in force whenever a part of the daemon asks for it. The kernel may well refuse
-    /// once, which is nothing to end the daemon for: the rules of before stay in force meanwhile.
+    /// Puts the rules in force whenever a part of the daemon asks for it. The kernel may well
+    /// refuse once, which is nothing to end the daemon for: the rules of before stay in force
+    /// meanwhile.
     pub(crate) async fn run(self) -> Result<()> {
-        // An earlier daemon's rules are in one of the two banks, and nothing is known of the other: so
-        // the first look may take a while, and should be over when something changes.
+        // An earlier daemon's rules are in one of the two banks, and nothing is known of the other:
+        // so the first look may take a while, and should be over when something changes.
         self.requests.ask();
         loop {
             self.requests.turn().await;
@@ -141,7 +142,7 @@ impl Control {
         self.state.config.set(config.clone());
         drop(in_force);
         self.writer.set_half_open_limit(config.half_open_per_source(ports.size()))?;
-        // What has changed while this was written.
+        // Names and targets may have changed meanwhile.
         self.requests.ask();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What of a configuration can change while the router runs, and what cannot.
+//! Checks which parts of a configuration can change while the router runs.
 
 use std::fmt;
 

@@ -29,8 +29,7 @@ impl Requests {
         self.0.at_once.notify_one();
     }
 
-    /// Asks for a look, as somebody on the network can have it done again and again: soon, and once
-    /// a second at most.
+    /// Asks for a look soon, once a second at most: hosts on the network can cause this request.
     pub(crate) fn ask_paced(&self) {
         self.0.paced.ask();
     }

@@ -7,7 +7,7 @@ use crate::{
     dataplane::{Dataplane, RuleSetSpec, RuleTable},
 };
 
-/// What control needs of the data plane.
+/// The part of the data plane that control needs.
 pub(crate) trait RuleWriter: Send + Sync {
     /// Puts a rule set in force, at once and whole. Returns its version.
     ///

@@ -1,6 +1,5 @@
-//! What the daemon asks of the kernel and follows there: addresses, routes and neighbours
-//! (`netlink`), the data plane's next hops (`next_hops`), and this machine's own traffic
-//! (`own_traffic`).
+//! The kernel's state that the daemon follows: addresses, routes and neighbours (`netlink`), next
+//! hops (`next_hops`), and this machine's own traffic (`own_traffic`).
 
 pub(crate) mod interfaces;
 pub(crate) mod netlink;

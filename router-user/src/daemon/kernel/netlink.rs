@@ -1,4 +1,4 @@
-//! What the kernel says of addresses, routes and neighbours, by route netlink (rtnetlink(7)).
+//! Addresses, routes and neighbours of the kernel, by route netlink (rtnetlink(7)).
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "netlink has many kinds of everything; we pick the few we know"
@@ -39,7 +39,7 @@ use crate::{
 
 pub(crate) use crate::sys::addresses::{Addresses, OwnAddresses};
 
-/// How long the kernel may take for an answer.
+/// The time that the kernel may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause between attempts to open a connection again that has ended.
@@ -49,7 +49,7 @@ async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T> {
     timeout(PATIENCE, answer).await.context("the kernel does not answer on netlink")
 }
 
-/// What may have changed where packets leave.
+/// A change that may move the next hop of packets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
     /// A route, a policy rule, a link or an address.
@@ -60,14 +60,14 @@ pub(crate) enum Change {
     MissedNeighbours,
 }
 
-/// What the kernel knows of a neighbour.
+/// An entry of the kernel's neighbour table.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct NeighbourEntry {
     /// Its MAC address, if it can be used now.
     pub(crate) mac: Option<[u8; 6]>,
-    /// Whether that was set by hand and is not to be asked for.
+    /// `true` if that was set by hand and must not be asked for.
     pub(crate) fixed: bool,
-    /// Whether it was asked for, and has not answered (`NUD_FAILED`).
+    /// `true` if it was asked for and has not answered (`NUD_FAILED`).
     pub(crate) failed: bool,
 }
 
@@ -93,8 +93,8 @@ pub(crate) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> 
     Ok(changes.boxed())
 }
 
-/// Opens a stream, without an end, of what the kernel tells these groups; `None` when something of
-/// it was lost. When the connection breaks, which a lack of memory is enough for, it is made again.
+/// Opens an endless stream of the kernel's messages to these groups; `None` when some were lost.
+/// When the connection breaks, which a lack of memory is enough for, it is made again.
 fn messages(
     groups: &'static [MulticastGroup],
 ) -> Result<impl Stream<Item = Option<RouteNetlinkMessage>> + Send> {
@@ -118,7 +118,7 @@ fn messages(
     }))
 }
 
-/// Tries again and again, with a word in the log for the first time that it does not work.
+/// Tries until it works, and logs the first failure only.
 async fn until_it_works<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
     warn!("a netlink connection has ended: it is opened again");
     loop {
@@ -139,8 +139,8 @@ pub(crate) struct Kernel {
 
 /// Opens a connection to the kernel, and the stream of its changes from now on.
 pub(crate) fn connect() -> Result<(Watch, Kernel)> {
-    // Questions have a connection of their own: when a burst of changes overruns a socket's buffer,
-    // answers are lost with them.
+    // Questions have a separate connection: when a burst of changes overruns a socket's buffer,
+    // answers are lost as well.
     let open = || rtnetlink::new_connection().context("cannot open a netlink socket");
     let (mut questions, handle, _) = open()?;
     let handle = Arc::new(Mutex::new(handle));
@@ -159,8 +159,8 @@ pub(crate) fn connect() -> Result<(Watch, Kernel)> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv4Rule,
     ])?;
-    // Of neighbours, whoever is on the link can make as many changes as fit the link. So they have
-    // a socket of their own: when it overruns, no change of a route is lost with them.
+    // Any host on the link can change neighbours at the rate of the link. So these changes have a
+    // separate socket: when it overruns, no change of a route is lost.
     let neighbours = messages(&[MulticastGroup::Neigh])?;
     let or = |missed: Change| {
         move |message: Option<_>| std::future::ready(message.map_or(Some(missed.clone()), change))
@@ -193,10 +193,10 @@ fn change(message: RouteNetlinkMessage) -> Option<Change> {
     }
 }
 
-/// What the routes of all tables say.
+/// Facts of the routes of all tables.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Routes {
-    /// Every gateway, and whether its route has others to choose from.
+    /// Every gateway, with `true` if its route has others to choose from.
     pub(crate) gateways: HashMap<Neighbour, bool>,
     /// Routes that name the address that packets come from.
     pub(crate) sources: Vec<RouteSource>,
@@ -315,7 +315,7 @@ impl Kernel {
         self.neighbour(neighbour).await
     }
 
-    /// What the kernel knows of a neighbour; `None` if it knows none.
+    /// Returns the entry of a neighbour; `None` if there is none.
     pub(crate) async fn neighbour(&self, neighbour: &Neighbour) -> Result<Option<NeighbourEntry>> {
         let address = neighbour.ip();
         let mut question = NeighbourMessage::default();

@@ -1,4 +1,4 @@
-//! What is known of the way to a target.
+//! The next hop of a target.
 
 use std::{
     fmt,

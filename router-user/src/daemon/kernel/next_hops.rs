@@ -32,7 +32,7 @@ use crate::{
         kernel::next_hop::{NextHop, Problem, asked_by},
         logging::text,
         names::resolved::Names,
-        observe::contested::{Rivals, format_mac},
+        observe::contested::{ContestedNextHops, format_mac},
         rate::pace::Pace,
         state::{Attachments, Routing},
         sync::Locked,
@@ -42,8 +42,8 @@ use crate::{
     policy_rules::{self, PolicyRule, not_followed},
 };
 
-/// How often every next hop is confirmed: forwarded packets do not tell the kernel that a neighbour
-/// is still there.
+/// The period in which every next hop is confirmed: forwarded packets do not tell the kernel that a
+/// neighbour is still there.
 const CONFIRM: Duration = Duration::from_secs(2);
 /// How long a next hop that was there stays so while it is asked once more, by broadcast. Where one
 /// does not answer when it is asked by name, as some switches and virtual gateways do, the kernel
@@ -55,19 +55,19 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// Times in a row that all sessions ask for their next hops again because neighbours have changed,
 /// and how often from then on: each costs every session a way through the slow path.
 const INVALIDATIONS: (u32, Duration) = (4, Duration::from_secs(1));
-/// Times in a row that the ways to all targets are looked at again because neighbours have changed,
-/// and how often from then on.
+/// Times in a row that the next hops of all targets are looked at again because neighbours have
+/// changed, and how often from then on.
 const REFRESHES: (u32, Duration) = (4, Duration::from_millis(500));
-/// As many queries are asked in one look at the ways to all targets; the other targets have their
-/// turn at the next one.
+/// The most queries in one look at the next hops of all targets; the other targets have their turn
+/// at the next one.
 const QUERIES_AT_ONCE: usize = 2048;
-/// As many neighbours are looked for in one such look.
+/// The most neighbours that are asked for in one such look.
 const PROBES_AT_ONCE: usize = 64;
-/// As many next hops that only sessions have are confirmed in one round while the kernel's table of
-/// neighbours is filling up.
+/// The most next hops that only sessions have and that are confirmed in one round while the
+/// kernel's table of neighbours is filling up.
 const CONFIRMED_AT_ONCE: usize = 512;
 
-/// What this has access to.
+/// The parts of the daemon that this has access to.
 #[derive(Clone)]
 pub(crate) struct Access {
     pub(crate) config: Locked<Arc<Config>>,
@@ -77,7 +77,7 @@ pub(crate) struct Access {
     pub(crate) plane: Locked<Dataplane>,
 }
 
-/// Follows the kernel's changes for ever. What fails is tried again at the next change, or two
+/// Follows the kernel's changes. What fails is tried again at the next change, or two
 /// seconds later; if it goes on failing, the probe says so.
 pub(crate) async fn follow(
     access: Access,
@@ -109,7 +109,7 @@ pub(crate) async fn follow(
         let is_due = follower.refreshes.take(now);
         if std::mem::take(&mut follower.is_outdated) || is_due || is_round {
             match refresh(&access, &kernel, &mut topology).await {
-                Ok(Looked { ways, has_moved }) => follower.has_looked(ways, has_moved),
+                Ok(Looked { used_neighbours, has_moved }) => follower.has_looked(used_neighbours, has_moved),
                 Err(error) => warn!("cannot follow the kernel's routes: {error:#}"),
             }
         }
@@ -125,23 +125,24 @@ pub(crate) async fn follow(
 struct Follower {
     /// The neighbours that targets' routes lead to, with their MAC addresses as far as they are
     /// known.
-    ways: Ways,
+    used_neighbours: UsedNeighbours,
     /// A route, a rule, a link or an address has changed.
     topology_has_moved: bool,
-    /// The ways to targets have to be looked at again: what is known of them is not true any more.
+    /// The next hops of targets have to be looked at again: what is known of them is not true any
+    /// more.
     is_outdated: bool,
     invalidations: Pace,
     refreshes: Pace,
 }
 
-/// Neighbours on the way to targets, each with the name of its interface and the MAC address that
+/// The next hops of targets, each with the name of its interface and the MAC address that
 /// it had last.
-type Ways = HashMap<Neighbour, (String, Option<[u8; 6]>)>;
+type UsedNeighbours = HashMap<Neighbour, (String, Option<[u8; 6]>)>;
 
 impl Default for Follower {
     fn default() -> Self {
         Self {
-            ways: Ways::new(),
+            used_neighbours: UsedNeighbours::new(),
             topology_has_moved: false,
             is_outdated: false,
             invalidations: Pace::new(INVALIDATIONS.0, INVALIDATIONS.1),
@@ -155,7 +156,7 @@ impl Follower {
     fn note(&mut self, access: &Access, changes: &[Change]) {
         let mut failure = None;
         {
-            let rivals = &mut access.routing.lock().rivals;
+            let contested = &mut access.routing.lock().contested;
             let plane = &mut *access.plane.lock();
             for change in changes {
                 match change {
@@ -163,10 +164,10 @@ impl Follower {
                         self.topology_has_moved = true;
                         self.is_outdated = true;
                     }
-                    // What it was, a look at all of them will show.
+                    // A look at all of them shows the change.
                     Change::MissedNeighbours => self.refreshes.ask(),
                     Change::Neighbour(neighbour, NeighbourEntry { mac, .. }) => {
-                        failure = self.note_neighbour(plane, rivals, neighbour, *mac).err().or(failure);
+                        failure = self.note_neighbour(plane, contested, neighbour, *mac).err().or(failure);
                     }
                 }
             }
@@ -181,30 +182,30 @@ impl Follower {
     fn note_neighbour(
         &mut self,
         plane: &mut Dataplane,
-        rivals: &mut Rivals,
+        contested: &mut ContestedNextHops,
         neighbour: &Neighbour,
         mac: Option<[u8; 6]>,
     ) -> Result<()> {
         let in_use = plane.next_hops_in_use.get(neighbour)?;
-        let way = self.ways.get_mut(neighbour);
-        if in_use.is_none() && way.is_none() && !rivals.watches(neighbour) {
+        let used = self.used_neighbours.get_mut(neighbour);
+        if in_use.is_none() && used.is_none() && !contested.watches(neighbour) {
             return Ok(());
         }
-        let last = way.as_ref().and_then(|(_, mac)| *mac);
+        let last = used.as_ref().and_then(|(_, mac)| *mac);
         if let Some(mac) = mac {
             let before = in_use.and_then(InUse::mac).map(Mac::bytes).or(last);
-            let interface = match &way {
+            let interface = match &used {
                 Some((name, _)) => name.clone(),
                 None => interface_name(neighbour.interface).unwrap_or_default(),
             };
-            rivals.note(*neighbour, &interface, before, mac, Instant::now().into_std());
+            contested.note(*neighbour, &interface, before, mac, Instant::now().into_std());
         }
         if in_use.is_some_and(|in_use| in_use.is_outdated(mac.map(Mac::new))) {
             // First, since who asks again notes it again.
             plane.next_hops_in_use.forget(neighbour)?;
             self.invalidations.ask();
         }
-        if let Some((_, known)) = way
+        if let Some((_, known)) = used
             && *known != mac
         {
             // To come and to go takes a neighbour seconds. To have another address takes it a
@@ -219,8 +220,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Has all sessions ask for their next hops again, if it is time for that. What fails is tried
-    /// again.
+    /// Has all sessions ask for their next hops again, if that is due. A failure is tried again.
     fn invalidate(&mut self, plane: &Locked<Dataplane>, now: std::time::Instant) {
         let is_due = self.invalidations.take(now);
         let has_moved = std::mem::take(&mut self.topology_has_moved);
@@ -234,15 +234,15 @@ impl Follower {
         }
     }
 
-    /// Takes in what a look at all ways has shown.
-    fn has_looked(&mut self, ways: Ways, has_moved: bool) {
-        self.ways = ways;
+    /// Takes in what a look at all next hops has shown.
+    fn has_looked(&mut self, used_neighbours: UsedNeighbours, has_moved: bool) {
+        self.used_neighbours = used_neighbours;
         if has_moved {
             self.invalidations.ask();
         }
     }
 
-    /// Returns when there is something to do that nobody else will tell of.
+    /// Waits until something is due that no change announces.
     async fn due(&self) {
         let now = Instant::now().into_std();
         match [self.invalidations.due(now), self.refreshes.due(now)].into_iter().flatten().min() {
@@ -252,12 +252,12 @@ impl Follower {
     }
 }
 
-/// What changes seldom and may be long: routes, and the rules by which they are looked up.
+/// Data that changes seldom and may be long: routes, and the rules by which they are looked up.
 #[derive(Default)]
 pub(crate) struct Topology {
     routes: Routes,
     rules: Vec<PolicyRule>,
-    /// Whether it may have changed since it was read.
+    /// `true` if it may have changed since it was read.
     is_old: bool,
     /// The target that was looked at last, if not all are looked at each time.
     turn: Option<Ipv4Addr>,
@@ -287,14 +287,14 @@ fn invalidate(plane: &mut Dataplane) -> Result<()> {
     plane.settings.invalidate_next_hops()
 }
 
-/// The outcome of a look at all ways.
+/// The outcome of a look at all next hops.
 pub(crate) struct Looked {
-    ways: Ways,
-    /// Sessions have a next hop that has gone or changed, and nothing has told of it.
+    used_neighbours: UsedNeighbours,
+    /// `true` if sessions have a next hop that has gone or changed, and no message has said so.
     has_moved: bool,
 }
 
-/// Looks at this machine's addresses, at the way to every target, and at the next hops in use
+/// Looks at this machine's addresses, at the next hop of every target, and at the next hops in use
 /// again.
 pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
     if topology.is_old {
@@ -340,18 +340,18 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
         }
     }
     topology.overdue = view.still_overdue();
-    let ways = view.ways(&next_hops, topology);
-    let doubts = view.doubts(topology);
+    let used_neighbours = view.used_neighbours(&next_hops, topology);
+    let route_conditions = view.route_conditions(topology);
     let has_moved = {
         let state = &mut *access.routing.lock();
         state.refreshed = Instant::now().into_std();
-        state.rivals.pass_time(state.refreshed);
-        state.doubts = doubts;
+        state.contested.pass_time(state.refreshed);
+        state.conditions = route_conditions;
         state.own_addresses = view.addresses.local();
         state.own_networks =
             view.interfaces.iter().flat_map(|index| view.addresses.networks_of(*index)).collect();
         // Of a contested one, the condition says enough.
-        let is_contested = |hop: &NextHop| state.rivals.contest(hop.interface.as_deref(), hop.via);
+        let is_contested = |hop: &NextHop| state.contested.is_contested(hop.interface.as_deref(), hop.via);
         for next_hop in next_hops.iter().filter(|next_hop| is_contested(next_hop)) {
             view.before.insert(next_hop.target, next_hop.clone());
         }
@@ -359,7 +359,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
         forget_overtaken(&mut access.plane.lock(), &view.neighbours)?
     };
     report(&view.before, &next_hops);
-    Ok(Looked { ways, has_moved })
+    Ok(Looked { used_neighbours, has_moved })
 }
 
 /// Forgets the next hops in use that are others by now, by what the kernel says of all neighbours.
@@ -413,7 +413,7 @@ struct View {
     names: HashMap<u32, String>,
     /// The router's, by slot.
     interfaces: Vec<u32>,
-    /// Whether the kernel tells the preferred sources of routes, as far as is known.
+    /// `true` if the kernel tells the preferred sources of routes; `None` if that is not known.
     tells_sources: Option<bool>,
     /// The neighbours that the kernel has been asked to look for.
     looked_for: HashSet<Neighbour>,
@@ -450,7 +450,7 @@ const fn refusal(answer: &Answer) -> Option<Problem> {
 }
 
 impl View {
-    /// The way to a target, for every kind of session that needs it.
+    /// The next hop of a target, for every kind of session that needs it.
     async fn next_hop(
         &mut self,
         (config, plane): (&Config, &Locked<Dataplane>),
@@ -481,7 +481,7 @@ impl View {
         next_hop
     }
 
-    /// What is wrong with an answer, which is entered into `next_hop`.
+    /// Returns the problem with an answer, which is entered into `next_hop`.
     async fn judge(
         &mut self,
         config: &Config,
@@ -550,35 +550,36 @@ impl View {
         overdue
     }
 
-    /// The neighbours on the way to targets, and the gateways of all routes.
-    fn ways(&self, next_hops: &[NextHop], topology: &Topology) -> Ways {
+    /// The next hops of targets, and the gateways of all routes.
+    fn used_neighbours(&self, next_hops: &[NextHop], topology: &Topology) -> UsedNeighbours {
         let indexes: HashMap<&str, u32> =
             self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
         let of_targets = next_hops.iter().filter_map(|next_hop| {
             Some(Neighbour::new(*indexes.get(next_hop.interface.as_deref()?)?, next_hop.via?))
         });
         let gateways = topology.routes.gateways.keys().copied();
-        let ways = of_targets.chain(gateways).filter(|way| self.interfaces.contains(&way.interface));
-        let known = |way: Neighbour| {
-            let name = self.names.get(&way.interface).cloned().unwrap_or_default();
-            (way, (name, self.neighbours.get(&way).and_then(|entry| entry.mac)))
+        let used_neighbours =
+            of_targets.chain(gateways).filter(|used| self.interfaces.contains(&used.interface));
+        let known = |used: Neighbour| {
+            let name = self.names.get(&used.interface).cloned().unwrap_or_default();
+            (used, (name, self.neighbours.get(&used).and_then(|entry| entry.mac)))
         };
-        ways.map(known).collect()
+        used_neighbours.map(known).collect()
     }
 
-    /// Returns what is doubtful about the routes of this machine: what each is about, and the words
+    /// Returns the conditions of the routes of this machine: what each is about, and the words
     /// for the operator.
-    fn doubts(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+    fn route_conditions(&self, topology: &Topology) -> Vec<(Id, String, String)> {
         let of_router = self.interfaces.iter().filter_map(|index| self.names.get(index));
         let interfaces: Vec<&str> = of_router.map(String::as_str).collect();
         let ignored = not_followed(&topology.rules, &interfaces).into_iter().map(|text| {
             let detail = format!("{text}; fix: {}", policy_rules::FIX);
             (Id::PolicyRuleIgnored, text, detail)
         });
-        let mut doubts: Vec<_> = ignored.collect();
-        doubts.extend(self.dead_gateways(topology));
-        doubts.extend(self.untold_sources(topology));
-        doubts
+        let mut route_conditions: Vec<_> = ignored.collect();
+        route_conditions.extend(self.dead_gateways(topology));
+        route_conditions.extend(self.untold_sources(topology));
+        route_conditions
     }
 
     /// Gateways of routes with several that do not answer.
@@ -636,7 +637,7 @@ impl View {
     }
 }
 
-/// Whether the kernel leaves out gateways that do not answer where a route has others.
+/// Returns `true` if the kernel leaves out gateways that do not answer where a route has others.
 fn avoids_dead_gateways() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/fib_multipath_use_neigh")
         .is_ok_and(|value| value.trim() == "1")
@@ -682,7 +683,7 @@ fn report(before: &HashMap<IpAddr, NextHop>, now: &[NextHop]) {
         } else {
             let via = via.map_or_else(|| target.clone(), |via| via.to_string());
             let mac = mac.as_deref().unwrap_or_default();
-            // Where sources are given, it does not depend on the way.
+            // Given sources do not depend on the next hop.
             let source = source.map(|source| source.to_string()).unwrap_or_default();
             info!(target, rules, via, mac, source, "next hop resolved");
         }
@@ -761,14 +762,14 @@ fn next_hops_of_sessions(plane: &Locked<Dataplane>) -> HashSet<Neighbour> {
     }
 }
 
-/// What is needed of a target.
+/// The needs of sessions to a target.
 #[derive(Default)]
 struct Needs {
     /// By these rules.
     rules: Vec<String>,
     /// The target only stands for a network.
     any_of_network: bool,
-    /// How sessions ask for the way to it.
+    /// The queries by which sessions ask for its next hop.
     queries: Vec<Query>,
 }
 
@@ -776,7 +777,7 @@ struct Needs {
 const A_CLIENTS_PORT: u16 = 50_000;
 /// The service that stands for all that a masquerade may lead to.
 const A_SERVICE: (Protocol, u16) = (Protocol::Tcp, 443);
-/// As many of a rule's sources are asked for, so that a rule with many does not keep the daemon
+/// The most sources of a rule that are asked for, so that a rule with many does not keep the daemon
 /// busy.
 const SOURCES_ASKED: usize = 8;
 
@@ -846,7 +847,7 @@ mod tests {
         }
         assert_eq!(rounds, [all.clone(), all].concat());
         assert!(in_turn(&BTreeMap::new(), last, 10).is_empty());
-        // What was last may be gone.
+        // The last one may be gone.
         let first = Ipv4Addr::new(10, 0, 0, 0);
         assert_eq!(in_turn(&targets, Some(Ipv4Addr::new(10, 0, 0, 200)), 1), [first]);
     }

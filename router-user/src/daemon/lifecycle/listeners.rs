@@ -65,8 +65,8 @@ pub(crate) fn keep_descriptors_back(config: &Config) {
     }
 }
 
-/// Removes the socket that a daemon has left; `refuse_second` found nobody behind it. Anything else
-/// is not ours to remove.
+/// Removes the socket that an earlier daemon has left; `refuse_second` has checked that no daemon
+/// answers. Anything else is not ours to remove.
 fn remove_stale(socket: &Path) -> Result<()> {
     match std::fs::symlink_metadata(socket) {
         Ok(there) if there.file_type().is_socket() => {
@@ -84,7 +84,8 @@ fn remove_stale(socket: &Path) -> Result<()> {
 /// Refuses to be the second daemon with the same socket.
 pub(crate) async fn refuse_second(socket: &Path) -> Result<()> {
     let Ok(stream) = UnixStream::connect(socket).await else { return Ok(()) };
-    // Where anybody may make files, anybody may make this one; nobody else's is a daemon's.
+    // In a directory that others may write, others may make this file. Only one of this user's is a
+    // daemon's.
     if stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())) {
         bail!("a pls-router daemon is running already: it answers on {}", socket.display());
     }

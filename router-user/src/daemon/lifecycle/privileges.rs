@@ -49,7 +49,7 @@ struct Part {
 /// Has every thread of this process give up all capabilities but those that are kept, for good.
 ///
 /// # Errors
-/// When a thread does not: it may then do what it could do before.
+/// Returns an error if a thread does not. Its capabilities are then as before.
 pub(crate) fn give_up() -> Result<()> {
     let signal = libc::SIGRTMIN() + 5;
     install(signal).context("cannot give up privileges")?;

@@ -1,10 +1,10 @@
-//! A budget of lines in the log, for what somebody on the network can cause again and again.
+//! A budget of log lines, for events that hosts on the network can cause again and again.
 
 use std::time::{Duration, Instant};
 
 use crate::daemon::rate::pace::Budget;
 
-/// So many lines in a row are written at once; a machine that starts has a lot to say.
+/// Lines in a row that are written at once; a start has many.
 const AT_ONCE: u32 = 200;
 /// And then one in this time.
 const EVERY: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ mod tests {
         let written = taken.iter().flatten().count() as u64;
         let expected = u64::from(AT_ONCE) + 3600 / EVERY.as_secs();
         assert!((expected - 2..=expected).contains(&written), "{written}");
-        // Every line is accounted for: written, withheld and told, or withheld since.
+        // Every line is accounted for: written, withheld and counted in a line, or withheld since.
         let told: u64 = taken.iter().flatten().sum();
         assert_eq!(written + told + lines.withheld, 360_000);
     }

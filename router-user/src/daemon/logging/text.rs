@@ -1,7 +1,7 @@
-//! Texts that somebody on the network has a part in, such as a name server: bounded, and of nothing
-//! that a terminal, a log or a page acts upon.
+//! Texts from the network, such as from a name server: short, and without characters that a
+//! terminal, a log or a page acts upon.
 
-/// As many characters of a foreign text are shown.
+/// The most characters of a foreign text that are shown.
 const MOST: usize = 200;
 
 /// Returns `text` as printable ASCII, 200 characters at most: whatever else it has of characters is

@@ -1,5 +1,5 @@
-//! Tells the log what an operator has to know: that the router has stopped forwarding and why, and
-//! that it drops what it should not have to.
+//! Logs what an operator has to know: that the router has stopped forwarding and why, and packets
+//! that it should not have to drop.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,9 +17,9 @@ use crate::{
     health::{Condition, Conditions, Key, Severity},
 };
 
-/// How often health is looked at.
+/// The period in which conditions are checked.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How often drops are reported while they go on, in periods.
+/// Periods between two reports of drops.
 const DROPS_EVERY: u64 = 10;
 
 /// Drops that are the router's trouble, or this machine's, and not the sender's.
@@ -45,7 +45,7 @@ const TROUBLE: [Reason; 19] = [
     Reason::TooBig,
 ];
 
-/// Reports for ever.
+/// Logs changes of conditions, and drops.
 pub(crate) async fn report(monitor: Monitor, counters: CounterTable) -> Result<()> {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -54,13 +54,13 @@ pub(crate) async fn report(monitor: Monitor, counters: CounterTable) -> Result<(
     for round in 0_u64.. {
         period.tick().await;
         let conditions = monitor.conditions();
-        tell(&conditions, &known, &mut lines);
+        log_changes(&conditions, &known, &mut lines);
         known = conditions.iter().map(|condition| (condition.key(), condition.detail.clone())).collect();
         if round.is_multiple_of(DROPS_EVERY) {
             let read = counters.read();
             let now = match read {
                 Ok(stats) => (drops(&stats), stats.own),
-                // That passes, and the next round tells of two.
+                // Transient: the next round reports the drops of both.
                 Err(error) => {
                     warn!("{error:#}");
                     continue;
@@ -90,10 +90,9 @@ pub(crate) async fn report(monitor: Monitor, counters: CounterTable) -> Result<(
 /// The conditions of the last look, and what was said of each.
 type Known = HashMap<Key, String>;
 
-/// Tells the log of conditions that were not among those known, and of those that are over. What
-/// is said of one that goes on is told anew where it has changed, but not of a router that is down:
-/// there it may change every second.
-fn tell(conditions: &Conditions, known: &Known, lines: &mut Lines) {
+/// Logs conditions that are new and conditions that are over. A detail that has changed is logged
+/// again, except of a router that is down: there it may change every second.
+fn log_changes(conditions: &Conditions, known: &Known, lines: &mut Lines) {
     let known_of =
         |severity| -> HashSet<Key> { known.keys().filter(|(_, _, of)| *of == severity).cloned().collect() };
     let now_of = |severity| -> HashSet<Key> {
@@ -115,7 +114,7 @@ fn tell(conditions: &Conditions, known: &Known, lines: &mut Lines) {
     };
     for Condition { id, detail, .. } in conditions.iter().filter(is_new) {
         let condition = id.as_str();
-        // What comes and goes may do so as somebody on the network likes.
+        // Hosts on the network can make conditions come and go.
         match lines.take(Instant::now()) {
             Some(0) => warn!(condition, "degraded: {detail}"),
             Some(withheld) => warn!(condition, withheld, "degraded: {detail}"),
@@ -127,7 +126,7 @@ fn tell(conditions: &Conditions, known: &Known, lines: &mut Lines) {
     }
 }
 
-/// How many packets were dropped for each of the reasons.
+/// Returns the number of packets dropped for each of the reasons.
 fn drops(stats: &CpuStats) -> [u64; TROUBLE.len()] {
     TROUBLE.map(|reason| stats.reasons[reason as usize].packets)
 }

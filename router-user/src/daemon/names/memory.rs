@@ -32,11 +32,11 @@ const OLDEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A larger file is none of ours: 512 rules of 32 targets with long names and many addresses are
 /// less.
 const LARGEST: u64 = 16 << 20;
-/// What the file says of itself.
+/// The format of the file.
 const FORMAT: u32 = 1;
 const FILE: &str = "names.json";
 
-/// What a name stood for, and when that was answered.
+/// The addresses of a name, and the time of the answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Remembered {
@@ -52,7 +52,7 @@ impl Remembered {
         Self { addresses, answered: since_1970.as_secs() }
     }
 
-    /// How old the answer is; a clock that was set back makes it new.
+    /// Returns the age of the answer; a clock that was set back makes it new.
     pub(super) fn age(&self, now: SystemTime) -> Duration {
         let answered = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.answered));
         answered.and_then(|answered| now.duration_since(answered).ok()).unwrap_or_default()
@@ -71,12 +71,12 @@ struct Contents {
 pub(super) struct Memory {
     path: PathBuf,
     names: BTreeMap<String, Remembered>,
-    /// Whether the file lacks something of `names`.
+    /// `true` if the file lacks something of `names`.
     unsaved: bool,
 }
 
 impl Memory {
-    /// Where the file of a daemon with this API socket is.
+    /// Returns the path of the file of a daemon with this API socket.
     pub(super) fn path(socket: &Path) -> PathBuf {
         // systemd.exec(5): several directories are separated by colons.
         let state = std::env::var_os("STATE_DIRECTORY").and_then(|list| std::env::split_paths(&list).next());
@@ -110,7 +110,7 @@ impl Memory {
         Self { path, names, unsaved: false }
     }
 
-    /// What is known of a name, if it is not too old.
+    /// Returns the last answer for a name, if it is not too old.
     pub(super) fn get(&self, name: &str) -> Option<&Remembered> {
         self.names.get(name)
     }
@@ -129,7 +129,7 @@ impl Memory {
         }
     }
 
-    /// What is to be written to which file, if something is.
+    /// Returns the contents that have to be written, if there are any.
     pub(super) fn unsaved(&mut self, now: SystemTime) -> Option<Unsaved> {
         if !std::mem::take(&mut self.unsaved) {
             return None;
@@ -161,7 +161,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Remembered>> {
     Ok(names)
 }
 
-/// What has to be written.
+/// Contents that have to be written.
 pub(super) struct Unsaved {
     path: PathBuf,
     contents: Contents,

@@ -47,13 +47,13 @@ use crate::{
     },
 };
 
-/// How long the start waits for answers. A name that has none by then gets it later.
+/// The time that the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
 /// The time after which the file of the last answers is written again at the earliest: answers may
 /// change with every question.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the name service has access to.
+/// The parts of the daemon that the name service has access to.
 pub(super) struct Access {
     pub(super) names: Locked<Names>,
     pub(super) routing: Locked<Routing>,
@@ -85,8 +85,8 @@ impl NameService {
     }
 
     /// Resolves the names of a configuration that are not known yet, all at the same time, for the
-    /// machine with these addresses. Takes five seconds at most. What cannot be resolved has the addresses of its last
-    /// good answer, if an earlier daemon has left that.
+    /// machine with these addresses. Takes five seconds at most. What cannot be resolved has the
+    /// addresses of its last good answer, if an earlier daemon has left that.
     pub(super) async fn resolve_new(&self, config: &Config, known: &Names, own: &OwnAddresses) -> Names {
         let is_new = |name: &&String| !known.contains_key(*name);
         let mut names: Vec<&String> = desired::target_names(config).filter(is_new).collect();
@@ -152,8 +152,8 @@ impl NameService {
         }
     }
 
-    /// Writes the memory whenever it has changed. Nobody waits for the disk: on one that hangs,
-    /// names are resolved all the same.
+    /// Writes the memory whenever it has changed. Nothing waits for the disk: if it hangs, names
+    /// are resolved all the same.
     async fn save(&self) -> Result<()> {
         let mut failing = false;
         loop {
@@ -194,8 +194,9 @@ impl NameService {
         }
     }
 
-    /// Logs what has changed for the better; what is wrong, [`watch`](crate::daemon::logging::watch) tells. An
-    /// answer may change with every question, so there is a budget.
+    /// Logs what has changed for the better; what is wrong,
+    /// [`watch`](crate::daemon::logging::watch) tells. An answer may change with every question, so
+    /// there is a budget.
     fn log(&self, name: &str, Resolved { addresses, ttl, .. }: &Resolved, noted: Noted) {
         if !noted.moved && !noted.recovered {
             return;
@@ -225,13 +226,13 @@ impl Resolve for NameService {
     }
 }
 
-/// Anything from 0 to 1, to keep what happens at the same time from doing so for ever. The standard
+/// Returns anything from 0 to 1, so that events spread over time. The standard
 /// library's hash keys are random.
 fn luck() -> f64 {
     f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
 }
 
-/// Writes by a thread of its own, which does not keep the daemon from ending.
+/// Writes on a separate thread, which does not keep the daemon from ending.
 async fn write(unsaved: Unsaved) -> Result<()> {
     let (done, written) = oneshot::channel();
     let work = move || drop(done.send(unsaved.write()));

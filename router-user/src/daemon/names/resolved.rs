@@ -1,4 +1,4 @@
-//! What is known of names.
+//! The addresses of names.
 
 use std::{
     collections::HashMap,
@@ -12,20 +12,20 @@ use crate::daemon::logging::text::printable;
 /// Addresses by name, with what is known about each.
 pub(crate) type Names = HashMap<String, Resolved>;
 
-/// What is known of a name.
+/// The last good answer for a name, and the attempts since.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     /// The addresses of the last good answer, in order.
     pub(crate) addresses: Vec<Ipv4Addr>,
-    /// When that came; when it was first asked for, if there is none yet.
+    /// The time of that answer; of the first question, if there is none yet.
     pub(crate) since: Instant,
-    /// How long that answer said it holds; `None` if there is none yet.
+    /// The time to live of that answer; `None` if there is none yet.
     pub(crate) ttl: Option<Duration>,
-    /// When it is asked for again.
+    /// The time of the next question.
     pub(crate) next: Instant,
-    /// How many attempts have failed since.
+    /// Failed attempts since.
     pub(super) failures: u32,
-    /// What went wrong at the last attempt; `None` if it went well.
+    /// The problem of the last attempt; `None` if it went well.
     pub(crate) problem: Option<String>,
     /// The part of the last good answer that is not used, and why; `None` if all of it is.
     pub(crate) left_out: Option<String>,
@@ -82,7 +82,7 @@ impl Resolved {
     }
 }
 
-/// What an attempt has changed.
+/// The changes by an attempt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Noted {
     /// The addresses.

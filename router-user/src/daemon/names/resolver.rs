@@ -38,25 +38,25 @@ use tracing::{info, warn};
 use super::turns::{Step, Turns};
 use crate::daemon::sync::lock;
 
-/// How long a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and 0 s
-/// would be no time at all.
+/// The time that a server may take, whatever `timeout` says: resolv.conf(5) has the upper one, and
+/// 0 s would be no time at all.
 const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30);
-/// How long nothing waits for a server that did not answer in time.
+/// The time for which nothing waits for a server that did not answer in time.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// There is a name without what is needed of it.
 pub(super) const NO_ADDRESS: &str = "it has no IPv4 address";
 
-/// What a name's records say.
+/// The records of a name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Answer {
     /// The addresses, as they came.
     pub(super) addresses: Vec<Ipv4Addr>,
-    /// How long that holds: the shortest time among the records, those of aliases included.
+    /// The time to live: the shortest time among the records, those of aliases included.
     pub(super) ttl: Duration,
 }
 
-/// Where the system says whom to ask.
+/// The files that name the servers.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     pub(super) resolv_conf: PathBuf,
@@ -123,13 +123,13 @@ struct Servers {
     hosts: Hosts,
     servers: Vec<Server>,
     search: Vec<Name>,
-    /// A name with so many dots is tried as it is first.
+    /// A name with this many dots is tried as it is first.
     dots: usize,
-    /// How long one server may take.
+    /// The time that one server may take.
     patience: Duration,
-    /// How often all of them are asked.
+    /// Rounds in which all of them are asked.
     attempts: usize,
-    /// Which server comes first next time; always the same one without `rotate`.
+    /// The server that comes first next time; always the same one without `rotate`.
     first: AtomicUsize,
     rotate: bool,
 }
@@ -168,7 +168,7 @@ impl Servers {
         for name in self.candidates(name) {
             match self.ask(&name).await? {
                 Ok(answer) => return Ok(answer),
-                // That the name is there is the better thing to say.
+                // The more useful outcome: the name exists.
                 Err(Nothing::NoAddress) => nothing = Nothing::NoAddress,
                 Err(Nothing::NoSuchName) => {}
             }
@@ -176,7 +176,7 @@ impl Servers {
         Err(nothing.to_string())
     }
 
-    /// What a name may stand for, in the order of trying (resolv.conf(5), `search` and `ndots`).
+    /// Returns the names to try, in order (resolv.conf(5), `search` and `ndots`).
     fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut absolute = name.clone();
         absolute.set_fqdn(true);
@@ -266,7 +266,7 @@ impl Servers {
     }
 }
 
-/// What hickory does not read of the options.
+/// The options that hickory does not read.
 struct Flags {
     /// `use-vc`
     use_tcp: bool,
@@ -361,7 +361,7 @@ fn resolver(
     let udp = (!use_tcp).then(ConnectionConfig::udp);
     let connections = udp.into_iter().chain([ConnectionConfig::tcp()]).map(at_port).collect();
     let config = ResolverConfig::from_name_servers(vec![NameServerConfig::new(ip, true, connections)]);
-    // Who asks again is whoever knows the answer's time.
+    // Retries are up to the caller, which knows the answer's time.
     options.cache_size = 0;
     options.attempts = 0;
     options.use_hosts_file = ResolveHosts::Never;
@@ -374,7 +374,7 @@ fn resolver(
         .map_err(|error| format!("cannot ask {ip}: {error}"))
 }
 
-/// That there is nothing, from somebody who knows.
+/// A server's answer that there is no address.
 #[derive(Clone, Copy, Debug)]
 enum Nothing {
     NoSuchName,
@@ -408,7 +408,7 @@ fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-/// What the file says. A file without a usable name server has the rest of it and Azure's own
+/// Parses the file. A file without a usable name server has the rest of it and Azure's own
 /// server, which every VM there reaches.
 pub(super) fn parse(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), String> {
     match parse_resolv_conf(text) {

@@ -1,26 +1,26 @@
-//! When a name is asked for again.
+//! The times at which names are asked for again.
 
 use std::time::Duration;
 
-/// However short an answer's time is.
+/// The shortest wait, for any time of an answer.
 const SHORTEST: Duration = Duration::from_secs(5);
-/// However long an answer's time is: a change that somebody is waiting for comes through.
+/// The longest wait, for any time of an answer: a change comes through.
 const LONGEST: Duration = Duration::from_secs(300);
 /// After the first failure; every further one doubles it.
 const FIRST_RETRY: Duration = Duration::from_secs(3);
-/// However often it failed.
+/// The longest wait after failures.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// By how much of it a wait is longer at most, so that many names do not march in step.
 const JITTER: f64 = 0.1;
 
-/// How long a good answer is relied on. `luck` is anything from 0 to 1.
+/// Returns how long a good answer is relied on. `luck` is anything from 0 to 1.
 pub(super) fn after_answer(ttl: Duration, luck: f64) -> Duration {
     // Never before its end: a caching server would say the same once more, with what is left of the
     // time.
     ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
 }
 
-/// How long to wait after so many failures in a row. `luck` is anything from 0 to 1.
+/// Returns how long to wait after this many failures in a row. `luck` is anything from 0 to 1.
 pub(super) fn after_failure(failures: u32, luck: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     doubled.min(LAST_RETRY).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))

@@ -1,4 +1,4 @@
-//! Which of several name servers is asked when, and whose answer counts: no I/O, no clock.
+//! Decides when each of several name servers is asked, and which answer counts. No I/O, no clock.
 //!
 //! The servers of `resolv.conf` are in an order, and only the first may know a private zone, so its
 //! answer comes first. But a server that is dead is not to cost its whole timeout with every
@@ -8,9 +8,9 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a server has before the next one is asked as well.
+/// The time before the next server is asked as well.
 const NEXT: Duration = Duration::from_millis(300);
-/// How long a server's answer goes before that of a later one.
+/// The time for which a server's answer is preferred to that of a later one.
 const PREFERRED: Duration = Duration::from_millis(700);
 
 /// The turns of all servers with one question.
@@ -31,7 +31,7 @@ enum State<A> {
     Answered(A),
 }
 
-/// What to do.
+/// The next step.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step<A> {
     /// Ask this server, and then look again.
@@ -57,12 +57,12 @@ impl<A> Turns<A> {
         }
     }
 
-    /// What to do now.
+    /// Returns the next step.
     pub(super) fn step(&mut self, now: Instant) -> Step<A> {
         let mut until: Option<Instant> = None;
         let mut earliest = |at: Instant| until = Some(until.map_or(at, |until: Instant| until.min(at)));
-        // Whether an earlier server may still have the say, and from when on the next one may be
-        // asked.
+        // `true` if an earlier server's answer is still preferred; and the time from which the next
+        // one may be asked.
         let (mut is_preferred, mut next) = (false, now);
         let mut waited_for = Vec::new();
         for (server, turn) in self.turns.iter_mut().enumerate() {

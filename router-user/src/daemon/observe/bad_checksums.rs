@@ -1,11 +1,10 @@
-//! Whether new connections fail because their first segments come damaged, and when that is to be
-//! said.
+//! Detects that new connections fail because the checksums of their first segments are wrong.
 
 use std::time::{Duration, Instant};
 
-/// How long it counts that there were such segments.
+/// The time for which such segments count.
 const MEMORY: Duration = Duration::from_secs(30);
-/// So many of them are no accident.
+/// Segments that are more than an accident.
 const MANY: u64 = 3;
 
 const TEXT: &str = "most new connections are dropped, as the checksums of their SYNs are wrong (bad_checksum): a virtual NIC leaves them for hardware to finish; \
@@ -16,15 +15,15 @@ const TEXT: &str = "most new connections are dropped, as the checksums of their 
 pub(crate) struct Counts {
     /// Dropped for a wrong checksum.
     pub(crate) damaged: u64,
-    /// That have opened a session.
+    /// Packets that have opened a session.
     pub(crate) opened: u64,
 }
 
-/// What was seen of damaged segments.
+/// The damaged segments of the recent past.
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
     start: Option<(Instant, Counts)>,
-    /// When it was last as bad as that.
+    /// The last time that there were too many.
     seen: Option<Instant>,
 }
 
@@ -61,7 +60,7 @@ mod tests {
         assert!(look(2, 103, 0));
         assert!(look(20, 103, 5), "for a while");
         assert!(!look(33, 103, 5));
-        // Somebody's broken packets among many good ones.
+        // A few broken packets among many good ones.
         assert!(!look(40, 120, 1000));
     }
 }

@@ -1,4 +1,4 @@
-//! How full the flow table and the SNAT ports are, and when that is to be said.
+//! The use of the flow table and of SNAT ports, and the conditions that follow from it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,15 +19,15 @@ use crate::{
 /// Targets whose ports are named at once.
 const MAX_NAMED: usize = 8;
 
-/// Sources whose ports are counted at once. Who has many is among the first that a sweep meets.
+/// The most sources whose ports are counted. One with many is among the first that a sweep meets.
 const MAX_COUNTED_SOURCES: usize = 4096;
 
 /// The SNAT ports that are taken, by what they are taken towards.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
-    /// How many.
+    /// The number of ports.
     pub(crate) by_pool: HashMap<PoolKey, u32>,
-    /// Who has most, where they are crowded.
+    /// The source with most, where they are crowded.
     pub(crate) most: HashMap<PoolKey, (Ipv4, u32)>,
 }
 
@@ -47,7 +47,7 @@ impl Holders {
         }
     }
 
-    /// Who has most towards each.
+    /// Returns the source with most, for each pool.
     pub(crate) fn most(self) -> HashMap<PoolKey, (Ipv4, u32)> {
         let mut most: HashMap<PoolKey, (Ipv4, u32)> = HashMap::new();
         for ((pool, source), count) in self.by_source {
@@ -60,7 +60,7 @@ impl Holders {
     }
 }
 
-/// What there is and what of it is taken.
+/// The room that there is, and the part of it in use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage<'a> {
     pub(crate) sessions: u32,
@@ -71,8 +71,8 @@ pub(crate) struct Usage<'a> {
     pub(crate) ports: PortRange,
 }
 
-/// How much room is left. Each becomes worse at one share and better below another, so that it is
-/// not said and taken back with every session more or less.
+/// The room that is left. Each step has one threshold up and a lower one down, so that a condition
+/// does not come and go with every session.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 enum Room {
     #[default]
@@ -94,7 +94,7 @@ impl Room {
     }
 }
 
-/// What there was too little of at the last look.
+/// The shortages at the last look.
 #[derive(Debug, Default)]
 pub(crate) struct Crowding {
     table: Room,
@@ -242,7 +242,7 @@ mod tests {
         conditions.details(Severity::Degraded)
     }
 
-    /// So many ports.
+    /// This many ports.
     const fn range(size: u16) -> PortRange {
         PortRange { first: 1024, last: 1023 + size }
     }
@@ -343,7 +343,7 @@ mod tests {
             let most = PortHolder { source: address(holder.0), used: holder.1 };
             assert_eq!(row.most, Some(most));
         }
-        // Nobody is named who has less than half.
+        // A source with less than half is not named.
         let taken = Taken { most: HashMap::from([(pool(443), (source, 500))]), ..taken([(pool(443), 990)]) };
         assert_eq!(snat_ports(&taken, range(1000)).remove(0).most, None);
     }

@@ -1,9 +1,9 @@
 //! Next hops that change their MAC address back and forth: two machines answer for one address, by
 //! mistake or on purpose. No I/O, no clock.
 //!
-//! One change is what a firewall's twin does that takes over. A second one within a minute is
-//! something that somebody has to know: half of the packets go to the wrong machine, and to whom is
-//! for whoever spoke last to say.
+//! One change is normal, for example when a standby firewall takes over. A second one within a
+//! minute is a condition: half of the packets go to the wrong machine, which is the one that has
+//! not sent last.
 
 use std::{
     collections::HashMap,
@@ -18,28 +18,28 @@ use crate::{
     model::ContestedNextHop,
 };
 
-/// After so long without a change it is over.
+/// The time without a change after which a contest is over.
 const QUIET: Duration = Duration::from_secs(60);
-/// So many changes without such a pause are not one machine's.
+/// Changes without such a pause that show two machines.
 const CHANGES: u64 = 2;
-/// As many next hops are watched at a time.
+/// The most next hops that are watched at a time.
 const ROOM: usize = 1024;
-/// As many are told one by one.
+/// The most that have a condition each; the others are one together.
 const LISTED: usize = 16;
 
 /// The next hops that have changed their MAC address lately.
 #[derive(Debug, Default)]
-pub(crate) struct Rivals {
-    changed: HashMap<Neighbour, Rivalry>,
+pub(crate) struct ContestedNextHops {
+    changed: HashMap<Neighbour, Contest>,
 }
 
 /// The changes of a next hop.
 #[derive(Debug)]
-struct Rivalry {
+struct Contest {
     /// The interface's name.
     interface: String,
-    /// The first two addresses, in the order of their numbers, so that what is told of them stays
-    /// the same for as long as it lasts.
+    /// The first two addresses in numeric order, so that the condition stays the same while it
+    /// lasts.
     macs: [[u8; 6]; 2],
     /// There were others besides.
     others: bool,
@@ -50,7 +50,7 @@ struct Rivalry {
     last: Instant,
 }
 
-impl Rivals {
+impl ContestedNextHops {
     /// Returns `true` if this neighbour's changes are of interest, beside those of next hops in
     /// use.
     pub(crate) fn watches(&self, neighbour: &Neighbour) -> bool {
@@ -78,7 +78,7 @@ impl Rivals {
         } else if let Some(before) = before.filter(|before| *before != mac)
             && self.changed.len() < ROOM
         {
-            let rivalry = Rivalry {
+            let contest = Contest {
                 interface: interface.to_owned(),
                 macs: [before.min(mac), before.max(mac)],
                 others: false,
@@ -87,25 +87,25 @@ impl Rivals {
                 began: now,
                 last: now,
             };
-            self.changed.insert(neighbour, rivalry);
+            self.changed.insert(neighbour, contest);
         }
     }
 
     /// Ends what has been quiet for long enough.
     pub(crate) fn pass_time(&mut self, now: Instant) {
-        self.changed.retain(|_, rivalry| now.saturating_duration_since(rivalry.last) < QUIET);
+        self.changed.retain(|_, contest| now.saturating_duration_since(contest.last) < QUIET);
     }
 
     /// Returns `true` if two machines answer for an address on the interface of this name.
-    pub(crate) fn contest(&self, interface: Option<&str>, address: Option<IpAddr>) -> bool {
-        self.contested().any(|(neighbour, rivalry)| {
-            Some(neighbour.ip()) == address && Some(rivalry.interface.as_str()) == interface
+    pub(crate) fn is_contested(&self, interface: Option<&str>, address: Option<IpAddr>) -> bool {
+        self.contested().any(|(neighbour, contest)| {
+            Some(neighbour.ip()) == address && Some(contest.interface.as_str()) == interface
         })
     }
 
     /// Adds a condition for each.
     pub(crate) fn add_to(&self, conditions: &mut Conditions) {
-        let items = self.sorted().into_iter().map(|(neighbour, Rivalry { interface, macs: [one, other], others, .. })| {
+        let items = self.sorted().into_iter().map(|(neighbour, Contest { interface, macs: [one, other], others, .. })| {
             let (address, one, other) = (neighbour.ip(), format_mac(*one), format_mac(*other));
             let more = if *others { ", and others" } else { "" };
             let detail = format!(
@@ -120,22 +120,22 @@ impl Rivals {
 
     /// Returns the same as data.
     pub(crate) fn status(&self, now: Instant) -> Vec<ContestedNextHop> {
-        let row = |(neighbour, rivalry): (&Neighbour, &Rivalry)| ContestedNextHop {
+        let row = |(neighbour, contest): (&Neighbour, &Contest)| ContestedNextHop {
             address: neighbour.ip(),
-            interface: rivalry.interface.clone(),
-            macs: rivalry.macs.map(format_mac).into(),
-            others: rivalry.others,
-            changes: rivalry.changes,
-            since_seconds: now.saturating_duration_since(rivalry.began).as_secs(),
+            interface: contest.interface.clone(),
+            macs: contest.macs.map(format_mac).into(),
+            others: contest.others,
+            changes: contest.changes,
+            since_seconds: now.saturating_duration_since(contest.began).as_secs(),
         };
         self.sorted().into_iter().map(row).collect()
     }
 
-    fn contested(&self) -> impl Iterator<Item = (&Neighbour, &Rivalry)> {
-        self.changed.iter().filter(|(_, rivalry)| rivalry.changes >= CHANGES)
+    fn contested(&self) -> impl Iterator<Item = (&Neighbour, &Contest)> {
+        self.changed.iter().filter(|(_, contest)| contest.changes >= CHANGES)
     }
 
-    fn sorted(&self) -> Vec<(&Neighbour, &Rivalry)> {
+    fn sorted(&self) -> Vec<(&Neighbour, &Contest)> {
         let mut sorted: Vec<_> = self.contested().collect();
         sorted.sort_unstable_by_key(|(neighbour, _)| (neighbour.interface, neighbour.address));
         sorted
@@ -153,9 +153,9 @@ mod tests {
 
     use super::*;
 
-    fn conditions(rivals: &Rivals) -> Vec<String> {
+    fn conditions(contested: &ContestedNextHops) -> Vec<String> {
         let mut conditions = Conditions::at(Instant::now());
-        rivals.add_to(&mut conditions);
+        contested.add_to(&mut conditions);
         conditions.details(Severity::Degraded)
     }
 
@@ -166,69 +166,72 @@ mod tests {
         Neighbour::new(2, Ipv4Addr::new(10, 0, 2, last).into())
     }
 
-    /// A story of who answers when: so many seconds after the start, with which address.
-    fn after(story: &[(u64, [u8; 6])]) -> (Rivals, Instant) {
-        let (mut rivals, start) = (Rivals::default(), Instant::now());
+    /// Replays answers: the seconds after the start, and the address.
+    fn after(story: &[(u64, [u8; 6])]) -> (ContestedNextHops, Instant) {
+        let (mut contested, start) = (ContestedNextHops::default(), Instant::now());
         let mut before = None;
         for (second, mac) in story {
-            rivals.note(gateway(1), "eth0", before, *mac, start + Duration::from_secs(*second));
+            contested.note(gateway(1), "eth0", before, *mac, start + Duration::from_secs(*second));
             before = Some(*mac);
         }
-        (rivals, start)
+        (contested, start)
     }
 
     #[test]
     fn back_and_forth_is_two_machines() {
-        let (rivals, start) = after(&[(0, A), (5, B), (6, A), (7, A), (8, B)]);
-        let [text] = &conditions(&rivals)[..] else { panic!("{:?}", conditions(&rivals)) };
+        let (contested, start) = after(&[(0, A), (5, B), (6, A), (7, A), (8, B)]);
+        let [text] = &conditions(&contested)[..] else { panic!("{:?}", conditions(&contested)) };
         let expected = "two machines answer for 10.0.2.1 (aa:00:00:00:00:01 and bb:00:00:00:00:02) on eth0";
         assert!(text.starts_with(expected), "{text}");
-        assert!(rivals.contest(Some("eth0"), Some(gateway(1).ip())));
-        assert!(!rivals.contest(Some("eth1"), Some(gateway(1).ip())) && !rivals.contest(Some("eth0"), None));
-        let [row] = &rivals.status(start + Duration::from_secs(9))[..] else { panic!("one row") };
+        assert!(contested.is_contested(Some("eth0"), Some(gateway(1).ip())));
+        assert!(
+            !contested.is_contested(Some("eth1"), Some(gateway(1).ip()))
+                && !contested.is_contested(Some("eth0"), None)
+        );
+        let [row] = &contested.status(start + Duration::from_secs(9))[..] else { panic!("one row") };
         assert_eq!((row.changes, row.since_seconds, row.macs.len()), (3, 4, 2));
-        // Whoever comes first is told first.
+        // The order of the addresses is always the same.
         let (others, _) = after(&[(0, B), (5, A), (6, B)]);
-        assert_eq!(conditions(&others), conditions(&rivals));
+        assert_eq!(conditions(&others), conditions(&contested));
     }
 
     #[test]
     fn one_that_takes_over_is_none() {
-        let (rivals, _) = after(&[(0, A), (5, B), (6, B), (100, A)]);
-        assert_eq!(conditions(&rivals), [""; 0]);
-        assert!(rivals.watches(&gateway(1)));
+        let (contested, _) = after(&[(0, A), (5, B), (6, B), (100, A)]);
+        assert_eq!(conditions(&contested), [""; 0]);
+        assert!(contested.watches(&gateway(1)));
     }
 
     #[test]
     fn it_ends_by_itself() {
-        let (mut rivals, start) = after(&[(0, A), (5, B), (6, A)]);
-        rivals.pass_time(start + Duration::from_secs(65));
-        assert_eq!(conditions(&rivals).len(), 1);
-        rivals.pass_time(start + Duration::from_secs(66));
-        assert!(conditions(&rivals).is_empty() && !rivals.watches(&gateway(1)));
+        let (mut contested, start) = after(&[(0, A), (5, B), (6, A)]);
+        contested.pass_time(start + Duration::from_secs(65));
+        assert_eq!(conditions(&contested).len(), 1);
+        contested.pass_time(start + Duration::from_secs(66));
+        assert!(conditions(&contested).is_empty() && !contested.watches(&gateway(1)));
     }
 
-    /// Somebody who makes up an address each time gets one line, which stays the same.
+    /// A host that makes up addresses gets one condition, which stays the same.
     #[test]
     fn many_addresses_are_one_condition() {
-        let (rivals, _) = after(&[(0, A), (1, B), (1, A)]);
-        let before = conditions(&rivals);
+        let (contested, _) = after(&[(0, A), (1, B), (1, A)]);
+        let before = conditions(&contested);
         let story: Vec<_> =
             (0..1000_u64).map(|n| (n / 100, [2, 0, 0, 0, n.to_be_bytes()[6], n.to_be_bytes()[7]])).collect();
-        let (rivals, _) = after(&[&[(0, A), (1, B), (1, A)][..], &story].concat());
-        assert_eq!(conditions(&rivals), [before[0].replace(") on", ", and others) on")]);
+        let (contested, _) = after(&[&[(0, A), (1, B), (1, A)][..], &story].concat());
+        assert_eq!(conditions(&contested), [before[0].replace(") on", ", and others) on")]);
     }
 
     #[test]
     fn what_is_kept_and_told_is_bounded() {
-        let (mut rivals, start) = (Rivals::default(), Instant::now());
+        let (mut contested, start) = (ContestedNextHops::default(), Instant::now());
         for n in 0..5000_u32 {
             let neighbour = Neighbour::new(2, Ipv4Addr::from(0x0a00_0000 + n).into());
             for mac in [B, A] {
-                rivals.note(neighbour, "eth0", Some(A), mac, start);
+                contested.note(neighbour, "eth0", Some(A), mac, start);
             }
         }
-        assert_eq!((rivals.changed.len(), conditions(&rivals).len()), (ROOM, LISTED + 1));
-        assert_eq!(conditions(&rivals)[LISTED], "two machines each answer for 1008 more next hops");
+        assert_eq!((contested.changed.len(), conditions(&contested).len()), (ROOM, LISTED + 1));
+        assert_eq!(conditions(&contested)[LISTED], "two machines each answer for 1008 more next hops");
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     health::{Conditions, History, Id, Severity},
 };
 
-/// How old what we know of the kernel may be: it is read every other second.
+/// The greatest age of the routing data, which is read every other second.
 const STALE: Duration = Duration::from_secs(15);
 
 /// Finds out the conditions that hold. A clone is the same monitor.
@@ -35,7 +35,7 @@ pub(crate) struct Monitor {
     memory: Locked<Memory>,
 }
 
-/// What the monitor remembers from one look to the next.
+/// The monitor's memory from one look to the next.
 #[derive(Debug, Default)]
 struct Memory {
     crowding: Crowding,
@@ -55,8 +55,8 @@ impl Monitor {
         }
     }
 
-    /// Returns what is wrong as far as it may keep this router from forwarding: for the probe, which
-    /// asks often. Nothing is looked at that cannot be the reason for that, and nothing is
+    /// Returns what is wrong as far as it may keep this router from forwarding: for the probe,
+    /// which asks often. Nothing is looked at that cannot be the reason for that, and nothing is
     /// remembered of it.
     pub(crate) fn forwarding(&self) -> Conditions {
         let mut conditions = Conditions::at(Instant::now());
@@ -136,10 +136,10 @@ impl Monitor {
             let health = self.state.target_health.lock();
             let routing = self.state.routing.lock();
             reachability::judge(conditions, &config, &names, &health, &routing.next_hops);
-            for (id, subject, detail) in &routing.doubts {
+            for (id, subject, detail) in &routing.conditions {
                 conditions.add(Severity::Degraded, *id, subject, detail);
             }
-            routing.rivals.add_to(conditions);
+            routing.contested.add_to(conditions);
         }
         self.state.attachments.lock().upkeep.iter().for_each(|record| record.add_to(conditions));
         self.state.own_traffic.lock().add_to(conditions);

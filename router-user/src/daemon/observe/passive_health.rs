@@ -1,4 +1,4 @@
-//! What sessions tell of their targets: gathered by the sweep, judged by
+//! Signs of dead targets from sessions: gathered by the sweep, judged by
 //! [`target_health`](super::target_health).
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Instant};
@@ -37,8 +37,8 @@ impl Gatherer {
         Self { watched, before, now, signs: TargetSigns::default() }
     }
 
-    /// Whether a session has something to tell: it was young at the last sweep, or is new. Who is
-    /// older has been counted, or cannot be told from one that lost its answer long ago.
+    /// Returns `true` if a session counts: it was young at the last sweep, or is new. An older one
+    /// has been counted, or looks like one that lost its answer long ago.
     pub(crate) fn wants(&self, protocol: Option<Protocol>, rule: u16, opened: Ticks) -> bool {
         protocol == Some(Protocol::Tcp) && self.watched.contains_key(&rule) && !is_old(self.before, opened)
     }
@@ -56,7 +56,7 @@ impl Gatherer {
         }
     }
 
-    /// What was gathered.
+    /// Returns the signs that were gathered.
     pub(crate) fn signs(self) -> TargetSigns {
         self.signs
     }
@@ -92,8 +92,8 @@ mod tests {
         Gatherer::new(HashMap::from([(7, false), (8, true)]), Ticks(before), Ticks(now))
     }
 
-    /// What sweeps at these ticks make of a session of rule 7 that was opened at `opened` and
-    /// answered at `answered`, in all.
+    /// Returns the signs that sweeps at these ticks find of a session of rule 7 that was opened at
+    /// `opened` and answered at `answered`, in all.
     fn seen(sweeps: &[u32], opened: u32, answered: Option<u32>) -> Signs {
         let mut all = Signs::default();
         for pair in sweeps.windows(2).filter(|pair| pair[1] >= opened) {

@@ -1,4 +1,4 @@
-//! Which targets new sessions had better avoid, by what sessions have shown: no probe is ever sent.
+//! Decides which targets new sessions avoid, by the outcome of earlier sessions. No probe is sent.
 //!
 //! A circuit breaker for each target. Sessions without an answer break it; it stays open for a
 //! while, then new sessions try the target again: an answer closes it, and more silence opens it
@@ -9,11 +9,11 @@
 //!   good ----------------------------------> avoided ------------------------------> trial
 //!     ^                                        |  ^                                   | |
 //!     +------------- an answer ----------------+  +--------- no answer --------------+ |
-//!     +--------------------------------- an answer, or nobody tries it for long ------+
+//!     +--------------------------------- an answer, or no session for long      ------+
 //! ```
 //!
-//! What it is to a rule that all of its targets are to be avoided is for
-//! [`desired`](crate::daemon::control::desired) to say.
+//! If all targets of a rule are to be avoided, [`desired`](crate::daemon::control::desired)
+//! decides.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,22 +28,22 @@ pub(crate) use crate::model::Health;
 /// A session without a packet from its target after this long has got no answer. A client's SYN has
 /// been repeated by then.
 pub(crate) const UNANSWERED_AFTER: Duration = Duration::from_secs(3);
-/// So many sessions without an answer, and none with one, tell that a target is dead.
+/// Sessions without an answer, and none with one, after which a target counts as dead.
 const SUSPECT: u64 = 3;
-/// How long a session without an answer counts.
+/// The time for which a session without an answer counts.
 const WINDOW: Duration = Duration::from_secs(30);
-/// How long a target is avoided the first time.
+/// The time for which a target is avoided first.
 const FIRST: Duration = Duration::from_secs(10);
-/// How long a target is avoided after many failed trials.
+/// The time for which it is avoided after many failed trials.
 const LONGEST: Duration = Duration::from_secs(80);
-/// A trial that nobody has taken part in for this long is over.
+/// The time without a session after which a trial is over.
 const FORGET: Duration = Duration::from_secs(600);
 
 /// A target as sessions see it. Port 0 stands for the port that the client used, of a rule that
 /// listens on a range.
 pub(crate) type Endpoint = (Ipv4Addr, u16, Protocol);
 
-/// What the sessions to a target have shown since they were last looked at.
+/// The outcome of sessions to a target since the last look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Signs {
     /// Young sessions that have got an answer. A session may be counted more than once.
@@ -53,13 +53,13 @@ pub(crate) struct Signs {
     pub(crate) unanswered: u64,
 }
 
-/// What sessions have shown, by target.
+/// The outcome of sessions, by target.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TargetSigns {
     pub(crate) by_target: HashMap<Endpoint, Signs>,
 }
 
-/// A target that is now another way than it was.
+/// A change of a target's health.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
     pub(crate) target: Endpoint,
@@ -69,7 +69,7 @@ pub(crate) struct Change {
     pub(crate) reason: String,
 }
 
-/// What is to be said of a target.
+/// The health of a target, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Report<'a> {
     pub(crate) health: Health,
@@ -92,7 +92,7 @@ struct Suspect {
     reason: String,
     /// While it is good: the sessions without an answer, by when they were seen.
     unanswered: VecDeque<(Instant, u64)>,
-    /// How long it is, or was last, avoided.
+    /// The time for which it is, or was last, avoided.
     avoid: Duration,
 }
 
@@ -111,12 +111,12 @@ impl TargetHealth {
         changes
     }
 
-    /// Whether new sessions had better go elsewhere.
+    /// Returns `true` if new sessions avoid it.
     pub(crate) fn avoids(&self, target: Endpoint) -> bool {
         self.report(target).health == Health::Avoided
     }
 
-    /// What is to be said of a target.
+    /// Returns the health of a target.
     pub(crate) fn report(&self, target: Endpoint) -> Report<'_> {
         match self.suspects.get(&target) {
             Some(Suspect { health: health @ (Health::Avoided | Health::Trial), since, reason, .. }) => {
@@ -268,7 +268,7 @@ mod tests {
         let mut world = World::new();
         assert_eq!(world.see(0, ONE, 0, 2), []);
         assert_eq!(world.see(2, ONE, 1, 1000), []);
-        // What was seen before the answer is forgotten.
+        // Sessions before the answer are forgotten.
         assert_eq!(world.see(4, ONE, 0, 2), []);
         assert_eq!(world.see(6, ONE, 0, 1), [(Good, Avoided)]);
         assert_eq!(world.see(8, ONE, 1, 5), [(Avoided, Good)]);
@@ -293,7 +293,7 @@ mod tests {
             second += avoided;
             assert_eq!(world.pass(second), [(Avoided, Trial)], "after {avoided} s");
             assert!(!world.health.avoids(ONE));
-            // Who has waited for 3 s by now came before the trial.
+            // A session that is 3 s old by now began before the trial.
             assert_eq!(world.see(second + 2, ONE, 0, 3), []);
             second += 4;
             assert_eq!(world.see(second, ONE, 0, 1), [(Trial, Avoided)]);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_tries_is_forgotten() {
+    fn a_target_without_sessions_is_forgotten() {
         let mut world = World::new();
         assert_eq!(world.see(0, ONE, 0, 1), []);
         assert_eq!(world.see(0, OTHER, 0, 3), [(Good, Avoided)]);

@@ -1,4 +1,4 @@
-//! Limits on how often something is done that somebody on the network can cause.
+//! Limits on the rate of work that hosts on the network can cause.
 
 pub(crate) mod pace;
 pub(crate) mod paced;

@@ -1,4 +1,4 @@
-//! The rate of something that somebody on the network can ask for: the first times at once,
+//! The rate of work that hosts on the network can ask for: the first times at once,
 //! then at a steady rate. No I/O, no clock.
 
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ impl Pace {
         self.asked = true;
     }
 
-    /// Returns when it may have to be done; `None` if nobody has asked for it.
+    /// Returns when it is due; `None` if it was not asked for.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         self.asked.then(|| self.budget.next(now))
     }
@@ -86,7 +86,7 @@ mod tests {
             let (mut now, mut done, mut last_asked) = (start, Vec::new(), start);
             for gap in gaps {
                 let end = now + Duration::from_millis(gap);
-                // Whoever waits is woken when it is due.
+                // The waiting task wakes when it is due.
                 while let Some(due) = pace.due(now).filter(|due| *due <= end) {
                     now = now.max(due);
                     if pace.take(now) { done.push(now) }

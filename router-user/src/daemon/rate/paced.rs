@@ -1,5 +1,4 @@
-//! Work that somebody on the network can have the daemon do again and again: it is done soon, and
-//! never more often than it may cost.
+//! Work that hosts on the network can cause again and again: it is done soon, but not too often.
 
 use std::{sync::Mutex, time::Duration};
 

@@ -37,8 +37,7 @@ const ROOT: usize = 0;
 const OTHERS: usize = 1;
 /// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(5);
-/// The time that a connection may take in all: all sessions, through somebody's pager, take a
-/// while.
+/// The time that a connection may take in all: a list of all sessions in a pager takes a while.
 const CONNECTION: Duration = Duration::from_secs(60 * 60);
 
 /// The limits of the API's listener.
@@ -50,7 +49,7 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-/// What the API has access to.
+/// The parts of the daemon that the API has access to.
 #[derive(Clone)]
 pub(crate) struct Access {
     pub(crate) reports: Reports,

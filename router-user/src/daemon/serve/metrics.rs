@@ -69,7 +69,7 @@ pub(crate) async fn serve(reports: Reports, listener: TcpListener) -> Result<()>
             }
         }
     };
-    // A machine gets its name, and what is in `/etc/hosts`, whenever somebody sees to that.
+    // The machine's name and `/etc/hosts` may change at any time.
     let names = Arc::new(Fresh::new(AGE));
     let text = Arc::new(Text::new(AGE));
     let router = Router::new().route("/metrics", get(metrics)).with_state((reports.clone(), text));
@@ -122,7 +122,7 @@ struct Snapshot {
 /// One value of a family, with its labels.
 type Row<'a> = (Vec<(&'static str, &'a str)>, u64);
 
-/// Targets whose SNAT ports are told, at most: each is two time series.
+/// The most targets with SNAT port metrics: each is two time series.
 const MAX_POOLS: usize = 256;
 
 /// The SNAT ports towards a target, with the text of its labels.

@@ -1,4 +1,4 @@
-//! What the daemon answers: the probe, the metrics, and the API of the command line.
+//! The daemon's listeners: the probe, the metrics, and the API of the command line.
 
 pub(crate) mod api;
 pub(crate) mod http;

@@ -1,10 +1,10 @@
 //! The load balancer's health probe.
 //!
 //! The one port of the daemon that the network reaches, with an HA-ports load balancer even from
-//! the private endpoint. So nobody there may keep the probe from its answer. Whoever probes this
-//! machine (`from` of `[health]`) has connections that nobody else can use up, apart for each entry
-//! and with a share for each address of a network; and only these, and this machine itself, are
-//! told why it does not forward.
+//! the private endpoint. So no client may keep the probe from its answer. The probers of this
+//! machine (`from` of `[health]`) have connections that no other client can use up, apart for each
+//! entry and with a share for each address of a network; and only these, and this machine itself,
+//! are told why it does not forward.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -51,7 +51,7 @@ const EVERYONE_ELSE: usize = 1;
 /// The rooms of entries, in their order, follow those.
 const FIRST_ENTRY: usize = 2;
 
-/// Those who have places for probes.
+/// The clients with reserved places.
 #[derive(Clone, Debug)]
 struct Probers {
     entries: Vec<Entry>,
@@ -85,7 +85,7 @@ impl Probers {
         [MANY; FIRST_ENTRY].into_iter().chain(of_entries).collect()
     }
 
-    /// The room of whoever has this address and is not on this machine.
+    /// Returns the room of a client with this address that is not on this machine.
     fn room(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
         // The narrowest entry is the one that is about this address.
         let width = |entry: &Entry| match entry {
@@ -106,7 +106,7 @@ pub(crate) fn limits(config: &Config) -> Limits {
     Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
 }
 
-/// What the probe has access to: nothing that is locked while rules are written.
+/// The parts of the daemon that the probe has access to. None is locked while rules are written.
 pub(crate) struct Access {
     pub(crate) monitor: Monitor,
     pub(crate) routing: Locked<Routing>,
@@ -150,7 +150,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
             }
             let conditions = conditions.get(|| monitor.forwarding()).await;
             let (status, text) = if conditions.are_down() {
-                (StatusCode::SERVICE_UNAVAILABLE, told(&conditions.details(Severity::Down)))
+                (StatusCode::SERVICE_UNAVAILABLE, reasons_text(&conditions.details(Severity::Down)))
             } else {
                 (StatusCode::OK, "forwarding".to_owned())
             };
@@ -161,7 +161,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
 }
 
 /// The reasons, one a line, as far as they fit.
-fn told(problems: &[String]) -> String {
+fn reasons_text(problems: &[String]) -> String {
     let mut text = String::new();
     for problem in problems {
         if text.len() + problem.len() >= MAX_TEXT {
@@ -235,8 +235,8 @@ mod tests {
 
     #[test]
     fn reasons_are_bounded() {
-        assert_eq!(told(&["one".to_owned(), "two".to_owned()]), "one\ntwo");
+        assert_eq!(reasons_text(&["one".to_owned(), "two".to_owned()]), "one\ntwo");
         let long = vec!["\u{1f6a6}".repeat(1500); 3];
-        assert!((1..=MAX_TEXT + 3).contains(&told(&long).len()));
+        assert!((1..=MAX_TEXT + 3).contains(&reasons_text(&long).len()));
     }
 }

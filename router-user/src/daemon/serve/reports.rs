@@ -1,4 +1,4 @@
-//! What the daemon knows, as the types of [`crate::model`].
+//! The daemon's state as the types of [`crate::model`].
 
 use std::{
     collections::BTreeSet,
@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-/// What reports are made of. A clone reports the same.
+/// The sources of reports. A clone reports the same.
 #[derive(Clone)]
 pub(crate) struct Reports {
     pub(crate) config_path: Arc<Path>,
@@ -111,7 +111,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         interfaces,
         snat_addresses: sources(&config, &routing),
         next_hops: routing.next_hops.iter().map(NextHop::status).collect(),
-        contested_next_hops: routing.rivals.status(Instant::now()),
+        contested_next_hops: routing.contested.status(Instant::now()),
         next_hop_invalidations: invalidations,
         names,
         targets,
@@ -147,7 +147,7 @@ fn sources(config: &Config, routing: &Routing) -> Vec<IpAddr> {
     by_route.into_iter().collect()
 }
 
-/// The targets that sessions tell something of, in the order of the rules.
+/// Returns the targets with passive health, in the order of the rules.
 fn targets(config: &Config, names: &Names, health: &TargetHealth) -> Vec<TargetStatus> {
     let mut all: Vec<TargetStatus> = Vec::new();
     for forward in config.forwards.iter().filter(|forward| desired::is_judged(forward, names)) {

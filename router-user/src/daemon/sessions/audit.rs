@@ -1,4 +1,4 @@
-//! Whether every session in the flow table is whole: what `pls-router check --live` asks.
+//! Checks that every session in the flow table is whole, for `pls-router check --live`.
 
 use std::{collections::HashSet, hash::Hash, net::SocketAddr, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     sys::proc_net,
 };
 
-/// How often something that looks wrong is looked at: sessions come and go meanwhile, and only what
+/// Looks at something that looks wrong: sessions come and go meanwhile, and only what
 /// is wrong every time is.
 const LOOKS: u32 = 5;
 /// From one look to the next. A sweep gives ports back when it is through, which takes less.
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Findings that are named, at most.
 const MAX_NAMED: usize = 1000;
 
-/// What the audit has access to.
+/// The parts of the daemon that the audit has access to.
 #[derive(Clone)]
 pub(crate) struct Access {
     pub(crate) flows: FlowTable,
@@ -82,7 +82,7 @@ fn excuse_sockets(leaked: &mut Vec<FlowKey>) {
     });
 }
 
-/// What the data plane has counted at one moment.
+/// The data plane's counters at one moment.
 #[derive(Clone, Copy)]
 struct Counted {
     /// Sessions that have been opened since the beginning.
@@ -91,8 +91,8 @@ struct Counted {
     sessions: u64,
 }
 
-/// How many sessions the data plane counts that are not there, beyond what came and went while the
-/// table was walked through.
+/// Returns how many sessions are counted and not there, beyond those that came and went while the
+/// table was walked.
 fn miscount(found: &Audit, before: Counted, after: Counted) -> i64 {
     let sessions = clients_flows(found).cast_signed();
     let opened = after.opened.saturating_sub(before.opened);
@@ -111,7 +111,7 @@ fn clients_flows(found: &Audit) -> u64 {
 
 struct Look {
     found: Audit,
-    /// How many sessions too many are counted.
+    /// Sessions that are counted and not there.
     miscounted: i64,
 }
 

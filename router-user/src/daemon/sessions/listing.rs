@@ -40,16 +40,16 @@ pub(crate) fn body(walk: impl Walk, limit: usize) -> Body {
 /// A list, as far as it has been written.
 struct List<W> {
     walk: W,
-    /// From where to go on; `None` when the end is written.
+    /// The place to go on from; `None` when the end is written.
     next: Option<u32>,
-    /// How many sessions may still come.
+    /// Sessions that may still come.
     left: usize,
-    /// Whether any has come.
+    /// `true` if any has come.
     begun: bool,
 }
 
 impl<W: Walk> List<W> {
-    /// What comes next.
+    /// Writes the next part.
     fn part(&mut self) -> io::Result<Vec<u8>> {
         let Self { walk, next, left, begun } = self;
         let mut text = Vec::with_capacity(PART + PART / 64);

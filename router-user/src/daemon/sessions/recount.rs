@@ -1,6 +1,6 @@
 //! Puts right what an earlier daemon has left too much of in the counters beside the flow table.
 //!
-//! Whoever removes a session retires its flow, and counts one less when that has succeeded. A
+//! To remove a session is to retire its flow, and to count one less when that has succeeded. A
 //! daemon that is killed between the two leaves the session in the counters for good: in that of
 //! all sessions, and in its source's of half-open ones.
 //!
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::dataplane::{CounterTable, FlowTable, Surplus};
 
-/// How often in a row something has to be too much, one look a sweep.
+/// Looks in a row that have to find it, one each sweep.
 const LOOKS: u32 = 10;
 
 /// Packets that were counted as a session for a moment and then refused.

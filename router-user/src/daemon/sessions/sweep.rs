@@ -39,7 +39,7 @@ use crate::{
     dataplane::{CounterTable, Dataplane, Flow, FlowTable, RuleTable, Verdict, now, port_pool, port_source},
 };
 
-/// How often. Timeouts are kept to within this.
+/// The period of sweeps. Timeouts are kept to within this.
 const PERIOD: Duration = Duration::from_secs(2);
 
 /// A target's direction younger than this is not asked for its other half: the session may still be
@@ -50,22 +50,22 @@ const YOUNG: Duration = Duration::from_secs(10);
 /// or have ended go early, so that others find room. Those that are opening also do where their
 /// source has half as many of them as it may.
 const PRESSURE_PERCENT: u64 = 80;
-/// How long such sessions may be idle then. An opening one is needed for as long as tells that its
-/// target does not answer.
+/// The time that opening sessions may be idle then: long enough to see that the target does not
+/// answer.
 const OPENING_UNDER_PRESSURE: Duration = Duration::from_secs(7);
 // Both FINs may have passed while data in front of one was lost behind this router: the sender
 // tries again for a while. As long is enough for a client of UDP that has sent a single datagram
 // and had its answer, as of a name server.
 const ENDED_UNDER_PRESSURE: Duration = Duration::from_secs(30);
 
-/// How long an address may be gone before the sessions that come from it are: who renews an address
-/// takes it off for a moment.
+/// The time that an address may be gone before its sessions are removed: a renewal takes it off for
+/// a moment.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Targets whose ports are counted, at most: masquerades may lead anywhere.
 const MAX_COUNTED_TARGETS: usize = 4096;
 
-/// What the sweep has access to.
+/// The parts of the daemon that the sweep has access to.
 pub(crate) struct Access {
     pub(crate) config: Locked<Arc<Config>>,
     pub(crate) names: Locked<Names>,
@@ -81,7 +81,7 @@ pub(crate) struct Access {
     pub(crate) requests: Requests,
 }
 
-/// Sweeps for ever.
+/// Sweeps periodically.
 ///
 /// `is_adopted`: on top of an earlier daemon's sessions.
 pub(crate) async fn sweep(access: Access, is_adopted: bool) -> Result<()> {
@@ -156,7 +156,7 @@ fn sweep_once(access: &Access, round: u32, mut signs: Gatherer, orphans: &mut Or
     signs
 }
 
-/// Towards what SNAT ports are few, as far as the last sweep knows.
+/// Returns the pools whose ports are few, as of the last sweep.
 fn crowded(taken: &HashMap<PoolKey, u32>, ports: u32) -> HashSet<PoolKey> {
     let is_crowded = |taken: u32| u64::from(taken) * 100 > u64::from(ports) * PRESSURE_PERCENT;
     taken.iter().filter(|(_, taken)| is_crowded(**taken)).map(|(pool, _)| *pool).collect()
@@ -195,13 +195,13 @@ struct Sweep<'a> {
     flows: &'a FlowTable,
     timeouts: &'a RuleTimeouts,
     round: u32,
-    /// Whether the table is crowded.
+    /// `true` if the table is crowded.
     pressure: bool,
-    /// Towards what ports are.
+    /// The pools that are crowded.
     crowded: &'a HashSet<PoolKey>,
     /// Addresses that sessions come from and that this machine has no more.
     gone: &'a HashSet<Ipv4>,
-    /// How many half-open sessions a source may have.
+    /// The most half-open sessions of a source.
     half_open_limit: u32,
     now: Ticks,
 }
@@ -257,7 +257,7 @@ impl Sweep<'_> {
         Ok((SessionCounts { total, by_rule, ports, took: Duration::ZERO }, removed))
     }
 
-    /// What a young session tells of its target.
+    /// Gathers the sign that a young session gives of its target.
     fn gather(&self, forward: &Flow, signs: &mut Gatherer) {
         if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened) {
             return;
@@ -277,7 +277,7 @@ impl Sweep<'_> {
         if idle <= timeout { Verdict::Keep } else { Verdict::Remove }
     }
 
-    /// Most sessions are told alive by their client's direction alone.
+    /// Judges a session. For most, the client's direction is enough.
     fn judge(&self, forward: &Flow) -> Verdict {
         // No answer finds the way back to it. The kernel's MASQUERADE does the same
         // (`masq_inet_event`), so that clients open others.
@@ -310,13 +310,13 @@ impl Sweep<'_> {
         })
     }
 
-    /// Whether others lack room in the table, or ports to the same target.
+    /// Returns `true` if others lack room in the table, or ports to the same target.
     fn is_crowded(&self, flow: &Flow) -> bool {
         self.pressure || (!self.crowded.is_empty() && self.crowded.contains(&port_pool(flow)))
     }
 
-    /// Whether its source has half as many half-open sessions as it may: soon, a target that does
-    /// not answer keeps it from all others.
+    /// Returns `true` if its source has half of the half-open sessions that it may have: soon, a
+    /// target that does not answer would keep it from all others.
     fn has_many_attempts(&self, forward: &Flow) -> bool {
         self.flows.half_open(forward.key.source) > self.half_open_limit / 2
     }
@@ -364,7 +364,7 @@ impl Need {
 }
 
 /// A quick hash for counting a million times by one of a few keys. What goes in is bounded, so
-/// nobody gains by collisions.
+/// collisions gain nothing.
 #[derive(Default)]
 struct PoolHasher(u64);
 
@@ -382,7 +382,7 @@ impl Hasher for PoolHasher {
     }
 }
 
-/// How long a session may be idle, as far as its client's direction tells.
+/// Returns the time that a session may be idle, by its client's direction alone.
 fn limit_of(forward: &Flow, timeouts: &Timeouts) -> Option<Duration> {
     let Timeouts { tcp_established, tcp_transitory, udp, udp_unreplied, icmp } = timeouts;
     Some(match forward.protocol()? {

@@ -1,4 +1,4 @@
-//! How long sessions may be idle.
+//! The idle timeouts of sessions.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     dataplane::{RuleTable, Session},
 };
 
-/// How long a session may be idle; `None` for one that makes no sense.
+/// Returns the time that a session may be idle; `None` for one that makes no sense.
 pub(crate) fn timeout(session: &Session, timeouts: &Timeouts) -> Option<Duration> {
     Some(match (session.protocol()?, session.state()?) {
         // A connection that is closed on one side only may go on for long on the other (RFC 7857

@@ -60,7 +60,7 @@ impl Kept for KeptAttachment {
         } else if !plane.has_egress(self.slot, index) {
             Look::Changed(format!("{name}: packets could not leave by it any more (EGRESS)"))
         } else if let Place::Renamed { name: now, .. } = place {
-            Look::Doubtful(
+            Look::Flawed(
                 Id::InterfaceRenamed,
                 format!(
                     "interface {name} is called {now} now: this daemon goes on with it, the next one will not find it; \

@@ -14,36 +14,36 @@ pub(super) trait Kept: Send {
     /// The condition that it is not as it has to be.
     fn trouble(&self) -> Id;
 
-    /// Which one of its kind.
+    /// Returns its name within its kind.
     fn name(&self) -> &str;
 
-    /// Whether the probe has to answer 503 while it is not as it has to be.
+    /// Returns `true` if the probe has to answer 503 while it has a fault.
     fn is_vital(&self) -> bool;
 
     /// Looks at it and changes nothing.
     ///
     /// # Errors
-    /// When it cannot be looked at.
+    /// Returns an error if it cannot be looked at.
     fn look(&self, attachments: &Attachments, plane: &Dataplane) -> Result<Look>;
 
     /// Sets it again; says what has been done, in words that follow what [`look`](Self::look) has
     /// said.
     ///
     /// # Errors
-    /// When it cannot be set.
+    /// Returns an error if it cannot be set.
     fn restore(&mut self, attachments: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str>;
 
-    /// Who may change it again and again, and how to find out.
+    /// Returns advice on how to find the program that changes it again and again.
     fn suspects(&self) -> String;
 }
 
-/// What a look has shown.
+/// The outcome of a look.
 pub(super) enum Look {
     /// It is as it has to be.
     Good,
-    /// So it is, but somebody should know this.
-    Doubtful(Id, String),
-    /// Somebody has changed it: what it is now.
+    /// It works, but an operator should know this.
+    Flawed(Id, String),
+    /// It was changed; how it is now.
     Changed(String),
     /// Only others can bring it back: what is missing.
     Missing(String),

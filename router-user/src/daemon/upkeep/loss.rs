@@ -2,7 +2,7 @@
 
 use crate::dataplane::{Attachment, Loss, Place};
 
-/// What has happened to an interface or its program, in words.
+/// Returns the words for what has happened to an interface or its program.
 pub(crate) fn lost(attachment: &Attachment, loss: Loss) -> String {
     let name = &attachment.interface;
     match (loss, attachment.place()) {

@@ -1,11 +1,10 @@
-//! Keeps what the data plane depends on as the daemon has set it, whoever changes it.
+//! Keeps what the data plane depends on as the daemon has set it.
 //!
 //! System settings, the programs on the interfaces and the pins belong to the machine, and others
-//! get at them: another `sysctl`, `bpftool`, a driver that is loaded again, somebody who tidies up.
+//! change them: another `sysctl`, `bpftool`, a driver that is loaded again, a clean-up script.
 //! What is [`Kept`] is looked at every second, and at once when the kernel tells of a
-//! change ([`notices`]). What has been changed is set again, said in the log and counted. Whoever
-//! changes it again and again is not raced ([`pace`]): that is a condition that lasts, and `status`
-//! shows it.
+//! change ([`notices`]). A change is undone, logged and counted. The daemon does not race a program
+//! that makes the change again and again ([`pace`]): that becomes a condition.
 
 mod attachment;
 mod kept;
@@ -37,9 +36,9 @@ use crate::{
     dataplane::Dataplane,
 };
 
-/// How often everything is looked at without being told.
+/// The period in which everything is checked without a notice.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long notices are gathered after a look: one command makes many.
+/// The time for which notices are gathered after a look: one command makes many.
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// Everything that is kept.
@@ -62,7 +61,7 @@ impl Upkeep {
         Ok(Self { notices: Notices::open()?, kept })
     }
 
-    /// Looks and repairs for ever.
+    /// Checks and repairs, periodically and on notices.
     pub(super) async fn run(
         mut self,
         attachments: Locked<Attachments>,
@@ -116,23 +115,23 @@ fn look_after(
     let now = Instant::now();
     let plane = &mut *plane.lock();
     let look = kept.look(attachments, plane).unwrap_or_else(|error| Look::Missing(format!("{error:#}")));
-    let (mut said, mut trouble, mut doubt, mut is_repaired) = (None, None, None, false);
+    let (mut said, mut trouble, mut flaw, mut is_repaired) = (None, None, None, false);
     match look {
         Look::Good => {}
-        Look::Doubtful(id, text) => doubt = Some((id, text)),
+        Look::Flawed(id, text) => flaw = Some((id, text)),
         Look::Missing(text) => trouble = Some(text),
         Look::Changed(change) if pace.allows(now) => {
             pace.note(now);
             match kept.restore(attachments, plane) {
                 Ok(done) => {
                     is_repaired = true;
-                    // Who goes on is told of as a condition, once.
+                    // Repeated changes are a condition, which is logged once.
                     said = (!pace.is_contended(now)).then(|| Said::Repaired(format!("{change}; {done}")));
                 }
                 Err(error) => trouble = Some(format!("{change}; {error:#}")),
             }
         }
-        // What kept it from being repaired is still the case, or it will be in a moment.
+        // The last repair has failed, or the next one is due in a moment.
         Look::Changed(change) => {
             let known = attachments.upkeep.get(position).and_then(|record| record.trouble.clone());
             trouble = Some(known.unwrap_or(change));
@@ -150,6 +149,6 @@ fn look_after(
         let text = format!("{} is left alone again; it was repaired {} times", record.name, record.repairs);
         said = Some(Said::Calm(text));
     }
-    (record.trouble, record.doubt) = (trouble, doubt);
+    (record.trouble, record.flaw) = (trouble, flaw);
     said
 }

@@ -1,8 +1,8 @@
-//! How often something is repaired: at once, but never as fast as somebody can break it.
+//! The rate of repairs: at once, but never as fast as something can be broken.
 
 use std::time::{Duration, Instant};
 
-/// So many repairs in a row are made at once.
+/// Repairs in a row that are made at once.
 const AT_ONCE: u32 = 3;
 /// The time between the repairs after those, which doubles with each.
 const FIRST_GAP: Duration = Duration::from_millis(250);
@@ -19,7 +19,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Whether a repair may be tried now.
+    /// Returns `true` if a repair may be tried now.
     pub(super) fn allows(&self, now: Instant) -> bool {
         self.since_last(now).is_none_or(|since| since >= self.gap() || since >= CALM)
     }
@@ -33,7 +33,7 @@ impl Pace {
         self.last = Some(now);
     }
 
-    /// Whether there have been so many lately that somebody must be doing it on purpose.
+    /// Returns `true` if there have been too many lately for an accident.
     pub(super) fn is_contended(&self, now: Instant) -> bool {
         self.in_a_row > AT_ONCE && !self.is_calm(now)
     }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn contention_ends_when_nobody_goes_on() {
+    fn contention_ends_when_changes_end() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         repairs(&mut pace, start, Duration::from_secs(1));
         assert!(pace.is_contended(start + Duration::from_secs(1)));

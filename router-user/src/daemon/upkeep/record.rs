@@ -1,4 +1,4 @@
-//! What has happened to something that is looked after.
+//! The history of something that is looked after.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::{
     model,
 };
 
-/// What `status` tells of something that is kept.
+/// The record of something that is looked after.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(super) what: &'static str,
@@ -16,11 +16,11 @@ pub(crate) struct Record {
     pub(super) is_vital: bool,
     pub(super) repairs: u64,
     pub(super) last_repair: Option<Instant>,
-    /// What is wrong with it now.
+    /// The fault that it has now.
     pub(super) trouble: Option<String>,
-    /// What is not as it should be although it works.
-    pub(super) doubt: Option<(Id, String)>,
-    /// Who may be behind it that it is changed again and again.
+    /// A flaw although it works.
+    pub(super) flaw: Option<(Id, String)>,
+    /// The words for repeated changes, if there are any.
     pub(super) contended: Option<String>,
 }
 
@@ -35,12 +35,12 @@ impl Record {
             repairs: 0,
             last_repair: None,
             trouble: None,
-            doubt: None,
+            flaw: None,
             contended: None,
         }
     }
 
-    /// Whether it is this one, and something is known to be wrong with it.
+    /// Returns `true` if it has this name, and a fault that is known.
     pub(crate) fn knows(&self, name: &str) -> bool {
         self.name == name && self.trouble.is_some()
     }
@@ -51,7 +51,7 @@ impl Record {
         if let Some(detail) = &self.trouble {
             conditions.add(severity, self.trouble_id, &self.name, detail);
         }
-        if let Some((id, detail)) = &self.doubt {
+        if let Some((id, detail)) = &self.flaw {
             conditions.add(Severity::Degraded, *id, &self.name, detail);
         }
         if let Some(detail) = &self.contended {
@@ -61,8 +61,8 @@ impl Record {
 
     /// All of it, as `status` has it.
     pub(crate) fn status(&self) -> model::Repairs {
-        let doubt = self.doubt.as_ref().map(|(_, detail)| detail);
-        let wrong = [self.trouble.as_ref(), doubt, self.contended.as_ref()].into_iter().flatten();
+        let flaw = self.flaw.as_ref().map(|(_, detail)| detail);
+        let wrong = [self.trouble.as_ref(), flaw, self.contended.as_ref()].into_iter().flatten();
         model::Repairs {
             what: self.what.to_owned(),
             name: self.name.clone(),

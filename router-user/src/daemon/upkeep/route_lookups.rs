@@ -1,6 +1,6 @@
 //! `net.ipv4.conf.lo.forwarding`, without which the kernel answers no program's route lookups.
 //!
-//! Whoever writes `net.ipv4.ip_forward` resets it with that of every other interface
+//! A write to `net.ipv4.ip_forward` resets it with that of every other interface
 //! (`inet_forward_change`, net/ipv4/devinet.c).
 
 use anyhow::Result;

@@ -94,7 +94,7 @@ fn mss(mss: Option<Mss>) -> u16 {
     }
 }
 
-/// Where a forward leads now: every address of every target.
+/// Returns the targets of a forward now: every address of every target.
 pub(crate) fn targets(forward: &Forward, names: &Names) -> Vec<Target> {
     by_target(forward, names).flatten().collect()
 }
@@ -110,8 +110,8 @@ fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item =
     })
 }
 
-/// Those of a forward's targets that new sessions go to: the ones that answer, as many as there is
-/// room for. If none answers, all: a rule is never left without a target by what is only a
+/// Returns the targets of a forward that new sessions go to: those that answer, as far as there is
+/// room. If none answers, all: a rule is never left without a target by what is only a
 /// suspicion. Where there is no room for all, every target has its share of it, so that a name of
 /// many addresses leaves the others theirs.
 pub(crate) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<Target> {
@@ -134,7 +134,7 @@ pub(crate) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) ->
     groups.into_iter().flatten().collect()
 }
 
-/// Whether new sessions of a forward have a choice that passive signs can help with.
+/// Returns `true` if a forward has several targets whose passive health matters.
 pub(crate) fn is_judged(forward: &Forward, names: &Names) -> bool {
     forward.protocol == Protocol::Tcp && targets(forward, names).len() > 1
 }

@@ -12,10 +12,10 @@ use crate::{
     dataplane::Dataplane,
 };
 
-/// How often the kernel's settings, and what is attached, are looked at.
+/// The period in which the kernel's settings and the attached programs are checked.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// What this has access to.
+/// The parts of the daemon that this has access to.
 pub(crate) struct Access {
     pub(crate) config: Locked<Arc<Config>>,
     pub(crate) attachments: Locked<Attachments>,
@@ -24,7 +24,7 @@ pub(crate) struct Access {
     pub(crate) requests: Requests,
 }
 
-/// Looks after all of it for ever.
+/// Checks and repairs, periodically.
 pub(crate) async fn follow(access: Access) -> Result<()> {
     let Access { config, attachments, own_traffic, plane, requests } = access;
     let mut period = interval(PERIOD);
@@ -33,8 +33,7 @@ pub(crate) async fn follow(access: Access) -> Result<()> {
         period.tick().await;
         let config = config.get();
         let changes = {
-            // Locked until it is done: what is set again after it was stood down would be left
-            // behind.
+            // Locked until all is set: a repair after the stand-down would never be undone.
             let attachments = attachments.lock();
             if attachments.stood_down {
                 continue;

@@ -18,13 +18,13 @@ use crate::{
 /// No port.
 const NONE: PortRange = PortRange { first: 1, last: 0 };
 
-/// What has changed, for the log.
+/// Changes, for the log.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Changes {
     /// The ports that are reserved now.
     reserved: Option<String>,
-    /// What has not worked, and did before.
+    /// Failures of something that worked before.
     failures: Vec<String>,
     /// Interfaces whose own traffic is seen again.
     seen: Vec<String>,
@@ -33,7 +33,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Tells the log.
+    /// Logs the changes.
     pub(crate) fn report(self) {
         if let Some(ports) = self.reserved {
             if ports.is_empty() {
@@ -57,19 +57,19 @@ impl Changes {
 /// The ports of sessions and of this machine's own traffic, as rules need them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionPorts {
-    /// What new sessions get.
+    /// The ports of new sessions.
     pub(crate) snat: PortRange,
     /// The ports at which datagrams for a socket of this machine are taken for answers without its
     /// having been seen to ask.
     pub(crate) answered: PortRange,
 }
 
-/// The ports of new sessions, and how far this machine's own traffic is told from theirs.
+/// The ports of new sessions, and where this machine's own traffic cannot be told from theirs.
 #[derive(Debug)]
 pub(crate) struct OwnTraffic {
-    /// What new sessions get, for each address and target.
+    /// The ports of new sessions, for each address and target.
     pub(crate) snat: PortRange,
-    /// What a socket of this machine may get as well.
+    /// Those that a socket of this machine may get as well.
     overlaps: Vec<Overlap>,
     /// Interfaces whose own traffic is not seen, and why not.
     unseen: Vec<(String, String)>,
@@ -163,7 +163,7 @@ impl OwnTraffic {
         SessionPorts { snat: self.snat, answered }
     }
 
-    /// Adds what is not told apart.
+    /// Adds a condition for each overlap and each interface that is not seen.
     pub(crate) fn add_to(&self, conditions: &mut Conditions) {
         for overlap in &self.overlaps {
             let detail = format!("{overlap}; fix: {}", overlap.fix());

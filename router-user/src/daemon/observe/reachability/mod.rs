@@ -1,4 +1,4 @@
-//! Whether the rules have somewhere to lead to, and what that means for the probe.
+//! Checks that rules have reachable targets, and decides what that means for the probe.
 //!
 //! The probe takes this whole machine out of service, with every rule that works. So what only some
 //! rules lack is *degraded*: to be seen and to be repaired, while the others go on. It is a
@@ -6,8 +6,8 @@
 //! hops of all are missing, as when the gateway that they share is dead, which another machine
 //! behind the load balancer may still reach.
 //!
-//! A load balancer sends to forwards. Who uses a masquerade has this machine as its gateway,
-//! whatever the probe says, so masquerades count only where there is no forward.
+//! A load balancer sends to forwards. The clients of a masquerade have this machine as their
+//! gateway, whatever the probe answers, so masquerades count only where there is no forward.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,11 +25,11 @@ use crate::{
     health::{Conditions, Id, Severity},
 };
 
-/// As many of a kind are told one by one: the probe's answer and the log stay short whatever a name
-/// server says.
+/// The most conditions of a kind that are listed one by one: the probe's answer and the log stay
+/// short whatever a name server says.
 const LISTED: usize = 32;
 
-/// Adds what is wrong with the ways to targets, by names, targets and next hops as they are now.
+/// Adds the conditions of names, targets and next hops, as they are now.
 pub(crate) fn judge(
     conditions: &mut Conditions,
     config: &Config,
@@ -119,15 +119,14 @@ fn judge_next_hops(conditions: &mut Conditions, config: &Config, with: &[&Forwar
     } else {
         with.iter().map(|forward| forward.name.as_str()).collect()
     };
-    // Of each rule, whether one of its next hops is there. A target that has just come has not
-    // been looked at yet.
-    let mut has_way: HashMap<&str, bool> = HashMap::new();
+    // By rule, `true` if one of its next hops is there. A new target has not been looked at yet.
+    let mut has_next_hop: HashMap<&str, bool> = HashMap::new();
     for next_hop in next_hops {
         for rule in &next_hop.rules {
-            *has_way.entry(rule).or_default() |= next_hop.is_resolved();
+            *has_next_hop.entry(rule).or_default() |= next_hop.is_resolved();
         }
     }
-    let is_lost = |rule: &&str| has_way.get(rule) == Some(&false);
+    let is_lost = |rule: &&str| has_next_hop.get(rule) == Some(&false);
     let all_are_lost = !decisive.is_empty() && decisive.iter().all(is_lost);
     let lost = next_hops.iter().filter(|next_hop| !next_hop.is_resolved());
     let (decisive, others): (Vec<_>, Vec<_>) = lost.partition(|next_hop| {

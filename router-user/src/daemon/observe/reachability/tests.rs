@@ -50,7 +50,7 @@ fn next_hop(rules: &[&str], last: u8, resolved: bool) -> NextHop {
     }
 }
 
-/// What is said of a router that is down, and of one that is degraded.
+/// Returns the details of the conditions `down`, and of those `degraded`.
 fn judged(
     config: &Config,
     names: &Names,
@@ -136,7 +136,7 @@ fn a_forward_without_a_target_is_no_way_either() {
     );
 }
 
-/// Who uses a masquerade does not come by the load balancer.
+/// Clients of a masquerade do not come by the load balancer.
 #[test]
 fn masquerades_count_where_there_is_no_forward() {
     let names = names(&[("db.example.com", &[1], ""), ("web.example.com", &[2], "")]);

@@ -212,7 +212,7 @@ impl Spare {
     }
 }
 
-/// Answers requests for ever: `admit` says where a connection belongs, `answer` what it gets.
+/// Answers requests: `admit` says where a connection belongs, `answer` what it gets.
 pub(crate) async fn serve<L, A, R, B>(
     listener: L,
     limits: Limits,
@@ -232,7 +232,7 @@ where
     let mut spare = Spare(None);
     spare.refill();
     loop {
-        // Whoever had to go may not be gone yet.
+        // The connection that had to go may not be gone yet.
         let descriptor = descriptors.clone().acquire_owned().await.context("a listener has been closed")?;
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -263,19 +263,19 @@ where
                 .max_headers(MAX_HEADERS)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off concerns nobody.
+            // A client may break off.
             tokio::select! {
                 _ = timeout(whole, connection) => {}
                 _ = &mut place.has_to_go => {}
             }
-            // In this order: who comes for this place must find a descriptor.
+            // In this order: the next connection in this place must find a descriptor.
             drop(place);
             drop(descriptor);
         });
     }
 }
 
-/// Something that costs work to find out, and is the same for everyone who asks within a moment.
+/// A value that is costly to compute, and is reused for a moment.
 pub(crate) struct Fresh<T> {
     age: Duration,
     known: tokio::sync::Mutex<Option<(Instant, Arc<T>)>>,

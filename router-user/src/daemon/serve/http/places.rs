@@ -1,4 +1,4 @@
-//! Places for connections: who gets one, and who makes room for whom. No I/O, no clock.
+//! Places for connections: which connection gets one, and which one makes room. No I/O, no clock.
 //!
 //! Connections are in rooms that do not know of each other: whoever fills one takes nothing from
 //! those in another. In a room, each party has a share. One that has had it makes room for its next
@@ -15,7 +15,7 @@ use std::{
 /// One that connects all the time is closed at the door then, which costs little.
 const STAY: Duration = Duration::from_millis(100);
 
-/// Somebody whom connections are counted for.
+/// A client, as connections are counted.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Party {
     /// A user of this machine, by number.
@@ -150,9 +150,9 @@ mod tests {
         let start = Instant::now();
         assert_eq!(room(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(4), start), Decision::Instead(1));
         assert_eq!(room(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(3), start), Decision::Instead(1));
-        // As many as everybody: who has been here longest has had time enough.
+        // All have the same number: the oldest connection has had enough time.
         assert_eq!(room(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(7), start), Decision::Instead(0));
-        // Nobody goes for somebody who has as many.
+        // No connection goes for a party that has as many.
         assert_eq!(room(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(3), start), Decision::Refuse);
     }
 
@@ -166,10 +166,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever others do, who has no connection gets one, and there are never more than there
-        /// are places.
+        /// A party without a connection gets one whatever others do, and there are never more
+        /// connections than places.
         #[test]
-        fn nobody_is_kept_out(steps in prop::collection::vec((0_u32..20, 0_u64..50, any::<bool>()), 1..200)) {
+        fn a_new_party_always_gets_in(steps in prop::collection::vec((0_u32..20, 0_u64..50, any::<bool>()), 1..200)) {
             let mut now = Instant::now();
             let mut room = Room::new(CAPACITY);
             for (serial, (party, pause, leaves)) in (0..).zip(steps) {

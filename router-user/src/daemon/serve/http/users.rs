@@ -30,7 +30,7 @@ pub(crate) struct Ends {
     pub(crate) local: SocketAddr,
 }
 
-/// The way to ask for users.
+/// Asks the kernel for users.
 pub(crate) struct Users {
     /// A netlink socket, and the number of the last question; `None` where the kernel has no such
     /// socket.
@@ -38,7 +38,7 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Opens the way to the kernel. Without one, nobody is known.
+    /// Opens the socket to the kernel. Without one, no user is known.
     pub(crate) fn open() -> Self {
         let open = || -> io::Result<Socket> {
             let protocol = Protocol::from(libc::NETLINK_SOCK_DIAG);
