@@ -13,7 +13,7 @@ use crate::dataplane::{Dataplane, LoadOptions};
 /// The loading of the data plane, on a thread that may block: the verifier takes a while, and the
 /// kernel may have it begin again. The executor goes on meanwhile, so that signals are received.
 #[derive(Default)]
-pub(in crate::daemon) struct Loading {
+pub(crate) struct Loading {
     cancelled: Arc<AtomicBool>,
     /// Locked while the data plane is being loaded.
     active: Arc<Mutex<()>>,
@@ -24,7 +24,7 @@ impl Loading {
     ///
     /// # Errors
     /// Fails as [`Dataplane::load`] does, and after [`stop`](Self::stop).
-    pub(in crate::daemon) async fn load(&self, options: LoadOptions) -> Result<Dataplane> {
+    pub(crate) async fn load(&self, options: LoadOptions) -> Result<Dataplane> {
         let active = self.active.clone().lock_owned().await;
         let cancelled = self.cancelled.clone();
         // If the caller has gone, the result is dropped in this order: `active` last.
@@ -34,7 +34,7 @@ impl Loading {
     }
 
     /// Cancels the loading, and returns once it has ended.
-    pub(in crate::daemon) async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.cancelled.store(true, Relaxed);
         drop(self.active.lock().await);
     }
