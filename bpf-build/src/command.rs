@@ -20,8 +20,9 @@ pub enum Action {
     Clippy,
 }
 
-/// Returns the directory of BPF builds, which all packages share. It is not the outer cargo's, whose
-/// lock that cargo holds while it waits for this one; a build script's `OUT_DIR` tells where that is.
+/// Returns the directory of BPF builds, which all packages share. It is not the outer cargo's,
+/// whose lock that cargo holds while it waits for this one; a build script's `OUT_DIR` tells where
+/// that is.
 pub fn target_dir(workspace: &Path, out_dir: Option<&Path>) -> PathBuf {
     let outer = out_dir.and_then(|out| out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()));
     let own = || workspace.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));

@@ -1,8 +1,8 @@
 //! Finds a toolchain that can compile for BPF, and compiles packages of BPF programs with it.
 //!
 //! A build script needs one call, `bpf_build::build_script("router-ebpf", "router")`, and its crate
-//! then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the same
-//! search, so the build uses the toolchain that it reports as ready.
+//! then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the
+//! same search, so the build uses the toolchain that it reports as ready.
 //!
 //! `aya_build::build_ebpf` needs rustup's nightly. A machine without access to rustup's servers can
 //! use a distribution's compiler with a prebuilt `core` for BPF here.

@@ -1,4 +1,4 @@
-//! What the daemon says of itself, as data: the bodies of its API and of every `-o json`.
+//! The data of the API, and of every `-o json`.
 //!
 //! Field names are a contract (snake_case, documented here); fields may be added, never renamed or
 //! removed. Times are seconds unless the name says otherwise, addresses and ports are plain text
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// Whether the probe answers 200: this router forwards.
+    /// `true` if the probe answers 200: this router forwards.
     pub healthy: bool,
-    /// Why it is not healthy, in words for the operator; empty when it is.
+    /// The reasons why it is not healthy, in words for the operator; empty if it is.
     pub reasons: Vec<String>,
-    /// What does not work besides, while the probe may well answer 200: a rule without a target, a
-    /// target that cannot be reached or resolved while others of its rule can. In words for the
-    /// operator.
+    /// Faults that do not make the probe fail by themselves, in words for the operator: a rule
+    /// without a target, or a target that cannot be reached or resolved while others of its rule
+    /// can.
     #[serde(default)]
     pub degraded: Vec<String>,
     /// All that is wrong, for programs: each of `reasons` and `degraded`.
@@ -34,7 +34,7 @@ pub struct Status {
     /// The addresses new sessions get as their source: those of `snat.addresses`, or else those
     /// that the routes to the targets say.
     pub snat_addresses: Vec<IpAddr>,
-    /// Where each target's packets leave.
+    /// The next hop of each target.
     pub next_hops: Vec<NextHopStatus>,
     /// Next hops for which two machines answer.
     #[serde(default)]
@@ -63,7 +63,7 @@ pub struct Status {
     pub repairs: Vec<Repairs>,
 }
 
-/// How bad a condition is.
+/// The severity of a condition.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -89,7 +89,7 @@ impl Severity {
 pub struct ConditionStatus {
     /// The condition's identifier, which never changes.
     pub id: String,
-    /// Which rule, target, interface and the like it is about; empty where there is only one of it,
+    /// The rule, target, interface and the like that it is about; empty where there is only one,
     /// and for the rest of a long list.
     pub subject: String,
     /// `down` if the probe answers 503 because of it, or else `degraded`.
@@ -105,13 +105,13 @@ pub struct ConditionStatus {
 pub struct Repairs {
     /// Its kind: `sysctl`, `attachment` or `pins`.
     pub what: String,
-    /// Which one: the setting's name, the interface's, the directory's.
+    /// The name of the setting or interface, or the directory.
     pub name: String,
-    /// How often the daemon has set it again since it started.
+    /// Repairs by the daemon since it started.
     pub count: u64,
     /// Seconds since it last did; `null` if it never had to.
     pub last_seconds: Option<u64>,
-    /// What is wrong with it now; empty when nothing is.
+    /// The present problem; empty if there is none.
     pub problem: String,
 }
 
@@ -124,7 +124,7 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// Its roles: `pls`, `firewall`.
     pub roles: Vec<String>,
-    /// Whether our program is attached to it now.
+    /// `true` if our program is attached to it now.
     pub attached: bool,
     /// `native` or `generic`.
     pub mode: String,
@@ -149,7 +149,7 @@ pub struct NextHopStatus {
     /// `snat.addresses` are given, or while there is no route.
     #[serde(default)]
     pub source: Option<IpAddr>,
-    /// Whether a packet to the target can leave now.
+    /// `true` if a packet to the target can leave now.
     pub resolved: bool,
     /// Why it cannot; empty when it can.
     pub problem: String,
@@ -182,13 +182,13 @@ pub struct NameStatus {
     pub addresses: Vec<IpAddr>,
     /// Seconds since that answer; since the daemon's start while it has had none.
     pub age_seconds: u64,
-    /// How long that answer said that it holds; `null` while there has been none.
+    /// The TTL of that answer; `null` while there has been none.
     #[serde(default)]
     pub ttl_seconds: Option<u64>,
     /// Seconds until it is asked for again.
     #[serde(default)]
     pub next_seconds: u64,
-    /// What went wrong at the last attempt; empty when it went well.
+    /// The error of the last attempt; empty if it succeeded.
     pub problem: String,
     /// The part of the last good answer that is not used (this machine's own addresses, say, or
     /// those beyond the 32 lowest), and why; empty when all of it is.
@@ -228,7 +228,8 @@ pub struct TargetStatus {
     pub rules: Vec<String>,
     /// `tcp`.
     pub protocol: String,
-    /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
+    /// Its address and port. Port 0 stands for the port that the client used, if the rule listens
+    /// on a range.
     pub target: SocketAddr,
     /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not
     /// avoided) or `trial` (it was avoided; new sessions may try it, and the first to show
@@ -240,7 +241,7 @@ pub struct TargetStatus {
     pub reason: String,
 }
 
-/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour,
+/// The packets that the data plane has punted: those that wait for a neighbour,
 /// fragments that came too early, and what has to be split. Counted since the daemon's start.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct PuntStatus {
@@ -259,18 +260,18 @@ pub struct PuntStatus {
     /// Packets that were lost since something failed that should not: the kernel did not send them,
     /// for example.
     pub failed: u64,
-    /// What has failed in the last ten seconds; empty when nothing has.
+    /// The last error of the last ten seconds; empty if there was none.
     pub problem: String,
 }
 
-/// How full the flow table is.
+/// The use of the flow table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct FlowTableStatus {
     /// Sessions in the table, as of the last sweep.
     pub sessions: u64,
     /// Sessions it has room for.
     pub capacity: u64,
-    /// How long the last sweep took that looked for sessions to remove.
+    /// Duration of the last sweep.
     #[serde(default)]
     pub sweep_seconds: f64,
 }
@@ -288,7 +289,7 @@ pub struct SnatPortStatus {
     pub used: u32,
     /// Ports that are left for new ones.
     pub free: u32,
-    /// Who has more than half of them, if four fifths are in use.
+    /// The source that has more than half of them, if four fifths are in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most: Option<PortHolder>,
 }
@@ -311,12 +312,12 @@ pub struct Counters {
     pub interfaces: Vec<InterfaceCounters>,
     /// One row a rule.
     pub rules: Vec<RuleCounters>,
-    /// What this machine's own traffic has met.
+    /// Collisions of this machine's own traffic with sessions.
     #[serde(default)]
     pub own_traffic: OwnTrafficCounters,
 }
 
-/// What this machine's own traffic has met, where it leaves with the port of a session.
+/// Collisions of this machine's own traffic with sessions that have the same port.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct OwnTrafficCounters {
     /// Sessions that have given way: UDP and echo, whose clients go on with another port, and
@@ -333,7 +334,7 @@ pub struct ReasonCounter {
     pub number: u32,
     /// Its name, e.g. `source_not_allowed`.
     pub reason: String,
-    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`,
+    /// The action: `forward`, `pass` (to this machine's own stack), `drop`,
     /// `answer`, or `punt` (to the daemon, which sends it when it can be sent).
     pub action: String,
     /// Packets.
@@ -397,16 +398,16 @@ pub struct Rule {
     pub kind: RuleKind,
     /// `tcp` or `udp`; absent for a masquerade, which takes TCP, UDP and ICMP echo.
     pub protocol: Option<String>,
-    /// Where a forward listens, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
+    /// The `listen` of a forward, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
     pub listen: Option<String>,
-    /// Where a forward leads, as configured.
+    /// The targets of a forward, as configured.
     pub targets: Vec<String>,
     /// The addresses that new sessions go to now: those of the targets, without any that is
     /// avoided.
     pub addresses: Vec<SocketAddr>,
-    /// Who may use it.
+    /// The networks that may use it.
     pub sources: Vec<String>,
-    /// Which destinations a masquerade covers.
+    /// The destinations of a masquerade.
     pub destinations: Vec<String>,
     /// Sessions in the table now, as of the last sweep.
     pub sessions: u64,
@@ -423,11 +424,11 @@ pub struct Flow {
     pub protocol: String,
     /// The client, as it arrives here: address and port (echo identifier for ICMP).
     pub client: SocketAddr,
-    /// What the client sent to.
+    /// The address that the client sent to.
     pub listen: SocketAddr,
     /// The source that this router gave the session.
     pub snat: SocketAddr,
-    /// Where it leads.
+    /// The target.
     pub target: SocketAddr,
     /// `opening`, `established`, `closing` or `closed`; see `router_common::session::State`.
     pub state: String,
@@ -465,7 +466,7 @@ pub struct FlowQuery {
 }
 
 impl FlowQuery {
-    /// Whether `flow` is wanted, by all but the limit.
+    /// Returns `true` if `flow` passes the filters, apart from the limit.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
         self.rule.as_ref().is_none_or(|rule| *rule == flow.rule)
@@ -479,13 +480,13 @@ impl FlowQuery {
 /// again, and not reported.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Audit {
-    /// Whether nothing is wrong.
+    /// `true` if nothing is wrong.
     pub ok: bool,
     /// Sessions, as the data plane counts them.
     pub sessions: u64,
     /// Flows found in the table: two a session.
     pub flows: u64,
-    /// Flows whose other direction is not there.
+    /// Flows without their other direction.
     pub half_sessions: u64,
     /// Flows that are there more than once.
     pub duplicates: u64,
@@ -502,7 +503,7 @@ pub struct Audit {
     pub findings: Vec<AuditFinding>,
 }
 
-/// What is wrong with a flow or port.
+/// A fault of a flow or port.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditKind {
@@ -523,20 +524,20 @@ pub struct AuditFinding {
     pub rule: Option<String>,
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
-    /// Where the flow's packets come from; of a port, the target that it is taken towards.
+    /// The source of the flow's packets; for a port, the target that it is used to.
     pub source: SocketAddr,
-    /// Where they are sent to; of a port, the SNAT address and the port.
+    /// The destination of the flow's packets; for a port, the SNAT address and the port.
     pub destination: SocketAddr,
 }
 
-/// What `pls-router check -o json` says.
+/// The output of `pls-router check -o json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Check {
     /// The configuration file that was checked.
     pub config: String,
-    /// Whether there is no error: the router would start.
+    /// `true` if there is no error, so that the router would start.
     pub ok: bool,
-    /// What was found, errors before warnings; first in the file, then on the machine.
+    /// Findings, errors before warnings; first in the file, then on the machine.
     pub findings: Vec<CheckFinding>,
     /// Access to the daemon's listeners; empty if only the file was looked at.
     #[serde(default)]
@@ -550,7 +551,7 @@ pub struct ListenerAccess {
     pub what: String,
     /// Its address and port, or path.
     pub listen: String,
-    /// Those who reach it, in words.
+    /// The addresses and users that reach it, in words.
     pub who: String,
 }
 
@@ -562,20 +563,20 @@ pub struct CheckFinding {
     /// The identifier of the condition, if it is one of this machine (docs/conditions.md).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What is wrong, in one line.
+    /// The fault, in one line.
     pub text: String,
-    /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.
+    /// The place, if it is in the configuration file: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
-    /// What to do about it.
+    /// The remedy.
     pub fix: String,
 }
 
-/// What `pls-router detach -o json` says.
+/// The output of `pls-router detach -o json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Detached {
     /// The interfaces that the program was detached from; empty if it was on none.
     pub interfaces: Vec<String>,
-    /// Where pins were looked for.
+    /// The directory of the pins.
     pub pins: String,
     /// The directories of pins that were removed: of this version's data plane, and of others'.
     #[serde(default)]

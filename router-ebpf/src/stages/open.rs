@@ -81,9 +81,9 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
 }
 
 /// Returns 0 if the checksum of a packet that opens a session is wrong, see
-/// [`packet::syn_checksum_is_valid`]. A global function: the verifier looks at its loop once, and not
-/// together with every way that leads to it. It reads the packet again, which only first packets
-/// pay for.
+/// [`packet::syn_checksum_is_valid`]. A global function: the verifier looks at its loop once, and
+/// not together with every way that leads to it. It reads the packet again, which only first
+/// packets pay for.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn syn_checksum_is_valid(context: *mut xdp_md) -> u32 {

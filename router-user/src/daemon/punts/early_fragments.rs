@@ -1,4 +1,4 @@
-//! Fragments that came before their datagram's first.
+//! Early fragments: they arrived before the first one of their datagram.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,12 +12,12 @@ use router_common::{
 
 use super::received::Received;
 
-/// How long they are held.
+/// The time that they are kept.
 pub(super) const LIMIT: Duration = Duration::from_millis(TIMEOUT as u64);
-/// How many bytes are held, at most: 64 datagrams of the largest size.
+/// The most bytes that are kept: 64 datagrams of the largest size.
 const BYTES: usize = 4 << 20;
 
-/// What is held, by datagram.
+/// Early fragments by datagram.
 #[derive(Debug, Default)]
 pub(super) struct EarlyFragments {
     datagrams: HashMap<FragmentKey, Waiting>,
@@ -46,8 +46,9 @@ impl Waiting {
 }
 
 impl EarlyFragments {
-    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it
-    /// loses its oldest datagram, or this fragment if it is that one's.
+    /// Adds a fragment, and returns the number of fragments that are lost. If there is no room, the
+    /// source that has most fragments loses its oldest datagram (or this fragment, if that belongs
+    /// to it).
     pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> usize {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
@@ -129,17 +130,17 @@ impl EarlyFragments {
         self.expired += expired;
     }
 
-    /// How many fragments have been forgotten for their age since this was last asked.
+    /// Returns the number of fragments that have expired since the last call.
     pub(super) fn expired(&mut self) -> usize {
         std::mem::take(&mut self.expired)
     }
 
-    /// How many fragments are held.
+    /// Returns the number of fragments.
     pub(super) fn fragments(&self) -> usize {
         self.datagrams.values().map(|waiting| waiting.fragments.len()).sum()
     }
 
-    /// Whether nothing is held.
+    /// Returns `true` if there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }

@@ -7,12 +7,13 @@ use std::{
 
 use router_common::maps::punt::Neighbour;
 
-/// How long nothing waits for a neighbour that has not answered: who sends to it is told at once.
+/// The time in which packets to a neighbour that has not answered are answered with an error at
+/// once.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
-/// How often it is asked for meanwhile, so that one that comes back is found before that.
+/// The interval in which it is asked again meanwhile, to find one that comes back sooner.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Those that nothing waits for now.
+/// The neighbours that have not answered.
 #[derive(Debug, Default)]
 pub(super) struct Failed {
     neighbours: HashMap<Neighbour, Times>,
@@ -37,7 +38,7 @@ impl Failed {
         self.neighbours.remove(neighbour).is_some()
     }
 
-    /// Whether a neighbour was given up.
+    /// Returns `true` if a neighbour is among them.
     pub(super) fn contains(&self, neighbour: &Neighbour) -> bool {
         self.neighbours.contains_key(neighbour)
     }
@@ -50,7 +51,7 @@ impl Failed {
             .collect()
     }
 
-    /// Those that are to be asked for again now.
+    /// Returns those that have to be asked again now.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Neighbour> {
         let mut due = Vec::new();
         for (neighbour, times) in &mut self.neighbours {
@@ -62,7 +63,7 @@ impl Failed {
         due
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.neighbours.is_empty()
     }

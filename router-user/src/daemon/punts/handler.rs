@@ -1,4 +1,4 @@
-//! What is done with each punted packet.
+//! Handles punted packets.
 
 use std::{
     sync::Arc,
@@ -32,9 +32,9 @@ use crate::{
     dataplane::Departure,
 };
 
-/// How many of the data plane's packets are handled before anything else gets its turn.
+/// The most packets that are handled before anything else gets its turn.
 const RECORDS_IN_A_ROW: u32 = 256;
-/// How often what has waited too long is looked for, while something waits.
+/// The interval in which expired packets are looked for, while there are any.
 const ROUND: Duration = Duration::from_millis(500);
 
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
@@ -56,7 +56,10 @@ impl Doors {
     }
 }
 
-/// Does for ever what the data plane asks for in the ring.
+/// Handles the packets in the ring until an error occurs.
+///
+/// # Errors
+/// Returns an error if the ring or the kernel's messages cannot be read any more.
 pub(super) async fn serve(
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
@@ -119,12 +122,12 @@ struct PuntHandler {
     asked: JoinSet<Answer>,
 }
 
-/// What the kernel has answered.
+/// The kernel's answer about a neighbour.
 struct Answer {
     neighbour: Neighbour,
-    /// Whether it has been told to find the neighbour out.
+    /// `true` if the kernel was asked to resolve the neighbour.
     asked_for: bool,
-    /// What it knows of it; `None` if it knows none.
+    /// The neighbour's entry; `None` if there is none.
     known: Result<Option<NeighbourEntry>>,
 }
 
@@ -165,8 +168,8 @@ impl PuntHandler {
         });
     }
 
-    /// Takes note of a change. What it was is looked up: it may be older than the packet that
-    /// waits.
+    /// Handles a change of a neighbour. Its entry is read anew: the change may be older than the
+    /// packet that waits.
     fn note(&mut self, change: NeighbourChange) {
         let concerned = match change {
             Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
@@ -183,7 +186,7 @@ impl PuntHandler {
         }
     }
 
-    /// Ends the waiting for a neighbour that has answered, or has been found not to.
+    /// Handles the kernel's answer about a neighbour.
     fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
         match known {
             Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
@@ -232,7 +235,7 @@ impl PuntHandler {
         }
     }
 
-    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to
+    /// Runs the programs on packets again, and sends the results. What is not to
     /// be sent has its reason counted, or is in the ring again.
     fn replay(&self, packets: &[Received]) {
         for Received { interface, packet } in packets {

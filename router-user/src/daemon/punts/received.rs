@@ -12,7 +12,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// What a packet takes beside its bytes: small ones are not to be many.
+    /// The memory that a packet takes beside its bytes, so that small packets are bounded too.
     const OVERHEAD: usize = 256;
 
     pub(super) fn of(punted: &Punted<'_>) -> Self {

@@ -1,4 +1,4 @@
-//! What punted packets need of the rest of the daemon.
+//! The parts of the daemon that punted packets need.
 
 use std::{sync::Arc, time::Duration};
 

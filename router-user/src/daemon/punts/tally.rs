@@ -1,4 +1,4 @@
-//! What the daemon has done with the packets that the data plane gives it.
+//! Counters of punted packets.
 
 use std::{
     sync::{
@@ -12,21 +12,21 @@ use tracing::debug;
 
 use crate::{daemon::sync::lock, model::PuntStatus};
 
-/// How long a failure is told of. While they go on, they are one.
+/// The time for which a failure is reported. Repeated failures are one.
 const TOLD: Duration = Duration::from_secs(10);
 
-/// Why a packet was lost with the daemon.
+/// The reason for which the daemon lost a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Loss {
     /// Its neighbour did not answer.
     Unanswered,
     /// There was no room for it, or it was the oldest when there was none for another.
     NoRoom,
-    /// A fragment whose datagram's first never came.
+    /// It was an early fragment, and the first one of its datagram did not arrive.
     Expired,
 }
 
-/// Counters, and what has failed last.
+/// Counters, and the last failure.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     sent: AtomicU64,
@@ -55,27 +55,26 @@ impl Tally {
         counter.fetch_add(packets, Relaxed);
     }
 
-    /// Counts packets that are lost since something failed that should not.
+    /// Counts packets that are lost by a failure.
     pub(super) fn failed(&self, packets: u64, error: &anyhow::Error) {
         debug!("{packets} packets of the data plane are lost: {error:#}");
         self.failed.fetch_add(packets, Relaxed);
         *lock(&self.failure) = Some((Instant::now(), format!("{error:#}")));
     }
 
-    /// Says how many packets are here now: those that wait for a neighbour, and fragments that are
-    /// held.
+    /// Sets the number of packets that wait for a neighbour, and of early fragments.
     pub(super) fn has(&self, waiting: usize, held: usize) {
         self.waiting.store(waiting as u64, Relaxed);
         self.held.store(held as u64, Relaxed);
     }
 
-    /// Says what fails, if something does.
+    /// Returns the last failure, if it is recent.
     pub(crate) fn problem(&self) -> Option<String> {
         let failure = lock(&self.failure);
         failure.as_ref().filter(|(since, _)| since.elapsed() < TOLD).map(|(_, text)| text.clone())
     }
 
-    /// All of it.
+    /// Returns the counters as `status` reports them.
     pub(crate) fn status(&self) -> PuntStatus {
         PuntStatus {
             sent: self.sent.load(Relaxed),

@@ -23,7 +23,7 @@ pub(crate) struct PuntThread {
     ended: oneshot::Receiver<Result<()>>,
 }
 
-/// What the thread needs of the rest of the daemon.
+/// The parts of the daemon that the thread needs.
 struct Access {
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
@@ -31,8 +31,8 @@ struct Access {
 }
 
 impl PuntThread {
-    /// Starts the thread, which opens its descriptors and waits for [`serve`](Self::serve). Once the
-    /// daemon forwards, it may not open them, or may lack some.
+    /// Starts the thread, which opens its descriptors and waits for [`serve`](Self::serve). Once
+    /// the daemon forwards, it may not open them, or may lack some.
     ///
     /// # Errors
     /// Returns an error if the thread or one of its descriptors cannot be had.

@@ -1,4 +1,4 @@
-//! What a rule set says.
+//! A rule set as the daemon describes it.
 
 use std::net::Ipv4Addr;
 
@@ -16,20 +16,20 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
-    /// Whether a client is told when none of them is free.
+    /// `true` if clients get an answer when none of them is free.
     pub reject_exhausted: bool,
-    /// Whether clients are told when their packets cannot be forwarded.
+    /// `true` if clients get an answer when their packets cannot be forwarded.
     pub reject_unreachable: bool,
-    /// What of this machine itself can be reached.
+    /// The access to this machine.
     pub local: LocalSpec,
 }
 
-/// What of this machine itself can be reached by those who may use a rule.
+/// The access to this machine by sources of rules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalSpec {
-    /// What is allowed by name.
+    /// The entries of `local.allow`.
     pub allow: Vec<LocalAllowSpec>,
-    /// Whether everybody else is held to it, too.
+    /// `true` if it applies to all other addresses as well.
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
@@ -62,11 +62,11 @@ pub struct ForwardSpec {
     pub address: Option<Ipv4Addr>,
     /// The ports it listens on.
     pub ports: PortRange,
-    /// Where it leads. Without a port, the client's is kept.
+    /// The targets. Without a port, the client's is kept.
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
-    /// Who may use it.
+    /// The networks that may use it.
     pub sources: Vec<Ipv4Net>,
-    /// What TCP connections are kept to, as in [`Rule::mss`].
+    /// The largest TCP segment, as in [`Rule::mss`].
     pub mss: u16,
 }
 
@@ -75,10 +75,10 @@ pub struct ForwardSpec {
 pub struct MasqueradeSpec {
     /// Its name.
     pub name: String,
-    /// Who may use it.
+    /// The networks that may use it.
     pub sources: Vec<Ipv4Net>,
-    /// Which destinations it covers.
+    /// The destinations that it covers.
     pub destinations: Vec<Ipv4Net>,
-    /// What TCP connections are kept to, as in [`Rule::mss`].
+    /// The largest TCP segment, as in [`Rule::mss`].
     pub mss: u16,
 }
