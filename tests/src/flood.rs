@@ -151,7 +151,7 @@ fn reversed_datagram(source: SocketAddrV4, target: SocketAddrV4, number: u32) ->
     const LENGTH: u16 = 24;
     let mut packet = [0; 44];
     let [high, low] = ((number / 2) as u16).max(1).to_be_bytes();
-    let is_second = number % 2 == 0;
+    let is_second = number.is_multiple_of(2);
     let (flags, offset) = if is_second { (0, (LENGTH / 8) as u8) } else { (0x20, 0) };
     packet[..10].copy_from_slice(&[0x45, 0, 0, 44, high, low, flags, offset, 64, UDP]);
     packet[12..16].copy_from_slice(&source.ip().octets());
