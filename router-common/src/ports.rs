@@ -498,7 +498,8 @@ mod tests {
             }
         }
 
-        /// Every port that the source may use is given out once, and none beyond it; then freed ones are, in any order.
+        /// Every port that the source may use is given out once, and none beyond it; then freed
+        /// ones are, in any order.
         #[test]
         fn a_pool_gives_out_every_port_once(
             range in ranges(),
@@ -517,8 +518,8 @@ mod tests {
             prop_assert_eq!(pool.taken_in(0..POOL_WORDS).collect::<HashSet<_>>(), taken);
         }
 
-        /// A source may use all of a range but 1 in 16, of a small one a little more. For whatever port
-        /// it may not use, it has another one, which is as even.
+        /// A source may use all of a range but 1 in 16, of a small one a little more. For whatever
+        /// port it may not use, it has another one, which is as even.
         #[test]
         fn a_source_may_use_fifteen_of_sixteen(range in ranges(), source in any::<u32>()) {
             let ports = SourcePorts::new(range, source);
@@ -533,8 +534,8 @@ mod tests {
             }
         }
 
-        /// Others that take all they get leave some of what a source may use: of 4032 pairs half for
-        /// one of them, half of that for the next, and so on.
+        /// Others that take all they get leave some of what a source may use: of 4032 pairs half
+        /// for one of them, half of that for the next, and so on.
         #[test]
         #[cfg_attr(miri, ignore = "counts all pairs of ports")]
         fn others_cannot_take_a_sources_share(source in any::<u32>(), others in proptest::collection::hash_set(any::<u32>(), 1..6)) {

@@ -11,7 +11,7 @@ pub(crate) use crate::model::Severity;
 /// Defines the identifiers of conditions, their text and what is said of them in the documentation.
 macro_rules! ids {
     ($($id:ident $text:literal $description:literal,)+) => {
-        /// The kind of a condition. The text is part of the contract with monitoring: it never
+        /// Which condition it is. The text is part of the contract with monitoring: it never
         /// changes, and none is used for anything else.
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         pub enum Id {
@@ -96,7 +96,7 @@ ids! {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Condition {
     pub(crate) id: Id,
-    /// The rule, target, interface, ...: see [`Id`]. Empty where there is only one, and for the
+    /// Which rule, target, interface, ...: see [`Id`]. Empty where there is only one, and for the
     /// rest of a list that is too long.
     pub(crate) subject: String,
     pub(crate) severity: Severity,
@@ -106,11 +106,11 @@ pub(crate) struct Condition {
     pub(crate) detail: String,
 }
 
-/// Identifies a condition among others.
+/// Which condition it is, among others.
 pub(crate) type Key = (Id, String, Severity);
 
 impl Condition {
-    /// Returns its key: not the detail, which may change while the condition lasts.
+    /// Which one it is: not by its detail, which may change while it lasts.
     pub(crate) fn key(&self) -> Key {
         (self.id, self.subject.clone(), self.severity)
     }

@@ -1,4 +1,4 @@
-//! The data of the API, and of every `-o json`.
+//! What the daemon says of itself, as data: the bodies of its API and of every `-o json`.
 //!
 //! Field names are a contract (snake_case, documented here); fields may be added, never renamed or
 //! removed. Times are seconds unless the name says otherwise, addresses and ports are plain text
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// `true` if the probe answers 200: this router forwards.
+    /// Whether the probe answers 200: this router forwards.
     pub healthy: bool,
-    /// The reasons why it is not healthy, in words for the operator; empty if it is.
+    /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
-    /// Faults that do not make the probe fail by themselves, in words for the operator: a rule
-    /// without a target, or a target that cannot be reached or resolved while others of its rule
-    /// can.
+    /// What does not work besides, while the probe may well answer 200: a rule without a target, a
+    /// target that cannot be reached or resolved while others of its rule can. In words for the
+    /// operator.
     #[serde(default)]
     pub degraded: Vec<String>,
     /// All that is wrong, for programs: each of `reasons` and `degraded`.
@@ -34,7 +34,7 @@ pub struct Status {
     /// The addresses new sessions get as their source: those of `snat.addresses`, or else those
     /// that the routes to the targets say.
     pub snat_addresses: Vec<IpAddr>,
-    /// The next hop of each target.
+    /// Where each target's packets leave.
     pub next_hops: Vec<NextHopStatus>,
     /// Next hops for which two machines answer.
     #[serde(default)]
@@ -63,7 +63,7 @@ pub struct Status {
     pub repairs: Vec<Repairs>,
 }
 
-/// The severity of a condition.
+/// How bad a condition is.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -89,7 +89,7 @@ impl Severity {
 pub struct ConditionStatus {
     /// The condition's identifier, which never changes.
     pub id: String,
-    /// The rule, target, interface and the like that it is about; empty where there is only one,
+    /// Which rule, target, interface and the like it is about; empty where there is only one of it,
     /// and for the rest of a long list.
     pub subject: String,
     /// `down` if the probe answers 503 because of it, or else `degraded`.
@@ -105,13 +105,13 @@ pub struct ConditionStatus {
 pub struct Repairs {
     /// Its kind: `sysctl`, `attachment` or `pins`.
     pub what: String,
-    /// The name of the setting or interface, or the directory.
+    /// Which one: the setting's name, the interface's, the directory's.
     pub name: String,
-    /// Repairs by the daemon since it started.
+    /// How often the daemon has set it again since it started.
     pub count: u64,
     /// Seconds since it last did; `null` if it never had to.
     pub last_seconds: Option<u64>,
-    /// The present problem; empty if there is none.
+    /// What is wrong with it now; empty when nothing is.
     pub problem: String,
 }
 
@@ -124,7 +124,7 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// Its roles: `pls`, `firewall`.
     pub roles: Vec<String>,
-    /// `true` if our program is attached to it now.
+    /// Whether our program is attached to it now.
     pub attached: bool,
     /// `native` or `generic`.
     pub mode: String,
@@ -149,7 +149,7 @@ pub struct NextHopStatus {
     /// `snat.addresses` are given, or while there is no route.
     #[serde(default)]
     pub source: Option<IpAddr>,
-    /// `true` if a packet to the target can leave now.
+    /// Whether a packet to the target can leave now.
     pub resolved: bool,
     /// Why it cannot; empty when it can.
     pub problem: String,
@@ -182,13 +182,13 @@ pub struct NameStatus {
     pub addresses: Vec<IpAddr>,
     /// Seconds since that answer; since the daemon's start while it has had none.
     pub age_seconds: u64,
-    /// The TTL of that answer; `null` while there has been none.
+    /// How long that answer said that it holds; `null` while there has been none.
     #[serde(default)]
     pub ttl_seconds: Option<u64>,
     /// Seconds until it is asked for again.
     #[serde(default)]
     pub next_seconds: u64,
-    /// The error of the last attempt; empty if it succeeded.
+    /// What went wrong at the last attempt; empty when it went well.
     pub problem: String,
     /// The part of the last good answer that is not used (this machine's own addresses, say, or
     /// those beyond the 32 lowest), and why; empty when all of it is.
@@ -228,8 +228,7 @@ pub struct TargetStatus {
     pub rules: Vec<String>,
     /// `tcp`.
     pub protocol: String,
-    /// Its address and port. Port 0 stands for the port that the client used, if the rule listens
-    /// on a range.
+    /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
     pub target: SocketAddr,
     /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not
     /// avoided) or `trial` (it was avoided; new sessions may try it, and the first to show
@@ -241,7 +240,7 @@ pub struct TargetStatus {
     pub reason: String,
 }
 
-/// The packets that the data plane has punted: those that wait for a neighbour,
+/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour,
 /// fragments that came too early, and what has to be split. Counted since the daemon's start.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct PuntStatus {
@@ -260,18 +259,18 @@ pub struct PuntStatus {
     /// Packets that were lost since something failed that should not: the kernel did not send them,
     /// for example.
     pub failed: u64,
-    /// The last error of the last ten seconds; empty if there was none.
+    /// What has failed in the last ten seconds; empty when nothing has.
     pub problem: String,
 }
 
-/// The use of the flow table.
+/// How full the flow table is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct FlowTableStatus {
     /// Sessions in the table, as of the last sweep.
     pub sessions: u64,
     /// Sessions it has room for.
     pub capacity: u64,
-    /// Duration of the last sweep.
+    /// How long the last sweep took that looked for sessions to remove.
     #[serde(default)]
     pub sweep_seconds: f64,
 }
@@ -289,7 +288,7 @@ pub struct SnatPortStatus {
     pub used: u32,
     /// Ports that are left for new ones.
     pub free: u32,
-    /// The source that has more than half of them, if four fifths are in use.
+    /// Who has more than half of them, if four fifths are in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most: Option<PortHolder>,
 }
@@ -312,12 +311,12 @@ pub struct Counters {
     pub interfaces: Vec<InterfaceCounters>,
     /// One row a rule.
     pub rules: Vec<RuleCounters>,
-    /// Collisions of this machine's own traffic with sessions.
+    /// What this machine's own traffic has met.
     #[serde(default)]
     pub own_traffic: OwnTrafficCounters,
 }
 
-/// Collisions of this machine's own traffic with sessions that have the same port.
+/// What this machine's own traffic has met, where it leaves with the port of a session.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct OwnTrafficCounters {
     /// Sessions that have given way: UDP and echo, whose clients go on with another port, and
@@ -334,7 +333,7 @@ pub struct ReasonCounter {
     pub number: u32,
     /// Its name, e.g. `source_not_allowed`.
     pub reason: String,
-    /// The action: `forward`, `pass` (to this machine's own stack), `drop`,
+    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`,
     /// `answer`, or `punt` (to the daemon, which sends it when it can be sent).
     pub action: String,
     /// Packets.
@@ -398,16 +397,16 @@ pub struct Rule {
     pub kind: RuleKind,
     /// `tcp` or `udp`; absent for a masquerade, which takes TCP, UDP and ICMP echo.
     pub protocol: Option<String>,
-    /// The `listen` of a forward, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
+    /// Where a forward listens, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
     pub listen: Option<String>,
-    /// The targets of a forward, as configured.
+    /// Where a forward leads, as configured.
     pub targets: Vec<String>,
     /// The addresses that new sessions go to now: those of the targets, without any that is
     /// avoided.
     pub addresses: Vec<SocketAddr>,
-    /// The networks that may use it.
+    /// Who may use it.
     pub sources: Vec<String>,
-    /// The destinations of a masquerade.
+    /// Which destinations a masquerade covers.
     pub destinations: Vec<String>,
     /// Sessions in the table now, as of the last sweep.
     pub sessions: u64,
@@ -424,11 +423,11 @@ pub struct Flow {
     pub protocol: String,
     /// The client, as it arrives here: address and port (echo identifier for ICMP).
     pub client: SocketAddr,
-    /// The address that the client sent to.
+    /// What the client sent to.
     pub listen: SocketAddr,
     /// The source that this router gave the session.
     pub snat: SocketAddr,
-    /// The target.
+    /// Where it leads.
     pub target: SocketAddr,
     /// `opening`, `established`, `closing` or `closed`; see `router_common::session::State`.
     pub state: String,
@@ -466,7 +465,7 @@ pub struct FlowQuery {
 }
 
 impl FlowQuery {
-    /// Returns `true` if `flow` passes the filters, apart from the limit.
+    /// Whether `flow` is wanted, by all but the limit.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
         self.rule.as_ref().is_none_or(|rule| *rule == flow.rule)
@@ -480,13 +479,13 @@ impl FlowQuery {
 /// again, and not reported.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Audit {
-    /// `true` if nothing is wrong.
+    /// Whether nothing is wrong.
     pub ok: bool,
     /// Sessions, as the data plane counts them.
     pub sessions: u64,
     /// Flows found in the table: two a session.
     pub flows: u64,
-    /// Flows without their other direction.
+    /// Flows whose other direction is not there.
     pub half_sessions: u64,
     /// Flows that are there more than once.
     pub duplicates: u64,
@@ -503,7 +502,7 @@ pub struct Audit {
     pub findings: Vec<AuditFinding>,
 }
 
-/// A fault of a flow or port.
+/// What is wrong with a flow or port.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditKind {
@@ -524,20 +523,20 @@ pub struct AuditFinding {
     pub rule: Option<String>,
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
-    /// The source of the flow's packets; for a port, the target that it is used to.
+    /// Where the flow's packets come from; of a port, the target that it is taken towards.
     pub source: SocketAddr,
-    /// The destination of the flow's packets; for a port, the SNAT address and the port.
+    /// Where they are sent to; of a port, the SNAT address and the port.
     pub destination: SocketAddr,
 }
 
-/// The output of `pls-router check -o json`.
+/// What `pls-router check -o json` says.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Check {
     /// The configuration file that was checked.
     pub config: String,
-    /// `true` if there is no error, so that the router would start.
+    /// Whether there is no error: the router would start.
     pub ok: bool,
-    /// Findings, errors before warnings; first in the file, then on the machine.
+    /// What was found, errors before warnings; first in the file, then on the machine.
     pub findings: Vec<CheckFinding>,
     /// Access to the daemon's listeners; empty if only the file was looked at.
     #[serde(default)]
@@ -551,7 +550,7 @@ pub struct ListenerAccess {
     pub what: String,
     /// Its address and port, or path.
     pub listen: String,
-    /// The addresses and users that reach it, in words.
+    /// Those who reach it, in words.
     pub who: String,
 }
 
@@ -563,20 +562,20 @@ pub struct CheckFinding {
     /// The identifier of the condition, if it is one of this machine (docs/conditions.md).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The fault, in one line.
+    /// What is wrong, in one line.
     pub text: String,
-    /// The place, if it is in the configuration file: `FILE:LINE:COLUMN`.
+    /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
-    /// The remedy.
+    /// What to do about it.
     pub fix: String,
 }
 
-/// The output of `pls-router detach -o json`.
+/// What `pls-router detach -o json` says.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Detached {
     /// The interfaces that the program was detached from; empty if it was on none.
     pub interfaces: Vec<String>,
-    /// The directory of the pins.
+    /// Where pins were looked for.
     pub pins: String,
     /// The directories of pins that were removed: of this version's data plane, and of others'.
     #[serde(default)]

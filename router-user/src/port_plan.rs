@@ -431,7 +431,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is configured and given out: what is not named as left does not overlap, and the kernel keeps what it needs.
+        /// Whatever is configured and given out: what is not named as left does not overlap, and
+        /// the kernel keeps what it needs.
         #[test]
         fn every_overlap_is_reported(
             (first, last) in (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b))),

@@ -324,7 +324,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is written, it is understood and can be written again, or refused with a remedy.
+        /// Whatever is written, it is understood and can be written again, or refused with a
+        /// remedy.
         #[test]
         fn every_text_is_parsed_or_refused_with_a_remedy(
             text in "(tcp|udp|icmp|TCP|vrrp|ip|é|[0-9]{1,5}|[a-z]{0,4})[/: -]?(\\PC{0,5}|[0-9-]{0,9})( ?from ?)?[0-9./a-f:]{0,12}",

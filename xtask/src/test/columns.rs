@@ -95,9 +95,10 @@ impl Kind {
             if prose.starts_with("```") {
                 in_code_block = !in_code_block;
             }
-            // A single word, as a link is, cannot be wrapped.
+            // A single word cannot be wrapped, and a link does not count.
             let can_be_wrapped = prose.contains(' ');
-            if line.chars().count() > WIDTH && can_be_wrapped && !in_code_block {
+            let links: usize = prose.split(' ').filter(|word| word.contains("://")).map(width).sum();
+            if width(line) - links > WIDTH && can_be_wrapped && !in_code_block {
                 found.push(number);
             }
         }
@@ -124,7 +125,12 @@ impl Kind {
     }
 }
 
-/// The comment at the end of a line of code. One inside a string is told by the quotes before it.
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// Returns the comment at the end of a line of code. One inside a string is told by the quotes
+/// before it.
 fn comment_after_code(line: &str) -> Option<&str> {
     let (code, comment) = line.split_once(" // ")?;
     let quotes = code.matches('"').count() - code.matches("\\\"").count();
@@ -160,13 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn code_blocks_and_single_words_are_left_alone() {
+    fn code_blocks_single_words_and_links_are_left_alone() {
         let wide = wide();
         let link = format!("<https://example.com/{}>", "x".repeat(100));
         let text = format!("/// ```text\n/// {wide}\n/// ```\n/// {link}\n/// {wide}\n");
         assert_eq!(found(Kind::Rust, &text), [5]);
-        let text = format!("```\n{wide}\n```\n\n    {wide}\n\n| {wide} |\n\n- {link}\n{wide}\n");
-        assert_eq!(found(Kind::Markdown, &text), [10]);
+        let text = format!(
+            "```\n{wide}\n```\n\n    {wide}\n\n| {wide} |\n\n- {link}\n- see [a page]({link}), \
+             which is long\n{wide}\n"
+        );
+        assert_eq!(found(Kind::Markdown, &text), [11]);
     }
 
     #[test]

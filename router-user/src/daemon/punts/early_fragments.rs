@@ -1,4 +1,4 @@
-//! Early fragments: they arrived before the first one of their datagram.
+//! Fragments that came before their datagram's first.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,12 +12,12 @@ use router_common::{
 
 use super::received::Received;
 
-/// The time that they are kept.
+/// How long they are held.
 pub(super) const LIMIT: Duration = Duration::from_millis(TIMEOUT as u64);
-/// The most bytes that are kept: 64 datagrams of the largest size.
+/// How many bytes are held, at most: 64 datagrams of the largest size.
 const BYTES: usize = 4 << 20;
 
-/// Early fragments by datagram.
+/// What is held, by datagram.
 #[derive(Debug, Default)]
 pub(super) struct EarlyFragments {
     datagrams: HashMap<FragmentKey, Waiting>,
@@ -46,9 +46,8 @@ impl Waiting {
 }
 
 impl EarlyFragments {
-    /// Adds a fragment, and returns the number of fragments that are lost. If there is no room, the
-    /// source that has most fragments loses its oldest datagram (or this fragment, if that belongs
-    /// to it).
+    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it
+    /// loses its oldest datagram, or this fragment if it is that one's.
     pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> usize {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
@@ -130,17 +129,17 @@ impl EarlyFragments {
         self.expired += expired;
     }
 
-    /// Returns the number of fragments that have expired since the last call.
+    /// How many fragments have been forgotten for their age since this was last asked.
     pub(super) fn expired(&mut self) -> usize {
         std::mem::take(&mut self.expired)
     }
 
-    /// Returns the number of fragments.
+    /// How many fragments are held.
     pub(super) fn fragments(&self) -> usize {
         self.datagrams.values().map(|waiting| waiting.fragments.len()).sum()
     }
 
-    /// Returns `true` if there are none.
+    /// Whether nothing is held.
     pub(super) fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }

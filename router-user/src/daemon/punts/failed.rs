@@ -7,13 +7,12 @@ use std::{
 
 use router_common::maps::punt::Neighbour;
 
-/// The time in which packets to a neighbour that has not answered are answered with an error at
-/// once.
+/// How long nothing waits for a neighbour that has not answered: who sends to it is told at once.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
-/// The interval in which it is asked again meanwhile, to find one that comes back sooner.
+/// How often it is asked for meanwhile, so that one that comes back is found before that.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The neighbours that have not answered.
+/// Those that nothing waits for now.
 #[derive(Debug, Default)]
 pub(super) struct Failed {
     neighbours: HashMap<Neighbour, Times>,
@@ -38,7 +37,7 @@ impl Failed {
         self.neighbours.remove(neighbour).is_some()
     }
 
-    /// Returns `true` if a neighbour is among them.
+    /// Whether a neighbour was given up.
     pub(super) fn contains(&self, neighbour: &Neighbour) -> bool {
         self.neighbours.contains_key(neighbour)
     }
@@ -51,7 +50,7 @@ impl Failed {
             .collect()
     }
 
-    /// Returns those that have to be asked again now.
+    /// Those that are to be asked for again now.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Neighbour> {
         let mut due = Vec::new();
         for (neighbour, times) in &mut self.neighbours {
@@ -63,7 +62,7 @@ impl Failed {
         due
     }
 
-    /// Returns `true` if there are none.
+    /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.neighbours.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Handles punted packets.
+//! What is done with each punted packet.
 
 use std::{
     sync::Arc,
@@ -32,9 +32,9 @@ use crate::{
     dataplane::Departure,
 };
 
-/// The most packets that are handled before anything else gets its turn.
+/// How many of the data plane's packets are handled before anything else gets its turn.
 const RECORDS_IN_A_ROW: u32 = 256;
-/// The interval in which expired packets are looked for, while there are any.
+/// How often what has waited too long is looked for, while something waits.
 const ROUND: Duration = Duration::from_millis(500);
 
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
@@ -56,10 +56,7 @@ impl Doors {
     }
 }
 
-/// Handles the packets in the ring until an error occurs.
-///
-/// # Errors
-/// Returns an error if the ring or the kernel's messages cannot be read any more.
+/// Does for ever what the data plane asks for in the ring.
 pub(super) async fn serve(
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
@@ -122,12 +119,12 @@ struct PuntHandler {
     asked: JoinSet<Answer>,
 }
 
-/// The kernel's answer about a neighbour.
+/// What the kernel has answered.
 struct Answer {
     neighbour: Neighbour,
-    /// `true` if the kernel was asked to resolve the neighbour.
+    /// Whether it has been told to find the neighbour out.
     asked_for: bool,
-    /// The neighbour's entry; `None` if there is none.
+    /// What it knows of it; `None` if it knows none.
     known: Result<Option<NeighbourEntry>>,
 }
 
@@ -168,8 +165,8 @@ impl PuntHandler {
         });
     }
 
-    /// Handles a change of a neighbour. Its entry is read anew: the change may be older than the
-    /// packet that waits.
+    /// Takes note of a change. What it was is looked up: it may be older than the packet that
+    /// waits.
     fn note(&mut self, change: NeighbourChange) {
         let concerned = match change {
             Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
@@ -186,7 +183,7 @@ impl PuntHandler {
         }
     }
 
-    /// Handles the kernel's answer about a neighbour.
+    /// Ends the waiting for a neighbour that has answered, or has been found not to.
     fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
         match known {
             Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
@@ -235,7 +232,7 @@ impl PuntHandler {
         }
     }
 
-    /// Runs the programs on packets again, and sends the results. What is not to
+    /// Gives packets to the data plane once more, and sends what it makes of them. What is not to
     /// be sent has its reason counted, or is in the ring again.
     fn replay(&self, packets: &[Received]) {
         for Received { interface, packet } in packets {

@@ -1,15 +1,15 @@
-//! Packets that the data plane punts to the daemon.
+//! Packets that the data plane does not send itself.
 //!
-//! - Packets to an unresolved neighbour (`waiting`), as they were received. The kernel is asked to
-//!   resolve it. Then the programs are run on the packets again, and the results are sent
-//!   (`output`), so the first packet of a connection is not lost. A neighbour that does not answer
-//!   is noted (`failed`), and the programs answer these and later packets with an error.
-//! - Early fragments (`early_fragments`), until the first one of their datagram has arrived. Then
-//!   the programs are run on them again as well.
-//! - Packets that are larger than the MTU of their next hop. They are translated already, and are
-//!   sent in fragments.
+//! Those that wait for a neighbour (`waiting`) are as they came in. The kernel is asked for the
+//! neighbour; when that has answered they are given to the programs again, which find it then, and
+//! what comes out is sent (`output`): the first packet of a connection is not lost, and no
+//! retransmission has to be waited for. One that does not answer is noted (`failed`): the programs
+//! then tell who has sent the packets, and for a while whoever sends more, at once. Fragments that
+//! came before the first of their datagram are held (`early_fragments`) until that has come, and go
+//! the same way. Packets that are too large for their next hop are translated already, and are sent
+//! in fragments.
 //!
-//! None of these packets passes the host's firewall. Lost packets are counted (`tally`).
+//! Nothing of this goes through the host's firewall, and whatever is lost is counted (`tally`).
 
 mod early_fragments;
 mod failed;
@@ -33,10 +33,10 @@ use tracing::warn;
 
 use self::router::Router;
 
-/// The interval of signs of life to the data plane: well within `Settings::DAEMON_TIMEOUT`.
+/// How often the data plane hears of us: well within `Settings::DAEMON_TIMEOUT`.
 const PRESENCE: Duration = Duration::from_secs(1);
 
-/// Shows the data plane regularly that there is a daemon to punt packets to.
+/// Tells the data plane for ever that there is somebody to hand packets to.
 pub(super) async fn show_presence(router: Arc<dyn Router>) -> Result<()> {
     let mut period = interval(PRESENCE);
     loop {
@@ -48,7 +48,7 @@ pub(super) async fn show_presence(router: Arc<dyn Router>) -> Result<()> {
     }
 }
 
-/// Passes the programs' own log on.
+/// Passes the programs' own log on for ever.
 pub(super) async fn log(logger: EbpfLogger<&'static dyn log::Log>) -> Result<()> {
     // SAFETY: the logger owns its ring's descriptor, keeps it open as long as it lives, and always
     // names the same one.

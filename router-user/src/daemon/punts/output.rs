@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use router_common::fragment;
 
-/// The size of the send buffer: all packets that wait for one neighbour may leave together.
+/// What may be on its way at once: as many packets as wait for a neighbour may leave together.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
 /// A packet socket.

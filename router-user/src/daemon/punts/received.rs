@@ -12,7 +12,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// The memory that a packet takes beside its bytes, so that small packets are bounded too.
+    /// What a packet takes beside its bytes: small ones are not to be many.
     const OVERHEAD: usize = 256;
 
     pub(super) fn of(punted: &Punted<'_>) -> Self {

@@ -1,4 +1,4 @@
-//! The parts of the daemon that punted packets need.
+//! What punted packets need of the rest of the daemon.
 
 use std::{sync::Arc, time::Duration};
 

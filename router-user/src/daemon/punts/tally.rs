@@ -1,4 +1,4 @@
-//! Counters of punted packets.
+//! What the daemon has done with the packets that the data plane gives it.
 
 use std::{
     sync::{
@@ -12,21 +12,21 @@ use tracing::debug;
 
 use crate::{daemon::sync::lock, model::PuntStatus};
 
-/// The time for which a failure is reported. Repeated failures are one.
+/// How long a failure is told of. While they go on, they are one.
 const TOLD: Duration = Duration::from_secs(10);
 
-/// The reason for which the daemon lost a packet.
+/// Why a packet was lost with the daemon.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Loss {
     /// Its neighbour did not answer.
     Unanswered,
     /// There was no room for it, or it was the oldest when there was none for another.
     NoRoom,
-    /// It was an early fragment, and the first one of its datagram did not arrive.
+    /// A fragment whose datagram's first never came.
     Expired,
 }
 
-/// Counters, and the last failure.
+/// Counters, and what has failed last.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     sent: AtomicU64,
@@ -55,26 +55,27 @@ impl Tally {
         counter.fetch_add(packets, Relaxed);
     }
 
-    /// Counts packets that are lost by a failure.
+    /// Counts packets that are lost since something failed that should not.
     pub(super) fn failed(&self, packets: u64, error: &anyhow::Error) {
         debug!("{packets} packets of the data plane are lost: {error:#}");
         self.failed.fetch_add(packets, Relaxed);
         *lock(&self.failure) = Some((Instant::now(), format!("{error:#}")));
     }
 
-    /// Sets the number of packets that wait for a neighbour, and of early fragments.
+    /// Says how many packets are here now: those that wait for a neighbour, and fragments that are
+    /// held.
     pub(super) fn has(&self, waiting: usize, held: usize) {
         self.waiting.store(waiting as u64, Relaxed);
         self.held.store(held as u64, Relaxed);
     }
 
-    /// Returns the last failure, if it is recent.
+    /// Says what fails, if something does.
     pub(crate) fn problem(&self) -> Option<String> {
         let failure = lock(&self.failure);
         failure.as_ref().filter(|(since, _)| since.elapsed() < TOLD).map(|(_, text)| text.clone())
     }
 
-    /// Returns the counters as `status` reports them.
+    /// All of it.
     pub(crate) fn status(&self) -> PuntStatus {
         PuntStatus {
             sent: self.sent.load(Relaxed),

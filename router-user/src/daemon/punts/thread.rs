@@ -23,7 +23,7 @@ pub(crate) struct PuntThread {
     ended: oneshot::Receiver<Result<()>>,
 }
 
-/// The parts of the daemon that the thread needs.
+/// What the thread needs of the rest of the daemon.
 struct Access {
     router: Arc<dyn Router>,
     tally: Arc<Tally>,

@@ -13,40 +13,39 @@ use router_common::maps::punt::Neighbour;
 
 use super::received::Received;
 
-/// The most bytes that wait for one neighbour.
+/// How many bytes wait for one neighbour, at most.
 pub(super) const NEIGHBOUR_BYTES: usize = 208 << 10;
-/// The most bytes that wait for all neighbours together.
+/// How many bytes wait for all of them together, at most.
 pub(super) const BYTES: usize = 4 << 20;
-/// The most neighbours that packets wait for: the kernel is asked about each.
+/// How many neighbours are waited for, at most: each is asked for.
 pub(super) const NEIGHBOURS: usize = 1024;
-/// The longest that a packet waits. The kernel asks a neighbour for three seconds, unless it is
+/// How long a packet waits, at most. The kernel asks a neighbour for three seconds, unless it is
 /// set up otherwise.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
-/// The pause before a neighbour that often comes and goes is asked again.
+/// How long a neighbour is not asked for again that comes and goes all the time.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
-/// A neighbour comes and goes often if packets had to wait for it this many times within
-/// [`WINDOW`].
+/// Which one does: one that has been waited for so often within [`WINDOW`].
 const OFTEN: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// The packets that wait, by neighbour.
+/// What waits, by neighbour.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     queues: HashMap<Neighbour, Queue>,
     bytes: usize,
-    /// Neighbours that packets have lately waited for: since when, and how often.
+    /// Neighbours that have lately been waited for: since when, and how often.
     settled: HashMap<Neighbour, (Instant, u32)>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The oldest first, each with its time of arrival.
+    /// The oldest first, each with when it came.
     packets: VecDeque<(Instant, Received)>,
     bytes: usize,
 }
 
 impl Queue {
-    /// Removes the oldest packet, and returns its size.
+    /// Takes the oldest packet out; how many bytes that frees.
     fn drop_oldest(&mut self) -> Option<usize> {
         let (_, received) = self.packets.pop_front()?;
         self.bytes -= received.cost();
@@ -54,17 +53,17 @@ impl Queue {
     }
 }
 
-/// The result of queueing a packet.
+/// What became of a packet that is to wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Queued {
-    /// The pause after which the kernel has to be asked about the neighbour, if it was not yet.
+    /// Its neighbour is to be asked for, after so long: nothing has waited for it.
     pub(super) ask: Option<Duration>,
     /// Packets that were dropped to make room, this one perhaps among them.
     pub(super) dropped: u64,
 }
 
 impl Waiting {
-    /// Queues a packet for a neighbour.
+    /// Has a packet wait for a neighbour.
     pub(super) fn push(&mut self, neighbour: Neighbour, received: Received, now: Instant) -> Queued {
         let is_new = !self.queues.contains_key(&neighbour);
         let cost = received.cost();
@@ -95,7 +94,7 @@ impl Waiting {
         Queued { ask: is_new.then_some(if is_restless { PAUSE } else { Duration::ZERO }), dropped }
     }
 
-    /// Drops the packet that has waited longest of all. A neighbour without packets
+    /// Drops the packet that has waited longest of all. A neighbour that nothing waits for any more
     /// stays until it has settled.
     fn drop_oldest(&mut self) -> Option<usize> {
         let oldest = self
@@ -106,12 +105,12 @@ impl Waiting {
         oldest?.drop_oldest()
     }
 
-    /// Returns `true` if packets wait for a neighbour.
+    /// Whether something waits for a neighbour.
     pub(super) fn is_for(&self, neighbour: &Neighbour) -> bool {
         self.queues.contains_key(neighbour)
     }
 
-    /// Removes and returns the packets that wait for a neighbour, the oldest first.
+    /// Gives up what waits for a neighbour, in the order it came in.
     pub(super) fn take(&mut self, neighbour: &Neighbour, now: Instant) -> Vec<Received> {
         let Some(queue) = self.queues.remove(neighbour) else { return Vec::new() };
         self.bytes -= queue.bytes;
@@ -120,12 +119,12 @@ impl Waiting {
         queue.packets.into_iter().map(|(_, received)| received).collect()
     }
 
-    /// Returns the neighbours that packets wait for.
+    /// The neighbours that something waits for.
     pub(super) fn neighbours(&self) -> Vec<Neighbour> {
         self.queues.keys().copied().collect()
     }
 
-    /// Returns the neighbours that a packet has waited for as long as it may.
+    /// The neighbours that something has waited for as long as it may.
     pub(super) fn overdue(&self, now: Instant) -> Vec<Neighbour> {
         let is_overdue = |queue: &Queue| {
             queue.packets.front().is_none_or(|(since, _)| now.saturating_duration_since(*since) >= LIMIT)
@@ -134,12 +133,12 @@ impl Waiting {
         overdue.map(|(neighbour, _)| *neighbour).collect()
     }
 
-    /// Returns the number of packets that wait.
+    /// How many packets wait.
     pub(super) fn packets(&self) -> usize {
         self.queues.values().map(|queue| queue.packets.len()).sum()
     }
 
-    /// Returns `true` if no packet waits.
+    /// Whether nothing is waited for.
     pub(super) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }

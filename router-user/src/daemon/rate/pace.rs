@@ -77,8 +77,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// At whatever times it is asked: never more often than the budget has it, and what was asked
-        /// for last is done by then.
+        /// At whatever times it is asked: never more often than the budget has it, and what was
+        /// asked for last is done by then.
         #[test]
         fn a_storm_is_done_at_a_steady_rate_and_nothing_is_forgotten(gaps in proptest::collection::vec(0..3000_u64, 1..300)) {
             const EVERY: Duration = Duration::from_secs(1);

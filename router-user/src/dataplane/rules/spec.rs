@@ -1,4 +1,4 @@
-//! A rule set as the daemon describes it.
+//! What a rule set says.
 
 use std::net::Ipv4Addr;
 
@@ -16,20 +16,20 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
-    /// `true` if clients get an answer when none of them is free.
+    /// Whether a client is told when none of them is free.
     pub reject_exhausted: bool,
-    /// `true` if clients get an answer when their packets cannot be forwarded.
+    /// Whether clients are told when their packets cannot be forwarded.
     pub reject_unreachable: bool,
-    /// The access to this machine.
+    /// What of this machine itself can be reached.
     pub local: LocalSpec,
 }
 
-/// The access to this machine by sources of rules.
+/// What of this machine itself can be reached by those who may use a rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalSpec {
-    /// The entries of `local.allow`.
+    /// What is allowed by name.
     pub allow: Vec<LocalAllowSpec>,
-    /// `true` if it applies to all other addresses as well.
+    /// Whether everybody else is held to it, too.
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
@@ -62,11 +62,11 @@ pub struct ForwardSpec {
     pub address: Option<Ipv4Addr>,
     /// The ports it listens on.
     pub ports: PortRange,
-    /// The targets. Without a port, the client's is kept.
+    /// Where it leads. Without a port, the client's is kept.
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
-    /// The networks that may use it.
+    /// Who may use it.
     pub sources: Vec<Ipv4Net>,
-    /// The largest TCP segment, as in [`Rule::mss`].
+    /// What TCP connections are kept to, as in [`Rule::mss`].
     pub mss: u16,
 }
 
@@ -75,10 +75,10 @@ pub struct ForwardSpec {
 pub struct MasqueradeSpec {
     /// Its name.
     pub name: String,
-    /// The networks that may use it.
+    /// Who may use it.
     pub sources: Vec<Ipv4Net>,
-    /// The destinations that it covers.
+    /// Which destinations it covers.
     pub destinations: Vec<Ipv4Net>,
-    /// The largest TCP segment, as in [`Rule::mss`].
+    /// What TCP connections are kept to, as in [`Rule::mss`].
     pub mss: u16,
 }
