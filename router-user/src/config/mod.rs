@@ -1,7 +1,7 @@
 //! The configuration file: TOML text to a [`Config`] that the rest of the program can trust.
 //!
-//! Everything that can be said of a file without looking at the machine is said here, all of it at
-//! once; what depends on the machine (interfaces, addresses) is [`crate::preflight`]'s.
+//! One run reports every error of the file that does not depend on the machine. Errors that do, about
+//! interfaces and addresses, are [`crate::preflight`]'s.
 
 mod check;
 pub mod defaults;
@@ -12,6 +12,7 @@ mod types;
 mod values;
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use crate::toml_reader::Document;
@@ -45,24 +46,13 @@ pub enum ConfigError {
         /// The file.
         path: String,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The file is wrong: all that is wrong in it, and its warnings, in the order of the file.
+    /// The file is wrong. Its errors and warnings, in the order of the file.
     Invalid {
         /// At least one error; warnings may be among them.
         diagnostics: Vec<Diagnostic>,
     },
-}
-
-impl ConfigError {
-    /// Returns the errors and warnings of the file; empty if it could not be read.
-    #[must_use]
-    pub fn diagnostics(&self) -> &[Diagnostic] {
-        match self {
-            Self::Read { .. } => &[],
-            Self::Invalid { diagnostics } => diagnostics,
-        }
-    }
 }
 
 impl fmt::Display for ConfigError {
@@ -71,34 +61,24 @@ impl fmt::Display for ConfigError {
             Self::Read { path, source } => {
                 write!(f, "cannot read the configuration {path}: {source}")?;
                 let kind = source.kind();
-                if kind == std::io::ErrorKind::NotFound {
+                if kind == ErrorKind::NotFound {
                     f.write_str("\n  fix: create it, or name another with --config FILE")
-                } else if kind == std::io::ErrorKind::PermissionDenied {
+                } else if kind == ErrorKind::PermissionDenied {
                     f.write_str("\n  fix: run this as root (sudo)")
                 } else {
                     Ok(())
                 }
             }
             Self::Invalid { diagnostics } => {
-                for (number, diagnostic) in diagnostics.iter().enumerate() {
-                    if number > 0 {
-                        f.write_str("\n\n")?;
-                    }
-                    diagnostic.fmt(f)?;
-                }
-                Ok(())
+                let texts: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+                f.write_str(&texts.join("\n\n"))
             }
         }
     }
 }
 
-impl std::error::Error for ConfigError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // The system's words are part of the text above; giving them again here would print them
-        // twice.
-        None
-    }
-}
+/// Has no source: the system's words are part of the text.
+impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Reads and checks the configuration file at `path`.
@@ -114,7 +94,7 @@ impl Config {
     /// Checks the text of a configuration file; `path` is for its messages only.
     ///
     /// # Errors
-    /// Returns an error if anything in it is wrong: all that is, not only the first.
+    /// Returns all errors of the text, if there are any.
     pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigError> {
         let document = Document::new(text, path, TABLES);
         let config = read::config(&document);

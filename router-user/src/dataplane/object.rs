@@ -103,3 +103,23 @@ pub(super) fn explain_load_error(error: EbpfError, slots: u32) -> anyhow::Error 
     }
     anyhow!("the kernel does not take the data plane: {error:#}")
 }
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::MapError;
+
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_is_explained_by_its_error_code() {
+        let explained = |code| {
+            let io_error = io::Error::from_raw_os_error(code);
+            let error = MapError::CreateError { name: "FLOWS".to_owned(), io_error };
+            explain_load_error(EbpfError::MapError(error), 1 << 22).to_string()
+        };
+        let text = explained(libc::ENOMEM);
+        assert!(text.contains("about 256 MiB): lower limits.flows"), "{text}");
+        let text = explained(libc::EPERM);
+        assert!(!text.contains("limits.flows") && text.contains("os error 1)"), "{text}");
+    }
+}
