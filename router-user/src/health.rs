@@ -2,7 +2,7 @@
 //!
 //! Parts of the daemon look at what they know and add [`Condition`]s to a list ([`Conditions`]).
 //! The probe, `status`, the metrics and the log read that list, and tell conditions apart by their
-//! [`Id`] and subject. Nobody reads a sentence: `detail` is for people, and may change at any time.
+//! [`Id`] and subject. No code reads sentences: `detail` is for people, and may change at any time.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -11,7 +11,7 @@ pub(crate) use crate::model::Severity;
 /// Defines the identifiers of conditions, their text and what is said of them in the documentation.
 macro_rules! ids {
     ($($id:ident $text:literal $description:literal,)+) => {
-        /// Which condition it is. The text is part of the contract with monitoring: it never
+        /// The identifier of a condition. The text is part of the contract with monitoring: it never
         /// changes, and none is used for anything else.
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         pub enum Id {
@@ -51,14 +51,14 @@ ids! {
     SourceUntold "source_untold" "The kernel does not tell the source address that a route names. Subject: the route.",
     InterfaceRenamed "interface_renamed" "An interface has another name than the configuration says. Subject: the interface.",
     PinsLost "pins_lost" "What is pinned in the BPF file system was removed. Subject: the directory.",
-    Contended "contended" "Somebody changes again and again what the daemon sets. Subject: what.",
+    Contended "contended" "Something changes repeatedly what the daemon sets. Subject: the thing that is changed.",
     PortsShared "ports_shared" "The kernel may give ports of the router's to this machine's own sockets.",
     OwnTrafficUnseen "own_traffic_unseen" "This machine's own traffic by an interface cannot be seen. Subject: the interface.",
     FlowTableFilling "flow_table_filling" "80 % of the flow table is in use.",
     FlowTableFull "flow_table_full" "The flow table is full, and new sessions are dropped.",
-    SnatPortsFilling "snat_ports_filling" "80 % of the SNAT ports towards a target are in use. Subject: SNAT address and target.",
-    SnatShareExhausted "snat_share_exhausted" "One source has all SNAT ports towards a target that one may have. Subject: SNAT address and target.",
-    SnatPortsExhausted "snat_ports_exhausted" "All SNAT ports towards a target are in use. Subject: SNAT address and target.",
+    SnatPortsFilling "snat_ports_filling" "80 % of the SNAT ports for a target are in use. Subject: SNAT address and target.",
+    SnatShareExhausted "snat_share_exhausted" "One source has all SNAT ports for a target that one source may have. Subject: SNAT address and target.",
+    SnatPortsExhausted "snat_ports_exhausted" "All SNAT ports for a target are in use. Subject: SNAT address and target.",
     ChecksumsBad "checksums_bad" "Most new connections are dropped for the checksums of their SYNs.",
     PuntsLost "punts_lost" "Packets that the daemon is to send are lost.",
     PrivilegesMissing "privileges_missing" "This process may not load and attach programs.",
@@ -82,7 +82,7 @@ ids! {
     SnatAddressUnroutable "snat_address_unroutable" "Replies to a SNAT address may not come back. Subject: the address.",
     SourceAddressMissing "source_address_missing" "An interface has no address for new sessions. Subject: the interface.",
     PortTaken "port_taken" "Another process has a port of the daemon. Subject: the port.",
-    LoginClosed "login_closed" "Nobody can log in by SSH. Subject: the address that cannot, if it is one.",
+    LoginClosed "login_closed" "No login by SSH is possible. Subject: the address that cannot, if it is one.",
     LocalServicesOpen "local_services_open" "Services of this machine can be reached by IPv6. Subject: the interfaces.",
     IpsecBypassed "ipsec_bypassed" "Forwarded packets bypass IPsec policies.",
     FirewallBypassed "firewall_bypassed" "Forwarded packets bypass rules of the host's firewall. Subject: `forwards` or `sends`.",
@@ -96,21 +96,21 @@ ids! {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Condition {
     pub(crate) id: Id,
-    /// Which rule, target, interface, ...: see [`Id`]. Empty where there is only one, and for the
+    /// The rule, target, interface, and so on: see [`Id`]. Empty where there is only one, and for the
     /// rest of a list that is too long.
     pub(crate) subject: String,
     pub(crate) severity: Severity,
-    /// When it was first found.
+    /// The time when it was first found.
     pub(crate) since: Instant,
     /// The words for people, in one line: the fault, and the remedy where there is one.
     pub(crate) detail: String,
 }
 
-/// Which condition it is, among others.
+/// The identity of a condition.
 pub(crate) type Key = (Id, String, Severity);
 
 impl Condition {
-    /// Which one it is: not by its detail, which may change while it lasts.
+    /// Returns its identity, without its detail, which may change while it lasts.
     pub(crate) fn key(&self) -> Key {
         (self.id, self.subject.clone(), self.severity)
     }

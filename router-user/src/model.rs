@@ -1,4 +1,4 @@
-//! What the daemon says of itself, as data: the bodies of its API and of every `-o json`.
+//! The data that the daemon reports: the bodies of its API and of every `-o json`.
 //!
 //! Field names are a contract (snake_case, documented here); fields may be added, never renamed or
 //! removed. Times are seconds unless the name says otherwise, addresses and ports are plain text
@@ -13,13 +13,12 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// Whether the probe answers 200: this router forwards.
+    /// `true` if the probe answers 200: this router forwards.
     pub healthy: bool,
     /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
-    /// What does not work besides, while the probe may well answer 200: a rule without a target, a
-    /// target that cannot be reached or resolved while others of its rule can. In words for the
-    /// operator.
+    /// What else does not work, while the probe may answer 200: a rule without a target, a target
+    /// that cannot be reached or resolved while others of its rule can. In words for the operator.
     #[serde(default)]
     pub degraded: Vec<String>,
     /// All that is wrong, for programs: each of `reasons` and `degraded`.
@@ -34,7 +33,7 @@ pub struct Status {
     /// The addresses new sessions get as their source: those of `snat.addresses`, or else those
     /// that the routes to the targets say.
     pub snat_addresses: Vec<IpAddr>,
-    /// Where each target's packets leave.
+    /// The next hop of each target.
     pub next_hops: Vec<NextHopStatus>,
     /// Next hops for which two machines answer.
     #[serde(default)]
@@ -105,9 +104,9 @@ pub struct ConditionStatus {
 pub struct Repairs {
     /// Its kind: `sysctl`, `attachment` or `pins`.
     pub what: String,
-    /// Which one: the setting's name, the interface's, the directory's.
+    /// Its name: the setting's name, the interface's, the directory's.
     pub name: String,
-    /// How often the daemon has set it again since it started.
+    /// Times that the daemon has set it again since it started.
     pub count: u64,
     /// Seconds since it last did; `null` if it never had to.
     pub last_seconds: Option<u64>,
@@ -124,7 +123,7 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// Its roles: `pls`, `firewall`.
     pub roles: Vec<String>,
-    /// Whether our program is attached to it now.
+    /// `true` if our program is attached to it now.
     pub attached: bool,
     /// `native` or `generic`.
     pub mode: String,
@@ -149,7 +148,7 @@ pub struct NextHopStatus {
     /// `snat.addresses` are given, or while there is no route.
     #[serde(default)]
     pub source: Option<IpAddr>,
-    /// Whether a packet to the target can leave now.
+    /// `true` if a packet to the target can leave now.
     pub resolved: bool,
     /// Why it cannot; empty when it can.
     pub problem: String,
@@ -165,7 +164,7 @@ pub struct ContestedNextHop {
     pub interface: String,
     /// The first two MAC addresses that it has had since.
     pub macs: Vec<String>,
-    /// `true` if it has had others besides.
+    /// `true` if it has had others as well.
     pub others: bool,
     /// Changes since.
     pub changes: u64,
@@ -182,7 +181,7 @@ pub struct NameStatus {
     pub addresses: Vec<IpAddr>,
     /// Seconds since that answer; since the daemon's start while it has had none.
     pub age_seconds: u64,
-    /// How long that answer said that it holds; `null` while there has been none.
+    /// The time to live of that answer; `null` while there has been none.
     #[serde(default)]
     pub ttl_seconds: Option<u64>,
     /// Seconds until it is asked for again.
@@ -240,7 +239,7 @@ pub struct TargetStatus {
     pub reason: String,
 }
 
-/// What became of packets that the data plane gave to the daemon: those that wait for a neighbour,
+/// Counters of punted packets: those that wait for a neighbour,
 /// fragments that came too early, and what has to be split. Counted since the daemon's start.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct PuntStatus {
@@ -263,19 +262,19 @@ pub struct PuntStatus {
     pub problem: String,
 }
 
-/// How full the flow table is.
+/// The use of the flow table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct FlowTableStatus {
     /// Sessions in the table, as of the last sweep.
     pub sessions: u64,
     /// Sessions it has room for.
     pub capacity: u64,
-    /// How long the last sweep took that looked for sessions to remove.
+    /// The duration of the last sweep that looked for sessions to remove.
     #[serde(default)]
     pub sweep_seconds: f64,
 }
 
-/// The SNAT ports towards one target: each can be used once there, and again towards any other.
+/// The SNAT ports for one target: each can be used once there, and again for any other.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SnatPortStatus {
     /// The SNAT address that has the ports.
@@ -288,12 +287,12 @@ pub struct SnatPortStatus {
     pub used: u32,
     /// Ports that are left for new ones.
     pub free: u32,
-    /// Who has more than half of them, if four fifths are in use.
+    /// The source with more than half of them, if four fifths are in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most: Option<PortHolder>,
 }
 
-/// A source that has many SNAT ports towards a target.
+/// A source that has many SNAT ports for a target.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PortHolder {
     /// Its address.
@@ -311,12 +310,12 @@ pub struct Counters {
     pub interfaces: Vec<InterfaceCounters>,
     /// One row a rule.
     pub rules: Vec<RuleCounters>,
-    /// What this machine's own traffic has met.
+    /// Counters of this machine's own traffic.
     #[serde(default)]
     pub own_traffic: OwnTrafficCounters,
 }
 
-/// What this machine's own traffic has met, where it leaves with the port of a session.
+/// Counters of this machine's own traffic that leaves with the port of a session.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct OwnTrafficCounters {
     /// Sessions that have given way: UDP and echo, whose clients go on with another port, and
@@ -333,7 +332,7 @@ pub struct ReasonCounter {
     pub number: u32,
     /// Its name, e.g. `source_not_allowed`.
     pub reason: String,
-    /// What became of the packet: `forward`, `pass` (to this machine's own stack), `drop`,
+    /// The outcome: `forward`, `pass` (to this machine's own stack), `drop`,
     /// `answer`, or `punt` (to the daemon, which sends it when it can be sent).
     pub action: String,
     /// Packets.
@@ -404,9 +403,9 @@ pub struct Rule {
     /// The addresses that new sessions go to now: those of the targets, without any that is
     /// avoided.
     pub addresses: Vec<SocketAddr>,
-    /// Who may use it.
+    /// The networks that may use it.
     pub sources: Vec<String>,
-    /// Which destinations a masquerade covers.
+    /// The destinations that a masquerade covers.
     pub destinations: Vec<String>,
     /// Sessions in the table now, as of the last sweep.
     pub sessions: u64,
@@ -423,7 +422,7 @@ pub struct Flow {
     pub protocol: String,
     /// The client, as it arrives here: address and port (echo identifier for ICMP).
     pub client: SocketAddr,
-    /// What the client sent to.
+    /// The address and port that the client sent to.
     pub listen: SocketAddr,
     /// The source that this router gave the session.
     pub snat: SocketAddr,
@@ -459,13 +458,13 @@ pub struct FlowQuery {
     /// Sessions of this client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<IpAddr>,
-    /// At most so many sessions.
+    /// The most sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
 
 impl FlowQuery {
-    /// Whether `flow` is wanted, by all but the limit.
+    /// Returns `true` if `flow` is wanted, by all but the limit.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
         self.rule.as_ref().is_none_or(|rule| *rule == flow.rule)
@@ -479,7 +478,7 @@ impl FlowQuery {
 /// again, and not reported.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Audit {
-    /// Whether nothing is wrong.
+    /// `true` if nothing is wrong.
     pub ok: bool,
     /// Sessions, as the data plane counts them.
     pub sessions: u64,
@@ -491,7 +490,7 @@ pub struct Audit {
     pub duplicates: u64,
     /// SNAT ports that are marked as taken, and that no session has.
     pub leaked_ports: u64,
-    /// SNAT ports that no session has, and nobody gets yet: their sessions were over and their
+    /// SNAT ports that no session has, and that none gets yet: their sessions were over and their
     /// clients' tuples have moved to other targets.
     #[serde(default)]
     pub held_ports: u64,
@@ -523,20 +522,20 @@ pub struct AuditFinding {
     pub rule: Option<String>,
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
-    /// Where the flow's packets come from; of a port, the target that it is taken towards.
+    /// Where the flow's packets come from; of a port, the target that it is taken for.
     pub source: SocketAddr,
     /// Where they are sent to; of a port, the SNAT address and the port.
     pub destination: SocketAddr,
 }
 
-/// What `pls-router check -o json` says.
+/// The output of `pls-router check -o json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Check {
     /// The configuration file that was checked.
     pub config: String,
-    /// Whether there is no error: the router would start.
+    /// `true` if there is no error: the router would start.
     pub ok: bool,
-    /// What was found, errors before warnings; first in the file, then on the machine.
+    /// The findings, errors before warnings; first in the file, then on the machine.
     pub findings: Vec<CheckFinding>,
     /// Access to the daemon's listeners; empty if only the file was looked at.
     #[serde(default)]
@@ -562,20 +561,20 @@ pub struct CheckFinding {
     /// The identifier of the condition, if it is one of this machine (docs/conditions.md).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What is wrong, in one line.
+    /// The fault, in one line.
     pub text: String,
     /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
-    /// What to do about it.
+    /// The remedy.
     pub fix: String,
 }
 
-/// What `pls-router detach -o json` says.
+/// The output of `pls-router detach -o json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Detached {
     /// The interfaces that the program was detached from; empty if it was on none.
     pub interfaces: Vec<String>,
-    /// Where pins were looked for.
+    /// The directory where pins were looked for.
     pub pins: String,
     /// The directories of pins that were removed: of this version's data plane, and of others'.
     #[serde(default)]

@@ -246,7 +246,7 @@ fn degraded_status() -> Status {
     degraded.degraded =
         vec!["target db.example.com: no address: there is no such name (NXDOMAIN)".to_owned()];
     degraded.degraded.push(
-        "80 % of the SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp are in use: add to snat.addresses"
+        "80 % of the SNAT ports of 10.0.2.68 to 203.0.113.10:443/tcp are in use: add to snat.addresses"
             .to_owned(),
     );
     let most = PortHolder { source: "10.0.2.4".parse().unwrap(), used: 50_321 };

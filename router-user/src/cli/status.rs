@@ -142,12 +142,12 @@ fn sessions(flows: &FlowTableStatus) -> String {
     share(flows.sessions, flows.capacity)
 }
 
-/// Returns the use of SNAT ports towards the target with the most.
+/// Returns the use of SNAT ports for the target with the most.
 fn ports(fullest: &SnatPortStatus) -> String {
     let SnatPortStatus { snat, target, protocol, used, free, most } = fullest;
     let share = share(u64::from(*used), u64::from(*used) + u64::from(*free));
     let most = most.map(|most| format!(", {} of them by {}", grouped(most.used.into()), most.source));
-    format!("{share} on {snat} towards {target}/{protocol}{}", most.unwrap_or_default())
+    format!("{share} on {snat} to {target}/{protocol}{}", most.unwrap_or_default())
 }
 
 /// Returns the numbers of packets that were handed to the daemon.

@@ -119,7 +119,7 @@ pub(crate) async fn follow(
     }
 }
 
-/// Things to be done because of changes. Whoever is on the link can make as many changes of
+/// Work that changes have caused. Hosts on the link can make as many changes of
 /// neighbours as the link carries, so only those of next hops that are in use have anything done,
 /// and that within a budget.
 struct Follower {
@@ -378,7 +378,7 @@ fn forget_overtaken(plane: &mut Dataplane, neighbours: &HashMap<Neighbour, Neigh
     Ok(has_moved)
 }
 
-/// Chooses the targets that are looked at now, so many queries at most: those after the one that
+/// Chooses the targets that are looked at now, up to a number of queries: those after the one that
 /// was last, and round again.
 fn in_turn(targets: &BTreeMap<Ipv4Addr, Needs>, last: Option<Ipv4Addr>, most: usize) -> Vec<Ipv4Addr> {
     let last = last.unwrap_or(Ipv4Addr::BROADCAST);
@@ -657,8 +657,7 @@ pub(crate) async fn interfaces(
     Ok(interfaces)
 }
 
-/// Logs what has changed: a line for all targets of which the same is to be said, as those behind
-/// one gateway.
+/// Logs changes: one line for all targets with the same change, such as those with one gateway.
 fn report(before: &HashMap<IpAddr, NextHop>, now: &[NextHop]) {
     let mut news: BTreeMap<_, Vec<&NextHop>> = BTreeMap::new();
     for next_hop in now {

@@ -25,8 +25,8 @@ use crate::{
     private,
 };
 
-/// Older answers are not used: an address that a name had weeks ago is more likely somebody else's
-/// by now than still its own. A running daemon keeps an answer for as long as it fails to get
+/// Older answers are not used: an address that a name had weeks ago has probably another owner by
+/// now. A running daemon keeps an answer for as long as it fails to get
 /// another; this is for one that starts.
 const OLDEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A larger file is none of ours: 512 rules of 32 targets with long names and many addresses are
@@ -291,7 +291,7 @@ mod tests {
             assert_eq!(known.map(<[_]>::len), used);
             assert!(!known.is_some_and(|known| known.contains(&B)));
         }
-        // A directory, or somebody's link.
+        // A directory, or a link by another user.
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
         assert!(load(path.clone(), at(0)).names.is_empty());

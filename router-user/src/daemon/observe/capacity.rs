@@ -22,7 +22,7 @@ const MAX_NAMED: usize = 8;
 /// The most sources whose ports are counted. One with many is among the first that a sweep meets.
 const MAX_COUNTED_SOURCES: usize = 4096;
 
-/// The SNAT ports that are taken, by what they are taken towards.
+/// The SNAT ports in use, by pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
     /// The number of ports.
@@ -67,7 +67,7 @@ pub(crate) struct Usage<'a> {
     pub(crate) capacity: u32,
     /// SNAT ports taken.
     pub(crate) taken: &'a Taken,
-    /// SNAT ports that there are, towards each.
+    /// The SNAT ports that there are, for each target.
     pub(crate) ports: PortRange,
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Crowding {
     targets: BTreeMap<PoolName, Shortage>,
 }
 
-/// Too few ports towards a target.
+/// Too few ports for a target.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Shortage {
     room: Room,
@@ -123,7 +123,7 @@ impl Shortage {
     }
 }
 
-/// A target as ports are taken towards it, in an order.
+/// The name of a pool, in the order in which conditions are shown.
 type PoolName = (SocketAddr, IpAddr, String);
 
 impl Crowding {
@@ -155,7 +155,7 @@ impl Crowding {
             }
         }
         for ((target, snat, protocol), Shortage { room, full }) in self.targets.iter().take(MAX_NAMED) {
-            let ports = format!("SNAT ports of {snat} towards {target}/{protocol}");
+            let ports = format!("SNAT ports of {snat} to {target}/{protocol}");
             let (id, detail) = match (room, full) {
                 (Room::None, _) => (
                     Id::SnatPortsExhausted,
@@ -175,7 +175,7 @@ impl Crowding {
             add(id, format!("{snat} {target}/{protocol}"), detail);
         }
         if self.targets.len() > MAX_NAMED {
-            let detail = "SNAT ports run short towards more targets: add to snat.addresses";
+            let detail = "SNAT ports run short for more targets: add to snat.addresses";
             add(Id::SnatPortsFilling, String::new(), detail.to_owned());
         }
     }
@@ -187,7 +187,7 @@ fn used_up(taken: u32, ports: u32) -> u32 {
     if ports.saturating_sub(taken) <= ports / 200 { ports } else { taken }
 }
 
-/// A row for each target that SNAT ports are taken towards, the fullest first.
+/// Returns a row for each target with SNAT ports in use, the fullest first.
 pub(crate) fn snat_ports(taken: &Taken, ports: PortRange) -> Vec<SnatPortStatus> {
     let row = |(key, used): (&PoolKey, &u32)| {
         let (target, snat, protocol) = name(key);
@@ -276,9 +276,9 @@ mod tests {
     #[test]
     fn ports_that_run_short_are_said_by_target() {
         let mut crowding = Crowding::default();
-        let towards = "SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp";
-        let few = format!("80 % of the {towards} are in use: add to snat.addresses");
-        let none = format!("all {towards} are in use, new sessions there are refused: add to snat.addresses");
+        let ports = "SNAT ports of 10.0.2.68 to 203.0.113.10:443/tcp";
+        let few = format!("80 % of the {ports} are in use: add to snat.addresses");
+        let none = format!("all {ports} are in use, new sessions there are refused: add to snat.addresses");
         for (used, said) in [(79, ""), (80, &*few), (100, &none), (71, &few), (69, ""), (79, "")] {
             let taken = taken([(pool(443), used), (pool(444), 10)]);
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) };
@@ -316,13 +316,13 @@ mod tests {
     fn a_source_that_has_all_it_may_is_named() {
         let (source, other) = (Ipv4([10, 0, 2, 4]), Ipv4([10, 0, 2, 5]));
         let mut crowding = Crowding::default();
-        let towards = "SNAT ports of 10.0.2.68 towards 203.0.113.10:443/tcp";
-        let few = format!("80 % of the {towards} are in use: add to snat.addresses");
+        let ports = "SNAT ports of 10.0.2.68 to 203.0.113.10:443/tcp";
+        let few = format!("80 % of the {ports} are in use: add to snat.addresses");
         let full = format!(
-            "10.0.2.4 has all {towards} that one source may have, its new sessions there are refused: add to \
+            "10.0.2.4 has all {ports} that one source may have, its new sessions there are refused: add to \
              snat.addresses"
         );
-        let none = format!("all {towards} are in use, new sessions there are refused: add to snat.addresses");
+        let none = format!("all {ports} are in use, new sessions there are refused: add to snat.addresses");
         // Of 1000, one source may have 938.
         let story = [
             ((source, 900), 900, &*few),

@@ -41,7 +41,7 @@ struct Contest {
     /// The first two addresses in numeric order, so that the condition stays the same while it
     /// lasts.
     macs: [[u8; 6]; 2],
-    /// There were others besides.
+    /// `true` if there were others as well.
     others: bool,
     /// The one that it has had last.
     now: [u8; 6],

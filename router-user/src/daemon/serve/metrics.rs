@@ -125,7 +125,7 @@ type Row<'a> = (Vec<(&'static str, &'a str)>, u64);
 /// The most targets with SNAT port metrics: each is two time series.
 const MAX_POOLS: usize = 256;
 
-/// The SNAT ports towards a target, with the text of its labels.
+/// The SNAT ports for a target, with the text of its labels.
 struct Pool<'a> {
     row: &'a SnatPortStatus,
     snat: String,
@@ -219,13 +219,13 @@ impl Collector for Snapshot {
         gauge(
             encoder,
             "snat_ports_used",
-            "SNAT ports in use towards a target, of the 256 targets with most",
+            "SNAT ports in use for a target, for the 256 targets with the most",
             ports(|pool| pool.row.used),
         )?;
         gauge(
             encoder,
             "snat_ports_free",
-            "SNAT ports left towards a target, of the 256 targets with fewest",
+            "SNAT ports left for a target, for the 256 targets with the fewest",
             ports(|pool| pool.row.free),
         )?;
         let punts = &status.punts;

@@ -13,7 +13,7 @@ use crate::model::Flow;
 const PART: usize = 64 << 10;
 
 /// A walk through the sessions that are wanted: shows those from a place on to a function until
-/// that answers `false`, and says from where to go on; `None` behind the last.
+/// that answers `false`, and says from where to go on; `None` after the last.
 pub(crate) trait Walk:
     FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static
 {
@@ -22,8 +22,8 @@ pub(crate) trait Walk:
 impl<W: FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static> Walk for W {}
 
 /// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on
-/// when somebody reads on, and nothing waits for who does not. An answer that breaks off is no
-/// whole one for whoever reads it.
+/// when the client reads on, and nothing waits for one that does not. The client sees that an answer
+/// that breaks off is incomplete.
 pub(crate) fn body(walk: impl Walk, limit: usize) -> Body {
     let list = List { walk, next: Some(0), left: limit, begun: false };
     Body::from_stream(stream::unfold(Some(list), async |list| {

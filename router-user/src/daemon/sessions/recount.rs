@@ -32,8 +32,8 @@ pub(crate) struct Recount {
 }
 
 impl Recount {
-    /// One look, and what follows from it; `None` when it was the last. Nobody may remove a session
-    /// at the same time.
+    /// One look, and what follows from it; `None` when it was the last. No session may be
+    /// removed at the same time.
     pub(crate) fn look(mut self, flows: &FlowTable, counters: &CounterTable) -> Option<Self> {
         let found = flows.surplus();
         let stats = counters.read();

@@ -51,7 +51,7 @@ pub use self::spec::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, Rul
 /// sessions go by it.
 #[derive(Clone)]
 pub struct RuleTable {
-    /// Has a lock of its own, since to write a large rule set takes a while.
+    /// Locked separately, because it takes a while to write a large rule set.
     writer: Arc<Mutex<Writer>>,
     /// The names of the rules in force by number.
     names: Arc<Mutex<Names>>,
@@ -221,7 +221,7 @@ impl Writer {
         }
         let place = place_of(version) as usize;
         let Some(held) = self.banks.get_mut(place) else { bail!("there are two banks") };
-        // If this fails halfway, nobody knows what it holds.
+        // If this fails halfway, the contents are not known.
         let known = held.take();
         if known.is_none() {
             self.clear(place_of(version))?;

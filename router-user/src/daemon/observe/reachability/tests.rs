@@ -121,7 +121,7 @@ fn a_next_hop_is_a_problem_when_no_forward_has_any() {
     check(&names, &web_lost, &[], &texts);
     let all_lost = [next_hop(&web, 2, false), next_hop(&both, 3, false)];
     check(&names, &all_lost, &texts, &[]);
-    // Nobody has looked for the way of a new target yet.
+    // The next hop of a new target is not known yet.
     check(&names, &[next_hop(&web, 2, false)], &[], &texts[..1]);
 }
 

@@ -1,9 +1,9 @@
 //! The `Host` of a request: whom the client believes to be talking to.
 //!
-//! A page on the web may have a name of its own lead to 127.0.0.1 once it is loaded, and then have
-//! somebody's browser read from there what its owner could not reach (DNS rebinding). Such a
-//! request names the page's host, and nobody else's does: so it is answered only where the host is
-//! this machine. The port tells nothing, and is another one behind `ssh -L`.
+//! A page on the web may have its name lead to 127.0.0.1 once it is loaded, and then have a browser
+//! read from there what the page's owner could not reach (DNS rebinding). Such a request names the
+//! page's host, so requests are answered only where the host is this machine. The port proves
+//! nothing: it differs with `ssh -L`.
 
 use std::{
     collections::HashSet,

@@ -1,5 +1,5 @@
 //! HTTP for the daemon's listeners, each bounded: in connections ([`places`]), in the time that
-//! they may take, in what a request may be. Nobody can use up what the load balancer's probe needs,
+//! they may take, in what a request may be. No client can use up what the load balancer's probe needs,
 //! descriptors least of all; and nothing that goes wrong with a connection, or with all of them for
 //! a while, ends the daemon.
 

@@ -1,7 +1,7 @@
 //! Places for connections: which connection gets one, and which one makes room. No I/O, no clock.
 //!
-//! Connections are in rooms that do not know of each other: whoever fills one takes nothing from
-//! those in another. In a room, each party has a share. One that has had it makes room for its next
+//! Connections are in rooms that do not know of each other: a full room takes nothing from the
+//! others. In a room, each party has a share. One that has had it makes room for its next
 //! connection itself. Where a room is full, whoever has most makes room for whoever has less: the
 //! connection that has been open longest goes, which for a request that comes at once is long
 //! enough.

@@ -1,4 +1,4 @@
-//! The users of this machine behind TCP connections from itself, asked of the kernel
+//! The users of this machine that own TCP connections from itself, asked of the kernel
 //! (sock_diag(7)).
 //!
 //! On the loopback, an address says nothing of who it is: any user may have any of 127.0.0.0/8.
@@ -19,7 +19,7 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const HEADER: usize = 16;
 /// `struct inet_diag_req_v2`, include/uapi/linux/inet_diag.h.
 const REQUEST: usize = 56;
-/// Of `struct inet_diag_msg`, behind the header.
+/// The part of `struct inet_diag_msg` after the header.
 const USER: usize = HEADER + 64;
 const INODE: usize = HEADER + 68;
 
@@ -102,7 +102,7 @@ fn octets(end: &SocketAddr) -> [u8; 16] {
     }
 }
 
-/// The user in an answer. A socket that no process has any more is nobody's, also if it says 0
+/// The user in an answer. A socket that no process has any more has no owner, also if it says 0
 /// there.
 fn user(answer: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
@@ -143,7 +143,7 @@ mod tests {
             assert_eq!(users.of(&ends), Some(me), "{address}");
             let other = Ends { peer: SocketAddr::new(ends.peer.ip(), 1), ..ends };
             assert_eq!(users.of(&other), None, "{address}");
-            // Closed on one side: the kernel keeps it for a while, and nobody has it.
+            // Closed on one side: the kernel keeps it for a while, without an owner.
             drop(client);
             assert_eq!(users.of(&ends), None, "{address}");
         }
