@@ -29,7 +29,7 @@ pub struct Fetched {
     pub status: u16,
     /// The body, unless it went to a file.
     pub body: String,
-    /// How long it took, as curl measured it.
+    /// The duration, as curl measured it.
     pub seconds: f64,
     /// curl's error message.
     pub error: String,

@@ -23,10 +23,10 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 
-/// How long the load balancer waits for an answer to its probe.
+/// The load balancer's timeout of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many probes in a row change the load balancer's mind.
+/// The number of probes in a row that change the load balancer's decision.
 pub const PROBE_THRESHOLD: u32 = 2;
 
 /// The nftables table and map of the load balancer's healthy backends.
@@ -111,17 +111,17 @@ impl Helper {
 pub enum Server {
     /// Send every UDP datagram back.
     UdpEcho {
-        /// Where to listen.
+        /// The address to listen on.
         listen: SocketAddr,
     },
     /// Send every byte of TCP connections back.
     TcpEcho {
-        /// Where to listen.
+        /// The address to listen on.
         listen: SocketAddr,
     },
     /// Answer every HTTP request with 200.
     HttpOk {
-        /// Where to listen.
+        /// The address to listen on.
         listen: SocketAddr,
     },
     /// Probe the router as the load balancer does.

@@ -36,7 +36,7 @@ pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Options {
     /// Its id: letters and digits.
     pub id: String,
-    /// How many NICs the router has.
+    /// The number of the router's NICs.
     pub nics: Nics,
     /// The router.
     pub router: Router,
@@ -47,11 +47,11 @@ pub struct Options {
     pub limits: String,
     /// The Private Link Service's choice of ports.
     pub pls_ports: PlsPorts,
-    /// From one probe to the next.
+    /// The probe's interval.
     pub probe_interval: Duration,
     /// The size of the file to download.
     pub large_file: u64,
-    /// Where the lab's own servers are.
+    /// The binary with the lab's own servers.
     pub helper: Helper,
     /// `true` if the router is started and has to become healthy. A test of the start itself does
     /// that.
@@ -398,7 +398,7 @@ impl Lab {
         self.state.path("www").join(internet::LARGE_FILE)
     }
 
-    /// Where an upload to `https://<name>/upload/<file>` ends up.
+    /// Returns the path of an upload to `https://<name>/upload/<file>`.
     pub fn uploaded(&self, name: &str, file: &str) -> PathBuf {
         internet::uploaded(&self.state, name, file)
     }

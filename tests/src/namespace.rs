@@ -22,8 +22,7 @@ use nix::{
 
 use crate::{command, interrupt, paths};
 
-/// Where `ip netns` keeps its names, and so do we: `ip netns exec NAME` works on the lab's
-/// namespaces.
+/// The directory of `ip netns`, so that `ip netns exec NAME` works on the lab's namespaces.
 pub(crate) const NAMES: &str = "/run/netns";
 
 /// A network namespace with a name, removed when the value is dropped (unless [`Namespace::leave`]

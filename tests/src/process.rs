@@ -17,7 +17,7 @@ use nix::{
 
 use crate::{command, interrupt, state::State, wait};
 
-/// How long a killed process gets to end.
+/// The limit for a killed process to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A program in the background, killed when the value is dropped (unless [`Process::leave`] was
@@ -27,8 +27,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    /// How long the log was before it began: an earlier process of the same name may have written
-    /// there.
+    /// The length of the log at the start: an earlier process of the same name may have written to
+    /// it.
     before: u64,
     kill: bool,
 }

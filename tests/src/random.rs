@@ -10,7 +10,7 @@ pub(crate) trait Draw {
     /// One of these; there is at least one.
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T;
 
-    /// So many bytes.
+    /// Returns `count` random bytes.
     fn bytes(&mut self, count: usize) -> Vec<u8>;
 }
 

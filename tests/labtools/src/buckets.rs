@@ -3,7 +3,7 @@
 
 /// Buckets for each doubling of the time: none is wider than 1/64 of the times in it.
 pub(crate) const A_DOUBLING: u32 = 64;
-/// How many there are, for all 32-bit numbers.
+/// The number of buckets for all 32-bit numbers.
 pub(crate) const BUCKETS: usize = 27 * A_DOUBLING as usize;
 
 /// Which one counts a time.

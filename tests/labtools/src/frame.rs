@@ -25,14 +25,14 @@ pub(crate) const TCP_PAYLOAD: usize = 54;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 
-/// The first bytes of a frame; all of the bench's have so many.
+/// The length of the first bytes of a frame; every frame of the bench has as many.
 #[inline(always)]
 pub(crate) fn head(ctx: &XdpContext) -> Option<*mut [u8; HEAD]> {
     let start = ctx.data();
     if start + HEAD > ctx.data_end() { None } else { Some(start as *mut [u8; HEAD]) }
 }
 
-/// Whether a packet is of this protocol, over IPv4 without options.
+/// Returns `true` if a packet has this protocol, over IPv4 without options.
 #[inline(always)]
 pub(crate) fn is_of(head: &[u8; HEAD], protocol: u8) -> bool {
     word(head, ETHER_TYPE) == [0x08, 0x00] && head[IP_START] == 0x45 && head[IP_PROTOCOL] == protocol

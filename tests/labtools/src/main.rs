@@ -50,7 +50,7 @@ mod programs {
     /// More turns than [`PATIENCE`] takes, at some 25 nanoseconds each.
     const TURNS: u32 = 1 << 21;
 
-    /// Of a million IPv4 packets, how many `weather` loses, holds up, and doubles. Set when it is
+    /// Shares of a million IPv4 packets that `weather` loses, holds up, and doubles. Set when it is
     /// loaded.
     #[unsafe(no_mangle)]
     static WEATHER_SHARES: [u32; 3] = [0; 3];
@@ -60,7 +60,7 @@ mod programs {
     #[unsafe(no_mangle)]
     static DETOUR: u32 = 0;
 
-    /// What `generate` sends. Written by the bench, while nothing is sent.
+    /// The packets that `generate` sends. The bench writes this while nothing is sent.
     #[map]
     static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 
@@ -68,21 +68,21 @@ mod programs {
     #[map]
     static GENERATOR: PerCpuArray<Generator> = PerCpuArray::with_max_entries(1, 0);
 
-    /// What `sink` expects. Written by the bench, while nothing is sent.
+    /// The packets that `sink` expects. The bench writes this while nothing is sent.
     #[map]
     static EXPECTED: Array<Expected> = Array::with_max_entries(1, 0);
 
-    /// By CPU; no per-CPU map, since the generator's CPU reads it. Written by the CPU that sinks;
-    /// the bench reads.
+    /// Indexed by CPU. Not a per-CPU map, since the generator's CPU reads it. Written by the CPU
+    /// that sinks; the bench reads.
     #[map]
     static SUNK: Array<Sunk> = Array::with_max_entries(CPUS, 0);
 
-    /// By a flow's number, the source port that its packets arrived with, as a number. Written by
-    /// `sink`, read by `generate`, one after the other.
+    /// The source port that a flow's packets arrived with, by the flow's number. Written by `sink`,
+    /// read by `generate`, one after the other.
     #[map]
     static LEARNT_PORTS: Array<u32> = Array::with_max_entries(LEARNT, 0);
 
-    /// What `weather` did to IPv4 packets.
+    /// The effects of `weather` on IPv4 packets.
     #[repr(C)]
     struct Weather {
         /// Let through.
@@ -208,23 +208,24 @@ mod programs {
         i64::from(now() >= unsafe { *due })
     }
 
-    /// What `generate` waits for before a batch.
+    /// The number of packets that `generate` waits for before a batch.
     struct Wait {
         /// When something has arrived the last time.
         since: u64,
         /// When to look the next time.
         look: u64,
-        /// What had arrived then.
+        /// The number of packets that had arrived at that time.
         arrived: u64,
         window: u64,
         cpu: u32,
     }
 
-    /// A callback of `bpf_loop`: whether less packets than the window are under way, or nothing
+    /// A callback of `bpf_loop`: ends it when fewer packets than the window are under way, or none
     /// arrives any more.
     ///
     /// # Safety
-    /// `wait` points to a [`Wait`] that nobody else uses.
+    ///
+    /// `wait` points to a [`Wait`] that nothing else uses.
     unsafe extern "C" fn has_room(_turn: u32, wait: *mut Wait) -> i64 {
         // SAFETY: the caller's promise.
         let wait = unsafe { &mut *wait };
@@ -263,7 +264,7 @@ mod programs {
             return verdict;
         }
         let (Some(head), Some(expected)) = (head(&ctx), EXPECTED.get(0)) else { return xdp_action::XDP_PASS };
-        // SAFETY: `head` checked the bounds, and nobody writes to the packet.
+        // SAFETY: `head` checked the bounds, and nothing else writes to the packet.
         let head = unsafe { &*head };
         let tcp = expected.flags & TCP != 0;
         let port =

@@ -22,8 +22,8 @@ use crate::{
     traffic::HEAD,
 };
 
-/// When it was sent, and the complement of that: together they add nothing to the checksum,
-/// whatever they are.
+/// The time when it was sent, and the complement of that: together they add nothing to the
+/// checksum.
 const TIME: usize = 46;
 const TIME_COMPLEMENT: usize = 50;
 /// Which of the bench's probes it is, and the complement.
@@ -35,7 +35,7 @@ const EPOCH_COMPLEMENT: usize = 56;
 #[unsafe(no_mangle)]
 static PROBE: [u8; HEAD] = [0; HEAD];
 
-/// What is at [`UDP_PAYLOAD`] in a probe, as a number; 0 if nothing is a probe.
+/// The number at [`UDP_PAYLOAD`] of a probe; 0 if there are no probes.
 #[unsafe(no_mangle)]
 static PROBE_MARK: u32 = 0;
 
@@ -48,8 +48,8 @@ static PROBE_PORT: u32 = 0;
 #[map]
 static PROBE_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 
-/// How many probes came back after how long, in nanoseconds, by [`bucket`]. Written by
-/// the CPU that probes come back on; the bench reads.
+/// The number of probes by their time there and back in nanoseconds, by [`bucket`]. Written by the
+/// CPU that probes come back on; the bench reads.
 #[map]
 static PROBE_TIMES: Array<u64> = Array::with_max_entries(BUCKETS as u32, 0);
 
@@ -63,7 +63,7 @@ static PROBE_EVERY: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static PROBE_TURNS: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
-/// What became of probes: those that came back and count, and those of an earlier epoch. As
+/// Probes that came back: those that count, and those of an earlier epoch. Written like
 /// [`PROBE_TIMES`].
 #[map]
 static PROBES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
@@ -102,10 +102,10 @@ pub(crate) fn take_turn(ctx: &XdpContext) -> Option<u32> {
     Some(xdp_action::XDP_TX)
 }
 
-/// What becomes of a probe at an end of its way; `None` if the packet is none.
+/// Returns the verdict on a probe at one end; `None` for other packets.
 ///
-/// At the far end it is turned round. Where it comes from, its time is counted, and if it is the
-/// only one, it is sent again.
+/// The far end turns it round. The near end counts its time, and if it is the only one, sends it
+/// again.
 #[inline(always)]
 pub(crate) fn handle(ctx: &XdpContext) -> Option<u32> {
     if setting(&PROBE_MARK) == 0 {
@@ -134,7 +134,7 @@ fn came_back(frame: &mut [u8; HEAD]) -> u32 {
     else {
         return xdp_action::XDP_ABORTED;
     };
-    // SAFETY: the value stays where it is, and nobody else writes to it, see there.
+    // SAFETY: the value stays where it is, and nothing else writes to it; see there.
     let [counted, late] = unsafe { &mut *probes };
     if u16::from_be_bytes(word(frame, EPOCH)) != *epoch as u16 {
         *late += 1;

@@ -1,10 +1,9 @@
-//! What the bench and its programs share: what is sent, how it is paced, and what is counted. Map
+//! Shared by the bench and its programs: the packets to send, their pacing, and the counts. Map
 //! data: no padding.
 //!
 //! A part of `labtools` and, by its path, of the bench.
 
-/// As many bytes of each frame as `generate` writes: the headers, and the flow's number behind
-/// them.
+/// The bytes of each frame that `generate` writes: the headers, and the flow's number after them.
 pub(crate) const HEAD: usize = 60;
 /// The same in words.
 const HEAD_WORDS: usize = HEAD / 4;
@@ -13,15 +12,15 @@ const HEAD_WORDS: usize = HEAD / 4;
 /// a port later each time.
 pub(crate) const SOURCES: u32 = 8;
 
-/// How many flows the other side's ports can be learnt of.
+/// The number of flows whose ports on the other side can be learnt.
 pub(crate) const LEARNT: u32 = 1 << 16;
 
-/// How many CPUs can be counted on.
+/// The number of CPUs that can be counted on.
 pub(crate) const CPUS: u32 = 256;
 
-/// If nothing arrives for so many nanoseconds, what is under way is lost. Longer than any router
-/// takes for the packets that are under way at once, also where each opens a session and hardly a
-/// SNAT port is free.
+/// If nothing arrives for this many nanoseconds, the packets under way are lost. Longer than any
+/// router takes for the packets that are under way at once, even if each opens a session and hardly
+/// a SNAT port is free.
 pub(crate) const PATIENCE: u64 = 20_000_000;
 
 /// TCP and not UDP.
@@ -70,7 +69,7 @@ impl Span {
     }
 }
 
-/// What one CPU's `generate` sends. Written by the bench.
+/// The packets that one CPU's `generate` sends. Written by the bench.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Traffic {
@@ -84,7 +83,7 @@ pub(crate) struct Traffic {
     pub(crate) batch: u32,
     /// [`TCP`], [`REPLY`].
     pub(crate) flags: u32,
-    /// Of a thousand packets, as many as belong to flows of the second span. The others are of the
+    /// The packets of a thousand that belong to flows of the second span. The others belong to the
     /// first.
     pub(crate) fresh_per_mille: u32,
     /// The head of the first flow's frame, with checksums that are right for the number 0. In
@@ -93,15 +92,15 @@ pub(crate) struct Traffic {
     pub(crate) spans: [Span; 2],
 }
 
-/// What one CPU's `generate` remembers from one packet to the next.
+/// The state of one CPU's `generate` between packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Generator {
     /// Packets made.
     pub(crate) made: u64,
-    /// Of these and of what has arrived, the difference that is not under way: lost.
+    /// The difference between these and the arrived packets that is not under way: lost packets.
     pub(crate) written_off: i64,
-    /// How often it waited in vain.
+    /// The number of waits that timed out.
     pub(crate) stalls: u64,
     /// When the next batch is due.
     pub(crate) due: u64,
@@ -124,12 +123,12 @@ impl Generator {
 
 #[cfg(any(target_arch = "bpf", test))]
 impl Generator {
-    /// How many packets are under way, when so many have arrived.
+    /// Returns the number of packets under way, when `arrived` have arrived.
     #[inline(always)]
     pub(crate) const fn under_way(&mut self, arrived: u64) -> u64 {
         let difference = self.made.wrapping_sub(arrived) as i64 - self.written_off;
         if difference < 0 {
-            // What was given up has arrived after all.
+            // Packets that were given up have arrived after all.
             self.written_off += difference;
             return 0;
         }
@@ -164,7 +163,7 @@ impl Generator {
     }
 }
 
-/// What `sink` expects. Written by the bench.
+/// The packets that `sink` expects. Written by the bench.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Expected {

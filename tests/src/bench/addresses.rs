@@ -13,7 +13,7 @@ pub(crate) const ROUTER_OUT: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
 pub(crate) const SINK: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 1);
 /// The next hop of a router with one NIC.
 pub(crate) const FIREWALL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 65);
-/// Where packets may come from.
+/// The network of allowed sources.
 pub(crate) const CLIENTS: &str = "10.0.2.64/26";
 /// The port of the iperf3 server.
 pub(crate) const IPERF_PORT: u16 = 5201;

@@ -61,9 +61,9 @@ pub(crate) enum Part {
     Programs,
     /// Packets a second of one core, by numbers of sessions.
     Packets,
-    /// The same with one NIC.
+    /// Packets a second with one NIC.
     OneNic,
-    /// The same by length, protocol and direction.
+    /// Packets a second by length, protocol and direction.
     Shapes,
     /// New sessions a second, also where most SNAT ports are taken.
     Sessions,
@@ -73,7 +73,7 @@ pub(crate) enum Part {
     Cores,
     /// The effect of the generator's pacing. Only on request.
     Pacing,
-    /// How long a packet takes there and back.
+    /// The time of a packet there and back.
     Latency,
     /// Memory, starts, and what the daemon does with a million sessions.
     Resources,

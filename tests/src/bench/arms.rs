@@ -10,8 +10,8 @@ use serde::Serialize;
 pub(crate) enum Arm {
     /// An XDP program that redirects (with one NIC: turns round) and does nothing else: the limit.
     Redirect,
-    /// The same, but for new MAC addresses: what no router can leave out, and the wait for the
-    /// packet's first bytes with it.
+    /// A redirect with new MAC addresses: the least that a router does, with the wait for the
+    /// packet's first bytes.
     Readdress,
     /// An XDP program that asks the kernel for the route of every packet, as xdp-forward does,
     /// without NAT.
@@ -22,7 +22,7 @@ pub(crate) enum Arm {
     Beside,
     /// The kernel's NAT by nftables: DNAT and masquerade.
     Nftables,
-    /// The same by iptables.
+    /// The same NAT by iptables.
     Iptables,
     /// The kernel's forwarding, without NAT.
     Kernel,
@@ -104,14 +104,14 @@ pub(crate) enum Direction {
     Reply,
 }
 
-/// How the router is connected.
+/// The NICs of the router.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Wires {
-    /// By two NICs.
+    /// Two NICs.
     Two,
-    /// By one NIC, which packets leave by as well.
+    /// One NIC, which packets leave by as well.
     One,
-    /// By two NICs with two queues each.
+    /// Two NICs with two queues each.
     TwoQueues,
 }
 
@@ -120,9 +120,9 @@ pub(crate) enum Wires {
 pub(crate) enum Traffic {
     /// Packets of our generator, dropped at the far end.
     Packets(Wires),
-    /// The same, and our probes, which are turned round at the far end.
+    /// The same with probes, which are turned round at the far end.
     Probes,
-    /// None: the daemon is what is measured, at its default size.
+    /// None: the daemon is measured, at its default size.
     Nothing,
     /// Datagrams between two network stacks.
     Datagrams,
@@ -150,7 +150,7 @@ impl Traffic {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Offloads {
-    /// Nothing: every packet is one of the wire's.
+    /// None: every packet is as on a wire.
     Off,
     /// A veth's defaults: super-frames and unfinished checksums, which no wire carries.
     Default,

@@ -11,12 +11,12 @@ use nix::{
 };
 use std::os::fd::AsRawFd as _;
 
-/// How many sessions the kernel tracks at most.
+/// Returns the kernel's limit of tracked sessions.
 pub(crate) fn limit() -> Result<u32> {
     Ok(u32::try_from(number("/proc/sys/net/netfilter/nf_conntrack_max")?).unwrap_or(u32::MAX))
 }
 
-/// How many it tracks.
+/// Returns the number of tracked sessions.
 pub(crate) fn count() -> Result<u64> {
     number("/proc/sys/net/netfilter/nf_conntrack_count")
 }

@@ -19,7 +19,7 @@ pub(crate) const GENERATOR: usize = 0;
 /// The CPU of the router: the one core that is measured.
 pub(crate) const ROUTER: usize = 1;
 
-/// How long a NAPI thread may take to appear.
+/// The limit for a NAPI thread to appear.
 const THREAD_LIMIT: Duration = Duration::from_secs(2);
 
 /// Keeps this thread, and what it starts from now on, to one CPU.
@@ -32,7 +32,7 @@ pub(crate) fn run_anywhere() -> Result<()> {
     pin(Pid::from_raw(0), &(0..count()?).collect::<Vec<_>>())
 }
 
-/// How many CPUs there are.
+/// Returns the number of CPUs.
 pub(crate) fn count() -> Result<usize> {
     let text = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     Ok(text.lines().filter(|line| line.starts_with("processor")).count())
@@ -75,7 +75,7 @@ impl Thread {
         unsafe { libc::syscall(libc::SYS_tgkill, Pid::this().as_raw(), self.0.as_raw(), SIGUSR1) };
     }
 
-    /// How long it has wanted to run, and something else did.
+    /// The time that it was runnable, but another thread ran.
     pub(crate) fn waited(self) -> Result<Duration> {
         let path = format!("/proc/self/task/{}/schedstat", self.0);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;

@@ -19,14 +19,14 @@ use super::{
     setup::Setup,
 };
 
-/// How many sessions pls-router has room for: for the most that are measured, at 80 %.
+/// The sessions that pls-router has room for: the most that are measured fill it to 80 %.
 const ROOM: u32 = MAX_SESSIONS / 4 * 5;
 
-/// How long pls-router gets to be in place.
+/// The limit for a start.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How long it gets to take everything back.
+/// The limit for a stop, with the removal of the data plane.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How often it is looked whether a daemon that has said nothing yet is still there.
+/// The interval of checks that a silent daemon is still alive.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A program and its configuration, and the process that runs it, if one does.
@@ -38,7 +38,7 @@ pub(crate) struct Daemon {
     process: Option<Process>,
 }
 
-/// How long a start took, from the process' creation.
+/// The time of a start, from the creation of the process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Started {
     /// Until it told the service manager that it is ready: attached and answering.
@@ -144,7 +144,7 @@ impl Daemon {
         if status.success() { Ok(()) } else { bail!("the daemon ended with {status}") }
     }
 
-    /// Where it pins, in a directory for each layout.
+    /// Returns the directory of the pins, which has one for each layout.
     pub(crate) fn pins(&self) -> &Path {
         &self.pins
     }

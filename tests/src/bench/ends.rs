@@ -33,7 +33,7 @@ const ENDLESS: u32 = 1 << 30;
 
 /// Flows towards one port of the target: each needs a separate SNAT port there.
 pub(crate) const FLOWS_A_PORT: u32 = 1 << 15;
-/// How many sessions there may be: as many as a router has room for by default.
+/// The largest number of sessions: the default of a router.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;
 /// The last one of the target's ports.
 pub(crate) const LAST_PORT: u16 = PORT + (MAX_SESSIONS / FLOWS_A_PORT) as u16 - 1;
@@ -47,7 +47,7 @@ unsafe impl Pod for Expected {}
 // SAFETY: as above.
 unsafe impl Pod for Sunk {}
 
-/// How packets are spread over time.
+/// The distribution of packets over time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Pacing {
@@ -55,7 +55,7 @@ pub(crate) enum Pacing {
     Blast,
     /// As fast as they arrive: a batch of `batch` is sent when less than `under_way` are under way.
     Window { under_way: u32, batch: u32 },
-    /// So many a second.
+    /// At this rate, in packets a second.
     Rate(f64),
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct Arrived {
     /// Packets with the expected addresses, and others with the bench's ports.
     pub(crate) packets: u64,
     pub(crate) otherwise: u64,
-    /// From the first one to the last one, if that was asked for.
+    /// From the first one to the last one, if that was requested.
     pub(crate) took: Duration,
 }
 
@@ -192,12 +192,13 @@ impl Ends {
         Ok(values.iter().copied().collect())
     }
 
-    /// How many packets have been made.
+    /// Returns the number of packets that have been made.
     pub(crate) fn made(&self) -> Result<u64> {
         Ok(self.generators()?.iter().map(|generator| generator.made).sum())
     }
 
-    /// How often a generator has waited for packets that never came, since [`Ends::prepare`].
+    /// Returns how often a generator has waited for packets that never came, since
+    /// [`Ends::prepare`].
     pub(crate) fn stalls(&self) -> Result<u64> {
         Ok(self.generators()?.iter().map(|generator| generator.stalls).sum())
     }
@@ -302,7 +303,7 @@ impl Arrival {
     }
 }
 
-/// Where what comes in by one of two devices leaves: by the other.
+/// Each of two devices redirects to the other.
 const ACROSS: fn([u32; 2]) -> [(u32, u32); 2] = |[a, b]| [(a, b), (b, a)];
 
 /// A program of labtools on a router's devices.
@@ -317,7 +318,7 @@ impl Attached {
         Self::with_egress(namespace, "redirect", devices, ACROSS)
     }
 
-    /// The same, with other MAC addresses.
+    /// The same with other MAC addresses.
     pub(crate) fn readdress(namespace: &Namespace, devices: [&str; 2]) -> Result<Self> {
         Self::with_egress(namespace, "readdress", devices, ACROSS)
     }

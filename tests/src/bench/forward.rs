@@ -47,13 +47,13 @@ use super::{
 /// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at
 /// the ends send by themselves.
 const STRAYS: u64 = 16;
-/// How long the generator may take to start,
+/// The limit for the generator to start,
 const START_LIMIT: Duration = Duration::from_secs(5);
 /// and to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// The limit for the wires to become empty when sending has stopped.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// How often the packets that open sessions are sent, if some have not.
+/// The number of attempts to open sessions, if packets get lost.
 const OPENINGS: u32 = 3;
 
 /// The packets of one measurement.
@@ -63,7 +63,7 @@ pub(crate) struct Load {
     pub(crate) direction: Direction,
     /// Flows of sessions that are open.
     pub(crate) flows: u32,
-    /// Of a thousand packets, as many as open a session of their own.
+    /// The packets of a thousand that open a new session.
     pub(crate) fresh_per_mille: u32,
     pub(crate) pacing: Pacing,
     pub(crate) cores: Cores,
@@ -89,7 +89,7 @@ impl Load {
 pub(crate) enum Cores {
     /// One makes packets, another one is the router.
     Apart,
-    /// So many do all of it, each for its share of the flows.
+    /// This many CPUs do everything, each for its share of the flows.
     Together(u32),
 }
 
@@ -128,7 +128,7 @@ const fn fresh_from(flows: u32) -> u32 {
 pub(crate) struct Bench {
     path: Path,
     ends: Ends,
-    /// How many flows are open, of UDP and of TCP.
+    /// The numbers of open flows, of UDP and of TCP.
     open: [u32; 2],
     /// The transport whose ports were learnt last.
     learnt: Option<(Transport, u32)>,
@@ -145,7 +145,7 @@ pub(crate) struct Run {
     pub(crate) idle: f64,
     /// The share of the window that something else than the bench had one of the CPUs.
     pub(crate) disturbed: f64,
-    /// How often the generator waited for packets that did not arrive.
+    /// The number of times that the generator waited for packets that did not arrive.
     pub(crate) stalls: u64,
     pub(crate) books: Books,
 }
@@ -153,15 +153,15 @@ pub(crate) struct Run {
 /// Sessions opened one after the other.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Burst {
-    /// From the first packet's arrival to the last one's, without the time that the generator
-    /// waited for packets which were lost.
+    /// From the first packet's arrival to the last one's, less the generator's waits for lost
+    /// packets.
     pub(crate) seconds: f64,
     /// Packets that arrived in this time, behind the first one.
     pub(crate) packets_per_second: f64,
     pub(crate) books: Books,
 }
 
-/// Where the packets of a run went, warm-up included. Every packet is in one line.
+/// The whereabouts of the packets of a run, warm-up included. Every packet is in one line.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Books {
     /// Packets that the generator made.
@@ -229,7 +229,7 @@ struct Moment {
     at: Instant,
     made: u64,
     arrived: u64,
-    /// How long the generators have waited for their CPUs.
+    /// The time that the generators have waited for their CPUs.
     waited: Vec<Duration>,
     routers: Vec<Ticks>,
 }

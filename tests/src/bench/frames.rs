@@ -10,12 +10,12 @@ use super::traffic::HEAD;
 /// The frame's length without the frame check sequence, which no program ever sees: 64 bytes on a
 /// wire.
 pub(crate) const FRAME: usize = HEAD;
-/// The same of a full Ethernet frame: an IP packet of 1500 bytes.
+/// The length of a full Ethernet frame: an IP packet of 1500 bytes.
 pub(crate) const LONG_FRAME: usize = 1514;
 
 /// Ethernet.
 const LINK: usize = 14;
-/// How many routers a packet may pass.
+/// The number of routers that a packet may pass.
 const TTL: u8 = 64;
 /// Ethernet and IPv4.
 const TRANSPORT: usize = LINK + 20;

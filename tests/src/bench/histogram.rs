@@ -9,7 +9,7 @@ use serde::Serialize;
 pub(crate) use self::buckets::BUCKETS;
 use self::buckets::{A_DOUBLING, bucket};
 
-/// How many times fell into each bucket.
+/// The number of times in each bucket.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram(Box<[u64; BUCKETS]>);
 
@@ -53,7 +53,7 @@ impl Histogram {
         difference
     }
 
-    /// How many times were counted.
+    /// Returns the number of times.
     pub(crate) fn samples(&self) -> u64 {
         self.0.iter().sum()
     }

@@ -29,14 +29,14 @@ use super::{
     spread::{Spread, line, ratio},
 };
 
-/// How many flows the packets under load belong to.
+/// The number of flows of the load.
 const FLOWS: u32 = 40_000;
 /// Shares of what nftables takes that are sent.
 const SHARES: [f64; 3] = [0.5, 0.8, 1.25];
 /// One in this many packets is a probe. The number is odd, and batches are of 8, so probes take
 /// every place in a batch.
 const PROBE_EVERY: u64 = 29;
-/// How long packets are sent before probes are.
+/// The time that the load runs before probes are sent.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// The results.
@@ -69,7 +69,7 @@ struct Row {
     all: Quantiles,
     /// Of each round.
     rounds: Vec<Quantiles>,
-    /// To nftables, of the same rounds.
+    /// Ratios to nftables in the same rounds.
     ratio_to_nftables: Option<Ratios>,
 }
 
@@ -105,9 +105,9 @@ impl Background {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Load {
-    /// Nothing.
+    /// No load.
     Idle,
-    /// Nothing, and sockets at the ends.
+    /// No load, and sockets at the ends.
     IdleSockets,
     /// Packets, as many as this share of what nftables takes.
     Share(f64),
@@ -202,14 +202,14 @@ impl Rounds {
     }
 }
 
-/// How long and how often is measured.
+/// The duration and the number of measurements.
 struct Plan {
     rounds: u16,
     /// Probes a round, with nothing else on the wires.
     probes: u64,
-    /// How long a round takes at most for each arm.
+    /// The longest time of a round for each arm.
     limit: Duration,
-    /// How long it takes under load.
+    /// The longest time under load.
     window: Duration,
     shares: &'static [f64],
 }

@@ -17,11 +17,11 @@ use super::{
 /// The arms that every question is put to.
 pub(crate) const MAIN: [Arm; 4] = [Arm::Redirect, Arm::PlsRouter, Arm::Beside, Arm::Nftables];
 
-/// How many sessions, where not that is the question: those of a cache, and those of a busy router.
+/// The numbers of sessions of most tables: those that a cache holds, and those of a busy router.
 const FEW_AND_MANY: [u32; 2] = [64, 40_000];
 const MANY: u32 = 40_000;
 
-/// Of a thousand packets of mixed traffic, as many open a session.
+/// The packets of a thousand of mixed traffic that open a session.
 const FRESH_PER_MILLE: u32 = 50;
 
 /// Brings up these arms, as far as they are there.
@@ -52,7 +52,7 @@ pub(crate) fn by_sessions(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// With one NIC.
+/// Measures packets with one NIC.
 pub(crate) fn one_nic(setup: &Setup) -> Result<Section> {
     let mut benches = bring_up(setup, &MAIN, Wires::One)?;
     let about = "One NIC: packets leave by the NIC they came in by (XDP_TX), and are counted on the device that they were sent from. The\n\

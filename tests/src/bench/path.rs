@@ -41,7 +41,7 @@ const IN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 const OUT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 3];
 const SINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 
-/// How long a datagram may take there and back.
+/// The limit for a datagram there and back.
 const ECHO_LIMIT: Duration = Duration::from_secs(2);
 
 /// A path that is up.
@@ -291,7 +291,7 @@ impl Path {
         }
     }
 
-    /// Where packets of this direction are sent from,
+    /// Returns the end that packets of this direction are sent from.
     pub(crate) fn sender(&self, direction: Direction) -> End<'_> {
         match direction {
             Direction::Forward => End { namespace: &self.generator, device: &self.devices[0] },
@@ -312,7 +312,7 @@ impl Path {
         self.devices[1..].iter().take(if self.has_one_nic() { 1 } else { 2 }).map(String::as_str).collect()
     }
 
-    /// Where a client's packets go to, if a network stack sends them.
+    /// Returns the destination of a client's packets, if a network stack sends them.
     pub(crate) const fn destination(&self) -> Ipv4Addr {
         if self.arm.translates() { ROUTER } else { TARGET }
     }
@@ -352,7 +352,7 @@ impl Path {
         Ok(!self.arm.tracks() || flows < conntrack::limit()?)
     }
 
-    /// How many sessions are open, or have been since it was started, if the router knows any.
+    /// Returns the number of sessions, open now or opened since its start, if the router knows.
     pub(crate) fn sessions(&self, transport: Transport) -> Result<Option<u64>> {
         if self.arm.is_pls_router() {
             return Ok(Some(self.rule_counters(transport)?.sessions_opened));
@@ -401,7 +401,7 @@ fn nftables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()
     ))
 }
 
-/// The same rules for iptables.
+/// Loads the same rules into iptables.
 fn iptables(router: &Namespace, [in_device, out_device]: [&str; 2]) -> Result<()> {
     let ports = format!("{PORT}:{LAST_PORT}");
     let iperf3 = IPERF_PORT.to_string();

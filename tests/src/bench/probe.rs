@@ -29,7 +29,7 @@ const SOURCE_PORT: u16 = 5000;
 const MARK: [u8; 4] = *b"ping";
 /// A probe that has not come back for so long is lost, and the next one is sent.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How often the counters are looked at.
+/// The interval of looks at the counters.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// A probe, but for its time and its epoch: see `labtools/src/probe.rs`.
@@ -47,7 +47,7 @@ pub(crate) fn frame(headers: &Headers) -> Result<[u8; HEAD]> {
     frame.try_into().ok().context("a probe has another length")
 }
 
-/// How programs are loaded for probes like this one.
+/// Returns a loader of programs for probes like this one.
 pub(crate) fn settings(probe: &[u8; HEAD]) -> EbpfLoader<'_> {
     const MARK_NUMBER: u32 = u32::from_be_bytes(MARK);
     const PORT_NUMBER: u32 = SOURCE_PORT as u32;
@@ -100,7 +100,7 @@ pub(crate) struct Probed {
 }
 
 impl Prober {
-    /// From this end, with such headers.
+    /// Loads a prober for this end, with such headers.
     pub(crate) fn new(end: End<'_>, headers: &Headers, maps: ProbeMaps) -> Result<Self> {
         let frame = frame(headers)?;
         let mut ebpf = labtools::load_with(&mut settings(&frame))?;
@@ -138,7 +138,7 @@ impl Prober {
         self.maps.every.set(0, every, 0).context("cannot write PROBE_EVERY")
     }
 
-    /// How many probes the generator has made.
+    /// Returns the number of probes that the generator has made.
     fn sent(&self) -> Result<u64> {
         let [_since, sent] = self.maps.turns.get(&0, 0).context("cannot read PROBE_TURNS")?;
         Ok(sent)
@@ -208,7 +208,7 @@ impl Prober {
         self.maps.epoch.set(0, u32::from(self.epoch), 0).context("cannot write PROBE_EPOCH")
     }
 
-    /// How many probes have come back.
+    /// Returns the number of probes that have come back.
     fn back(&self) -> Result<u64> {
         let [counted, _late] = self.maps.probes.get(&0, 0).context("cannot read PROBES")?;
         Ok(counted)

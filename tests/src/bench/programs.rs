@@ -76,14 +76,14 @@ fn measure_in(state: &State, samples: usize) -> Result<Programs> {
 
 /// Nanoseconds a packet.
 struct Sample {
-    /// From the root on, of every kind.
+    /// The costs of every kind, from the root program on.
     packets: [f64; Kind::ALL.len()],
-    /// Of [`REFERENCE`], by `forward` alone.
+    /// The cost of [`REFERENCE`] in `forward` alone.
     forward: f64,
 }
 
-/// They take turns call by call, so that a machine that is slower for a while is slower for all of
-/// them.
+/// Programs take turns call by call, so that a machine that is slower for a while is slower for all
+/// of them.
 fn sample(router: &mut FixedPoint) -> Result<Sample> {
     /// Calls of one sample.
     const CALLS: u32 = 500;

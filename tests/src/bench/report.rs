@@ -30,7 +30,7 @@ pub(crate) struct Report {
     beside: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     iptables: Option<String>,
-    /// How many sessions the kernel tracks at most, if it tracks any.
+    /// The kernel's limit of tracked sessions, if it tracks any.
     #[serde(skip_serializing_if = "Option::is_none")]
     nf_conntrack_max: Option<u32>,
     quick: bool,
@@ -91,7 +91,7 @@ impl Report {
         Ok(())
     }
 
-    /// On what it was measured.
+    /// Returns the description of the machine and of the method.
     pub(crate) fn head(&self) -> String {
         let machine = if self.virtual_machine { ", a virtual machine" } else { "" };
         let mut text = format!("Linux {}, {} x {}{machine}\n", self.kernel, self.cpus, self.cpu);

@@ -31,15 +31,15 @@ use super::{
     spread::{Spread, line},
 };
 
-/// How many sessions the daemon has to look after,
+/// The number of sessions that the daemon has,
 const SESSIONS: u32 = 1_000_000;
 /// and how many where it has to be quick.
 const FEWER_SESSIONS: u32 = 200_000;
 /// The metrics, by default.
 const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9090);
-/// How often a monitoring system asks, or more often than most do.
+/// The interval of scrapes, shorter than that of most monitoring systems.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take.
+/// The limit for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// The results.
@@ -49,7 +49,7 @@ pub(crate) struct Resources {
     /// At the default `limits.flows`.
     default_flows: u32,
     maps: Vec<MapMemory>,
-    /// Of the daemon, with no session.
+    /// The daemon's memory without a session.
     daemon: Memory,
     cold_start: Starts,
     take_over: Starts,
@@ -60,14 +60,14 @@ pub(crate) struct Resources {
 #[derive(Debug, Serialize)]
 struct SessionMemory {
     slot_bytes: usize,
-    /// Of which the flow's key, and what is known of it.
+    /// The parts of a slot: the flow's key, and its entry.
     key_bytes: usize,
     entry_bytes: usize,
     slots: u32,
     bytes: usize,
 }
 
-/// How long starts took, in milliseconds.
+/// The times of starts, in milliseconds.
 #[derive(Debug, Serialize)]
 struct Starts {
     starts: usize,
@@ -223,7 +223,7 @@ fn full(setup: &Setup) -> Result<Full> {
     })
 }
 
-/// How much of a core a process used while something went on.
+/// Returns the share of a core that a process used during some work.
 fn percent(pid: u32, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let (start, before) = (Instant::now(), usage::cpu_time(pid)?);
     work()?;

@@ -51,9 +51,9 @@ struct Row {
     arm: Arm,
     load: Load,
     packets_per_second: Spread,
-    /// To the other arms under the same load, in the same rounds.
+    /// Ratios to the other arms under the same load, in the same rounds.
     ratio_to: BTreeMap<Arm, Spread>,
-    /// To the same arm under the first of the loads that took turns with this one.
+    /// The ratio to the same arm under the first of the loads that took turns with this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio_to_first: Option<Spread>,
     offered_per_second: Spread,
@@ -149,12 +149,12 @@ impl Section {
         }
     }
 
-    /// The same with a column of ratios to each arm's first load, under this name.
+    /// Adds a column of ratios to each arm's first load, under this name.
     pub(crate) fn with_ratio_to_first(self, name: &'static str) -> Self {
         Self { to_first: Some(name), ..self }
     }
 
-    /// The same with sessions that are forgotten before each round.
+    /// Has sessions forgotten before each round.
     pub(crate) fn afresh(self) -> Self {
         Self { afresh: true, ..self }
     }

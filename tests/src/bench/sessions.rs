@@ -26,7 +26,7 @@ const MANY_QUICK: u32 = 500_000;
 
 /// SNAT ports towards one port of a target: 1024 to 65535, for both routers.
 const PORTS: u32 = 64_512;
-/// So many ports of the target are used.
+/// The number of the target's ports.
 const TARGET_PORTS: u32 = 4;
 /// Per mille of the SNAT ports that are taken before and after what is timed.
 const CROWDS: [[u32; 2]; 2] = [[900, 910], [990, 995]];

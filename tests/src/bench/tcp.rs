@@ -23,7 +23,7 @@ use super::{
     spread::{Spread, line, ratio},
 };
 
-/// How long the server may take to listen.
+/// The limit for the server to listen.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// The arms, in the order of the table.
@@ -43,7 +43,7 @@ struct Row {
     arm: Arm,
     offloads: Offloads,
     bits_per_second: Spread,
-    /// To nftables with the same offloads, of the same rounds.
+    /// Ratios to nftables with the same offloads, in the same rounds.
     ratio_to_nftables: Spread,
 }
 

@@ -3,9 +3,9 @@
 use super::{category::Category, maker::Maker, plan::Sequence, spice, talk};
 use crate::random::Draw as _;
 
-/// How many sequences have addresses and ports of their own.
+/// The number of sequences with separate addresses and ports.
 pub(super) const SLOTS: u32 = 15_500;
-/// Where the sequence of a seed has its addresses and ports, if nothing else is said.
+/// Returns the default slot of a seed.
 pub(super) const fn slot(seed: u64) -> u32 {
     (seed % SLOTS as u64) as u32
 }

@@ -29,7 +29,7 @@ pub(super) enum Change {
 
 /// Changes in a sequence's life.
 const CHANGES: usize = 4;
-/// How often one after the other expires: it takes as long as the timeouts are.
+/// One round in this many lets all sessions expire, which takes as long as the timeouts.
 const EXPIRES_EACH: u64 = 2;
 
 /// A change in a round of sequences.
@@ -92,18 +92,18 @@ pub(super) fn generate(seed: u64, slot: u32, categories: &[Category], changes: &
 /// More datagrams than a phase has.
 const LONGEST_PHASE: u16 = 40;
 
-/// How a connection ends.
+/// The end of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum End {
-    /// By a FIN of this side and then of the other one.
+    /// A FIN of this side and then of the other one.
     Closed(Side),
-    /// By both at once.
+    /// FINs of both at once.
     ClosedAtOnce,
     Reset(Side),
     Refused,
-    /// It is not answered.
+    /// No answer.
     Unanswered,
-    /// Not yet.
+    /// No end yet.
     Open,
 }
 

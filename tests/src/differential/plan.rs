@@ -16,7 +16,7 @@ use crate::{
     view::View,
 };
 
-/// How many datagrams a sequence has at most.
+/// The largest number of datagrams of a sequence.
 pub(super) const MAX_DATAGRAMS: u16 = 127;
 /// The sequences that can run at the same time: their packets' IP identifications differ.
 pub(super) const IDENTIFIED: u32 = 500;
@@ -37,7 +37,7 @@ pub(super) struct Sequence {
 pub(super) struct Session {
     pub(super) protocol: u8,
     pub(super) client: SocketAddrV4,
-    /// Where the client sends to.
+    /// The address and port that the client sends to.
     pub(super) listen: SocketAddrV4,
     pub(super) server: SocketAddrV4,
     /// No rule leads there when it begins.
@@ -53,9 +53,9 @@ pub(super) struct Step {
     pub(super) from: Side,
     /// The session, as an index.
     pub(super) session: usize,
-    /// In place of the session's.
+    /// In place of the session's source.
     pub(super) source: Option<SocketAddrV4>,
-    /// In place of the session's.
+    /// In place of the session's destination.
     pub(super) destination: Option<SocketAddrV4>,
     pub(super) tos: u8,
     pub(super) ttl: u8,
@@ -66,7 +66,7 @@ pub(super) struct Step {
     pub(super) damage: Option<Damage>,
     /// The category that it was added for; `None` if it is part of the talk.
     pub(super) spice: Option<Category>,
-    /// How many changes of the routers come before it.
+    /// The number of changes of the routers before it.
     pub(super) phase: usize,
 }
 
@@ -81,7 +81,7 @@ pub(super) enum Body {
 }
 
 impl Body {
-    /// How long its payload is.
+    /// Returns the length of its payload.
     pub(super) fn length(&self) -> usize {
         match self {
             Self::Tcp { length, .. } | Self::Udp { length, .. } => *length,
@@ -102,7 +102,7 @@ pub(super) struct Quote {
     pub(super) of: u16,
     /// The sender; `None` for the destination of the quoted packet.
     pub(super) reporter: Option<Ipv4Addr>,
-    /// How much of the transport header and payload is quoted.
+    /// The length of the quoted transport header and payload.
     pub(super) length: usize,
     /// IP options that the quoted packet is said to have had.
     pub(super) options: usize,

@@ -30,14 +30,14 @@ use crate::{
     wire::Wire,
 };
 
-/// How long pls-router gets to be in place.
+/// The limit for a start of pls-router.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Ethernet's header.
 const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 
-/// Where markers are sent to.
+/// The destination of markers.
 const MARKER_LISTEN: SocketAddrV4 = SocketAddrV4::new(ROUTER, MARKER.listen.0);
 
 /// More than either narrow way takes.
@@ -112,7 +112,7 @@ impl Timeouts {
     }
 }
 
-/// How long all sessions may take to expire: their timeout, and what looks for them now and then.
+/// The limit for all sessions to expire: their timeout, and the interval of sweeps.
 const EXPIRY_LIMIT: Duration = Duration::from_secs(Timeouts::Short.seconds() as u64 + 40);
 
 /// Both routers.

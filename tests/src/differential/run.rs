@@ -28,22 +28,21 @@ use crate::{
     view::{Tuple, View},
 };
 
-/// How many sequences go through one pair of routers; then new ones are made. Two with the same
-/// identifications must not meet: a datagram that stays incomplete is remembered, and servers are
-/// shared.
+/// The number of sequences for one pair of routers. Two with the same identifications must not
+/// meet: a datagram that stays incomplete is remembered, and servers are shared.
 const ROUND: u64 = IDENTIFIED as u64;
 
-/// How many packets are on their way at a time. A veth has room for 256, and a packet may become
+/// The number of packets under way at a time. A veth has room for 256, and a packet may become
 /// several.
 const CHUNK: usize = 60;
 
-/// With fewer sequences than this a stated difference may go unused.
+/// With fewer sequences than this a declared difference may not occur.
 const MANY: u64 = 2_000;
 
 /// After how many sequences the totals are told.
 const TOLD_EACH: u64 = 20 * ROUND;
 
-/// How many failures are told of, and how many of them as a story.
+/// The number of failures that are listed, and of those that are shown in full.
 const TOLD: usize = 40;
 const STORIES: usize = 3;
 
@@ -53,11 +52,11 @@ static FAILED: AtomicBool = AtomicBool::new(false);
 /// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many NICs the routers have.
+    /// The number of the routers' NICs.
     pub nics: Nics,
     /// The pls-router; none compares the kernel with itself.
     pub binary: Option<PathBuf>,
-    /// How many sequences; 0: until it is interrupted.
+    /// The number of sequences; 0: until it is interrupted.
     pub sequences: u64,
     /// The first sequence's seed; the next ones' follow.
     pub seed: u64,
@@ -76,7 +75,7 @@ pub enum Mode {
     Lives,
 }
 
-/// How sequences are made, and what becomes of the routers meanwhile.
+/// The mode and the categories of sequences, and the changes of the routers meanwhile.
 struct Round<'a> {
     mode: Mode,
     categories: &'a [Category],
@@ -139,10 +138,10 @@ struct Totals {
     packets: u64,
     /// The oracle's verdicts about them.
     fates: Fates,
-    /// By what the packets were added for.
+    /// By the category that the packets were added for.
     by_category: BTreeMap<&'static str, Fates>,
     stated: BTreeMap<&'static str, u64>,
-    /// By their short form: how many, and the first one's sequence and text.
+    /// By their short form: the number, and the first one's sequence and text.
     problems: BTreeMap<String, (u64, u64, String)>,
 }
 
@@ -233,7 +232,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// To standard error past the test harness, which keeps what a passing test prints to itself.
+/// Prints to standard error past the test harness, which captures the output of a passing test.
 fn tell(text: &str) {
     use std::io::Write as _;
     _ = std::io::stderr().write_all(text.as_bytes());

@@ -445,7 +445,7 @@ fn local(maker: &mut Maker<'_>, session: usize) -> Step {
     step
 }
 
-/// From or to where no packet is from or for.
+/// Returns a packet with a martian source or destination.
 fn martian(maker: &mut Maker<'_>, session: usize, like: &Step) -> Step {
     let Session { client, listen, .. } = maker.sessions[session];
     // The packet is part of the session even if the other end has sent the original.

@@ -44,7 +44,7 @@ fn echo(maker: &mut Maker<'_>, session: usize) -> Vec<Step> {
     steps
 }
 
-/// Of a payload: often nothing, odd lengths, and up to what every way takes.
+/// Returns the length of a payload: often 0, odd ones, and up to the smallest MTU.
 fn length(maker: &mut Maker<'_>) -> usize {
     match maker.random.usize(..10) {
         0..=1 => 0,
@@ -89,7 +89,7 @@ impl<'m, 'c> Tcp<'m, 'c> {
         self.steps
     }
 
-    /// From the SYN to an end, or until they fall silent.
+    /// Sends a connection from the SYN to its end, or until both fall silent.
     fn connect(&mut self) {
         self.syn();
         if self.maker.random.percent(12) {
@@ -186,8 +186,8 @@ impl<'m, 'c> Tcp<'m, 'c> {
         }
     }
 
-    /// The same client, the same port, another connection (RFC 9293 3.6.1). Only after a whole end:
-    /// what a client does that opens an open connection is no talk.
+    /// Opens another connection of the same client and port (RFC 9293 3.6.1), only after a whole
+    /// end: a client does not open an open connection.
     fn reopen(&mut self) {
         if self.finished != [true; 2] {
             return;

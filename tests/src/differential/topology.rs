@@ -34,14 +34,13 @@ pub(super) const UNUSED_PORTS: (u16, u16) = (61_000, 4_000);
 /// The networks of clients.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Network {
-    /// They may use the services.
+    /// Clients of the services.
     Clients,
     /// Their destinations are kept, their source is translated.
     Masqueraded,
-    /// They may use the services, and the way to them takes packets of [`NARROW_CLIENT_MTU`] bytes
-    /// only.
+    /// Clients of the services whose path takes packets of [`NARROW_CLIENT_MTU`] bytes only.
     Narrow,
-    /// They may use nothing.
+    /// Sources that may use nothing.
     Outsiders,
 }
 
@@ -107,7 +106,7 @@ pub(super) const OPEN_PORT: u16 = 7;
 /// A range of ports that are kept: enough of them for every sequence to have a server that no other
 /// one has.
 pub(super) const RANGE: (u16, u16) = (45_000, 59_999);
-/// Where they lead.
+/// The target of that range.
 pub(super) const RANGE_TARGET: Ipv4Addr = server(113, 12);
 
 /// All of them but the [`MARKER`].
@@ -197,7 +196,7 @@ const fn server(network: u8, host: u8) -> Ipv4Addr {
 }
 
 impl Service {
-    /// Where a port leads.
+    /// Returns the target of a port.
     pub(super) const fn target(&self, listen: u16) -> SocketAddrV4 {
         let port = match self.port {
             Some(port) => port,
@@ -238,7 +237,7 @@ impl Targets {
         }
     }
 
-    /// Where the second target is that belongs to a first one.
+    /// Returns the target that a service has now, by its first one.
     pub(super) const fn moved(self, first: Ipv4Addr) -> Ipv4Addr {
         let [a, b, c, d] = first.octets();
         match self {

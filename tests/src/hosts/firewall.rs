@@ -15,9 +15,9 @@ use crate::{
     state::State,
 };
 
-/// Where nginx takes the TLS connections that nftables redirects.
+/// The port of nginx for the TLS connections that nftables redirects.
 const TLS_PORT: u16 = 8443;
-/// Where it takes the HTTP connections.
+/// The port for the HTTP connections.
 const HTTP_PORT: u16 = 8080;
 
 /// The log of the application rules, in the lab's directory.

@@ -20,13 +20,13 @@ use crate::{
     state::State,
 };
 
-/// How long a server gets to listen.
+/// The limit for a server to listen.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// The large file that every name serves, below `/`.
 pub(crate) const LARGE_FILE: &str = "large.bin";
 
-/// Where the web server with the names finds the one with git, in the lab's directory.
+/// The socket of the web server with git, in the lab's directory.
 pub(crate) const GIT_SOCKET: &str = "git/http";
 
 /// A name whose TXT record, [`large_record`], does not fit into a packet.
@@ -126,7 +126,7 @@ pub(crate) fn dns(state: &State, namespace: &Namespace, name: &str, address: &st
     Process::spawn(state, name, command)
 }
 
-/// Where the certificate of the lab's own authority is.
+/// Returns the path of the certificate of the lab's authority.
 pub(crate) fn authority(state: &State) -> std::path::PathBuf {
     state.path("conf/ca.pem")
 }
@@ -188,7 +188,7 @@ fn content(state: &State, large_file: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where an upload to `/upload/<file>` of a name ends up.
+/// Returns the path of an upload to `/upload/<file>` of a name.
 pub(crate) fn uploaded(state: &State, name: &str, file: &str) -> std::path::PathBuf {
     state.path("www").join(Path::new(name)).join("upload").join(file)
 }

@@ -20,13 +20,13 @@ use crate::{
     variants::Nics,
 };
 
-/// How long pls-router gets to be healthy.
+/// The limit for pls-router to be healthy.
 pub(crate) const HEALTHY_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long the router gets to end.
+/// The limit for the router to end.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long one request to the health endpoint may take.
+/// The limit for one request to the health endpoint.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rules that every lab's router has, as tables of the configuration.

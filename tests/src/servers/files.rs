@@ -40,7 +40,7 @@ impl Files {
         Ok(Self { _nginx: nginx, root })
     }
 
-    /// Where an upload to `/upload/<file>` ends up.
+    /// Returns the path of an upload to `/upload/<file>`.
     pub fn uploaded(&self, file: &str) -> PathBuf {
         self.root.join("upload").join(file)
     }

@@ -16,8 +16,7 @@ use serde_json::Value;
 use super::{place::Place, plan::CAPACITY};
 use crate::{command, wait};
 
-/// How long counters that do not belong together may take to do so: packets come in while they are
-/// read.
+/// The limit for consistent counters: packets come in while they are read.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
 /// The limit for a fault that may be a session in the making, while packets come in.
@@ -68,7 +67,7 @@ impl Books {
         Ok(sum)
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub(super) fn sessions(&self) -> Result<u32> {
         let occupancy = self.occupancy.get(&0, 0).context("cannot read OCCUPANCY")?;
         Ok(occupancy[offset_of!(Occupancy, sessions) / 4])
@@ -221,7 +220,7 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Of a process that runs.
+    /// Returns the usage of a running process.
     pub(super) fn of(pid: u32) -> Result<Self> {
         /// The kernel's `USER_HZ`, which is the same on all architectures that matter.
         const HERTZ: u64 = 100;

@@ -15,7 +15,7 @@ use crate::{
     view::{Tuple, View},
 };
 
-/// How a short session goes.
+/// The course of a short session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fate {
     /// UDP, answered.
@@ -66,9 +66,9 @@ impl Fate {
 
 const FIRST_SERVICE: u16 = 7100;
 
-/// They are not to fill the table: under pressure the sweep does not wait long for connections that
-/// both sides have ended, and one of the streams may be among them whose last bytes have to be sent
-/// again because a neighbour was away.
+/// Few enough not to fill the table: under pressure the sweep removes ended connections early, and
+/// one of the streams may be among them whose last bytes have to be sent again because a neighbour
+/// was away.
 const TIMEOUTS: &str = "timeouts = { tcp_established = \"10s\", tcp_transitory = \"8s\", udp = \"10s\", udp_unreplied = \"5s\" }\n";
 
 /// The most that are begun at a time.

@@ -311,7 +311,7 @@ impl FixedPoint {
         found.map(|(_, frame)| frame.clone()).with_context(|| format!("there is no frame of {kind:?}"))
     }
 
-    /// How long a packet takes.
+    /// Returns the time of a packet.
     pub(super) fn call(&mut self, program: Program, kind: Kind) -> Result<Duration> {
         let frame = self.frame(kind)?;
         let (verdict, duration) = self.run(program, &frame, REPEAT, None)?;

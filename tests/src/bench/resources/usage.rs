@@ -28,11 +28,11 @@ pub(super) struct Memory {
     pub(super) rss_bytes: u64,
     /// Resident, with its share of that.
     pub(super) pss_bytes: u64,
-    /// Its own: neither files nor maps.
+    /// Private memory: neither files nor maps.
     pub(super) anonymous_bytes: u64,
 }
 
-/// How much CPU time it has used, all threads together, those that have ended included.
+/// Returns the CPU time of a process, with that of all threads, ended ones included.
 pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed()));
     let time = clock.and_then(nix::time::ClockId::now).context("cannot read the daemon's CPU clock")?;
