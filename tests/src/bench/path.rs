@@ -299,7 +299,7 @@ impl Path {
         }
     }
 
-    /// and the router's device that they leave by.
+    /// Returns the device of the router that packets of this direction leave by.
     pub(crate) fn egress(&self, direction: Direction) -> &str {
         match direction {
             Direction::Forward => self.out_device(),
