@@ -35,7 +35,7 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
     let file = global.config.display();
     match arguments.output.output {
         Format::Json => output::json(&Check {
-            access: access.into_iter().map(told).collect(),
+            access: access.into_iter().map(listener_access).collect(),
             ..model(&file.to_string(), errors == 0, &diagnostics, &findings)
         })?,
         Format::Text => {
@@ -66,7 +66,7 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
     Ok(if errors == 0 { Answer::Good } else { Answer::Bad })
 }
 
-fn told(Access { what, listen, who }: Access) -> ListenerAccess {
+fn listener_access(Access { what, listen, who }: Access) -> ListenerAccess {
     ListenerAccess { what: what.to_owned(), listen, who }
 }
 

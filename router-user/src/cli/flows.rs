@@ -19,13 +19,13 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
     };
     if limit.is_none() && matches!(arguments.output.output, Format::Json) {
         // All sessions may not fit the memory of this process.
-        let mut list = in_its_words(client.flows_as_written(&query).await)?;
+        let mut list = with_daemons_text(client.flows_as_written(&query).await)?;
         while let Some(part) = list.next().await? {
             output::raw(&part)?;
         }
         return Ok(Answer::Good);
     }
-    let flows = in_its_words(client.flows(&query).await)?;
+    let flows = with_daemons_text(client.flows(&query).await)?;
     match arguments.output.output {
         Format::Text => output::print(&text(&flows))?,
         Format::Json => output::json(&flows)?,
@@ -38,7 +38,7 @@ pub(super) async fn run(client: &Client, arguments: &FlowsArguments) -> anyhow::
 }
 
 /// Passes on the daemon's own text about a rule that does not exist.
-fn in_its_words<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
+fn with_daemons_text<T>(answer: Result<T, ClientError>) -> anyhow::Result<T> {
     match answer {
         Err(ClientError::Refused { status: StatusCode::NOT_FOUND, text }) => anyhow::bail!(text),
         answer => Ok(answer?),

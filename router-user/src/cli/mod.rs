@@ -94,6 +94,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    output::complain(&format!("{error:#}"));
+    output::print_error(&format!("{error:#}"));
     ExitCode::from(1)
 }

@@ -49,7 +49,7 @@ pub(super) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints an error to standard error.
-pub(super) fn complain(what: &str) {
+pub(super) fn print_error(what: &str) {
     // Text that starts with its own "error:" (the configuration's) is left alone.
     let text = if what.starts_with("error: ") || what.starts_with("warning: ") {
         what.to_owned()

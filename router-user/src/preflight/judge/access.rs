@@ -27,7 +27,7 @@ pub fn access(config: &Config, facts: &Facts) -> Vec<Access> {
             what: "probe",
             listen: health.listen.to_string(),
             who: format!(
-                "{}; told why it fails: {}",
+                "{}; told the reasons of a failure: {}",
                 network(config, facts, health.listen, false),
                 probers(config, facts)
             ),
@@ -98,12 +98,12 @@ fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -
         .map(|allow| format!("\"{allow}\""))
         .collect();
     let by_rule = match allowed.as_slice() {
-        [] => "nobody in a rule's `sources`".to_owned(),
+        [] => "no client in a rule's `sources`".to_owned(),
         entries => format!("those in a rule's `sources` that {} in [local] allows", listed(entries)),
     };
     let others = match (config.local.others, allowed.is_empty()) {
         (Others::Open, _) => "everyone else",
-        (Others::Closed, true) => "nobody else",
+        (Others::Closed, true) => "no one else",
         (Others::Closed, false) => "others likewise",
     };
     format!("{HERE}{elsewhere}; by {ways}: {by_rule}, {others}")
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(
             probe,
             format!(
-                "any user of this machine, and anyone who reaches it by eth0 (10.0.2.64/26); told why it fails: {told}"
+                "any user of this machine, and anyone who reaches it by eth0 (10.0.2.64/26); told the reasons of a failure: {told}"
             )
         );
         assert_eq!((metrics.as_str(), api.as_str()), ("any user of this machine", "root"));
@@ -187,15 +187,15 @@ mod tests {
             who("[health]\nfrom = [\"168.63.129.16\", \"10.0.9.0/24\"]\nlisten = \"127.0.0.1:8082\"");
         assert_eq!(
             probe,
-            "any user of this machine; told why it fails: this machine, 168.63.129.16/32, 10.0.9.0/24"
+            "any user of this machine; told the reasons of a failure: this machine, 168.63.129.16/32, 10.0.9.0/24"
         );
     }
 
     #[test]
     fn metrics_beyond_this_machine() {
         for (local, expected) in [
-            ("", "nobody in a rule's `sources`, everyone else"),
-            ("others = \"closed\"", "nobody in a rule's `sources`, nobody else"),
+            ("", "no client in a rule's `sources`, everyone else"),
+            ("others = \"closed\"", "no client in a rule's `sources`, no one else"),
             (
                 "allow = [\"tcp/9090 from 10.0.9.0/24\", \"tcp/22\", \"udp/9090\"]",
                 "those in a rule's `sources` that \"tcp/9090 from 10.0.9.0/24\" in [local] allows, everyone else",
@@ -224,7 +224,7 @@ mod tests {
         let told: Vec<String> = access(&config, &facts).into_iter().map(|one| one.who).collect();
         assert_eq!(
             told[1],
-            "any user of this machine, and anyone who reaches it by eth2 (10.9.0.0/24); by eth0 (10.0.2.64/26): nobody in a rule's `sources`, nobody else"
+            "any user of this machine, and anyone who reaches it by eth2 (10.9.0.0/24); by eth0 (10.0.2.64/26): no client in a rule's `sources`, no one else"
         );
     }
 

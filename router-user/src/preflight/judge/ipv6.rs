@@ -21,7 +21,7 @@ pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
             }
         }
         if !hidden.is_empty() {
-            said.insert(0, format!("nobody reaches {}", listed(&hidden)));
+            said.insert(0, format!("no other machine reaches {}", listed(&hidden)));
         }
         let text = format!("by IPv6 on {}, {}", listed(&closed), said.join(", and "));
         found.note(

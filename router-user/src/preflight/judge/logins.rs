@@ -42,7 +42,7 @@ fn all_are_closed_out(found: &mut Findings, config: &Config, ssh: &Ssh, ports: &
     found.warning(
         (Id::LoginClosed, ""),
         format!(
-            "nobody can log in by SSH ({word} {}): {why}, and no entry of `allow` in [local] allows it; existing connections stay",
+            "no client can log in by SSH ({word} {}): {why}, and no entry of `allow` in [local] allows it; existing connections stay",
             listed(ports)
         ),
         fix,
@@ -73,7 +73,7 @@ fn this_session(found: &mut Findings, config: &Config, ssh: &Ssh) {
     };
     found.warning((Id::LoginClosed, &session.peer.to_string()),
         format!(
-            "nobody can log in by SSH (port {}) from {}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay",
+            "no client can log in by SSH (port {}) from {}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay",
             session.port, session.peer
         ),
         line(config, session.port, &host(session.peer)),

@@ -447,7 +447,7 @@ fn closed_to_others_without_an_ssh_entry_warns() {
     let closed = config("[local]\nothers = \"closed\"\n");
     let nobody = |ports: &str, fix: &str| {
         format!(
-            "warning: nobody can log in by SSH ({ports}): others = \"closed\", and no entry of `allow` in [local] allows it; existing connections stay\n  fix: {fix}"
+            "warning: no client can log in by SSH ({ports}): others = \"closed\", and no entry of `allow` in [local] allows it; existing connections stay\n  fix: {fix}"
         )
     };
     let network = "write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
@@ -480,7 +480,7 @@ fn rules_for_every_address_without_an_ssh_entry_warn() {
         config.masquerades = Config::parse(masquerade, Path::new("test.toml")).unwrap().config.masquerades;
         config
     };
-    let nobody = "warning: nobody can log in by SSH (port 22): the `sources` of rules are every address there is, and no entry of `allow` in [local] allows it; existing connections stay\n  \
+    let nobody = "warning: no client can log in by SSH (port 22): the `sources` of rules are every address there is, and no entry of `allow` in [local] allows it; existing connections stay\n  \
                   fix: write allow = [\"tcp/22 from NETWORK\"] in [local], NETWORK being the one to log in from";
     check(&rules(""), &good(), &[nobody]);
     check(&rules("[local]\nallow = [\"tcp/22 from 10.0.9.0/24\"]\n"), &good(), &[]);
@@ -493,7 +493,7 @@ fn rules_for_every_address_without_an_ssh_entry_warn() {
 fn closing_out_the_own_ssh_session_warns() {
     let closed_out = |peer: &str, why: &str, fix: &str| {
         format!(
-            "warning: nobody can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: {fix}"
+            "warning: no client can log in by SSH (port 2222) from {peer}, where this session comes from: {why}, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: {fix}"
         )
     };
     let source = ssh(&[22], Some(("10.0.2.70", 2222)));
@@ -737,13 +737,17 @@ fn ipv6_services_are_listed() {
     const SNMP: (Protocol, u16) = (Protocol::Udp, 161);
     const HEALTH: (Protocol, u16) = (Protocol::Tcp, 8082);
     check_ipv6(&config(""), &[], &[]);
-    let nobody = "note: by IPv6 on eth0, nobody reaches tcp/22 (server), udp/161 (server)";
+    let nobody = "note: by IPv6 on eth0, no other machine reaches tcp/22 (server), udp/161 (server)";
     check_ipv6(&config(""), &[SSH, SNMP], &[nobody]);
     let allow = "[local]\nallow = [\"tcp/22\", \"tcp/22 from fd00:9::/64\", \"tcp/20-23 from fe80::/10\"]\n";
-    let by_name = "note: by IPv6 on eth0, nobody reaches udp/161 (server), and tcp/22 (server) is reached from \
+    let by_name = "note: by IPv6 on eth0, no other machine reaches udp/161 (server), and tcp/22 (server) is reached from \
                    fd00:9::/64 and fe80::/10";
     check_ipv6(&config(allow), &[SSH, SNMP], &[by_name]);
-    check_ipv6(&config(""), &[HEALTH], &["note: by IPv6 on eth0, nobody reaches tcp/8082 (server)"]);
+    check_ipv6(
+        &config(""),
+        &[HEALTH],
+        &["note: by IPv6 on eth0, no other machine reaches tcp/8082 (server)"],
+    );
     let probe = "note: by IPv6 on eth0, tcp/8082 (server) is reached from everywhere";
     check_ipv6(&config("[health]\nlisten = \"[::]:8082\"\n"), &[HEALTH], &[probe]);
     let two = |local: &str| {
@@ -751,10 +755,10 @@ fn ipv6_services_are_listed() {
         config.interfaces.firewall = "eth1".to_owned();
         config
     };
-    let closed = "note: by IPv6 on eth0, nobody reaches tcp/22 (server)";
+    let closed = "note: by IPv6 on eth0, no other machine reaches tcp/22 (server)";
     let open = "note: by IPv6 on eth1, anyone on that link reaches tcp/22 (server)";
     check_ipv6(&two(""), &[SSH], &[closed, open]);
-    let both = "note: by IPv6 on eth0, eth1, nobody reaches tcp/22 (server)";
+    let both = "note: by IPv6 on eth0, eth1, no other machine reaches tcp/22 (server)";
     check_ipv6(&two("[local]\nothers = \"closed\"\n"), &[SSH], &[both]);
 }
 
@@ -765,7 +769,7 @@ fn a_session_by_ipv6_is_closed_out_unless_it_is_allowed() {
         &config(""),
         &session,
         &[
-            "warning: nobody can log in by SSH (port 22) from fd00:9::7, where this session comes from: IPv6 is closed \
+            "warning: no client can log in by SSH (port 22) from fd00:9::7, where this session comes from: IPv6 is closed \
            on `eth0`, where clients come in, and no entry of `allow` in [local] allows it; this session and other existing ones stay\n  fix: write allow = [\"tcp/22 from fd00:9::7/128\"] in [local]",
         ],
     );
