@@ -47,9 +47,9 @@ use super::{
 /// Packets of a run that pls-router may have counted beside the bench's: what the network stacks at
 /// the ends send by themselves.
 const STRAYS: u64 = 16;
-/// The limit for the generator to start,
+/// The limit for the generator to start.
 const START_LIMIT: Duration = Duration::from_secs(5);
-/// and to stop.
+/// The limit for the generator to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// The limit for the wires to become empty when sending has stopped.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);

@@ -31,9 +31,9 @@ use super::{
     spread::{Spread, line},
 };
 
-/// The number of sessions that the daemon has,
+/// The number of sessions that the daemon has.
 const SESSIONS: u32 = 1_000_000;
-/// and how many where it has to be quick.
+/// The same with --quick.
 const FEWER_SESSIONS: u32 = 200_000;
 /// The metrics, by default.
 const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 9090);

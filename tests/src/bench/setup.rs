@@ -10,9 +10,9 @@ use super::{arguments::Arguments, arms::Arm};
 /// The data that every part needs.
 pub(crate) struct Setup<'a> {
     pub(crate) arguments: &'a Arguments,
-    /// The pls-router that is measured,
+    /// The pls-router to measure.
     pub(crate) binary: PathBuf,
-    /// and the one beside it.
+    /// Another pls-router to measure beside it.
     pub(crate) beside: Option<PathBuf>,
     /// The version of iptables, if there is one.
     pub(crate) iptables: Option<String>,
