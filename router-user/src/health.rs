@@ -37,6 +37,7 @@ ids! {
     RouteLookupsOff "route_lookups_off" "The kernel answers no route lookups (`net.ipv4.conf.lo.forwarding`).",
     RoutesStale "routes_stale" "The kernel's routes have not been read for a while.",
     NoRules "no_rules" "No rules are loaded.",
+    RulesOutdated "rules_outdated" "The rules in force are not the wanted ones, because the kernel refuses those.",
     NoTargets "no_targets" "No forward rule has a target.",
     RuleWithoutTarget "rule_without_target" "A rule has no target, and refuses new sessions. Subject: the rule.",
     TargetsUnresponsive "targets_unresponsive" "None of a rule's targets answers new sessions. Subject: the rule.",
@@ -129,6 +130,11 @@ impl Conditions {
         Self { now, all: Vec::new() }
     }
 
+    /// Returns the moment.
+    pub(crate) const fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Adds one.
     pub(crate) fn add(
         &mut self,
@@ -168,6 +174,11 @@ impl Conditions {
     /// Returns `true` if one of them is that this router is down.
     pub(crate) fn are_down(&self) -> bool {
         self.all.iter().any(|condition| condition.severity == Severity::Down)
+    }
+
+    /// Adds all of `others` at the end.
+    pub(crate) fn append(&mut self, others: Self) {
+        self.all.extend(others.all);
     }
 
     /// The details of those of a severity.

@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) sessions: Locked<SessionCounts>,
     /// The version of the rule set in force; 0 is none.
     pub(crate) rules_version: Locked<u32>,
+    /// The reason why the wanted rules are not in force, if they are not.
+    pub(crate) rules_error: Locked<Option<String>>,
 }
 
 impl State {
@@ -54,6 +56,7 @@ impl State {
             routing: Locked::new(Routing::new()),
             sessions: Locked::default(),
             rules_version: Locked::default(),
+            rules_error: Locked::default(),
         }
     }
 }
@@ -68,11 +71,11 @@ pub(crate) struct Attachments {
     pub(crate) stood_down: bool,
 }
 
-impl Attachments {
-    /// Returns the indexes of the router's interfaces by slot, as they are now.
-    pub(crate) fn indexes(&self) -> Vec<u32> {
-        self.attached.iter().map(Attached::index).collect()
-    }
+/// Returns the indexes of the router's interfaces by slot, as they are now. Asks the kernel, and so
+/// not while the attachments are locked.
+pub(crate) fn indexes(attachments: &Locked<Attachments>) -> Vec<u32> {
+    let attached = attachments.lock().attached.clone();
+    attached.iter().map(Attached::index).collect()
 }
 
 /// Addresses, routes and next hops, as they were last read from the kernel.

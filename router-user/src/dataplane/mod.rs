@@ -26,9 +26,12 @@ mod rules;
 mod settings;
 mod shared_memory;
 
-use std::{path::PathBuf, sync::atomic::AtomicBool};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{DevMap, MapData, ProgramArray, RingBuf},
@@ -220,7 +223,7 @@ impl Dataplane {
         }
         let forward = program_fd(&ebpf, entry)?;
         // Now, as long as all of its maps are open. The router works without it.
-        let own_traffic = load_own_traffic(&mut ebpf).map_err(|error| format!("{error:#}"));
+        let own_traffic = load_own_traffic(&mut ebpf, cancelled).map_err(|error| format!("{error:#}"));
 
         // From the inside out: packets reach `forward` only when all it needs is in place.
         let mut stages: ProgramArray<_> = take(&mut ebpf, "STAGES")?.try_into()?;
@@ -253,6 +256,7 @@ impl Dataplane {
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
+        ensure!(!cancelled.load(Relaxed), "stopped while the programs were loaded");
         root.set(0, &forward, 0).context("cannot put the program into the root slot")?;
         // What the programs before these have found is not noted in these programs' map.
         settings.invalidate_next_hops()?;

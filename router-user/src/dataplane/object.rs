@@ -44,9 +44,9 @@ pub(super) fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifie
     Ok(program.try_into()?)
 }
 
-pub(super) fn load_own_traffic(ebpf: &mut Ebpf) -> Result<()> {
+pub(super) fn load_own_traffic(ebpf: &mut Ebpf, cancelled: &AtomicBool) -> Result<()> {
     let program = own_traffic_program(ebpf)?;
-    patiently(|| program.load(), &AtomicBool::new(false))
+    patiently(|| program.load(), cancelled)
         .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
 }
 

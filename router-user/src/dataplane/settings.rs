@@ -77,8 +77,8 @@ impl SettingsTable {
         if self.current.half_open_per_source == limit {
             return Ok(());
         }
-        self.current.half_open_per_source = limit;
-        self.write()
+        let before = std::mem::replace(&mut self.current.half_open_per_source, limit);
+        self.write().inspect_err(|_| self.current.half_open_per_source = before)
     }
 
     /// The version of the rule set in force; 0 is none.

@@ -89,8 +89,11 @@ impl Control {
             let mut pause = FIRST_RETRY;
             while let Err(error) = self.apply().await? {
                 warn!("the rules are not followed yet: {error:#}");
-                sleep(pause).await;
-                pause = (pause * 2).min(LAST_RETRY);
+                // Another change may need less memory.
+                tokio::select! {
+                    () = sleep(pause) => pause = (pause * 2).min(LAST_RETRY),
+                    () = self.requests.turn() => {}
+                }
             }
         }
     }
@@ -103,7 +106,7 @@ impl Control {
     /// rules cannot be written. The configuration of before stays in force.
     #[cfg_attr(not(test), expect(dead_code, reason = "nothing asks for it yet but the tests"))]
     pub(crate) async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
-        let _turn = self.replacing.lock().await;
+        let turn = self.replacing.clone().lock_owned().await;
         let fixed = fixed_differences(&self.state.config.get(), &config);
         if !fixed.is_empty() {
             return Err(ReplaceError::Fixed(fixed));
@@ -113,11 +116,13 @@ impl Control {
         // Before anything is written: a rule is not to be without targets meanwhile.
         let new = self.resolver.resolve(&config, &known, &own).await;
         let (control, config) = (self.clone(), Arc::new(config));
-        let replaced = spawn_blocking(move || control.put_in_force(&config, new)).await;
-        replaced.context("the writing of rules has crashed").flatten().map_err(ReplaceError::NotWritten)?;
-        self.names_changed.notify_one();
-        info!("another configuration is in force");
-        Ok(())
+        // With its turn: it goes on if the caller gives up.
+        let replace = move || {
+            let _turn = turn;
+            control.put_in_force(&config, new)
+        };
+        let replaced = spawn_blocking(replace).await;
+        replaced.context("the writing of rules has crashed").flatten().map_err(ReplaceError::NotWritten)
     }
 
     fn put_in_force(&self, config: &Arc<Config>, new: Names) -> Result<()> {
@@ -130,18 +135,29 @@ impl Control {
             names
         };
         let spec = self.wanted(config, &names);
-        self.write(&mut in_force, spec)?;
-        // Those that have been resolved again meanwhile stay as they are.
-        let mut known = self.state.names.lock();
-        known.retain(|name, _| is_named(name));
-        for (name, resolved) in names {
-            known.entry(name).or_insert(resolved);
-        }
-        drop(known);
         let ports = self.state.own_traffic.lock().session_ports().snat;
-        self.state.config.set(config.clone());
-        drop(in_force);
+        let before = self.state.config.get().half_open_per_source(ports.size());
         self.writer.set_half_open_limit(config.half_open_per_source(ports.size()))?;
+        if let Err(error) = self.write(&mut in_force, spec) {
+            if let Err(error) = self.writer.set_half_open_limit(before) {
+                warn!("the limit of half-open sessions is the new one: {error:#}");
+            }
+            return Err(error);
+        }
+        {
+            // Together: names belong to a configuration.
+            let mut current = self.state.config.lock();
+            let mut known = self.state.names.lock();
+            known.retain(|name, _| is_named(name));
+            for (name, resolved) in names {
+                // Those that have been resolved again meanwhile stay as they are.
+                known.entry(name).or_insert(resolved);
+            }
+            *current = config.clone();
+        }
+        drop(in_force);
+        info!("another configuration is in force");
+        self.names_changed.notify_one();
         // Names and targets may have changed meanwhile.
         self.requests.ask();
         Ok(())
@@ -175,7 +191,14 @@ impl Control {
         if in_force.as_ref() == Some(&spec) {
             return Ok(());
         }
-        let version = self.writer.put_in_force(&spec)?;
+        let version = match self.writer.put_in_force(&spec) {
+            Ok(version) => version,
+            Err(error) => {
+                self.state.rules_error.set(Some(format!("{error:#}")));
+                return Err(error);
+            }
+        };
+        self.state.rules_error.set(None);
         self.state.rules_version.set(version);
         if let Err(error) = self.writer.follow_up(&spec, version) {
             warn!("the next change of rules will take longer: {error:#}");

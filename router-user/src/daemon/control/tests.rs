@@ -37,10 +37,11 @@ impl RuleWriter for Recorder {
                 routing,
                 sessions,
                 rules_version,
+                rules_error,
             } = state;
             assert!(!config.is_locked() && !attachments.is_locked() && !own_traffic.is_locked());
             assert!(!names.is_locked() && !target_health.is_locked() && !routing.is_locked());
-            assert!(!sessions.is_locked() && !rules_version.is_locked());
+            assert!(!sessions.is_locked() && !rules_version.is_locked() && !rules_error.is_locked());
         }
         if self.fails.load(Ordering::Relaxed) {
             bail!("no memory");
@@ -121,9 +122,10 @@ async fn rules_that_were_not_written_are_written_at_the_next_look() {
     let (control, recorder) = control(config("203.0.113.10", ""));
     recorder.fails.store(true, Ordering::Relaxed);
     assert!(apply(&control).await.is_err());
+    assert_eq!(control.state.rules_error.get().as_deref(), Some("no memory"), "for `status`");
     recorder.fails.store(false, Ordering::Relaxed);
     apply(&control).await.expect("rules");
-    assert_eq!(recorder.specs.lock().len(), 1);
+    assert_eq!((recorder.specs.lock().len(), control.state.rules_error.get()), (1, None));
 }
 
 #[tokio::test]
@@ -150,10 +152,14 @@ async fn a_configuration_that_cannot_be_written_changes_nothing() {
     let (control, recorder) = control(config("203.0.113.10", ""));
     apply(&control).await.expect("rules");
     recorder.fails.store(true, Ordering::Relaxed);
-    let refused = control.replace(config("new.example.com", "")).await;
+    let more = "[limits]\nhalf_open_per_source = 77\n";
+    let refused = control.replace(config("new.example.com", more)).await;
     assert!(matches!(refused, Err(ReplaceError::NotWritten(_))), "{refused:?}");
     assert_eq!(*control.state.config.get(), config("203.0.113.10", ""));
     assert!(control.state.names.lock().is_empty());
+    let ports = control.state.own_traffic.lock().session_ports().snat;
+    let limit = config("203.0.113.10", "").half_open_per_source(ports.size());
+    assert_eq!(recorder.half_open_limit.get(), Some(limit));
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ use crate::{
         names::resolved::Names,
         observe::contested::{ContestedNextHops, format_mac},
         rate::pace::Pace,
-        state::{Attachments, Routing},
+        state::{Attachments, Routing, indexes},
         sync::Locked,
     },
     dataplane::{Dataplane, interface_name},
@@ -305,7 +305,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
     let addresses = kernel.addresses().await?;
     // Interfaces may be removed and made again, and a virtual function comes and goes while its
     // interface stays (host servicing on Azure).
-    let indexes = access.attachments.lock().indexes();
+    let indexes = indexes(&access.attachments);
     let interfaces = interfaces(&indexes, kernel, &addresses).await?;
     {
         let plane = &mut *access.plane.lock();
@@ -342,7 +342,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
     topology.overdue = view.still_overdue();
     let used_neighbours = view.used_neighbours(&next_hops, topology);
     let route_conditions = view.route_conditions(topology);
-    let has_moved = {
+    {
         let state = &mut *access.routing.lock();
         state.refreshed = Instant::now().into_std();
         state.contested.pass_time(state.refreshed);
@@ -356,8 +356,8 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
             view.before.insert(next_hop.target, next_hop.clone());
         }
         state.next_hops.clone_from(&next_hops);
-        forget_overtaken(&mut access.plane.lock(), &view.neighbours)?
-    };
+    }
+    let has_moved = forget_overtaken(&mut access.plane.lock(), &view.neighbours)?;
     report(&view.before, &next_hops);
     Ok(Looked { used_neighbours, has_moved })
 }
@@ -709,7 +709,7 @@ async fn confirm_neighbours(access: &Access, kernel: &Kernel, topology: &Topolog
         .filter(|next_hop| next_hop.mac.is_some())
         .filter_map(|next_hop| Some((next_hop.interface.clone()?, next_hop.via?)))
         .collect();
-    let interfaces = access.attachments.lock().indexes();
+    let interfaces = indexes(&access.attachments);
     let gateways = &topology.routes.gateways;
     let others =
         if is_filling_up(&neighbours) { next_hops_of_sessions(&access.plane) } else { HashSet::new() };

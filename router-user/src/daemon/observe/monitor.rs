@@ -68,9 +68,10 @@ impl Monitor {
     pub(crate) fn conditions(&self) -> Conditions {
         let now = Instant::now();
         let mut conditions = Conditions::at(now);
+        // Locked first: each look has to follow the one before it.
+        let memory = &mut *self.memory.lock();
         self.look_at_forwarding(&mut conditions);
         let stats = self.counters.read();
-        let memory = &mut *self.memory.lock();
         {
             let sessions = self.state.sessions.lock();
             let usage = Usage {
@@ -100,6 +101,7 @@ impl Monitor {
     /// Adds what keeps this router, or one of its rules, from forwarding. Looks at the kernel as it
     /// is now, and not as it was when the daemon started.
     fn look_at_forwarding(&self, conditions: &mut Conditions) {
+        let now = conditions.now();
         let mut down =
             |id, subject: &str, detail: String| conditions.add(Severity::Down, id, subject, detail);
         let attachments = self.state.attachments.lock();
@@ -121,8 +123,10 @@ impl Monitor {
             Ok(_) => {}
             Err(error) => down(Id::RouteLookupsOff, ROUTE_LOOKUPS, format!("{error:#}")),
         }
+        // Under the same lock, so that each fault is found either here or there.
+        let mut upkeep = Conditions::at(now);
+        attachments.upkeep.iter().for_each(|record| record.add_to(&mut upkeep));
         drop(attachments);
-        let config = self.state.config.get();
         let age = self.state.routing.lock().refreshed.elapsed();
         if age > STALE {
             let detail = format!("the kernel's routes have not been read for {} s", age.as_secs());
@@ -131,7 +135,13 @@ impl Monitor {
         if *self.state.rules_version.lock() == 0 {
             down(Id::NoRules, "", "no rules are loaded".to_owned());
         }
+        if let Some(error) = &*self.state.rules_error.lock() {
+            let detail = format!("the rules in force are outdated: {error}");
+            conditions.add(Severity::Degraded, Id::RulesOutdated, "", detail);
+        }
         {
+            // Together: names belong to a configuration.
+            let config = self.state.config.lock();
             let names = self.state.names.lock();
             let health = self.state.target_health.lock();
             let routing = self.state.routing.lock();
@@ -141,7 +151,7 @@ impl Monitor {
             }
             routing.contested.add_to(conditions);
         }
-        self.state.attachments.lock().upkeep.iter().for_each(|record| record.add_to(conditions));
+        conditions.append(upkeep);
         self.state.own_traffic.lock().add_to(conditions);
     }
 }

@@ -7,7 +7,10 @@ use router_common::maps::punt::Neighbour;
 
 use crate::{
     config::Config,
-    daemon::{state::Attachments, sync::Locked},
+    daemon::{
+        state::{Attachments, indexes},
+        sync::Locked,
+    },
     dataplane::{Dataplane, Departure, Replayer},
 };
 
@@ -79,7 +82,7 @@ impl Router for KernelRouter {
     }
 
     fn interface_name(&self, interface: u32) -> Option<String> {
-        let place = self.attachments.lock().indexes().iter().position(|index| *index == interface)?;
+        let place = indexes(&self.attachments).iter().position(|index| *index == interface)?;
         self.config.get().interfaces.names().nth(place).map(str::to_owned)
     }
 }
