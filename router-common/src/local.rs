@@ -1,4 +1,4 @@
-//! What can be reached of this machine itself.
+//! Access to this machine itself.
 //!
 //! With load balancing for all ports in front, a client of a rule can reach every port of this
 //! machine. So a packet from a rule's source that matches no rule is dropped, unless it is known to

@@ -1,10 +1,10 @@
-//! SNAT ports: which to try for a new session, and which are taken where many are.
+//! SNAT ports: which port to try for a new session, and which ports are taken.
 //!
 //! A port is taken by the reply flow in the table, and by nothing else: the same port serves
-//! sessions to different targets. What is here only helps to find a free one fast. First a few
-//! guesses, the client's own port first. Where they fail, there are many sessions with that target,
-//! and a [`Pool`] remembers which ports are taken: one that is need not be tried, which would be a
-//! look at the table, and even the last free one is found at a bounded cost.
+//! sessions to different targets. This module only helps to find a free port fast. A session first
+//! makes a few guesses, beginning with the client's own port. If they fail, there are many sessions
+//! with that target, and a [`Pool`] remembers which ports are taken. So a taken port costs no look
+//! at the table, and even the last free one is found at a bounded cost.
 
 use core::{mem::size_of, ops::Range};
 
@@ -15,13 +15,14 @@ use crate::{
     tuple::FlowKey,
 };
 
-/// After so many ports in vain, its own and any, a session makes a pool for its target, if there is
-/// one to spare. Where clients share their ports, the first of which fails then, that is to be
-/// expected when one in 30 of the range is taken; where they do not, one in 10.
+/// The number of failed guesses, its own port and random ones, after which a session makes a pool
+/// for its target, if one is to spare. If clients share their ports, the first guess fails then,
+/// and a pool is to be expected when one port in 30 of the range is taken; if they do not, one in
+/// 10.
 pub const GUESSES_BEFORE_POOL: u32 = 3;
 
-/// After so many, a third of the ports or more should be taken, and it makes one of any that are
-/// left. If none is, it tries one port after the other.
+/// The number of failed guesses after which a third of the ports or more should be taken. A session
+/// then makes a pool from the reserve. If no pool is left, it tries one port after the other.
 pub const GUESSES: u32 = 8;
 
 /// A range of ports, both ends included. Map data: no padding.
@@ -35,19 +36,19 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// How many ports there are.
+    /// Returns the number of ports.
     #[inline(always)]
     pub const fn size(self) -> u32 {
         (self.last as u32).wrapping_sub(self.first as u32).wrapping_add(1)
     }
 
-    /// Whether this is one of them.
+    /// Returns `true` if the port is in the range.
     #[inline(always)]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// Any port, another one at each attempt.
+    /// Returns a random port, another one for each attempt.
     #[inline(always)]
     const fn any(self, attempt: u32, random: u32) -> u16 {
         // Each attempt is elsewhere: clients' own ports fill solid blocks.
@@ -60,12 +61,12 @@ impl PortRange {
         self.first.wrapping_add(at as u16)
     }
 
-    /// The `step`-th port on from a random one, around the range.
+    /// Returns the port that is `step` ports after a random one, around the range.
     #[inline(always)]
     pub const fn in_turn(self, random: u32, step: u32) -> Port {
         let size = self.size();
         let start = ((random as u64 * size as u64) >> 32) as u32;
-        // A range is never empty, but a remainder that cannot panic is one that the verifier takes.
+        // A range is never empty, but the verifier accepts only a remainder that cannot panic.
         let at = match start.wrapping_add(step).checked_rem(size) {
             Some(at) => at,
             None => 0,
@@ -73,31 +74,31 @@ impl PortRange {
         Port::new(self.first.wrapping_add(at as u16))
     }
 
-    /// The first word of a pool's bitmap that has ports of this range.
+    /// Returns the first word of a pool's bitmap that has ports of this range.
     #[inline(always)]
     const fn first_word(self) -> u32 {
         self.first as u32 / 64
     }
 
-    /// How many words have.
+    /// Returns the number of words that have ports of this range.
     #[inline(always)]
     pub const fn words(self) -> u32 {
         (self.last as u32 / 64).wrapping_sub(self.first_word()).wrapping_add(1)
     }
 
-    /// One of these words.
+    /// Returns a random one of these words.
     #[inline(always)]
     pub const fn any_word(self, random: u32) -> u32 {
         self.first_word().wrapping_add(((random as u64 * self.words() as u64) >> 32) as u32)
     }
 
-    /// The word behind one of them, around the range.
+    /// Returns the next one of these words, around the range.
     #[inline(always)]
     pub const fn word_after(self, word: u32) -> u32 {
         if word >= self.last as u32 / 64 { self.first_word() } else { word.wrapping_add(1) }
     }
 
-    /// The ports of this range among the 64 of a word, as bits.
+    /// Returns the ports of this range among the 64 of a word, as bits.
     #[inline(always)]
     const fn in_word(self, word: u32) -> u64 {
         let start = word * 64;
@@ -111,17 +112,16 @@ impl PortRange {
         (u64::MAX << low) & (u64::MAX >> (63 - high))
     }
 
-    /// How many one source may use.
+    /// Returns the number of ports that one source may use.
     pub const fn per_source(self) -> u32 {
         self.size() - self.in_pairs().size() / 2
     }
 
-    /// An eighth of them, in whole fours, which are two pairs each: those of [`SourcePorts`]. None
-    /// of a range of less than 32.
+    /// Returns the ports in pairs ([`SourcePorts`]): an eighth of the range, in whole fours, which
+    /// are two pairs each. A range of less than 32 ports has none.
     ///
-    /// They begin at a sixth of the range. In the usual ranges, that is where clients have few of
-    /// their own ports, which are kept where they can be: 1024 to 5000 of old, 32768 and above
-    /// today.
+    /// They begin at a sixth of the range. In the usual ranges, few clients have their own ports
+    /// there, which are kept if possible: 1024 to 5000 in old systems, 32768 and above today.
     const fn in_pairs(self) -> Self {
         let size = self.size() / 8 / 4 * 4;
         if size == 0 {
@@ -132,63 +132,63 @@ impl PortRange {
     }
 }
 
-/// The ports of a range that one source may use: 15 of 16, each source others.
+/// The ports of a range that one source may use: 15 of 16, different ones for each source.
 ///
-/// An eighth of the range is in pairs, a port and the next but one. Of each pair a source may use
-/// one port; which one, a keyed hash says. So a source that takes all that it may leaves half of
-/// what another may use of the pairs, and two such sources leave a quarter. Nothing is counted for
-/// that: it is so at every moment, on every CPU and after a restart.
+/// An eighth of the range is in pairs, a port and the next but one. Of each pair, a source may use
+/// one port, chosen by a keyed hash. So a source that takes all its ports leaves half of another
+/// source's ports among the pairs, and two such sources leave a quarter. That needs no counting: it
+/// holds at every moment, on every CPU and after a restart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SourcePorts {
     range: PortRange,
-    /// Those in pairs.
+    /// The ports in pairs.
     pairs: PortRange,
     /// See [`crate::table::source_hash`].
     source: u32,
 }
 
 impl SourcePorts {
-    /// Those of the source that has this hash.
+    /// Returns the ports of the source with this hash.
     #[inline(always)]
     pub const fn new(range: PortRange, source: u32) -> Self {
         Self { range, pairs: range.in_pairs(), source }
     }
 
-    /// The range that they are of.
+    /// Returns the whole range.
     #[inline(always)]
     pub const fn range(&self) -> PortRange {
         self.range
     }
 
-    /// Returns `true` if a port is one of them.
+    /// Returns `true` if the source may use the port.
     #[inline(always)]
     pub const fn contains(&self, port: u16) -> bool {
         self.range.contains(port) && self.others(port as u32 / 64) >> (port % 64) & 1 == 0
     }
 
-    /// A port of the range if it is one of them, or else the one of its pair that is: as even or
-    /// odd.
+    /// Returns the port if the source may use it, or else the other one of its pair, which has the
+    /// same parity.
     #[inline(always)]
     pub const fn nearest(&self, port: u16) -> u16 {
         if self.contains(port) { port } else { port ^ 2 }
     }
 
-    /// The port to guess at the `attempt`-th time, from 0: the client's own if it is in the range
-    /// (RFC 4787 REQ-3's port preservation), then any.
+    /// Returns the port for the `attempt`-th guess, from 0: the client's own if it is in the range
+    /// (RFC 4787 REQ-3's port preservation), then random ones.
     #[inline(always)]
     pub const fn guess(&self, attempt: u32, own: Port, random: u32) -> Port {
         let keeps = attempt == 0 && self.range.contains(own.number());
         Port::new(self.nearest(if keeps { own.number() } else { self.range.any(attempt, random) }))
     }
 
-    /// These ports among the 64 of a word, as bits.
+    /// Returns these ports among the 64 of a word, as bits.
     #[inline(always)]
     const fn in_word(&self, word: u32) -> u64 {
         self.range.in_word(word) & !self.others(word)
     }
 
-    /// The ports among the 64 of a word that others may use and this source may not, as bits.
+    /// Returns the ports among the 64 of a word that this source may not use, as bits.
     #[inline(always)]
     const fn others(&self, word: u32) -> u64 {
         /// The first two of every four: the first port of each pair.
@@ -202,7 +202,7 @@ impl SourcePorts {
     }
 }
 
-/// Towards what a pool's ports are taken. Map data: no padding.
+/// The key of a port pool: the reply flow's tuple without the port. Map data: no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct PoolKey {
@@ -210,7 +210,7 @@ pub struct PoolKey {
     pub snat: Ipv4,
     /// The target.
     pub target: Ipv4,
-    /// Its port.
+    /// The target's port.
     pub target_port: Port,
     /// The IP protocol number.
     pub protocol: u8,
@@ -221,7 +221,7 @@ pub struct PoolKey {
 const _: () = assert!(size_of::<PoolKey>() == 12);
 
 impl PoolKey {
-    /// The pool that the port of a reply flow belongs to.
+    /// Returns the key of the pool that a reply flow's port belongs to.
     #[inline(always)]
     pub const fn of(reply: &FlowKey) -> Self {
         Self {
@@ -234,27 +234,28 @@ impl PoolKey {
     }
 }
 
-/// Words of a pool's bitmap: a bit for each port. A model has only the first ones.
+/// The number of words of a pool's bitmap, which has a bit for each port. A model has only the
+/// first words.
 pub const POOL_WORDS: u32 = if cfg!(model) { 2 } else { 1024 };
 
-/// Places for sources: a Private Link Service has up to eight addresses. Where two sources share a
-/// place, each of them only searches more often.
+/// The number of sources whose exhaustion is remembered: a Private Link Service has up to eight
+/// addresses. Sources that share a place only search more often.
 const EXHAUSTED: usize = 8;
 
-/// Which ports are taken towards one target, in memory that the programs and the daemon share.
+/// The ports that are taken for one target, in memory that the programs and the daemon share.
 ///
-/// A hint and nothing more: the flow table decides. A bit may be missing for a port that is taken,
-/// which the attempt to take it finds out and sets. A bit may not stay for a port that is free, or
-/// the port would be lost. So whoever sets a bit for a port that it did not take itself looks at
-/// the table once more *after* setting it, and clears it if the port is free; and whoever frees a
-/// port does so in the table *before* it clears the bit. Whichever comes last sees the other.
+/// A pool is only a hint: the flow table decides. A bit may be missing for a taken port: the
+/// attempt to take the port finds out and sets it. But a bit must not stay set for a free port, or
+/// the port would be lost. So a CPU that sets a bit for a port that it did not take itself looks at
+/// the table once more *after* setting it, and clears it if the port is free. And a CPU that frees
+/// a port does so in the table *before* it clears the bit. Whichever comes last sees the other.
 #[repr(C, align(64))]
 pub struct Pool {
-    /// 1 while a [`PoolKey`] leads here.
+    /// 1 while a [`PoolKey`] leads to this pool.
     used: AtomicU32,
     /// Goes up whenever a port is freed.
     frees: AtomicU32,
-    /// The value of `frees` when a search found every port taken that a source may use, see
+    /// The value of `frees` when a search found all ports taken that a source may use, see
     /// [`Pool::exhaustion`]. By the source's hash.
     exhausted: [AtomicU32; EXHAUSTED],
     zero: [u32; 6],
@@ -266,23 +267,23 @@ const _: () = assert!(cfg!(model) || size_of::<Pool>() == 64 + 8192);
 impl Pool {
     #[inline(always)]
     fn bits(&self, word: u32) -> &AtomicU64 {
-        // Of a port's word, the compiler would leave the remainder out.
+        // For a port's word, the compiler would leave the remainder out.
         &self.bits[(opaque(word) % POOL_WORDS) as usize]
     }
 
-    /// Makes a pool that is not in use the caller's.
+    /// Claims a pool that is not in use. Returns `false` if it is in use.
     #[inline(always)]
     pub fn claim(&self) -> bool {
         self.used.change(0, 1)
     }
 
-    /// Lets go of a pool that was just claimed, and that nobody can have found.
+    /// Gives back a pool that was just claimed, before another CPU can find it.
     #[inline(always)]
     pub fn unclaim(&self) {
         self.used.swap(0);
     }
 
-    /// Whether it is in use.
+    /// Returns `true` if the pool is in use.
     #[inline(always)]
     pub fn is_used(&self) -> bool {
         self.used.load() != 0
@@ -299,15 +300,15 @@ impl Pool {
         self.used.swap(0);
     }
 
-    /// Marks a port as taken; whether it was marked as free.
+    /// Marks a port as taken. Returns `true` if it was marked as free.
     #[inline(always)]
     pub fn take(&self, port: u16) -> bool {
         let bit = 1 << (port % 64);
         self.bits(u32::from(port) / 64).or(bit) & bit == 0
     }
 
-    /// Marks a free port of these in this word as taken, at random so that nobody can foresee which
-    /// (RFC 6056).
+    /// Marks one of these ports in this word as taken, if one is free: a random one, so that others
+    /// cannot foresee it (RFC 6056).
     #[inline(always)]
     pub fn take_from(&self, word: u32, ports: &SourcePorts, random: u32) -> Take {
         let word = word % POOL_WORDS;
@@ -339,46 +340,45 @@ impl Pool {
         self.take(port);
     }
 
-    /// The ports that are marked as taken in these words.
+    /// Returns the ports that are marked as taken in these words.
     pub fn taken_in(&self, words: Range<u32>) -> impl Iterator<Item = u16> {
         words.flat_map(|word| {
             let mut bits = self.bits(word).load();
             core::iter::from_fn(move || {
                 let bit = bits.trailing_zeros();
-                // Without it; of none, there is nothing to be left.
+                // Clears that bit; 0 stays 0.
                 bits &= bits.wrapping_sub(1);
                 (bit < 64).then(|| (word * 64 + bit) as u16)
             })
         })
     }
 
-    /// How many ports are marked as taken.
+    /// Returns the number of ports that are marked as taken.
     pub fn taken(&self) -> u32 {
         (0..POOL_WORDS).map(|word| self.bits(word).load().count_ones()).sum()
     }
 
-    /// The count of freed ports, to be given to [`set_exhausted`](Self::set_exhausted) after a
-    /// search.
+    /// Returns the count of freed ports, for [`set_exhausted`](Self::set_exhausted) after a search.
     #[inline(always)]
     pub fn frees(&self) -> u32 {
         let frees = self.frees.load();
-        // A search must not see less than what is counted here.
+        // A search must see all ports that are counted here as freed.
         order();
         frees
     }
 
-    /// Returns `true` if a search has found every one of these ports taken, and none of the
-    /// target's has been freed since.
+    /// Returns `true` if a search has found all of these ports taken, and no port of the target has
+    /// been freed since.
     #[inline(always)]
     pub fn is_exhausted(&self, ports: &SourcePorts) -> bool {
         let exhausted = self.exhausted(ports).load();
         exhausted != 0 && exhausted == Self::exhaustion(self.frees.load(), ports)
     }
 
-    /// Remembers that every one of these ports was found taken since `frees` was asked.
+    /// Remembers that all of these ports were taken, since `frees` was read.
     #[inline(always)]
     pub fn set_exhausted(&self, frees: u32, ports: &SourcePorts) {
-        // A word of its own that is only a hint: a plain exchange will do.
+        // A hint in a separate word, so a plain exchange is enough.
         self.exhausted(ports).swap(Self::exhaustion(frees, ports));
     }
 
@@ -387,8 +387,8 @@ impl Pool {
         &self.exhausted[opaque(ports.source) as usize % EXHAUSTED]
     }
 
-    /// All in one word: another source may use others, and another configuration's range may have
-    /// ports that this one has not.
+    /// Combines everything that ends an exhaustion in one word: another source may use other ports,
+    /// and the range of another configuration may have other ports.
     #[inline(always)]
     const fn exhaustion(frees: u32, ports: &SourcePorts) -> u32 {
         let SourcePorts { range, source, .. } = ports;
@@ -396,18 +396,18 @@ impl Pool {
     }
 }
 
-/// What [`Pool::take_from`] found.
+/// The result of [`Pool::take_from`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Take {
     /// This port was free, and is now marked as taken.
     Port(u16),
-    /// Another CPU was faster; there may be more.
+    /// Another CPU was faster; there may be more free ports.
     Lost,
-    /// None is free in this word.
+    /// No port is free in this word.
     AllTaken,
 }
 
-/// The number of the one bit that is set.
+/// Returns the number of the one bit that is set.
 #[inline(always)]
 const fn bit_number(bit: u64) -> u32 {
     let mut number = 0;
@@ -459,8 +459,8 @@ mod tests {
             .prop_map(|(first, length)| PortRange { first, last: first.saturating_add(length) })
     }
 
-    /// What a program does: every word of the range in turn, from any on, until a whole round has
-    /// nothing.
+    /// Takes a port as a program does: from every word of the range in turn, starting at a random
+    /// one, until a whole round has found nothing.
     fn take(pool: &Pool, ports: &SourcePorts, random: &mut u32) -> Option<u16> {
         *random = random.wrapping_mul(0x9e37_79b9).wrapping_add(1);
         let range = ports.range();
@@ -474,7 +474,7 @@ mod tests {
         })
     }
 
-    /// Has a source take all that it gets.
+    /// Has a source take all ports that it gets.
     fn take_all(pool: &Pool, ports: &SourcePorts, random: &mut u32) -> HashSet<u16> {
         std::iter::from_fn(|| take(pool, ports, random)).collect()
     }
@@ -498,8 +498,8 @@ mod tests {
             }
         }
 
-        /// Every port that the source may use is given out once, and none beyond it; then freed
-        /// ones are, in any order.
+        /// Exactly the ports that the source may use are given out, each once; then freed ones are,
+        /// in any order.
         #[test]
         fn a_pool_gives_out_every_port_once(
             range in ranges(),
@@ -518,8 +518,8 @@ mod tests {
             prop_assert_eq!(pool.taken_in(0..POOL_WORDS).collect::<HashSet<_>>(), taken);
         }
 
-        /// A source may use all of a range but 1 in 16, of a small one a little more. For whatever
-        /// port it may not use, it has another one, which is as even.
+        /// A source may use 15 of 16 ports of a range, of a small range a few more. For each port
+        /// that it may not use, it has another one of the same parity.
         #[test]
         fn a_source_may_use_fifteen_of_sixteen(range in ranges(), source in any::<u32>()) {
             let ports = SourcePorts::new(range, source);
@@ -534,8 +534,8 @@ mod tests {
             }
         }
 
-        /// Others that take all they get leave some of what a source may use: of 4032 pairs half
-        /// for one of them, half of that for the next, and so on.
+        /// Sources that take all their ports leave some of another source's: of 4032 pairs one of
+        /// them leaves half, the next one half of that, and so on.
         #[test]
         #[cfg_attr(miri, ignore = "counts all pairs of ports")]
         fn others_cannot_take_a_sources_share(source in any::<u32>(), others in proptest::collection::hash_set(any::<u32>(), 1..6)) {
@@ -600,7 +600,7 @@ mod tests {
         let ports = SourcePorts::new(PortRange { first: 1024, last: 65535 }, 7);
         assert_eq!(ports.guess(0, Port::new(40_000), 7).number(), 40_000);
         assert_ne!(ports.guess(0, Port::new(80), 7).number(), 80);
-        // Or else the other one of its pair.
+        // Otherwise the other port of its pair.
         for port in (1024..=65_535).step_by(tries(1, 4099) as usize) {
             assert!([port, port ^ 2].contains(&ports.guess(0, Port::new(port), 7).number()));
         }

@@ -42,7 +42,7 @@ impl Protocol {
     }
 }
 
-/// Which of a session's two flows a flow is.
+/// One of a session's two directions, and so one of its two flows.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {

@@ -189,7 +189,7 @@ proptest! {
         prop_assert_eq!(frame, tcp_frame(&expected, 59, b"answer", false));
     }
 
-    /// Whatever the bytes are, parsing ends, and what it takes for a packet lies within the frame.
+    /// For any bytes, parsing ends, and a parsed packet lies within the frame.
     #[test]
     fn parsing_never_reads_beyond_the_frame(bytes in proptest::collection::vec(any::<u8>(), 0..100), ipv4 in any::<bool>()) {
         let mut frame = bytes;

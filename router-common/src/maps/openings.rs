@@ -201,9 +201,9 @@ mod tests {
                 gone(tag(Direction::Forward, true).in_state(state), &format!("{state:?}"));
             }
         }
-        let (client, nobody, server) = (Seen::SYN, Seen::NOTHING, Seen::SYN);
+        let (client, silent, server) = (Seen::SYN, Seen::NOTHING, Seen::SYN);
         for (seen, wanted) in [
-            (client.with_other(nobody), NoteState::Unanswered),
+            (client.with_other(silent), NoteState::Unanswered),
             (client.with_other(server), NoteState::Answered),
             (client.with_reset().with_other(server), NoteState::Unanswered),
             (client.with_other(server.with_reset()), NoteState::Unanswered),

@@ -9,7 +9,7 @@ use crate::{
 
 /// The number of [`Peer`]s, see [`peer_slot`].
 pub const PEER_SLOTS: u32 = 1 << 16;
-/// How long an address counts as one that sessions lead to, in ticks: the sweep renews it every two
+/// The time in ticks that an address counts as one that sessions lead to: the sweep renews it every two
 /// seconds while a session does.
 pub const PEER_TIMEOUT: u32 = 10;
 

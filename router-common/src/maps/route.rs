@@ -141,12 +141,12 @@ impl Answer {
         let (address, bytes) = bytes.split_first_chunk()?;
         let (source, bytes) = bytes.split_first_chunk()?;
         let (mac, bytes) = bytes.split_first_chunk()?;
-        let told = bytes.first()?;
+        let kernel_gave_source = bytes.first()?;
         Some(Self {
             code: i32::from_ne_bytes(*code),
             neighbour: Neighbour { interface: u32::from_ne_bytes(*interface), address: *address },
             source: Ipv4(*source),
-            kernel_gave_source: *told != 0,
+            kernel_gave_source: *kernel_gave_source != 0,
             mac: Mac::new(*mac),
         })
     }
@@ -276,7 +276,7 @@ mod tests {
         assert!(in_use.is_outdated(Some(other)), "another");
         assert!(in_use.is_outdated(None), "gone");
         assert_eq!(in_use.and(one), in_use);
-        // Whatever it is in the end, some of them have another.
+        // Whichever address the neighbour has in the end, some sessions have another.
         let several = in_use.and(other);
         assert_eq!((several, several.and(one)), (InUse::MIXED, InUse::MIXED));
         assert!([Some(one), Some(other), None].iter().all(|now| several.is_outdated(*now)));

@@ -51,7 +51,7 @@ impl Target {
     }
 
     fn retire(&self) {
-        assert!(self.flow.retire(&reply(), Ticks(9)).is_some(), "nobody else does");
+        assert!(self.flow.retire(&reply(), Ticks(9)).is_some(), "no other thread retires it");
     }
 
     /// Gives the port back, if there is a pool.
@@ -133,7 +133,7 @@ fn two_take(take: fn(&Pool) -> Take) {
         };
         let own = take(&pool);
         let other = other.join().expect("a thread");
-        assert!(matches!(own, Take::Port(_)) || matches!(other, Take::Port(_)), "nobody got one");
+        assert!(matches!(own, Take::Port(_)) || matches!(other, Take::Port(_)), "no port was taken");
         assert!(own != other, "given twice");
         let given = [own, other].into_iter().filter(|take| matches!(take, Take::Port(_))).count();
         assert_eq!(pool.taken() as usize, given);
@@ -186,7 +186,7 @@ fn one_frees_and_one_searches(free: fn(&Pool), asks_first: bool) {
             pool.set_exhausted(if asks_first { before } else { pool.frees() }, &ports());
         }
         other.join().expect("a thread");
-        assert!(pool.taken() == 2 || !pool.is_exhausted(&ports()), "nobody looks for it");
+        assert!(pool.taken() == 2 || !pool.is_exhausted(&ports()), "the freed port is hidden");
     });
 }
 
@@ -196,13 +196,13 @@ fn a_freed_port_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "nobody looks for it")]
+#[should_panic(expected = "the freed port is hidden")]
 fn a_count_read_after_the_search_hides_a_port() {
     one_frees_and_one_searches(|pool| pool.clear(PORT), false);
 }
 
 #[test]
-#[should_panic(expected = "nobody looks for it")]
+#[should_panic(expected = "the freed port is hidden")]
 fn a_count_raised_before_the_port_is_free_hides_it() {
     one_frees_and_one_searches(
         |pool| {

@@ -483,7 +483,7 @@ fn retransmitted_data_after_both_fins_is_no_new_data() {
     }
 }
 
-/// An end that gives up with data on the way: its reset is behind that, and nobody acknowledges
+/// An end that gives up with data on the way: its reset is behind that, and neither end acknowledges
 /// either.
 #[test]
 fn a_reset_after_data_counts_until_its_receiver_goes_on() {

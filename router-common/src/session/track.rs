@@ -237,7 +237,7 @@ impl Track {
             } else if flags & tcp::ACK != 0 && !self.opening && !self.connection().is_over() {
                 window = Window::Outside;
             }
-            // What it acknowledges shows that it gets the target's answers.
+            // Its acknowledgement shows that it receives the target's answers.
             if self.opening
                 && is_client
                 && receiver.seen.any(tcp::SYN)

@@ -217,8 +217,8 @@ fn one_inserts_and_the_sweep_empties(seen: fn(&Search), empty: fn(&Slot, &Slot) 
     });
 }
 
-fn empty(slot: &Slot, behind: &Slot) -> bool {
-    slot.empty(Some(behind))
+fn empty(slot: &Slot, next: &Slot) -> bool {
+    slot.empty(Some(next))
 }
 
 #[test]
@@ -241,8 +241,7 @@ fn without_passing_its_slot_a_flow_is_lost() {
 #[test]
 #[should_panic(expected = "1 is lost")]
 fn without_a_second_look_the_sweep_loses_a_flow() {
-    let once =
-        |slot: &Slot, behind: &Slot| behind.tag() == Tag::EMPTY && slot.change_tag(Tag::FREE, Tag::EMPTY);
+    let once = |slot: &Slot, next: &Slot| next.tag() == Tag::EMPTY && slot.change_tag(Tag::FREE, Tag::EMPTY);
     one_inserts_and_the_sweep_empties(all, once, false);
 }
 

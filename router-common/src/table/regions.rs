@@ -156,10 +156,10 @@ impl HashSeeds {
     }
 }
 
-/// Returns 32 bits for an address. Without the seeds, nobody can foresee which other addresses have
+/// Returns 32 bits for an address. Without the seeds, it cannot be foreseen which other addresses have
 /// the same hash.
 #[inline(always)]
 pub const fn source_hash(seeds: &HashSeeds, source: Ipv4) -> u32 {
-    let (nobody, no_port) = (Ipv4([0; 4]), Port([0; 2]));
-    seeds.hash(&FlowKey::new(Protocol::Icmp, source, no_port, nobody, no_port))
+    let (no_address, no_port) = (Ipv4([0; 4]), Port([0; 2]));
+    seeds.hash(&FlowKey::new(Protocol::Icmp, source, no_port, no_address, no_port))
 }

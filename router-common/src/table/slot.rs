@@ -264,17 +264,17 @@ impl Slot {
         self.change_tag(retired, Tag::FREE);
     }
 
-    /// Empties a free slot, which then ends the chains that pass it, if the next slot (`behind`, if
+    /// Empties a free slot, which then ends the chains that pass it, if the next slot (`next`, if
     /// there is one) is empty. Returns `true` if the slot is empty now. Only the sweep does.
-    pub fn empty(&self, behind: Option<&Self>) -> bool {
-        let chains_end_behind = || behind.is_none_or(|slot| slot.tag() == Tag::EMPTY);
-        if !chains_end_behind() || !self.change_tag(Tag::FREE, Tag::EMPTY) {
+    pub fn empty(&self, next: Option<&Self>) -> bool {
+        let chains_end_next = || next.is_none_or(|slot| slot.tag() == Tag::EMPTY);
+        if !chains_end_next() || !self.change_tag(Tag::FREE, Tag::EMPTY) {
             return false;
         }
         // A CPU that has put a flow there meanwhile has passed this slot before it was empty, or it
         // sees that the slot is empty and withdraws ([`Search::may_publish`]). So either this call
         // sees the flow, or the flow is withdrawn.
-        if chains_end_behind() {
+        if chains_end_next() {
             return true;
         }
         self.change_tag(Tag::EMPTY, Tag::FREE);

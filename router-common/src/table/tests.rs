@@ -114,9 +114,9 @@ impl Table {
             match tag.state() {
                 SlotState::Retired => assert!(slot.change_tag(tag, Tag::FREE)),
                 SlotState::Free => {
-                    let behind = (index + 1 < self.size()).then(|| self.slot(index + 1));
-                    let is_last = behind.is_none_or(|slot| slot.tag() == Tag::EMPTY);
-                    assert_eq!(slot.empty(behind), is_last);
+                    let next = (index + 1 < self.size()).then(|| self.slot(index + 1));
+                    let is_last = next.is_none_or(|slot| slot.tag() == Tag::EMPTY);
+                    assert_eq!(slot.empty(next), is_last);
                 }
                 SlotState::Held => assert!(slot.release_key(tag, Ticks(1))),
                 SlotState::Empty | SlotState::Busy | SlotState::Pending | SlotState::Live => {}

@@ -53,7 +53,7 @@ pub const UDP_LENGTH: usize = UdpHdr::LEN;
 /// The length of an ICMP header, of an echo or an error.
 pub const ICMP_LENGTH: usize = Icmpv4Hdr::LEN;
 
-/// Where the transport header of an IPv4 packet without options starts in an untagged frame.
+/// The offset in an untagged frame of the transport header of an IPv4 packet without options.
 pub const L4: usize = ETHERNET_LENGTH + IPV4_LENGTH;
 /// The length of the headers up to the end of a TCP header without options.
 pub const TCP_HEADERS: usize = L4 + TCP_LENGTH;
