@@ -1,11 +1,18 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
-//! The data plane forwards without it. What the daemon adds: it follows routes, neighbours and
-//! addresses (`kernel`, `next_hops`), sets again what others change under it (`upkeep`), resolves
-//! names (`names`), has new sessions avoid targets that do not answer (`target_signs`,
-//! `target_health`), sends packets that the data plane cannot (`punts`), removes sessions that have
-//! ended (`sweep`), and answers the load balancer (`probe`), the command line (`api`) and the
-//! monitoring (`metrics`), and tells the log what an operator has to know (`watch`).
+//! The data plane forwards without it. The daemon's rooms:
+//!
+//! - `lifecycle`: start, signals, listeners, privileges. `parts` gives each part what it needs.
+//! - `state`: what the parts have in common, as plain data.
+//! - `control`: decides which rules are in force, and writes them.
+//! - `kernel`: follows routes, neighbours, addresses and this machine's own traffic.
+//! - `names`: resolves targets that are given by name.
+//! - `observe`: the health of targets, and every other condition.
+//! - `sessions`: removes sessions that have ended, counts and lists the others.
+//! - `punts`: sends packets that the data plane cannot send.
+//! - `upkeep`: undoes what others change.
+//! - `serve`: the load balancer's probe, the metrics, and the API of the command line.
+//! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
 
 mod control;
 mod kernel;

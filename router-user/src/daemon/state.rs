@@ -87,10 +87,20 @@ pub(crate) struct Routing {
     pub(crate) own_networks: Vec<Ipv4Net>,
     /// Next hops that change their MAC addresses.
     pub(crate) contested: ContestedNextHops,
-    /// Conditions of this machine's routes, with their subjects and details.
-    pub(crate) conditions: Vec<(Id, String, String)>,
+    /// Conditions of this machine's routes.
+    pub(crate) conditions: Vec<RouteCondition>,
     /// The time of the last reading.
     pub(crate) refreshed: Instant,
+}
+
+/// A condition of this machine's routes.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct RouteCondition {
+    pub(crate) id: Id,
+    /// The route, rule or gateway.
+    pub(crate) subject: String,
+    /// The words for the operator.
+    pub(crate) detail: String,
 }
 
 impl Routing {

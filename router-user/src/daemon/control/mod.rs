@@ -1,4 +1,4 @@
-//! Decides what the data plane has to do, and has it done.
+//! Decides which rules are in force, and writes them.
 //!
 //! The rule set that is wanted ([`desired`]) follows from the configuration, the addresses of
 //! names, the health of targets and the ports of sessions. A part that changes one of these asks

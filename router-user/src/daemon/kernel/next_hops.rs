@@ -34,7 +34,7 @@ use crate::{
         names::resolved::Names,
         observe::contested::{ContestedNextHops, format_mac},
         rate::pace::Pace,
-        state::{Attachments, Routing, indexes},
+        state::{Attachments, RouteCondition, Routing, indexes},
         sync::Locked,
     },
     dataplane::{Dataplane, interface_name},
@@ -569,12 +569,12 @@ impl View {
 
     /// Returns the conditions of the routes of this machine: what each is about, and the words
     /// for the operator.
-    fn route_conditions(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+    fn route_conditions(&self, topology: &Topology) -> Vec<RouteCondition> {
         let of_router = self.interfaces.iter().filter_map(|index| self.names.get(index));
         let interfaces: Vec<&str> = of_router.map(String::as_str).collect();
         let ignored = not_followed(&topology.rules, &interfaces).into_iter().map(|text| {
             let detail = format!("{text}; fix: {}", policy_rules::FIX);
-            (Id::PolicyRuleIgnored, text, detail)
+            RouteCondition { id: Id::PolicyRuleIgnored, subject: text, detail }
         });
         let mut route_conditions: Vec<_> = ignored.collect();
         route_conditions.extend(self.dead_gateways(topology));
@@ -583,7 +583,7 @@ impl View {
     }
 
     /// Gateways of routes with several that do not answer.
-    fn dead_gateways(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+    fn dead_gateways(&self, topology: &Topology) -> Vec<RouteCondition> {
         let is_dead = |gateway: &Neighbour| {
             self.interfaces.contains(&gateway.interface)
                 && self.neighbours.get(gateway).is_some_and(|entry| entry.mac.is_none())
@@ -605,7 +605,7 @@ impl View {
                     "gateway {address} of a route with several does not answer {} on {name}: {sessions}",
                     asked_by(address)
                 );
-                (Id::GatewayDead, address.to_string(), detail)
+                RouteCondition { id: Id::GatewayDead, subject: address.to_string(), detail }
             })
             .collect();
         dead.sort_unstable();
@@ -613,7 +613,7 @@ impl View {
     }
 
     /// Sources that routes name and that this kernel does not tell the data plane.
-    fn untold_sources(&self, topology: &Topology) -> Vec<(Id, String, String)> {
+    fn untold_sources(&self, topology: &Topology) -> Vec<RouteCondition> {
         if self.tells_sources != Some(false) {
             return Vec::new();
         }
@@ -630,7 +630,7 @@ impl View {
                      {chosen}; fix: set snat.addresses",
                     route.destination, route.source
                 );
-                (Id::SourceUntold, route.destination.to_string(), detail)
+                RouteCondition { id: Id::SourceUntold, subject: route.destination.clone(), detail }
             })
         });
         untold.collect()

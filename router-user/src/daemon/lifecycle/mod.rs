@@ -1,4 +1,4 @@
-//! The start and the end of the daemon, apart from what it does in between.
+//! The start and the end of the daemon.
 
 pub(crate) mod listeners;
 pub(crate) mod loading;

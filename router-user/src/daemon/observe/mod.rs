@@ -1,5 +1,5 @@
-//! Judgements about the router by what was seen of it: pure functions and state machines, without
-//! I/O and without a clock; and the monitor that feeds them.
+//! The health of the router and its targets: pure functions and state machines without I/O or a
+//! clock, and the monitor that feeds them.
 
 pub(crate) mod bad_checksums;
 pub(crate) mod capacity;

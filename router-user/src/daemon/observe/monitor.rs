@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     daemon::{
-        kernel::interfaces::Attached, punts::tally::Tally, state::State, sync::Locked, upkeep::loss::lost,
+        kernel::interfaces::Attached,
+        punts::tally::Tally,
+        state::{RouteCondition, State},
+        sync::Locked,
+        upkeep::loss::lost,
     },
     dataplane::{CounterTable, Dataplane, FlowTable, ROUTE_LOOKUPS, route_lookups_are_on},
     health::{Conditions, History, Id, Severity},
@@ -146,7 +150,7 @@ impl Monitor {
             let health = self.state.target_health.lock();
             let routing = self.state.routing.lock();
             reachability::judge(conditions, &config, &names, &health, &routing.next_hops);
-            for (id, subject, detail) in &routing.conditions {
+            for RouteCondition { id, subject, detail } in &routing.conditions {
                 conditions.add(Severity::Degraded, *id, subject, detail);
             }
             routing.contested.add_to(conditions);
