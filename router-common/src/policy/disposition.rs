@@ -70,6 +70,12 @@ impl Departure {
             no_next_hop: NoNextHop::WaitOrDrop(dropped_for),
         }
     }
+
+    /// Returns `true` if the packet is longer than this MTU.
+    #[inline(always)]
+    pub const fn is_too_big(&self, mtu: u16) -> bool {
+        self.length > mtu
+    }
 }
 
 /// What [`dispose`] may have to look up, which it does only where the answer matters.
@@ -139,7 +145,7 @@ fn await_neighbour(packet: &Departure, circumstances: &impl Circumstances) -> Di
 
 #[inline(always)]
 fn fit(mtu: u16, packet: &Departure, circumstances: &impl Circumstances) -> Disposition {
-    if packet.length <= mtu {
+    if !packet.is_too_big(mtu) {
         return Disposition::Transmit;
     }
     match packet.too_big {

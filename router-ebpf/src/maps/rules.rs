@@ -8,18 +8,11 @@ use aya_ebpf::{
     maps::{Array, LpmTrie, lpm_trie::Key},
 };
 use router_common::{
-    address::{AZURE_PLATFORM, Ipv4, Port},
+    address::{Ipv4, Port},
     limits::{MAX_MASQUERADES, MAX_RULES},
-    local::BROADCAST_ADDRESS,
-    maps::{
-        rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, masquerade_index, rule_index},
-        settings::Side,
-    },
-    packet::Packet,
-    reason::Reason,
+    maps::rules::{ListenKey, Masquerade, Rule, RuleSet, SourceKey, Target, masquerade_index, rule_index},
+    tuple::Protocol,
 };
-
-use crate::{kernel::own_traffic, maps::addresses, work::Work};
 
 // All of these are written by the daemon and only read here; see `router_common::maps::rules` for
 // how a new rule set takes over.
@@ -46,25 +39,6 @@ static LISTENERS: LpmTrie<ListenKey, u32> =
 #[map]
 static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
 
-/// How a packet may open a session.
-pub(crate) struct Match {
-    /// The rule's number.
-    pub(crate) rule: u16,
-    /// Where it leads.
-    pub(crate) target: Ipv4,
-    /// To which port.
-    pub(crate) target_port: Port,
-}
-
-/// Where a session leads that was opened moments ago, see
-/// [`SETTLED`](router_common::table::SETTLED).
-#[derive(Clone, Copy)]
-pub(crate) struct Leads {
-    pub(crate) target: Ipv4,
-    pub(crate) target_port: Port,
-    pub(crate) snat: Ipv4,
-}
-
 /// The rule set of a version.
 #[inline(always)]
 pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
@@ -77,9 +51,9 @@ pub(crate) fn in_force(version: u32) -> Option<&'static RuleSet> {
     if version == 0 { None } else { rule_set(version) }
 }
 
-/// Whether any rule names this source.
+/// Returns `true` if any rule names this source.
 #[inline(always)]
-pub(crate) fn is_a_rules_source(version: u32, source: Ipv4) -> bool {
+pub(crate) fn is_rule_source(version: u32, source: Ipv4) -> bool {
     let key = SourceKey::new(version, SourceKey::ANY_RULE, source);
     SOURCES.get(Key::new(SourceKey::FULL, key)).is_some()
 }
@@ -90,77 +64,32 @@ pub(crate) fn mss(version: u32, rule: u16) -> u16 {
     RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
 }
 
-/// Finds the rule by which a packet without a session may open one. Where `last` still is one of
-/// the rule's targets, it leads there.
-///
-/// # Errors
-/// Why it may not.
+/// Returns the forward that listens on an address and port, or on every address of this machine if
+/// there is no `address`.
 #[inline(always)]
-pub(crate) fn find(
-    packet: &Packet,
-    version: u32,
-    rule_set: &RuleSet,
-    random: u32,
-    last: Option<Leads>,
-    work: &mut Work,
-) -> Result<Match, Reason> {
-    let key = &packet.key;
-    if key.source == AZURE_PLATFORM || key.destination == AZURE_PLATFORM {
-        return Err(Reason::Platform);
-    }
-    let found = match addresses::local_address(key.destination) {
-        Some(BROADCAST_ADDRESS) => return Err(Reason::NotMatched),
-        Some(_) => find_forward(packet, version, rule_set, random, last, work),
-        None => find_masquerade(packet, version, rule_set),
-    }?;
-    if packet.opens() { Ok(found) } else { Err(Reason::NoSession) }
+pub(crate) fn listener(version: u32, protocol: Protocol, address: Option<Ipv4>, port: Port) -> Option<u16> {
+    let key = ListenKey::new(version, protocol, address, port);
+    LISTENERS.get(Key::new(ListenKey::FULL, key)).map(|rule| *rule as u16)
 }
 
+/// Returns `true` if a source may use a forward.
 #[inline(always)]
-fn find_forward(
-    packet: &Packet,
-    version: u32,
-    rule_set: &RuleSet,
-    random: u32,
-    last: Option<Leads>,
-    work: &mut Work,
-) -> Result<Match, Reason> {
-    let key = &packet.key;
-    let listener = |address| {
-        let data = ListenKey::new(version, packet.protocol, address, key.destination_port);
-        LISTENERS.get(Key::new(ListenKey::FULL, data))
-    };
-    let rule = match listener(Some(key.destination)) {
-        Some(rule) => *rule as u16,
-        None => *listener(None).ok_or(Reason::NotMatched)? as u16,
-    };
-    // A rule may listen where the kernel gives out ports.
-    if own_traffic::is_answer(work, rule_set.ephemeral) {
-        return Err(Reason::NotMatched);
-    }
-    let source = SourceKey::new(version, rule, key.source);
-    if SOURCES.get(Key::new(SourceKey::FULL, source)).is_none() {
-        work.stats.denied(rule);
-        return Err(Reason::SourceNotAllowed);
-    }
-    // An address is no proof of where a packet comes from; the interface is.
-    if !matches!(work.side(), Side::Clients) {
-        work.stats.denied(rule);
-        return Err(Reason::WrongInterface);
-    }
-    let (index, listen) = (rule_index(version, rule), key.destination_port);
-    if let Some(Leads { target, target_port, .. }) = last
-        && rule_leads_to(index, u32::from_ne_bytes(target.0), target_port.then(listen)) != 0
-    {
-        return Ok(Match { rule, target, target_port });
-    }
-    let target = RULES
-        .get(index)
-        .and_then(|rule| rule.target(random))
-        // Never, whatever a rule says.
-        .filter(|target| target.address != AZURE_PLATFORM)
-        .ok_or(Reason::NoTarget)?;
-    Ok(Match { rule, target: target.address, target_port: target.port_for(listen) })
+pub(crate) fn is_allowed(version: u32, rule: u16, source: Ipv4) -> bool {
+    let key = SourceKey::new(version, rule, source);
+    SOURCES.get(Key::new(SourceKey::FULL, key)).is_some()
+}
+
+/// Picks one of a forward's targets by random bits.
+#[inline(always)]
+pub(crate) fn target(version: u32, rule: u16, random: u32) -> Option<Target> {
+    RULES.get(rule_index(version, rule)).and_then(|rule| rule.target(random)).copied()
+}
+
+/// Returns `true` if a forward's targets include this address and port, for packets to the port
+/// `listen`.
+#[inline(always)]
+pub(crate) fn has_target(version: u32, rule: u16, address: Ipv4, port: Port, listen: Port) -> bool {
+    rule_leads_to(rule_index(version, rule), u32::from_ne_bytes(address.0), port.then(listen)) != 0
 }
 
 /// Returns 1 if the rule at this index leads a packet to this address and to the first of the two
@@ -188,13 +117,10 @@ extern "C" fn is_snat_address(version: u32, address: u32) -> u32 {
     u32::from(rule_set.has_snat_address(Ipv4(address.to_ne_bytes())))
 }
 
+/// Returns the rule of the first masquerade pair that covers a packet.
 #[inline(always)]
-fn find_masquerade(packet: &Packet, version: u32, rule_set: &RuleSet) -> Result<Match, Reason> {
-    let key = &packet.key;
-    if !key.destination.is_unicast() {
-        return Err(Reason::NotMatched);
-    }
-    let mut scan = Scan { version, source: key.source, destination: key.destination, found: None };
+pub(crate) fn masquerade(version: u32, rule_set: &RuleSet, source: Ipv4, destination: Ipv4) -> Option<u16> {
+    let mut scan = Scan { version, source, destination, found: None };
     // SAFETY: the callback is a BPF subprogram of the kernel's `bpf_loop` signature, and gets the
     // context that it expects.
     unsafe {
@@ -205,10 +131,7 @@ fn find_masquerade(packet: &Packet, version: u32, rule_set: &RuleSet) -> Result<
             0,
         );
     }
-    match scan.found {
-        Some(rule) => Ok(Match { rule, target: key.destination, target_port: key.destination_port }),
-        None => Err(Reason::NotMatched),
-    }
+    scan.found
 }
 
 /// A search for the first masquerade pair that covers a packet.
@@ -236,19 +159,4 @@ unsafe extern "C" fn matches(position: u32, scan: *mut Scan) -> i64 {
         Some(_) => 0,
         None => 1,
     }
-}
-
-/// Whether a source is held to what is allowed by name.
-#[inline(always)]
-pub(crate) fn is_closed_out(version: u32, source: Ipv4) -> bool {
-    in_force(version)
-        .is_some_and(|rule_set| rule_set.others_are_closed != 0 || is_a_rules_source(version, source))
-}
-
-/// Returns `true` if this machine is closed to what does not say by an IPv4 address who it is from,
-/// on the interface that a frame came in on: where clients come in, and everywhere if all others
-/// are closed out.
-#[inline(always)]
-pub(crate) fn is_closed(side: Side, rule_set: &RuleSet) -> bool {
-    rule_set.others_are_closed != 0 || !matches!(side, Side::Firewall)
 }

@@ -26,13 +26,6 @@ impl Circumstances for Work {
     }
 }
 
-/// A next hop that takes a packet, or its fragments.
-pub(crate) struct Leaving {
-    pub(crate) next_hop: NextHop,
-    /// Set if the packet is too big for it, so that the daemon has to split it.
-    pub(crate) is_split: bool,
-}
-
 /// Asks the kernel where a packet of a session leaves, and notes that a session has that next hop.
 ///
 /// # Errors
@@ -44,8 +37,8 @@ pub(crate) fn find_next_hop(work: &Work, query: &Query) -> Result<NextHop, Reaso
     Ok(next_hop)
 }
 
-/// Decides how a packet leaves, whose IP packet has this length. One that cannot leave now waits
-/// for its neighbour with the daemon, or its sender is told.
+/// Decides how a packet leaves, whose IP packet has this length and which has this next hop: by
+/// that, for which the caller has it split if it is too big; or its sender is told.
 ///
 /// # Errors
 /// Returns how the packet ends if it does not leave.
@@ -53,22 +46,39 @@ pub(crate) fn find_next_hop(work: &Work, query: &Query) -> Result<NextHop, Reaso
 pub(crate) fn dispose(
     work: &Work,
     ip_length: u16,
-    next_hop: Result<NextHop, Reason>,
+    next_hop: NextHop,
     packet: &Departure,
-) -> Result<Leaving, Exit> {
-    match next_hop {
-        Ok(next_hop) => match disposition::dispose(Ok(next_hop.mtu), packet, work) {
-            Disposition::Transmit => Ok(Leaving { next_hop, is_split: false }),
-            Disposition::Split => Ok(Leaving { next_hop, is_split: true }),
-            disposition @ (Disposition::Wait | Disposition::Answer(_) | Disposition::Drop(_)) => {
-                Err(end(work, ip_length, disposition, next_hop.mtu))
-            }
-        },
+) -> Result<NextHop, Exit> {
+    match disposition::dispose(Ok(next_hop.mtu), packet, work) {
+        Disposition::Transmit | Disposition::Split => Ok(next_hop),
+        disposition @ (Disposition::Wait | Disposition::Answer(_) | Disposition::Drop(_)) => {
+            Err(end(work, ip_length, disposition, next_hop.mtu))
+        }
+    }
+}
+
+/// Finds the next hop of a packet, see [`find_next_hop`], and decides how it leaves. One that cannot
+/// leave now waits for its neighbour with the daemon, or its sender is told.
+///
+/// In one, since of a result that is kept the compiler would move also what it does not have, and
+/// the verifier refuse that.
+///
+/// # Errors
+/// Returns how the packet ends if it does not leave.
+#[inline(always)]
+pub(crate) fn find_and_dispose(
+    work: &Work,
+    ip_length: u16,
+    query: &Query,
+    packet: &Departure,
+) -> Result<NextHop, Exit> {
+    match find_next_hop(work, query) {
+        Ok(next_hop) => dispose(work, ip_length, next_hop, packet),
         Err(reason) => Err(end_without_next_hop(work, ip_length, reason, packet)),
     }
 }
 
-/// As [`dispose`], where no next hop was found, for this reason.
+/// Ends a packet that has no next hop, for this reason.
 #[inline(always)]
 pub(crate) fn end_without_next_hop(work: &Work, ip_length: u16, reason: Reason, packet: &Departure) -> Exit {
     end(work, ip_length, disposition::dispose(Err(reason), packet, work), 0)

@@ -18,7 +18,7 @@ use crate::{
     maps::flows,
     session::{
         answer_request,
-        departure::{self, Leaving, dispose},
+        departure::{dispose, find_and_dispose},
         mss, opening,
         rewrite::{send, touch, translate},
         tracking,
@@ -80,8 +80,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     let length = generic_mode::length_on_wire(work, packet);
     let first = slot.entry.packets() == 0 && matches!(tag.direction(), Direction::Forward);
     let known = slot.entry.next_hop();
+    let departing = Departure::of_packet(length, packet.dont_fragment);
     let next_hop = match opening::next_hop_of(&packet.key) {
-        Some(next_hop) if first => Ok(next_hop),
+        Some(next_hop) if first => dispose(work, packet.ip_length, next_hop, &departing),
         // Frames that are too short for the fast path come here one and all, and need not ask each
         // time. A handshake does, since what it says of sizes has to be right, and so does a packet
         // that seems too big.
@@ -91,10 +92,11 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
         {
             Ok(known)
         }
-        _ => departure::find_next_hop(work, &next_hop::query(work, &packet.key, &rewrite)),
-    };
-    let departing = Departure::of_packet(length, packet.dont_fragment);
-    let Leaving { next_hop, is_split } = dispose(work, packet.ip_length, next_hop, &departing)?;
+        _ => {
+            let query = next_hop::query(work, &packet.key, &rewrite);
+            find_and_dispose(work, packet.ip_length, &query, &departing)
+        }
+    }?;
     let fast = tracking::follow(slot, packet);
     let now = work.stats.now();
     touch(&slot.entry, work.frame.length(), now);
@@ -119,7 +121,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
         slot.entry.forget_next_hop();
     }
     mss::clamp(work, packet, &rewrite, tag, next_hop.mtu);
-    if is_split {
+    if departing.is_too_big(next_hop.mtu) {
         translate(work, packet, &slot.entry)?;
         work.stats.translated(tag, work.frame.length());
         return Err(punt::split(work, packet.ip_length, &next_hop).into());

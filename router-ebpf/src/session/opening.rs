@@ -9,6 +9,7 @@ use router_common::{
     entry::NextHop,
     maps::stages::Stage,
     packet::Packet,
+    policy::matching::Match,
     ports::{PoolKey, SourcePorts},
     reason::Reason,
     table::{NO_SLOT, SETTLED, Slot, Vacancy},
@@ -16,11 +17,7 @@ use router_common::{
 };
 
 use crate::{
-    maps::{
-        flows,
-        rules::{Leads, Match},
-        scratch::Scratch,
-    },
+    maps::{flows, scratch::Scratch},
     work::Exit,
 };
 
@@ -167,6 +164,14 @@ pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
 pub(crate) fn last() -> Option<Leads> {
     let opening = OPENING.get()?;
     (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
+}
+
+/// Where a session leads that was opened moments ago, see [`SETTLED`].
+#[derive(Clone, Copy)]
+pub(crate) struct Leads {
+    pub(crate) target: Ipv4,
+    pub(crate) target_port: Port,
+    pub(crate) snat: Ipv4,
 }
 
 /// Notes what session is to be opened, for [`claim`](crate::stages::claim) to do.

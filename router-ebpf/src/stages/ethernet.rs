@@ -3,25 +3,30 @@
 use router_common::{
     address::AZURE_PLATFORM,
     ethernet::{Content, MAX_TAGS, content},
-    local::{is_martian_destination, is_martian_source},
-    maps::{rules::RuleSet, stages::Stage},
+    maps::stages::Stage,
+    policy::{
+        lookup::{is_closed_out, is_closed_side},
+        martian::is_martian,
+    },
     reason::Reason,
 };
 
 use crate::{
-    maps::{addresses, rules},
+    maps::addresses,
+    session::lookup::InForce,
     work::{Exit, Outcome, Work},
 };
 
 /// Takes priority tags off, and finds out whose the frame is.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
-    let version = work.settings.version();
-    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
+    // Before a tag is taken off: without rules, frames are passed as they are.
+    InForce::new(work).ok_or(Reason::NotConfigured)?;
     for _ in 0..MAX_TAGS {
         let found = content(&work.frame);
         if !matches!(found, Content::PriorityTag) {
-            return Err(exit(work, rule_set, found));
+            let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
+            return Err(exit(&in_force, found));
         }
         // The one change to a frame that may be passed to the kernel, which would do the same.
         work.frame.untag().ok_or(Reason::EthernetDenied)?;
@@ -30,21 +35,18 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 }
 
 #[inline(always)]
-fn exit(work: &Work, rule_set: &RuleSet, content: Content) -> Exit {
+fn exit(in_force: &InForce<'_>, content: Content) -> Exit {
     let is_let_in = match content {
         Content::Ipv4 => return Exit::To(Stage::Slow),
         Content::Ipv6 => return Exit::To(Stage::Ipv6),
         Content::Link => true,
         Content::InVlan(source, destination) => {
-            if is_martian_source(source, destination)
-                || is_martian_destination(destination)
-                || addresses::is_local(source)
-            {
+            if is_martian(source, destination, addresses::is_local) {
                 return Reason::Martian.into();
             }
-            source == AZURE_PLATFORM || !rules::is_closed_out(work.settings.version(), source)
+            source == AZURE_PLATFORM || !is_closed_out(in_force, source)
         }
-        Content::Ipv6InVlan | Content::Other => !rules::is_closed(work.side(), rule_set),
+        Content::Ipv6InVlan | Content::Other => !is_closed_side(in_force),
         Content::PriorityTag | Content::Unreadable => false,
     };
     if is_let_in { Reason::NotIpv4.into() } else { Reason::EthernetDenied.into() }

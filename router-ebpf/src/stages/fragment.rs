@@ -8,8 +8,8 @@
 use router_common::{
     fragment::Fragment,
     maps::stages::Stage,
-    packet::{self},
-    policy::disposition::Departure,
+    packet,
+    policy::{disposition::Departure, lookup::is_closed_out},
     reason::Reason,
     wire::Frame as _,
 };
@@ -19,8 +19,9 @@ use crate::{
     maps::{addresses, flows, peers, rules},
     session::{
         datagrams,
-        departure::{self, Leaving, dispose, end_without_next_hop},
+        departure::{self, dispose, end_without_next_hop},
         existing,
+        lookup::InForce,
         rewrite::{address, touch},
     },
     work::{Exit, Outcome, Transmit, Work},
@@ -92,13 +93,13 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
-    let Leaving { is_split, .. } = dispose(work, ip_length, Ok(next_hop), &departing)?;
+    let next_hop = dispose(work, ip_length, next_hop, &departing)?;
     let now = work.stats.now();
     touch(&slot.entry, work.frame.length(), now);
     let tag = slot.tag();
     slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     work.stats.translated(tag, work.frame.length());
-    if is_split {
+    if departing.is_too_big(next_hop.mtu) {
         return Err(punt::split(work, ip_length, &next_hop).into());
     }
     address(work, &next_hop)?;
@@ -123,7 +124,7 @@ fn early(work: &Work, fragment: &Fragment) -> Outcome {
 #[inline(always)]
 fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
     let (version, key) = (work.settings.version(), &fragment.key);
-    rules::is_a_rules_source(version, key.source)
+    rules::is_rule_source(version, key.source)
         || (peers::is_one(work.settings, key.source)
             && (addresses::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
 }
@@ -135,5 +136,5 @@ fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
 fn may_be_for_the_kernel(work: &Work, fragment: &Fragment) -> bool {
     let destination = fragment.key.destination;
     (addresses::is_local(destination) || !destination.is_unicast())
-        && !rules::is_closed_out(work.settings.version(), fragment.key.source)
+        && !InForce::new(work).is_some_and(|in_force| is_closed_out(&in_force, fragment.key.source))
 }

@@ -23,7 +23,7 @@ use crate::{
     kernel::next_hop,
     maps::flows,
     session::{
-        departure::{self, Leaving, dispose},
+        departure::{dispose, find_and_dispose},
         rewrite::address,
     },
     work::{Exit, Outcome, Transmit, Work},
@@ -82,13 +82,13 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     // Where the session hides who its other side is, that side's errors come from where its packets
     // do, whoever sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
+    let departing = Departure::of_icmp_error(ip_length);
     let next_hop = if known.is_current(generation) {
-        Ok(known)
+        dispose(work, ip_length, known, &departing)
     } else {
         // The way of the session's packets: a firewall on it knows what the error is about.
-        departure::find_next_hop(work, &next_hop::query(work, &key, &rewrite))
-    };
-    let Leaving { next_hop, .. } = dispose(work, ip_length, next_hop, &Departure::of_icmp_error(ip_length))?;
+        find_and_dispose(work, ip_length, &next_hop::query(work, &key, &rewrite), &departing)
+    }?;
     message.translate(&rewrite);
     store(work, message).ok_or(Reason::Internal)?;
     let nothing = Port([0, 0]);

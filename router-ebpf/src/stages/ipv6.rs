@@ -5,30 +5,32 @@ use router_common::{
     ipv6::{self, Packet},
     local::{Judgement, Place},
     maps::{own::dhcpv6_answer, rules::RuleSet},
+    policy::lookup::is_closed_side,
     reason::Reason,
 };
 
 use crate::{
     kernel::{own_traffic, sockets},
-    maps::{addresses, local_allow, rules},
+    maps::{addresses, local_allow},
+    session::lookup::InForce,
     work::{Outcome, Work},
 };
 
 /// Passes a packet to this machine's own stack, or drops it.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
-    let version = work.settings.version();
-    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
-    let is_let_in = !rules::is_closed(work.side(), rule_set)
+    let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
+    let is_let_in = !is_closed_side(&in_force)
         || match ipv6::read(&work.frame) {
-            Some(packet) => is_let_in(work, rule_set, &packet),
+            Some(packet) => is_let_in(work, &in_force, &packet),
             None => false,
         };
     Err(if is_let_in { Reason::NotIpv4 } else { Reason::Ipv6Denied }.into())
 }
 
 #[inline(always)]
-fn is_let_in(work: &Work, rule_set: &RuleSet, packet: &Packet) -> bool {
+fn is_let_in(work: &Work, in_force: &InForce<'_>, packet: &Packet) -> bool {
+    let rule_set = in_force.rule_set;
     let health_port = match rule_set.health_port_ipv6 {
         0 => None,
         port => Some(Port::new(port as u16)),
@@ -48,8 +50,7 @@ fn is_let_in(work: &Work, rule_set: &RuleSet, packet: &Packet) -> bool {
         Judgement::Closed => false,
         Judgement::Forbidden => return false,
     };
-    is_answer
-        || packet.may_be_for_the_stack(is_local) && is_allowed(work.settings.version(), rule_set, packet)
+    is_answer || packet.may_be_for_the_stack(is_local) && is_allowed(in_force.version, rule_set, packet)
 }
 
 #[inline(always)]

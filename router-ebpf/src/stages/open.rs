@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, progra
 use router_common::{
     maps::{route::Query, stages::Stage},
     packet::{self, Packet},
-    policy::disposition::Departure,
+    policy::{disposition::Departure, matching},
     ports::SourcePorts,
     reason::Reason,
     table::source_hash,
@@ -16,7 +16,8 @@ use crate::{
     maps::{addresses, rules},
     session::{
         answer_request, datagrams,
-        departure::{self, Leaving, dispose},
+        departure::{self, find_and_dispose},
+        lookup::InForce,
         opening,
     },
     work::{Exit, Outcome, Work},
@@ -37,11 +38,17 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 }
 
 #[inline(always)]
-fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
-    let version = work.settings.version();
-    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
+fn decide_on(work: &Work, packet: &Packet) -> Outcome {
+    let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
     let last = opening::last();
-    let found = match rules::find(packet, version, rule_set, random(), last, work) {
+    let keep = last.map(|last| (last.target, last.target_port));
+    let found = matching::find(packet, random(), keep, &in_force).map_err(|refusal| {
+        if let Some(rule) = refusal.denied_by {
+            work.stats.denied(rule);
+        }
+        refusal.reason
+    });
+    let found = match found {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
         // To this machine itself, its kernel answers.
@@ -66,16 +73,16 @@ fn decide_on(work: &mut Work, packet: &Packet) -> Outcome {
         (packet.key.source, packet.key.source_port),
         (found.target, found.target_port),
     );
-    let next_hop = departure::find_next_hop(work, &query);
     let length = generic_mode::length_on_wire(work, packet);
     let departing = Departure::of_packet(length, packet.dont_fragment);
-    let Leaving { next_hop, .. } = dispose(work, packet.ip_length, next_hop, &departing)?;
-    let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(version, *snat));
-    let snat = match again.or_else(|| rule_set.snat_address(random())) {
+    let next_hop = find_and_dispose(work, packet.ip_length, &query, &departing)?;
+    let again = last.map(|last| last.snat).filter(|snat| rules::has_snat_address(in_force.version, *snat));
+    let snat = match again.or_else(|| in_force.rule_set.snat_address(random())) {
         Some(given) => given,
         None => next_hop::preferred_source(found.target).ok_or(Reason::NoSourceAddress)?,
     };
-    let ports = SourcePorts::new(rule_set.ports, source_hash(&work.settings.seeds(), packet.key.source));
+    let ports =
+        SourcePorts::new(in_force.rule_set.ports, source_hash(&work.settings.seeds(), packet.key.source));
     opening::prepare(packet, &found, snat, ports, random(), next_hop).ok_or(Reason::Internal)?;
     Err(Exit::To(Stage::Claim))
 }

@@ -1,11 +1,6 @@
 //! The slow path: where packets go that the fast path does not forward.
 
-use router_common::{
-    local::{is_martian_destination, is_martian_source},
-    maps::stages::Stage,
-    packet,
-    reason::Reason,
-};
+use router_common::{maps::stages::Stage, packet, policy::martian::is_martian, reason::Reason};
 
 use crate::{
     maps::addresses,
@@ -36,18 +31,12 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     existing::forward(work, &packet, slot)
 }
 
-/// Looks at what the fast path need not: it only forwards what a session has been opened for, and
+/// Drops martians. The fast path need not: it only forwards what a session has been opened for, and
 /// this comes before any session.
 #[inline(always)]
 fn drop_martians(work: &Work) -> Result<(), Reason> {
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
-    if is_martian_source(source, destination)
-        || is_martian_destination(destination)
-        || addresses::is_local(source)
-    {
-        return Err(Reason::Martian);
-    }
-    Ok(())
+    if is_martian(source, destination, addresses::is_local) { Err(Reason::Martian) } else { Ok(()) }
 }
 
 /// Whether a frame is addressed to this machine alone, and not to all or many.
