@@ -97,6 +97,40 @@ impl FragmentKey {
     }
 }
 
+/// A [`FragmentKey`] in memory that all CPUs share. One that is read while another CPU writes may
+/// be half another's, which is in no map.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct SharedKey([Shared<u32>; 3]);
+
+const _: () = assert!(size_of::<SharedKey>() == size_of::<FragmentKey>());
+
+impl SharedKey {
+    /// Returns the key that it holds.
+    #[inline(always)]
+    pub fn get(&self) -> FragmentKey {
+        let Self([source, destination, rest]) = self;
+        let [first, second, protocol, zero] = rest.get().to_ne_bytes();
+        FragmentKey {
+            source: Ipv4(source.get().to_ne_bytes()),
+            destination: Ipv4(destination.get().to_ne_bytes()),
+            identification: [first, second],
+            protocol,
+            zero,
+        }
+    }
+
+    /// Makes it this key.
+    #[inline(always)]
+    pub fn set(&self, key: &FragmentKey) {
+        let Self([source, destination, rest]) = self;
+        let [first, second] = key.identification;
+        source.set(u32::from_ne_bytes(key.source.0));
+        destination.set(u32::from_ne_bytes(key.destination.0));
+        rest.set(u32::from_ne_bytes([first, second, key.protocol, key.zero]));
+    }
+}
+
 /// A fragment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Fragment {
@@ -412,6 +446,15 @@ mod tests {
             assert_eq!(datagram.is_stale(seen.wrapping_add(later)), stale, "{later} ms later");
         }
         assert!(!datagram.is_stale(seen - 10), "another CPU's clock");
+    }
+
+    #[test]
+    fn a_shared_key_keeps_what_it_is_given() {
+        let key = read(17, 0x2000, 8).expect("a fragment").key;
+        let shared = SharedKey::default();
+        assert_ne!(shared.get(), key);
+        shared.set(&key);
+        assert_eq!(shared.get(), key);
     }
 
     #[test]

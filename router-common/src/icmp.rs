@@ -8,6 +8,8 @@
 //! some routers quote headers that they have already changed, and an error that names a session's
 //! tuple is better delivered than lost.
 
+use core::cell::Cell;
+
 use crate::{
     address::{Ipv4, Port},
     checksum::Sum,
@@ -34,16 +36,29 @@ const QUOTE_DESTINATION: usize = QUOTE + ipv4::DESTINATION;
 /// The bytes of the transport header that every quote has.
 const MINIMUM_QUOTED: usize = 8;
 
-/// An ICMP message, or its start if it is longer than there is room for.
+/// An ICMP message, or its start if it is longer than there is room for. In cells, since it lives in
+/// scratch.
 #[derive(Debug)]
 pub struct Message {
     /// Its length on the wire.
-    pub length: u32,
+    pub length: Cell<u32>,
     /// Its bytes. Those after its length are old memory.
-    pub bytes: [u8; CAPACITY],
+    pub bytes: [Cell<u8>; CAPACITY],
 }
 
 impl Message {
+    /// Creates a message of this length, with these bytes.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn new(length: u32, bytes: [u8; CAPACITY]) -> Self {
+        Self { length: Cell::new(length), bytes: bytes.map(Cell::new) }
+    }
+
+    /// Returns a copy of its bytes.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn to_bytes(&self) -> [u8; CAPACITY] {
+        core::array::from_fn(|at| self.bytes[at].get())
+    }
+
     /// Returns the tuple of the quoted packet, as the router that made the error has seen it.
     /// Returns `None` if this is not an error, or if the quote is too short or of a packet that the
     /// router does not translate.
@@ -51,10 +66,10 @@ impl Message {
     pub fn quoted(&self) -> Option<FlowKey> {
         let [first, _] = self.word(QUOTE);
         let l4 = self.l4();
-        if !icmp::is_end_to_end_error(self.bytes[icmp::TYPE]) || first >> 4 != 4 || first & 0x0f < 5 {
+        if !icmp::is_end_to_end_error(self.bytes[icmp::TYPE].get()) || first >> 4 != 4 || first & 0x0f < 5 {
             return None;
         }
-        if self.length < (l4 + MINIMUM_QUOTED) as u32
+        if self.length.get() < (l4 + MINIMUM_QUOTED) as u32
             // There are no ports in a later fragment.
             || u16::from_be_bytes(self.word(QUOTE_FRAGMENT)) & ipv4::FRAGMENT_OFFSET != 0
         {
@@ -84,7 +99,7 @@ impl Message {
     /// whose packets answer the quoted one. The caller has checked the quote with
     /// [`quoted`](Self::quoted).
     #[inline(always)]
-    pub fn translate(&mut self, rewrite: &Rewrite) {
+    pub fn translate(&self, rewrite: &Rewrite) {
         let Some(protocol) = self.protocol() else { return };
         let l4 = self.l4();
         let addresses = self
@@ -103,7 +118,7 @@ impl Message {
             }
         };
         let transport = match protocol {
-            Protocol::Tcp if self.length < (l4 + tcp::CHECKSUM + 2) as u32 => Sum::ZERO,
+            Protocol::Tcp if self.length.get() < (l4 + tcp::CHECKSUM + 2) as u32 => Sum::ZERO,
             Protocol::Tcp => {
                 let new = addresses.plus(ports).apply(self.word(l4 + tcp::CHECKSUM));
                 self.replace(l4 + tcp::CHECKSUM, new)
@@ -125,30 +140,31 @@ impl Message {
     /// Returns the offset of the quoted packet's transport header.
     #[inline(always)]
     const fn l4(&self) -> usize {
-        QUOTE + (self.bytes[QUOTE] & 0x0f) as usize * 4
+        QUOTE + (self.bytes[QUOTE].get() & 0x0f) as usize * 4
     }
 
     #[inline(always)]
     const fn protocol(&self) -> Option<Protocol> {
-        Protocol::from_number(self.bytes[QUOTE_PROTOCOL])
+        Protocol::from_number(self.bytes[QUOTE_PROTOCOL].get())
     }
 
     /// Returns the word at an even offset.
     #[inline(always)]
     const fn word(&self, at: usize) -> [u8; 2] {
         let at = at & (CAPACITY - 2);
-        [self.bytes[at], self.bytes[at + 1]]
+        [self.bytes[at].get(), self.bytes[at + 1].get()]
     }
 
     #[inline(always)]
-    const fn put(&mut self, at: usize, new: [u8; 2]) {
+    fn put(&self, at: usize, new: [u8; 2]) {
         let at = at & (CAPACITY - 2);
-        [self.bytes[at], self.bytes[at + 1]] = new;
+        self.bytes[at].set(new[0]);
+        self.bytes[at + 1].set(new[1]);
     }
 
     /// Replaces the word at an even offset. Returns the change of the checksums that cover it.
     #[inline(always)]
-    const fn replace(&mut self, at: usize, new: [u8; 2]) -> Sum {
+    fn replace(&self, at: usize, new: [u8; 2]) -> Sum {
         let change = Sum::ZERO.remove(self.word(at)).add(new);
         self.put(at, new);
         change
@@ -161,7 +177,7 @@ impl Message {
     }
 
     #[inline(always)]
-    fn set_address(&mut self, at: usize, new: Ipv4) -> Sum {
+    fn set_address(&self, at: usize, new: Ipv4) -> Sum {
         let change = new.sum().minus(self.address(at).sum());
         let [a, b, c, d] = new.0;
         self.put(at, [a, b]);
@@ -234,7 +250,7 @@ mod tests {
         let length = 8 + quote.len();
         let sum = Sum::ZERO.add_bytes(&bytes[..length]).checksum();
         bytes[2..4].copy_from_slice(&sum);
-        Message { length: length as u32, bytes }
+        Message::new(length as u32, bytes)
     }
 
     fn key(protocol: Protocol) -> FlowKey {
@@ -266,9 +282,9 @@ mod tests {
             let mut first = quote.clone();
             first[6] = 0x20;
             assert_eq!(error(&first).quoted(), Some(key(protocol)), "a first fragment has ports");
-            let mut message = error(&quote);
+            let message = error(&quote);
             for kind in 0..=u8::MAX {
-                message.bytes[0] = kind;
+                message.bytes[0].set(kind);
                 assert_eq!(message.quoted().is_some(), matches!(kind, 3 | 4 | 11 | 12), "type {kind}");
             }
         }
@@ -291,10 +307,10 @@ mod tests {
             let translated =
                 sent.between(Ipv4([10, 9, 8, 7]), Port::new(6000), sent.destination, sent.destination_port);
             for word in (0..=u16::MAX).step_by(tries(1, 0x3fff) as usize) {
-                let mut message = error(&packet(protocol, 5, &translated, &word.to_be_bytes(), true));
+                let message = error(&packet(protocol, 5, &translated, &word.to_be_bytes(), true));
                 message.translate(&Rewrite::to(&sent.reversed()));
                 let wanted = error(&packet(protocol, 5, &sent, &word.to_be_bytes(), true));
-                assert_eq!(message.bytes, wanted.bytes, "{protocol:?} {word:#x}");
+                assert_eq!(message.to_bytes(), wanted.to_bytes(), "{protocol:?} {word:#x}");
             }
         }
     }
@@ -342,14 +358,14 @@ mod tests {
                 let length = packet.len().min(usize::from(ihl) * 4 + quoted);
                 error(&packet[..length])
             };
-            let mut message = quote(&translated);
+            let message = quote(&translated);
             prop_assert_eq!(message.quoted(), Some(translated));
             message.translate(&Rewrite::to(&sent.reversed()));
             prop_assert_eq!(message.quoted(), Some(sent));
             let wanted = quote(&sent);
             // Both UDP checksums were computed from scratch, so zero has the same form in both.
-            prop_assert_eq!(message.length, wanted.length);
-            prop_assert_eq!(&message.bytes[..], &wanted.bytes[..]);
+            prop_assert_eq!(message.length.get(), wanted.length.get());
+            prop_assert_eq!(&message.to_bytes()[..], &wanted.to_bytes()[..]);
         }
 
         /// For any bytes, nothing after the head is touched, and a valid checksum stays valid.
@@ -360,15 +376,15 @@ mod tests {
             protocol in protocols(),
             rewrite in any::<[u8; 12]>(),
         ) {
-            let mut message = Message { length: length as u32, bytes: bytes.try_into().expect("its length") };
-            message.bytes[0] = 3;
-            message.bytes[QUOTE] = 0x40 | message.bytes[QUOTE] & 0x0f;
-            message.bytes[QUOTE_FRAGMENT..QUOTE_FRAGMENT + 2].fill(0);
-            message.bytes[QUOTE_PROTOCOL] = protocol as u8;
-            message.bytes[icmp::CHECKSUM..icmp::CHECKSUM + 2].fill(0);
-            let sum = Sum::ZERO.add_bytes(&message.bytes[..length]).checksum();
-            message.bytes[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&sum);
-            let before = message.bytes;
+            let mut before: [u8; CAPACITY] = bytes.try_into().expect("its length");
+            before[0] = 3;
+            before[QUOTE] = 0x40 | before[QUOTE] & 0x0f;
+            before[QUOTE_FRAGMENT..QUOTE_FRAGMENT + 2].fill(0);
+            before[QUOTE_PROTOCOL] = protocol as u8;
+            before[icmp::CHECKSUM..icmp::CHECKSUM + 2].fill(0);
+            let sum = Sum::ZERO.add_bytes(&before[..length]).checksum();
+            before[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&sum);
+            let message = Message::new(length as u32, before);
             let [a, b, c, d, e, f, g, h, i, j, k, l] = rewrite;
             if message.quoted().is_some() {
                 message.translate(&Rewrite {
@@ -378,8 +394,9 @@ mod tests {
                     destination_port: Port([k, l]),
                 });
             }
-            prop_assert_eq!(&before[HEAD.min(length)..], &message.bytes[HEAD.min(length)..]);
-            prop_assert!(Sum::ZERO.add_bytes(&message.bytes[..length]).is_valid());
+            let after = message.to_bytes();
+            prop_assert_eq!(&before[HEAD.min(length)..], &after[HEAD.min(length)..]);
+            prop_assert!(Sum::ZERO.add_bytes(&after[..length]).is_valid());
         }
     }
 }

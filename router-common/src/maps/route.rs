@@ -181,6 +181,18 @@ impl InUse {
         Self { mac }
     }
 
+    /// Returns the note in a number, as the map has it.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self { mac: Mac::from_number(number) }
+    }
+
+    /// Returns the number, as the map has it.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.mac.number()
+    }
+
     /// Returns the note after another session has got the address `mac`.
     #[inline(always)]
     pub fn and(self, mac: Mac) -> Self {

@@ -1,4 +1,4 @@
-//! Where packets leave, from the kernel's own routes and neighbours.
+//! Next hops, from the kernel's routes and neighbours.
 
 use core::mem::{align_of, size_of};
 
@@ -22,6 +22,7 @@ use router_common::{
     },
     reason::Reason,
     rewrite::Rewrite,
+    shared::Shared,
     tuple::FlowKey,
     wire::{ETHERNET_LENGTH, Frame as _},
 };
@@ -40,57 +41,57 @@ const AF_INET6: u8 = 10;
 /// `-EINVAL`: the kernel does not know a flag.
 const INVALID: i32 = -22;
 
-/// The last look-up of each kind that this CPU has made: the query, and after it the answer.
+/// Per-CPU scratch: the last look-up of each kind. First the query, then the answer in its place.
 #[map]
 static LOOKUPS: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(2, 0);
 
-/// In [`LOOKUPS`]: where a packet leaves.
+/// In [`LOOKUPS`]: a look-up of the next hop.
 const NEXT_HOP: u32 = 0;
-/// In [`LOOKUPS`]: how long packets may be.
+/// In [`LOOKUPS`]: a look-up of the MTU.
 const MTU: u32 = 1;
 
-/// The addresses of the router's interfaces by slot, for kernels that do not tell the preferred
+/// The addresses of the router's interfaces by slot, for kernels that do not return the preferred
 /// source of a route. Written by the daemon.
 #[map]
 static INTERFACE_ADDRESSES: Array<InterfaceAddresses> = Array::with_max_entries(MAX_INTERFACES as u32, 0);
 
-/// Neighbours that have been found not to answer, and until when, in ticks, nothing waits for them.
-/// Written by the daemon; beyond, the oldest are forgotten, and waited for again.
+/// Neighbours that did not answer, and until which tick no packet waits for them. Written by the
+/// daemon. LRU: beyond its size the oldest are forgotten, and packets wait for them again.
 #[map]
 static FAILED_NEIGHBOURS: LruHashMap<Neighbour, u32> = LruHashMap::with_max_entries(4096, 0);
 
-/// The next hops that sessions have, and with which MAC address; and [`Neighbour::NONE`], which the
-/// daemon enters. No LRU: a next hop that is forgotten would not be followed any more. Written
-/// where a next hop is asked for, and not for each packet; the daemon removes what has changed
-/// before it has all sessions ask again.
+/// The next hops of sessions, with their MAC addresses; and [`Neighbour::NONE`], which the daemon
+/// inserts. No LRU: the daemon could not follow a next hop that was evicted. Written when a next
+/// hop is looked up, and not for each packet. The daemon removes what has changed, and then has all
+/// sessions look their next hop up again.
 #[map]
-static NEXT_HOPS: HashMap<Neighbour, InUse> = HashMap::with_max_entries(InUse::ROOM, 0);
+static NEXT_HOPS: HashMap<Neighbour, Shared<u64>> = HashMap::with_max_entries(InUse::ROOM, 0);
 
-/// Returns the query where packets of a flow leave.
+/// Returns the query for the next hop of a flow's packets.
 #[inline(always)]
 pub(crate) fn query(work: &Work, key: &FlowKey, rewrite: &Rewrite) -> Query {
     Query::of(key, rewrite, tos(work))
 }
 
-/// The type of service of the packet at work.
+/// Returns the type of service of the packet.
 #[inline(always)]
 pub(crate) fn tos(work: &Work) -> u8 {
     const TOS: usize = ETHERNET_LENGTH + 1;
     work.frame.bytes::<1>(TOS).map_or(0, |[tos]| *tos)
 }
 
-/// Asks the kernel where a packet leaves.
+/// Looks up the next hop of a packet.
 ///
-/// The query is the one of the kernel's own forwarding (see [`Query`]), but for the interface: it
-/// is asked as if the packet came in by the loopback interface, for which alone
-/// `net.ipv4.conf.lo.forwarding` has to be on for the kernel to answer (`bpf_ipv4_fib_lookup`,
-/// net/core/filter.c). So forwarding stays off on the real interfaces, and nothing that this
-/// program leaves to the kernel can be routed on untranslated. Policy rules by incoming interface,
-/// or by a mark that the host's firewall sets, are not seen: the daemon looks for such.
+/// The query is that of the kernel's own forwarding (see [`Query`]), except for the interface: the
+/// packet is said to come in on the loopback interface, so `net.ipv4.conf.lo.forwarding` alone has
+/// to be on for the kernel to answer (`bpf_ipv4_fib_lookup`, net/core/filter.c). Forwarding stays
+/// off on the real interfaces, and packets that this program passes to the kernel are never routed
+/// on untranslated. Policy rules by incoming interface or by mark are not seen; the daemon warns of
+/// those.
 ///
 /// # Errors
-/// Why the packet cannot leave; [`Reason::Resolving`] if all that is missing is the MAC address of
-/// its [`neighbour`].
+/// Returns the reason why the packet has no next hop; [`Reason::Resolving`] if only the MAC address
+/// of its [`neighbour`] is missing.
 #[inline(always)]
 pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     // Read before the kernel is asked, and not again: an answer that has been overtaken must not
@@ -121,8 +122,8 @@ pub(crate) fn resolve(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     })
 }
 
-/// Whether the next hop that this CPU has asked for last has lately been found not to answer: 1 if
-/// so. A global function: the verifier looks at it once.
+/// Returns 1 if the next hop of this CPU's last look-up did not answer lately. A global function:
+/// the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn neighbour_has_failed() -> u32 {
@@ -132,40 +133,42 @@ extern "C" fn neighbour_has_failed() -> u32 {
     u32::from(until.is_some_and(|until| flows::now().0 < *until))
 }
 
-/// Notes that a session has the next hop that this CPU has asked for last.
+/// Notes that a session has the next hop of this CPU's last look-up.
 ///
-/// A neighbour that changes between the kernel's answer and this is found out by the daemon, which
-/// compares what is noted with what the kernel says every two seconds.
+/// If the neighbour changes between the kernel's answer and this note, the daemon finds out: it
+/// compares the notes with the kernel every two seconds.
 #[inline(always)]
 pub(crate) fn note_use() {
     note_next_hop();
 }
 
-/// As [`note_use`]; returns nothing of use. A global function: the verifier looks at it once.
+/// As [`note_use`]; the result means nothing. A global function: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_next_hop() -> u32 {
     let (Some(neighbour), Some(params)) = (neighbour(), LOOKUPS.get(NEXT_HOP)) else { return 0 };
     let mac = Mac::new(params.dmac);
-    let known = NEXT_HOPS.get_ptr_mut(neighbour).or_else(|| {
+    // SAFETY: a number that others write, too. The daemon removes entries, whose memory may then
+    // become another neighbour's: that one's sessions are asked to look their next hop up again.
+    let find = |neighbour: &Neighbour| unsafe { NEXT_HOPS.get(neighbour) };
+    let known = find(&neighbour).or_else(|| {
         // Another CPU may have been quicker.
-        let _ = NEXT_HOPS.insert(neighbour, InUse::new(mac), u64::from(BPF_NOEXIST));
-        NEXT_HOPS.get_ptr_mut(neighbour)
+        let number = Shared::new(InUse::new(mac).number());
+        let _ = NEXT_HOPS.insert(neighbour, number, u64::from(BPF_NOEXIST));
+        find(&neighbour)
     });
     // Without room, all neighbours count.
-    let Some(known) = known.or_else(|| NEXT_HOPS.get_ptr_mut(Neighbour::NONE)) else { return 0 };
-    // SAFETY: a number in a map's value. Who writes it at the same time writes the same.
-    let before = unsafe { known.read_volatile() };
+    let Some(known) = known.or_else(|| find(&Neighbour::NONE)) else { return 0 };
+    let before = InUse::from_number(known.get());
     let now = before.and(mac);
+    // Whoever writes at the same time writes the same.
     if now != before {
-        // SAFETY: as above.
-        unsafe { known.write_volatile(now) };
+        known.set(now.number());
     }
     0
 }
 
-/// Returns the neighbour of the next hop that this CPU has asked for last, whether its MAC address
-/// is known or not.
+/// Returns the neighbour of this CPU's last look-up, also if its MAC address is not known.
 #[inline(always)]
 pub(crate) fn neighbour() -> Option<Neighbour> {
     let params = LOOKUPS.get(NEXT_HOP)?;
@@ -180,8 +183,8 @@ pub(crate) fn neighbour() -> Option<Neighbour> {
     Some(Neighbour { interface: params.ifindex, address })
 }
 
-/// The address that a new session comes from by the route that this CPU has asked for last, to
-/// `destination`: the preferred one of the route, or else the one that the kernel would choose.
+/// Returns the source address of new sessions to `destination` by the route of this CPU's last
+/// look-up: the route's preferred source, or the address that the kernel would choose.
 #[inline(always)]
 pub(crate) fn preferred_source(destination: Ipv4) -> Option<Ipv4> {
     match source_of_route(u32::from_ne_bytes(destination.0)) {
@@ -191,7 +194,7 @@ pub(crate) fn preferred_source(destination: Ipv4) -> Option<Ipv4> {
 }
 
 /// As [`preferred_source`]; 0 is none. A global function: the verifier looks at its loop once, and
-/// not together with every way that leads to it.
+/// not on every path that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn source_of_route(destination: u32) -> u32 {
@@ -208,8 +211,7 @@ extern "C" fn source_of_route(destination: u32) -> u32 {
     selected.map_or(0, |address| u32::from_ne_bytes(address.0))
 }
 
-/// The length of the packets that the route takes, whether its neighbour is known or not; 0 if that
-/// cannot be told.
+/// Returns the MTU of a route, also if its neighbour is not known; 0 if the kernel does not say.
 #[inline(always)]
 pub(crate) fn mtu(context: *mut xdp_md, query: &Query) -> u16 {
     if ask(context, query, MTU) as u32 != BPF_FIB_LKUP_RET_SUCCESS {
@@ -219,7 +221,7 @@ pub(crate) fn mtu(context: *mut xdp_md, query: &Query) -> u16 {
     LOOKUPS.get(MTU).map_or(0, |params| unsafe { params.__bindgen_anon_1.mtu_result })
 }
 
-/// Answers a query of the daemon's, see [`router_common::maps::route`].
+/// Answers a query of the daemon, see [`router_common::maps::route`].
 #[inline(always)]
 pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
     let code = ask(work.frame.context().ctx, query, NEXT_HOP);
@@ -233,7 +235,7 @@ pub(crate) fn answer(work: &Work, query: &Query) -> Option<Answer> {
     Some(Answer { code, neighbour: neighbour()?, source, kernel_gave_source, mac })
 }
 
-/// Asks the kernel; the answer is in [`LOOKUPS`], and this is how it turned out.
+/// Asks the kernel. Returns the helper's result; the answer is in [`LOOKUPS`].
 #[inline(always)]
 fn ask(context: *mut xdp_md, query: &Query, kind: u32) -> i32 {
     let ports = query.source_port.then(query.destination_port);
@@ -242,13 +244,14 @@ fn ask(context: *mut xdp_md, query: &Query, kind: u32) -> i32 {
     look_up(context, source, destination, ports, rest) as i32
 }
 
-/// A global function: the verifier looks at it apart from its callers, and they need less stack.
+/// As [`ask`]. A global function: the verifier looks at it apart from its callers, and they need
+/// less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports: u32, rest: u32) -> u32 {
     let kind = rest >> 16 & 1;
-    // The first flags are not known before Linux 6.7, or 6.5 for the MTU: there is then no answer
-    // without the neighbour.
+    // Older kernels do not know the flags: before Linux 6.7, or 6.5 for the MTU. Without them there
+    // is no answer without the neighbour.
     let flags = if kind == MTU { BPF_FIB_LOOKUP_SKIP_NEIGH } else { BPF_FIB_LOOKUP_SRC };
     let mut answer = INVALID;
     for flags in [flags, 0] {
@@ -267,7 +270,7 @@ extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports
             (*params).__bindgen_anon_4.ipv4_dst = destination;
             answer = fib_lookup(context.cast(), params, size_of::<bpf_fib_lookup>() as i32, flags) as i32;
             if answer != INVALID && flags == 0 {
-                // What was asked with, and no answer.
+                // The query's own value, and no answer.
                 (*params).__bindgen_anon_3.ipv4_src = 0;
             }
         }
@@ -278,10 +281,10 @@ extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports
     answer as u32
 }
 
-/// Makes all of it zero.
+/// Fills the structure with zeros.
 ///
 /// # Safety
-/// It may be written to.
+/// The pointer is valid for writes.
 #[inline(always)]
 unsafe fn clear(params: *mut bpf_fib_lookup) {
     const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();

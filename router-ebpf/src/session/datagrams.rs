@@ -1,4 +1,4 @@
-//! Datagrams that come in fragments.
+//! Fragmented datagrams, and early fragments.
 
 use core::cell::Cell;
 
@@ -11,7 +11,7 @@ use aya_ebpf::{
 use router_common::{
     fragment::{
         Coverage, DATAGRAMS_PER_SOURCE, Datagram, EARLY_RATE, EARLY_SLOTS, Fragment, FragmentKey, PROBES,
-        SOURCE_SLOTS, slot_of,
+        SOURCE_SLOTS, SharedKey, slot_of,
     },
     packet::Packet,
     rate::TokenBucket,
@@ -27,68 +27,66 @@ use crate::{
     work::Work,
 };
 
-/// How many datagrams can be on their way at once. Beyond, the oldest are forgotten, and what comes
-/// of them later is dropped.
+/// The number of datagrams that can be in flight. Beyond it the oldest are forgotten, and their
+/// later fragments are dropped.
 const CAPACITY: u32 = 2048;
-/// Room for those that are no session's.
+/// The same for datagrams that match no session.
 const OTHERS_CAPACITY: u32 = 512;
 
-/// Datagrams of sessions whose first fragment has come, until all have: about 2 MiB. Whoever has a
-/// fragment may change its datagram, see [`Datagram`]. The kernel may use an entry again that
-/// somebody is looking at (`BPF_MAP_TYPE_LRU_HASH`), therefore a datagram's flow counts only if it
-/// has the fragment's ends.
+/// Datagrams of sessions, from their first fragment until all have arrived: about 2 MiB. Any CPU
+/// with a fragment may change its datagram, see [`Datagram`]. The kernel may reuse an entry that a
+/// program still reads (`BPF_MAP_TYPE_LRU_HASH`), therefore a datagram's flow counts only if it has
+/// the fragment's addresses.
 #[map]
 static DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(CAPACITY, 0);
 
-/// The same of datagrams that are no session's, whose fragments all leave for the reason that the
-/// first has left for. Apart, so that they are in nobody's way.
+/// Datagrams that match no session: all their fragments end for the same reason as the first. A map
+/// by itself, so that they cannot evict datagrams of sessions.
 #[map]
 static OTHER_DATAGRAMS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(OTHERS_CAPACITY, 0);
 
-/// Datagrams of which the daemon holds fragments, since their first has not come. The value says
-/// nothing.
+/// Datagrams with early fragments in the daemon's queue. The value means nothing.
 #[map]
 static AWAITED: LruHashMap<FragmentKey, u32> = LruHashMap::with_max_entries(CAPACITY, 0);
 
-/// The last datagrams of each source that came into [`DATAGRAMS`], by [`slot_of`]. What is in a
-/// place is the business of whoever has taken its number; a key that is half another's is in no
-/// map.
+/// The last datagrams of each source in [`DATAGRAMS`], by [`slot_of`]. A CPU writes a slot only
+/// after it has taken the slot's number.
 #[map]
-static LAST_DATAGRAMS: Array<FragmentKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
-/// Datagrams that there have been, by place. Added to atomically.
+static LAST_DATAGRAMS: Array<SharedKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
+/// The number of datagrams so far, by source slot. Added to atomically.
 #[map]
 static LAST_DATAGRAMS_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 
-/// As above, of those that came into [`AWAITED`].
+/// As above, for [`AWAITED`].
 #[map]
-static LAST_AWAITED: Array<FragmentKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
+static LAST_AWAITED: Array<SharedKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
 /// As above.
 #[map]
 static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 
-/// Fragments of a source that may still be held, by a keyed hash of its address. Taken from
+/// The early fragments that the daemon may still queue, by a keyed hash of their source. Taken from
 /// atomically.
 #[map]
 static EARLY_BUCKETS: Array<TokenBucket> = Array::with_max_entries(EARLY_SLOTS, 0);
 
-/// A new datagram, too large for the stack.
+/// Per-CPU scratch: a new datagram, which is too large for the stack.
 #[map]
 // SAFETY: numbers.
 static BLANK_DATAGRAM: Scratch<Datagram> = unsafe { Scratch::new() };
 
-/// The fragment that [`datagram_cover`] enters.
+/// Per-CPU scratch: the fragment that [`datagram_cover`] records.
 #[map]
 // SAFETY: numbers, bytes and flags.
 static FRAGMENT: Scratch<Cell<Fragment>> = unsafe { Scratch::new() };
 
-/// The time in milliseconds.
+/// Returns the time in milliseconds.
 #[inline(always)]
 fn now() -> u32 {
     // SAFETY: takes nothing and always answers.
     (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000) as u32
 }
 
-/// The datagram of a fragment, if its first has come.
+/// Returns the datagram of a fragment, if its first fragment has arrived.
 #[inline(always)]
 pub(crate) fn find(key: &FragmentKey) -> Option<&'static Datagram> {
     lookup(key).filter(|datagram| !datagram.is_stale(now()) && key.matches(&datagram.flow()))
@@ -104,41 +102,37 @@ fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
     }
 }
 
-/// Puts a source's datagram into the place of its oldest one. That moves to a place of the next
-/// ones whose datagram has gone, complete or given up; where there is none, it comes back, to be
-/// forgotten.
+/// Records a source's datagram in the slot of its oldest one. The oldest moves to one of the next
+/// slots whose datagram is complete or stale. Returns it if there is none, for the caller to
+/// remove.
 #[inline(always)]
 fn take_place(
-    (last, count): (&Array<FragmentKey>, &Array<AtomicU32>),
+    (last, count): (&Array<SharedKey>, &Array<AtomicU32>),
     hash: u32,
     key: &FragmentKey,
     has_gone: impl Fn(&FragmentKey) -> bool,
 ) -> Option<FragmentKey> {
     let number = count.get(hash % SOURCE_SLOTS)?.add(1);
-    let place = last.get_ptr_mut(slot_of(hash, number))?;
-    // SAFETY: memory of a map, which stays mapped; any bytes are a key.
-    let oldest = unsafe { core::ptr::replace(place, *key) };
+    let place = last.get(slot_of(hash, number))?;
+    let oldest = place.get();
+    place.set(key);
     if oldest == *key || has_gone(&oldest) {
         return None;
     }
     for ahead in 1..=PROBES {
-        let place = last.get_ptr_mut(slot_of(hash, number.wrapping_add(ahead)))?;
-        // SAFETY: as above.
-        unsafe {
-            if has_gone(&*place) {
-                *place = oldest;
-                return None;
-            }
+        let place = last.get(slot_of(hash, number.wrapping_add(ahead)))?;
+        if has_gone(&place.get()) {
+            place.set(&oldest);
+            return None;
         }
     }
     Some(oldest)
 }
 
-/// Notes what becomes of a datagram, by its first fragment: a packet of `flow`, which leaves for
-/// the reason `verdict`.
+/// Records a datagram by its first fragment, a packet of `flow` that ends for the reason `verdict`.
 ///
 /// # Errors
-/// When there is a datagram with the same identification already: they overlap.
+/// Returns an error if another datagram has the same identification: they overlap.
 #[inline(always)]
 pub(crate) fn begin(work: &Work, fragment: &Fragment, flow: &FlowKey, verdict: Reason) -> Result<(), Reason> {
     BLANK_DATAGRAM.get().ok_or(Reason::Internal)?.start(flow, verdict, now());
@@ -153,14 +147,14 @@ pub(crate) fn begin(work: &Work, fragment: &Fragment, flow: &FlowKey, verdict: R
     }
 }
 
-// What `datagram_begin` answers.
+// Results of `datagram_begin`.
 const BAD: u32 = 0;
 const BEGUN: u32 = 1;
-/// It has begun, and fragments of it are held.
+/// The datagram is recorded, and the daemon has early fragments of it.
 const AWAITED_BEGUN: u32 = 2;
 
-/// Begins the datagram that is in `BLANK_DATAGRAM` with the fragment that is in `FRAGMENT`. A
-/// global function: the verifier looks at it once, and not wherever it is called.
+/// Records the datagram in `BLANK_DATAGRAM` with the fragment in `FRAGMENT`. A global function: the
+/// verifier looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn datagram_begin() -> u32 {
@@ -173,12 +167,12 @@ extern "C" fn datagram_begin() -> u32 {
     if find(key).is_some() {
         return BAD;
     }
-    // What is left of an older one. It fails if there is none.
+    // The remains of an older one. It fails if there is none.
     let _ = DATAGRAMS.remove(key);
     let _ = OTHER_DATAGRAMS.remove(key);
-    // It is there only if another CPU has put it there this moment.
+    // It exists only if another CPU has inserted it at this moment.
     let inserted = if blank.verdict() == Reason::Forwarded as u32 {
-        // None has more than its share, so that nobody's flood has others' forgotten.
+        // A source has only its share of datagrams, so a flood cannot evict those of others.
         let hash = source_hash(&settings.seeds(), key.source);
         let now = now();
         // SAFETY: see the map for what that may turn out to be.
@@ -193,8 +187,8 @@ extern "C" fn datagram_begin() -> u32 {
     if inserted.is_err() || datagram_cover() == Coverage::Bad as u32 {
         return BAD;
     }
-    // Those that were early look for the datagram after they have said that they are there, and so
-    // one of the two finds the other. SAFETY: only whether it is there matters.
+    // An early fragment looks for its datagram after it has inserted itself into `AWAITED`, so one
+    // of the two finds the other. SAFETY: only the presence of the entry matters.
     if unsafe { AWAITED.get(key) }.is_none() {
         return BEGUN;
     }
@@ -202,15 +196,15 @@ extern "C" fn datagram_begin() -> u32 {
     AWAITED_BEGUN
 }
 
-/// Forgets a datagram whose first fragment has not left: it begins when that comes again, and what
-/// comes until then is early.
+/// Removes a datagram whose first fragment waits for its neighbour: it is recorded when that
+/// fragment comes again. Later fragments are early until then.
 #[inline(always)]
 pub(crate) fn forget(key: &FragmentKey) {
-    // It fails if it has been forgotten already.
+    // It fails if it has been removed already.
     let _ = DATAGRAMS.remove(key);
 }
 
-/// Has the daemon hold a fragment whose datagram has not begun; whether it does.
+/// Queues an early fragment with the daemon. Returns `false` if it was not accepted.
 #[inline(always)]
 pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
     let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds(), fragment.key.source));
@@ -227,7 +221,7 @@ pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
         if let Some(oldest) = take_place((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key, has_gone) {
             let _ = AWAITED.remove(oldest);
         }
-        // Without a place it is not released, and lost.
+        // Without an entry, the fragment is not released and is lost.
         let _ = AWAITED.insert(key, 0, 0);
     }
     if find(&fragment.key).is_some() {
@@ -236,10 +230,10 @@ pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
     true
 }
 
-/// Enters a fragment into its datagram, which is forgotten when that was the last.
+/// Records a fragment of its datagram, which is removed with the last one.
 ///
 /// # Errors
-/// When it overlaps another.
+/// Returns an error if it overlaps another one.
 #[inline(always)]
 pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
     FRAGMENT.get().ok_or(Reason::Internal)?.set(*fragment);
@@ -248,27 +242,28 @@ pub(crate) fn cover(fragment: &Fragment) -> Result<(), Reason> {
         return Err(Reason::FragmentBad);
     }
     if coverage == Coverage::Complete as u32 {
-        // It is in one of them.
+        // It is in one of the two maps.
         let _ = DATAGRAMS.remove(fragment.key);
         let _ = OTHER_DATAGRAMS.remove(fragment.key);
     }
     Ok(())
 }
 
-/// Enters the fragment that is in `FRAGMENT` into its datagram. A global function: the verifier
-/// looks at it once, and not wherever it is called.
+/// Records the fragment in `FRAGMENT`. A global function: the verifier looks at it once, and not
+/// wherever it is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn datagram_cover() -> u32 {
     let Some(fragment) = FRAGMENT.get().map(Cell::get) else { return Coverage::Bad as u32 };
     match lookup(&fragment.key) {
         Some(datagram) => datagram.cover(&fragment, now()) as u32,
-        // Forgotten this moment.
+        // Removed at this moment.
         None => Coverage::Bad as u32,
     }
 }
 
-/// Has a datagram's later fragments leave for the same reason as the first, which opens no session.
+/// Records a datagram that opens no session: its later fragments end for the same reason as the
+/// first. Returns the reason for this one.
 #[inline(always)]
 pub(crate) fn note_reason(work: &Work, packet: &Packet, reason: Reason) -> Reason {
     match Fragment::parse(&work.frame) {
@@ -276,7 +271,7 @@ pub(crate) fn note_reason(work: &Work, packet: &Packet, reason: Reason) -> Reaso
             Ok(()) => reason,
             Err(bad) => bad,
         },
-        // It has been read before.
+        // It has been parsed before.
         Err(reason) => reason,
     }
 }
@@ -285,7 +280,7 @@ pub(crate) fn note_reason(work: &Work, packet: &Packet, reason: Reason) -> Reaso
 /// own stack.
 ///
 /// # Errors
-/// It overlaps another.
+/// Returns an error if the fragment overlaps another one.
 #[inline(always)]
 pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
     let fragment = Fragment::parse(&work.frame)?;

@@ -1,10 +1,9 @@
-//! ICMP errors about known sessions, see [`router_common::icmp`].
+//! The program `icmp_error`: ICMP errors about packets of sessions, see [`router_common::icmp`].
 
 use aya_ebpf::{
     EbpfContext as _,
     helpers::generated::{bpf_csum_diff, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
     macros::map,
-    maps::PerCpuArray,
 };
 use router_common::{
     address::{AZURE_PLATFORM, Ipv4, Port},
@@ -21,7 +20,7 @@ use router_common::{
 
 use crate::{
     kernel::next_hop,
-    maps::flows,
+    maps::{flows, scratch::Scratch},
     session::{
         departure::{dispose, find_and_dispose},
         rewrite::address,
@@ -29,19 +28,25 @@ use crate::{
     work::{Exit, Outcome, Transmit, Work},
 };
 
-/// The longest message that is loaded whole: some bytes of zero have room behind it.
+/// The longest message that is loaded whole: the checksum needs room for some bytes of zero after
+/// it.
 const WHOLE: usize = CAPACITY - size_of::<u32>();
-/// Where everything goes that quotes no session of ours.
+/// The exit of a message that quotes no packet of a session.
 const NOT_OURS: Exit = Exit::To(Stage::Local);
-/// What `bpf_csum_diff` sums up in one call before Linux 6.14.
+/// The most bytes that one call of `bpf_csum_diff` sums up before Linux 6.14.
 const SUMMED_AT_ONCE: usize = 512;
 
-/// Translates an ICMP error about a known session and sends it on. It travels like a packet that
-/// answers the one it quotes, but it neither keeps nor ends the session (RFC 5508 REQ-6, RFC 5382
-/// REQ-10).
+/// Per-CPU scratch: the message that is being read.
+#[map]
+// SAFETY: numbers.
+static MESSAGE: Scratch<Message> = unsafe { Scratch::new() };
+
+/// Translates an ICMP error about a packet of a session and sends it on. The error travels in the
+/// direction of replies to the packet that it quotes. It neither refreshes nor ends the session
+/// (RFC 5508 REQ-6, RFC 5382 REQ-10).
 ///
-/// Everything else that is no echo is left to this machine's own stack: also errors that quote what
-/// no session has sent.
+/// Any other ICMP message goes to this machine's own stack, also an error about a packet that no
+/// session has sent.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let headers: &[u8; L4] = work.frame.bytes(0).ok_or(Reason::Truncated)?;
@@ -55,7 +60,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     }
     let message = load(work, ip_length).ok_or(NOT_OURS)?;
     let quoted = message.quoted().ok_or(NOT_OURS)?;
-    // Errors go to who has sent what they quote.
+    // An error goes to the sender of the packet that it quotes.
     if receiver != quoted.source {
         return Err(NOT_OURS);
     }
@@ -66,7 +71,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     }
     let rewrite = slot.entry.rewrite();
     let (generation, known) = (work.settings.next_hop_generation(), slot.entry.next_hop());
-    // What is quoted has been sent by the session's other direction, if by any.
+    // The quoted packet must have been sent by the session's other direction.
     let twin = flows::find(&key.twin(&rewrite), work.settings).ok_or(NOT_OURS)?;
     if twin.entry.rewrite() != Rewrite::to(&quoted) || twin.entry.packets() == 0 {
         return Err(NOT_OURS);
@@ -75,18 +80,18 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     if !is_valid(message) {
         return Err(Reason::BadChecksum.into());
     }
-    // Nobody is told of an error's end (RFC 1122 3.2.2).
+    // No ICMP error about an ICMP error (RFC 1122 3.2.2).
     if ttl <= 1 {
         return Err(Reason::TtlExpired.into());
     }
-    // Where the session hides who its other side is, that side's errors come from where its packets
-    // do, whoever sent them.
+    // If the session translates the source, errors from that side come from the translated address,
+    // whichever router sent them.
     let source = if rewrite.source == key.source { sender } else { rewrite.source };
     let departing = Departure::of_icmp_error(ip_length);
     let next_hop = if known.is_current(generation) {
         dispose(work, ip_length, known, &departing)
     } else {
-        // The way of the session's packets: a firewall on it knows what the error is about.
+        // By the same next hop as the session's packets: a firewall there knows the connection.
         find_and_dispose(work, ip_length, &next_hop::query(work, &key, &rewrite), &departing)
     }?;
     message.translate(&rewrite);
@@ -99,65 +104,60 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     Ok(Transmit { reason: Reason::IcmpError, slot: u32::from(next_hop.slot) })
 }
 
-/// Reads the message, or as much of it as there is room for.
+/// Loads the message, or as much of it as there is room for.
 #[inline(always)]
-fn load(work: &Work, ip_length: u16) -> Option<&'static mut Message> {
-    /// Per-CPU scratch: the message that is being read.
-    #[map]
-    static MESSAGE: PerCpuArray<Message> = PerCpuArray::with_max_entries(1, 0);
-
-    // SAFETY: this CPU's own, which only this function knows, and which a program calls once.
-    // Memory of a map starts as zero, which is a value.
-    let message = MESSAGE.get_ptr_mut(0).map(|message| unsafe { &mut *message })?;
+fn load(work: &Work, ip_length: u16) -> Option<&'static Message> {
+    let message = MESSAGE.get()?;
     let length = usize::from(ip_length).checked_sub(IPV4_LENGTH)?;
-    message.length = length as u32;
+    message.length.set(length as u32);
     let to_load = bounds::length::<WHOLE>(if length > WHOLE { HEAD } else { length } as u32)?;
-    // SAFETY: the context is the program's own, and the buffer longer than what is loaded.
+    // SAFETY: the context is the program's own, and the buffer, which is in cells, longer than what
+    // is loaded.
     let result = unsafe {
         bpf_xdp_load_bytes(
             work.frame.context().as_ptr().cast(),
             L4 as u32,
-            message.bytes.as_mut_ptr().cast(),
+            message.bytes.as_ptr().cast_mut().cast(),
             to_load,
         )
     };
     (result == 0).then_some(message)
 }
 
-/// Whether the message is as it was sent; one that is too long to tell counts as such, and its
-/// receiver will know.
+/// Returns `true` if the message's checksum is right. A message that is too long to verify counts
+/// as valid: its receiver verifies the checksum, too.
 #[inline(always)]
-fn is_valid(message: &mut Message) -> bool {
-    let length = message.length as usize;
+fn is_valid(message: &Message) -> bool {
+    let length = message.length.get() as usize;
     if length > WHOLE {
         return true;
     }
-    // The sum is one of whole 32-bit words.
+    // `bpf_csum_diff` sums up whole 32-bit words.
     for behind in 0..size_of::<u32>() - 1 {
-        message.bytes[(length + behind) & (CAPACITY - 1)] = 0;
+        message.bytes[(length + behind) & (CAPACITY - 1)].set(0);
     }
     let words = (length + 3) & !3;
     let first = if words > SUMMED_AT_ONCE { SUMMED_AT_ONCE } else { words };
     let rest = if words - first > SUMMED_AT_ONCE { SUMMED_AT_ONCE } else { words - first };
-    let (start, second) = message.bytes.split_at_mut(SUMMED_AT_ONCE);
+    let (start, second) = message.bytes.split_at(SUMMED_AT_ONCE);
     // SAFETY: each half of the buffer is as long as what is summed up of it can be.
     let sum = unsafe {
-        let sum = bpf_csum_diff(core::ptr::null_mut(), 0, start.as_mut_ptr().cast(), first as u32, 0);
-        bpf_csum_diff(core::ptr::null_mut(), 0, second.as_mut_ptr().cast(), rest as u32, sum as u32)
+        let sum = bpf_csum_diff(core::ptr::null_mut(), 0, start.as_ptr().cast_mut().cast(), first as u32, 0);
+        bpf_csum_diff(core::ptr::null_mut(), 0, second.as_ptr().cast_mut().cast(), rest as u32, sum as u32)
     };
     Sum::from_kernel(sum as u32).is_valid()
 }
 
-/// Writes back what translation may have changed.
+/// Writes back the bytes that the translation may have changed.
 #[inline(always)]
-fn store(work: &Work, message: &mut Message) -> Option<()> {
-    let changed = bounds::length::<HEAD>(message.length.min(HEAD as u32))?;
+fn store(work: &Work, message: &Message) -> Option<()> {
+    let changed = bounds::length::<HEAD>(message.length.get().min(HEAD as u32))?;
     // SAFETY: as above.
     let result = unsafe {
         bpf_xdp_store_bytes(
             work.frame.context().as_ptr().cast(),
             L4 as u32,
-            message.bytes.as_mut_ptr().cast(),
+            message.bytes.as_ptr().cast_mut().cast(),
             changed,
         )
     };
