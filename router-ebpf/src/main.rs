@@ -134,7 +134,8 @@ stage! {
     answer
 }
 
-/// What leaves by the router's interfaces and was not sent by XDP: this machine's own traffic.
+/// This machine's own traffic: packets that leave by the router's interfaces and were not sent by
+/// XDP.
 #[classifier]
 #[expect(clippy::needless_pass_by_value, reason = "the macro calls it so")]
 fn own_traffic(ctx: TcContext) -> i32 {

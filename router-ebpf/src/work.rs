@@ -33,7 +33,7 @@ static STAGES: ProgramArray = ProgramArray::with_max_entries(STAGE_COUNT, 0);
 #[map]
 static EGRESS: DevMap = DevMap::with_max_entries(MAX_INTERFACES as u32, 0);
 
-/// What becomes of a packet: it is transmitted, or it ends otherwise.
+/// The outcome of a stage: the packet is transmitted, or it ends otherwise.
 pub(crate) type Outcome = Result<Transmit, Exit>;
 
 /// A packet that is ready to be transmitted.
@@ -45,7 +45,7 @@ pub(crate) struct Transmit {
     pub(crate) slot: u32,
 }
 
-/// How a packet ends that is not transmitted.
+/// The end of a packet that is not transmitted.
 pub(crate) enum Exit {
     /// By the verdict that the reason's [`Action`] stands for.
     Verdict(Reason),
@@ -60,7 +60,7 @@ impl From<Reason> for Exit {
     }
 }
 
-/// How a packet that leaves is counted.
+/// The way in which a packet that leaves is counted.
 #[derive(Clone, Copy)]
 enum Counted {
     /// A packet of an established session that the fast path forwards: one counter for its way in

@@ -1,4 +1,4 @@
-//! The one door to packet bytes.
+//! Access to packet bytes, all of which is bounds-checked here.
 
 use aya_ebpf::{
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -12,8 +12,8 @@ const ADDRESSES: usize = 12;
 /// The frame of an XDP context.
 pub(crate) struct XdpFrame {
     context: XdpContext,
-    /// Computed once: the context is read anew after every write to memory that it might be in, as
-    /// far as the compiler knows.
+    /// Computed once: the compiler reads the context again after every write to memory that might
+    /// be in it.
     length: usize,
 }
 
@@ -36,10 +36,9 @@ impl XdpFrame {
         self.context.ingress_ifindex() as u32
     }
 
-    /// Makes the frame this long: what is too much is cut off its end, and what it lacks is added
-    /// in front, so that its bytes are others then. Drivers leave room in front of every packet,
-    /// but not all of them leave any behind a small one (veth does not). `None` if this one does
-    /// not.
+    /// Resizes the frame: it shrinks at its tail and grows at its head, so that all offsets shift.
+    /// Drivers leave headroom before every packet, but not all leave tailroom after a small one
+    /// (veth does not). `None` if there is no room.
     #[inline(always)]
     pub(crate) fn resize(&mut self, length: usize) -> Option<()> {
         let change = length as i32 - self.length() as i32;
@@ -57,17 +56,16 @@ impl XdpFrame {
                 }
             }
         };
-        // Of two steps, the first may have succeeded alone.
+        // The first of two steps may have succeeded.
         self.length = length_of(&self.context);
         (result == 0).then_some(())
     }
 
-    /// Takes the tag off that stands behind the Ethernet addresses. `None` if the frame ends
-    /// before.
+    /// Removes the tag after the Ethernet addresses. `None` if the frame is too short.
     #[inline(always)]
     pub(crate) fn untag(&mut self) -> Option<()> {
         let addresses: [u8; ADDRESSES] = *self.bytes(0)?;
-        // With the EtherType behind it.
+        // Including the EtherType after it.
         *self.bytes_mut::<{ ADDRESSES + 2 }>(TAG_LENGTH)?.first_chunk_mut()? = addresses;
         // SAFETY: `&mut self` means that there is no reference to the bytes, which may move. The
         // start moves by an even number, see `at`.
@@ -76,14 +74,14 @@ impl XdpFrame {
         (result == 0).then_some(())
     }
 
-    /// The first `N` bytes, if there are so many.
+    /// Returns the first `N` bytes, if the frame is that long.
     #[inline(always)]
     pub(crate) fn headers<const N: usize>(&mut self) -> Option<Headers<'_, N>> {
         let length = self.length;
         Some(Headers { bytes: self.bytes_mut(0)?, length })
     }
 
-    /// Where `N` bytes at `offset` are, if they are in the frame.
+    /// Returns a pointer to the `N` bytes at `offset`, if they are in the frame.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let frame = self.context.data();
@@ -99,8 +97,8 @@ impl XdpFrame {
     }
 }
 
-/// The first `N` bytes of a frame, which are there: whoever reads and writes nothing else need look
-/// only once where the frame ends.
+/// The first `N` bytes of a frame, which are known to exist: code that accesses nothing else checks
+/// the end of the frame once.
 pub(crate) struct Headers<'a, const N: usize> {
     bytes: &'a mut [u8; N],
     /// Of the whole frame.
@@ -124,7 +122,7 @@ impl<const N: usize> Frame for Headers<'_, N> {
     }
 }
 
-/// How long a frame is now.
+/// Returns the current length of a frame.
 #[inline(always)]
 fn length_of(context: &XdpContext) -> usize {
     let length = context.data_end() - context.data();

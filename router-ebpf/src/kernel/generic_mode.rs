@@ -1,16 +1,15 @@
-//! What only generic mode sees: packets as the kernel keeps them for itself, and not as they are on
-//! a wire.
+//! Partial checksums and oversized packets, which only generic mode sees: the kernel's own
+//! representation of packets, and not that of a wire.
 //!
-//! Generic XDP runs behind the driver and behind GRO. Virtual NICs hand over what another machine's
-//! stack has left for hardware to do: TCP and UDP checksums that hold the sum of the pseudo header
-//! alone (`CHECKSUM_PARTIAL`), and packets larger than any MTU (TSO). GRO makes the same of what
-//! came by a wire. The kernel remembers where such a checksum is, and that the packet is to be cut,
-//! and does both when it leaves: whatever is behind the pseudo header is summed up then. So of such
-//! a checksum only the pseudo header is this router's to change, and a packet that is larger than
-//! what its link takes will leave in pieces that are not.
+//! Generic XDP runs after the driver and after GRO. Virtual NICs deliver packets that another
+//! machine's stack has left for hardware to finish: TCP and UDP checksums with the sum of the
+//! pseudo header alone (`CHECKSUM_PARTIAL`), and packets larger than any MTU (TSO). GRO makes the
+//! same of packets from a wire. The kernel remembers where such a checksum is and that the packet
+//! has to be cut, and does both on egress. So of a partial checksum the router changes the pseudo
+//! header's sum only, and a packet larger than its link's MTU will leave in smaller pieces.
 //!
-//! A program cannot ask for what the kernel remembers. A checksum that is the pseudo header's sum,
-//! and is not right for the packet as it is, is taken for an unfinished one.
+//! XDP programs cannot read what the kernel remembers. A checksum that equals the pseudo header's
+//! sum and is wrong for the packet counts as partial.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -28,7 +27,7 @@ use router_common::{
 
 use crate::{maps::settings::in_generic_mode, work::Work};
 
-/// Returns `true` if the kernel will finish the packet's checksum when it leaves.
+/// Returns `true` if the checksum is partial: the kernel will finish it on egress.
 #[inline(always)]
 pub(crate) fn is_unfinished(work: &Work, packet: &Packet) -> bool {
     in_generic_mode()
@@ -37,8 +36,8 @@ pub(crate) fn is_unfinished(work: &Work, packet: &Packet) -> bool {
         && !(packet.ip_length as usize <= LONGEST && is_right(work, packet))
 }
 
-/// How long the packet is on a wire, at most: one that is longer than its link takes is one that is
-/// cut when it leaves.
+/// Returns the largest length of the packet on a wire: a packet that is longer than its link's MTU
+/// is cut on egress.
 #[inline(always)]
 pub(crate) fn length_on_wire(work: &Work, packet: &Packet) -> u16 {
     if !in_generic_mode() {
@@ -51,9 +50,9 @@ pub(crate) fn length_on_wire(work: &Work, packet: &Packet) -> u16 {
     if mtu != 0 && u32::from(packet.ip_length) > mtu { mtu as u16 } else { packet.ip_length }
 }
 
-/// The longest packet whose checksum is verified; longer ones do not come by a wire.
+/// The longest packet whose checksum is verified; longer ones do not come from a wire.
 const LONGEST: usize = 1536;
-/// How much of it is summed up at a time.
+/// The bytes that are summed up at a time.
 const STEP: usize = 64;
 
 #[inline(always)]
@@ -64,8 +63,7 @@ fn is_right(work: &Work, packet: &Packet) -> bool {
     pseudo.plus(Sum::from_kernel(sum)).is_valid()
 }
 
-/// The sum of what is behind the IP header, of this length. A global function: the verifier looks
-/// at it once.
+/// Sums up this many bytes after the IP header. A global function: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn transport_sum(context: *mut xdp_md, length: u32) -> u32 {

@@ -1,4 +1,4 @@
-//! What is asked of the kernel, and the packet's bytes, which it has.
+//! Access to the kernel: packet bytes, routes, neighbours, sockets, and packets for the daemon.
 
 pub(crate) mod frame;
 pub(crate) mod generic_mode;

@@ -1,8 +1,8 @@
-//! This machine's own traffic: what answers it is this machine's, whatever rules say.
+//! This machine's own traffic, whose answers are for this machine, whatever rules say.
 //!
-//! Of connections and connected sockets, the kernel knows. It does not know whom a socket that is
-//! not connected has sent to, nor of echo requests: that is what
-//! [`sent`](crate::stages::own_traffic) notes here.
+//! The kernel knows connections and connected sockets. It does not know the destinations of
+//! unconnected sockets, nor of echo requests: [`stages::own_traffic`](crate::stages::own_traffic)
+//! notes those here.
 
 use aya_ebpf::{bindings::xdp_md, macros::map, maps::LruHashMap, programs::XdpContext};
 use router_common::{
@@ -20,19 +20,19 @@ use crate::{
     work::Work,
 };
 
-/// The tick in which this machine has last sent something that packets with this tuple answer, by
-/// UDP or as an echo request. Written by [`sent`](crate::stages::own_traffic) and read where
-/// sessions are opened; 5 MiB. The oldest go where there are more: answers to them are known no
-/// more.
+/// The tick in which this machine last sent something by UDP or as an echo request, by the tuple of
+/// the answer. Written by [`stages::own_traffic`](crate::stages::own_traffic) and read where
+/// sessions are opened; 5 MiB. LRU: beyond its size the oldest are forgotten, and their answers are
+/// not recognised.
 #[map]
 static OWN: LruHashMap<FlowKey, Shared<u32>> = LruHashMap::with_max_entries(1 << 16, 0);
 
-/// The same of IPv6, which only this machine itself uses: 2 MiB.
+/// As above, of IPv6, which only this machine itself uses: 2 MiB.
 #[map]
 static OWN_IPV6: LruHashMap<Ipv6Key, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
 
-/// Notes that this machine has sent something that packets with this tuple answer; `true` once a
-/// tick for each tuple, for what need not be done each time.
+/// Notes that this machine has sent something that packets with this tuple answer. Returns `true`
+/// once a tick for each tuple, for work that need not be done each time.
 #[inline(always)]
 pub(crate) fn note(answer: &FlowKey) -> bool {
     note_in(&OWN, answer)
@@ -56,14 +56,14 @@ fn note_in<K>(own: &LruHashMap<K, Shared<u32>>, answer: &K) -> bool {
             is_new
         }
         None => {
-            // Without room the answer is not known; there is nobody to tell.
+            // If the map has no room, the answer is not recognised.
             let _ = own.insert(answer, Shared::new(now.0), 0);
             true
         }
     }
 }
 
-/// Returns `true` if this machine has sent something lately that a packet with this tuple answers.
+/// Returns `true` if this machine has lately sent something that a packet with this tuple answers.
 #[inline(always)]
 pub(crate) fn has_sent(answer: &FlowKey) -> bool {
     is_in(&OWN, answer, answer.protocol())
@@ -85,7 +85,7 @@ fn is_in<K>(own: &LruHashMap<K, Shared<u32>>, answer: &K, protocol: Option<Proto
     }
 }
 
-/// Returns `true` if the packet answers what this machine itself has sent.
+/// Returns `true` if the packet answers this machine's own traffic.
 #[inline(always)]
 pub(crate) fn is_answer(work: &Work, ephemeral: PortRange) -> bool {
     let ephemeral = u32::from(ephemeral.first) | u32::from(ephemeral.last) << 16;
@@ -93,7 +93,7 @@ pub(crate) fn is_answer(work: &Work, ephemeral: PortRange) -> bool {
 }
 
 /// As [`is_answer`]. A global function: the verifier looks at it once, and not wherever it is
-/// called. It reads the packet again, since a caller may have read one that has no tuple.
+/// called. It parses the packet again, since a caller may not have its tuple.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn answers_own_traffic(context: *mut xdp_md, ephemeral: u32) -> u32 {

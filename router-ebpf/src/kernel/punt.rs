@@ -1,4 +1,4 @@
-//! Handing packets to the daemon.
+//! Punting: packets that are handed to the daemon.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -22,20 +22,20 @@ use crate::{
     work::Work,
 };
 
-/// Packets for the daemon, which reads them: room for nearly 300.
+/// Punted packets, read by the daemon: room for nearly 300.
 #[map]
 static PUNTS: RingBuf = RingBuf::with_byte_size(SIZE, 0);
 
 const SIZE: u32 = 1 << 20;
 
-/// Why a packet could not be handed over.
+/// The reason why a packet was not handed over.
 enum Failure {
     TooLong,
     NoRoom,
     Internal,
 }
 
-/// What stands before the packet in a [`Record`].
+/// The part of a [`Record`] before the packet.
 struct Head {
     kind: Kind,
     interface: u32,
@@ -51,7 +51,7 @@ impl Head {
     }
 }
 
-/// Puts the first `length` bytes of a frame's IP packet into a record with room for `ROOM`.
+/// Submits the first `length` bytes of a frame's IP packet in a record with room for `ROOM`.
 #[inline(always)]
 fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, head: &Head) -> Result<(), Failure> {
     let to_load = bounds::length::<ROOM>(u32::from(length)).ok_or(Failure::TooLong)?;
@@ -82,15 +82,14 @@ fn put<const ROOM: usize>(frame: &XdpFrame, length: u16, head: &Head) -> Result<
     }
 }
 
-/// The interface that a frame came in on, as the daemon is told.
+/// Returns the kernel's index of the interface that the packet came in on.
 #[inline(always)]
 fn ingress(work: &Work) -> u32 {
     work.settings.index(work.ingress)
 }
 
-/// Gives a packet, which must be as it was received, to the daemon, until the neighbour that
-/// [`next_hop::resolve`] has just found to be without a MAC address has answered; the reason the
-/// packet leaves this program by.
+/// Hands a packet, as it was received, to the daemon, until the neighbour of the last look-up
+/// ([`next_hop::resolve`]) has answered. Returns the reason that the packet ends for.
 #[inline(always)]
 pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
     match put_waiting(work.frame.context().ctx, ip_length.into(), ingress(work)) {
@@ -100,13 +99,13 @@ pub(crate) fn wait(work: &Work, ip_length: u16) -> Reason {
     }
 }
 
-// What `put_waiting` answers.
+// Results of `put_waiting`.
 const WAITS: u32 = 0;
 const UNRESOLVED: u32 = 1;
 const FAILED: u32 = 2;
 
-/// As [`wait`]. A global function: the verifier looks at it once, and not together with every way
-/// that leads to it.
+/// As [`wait`]. A global function: the verifier looks at it once, and not on every path that leads
+/// to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) -> u32 {
@@ -120,8 +119,8 @@ extern "C" fn put_waiting(context: *mut xdp_md, ip_length: u32, ingress: u32) ->
     }
 }
 
-/// Gives a translated packet to the daemon, since it is larger than its next hop takes; the reason
-/// the packet leaves this program by.
+/// Hands a translated packet that is larger than its next hop's MTU to the daemon, which splits it.
+/// Returns the reason that the packet ends for.
 #[inline(always)]
 pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
     let egress = work.settings.index(u32::from(next_hop.slot));
@@ -137,19 +136,19 @@ pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
     }
 }
 
-/// Gives a copy of a fragment to the daemon, to be held until it can be told whose it is; whether
-/// it was.
+/// Hands a copy of an early fragment to the daemon, which queues it until the first fragment
+/// arrives. Returns `true` if the ring had room.
 #[inline(always)]
 pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
-    // Anybody can send these, as many as they like: half of the room is for packets that have been
-    // judged.
+    // Any host can send these at any rate: half of the room is reserved for packets that rules or
+    // sessions have admitted.
     PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
         && put::<CAPACITY>(&work.frame, ip_length, &Head::new(Kind::EarlyFragment, ingress(work))).is_ok()
 }
 
-/// Tells the daemon that fragments of the same datagram as this one need not be held any longer.
+/// Tells the daemon to release the queued fragments of this one's datagram.
 #[inline(always)]
 pub(crate) fn release(frame: &XdpFrame) {
-    // Without room those that are held are lost, as packets are.
+    // If the ring has no room, the queued fragments are lost, as packets may be.
     let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, &Head::new(Kind::FirstFragment, 0));
 }

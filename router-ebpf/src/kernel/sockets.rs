@@ -28,9 +28,9 @@ const LISTEN: u32 = 10;
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether a packet with this tuple belongs to a connection of this machine: of TCP, any that is
-/// not just listening; of UDP, a socket that talks to this very peer, or to anyone from a port that
-/// the kernel gave it, as clients do.
+/// Returns `true` if a packet with this tuple belongs to a connection of this machine: with TCP, to
+/// any socket that is not listening; with UDP, to a socket that is connected to this peer, or to an
+/// unconnected one on a port that the kernel gave out, as clients have.
 #[inline(always)]
 pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey, ephemeral: PortRange) -> bool {
     match key.protocol() {
@@ -40,15 +40,16 @@ pub(crate) fn is_connected(context: *mut xdp_md, key: &FlowKey, ephemeral: PortR
     }
 }
 
-/// Whether a TCP packet with this tuple belongs to a connection of this machine, one that just
-/// begins included.
+/// Returns `true` if a TCP packet with this tuple belongs to a connection of this machine, also to
+/// one that is being opened.
 #[inline(always)]
 pub(crate) fn has_connection(context: *mut xdp_md, key: &FlowKey) -> bool {
     let (source, destination) = (u32::from_ne_bytes(key.source.0), u32::from_ne_bytes(key.destination.0));
     connection_exists(context, source, destination, key.ports()) != 0
 }
 
-/// A global function: the verifier looks at it once, and not along every way that leads to it.
+/// As [`has_connection`]. A global function: the verifier looks at it once, and not on every path
+/// that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn connection_exists(context: *mut xdp_md, source: u32, destination: u32, ports: u32) -> u32 {
@@ -155,8 +156,8 @@ const fn words(Ipv6([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]): Ipv6) -> 
     ]
 }
 
-/// Whether a packet with this tuple would reach a socket of this machine: a connection, or one that
-/// listens. An echo has none.
+/// Returns `true` if a packet with this tuple would reach a socket of this machine, connected or
+/// listening. Echoes never do.
 #[inline(always)]
 pub(crate) fn owns(context: *mut xdp_md, key: &FlowKey) -> bool {
     // SAFETY: what is found is given back.

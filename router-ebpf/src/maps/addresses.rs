@@ -12,7 +12,7 @@ static LOCAL_ADDRESSES: HashMap<Ipv4, u32> = HashMap::with_max_entries(4096, 0);
 #[map]
 static LOCAL_ADDRESSES_IPV6: HashMap<Ipv6, u32> = HashMap::with_max_entries(4096, 0);
 
-/// Whether this is one of this machine's own addresses, or a broadcast address of its networks.
+/// Returns `true` if this is an address of this machine, or a broadcast address of its networks.
 #[inline(always)]
 pub(crate) fn is_local(address: Ipv4) -> bool {
     local_address(address).is_some()

@@ -24,38 +24,37 @@ use router_common::{
 
 use crate::maps::{scratch::Scratch, settings};
 
-/// Every session's two flows. The programs insert, the daemon's sweep removes what has expired;
-/// both follow `router_common::table`. Sized by the daemon (`limits.flows`), which has it in its
-/// memory.
+/// The two flows of every session. The programs insert, and the daemon's sweep removes what has
+/// expired; both follow `router_common::table`. Sized by the daemon (`limits.flows`), which maps
+/// this memory.
 #[map]
 static FLOWS: Array<Bucket> = Array::with_max_entries(1 << 15, BPF_F_MMAPABLE);
 
-/// One record: how many sessions there are. Added to by the programs, taken from by the daemon,
-/// both atomically.
+/// One record: the number of sessions. The programs add to it, the daemon subtracts, both
+/// atomically.
 #[map]
 static OCCUPANCY: Array<Occupancy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// One counter a source, by a keyed hash of its address: sources that share one share their limit.
-/// Added to by the programs; taken from by the programs when a session is established, and by the
-/// daemon when one goes without having been. All atomically.
+/// Counters of half-open sessions by a keyed hash of their source: sources with the same hash share
+/// their limit. The programs add to them, and subtract when a session is established; the daemon
+/// subtracts for one that was removed before. All atomically.
 #[map]
 static HALF_OPEN: Array<HalfOpen> = Array::with_max_entries(HALF_OPEN_SLOTS, BPF_F_MMAPABLE);
 
-/// A walk along a chain. In a map and not on the stack, so that the verifier need not follow what
-/// it holds.
+/// Per-CPU scratch: a walk along a chain. The verifier does not follow the values in it.
 #[map]
 // SAFETY: numbers.
 static SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
-/// The time, in ticks.
+/// Returns the time in ticks.
 #[inline(always)]
 pub(crate) fn now() -> Ticks {
     // SAFETY: takes nothing and always answers.
     Ticks::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
-/// A bucket of the table, whose memory is shared: see `router_common::table` for who may write
-/// what.
+/// Returns a bucket of the table, in shared memory: see `router_common::table` for the rules of
+/// access.
 #[inline(always)]
 fn bucket(number: u32) -> Option<&'static Bucket> {
     FLOWS.get(number)
@@ -67,8 +66,8 @@ fn slot(index: u32) -> Option<&'static Slot> {
     Some(&slots[(index % BUCKET) as usize])
 }
 
-/// The live flow of a key, if it is near the start of its chain. For the fast path; a flow that is
-/// further on is the slow path's.
+/// Returns the live flow of a key, if it is near the start of its chain. For the fast path, which
+/// leaves flows further on to the slow path.
 #[inline(always)]
 pub(crate) fn find_near(key: &FlowKey, settings: &Live) -> Option<&'static Slot> {
     let hash = settings.seeds().hash(key);
@@ -97,13 +96,13 @@ fn probe(key: &FlowKey, home: u32) -> Option<&'static Slot> {
     None
 }
 
-/// The live flow of a key.
+/// Returns the live flow of a key.
 #[inline(always)]
 pub(crate) fn find(key: &FlowKey, settings: &Live) -> Option<&'static Slot> {
     find_or_vacancy(key, settings).ok()
 }
 
-/// The live flow of a key, or else where it may be put.
+/// Returns the live flow of a key, or the vacancy for one.
 #[inline(always)]
 pub(crate) fn find_or_vacancy(key: &FlowKey, settings: &Live) -> Result<&'static Slot, Vacancy> {
     let search = walk(key, settings, NO_SLOT).ok_or(Vacancy::UNKNOWN)?;
@@ -114,13 +113,13 @@ pub(crate) fn find_or_vacancy(key: &FlowKey, settings: &Live) -> Result<&'static
     }
 }
 
-/// The flow in this slot, if it is the live one of a key.
+/// Returns the flow in this slot, if it is the live one of a key.
 #[inline(always)]
 pub(crate) fn at(index: u32, key: &FlowKey) -> Option<&'static Slot> {
     slot(index).filter(|slot| slot.is_flow(key))
 }
 
-/// The slot at this index, whatever is in it.
+/// Returns the slot at this index, in any state.
 #[inline(always)]
 pub(crate) fn at_index(index: u32) -> Option<&'static Slot> {
     slot(index)
@@ -132,7 +131,7 @@ pub(crate) fn index_of(key: &FlowKey, settings: &Live) -> u32 {
     walk(key, settings, NO_SLOT).map_or(NO_SLOT, Search::found)
 }
 
-/// Whether nobody else may have a key: there is a live flow of it, or it is held.
+/// Returns `true` if a key is taken: it has a live flow, or it is held.
 #[inline(always)]
 pub(crate) fn is_taken(key: &FlowKey) -> bool {
     settings::get().is_some_and(|settings| match find_or_vacancy(key, settings) {
@@ -141,17 +140,16 @@ pub(crate) fn is_taken(key: &FlowKey) -> bool {
     })
 }
 
-/// Whether there is a live flow of a key.
+/// Returns `true` if a key has a live flow.
 #[inline(always)]
 pub(crate) fn is_there(key: &FlowKey) -> bool {
     settings::get().is_some_and(|settings| find(key, settings).is_some())
 }
 
-/// Inserts a flow whose key is not there yet, and makes it live: packets with `key` become `to`.
-/// The slot's index.
+/// Inserts a flow with a new key and makes it live: packets with `key` become `to`. Returns the
+/// slot's index.
 ///
-/// `vacancy`: where this packet's look for the key has found that it may be put, or
-/// [`Vacancy::UNKNOWN`].
+/// `vacancy` is what this packet's look-up of the key has found, or [`Vacancy::UNKNOWN`].
 #[inline(always)]
 pub(crate) fn insert(key: &FlowKey, to: &FlowKey, tag: Tag, vacancy: Vacancy) -> Result<u32, InsertError> {
     let insertion = INSERTION.get().ok_or(InsertError::Full)?;
@@ -165,29 +163,28 @@ pub(crate) fn insert(key: &FlowKey, to: &FlowKey, tag: Tag, vacancy: Vacancy) ->
     }
 }
 
-/// A flow on its way into the table.
+/// A flow that is being inserted.
 struct Insertion {
     key: Cell<FlowKey>,
     entry: FlowEntry,
 }
 
-/// The flow that [`flow_table_insert`] inserts.
+/// Per-CPU scratch: the flow that [`flow_table_insert`] inserts.
 #[map]
 // SAFETY: numbers and bytes.
 static INSERTION: Scratch<Insertion> = unsafe { Scratch::new() };
 
-// What `flow_table_insert` answers beside a slot's index.
+// Results of `flow_table_insert` besides a slot's index.
 const EXISTS: u32 = u32::MAX;
 const CONTENDED: u32 = u32::MAX - 1;
 const FULL: u32 = u32::MAX - 2;
 
-/// How often an insertion is tried where another CPU is at work in the same place. Each of its
-/// flows is in the way for the time of a few loads and stores, so the second attempt nearly always
-/// does.
+/// The attempts to insert while the slots are contended. Each insertion of another CPU takes a few
+/// loads and stores, so the second attempt nearly always succeeds.
 const ATTEMPTS: u32 = 4;
 
-/// Inserts what is in `INSERTION` with this tag, in the slot `index` if it is as it was `seen`: the
-/// slot's index, or why not.
+/// Inserts the flow in `INSERTION` with this tag, in the slot `index` if its tag is still `seen`.
+/// Returns the slot's index, or the reason why not.
 ///
 /// A global function: the verifier looks at it once, and not wherever it is called.
 #[unsafe(no_mangle)]
@@ -199,13 +196,13 @@ extern "C" fn flow_table_insert(tag: u32, index: u32, seen: u32) -> u32 {
         if result != CONTENDED {
             return result;
         }
-        // The next one looks for a place itself.
+        // The next attempt looks for a vacancy itself.
         index = NO_SLOT;
     }
     CONTENDED
 }
 
-/// As `flow_table_insert`, once. A global function, see there.
+/// A single attempt of `flow_table_insert`. A global function, see there.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_attempt(tag: u32, index: u32, seen: u32) -> u32 {
@@ -241,19 +238,19 @@ const fn code(error: InsertError) -> u32 {
 /// Walks along a key's chains. `None` never happens.
 #[inline(always)]
 fn walk(key: &FlowKey, settings: &Live, mine: u32) -> Option<&'static Search> {
-    // In place: a whole one would be put together on the stack first.
+    // In place, since a new one would be built on the stack first.
     let (search, regions) = (SEARCH.get()?, settings.regions());
     search.start(key, &regions, settings.seeds().homes(key, &regions), mine);
     flow_table_walk();
     Some(search)
 }
 
-/// Does the walk that is in `SEARCH`. A global function, see above.
+/// Walks as `SEARCH` says. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_walk() -> u32 {
     let Some(search) = SEARCH.get() else { return 0 };
-    // Both chains are asked for before the first is walked: one wait for the memory and not two.
+    // Both chains are loaded before the first is walked, to wait for memory once and not twice.
     if let Some(slot) = slot(search.next()) {
         slot.tag();
     }
@@ -279,15 +276,15 @@ extern "C" fn flow_table_walk() -> u32 {
     0
 }
 
-/// A step of a walk beyond its first ones. A callback of `bpf_loop`, so that the verifier looks at
-/// it once.
+/// A later step of a walk. A callback of `bpf_loop`, so that the verifier looks at it once.
 unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
     let is_over = flow_table_look((REACH / BUCKET).wrapping_add(step));
     // It is 0 or 1, but not as far as the verifier sees.
     i64::from(bounds::opaque(is_over) & 1)
 }
 
-/// One step of a walk, of a bucket; whether that ends it. A global function, see above.
+/// A step of a walk, which looks at one bucket. Returns 1 if the walk is over. A global function,
+/// see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_table_look(step: u32) -> u32 {
@@ -296,13 +293,13 @@ extern "C" fn flow_table_look(step: u32) -> u32 {
     u32::from(bucket(first / BUCKET).is_none_or(|bucket| search.look(first, bucket)))
 }
 
-/// How full the table is.
+/// Returns the number of sessions in the table.
 #[inline(always)]
 pub(crate) fn occupancy() -> Option<&'static Occupancy> {
     OCCUPANCY.get(0)
 }
 
-/// How many sessions of a source are still opening.
+/// Returns the counter of a source's half-open sessions.
 #[inline(always)]
 pub(crate) fn half_open(settings: &Live, source: Ipv4) -> Option<&'static HalfOpen> {
     HALF_OPEN.get(half_open_slot(&settings.seeds(), source))

@@ -1,5 +1,5 @@
-//! The count of a source's sessions that are still opening, and the one of them that makes room for
-//! another, see [`router_common::maps::openings`].
+//! Counts each source's half-open sessions, and removes the oldest one to make room for another,
+//! see [`router_common::maps::openings`].
 
 use core::cell::Cell;
 
@@ -27,9 +27,8 @@ use router_common::{
 
 use crate::maps::{flows, removal, scratch::Scratch, settings};
 
-/// Notes of sessions that have been opened, by ring: 8 MiB. Written by whoever has taken the place,
-/// read by whoever looks for a session to make room; what a note says is believed only where the
-/// flow table says the same.
+/// Notes of opened sessions, by ring: 8 MiB. A CPU writes the places that it has taken; searches
+/// for a session to remove read them, and believe a note only if the flow table agrees.
 #[map]
 static OPENINGS: Array<Shared<u64>> = Array::with_max_entries(RINGS * NOTES, 0);
 
@@ -37,58 +36,58 @@ static OPENINGS: Array<Shared<u64>> = Array::with_max_entries(RINGS * NOTES, 0);
 #[map]
 static OPENINGS_ENDS: Array<Ends> = Array::with_max_entries(RINGS, 0);
 
-/// One: how many sessions may still make room for others. Taken from atomically.
+/// One record: the number of sessions that may still be removed. Taken from atomically.
 #[map]
 static ROOM: Array<TokenBucket> = Array::with_max_entries(1, 0);
 
-/// A search for a session to make room.
+/// A search for a session to remove.
 struct Search {
-    /// The place where the source's half-open sessions are counted.
+    /// The counter of the source's half-open sessions.
     counted: Cell<u32>,
     ring: Cell<u32>,
-    /// The place to look at next, and the one behind the last.
+    /// The next place to look at, and the end of the range.
     at: Cell<u32>,
     end: Cell<u32>,
-    /// 1 while all that was looked at need not be looked at again.
+    /// 1 while every note that was looked at can be forgotten.
     in_vain: Cell<u32>,
-    /// The number of those that have been answered; the oldest of these, and its tag.
+    /// The number of answered sessions among them; the oldest of these, and its tag.
     answered: Cell<u32>,
     fallback: Cell<u32>,
     tag: Cell<u32>,
-    /// 1 when a session has made room.
+    /// 1 if a session was removed.
     made: Cell<u32>,
 }
 
-/// The search of each CPU, which makes one at a time.
+/// Per-CPU scratch: the search that is going on.
 #[map]
 // SAFETY: numbers.
 static ROOM_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
-/// The way in which a session came to be counted.
+/// How a session was admitted.
 #[derive(Clone, Copy)]
 pub(crate) enum Entered {
-    /// There was room.
+    /// The source was below its limit.
     Room,
-    /// Another of its source's made room.
+    /// Another session of the source was removed.
     InPlace,
 }
 
-/// Counts one more. Where a source has as many as it may, the oldest that nobody has answered makes
-/// room, or else the oldest of all that are still opening; `None` if there is none, and nothing was
-/// counted.
+/// Counts one more half-open session. At the source's limit, the oldest unanswered one is removed
+/// to make room, or else the oldest half-open one. Returns `None` if there is none; nothing is
+/// counted then.
 #[inline(always)]
 pub(crate) fn enter(settings: &Live, source: Ipv4) -> Option<Entered> {
     if flows::half_open(settings, source)?.enter(settings.half_open_per_source()) {
         Some(Entered::Room)
     } else if make_room(u32::from_ne_bytes(source.0)) != 0 {
-        // The new one is counted in its place.
+        // The new one takes its place in the counter.
         Some(Entered::InPlace)
     } else {
         None
     }
 }
 
-/// Counts one less.
+/// Counts one half-open session less.
 #[inline(always)]
 pub(crate) fn leave(settings: &Live, source: Ipv4) {
     if let Some(counter) = flows::half_open(settings, source) {
@@ -101,20 +100,20 @@ fn ring_of(settings: &Live, source: Ipv4) -> u32 {
     source_hash(&settings.seeds(), source) % RINGS
 }
 
-/// Notes a source's session that opens, whose client's flow is in this slot.
+/// Notes a half-open session of a source, with its forward flow in this slot.
 #[inline(always)]
 pub(crate) fn note(settings: &Live, source: Ipv4, slot: u32) {
     let Some(forward) = flows::at_index(slot) else { return };
     put(ring_of(settings, source), Note::new(slot, forward.entry.opened()));
 }
 
-/// A note that is to be put into a ring.
+/// A note to be written into a ring.
 struct Noting {
     ring: u32,
     note: u64,
 }
 
-/// Puts a note into a ring, where there is none of a session that still opens.
+/// Writes a note into a ring, not over that of a session that is still half-open.
 #[inline(always)]
 fn put(ring: u32, note: Note) {
     let mut noting = Noting { ring, note: note.number() };
@@ -122,7 +121,7 @@ fn put(ring: u32, note: Note) {
     unsafe { bpf_loop(PUSH_ATTEMPTS, try_to_put as *const () as *mut c_void, (&raw mut noting).cast(), 0) };
 }
 
-/// Tries the next place of a ring. A callback of `bpf_loop`; 1 if the note is there.
+/// Tries the next place of a ring. A callback of `bpf_loop`; returns 1 if the note is written.
 unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     // SAFETY: the caller's.
     let noting = unsafe { &*context.cast::<Noting>() };
@@ -130,7 +129,7 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 1 };
     let Some(place) = OPENINGS.get(index(ring, ends.push())) else { return 1 };
     let earlier = place.get();
-    // What is passed over is one of the newest from now on.
+    // A note that is passed over counts as one of the newest from now on.
     if number + 1 < PUSH_ATTEMPTS
         && earlier != note
         && !matches!(found(Note::from_number(earlier), None).1, NoteState::Gone)
@@ -141,12 +140,12 @@ unsafe extern "C" fn try_to_put(number: u32, context: *mut c_void) -> i64 {
     1
 }
 
-/// The tag of the slot that a note names, and what has become of the session, for who looks for one
-/// that is counted in this place.
+/// Returns the tag of the slot that a note names, and the state of the session, for a search in the
+/// sessions of this counter.
 #[inline(always)]
 fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, NoteState) {
     let Some(slot) = flows::at_index(note.slot()) else { return (Tag::EMPTY, NoteState::Gone) };
-    // The tag first: what it is the tag of is what is compared.
+    // The tag first, since the key and entry that belong to it are compared.
     let tag = slot.tag();
     let is_noted = slot.entry.opened() == note.opened();
     let is_theirs = match counted {
@@ -156,8 +155,8 @@ fn found(note: Note, counted: Option<(&Live, u32)>) -> (Tag, NoteState) {
     (tag, note_state(tag, is_noted, is_theirs))
 }
 
-/// Has a session of this source make room: 1 if one has, which is gone, and is still counted as
-/// half-open. A global function: the verifier looks at it apart from its callers.
+/// Removes a half-open session of this source. Returns 1 if it did; the session is still counted
+/// then. A global function: the verifier looks at it apart from its callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn make_room(source: u32) -> u32 {
@@ -168,7 +167,7 @@ extern "C" fn make_room(source: u32) -> u32 {
     let source = Ipv4(source.to_ne_bytes());
     let ring = ring_of(settings, source);
     let Some(ends) = OPENINGS_ENDS.get(ring) else { return 0 };
-    // Whoever may not is not to search. SAFETY: takes nothing and always answers.
+    // No search beyond the rate. SAFETY: takes nothing and always answers.
     if !room.has_token(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
         return 0;
     }
@@ -189,8 +188,8 @@ extern "C" fn make_room(source: u32) -> u32 {
     search.made.get()
 }
 
-/// Has a session that was found make room, if one may yet: 1 if it has. Inlined: calls are as deep
-/// as they may be.
+/// Removes a session that was found, if the rate allows it. Returns 1 if it did. Inlined: calls are
+/// as deep as they may be.
 #[inline(always)]
 fn give_way(slot: u32, tag: u32) -> u32 {
     let (Some(occupancy), Some(room)) = (flows::occupancy(), ROOM.get(0)) else { return 0 };
@@ -201,8 +200,8 @@ fn give_way(slot: u32, tag: u32) -> u32 {
     removal::session_gives_way(slot, tag)
 }
 
-/// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; 1 ends the
-/// search.
+/// Looks at one note. A callback of `bpf_loop`, so that the verifier looks at it once; returns 1 to
+/// end the search.
 unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
     let (Some(search), Some(settings)) = (ROOM_SEARCH.get(), settings::get()) else { return 1 };
     if search.at.get() == search.end.get() {
@@ -217,7 +216,7 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
             if search.in_vain.get() != 0
                 && let Some(ends) = OPENINGS_ENDS.get(search.ring.get())
             {
-                // This overwrites none of them: as many places as are taken at the end have been
+                // This overwrites no other note: as many places as are taken at the end have been
                 // forgotten.
                 if matches!(note_state, NoteState::OtherSource)
                     && let Some(place) = OPENINGS.get(index(search.ring.get(), ends.push()))
@@ -231,8 +230,8 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
         NoteState::Unanswered => {
             search.in_vain.set(0);
             search.made.set(give_way(note.slot(), tag.0));
-            // If not, another CPU was at it, or took the last of the rate. It is 0 or 1, but not as
-            // far as the verifier sees.
+            // If not, another CPU was faster, or took the last of the rate. The result is 0 or 1,
+            // which the verifier does not see.
             i64::from(bounds::opaque(search.made.get()) & 1)
         }
         NoteState::Answered => {

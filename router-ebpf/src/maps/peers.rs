@@ -1,4 +1,4 @@
-//! The addresses that sessions lead to.
+//! The targets of sessions, by which early fragments are judged.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use router_common::{
@@ -11,11 +11,11 @@ use router_common::{
 
 use crate::maps::flows;
 
-/// The addresses that sessions lead to, by a keyed hash.
+/// The targets of sessions, by a keyed hash.
 #[map]
 static PEERS: Array<Peer> = Array::with_max_entries(PEER_SLOTS, BPF_F_MMAPABLE);
 
-/// Notes that a session leads to an address.
+/// Notes that a session has this target.
 #[inline(always)]
 pub(crate) fn note(settings: &Live, address: Ipv4) {
     if let Some(peer) = PEERS.get(peer_slot(&settings.seeds(), address)) {
@@ -23,8 +23,8 @@ pub(crate) fn note(settings: &Live, address: Ipv4) {
     }
 }
 
-/// Returns `true` if a session leads to an address, or has done so moments ago. Others with the
-/// same hash count as well.
+/// Returns `true` if a session has this target, or had it moments ago. Addresses with the same hash
+/// count as well.
 #[inline(always)]
 pub(crate) fn is_one(settings: &Live, address: Ipv4) -> bool {
     PEERS.get(peer_slot(&settings.seeds(), address)).is_some_and(|peer| peer.is_recent(flows::now()))

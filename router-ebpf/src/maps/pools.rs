@@ -16,26 +16,26 @@ use router_common::{
 
 use crate::maps::{flows, scratch::Scratch};
 
-/// Which pool belongs to which target. Inserted by the programs where ports are tried in vain,
-/// removed by the daemon where few are taken. Sized by the daemon: that needs many sessions with a
-/// target, so there cannot be many.
+/// The pool of each target. The programs insert a target whose ports are crowded, and the daemon
+/// removes one with few taken ports. Sized by the daemon: only targets with many sessions have
+/// pools, so there cannot be many.
 #[map]
 static POOLS: HashMap<PoolKey, u32> = HashMap::with_max_entries(16, 0);
 
-/// The pools. As many as there are keys; the daemon has them in its memory.
+/// The pools, as many as keys. The daemon maps this memory.
 #[map]
 static POOL_BITS: Array<Pool> = Array::with_max_entries(16, BPF_F_MMAPABLE);
 
-/// The search for a pool that is not in use.
+/// A search for an unused pool.
 struct Search {
-    /// The pool, or [`NONE`].
+    /// The pool that was found, or [`NONE`].
     found: Cell<u32>,
-    /// How many were searched in vain, and when, the last time that it was so.
+    /// The number of pools that the last search without success went through, and when.
     in_vain: Cell<u32>,
     at: Cell<Ticks>,
 }
 
-/// The search that a CPU makes.
+/// Per-CPU scratch: the search that is going on.
 #[map]
 // SAFETY: numbers.
 static POOL_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
@@ -43,24 +43,24 @@ static POOL_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 /// No pool.
 const NONE: u32 = u32::MAX;
 
-/// More than there can be.
+/// More than the number of pools.
 pub(crate) const ALL: u32 = 1 << 16;
 
-/// The pool of this number.
+/// Returns the pool of this number.
 #[inline(always)]
 pub(crate) fn pool(index: u32) -> Option<&'static Pool> {
     POOL_BITS.get(index)
 }
 
-/// The number of a target's pool, if it has one.
+/// Returns the number of a target's pool.
 #[inline(always)]
 pub(crate) fn find(key: &PoolKey) -> Option<u32> {
     // SAFETY: the value is a number that does not change.
     unsafe { POOLS.get(key) }.copied()
 }
 
-/// The number of a target's pool, which is made if there is none, of the first so many. `None` if
-/// these are in use.
+/// Returns the number of a target's pool. If it has none, takes an unused one among the first
+/// `among`; `None` if all of those are in use.
 #[inline(always)]
 pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     if let Some(index) = find(key) {
@@ -68,7 +68,7 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     }
     let search = POOL_SEARCH.get()?;
     let now = flows::now();
-    // That takes a while, and only the daemon gives pools back.
+    // A search takes a while, and only the daemon frees pools.
     if search.in_vain.get() >= among && search.at.get() == now {
         return None;
     }
@@ -84,7 +84,7 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     search.in_vain.set(0);
     match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
         Ok(()) => Some(index),
-        // Another CPU has made one at the same time.
+        // Another CPU has inserted one at the same time.
         Err(_) => {
             pool(index)?.unclaim();
             find(key)
@@ -92,10 +92,10 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     }
 }
 
-/// One step of the search for a pool that is not in use. A callback of `bpf_loop`; 1 ends it.
+/// A step of the search for an unused pool. A callback of `bpf_loop`; returns 1 to end it.
 unsafe extern "C" fn claim(index: u32, _context: *mut c_void) -> i64 {
     let (Some(pool), Some(search)) = (pool(index), POOL_SEARCH.get()) else { return 1 };
-    // Most are another's, and whoever only looks does not take their memory from other CPUs.
+    // Most pools are in use; a look does not take the cache line from other CPUs.
     if !pool.is_used() && pool.claim() {
         search.found.set(index);
         return 1;

@@ -1,6 +1,6 @@
-//! Removing a session from the data plane, where this machine's own traffic has its ports, or where
-//! it still opens and makes room for another of its source. Otherwise the daemon's sweep does, and
-//! `claim` where a session that is over gives way to the next one of its tuple.
+//! Removes sessions where this machine's own traffic needs their ports, and opening ones that make
+//! room for another of their source. All others are removed by the daemon's sweep, or by the stage
+//! `claim` if a session that is over gives way to the next one of its tuple.
 
 use router_common::{
     address::{Ipv4, Port},
@@ -12,20 +12,20 @@ use router_common::{
 
 use crate::maps::{flows, pools, settings};
 
-/// What has become of the session that has a tuple.
+/// The result of a removal.
 #[repr(u32)]
 #[derive(Clone, Copy)]
 pub(crate) enum Removal {
-    /// There was none, or somebody else is removing it.
+    /// There was no session, or another CPU is removing it.
     Nothing = 0,
-    /// It is a connection that has been answered, and not ended: it stays.
+    /// The session is a connection that was answered and has not ended: it stays.
     Alive = 1,
-    /// It is gone.
+    /// The session is removed.
     Removed = 2,
 }
 
-/// Removes the session whose packets, in either direction, come in with this tuple, as the daemon's
-/// sweep does, but for a connection that is alive.
+/// Removes the session that packets with this tuple match, in either direction, as the daemon's
+/// sweep does. A live connection stays.
 #[inline(always)]
 pub(crate) fn remove(key: &FlowKey) -> Removal {
     match remove_session(key.addresses(), key.ports(), key.protocol_number().into()) {
@@ -35,8 +35,8 @@ pub(crate) fn remove(key: &FlowKey) -> Removal {
     }
 }
 
-/// As [`remove`], of a tuple in numbers. A global function: the verifier looks at it apart from its
-/// caller.
+/// As [`remove`], for a tuple in numbers. A global function: the verifier looks at it apart from
+/// its caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
@@ -46,7 +46,7 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     let Some(slot) = flows::find(&key, settings) else { return Removal::Nothing as u32 };
     let twin_key = key.twin(&slot.entry.rewrite());
     let Some(twin) = flows::find(&twin_key, settings) else { return Removal::Nothing as u32 };
-    // What is left of half a session may lead to a later session's.
+    // The remains of half a session may lead to a later session.
     if twin_key.twin(&twin.entry.rewrite()) != key {
         return Removal::Nothing as u32;
     }
@@ -57,7 +57,7 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     if protocol == Protocol::Tcp as u32 && is_alive(forward.tag(), reply.tag()) {
         return Removal::Alive as u32;
     }
-    // In this order: the reply flow holds the port.
+    // In this order, since the reply flow holds the port.
     let Some(tag) = retire(forward) else { return Removal::Nothing as u32 };
     if let Some(occupancy) = flows::occupancy() {
         occupancy.leave();
@@ -71,9 +71,8 @@ extern "C" fn remove_session(addresses: u64, ports: u32, protocol: u32) -> u32 {
     Removal::Removed as u32
 }
 
-/// Removes the session whose client's flow is in this slot, if that has this tag and no other by
-/// now, and leaves it counted as half-open: 1 if it was this call that did. A global function, see
-/// above.
+/// Removes the session whose client's flow has this tag in this slot, and leaves it counted as
+/// half-open. Returns 1 if this call removed it. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn session_gives_way(index: u32, tag: u32) -> u32 {
@@ -97,7 +96,7 @@ pub(crate) extern "C" fn session_gives_way(index: u32, tag: u32) -> u32 {
     1
 }
 
-/// Retires a session's reply flow, whose forward flow is gone, and so frees its port.
+/// Retires the reply flow of a session without a forward flow, and so frees its port.
 #[inline(always)]
 fn free_port(reply: &Slot, key: &FlowKey) {
     // Otherwise the sweep finds it.
@@ -116,11 +115,10 @@ const fn is_alive(forward: Tag, reply: Tag) -> bool {
     !connection.is_over() && !connection.is_unanswered()
 }
 
-/// How often a flow is tried to be retired while packets of its session note in its tag what they
-/// show.
+/// The attempts to retire a flow while packets of its session change its tag.
 const ATTEMPTS: u32 = 4;
 
-/// Retires a live flow: the tag that it had, if it was this call that did.
+/// Retires a live flow. Returns the tag that it had, if this call retired it.
 #[inline(always)]
 fn retire(slot: &Slot) -> Option<Tag> {
     for _ in 0..ATTEMPTS {

@@ -1,4 +1,4 @@
-//! Which rule a packet opens a session by.
+//! The rule sets.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -17,7 +17,7 @@ use router_common::{
 // All of these are written by the daemon and only read here; see `router_common::maps::rules` for
 // how a new rule set takes over.
 
-/// What a rule set says beside its rules, by bank.
+/// The rule sets without their rules, by bank.
 #[map]
 static RULE_SETS: Array<RuleSet> = Array::with_max_entries(2, 0);
 
@@ -35,17 +35,17 @@ static MASQUERADES: Array<Masquerade> = Array::with_max_entries(2 * MAX_MASQUERA
 static LISTENERS: LpmTrie<ListenKey, u32> =
     LpmTrie::with_max_entries(2 * 32 * MAX_RULES as u32, BPF_F_NO_PREALLOC);
 
-/// Which sources may use which forward rule; and the sources of all rules together.
+/// The sources that may use each forward; and the sources of all rules together.
 #[map]
 static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
 
-/// The rule set of a version.
+/// Returns the rule set of a version.
 #[inline(always)]
 pub(crate) fn rule_set(version: u32) -> Option<&'static RuleSet> {
     RULE_SETS.get(router_common::maps::rules::bank(version))
 }
 
-/// The rule set of a version; `None` before the first.
+/// Returns the rule set of a version; `None` before the first.
 #[inline(always)]
 pub(crate) fn in_force(version: u32) -> Option<&'static RuleSet> {
     if version == 0 { None } else { rule_set(version) }
@@ -58,7 +58,7 @@ pub(crate) fn is_rule_source(version: u32, source: Ipv4) -> bool {
     SOURCES.get(Key::new(SourceKey::FULL, key)).is_some()
 }
 
-/// What a rule keeps TCP's segments to, see [`Rule::mss`].
+/// Returns the largest TCP segment of a rule's sessions, see [`Rule::mss`].
 #[inline(always)]
 pub(crate) fn mss(version: u32, rule: u16) -> u16 {
     RULES.get(rule_index(version, rule)).map_or(0, |rule| rule.mss)
@@ -93,8 +93,8 @@ pub(crate) fn has_target(version: u32, rule: u16, address: Ipv4, port: Port, lis
 }
 
 /// Returns 1 if the rule at this index leads a packet to this address and to the first of the two
-/// ports, which has come to the second. A global function: the verifier looks at its loop once, and
-/// not together with every way that leads to it.
+/// ports, if it came to the second. A global function: the verifier looks at its loop once, and not
+/// on every path that leads to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule_leads_to(index: u32, address: u32, ports: u32) -> u32 {

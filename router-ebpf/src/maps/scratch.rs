@@ -1,10 +1,10 @@
-//! Memory of each CPU's own, for what is too large for the stack, or what the verifier had better
+//! Per-CPU scratch: memory for values that are too large for the stack, or that the verifier should
 //! not follow.
 
 use aya_ebpf::maps::PerCpuArray;
 
-/// One `T` a CPU. Several functions of a program have it at the same time, so what changes in it is
-/// in cells.
+/// Per-CPU scratch of type `T`. Several functions of a program use it at the same time, so its
+/// fields are cells.
 #[repr(transparent)]
 pub(crate) struct Scratch<T>(PerCpuArray<T>);
 
@@ -14,15 +14,15 @@ pub(crate) struct Scratch<T>(PerCpuArray<T>);
 unsafe impl<T> Sync for Scratch<T> {}
 
 impl<T> Scratch<T> {
-    /// One that starts as zero, as a map's memory does.
+    /// Declares scratch, which starts as zero, as a map's memory does.
     ///
     /// # Safety
-    /// Zero is a value of every field.
+    /// Zero is a valid value of every field.
     pub(crate) const unsafe fn new() -> Self {
         Self(PerCpuArray::with_max_entries(1, 0))
     }
 
-    /// This CPU's. `None` never happens, but the verifier cannot know.
+    /// Returns this CPU's. `None` never happens, but the verifier cannot know.
     #[inline(always)]
     pub(crate) fn get(&'static self) -> Option<&'static T> {
         self.0.get(0)

@@ -7,18 +7,18 @@ use router_common::maps::settings::Live;
 #[map]
 static SETTINGS: Array<Live> = Array::with_max_entries(1, 0);
 
-/// The settings; `None` never happens, but the verifier cannot know.
+/// Returns the settings. `None` never happens, but the verifier cannot know.
 #[inline(always)]
 pub(crate) fn get() -> Option<&'static Live> {
     SETTINGS.get(0)
 }
 
-/// 1 where the programs are attached in generic mode. Frozen when they are loaded, so that
-/// otherwise the verifier leaves out what depends on it.
+/// Set to 1 where the programs are attached in generic mode, and frozen when they are loaded, so
+/// that otherwise the verifier removes the code for it.
 #[unsafe(no_mangle)]
 static GENERIC_MODE: u8 = 0;
 
-/// Returns `true` in generic mode, where XDP runs behind the driver and GRO.
+/// Returns `true` in generic mode, where XDP runs after the driver and GRO.
 #[inline(always)]
 pub(crate) fn in_generic_mode() -> bool {
     // SAFETY: a static of this program. Volatile, since it is not what it was compiled as.

@@ -13,17 +13,17 @@ use router_common::{
 
 use crate::{kernel::frame::XdpFrame, maps::flows};
 
-/// One block a CPU (26 KiB each): a packet finds all its counters with one look-up, which the
-/// kernel inlines. Only the CPU that a block belongs to writes it; the daemon reads.
+/// A block for each CPU (26 KiB): a packet finds all its counters with one look-up, which the
+/// kernel inlines. Only its own CPU writes a block; the daemon reads.
 #[map]
 static STATS: PerCpuArray<CpuStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// A CPU's block. No reference: whoever counts reaches for the one counter, so that several may
-/// have this at the same time.
+/// This CPU's block. Not a reference: each counter is reached for by itself, so that several
+/// functions may have the block at the same time.
 #[derive(Clone, Copy)]
 pub(crate) struct Stats(*mut CpuStats);
 
-/// A place in a CPU's block, for one statement.
+/// A place in this CPU's block, for one statement.
 macro_rules! place {
     ($stats:ident, $($place:tt)+) => {
         // SAFETY: the block is this CPU's own and stays mapped, and a program is not interrupted by
@@ -32,27 +32,27 @@ macro_rules! place {
     };
 }
 
-/// This CPU's block; `None` never happens, but the verifier cannot know.
+/// Returns this CPU's block. `None` never happens, but the verifier cannot know.
 #[inline(always)]
 pub(crate) fn block() -> Option<Stats> {
     STATS.get_ptr_mut(0).map(Stats)
 }
 
 impl Stats {
-    /// The time, as [`flows::now`] has it, mostly without a call.
+    /// Returns the time, as [`flows::now`] does, mostly without a call.
     #[inline(always)]
     pub(crate) fn now(self) -> Ticks {
         // SAFETY: takes nothing and always answers. The kernel makes it a load.
         place!(self, clock).now(unsafe { bpf_jiffies64() }, flows::now)
     }
 
-    /// Counts a frame that came in.
+    /// Counts a frame that was received.
     #[inline(always)]
     pub(crate) fn received(self, slot: u32, frame: &XdpFrame) {
         place!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].received).count(frame.length() as u64);
     }
 
-    /// Counts a frame that goes out.
+    /// Counts a frame that is transmitted.
     #[inline(always)]
     pub(crate) fn transmitted(self, slot: u32, reason: Reason, frame: &XdpFrame) {
         place!(self, interfaces[slot as usize & (MAX_INTERFACES - 1)].transmitted)
@@ -60,15 +60,15 @@ impl Stats {
         self.ended(reason, frame);
     }
 
-    /// Counts a frame of a known session, which came in and goes out: all that
-    /// [`received`](Self::received) and [`transmitted`](Self::transmitted) count of it.
+    /// Counts a frame of an established session that the fast path forwards: all that
+    /// [`received`](Self::received) and [`transmitted`](Self::transmitted) count.
     #[inline(always)]
     pub(crate) fn passed_on(self, ingress: u32, egress: u32, frame: &XdpFrame) {
         const MASK: usize = MAX_INTERFACES - 1;
         place!(self, passed_on[ingress as usize & MASK][egress as usize & MASK]).count(frame.length() as u64);
     }
 
-    /// Counts the reason why a frame leaves the program.
+    /// Counts a frame under the reason that it ends for.
     #[inline(always)]
     pub(crate) fn ended(self, reason: Reason, frame: &XdpFrame) {
         // Of a reason, the compiler would leave the mask out.
@@ -76,7 +76,7 @@ impl Stats {
         place!(self, reasons[number & (REASON_SLOTS - 1)]).count(frame.length() as u64);
     }
 
-    /// Counts a frame that leaves for the rule that opened its session.
+    /// Counts a translated frame for its session's rule.
     #[inline(always)]
     pub(crate) fn translated(self, tag: Tag, length: usize) {
         place!(self, translated[tag.counter() & (2 * MAX_RULES - 1)]).count(length as u64);
@@ -100,7 +100,7 @@ impl Stats {
         place!(self, own).sessions_ended += 1;
     }
 
-    /// Counts a connection of this machine's own that was refused.
+    /// Counts a connection of this machine that was refused.
     #[inline(always)]
     pub(crate) fn connection_refused(self) {
         place!(self, own).connections_refused += 1;

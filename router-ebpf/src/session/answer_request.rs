@@ -1,4 +1,5 @@
-//! What the stage `answer` is asked for: to tell the sender of a packet why it is not forwarded.
+//! Requests to the stage `answer`, which tells the sender of a packet why the packet is not
+//! forwarded.
 
 use core::cell::Cell;
 
@@ -7,33 +8,33 @@ use router_common::{maps::stages::Stage, reason::Reason};
 
 use crate::{maps::scratch::Scratch, work::Exit};
 
-/// What the sender of a packet is to be told.
+/// A request for an answer.
 pub(crate) struct AnswerRequest {
-    /// The number of the [`Reason`] that the packet would else be left for.
+    /// The number of the [`Reason`] that the packet is dropped for if it is not answered.
     pub(crate) silent: Cell<u32>,
     /// The next hop's MTU, for [`Reason::TooBig`].
     pub(crate) mtu: Cell<u32>,
 }
 
-/// Written by who asks, read by the program that answers, right behind.
+/// Per-CPU scratch: written before the tail call of the stage `answer`, and read by that.
 #[map]
 // SAFETY: numbers.
 pub(crate) static ANSWER_REQUEST: Scratch<AnswerRequest> = unsafe { Scratch::new() };
 
-/// The packet's time to live has ended here: its sender is to know.
+/// Requests an answer to a packet whose time to live has ended here.
 #[inline(always)]
 pub(crate) fn time_exceeded() -> Exit {
     request(Reason::TtlExpired, 0)
 }
 
-/// The packet cannot open a session for want of a port: its sender is to know.
+/// Requests an answer to a packet that cannot open a session, since no SNAT port is free.
 #[inline(always)]
 pub(crate) fn rejected() -> Exit {
     request(Reason::PortsExhausted, 0)
 }
 
-/// Has the packet answered, which must be as it was received. How it ends is then the answering
-/// program's to say.
+/// Requests an answer to the packet, which must be as it was received. The stage `answer` decides
+/// how it ends.
 #[inline(always)]
 pub(crate) fn request(silent: Reason, mtu: u16) -> Exit {
     let Some(request) = ANSWER_REQUEST.get() else { return Reason::Internal.into() };

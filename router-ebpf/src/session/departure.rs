@@ -1,4 +1,5 @@
-//! How a packet leaves that is as it was received, see [`router_common::policy::disposition`].
+//! The departure of a packet that is still as it was received, see
+//! [`router_common::policy::disposition`].
 
 use router_common::{
     entry::NextHop,
@@ -26,10 +27,10 @@ impl Circumstances for Work {
     }
 }
 
-/// Asks the kernel where a packet of a session leaves, and notes that a session has that next hop.
+/// Looks up the next hop of a session's packet, and notes that a session uses it.
 ///
 /// # Errors
-/// Returns the reason why it cannot leave, see [`next_hop::resolve`].
+/// Returns the reason why there is none, see [`next_hop::resolve`].
 #[inline(always)]
 pub(crate) fn find_next_hop(work: &Work, query: &Query) -> Result<NextHop, Reason> {
     let next_hop = next_hop::resolve(work, query)?;
@@ -37,8 +38,8 @@ pub(crate) fn find_next_hop(work: &Work, query: &Query) -> Result<NextHop, Reaso
     Ok(next_hop)
 }
 
-/// Decides how a packet leaves, whose IP packet has this length and which has this next hop: by
-/// that, for which the caller has it split if it is too big; or its sender is told.
+/// Decides how a packet with this next hop leaves. Returns the next hop: the caller has the packet
+/// split if it is too big.
 ///
 /// # Errors
 /// Returns how the packet ends if it does not leave.
@@ -57,11 +58,11 @@ pub(crate) fn dispose(
     }
 }
 
-/// Finds the next hop of a packet, see [`find_next_hop`], and decides how it leaves. One that cannot
-/// leave now waits for its neighbour with the daemon, or its sender is told.
+/// Looks up the next hop of a packet, see [`find_next_hop`], and decides how it leaves. A packet
+/// that cannot leave now waits for its neighbour with the daemon, or its sender is told.
 ///
-/// In one, since of a result that is kept the compiler would move also what it does not have, and
-/// the verifier refuse that.
+/// One function, since of a result that is kept in between the compiler would also move the fields
+/// that it does not have, and the verifier would refuse that.
 ///
 /// # Errors
 /// Returns how the packet ends if it does not leave.
@@ -78,27 +79,27 @@ pub(crate) fn find_and_dispose(
     }
 }
 
-/// Ends a packet that has no next hop, for this reason.
+/// Ends a packet without a next hop, for this reason.
 #[inline(always)]
 pub(crate) fn end_without_next_hop(work: &Work, ip_length: u16, reason: Reason, packet: &Departure) -> Exit {
     end(work, ip_length, disposition::dispose(Err(reason), packet, work), 0)
 }
 
-/// Ends a packet, which is as it was received, that cannot be forwarded for this reason: its sender
-/// is told, if the reason is one to be told of and the configuration says so.
+/// Ends a packet, still as it was received, that cannot be forwarded for this reason. Its sender is
+/// told if the reason has an answer and the configuration says so.
 #[inline(always)]
 pub(crate) fn refuse(work: &Work, reason: Reason) -> Exit {
     end(work, 0, disposition::refuse(reason, work), 0)
 }
 
-/// Ends a packet that does not leave, as was decided.
+/// Ends a packet that does not leave, as decided.
 #[inline(always)]
 fn end(work: &Work, ip_length: u16, disposition: Disposition, mtu: u16) -> Exit {
     match disposition {
         Disposition::Wait => punt::wait(work, ip_length).into(),
         Disposition::Answer(reason) => answer_request::request(reason, mtu),
         Disposition::Drop(reason) => reason.into(),
-        // Only with a next hop, and then it leaves.
+        // Packets that leave do not end here.
         Disposition::Transmit | Disposition::Split => Reason::Internal.into(),
     }
 }

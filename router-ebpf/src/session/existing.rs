@@ -1,5 +1,5 @@
-//! Packets of known sessions that need more than a rewrite: their next hop is not known any more,
-//! they change the session's state, or something about them stops them.
+//! Packets of existing sessions beyond the fast path: their next hop has to be resolved again, they
+//! change the session's state, or they cannot be forwarded.
 
 use aya_log_ebpf::debug;
 use router_common::{
@@ -26,15 +26,15 @@ use crate::{
     work::{Exit, Outcome, Work},
 };
 
-/// Finds the flow of a packet.
+/// Finds the flow that a packet matches.
 ///
 /// # Errors
-/// It has none, or opens another connection of a session that is over: whether and how, the rules
-/// of now say, as they do of any first packet. Or it is a client's, and comes in by the firewall's
-/// side.
+/// Returns the stage that continues if the packet matches no session, or opens another connection
+/// of a session that is over: the current rules decide about it, as about any first packet. Returns
+/// an error if it is a client's packet that came in on the firewall's side.
 #[inline(always)]
 pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> {
-    // A packet comes here again once its session is open.
+    // The first packet comes here again when its session is open.
     let slot = match opening::slot_of(&packet.key) {
         Some(slot) => slot,
         None => match flows::find_or_vacancy(&packet.key, work.settings) {
@@ -55,8 +55,8 @@ pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> 
     Ok(slot)
 }
 
-/// Returns whether it is certain that the connection of a client's flow has ended; `None` if it has
-/// not.
+/// Returns `true` if the connection of a client's flow has ended for certain, `false` if it may
+/// have, and `None` if it has not.
 #[inline(always)]
 fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
     let Some(reply) = flows::find(&forward.key().twin(&forward.entry.rewrite()), work.settings) else {
@@ -66,7 +66,7 @@ fn has_ended(work: &Work, forward: &Slot) -> Option<bool> {
     connection.is_over().then(|| connection.is_certainly_over())
 }
 
-/// Forwards a packet of a known session.
+/// Forwards a packet of an existing session.
 #[inline(always)]
 pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome {
     if packet.ttl <= 1 {
@@ -83,9 +83,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     let departing = Departure::of_packet(length, packet.dont_fragment);
     let next_hop = match opening::next_hop_of(&packet.key) {
         Some(next_hop) if first => dispose(work, packet.ip_length, next_hop, &departing),
-        // Frames that are too short for the fast path come here one and all, and need not ask each
-        // time. A handshake does, since what it says of sizes has to be right, and so does a packet
-        // that seems too big.
+        // Frames that are too short for the fast path all come here, and need no look-up each time.
+        // A handshake does, since its segment size has to be right, and so does a packet that seems
+        // too big.
         _ if packet.tcp_flags & tcp::SYN == 0
             && known.is_current(work.settings.next_hop_generation())
             && length <= known.mtu =>
@@ -129,9 +129,9 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     send(work, packet, &slot.entry, &next_hop, tag, reason)
 }
 
-/// Whether an answer is to a connection that this machine itself has made since, from the session's
-/// port to the session's target. Two such connections cannot both live, so then the session is
-/// over, and its later packets come here, too.
+/// Returns `true` if a reply belongs to a connection that this machine itself has opened since,
+/// from the session's port to the session's target. Two such connections cannot both be alive, so
+/// the session is then marked as reset, and its later packets take the slow path.
 #[inline(always)]
 fn is_taken_by_a_connection(work: &Work, packet: &Packet, slot: &Slot) -> bool {
     let tag = slot.tag();

@@ -1,4 +1,4 @@
-//! What decisions look up, in the maps and of the kernel, see [`router_common::policy`].
+//! Look-ups that decisions make, in maps and of the kernel, see [`router_common::policy`].
 
 use router_common::{
     address::{Ipv4, Port},
@@ -27,7 +27,7 @@ pub(crate) struct InForce<'a> {
 }
 
 impl<'a> InForce<'a> {
-    /// The rules in force; `None` before the first rule set.
+    /// Returns the rules in force; `None` before the first rule set.
     #[inline(always)]
     pub(crate) fn new(work: &'a Work) -> Option<Self> {
         let version = work.settings.version();
@@ -86,7 +86,7 @@ impl Lookup for InForce<'_> {
         local_allow::covers(self.version, self.rule_set, service, source)
     }
 
-    /// Of the packet that is being processed, which is the only one here.
+    /// Asks about the packet that is being processed, which is the only one here.
     #[inline(always)]
     fn answers_own_traffic(&self, _packet: &Packet) -> bool {
         own_traffic::is_answer(self.work, self.rule_set.ephemeral)

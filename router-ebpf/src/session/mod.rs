@@ -1,4 +1,4 @@
-//! What several stages do for a session's packets.
+//! Processing of a session's packets that several stages have in common.
 
 pub(crate) mod answer_request;
 pub(crate) mod datagrams;

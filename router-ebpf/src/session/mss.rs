@@ -1,4 +1,4 @@
-//! Lowers the segment size in SYN and SYN-ACK to what the rule says, see [`router_common::mss`].
+//! Clamps the maximum segment size in SYN and SYN-ACK as the rule says, see [`router_common::mss`].
 
 use aya_ebpf::{
     bindings::xdp_md,
@@ -23,13 +23,13 @@ use crate::{
     work::Work,
 };
 
-/// A search among a segment's options.
+/// Per-CPU scratch: a search among a segment's options.
 #[map]
 // SAFETY: numbers and bytes.
 static SEARCH_OPTIONS: Scratch<Search> = unsafe { Scratch::new() };
 
-/// Lowers the segment size in a SYN or SYN-ACK, not yet translated, as its session's rule says.
-/// `mtu` is that of its next hop, 0 if that is not known.
+/// Clamps the segment size in a SYN or SYN-ACK that is not translated yet, as its session's rule
+/// says. `mtu` is that of its next hop, 0 if that is not known.
 #[inline(always)]
 pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite, tag: Tag, mtu: u16) {
     if packet.tcp_flags & tcp::SYN == 0 {
@@ -41,7 +41,7 @@ pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite, tag: Tag, m
     }
     let context = work.frame.context().ctx;
     if limit == Rule::MSS_OF_ROUTES {
-        // What one side announces is what the other sends: the way back counts as much.
+        // One side announces what the other may send: the MTU of the reverse route counts as much.
         let query = next_hop::query(work, &packet.key, rewrite);
         let there = if mtu != 0 { mtu } else { next_hop::mtu(context, &query) };
         let back = next_hop::mtu(context, &query.reversed());
@@ -52,8 +52,8 @@ pub(crate) fn clamp(work: &Work, packet: &Packet, rewrite: &Rewrite, tag: Tag, m
     }
 }
 
-/// Lowers the segment size of a TCP packet to `limit`. A global function: the verifier looks at it
-/// apart from its caller, and the caller needs less stack. It answers 0.
+/// Clamps the segment size of a TCP packet to `limit`, and returns 0. A global function: the
+/// verifier looks at it apart from its caller, and the caller needs less stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn clamp_mss(context: *mut xdp_md, limit: u32, ip_length: u32) -> u32 {
@@ -61,9 +61,9 @@ extern "C" fn clamp_mss(context: *mut xdp_md, limit: u32, ip_length: u32) -> u32
     0
 }
 
-/// Where the checksum is in the frame.
+/// The offset of the checksum in the frame.
 const CHECKSUM: u32 = L4 as u32 + 16;
-/// Where the length of the TCP header is.
+/// The offset of the TCP header's length.
 const DATA_OFFSET: u32 = L4 as u32 + 12;
 const TCP_LENGTH: u32 = (TCP_HEADERS - L4) as u32;
 

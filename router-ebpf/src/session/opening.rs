@@ -1,5 +1,5 @@
-//! The session that a CPU is opening, which the stages `slow`, `open` and `claim` hand on to each
-//! other.
+//! The session that a CPU is opening: scratch that the stages `slow`, `open` and `claim` hand on to
+//! each other.
 
 use core::cell::Cell;
 
@@ -23,9 +23,9 @@ use crate::{
 
 /// A session that is being opened.
 ///
-/// Lives in a map and not on the stack: a program has 512 bytes of that, and what comes out of a
-/// map the verifier takes for any value, which spares it following every combination of what went
-/// in. In cells, since the functions that follow each other in opening a session all have it.
+/// Lives in a map and not on the stack: a program has a stack of 512 bytes, and the verifier takes
+/// a value from a map for any value, so it does not follow every combination of inputs. In cells,
+/// since all functions that open the session hold a reference to it.
 pub(crate) struct Opening {
     pub(crate) rule: Cell<u16>,
     pub(crate) snat: Cell<Ipv4>,
@@ -33,37 +33,38 @@ pub(crate) struct Opening {
     pub(crate) target_port: Cell<Port>,
     pub(crate) ports: Cell<SourcePorts>,
     pub(crate) random: Cell<u32>,
-    /// Where the client's packets leave; that does not depend on the SNAT address and port, see
+    /// The next hop of the client's packets. It does not depend on the SNAT address and port, see
     /// [`router_common::maps::route::Query`].
     pub(crate) next_hop: Cell<NextHop>,
-    /// The client's tuple; where its flow may be put, which is known before all else here
-    /// ([`ask_to_open`]), and where it has been.
+    /// The client's tuple; the vacancy for its flow, which [`request_open`] sets before all else;
+    /// and the slot that the flow was put into.
     pub(crate) key: Cell<FlowKey>,
     pub(crate) vacancy: Cell<Vacancy>,
     pub(crate) slot: Cell<u32>,
-    /// 1 when another session of the source has made room for this one.
+    /// 1 if another session of the source has made room for this one.
     pub(crate) in_place: Cell<u32>,
-    /// The history of the client's tuple, an [`Earlier`] as its number; and where it led before.
+    /// The history of the client's tuple, an [`Earlier`] as its number; and the destination of its
+    /// last session.
     pub(crate) earlier: Cell<u32>,
     pub(crate) last: Cell<Leads>,
     pub(crate) reply_key: Cell<FlowKey>,
     /// The target's pool, or [`NO_POOL`].
     pub(crate) pool: Cell<u32>,
-    /// Where in the pool to look next.
+    /// The word of the pool to look at next.
     pub(crate) word: Cell<u32>,
-    /// Words in a row that had no free port.
+    /// The number of words in a row without a free port.
     pub(crate) empty_words: Cell<u32>,
     /// A [`Claim`], as its number.
     pub(crate) claim: Cell<u32>,
     /// A [`Phase`], as its number.
     pub(crate) phase: Cell<u32>,
-    /// Ports that have been guessed.
+    /// The number of ports that have been guessed.
     pub(crate) guesses: Cell<u32>,
-    /// SNAT addresses that have been searched in vain.
+    /// The number of SNAT addresses that have been searched without success.
     pub(crate) addresses: Cell<u32>,
-    /// 1 when that was all of them.
+    /// 1 if all SNAT addresses have been searched.
     pub(crate) searched_all: Cell<u32>,
-    /// Ports that have been tried one after the other.
+    /// The number of ports that have been tried in order.
     pub(crate) in_turn: Cell<u32>,
     /// Of the pool, see [`router_common::ports::Pool::frees`].
     pub(crate) frees: Cell<u32>,
@@ -84,30 +85,30 @@ impl Opening {
 
 pub(crate) const NO_POOL: u32 = u32::MAX;
 
-/// How ports are chosen.
+/// The way in which the next port is chosen.
 #[repr(u32)]
 pub(crate) enum Phase {
-    /// The client's own, then any.
+    /// The client's own port, then random ones.
     Guess = 0,
-    /// One after the other.
+    /// In order.
     InTurn,
-    /// Those that the pool has not marked.
+    /// A port that the pool has not marked.
     Pool,
 }
 
-/// What the tuple of a session that is being opened has been.
+/// The history of a client's tuple.
 #[repr(u32)]
 pub(crate) enum Earlier {
-    /// Nobody's.
+    /// There was no session.
     Nothing = 0,
-    /// A session's that is over.
+    /// The session is over.
     Ended,
-    /// As above, and it keeps its target if the rules of now lead there, too: it was opened moments
-    /// ago, or its end is not certain, so that the connection may live.
+    /// The session is over, and keeps its target if the rules still lead there: it was opened
+    /// moments ago, or its end is not certain, so that the connection may be alive.
     Stays,
 }
 
-/// How far the claim of a SNAT port is.
+/// The progress of claiming a SNAT port.
 #[repr(u32)]
 pub(crate) enum Claim {
     /// No free port yet.
@@ -118,17 +119,18 @@ pub(crate) enum Claim {
     Full,
 }
 
-/// The session that this CPU is opening: one at a time.
+/// Per-CPU scratch: the session that is being opened.
 #[map]
 // SAFETY: numbers and bytes.
 pub(crate) static OPENING: Scratch<Opening> = unsafe { Scratch::new() };
 
-/// Gives a packet that belongs to no session to [`open`](crate::stages::open), with the vacancy
-/// that the look for its flow has found. Nothing else leads there, so that
-/// [`claim`](crate::stages::claim) never sees the vacancy of an earlier packet.
+/// Sends a packet without a session to the stage `open`, with the vacancy that the look-up of its
+/// flow has found. This is the only way there, so that the stage `claim` never sees the vacancy of
+/// an earlier packet.
 #[inline(always)]
 pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
-    // A late packet of a session that is over and has moved: nobody's, and not to open one.
+    // A late packet of a session that is over and has moved: it matches no session and must not
+    // open one.
     if vacancy.is_held() {
         return Exit::To(Stage::Local);
     }
@@ -142,8 +144,8 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
     }
 }
 
-/// Gives a SYN of the client's to [`open`](crate::stages::open) whose session is over, but is still
-/// there: nothing of it is touched before the rules of now have let the SYN open another one.
+/// Sends a client's SYN to the stage `open` whose session is over, but still in the table. The
+/// session stays untouched until the current rules have admitted the SYN.
 #[inline(always)]
 pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
     let Some(opening) = OPENING.get() else { return Reason::Internal.into() };
@@ -159,14 +161,15 @@ pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
     Exit::To(Stage::Open)
 }
 
-/// Where the session that is opened again has led, if it is to stay there.
+/// Returns the destination of the session that is opened again, if it is to stay there.
 #[inline(always)]
 pub(crate) fn last() -> Option<Leads> {
     let opening = OPENING.get()?;
     (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
 }
 
-/// Where a session leads that was opened moments ago, see [`SETTLED`].
+/// The destination of the last session of a tuple, which a session that was opened moments ago
+/// keeps, see [`SETTLED`].
 #[derive(Clone, Copy)]
 pub(crate) struct Leads {
     pub(crate) target: Ipv4,
@@ -174,7 +177,7 @@ pub(crate) struct Leads {
     pub(crate) snat: Ipv4,
 }
 
-/// Notes what session is to be opened, for [`claim`](crate::stages::claim) to do.
+/// Prepares the session that is to be opened, for the stage `claim`.
 #[inline(always)]
 pub(crate) fn prepare(
     packet: &Packet,
@@ -208,15 +211,15 @@ pub(crate) fn prepare(
     Some(())
 }
 
-/// The next hop that was found for the session that this CPU has opened last, if it is this one.
+/// Returns the next hop of the session that this CPU has opened last, if it has this tuple.
 #[inline(always)]
 pub(crate) fn next_hop_of(key: &FlowKey) -> Option<NextHop> {
     let opening = OPENING.get()?;
     (opening.key.get() == *key).then_some(opening.next_hop.get())
 }
 
-/// Returns the reason that the first packet of a session leaves for, if this CPU has opened it
-/// last.
+/// Returns the reason that the first packet of a session is counted under, if this CPU has opened
+/// it last.
 #[inline(always)]
 pub(crate) fn opened_as(key: &FlowKey) -> Reason {
     match OPENING.get() {
@@ -225,7 +228,7 @@ pub(crate) fn opened_as(key: &FlowKey) -> Reason {
     }
 }
 
-/// The client's flow of the session that this CPU has opened last, if it is this one.
+/// Returns the client's flow of the session that this CPU has opened last, if it has this tuple.
 #[inline(always)]
 pub(crate) fn slot_of(key: &FlowKey) -> Option<&'static Slot> {
     flows::at(OPENING.get()?.slot.get(), key)

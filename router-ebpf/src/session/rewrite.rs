@@ -16,17 +16,17 @@ use crate::{
     work::{Outcome, Transmit, Work},
 };
 
-/// Records in a flow's entry that there was a packet.
+/// Records a packet in its flow's entry.
 #[inline(always)]
 pub(crate) fn touch(entry: &FlowEntry, length: usize, now: Ticks) {
-    // Written once a tick at most: a write would take the cache line from other CPUs for nothing.
+    // Written at most once a tick: each write takes the cache line from other CPUs.
     if entry.last_seen() != now {
         entry.set_last_seen(now);
     }
     entry.count(length as u32);
 }
 
-/// Makes a packet what it becomes, addresses it to its next hop and counts it for its rule.
+/// Translates a packet, addresses it to its next hop and counts it for its rule.
 #[inline(always)]
 pub(crate) fn send(
     work: &mut Work,
@@ -47,14 +47,14 @@ pub(crate) fn send(
     Ok(Transmit { reason, slot: u32::from(next_hop.slot) })
 }
 
-/// The Ethernet addresses of frames to a next hop.
+/// Returns the Ethernet addresses of frames to a next hop.
 #[inline(always)]
 pub(crate) fn link(settings: &Live, next_hop: &NextHop) -> Link {
     let source = settings.mac(u32::from(next_hop.slot));
     Link { destination: next_hop.destination_mac, source }
 }
 
-/// Makes a packet what it becomes, from the IP header on.
+/// Translates a packet from the IP header on.
 #[inline(always)]
 pub(crate) fn translate(work: &mut Work, packet: &Packet, entry: &FlowEntry) -> Result<(), Reason> {
     entry.translate(packet, None, &mut work.frame).ok_or(Reason::Internal)

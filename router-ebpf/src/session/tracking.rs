@@ -1,7 +1,7 @@
-//! A session's state follows its packets, see [`router_common::session`].
+//! Tracks the state of sessions, see [`router_common::session`].
 //!
-//! In two global functions: the verifier looks at each once, and not at each of its ways together
-//! with each way that leads there and on from there.
+//! In two global functions: the verifier looks at each once, and not at each of its paths in
+//! combination with those of the callers.
 
 use router_common::{
     maps::settings::Live,
@@ -13,19 +13,19 @@ use router_common::{
 
 use crate::maps::{flows, half_open, settings};
 
-/// Has a session's state follow a packet of this flow. Returns `true` if the flow's next packet is
-/// the fast path's.
+/// Updates a session's state by a packet of this flow. Returns `true` if the fast path takes the
+/// flow's next packet.
 #[inline(always)]
 pub(crate) fn follow(slot: &Slot, packet: &Packet) -> bool {
     let flags = u32::from(packet.tcp_flags) | u32::from(packet.carries_data) << CARRIES_DATA_SHIFT;
     session_follow(slot, flags, packet.sequence, packet.acknowledgement) != 0
 }
 
-/// Where in `session_follow`'s flags, above those of the segment, it stands whether it carries
-/// data.
+/// The bit in the flags of `session_follow`, above those of the segment, that says whether the
+/// segment carries data.
 const CARRIES_DATA_SHIFT: u32 = 8;
 
-/// Does what `follow` says, and returns 1 or 0.
+/// As [`follow`]; returns 1 or 0.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn session_follow(slot: *const Slot, flags: u32, sequence: u32, acknowledgement: u32) -> u32 {
@@ -48,7 +48,7 @@ extern "C" fn session_follow(slot: *const Slot, flags: u32, sequence: u32, ackno
     u32::from(is_fast)
 }
 
-/// Ends the session's opening with its first reply.
+/// Marks a UDP or ICMP session as established with its first reply.
 #[inline(always)]
 fn follow_datagram(settings: &Live, slot: &Slot) {
     if matches!(slot.tag().direction(), Direction::Forward) || slot.entry.packets() != 0 {
@@ -69,8 +69,8 @@ fn follow_segment(settings: &Live, slot: &Slot, segment: &Segment) -> bool {
     let is_reply = matches!(segment.direction, Direction::Reply);
     let (forward, reply, client) =
         if is_reply { (twin, slot, twin_key.source) } else { (slot, twin, key.source) };
-    // In this order, the other way round than they are written: what the forward flow says of the
-    // reply flow is then never ahead of what that says itself.
+    // In the reverse order of the writes, so that the forward flow's view of the reply flow is
+    // never ahead of the reply flow itself.
     let forward_tag = forward.tag();
     let (forward_seen, reply_seen) = (forward_tag.seen(), reply.tag().seen());
     let before = u32::from(forward_seen.bits())
@@ -116,29 +116,31 @@ fn follow_segment(settings: &Live, slot: &Slot, segment: &Segment) -> bool {
         slot.entry.note_out_of_window(flows::now());
     }
     if is_over || after & OUTSIDE != 0 {
-        // What the other side sends tells if the connection is not over, or the segment is
-        // another's.
+        // The next packet of the other side shows whether the connection is over, or whether the
+        // segment belongs to another one.
         twin.entry.forget_next_hop();
         return false;
     }
-    // Until the handshake is over, every packet of the client's may change the state. So may every
-    // packet while something is noted: its own place is taken, and an answer takes it all back.
+    // Until the handshake is over, every packet of the client may change the state. So may every
+    // packet while a segment out of window is recorded: the record takes the place of the next hop,
+    // and an answer clears it.
     let is_noted = slot.entry.has_been_out_of_window() || twin.entry.has_been_out_of_window();
     (!is_opening || is_reply) && !is_noted
 }
 
-// What `tcp_step` takes: what the forward flow has shown, and from these bits on the rest.
+// Argument of `tcp_step`: the TCP flags seen of the forward flow in the lowest bits, and from these
+// bits on the rest.
 const REPLY_SHIFT: u32 = 8;
 const FLAGS_SHIFT: u32 = 16;
 const OPENING_SHIFT: u32 = 24;
 const DIRECTION_SHIFT: u32 = 25;
 const DATA_SHIFT: u32 = 26;
-/// A segment out of window is another connection's.
+/// Set if a segment out of window belongs to another connection.
 const ANOTHER_SHIFT: u32 = 27;
 const SENDER_SENT_SHIFT: u32 = 32;
 const RECEIVER_SENT_SHIFT: u32 = 48;
-// What it gives: what both flows have shown and whether the connection opens, in the same places;
-// the `Moves`; where the segment is; and whether the connection is over.
+// Result of `tcp_step`: the TCP flags seen of both flows and the opening mark, in the same places;
+// the `Moves`; the segment's place relative to the window; and whether the connection is over.
 const SENDER_EXPECTS: u32 = 1 << 16;
 const SENDER_SENT: u32 = 1 << 17;
 const RECEIVER_EXPECTS: u32 = 1 << 18;
@@ -147,7 +149,7 @@ const INSIDE: u32 = 1 << 20;
 const OUTSIDE: u32 = 1 << 21;
 const IS_OVER: u32 = 1 << 22;
 
-/// Takes a step of [`Track`], in numbers.
+/// Takes a step of [`Track`], with arguments and result packed into numbers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tcp_step(

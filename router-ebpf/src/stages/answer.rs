@@ -1,5 +1,5 @@
-//! Answers of the router's own, see [`router_common::answer`]: built in place of the packet that
-//! they answer.
+//! The program `answer`: the router's own ICMP errors and resets, see [`router_common::answer`]. An
+//! answer is built in place of the packet that it answers.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::map, maps::Array};
 use router_common::{
@@ -25,17 +25,17 @@ use crate::{
     work::{Outcome, Transmit, Work},
 };
 
-/// Answers that sources may still get, by a keyed hash of their addresses: 192 KiB. Shared by all
-/// CPUs, taken from atomically.
+/// The answers that each source may still get, by a keyed hash of its address: 192 KiB. Shared by
+/// all CPUs, taken from atomically.
 #[map]
 static ANSWER_SHARES: Array<[Share; Limited::KINDS]> = Array::with_max_entries(SHARES, 0);
 
-/// Answers that all sources together may still get, by kind. Shared, as above.
+/// The answers that all sources together may still get, by kind. Shared, as above.
 #[map]
 static ANSWERS_TO_ALL: Array<TokenBucket> = Array::with_max_entries(Limited::KINDS as u32, 0);
 
-/// Answers the packet, or leaves it in silence where it must not be answered, or too many have
-/// been.
+/// Answers the packet. Drops it silently if it must not be answered, or if the rate limit is
+/// reached.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let request = ANSWER_REQUEST.get().ok_or(Reason::Internal)?;
@@ -46,14 +46,15 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     Ok(Transmit { reason: reply.reason, slot: u32::from(next_hop.slot) })
 }
 
-/// The frame has been changed already, so that the packet is in pieces.
+/// The reason for a failure after the first write, when the packet can't be used any more.
 const BROKEN: Reason = Reason::Internal;
 
-/// Makes the packet its answer, from the EtherType on, and returns where that leaves.
+/// Turns the packet into its answer, from the EtherType on, and returns the answer's next hop.
 ///
 /// # Errors
-/// Returns the reason `silent` where there must be no answer, or cannot be: the packet is as it was
-/// received. Or it has left already, to wait for the neighbour that the answer would go to.
+/// Returns the reason `silent` if the packet must not or cannot be answered: it is then as it was
+/// received. Returns another reason if the packet has ended already, for example to wait for the
+/// neighbour of the answer.
 #[inline(always)]
 fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<NextHop, Reason> {
     let destination_mac: [u8; 6] = *work.frame.bytes(0).ok_or(silent)?;
@@ -70,7 +71,7 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
             if !segment.may_be_reset(&about) || !may_be_told(Some(Limited::Reset), sender) {
                 return Err(silent);
             }
-            // As if from whom the packet was for.
+            // As if the packet's destination had sent it.
             let [a, b, c, d]: [u8; 4] = *work.frame.bytes(L4).ok_or(silent)?;
             let query = Query::new(
                 Protocol::Tcp as u8,
@@ -85,8 +86,8 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
         }
     }
     let error = Error { mtu, ..reply.error };
-    // Whom the sender talks to, if that is this machine; else where the packet came in (RFC 1812
-    // 4.3.2.4).
+    // From the packet's destination if that is this machine, else from the address of the interface
+    // that it came in on (RFC 1812 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };
     if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
         return Err(silent);
@@ -100,7 +101,7 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
 }
 
 /// Returns the next hop of an answer. If its neighbour is not known yet, the packet waits for it:
-/// who traces a route may never have had an answer from here.
+/// with traceroute, an answer may be the first packet to that neighbour.
 #[inline(always)]
 fn way_back(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Result<NextHop, Reason> {
     let next_hop = next_hop::resolve(work, query);
@@ -112,15 +113,14 @@ fn way_back(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Resul
     }
 }
 
-/// Returns `true` if this source may be told once more.
+/// Returns `true` if this source may get one more answer now.
 #[inline(always)]
 fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
     kind.is_none_or(|kind| take_turn(kind as u32, u32::from_ne_bytes(source.0)) != 0)
 }
 
-/// Returns 1 if a source may be given one more answer of this kind now, which is counted. A global
-/// function: the verifier looks at its loops once, and not together with every way that leads to
-/// them.
+/// Takes one answer of this kind from what a source may get, and returns 1 if there was one. A
+/// global function: the verifier looks at its loops once, and not on every path that leads to them.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_turn(kind: u32, source: u32) -> u32 {

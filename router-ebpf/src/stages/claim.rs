@@ -1,4 +1,4 @@
-//! Finding a free SNAT port and putting a new session into the flow table.
+//! The program `claim`: finds a free SNAT port and inserts a new session into the flow table.
 
 use aya_ebpf::{bindings::xdp_md, cty::c_void, helpers::generated::bpf_loop};
 use router_common::{
@@ -25,8 +25,8 @@ use crate::{
     work::{Exit, Outcome, Work},
 };
 
-/// Puts a session into the table that has been decided on, or has the one of its tuple that is over
-/// start over.
+/// Inserts the session that was decided on into the table, or has the tuple's last session, which
+/// is over, start over.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let opening = OPENING.get().ok_or(Reason::Internal)?;
@@ -36,7 +36,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
             MOVED => return insert(work),
             HALF_OPEN_LIMIT => return Err(Reason::HalfOpenLimit.into()),
             BUSY => return Err(Reason::Contended.into()),
-            // The sweep has removed it.
+            // The sweep has removed the old session.
             _ => {}
         }
     }
@@ -52,8 +52,8 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     insert(work)
 }
 
-/// Counts one more half-open session of the source, for which another one may have to make room;
-/// `false` if there is none, and nothing was counted.
+/// Counts one more half-open session of the source, for which another one may be removed. Returns
+/// `false` if there is no room; nothing is counted then.
 #[inline(always)]
 fn is_let_in(settings: &Live, source: Ipv4) -> bool {
     let Some(entered) = half_open::enter(settings, source) else { return false };
@@ -63,20 +63,20 @@ fn is_let_in(settings: &Live, source: Ipv4) -> bool {
     true
 }
 
-// What `take_over` answers.
+// Results of `take_over`.
 const GONE: u32 = 0;
-/// The session has started over: its SYN is now forwarded like any other.
+/// The session has started over: its SYN is forwarded like any other packet.
 const IN_PLACE: u32 = 1;
-/// The session is gone, and what it was counted in is the new one's.
+/// The old session is retired, and the new one takes its place in the counters.
 const MOVED: u32 = 2;
 const HALF_OPEN_LIMIT: u32 = 3;
 const BUSY: u32 = 4;
 
-/// Takes over a session that is over, as its client's SYN opens another one: in its place where
-/// that leads to the same target from the same address, so that the target sees the same port again
-/// (RFC 9293 3.6.1); else its forward flow is retired and its port held, see
-/// [`router_common::table`]. Whoever changes the forward flow's tag has it, and nobody else. A
-/// global function, see [`insert_forward`].
+/// Takes over a session that is over, as its client's SYN opens another one. The session starts
+/// over in its slots if it leads to the same target from the same address, so that the target sees
+/// the same port again (RFC 9293 3.6.1). Else its forward flow is retired and its port held, see
+/// [`router_common::table`]. The CPU that changes the forward flow's tag has taken it over, and no
+/// other. A global function, see [`insert_forward`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take_over(context: *mut xdp_md) -> u32 {
@@ -97,7 +97,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
         && opening.snat.get() == rewrite.source
         && opening.ports.get().contains(rewrite.source_port.number())
         && is_own_socket(context) == 0;
-    // Then its note is there, and says when it was opened.
+    // Then its note exists, with the right time.
     let is_noted = tag.is_opening() && forward.entry.opened() == now;
     let is_mine = match reply {
         Some(reply) if stays => {
@@ -136,8 +136,8 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     }
 }
 
-/// Has the reply flow of a session that moves held, if not too many are; else it goes, and its port
-/// is free.
+/// Holds the key of the reply flow of a session that moves, unless too many are held. Then it is
+/// retired, and its port is free.
 #[inline(always)]
 fn leave_behind(settings: &Live) {
     let (Some(opening), Some(occupancy)) = (OPENING.get(), flows::occupancy()) else { return };
@@ -150,8 +150,8 @@ fn leave_behind(settings: &Live) {
 }
 
 /// Inserts both flows of a session that is counted: first the reply flow, whose key claims the SNAT
-/// port, then the forward flow. If that fails, the first is taken back: there is never half a
-/// session. Its first packet is then forwarded like any other.
+/// port, then the forward flow. If that fails, the first is withdrawn: there is never half a
+/// session. The first packet is then forwarded like any other.
 #[inline(always)]
 fn insert(work: &Work) -> Outcome {
     let source = OPENING.get().ok_or(Reason::Internal)?.key.get().source;
@@ -163,7 +163,7 @@ fn insert(work: &Work) -> Outcome {
             peers::note(work.settings, opening.target.get());
         }
         Err(InsertError::Exists) => {
-            // Another CPU has opened this very session.
+            // Another CPU has opened the same session.
             half_open::leave(work.settings, source);
             occupancy.leave();
         }
@@ -180,7 +180,7 @@ fn insert(work: &Work) -> Outcome {
     Err(Exit::To(Stage::Slow))
 }
 
-/// No port is free: the client is told, or not, as is configured.
+/// Ends a packet for which no SNAT port is free: its sender is told if the configuration says so.
 #[inline(always)]
 fn no_port(work: &Work) -> Exit {
     match rules::rule_set(work.settings.version()) {
@@ -210,15 +210,16 @@ fn insert_both(work: &Work) -> Result<(), InsertError> {
     }
 }
 
-/// Inserts the forward flow; if that fails, takes the reply flow back. 0 is success. A global
-/// function: the verifier looks at it apart from its caller, and the caller needs less stack.
+/// Inserts the forward flow; if that fails, withdraws the reply flow. Returns 0 on success. A
+/// global function: the verifier looks at it apart from its caller, and the caller needs less
+/// stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn insert_forward() -> u32 {
     let (Some(opening), Some(settings)) = (OPENING.get(), settings::get()) else { return 3 };
     let protocol = opening.key.get().protocol_number();
     let seen = if protocol == Protocol::Tcp as u8 { Seen::SYN } else { Seen::NOTHING };
-    // A masquerade is for machines on either side.
+    // A masquerade serves machines on either side.
     let is_masqueraded = opening.target.get() == opening.key.get().destination;
     let tag = Tag::pending(protocol, Direction::Forward, opening.rule.get(), true)
         .for_clients_side(!is_masqueraded)
@@ -239,12 +240,12 @@ extern "C" fn insert_forward() -> u32 {
     }
 }
 
-/// What the callback needs that does not fit into a map: a pointer.
+/// The callback's context, which does not fit into a map: a pointer.
 struct Callback {
     xdp: *mut xdp_md,
 }
 
-/// Every port of every address, and every word of their pools.
+/// All ports of all addresses, and all words of their pools.
 const MAX_STEPS: u32 = 2 << 20;
 
 /// Ranges up to this size are searched port by port as quickly as by a pool.

@@ -1,4 +1,4 @@
-//! Frames that are no untagged IPv4, see [`router_common::ethernet`].
+//! The program `ethernet`: frames other than untagged IPv4, see [`router_common::ethernet`].
 
 use router_common::{
     address::AZURE_PLATFORM,
@@ -17,10 +17,10 @@ use crate::{
     work::{Exit, Outcome, Work},
 };
 
-/// Takes priority tags off, and finds out whose the frame is.
+/// Removes priority tags, and classifies the frame.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
-    // Before a tag is taken off: without rules, frames are passed as they are.
+    // Before a tag is removed: without rules, frames are passed as they are.
     InForce::new(work).ok_or(Reason::NotConfigured)?;
     for _ in 0..MAX_TAGS {
         let found = content(&work.frame);
@@ -28,7 +28,8 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
             let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
             return Err(exit(&in_force, found));
         }
-        // The one change to a frame that may be passed to the kernel, which would do the same.
+        // The only change to a frame that may still be passed to the kernel, which would do the
+        // same.
         work.frame.untag().ok_or(Reason::EthernetDenied)?;
     }
     Err(Reason::EthernetDenied.into())

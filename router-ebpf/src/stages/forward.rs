@@ -1,4 +1,5 @@
-//! The fast path: a packet of a known session that needs nothing but its rewrite.
+//! The program `forward`, the fast path: packets of established sessions that need only their
+//! rewrite.
 
 use router_common::{
     packet,
@@ -15,18 +16,17 @@ use crate::{
     work::Work,
 };
 
-/// Makes a packet of a known session what it becomes, and answers with the egress interface's slot.
-/// `None` if there is more to it, for whatever reason: to tell them apart here would cost those
-/// packets that have none.
+/// Translates a packet of an established session and returns the egress slot. `None` sends it to
+/// the slow path, for any reason: telling them apart here would slow down the packets that have
+/// none.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work, now: Ticks) -> Option<u32> {
     let length = work.frame.length();
-    // As many bytes as TCP has, also where it is not TCP: so where the frame ends is looked at
-    // once. Only UDP and echoes of less than 12 bytes end before that, where nobody has padded the
-    // frame, and are the slow path's.
+    // As many bytes as TCP needs, also for other protocols, so that the end of the frame is checked
+    // once. Only unpadded UDP and echoes of less than 12 bytes are shorter, and are left to the
+    // slow path.
     let mut headers = work.frame.headers::<TCP_HEADERS>()?;
-    // A frame that the link brings here, but for another machine, is not to be sent on a second
-    // time.
+    // A frame for another machine that the link brings here must not be forwarded a second time.
     if !packet::is_for(&headers, work.settings.mac(work.ingress)) {
         return None;
     }
@@ -43,8 +43,8 @@ pub(crate) fn run(work: &mut Work, now: Ticks) -> Option<u32> {
         return None;
     }
     if packet.protocol == Protocol::Tcp {
-        // Read anew and not taken from the packet, or these would be kept for packets that have
-        // none, too. Within a connection, all have the one flag and few any of the others.
+        // Read again and not taken from the packet: those fields would be kept for packets without
+        // TCP, too. Within a connection, all segments have ACK and few have other flags.
         if packet::tcp_flags(&headers)? & (Seen::FLAGS | tcp::ACK) != tcp::ACK {
             return None;
         }

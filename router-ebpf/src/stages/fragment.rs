@@ -1,9 +1,9 @@
-//! Fragments (RFC 791 3.2, RFC 4787 REQ-14).
+//! The program `fragment` (RFC 791 3.2, RFC 4787 REQ-14).
 //!
-//! The first fragment of a datagram has ports, and is a packet of its flow like any other: it opens
-//! a session, or belongs to one. It leaves a note ([`datagrams`]), by which later ones find their
-//! flow. One that comes before the first is held by the daemon, which gives it to this program
-//! again when the first has come.
+//! The first fragment of a datagram has ports and is processed like any other packet: it matches a
+//! session or opens one. It records its datagram ([`datagrams`]), by which later fragments find
+//! their flow. An early fragment, one that arrives before the first, is queued with the daemon,
+//! which hands it to this program again when the first one has arrived.
 
 use router_common::{
     fragment::Fragment,
@@ -44,14 +44,14 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 fn first(work: &mut Work, fragment: &Fragment) -> Outcome {
     let packet = match packet::parse_leading(&work.frame) {
         Ok(packet) => packet,
-        // An ICMP error about a session is never that long (RFC 1812 4.3.2.3).
+        // ICMP errors are not fragmented: they have 576 bytes at most (RFC 1812 4.3.2.3).
         Err(Reason::IcmpOther | Reason::Truncated | Reason::Malformed) => {
             return Err(Exit::To(Stage::Local));
         }
         Err(reason) => return Err(reason.into()),
     };
-    // If that opens a session, the fragment comes back here. If not, [`datagrams::note_reason`]
-    // notes it.
+    // If it opens a session, the fragment comes back here afterwards. If not,
+    // [`datagrams::note_reason`] records the reason.
     let slot = existing::find(work, &packet)?;
     datagrams::begin(work, fragment, &packet.key, Reason::Forwarded)?;
     let outcome = existing::forward(work, &packet, slot);
@@ -77,7 +77,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     let rewrite = slot.entry.rewrite();
     let ip_length = fragment.ip_length();
     let departing = Departure::of_later_fragment(ip_length, fragment.dont_fragment);
-    // Before it is entered into its datagram: one that has to wait comes here again.
+    // Before the fragment is entered into its datagram: one that waits for its neighbour comes here
+    // again.
     let next_hop = if slot.entry.next_hop().is_current(work.settings.next_hop_generation()) {
         slot.entry.next_hop()
     } else {
@@ -88,8 +89,8 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     if fragment.ttl <= 1 {
         return Err(Reason::TtlExpired.into());
     }
-    // The first did not go out. As the flow's first packet, this one would keep a real one from
-    // ending the session's opening.
+    // The first fragment was not sent. If this one were the flow's first packet, a real reply could
+    // not end the opening of the session any more.
     if slot.entry.packets() == 0 {
         return Err(Reason::FragmentBad.into());
     }
@@ -106,21 +107,20 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })
 }
 
-/// A fragment that comes before its first, or whose first never comes.
+/// Ends an early fragment, or one of a datagram whose first fragment never arrives.
 #[inline(always)]
 fn early(work: &Work, fragment: &Fragment) -> Outcome {
     if work.settings.daemon_is_there(flows::now()) && may_be_a_sessions(work, fragment) {
         datagrams::hold(work, fragment);
     }
-    // The kernel gets what may be its own, too, and puts it together with the first if it gets
-    // that. If it does not, it forgets about it without a word (RFC 1122 3.3.2: no error without
-    // the first fragment).
+    // The kernel gets fragments that may be for this machine, and reassembles the datagram if it
+    // gets the first one. Otherwise it discards them silently (RFC 1122 3.3.2: no error without the
+    // first fragment).
     Err(if may_be_for_the_kernel(work, fragment) { Reason::Fragment } else { Reason::FragmentEarly }.into())
 }
 
-/// Returns `true` if a fragment of which is not known whose it is may be of a session, or open one:
-/// it is from a rule's source, or from whom a session leads to, and to an address of this
-/// machine's.
+/// Returns `true` if an unmatched fragment may belong to a session or open one: it is from a source
+/// that a rule names, or from the target of a session, and to an address of this machine.
 #[inline(always)]
 fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
     let (version, key) = (work.settings.version(), &fragment.key);
@@ -129,9 +129,8 @@ fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
             && (addresses::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
 }
 
-/// Whether a fragment of which is not known whose it is may be for this machine itself. Not from a
-/// source that may not reach everything here: what is then for a service that it is allowed is lost
-/// if it comes in the wrong order.
+/// Returns `true` if an unmatched fragment may be for this machine itself. Not from a closed-out
+/// source: fragments of a datagram for an allowed service are lost if they arrive out of order.
 #[inline(always)]
 fn may_be_for_the_kernel(work: &Work, fragment: &Fragment) -> bool {
     let destination = fragment.key.destination;

@@ -1,4 +1,5 @@
-//! IPv6, which is not translated: what of it this machine gets, see [`router_common::ipv6`].
+//! The program `ipv6`: IPv6 is not translated, so it is for this machine or dropped, see
+//! [`router_common::ipv6`].
 
 use router_common::{
     address::Port,

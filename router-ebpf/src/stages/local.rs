@@ -1,4 +1,5 @@
-//! Packets that are no session's and no rule's: this machine's own traffic, or nobody's business.
+//! The program `local`: packets that match no session and no rule. They are for this machine
+//! itself, or dropped.
 
 use router_common::{
     packet,
@@ -15,8 +16,8 @@ use crate::{
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let parsed = packet::parse_leading(&work.frame);
-    // Keeps it in memory: in registers, the compiler would move what an error does not have, and
-    // the verifier refuse that.
+    // Keeps the result in memory. In registers, the compiler would also move the fields that an
+    // error does not have, and the verifier would refuse that.
     core::hint::black_box(&parsed);
     let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
     let reason = match admission::admit(&work.frame, &parsed, &in_force)? {

@@ -1,4 +1,4 @@
-//! New sessions: by which rule, and where to.
+//! The program `open`: decides whether a packet opens a session, by which rule and where to.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_get_prandom_u32, programs::XdpContext};
 use router_common::{
@@ -23,13 +23,13 @@ use crate::{
     work::{Exit, Outcome, Work},
 };
 
-/// Decides whether a packet opens a session. [`claim`](crate::stages::claim) does the rest, in a
-/// program of its own: the stack of one is too small for both.
+/// Decides whether a packet opens a session. The stage `claim` does the rest, since the stack of
+/// one program is too small for both.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let packet = packet::parse_leading(&work.frame)?;
     match decide_on(work, &packet) {
-        // One that waits comes again, and its datagram begins then.
+        // A packet that waits comes again, and its datagram is recorded then.
         Err(Exit::Verdict(reason)) if packet.is_fragment && reason as u32 != Reason::Resolving as u32 => {
             Err(datagrams::note_reason(work, &packet, reason).into())
         }
@@ -51,7 +51,7 @@ fn decide_on(work: &Work, packet: &Packet) -> Outcome {
     let found = match found {
         Ok(found) => found,
         Err(Reason::NotMatched) => return Err(Exit::To(Stage::Local)),
-        // To this machine itself, its kernel answers.
+        // The kernel answers packets to this machine itself.
         Err(Reason::NoSession)
             if packet.protocol != Protocol::Tcp || addresses::is_local(packet.key.destination) =>
         {
@@ -66,7 +66,7 @@ fn decide_on(work: &Work, packet: &Packet) -> Outcome {
     if packet.ttl <= 1 {
         return Err(answer_request::time_exceeded());
     }
-    // Asked before anything is stored: a session that cannot leave is not opened.
+    // Before anything is stored: a session that cannot leave is not opened.
     let query = Query::new(
         packet.protocol as u8,
         next_hop::tos(work),
@@ -89,8 +89,8 @@ fn decide_on(work: &Work, packet: &Packet) -> Outcome {
 
 /// Returns 0 if the checksum of a packet that opens a session is wrong, see
 /// [`packet::syn_checksum_is_valid`]. A global function: the verifier looks at its loop once, and
-/// not together with every way that leads to it. It reads the packet again, which only first
-/// packets pay for.
+/// not on every path that leads to it. It parses the packet again, at the cost of first packets
+/// only.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn syn_checksum_is_valid(context: *mut xdp_md) -> u32 {

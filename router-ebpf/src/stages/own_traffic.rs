@@ -1,14 +1,13 @@
-//! What this machine itself sends, which XDP does not see.
+//! The program `own_traffic`: this machine's own traffic on its way out, which XDP does not see.
 //!
-//! A classifier on the way out of the router's interfaces. It notes where datagrams and echo
-//! requests go, so that the answers are known ([`own_traffic`]), and sees to it that no session
-//! takes them: one of UDP or echo gives way, and its client's next packet opens another, with
-//! another port. A connection of this machine's own gets the port of a connection that is over or
-//! was never answered; where that is alive, it is refused at once, since the answers to the two
-//! could not be told apart.
+//! A classifier on the egress of the router's interfaces. It notes the destinations of datagrams
+//! and echo requests, so that their answers are recognised ([`own_traffic`]), and keeps sessions
+//! from taking those answers: a UDP or echo session gives way, and its client's next packet opens
+//! another one with another port. A connection of this machine gets the port of a connection that
+//! is over or was never answered. If that is alive, the new connection is refused at once, since
+//! the answers to the two could not be told apart.
 //!
-//! What XDP sends does not come by here, nor what the daemon sends for sessions
-//! (`PACKET_QDISC_BYPASS`).
+//! Packets that XDP sends do not pass here, nor those that the daemon sends for sessions
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -37,10 +36,10 @@ use crate::{
     },
 };
 
-/// The packet goes on as it is.
+/// The verdict for a packet that goes on unchanged.
 const GO_ON: i32 = TC_ACT_UNSPEC;
 
-/// A packet on its way out.
+/// The frame of a packet on its way out.
 struct SkbFrame<'a>(&'a TcContext);
 
 impl Frame for SkbFrame<'_> {
@@ -71,7 +70,7 @@ impl Frame for SkbFrame<'_> {
     }
 }
 
-/// Looks at a packet that leaves.
+/// Processes a packet that leaves, and returns the verdict.
 #[inline(always)]
 pub(crate) fn run(context: &TcContext) -> i32 {
     // SAFETY: the context is the program's own.
@@ -88,7 +87,7 @@ pub(crate) fn run(context: &TcContext) -> i32 {
         Err(_) => return GO_ON,
     };
     let FlowKey { source, destination, .. } = packet.key;
-    // From whatever address: who has none yet asks for one.
+    // From any address: a machine without one asks for one.
     if is_to_dhcp_server(&packet)
         && let Some(transaction) = dhcp_transaction(&frame)
     {
@@ -110,7 +109,7 @@ pub(crate) fn run(context: &TcContext) -> i32 {
     }
 }
 
-/// Notes what goes out by IPv6.
+/// Notes the destination of an IPv6 packet.
 #[inline(always)]
 fn note_ipv6(frame: &SkbFrame<'_>) {
     match ipv6::sent(frame) {
@@ -120,7 +119,7 @@ fn note_ipv6(frame: &SkbFrame<'_>) {
     }
 }
 
-/// A connection of this machine's own begins, whose answers have this tuple.
+/// Handles the SYN of a connection of this machine, whose answers have this tuple.
 #[inline(always)]
 fn connects(context: &TcContext, answer: &FlowKey) -> i32 {
     match remove(answer) {
@@ -140,8 +139,8 @@ fn connects(context: &TcContext, answer: &FlowKey) -> i32 {
 /// Bytes of a MAC address.
 const MAC: usize = 6;
 
-/// Turns a SYN into the reset that refuses it, which comes in where the SYN would have gone out.
-/// `None` if the packet may have become something else on the way there.
+/// Turns a SYN into the reset that refuses it, and redirects that to the ingress of the interface.
+/// `None` if a helper failed, after which the packet may be damaged.
 #[inline(always)]
 fn refuse(context: &TcContext) -> Option<i32> {
     let (about, segment, source, destination) = {
@@ -154,8 +153,7 @@ fn refuse(context: &TcContext) -> Option<i32> {
     };
     let mut reset = [0; RESET_FRAME];
     write_reset(&mut reset, &about, segment);
-    // To where it has come from; the loopback interface takes frames to its own address, which is
-    // zero.
+    // Back to its sender. The loopback interface accepts frames for its own address, which is zero.
     let to = if in_generic_mode() { [0; MAC] } else { source };
     reset[..MAC].copy_from_slice(&to);
     reset[MAC..2 * MAC].copy_from_slice(&destination);
@@ -171,9 +169,9 @@ fn refuse(context: &TcContext) -> Option<i32> {
     }
 }
 
-/// The interface that a reset comes in by: the one that the SYN would have left by. In generic mode
-/// XDP would take the reset there for the session's, so it is the loopback interface, where there
-/// is no XDP.
+/// Returns the interface that a reset comes in on: the one that the SYN would have left by. In
+/// generic mode XDP would take the reset there for the session's, so it is the loopback interface,
+/// where no XDP runs.
 #[inline(always)]
 fn way_in(interface: u32) -> u32 {
     const LOOPBACK: u32 = 1;

@@ -1,4 +1,4 @@
-//! The slow path: where packets go that the fast path does not forward.
+//! The program `slow`: packets that the fast path does not forward.
 
 use router_common::{maps::stages::Stage, packet, policy::martian::is_martian, reason::Reason};
 
@@ -8,7 +8,7 @@ use crate::{
     work::{Exit, Outcome, Work},
 };
 
-/// Forwards a packet that the fast path did not, or finds whose it is.
+/// Forwards a packet of a session, and classifies all others.
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     if packet::is_not_ipv4(&work.frame) {
@@ -16,8 +16,8 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     }
     drop_martians(work)?;
     if !is_to_this_machine(work)? {
-        // The kernel takes some of what is sent to all for its own, so that is no way around what
-        // is closed here.
+        // The kernel accepts some broadcasts and multicasts, so they must not bypass the local
+        // policy.
         return Err(Exit::To(Stage::Local));
     }
     let packet = match packet::parse(&work.frame) {
@@ -31,18 +31,18 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     existing::forward(work, &packet, slot)
 }
 
-/// Drops martians. The fast path need not: it only forwards what a session has been opened for, and
-/// this comes before any session.
+/// Drops martians. The fast path need not look: it only forwards packets of sessions, and this
+/// check precedes the opening of any session.
 #[inline(always)]
 fn drop_martians(work: &Work) -> Result<(), Reason> {
     let (source, destination) = packet::addresses(&work.frame).ok_or(Reason::Truncated)?;
     if is_martian(source, destination, addresses::is_local) { Err(Reason::Martian) } else { Ok(()) }
 }
 
-/// Whether a frame is addressed to this machine alone, and not to all or many.
+/// Returns `true` if a frame is addressed to this machine alone, and not to a group or to all.
 ///
 /// # Errors
-/// It is addressed to another machine.
+/// Returns an error if the frame is addressed to another machine.
 #[inline(always)]
 fn is_to_this_machine(work: &Work) -> Result<bool, Reason> {
     let destination = packet::destination_mac(&work.frame).ok_or(Reason::Truncated)?;
