@@ -6,8 +6,8 @@
 //! made.
 //!
 //! A packet that comes in is not a martian ([`martian`]). If it has no session, a rule lets it open
-//! one ([`matching`]), or this machine's own stack gets it ([`admission`]). How it leaves is decided
-//! last ([`disposition`]).
+//! one ([`matching`]), or this machine's own stack gets it ([`admission`]). How it leaves is
+//! decided last ([`disposition`]).
 
 pub mod admission;
 pub mod disposition;

@@ -29,11 +29,11 @@ use crate::{maps::settings::in_generic_mode, work::Work};
 
 /// Returns `true` if the checksum is partial: the kernel will finish it on egress.
 #[inline(always)]
-pub(crate) fn is_unfinished(work: &Work, packet: &Packet) -> bool {
+pub(crate) fn has_partial_checksum(work: &Work, packet: &Packet) -> bool {
     in_generic_mode()
         && !matches!(packet.protocol, Protocol::Icmp)
         && packet::has_partial_checksum(&work.frame, packet)
-        && !(packet.ip_length as usize <= LONGEST && is_right(work, packet))
+        && !(packet.ip_length as usize <= LONGEST && is_valid(work, packet))
 }
 
 /// Returns the largest length of the packet on a wire: a packet that is longer than its link's MTU
@@ -56,7 +56,7 @@ const LONGEST: usize = 1536;
 const STEP: usize = 64;
 
 #[inline(always)]
-fn is_right(work: &Work, packet: &Packet) -> bool {
+fn is_valid(work: &Work, packet: &Packet) -> bool {
     let length = packet.ip_length.wrapping_sub(IPV4_LENGTH as u16);
     let sum = transport_sum(work.frame.context().ctx, u32::from(length));
     let pseudo = packet::pseudo_header(packet.key.source, packet.key.destination, packet.protocol, length);

@@ -139,7 +139,7 @@ pub(crate) fn split(work: &Work, ip_length: u16, next_hop: &NextHop) -> Reason {
 /// Hands a copy of an early fragment to the daemon, which queues it until the first fragment
 /// arrives. Returns `true` if the ring had room.
 #[inline(always)]
-pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
+pub(crate) fn queue_early_fragment(work: &Work, ip_length: u16) -> bool {
     // Any host can send these at any rate: half of the room is reserved for packets that rules or
     // sessions have admitted.
     PUNTS.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(SIZE / 2)
@@ -148,7 +148,7 @@ pub(crate) fn to_be_held(work: &Work, ip_length: u16) -> bool {
 
 /// Tells the daemon to release the queued fragments of this one's datagram.
 #[inline(always)]
-pub(crate) fn release(frame: &XdpFrame) {
+pub(crate) fn release_early_fragments(frame: &XdpFrame) {
     // If the ring has no room, the queued fragments are lost, as packets may be.
     let _ = put::<IPV4_LENGTH>(frame, IPV4_LENGTH as u16, &Head::new(Kind::FirstFragment, 0));
 }

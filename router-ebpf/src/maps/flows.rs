@@ -142,7 +142,7 @@ pub(crate) fn is_taken(key: &FlowKey) -> bool {
 
 /// Returns `true` if a key has a live flow.
 #[inline(always)]
-pub(crate) fn is_there(key: &FlowKey) -> bool {
+pub(crate) fn has_flow(key: &FlowKey) -> bool {
     settings::get().is_some_and(|settings| find(key, settings).is_some())
 }
 
@@ -263,7 +263,7 @@ extern "C" fn flow_table_walk() -> u32 {
             unsafe {
                 bpf_loop(
                     (search.length() - REACH) / BUCKET,
-                    look_on as *const () as *mut c_void,
+                    walk_on as *const () as *mut c_void,
                     core::ptr::null_mut(),
                     0,
                 )
@@ -277,7 +277,7 @@ extern "C" fn flow_table_walk() -> u32 {
 }
 
 /// A later step of a walk. A callback of `bpf_loop`, so that the verifier looks at it once.
-unsafe extern "C" fn look_on(step: u32, _context: *mut c_void) -> i64 {
+unsafe extern "C" fn walk_on(step: u32, _context: *mut c_void) -> i64 {
     let is_over = flow_table_look((REACH / BUCKET).wrapping_add(step));
     // It is 0 or 1, but not as far as the verifier sees.
     i64::from(bounds::opaque(is_over) & 1)

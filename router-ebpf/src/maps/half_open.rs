@@ -49,7 +49,7 @@ struct Search {
     at: Cell<u32>,
     end: Cell<u32>,
     /// 1 while every note that was looked at can be forgotten.
-    in_vain: Cell<u32>,
+    all_gone: Cell<u32>,
     /// The number of answered sessions among them; the oldest of these, and its tag.
     answered: Cell<u32>,
     fallback: Cell<u32>,
@@ -65,7 +65,7 @@ static ROOM_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
 /// How a session was admitted.
 #[derive(Clone, Copy)]
-pub(crate) enum Entered {
+pub(crate) enum Admitted {
     /// The source was below its limit.
     Room,
     /// Another session of the source was removed.
@@ -76,12 +76,12 @@ pub(crate) enum Entered {
 /// to make room, or else the oldest half-open one. Returns `None` if there is none; nothing is
 /// counted then.
 #[inline(always)]
-pub(crate) fn enter(settings: &Live, source: Ipv4) -> Option<Entered> {
+pub(crate) fn enter(settings: &Live, source: Ipv4) -> Option<Admitted> {
     if flows::half_open(settings, source)?.enter(settings.half_open_per_source()) {
-        Some(Entered::Room)
+        Some(Admitted::Room)
     } else if make_room(u32::from_ne_bytes(source.0)) != 0 {
         // The new one takes its place in the counter.
-        Some(Entered::InPlace)
+        Some(Admitted::InPlace)
     } else {
         None
     }
@@ -177,13 +177,13 @@ extern "C" fn make_room(source: u32) -> u32 {
     search.ring.set(ring);
     search.at.set(at);
     search.end.set(end);
-    search.in_vain.set(1);
+    search.all_gone.set(1);
     search.answered.set(0);
     search.made.set(0);
     // SAFETY: the callback is a BPF subprogram of `bpf_loop`'s signature, and wants no context.
     unsafe { bpf_loop(MAX_NOTES, look as *const () as *mut c_void, core::ptr::null_mut(), 0) };
     if search.made.get() == 0 && search.answered.get() != 0 {
-        search.made.set(give_way(search.fallback.get(), search.tag.get()));
+        search.made.set(remove_for_room(search.fallback.get(), search.tag.get()));
     }
     search.made.get()
 }
@@ -191,7 +191,7 @@ extern "C" fn make_room(source: u32) -> u32 {
 /// Removes a session that was found, if the rate allows it. Returns 1 if it did. Inlined: calls are
 /// as deep as they may be.
 #[inline(always)]
-fn give_way(slot: u32, tag: u32) -> u32 {
+fn remove_for_room(slot: u32, tag: u32) -> u32 {
     let (Some(occupancy), Some(room)) = (flows::occupancy(), ROOM.get(0)) else { return 0 };
     // SAFETY: takes nothing and always answers.
     if !room.take(unsafe { bpf_ktime_get_ns() }, openings::rate(occupancy.capacity.get())) {
@@ -213,7 +213,7 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
     let (tag, note_state) = found(note, Some((settings, search.counted.get())));
     match note_state {
         NoteState::Gone | NoteState::OtherSource => {
-            if search.in_vain.get() != 0
+            if search.all_gone.get() != 0
                 && let Some(ends) = OPENINGS_ENDS.get(search.ring.get())
             {
                 // This overwrites no other note: as many places as are taken at the end have been
@@ -228,14 +228,14 @@ unsafe extern "C" fn look(_number: u32, _context: *mut c_void) -> i64 {
             0
         }
         NoteState::Unanswered => {
-            search.in_vain.set(0);
-            search.made.set(give_way(note.slot(), tag.0));
+            search.all_gone.set(0);
+            search.made.set(remove_for_room(note.slot(), tag.0));
             // If not, another CPU was faster, or took the last of the rate. The result is 0 or 1,
             // which the verifier does not see.
             i64::from(bounds::opaque(search.made.get()) & 1)
         }
         NoteState::Answered => {
-            search.in_vain.set(0);
+            search.all_gone.set(0);
             if search.answered.get() == 0 {
                 search.fallback.set(note.slot());
                 search.tag.set(tag.0);

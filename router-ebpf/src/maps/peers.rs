@@ -26,6 +26,6 @@ pub(crate) fn note(settings: &Live, address: Ipv4) {
 /// Returns `true` if a session has this target, or had it moments ago. Addresses with the same hash
 /// count as well.
 #[inline(always)]
-pub(crate) fn is_one(settings: &Live, address: Ipv4) -> bool {
+pub(crate) fn is_target(settings: &Live, address: Ipv4) -> bool {
     PEERS.get(peer_slot(&settings.seeds(), address)).is_some_and(|peer| peer.is_recent(flows::now()))
 }

@@ -31,7 +31,7 @@ struct Search {
     /// The pool that was found, or [`NONE`].
     found: Cell<u32>,
     /// The number of pools that the last search without success went through, and when.
-    in_vain: Cell<u32>,
+    without_success: Cell<u32>,
     at: Cell<Ticks>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     let search = POOL_SEARCH.get()?;
     let now = flows::now();
     // A search takes a while, and only the daemon frees pools.
-    if search.in_vain.get() >= among && search.at.get() == now {
+    if search.without_success.get() >= among && search.at.get() == now {
         return None;
     }
     search.found.set(NONE);
@@ -77,11 +77,11 @@ pub(crate) fn find_or_make(key: &PoolKey, among: u32) -> Option<u32> {
     unsafe { bpf_loop(among, claim as *const () as *mut c_void, core::ptr::null_mut(), 0) };
     let index = search.found.get();
     if index == NONE {
-        search.in_vain.set(among);
+        search.without_success.set(among);
         search.at.set(now);
         return None;
     }
-    search.in_vain.set(0);
+    search.without_success.set(0);
     match POOLS.insert(key, index, u64::from(BPF_NOEXIST)) {
         Ok(()) => Some(index),
         // Another CPU has inserted one at the same time.

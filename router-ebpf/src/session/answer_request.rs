@@ -29,7 +29,7 @@ pub(crate) fn time_exceeded() -> Exit {
 
 /// Requests an answer to a packet that cannot open a session, since no SNAT port is free.
 #[inline(always)]
-pub(crate) fn rejected() -> Exit {
+pub(crate) fn no_port() -> Exit {
     request(Reason::PortsExhausted, 0)
 }
 

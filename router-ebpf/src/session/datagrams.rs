@@ -106,22 +106,22 @@ fn lookup(key: &FragmentKey) -> Option<&'static Datagram> {
 /// slots whose datagram is complete or stale. Returns it if there is none, for the caller to
 /// remove.
 #[inline(always)]
-fn take_place(
+fn record_last(
     (last, count): (&Array<SharedKey>, &Array<AtomicU32>),
     hash: u32,
     key: &FragmentKey,
-    has_gone: impl Fn(&FragmentKey) -> bool,
+    is_gone: impl Fn(&FragmentKey) -> bool,
 ) -> Option<FragmentKey> {
     let number = count.get(hash % SOURCE_SLOTS)?.add(1);
     let place = last.get(slot_of(hash, number))?;
     let oldest = place.get();
     place.set(key);
-    if oldest == *key || has_gone(&oldest) {
+    if oldest == *key || is_gone(&oldest) {
         return None;
     }
     for ahead in 1..=PROBES {
         let place = last.get(slot_of(hash, number.wrapping_add(ahead)))?;
-        if has_gone(&place.get()) {
+        if is_gone(&place.get()) {
             place.set(&oldest);
             return None;
         }
@@ -140,7 +140,7 @@ pub(crate) fn begin(work: &Work, fragment: &Fragment, flow: &FlowKey, verdict: R
     match datagram_begin() {
         BEGUN => Ok(()),
         AWAITED_BEGUN => {
-            punt::release(&work.frame);
+            punt::release_early_fragments(&work.frame);
             Ok(())
         }
         _ => Err(Reason::FragmentBad),
@@ -176,8 +176,8 @@ extern "C" fn datagram_begin() -> u32 {
         let hash = source_hash(&settings.seeds(), key.source);
         let now = now();
         // SAFETY: see the map for what that may turn out to be.
-        let has_gone = |key: &FragmentKey| unsafe { DATAGRAMS.get(key) }.is_none_or(|old| old.is_stale(now));
-        if let Some(oldest) = take_place((&LAST_DATAGRAMS, &LAST_DATAGRAMS_COUNT), hash, key, has_gone) {
+        let is_gone = |key: &FragmentKey| unsafe { DATAGRAMS.get(key) }.is_none_or(|old| old.is_stale(now));
+        if let Some(oldest) = record_last((&LAST_DATAGRAMS, &LAST_DATAGRAMS_COUNT), hash, key, is_gone) {
             let _ = DATAGRAMS.remove(oldest);
         }
         DATAGRAMS.insert(key, blank, u64::from(BPF_NOEXIST))
@@ -206,26 +206,26 @@ pub(crate) fn forget(key: &FragmentKey) {
 
 /// Queues an early fragment with the daemon. Returns `false` if it was not accepted.
 #[inline(always)]
-pub(crate) fn hold(work: &Work, fragment: &Fragment) -> bool {
+pub(crate) fn queue_early(work: &Work, fragment: &Fragment) -> bool {
     let (key, hash) = (&fragment.key, source_hash(&work.settings.seeds(), fragment.key.source));
     let Some(bucket) = EARLY_BUCKETS.get(hash % EARLY_SLOTS) else { return false };
     // SAFETY: takes nothing and always answers.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !bucket.take(now, EARLY_RATE) || !punt::to_be_held(work, fragment.ip_length()) {
+    if !bucket.take(now, EARLY_RATE) || !punt::queue_early_fragment(work, fragment.ip_length()) {
         return false;
     }
     // SAFETY: only whether it is there matters.
     if unsafe { AWAITED.get(key) }.is_none() {
         // SAFETY: as above.
-        let has_gone = |key: &FragmentKey| unsafe { AWAITED.get(key) }.is_none();
-        if let Some(oldest) = take_place((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key, has_gone) {
+        let is_gone = |key: &FragmentKey| unsafe { AWAITED.get(key) }.is_none();
+        if let Some(oldest) = record_last((&LAST_AWAITED, &LAST_AWAITED_COUNT), hash, key, is_gone) {
             let _ = AWAITED.remove(oldest);
         }
         // Without an entry, the fragment is not released and is lost.
         let _ = AWAITED.insert(key, 0, 0);
     }
     if find(&fragment.key).is_some() {
-        punt::release(&work.frame);
+        punt::release_early_fragments(&work.frame);
     }
     true
 }
@@ -282,7 +282,7 @@ pub(crate) fn note_reason(work: &Work, packet: &Packet, reason: Reason) -> Reaso
 /// # Errors
 /// Returns an error if the fragment overlaps another one.
 #[inline(always)]
-pub(crate) fn first_has_passed(work: &Work) -> Result<bool, Reason> {
+pub(crate) fn first_fragment_passed(work: &Work) -> Result<bool, Reason> {
     let fragment = Fragment::parse(&work.frame)?;
     let Some(datagram) = find(&fragment.key) else { return Ok(false) };
     let verdict = datagram.verdict();

@@ -20,7 +20,7 @@ use crate::{
         answer_request,
         departure::{dispose, find_and_dispose},
         mss, opening,
-        rewrite::{send, touch, translate},
+        rewrite::{record_packet, translate, translate_and_send},
         tracking,
     },
     work::{Exit, Outcome, Work},
@@ -39,7 +39,7 @@ pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> 
         Some(slot) => slot,
         None => match flows::find_or_vacancy(&packet.key, work.settings) {
             Ok(slot) => slot,
-            Err(vacancy) => return Err(opening::ask_to_open(vacancy)),
+            Err(vacancy) => return Err(opening::request_opening(vacancy)),
         },
     };
     if !slot.tag().may_come_in_by(work.ingress) {
@@ -50,7 +50,7 @@ pub(crate) fn find(work: &Work, packet: &Packet) -> Result<&'static Slot, Exit> 
         && matches!(slot.tag().direction(), Direction::Forward)
         && let Some(is_certain) = has_ended(work, slot)
     {
-        return Err(opening::ask_to_open_again(slot, is_certain));
+        return Err(opening::request_reopening(slot, is_certain));
     }
     Ok(slot)
 }
@@ -99,7 +99,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
     }?;
     let fast = tracking::follow(slot, packet);
     let now = work.stats.now();
-    touch(&slot.entry, work.frame.length(), now);
+    record_packet(&slot.entry, work.frame.length(), now);
     let mut reason = Reason::Forwarded;
     if first {
         work.stats.opened(tag.rule());
@@ -126,7 +126,7 @@ pub(crate) fn forward(work: &mut Work, packet: &Packet, slot: &Slot) -> Outcome 
         work.stats.translated(tag, work.frame.length());
         return Err(punt::split(work, packet.ip_length, &next_hop).into());
     }
-    send(work, packet, &slot.entry, &next_hop, tag, reason)
+    translate_and_send(work, packet, &slot.entry, &next_hop, tag, reason)
 }
 
 /// Returns `true` if a reply belongs to a connection that this machine itself has opened since,

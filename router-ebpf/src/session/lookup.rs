@@ -99,6 +99,6 @@ impl Lookup for InForce<'_> {
 
     #[inline(always)]
     fn has_session(&self, key: &FlowKey) -> bool {
-        flows::is_there(key)
+        flows::has_flow(key)
     }
 }

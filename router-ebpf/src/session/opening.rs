@@ -36,8 +36,8 @@ pub(crate) struct Opening {
     /// The next hop of the client's packets. It does not depend on the SNAT address and port, see
     /// [`router_common::maps::route::Query`].
     pub(crate) next_hop: Cell<NextHop>,
-    /// The client's tuple; the vacancy for its flow, which [`request_open`] sets before all else;
-    /// and the slot that the flow was put into.
+    /// The client's tuple; the vacancy for its flow, which [`request_opening`] sets before all
+    /// else; and the slot that the flow was put into.
     pub(crate) key: Cell<FlowKey>,
     pub(crate) vacancy: Cell<Vacancy>,
     pub(crate) slot: Cell<u32>,
@@ -46,7 +46,7 @@ pub(crate) struct Opening {
     /// The history of the client's tuple, an [`Earlier`] as its number; and the destination of its
     /// last session.
     pub(crate) earlier: Cell<u32>,
-    pub(crate) last: Cell<Leads>,
+    pub(crate) last: Cell<Destination>,
     pub(crate) reply_key: Cell<FlowKey>,
     /// The target's pool, or [`NO_POOL`].
     pub(crate) pool: Cell<u32>,
@@ -128,7 +128,7 @@ pub(crate) static OPENING: Scratch<Opening> = unsafe { Scratch::new() };
 /// flow has found. This is the only way there, so that the stage `claim` never sees the vacancy of
 /// an earlier packet.
 #[inline(always)]
-pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
+pub(crate) fn request_opening(vacancy: Vacancy) -> Exit {
     // A late packet of a session that is over and has moved: it matches no session and must not
     // open one.
     if vacancy.is_held() {
@@ -147,11 +147,11 @@ pub(crate) fn ask_to_open(vacancy: Vacancy) -> Exit {
 /// Sends a client's SYN to the stage `open` whose session is over, but still in the table. The
 /// session stays untouched until the current rules have admitted the SYN.
 #[inline(always)]
-pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
+pub(crate) fn request_reopening(forward: &Slot, is_certain: bool) -> Exit {
     let Some(opening) = OPENING.get() else { return Reason::Internal.into() };
     let rewrite = forward.entry.rewrite();
     opening.vacancy.set(Vacancy::UNKNOWN);
-    opening.last.set(Leads {
+    opening.last.set(Destination {
         target: rewrite.destination,
         target_port: rewrite.destination_port,
         snat: rewrite.source,
@@ -163,7 +163,7 @@ pub(crate) fn ask_to_open_again(forward: &Slot, is_certain: bool) -> Exit {
 
 /// Returns the destination of the session that is opened again, if it is to stay there.
 #[inline(always)]
-pub(crate) fn last() -> Option<Leads> {
+pub(crate) fn destination_to_keep() -> Option<Destination> {
     let opening = OPENING.get()?;
     (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
 }
@@ -171,7 +171,7 @@ pub(crate) fn last() -> Option<Leads> {
 /// The destination of the last session of a tuple, which a session that was opened moments ago
 /// keeps, see [`SETTLED`].
 #[derive(Clone, Copy)]
-pub(crate) struct Leads {
+pub(crate) struct Destination {
     pub(crate) target: Ipv4,
     pub(crate) target_port: Port,
     pub(crate) snat: Ipv4,

@@ -18,7 +18,7 @@ use crate::{
 
 /// Records a packet in its flow's entry.
 #[inline(always)]
-pub(crate) fn touch(entry: &FlowEntry, length: usize, now: Ticks) {
+pub(crate) fn record_packet(entry: &FlowEntry, length: usize, now: Ticks) {
     // Written at most once a tick: each write takes the cache line from other CPUs.
     if entry.last_seen() != now {
         entry.set_last_seen(now);
@@ -28,7 +28,7 @@ pub(crate) fn touch(entry: &FlowEntry, length: usize, now: Ticks) {
 
 /// Translates a packet, addresses it to its next hop and counts it for its rule.
 #[inline(always)]
-pub(crate) fn send(
+pub(crate) fn translate_and_send(
     work: &mut Work,
     packet: &Packet,
     entry: &FlowEntry,
@@ -38,9 +38,9 @@ pub(crate) fn send(
 ) -> Outcome {
     let link = link(work.settings, next_hop);
     // Parsing has ruled out that the frame is shorter than its headers.
-    let is_unfinished = generic_mode::is_unfinished(work, packet);
+    let is_partial = generic_mode::has_partial_checksum(work, packet);
     entry.translate(packet, Some(&link), &mut work.frame).ok_or(Reason::Internal)?;
-    if is_unfinished {
+    if is_partial {
         packet::write_partial_checksum(&mut work.frame, packet).ok_or(Reason::Internal)?;
     }
     work.stats.translated(tag, work.frame.length());
@@ -62,7 +62,7 @@ pub(crate) fn translate(work: &mut Work, packet: &Packet, entry: &FlowEntry) -> 
 
 /// Addresses a frame to its next hop.
 #[inline(always)]
-pub(crate) fn address(work: &mut Work, next_hop: &NextHop) -> Result<(), Reason> {
+pub(crate) fn address_frame(work: &mut Work, next_hop: &NextHop) -> Result<(), Reason> {
     link(work.settings, next_hop).apply(work.frame.bytes_mut::<ETHERNET_LENGTH>(0).ok_or(Reason::Internal)?);
     Ok(())
 }

@@ -21,7 +21,7 @@ use router_common::{
 use crate::{
     kernel::{next_hop, punt},
     maps::{addresses, settings},
-    session::{answer_request::ANSWER_REQUEST, rewrite::address},
+    session::{answer_request::ANSWER_REQUEST, rewrite::address_frame},
     work::{Outcome, Transmit, Work},
 };
 
@@ -42,7 +42,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     let silent = Reason::from_number(request.silent.get()).ok_or(Reason::Internal)?;
     let reply = reply_to(silent).ok_or(silent)?;
     let next_hop = build(work, silent, &reply, request.mtu.get() as u16)?;
-    address(work, &next_hop)?;
+    address_frame(work, &next_hop)?;
     Ok(Transmit { reason: reply.reason, slot: u32::from(next_hop.slot) })
 }
 
@@ -68,7 +68,7 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
     if about[9] == Protocol::Tcp as u8 && !matches!(reply.reset, Reset::Never) {
         let segment = Segment(*work.frame.bytes(L4 + 8).ok_or(silent)?);
         if matches!(reply.reset, Reset::Always) || (is_own && segment.opens()) {
-            if !segment.may_be_reset(&about) || !may_be_told(Some(Limited::Reset), sender) {
+            if !segment.may_be_reset(&about) || !may_be_answered_now(Some(Limited::Reset), sender) {
                 return Err(silent);
             }
             // As if the packet's destination had sent it.
@@ -79,7 +79,7 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
                 (destination(&about), Port([c, d])),
                 (sender, Port([a, b])),
             );
-            let next_hop = way_back(work, ip_length, silent, &query)?;
+            let next_hop = next_hop_of_answer(work, ip_length, silent, &query)?;
             work.frame.resize(RESET_FRAME).ok_or(BROKEN)?;
             write_reset(work.frame.bytes_mut(0).ok_or(BROKEN)?, &about, segment);
             return Ok(next_hop);
@@ -89,12 +89,12 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
     // From the packet's destination if that is this machine, else from the address of the interface
     // that it came in on (RFC 1812 4.3.2.4).
     let from = if is_own { destination(&about) } else { work.settings.address(work.ingress) };
-    if !from.is_unicast() || !may_be_told(Limited::of(error), sender) {
+    if !from.is_unicast() || !may_be_answered_now(Limited::of(error), sender) {
         return Err(silent);
     }
     let nothing = Port([0; 2]);
     let query = Query::new(Protocol::Icmp as u8, 0, (from, nothing), (sender, nothing));
-    let next_hop = way_back(work, ip_length, silent, &query)?;
+    let next_hop = next_hop_of_answer(work, ip_length, silent, &query)?;
     work.frame.resize(ERROR_FRAME).ok_or(BROKEN)?;
     write_error(work.frame.bytes_mut(0).ok_or(BROKEN)?, &about, from, error);
     Ok(next_hop)
@@ -103,7 +103,7 @@ fn build(work: &mut Work, silent: Reason, reply: &Reply, mtu: u16) -> Result<Nex
 /// Returns the next hop of an answer. If its neighbour is not known yet, the packet waits for it:
 /// with traceroute, an answer may be the first packet to that neighbour.
 #[inline(always)]
-fn way_back(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Result<NextHop, Reason> {
+fn next_hop_of_answer(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Result<NextHop, Reason> {
     let next_hop = next_hop::resolve(work, query);
     let disposition = dispose(next_hop.map(|next_hop| next_hop.mtu), &Departure::of_answer(silent), work);
     match (disposition, next_hop) {
@@ -115,15 +115,15 @@ fn way_back(work: &Work, ip_length: u16, silent: Reason, query: &Query) -> Resul
 
 /// Returns `true` if this source may get one more answer now.
 #[inline(always)]
-fn may_be_told(kind: Option<Limited>, source: Ipv4) -> bool {
-    kind.is_none_or(|kind| take_turn(kind as u32, u32::from_ne_bytes(source.0)) != 0)
+fn may_be_answered_now(kind: Option<Limited>, source: Ipv4) -> bool {
+    kind.is_none_or(|kind| take_answer(kind as u32, u32::from_ne_bytes(source.0)) != 0)
 }
 
 /// Takes one answer of this kind from what a source may get, and returns 1 if there was one. A
 /// global function: the verifier looks at its loops once, and not on every path that leads to them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn take_turn(kind: u32, source: u32) -> u32 {
+extern "C" fn take_answer(kind: u32, source: u32) -> u32 {
     let Some(settings) = settings::get() else { return 0 };
     let place = source_hash(&settings.seeds(), Ipv4(source.to_ne_bytes())) & (SHARES - 1);
     let (Some(shares), Some(all)) = (ANSWER_SHARES.get(place), ANSWERS_TO_ALL.get(kind)) else { return 0 };

@@ -15,7 +15,7 @@ use crate::{
     kernel::{own_traffic, sockets},
     maps::{
         flows,
-        half_open::{self, Entered},
+        half_open::{self, Admitted},
         peers, pools, rules, settings,
     },
     session::{
@@ -45,7 +45,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     if !occupancy.enter() {
         return Err(Reason::TableFull.into());
     }
-    if !is_let_in(work.settings, source) {
+    if !count_half_open(work.settings, source) {
         occupancy.leave();
         return Err(Reason::HalfOpenLimit.into());
     }
@@ -55,10 +55,10 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 /// Counts one more half-open session of the source, for which another one may be removed. Returns
 /// `false` if there is no room; nothing is counted then.
 #[inline(always)]
-fn is_let_in(settings: &Live, source: Ipv4) -> bool {
+fn count_half_open(settings: &Live, source: Ipv4) -> bool {
     let Some(entered) = half_open::enter(settings, source) else { return false };
     if let Some(opening) = OPENING.get() {
-        opening.in_place.set(u32::from(matches!(entered, Entered::InPlace)));
+        opening.in_place.set(u32::from(matches!(entered, Admitted::InPlace)));
     }
     true
 }
@@ -89,7 +89,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
     opening.reply_key.set(opening.key.get().twin(&rewrite));
     let reply = flows::find(&opening.reply_key.get(), settings)
         .filter(|reply| reply.key().twin(&reply.entry.rewrite()) == opening.key.get());
-    if !tag.is_opening() && !is_let_in(settings, opening.key.get().source) {
+    if !tag.is_opening() && !count_half_open(settings, opening.key.get().source) {
         return HALF_OPEN_LIMIT;
     }
     let stays = opening.target.get() == rewrite.destination
@@ -110,7 +110,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
         reply => {
             let is_mine = forward.retire_from(tag, now);
             if is_mine && reply.is_some() {
-                leave_behind(settings);
+                hold_reply_key(settings);
             }
             is_mine
         }
@@ -139,7 +139,7 @@ extern "C" fn take_over(context: *mut xdp_md) -> u32 {
 /// Holds the key of the reply flow of a session that moves, unless too many are held. Then it is
 /// retired, and its port is free.
 #[inline(always)]
-fn leave_behind(settings: &Live) {
+fn hold_reply_key(settings: &Live) {
     let (Some(opening), Some(occupancy)) = (OPENING.get(), flows::occupancy()) else { return };
     let Some(reply) = flows::find(&opening.reply_key.get(), settings) else { return };
     if occupancy.hold() {
@@ -184,7 +184,7 @@ fn insert(work: &Work) -> Outcome {
 #[inline(always)]
 fn no_port(work: &Work) -> Exit {
     match rules::rule_set(work.settings.version()) {
-        Some(rule_set) if rule_set.reject_exhausted != 0 => answer_request::rejected(),
+        Some(rule_set) if rule_set.reject_exhausted != 0 => answer_request::no_port(),
         _ => Reason::PortsExhausted.into(),
     }
 }
@@ -287,7 +287,7 @@ extern "C" fn choose_pool(among: u32) -> u32 {
 
 /// How many pools may be had before ports are crowded.
 #[inline(always)]
-fn pools_to_spare() -> u32 {
+fn spare_pools() -> u32 {
     settings::get().map_or(0, Live::pools_to_spare)
 }
 
@@ -349,7 +349,7 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
     if opening.phase.get() == Phase::Guess as u32 {
         match opening.guesses.get() {
             0 => choose_pool(0),
-            GUESSES_BEFORE_POOL => choose_pool(pools_to_spare()),
+            GUESSES_BEFORE_POOL => choose_pool(spare_pools()),
             GUESSES => choose_pool(pools::ALL),
             _ => 0,
         };

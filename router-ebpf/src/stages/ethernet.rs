@@ -37,7 +37,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 
 #[inline(always)]
 fn exit(in_force: &InForce<'_>, content: Content) -> Exit {
-    let is_let_in = match content {
+    let is_admitted = match content {
         Content::Ipv4 => return Exit::To(Stage::Slow),
         Content::Ipv6 => return Exit::To(Stage::Ipv6),
         Content::Link => true,
@@ -50,5 +50,5 @@ fn exit(in_force: &InForce<'_>, content: Content) -> Exit {
         Content::Ipv6InVlan | Content::Other => !is_closed_side(in_force),
         Content::PriorityTag | Content::Unreadable => false,
     };
-    if is_let_in { Reason::NotIpv4.into() } else { Reason::EthernetDenied.into() }
+    if is_admitted { Reason::NotIpv4.into() } else { Reason::EthernetDenied.into() }
 }

@@ -12,7 +12,7 @@ use router_common::{
 
 use crate::{
     maps::flows,
-    session::rewrite::{link, touch},
+    session::rewrite::{link, record_packet},
     work::Work,
 };
 
@@ -55,7 +55,7 @@ pub(crate) fn run(work: &mut Work, now: Ticks) -> Option<u32> {
         entry.set_expects(acknowledgement);
         entry.set_sent((sequence >> 16) as u16);
     }
-    touch(entry, length, now);
+    record_packet(entry, length, now);
     let link = link(work.settings, &next_hop);
     entry.translate(&packet, Some(&link), &mut headers)?;
     work.stats.translated(slot.tag(), length);

@@ -22,7 +22,7 @@ use crate::{
         departure::{self, dispose, end_without_next_hop},
         existing,
         lookup::InForce,
-        rewrite::{address, touch},
+        rewrite::{address_frame, record_packet},
     },
     work::{Exit, Outcome, Transmit, Work},
 };
@@ -96,22 +96,22 @@ fn later(work: &mut Work, fragment: &Fragment) -> Outcome {
     }
     let next_hop = dispose(work, ip_length, next_hop, &departing)?;
     let now = work.stats.now();
-    touch(&slot.entry, work.frame.length(), now);
+    record_packet(&slot.entry, work.frame.length(), now);
     let tag = slot.tag();
     slot.entry.translate_header(work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
     work.stats.translated(tag, work.frame.length());
     if departing.is_too_big(next_hop.mtu) {
         return Err(punt::split(work, ip_length, &next_hop).into());
     }
-    address(work, &next_hop)?;
+    address_frame(work, &next_hop)?;
     Ok(Transmit { reason: Reason::Forwarded, slot: u32::from(next_hop.slot) })
 }
 
 /// Ends an early fragment, or one of a datagram whose first fragment never arrives.
 #[inline(always)]
 fn early(work: &Work, fragment: &Fragment) -> Outcome {
-    if work.settings.daemon_is_there(flows::now()) && may_be_a_sessions(work, fragment) {
-        datagrams::hold(work, fragment);
+    if work.settings.daemon_is_there(flows::now()) && may_match_session(work, fragment) {
+        datagrams::queue_early(work, fragment);
     }
     // The kernel gets fragments that may be for this machine, and reassembles the datagram if it
     // gets the first one. Otherwise it discards them silently (RFC 1122 3.3.2: no error without the
@@ -122,10 +122,10 @@ fn early(work: &Work, fragment: &Fragment) -> Outcome {
 /// Returns `true` if an unmatched fragment may belong to a session or open one: it is from a source
 /// that a rule names, or from the target of a session, and to an address of this machine.
 #[inline(always)]
-fn may_be_a_sessions(work: &Work, fragment: &Fragment) -> bool {
+fn may_match_session(work: &Work, fragment: &Fragment) -> bool {
     let (version, key) = (work.settings.version(), &fragment.key);
     rules::is_rule_source(version, key.source)
-        || (peers::is_one(work.settings, key.source)
+        || (peers::is_target(work.settings, key.source)
             && (addresses::is_local(key.destination) || rules::has_snat_address(version, key.destination)))
 }
 

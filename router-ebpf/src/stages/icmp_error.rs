@@ -23,7 +23,7 @@ use crate::{
     maps::{flows, scratch::Scratch},
     session::{
         departure::{dispose, find_and_dispose},
-        rewrite::address,
+        rewrite::address_frame,
     },
     work::{Exit, Outcome, Transmit, Work},
 };
@@ -100,7 +100,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     let outer = FlowKey::new(Protocol::Icmp, source, nothing, rewrite.destination, nothing);
     let received = outer.between(sender, nothing, receiver, nothing);
     Rewrite::to(&outer).apply_addresses(&received, work.frame.bytes_mut(0).ok_or(Reason::Internal)?);
-    address(work, &next_hop)?;
+    address_frame(work, &next_hop)?;
     Ok(Transmit { reason: Reason::IcmpError, slot: u32::from(next_hop.slot) })
 }
 

@@ -21,16 +21,16 @@ use crate::{
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
-    let is_let_in = !is_closed_side(&in_force)
+    let is_admitted = !is_closed_side(&in_force)
         || match ipv6::read(&work.frame) {
-            Some(packet) => is_let_in(work, &in_force, &packet),
+            Some(packet) => is_admitted(work, &in_force, &packet),
             None => false,
         };
-    Err(if is_let_in { Reason::NotIpv4 } else { Reason::Ipv6Denied }.into())
+    Err(if is_admitted { Reason::NotIpv4 } else { Reason::Ipv6Denied }.into())
 }
 
 #[inline(always)]
-fn is_let_in(work: &Work, in_force: &InForce<'_>, packet: &Packet) -> bool {
+fn is_admitted(work: &Work, in_force: &InForce<'_>, packet: &Packet) -> bool {
     let rule_set = in_force.rule_set;
     let health_port = match rule_set.health_port_ipv6 {
         0 => None,

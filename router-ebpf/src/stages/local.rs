@@ -22,7 +22,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
     let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
     let reason = match admission::admit(&work.frame, &parsed, &in_force)? {
         Admission::Ends(reason) => reason,
-        Admission::AsFirstFragment if datagrams::first_has_passed(work)? => Reason::Fragment,
+        Admission::AsFirstFragment if datagrams::first_fragment_passed(work)? => Reason::Fragment,
         Admission::AsFirstFragment => Reason::LocalDenied,
     };
     Err(match &parsed {

@@ -40,7 +40,7 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 #[inline(always)]
 fn decide_on(work: &Work, packet: &Packet) -> Outcome {
     let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
-    let last = opening::last();
+    let last = opening::destination_to_keep();
     let keep = last.map(|last| (last.target, last.target_port));
     let found = matching::find(packet, random(), keep, &in_force).map_err(|refusal| {
         if let Some(rule) = refusal.denied_by {
@@ -60,7 +60,9 @@ fn decide_on(work: &Work, packet: &Packet) -> Outcome {
         Err(Reason::NoSession) if packet.ttl <= 1 => return Err(answer_request::time_exceeded()),
         Err(reason) => return Err(departure::refuse(work, reason)),
     };
-    if syn_checksum_is_valid(work.frame.context().ctx) == 0 && !generic_mode::is_unfinished(work, packet) {
+    if syn_checksum_is_valid(work.frame.context().ctx) == 0
+        && !generic_mode::has_partial_checksum(work, packet)
+    {
         return Err(Reason::BadChecksum.into());
     }
     if packet.ttl <= 1 {
