@@ -9,8 +9,8 @@ use crate::{
 
 /// The number of [`Peer`]s, see [`peer_slot`].
 pub const PEER_SLOTS: u32 = 1 << 16;
-/// The time in ticks that an address counts as one that sessions lead to: the sweep renews it every two
-/// seconds while a session does.
+/// The time in ticks that an address counts as one that sessions lead to: the sweep renews it every
+/// two seconds while a session does.
 pub const PEER_TIMEOUT: u32 = 10;
 
 /// Returns the index of an address's [`Peer`]. Addresses with the same index share one.

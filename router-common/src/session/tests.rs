@@ -483,8 +483,8 @@ fn retransmitted_data_after_both_fins_is_no_new_data() {
     }
 }
 
-/// An end that gives up with data on the way: its reset is behind that, and neither end acknowledges
-/// either.
+/// An end that gives up with data on the way: its reset is behind that, and neither end
+/// acknowledges either.
 #[test]
 fn a_reset_after_data_counts_until_its_receiver_goes_on() {
     for (direction, other) in [(Forward, Reply), (Reply, Forward)] {

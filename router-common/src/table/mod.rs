@@ -43,8 +43,8 @@
 //!   chain may end before it. The claim compares its tag, and the walk after the claim has to pass
 //!   it.
 //!
-//! A keyed hash chooses where probes start ([`HashSeeds`]): without the key, a sender cannot aim at one
-//! place.
+//! A keyed hash chooses where probes start ([`HashSeeds`]): without the key, a sender cannot aim at
+//! one place.
 //!
 //! # Near and far regions
 //!

@@ -156,8 +156,8 @@ impl HashSeeds {
     }
 }
 
-/// Returns 32 bits for an address. Without the seeds, it cannot be foreseen which other addresses have
-/// the same hash.
+/// Returns 32 bits for an address. Without the seeds, it cannot be foreseen which other addresses
+/// have the same hash.
 #[inline(always)]
 pub const fn source_hash(seeds: &HashSeeds, source: Ipv4) -> u32 {
     let (no_address, no_port) = (Ipv4([0; 4]), Port([0; 2]));
