@@ -36,8 +36,8 @@ const QUOTE_DESTINATION: usize = QUOTE + ipv4::DESTINATION;
 /// The bytes of the transport header that every quote has.
 const MINIMUM_QUOTED: usize = 8;
 
-/// An ICMP message, or its start if it is longer than there is room for. In cells, since it lives in
-/// scratch.
+/// An ICMP message, or its start if it is longer than there is room for. In cells, since it lives
+/// in scratch.
 #[derive(Debug)]
 pub struct Message {
     /// Its length on the wire.

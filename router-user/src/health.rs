@@ -11,8 +11,8 @@ pub(crate) use crate::model::Severity;
 /// Defines the identifiers of conditions, their text and what is said of them in the documentation.
 macro_rules! ids {
     ($($id:ident $text:literal $description:literal,)+) => {
-        /// The identifier of a condition. The text is part of the contract with monitoring: it never
-        /// changes, and none is used for anything else.
+        /// The identifier of a condition. The text is part of the contract with monitoring: it
+        /// never changes, and none is used for anything else.
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         pub enum Id {
             $(#[doc = $description] $id,)+
@@ -97,8 +97,8 @@ ids! {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Condition {
     pub(crate) id: Id,
-    /// The rule, target, interface, and so on: see [`Id`]. Empty where there is only one, and for the
-    /// rest of a list that is too long.
+    /// The rule, target, interface, and so on: see [`Id`]. Empty where there is only one, and for
+    /// the rest of a list that is too long.
     pub(crate) subject: String,
     pub(crate) severity: Severity,
     /// The time when it was first found.

@@ -1,7 +1,7 @@
 //! The configuration file: TOML text to a [`Config`] that the rest of the program can trust.
 //!
-//! One run reports every error of the file that does not depend on the machine. Errors that do, about
-//! interfaces and addresses, are [`crate::preflight`]'s.
+//! One run reports every error of the file that does not depend on the machine. Errors that do,
+//! about interfaces and addresses, are [`crate::preflight`]'s.
 
 mod check;
 pub mod defaults;

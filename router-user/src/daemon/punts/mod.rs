@@ -1,12 +1,13 @@
 //! Packets that the data plane does not send itself.
 //!
-//! Packets that wait for a neighbour (`waiting`) are kept as they came in. The kernel is asked for the
-//! neighbour. When that has answered, the packets are given to the programs again, and the outcome
-//! is sent (`output`): the first packet of a connection is not lost, and needs no retransmission. A
-//! neighbour that does not answer is noted (`failed`): the programs then answer the senders of the
-//! packets, and for a while the senders of later ones at once. Fragments that came before the first
-//! of their datagram are held (`early_fragments`) until that has come, and go the same way. Packets
-//! that are too large for their next hop are translated already, and are sent in fragments.
+//! Packets that wait for a neighbour (`waiting`) are kept as they came in. The kernel is asked for
+//! the neighbour. When that has answered, the packets are given to the programs again, and the
+//! outcome is sent (`output`): the first packet of a connection is not lost, and needs no
+//! retransmission. A neighbour that does not answer is noted (`failed`): the programs then answer
+//! the senders of the packets, and for a while the senders of later ones at once. Fragments that
+//! came before the first of their datagram are held (`early_fragments`) until that has come, and go
+//! the same way. Packets that are too large for their next hop are translated already, and are sent
+//! in fragments.
 //!
 //! These packets do not go through the host's firewall. Lost packets are counted (`tally`).
 

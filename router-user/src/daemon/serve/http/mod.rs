@@ -1,7 +1,7 @@
 //! HTTP for the daemon's listeners, each bounded: in connections ([`places`]), in the time that
-//! they may take, in what a request may be. No client can use up what the load balancer's probe needs,
-//! descriptors least of all; and nothing that goes wrong with a connection, or with all of them for
-//! a while, ends the daemon.
+//! they may take, in what a request may be. No client can use up what the load balancer's probe
+//! needs, descriptors least of all; and nothing that goes wrong with a connection, or with all of
+//! them for a while, ends the daemon.
 
 pub(crate) mod host;
 mod places;
