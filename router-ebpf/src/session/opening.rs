@@ -161,11 +161,15 @@ pub(crate) fn request_reopening(forward: &Slot, is_certain: bool) -> Exit {
     Exit::To(Stage::Open)
 }
 
-/// Returns the destination of the session that is opened again, if it is to stay there.
+/// Returns the destination of the tuple's last session, and `true` if the session that is opened
+/// again is to keep it. `None` never happens, but the verifier cannot know.
+///
+/// Both are read in any case: of an `Option` the compiler would also move what is not there, which
+/// the verifier of Linux 6.1 refuses.
 #[inline(always)]
-pub(crate) fn destination_to_keep() -> Option<Destination> {
+pub(crate) fn last_destination() -> Option<(bool, Destination)> {
     let opening = OPENING.get()?;
-    (opening.earlier.get() == Earlier::Stays as u32).then_some(opening.last.get())
+    Some((opening.earlier.get() == Earlier::Stays as u32, opening.last.get()))
 }
 
 /// The destination of the last session of a tuple, which a session that was opened moments ago

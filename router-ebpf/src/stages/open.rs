@@ -40,7 +40,8 @@ pub(crate) fn run(work: &mut Work) -> Outcome {
 #[inline(always)]
 fn decide_on(work: &Work, packet: &Packet) -> Outcome {
     let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
-    let last = opening::destination_to_keep();
+    let (is_kept, last) = opening::last_destination().ok_or(Reason::Internal)?;
+    let last = is_kept.then_some(last);
     let keep = last.map(|last| (last.target, last.target_port));
     let found = matching::find(packet, random(), keep, &in_force).map_err(|refusal| {
         if let Some(rule) = refusal.denied_by {
