@@ -31,7 +31,13 @@ impl<'a> InForce<'a> {
     #[inline(always)]
     pub(crate) fn new(work: &'a Work) -> Option<Self> {
         let version = work.settings.version();
-        Some(Self { work, version, rule_set: rules::in_force(version)? })
+        Some(Self::with(work, version, rules::in_force(version)?))
+    }
+
+    /// Returns the rules of this version.
+    #[inline(always)]
+    pub(crate) const fn with(work: &'a Work, version: u32, rule_set: &'static RuleSet) -> Self {
+        Self { work, version, rule_set }
     }
 }
 

@@ -12,7 +12,7 @@ use router_common::{
 };
 
 use crate::{
-    maps::addresses,
+    maps::{addresses, rules},
     session::lookup::InForce,
     work::{Exit, Outcome, Work},
 };
@@ -21,12 +21,12 @@ use crate::{
 #[inline(always)]
 pub(crate) fn run(work: &mut Work) -> Outcome {
     // Before a tag is removed: without rules, frames are passed as they are.
-    InForce::new(work).ok_or(Reason::NotConfigured)?;
+    let version = work.settings.version();
+    let rule_set = rules::in_force(version).ok_or(Reason::NotConfigured)?;
     for _ in 0..MAX_TAGS {
         let found = content(&work.frame);
         if !matches!(found, Content::PriorityTag) {
-            let in_force = InForce::new(work).ok_or(Reason::NotConfigured)?;
-            return Err(exit(&in_force, found));
+            return Err(exit(&InForce::with(work, version, rule_set), found));
         }
         // The only change to a frame that may still be passed to the kernel, which would do the
         // same.
