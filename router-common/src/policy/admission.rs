@@ -128,7 +128,7 @@ mod tests {
     /// A frame with an IP packet of these protocol and addresses, a place in its datagram, and this
     /// behind the header.
     fn frame(protocol: u8, (source, destination): (Ipv4, Ipv4), place: u16, rest: &[u8]) -> Vec<u8> {
-        let mut frame = vec![0; L4];
+        let mut frame = [0; L4];
         frame[12..15].copy_from_slice(&[8, 0, 0x45]);
         frame[16..18].copy_from_slice(&((20 + rest.len()) as u16).to_be_bytes());
         frame[20..22].copy_from_slice(&place.to_be_bytes());
