@@ -50,18 +50,15 @@ pub struct Packet {
     pub destination: Ipv6,
     /// Its hop limit.
     hop_limit: u8,
-    /// Its content.
-    carried: Carried,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Carried {
-    /// TCP or UDP, with source and destination port.
-    Ports(Protocol, Port, Port),
-    /// ICMPv6: type and code.
-    Icmp(u8, u8),
-    /// Another protocol that is not an extension header.
-    Other(u8),
+    /// Its protocol: no extension header, and not ICMP of IPv4.
+    protocol: u8,
+    /// Its source and destination port, if it is TCP or UDP.
+    ports: [Port; 2],
+    /// Its type and code, if it is ICMPv6.
+    message: [u8; 2],
+    // Fields, and not variants of an enumeration: the compiler may read a variant's field before it
+    // looks which variant there is, and the verifier of Linux 6.1 refuses to read stack that was
+    // not written.
 }
 
 /// Reads an IPv6 packet. Returns `None` if the packet is not whole, or has extension headers other
@@ -74,26 +71,25 @@ pub fn read(frame: &(impl Frame + ?Sized)) -> Option<Packet> {
         return None;
     }
     let (source, destination) = addresses(header);
-    let carried = match header[ip(ipv6::NEXT_HEADER)] {
+    let (mut protocol, mut ports, mut message) = (header[ip(ipv6::NEXT_HEADER)], [Port([0; 2]); 2], [0; 2]);
+    match protocol {
         HOP_BY_HOP if length >= 16 => match *frame.bytes::<10>(NEXT)? {
             // Eight bytes of options.
             [ICMPV6, 0, _, _, _, _, _, _, kind, code] if is_listener_discovery(kind) => {
-                Carried::Icmp(kind, code)
+                protocol = ICMPV6;
+                message = [kind, code];
             }
             _ => return None,
         },
-        TCP if length >= TCP_LENGTH => ports(frame, Protocol::Tcp)?,
-        UDP if length >= UDP_LENGTH => ports(frame, Protocol::Udp)?,
-        ICMPV6 if length >= ICMP_LENGTH => {
-            let [kind, code] = *frame.bytes::<2>(NEXT)?;
-            Carried::Icmp(kind, code)
-        }
+        TCP if length >= TCP_LENGTH => ports = read_ports(frame)?,
+        UDP if length >= UDP_LENGTH => ports = read_ports(frame)?,
+        ICMPV6 if length >= ICMP_LENGTH => message = *frame.bytes::<2>(NEXT)?,
         // Cut off, or ICMP of the other version.
         TCP | UDP | ICMPV6 | ICMP => return None,
         number if is_extension(number) => return None,
-        number => Carried::Other(number),
-    };
-    Some(Packet { source, destination, hop_limit: header[ip(ipv6::HOP_LIMIT)], carried })
+        _ => {}
+    }
+    Some(Packet { source, destination, hop_limit: header[ip(ipv6::HOP_LIMIT)], protocol, ports, message })
 }
 
 #[inline(always)]
@@ -104,9 +100,9 @@ const fn addresses(header: &[u8; NEXT]) -> (Ipv6, Ipv6) {
 }
 
 #[inline(always)]
-fn ports(frame: &(impl Frame + ?Sized), protocol: Protocol) -> Option<Carried> {
+fn read_ports(frame: &(impl Frame + ?Sized)) -> Option<[Port; 2]> {
     let [a, b, c, d] = *frame.bytes::<4>(NEXT)?;
-    Some(Carried::Ports(protocol, Port([a, b]), Port([c, d])))
+    Some([Port([a, b]), Port([c, d])])
 }
 
 /// Returns `true` for the number of an extension header, or of one that may be one (RFC 7045 4).
@@ -122,23 +118,25 @@ impl Packet {
     /// Returns the tuple of TCP or UDP.
     #[inline(always)]
     pub const fn key(&self) -> Option<Ipv6Key> {
-        match self.carried {
-            Carried::Ports(protocol, from, to) => {
-                Some(Ipv6Key::new(protocol, self.source, from, self.destination, to))
-            }
-            Carried::Icmp(..) | Carried::Other(_) => None,
-        }
+        let protocol = match self.protocol {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let [from, to] = self.ports;
+        Some(Ipv6Key::new(protocol, self.source, from, self.destination, to))
     }
 
     /// Returns the service that the packet asks for; `None` if no entry of `local.allow` can name
     /// it.
     #[inline(always)]
     pub const fn service(&self) -> Option<Service> {
-        match self.carried {
-            Carried::Ports(protocol, _, to) => Some(Service::at(protocol, to)),
-            Carried::Icmp(icmp::ECHO_REQUEST, 0) => Some(Service::ECHO),
-            Carried::Icmp(..) => None,
-            Carried::Other(number) => Some(Service::without_ports(number)),
+        match (self.protocol, self.message) {
+            (TCP, _) => Some(Service::at(Protocol::Tcp, self.ports[1])),
+            (UDP, _) => Some(Service::at(Protocol::Udp, self.ports[1])),
+            (ICMPV6, [icmp::ECHO_REQUEST, 0]) => Some(Service::ECHO),
+            (ICMPV6, _) => None,
+            (number, _) => Some(Service::without_ports(number)),
         }
     }
 
@@ -163,38 +161,36 @@ impl Packet {
         }
         // Only a machine on the link can have sent it.
         let is_near = self.source.is_link_local();
-        match self.carried {
-            Carried::Ports(Protocol::Tcp, _, port) if place.is_probes(port) => Judgement::Harmless,
-            Carried::Ports(Protocol::Udp, from, to)
-                if is_near && (from.number(), to.number()) == own::DHCPV6_PORTS =>
-            {
-                Judgement::IfAskedFor
-            }
+        let ([from, to], [kind, code]) = (self.ports, self.message);
+        match self.protocol {
+            TCP if place.is_probes(to) => Judgement::Harmless,
+            UDP if is_near && (from.number(), to.number()) == own::DHCPV6_PORTS => Judgement::IfAskedFor,
             // To its own address, then, also if that is not known yet: it may be a moment old.
-            Carried::Ports(..) => Judgement::IfConnected,
-            // An error about what this machine has sent, or an answer to its ping: the kernel
-            // knows whether there was any.
-            Carried::Icmp(1..=icmp::LAST_KNOWN_ERROR, _) if place.is_local => Judgement::Harmless,
-            Carried::Icmp(icmp::ECHO_REPLY, 0) if place.is_local => Judgement::Harmless,
-            // No router has passed it on (RFC 4861 3.1). Not redirects, as by IPv4.
-            Carried::Icmp(icmp::ROUTER_SOLICITATION..=icmp::NEIGHBOUR_ADVERTISEMENT, 0)
-                if self.hop_limit == u8::MAX && self.is_for_the_link(place) =>
-            {
+            TCP | UDP => Judgement::IfConnected,
+            ICMPV6 => match (kind, code) {
+                // An error about what this machine has sent, or an answer to its ping: the kernel
+                // knows whether there was any.
+                (1..=icmp::LAST_KNOWN_ERROR, _) if place.is_local => Judgement::Harmless,
+                (icmp::ECHO_REPLY, 0) if place.is_local => Judgement::Harmless,
+                // No router has passed it on (RFC 4861 3.1). Not redirects, as by IPv4.
+                (icmp::ROUTER_SOLICITATION..=icmp::NEIGHBOUR_ADVERTISEMENT, 0)
+                    if self.hop_limit == u8::MAX && self.is_for_the_link(place) =>
+                {
+                    Judgement::Harmless
+                }
+                (kind, _)
+                    if is_listener_discovery(kind)
+                        && self.hop_limit == 1
+                        && (is_near || self.source.is_unspecified()) =>
+                {
+                    Judgement::Harmless
+                }
+                _ => Judgement::Closed,
+            },
+            number if is_near && self.destination.is_of_the_link_alone() && is_routing_protocol(number) => {
                 Judgement::Harmless
             }
-            Carried::Icmp(kind, _)
-                if is_listener_discovery(kind)
-                    && self.hop_limit == 1
-                    && (is_near || self.source.is_unspecified()) =>
-            {
-                Judgement::Harmless
-            }
-            Carried::Other(number)
-                if is_near && self.destination.is_of_the_link_alone() && is_routing_protocol(number) =>
-            {
-                Judgement::Harmless
-            }
-            Carried::Icmp(..) | Carried::Other(_) => Judgement::Closed,
+            _ => Judgement::Closed,
         }
     }
 }
