@@ -93,7 +93,7 @@ reasons! {
     8 UnsupportedProtocol "unsupported_protocol" Pass "Neither TCP, UDP nor ICMP.";
     9 IcmpOther "icmp_other" Pass "ICMP that is neither an echo nor an error about a known session.";
     10 Platform "platform" Pass "To or from Azure's platform address 168.63.129.16 (probe, DNS, DHCP): never translated.";
-    11 NotMatched "not_matched" Pass "No session and no rule: traffic of this machine itself, such as SSH, or not meant for it.";
+    11 NotMatched "not_matched" Pass "No session and no rule: passed to this machine's own stack (SSH, for example), which discards what is not addressed to it.";
     12 NoSession "no_session" Pass "A rule's packet that belongs to no session and cannot open one (TCP without SYN, say): this machine's kernel answers with a reset if it was sent to its own address.";
     13 NotConfigured "not_configured" Pass "The program runs, but no rules are loaded.";
     14 SourceNotAllowed "source_not_allowed" Drop "To a rule's port from an address outside the rule's sources.";
@@ -133,8 +133,8 @@ reasons! {
     48 Prohibited "prohibited" Answer "The route forbids it, and the sender was told (ICMP administratively prohibited; a reset where a forward's TCP client would connect).";
     49 Refused "refused" Answer "The rule has no target address, and the client was told (TCP reset or ICMP port unreachable).";
     50 SessionUnknown "session_unknown" Answer "TCP of a masquerade that belongs to no session and cannot open one: its sender was told by a reset, and can connect again.";
-    51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but not by the interface that faces the Private Link Service, where clients come in.";
-    52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source had as many opening ones as it may (limits.half_open_per_source), and the oldest of these made room.";
+    51 WrongInterface "wrong_interface" Drop "To a rule's port from one of the rule's sources, but received on an interface other than `pls`.";
+    52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source was at limits.half_open_per_source, so its oldest half-open session was replaced.";
     53 EthernetDenied "ethernet_denied" Drop "In a VLAN and from a source that is closed out of this machine, or of a protocol that is neither IP nor the link's own and could carry IP around local.allow (SNAP, PPPoE, MPLS, ...).";
     54 Ipv6Denied "ipv6_denied" Drop "IPv6 to this machine itself, on the interface that clients come in by (others = \"closed\": on any), and neither an answer, nor neighbour discovery, nor allowed by an entry of local.allow with an IPv6 network.";
 }

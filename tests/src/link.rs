@@ -65,7 +65,7 @@ impl XdpPass {
         let mut ebpf = EbpfLoader::new().load(object).context("cannot load the lab's XDP programs")?;
         let program = ebpf.program_mut("xdp_pass").context("the lab's object has no program xdp_pass")?;
         let program: &mut Xdp = program.try_into().context("xdp_pass is not an XDP program")?;
-        program.load().context("the kernel does not take xdp_pass")?;
+        program.load().context("the kernel refuses to load xdp_pass")?;
         let pin = state.path("bpf/xdp_pass");
         let _running = interrupt::gate();
         program.pin(&pin).with_context(|| format!("cannot pin xdp_pass to {}", pin.display()))?;

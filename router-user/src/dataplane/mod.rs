@@ -167,7 +167,7 @@ impl Dataplane {
     /// from now on.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not take the programs or maps, or a pin cannot be
+    /// Returns an error if the kernel refuses the programs or maps, or a pin cannot be
     /// written; what had been pinned by this call is removed again.
     pub fn load(options: &LoadOptions) -> Result<Self> {
         Self::load_unless(options, &AtomicBool::new(false))
@@ -320,7 +320,7 @@ impl Dataplane {
             None => {
                 let root: &mut Xdp = program(&mut self.ebpf, ROOT_PROGRAM)?;
                 if root.fd().is_err() {
-                    load_patiently(root).context("the kernel does not take the root program")?;
+                    load_patiently(root).context("the kernel refuses to load the root program")?;
                 }
                 // An interface takes one mode at a time. If the new one is refused, the old one
                 // comes back.
@@ -487,7 +487,7 @@ impl Dataplane {
     /// load none any more.
     ///
     /// # Errors
-    /// Returns an error if the kernel does not take one.
+    /// Returns an error if the kernel refuses one.
     pub fn load_what_is_used_later(&mut self) -> Result<()> {
         for name in [ROOT_PROGRAM, ROUTE_PROGRAM] {
             self.program(name)?;
@@ -499,12 +499,12 @@ impl Dataplane {
     /// `forward` or `slow`.
     ///
     /// # Errors
-    /// Returns an error if there is no such program or the kernel does not take it.
+    /// Returns an error if there is no such program or the kernel refuses it.
     pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program: &mut Xdp = program(&mut self.ebpf, name)?;
         if program.fd().is_err() {
             load_patiently(program)
-                .with_context(|| format!("the kernel does not take the program `{name}`"))?;
+                .with_context(|| format!("the kernel refuses to load the program `{name}`"))?;
         }
         Ok(program)
     }

@@ -34,7 +34,7 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &str, cancelled: &AtomicBool) 
     ensure!(!cancelled.load(Relaxed), "stopped while the programs were loaded");
     let program = program(ebpf, name)?;
     patiently(|| program.load(), cancelled).with_context(|| {
-        format!("the kernel does not take the program `{name}` (Linux 6.1 or later is needed)")
+        format!("the kernel refuses to load the program `{name}` (Linux 6.1 or later is needed)")
     })
 }
 
@@ -47,7 +47,7 @@ pub(super) fn own_traffic_program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifie
 pub(super) fn load_own_traffic(ebpf: &mut Ebpf, cancelled: &AtomicBool) -> Result<()> {
     let program = own_traffic_program(ebpf)?;
     patiently(|| program.load(), cancelled)
-        .with_context(|| format!("the kernel does not take the program `{}`", own_traffic::PROGRAM))
+        .with_context(|| format!("the kernel refuses to load the program `{}`", own_traffic::PROGRAM))
 }
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal comes in (`do_check`,
@@ -101,7 +101,7 @@ pub(super) fn explain_load_error(error: EbpfError, slots: u32) -> anyhow::Error 
              ({error:#})"
         );
     }
-    anyhow!("the kernel does not take the data plane: {error:#}")
+    anyhow!("the kernel refuses to load the data plane: {error:#}")
 }
 
 #[cfg(test)]

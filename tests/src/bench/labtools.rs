@@ -28,7 +28,7 @@ pub(crate) fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
 pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("labtools has no program {name}"))?;
     let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not an XDP program"))?;
-    program.load().with_context(|| format!("the kernel does not take the program {name}"))?;
+    program.load().with_context(|| format!("the kernel refuses to load the program {name}"))?;
     Ok(program)
 }
 

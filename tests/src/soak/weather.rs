@@ -69,7 +69,7 @@ impl Weather {
         let program = ebpf.program_mut("weather").context("labtools has no program weather")?;
         let program: &mut SchedClassifier =
             program.try_into().context("weather is another kind of program")?;
-        program.load().context("the kernel does not take the program weather")?;
+        program.load().context("the kernel refuses to load the program weather")?;
         for port in PORTS {
             place
                 .vnet

@@ -99,7 +99,7 @@ fn goes_on_when_it_is_back(nics: Nics, nic: &Nic, keeps_mac: bool) {
     check(known.echo(b"before", LIMIT));
     let mac = nic.mac(&lab);
     nic.remove(&lab);
-    let gone = format!("{}: there is no such interface any more", nic.device);
+    let gone = format!("{}: the interface was removed", nic.device);
     check(wait::until("the reason", LIMIT, || {
         let status = lab.pls_router_status()?;
         ensure!(!status.healthy && status.reasons.iter().any(|reason| reason.contains(&gone)), "{status:#?}");
@@ -169,7 +169,7 @@ fn an_interface_comes_back_from_another_namespace() {
     check(lab.hosts.router.ip(&format!("link set eth1 netns {}", elsewhere.name())));
     check(lab.wait_out_of_service(LIMIT));
     let (_, body) = check(lab.health());
-    assert!(body.contains("eth1: there is no such interface any more"), "{body}");
+    assert!(body.contains("eth1: the interface was removed"), "{body}");
     check(elsewhere.ip(&format!("link set eth1 netns {}", lab.hosts.router.name())));
     check(lab.hosts.router.ip("link set eth1 up"));
     nic.configure(&lab);

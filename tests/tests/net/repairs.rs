@@ -77,7 +77,7 @@ fn disabled_forwarding_is_enabled_again_at_once() {
         assert_eq!((repairs.count, repairs.what.as_str()), (count, "sysctl"), "{what}");
     }
     let log = check(lab.router()).output();
-    let said = log.matches("net.ipv4.conf.lo.forwarding was set to 0; it is 1 again").count();
+    let said = log.matches("net.ipv4.conf.lo.forwarding was set to 0; set to 1 again").count();
     assert_eq!(said, 3, "{log}");
     let metrics = check(lab.hosts.router.run("curl", &["-s", "http://127.0.0.1:9090/metrics"]));
     let metric = format!("pls_router_repairs_total{{what=\"sysctl\",name=\"{ROUTE_LOOKUPS}\"}} 3");
@@ -120,7 +120,7 @@ fn repeated_changes_of_a_setting_are_reported_and_repairs_slow_down() {
     let repairs = check(repairs(&lab, ROUTE_LOOKUPS));
     assert!((4..=9).contains(&repairs.count), "{repairs:?}");
     let log = check(lab.router()).output();
-    assert!(log.matches("it is 1 again").count() <= 3, "{log}");
+    assert!(log.matches("set to 1 again").count() <= 3, "{log}");
     assert_eq!(log.matches("degraded: net.ipv4.conf.lo.forwarding is changed").count(), 1, "{log}");
 }
 

@@ -162,7 +162,7 @@ fn sessions_come_from_the_source_of_their_route() {
             status.snat_addresses == [SECOND] || !status.degraded.is_empty()
         });
         if status.snat_addresses != [SECOND] {
-            let untold = format!("the route to 0.0.0.0/0 names the source {SECOND}");
+            let untold = format!("the route to 0.0.0.0/0 has the source {SECOND}");
             assert!(status.degraded.iter().any(|reason| reason.starts_with(&untold)), "{status:#?}");
             return;
         }
@@ -217,7 +217,7 @@ fn a_dead_gateway_is_left_out_until_it_answers() {
         let many = || (0..20).for_each(|_| talk(lab));
         many();
         let is_named = |status: &Status| {
-            let named = format!("gateway {SECOND} of a route with several does not answer ARP on eth0: ");
+            let named = format!("one gateway of a multipath route, {SECOND}, does not answer ARP on eth0: ");
             status.degraded.iter().any(|reason| reason.starts_with(&named))
         };
         check(hosts.firewall.ip(&format!("addr del {SECOND}/32 dev vnet")));

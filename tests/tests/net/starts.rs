@@ -85,7 +85,7 @@ fn a_file_in_the_place_of_the_socket_is_left_alone() {
     let mut lab = without_router();
     let path = lab.state().path("api.sock");
     check(fs::write(&path, "precious").context("a file"));
-    refuses(&lab, "a file", &["api.sock", "is there and no socket"]);
+    refuses(&lab, "a file", &["api.sock", "exists and is not a socket"]);
     assert_eq!(fs::read_to_string(&path).expect("the file"), "precious");
     check(fs::remove_file(&path).context("the file"));
     check(lab.start_router());

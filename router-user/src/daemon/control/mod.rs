@@ -88,7 +88,7 @@ impl Control {
             self.requests.turn().await;
             let mut pause = FIRST_RETRY;
             while let Err(error) = self.apply().await? {
-                warn!("the rules are not followed yet: {error:#}");
+                warn!("cannot write the rules; retrying: {error:#}");
                 // Another change may need less memory.
                 tokio::select! {
                     () = sleep(pause) => pause = (pause * 2).min(LAST_RETRY),
@@ -201,7 +201,9 @@ impl Control {
         self.state.rules_error.set(None);
         self.state.rules_version.set(version);
         if let Err(error) = self.writer.follow_up(&spec, version) {
-            warn!("the next change of rules will take longer: {error:#}");
+            warn!(
+                "cannot synchronise the spare rule bank; the next change rewrites it completely: {error:#}"
+            );
         }
         *in_force = Some(spec);
         Ok(())

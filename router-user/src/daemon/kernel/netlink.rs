@@ -297,7 +297,7 @@ impl Kernel {
         let request = self.handle().neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::Probe).replace().execute())
             .await?
-            .with_context(|| format!("cannot have the neighbour {address} confirmed"))
+            .with_context(|| format!("cannot ask the kernel to confirm neighbour {address}"))
     }
 
     /// Has the kernel find out a neighbour's MAC address.
@@ -306,7 +306,7 @@ impl Kernel {
         let request = self.handle().neighbours().add(neighbour.interface, address);
         in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
             .await?
-            .with_context(|| format!("cannot have the neighbour {address} looked up"))
+            .with_context(|| format!("cannot ask the kernel to resolve neighbour {address}"))
     }
 
     /// Has the kernel find out a neighbour's MAC address, and tells what it knows of it by then.

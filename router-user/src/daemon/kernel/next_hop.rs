@@ -85,9 +85,9 @@ pub(crate) enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Blackhole => f.write_str("no route: the one to it is a blackhole"),
-            Self::Unreachable => f.write_str("no route: the one to it says unreachable"),
-            Self::Prohibited => f.write_str("no route: the one to it says prohibit"),
+            Self::Blackhole => f.write_str("the route to it is a blackhole"),
+            Self::Unreachable => f.write_str("the route to it is unreachable"),
+            Self::Prohibited => f.write_str("the route to it is prohibited"),
             Self::NoRoute => {
                 f.write_str("no route: network is unreachable, or the address is this machine's")
             }

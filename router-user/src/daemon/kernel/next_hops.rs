@@ -230,7 +230,7 @@ impl Follower {
         let invalidated = invalidate(&mut plane.lock());
         if let Err(error) = invalidated {
             self.invalidations.ask();
-            warn!("sessions do not follow their next hops yet: {error:#}");
+            warn!("cannot invalidate next hops; retrying: {error:#}");
         }
     }
 
@@ -602,7 +602,7 @@ impl View {
                     },
                 );
                 let detail = format!(
-                    "gateway {address} of a route with several does not answer {} on {name}: {sessions}",
+                    "one gateway of a multipath route, {address}, does not answer {} on {name}: {sessions}",
                     asked_by(address)
                 );
                 RouteCondition { id: Id::GatewayDead, subject: address.to_string(), detail }
@@ -626,7 +626,7 @@ impl View {
             let chosen = Ipv4Addr::from(chosen);
             (chosen != route.source).then(|| {
                 let detail = format!(
-                    "the route to {} names the source {}, which kernels before Linux 6.7 do not tell: sessions come from \
+                    "the route to {} has the source {}, which kernels before Linux 6.7 do not report: sessions come from \
                      {chosen}; fix: set snat.addresses",
                     route.destination, route.source
                 );

@@ -57,7 +57,7 @@ pub(crate) fn keep_descriptors_back(config: &Config) {
     let needed = limits.iter().map(http::Limits::descriptors).sum::<usize>() + OTHERS;
     match http::raise_descriptor_limit() {
         Ok(limit) if limit < needed as u64 => warn!(
-            "this process may open {limit} files, and needs {needed} so that nobody can keep the probe from its answer; fix: \
+            "this process may open {limit} files, but needs {needed} to keep the probe available under load; fix: \
              LimitNOFILE= of the service, or ulimit -Hn"
         ),
         Ok(_) => {}
@@ -73,7 +73,7 @@ fn remove_stale(socket: &Path) -> Result<()> {
             std::fs::remove_file(socket).with_context(|| format!("cannot remove {}", socket.display()))
         }
         Ok(_) => bail!(
-            "{} (admin.socket) is there and no socket\n  fix: name a path in a directory of its own, such as \
+            "{} (admin.socket) exists and is not a socket\n  fix: name a path in a directory of its own, such as \
              /run/pls-router/api.sock",
             socket.display()
         ),

@@ -28,7 +28,7 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return info!("SIGTERM: stopping"),
                 _ = self.interrupt.recv() => return info!("SIGINT: stopping"),
-                _ = self.hangup.recv() => warn!("SIGHUP: ignored; a changed configuration takes a restart"),
+                _ = self.hangup.recv() => warn!("SIGHUP ignored: restart to apply a changed configuration"),
             }
         }
     }

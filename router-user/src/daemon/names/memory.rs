@@ -149,7 +149,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Remembered>> {
         Err(error) => return Err(error.into()),
     };
     if !metadata.is_file() || metadata.len() > LARGEST {
-        bail!("this is no file that pls-router has written");
+        bail!("not written by pls-router");
     }
     if !private::is_ours(&metadata) {
         bail!("other users may write it");

@@ -123,7 +123,7 @@ impl NameService {
         // Before the clock started, that is before the machine did, there is no instant.
         resolved.since = resolved.since.checked_sub(age).unwrap_or(resolved.since);
         drop(memory);
-        warn!(name, addresses = ?resolved.addresses, age = age.as_secs(), "cannot be resolved: used as it was resolved last");
+        warn!(name, addresses = ?resolved.addresses, age = age.as_secs(), "cannot be resolved: its last good answer stays in use");
     }
 
     fn remember(&self, name: &str, resolved: &Resolved) {
@@ -203,7 +203,7 @@ impl NameService {
         }
         let Some(withheld) = lock(&self.lines).take(Instant::now()) else { return };
         if withheld > 0 {
-            info!(withheld, "names have changed more often than is told here");
+            info!(withheld, "further changes of names were not logged");
         }
         if noted.moved {
             let ttl = ttl.unwrap_or_default().as_secs();

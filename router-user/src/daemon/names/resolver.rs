@@ -418,9 +418,7 @@ pub(super) fn parse(text: &[u8]) -> Result<(ResolverConfig, ResolverOpts), Strin
         }
         Err(error) => {
             let platform = Ipv4Addr::from(AZURE_PLATFORM);
-            warn!(
-                "/etc/resolv.conf names no usable server ({error}): names are resolved by Azure's own, {platform}"
-            );
+            warn!("/etc/resolv.conf names no usable server ({error}): using Azure's name server {platform}");
             let with_platform = [text, format!("\nnameserver {platform}\n").as_bytes()].concat();
             let alone = format!("nameserver {platform}\n");
             parse_resolv_conf(with_platform)

@@ -109,8 +109,8 @@ impl ContestedNextHops {
             let (address, one, other) = (neighbour.ip(), format_mac(*one), format_mac(*other));
             let more = if *others { ", and others" } else { "" };
             let detail = format!(
-                "two machines answer for {address} ({one} and {other}{more}) on {interface}, and packets go to whoever spoke last; fix: find the \
-                 one that must not, or `ip neigh replace {address} lladdr MAC dev {interface} nud permanent` with the right one's"
+                "two machines answer for {address} ({one} and {other}{more}) on {interface}, and packets go to the machine that answered last; fix: find the \
+                 wrong one, or `ip neigh replace {address} lladdr MAC dev {interface} nud permanent` with the right one's"
             );
             (address.to_string(), detail)
         });

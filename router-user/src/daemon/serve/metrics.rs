@@ -170,7 +170,7 @@ impl Collector for Snapshot {
         counter(
             encoder,
             "repairs",
-            "How often something that the router depends on was set again, because others had changed it",
+            "Repairs of settings, programs and pins that something else on this machine had changed",
             repairs
                 .map(|one| (vec![("what", one.what.as_str()), ("name", one.name.as_str())], one.count))
                 .collect(),
@@ -184,7 +184,7 @@ impl Collector for Snapshot {
         counter(
             encoder,
             "next_hop_invalidations",
-            "How often all sessions were made to ask for their next hops again",
+            "Invalidations of all cached next hops",
             vec![(vec![], status.next_hop_invalidations)],
         )?;
         let avoided = status.targets.iter().filter(|target| target.health == Health::Avoided).count();
@@ -203,13 +203,13 @@ impl Collector for Snapshot {
         gauge(
             encoder,
             "sessions_capacity",
-            "Sessions that there is room for",
+            "Capacity of the flow table, in sessions (limits.flows)",
             vec![(vec![], status.flows.capacity)],
         )?;
         float(
             encoder,
             "sweep_seconds",
-            "How long the last sweep of the flow table took",
+            "Duration of the last sweep of the flow table, in seconds",
             status.flows.sweep_seconds,
         )?;
         let pools: Vec<_> = status.snat_ports.iter().take(MAX_POOLS).map(Pool::of).collect();
@@ -239,7 +239,7 @@ impl Collector for Snapshot {
         gauge(
             encoder,
             "punts_waiting",
-            "Packets that the daemon holds now: for a neighbour, or a first fragment, that is missing",
+            "Packets queued by the daemon, by what they wait for: a neighbour or a first fragment",
             waiting.map(|(what, packets)| (vec![("for", what)], packets)).into(),
         )?;
         let lost = [
@@ -251,7 +251,7 @@ impl Collector for Snapshot {
         counter(
             encoder,
             "punts_lost",
-            "Packets that the data plane has given to the daemon and that were not sent",
+            "Punted packets that were lost, by cause",
             lost.map(|(cause, packets)| (vec![("cause", cause)], packets)).into(),
         )?;
         let reasons = |value: fn(&ReasonCounter) -> u64| {
@@ -266,8 +266,8 @@ impl Collector for Snapshot {
                 })
                 .collect::<Vec<_>>()
         };
-        counter(encoder, "packets", "Packets by the reason they left the program", reasons(|r| r.packets))?;
-        counter(encoder, "bytes", "Bytes by the reason they left the program", reasons(|r| r.bytes))?;
+        counter(encoder, "packets", "Packets by reason", reasons(|r| r.packets))?;
+        counter(encoder, "bytes", "Bytes by reason", reasons(|r| r.bytes))?;
         let interfaces = |value: fn(&InterfaceCounters) -> [u64; 2]| {
             counters
                 .interfaces
@@ -284,25 +284,25 @@ impl Collector for Snapshot {
         counter(
             encoder,
             "interface_packets",
-            "Packets in and out of an interface, as the program saw them",
+            "Packets received and transmitted by the XDP programs, by interface",
             interfaces(|i| [i.rx_packets, i.tx_packets]),
         )?;
         counter(
             encoder,
             "interface_bytes",
-            "Bytes in and out of an interface, as the program saw them",
+            "Bytes received and transmitted by the XDP programs, by interface",
             interfaces(|i| [i.rx_bytes, i.tx_bytes]),
         )?;
         counter(
             encoder,
             "own_traffic_sessions_ended",
-            "Sessions that have given way to this machine's own traffic",
+            "Sessions removed because this machine's own traffic uses their ports",
             vec![(vec![], counters.own_traffic.sessions_ended)],
         )?;
         counter(
             encoder,
             "own_traffic_connections_refused",
-            "Connections of this machine's own that were refused for a session that is alive",
+            "This machine's own connections refused because a live session has their port",
             vec![(vec![], counters.own_traffic.connections_refused)],
         )?;
         let per_rule = |value: fn(&Rule) -> u64| {

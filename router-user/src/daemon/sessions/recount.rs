@@ -46,7 +46,7 @@ impl Recount {
                     let half_open: u32 = half_open.values().sum();
                     info!(
                         sessions,
-                        half_open, "took back what a daemon that was killed had left in the counters"
+                        half_open, "corrected session counters that a killed daemon left too high"
                     );
                 }
                 None

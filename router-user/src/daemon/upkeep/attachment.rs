@@ -58,7 +58,9 @@ impl Kept for KeptAttachment {
         } else if attachment.index != index {
             Look::Changed(format!("{name}: another interface has this name now"))
         } else if !plane.has_egress(self.slot, index) {
-            Look::Changed(format!("{name}: packets could not leave by it any more (EGRESS)"))
+            Look::Changed(format!(
+                "{name}: the interface was missing from the map EGRESS: packets could not be sent through it"
+            ))
         } else if let Place::Renamed { name: now, .. } = place {
             Look::Flawed(
                 Id::InterfaceRenamed,
@@ -86,7 +88,7 @@ impl Kept for KeptAttachment {
 
     fn suspects(&self) -> String {
         format!(
-            "packets are not forwarded each time; find what takes the program off {0} or removes it \
+            "each time, no packets are forwarded until the repair; find what removes {0} or its program \
              (`ip monitor link` and `bpftool net` show it, `pls-router check` names another program)",
             self.name
         )

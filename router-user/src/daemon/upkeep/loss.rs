@@ -7,7 +7,7 @@ pub(crate) fn lost(attachment: &Attachment, loss: Loss) -> String {
     let name = &attachment.interface;
     match (loss, attachment.place()) {
         (Loss::InterfaceGone, Place::Gone) => {
-            format!("{name}: there is no such interface any more; the router goes on with it when it is back")
+            format!("{name}: the interface was removed; the router attaches again when it returns")
         }
         (Loss::InterfaceGone, _) => format!("{name} was removed and is there again"),
         (Loss::Detached, _) => format!("{name}: the program was taken off"),

@@ -52,7 +52,7 @@ impl Kept for KeptPins {
             Look::Good
         } else {
             Look::Changed(format!(
-                "what is pinned at {} was removed, without which a daemon that crashes takes the sessions with it",
+                "the pins at {} were removed; without them, a crash of the daemon loses all sessions",
                 self.directory
             ))
         })

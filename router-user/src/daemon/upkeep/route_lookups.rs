@@ -41,11 +41,11 @@ impl Kept for RouteLookups {
 
     fn restore(&mut self, _: &mut Attachments, plane: &mut Dataplane) -> Result<&'static str> {
         plane.switch_route_lookups_on()?;
-        Ok("it is 1 again, which this router needs to ask for routes")
+        Ok("set to 1 again: route lookups need it")
     }
 
     fn suspects(&self) -> String {
-        "new sessions are lost each time; find what writes it or net.ipv4.ip_forward \
+        "each time, new sessions fail until the repair; find what writes it or net.ipv4.ip_forward \
          (grep -rs forward /etc/sysctl.conf /etc/sysctl.d, or whatever manages this machine's configuration)"
             .to_owned()
     }

@@ -37,7 +37,7 @@ impl Changes {
     pub(crate) fn report(self) {
         if let Some(ports) = self.reserved {
             if ports.is_empty() {
-                info!("no port has to be reserved any more");
+                info!("released all reserved ports");
             } else {
                 info!(
                     ports,
