@@ -502,7 +502,8 @@ fn set_up_oracle(nics: Nics, router: &Namespace, pass: &XdpPass, timeouts: Timeo
             chain to_router {{
                 type filter hook input priority filter;
                 {}
-                ip saddr {{ {} }} jump users
+                # The kernel takes class E for sources like others, and a rule names it.
+                ip saddr {{ {}, 240.0.0.0/4 }} jump users
             }}
             chain users {{
             }}
