@@ -244,7 +244,11 @@ fn bad_configurations_are_refused() {
             &["https", "http"],
         ),
         ("the probe's port", good.replacen("listen = \"80\"", "listen = \"8082\"", 1), &["8082"]),
-        ("somebody else's address", format!("{good}[snat]\naddresses = [\"10.9.9.9\"]\n"), &["10.9.9.9"]),
+        (
+            "somebody else's address",
+            format!("{good}[snat]\naddresses = [\"10.9.9.9\"]\n"),
+            &["10.9.9.9, which is not an address of this machine"],
+        ),
         ("a timeout that is none", format!("{good}\n[timeouts]\nudp = \"soon\"\n"), &["soon"]),
     ];
     for (what, rules, texts) in cases {
