@@ -128,7 +128,7 @@ impl<A: Copy> Search<A> {
     }
 }
 
-/// What [`judge`] has to know besides the packet.
+/// The facts that [`judge`] needs besides the packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// The port of the health probe, if it is served by this version of IP.

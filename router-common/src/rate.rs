@@ -5,7 +5,7 @@ use crate::shared::AtomicU64;
 /// A rate, and a burst.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Rate {
-    /// How many may come at once.
+    /// The number that may come at once.
     pub burst: u64,
     /// Nanoseconds until one more may come.
     pub interval: u64,

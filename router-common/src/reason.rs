@@ -1,7 +1,7 @@
 //! Reasons why packets leave the program: one numbered list for counters, metrics and the command
 //! line.
 
-/// What happens to a packet.
+/// The treatment of a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Action {
     /// Translated and sent on its way.

@@ -17,8 +17,9 @@ pub struct Status {
     pub healthy: bool,
     /// Why it is not healthy, in words for the operator; empty when it is.
     pub reasons: Vec<String>,
-    /// What else does not work, while the probe may answer 200: a rule without a target, a target
-    /// that cannot be reached or resolved while others of its rule can. In words for the operator.
+    /// Further faults, with which the probe can still answer 200: a rule without a target, or a
+    /// target that cannot be reached or resolved while others of its rule can. In words for the
+    /// operator.
     #[serde(default)]
     pub degraded: Vec<String>,
     /// All that is wrong, for programs: each of `reasons` and `degraded`.
@@ -38,7 +39,7 @@ pub struct Status {
     /// Next hops for which two machines answer.
     #[serde(default)]
     pub contested_next_hops: Vec<ContestedNextHop>,
-    /// Times that all sessions were made to ask for their next hops again, since the daemon
+    /// The number of invalidations of all cached next hops, since the daemon
     /// started: when a route or address changed, or a next hop that sessions have went or changed
     /// its MAC address.
     #[serde(default)]
@@ -57,7 +58,7 @@ pub struct Status {
     /// the fullest first (4096 at most).
     #[serde(default)]
     pub snat_ports: Vec<SnatPortStatus>,
-    /// What the router depends on and others may change, and how often the daemon has set it again.
+    /// Settings, programs and pins that something else can change, and the number of repairs.
     #[serde(default)]
     pub repairs: Vec<Repairs>,
 }
@@ -110,7 +111,7 @@ pub struct Repairs {
     pub count: u64,
     /// Seconds since it last did; `null` if it never had to.
     pub last_seconds: Option<u64>,
-    /// What is wrong with it now; empty when nothing is.
+    /// The present fault, in words; empty if there is none.
     pub problem: String,
 }
 
@@ -187,7 +188,7 @@ pub struct NameStatus {
     /// Seconds until it is asked for again.
     #[serde(default)]
     pub next_seconds: u64,
-    /// What went wrong at the last attempt; empty when it went well.
+    /// The error of the last attempt; empty if it succeeded.
     pub problem: String,
     /// The part of the last good answer that is not used (this machine's own addresses, say, or
     /// those beyond the 32 lowest), and why; empty when all of it is.
@@ -227,7 +228,8 @@ pub struct TargetStatus {
     pub rules: Vec<String>,
     /// `tcp`.
     pub protocol: String,
-    /// Where; port 0 stands for the port that the client used, of a rule that listens on a range.
+    /// The target's address and port. Port 0 stands for the port that the client used, of a rule
+    /// that listens on a range.
     pub target: SocketAddr,
     /// `good`, `avoided` (new sessions go to the rule's other targets, if one of them is not
     /// avoided) or `trial` (it was avoided; new sessions may try it, and the first to show
@@ -258,7 +260,7 @@ pub struct PuntStatus {
     /// Packets that were lost since something failed that should not: the kernel did not send them,
     /// for example.
     pub failed: u64,
-    /// What has failed in the last ten seconds; empty when nothing has.
+    /// The failure of the last ten seconds; empty if there was none.
     pub problem: String,
 }
 
@@ -318,10 +320,10 @@ pub struct Counters {
 /// Counters of this machine's own traffic that leaves with the port of a session.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct OwnTrafficCounters {
-    /// Sessions that have given way: UDP and echo, whose clients go on with another port, and
-    /// connections that were over or never answered.
+    /// Sessions that were removed because this machine uses their port: UDP and echo, whose clients
+    /// continue with another port, and connections that were closed or never answered.
     pub sessions_ended: u64,
-    /// Connections of this machine's own that were refused, since the session's is alive.
+    /// This machine's own connections that were refused because a live session has their port.
     pub connections_refused: u64,
 }
 
@@ -396,9 +398,10 @@ pub struct Rule {
     pub kind: RuleKind,
     /// `tcp` or `udp`; absent for a masquerade, which takes TCP, UDP and ICMP echo.
     pub protocol: Option<String>,
-    /// Where a forward listens, as configured: `443`, `8000-8010`, `10.0.2.68:443`.
+    /// The address and ports that a forward listens on, as configured: `443`, `8000-8010`,
+    /// `10.0.2.68:443`.
     pub listen: Option<String>,
-    /// Where a forward leads, as configured.
+    /// A forward's targets, as configured.
     pub targets: Vec<String>,
     /// The addresses that new sessions go to now: those of the targets, without any that is
     /// avoided.
@@ -426,7 +429,7 @@ pub struct Flow {
     pub listen: SocketAddr,
     /// The source that this router gave the session.
     pub snat: SocketAddr,
-    /// Where it leads.
+    /// Its target.
     pub target: SocketAddr,
     /// `opening`, `established`, `closing` or `closed`; see `router_common::session::State`.
     pub state: String,
@@ -494,14 +497,14 @@ pub struct Audit {
     /// clients' tuples have moved to other targets.
     #[serde(default)]
     pub held_ports: u64,
-    /// How many sessions more are counted than there are; negative if there are more than are
-    /// counted.
+    /// The surplus of the session counter over the sessions in the table; negative if the counter
+    /// is too low.
     pub miscounted_sessions: i64,
     /// The flows and ports meant, a thousand at most.
     pub findings: Vec<AuditFinding>,
 }
 
-/// What is wrong with a flow or port.
+/// A kind of fault of a flow or port.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditKind {
@@ -522,9 +525,9 @@ pub struct AuditFinding {
     pub rule: Option<String>,
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
-    /// Where the flow's packets come from; of a port, the target that it is taken for.
+    /// The source of the flow's packets; of a port, the target that it is marked for.
     pub source: SocketAddr,
-    /// Where they are sent to; of a port, the SNAT address and the port.
+    /// Their destination; of a port, the SNAT address and the port.
     pub destination: SocketAddr,
 }
 
@@ -549,7 +552,7 @@ pub struct ListenerAccess {
     pub what: String,
     /// Its address and port, or path.
     pub listen: String,
-    /// Those who reach it, in words.
+    /// The sources that reach it, in words.
     pub who: String,
 }
 
@@ -563,7 +566,7 @@ pub struct CheckFinding {
     pub id: Option<String>,
     /// The fault, in one line.
     pub text: String,
-    /// Where, if it is in the configuration file: `FILE:LINE:COLUMN`.
+    /// The place in the configuration file, if it has one: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
     /// The remedy.
     pub fix: String,

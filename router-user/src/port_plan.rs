@@ -47,7 +47,7 @@ impl PortSet {
         Self(Box::new([0; Self::WORDS]))
     }
 
-    /// Those whose bits are set: bit 0 of the first word is port 0.
+    /// Returns the ports whose bits are set: bit 0 of the first word is port 0.
     #[must_use]
     pub fn from_words(words: &[u64; Self::WORDS]) -> Self {
         Self(Box::new(*words))
@@ -59,7 +59,7 @@ impl PortSet {
         &self.0
     }
 
-    /// Those of a range.
+    /// Returns the ports of a range.
     #[must_use]
     pub fn of(range: PortRange) -> Self {
         let mut set = Self::new();
@@ -115,19 +115,19 @@ impl PortSet {
         result
     }
 
-    /// Those of either.
+    /// Returns the union with another set.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         self.zip(other, |one, other| one | other)
     }
 
-    /// Those of both.
+    /// Returns the intersection with another set.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         self.zip(other, |one, other| one & other)
     }
 
-    /// Those that the other one has not.
+    /// Returns the difference from another set.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         self.zip(other, |one, other| one & !other)

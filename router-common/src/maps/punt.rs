@@ -13,7 +13,7 @@ use crate::{
 /// The longest IP packet that can be handed over: longer than a single-page XDP buffer.
 pub const CAPACITY: usize = 3520;
 
-/// What the daemon does with a punt.
+/// The daemon's treatment of a punt.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
@@ -113,7 +113,7 @@ const _: () = assert!(offset_of!(Punt, packet) == HEAD && offset_of!(Notice, pac
 /// A record as it comes out of the ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Punted<'a> {
-    /// What to do with the packet.
+    /// The treatment of the packet.
     pub kind: Kind,
     /// See [`Record::interface`].
     pub interface: u32,

@@ -1,4 +1,4 @@
-//! What of this machine itself a packet reaches that matches no session and no rule.
+//! Decides whether a packet without a session or a rule reaches this machine itself.
 
 use super::lookup::{Lookup, is_closed_out, is_local};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     wire::Frame,
 };
 
-/// What becomes of a packet that matches no session and no rule.
+/// The decision about a packet that matches no session and no rule.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Admission {
     /// It ends for this reason, which says whether it is passed to the kernel.

@@ -1,5 +1,5 @@
-//! How a packet leaves whose next hop has been looked up: by that, by way of the daemon, as an
-//! answer to its sender, or not at all.
+//! Decides how a packet leaves after the look-up of its next hop: to the next hop, through the
+//! daemon, as an answer to its sender, or not at all.
 
 use crate::{answer::reply_to, reason::Reason};
 
@@ -10,13 +10,13 @@ pub struct Departure {
     pub length: u16,
     /// Set if the packet must not be fragmented.
     pub dont_fragment: bool,
-    /// How it ends if it is too big for its next hop.
+    /// The outcome if it is too big for its next hop.
     pub too_big: TooBig,
-    /// How it ends if there is no next hop.
+    /// The outcome if there is no next hop.
     pub no_next_hop: NoNextHop,
 }
 
-/// How a packet ends that is too big for its next hop.
+/// The outcome of a packet that is too big for its next hop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TooBig {
     /// The daemon splits it if it may, else its sender is told (RFC 1191): a whole packet, or the
@@ -30,7 +30,7 @@ pub enum TooBig {
     Drop,
 }
 
-/// How a packet ends that has no next hop.
+/// The outcome of a packet without a next hop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NoNextHop {
     /// It waits for its neighbour, or its sender may be told: any packet that is forwarded.
@@ -78,7 +78,7 @@ impl Departure {
     }
 }
 
-/// What [`dispose`] may have to look up, which it does only where the answer matters.
+/// The look-ups of [`dispose`], made only where the answer matters.
 pub trait Circumstances {
     /// Returns `true` if there is a daemon to hand packets to.
     fn daemon_is_there(&self) -> bool;

@@ -1,4 +1,4 @@
-//! What decisions look up.
+//! The look-ups that decisions need.
 
 #[cfg(doc)]
 use crate::local;

@@ -285,7 +285,7 @@ extern "C" fn choose_pool(among: u32) -> u32 {
     0
 }
 
-/// How many pools may be had before ports are crowded.
+/// Returns the number of pools that may be taken before ports are crowded.
 #[inline(always)]
 fn spare_pools() -> u32 {
     settings::get().map_or(0, Live::pools_to_spare)
@@ -325,8 +325,8 @@ fn another_address() -> i64 {
     }
 }
 
-/// Whether the reply flow of the session that is being opened would take packets from this machine
-/// itself. A global function, see above.
+/// Returns 1 if the reply flow of the session that is being opened would take packets from this
+/// machine itself. A global function, see above.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_own_socket(context: *mut xdp_md) -> u32 {
@@ -407,7 +407,7 @@ unsafe extern "C" fn step(_number: u32, context: *const Callback) -> i64 {
     i64::from(take(opening, port, unsafe { (*context).xdp }))
 }
 
-/// Tries to take a port; whether the search is over.
+/// Tries to take a port. Returns `true` if the search is over.
 #[inline(always)]
 fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
     let reply =

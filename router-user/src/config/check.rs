@@ -37,7 +37,7 @@ pub(super) struct Rule {
 /// `[timeouts]`, or those of a rule.
 pub(super) struct RuleTimeouts {
     pub(super) values: Timeouts,
-    /// Those that the file gives at this place.
+    /// The timeouts that the file gives at this place.
     pub(super) given: Vec<Spanned<&'static TimeoutLimit>>,
 }
 

@@ -1,6 +1,6 @@
 //! The daemon: puts a configuration into the data plane and keeps it true.
 //!
-//! The data plane forwards without it. The daemon's rooms:
+//! The data plane forwards without it. The daemon's modules:
 //!
 //! - `lifecycle`: start, signals, listeners, privileges. `parts` gives each part what it needs.
 //! - `state`: what the parts have in common, as plain data.

@@ -259,8 +259,8 @@ impl FlowTable {
         self.pools().clear(ports.into_iter().flatten())
     }
 
-    /// Retires one flow, with all that hangs on it but the mark of its port; the key of that, if it
-    /// is the direction that has one.
+    /// Retires one flow, with its counters but without the mark of its port. Returns the key of
+    /// that mark if this direction has one.
     fn retire(&self, key: &FlowKey) -> Option<FlowKey> {
         let slot = self.find(key).and_then(|index| self.0.slots.get(index))?;
         self.retire_slot(slot, key)
@@ -557,8 +557,8 @@ pub struct Audit {
     pub leaked_ports: Vec<FlowKey>,
 }
 
-/// The pool that a session's port belongs to, for counting: told by its client's direction, or by
-/// what is held of it.
+/// Returns the pool that a session's port is counted in. `flow` is the client's direction, or the
+/// held key of a session that has moved.
 pub fn port_pool(flow: &Flow) -> PoolKey {
     match flow.direction() {
         Direction::Forward => PoolKey::of(&flow.twin()),
@@ -566,7 +566,7 @@ pub fn port_pool(flow: &Flow) -> PoolKey {
     }
 }
 
-/// The source whose port it is, told as [`port_pool`].
+/// Returns the source that a session's port is counted for; `flow` is as in [`port_pool`].
 pub fn port_source(flow: &Flow) -> Ipv4 {
     match flow.direction() {
         Direction::Forward => flow.key.source,

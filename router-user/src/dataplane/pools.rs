@@ -84,9 +84,9 @@ impl PoolTable {
         Ok(())
     }
 
-    /// Gives back pools of targets whose ports in use are `few`: told by the target, and by how
-    /// many the pool marks. To be called from time to time, at least a second apart: what one call
-    /// takes out of sight, the next one makes free.
+    /// Frees the pools of targets that have `few` ports in use (a predicate over the target and the
+    /// number of ports that its pool marks). It takes two calls, at least a second apart: the first
+    /// removes a pool's key, the second frees the pool, when no program uses it any more.
     pub(super) fn clean(&mut self, few: impl Fn(&PoolKey, u32) -> bool) -> Result<()> {
         let all = self.all()?;
         // One that a program was about to make when it was thought to be leaving has a key since.

@@ -234,9 +234,9 @@ impl Kernel {
         Ok(self.links().await?.iter().map(|link| (link.header.index, link_name(link).to_owned())).collect())
     }
 
-    /// The interfaces with these indexes, each with its virtual function: the device that has it
-    /// for its master. One that is not there keeps the index that it had, so that the other of two
-    /// stays the one side that it is. Addresses are left open.
+    /// Returns the interfaces with these indexes, each with its virtual function: the device whose
+    /// master it is. A missing interface keeps its index, so that the other one of two keeps its
+    /// side. Addresses are not filled in.
     pub(crate) async fn interfaces(&self, indexes: &[u32]) -> Result<Vec<Interface>> {
         let links = self.links().await?;
         let interface = |primary: &u32| {

@@ -45,11 +45,12 @@ use crate::{
 /// The period in which every next hop is confirmed: forwarded packets do not tell the kernel that a
 /// neighbour is still there.
 const CONFIRM: Duration = Duration::from_secs(2);
-/// How long a next hop that was there stays so while it is asked once more, by broadcast. Where one
-/// does not answer when it is asked by name, as some switches and virtual gateways do, the kernel
-/// loses it every few seconds, and has it back after one round trip.
+/// The time for which a resolved next hop stays in use while the kernel asks it again by broadcast.
+/// Some switches and virtual gateways do not answer unicast requests. The kernel then loses their
+/// entry every few seconds, and has it back after one round trip.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long changes are gathered before they are acted on: one `ip route` command makes several.
+/// The time for which changes are gathered before they are handled: one `ip route` command makes
+/// several.
 const SETTLE: Duration = Duration::from_millis(10);
 
 /// Times in a row that all sessions ask for their next hops again because neighbours have changed,

@@ -14,7 +14,7 @@ pub(super) struct Choice {
     /// The addresses, in order: resolvers rotate, and the same answer is to be the same. 32 at
     /// most, as many as a rule has room for, the lowest.
     pub(super) addresses: Vec<Ipv4Addr>,
-    /// Those that do not count, and why, in words for the operator; `None` if all do.
+    /// The addresses that are not used, and why, in words for the operator; `None` if all are.
     pub(super) left_out: Option<String>,
 }
 

@@ -62,7 +62,7 @@ pub(super) struct Access {
     pub(super) changed: Arc<Notify>,
 }
 
-/// Whom names are asked of, for as long as the daemon runs, and what they answered last.
+/// Resolves names with the system's name servers, and remembers the last good answers.
 pub(super) struct NameService {
     resolver: Resolver,
     memory: Mutex<Memory>,

@@ -1,4 +1,4 @@
-//! Fragments that came before their datagram's first.
+//! Early fragments: those that arrive before their datagram's first one.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,19 +12,19 @@ use router_common::{
 
 use super::received::Received;
 
-/// How long they are held.
+/// The time after which an early fragment is dropped.
 pub(super) const LIMIT: Duration = Duration::from_millis(TIMEOUT as u64);
-/// How many bytes are held, at most: 64 datagrams of the largest size.
+/// The maximum number of bytes held: 64 datagrams of the largest size.
 const BYTES: usize = 4 << 20;
 
-/// What is held, by datagram.
+/// The early fragments, by datagram.
 #[derive(Debug, Default)]
 pub(super) struct EarlyFragments {
     datagrams: HashMap<FragmentKey, Waiting>,
     bytes: usize,
-    /// The bytes of each source among these.
+    /// The number of bytes held for each source.
     by_source: HashMap<Ipv4, usize>,
-    /// Nothing that is held is older.
+    /// A lower bound of the times of arrival of all fragments held.
     oldest: Option<Instant>,
     expired: usize,
 }
@@ -46,8 +46,9 @@ impl Waiting {
 }
 
 impl EarlyFragments {
-    /// Holds a fragment; how many are lost. Where there is no room, the source that has most of it
-    /// loses its oldest datagram, or this fragment if it is that one's.
+    /// Holds a fragment, and returns the number of fragments that are dropped for it. If there is
+    /// no room, the source that takes the most loses its oldest datagram, or this fragment if it
+    /// is that source's.
     pub(super) fn hold(&mut self, key: FragmentKey, fragment: Received, now: Instant) -> usize {
         if self.datagrams.get(&key).is_some_and(|waiting| waiting.is_too_old(now)) {
             // Of another datagram.
@@ -129,17 +130,17 @@ impl EarlyFragments {
         self.expired += expired;
     }
 
-    /// How many fragments have been forgotten for their age since this was last asked.
+    /// Returns the number of fragments that have expired since the last call.
     pub(super) fn expired(&mut self) -> usize {
         std::mem::take(&mut self.expired)
     }
 
-    /// How many fragments are held.
+    /// Returns the number of fragments held.
     pub(super) fn fragments(&self) -> usize {
         self.datagrams.values().map(|waiting| waiting.fragments.len()).sum()
     }
 
-    /// Whether nothing is held.
+    /// Returns `true` if no fragments are held.
     pub(super) fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }

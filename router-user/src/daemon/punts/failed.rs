@@ -7,12 +7,13 @@ use std::{
 
 use router_common::maps::punt::Neighbour;
 
-/// How long nothing waits for a neighbour that has not answered: who sends to it is told at once.
+/// The time for which no packets are queued for a neighbour that has not answered: their senders
+/// are answered at once.
 pub(super) const HOLD: Duration = Duration::from_secs(10);
-/// How often it is asked for meanwhile, so that one that comes back is found before that.
+/// The period in which a failed neighbour is asked for, to notice earlier that it is back.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Those that nothing waits for now.
+/// The failed neighbours, for which no packets are queued now.
 #[derive(Debug, Default)]
 pub(super) struct Failed {
     neighbours: HashMap<Neighbour, Times>,
@@ -20,29 +21,29 @@ pub(super) struct Failed {
 
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    /// When it was given up.
+    /// The time at which it was added.
     since: Instant,
-    /// When it was last asked for.
+    /// The time at which the kernel was last asked for it.
     asked: Instant,
 }
 
 impl Failed {
-    /// Gives up a neighbour.
+    /// Adds a neighbour that has not answered.
     pub(super) fn add(&mut self, neighbour: Neighbour, now: Instant) {
         self.neighbours.insert(neighbour, Times { since: now, asked: now });
     }
 
-    /// Forgets that a neighbour was given up; whether it was.
+    /// Removes a neighbour. Returns `true` if it was among the failed ones.
     pub(super) fn remove(&mut self, neighbour: &Neighbour) -> bool {
         self.neighbours.remove(neighbour).is_some()
     }
 
-    /// Whether a neighbour was given up.
+    /// Returns `true` if a neighbour is among the failed ones.
     pub(super) fn contains(&self, neighbour: &Neighbour) -> bool {
         self.neighbours.contains_key(neighbour)
     }
 
-    /// Takes out those that may be waited for again.
+    /// Removes and returns the neighbours whose [`HOLD`] is over.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Neighbour> {
         self.neighbours
             .extract_if(|_, times| now.saturating_duration_since(times.since) >= HOLD)
@@ -50,7 +51,7 @@ impl Failed {
             .collect()
     }
 
-    /// Those that are to be asked for again now.
+    /// Returns the neighbours that are to be asked for again now, and notes that they were.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Neighbour> {
         let mut due = Vec::new();
         for (neighbour, times) in &mut self.neighbours {
@@ -62,7 +63,7 @@ impl Failed {
         due
     }
 
-    /// Whether there is none.
+    /// Returns `true` if there are no failed neighbours.
     pub(super) fn is_empty(&self) -> bool {
         self.neighbours.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What is done with each punted packet.
+//! Handles punted packets.
 
 use std::{
     sync::Arc,
@@ -32,9 +32,9 @@ use crate::{
     dataplane::Departure,
 };
 
-/// How many of the data plane's packets are handled before anything else gets its turn.
+/// The number of punted packets that are handled before anything else gets its turn.
 const RECORDS_IN_A_ROW: u32 = 256;
-/// How often what has waited too long is looked for, while something waits.
+/// The period in which expired packets are looked for, while any are queued.
 const ROUND: Duration = Duration::from_millis(500);
 
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
@@ -56,7 +56,7 @@ impl Doors {
     }
 }
 
-/// Does for ever what the data plane asks for in the ring.
+/// Handles the packets in the ring until an error occurs.
 pub(super) async fn serve(
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
@@ -106,7 +106,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Handles what comes in the ring, and what follows from it.
+/// Handles packets from the ring, and answers about their neighbours.
 struct PuntHandler {
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
@@ -119,12 +119,12 @@ struct PuntHandler {
     asked: JoinSet<Answer>,
 }
 
-/// What the kernel has answered.
+/// An answer of the kernel about a neighbour.
 struct Answer {
     neighbour: Neighbour,
-    /// Whether it has been told to find the neighbour out.
+    /// `true` if the kernel was asked to resolve the neighbour.
     asked_for: bool,
-    /// What it knows of it; `None` if it knows none.
+    /// The kernel's entry; `None` if there is none.
     known: Result<Option<NeighbourEntry>>,
 }
 

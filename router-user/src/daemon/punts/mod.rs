@@ -33,10 +33,11 @@ use tracing::warn;
 
 use self::router::Router;
 
-/// How often the data plane hears of us: well within `Settings::DAEMON_TIMEOUT`.
+/// The period in which the daemon tells the data plane that it is running: well within
+/// `Settings::DAEMON_TIMEOUT`.
 const PRESENCE: Duration = Duration::from_secs(1);
 
-/// Tells the data plane for ever that there is somebody to hand packets to.
+/// Tells the data plane periodically that the daemon takes punts.
 pub(super) async fn show_presence(router: Arc<dyn Router>) -> Result<()> {
     let mut period = interval(PRESENCE);
     loop {

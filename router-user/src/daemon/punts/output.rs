@@ -1,7 +1,7 @@
-//! Sending frames, past the host's firewall.
+//! Sends frames through a packet socket (packet(7)), which bypasses the host's firewall.
 //!
-//! Through a packet socket (packet(7)): what is translated already must not meet the rules and the
-//! connection tracking for this machine's own packets, which know nothing of it. The frames go
+//! Translated packets must not meet the firewall rules and the connection tracking for this
+//! machine's own packets, which know nothing of them. The frames go
 //! straight to the driver (`PACKET_QDISC_BYPASS`), as those that the programs send do.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use router_common::fragment;
 
-/// What may be on its way at once: as many packets as wait for a neighbour may leave together.
+/// The size of the socket's buffer: all packets queued for a neighbour may leave together.
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
 /// A packet socket.

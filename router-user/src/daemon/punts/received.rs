@@ -1,4 +1,4 @@
-//! A packet that the data plane has given to the daemon.
+//! A punted packet.
 
 use router_common::maps::punt::Punted;
 
@@ -12,7 +12,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// What a packet takes beside its bytes: small ones are not to be many.
+    /// The bytes that each packet counts besides its own, to bound the number of small packets.
     const OVERHEAD: usize = 256;
 
     pub(super) fn of(punted: &Punted<'_>) -> Self {

@@ -1,4 +1,4 @@
-//! What punted packets need of the rest of the daemon.
+//! The interface of the punt thread to the rest of the daemon.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the daemon has done with the packets that the data plane gives it.
+//! Counts what the daemon does with punted packets.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::{daemon::sync::lock, model::PuntStatus};
 
-/// How long a failure is told of. While they go on, they are one.
+/// The time for which a failure is reported after it occurred. Continuous failures count as one.
 const TOLD: Duration = Duration::from_secs(10);
 
 /// Why a packet was lost with the daemon.

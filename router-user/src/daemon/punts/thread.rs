@@ -23,7 +23,7 @@ pub(crate) struct PuntThread {
     ended: oneshot::Receiver<Result<()>>,
 }
 
-/// What the thread needs of the rest of the daemon.
+/// The parts of the daemon that the thread has access to.
 struct Access {
     router: Arc<dyn Router>,
     tally: Arc<Tally>,

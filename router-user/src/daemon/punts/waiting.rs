@@ -13,39 +13,39 @@ use router_common::maps::punt::Neighbour;
 
 use super::received::Received;
 
-/// How many bytes wait for one neighbour, at most.
+/// The maximum number of bytes queued for one neighbour.
 pub(super) const NEIGHBOUR_BYTES: usize = 208 << 10;
-/// How many bytes wait for all of them together, at most.
+/// The maximum number of bytes queued for all neighbours together.
 pub(super) const BYTES: usize = 4 << 20;
-/// How many neighbours are waited for, at most: each is asked for.
+/// The maximum number of neighbours with queued packets: the kernel is asked for each.
 pub(super) const NEIGHBOURS: usize = 1024;
-/// How long a packet waits, at most. The kernel asks a neighbour for three seconds, unless it is
-/// set up otherwise.
+/// The time after which a queued packet is dropped. The kernel asks a neighbour for three seconds,
+/// unless it is set up otherwise.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
-/// How long a neighbour is not asked for again that comes and goes all the time.
+/// The pause before a restless neighbour is asked for again.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
-/// Which one does: one that has been waited for so often within [`WINDOW`].
+/// A neighbour is restless if packets have been queued for it this often within [`WINDOW`].
 const OFTEN: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// What waits, by neighbour.
+/// The queued packets, by neighbour.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     queues: HashMap<Neighbour, Queue>,
     bytes: usize,
-    /// Neighbours that have lately been waited for: since when, and how often.
+    /// Neighbours whose queue was taken lately: the first time, and how often since.
     settled: HashMap<Neighbour, (Instant, u32)>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The oldest first, each with when it came.
+    /// The packets with their times of arrival, the oldest first.
     packets: VecDeque<(Instant, Received)>,
     bytes: usize,
 }
 
 impl Queue {
-    /// Takes the oldest packet out; how many bytes that frees.
+    /// Drops the oldest packet and returns the number of bytes that this frees.
     fn drop_oldest(&mut self) -> Option<usize> {
         let (_, received) = self.packets.pop_front()?;
         self.bytes -= received.cost();
@@ -53,17 +53,18 @@ impl Queue {
     }
 }
 
-/// What became of a packet that is to wait.
+/// The result of queueing a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Queued {
-    /// Its neighbour is to be asked for, after so long: nothing has waited for it.
+    /// The pause after which the neighbour is to be asked for; `None` if packets already wait for
+    /// it.
     pub(super) ask: Option<Duration>,
-    /// Packets that were dropped to make room, this one perhaps among them.
+    /// The number of packets dropped to make room, which can include this one.
     pub(super) dropped: u64,
 }
 
 impl Waiting {
-    /// Has a packet wait for a neighbour.
+    /// Queues a packet for a neighbour.
     pub(super) fn push(&mut self, neighbour: Neighbour, received: Received, now: Instant) -> Queued {
         let is_new = !self.queues.contains_key(&neighbour);
         let cost = received.cost();
@@ -94,8 +95,8 @@ impl Waiting {
         Queued { ask: is_new.then_some(if is_restless { PAUSE } else { Duration::ZERO }), dropped }
     }
 
-    /// Drops the packet that has waited longest of all. A neighbour that nothing waits for any more
-    /// stays until it has settled.
+    /// Drops the oldest packet of all queues and returns the number of bytes that this frees. An
+    /// empty queue stays until its neighbour answers or fails.
     fn drop_oldest(&mut self) -> Option<usize> {
         let oldest = self
             .queues
@@ -105,12 +106,12 @@ impl Waiting {
         oldest?.drop_oldest()
     }
 
-    /// Whether something waits for a neighbour.
+    /// Returns `true` if a neighbour has a queue.
     pub(super) fn is_for(&self, neighbour: &Neighbour) -> bool {
         self.queues.contains_key(neighbour)
     }
 
-    /// Gives up what waits for a neighbour, in the order it came in.
+    /// Removes a neighbour's queue and returns its packets in the order of arrival.
     pub(super) fn take(&mut self, neighbour: &Neighbour, now: Instant) -> Vec<Received> {
         let Some(queue) = self.queues.remove(neighbour) else { return Vec::new() };
         self.bytes -= queue.bytes;
@@ -119,12 +120,12 @@ impl Waiting {
         queue.packets.into_iter().map(|(_, received)| received).collect()
     }
 
-    /// The neighbours that something waits for.
+    /// Returns the neighbours that have a queue.
     pub(super) fn neighbours(&self) -> Vec<Neighbour> {
         self.queues.keys().copied().collect()
     }
 
-    /// The neighbours that something has waited for as long as it may.
+    /// Returns the neighbours whose oldest packet has reached [`LIMIT`], or whose queue is empty.
     pub(super) fn overdue(&self, now: Instant) -> Vec<Neighbour> {
         let is_overdue = |queue: &Queue| {
             queue.packets.front().is_none_or(|(since, _)| now.saturating_duration_since(*since) >= LIMIT)
@@ -133,12 +134,12 @@ impl Waiting {
         overdue.map(|(neighbour, _)| *neighbour).collect()
     }
 
-    /// How many packets wait.
+    /// Returns the number of queued packets.
     pub(super) fn packets(&self) -> usize {
         self.queues.values().map(|queue| queue.packets.len()).sum()
     }
 
-    /// Whether nothing is waited for.
+    /// Returns `true` if no neighbour has a queue.
     pub(super) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }

@@ -21,9 +21,9 @@ pub(crate) trait Walk:
 
 impl<W: FnMut(u32, &mut dyn FnMut(&Flow) -> bool) -> Option<u32> + Send + 'static> Walk for W {}
 
-/// The sessions of a walk, `limit` at most, as a JSON array with a session a line. It is walked on
-/// when the client reads on, and nothing waits for one that does not. The client sees that an
-/// answer that breaks off is incomplete.
+/// Returns the sessions of a walk, at most `limit`, as a JSON array with one session on each line.
+/// The walk proceeds as the client reads; nothing else waits for a client that stops reading. An
+/// interrupted answer lacks its end, so the client can tell that it is incomplete.
 pub(crate) fn body(walk: impl Walk, limit: usize) -> Body {
     let list = List { walk, next: Some(0), left: limit, begun: false };
     Body::from_stream(stream::unfold(Some(list), async |list| {

@@ -1,4 +1,4 @@
-//! Puts right what an earlier daemon has left too much of in the counters beside the flow table.
+//! Corrects session counters that a killed daemon left too high.
 //!
 //! To remove a session is to retire its flow, and to count one less when that has succeeded. A
 //! daemon that is killed between the two leaves the session in the counters for good: in that of
@@ -16,14 +16,14 @@ use tracing::{info, warn};
 
 use crate::dataplane::{CounterTable, FlowTable, Surplus};
 
-/// Looks in a row that have to find it, one each sweep.
+/// The number of consecutive comparisons that have to find a surplus, one each sweep.
 const LOOKS: u32 = 10;
 
 /// Packets that were counted as a session for a moment and then refused.
 const REFUSALS: [Reason; 5] =
     [Reason::TableFull, Reason::HalfOpenLimit, Reason::Contended, Reason::PortsExhausted, Reason::Rejected];
 
-/// Looks on top of an earlier daemon's counters.
+/// Compares the session counters of an earlier daemon with the flow table, repeatedly.
 #[derive(Debug, Default)]
 pub(crate) struct Recount {
     looks: u32,
@@ -32,8 +32,8 @@ pub(crate) struct Recount {
 }
 
 impl Recount {
-    /// One look, and what follows from it; `None` when it was the last. No session may be
-    /// removed at the same time.
+    /// Compares once, and corrects the counters after the last comparison; then returns `None`. No
+    /// session may be removed at the same time.
     pub(crate) fn look(mut self, flows: &FlowTable, counters: &CounterTable) -> Option<Self> {
         let found = flows.surplus();
         let stats = counters.read();

@@ -169,7 +169,7 @@ struct Orphans {
 }
 
 impl Orphans {
-    /// Those that have been gone for so long that they will not be back.
+    /// Returns the addresses that have been gone for so long that they will not be back.
     fn look(&mut self, routing: &Routing, sessions: &SessionCounts, now: Instant) -> HashSet<Ipv4> {
         let in_use = sessions.ports.by_pool.keys().map(|pool| pool.snat);
         self.note(in_use, &routing.own_addresses.own, now)

@@ -1,5 +1,5 @@
-//! The kernel's word that something may have changed: what it is, is looked at and not read from
-//! it.
+//! Notifications that the kernel's settings or links may have changed. Their contents are not read:
+//! the daemon then compares the state itself.
 
 use std::{io, mem::MaybeUninit};
 

@@ -178,7 +178,7 @@ struct Writer {
     local_allow_ipv6: Array<MapData, Allow<Ipv6Network>>,
     listeners: LpmTrie<MapData, ListenKey, u32>,
     sources: LpmTrie<MapData, SourceKey, u32>,
-    /// What each bank holds; `None` if that is not known.
+    /// The contents of each bank; `None` if they are not known.
     banks: [Option<Bank>; 2],
     /// `true` if no program can be reading the bank that is not in force.
     is_settled: bool,

@@ -1,4 +1,4 @@
-//! What a rule set says.
+//! The contents of a rule set.
 
 use std::net::Ipv4Addr;
 
@@ -16,20 +16,20 @@ pub struct RuleSetSpec {
     pub snat: Vec<Ipv4Addr>,
     /// The ports that new sessions get.
     pub ports: PortRange,
-    /// Whether a client is told when none of them is free.
+    /// `true` if a client is answered when no port is free.
     pub reject_exhausted: bool,
-    /// Whether clients are told when their packets cannot be forwarded.
+    /// `true` if clients are answered when their packets cannot be forwarded.
     pub reject_unreachable: bool,
-    /// What of this machine itself can be reached.
+    /// The services of this machine itself that can be reached.
     pub local: LocalSpec,
 }
 
-/// What of this machine itself can be reached by those who may use a rule.
+/// The services of this machine itself that sources of a rule can reach.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalSpec {
-    /// What is allowed by name.
+    /// The entries of `local.allow`.
     pub allow: Vec<LocalAllowSpec>,
-    /// Whether everybody else is held to it, too.
+    /// `true` if all other sources are restricted to these services as well.
     pub others_are_closed: bool,
     /// The port of the health probe, which everybody reaches.
     pub health_port: u16,
@@ -40,14 +40,14 @@ pub struct LocalSpec {
     pub ephemeral: PortRange,
 }
 
-/// Something that is allowed.
+/// An entry of `local.allow`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalAllowSpec {
     /// The IP protocol number; of ICMP, echo requests are meant.
     pub protocol: u8,
     /// The ports; 0 to 65535 for a protocol without ports.
     pub ports: PortRange,
-    /// From where.
+    /// The sources that it is allowed to.
     pub from: IpNet,
 }
 
@@ -62,11 +62,11 @@ pub struct ForwardSpec {
     pub address: Option<Ipv4Addr>,
     /// The ports it listens on.
     pub ports: PortRange,
-    /// Where it leads. Without a port, the client's is kept.
+    /// Its targets. Without a port, a session keeps the port that its client used.
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
-    /// Who may use it.
+    /// The sources that may use it.
     pub sources: Vec<Ipv4Net>,
-    /// What TCP connections are kept to, as in [`Rule::mss`].
+    /// The maximum segment size of TCP connections, as in [`Rule::mss`].
     pub mss: u16,
 }
 
@@ -75,10 +75,10 @@ pub struct ForwardSpec {
 pub struct MasqueradeSpec {
     /// Its name.
     pub name: String,
-    /// Who may use it.
+    /// The sources that may use it.
     pub sources: Vec<Ipv4Net>,
     /// Which destinations it covers.
     pub destinations: Vec<Ipv4Net>,
-    /// What TCP connections are kept to, as in [`Rule::mss`].
+    /// The maximum segment size of TCP connections, as in [`Rule::mss`].
     pub mss: u16,
 }

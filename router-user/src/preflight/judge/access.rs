@@ -13,7 +13,7 @@ pub struct Access {
     pub what: &'static str,
     /// Its address or path.
     pub listen: String,
-    /// Those who reach it, in words.
+    /// The sources that reach it, in words.
     pub who: String,
 }
 

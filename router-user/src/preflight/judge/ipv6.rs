@@ -40,7 +40,7 @@ pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
     }
 }
 
-/// From where a service is reached where IPv6 is closed; `None` if from nowhere.
+/// Returns the sources that reach a service where IPv6 is closed; `None` if there are none.
 fn who(config: &Config, service: &Service) -> Option<String> {
     let health = config.health.listen;
     if health.is_ipv6() && service.is_tcp_at(health.port()) {

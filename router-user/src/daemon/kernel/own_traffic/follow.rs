@@ -1,4 +1,4 @@
-//! Puts right what others change of what keeps this machine's own traffic apart.
+//! Restores the reserved ports and the egress classifier when something else changes them.
 
 use std::{sync::Arc, time::Duration};
 

@@ -69,7 +69,7 @@ pub(crate) struct SessionPorts {
 pub(crate) struct OwnTraffic {
     /// The ports of new sessions, for each address and target.
     pub(crate) snat: PortRange,
-    /// Those that a socket of this machine may get as well.
+    /// The ranges of these ports that sockets of this machine may get as well.
     overlaps: Vec<Overlap>,
     /// Interfaces whose own traffic is not seen, and why not.
     unseen: Vec<(String, String)>,
