@@ -44,7 +44,7 @@ use self::{
         own_traffic::{self, OwnTraffic},
     },
     lifecycle::{
-        listeners::{Listeners, keep_descriptors_back, refuse_second},
+        listeners::{Listeners, refuse_second, reserve_descriptors},
         loading::Loading,
         privileges,
         signals::Signals,
@@ -86,7 +86,7 @@ pub async fn run(options: Options) -> Result<()> {
         warn!("{}", warning.brief());
     }
     private::set_umask();
-    keep_descriptors_back(&config);
+    reserve_descriptors(&config);
     refuse_second(&config.admin.socket).await?;
     check_machine(&config).await?;
 
@@ -135,7 +135,7 @@ pub async fn run(options: Options) -> Result<()> {
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the
     // next daemon finds it, and no session is lost. Only who asks for a stop gets the programs off.
     serve(&parts, tasks, listeners, &mut signals).await?;
-    parts.state.attachments.lock().stood_down = true;
+    parts.state.attachments.lock().is_being_detached = true;
     let interfaces = dataplane::detach(&parts.state.config.get().admin.pins)?.interfaces;
     if interfaces.is_empty() {
         warn!("the programs had been detached already");

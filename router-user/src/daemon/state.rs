@@ -49,7 +49,7 @@ impl State {
     pub(crate) fn new(config: Config, attached: Vec<Attached>, own: OwnTraffic, names: Names) -> Self {
         Self {
             config: Locked::new(Arc::new(config)),
-            attachments: Locked::new(Attachments { attached, upkeep: Vec::new(), stood_down: false }),
+            attachments: Locked::new(Attachments { attached, upkeep: Vec::new(), is_being_detached: false }),
             own_traffic: Locked::new(own),
             names: Locked::new(names),
             target_health: Locked::default(),
@@ -67,8 +67,8 @@ pub(crate) struct Attachments {
     pub(crate) attached: Vec<Attached>,
     /// One record for each thing that `upkeep` looks after.
     pub(crate) upkeep: Vec<Record>,
-    /// `true` while the router is being taken off, on purpose: nothing is set again any more.
-    pub(crate) stood_down: bool,
+    /// `true` once a stop or `detach --force` detaches the programs: nothing is repaired any more.
+    pub(crate) is_being_detached: bool,
 }
 
 /// Returns the indexes of the router's interfaces by slot, as they are now. Asks the kernel, and so

@@ -49,8 +49,8 @@ impl Listeners {
     }
 }
 
-/// Makes sure that the listeners together cannot come near the limit of open files.
-pub(crate) fn keep_descriptors_back(config: &Config) {
+/// Raises the limit of open files so far that the listeners together cannot reach it, or warns.
+pub(crate) fn reserve_descriptors(config: &Config) {
     /// Descriptors for everything else: maps, links, netlink, name servers, files that are read.
     const OTHERS: usize = 256;
     let limits = [probe::limits(config), metrics::limits(), api::limits()];

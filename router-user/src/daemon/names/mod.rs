@@ -97,7 +97,7 @@ impl NameService {
             let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer in {} s", START.as_secs())));
             let now = Instant::now();
             let mut resolved = Resolved::unknown(now);
-            let noted = resolved.note(outcome, now, luck());
+            let noted = resolved.note(outcome, now, jitter());
             self.log(name, &resolved, noted);
             if resolved.addresses.is_empty() {
                 self.recall(name, &mut resolved);
@@ -181,7 +181,7 @@ impl NameService {
             let (resolved, noted) = {
                 let names = &mut *access.names.lock();
                 let Some(resolved) = names.get_mut(&name) else { return name };
-                let noted = resolved.note(outcome, Instant::now(), luck());
+                let noted = resolved.note(outcome, Instant::now(), jitter());
                 (resolved.clone(), noted)
             };
             self.log(&name, &resolved, noted);
@@ -226,9 +226,9 @@ impl Resolve for NameService {
     }
 }
 
-/// Returns anything from 0 to 1, so that events spread over time. The standard
+/// Returns a random number from 0 to 1, so that events spread over time. The standard
 /// library's hash keys are random.
-fn luck() -> f64 {
+fn jitter() -> f64 {
     f64::from(RandomState::new().hash_one(()) as u32) / f64::from(u32::MAX)
 }
 

@@ -57,11 +57,11 @@ impl Resolved {
         Self { addresses, ..Self::unknown(Instant::now()) }
     }
 
-    /// Takes in the outcome of an attempt. `luck` is anything from 0 to 1.
-    pub(super) fn note(&mut self, outcome: Result<Good, String>, now: Instant, luck: f64) -> Noted {
+    /// Takes in the outcome of an attempt. `jitter` is a random number from 0 to 1.
+    pub(super) fn note(&mut self, outcome: Result<Good, String>, now: Instant, jitter: f64) -> Noted {
         match outcome {
             Ok(Good { choice: Choice { addresses, left_out }, ttl }) => {
-                self.next = now + schedule::after_answer(ttl, luck);
+                self.next = now + schedule::after_answer(ttl, jitter);
                 self.failures = 0;
                 self.since = now;
                 self.ttl = Some(ttl);
@@ -73,7 +73,7 @@ impl Resolved {
             }
             Err(problem) => {
                 self.failures = self.failures.saturating_add(1);
-                self.next = now + schedule::after_failure(self.failures, luck);
+                self.next = now + schedule::after_failure(self.failures, jitter);
                 // It may say what a server has said.
                 self.problem = Some(printable(&problem));
                 Noted { moved: false, recovered: false }

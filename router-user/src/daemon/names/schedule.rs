@@ -13,17 +13,18 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// By how much of it a wait is longer at most, so that many names do not march in step.
 const JITTER: f64 = 0.1;
 
-/// Returns how long a good answer is relied on. `luck` is anything from 0 to 1.
-pub(super) fn after_answer(ttl: Duration, luck: f64) -> Duration {
+/// Returns how long a good answer is relied on. `jitter` is a random number from 0 to 1.
+pub(super) fn after_answer(ttl: Duration, jitter: f64) -> Duration {
     // Never before its end: a caching server would say the same once more, with what is left of the
     // time.
-    ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
+    ttl.clamp(SHORTEST, LONGEST).mul_f64(1.0 + JITTER * jitter.clamp(0.0, 1.0))
 }
 
-/// Returns how long to wait after this many failures in a row. `luck` is anything from 0 to 1.
-pub(super) fn after_failure(failures: u32, luck: f64) -> Duration {
+/// Returns how long to wait after this many failures in a row. `jitter` is a random number from 0
+/// to 1.
+pub(super) fn after_failure(failures: u32, jitter: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
-    doubled.min(LAST_RETRY).mul_f64(1.0 + JITTER * luck.clamp(0.0, 1.0))
+    doubled.min(LAST_RETRY).mul_f64(1.0 + JITTER * jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -34,8 +35,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_answer_is_relied_on_for_its_time_within_bounds(ttl in 0..u32::MAX, luck in 0.0..=1.0) {
-            let wait = after_answer(Duration::from_secs(ttl.into()), luck);
+        fn an_answer_is_relied_on_for_its_time_within_bounds(ttl in 0..u32::MAX, jitter in 0.0..=1.0) {
+            let wait = after_answer(Duration::from_secs(ttl.into()), jitter);
             prop_assert!(wait >= SHORTEST && wait <= LONGEST.mul_f64(1.0 + JITTER));
             if (5..=300).contains(&ttl) {
                 let ttl = Duration::from_secs(ttl.into());
@@ -44,10 +45,10 @@ mod tests {
         }
 
         #[test]
-        fn failures_slow_it_down_to_half_a_minute(failures in 1..u32::MAX, luck in 0.0..=1.0) {
-            let wait = after_failure(failures, luck);
+        fn failures_slow_it_down_to_half_a_minute(failures in 1..u32::MAX, jitter in 0.0..=1.0) {
+            let wait = after_failure(failures, jitter);
             prop_assert!(wait >= FIRST_RETRY && wait <= LAST_RETRY.mul_f64(1.1));
-            prop_assert!(after_failure(failures.saturating_add(1), luck) >= wait);
+            prop_assert!(after_failure(failures.saturating_add(1), jitter) >= wait);
         }
     }
 

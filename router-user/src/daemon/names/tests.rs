@@ -513,8 +513,8 @@ fn failures_keep_the_last_good_answer() {
 }
 
 #[test]
-fn luck_is_within_bounds_and_changes() {
-    let luck: Vec<f64> = (0..20).map(|_| luck()).collect();
-    assert!(luck.iter().all(|luck| (0.0..=1.0).contains(luck)), "{luck:?}");
-    assert!(luck.windows(2).any(|pair| pair[0] != pair[1]), "{luck:?}");
+fn jitter_is_within_bounds_and_changes() {
+    let jitter: Vec<f64> = (0..20).map(|_| jitter()).collect();
+    assert!(jitter.iter().all(|jitter| (0.0..=1.0).contains(jitter)), "{jitter:?}");
+    assert!(jitter.windows(2).any(|pair| pair[0] != pair[1]), "{jitter:?}");
 }

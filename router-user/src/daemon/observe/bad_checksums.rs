@@ -19,15 +19,15 @@ pub(crate) struct Counts {
     pub(crate) opened: u64,
 }
 
-/// The damaged segments of the recent past.
+/// An alarm about wrong checksums, with the counts that it compares.
 #[derive(Debug, Default)]
-pub(crate) struct Damage {
+pub(crate) struct BadChecksumAlarm {
     start: Option<(Instant, Counts)>,
     /// The last time that there were too many.
     seen: Option<Instant>,
 }
 
-impl Damage {
+impl BadChecksumAlarm {
     /// Takes in what has been counted until now. Returns what is wrong, in words for the operator.
     pub(crate) fn look(&mut self, counts: Counts, now: Instant) -> Option<&'static str> {
         let (since, start) = *self.start.get_or_insert((now, counts));
@@ -50,9 +50,9 @@ mod tests {
     #[test]
     fn many_damaged_and_few_good_ones_are_said_until_it_is_over() {
         let start = Instant::now();
-        let mut damage = Damage::default();
+        let mut alarm = BadChecksumAlarm::default();
         let mut look = |seconds, damaged, opened| {
-            damage.look(Counts { damaged, opened }, start + Duration::from_secs(seconds)).is_some()
+            alarm.look(Counts { damaged, opened }, start + Duration::from_secs(seconds)).is_some()
         };
         // Whatever was before.
         assert!(!look(0, 100, 0));

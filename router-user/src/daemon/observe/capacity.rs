@@ -94,9 +94,9 @@ impl Room {
     }
 }
 
-/// The shortages at the last look.
+/// The shortages found by the last look.
 #[derive(Debug, Default)]
-pub(crate) struct Crowding {
+pub(crate) struct CapacityAlarms {
     table: Room,
     /// Targets whose ports are not enough.
     targets: BTreeMap<PoolName, Shortage>,
@@ -126,7 +126,7 @@ impl Shortage {
 /// The name of a pool, in the order in which conditions are shown.
 type PoolName = (SocketAddr, IpAddr, String);
 
-impl Crowding {
+impl CapacityAlarms {
     /// Looks at what there is now, and adds what there is too little of.
     pub(crate) fn look(&mut self, usage: Usage<'_>, conditions: &mut Conditions) {
         let Usage { sessions, capacity, taken, ports } = usage;
@@ -236,9 +236,9 @@ mod tests {
         }
     }
 
-    fn look(crowding: &mut Crowding, usage: Usage<'_>) -> Vec<String> {
+    fn look(alarms: &mut CapacityAlarms, usage: Usage<'_>) -> Vec<String> {
         let mut conditions = Conditions::at(std::time::Instant::now());
-        crowding.look(usage, &mut conditions);
+        alarms.look(usage, &mut conditions);
         conditions.details(Severity::Degraded)
     }
 
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_full_table_is_said_and_taken_back_late() {
-        let mut crowding = Crowding::default();
+        let mut alarms = CapacityAlarms::default();
         let little = "the flow table is 80 % full: raise limits.flows";
         let full = "the flow table is full, new sessions are dropped: raise limits.flows";
         let story = [
@@ -269,24 +269,23 @@ mod tests {
         ];
         for (sessions, said) in story {
             let usage = Usage { sessions, capacity: 100, taken: &Taken::default(), ports: range(100) };
-            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{sessions} of 100");
+            assert_eq!(look(&mut alarms, usage).join("\n"), said, "{sessions} of 100");
         }
     }
 
     #[test]
     fn ports_that_run_short_are_said_by_target() {
-        let mut crowding = Crowding::default();
+        let mut alarms = CapacityAlarms::default();
         let ports = "SNAT ports of 10.0.2.68 to 203.0.113.10:443/tcp";
         let few = format!("80 % of the {ports} are in use: add to snat.addresses");
         let none = format!("all {ports} are in use, new sessions there are refused: add to snat.addresses");
         for (used, said) in [(79, ""), (80, &*few), (100, &none), (71, &few), (69, ""), (79, "")] {
             let taken = taken([(pool(443), used), (pool(444), 10)]);
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) };
-            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{used} of 100");
+            assert_eq!(look(&mut alarms, usage).join("\n"), said, "{used} of 100");
         }
         let taken = taken((1..=20).map(|port| (pool(port), 90)));
-        let said =
-            look(&mut crowding, Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) });
+        let said = look(&mut alarms, Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(100) });
         assert_eq!(said.len(), MAX_NAMED + 1, "{said:?}");
         assert!(said.last().is_some_and(|last| last.contains("more targets")), "{said:?}");
     }
@@ -296,7 +295,7 @@ mod tests {
         let said = |used| {
             let taken = taken([(pool(443), used)]);
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(64_512) };
-            look(&mut Crowding::default(), usage).concat()
+            look(&mut CapacityAlarms::default(), usage).concat()
         };
         assert!(said(64_000).starts_with("80 % of the "), "{}", said(64_000));
         assert!(said(64_511).starts_with("all "), "{}", said(64_511));
@@ -315,7 +314,7 @@ mod tests {
     #[test]
     fn a_source_that_has_all_it_may_is_named() {
         let (source, other) = (Ipv4([10, 0, 2, 4]), Ipv4([10, 0, 2, 5]));
-        let mut crowding = Crowding::default();
+        let mut alarms = CapacityAlarms::default();
         let ports = "SNAT ports of 10.0.2.68 to 203.0.113.10:443/tcp";
         let few = format!("80 % of the {ports} are in use: add to snat.addresses");
         let full = format!(
@@ -338,7 +337,7 @@ mod tests {
         for (holder, used, said) in story {
             let taken = Taken { most: HashMap::from([(pool(443), holder)]), ..taken([(pool(443), used)]) };
             let usage = Usage { sessions: 0, capacity: 100, taken: &taken, ports: range(1000) };
-            assert_eq!(look(&mut crowding, usage).join("\n"), said, "{used}, of them {holder:?}");
+            assert_eq!(look(&mut alarms, usage).join("\n"), said, "{used}, of them {holder:?}");
             let row = snat_ports(&taken, range(1000)).remove(0);
             let most = PortHolder { source: address(holder.0), used: holder.1 };
             assert_eq!(row.most, Some(most));

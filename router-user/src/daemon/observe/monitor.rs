@@ -8,8 +8,8 @@ use std::{
 use router_common::{ports::PortRange, reason::Reason};
 
 use super::{
-    bad_checksums::{Counts, Damage},
-    capacity::{Crowding, Usage},
+    bad_checksums::{BadChecksumAlarm, Counts},
+    capacity::{CapacityAlarms, Usage},
     reachability,
 };
 use crate::{
@@ -42,8 +42,8 @@ pub(crate) struct Monitor {
 /// The monitor's memory from one look to the next.
 #[derive(Debug, Default)]
 struct Memory {
-    crowding: Crowding,
-    damage: Damage,
+    capacity_alarms: CapacityAlarms,
+    checksum_alarm: BadChecksumAlarm,
     history: History,
 }
 
@@ -84,14 +84,14 @@ impl Monitor {
                 taken: &sessions.ports,
                 ports: self.ports,
             };
-            memory.crowding.look(usage, &mut conditions);
+            memory.capacity_alarms.look(usage, &mut conditions);
         }
         let mut degraded = |id, detail: &str| conditions.add(Severity::Degraded, id, "", detail);
         if let Ok(stats) = stats {
             let packets = |reason: Reason| stats.reasons[reason as usize].packets;
             let opened = packets(Reason::Opened) + packets(Reason::OpenedInPlace);
             let counts = Counts { damaged: packets(Reason::BadChecksum), opened };
-            if let Some(detail) = memory.damage.look(counts, now) {
+            if let Some(detail) = memory.checksum_alarm.look(counts, now) {
                 degraded(Id::ChecksumsBad, detail);
             }
         }
@@ -109,7 +109,7 @@ impl Monitor {
         let mut down =
             |id, subject: &str, detail: String| conditions.add(Severity::Down, id, subject, detail);
         let attachments = self.state.attachments.lock();
-        if attachments.stood_down {
+        if attachments.is_being_detached {
             let detail = "taken off by `pls-router detach --force`; fix: systemctl restart pls-router";
             down(Id::Detached, "", detail.to_owned());
         }

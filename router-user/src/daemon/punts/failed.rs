@@ -15,7 +15,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// The failed neighbours, for which no packets are queued now.
 #[derive(Debug, Default)]
-pub(super) struct Failed {
+pub(super) struct FailedNeighbours {
     neighbours: HashMap<Neighbour, Times>,
 }
 
@@ -27,7 +27,7 @@ struct Times {
     asked: Instant,
 }
 
-impl Failed {
+impl FailedNeighbours {
     /// Adds a neighbour that has not answered.
     pub(super) fn add(&mut self, neighbour: Neighbour, now: Instant) {
         self.neighbours.insert(neighbour, Times { since: now, asked: now });
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn one_that_was_given_up_is_asked_for_and_has_its_chance_again() {
-        let (mut failed, start) = (Failed::default(), Instant::now());
+        let (mut failed, start) = (FailedNeighbours::default(), Instant::now());
         let [one, other] = [1, 2].map(|interface| Neighbour { interface, address: [0; 16] });
         failed.add(one, start);
         failed.add(other, start + AGAIN);

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     early_fragments::EarlyFragments,
-    failed::{self, Failed},
+    failed::{self, FailedNeighbours},
     output::Output,
     received::Received,
     router::Router,
@@ -39,13 +39,13 @@ const ROUND: Duration = Duration::from_millis(500);
 
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
 /// descriptors.
-pub(super) struct Doors {
+pub(super) struct Channels {
     ring: AsyncFd<RingBuf<MapData>>,
     changes: BoxStream<'static, NeighbourChange>,
     output: Output,
 }
 
-impl Doors {
+impl Channels {
     /// Opens them.
     pub(super) fn open(ring: RingBuf<MapData>) -> Result<Self> {
         // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names
@@ -61,9 +61,9 @@ pub(super) async fn serve(
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
     kernel: Kernel,
-    doors: Doors,
+    channels: Channels,
 ) -> Result<()> {
-    let Doors { mut ring, mut changes, output } = doors;
+    let Channels { mut ring, mut changes, output } = channels;
     let mut handler = PuntHandler {
         router,
         tally,
@@ -71,7 +71,7 @@ pub(super) async fn serve(
         output,
         early_fragments: EarlyFragments::default(),
         waiting: Waiting::default(),
-        failed: Failed::default(),
+        failed: FailedNeighbours::default(),
         asked: JoinSet::new(),
     };
     let mut round = interval(ROUND);
@@ -98,7 +98,7 @@ pub(super) async fn serve(
                 None => bail!("the netlink connection has ended"),
             },
             Some(answer) = handler.asked.join_next() => {
-                handler.hear(answer.context("a part of the daemon has crashed")?);
+                handler.on_neighbour_answer(answer.context("a part of the daemon has crashed")?);
             }
             _ = round.tick(), if handler.has_something() => handler.look_at_the_clock(),
         }
@@ -114,7 +114,7 @@ struct PuntHandler {
     output: Output,
     early_fragments: EarlyFragments,
     waiting: Waiting,
-    failed: Failed,
+    failed: FailedNeighbours,
     /// Questions to the kernel about neighbours.
     asked: JoinSet<Answer>,
 }
@@ -184,7 +184,7 @@ impl PuntHandler {
     }
 
     /// Ends the waiting for a neighbour that has answered, or has been found not to.
-    fn hear(&mut self, Answer { neighbour, asked_for, known }: Answer) {
+    fn on_neighbour_answer(&mut self, Answer { neighbour, asked_for, known }: Answer) {
         match known {
             Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
                 if self.failed.remove(&neighbour) {

@@ -7,7 +7,7 @@ use aya::maps::{MapData, RingBuf};
 use tokio::{runtime, sync::oneshot};
 
 use super::{
-    handler::{Doors, serve},
+    handler::{Channels, serve},
     router::Router,
     tally::Tally,
 };
@@ -46,14 +46,14 @@ impl PuntThread {
                 Err(error) => return drop(ready.send(Err(error.into()))),
             };
             runtime.block_on(async {
-                let doors = match Doors::open(ring) {
-                    Ok(doors) => doors,
+                let channels = match Channels::open(ring) {
+                    Ok(channels) => channels,
                     Err(error) => return drop(ready.send(Err(error))),
                 };
                 let is_wanted = ready.send(Ok(())).is_ok();
                 // Without a start, the daemon has not come up.
                 if is_wanted && let Ok(access) = started.await {
-                    work_until_closed(access, doors, end).await;
+                    work_until_closed(access, channels, end).await;
                 }
             });
         };
@@ -78,10 +78,10 @@ impl PuntThread {
     }
 }
 
-async fn work_until_closed(access: Access, doors: Doors, mut end: oneshot::Sender<Result<()>>) {
+async fn work_until_closed(access: Access, channels: Channels, mut end: oneshot::Sender<Result<()>>) {
     let Access { router, tally, kernel } = access;
     let result = tokio::select! {
-        result = serve(router, tally, kernel, doors) => result,
+        result = serve(router, tally, kernel, channels) => result,
         () = end.closed() => return,
     };
     // Without a receiver, the daemon ends as well.

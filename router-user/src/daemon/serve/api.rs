@@ -20,7 +20,7 @@ use tracing::warn;
 use crate::{
     daemon::{
         serve::{
-            http::{self, Capacity, Limits, Party, Visit},
+            http::{self, Capacity, Limits, Origin, Party},
             reports::{self, Reports},
         },
         sessions::{audit, listing},
@@ -43,7 +43,7 @@ const CONNECTION: Duration = Duration::from_secs(60 * 60);
 /// The limits of the API's listener.
 pub(crate) fn limits() -> Limits {
     Limits {
-        rooms: vec![Capacity { places: 16, share: 16 }, Capacity { places: 16, share: 4 }],
+        groups: vec![Capacity { places: 16, share: 16 }, Capacity { places: 16, share: 4 }],
         request: REQUEST,
         connection: CONNECTION,
     }
@@ -84,15 +84,15 @@ pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> 
             }
         }
     };
-    let visit =
-        |user: &u32| Visit { room: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
-    http::serve(listener, limits(), visit, answer).await
+    let origin =
+        |user: &u32| Origin { group: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
+    http::serve(listener, limits(), origin, answer).await
 }
 
 /// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under
 /// this daemon, which must not put it back.
 async fn stand_down(State(access): State<Access>) -> Json<()> {
-    access.attachments.lock().stood_down = true;
+    access.attachments.lock().is_being_detached = true;
     warn!(
         "`pls-router detach --force` takes the router off; this daemon puts nothing back until it is restarted"
     );

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     daemon::serve::{
-        http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit, host},
+        http::{self, Capacity, Ends, Fresh, Limits, Origin, Party, Users, host},
         reports::{self, Reports},
     },
     model::{Counters, Health, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
@@ -44,9 +44,9 @@ const AGE: Duration = Duration::from_millis(100);
 
 /// The limits of the metrics' listener.
 pub(crate) fn limits() -> Limits {
-    let mut rooms = vec![Capacity { places: 16, share: 4 }; 3];
-    rooms[ROOT] = Capacity { places: 8, share: 8 };
-    Limits { rooms, request: REQUEST, connection: CONNECTION }
+    let mut groups = vec![Capacity { places: 16, share: 4 }; 3];
+    groups[ROOT] = Capacity { places: 8, share: 8 };
+    Limits { groups, request: REQUEST, connection: CONNECTION }
 }
 
 /// The metrics as text, or why there are none.
@@ -55,17 +55,17 @@ type Text = Fresh<Result<String, String>>;
 /// Serves `GET /metrics`.
 pub(crate) async fn serve(reports: Reports, listener: TcpListener) -> Result<()> {
     let users = Users::open();
-    let visit = {
+    let origin = {
         let routing = reports.state.routing.clone();
         move |ends: &Ends| {
             let peer = ends.peer.ip();
             if !routing.lock().is_own_address(peer) {
-                return Visit { room: NETWORK, party: Party::of(peer) };
+                return Origin { group: NETWORK, party: Party::of(peer) };
             }
             match users.of(ends) {
-                Some(0) => Visit { room: ROOT, party: Party::User(0) },
-                Some(user) => Visit { room: USERS, party: Party::User(user) },
-                None => Visit { room: USERS, party: Party::of(peer) },
+                Some(0) => Origin { group: ROOT, party: Party::User(0) },
+                Some(user) => Origin { group: USERS, party: Party::User(user) },
+                None => Origin { group: USERS, party: Party::of(peer) },
             }
         }
     };
@@ -88,7 +88,7 @@ pub(crate) async fn serve(reports: Reports, listener: TcpListener) -> Result<()>
             }
         }
     };
-    http::serve(listener, limits(), visit, answer).await
+    http::serve(listener, limits(), origin, answer).await
 }
 
 async fn metrics(State((reports, text)): State<(Reports, Arc<Text>)>) -> Response {

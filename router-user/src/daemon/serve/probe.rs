@@ -22,7 +22,7 @@ use ipnet::{IpNet, Ipv4Net};
 use router_common::address::AZURE_PLATFORM;
 use tokio::net::TcpListener;
 
-use super::http::{self, Capacity, Ends, Fresh, Limits, Party, Users, Visit};
+use super::http::{self, Capacity, Ends, Fresh, Limits, Origin, Party, Users};
 use crate::{
     config::Config,
     daemon::{observe::monitor::Monitor, state::Routing, sync::Locked},
@@ -48,7 +48,7 @@ const MAX_TEXT: usize = 4096;
 /// Rooms of no entry.
 const THIS_MACHINE: usize = 0;
 const EVERYONE_ELSE: usize = 1;
-/// The rooms of entries, in their order, follow those.
+/// The groups of entries, in their order, follow those.
 const FIRST_ENTRY: usize = 2;
 
 /// The clients with reserved places.
@@ -77,7 +77,7 @@ impl Probers {
         }
     }
 
-    fn rooms(&self) -> Vec<Capacity> {
+    fn groups(&self) -> Vec<Capacity> {
         let of_entries = self.entries.iter().map(|entry| match entry {
             Entry::Network(network) if network.prefix_len() == network.max_prefix_len() => ADDRESS,
             Entry::Network(_) | Entry::OwnNetworks => MANY,
@@ -85,8 +85,8 @@ impl Probers {
         [MANY; FIRST_ENTRY].into_iter().chain(of_entries).collect()
     }
 
-    /// Returns the room of a client with this address that is not on this machine.
-    fn room(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
+    /// Returns the group of a client with this address that is not on this machine.
+    fn group(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
         // The narrowest entry is the one that is about this address.
         let width = |entry: &Entry| match entry {
             Entry::Network(network) => network.contains(&peer).then(|| network.prefix_len()),
@@ -96,14 +96,14 @@ impl Probers {
             }
         };
         let entries = self.entries.iter().zip(FIRST_ENTRY..);
-        let matching = entries.filter_map(|(entry, room)| Some((width(entry)?, room)));
-        matching.max_by_key(|(width, _)| *width).map_or(EVERYONE_ELSE, |(_, room)| room)
+        let matching = entries.filter_map(|(entry, group)| Some((width(entry)?, group)));
+        matching.max_by_key(|(width, _)| *width).map_or(EVERYONE_ELSE, |(_, group)| group)
     }
 }
 
 /// The limits of the probe's listener.
 pub(crate) fn limits(config: &Config) -> Limits {
-    Limits { rooms: Probers::of(config).rooms(), request: REQUEST, connection: CONNECTION }
+    Limits { groups: Probers::of(config).groups(), request: REQUEST, connection: CONNECTION }
 }
 
 /// The parts of the daemon that the probe has access to. None is locked while rules are written.
@@ -118,19 +118,19 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
     let (probers, users) = (Probers::of(config), Users::open());
     let limits = limits(config);
     let Access { monitor, routing } = access;
-    let visit = {
+    let origin = {
         let (routing, probers) = (routing.clone(), probers.clone());
         move |ends: &Ends| {
             let peer = ends.peer.ip();
-            let (is_own, room) = {
+            let (is_own, group) = {
                 let routing = routing.lock();
-                (routing.is_own_address(peer), probers.room(peer, &routing.own_networks))
+                (routing.is_own_address(peer), probers.group(peer, &routing.own_networks))
             };
             if is_own {
                 let party = users.of(ends).map_or(Party::of(peer), Party::User);
-                return Visit { room: THIS_MACHINE, party };
+                return Origin { group: THIS_MACHINE, party };
             }
-            Visit { room, party: Party::of(peer) }
+            Origin { group, party: Party::of(peer) }
         }
     };
     let conditions = Arc::new(Fresh::new(AGE));
@@ -139,7 +139,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
         let peer = ends.peer.ip();
         let is_told = {
             let routing = routing.lock();
-            routing.is_own_address(peer) || probers.room(peer, &routing.own_networks) != EVERYONE_ELSE
+            routing.is_own_address(peer) || probers.group(peer, &routing.own_networks) != EVERYONE_ELSE
         };
         async move {
             if !METHODS.contains(request.method()) {
@@ -157,7 +157,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
             response(status, if is_told { &text } else { "" })
         }
     };
-    http::serve(listener, limits, visit, answer).await
+    http::serve(listener, limits, origin, answer).await
 }
 
 /// The reasons, one a line, as far as they fit.
@@ -211,26 +211,26 @@ mod tests {
     #[test]
     fn each_entry_has_a_room_and_the_narrowest_counts() {
         let probers = probers(&["10.0.2.0/24", "10.0.2.9/32", "2001:db8::/32"]);
-        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &[]);
-        assert_eq!(room("10.0.2.8"), FIRST_ENTRY);
-        assert_eq!(room("10.0.2.9"), FIRST_ENTRY + 1);
-        assert_eq!(room("2001:db8::1"), FIRST_ENTRY + 2);
+        let group = |peer: &str| probers.group(peer.parse().expect("an address"), &[]);
+        assert_eq!(group("10.0.2.8"), FIRST_ENTRY);
+        assert_eq!(group("10.0.2.9"), FIRST_ENTRY + 1);
+        assert_eq!(group("2001:db8::1"), FIRST_ENTRY + 2);
         for other in ["10.0.3.9", "168.63.129.16", "2001:db9::1"] {
-            assert_eq!(room(other), EVERYONE_ELSE, "{other}");
+            assert_eq!(group(other), EVERYONE_ELSE, "{other}");
         }
-        assert_eq!(probers.rooms(), [MANY, MANY, MANY, ADDRESS, MANY]);
+        assert_eq!(probers.groups(), [MANY, MANY, MANY, ADDRESS, MANY]);
     }
 
     #[test]
-    fn by_default_azure_and_the_interfaces_networks_have_rooms() {
+    fn by_default_azure_and_the_interfaces_networks_have_groups() {
         let text = "interfaces.pls = \"eth0\"\n\
             masquerade = [{ name = \"m\", sources = [\"10.0.0.0/8\"], destinations = [\"0.0.0.0/0\"] }]\n";
         let config = Config::parse(text, std::path::Path::new("test.toml")).expect("a configuration").config;
         let probers = Probers::of(&config);
         let networks = ["10.0.2.64/26", "10.0.3.0/24"].map(|network| network.parse().expect("a network"));
-        let room = |peer: &str| probers.room(peer.parse().expect("an address"), &networks);
-        let rooms = ["168.63.129.16", "10.0.2.69", "10.0.3.1", "10.0.2.4"].map(room);
-        assert_eq!(rooms, [FIRST_ENTRY, FIRST_ENTRY + 1, FIRST_ENTRY + 1, EVERYONE_ELSE]);
+        let group = |peer: &str| probers.group(peer.parse().expect("an address"), &networks);
+        let groups = ["168.63.129.16", "10.0.2.69", "10.0.3.1", "10.0.2.4"].map(group);
+        assert_eq!(groups, [FIRST_ENTRY, FIRST_ENTRY + 1, FIRST_ENTRY + 1, EVERYONE_ELSE]);
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn look_after(
     attachments: &mut Attachments,
     plane: &Locked<Dataplane>,
 ) -> Option<Said> {
-    if attachments.stood_down {
+    if attachments.is_being_detached {
         return None;
     }
     let now = Instant::now();

@@ -35,7 +35,7 @@ pub(crate) async fn follow(access: Access) -> Result<()> {
         let changes = {
             // Locked until all is set: a repair after the stand-down would never be undone.
             let attachments = attachments.lock();
-            if attachments.stood_down {
+            if attachments.is_being_detached {
                 continue;
             }
             own_traffic.lock().look_after(&config, &attachments.attached, &mut plane.lock())

@@ -33,7 +33,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use self::places::Room;
+use self::places::Group;
 
 use crate::daemon::sync::lock;
 
@@ -57,8 +57,8 @@ const BACKLOG: i32 = 4096;
 /// Limits of a listener's connections. Each is for one request.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
-    /// Rooms by number.
-    pub(crate) rooms: Vec<Capacity>,
+    /// Groups by number.
+    pub(crate) groups: Vec<Capacity>,
     /// The time that a request may take to come.
     pub(crate) request: Duration,
     /// The time that a connection may take in all.
@@ -68,16 +68,16 @@ pub(crate) struct Limits {
 impl Limits {
     /// Descriptors that these connections have at most.
     pub(crate) fn descriptors(&self) -> usize {
-        self.rooms.iter().map(|room| room.places).sum::<usize>() + LEAVING
+        self.groups.iter().map(|group| group.places).sum::<usize>() + LEAVING
     }
 }
 
-/// The place where a connection belongs.
+/// The group and the party that a connection is counted for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Visit {
-    /// The number of its room.
-    pub(crate) room: usize,
-    /// The party that it is counted for.
+pub(crate) struct Origin {
+    /// The number of the group.
+    pub(crate) group: usize,
+    /// The party.
     pub(crate) party: Party,
 }
 
@@ -150,9 +150,9 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(raised)
 }
 
-/// The rooms of a listener.
-struct House {
-    rooms: Mutex<Vec<Room<Ticket>>>,
+/// Admits a listener's connections, group by group.
+struct Admission {
+    groups: Mutex<Vec<Group<Ticket>>>,
     serials: AtomicU64,
 }
 
@@ -161,26 +161,26 @@ type Ticket = oneshot::Sender<Infallible>;
 
 /// A connection's place, until this is dropped.
 struct Place {
-    house: Arc<House>,
-    room: usize,
+    admission: Arc<Admission>,
+    group: usize,
     serial: u64,
     has_to_go: oneshot::Receiver<Infallible>,
 }
 
-impl House {
+impl Admission {
     fn new(limits: &Limits) -> Arc<Self> {
-        let rooms = limits.rooms.iter().map(|capacity| Room::new(*capacity)).collect();
-        Arc::new(Self { rooms: Mutex::new(rooms), serials: AtomicU64::new(0) })
+        let groups = limits.groups.iter().map(|capacity| Group::new(*capacity)).collect();
+        Arc::new(Self { groups: Mutex::new(groups), serials: AtomicU64::new(0) })
     }
 
-    fn enter(self: &Arc<Self>, visit: Visit) -> Option<Place> {
+    fn enter(self: &Arc<Self>, origin: Origin) -> Option<Place> {
         let serial = self.serials.fetch_add(1, Ordering::Relaxed);
         let (ticket, has_to_go) = oneshot::channel();
-        let mut rooms = lock(&self.rooms);
-        let room = rooms.get_mut(visit.room)?;
-        room.enter(serial, visit.party, Instant::now(), ticket).then(|| Place {
-            house: self.clone(),
-            room: visit.room,
+        let mut groups = lock(&self.groups);
+        let group = groups.get_mut(origin.group)?;
+        group.enter(serial, origin.party, Instant::now(), ticket).then(|| Place {
+            admission: self.clone(),
+            group: origin.group,
             serial,
             has_to_go,
         })
@@ -189,8 +189,8 @@ impl House {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(room) = lock(&self.house.rooms).get_mut(self.room) {
-            room.leave(self.serial);
+        if let Some(group) = lock(&self.admission.groups).get_mut(self.group) {
+            group.leave(self.serial);
         }
     }
 }
@@ -216,7 +216,7 @@ impl Spare {
 pub(crate) async fn serve<L, A, R, B>(
     listener: L,
     limits: Limits,
-    admit: impl Fn(&L::Peer) -> Visit + Send,
+    admit: impl Fn(&L::Peer) -> Origin + Send,
     answer: A,
 ) -> Result<()>
 where
@@ -227,7 +227,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let house = House::new(&limits);
+    let admission = Admission::new(&limits);
     let descriptors = Arc::new(Semaphore::new(limits.descriptors()));
     let mut spare = Spare(None);
     spare.refill();
@@ -249,7 +249,7 @@ where
         };
         // Only now: the connection that the spare one was let go for has it.
         spare.refill();
-        let Some(mut place) = house.enter(admit(&peer)) else { continue };
+        let Some(mut place) = admission.enter(admit(&peer)) else { continue };
         let (answer, request, whole) = (answer.clone(), limits.request, limits.connection);
         tokio::spawn(async move {
             let service = service_fn(move |request| {

@@ -1,10 +1,10 @@
-//! Places for connections: which connection gets one, and which one makes room. No I/O, no clock.
+//! Decides which connections get a place, and which ones are closed for others. No I/O, no clock.
 //!
-//! Connections are in rooms that do not know of each other: a full room takes nothing from the
-//! others. In a room, each party has a share. One that has had it makes room for its next
-//! connection itself. Where a room is full, whoever has most makes room for whoever has less: the
-//! connection that has been open longest goes, which for a request that comes at once is long
-//! enough.
+//! Connections are in groups, each with places that the other groups cannot use. Within a group,
+//! each party has a share. At its share, a party's next connection replaces its oldest one. In a
+//! full group, a connection of a party with fewer connections replaces the oldest one of the party
+//! with the most. The oldest has had the most time, which is enough for a request that is
+//! sent at once.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -44,68 +44,70 @@ pub(crate) struct Capacity {
     pub(crate) share: usize,
 }
 
-/// The fate of a new connection.
+/// The decision about a new connection.
 #[derive(Debug, Eq, PartialEq)]
 enum Decision {
-    /// It comes in.
+    /// It is admitted.
     Enter,
-    /// It comes in for the one at this position, which goes.
+    /// It is admitted, and replaces the one at this position.
     Instead(usize),
     /// It is closed.
     Refuse,
 }
 
-struct Guest<T> {
+struct Connection<T> {
     serial: u64,
     party: Party,
     since: Instant,
     ticket: T,
 }
 
-/// One room.
-pub(super) struct Room<T> {
+/// The connections of a group.
+pub(super) struct Group<T> {
     capacity: Capacity,
-    /// The one that has been here longest is first.
-    guests: Vec<Guest<T>>,
+    /// The oldest is first.
+    connections: Vec<Connection<T>>,
 }
 
-impl<T> Room<T> {
+impl<T> Group<T> {
     pub(super) fn new(capacity: Capacity) -> Self {
-        Self { capacity, guests: Vec::new() }
+        Self { capacity, connections: Vec::new() }
     }
 
-    /// Lets a connection in, if it may come in: then `ticket` is kept until it
-    /// [leaves](Self::leave), or has to, which drops it.
+    /// Returns `true` if a connection is admitted. Then `ticket` is kept until the connection
+    /// [leaves](Self::leave) or is replaced, which drops the ticket.
     pub(super) fn enter(&mut self, serial: u64, party: Party, now: Instant, ticket: T) -> bool {
         match self.decide(party, now) {
             Decision::Enter => {}
-            Decision::Instead(position) => drop(self.guests.remove(position).ticket),
+            Decision::Instead(position) => drop(self.connections.remove(position).ticket),
             Decision::Refuse => return false,
         }
-        self.guests.push(Guest { serial, party, since: now, ticket });
+        self.connections.push(Connection { serial, party, since: now, ticket });
         true
     }
 
     pub(super) fn leave(&mut self, serial: u64) {
-        self.guests.retain(|guest| guest.serial != serial);
+        self.connections.retain(|connection| connection.serial != serial);
     }
 
     fn decide(&self, party: Party, now: Instant) -> Decision {
-        let oldest = |party: Party| self.guests.iter().position(|guest| guest.party == party);
+        let oldest = |party: Party| self.connections.iter().position(|connection| connection.party == party);
         let own = self.of(party);
         if own >= self.capacity.share {
             let rested = oldest(party).filter(|position| {
-                self.guests.get(*position).is_some_and(|guest| now.duration_since(guest.since) >= STAY)
+                self.connections
+                    .get(*position)
+                    .is_some_and(|connection| now.duration_since(connection.since) >= STAY)
             });
             return rested.map_or(Decision::Refuse, Decision::Instead);
         }
-        if self.guests.len() < self.capacity.places {
+        if self.connections.len() < self.capacity.places {
             return Decision::Enter;
         }
         // Of several that have most, whose oldest has been here longest.
         let mut most = None;
-        for (position, guest) in self.guests.iter().enumerate() {
-            let has = self.of(guest.party);
+        for (position, connection) in self.connections.iter().enumerate() {
+            let has = self.of(connection.party);
             if has > most.map_or(own, |(has, _)| has) {
                 most = Some((has, position));
             }
@@ -114,7 +116,7 @@ impl<T> Room<T> {
     }
 
     fn of(&self, party: Party) -> usize {
-        self.guests.iter().filter(|guest| guest.party == party).count()
+        self.connections.iter().filter(|connection| connection.party == party).count()
     }
 }
 
@@ -128,32 +130,32 @@ mod tests {
 
     const CAPACITY: Capacity = Capacity { places: 6, share: 3 };
 
-    fn room(parties: &[u32], at: Instant) -> Room<()> {
-        let mut room = Room::new(CAPACITY);
+    fn group(parties: &[u32], at: Instant) -> Group<()> {
+        let mut group = Group::new(CAPACITY);
         for (serial, party) in (0..).zip(parties) {
-            assert!(room.enter(serial, Party::User(*party), at, ()), "{party}");
+            assert!(group.enter(serial, Party::User(*party), at, ()), "{party}");
         }
-        room
+        group
     }
 
     #[test]
-    fn who_has_had_its_share_makes_room_itself() {
+    fn a_party_at_its_share_replaces_its_own_oldest_connection() {
         let start = Instant::now();
-        let room = room(&[1, 2, 1, 1], start);
-        assert_eq!(room.decide(Party::User(1), start), Decision::Refuse);
-        assert_eq!(room.decide(Party::User(1), start + STAY), Decision::Instead(0));
-        assert_eq!(room.decide(Party::User(2), start), Decision::Enter);
+        let group = group(&[1, 2, 1, 1], start);
+        assert_eq!(group.decide(Party::User(1), start), Decision::Refuse);
+        assert_eq!(group.decide(Party::User(1), start + STAY), Decision::Instead(0));
+        assert_eq!(group.decide(Party::User(2), start), Decision::Enter);
     }
 
     #[test]
-    fn who_has_most_makes_room_in_a_full_room() {
+    fn in_a_full_group_the_party_with_the_most_loses_a_connection() {
         let start = Instant::now();
-        assert_eq!(room(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(4), start), Decision::Instead(1));
-        assert_eq!(room(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(3), start), Decision::Instead(1));
+        assert_eq!(group(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(4), start), Decision::Instead(1));
+        assert_eq!(group(&[2, 1, 1, 1, 2, 3], start).decide(Party::User(3), start), Decision::Instead(1));
         // All have the same number: the oldest connection has had enough time.
-        assert_eq!(room(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(7), start), Decision::Instead(0));
+        assert_eq!(group(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(7), start), Decision::Instead(0));
         // No connection goes for a party that has as many.
-        assert_eq!(room(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(3), start), Decision::Refuse);
+        assert_eq!(group(&[1, 2, 3, 4, 5, 6], start).decide(Party::User(3), start), Decision::Refuse);
     }
 
     #[test]
@@ -171,20 +173,20 @@ mod tests {
         #[test]
         fn a_new_party_always_gets_in(steps in prop::collection::vec((0_u32..20, 0_u64..50, any::<bool>()), 1..200)) {
             let mut now = Instant::now();
-            let mut room = Room::new(CAPACITY);
+            let mut group = Group::new(CAPACITY);
             for (serial, (party, pause, leaves)) in (0..).zip(steps) {
                 now += Duration::from_millis(pause);
                 if leaves && serial > 0 {
-                    room.leave(serial / 2);
+                    group.leave(serial / 2);
                 }
-                room.enter(serial, Party::User(party), now, ());
+                group.enter(serial, Party::User(party), now, ());
                 let mut count: HashMap<Party, usize> = HashMap::new();
-                for guest in &room.guests {
-                    *count.entry(guest.party).or_default() += 1;
+                for connection in &group.connections {
+                    *count.entry(connection.party).or_default() += 1;
                 }
-                prop_assert!(room.guests.len() <= CAPACITY.places);
+                prop_assert!(group.connections.len() <= CAPACITY.places);
                 prop_assert!(count.values().all(|count| *count <= CAPACITY.share));
-                prop_assert_ne!(room.decide(Party::User(1000), now), Decision::Refuse);
+                prop_assert_ne!(group.decide(Party::User(1000), now), Decision::Refuse);
             }
         }
     }

@@ -13,11 +13,11 @@ async fn with_server<T: Send + 'static>(work: impl FnOnce(SocketAddr) -> T + Sen
     let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
     let address = listener.local_addr().expect("its address");
     let limits = Limits {
-        rooms: vec![Capacity { places: PLACES, share: PLACES }],
+        groups: vec![Capacity { places: PLACES, share: PLACES }],
         request: REQUEST,
         connection: REQUEST * 2,
     };
-    let admit = |ends: &Ends| Visit { room: 0, party: Party::of(ends.peer.ip()) };
+    let admit = |ends: &Ends| Origin { group: 0, party: Party::of(ends.peer.ip()) };
     let answer = |_, _| async { Response::new("good".to_owned()) };
     let server = tokio::spawn(serve(listener, limits, admit, answer));
     let result = tokio::task::spawn_blocking(move || work(address)).await.expect("it ends");
