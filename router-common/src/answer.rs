@@ -74,9 +74,9 @@ pub struct Reply {
 pub enum Reset {
     /// None: the connection may outlive the present trouble.
     Never,
-    /// Those that would open a connection to this machine's own address. It answers for the target
-    /// like a host. And an ICMP error would not reach a client behind a Private Link Service, which
-    /// carries TCP and UDP only.
+    /// Packets that would open a connection to this machine's own address. It answers for the
+    /// target like a host. And an ICMP error would not reach a client behind a Private Link
+    /// Service, which carries TCP and UDP only.
     OwnOpening,
     /// All.
     Always,

@@ -1,5 +1,5 @@
-//! What the data plane and the daemon share: the packet logic as pure functions, and the types that
-//! live in BPF maps.
+//! The code that the data plane and the daemon share: the packet logic as pure functions, and the
+//! types that live in BPF maps.
 //!
 //! Everything here compiles for the BPF target and for the host, allocates nothing and never
 //! panics. So the code that decides about a packet in the kernel is the code that the host's unit,

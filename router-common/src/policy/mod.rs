@@ -1,5 +1,5 @@
-//! What a NAT decides about a packet: pure functions, which ask for what they need to know by small
-//! traits.
+//! The decisions of a NAT about a packet: pure functions, which get the facts that they need
+//! through small traits.
 //!
 //! The programs implement the traits by maps and by what they ask of the kernel, tests by plain
 //! values. So a decision is tested on the host, one case at a time, and is the same wherever it is

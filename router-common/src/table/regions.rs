@@ -1,4 +1,4 @@
-//! Where flows go: the regions of the table, and the chains of slots that a key hashes to.
+//! The places of flows: the regions of the table, and the chains of slots that a key hashes to.
 
 use crate::{
     address::{Ipv4, Port},

@@ -92,9 +92,9 @@ impl Resolver {
         self.servers()?.lookup(&name).await
     }
 
-    /// Whom to ask now. The files are small and names are asked for rarely, so they are read every
-    /// time and compared: what `stat` says of them misses two changes within one tick of the file
-    /// system's clock.
+    /// Returns the name servers to ask now. The files are small and names are asked for rarely, so
+    /// they are read every time and compared: what `stat` says of them misses two changes within
+    /// one tick of the file system's clock.
     fn servers(&self) -> Result<Arc<Servers>, String> {
         let read = |path: &PathBuf| fs::read(path).unwrap_or_default();
         let text = Text { resolv_conf: read(&self.files.resolv_conf), hosts: read(&self.files.hosts) };

@@ -22,7 +22,7 @@ use tokio::{
 use super::*;
 use crate::daemon::sync::lock;
 
-/// What a server says of a name.
+/// A server's answer for a name.
 #[derive(Clone)]
 enum Says {
     /// These records.
@@ -77,7 +77,7 @@ impl Server {
         lock(&self.zone).insert(name.to_owned(), says);
     }
 
-    /// What it was asked since this was called last.
+    /// Returns the questions since the last call.
     fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *lock(&self.asked))
     }

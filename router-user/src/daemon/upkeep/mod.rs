@@ -1,10 +1,10 @@
-//! Keeps what the data plane depends on as the daemon has set it.
+//! Repairs settings, programs and pins that the data plane depends on and others change.
 //!
-//! System settings, the programs on the interfaces and the pins belong to the machine, and others
-//! change them: another `sysctl`, `bpftool`, a driver that is loaded again, a clean-up script.
-//! What is [`Kept`] is looked at every second, and at once when the kernel tells of a
-//! change ([`notices`]). A change is undone, logged and counted. The daemon does not race a program
-//! that makes the change again and again ([`pace`]): that becomes a condition.
+//! They belong to the machine, and others change them: another `sysctl`, `bpftool`, a driver that
+//! is loaded again, a clean-up script. Each implements [`Kept`] and is checked every second, and at
+//! once when the kernel reports a change ([`notices`]). A change is undone, logged and counted. The
+//! daemon does not race a program that makes the change again and again ([`pace`]): that becomes a
+//! condition.
 
 mod attachment;
 mod kept;
