@@ -153,6 +153,32 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "errors about the connection before",
+        category: Category::IcmpError,
+        reason: "an error is translated if the session's present connection may have sent what it quotes, which is no longer so once a SYN has \
+                 begun another connection of the tuple; the kernel does not look what the connection has sent",
+        applies: |case| {
+            let is_error = |step: &&Step| matches!(step.body, Body::Error(_));
+            let to = case.sender().map(Side::other);
+            case.steps.iter().all(is_error)
+                && case.comes_after_another_syn()
+                && matches!(case.oracle, [seen] if !seen.own && Some(seen.side) == to)
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
+        name: "sessions that IP options kept from opening",
+        category: Category::IpOptions,
+        reason: "a SYN with IP options opens no session, so what its server sends belongs to none, and goes to a port of this machine that \
+                 nobody has: its kernel answers with a reset",
+        applies: |case| {
+            case.all_tcp()
+                && case.sender() == Some(Side::Server)
+                && case.opened_with_options()
+                && case.ours.iter().all(|seen| seen.own && seen.is_reset())
+        },
+    },
+    Difference {
         name: "IP options",
         category: Category::IpOptions,
         reason: "packets with IP options are not translated but dropped, of a session as of who may use a rule: they are hardly ever \
@@ -234,6 +260,31 @@ impl Case<'_> {
         before.any(|step| {
             step.session == this.session && matches!(step.body, Body::Tcp { flags, .. } if flags & RST != 0)
         })
+    }
+
+    /// Returns `true` if its client has opened more than one connection of its session before.
+    fn comes_after_another_syn(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let before = self.sequence.steps.iter().take_while(|step| step.number != this.number);
+        let opens = |step: &&Step| {
+            step.session == this.session
+                && step.from == Side::Client
+                && matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | ACK) == SYN)
+        };
+        before.filter(opens).count() > 1
+    }
+
+    /// Returns `true` if every SYN of its client before it had IP options, and there was one.
+    fn opened_with_options(&self) -> bool {
+        let Some(this) = self.steps.first() else { return false };
+        let before = self.sequence.steps.iter().take_while(|step| step.number != this.number);
+        let mut syns = before.filter(|step| {
+            step.session == this.session
+                && step.from == Side::Client
+                && matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | ACK) == SYN)
+        });
+        let first = syns.next();
+        first.is_some_and(|first| syns.chain([first]).all(|step| !step.options.is_empty()))
     }
 
     /// Returns `true` if a server has reset a connection of this tuple after it had opened, and the
