@@ -1,5 +1,5 @@
-//! How much the tests try. Miri, which checks every access to memory, takes some thousand times as
-//! long: under it, they try little.
+//! The number of cases and steps that the tests try. Miri, which checks every access to memory,
+//! takes some thousand times as long: under it, they try little.
 
 use proptest::prelude::ProptestConfig;
 

@@ -212,7 +212,7 @@ macro_rules! atomic {
                 Self(UnsafeCell::new(number))
             }
 
-            /// As above, in a model.
+            /// Creates an atomic number, in a model.
             #[cfg(model)]
             pub fn new(number: $type) -> Self {
                 Self(loom::sync::atomic::$name::new(number))

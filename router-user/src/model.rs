@@ -63,7 +63,7 @@ pub struct Status {
     pub repairs: Vec<Repairs>,
 }
 
-/// How bad a condition is.
+/// The severity of a condition.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -89,8 +89,8 @@ impl Severity {
 pub struct ConditionStatus {
     /// The condition's identifier, which never changes.
     pub id: String,
-    /// Which rule, target, interface and the like it is about; empty where there is only one of it,
-    /// and for the rest of a long list.
+    /// The rule, target, interface and the like that the condition is about; empty where there is
+    /// only one, and for the rest of a long list.
     pub subject: String,
     /// `down` if the probe answers 503 because of it, or else `degraded`.
     pub severity: Severity,

@@ -2,7 +2,7 @@
 //! own sockets.
 //!
 //! XDP sees an answer before the kernel does. Where a session has the port that the kernel gave to
-//! a socket of this machine, towards the same target, the two cannot be told apart; where a rule
+//! a socket of this machine, to the same target, the two cannot be told apart; where a rule
 //! listens on such a port, the answers to that socket look like its clients. So the kernel is to
 //! give out other ports: by default sessions get ports that it does not give out, and what overlaps
 //! all the same (a `ports` or `listen` of the configuration) is reserved
@@ -431,8 +431,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is configured and given out: what is not named as left does not overlap, and
-        /// the kernel keeps what it needs.
+        /// For any configuration and any ports given out, ports that are not named as left do not
+        /// overlap, and the kernel keeps the ports that it needs.
         #[test]
         fn every_overlap_is_reported(
             (first, last) in (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| (a.min(b), a.max(b))),

@@ -103,7 +103,7 @@ pub fn ping(from: &Namespace, target: Ipv4Addr, count: u32, options: &[&str]) ->
     })
 }
 
-/// Which way iperf3 sends.
+/// The direction in which iperf3 sends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Direction {
     /// From the client to the server.

@@ -24,7 +24,7 @@ pub(crate) type Remove = fn(&str) -> Result<()>;
 static LABS: Mutex<BTreeMap<String, Remove>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
-    /// How many gates this thread holds.
+    /// The number of gates that this thread holds.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -40,11 +40,11 @@ impl Drop for Gate {
 }
 
 /// Held while something is created that would have to be removed (a process, a namespace, a mount).
-/// Once an interrupt is being handled this never returns, so nothing appears behind the back of the
-/// removal.
+/// Once an interrupt is being handled this never returns, so nothing appears that the removal would
+/// miss.
 ///
 /// A thread may hold several, one inside the other: only the outermost takes the lock, since a
-/// second read lock behind a waiting writer would wait for that writer.
+/// second read lock after a waiting writer would wait for that writer.
 pub(crate) fn gate() -> Gate {
     let outermost = (DEPTH.get() == 0).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner));
     DEPTH.set(DEPTH.get() + 1);

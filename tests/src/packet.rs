@@ -177,7 +177,7 @@ pub(crate) fn icmp(kind: u8, code: u8, rest: [u8; 4], body: &[u8]) -> Vec<u8> {
 /// A piece of a packet's payload, as a fragment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Cut {
-    /// Where it starts, a multiple of 8.
+    /// The offset at which the piece starts, a multiple of 8.
     pub(crate) offset: usize,
     /// Its length, or less if the payload ends before.
     pub(crate) length: usize,

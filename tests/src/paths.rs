@@ -1,5 +1,5 @@
-//! Where a lab is found outside of its process, by its id: the directory, the namespaces, the
-//! bpffs.
+//! The places where a lab is found outside of its process, by its id: the directory, the
+//! namespaces, the bpffs.
 
 use std::{
     fs,

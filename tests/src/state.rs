@@ -33,7 +33,7 @@ use crate::{
 /// The prefix of directories of labs that were removed but for their files.
 const GONE: &str = ".gone-";
 
-/// How long processes get to disappear after SIGKILL.
+/// The time that processes get to disappear after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The data that entering a kept lab takes.

@@ -17,10 +17,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Lab, Process, addresses::ROUTER, command, variants::beside};
 
-/// Where its sshd listens; the port of SSH itself is the lab's echo server's.
+/// The port on which its sshd listens; the port of SSH itself is the lab's echo server's.
 const PORT: u16 = 2222;
 
-/// How long its sshd may take to listen.
+/// The time that its sshd may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 const MACHINE: &str = include_str!("target/machine.sh");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// How many NICs the router VM has.
+/// The number of NICs of the router VM.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Nics {
     /// One: packets leave by the NIC that they came in by.

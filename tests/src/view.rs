@@ -118,7 +118,7 @@ impl<'a> View<'a> {
         if error { payload.get(8..) } else { None }
     }
 
-    /// Where the source and the destination port are in the payload, if it has them.
+    /// The offsets of the source and the destination port in the payload, if it has them.
     pub(crate) fn port_offsets(self) -> (Option<usize>, Option<usize>) {
         let payload = self.payload();
         if self.offset() > 0 {
@@ -145,7 +145,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Where the transport header's checksum is in the payload.
+    /// The offset of the transport header's checksum in the payload.
     pub(crate) fn l4_checksum_offset(self) -> Option<usize> {
         let at = match self.protocol() {
             TCP => 16,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// How often a condition is looked at.
+/// The interval at which a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Calls `condition` repeatedly until it succeeds, and returns its value.

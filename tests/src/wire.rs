@@ -20,7 +20,7 @@ use nix::{
 
 use crate::namespace::Namespace;
 
-/// How long anything may take to come.
+/// The time that anything may take to come.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Room for what comes until it is read.

@@ -21,7 +21,7 @@ use crate::{
     wait, wire,
 };
 
-/// How long tcpdump gets to begin and to end.
+/// The time that tcpdump gets to begin and to end.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The last frame of a capture: an unused address, an EtherType for experiments (IEEE 802), and a
@@ -152,7 +152,8 @@ impl Witness {
 
 impl Wire {
     fn has_seen_the_last(&self) -> Result<()> {
-        /// Little comes behind it, since what was to be seen has been sent.
+        /// The length of the capture's end that is searched. Little comes after the last frame,
+        /// since everything that was to be seen has been sent.
         const TAIL: u64 = 1 << 16;
         let tail = || -> io::Result<Vec<u8>> {
             let mut capture = File::open(&self.capture)?;

@@ -21,7 +21,7 @@ use lab::{
     wait,
 };
 
-/// How long a deploy may take to get to a point of its way, or to undo it.
+/// The time that a deploy may take to get to a point of its way, or to undo it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// An unused address of the router's subnet: ARP requests for it get no answer.

@@ -71,15 +71,15 @@ const BINARY: &str = "pls-router";
 const CONFIG: &str = "config.toml";
 const UNIT: &str = "pls-router.service";
 
-/// Where the configuration is on a machine.
+/// The path of the configuration on a machine.
 const INSTALLED_CONFIG: &str = "/etc/pls-router/config.toml";
 
 /// See there.
 const LOOK: &str = include_str!("deploy/look.sh");
 const SWITCH: &str = include_str!("deploy/switch.sh");
 
-/// How many seconds a machine may need to notice that the connection is gone and to put the
-/// previous version back.
+/// The number of seconds that a machine may need to notice that the connection is gone and to put
+/// the previous version back.
 const PUT_BACK: u32 = 120;
 
 /// Shows what changes in the configuration; that there is no `diff` is no reason to fail.

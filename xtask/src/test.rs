@@ -101,7 +101,7 @@ struct Options {
     /// The number of packets; the test's default if `None`.
     packets: Option<u64>,
     seed: Option<u64>,
-    /// How long to soak, in minutes. Without it nothing is soaked.
+    /// The duration of the soak test in minutes; without it there is none.
     soak: Option<f64>,
     filter: Option<OsString>,
 }

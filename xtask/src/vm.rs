@@ -54,7 +54,7 @@ const LAST_LINE: &str = "vm: exit ";
 
 /// Nothing there takes as long, unless it is asked for more packets.
 const TIMEOUT_SECONDS: u64 = 2400;
-/// How `timeout` ends when it had to end its command.
+/// The exit code of `timeout` when it had to end its command.
 const TIMED_OUT: i32 = 124;
 
 /// The only architecture whose kernels this knows to start.
@@ -163,7 +163,7 @@ fn build(names: &[&'static str]) -> Result<Vec<Test>> {
     names.iter().map(|&name| Ok(Test { name, binary: executable(&messages, name)? })).collect()
 }
 
-/// Where cargo says that it has put a test binary, which it names after the test.
+/// The path at which cargo says that it has put a test binary, which it names after the test.
 fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     let paths = messages.split("\"executable\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     let prefix = format!("{name}-");

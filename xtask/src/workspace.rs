@@ -1,4 +1,4 @@
-//! Where things are, and cargo.
+//! The paths of the workspace, and cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,12 +12,12 @@ pub(crate) fn root() -> PathBuf {
     package.parent().map_or(package.clone(), Path::to_path_buf)
 }
 
-/// Where cargo puts what it builds.
+/// The directory in which cargo puts what it builds.
 pub(crate) fn target_dir() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Where the objects for BPF are built.
+/// The directory in which the objects for BPF are built.
 pub(crate) fn bpf_target_dir() -> PathBuf {
     bpf_build::target_dir(&root(), None)
 }

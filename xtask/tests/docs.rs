@@ -29,11 +29,11 @@ const REQUIREMENTS: &[(&str, &str)] = &[
     ("RFC 1122", "3.2.2.1"),
 ];
 
-/// How well a requirement is met, and whether a test has to show it.
+/// The states of a requirement, each with `true` if a test has to show it.
 const RFC_STATUS: &[(&str, bool)] = &[("met", true), ("partly", true), ("not", false), ("n/a", false)];
 /// The status of one of VPP's cases: the same here, different here, or impossible here.
 const VPP_STATUS: &[(&str, bool)] = &[("same", true), ("differs", true), ("n/a", false)];
-/// How many cases of VPP's are listed, by the table's heading.
+/// The number of VPP's cases that are listed, by the table's heading.
 const VPP_CASES: &[(&str, usize)] = &[("test_nat44_ed.py", 50), ("More", 15)];
 
 fn root() -> PathBuf {

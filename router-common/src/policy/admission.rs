@@ -125,8 +125,8 @@ mod tests {
         all
     }
 
-    /// A frame with an IP packet of these protocol and addresses, a place in its datagram, and this
-    /// behind the header.
+    /// A frame with an IP packet of these protocol and addresses and at this place in its datagram,
+    /// with `rest` after the header.
     fn frame(protocol: u8, (source, destination): (Ipv4, Ipv4), place: u16, rest: &[u8]) -> Vec<u8> {
         let mut frame = [0; L4];
         frame[12..15].copy_from_slice(&[8, 0, 0x45]);

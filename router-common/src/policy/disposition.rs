@@ -87,7 +87,7 @@ pub trait Circumstances {
     fn answers_unreachable(&self) -> bool;
 }
 
-/// How a packet leaves.
+/// The way in which a packet leaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Disposition {
     /// By its next hop.

@@ -1,4 +1,4 @@
-//! Which rule a packet opens a session by, and where to.
+//! The rule by which a packet opens a session, and the session's target.
 
 use super::lookup::Lookup;
 use crate::{

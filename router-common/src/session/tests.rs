@@ -483,8 +483,8 @@ fn retransmitted_data_after_both_fins_is_no_new_data() {
     }
 }
 
-/// An end that gives up with data on the way: its reset is behind that, and neither end
-/// acknowledges either.
+/// An end that gives up with data on the way: its reset comes after that data, and neither end
+/// acknowledges the other.
 #[test]
 fn a_reset_after_data_counts_until_its_receiver_goes_on() {
     for (direction, other) in [(Forward, Reply), (Reply, Forward)] {
@@ -586,8 +586,8 @@ proptest! {
         prop_assert_eq!(talk.middle.0, before);
     }
 
-    /// Whatever the two sides send, an open connection never counts as opening again, and only
-    /// resets and FINs of both sides end one.
+    /// For any segments that the two sides send, an open connection never counts as opening again,
+    /// and only resets and FINs of both sides end one.
     #[test]
     fn segments_in_any_order_keep_the_state_valid(segments in proptest::collection::vec(forged(), 0..40)) {
         let mut talk = Talk::new();

@@ -1,4 +1,4 @@
-//! How full the table is.
+//! The occupancy of the flow table: counters of sessions and held keys.
 
 use core::mem::size_of;
 

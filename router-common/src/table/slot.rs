@@ -24,7 +24,7 @@ const ATTEMPTS: u32 = 4;
 
 /// An ended session that is younger than this, in ticks, starts over at its target, if the rules
 /// still have that target. A client that opens and closes connections of one tuple in a tight loop
-/// would otherwise leave slots behind faster than they come out of quarantine.
+/// would otherwise free slots faster than they come out of quarantine.
 pub const SETTLED: u32 = 2 * QUARANTINE;
 
 /// A slot: a flow's key and entry in one cache line.
@@ -298,9 +298,8 @@ const _: () = assert!(cfg!(model) || size_of::<Bucket>() == 128);
 impl Bucket {
     /// Returns the index of the slot that may be a key's live flow, if one of them is.
     ///
-    /// Which slot that is differs from flow to flow and cannot be predicted, and a processor that
-    /// has guessed wrong finds out only when the slots have come from memory. So this has no
-    /// branch.
+    /// The slot differs from flow to flow and cannot be predicted, and a processor that has guessed
+    /// wrong finds out only when the slots have come from memory. So this has no branch.
     #[inline(always)]
     pub fn candidate(&self, key: &FlowKey) -> usize {
         let difference = self.0[0].difference(key);

@@ -85,7 +85,7 @@ impl XdpFrame {
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
         let frame = self.context.data();
-        // SAFETY: drivers start packets at a word, or two bytes behind one for the IP header's sake
+        // SAFETY: drivers start packets at a word, or two bytes after one for the IP header's sake
         // (`NET_IP_ALIGN`). The kernel's own verifier, too, takes them to start at an even address
         // (`check_pkt_ptr_alignment`, kernel/bpf/verifier.c), and `resize` moves the start by even
         // numbers. Without this, the compiler makes every number of two bytes and two shifts. Nor

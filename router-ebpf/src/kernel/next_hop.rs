@@ -36,7 +36,7 @@ use crate::{
 const LOOPBACK: u32 = 1;
 /// `AF_INET`, include/linux/socket.h.
 const AF_INET: u8 = 2;
-/// As above.
+/// `AF_INET6`, include/linux/socket.h.
 const AF_INET6: u8 = 10;
 /// `-EINVAL`: the kernel does not know a flag.
 const INVALID: i32 = -22;
@@ -161,7 +161,7 @@ extern "C" fn note_next_hop() -> u32 {
     let Some(known) = known.or_else(|| find(&Neighbour::NONE)) else { return 0 };
     let before = InUse::from_number(known.get());
     let now = before.and(mac);
-    // Whoever writes at the same time writes the same.
+    // Another CPU that writes at the same time writes the same number.
     if now != before {
         known.set(now.number());
     }
@@ -256,7 +256,7 @@ extern "C" fn look_up(context: *mut xdp_md, source: u32, destination: u32, ports
     let mut answer = INVALID;
     for flags in [flags, 0] {
         let Some(params) = LOOKUPS.get_ptr_mut(kind) else { return INVALID as u32 };
-        // SAFETY: this CPU's own, of which nobody has a reference while this function runs; the
+        // SAFETY: this CPU's own, to which nothing has a reference while this function runs; the
         // context is the program's own, the structure and its length belong together.
         unsafe {
             clear(params);

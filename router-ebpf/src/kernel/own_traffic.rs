@@ -27,7 +27,7 @@ use crate::{
 #[map]
 static OWN: LruHashMap<FlowKey, Shared<u32>> = LruHashMap::with_max_entries(1 << 16, 0);
 
-/// As above, of IPv6, which only this machine itself uses: 2 MiB.
+/// The same as [`OWN`] for IPv6, which only this machine itself uses: 2 MiB.
 #[map]
 static OWN_IPV6: LruHashMap<Ipv6Key, Shared<u32>> = LruHashMap::with_max_entries(1 << 14, 0);
 

@@ -17,8 +17,8 @@ use router_common::{
 };
 
 /// One record, a bit for each port: the ports that the daemon has reserved
-/// (`net.ipv4.ip_local_reserved_ports`). Not for the programs, but for whoever takes the router
-/// off.
+/// (`net.ipv4.ip_local_reserved_ports`). Not for the programs, but for the process that takes the
+/// router off.
 #[map]
 static RESERVED_PORTS: Array<[u64; 1024]> = Array::with_max_entries(1, 0);
 

@@ -8,7 +8,7 @@ use router_common::address::{Ipv4, Ipv6};
 #[map]
 static LOCAL_ADDRESSES: HashMap<Ipv4, u32> = HashMap::with_max_entries(4096, 0);
 
-/// As above, of IPv6. Kept up to date by the daemon.
+/// The IPv6 counterpart of [`LOCAL_ADDRESSES`]. Kept up to date by the daemon.
 #[map]
 static LOCAL_ADDRESSES_IPV6: HashMap<Ipv6, u32> = HashMap::with_max_entries(4096, 0);
 

@@ -63,7 +63,7 @@ struct Search {
 // SAFETY: numbers.
 static ROOM_SEARCH: Scratch<Search> = unsafe { Scratch::new() };
 
-/// How a session was admitted.
+/// The way in which a session was admitted.
 #[derive(Clone, Copy)]
 pub(crate) enum Admitted {
     /// The source was below its limit.

@@ -57,10 +57,10 @@ static LAST_DATAGRAMS: Array<SharedKey> = Array::with_max_entries(SOURCE_SLOTS *
 #[map]
 static LAST_DATAGRAMS_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 
-/// As above, for [`AWAITED`].
+/// The last datagrams of each source in [`AWAITED`], like [`LAST_DATAGRAMS`].
 #[map]
 static LAST_AWAITED: Array<SharedKey> = Array::with_max_entries(SOURCE_SLOTS * DATAGRAMS_PER_SOURCE, 0);
-/// As above.
+/// The number of datagrams so far in [`LAST_AWAITED`], by source slot. Added to atomically.
 #[map]
 static LAST_AWAITED_COUNT: Array<AtomicU32> = Array::with_max_entries(SOURCE_SLOTS, 0);
 

@@ -430,8 +430,8 @@ fn take(opening: &Opening, port: Port, context: *mut xdp_md) -> bool {
     let pool = pools::pool(opening.pool.get());
     match (result, pool) {
         (Ok(()), Some(pool)) => pool.set(reply.destination_port.number()),
-        // The mark that was just set is of a port that somebody has who had not marked it. Looked
-        // at again after the mark is there, see `Pool`.
+        // The mark that was just set is of a port that another session has, which had not marked
+        // it. Looked at again after the mark is there, see `Pool`.
         (Err(_), Some(pool)) if !is_own && !flows::is_taken(&reply) => {
             pool.clear(reply.destination_port.number());
         }

@@ -324,7 +324,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is written, it is understood and can be written again, or refused with a
+        /// For any text, the entry is understood and can be written again, or is refused with a
         /// remedy.
         #[test]
         fn every_text_is_parsed_or_refused_with_a_remedy(

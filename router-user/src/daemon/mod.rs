@@ -66,7 +66,7 @@ use crate::{
     private,
 };
 
-/// How to run.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration file.
@@ -281,7 +281,7 @@ async fn serve(
         probe = %config.health.listen,
         "running"
     );
-    // Without a service manager there is nobody to tell.
+    // Without a service manager there is none to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         () = signals.stop() => {}

@@ -35,7 +35,7 @@ use crate::{
     world::{Setup, Verdict, World, ip},
 };
 
-/// How a router is set up, and how it is treated.
+/// The setup of a router, and the treatment that it gets.
 pub(crate) struct Profile {
     pub(crate) name: &'static str,
     nics: usize,
@@ -46,7 +46,7 @@ pub(crate) struct Profile {
     snat: &'static [[u8; 4]],
     /// `true` if a daemon takes packets for unresolved neighbours.
     has_daemon: bool,
-    /// How many of a hundred sessions are removed from time to time.
+    /// The percentage of sessions that are removed from time to time.
     removed: usize,
     rules: fn(&mut RuleSetSpec),
     /// The events that a long run has to see; otherwise it misses part of the router.
@@ -107,7 +107,7 @@ pub(crate) const PROFILES: [Profile; 5] = [
         mtu: 1500,
         sessions: 64,
         half_open_per_source: u32::MAX,
-        // So few that all of them towards one target are taken dozens of times in a run.
+        // So few that all of them to one target are taken dozens of times in a run.
         ports: PortRange { first: 30_000, last: 30_002 },
         snat: &[ROUTER, ROUTER_SPARE],
         has_daemon: true,
@@ -179,7 +179,7 @@ pub(crate) fn seed() -> u64 {
     })
 }
 
-/// How many packets each profile gets: its share of `FUZZ_PACKETS`, or of a million.
+/// The number of packets that each profile gets: its share of `FUZZ_PACKETS`, or of a million.
 pub(crate) fn packets() -> u64 {
     number_from("FUZZ_PACKETS").unwrap_or(1_000_000).div_ceil(PROFILES.len() as u64)
 }
@@ -209,7 +209,7 @@ pub(crate) struct Campaign {
     given: u64,
     /// Sweeps of the flow table.
     rounds: u32,
-    /// How often each reason was counted, by its number.
+    /// The count of each reason, by the reason's number.
     pub(crate) reasons: BTreeMap<u32, u64>,
 }
 

@@ -140,7 +140,7 @@ fn check_punt(model: &mut Model, given: &Given, verdict: Verdict, kind: Kind, pu
     }
     let to = header(punt).context("no IPv4 header")?;
     ensure!(punt.len() == to.total, "{} bytes of a packet of {}", punt.len(), to.total);
-    // With what the frame had behind the packet.
+    // With the bytes that the frame had after the packet.
     let padding = &given.frame[(IP + to.total).min(given.frame.len())..];
     check_translated(model, &given.frame, &[punt, padding].concat())
 }

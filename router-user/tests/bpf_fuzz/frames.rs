@@ -234,7 +234,7 @@ fn transport(random: &mut Random, tuple: Tuple) -> Vec<u8> {
             };
             l4.extend(tuple.source.1.to_be_bytes());
             l4.extend(tuple.destination.1.to_be_bytes());
-            // Few numbers, so that a reset is at just the one behind a SYN now and then, where it
+            // Few numbers, so that a reset is at just the one after a SYN now and then, where it
             // counts.
             let mut number = || random.u32(..4) * 1000 + random.u32(..2);
             l4.extend(number().to_be_bytes());
@@ -420,7 +420,7 @@ fn martian(random: &mut Random) -> Vec<u8> {
     transport(random, tuple)
 }
 
-/// The frame behind tags: with a priority alone, of a VLAN, several, and too many.
+/// The frame with tags in front: with a priority alone, of a VLAN, several, and too many.
 pub(crate) fn tagged(random: &mut Random, frame: &[u8]) -> Vec<u8> {
     let mut tags = Vec::new();
     for _ in 0..random.pick(&[1, 1, 1, 1, 2, 2, 3, 4, 5]) {

@@ -33,7 +33,7 @@ pub(crate) const SILENT_GATEWAY: [u8; 4] = [10, 0, 2, 66];
 /// The second link's gateway.
 const FIREWALL_SECOND: [u8; 4] = [10, 0, 3, 1];
 
-/// Where a packet leaves.
+/// The way by which a packet leaves.
 pub(crate) struct Route {
     pub(crate) mac: [u8; 6],
     pub(crate) slot: usize,
@@ -62,7 +62,7 @@ pub(crate) struct Model {
     /// The segments that the two sides of a TCP session have been given to send, by the client's
     /// tuple.
     shown: HashMap<Tuple, Shown>,
-    /// Where port 443 leads.
+    /// The address that port 443 leads to.
     pub(crate) https: [u8; 4],
     pub(crate) opened: u64,
     /// Sessions whose tuple was used again and led elsewhere.
@@ -115,7 +115,7 @@ impl Model {
         own
     }
 
-    /// Where packets to an address leave, if that is known.
+    /// The way by which packets to an address leave, if it is known.
     pub(crate) fn route(&self, destination: [u8; 4]) -> Option<Route> {
         let [a, b, c, d] = destination;
         let (mac, slot, mtu) = match destination {
@@ -167,7 +167,7 @@ impl Model {
         Ok(())
     }
 
-    /// Where a client's packet is to go, by the rules.
+    /// The destination that the rules have for a client's packet.
     fn destination(&self, from: &Tuple) -> Option<([u8; 4], u16)> {
         let (address, port) = from.destination;
         if !CLIENTS.contains(&from.source.0) || address == PLATFORM || (from.protocol == ICMP && port != 0) {

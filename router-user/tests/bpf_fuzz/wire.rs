@@ -1,7 +1,7 @@
 //! Packets as plain bytes, read and repaired without any code of the router's: what it does is
 //! judged by what is here.
 
-/// Where the IP packet starts in a frame.
+/// The offset of the IP packet in a frame.
 pub(crate) const IP: usize = 14;
 
 pub(crate) const ICMP: u8 = 1;
@@ -84,7 +84,7 @@ pub(crate) fn frame_header(frame: &[u8]) -> Option<Header> {
     if frame.len() < IP || frame[12..IP] != [0x08, 0x00] { None } else { header(&frame[IP..]) }
 }
 
-/// The tuple of a packet or of the beginning of one, as in an ICMP error: eight bytes behind the
+/// The tuple of a packet or of the beginning of one, as in an ICMP error: eight bytes after the
 /// header are enough.
 pub(crate) fn tuple(packet: &[u8]) -> Option<Tuple> {
     let ip = header(packet)?;
@@ -170,7 +170,7 @@ pub(crate) fn transport_sum(packet: &[u8], ip: &Header) -> u16 {
     sum(&[&packet[12..20], &[0, ip.protocol], &length, segment])
 }
 
-/// Where the checksum stands behind the IP header, for the protocols that have one.
+/// The offset of the checksum after the IP header, for the protocols that have one.
 pub(crate) const fn checksum_offset(protocol: u8) -> Option<usize> {
     match protocol {
         ICMP => Some(2),

@@ -165,7 +165,7 @@ fn a_packet_above_the_mtu_without_df_is_not_answered() {
     silent(&mut world, &frame, Reason::TooBig, "there is no fragmentation yet");
 }
 
-/// A router whose 16 ports towards `OTHER`'s port 53 and 443 are taken.
+/// A router whose 16 ports to `OTHER`'s port 53 and 443 are taken.
 fn exhausted(reject: bool) -> World {
     let ports = PortRange { first: 30_000, last: 30_015 };
     let rules = |reject| -> fn(&mut _) {

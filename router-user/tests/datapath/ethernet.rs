@@ -17,7 +17,7 @@ fn tagged(frame: &[u8], words: &[u16]) -> Vec<u8> {
     [&frame[..12], &words, &frame[12..]].concat()
 }
 
-/// The frame's packet behind these 16-bit numbers instead of its EtherType.
+/// The frame's packet after these 16-bit numbers instead of its EtherType.
 fn wrapped(frame: &[u8], words: &[u16]) -> Vec<u8> {
     let words: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
     [&frame[..12], &words, &frame[14..]].concat()

@@ -11,7 +11,7 @@ fn world(generic: bool) -> World {
     World::with(Setup { generic, ..Setup::default() })
 }
 
-/// Where a frame's transport checksum is.
+/// The offset of a frame's transport checksum.
 fn checksum_at(frame: &[u8]) -> usize {
     if frame[23] == 6 { 34 + 16 } else { 34 + 6 }
 }

@@ -1,4 +1,4 @@
-//! How many sessions of a source may be opening, and which of them makes room for another.
+//! The limit on the opening sessions of a source, and the one of them that makes room for another.
 
 use std::time::Instant;
 
@@ -357,7 +357,7 @@ fn sources_that_share_a_ring_keep_their_notes() {
     }
 }
 
-/// Where ports are few, those of sessions that have made room are given out again, with the pool of
+/// Ports of sessions that have made room are given out again where ports are few, with the pool of
 /// their target and without.
 #[test]
 fn ports_of_replaced_sessions_are_given_out_again() {

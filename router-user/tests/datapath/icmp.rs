@@ -28,7 +28,7 @@ fn error_about(quote: &[u8], source: [u8; 4], destination: [u8; 4]) -> IcmpError
 }
 
 /// A packet through the router: what it was, and what it has become, from their IP headers on. The
-/// time to live is what it was behind the router in both, so that an error about one is an error
+/// time to live is what it was after the router in both, so that an error about one is an error
 /// about the other once it is translated.
 fn through(world: &mut World, spec: &Spec) -> (Vec<u8>, Vec<u8>) {
     let ran = world.run(&spec.build());

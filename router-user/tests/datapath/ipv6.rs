@@ -110,7 +110,7 @@ fn clients_reach_no_ipv6_listener() {
             ends(world, &icmp(source, destination, 64, 128), DENIED);
         }
     }
-    // In a VLAN, and behind a priority tag.
+    // In a VLAN, and after a priority tag.
     let syn = tcp((CLIENT, 40_000), (HERE, 22), SYN);
     let tagged = |tag: [u8; 4]| [&syn[..12], &tag, &syn[12..]].concat();
     ends(world, &tagged([0x81, 0, 0, 5]), (Verdict::Drop, Reason::EthernetDenied));
@@ -214,7 +214,7 @@ fn the_probe_is_reached_by_ipv6_where_it_listens() {
     ends(world, &udp((CLIENT, 40_000), (HERE, 8082), b"x"), DENIED);
 }
 
-/// Where IPv6 is forwarded, the kernel would send it on.
+/// The kernel would send such packets on where it forwards IPv6.
 #[test]
 fn packets_for_other_machines_are_dropped() {
     let world = &mut world_with(Setup {

@@ -2,7 +2,8 @@
 
 use router_user::dataplane::{Dataplane, LoadOptions};
 
-/// Without a level the verifier finds the code behind the level's constant dead, and removes it.
+/// Without a level the verifier finds the code that the level's constant guards dead, and removes
+/// it.
 #[test]
 fn a_disabled_log_is_not_in_the_program() {
     let size = |log| {

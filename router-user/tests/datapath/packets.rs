@@ -16,7 +16,7 @@ pub(crate) const ROUTER: [u8; 4] = [10, 0, 2, 68];
 pub(crate) const ROUTER_SECOND: [u8; 4] = [10, 0, 3, 4];
 /// The router's next hop.
 pub(crate) const FIREWALL: [u8; 4] = [10, 0, 2, 65];
-/// Where the `https` rule leads, behind the firewall.
+/// The address that the `https` rule leads to, behind the firewall.
 pub(crate) const TARGET: [u8; 4] = [203, 0, 113, 10];
 /// Another server behind the firewall.
 pub(crate) const OTHER: [u8; 4] = [198, 51, 100, 7];

@@ -6,7 +6,7 @@ use aya::maps::{Map, MapData};
 use router_common::limits::LAYOUT;
 use router_user::dataplane::detach;
 
-/// Where a test pins; all of it goes with this.
+/// The directory in which a test pins; dropping this removes all of it.
 pub(crate) struct OwnPins(pub(crate) PathBuf);
 
 impl OwnPins {

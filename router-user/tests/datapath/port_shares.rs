@@ -1,4 +1,4 @@
-//! The share of one source of the SNAT ports towards a target.
+//! The share of one source of the SNAT ports to a target.
 
 use std::collections::HashSet;
 
@@ -71,7 +71,7 @@ fn establish_all(world: &mut World, protocol: Protocol, source: [u8; 4]) -> Hash
     ports
 }
 
-/// One source has established sessions on all ports of its share towards a target, then a second
+/// One source has established sessions on all ports of its share to a target, then a second
 /// one, and a third one still gets in. Each gets all ports of its share that the others have left.
 #[test]
 fn established_sessions_of_a_source_leave_ports_to_the_others() {
@@ -136,7 +136,7 @@ fn a_source_may_have_all_of_a_few_ports() {
     assert_eq!(establish_all(&mut world, Protocol::Tcp, SOURCES[0]).len(), 31);
 }
 
-/// A client whose own port is outside its source's share gets another one, the same towards every
+/// A client whose own port is outside its source's share gets another one, the same to every
 /// target, and as even.
 #[test]
 fn a_port_outside_the_share_is_changed_alike_for_all_targets() {

@@ -126,7 +126,7 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
 /// (`SourcePorts`) one host may use the one and another host the other.
 const SOURCES: Range<u8> = 70..110;
 
-/// Has sources take their shares in turn until all ports towards `OTHER`'s port 53 but `left` are
+/// Has sources take their shares in turn until all ports to `OTHER`'s port 53 but `left` are
 /// taken. Returns the number of sessions of each.
 fn take_all(world: &mut World, ports: PortRange, left: u32) -> Vec<u32> {
     let all = ports.size() - left;
@@ -150,7 +150,7 @@ fn take_all(world: &mut World, ports: PortRange, left: u32) -> Vec<u32> {
     got
 }
 
-/// The whole range of a default configuration towards one target, up to its last port, then one
+/// The whole range of a default configuration to one target, up to its last port, then one
 /// that is freed in the middle.
 #[test]
 fn every_port_of_the_range_is_used() {
@@ -253,7 +253,7 @@ fn ports_of_this_machines_sockets_are_left_alone() {
     }
 }
 
-/// A world whose ports towards a target are crowded: all are taken but one, which a socket has.
+/// A world whose ports to a target are crowded: all are taken but one, which a socket has.
 fn crowded(ports: PortRange) -> (World, std::net::UdpSocket) {
     let mut world = open_masquerade(Setup { ports, ..Setup::default() });
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::from(ROUTER), 30_100)).expect("a socket");
@@ -308,7 +308,7 @@ fn an_interrupted_sweep_loses_no_ports() {
     take_all(&mut world, ports, 0);
 }
 
-/// Two CPUs open sessions towards one target at the same time, from clients that all use the same
+/// Two CPUs open sessions to one target at the same time, from clients that all use the same
 /// ports: no two sessions get the same port, none is half, none is lost.
 #[test]
 fn two_cpus_never_give_out_a_port_twice() {
@@ -389,7 +389,7 @@ fn a_wider_range_is_used_at_once() {
     assert_eq!(world.run(&last).reason, Reason::Opened);
 }
 
-/// This machine makes a connection while a session has the same port towards the same peer: the
+/// This machine makes a connection while a session has the same port to the same peer: the
 /// answers belong to the socket.
 #[test]
 fn a_connection_of_this_machine_is_not_stolen_by_an_older_session() {

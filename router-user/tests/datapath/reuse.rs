@@ -37,10 +37,10 @@ fn server(target: ([u8; 4], u16), port: u16, flags: u8, sequence: u32, acknowled
     tcp_packet(target, (ROUTER, port), flags).numbers(sequence, acknowledgement)
 }
 
-/// How the rules become others.
+/// A change of the rules.
 type Change = fn(&mut RuleSetSpec);
 
-/// How a connection ends.
+/// The way in which a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     ByBoth,
@@ -400,7 +400,7 @@ fn a_late_packet_to_a_held_port_opens_nothing() {
     assert_eq!(world.sessions(), 1);
 }
 
-/// Where many are held already, the port is free at once, and its mark in the target's pool goes.
+/// A port is free at once where many are held already, and its mark in the target's pool goes.
 #[test]
 fn the_number_of_held_ports_is_bounded() {
     const SESSIONS: u32 = 1024;
@@ -479,7 +479,7 @@ fn a_tuple_is_reused_even_if_the_table_is_full() {
     assert_eq!(world.dataplane.flows.sessions(), 1024);
 }
 
-/// Without a port towards the new target, the client is refused, and no half of a session is left.
+/// Without a port to the new target, the client is refused, and no half of a session is left.
 #[test]
 fn a_reused_tuple_without_a_port_to_the_new_target_is_refused() {
     let ports = PortRange { first: 40_000, last: 40_000 };
@@ -604,8 +604,8 @@ fn assert_all_opened_once(world: &mut World) {
     assert_eq!(world.dataplane.flows.half_open(Ipv4(PLS)), opening, "half-open, of {sessions}");
 }
 
-/// How many SYNs were dropped, since another CPU was at work in the same place: the client's next
-/// attempt does better.
+/// The number of SYNs that were dropped because another CPU was at work in the same place: the
+/// client's next attempt does better.
 fn contended(world: &mut World) -> usize {
     let moved = world.moved().reasons;
     moved.iter().find(|(reason, _)| *reason == Reason::Contended).map_or(0, |(_, count)| *count as usize)
@@ -690,8 +690,8 @@ fn sweeps_and_syns_at_the_same_time_lose_no_session() {
             done.store(true, Ordering::SeqCst);
         });
         assert_all_opened_once(&mut world);
-        // One that a sweep has judged before its SYN came, and removes behind it, is the client's
-        // to open again.
+        // One that a sweep has judged before its SYN came, and removes after it, is the client's to
+        // open again.
         let sessions = world.sessions();
         assert!(sessions > usize::from(PORTS) - 1000, "{sessions} are left");
     }

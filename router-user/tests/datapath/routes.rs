@@ -1,4 +1,4 @@
-//! Where packets leave and which address sessions come from, by every kind of route and rule that
+//! The next hop of packets and the source address of sessions, by every kind of route and rule that
 //! the kernel's own forwarding follows.
 
 use std::collections::{BTreeMap, BTreeSet};

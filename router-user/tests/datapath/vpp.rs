@@ -140,7 +140,7 @@ fn a_client_may_be_its_own_server_on_one_port() {
     assert_eq!(comes_out(&mut world, &answer, Reason::Forwarded), ((ROUTER, 8005), (PLS, 8005)));
 }
 
-/// Bytes behind the packet, as an Ethernet has them behind a short one: no part of the checksum.
+/// Bytes after the packet, as an Ethernet has them after a short one: no part of the checksum.
 #[test]
 fn an_echo_with_a_trailer_comes_back() {
     let mut world = World::new();

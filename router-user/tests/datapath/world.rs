@@ -54,7 +54,7 @@ pub(crate) struct World {
     before: Box<CpuStats>,
 }
 
-/// How the router is set up.
+/// The setup of the router.
 pub(crate) struct Setup {
     pub(crate) nics: usize,
     pub(crate) sessions: u32,
@@ -310,7 +310,7 @@ impl World {
         }
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub(crate) fn sessions(&self) -> usize {
         let mut count = 0;
         self.dataplane.flows.for_each(|_| {
@@ -321,7 +321,7 @@ impl World {
         count
     }
 
-    /// How many entries the flow table has: two a session, always.
+    /// Returns the number of entries in the flow table: always two for each session.
     pub(crate) fn entries(&self) -> usize {
         self.dataplane.flows.flows().count()
     }

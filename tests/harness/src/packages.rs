@@ -24,7 +24,7 @@ pub enum Use {
     Vm,
 }
 
-/// How to tell that a package's content is there, installed as that package or otherwise.
+/// The sign that a package's content is there, installed as that package or otherwise.
 #[derive(Debug)]
 pub enum Sign {
     /// All of these programs.

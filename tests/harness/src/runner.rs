@@ -20,15 +20,15 @@ const TEST_VARIABLE: &str = "HARNESS_TEST";
 /// Names the file that such a process writes to why the test was skipped.
 const REASON_VARIABLE: &str = "HARNESS_REASON";
 
-/// How such a process ends then; as automake's and others' do.
+/// The exit code of such a process then, the same as automake's and others'.
 const SKIPPED: u8 = 77;
-/// How the compiler's own harness ends when a test has panicked.
+/// The exit code of the compiler's own harness when a test has panicked.
 const PANICKED: u8 = 101;
 
 /// A registered test.
 #[derive(Debug)]
 pub struct Test {
-    /// Where the function is.
+    /// The module that has the function.
     pub module: &'static str,
     /// Its name.
     pub function: &'static str,
@@ -132,7 +132,7 @@ fn apart(test: &Test, shown: bool) -> Result<Completion, Failed> {
     Err(format!("{}{ended}", ran.said).into())
 }
 
-/// How a process that ran a test ended.
+/// The end of a process that ran a test.
 struct Ran {
     status: ExitStatus,
     said: String,

@@ -6,10 +6,10 @@ pub(crate) const A_DOUBLING: u32 = 64;
 /// The number of buckets for all 32-bit numbers.
 pub(crate) const BUCKETS: usize = 27 * A_DOUBLING as usize;
 
-/// Which one counts a time.
+/// Returns the index of the bucket that counts a time.
 ///
-/// Up to twice [`A_DOUBLING`], each number has its own. From there on the highest bit says which
-/// doubling it is, and the six bits behind it which bucket.
+/// Up to twice [`A_DOUBLING`], each number has a separate bucket. From there on the highest bit
+/// gives the doubling, and the six bits after it the bucket.
 #[inline(always)]
 pub(crate) const fn bucket(time: u32) -> usize {
     if time < A_DOUBLING {

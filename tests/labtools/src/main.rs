@@ -310,7 +310,7 @@ mod programs {
         EGRESS.redirect(ctx.ingress_ifindex() as u32, 0).unwrap_or(xdp_action::XDP_ABORTED)
     }
 
-    /// As `redirect`, behind new MAC addresses: what no router can leave out.
+    /// The same as `redirect`, with new MAC addresses: the work that no router can leave out.
     #[xdp]
     fn readdress(ctx: XdpContext) -> u32 {
         let Some(head) = head(&ctx) else { return xdp_action::XDP_ABORTED };

@@ -26,7 +26,7 @@ use crate::{
 /// checksum.
 const TIME: usize = 46;
 const TIME_COMPLEMENT: usize = 50;
-/// Which of the bench's probes it is, and the complement.
+/// The probe's epoch, and the complement of it.
 const EPOCH: usize = 54;
 const EPOCH_COMPLEMENT: usize = 56;
 

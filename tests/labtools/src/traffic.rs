@@ -46,9 +46,9 @@ pub(crate) struct Flow {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Span {
     pub(crate) first: Flow,
-    /// The number behind the last one's.
+    /// The number after the last one's.
     pub(crate) end: u32,
-    /// Every port's first flow, and the one behind its last.
+    /// Every port's first flow, and the one after its last.
     pub(crate) at_port: [u32; 2],
 }
 
@@ -139,7 +139,7 @@ impl Generator {
     /// next.
     #[inline(always)]
     pub(crate) const fn schedule(&mut self, now: u64, period: u64) -> u64 {
-        /// Behind by more than this, it does not try to make up for it.
+        /// The largest delay that it tries to make up for.
         const BEHIND: u64 = 1_000_000;
         let due = if self.due + BEHIND < now { now } else { self.due };
         self.due = due + period;
@@ -177,7 +177,8 @@ pub(crate) struct Expected {
     pub(crate) zero: u32,
 }
 
-/// What `sink` has seen on one CPU. As large as two cache lines, so that no two CPUs share one.
+/// The packets that `sink` has seen on one CPU. As large as two cache lines, so that no two CPUs
+/// share one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Sunk {

@@ -94,7 +94,7 @@ impl fmt::Display for Arm {
     }
 }
 
-/// Which way packets go.
+/// The direction in which packets go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {

@@ -1,4 +1,4 @@
-//! Which CPU does what, and how busy a thread of the kernel was.
+//! The tasks of each CPU, and the load of a thread of the kernel.
 
 use std::{
     fs,

@@ -31,7 +31,7 @@ use super::{
 /// interrupted when it is no longer wanted.
 const ENDLESS: u32 = 1 << 30;
 
-/// Flows towards one port of the target: each needs a separate SNAT port there.
+/// Flows to one port of the target: each needs a separate SNAT port there.
 pub(crate) const FLOWS_A_PORT: u32 = 1 << 15;
 /// The largest number of sessions: the default of a router.
 pub(crate) const MAX_SESSIONS: u32 = 1 << 20;

@@ -83,7 +83,7 @@ impl Load {
     }
 }
 
-/// Which CPUs work.
+/// The CPUs that work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Cores {
@@ -156,7 +156,7 @@ pub(crate) struct Burst {
     /// From the first packet's arrival to the last one's, less the generator's waits for lost
     /// packets.
     pub(crate) seconds: f64,
-    /// Packets that arrived in this time, behind the first one.
+    /// Packets that arrived in this time, after the first one.
     pub(crate) packets_per_second: f64,
     pub(crate) books: Books,
 }

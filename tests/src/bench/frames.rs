@@ -68,7 +68,7 @@ impl Shape {
     pub(crate) const SHORT_UDP: Self = Self { transport: Transport::Udp, length: FRAME };
 }
 
-/// Which packet of a connection: of UDP, any is data.
+/// A packet of a connection, by its step: of UDP, any is data.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Step {
     /// The client's SYN.

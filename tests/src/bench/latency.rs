@@ -1,4 +1,4 @@
-//! How long a packet takes through the router and back.
+//! The time that a packet takes through the router and back.
 //!
 //! A probe goes from the generator's end through the router to the sink's end, is turned round
 //! there, and comes back through the router: see [`super::probe`]. With nothing else on the wires

@@ -24,7 +24,7 @@ const SOME: u32 = 200_000;
 const MANY: u32 = 1_000_000;
 const MANY_QUICK: u32 = 500_000;
 
-/// SNAT ports towards one port of a target: 1024 to 65535, for both routers.
+/// SNAT ports to one port of a target: 1024 to 65535, for both routers.
 const PORTS: u32 = 64_512;
 /// The number of the target's ports.
 const TARGET_PORTS: u32 = 4;

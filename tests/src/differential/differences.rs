@@ -1,4 +1,4 @@
-//! Where pls-router does something else than the kernel, on purpose.
+//! The cases in which pls-router deliberately behaves differently from the kernel.
 
 use super::{
     category::Category,

@@ -14,7 +14,7 @@ use crate::{
 
 /// The ports and addresses of a sequence.
 const PER_SLOT: u32 = 4;
-/// Behind those of which pls-router keeps only every other one
+/// The first port, above those of which pls-router keeps only every other one
 /// (`router_common::ports::SourcePorts`).
 const FIRST_PORT: u32 = 13_900;
 const PORTS_PER_SLOT: u32 = 2;
@@ -131,8 +131,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Moves a session to a server that only this sequence has. Each router chooses another port
-    /// for the session at random; towards a shared server, that port might belong to another
-    /// sequence.
+    /// for the session at random; to a shared server, that port might belong to another sequence.
     fn isolate(&mut self, number: usize) {
         let own_server = self.own_server();
         let own_listen = self.own_listen();
@@ -146,8 +145,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Turns the second session into one of another client with the first one's port, towards the
-    /// same server.
+    /// Turns the second session into one of another client with the first one's port, to the same
+    /// server.
     pub(super) fn collide(&mut self) {
         let [first, second] = self.sessions.as_slice() else { return };
         if first.protocol == second.protocol {

@@ -57,7 +57,7 @@ pub(super) struct Mapped {
 pub(super) trait Names {
     /// Returns the placeholder for a port of the router, in a packet of this session.
     fn mapped(&self, port: u16, session: usize) -> Option<Mapped>;
-    /// The router's address towards servers.
+    /// The router's address for servers.
     fn address(&self) -> Ipv4Addr;
 }
 
@@ -164,7 +164,7 @@ fn transport(view: View<'_>, at: usize, renamed: Option<(u16, u16)>) -> Check {
     worth(sum(&[&pseudo, payload]))
 }
 
-/// An ICMP error of a router's own as one would have made it that quotes 8 bytes behind the IP
+/// An ICMP error of a router's own as one would have made it that quotes 8 bytes after the IP
 /// header, knows only the precedence as a type of service, and lets no error be fragmented. A
 /// checksum that is wrong stays so. Other packets stay as they are.
 pub(super) fn abridge(packet: &[u8]) -> Vec<u8> {

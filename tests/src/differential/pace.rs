@@ -1,4 +1,4 @@
-//! How many errors a router may be made to send.
+//! The number of errors that a router may be made to send.
 //!
 //! pls-router keeps its own ICMP errors to a rate, which the oracle is told not to do. All the
 //! sequences together would ask for more than that; each alone does not.

@@ -194,7 +194,7 @@ impl Rig {
     /// on the way keep the order, so when both have come out the router has handled everything; and
     /// when a second pair has, everything that it has sent meanwhile is here, too, whichever way it
     /// took. Markers are too large for their way: pls-router has its daemon split them, so that
-    /// they come behind what else is the daemon's.
+    /// they come after the daemon's other packets.
     ///
     /// `errors`: how many the router is likely to have to send. Before its rate allows them,
     /// nothing is sent.

@@ -148,7 +148,8 @@ struct Totals {
 /// Runs sequences through both routers.
 ///
 /// # Errors
-/// What is different and not stated, with the seeds that show it again.
+/// Returns an error if there are differences that are not stated, with the seeds that show them
+/// again.
 pub fn run(options: &Options) -> Result<()> {
     let mut categories = enabled_and(&options.categories)?;
     if options.mode == Mode::Packets {

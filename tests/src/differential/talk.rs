@@ -1,4 +1,4 @@
-//! How clients and servers talk when nothing goes wrong but the network.
+//! The packets of clients and servers when nothing goes wrong but the network.
 
 use super::{
     category::Category,

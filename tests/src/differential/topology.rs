@@ -7,8 +7,8 @@
 //!       +---------------- eth0 10.0.2.68/26  router  eth1 10.0.3.4/26 (two NICs)
 //! ```
 //!
-//! Behind the next hops is this test: what a router sends is read from the wire, and nothing
-//! answers by itself.
+//! This test takes the place of the next hops: it reads what a router sends from the wire, and
+//! nothing answers by itself.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -66,9 +66,9 @@ impl Network {
     }
 }
 
-/// The MTU towards the narrow clients.
+/// The MTU to the narrow clients.
 pub(super) const NARROW_CLIENT_MTU: u16 = 1300;
-/// The MTU towards the narrow servers.
+/// The MTU to the narrow servers.
 pub(super) const NARROW_SERVER_MTU: u16 = 1400;
 /// The servers to which the way is narrow.
 pub(super) const NARROW_SERVERS: &str = "203.0.114.0/24";
@@ -218,8 +218,8 @@ impl Service {
     }
 }
 
-/// Which of two targets each service has, the second of which is a hundred addresses on; or none,
-/// where the services are withdrawn.
+/// The one of two targets that each service has, the second of which is a hundred addresses on; or
+/// none, where the services are withdrawn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Targets {
     First,

@@ -122,8 +122,7 @@ impl Track {
         self.problem.clone()
     }
 
-    /// Returns `true` if the output for a datagram towards the server still has the port of its
-    /// session.
+    /// Returns `true` if the output for a datagram to the server still has the port of its session.
     pub(super) fn is_current(&self, packet: &[u8]) -> bool {
         let ports = || self.sessions.iter().filter_map(|session| session.ports.last());
         View::new(packet).is_some_and(|view| {

@@ -29,11 +29,11 @@ const PORTS: u32 = 28_000;
 const FIRST_SERVICE: u16 = 7000;
 const SERVICES: u32 = 4;
 
-/// How many sessions there can be.
+/// The largest number of sessions.
 pub(super) const MOST: u32 = SOURCES * PORTS;
 const _: () = assert!(MOST / SERVICES <= (SNAT_PORTS.1 - SNAT_PORTS.0) as u32);
 
-/// How often each speaks. Two rounds fit into the router's timeout.
+/// The interval at which each session speaks. Two rounds fit into the router's timeout.
 const ROUND: Duration = Duration::from_secs(25);
 /// When it says it again if nothing has come back, twice that the next time, and so on up to
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -205,7 +205,7 @@ impl<'a> Speakers<'a> {
         }
     }
 
-    /// How many of them have not heard their last word.
+    /// The number of sessions that have not heard their last word.
     pub(super) fn unheard(&self) -> usize {
         self.talks.iter().filter(|talk| talk.heard < talk.said).count()
     }
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(one.service(), other.service());
         assert_eq!(come(&mut echo, one, 5000, start).1, 0);
         assert_eq!(come(&mut echo, other, 5000, start).1, 1);
-        // The same port towards another target belongs to another session.
+        // The same port to another target belongs to another session.
         assert_eq!(come(&mut echo, Member(SOURCES), 5000, start).1, 1);
     }
 

@@ -21,7 +21,7 @@ use crate::{
 const ETHERNET: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 
-/// How long a wire may be silent until it is looked what is due.
+/// The time that a wire may be silent until the end looks at what is due.
 const TURN: Duration = Duration::from_millis(2);
 
 /// One end.

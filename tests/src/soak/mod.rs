@@ -53,10 +53,11 @@ use crate::wait;
 
 const _: () = assert!(crowd::MOST + 30_000 <= CAPACITY / 5 * 4);
 
-/// How long the crowd may take to gather: it is as fast as the machine lets it.
+/// The time that the crowd may take to gather: it is as fast as the machine lets it.
 const GATHER_LIMIT: Duration = Duration::from_secs(600);
 
-/// How long the crowd has for its last words to be answered, and the streams for their last bytes.
+/// The time that the crowd has for its last words to be answered, and the streams for their last
+/// bytes.
 const FINISH_LIMIT: Duration = Duration::from_secs(180);
 
 /// The longest timeout, and what sweeps and a busy machine may add.
@@ -183,7 +184,7 @@ impl Soak<'_> {
         Ok(())
     }
 
-    /// How it is going.
+    /// The progress of the run, in one line.
     fn line(&self) -> Result<String> {
         let Tally { heard, repeated, begun, connections, bytes, .. } = self.tally;
         let usage = self.trouble.usage()?;

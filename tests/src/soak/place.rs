@@ -1,4 +1,4 @@
-//! Where it happens: four namespaces, their wires, and the daemon.
+//! The place of the soak test: four namespaces, their wires, and the daemon.
 
 use std::{
     net::Ipv4Addr,
@@ -52,8 +52,8 @@ const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const LONGEST_TIMEOUT: Duration =
     if UDP_TIMEOUT.as_secs() > TCP_TIMEOUT.as_secs() { UDP_TIMEOUT } else { TCP_TIMEOUT };
 
-/// How long the daemon gets to be healthy: it is a debug build, and there may be little CPU time
-/// for it.
+/// The time that the daemon gets to be healthy: it is a debug build, and there may be little CPU
+/// time for it.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// The namespaces. They go when this is dropped.
@@ -152,12 +152,12 @@ impl Place {
         )
     }
 
-    /// Where the daemon pins.
+    /// The directory in which the daemon pins.
     pub(super) fn pins(&self) -> PathBuf {
         self.state.path("bpf/pls-router")
     }
 
-    /// Where a map is pinned.
+    /// The path at which a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.pins().join(format!("v{LAYOUT}")).join(name)
     }

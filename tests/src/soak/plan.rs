@@ -11,7 +11,7 @@ use std::{
 pub struct Options {
     /// pls-router.
     pub binary: PathBuf,
-    /// How long, once the whole crowd is there.
+    /// The duration of the run once the whole crowd is there.
     pub duration: Duration,
     /// Sessions of the crowd.
     pub sessions: u32,

@@ -32,14 +32,14 @@ const PORT: u16 = 443;
 const RATE: u32 = 10_000;
 /// The most bytes that wait in a socket: they all have to get through at the end.
 const SEND_BUFFER: usize = 16 << 10;
-/// How many bytes a short connection carries in a direction, at most.
+/// The most bytes that a short connection carries in a direction.
 const SHORT: u64 = 50_000;
 /// In this number a connection is marked as one that stays to the end.
 const LONG: u64 = 1 << 63;
 /// So long without a byte in either direction is a mistake: more than a daemon's start and a
 /// neighbour's absence take.
 const STALL_LIMIT: Duration = Duration::from_secs(90);
-/// How often it is looked whether all is over.
+/// The interval between checks for the end of the run.
 const TURN: Duration = Duration::from_millis(100);
 
 /// The router's rule for them.
@@ -218,7 +218,7 @@ impl<'a> Streams<'a> {
         self.exchange(&stream, number, directions(number))
     }
 
-    /// How many bytes a direction of a connection carries; `None`: until the end.
+    /// The number of bytes that a direction of a connection carries; `None`: until the end.
     fn goal(&self, number: u64, direction: u64) -> Option<u64> {
         (number & LONG == 0).then(|| Random::with_seed(!(self.seed ^ direction)).u64(1..=SHORT))
     }

@@ -39,7 +39,7 @@ impl Trouble {
         Ok(Usage { cpu: usage.cpu + self.cpu, ..usage })
     }
 
-    /// How often the daemon was killed.
+    /// The number of times that the daemon was killed.
     pub(super) fn kills(&self) -> u32 {
         self.kills
     }

@@ -94,7 +94,7 @@ impl Weather {
 
 /// Lets packets wait at the end of the detour.
 pub(super) fn hold_up(vnet: &Namespace, seed: u64, phases: &Phases) -> Result<()> {
-    /// How long at most until it is looked whether all is over.
+    /// The longest time between checks for the end of the run.
     const TURN: Duration = Duration::from_millis(100);
     let mut wire = Wire::open(vnet, "delay")?;
     let mut random = Random::with_seed(seed);

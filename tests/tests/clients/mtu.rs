@@ -42,7 +42,7 @@ fn narrow_to_the_firewall(stage: &Stage) -> Result<Lab> {
     stage.lab_with(narrow_firewall_link)
 }
 
-/// The path MTU that a host has learnt towards an address.
+/// The path MTU that a host has learnt for an address.
 fn learnt(host: &Namespace, towards: Ipv4Addr) -> Result<Option<u32>> {
     let route = host.run("ip", &["route", "get", &towards.to_string()])?;
     let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);

@@ -13,7 +13,7 @@ use lab::{
     witness::Witness,
 };
 
-/// How long one exchange may take, on a machine that has other things to do as well.
+/// The time that one exchange may take, on a machine that has other things to do as well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// The port of the endpoint that leads to the sshd; 22 is the router's own.

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::stage::{Stage, finish};
 
-/// How many times each hop is asked.
+/// The number of times that each hop is asked.
 const PROBES: usize = 3;
 
 /// The hops from the VM to [`TOOLS`].
@@ -62,8 +62,8 @@ pub(crate) fn traceroute_shows_every_hop_with_two_nics(stage: &Stage) -> Result<
     traceroutes(&stage.lab()?)
 }
 
-/// The Private Link Service hides who is behind it, but every hop has to answer: its own gateway,
-/// the router, the firewall, the server.
+/// The Private Link Service hides the machines behind it, but every hop has to answer: its own
+/// gateway, the router, the firewall, the server.
 pub(crate) fn traceroute_to_the_endpoint_shows_only_the_endpoint(stage: &Stage) -> Result<()> {
     let lab = stage.lab()?;
     let witness = Witness::start(&lab)?;

@@ -16,7 +16,7 @@ use crate::stage::{Stage, finish};
 struct Transfer {
     version: String,
     status: u16,
-    /// How many connections it opened for this one.
+    /// The number of connections that curl opened for this transfer.
     connects: u32,
 }
 

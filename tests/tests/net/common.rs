@@ -11,7 +11,8 @@ use lab::{
 };
 use router_user::model::{Counters, RuleCounters};
 
-/// How long a packet may take through the lab, on a machine that has other things to do as well.
+/// The time that a packet may take through the lab, on a machine that has other things to do as
+/// well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
 /// The echo services, as the client reaches them.
@@ -53,7 +54,7 @@ pub(crate) fn counters(lab: &Lab) -> Counters {
     check(lab.pls_router_json(&["counters"]))
 }
 
-/// How many packets had this reason.
+/// The number of packets that had this reason.
 #[track_caller]
 pub(crate) fn reason(counters: &Counters, reason: &str) -> u64 {
     let row = counters.reasons.iter().find(|row| row.reason == reason);

@@ -184,7 +184,7 @@ fn answered_datagrams_free_their_ports_when_ports_run_out() {
     check(talks.echo(b"goes on", LIMIT));
 }
 
-/// Ports towards one target are far fewer than sessions, so a flood takes all of them first. They
+/// Ports to one target are far fewer than sessions, so a flood takes all of them first. They
 /// are freed as early.
 #[test]
 fn ports_of_half_open_sessions_are_freed_first() {
@@ -206,7 +206,7 @@ fn ports_of_half_open_sessions_are_freed_first() {
     }));
 }
 
-/// One address holds established sessions on all SNAT ports towards a target that it may have.
+/// One address holds established sessions on all SNAT ports to a target that it may have.
 /// Others still reach that target, and `status` names the address.
 #[test]
 fn a_source_with_many_sessions_leaves_ports_to_others() {

@@ -23,8 +23,8 @@ use crate::{
     starts::start_with,
 };
 
-/// How long the router may take to go on after everything is there again: neighbours have to be
-/// asked, and the balancer has to see it.
+/// The time that the router may take to go on after everything is there again: neighbours have to
+/// be asked, and the balancer has to see it.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 fn lab(nics: Nics) -> Lab {

@@ -1,4 +1,4 @@
-//! The daemon's life: start, stop, crash, and what stays behind.
+//! The daemon's life: start, stop, crash, and what remains afterwards.
 
 use std::{fs, net::SocketAddrV4, time::Duration};
 
@@ -24,7 +24,7 @@ lab_tests! {
     ],
 }
 
-/// How long a daemon that has nothing to wait for may take to give up.
+/// The time that a daemon that has nothing to wait for may take to give up.
 pub(crate) const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Returns the program on one of the router's devices as `ip` prints it: the words after

@@ -196,7 +196,7 @@ fn ipv6_reaches_allowed_services_and_answers_pass() {
     drop((allowed, closed, peer));
 }
 
-/// A frame of UDP behind a tag, from a client to the router.
+/// A frame of UDP with a tag, from a client to the router.
 fn tagged(to: [u8; 6], tag: u16, port: u16) -> Vec<u8> {
     let [source, _] = PLS_NAT;
     let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0];

@@ -31,10 +31,10 @@ const TTL_LIMIT: Duration = Duration::from_secs(5 + 10);
 const UNUSED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
 /// An answer on a wire without delay arrives within this time.
 const ANSWER: Duration = Duration::from_millis(200);
-/// How long a dead target gets to be found out: 3 s without an answer, a sweep every 2 s.
+/// The time in which a dead target has to be found out: 3 s without an answer, a sweep every 2 s.
 const FOUND_OUT: Duration = Duration::from_secs(30);
-/// How long a target that is back gets to be used again: avoided for 10 s, perhaps for 20 s after a
-/// trial that came too early.
+/// The time in which a target that is back has to be used again: avoided for 10 s, perhaps for 20 s
+/// after a trial that came too early.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// A name server that knows what its file says, for one second at a time.
@@ -123,7 +123,7 @@ fn story(lab: &Lab) -> String {
     format!("in service: {service:?}\n{}\n{}\nits log:\n{log}", say(&["status"]), say(&["counters"]))
 }
 
-/// Where the sessions of the rule lead, each target once.
+/// The targets of the rule's sessions, each once.
 fn targets(lab: &Lab) -> Result<Vec<std::net::SocketAddr>> {
     let flows: Vec<Flow> = lab.pls_router_json(&["flows", "--rule", "echo-tcp"])?;
     let mut targets: Vec<_> = flows.iter().map(|flow| flow.target).collect();
@@ -437,7 +437,7 @@ fn one_unknown_name_leaves_the_other_rules_alone() {
     }
 }
 
-/// A machine on this link that is down, behind one rule of many.
+/// A machine on this link that is down, the target of one rule of many.
 #[test]
 fn a_target_on_the_link_that_is_down_leaves_the_other_rules_alone() {
     let down = Ipv4Addr::new(10, 0, 2, 125);

@@ -132,7 +132,7 @@ fn overlaps(lab: &Lab) -> Vec<String> {
     found.findings.into_iter().map(|finding| finding.text).filter(|text| text.contains("ports")).collect()
 }
 
-/// Where the kernel would be left with too few ports, it keeps all of them, and that is said.
+/// The kernel keeps all ports, and a finding reports that, if it would be left with too few.
 #[test]
 fn ports_that_cannot_be_reserved_are_reported() {
     let mut lab = without_router();
@@ -244,7 +244,7 @@ fn a_connection_of_the_router_from_a_live_sessions_port_is_refused(lab: &mut Lab
     check(own.echo(b"the router's", LIMIT));
 }
 
-/// How many programs of ours are on the way out of a device.
+/// The number of our programs on the way out of a device.
 fn watchers(lab: &Lab, device: &str) -> usize {
     let query = || SchedClassifier::query_tcx(device, TcAttachType::Egress);
     let (_, programs) = check(lab.hosts.router.inside(query)).expect("the kernel has tcx");

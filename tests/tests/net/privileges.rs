@@ -60,7 +60,7 @@ fn pin_directories(lab: &Lab) -> [PathBuf; 3] {
     [lab.state().path("bpf/pls-router"), layout.clone(), layout.join("links")]
 }
 
-/// The numbers behind these words of every thread's status.
+/// The numbers after this word in every thread's status.
 fn of_threads(pid: u32, word: &str) -> Result<Vec<u64>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     let read = |task: io::Result<fs::DirEntry>| {

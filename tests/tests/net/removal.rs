@@ -21,7 +21,7 @@ use nix::{
 
 use crate::common::{ECHO, LIMIT, check, helper};
 
-/// How long the lab binary may take to come up or to go away.
+/// The time that the lab binary may take to come up or to go away.
 const BINARY_LIMIT: Duration = Duration::from_secs(60);
 
 /// The lab binary with a unique id, and nftables: this is not about the router.

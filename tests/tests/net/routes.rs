@@ -1,4 +1,4 @@
-//! Which way sessions take and where they come from, by the kernel's own routes and rules.
+//! The way that sessions take and their source addresses, by the kernel's own routes and rules.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::common::{ECHO, LIMIT, check, helper, in_lab, only_pls_router, router}
 const UNUSED: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
 /// An address that the router's NIC or the firewall gets besides.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 90);
-/// How long a gateway may be dead before that is noticed: it is asked every two seconds, three
+/// The time that a gateway may be dead before that is noticed: it is asked every two seconds, three
 /// times in three seconds.
 const NOTICED: Duration = Duration::from_secs(20);
 

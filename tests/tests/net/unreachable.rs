@@ -36,7 +36,7 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 /// The network that the echo server is in.
 const BEHIND: &str = "203.0.113.0/24";
 
-/// How a connection fails that has to, and how soon.
+/// The error of a connection that has to fail, and the time until then.
 #[track_caller]
 fn refusal(from: &Namespace, target: SocketAddr) -> (ErrorKind, Duration) {
     let start = Instant::now();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where the header of ELF has the byte order, and where the machine (elf(5)).
+/// The offsets of the byte order and of the machine in the header of ELF (elf(5)).
 const DATA: usize = 5;
 const MACHINE: usize = 18;
 

@@ -20,7 +20,7 @@ const CONNECT: &str = include_str!("connect.sh");
 /// The prefix of [`CONNECT`]'s lines: shells may greet with other lines.
 const MARK: &str = "pls-router-deploy ";
 
-/// How commands become root.
+/// The way in which commands become root.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Root {
     /// The user who logs in is root.
@@ -180,7 +180,7 @@ impl Remote {
         Ok(remote)
     }
 
-    /// How commands become root there.
+    /// The way in which commands become root there.
     pub(super) fn root(&self) -> Result<Root> {
         self.root.clone().map_err(|why| {
             anyhow!(

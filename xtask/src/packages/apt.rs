@@ -69,7 +69,7 @@ fn with_fresh_lists<T>(work: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-/// How the update of the package lists went, once there was one.
+/// The result of the update of the package lists, once there was one.
 static UPDATED: OnceLock<Result<(), String>> = OnceLock::new();
 
 fn is_updated() -> bool {

@@ -63,7 +63,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// How prose is told from the rest of a file.
+/// The kind of a file, by which prose is told from the rest.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Rust,

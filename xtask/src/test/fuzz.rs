@@ -29,9 +29,9 @@ const RUSTFLAGS: &[&str] = &[
     "-Copt-level=3",
 ];
 
-/// How long one input may take, and how much memory the whole, before that is a finding; and that
-/// nearly equal operands count as progress. libFuzzer follows comparisons of four and eight bytes
-/// by itself, but what a packet holds is mostly of one and two.
+/// The time that one input may take, and the memory for the whole, before that is a finding; and
+/// that nearly equal operands count as progress. libFuzzer follows comparisons of four and eight
+/// bytes by itself, but what a packet holds is mostly of one and two.
 const OPTIONS: &[&str] = &["-timeout=10", "-rss_limit_mb=2048", "-use_value_profile=1"];
 
 /// Runs every target for `time`.

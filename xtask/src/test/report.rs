@@ -15,7 +15,7 @@ pub(super) struct Counts {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) counts: Counts,
-    /// Which tests failed or were skipped, and why.
+    /// The tests that failed or were skipped, and why.
     pub(super) notes: Vec<String>,
 }
 

@@ -24,7 +24,7 @@ const DATA: &[&str] = &["router-user/tests/bpf_fuzz/regressions"];
 /// The first process, which the kernel starts from the archive.
 const INIT: &str = include_str!("init.sh");
 
-/// Where a test is in the machine.
+/// The path of a test in the machine.
 pub(super) fn test_path(name: &str) -> String {
     format!("/tests/{name}")
 }

@@ -25,11 +25,11 @@ pub(super) struct Files {
     pub(super) image: PathBuf,
     /// The modules that the tests need, uncompressed.
     pub(super) modules: Vec<PathBuf>,
-    /// Where it is all kept.
+    /// The folder in which all of it is kept.
     pub(super) folder: PathBuf,
 }
 
-/// Where a package's files are, in its folder.
+/// The folder of a package's files, within the package's folder.
 const UNPACKED: &str = "unpacked";
 
 /// Modules that the tests need, and that the kernels do not have built in.

@@ -16,13 +16,13 @@ use crate::{system, workspace};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Where qemu's packages have what it loads: the parts of a PC's firmware.
+/// The directories of the firmware that qemu loads, in its packages.
 const FIRMWARE: &[&str] = &["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
 
-/// Where they have parts of qemu itself.
+/// The directory of the parts of qemu itself, in its packages.
 const MODULES: &str = "usr/lib/x86_64-linux-gnu/qemu";
 
-/// Where packages have programs and libraries.
+/// The directories in which packages have programs, and those in which they have libraries.
 const PROGRAMS: &[&str] = &["usr/bin", "bin", "usr/sbin", "sbin"];
 const LIBRARIES: &[&str] = &["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib"];
 
@@ -32,7 +32,7 @@ const LOADER: &str = "ld-linux-x86-64.so.2";
 /// The programs, ready to be run.
 #[derive(Debug)]
 pub(crate) struct Tools {
-    /// Where packages have been unpacked.
+    /// The directory in which packages have been unpacked.
     root: PathBuf,
 }
 
@@ -62,7 +62,7 @@ impl Tools {
         Ok(tools)
     }
 
-    /// Where a program is.
+    /// The path of a program.
     pub(super) fn file(&self, name: &str) -> Result<PathBuf> {
         let file = system::find_program(name).or_else(|| self.unpacked(name));
         file.with_context(|| format!("there is no {name} here, nor in {}", self.root.display()))

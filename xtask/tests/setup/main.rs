@@ -34,7 +34,7 @@ struct Machine {
     place: TempDir,
 }
 
-/// How setup ended there.
+/// The result of setup there.
 struct Ran {
     code: Option<i32>,
     said: String,

@@ -130,7 +130,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is said, and in whatever order.
+        /// For any answer in any order, the choice has only usable targets.
         #[test]
         fn nothing_that_is_said_leads_where_no_rule_may(
             answer in proptest::collection::vec(prop_oneof![

@@ -34,7 +34,7 @@ enum Says {
     /// This, and no record.
     Code(ResponseCode),
     Silence,
-    /// These bytes behind the header of an answer that claims to have so many records.
+    /// These bytes after the header of an answer that claims this number of records.
     Damaged(u16, Vec<u8>),
 }
 
@@ -55,7 +55,7 @@ impl Server {
     }
 
     async fn at(address: &str) -> Self {
-        // A port that is free for both protocols; somebody else may have the one of the datagrams.
+        // A port that is free for both protocols: another process may have the one for datagrams.
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind(address).await.expect("loopback has free ports");
             let taken = udp.local_addr().expect("it is bound");
@@ -409,8 +409,8 @@ fn answer_of(addresses: &[[u8; 4]], ttl: u64) -> Result<Good, String> {
     Ok(Good { choice: choose(addresses, &OwnAddresses::default())?, ttl: Duration::from_secs(ttl) })
 }
 
-/// A server that is in somebody else's hands. Whatever it says, the name keeps its last good answer
-/// or gets one that can be used, and what is told of it is short and harmless.
+/// A server that an attacker controls. For any answer of it, the name keeps its last good answer or
+/// gets one that can be used, and the messages about it are short and harmless.
 #[tokio::test]
 async fn a_hostile_server_gets_nothing_but_its_own_name() {
     let server = Server::new().await;

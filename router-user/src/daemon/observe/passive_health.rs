@@ -131,7 +131,7 @@ mod tests {
     }
 
     proptest! {
-        /// However far apart the sweeps are, a session without an answer counts once, and one that
+        /// For any time between the sweeps, a session without an answer counts once, and one that
         /// is answered in time never.
         #[test]
         fn a_session_without_an_answer_counts_once(steps in proptest::collection::vec(1..8_u32, 3..40), opened in 1..20_u32, late in 0..10_u32) {

@@ -326,9 +326,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens: every change is of one of the machine's arrows, and tells the truth;
-        /// who answers is good; nobody is avoided for longer than 80 s and the time between two
-        /// looks, nor without three sessions in half a minute that say so.
+        /// For any sequence of signs, every change is of one of the machine's arrows, and tells the
+        /// truth; a target that answers is good; no target is avoided for longer than 80 s and the
+        /// time between two looks, nor without three sessions in half a minute that say so.
         #[test]
         fn keeps_its_promises(story in proptest::collection::vec((0..20_u64, 0..3_usize, 0..2_u64, 0..4_u64), 1..200)) {
             let targets = [ONE, OTHER, (Ipv4Addr::new(10, 1, 0, 6), 443, Protocol::Tcp)];

@@ -235,7 +235,7 @@ mod tests {
         }
         let of = |held: &EarlyFragments, source| held.by_source[&Ipv4([10, 0, 0, source])] / cost;
         assert!(of(&held, 1).abs_diff(of(&held, 2)) <= 1, "{} and {}", of(&held, 1), of(&held, 2));
-        // One fragment of somebody else's is always held.
+        // One fragment of another source is always held.
         assert_eq!(held.hold(key_of(3, 7), fragment(3, 1480), start), 1);
         assert_eq!(held.release(&key_of(3, 7), start), [fragment(3, 1480)]);
         held.expire(start + 2 * LIMIT);

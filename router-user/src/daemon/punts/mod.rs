@@ -49,7 +49,7 @@ pub(super) async fn show_presence(router: Arc<dyn Router>) -> Result<()> {
     }
 }
 
-/// Passes the programs' own log on for ever.
+/// Passes the programs' own log on until the daemon ends.
 pub(super) async fn log(logger: EbpfLogger<&'static dyn log::Log>) -> Result<()> {
     // SAFETY: the logger owns its ring's descriptor, keeps it open as long as it lives, and always
     // names the same one.

@@ -32,7 +32,7 @@ impl Output {
             return Err(io::Error::last_os_error())
                 .context("cannot open a packet socket (CAP_NET_RAW is needed)");
         }
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
             .and_then(|()| set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER))
@@ -61,8 +61,8 @@ impl Output {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends an IP packet in fragments that a link takes, behind this Ethernet header; how many
-    /// frames that were.
+    /// Sends an IP packet in fragments that a link takes, after this Ethernet header. Returns the
+    /// number of frames.
     pub(super) fn split(
         &mut self,
         interface: u32,

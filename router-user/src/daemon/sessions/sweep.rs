@@ -46,7 +46,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// in the making.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Above this share of the table, or of the SNAT ports towards a target, sessions that are opening
+/// Above this share of the table, or of the SNAT ports to a target, sessions that are opening
 /// or have ended go early, so that others find room. Those that are opening also do where their
 /// source has half as many of them as it may.
 const PRESSURE_PERCENT: u64 = 80;

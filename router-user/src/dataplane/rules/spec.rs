@@ -77,7 +77,7 @@ pub struct MasqueradeSpec {
     pub name: String,
     /// The sources that may use it.
     pub sources: Vec<Ipv4Net>,
-    /// Which destinations it covers.
+    /// The destinations that it covers.
     pub destinations: Vec<Ipv4Net>,
     /// The maximum segment size of TCP connections, as in [`Rule::mss`].
     pub mss: u16,

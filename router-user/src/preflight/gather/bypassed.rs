@@ -124,8 +124,8 @@ fn iptables_chains() -> Vec<FirewallChain> {
         return Vec::new();
     }
     let Some(info) = iptables_info("filter") else { return Vec::new() };
-    // NF_INET_FORWARD and NF_INET_LOCAL_OUT. A chain without a rule starts with what is behind its
-    // last one.
+    // NF_INET_FORWARD and NF_INET_LOCAL_OUT. A chain without a rule starts with the entry that
+    // follows its last rule.
     let chains = [("FORWARD", Hook::Forward, 2), ("OUTPUT", Hook::Output, 3)];
     chains
         .into_iter()

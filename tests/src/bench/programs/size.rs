@@ -1,5 +1,5 @@
-//! How large the programs are: what the kernel says of them once they are loaded, and what they
-//! call.
+//! The sizes of the programs, as the kernel reports them once they are loaded, and the helpers that
+//! they call.
 
 use std::collections::HashSet;
 
@@ -37,7 +37,7 @@ pub(crate) struct Size {
 /// Every program, in the order in which a packet comes to them.
 pub(crate) fn all(dataplane: &mut Dataplane) -> Result<Vec<Size>> {
     let mut object = Object::parse(dataplane::object()).context("cannot read the router's object")?;
-    // Puts the functions that a program calls behind it, as they are loaded.
+    // Puts the functions that a program calls after it, as they are loaded.
     let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     object.relocate_calls(&sections).context("cannot link the router's programs")?;
     let stages = Stage::ALL.into_iter().map(|(_, name)| name);

@@ -1,6 +1,6 @@
 //! This machine's own traffic beside that of sessions: keeps its ports apart
 //! ([`crate::port_plan`]), and has it seen by the data plane, so that answers to it are known.
-//! Whatever others change of that is put right.
+//! Repairs changes that other programs make to that.
 
 pub(crate) mod follow;
 
