@@ -132,8 +132,8 @@ macro_rules! shared {
                 #[inline(always)]
                 fn host(&self) -> &core::sync::atomic::$host {
                     // SAFETY: the cell's own memory, which lives as long as the reference, is
-                    // aligned (see the assertion above), and is accessed atomically by all who have
-                    // it at the same time.
+                    // aligned (see the assertion above), and is accessed atomically by all code
+                    // that has it at the same time.
                     unsafe { core::sync::atomic::$host::from_ptr(self.0.get()) }
                 }
             }
@@ -222,8 +222,8 @@ macro_rules! atomic {
             #[inline(always)]
             fn host(&self) -> &core::sync::atomic::$name {
                 // SAFETY: the cell's own memory, which lives as long as the reference, is aligned
-                // (see the assertion above), and is accessed atomically by all who have it at the
-                // same time.
+                // (see the assertion above), and is accessed atomically by all code that has it at
+                // the same time.
                 unsafe { core::sync::atomic::$name::from_ptr(self.0.get()) }
             }
 

@@ -22,7 +22,7 @@ const OWN: u32 = 0o700;
 const WRITE: u32 = 0o022;
 /// Any permission of the group and of others.
 const ANY: libc::mode_t = 0o077;
-/// Only who owns something in a directory may remove or rename it (inode(7)).
+/// Only the owner of something in a directory may remove or rename it (inode(7)).
 const STICKY: u32 = 0o1000;
 /// As many symbolic links as the kernel follows (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
@@ -179,7 +179,7 @@ pub(crate) struct Holder {
     pub(crate) name: String,
 }
 
-/// Finds who holds a lock (flock(2)) on an open file, as far as this process can see.
+/// Finds the process that holds a lock (flock(2)) on an open file, as far as this process can see.
 pub(crate) fn holder(file: &File) -> Option<Holder> {
     let inode = file.metadata().ok()?.ino();
     let device = file.metadata().ok()?.dev();

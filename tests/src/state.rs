@@ -179,7 +179,7 @@ fn turn() -> Result<File> {
     Ok(file)
 }
 
-/// Says who has a lab's id.
+/// Describes the lab that has this id.
 fn occupied(id: &str) -> String {
     let directory = directory(id);
     if directory.join("kept").exists() {

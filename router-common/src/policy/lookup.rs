@@ -75,8 +75,8 @@ pub fn is_closed_out(lookup: &impl Lookup, source: Ipv4) -> bool {
     lookup.rule_set().others_are_closed != 0 || lookup.is_rule_source(source)
 }
 
-/// Returns `true` if this machine is closed to what does not say by an IPv4 address who it is from,
-/// on the interface that the packet came in on: where clients come in, and everywhere with
+/// Returns `true` if this machine is closed to frames without an IPv4 source address on the
+/// interface that the packet came in on: where clients come in, and everywhere with
 /// `local.others = "closed"`.
 #[inline(always)]
 pub fn is_closed_side(lookup: &impl Lookup) -> bool {

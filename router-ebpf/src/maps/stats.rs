@@ -27,7 +27,7 @@ pub(crate) struct Stats(*mut CpuStats);
 macro_rules! place {
     ($stats:ident, $($place:tt)+) => {
         // SAFETY: the block is this CPU's own and stays mapped, and a program is not interrupted by
-        // another one on the same CPU. The reference is gone before anybody else makes one.
+        // another one on the same CPU. The reference is gone before another one is made.
         unsafe { &mut (*$stats.0).$($place)+ }
     };
 }

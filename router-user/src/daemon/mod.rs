@@ -133,7 +133,8 @@ pub async fn run(options: Options) -> Result<()> {
         Err(error) => warn!("{error:#}"),
     }
     // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the
-    // next daemon finds it, and no session is lost. Only who asks for a stop gets the programs off.
+    // next daemon finds it, and no session is lost. Only a request to stop takes the programs
+    // off.
     serve(&parts, tasks, listeners, &mut signals).await?;
     parts.state.attachments.lock().is_being_detached = true;
     let interfaces = dataplane::detach(&parts.state.config.get().admin.pins)?.interfaces;
@@ -246,8 +247,8 @@ async fn start(
     let is_adopted = plane.adopted;
     let parts = Parts::new(options.config_path.as_path().into(), config, own, plane, attached, names);
     next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
-    // Before anybody can be told that all is well: without it, what is handed to the daemon would
-    // be dropped.
+    // Before anything reports that all is well: without it, packets that are handed to the daemon
+    // would be dropped.
     let router = parts.router(replayer);
     router.show_presence()?;
     let Parts { state, plane, punts: tally, .. } = &parts;

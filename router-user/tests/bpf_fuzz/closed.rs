@@ -1,5 +1,5 @@
 //! Closed stays closed: a model of what the kernel makes of a frame that is passed to it, and of
-//! who may have sent that. Written from what Linux does with frames (net/core/dev.c,
+//! the sources that may have sent it. Written from what Linux does with frames (net/core/dev.c,
 //! net/ipv4/ip_input.c, net/ipv6/ip6_input.c), and without any code of the router's.
 
 use std::{collections::HashSet, net::Ipv6Addr};
@@ -23,8 +23,8 @@ pub(crate) const ADMIN_NETWORK: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 
 pub(crate) const OWN_IPV6: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x68), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x68)];
 
-/// Closes this machine to everybody, but for a few whom `local.allow` names; answers are told by
-/// what this machine has sent, which is nothing.
+/// Closes this machine to all sources but a few that `local.allow` names; answers are told by what
+/// this machine has sent, which is nothing.
 pub(crate) fn close(spec: &mut RuleSetSpec) {
     allow_clients(spec);
     let stranger = std::net::Ipv4Addr::from(STRANGER);

@@ -178,7 +178,7 @@ fn nearly_live(random: &mut Random, model: &Model) -> Tuple {
     tuple
 }
 
-/// Anybody to anybody.
+/// A tuple from any address to any address.
 fn anybody(random: &mut Random) -> Tuple {
     let address = |random: &mut Random| match random.usize(..10) {
         0 => outside(random),

@@ -24,7 +24,7 @@ fn data() -> Spec {
     tcp_packet(CLIENT, (ROUTER, 443), tcp::ACK)
 }
 
-/// The router has told who sent `asked`, from this address and to this next hop.
+/// The router has told the sender of `asked`, from this address and to this next hop.
 fn told(ran: &Ran, asked: &[u8], from: [u8; 4], next_hop: [u8; 6], kind: (u8, u8), mtu: u16) {
     assert_eq!(ran.verdict, Verdict::Tx, "{:?}", ran.reason);
     assert_eq!(ran.frame[..6], next_hop);
@@ -385,7 +385,7 @@ fn a_flood_from_many_sources_is_bounded_and_leaves_each_source_its_share() {
         let most = u64::from(FLOODERS) * most_at(Rate::GUARANTEED) + most_at(Rate::SHARED);
         println!("{kind}: {told} of {FLOOD} in {} ms, at most {most}", elapsed / 1_000_000);
         assert!(told <= most, "{kind}: {told} of {most}");
-        // But for those who share a flooder's place by chance: one in 64.
+        // But for sources that share a flooder's place by chance: one in 64.
         let other = |number: u32| questions(source(1000 + number));
         let others = answered(&mut world, (0..200).map(|number| other(number)[kind].clone()));
         assert!(others >= 180, "{kind}: {others} of 200 others");
@@ -399,7 +399,7 @@ fn rejecting() -> World {
     World::with(Setup { rules: |spec| spec.reject_unreachable = true, ..Setup::default() })
 }
 
-/// A reset to `asked`'s sender, as if from whom that was for, with these sequence and
+/// A reset to `asked`'s sender, as if from the destination of `asked`, with these sequence and
 /// acknowledgement numbers.
 fn reset(ran: &Ran, asked: &[u8], next_hop: [u8; 6], numbers: (u32, u32), flags: u8) {
     assert_eq!(ran.verdict, Verdict::Tx, "{:?}", ran.reason);

@@ -651,7 +651,7 @@ fn early_fragments_of_strangers_are_not_held() {
     assert!(next(&mut ring).is_none(), "to another machine");
 }
 
-/// The sweep keeps in mind whom sessions lead to, for as long as there is one.
+/// The sweep keeps in mind the targets of sessions, for as long as there is one.
 #[test]
 fn early_fragments_of_an_old_sessions_replies_are_held() {
     let (mut world, mut ring) = with_daemon();

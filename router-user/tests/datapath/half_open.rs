@@ -115,7 +115,7 @@ fn at_the_limit_the_oldest_half_open_session_is_replaced() {
         assert_eq!(world.run(&syn(port - 9)).reason, Reason::Forwarded, "a retransmission opens nothing");
     }
     assert_whole(&world);
-    // Its port is free, and who had it is a stranger now.
+    // Its port is free, and the peer that had it is a stranger now.
     assert_eq!(world.run(&answer(OTHER, 2000)).verdict, Verdict::Pass);
     assert_eq!(read(&world.run(&syn(2000)).frame).source, (ROUTER, 2000));
     let other = tcp_packet((NEIGHBOUR, 2000), (OTHER, 443), tcp::SYN).build();
@@ -314,7 +314,7 @@ fn a_search_without_a_candidate_does_not_count_against_the_rate() {
     assert!((searches as usize - 1..=searches as usize).contains(&refused), "{refused} of {searches}");
 }
 
-/// Two hosts of the link whose notes are in one ring, but who are counted apart.
+/// Two hosts of the link whose notes are in one ring, but which are counted apart.
 fn sharing(world: &World) -> [[u8; 4]; 2] {
     let seeds = world.dataplane.settings.current().seeds;
     let hosts = || (69..127).map(|host| [10, 0, 2, host]);

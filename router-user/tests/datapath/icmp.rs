@@ -84,7 +84,7 @@ fn errors_about_a_forwards_packets_come_from_the_router() {
     }
 }
 
-/// The client talks to the target itself, and sees who on the way there has sent the error.
+/// The client talks to the target itself, and sees which machine on the way has sent the error.
 #[test]
 fn errors_about_a_masquerades_packets_keep_their_source() {
     let mut world = World::new();

@@ -1,4 +1,5 @@
-//! IPv6, which is not translated: who may use a rule reaches nothing of this machine by it.
+//! IPv6, which is not translated: a source that may use a rule reaches nothing of this machine by
+//! it.
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 

@@ -1,4 +1,4 @@
-//! Packets by name: who sends what to whom.
+//! Packets by name, with their sources and destinations.
 
 use etherparse::{
     Ethernet2Header, Icmpv4Header, Icmpv4Slice, Icmpv4Type, IpHeaders, IpNumber, Ipv4Header, Ipv4HeaderSlice,

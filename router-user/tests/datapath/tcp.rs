@@ -333,7 +333,7 @@ fn a_connection_that_both_ends_restart_is_followed() {
         }
         true
     });
-    // It may be anybody who has sent all this, so nothing of it ends the session.
+    // Any host may have sent all this, so nothing of it ends the session.
     connection.client(tcp::RST, CLIENT + 8, 0, b"");
     connection.server(tcp::RST, SERVER, 0, b"");
     connection.is(State::Established);

@@ -1,5 +1,5 @@
-//! The system packages that this project's verbs and tests use: one table for who installs them and
-//! for who misses one.
+//! The system packages that this project's verbs and tests use: one table for the code that
+//! installs them and for the tests that miss one.
 
 use std::{
     env, fmt,

@@ -357,7 +357,7 @@ impl Attached {
         let mut ebpf = load()?;
         let map = ebpf.map_mut("EGRESS").context("labtools has no map EGRESS")?;
         let mut egress = DevMap::try_from(map).context("EGRESS is another map")?;
-        // The kernel looks interfaces up in the namespace of who asks.
+        // The kernel looks interfaces up in the caller's namespace.
         namespace.inside(|| -> Result<()> {
             let indices = [if_nametoindex(devices[0])?, if_nametoindex(devices[1])?];
             for (from, to) in entries(indices) {

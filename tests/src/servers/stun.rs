@@ -32,7 +32,7 @@ impl Stun {
         turnserver.args(["--listening-port", &PORT.to_string()]);
         turnserver.args(["--alt-listening-port", &OTHER_PORT.to_string()]);
         turnserver.arg("--pidfile").arg(lab.state().path("tmp/turnserver.pid"));
-        // It keeps a database of users, who do not matter here.
+        // It keeps a database of users, which does not matter here.
         turnserver.arg("--userdb").arg(lab.state().path("tmp/turnserver.db"));
         let mut turnserver = Process::spawn(lab.state(), "turnserver", turnserver)?;
         for (address, port) in

@@ -45,7 +45,7 @@ pub(crate) fn rows_come_back_as_they_were_put_in(stage: &Stage) -> Result<()> {
     let wanted: String = (0..200).map(|id| format!("{id}\n")).collect();
     ensure!(psql(&lab, &script)? == wanted, "other rows were fetched");
 
-    // The server does not know who asked.
+    // The server does not know which client asked.
     let client = psql(&lab, "SELECT inet_client_addr();")?;
     ensure!(client.trim() == FIREWALL_PUBLIC.to_string(), "the server sees {client}");
     finish(witness)

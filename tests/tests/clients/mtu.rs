@@ -1,4 +1,4 @@
-//! Links that take less than others, and how everybody finds out (RFC 1191).
+//! Links that take less than others, and path MTU discovery through them (RFC 1191).
 
 use std::net::Ipv4Addr;
 

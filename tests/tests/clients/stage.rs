@@ -88,8 +88,8 @@ impl Stage {
         let hosts = &lab.hosts;
         let everything = format!("iifname vnet ip daddr {{ {TOOLS}, {DNS} }} accept");
         hosts.firewall.nft(&format!("insert rule ip firewall network_rules {everything}"))?;
-        // Linux sends one host an error a second; who traces fast would see holes where there are
-        // none.
+        // Linux sends one host an error a second; a client that traces fast would see holes where
+        // there are none.
         for host in [&hosts.pls, &hosts.router, &hosts.firewall, &hosts.internet] {
             host.sysctl("net/ipv4/icmp_ratelimit", "0")?;
         }

@@ -31,8 +31,8 @@ fn traceroute(from: &Namespace, target: &str, options: &[&str]) -> Result<Vec<St
     let said = command::run(&mut traceroute)?;
     let mut hops = Vec::new();
     for (line, number) in said.lines().skip(1).zip(1..) {
-        // ` 2  10.0.2.68  0.034 ms  0.012 ms  0.011 ms`; who answers one probe otherwise is named
-        // in between.
+        // ` 2  10.0.2.68  0.034 ms  0.012 ms  0.011 ms`; another host that answers one probe is
+        // named in between.
         let words: Vec<&str> = line.split_whitespace().collect();
         let wrong = || format!("hop {number} of `{}`: {said}", command::line(&traceroute));
         let [ttl, hop, times @ ..] = &*words else { anyhow::bail!(wrong()) };

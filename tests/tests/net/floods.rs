@@ -1,4 +1,4 @@
-//! SYN floods: what is left for those who are not part of it.
+//! SYN floods: the service that is left for clients that are not part of it.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},

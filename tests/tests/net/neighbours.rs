@@ -106,7 +106,7 @@ fn sessions_follow_a_next_hop_to_its_new_address(lab: &mut Lab) {
     check(tcp.echo(b"before", LIMIT));
     check(lab.hosts.firewall.ip("link set vnet address 02:00:00:00:00:66"));
     let [firewall, _] = next_hops(lab);
-    // A twin says so to everybody; `arping -A` would, and so does forgetting it.
+    // A twin says so to all hosts; `arping -A` would, and so does forgetting it.
     forget(lab, Some(firewall));
     check(tcp.echo(b"after", LIMIT));
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));

@@ -183,7 +183,7 @@ fn answers_to_unconnected_sockets_pass(lab: &mut Lab) {
         asks(&unconnected(lab, port), peer, "a question");
     }
     // A server on a port that the kernel might have given it is not reached, nor is a client by
-    // anybody else.
+    // another source.
     let server = unconnected(lab, 51_820);
     let client = unconnected(lab, 40_100);
     asks(&client, peer, "a question");

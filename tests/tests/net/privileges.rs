@@ -242,7 +242,7 @@ fn refuses_and_says_so(lab: &Lab, what: &str, texts: &[&str]) {
 fn pins_in_another_users_directory_are_refused() {
     let mut lab = without_router();
     let root = lab.state().path("bpf/pls-router");
-    // Anybody may make directories where this lab's are.
+    // Any user may make directories where this lab's are.
     as_user(|| fs::create_dir(&root)).expect("the file system is open to all");
     let theirs = root.display().to_string();
     refuses_and_says_so(

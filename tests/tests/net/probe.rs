@@ -176,7 +176,7 @@ impl Assault {
     }
 }
 
-/// The fate of those who asked while something else happened.
+/// The result of the requests that were made while something else happened.
 #[derive(Debug, Default)]
 struct Fared {
     answered: u32,

@@ -140,7 +140,7 @@ fn idle_connections_do_not_starve_the_load_balancers_probe() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     assert!(check(lab.in_service()), "{}", lab.probe_log());
-    // And when they have ended, anyone has an answer again.
+    // And when they have ended, any client has an answer again.
     check(wait::until("a place for others", LIMIT * 2, || {
         let answer = ask(&lab, PLS_NAT[1])?;
         ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");

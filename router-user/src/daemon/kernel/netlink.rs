@@ -78,7 +78,7 @@ pub(crate) type Watch = BoxStream<'static, Change>;
 pub(crate) type NeighbourChange = Option<Neighbour>;
 
 /// Opens a stream of the changes of neighbours of either family from now on, apart from the one of
-/// all changes: who waits for a neighbour waits for nothing else.
+/// all changes: a task that waits for a neighbour waits for nothing else.
 pub(crate) fn watch_neighbours() -> Result<BoxStream<'static, NeighbourChange>> {
     let messages = messages(&[MulticastGroup::Neigh])?;
     let changes = messages.filter_map(|message| async move {

@@ -202,7 +202,7 @@ impl Follower {
             contested.note(*neighbour, &interface, before, mac, Instant::now().into_std());
         }
         if in_use.is_some_and(|in_use| in_use.is_outdated(mac.map(Mac::new))) {
-            // First, since who asks again notes it again.
+            // First, since a session that asks again notes it again.
             plane.next_hops_in_use.forget(neighbour)?;
             self.invalidations.ask();
         }
@@ -281,7 +281,7 @@ impl Topology {
 
 /// Has all sessions ask for their next hops again.
 fn invalidate(plane: &mut Dataplane) -> Result<()> {
-    // First, since who asks notes what is found.
+    // First, since a session that asks notes the next hop that it finds.
     if !plane.next_hops_in_use.has_room()? {
         plane.next_hops_in_use.forget_all()?;
     }

@@ -29,7 +29,7 @@ enum Says {
     Records(Vec<Record>),
     /// Too much for a datagram: only over TCP what there is.
     OnlyByTcp(Vec<Record>),
-    /// These records, but only to who asks without EDNS.
+    /// These records, but only to a client that asks without EDNS.
     OnlyPlain(Vec<Record>),
     /// This, and no record.
     Code(ResponseCode),
@@ -267,7 +267,7 @@ async fn the_next_server_is_asked_when_one_does_not_know() {
     }
 }
 
-/// Also for who is told so by a server that only comes second, and for every name of the search
+/// Also when the answer comes from a server that is listed second, and for every name of the search
 /// list.
 #[tokio::test]
 async fn a_dead_first_server_costs_no_second() {

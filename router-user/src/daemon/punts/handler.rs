@@ -207,8 +207,8 @@ impl PuntHandler {
         }
     }
 
-    /// Ends the waiting for a neighbour that does not answer: the data plane, which is told so, has
-    /// who sent the packets know.
+    /// Ends the waiting for a neighbour that does not answer: the data plane is told so, and then
+    /// tells the senders of the packets.
     fn give_up(&mut self, neighbour: Neighbour) {
         let now = Instant::now();
         let packets = self.waiting.take(&neighbour, now);

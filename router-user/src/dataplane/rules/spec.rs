@@ -31,7 +31,7 @@ pub struct LocalSpec {
     pub allow: Vec<LocalAllowSpec>,
     /// `true` if all other sources are restricted to these services as well.
     pub others_are_closed: bool,
-    /// The port of the health probe, which everybody reaches.
+    /// The port of the health probe, which every source reaches.
     pub health_port: u16,
     /// `true` if it is answered by IPv6.
     pub health_by_ipv6: bool,

@@ -70,7 +70,7 @@ fn own_ports(pins: &Path) -> port_plan::Kernel {
     }
 }
 
-/// Finds out who may use a socket. One that is not there yet will be root's.
+/// Finds out which users may use a socket. One that is not there yet will be root's.
 fn socket_access(socket: &Path) -> SocketAccess {
     use std::os::unix::fs::MetadataExt as _;
     let look = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.mode(), found.gid()));

@@ -6,7 +6,7 @@ use crate::config::{Config, Others, Protocol};
 use crate::preflight::facts::{Facts, Interface, SocketAccess};
 use crate::preflight::finding::listed;
 
-/// One of the daemon's listeners, and who reaches it.
+/// One of the daemon's listeners, and the sources that reach it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Access {
     /// `probe`, `metrics` or `api`.
@@ -17,8 +17,8 @@ pub struct Access {
     pub who: String,
 }
 
-/// Returns who reaches the daemon's listeners, when `config` is run on a machine of which `facts`
-/// are known.
+/// Returns the daemon's listeners and the sources that reach them, when `config` is run on a
+/// machine of which `facts` are known.
 #[must_use]
 pub fn access(config: &Config, facts: &Facts) -> Vec<Access> {
     let (health, admin) = (&config.health, &config.admin);
@@ -51,8 +51,8 @@ pub fn access(config: &Config, facts: &Facts) -> Vec<Access> {
     ]
 }
 
-/// Tells who reaches a TCP socket that listens at `listen`; `is_local` if what `[local]` says holds
-/// for it.
+/// Describes the sources that reach a TCP socket that listens at `listen`. `is_local` is `true` if
+/// `[local]` applies to it.
 fn network(config: &Config, facts: &Facts, listen: SocketAddr, is_local: bool) -> String {
     const HERE: &str = "any user of this machine";
     if listen.ip().is_loopback() {
@@ -123,7 +123,7 @@ fn way(interface: &Interface, address: IpAddr) -> String {
     }
 }
 
-/// Lists who is told why the probe fails.
+/// Lists the sources that are told why the probe fails.
 fn probers(config: &Config, facts: &Facts) -> String {
     let mut told = vec!["this machine".to_owned()];
     if config.health.from.is_empty() {

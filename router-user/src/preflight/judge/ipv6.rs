@@ -1,10 +1,10 @@
-//! Services of this machine that listen on IPv6, and who reaches them.
+//! Services of this machine that listen on IPv6, and the sources that reach them.
 
 use crate::config::{Config, LocalAllow, Others};
 use crate::preflight::facts::{Ipv6, Service};
 use crate::preflight::finding::{Findings, Id, listed};
 
-/// Says what listens, and to whom the rules and `[local]` leave it.
+/// Reports the services that listen, and the sources that the rules and `[local]` leave them to.
 pub(super) fn services(found: &mut Findings, config: &Config, ipv6: &Ipv6) {
     let names = config.interfaces.names().filter(|name| ipv6.interfaces.iter().any(|other| other == name));
     let (closed, open): (Vec<&str>, Vec<&str>) =

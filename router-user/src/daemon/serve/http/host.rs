@@ -1,4 +1,4 @@
-//! The `Host` of a request: whom the client believes to be talking to.
+//! The `Host` of a request: the server that the client believes it is talking to.
 //!
 //! A page on the web may have its name lead to 127.0.0.1 once it is loaded, and then have a browser
 //! read from there what the page's owner could not reach (DNS rebinding). Such a request names the

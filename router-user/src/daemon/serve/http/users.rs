@@ -1,7 +1,7 @@
 //! The users of this machine that own TCP connections from itself, asked of the kernel
 //! (sock_diag(7)).
 //!
-//! On the loopback, an address says nothing of who it is: any user may have any of 127.0.0.0/8.
+//! On the loopback, an address does not identify a user: any user may have any of 127.0.0.0/8.
 
 use std::{
     io,
