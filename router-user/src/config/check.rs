@@ -1,7 +1,6 @@
 //! Checks that need more than one value of the configuration, or a value and its place.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use super::values::{
     self, AZURE_PLATFORM, MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES,
     MAX_TARGETS,
 };
-use crate::toml_reader::{Diagnostic, Document, List, Severity, Span};
+use crate::toml_reader::{Document, List, Severity, Span};
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
@@ -41,12 +40,10 @@ pub(super) struct RuleTimeouts {
     pub(super) given: Vec<Spanned<&'static TimeoutLimit>>,
 }
 
-/// The two addresses that the daemon itself listens on, and their places in the file.
-pub(super) struct Listeners {
-    pub(super) health: SocketAddr,
-    pub(super) health_at: Option<Span>,
-    pub(super) admin: SocketAddr,
-    pub(super) admin_at: Option<Span>,
+/// An address that the daemon itself listens on, and its place if the file gives it.
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
+    pub(super) given: Option<Span>,
 }
 
 impl Rule {
@@ -60,28 +57,28 @@ impl Rule {
     }
 }
 
-/// Checks the rules, alone and against each other.
-pub(super) fn rules(document: &Document, rules: &[Rule], listeners: &Listeners) {
+/// Checks the rules, alone, against each other, and against the daemon's listeners.
+pub(super) fn rules(document: &Document, rules: &[Rule], health: &Listener, admin: &Listener) {
     if rules.is_empty() {
-        let none = document.diagnostic(Severity::Error, "there is no rule: nothing would be forwarded");
-        document.report(none.help("add a [[forward]] or a [[masquerade]] table"));
+        let help = "add a [[forward]] or a [[masquerade]] table";
+        document.report(Severity::Error, "there is no rule: nothing would be forwarded", &[], Some(help));
     }
-    let mut names: Vec<_> = rules.iter().filter_map(|rule| rule.name.as_ref()).collect();
-    names.sort_by_key(|name| name.span().start);
-    for (name, span, first) in repeated(names.into_iter().map(|name| (name.get_ref(), name.span()))) {
-        let twice = document.diagnostic(Severity::Error, format!("two rules are named `{name}`"));
-        let twice = twice.at(span, "give it another name: counters and metrics go by it");
-        document.report(twice.at(first, "the first one"));
+    let mut names: Vec<_> = rules.iter().filter_map(|rule| rule.name.as_ref()).map(place).collect();
+    names.sort_by_key(|(_, span)| span.start);
+    for (name, span, first) in repeated(names.into_iter()) {
+        let label = "give it another name: counters and metrics go by it";
+        let labels = [(span, label), (first, "the first one")];
+        document.report(Severity::Error, format!("two rules are named `{name}`"), &labels, None);
     }
     for rule in rules {
         targets(document, rule);
         sources(document, rule);
         martians(document, rule.sources.as_ref(), "comes from");
         martians(document, rule.destinations.as_ref(), "is forwarded to");
-        own_listeners(document, rule, listeners);
+        own_listeners(document, rule, health, admin);
         unused(document, rule);
     }
-    listeners_apart(document, listeners);
+    listeners_apart(document, health, admin);
     masquerade_pairs(document, rules);
     match rules.iter().map(|rule| &rule.header).max_by_key(|header| header.start) {
         Some(last) if rules.len() > MAX_RULES => document.error(
@@ -96,18 +93,20 @@ pub(super) fn rules(document: &Document, rules: &[Rule], listeners: &Listeners) 
 /// Returns the items that equal an earlier one, each with its place and the first one's.
 fn repeated<T: Copy + Eq + Hash>(items: impl Iterator<Item = (T, Span)>) -> Vec<(T, Span, Span)> {
     let mut seen = HashMap::new();
-    let repeats = items.filter_map(|(item, span)| match seen.entry(item) {
-        Entry::Vacant(entry) => {
-            entry.insert(span);
-            None
-        }
-        Entry::Occupied(first) => Some((item, span, first.get().clone())),
+    let repeats = items.filter_map(|(item, span)| {
+        let first = seen.get(&item).cloned();
+        seen.entry(item).or_insert_with(|| span.clone());
+        Some((item, span, first?))
     });
     repeats.collect()
 }
 
-fn places<T>(list: &List<T>) -> impl Iterator<Item = (&T, Span)> {
-    list.get_ref().iter().map(|item| (item.get_ref(), item.span()))
+fn place<T>(item: &Spanned<T>) -> (&T, Span) {
+    (item.get_ref(), item.span())
+}
+
+fn places<T>(list: &List<T>) -> impl Iterator<Item = (&T, Span)> + Clone {
+    list.get_ref().iter().map(place)
 }
 
 /// Reports a list that is longer than `most`.
@@ -119,23 +118,22 @@ fn at_most<T>(document: &Document, list: &List<T>, most: usize, message: &str, l
 }
 
 fn overlaps(document: &Document, rules: &[Rule]) {
-    let placed: Vec<_> = rules.iter().filter_map(|rule| Some((rule, rule.ports()?))).collect();
-    for (number, (later, (protocol, listen))) in placed.iter().enumerate() {
-        // One error a rule: the first rule that it overlaps with is the one to look at.
-        let earlier = placed.iter().take(number).filter(|(_, (other, _))| other == protocol);
-        let Some((rule, other, shared)) = earlier
-            .filter_map(|(rule, (_, other))| Some((rule, other, other.get_ref().overlap(listen.get_ref())?)))
-            .next()
-        else {
-            continue;
+    let placed: Vec<_> = rules.iter().filter_map(|rule| Some((rule.title(), rule.ports()?))).collect();
+    for (number, (name, (protocol, listen))) in placed.iter().enumerate() {
+        let shared = |(_, (other, ports)): &&(_, (Protocol, &Spanned<Listen>))| {
+            ports.get_ref().overlap(listen.get_ref()).filter(|_| other == protocol)
         };
-        let (name, other_name) = (later.title(), rule.title());
-        let message =
-            format!("forwards {other_name} and {name} overlap: both take {} {shared}", protocol.as_str());
-        let overlap = document.diagnostic(Severity::Error, message);
-        let overlap = overlap.at(listen.span(), format!("{name} listens here"));
-        let overlap = overlap.at(other.span(), format!("{other_name} listens here"));
-        document.report(overlap.help("change the ports of one, or give each its own address to listen on"));
+        // One error a rule: the first rule that it overlaps with is the one to look at.
+        let mut earlier = placed.iter().take(number);
+        if let Some((first, shared)) = earlier.find_map(|first| Some((first, shared(&first)?))) {
+            let (other, (_, place)) = first;
+            let message =
+                format!("forwards {other} and {name} overlap: both take {} {shared}", protocol.as_str());
+            let (label, other_label) = (format!("{name} listens here"), format!("{other} listens here"));
+            let labels = [(listen.span(), label.as_str()), (place.span(), &other_label)];
+            let help = "change the ports of one, or give each its own address to listen on";
+            document.report(Severity::Error, message, &labels, Some(help));
+        }
     }
 }
 
@@ -151,9 +149,8 @@ fn targets(document: &Document, rule: &Rule) {
     for (target, span) in places(targets) {
         if let Some(port) = target.port {
             let message = format!("the target of a range of ports has a port, {port}");
-            let wrong = document.diagnostic(Severity::Error, message);
-            let wrong = wrong.at(span, "leave the port out: the one that the client used is kept");
-            document.report(wrong.at(range.span(), "a range"));
+            let label = "leave the port out: the one that the client used is kept";
+            document.report(Severity::Error, message, &[(span, label), (range.span(), "a range")], None);
         }
     }
 }
@@ -181,34 +178,28 @@ fn martians(document: &Document, networks: Option<&List<Ipv4Net>>, does: &str) {
 }
 
 /// Checks a forward against this machine's own sockets, which do not see the packets it takes.
-fn own_listeners(document: &Document, rule: &Rule, listeners: &Listeners) {
+fn own_listeners(document: &Document, rule: &Rule, health: &Listener, admin: &Listener) {
     let Some((Protocol::Tcp, listen)) = rule.ports() else {
         return;
     };
-    let (name, span, taken) = (rule.title(), listen.span(), listen.get_ref());
-    if hides(taken, listeners.health) {
-        let port = listeners.health.port();
-        let message = format!("forward {name} takes the load balancer's probe port, {port}");
-        let mut wrong = document.diagnostic(Severity::Error, message);
-        wrong = wrong.at(span.clone(), "the probe would be forwarded, not answered");
-        if let Some(health) = &listeners.health_at {
-            wrong = wrong.at(health.clone(), "the probe is answered here");
-        }
+    let takes = |socket: SocketAddr, what: &str| {
+        let message = format!("forward {} takes {what}, {}", rule.title(), socket.port());
+        hides(listen.get_ref(), socket).then_some(message)
+    };
+    if let Some(message) = takes(health.address, "the load balancer's probe port") {
+        let mut labels = vec![(listen.span(), "the probe would be forwarded, not answered")];
+        labels.extend(health.given.clone().map(|given| (given, "the probe is answered here")));
         let help = "change this rule's ports, or `listen` in [health] and the load balancer's probe";
-        document.report(wrong.help(help));
+        document.report(Severity::Error, message, &labels, Some(help));
     }
-    if hides(taken, listeners.admin) {
-        let message = format!("forward {name} takes the port of [admin], {}", listeners.admin.port());
+    if let Some(message) = takes(admin.address, "the port of [admin]") {
         let help = "change this rule's ports, or `listen` in [admin]";
-        document.warning(message, span.clone(), "metrics cannot be read from outside this machine", help);
+        document.warning(message, listen.span(), "metrics cannot be read from outside this machine", help);
     }
-    if hides(taken, SocketAddr::from((Ipv4Addr::UNSPECIFIED, SSH))) {
-        document.warning(
-            format!("forward {name} takes the port of SSH, {SSH}"),
-            span,
-            "no client can log in over this interface: packets that are not forwarded are dropped",
-            "leave out port 22, or give `listen` an address that is not used to log in",
-        );
+    if let Some(message) = takes(SocketAddr::from((Ipv4Addr::UNSPECIFIED, SSH)), "the port of SSH") {
+        let label = "no client can log in over this interface: packets that are not forwarded are dropped";
+        let help = "leave out port 22, or give `listen` an address that is not used to log in";
+        document.warning(message, listen.span(), label, help);
     }
 }
 
@@ -224,32 +215,28 @@ fn hides(listen: &Listen, socket: SocketAddr) -> bool {
     same_address && listen.ports.contains(&socket.port())
 }
 
-fn listeners_apart(document: &Document, listeners: &Listeners) {
-    let Listeners { health, health_at, admin, admin_at } = listeners;
-    let same = health.ip() == admin.ip() || health.ip().is_unspecified() || admin.ip().is_unspecified();
-    if health.port() == admin.port() && same {
-        let message = format!("[health] and [admin] both listen on port {}", health.port());
-        let places = [admin_at, health_at].into_iter().flatten();
-        let both = places.fold(document.diagnostic(Severity::Error, message), |both, place| {
-            both.at(place.clone(), "here")
-        });
-        document.report(both.help("give one of them another port"));
+fn listeners_apart(document: &Document, health: &Listener, admin: &Listener) {
+    let (one, two) = (health.address, admin.address);
+    let same = one.ip() == two.ip() || one.ip().is_unspecified() || two.ip().is_unspecified();
+    if one.port() == two.port() && same {
+        let message = format!("[health] and [admin] both listen on port {}", one.port());
+        let given = [&admin.given, &health.given].into_iter().flatten();
+        let labels: Vec<_> = given.map(|given| (given.clone(), "here")).collect();
+        document.report(Severity::Error, message, &labels, Some("give one of them another port"));
     }
-    if let (true, Some(span)) = (health.ip().is_loopback(), health_at) {
+    if let (true, Some(given)) = (one.ip().is_loopback(), &health.given) {
         let message = "the load balancer cannot reach the probe";
-        document.warning(message, span.clone(), "a loopback address", "write \"0.0.0.0:8082\"");
+        document.warning(message, given.clone(), "a loopback address", "write \"0.0.0.0:8082\"");
     }
 }
 
 fn masquerade_pairs(document: &Document, rules: &[Rule]) {
     let mut pairs = Vec::new();
     for rule in rules {
-        let (Some(sources), Some(destinations)) = (&rule.sources, &rule.destinations) else {
-            continue;
-        };
         let before = pairs.len();
-        pairs.extend(places(sources).flat_map(|(source, span)| {
-            destinations.get_ref().iter().map(move |to| ((source, to.get_ref()), span.clone()))
+        let destinations = rule.destinations.iter().flat_map(places);
+        pairs.extend(rule.sources.iter().flat_map(places).flat_map(|(source, span)| {
+            destinations.clone().map(move |(destination, _)| ((source, destination), span.clone()))
         }));
         if pairs.len() > MAX_MASQUERADE_PAIRS && before <= MAX_MASQUERADE_PAIRS {
             let message =
@@ -264,9 +251,8 @@ fn masquerade_pairs(document: &Document, rules: &[Rule]) {
         let rule = rules.iter().map(|rule| rule.header.start).filter(|start| *start <= span.start).max();
         if std::mem::replace(&mut reported, rule) != rule {
             let message = format!("two masquerades take {source} to {destination}");
-            let twice = document.diagnostic(Severity::Error, message);
-            let twice = twice.at(span, "this one would never be used: leave it out");
-            document.report(twice.at(first, "the first one"));
+            let labels = [(span, "this one would never be used: leave it out"), (first, "the first one")];
+            document.report(Severity::Error, message, &labels, None);
         }
     }
 }
@@ -307,26 +293,19 @@ pub(super) struct TimeoutLimit {
     why: &'static str,
 }
 
-const fn limit(
-    key: &'static str,
-    protocol: Option<Protocol>,
-    seconds: u64,
-    why: &'static str,
-) -> TimeoutLimit {
-    TimeoutLimit { key, protocol, seconds, why }
-}
-
 const KEEPALIVES: &str =
     "RFC 5382 REQ-5 says at least 2 hours 4 minutes, so that keepalives of two hours hold a connection";
+const TRANSITORY: &str = "RFC 5382 REQ-5 says at least 4 minutes";
+const UNREPLIED: &str = "RFC 4787 REQ-5 says at least 2 minutes";
 const UDP: &str = "RFC 4787 REQ-5 says at least 2 minutes, and recommends 5 or more";
 
 /// The timeouts, in the order of the fields of [`Timeouts`].
 pub(super) static TIMEOUTS: [TimeoutLimit; 5] = [
-    limit("tcp_established", Some(Protocol::Tcp), 7440, KEEPALIVES),
-    limit("tcp_transitory", Some(Protocol::Tcp), 240, "RFC 5382 REQ-5 says at least 4 minutes"),
-    limit("udp", Some(Protocol::Udp), 120, UDP),
-    limit("udp_unreplied", Some(Protocol::Udp), 120, "RFC 4787 REQ-5 says at least 2 minutes"),
-    limit("icmp", None, 60, "RFC 5508 REQ-2 says at least 60 seconds"),
+    TimeoutLimit { key: "tcp_established", protocol: Some(Protocol::Tcp), seconds: 7440, why: KEEPALIVES },
+    TimeoutLimit { key: "tcp_transitory", protocol: Some(Protocol::Tcp), seconds: 240, why: TRANSITORY },
+    TimeoutLimit { key: "udp", protocol: Some(Protocol::Udp), seconds: 120, why: UDP },
+    TimeoutLimit { key: "udp_unreplied", protocol: Some(Protocol::Udp), seconds: 120, why: UNREPLIED },
+    TimeoutLimit { key: "icmp", protocol: None, seconds: 60, why: "RFC 5508 REQ-2 says at least 60 seconds" },
 ];
 
 /// Warns of a timeout below the least that the standards ask.
@@ -377,16 +356,20 @@ pub(super) fn local(document: &Document, allow: &List<LocalAllow>, others: Other
     let label = "at most {}: ranges of ports and larger networks may save some";
     at_most(document, allow, MAX_LOCAL_ALLOW, "{} entries of `allow` are too many", label);
     for (entry, span, first) in repeated(places(allow)) {
-        let twice = document.diagnostic(Severity::Error, format!("`allow` has \"{entry}\" twice"));
-        document.report(twice.at(span, "leave it out").at(first, "the first one"));
+        let labels = [(span, "leave it out"), (first, "the first one")];
+        document.report(Severity::Error, format!("`allow` has \"{entry}\" twice"), &labels, None);
     }
     let all_known = rules.iter().all(|rule| rule.sources.is_some());
     for (entry, span) in places(allow) {
         if others == Others::Open && all_known {
             needless(document, entry, span.clone(), rules);
         }
-        if let Some(rule) = rules.iter().find(|rule| takes_all(rule, entry)) {
-            document.report(hidden(document, entry, span, rule));
+        if let Some(listen) = rules.iter().find_map(|rule| taker(rule, entry)) {
+            let message = format!("\"{entry}\" in `allow` changes nothing: a forward takes it");
+            let listens = (listen.span(), "forwarded, or dropped if it is not from its `sources`");
+            let labels = [(span, "never reaches this machine itself"), listens];
+            let help = "leave it out, or change the ports of the forward";
+            document.report(Severity::Warning, message, &labels, Some(help));
         }
     }
 }
@@ -408,27 +391,12 @@ fn needless(document: &Document, entry: &LocalAllow, span: Span, rules: &[Rule])
     }
 }
 
-/// Returns `true` if every packet that `entry` lets in goes to `rule` first.
-fn takes_all(rule: &Rule, entry: &LocalAllow) -> bool {
+/// Returns the address and ports of `rule` if every packet that `entry` lets in goes there first.
+fn taker<'r>(rule: &'r Rule, entry: &LocalAllow) -> Option<&'r Spanned<Listen>> {
+    let (protocol, listen) = rule.ports()?;
+    let (ports, Listen { address, ports: taken }) = (entry.ports.as_ref()?, listen.get_ref());
     // Rules are for IPv4.
-    let (Some((protocol, listen)), Some(ports), None | Some(IpNet::V4(_))) =
-        (rule.ports(), &entry.ports, &entry.from)
-    else {
-        return false;
-    };
-    let taken = &listen.get_ref().ports;
-    entry.protocol == protocol.into()
-        && listen.get_ref().address.is_none()
-        && taken.contains(ports.start())
-        && taken.contains(ports.end())
-}
-
-fn hidden(document: &Document, entry: &LocalAllow, span: Span, rule: &Rule) -> Diagnostic {
-    let message = format!("\"{entry}\" in `allow` changes nothing: a forward takes it");
-    let mut hidden = document.diagnostic(Severity::Warning, message);
-    hidden = hidden.at(span, "never reaches this machine itself");
-    if let Some(listen) = &rule.listen {
-        hidden = hidden.at(listen.span(), "forwarded, or dropped if it is not from its `sources`");
-    }
-    hidden.help("leave it out, or change the ports of the forward")
+    let same = entry.protocol == protocol.into() && !matches!(entry.from, Some(IpNet::V6(_)));
+    let all = address.is_none() && taken.contains(ports.start()) && taken.contains(ports.end());
+    (same && all).then_some(listen)
 }

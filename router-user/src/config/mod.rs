@@ -11,7 +11,6 @@ mod schema;
 mod types;
 mod values;
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
@@ -39,46 +38,34 @@ pub struct Loaded {
 }
 
 /// The reason why there is no configuration.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {error}{}", remedy(error))]
     Read {
         /// The file.
         path: String,
-        /// The system's error.
-        source: io::Error,
+        /// The system's error. Not a source: its words are part of the text.
+        error: io::Error,
     },
     /// The file is wrong. Its errors and warnings, in the order of the file.
+    #[error("{}", diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))]
     Invalid {
         /// At least one error; warnings may be among them.
         diagnostics: Vec<Diagnostic>,
     },
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Read { path, source } => {
-                write!(f, "cannot read the configuration {path}: {source}")?;
-                let kind = source.kind();
-                if kind == ErrorKind::NotFound {
-                    f.write_str("\n  fix: create it, or name another with --config FILE")
-                } else if kind == ErrorKind::PermissionDenied {
-                    f.write_str("\n  fix: run this as root (sudo)")
-                } else {
-                    Ok(())
-                }
-            }
-            Self::Invalid { diagnostics } => {
-                let texts: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
-                f.write_str(&texts.join("\n\n"))
-            }
-        }
+/// Returns the line with the remedy for a file that cannot be read, if there is one.
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == ErrorKind::NotFound {
+        "\n  fix: create it, or name another with --config FILE"
+    } else if error.kind() == ErrorKind::PermissionDenied {
+        "\n  fix: run this as root (sudo)"
+    } else {
+        ""
     }
 }
-
-/// Has no source: the system's words are part of the text.
-impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Reads and checks the configuration file at `path`.
@@ -87,7 +74,7 @@ impl Config {
     /// Returns an error if the file cannot be read or anything in it is wrong.
     pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.display().to_string(), source })?;
+            .map_err(|error| ConfigError::Read { path: path.display().to_string(), error })?;
         Self::parse(&text, path)
     }
 

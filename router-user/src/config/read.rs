@@ -1,12 +1,12 @@
 //! Reads the tables of the file, one after another, into a [`Config`].
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::check::{self, Listeners, Rule, RuleTimeouts};
+use super::check::{self, Listener, Rule, RuleTimeouts};
 use super::types::{
     Admin, Answers, Config, Forward, Health, Interfaces, Limits, Local, Masquerade, Mode, Others, Refusal,
     Snat, Timeouts,
@@ -37,11 +37,12 @@ pub(super) fn config(document: &Document) -> Option<Config> {
     let snat = snat(document, &document.table(root, schema::SNAT));
     let unreachable = document.table(root, schema::ANSWERS).key("unreachable").text(one_of(REFUSALS));
     let table = document.table(root, schema::LOCAL);
-    let others = table.key("others").text(one_of(OTHERS)).map_or(Others::Open, Spanned::into_inner);
+    let others = or(table.key("others").text(one_of(OTHERS)), Others::Open);
     let allow = table.key("allow").list(local::allow);
-    let (admin, from, listeners) = listeners(document, root);
+    let (health, from) = health(document, &document.table(root, schema::HEALTH));
+    let (admin_listener, admin) = admin(&document.table(root, schema::ADMIN));
     let limits = limits(document, &document.table(root, schema::LIMITS));
-    check::rules(document, &rules, &listeners);
+    check::rules(document, &rules, &health, &admin_listener);
     if let Some(allow) = &allow {
         check::local(document, allow, others, &rules);
     }
@@ -52,9 +53,9 @@ pub(super) fn config(document: &Document) -> Option<Config> {
         forwards: rules.into_iter().map(Rule::into_forward).collect::<Option<_>>()?,
         masquerades: masquerades.into_iter().map(Rule::into_masquerade).collect::<Option<_>>()?,
         snat,
-        answers: Answers { unreachable: unreachable.map_or(Refusal::Reject, Spanned::into_inner) },
+        answers: Answers { unreachable: or(unreachable, Refusal::Reject) },
         local: Local { allow: plain(allow), others },
-        health: Health { listen: listeners.health, from: plain(from) },
+        health: Health { listen: health.address, from: plain(from) },
         admin,
         limits,
         timeouts,
@@ -64,9 +65,9 @@ pub(super) fn config(document: &Document) -> Option<Config> {
 fn interfaces(table: &Table<'_>) -> Option<Interfaces> {
     let pls = table.key("pls").required("\"eth0\"").text(values::interface);
     let firewall = table.key("firewall").text(values::interface);
-    let mode = table.key("mode").text(one_of(MODES)).map_or(Mode::Native, Spanned::into_inner);
+    let mode = or(table.key("mode").text(one_of(MODES)), Mode::Native);
     let pls = pls?.into_inner();
-    Some(Interfaces { firewall: firewall.map_or_else(|| pls.clone(), Spanned::into_inner), pls, mode })
+    Some(Interfaces { firewall: or(firewall, pls.clone()), pls, mode })
 }
 
 /// Reads a rule of either kind. A key that its kind does not have reads as absent.
@@ -93,39 +94,38 @@ fn snat(document: &Document, table: &Table<'_>) -> Snat {
     Snat {
         addresses: plain(addresses),
         ports: table.key("ports").text(values::snat_ports).map(Spanned::into_inner),
-        exhausted: table.key("exhausted").text(one_of(REFUSALS)).map_or(Refusal::Reject, Spanned::into_inner),
+        exhausted: or(table.key("exhausted").text(one_of(REFUSALS)), Refusal::Reject),
     }
 }
 
-fn listeners(document: &Document, root: &DeTable<'_>) -> (Admin, Option<List<IpNet>>, Listeners) {
-    let table = document.table(root, schema::HEALTH);
-    let health = table.key("listen").text(|text| values::socket_address(text, defaults::HEALTH));
+fn health(document: &Document, table: &Table<'_>) -> (Listener, Option<List<IpNet>>) {
+    let listener = listener(table, defaults::HEALTH);
     let from = table.key("from").list(values::prober);
     if let Some(from) = &from {
         check::probers(document, from);
     }
-    let table = document.table(root, schema::ADMIN);
-    let listen = table.key("listen").text(|text| values::socket_address(text, defaults::ADMIN));
-    let socket = table.key("socket").text(values::socket_path);
-    let pins = table.key("pins").text(values::absolute_path);
+    (listener, from)
+}
+
+fn listener(table: &Table<'_>, default: SocketAddr) -> Listener {
+    let listen = table.key("listen").text(|text| values::socket_address(text, default));
+    let given = listen.as_ref().map(Spanned::span);
+    Listener { address: listen.map_or(default, Spanned::into_inner), given }
+}
+
+fn admin(table: &Table<'_>) -> (Listener, Admin) {
+    let listener = listener(table, defaults::ADMIN);
     let admin = Admin {
-        listen: listen.as_ref().map_or(defaults::ADMIN, |listen| *listen.get_ref()),
+        listen: listener.address,
         hosts: plain(table.key("hosts").list(values::host_name)),
-        socket: socket.map_or_else(|| PathBuf::from(defaults::SOCKET), Spanned::into_inner),
-        pins: pins.map_or_else(|| PathBuf::from(defaults::PINS), Spanned::into_inner),
+        socket: or(table.key("socket").text(values::socket_path), defaults::SOCKET.into()),
+        pins: or(table.key("pins").text(values::absolute_path), defaults::PINS.into()),
     };
-    let listeners = Listeners {
-        health: health.as_ref().map_or(defaults::HEALTH, |listen| *listen.get_ref()),
-        health_at: health.map(|listen| listen.span()),
-        admin: admin.listen,
-        admin_at: listen.map(|listen| listen.span()),
-    };
-    (admin, from, listeners)
+    (listener, admin)
 }
 
 fn limits(document: &Document, table: &Table<'_>) -> Limits {
-    let flows = table.key("flows").integer(defaults::FLOWS, values::flows);
-    let flows = flows.map_or(defaults::FLOWS, Spanned::into_inner);
+    let flows = or(table.key("flows").integer(defaults::FLOWS, values::flows), defaults::FLOWS);
     let key = table.key("half_open_per_source");
     let half_open = key.integer(defaults::HALF_OPEN_EXAMPLE, values::half_open);
     if let Some(half_open) = &half_open {
@@ -147,6 +147,11 @@ fn timeouts(document: &Document, table: &Table<'_>, defaults: &Timeouts) -> Rule
         }
     }
     RuleTimeouts { values, given }
+}
+
+/// Returns the value that was read, or the default.
+fn or<T>(found: Option<Spanned<T>>, default: T) -> T {
+    found.map_or(default, Spanned::into_inner)
 }
 
 fn plain<T>(list: Option<List<T>>) -> Vec<T> {

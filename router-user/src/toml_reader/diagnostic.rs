@@ -57,22 +57,19 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    pub(crate) fn new(source: &Arc<Source>, severity: Severity, message: impl Into<String>) -> Self {
-        Self { severity, message: message.into(), help: None, labels: Vec::new(), source: Arc::clone(source) }
-    }
-
-    /// Adds a place with a label. The first call gives the main place.
-    pub(crate) fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        source: &Arc<Source>,
+        severity: Severity,
+        message: String,
+        labels: &[(Range<usize>, &str)],
+        help: Option<&str>,
+    ) -> Self {
         // A span from the parser can lie one past the end (an unclosed string at the end of the
         // file).
-        let end = self.source.text.len();
-        self.labels.push((span.start.min(end)..span.end.min(end), label.into()));
-        self
-    }
-
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
+        let end = source.text.len();
+        let within = |span: &Range<usize>| span.start.min(end)..span.end.min(end);
+        let labels = labels.iter().map(|(span, label)| (within(span), (*label).to_owned())).collect();
+        Self { severity, message, help: help.map(str::to_owned), labels, source: Arc::clone(source) }
     }
 
     /// Returns the document's file.

@@ -80,19 +80,23 @@ impl Document {
         diagnostics
     }
 
-    pub(crate) fn error(&self, message: impl Into<String>, span: Span, label: impl Into<String>) {
-        self.report(self.diagnostic(Severity::Error, message).at(span, label));
+    pub(crate) fn error(&self, message: impl Into<String>, span: Span, label: impl AsRef<str>) {
+        self.report(Severity::Error, message, &[(span, label.as_ref())], None);
     }
 
     pub(crate) fn warning(&self, message: impl Into<String>, span: Span, label: &str, help: &str) {
-        self.report(self.diagnostic(Severity::Warning, message).at(span, label).help(help));
+        self.report(Severity::Warning, message, &[(span, label)], Some(help));
     }
 
-    pub(crate) fn diagnostic(&self, severity: Severity, message: impl Into<String>) -> Diagnostic {
-        Diagnostic::new(&self.source, severity, message)
-    }
-
-    pub(crate) fn report(&self, diagnostic: Diagnostic) {
+    /// Adds a diagnostic. The first of the labels is the main place.
+    pub(crate) fn report(
+        &self,
+        severity: Severity,
+        message: impl Into<String>,
+        labels: &[(Span, &str)],
+        help: Option<&str>,
+    ) {
+        let diagnostic = Diagnostic::new(&self.source, severity, message.into(), labels, help);
         self.diagnostics.borrow_mut().push(diagnostic);
     }
 
@@ -105,11 +109,8 @@ impl Document {
     pub(crate) fn syntax_errors(&self, errors: &[toml::de::Error]) {
         for error in errors {
             let message = format!("not valid TOML: {}", error.message());
-            let diagnostic = self.diagnostic(Severity::Error, message);
-            self.report(match error.span() {
-                Some(span) => diagnostic.at(span, "here"),
-                None => diagnostic,
-            });
+            let labels: Vec<_> = error.span().map(|span| (span, "here")).into_iter().collect();
+            self.report(Severity::Error, message, &labels, None);
         }
     }
 
@@ -141,46 +142,40 @@ impl Document {
         let Some((key, value)) = root.get_key_value(schema.name) else {
             return Vec::new();
         };
-        let (name, form) = (schema.name, schema.example());
-        let (message, label) = match (schema.form, value.get_ref()) {
-            (Form::Repeated, DeValue::Array(items)) => {
-                return items.iter().filter_map(|item| self.item(schema, key.span(), item)).collect();
-            }
-            (Form::Repeated, DeValue::Table(table)) => {
-                let label = format!("there may be several: write {form}");
-                self.error(format!("`{name}` is given as one table"), value.span(), label);
+        let (name, form, repeated) = (schema.name, schema.example(), schema.form == Form::Repeated);
+        let (message, span, label) = match value.get_ref() {
+            DeValue::Table(table) => {
+                if repeated {
+                    let label = format!("there may be several: write {form}");
+                    self.error(format!("`{name}` is given as one table"), value.span(), label);
+                }
                 return vec![Table::present(self, schema, table, key.span(), value.span())];
             }
-            (_, DeValue::Table(table)) => {
-                return vec![Table::present(self, schema, table, key.span(), value.span())];
+            DeValue::Array(items) if repeated => {
+                let table = |item: &'d Spanned<DeValue<'d>>| {
+                    if let DeValue::Table(table) = item.get_ref() {
+                        return Some(Table::present(self, schema, table, key.span(), item.span()));
+                    }
+                    let message = format!("a `{name}` is {}, not a table", kind(item.get_ref()));
+                    self.error(message, item.span(), format!("write a {form} table"));
+                    None
+                };
+                return items.iter().filter_map(table).collect();
             }
-            (_, DeValue::Array(items)) if items.iter().all(|item| item.get_ref().is_table()) => {
-                let span = items.iter().last().map_or(value.span(), Spanned::span);
+            DeValue::Array(items) if items.iter().all(|item| item.get_ref().is_table()) => {
+                let last = items.iter().last().map_or(value.span(), Spanned::span);
                 let label = format!("there is one: write {form}");
-                self.error(format!("`{name}` is given as a list of tables"), span, label);
-                return Vec::new();
+                (format!("`{name}` is given as a list of tables"), last, label)
             }
-            (Form::Repeated, other) => {
-                (format!("`{name}` is {}, not a list of tables", kind(other)), format!("write {form} tables"))
+            other => {
+                let (wanted, tables) =
+                    if repeated { ("a list of tables", " tables") } else { ("a table", "") };
+                let message = format!("`{name}` is {}, not {wanted}", kind(other));
+                (message, value.span(), format!("write {form}{tables}"))
             }
-            (_, other) => (format!("`{name}` is {}, not a table", kind(other)), format!("write {form}")),
         };
-        self.error(message, value.span(), label);
+        self.error(message, span, label);
         Vec::new()
-    }
-
-    fn item<'d>(
-        &'d self,
-        schema: TableSchema,
-        key: Span,
-        item: &'d Spanned<DeValue<'d>>,
-    ) -> Option<Table<'d>> {
-        if let DeValue::Table(table) = item.get_ref() {
-            return Some(Table::present(self, schema, table, key, item.span()));
-        }
-        let message = format!("a `{}` is {}, not a table", schema.name, kind(item.get_ref()));
-        self.error(message, item.span(), format!("write a {} table", schema.example()));
-        None
     }
 }
 
@@ -244,16 +239,14 @@ impl<'d> Key<'_, 'd> {
         let Table { document, schema, header, misspelt, .. } = self.table;
         let expected = schema.keys.contains(&self.name) && !misspelt.contains(&self.name);
         if self.value.is_none() && expected {
-            let title = schema.title();
-            let (name, add) = (self.name, format!("{} = {example}", self.name));
-            document.report(match header {
-                Some(header) => document
-                    .diagnostic(Severity::Error, format!("missing key `{name}` in {title}"))
-                    .at(header.clone(), format!("add: {add}")),
-                None => document
-                    .diagnostic(Severity::Error, format!("missing table {title}"))
-                    .help(format!("add:\n{title}\n{add}")),
-            });
+            let (name, title) = (self.name, schema.title());
+            if let Some(header) = header {
+                let message = format!("missing key `{name}` in {title}");
+                document.error(message, header.clone(), format!("add: {name} = {example}"));
+            } else {
+                let help = format!("add:\n{title}\n{name} = {example}");
+                document.report(Severity::Error, format!("missing table {title}"), &[], Some(&help));
+            }
         }
         self
     }
@@ -368,7 +361,7 @@ impl<'d> Key<'_, 'd> {
     }
 
     /// Reports a value of the wrong type.
-    fn error(&self, wanted: &str, value: &Spanned<DeValue<'_>>, label: impl Into<String>) {
+    fn error(&self, wanted: &str, value: &Spanned<DeValue<'_>>, label: impl AsRef<str>) {
         let message = format!("`{}` is {}, not {wanted}", self.name, kind(value.get_ref()));
         self.table.document.error(message, value.span(), label);
     }
