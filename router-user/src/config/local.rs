@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::types::{IpProtocol, LocalAllow};
 use super::values;
-use crate::toml_reader::{Problem, closest, did_you_mean, wrong};
+use crate::toml_reader::{Problem, did_you_mean, wrong};
 
 /// Names of services, and the entry for each.
 const SERVICES: &str = "carp vrrp, corosync udp/5405, dns udp/53, domain udp/53, http tcp/80, https tcp/443, \
@@ -52,7 +52,7 @@ pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
             return wrong!("{text:?} lacks a word", "write \"{what} from {from}\"");
         }
         [word, ..] => {
-            let fix = did_you_mean(&word.to_ascii_lowercase(), &["from"]).unwrap_or_else(|| FORM.to_owned());
+            let fix = did_you_mean(word, &["from"], FORM);
             return wrong!("{word:?} is not understood after {what:?}", "{fix}");
         }
     };
@@ -61,10 +61,7 @@ pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
 
 /// Reads "tcp/22".
 fn service(text: &str) -> Result<(IpProtocol, Option<RangeInclusive<u16>>), Problem> {
-    let (name, ports) = match text.split_once('/') {
-        Some((name, ports)) => (name, Some(ports)),
-        None => (text, None),
-    };
+    let (name, ports) = text.split_once('/').map_or((text, None), |(name, ports)| (name, Some(ports)));
     if name == "ip" {
         return match ports.and_then(plain_number) {
             Some(number) => Ok((IpProtocol(number), None)),
@@ -100,7 +97,7 @@ fn named_number(text: &str) -> Option<IpProtocol> {
 
 /// Reads decimal digits without leading zeros.
 fn plain_number(text: &str) -> Option<u8> {
-    let plain = text.chars().all(|c| c.is_ascii_digit()) && !values::has_leading_zero(text);
+    let plain = text.chars().all(|c| c.is_ascii_digit()) && values::no_leading_zeros(text).is_ok();
     plain.then(|| text.parse().ok()).flatten()
 }
 
@@ -152,7 +149,7 @@ fn meant(name: &str, ports: Option<&str>) -> String {
         return "name the protocols, each in an entry: \"tcp\", \"udp\", \"icmp\"".to_owned();
     }
     let known = IpProtocol::NAMES.map(|(known, _)| known);
-    closest(&lower, &known).map_or_else(|| FORM.to_owned(), |meant| format!("did you mean `{meant}`?"))
+    did_you_mean(name, &known, FORM)
 }
 
 /// Reads the ports of `protocol`: "22" or "9000-9010".
@@ -160,16 +157,13 @@ fn range(protocol: &str, text: &str) -> Result<RangeInclusive<u16>, Problem> {
     if text.is_empty() || EVERY.contains(&text) {
         return wrong!("\"{protocol}/{text}\" has no port", "write \"{protocol}\" for all its ports");
     }
-    let (first, last) = text.split_once(['-', ':']).unwrap_or((text, text));
-    let port = |one: &str| values::port(one, &by_service(one).unwrap_or_else(|| FORM.to_owned()));
-    let (first, last) = (port(first)?, port(last)?);
+    let form = |port: &str| by_service(port).unwrap_or_else(|| FORM.to_owned());
+    let range = values::ports(&text.replacen(':', "-", 1), &format!("{protocol}/"), form)?;
     if text.contains(':') {
-        wrong!("{text:?} is not a port", "write \"{protocol}/{first}-{last}\"")
-    } else if first > last {
-        wrong!("the range {text} runs backwards", "write \"{protocol}/{last}-{first}\"")
-    } else {
-        Ok(first..=last)
+        let (first, last) = (range.start(), range.end());
+        return wrong!("{text:?} is not a port", "write \"{protocol}/{first}-{last}\"");
     }
+    Ok(range)
 }
 
 /// Reads the network after `from` in an entry that starts with `what`.

@@ -60,8 +60,7 @@ pub(super) fn one_of<T: Copy>(choices: &[(&'static str, T)]) -> impl Fn(&str) ->
         }
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let quoted = format!("\"{}\"", words.join("\" or \""));
-        let fix =
-            did_you_mean(&text.to_ascii_lowercase(), &words).unwrap_or_else(|| format!("write {quoted}"));
+        let fix = did_you_mean(text, &words, &format!("write {quoted}"));
         wrong!("{text:?} is not {quoted}", "{fix}")
     }
 }
@@ -78,11 +77,9 @@ pub(super) fn rule_name(text: &str) -> Result<String, Problem> {
     }
     if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
         let tidy = text.to_ascii_lowercase().replace(|c| !allowed(c), "-");
-        return if tidy.starts_with(letter) {
-            wrong!("{bad:?} may not be in a rule's name", "write \"{tidy}\"")
-        } else {
-            wrong!("{bad:?} may not be in a rule's name", "use a-z, 0-9 and . _ -")
-        };
+        let fix = format!("write \"{tidy}\"");
+        let fix = if tidy.starts_with(letter) { fix.as_str() } else { "use a-z, 0-9 and . _ -" };
+        return wrong!("{bad:?} may not be in a rule's name", "{fix}");
     }
     if text.starts_with(letter) {
         return Ok(text.to_owned());
@@ -99,27 +96,33 @@ pub(super) fn listen(text: &str) -> Result<Listen, Problem> {
     if address.is_none() && port_text.parse::<Ipv4Addr>().is_ok() {
         return wrong!("{text:?} has no port", "write \"{text}:443\"");
     }
-    Ok(Listen { address, ports: ports(port_text, form)? })
+    Ok(Listen { address, ports: ports(port_text, "", |_| form.to_owned())? })
 }
 
 pub(super) fn snat_ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
-    ports(text, "write a range: \"1024-65535\"")
+    ports(text, "", |_| "write a range: \"1024-65535\"".to_owned())
 }
 
-/// Reads "443" or "8000-8010". `form` is the remedy for text that has another form.
-fn ports(text: &str, form: &str) -> Result<RangeInclusive<u16>, Problem> {
+/// Reads "443" or "8000-8010". `form` returns the remedy for a port that is not a number, and
+/// remedies that name the ports start with `before`.
+pub(super) fn ports(
+    text: &str,
+    before: &str,
+    form: impl Fn(&str) -> String,
+) -> Result<RangeInclusive<u16>, Problem> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first.trim(), form)?, port(last.trim(), form)?);
+    let read = |text: &str| port(text.trim(), &form(text));
+    let (first, last) = (read(first)?, read(last)?);
     if first > last {
-        return wrong!("the range {text} runs backwards", "write \"{last}-{first}\"");
+        return wrong!("the range {text} runs backwards", "write \"{before}{last}-{first}\"");
     }
     Ok(first..=last)
 }
 
 /// Reads a port. `form` is the remedy for text that is not a number.
-pub(super) fn port(text: &str, form: &str) -> Result<u16, Problem> {
-    if has_leading_zero(text) && text.chars().all(|c| c.is_ascii_digit()) {
-        return leading_zero(text);
+fn port(text: &str, form: &str) -> Result<u16, Problem> {
+    if text.chars().all(|c| c.is_ascii_digit()) {
+        no_leading_zeros(text)?;
     }
     let starts_as_number = text.starts_with(|c: char| c.is_ascii_digit());
     match (text.parse(), text.parse::<u32>()) {
@@ -132,33 +135,29 @@ pub(super) fn port(text: &str, form: &str) -> Result<u16, Problem> {
     }
 }
 
-/// Returns `true` if one of the numbers in `text` starts with a zero that adds nothing. Some
-/// programs read such a number as octal ("010" is 8), others as decimal.
-pub(super) fn has_leading_zero(text: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_digit()).any(|number| number.len() > 1 && number.starts_with('0'))
-}
-
-/// Returns `text` without such zeros.
-fn without_leading_zeros(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut in_number = false;
-    for (at, c) in text.char_indices() {
-        let next_is_digit =
-            text.get(at + c.len_utf8()..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-        if c != '0' || in_number || !next_is_digit {
-            plain.push(c);
-            in_number = c.is_ascii_digit();
-        }
-    }
-    plain
-}
-
-fn leading_zero<T>(text: &str) -> Result<T, Problem> {
+/// Refuses a number that starts with a zero that adds nothing. Some programs read it as octal ("010"
+/// is 8), others as decimal.
+pub(super) fn no_leading_zeros(text: &str) -> Result<(), Problem> {
     let plain = without_leading_zeros(text);
+    if plain == text {
+        return Ok(());
+    }
     wrong!(
         "{text:?} has a number with a leading zero, which some programs read as octal",
         "write it in decimal: \"{plain}\""
     )
+}
+
+/// Returns `text` without such zeros.
+fn without_leading_zeros(text: &str) -> String {
+    let numbers = text.split_inclusive(|c: char| !c.is_ascii_digit());
+    let plain = numbers.map(|number| match number.trim_start_matches('0') {
+        plain if plain.starts_with(|c: char| c.is_ascii_digit()) => plain.to_owned(),
+        // Zero itself, or no number at all.
+        rest if rest.len() < number.len() => format!("0{rest}"),
+        rest => rest.to_owned(),
+    });
+    plain.collect()
 }
 
 pub(super) fn target(text: &str) -> Result<Target, Problem> {
@@ -168,10 +167,7 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
     if text.parse::<Ipv6Addr>().is_ok() || text.starts_with('[') {
         return wrong!("{text:?} is an IPv6 address", "this version forwards IPv4 only");
     }
-    let (host, port_text) = match text.rsplit_once(':') {
-        Some((host, port)) => (host, Some(port)),
-        None => (text, None),
-    };
+    let (host, port_text) = text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     if port_text.is_some_and(|port| port.contains('-')) {
         return wrong!(
             "{text:?} has a range of ports",
@@ -207,13 +203,11 @@ pub(super) fn dns_name(text: &str) -> Result<String, Problem> {
 /// Reads an address that a packet on the wire can be from and for.
 pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
     if let Ok(address) = text.parse::<Ipv4Addr>() {
-        return match no_target(address) {
-            Some(why) => wrong!("{address} is {why}", "name another address"),
-            None => Ok(address),
-        };
+        let Some(why) = no_target(address) else { return Ok(address) };
+        return wrong!("{address} is {why}", "name another address");
     }
     if without_leading_zeros(text).parse::<Ipv4Addr>().is_ok() {
-        return leading_zero(text);
+        no_leading_zeros(text)?;
     }
     let before_slash = text.split('/').next().filter(|address| address.parse::<Ipv4Addr>().is_ok());
     let fix = if text.parse::<Ipv6Addr>().is_ok() {
@@ -275,19 +269,13 @@ pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
             "write \"{address}/{most}\" for this address alone"
         );
     }
-    if has_leading_zero(text) && !text.contains(':') {
-        return leading_zero(text);
-    }
-    let Ok(network) = text.parse::<IpNet>() else {
-        let parts =
-            text.split_once('/').map(|(address, length)| (address.parse::<IpAddr>(), length.parse::<u32>()));
-        return if let Some((Ok(_), Ok(_))) = parts {
-            wrong!("{text:?} is not a network", "the prefix length is 0 to {most}")
-        } else {
-            wrong!("{text:?} is not a network", "write an address and a prefix length: \"{example}\"")
-        };
+    let parts = text.split_once('/').map(|(one, two)| (one.parse::<IpAddr>(), two.parse::<u32>()));
+    let fix = if let Some((Ok(_), Ok(_))) = parts {
+        format!("the prefix length is 0 to {most}")
+    } else {
+        format!("write an address and a prefix length: \"{example}\"")
     };
-    no_host_bits(network)?;
+    let network = whole_network(text, "not a network", &fix)?;
     let (address, length) = (network.addr(), network.prefix_len());
     if let (IpAddr::V4(ipv4), Some(length), true) =
         (address.to_canonical(), length.checked_sub(96), most == 128)
@@ -306,10 +294,17 @@ pub(super) fn network_of_either(text: &str) -> Result<IpNet, Problem> {
     Ok(network)
 }
 
-fn no_host_bits(network: IpNet) -> Result<(), Problem> {
+/// Reads a network without host bits. Text of another form `is_not` one, and `fix` is the remedy.
+fn whole_network(text: &str, is_not: &str, fix: &str) -> Result<IpNet, Problem> {
+    if !text.contains(':') {
+        no_leading_zeros(text)?;
+    }
+    let Ok(network) = text.parse::<IpNet>() else {
+        return wrong!("{text:?} is {is_not}", "{fix}");
+    };
     let (length, plain) = (network.prefix_len(), network.trunc());
     if plain == network {
-        return Ok(());
+        return Ok(network);
     }
     wrong!(
         "{network} has bits set after its first {length}",
@@ -320,16 +315,10 @@ fn no_host_bits(network: IpNet) -> Result<(), Problem> {
 /// Reads an address or network of the load balancer's probes, of either family.
 pub(super) fn prober(text: &str) -> Result<IpNet, Problem> {
     const FIX: &str = "write an address or a network: \"168.63.129.16\", \"10.0.9.0/24\"";
-    if has_leading_zero(text) && !text.contains(':') {
-        return leading_zero(text);
-    }
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
-    let Ok(network) = text.parse::<IpNet>() else {
-        return wrong!("{text:?} is neither an address nor a network", "{FIX}");
-    };
-    no_host_bits(network)?;
+    let network = whole_network(text, "neither an address nor a network", FIX)?;
     if network.addr().is_ipv6() && network.addr().to_canonical().is_ipv4() {
         return wrong!("{network} is an IPv4 network written as IPv6", "{FIX}");
     }
@@ -362,9 +351,7 @@ pub(super) fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAd
         None if text.matches(':').count() > 1 => "",
         None => text,
     };
-    if has_leading_zero(numbers) {
-        return leading_zero(text);
-    }
+    no_leading_zeros(numbers).or_else(|_| no_leading_zeros(text))?;
     let fix = match (text.parse::<SocketAddr>(), text.parse::<u16>(), text.parse::<IpAddr>()) {
         (Ok(address), ..) if address.port() == 0 => {
             return wrong!("port 0 would be a different port every time", "ports are 1 to 65535");
@@ -419,13 +406,11 @@ pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
         if text == "pmtu" {
             return Ok(Mss::PathMtu);
         }
-        let fix = did_you_mean(&text.to_ascii_lowercase(), &["pmtu"])
-            .unwrap_or_else(|| "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360".to_owned());
+        let other = "write \"pmtu\", or bytes: the MTU of the path less 40, e.g. 1360";
+        let fix = did_you_mean(text, &["pmtu"], other);
         return wrong!("{text:?} is not the size of a segment", "{fix}");
     };
-    if has_leading_zero(text) {
-        return leading_zero(text);
-    }
+    no_leading_zeros(text)?;
     if let Some(bytes) = u16::try_from(number).ok().filter(|_| MSS.contains(&number)) {
         return Ok(Mss::Bytes(bytes));
     }

@@ -11,13 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Diagnostic, Severity, Source};
 use super::schema::{Form, TableSchema};
 
 /// A place in the text, in bytes.
 pub(crate) type Span = Range<usize>;
+/// A value of the file, and its place.
+type Value<'d> = Spanned<DeValue<'d>>;
 /// A list of the file, and the place of each item.
 pub(crate) type List<T> = Spanned<Vec<Spanned<T>>>;
 
@@ -59,7 +61,7 @@ pub(crate) struct Table<'d> {
 pub(crate) struct Key<'t, 'd> {
     table: &'t Table<'d>,
     name: &'static str,
-    value: Option<&'d Spanned<DeValue<'d>>>,
+    value: Option<&'d Value<'d>>,
     /// A good value, in TOML, if the key must be there.
     example: Option<&'static str>,
 }
@@ -117,19 +119,36 @@ impl Document {
     /// Reports every key of the top level that is not a known table.
     pub(crate) fn unknown_tables(&self, root: &DeTable<'_>) {
         let names: Vec<&str> = self.tables.iter().map(|table| table.name).collect();
-        for (key, _) in root {
+        self.unknown_keys(root, &names, "", "put it below", "the tables are");
+    }
+
+    /// Reports every key of `table` that is not a known one. Returns the known ones that they
+    /// resemble. The other arguments are words for the errors.
+    fn unknown_keys<'k>(
+        &self,
+        table: &DeTable<'_>,
+        known: &[&'k str],
+        place: &str,
+        belongs: &str,
+        has: &str,
+    ) -> Vec<&'k str> {
+        let mut resembled = Vec::new();
+        for (key, _) in table {
             let name = key.get_ref().as_ref();
-            if names.contains(&name) {
+            if known.contains(&name) {
                 continue;
             }
-            let label = match self.owner(name) {
-                Some(title) => format!("put it below {title}"),
-                None => {
-                    did_you_mean(name, &names).unwrap_or_else(|| format!("the tables are {}", listed(&names)))
-                }
+            let label = if let Some(meant) = closest(name, known) {
+                resembled.push(meant);
+                format!("did you mean `{meant}`?")
+            } else if let Some(title) = self.owner(name) {
+                format!("{belongs} {title}")
+            } else {
+                format!("{has} {}", listed(known))
             };
-            self.error(format!("unknown key `{name}`"), key.span(), label);
+            self.error(format!("unknown key `{name}`{place}"), key.span(), label);
         }
+        resembled
     }
 
     /// Returns the table of `schema` in `root`, after checking it for unknown keys.
@@ -152,7 +171,7 @@ impl Document {
                 return vec![Table::present(self, schema, table, key.span(), value.span())];
             }
             DeValue::Array(items) if repeated => {
-                let table = |item: &'d Spanned<DeValue<'d>>| {
+                let table = |item: &'d Value<'d>| {
                     if let DeValue::Table(table) = item.get_ref() {
                         return Some(Table::present(self, schema, table, key.span(), item.span()));
                     }
@@ -191,22 +210,9 @@ impl<'d> Table<'d> {
         key: Span,
         header: Span,
     ) -> Self {
-        let mut misspelt = Vec::new();
-        for (key, _) in table {
-            let name = key.get_ref().as_ref();
-            if schema.keys.contains(&name) {
-                continue;
-            }
-            let label = if let Some(meant) = closest(name, schema.keys) {
-                misspelt.push(meant);
-                format!("did you mean `{meant}`?")
-            } else if let Some(title) = document.owner(name) {
-                format!("it belongs to {title}")
-            } else {
-                format!("{} has {}", schema.title(), listed(schema.keys))
-            };
-            document.error(format!("unknown key `{name}` in {}", schema.title()), key.span(), label);
-        }
+        let title = schema.title();
+        let (place, has) = (format!(" in {title}"), format!("{title} has"));
+        let misspelt = document.unknown_keys(table, schema.keys, &place, "it belongs to", &has);
         // A table made by dotted keys has no header.
         let header = Some(if header.is_empty() { key } else { header });
         Self { document, schema, table: Some(table), header, misspelt }
@@ -260,23 +266,29 @@ impl<'d> Key<'_, 'd> {
     /// key is absent, or if it is required and the list is empty.
     pub(crate) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
         let value = self.value?;
-        match value.get_ref() {
-            DeValue::Array(items) => return self.items(items, value.span(), &parse),
-            DeValue::String(_) => {
-                self.error("a list", value, format!("write a list: [{}]", self.written(value)));
-            }
-            _ => self.error("a list", value, "write a list of strings: [\"...\", \"...\"]"),
-        }
+        let label = match value.get_ref() {
+            DeValue::Array(_) => return self.text_or_list(parse),
+            DeValue::String(_) => format!("write a list: [{}]", self.written(value)),
+            _ => "write a list of strings: [\"...\", \"...\"]".to_owned(),
+        };
+        self.wrong_type::<T>("a list", value, &label);
         Some(Spanned::new(value.span(), Vec::new()))
     }
 
     /// Reads a string or a list of strings, as a list.
     pub(crate) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
         let value = self.value?;
-        match value.get_ref() {
-            DeValue::Array(items) => self.items(items, value.span(), &parse),
-            _ => Some(Spanned::new(value.span(), self.parsed(value, &parse).into_iter().collect())),
+        let items: Vec<&Value<'_>> = match value.get_ref() {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![value],
+        };
+        if let (Some(example), []) = (self.example, items.as_slice()) {
+            let label = format!("say at least one, e.g. {} = {example}", self.name);
+            self.table.document.error(format!("`{}` is empty", self.name), value.span(), label);
+            return None;
         }
+        let parsed = items.into_iter().filter_map(|item| self.parsed(item, &parse));
+        Some(Spanned::new(value.span(), parsed.collect()))
     }
 
     /// Reads a whole number; `example` is a good one.
@@ -286,55 +298,32 @@ impl<'d> Key<'_, 'd> {
         parse: impl Fn(i128) -> Result<T, Problem>,
     ) -> Option<Spanned<T>> {
         let value = self.value?;
-        match value.get_ref() {
-            DeValue::Integer(_) => return self.understood(value, parse(whole_number(value.get_ref())?)),
-            DeValue::String(text) if text.parse::<u32>().is_ok() => {
-                self.error("a number", value, format!("write it without quotes: {text}"));
+        match (whole_number(value.get_ref()), value.get_ref().as_str()) {
+            (Some(number), _) => self.understood(value, parse(number)),
+            (None, Some(text)) if text.parse::<u32>().is_ok() => {
+                self.wrong_type("a number", value, &format!("write it without quotes: {text}"))
             }
-            _ => self.error("a number", value, format!("write a whole number, e.g. {example}")),
+            _ => self.wrong_type("a number", value, &format!("write a whole number, e.g. {example}")),
         }
-        None
     }
 
     /// Reads a string or a whole number; `parse` gets either as text.
     pub(crate) fn number_or_text<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
         let value = self.value?;
-        let text = match (whole_number(value.get_ref()), value.get_ref().as_str()) {
-            (Some(number), _) => number.to_string(),
-            (None, Some(text)) => text.to_owned(),
+        match (whole_number(value.get_ref()), value.get_ref().as_str()) {
+            (Some(number), _) => self.understood(value, parse(&number.to_string())),
+            (None, Some(text)) => self.understood(value, parse(text)),
             (None, None) => {
                 let label = parse("").err().map_or_else(String::new, |problem| problem.fix);
-                self.error("a whole number or a string", value, label);
-                return None;
+                self.wrong_type("a whole number or a string", value, &label)
             }
-        };
-        self.understood(value, parse(&text))
+        }
     }
 
-    fn items<T>(
-        &self,
-        items: &'d DeArray<'d>,
-        span: Span,
-        parse: &impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<List<T>> {
-        if let (Some(example), None) = (self.example, items.iter().next()) {
-            let label = format!("say at least one, e.g. {} = {example}", self.name);
-            self.table.document.error(format!("`{}` is empty", self.name), span, label);
-            return None;
-        }
-        Some(Spanned::new(span, items.iter().filter_map(|item| self.parsed(item, parse)).collect()))
-    }
-
-    fn parsed<T>(
-        &self,
-        value: &Spanned<DeValue<'_>>,
-        parse: &impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Spanned<T>> {
-        if let Some(text) = value.get_ref().as_str() {
-            return self.understood(value, parse(text));
-        }
+    fn parsed<T>(&self, value: &Value<'_>, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<Spanned<T>> {
         let written = self.written(value);
         let label = match value.get_ref() {
+            DeValue::String(text) => return self.understood(value, parse(text)),
             DeValue::Integer(_) | DeValue::Float(_) => match parse(written) {
                 Ok(_) => format!("write it in quotes: \"{written}\""),
                 Err(problem) => problem.fix,
@@ -342,28 +331,25 @@ impl<'d> Key<'_, 'd> {
             DeValue::Array(_) => "write one string, not a list".to_owned(),
             _ => "write a string in quotes".to_owned(),
         };
-        self.error("a string", value, label);
-        None
+        self.wrong_type("a string", value, &label)
     }
 
-    fn understood<T>(&self, value: &Spanned<DeValue<'_>>, read: Result<T, Problem>) -> Option<Spanned<T>> {
-        match read {
-            Ok(read) => Some(Spanned::new(value.span(), read)),
-            Err(Problem { what, fix }) => {
-                self.table.document.error(format!("`{}`: {what}", self.name), value.span(), fix);
-                None
-            }
-        }
+    fn understood<T>(&self, value: &Value<'_>, read: Result<T, Problem>) -> Option<Spanned<T>> {
+        let report = |Problem { what, fix }| {
+            self.table.document.error(format!("`{}`: {what}", self.name), value.span(), fix);
+        };
+        read.map_err(report).ok().map(|read| Spanned::new(value.span(), read))
     }
 
-    fn written(&self, value: &Spanned<DeValue<'_>>) -> &'d str {
+    fn written(&self, value: &Value<'_>) -> &'d str {
         self.table.document.text().get(value.span()).unwrap_or_default()
     }
 
-    /// Reports a value of the wrong type.
-    fn error(&self, wanted: &str, value: &Spanned<DeValue<'_>>, label: impl AsRef<str>) {
+    /// Reports a value of the wrong type. Returns `None`.
+    fn wrong_type<T>(&self, wanted: &str, value: &Value<'_>, label: &str) -> Option<Spanned<T>> {
         let message = format!("`{}` is {}, not {wanted}", self.name, kind(value.get_ref()));
         self.table.document.error(message, value.span(), label);
+        None
     }
 }
 
@@ -384,9 +370,11 @@ fn listed(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns a question about the name in `known` that `written` was probably meant to be.
-pub(crate) fn did_you_mean(written: &str, known: &[&str]) -> Option<String> {
-    closest(written, known).map(|name| format!("did you mean `{name}`?"))
+/// Returns a question about the name in `known` that `written` was probably meant to be, in whatever
+/// case, or `other` if there is none.
+pub(crate) fn did_you_mean(written: &str, known: &[&str], other: &str) -> String {
+    let meant = closest(&written.to_ascii_lowercase(), known);
+    meant.map_or_else(|| other.to_owned(), |name| format!("did you mean `{name}`?"))
 }
 
 /// Returns the name in `known` that is most like `written`, if any is like it.
