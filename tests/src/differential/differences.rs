@@ -140,50 +140,36 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
-        name: "errors about what a reset has ended",
+        name: "errors about connections that are over",
         category: Category::IcmpError,
         reason: "a reset does not end a session at once, since it may be forged, and an error that comes late still finds it; the kernel \
-                 forgets a connection that was refused",
-        applies: |case| {
-            let is_error = |step: &&Step| matches!(step.body, Body::Error(_));
-            case.steps.iter().all(is_error)
-                && case.comes_after_a_reset()
-                && case.oracle.is_empty()
-                && case.is_forwarded_by_ours()
-        },
-    },
-    Difference {
-        name: "errors about the connection before",
-        category: Category::IcmpError,
-        reason: "an error is translated if the session's present connection may have sent what it quotes, which is no longer so once a SYN has \
-                 begun another connection of the tuple; the kernel does not look what the connection has sent",
+                 forgets a connection that was refused. And an error is translated only if the session's present connection may have sent what \
+                 it quotes, which is no longer so once a SYN has begun another one; the kernel does not look what a connection has sent",
         applies: |case| {
             let is_error = |step: &&Step| matches!(step.body, Body::Error(_));
             let to = case.sender().map(Side::other);
-            case.steps.iter().all(is_error)
-                && case.comes_after_another_syn()
-                && matches!(case.oracle, [seen] if !seen.own && Some(seen.side) == to)
-                && case.ours.is_empty()
-        },
-    },
-    Difference {
-        name: "sessions that IP options kept from opening",
-        category: Category::IpOptions,
-        reason: "a SYN with IP options opens no session, so what its server sends belongs to none, and goes to a port of this machine that \
-                 nobody has: its kernel answers with a reset",
-        applies: |case| {
-            case.all_tcp()
-                && case.sender() == Some(Side::Server)
-                && case.opened_with_options()
-                && case.ours.iter().all(|seen| seen.own && seen.is_reset())
+            let is_forwarded_by_oracle =
+                || matches!(case.oracle, [seen] if !seen.own && Some(seen.side) == to);
+            let is_late = case.comes_after_a_reset() && case.oracle.is_empty() && case.is_forwarded_by_ours();
+            let is_about_another =
+                case.comes_after_another_syn() && is_forwarded_by_oracle() && case.ours.is_empty();
+            case.steps.iter().all(is_error) && (is_late || is_about_another)
         },
     },
     Difference {
         name: "IP options",
         category: Category::IpOptions,
         reason: "packets with IP options are not translated but dropped, of a session as of who may use a rule: they are hardly ever \
-                 anything good, and most networks drop them (RFC 7126)",
-        applies: |case| case.all_have_options() && !case.oracle.is_empty() && case.ours.is_empty(),
+                 anything good, and most networks drop them (RFC 7126). A SYN with them leaves no session, so what its server sends goes to a \
+                 port of this machine that nobody has, whose kernel answers with a reset",
+        applies: |case| {
+            let is_dropped = case.all_have_options() && !case.oracle.is_empty() && case.ours.is_empty();
+            let has_no_session = case.all_tcp()
+                && case.sender() == Some(Side::Server)
+                && case.opened_with_options()
+                && case.ours.iter().all(|seen| seen.own && seen.is_reset());
+            is_dropped || has_no_session
+        },
     },
     Difference {
         name: "IP options of outsiders",
