@@ -18,19 +18,20 @@ use crate::toml_reader::{Document, List, Severity, Span};
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
 
-/// A rule as far as it could be understood, so that it can be compared with the others anyway.
+/// A rule as far as it could be understood, so that it can be compared with the others anyway. A
+/// list is empty if it is not understood, or if rules of this kind do not have it.
 pub(super) struct Rule {
     pub(super) header: Span,
     pub(super) name: Option<Spanned<String>>,
-    pub(super) sources: Option<List<Ipv4Net>>,
+    pub(super) sources: List<Ipv4Net>,
     pub(super) mss: Option<Spanned<Mss>>,
     pub(super) timeouts: RuleTimeouts,
     /// Of a forward only, as the next two.
     pub(super) protocol: Option<Spanned<Protocol>>,
     pub(super) listen: Option<Spanned<Listen>>,
-    pub(super) targets: Option<List<Target>>,
+    pub(super) targets: List<Target>,
     /// Of a masquerade only.
-    pub(super) destinations: Option<List<Ipv4Net>>,
+    pub(super) destinations: List<Ipv4Net>,
 }
 
 /// `[timeouts]`, or those of a rule.
@@ -73,8 +74,8 @@ pub(super) fn rules(document: &Document, rules: &[Rule], health: &Listener, admi
     for rule in rules {
         targets(document, rule);
         sources(document, rule);
-        martians(document, rule.sources.as_ref(), "comes from");
-        martians(document, rule.destinations.as_ref(), "is forwarded to");
+        martians(document, &rule.sources, "comes from");
+        martians(document, &rule.destinations, "is forwarded to");
         own_listeners(document, rule, health, admin);
         unused(document, rule);
     }
@@ -105,7 +106,7 @@ fn place<T>(item: &Spanned<T>) -> (&T, Span) {
     (item.get_ref(), item.span())
 }
 
-fn places<T>(list: &List<T>) -> impl Iterator<Item = (&T, Span)> + Clone {
+fn places<T>(list: &List<T>) -> impl Iterator<Item = (&T, Span)> {
     list.get_ref().iter().map(place)
 }
 
@@ -138,15 +139,12 @@ fn overlaps(document: &Document, rules: &[Rule]) {
 }
 
 fn targets(document: &Document, rule: &Rule) {
-    let Some(targets) = &rule.targets else {
-        return;
-    };
     let label = "a forward has at most {}: split it into several";
-    at_most(document, targets, MAX_TARGETS, "{} targets are too many", label);
+    at_most(document, &rule.targets, MAX_TARGETS, "{} targets are too many", label);
     let Some(range) = rule.listen.as_ref().filter(|listen| listen.get_ref().is_range()) else {
         return;
     };
-    for (target, span) in places(targets) {
+    for (target, span) in places(&rule.targets) {
         if let Some(port) = target.port {
             let message = format!("the target of a range of ports has a port, {port}");
             let label = "leave the port out: the one that the client used is kept";
@@ -156,8 +154,7 @@ fn targets(document: &Document, rule: &Rule) {
 }
 
 fn sources(document: &Document, rule: &Rule) {
-    let mut sources = rule.sources.iter().flat_map(places);
-    if let Some((_, everyone)) = sources.find(|(source, _)| source.prefix_len() == 0) {
+    if let Some((_, everyone)) = places(&rule.sources).find(|(source, _)| source.prefix_len() == 0) {
         document.warning(
             "anyone who reaches this machine may use this rule",
             everyone,
@@ -168,8 +165,8 @@ fn sources(document: &Document, rule: &Rule) {
 }
 
 /// Warns of networks that the programs drop or leave alone whatever a rule says.
-fn martians(document: &Document, networks: Option<&List<Ipv4Net>>, does: &str) {
-    for (network, span) in networks.into_iter().flat_map(places) {
+fn martians(document: &Document, networks: &List<Ipv4Net>, does: &str) {
+    for (network, span) in places(networks) {
         if let Some(kind) = values::no_unicast(network) {
             let help = "leave it out: such packets are dropped or left alone, whatever a rule says";
             document.warning(format!("no packet {does} {network}"), span, kind, help);
@@ -234,9 +231,8 @@ fn masquerade_pairs(document: &Document, rules: &[Rule]) {
     let mut pairs = Vec::new();
     for rule in rules {
         let before = pairs.len();
-        let destinations = rule.destinations.iter().flat_map(places);
-        pairs.extend(rule.sources.iter().flat_map(places).flat_map(|(source, span)| {
-            destinations.clone().map(move |(destination, _)| ((source, destination), span.clone()))
+        pairs.extend(places(&rule.sources).flat_map(|(source, span)| {
+            places(&rule.destinations).map(move |(destination, _)| ((source, destination), span.clone()))
         }));
         if pairs.len() > MAX_MASQUERADE_PAIRS && before <= MAX_MASQUERADE_PAIRS {
             let message =
@@ -359,7 +355,7 @@ pub(super) fn local(document: &Document, allow: &List<LocalAllow>, others: Other
         let labels = [(span, "leave it out"), (first, "the first one")];
         document.report(Severity::Error, format!("`allow` has \"{entry}\" twice"), &labels, None);
     }
-    let all_known = rules.iter().all(|rule| rule.sources.is_some());
+    let all_known = rules.iter().all(|rule| !rule.sources.get_ref().is_empty());
     for (entry, span) in places(allow) {
         if others == Others::Open && all_known {
             needless(document, entry, span.clone(), rules);
@@ -380,7 +376,7 @@ fn needless(document: &Document, entry: &LocalAllow, span: Span, rules: &[Rule])
     let Some(IpNet::V4(from)) = entry.from else {
         return;
     };
-    let mut sources = rules.iter().flat_map(|rule| &rule.sources).flat_map(places);
+    let mut sources = rules.iter().flat_map(|rule| places(&rule.sources));
     if !sources.any(|(source, _)| source.contains(&from) || from.contains(source)) {
         document.warning(
             format!("\"{entry}\" in `allow` changes nothing"),

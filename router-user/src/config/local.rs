@@ -40,23 +40,19 @@ pub(super) fn allow(text: &str) -> Result<LocalAllow, Problem> {
     }
     let (protocol, ports) = service(what)?;
     let from = match who {
-        [] => None,
-        ["from", from] => Some(network(what, from)?),
-        ["from"] => {
-            return wrong!("{text:?} does not say from where", "write \"{what} from 10.0.2.64/26\"");
-        }
-        ["from", ..] => {
-            return wrong!("{text:?} names more than one network", "write an entry for each network");
-        }
+        [] => Ok(None),
+        ["from", from] => network(what, from).map(Some),
+        ["from"] => wrong!("{text:?} does not say from where", "write \"{what} from 10.0.2.64/26\""),
+        ["from", ..] => wrong!("{text:?} names more than one network", "write an entry for each network"),
         [from] if from.parse::<IpNet>().is_ok() => {
-            return wrong!("{text:?} lacks a word", "write \"{what} from {from}\"");
+            wrong!("{text:?} lacks a word", "write \"{what} from {from}\"")
         }
         [word, ..] => {
             let fix = did_you_mean(word, &["from"], FORM);
-            return wrong!("{word:?} is not understood after {what:?}", "{fix}");
+            wrong!("{word:?} is not understood after {what:?}", "{fix}")
         }
     };
-    Ok(LocalAllow { protocol, ports, from })
+    Ok(LocalAllow { protocol, ports, from: from? })
 }
 
 /// Reads "tcp/22".

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -15,8 +14,7 @@ use super::values::{self, MODES, OTHERS, PROTOCOLS, REFUSALS, one_of};
 use super::{defaults, local, schema};
 use crate::toml_reader::{Document, List, Table};
 
-/// Reads the whole document. Returns `None` if something needed is missing; the errors are in the
-/// document.
+/// Reads the whole document. The result can be used only if the document then has no errors.
 pub(super) fn config(document: &Document) -> Option<Config> {
     let (root, errors) = DeTable::parse_recoverable(document.text());
     if !errors.is_empty() {
@@ -39,13 +37,14 @@ pub(super) fn config(document: &Document) -> Option<Config> {
     let table = document.table(root, schema::LOCAL);
     let others = or(table.key("others").text(one_of(OTHERS)), Others::Open);
     let allow = table.key("allow").list(local::allow);
-    let (health, from) = health(document, &document.table(root, schema::HEALTH));
+    let table = document.table(root, schema::HEALTH);
+    let health = listener(&table, defaults::HEALTH);
+    let from = table.key("from").list(values::prober);
+    check::probers(document, &from);
     let (admin_listener, admin) = admin(&document.table(root, schema::ADMIN));
     let limits = limits(document, &document.table(root, schema::LIMITS));
     check::rules(document, &rules, &health, &admin_listener);
-    if let Some(allow) = &allow {
-        check::local(document, allow, others, &rules);
-    }
+    check::local(document, &allow, others, &rules);
 
     let masquerades = rules.split_off(forwards.len());
     Some(Config {
@@ -88,23 +87,12 @@ fn rule(document: &Document, table: &Table<'_>, defaults: &Timeouts) -> Rule {
 
 fn snat(document: &Document, table: &Table<'_>) -> Snat {
     let addresses = table.key("addresses").list(values::unicast);
-    if let Some(addresses) = &addresses {
-        check::snat_addresses(document, addresses);
-    }
+    check::snat_addresses(document, &addresses);
     Snat {
         addresses: plain(addresses),
         ports: table.key("ports").text(values::snat_ports).map(Spanned::into_inner),
         exhausted: or(table.key("exhausted").text(one_of(REFUSALS)), Refusal::Reject),
     }
-}
-
-fn health(document: &Document, table: &Table<'_>) -> (Listener, Option<List<IpNet>>) {
-    let listener = listener(table, defaults::HEALTH);
-    let from = table.key("from").list(values::prober);
-    if let Some(from) = &from {
-        check::probers(document, from);
-    }
-    (listener, from)
 }
 
 fn listener(table: &Table<'_>, default: SocketAddr) -> Listener {
@@ -154,8 +142,8 @@ fn or<T>(found: Option<Spanned<T>>, default: T) -> T {
     found.map_or(default, Spanned::into_inner)
 }
 
-fn plain<T>(list: Option<List<T>>) -> Vec<T> {
-    list.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner).collect()
+fn plain<T>(list: List<T>) -> Vec<T> {
+    list.into_inner().into_iter().map(Spanned::into_inner).collect()
 }
 
 impl Rule {
@@ -164,8 +152,8 @@ impl Rule {
             name: self.name?.into_inner(),
             protocol: self.protocol?.into_inner(),
             listen: self.listen?.into_inner(),
-            targets: plain(Some(self.targets?)),
-            sources: plain(Some(self.sources?)),
+            targets: plain(self.targets),
+            sources: plain(self.sources),
             mss: self.mss.map(Spanned::into_inner),
             timeouts: self.timeouts.values,
         })
@@ -174,8 +162,8 @@ impl Rule {
     fn into_masquerade(self) -> Option<Masquerade> {
         Some(Masquerade {
             name: self.name?.into_inner(),
-            sources: plain(Some(self.sources?)),
-            destinations: plain(Some(self.destinations?)),
+            sources: plain(self.sources),
+            destinations: plain(self.destinations),
             mss: self.mss.map(Spanned::into_inner),
             timeouts: self.timeouts.values,
         })

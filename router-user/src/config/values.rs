@@ -135,8 +135,8 @@ fn port(text: &str, form: &str) -> Result<u16, Problem> {
     }
 }
 
-/// Refuses a number that starts with a zero that adds nothing. Some programs read it as octal ("010"
-/// is 8), others as decimal.
+/// Refuses a number that starts with a zero that adds nothing. Some programs read it as octal
+/// ("010" is 8), others as decimal.
 pub(super) fn no_leading_zeros(text: &str) -> Result<(), Problem> {
     let plain = without_leading_zeros(text);
     if plain == text {
@@ -222,21 +222,17 @@ pub(super) fn unicast(text: &str) -> Result<Ipv4Addr, Problem> {
 
 /// Returns the reason why this router cannot send packets to an address; `None` if it can.
 pub fn no_target(address: Ipv4Addr) -> Option<&'static str> {
-    if address == AZURE_PLATFORM {
-        Some("Azure's platform address (probes, DNS, DHCP), whose traffic is never translated")
-    } else if address.octets().first() == Some(&0) {
-        Some("not an address a packet can be sent to")
-    } else if address.is_loopback() {
-        Some("a loopback address: a packet from the network never gets there")
-    } else if address.is_multicast() {
-        Some("a multicast address")
-    } else if address.is_broadcast() {
-        Some("the broadcast address")
-    } else if address.is_link_local() {
-        Some("a link-local address (in Azure: the metadata service), which is not routed")
-    } else {
-        None
-    }
+    Some(match address.octets() {
+        _ if address == AZURE_PLATFORM => {
+            "Azure's platform address (probes, DNS, DHCP), whose traffic is never translated"
+        }
+        [0, ..] => "not an address a packet can be sent to",
+        [127, ..] => "a loopback address: a packet from the network never gets there",
+        [224..=239, ..] => "a multicast address",
+        [255, 255, 255, 255] => "the broadcast address",
+        [169, 254, ..] => "a link-local address (in Azure: the metadata service), which is not routed",
+        _ => return None,
+    })
 }
 
 /// Returns the kind of addresses in a network of martians, which no packet on a wire is from or

@@ -262,22 +262,22 @@ impl<'d> Key<'_, 'd> {
         self.parsed(self.value?, &parse)
     }
 
-    /// Reads a list of strings. Leaves out bad items after reporting them. Returns `None` if the
-    /// key is absent, or if it is required and the list is empty.
-    pub(crate) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
-        let value = self.value?;
-        let label = match value.get_ref() {
-            DeValue::Array(_) => return self.text_or_list(parse),
-            DeValue::String(_) => format!("write a list: [{}]", self.written(value)),
-            _ => "write a list of strings: [\"...\", \"...\"]".to_owned(),
-        };
-        self.wrong_type::<T>("a list", value, &label);
-        Some(Spanned::new(value.span(), Vec::new()))
+    /// Reads a list of strings; an absent one is empty. Leaves out bad items after reporting them.
+    pub(crate) fn list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> List<T> {
+        if let Some(value) = self.value.filter(|value| !value.get_ref().is_array()) {
+            let label = match value.get_ref() {
+                DeValue::String(_) => format!("write a list: [{}]", self.written(value)),
+                _ => "write a list of strings: [\"...\", \"...\"]".to_owned(),
+            };
+            self.wrong_type::<T>("a list", value, &label);
+            return Spanned::new(value.span(), Vec::new());
+        }
+        self.text_or_list(parse)
     }
 
     /// Reads a string or a list of strings, as a list.
-    pub(crate) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> Option<List<T>> {
-        let value = self.value?;
+    pub(crate) fn text_or_list<T>(&self, parse: impl Fn(&str) -> Result<T, Problem>) -> List<T> {
+        let Some(value) = self.value else { return Spanned::new(0..0, Vec::new()) };
         let items: Vec<&Value<'_>> = match value.get_ref() {
             DeValue::Array(items) => items.iter().collect(),
             _ => vec![value],
@@ -285,10 +285,9 @@ impl<'d> Key<'_, 'd> {
         if let (Some(example), []) = (self.example, items.as_slice()) {
             let label = format!("say at least one, e.g. {} = {example}", self.name);
             self.table.document.error(format!("`{}` is empty", self.name), value.span(), label);
-            return None;
         }
         let parsed = items.into_iter().filter_map(|item| self.parsed(item, &parse));
-        Some(Spanned::new(value.span(), parsed.collect()))
+        Spanned::new(value.span(), parsed.collect())
     }
 
     /// Reads a whole number; `example` is a good one.
@@ -370,8 +369,8 @@ fn listed(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Returns a question about the name in `known` that `written` was probably meant to be, in whatever
-/// case, or `other` if there is none.
+/// Returns a question about the name in `known` that `written` was probably meant to be, in any
+/// case. Returns `other` if there is none.
 pub(crate) fn did_you_mean(written: &str, known: &[&str], other: &str) -> String {
     let meant = closest(&written.to_ascii_lowercase(), known);
     meant.map_or_else(|| other.to_owned(), |name| format!("did you mean `{name}`?"))
