@@ -205,8 +205,12 @@ fn a_renamed_interface_is_followed_until_another_has_its_name() {
     check(lab.wait_in_service(RECOVERY));
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"another", LIMIT));
     assert_eq!(attached(&lab, "ens5"), None);
-    let status = check(lab.pls_router_status());
-    assert!(status.degraded.is_empty(), "{status:#?}");
+    // The daemon may have read the routes a moment before they were there again.
+    check(wait::until("all to be well", RECOVERY, || {
+        let status = lab.pls_router_status()?;
+        ensure!(status.healthy && status.degraded.is_empty(), "{status:#?}");
+        Ok(())
+    }));
     let log = check(lab.router()).output();
     assert!(
         log.contains("eth1: another interface has this name now; the program is attached again"),
