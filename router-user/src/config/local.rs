@@ -154,7 +154,7 @@ fn range(protocol: &str, text: &str) -> Result<RangeInclusive<u16>, Problem> {
         return wrong!("\"{protocol}/{text}\" has no port", "write \"{protocol}\" for all its ports");
     }
     let form = |port: &str| by_service(port).unwrap_or_else(|| FORM.to_owned());
-    let range = values::ports(&text.replacen(':', "-", 1), &format!("{protocol}/"), form)?;
+    let range = values::ports(text, &['-', ':'], &format!("{protocol}/"), form)?;
     if text.contains(':') {
         let (first, last) = (range.start(), range.end());
         return wrong!("{text:?} is not a port", "write \"{protocol}/{first}-{last}\"");

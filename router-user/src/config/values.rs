@@ -96,21 +96,22 @@ pub(super) fn listen(text: &str) -> Result<Listen, Problem> {
     if address.is_none() && port_text.parse::<Ipv4Addr>().is_ok() {
         return wrong!("{text:?} has no port", "write \"{text}:443\"");
     }
-    Ok(Listen { address, ports: ports(port_text, "", |_| form.to_owned())? })
+    Ok(Listen { address, ports: ports(port_text, &['-'], "", |_| form.to_owned())? })
 }
 
 pub(super) fn snat_ports(text: &str) -> Result<RangeInclusive<u16>, Problem> {
-    ports(text, "", |_| "write a range: \"1024-65535\"".to_owned())
+    ports(text, &['-'], "", |_| "write a range: \"1024-65535\"".to_owned())
 }
 
-/// Reads "443" or "8000-8010". `form` returns the remedy for a port that is not a number, and
-/// remedies that name the ports start with `before`.
+/// Reads "443" or "8000-8010", with any of the `separators` between the two. `form` returns the
+/// remedy for a port that is not a number, and remedies that name the ports start with `before`.
 pub(super) fn ports(
     text: &str,
+    separators: &[char],
     before: &str,
     form: impl Fn(&str) -> String,
 ) -> Result<RangeInclusive<u16>, Problem> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = text.split_once(separators).unwrap_or((text, text));
     let read = |text: &str| port(text.trim(), &form(text));
     let (first, last) = (read(first)?, read(last)?);
     if first > last {
