@@ -13,7 +13,7 @@
 //! The structures themselves are not laid over packets. Their fields are byte arrays, since headers
 //! are misaligned in a frame, and the compiler's BPF target loads a byte array byte by byte, which
 //! costs the fast path several instructions for each field. So fields are loaded and stored by the
-//! functions of [`number`], several at once where they are next to each other. And a structure
+//! functions of `number`, several at once where they are next to each other. And a structure
 //! would need the whole header within the bounds that the verifier has seen, where the programs
 //! check less: a [`Frame`] is read by any number of bytes.
 

@@ -296,7 +296,8 @@ fn a_socket_of_another_user_is_not_taken_for_the_daemon() {
     let output = check(lab::command::output(&mut check(lab.pls_router_command(&["status"], &path))));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        !output.status.success() && said.contains(&format!("a process of user {USER} listens")),
+        !output.status.success()
+            && said.contains(&format!("a process of user {USER}, not pls-router, listens")),
         "{said}"
     );
     let mut daemon = check(crate::starts::start_with(&lab, "open.toml", configuration.clone()));
