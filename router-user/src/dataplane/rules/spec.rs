@@ -66,7 +66,8 @@ pub struct ForwardSpec {
     pub targets: Vec<(Ipv4Addr, Option<u16>)>,
     /// The sources that may use it.
     pub sources: Vec<Ipv4Net>,
-    /// The maximum segment size of TCP connections, as in [`Rule::mss`](router_common::maps::rules::Rule::mss).
+    /// The maximum segment size of TCP connections, as in
+    /// [`Rule::mss`](router_common::maps::rules::Rule::mss).
     pub mss: u16,
 }
 
@@ -79,6 +80,7 @@ pub struct MasqueradeSpec {
     pub sources: Vec<Ipv4Net>,
     /// The destinations that it covers.
     pub destinations: Vec<Ipv4Net>,
-    /// The maximum segment size of TCP connections, as in [`Rule::mss`](router_common::maps::rules::Rule::mss).
+    /// The maximum segment size of TCP connections, as in
+    /// [`Rule::mss`](router_common::maps::rules::Rule::mss).
     pub mss: u16,
 }
