@@ -1,6 +1,7 @@
 //! Handles punted packets.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -73,6 +74,7 @@ pub(super) async fn serve(
         waiting: Waiting::default(),
         failed: FailedNeighbours::default(),
         asked: JoinSet::new(),
+        to_be_resolved: HashSet::new(),
     };
     let mut round = interval(ROUND);
     loop {
@@ -117,15 +119,53 @@ struct PuntHandler {
     failed: FailedNeighbours,
     /// Questions to the kernel about neighbours.
     asked: JoinSet<Answer>,
+    /// The neighbours that the kernel is about to be asked to resolve.
+    to_be_resolved: HashSet<Neighbour>,
 }
 
 /// An answer of the kernel about a neighbour.
 struct Answer {
     neighbour: Neighbour,
-    /// `true` if the kernel was asked to resolve the neighbour.
-    asked_for: bool,
+    question: Question,
     /// The kernel's entry; `None` if there is none.
     known: Result<Option<NeighbourEntry>>,
+}
+
+/// A question to the kernel about a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Question {
+    /// Resolve it.
+    Resolve,
+    /// Tell its entry.
+    LookUp,
+    /// Tell its entry, while it was about to be resolved: that it has failed, or is not there, says
+    /// nothing then. The kernel reports the outcome as another change.
+    LookUpBeforeResolving,
+}
+
+/// The consequence of an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Consequence {
+    /// The neighbour has answered: the packets for it go on.
+    GoOn,
+    /// The neighbour does not answer.
+    GiveUp,
+    /// Its entry has been removed, so it has to be resolved again.
+    ResolveAgain,
+    /// The outcome is still open.
+    Wait,
+}
+
+/// Decides what follows from the kernel's entry of a neighbour that packets wait for.
+fn consequence(question: Question, entry: Option<&NeighbourEntry>) -> Consequence {
+    match (question, entry) {
+        (_, Some(NeighbourEntry { mac: Some(_), .. })) => Consequence::GoOn,
+        (Question::LookUpBeforeResolving, _) => Consequence::Wait,
+        (_, Some(NeighbourEntry { failed: true, .. })) => Consequence::GiveUp,
+        // After it has been asked for, its removal is a change of its own.
+        (Question::LookUp, None) => Consequence::ResolveAgain,
+        (Question::Resolve, None) | (_, Some(_)) => Consequence::Wait,
+    }
 }
 
 impl PuntHandler {
@@ -156,17 +196,21 @@ impl PuntHandler {
         }
     }
 
-    /// Has the kernel asked for a neighbour, after a pause.
+    /// Asks the kernel to resolve a neighbour, after a pause.
     fn ask(&mut self, neighbour: Neighbour, pause: Duration) {
         let kernel = self.kernel.clone();
+        self.to_be_resolved.insert(neighbour);
         self.asked.spawn(async move {
-            sleep(pause).await;
-            Answer { neighbour, asked_for: true, known: kernel.ask_for(&neighbour).await }
+            // Even the shortest sleep takes a millisecond.
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            Answer { neighbour, question: Question::Resolve, known: kernel.ask_for(&neighbour).await }
         });
     }
 
-    /// Takes note of a change. What it was is looked up: it may be older than the packet that
-    /// waits.
+    /// Handles a change of a neighbour. Its entry is looked up: the change may be older than the
+    /// packet that waits.
     fn note(&mut self, change: NeighbourChange) {
         let concerned = match change {
             Some(neighbour) if self.waiting.is_for(&neighbour) || self.failed.contains(&neighbour) => {
@@ -177,33 +221,37 @@ impl PuntHandler {
         };
         for neighbour in concerned {
             let kernel = self.kernel.clone();
+            let question = match self.to_be_resolved.contains(&neighbour) {
+                true => Question::LookUpBeforeResolving,
+                false => Question::LookUp,
+            };
             self.asked.spawn(async move {
-                Answer { neighbour, asked_for: false, known: kernel.neighbour(&neighbour).await }
+                Answer { neighbour, question, known: kernel.neighbour(&neighbour).await }
             });
         }
     }
 
-    /// Ends the waiting for a neighbour that has answered, or has been found not to.
-    fn on_neighbour_answer(&mut self, Answer { neighbour, asked_for, known }: Answer) {
-        match known {
-            Ok(Some(NeighbourEntry { mac: Some(_), .. })) => {
+    /// Handles the kernel's answer about a neighbour.
+    fn on_neighbour_answer(&mut self, Answer { neighbour, question, known }: Answer) {
+        if question == Question::Resolve {
+            self.to_be_resolved.remove(&neighbour);
+        }
+        let is_waited_for = self.waiting.is_for(&neighbour);
+        match known.map(|entry| consequence(question, entry.as_ref())) {
+            Ok(Consequence::GoOn) => {
                 if self.failed.remove(&neighbour) {
                     self.may_be_waited_for(&neighbour);
                 }
                 let packets = self.waiting.take(&neighbour, Instant::now());
                 self.replay(&packets);
             }
-            Ok(Some(NeighbourEntry { failed: true, .. })) if self.waiting.is_for(&neighbour) => {
-                self.give_up(neighbour);
-            }
-            // It has been removed. After it has been asked for, that is a change of its own.
-            Ok(None) if !asked_for && self.waiting.is_for(&neighbour) => self.ask(neighbour, waiting::PAUSE),
-            Ok(_) => {}
-            Err(_) if !self.waiting.is_for(&neighbour) => {}
-            Err(error) => {
+            Ok(Consequence::GiveUp) if is_waited_for => self.give_up(neighbour),
+            Ok(Consequence::ResolveAgain) if is_waited_for => self.ask(neighbour, waiting::PAUSE),
+            Err(error) if is_waited_for => {
                 let lost = self.waiting.take(&neighbour, Instant::now()).len();
                 self.tally.failed(lost as u64, &error);
             }
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -295,4 +343,29 @@ impl PuntHandler {
 /// The datagram of a fragment. Every packet in the ring has a header.
 fn key(packet: &[u8]) -> Option<FragmentKey> {
     packet.first_chunk().map(FragmentKey::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_from_before_the_question_does_not_end_the_waiting() {
+        let failed = NeighbourEntry { mac: None, failed: true, ..NeighbourEntry::default() };
+        let resolved = NeighbourEntry { mac: Some([2; 6]), failed: false, ..failed };
+        let pending = NeighbourEntry { failed: false, ..failed };
+        for (question, entry, wanted) in [
+            (Question::LookUpBeforeResolving, Some(&failed), Consequence::Wait),
+            (Question::LookUpBeforeResolving, None, Consequence::Wait),
+            (Question::LookUpBeforeResolving, Some(&resolved), Consequence::GoOn),
+            (Question::LookUp, Some(&failed), Consequence::GiveUp),
+            (Question::LookUp, None, Consequence::ResolveAgain),
+            (Question::LookUp, Some(&pending), Consequence::Wait),
+            (Question::Resolve, Some(&failed), Consequence::GiveUp),
+            (Question::Resolve, None, Consequence::Wait),
+            (Question::Resolve, Some(&resolved), Consequence::GoOn),
+        ] {
+            assert_eq!(consequence(question, entry), wanted, "{question:?} {entry:?}");
+        }
+    }
 }
