@@ -59,6 +59,10 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// Waits until every program that is running now has ended (`synchronize_rcu`).
+///
+/// With one CPU the kernel does not wait (kernel/sched/membarrier.c), and need not: programs run in
+/// softirqs, which this process does not interrupt. (Where they can be preempted, with PREEMPT_RT,
+/// that does not hold.)
 pub(crate) fn wait_for_programs() {
     /// include/uapi/linux/membarrier.h.
     const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
