@@ -128,7 +128,7 @@ pub async fn run(options: Options) -> Result<()> {
     };
     predecessors.remove()?;
     match privileges::give_up() {
-        Ok(()) => info!("this process has given up all privileges but CAP_NET_ADMIN"),
+        Ok(()) => info!("this process has given up all privileges but {}", privileges::KEPT_NAMES),
         // It forwards all the same.
         Err(error) => warn!("{error:#}"),
     }

@@ -1,10 +1,11 @@
 //! Gives up what root may do and the daemon does not need once it forwards.
 //!
-//! By then the programs are loaded, the ports bound and the sockets open. What is left is to set
-//! again what others change: links, filters, neighbours and sysctls, all of it CAP_NET_ADMIN's.
-//! Maps, links and programs that are open already, and pins in directories that belong to root,
-//! need no capability. What would need one more: to mount a BPF file system that was unmounted
-//! (CAP_SYS_ADMIN).
+//! What is left is what the daemon does again while it runs. It sets again what others change:
+//! links, filters, neighbours and sysctls (CAP_NET_ADMIN). A changed configuration can take other
+//! programs and maps (CAP_BPF, and CAP_PERFMON, without which the verifier adds speculation barriers
+//! to them) and another packet socket (CAP_NET_RAW). Pins in directories that belong to root need no
+//! capability. What would need one more: a listener on another port below 1024
+//! (CAP_NET_BIND_SERVICE), and to mount a BPF file system that was unmounted (CAP_SYS_ADMIN).
 //!
 //! A thread gives up its own capabilities only (capabilities(7)), so each is sent a signal, whose
 //! handler does it. That is how the C library has setuid(2) hold for all threads.
@@ -16,10 +17,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// CAP_NET_ADMIN.
+/// The names of the capabilities that are kept.
+pub(crate) const KEPT_NAMES: &str = "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW";
+// include/uapi/linux/capability.h.
 const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
 /// The capabilities that are kept, a bit for each.
-const KEPT: u64 = 1 << NET_ADMIN;
+const KEPT: u64 = 1 << NET_ADMIN | 1 << NET_RAW | 1 << PERFMON | 1 << BPF;
 /// The highest number of a capability that there can be.
 const MAX: u32 = 63;
 /// The time that all threads together may take.
