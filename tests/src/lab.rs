@@ -265,6 +265,12 @@ impl Lab {
         process.wait(router::STOP_LIMIT)
     }
 
+    /// Takes the router off its interfaces, after it has been stopped.
+    pub fn detach_router(&self) -> Result<()> {
+        let configuration = self.state.path("config.toml");
+        crate::command::run(&mut self.pls_router_command(&["detach"], &configuration)?).map(drop)
+    }
+
     /// Starts the router and waits until its health endpoint answers 200.
     pub fn start_router(&mut self) -> Result<()> {
         let mut process = self.spawn_router()?;

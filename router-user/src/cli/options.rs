@@ -52,9 +52,9 @@ pub(super) enum Command {
     /// Start forwarding: load the programs, attach them, and serve probe, metrics and API
     #[command(
         long_about = "Start forwarding: load the programs, attach them, and serve probe, metrics and API.\n\n\
-        Runs in the foreground, as the service does. On SIGTERM or Ctrl-C it detaches the programs and forgets all \
-        sessions. After a crash the programs keep forwarding, and the next start takes them over with all \
-        sessions.\n\n\
+        Runs in the foreground, as the service does. When it ends, on SIGTERM or Ctrl-C or by a crash, the programs \
+        keep forwarding, and the next start takes them over with all sessions. `pls-router detach` takes them \
+        off.\n\n\
         Logs go to standard error, in the journal without times and colours. PLS_ROUTER_LOG sets the level: error, \
         warn, info (the default), debug, or e.g. info,router_user::daemon=debug."
     )]
@@ -84,8 +84,8 @@ pub(super) enum Command {
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
         long_about = "Stop forwarding: detach the programs from all interfaces and remove the pins.\n\n\
-        Cleans up after a daemon that crashed or was killed; one that is stopped does this itself. All sessions \
-        are lost."
+        A daemon that has ended, in whatever way, leaves the programs forwarding: this takes them off. All \
+        sessions are lost. Removing the package does this as well."
     )]
     Detach(DetachArguments),
 }

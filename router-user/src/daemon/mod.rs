@@ -75,7 +75,7 @@ pub struct Options {
     pub bpf_log: Option<log::Level>,
 }
 
-/// Runs until SIGTERM or SIGINT, then takes the router off the interfaces.
+/// Runs until SIGTERM or SIGINT. The data plane goes on forwarding then.
 ///
 /// # Errors
 /// When the configuration is wrong, the machine cannot run it, or the kernel refuses: the machine
@@ -132,17 +132,14 @@ pub async fn run(options: Options) -> Result<()> {
         // It forwards all the same.
         Err(error) => warn!("{error:#}"),
     }
-    // When a part of the daemon fails, the data plane stays where it is and goes on forwarding: the
-    // next daemon finds it, and no session is lost. Only a request to stop takes the programs
-    // off.
     serve(&parts, tasks, listeners, &mut signals).await?;
-    parts.state.attachments.lock().is_being_detached = true;
-    let interfaces = dataplane::detach(&parts.state.config.get().admin.pins)?.interfaces;
-    if interfaces.is_empty() {
-        warn!("the programs had been detached already");
-    } else {
-        info!("detached from {}", interfaces.join(", "));
-    }
+    let interfaces: Vec<_> = parts.state.config.get().interfaces.names().map(str::to_owned).collect();
+    info!(
+        sessions = parts.sessions(),
+        "stopped; the programs go on forwarding on {} without a daemon, and the next start takes them over \
+         (`pls-router detach` takes them off)",
+        interfaces.join(", ")
+    );
     let _ = std::fs::remove_file(&socket);
     Ok(())
 }
@@ -198,12 +195,12 @@ async fn start(
         generic: config.interfaces.mode == Mode::Generic,
         log: options.bpf_log,
     };
-    let mut plane = loading.load(load).await?;
+    let mut plane = loading.load(load).await?.activate()?;
     if plane.adopted {
         info!("found the data plane of an earlier daemon: its sessions go on");
         if plane.flows.capacity() != config.limits.flows {
             warn!(
-                "the flow table has room for {} sessions; limits.flows = {} takes effect after `systemctl restart pls-router`",
+                "the flow table has room for {} sessions; limits.flows = {} takes effect after `pls-router detach` and a start",
                 plane.flows.capacity(),
                 config.limits.flows
             );

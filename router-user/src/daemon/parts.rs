@@ -73,6 +73,11 @@ impl Parts {
         }
     }
 
+    /// Returns the number of sessions.
+    pub(super) fn sessions(&self) -> u32 {
+        self.flows.sessions()
+    }
+
     pub(super) fn next_hops(&self) -> next_hops::Access {
         let State { config, attachments, names, routing, .. } = self.state.clone();
         next_hops::Access { config, attachments, names, routing, plane: self.plane.clone() }

@@ -45,6 +45,19 @@ impl HeldPins {
         self.objects.iter().all(|(path, _)| path.symlink_metadata().is_ok())
     }
 
+    /// Makes this program array the pinned one again, after another one was.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refuses.
+    pub(super) fn restore_stages(&self) -> Result<()> {
+        let stages = self.pins.stages();
+        let held = self.objects.iter().find(|(path, _)| *path == stages);
+        let (_, array) = held.context("the program array is not held")?;
+        let new = self.pins.new_stages();
+        bpf::pin(array.as_fd(), &new).with_context(|| format!("cannot pin {}", new.display()))?;
+        self.pins.keep_stages(&new)
+    }
+
     /// Makes missing pins again. Locks a directory that had to be made for this process, as
     /// [`Pins::lock`] does; the caller keeps the file open.
     ///

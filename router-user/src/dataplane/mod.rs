@@ -18,6 +18,7 @@ mod own_traffic;
 mod pins;
 mod pools;
 mod predecessors;
+mod prepared;
 mod removal;
 mod replay;
 mod reserved_ports;
@@ -26,24 +27,15 @@ mod rules;
 mod settings;
 mod shared_memory;
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::{path::PathBuf, sync::atomic::AtomicBool};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{DevMap, MapData, ProgramArray, RingBuf},
-    programs::{SchedClassifier, Xdp},
+    programs::{ProgramFd, SchedClassifier, Xdp},
 };
-use router_common::{
-    maps::{
-        route::{Answer, Query},
-        stages::Stage,
-    },
-    table::{BUCKET, Regions},
-};
+use router_common::maps::route::{Answer, Query};
 
 pub use self::{
     counters::CounterTable,
@@ -56,6 +48,7 @@ pub use self::{
     own_traffic::Hook,
     pins::Pins,
     predecessors::Predecessors,
+    prepared::Prepared,
     removal::{Removed, detach},
     replay::{Departure, Replayer},
     reserved_ports::{ReservedPorts, reserved_earlier},
@@ -68,13 +61,7 @@ pub use crate::sys::{
     xdp::Mode,
 };
 
-use self::{
-    flows::FlowMaps,
-    object::{
-        OBJECT, explain_load_error, load_own_traffic, load_patiently, load_program, own_traffic_program,
-        program, program_fd, take,
-    },
-};
+use self::object::{load_patiently, own_traffic_program, program, program_fd, take};
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
 /// its own.
@@ -128,14 +115,24 @@ pub struct LoadOptions {
     pub log: Option<log::Level>,
 }
 
+/// Limits of sessions.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    sessions: u32,
+    half_open_per_source: u32,
+}
+
 /// The loaded data plane. Dropping it leaves what is pinned as it is.
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: Option<HeldPins>,
     egress: DevMap<MapData>,
-    /// Kept open: programs name maps by descriptor until they are loaded, and an array that no
-    /// process holds forgets its programs.
-    _arrays: [ProgramArray<MapData>; 2],
+    /// `ROOT` and `STAGES`. Kept open: programs name maps by descriptor until they are loaded, and
+    /// an array that no process holds forgets its programs.
+    arrays: [ProgramArray<MapData>; 2],
+    /// The program in the first slot of `ROOT`.
+    entry: ProgramFd,
+    limits: Limits,
     /// The reason why the kernel refused the program that sees this machine's own traffic, if it
     /// did.
     own_traffic: Result<(), String>,
@@ -163,125 +160,39 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Loads the programs, on top of the maps that an earlier daemon has left pinned, if there are
-    /// any. Attaches nothing, but a root program that is attached already leads to these programs
-    /// from now on.
+    /// any, and has packets reach them. Attaches nothing, but a root program that is attached
+    /// already leads to these programs from now on.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses the programs or maps, or a pin cannot be
     /// written; what had been pinned by this call is removed again.
     pub fn load(options: &LoadOptions) -> Result<Self> {
-        Self::load_unless(options, &AtomicBool::new(false))
+        Prepared::load(options, &AtomicBool::new(false))?.activate()
     }
 
-    /// Loads the programs as [`load`](Self::load) does, unless `cancelled` is set before the last
-    /// of them is loaded: the verifier takes a while for each.
+    /// Has packets reach these programs again, after a successor was to take their place and has
+    /// failed: it may have put its own there, and may have changed settings and rules.
     ///
     /// # Errors
-    /// As there, and if it was cancelled.
-    pub fn load_unless(options: &LoadOptions, cancelled: &AtomicBool) -> Result<Self> {
-        let pins = options.pins.as_deref().map(Pins::open).transpose()?;
-        let adopted = pins.as_ref().is_some_and(Pins::are_there);
-        let result = Self::load_with(options, pins.clone(), adopted, cancelled);
-        if let (Err(_), Some(pins), false) = (&result, &pins, adopted) {
-            // Best effort: the error that matters is the one above.
-            let _ = pins.remove();
-        }
-        result
-    }
-
-    fn load_with(
-        options: &LoadOptions,
-        pins: Option<Pins>,
-        adopted: bool,
-        cancelled: &AtomicBool,
-    ) -> Result<Self> {
-        let slots = Regions::of(options.sessions).context("limits.flows is too large")?.slots();
-        let mut loader = EbpfLoader::new();
-        let stages_pin = pins.as_ref().map(Pins::new_stages);
-        if let Some(pins) = &pins {
-            for name in PINNED_MAPS.into_iter().chain([PUNTS]) {
-                loader.map_pin_path(name, pins.map(name));
-            }
-        }
-        if let Some(path) = &stages_pin {
-            loader.map_pin_path("STAGES", path);
-        }
-        loader.map_max_entries("FLOWS", slots / BUCKET);
-        for name in ["POOLS", "POOL_BITS"] {
-            loader.map_max_entries(name, pools::pools_for(options.sessions));
-        }
-        let level = options.log.map_or(0, |level| level as u8);
-        loader.override_global("AYA_LOG_LEVEL", &level, false);
-        let generic = u8::from(options.generic);
-        loader.override_global("GENERIC_MODE", &generic, true);
-        let mut ebpf = loader.load(OBJECT).map_err(|error| explain_load_error(error, slots))?;
-
-        let entry = if options.generic { "generic" } else { "forward" };
-        load_program(&mut ebpf, entry, cancelled)?;
-        for (_, name) in Stage::ALL {
-            load_program(&mut ebpf, name, cancelled)?;
-        }
-        let forward = program_fd(&ebpf, entry)?;
-        // Now, as long as all of its maps are open. The router works without it.
-        let own_traffic = load_own_traffic(&mut ebpf, cancelled).map_err(|error| format!("{error:#}"));
-
-        // From the inside out: packets reach `forward` only when all it needs is in place.
-        let mut stages: ProgramArray<_> = take(&mut ebpf, "STAGES")?.try_into()?;
-        for (stage, name) in Stage::ALL {
-            stages
-                .set(stage as u32, &program_fd(&ebpf, name)?, 0)
-                .with_context(|| format!("cannot put the program `{name}` into its slot"))?;
-        }
-        let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
-        let local_addresses = LocalAddresses::new(
-            take(&mut ebpf, "LOCAL_ADDRESSES")?,
-            take(&mut ebpf, "LOCAL_ADDRESSES_IPV6")?,
+    /// Returns an error if a map cannot be read or written.
+    pub fn take_back(&mut self) -> Result<()> {
+        self.settings.read_again()?;
+        self.rules.read_again(self.settings.version())?;
+        self.reserved_ports.read_again()?;
+        self.interface_addresses.read_again()?;
+        let limits = &self.limits;
+        self.flows.set_capacity(limits.sessions);
+        self.settings.set_limits(
+            self.flows.regions(),
+            self.flows.pools_to_spare(),
+            limits.half_open_per_source,
         )?;
-        let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
-        let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
-        let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
-        let next_hops_in_use = NextHopsInUse::new(take(&mut ebpf, "NEXT_HOPS")?)?;
-        let rules = RuleTable::new(&mut ebpf, settings.version())?;
-        let maps = FlowMaps {
-            slots: take(&mut ebpf, "FLOWS")?,
-            occupancy: take(&mut ebpf, "OCCUPANCY")?,
-            half_open: take(&mut ebpf, "HALF_OPEN")?,
-            peers: take(&mut ebpf, "PEERS")?,
-            pools: take(&mut ebpf, "POOLS")?,
-            pool_bits: take(&mut ebpf, "POOL_BITS")?,
-        };
-        let flows = FlowTable::new(maps, settings.current())?;
-        flows.set_capacity(options.sessions);
-        settings.set_limits(flows.regions(), flows.pools_to_spare(), options.half_open_per_source)?;
-        let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
-        let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
-        let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
-        ensure!(!cancelled.load(Relaxed), "stopped while the programs were loaded");
-        root.set(0, &forward, 0).context("cannot put the program into the root slot")?;
-        // What the programs before these have found is not noted in these programs' map.
-        settings.invalidate_next_hops()?;
-        if let (Some(pins), Some(path)) = (&pins, &stages_pin) {
-            pins.keep_stages(path)?;
+        let [root, _] = &mut self.arrays;
+        root.set(0, &self.entry, 0).context("cannot put the program into the root slot")?;
+        if let Some(held) = &self.pins {
+            held.restore_stages()?;
         }
-        let pins =
-            pins.map(|pins| HeldPins::hold(pins, PINNED_MAPS.into_iter().chain([PUNTS]))).transpose()?;
-        Ok(Self {
-            ebpf,
-            pins,
-            _arrays: [root, stages],
-            own_traffic,
-            egress,
-            adopted,
-            rules,
-            flows,
-            counters,
-            settings,
-            local_addresses,
-            reserved_ports,
-            interface_addresses,
-            failed_neighbours,
-            next_hops_in_use,
-        })
+        self.settings.invalidate_next_hops()
     }
 
     /// Switches the kernel's answers to route lookups on, and remembers beside the pins that they

@@ -25,9 +25,16 @@ pub struct ReservedPorts {
 
 impl ReservedPorts {
     pub(super) fn new(map: Map) -> Result<Self> {
-        let map: Array<MapData, [u64; PortSet::WORDS]> = map.try_into()?;
-        let ours = PortSet::from_words(&map.get(&0, 0).context("cannot read which ports are reserved")?);
-        Ok(Self { map, ours })
+        let mut ports = Self { map: map.try_into()?, ours: PortSet::new() };
+        ports.read_again()?;
+        Ok(ports)
+    }
+
+    /// Reads the map, after another process may have written it.
+    pub(super) fn read_again(&mut self) -> Result<()> {
+        let words = self.map.get(&0, 0).context("cannot read which ports are reserved")?;
+        self.ours = PortSet::from_words(&words);
+        Ok(())
     }
 
     /// Returns the ports that the router has reserved.

@@ -47,6 +47,12 @@ impl SettingsTable {
         Ok(table)
     }
 
+    /// Reads what is in force, after another process may have written it.
+    pub(super) fn read_again(&mut self) -> Result<()> {
+        self.current = self.map.get(&0, 0).context("cannot read the settings")?;
+        Ok(())
+    }
+
     /// Returns the settings in force.
     pub fn current(&self) -> &Settings {
         &self.current
@@ -228,12 +234,18 @@ pub struct InterfaceAddressTable {
 
 impl InterfaceAddressTable {
     pub(super) fn new(map: Map) -> Result<Self> {
-        let map: Array<MapData, InterfaceAddresses> = map.try_into()?;
-        let mut current = [InterfaceAddresses::default(); MAX_INTERFACES];
-        for (slot, addresses) in (0..).zip(&mut current) {
-            *addresses = map.get(&slot, 0).context("cannot read the interfaces' addresses")?;
+        let current = [InterfaceAddresses::default(); MAX_INTERFACES];
+        let mut table = Self { map: map.try_into()?, current };
+        table.read_again()?;
+        Ok(table)
+    }
+
+    /// Reads the addresses, after another process may have written them.
+    pub(super) fn read_again(&mut self) -> Result<()> {
+        for (slot, addresses) in (0..).zip(&mut self.current) {
+            *addresses = self.map.get(&slot, 0).context("cannot read the interfaces' addresses")?;
         }
-        Ok(Self { map, current })
+        Ok(())
     }
 
     /// Sets the addresses of all interfaces.

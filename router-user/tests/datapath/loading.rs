@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use router_user::dataplane::{Dataplane, LoadOptions};
+use router_user::dataplane::{LoadOptions, Prepared};
 
 use crate::{pins::OwnPins, world::enter_new_namespace};
 
@@ -17,10 +17,9 @@ fn a_load_that_is_cancelled_leaves_nothing_pinned() {
         generic: false,
         log: None,
     };
-    let error = Dataplane::load_unless(&options, &AtomicBool::new(true)).err().expect("it was cancelled");
+    let error = Prepared::load(&options, &AtomicBool::new(true)).err().expect("it was cancelled");
     assert_eq!(error.to_string(), "stopped while the programs were loaded");
     let left: Vec<_> = pins.0.read_dir().into_iter().flatten().collect();
     assert!(left.is_empty(), "{left:?}");
-    Dataplane::load_unless(&options, &AtomicBool::new(false))
-        .expect("nothing is in the way of the next load");
+    Prepared::load(&options, &AtomicBool::new(false)).expect("nothing is in the way of the next load");
 }

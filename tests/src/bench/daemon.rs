@@ -35,7 +35,8 @@ pub(crate) struct Daemon {
     binary: PathBuf,
     configuration: PathBuf,
     pins: PathBuf,
-    process: Option<Process>,
+    /// The process, and the command that takes the router off.
+    running: Option<(Process, Command)>,
 }
 
 /// The time of a start, from the creation of the process.
@@ -108,7 +109,7 @@ impl Daemon {
                 pins.display(),
             ),
         )?;
-        Ok(Self { tag: tag.to_owned(), binary: binary.clone(), configuration, pins, process: None })
+        Ok(Self { tag: tag.to_owned(), binary: binary.clone(), configuration, pins, running: None })
     }
 
     /// Runs it in this namespace, until it forwards.
@@ -128,19 +129,20 @@ impl Daemon {
             lab::command::run(&mut self.command(router, &["status", "-o", "json"])?).map(drop)
         })?;
         let good = start.elapsed();
-        self.process = Some(process);
+        self.running = Some((process, self.command(router, &["detach"])?));
         Ok(Started { ready, good })
     }
 
     /// Ends it the hard way: what it has pinned stays.
     pub(crate) fn kill(&mut self) -> Result<()> {
-        self.process.take().context("the daemon does not run")?.kill()
+        self.running.take().context("the daemon does not run")?.0.kill()
     }
 
-    /// Ends it the polite way: it detaches, and nothing is left.
+    /// Ends it and takes the router off: nothing is left.
     pub(crate) fn stop(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("the daemon does not run")?;
+        let (mut process, mut detach) = self.running.take().context("the daemon does not run")?;
         let status = process.terminate(STOP_LIMIT)?;
+        lab::command::run(&mut detach)?;
         if status.success() { Ok(()) } else { bail!("the daemon ended with {status}") }
     }
 
@@ -151,7 +153,7 @@ impl Daemon {
 
     /// The process' id.
     pub(crate) fn pid(&self) -> Result<u32> {
-        Ok(self.process.as_ref().context("the daemon does not run")?.pid())
+        Ok(self.running.as_ref().context("the daemon does not run")?.0.pid())
     }
 
     /// A command of the same program, with its configuration.
@@ -164,9 +166,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            // One that is killed would leave its maps, pinned. It is killed if it does not end.
-            let _killed = process.terminate(STOP_LIMIT);
+        if self.running.is_some() {
+            // Otherwise its maps stay, pinned.
+            let _failed = self.stop();
         }
     }
 }

@@ -72,6 +72,7 @@ fn the_data_plane_of_another_version_is_taken_over() {
     assert_eq!(["eth0", "eth1"].map(|device| attached(&lab, device).expect("our program")), after);
 
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
+    check(lab.detach_router());
     assert_eq!((attached(&lab, "eth0"), attached(&lab, "eth1"), pins(&lab)), (None, None, Vec::new()));
     assert_eq!(forwarding(&lab), "0");
 }

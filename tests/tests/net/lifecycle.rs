@@ -2,6 +2,7 @@
 
 use std::{fs, net::SocketAddrV4, time::Duration};
 
+use anyhow::Context as _;
 use lab::{
     Lab, Nics, Options,
     addresses::{ECHO_PORT, PLS_NAT, ROUTER},
@@ -17,7 +18,8 @@ use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reaso
 lab_tests! {
     any: [],
     pls_router: [
-        sigterm_takes_the_router_off,
+        a_stop_leaves_the_data_plane_forwarding,
+        detach_takes_the_router_off,
         a_crash_loses_no_connection,
         counters_and_flows_add_up,
         the_probe_tells_the_truth,
@@ -48,19 +50,30 @@ pub(crate) fn pins(lab: &Lab) -> Vec<String> {
     entries.map(|entry| entry.path().display().to_string()).collect()
 }
 
-fn sigterm_takes_the_router_off(lab: &mut Lab) {
+fn a_stop_leaves_the_data_plane_forwarding(lab: &mut Lab) {
+    let router = check(lab.router());
+    let (log, before) = (router.log().to_owned(), router.output().len());
+    loses_no_connection(lab, Signal::SIGTERM);
+    let said = check(fs::read_to_string(&log).context("its log")).split_off(before);
+    assert!(said.contains("go on forwarding on eth0"), "{said}");
+}
+
+fn a_crash_loses_no_connection(lab: &mut Lab) {
+    loses_no_connection(lab, Signal::SIGKILL);
+}
+
+/// `detach` takes off what a stop leaves.
+fn detach_takes_the_router_off(lab: &mut Lab) {
     for device in devices(lab) {
         assert!(attached(lab, device).is_some(), "nothing is attached to {device}");
     }
     assert!(!pins(lab).is_empty(), "nothing is pinned");
-    let status = check(lab.stop_router(Signal::SIGTERM));
-    assert!(status.success(), "{status}");
+    assert!(check(lab.stop_router(Signal::SIGTERM)).success());
+    check(lab.detach_router());
     for device in devices(lab) {
         assert_eq!(attached(lab, device), None, "on {device}");
     }
     assert_eq!(pins(lab), [""; 0]);
-    check(lab.wait_out_of_service(LIMIT));
-    assert!(!lab.state().path("api.sock").exists(), "the socket is still there");
     let output = check(lab.pls_router(&["status"]));
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
 
@@ -69,7 +82,8 @@ fn sigterm_takes_the_router_off(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"again", LIMIT));
 }
 
-fn a_crash_loses_no_connection(lab: &mut Lab) {
+/// Ends the router by this signal while connections use it, and starts it again.
+fn loses_no_connection(lab: &mut Lab, signal: Signal) {
     let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
     // Without the daemon, unresolved neighbours are not asked for, so have them resolved before.
     for source in PLS_NAT {
@@ -81,7 +95,8 @@ fn a_crash_loses_no_connection(lab: &mut Lab) {
     check(udp.echo(b"before", LIMIT));
     let programs: Vec<_> = devices(lab).iter().map(|device| attached(lab, device)).collect();
 
-    check(lab.stop_router(Signal::SIGKILL));
+    let status = check(lab.stop_router(signal));
+    assert!(status.success() || signal == Signal::SIGKILL, "{status}");
     check(old.echo(&[7; 20_000], LIMIT));
     check(udp.echo(b"meanwhile", LIMIT));
     // New connections too, for clients that do not go by the load balancer.

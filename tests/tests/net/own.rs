@@ -121,6 +121,8 @@ fn overlapping_ports_are_reserved_and_given_back() {
     check(lab.start_router());
     assert_eq!(reserved(&lab), "33000,40000-40100,61000");
     check(lab.stop_router(Signal::SIGTERM));
+    assert_eq!(reserved(&lab), "33000,40000-40100,61000");
+    check(lab.detach_router());
     assert_eq!(reserved(&lab), "33000,61000");
 }
 
@@ -275,6 +277,7 @@ fn the_classifier_is_attached_while_the_router_is_on(lab: &mut Lab) {
         Ok(())
     }));
     check(lab.stop_router(Signal::SIGTERM));
+    check(lab.detach_router());
     assert_eq!(all(lab), vec![0; devices.len()]);
     let qdiscs = check(lab.hosts.router.run("tc", &["qdisc", "show"]));
     assert!(!qdiscs.contains("clsact"), "{qdiscs}");

@@ -137,6 +137,7 @@ fn privileges_are_given_up_once_it_forwards() {
     );
     let status = check(lab.stop_router(Signal::SIGTERM));
     assert!(status.success(), "{status}");
+    check(lab.detach_router());
     assert_eq!((attached(&lab, "eth0"), attached(&lab, "eth1"), pins(&lab)), (None, None, Vec::new()));
     let forwarding = check(lab.hosts.router.run("cat", &[&format!("/proc/sys/{LOOPBACK_FORWARDING}")]));
     assert_eq!(forwarding.trim(), "0");
@@ -173,6 +174,7 @@ fn the_service_needs_only_the_capabilities_of_its_unit() {
     puts_right_what_others_change(&lab, "eth0");
     let status = check(daemon.terminate(LIMIT * 2));
     assert!(status.success(), "{status}");
+    check(lab.detach_router());
     assert_eq!((attached(&lab, "eth0"), pins(&lab)), (None, Vec::new()));
 }
 

@@ -85,6 +85,7 @@ fn disabled_forwarding_is_enabled_again_at_once() {
     assert!(check(lab.pls_router_status()).healthy);
     // And the machine is left as it was.
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
+    check(lab.detach_router());
     let left = check(lab.hosts.router.run("cat", &[&format!("/proc/sys/{LOOPBACK_FORWARDING}")]));
     assert_eq!(left.trim(), "0");
 }

@@ -23,7 +23,7 @@ lab_tests! {
     pls_router: [
         an_unreachable_target_is_reported_to_the_client_at_once,
         a_next_hop_that_comes_back_is_found,
-        a_connection_of_a_masquerade_is_reset_after_a_restart,
+        a_connection_of_a_masquerade_is_reset_after_a_detach,
         a_rule_without_a_target_refuses_new_sessions,
         clients_are_not_told_if_so_configured,
     ],
@@ -126,12 +126,13 @@ fn a_next_hop_that_comes_back_is_found(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, AT_ONCE)).echo(b"there", LIMIT));
 }
 
-fn a_connection_of_a_masquerade_is_reset_after_a_restart(lab: &mut Lab) {
+fn a_connection_of_a_masquerade_is_reset_after_a_detach(lab: &mut Lab) {
     let mut idle = check(Tcp::connect(&lab.hosts.vm, DIRECT, LIMIT));
     check(idle.echo(b"before", LIMIT));
     let udp = check(Udp::open(&lab.hosts.vm, DIRECT));
     check(udp.echo(b"before", LIMIT));
     assert!(check(lab.stop_router(Signal::SIGTERM)).success());
+    check(lab.detach_router());
     check(lab.start_router());
     let start = Instant::now();
     let Err(error) = idle.echo(b"after", LIMIT) else { panic!("the connection is unknown") };

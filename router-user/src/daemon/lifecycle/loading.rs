@@ -8,7 +8,7 @@ use std::sync::{
 use anyhow::{Context as _, Result};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use crate::dataplane::{Dataplane, LoadOptions};
+use crate::dataplane::{LoadOptions, Prepared};
 
 /// The loading of the data plane, on a thread that may block: the verifier takes a while, and the
 /// kernel may have it begin again. The executor goes on meanwhile, so that signals are received.
@@ -20,17 +20,17 @@ pub(crate) struct Loading {
 }
 
 impl Loading {
-    /// Loads the data plane.
+    /// Loads the programs.
     ///
     /// # Errors
-    /// Fails as [`Dataplane::load`] does, and after [`stop`](Self::stop).
-    pub(crate) async fn load(&self, options: LoadOptions) -> Result<Dataplane> {
+    /// Fails as [`Prepared::load`] does, and after [`stop`](Self::stop).
+    pub(crate) async fn load(&self, options: LoadOptions) -> Result<Prepared> {
         let active = self.active.clone().lock_owned().await;
         let cancelled = self.cancelled.clone();
         // If the caller has gone, the result is dropped in this order: `active` last.
-        let work = move || (Dataplane::load_unless(&options, &cancelled), active);
-        let (plane, _active) = spawn_blocking(work).await.context("the loading has crashed")?;
-        plane
+        let work = move || (Prepared::load(&options, &cancelled), active);
+        let (prepared, _active) = spawn_blocking(work).await.context("the loading has crashed")?;
+        prepared
     }
 
     /// Cancels the loading, and returns once it has ended.

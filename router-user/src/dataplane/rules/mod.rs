@@ -67,6 +67,20 @@ impl RuleTable {
         Ok(Self { writer: Arc::new(Mutex::new(writer)), names })
     }
 
+    /// Reads the names of the rules of this version, which is in force, after another process may
+    /// have written rules. Both banks are written whole by the next changes.
+    ///
+    /// # Errors
+    /// Returns an error if a map cannot be read.
+    pub(super) fn read_again(&self, version: u32) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let names = writer.names(version)?;
+        writer.banks = [None, None];
+        writer.is_settled = false;
+        *lock(&self.names) = Arc::new(names);
+        Ok(())
+    }
+
     /// Returns the names of the rules by number: of those in force, and of those that were and
     /// whose numbers no other rule has got since.
     pub fn names(&self) -> Arc<Vec<Option<String>>> {
