@@ -14,7 +14,7 @@ use tokio::{net::UnixStream, task::JoinSet};
 
 use crate::private;
 
-use crate::model::{Audit, Counters, Flow, FlowQuery, Rule, Status};
+use crate::model::{Audit, Counters, Drain, Flow, FlowQuery, Rule, Status};
 
 /// The longest wait for the daemon, which answers from memory.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -157,6 +157,30 @@ impl Client {
     /// Returns an error if there is no usable answer.
     pub async fn stand_down(&self) -> Result<(), ClientError> {
         self.ask(Method::POST, "/v1/stand-down").await
+    }
+
+    /// `GET /v1/drain`
+    ///
+    /// # Errors
+    /// Returns an error if there is no usable answer.
+    pub async fn draining(&self) -> Result<Drain, ClientError> {
+        self.get("/v1/drain").await
+    }
+
+    /// `POST /v1/drain`: from now on, the probe answers 503.
+    ///
+    /// # Errors
+    /// Returns an error if there is no usable answer, or the daemon cannot note it.
+    pub async fn drain(&self) -> Result<Drain, ClientError> {
+        self.ask(Method::POST, "/v1/drain").await
+    }
+
+    /// `POST /v1/undrain`: takes [`drain`](Self::drain) back. Returns the state of before.
+    ///
+    /// # Errors
+    /// Returns an error if there is no usable answer, or the daemon cannot note it.
+    pub async fn undrain(&self) -> Result<Drain, ClientError> {
+        self.ask(Method::POST, "/v1/undrain").await
     }
 
     /// Returns the answer to `GET path`, a path of the API with its query.

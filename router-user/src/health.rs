@@ -32,6 +32,7 @@ macro_rules! ids {
 }
 
 ids! {
+    Draining "draining" "`pls-router drain` has the load balancer send no new connections.",
     Detached "detached" "`pls-router detach --force` has removed the programs.",
     ProgramLost "program_lost" "The program is no longer attached to an interface, or the interface is gone. Subject: the interface.",
     RouteLookupsOff "route_lookups_off" "The kernel answers no route lookups (`net.ipv4.conf.lo.forwarding`).",
@@ -143,8 +144,20 @@ impl Conditions {
         subject: impl Into<String>,
         detail: impl Into<String>,
     ) {
+        self.add_since(self.now, severity, id, subject, detail);
+    }
+
+    /// Adds one that is known to have begun before.
+    pub(crate) fn add_since(
+        &mut self,
+        since: Instant,
+        severity: Severity,
+        id: Id,
+        subject: impl Into<String>,
+        detail: impl Into<String>,
+    ) {
         let (subject, detail) = (subject.into(), detail.into());
-        self.all.push(Condition { id, subject, severity, since: self.now, detail });
+        self.all.push(Condition { id, subject, severity, since, detail });
     }
 
     /// Adds one for each subject and detail, up to `most`, and what `rest` says of the number of

@@ -61,6 +61,36 @@ pub struct Status {
     /// Settings, programs and pins that something else can change, and the number of repairs.
     #[serde(default)]
     pub repairs: Vec<Repairs>,
+    /// The state of `pls-router drain` while this router is draining, or else `null`. Its sessions
+    /// are as of the last second.
+    #[serde(default)]
+    pub draining: Option<Drain>,
+}
+
+/// `GET /v1/drain`, and the output of `pls-router drain -o json` and `undrain -o json`: is the
+/// router kept out of the load balancer's choice, and which sessions have not ended yet.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Drain {
+    /// `true` if the probe answers 503 because of `pls-router drain`.
+    pub draining: bool,
+    /// The time at which that began, in RFC 3339 format (UTC); `null` if it is not draining.
+    pub since: Option<String>,
+    /// Seconds since then.
+    pub since_seconds: Option<u64>,
+    /// Sessions that have not ended: without TCP connections that are closed from both sides or
+    /// reset. UDP and ICMP sessions end by silence.
+    pub sessions: u64,
+    /// These by rule, the rule with the most first; rules without any are left out.
+    pub rules: Vec<RuleSessions>,
+}
+
+/// The sessions of a rule.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RuleSessions {
+    /// The rule's name; `#` and a number if it has lost its name.
+    pub rule: String,
+    /// Its sessions.
+    pub sessions: u64,
 }
 
 /// The severity of a condition.

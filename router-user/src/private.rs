@@ -8,7 +8,7 @@ use std::{
     error::Error,
     fmt,
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
-    io::ErrorKind,
+    io::{ErrorKind, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Component, Path, PathBuf},
 };
@@ -141,6 +141,35 @@ pub(crate) fn make(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", path.display()))?;
     // Between the two, another user may have made it where any user may make directories.
     examine(path)
+}
+
+/// Replaces a file, for this process's user alone: under another name first, so that there is a
+/// whole one at every moment, also after a loss of power. Makes the directory if it is missing.
+///
+/// # Errors
+/// Returns an error if the file system refuses. The file is then as it was.
+pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // Left by a daemon that was killed in the middle of this; whatever it is, it is not written
+    // through.
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(new, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(new);
+    })
 }
 
 /// Takes what others may do with a directory of the daemon's own away from them, if they may do

@@ -12,9 +12,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Audit, AuditFinding, AuditKind, ContestedNextHop, Counters, Flow, FlowTableStatus, Health,
+    Audit, AuditFinding, AuditKind, ContestedNextHop, Counters, Drain, Flow, FlowTableStatus, Health,
     InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder,
-    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, SnatPortStatus, Status, TargetStatus,
+    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, RuleSessions, SnatPortStatus, Status,
+    TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -198,6 +199,7 @@ fn status() -> Status {
                 problem: String::new(),
             },
         ],
+        draining: None,
     }
 }
 
@@ -431,6 +433,45 @@ fn a_degraded_router_exits_with_0_and_lists_the_conditions() {
     golden("status-degraded", &place.run(&["status"]));
 }
 
+fn drained(sessions: &[(&str, u64)]) -> Drain {
+    let rules = sessions
+        .iter()
+        .map(|(rule, sessions)| RuleSessions { rule: (*rule).to_owned(), sessions: *sessions });
+    Drain {
+        draining: true,
+        since: Some("2026-03-14T15:09:26Z".to_owned()),
+        since_seconds: Some(200),
+        sessions: sessions.iter().map(|(_, sessions)| sessions).sum(),
+        rules: rules.collect(),
+    }
+}
+
+#[test]
+fn a_drain_shows_what_is_left() {
+    let some = drained(&[("https", 1_204), ("dns", 3)]);
+    let draining = Status {
+        healthy: false,
+        reasons: vec!["draining since 2026-03-14T15:09:26Z; fix: pls-router undrain".to_owned()],
+        draining: Some(some.clone()),
+        ..status()
+    };
+    let place = Place::with_daemon(vec![
+        ("/v1/status", json(&draining)),
+        ("/v1/drain", json(&some)),
+        ("/v1/undrain", json(&some)),
+    ]);
+    golden("drain", &place.run(&["drain"]));
+    golden("drain-json", &place.run(&["drain", "-o", "json"]));
+    golden("drain-in-time", &place.run(&["drain", "--wait", "0s"]));
+    golden("undrain", &place.run(&["undrain"]));
+    golden("status-draining", &place.run(&["status"]));
+    let asked = place.asked.lock().unwrap();
+    assert_eq!(asked[0], "POST /v1/drain HTTP/1.1");
+    assert_eq!(asked[3], "POST /v1/undrain HTTP/1.1");
+    let place = Place::with_daemon(vec![("/v1/drain", json(&drained(&[])))]);
+    golden("drain-empty", &place.run(&["drain", "--wait", "1m"]));
+}
+
 #[test]
 fn flows_pass_their_filters_to_the_daemon() {
     let place = daemon();
@@ -642,6 +683,7 @@ fn usage() {
         &["flows", "--client", "x"],
         &["counters", "--watch", "0"],
         &["check", "--live", "--config-only"],
+        &["drain", "--wait", "soon"],
     ];
     for arguments in cases {
         assert_eq!(place.run(arguments).code, Some(2), "{arguments:?}");
@@ -662,6 +704,8 @@ fn help() {
         ("help-counters", &["counters", "--help"]),
         ("help-flows", &["flows", "--help"]),
         ("help-rules", &["rules", "--help"]),
+        ("help-drain", &["drain", "--help"]),
+        ("help-undrain", &["undrain", "--help"]),
         ("help-detach", &["detach", "--help"]),
     ] {
         golden(name, &Ran::of(&place.command(arguments).env("COLUMNS", "100").output().unwrap()));

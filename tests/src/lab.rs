@@ -279,6 +279,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Makes a process that [`spawn_router`](Self::spawn_router) has started the lab's router.
+    pub fn set_router(&mut self, process: Process) {
+        self.router = Some(process);
+    }
+
     /// Starts the router and leaves the waiting to the caller.
     pub fn spawn_router(&self) -> Result<Process> {
         let Self { state, hosts, options, .. } = self;

@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod counters;
 mod detach;
+mod drain;
 mod flows;
 mod logging;
 mod options;
@@ -59,6 +60,8 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,
         Command::Flows(arguments) => flows::run(&client(global)?, arguments).await,
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
+        Command::Drain(arguments) => drain::drain(&client(global)?, arguments).await,
+        Command::Undrain(arguments) => drain::undrain(&client(global)?, arguments).await,
         Command::Detach(arguments) => detach::run(global, &client(global)?, arguments).await,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -81,6 +82,19 @@ pub(super) enum Command {
     Flows(FlowsArguments),
     /// List the rules in force, their resolved targets and their counters
     Rules(OutputArguments),
+    /// Have the load balancer send no new connections, and forward all the same
+    #[command(
+        long_about = "Have the load balancer send no new connections: the probe answers 503 from now on.\n\n\
+        Everything is forwarded as before, new sessions of who still comes as well. A drain goes on when the daemon \
+        is restarted or upgraded. It ends with `pls-router undrain`, or when the machine boots.",
+        after_help = "Examples:\n  \
+        pls-router drain                begin, and show how many sessions are left\n  \
+        pls-router drain --wait 10m     return when all have ended (exit code 0), or after ten minutes (1)\n  \
+        pls-router drain --wait 5m && shutdown now"
+    )]
+    Drain(DrainArguments),
+    /// Take `drain` back: the probe answers 200 again, if this router forwards
+    Undrain(OutputArguments),
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
         long_about = "Stop forwarding: detach the programs from all interfaces and remove the pins.\n\n\
@@ -166,6 +180,16 @@ pub(super) struct FlowsArguments {
     /// The most sessions to list; 0 for all
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub(super) limit: usize,
+    #[command(flatten)]
+    pub(super) output: OutputArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DrainArguments {
+    /// Wait until the sessions have ended, for this time at most, such as 90s or 10m. Of UDP and
+    /// ICMP, that is when they have been idle for their timeout
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(super) wait: Option<Duration>,
     #[command(flatten)]
     pub(super) output: OutputArguments,
 }

@@ -19,7 +19,10 @@ pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow:
 }
 
 fn text(status: &Status) -> String {
-    let healthy = match (status.healthy, status.degraded.is_empty()) {
+    // The only thing that keeps the probe from answering 200 is that it was asked to.
+    let only_drains = status.draining.is_some() && status.reasons.len() <= 1;
+    let healthy = match (status.healthy || only_drains, status.degraded.is_empty()) {
+        (true, _) if only_drains => styled(DOUBTFUL, "yes, draining"),
         (true, true) => styled(GOOD, "yes"),
         (true, false) => styled(DOUBTFUL, "yes, degraded"),
         (false, _) => styled(BAD, "NO"),
@@ -34,6 +37,10 @@ fn text(status: &Status) -> String {
     line("config", &status.config);
     line("sources", &listed(&status.snat_addresses));
     line("sessions", &sessions(&status.flows));
+    if let Some(drain) = &status.draining {
+        let since = time(drain.since_seconds.unwrap_or_default());
+        line("draining", &format!("{since}, {} left", counted(drain.sessions, "session")));
+    }
     if let Some(fullest) = status.snat_ports.first() {
         line("ports", &ports(fullest));
     }

@@ -5,6 +5,7 @@
 //! - `lifecycle`: start, signals, listeners, privileges. `parts` gives each part what it needs.
 //! - `state`: what the parts have in common, as plain data.
 //! - `control`: decides which rules are in force, and writes them.
+//! - `drain`: keeps the load balancer from sending new connections, on request.
 //! - `kernel`: follows routes, neighbours, addresses and this machine's own traffic.
 //! - `names`: resolves targets that are given by name.
 //! - `observe`: the health of targets, and every other condition.
@@ -15,6 +16,7 @@
 //! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
 
 mod control;
+mod drain;
 mod kernel;
 mod lifecycle;
 mod logging;
@@ -256,6 +258,7 @@ async fn start(
     tasks.spawn(punts::show_presence(router));
     tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));
     tasks.spawn(own_traffic::follow::follow(parts.own_traffic()));
+    tasks.spawn(parts.drain().follow());
     tasks.spawn(name_service.follow(parts.names()));
     Ok((parts, tasks))
 }

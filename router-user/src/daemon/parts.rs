@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::{
     control::{Control, Resolve, requests::Requests, writer::KernelRules},
+    drain,
     kernel::{
         interfaces::Attached,
         next_hops,
@@ -55,7 +56,9 @@ impl Parts {
     ) -> Self {
         let ports = own.snat;
         let punts = Arc::new(Tally::default());
+        let draining = drain::of_earlier_daemon(&config.admin.socket);
         let state = State::new(config, attached, own, names);
+        state.draining.set(draining);
         state.rules_version.set(plane.settings.version());
         Self {
             config_path,
@@ -123,6 +126,11 @@ impl Parts {
         }
     }
 
+    pub(super) fn drain(&self) -> drain::Access {
+        let State { config, draining, .. } = self.state.clone();
+        drain::Access::new(config, draining, self.flows.clone(), self.rules.clone())
+    }
+
     pub(super) fn probe(&self) -> probe::Access {
         probe::Access { monitor: self.monitor.clone(), routing: self.state.routing.clone() }
     }
@@ -148,6 +156,7 @@ impl Parts {
             reports: self.reports(),
             audit: audit::Access { flows, counters, rules: self.rules.clone() },
             attachments: self.state.attachments.clone(),
+            drain: self.drain(),
         }
     }
 }

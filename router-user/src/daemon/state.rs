@@ -17,6 +17,7 @@ use ipnet::Ipv4Net;
 use crate::{
     config::Config,
     daemon::{
+        drain::Draining,
         kernel::{interfaces::Attached, netlink::OwnAddresses, next_hop::NextHop, own_traffic::OwnTraffic},
         names::resolved::Names,
         observe::{capacity::Taken, contested::ContestedNextHops, target_health::TargetHealth},
@@ -31,6 +32,8 @@ use crate::{
 pub(crate) struct State {
     /// The configuration in force.
     pub(crate) config: Locked<Arc<Config>>,
+    /// The drain that is under way, if one is.
+    pub(crate) draining: Locked<Option<Draining>>,
     pub(crate) attachments: Locked<Attachments>,
     pub(crate) own_traffic: Locked<OwnTraffic>,
     /// Targets that are given by name.
@@ -49,6 +52,7 @@ impl State {
     pub(crate) fn new(config: Config, attached: Vec<Attached>, own: OwnTraffic, names: Names) -> Self {
         Self {
             config: Locked::new(Arc::new(config)),
+            draining: Locked::default(),
             attachments: Locked::new(Attachments { attached, upkeep: Vec::new(), is_being_detached: false }),
             own_traffic: Locked::new(own),
             names: Locked::new(names),

@@ -11,6 +11,7 @@ extern crate harness;
 mod common;
 
 mod audit;
+mod drain;
 mod example;
 mod expiry;
 mod floods;

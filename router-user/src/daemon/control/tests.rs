@@ -30,6 +30,7 @@ impl RuleWriter for Recorder {
         if let Some(state) = self.state.get() {
             let State {
                 config,
+                draining,
                 attachments,
                 own_traffic,
                 names,
@@ -39,7 +40,12 @@ impl RuleWriter for Recorder {
                 rules_version,
                 rules_error,
             } = state;
-            assert!(!config.is_locked() && !attachments.is_locked() && !own_traffic.is_locked());
+            assert!(
+                !config.is_locked()
+                    && !draining.is_locked()
+                    && !attachments.is_locked()
+                    && !own_traffic.is_locked()
+            );
             assert!(!names.is_locked() && !target_health.is_locked() && !routing.is_locked());
             assert!(!sessions.is_locked() && !rules_version.is_locked() && !rules_error.is_locked());
         }

@@ -8,9 +8,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{ErrorKind, Write as _},
+    io::ErrorKind,
     net::Ipv4Addr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -168,26 +167,10 @@ pub(super) struct Unsaved {
 }
 
 impl Unsaved {
-    /// Writes the file: under another name first, so that there is a whole one at every moment,
-    /// also after a loss of power.
+    /// Writes the file.
     pub(super) fn write(&self) -> Result<()> {
         let Self { path, contents } = self;
-        let new = path.with_extension("json.new");
-        let write = || -> std::io::Result<()> {
-            if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            // Left by a daemon that was killed in the middle of this; whatever it is, it is not
-            // written through.
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(contents)?)?;
-            file.sync_all()?;
-            fs::rename(&new, path)
-        };
+        let write = || private::replace_file(path, &serde_json::to_vec_pretty(contents)?);
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 }

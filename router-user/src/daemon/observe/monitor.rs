@@ -106,6 +106,10 @@ impl Monitor {
     /// is now, and not as it was when the daemon started.
     fn look_at_forwarding(&self, conditions: &mut Conditions) {
         let now = conditions.now();
+        if let Some(draining) = &*self.state.draining.lock() {
+            let detail = draining.detail();
+            conditions.add_since(draining.since(), Severity::Down, Id::Draining, "", detail);
+        }
         let mut down =
             |id, subject: &str, detail: String| conditions.add(Severity::Down, id, subject, detail);
         let attachments = self.state.attachments.lock();

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use crate::{
     daemon::{
+        drain,
         serve::{
             http::{self, Capacity, Limits, Origin, Party},
             reports::{self, Reports},
@@ -55,6 +56,7 @@ pub(crate) struct Access {
     pub(crate) reports: Reports,
     pub(crate) audit: audit::Access,
     pub(crate) attachments: Locked<Attachments>,
+    pub(crate) drain: drain::Access,
 }
 
 /// Serves the API.
@@ -72,6 +74,13 @@ pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> 
             get(async |State(access): State<Access>| answer(audit::audit(access.audit).await)),
         )
         .route("/v1/stand-down", post(stand_down))
+        .route(
+            "/v1/drain",
+            get(async |State(access): State<Access>| answer(access.drain.report().await))
+                .post(async |State(access): State<Access>| answer(access.drain.begin().await))
+                .delete(undrain),
+        )
+        .route("/v1/undrain", post(undrain))
         .with_state(access);
     let router = TowerToHyperService::new(router);
     let answer = move |user: u32, request: Request<Incoming>| {
@@ -97,6 +106,10 @@ async fn stand_down(State(access): State<Access>) -> Json<()> {
         "`pls-router detach --force` takes the router off; this daemon puts nothing back until it is restarted"
     );
     Json(())
+}
+
+async fn undrain(State(access): State<Access>) -> Response {
+    answer(access.drain.end().await)
 }
 
 async fn flows(State(access): State<Access>, Query(query): Query<FlowQuery>) -> Response {

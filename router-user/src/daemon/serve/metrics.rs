@@ -166,6 +166,18 @@ impl Collector for Snapshot {
                 .map(|((id, severity), count)| (vec![("id", id), ("severity", severity)], count))
                 .collect(),
         )?;
+        gauge(
+            encoder,
+            "draining",
+            "1 while `pls-router drain` is in force, and the probe answers 503",
+            vec![(vec![], u64::from(status.draining.is_some()))],
+        )?;
+        gauge(
+            encoder,
+            "draining_sessions",
+            "Sessions that have not ended while this router is draining; 0 otherwise",
+            vec![(vec![], status.draining.as_ref().map_or(0, |drain| drain.sessions))],
+        )?;
         let repairs = status.repairs.iter();
         counter(
             encoder,

@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     daemon::{
         control::desired,
+        drain::Draining,
         kernel::{interfaces::Attached, next_hop::NextHop},
         names::resolved::Names,
         observe::{
@@ -80,6 +81,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
     let interfaces = interfaces.collect();
     let conditions = reports.monitor.conditions();
     let repairs = state.attachments.lock().upkeep.iter().map(Record::status).collect();
+    let draining = state.draining.lock().as_ref().map(Draining::report);
     let invalidations = plane.lock().settings.invalidations();
     let mut names: Vec<_> = state
         .names
@@ -123,6 +125,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         punts: reports.punts.status(),
         snat_ports: capacity::snat_ports(&sessions.ports, reports.ports),
         repairs,
+        draining,
     }
 }
 
