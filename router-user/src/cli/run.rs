@@ -7,7 +7,8 @@ use crate::daemon;
 pub(super) async fn run(global: &Global, arguments: &RunArguments) -> anyhow::Result<Answer> {
     let bpf_log = arguments.bpf_log.map(level);
     let log = logging::init(arguments.log_format, bpf_log)?;
-    let options = daemon::Options { config_path: global.config.clone(), bpf_log };
+    let options =
+        daemon::Options { config_path: global.config.clone(), bpf_log, take_over: arguments.take_over };
     tokio::select! {
         ended = daemon::run(options) => ended.map(|()| Answer::Good),
         never = log.report_losses() => match never {},

@@ -31,42 +31,29 @@ mod state;
 mod sync;
 mod upkeep;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fs::File, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use self::{
-    control::desired,
-    kernel::{
-        interfaces::{Attached, roles},
-        netlink,
-        next_hops::{self, Topology},
-        own_traffic::{self, OwnTraffic},
-    },
-    lifecycle::{
-        listeners::{Listeners, refuse_second, reserve_descriptors},
-        loading::Loading,
-        privileges,
-        signals::Signals,
-    },
-    logging::watch,
-    names::{NameService, resolved::Names},
-    observe::target_health::TargetHealth,
-    parts::Parts,
-    punts::{router::Router as _, thread::PuntThread},
-    serve::{api, metrics, probe},
-    sessions::sweep,
-    upkeep::Upkeep,
+use self::lifecycle::{
+    hand_over::{Offer, Predecessor, Request},
+    instance::{Candidate, Instance, Services},
+    listeners::{self, Inherited, Listeners, is_answered, reserve_descriptors},
+    loading::Loading,
+    privileges,
+    signals::Signals,
 };
 use crate::{
     config::{self, Config},
-    dataplane::{self, LoadOptions, Mode, Pins, Predecessors},
-    port_plan,
+    dataplane::{Pins, Predecessors},
     preflight::{self, Severity},
     private,
 };
+
+/// The time in which a successor that has failed lets go of the pins.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// The options of a run.
 #[derive(Clone, Debug)]
@@ -75,13 +62,16 @@ pub struct Options {
     pub config_path: PathBuf,
     /// The level of the programs' own log; `None` has the verifier remove the code.
     pub bpf_log: Option<log::Level>,
+    /// `true` to take the place of a daemon that is running.
+    pub take_over: bool,
 }
 
-/// Runs until SIGTERM or SIGINT. The data plane goes on forwarding then.
+/// Runs until SIGTERM or SIGINT, or until another daemon takes its place. The data plane goes on
+/// forwarding.
 ///
 /// # Errors
 /// When the configuration is wrong, the machine cannot run it, or the kernel refuses: the machine
-/// is then as it was before.
+/// is then as it was before, and a daemon whose place it was to take goes on.
 pub async fn run(options: Options) -> Result<()> {
     let config::Loaded { config, warnings } = Config::load(&options.config_path)?;
     for warning in &warnings {
@@ -89,61 +79,78 @@ pub async fn run(options: Options) -> Result<()> {
     }
     private::set_umask();
     reserve_descriptors(&config);
-    refuse_second(&config.admin.socket).await?;
+    let inherited = Inherited::from_service_manager();
+    let predecessor = find_predecessor(&options, &config, &inherited).await?;
     check_machine(&config).await?;
 
-    // Whatever can fail without the kernel's help fails before anything is touched.
-    let listeners = Listeners::bind(&config)?;
-    let mut predecessors = Predecessors::find(&config.admin.pins)?;
-    let pins = Pins::open(&config.admin.pins)?;
-    let _lock = pins.lock()?;
-    let socket = config.admin.socket.clone();
-    let fresh = !pins.are_there();
-    for directory in predecessors.directories() {
-        warn!(
-            "found the data plane of another version at {}: this one takes its place, and its sessions are lost",
-            directory.display()
-        );
-    }
     let mut signals = Signals::new()?;
     let loading = Loading::default();
     let started = tokio::select! {
-        started = start(&options, config, &mut predecessors, &loading) => started,
+        started = start(&options, config, inherited, predecessor.as_ref(), &loading) => started,
         () = signals.stop() => {
             loading.stop().await;
             Err(anyhow!("stopped before it had started"))
         }
     };
-    let (parts, tasks) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            let keep_settings = !predecessors.is_empty();
-            // Otherwise our program forwards on, with the rules that are in force by then, and the
-            // next start finds it.
-            let given_back = predecessors.give_back();
-            if fresh && given_back {
-                undo(&pins, keep_settings);
-            }
-            let _ = std::fs::remove_file(&socket);
-            return Err(error);
-        }
-    };
-    predecessors.remove()?;
+    let mut running = started?;
+    if let Some(predecessor) = predecessor {
+        predecessor.finish().await;
+    }
+    let offer = Offer::listen(&running.instance.parts.state.config.get().admin.socket)?;
     match privileges::give_up() {
         Ok(()) => info!("this process has given up all privileges but {}", privileges::KEPT_NAMES),
         // It forwards all the same.
         Err(error) => warn!("{error:#}"),
     }
-    serve(&parts, tasks, listeners, &mut signals).await?;
-    let interfaces: Vec<_> = parts.state.config.get().interfaces.names().map(str::to_owned).collect();
-    info!(
-        sessions = parts.sessions(),
-        "stopped; the programs go on forwarding on {} without a daemon, and the next start takes them over \
-         (`pls-router detach` takes them off)",
-        interfaces.join(", ")
-    );
-    let _ = std::fs::remove_file(&socket);
-    Ok(())
+    running.report();
+    loop {
+        match running.wait(&mut signals, &offer).await? {
+            Event::Stop => {
+                // Without a service manager there is none to notify.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                running.stop().await;
+                offer.remove();
+                return Ok(());
+            }
+            Event::Asked(request) => {
+                if let Some(reason) = request.obstacle() {
+                    request.refuse(reason).await;
+                } else if running.hand_over(request, &mut signals).await? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Finds the daemon whose place this one is to take.
+async fn find_predecessor(
+    options: &Options,
+    config: &Config,
+    inherited: &Inherited,
+) -> Result<Option<Predecessor>> {
+    let socket = &config.admin.socket;
+    // The service manager starts one daemon at a time, and it is this one that answers on a socket
+    // that it has inherited.
+    let is_running = !inherited.has_api() && is_answered(socket).await;
+    if !options.take_over {
+        if is_running {
+            bail!(
+                "a pls-router daemon is running already: it answers on {}\n  fix: stop it first (systemctl stop \
+                 pls-router), or take its place with `pls-router run --take-over`; no session is lost by either",
+                socket.display()
+            );
+        }
+        return Ok(None);
+    }
+    let predecessor = Predecessor::find(socket).await?;
+    if predecessor.is_none() && is_running {
+        bail!(
+            "the daemon that answers on {} cannot hand over\n  fix: stop it first: systemctl stop pls-router",
+            socket.display()
+        );
+    }
+    Ok(predecessor)
 }
 
 /// Looks at the machine; errors end it here, all of them at once.
@@ -164,6 +171,85 @@ async fn check_machine(config: &Config) -> Result<()> {
     bail!("this machine cannot run this configuration\n{}", errors.join("\n"))
 }
 
+/// What only one daemon has at a time.
+struct Place {
+    listeners: Listeners,
+    pins: Pins,
+    lock: File,
+    predecessors: Predecessors,
+}
+
+impl Place {
+    fn take(config: &Config, inherited: Inherited) -> Result<Self> {
+        let listeners = Listeners::bind(config, inherited)?;
+        let predecessors = Predecessors::find(&config.admin.pins)?;
+        let pins = Pins::open(&config.admin.pins)?;
+        let lock = pins.lock()?;
+        for directory in predecessors.directories() {
+            warn!(
+                "found the data plane of another version at {}: this one takes its place, and its sessions are lost",
+                directory.display()
+            );
+        }
+        Ok(Self { listeners, pins, lock, predecessors })
+    }
+}
+
+/// Starts an instance, in the place of a running daemon's if there is one. Whatever can fail without
+/// the data plane's help fails before anything is touched, and before a running daemon pauses.
+async fn start(
+    options: &Options,
+    config: Config,
+    inherited: Inherited,
+    predecessor: Option<&Predecessor>,
+    loading: &Loading,
+) -> Result<Running> {
+    let root = config.admin.pins.clone();
+    let mut place = match predecessor {
+        Some(_) => None,
+        None => Some(Place::take(&config, inherited)?),
+    };
+    let is_fresh = !Pins::open(&root)?.are_there();
+    let activated = async {
+        let candidate = Candidate::prepare(options, config.clone(), loading).await?;
+        let place = match (&mut place, predecessor) {
+            (Some(place), _) => place,
+            (place, Some(predecessor)) => {
+                info!("the programs are loaded; asking the running daemon to hand over");
+                let inherited = predecessor.ask().await?;
+                place.insert(Place::take(&config, inherited)?)
+            }
+            (None, None) => bail!("there is no place to take"),
+        };
+        let (instance, followed) = candidate.activate(&mut place.predecessors).await?;
+        let services = instance.serve(followed, &place.listeners)?;
+        Ok((instance, services))
+    };
+    match (activated.await, place) {
+        (Ok((instance, services)), Some(Place { listeners, pins, lock, predecessors })) => {
+            predecessors.remove()?;
+            listeners.store();
+            Ok(Running { instance, services, listeners, pins, lock: Some(lock) })
+        }
+        (Ok(_), None) => bail!("there is no place to take"),
+        (Err(error), place) => {
+            if let Some(Place { listeners, pins, predecessors, .. }) = place {
+                let keep_settings = !predecessors.is_empty();
+                // Otherwise our program forwards on, with the rules that are in force by then, and
+                // the next start finds it.
+                let given_back = predecessors.give_back();
+                if is_fresh && given_back {
+                    undo(&pins, keep_settings);
+                }
+                listeners.remove_new();
+            } else if is_fresh {
+                undo(&Pins::at(&root), true);
+            }
+            Err(error)
+        }
+    }
+}
+
 /// Takes back what a failed start has done; but not the system settings, if a data plane of another
 /// version goes on with them.
 fn undo(pins: &Pins, keep_settings: bool) {
@@ -173,124 +259,114 @@ fn undo(pins: &Pins, keep_settings: bool) {
     }
 }
 
-/// Puts the configuration into the data plane and starts everything that keeps it true.
-async fn start(
-    options: &Options,
-    config: Config,
-    predecessors: &mut Predecessors,
-    loading: &Loading,
-) -> Result<(Parts, JoinSet<Result<()>>)> {
-    let (changes, kernel) = netlink::connect()?;
-    let addresses = kernel.addresses().await?;
-    let indexes = config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
-    let mut topology = Topology::read(&kernel).await?;
-    let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
-    let mut own = OwnTraffic::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
-    info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
-    let name_service = Arc::new(NameService::of_system(&config.admin.socket, &addresses.local()));
-    let names = name_service.resolve_new(&config, &Names::new(), &addresses.local()).await;
-
-    let load = LoadOptions {
-        pins: Some(config.admin.pins.clone()),
-        sessions: config.limits.flows,
-        half_open_per_source: config.half_open_per_source(own.snat.size()),
-        generic: config.interfaces.mode == Mode::Generic,
-        log: options.bpf_log,
-    };
-    let mut plane = loading.load(load).await?.activate()?;
-    if plane.adopted {
-        info!("found the data plane of an earlier daemon: its sessions go on");
-        if plane.flows.capacity() != config.limits.flows {
-            warn!(
-                "the flow table has room for {} sessions; limits.flows = {} takes effect after `pls-router detach` and a start",
-                plane.flows.capacity(),
-                config.limits.flows
-            );
-        }
-    }
-    plane.switch_route_lookups_on()?;
-    plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
-    plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
-    plane.interface_addresses.set(next_hops::sources(&indexes, &addresses))?;
-    plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
-    let interfaces: Vec<&str> = config.interfaces.names().collect();
-    let mode = config.interfaces.mode;
-    // The first packet has to find rules.
-    if !plane.adopted {
-        let spec = desired::build(&config, &names, &TargetHealth::default(), own.session_ports());
-        plane.apply_rules(&spec)?;
-    }
-    let mut attached = Vec::new();
-    for ((slot, name), index) in (0..).zip(&interfaces).zip(&indexes) {
-        plane.take_over(predecessors, name, *index, mode)?;
-        let attachment = plane.attach_to(slot, name, *index, mode)?;
-        info!(interface = name, mode = mode.as_str(), "attached");
-        attached.push(Attached { attachment, roles: roles(&config, name) });
-    }
-    own.begin(&config, &attached, &mut plane).report();
-    plane.load_what_is_used_later()?;
-
-    // Last what takes something away from a router that works: a failure before this leaves it as
-    // it was.
-    let spec = desired::build(&config, &names, &TargetHealth::default(), own.session_ports());
-    plane.apply_rules(&spec)?;
-    plane.detach_others(&interfaces)?;
-
-    let mut tasks = JoinSet::new();
-    if options.bpf_log.is_some() {
-        tasks.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
-    }
-    let punt_thread = PuntThread::spawn(plane.take_punts()?).await?;
-    let replayer = plane.replayer()?;
-    let upkeep = Upkeep::of(&config, &plane)?;
-    let is_adopted = plane.adopted;
-    let parts = Parts::new(options.config_path.as_path().into(), config, own, plane, attached, names);
-    next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
-    // Before anything reports that all is well: without it, packets that are handed to the daemon
-    // would be dropped.
-    let router = parts.router(replayer);
-    router.show_presence()?;
-    let Parts { state, plane, punts: tally, .. } = &parts;
-    tasks.spawn(parts.control(name_service.clone()).run());
-    tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
-    tasks.spawn(punt_thread.serve(router.clone(), tally.clone(), kernel.clone()));
-    tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));
-    tasks.spawn(punts::show_presence(router));
-    tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));
-    tasks.spawn(own_traffic::follow::follow(parts.own_traffic()));
-    tasks.spawn(parts.drain().follow());
-    tasks.spawn(name_service.follow(parts.names()));
-    Ok((parts, tasks))
+/// What a running daemon is asked for.
+enum Event {
+    /// To end.
+    Stop,
+    /// To hand over.
+    Asked(Request),
 }
 
-/// Answers until a signal says to stop, or until something that must not end has ended.
-async fn serve(
-    parts: &Parts,
-    mut tasks: JoinSet<Result<()>>,
+/// A running daemon.
+struct Running {
+    instance: Instance,
+    services: Services,
     listeners: Listeners,
-    signals: &mut Signals,
-) -> Result<()> {
-    let config = parts.state.config.get();
-    let (probe_config, probe) = (config.clone(), parts.probe());
-    tasks.spawn(watch::report(parts.monitor.clone(), parts.counters.clone()));
-    tasks.spawn(async move { probe::serve(&probe_config, probe, listeners.probe).await });
-    tasks.spawn(metrics::serve(parts.reports(), listeners.admin));
-    tasks.spawn(api::serve(parts.api(), listeners.api));
-    info!(
-        config = %parts.config_path.display(),
-        rules = config.forwards.len() + config.masquerades.len(),
-        probe = %config.health.listen,
-        "running"
-    );
-    // Without a service manager there is none to notify.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        () = signals.stop() => {}
-        Some(ended) = tasks.join_next() => {
-            ended.context("a part of the daemon has crashed")?.context("a part of the daemon has failed")?;
-            bail!("a part of the daemon has ended");
+    pins: Pins,
+    /// The lock on the pins, except during a hand-over.
+    lock: Option<File>,
+}
+
+impl Running {
+    /// Tells the log and the service manager that it forwards.
+    fn report(&self) {
+        let parts = &self.instance.parts;
+        let config = parts.state.config.get();
+        info!(
+            config = %parts.config_path.display(),
+            rules = config.forwards.len() + config.masquerades.len(),
+            probe = %config.health.listen,
+            "running"
+        );
+        // Without a service manager there is none to notify.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// Waits until it is asked for something, or until something that must not end has ended.
+    async fn wait(&mut self, signals: &mut Signals, offer: &Offer) -> Result<Event> {
+        tokio::select! {
+            () = signals.stop() => Ok(Event::Stop),
+            request = offer.asked() => Ok(Event::Asked(request)),
+            Some(ended) = self.services.join_next() => {
+                ended.context("a part of the daemon has crashed")?.context("a part of the daemon has failed")?;
+                bail!("a part of the daemon has ended")
+            }
         }
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    Ok(())
+
+    /// Ends the services.
+    async fn pause(&mut self) -> lifecycle::instance::Pause {
+        self.instance.pause(std::mem::take(&mut self.services)).await
+    }
+
+    /// Ends everything but the data plane.
+    async fn stop(mut self) {
+        let _paused = self.pause().await;
+        let parts = &self.instance.parts;
+        let interfaces: Vec<_> = parts.state.config.get().interfaces.names().map(str::to_owned).collect();
+        info!(
+            sessions = parts.sessions(),
+            "stopped; the programs go on forwarding on {} without a daemon, and the next start takes them over \
+             (`pls-router detach` takes them off)",
+            interfaces.join(", ")
+        );
+        if !listeners::is_managed() {
+            self.listeners.remove();
+        }
+    }
+
+    /// Hands over to a successor. Returns `true` if that has this daemon's place now, and `false` if
+    /// it has failed, and this daemon goes on.
+    ///
+    /// # Errors
+    /// Returns an error if this daemon cannot go on.
+    async fn hand_over(&mut self, request: Request, signals: &mut Signals) -> Result<bool> {
+        let process = request.process.unwrap_or_default();
+        info!(process, version = request.program, "another daemon takes over");
+        let pause = self.pause().await;
+        self.lock = None;
+        let handed_over = async {
+            request.grant(&self.listeners).await?;
+            request.done().await
+        };
+        let outcome = tokio::select! {
+            outcome = handed_over => outcome,
+            // The other one goes on by itself.
+            () = signals.stop() => return Ok(true),
+        };
+        let Err(error) = outcome else {
+            info!(process, "handed over");
+            return Ok(true);
+        };
+        warn!(process, "the other daemon has failed, so this one goes on: {error:#}");
+        drop(request);
+        self.lock = Some(self.lock_again().await?);
+        let followed = self.instance.resume(pause).await?;
+        self.services = self.instance.serve(followed, &self.listeners)?;
+        Ok(false)
+    }
+
+    /// Locks the pins again, which the failed successor may hold until it has ended.
+    async fn lock_again(&self) -> Result<File> {
+        /// The pause between two attempts.
+        const RETRY: Duration = Duration::from_millis(20);
+        let start = Instant::now();
+        loop {
+            match self.pins.lock() {
+                Ok(lock) => return Ok(lock),
+                Err(error) if start.elapsed() > RELEASE => return Err(error),
+                Err(_) => sleep(RETRY).await,
+            }
+        }
+    }
 }

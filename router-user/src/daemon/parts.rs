@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
+use anyhow::Result;
 use router_common::ports::PortRange;
 use tokio::sync::Notify;
 
@@ -19,7 +20,7 @@ use super::{
     serve::{api, probe, reports::Reports},
     sessions::{audit, sweep},
     state::State,
-    sync::Locked,
+    sync::{Locked, Work},
 };
 use crate::{
     config::Config,
@@ -43,6 +44,8 @@ pub(super) struct Parts {
     /// The ports that new sessions get.
     ports: PortRange,
     started: Instant,
+    /// Work that a pause waits for.
+    pub(super) work: Work,
 }
 
 impl Parts {
@@ -72,6 +75,7 @@ impl Parts {
             rules: plane.rules.clone(),
             ports,
             started: Instant::now(),
+            work: Work::default(),
             plane: Locked::new(plane),
         }
     }
@@ -79,6 +83,14 @@ impl Parts {
     /// Returns the number of sessions.
     pub(super) fn sessions(&self) -> u32 {
         self.flows.sessions()
+    }
+
+    /// Has packets reach the programs again, after others were to take their place.
+    pub(super) fn take_back(&self) -> Result<()> {
+        let mut plane = self.plane.lock();
+        plane.take_back()?;
+        self.state.rules_version.set(plane.settings.version());
+        Ok(())
     }
 
     pub(super) fn next_hops(&self) -> next_hops::Access {
@@ -101,7 +113,7 @@ impl Parts {
     pub(super) fn control(&self, resolver: Arc<dyn Resolve>) -> Control {
         let writer = Arc::new(KernelRules::new(&self.plane));
         let (requests, changed) = (self.requests.clone(), self.names_changed.clone());
-        Control::new(self.state.clone(), writer, resolver, requests, changed)
+        Control::new(self.state.clone(), writer, resolver, requests, changed, self.work.clone())
     }
 
     pub(super) fn router(&self, replayer: Replayer) -> Arc<KernelRouter> {
@@ -123,6 +135,7 @@ impl Parts {
             rules: self.rules.clone(),
             ports: self.ports,
             requests: self.requests.clone(),
+            work: self.work.clone(),
         }
     }
 

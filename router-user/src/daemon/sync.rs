@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
 /// Locks plain data. A panic of another thread that had the lock does not make plain data wrong.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,6 +38,23 @@ impl<T> Locked<T> {
     /// Replaces the data.
     pub(crate) fn set(&self, data: T) {
         *self.lock() = data;
+    }
+}
+
+/// Work on threads that may block, which outlives the task that has begun it. A clone is the same
+/// work.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Work(Arc<RwLock<()>>);
+
+impl Work {
+    /// Begins a piece of work, which lasts until the guard is dropped. Waits while work is stopped.
+    pub(crate) async fn begin(&self) -> OwnedRwLockReadGuard<()> {
+        self.0.clone().read_owned().await
+    }
+
+    /// Waits until no work is going on, and stops it until the guard is dropped.
+    pub(crate) async fn stop(&self) -> OwnedRwLockWriteGuard<()> {
+        self.0.clone().write_owned().await
     }
 }
 

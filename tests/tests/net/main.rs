@@ -16,6 +16,7 @@ mod example;
 mod expiry;
 mod floods;
 mod fragments;
+mod hand_over;
 mod interfaces;
 mod isolation;
 mod layouts;

@@ -29,7 +29,12 @@ use self::{
 };
 use crate::{
     config::Config,
-    daemon::{kernel::netlink::OwnAddresses, names::resolved::Names, state::State, sync::lock},
+    daemon::{
+        kernel::netlink::OwnAddresses,
+        names::resolved::Names,
+        state::State,
+        sync::{Work, lock},
+    },
     dataplane::RuleSetSpec,
 };
 
@@ -63,6 +68,7 @@ pub(crate) struct Control {
     in_force: Arc<Mutex<Option<RuleSetSpec>>>,
     /// Held while a configuration is replaced.
     replacing: Arc<tokio::sync::Mutex<()>>,
+    work: Work,
 }
 
 impl Control {
@@ -72,9 +78,10 @@ impl Control {
         resolver: Arc<dyn Resolve>,
         requests: Requests,
         names_changed: Arc<Notify>,
+        work: Work,
     ) -> Self {
         let (in_force, replacing) = (Arc::default(), Arc::default());
-        Self { state, writer, resolver, requests, names_changed, in_force, replacing }
+        Self { state, writer, resolver, requests, names_changed, in_force, replacing, work }
     }
 
     /// Puts the rules in force whenever a part of the daemon asks for it. The kernel may well
@@ -115,10 +122,10 @@ impl Control {
         let known = self.state.names.get();
         // Before anything is written: a rule is not to be without targets meanwhile.
         let new = self.resolver.resolve(&config, &known, &own).await;
-        let (control, config) = (self.clone(), Arc::new(config));
+        let (control, config, work) = (self.clone(), Arc::new(config), self.work.begin().await);
         // With its turn: it goes on if the caller gives up.
         let replace = move || {
-            let _turn = turn;
+            let (_turn, _work) = (turn, work);
             control.put_in_force(&config, new)
         };
         let replaced = spawn_blocking(replace).await;
@@ -165,9 +172,10 @@ impl Control {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     async fn apply(&self) -> Result<Result<()>> {
-        let control = self.clone();
+        let (control, work) = (self.clone(), self.work.begin().await);
         // A large rule set takes a while.
         spawn_blocking(move || {
+            let _work = work;
             let mut in_force = lock(&control.in_force);
             let config = control.state.config.get();
             let spec = {

@@ -10,7 +10,11 @@ use anyhow::bail;
 
 use super::{replace::Fixed, *};
 use crate::{
-    daemon::{kernel::own_traffic::OwnTraffic, names::resolved::Resolved, sync::Locked},
+    daemon::{
+        kernel::own_traffic::OwnTraffic,
+        names::resolved::Resolved,
+        sync::{Locked, Work},
+    },
     port_plan::Kernel,
 };
 
@@ -100,7 +104,14 @@ fn control(config: Config) -> (Control, Arc<Recorder>) {
     let state = State::new(config, Vec::new(), own, Names::new());
     let recorder = Arc::new(Recorder::default());
     recorder.state.set(state.clone()).map_err(drop).expect("set once");
-    let control = Control::new(state, recorder.clone(), Arc::new(Seven), Requests::new(), Arc::default());
+    let control = Control::new(
+        state,
+        recorder.clone(),
+        Arc::new(Seven),
+        Requests::new(),
+        Arc::default(),
+        Work::default(),
+    );
     (control, recorder)
 }
 

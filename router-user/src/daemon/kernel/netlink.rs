@@ -137,8 +137,8 @@ pub(crate) struct Kernel {
     handle: Arc<Mutex<Handle>>,
 }
 
-/// Opens a connection to the kernel, and the stream of its changes from now on.
-pub(crate) fn connect() -> Result<(Watch, Kernel)> {
+/// Opens a connection for questions to the kernel.
+pub(crate) fn connect() -> Result<Kernel> {
     // Questions have a separate connection: when a burst of changes overruns a socket's buffer,
     // answers are lost as well.
     let open = || rtnetlink::new_connection().context("cannot open a netlink socket");
@@ -153,6 +153,11 @@ pub(crate) fn connect() -> Result<(Watch, Kernel)> {
             *lock(&current) = handle;
         }
     });
+    Ok(Kernel { handle })
+}
+
+/// Opens the stream of the kernel's changes from now on.
+pub(crate) fn watch() -> Result<Watch> {
     let topology = messages(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -169,7 +174,7 @@ pub(crate) fn connect() -> Result<(Watch, Kernel)> {
         topology.filter_map(or(Change::Topology)).boxed(),
         neighbours.filter_map(or(Change::MissedNeighbours)).boxed(),
     );
-    Ok((changes.boxed(), Kernel { handle }))
+    Ok(changes.boxed())
 }
 
 fn change(message: RouteNetlinkMessage) -> Option<Change> {

@@ -1,12 +1,22 @@
 //! The sockets that the daemon answers on.
 
 use std::{
-    io::ErrorKind,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::Path,
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    os::{
+        fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::UnixListener as StdUnixListener,
+        },
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use sd_notify::NotifyState;
+use socket2::Socket;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::warn;
 
@@ -16,36 +26,173 @@ use crate::{
     private,
 };
 
-/// The sockets that the daemon answers on.
+/// The sockets that the daemon answers on. They are kept open while nobody serves them, so that a
+/// client that connects meanwhile waits, and is not refused.
 pub(crate) struct Listeners {
+    probe: StdTcpListener,
+    admin: StdTcpListener,
+    api: StdUnixListener,
+    /// The file of the API's socket.
+    path: PathBuf,
+    /// `true` if that was made for this daemon, and not inherited.
+    is_new: bool,
+}
+
+/// The same sockets, for the tasks that serve them.
+pub(crate) struct Served {
     pub(crate) probe: TcpListener,
     pub(crate) admin: TcpListener,
     pub(crate) api: UnixListener,
 }
 
+/// The names of the sockets when they are handed on.
+const PROBE: &str = "probe";
+const ADMIN: &str = "admin";
+const API: &str = "api";
+
 impl Listeners {
-    pub(crate) fn bind(config: &Config) -> Result<Self> {
-        let tcp = |address: std::net::SocketAddr, key: &str| {
-            http::listen(address).map_err(|error| {
+    /// Listens where the configuration says, on inherited sockets where those fit.
+    pub(crate) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self> {
+        let mut tcp = |name, address: SocketAddr, key: &str| match inherited.take_tcp(name, address) {
+            Some(listener) => Ok(listener),
+            None => http::listen(address).map_err(|error| {
                 let fix = if error.kind() == ErrorKind::AddrNotAvailable {
                     "name an address of this machine, or 0.0.0.0 for all of them"
                 } else {
                     "name another port; who has this one says `ss -tlnp`"
                 };
                 anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
+            }),
+        };
+        let probe = tcp(PROBE, config.health.listen, "health.listen")?;
+        let admin = tcp(ADMIN, config.admin.listen, "admin.listen")?;
+        let socket = &config.admin.socket;
+        let inherited = inherited.take_unix(API, socket);
+        let is_new = inherited.is_none();
+        let api = match inherited {
+            Some(listener) => listener,
+            None => bind_unix(socket)
+                .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?,
+        };
+        Ok(Self { probe, admin, api, path: socket.clone(), is_new })
+    }
+
+    /// Removes the file of the API's socket, if that was made for this daemon.
+    pub(crate) fn remove_new(&self) {
+        if self.is_new {
+            self.remove();
+        }
+    }
+
+    /// Removes the file of the API's socket.
+    pub(crate) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Returns handles for the tasks that serve them.
+    pub(crate) fn serve(&self) -> Result<Served> {
+        let shared = || -> io::Result<Served> {
+            Ok(Served {
+                probe: TcpListener::from_std(self.probe.try_clone()?)?,
+                admin: TcpListener::from_std(self.admin.try_clone()?)?,
+                api: UnixListener::from_std(self.api.try_clone()?)?,
             })
         };
-        let probe = tcp(config.health.listen, "health.listen")?;
-        let admin = tcp(config.admin.listen, "admin.listen")?;
-        let socket = &config.admin.socket;
-        let directory = socket.parent().unwrap_or(Path::new("/"));
-        private::make(directory).context("admin.socket")?;
-        remove_stale(socket)?;
-        let api = UnixListener::bind(socket)
-            .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
-            .with_context(|| format!("cannot restrict {}", socket.display()))?;
-        Ok(Self { probe, admin, api })
+        shared().context("cannot serve the listening sockets")
+    }
+
+    /// Returns the sockets by name, to be handed on.
+    pub(crate) fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
+        [(PROBE, self.probe.as_fd()), (ADMIN, self.admin.as_fd()), (API, self.api.as_fd())]
+    }
+
+    /// Has the service manager keep the sockets for the next daemon, if there is one that does.
+    pub(crate) fn store(&self) {
+        for (name, socket) in self.named() {
+            let stored =
+                sd_notify::notify_with_fds(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], &[])
+                    .and_then(|()| {
+                        sd_notify::notify_with_fds(
+                            &[NotifyState::FdStore, NotifyState::FdName(name)],
+                            &[socket],
+                        )
+                    });
+            if let Err(error) = stored {
+                warn!("the service manager does not keep a socket ({name}) over a restart: {error}");
+            }
+        }
+    }
+}
+
+/// Returns `true` if this process was started by a service manager that can keep sockets.
+pub(crate) fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Listens on a Unix socket that root and a group may use, in a directory that only root can write.
+pub(super) fn bind_unix(socket: &Path) -> Result<StdUnixListener> {
+    private::make(socket.parent().unwrap_or(Path::new("/")))?;
+    remove_stale(socket)?;
+    let listener = StdUnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Sockets of an earlier daemon, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited(Vec<(String, OwnedFd)>);
+
+impl Inherited {
+    /// Returns those that the service manager has kept (sd_listen_fds(3)); none from the second call
+    /// on.
+    pub(crate) fn from_service_manager() -> Self {
+        static ARE_TAKEN: AtomicBool = AtomicBool::new(false);
+        if ARE_TAKEN.swap(true, Relaxed) {
+            return Self::default();
+        }
+        let Ok(sockets) = sd_notify::listen_fds_with_names() else { return Self::default() };
+        // SAFETY: the service manager has opened them for this process, and nothing else owns them:
+        // this is done once.
+        let own = |(descriptor, name)| (name, unsafe { OwnedFd::from_raw_fd(descriptor) });
+        Self(sockets.map(own).collect())
+    }
+
+    /// Returns these sockets.
+    pub(crate) fn of(sockets: Vec<(String, OwnedFd)>) -> Self {
+        Self(sockets)
+    }
+
+    /// Returns `true` if the socket of the API is among them.
+    pub(crate) fn has_api(&self) -> bool {
+        self.0.iter().any(|(name, _)| name == API)
+    }
+
+    /// Takes a socket that fits.
+    fn take<T>(&mut self, name: &str, fits: impl Fn(&Socket) -> io::Result<bool>) -> Option<T>
+    where
+        T: From<Socket>,
+    {
+        let is_it = |(known, socket): &(String, OwnedFd)| {
+            known == name
+                && socket.try_clone().map(Socket::from).is_ok_and(|socket| {
+                    socket.is_listener().unwrap_or(false) && fits(&socket).unwrap_or(false)
+                })
+        };
+        let position = self.0.iter().position(is_it)?;
+        let socket = Socket::from(self.0.remove(position).1);
+        socket.set_nonblocking(true).and_then(|()| socket.set_cloexec(true)).ok()?;
+        Some(T::from(socket))
+    }
+
+    fn take_tcp(&mut self, name: &str, address: SocketAddr) -> Option<StdTcpListener> {
+        self.take(name, |socket| Ok(socket.local_addr()?.as_socket() == Some(address)))
+    }
+
+    /// Takes a Unix socket. One whose file was removed cannot be reached any more.
+    fn take_unix(&mut self, name: &str, path: &Path) -> Option<StdUnixListener> {
+        let is_there = std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
+        self.take(name, |socket| Ok(is_there && socket.local_addr()?.as_pathname() == Some(path)))
     }
 }
 
@@ -65,7 +212,7 @@ pub(crate) fn reserve_descriptors(config: &Config) {
     }
 }
 
-/// Removes the socket that an earlier daemon has left; `refuse_second` has checked that no daemon
+/// Removes the socket that an earlier daemon has left; the caller has checked that no daemon
 /// answers. Anything else is not ours to remove.
 fn remove_stale(socket: &Path) -> Result<()> {
     match std::fs::symlink_metadata(socket) {
@@ -81,13 +228,12 @@ fn remove_stale(socket: &Path) -> Result<()> {
     }
 }
 
-/// Refuses to be the second daemon with the same socket.
-pub(crate) async fn refuse_second(socket: &Path) -> Result<()> {
-    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(()) };
+/// Returns `true` if a daemon of this user answers on the socket.
+pub(crate) async fn is_answered(socket: &Path) -> bool {
     // In a directory that others may write, others may make this file. Only one of this user's is a
     // daemon's.
-    if stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())) {
-        bail!("a pls-router daemon is running already: it answers on {}", socket.display());
+    match UnixStream::connect(socket).await {
+        Ok(stream) => stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())),
+        Err(_) => false,
     }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The start and the end of the daemon.
 
+pub(crate) mod hand_over;
+pub(crate) mod instance;
 pub(crate) mod listeners;
 pub(crate) mod loading;
 pub(crate) mod privileges;

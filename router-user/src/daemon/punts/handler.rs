@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use router_common::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::{JoinSet, yield_now},
-    time::{interval, sleep},
+    time::{interval, sleep, sleep_until},
 };
 
 use super::{
@@ -38,6 +39,10 @@ const RECORDS_IN_A_ROW: u32 = 256;
 /// The period in which expired packets are looked for, while any are queued.
 const ROUND: Duration = Duration::from_millis(500);
 
+/// The time for packets that are queued when the work is to stop: neighbours that answer do so
+/// within it.
+const FINISH: Duration = Duration::from_millis(500);
+
 /// Descriptors for serving, opened while the daemon starts: later it may not, or may lack
 /// descriptors.
 pub(super) struct Channels {
@@ -57,14 +62,16 @@ impl Channels {
     }
 }
 
-/// Handles the packets in the ring until an error occurs.
+/// Handles the packets in the ring until an error occurs, or until `stop`. Packets that are queued
+/// then are handled for a moment yet, and the ring is left to whoever comes next.
 pub(super) async fn serve(
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
     kernel: Kernel,
-    channels: Channels,
+    channels: &mut Channels,
+    stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let Channels { mut ring, mut changes, output } = channels;
+    let Channels { ring, changes, output } = channels;
     let mut handler = PuntHandler {
         router,
         tally,
@@ -77,9 +84,16 @@ pub(super) async fn serve(
         to_be_resolved: HashSet::new(),
     };
     let mut round = interval(ROUND);
+    let (mut stop, mut end) = (pin!(stop), None);
     loop {
+        let last = end;
+        if last.is_some() && !handler.has_queued() {
+            return Ok(());
+        }
         tokio::select! {
-            ready = ring.readable_mut() => {
+            () = &mut stop, if last.is_none() => end = Some(tokio::time::Instant::now() + FINISH),
+            () = sleep_until(last.unwrap_or_else(tokio::time::Instant::now)), if last.is_some() => return Ok(()),
+            ready = ring.readable_mut(), if last.is_none() => {
                 let mut ready = ready.context("cannot wait for packets from the data plane")?;
                 // A full ring must not keep answers and the clock from their turn.
                 let mut records = 0;
@@ -109,11 +123,11 @@ pub(super) async fn serve(
 }
 
 /// Handles packets from the ring, and answers about their neighbours.
-struct PuntHandler {
+struct PuntHandler<'a> {
     router: Arc<dyn Router>,
     tally: Arc<Tally>,
     kernel: Kernel,
-    output: Output,
+    output: &'a mut Output,
     early_fragments: EarlyFragments,
     waiting: Waiting,
     failed: FailedNeighbours,
@@ -168,7 +182,7 @@ fn consequence(question: Question, entry: Option<&NeighbourEntry>) -> Consequenc
     }
 }
 
-impl PuntHandler {
+impl PuntHandler<'_> {
     fn handle(&mut self, punted: &Punted<'_>) {
         let received = Received::of(punted);
         match punted.kind {
@@ -315,8 +329,13 @@ impl PuntHandler {
         }
     }
 
+    /// Returns `true` if packets are queued.
+    fn has_queued(&self) -> bool {
+        !self.early_fragments.is_empty() || !self.waiting.is_empty()
+    }
+
     fn has_something(&self) -> bool {
-        !self.early_fragments.is_empty() || !self.waiting.is_empty() || !self.failed.is_empty()
+        self.has_queued() || !self.failed.is_empty()
     }
 
     fn look_at_the_clock(&mut self) {

@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, thread};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, RingBuf};
-use tokio::{runtime, sync::oneshot};
+use tokio::{
+    runtime,
+    sync::{mpsc, oneshot},
+};
 
 use super::{
     handler::{Channels, serve},
@@ -17,10 +20,15 @@ use crate::daemon::kernel::netlink::Kernel;
 /// kernel's scheduler shares the CPU between them and the rest of the daemon, which answers the
 /// probe.
 pub(crate) struct PuntThread {
-    /// Begins the work.
-    start: oneshot::Sender<Access>,
-    /// The error that the work has ended with.
-    ended: oneshot::Receiver<Result<()>>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// An order to the thread, which takes one at a time.
+enum Order {
+    /// Handle packets until the receiver of the result is dropped.
+    Serve(Access, oneshot::Sender<Result<()>>),
+    /// Say that all earlier orders are done.
+    Report(oneshot::Sender<()>),
 }
 
 /// The parts of the daemon that the thread has access to.
@@ -30,15 +38,16 @@ struct Access {
     kernel: Kernel,
 }
 
+const CRASHED: &str = "the thread for punted packets has crashed";
+
 impl PuntThread {
     /// Starts the thread, which opens its descriptors and waits for [`serve`](Self::serve). Once
-    /// the daemon forwards, it may not open them, or may lack some.
+    /// the daemon forwards, it may lack descriptors.
     ///
     /// # Errors
     /// Returns an error if the thread or one of its descriptors cannot be had.
     pub(crate) async fn spawn(ring: RingBuf<MapData>) -> Result<Self> {
-        let (start, started) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
+        let (orders, taken) = mpsc::unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
         let work = move || {
             let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
@@ -50,40 +59,55 @@ impl PuntThread {
                     Ok(channels) => channels,
                     Err(error) => return drop(ready.send(Err(error))),
                 };
-                let is_wanted = ready.send(Ok(())).is_ok();
-                // Without a start, the daemon has not come up.
-                if is_wanted && let Ok(access) = started.await {
-                    work_until_closed(access, channels, end).await;
+                if ready.send(Ok(())).is_ok() {
+                    follow(taken, channels).await;
                 }
             });
         };
         thread::Builder::new().name("punts".to_owned()).spawn(work).context("cannot start a thread")?;
-        is_ready.await.context("the thread for punted packets has crashed")??;
-        Ok(Self { start, ended })
+        is_ready.await.context(CRASHED)??;
+        Ok(Self { orders })
     }
 
-    /// Has the thread handle packets until the returned future is dropped.
+    /// Returns a future that has the thread handle packets, until it is dropped.
     ///
     /// # Errors
-    /// Returns an error if the ring or the kernel's messages cannot be read any more.
-    pub(crate) async fn serve(
-        self,
+    /// The future returns an error if the ring or the kernel's messages cannot be read any more.
+    pub(crate) fn serve(
+        &self,
         router: Arc<dyn Router>,
         tally: Arc<Tally>,
         kernel: Kernel,
-    ) -> Result<()> {
-        const CRASHED: &str = "the thread for punted packets has crashed";
-        self.start.send(Access { router, tally, kernel }).map_err(|_| anyhow!(CRASHED))?;
-        self.ended.await.context(CRASHED)?
+    ) -> impl Future<Output = Result<()>> + use<> {
+        let (end, ended) = oneshot::channel();
+        let is_taken = self.orders.send(Order::Serve(Access { router, tally, kernel }, end)).is_ok();
+        async move {
+            ensure!(is_taken, CRASHED);
+            ended.await.context(CRASHED)?
+        }
+    }
+
+    /// Waits until the thread handles no packets any more. The future of [`serve`](Self::serve) has
+    /// been dropped.
+    pub(crate) async fn rest(&self) {
+        let (report, reported) = oneshot::channel();
+        if self.orders.send(Order::Report(report)).is_ok() {
+            // A thread that has crashed rests as well.
+            let _ = reported.await;
+        }
     }
 }
 
-async fn work_until_closed(access: Access, channels: Channels, mut end: oneshot::Sender<Result<()>>) {
-    let Access { router, tally, kernel } = access;
-    let result = tokio::select! {
-        result = serve(router, tally, kernel, channels) => result,
-        () = end.closed() => return,
-    };
-    // Without a receiver, the daemon ends as well.
-    drop(end.send(result));
+/// Follows the orders until nobody can give any.
+async fn follow(mut orders: mpsc::UnboundedReceiver<Order>, mut channels: Channels) {
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Serve(Access { router, tally, kernel }, mut end) => {
+                let result = serve(router, tally, kernel, &mut channels, end.closed()).await;
+                // Without a receiver, it was to stop.
+                drop(end.send(result));
+            }
+            Order::Report(report) => drop(report.send(())),
+        }
+    }
 }

@@ -34,7 +34,7 @@ use crate::{
             target_health::TargetHealth,
         },
         state::{Routing, SessionCounts},
-        sync::Locked,
+        sync::{Locked, Work},
     },
     dataplane::{CounterTable, Dataplane, Flow, FlowTable, RuleTable, Verdict, now, port_pool, port_source},
 };
@@ -79,6 +79,7 @@ pub(crate) struct Access {
     /// The ports that new sessions get.
     pub(crate) ports: PortRange,
     pub(crate) requests: Requests,
+    pub(crate) work: Work,
 }
 
 /// Sweeps periodically.
@@ -99,8 +100,10 @@ pub(crate) async fn sweep(access: Access, is_adopted: bool) -> Result<()> {
         let watched = passive_health::watched(&access.config.get(), &access.names.lock(), &access.rules);
         let signs = Gatherer::new(watched, std::mem::replace(&mut before, now), now);
         let sweeping = access.clone();
+        let work = access.work.begin().await;
         // A walk through a large table takes a while, and must not hold up the probe.
         let walks = move || {
+            let _work = work;
             let recount = recount.and_then(|recount| recount.look(&sweeping.flows, &sweeping.counters));
             let signs = sweep_once(&sweeping, round, signs, &mut orphans);
             (recount, signs, orphans)

@@ -116,8 +116,8 @@ impl Listener for UnixListener {
     }
 }
 
-/// Listens on a TCP address.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on a TCP address. The socket does not block.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
         socket2::Type::STREAM.nonblocking().cloexec(),
@@ -127,7 +127,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Raises the limit of open files as far as this process may, so that no listener comes near it.

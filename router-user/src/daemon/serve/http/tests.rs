@@ -19,6 +19,7 @@ async fn with_server<T: Send + 'static>(work: impl FnOnce(SocketAddr) -> T + Sen
     };
     let admit = |ends: &Ends| Origin { group: 0, party: Party::of(ends.peer.ip()) };
     let answer = |_, _| async { Response::new("good".to_owned()) };
+    let listener = TcpListener::from_std(listener).expect("a listener");
     let server = tokio::spawn(serve(listener, limits, admit, answer));
     let result = tokio::task::spawn_blocking(move || work(address)).await.expect("it ends");
     server.abort();

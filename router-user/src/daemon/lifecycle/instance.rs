@@ -1,0 +1,248 @@
+//! An instance of the router: a configuration, the data plane that it is in force in, and the
+//! services that keep it true.
+//!
+//! A [`Candidate`] is prepared beside an instance that may be running, in this process or in
+//! another one, and takes its place when it is activated. Services can be paused meanwhile, and go
+//! on if the candidate fails.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::{sync::OwnedRwLockWriteGuard, task::JoinSet};
+use tracing::{info, warn};
+
+use super::{listeners::Listeners, loading::Loading};
+use crate::{
+    config::Config,
+    daemon::{
+        Options,
+        control::desired,
+        kernel::{
+            interfaces::{Attached, roles},
+            netlink::{self, Addresses, Kernel, Watch},
+            next_hops::{self, Topology},
+            own_traffic::{self, OwnTraffic},
+        },
+        logging::watch,
+        names::{NameService, resolved::Names},
+        observe::target_health::TargetHealth,
+        parts::Parts,
+        punts::{
+            self,
+            router::{KernelRouter, Router as _},
+            thread::PuntThread,
+        },
+        serve::{api, metrics, probe},
+        sessions::sweep,
+        upkeep::Upkeep,
+    },
+    dataplane::{self, LoadOptions, Mode, Pins, Predecessors, Prepared},
+    port_plan,
+};
+
+/// An instance that is ready to come into force. Nothing of the data plane in force was changed for
+/// it.
+pub(crate) struct Candidate {
+    options: Options,
+    config: Config,
+    kernel: Kernel,
+    changes: Watch,
+    addresses: Addresses,
+    /// The interfaces' indexes by slot.
+    indexes: Vec<u32>,
+    topology: Topology,
+    own: OwnTraffic,
+    name_service: Arc<NameService>,
+    names: Names,
+    prepared: Prepared,
+}
+
+impl Candidate {
+    /// Prepares an instance: reads what the kernel knows, resolves names, and loads the programs.
+    ///
+    /// # Errors
+    /// Returns an error if any of that fails. The machine is then as it was.
+    pub(crate) async fn prepare(options: &Options, config: Config, loading: &Loading) -> Result<Self> {
+        let kernel = netlink::connect()?;
+        let changes = netlink::watch()?;
+        let addresses = kernel.addresses().await?;
+        let indexes =
+            config.interfaces.names().map(dataplane::interface_index).collect::<Result<Vec<_>>>()?;
+        let topology = Topology::read(&kernel).await?;
+        let earlier = dataplane::reserved_earlier(&Pins::open(&config.admin.pins)?)?;
+        let own = OwnTraffic::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
+        info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
+        let name_service = Arc::new(NameService::of_system(&config.admin.socket, &addresses.local()));
+        let names = name_service.resolve_new(&config, &Names::new(), &addresses.local()).await;
+        let load = LoadOptions {
+            pins: Some(config.admin.pins.clone()),
+            sessions: config.limits.flows,
+            half_open_per_source: config.half_open_per_source(own.snat.size()),
+            generic: config.interfaces.mode == Mode::Generic,
+            log: options.bpf_log,
+        };
+        let prepared = loading.load(load).await?;
+        let options = options.clone();
+        Ok(Self {
+            options,
+            config,
+            kernel,
+            changes,
+            addresses,
+            indexes,
+            topology,
+            own,
+            name_service,
+            names,
+            prepared,
+        })
+    }
+
+    /// Puts the instance in force. Nothing else may write to the data plane meanwhile, nor to those
+    /// of `predecessors`. The services are started by [`Instance::serve`].
+    ///
+    /// # Errors
+    /// Returns an error if the kernel or a driver refuses.
+    pub(crate) async fn activate(self, predecessors: &mut Predecessors) -> Result<(Instance, Followed)> {
+        let Self { options, config, kernel, changes, addresses, indexes, mut topology, mut own, .. } = self;
+        let mut plane = self.prepared.activate()?;
+        if plane.adopted {
+            info!("found the data plane of an earlier daemon: its sessions go on");
+            if plane.flows.capacity() != config.limits.flows {
+                warn!(
+                    "the flow table has room for {} sessions; limits.flows = {} takes effect after `pls-router detach` and a start",
+                    plane.flows.capacity(),
+                    config.limits.flows
+                );
+            }
+        }
+        plane.switch_route_lookups_on()?;
+        plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
+        plane.local_addresses.set_ipv6(&addresses.own_ipv6())?;
+        plane.interface_addresses.set(next_hops::sources(&indexes, &addresses))?;
+        plane.settings.set_interfaces(next_hops::interfaces(&indexes, &kernel, &addresses).await?)?;
+        let interfaces: Vec<&str> = config.interfaces.names().collect();
+        let mode = config.interfaces.mode;
+        // The first packet has to find rules.
+        if !plane.adopted {
+            let spec = desired::build(&config, &self.names, &TargetHealth::default(), own.session_ports());
+            plane.apply_rules(&spec)?;
+        }
+        let mut attached = Vec::new();
+        for ((slot, name), index) in (0..).zip(&interfaces).zip(&indexes) {
+            plane.take_over(predecessors, name, *index, mode)?;
+            let attachment = plane.attach_to(slot, name, *index, mode)?;
+            info!(interface = name, mode = mode.as_str(), "attached");
+            attached.push(Attached { attachment, roles: roles(&config, name) });
+        }
+        own.begin(&config, &attached, &mut plane).report();
+        plane.load_what_is_used_later()?;
+
+        // Last what takes something away from a router that works: a failure before this leaves it
+        // as it was.
+        let spec = desired::build(&config, &self.names, &TargetHealth::default(), own.session_ports());
+        plane.apply_rules(&spec)?;
+        plane.detach_others(&interfaces)?;
+
+        let mut logs = JoinSet::new();
+        if options.bpf_log.is_some() {
+            logs.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
+        }
+        let punts = PuntThread::spawn(plane.take_punts()?).await?;
+        let replayer = plane.replayer()?;
+        let is_adopted = plane.adopted;
+        let parts =
+            Parts::new(options.config_path.as_path().into(), config, own, plane, attached, self.names);
+        next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
+        // Before anything reports that all is well: without it, packets that are handed to the
+        // daemon would be dropped.
+        let router = parts.router(replayer);
+        router.show_presence()?;
+        let instance =
+            Instance { parts, name_service: self.name_service, kernel, punts, router, _logs: logs };
+        Ok((instance, Followed { changes, topology, is_adopted }))
+    }
+}
+
+/// What services follow from: the kernel's changes from a moment on, and its state at that moment.
+pub(crate) struct Followed {
+    changes: Watch,
+    topology: Topology,
+    /// `true` if the sessions may be those of another instance.
+    is_adopted: bool,
+}
+
+/// An instance that is in force, or paused.
+pub(crate) struct Instance {
+    pub(crate) parts: Parts,
+    name_service: Arc<NameService>,
+    kernel: Kernel,
+    punts: PuntThread,
+    router: Arc<KernelRouter>,
+    /// The programs' own log.
+    _logs: JoinSet<Result<()>>,
+}
+
+/// The tasks that keep an instance true and answer for it.
+pub(crate) type Services = JoinSet<Result<()>>;
+
+/// Keeps an instance paused.
+pub(crate) struct Pause {
+    _work: OwnedRwLockWriteGuard<()>,
+}
+
+impl Instance {
+    /// Starts the services.
+    ///
+    /// # Errors
+    /// Returns an error if the process lacks descriptors.
+    pub(crate) fn serve(&self, followed: Followed, listeners: &Listeners) -> Result<Services> {
+        let Self { parts, name_service, kernel, punts, router, .. } = self;
+        let Parts { state, plane, punts: tally, .. } = parts;
+        let config = state.config.get();
+        let Followed { changes, topology, is_adopted } = followed;
+        let upkeep = Upkeep::of(&config, &plane.lock())?;
+        let sockets = listeners.serve()?;
+        let (router, tally, kernel) = (router.clone(), tally.clone(), kernel.clone());
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(parts.control(name_service.clone()).run());
+        tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
+        tasks.spawn(punts.serve(router.clone(), tally, kernel.clone()));
+        tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));
+        tasks.spawn(punts::show_presence(router));
+        tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));
+        tasks.spawn(own_traffic::follow::follow(parts.own_traffic()));
+        tasks.spawn(parts.drain().follow());
+        tasks.spawn(name_service.clone().follow(parts.names()));
+        tasks.spawn(watch::report(parts.monitor.clone(), parts.counters.clone()));
+        let probe = parts.probe();
+        tasks.spawn(async move { probe::serve(&config, probe, sockets.probe).await });
+        tasks.spawn(metrics::serve(parts.reports(), sockets.admin));
+        tasks.spawn(api::serve(parts.api(), sockets.api));
+        Ok(tasks)
+    }
+
+    /// Ends the services, and returns when none of them writes to the data plane any more. The data
+    /// plane goes on forwarding.
+    pub(crate) async fn pause(&self, mut services: Services) -> Pause {
+        services.shutdown().await;
+        self.punts.rest().await;
+        Pause { _work: self.parts.work.stop().await }
+    }
+
+    /// Has packets reach this instance's programs again, after another one was to take its place
+    /// and has failed.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refuses.
+    pub(crate) async fn resume(&self, pause: Pause) -> Result<Followed> {
+        let changes = netlink::watch()?;
+        let mut topology = Topology::read(&self.kernel).await?;
+        self.parts.take_back().context("cannot take the data plane back")?;
+        drop(pause);
+        next_hops::refresh(&self.parts.next_hops(), &self.kernel, &mut topology).await?;
+        self.router.show_presence()?;
+        Ok(Followed { changes, topology, is_adopted: true })
+    }
+}
