@@ -5,6 +5,7 @@ mod deploy;
 mod lab;
 mod packages;
 mod setup;
+mod soak;
 mod system;
 mod test;
 mod toolchain;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use verb::Verb;
 
-const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, vm::VERB, deploy::VERB];
+const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, soak::VERB, vm::VERB, deploy::VERB];
 
 const HELP: &str = "\
 Builds, runs, tests and measures pls-router.
@@ -30,7 +31,7 @@ network namespaces. Each verb installs the programs that it needs and are missin
 
   a Rust compiler for BPF   from rustup, or else from Debian's packages      10 to 60 s
   bpf-linker                by cargo install, into cargo's bin directory     90 s
-  system packages           by apt-get, for lab, test and bench              10 to 60 s
+  system packages           by apt-get, for lab, test, bench, soak 10 to 60 s
   Miri                      from rustup, with a nightly Rust, for test       30 s
   kernels and qemu          by apt-get, unpacked below target, for vm        10 s
 

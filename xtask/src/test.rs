@@ -591,6 +591,7 @@ mod tests {
                 ("lab", "deploy", Group::Net),
                 ("lab", "differential", Group::Net),
                 ("lab", "net", Group::Net),
+                ("lab", "soak", Group::Net),
                 ("router-common", "rewrite", Group::Host),
                 ("router-user", "bpf_fuzz", Group::Bpf),
                 ("router-user", "cli", Group::Host),

@@ -24,6 +24,7 @@ mod audit;
 mod churn;
 mod crowd;
 mod ends;
+pub mod lifecycle;
 mod place;
 mod plan;
 mod report;
@@ -101,7 +102,7 @@ pub fn run(options: &Options) -> Result<()> {
         "soak: {sessions} sessions, {churn} short ones a second, {streams} TCP streams, for {length}; seed {seed}"
     );
     let rules = [streams::rules(), crowd::rules(), churn::rules()].concat();
-    let place = Place::make(&options.binary, &rules)?;
+    let place = Place::make(&options.binary, &rules, CAPACITY)?;
     let weather = Weather::begin(&place)?;
     let (tally, phases) = (Tally::default(), Phases::default());
     let tcp = Streams::new(seed, &phases, &tally);

@@ -10,9 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use router_common::limits::LAYOUT;
 
-use super::plan::CAPACITY;
 use crate::{
-    Process, command,
+    Process,
+    addresses::PLATFORM,
+    command,
     link::{self, XdpPass},
     namespace::Namespace,
     paths,
@@ -68,8 +69,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Lays the wires for a router with these rules; nothing runs yet.
-    pub(super) fn make(binary: &Path, rules: &str) -> Result<Self> {
+    /// Lays the wires for a router with these rules, and room for so many sessions; nothing runs
+    /// yet.
+    pub(super) fn make(binary: &Path, rules: &str, capacity: u32) -> Result<Self> {
         let state = State::create(&paths::unique_id())?;
         let namespace = |name: &str| -> Result<Namespace> {
             let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
@@ -86,7 +88,7 @@ impl Place {
             state,
         };
         place.lay_wires().context("cannot lay the wires")?;
-        place.state.write("config.toml", place.configuration(rules))?;
+        place.state.write("config.toml", place.configuration(rules, capacity))?;
         Ok(place)
     }
 
@@ -109,7 +111,8 @@ impl Place {
              link set detour master br0\n\
              link set detour type bridge_slave learning off flood off mcast_flood off bcast_flood off")?;
         clients.ip(&format!(
-            "link set eth0 address {}\naddr add {CLIENT_HOP}/26 dev eth0\naddr add {}/32 dev eth0",
+            "link set eth0 address {}\naddr add {CLIENT_HOP}/26 dev eth0\naddr add {}/32 dev eth0\n\
+             addr add {PLATFORM}/32 dev lo",
             mac(CLIENTS_MAC),
             STREAMS_CLIENT,
         ))?;
@@ -122,7 +125,8 @@ impl Place {
         ))?;
         router.ip(&format!(
             "link set eth0 address {}\naddr add {ROUTER}/26 dev eth0\n\
-             route add 10.64.0.0/14 via {CLIENT_HOP}\nroute add default via {}",
+             route add 10.64.0.0/14 via {CLIENT_HOP}\n\
+             route add {PLATFORM} via {CLIENT_HOP}\nroute add default via {}",
             mac(ROUTER_MAC),
             SERVER_HOPS[0],
         ))?;
@@ -134,7 +138,7 @@ impl Place {
         Ok(())
     }
 
-    fn configuration(&self, rules: &str) -> String {
+    fn configuration(&self, rules: &str, capacity: u32) -> String {
         let (first, last) = SNAT_PORTS;
         format!(
             "[interfaces]\npls = \"eth0\"\nmode = \"native\"\n\
@@ -142,7 +146,7 @@ impl Place {
              [snat]\nports = \"{first}-{last}\"\n\
              [health]\nlisten = \"0.0.0.0:8082\"\n\
              [admin]\nlisten = \"127.0.0.1:9090\"\nsocket = \"{}\"\npins = \"{}\"\n\
-             [limits]\nflows = {CAPACITY}\n\
+             [limits]\nflows = {capacity}\n\
              [timeouts]\ntcp_established = \"{tcp}s\"\ntcp_transitory = \"{tcp}s\"\nudp = \"{udp}s\"\n\
              udp_unreplied = \"15s\"\nicmp = \"10s\"\n",
             self.state.path("api.sock").display(),
@@ -160,6 +164,33 @@ impl Place {
     /// The path at which a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.pins().join(format!("v{LAYOUT}")).join(name)
+    }
+
+    /// The path of a file of this place.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.state.path(name)
+    }
+
+    /// The path of a process's log.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.state.log(name)
+    }
+
+    /// Starts a process, which ends with this place.
+    pub(super) fn spawn(&self, name: &str, command: Command) -> Result<Process> {
+        Process::spawn(&self.state, name, command)
+    }
+
+    /// The path of pls-router.
+    pub(super) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// A command on the router, with the configuration of pls-router in its environment.
+    pub(super) fn in_router(&self, program: &str) -> Result<Command> {
+        let mut command = self.router.command(program)?;
+        command.env("PLS_ROUTER_CONFIG", self.state.path("config.toml"));
+        Ok(command)
     }
 
     /// A command of pls-router on the router.

@@ -81,6 +81,11 @@ impl Mistakes {
     pub(super) fn count(&self) -> u64 {
         self.count.get()
     }
+
+    /// Returns the texts so far; others are told from now on.
+    pub(super) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.first.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl fmt::Display for Mistakes {

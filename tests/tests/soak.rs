@@ -1,0 +1,35 @@
+//! The short form of `cargo xtask soak`: see `lab::soak::lifecycle`. Needs root.
+
+// Its `#[test]` takes the place of the compiler's.
+#[macro_use]
+extern crate harness;
+
+use std::process::ExitCode;
+
+use lab::{
+    Router,
+    soak::lifecycle::{self, Options},
+};
+
+/// Of each kind.
+const TIMES: u32 = 3;
+
+fn main() -> ExitCode {
+    harness::main(harness::no_root("network namespaces need root"))
+}
+
+fn soak(upgrades: u32, restarts: u32, crashes: u32) {
+    let binary = match harness::check(Router::find()) {
+        Router::PlsRouter(binary) => binary,
+        Router::Nftables => panic!("what is found is pls-router"),
+    };
+    // This is a debug build, beside all others of a test run.
+    let options = Options { binary, upgrades, restarts, crashes, connections: 300, rate: 20_000, seed: 1 };
+    let lost = harness::check(lifecycle::run(&options));
+    assert!(lost.is_nothing(), "{lost}");
+}
+
+#[test]
+fn crashes_lose_nothing() {
+    soak(0, 0, TIMES);
+}
