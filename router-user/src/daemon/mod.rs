@@ -34,15 +34,19 @@ mod upkeep;
 use std::{fs::File, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use self::lifecycle::{
     hand_over::{Offer, Predecessor, Request},
-    instance::{Candidate, Instance, Services},
+    instance::{Candidate, Common, Instance, Services},
     listeners::{self, Inherited, Listeners, is_answered, reserve_descriptors},
     loading::Loading,
     privileges,
+    replacement::{Replacement, Replacer},
     signals::Signals,
 };
 use crate::{
@@ -85,8 +89,10 @@ pub async fn run(options: Options) -> Result<()> {
 
     let mut signals = Signals::new()?;
     let loading = Loading::default();
+    let (replacer, mut replacements) = Replacer::new();
+    let common = Common { options, replacer };
     let started = tokio::select! {
-        started = start(&options, config, inherited, predecessor.as_ref(), &loading) => started,
+        started = start(&common, config, inherited, predecessor.as_ref(), &loading) => started,
         () = signals.stop() => {
             loading.stop().await;
             Err(anyhow!("stopped before it had started"))
@@ -96,7 +102,7 @@ pub async fn run(options: Options) -> Result<()> {
     if let Some(predecessor) = predecessor {
         predecessor.finish().await;
     }
-    let offer = Offer::listen(&running.instance.parts.state.config.get().admin.socket)?;
+    let mut offer = Offer::listen(running.listeners.api())?;
     match privileges::give_up() {
         Ok(()) => info!("this process has given up all privileges but {}", privileges::KEPT_NAMES),
         // It forwards all the same.
@@ -104,7 +110,7 @@ pub async fn run(options: Options) -> Result<()> {
     }
     running.report();
     loop {
-        match running.wait(&mut signals, &offer).await? {
+        match running.wait(&mut signals, &offer, &mut replacements).await? {
             Event::Stop => {
                 // Without a service manager there is none to notify.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -118,6 +124,23 @@ pub async fn run(options: Options) -> Result<()> {
                 } else if running.hand_over(request, &mut signals).await? {
                     return Ok(());
                 }
+            }
+            Event::Replace(Replacement { config, outcome }) => {
+                let replaced = tokio::select! {
+                    replaced = running.replace(&common, *config, &loading) => replaced?,
+                    () = signals.stop() => {
+                        loading.stop().await;
+                        running.stop().await;
+                        offer.remove();
+                        return Ok(());
+                    }
+                };
+                if replaced.is_ok() && !offer.is_beside(running.listeners.api()) {
+                    offer.remove();
+                    offer = Offer::listen(running.listeners.api())?;
+                }
+                // Whoever has asked may have gone.
+                let _ = outcome.send(replaced);
             }
         }
     }
@@ -198,7 +221,7 @@ impl Place {
 /// Starts an instance, in the place of a running daemon's if there is one. Whatever can fail without
 /// the data plane's help fails before anything is touched, and before a running daemon pauses.
 async fn start(
-    options: &Options,
+    common: &Common,
     config: Config,
     inherited: Inherited,
     predecessor: Option<&Predecessor>,
@@ -211,7 +234,7 @@ async fn start(
     };
     let is_fresh = !Pins::open(&root)?.are_there();
     let activated = async {
-        let candidate = Candidate::prepare(options, config.clone(), loading).await?;
+        let candidate = Candidate::prepare(common, config.clone(), loading).await?;
         let place = match (&mut place, predecessor) {
             (Some(place), _) => place,
             (place, Some(predecessor)) => {
@@ -265,6 +288,8 @@ enum Event {
     Stop,
     /// To hand over.
     Asked(Request),
+    /// To run with another configuration.
+    Replace(Replacement),
 }
 
 /// A running daemon.
@@ -293,10 +318,16 @@ impl Running {
     }
 
     /// Waits until it is asked for something, or until something that must not end has ended.
-    async fn wait(&mut self, signals: &mut Signals, offer: &Offer) -> Result<Event> {
+    async fn wait(
+        &mut self,
+        signals: &mut Signals,
+        offer: &Offer,
+        replacements: &mut mpsc::UnboundedReceiver<Replacement>,
+    ) -> Result<Event> {
         tokio::select! {
             () = signals.stop() => Ok(Event::Stop),
             request = offer.asked() => Ok(Event::Asked(request)),
+            Some(replacement) = replacements.recv() => Ok(Event::Replace(replacement)),
             Some(ended) = self.services.join_next() => {
                 ended.context("a part of the daemon has crashed")?.context("a part of the daemon has failed")?;
                 bail!("a part of the daemon has ended")
@@ -354,6 +385,44 @@ impl Running {
         let followed = self.instance.resume(pause).await?;
         self.services = self.instance.serve(followed, &self.listeners)?;
         Ok(false)
+    }
+
+    /// Puts an instance with another configuration in the place of the one that runs. The inner
+    /// result says if that has succeeded; if not, the one of before runs on.
+    ///
+    /// # Errors
+    /// Returns an error if neither runs.
+    async fn replace(&mut self, common: &Common, config: Config, loading: &Loading) -> Result<Result<()>> {
+        let prepared = async {
+            let candidate = Candidate::prepare(common, config.clone(), loading).await?;
+            Ok::<_, anyhow::Error>((candidate, Listeners::bind(&config, self.listeners.inherit()?)?))
+        };
+        let (candidate, listeners) = match prepared.await {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
+        };
+        let pause = self.pause().await;
+        let activated = async {
+            let (instance, followed) = candidate.activate(&mut Predecessors::default()).await?;
+            let services = instance.serve(followed, &listeners)?;
+            Ok::<_, anyhow::Error>((instance, services))
+        };
+        match activated.await {
+            Ok((instance, services)) => {
+                if listeners.api() != self.listeners.api() {
+                    self.listeners.remove();
+                }
+                (self.instance, self.services, self.listeners) = (instance, services, listeners);
+                self.listeners.store();
+                Ok(Ok(()))
+            }
+            Err(error) => {
+                listeners.remove_new();
+                let followed = self.instance.resume(pause).await?;
+                self.services = self.instance.serve(followed, &self.listeners)?;
+                Ok(Err(error))
+            }
+        }
     }
 
     /// Locks the pins again, which the failed successor may hold until it has ended.

@@ -14,6 +14,7 @@ use super::{
         next_hops,
         own_traffic::{self, OwnTraffic},
     },
+    lifecycle::{instance::Common, replacement::Replacer},
     names::{self, resolved::Names},
     observe::monitor::Monitor,
     punts::{router::KernelRouter, tally::Tally},
@@ -44,13 +45,16 @@ pub(super) struct Parts {
     /// The ports that new sessions get.
     ports: PortRange,
     started: Instant,
+    /// Asks for another instance in the place of this one.
+    #[expect(dead_code, reason = "a reload will ask")]
+    pub(super) replacer: Replacer,
     /// Work that a pause waits for.
     pub(super) work: Work,
 }
 
 impl Parts {
     pub(super) fn new(
-        config_path: Arc<Path>,
+        common: Common,
         config: Config,
         own: OwnTraffic,
         plane: Dataplane,
@@ -63,8 +67,10 @@ impl Parts {
         let state = State::new(config, attached, own, names);
         state.draining.set(draining);
         state.rules_version.set(plane.settings.version());
+        let Common { options, replacer } = common;
         Self {
-            config_path,
+            config_path: options.config_path.as_path().into(),
+            replacer,
             monitor: Monitor::new(state.clone(), &plane, punts.clone(), ports),
             state,
             requests: Requests::new(),

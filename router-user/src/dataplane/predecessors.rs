@@ -23,7 +23,7 @@ use crate::{
 use super::{pins::Pins, reserved_ports};
 
 /// The data planes of other versions, locked for this process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Predecessors {
     found: Vec<(Pins, File)>,
     taken: Vec<Taken>,

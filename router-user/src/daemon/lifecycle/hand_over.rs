@@ -105,6 +105,11 @@ impl Offer {
         }
     }
 
+    /// Returns `true` if it is beside this API socket.
+    pub(crate) fn is_beside(&self, api: &Path) -> bool {
+        self.path == path(api)
+    }
+
     /// Removes the socket, if it is still this one's.
     pub(crate) fn remove(&self) {
         let _ = std::fs::remove_file(&self.path);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use tokio::{sync::OwnedRwLockWriteGuard, task::JoinSet};
 use tracing::{info, warn};
 
-use super::{listeners::Listeners, loading::Loading};
+use super::{listeners::Listeners, loading::Loading, replacement::Replacer};
 use crate::{
     config::Config,
     daemon::{
@@ -40,10 +40,17 @@ use crate::{
     port_plan,
 };
 
+/// What all instances of a process have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) options: Options,
+    pub(crate) replacer: Replacer,
+}
+
 /// An instance that is ready to come into force. Nothing of the data plane in force was changed for
 /// it.
 pub(crate) struct Candidate {
-    options: Options,
+    common: Common,
     config: Config,
     kernel: Kernel,
     changes: Watch,
@@ -62,7 +69,7 @@ impl Candidate {
     ///
     /// # Errors
     /// Returns an error if any of that fails. The machine is then as it was.
-    pub(crate) async fn prepare(options: &Options, config: Config, loading: &Loading) -> Result<Self> {
+    pub(crate) async fn prepare(common: &Common, config: Config, loading: &Loading) -> Result<Self> {
         let kernel = netlink::connect()?;
         let changes = netlink::watch()?;
         let addresses = kernel.addresses().await?;
@@ -79,12 +86,12 @@ impl Candidate {
             sessions: config.limits.flows,
             half_open_per_source: config.half_open_per_source(own.snat.size()),
             generic: config.interfaces.mode == Mode::Generic,
-            log: options.bpf_log,
+            log: common.options.bpf_log,
         };
         let prepared = loading.load(load).await?;
-        let options = options.clone();
+        let common = common.clone();
         Ok(Self {
-            options,
+            common,
             config,
             kernel,
             changes,
@@ -104,7 +111,7 @@ impl Candidate {
     /// # Errors
     /// Returns an error if the kernel or a driver refuses.
     pub(crate) async fn activate(self, predecessors: &mut Predecessors) -> Result<(Instance, Followed)> {
-        let Self { options, config, kernel, changes, addresses, indexes, mut topology, mut own, .. } = self;
+        let Self { common, config, kernel, changes, addresses, indexes, mut topology, mut own, .. } = self;
         let mut plane = self.prepared.activate()?;
         if plane.adopted {
             info!("found the data plane of an earlier daemon: its sessions go on");
@@ -145,14 +152,13 @@ impl Candidate {
         plane.detach_others(&interfaces)?;
 
         let mut logs = JoinSet::new();
-        if options.bpf_log.is_some() {
+        if common.options.bpf_log.is_some() {
             logs.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
         }
         let punts = PuntThread::spawn(plane.take_punts()?).await?;
         let replayer = plane.replayer()?;
         let is_adopted = plane.adopted;
-        let parts =
-            Parts::new(options.config_path.as_path().into(), config, own, plane, attached, self.names);
+        let parts = Parts::new(common, config, own, plane, attached, self.names);
         next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
         // Before anything reports that all is well: without it, packets that are handed to the
         // daemon would be dropped.

@@ -77,6 +77,23 @@ impl Listeners {
         Ok(Self { probe, admin, api, path: socket.clone(), is_new })
     }
 
+    /// Returns other handles to the sockets, for listeners that take the place of these.
+    ///
+    /// # Errors
+    /// Returns an error if the process lacks descriptors.
+    pub(crate) fn inherit(&self) -> Result<Inherited> {
+        let share = |(name, socket): (&str, BorrowedFd<'_>)| {
+            socket.try_clone_to_owned().map(|socket| (name.to_owned(), socket))
+        };
+        let sockets = self.named().into_iter().map(share).collect::<io::Result<_>>();
+        Ok(Inherited::of(sockets.context("cannot share the listening sockets")?))
+    }
+
+    /// Returns the path of the API's socket.
+    pub(crate) fn api(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes the file of the API's socket, if that was made for this daemon.
     pub(crate) fn remove_new(&self) {
         if self.is_new {

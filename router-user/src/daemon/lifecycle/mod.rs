@@ -5,4 +5,5 @@ pub(crate) mod instance;
 pub(crate) mod listeners;
 pub(crate) mod loading;
 pub(crate) mod privileges;
+pub(crate) mod replacement;
 pub(crate) mod signals;
