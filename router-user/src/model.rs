@@ -8,6 +8,28 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+/// `pls-router status` where no daemon runs, but has left a data plane that forwards.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct NoDaemon {
+    /// `false`: the probe is not answered.
+    pub healthy: bool,
+    /// What goes on, and what to do, in words for the operator.
+    pub reasons: Vec<String>,
+    /// What the last daemon has left.
+    pub unattended: Unattended,
+}
+
+/// A data plane without a daemon.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Unattended {
+    /// The interfaces that it forwards on, by name.
+    pub interfaces: Vec<String>,
+    /// The time from which on there has been no daemon (RFC 3339, to within two seconds).
+    pub since: String,
+    /// The seconds since then.
+    pub seconds: u64,
+}
+
 /// `GET /v1/status`: is this router forwarding, and if not, why.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Status {

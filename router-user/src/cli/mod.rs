@@ -56,7 +56,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Run(arguments) => run::run(global, arguments).await,
         Command::Check(arguments) if arguments.live => audit::run(&client(global)?, arguments).await,
         Command::Check(arguments) => check::run(global, arguments).await,
-        Command::Status(arguments) => status::run(&client(global)?, arguments).await,
+        Command::Status(arguments) => status::run(global, &client(global)?, arguments).await,
         Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,
         Command::Flows(arguments) => flows::run(&client(global)?, arguments).await,
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,

@@ -1,21 +1,67 @@
 //! `pls-router status`
 
 use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use super::Answer;
-use super::options::{Format, OutputArguments};
+use super::options::{Format, Global, OutputArguments};
 use super::output::{self, BAD, DOUBTFUL, GOOD, counted, grouped, styled, time};
 use super::table::{Align, Cell, Table};
-use crate::client::Client;
-use crate::model::{FlowTableStatus, Health, PuntStatus, SnatPortStatus, Status};
+use crate::client::{Client, ClientError};
+use crate::config::{Config, defaults};
+use crate::dataplane::{self, Unattended};
+use crate::model::{self, FlowTableStatus, Health, PuntStatus, SnatPortStatus, Status};
 
-pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
-    let status = client.status().await?;
+pub(super) async fn run(
+    global: &Global,
+    client: &Client,
+    arguments: &OutputArguments,
+) -> anyhow::Result<Answer> {
+    let status = match client.status().await {
+        Ok(status) => status,
+        Err(error @ ClientError::NoDaemon { .. }) => return without_daemon(global, error, arguments.output),
+        Err(error) => return Err(error.into()),
+    };
     match arguments.output {
         Format::Text => output::print(&text(&status))?,
         Format::Json => output::json(&status)?,
     }
     Ok(if status.healthy { Answer::Good } else { Answer::Bad })
+}
+
+/// Says what goes on without a daemon. To tell that takes root.
+fn without_daemon(global: &Global, error: ClientError, format: Format) -> anyhow::Result<Answer> {
+    let pins = Config::load(&global.config).map_or(PathBuf::from(defaults::PINS), |it| it.config.admin.pins);
+    let Ok(Some(Unattended { interfaces, silence })) = dataplane::unattended(&pins) else {
+        return Err(error.into());
+    };
+    let seconds = silence.as_secs();
+    let since = SystemTime::now().checked_sub(silence).unwrap_or(SystemTime::UNIX_EPOCH);
+    let since = humantime::format_rfc3339_seconds(since).to_string();
+    let forwarding = if interfaces.is_empty() {
+        format!("nothing is forwarded, and there has been no daemon since {since}: no program is attached")
+    } else {
+        format!("forwarding without a daemon since {since}, on {}", listed(&interfaces))
+    };
+    let reasons = vec![forwarding, error.to_string()];
+    match format {
+        Format::Json => {
+            let unattended = model::Unattended { interfaces, since, seconds };
+            output::json(&model::NoDaemon { healthy: false, reasons, unattended })?;
+        }
+        Format::Text => {
+            let [forwarding, error] = reasons.as_slice() else { return Ok(Answer::Bad) };
+            output::print(&format!(
+                "daemon      {}\n            - {forwarding} ({})\n            - the probe is not answered, idle \
+                 sessions do not end, and routes are not followed\n            - {}\n",
+                styled(BAD, "NONE"),
+                time(seconds),
+                error.replace('\n', "\n            "),
+            ))?;
+        }
+    }
+    Ok(Answer::Bad)
 }
 
 fn text(status: &Status) -> String {

@@ -26,6 +26,7 @@ mod route;
 mod rules;
 mod settings;
 mod shared_memory;
+mod unattended;
 
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 
@@ -54,6 +55,7 @@ pub use self::{
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{InterfaceAddressTable, LocalAddresses, SettingsTable},
+    unattended::{Unattended, unattended},
 };
 
 pub use crate::sys::{

@@ -22,6 +22,7 @@ use router_common::{
         settings::{Interface, Settings},
     },
     table::{HashSeeds, Regions},
+    time::Ticks,
 };
 
 use super::flows::now;
@@ -156,10 +157,18 @@ impl SettingsTable {
 /// Returns `true` if the settings pinned here say that route lookups were off before the router
 /// came.
 pub(super) fn route_lookups_were_off(pin: &Path) -> Result<bool> {
+    Ok(read_pinned(pin)?.route_lookups_were_off != 0)
+}
+
+/// Returns when the daemon of the settings pinned here was last alive.
+pub(super) fn daemon_seen(pin: &Path) -> Result<Ticks> {
+    Ok(read_pinned(pin)?.daemon_seen)
+}
+
+fn read_pinned(pin: &Path) -> Result<Settings> {
     let data = MapData::from_pin(pin).context("cannot open the pinned settings")?;
     let map: Array<MapData, Settings> = Map::Array(data).try_into()?;
-    let settings = map.get(&0, 0).context("cannot read the pinned settings")?;
-    Ok(settings.route_lookups_were_off != 0)
+    map.get(&0, 0).context("cannot read the pinned settings")
 }
 
 /// 0 means "never resolved" in an entry.

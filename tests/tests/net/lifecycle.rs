@@ -11,7 +11,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_user::model::{Flow, Status};
+use router_user::model::{Flow, NoDaemon, Status};
 
 use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule};
 
@@ -103,6 +103,19 @@ fn loses_no_connection(lab: &mut Lab, signal: Signal) {
     let mut meanwhile = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], direct, LIMIT));
     check(meanwhile.echo(b"meanwhile", LIMIT));
     check(lab.wait_out_of_service(LIMIT));
+
+    let output = check(lab.pls_router(&["status"]));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let wanted = format!(", on {} (", devices(lab).join(", "));
+    assert!(text.contains("forwarding without a daemon since ") && text.contains(&wanted), "{text}");
+    let output = check(lab.pls_router(&["status", "-o", "json"]));
+    let told: NoDaemon = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (told.healthy, told.unattended.interfaces),
+        (false, devices(lab).iter().map(|&it| it.to_owned()).collect())
+    );
+    assert!(told.unattended.seconds < 60, "{}", told.unattended.seconds);
 
     check(lab.start_router());
     let adopted: Vec<_> = devices(lab).iter().map(|device| attached(lab, device)).collect();
