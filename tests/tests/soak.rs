@@ -18,18 +18,22 @@ fn main() -> ExitCode {
     harness::main(harness::no_root("network namespaces need root"))
 }
 
-fn soak(upgrades: u32, restarts: u32, crashes: u32) {
+#[test]
+fn upgrades_restarts_and_crashes_lose_nothing() {
     let binary = match harness::check(Router::find()) {
         Router::PlsRouter(binary) => binary,
         Router::Nftables => panic!("what is found is pls-router"),
     };
-    // This is a debug build, beside all others of a test run.
-    let options = Options { binary, upgrades, restarts, crashes, connections: 300, rate: 20_000, seed: 1 };
+    // This is a debug build, on a machine that may have other things to do.
+    let options = Options {
+        binary,
+        upgrades: TIMES,
+        restarts: TIMES,
+        crashes: TIMES,
+        connections: 300,
+        rate: 20_000,
+        seed: 1,
+    };
     let lost = harness::check(lifecycle::run(&options));
     assert!(lost.is_nothing(), "{lost}");
-}
-
-#[test]
-fn crashes_lose_nothing() {
-    soak(0, 0, TIMES);
 }

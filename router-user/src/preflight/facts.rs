@@ -13,6 +13,9 @@ use crate::port_plan;
 pub use crate::sys::processes::Process;
 use crate::sys::xdp::Mode;
 
+/// The name of the daemon's process, whose sockets are no obstacle: `run` detects another daemon.
+pub(super) const OWN_PROCESS: &str = "pls-router";
+
 /// The name of the router's program as the kernel shows it.
 pub(super) const PROGRAM_NAME: &str = "pls_router";
 

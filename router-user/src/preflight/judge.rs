@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::facts::{AttachedProgram, Facts, Interface};
+use super::facts::{AttachedProgram, Facts, Interface, OWN_PROCESS};
 use super::finding::{Finding, Findings, Id, listed};
 use crate::config::{Config, Host, Mode, closest};
 use crate::port_plan;
@@ -57,9 +57,6 @@ const NATIVE_DRIVERS: &[&str] = &[
     "virtio_net",
     "vmxnet3",
 ];
-
-/// The name of the daemon's process, whose sockets are no obstacle: `run` detects another daemon.
-const OWN_PROCESS: &str = "pls-router";
 
 /// Returns the findings about running `config` on a machine with these `facts`, errors first.
 #[must_use]

@@ -18,13 +18,16 @@ impl fmt::Display for Process {
     }
 }
 
-/// Returns all processes but this one, with their directories in `/proc`.
+/// Returns all processes, with their directories in `/proc`.
+pub(crate) fn all() -> impl Iterator<Item = (u32, PathBuf)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+}
+
+/// Returns all processes but this one.
 pub(crate) fn others() -> impl Iterator<Item = (u32, PathBuf)> {
     let own = std::process::id();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
-        .filter(move |(pid, _)| *pid != own)
+    all().filter(move |(pid, _)| *pid != own)
 }
 
 /// Returns the process `pid` of the directory `directory`.

@@ -171,11 +171,6 @@ impl Place {
         self.state.path(name)
     }
 
-    /// The path of a process's log.
-    pub(super) fn log(&self, name: &str) -> PathBuf {
-        self.state.log(name)
-    }
-
     /// Starts a process, which ends with this place.
     pub(super) fn spawn(&self, name: &str, command: Command) -> Result<Process> {
         Process::spawn(&self.state, name, command)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::sys::processes;
 use crate::{
     config::Protocol,
-    preflight::facts::{Listener, Process, Service},
+    preflight::facts::{Listener, OWN_PROCESS, Process, Service},
     sys::proc_net::{self, CLOSED, LISTEN, TCP, UDP},
 };
 
@@ -66,12 +66,17 @@ fn all() -> Vec<(IpAddr, u16, u64)> {
     listening.map(|socket| (socket.address, socket.port, socket.inode)).collect()
 }
 
-/// Returns the processes that have the sockets with these inodes open.
+/// Returns the processes that have the sockets with these inodes open. Of several, it is a
+/// `pls-router`: the service manager has the daemon's sockets open as well, to keep them over a
+/// restart.
 fn owners(inodes: &[u64]) -> HashMap<u64, Process> {
-    let mut owners = HashMap::new();
-    for (pid, directory) in processes::others() {
+    let mut owners = HashMap::<u64, Process>::new();
+    for (pid, directory) in processes::all() {
         for inode in sockets(&directory).filter(|inode| inodes.contains(inode)) {
-            owners.entry(inode).or_insert_with(|| processes::process(pid, &directory));
+            let process = processes::process(pid, &directory);
+            if process.name == OWN_PROCESS || !owners.contains_key(&inode) {
+                owners.insert(inode, process);
+            }
         }
     }
     owners
@@ -95,6 +100,32 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let found = listeners(&[address.port()]);
         assert!(found.iter().any(|listener| listener.address == address.ip()), "{found:?}");
+    }
+
+    /// As with the descriptors that systemd keeps for the daemon.
+    #[test]
+    fn a_socket_of_two_processes_is_the_daemons() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let holder = |name: &str| {
+            use std::os::unix::process::CommandExt as _;
+            let program = directory.path().join(name);
+            std::os::unix::fs::symlink("/bin/cat", &program).unwrap();
+            let mut command = std::process::Command::new(&program);
+            let socket = std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
+            processes::tests::running(command.arg0("cat").stderr(socket))
+        };
+        let mut holders = vec![holder("manager-1")];
+        let owner = || listeners(&[port]).pop().and_then(|listener| listener.process).unwrap();
+        assert_ne!(owner().name, OWN_PROCESS);
+        holders.push(holder(OWN_PROCESS));
+        holders.push(holder("manager-2"));
+        assert_eq!((owner().pid, owner().name.as_str()), (holders[1].id(), OWN_PROCESS));
+        for mut holder in holders {
+            drop(holder.stdin.take());
+            holder.wait().unwrap();
+        }
     }
 
     #[test]

@@ -108,28 +108,33 @@ impl<'p> Manager<'p> {
         self.start()
     }
 
-    /// A second daemon that takes over from the first one.
+    /// Ends the daemon, forgets its descriptors, and starts another that no service manager runs.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        let status = self.main.take().context("no daemon runs")?.terminate(STOP_LIMIT)?;
+        ensure!(status.success(), "the daemon ended with {status}");
+        self.heard().store.clear();
+        self.main = Some(self.wait_until_running(&["run"])?);
+        Ok(())
+    }
+
+    /// Starts a second daemon that takes over from the first one, which no service manager runs.
+    /// Returns the time until the first one has ended, and the second one is healthy.
     pub(super) fn upgrade(&mut self) -> Result<Duration> {
         let began = Instant::now();
-        let mut old = self.main.take().context("no daemon runs")?;
-        let next = self.command(&["run", "--take-over"])?;
-        let next = self.wait_until_ready(next);
-        if next.is_err() {
-            self.main = Some(old);
-            self.main = Some(next?);
-            return Ok(began.elapsed());
-        }
-        self.main = Some(next?);
+        let next = self.wait_until_running(&["run", "--take-over"])?;
+        let mut old = self.main.replace(next).context("no daemon ran")?;
         let status = old.wait(STOP_LIMIT).context("the old daemon does not end")?;
         ensure!(status.success(), "the old daemon ended with {status}: {}", old.output());
         Ok(began.elapsed())
     }
 
-    /// The end of the daemons' log.
-    pub(super) fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.place.log("pls-router")).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+    /// Starts a daemon that has nobody to tell that it is ready, and waits until it says so in its
+    /// log.
+    fn wait_until_running(&self, args: &[&str]) -> Result<Process> {
+        let mut daemon = self.place.spawn("pls-router", self.place.pls_router(args)?)?;
+        daemon.wait_for_log("INFO running", START_LIMIT)?;
+        self.wait_until_healthy()?;
+        Ok(daemon)
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -179,10 +184,14 @@ impl<'p> Manager<'p> {
             ensure!(self.heard().ready.contains(&pid), "it has not said that it is ready");
             Ok(())
         })?;
+        self.wait_until_healthy()?;
+        Ok(daemon)
+    }
+
+    fn wait_until_healthy(&self) -> Result<()> {
         wait::until("a healthy router", START_LIMIT, || {
             command::run(&mut self.place.pls_router(&["status"])?).map(drop)
-        })?;
-        Ok(daemon)
+        })
     }
 }
 

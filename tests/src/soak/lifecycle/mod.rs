@@ -224,6 +224,9 @@ pub fn run(options: &Options) -> Result<Lost> {
                 [(Event::Crash, crashes), (Event::Restart, restarts), (Event::Upgrade, upgrades)]
             {
                 if times > 0 {
+                    if event == Event::Upgrade {
+                        run.manager.leave().context("without a service manager")?;
+                    }
                     run.phase(event, times).with_context(|| format!("during {event}"))?;
                     ensure!(!has_failed(), "a thread has ended early");
                 }
@@ -239,10 +242,6 @@ pub fn run(options: &Options) -> Result<Lost> {
         Ok(Lost { connections: long_lived.verdict() + bulk.verdict(), ..lost? })
     });
     println!("router: {}", books.reasons()?);
-    if let Err(error) = &outcome {
-        println!("the end of the daemon's log:\n{}", manager.log_tail());
-        println!("broken off: {error:#}");
-    }
     println!("TCP: {long_lived}; {bulk}");
     outcome
 }
@@ -294,6 +293,9 @@ impl Run<'_, '_> {
     fn phase(&mut self, event: Event, times: u32) -> Result<()> {
         let Self { rate, manager, datagrams, probes, connections, random, .. } = self;
         let watch = &probes.watch;
+        // What has failed until now belongs to no event.
+        probes.wait_for_next()?;
+        watch.failed.take();
         let before = (watch.count.get(), watch.failed.count());
         let broken = connections.watch.failed.count();
         for watch in [watch, &connections.watch, &connections.newcomers] {
