@@ -87,6 +87,9 @@ pub struct Status {
     /// are as of the last second.
     #[serde(default)]
     pub draining: Option<Drain>,
+    /// The self-test of the programs.
+    #[serde(default)]
+    pub self_test: SelfTestStatus,
 }
 
 /// `GET /v1/drain`, and the output of `pls-router drain -o json` and `undrain -o json`: is the
@@ -113,6 +116,27 @@ pub struct RuleSessions {
     pub rule: String,
     /// Its sessions.
     pub sessions: u64,
+}
+
+/// The self-test of the programs. Its packets are counted like all others, in the counters of
+/// reasons, interfaces and rules: `packets` is its part of the received packets, and `sessions` its
+/// part of the opened sessions.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct SelfTestStatus {
+    /// `true` if the configuration switches it on.
+    pub enabled: bool,
+    /// Sessions that were tested since the daemon started.
+    pub sessions: u64,
+    /// Packets of these that were given to the programs.
+    pub packets: u64,
+    /// Sessions that failed. Those that fail only once are no fault: something changed meanwhile.
+    pub failures: u64,
+    /// Seconds since the last session that was tested; `null` if there was none.
+    pub last_seconds: Option<u64>,
+    /// Why the last rule in turn could not be tested; empty if it was.
+    pub untested: String,
+    /// What is wrong, in words; empty if nothing is.
+    pub problem: String,
 }
 
 /// The severity of a condition.

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use router_user::model::{
     Audit, AuditFinding, AuditKind, ContestedNextHop, Counters, Drain, Flow, FlowTableStatus, Health,
     InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder,
-    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, RuleSessions, SnatPortStatus, Status,
-    TargetStatus,
+    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, RuleSessions, SelfTestStatus,
+    SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -200,6 +200,15 @@ fn status() -> Status {
             },
         ],
         draining: None,
+        self_test: SelfTestStatus {
+            enabled: true,
+            sessions: 540,
+            packets: 3240,
+            failures: 1,
+            last_seconds: Some(3),
+            untested: String::new(),
+            problem: String::new(),
+        },
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Options {
     pub rules: String,
     /// The router's `[limits]`.
     pub limits: String,
+    /// The router's `self_test` of `[health]`. Off unless a test is about it: most tests count
+    /// packets and sessions.
+    pub self_test: String,
     /// The Private Link Service's choice of ports.
     pub pls_ports: PlsPorts,
     /// The probe's interval.
@@ -68,6 +71,7 @@ impl Options {
             rules: router::rules(),
             // A lab needs no room for a million sessions, and the machine may run several labs.
             limits: "flows = 65536".to_owned(),
+            self_test: "off".to_owned(),
             pls_ports: PlsPorts::Keep,
             probe_interval: Duration::from_millis(100),
             large_file: 8 << 20,
@@ -318,7 +322,7 @@ impl Lab {
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
-        router::configuration(&self.state, self.options.nics, rules, &self.options.limits)
+        router::configuration(&self.state, &self.options, rules)
     }
 
     /// Sets the rules for the router's next start.

@@ -11,7 +11,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::{EbpfLoader, programs::Xdp};
+use aya::{
+    EbpfLoader,
+    programs::{ProgramFd, Xdp},
+};
+
+use aya_obj::programs::XdpAttachType;
 
 use crate::{interrupt, namespace::Namespace, state::State};
 
@@ -76,6 +81,12 @@ impl XdpPass {
     /// process: `ip` attaches it through netlink, without a link that a process would have to hold.
     pub fn attach(&self, namespace: &Namespace, device: &str) -> Result<()> {
         namespace.ip(&format!("link set dev {device} xdpdrv pinned {}", self.pin.display())).map(drop)
+    }
+
+    /// Returns the program, to be put into a program array.
+    pub fn program(&self) -> Result<ProgramFd> {
+        let program = Xdp::from_pin(&self.pin, XdpAttachType::Interface).context("cannot open xdp_pass")?;
+        Ok(program.fd().context("xdp_pass is not loaded")?.try_clone()?)
     }
 }
 

@@ -9,6 +9,8 @@ use super::types::Timeouts;
 pub const PATH: &str = "/etc/pls-router/config.toml";
 /// `listen` of `[health]`.
 pub const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8082);
+/// `self_test` of `[health]`.
+pub const SELF_TEST: Duration = Duration::from_secs(5);
 /// `listen` of `[admin]`.
 pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// `socket` of `[admin]`.

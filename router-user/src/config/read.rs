@@ -40,6 +40,7 @@ pub(super) fn config(document: &Document) -> Option<Config> {
     let table = document.table(root, schema::HEALTH);
     let health = listener(&table, defaults::HEALTH);
     let from = table.key("from").list(values::prober);
+    let self_test = or(table.key("self_test").text(values::self_test), Some(defaults::SELF_TEST));
     check::probers(document, &from);
     let (admin_listener, admin) = admin(&document.table(root, schema::ADMIN));
     let limits = limits(document, &document.table(root, schema::LIMITS));
@@ -54,7 +55,7 @@ pub(super) fn config(document: &Document) -> Option<Config> {
         snat,
         answers: Answers { unreachable: or(unreachable, Refusal::Reject) },
         local: Local { allow: plain(allow), others },
-        health: Health { listen: health.address, from: plain(from) },
+        health: Health { listen: health.address, from: plain(from), self_test },
         admin,
         limits,
         timeouts,

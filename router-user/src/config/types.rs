@@ -362,6 +362,9 @@ pub struct Health {
     /// clear: up to [`super::MAX_PROBERS`]. Empty for Azure's platform address and the networks of
     /// the router's interfaces. This machine is always among them.
     pub from: Vec<IpNet>,
+    /// The period in which the programs' forwarding is tested: whole seconds, 1 to 60. `None` for
+    /// never.
+    pub self_test: Option<Duration>,
 }
 
 /// Metrics, the API socket, and where the kernel objects are kept.

@@ -436,6 +436,20 @@ pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
     }
 }
 
+/// The longest period of self-tests.
+const MAX_SELF_TEST: Duration = Duration::from_secs(60);
+
+/// Reads the period of self-tests; `None` for "off".
+pub(super) fn self_test(text: &str) -> Result<Option<Duration>, Problem> {
+    if matches!(text, "off" | "0" | "0s") {
+        return Ok(None);
+    }
+    match timeout(text)? {
+        period if period > MAX_SELF_TEST => wrong!("{text:?} is more than a minute", "write at most \"60s\""),
+        period => Ok(Some(period)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -542,6 +556,17 @@ mod tests {
         }
         for bad in ["", "87", "65496", "65624", "-1360", "PMTU", "1360B", "1360.0", "auto"] {
             assert!(mss(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn self_tests_can_be_switched_off() {
+        for off in ["off", "0", "0s"] {
+            assert_eq!(self_test(off), Ok(None), "{off}");
+        }
+        assert_eq!(self_test("1m"), Ok(Some(Duration::from_secs(60))));
+        for bad in ["", "61s", "500ms", "never", "5"] {
+            assert!(self_test(bad).is_err(), "{bad:?}");
         }
     }
 

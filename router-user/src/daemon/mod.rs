@@ -11,6 +11,7 @@
 //! - `observe`: the health of targets, and every other condition.
 //! - `sessions`: removes sessions that have ended, counts and lists the others.
 //! - `punts`: sends packets that the data plane cannot send.
+//! - `self_test`: tests that the programs forward, by sessions of its own.
 //! - `upkeep`: undoes what others change.
 //! - `serve`: the load balancer's probe, the metrics, and the API of the command line.
 //! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
@@ -25,6 +26,7 @@ mod observe;
 mod parts;
 mod punts;
 mod rate;
+mod self_test;
 mod serve;
 mod sessions;
 mod state;

@@ -18,6 +18,7 @@ use super::{
     names::{self, resolved::Names},
     observe::monitor::Monitor,
     punts::{router::KernelRouter, tally::Tally},
+    self_test,
     serve::{api, probe, reports::Reports},
     sessions::{audit, sweep},
     state::State,
@@ -148,6 +149,11 @@ impl Parts {
     pub(super) fn drain(&self) -> drain::Access {
         let State { config, draining, .. } = self.state.clone();
         drain::Access::new(config, draining, self.flows.clone(), self.rules.clone())
+    }
+
+    pub(super) fn self_test(&self) -> self_test::Access {
+        let (plane, counters) = (self.plane.clone(), self.counters.clone());
+        self_test::Access { state: self.state.clone(), plane, counters }
     }
 
     pub(super) fn probe(&self) -> probe::Access {

@@ -21,6 +21,7 @@ use crate::{
         kernel::{interfaces::Attached, netlink::OwnAddresses, next_hop::NextHop, own_traffic::OwnTraffic},
         names::resolved::Names,
         observe::{capacity::Taken, contested::ContestedNextHops, target_health::TargetHealth},
+        self_test::SelfTest,
         sync::Locked,
         upkeep::record::Record,
     },
@@ -45,6 +46,7 @@ pub(crate) struct State {
     pub(crate) rules_version: Locked<u32>,
     /// The reason why the wanted rules are not in force, if they are not.
     pub(crate) rules_error: Locked<Option<String>>,
+    pub(crate) self_test: Locked<SelfTest>,
 }
 
 impl State {
@@ -61,6 +63,7 @@ impl State {
             sessions: Locked::default(),
             rules_version: Locked::default(),
             rules_error: Locked::default(),
+            self_test: Locked::default(),
         }
     }
 }

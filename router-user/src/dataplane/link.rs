@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -31,6 +31,8 @@ pub struct Attachment {
     link: Arc<OwnedFd>,
     /// The id of the program that was attached.
     program: u32,
+    /// That program, if this process may have it.
+    root: Option<Arc<OwnedFd>>,
 }
 
 /// The way in which an attachment was lost.
@@ -89,6 +91,7 @@ impl Attachment {
             pin,
             link: Arc::new(link),
             program: info.program,
+            root: open_root(pins, interface, info.program).map(Arc::new),
         };
         if attachment.program_id().is_some() {
             return Ok(Some(attachment));
@@ -101,6 +104,10 @@ impl Attachment {
     pub(super) fn remove(&self) -> Result<()> {
         bpf::detach_link(self.link.as_fd())
             .with_context(|| format!("cannot detach the program from {}", self.interface))?;
+        if let Some(directory) = self.pin.parent().and_then(Path::parent) {
+            // Best effort: a program that is nowhere attached does no harm.
+            let _ = fs::remove_file(Pins::in_directory(directory).root_program(&self.interface));
+        }
         match fs::remove_file(&self.pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.pin.display()))
@@ -136,7 +143,34 @@ impl Attachment {
         drop(pinned);
         let info = bpf::xdp_link_info(link.as_fd()).context("cannot ask about the attachment")?;
         let interface = interface.to_owned();
-        Ok(Self { interface, index, mode, pin, link: Arc::new(link), program: info.program })
+        let mut attachment =
+            Self { interface, index, mode, pin, link: Arc::new(link), program: info.program, root: None };
+        attachment.know_root(root, pins)?;
+        Ok(attachment)
+    }
+
+    /// Keeps the root program at hand if it is the one that this attachment runs, for this process
+    /// and the ones after it.
+    pub(super) fn know_root(&mut self, root: &Xdp, pins: &Pins) -> Result<()> {
+        let fd = root.fd()?.as_fd();
+        if self.root.is_some() || bpf::program_id(fd).ok() != Some(self.program) {
+            return Ok(());
+        }
+        let pin = pins.root_program(&self.interface);
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", pin.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        bpf::pin(fd, &pin).with_context(|| format!("cannot pin the program to {}", pin.display()))?;
+        self.root = Some(Arc::new(fd.try_clone_to_owned()?));
+        Ok(())
+    }
+
+    /// Returns the program that this attachment runs, if this process may have it.
+    pub fn root(&self) -> Option<Arc<OwnedFd>> {
+        self.root.clone()
     }
 
     /// Returns the id of the program that this attachment runs on the interface; `None` if it has
@@ -185,6 +219,22 @@ impl Attachment {
         bpf::pin(self.link.as_fd(), &self.pin)
             .with_context(|| format!("cannot pin the attachment to {}", self.pin.display()))
     }
+}
+
+/// Opens the program with this id, which is attached to the interface: by its pin, or by its id if
+/// this process may do that.
+fn open_root(pins: &Pins, interface: &str, id: u32) -> Option<OwnedFd> {
+    let pin = pins.root_program(interface);
+    if let Ok(program) = bpf::open_pin(&pin)
+        && bpf::program_id(program.as_fd()).ok() == Some(id)
+    {
+        return Some(program);
+    }
+    let program = bpf::program_by_id(id).ok()?;
+    let _ = fs::remove_file(&pin);
+    // Without the pin, the next daemon does without.
+    let _ = bpf::pin(program.as_fd(), &pin);
+    Some(program)
 }
 
 /// Explains the kernel's refusal of an attachment, with the remedy.

@@ -28,7 +28,11 @@ mod settings;
 mod shared_memory;
 mod unattended;
 
-use std::{path::PathBuf, sync::atomic::AtomicBool};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -51,7 +55,7 @@ pub use self::{
     predecessors::Predecessors,
     prepared::Prepared,
     removal::{Removed, detach},
-    replay::{Departure, Replayer},
+    replay::{Departure, Ran, Replayer, run_program},
     reserved_ports::{ReservedPorts, reserved_earlier},
     rules::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec, RuleTable},
     settings::{InterfaceAddressTable, LocalAddresses, SettingsTable},
@@ -228,7 +232,7 @@ impl Dataplane {
     /// Returns an error as that does.
     pub fn attach_to(&mut self, slot: u32, interface: &str, index: u32, mode: Mode) -> Result<Attachment> {
         let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
-        let attachment = match Attachment::find(pins, interface, index, mode)? {
+        let mut attachment = match Attachment::find(pins, interface, index, mode)? {
             Some(attachment) => attachment,
             None => {
                 let root: &mut Xdp = program(&mut self.ebpf, ROOT_PROGRAM)?;
@@ -251,8 +255,24 @@ impl Dataplane {
                 }
             }
         };
+        let root: &mut Xdp = program(&mut self.ebpf, ROOT_PROGRAM)?;
+        if root.fd().is_ok() {
+            attachment.know_root(root, pins)?;
+        }
         self.set_egress_index(slot, interface, index)?;
         Ok(attachment)
+    }
+
+    /// Returns the program that an attachment runs on its interface, to be run on test packets; a
+    /// copy of it if this process may not have the program itself.
+    ///
+    /// # Errors
+    /// Returns an error if the process has no descriptor left, or the kernel refuses the copy.
+    pub fn root_of(&mut self, attachment: &Attachment) -> Result<Arc<OwnedFd>> {
+        match attachment.root() {
+            Some(root) => Ok(root),
+            None => Ok(Arc::new(self.program(ROOT_PROGRAM)?.fd()?.as_fd().try_clone_to_owned()?)),
+        }
     }
 
     /// Puts a rule set in force, at once and whole.

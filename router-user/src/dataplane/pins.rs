@@ -63,6 +63,12 @@ impl Pins {
         Self::of_layout(root, LAYOUT)
     }
 
+    /// Returns the pins in this directory of a layout.
+    pub(super) fn in_directory(directory: &Path) -> Self {
+        let root = directory.parent().unwrap_or(directory).to_owned();
+        Self { root, directory: directory.to_owned() }
+    }
+
     fn of_layout(root: &Path, layout: u32) -> Self {
         Self { root: root.to_owned(), directory: root.join(format!("v{layout}")) }
     }
@@ -133,6 +139,12 @@ impl Pins {
 
     pub(super) fn link(&self, interface: &str, mode: Mode) -> PathBuf {
         self.links().join(link_name(interface, mode.as_str()))
+    }
+
+    /// Returns the pin of the root program that is attached to an interface. Only with it can a
+    /// later daemon run that very program: to open a program by its id takes CAP_SYS_ADMIN.
+    pub(super) fn root_program(&self, interface: &str) -> PathBuf {
+        self.directory.join(link_name(interface, "root"))
     }
 
     /// Returns the pin of the program array in force.

@@ -33,6 +33,8 @@ impl Pins {
                 bpf::remove_link(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
             if !removed.contains(&name) {
+                // Best effort: a program that is nowhere attached does no harm.
+                let _ = fs::remove_file(self.root_program(&name));
                 removed.push(name);
             }
         }

@@ -3,7 +3,7 @@
 //! So what has been held back is judged, translated, counted and entered by the same code as what
 //! comes in, and in the same maps.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result};
 use aya::programs::ProgramFd;
@@ -21,6 +21,30 @@ const XDP_REDIRECT: u32 = 4;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// The most that a packet may grow: its answer may be longer.
 const GROWTH: usize = 64;
+
+/// What a program made of a frame.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ran {
+    /// Its verdict (`enum xdp_action`).
+    pub verdict: u32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
+}
+
+/// Runs an XDP program on a frame as if it came in on the interface with this index. Nothing is
+/// sent, whatever the verdict.
+///
+/// # Errors
+/// Returns an error if the kernel does not run the program.
+pub fn run_program(program: BorrowedFd<'_>, interface: u32, frame: &[u8]) -> Result<Ran> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, u32::try_from(frame.len())?, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+    let TestRun { verdict, length } =
+        test_run(program, frame, &mut out, &context).context("the kernel does not run the program")?;
+    out.truncate(length);
+    Ok(Ran { verdict, frame: out })
+}
 
 /// A frame that is to be sent.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -55,12 +79,7 @@ impl Replayer {
         // address.
         let mut frame = [&mac.bytes()[..], &[0; 6], &ETHERTYPE_IPV4].concat();
         frame.extend_from_slice(packet);
-        let mut out = vec![0; frame.len() + GROWTH];
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-        // egress_ifindex.
-        let context = [0, u32::try_from(frame.len())?, 0, primary, 0, 0].map(u32::to_ne_bytes).concat();
-        let TestRun { verdict, length } = test_run(self.program.as_fd(), &frame, &mut out, &context)
-            .context("the kernel does not run the program")?;
+        let Ran { verdict, frame: out } = run_program(self.program.as_fd(), primary, &frame)?;
         let egress = match verdict {
             XDP_TX => slot,
             // There are two interfaces, and a packet is turned round rather than redirected to
@@ -68,7 +87,6 @@ impl Replayer {
             XDP_REDIRECT => 1 - slot,
             _ => return Ok(None),
         };
-        out.truncate(length);
         Ok((out.len() >= ETHERNET_LENGTH)
             .then_some(Departure { interface: settings.interface(egress).primary, frame: out }))
     }

@@ -119,6 +119,34 @@ pub(crate) fn link_interface(link: &OwnedFd) -> io::Result<u32> {
     xdp_link_info(link.as_fd()).map(|info| info.interface)
 }
 
+/// Returns the kernel's id of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The first numbers of `struct bpf_prog_info`.
+    #[derive(Clone, Copy, Default)]
+    #[repr(C)]
+    struct Info {
+        kind: u32,
+        id: u32,
+    }
+    /// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+    #[repr(C)]
+    struct Attributes {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let mut attributes = Attributes {
+        bpf_fd: program.as_raw_fd() as u32,
+        info_len: size_of::<Info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attributes are those of the command; the kernel writes at most `info_len` bytes
+    // to `info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info.id)
+}
+
 /// Opens a program.
 pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     /// The part of `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.

@@ -634,7 +634,7 @@ fn configuration(state: &State, nics: Nics, targets: Targets, timeouts: Timeouts
         "[[masquerade]]\nname = \"masquerade\"\nsources = [\"{}\"]\ndestinations = [\"0.0.0.0/0\"]\n\
          [snat]\nports = \"{first}-{last}\"\n\
          # Where no packet of the sequences comes: the oracle has none.\n\
-         [health]\nlisten = \"0.0.0.0:65535\"\n\
+         [health]\nlisten = \"0.0.0.0:65535\"\nself_test = \"off\"\n\
          [admin]\nsocket = \"{}\"\npins = \"{}\"\n\
          [limits]\nflows = 131072\n\
          [timeouts]\n{all}",

@@ -14,6 +14,7 @@ use crate::{
     addresses::{
         ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM, VNET,
     },
+    lab::Options,
     namespace::Namespace,
     process::Process,
     state::State,
@@ -50,9 +51,10 @@ pub fn rules() -> String {
     format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 
-/// The configuration of a lab's router with these rules and limits.
-pub(crate) fn configuration(state: &State, nics: Nics, rules: &str, limits: &str) -> String {
-    let firewall = match nics {
+/// The configuration of a lab's router with these rules.
+pub(crate) fn configuration(state: &State, options: &Options, rules: &str) -> String {
+    let Options { limits, self_test, .. } = options;
+    let firewall = match options.nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",
     };
@@ -65,6 +67,7 @@ pub(crate) fn configuration(state: &State, nics: Nics, rules: &str, limits: &str
          {rules}\n\
          [health]\n\
          listen = \"0.0.0.0:{HEALTH_PORT}\"\n\
+         self_test = \"{self_test}\"\n\
          \n\
          [admin]\n\
          listen = \"127.0.0.1:9090\"\n\

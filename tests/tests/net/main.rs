@@ -30,6 +30,7 @@ mod probe;
 mod removal;
 mod repairs;
 mod routes;
+mod self_test;
 mod starts;
 mod traffic;
 mod unreachable;

@@ -43,6 +43,7 @@ impl RuleWriter for Recorder {
                 sessions,
                 rules_version,
                 rules_error,
+                self_test,
             } = state;
             assert!(
                 !config.is_locked()
@@ -52,6 +53,7 @@ impl RuleWriter for Recorder {
             );
             assert!(!names.is_locked() && !target_health.is_locked() && !routing.is_locked());
             assert!(!sessions.is_locked() && !rules_version.is_locked() && !rules_error.is_locked());
+            assert!(!self_test.is_locked());
         }
         if self.fails.load(Ordering::Relaxed) {
             bail!("no memory");

@@ -32,6 +32,7 @@ use crate::{
             router::{KernelRouter, Router as _},
             thread::PuntThread,
         },
+        self_test,
         serve::{api, metrics, probe},
         sessions::sweep,
         upkeep::Upkeep,
@@ -215,6 +216,7 @@ impl Instance {
         tasks.spawn(parts.control(name_service.clone()).run());
         tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
         tasks.spawn(punts.serve(router.clone(), tally, kernel.clone()));
+        tasks.spawn(self_test::run(parts.self_test(), kernel.clone()));
         tasks.spawn(next_hops::follow(parts.next_hops(), kernel, changes, topology));
         tasks.spawn(punts::show_presence(router));
         tasks.spawn(sweep::sweep(parts.sweep(), is_adopted));

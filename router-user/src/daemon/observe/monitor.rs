@@ -160,6 +160,7 @@ impl Monitor {
             routing.contested.add_to(conditions);
         }
         conditions.append(upkeep);
+        self.state.self_test.lock().add_to(conditions);
         self.state.own_traffic.lock().add_to(conditions);
     }
 }

@@ -266,6 +266,25 @@ impl Collector for Snapshot {
             "Punted packets that were lost, by cause",
             lost.map(|(cause, packets)| (vec![("cause", cause)], packets)).into(),
         )?;
+        let test = &status.self_test;
+        counter(
+            encoder,
+            "self_test_sessions",
+            "Sessions of the self-test, which are counted as opened as well",
+            vec![(vec![], test.sessions)],
+        )?;
+        counter(
+            encoder,
+            "self_test_packets",
+            "Packets of the self-test, which are counted as received as well",
+            vec![(vec![], test.packets)],
+        )?;
+        counter(
+            encoder,
+            "self_test_failures",
+            "Sessions of the self-test that failed; a single failure is no fault",
+            vec![(vec![], test.failures)],
+        )?;
         let reasons = |value: fn(&ReasonCounter) -> u64| {
             counters
                 .reasons

@@ -126,6 +126,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         snat_ports: capacity::snat_ports(&sessions.ports, reports.ports),
         repairs,
         draining,
+        self_test: state.self_test.lock().status(),
     }
 }
 

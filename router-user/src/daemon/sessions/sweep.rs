@@ -33,6 +33,7 @@ use crate::{
             passive_health::{self, Gatherer},
             target_health::TargetHealth,
         },
+        self_test,
         state::{Routing, SessionCounts},
         sync::{Locked, Work},
     },
@@ -262,7 +263,9 @@ impl Sweep<'_> {
 
     /// Gathers the sign that a young session gives of its target.
     fn gather(&self, forward: &Flow, signs: &mut Gatherer) {
-        if !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened) {
+        if self_test::is_test_session(&forward.key)
+            || !signs.wants(forward.protocol(), forward.rule(), forward.entry.opened)
+        {
             return;
         }
         let Some(session) = self.flows.session_of(forward) else { return };
