@@ -16,6 +16,7 @@ use lab::{
     wait,
     witness::Witness,
 };
+use nix::sys::signal::Signal;
 use router_common::{
     limits::LAYOUT,
     maps::{rules::ListenKey, settings::Settings, stages::Stage},
@@ -89,6 +90,12 @@ fn passes_and_leaves_nothing_behind(nics: Nics) {
     assert!(status.healthy && status.degraded.is_empty(), "{status:#?}");
     let log = check(lab.router()).output();
     assert!(!log.contains("self_test"), "{log}");
+    // The next daemon tests the programs that are attached already.
+    check(lab.stop_router(Signal::SIGKILL));
+    check(lab.start_router());
+    assert!(lab.state().path(&format!("bpf/pls-router/v{LAYOUT}/root-eth0")).exists());
+    let after = wait_for_sessions(&lab, 4);
+    assert_eq!((after.failures, after.problem.as_str()), (0, ""), "{after:?}");
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Tester {
         let subjects = match &self.suspect {
             Some((subject, _)) => vec![subject.clone()],
             None => {
-                let rules = self.in_turn(plan::rules(config)).into_iter().map(Subject::Rule);
+                let rules = self.in_turn(&plan::rules(config)).into_iter().map(Subject::Rule);
                 std::iter::once(Subject::Arp).chain(rules).collect()
             }
         };
@@ -238,7 +238,7 @@ impl Tester {
     }
 
     /// Returns the next rules in turn.
-    fn in_turn(&mut self, rules: Vec<String>) -> Vec<String> {
+    fn in_turn(&mut self, rules: &[String]) -> Vec<String> {
         let start = self.turn.checked_rem(rules.len()).unwrap_or(0);
         self.turn = start + RULES_AT_ONCE.min(rules.len());
         let count = RULES_AT_ONCE.min(rules.len());
