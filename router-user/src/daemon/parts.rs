@@ -94,9 +94,17 @@ impl Parts {
 
     /// Has packets reach the programs again, after others were to take their place.
     pub(super) fn take_back(&self) -> Result<()> {
-        let mut plane = self.plane.lock();
-        plane.take_back()?;
-        self.state.rules_version.set(plane.settings.version());
+        let config = self.state.config.get();
+        let changes = {
+            let attachments = self.state.attachments.lock();
+            let mut own_traffic = self.state.own_traffic.lock();
+            let mut plane = self.plane.lock();
+            plane.take_back()?;
+            self.state.rules_version.set(plane.settings.version());
+            // The classifier may be the other one's.
+            own_traffic.begin(&config, &attachments.attached, &mut plane)
+        };
+        changes.report();
         Ok(())
     }
 
