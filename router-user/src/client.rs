@@ -71,7 +71,12 @@ impl fmt::Display for ClientError {
                 socket.display()
             ),
             Self::Forbidden { socket } => {
-                write!(f, "this user may not use {}\n  fix: run this as root (sudo)", socket.display())
+                write!(
+                    f,
+                    "this user may not use {}\n  fix: run this as root (sudo); members of the group pls-router may look, if it was there \
+                     when the daemon started",
+                    socket.display()
+                )
             }
             Self::Foreign { socket, user } => write!(
                 f,

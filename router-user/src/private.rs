@@ -6,10 +6,11 @@
 
 use std::{
     error::Error,
+    ffi::CStr,
     fmt,
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
     io::{ErrorKind, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Component, Path, PathBuf},
 };
 
@@ -18,6 +19,10 @@ use tracing::warn;
 
 /// The mode of the daemon's own directories.
 const OWN: u32 = 0o700;
+/// The mode of such a directory that a group may pass through.
+const PASSABLE: u32 = 0o750;
+/// The group whose members may use the API's socket, to look.
+pub(crate) const ONLOOKERS: &CStr = c"pls-router";
 /// Write permission of the group and of others.
 const WRITE: u32 = 0o022;
 /// Any permission of the group and of others.
@@ -195,6 +200,33 @@ pub(crate) fn close(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Lets a group pass through a directory of the daemon's own. One that more users may enter stays as
+/// it is.
+///
+/// # Errors
+/// Returns an error as [`examine`], if the group cannot enter a directory that is another group's,
+/// and if the directory cannot be changed.
+pub(crate) fn open_to(directory: &Path, group: u32) -> Result<()> {
+    examine(directory)?;
+    let shown = directory.display();
+    let metadata = fs::symlink_metadata(directory).with_context(|| format!("cannot examine {shown}"))?;
+    match metadata.mode() & 0o777 {
+        mode if mode & 0o005 == 0o005 => Ok(()),
+        PASSABLE if metadata.gid() == group => Ok(()),
+        OWN => {
+            // The group first: the one that has it until then is not to enter.
+            chown(directory, None, Some(group))
+                .with_context(|| format!("cannot give {shown} to the group"))?;
+            fs::set_permissions(directory, Permissions::from_mode(PASSABLE))
+                .with_context(|| format!("cannot let the group into {shown}"))
+        }
+        mode => bail!(
+            "{shown} is not for them (mode {mode:04o}, group {})\n  fix: chgrp {group} {shown}; chmod 0750 {shown}",
+            metadata.gid()
+        ),
+    }
+}
+
 /// Opens a directory, and not whatever a symbolic link in its place leads to.
 pub(crate) fn open(directory: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(directory)
@@ -303,13 +335,39 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("theirs");
         make(&path).expect("it is made");
-        std::os::unix::fs::chown(&path, Some(65534), None).expect("we are root");
+        chown(&path, Some(65534), None).expect("we are root");
         let text = close(&path).expect_err("it is not ours").to_string();
         assert!(text.contains("belongs to user 65534") && text.contains("fix: "), "{text}");
         let link = place.path().join("link");
         symlink("/", &link).expect("a link");
         std::os::unix::fs::lchown(&link, Some(65534), None).expect("we are root");
         examine(&link.join("tmp")).expect_err("a link of somebody else's");
+    }
+
+    #[test]
+    fn a_group_is_let_in_and_nobody_else() {
+        if own_user() != 0 {
+            return;
+        }
+        const GROUP: u32 = 4242;
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("theirs");
+        make(&path).expect("it is made");
+        let state = || (mode(&path), fs::symlink_metadata(&path).expect("it is there").gid());
+        for _ in 0..2 {
+            open_to(&path, GROUP).expect("it is the daemon's own");
+            assert_eq!(state(), (PASSABLE, GROUP));
+        }
+        // Another group's, and one that may write: somebody has decided otherwise.
+        open_to(&path, GROUP + 1).expect_err("another group's");
+        assert_eq!(state(), (PASSABLE, GROUP));
+        set_mode(&path, 0o770);
+        open_to(&path, GROUP).expect_err("a group that may write");
+        set_mode(&path, 0o755);
+        open_to(&path, GROUP + 1).expect("everybody may enter");
+        assert_eq!(state(), (0o755, GROUP));
+        close(&path).expect("it is closed");
+        assert_eq!(mode(&path), OWN);
     }
 
     #[test]

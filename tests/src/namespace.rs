@@ -33,8 +33,8 @@ pub(crate) const NAMES: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// A directory with `hosts` and `resolv.conf` that programs in here see in place of the
-    /// machine's.
+    /// A directory with `hosts`, `resolv.conf` and `group`, of which programs in here see those that
+    /// are there in place of the machine's.
     etc: Option<PathBuf>,
     remove: bool,
 }
@@ -65,7 +65,8 @@ impl Namespace {
         Ok(Self { name: name.to_owned(), etc: None, remove: false })
     }
 
-    /// Gives programs in here the `hosts` and `resolv.conf` of this directory.
+    /// Gives programs in here the `hosts`, `resolv.conf` and `group` of this directory, as far as they
+    /// are there.
     pub fn set_etc(&mut self, directory: &Path) {
         self.etc = Some(directory.to_owned());
     }
@@ -100,7 +101,7 @@ impl Namespace {
         let namespace = self.open()?;
         let mut binds = Vec::new();
         if let Some(etc) = &self.etc {
-            for file in ["hosts", "resolv.conf"] {
+            for file in ["group", "hosts", "resolv.conf"] {
                 let (from, to) = (etc.join(file), Path::new("/etc").join(file));
                 if from.exists() && to.exists() {
                     binds.push((c_string(from.as_os_str())?, c_string(to.as_os_str())?));

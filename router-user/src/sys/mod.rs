@@ -5,6 +5,7 @@ pub(crate) mod addresses;
 pub(crate) mod bpf;
 pub(crate) mod bpffs;
 pub(crate) mod filters;
+pub(crate) mod groups;
 pub(crate) mod interface;
 pub(crate) mod netlink;
 pub(crate) mod proc_net;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _, Write as _},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
         net::{UnixListener, UnixStream},
@@ -20,15 +20,15 @@ use nix::sys::signal::Signal;
 use crate::{
     common::{ECHO, LIMIT, check, helper, only_pls_router, router},
     lifecycle::{REFUSAL_LIMIT, attached, pins, refuses, without_router},
-    probe::{USER, become_user},
+    probe::{USER, become_member},
 };
 
 /// The capabilities that the daemon keeps, a bit for each: CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON,
 /// CAP_BPF.
 const KEPT: u64 = 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39;
-/// The capabilities of deploy/pls-router.service by number: CAP_NET_BIND_SERVICE, CAP_NET_ADMIN,
-/// CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
-const OF_SERVICE: [u64; 5] = [10, 12, 13, 38, 39];
+/// The capabilities of deploy/pls-router.service by number: CAP_SETGID, CAP_NET_BIND_SERVICE,
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON, CAP_BPF.
+const OF_SERVICE: [u64; 6] = [6, 10, 12, 13, 38, 39];
 const LOOPBACK_FORWARDING: &str = "net/ipv4/conf/lo/forwarding";
 
 fn mode(path: &Path) -> u32 {
@@ -46,9 +46,14 @@ fn set_mode(path: &Path, mode: u32) {
 
 /// Runs as another user, who is not root.
 fn as_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    as_member(&[], work)
+}
+
+/// Runs as another user, who is not root and in these groups.
+fn as_member<T: Send>(groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let user = scope.spawn(|| {
-            become_user(USER).expect("root may become anybody");
+            become_member(USER, groups).expect("root may become anybody");
             work()
         });
         user.join().expect("it ends")
@@ -143,11 +148,8 @@ fn privileges_are_given_up_once_it_forwards() {
     assert_eq!(forwarding.trim(), "0");
 }
 
-/// Starts the router with no more than the service has.
-fn start_as_service(lab: &Lab) -> Result<Process> {
-    let configuration = lab.state().path("config.toml");
-    fs::write(&configuration, lab.configuration(&lab.options.rules))?;
-    let mut command = lab.pls_router_command(&["run"], &configuration)?;
+/// Has a command start with no more than the service has.
+fn keep_few(command: &mut Command) {
     let keep_few = || {
         for capability in (0..64_u64).filter(|capability| !OF_SERVICE.contains(capability)) {
             // SAFETY: takes numbers only. Those that this kernel does not know fail.
@@ -157,6 +159,14 @@ fn start_as_service(lab: &Lab) -> Result<Process> {
     };
     // SAFETY: between fork and exec, the closure makes system calls only.
     unsafe { command.pre_exec(keep_few) };
+}
+
+/// Starts the router with no more than the service has.
+fn start_as_service(lab: &Lab) -> Result<Process> {
+    let configuration = lab.state().path("config.toml");
+    fs::write(&configuration, lab.configuration(&lab.options.rules))?;
+    let mut command = lab.pls_router_command(&["run"], &configuration)?;
+    keep_few(&mut command);
     Process::spawn(lab.state(), "service", command)
 }
 
@@ -318,4 +328,133 @@ fn a_socket_of_another_user_is_not_taken_for_the_daemon() {
         assert!(output.contains(text), "nothing about \"{text}\" in: {output}");
     }
     check(lab.start_router());
+}
+
+/// The number of the group `pls-router` in the tests.
+const GROUP: u32 = 4242;
+
+/// Writes the router's own list of groups, with `pls-router` among them.
+fn make_group(lab: &Lab) {
+    let groups = check(fs::read_to_string("/etc/group").context("/etc/group"));
+    let groups = groups.lines().filter(|line| !line.starts_with("pls-router:"));
+    let own = format!("pls-router:x:{GROUP}:");
+    let groups = groups.chain([own.as_str()]).map(|line| format!("{line}\n")).collect::<String>();
+    check(lab.state().write("etc/router/group", groups));
+}
+
+/// A directory of root's, with the socket in a directory that the daemon makes in it.
+fn socket_of_its_own(lab: &Lab) -> (PathBuf, String) {
+    let socket = lab.state().path("run/api.sock");
+    let own = lab.state().path("api.sock").display().to_string();
+    let configuration = lab.configuration(&lab.options.rules);
+    let configuration = configuration.replacen(&own, &socket.display().to_string(), 1);
+    assert!(configuration.contains("run/api.sock"), "{configuration}");
+    (socket, configuration)
+}
+
+fn group(path: &Path) -> u32 {
+    check(fs::symlink_metadata(path).with_context(|| path.display().to_string())).gid()
+}
+
+/// Runs a command of pls-router as another user, who is in these groups. Returns its exit status
+/// and all that it says.
+fn ask_as_member(
+    lab: &Lab,
+    configuration: &Path,
+    groups: &'static [u32],
+    args: &[&str],
+) -> (Option<i32>, String) {
+    let mut command = check(lab.pls_router_command(args, configuration));
+    // SAFETY: between fork and exec, the closure makes system calls only.
+    unsafe { command.pre_exec(|| become_member(USER, groups)) };
+    let output = check(lab::command::output(&mut command));
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.code(), said.concat())
+}
+
+/// Sends a request to the API as another user, who is in these groups. Returns the whole answer.
+fn request_as_member(socket: &Path, groups: &[u32], method: &str, path: &str) -> String {
+    let mut stream = as_member(groups, || UnixStream::connect(socket)).expect("the socket is theirs to use");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    check(stream.write_all(request.as_bytes()).context("a request"));
+    let mut answer = String::new();
+    check(stream.read_to_string(&mut answer).context("an answer"));
+    answer
+}
+
+/// By the peer's credentials, and not by what the file's mode lets them do.
+#[test]
+fn members_of_the_group_may_look_and_change_nothing() {
+    let lab = without_router();
+    make_group(&lab);
+    let (socket, configuration) = socket_of_its_own(&lab);
+    let path = check(lab.state().write("group.toml", &configuration));
+    let mut daemon = check(crate::starts::start_with(&lab, "group.toml", configuration));
+    in_service(&lab, &mut daemon);
+    let directory = lab.state().path("run");
+    assert_eq!((mode(&socket), group(&socket)), (0o660, GROUP));
+    assert_eq!((mode(&directory), group(&directory)), (0o750, GROUP));
+
+    for args in [&["status"][..], &["counters"], &["flows"], &["rules"], &["status", "-o", "json"]] {
+        let (code, said) = ask_as_member(&lab, &path, &[GROUP], args);
+        assert_eq!(code, Some(0), "{args:?}: {said}");
+    }
+    let before = attached(&lab, "eth0");
+    for args in [&["drain"][..], &["undrain"], &["detach", "--force"]] {
+        let (code, said) = ask_as_member(&lab, &path, &[GROUP], args);
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        assert!(said.contains("only root may"), "{args:?}: {said}");
+    }
+    for path in ["stand-down", "drain", "undrain", "reload", "anything-new"] {
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            let answer = request_as_member(&socket, &[GROUP], method, &format!("/v1/{path}"));
+            assert!(
+                answer.starts_with("HTTP/1.1 403") && answer.contains("only root"),
+                "{method} {path}: {answer}"
+            );
+        }
+    }
+    let status =
+        check(lab::command::output(&mut check(lab.pls_router_command(&["status", "-o", "json"], &path))));
+    let status: router_user::model::Status = check(serde_json::from_slice(&status.stdout).context("JSON"));
+    assert!(status.healthy, "{status:#?}");
+    assert_eq!(attached(&lab, "eth0"), before);
+
+    // A user outside of it does not get there.
+    let (code, said) = ask_as_member(&lab, &path, &[], &["status"]);
+    assert!(code == Some(1) && said.contains("this user may not use"), "{said}");
+    let asked = as_user(|| UnixStream::connect(&socket));
+    assert_eq!(asked.map(drop).expect_err("it answered").kind(), ErrorKind::PermissionDenied);
+    check(daemon.kill());
+
+    // Without CAP_CHOWN, as under the unit: it has joined the group before it gives up CAP_SETGID.
+    let mut command = check(lab.pls_router_command(&["run"], &path));
+    keep_few(&mut command);
+    let mut daemon = check(Process::spawn(lab.state(), "service", command));
+    in_service(&lab, &mut daemon);
+    has_given_up(daemon.pid(), OF_SERVICE.iter().map(|capability| 1 << capability).sum());
+    assert_eq!((mode(&socket), group(&socket)), (0o660, GROUP));
+    assert_eq!(ask_as_member(&lab, &path, &[GROUP], &["status"]).0, Some(0));
+}
+
+#[test]
+fn a_directory_that_another_group_has_is_not_given_away() {
+    let lab = without_router();
+    make_group(&lab);
+    let (socket, configuration) = socket_of_its_own(&lab);
+    let directory = lab.state().path("run");
+    check(fs::create_dir(&directory).context("a directory"));
+    check(chown(&directory, None, Some(GROUP + 1)).context("chown"));
+    set_mode(&directory, 0o750);
+    let mut daemon = check(crate::starts::start_with(&lab, "group.toml", configuration));
+    in_service(&lab, &mut daemon);
+    assert_eq!((mode(&directory), group(&directory)), (0o750, GROUP + 1));
+    let log = daemon.output();
+    assert!(
+        log.contains("members of the group pls-router cannot look") && log.contains("fix: chgrp 4242"),
+        "{log}"
+    );
+    let asked = as_member(&[GROUP], || UnixStream::connect(&socket));
+    assert_eq!(asked.map(drop).expect_err("it answered").kind(), ErrorKind::PermissionDenied);
 }

@@ -80,10 +80,15 @@ fn ask(from: &Namespace, source: Ipv4Addr) -> Result<(u16, String)> {
 /// Makes this thread another user's, who is in no group of root's, and which has no way back. Only
 /// the system calls do that to one thread alone.
 pub(crate) fn become_user(user: libc::uid_t) -> io::Result<()> {
-    // SAFETY: takes numbers, and no groups at no place.
+    become_member(user, &[])
+}
+
+/// The same, for a user who is in these groups.
+pub(crate) fn become_member(user: libc::uid_t, groups: &[libc::gid_t]) -> io::Result<()> {
+    // SAFETY: takes numbers, and groups that outlive the call and are as many.
     let results = unsafe {
         [
-            libc::syscall(libc::SYS_setgroups, 0, 0),
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
             libc::syscall(libc::SYS_setresgid, user, user, user),
             libc::syscall(libc::SYS_setresuid, user, user, user),
         ]

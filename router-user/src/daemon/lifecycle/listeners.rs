@@ -20,6 +20,7 @@ use socket2::Socket;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::warn;
 
+use super::onlookers;
 use crate::{
     config::Config,
     daemon::serve::{api, http, metrics, probe},
@@ -74,6 +75,7 @@ impl Listeners {
             None => bind_unix(socket)
                 .with_context(|| format!("cannot listen on {} (admin.socket)", socket.display()))?,
         };
+        onlookers::admit(socket);
         Ok(Self { probe, admin, api, path: socket.clone(), is_new })
     }
 
@@ -146,7 +148,7 @@ pub(crate) fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Listens on a Unix socket that root and a group may use, in a directory that only root can write.
+/// Listens on a Unix socket that root may use, in a directory that only root can write.
 pub(super) fn bind_unix(socket: &Path) -> Result<StdUnixListener> {
     private::make(socket.parent().unwrap_or(Path::new("/")))?;
     remove_stale(socket)?;

@@ -4,6 +4,7 @@ pub(crate) mod hand_over;
 pub(crate) mod instance;
 pub(crate) mod listeners;
 pub(crate) mod loading;
+mod onlookers;
 pub(crate) mod privileges;
 pub(crate) mod replacement;
 pub(crate) mod signals;

@@ -89,7 +89,9 @@ pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> 
         async move {
             match answer {
                 Some(answer) => answer.await.unwrap_or_else(|never| match never {}),
-                None => (StatusCode::FORBIDDEN, "only root may change something\n").into_response(),
+                None => {
+                    (StatusCode::FORBIDDEN, "only root may change something; fix: sudo\n").into_response()
+                }
             }
         }
     };

@@ -18,7 +18,7 @@ use crate::{
     dataplane::{self, Pins},
     port_plan,
     private::{self, Refusal},
-    sys::{bpffs, proc_net, sysctl},
+    sys::{bpffs, groups, proc_net, sysctl},
 };
 
 /// The names of the processes that people log in by. Where systemd holds the socket (`ssh.socket`),
@@ -70,14 +70,15 @@ fn own_ports(pins: &Path) -> port_plan::Kernel {
     }
 }
 
-/// Finds out which users may use a socket. One that is not there yet will be root's.
+/// Finds out which users may use a socket. One that is not there yet will be root's, and that of the
+/// group of onlookers if there is one.
 fn socket_access(socket: &Path) -> SocketAccess {
     use std::os::unix::fs::MetadataExt as _;
     let look = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.mode(), found.gid()));
     let (Some((mode, group)), Some((directory, directory_group))) =
         (look(socket), socket.parent().and_then(look))
     else {
-        return SocketAccess::Root;
+        return groups::number(private::ONLOOKERS).map_or(SocketAccess::Root, SocketAccess::Group);
     };
     // To connect takes write permission (unix(7)), and to get there, search permission.
     let everyone_enters = directory & 0o001 != 0;
