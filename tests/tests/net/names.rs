@@ -298,6 +298,29 @@ fn neither_a_crash_nor_a_restart_forgets_a_name() {
     }
 }
 
+/// The load balancer's probe waits as long as a restart takes.
+#[test]
+fn a_restart_does_not_wait_for_silent_name_servers() {
+    let mut lab = lab_with(&format!("\"{NAME}:{ECHO_PORT}\""));
+    let _dns = check(Dns::start(&lab, &[TOOLS]));
+    check(lab.start_router());
+    check(wait::until("the answer to be written", LIMIT, || {
+        ensure!(fs::read_to_string(lab.state().path("names.json"))?.contains(NAME));
+        Ok(())
+    }));
+    check(lab.stop_router(Signal::SIGTERM));
+    let resolv_conf = lab.state().path("etc/router/resolv.conf");
+    check(fs::write(resolv_conf, format!("nameserver {UNUSED}\n")).context("resolv.conf"));
+    let start = Instant::now();
+    check(lab.start_router());
+    let took = start.elapsed();
+    let now = status(&lab);
+    assert_eq!(now.names[0].addresses, [TOOLS], "{now:#?}");
+    assert!(now.names[0].problem.contains("no answer in 0.5 s"), "{now:#?}");
+    assert!(took < Duration::from_secs(4), "the start took {took:?}");
+    drop(connect(&lab));
+}
+
 /// `resolv.conf` names two servers, as everywhere, and the first is dead, as some day everywhere.
 #[test]
 fn a_dead_first_name_server_delays_nothing() {

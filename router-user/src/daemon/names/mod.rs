@@ -49,6 +49,9 @@ use crate::{
 
 /// The time that the start waits for answers. A name that has none by then gets it later.
 const START: Duration = Duration::from_secs(5);
+/// The time that it waits for a name that an earlier daemon has left an answer for: the load
+/// balancer's probe waits as well.
+const RESTART: Duration = Duration::from_millis(500);
 /// The time after which the file of the last answers is written again at the earliest: answers may
 /// change with every question.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -85,7 +88,8 @@ impl NameService {
     }
 
     /// Resolves the names of a configuration that are not known yet, all at the same time, for the
-    /// machine with these addresses. Takes five seconds at most. What cannot be resolved has the
+    /// machine with these addresses. Takes five seconds at most, and half a second for names that an
+    /// earlier daemon has left an answer for. What cannot be resolved has the
     /// addresses of its last good answer, if an earlier daemon has left that.
     pub(super) async fn resolve_new(&self, config: &Config, known: &Names, own: &OwnAddresses) -> Names {
         let is_new = |name: &&String| !known.contains_key(*name);
@@ -93,8 +97,10 @@ impl NameService {
         names.sort_unstable();
         names.dedup();
         let answers = names.into_iter().map(async |name| {
-            let outcome = timeout(START, self.resolve(name, own)).await;
-            let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer in {} s", START.as_secs())));
+            let patience = if lock(&self.memory).get(name).is_some() { RESTART } else { START };
+            let outcome = timeout(patience, self.resolve(name, own)).await;
+            let outcome =
+                outcome.unwrap_or_else(|_| Err(format!("no answer in {} s", patience.as_secs_f64())));
             let now = Instant::now();
             let mut resolved = Resolved::unknown(now);
             let noted = resolved.note(outcome, now, jitter());
