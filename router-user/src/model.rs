@@ -31,7 +31,7 @@ pub struct Unattended {
 }
 
 /// `GET /v1/status`: is this router forwarding, and if not, why.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
@@ -341,7 +341,7 @@ pub struct PuntStatus {
 }
 
 /// The use of the flow table.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct FlowTableStatus {
     /// Sessions in the table, as of the last sweep.
     pub sessions: u64,

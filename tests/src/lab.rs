@@ -322,7 +322,8 @@ impl Lab {
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
-        router::configuration(&self.state, &self.options, rules)
+        let Options { nics, limits, self_test, .. } = &self.options;
+        router::configuration(&self.state, *nics, rules, (limits, self_test))
     }
 
     /// Sets the rules for the router's next start.

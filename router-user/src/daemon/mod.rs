@@ -50,6 +50,7 @@ use self::lifecycle::{
     privileges,
     replacement::{Replacement, Replacer},
     signals::Signals,
+    waiting,
 };
 use crate::{
     config::{self, Config},
@@ -87,9 +88,14 @@ pub async fn run(options: Options) -> Result<()> {
     reserve_descriptors(&config);
     let inherited = Inherited::from_service_manager();
     let predecessor = find_predecessor(&options, &config, &inherited).await?;
+    let mut signals = Signals::new()?;
+    let inherited = match &predecessor {
+        Some(_) => Some(inherited),
+        None => waiting::for_interfaces(&options.config_path, &config, inherited, &mut signals).await?,
+    };
+    let Some(inherited) = inherited else { return Ok(()) };
     check_machine(&config).await?;
 
-    let mut signals = Signals::new()?;
     let loading = Loading::default();
     let (replacer, mut replacements) = Replacer::new();
     let common = Common { options, replacer };

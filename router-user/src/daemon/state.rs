@@ -21,7 +21,7 @@ use crate::{
         kernel::{interfaces::Attached, netlink::OwnAddresses, next_hop::NextHop, own_traffic::OwnTraffic},
         names::resolved::Names,
         observe::{capacity::Taken, contested::ContestedNextHops, target_health::TargetHealth},
-        self_test::SelfTest,
+        self_test::results::SelfTest,
         sync::Locked,
         upkeep::record::Record,
     },

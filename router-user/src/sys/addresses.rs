@@ -32,6 +32,14 @@ pub(crate) struct OwnAddresses {
 }
 
 impl OwnAddresses {
+    /// Returns `true` if this machine has the address.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.own.contains(&address),
+            IpAddr::V6(_) => false,
+        }
+    }
+
     /// Returns why packets cannot be sent on to `address`; `None` if nothing here is against it.
     pub(crate) fn no_target(&self, address: Ipv4Addr) -> Option<&'static str> {
         if self.own.contains(&address) {

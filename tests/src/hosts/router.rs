@@ -14,7 +14,6 @@ use crate::{
     addresses::{
         ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM, VNET,
     },
-    lab::Options,
     namespace::Namespace,
     process::Process,
     state::State,
@@ -51,10 +50,14 @@ pub fn rules() -> String {
     format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 
-/// The configuration of a lab's router with these rules.
-pub(crate) fn configuration(state: &State, options: &Options, rules: &str) -> String {
-    let Options { limits, self_test, .. } = options;
-    let firewall = match options.nics {
+/// The configuration of a lab's router with these rules, limits and this period of self-tests.
+pub(crate) fn configuration(
+    state: &State,
+    nics: Nics,
+    rules: &str,
+    (limits, self_test): (&str, &str),
+) -> String {
+    let firewall = match nics {
         Nics::One => "eth0",
         Nics::Two => "eth1",
     };

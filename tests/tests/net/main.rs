@@ -35,6 +35,7 @@ mod starts;
 mod traffic;
 mod unreachable;
 mod upkeep;
+mod waiting;
 
 use std::process::ExitCode;
 

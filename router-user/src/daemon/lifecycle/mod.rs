@@ -8,3 +8,4 @@ mod onlookers;
 pub(crate) mod privileges;
 pub(crate) mod replacement;
 pub(crate) mod signals;
+pub(crate) mod waiting;

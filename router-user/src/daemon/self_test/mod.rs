@@ -10,13 +10,14 @@
 //!
 //! A test's client has an address of a rule's sources and the port 0, which no client has. Its
 //! session is removed as soon as it is over. It is no sign of its target's health, and counts in
-//! the counters like any other; [`SelfTest`] says how much that is.
+//! the counters like any other; [`results`] say how much that is.
 //!
 //! Beside that, [`arrivals`] watches that programs see what comes in.
 
 mod arrivals;
 mod packet;
 mod plan;
+pub(crate) mod results;
 mod trial;
 
 use std::{
@@ -51,8 +52,6 @@ use crate::{
         sync::Locked,
     },
     dataplane::{CounterTable, Dataplane, Flow, FlowTable, Ran, interface_name, run_program},
-    health::{Conditions, Id, Severity},
-    model::SelfTestStatus,
 };
 
 pub(crate) use self::packet::is_test;
@@ -72,61 +71,6 @@ const RULES_AT_ONCE: usize = 4;
 pub(crate) fn is_test_session(client: &FlowKey) -> bool {
     client.source_port == Port::new(CLIENT_PORT)
         && matches!(client.protocol(), Some(Protocol::Tcp | Protocol::Udp))
-}
-
-/// The results of self-tests.
-#[derive(Debug, Default)]
-pub(crate) struct SelfTest {
-    /// `false` if the configuration switches it off.
-    is_on: bool,
-    sessions: u64,
-    packets: u64,
-    failures: u64,
-    /// The time of the last session that was tested.
-    last: Option<Instant>,
-    /// Why the last rule in turn was not tested; empty if it was.
-    untested: String,
-    /// What is wrong, as far as it is a fault.
-    failure: Option<String>,
-    impossible: Option<String>,
-    /// The interfaces whose packets the programs do not see, with the words for that.
-    unseen: Vec<(String, String)>,
-}
-
-impl SelfTest {
-    /// Adds what is wrong.
-    pub(crate) fn add_to(&self, conditions: &mut Conditions) {
-        if let Some(failure) = &self.failure {
-            let detail = format!(
-                "the programs do not forward: {failure}; fix: systemctl restart pls-router loads them again, and \
-                 `bpftool prog` and `bpftool map` show who else has opened them"
-            );
-            conditions.add(Severity::Down, Id::SelfTestFailed, "", detail);
-        }
-        if let Some(error) = &self.impossible {
-            let detail = format!(
-                "the self-test cannot be run: {error}; fix: if it never can on this machine, set self_test = \"off\" in \
-                 [health]"
-            );
-            conditions.add(Severity::Degraded, Id::SelfTestImpossible, "", detail);
-        }
-        for (interface, detail) in &self.unseen {
-            conditions.add(Severity::Down, Id::PacketsUnseen, interface, detail);
-        }
-    }
-
-    /// Returns what `status` says of them.
-    pub(crate) fn status(&self) -> SelfTestStatus {
-        SelfTestStatus {
-            enabled: self.is_on,
-            sessions: self.sessions,
-            packets: self.packets,
-            failures: self.failures,
-            last_seconds: self.last.map(|last| last.elapsed().as_secs()),
-            untested: self.untested.clone(),
-            problem: self.failure.clone().or_else(|| self.impossible.clone()).unwrap_or_default(),
-        }
-    }
 }
 
 /// The parts of the daemon that this has access to.

@@ -95,9 +95,12 @@ pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> 
             }
         }
     };
-    let origin =
-        |user: &u32| Origin { group: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) };
     http::serve(listener, limits(), origin, answer).await
+}
+
+/// Returns the group and party of a user's connection.
+pub(super) fn origin(user: &u32) -> Origin {
+    Origin { group: if is_owner(*user) { ROOT } else { OTHERS }, party: Party::User(*user) }
 }
 
 /// Leaves everything as it is from now on: `pls-router detach --force` takes the router off under

@@ -29,12 +29,12 @@ use crate::{
     model::{Counters, Health, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
 };
 
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Rooms: of root, of other users of this machine, and of everyone else.
 const ROOT: usize = 0;
 const USERS: usize = 1;
-const NETWORK: usize = 2;
+pub(super) const NETWORK: usize = 2;
 /// The time that a request may take to come.
 const REQUEST: Duration = Duration::from_secs(5);
 /// The time that a connection may take in all.
@@ -104,11 +104,22 @@ fn render(reports: &Reports) -> Result<String> {
         counters: reports::counters(reports)?,
         rules: reports::rules(reports)?,
     };
-    let mut registry = Registry::with_prefix("pls_router");
-    registry.register_collector(Box::new(snapshot));
-    let mut text = String::new();
-    text::encode(&mut text, &registry)?;
-    Ok(text)
+    snapshot.text()
+}
+
+/// Returns the metrics of a router that does not forward yet.
+pub(super) fn of(status: Status) -> Result<String> {
+    Snapshot { status, counters: Counters::default(), rules: Vec::new() }.text()
+}
+
+impl Snapshot {
+    fn text(self) -> Result<String> {
+        let mut registry = Registry::with_prefix("pls_router");
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
 }
 
 /// Everything at one moment.

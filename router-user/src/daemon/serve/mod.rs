@@ -5,3 +5,4 @@ pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod probe;
 pub(crate) mod reports;
+pub(crate) mod waiting;

@@ -31,7 +31,7 @@ use crate::{
 
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
 /// `OPTIONS` HAProxy (`option httpchk`).
-const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
+pub(super) const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
 /// Connections of an entry that is one address.
 const ADDRESS: Capacity = Capacity { places: 32, share: 32 };
 /// Connections of an entry that is a network, of this machine, and of everyone else.
@@ -46,14 +46,14 @@ const AGE: Duration = Duration::from_millis(20);
 const MAX_TEXT: usize = 4096;
 
 /// Rooms of no entry.
-const THIS_MACHINE: usize = 0;
-const EVERYONE_ELSE: usize = 1;
+pub(super) const THIS_MACHINE: usize = 0;
+pub(super) const EVERYONE_ELSE: usize = 1;
 /// The groups of entries, in their order, follow those.
 const FIRST_ENTRY: usize = 2;
 
 /// The clients with reserved places.
 #[derive(Clone, Debug)]
-struct Probers {
+pub(super) struct Probers {
     entries: Vec<Entry>,
 }
 
@@ -65,7 +65,7 @@ enum Entry {
 }
 
 impl Probers {
-    fn of(config: &Config) -> Self {
+    pub(super) fn of(config: &Config) -> Self {
         let given = &config.health.from;
         Self {
             entries: if given.is_empty() {
@@ -86,7 +86,7 @@ impl Probers {
     }
 
     /// Returns the group of a client with this address that is not on this machine.
-    fn group(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
+    pub(super) fn group(&self, peer: IpAddr, own_networks: &[Ipv4Net]) -> usize {
         // The narrowest entry is the one that is about this address.
         let width = |entry: &Entry| match entry {
             Entry::Network(network) => network.contains(&peer).then(|| network.prefix_len()),
@@ -178,7 +178,7 @@ fn reasons_text(problems: &[String]) -> String {
     text
 }
 
-fn response(status: StatusCode, text: &str) -> Response<String> {
+pub(super) fn response(status: StatusCode, text: &str) -> Response<String> {
     let mut response = Response::new(if text.is_empty() { String::new() } else { format!("{text}\n") });
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -1,0 +1,63 @@
+//! The results of self-tests: plain data, and what is said of it.
+
+use std::time::Instant;
+
+use crate::{
+    health::{Conditions, Id, Severity},
+    model::SelfTestStatus,
+};
+
+/// The results of self-tests.
+#[derive(Debug, Default)]
+pub(crate) struct SelfTest {
+    /// `false` if the configuration switches it off.
+    pub(super) is_on: bool,
+    pub(super) sessions: u64,
+    pub(super) packets: u64,
+    pub(super) failures: u64,
+    /// The time of the last session that was tested.
+    pub(super) last: Option<Instant>,
+    /// Why the last rule in turn was not tested; empty if it was.
+    pub(super) untested: String,
+    /// What is wrong, as far as it is a fault.
+    pub(super) failure: Option<String>,
+    pub(super) impossible: Option<String>,
+    /// The interfaces whose packets the programs do not see, with the words for that.
+    pub(super) unseen: Vec<(String, String)>,
+}
+
+impl SelfTest {
+    /// Adds what is wrong.
+    pub(crate) fn add_to(&self, conditions: &mut Conditions) {
+        if let Some(failure) = &self.failure {
+            let detail = format!(
+                "the programs do not forward: {failure}; fix: systemctl restart pls-router loads them again, and \
+                 `bpftool prog` and `bpftool map` show who else has opened them"
+            );
+            conditions.add(Severity::Down, Id::SelfTestFailed, "", detail);
+        }
+        if let Some(error) = &self.impossible {
+            let detail = format!(
+                "the self-test cannot be run: {error}; fix: if it never can on this machine, set self_test = \"off\" in \
+                 [health]"
+            );
+            conditions.add(Severity::Degraded, Id::SelfTestImpossible, "", detail);
+        }
+        for (interface, detail) in &self.unseen {
+            conditions.add(Severity::Down, Id::PacketsUnseen, interface, detail);
+        }
+    }
+
+    /// Returns what `status` says of them.
+    pub(crate) fn status(&self) -> SelfTestStatus {
+        SelfTestStatus {
+            enabled: self.is_on,
+            sessions: self.sessions,
+            packets: self.packets,
+            failures: self.failures,
+            last_seconds: self.last.map(|last| last.elapsed().as_secs()),
+            untested: self.untested.clone(),
+            problem: self.failure.clone().or_else(|| self.impossible.clone()).unwrap_or_default(),
+        }
+    }
+}
