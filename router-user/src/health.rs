@@ -40,6 +40,8 @@ ids! {
     NoRules "no_rules" "No rules are loaded.",
     RulesOutdated "rules_outdated" "The rules in force are not the wanted ones, because the kernel refuses those.",
     NoTargets "no_targets" "No forward rule has a target.",
+    RuleUnhealthy "rule_unhealthy" "Too many of a rule's targets fail its active check (`require` of `check`). Subject: the rule.",
+    TargetFailed "target_failed" "A target fails the active check of a rule. Subject: the rule and the target.",
     RuleWithoutTarget "rule_without_target" "A rule has no target and refuses new sessions. Subject: the rule.",
     TargetsUnresponsive "targets_unresponsive" "None of a rule's targets answers new sessions. Subject: the rule.",
     TargetsLeftOut "targets_left_out" "A rule's targets have more addresses than the router uses. Subject: the rule.",
@@ -95,6 +97,31 @@ ids! {
     PathUntrusted "path_untrusted" "Another user can change a directory that the daemon trusts. Subject: the directory's configuration key.",
     BpffsMissing "bpffs_missing" "The directory for pins is not on a BPF file system. Subject: the directory.",
     PredecessorFound "predecessor_found" "Another version's data plane is on this machine. Subject: its directory.",
+}
+
+/// The way in which a condition of severity `down` changes the answer of the probe.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Effect {
+    /// When it has lasted for a while (`down_after` of `[health]`).
+    Lasting,
+    /// At once: it does not pass by itself. The router's recovery from it has to last
+    /// (`up_after`).
+    AtOnce,
+    /// At once, and so does its end: the operator has said so.
+    Ordered,
+}
+
+impl Id {
+    /// Returns the way in which it changes the answer of the probe.
+    pub(crate) const fn effect(self) -> Effect {
+        if matches!(self, Self::Draining | Self::Detached) {
+            Effect::Ordered
+        } else if matches!(self, Self::ProgramLost) {
+            Effect::AtOnce
+        } else {
+            Effect::Lasting
+        }
+    }
 }
 
 /// One thing that is wrong.
@@ -185,11 +212,6 @@ impl Conditions {
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Condition> {
         self.all.iter()
-    }
-
-    /// Returns `true` if one of them is that this router is down.
-    pub(crate) fn are_down(&self) -> bool {
-        self.all.iter().any(|condition| condition.severity == Severity::Down)
     }
 
     /// Adds all of `others` at the end.

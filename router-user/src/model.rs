@@ -35,10 +35,14 @@ pub struct Unattended {
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// `true` if the probe answers 200: this router forwards.
+    /// `true` if the probe answers 200.
     pub healthy: bool,
-    /// Why it is not healthy, in words for the operator; empty when it is.
+    /// What keeps it from forwarding now, in words for the operator; empty if nothing does. The
+    /// answer of the probe follows after a while: see `probe`.
     pub reasons: Vec<String>,
+    /// The answer of the probe, and since when it is given.
+    #[serde(default)]
+    pub probe: ProbeStatus,
     /// Further faults, with which the probe can still answer 200: a rule without a target, or a
     /// target that cannot be reached or resolved while others of its rule can. In words for the
     /// operator.
@@ -71,6 +75,9 @@ pub struct Status {
     /// The health of targets, as sessions have shown it: those of TCP rules that have several.
     #[serde(default)]
     pub targets: Vec<TargetStatus>,
+    /// The active checks of targets, by rule (4096 at most).
+    #[serde(default)]
+    pub checks: Vec<CheckStatus>,
     /// The flow table.
     pub flows: FlowTableStatus,
     /// The packets that the data plane gives to the daemon.
@@ -139,11 +146,42 @@ pub struct SelfTestStatus {
     pub problem: String,
 }
 
+/// The answer of the load balancer's probe. It changes when the router has been down, or has
+/// forwarded again, for as long as `down_after` and `up_after` of `[health]` say.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct ProbeStatus {
+    /// 200 or 503.
+    pub answer: u16,
+    /// The time since when it is given (RFC 3339, UTC).
+    pub since: String,
+    /// The same in seconds.
+    pub since_seconds: u64,
+    /// The number of changes since the daemon started.
+    pub changes: u64,
+    /// Why it is 503, in words for the operator: what keeps the router from forwarding, or what
+    /// did so last. Empty for 200.
+    pub reasons: Vec<String>,
+    /// The change that has begun; `null` if there is none.
+    pub pending: Option<PendingAnswer>,
+}
+
+/// A change of the probe's answer that has begun.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct PendingAnswer {
+    /// The answer that it leads to: 200 or 503.
+    pub answer: u16,
+    /// The seconds that the router has been so.
+    pub for_seconds: f64,
+    /// The seconds after which the answer changes.
+    pub after_seconds: f64,
+}
+
 /// The severity of a condition.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// This router does not forward, or should get no new connections: the probe answers 503.
+    /// This router does not forward, or should get no new connections: the probe answers 503 when
+    /// that has lasted for a while.
     Down,
     /// Something does not work, while the rest does: the probe answers 200.
     Degraded,
@@ -314,6 +352,72 @@ pub struct TargetStatus {
     /// Seconds that it has been avoided or on trial; `null` when it is good.
     pub since_seconds: Option<u64>,
     /// Why it is not good; empty when it is.
+    pub reason: String,
+}
+
+/// The state of a target, as active checks have shown it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckHealth {
+    /// Not known yet. New sessions go there.
+    Unknown,
+    /// It passes its checks.
+    Good,
+    /// As many checks in a row have failed as `fall` says. New sessions go to the rule's other
+    /// targets, if one of them has not failed.
+    Failed,
+}
+
+impl CheckHealth {
+    /// `unknown`, `good` or `failed`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Good => "good",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The result of one check.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckResult {
+    /// The target answered as it should.
+    Good,
+    /// It did not.
+    Failed,
+    /// This machine could not make the check, which says nothing about the target.
+    NotMade,
+}
+
+/// The active check of one target of one rule.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct CheckStatus {
+    /// The rule.
+    pub rule: String,
+    /// The target's address and port. Port 0 stands for the port that the client used, of a rule
+    /// that listens on a range.
+    pub target: SocketAddr,
+    /// The port that is checked.
+    pub port: u16,
+    /// `tcp` or `tls`.
+    pub kind: String,
+    /// The server name that is asked for; `null` if none is.
+    pub sni: Option<String>,
+    /// `unknown`, `good` or `failed`.
+    pub health: CheckHealth,
+    /// Seconds since when it is so.
+    pub since_seconds: u64,
+    /// The result of the last check (`good`, `failed`, or `not_made`); `null` before the first.
+    pub last: Option<CheckResult>,
+    /// Seconds since the last check.
+    pub last_seconds: Option<u64>,
+    /// Seconds that the target took to answer the last check, if it did.
+    pub latency_seconds: Option<f64>,
+    /// Why the last check failed or was not made; of a failed target, why a check failed last.
+    /// Otherwise empty.
     pub reason: String,
 }
 
@@ -490,6 +594,24 @@ pub struct Rule {
     pub sessions: u64,
     /// Its counters.
     pub counters: RuleCounters,
+    /// The state of a forward with active checks; absent for other rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<RuleCheckStatus>,
+}
+
+/// The active checks of a rule.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RuleCheckStatus {
+    /// `false` if too many targets have failed (`require` of `check`).
+    pub healthy: bool,
+    /// Its targets.
+    pub targets: Vec<CheckStatus>,
+    /// Checks that the target passed, since the daemon started.
+    pub good: u64,
+    /// Checks that the target failed.
+    pub failed: u64,
+    /// Checks that this machine could not make.
+    pub not_made: u64,
 }
 
 /// `GET /v1/flows`: an array of these, a session a line.

@@ -12,10 +12,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Audit, AuditFinding, AuditKind, ContestedNextHop, Counters, Drain, Flow, FlowTableStatus, Health,
-    InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus, OwnTrafficCounters, PortHolder,
-    PuntStatus, ReasonCounter, Repairs, Rule, RuleCounters, RuleKind, RuleSessions, SelfTestStatus,
-    SnatPortStatus, Status, TargetStatus,
+    Audit, AuditFinding, AuditKind, CheckHealth, CheckResult, CheckStatus, ContestedNextHop, Counters, Drain,
+    Flow, FlowTableStatus, Health, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
+    OwnTrafficCounters, PendingAnswer, PortHolder, ProbeStatus, PuntStatus, ReasonCounter, Repairs, Rule,
+    RuleCheckStatus, RuleCounters, RuleKind, RuleSessions, SelfTestStatus, SnatPortStatus, Status,
+    TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -135,6 +136,14 @@ fn status() -> Status {
         version: "0.1.0".to_owned(),
         healthy: true,
         reasons: Vec::new(),
+        probe: ProbeStatus {
+            answer: 200,
+            since: "2026-11-30T14:00:05Z".to_owned(),
+            since_seconds: 3700,
+            changes: 2,
+            reasons: Vec::new(),
+            pending: None,
+        },
         degraded: Vec::new(),
         conditions: Vec::new(),
         uptime_seconds: 270_000,
@@ -177,6 +186,7 @@ fn status() -> Status {
             left_out: String::new(),
         }],
         targets: Vec::new(),
+        checks: Vec::new(),
         flows: FlowTableStatus { sessions: 12_345, capacity: 1_048_576, sweep_seconds: 0.002 },
         punts: PuntStatus { sent: 1_204, waiting: 2, unanswered: 3, ..PuntStatus::default() },
         snat_ports: vec![
@@ -228,6 +238,8 @@ fn broken_status() -> Status {
     broken.healthy = false;
     broken.reasons =
         vec!["eth0: the program is not attached".to_owned(), "no route to 203.0.113.10".to_owned()];
+    broken.probe.answer = 503;
+    broken.probe.reasons.clone_from(&broken.reasons);
     broken.interfaces[0].attached = false;
     broken.interfaces[0].program_id = None;
     broken.next_hops[0] = NextHopStatus {
@@ -275,7 +287,58 @@ fn degraded_status() -> Status {
             "3 new sessions without an answer in 3 s, and none with one",
         ),
     ];
+    degraded.checks = vec![
+        check("https", "203.0.113.10:443", CheckHealth::Good),
+        check("https", "203.0.113.11:443", CheckHealth::Failed),
+        CheckStatus {
+            port: 853,
+            kind: "tcp".to_owned(),
+            sni: None,
+            last: None,
+            last_seconds: None,
+            latency_seconds: None,
+            ..check("dns", "10.1.0.4:53", CheckHealth::Unknown)
+        },
+    ];
     degraded
+}
+
+/// The check of a target.
+fn check(rule: &str, target: &str, health: CheckHealth) -> CheckStatus {
+    let target: std::net::SocketAddr = target.parse().unwrap();
+    let is_good = health == CheckHealth::Good;
+    CheckStatus {
+        rule: rule.to_owned(),
+        target,
+        port: target.port(),
+        kind: "tls".to_owned(),
+        sni: Some("www.example.com".to_owned()),
+        health,
+        since_seconds: 3600,
+        last: Some(if is_good { CheckResult::Good } else { CheckResult::Failed }),
+        last_seconds: Some(3),
+        latency_seconds: is_good.then_some(0.0123),
+        reason: if health == CheckHealth::Failed {
+            "it accepts connections and does not answer a TLS hello in 2s".to_owned()
+        } else {
+            String::new()
+        },
+    }
+}
+
+/// One whose probe does not answer yet what the router does.
+fn pending_status(answer: u16, for_seconds: f64, after_seconds: f64) -> Status {
+    let mut pending = status();
+    let reasons = vec!["no route to 203.0.113.10".to_owned()];
+    pending.probe.pending = Some(PendingAnswer { answer, for_seconds, after_seconds });
+    if answer == 200 {
+        pending.healthy = false;
+        pending.probe.answer = 503;
+        pending.probe.reasons = reasons;
+    } else {
+        pending.reasons = reasons;
+    }
+    pending
 }
 
 fn rule_counters(name: &str) -> RuleCounters {
@@ -331,6 +394,13 @@ fn rules() -> Vec<Rule> {
         destinations: Vec::new(),
         sessions: 12_000,
         counters: rule_counters("https"),
+        check: Some(RuleCheckStatus {
+            healthy: true,
+            targets: vec![check("https", "203.0.113.10:443", CheckHealth::Good)],
+            good: 740,
+            failed: 2,
+            not_made: 0,
+        }),
     };
     let named = Rule {
         name: "db".to_owned(),
@@ -338,6 +408,16 @@ fn rules() -> Vec<Rule> {
         targets: vec!["db.example.com:5432".to_owned()],
         addresses: vec!["198.51.100.7:5432".parse().unwrap(), "198.51.100.8:5432".parse().unwrap()],
         counters: rule_counters("db"),
+        check: Some(RuleCheckStatus {
+            healthy: false,
+            targets: vec![
+                check("db", "198.51.100.7:5432", CheckHealth::Good),
+                check("db", "198.51.100.8:5432", CheckHealth::Failed),
+            ],
+            good: 1480,
+            failed: 20,
+            not_made: 1,
+        }),
         ..forward.clone()
     };
     let unresolved = Rule {
@@ -346,6 +426,7 @@ fn rules() -> Vec<Rule> {
         targets: vec!["gone.example.com".to_owned()],
         addresses: Vec::new(),
         counters: rule_counters("old"),
+        check: None,
         ..forward.clone()
     };
     let masquerade = Rule {
@@ -359,6 +440,7 @@ fn rules() -> Vec<Rule> {
         destinations: vec!["0.0.0.0/0".to_owned()],
         sessions: 345,
         counters: rule_counters("vnet"),
+        check: None,
     };
     vec![forward, named, unresolved, masquerade]
 }
@@ -461,6 +543,7 @@ fn a_drain_shows_what_is_left() {
     let draining = Status {
         healthy: false,
         reasons: vec!["draining since 2026-03-14T15:09:26Z; fix: pls-router undrain".to_owned()],
+        probe: ProbeStatus { answer: 503, ..status().probe },
         draining: Some(some.clone()),
         ..status()
     };
@@ -479,6 +562,18 @@ fn a_drain_shows_what_is_left() {
     assert_eq!(asked[3], "POST /v1/undrain HTTP/1.1");
     let place = Place::with_daemon(vec![("/v1/drain", json(&drained(&[])))]);
     golden("drain-empty", &place.run(&["drain", "--wait", "1m"]));
+}
+
+#[test]
+fn a_probe_that_is_about_to_change_says_so() {
+    let place = Place::with_daemon(vec![("/v1/status", json(&pending_status(503, 0.75, 2.0)))]);
+    let ran = place.run(&["status"]);
+    assert_eq!(ran.code, Some(0), "as the load balancer sees it");
+    golden("status-going-down", &ran);
+    let place = Place::with_daemon(vec![("/v1/status", json(&pending_status(200, 3.125, 5.0)))]);
+    let ran = place.run(&["status"]);
+    assert_eq!(ran.code, Some(1));
+    golden("status-coming-up", &ran);
 }
 
 #[test]

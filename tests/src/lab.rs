@@ -31,6 +31,10 @@ use crate::{
 /// long.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// `[health]` of tests that are not about the time for which a state has to last: the probe's
+/// answer changes at once.
+const IMMEDIATE: &str = "down_after = \"0s\"\nup_after = \"0s\"";
+
 /// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -48,6 +52,8 @@ pub struct Options {
     /// The router's `self_test` of `[health]`. Off unless a test is about it: most tests count
     /// packets and sessions.
     pub self_test: String,
+    /// The router's `[health]`, apart from `listen` and `self_test`.
+    pub health: String,
     /// The Private Link Service's choice of ports.
     pub pls_ports: PlsPorts,
     /// The probe's interval.
@@ -72,6 +78,7 @@ impl Options {
             // A lab needs no room for a million sessions, and the machine may run several labs.
             limits: "flows = 65536".to_owned(),
             self_test: "off".to_owned(),
+            health: IMMEDIATE.to_owned(),
             pls_ports: PlsPorts::Keep,
             probe_interval: Duration::from_millis(100),
             large_file: 8 << 20,
@@ -322,8 +329,8 @@ impl Lab {
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
-        let Options { nics, limits, self_test, .. } = &self.options;
-        router::configuration(&self.state, *nics, rules, (limits, self_test))
+        let Options { nics, limits, self_test, health, .. } = &self.options;
+        router::configuration(&self.state, *nics, rules, (limits, self_test, health))
     }
 
     /// Sets the rules for the router's next start.

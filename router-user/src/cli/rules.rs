@@ -2,11 +2,11 @@
 
 use super::Answer;
 use super::options::{Format, OutputArguments};
-use super::output::{self, BAD, grouped};
+use super::output::{self, BAD, DOUBTFUL, GOOD, grouped};
 use super::status::listed;
 use super::table::{Align, Cell, Table};
 use crate::client::Client;
-use crate::model::{Rule, RuleKind};
+use crate::model::{CheckHealth, Rule, RuleCheckStatus, RuleKind};
 
 pub(super) async fn run(client: &Client, arguments: &OutputArguments) -> anyhow::Result<Answer> {
     let rules = client.rules().await?;
@@ -24,6 +24,7 @@ fn text(rules: &[Rule]) -> String {
         ("SOURCES", Align::Left),
         ("TARGET", Align::Left),
         ("RESOLVED", Align::Left),
+        ("CHECK", Align::Left),
         ("SESSIONS", Align::Right),
         ("OPENED", Align::Right),
         ("PACKETS", Align::Right),
@@ -47,6 +48,7 @@ fn text(rules: &[Rule]) -> String {
             })
             .into(),
             resolved(rule),
+            check(rule),
             grouped(rule.sessions).into(),
             grouped(counters.sessions_opened).into(),
             grouped(counters.forward_packets).into(),
@@ -55,6 +57,18 @@ fn text(rules: &[Rule]) -> String {
         ]);
     }
     table.render()
+}
+
+/// Returns the number of targets that pass the rule's check, of all of them.
+fn check(rule: &Rule) -> Cell {
+    let Some(RuleCheckStatus { healthy, targets, .. }) = &rule.check else { return "".into() };
+    let failed = targets.iter().filter(|target| target.health == CheckHealth::Failed).count();
+    let text = format!("{} of {} good", targets.len() - failed, targets.len());
+    match (healthy, failed) {
+        (true, 0) => Cell::styled(GOOD, text),
+        (true, _) => Cell::styled(DOUBTFUL, text),
+        (false, _) => Cell::styled(BAD, text),
+    }
 }
 
 /// Returns the addresses of the targets, if the configuration does not have them already.

@@ -11,7 +11,10 @@ use super::table::{Align, Cell, Table};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, defaults};
 use crate::dataplane::{self, Unattended};
-use crate::model::{self, FlowTableStatus, Health, PuntStatus, SnatPortStatus, Status};
+use crate::model::{
+    self, CheckHealth, CheckResult, CheckStatus, FlowTableStatus, Health, PendingAnswer, ProbeStatus,
+    PuntStatus, SnatPortStatus, Status,
+};
 
 pub(super) async fn run(
     global: &Global,
@@ -67,7 +70,7 @@ fn without_daemon(global: &Global, error: ClientError, format: Format) -> anyhow
 fn text(status: &Status) -> String {
     // The only thing that keeps the probe from answering 200 is that it was asked to.
     let only_drains = status.draining.is_some() && status.reasons.len() <= 1;
-    let healthy = match (status.healthy || only_drains, status.degraded.is_empty()) {
+    let healthy = match (status.reasons.is_empty() || only_drains, status.degraded.is_empty()) {
         (true, _) if only_drains => styled(DOUBTFUL, "yes, draining"),
         (true, true) => styled(GOOD, "yes"),
         (true, false) => styled(DOUBTFUL, "yes, degraded"),
@@ -79,6 +82,7 @@ fn text(status: &Status) -> String {
     for reason in status.reasons.iter().chain(&status.degraded) {
         line("", &format!("- {reason}"));
     }
+    line("probe", &probe(&status.probe));
     line("version", &format!("{}, up {}", status.version, time(status.uptime_seconds)));
     line("config", &status.config);
     line("sources", &listed(&status.snat_addresses));
@@ -178,13 +182,76 @@ fn text(status: &Status) -> String {
             target.reason.as_str().into(),
         ]);
     }
-    for table in [interfaces, hops, names, targets] {
+    for table in [interfaces, hops, names, targets, checks(&status.checks)] {
         if !table.is_empty() {
             text.push('\n');
             text.push_str(&table.render());
         }
     }
     text
+}
+
+/// Returns the answer of the probe, and what becomes of it.
+fn probe(probe: &ProbeStatus) -> String {
+    let ProbeStatus { answer, since, since_seconds, reasons, pending, .. } = probe;
+    let style = if *answer == 200 { GOOD } else { BAD };
+    let mut text = format!("{} for {} (since {since})", styled(style, answer), time(*since_seconds));
+    if let Some(PendingAnswer { answer, for_seconds, after_seconds }) = pending {
+        let left = (after_seconds - for_seconds).max(0.0);
+        text.push_str(&format!(", {answer} in {left:.1} s"));
+        if *answer == 200 && !reasons.is_empty() {
+            text.push_str(&format!("; the cause was: {}", reasons.join("; ")));
+        }
+    }
+    text
+}
+
+/// Returns the active checks of targets.
+fn checks(checks: &[CheckStatus]) -> Table {
+    let mut table = Table::new(&[
+        ("CHECK", Align::Left),
+        ("RULE", Align::Left),
+        ("BY", Align::Left),
+        ("STATE", Align::Left),
+        ("SINCE", Align::Right),
+        ("LAST", Align::Right),
+        ("LATENCY", Align::Right),
+        ("REASON", Align::Left),
+    ]);
+    for check in checks {
+        let style = match (check.health, check.last) {
+            (CheckHealth::Failed, _) => BAD,
+            (CheckHealth::Unknown, _) | (_, Some(CheckResult::Failed | CheckResult::NotMade)) => DOUBTFUL,
+            (CheckHealth::Good, _) => GOOD,
+        };
+        table.row(vec![
+            check.target.to_string().into(),
+            check.rule.as_str().into(),
+            by(check).into(),
+            Cell::styled(style, check.health.as_str()),
+            time(check.since_seconds).into(),
+            check.last_seconds.map(time).unwrap_or_default().into(),
+            check.latency_seconds.map(milliseconds).unwrap_or_default().into(),
+            check.reason.as_str().into(),
+        ]);
+    }
+    table
+}
+
+/// Returns what a check does: its kind, its port, where that is not the target's, and its name.
+fn by(check: &CheckStatus) -> String {
+    let mut text = check.kind.clone();
+    if check.port != check.target.port() {
+        text.push_str(&format!(" {}", check.port));
+    }
+    if let Some(sni) = &check.sni {
+        text.push_str(&format!(" {sni}"));
+    }
+    text
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1e3)
 }
 
 fn problem(words: &str) -> &str {

@@ -8,12 +8,12 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use toml::Spanned;
 
-use super::types::{Listen, LocalAllow, Mss, Others, Protocol, Target, Timeouts};
+use super::types::{Check, CheckKind, Host, Listen, LocalAllow, Mss, Others, Protocol, Target, Timeouts};
 use super::values::{
     self, AZURE_PLATFORM, MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES,
     MAX_TARGETS,
 };
-use crate::toml_reader::{Document, List, Severity, Span};
+use crate::toml_reader::{Document, List, Severity, Span, did_you_mean};
 
 /// The port this machine is usually administered on.
 const SSH: u16 = 22;
@@ -26,12 +26,24 @@ pub(super) struct Rule {
     pub(super) sources: List<Ipv4Net>,
     pub(super) mss: Option<Spanned<Mss>>,
     pub(super) timeouts: RuleTimeouts,
-    /// Of a forward only, as the next two.
+    /// Of a forward only, as the next three.
     pub(super) protocol: Option<Spanned<Protocol>>,
     pub(super) listen: Option<Spanned<Listen>>,
     pub(super) targets: List<Target>,
+    pub(super) check: Option<RuleCheck>,
     /// Of a masquerade only.
     pub(super) destinations: List<Ipv4Net>,
+}
+
+/// `check` of a forward, and the places of what the file gives of it.
+pub(super) struct RuleCheck {
+    pub(super) header: Span,
+    pub(super) check: Check,
+    pub(super) kind: Option<Span>,
+    pub(super) sni: Option<Span>,
+    /// `true` if there is a name, good or bad.
+    pub(super) has_sni: bool,
+    pub(super) timeout: Option<Span>,
 }
 
 /// `[timeouts]`, or those of a rule.
@@ -78,6 +90,7 @@ pub(super) fn rules(document: &Document, rules: &[Rule], health: &Listener, admi
         martians(document, &rule.destinations, "is forwarded to");
         own_listeners(document, rule, health, admin);
         unused(document, rule);
+        active_check(document, rule);
     }
     listeners_apart(document, health, admin);
     masquerade_pairs(document, rules);
@@ -268,6 +281,59 @@ pub(super) fn probers(document: &Document, from: &List<IpNet>) {
             from.span(),
             &format!("{AZURE_PLATFORM} is missing"),
             &format!("add \"{AZURE_PLATFORM}\", where its probes come from"),
+        );
+    }
+}
+
+/// Checks `require` of `[health]`, where it is a list.
+pub(super) fn required_rules(document: &Document, names: &List<String>, rules: &[Rule]) {
+    let known: Vec<&str> =
+        rules.iter().filter_map(|rule| rule.name.as_ref()).map(|name| name.get_ref().as_str()).collect();
+    for (name, span) in places(names) {
+        if !known.contains(&name.as_str()) {
+            let label = did_you_mean(name, &known, "name a [[forward]] or [[masquerade]], or leave it out");
+            document.error(format!("`require` has \"{name}\", and no rule is named so"), span, label);
+        }
+    }
+    for (name, span, _) in repeated(places(names)) {
+        document.error(format!("`require` has \"{name}\" twice"), span, "leave it out");
+    }
+}
+
+/// Checks `check` of a forward against the rest of the rule.
+fn active_check(document: &Document, rule: &Rule) {
+    let Some(RuleCheck { header, check, kind, sni, has_sni, timeout }) = &rule.check else { return };
+    if let (Some(sni), Some(kind), CheckKind::Tcp) = (sni, kind, &check.kind) {
+        let labels = [(sni.clone(), "leave it out, or write type = \"tls\""), (kind.clone(), "no TLS")];
+        document.report(Severity::Error, "`sni` is the name that a TLS check asks for", &labels, None);
+    }
+    if check.timeout > check.interval
+        && let Some(timeout) = timeout
+    {
+        let interval = humantime::format_duration(check.interval);
+        let label = format!("write at most \"{interval}\", or a longer `interval`");
+        document.error("`timeout` is longer than `interval`", timeout.clone(), label);
+    }
+    if check.port.is_none() {
+        let is_udp = rule.protocol.as_ref().is_some_and(|protocol| *protocol.get_ref() == Protocol::Udp);
+        let is_range = rule.listen.as_ref().filter(|listen| listen.get_ref().is_range());
+        let why = if is_udp {
+            Some("checks are made by TCP, and the rule is for UDP".to_owned())
+        } else {
+            is_range.map(|listen| format!("the rule is for {} ports", listen.get_ref().ports.len()))
+        };
+        if let Some(why) = why {
+            let message = format!("the check of forward {} needs a `port`: {why}", rule.title());
+            document.error(message, header.clone(), "name a TCP port of the targets: port = 443");
+        }
+    }
+    let has_address = places(&rule.targets).any(|(target, _)| matches!(target.host, Host::Address(_)));
+    if has_address && !has_sni && check.kind == (CheckKind::Tls { sni: None }) {
+        document.warning(
+            format!("the TLS check of forward {} asks for no name", rule.title()),
+            header.clone(),
+            "no `sni`",
+            "a firewall that goes by names refuses it: add sni = \"www.example.com\", a name that clients use",
         );
     }
 }

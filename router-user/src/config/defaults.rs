@@ -11,6 +11,18 @@ pub const PATH: &str = "/etc/pls-router/config.toml";
 pub const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8082);
 /// `self_test` of `[health]`.
 pub const SELF_TEST: Duration = Duration::from_secs(5);
+/// `down_after` of `[health]`.
+pub const DOWN_AFTER: Duration = Duration::from_secs(2);
+/// `up_after` of `[health]`.
+pub const UP_AFTER: Duration = Duration::from_secs(5);
+/// `interval` of a `check`.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// `timeout` of a `check`; its `interval`, if that is less.
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// `fall` of a `check`.
+pub const CHECK_FALL: u32 = 3;
+/// `rise` of a `check`.
+pub const CHECK_RISE: u32 = 2;
 /// `listen` of `[admin]`.
 pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// `socket` of `[admin]`.

@@ -21,8 +21,9 @@ pub use crate::toml_reader::{Diagnostic, Severity};
 
 pub use schema::TABLES;
 pub use types::{
-    Admin, Answers, Config, Forward, Health, Host, Interfaces, IpProtocol, Limits, Listen, Local, LocalAllow,
-    Masquerade, Mode, Mss, Others, Protocol, Refusal, Snat, Target, Timeouts,
+    Admin, Answers, Check, CheckKind, Config, Forward, Health, Host, Interfaces, IpProtocol, Limits, Listen,
+    Local, LocalAllow, Masquerade, Mode, Mss, Others, Protocol, Refusal, Require, RequiredRules, Snat,
+    Target, Timeouts,
 };
 pub use values::{
     MAX_LOCAL_ALLOW, MAX_MASQUERADE_PAIRS, MAX_PROBERS, MAX_RULES, MAX_SNAT_ADDRESSES, MAX_TARGETS, no_target,

@@ -1,16 +1,17 @@
 //! Reads the tables of the file, one after another, into a [`Config`].
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::check::{self, Listener, Rule, RuleTimeouts};
+use super::check::{self, Listener, Rule, RuleCheck, RuleTimeouts};
 use super::types::{
-    Admin, Answers, Config, Forward, Health, Interfaces, Limits, Local, Masquerade, Mode, Others, Refusal,
-    Snat, Timeouts,
+    Admin, Answers, Check, CheckKind, Config, Forward, Health, Interfaces, Limits, Local, Masquerade, Mode,
+    Others, Refusal, Require, RequiredRules, Snat, Timeouts,
 };
-use super::values::{self, MODES, OTHERS, PROTOCOLS, REFUSALS, one_of};
+use super::values::{self, CHECK_KINDS, MODES, OTHERS, PROTOCOLS, REFUSALS, REQUIRE, one_of};
 use super::{defaults, local, schema};
 use crate::toml_reader::{Document, List, Table};
 
@@ -42,6 +43,9 @@ pub(super) fn config(document: &Document) -> Option<Config> {
     let from = table.key("from").list(values::prober);
     let self_test = or(table.key("self_test").text(values::self_test), Some(defaults::SELF_TEST));
     check::probers(document, &from);
+    let down_after = or(table.key("down_after").text(values::hold), defaults::DOWN_AFTER);
+    let up_after = or(table.key("up_after").text(values::hold), defaults::UP_AFTER);
+    let require = required_rules(document, &table, &rules);
     let (admin_listener, admin) = admin(&document.table(root, schema::ADMIN));
     let limits = limits(document, &document.table(root, schema::LIMITS));
     check::rules(document, &rules, &health, &admin_listener);
@@ -55,7 +59,14 @@ pub(super) fn config(document: &Document) -> Option<Config> {
         snat,
         answers: Answers { unreachable: or(unreachable, Refusal::Reject) },
         local: Local { allow: plain(allow), others },
-        health: Health { listen: health.address, from: plain(from), self_test },
+        health: Health {
+            listen: health.address,
+            from: plain(from),
+            self_test,
+            down_after,
+            up_after,
+            require,
+        },
         admin,
         limits,
         timeouts,
@@ -83,6 +94,60 @@ fn rule(document: &Document, table: &Table<'_>, defaults: &Timeouts) -> Rule {
         destinations: table.key("destinations").required("[\"0.0.0.0/0\"]").list(values::network),
         mss: table.key("mss").number_or_text(values::mss),
         timeouts: timeouts(document, &table.inner(schema::RULE_TIMEOUTS), defaults),
+        // A masquerade has none.
+        check: if table.schema.keys.contains(&schema::CHECK.name) {
+            active_check(&table.inner(schema::CHECK))
+        } else {
+            None
+        },
+    }
+}
+
+/// Reads `check` of a forward, if it has one.
+fn active_check(table: &Table<'_>) -> Option<RuleCheck> {
+    if !table.is_there() {
+        return None;
+    }
+    let is_tls = table.key("type").required("\"tcp\"").text(one_of(CHECK_KINDS));
+    let sni = table.key("sni").text(values::server_name);
+    let interval = table.key("interval").text(values::check_interval);
+    let timeout = table.key("timeout").text(values::check_timeout);
+    let number = |key, default| or(table.key(key).integer(default, values::checks_in_a_row), default);
+    let given = |time: &Option<Spanned<Duration>>| time.as_ref().map(|time| *time.get_ref());
+    let check = Check {
+        kind: match is_tls.as_ref().map(|is_tls| *is_tls.get_ref()) {
+            Some(true) => CheckKind::Tls { sni: sni.as_ref().map(|sni| sni.get_ref().clone()) },
+            Some(false) | None => CheckKind::Tcp,
+        },
+        port: table.key("port").integer(443, values::check_port).map(Spanned::into_inner),
+        interval: given(&interval).unwrap_or(defaults::CHECK_INTERVAL),
+        timeout: given(&timeout)
+            .unwrap_or(defaults::CHECK_TIMEOUT.min(given(&interval).unwrap_or(defaults::CHECK_TIMEOUT))),
+        fall: number("fall", defaults::CHECK_FALL),
+        rise: number("rise", defaults::CHECK_RISE),
+        require: or(table.key("require").text(one_of(REQUIRE)), Require::Any),
+    };
+    Some(RuleCheck {
+        header: table.header(),
+        check,
+        kind: is_tls.map(|is_tls| is_tls.span()),
+        sni: sni.map(|sni| sni.span()),
+        has_sni: table.key("sni").is_there(),
+        timeout: timeout.map(|timeout| timeout.span()),
+    })
+}
+
+/// Reads `require` of `[health]`: a word, or a list of rules.
+fn required_rules(document: &Document, table: &Table<'_>, rules: &[Rule]) -> RequiredRules {
+    let key = table.key("require");
+    if key.is_list() {
+        let names = key.required("\"any\"").list(values::rule_name);
+        check::required_rules(document, &names, rules);
+        return RequiredRules::These(plain(names));
+    }
+    match key.text(values::any_or_all).map(Spanned::into_inner) {
+        Some(Require::All) => RequiredRules::All,
+        Some(Require::Any) | None => RequiredRules::Any,
     }
 }
 
@@ -157,6 +222,7 @@ impl Rule {
             sources: plain(self.sources),
             mss: self.mss.map(Spanned::into_inner),
             timeouts: self.timeouts.values,
+            check: self.check.map(|check| check.check),
         })
     }
 

@@ -113,6 +113,60 @@ pub struct Forward {
     pub mss: Option<Mss>,
     /// The timeouts of its sessions.
     pub timeouts: Timeouts,
+    /// The active check of its targets.
+    pub check: Option<Check>,
+}
+
+/// The active check of a forward's targets: a connection to each of them, again and again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What a target has to do.
+    pub kind: CheckKind,
+    /// The port; `None` for the port of sessions. Never `None` for UDP, nor for a forward that
+    /// listens on a range.
+    pub port: Option<u16>,
+    /// The time from the start of one check of a target to that of the next: 1 s to 1 h.
+    pub interval: Duration,
+    /// The time that a check may take, at most the interval: 100 ms to 1 min.
+    pub timeout: Duration,
+    /// The checks in a row that have to fail before the target has failed: 1 to 100.
+    pub fall: u32,
+    /// The checks in a row that have to succeed before it is good again: 1 to 100.
+    pub rise: u32,
+    /// The targets that must not have failed for the rule to be healthy.
+    pub require: Require,
+}
+
+/// What a target has to do to pass a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Accept a TCP connection.
+    Tcp,
+    /// Answer a TLS ClientHello for this server name with a ServerHello.
+    Tls {
+        /// The name, without a final dot; `None` for that of the target, if it has one.
+        sni: Option<String>,
+    },
+}
+
+/// The number of things that have to be well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Require {
+    /// One of them at least.
+    Any,
+    /// Each of them.
+    All,
+}
+
+/// The rules that have to be reachable for the probe to answer 200.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequiredRules {
+    /// One forward at least; one masquerade, where there is no forward.
+    Any,
+    /// Each forward; each masquerade, where there is no forward.
+    All,
+    /// Each of these rules, by name; never empty, and all of them exist.
+    These(Vec<String>),
 }
 
 /// The largest segment that the ends of a TCP connection may send each other. The router lowers
@@ -365,6 +419,12 @@ pub struct Health {
     /// The period in which the programs' forwarding is tested: whole seconds, 1 to 60. `None` for
     /// never.
     pub self_test: Option<Duration>,
+    /// The time for which the router has to be down before the probe answers 503: up to 10 min.
+    pub down_after: Duration,
+    /// The time for which it has to forward again before the probe answers 200: up to 10 min.
+    pub up_after: Duration,
+    /// The rules that have to be reachable.
+    pub require: RequiredRules,
 }
 
 /// Metrics, the API socket, and where the kernel objects are kept.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::defaults;
-use super::types::{Host, Listen, Mode, Mss, Others, Protocol, Refusal, Target};
+use super::types::{Host, Listen, Mode, Mss, Others, Protocol, Refusal, Require, Target};
 use crate::toml_reader::{Problem, did_you_mean, wrong};
 
 pub use router_common::limits::{
@@ -35,6 +35,14 @@ const FLOWS: RangeInclusive<u32> = 1024..=1 << 24;
 const MSS: RangeInclusive<i128> = 88..=65_535 - 40;
 /// More is surely an error, and this many seconds fit any counter.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// A load balancer waits for minutes at most before it acts.
+const MAX_HOLD: Duration = Duration::from_secs(10 * 60);
+/// A check more often than that is a load, and one more seldom tells nothing.
+const CHECK_INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+/// Less than a packet's way around the earth is no time to answer in.
+const CHECK_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
+/// The checks in a row that may be asked for.
+const CHECKS: RangeInclusive<u32> = 1..=100;
 
 pub(super) fn interface(text: &str) -> Result<String, Problem> {
     let good = (1..=MAX_INTERFACE_NAME).contains(&text.len())
@@ -50,6 +58,9 @@ pub(super) fn interface(text: &str) -> Result<String, Problem> {
 pub(super) const MODES: &[(&str, Mode)] = &[("native", Mode::Native), ("generic", Mode::Generic)];
 pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 pub(super) const REFUSALS: &[(&str, Refusal)] = &[("drop", Refusal::Drop), ("reject", Refusal::Reject)];
+pub(super) const REQUIRE: &[(&str, Require)] = &[("any", Require::Any), ("all", Require::All)];
+/// The kinds of checks; `true` for TLS.
+pub(super) const CHECK_KINDS: &[(&str, bool)] = &[("tcp", false), ("tls", true)];
 pub(super) const OTHERS: &[(&str, Others)] = &[("open", Others::Open), ("closed", Others::Closed)];
 
 /// Returns a reader of one of a few words.
@@ -418,21 +429,99 @@ pub(super) fn mss(text: &str) -> Result<Mss, Problem> {
     )
 }
 
-pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
+/// Reads a time: a number and a unit, or several.
+fn duration(text: &str) -> Result<Duration, Problem> {
     match humantime::parse_duration(text) {
-        Err(_) if text.parse::<u64>().is_ok() => {
+        // The library reads "0" alone.
+        _ if text.parse::<u64>().is_ok() => {
             wrong!("{text:?} is not a time", "say the unit: \"{text}s\"")
         }
         Err(_) => {
             wrong!("{text:?} is not a time", "write a number and a unit: \"300s\", \"5m\", \"2h 4m\"")
         }
-        Ok(duration) if duration.subsec_nanos() != 0 || duration.is_zero() => {
+        Ok(duration) => Ok(duration),
+    }
+}
+
+/// Reads the time for which a state has to last.
+pub(super) fn hold(text: &str) -> Result<Duration, Problem> {
+    let hold = duration(text)?;
+    if hold <= MAX_HOLD {
+        return Ok(hold);
+    }
+    wrong!("{text:?} is more than 10 minutes", "write at most \"10m\"")
+}
+
+/// Reads `interval` of a `check`.
+pub(super) fn check_interval(text: &str) -> Result<Duration, Problem> {
+    within(text, &CHECK_INTERVAL)
+}
+
+/// Reads `timeout` of a `check`.
+pub(super) fn check_timeout(text: &str) -> Result<Duration, Problem> {
+    within(text, &CHECK_TIMEOUT)
+}
+
+fn within(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, Problem> {
+    let found = duration(text)?;
+    if range.contains(&found) {
+        return Ok(found);
+    }
+    let (least, most) =
+        (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+    wrong!("{text:?} is out of range", "it may be \"{least}\" to \"{most}\"")
+}
+
+/// Reads `require` of `[health]`, where it is no list.
+pub(super) fn any_or_all(text: &str) -> Result<Require, Problem> {
+    one_of(REQUIRE)(text).or_else(|problem: Problem| match rule_name(text) {
+        Ok(name) if !problem.fix.starts_with("did you mean") => wrong!(
+            "{text:?} is neither \"any\" nor \"all\"",
+            "to require a rule of this name, write a list: [\"{name}\"]"
+        ),
+        _ => Err(problem),
+    })
+}
+
+/// Reads a number of checks in a row.
+pub(super) fn checks_in_a_row(number: i128) -> Result<u32, Problem> {
+    if let Some(checks) = u32::try_from(number).ok().filter(|checks| CHECKS.contains(checks)) {
+        return Ok(checks);
+    }
+    let (least, most) = (CHECKS.start(), CHECKS.end());
+    wrong!("{number} is out of range", "it may be {least} to {most}")
+}
+
+/// Reads `port` of a `check`.
+pub(super) fn check_port(number: i128) -> Result<u16, Problem> {
+    if let Some(port) = u16::try_from(number).ok().filter(|port| *port != 0) {
+        return Ok(port);
+    }
+    wrong!("{number} is not a port", "ports are 1 to 65535")
+}
+
+/// Reads the server name of a TLS ClientHello. It has no final dot there (RFC 6066 section 3).
+pub(super) fn server_name(text: &str) -> Result<String, Problem> {
+    const FIX: &str = "write the name that clients ask for: \"www.example.com\"";
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if name.parse::<IpAddr>().is_ok() {
+        return wrong!("{text:?} is an address, which TLS has no server name for", "{FIX}");
+    }
+    match dns_name(name) {
+        Ok(name) => Ok(name),
+        Err(_) => wrong!("{text:?} is not a DNS name", "{FIX}"),
+    }
+}
+
+pub(super) fn timeout(text: &str) -> Result<Duration, Problem> {
+    match duration(text)? {
+        duration if duration.subsec_nanos() != 0 || duration.is_zero() => {
             wrong!("{text:?} is not a number of whole seconds", "write at least \"1s\"")
         }
-        Ok(duration) if duration > MAX_TIMEOUT => {
+        duration if duration > MAX_TIMEOUT => {
             wrong!("{text:?} is more than 30 days", "write at most \"30d\"")
         }
-        Ok(duration) => Ok(duration),
+        duration => Ok(duration),
     }
 }
 
@@ -567,6 +656,34 @@ mod tests {
         assert_eq!(self_test("1m"), Ok(Some(Duration::from_secs(60))));
         for bad in ["", "61s", "500ms", "never", "5"] {
             assert!(self_test(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_have_units_and_limits() {
+        assert_eq!(hold("0s"), Ok(Duration::ZERO));
+        assert_eq!(hold("1s 500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(hold("10m"), Ok(Duration::from_secs(600)));
+        for bad in ["", "0", "2", "1.5", "-1s", "11m", "soon"] {
+            assert!(hold(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(hold("5").unwrap_err().fix, "say the unit: \"5s\"");
+        assert_eq!(check_interval("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["999ms", "61m", "0s"] {
+            assert!(check_interval(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(check_timeout("100ms"), Ok(Duration::from_millis(100)));
+        for bad in ["99ms", "61s"] {
+            let Problem { fix, .. } = check_timeout(bad).unwrap_err();
+            assert_eq!(fix, "it may be \"100ms\" to \"1m\"");
+        }
+    }
+
+    #[test]
+    fn server_names_are_dns_names() {
+        assert_eq!(server_name("WWW.Example.com."), Ok("www.example.com".to_owned()));
+        for bad in ["", ".", "10.1.0.4", "::1", "a b", "https://www.example.com", "www.example.com:443"] {
+            assert!(server_name(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -8,6 +8,7 @@
 //! - `drain`: keeps the load balancer from sending new connections, on request.
 //! - `kernel`: follows routes, neighbours, addresses and this machine's own traffic.
 //! - `names`: resolves targets that are given by name.
+//! - `checks`: connects to targets again and again, and tells whether they answer.
 //! - `observe`: the health of targets, and every other condition.
 //! - `sessions`: removes sessions that have ended, counts and lists the others.
 //! - `punts`: sends packets that the data plane cannot send.
@@ -16,6 +17,7 @@
 //! - `serve`: the load balancer's probe, the metrics, and the API of the command line.
 //! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
 
+mod checks;
 mod control;
 mod drain;
 mod kernel;

@@ -7,6 +7,7 @@ use router_common::ports::PortRange;
 use tokio::sync::Notify;
 
 use super::{
+    checks,
     control::{Control, Resolve, requests::Requests, writer::KernelRules},
     drain,
     kernel::{
@@ -123,6 +124,11 @@ impl Parts {
         let State { names, routing, .. } = self.state.clone();
         let (requests, changed) = (self.requests.clone(), self.names_changed.clone());
         names::Access { names, routing, requests, changed }
+    }
+
+    pub(super) fn checks(&self) -> checks::Access {
+        let State { config, names, target_health, routing, .. } = self.state.clone();
+        checks::Access { config, names, target_health, routing, requests: self.requests.clone() }
     }
 
     pub(super) fn control(&self, resolver: Arc<dyn Resolve>) -> Control {

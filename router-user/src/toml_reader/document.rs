@@ -218,6 +218,11 @@ impl<'d> Table<'d> {
         Self { document, schema, table: Some(table), header, misspelt }
     }
 
+    /// Returns `true` if the file has the table.
+    pub(crate) fn is_there(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// Returns the place of the table's header; empty if the file does not have the table.
     pub(crate) fn header(&self) -> Span {
         self.header.clone().unwrap_or_default()
@@ -255,6 +260,16 @@ impl<'d> Key<'_, 'd> {
             }
         }
         self
+    }
+
+    /// Returns `true` if the file has the key.
+    pub(crate) fn is_there(&self) -> bool {
+        self.value.is_some()
+    }
+
+    /// Returns `true` if the value is a list.
+    pub(crate) fn is_list(&self) -> bool {
+        self.value.is_some_and(|value| value.get_ref().is_array())
     }
 
     /// Reads a string.

@@ -154,6 +154,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         id: id.clone(),
         probe_interval: PROBE_INTERVAL,
         large_file: 64 << 20,
+        // As it is by default.
+        health: String::new(),
         ..Options::new(nics, router, this_binary()?)
     };
     let mut lab = Lab::up(options)?;

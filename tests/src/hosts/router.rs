@@ -50,12 +50,13 @@ pub fn rules() -> String {
     format!("{}\n{masquerade}\n{local}", forwards.join("\n"))
 }
 
-/// The configuration of a lab's router with these rules, limits and this period of self-tests.
+/// The configuration of a lab's router with these rules, limits, period of self-tests and
+/// further settings of the probe.
 pub(crate) fn configuration(
     state: &State,
     nics: Nics,
     rules: &str,
-    (limits, self_test): (&str, &str),
+    (limits, self_test, health): (&str, &str, &str),
 ) -> String {
     let firewall = match nics {
         Nics::One => "eth0",
@@ -71,6 +72,7 @@ pub(crate) fn configuration(
          [health]\n\
          listen = \"0.0.0.0:{HEALTH_PORT}\"\n\
          self_test = \"{self_test}\"\n\
+         {health}\n\
          \n\
          [admin]\n\
          listen = \"127.0.0.1:9090\"\n\

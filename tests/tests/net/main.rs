@@ -17,6 +17,7 @@ mod expiry;
 mod floods;
 mod fragments;
 mod hand_over;
+mod health;
 mod interfaces;
 mod isolation;
 mod layouts;

@@ -15,7 +15,7 @@ use super::{listeners::Listeners, loading::Loading, replacement::Replacer};
 use crate::{
     config::Config,
     daemon::{
-        Options,
+        Options, checks,
         control::desired,
         kernel::{
             interfaces::{Attached, roles},
@@ -223,6 +223,7 @@ impl Instance {
         tasks.spawn(own_traffic::follow::follow(parts.own_traffic()));
         tasks.spawn(parts.drain().follow());
         tasks.spawn(name_service.clone().follow(parts.names()));
+        tasks.spawn(checks::run(parts.checks()));
         tasks.spawn(watch::report(parts.monitor.clone(), parts.counters.clone()));
         let probe = parts.probe();
         tasks.spawn(async move { probe::serve(&config, probe, sockets.probe).await });

@@ -23,7 +23,10 @@ use tracing::warn;
 use super::onlookers;
 use crate::{
     config::Config,
-    daemon::serve::{api, http, metrics, probe},
+    daemon::{
+        checks,
+        serve::{api, http, metrics, probe},
+    },
     private,
 };
 
@@ -220,7 +223,8 @@ pub(crate) fn reserve_descriptors(config: &Config) {
     /// Descriptors for everything else: maps, links, netlink, name servers, files that are read.
     const OTHERS: usize = 256;
     let limits = [probe::limits(config), metrics::limits(), api::limits()];
-    let needed = limits.iter().map(http::Limits::descriptors).sum::<usize>() + OTHERS;
+    let needed =
+        limits.iter().map(http::Limits::descriptors).sum::<usize>() + checks::schedule::AT_ONCE + OTHERS;
     match http::raise_descriptor_limit() {
         Ok(limit) if limit < needed as u64 => warn!(
             "this process may open {limit} files, but needs {needed} to keep the probe available under load; fix: \

@@ -102,10 +102,10 @@ fn log_changes(conditions: &Conditions, known: &Known, lines: &mut Lines) {
     let down = now_of(Severity::Down);
     if down != known_of(Severity::Down) {
         if down.is_empty() {
-            info!("forwarding; the probe answers 200");
+            info!("forwarding");
         } else {
             let reasons = conditions.details(Severity::Down).join("; ");
-            warn!(reasons, "not forwarding; the probe answers 503");
+            warn!(reasons, "not forwarding");
         }
     }
     let is_new = |condition: &&Condition| {

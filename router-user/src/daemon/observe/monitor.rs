@@ -8,6 +8,7 @@ use std::{
 use router_common::{ports::PortRange, reason::Reason};
 
 use super::{
+    answer::{Found, Pending, ProbeAnswer, Times},
     bad_checksums::{BadChecksumAlarm, Counts},
     capacity::{CapacityAlarms, Usage},
     reachability,
@@ -37,6 +38,73 @@ pub(crate) struct Monitor {
     /// The ports that new sessions get.
     ports: PortRange,
     memory: Locked<Memory>,
+    probe: Locked<Probe>,
+}
+
+/// The answer of the probe, and what was wrong when something last was.
+#[derive(Debug, Default)]
+struct Probe {
+    answer: ProbeAnswer,
+    /// What keeps the router from forwarding, in words for the operator.
+    reasons: Vec<String>,
+    /// The last of these that were not empty.
+    last: Vec<String>,
+    /// The words for a drain, while there is one.
+    drains: Option<String>,
+}
+
+/// The answer of the probe at a moment.
+#[derive(Clone, Debug)]
+pub(crate) struct ProbeView {
+    pub(crate) forwards: bool,
+    /// `false` while a daemon that has just started has no answer.
+    pub(crate) is_known: bool,
+    /// The time since when it is given.
+    pub(crate) since: Instant,
+    pub(crate) pending: Option<Pending>,
+    /// What keeps the router from forwarding, in words for the operator, or what did so last, if the
+    /// answer is that it does not.
+    pub(crate) reasons: Vec<String>,
+    /// The words for a drain, while there is one.
+    pub(crate) drains: Option<String>,
+    /// The number of changes since the daemon started.
+    pub(crate) changes: u64,
+}
+
+impl ProbeView {
+    /// Returns the words for a drain, if there is one, and the reasons.
+    pub(crate) fn all_reasons(&self) -> Vec<String> {
+        self.drains.iter().chain(&self.reasons).cloned().collect()
+    }
+}
+
+impl Probe {
+    /// Takes in what was found at this moment.
+    fn follow(&mut self, conditions: &Conditions, times: Times) {
+        self.answer.observe(Found::of(conditions), times, conditions.now());
+        let down = conditions.iter().filter(|condition| condition.severity == Severity::Down);
+        let (drains, down): (Vec<_>, Vec<_>) = down.partition(|condition| condition.id == Id::Draining);
+        self.drains = drains.first().map(|condition| condition.detail.clone());
+        self.reasons = down.into_iter().map(|condition| condition.detail.clone()).collect();
+        if !self.reasons.is_empty() {
+            self.last.clone_from(&self.reasons);
+        }
+    }
+
+    /// Returns the answer as it is at `now`.
+    fn view(&self, now: Instant) -> ProbeView {
+        let Self { answer, reasons, last, drains } = self;
+        let is_recovering = !answer.forwards() && reasons.is_empty() && drains.is_none();
+        ProbeView {
+            forwards: answer.forwards(),
+            is_known: answer.since().is_some(),
+            since: answer.since().unwrap_or(now),
+            pending: answer.pending(),
+            reasons: if is_recovering { last.clone() } else { reasons.clone() },
+            drains: drains.clone(),
+            changes: answer.changes(),
+        }
+    }
 }
 
 /// The monitor's memory from one look to the next.
@@ -56,25 +124,27 @@ impl Monitor {
             punts,
             ports,
             memory: Locked::default(),
+            probe: Locked::default(),
         }
     }
 
-    /// Returns what is wrong as far as it may keep this router from forwarding: for the probe,
-    /// which asks often. Nothing is looked at that cannot be the reason for that, and nothing is
-    /// remembered of it.
-    pub(crate) fn forwarding(&self) -> Conditions {
-        let mut conditions = Conditions::at(Instant::now());
-        self.look_at_forwarding(&mut conditions);
-        conditions
+    /// Looks at what may keep this router from forwarding, and at nothing else, and returns the
+    /// answer of the probe.
+    pub(crate) fn look(&self) -> ProbeView {
+        self.look_at_forwarding().1
     }
 
     /// Returns all that is wrong now.
     pub(crate) fn conditions(&self) -> Conditions {
-        let now = Instant::now();
-        let mut conditions = Conditions::at(now);
+        self.all().0
+    }
+
+    /// Returns all that is wrong now, and the answer of the probe.
+    pub(crate) fn all(&self) -> (Conditions, ProbeView) {
         // Locked first: each look has to follow the one before it.
         let memory = &mut *self.memory.lock();
-        self.look_at_forwarding(&mut conditions);
+        let (mut conditions, probe) = self.look_at_forwarding();
+        let now = conditions.now();
         let stats = self.counters.read();
         {
             let sessions = self.state.sessions.lock();
@@ -99,12 +169,28 @@ impl Monitor {
             degraded(Id::PuntsLost, &format!("packets are lost: {problem}"));
         }
         memory.history.follow(&mut conditions);
-        conditions
+        (conditions, probe)
+    }
+
+    /// Returns what keeps this router, or one of its rules, from forwarding, and the answer of the
+    /// probe that follows.
+    fn look_at_forwarding(&self) -> (Conditions, ProbeView) {
+        // Locked before the look: an older one must not follow a later one.
+        let probe = &mut *self.probe.lock();
+        let mut conditions = Conditions::at(Instant::now());
+        self.add_forwarding(&mut conditions);
+        let times = {
+            let health = &self.state.config.lock().health;
+            Times { down_after: health.down_after, up_after: health.up_after }
+        };
+        probe.follow(&conditions, times);
+        let view = probe.view(conditions.now());
+        (conditions, view)
     }
 
     /// Adds what keeps this router, or one of its rules, from forwarding. Looks at the kernel as it
     /// is now, and not as it was when the daemon started.
-    fn look_at_forwarding(&self, conditions: &mut Conditions) {
+    fn add_forwarding(&self, conditions: &mut Conditions) {
         let now = conditions.now();
         if let Some(draining) = &*self.state.draining.lock() {
             let detail = draining.detail();

@@ -1,8 +1,9 @@
-//! Decides which targets new sessions avoid, by the outcome of earlier sessions. No probe is sent.
+//! Decides which targets new sessions avoid: those that fail the active check of their rule
+//! ([`check_health`](super::check_health)), and those that earlier sessions got no answer from.
 //!
-//! A circuit breaker for each target. Sessions without an answer break it; it stays open for a
-//! while, then new sessions try the target again: an answer closes it, and more silence opens it
-//! for twice as long. An answer closes it in any state.
+//! For the latter, a circuit breaker for each target. Sessions without an answer break it; it stays
+//! open for a while, then new sessions try the target again: an answer closes it, and more silence
+//! opens it for twice as long. An answer closes it in any state.
 //!
 //! ```text
 //!          3 without an answer, none with                10 s, 20 s, 40 s, 80 s
@@ -23,6 +24,7 @@ use std::{
 
 use router_common::tuple::Protocol;
 
+use super::check_health::CheckResults;
 pub(crate) use crate::model::Health;
 
 /// A session without a packet from its target after this long has got no answer. A client's SYN has
@@ -79,9 +81,11 @@ pub(crate) struct Report<'a> {
     pub(crate) reason: &'a str,
 }
 
-/// The health of all targets. Of a target that nothing is known against, nothing is kept.
+/// The health of all targets. Of a target that sessions have shown nothing against, nothing is kept.
 #[derive(Debug, Default)]
 pub(crate) struct TargetHealth {
+    /// The results of active checks.
+    pub(crate) checks: CheckResults,
     suspects: HashMap<Endpoint, Suspect>,
 }
 
@@ -111,12 +115,17 @@ impl TargetHealth {
         changes
     }
 
-    /// Returns `true` if new sessions avoid it.
+    /// Returns `true` if new sessions of a rule avoid it.
+    pub(crate) fn is_avoided(&self, rule: &str, target: Endpoint) -> bool {
+        self.avoids(target) || self.checks.has_failed(rule, (target.0, target.1))
+    }
+
+    /// Returns `true` if new sessions avoid it for what earlier ones have shown.
     pub(crate) fn avoids(&self, target: Endpoint) -> bool {
         self.report(target).health == Health::Avoided
     }
 
-    /// Returns the health of a target.
+    /// Returns the health of a target, as sessions have shown it.
     pub(crate) fn report(&self, target: Endpoint) -> Report<'_> {
         match self.suspects.get(&target) {
             Some(Suspect { health: health @ (Health::Avoided | Health::Trial), since, reason, .. }) => {

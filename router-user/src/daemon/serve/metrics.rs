@@ -26,7 +26,10 @@ use crate::{
         http::{self, Capacity, Ends, Fresh, Limits, Origin, Party, Users, host},
         reports::{self, Reports},
     },
-    model::{Counters, Health, InterfaceCounters, ReasonCounter, Rule, SnatPortStatus, Status},
+    model::{
+        CheckHealth, CheckStatus, Counters, Health, InterfaceCounters, ReasonCounter, Rule, RuleCheckStatus,
+        SnatPortStatus, Status,
+    },
 };
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -158,6 +161,24 @@ impl Collector for Snapshot {
         let Self { status, counters, rules } = self;
         let encoder = &mut encoder;
         gauge(encoder, "healthy", "1 when the probe answers 200", vec![(vec![], u64::from(status.healthy))])?;
+        gauge(
+            encoder,
+            "probe_since_seconds",
+            "Seconds since the answer of the probe last changed, or since the daemon started",
+            vec![(vec![], status.probe.since_seconds)],
+        )?;
+        gauge(
+            encoder,
+            "probe_pending",
+            "1 while a change of the probe's answer has begun",
+            vec![(vec![], u64::from(status.probe.pending.is_some()))],
+        )?;
+        counter(
+            encoder,
+            "probe_changes",
+            "Changes of the probe's answer",
+            vec![(vec![], status.probe.changes)],
+        )?;
         gauge(
             encoder,
             "degraded",
@@ -363,6 +384,7 @@ impl Collector for Snapshot {
             "Packets to a rule from outside its sources",
             per_rule(|r| r.counters.denied_packets),
         )?;
+        self.encode_checks(encoder)?;
         let directions = |value: fn(&Rule) -> [u64; 2]| {
             rules
                 .iter()
@@ -386,6 +408,57 @@ impl Collector for Snapshot {
             "rule_bytes",
             "Bytes by rule",
             directions(|r| [r.counters.forward_bytes, r.counters.reply_bytes]),
+        )
+    }
+}
+
+impl Snapshot {
+    /// Active checks, summed up for each rule: a series for each target would be a series for each
+    /// address that a name has ever had.
+    fn encode_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        const STATES: [CheckHealth; 3] = [CheckHealth::Good, CheckHealth::Failed, CheckHealth::Unknown];
+        let rules: Vec<(&str, &RuleCheckStatus)> =
+            self.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.check.as_ref()?))).collect();
+        let label = |rule| ("rule", rule);
+        let each = |value: fn(&RuleCheckStatus) -> u64| {
+            rules.iter().map(|(rule, check)| (vec![label(*rule)], value(check))).collect()
+        };
+        gauge(
+            encoder,
+            "check_healthy",
+            "1 when enough of a rule's targets pass its active check",
+            each(|check| u64::from(check.healthy)),
+        )?;
+        let targets = rules.iter().flat_map(|(rule, check)| {
+            STATES.map(|state| {
+                let number = check.targets.iter().filter(|target| target.health == state).count();
+                (vec![label(*rule), ("state", state.as_str())], number as u64)
+            })
+        });
+        gauge(
+            encoder,
+            "check_targets",
+            "Targets with an active check, by rule and state",
+            targets.collect(),
+        )?;
+        let results = rules.iter().flat_map(|(rule, check)| {
+            let RuleCheckStatus { good, failed, not_made, .. } = check;
+            [("good", good), ("failed", failed), ("not_made", not_made)]
+                .map(|(result, number)| (vec![label(*rule), ("result", result)], *number))
+        });
+        counter(encoder, "check_results", "Active checks, by rule and result", results.collect())?;
+        let slowest = rules.iter().filter_map(|(rule, check)| {
+            let latencies = check.targets.iter().filter_map(|target: &CheckStatus| target.latency_seconds);
+            Some((vec![label(*rule)], ConstGauge::new(latencies.max_by(f64::total_cmp)?)))
+        });
+        family(
+            encoder,
+            (
+                "check_latency_seconds",
+                "Time that the slowest of a rule's targets took to answer its last check, in seconds",
+                MetricType::Gauge,
+            ),
+            slowest,
         )
     }
 }

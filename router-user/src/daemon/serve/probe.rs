@@ -7,9 +7,10 @@
 //! are told why it does not forward.
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
@@ -20,13 +21,20 @@ use hyper::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use router_common::address::AZURE_PLATFORM;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tracing::{info, warn};
 
 use super::http::{self, Capacity, Ends, Fresh, Limits, Origin, Party, Users};
 use crate::{
     config::Config,
-    daemon::{observe::monitor::Monitor, state::Routing, sync::Locked},
-    health::Severity,
+    daemon::{
+        observe::monitor::{Monitor, ProbeView},
+        state::Routing,
+        sync::Locked,
+    },
 };
 
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
@@ -42,6 +50,9 @@ const REQUEST: Duration = Duration::from_secs(2);
 const CONNECTION: Duration = Duration::from_secs(5);
 /// The greatest age of an answer: however many ask, it is found out once in this time.
 const AGE: Duration = Duration::from_millis(20);
+/// The period in which the answer is found out also when nobody asks: a change has to last for a
+/// while before it counts.
+const PERIOD: Duration = Duration::from_millis(250);
 /// The largest text of reasons, in bytes.
 const MAX_TEXT: usize = 4096;
 
@@ -113,7 +124,7 @@ pub(crate) struct Access {
 }
 
 /// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
-/// not. Nothing else is served.
+/// not, as [`answer`](crate::daemon::observe::answer) decides. Nothing else is served.
 pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener) -> Result<()> {
     let (probers, users) = (Probers::of(config), Users::open());
     let limits = limits(config);
@@ -133,9 +144,10 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
             Origin { group, party: Party::of(peer) }
         }
     };
-    let conditions = Arc::new(Fresh::new(AGE));
+    let known = Arc::new(Fresh::new(AGE));
+    let following = follow(monitor.clone(), known.clone());
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let (monitor, conditions) = (monitor.clone(), conditions.clone());
+        let (monitor, known) = (monitor.clone(), known.clone());
         let peer = ends.peer.ip();
         let is_told = {
             let routing = routing.lock();
@@ -148,16 +160,79 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
                     "only GET, HEAD and OPTIONS are answered here",
                 );
             }
-            let conditions = conditions.get(|| monitor.forwarding()).await;
-            let (status, text) = if conditions.are_down() {
-                (StatusCode::SERVICE_UNAVAILABLE, reasons_text(&conditions.details(Severity::Down)))
-            } else {
-                (StatusCode::OK, "forwarding".to_owned())
+            let known = loop {
+                let known = known.get(|| monitor.look()).await;
+                if known.is_known {
+                    break known;
+                }
+                sleep(AGE).await;
             };
-            response(status, if is_told { &text } else { "" })
+            let status = if known.forwards { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let text = if is_told { text(&known, Instant::now(), SystemTime::now()) } else { String::new() };
+            response(status, &text)
         }
     };
-    http::serve(listener, limits, origin, answer).await
+    tokio::select! {
+        ended = http::serve(listener, limits, origin, answer) => ended,
+        never = following => match never {},
+    }
+}
+
+/// Has the answer follow what happens, and logs its changes.
+async fn follow(monitor: Monitor, known: Arc<Fresh<ProbeView>>) -> Infallible {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = None;
+    loop {
+        period.tick().await;
+        let now = known.get(|| monitor.look()).await;
+        if !now.is_known || before.replace(now.forwards) == Some(now.forwards) {
+            continue;
+        }
+        if now.forwards {
+            info!("the probe answers 200");
+        } else {
+            let reasons = now.all_reasons().join("; ");
+            warn!(reasons, "the probe answers 503");
+        }
+    }
+}
+
+/// Returns what the answer says to those who may know: since when, why, and the change that has
+/// begun. The reasons are one a line.
+fn text(view: &ProbeView, now: Instant, clock: SystemTime) -> String {
+    let ProbeView { forwards, pending, reasons, drains, .. } = view;
+    if drains.is_some() {
+        return reasons_text(&view.all_reasons());
+    }
+    let since = time(view.since, now, clock);
+    let (pending, reasons) = (
+        pending.map(|pending| {
+            let lasts = now.saturating_duration_since(pending.since).as_secs_f64();
+            (lasts, humantime::format_duration(pending.after))
+        }),
+        reasons_text(reasons),
+    );
+    match (forwards, pending) {
+        (true, None) => format!("forwarding since {since}"),
+        (true, Some((lasts, after))) => format!(
+            "forwarding since {since}; down for {lasts:.1} s, and the answer changes after {after}: {reasons}"
+        ),
+        (false, None) => format!("not forwarding since {since}: {reasons}"),
+        (false, Some((lasts, after))) => format!(
+            "not forwarding since {since}; forwarding again for {lasts:.1} s, and the answer changes after {after}; \
+             before: {reasons}"
+        ),
+    }
+}
+
+/// Returns a moment as the clock has it now (RFC 3339): it may have been set since.
+pub(crate) fn time(moment: Instant, now: Instant, clock: SystemTime) -> String {
+    let age = now.saturating_duration_since(moment);
+    // Rounded, so that it is the same each time although the two clocks are read one after the
+    // other.
+    let moment = clock.checked_sub(age).unwrap_or(clock) + Duration::from_millis(500);
+    humantime::format_rfc3339_seconds(moment).to_string()
 }
 
 /// The reasons, one a line, as far as they fit.
@@ -194,10 +269,50 @@ pub(super) fn response(status: StatusCode, text: &str) -> Response<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::observe::answer::Pending;
 
     fn probers(from: &[&str]) -> Probers {
         let network = |text: &&str| Entry::Network(text.parse().expect("a network"));
         Probers { entries: from.iter().map(network).collect() }
+    }
+
+    #[test]
+    fn the_text_says_since_when_and_why() {
+        let (start, clock) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_047_205));
+        let now = start + Duration::from_secs(100);
+        let view = |forwards, pending: Option<u64>| ProbeView {
+            forwards,
+            is_known: true,
+            since: start,
+            pending: pending.map(|after| Pending {
+                since: now - Duration::from_millis(1200),
+                after: Duration::from_secs(after),
+            }),
+            reasons: vec!["no route to 203.0.113.10".to_owned(), "no rules are loaded".to_owned()],
+            drains: None,
+            changes: 1,
+        };
+        let text = |view: &ProbeView| text(view, now, clock + Duration::from_secs(100));
+        assert_eq!(text(&view(true, None)), "forwarding since 2026-11-30T14:00:05Z");
+        assert_eq!(
+            text(&view(true, Some(2))),
+            "forwarding since 2026-11-30T14:00:05Z; down for 1.2 s, and the answer changes after 2s: \
+             no route to 203.0.113.10\nno rules are loaded"
+        );
+        assert_eq!(
+            text(&view(false, None)),
+            "not forwarding since 2026-11-30T14:00:05Z: no route to 203.0.113.10\nno rules are loaded"
+        );
+        assert_eq!(
+            text(&view(false, Some(5))),
+            "not forwarding since 2026-11-30T14:00:05Z; forwarding again for 1.2 s, and the answer changes after 5s; \
+             before: no route to 203.0.113.10\nno rules are loaded"
+        );
+        let drains = Some("draining since 2026-11-30T14:00:05Z".to_owned());
+        assert_eq!(
+            text(&ProbeView { drains, ..view(false, None) }),
+            "draining since 2026-11-30T14:00:05Z\nno route to 203.0.113.10\nno rules are loaded"
+        );
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The daemon's state as the types of [`crate::model`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use anyhow::Result;
@@ -18,18 +18,23 @@ use router_common::{
 };
 
 use crate::{
-    config::Config,
+    config::{CheckKind, Config, Forward},
     daemon::{
+        checks::plan,
         control::desired,
         drain::Draining,
         kernel::{interfaces::Attached, next_hop::NextHop},
         names::resolved::Names,
         observe::{
+            answer::Pending,
             capacity,
-            monitor::Monitor,
+            check_health::{Counts, Outcome},
+            monitor::{Monitor, ProbeView},
+            reachability,
             target_health::{Report, TargetHealth},
         },
         punts::tally::Tally,
+        serve::probe,
         sessions::{
             listing::Walk,
             timeouts::{RuleTimeouts, timeout},
@@ -41,10 +46,14 @@ use crate::{
     dataplane::{CounterTable, Dataplane, FlowTable, RuleTable, Session, now},
     health::{Condition, Severity},
     model::{
-        ConditionStatus, Counters, Flow, FlowQuery, FlowTableStatus, InterfaceCounters, InterfaceStatus,
-        NameStatus, OwnTrafficCounters, ReasonCounter, Rule, RuleCounters, RuleKind, Status, TargetStatus,
+        CheckHealth, CheckStatus, ConditionStatus, Counters, Flow, FlowQuery, FlowTableStatus,
+        InterfaceCounters, InterfaceStatus, NameStatus, OwnTrafficCounters, PendingAnswer, ProbeStatus,
+        ReasonCounter, Rule, RuleCheckStatus, RuleCounters, RuleKind, Status, TargetStatus,
     },
 };
+
+/// The most checks in a status.
+const MAX_CHECKS: usize = 4096;
 
 /// The sources of reports. A clone reports the same.
 #[derive(Clone)]
@@ -79,7 +88,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         }
     });
     let interfaces = interfaces.collect();
-    let conditions = reports.monitor.conditions();
+    let (conditions, probe) = reports.monitor.all();
     let repairs = state.attachments.lock().upkeep.iter().map(Record::status).collect();
     let draining = state.draining.lock().as_ref().map(Draining::report);
     let invalidations = plane.lock().settings.invalidations();
@@ -99,13 +108,18 @@ pub(crate) fn status(reports: &Reports) -> Status {
         .collect();
     names.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let config = state.config.get();
-    let targets = targets(&config, &state.names.lock(), &state.target_health.lock());
+    let (targets, checks) = {
+        let (names, health) = (state.names.lock(), state.target_health.lock());
+        let of_rules = config.forwards.iter().flat_map(|forward| checks(forward, &names, &health));
+        (targets(&config, &names, &health), of_rules.take(MAX_CHECKS).collect())
+    };
     let routing = state.routing.lock();
     let sessions = state.sessions.lock();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        healthy: !conditions.are_down(),
+        healthy: probe.forwards,
         reasons: conditions.details(Severity::Down),
+        probe: probe_status(&probe),
         degraded: conditions.details(Severity::Degraded),
         conditions: conditions.iter().map(condition).collect(),
         uptime_seconds: reports.started.elapsed().as_secs(),
@@ -117,6 +131,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         next_hop_invalidations: invalidations,
         names,
         targets,
+        checks,
         flows: FlowTableStatus {
             sessions: sessions.total,
             capacity: u64::from(reports.flows.capacity()),
@@ -128,6 +143,76 @@ pub(crate) fn status(reports: &Reports) -> Status {
         draining,
         self_test: state.self_test.lock().status(),
     }
+}
+
+fn probe_status(view: &ProbeView) -> ProbeStatus {
+    const ANSWERS: [u16; 2] = [503, 200];
+    let ProbeView { forwards, since, pending, changes, .. } = view;
+    let now = Instant::now();
+    ProbeStatus {
+        answer: ANSWERS[usize::from(*forwards)],
+        since: probe::time(*since, now, SystemTime::now()),
+        since_seconds: now.saturating_duration_since(*since).as_secs(),
+        changes: *changes,
+        reasons: if *forwards { Vec::new() } else { view.all_reasons() },
+        pending: pending.map(|Pending { since, after }| PendingAnswer {
+            answer: ANSWERS[usize::from(!forwards)],
+            for_seconds: now.saturating_duration_since(since).as_secs_f64(),
+            after_seconds: after.as_secs_f64(),
+        }),
+    }
+}
+
+/// Returns the active checks of a rule's targets, in the order of the targets.
+fn checks(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<CheckStatus> {
+    let Some(check) = &forward.check else { return Vec::new() };
+    let mut known = HashSet::new();
+    let all = desired::with_hosts(forward, names).filter_map(|(host, target)| {
+        let (address, port, _) = desired::endpoint(forward, &target);
+        let checked = health.checks.of(&forward.name, (address, port))?;
+        if !known.insert((address, port)) {
+            return None;
+        }
+        let last = checked.last.as_ref();
+        let reason = match last.map(|last| &last.outcome) {
+            Some(Outcome::NotMade(reason) | Outcome::Bad(reason)) => reason,
+            Some(Outcome::Good(_)) | None if checked.health == CheckHealth::Failed => checked.reason(),
+            Some(Outcome::Good(_)) | None => "",
+        };
+        Some(CheckStatus {
+            rule: forward.name.clone(),
+            target: SocketAddr::from((address, port)),
+            port: plan::checked_port(check, port),
+            kind: match check.kind {
+                CheckKind::Tcp => "tcp".to_owned(),
+                CheckKind::Tls { .. } => "tls".to_owned(),
+            },
+            sni: plan::server_name(check, host).map(ToOwned::to_owned),
+            health: checked.health,
+            since_seconds: checked.since.elapsed().as_secs(),
+            last: last.map(|last| last.outcome.result()),
+            last_seconds: last.map(|last| last.at.elapsed().as_secs()),
+            latency_seconds: match last.map(|last| &last.outcome) {
+                Some(Outcome::Good(latency)) => Some(latency.as_secs_f64()),
+                Some(Outcome::Bad(_) | Outcome::NotMade(_)) | None => None,
+            },
+            reason: reason.to_owned(),
+        })
+    });
+    all.collect()
+}
+
+/// Returns the state of a rule with active checks.
+fn rule_check(forward: &Forward, names: &Names, health: &TargetHealth) -> Option<RuleCheckStatus> {
+    forward.check.as_ref()?;
+    let Counts { good, bad, not_made } = health.checks.counts(&forward.name);
+    Some(RuleCheckStatus {
+        healthy: reachability::passes_its_checks(forward, names, health),
+        targets: checks(forward, names, health),
+        good,
+        failed: bad,
+        not_made,
+    })
 }
 
 fn condition(condition: &Condition) -> ConditionStatus {
@@ -260,6 +345,7 @@ pub(crate) fn rules(reports: &Reports) -> Result<Vec<Rule>> {
         destinations: Vec::new(),
         sessions: count(&forward.name),
         counters: rule_counters(&forward.name, rules, &stats),
+        check: rule_check(forward, names, health),
     });
     let masquerades = config.masquerades.iter().map(|masquerade| Rule {
         name: masquerade.name.clone(),
@@ -272,6 +358,7 @@ pub(crate) fn rules(reports: &Reports) -> Result<Vec<Rule>> {
         destinations: masquerade.destinations.iter().map(ToString::to_string).collect(),
         sessions: count(&masquerade.name),
         counters: rule_counters(&masquerade.name, rules, &stats),
+        check: None,
     });
     Ok(forwards.chain(masquerades).collect())
 }

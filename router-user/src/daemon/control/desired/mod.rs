@@ -99,6 +99,17 @@ pub(crate) fn targets(forward: &Forward, names: &Names) -> Vec<Target> {
     by_target(forward, names).flatten().collect()
 }
 
+/// The targets of a forward now, each with the host that the configuration has for it.
+pub(crate) fn with_hosts<'a>(
+    forward: &'a Forward,
+    names: &'a Names,
+) -> impl Iterator<Item = (&'a Host, Target)> {
+    let hosts = forward.targets.iter().map(|target| &target.host);
+    hosts
+        .zip(by_target(forward, names))
+        .flat_map(|(host, targets)| targets.into_iter().map(move |target| (host, target)))
+}
+
 /// The addresses that each of a forward's targets leads to now.
 fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item = Vec<Target>> + 'a {
     forward.targets.iter().map(|target| {
@@ -110,12 +121,12 @@ fn by_target<'a>(forward: &'a Forward, names: &'a Names) -> impl Iterator<Item =
     })
 }
 
-/// Returns the targets of a forward that new sessions go to: those that answer, as far as there is
-/// room. If none answers, all: a rule is never left without a target by what is only a
-/// suspicion. Where there is no room for all, every target has its share of it, so that a name of
-/// many addresses leaves the others theirs.
+/// Returns the targets of a forward that new sessions go to: those that answer sessions and checks,
+/// as far as there is room. If none answers, all: a rule is never left without a target by what is
+/// only a suspicion. Where there is no room for all, every target has its share of it, so that a
+/// name of many addresses leaves the others theirs.
 pub(crate) fn in_use(forward: &Forward, names: &Names, health: &TargetHealth) -> Vec<Target> {
-    let good = |target: &Target| !health.avoids(endpoint(forward, target));
+    let good = |target: &Target| !health.is_avoided(&forward.name, endpoint(forward, target));
     let mut groups: Vec<Vec<Target>> = by_target(forward, names).collect();
     if groups.iter().flatten().any(good) {
         groups.iter_mut().for_each(|group| group.retain(good));

@@ -3,7 +3,10 @@ use std::{collections::HashMap, path::Path, time::Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::daemon::observe::target_health::{Signs, TargetSigns};
+use crate::daemon::observe::{
+    check_health::Outcome,
+    target_health::{Signs, TargetSigns},
+};
 
 fn forward(listen: &str, targets: &str) -> Forward {
     let text = format!(
@@ -51,6 +54,30 @@ fn new_sessions_avoid_a_dead_target() {
     assert_eq!(used(&web, &names, &avoiding(&all)), [1, 2, 3, 4], "all are suspect, so all serve");
     let range = forward("8000-8010", "[\"10.1.0.1\", \"10.1.0.2\"]");
     assert_eq!(used(&range, &names, &avoiding(&[target(1, 0)])), [2]);
+}
+
+/// A target that fails the check of its rule is avoided by that rule, as is one that does not
+/// answer sessions.
+#[test]
+fn new_sessions_avoid_a_target_that_fails_its_check() {
+    let web =
+        forward("443", "[\"10.1.0.1\", \"10.1.0.2\", \"10.1.0.3\"]\ncheck = { type = \"tcp\", fall = 1 }");
+    let place = |last| (Ipv4Addr::new(10, 1, 0, last), 443);
+    let mut health = avoiding(&[(place(3).0, 443, Protocol::Tcp)]);
+    let check = web.check.as_ref().expect("a check");
+    let places = [1, 2, 3].map(place).into_iter().collect();
+    health.checks.follow([("web", check, places)].into_iter(), Instant::now());
+    let names = Names::default();
+    assert_eq!(used(&web, &names, &health), [1, 2], "not known yet");
+    let mut fail = |last| {
+        let outcome = Outcome::Bad("no answer".to_owned());
+        health.checks.note("web", place(last), outcome, Instant::now());
+        used(&web, &names, &health)
+    };
+    assert_eq!(fail(1), [2]);
+    assert_eq!(fail(2), [1, 2, 3], "all are suspect, so all serve");
+    let another = Forward { name: "another".to_owned(), ..web.clone() };
+    assert_eq!(used(&another, &names, &health), [1, 2], "the check is another rule's");
 }
 
 #[test]

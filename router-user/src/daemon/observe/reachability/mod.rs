@@ -2,25 +2,34 @@
 //!
 //! The probe takes this whole machine out of service, with every rule that works. So what only some
 //! rules lack is *degraded*: to be seen and to be repaired, while the others go on. It is a
-//! *problem*, and the probe's matter, when no forward has a way: none has a target, or the next
-//! hops of all are missing, as when the gateway that they share is dead, which another machine
-//! behind the load balancer may still reach.
+//! *problem*, and the probe's matter, when no forward can be reached: each of them has no target,
+//! has lost its next hops, as when the gateway that they share is dead, which another machine
+//! behind the load balancer may still reach, or fails its active check. An operator may require
+//! more: all forwards, or certain rules (`require` of `[health]`).
+//!
+//! What sessions have shown of targets (passive health) is only a suspicion, and never the probe's
+//! matter.
 //!
 //! A load balancer sends to forwards. The clients of a masquerade have this machine as their
-//! gateway, whatever the probe answers, so masquerades count only where there is no forward.
+//! gateway, whatever the probe answers, so masquerades count only where there is no forward, or
+//! where they are required by name.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::SocketAddrV4,
+};
 
 use router_common::limits::MAX_TARGETS;
 
 use crate::{
-    config::{Config, Forward},
+    config::{Config, Forward, Require, RequiredRules},
     daemon::{
         control::desired,
         kernel::next_hop::NextHop,
         logging::text,
         names::resolved::{Names, Resolved},
-        observe::target_health::TargetHealth,
+        observe::{check_health::CheckHealth, target_health::TargetHealth},
     },
     health::{Conditions, Id, Severity},
 };
@@ -39,22 +48,147 @@ pub(crate) fn judge(
 ) {
     let (with, without): (Vec<_>, Vec<_>) =
         config.forwards.iter().partition(|forward| !desired::targets(forward, names).is_empty());
-    if with.is_empty() && !without.is_empty() {
+    let lost = without_next_hop(next_hops);
+    let failures: HashMap<&str, Failure> = with
+        .iter()
+        .filter_map(|forward| Some((forward.name.as_str(), failure(forward, names, health)?)))
+        .collect();
+    let are_without: HashSet<&str> = without.iter().map(|forward| forward.name.as_str()).collect();
+    let unreachable =
+        |rule: &str| are_without.contains(rule) || lost.contains(rule) || failures.contains_key(rule);
+    let decisive = decisive(config, unreachable);
+
+    // Where only some rules matter, it is said of each of these.
+    let all_matter = !matches!(config.health.require, RequiredRules::These(_));
+    if with.is_empty() && !without.is_empty() && all_matter {
         conditions.add(Severity::Down, Id::NoTargets, "", "no forward rule has a target");
     }
-    let refused = without.iter().map(|Forward { name, .. }| {
-        (name.clone(), format!("rule {name}: no target: new sessions are refused"))
-    });
-    let rest = |more| format!("{more} more rules have no target");
-    conditions.add_first(Severity::Degraded, Id::RuleWithoutTarget, refused, LISTED, rest);
+    // The probe's answer says once what all rules lack.
+    let is_any = config.health.require == RequiredRules::Any;
+    let (down, degraded): (Vec<_>, Vec<_>) = without
+        .iter()
+        .map(|forward| forward.name.as_str())
+        .partition(|rule| !is_any && decisive.contains(rule));
+    for (severity, rules) in [(Severity::Down, down), (Severity::Degraded, degraded)] {
+        let refused = rules
+            .into_iter()
+            .map(|name| (name.to_owned(), format!("rule {name}: no target: new sessions are refused")));
+        let rest = |more| format!("{more} more rules have no target");
+        conditions.add_first(severity, Id::RuleWithoutTarget, refused, LISTED, rest);
+    }
+    judge_checks(conditions, &with, &failures, &decisive);
     judge_targets(conditions, &with, names, health);
-    judge_names(conditions, names, with.is_empty());
-    judge_next_hops(conditions, config, &with, next_hops);
+    judge_names(conditions, names, with.is_empty() && all_matter);
+    judge_next_hops(conditions, next_hops, |rule| lost.contains(rule) && decisive.contains(rule));
+}
+
+/// Returns the rules whose faults make the probe answer 503, of those that cannot be reached.
+fn decisive(config: &Config, is_unreachable: impl Fn(&str) -> bool) -> HashSet<&str> {
+    let forwards = config.forwards.iter().map(|forward| forward.name.as_str());
+    let masquerades = config.masquerades.iter().map(|masquerade| masquerade.name.as_str());
+    let all: Vec<&str> = if config.forwards.is_empty() { masquerades.collect() } else { forwards.collect() };
+    match &config.health.require {
+        RequiredRules::Any if !all.iter().all(|rule| is_unreachable(rule)) => HashSet::new(),
+        RequiredRules::Any | RequiredRules::All => {
+            all.into_iter().filter(|rule| is_unreachable(rule)).collect()
+        }
+        RequiredRules::These(these) => {
+            these.iter().map(String::as_str).filter(|rule| is_unreachable(rule)).collect()
+        }
+    }
+}
+
+/// Returns the rules that have lost the next hops of all their targets. One whose targets are new
+/// is not among them: its next hops have not been looked at yet.
+fn without_next_hop(next_hops: &[NextHop]) -> HashSet<&str> {
+    // `true` if one of its next hops is there.
+    let mut has_next_hop: HashMap<&str, bool> = HashMap::new();
+    for next_hop in next_hops {
+        for rule in &next_hop.rules {
+            *has_next_hop.entry(rule).or_default() |= next_hop.is_resolved();
+        }
+    }
+    has_next_hop.into_iter().filter(|(_, is_there)| !is_there).map(|(rule, _)| rule).collect()
+}
+
+/// The targets that fail the check of a rule.
+struct Failure {
+    /// The number of all targets.
+    of: usize,
+    failed: usize,
+    /// The first of them, and why.
+    first: (String, String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { of, failed, first: (target, reason) } = self;
+        match (of, of == failed) {
+            (1, _) => write!(f, "its target {target} fails its check: {reason}"),
+            (_, true) => write!(f, "none of its {of} targets passes its check; {target}: {reason}"),
+            (_, false) => write!(f, "{failed} of its {of} targets fail their check; {target}: {reason}"),
+        }
+    }
+}
+
+/// Returns `true` if a rule has no active check, or enough of its targets pass it.
+pub(crate) fn passes_its_checks(forward: &Forward, names: &Names, health: &TargetHealth) -> bool {
+    failure(forward, names, health).is_none()
+}
+
+/// Returns what makes a rule unhealthy, by its active check; `None` if it is healthy.
+fn failure(forward: &Forward, names: &Names, health: &TargetHealth) -> Option<Failure> {
+    let check = forward.check.as_ref()?;
+    let all = desired::targets(forward, names);
+    let failed: Vec<_> = all.iter().filter_map(|target| failed_target(forward, target, health)).collect();
+    let is_unhealthy = match check.require {
+        Require::Any => failed.len() == all.len(),
+        Require::All => !failed.is_empty(),
+    };
+    let count = failed.len();
+    let first = failed.into_iter().next().filter(|_| is_unhealthy)?;
+    Some(Failure { of: all.len(), failed: count, first })
+}
+
+/// Returns the words for a target if it fails the check of its rule, and why.
+fn failed_target(
+    forward: &Forward,
+    target: &desired::Target,
+    health: &TargetHealth,
+) -> Option<(String, String)> {
+    let (address, port, _) = desired::endpoint(forward, target);
+    let checked = health.checks.of(&forward.name, (address, port))?;
+    if checked.health != CheckHealth::Failed {
+        return None;
+    }
+    // The port may be the client's.
+    let target = if port == 0 { address.to_string() } else { SocketAddrV4::new(address, port).to_string() };
+    Some((target, checked.reason().to_owned()))
+}
+
+/// Adds the rules that are unhealthy by their active checks.
+fn judge_checks(
+    conditions: &mut Conditions,
+    with: &[&Forward],
+    failures: &HashMap<&str, Failure>,
+    decisive: &HashSet<&str>,
+) {
+    let unhealthy = with.iter().filter_map(|forward| {
+        let name = forward.name.as_str();
+        Some((name, failures.get(name)?))
+    });
+    let (down, degraded): (Vec<_>, Vec<_>) = unhealthy.partition(|(rule, _)| decisive.contains(rule));
+    for (severity, rules) in [(Severity::Down, down), (Severity::Degraded, degraded)] {
+        let items =
+            rules.into_iter().map(|(name, failure)| (name.to_owned(), format!("rule {name}: {failure}")));
+        let rest = |more| format!("{more} more rules fail their checks");
+        conditions.add_first(severity, Id::RuleUnhealthy, items, LISTED, rest);
+    }
 }
 
 /// Adds what is wrong with the targets of the rules that have some.
 fn judge_targets(conditions: &mut Conditions, with: &[&Forward], names: &Names, health: &TargetHealth) {
-    let (mut unresponsive, mut left_out) = (Vec::new(), Vec::new());
+    let (mut unresponsive, mut left_out, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for forward in with {
         let (name, all) = (&forward.name, desired::targets(forward, names));
         if all.len() > 1 && all.iter().all(|target| health.avoids(desired::endpoint(forward, target))) {
@@ -67,11 +201,16 @@ fn judge_targets(conditions: &mut Conditions, with: &[&Forward], names: &Names, 
             );
             left_out.push((name.clone(), detail));
         }
+        let of_rule = all.iter().filter_map(|target| failed_target(forward, target, health));
+        failed.extend(of_rule.map(|(target, reason)| {
+            (format!("{name} {target}"), format!("rule {name}: target {target} fails its check: {reason}"))
+        }));
     }
-    for (id, items) in [(Id::TargetsLeftOut, left_out), (Id::TargetsUnresponsive, unresponsive)] {
-        let rest = |more| format!("{more} more rules have such targets");
-        conditions.add_first(Severity::Degraded, id, items.into_iter(), LISTED, rest);
-    }
+    let rest = |more| format!("{more} more rules have such targets");
+    conditions.add_first(Severity::Degraded, Id::TargetsLeftOut, left_out.into_iter(), LISTED, rest);
+    conditions.add_first(Severity::Degraded, Id::TargetsUnresponsive, unresponsive.into_iter(), LISTED, rest);
+    let rest = |more| format!("{more} more targets fail their check");
+    conditions.add_first(Severity::Degraded, Id::TargetFailed, failed.into_iter(), LISTED, rest);
 }
 
 /// Adds what is wrong with names.
@@ -110,28 +249,11 @@ fn judge_names(conditions: &mut Conditions, names: &Names, all_at_once: bool) {
     conditions.add_first(Severity::Degraded, Id::NameLeftOut, partly, LISTED, rest);
 }
 
-/// Adds next hops that are missing.
-///
-/// `with`: the forwards that have targets.
-fn judge_next_hops(conditions: &mut Conditions, config: &Config, with: &[&Forward], next_hops: &[NextHop]) {
-    let decisive: HashSet<&str> = if config.forwards.is_empty() {
-        config.masquerades.iter().map(|masquerade| masquerade.name.as_str()).collect()
-    } else {
-        with.iter().map(|forward| forward.name.as_str()).collect()
-    };
-    // By rule, `true` if one of its next hops is there. A new target has not been looked at yet.
-    let mut has_next_hop: HashMap<&str, bool> = HashMap::new();
-    for next_hop in next_hops {
-        for rule in &next_hop.rules {
-            *has_next_hop.entry(rule).or_default() |= next_hop.is_resolved();
-        }
-    }
-    let is_lost = |rule: &&str| has_next_hop.get(rule) == Some(&false);
-    let all_are_lost = !decisive.is_empty() && decisive.iter().all(is_lost);
+/// Adds next hops that are missing. Those of the rules that `are_decisive` are the probe's matter.
+fn judge_next_hops(conditions: &mut Conditions, next_hops: &[NextHop], are_decisive: impl Fn(&str) -> bool) {
     let lost = next_hops.iter().filter(|next_hop| !next_hop.is_resolved());
-    let (decisive, others): (Vec<_>, Vec<_>) = lost.partition(|next_hop| {
-        all_are_lost && next_hop.rules.iter().any(|rule| decisive.contains(rule.as_str()))
-    });
+    let (decisive, others): (Vec<_>, Vec<_>) =
+        lost.partition(|next_hop| next_hop.rules.iter().any(|rule| are_decisive(rule)));
     for (severity, lost) in [(Severity::Down, decisive), (Severity::Degraded, others)] {
         let items = lost.into_iter().map(|NextHop { rules, target, problem, .. }| {
             let problem = words(problem.as_ref());

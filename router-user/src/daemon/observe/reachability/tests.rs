@@ -6,7 +6,10 @@ use super::*;
 use crate::daemon::{
     kernel::next_hop::Problem,
     names::resolved::Resolved,
-    observe::target_health::{Signs, TargetSigns},
+    observe::{
+        check_health::Outcome,
+        target_health::{Signs, TargetSigns},
+    },
 };
 
 /// Two rules by name.
@@ -173,4 +176,148 @@ fn what_is_wrong_with_a_rule_s_targets_is_said() {
             "rule web: none of its 2 targets answers new sessions"
         ]
     );
+}
+
+/// A forward, with more keys of its own.
+fn forward(name: &str, port: u16, target: &str, more: &str) -> String {
+    format!(
+        "[[forward]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlisten = \"{port}\"\ntarget = {target}\n\
+         sources = [\"10.0.2.64/26\"]\n{more}\n"
+    )
+}
+
+fn parse(rules: &str, require: &str) -> Config {
+    let text = format!("[interfaces]\npls = \"eth0\"\n{rules}[health]\nrequire = {require}\n");
+    Config::parse(&text, Path::new("test.toml")).map_err(|error| error.to_string()).unwrap().config
+}
+
+/// A rule with two targets that are checked, and one that is not.
+fn checked(require_targets: &str, require_rules: &str) -> Config {
+    let check = format!("check = {{ type = \"tcp\", fall = 1, require = \"{require_targets}\" }}");
+    let rules = [
+        forward("web", 443, "[\"10.1.0.1\", \"10.1.0.2\"]", &check),
+        forward("db", 5432, "\"10.1.0.3\"", ""),
+        "[[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\ndestinations = [\"10.9.0.0/16\"]\n"
+            .to_owned(),
+    ];
+    parse(&rules.concat(), require_rules)
+}
+
+/// The check of web's targets has failed at these addresses.
+fn failing(config: &Config, last: &[u8]) -> TargetHealth {
+    let mut health = TargetHealth::default();
+    let places = [1, 2].map(|last| (address(last), 443));
+    let checks = config.forwards.iter().filter_map(|forward| {
+        Some((forward.name.as_str(), forward.check.as_ref()?, places.into_iter().collect()))
+    });
+    health.checks.follow(checks, Instant::now());
+    for last in last {
+        let outcome = Outcome::Bad("it refuses connections".to_owned());
+        health.checks.note("web", (address(*last), 443), outcome, Instant::now());
+    }
+    health
+}
+
+const FAILED_ONE: &str = "rule web: target 10.1.0.1:443 fails its check: it refuses connections";
+const FAILED_TWO: &str = "rule web: target 10.1.0.2:443 fails its check: it refuses connections";
+const NONE_PASSES: &str =
+    "rule web: none of its 2 targets passes its check; 10.1.0.1:443: it refuses connections";
+const SOME_FAIL: &str = "rule web: 1 of its 2 targets fail their check; 10.1.0.1:443: it refuses connections";
+
+/// Judges `config` with these targets of web failing.
+fn judged_by_checks(config: &Config, failed: &[u8], next_hops: &[NextHop]) -> (Vec<String>, Vec<String>) {
+    judged(config, &Names::default(), &failing(config, failed), next_hops)
+}
+
+#[test]
+fn a_rule_is_healthy_by_any_or_all_of_its_targets() {
+    let any = checked("any", "\"any\"");
+    assert_eq!(judged_by_checks(&any, &[], &[]), (owned(&[]), owned(&[])));
+    assert_eq!(judged_by_checks(&any, &[1], &[]), (owned(&[]), owned(&[FAILED_ONE])));
+    let both = owned(&[NONE_PASSES, FAILED_ONE, FAILED_TWO]);
+    assert_eq!(judged_by_checks(&any, &[1, 2], &[]), (owned(&[]), both), "another forward is there");
+    let all = checked("all", "\"any\"");
+    assert_eq!(judged_by_checks(&all, &[], &[]), (owned(&[]), owned(&[])));
+    assert_eq!(judged_by_checks(&all, &[1], &[]), (owned(&[]), owned(&[SOME_FAIL, FAILED_ONE])));
+}
+
+#[test]
+fn the_router_is_down_when_no_forward_can_be_reached_for_whatever_reason() {
+    let config = checked("any", "\"any\"");
+    let no_way = next_hop(&["db"], 3, false);
+    let lost = "rule db: no next hop to 10.1.0.3: no answer";
+    assert_eq!(
+        judged_by_checks(&config, &[1, 2], std::slice::from_ref(&no_way)),
+        (owned(&[NONE_PASSES, lost]), owned(&[FAILED_ONE, FAILED_TWO]))
+    );
+    assert_eq!(judged_by_checks(&config, &[1], &[no_way]), (owned(&[]), owned(&[FAILED_ONE, lost])));
+}
+
+#[test]
+fn all_forwards_may_be_required() {
+    let config = checked("any", "\"all\"");
+    assert_eq!(
+        judged_by_checks(&config, &[1, 2], &[]),
+        (owned(&[NONE_PASSES]), owned(&[FAILED_ONE, FAILED_TWO]))
+    );
+    assert_eq!(judged_by_checks(&config, &[2], &[]), (owned(&[]), owned(&[FAILED_TWO])));
+    let lost = [next_hop(&["db"], 3, false), next_hop(&["vnet"], 9, false)];
+    assert_eq!(
+        judged_by_checks(&config, &[], &lost),
+        (
+            owned(&["rule db: no next hop to 10.1.0.3: no answer"]),
+            owned(&["rule vnet: no next hop to 10.1.0.9: no answer"])
+        ),
+        "clients of a masquerade do not come by the load balancer"
+    );
+    // One of two targets.
+    let partly = [next_hop(&["web"], 1, false), next_hop(&["web"], 2, true)];
+    let text = ["rule web: no next hop to 10.1.0.1: no answer"];
+    assert_eq!(judged_by_checks(&config, &[], &partly), (owned(&[]), owned(&text)));
+    // A rule without a target.
+    let rules = [forward("db", 5432, "\"db.example.com\"", ""), forward("web", 443, "\"10.1.0.1\"", "")];
+    let config = parse(&rules.concat(), "\"all\"");
+    let names = names(&[("db.example.com", &[], "gone")]);
+    assert_eq!(
+        judged(&config, &names, &TargetHealth::default(), &[]),
+        (
+            owned(&["rule db: no target: new sessions are refused"]),
+            owned(&["target db.example.com: no address: gone"])
+        )
+    );
+}
+
+#[test]
+fn only_the_required_rules_matter() {
+    let config = checked("any", "[\"db\", \"vnet\"]");
+    let three = owned(&[NONE_PASSES, FAILED_ONE, FAILED_TWO]);
+    assert_eq!(judged_by_checks(&config, &[1, 2], &[]), (owned(&[]), three));
+    let text = ["rule vnet: no next hop to 10.1.0.9: no answer"];
+    assert_eq!(judged_by_checks(&config, &[], &[next_hop(&["vnet"], 9, false)]), (owned(&text), owned(&[])));
+    // No forward at all can be reached, and none is required.
+    let lost = [next_hop(&["web"], 1, false), next_hop(&["db"], 3, false)];
+    let texts =
+        ["rule web: no next hop to 10.1.0.1: no answer", "rule db: no next hop to 10.1.0.3: no answer"];
+    let config = checked("any", "[\"vnet\"]");
+    assert_eq!(judged_by_checks(&config, &[], &lost), (owned(&[]), owned(&texts)));
+    let without = names(&[("db.example.com", &[], "gone"), ("web.example.com", &[], "gone")]);
+    let rules = [
+        forward("web", 443, "\"web.example.com\"", ""),
+        "[[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\ndestinations = [\"10.9.0.0/16\"]\n"
+            .to_owned(),
+    ];
+    let (down, _) = judged(&parse(&rules.concat(), "[\"vnet\"]"), &without, &TargetHealth::default(), &[]);
+    assert_eq!(down, [""; 0]);
+}
+
+/// Passive health is a suspicion.
+#[test]
+fn what_sessions_have_shown_is_never_the_probe_s_matter() {
+    let config = parse(&forward("web", 443, "[\"10.1.0.1\", \"10.1.0.2\"]", ""), "\"all\"");
+    let silent = Signs { answered: 0, unanswered: 3 };
+    let by_target: HashMap<_, _> = [1, 2].map(|last| ((address(last), 443, Protocol::Tcp), silent)).into();
+    let mut health = TargetHealth::default();
+    health.observe(&TargetSigns { by_target }, Instant::now());
+    let text = owned(&["rule web: none of its 2 targets answers new sessions"]);
+    assert_eq!(judged(&config, &Names::default(), &health, &[]), (owned(&[]), text));
 }
