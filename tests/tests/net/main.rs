@@ -14,6 +14,7 @@ mod audit;
 mod drain;
 mod example;
 mod expiry;
+mod faults;
 mod floods;
 mod fragments;
 mod hand_over;

@@ -20,7 +20,7 @@ use router_user::model::{Audit, Flow, Health, Status};
 use crate::common::{ECHO, LIMIT, check, helper, only_pls_router, router};
 
 /// The target's name.
-const NAME: &str = "echo.lab.example";
+pub(crate) const NAME: &str = "echo.lab.example";
 /// Another name. It stands for [`UNUSED`].
 const OTHER: &str = "other.lab.example";
 /// An unknown name.
@@ -38,12 +38,12 @@ const FOUND_OUT: Duration = Duration::from_secs(30);
 const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// A name server that knows what its file says, for one second at a time.
-struct Dns {
+pub(crate) struct Dns {
     process: Process,
 }
 
 impl Dns {
-    fn start(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, addresses: &[Ipv4Addr]) -> Result<Self> {
         let hosts = lab.state().path("dns-hosts");
         Self::write(lab, addresses)?;
         let mut command = lab.hosts.pls.command("dnsmasq")?;
@@ -71,7 +71,7 @@ impl Dns {
     }
 
     /// Has the name stand for other addresses.
-    fn change(&self, lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
+    pub(crate) fn change(&self, lab: &Lab, addresses: &[Ipv4Addr]) -> Result<()> {
         Self::write(lab, addresses)?;
         self.process.signal(Signal::SIGHUP)
     }
@@ -90,7 +90,7 @@ fn answers(lab: &Lab) -> Result<()> {
 
 /// A lab whose router has this rule for the echo service besides those of every lab, asks our name
 /// server, and is not started yet.
-fn lab_with(target: &str) -> Lab {
+pub(crate) fn lab_with(target: &str) -> Lab {
     only_pls_router();
     let mut options = Options { start_router: false, ..Options::new(Nics::One, router(), helper()) };
     let old = format!("target = \"{TOOLS}:{ECHO_PORT}\"");

@@ -128,6 +128,12 @@ impl Memory {
         }
     }
 
+    /// Has the contents be returned again by the next call of [`unsaved`](Self::unsaved): they could
+    /// not be written.
+    pub(super) fn is_still_unsaved(&mut self) {
+        self.unsaved = true;
+    }
+
     /// Returns the contents that have to be written, if there are any.
     pub(super) fn unsaved(&mut self, now: SystemTime) -> Option<Unsaved> {
         if !std::mem::take(&mut self.unsaved) {

@@ -172,6 +172,9 @@ impl NameService {
                 warn!("a restart will not know the last addresses of names: {error:#}");
             }
             failing = written.is_err();
+            if failing {
+                lock(&self.memory).is_still_unsaved();
+            }
         }
     }
 
