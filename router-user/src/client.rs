@@ -14,10 +14,12 @@ use tokio::{net::UnixStream, task::JoinSet};
 
 use crate::private;
 
-use crate::model::{Audit, Counters, Drain, Flow, FlowQuery, Rule, Status};
+use crate::model::{Audit, Counters, Drain, Flow, FlowQuery, Reload, ReloadQuery, Rule, Status};
 
 /// The longest wait for the daemon, which answers from memory.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest wait for a reload, which may resolve names, load programs and end sessions.
+const RELOAD: Duration = Duration::from_secs(300);
 
 /// A daemon, by its socket. Each request has its own connection.
 #[derive(Clone, Debug)]
@@ -188,6 +190,15 @@ impl Client {
         self.ask(Method::POST, "/v1/undrain").await
     }
 
+    /// `POST /v1/reload`: the daemon reads its configuration file again.
+    ///
+    /// # Errors
+    /// Returns an error if there is no usable answer.
+    pub async fn reload(&self, query: ReloadQuery) -> Result<Reload, ClientError> {
+        let query = serde_urlencoded::to_string(query).map_err(|error| self.broken(error))?;
+        self.ask_for(RELOAD, Method::POST, &format!("/v1/reload?{query}")).await
+    }
+
     /// Returns the answer to `GET path`, a path of the API with its query.
     ///
     /// # Errors
@@ -197,7 +208,18 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
-        let answer = self.in_time(async { self.begin(method, path).await?.whole().await }).await?;
+        self.ask_for(PATIENCE, method, path).await
+    }
+
+    /// Asks, and waits for the answer for `patience` at most.
+    async fn ask_for<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        method: Method,
+        path: &str,
+    ) -> Result<T, ClientError> {
+        let whole = async { self.begin(method, path).await?.whole().await };
+        let answer = self.within(patience, whole).await?;
         serde_json::from_slice(&answer).map_err(|error| self.broken(format!("{path}: {error}")))
     }
 
@@ -205,9 +227,17 @@ impl Client {
         &self,
         answer: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
-        tokio::time::timeout(PATIENCE, answer)
+        self.within(PATIENCE, answer).await
+    }
+
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        tokio::time::timeout(patience, answer)
             .await
-            .map_err(|_| self.broken(format!("no answer in {} seconds", PATIENCE.as_secs())))?
+            .map_err(|_| self.broken(format!("no answer in {} seconds", patience.as_secs())))?
     }
 
     /// Sends a request and waits for the start of the answer.

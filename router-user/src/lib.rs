@@ -1,10 +1,12 @@
 //! The daemon and command line of pls-router.
 
+mod changes;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+mod findings;
 mod health;
 pub mod model;
 pub mod policy_rules;

@@ -770,6 +770,80 @@ pub struct CheckFinding {
     pub fix: String,
 }
 
+/// `POST /v1/reload`, and the output of `pls-router reload -o json`: the difference between the
+/// configuration that was in force and the file, and the outcome.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Reload {
+    /// `true` if the configuration of the file is in force now, or if it could be (`dry_run`).
+    pub ok: bool,
+    /// `true` if nothing was to be changed.
+    pub dry_run: bool,
+    /// The configuration file.
+    pub config: String,
+    /// `true` if there is a difference.
+    pub changed: bool,
+    /// The rules that differ, in the order of the file; removed ones last.
+    pub rules: Vec<RuleChange>,
+    /// Keys outside of rules that differ.
+    pub keys: Vec<KeyChange>,
+    /// Findings in the file and on this machine, as `check` has them.
+    pub findings: Vec<CheckFinding>,
+    /// The reason why the configuration of before stays in force, with the remedy; empty if `ok`.
+    pub problem: String,
+    /// Sessions that the rules in force would not open: of rules that are gone, or that have
+    /// changed under them. Without a cut, they go on until they end.
+    pub old_sessions: u64,
+    /// Those that `--cut` has ended.
+    pub cut_sessions: u64,
+}
+
+/// The kind of a change.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// Only the file has it.
+    Added,
+    /// Only the configuration that was in force has it.
+    Removed,
+    /// They differ.
+    Changed,
+}
+
+/// A rule that differs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RuleChange {
+    /// Its name.
+    pub rule: String,
+    /// `forward` or `masquerade`.
+    pub kind: RuleKind,
+    /// `added`, `removed` or `changed`.
+    pub change: ChangeKind,
+    /// Its keys that differ; all that it has if it is added or removed.
+    pub keys: Vec<KeyChange>,
+}
+
+/// A key whose value differs. Values are as the file has them: text, numbers or lists of text.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct KeyChange {
+    /// The key: `timeouts.udp`; within a rule, without the name of its table.
+    pub key: String,
+    /// The value that was in force; `null` if there was none.
+    pub from: serde_json::Value,
+    /// The value in the file; `null` if there is none.
+    pub to: serde_json::Value,
+}
+
+/// The query of `POST /v1/reload`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ReloadQuery {
+    /// Only the difference is wanted; nothing changes.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Sessions that the new rules would not open are ended.
+    #[serde(default)]
+    pub cut: bool,
+}
+
 /// The output of `pls-router detach -o json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Detached {

@@ -12,11 +12,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use router_user::model::{
-    Audit, AuditFinding, AuditKind, CheckHealth, CheckResult, CheckStatus, ContestedNextHop, Counters, Drain,
-    Flow, FlowTableStatus, Health, InterfaceCounters, InterfaceStatus, NameStatus, NextHopStatus,
-    OwnTrafficCounters, PendingAnswer, PortHolder, ProbeStatus, PuntStatus, ReasonCounter, Repairs, Rule,
-    RuleCheckStatus, RuleCounters, RuleKind, RuleSessions, SelfTestStatus, SnatPortStatus, Status,
-    TargetStatus,
+    Audit, AuditFinding, AuditKind, ChangeKind, CheckFinding, CheckHealth, CheckResult, CheckStatus,
+    ContestedNextHop, Counters, Drain, Flow, FlowTableStatus, Health, InterfaceCounters, InterfaceStatus,
+    KeyChange, NameStatus, NextHopStatus, OwnTrafficCounters, PendingAnswer, PortHolder, ProbeStatus,
+    PuntStatus, ReasonCounter, Reload, Repairs, Rule, RuleChange, RuleCheckStatus, RuleCounters, RuleKind,
+    RuleSessions, SelfTestStatus, SnatPortStatus, Status, TargetStatus,
 };
 use tempfile::TempDir;
 
@@ -564,6 +564,94 @@ fn a_drain_shows_what_is_left() {
     golden("drain-empty", &place.run(&["drain", "--wait", "1m"]));
 }
 
+fn reloaded() -> Reload {
+    let change = |key: &str, from: serde_json::Value, to: serde_json::Value| KeyChange {
+        key: key.to_owned(),
+        from,
+        to,
+    };
+    let rule = |rule: &str, kind, change, keys| RuleChange { rule: rule.to_owned(), kind, change, keys };
+    let null = serde_json::Value::Null;
+    Reload {
+        ok: true,
+        dry_run: false,
+        config: "/etc/pls-router/config.toml".to_owned(),
+        changed: true,
+        rules: vec![
+            rule(
+                "https",
+                RuleKind::Forward,
+                ChangeKind::Changed,
+                vec![
+                    change(
+                        "target",
+                        "203.0.113.10:443".into(),
+                        vec!["203.0.113.10:443", "203.0.113.11:443"].into(),
+                    ),
+                    change("mss", null.clone(), "pmtu".into()),
+                ],
+            ),
+            rule(
+                "db",
+                RuleKind::Forward,
+                ChangeKind::Added,
+                vec![change("listen", null.clone(), "5432".into())],
+            ),
+            rule(
+                "vnet",
+                RuleKind::Masquerade,
+                ChangeKind::Removed,
+                vec![change("sources", vec!["10.0.2.0/24"].into(), null)],
+            ),
+        ],
+        keys: vec![change("limits.flows", 1_048_576.into(), 65_536.into())],
+        findings: Vec::new(),
+        problem: String::new(),
+        old_sessions: 3,
+        cut_sessions: 0,
+    }
+}
+
+#[test]
+fn a_reload_shows_what_has_changed() {
+    let answer = |reload: &Reload| Place::with_daemon(vec![("/v1/reload", json(reload))]);
+    let place = answer(&reloaded());
+    golden("reload", &place.run(&["reload"]));
+    golden("reload-json", &place.run(&["reload", "-o", "json"]));
+    golden("reload-dry-run", &answer(&Reload { dry_run: true, ..reloaded() }).run(&["reload", "--dry-run"]));
+    golden("reload-cut", &answer(&Reload { cut_sessions: 3, ..reloaded() }).run(&["reload", "--cut"]));
+    place.run(&["reload", "--dry-run", "--cut"]);
+    let asked = place.asked.lock().unwrap();
+    assert_eq!(asked[0], "POST /v1/reload?dry_run=false&cut=false HTTP/1.1");
+    assert_eq!(asked[2], "POST /v1/reload?dry_run=true&cut=true HTTP/1.1");
+    let nothing =
+        Reload { changed: false, rules: Vec::new(), keys: Vec::new(), old_sessions: 0, ..reloaded() };
+    golden("reload-nothing", &answer(&nothing).run(&["reload"]));
+    let bad = Reload {
+        ok: false,
+        findings: vec![CheckFinding {
+            severity: "error".to_owned(),
+            id: None,
+            text: "unknown key `lisen` in [[forward]]".to_owned(),
+            place: Some("/etc/pls-router/config.toml:7:1".to_owned()),
+            fix: "did you mean `listen`?".to_owned(),
+        }],
+        problem: "the file is no configuration\n  fix: what `pls-router check` says".to_owned(),
+        ..nothing
+    };
+    golden("reload-bad", &answer(&bad).run(&["reload"]));
+}
+
+#[test]
+fn the_socket_is_that_of_a_damaged_configuration() {
+    let place = Place::with_daemon(vec![("/v1/reload", json(&reloaded()))]);
+    let text = format!("[admin]\nsocket = \"{}\"\n[[forward]\nlisen = 7\n", place.socket().display());
+    let config = place.file("bad.toml", &text);
+    let mut command = place.command(&["reload"]);
+    let ran = command.env_remove("PLS_ROUTER_SOCKET").env("PLS_ROUTER_CONFIG", config).output().unwrap();
+    assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
 #[test]
 fn a_probe_that_is_about_to_change_says_so() {
     let place = Place::with_daemon(vec![("/v1/status", json(&pending_status(503, 0.75, 2.0)))]);
@@ -808,6 +896,7 @@ fn help() {
         ("help-counters", &["counters", "--help"]),
         ("help-flows", &["flows", "--help"]),
         ("help-rules", &["rules", "--help"]),
+        ("help-reload", &["reload", "--help"]),
         ("help-drain", &["drain", "--help"]),
         ("help-undrain", &["undrain", "--help"]),
         ("help-detach", &["detach", "--help"]),

@@ -4,6 +4,7 @@ use super::Answer;
 use super::options::{CheckArguments, Format, Global};
 use super::output::{self, BAD, DOUBTFUL, GOOD, STRONG, counted, styled};
 use crate::config::{Config, ConfigError, Diagnostic, Severity};
+use crate::findings;
 use crate::model::{Check, CheckFinding, ListenerAccess};
 use crate::preflight::{self, Access, Finding};
 
@@ -87,23 +88,8 @@ fn shown(finding: &Finding) -> String {
 }
 
 fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding]) -> Check {
-    let of_file = diagnostics.iter().map(|diagnostic| CheckFinding {
-        severity: diagnostic.severity.to_string(),
-        id: None,
-        text: diagnostic.message.clone(),
-        place: Some(match diagnostic.position() {
-            Some((line, column)) => format!("{}:{line}:{column}", diagnostic.path()),
-            None => diagnostic.path().to_owned(),
-        }),
-        fix: diagnostic.fix(),
-    });
-    let of_machine = findings.iter().map(|finding| CheckFinding {
-        severity: finding.severity.to_string(),
-        id: Some(finding.id.as_str().to_owned()),
-        text: finding.text.clone(),
-        place: None,
-        fix: finding.fix.clone(),
-    });
+    let of_file = diagnostics.iter().map(findings::of_file);
+    let of_machine = findings.iter().map(findings::of_machine);
     let mut findings: Vec<CheckFinding> = of_file.chain(of_machine).collect();
     findings.sort_by_key(|finding| finding.severity != "error");
     Check { config: file.to_owned(), ok, findings, access: Vec::new() }

@@ -9,6 +9,7 @@ mod flows;
 mod logging;
 mod options;
 mod output;
+mod reload;
 mod rules;
 mod run;
 mod status;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::client::Client;
-use crate::config::{Config, defaults};
+use crate::config::{self, Config, defaults};
 use options::{Command, Global, Options};
 
 /// The result of a command, and its exit code.
@@ -62,6 +63,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
         Command::Drain(arguments) => drain::drain(&client(global)?, arguments).await,
         Command::Undrain(arguments) => drain::undrain(&client(global)?, arguments).await,
+        Command::Reload(arguments) => reload::run(&client(global)?, arguments).await,
         Command::Detach(arguments) => detach::run(global, &client(global)?, arguments).await,
     }
 }
@@ -71,8 +73,8 @@ fn client(global: &Global) -> anyhow::Result<Client> {
     if let Some(socket) = &global.socket {
         return Ok(Client::new(socket));
     }
-    let config = &global.config;
-    if let Err(error) = std::fs::File::open(config)
+    let path = &global.config;
+    if let Err(error) = std::fs::File::open(path)
         && error.kind() == io::ErrorKind::PermissionDenied
     {
         // A member of the group that may look cannot read the configuration, and can see this.
@@ -83,13 +85,13 @@ fn client(global: &Global) -> anyhow::Result<Client> {
         anyhow::bail!(
             "cannot read {}, which names the daemon's socket: {error}\n  fix: run as root, or name the socket \
              with --socket PATH",
-            config.display()
+            path.display()
         );
     }
-    let socket = match Config::load(config) {
+    let socket = match Config::load(path) {
         Ok(loaded) => loaded.config.admin.socket,
         // The daemon may still be running on an earlier, good configuration.
-        Err(_) => PathBuf::from(defaults::SOCKET),
+        Err(_) => config::socket_in(path).unwrap_or_else(|| PathBuf::from(defaults::SOCKET)),
     };
     Ok(Client::new(&socket))
 }

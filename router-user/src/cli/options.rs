@@ -82,6 +82,18 @@ pub(super) enum Command {
     Flows(FlowsArguments),
     /// List the rules in force, their resolved targets and their counters
     Rules(OutputArguments),
+    /// Put a changed configuration file in force, without losing a session
+    #[command(
+        long_about = "Put a changed configuration file in force, without losing a session.\n\n\
+        The daemon reads its file again, checks all of it and this machine, prints what differs from what is in \
+        force, and puts it in force all at once. If anything is wrong, nothing changes. Sessions of rules that \
+        are removed or changed go on until they end, unless they are cut. SIGHUP to the daemon does the same.",
+        after_help = "Examples:\n  \
+        pls-router reload --dry-run     show what would change\n  \
+        pls-router reload               change it\n  \
+        pls-router reload --cut         and end the sessions that the new rules would not open"
+    )]
+    Reload(ReloadArguments),
     /// Have the load balancer send no new connections, and forward all the same
     #[command(
         long_about = "Have the load balancer send no new connections: the probe answers 503 from now on.\n\n\
@@ -184,6 +196,19 @@ pub(super) struct FlowsArguments {
     /// The most sessions to list; 0 for all
     #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
     pub(super) limit: usize,
+    #[command(flatten)]
+    pub(super) output: OutputArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ReloadArguments {
+    /// Only show what would change
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// End the sessions of rules that are gone, or that no longer have the session's client, port
+    /// or target. Both ends of a TCP connection get a reset
+    #[arg(long)]
+    pub(super) cut: bool,
     #[command(flatten)]
     pub(super) output: OutputArguments,
 }

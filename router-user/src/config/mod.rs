@@ -12,7 +12,9 @@ mod types;
 mod values;
 
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
 
 use crate::toml_reader::Document;
 
@@ -66,6 +68,15 @@ fn remedy(error: &io::Error) -> &'static str {
     } else {
         ""
     }
+}
+
+/// Returns `socket` of `[admin]` in the file at `path`, whatever else is wrong there; `None` if
+/// there is none.
+pub(crate) fn socket_in(path: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let (root, _) = DeTable::parse_recoverable(&text);
+    let socket = root.get_ref().get("admin")?.get_ref().as_table()?.get("socket")?.get_ref().as_str()?;
+    Some(PathBuf::from(socket)).filter(|socket| socket.is_absolute())
 }
 
 impl Config {

@@ -14,6 +14,7 @@
 //! - `punts`: sends packets that the data plane cannot send.
 //! - `self_test`: tests that the programs forward, by sessions of its own.
 //! - `upkeep`: undoes what others change.
+//! - `reload`: puts a changed configuration file in force.
 //! - `serve`: the load balancer's probe, the metrics, and the API of the command line.
 //! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
 
@@ -28,6 +29,7 @@ mod observe;
 mod parts;
 mod punts;
 mod rate;
+mod reload;
 mod self_test;
 mod serve;
 mod sessions;
@@ -100,7 +102,7 @@ pub async fn run(options: Options) -> Result<()> {
 
     let loading = Loading::default();
     let (replacer, mut replacements) = Replacer::new();
-    let common = Common { options, replacer };
+    let common = Common { options, replacer, reloads: reload::Memory::default() };
     let started = tokio::select! {
         started = start(&common, config, inherited, predecessor.as_ref(), &loading) => started,
         () = signals.stop() => {

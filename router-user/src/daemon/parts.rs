@@ -3,7 +3,6 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::Result;
-use router_common::ports::PortRange;
 use tokio::sync::Notify;
 
 use super::{
@@ -19,6 +18,7 @@ use super::{
     names::{self, resolved::Names},
     observe::monitor::Monitor,
     punts::{router::KernelRouter, tally::Tally},
+    reload::{self, Reloader, Tables, cut::Cutter},
     self_test,
     serve::{api, probe, reports::Reports},
     sessions::{audit, sweep},
@@ -44,12 +44,10 @@ pub(super) struct Parts {
     pub(super) punts: Arc<Tally>,
     flows: FlowTable,
     rules: RuleTable,
-    /// The ports that new sessions get.
-    ports: PortRange,
     started: Instant,
+    reloads: reload::Memory,
     /// Asks for another instance in the place of this one.
-    #[expect(dead_code, reason = "a reload will ask")]
-    pub(super) replacer: Replacer,
+    replacer: Replacer,
     /// Work that a pause waits for.
     pub(super) work: Work,
 }
@@ -63,17 +61,17 @@ impl Parts {
         attached: Vec<Attached>,
         names: Names,
     ) -> Self {
-        let ports = own.snat;
         let punts = Arc::new(Tally::default());
         let draining = drain::of_earlier_daemon(&config.admin.socket);
-        let state = State::new(config, attached, own, names);
+        let Common { options, replacer, reloads } = common;
+        let mut state = State::new(config, attached, own, names);
+        state.removed_timeouts = reloads.removed_timeouts.clone();
         state.draining.set(draining);
         state.rules_version.set(plane.settings.version());
-        let Common { options, replacer } = common;
         Self {
             config_path: options.config_path.as_path().into(),
             replacer,
-            monitor: Monitor::new(state.clone(), &plane, punts.clone(), ports),
+            monitor: Monitor::new(state.clone(), &plane, punts.clone()),
             state,
             requests: Requests::new(),
             names_changed: Arc::default(),
@@ -81,8 +79,8 @@ impl Parts {
             punts,
             flows: plane.flows.clone(),
             rules: plane.rules.clone(),
-            ports,
             started: Instant::now(),
+            reloads,
             work: Work::default(),
             plane: Locked::new(plane),
         }
@@ -137,13 +135,22 @@ impl Parts {
         Control::new(self.state.clone(), writer, resolver, requests, changed, self.work.clone())
     }
 
+    /// Returns what reloads the configuration, by this control.
+    pub(super) fn reloader(&self, control: Control) -> Reloader {
+        let cutter = Cutter { plane: self.plane.clone(), flows: self.flows.clone(), work: self.work.clone() };
+        let tables = Tables { names: self.state.names.clone(), rules: self.rules.clone(), cutter };
+        let (path, replacer) = (self.config_path.clone(), self.replacer.clone());
+        Reloader::new(path, control, replacer, self.own_traffic(), self.reloads.clone(), tables)
+    }
+
     pub(super) fn router(&self, replayer: Replayer) -> Arc<KernelRouter> {
         let State { config, attachments, .. } = self.state.clone();
         Arc::new(KernelRouter { plane: self.plane.clone(), replayer, attachments, config })
     }
 
     pub(super) fn sweep(&self) -> sweep::Access {
-        let State { config, names, target_health, routing, sessions, .. } = self.state.clone();
+        let State { config, own_traffic, names, target_health, removed_timeouts, routing, sessions, .. } =
+            self.state.clone();
         sweep::Access {
             config,
             names,
@@ -154,7 +161,8 @@ impl Parts {
             flows: self.flows.clone(),
             counters: self.counters.clone(),
             rules: self.rules.clone(),
-            ports: self.ports,
+            own_traffic,
+            removed_timeouts,
             requests: self.requests.clone(),
             work: self.work.clone(),
         }
@@ -185,17 +193,17 @@ impl Parts {
             counters: self.counters.clone(),
             rules: self.rules.clone(),
             punts: self.punts.clone(),
-            ports: self.ports,
         }
     }
 
-    pub(super) fn api(&self) -> api::Access {
+    pub(super) fn api(&self, reloader: Reloader) -> api::Access {
         let (flows, counters) = (self.flows.clone(), self.counters.clone());
         api::Access {
             reports: self.reports(),
             audit: audit::Access { flows, counters, rules: self.rules.clone() },
             attachments: self.state.attachments.clone(),
             drain: self.drain(),
+            reloader,
         }
     }
 }

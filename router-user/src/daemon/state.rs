@@ -22,6 +22,7 @@ use crate::{
         names::resolved::Names,
         observe::{capacity::Taken, contested::ContestedNextHops, target_health::TargetHealth},
         self_test::results::SelfTest,
+        sessions::timeouts::RemovedTimeouts,
         sync::Locked,
         upkeep::record::Record,
     },
@@ -40,6 +41,8 @@ pub(crate) struct State {
     /// Targets that are given by name.
     pub(crate) names: Locked<Names>,
     pub(crate) target_health: Locked<TargetHealth>,
+    /// The timeouts of sessions whose rules are gone.
+    pub(crate) removed_timeouts: Locked<RemovedTimeouts>,
     pub(crate) routing: Locked<Routing>,
     pub(crate) sessions: Locked<SessionCounts>,
     /// The version of the rule set in force; 0 is none.
@@ -59,6 +62,7 @@ impl State {
             own_traffic: Locked::new(own),
             names: Locked::new(names),
             target_health: Locked::default(),
+            removed_timeouts: Locked::default(),
             routing: Locked::new(Routing::new()),
             sessions: Locked::default(),
             rules_version: Locked::default(),

@@ -29,6 +29,7 @@ mod neighbours;
 mod own;
 mod privileges;
 mod probe;
+mod reload;
 mod removal;
 mod repairs;
 mod routes;

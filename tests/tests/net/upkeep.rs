@@ -153,7 +153,7 @@ fn sighup_does_not_end_the_daemon() {
     let mut lab = lab(Nics::One);
     let daemon = check(lab.router());
     check(daemon.signal(Signal::SIGHUP));
-    check(daemon.wait_for_log("SIGHUP ignored", LIMIT));
+    check(daemon.wait_for_log("reload: nothing has changed", LIMIT));
     let status: Status = check(lab.pls_router_json(&["status"]));
     assert!(status.healthy, "{status:#?}");
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"hello", LIMIT));

@@ -23,14 +23,14 @@ use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
 use self::{
-    replace::{ReplaceError, fixed_differences},
+    replace::{ReplaceError, of_instance},
     requests::Requests,
     writer::RuleWriter,
 };
 use crate::{
     config::Config,
     daemon::{
-        kernel::netlink::OwnAddresses,
+        kernel::{netlink::OwnAddresses, own_traffic::SessionPorts},
         names::resolved::Names,
         state::State,
         sync::{Work, lock},
@@ -105,18 +105,17 @@ impl Control {
         }
     }
 
-    /// Puts another configuration in force while the router runs: its rules, timeouts and names.
-    /// Sessions go on.
+    /// Puts another configuration in force while the router runs: its rules, timeouts, names and
+    /// SNAT ports. Sessions go on. Listeners are the caller's.
     ///
     /// # Errors
-    /// Returns an error if something differs that cannot change while the router runs, or if the
-    /// rules cannot be written. The configuration of before stays in force.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing asks for it yet but the tests"))]
+    /// Returns an error if something differs that takes another instance of the data plane, or if
+    /// the rules cannot be written. The configuration of before stays in force.
     pub(crate) async fn replace(&self, config: Config) -> Result<(), ReplaceError> {
         let turn = self.replacing.clone().lock_owned().await;
-        let fixed = fixed_differences(&self.state.config.get(), &config);
-        if !fixed.is_empty() {
-            return Err(ReplaceError::Fixed(fixed));
+        let keys = of_instance(&self.state.config.get(), &config);
+        if !keys.is_empty() {
+            return Err(ReplaceError::NeedsInstance(keys));
         }
         let own = self.state.routing.lock().own_addresses.clone();
         let known = self.state.names.get();
@@ -141,10 +140,17 @@ impl Control {
             names.extend(new);
             names
         };
-        let spec = self.wanted(config, &names);
-        let ports = self.state.own_traffic.lock().session_ports().snat;
-        let before = self.state.config.get().half_open_per_source(ports.size());
-        self.writer.set_half_open_limit(config.half_open_per_source(ports.size()))?;
+        let now = self.state.config.get();
+        let ports = self.state.own_traffic.lock().session_ports();
+        // Sessions keep the ports that they have.
+        let snat =
+            if now.snat.ports == config.snat.ports { ports.snat } else { self.writer.choose_ports(config) };
+        let spec = {
+            let health = self.state.target_health.lock();
+            desired::build(config, &names, &health, SessionPorts { snat, ..ports })
+        };
+        let before = now.half_open_per_source(ports.snat.size());
+        self.writer.set_half_open_limit(config.half_open_per_source(snat.size()))?;
         if let Err(error) = self.write(&mut in_force, spec) {
             if let Err(error) = self.writer.set_half_open_limit(before) {
                 warn!("the limit of half-open sessions is the new one: {error:#}");
@@ -154,6 +160,7 @@ impl Control {
         {
             // Together: names belong to a configuration.
             let mut current = self.state.config.lock();
+            self.state.own_traffic.lock().snat = snat;
             let mut known = self.state.names.lock();
             known.retain(|name, _| is_named(name));
             for (name, resolved) in names {
@@ -161,6 +168,7 @@ impl Control {
                 known.entry(name).or_insert(resolved);
             }
             *current = config.clone();
+            self.state.removed_timeouts.lock().follow(&now, config);
         }
         drop(in_force);
         info!("another configuration is in force");

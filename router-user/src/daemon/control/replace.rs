@@ -1,18 +1,21 @@
-//! Checks which parts of a configuration can change while the router runs.
+//! Tells what another configuration takes: rules, or a new instance of the router.
 
 use std::fmt;
 
 use crate::config::Config;
 
-/// Something of a configuration that cannot change while the router runs.
+/// Something of a configuration that only another instance of the router can have: it needs other
+/// programs, maps, attachments or listeners.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fixed {
+pub(crate) enum OfInstance {
     /// `interfaces.pls` or `interfaces.firewall`.
     Interfaces,
     /// `interfaces.mode`.
     Mode,
-    /// `snat.ports`: sessions have them, and the kernel's are kept apart from them.
-    SnatPorts,
+    /// `admin.pins`.
+    Pins,
+    /// `limits.flows`: the size of maps.
+    Flows,
     /// `health.listen`.
     ProbeListener,
     /// `health.from`, for which connections are set apart.
@@ -21,25 +24,20 @@ pub(crate) enum Fixed {
     AdminListener,
     /// `admin.socket`.
     ApiSocket,
-    /// `admin.pins`.
-    Pins,
-    /// `limits.flows`: the size of maps.
-    Flows,
 }
 
-impl Fixed {
+impl OfInstance {
     /// Returns the key in the configuration.
     pub(crate) const fn key(self) -> &'static str {
         match self {
             Self::Interfaces => "interfaces.pls, interfaces.firewall",
             Self::Mode => "interfaces.mode",
-            Self::SnatPorts => "snat.ports",
+            Self::Pins => "admin.pins",
+            Self::Flows => "limits.flows",
             Self::ProbeListener => "health.listen",
             Self::Probers => "health.from",
             Self::AdminListener => "admin.listen",
             Self::ApiSocket => "admin.socket",
-            Self::Pins => "admin.pins",
-            Self::Flows => "limits.flows",
         }
     }
 }
@@ -48,7 +46,7 @@ impl Fixed {
 #[derive(Debug)]
 pub(crate) enum ReplaceError {
     /// These differ.
-    Fixed(Vec<Fixed>),
+    NeedsInstance(Vec<OfInstance>),
     /// The rules could not be written.
     NotWritten(anyhow::Error),
 }
@@ -56,10 +54,14 @@ pub(crate) enum ReplaceError {
 impl fmt::Display for ReplaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fixed(fixed) => {
-                let keys: Vec<_> = fixed.iter().map(|fixed| fixed.key()).collect();
+            Self::NeedsInstance(keys) => {
+                let keys: Vec<_> = keys.iter().map(|key| key.key()).collect();
                 let keys = keys.join(", ");
-                write!(f, "{keys} cannot change while the router runs; fix: systemctl restart pls-router")
+                write!(
+                    f,
+                    "{keys} cannot change while this daemon runs\n  fix: systemctl restart pls-router applies them, \
+                     and loses no session"
+                )
             }
             Self::NotWritten(error) => write!(f, "the rules cannot be written: {error:#}"),
         }
@@ -68,22 +70,21 @@ impl fmt::Display for ReplaceError {
 
 impl std::error::Error for ReplaceError {}
 
-/// Returns what differs between two configurations and cannot change while the router runs.
-pub(crate) fn fixed_differences(now: &Config, wanted: &Config) -> Vec<Fixed> {
+/// Returns what differs between two configurations and takes another instance of the data plane.
+pub(crate) fn of_instance(now: &Config, wanted: &Config) -> Vec<OfInstance> {
     let (one, other) = (&now.interfaces, &wanted.interfaces);
     [
-        (Fixed::Interfaces, (&one.pls, &one.firewall) != (&other.pls, &other.firewall)),
-        (Fixed::Mode, one.mode != other.mode),
-        (Fixed::SnatPorts, now.snat.ports != wanted.snat.ports),
-        (Fixed::ProbeListener, now.health.listen != wanted.health.listen),
-        (Fixed::Probers, now.health.from != wanted.health.from),
-        (Fixed::AdminListener, now.admin.listen != wanted.admin.listen),
-        (Fixed::ApiSocket, now.admin.socket != wanted.admin.socket),
-        (Fixed::Pins, now.admin.pins != wanted.admin.pins),
-        (Fixed::Flows, now.limits.flows != wanted.limits.flows),
+        (OfInstance::Interfaces, (&one.pls, &one.firewall) != (&other.pls, &other.firewall)),
+        (OfInstance::Mode, one.mode != other.mode),
+        (OfInstance::Pins, now.admin.pins != wanted.admin.pins),
+        (OfInstance::Flows, now.limits.flows != wanted.limits.flows),
+        (OfInstance::ProbeListener, now.health.listen != wanted.health.listen),
+        (OfInstance::Probers, now.health.from != wanted.health.from),
+        (OfInstance::AdminListener, now.admin.listen != wanted.admin.listen),
+        (OfInstance::ApiSocket, now.admin.socket != wanted.admin.socket),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)
-    .map(|(fixed, _)| fixed)
+    .map(|(key, _)| key)
     .collect()
 }

@@ -7,15 +7,16 @@ use std::{
 };
 
 use anyhow::bail;
+use router_common::ports::PortRange;
 
-use super::{replace::Fixed, *};
+use super::{replace::OfInstance, *};
 use crate::{
     daemon::{
         kernel::own_traffic::OwnTraffic,
         names::resolved::Resolved,
         sync::{Locked, Work},
     },
-    port_plan::Kernel,
+    port_plan::{self, Kernel},
 };
 
 /// A data plane that remembers what it is told.
@@ -39,6 +40,7 @@ impl RuleWriter for Recorder {
                 own_traffic,
                 names,
                 target_health,
+                removed_timeouts,
                 routing,
                 sessions,
                 rules_version,
@@ -51,6 +53,7 @@ impl RuleWriter for Recorder {
                     && !attachments.is_locked()
                     && !own_traffic.is_locked()
             );
+            assert!(!removed_timeouts.is_locked());
             assert!(!names.is_locked() && !target_health.is_locked() && !routing.is_locked());
             assert!(!sessions.is_locked() && !rules_version.is_locked() && !rules_error.is_locked());
             assert!(!self_test.is_locked());
@@ -70,6 +73,10 @@ impl RuleWriter for Recorder {
     fn set_half_open_limit(&self, limit: u32) -> Result<()> {
         self.half_open_limit.set(Some(limit));
         Ok(())
+    }
+
+    fn choose_ports(&self, config: &Config) -> PortRange {
+        port_plan::snat_ports(config, &Kernel::read())
     }
 }
 
@@ -182,31 +189,62 @@ async fn a_configuration_that_cannot_be_written_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_change_while_the_router_runs_is_refused_by_name() {
+async fn what_takes_another_instance_is_refused_by_name() {
     let target = "203.0.113.10";
     let (control, recorder) = control(config(target, ""));
     let refused = async |wanted: Config| match control.replace(wanted).await {
-        Err(ReplaceError::Fixed(fixed)) => fixed,
+        Err(ReplaceError::NeedsInstance(keys)) => keys,
         other => panic!("{other:?}"),
     };
-    for (more, fixed) in [
-        ("[snat]\nports = \"2000-3000\"\n", Fixed::SnatPorts),
-        ("[health]\nlisten = \"0.0.0.0:9999\"\n", Fixed::ProbeListener),
-        ("[health]\nfrom = [\"10.9.0.0/16\"]\n", Fixed::Probers),
-        ("[admin]\nlisten = \"127.0.0.1:9999\"\n", Fixed::AdminListener),
-        ("[admin]\nsocket = \"/run/other/api.sock\"\n", Fixed::ApiSocket),
-        ("[admin]\npins = \"/sys/fs/bpf/other\"\n", Fixed::Pins),
-        ("[limits]\nflows = 2048\n", Fixed::Flows),
+    for (more, key) in [
+        ("[admin]\npins = \"/sys/fs/bpf/other\"\n", OfInstance::Pins),
+        ("[limits]\nflows = 2048\n", OfInstance::Flows),
+        ("[health]\nlisten = \"0.0.0.0:9999\"\n", OfInstance::ProbeListener),
+        ("[health]\nfrom = [\"10.9.0.0/16\"]\n", OfInstance::Probers),
+        ("[admin]\nlisten = \"127.0.0.1:9999\"\n", OfInstance::AdminListener),
+        ("[admin]\nsocket = \"/run/other/api.sock\"\n", OfInstance::ApiSocket),
     ] {
-        assert_eq!(refused(config(target, more)).await, [fixed], "{more}");
+        assert_eq!(refused(config(target, more)).await, [key], "{more}");
     }
     let mut other = config(target, "");
     other.interfaces.firewall = "eth1".to_owned();
     other.limits.flows = 2048;
-    assert_eq!(refused(other).await, [Fixed::Interfaces, Fixed::Flows]);
-    let text = ReplaceError::Fixed(vec![Fixed::Mode, Fixed::Pins]).to_string();
-    let expected =
-        "interfaces.mode, admin.pins cannot change while the router runs; fix: systemctl restart pls-router";
-    assert_eq!(text, expected);
+    assert_eq!(refused(other).await, [OfInstance::Interfaces, OfInstance::Flows]);
+    let text = ReplaceError::NeedsInstance(vec![OfInstance::Mode, OfInstance::Pins]).to_string();
+    assert!(
+        text.starts_with("interfaces.mode, admin.pins cannot change") && text.contains("\n  fix: "),
+        "{text}"
+    );
     assert!(recorder.specs.lock().is_empty());
+}
+
+#[tokio::test]
+async fn new_sessions_get_other_ports() {
+    let target = "203.0.113.10";
+    let (control, recorder) = control(config(target, ""));
+    control.replace(config(target, "[snat]\nports = \"2000-2999\"\n")).await.expect("it is put in force");
+    let ports = PortRange { first: 2000, last: 2999 };
+    assert_eq!(recorder.specs.lock()[0].ports, ports);
+    assert_eq!(control.state.own_traffic.lock().snat, ports);
+    assert_eq!(recorder.half_open_limit.get(), Some(500), "half of the ports");
+    control.replace(config(target, "")).await.expect("it is put in force");
+    assert_eq!(
+        control.state.own_traffic.lock().snat,
+        port_plan::snat_ports(&config(target, ""), &Kernel::read())
+    );
+}
+
+#[tokio::test]
+async fn sessions_of_a_removed_rule_keep_its_timeouts() {
+    let target = "203.0.113.10";
+    let mut before = config(target, "");
+    before.forwards[0].timeouts.udp = Duration::from_secs(999);
+    let (control, _) = control(before);
+    let mut renamed = config(target, "");
+    renamed.forwards[0].name = "other".to_owned();
+    control.replace(renamed).await.expect("it is put in force");
+    let udp = |name: &str| control.state.removed_timeouts.lock().get(name).map(|timeouts| timeouts.udp);
+    assert_eq!((udp("web"), udp("other")), (Some(Duration::from_secs(999)), None));
+    control.replace(config(target, "")).await.expect("it is put in force");
+    assert_eq!(udp("web"), None, "it has its own again");
 }

@@ -1,10 +1,13 @@
 //! Writes rule sets into the data plane.
 
 use anyhow::Result;
+use router_common::ports::PortRange;
 
 use crate::{
+    config::Config,
     daemon::sync::Locked,
     dataplane::{Dataplane, RuleSetSpec, RuleTable},
+    port_plan,
 };
 
 /// The part of the data plane that control needs.
@@ -26,6 +29,9 @@ pub(crate) trait RuleWriter: Send + Sync {
     /// # Errors
     /// Returns an error if the map cannot be written.
     fn set_half_open_limit(&self, limit: u32) -> Result<()>;
+
+    /// Returns the ports of new sessions under another configuration, on this machine as it is now.
+    fn choose_ports(&self, config: &Config) -> PortRange;
 }
 
 /// The maps in the kernel.
@@ -54,5 +60,10 @@ impl RuleWriter for KernelRules {
 
     fn set_half_open_limit(&self, limit: u32) -> Result<()> {
         self.plane.lock().settings.set_half_open_limit(limit)
+    }
+
+    fn choose_ports(&self, config: &Config) -> PortRange {
+        let kernel = port_plan::Kernel::read().with_free(self.plane.lock().reserved_ports.ours());
+        port_plan::snat_ports(config, &kernel)
     }
 }

@@ -92,6 +92,30 @@ pub(crate) fn of_earlier_daemon(socket: &Path) -> Option<Draining> {
     }
 }
 
+/// Notes a drain that is under way for a daemon with another API socket as well.
+///
+/// # Errors
+/// Returns an error if that cannot be noted.
+pub(crate) fn carry(from: &Path, to: &Path) -> Result<()> {
+    let (from, to) = (note::path(from), note::path(to));
+    if from != to
+        && let Some(note) = Note::read(&from)?
+    {
+        note.write(&to)?;
+    }
+    Ok(())
+}
+
+/// Removes the note beside an API socket that is used no more, unless it is that of the other one.
+pub(crate) fn forget(socket: &Path, used: &Path) {
+    let path = note::path(socket);
+    if path != note::path(used)
+        && let Err(error) = note::remove(&path)
+    {
+        warn!("{error:#}");
+    }
+}
+
 /// The sessions that have not ended.
 #[derive(Clone, Debug, Default)]
 struct Left {

@@ -32,7 +32,7 @@ use crate::{
             router::{KernelRouter, Router as _},
             thread::PuntThread,
         },
-        self_test,
+        reload, self_test,
         serve::{api, metrics, probe},
         sessions::sweep,
         upkeep::Upkeep,
@@ -46,6 +46,7 @@ use crate::{
 pub(crate) struct Common {
     pub(crate) options: Options,
     pub(crate) replacer: Replacer,
+    pub(crate) reloads: reload::Memory,
 }
 
 /// An instance that is ready to come into force. Nothing of the data plane in force was changed for
@@ -213,7 +214,10 @@ impl Instance {
         let (router, tally, kernel) = (router.clone(), tally.clone(), kernel.clone());
 
         let mut tasks = JoinSet::new();
-        tasks.spawn(parts.control(name_service.clone()).run());
+        let control = parts.control(name_service.clone());
+        let reloader = parts.reloader(control.clone());
+        tasks.spawn(control.run());
+        tasks.spawn(reload::follow(reloader.clone()));
         tasks.spawn(upkeep.run(state.attachments.clone(), plane.clone()));
         tasks.spawn(punts.serve(router.clone(), tally, kernel.clone()));
         tasks.spawn(self_test::run(parts.self_test(), kernel.clone()));
@@ -228,7 +232,7 @@ impl Instance {
         let probe = parts.probe();
         tasks.spawn(async move { probe::serve(&config, probe, sockets.probe).await });
         tasks.spawn(metrics::serve(parts.reports(), sockets.admin));
-        tasks.spawn(api::serve(parts.api(), sockets.api));
+        tasks.spawn(api::serve(parts.api(reloader), sockets.api));
         Ok(tasks)
     }
 

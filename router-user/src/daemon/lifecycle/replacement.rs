@@ -29,7 +29,6 @@ impl Replacer {
     ///
     /// # Errors
     /// Returns an error if the new instance cannot be made. The one of before runs on.
-    #[expect(dead_code, reason = "a reload will ask")]
     pub(crate) async fn replace(&self, config: Box<Config>) -> Result<()> {
         const ENDING: &str = "the daemon is ending";
         let (outcome, told) = oneshot::channel();

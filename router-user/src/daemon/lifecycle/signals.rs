@@ -1,8 +1,15 @@
 //! Signals to the daemon.
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+};
+use tracing::info;
+
+/// Tells of signals to reload, which are for whatever runs in this process. One that comes while
+/// nothing can be reloaded is kept.
+static RELOADS: Notify = Notify::const_new();
 
 /// The signals that concern the daemon, from before it touches anything.
 pub(crate) struct Signals {
@@ -17,7 +24,6 @@ impl Signals {
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
-            // Otherwise it would end the daemon without a word.
             hangup: on(SignalKind::hangup())?,
         })
     }
@@ -28,8 +34,16 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return info!("SIGTERM: stopping"),
                 _ = self.interrupt.recv() => return info!("SIGINT: stopping"),
-                _ = self.hangup.recv() => warn!("SIGHUP ignored: restart to apply a changed configuration"),
+                _ = self.hangup.recv() => {
+                    info!("SIGHUP: reloading the configuration");
+                    RELOADS.notify_one();
+                }
             }
         }
     }
+}
+
+/// Returns when a signal has asked for a reload. For one task.
+pub(crate) async fn reload() {
+    RELOADS.notified().await;
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_common::{ports::PortRange, reason::Reason};
+use router_common::reason::Reason;
 
 use super::{
     answer::{Found, Pending, ProbeAnswer, Times},
@@ -35,8 +35,6 @@ pub(crate) struct Monitor {
     flows: FlowTable,
     counters: CounterTable,
     punts: Arc<Tally>,
-    /// The ports that new sessions get.
-    ports: PortRange,
     memory: Locked<Memory>,
     probe: Locked<Probe>,
 }
@@ -116,13 +114,12 @@ struct Memory {
 }
 
 impl Monitor {
-    pub(crate) fn new(state: State, plane: &Dataplane, punts: Arc<Tally>, ports: PortRange) -> Self {
+    pub(crate) fn new(state: State, plane: &Dataplane, punts: Arc<Tally>) -> Self {
         Self {
             state,
             flows: plane.flows.clone(),
             counters: plane.counters.clone(),
             punts,
-            ports,
             memory: Locked::default(),
             probe: Locked::default(),
         }
@@ -147,12 +144,13 @@ impl Monitor {
         let now = conditions.now();
         let stats = self.counters.read();
         {
+            let ports = self.state.own_traffic.lock().snat;
             let sessions = self.state.sessions.lock();
             let usage = Usage {
                 sessions: self.flows.sessions(),
                 capacity: self.flows.capacity(),
                 taken: &sessions.ports,
-                ports: self.ports,
+                ports,
             };
             memory.capacity_alarms.look(usage, &mut conditions);
         }

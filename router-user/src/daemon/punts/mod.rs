@@ -14,7 +14,7 @@
 mod early_fragments;
 mod failed;
 mod handler;
-mod output;
+pub(crate) mod output;
 mod received;
 pub(crate) mod router;
 pub(crate) mod tally;

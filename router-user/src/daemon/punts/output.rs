@@ -16,14 +16,14 @@ use router_common::fragment;
 const SEND_BUFFER: libc::c_int = 4 << 20;
 
 /// A packet socket.
-pub(super) struct Output {
+pub(crate) struct Output {
     socket: OwnedFd,
     /// The identification of the last packet that got one here.
     identification: u16,
 }
 
 impl Output {
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // No protocol: it receives nothing. SAFETY: takes numbers only, and its answer is looked
         // at.
@@ -41,7 +41,7 @@ impl Output {
     }
 
     /// Sends a frame by the interface with this index.
-    pub(super) fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
         // SAFETY: zero is a value of this plain structure.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;

@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::{
     daemon::{
         drain,
+        reload::Reloader,
         serve::{
             http::{self, Capacity, Limits, Origin, Party},
             reports::{self, Reports},
@@ -28,7 +29,7 @@ use crate::{
         state::Attachments,
         sync::Locked,
     },
-    model::FlowQuery,
+    model::{FlowQuery, ReloadQuery},
     private::is_owner,
 };
 
@@ -57,6 +58,7 @@ pub(crate) struct Access {
     pub(crate) audit: audit::Access,
     pub(crate) attachments: Locked<Attachments>,
     pub(crate) drain: drain::Access,
+    pub(crate) reloader: Reloader,
 }
 
 /// Serves the API.
@@ -81,6 +83,12 @@ pub(crate) async fn serve(access: Access, listener: UnixListener) -> Result<()> 
                 .delete(undrain),
         )
         .route("/v1/undrain", post(undrain))
+        .route(
+            "/v1/reload",
+            post(async |State(access): State<Access>, Query(query): Query<ReloadQuery>| {
+                answer(access.reloader.reload(query).await)
+            }),
+        )
         .with_state(access);
     let router = TowerToHyperService::new(router);
     let answer = move |user: u32, request: Request<Incoming>| {

@@ -12,7 +12,6 @@ use anyhow::Result;
 use router_common::{
     address::{Ipv4, Port},
     maps::stats::{CpuStats, RuleStats},
-    ports::PortRange,
     reason::Reason,
     tuple::Protocol,
 };
@@ -67,8 +66,6 @@ pub(crate) struct Reports {
     pub(crate) counters: CounterTable,
     pub(crate) rules: RuleTable,
     pub(crate) punts: Arc<Tally>,
-    /// The ports that new sessions get.
-    pub(crate) ports: PortRange,
 }
 
 /// `GET /v1/status`.
@@ -113,6 +110,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
         let of_rules = config.forwards.iter().flat_map(|forward| checks(forward, &names, &health));
         (targets(&config, &names, &health), of_rules.take(MAX_CHECKS).collect())
     };
+    let ports = state.own_traffic.lock().snat;
     let routing = state.routing.lock();
     let sessions = state.sessions.lock();
     Status {
@@ -138,7 +136,7 @@ pub(crate) fn status(reports: &Reports) -> Status {
             sweep_seconds: sessions.took.as_secs_f64(),
         },
         punts: reports.punts.status(),
-        snat_ports: capacity::snat_ports(&sessions.ports, reports.ports),
+        snat_ports: capacity::snat_ports(&sessions.ports, ports),
         repairs,
         draining,
         self_test: state.self_test.lock().status(),
@@ -375,7 +373,8 @@ pub(crate) fn is_rule(reports: &Reports, name: &str) -> bool {
 /// `GET /v1/flows`: a walk through the sessions that are wanted, by all but the limit.
 pub(crate) fn flows(reports: &Reports, query: FlowQuery) -> impl Walk + use<> {
     let names = reports.rules.names();
-    let timeouts = RuleTimeouts::new(&reports.state.config.get(), &reports.rules);
+    let state = &reports.state;
+    let timeouts = RuleTimeouts::new(&state.config.get(), &state.removed_timeouts.lock(), &reports.rules);
     let table = reports.flows.clone();
     move |start, each| {
         table.for_each_from(start, |session| match flow(session, &names, &timeouts) {

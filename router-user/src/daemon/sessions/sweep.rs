@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use router_common::{
     address::Ipv4,
     limits::MAX_RULES,
-    ports::{PoolKey, PortRange},
+    ports::PoolKey,
     time::Ticks,
     tuple::{Direction, Protocol},
 };
@@ -21,12 +21,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     recount::Recount,
-    timeouts::{RuleTimeouts, timeout},
+    timeouts::{RemovedTimeouts, RuleTimeouts, timeout},
 };
 use crate::{
     config::{Config, Timeouts},
     daemon::{
         control::requests::Requests,
+        kernel::own_traffic::OwnTraffic,
         names::resolved::Names,
         observe::{
             capacity::{Holders, Taken},
@@ -77,8 +78,8 @@ pub(crate) struct Access {
     pub(crate) flows: FlowTable,
     pub(crate) counters: CounterTable,
     pub(crate) rules: RuleTable,
-    /// The ports that new sessions get.
-    pub(crate) ports: PortRange,
+    pub(crate) own_traffic: Locked<OwnTraffic>,
+    pub(crate) removed_timeouts: Locked<RemovedTimeouts>,
     pub(crate) requests: Requests,
     pub(crate) work: Work,
 }
@@ -122,10 +123,16 @@ fn sweep_once(access: &Access, round: u32, mut signs: Gatherer, orphans: &mut Or
     let started = Instant::now();
     let settings = *access.plane.lock().settings.current();
     let generation = settings.next_hop_generation;
-    let timeouts = RuleTimeouts::new(&access.config.get(), &access.rules);
+    let config = access.config.get();
+    let timeouts = {
+        let mut removed = access.removed_timeouts.lock();
+        removed.retain(&access.rules.names());
+        RuleTimeouts::new(&config, &removed, &access.rules)
+    };
+    let ports = access.own_traffic.lock().snat.size();
     let flows = &access.flows;
     let pressure = u64::from(flows.sessions()) * 100 > u64::from(flows.capacity()) * PRESSURE_PERCENT;
-    let crowded = crowded(&access.sessions.lock().ports.by_pool, access.ports.size());
+    let crowded = crowded(&access.sessions.lock().ports.by_pool, ports);
     let gone = orphans.look(&access.routing.lock(), &access.sessions.lock(), started);
     for address in &gone {
         info!(address = %Ipv4Addr::from(*address), "sessions from an address that this machine has no more are removed");
@@ -152,9 +159,7 @@ fn sweep_once(access: &Access, round: u32, mut signs: Gatherer, orphans: &mut Or
         Err(error) => warn!("{error:#}"),
     }
     let taken = access.sessions.lock().ports.by_pool.clone();
-    if let Err(error) =
-        flows.clean_pools(access.ports.size(), |target| taken.get(target).copied().unwrap_or_default())
-    {
+    if let Err(error) = flows.clean_pools(ports, |target| taken.get(target).copied().unwrap_or_default()) {
         warn!("{error:#}");
     }
     signs

@@ -15,7 +15,8 @@ use crate::{
 /// The period in which the kernel's settings and the attached programs are checked.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// The parts of the daemon that this has access to.
+/// The parts of the daemon that this has access to. A clone has the same.
+#[derive(Clone)]
 pub(crate) struct Access {
     pub(crate) config: Locked<Arc<Config>>,
     pub(crate) attachments: Locked<Attachments>,
@@ -26,23 +27,28 @@ pub(crate) struct Access {
 
 /// Checks and repairs, periodically.
 pub(crate) async fn follow(access: Access) -> Result<()> {
-    let Access { config, attachments, own_traffic, plane, requests } = access;
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        let config = config.get();
-        let changes = {
-            // Locked until all is set: a repair after the stand-down would never be undone.
-            let attachments = attachments.lock();
-            if attachments.is_being_detached {
-                continue;
-            }
-            own_traffic.lock().look_after(&config, &attachments.attached, &mut plane.lock())
-        };
-        if changes.rules {
-            requests.ask();
-        }
-        changes.report();
+        look(&access);
     }
+}
+
+/// Checks and repairs once.
+pub(crate) fn look(access: &Access) {
+    let Access { config, attachments, own_traffic, plane, requests } = access;
+    let config = config.get();
+    let changes = {
+        // Locked until all is set: a repair after the stand-down would never be undone.
+        let attachments = attachments.lock();
+        if attachments.is_being_detached {
+            return;
+        }
+        own_traffic.lock().look_after(&config, &attachments.attached, &mut plane.lock())
+    };
+    if changes.rules {
+        requests.ask();
+    }
+    changes.report();
 }
