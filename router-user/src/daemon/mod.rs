@@ -47,7 +47,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::lifecycle::{
-    hand_over::{Offer, Predecessor, Request},
+    hand_over::{Offer, Paused, Predecessor, Request},
     instance::{Candidate, Common, Instance, Services},
     listeners::{self, Inherited, Listeners, is_answered, reserve_descriptors},
     loading::Loading,
@@ -56,6 +56,7 @@ use self::lifecycle::{
     signals::Signals,
     waiting,
 };
+use self::serve::http;
 use crate::{
     config::{self, Config},
     dataplane::{Pins, Predecessors},
@@ -110,11 +111,11 @@ pub async fn run(options: Options) -> Result<()> {
             Err(anyhow!("stopped before it had started"))
         }
     };
-    let mut running = started?;
-    if let Some(predecessor) = predecessor {
-        predecessor.finish().await;
+    let (mut running, paused) = started?;
+    if let Some(paused) = paused {
+        paused.finish().await;
     }
-    let mut offer = Offer::listen(running.listeners.api())?;
+    let mut offer = Offer::listen(running.listeners.api());
     match privileges::give_up() {
         Ok(()) => info!("this process has given up all privileges but {}", privileges::KEPT_NAMES),
         // It forwards all the same.
@@ -122,7 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
     }
     running.report();
     loop {
-        match running.wait(&mut signals, &offer, &mut replacements).await? {
+        match running.wait(&mut signals, &mut offer, &mut replacements).await? {
             Event::Stop => {
                 // Without a service manager there is none to notify.
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -149,7 +150,7 @@ pub async fn run(options: Options) -> Result<()> {
                 };
                 if replaced.is_ok() && !offer.is_beside(running.listeners.api()) {
                     offer.remove();
-                    offer = Offer::listen(running.listeners.api())?;
+                    offer = Offer::listen(running.listeners.api());
                 }
                 // Whoever has asked may have gone.
                 let _ = outcome.send(replaced);
@@ -238,20 +239,22 @@ async fn start(
     inherited: Inherited,
     predecessor: Option<&Predecessor>,
     loading: &Loading,
-) -> Result<Running> {
+) -> Result<(Running, Option<Paused>)> {
     let root = config.admin.pins.clone();
     let mut place = match predecessor {
         Some(_) => None,
         None => Some(Place::take(&config, inherited)?),
     };
     let is_fresh = !Pins::open(&root)?.are_there();
+    let mut paused = None;
     let activated = async {
         let candidate = Candidate::prepare(common, config.clone(), loading).await?;
         let place = match (&mut place, predecessor) {
             (Some(place), _) => place,
             (place, Some(predecessor)) => {
                 info!("the programs are loaded; asking the running daemon to hand over");
-                let inherited = predecessor.ask().await?;
+                let (running, inherited) = predecessor.ask().await?;
+                paused = Some(running);
                 place.insert(Place::take(&config, inherited)?)
             }
             (None, None) => bail!("there is no place to take"),
@@ -264,7 +267,7 @@ async fn start(
         (Ok((instance, services)), Some(Place { listeners, pins, lock, predecessors })) => {
             predecessors.remove()?;
             listeners.store();
-            Ok(Running { instance, services, listeners, pins, lock: Some(lock) })
+            Ok((Running { instance, services, listeners, pins, lock: Some(lock) }, paused))
         }
         (Ok(_), None) => bail!("there is no place to take"),
         (Err(error), place) => {
@@ -333,7 +336,7 @@ impl Running {
     async fn wait(
         &mut self,
         signals: &mut Signals,
-        offer: &Offer,
+        offer: &mut Offer,
         replacements: &mut mpsc::UnboundedReceiver<Replacement>,
     ) -> Result<Event> {
         tokio::select! {
@@ -366,6 +369,7 @@ impl Running {
         if !listeners::is_managed() {
             self.listeners.remove();
         }
+        http::finish().await;
     }
 
     /// Hands over to a successor. Returns `true` if that has this daemon's place now, and `false` if
@@ -389,6 +393,7 @@ impl Running {
         };
         let Err(error) = outcome else {
             info!(process, "handed over");
+            http::finish().await;
             return Ok(true);
         };
         warn!(process, "the other daemon has failed, so this one goes on: {error:#}");
@@ -424,6 +429,7 @@ impl Running {
                 if listeners.api() != self.listeners.api() {
                     self.listeners.remove();
                 }
+                pause.for_good();
                 (self.instance, self.services, self.listeners) = (instance, services, listeners);
                 self.listeners.store();
                 Ok(Ok(()))

@@ -99,6 +99,15 @@ impl Parts {
             let mut own_traffic = self.state.own_traffic.lock();
             let mut plane = self.plane.lock();
             plane.take_back()?;
+            for (slot, attached) in (0..).zip(&attachments.attached) {
+                let attachment = &attached.attachment;
+                // An interface that is gone gets its place back when it comes back.
+                if let Some(index) = attachment.place().index() {
+                    plane.set_egress_of(slot, attachment, index)?;
+                }
+            }
+            let interfaces: Vec<&str> = config.interfaces.names().collect();
+            plane.detach_others(&interfaces)?;
             self.state.rules_version.set(plane.settings.version());
             // The classifier may be the other one's.
             own_traffic.begin(&config, &attachments.attached, &mut plane)
@@ -170,7 +179,7 @@ impl Parts {
 
     pub(super) fn drain(&self) -> drain::Access {
         let State { config, draining, .. } = self.state.clone();
-        drain::Access::new(config, draining, self.flows.clone(), self.rules.clone())
+        drain::Access::new(config, draining, self.flows.clone(), self.rules.clone(), self.work.clone())
     }
 
     pub(super) fn self_test(&self) -> self_test::Access {

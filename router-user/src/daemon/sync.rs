@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::{Result, ensure};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 /// Locks plain data. A panic of another thread that had the lock does not make plain data wrong.
@@ -43,18 +44,45 @@ impl<T> Locked<T> {
 
 /// Work on threads that may block, which outlives the task that has begun it. A clone is the same
 /// work.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Work(Arc<RwLock<()>>);
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    /// `true` until the instance that does it has been replaced.
+    is_wanted: Arc<RwLock<bool>>,
+}
+
+/// A piece of work, which lasts until this is dropped.
+pub(crate) type Piece = OwnedRwLockReadGuard<bool>;
+
+/// Keeps work from being begun, until this is dropped.
+pub(crate) struct Stopped(OwnedRwLockWriteGuard<bool>);
+
+impl Default for Work {
+    fn default() -> Self {
+        Self { is_wanted: Arc::new(RwLock::new(true)) }
+    }
+}
 
 impl Work {
-    /// Begins a piece of work, which lasts until the guard is dropped. Waits while work is stopped.
-    pub(crate) async fn begin(&self) -> OwnedRwLockReadGuard<()> {
-        self.0.clone().read_owned().await
+    /// Begins a piece of work. Waits while work is stopped.
+    ///
+    /// # Errors
+    /// Returns an error if another instance of the daemon has taken the place of this one.
+    pub(crate) async fn begin(&self) -> Result<Piece> {
+        let piece = self.is_wanted.clone().read_owned().await;
+        ensure!(*piece, "the daemon has just been replaced; ask again");
+        Ok(piece)
     }
 
-    /// Waits until no work is going on, and stops it until the guard is dropped.
-    pub(crate) async fn stop(&self) -> OwnedRwLockWriteGuard<()> {
-        self.0.clone().write_owned().await
+    /// Waits until no work is going on, and stops it until the value is dropped.
+    pub(crate) async fn stop(&self) -> Stopped {
+        Stopped(self.is_wanted.clone().write_owned().await)
+    }
+}
+
+impl Stopped {
+    /// Stops work for good.
+    pub(crate) fn for_good(mut self) {
+        *self.0 = false;
     }
 }
 

@@ -275,6 +275,16 @@ impl Dataplane {
         }
     }
 
+    /// Limits the half-open sessions of a source.
+    ///
+    /// # Errors
+    /// Returns an error if the map cannot be written.
+    pub fn set_half_open_limit(&mut self, limit: u32) -> Result<()> {
+        self.settings.set_half_open_limit(limit)?;
+        self.limits.half_open_per_source = limit;
+        Ok(())
+    }
+
     /// Puts a rule set in force, at once and whole.
     ///
     /// # Errors
@@ -361,6 +371,17 @@ impl Dataplane {
         self.egress
             .set(slot, index, None, 0)
             .with_context(|| format!("cannot make {interface} an egress interface"))
+    }
+
+    /// Makes an attachment's interface, which has this index now, the egress interface of `slot`.
+    ///
+    /// # Errors
+    /// Returns an error if its driver cannot send redirected packets.
+    pub fn set_egress_of(&mut self, slot: u32, attachment: &Attachment, index: u32) -> Result<()> {
+        if self.has_egress(slot, index) {
+            return Ok(());
+        }
+        self.set_egress_index(slot, &attachment.interface, index)
     }
 
     /// Returns `true` if packets that leave by `slot` leave by the interface with this index. The

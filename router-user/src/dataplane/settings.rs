@@ -123,6 +123,13 @@ impl SettingsTable {
         self.write()
     }
 
+    /// Returns `true` if there was a daemon a moment ago, so that packets for it are still of use.
+    pub fn daemon_was_there(&self) -> bool {
+        /// In ticks: longer than a restart takes, and not longer than clients wait for an answer.
+        const RECENT: u32 = 10;
+        now().0.saturating_sub(self.current.daemon_seen.0) <= RECENT
+    }
+
     /// Says that the daemon is there now, see
     /// [`Live::daemon_is_there`](router_common::maps::settings::Live::daemon_is_there).
     ///

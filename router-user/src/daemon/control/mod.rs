@@ -121,7 +121,8 @@ impl Control {
         let known = self.state.names.get();
         // Before anything is written: a rule is not to be without targets meanwhile.
         let new = self.resolver.resolve(&config, &known, &own).await;
-        let (control, config, work) = (self.clone(), Arc::new(config), self.work.begin().await);
+        let (control, config, work) =
+            (self.clone(), Arc::new(config), self.work.begin().await.map_err(ReplaceError::NotWritten)?);
         // With its turn: it goes on if the caller gives up.
         let replace = move || {
             let (_turn, _work) = (turn, work);
@@ -180,7 +181,7 @@ impl Control {
 
     /// Puts the rules in force with names, addresses and targets' health as they are now.
     async fn apply(&self) -> Result<Result<()>> {
-        let (control, work) = (self.clone(), self.work.begin().await);
+        let (control, work) = (self.clone(), self.work.begin().await?);
         // A large rule set takes a while.
         spawn_blocking(move || {
             let _work = work;

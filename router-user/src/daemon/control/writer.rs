@@ -59,7 +59,7 @@ impl RuleWriter for KernelRules {
     }
 
     fn set_half_open_limit(&self, limit: u32) -> Result<()> {
-        self.plane.lock().settings.set_half_open_limit(limit)
+        self.plane.lock().set_half_open_limit(limit)
     }
 
     fn choose_ports(&self, config: &Config) -> PortRange {

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use self::note::Note;
 use crate::{
     config::Config,
-    daemon::sync::Locked,
+    daemon::sync::{Locked, Work},
     dataplane::{FlowTable, RuleTable, Session},
     model::{Drain, RuleSessions},
 };
@@ -161,6 +161,7 @@ pub(crate) struct Access {
     rules: RuleTable,
     /// Held while the note is written or removed.
     writing: Arc<tokio::sync::Mutex<()>>,
+    work: Work,
 }
 
 impl Access {
@@ -169,8 +170,9 @@ impl Access {
         draining: Locked<Option<Draining>>,
         flows: FlowTable,
         rules: RuleTable,
+        work: Work,
     ) -> Self {
-        Self { config, draining, flows, rules, writing: Arc::default() }
+        Self { config, draining, flows, rules, writing: Arc::default(), work }
     }
 
     /// Begins a drain; one that is under way goes on.
@@ -179,9 +181,9 @@ impl Access {
     /// Returns an error if it cannot be noted for the next daemon. Nothing has changed then.
     pub(crate) async fn begin(&self) -> Result<Drain> {
         let turn = self.writing.clone().lock_owned().await;
-        let access = self.clone();
+        let (access, work) = (self.clone(), self.work.begin().await?);
         let begin = move || -> Result<()> {
-            let _turn = turn;
+            let (_turn, _work) = (turn, work);
             if access.draining.lock().is_some() {
                 return Ok(());
             }
@@ -209,9 +211,9 @@ impl Access {
     pub(crate) async fn end(&self) -> Result<Drain> {
         let before = self.report().await?;
         let turn = self.writing.clone().lock_owned().await;
-        let access = self.clone();
+        let (access, work) = (self.clone(), self.work.begin().await?);
         let end = move || -> Result<()> {
-            let _turn = turn;
+            let (_turn, _work) = (turn, work);
             note::remove(&note::path(&access.config.get().admin.socket))
                 .context("this router goes on draining, because the next daemon would")?;
             if access.draining.lock().take().is_some() {

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use sendfd::{RecvWithFd as _, SendWithFd as _};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -24,6 +24,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
 };
+use tracing::warn;
 
 use super::listeners::{Inherited, Listeners, bind_unix, is_managed};
 use crate::private;
@@ -36,6 +37,8 @@ const MAX_LINE: usize = 4096;
 const MAX_SOCKETS: usize = 16;
 /// The time that the other one may take for a line.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that a successor may take to come into force.
+const ACTIVATION: Duration = Duration::from_secs(60);
 /// The time that a running daemon may take to pause.
 const PAUSE: Duration = Duration::from_secs(30);
 
@@ -70,36 +73,42 @@ fn path(api: &Path) -> PathBuf {
 
 /// The running daemon's end: waits for a successor.
 pub(crate) struct Offer {
-    listener: UnixListener,
+    /// `None` if there is no socket: no successor can ask then.
+    listener: Option<UnixListener>,
     path: PathBuf,
+    /// A successor that has not said anything yet.
+    silent: Option<UnixStream>,
 }
 
 impl Offer {
-    /// Listens beside the API's socket.
-    ///
-    /// # Errors
-    /// Returns an error if the socket cannot be made.
-    pub(crate) fn listen(api: &Path) -> Result<Self> {
+    /// Listens beside the API's socket. A daemon that cannot forwards all the same.
+    pub(crate) fn listen(api: &Path) -> Self {
         let path = path(api);
         let listener = bind_unix(&path).and_then(|listener| Ok(UnixListener::from_std(listener)?));
-        let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
-        Ok(Self { listener, path })
+        let listener = listener.map_err(|error| {
+            warn!("no other daemon can take over: cannot listen on {}: {error:#}", path.display());
+        });
+        Self { listener: listener.ok(), path, silent: None }
     }
 
-    /// Waits for the next successor. Others are not answered.
-    pub(crate) async fn asked(&self) -> Request {
+    /// Waits for the next successor. Others are not answered. Nothing is lost if the future is
+    /// dropped.
+    pub(crate) async fn asked(&mut self) -> Request {
+        let Some(listener) = &self.listener else { return std::future::pending().await };
         loop {
-            let Ok((stream, _)) = self.listener.accept().await else {
-                // A lack of descriptors passes.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let peer = stream.peer_cred();
-            if !peer.as_ref().is_ok_and(|peer| private::is_owner(peer.uid())) {
-                continue;
+            if self.silent.is_none() {
+                match listener.accept().await {
+                    Ok((stream, _)) => self.silent = Some(stream),
+                    // A lack of descriptors passes.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
             }
+            let Some(stream) = &self.silent else { continue };
+            let peer = stream.peer_cred();
+            let is_owner = peer.as_ref().is_ok_and(|peer| private::is_owner(peer.uid()));
             let process = peer.ok().and_then(|peer| peer.pid());
-            if let Ok(Question { version, program }) = read_line(&stream, PATIENCE).await {
+            let question = if is_owner { read_line(stream, PATIENCE).await.ok() } else { None };
+            if let (Some(stream), Some(Question { version, program })) = (self.silent.take(), question) {
                 return Request { stream, version, program, process };
             }
         }
@@ -156,20 +165,37 @@ impl Request {
         write_line(&self.stream, &Answer::Granted { sockets }, &descriptors).await
     }
 
-    /// Waits until the successor's programs are in force.
+    /// Waits until the successor's programs are in force. A successor that hangs is killed: nobody
+    /// answers the probe meanwhile.
     ///
     /// # Errors
     /// Returns an error if the successor ends before that.
     pub(crate) async fn done(&self) -> Result<()> {
-        // However long it takes: with the connection open, it may still be at work.
-        let Done { done } = read_line(&self.stream, Duration::MAX).await?;
+        let answer = timeout(ACTIVATION, read_line(&self.stream, Duration::MAX)).await;
+        let Done { done } = answer.unwrap_or_else(|_| {
+            self.kill();
+            Err(anyhow!("it has not come into force in {} s, and was killed", ACTIVATION.as_secs()))
+        })?;
         ensure!(done, "it has failed");
         Ok(())
+    }
+
+    /// Kills the successor. Its connection is open, so its number is no other process's.
+    fn kill(&self) {
+        if let Some(process) = self.process {
+            // SAFETY: takes numbers only.
+            unsafe { libc::kill(process, libc::SIGKILL) };
+        }
     }
 }
 
 /// The successor's end: the running daemon whose place it takes.
 pub(crate) struct Predecessor {
+    path: PathBuf,
+}
+
+/// The running daemon, which has paused.
+pub(crate) struct Paused {
     stream: UnixStream,
 }
 
@@ -180,39 +206,39 @@ impl Predecessor {
     /// Returns an error if something else listens there.
     pub(crate) async fn find(api: &Path) -> Result<Option<Self>> {
         let path = path(api);
-        let stream = match UnixStream::connect(&path).await {
-            Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot connect to {}", path.display())),
-        };
-        let user = stream.peer_cred().context("cannot tell whose socket it is")?.uid();
-        ensure!(private::is_owner(user), "a process of user {user} listens on {}", path.display());
-        Ok(Some(Self { stream }))
+        match connect(&path).await {
+            Ok(_) => Ok(Some(Self { path })),
+            Err(error) => match error.downcast_ref().map(std::io::Error::kind) {
+                Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+                Some(_) | None => Err(error),
+            },
+        }
     }
 
     /// Asks the running daemon to hand over. When it has, nothing but this process writes to the
-    /// data plane, until [`finish`](Self::finish) or the end of this connection.
+    /// data plane, until [`Paused::finish`] or the end of that value.
     ///
     /// # Errors
     /// Returns an error if it refuses, or does not answer.
-    pub(crate) async fn ask(&self) -> Result<Inherited> {
+    pub(crate) async fn ask(&self) -> Result<(Paused, Inherited)> {
         const FIX: &str = "fix: stop it first (systemctl stop pls-router); no session is lost";
+        let stream = connect(&self.path).await?;
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        write_line(&self.stream, &Question { version: VERSION, program }, &[]).await?;
-        let (answer, sockets) = read_line_with(&self.stream, PAUSE)
+        write_line(&stream, &Question { version: VERSION, program }, &[]).await?;
+        let (answer, sockets) = read_line_with(&stream, PAUSE)
             .await
             .with_context(|| format!("the running daemon does not hand over\n  {FIX}"))?;
         match answer {
             Answer::Granted { sockets: names } => {
                 ensure!(names.len() == sockets.len(), "the running daemon has not sent its sockets\n  {FIX}");
-                Ok(Inherited::of(names.into_iter().zip(sockets).collect()))
+                Ok((Paused { stream }, Inherited::of(names.into_iter().zip(sockets).collect())))
             }
             Answer::Refused { reason } => bail!("the running daemon does not hand over: {reason}"),
         }
     }
+}
 
+impl Paused {
     /// Tells it that this process has its place, and waits until it has ended.
     pub(crate) async fn finish(self) {
         // One that has gone already is as good.
@@ -222,6 +248,15 @@ impl Predecessor {
             drop(end);
         }
     }
+}
+
+/// Connects to the socket of a daemon of this user.
+async fn connect(path: &Path) -> Result<UnixStream> {
+    let stream = UnixStream::connect(path).await;
+    let stream = stream.with_context(|| format!("cannot connect to {}", path.display()))?;
+    let user = stream.peer_cred().context("cannot tell whose socket it is")?.uid();
+    ensure!(private::is_owner(user), "a process of user {user} listens on {}", path.display());
+    Ok(stream)
 }
 
 /// Writes a line, and descriptors with it.

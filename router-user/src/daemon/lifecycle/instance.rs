@@ -5,11 +5,14 @@
 //! another one, and takes its place when it is activated. Services can be paused meanwhile, and go
 //! on if the candidate fails.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
-use tokio::{sync::OwnedRwLockWriteGuard, task::JoinSet};
-use tracing::{info, warn};
+use tokio::{task::JoinSet, time::sleep};
+use tracing::{debug, info, warn};
 
 use super::{listeners::Listeners, loading::Loading, replacement::Replacer};
 use crate::{
@@ -35,6 +38,7 @@ use crate::{
         reload, self_test,
         serve::{api, metrics, probe},
         sessions::sweep,
+        sync::Stopped,
         upkeep::Upkeep,
     },
     dataplane::{self, LoadOptions, Mode, Pins, Predecessors, Prepared},
@@ -157,7 +161,7 @@ impl Candidate {
         if common.options.bpf_log.is_some() {
             logs.spawn(punts::log(aya_log::EbpfLogger::init(plane.ebpf_mut())?));
         }
-        let punts = PuntThread::spawn(plane.take_punts()?).await?;
+        let punts = PuntThread::spawn(plane.take_punts()?, !plane.settings.daemon_was_there()).await?;
         let replayer = plane.replayer()?;
         let is_adopted = plane.adopted;
         let parts = Parts::new(common, config, own, plane, attached, self.names);
@@ -196,7 +200,14 @@ pub(crate) type Services = JoinSet<Result<()>>;
 
 /// Keeps an instance paused.
 pub(crate) struct Pause {
-    _work: OwnedRwLockWriteGuard<()>,
+    work: Stopped,
+}
+
+impl Pause {
+    /// Says that the instance is not needed any more.
+    pub(crate) fn for_good(self) {
+        self.work.for_good();
+    }
 }
 
 impl Instance {
@@ -241,7 +252,7 @@ impl Instance {
     pub(crate) async fn pause(&self, mut services: Services) -> Pause {
         services.shutdown().await;
         self.punts.rest().await;
-        Pause { _work: self.parts.work.stop().await }
+        Pause { work: self.parts.work.stop().await }
     }
 
     /// Has packets reach this instance's programs again, after another one was to take its place
@@ -250,12 +261,35 @@ impl Instance {
     /// # Errors
     /// Returns an error if the kernel refuses.
     pub(crate) async fn resume(&self, pause: Pause) -> Result<Followed> {
-        let changes = netlink::watch()?;
-        let mut topology = Topology::read(&self.kernel).await?;
-        self.parts.take_back().context("cannot take the data plane back")?;
+        // First, since the other one's programs may go with it.
+        until_it_works("take the data plane back", async || self.parts.take_back()).await?;
         drop(pause);
-        next_hops::refresh(&self.parts.next_hops(), &self.kernel, &mut topology).await?;
-        self.router.show_presence()?;
-        Ok(Followed { changes, topology, is_adopted: true })
+        until_it_works("follow the kernel again", async || {
+            let changes = netlink::watch()?;
+            let mut topology = Topology::read(&self.kernel).await?;
+            next_hops::refresh(&self.parts.next_hops(), &self.kernel, &mut topology).await?;
+            self.router.show_presence()?;
+            Ok(Followed { changes, topology, is_adopted: true })
+        })
+        .await
+    }
+}
+
+/// Tries until it works, for a while: a lack of memory or descriptors passes.
+async fn until_it_works<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    /// The time after which a failure is final.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    /// The pause between two attempts.
+    const RETRY: Duration = Duration::from_millis(200);
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > PATIENCE => {
+                return Err(error).with_context(|| format!("cannot {what}"));
+            }
+            Err(error) => debug!("cannot {what}: {error:#}"),
+        }
+        sleep(RETRY).await;
     }
 }

@@ -146,6 +146,12 @@ impl Listeners {
     }
 }
 
+/// Has the service manager let go of a socket.
+fn forget(name: &str) {
+    // Without a service manager there is none to notify.
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
 /// Returns `true` if this process was started by a service manager that can keep sockets.
 pub(crate) fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
@@ -207,8 +213,16 @@ impl Inherited {
         Some(T::from(socket))
     }
 
+    /// Takes a TCP socket that listens on this address. Lets go of one that does not, also in the
+    /// service manager's store: while it is open, it may take connections that nobody accepts.
     fn take_tcp(&mut self, name: &str, address: SocketAddr) -> Option<StdTcpListener> {
-        self.take(name, |socket| Ok(socket.local_addr()?.as_socket() == Some(address)))
+        let taken = self.take(name, |socket| Ok(socket.local_addr()?.as_socket() == Some(address)));
+        let count = self.0.len();
+        self.0.retain(|(known, _)| known != name);
+        if taken.is_none() && self.0.len() < count {
+            forget(name);
+        }
+        taken
     }
 
     /// Takes a Unix socket. One whose file was removed cannot be reached any more.

@@ -2,13 +2,14 @@
 
 use std::{
     collections::HashSet,
+    os::fd::AsFd as _,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use futures_util::{StreamExt as _, stream::BoxStream};
 use router_common::{
     fragment::FragmentKey,
@@ -19,6 +20,8 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{interval, sleep, sleep_until},
 };
+
+use tracing::{info, warn};
 
 use super::{
     early_fragments::EarlyFragments,
@@ -57,12 +60,37 @@ pub(super) struct Channels {
 impl Channels {
     /// Opens them.
     pub(super) fn open(ring: RingBuf<MapData>) -> Result<Self> {
-        // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names
-        // the same one.
-        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-            .context("cannot wait for packets from the data plane")?;
-        Ok(Self { ring, changes: netlink::watch_neighbours()?, output: Output::open()? })
+        Ok(Self { ring: wait_for(ring)?, changes: netlink::watch_neighbours()?, output: Output::open()? })
     }
+
+    /// Forgets the packets in the ring: no daemon has taken them in time.
+    pub(super) fn discard(&mut self) {
+        let mut packets = 0_u64;
+        while self.ring.get_mut().next().is_some() {
+            packets += 1;
+        }
+        if packets > 0 {
+            info!(packets, "discarded what was left for a daemon while there was none");
+        }
+    }
+
+    /// Reads the ring from where it has been read to: another process may have read it meanwhile.
+    fn read_on(&mut self) -> Result<()> {
+        let ring = self.ring.get_ref();
+        let reopened = || -> Result<RingBuf<MapData>> {
+            Ok(Map::RingBuf(MapData::from_fd(ring.as_fd().try_clone_to_owned()?)?).try_into()?)
+        };
+        let reopened = reopened().context("cannot open the ring of packets again")?;
+        self.ring = wait_for(reopened)?;
+        Ok(())
+    }
+}
+
+fn wait_for(ring: RingBuf<MapData>) -> Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring owns its descriptor, keeps it open as long as it lives, and always names the
+    // same one.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+        .context("cannot wait for packets from the data plane")
 }
 
 /// Handles the packets in the ring until an error occurs, or until `stop`. Packets that are queued
@@ -74,6 +102,7 @@ pub(super) async fn serve(
     channels: &mut Channels,
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
+    channels.read_on()?;
     let Channels { ring, changes, output } = channels;
     let mut handler = PuntHandler {
         router,
@@ -90,12 +119,13 @@ pub(super) async fn serve(
     let (mut stop, mut end) = (pin!(stop), None);
     loop {
         let last = end;
-        if last.is_some() && !handler.has_queued() {
+        if last.is_some_and(|end| end <= tokio::time::Instant::now() || !handler.has_queued()) {
+            handler.give_up_all();
             return Ok(());
         }
         tokio::select! {
             () = &mut stop, if last.is_none() => end = Some(tokio::time::Instant::now() + FINISH),
-            () = sleep_until(last.unwrap_or_else(tokio::time::Instant::now)), if last.is_some() => return Ok(()),
+            () = sleep_until(last.unwrap_or_else(tokio::time::Instant::now)), if last.is_some() => {}
             ready = ring.readable_mut(), if last.is_none() => {
                 let mut ready = ready.context("cannot wait for packets from the data plane")?;
                 // A full ring must not keep answers and the clock from their turn.
@@ -333,6 +363,15 @@ impl PuntHandler<'_> {
         match self.router.interface_name(interface) {
             Some(name) => format!("cannot send by {name}"),
             None => format!("cannot send by the interface with index {interface}"),
+        }
+    }
+
+    /// Gives up what is still queued when the work ends.
+    fn give_up_all(&self) {
+        let packets = (self.waiting.packets() + self.early_fragments.fragments()) as u64;
+        if packets > 0 {
+            self.tally.lost(Loss::Unanswered, packets);
+            warn!(packets, "given up: they waited for neighbours or other fragments when the daemon paused");
         }
     }
 

@@ -42,11 +42,12 @@ const CRASHED: &str = "the thread for punted packets has crashed";
 
 impl PuntThread {
     /// Starts the thread, which opens its descriptors and waits for [`serve`](Self::serve). Once
-    /// the daemon forwards, it may lack descriptors.
+    /// the daemon forwards, it may lack descriptors. If there was no daemon for longer than packets
+    /// wait (`is_old`), those in the ring are discarded: nobody waits for their answers any more.
     ///
     /// # Errors
     /// Returns an error if the thread or one of its descriptors cannot be had.
-    pub(crate) async fn spawn(ring: RingBuf<MapData>) -> Result<Self> {
+    pub(crate) async fn spawn(ring: RingBuf<MapData>, is_old: bool) -> Result<Self> {
         let (orders, taken) = mpsc::unbounded_channel();
         let (ready, is_ready) = oneshot::channel();
         let work = move || {
@@ -55,10 +56,13 @@ impl PuntThread {
                 Err(error) => return drop(ready.send(Err(error.into()))),
             };
             runtime.block_on(async {
-                let channels = match Channels::open(ring) {
+                let mut channels = match Channels::open(ring) {
                     Ok(channels) => channels,
                     Err(error) => return drop(ready.send(Err(error))),
                 };
+                if is_old {
+                    channels.discard();
+                }
                 if ready.send(Ok(())).is_ok() {
                     follow(taken, channels).await;
                 }

@@ -102,7 +102,7 @@ pub(crate) async fn sweep(access: Access, is_adopted: bool) -> Result<()> {
         let watched = passive_health::watched(&access.config.get(), &access.names.lock(), &access.rules);
         let signs = Gatherer::new(watched, std::mem::replace(&mut before, now), now);
         let sweeping = access.clone();
-        let work = access.work.begin().await;
+        let work = access.work.begin().await?;
         // A walk through a large table takes a while, and must not hold up the probe.
         let walks = move || {
             let _work = work;

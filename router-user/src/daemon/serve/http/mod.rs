@@ -16,7 +16,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     time::{sleep, timeout},
 };
 use tracing::debug;
@@ -48,6 +48,8 @@ const MAX_HEAD: usize = 16 << 10;
 const MAX_HEADERS: usize = 100;
 /// Connections that are on their way out, beside those that have places.
 const LEAVING: usize = 16;
+/// The time that connections have to be answered before the process ends.
+const FINISH: Duration = Duration::from_secs(1);
 /// The pause before the next connection is let in when the kernel lacks memory or descriptors.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Connections that wait until they are let in, at a listener. The kernel allows
@@ -125,6 +127,9 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     )?;
     // As a daemon that starts again needs it: connections of the one before may still be ending.
     socket.set_reuse_address(true)?;
+    // An earlier daemon of this user, or its service manager, may still listen on an address that
+    // covers this one, or that this one covers.
+    socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -195,6 +200,49 @@ impl Drop for Place {
     }
 }
 
+/// The connections of all listeners that are being answered.
+static ANSWERING: Answering = Answering { count: AtomicUsize::new(0), none: Notify::const_new() };
+
+struct Answering {
+    count: AtomicUsize,
+    /// Notified when there is none any more.
+    none: Notify,
+}
+
+/// A connection that is being answered.
+struct Answered;
+
+impl Answered {
+    fn begin() -> Self {
+        ANSWERING.count.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        if ANSWERING.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            ANSWERING.none.notify_waiters();
+        }
+    }
+}
+
+/// Waits until all accepted connections are answered, for a moment: the end of the process cuts
+/// them.
+pub(crate) async fn finish() {
+    let none = async {
+        loop {
+            let notified = ANSWERING.none.notified();
+            if ANSWERING.count.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    };
+    // A client that reads slowly does not keep the process.
+    let _ = timeout(FINISH, none).await;
+}
+
 /// A descriptor that is held only to be let go when there is no other.
 struct Spare(Option<File>);
 
@@ -251,7 +299,9 @@ where
         spare.refill();
         let Some(mut place) = admission.enter(admit(&peer)) else { continue };
         let (answer, request, whole) = (answer.clone(), limits.request, limits.connection);
+        let answered = Answered::begin();
         tokio::spawn(async move {
+            let _answered = answered;
             let service = service_fn(move |request| {
                 let answer = answer(peer.clone(), request);
                 async { Ok::<_, Infallible>(answer.await) }
