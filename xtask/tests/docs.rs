@@ -216,6 +216,11 @@ fn every_share_has_a_bound_and_a_test() {
 }
 
 #[test]
+fn every_change_that_is_followed_has_a_test() {
+    assert_rows_are_whole("docs/following.md", &["Changes"]);
+}
+
+#[test]
 fn every_threat_has_a_bound_and_a_test() {
     assert_rows_are_whole(
         "docs/security.md",

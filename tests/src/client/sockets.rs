@@ -46,6 +46,23 @@ impl Udp {
         Ok(self)
     }
 
+    /// Lets routers fragment its datagrams.
+    pub fn fragmentable(self) -> Result<Self> {
+        let value = libc::IP_PMTUDISC_DONT;
+        // SAFETY: an option of an integer, of this length.
+        let set = unsafe {
+            libc::setsockopt(
+                std::os::fd::AsRawFd::as_raw_fd(&self.socket),
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                (&raw const value).cast(),
+                size_of_val(&value) as libc::socklen_t,
+            )
+        };
+        ensure!(set == 0, "cannot set IP_MTU_DISCOVER: {}", io::Error::last_os_error());
+        Ok(self)
+    }
+
     /// Sends a datagram and waits until it comes back; answers to earlier ones are passed over.
     pub fn echo(&self, datagram: &[u8], limit: Duration) -> Result<Duration> {
         let start = Instant::now();

@@ -16,6 +16,7 @@ mod example;
 mod expiry;
 mod faults;
 mod floods;
+mod follows;
 mod fragments;
 mod hand_over;
 mod health;
