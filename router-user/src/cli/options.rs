@@ -64,7 +64,7 @@ pub(super) enum Command {
     /// changing anything
     #[command(after_help = "Examples:\n  \
         pls-router check --config new.toml --config-only   before rolling a file out, on any machine\n  \
-        sudo pls-router check                              on the router itself, before a restart\n  \
+        sudo pls-router check                              on the router itself, before a reload\n  \
         sudo pls-router check --live                       look for incomplete sessions and lost SNAT ports")]
     Check(CheckArguments),
     /// Show if this router forwards, and the reasons if it does not

@@ -2,7 +2,7 @@
 //! follows.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     os::fd::AsFd as _,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -226,6 +226,15 @@ impl FlowTable {
         (0..self.0.slots.len()).filter_map(|index| self.flow_at(index))
     }
 
+    /// Returns the numbers of the rules that flows and held keys are of.
+    pub(super) fn rules(&self) -> HashSet<u16> {
+        let rule = |index| {
+            let tag = self.0.slots.get(index)?.tag();
+            matches!(tag.state(), SlotState::Live | SlotState::Held).then(|| tag.rule())
+        };
+        (0..self.0.slots.len()).filter_map(rule).collect()
+    }
+
     /// The session of a client's direction; `None` if it has no other.
     pub fn session_of(&self, forward: &Flow) -> Option<Session> {
         self.get(&forward.twin()).map(|reply| Session { forward: *forward, reply })
@@ -444,7 +453,7 @@ impl FlowTable {
     pub fn audit(&self) -> Result<Audit> {
         let mut audit = Audit::default();
         let mut suspects = Vec::new();
-        let mut keys = std::collections::HashSet::new();
+        let mut keys = HashSet::new();
         for flow in self.flows() {
             audit.flows += 1;
             if !keys.insert(flow.key) {

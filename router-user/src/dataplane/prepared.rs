@@ -156,6 +156,7 @@ impl Prepared {
         flows.set_capacity(limits.sessions);
         settings.set_limits(flows.regions(), flows.pools_to_spare(), limits.half_open_per_source)?;
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
+        rules.set_numbered(flows.clone(), counters.clone());
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
         root.set(0, &entry, 0).context("cannot put the program into the root slot")?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use router_common::{limits::MAX_RULES, ports::PortRange, reason::Reason};
-use router_user::dataplane::RuleSetSpec;
+use router_user::dataplane::{ForwardSpec, RuleSetSpec};
 
 use crate::{
     packets::{PLS, ROUTER, read, tcp, tcp_packet},
@@ -79,6 +79,47 @@ fn a_rule_that_is_gone_leaves_nothing_behind_in_either_bank() {
         assert_eq!(ran.reason, Reason::LocalDenied);
         world.dataplane.rules.apply(&without, &mut world.dataplane.settings).expect("rules");
     }
+}
+
+/// A number that other rules get is none that sessions have, and its counters start from nothing.
+#[test]
+fn sessions_keep_their_rules_number() {
+    let mut world = World::new();
+    let rules = world.dataplane.rules.clone();
+    let number = rules.number("https").expect("a number");
+    assert_eq!(world.run(&tcp_packet((PLS, 40_000), (ROUTER, 443), tcp::SYN).build()).reason, Reason::Opened);
+    // Other rules under all numbers, twice over.
+    let others = |prefix: char, count: usize| {
+        let mut spec = rule_set();
+        let model = spec.forwards[0].clone();
+        let forward = |port: usize| {
+            let port = 1000 + port as u16;
+            let ports = PortRange { first: port, last: port };
+            ForwardSpec { name: format!("{prefix}-{port}"), ports, ..model.clone() }
+        };
+        spec.forwards = (0..count).map(forward).collect();
+        spec.masquerades.clear();
+        spec
+    };
+    for prefix in ['a', 'b', 'c'] {
+        let spec = others(prefix, MAX_RULES - 1);
+        world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
+        assert_eq!(rules.name(number).as_deref(), Some("https"), "{prefix}");
+    }
+    let stats = world.dataplane.counters.read().expect("counters");
+    assert_eq!(rules.counted(number, &stats).opened, 1);
+
+    let mut session = None;
+    world.dataplane.flows.for_each(|found| {
+        session = Some(*found);
+        false
+    });
+    world.dataplane.flows.remove(&session.expect("a session")).expect("removal");
+    let spec = others('d', MAX_RULES);
+    world.dataplane.rules.apply(&spec, &mut world.dataplane.settings).expect("rules");
+    assert!(rules.name(number).is_some_and(|name| name.starts_with("d-")));
+    let stats = world.dataplane.counters.read().expect("counters");
+    assert_eq!((stats.rule(number).opened, rules.counted(number, &stats).opened), (1, 0));
 }
 
 /// The programs read a target's address and port one by one, and the kernel writes an entry in

@@ -303,7 +303,7 @@ fn rule_names(config: &Config) -> impl Iterator<Item = &str> {
 
 fn rule_counters(name: &str, rules: &RuleTable, stats: &CpuStats) -> RuleCounters {
     let RuleStats { forward, reply, opened, denied } =
-        rules.number(name).map(|number| stats.rule(number)).unwrap_or_default();
+        rules.number(name).map(|number| rules.counted(number, stats)).unwrap_or_default();
     RuleCounters {
         name: name.to_owned(),
         sessions_opened: opened,

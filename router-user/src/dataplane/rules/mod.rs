@@ -20,9 +20,9 @@ mod bank;
 mod spec;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -37,10 +37,11 @@ use router_common::{
         Ipv6Network, ListenKey, Masquerade, NAME_LENGTH, Network, Rule, RuleSet, SourceKey, bank as place_of,
         masquerade_index, rule_index,
     },
+    maps::stats::{Counter, CpuStats, RuleStats},
 };
 
 use self::bank::Bank;
-use super::{object::take, settings::SettingsTable};
+use super::{counters::CounterTable, flows::FlowTable, object::take, settings::SettingsTable};
 use crate::sys::bpf::wait_for_programs;
 
 pub use self::spec::{ForwardSpec, LocalAllowSpec, LocalSpec, MasqueradeSpec, RuleSetSpec};
@@ -55,6 +56,16 @@ pub struct RuleTable {
     writer: Arc<Mutex<Writer>>,
     /// The names of the rules in force by number.
     names: Arc<Mutex<Names>>,
+    /// What goes by numbers.
+    numbered: Arc<OnceLock<Numbered>>,
+    /// What rules had counted when their numbers were given to others, by number.
+    counted_before: Arc<Mutex<HashMap<u16, RuleStats>>>,
+}
+
+/// What goes by the numbers of rules.
+struct Numbered {
+    flows: FlowTable,
+    counters: CounterTable,
 }
 
 /// Names of rules by number.
@@ -64,7 +75,48 @@ impl RuleTable {
     pub(super) fn new(ebpf: &mut Ebpf, version: u32) -> Result<Self> {
         let writer = Writer::new(ebpf)?;
         let names = Arc::new(Mutex::new(Arc::new(writer.names(version)?)));
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), names })
+        let (numbered, counted_before) = (Arc::default(), Arc::default());
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), names, numbered, counted_before })
+    }
+
+    /// Makes known what goes by the rules' numbers.
+    pub(super) fn set_numbered(&self, flows: FlowTable, counters: CounterTable) {
+        // Once, when the data plane is put together.
+        let _ = self.numbered.set(Numbered { flows, counters });
+    }
+
+    /// Returns what the rule with this number has counted, of the counters of all rules.
+    pub fn counted(&self, number: u16, stats: &CpuStats) -> RuleStats {
+        let all = stats.rule(number);
+        let before = lock(&self.counted_before).get(&number).copied().unwrap_or_default();
+        let counter = |all: Counter, before: Counter| Counter {
+            packets: all.packets.wrapping_sub(before.packets),
+            bytes: all.bytes.wrapping_sub(before.bytes),
+        };
+        RuleStats {
+            forward: counter(all.forward, before.forward),
+            reply: counter(all.reply, before.reply),
+            opened: all.opened.wrapping_sub(before.opened),
+            denied: all.denied.wrapping_sub(before.denied),
+        }
+    }
+
+    /// Returns what the rules of before have counted under numbers that other rules get.
+    fn counted_by_predecessors(
+        &self,
+        before: &[Option<String>],
+        after: &[Option<String>],
+    ) -> Result<HashMap<u16, RuleStats>> {
+        let given = (0..).zip(before.iter().zip(after));
+        let given: Vec<u16> = given
+            .filter(|(_, (before, after))| before.is_some() && before != after)
+            .map(|(number, _)| number)
+            .collect();
+        let Some(numbered) = self.numbered.get().filter(|_| !given.is_empty()) else {
+            return Ok(HashMap::new());
+        };
+        let stats = numbered.counters.read()?;
+        Ok(given.into_iter().map(|number| (number, stats.rule(number))).collect())
     }
 
     /// Reads the names of the rules of this version, which is in force, after another process may
@@ -128,9 +180,13 @@ impl RuleTable {
     ) -> Result<()> {
         let mut writer = lock(&self.writer);
         let version = next(version);
-        let names = number_rules(&self.names(), spec)?;
+        let before = self.names();
+        let in_use = || self.numbered.get().map(|numbered| numbered.flows.rules()).unwrap_or_default();
+        let names = number_rules(&before, spec, in_use)?;
         writer.write(version, Bank::new(spec, &names, version)?)?;
+        let counted = self.counted_by_predecessors(&before, &names)?;
         switch(version)?;
+        lock(&self.counted_before).extend(counted);
         writer.is_settled = false;
         *lock(&self.names) = Arc::new(names);
         Ok(())
@@ -159,8 +215,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Returns the numbers of a rule set's rules, as names by number: the old ones for names that stay;
-/// for new names, numbers that no rule has had, and only then those of rules that are gone.
-fn number_rules(known: &[Option<String>], spec: &RuleSetSpec) -> Result<Vec<Option<String>>> {
+/// for new names, numbers that no rule has had, and only then those of rules that are gone. Of
+/// these, the last ones to be taken are those `in_use` by sessions.
+fn number_rules(
+    known: &[Option<String>],
+    spec: &RuleSetSpec,
+    in_use: impl Fn() -> HashSet<u16>,
+) -> Result<Vec<Option<String>>> {
     let wanted: Vec<&String> = spec
         .forwards
         .iter()
@@ -168,13 +229,26 @@ fn number_rules(known: &[Option<String>], spec: &RuleSetSpec) -> Result<Vec<Opti
         .chain(spec.masquerades.iter().map(|masquerade| &masquerade.name))
         .collect();
     let mut names = known.to_vec();
+    // Found out only where it matters, because that takes a walk through the flow table.
+    let mut used = None;
     for name in &wanted {
         if names.iter().flatten().any(|known| known == *name) {
             continue;
         }
-        let free = names.iter().position(Option::is_none).or_else(|| {
-            names.iter().position(|known| known.as_ref().is_some_and(|known| !wanted.contains(&known)))
-        });
+        let is_gone = |known: &Option<String>| known.as_ref().is_some_and(|known| !wanted.contains(&known));
+        let free = names
+            .iter()
+            .position(Option::is_none)
+            .or_else(|| {
+                let used: &HashSet<u16> = used.get_or_insert_with(&in_use);
+                let is_unused =
+                    |number: usize| !u16::try_from(number).is_ok_and(|number| used.contains(&number));
+                let mut numbered = names.iter().enumerate();
+                numbered
+                    .find(|(number, known)| is_gone(known) && is_unused(*number))
+                    .map(|(number, _)| number)
+            })
+            .or_else(|| names.iter().position(is_gone));
         match free.and_then(|position| names.get_mut(position)) {
             Some(place) => *place = Some((*name).clone()),
             None => bail!("more than {MAX_RULES} rules"),
@@ -357,4 +431,56 @@ fn name(rule: &Rule) -> Option<String> {
     let end = rule.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LENGTH);
     let name = std::str::from_utf8(rule.name.get(..end)?).ok()?;
     (!name.is_empty()).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::LocalSpec;
+    use router_common::ports::PortRange;
+
+    fn spec(names: &[String]) -> RuleSetSpec {
+        let masquerade = |name: &String| MasqueradeSpec {
+            name: name.clone(),
+            sources: Vec::new(),
+            destinations: Vec::new(),
+            mss: 0,
+        };
+        RuleSetSpec {
+            forwards: Vec::new(),
+            masquerades: names.iter().map(masquerade).collect(),
+            snat: Vec::new(),
+            ports: PortRange { first: 1024, last: 65535 },
+            reject_exhausted: true,
+            reject_unreachable: true,
+            local: LocalSpec::default(),
+        }
+    }
+
+    fn names(prefix: &str, count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("{prefix}-{number}")).collect()
+    }
+
+    #[test]
+    fn a_rule_keeps_its_number_and_a_session_its_rules_name() {
+        let none = || -> HashSet<u16> { panic!("there are numbers that no rule has had") };
+        let number = |known: &[Option<String>], rules: &[String], in_use: &dyn Fn() -> HashSet<u16>| {
+            number_rules(known, &spec(rules), in_use).expect("they fit")
+        };
+        let first = number(&vec![None; MAX_RULES], &names("a", 300), &none);
+        let mut reversed = names("a", 300);
+        reversed.reverse();
+        assert_eq!(number(&first, &reversed, &none), first, "whatever their order");
+        let second = number(&first, &names("b", 212), &none);
+        assert_eq!((&second[..300], second[300].as_deref()), (&first[..300], Some("b-0")));
+        // Now all numbers have been given. Sessions have two of those that can be given again.
+        let in_use = || HashSet::from([0, 299]);
+        let third = number(&second, &names("c", 298), &in_use);
+        assert_eq!([&third[0], &third[299]], [&first[0], &first[299]]);
+        assert_eq!((third[1].as_deref(), third[298].as_deref()), (Some("c-0"), Some("c-297")));
+        // Where all are needed, they are taken.
+        let all = number(&third, &names("d", MAX_RULES), &in_use);
+        assert!(all.iter().flatten().all(|name| name.starts_with("d-")));
+        assert!(number_rules(&all, &spec(&names("e", MAX_RULES + 1)), in_use).is_err());
+    }
 }
