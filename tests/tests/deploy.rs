@@ -14,7 +14,8 @@ use std::{
 use harness::check;
 use lab::{
     Lab, Nics, Options, Process, Router,
-    addresses::{ANYWHERE, PLS_SUBNET},
+    addresses::{ANYWHERE, ECHO_PORT, ENDPOINT, PLS_SUBNET, TOOLS},
+    client::Tcp,
     command,
     helper::Helper,
     target::{OPERATOR, Snapshot, Target},
@@ -23,6 +24,9 @@ use lab::{
 
 /// The time that a deploy may take to get to a point of its way, or to undo it.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// The time in which the echo server answers: no segment was lost.
+const ECHO_LIMIT: Duration = Duration::from_secs(5);
 
 /// An unused address of the router's subnet: ARP requests for it get no answer.
 const UNUSED: &str = "10.0.2.126";
@@ -56,9 +60,16 @@ impl Bench {
     }
 
     fn config_on(&self, interface: &str, name: &str, to: impl std::fmt::Display) -> String {
+        let to = to.to_string();
+        // A router with one good rule is healthy.
+        let tools = if to == UNUSED { UNUSED.to_owned() } else { TOOLS.to_string() };
+        let echo = format!(
+            "[[forward]]\nname = \"echo\"\nprotocol = \"tcp\"\nlisten = \"{ECHO_PORT}\"\n\
+             target = \"{tools}:{ECHO_PORT}\"\nsources = [\"{PLS_SUBNET}\"]\n\n"
+        );
         let text = format!(
             "# {name}\n[interfaces]\npls = \"{interface}\"\n\n[[forward]]\nname = \"https\"\nprotocol = \"tcp\"\n\
-             listen = \"443\"\ntarget = \"{to}:443\"\nsources = [\"{PLS_SUBNET}\"]\n\n[limits]\nflows = 4096\n"
+             listen = \"443\"\ntarget = \"{to}:443\"\nsources = [\"{PLS_SUBNET}\"]\n\n{echo}[limits]\nflows = 4096\n"
         );
         let path = check(self.lab.state().write(&format!("tmp/my {name}.toml"), text));
         path.display().to_string()
@@ -126,6 +137,14 @@ impl Bench {
     }
 }
 
+/// A connection through the router, to the echo server.
+fn connect(bench: &Bench) -> Tcp {
+    let echo = (ENDPOINT, ECHO_PORT).into();
+    let mut tcp = check(Tcp::connect(&bench.lab.hosts.serverless, echo, ECHO_LIMIT));
+    check(tcp.echo(b"before", ECHO_LIMIT));
+    tcp
+}
+
 fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -181,7 +200,7 @@ fn an_upgrade_keeps_the_previous_version() {
 
     let plan = bench.succeed(&["target", "--config", &second, "--dry-run"]);
     for text in
-        ["replace  /etc/pls-router/config.toml", "-# first", "+# second", "DROPS ALL SESSIONS", "dry run"]
+        ["replace  /etc/pls-router/config.toml", "-# first", "+# second", "no session is lost", "dry run"]
     {
         assert!(plan.contains(text), "nothing about \"{text}\" in: {plan}");
     }
@@ -195,7 +214,9 @@ fn an_upgrade_keeps_the_previous_version() {
     assert_eq!(bench.snapshot(), before);
     drop(lock);
 
+    let mut tcp = connect(&bench);
     bench.succeed(&["target", "--config", &second]);
+    check(tcp.echo(b"after the upgrade", ECHO_LIMIT));
     bench.assert_in_service();
     assert_ne!(bench.target.daemon(), before.daemon);
     assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(second).expect("it was written"));
@@ -278,9 +299,12 @@ fn a_version_that_does_not_start_is_rolled_back() {
     bench.install();
     let before = bench.snapshot();
     let second = bench.config("second", ANYWHERE);
+    let mut tcp = connect(&bench);
     check(bench.target.hold(true));
     let mut deploy = bench.spawn(&["target", "--config", &second, "--timeout", "1"]);
     check(deploy.wait_for_log("putting back", LIMIT));
+    // No daemon runs.
+    check(tcp.echo(b"meanwhile", ECHO_LIMIT));
     assert!(deploy.output().contains("did not start"), "{}", deploy.output());
     check(bench.target.hold(false));
     let status = check(deploy.wait(LIMIT));
@@ -288,6 +312,34 @@ fn a_version_that_does_not_start_is_rolled_back() {
     assert!(deploy.output().contains("all is as it was before"), "{}", deploy.output());
     assert_eq!(bench.snapshot().files, before.files);
     bench.assert_in_service();
+    check(tcp.echo(b"after", ECHO_LIMIT));
+}
+
+/// New connections stay away before the restart, and come back after it, whether the new version
+/// stays or not.
+#[test]
+fn a_drained_upgrade_loses_no_session_and_ends_the_drain() {
+    let bench = Bench::up();
+    bench.install();
+    let mut tcp = connect(&bench);
+    let second = bench.config("second", ANYWHERE);
+    let said = bench.succeed(&["target", "--config", &second, "--drain", "1s"]);
+    for text in ["drain for up to 1s", "draining for up to 1s", "not drained in 1s", "the probe answers 200"]
+    {
+        assert!(said.contains(text), "nothing about \"{text}\" in: {said}");
+    }
+    check(tcp.echo(b"after", ECHO_LIMIT));
+    bench.assert_in_service();
+
+    let deaf = bench.config("deaf", UNUSED);
+    bench.fail(
+        &["target", "--config", &deaf, "--timeout", "4", "--drain", "1s"],
+        &["not healthy within 4 s", "all is as it was before"],
+    );
+    check(tcp.echo(b"after a failure", ECHO_LIMIT));
+    bench.assert_in_service();
+    let output = bench.deploy(&["target", "--drain", "soon"]);
+    assert_eq!(output.status.code(), Some(2));
 }
 
 /// The router takes the connection with it, or the person closes the lid.

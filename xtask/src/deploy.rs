@@ -25,12 +25,14 @@ const HELP: &str = "\
 Builds pls-router, installs it on each HOST over ssh, starts it, and waits until its health probe answers 200.
 If the probe does not, the previous version is put back and the reasons are printed.
 
-usage: cargo xtask deploy HOST... [--config FILE] [--dry-run]
+usage: cargo xtask deploy HOST... [--config FILE] [--drain DURATION] [--dry-run]
 
   HOST                 a host for ssh: an address, user@address, or a name of your ssh configuration
   --config FILE        install this configuration (default: keep the one on the machine);
                        deploy/config.toml is a commented sample
   --dry-run            connect, check and show what would be done, and change nothing
+  --drain DURATION     before the restart, have the load balancer send no new connections, and wait until
+                       the sessions have ended, at most for this time, such as 90s or 10m
   --restart            restart even if everything is installed already and the probe answers 200
   --timeout SECONDS    the limit until the probe answers 200 (30)
   --binary FILE        install this pls-router instead of building one
@@ -45,11 +47,12 @@ On each host, in this order:
        /usr/bin/pls-router
        /etc/pls-router/config.toml
        /etc/systemd/system/pls-router.service
-  4. enable and restart pls-router.service, and wait until the probe answers 200
+  4. drain, if wanted; enable and restart pls-router.service, and wait until the probe answers 200
 
 Up to the end of step 2 nothing is changed. The host itself undoes steps 3 and 4, even if the connection breaks:
 the new version stays only if it is healthy and this machine has confirmed it.
-A RESTART DROPS ALL SESSIONS that go through the router. Take it out of the load balancer first if that matters.
+No session is lost: the programs go on forwarding in the kernel from the end of one daemon to the start of the next,
+also if the new version does not start, and systemd keeps the probe's socket meanwhile.
 
 The host needs a login without a password (key or agent), Linux 6.1 with systemd, and either a login as root or sudo without
 a password. Exit codes: 0 all hosts done; 1 a host failed; 2 wrong usage.
@@ -92,6 +95,8 @@ struct Options {
     binary: Option<PathBuf>,
     ssh_config: Option<PathBuf>,
     timeout: u32,
+    /// For how long to drain before the restart.
+    drain: Option<String>,
     dry_run: bool,
     restart: bool,
 }
@@ -104,6 +109,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
         binary: None,
         ssh_config: None,
         timeout: 30,
+        drain: None,
         dry_run: false,
         restart: false,
     };
@@ -114,6 +120,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
             Long("binary") => options.binary = Some(parser.value()?.into()),
             Long("ssh-config") => options.ssh_config = Some(parser.value()?.into()),
             Long("timeout") => options.timeout = parser.value()?.parse_with(seconds)?,
+            Long("drain") => options.drain = Some(parser.value()?.parse_with(duration)?),
             Long("dry-run") => options.dry_run = true,
             Long("restart") => options.restart = true,
             Value(host) => options.hosts.push(host.parse_with(hostname)?),
@@ -131,6 +138,13 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
 fn seconds(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|number| (1..=3600).contains(number));
     number.ok_or_else(|| "--timeout takes 1 to 3600 seconds".to_owned())
+}
+
+/// A time that `pls-router drain --wait` takes; it says itself what is wrong with one.
+fn duration(text: &str) -> Result<String, String> {
+    let is_word = text.starts_with(|first: char| first.is_ascii_digit())
+        && text.chars().all(|one| one.is_ascii_alphanumeric());
+    if is_word { Ok(text.to_owned()) } else { Err("--drain takes a time such as 90s or 10m".to_owned()) }
 }
 
 fn hostname(text: &str) -> Result<String, String> {
@@ -238,7 +252,7 @@ fn deploy(options: &Options, ssh: &Ssh, release: &Release, host: &str) -> Result
     let facts = Facts::of(&remote.run(LOOK, &[remote.directory()])?, host)?;
     facts.suffice(host)?;
     check(&remote, host, options.config.as_deref())?;
-    plan(&remote, &facts, &version)?;
+    plan(&remote, &facts, &version, options.drain.as_deref())?;
 
     if options.dry_run {
         tell("dry run", "nothing was changed");
@@ -251,7 +265,7 @@ fn deploy(options: &Options, ssh: &Ssh, release: &Release, host: &str) -> Result
         );
         return Ok(());
     }
-    switch(&remote, host, options.timeout)
+    switch(&remote, host, options.timeout, options.drain.as_deref())
 }
 
 /// Runs the new binary for the first time, which tells whether the machine has the libraries for
@@ -331,7 +345,7 @@ fn check(remote: &Remote, host: &str, config: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn plan(remote: &Remote, facts: &Facts, version: &str) -> Result<()> {
+fn plan(remote: &Remote, facts: &Facts, version: &str, drain: Option<&str>) -> Result<()> {
     for (_, path, kind) in FILES {
         let line = match facts.get(kind) {
             "new" => format!("install  {path}"),
@@ -362,7 +376,10 @@ fn plan(remote: &Remote, facts: &Facts, version: &str) -> Result<()> {
         "" => String::new(),
         sessions => format!("; now {sessions}"),
     };
-    tell("", &format!("restart pls-router.service: THIS DROPS ALL SESSIONS{sessions}"));
+    if let Some(drain) = drain {
+        tell("", &format!("drain for up to {drain}: the load balancer sends no new connections"));
+    }
+    tell("", &format!("restart pls-router.service: it forwards meanwhile, and no session is lost{sessions}"));
     if facts.get("healthy") != "yes" {
         tell("", "what runs there now is unhealthy: `pls-router status` there says why");
     }
@@ -370,9 +387,14 @@ fn plan(remote: &Remote, facts: &Facts, version: &str) -> Result<()> {
 }
 
 /// Installs, restarts, and leaves the machine either with the new version healthy or as it was.
-fn switch(remote: &Remote, host: &str, timeout: u32) -> Result<()> {
-    let mut healthy = false;
-    let code = remote.converse(SWITCH, &[remote.directory(), &timeout.to_string()], |line| {
+fn switch(remote: &Remote, host: &str, timeout: u32, drain: Option<&str>) -> Result<()> {
+    let (mut healthy, mut draining) = (false, false);
+    let arguments = [remote.directory(), &timeout.to_string(), drain.unwrap_or_default()];
+    let code = remote.converse(SWITCH, &arguments, |line| {
+        if line == "@draining" {
+            draining = true;
+            return None;
+        }
         if line == "@healthy" {
             healthy = true;
             return Some("keep");
@@ -382,7 +404,12 @@ fn switch(remote: &Remote, host: &str, timeout: u32) -> Result<()> {
     })?;
     match code {
         0 => {
-            tell("done", "the probe answers 200");
+            let state = if draining {
+                "it forwards, and drains as before: `pls-router undrain` there ends that"
+            } else {
+                "the probe answers 200"
+            };
+            tell("done", state);
             Ok(())
         }
         3 => Err(anyhow!(
@@ -416,11 +443,12 @@ mod tests {
     #[test]
     fn hosts_and_options() {
         let options =
-            parsed(&["a@b", "--config", "my router.toml", "c", "--dry-run", "--timeout=5"]).unwrap();
+            parsed(&["a@b", "--config", "my router.toml", "c", "--dry-run", "--timeout=5", "--drain", "10m"])
+                .unwrap();
         assert_eq!(options.hosts, ["a@b", "c"]);
         assert_eq!(options.config, Some("my router.toml".into()));
         assert!(options.dry_run && !options.restart);
-        assert_eq!(options.timeout, 5);
+        assert_eq!((options.timeout, options.drain.as_deref()), (5, Some("10m")));
     }
 
     #[test]
@@ -430,6 +458,8 @@ mod tests {
         parsed(&["--", "-oProxyCommand=x"]).unwrap_err();
         parsed(&["a b"]).unwrap_err();
         parsed(&["a", "--timeout", "0"]).unwrap_err();
+        parsed(&["a", "--drain", "-1s"]).unwrap_err();
+        parsed(&["a", "--drain", "1m; reboot"]).unwrap_err();
         parsed(&["a", "--force"]).unwrap_err();
     }
 

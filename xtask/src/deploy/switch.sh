@@ -1,20 +1,27 @@
 # Installs what was copied, restarts, and either keeps the new version or puts the previous one
 # back. As root.
 # $1: the directory with what was copied. $2: how many seconds the new version has to become
-# healthy.
+# healthy. $3: how long the router is drained before it is restarted; empty: not at all.
+#
+# The programs in the kernel go on forwarding between the end of one version and the start of the
+# next, also if the next does not start.
 #
 # All of this is one script on the target, because a router that goes wrong may take the connection
 # with it: nothing from here on depends on the other end, and without its word `keep` at the end the
 # previous version comes back.
-# Lines of standard output are for the person; `@healthy` asks for the word.
+# Lines of standard output are for the person;
+# `@draining` says that the router drains as it did before, and `@healthy` asks for the word.
 # Exit status: 0 the new version stays; 3 the previous state is back; 4 it is back but something is
 # wrong with it; 5 nothing was changed.
 set -u
 trap '' HUP INT TERM PIPE
 directory=$1
 limit=$2
+drain=${3-}
+drained=no
 service=pls-router.service
 router=/usr/bin/pls-router
+reasons=
 added=
 replaced=
 made=
@@ -55,7 +62,17 @@ put() {
     for file in $added; do rm -f "$file.previous" && mv -f "$file.new" "$file" || return; done
 }
 
-healthy() { reasons=$(limited 10 "$router" status 2>&1 </dev/null 9>&-); }
+# One that forwards and that somebody has drain is as healthy as it can be.
+healthy() {
+    reasons=$(limited 10 "$router" status 2>&1 </dev/null 9>&-) && return
+    printf '%s\n' "$reasons" | grep -q '^healthy *yes, draining'
+}
+
+# What is drained for the restart takes new connections again. A drain outlives the daemon.
+undrain() {
+    [ "$drained" = yes ] || return 0
+    limited 10 "$router" undrain >/dev/null 2>&1 </dev/null 9>&-
+}
 
 wait_healthy() {
     end=$(($(date +%s) + limit))
@@ -90,6 +107,7 @@ put_back() {
     ctl daemon-reload || wrong=yes
     if [ "$was_running" = yes ]; then
         ctl restart $service || wrong=yes
+        undrain || wrong=yes
         if wait_healthy; then
             echo "the previous version runs again, and its probe answers 200"
         elif [ "$was_healthy" = yes ]; then
@@ -147,6 +165,22 @@ if ! { stage pls-router $router 0755 && stage config.toml /etc/pls-router/config
     unstage
     exit 5
 fi
+if [ -n "$drain" ] && [ "$was_running" = yes ] &&
+    ! printf '%s\n' "$reasons" | grep -q '^draining '; then
+    echo "draining for up to $drain"
+    left=$("$router" drain --wait "$drain" 2>&1 </dev/null 9>&-)
+    case $? in
+        0 | 1) drained=yes ;;
+        *)
+            echo "what runs there cannot be drained:"
+            printf '%s\n' "$left" | indented
+            unstage
+            exit 5
+            ;;
+    esac
+    # The last lines are the rules.
+    printf '%s\n' "$left" | grep -i drained | indented
+fi
 put || fail "the files could not be put in place"
 echo "installed; what was there before is beside it as *.previous"
 
@@ -157,8 +191,10 @@ if ! ctl restart $service; then
     healthy
     fail "the new version did not start:" "$reasons"
 fi
-echo "restarted; waiting up to $limit s until the probe answers 200"
+undrain || fail "the new version cannot be undrained"
+echo "restarted; waiting up to $limit s until it is healthy"
 wait_healthy || fail "the new version was not healthy within $limit s:" "$reasons"
+if printf '%s\n' "$reasons" | grep -q '^draining '; then echo @draining; fi
 echo @healthy
 [ "$(limited 30 head -n 1)" = keep ] || fail "the machine that asked for this did not answer any more"
 exit 0
