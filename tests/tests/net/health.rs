@@ -475,3 +475,36 @@ fn the_probe_follows_the_rules_that_it_requires() {
     let (body, _) = answers(&lab, 503, FOUND_OUT);
     assert!(body.contains("rule other: its target") && body.contains("no answer in 500ms"), "{body}");
 }
+
+/// Checks, and what the probe makes of them, change while the router runs.
+#[test]
+fn a_reload_changes_checks() {
+    let target = format!("\"{UNUSED}:{ECHO_PORT}\"");
+    let without = forward("echo-tcp", ECHO_PORT, &target, "");
+    let with = forward("echo-tcp", ECHO_PORT, &target, &format!("check = {{ type = \"tcp\", {QUICK} }}"));
+    let mut lab = lab_with(Nics::One, "down_after = \"0s\"\nup_after = \"0s\"", Some(&without));
+    check(lab.start_router());
+    check(lab.wait_in_service(LIMIT));
+    let reload = |lab: &Lab, rules: &str| {
+        check(lab.state().write("config.toml", lab.configuration(rules)));
+        let output = check(lab.pls_router(&["reload"]));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    reload(&lab, &with);
+    wait_for(&lab, "echo-tcp", &[CheckHealth::Failed]);
+    let (body, _) = answers(&lab, 503, LIMIT);
+    assert!(body.contains("rule echo-tcp: its target"), "{body}");
+    // Times, too.
+    lab.options.health = "down_after = \"0s\"\nup_after = \"1s\"".to_owned();
+    let start = Instant::now();
+    reload(&lab, &without);
+    answers(&lab, 200, LIMIT);
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    let rules: Vec<Rule> = check(lab.pls_router_json(&["rules"]));
+    assert_eq!((rules.len(), &rules[0].check), (1, &None));
+    check(wait::until("the checks to end", LIMIT, || {
+        let status = lab.pls_router_status()?;
+        ensure!(status.checks.is_empty() && status.conditions.is_empty(), "{status:#?}");
+        Ok(())
+    }));
+}

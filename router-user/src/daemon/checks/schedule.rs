@@ -139,8 +139,8 @@ mod tests {
         (0..number).map(|number| (key(rule, number), Duration::from_secs(interval))).collect()
     }
 
-    /// A schedule that is followed for a time: checks of the rule `dead` take two seconds, and those
-    /// of others ten milliseconds.
+    /// A schedule that is followed for a time: checks of the rule `dead` take two seconds, and
+    /// those of others ten milliseconds.
     struct World {
         start: Instant,
         now: Duration,

@@ -81,7 +81,7 @@ pub(crate) struct Report<'a> {
     pub(crate) reason: &'a str,
 }
 
-/// The health of all targets. Of a target that sessions have shown nothing against, nothing is kept.
+/// The health of all targets. Of sessions to a target, nothing is kept that is not against it.
 #[derive(Debug, Default)]
 pub(crate) struct TargetHealth {
     /// The results of active checks.
