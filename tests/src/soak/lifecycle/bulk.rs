@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use harness::packages::find_program;
 
-use super::{End, Share};
+use super::watch::{End, Share};
 use crate::{
     Process,
     client::{Direction, connect_from, iperf3},

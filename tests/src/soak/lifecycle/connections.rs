@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{End, Share, Watch};
+use super::watch::{End, Share, Watch};
 use crate::{
     client::connect_from,
     random::{Draw as _, Random},

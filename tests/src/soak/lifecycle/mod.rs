@@ -17,30 +17,28 @@ mod connections;
 mod datagrams;
 mod manager;
 mod probes;
+mod watch;
 
 use std::{
     fmt,
-    ops::Add,
     path::PathBuf,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+pub use self::watch::Share;
 use self::{
     bulk::Bulk,
     connections::Connections,
     datagrams::{Datagrams, Passed},
     manager::Manager,
     probes::Probes,
+    watch::End,
 };
-use super::{
-    audit::Books,
-    place::Place,
-    report::{Count, Mistakes},
-};
+use super::{audit::Books, place::Place};
 use crate::random::Random;
 
 /// Sessions that the table has room for.
@@ -84,21 +82,6 @@ pub struct Lost {
     pub probes: Share,
 }
 
-/// Some of all.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Share {
-    /// The number that is lost.
-    pub lost: u64,
-    /// The number of all.
-    pub of: u64,
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {}", self.lost, self.of)
-    }
-}
-
 impl Lost {
     /// Returns `true` if nothing was lost.
     pub fn is_nothing(&self) -> bool {
@@ -128,42 +111,6 @@ impl fmt::Display for Event {
             Self::Restart => "restarts",
             Self::Crash => "crashes",
         })
-    }
-}
-
-/// One kind of what is watched during the run: how many, which failed, and the slowest one.
-#[derive(Debug, Default)]
-struct Watch {
-    count: Count,
-    failed: Mistakes,
-    /// Microseconds.
-    slowest: AtomicU64,
-}
-
-impl Watch {
-    fn good(&self, took: Duration) {
-        self.count.add(1);
-        self.slowest.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
-    }
-
-    fn bad(&self, what: impl FnOnce() -> String) {
-        self.count.add(1);
-        self.failed.add(what);
-    }
-
-    /// The slowest one since the last call.
-    fn take_slowest(&self) -> Duration {
-        Duration::from_micros(self.slowest.swap(0, Ordering::Relaxed))
-    }
-}
-
-/// The time at which the traffic ends, for all threads.
-#[derive(Debug, Default)]
-struct End(AtomicBool);
-
-impl End {
-    fn has_come(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -244,14 +191,6 @@ pub fn run(options: &Options) -> Result<Lost> {
     println!("router: {}", books.reasons()?);
     println!("TCP: {long_lived}; {bulk}");
     outcome
-}
-
-impl Add for Share {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { lost: self.lost + other.lost, of: self.of + other.of }
-    }
 }
 
 /// Finds a rate at which nothing is lost while nothing happens to the daemon: what the lab's own

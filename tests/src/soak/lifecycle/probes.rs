@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{End, Watch};
+use super::watch::{End, Watch};
 use crate::{
     addresses::{HEALTH_PORT, PLATFORM},
     client::connect_from,
