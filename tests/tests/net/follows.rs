@@ -119,7 +119,7 @@ impl Recorder {
         self.tcpdump.signal(Signal::SIGINT)?;
         self.tcpdump.wait(LIMIT)?;
         let change = change.duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
-        // 1.5 02:..:01 > 02:..:02, ethertype IPv4 (0x0800), length 60: 10.0.2.68.5 > 203.0.113.20.7007: UDP
+        // 1.5 02:..:01 > 02:..:02, ethertype IPv4 (0x0800), length 60: 10.0.2.68.5 > 203.0.113.20...
         let frame = |line: &str| {
             let mut words = line.split_whitespace();
             let at: f64 = words.next()?.parse().ok()?;
@@ -290,8 +290,8 @@ fn the_primary_address_is_followed() {
     });
 }
 
-/// Datagrams that may be fragmented are, as soon as they have to be. (The kernel forwards by a route's
-/// MTU only if that is locked, `ip_mtu_from_fib_result`, and so does the router.)
+/// Datagrams that may be fragmented are, as soon as they have to be. (The kernel forwards by a
+/// route's MTU only if that is locked, `ip_mtu_from_fib_result`, and so does the router.)
 #[test]
 fn the_mtu_is_followed_down_and_up() {
     const LARGE: usize = 1400;

@@ -30,7 +30,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// Waits until the interfaces exist, are up and have the addresses that they need; not at all if
-/// they do. `path` is the configuration's file. Returns the sockets to answer on; `None` if the daemon is to stop.
+/// they do. `path` is the configuration's file. Returns the sockets to answer on; `None` if the
+/// daemon is to stop.
 ///
 /// # Errors
 /// Returns an error if a socket cannot be made, or the kernel cannot be asked.
