@@ -228,6 +228,9 @@ impl Tester {
         name: &str,
     ) -> Result<Result<(), Failure>, &'static str> {
         let attached = self.attached()?;
+        if self.access.state.rules_error.lock().is_some() {
+            return Err("the rules in force are not the wanted ones");
+        }
         let rule = self.rule(config, name).ok_or("it is not there any more")?;
         let (trial, flows) = self.plan(config, neighbours, &rule)?;
         let client = client_key(&trial);
