@@ -206,6 +206,8 @@ impl Control {
     /// Has a rule set written if another one is in force.
     fn write(&self, in_force: &mut Option<RuleSetSpec>, spec: RuleSetSpec) -> Result<()> {
         if in_force.as_ref() == Some(&spec) {
+            // Others may have been wanted meanwhile, and could not be written.
+            self.state.rules_error.set(None);
             return Ok(());
         }
         let version = match self.writer.put_in_force(&spec) {

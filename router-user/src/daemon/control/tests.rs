@@ -186,6 +186,9 @@ async fn a_configuration_that_cannot_be_written_changes_nothing() {
     let ports = control.state.own_traffic.lock().session_ports().snat;
     let limit = config("203.0.113.10", "").half_open_per_source(ports.size());
     assert_eq!(recorder.half_open_limit.get(), Some(limit));
+    // The wanted rules are in force: `status` is not degraded once that is looked at.
+    apply(&control).await.expect("rules");
+    assert_eq!(control.state.rules_error.get(), None);
 }
 
 #[tokio::test]
