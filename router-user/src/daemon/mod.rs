@@ -26,6 +26,7 @@ mod lifecycle;
 mod logging;
 mod names;
 mod observe;
+mod options;
 mod parts;
 mod punts;
 mod rate;
@@ -37,7 +38,7 @@ mod state;
 mod sync;
 mod upkeep;
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{fs::File, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::{
@@ -47,16 +48,19 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::lifecycle::{
+    descriptors::reserve_descriptors,
     hand_over::{Offer, Paused, Predecessor, Request},
-    instance::{Candidate, Common, Instance, Services},
-    listeners::{self, Inherited, Listeners, is_answered, reserve_descriptors},
+    instance::{Candidate, Instance, Services},
+    listeners::{self, Inherited, Listeners, is_answered},
     loading::Loading,
     privileges,
     replacement::{Replacement, Replacer},
     signals::Signals,
     waiting,
 };
-use self::serve::http;
+pub use self::options::Options;
+use self::{parts::Common, serve::http};
+
 use crate::{
     config::{self, Config},
     dataplane::{Pins, Predecessors},
@@ -66,17 +70,6 @@ use crate::{
 
 /// The time in which a successor that has failed lets go of the pins.
 const RELEASE: Duration = Duration::from_secs(10);
-
-/// The options of a run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The configuration file.
-    pub config_path: PathBuf,
-    /// The level of the programs' own log; `None` has the verifier remove the code.
-    pub bpf_log: Option<log::Level>,
-    /// `true` to take the place of a daemon that is running.
-    pub take_over: bool,
-}
 
 /// Runs until SIGTERM or SIGINT, or until another daemon takes its place. The data plane goes on
 /// forwarding.

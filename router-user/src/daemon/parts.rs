@@ -14,9 +14,10 @@ use super::{
         next_hops,
         own_traffic::{self, OwnTraffic},
     },
-    lifecycle::{instance::Common, replacement::Replacer},
+    lifecycle::replacement::Replacer,
     names::{self, resolved::Names},
     observe::monitor::Monitor,
+    options::Options,
     punts::{router::KernelRouter, tally::Tally},
     reload::{self, Reloader, Tables, cut::Cutter},
     self_test,
@@ -29,6 +30,14 @@ use crate::{
     config::Config,
     dataplane::{CounterTable, Dataplane, FlowTable, Replayer, RuleTable},
 };
+
+/// What all instances of a process have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) options: Options,
+    pub(crate) replacer: Replacer,
+    pub(crate) reloads: reload::Memory,
+}
 
 /// The handles that the parts are given.
 pub(super) struct Parts {

@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result};
 use tokio::{task::JoinSet, time::sleep};
 use tracing::{debug, info, warn};
 
-use super::{listeners::Listeners, loading::Loading, replacement::Replacer};
+use super::{listeners::Listeners, loading::Loading};
 use crate::{
     config::Config,
     daemon::{
-        Options, checks,
+        checks,
         control::desired,
         kernel::{
             interfaces::{Attached, roles},
@@ -29,7 +29,7 @@ use crate::{
         logging::watch,
         names::{NameService, resolved::Names},
         observe::target_health::TargetHealth,
-        parts::Parts,
+        parts::{Common, Parts},
         punts::{
             self,
             router::{KernelRouter, Router as _},
@@ -44,14 +44,6 @@ use crate::{
     dataplane::{self, LoadOptions, Mode, Pins, Predecessors, Prepared},
     port_plan,
 };
-
-/// What all instances of a process have in common.
-#[derive(Clone)]
-pub(crate) struct Common {
-    pub(crate) options: Options,
-    pub(crate) replacer: Replacer,
-    pub(crate) reloads: reload::Memory,
-}
 
 /// An instance that is ready to come into force. Nothing of the data plane in force was changed for
 /// it.

@@ -21,14 +21,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::warn;
 
 use super::onlookers;
-use crate::{
-    config::Config,
-    daemon::{
-        checks,
-        serve::{api, http, metrics, probe},
-    },
-    private,
-};
+use crate::{config::Config, daemon::serve::http, private};
 
 /// The sockets that the daemon answers on. They are kept open while nobody serves them, so that a
 /// client that connects meanwhile waits, and is not refused.
@@ -229,23 +222,6 @@ impl Inherited {
     fn take_unix(&mut self, name: &str, path: &Path) -> Option<StdUnixListener> {
         let is_there = std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket());
         self.take(name, |socket| Ok(is_there && socket.local_addr()?.as_pathname() == Some(path)))
-    }
-}
-
-/// Raises the limit of open files so far that the listeners together cannot reach it, or warns.
-pub(crate) fn reserve_descriptors(config: &Config) {
-    /// Descriptors for everything else: maps, links, netlink, name servers, files that are read.
-    const OTHERS: usize = 256;
-    let limits = [probe::limits(config), metrics::limits(), api::limits()];
-    let needed =
-        limits.iter().map(http::Limits::descriptors).sum::<usize>() + checks::schedule::AT_ONCE + OTHERS;
-    match http::raise_descriptor_limit() {
-        Ok(limit) if limit < needed as u64 => warn!(
-            "this process may open {limit} files, but needs {needed} to keep the probe available under load; fix: \
-             LimitNOFILE= of the service, or ulimit -Hn"
-        ),
-        Ok(_) => {}
-        Err(error) => warn!("cannot raise the limit of open files: {error}"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The start and the end of the daemon.
 
+pub(crate) mod descriptors;
 pub(crate) mod hand_over;
 pub(crate) mod instance;
 pub(crate) mod listeners;

@@ -27,7 +27,7 @@ use crate::{
         control::{Control, replace::of_instance},
         drain,
         kernel::own_traffic::follow as own_traffic,
-        lifecycle::{listeners::reserve_descriptors, replacement::Replacer, signals},
+        lifecycle::{descriptors::reserve_descriptors, replacement::Replacer, signals},
         names::resolved::Names,
         sessions::timeouts::RemovedTimeouts,
         sync::Locked,
