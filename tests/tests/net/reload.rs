@@ -38,6 +38,7 @@ lab_tests! {
         listeners_move_under_their_clients,
         programs_and_sizes_change,
         a_drain_goes_on,
+        other_pins_are_refused,
     ],
 }
 
@@ -562,4 +563,20 @@ fn a_drain_goes_on(lab: &mut Lab) {
     assert!(!lab.state().path("draining.json").exists() && lab.state().path("other/draining.json").exists());
     check(lab.pls_router(&["undrain"]));
     check(lab.wait_in_service(LIMIT));
+}
+
+/// Programs and sessions are where the pins are.
+fn other_pins_are_refused(lab: &mut Lab) {
+    let mut tcp = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], DIRECT, LIMIT));
+    check(tcp.echo(b"before", LIMIT));
+    let path = lab.state().path("config.toml");
+    let text = lab.configuration(&moved(lab));
+    check(fs::write(&path, text.replacen("bpf/pls-router", "bpf/other", 1)).map_err(Into::into));
+    let bad = refused(lab);
+    assert!(bad.problem.contains("admin.pins") && bad.problem.contains("fix: "), "{bad:#?}");
+    assert_eq!((bad.rules.len(), bad.keys.len()), (1, 1), "{bad:#?}");
+    check(tcp.echo(b"after", LIMIT));
+    let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
+    check(new.echo(b"new", LIMIT));
+    assert!(flows(lab, "echo-tcp").iter().all(|flow| flow.target.ip() == IpAddr::V4(TOOLS)));
 }

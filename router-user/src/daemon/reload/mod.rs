@@ -143,6 +143,13 @@ impl Reloader {
         let difference = difference(&now, &wanted);
         reload.changed = !difference.is_empty();
         (reload.rules, reload.keys) = (difference.rules, difference.keys);
+        if now.admin.pins != wanted.admin.pins {
+            return Err(Refusal::of(
+                "admin.pins cannot change while the router runs, because its programs and sessions are there\n  fix: \
+                 leave it; or, when sessions may be lost: systemctl stop pls-router, pls-router detach, change it, \
+                 systemctl start pls-router",
+            ));
+        }
         self.check(&wanted, reload).await?;
 
         let all = {
@@ -159,7 +166,7 @@ impl Reloader {
             return Ok(());
         }
         if reload.changed {
-            self.replace(&now, &wanted).await?;
+            self.replace(&now, &wanted, reload).await?;
         }
         *changes = all.clone();
         let old = match self.old_sessions(wanted, all).await {
@@ -187,7 +194,7 @@ impl Reloader {
     }
 
     /// Puts another configuration in force, at once and whole.
-    async fn replace(&self, now: &Config, wanted: &Config) -> Result<(), Refusal> {
+    async fn replace(&self, now: &Config, wanted: &Config, reload: &mut Reload) -> Result<(), Refusal> {
         if of_instance(now, wanted).is_empty() {
             self.control.replace(wanted.clone()).await.map_err(|error| Refusal::of(error.to_string()))?;
             // Now, and not at the next look: the kernel is not to give ports of new sessions out.
@@ -206,8 +213,25 @@ impl Reloader {
         );
         replaced.map_err(refusal)?;
         self.memory.removed_timeouts.lock().follow(now, wanted);
+        self.warn_of_size(wanted.limits.flows, reload);
         info!("another configuration is in force");
         Ok(())
+    }
+
+    /// Says so if the flow table has not got the size that is wanted.
+    fn warn_of_size(&self, wanted: u32, reload: &mut Reload) {
+        let capacity = self.memory.tables.get().map(|tables| tables.cutter.flows.capacity());
+        if let Some(capacity) = capacity.filter(|capacity| *capacity != wanted) {
+            reload.findings.push(CheckFinding {
+                severity: Severity::Warning.to_string(),
+                id: None,
+                text: format!("limits.flows is {wanted}, and the flow table has room for {capacity} sessions"),
+                place: None,
+                fix: "when sessions may be lost: systemctl stop pls-router, pls-router detach, systemctl start \
+                      pls-router"
+                    .to_owned(),
+            });
+        }
     }
 
     /// Ends sessions of the instance that runs.
