@@ -1,8 +1,8 @@
 //! Finds a toolchain that can compile for BPF, and compiles packages of BPF programs with it.
 //!
-//! A build script needs one call, `bpf_build::build_script("router-ebpf", "router")`, and its crate
-//! then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses the
-//! same search, so the build uses the toolchain that it reports as ready.
+//! A build script needs one call, `bpf_build::build_script("router-ebpf", "router", &[])`, and its
+//! crate then finds the object at `concat!(env!("OUT_DIR"), "/router")`. `cargo xtask setup` uses
+//! the same search, so the build uses the toolchain that it reports as ready.
 //!
 //! `aya_build::build_ebpf` needs rustup's nightly. A machine without access to rustup's servers can
 //! use a distribution's compiler with a prebuilt `core` for BPF here.
@@ -26,10 +26,13 @@ pub use toolchain::{LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TAR
 /// Compiles the binary `bin` of the package in the directory `package` of the workspace, which has
 /// the package's name, and puts the object at `$OUT_DIR/<bin>`. For build scripts.
 ///
+/// Those of `features` that the package of the build script is built with are the BPF package's as
+/// well.
+///
 /// Tells cargo exactly which files the object depends on, so that an unchanged tree rebuilds
 /// nothing. Writes the reason of a failure to standard error, where cargo shows it.
-pub fn build_script(package: &str, bin: &str) -> ExitCode {
-    match try_build_script(package, bin) {
+pub fn build_script(package: &str, bin: &str, features: &[&str]) -> ExitCode {
+    match try_build_script(package, bin, features) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\n{error:#}\n");
@@ -38,7 +41,7 @@ pub fn build_script(package: &str, bin: &str) -> ExitCode {
     }
 }
 
-fn try_build_script(package: &str, bin: &str) -> anyhow::Result<()> {
+fn try_build_script(package: &str, bin: &str, features: &[&str]) -> anyhow::Result<()> {
     let variable =
         |name| env::var_os(name).with_context(|| format!("{name} is not set: is this run by cargo?"));
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
@@ -59,8 +62,15 @@ fn try_build_script(package: &str, bin: &str) -> anyhow::Result<()> {
     let name = package.rsplit('/').next().unwrap_or(package);
     let target_dir = target_dir(&workspace, Some(&out_dir));
     let toolchain = find(&target_dir)?;
+    let is_on = |feature: &&&str| {
+        env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase().replace('-', "_"))).is_some()
+    };
+    let features: Vec<&str> = features.iter().filter(is_on).copied().collect();
+    // Builds with other features may run at the same time, and write a binary of the same name.
+    let target_dir = features.iter().fold(target_dir, |dir, feature| dir.join(feature));
     let status = cargo(&toolchain, Action::Build, &target_dir)?
         .args(["--package", name, "--bin", bin])
+        .args(features.iter().flat_map(|feature| ["--features", feature]))
         .current_dir(&workspace)
         // A build script's standard output is for instructions to cargo.
         .stdout(std::io::stderr())

@@ -78,7 +78,13 @@ impl<const BITS: u32> PackedCount<BITS> {
     /// Adds to the counter, which wraps.
     #[inline(always)]
     fn add(&self, number: u32) {
-        self.0.set(self.0.get().wrapping_add(u64::from(number) << BITS));
+        self.add_many(u64::from(number));
+    }
+
+    /// Adds to the counter, which wraps.
+    #[inline(always)]
+    fn add_many(&self, number: u64) {
+        self.0.set(self.0.get().wrapping_add(number << BITS));
     }
 }
 
@@ -113,6 +119,10 @@ const SENT_BITS: u32 = u16::BITS;
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct FlowEntry {
+    #[cfg(feature = "other-layout")]
+    last_seen: Shared<u32>,
+    #[cfg(feature = "other-layout")]
+    expects: Shared<u32>,
     // The addresses of the [`Rewrite`], in one number, see [`FlowKey::addresses`].
     addresses: Shared<u64>,
     // The number of packets, above the tick in which the session was opened; the number of bytes,
@@ -128,7 +138,9 @@ pub struct FlowEntry {
     header_change: Shared<u16>,
     // The next hop's.
     mtu: Shared<u16>,
+    #[cfg(not(feature = "other-layout"))]
     expects: Shared<u32>,
+    #[cfg(not(feature = "other-layout"))]
     last_seen: Shared<u32>,
 }
 
@@ -153,6 +165,8 @@ pub struct FlowRecord {
     pub bytes: u64,
     /// The sequence number that this direction's sender expects next (TCP).
     pub expects: u32,
+    /// The upper half of the highest sequence number that this direction's sender has sent (TCP).
+    pub sent: u16,
 }
 
 impl FlowEntry {
@@ -180,7 +194,25 @@ impl FlowEntry {
             packets: self.packets(),
             bytes: self.bytes(),
             expects: self.expects(),
+            sent: self.sent(),
         }
+    }
+
+    /// Makes this the entry of a flow whose packets have the tuple `key`, as the record says, but
+    /// without its next hop.
+    pub fn restore(&self, key: &FlowKey, record: &FlowRecord) {
+        self.start(key, &key.translated(&record.rewrite), record.opened);
+        self.set_last_seen(record.last_seen);
+        self.set_expects(record.expects);
+        self.set_sent(record.sent);
+        self.credit(record.packets, record.bytes);
+    }
+
+    /// Adds to the counters. Another CPU that counts a packet at the same moment may be undone, or
+    /// undo this.
+    pub fn credit(&self, packets: u64, bytes: u64) {
+        self.opened_and_packets.add_many(packets);
+        self.sent_and_bytes.add_many(bytes);
     }
 
     /// Returns the flow's rewrite.

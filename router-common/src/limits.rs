@@ -8,7 +8,14 @@
 /// type in a map, and to where in the flow table a flow may be (the hash, the sizes of the regions,
 /// the lengths of chains): a flow that is looked up elsewhere is lost, and its port is given to
 /// another session.
+///
+/// With another number, `router_user::dataplane::migration` gets a description of this layout, so
+/// that the next version can take sessions out of a table of this one.
+#[cfg(not(feature = "other-layout"))]
 pub const LAYOUT: u32 = 9;
+/// A layout that no release has: tests change from one layout to another with it.
+#[cfg(feature = "other-layout")]
+pub const LAYOUT: u32 = 1009;
 
 /// The maximum number of interfaces of one router: the PLS-facing and the firewall-facing one.
 pub const MAX_INTERFACES: usize = 2;

@@ -1,5 +1,10 @@
 //! The daemon and command line of pls-router.
 
+#[cfg(all(feature = "other-layout", not(debug_assertions)))]
+compile_error!(
+    "the feature other-layout is for tests of the change from one layout to another, and for no release"
+);
+
 mod changes;
 pub mod cli;
 pub mod client;

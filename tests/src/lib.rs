@@ -46,4 +46,4 @@ pub use hosts::{
 pub use lab::{HOSTS, Hosts, Lab, Options, PROBE_INTERVAL};
 pub use namespace::Namespace;
 pub use process::Process;
-pub use variants::{Nics, PlsPorts, Router};
+pub use variants::{Nics, OTHER_LAYOUT, PlsPorts, Router};

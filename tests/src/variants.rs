@@ -40,7 +40,18 @@ impl Router {
         let binary = binary.canonicalize().with_context(|| format!("cannot resolve {}", binary.display()))?;
         Ok(Self::PlsRouter(binary))
     }
+
+    /// pls-router with another layout of its maps (`--features other-layout`), as it lies beside
+    /// the one of [`find`](Self::find). `None` if it was not built.
+    pub fn find_other_layout() -> Result<Option<Self>> {
+        let Self::PlsRouter(binary) = Self::find()? else { return Ok(None) };
+        let other = binary.with_file_name(OTHER_LAYOUT);
+        Ok(other.is_file().then_some(Self::PlsRouter(other)))
+    }
 }
+
+/// The name of the binary of pls-router with another layout of its maps.
+pub const OTHER_LAYOUT: &str = "pls-router-other-layout";
 
 /// The Private Link Service's choice of the client's port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

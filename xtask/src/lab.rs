@@ -19,6 +19,10 @@ pub(crate) const VERB: Verb = Verb {
     run,
 };
 
+/// The name of the router with another layout of its maps, beside the usual one (`OTHER_LAYOUT` of
+/// the package `lab`).
+pub(crate) const OTHER_LAYOUT: &str = "pls-router-other-layout";
+
 /// Tells the lab and the tests which `pls-router` to run.
 pub(crate) const ROUTER_VARIABLE: &str = "PLS_ROUTER_BIN";
 

@@ -7,11 +7,12 @@ mod memory;
 mod report;
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use bpf_build::{Action, Toolchain};
 
 use crate::packages::{self, Shortfall, Use};
@@ -350,7 +351,7 @@ fn in_kernel(report: &mut Report, options: &Options, group: Group, name: &str) {
         let step = format!("{name} {package}");
         let mut command = test_command(package);
         if package == "lab" {
-            if !build_daemon(report, &step) {
+            if !build_other_layout(report, &step) || !build_daemon(report, &step) {
                 continue;
             }
             command.env(lab::ROUTER_VARIABLE, daemon());
@@ -411,6 +412,23 @@ fn obstacle() -> Option<String> {
     } else {
         Some("network namespaces and BPF programs need root".to_owned())
     }
+}
+
+/// Builds the daemon with another layout of its maps, beside where [`build_daemon`] puts the usual
+/// one: the two are built in turn at the same place, so that they share all dependencies.
+fn build_other_layout(report: &mut Report, step: &str) -> bool {
+    report::title("the daemon with another layout, for the tests");
+    let mut build = workspace::cargo("build");
+    build.args(["--package", "router-user", "--bin", "pls-router", "--features", "other-layout"]);
+    let start = Instant::now();
+    let place = daemon().with_file_name(lab::OTHER_LAYOUT);
+    let built = system::run(&mut build).and_then(|()| {
+        fs::copy(daemon(), &place).with_context(|| format!("cannot write {}", place.display())).map(drop)
+    });
+    if let Err(error) = &built {
+        report.add(step, start.elapsed(), Outcome::failed(format!("{error:#}")));
+    }
+    built.is_ok()
 }
 
 fn daemon() -> PathBuf {

@@ -73,6 +73,24 @@ impl Seen {
         self.0 & (tcp::RST | Self::RESET_AHEAD) == tcp::RST
     }
 
+    /// Restores what is known of a direction from another table, without marks of the other
+    /// direction's flags: its TCP flags, whether its reset was ahead of what the other end
+    /// expected, and whether the numbers of both ends were adopted without proof.
+    #[must_use]
+    pub const fn restored(flags: u8, is_reset_ahead: bool, is_adopted: bool) -> Self {
+        let ahead = if is_reset_ahead { Self::RESET_AHEAD } else { 0 };
+        let adopted = if is_adopted { Self::ADOPTED } else { 0 };
+        Self(flags & Self::FLAGS | ahead | adopted)
+    }
+
+    /// Returns what two tables together know of a direction, without marks of the other
+    /// direction's flags.
+    #[must_use]
+    pub const fn united(self, other: Self) -> Self {
+        let both = Self((self.0 | other.0) & (Self::FLAGS | Self::RESET_AHEAD | Self::ADOPTED));
+        if self.has_reset() || other.has_reset() { both.without(Self::RESET_AHEAD) } else { both }
+    }
+
     // Bits that are not flags.
     const OTHER_FIN: u8 = 0x80;
     const OTHER_RST: u8 = 0x40;

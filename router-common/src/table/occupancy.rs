@@ -38,6 +38,11 @@ impl Occupancy {
         false
     }
 
+    /// Counts one more session, also if the table is full.
+    pub fn add(&self) {
+        self.sessions.add(1);
+    }
+
     /// Counts one session less.
     #[inline(always)]
     pub fn leave(&self) {

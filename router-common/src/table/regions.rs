@@ -145,7 +145,7 @@ impl HashSeeds {
             .wrapping_add(service.wrapping_mul(key.ports_and_protocol()));
         let mut hash = (sum >> 32) as u32;
         hash ^= hash >> 16;
-        hash = hash.wrapping_mul(0x85eb_ca6b);
+        hash = hash.wrapping_mul(if cfg!(feature = "other-layout") { 0xc2b2_ae35 } else { 0x85eb_ca6b });
         hash ^ (hash >> 13)
     }
 

@@ -164,8 +164,9 @@ impl Search {
         self.look_at_slot(first, one) || self.look_at_slot(first + 1, other)
     }
 
+    /// Looks at one slot of the chain, as [`look`](Self::look) at both of a bucket.
     #[inline(always)]
-    fn look_at_slot(&self, index: u32, slot: &Slot) -> bool {
+    pub fn look_at_slot(&self, index: u32, slot: &Slot) -> bool {
         if index == self.mine.get() {
             self.met_own.set(1);
             return false;

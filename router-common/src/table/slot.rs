@@ -67,6 +67,11 @@ impl Slot {
         Tag(self.tag.and(!Tag::OPENING)).is_opening()
     }
 
+    /// Has the session count as opening. Returns `true` if this call did it.
+    pub fn begin_opening(&self) -> bool {
+        !Tag(self.tag.or(Tag::OPENING)).is_opening()
+    }
+
     /// Changes the TCP flags that the flow has shown from `before` to `after`. Only the difference
     /// is written: another CPU may note flags of the session's other direction at the same moment,
     /// and those stay.

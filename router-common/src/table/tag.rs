@@ -34,9 +34,9 @@ impl Tag {
     const COUNTER_SHIFT: u32 = 22;
     const REPLY: u32 = 1 << Self::COUNTER_SHIFT;
     const RULE_SHIFT: u32 = Self::COUNTER_SHIFT + 1;
-    const CLIENTS_SIDE_SHIFT: u32 = 21;
-    pub(super) const SEEN_SHIFT: u32 = 12;
-    pub(super) const OPENING: u32 = 1 << 11;
+    const CLIENTS_SIDE_SHIFT: u32 = if cfg!(feature = "other-layout") { 20 } else { 21 };
+    pub(super) const SEEN_SHIFT: u32 = if cfg!(feature = "other-layout") { 11 } else { 12 };
+    pub(super) const OPENING: u32 = if cfg!(feature = "other-layout") { 1 << 19 } else { 1 << 11 };
     pub(super) const STATE_SHIFT: u32 = 8;
     const STATE_MASK: u32 = 7 << Self::STATE_SHIFT;
     /// The bits that a look-up compares: protocol and state.
@@ -77,7 +77,7 @@ impl Tag {
 
     /// Returns `true` if the flow's packets come in by the clients' side only.
     #[inline(always)]
-    pub(super) const fn is_for_clients_side(self) -> bool {
+    pub const fn is_for_clients_side(self) -> bool {
         self.0 >> Self::CLIENTS_SIDE_SHIFT & 1 != 0
     }
 

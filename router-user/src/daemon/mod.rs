@@ -204,7 +204,7 @@ async fn check_machine(config: &Config) -> Result<()> {
 struct Place {
     listeners: Listeners,
     pins: Pins,
-    lock: File,
+    lock: Option<File>,
     predecessors: Predecessors,
 }
 
@@ -213,10 +213,11 @@ impl Place {
         let listeners = Listeners::bind(config, inherited)?;
         let predecessors = Predecessors::find(&config.admin.pins)?;
         let pins = Pins::open(&config.admin.pins)?;
-        let lock = pins.lock()?;
-        for directory in predecessors.directories() {
+        let lock = Some(pins.claim()?);
+        for (directory, layout) in predecessors.unknown() {
             warn!(
-                "found the data plane of another version at {}: this one takes its place, and its sessions are lost",
+                "found the data plane of another version at {}: this one takes its place, and its sessions are \
+                 lost, because this version cannot read layout {layout}",
                 directory.display()
             );
         }
@@ -252,40 +253,39 @@ async fn start(
             }
             (None, None) => bail!("there is no place to take"),
         };
-        let (instance, followed) = candidate.activate(&mut place.predecessors).await?;
+        let (instance, followed) = candidate.activate(&mut place.lock).await?;
         let services = instance.serve(followed, &place.listeners)?;
         Ok((instance, services))
     };
     match (activated.await, place) {
         (Ok((instance, services)), Some(Place { listeners, pins, lock, predecessors })) => {
-            predecessors.remove()?;
+            // It forwards; what is left goes with the next start.
+            if let Err(error) = predecessors.remove(&pins) {
+                warn!("cannot remove the data plane of another version: {error:#}");
+            }
             listeners.store();
-            Ok((Running { instance, services, listeners, pins, lock: Some(lock) }, paused))
+            Ok((Running { instance, services, listeners, pins, lock }, paused))
         }
         (Ok(_), None) => bail!("there is no place to take"),
         (Err(error), place) => {
             if let Some(Place { listeners, pins, predecessors, .. }) = place {
-                let keep_settings = !predecessors.is_empty();
-                // Otherwise our program forwards on, with the rules that are in force by then, and
-                // the next start finds it.
-                let given_back = predecessors.give_back();
-                if is_fresh && given_back {
-                    undo(&pins, keep_settings);
+                // One that was there goes on, or if this one has taken its place, this one does.
+                if is_fresh && predecessors.is_empty() {
+                    undo(&pins);
                 }
                 listeners.remove_new();
-            } else if is_fresh {
-                undo(&Pins::at(&root), true);
+            }
+            if let Err(error) = Pins::at(&root).discard_unused() {
+                warn!("cannot clean up: {error:#}");
             }
             Err(error)
         }
     }
 }
 
-/// Takes back what a failed start has done; but not the system settings, if a data plane of another
-/// version goes on with them.
-fn undo(pins: &Pins, keep_settings: bool) {
-    let removed = if keep_settings { pins.remove_all() } else { pins.remove() };
-    if let Err(error) = removed {
+/// Takes back what a failed start has done.
+fn undo(pins: &Pins) {
+    if let Err(error) = pins.remove() {
         warn!("cannot clean up: {error:#}");
     }
 }
@@ -413,7 +413,7 @@ impl Running {
         };
         let pause = self.pause().await;
         let activated = async {
-            let (instance, followed) = candidate.activate(&mut Predecessors::default()).await?;
+            let (instance, followed) = candidate.activate(&mut self.lock).await?;
             let services = instance.serve(followed, &listeners)?;
             Ok::<_, anyhow::Error>((instance, services))
         };

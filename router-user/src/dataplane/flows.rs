@@ -1,6 +1,8 @@
 //! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it
 //! follows.
 
+mod moving;
+
 use std::{
     collections::{BTreeMap, HashSet},
     os::fd::AsFd as _,
@@ -25,6 +27,8 @@ use router_common::{
 };
 
 use super::{pools::PoolTable, shared_memory::SharedArray};
+
+pub(super) use self::moving::{MovedFlow, MovedSession, Slots};
 
 /// A target that uses at most one port in this many needs no pool. A target gets one when at least
 /// half of its ports are in use ([`router_common::ports::GUESSES_BEFORE_POOL`]), so the pool does

@@ -9,26 +9,33 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::pins::Pins;
+use super::pins::{Pins, STAGES_PIN};
 use crate::sys::bpf;
 
 /// The pinned maps, each with its pin. Attachments hold their own.
 #[derive(Debug)]
 pub struct HeldPins {
     pins: Pins,
-    objects: Vec<(PathBuf, OwnedFd)>,
+    /// Each with the name of its pin.
+    objects: Vec<(&'static str, OwnedFd)>,
 }
 
 impl HeldPins {
-    /// Opens the maps that are pinned by these names, and the program array in force.
-    pub(super) fn hold(pins: Pins, maps: impl Iterator<Item = &'static str>) -> Result<Self> {
-        let paths = maps.map(|name| pins.map(name)).chain([pins.stages()]);
-        let open = |path: PathBuf| {
+    /// Opens the maps that are pinned by these names, and the program array that is pinned at
+    /// `stages` until it is in force.
+    pub(super) fn hold(pins: Pins, maps: impl Iterator<Item = &'static str>, stages: &Path) -> Result<Self> {
+        let open = |(name, path): (_, PathBuf)| {
             let object = bpf::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            Ok((path, object))
+            Ok((name, object))
         };
+        let paths = maps.map(|name| (name, pins.map(name))).chain([(STAGES_PIN, stages.to_owned())]);
         let objects = paths.map(open).collect::<Result<_>>()?;
         Ok(Self { pins, objects })
+    }
+
+    /// Notes that the directory of the pins has another name.
+    pub(super) fn move_to(&mut self, pins: Pins) {
+        self.pins = pins;
     }
 
     pub(super) fn pins(&self) -> &Pins {
@@ -42,7 +49,7 @@ impl HeldPins {
 
     /// Returns `true` if every pin is there.
     pub fn are_complete(&self) -> bool {
-        self.objects.iter().all(|(path, _)| path.symlink_metadata().is_ok())
+        self.objects.iter().all(|(name, _)| self.pins.map(name).symlink_metadata().is_ok())
     }
 
     /// Makes this program array the pinned one again, after another one was.
@@ -50,8 +57,7 @@ impl HeldPins {
     /// # Errors
     /// Returns an error if the kernel refuses.
     pub(super) fn restore_stages(&self) -> Result<()> {
-        let stages = self.pins.stages();
-        let held = self.objects.iter().find(|(path, _)| *path == stages);
+        let held = self.objects.iter().find(|(name, _)| *name == STAGES_PIN);
         let (_, array) = held.context("the program array is not held")?;
         let new = self.pins.new_stages();
         bpf::pin(array.as_fd(), &new).with_context(|| format!("cannot pin {}", new.display()))?;
@@ -67,9 +73,10 @@ impl HeldPins {
         let is_new = !self.directory().exists();
         self.pins.make()?;
         let lock = is_new.then(|| self.pins.lock()).transpose()?;
-        for (path, object) in &self.objects {
+        for (name, object) in &self.objects {
+            let path = self.pins.map(name);
             if path.symlink_metadata().is_err() {
-                bpf::pin(object.as_fd(), path).with_context(|| format!("cannot pin {}", path.display()))?;
+                bpf::pin(object.as_fd(), &path).with_context(|| format!("cannot pin {}", path.display()))?;
             }
         }
         Ok(lock)

@@ -211,6 +211,11 @@ impl Attachment {
         self.pin.symlink_metadata().is_ok()
     }
 
+    /// Notes that the pin is among these now, whose directory has got another name.
+    pub(super) fn move_to(&mut self, pins: &Pins) {
+        self.pin = pins.link(&self.interface, self.mode);
+    }
+
     /// Pins the link again.
     ///
     /// # Errors

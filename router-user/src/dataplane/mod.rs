@@ -12,6 +12,7 @@ mod flows;
 mod forwarding;
 mod held_pins;
 mod link;
+mod migration;
 mod neighbours;
 mod object;
 mod own_traffic;
@@ -26,9 +27,11 @@ mod route;
 mod rules;
 mod settings;
 mod shared_memory;
+mod succession;
 mod unattended;
 
 use std::{
+    fs::File,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -41,6 +44,7 @@ use aya::{
     programs::{ProgramFd, SchedClassifier, Xdp},
 };
 use router_common::maps::route::{Answer, Query};
+use tracing::warn;
 
 pub use self::{
     counters::CounterTable,
@@ -48,6 +52,7 @@ pub use self::{
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Place},
+    migration::Moved,
     neighbours::{FailedNeighbours, NextHopsInUse},
     object::object,
     own_traffic::Hook,
@@ -67,7 +72,10 @@ pub use crate::sys::{
     xdp::Mode,
 };
 
-use self::object::{load_patiently, own_traffic_program, program, program_fd, take};
+use self::{
+    object::{load_patiently, own_traffic_program, program, program_fd, take},
+    succession::Waiting,
+};
 
 /// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
 /// its own.
@@ -128,10 +136,24 @@ struct Limits {
     half_open_per_source: u32,
 }
 
+/// The result of taking another data plane's place.
+#[derive(Debug)]
+pub struct Succeeded {
+    /// The layout of that one.
+    pub layout: u32,
+    /// Its sessions; `None` if its layout is not known, so that they are lost.
+    pub moved: Option<Moved>,
+    /// The lock on the directory of the pins in force, if that is a new one. The one on the
+    /// directory before has no meaning any more.
+    pub lock: Option<File>,
+}
+
 /// The loaded data plane. Dropping it leaves what is pinned as it is.
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: Option<HeldPins>,
+    /// `Some` if this takes the place of another data plane and has not done so yet.
+    waiting: Option<Waiting>,
     egress: DevMap<MapData>,
     /// `ROOT` and `STAGES`. Kept open: programs name maps by descriptor until they are loaded, and
     /// an array that no process holds forgets its programs.
@@ -294,28 +316,55 @@ impl Dataplane {
         self.rules.apply(spec, &mut self.settings)
     }
 
-    /// Takes over the attachments that other versions have left on an interface, for
-    /// [`attach_to`](Self::attach_to) to find.
+    /// Copies the sessions of the programs whose place these take, and which may go on meanwhile,
+    /// so that [`take_the_place`](Self::take_the_place) has less to do. Takes a while for a large
+    /// table.
+    pub fn copy_sessions(&mut self) {
+        if let Some(Waiting { transfer: Some(transfer), .. }) = &mut self.waiting {
+            transfer.copy_in_passes();
+        }
+    }
+
+    /// Has packets reach these programs, if they take the place of others whose table is another
+    /// one, with the sessions of those. Everything else has to be in place: settings, rules, and
+    /// `attachments`. Returns `None` if packets reach the programs already.
+    ///
+    /// Packets go on meanwhile.
     ///
     /// # Errors
-    /// Returns an error if the kernel or the driver refuses; [`Predecessors::give_back`] undoes the
-    /// rest.
-    pub fn take_over(
+    /// Returns an error if a pin or `ROOT` cannot be written: the programs before go on with their
+    /// sessions, and dropping this takes nothing away from them.
+    pub fn take_the_place<'a>(
         &mut self,
-        predecessors: &mut Predecessors,
-        interface: &str,
-        index: u32,
-        mode: Mode,
-    ) -> Result<()> {
-        if predecessors.is_empty() {
-            return Ok(());
+        attachments: impl Iterator<Item = &'a mut Attachment>,
+    ) -> Result<Option<Succeeded>> {
+        self.copy_sessions();
+        let Some(Waiting { mut pinned, layout, is_same_layout, transfer }) = self.waiting.take() else {
+            return Ok(None);
+        };
+        self.settings.show_presence()?;
+        let [root, _] = &mut self.arrays;
+        let mut swap = || {
+            let swap = || root.set(0, &self.entry, 0).context("cannot put the program into the root slot");
+            pinned.put_in_force(is_same_layout, swap)
+        };
+        let moved = match transfer {
+            Some(transfer) => Some(transfer.finish(&mut swap)?),
+            None => {
+                swap()?;
+                None
+            }
+        };
+        if let Some(held) = &mut self.pins {
+            held.move_to(pinned.pins().clone());
         }
-        if !forwarding::kernel_forwards()? {
-            self.settings.set_route_lookups_were_off()?;
+        for attachment in attachments {
+            attachment.move_to(pinned.pins());
         }
-        self.program(ROOT_PROGRAM)?;
-        let pins = self.pins.as_ref().context("attaching needs pins")?.pins();
-        predecessors.take_over(program(&mut self.ebpf, ROOT_PROGRAM)?, pins, interface, index, mode)
+        if is_same_layout && let Err(error) = pinned.pins().next().remove_beside(pinned.pins()) {
+            warn!("cannot remove the pins of the table before: {error:#}");
+        }
+        Ok(Some(Succeeded { layout, moved, lock: pinned.take_lock() }))
     }
 
     /// Puts the root program back on an interface: `lost` is the attachment that it had, `index`

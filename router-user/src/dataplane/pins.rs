@@ -3,27 +3,40 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use router_common::limits::LAYOUT;
 
+use super::migration;
 use crate::{
     private::{self, Holder},
-    sys::{bpf, bpffs, xdp::Mode},
+    sys::{bpffs, files, xdp::Mode},
 };
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
 /// Inside: a file a map, `stages` (the program array of the programs in force), and in `links/` a
 /// file an attachment, named `<mode>-<interface>`.
+///
+/// While sessions move to another table of the same layout, there are two directories: the one in
+/// force, and [`next`](Self::next) to it `v<layout>-next`. The new one is made there, and takes the
+/// other's place by one rename that exchanges both. A directory without `stages` was never in
+/// force, so what a killed daemon leaves can be told apart ([`claim`](Self::claim)).
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
     directory: PathBuf,
+    layout: u32,
 }
+
+/// The name of the pin of the program array in force.
+pub(super) const STAGES_PIN: &str = "stages";
+
+/// The end of the name of the directory beside the one in force.
+const NEXT: &str = "-next";
 
 impl Pins {
     /// Opens the pins below `root`. Makes missing directories, and closes all of them to other
@@ -66,24 +79,112 @@ impl Pins {
     /// Returns the pins in this directory of a layout.
     pub(super) fn in_directory(directory: &Path) -> Self {
         let root = directory.parent().unwrap_or(directory).to_owned();
-        Self { root, directory: directory.to_owned() }
+        Self { root, directory: directory.to_owned(), layout: LAYOUT }
     }
 
     fn of_layout(root: &Path, layout: u32) -> Self {
-        Self { root: root.to_owned(), directory: root.join(format!("v{layout}")) }
+        Self { root: root.to_owned(), directory: root.join(format!("v{layout}")), layout }
     }
 
-    /// Returns the pins that other versions have left below `root`, oldest first.
+    /// Returns the pins beside these, of another table of the same layout.
+    pub(super) fn next(&self) -> Self {
+        let directory = self.root.join(format!("v{}{NEXT}", self.layout));
+        Self { root: self.root.clone(), directory, layout: self.layout }
+    }
+
+    /// Returns the pins in force of the same layout, which these are beside.
+    pub(super) fn in_force(&self) -> Self {
+        Self::of_layout(&self.root, self.layout)
+    }
+
+    /// Exchanges the directories of these pins and of those beside them, at once.
+    pub(super) fn exchange(&self) -> Result<()> {
+        let next = self.next();
+        files::exchange(&next.directory, &self.directory).with_context(|| {
+            format!("cannot exchange {} and {}", next.directory.display(), self.directory.display())
+        })
+    }
+
+    /// Makes this process the only one that works with these pins, as [`lock`](Self::lock) does,
+    /// and clears up after a daemon that was killed while sessions moved.
+    ///
+    /// # Errors
+    /// Returns an error if another process has the lock, or the pins cannot be read or written.
+    pub fn claim(&self) -> Result<fs::File> {
+        let lock = self.lock()?;
+        let next = self.next();
+        if !next.directory.exists() {
+            return Ok(lock);
+        }
+        private::close(&next.directory)?;
+        // If it is locked, it is being prepared.
+        let Ok(_next_lock) = next.lock() else { return Ok(lock) };
+        if next.is_ready() && !self.is_ready() {
+            // The new one was not in force yet.
+            self.exchange()?;
+            next.discard()?;
+            return self.lock();
+        }
+        if !next.is_ready() {
+            next.discard()?;
+        }
+        Ok(lock)
+    }
+
+    /// Removes these pins and their directory if they have never been in force.
+    ///
+    /// # Errors
+    /// Returns an error if a pin cannot be removed.
+    pub fn discard_unused(&self) -> Result<()> {
+        if self.is_ready() { Ok(()) } else { self.discard() }
+    }
+
+    /// Removes these pins and their directory. What is pinned elsewhere as well stays as it is,
+    /// attached programs too.
+    pub(super) fn discard(&self) -> Result<()> {
+        self.discard_contents()?;
+        let links = self.links();
+        for directory in [&links, &self.directory] {
+            if directory.exists() {
+                fs::remove_dir(directory)
+                    .with_context(|| format!("cannot remove {}", directory.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn discard_contents(&self) -> Result<()> {
+        for directory in [self.links(), self.directory.clone()] {
+            for path in entries(&directory)?.into_iter().filter(|path| !path.is_dir()) {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the pins that other versions have left below `root`, oldest first. Those of one
+    /// layout that are beside others come before them.
     ///
     /// # Errors
     /// Returns an error if the directory cannot be read, or another user may change its contents.
     pub fn others(root: &Path) -> Result<Vec<Self>> {
         private::examine(root)?;
-        let layout = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
-        let mut layouts: Vec<u32> = entries(root)?.into_iter().filter_map(layout).collect();
+        let layout = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_prefix('v')?;
+            let (number, is_next) = match name.strip_suffix(NEXT) {
+                Some(number) => (number, true),
+                None => (name, false),
+            };
+            Some((number.parse::<u32>().ok()?, !is_next))
+        };
+        let mut layouts: Vec<(u32, bool)> = entries(root)?.into_iter().filter_map(layout).collect();
         layouts.sort_unstable();
-        let others = layouts.into_iter().filter(|layout| *layout != LAYOUT);
-        Ok(others.map(|layout| Self::of_layout(root, layout)).collect())
+        let others = layouts.into_iter().filter(|(layout, _)| *layout != LAYOUT);
+        let pins = |(layout, is_main)| {
+            let pins = Self::of_layout(root, layout);
+            if is_main { pins } else { pins.next() }
+        };
+        Ok(others.map(pins).collect())
     }
 
     /// Makes this process the only one that works with these pins, for as long as the file that
@@ -116,12 +217,27 @@ impl Pins {
 
     /// Returns `true` if an earlier daemon has left maps here.
     pub fn are_there(&self) -> bool {
-        self.map("FLOWS").exists()
+        self.map("FLOWS").exists() && self.is_ready()
+    }
+
+    /// Returns `true` if these pins are, or were, those of a data plane in force.
+    pub(super) fn is_ready(&self) -> bool {
+        self.stages().exists()
     }
 
     /// Returns the directory of all layouts.
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Returns `true` if sessions can be taken out of a table of this layout.
+    pub(crate) fn can_be_read(&self) -> bool {
+        migration::knows(self.layout)
+    }
+
+    /// Returns the number of the layout of what is pinned here.
+    pub(super) fn layout(&self) -> u32 {
+        self.layout
     }
 
     /// Returns the directory of this layout.
@@ -149,7 +265,7 @@ impl Pins {
 
     /// Returns the pin of the program array in force.
     pub(super) fn stages(&self) -> PathBuf {
-        self.directory.join("stages")
+        self.directory.join(STAGES_PIN)
     }
 
     /// Returns the pin of the link that watches an interface's egress, see `own_traffic`.
@@ -173,25 +289,6 @@ impl Pins {
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
     }
 
-    /// Returns the XDP links on the interface with this index.
-    pub(super) fn links_on(&self, index: u32) -> Result<Vec<LinkPin>> {
-        let mut links = Vec::new();
-        for path in entries(&self.links())? {
-            let (kind, _) = read_link_name(&path.file_name().unwrap_or_default().to_string_lossy());
-            // Other attachments than those of XDP are pinned there, too.
-            let Some(mode) = Mode::ALL.iter().copied().find(|mode| mode.as_str() == kind) else {
-                continue;
-            };
-            let link = bpf::open_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            let info = bpf::xdp_link_info(link.as_fd())
-                .with_context(|| format!("{} is no XDP link", path.display()))?;
-            if info.interface == index {
-                links.push(LinkPin { mode, program: info.program, path });
-            }
-        }
-        Ok(links)
-    }
-
     /// Returns the interfaces that links are pinned for.
     ///
     /// # Errors
@@ -209,15 +306,6 @@ fn close_root(root: &Path) -> Result<()> {
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
     let is_mount_point = root.parent().is_none_or(|parent| device(parent) != device(root));
     if is_mount_point { private::examine(root) } else { private::close(root) }
-}
-
-/// A pinned XDP link.
-pub(super) struct LinkPin {
-    pub(super) path: PathBuf,
-    /// As its name says it.
-    pub(super) mode: Mode,
-    /// The id of the program that it holds.
-    pub(super) program: u32,
 }
 
 /// Returns the name of a link's pin. A BPF file system allows no dots (`bpf_lookup`,

@@ -29,6 +29,9 @@ pub(super) struct PoolTable {
     share: u32,
 }
 
+/// include/uapi/linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
+
 /// The number of calls of [`PoolTable::reconcile`] that cover the marks of all pools.
 const SHARES: u32 = 16;
 
@@ -79,6 +82,42 @@ impl PoolTable {
         for reply in replies {
             if let Some(pool) = pools.get(&PoolKey::of(&reply)).and_then(|index| self.pools.get(*index)) {
                 pool.clear(reply.destination_port.number());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a pool for a target, unless it has one or none is to spare, and marks the ports of
+    /// these reply flows as taken; but not one that is free in the table by then (`is_there`).
+    pub(super) fn mark(
+        &mut self,
+        target: &PoolKey,
+        replies: &[FlowKey],
+        is_there: impl Fn(&FlowKey) -> bool,
+    ) -> Result<()> {
+        let index = match self.keys.get(target, 0) {
+            Ok(index) => index,
+            Err(MapError::KeyNotFound) => {
+                let free = |index: &u32| self.pools.get(*index).is_some_and(Pool::claim);
+                let Some(index) = (0..self.to_spare()).find(free) else { return Ok(()) };
+                if self.keys.insert(target, index, BPF_NOEXIST).is_err() {
+                    // A program has made one at the same moment.
+                    if let Some(pool) = self.pools.get(index) {
+                        pool.unclaim();
+                    }
+                    return Ok(());
+                }
+                index
+            }
+            Err(error) => return Err(error).context("cannot read the pools of ports"),
+        };
+        let Some(pool) = self.pools.get(index) else { return Ok(()) };
+        for reply in replies {
+            let port = reply.destination_port.number();
+            pool.set(port);
+            // Looked at after the mark is there, see `Pool`.
+            if !is_there(reply) {
+                pool.clear(port);
             }
         }
         Ok(())

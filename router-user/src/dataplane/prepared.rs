@@ -4,8 +4,8 @@
 //! forwards, and beside the daemon of that data plane. Activating is short.
 
 use std::{
-    fs,
-    path::PathBuf,
+    fs::{self, File},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -25,8 +25,10 @@ use super::{
     LoadOptions, LocalAddresses, NextHopsInUse, PINNED_MAPS, PUNTS, Pins, ReservedPorts, RuleTable,
     SettingsTable,
     flows::FlowMaps,
+    migration::Transfer,
     object::{OBJECT, explain_load_error, load_own_traffic, load_program, program_fd, take},
     pools, reserved_ports,
+    succession::{self, Succession},
 };
 
 /// Programs and maps that the kernel has accepted, and that no packet reaches yet. Dropping it
@@ -40,21 +42,116 @@ pub struct Prepared {
     adopted: bool,
     limits: Limits,
     pinned: Option<Pinned>,
+    /// The table to which sessions of another one move.
+    tables: Option<Tables>,
+}
+
+/// The settings and the flow table.
+struct Tables {
+    settings: SettingsTable,
+    flows: FlowTable,
+    /// `Some` if sessions of another table move to this one.
+    transfer: Option<Transfer>,
+}
+
+impl Tables {
+    fn of(ebpf: &mut Ebpf) -> Result<Self> {
+        let settings = SettingsTable::new(take(ebpf, "SETTINGS")?)?;
+        let maps = FlowMaps {
+            slots: take(ebpf, "FLOWS")?,
+            occupancy: take(ebpf, "OCCUPANCY")?,
+            half_open: take(ebpf, "HALF_OPEN")?,
+            peers: take(ebpf, "PEERS")?,
+            pools: take(ebpf, "POOLS")?,
+            pool_bits: take(ebpf, "POOL_BITS")?,
+        };
+        let flows = FlowTable::new(maps, settings.current())?;
+        Ok(Self { settings, flows, transfer: None })
+    }
 }
 
 /// Pins of a data plane that is not in force yet.
-struct Pinned {
+pub(super) struct Pinned {
+    /// The place of the pins now.
     pins: Pins,
-    /// The pin of the program array, until that is in force.
-    stages: PathBuf,
     /// `true` if there was no data plane before.
     is_new: bool,
     is_kept: bool,
+    /// The data plane whose place this one takes.
+    succession: Option<Succession>,
+    takes_a_place: bool,
+    /// The lock on a directory that this call has made.
+    lock: Option<File>,
 }
 
 impl Pinned {
-    fn of(pins: Pins) -> Self {
-        Self { stages: pins.new_stages(), is_new: !pins.are_there(), pins, is_kept: false }
+    /// Chooses where to pin a data plane for this number of sessions, and pins there what it uses
+    /// of the one before.
+    fn below(root: &Path, sessions: u32) -> Result<Self> {
+        let own = Pins::open(root)?;
+        let Some(succession) = Succession::find(&own, sessions)? else {
+            let is_new = !own.are_there();
+            if is_new {
+                // What a start has left that was killed.
+                own.discard_contents()?;
+            }
+            return Ok(Self {
+                pins: own,
+                is_new,
+                is_kept: false,
+                succession: None,
+                takes_a_place: false,
+                lock: None,
+            });
+        };
+        let (pins, lock) = if succession.is_same_layout {
+            let next = own.next();
+            next.make()?;
+            let lock = next.lock()?;
+            if next.is_ready() {
+                next.remove_beside(&own)?;
+                next.make()?;
+            }
+            (next, Some(lock))
+        } else {
+            (own, None)
+        };
+        // What a start has left that was killed.
+        pins.discard_contents()?;
+        let mut pinned =
+            Self { pins, is_new: true, is_kept: false, succession: None, takes_a_place: true, lock };
+        succession.share_with(&pinned.pins)?;
+        pinned.succession = Some(succession);
+        Ok(pinned)
+    }
+
+    /// Returns the place of the pins.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Takes the lock on the directory in force, if this call has made that directory.
+    pub(super) fn take_lock(&mut self) -> Option<File> {
+        self.lock.take()
+    }
+
+    /// Puts the pins where the next daemon looks for them, and then has packets reach the programs
+    /// by `swap`. Undoes the first if the second fails.
+    pub(super) fn put_in_force(&mut self, is_beside: bool, swap: impl FnOnce() -> Result<()>) -> Result<()> {
+        let place = self.pins.clone();
+        if is_beside {
+            self.pins = self.pins.in_force();
+            self.pins.exchange()?;
+        }
+        let stages = self.pins.new_stages();
+        let done = self.pins.keep_stages(&stages).and_then(|()| swap());
+        if done.is_err() && is_beside {
+            self.pins.exchange()?;
+            self.pins = place;
+        }
+        done?;
+        self.is_kept = true;
+        Ok(())
     }
 }
 
@@ -64,8 +161,11 @@ impl Drop for Pinned {
             return;
         }
         // Best effort: what matters is the error because of which this is dropped.
-        let _ = fs::remove_file(&self.stages);
-        if self.is_new {
+        let _ = fs::remove_file(self.pins.new_stages());
+        if self.takes_a_place {
+            // Without detaching anything: the attachments are those of the data plane in force.
+            let _ = self.pins.discard();
+        } else if self.is_new {
             let _ = self.pins.remove();
         }
     }
@@ -80,14 +180,15 @@ impl Prepared {
     /// Returns an error if the kernel refuses the programs or maps, if a pin cannot be written, and
     /// if it was cancelled. What this call has pinned is removed again.
     pub fn load(options: &LoadOptions, cancelled: &AtomicBool) -> Result<Self> {
-        let pinned = options.pins.as_deref().map(Pins::open).transpose()?.map(Pinned::of);
+        let mut pinned =
+            options.pins.as_deref().map(|root| Pinned::below(root, options.sessions)).transpose()?;
         let slots = Regions::of(options.sessions).context("limits.flows is too large")?.slots();
         let mut loader = EbpfLoader::new();
-        if let Some(Pinned { pins, stages, .. }) = &pinned {
+        if let Some(Pinned { pins, .. }) = &pinned {
             for name in PINNED_MAPS.into_iter().chain([PUNTS]) {
                 loader.map_pin_path(name, pins.map(name));
             }
-            loader.map_pin_path("STAGES", stages);
+            loader.map_pin_path("STAGES", pins.new_stages());
         }
         loader.map_max_entries("FLOWS", slots / BUCKET);
         for name in ["POOLS", "POOL_BITS"] {
@@ -117,7 +218,19 @@ impl Prepared {
         let LoadOptions { sessions, half_open_per_source, .. } = *options;
         let adopted = pinned.as_ref().is_some_and(|pinned| !pinned.is_new);
         let limits = Limits { sessions, half_open_per_source };
-        Ok(Self { ebpf, stages, entry, own_traffic, adopted, limits, pinned })
+        // The other programs, and their daemon, may go on meanwhile.
+        let source = pinned.as_mut().and_then(|pinned| pinned.succession.as_mut()?.source.take());
+        let tables = match source {
+            Some(source) => {
+                let mut tables = Tables::of(&mut ebpf)?;
+                let mut transfer = Transfer::new(source, tables.flows.clone());
+                transfer.copy_in_passes();
+                tables.transfer = Some(transfer);
+                Some(tables)
+            }
+            None => None,
+        };
+        Ok(Self { ebpf, stages, entry, own_traffic, adopted, limits, pinned, tables })
     }
 
     /// Returns `true` if an earlier daemon's maps were found and stay in use.
@@ -126,55 +239,68 @@ impl Prepared {
     }
 
     /// Has packets reach the programs, if a root program is attached. The caller is the only one
-    /// that works with the pins ([`Pins::lock`]).
+    /// that works with the pins ([`Pins::claim`]).
+    ///
+    /// If the programs take the place of others with another table, packets do not reach them
+    /// before [`Dataplane::take_the_place`].
     ///
     /// # Errors
     /// Returns an error if a map cannot be read or written. Before the last step, what was in
     /// force still is.
     pub fn activate(self) -> Result<Dataplane> {
-        let Self { mut ebpf, stages, entry, own_traffic, adopted, limits, mut pinned } = self;
+        let Self { mut ebpf, stages, entry, own_traffic, adopted, limits, pinned, tables } = self;
         // From the inside out: packets reach the programs only when all that they need is in place.
-        let mut settings = SettingsTable::new(take(&mut ebpf, "SETTINGS")?)?;
+        let tables = match tables {
+            Some(tables) => tables,
+            None => Tables::of(&mut ebpf)?,
+        };
+        let Tables { mut settings, flows, transfer } = tables;
         let local_addresses = LocalAddresses::new(
             take(&mut ebpf, "LOCAL_ADDRESSES")?,
             take(&mut ebpf, "LOCAL_ADDRESSES_IPV6")?,
         )?;
-        let reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
+        let mut reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
         let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
         let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
         let next_hops_in_use = NextHopsInUse::new(take(&mut ebpf, "NEXT_HOPS")?)?;
         let rules = RuleTable::new(&mut ebpf, settings.version())?;
-        let maps = FlowMaps {
-            slots: take(&mut ebpf, "FLOWS")?,
-            occupancy: take(&mut ebpf, "OCCUPANCY")?,
-            half_open: take(&mut ebpf, "HALF_OPEN")?,
-            peers: take(&mut ebpf, "PEERS")?,
-            pools: take(&mut ebpf, "POOLS")?,
-            pool_bits: take(&mut ebpf, "POOL_BITS")?,
-        };
-        let flows = FlowTable::new(maps, settings.current())?;
         flows.set_capacity(limits.sessions);
         settings.set_limits(flows.regions(), flows.pools_to_spare(), limits.half_open_per_source)?;
         let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
         rules.set_numbered(flows.clone(), counters.clone());
         let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
         let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
-        root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
-        // What the programs before these have found is not noted in these programs' map.
-        settings.invalidate_next_hops()?;
-        let pins = match &mut pinned {
-            Some(pinned) => {
-                pinned.pins.keep_stages(&pinned.stages)?;
-                let maps = PINNED_MAPS.into_iter().chain([PUNTS]);
-                let held = HeldPins::hold(pinned.pins.clone(), maps)?;
-                pinned.is_kept = true;
-                Some(held)
+        let hold = |pinned: &Pinned| {
+            let maps = PINNED_MAPS.into_iter().chain([PUNTS]);
+            HeldPins::hold(pinned.pins.clone(), maps, &pinned.pins.new_stages())
+        };
+        let pins = pinned.as_ref().map(hold).transpose()?;
+        let waiting = match pinned {
+            Some(mut pinned) => match pinned.succession.take() {
+                Some(succession) => {
+                    Some(succession.bequeath(pinned, transfer, &rules, &mut settings, &mut reserved_ports)?)
+                }
+                None => {
+                    root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
+                    // What the programs before these have found is not noted in these programs'
+                    // map.
+                    settings.invalidate_next_hops()?;
+                    pinned.pins.keep_stages(&pinned.pins.new_stages())?;
+                    pinned.is_kept = true;
+                    succession::finish(&pinned.pins, &flows);
+                    None
+                }
+            },
+            None => {
+                root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
+                settings.invalidate_next_hops()?;
+                None
             }
-            None => None,
         };
         Ok(Dataplane {
             ebpf,
             pins,
+            waiting,
             arrays: [root, stages],
             entry,
             limits,

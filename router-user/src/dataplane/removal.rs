@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -39,6 +40,30 @@ impl Pins {
             }
         }
         Ok(removed)
+    }
+
+    /// Removes everything, after `ours` has come into force in its place: programs are detached
+    /// only if they are not attached by a link of `ours`.
+    ///
+    /// # Errors
+    /// Returns an error if a pin cannot be read or removed.
+    pub(super) fn remove_beside(&self, ours: &Self) -> Result<()> {
+        let id = |path: &Path| Some(bpf::xdp_link_info(bpf::open_pin(path).ok()?.as_fd()).ok()?.id);
+        let used_on: Vec<u32> = entries(&ours.links())?.iter().filter_map(|path| id(path)).collect();
+        for path in entries(&self.links())? {
+            let name = path.file_name().unwrap_or_default();
+            let (kind, _) = read_link_name(&name.to_string_lossy());
+            // There is one filter on an interface: the one that has come last.
+            let is_used_on = if own_traffic::is_filter(&kind) {
+                ours.links().join(name).exists()
+            } else {
+                id(&path).is_some_and(|id| used_on.contains(&id))
+            };
+            if is_used_on {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        self.remove_all().map(drop)
     }
 
     /// Removes everything: programs are detached first, then maps and programs go. Returns the
@@ -104,11 +129,16 @@ pub fn detach(root: &Path) -> Result<Removed> {
         removed.interfaces = own.remove()?;
         removed.directories.push(own.directory().to_owned());
     }
-    let others = Pins::others(root)?;
+    let mut others = Pins::others(root)?;
+    // What a start has left that was killed while sessions moved.
+    others.extend(Some(own.next()).filter(|next| next.directory().exists()));
     for other in &others {
         // In a layout that cannot be read they stay reserved until the next boot.
         let _ = reserved_ports::release(other);
-        removed.interfaces.extend(other.remove_all()?);
+        let interfaces = other.remove_all()?;
+        let new = interfaces.into_iter().filter(|interface| !removed.interfaces.contains(interface));
+        let new: Vec<String> = new.collect();
+        removed.interfaces.extend(new);
         removed.directories.push(other.directory().to_owned());
     }
     if !others.is_empty() {

@@ -64,18 +64,42 @@ impl ReservedPorts {
         Ok(true)
     }
 
+    /// Takes over ports that a data plane before this one has reserved.
+    pub(super) fn inherit(&mut self, ports: &PortSet) -> Result<()> {
+        let ours = self.ours.or(ports);
+        self.remember(&ours)?;
+        self.ours = ours;
+        Ok(())
+    }
+
     fn remember(&mut self, ports: &PortSet) -> Result<()> {
         self.map.set(0, ports.words(), 0).context("cannot note which ports are reserved")
     }
 }
 
-/// Returns the ports that an earlier daemon has reserved, if it has left its maps in these pins.
+/// Returns the ports that earlier daemons have reserved, also of other versions, by the maps that
+/// they have left in these pins and beside them.
 ///
 /// # Errors
-/// Returns an error if the map cannot be read.
+/// Returns an error if the map in these pins cannot be read.
 pub fn reserved_earlier(pins: &Pins) -> Result<PortSet> {
+    let own = reserved_at(pins)?;
+    let others = Pins::others(pins.root()).unwrap_or_default();
+    // What cannot be read is not ours to give out.
+    Ok(others.iter().filter_map(|other| reserved_at(other).ok()).fold(own, |all, other| all.or(&other)))
+}
+
+/// Returns the ports that the map in these pins says are reserved by us.
+pub(super) fn reserved_at(pins: &Pins) -> Result<PortSet> {
     let pin = pins.map(MAP);
     if pin.exists() { open(&pin).map(|ports| ports.ours) } else { Ok(PortSet::new()) }
+}
+
+/// Takes away what the map in these pins says is reserved by us, except for what the map in `ours`
+/// says.
+pub(super) fn release_to(pins: &Pins, ours: &Pins) -> Result<()> {
+    let pin = pins.map(MAP);
+    if pin.exists() { open(&pin)?.set(&reserved_at(ours)?).map(drop) } else { Ok(()) }
 }
 
 /// Takes away what the map in these pins says is reserved by us.

@@ -10,6 +10,7 @@ use std::{
 use router_common::{
     maps::{half_open::HalfOpen, peers::Peer},
     ports::Pool,
+    shared,
     table::{Occupancy, Slot},
 };
 
@@ -32,6 +33,8 @@ unsafe impl Shared for Slot {}
 unsafe impl Shared for Occupancy {}
 // SAFETY: as above.
 unsafe impl Shared for Pool {}
+// SAFETY: as above.
+unsafe impl<T: Send, const N: usize> Shared for [shared::Shared<T>; N] {}
 
 /// An array of `T` in the kernel's memory.
 #[derive(Debug)]

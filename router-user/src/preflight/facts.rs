@@ -90,6 +90,8 @@ pub struct Predecessor {
     pub directory: PathBuf,
     /// The interfaces that it has links for.
     pub interfaces: Vec<String>,
+    /// `true` if this version can read its sessions.
+    pub sessions_move: bool,
 }
 
 /// The privileges of this process, by its effective capabilities (capabilities(7)).

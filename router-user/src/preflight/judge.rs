@@ -118,13 +118,18 @@ pub fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
             [] => "on no interface".to_owned(),
             interfaces => format!("on {}", listed(interfaces)),
         };
-        found.warning((Id::PredecessorFound, &predecessor.directory.to_string_lossy()),
-            format!(
-                "another version's data plane is at {}, {on}: `run` takes its place, and its sessions are lost",
-                predecessor.directory.display()
-            ),
-            "nothing, if that is intended; `pls-router detach` takes it off now",
-        );
+        let directory = predecessor.directory.to_string_lossy();
+        let found_there = format!("another version's data plane is at {directory}, {on}");
+        let of = (Id::PredecessorFound, &*directory);
+        if predecessor.sessions_move {
+            found.note(of, format!("{found_there}: `run` takes its place, with its sessions"), "nothing");
+        } else {
+            found.warning(
+                of,
+                format!("{found_there}: `run` takes its place, and its sessions are lost"),
+                "nothing, if that is intended; `pls-router detach` takes it off now",
+            );
+        }
     }
     found.sorted()
 }

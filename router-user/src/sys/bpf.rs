@@ -10,12 +10,12 @@ use std::{
 };
 
 // enum bpf_cmd, include/uapi/linux/bpf.h.
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 /// include/uapi/linux/bpf.h.
 const BPF_F_RDONLY: u32 = 1 << 3;
@@ -58,6 +58,29 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
+/// Reads the value of an array at an index. `value` is as long as what the kernel writes: the map's
+/// value, or of a per-CPU map, in multiples of 8 bytes, as many as there may be CPUs.
+pub(crate) fn lookup(map: BorrowedFd<'_>, index: u32, value: &mut [u8]) -> io::Result<()> {
+    /// The part of `union bpf_attr` for `BPF_MAP_LOOKUP_ELEM`.
+    #[repr(C)]
+    struct Attributes {
+        map_fd: u64,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut attributes = Attributes {
+        // A number of 32 bits, and padding.
+        map_fd: map.as_raw_fd() as u64,
+        key: (&raw const index) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command; key and value live through the call, and the
+    // caller has promised the value's length.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) }.map(drop)
+}
+
 /// Waits until every program that is running now has ended (`synchronize_rcu`).
 ///
 /// With one CPU the kernel does not wait (kernel/sched/membarrier.c), and need not: programs run in
@@ -83,7 +106,7 @@ pub(crate) struct XdpLinkInfo {
     /// `enum bpf_link_type`.
     kind: u32,
     /// The link's id.
-    id: u32,
+    pub(crate) id: u32,
     /// The id of the program that it holds.
     pub(crate) program: u32,
     padding: u32,
@@ -217,26 +240,6 @@ pub(crate) fn test_run(
     // as long as is said.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attributes) }?;
     Ok(TestRun { verdict: attributes.retval, length: attributes.data_size_out as usize })
-}
-
-/// Puts another program into a link.
-pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    /// The part of `union bpf_attr` for `BPF_LINK_UPDATE`.
-    #[repr(C)]
-    struct Attributes {
-        link_fd: u32,
-        new_prog_fd: u32,
-        flags: u32,
-        old_prog_fd: u32,
-    }
-    let mut attributes = Attributes {
-        link_fd: link.as_raw_fd() as u32,
-        new_prog_fd: program.as_raw_fd() as u32,
-        flags: 0,
-        old_prog_fd: 0,
-    };
-    // SAFETY: the attributes are those of the command.
-    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
 }
 
 /// Takes the program of a link off its interface. One of an interface that is gone is no error.

@@ -4,6 +4,7 @@
 pub(crate) mod addresses;
 pub(crate) mod bpf;
 pub(crate) mod bpffs;
+pub(crate) mod files;
 pub(crate) mod filters;
 pub(crate) mod groups;
 pub(crate) mod interface;

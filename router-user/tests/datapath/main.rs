@@ -26,6 +26,7 @@ mod loading;
 mod local;
 mod log;
 mod masquerade;
+mod migration;
 mod mss;
 mod neighbours;
 mod own;

@@ -156,7 +156,17 @@ impl World {
         neighbour(&Ipv4Addr::from(STRANGER).to_string(), PLS_MAC, "eth0");
 
         let options = LoadOptions { pins, sessions, half_open_per_source, generic, log: None };
-        let mut dataplane = Dataplane::load(&options).expect("the programs load");
+        let mut spec = rule_set();
+        spec.ports = ports;
+        spec.snat = snat.into_iter().map(Into::into).collect();
+        rules(&mut spec);
+        Self::load(&options, nics, &spec)
+    }
+
+    /// Loads a router in this thread's namespace. With the pins of another one, it takes that one's
+    /// place, or is about to, see [`Dataplane::take_the_place`].
+    pub(crate) fn load(options: &LoadOptions, nics: usize, spec: &RuleSetSpec) -> Self {
+        let mut dataplane = Dataplane::load(options).expect("the programs load");
         let interfaces = [index("eth0"), if nics == 2 { index("eth1") } else { 0 }];
         dataplane
             .settings
@@ -168,11 +178,7 @@ impl World {
             }))
             .expect("interfaces");
         dataplane.local_addresses.set(&[ROUTER.into()].into(), &[].into()).expect("addresses");
-        let mut spec = rule_set();
-        spec.ports = ports;
-        spec.snat = snat.into_iter().map(Into::into).collect();
-        rules(&mut spec);
-        dataplane.rules.apply(&spec, &mut dataplane.settings).expect("rules");
+        dataplane.rules.apply(spec, &mut dataplane.settings).expect("rules");
         let before = dataplane.counters.read().expect("counters");
         Self { dataplane, interfaces, before }
     }

@@ -25,6 +25,7 @@ mod isolation;
 mod layouts;
 mod lifecycle;
 mod local;
+mod migration;
 mod names;
 mod neighbours;
 mod own;

@@ -6,6 +6,7 @@
 //! on if the candidate fails.
 
 use std::{
+    fs::File,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result};
 use tokio::{task::JoinSet, time::sleep};
 use tracing::{debug, info, warn};
 
-use super::{listeners::Listeners, loading::Loading};
+use super::{listeners::Listeners, loading::Loading, succession};
 use crate::{
     config::Config,
     daemon::{
@@ -41,7 +42,7 @@ use crate::{
         sync::Stopped,
         upkeep::Upkeep,
     },
-    dataplane::{self, LoadOptions, Mode, Pins, Predecessors, Prepared},
+    dataplane::{self, LoadOptions, Mode, Pins, Prepared},
     port_plan,
 };
 
@@ -103,23 +104,18 @@ impl Candidate {
         })
     }
 
-    /// Puts the instance in force. Nothing else may write to the data plane meanwhile, nor to those
-    /// of `predecessors`. The services are started by [`Instance::serve`].
+    /// Puts the instance in force. Nothing else may write to the data plane meanwhile. The services
+    /// are started by [`Instance::serve`]. If the pins are in another directory then, `lock`
+    /// becomes the one on that.
     ///
     /// # Errors
-    /// Returns an error if the kernel or a driver refuses.
-    pub(crate) async fn activate(self, predecessors: &mut Predecessors) -> Result<(Instance, Followed)> {
+    /// Returns an error if the kernel or a driver refuses. If packets have not reached the instance
+    /// by then, what was in force still is.
+    pub(crate) async fn activate(self, lock: &mut Option<File>) -> Result<(Instance, Followed)> {
         let Self { common, config, kernel, changes, addresses, indexes, mut topology, mut own, .. } = self;
         let mut plane = self.prepared.activate()?;
         if plane.adopted {
             info!("found the data plane of an earlier daemon: its sessions go on");
-            if plane.flows.capacity() != config.limits.flows {
-                warn!(
-                    "the flow table has room for {} sessions; limits.flows = {} takes effect after `pls-router detach` and a start",
-                    plane.flows.capacity(),
-                    config.limits.flows
-                );
-            }
         }
         plane.switch_route_lookups_on()?;
         plane.local_addresses.set(&addresses.own(), &addresses.broadcast())?;
@@ -135,7 +131,6 @@ impl Candidate {
         }
         let mut attached = Vec::new();
         for ((slot, name), index) in (0..).zip(&interfaces).zip(&indexes) {
-            plane.take_over(predecessors, name, *index, mode)?;
             let attachment = plane.attach_to(slot, name, *index, mode)?;
             info!(interface = name, mode = mode.as_str(), "attached");
             attached.push(Attached { attachment, roles: roles(&config, name) });
@@ -147,7 +142,6 @@ impl Candidate {
         // as it was.
         let spec = desired::build(&config, &self.names, &TargetHealth::default(), own.session_ports());
         plane.apply_rules(&spec)?;
-        plane.detach_others(&interfaces)?;
 
         let mut logs = JoinSet::new();
         if common.options.bpf_log.is_some() {
@@ -156,12 +150,20 @@ impl Candidate {
         let punts = PuntThread::spawn(plane.take_punts()?, !plane.settings.daemon_was_there()).await?;
         let replayer = plane.replayer()?;
         let is_adopted = plane.adopted;
+        let names: Vec<String> = interfaces.iter().map(|name| (*name).to_owned()).collect();
         let parts = Parts::new(common, config, own, plane, attached, self.names);
         next_hops::refresh(&parts.next_hops(), &kernel, &mut topology).await?;
         // Before anything reports that all is well: without it, packets that are handed to the
         // daemon would be dropped.
         let router = parts.router(replayer);
         router.show_presence()?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if !succession::take_the_place(parts.state.attachments.clone(), parts.plane.clone(), lock).await? {
+            parts.plane.lock().detach_others(&names)?;
+        } else if let Err(error) = parts.plane.lock().detach_others(&names) {
+            // Too late to give up.
+            warn!("{error:#}");
+        }
         let instance =
             Instance { parts, name_service: self.name_service, kernel, punts, router, _logs: logs };
         Ok((instance, Followed { changes, topology, is_adopted }))

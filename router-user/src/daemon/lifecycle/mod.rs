@@ -9,4 +9,5 @@ mod onlookers;
 pub(crate) mod privileges;
 pub(crate) mod replacement;
 pub(crate) mod signals;
+pub(crate) mod succession;
 pub(crate) mod waiting;

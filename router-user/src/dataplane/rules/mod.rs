@@ -133,6 +133,16 @@ impl RuleTable {
         Ok(())
     }
 
+    /// Has rules of these names get the numbers that they have here: those of a data plane before
+    /// this one, by which its sessions go.
+    pub(super) fn inherit(&self, names: &[Option<String>]) {
+        let mut inherited = vec![None; MAX_RULES];
+        for (place, name) in inherited.iter_mut().zip(names) {
+            place.clone_from(name);
+        }
+        *lock(&self.names) = Arc::new(inherited);
+    }
+
     /// Returns the names of the rules by number: of those in force, and of those that were and
     /// whose numbers no other rule has got since.
     pub fn names(&self) -> Arc<Vec<Option<String>>> {

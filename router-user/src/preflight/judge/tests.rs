@@ -233,9 +233,13 @@ fn another_versions_data_plane_is_reported() {
     let left = |directory: &str, interfaces: &[&str]| Predecessor {
         directory: directory.into(),
         interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
+        sessions_move: directory.ends_with("v9"),
     };
-    let predecessors =
-        vec![left("/sys/fs/bpf/pls-router/v3", &[]), left("/sys/fs/bpf/pls-router/v5", &["eth0", "eth1"])];
+    let predecessors = vec![
+        left("/sys/fs/bpf/pls-router/v3", &[]),
+        left("/sys/fs/bpf/pls-router/v5", &["eth0", "eth1"]),
+        left("/sys/fs/bpf/pls-router/v9", &["eth0"]),
+    ];
     check(
         &config(""),
         &Facts { predecessors, ..good() },
@@ -244,6 +248,8 @@ fn another_versions_data_plane_is_reported() {
              place, and its sessions are lost\n  fix: nothing, if that is intended; `pls-router detach` takes it off now",
             "warning: another version's data plane is at /sys/fs/bpf/pls-router/v5, on eth0, eth1: `run` takes its \
              place, and its sessions are lost\n  fix: nothing, if that is intended; `pls-router detach` takes it off now",
+            "note: another version's data plane is at /sys/fs/bpf/pls-router/v9, on eth0: `run` takes its place, with \
+             its sessions\n  fix: nothing",
         ],
     );
 }
