@@ -403,6 +403,7 @@ impl Running {
     /// # Errors
     /// Returns an error if neither runs.
     async fn replace(&mut self, common: &Common, config: Config, loading: &Loading) -> Result<Result<()>> {
+        reserve_descriptors(&config);
         let prepared = async {
             let candidate = Candidate::prepare(common, config.clone(), loading).await?;
             Ok::<_, anyhow::Error>((candidate, Listeners::bind(&config, self.listeners.inherit()?)?))

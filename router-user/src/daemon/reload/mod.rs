@@ -27,7 +27,7 @@ use crate::{
         control::{Control, replace::of_instance},
         drain,
         kernel::own_traffic::follow as own_traffic,
-        lifecycle::{descriptors::reserve_descriptors, replacement::Replacer, signals},
+        lifecycle::{replacement::Replacer, signals},
         names::resolved::Names,
         sessions::timeouts::RemovedTimeouts,
         sync::Locked,
@@ -205,7 +205,6 @@ impl Reloader {
         let (before, after) = (&now.admin.socket, &wanted.admin.socket);
         let refusal = |error: anyhow::Error| Refusal::of(format!("{error:#}"));
         drain::carry(before, after).map_err(refusal)?;
-        reserve_descriptors(wanted);
         let replaced = self.replacer.replace(Box::new(wanted.clone())).await;
         drain::forget(
             if replaced.is_ok() { before } else { after },
