@@ -38,7 +38,7 @@ mod state;
 mod sync;
 mod upkeep;
 
-use std::{fs::File, time::Duration};
+use std::{fs::File, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::{
@@ -59,7 +59,7 @@ use self::lifecycle::{
     waiting,
 };
 pub use self::options::Options;
-use self::{parts::Common, serve::http};
+use self::{names::resolved::Names, parts::Common, serve::http};
 
 use crate::{
     config::{self, Config},
@@ -97,14 +97,18 @@ pub async fn run(options: Options) -> Result<()> {
     let loading = Loading::default();
     let (replacer, mut replacements) = Replacer::new();
     let common = Common { options, replacer, reloads: reload::Memory::default() };
-    let started = tokio::select! {
-        started = start(&common, config, inherited, predecessor.as_ref(), &loading) => started,
+    let root = config.admin.pins.clone();
+    let mut place = None;
+    let prepared = prepare(&common, &config, inherited, predecessor.as_ref(), &loading, &mut place);
+    // Only that can be broken off: what follows is short, and a stop comes after it.
+    let candidate = tokio::select! {
+        candidate = prepared => candidate,
         () = signals.stop() => {
             loading.stop().await;
             Err(anyhow!("stopped before it had started"))
         }
     };
-    let (mut running, paused) = started?;
+    let (mut running, paused) = start(candidate, place, &root).await?;
     if let Some(paused) = paused {
         paused.finish().await;
     }
@@ -132,14 +136,18 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             }
             Event::Replace(Replacement { config, outcome }) => {
-                let replaced = tokio::select! {
-                    replaced = running.replace(&common, *config, &loading) => replaced?,
+                let prepared = tokio::select! {
+                    prepared = running.prepare(&common, *config, &loading) => prepared,
                     () = signals.stop() => {
                         loading.stop().await;
                         running.stop().await;
                         offer.remove();
                         return Ok(());
                     }
+                };
+                let replaced = match prepared {
+                    Ok((candidate, listeners)) => running.replace(candidate, listeners).await?,
+                    Err(error) => Err(error),
                 };
                 if replaced.is_ok() && !offer.is_beside(running.listeners.api()) {
                     offer.remove();
@@ -202,18 +210,22 @@ async fn check_machine(config: &Config) -> Result<()> {
 
 /// What only one daemon has at a time.
 struct Place {
-    listeners: Listeners,
     pins: Pins,
     lock: Option<File>,
+    listeners: Listeners,
     predecessors: Predecessors,
+    /// `true` if no data plane was pinned.
+    is_fresh: bool,
+    /// The daemon whose place it was.
+    paused: Option<Paused>,
 }
 
 impl Place {
-    fn take(config: &Config, inherited: Inherited) -> Result<Self> {
-        let listeners = Listeners::bind(config, inherited)?;
+    fn take(config: &Config, inherited: Inherited, paused: Option<Paused>) -> Result<Self> {
         let predecessors = Predecessors::find(&config.admin.pins)?;
         let pins = Pins::open(&config.admin.pins)?;
         let lock = Some(pins.claim()?);
+        let listeners = Listeners::bind(config, inherited)?;
         for (directory, layout) in predecessors.unknown() {
             warn!(
                 "found the data plane of another version at {}: this one takes its place, and its sessions are \
@@ -221,44 +233,61 @@ impl Place {
                 directory.display()
             );
         }
-        Ok(Self { listeners, pins, lock, predecessors })
+        let is_fresh = !pins.are_there();
+        Ok(Self { pins, lock, listeners, predecessors, is_fresh, paused })
+    }
+
+    /// Takes back what a failed start has done.
+    fn give_up(self) {
+        // A data plane that was there goes on, or if this one has taken its place, this one does.
+        let removed = if self.is_fresh && self.predecessors.is_empty() {
+            self.pins.remove().map(drop)
+        } else {
+            self.pins.discard_unused()
+        };
+        if let Err(error) = removed {
+            warn!("cannot clean up: {error:#}");
+        }
+        self.listeners.remove_new();
     }
 }
 
-/// Starts an instance, in the place of a running daemon's if there is one. Whatever can fail without
-/// the data plane's help fails before anything is touched, and before a running daemon pauses.
-async fn start(
+/// Prepares an instance, and takes the place for it, which is a running daemon's if there is one.
+/// Whatever can fail without the data plane's help fails before anything is touched, and before a
+/// running daemon pauses.
+async fn prepare(
     common: &Common,
-    config: Config,
+    config: &Config,
     inherited: Inherited,
     predecessor: Option<&Predecessor>,
     loading: &Loading,
+    place: &mut Option<Place>,
+) -> Result<Candidate> {
+    let Some(predecessor) = predecessor else {
+        *place = Some(Place::take(config, inherited, None)?);
+        return Candidate::prepare(common, config.clone(), &Names::new(), loading).await;
+    };
+    let candidate = Candidate::prepare(common, config.clone(), &Names::new(), loading).await?;
+    info!("the programs are loaded; asking the running daemon to hand over");
+    let (paused, inherited) = predecessor.ask().await?;
+    *place = Some(Place::take(config, inherited, Some(paused))?);
+    Ok(candidate)
+}
+
+/// Puts an instance in force and starts its services, or takes back what was done for it.
+async fn start(
+    candidate: Result<Candidate>,
+    mut place: Option<Place>,
+    root: &Path,
 ) -> Result<(Running, Option<Paused>)> {
-    let root = config.admin.pins.clone();
-    let mut place = match predecessor {
-        Some(_) => None,
-        None => Some(Place::take(&config, inherited)?),
+    let activated = match (candidate, &mut place) {
+        (Ok(candidate), Some(place)) => activate(candidate, &mut place.lock, &place.listeners, None).await,
+        (Ok(_), None) => Err(anyhow!("there is no place to take")),
+        (Err(error), _) => Err(error),
     };
-    let is_fresh = !Pins::open(&root)?.are_there();
-    let mut paused = None;
-    let activated = async {
-        let candidate = Candidate::prepare(common, config.clone(), loading).await?;
-        let place = match (&mut place, predecessor) {
-            (Some(place), _) => place,
-            (place, Some(predecessor)) => {
-                info!("the programs are loaded; asking the running daemon to hand over");
-                let (running, inherited) = predecessor.ask().await?;
-                paused = Some(running);
-                place.insert(Place::take(&config, inherited)?)
-            }
-            (None, None) => bail!("there is no place to take"),
-        };
-        let (instance, followed) = candidate.activate(&mut place.lock).await?;
-        let services = instance.serve(followed, &place.listeners)?;
-        Ok((instance, services))
-    };
-    match (activated.await, place) {
-        (Ok((instance, services)), Some(Place { listeners, pins, lock, predecessors })) => {
+    match (activated, place) {
+        (Ok((instance, services)), Some(place)) => {
+            let Place { pins, lock, listeners, predecessors, paused, .. } = place;
             // It forwards; what is left goes with the next start.
             if let Err(error) = predecessors.remove(&pins) {
                 warn!("cannot remove the data plane of another version: {error:#}");
@@ -267,15 +296,16 @@ async fn start(
             Ok((Running { instance, services, listeners, pins, lock }, paused))
         }
         (Ok(_), None) => bail!("there is no place to take"),
-        (Err(error), place) => {
-            if let Some(Place { listeners, pins, predecessors, .. }) = place {
-                // One that was there goes on, or if this one has taken its place, this one does.
-                if is_fresh && predecessors.is_empty() {
-                    undo(&pins);
-                }
-                listeners.remove_new();
-            }
-            if let Err(error) = Pins::at(&root).discard_unused() {
+        (Err(error), Some(place)) => {
+            place.give_up();
+            Err(error)
+        }
+        (Err(error), None) => {
+            let pins = Pins::at(root);
+            // Without the lock, it is another process's.
+            if let Ok(_lock) = pins.lock()
+                && let Err(error) = pins.discard_unused()
+            {
                 warn!("cannot clean up: {error:#}");
             }
             Err(error)
@@ -283,11 +313,20 @@ async fn start(
     }
 }
 
-/// Takes back what a failed start has done.
-fn undo(pins: &Pins) {
-    if let Err(error) = pins.remove() {
-        warn!("cannot clean up: {error:#}");
+/// Puts an instance in force, in the place of the one `before` in this process if there is one, and
+/// starts its services.
+async fn activate(
+    candidate: Candidate,
+    lock: &mut Option<File>,
+    listeners: &Listeners,
+    before: Option<&Instance>,
+) -> Result<(Instance, Services)> {
+    let (instance, followed) = candidate.activate(lock).await?;
+    if let Some(before) = before {
+        instance.parts.inherit(&before.parts);
     }
+    let services = instance.serve(followed, listeners)?;
+    Ok((instance, services))
 }
 
 /// What a running daemon is asked for.
@@ -397,32 +436,41 @@ impl Running {
         Ok(false)
     }
 
-    /// Puts an instance with another configuration in the place of the one that runs. The inner
-    /// result says if that has succeeded; if not, the one of before runs on.
+    /// Prepares an instance with another configuration beside the one that runs.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be prepared. Nothing has changed then.
+    async fn prepare(
+        &self,
+        common: &Common,
+        config: Config,
+        loading: &Loading,
+    ) -> Result<(Candidate, Listeners)> {
+        reserve_descriptors(&config);
+        let known = self.instance.parts.state.names.get();
+        let candidate = Candidate::prepare(common, config.clone(), &known, loading).await?;
+        let listeners = Listeners::bind(&config, self.listeners.inherit()?)?;
+        Ok((candidate, listeners))
+    }
+
+    /// Puts an instance in the place of the one that runs. The inner result says if that has
+    /// succeeded; if not, the one of before runs on.
     ///
     /// # Errors
     /// Returns an error if neither runs.
-    async fn replace(&mut self, common: &Common, config: Config, loading: &Loading) -> Result<Result<()>> {
-        reserve_descriptors(&config);
-        let prepared = async {
-            let candidate = Candidate::prepare(common, config.clone(), loading).await?;
-            Ok::<_, anyhow::Error>((candidate, Listeners::bind(&config, self.listeners.inherit()?)?))
-        };
-        let (candidate, listeners) = match prepared.await {
-            Ok(prepared) => prepared,
-            Err(error) => return Ok(Err(error)),
-        };
+    async fn replace(&mut self, candidate: Candidate, listeners: Listeners) -> Result<Result<()>> {
         let pause = self.pause().await;
         let activated = async {
-            let (instance, followed) = candidate.activate(&mut self.lock).await?;
-            let services = instance.serve(followed, &listeners)?;
-            Ok::<_, anyhow::Error>((instance, services))
+            // Now that nobody can begin or end a drain.
+            drain::carry(self.listeners.api(), listeners.api())?;
+            activate(candidate, &mut self.lock, &listeners, Some(&self.instance)).await
         };
         match activated.await {
             Ok((instance, services)) => {
                 if listeners.api() != self.listeners.api() {
                     self.listeners.remove();
                 }
+                drain::forget(self.listeners.api(), listeners.api());
                 pause.for_good();
                 (self.instance, self.services, self.listeners) = (instance, services, listeners);
                 self.listeners.store();
@@ -430,6 +478,7 @@ impl Running {
             }
             Err(error) => {
                 listeners.remove_new();
+                drain::forget(listeners.api(), self.listeners.api());
                 let followed = self.instance.resume(pause).await?;
                 self.services = self.instance.serve(followed, &self.listeners)?;
                 Ok(Err(error))

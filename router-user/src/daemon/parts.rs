@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::Result;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use super::{
     checks,
@@ -95,6 +96,13 @@ impl Parts {
         }
     }
 
+    /// Takes over what the parts of another instance know of targets, and the answer of the probe.
+    pub(super) fn inherit(&self, before: &Self) {
+        let health = std::mem::take(&mut *before.state.target_health.lock());
+        self.state.target_health.set(health);
+        self.monitor.inherit(&before.monitor);
+    }
+
     /// Returns the number of sessions.
     pub(super) fn sessions(&self) -> u32 {
         self.flows.sessions()
@@ -104,15 +112,23 @@ impl Parts {
     pub(super) fn take_back(&self) -> Result<()> {
         let config = self.state.config.get();
         let changes = {
-            let attachments = self.state.attachments.lock();
+            let mut attachments = self.state.attachments.lock();
             let mut own_traffic = self.state.own_traffic.lock();
             let mut plane = self.plane.lock();
             plane.take_back()?;
-            for (slot, attached) in (0..).zip(&attachments.attached) {
+            for (slot, attached) in (0..).zip(&mut attachments.attached) {
                 let attachment = &attached.attachment;
                 // An interface that is gone gets its place back when it comes back.
-                if let Some(index) = attachment.place().index() {
+                let Some(index) = attachment.place().index() else { continue };
+                if attachment.loss().is_none() {
                     plane.set_egress_of(slot, attachment, index)?;
+                    continue;
+                }
+                // The other one may have attached in another mode.
+                match plane.attach_again(slot, attachment, index) {
+                    Ok(attachment) => attached.attachment = attachment,
+                    // `upkeep` goes on trying.
+                    Err(error) => warn!("{error:#}"),
                 }
             }
             let interfaces: Vec<&str> = config.interfaces.names().collect();

@@ -486,18 +486,6 @@ impl Dataplane {
         &mut self.ebpf
     }
 
-    /// Loads the programs that are not attached now and may be used later, when this process may
-    /// load none any more.
-    ///
-    /// # Errors
-    /// Returns an error if the kernel refuses one.
-    pub fn load_what_is_used_later(&mut self) -> Result<()> {
-        for name in [ROOT_PROGRAM, ROUTE_PROGRAM] {
-            self.program(name)?;
-        }
-        Ok(())
-    }
-
     /// Returns a program by its function's name: `pls_router` (loaded if it is not yet),
     /// `forward` or `slow`.
     ///

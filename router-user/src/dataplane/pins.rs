@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,7 @@ use router_common::limits::LAYOUT;
 use super::migration;
 use crate::{
     private::{self, Holder},
-    sys::{bpffs, files, xdp::Mode},
+    sys::{bpf, bpffs, files, xdp::Mode},
 };
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
@@ -281,6 +281,37 @@ impl Pins {
     /// Returns the pin of a new program array until it is in force.
     pub(super) fn new_stages(&self) -> PathBuf {
         self.directory.join(format!("stages-{}", std::process::id()))
+    }
+
+    /// Makes the new program array the one in force, and then has packets reach the programs by
+    /// `swap`. Undoes the first if the second fails.
+    pub(super) fn put_stages_in_force(&self, swap: impl FnOnce() -> Result<()>) -> Result<()> {
+        // Held open until packets go to the new programs: an array that nobody holds forgets its
+        // programs.
+        let before = bpf::open_pin(&self.stages()).ok();
+        let new = self.new_stages();
+        self.keep_stages(&new)?;
+        let swapped = swap();
+        if swapped.is_err()
+            && let Some(before) = &before
+        {
+            bpf::pin(before.as_fd(), &new).with_context(|| format!("cannot pin {}", new.display()))?;
+            self.keep_stages(&new)?;
+        }
+        swapped
+    }
+
+    /// Removes the program arrays of processes that were killed before theirs came into force. Best
+    /// effort: they take memory only.
+    pub(super) fn discard_stages_of_the_dead(&self) {
+        let is_of_the_dead = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let process = name.and_then(|name| name.strip_prefix("stages-"));
+            process.is_some_and(|process| !Path::new("/proc").join(process).exists())
+        };
+        for path in entries(&self.directory).unwrap_or_default().into_iter().filter(is_of_the_dead) {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Makes a new program array the one in force, and lets go of the one before.

@@ -22,8 +22,8 @@ use router_common::{
 
 use super::{
     CounterTable, Dataplane, FailedNeighbours, FlowTable, HeldPins, InterfaceAddressTable, Limits,
-    LoadOptions, LocalAddresses, NextHopsInUse, PINNED_MAPS, PUNTS, Pins, ReservedPorts, RuleTable,
-    SettingsTable,
+    LoadOptions, LocalAddresses, NextHopsInUse, PINNED_MAPS, PUNTS, Pins, ROOT_PROGRAM, ROUTE_PROGRAM,
+    ReservedPorts, RuleTable, SettingsTable,
     flows::FlowMaps,
     migration::Transfer,
     object::{OBJECT, explain_load_error, load_own_traffic, load_program, program_fd, take},
@@ -89,6 +89,8 @@ impl Pinned {
     /// of the one before.
     fn below(root: &Path, sessions: u32) -> Result<Self> {
         let own = Pins::open(root)?;
+        // Of a process with this number that was killed: it would be used on.
+        let _ = fs::remove_file(own.new_stages());
         let Some(succession) = Succession::find(&own, sessions)? else {
             let is_new = !own.are_there();
             if is_new {
@@ -205,6 +207,11 @@ impl Prepared {
         for (_, name) in Stage::ALL {
             load_program(&mut ebpf, name, cancelled)?;
         }
+        // Also those that are attached or run by the daemon, so that the verifier refuses nothing
+        // later.
+        for name in [ROOT_PROGRAM, ROUTE_PROGRAM] {
+            load_program(&mut ebpf, name, cancelled)?;
+        }
         let entry = program_fd(&ebpf, entry)?;
         // Now, as long as all of its maps are open. The router works without it.
         let own_traffic = load_own_traffic(&mut ebpf, cancelled).map_err(|error| format!("{error:#}"));
@@ -281,12 +288,14 @@ impl Prepared {
                     Some(succession.bequeath(pinned, transfer, &rules, &mut settings, &mut reserved_ports)?)
                 }
                 None => {
-                    root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
                     // What the programs before these have found is not noted in these programs'
                     // map.
                     settings.invalidate_next_hops()?;
-                    pinned.pins.keep_stages(&pinned.pins.new_stages())?;
+                    pinned.pins.put_stages_in_force(|| {
+                        root.set(0, &entry, 0).context("cannot put the program into the root slot")
+                    })?;
                     pinned.is_kept = true;
+                    pinned.pins.discard_stages_of_the_dead();
                     succession::finish(&pinned.pins, &flows);
                     None
                 }

@@ -111,7 +111,6 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
 
 /// Exactly one of them runs, and the other says why it does not.
 #[test]
-#[ignore = "since the probe's port can be shared (SO_REUSEPORT), the one that gives up replaces the other's API socket first"]
 fn of_two_daemons_that_start_at_once_one_runs() {
     let lab = without_router();
     let configuration = lab.configuration(&lab.options.rules);

@@ -64,11 +64,17 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Prepares an instance: reads what the kernel knows, resolves names, and loads the programs.
+    /// Prepares an instance: reads what the kernel knows, resolves names that are not `known`, and
+    /// loads the programs.
     ///
     /// # Errors
     /// Returns an error if any of that fails. The machine is then as it was.
-    pub(crate) async fn prepare(common: &Common, config: Config, loading: &Loading) -> Result<Self> {
+    pub(crate) async fn prepare(
+        common: &Common,
+        config: Config,
+        known: &Names,
+        loading: &Loading,
+    ) -> Result<Self> {
         let kernel = netlink::connect()?;
         let changes = netlink::watch()?;
         let addresses = kernel.addresses().await?;
@@ -79,7 +85,12 @@ impl Candidate {
         let own = OwnTraffic::choose(&config, &port_plan::Kernel::read().with_free(&earlier));
         info!("new sessions come from the ports {} to {}", own.snat.first, own.snat.last);
         let name_service = Arc::new(NameService::of_system(&config.admin.socket, &addresses.local()));
-        let names = name_service.resolve_new(&config, &Names::new(), &addresses.local()).await;
+        let mut names = name_service.resolve_new(&config, known, &addresses.local()).await;
+        for name in desired::target_names(&config) {
+            if let Some(resolved) = known.get(name) {
+                names.insert(name.clone(), resolved.clone());
+            }
+        }
         let load = LoadOptions {
             pins: Some(config.admin.pins.clone()),
             sessions: config.limits.flows,
@@ -136,7 +147,6 @@ impl Candidate {
             attached.push(Attached { attachment, roles: roles(&config, name) });
         }
         own.begin(&config, &attached, &mut plane).report();
-        plane.load_what_is_used_later()?;
 
         // Last what takes something away from a router that works: a failure before this leaves it
         // as it was.

@@ -125,6 +125,12 @@ impl Monitor {
         }
     }
 
+    /// Takes over the answer of the probe from the monitor of another instance.
+    pub(crate) fn inherit(&self, before: &Self) {
+        let probe = std::mem::take(&mut *before.probe.lock());
+        self.probe.set(probe);
+    }
+
     /// Looks at what may keep this router from forwarding, and at nothing else, and returns the
     /// answer of the probe.
     pub(crate) fn look(&self) -> ProbeView {

@@ -25,7 +25,6 @@ use crate::{
     config::{self, Config},
     daemon::{
         control::{Control, replace::of_instance},
-        drain,
         kernel::own_traffic::follow as own_traffic,
         lifecycle::{replacement::Replacer, signals},
         names::resolved::Names,
@@ -202,15 +201,8 @@ impl Reloader {
             let _ = spawn_blocking(move || own_traffic::look(&own_traffic)).await;
             return Ok(());
         }
-        let (before, after) = (&now.admin.socket, &wanted.admin.socket);
-        let refusal = |error: anyhow::Error| Refusal::of(format!("{error:#}"));
-        drain::carry(before, after).map_err(refusal)?;
         let replaced = self.replacer.replace(Box::new(wanted.clone())).await;
-        drain::forget(
-            if replaced.is_ok() { before } else { after },
-            if replaced.is_ok() { after } else { before },
-        );
-        replaced.map_err(refusal)?;
+        replaced.map_err(|error| Refusal::of(format!("{error:#}")))?;
         self.memory.removed_timeouts.lock().follow(now, wanted);
         self.warn_of_size(wanted.limits.flows, reload);
         info!("another configuration is in force");
