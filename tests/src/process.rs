@@ -80,6 +80,20 @@ impl Process {
         kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
+    /// Stops it (SIGSTOP), and waits until all its threads have stopped.
+    pub fn suspend(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let threads = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        wait::until(&format!("{} to stop", self.name), KILL_LIMIT, || {
+            for thread in threads.read_dir().context("its threads")? {
+                let status = thread.context("a thread")?.path().join("status");
+                let status = std::fs::read_to_string(status).context("a thread's status")?;
+                ensure!(status.contains("\nState:\tT"), "{status}");
+            }
+            Ok(())
+        })
+    }
+
     /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("lost {}", self.name))

@@ -46,6 +46,10 @@ impl Log {
     }
 }
 
+/// The levels that are logged by default. The library warns of each connection that is closed while
+/// the kernel still reports changes on it, which is no fault.
+const DEFAULT: &str = "info,netlink_proto=error";
+
 /// Sets up logging for the whole process. The level of the XDP programs' log holds for the daemon's
 /// filter too.
 ///
@@ -54,8 +58,8 @@ impl Log {
 pub(super) fn init(format: LogFormat, bpf_log: Option<log::Level>) -> anyhow::Result<Log> {
     let filter = std::env::var(VARIABLE).unwrap_or_else(|_| match bpf_log {
         // The programs' crate is their target.
-        Some(level) => format!("info,router={level}"),
-        None => "info".to_owned(),
+        Some(level) => format!("{DEFAULT},router={level}"),
+        None => DEFAULT.to_owned(),
     });
     let filter =
         EnvFilter::try_new(&filter).with_context(|| format!("{VARIABLE}={filter} is not understood"))?;

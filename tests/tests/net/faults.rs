@@ -87,7 +87,7 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     let mut lab = lab();
     let (mut tcp, udp) = sessions(&lab);
     let pid = check(lab.router()).pid();
-    check(check(lab.router()).signal(Signal::SIGSTOP));
+    check(check(lab.router()).suspend());
     check(lab.wait_out_of_service(LIMIT * 2));
     go_on(&mut tcp, &udp, b"stopped");
     // In and out again, so that what is missed is only that something was.
@@ -213,7 +213,7 @@ fn a_foreign_program_in_our_place_makes_the_probe_fail_until_it_is_gone() {
     let pin = pins(&lab).into_iter().map(|layout| Path::new(&layout).join("links/native-eth0"));
     let pin = pin.clone().find(|pin| pin.exists()).expect("a pinned link");
     let pass = check(XdpPass::load(lab.state()));
-    check(check(lab.router()).signal(Signal::SIGSTOP));
+    check(check(lab.router()).suspend());
     check(link::detach(&pin));
     check(pass.attach(&lab.hosts.router, "eth0"));
     let foreign = attached(&lab, "eth0");

@@ -80,7 +80,7 @@ fn without_a_loss<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> T {
     let done = check(done);
     let (echoed, (probes, slowest)) = (check(echoed), check(probed));
     println!("{echoed} datagrams, {probes} probes, the slowest in {} ms", slowest.as_millis());
-    assert!(echoed > 100 && probes >= 3, "{echoed} datagrams, {probes} probes");
+    assert!(echoed > 100 && probes > 0, "{echoed} datagrams, {probes} probes");
     done
 }
 

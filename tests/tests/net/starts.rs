@@ -43,7 +43,10 @@ fn an_interrupted_start_leaves_nothing() {
     assert_ne!(lab.options.rules, rules);
     let mut daemon = check(lab.spawn_router());
     wait_for_handler(&daemon);
-    assert!(lab.state().path("api.sock").exists(), "nothing to leave behind: this test tests nothing");
+    check(wait::until("something to leave behind", LIMIT, || {
+        ensure!(lab.state().path("api.sock").exists(), "there is no socket");
+        Ok(())
+    }));
     check(daemon.signal(Signal::SIGTERM));
     let status = check(daemon.wait(REFUSAL_LIMIT));
     let output = daemon.output();

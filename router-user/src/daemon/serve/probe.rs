@@ -144,10 +144,10 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
             Origin { group, party: Party::of(peer) }
         }
     };
-    let known = Arc::new(Fresh::new(AGE));
-    let following = follow(monitor.clone(), known.clone());
+    let known = Arc::new(Answers { monitor, fresh: Fresh::new(AGE), logged: Locked::default() });
+    let following = follow(known.clone());
     let answer = move |ends: Ends, request: Request<Incoming>| {
-        let (monitor, known) = (monitor.clone(), known.clone());
+        let known = known.clone();
         let peer = ends.peer.ip();
         let is_told = {
             let routing = routing.lock();
@@ -161,7 +161,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
                 );
             }
             let known = loop {
-                let known = known.get(|| monitor.look()).await;
+                let known = known.get().await;
                 if known.is_known {
                     break known;
                 }
@@ -178,23 +178,41 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
     }
 }
 
-/// Has the answer follow what happens, and logs its changes.
-async fn follow(monitor: Monitor, known: Arc<Fresh<ProbeView>>) -> Infallible {
+/// The answers, each of which is logged if it differs from the one before.
+struct Answers {
+    monitor: Monitor,
+    fresh: Fresh<ProbeView>,
+    /// `true` if the last answer in the log is that the router forwards.
+    logged: Locked<Option<bool>>,
+}
+
+impl Answers {
+    /// Returns the answer as it is now, or was a moment ago.
+    async fn get(&self) -> Arc<ProbeView> {
+        self.fresh.get(|| self.look()).await
+    }
+
+    fn look(&self) -> ProbeView {
+        let view = self.monitor.look();
+        if view.is_known && self.logged.lock().replace(view.forwards) != Some(view.forwards) {
+            if view.forwards {
+                info!("the probe answers 200");
+            } else {
+                let reasons = view.all_reasons().join("; ");
+                warn!(reasons, "the probe answers 503");
+            }
+        }
+        view
+    }
+}
+
+/// Has the answer follow what happens while nobody asks.
+async fn follow(answers: Arc<Answers>) -> Infallible {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = None;
     loop {
         period.tick().await;
-        let now = known.get(|| monitor.look()).await;
-        if !now.is_known || before.replace(now.forwards) == Some(now.forwards) {
-            continue;
-        }
-        if now.forwards {
-            info!("the probe answers 200");
-        } else {
-            let reasons = now.all_reasons().join("; ");
-            warn!(reasons, "the probe answers 503");
-        }
+        answers.get().await;
     }
 }
 
