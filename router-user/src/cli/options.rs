@@ -87,7 +87,9 @@ pub(super) enum Command {
         long_about = "Put a changed configuration file in force, without losing a session.\n\n\
         The daemon reads its file again, checks all of it and this machine, prints what differs from what is in \
         force, and puts it in force all at once. If anything is wrong, nothing changes. Sessions of rules that \
-        are removed or changed go on until they end, unless they are cut. SIGHUP to the daemon does the same.",
+        are removed or changed go on until they end, unless they are cut. SIGHUP to the daemon does the same.\n\n\
+        Another `interfaces.mode`, or an interface that is left out, can end sessions; a warning says so, also with \
+        --dry-run.",
         after_help = "Examples:\n  \
         pls-router reload --dry-run     show what would change\n  \
         pls-router reload               change it\n  \
@@ -206,7 +208,9 @@ pub(super) struct ReloadArguments {
     #[arg(long)]
     pub(super) dry_run: bool,
     /// End the sessions of rules that are gone, or that no longer have the session's client, port
-    /// or target. Both ends of a TCP connection get a reset
+    /// or target, also if that was changed earlier. Both ends of a TCP connection get a reset. If a
+    /// target is a name now, sessions to other targets are found only if it was changed while this
+    /// daemon ran: addresses that the name had earlier are not told from them
     #[arg(long)]
     pub(super) cut: bool,
     #[command(flatten)]

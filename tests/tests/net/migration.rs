@@ -19,7 +19,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_user::model::Audit;
+use router_user::model::{Audit, CheckFinding, Reload};
 
 use crate::{
     common::{ECHO, LIMIT, check, counters, helper, only_pls_router, router, rule},
@@ -346,4 +346,55 @@ fn another_limit_of_flows_keeps_all_sessions() {
     lab.options.limits = limits(16_384);
     check(lab.start_router());
     assert_eq!(rule(&counters(&lab), "crowd").sessions_opened, opened, "none is new");
+}
+
+#[test]
+fn a_reload_changes_the_limit_of_flows_and_keeps_all_sessions() {
+    let (mut lab, _servers) = lab_with_services(Nics::One, 65_536);
+    let clients = CLIENTS.start..CLIENTS.start + 1000;
+    speak(&lab, clients.clone());
+    let opened = rule(&counters(&lab), "crowd").sessions_opened;
+    assert_eq!(opened, 10_000);
+    let program = attached(&lab, "eth0").expect("its program");
+    let write = |lab: &Lab| check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
+    for flows in [131_072, 16_384] {
+        lab.options.limits = limits(flows);
+        write(&lab);
+        let (reloaded, traffic) =
+            under_traffic(&mut lab, |lab| check(lab.pls_router_json::<Reload>(&["reload"])));
+        report(&format!("reload to flows = {flows}"), &lab.router_log(), &traffic);
+        let keys: Vec<_> = reloaded.keys.iter().map(|key| key.key.as_str()).collect();
+        let is_about_size = |finding: &CheckFinding| finding.text.contains("flows");
+        assert!(reloaded.ok && !reloaded.findings.iter().any(is_about_size), "{reloaded:#?}");
+        assert_eq!((keys, reloaded.old_sessions), (vec!["limits.flows"], 0));
+        assert_eq!(traffic.lost.load(Relaxed), 0, "datagrams of sessions");
+        assert_eq!(check(lab.pls_router_status()).flows.capacity, u64::from(flows));
+        speak(&lab, clients.clone());
+        assert_eq!(rule(&counters(&lab), "crowd").sessions_opened, opened, "none is new");
+        assert_whole(&lab);
+        assert_eq!(attached(&lab, "eth0").expect("its program"), program);
+        only_pinned(&lab, "v9");
+    }
+
+    // Too few are refused, and nothing is lost.
+    lab.options.limits = limits(8192);
+    write(&lab);
+    let output = check(lab.pls_router(&["reload", "-o", "json"]));
+    let refused: Reload = check(serde_json::from_slice(&output.stdout).context("an answer"));
+    assert!(!refused.ok && output.status.code() == Some(1), "{refused:#?}");
+    let said = number_before(&refused.problem, " sessions that there are; nothing was changed");
+    assert!(said >= 10_000, "{refused:#?}");
+    assert_eq!(check(lab.pls_router_status()).flows.capacity, 16_384);
+    only_pinned(&lab, "v9");
+    speak(&lab, clients.clone());
+
+    // They are cut in several pieces of work.
+    lab.options.limits = limits(16_384);
+    let rules = lab.options.rules.replacen("name = \"crowd\"", "name = \"other\"", 1);
+    check(lab.state().write("config.toml", lab.configuration(&rules)));
+    let cut: Reload = check(lab.pls_router_json(&["reload", "--cut"]));
+    assert_eq!((cut.old_sessions, cut.cut_sessions), (10_000, 10_000), "{cut:#?}");
+    assert_whole(&lab);
+    speak(&lab, clients);
+    assert_eq!(rule(&counters(&lab), "other").sessions_opened, opened);
 }

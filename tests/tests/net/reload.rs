@@ -13,14 +13,18 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use lab::{
-    Lab, Nics, Options, Process,
-    addresses::{ECHO_PORT, HEALTH_PORT, PLS_NAT, PLS_SUBNET, ROUTER, TOOLS, WWW},
+    Hosts, Lab, Nics, Options, Process,
+    addresses::{
+        ECHO_PORT, FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, HEALTH_PORT, PLS_NAT, PLS_SUBNET, ROUTER,
+        ROUTER_SECOND, TOOLS, WWW,
+    },
     client::{Tcp, Udp, connect_from},
+    link::{self, XdpPass},
     wait,
     witness::Witness,
 };
 use nix::sys::signal::Signal;
-use router_user::model::{Audit, ChangeKind, Drain, Flow, Reload, Rule};
+use router_user::model::{Audit, ChangeKind, CheckFinding, Drain, Flow, Reload, Rule};
 
 use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule};
 
@@ -39,6 +43,8 @@ lab_tests! {
         programs_and_sizes_change,
         a_drain_goes_on,
         other_pins_are_refused,
+        reloads_that_overlap_follow_on_each_other,
+        sessions_are_old_after_a_restart_too,
     ],
 }
 
@@ -538,6 +544,12 @@ fn programs_and_sizes_change(lab: &mut Lab) {
     check(fs::write(&path, &changed).map_err(Into::into));
     let reloaded = reload(lab, &[]);
     assert_eq!(reloaded.keys.len(), 2, "{reloaded:#?}");
+    let warns = |finding: &CheckFinding| {
+        finding.severity == "warning"
+            && finding.text.contains("interfaces.mode")
+            && finding.fix.contains("drain")
+    };
+    assert!(reloaded.findings.iter().any(warns), "{reloaded:#?}");
     let status = check(lab.pls_router_status());
     assert_eq!((status.flows.capacity, status.interfaces[0].mode.as_str()), (32_768, "generic"));
     check(tcp.echo(b"after", LIMIT));
@@ -579,4 +591,123 @@ fn other_pins_are_refused(lab: &mut Lab) {
     let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
     check(new.echo(b"new", LIMIT));
     assert!(flows(lab, "echo-tcp").iter().all(|flow| flow.target.ip() == IpAddr::V4(TOOLS)));
+}
+
+/// The second one is asked for while the first one makes another instance, and takes it back.
+fn reloads_that_overlap_follow_on_each_other(lab: &mut Lab) {
+    const PREPARING: &str = "new sessions come from the ports";
+    let mut tcp = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], DIRECT, LIMIT));
+    check(tcp.echo(b"before", LIMIT));
+    let path = lab.state().path("config.toml");
+    let text = lab.configuration(&lab.options.rules);
+    let other = lab.configuration(&moved(lab)).replacen("flows = 65536", "flows = 32768", 1);
+    check(fs::write(&path, &other).map_err(Into::into));
+    let socket = &lab.state().path("api.sock");
+    let seen = lab.router_log().matches(PREPARING).count();
+    let (first, second) = thread::scope(|scope| {
+        let first = scope.spawn(|| check(post(socket, "/v1/reload")));
+        check(wait::until("the first one to begin", LIMIT, || {
+            ensure!(lab.router_log().matches(PREPARING).count() > seen, "{}", lab.router_log());
+            Ok(())
+        }));
+        check(fs::write(&path, &text).map_err(Into::into));
+        let second = check(post(socket, "/v1/reload"));
+        let first = first.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked));
+        (first, second)
+    });
+    for reload in [&first, &second] {
+        assert!(reload.ok && reload.changed, "{first:#?} {second:#?}");
+        assert_eq!((reload.rules.len(), reload.keys.len()), (1, 1), "{first:#?} {second:#?}");
+    }
+    let capacity = || check(lab.pls_router_status()).flows.capacity;
+    assert_eq!(capacity(), 65_536);
+    assert!(!reload(lab, &[]).changed);
+    check(tcp.echo(b"after", LIMIT));
+    let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
+    check(new.echo(b"new", LIMIT));
+    assert!(flows(lab, "echo-tcp").iter().all(|flow| flow.target.ip() == IpAddr::V4(TOOLS)));
+}
+
+/// A daemon that has not seen the change finds them by the rules alone.
+fn sessions_are_old_after_a_restart_too(lab: &mut Lab) {
+    let _second = second_target(lab);
+    let mut old = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], DIRECT, LIMIT));
+    let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
+    check(old.echo(b"before", LIMIT));
+    check(udp.echo(b"before", LIMIT));
+    lab.set_rules(moved(lab));
+    write(lab, &lab.options.rules);
+    assert_eq!(reload(lab, &[]).old_sessions, 1);
+    let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
+    check(new.echo(b"before", LIMIT));
+    check(lab.stop_router(Signal::SIGTERM));
+    check(lab.start_router());
+    let cut = reload(lab, &["--cut"]);
+    assert_eq!((cut.changed, cut.old_sessions, cut.cut_sessions), (false, 1, 1), "{cut:#?}");
+    is_reset(&mut old);
+    check(new.echo(b"not cut", LIMIT));
+    check(udp.echo(b"not cut", LIMIT));
+}
+
+/// A second NIC is configured, and left out again.
+#[test]
+fn a_second_nic_comes_and_goes() {
+    only_pls_router();
+    let lab = &mut check(Lab::up(Options::new(Nics::One, router(), helper())));
+    let Hosts { router, firewall, vnet, .. } = &lab.hosts;
+    // Both subnets are behind one switch, and each NIC answers for its own address.
+    check(router.sysctl("net/ipv4/conf/all/arp_ignore", "1"));
+    check(link::wire((router, "eth1"), (vnet, "router1")));
+    check(check(XdpPass::load(lab.state())).attach(vnet, "router1"));
+    check(vnet.ip("link set router1 master br0"));
+    check(router.ip(&format!("addr add {ROUTER_SECOND}/26 dev eth1")));
+    check(firewall.ip(&format!("addr add {FIREWALL_TWO_NICS}/26 dev vnet")));
+    let names = |lab: &Lab| -> Vec<_> {
+        let status = check(lab.pls_router_status());
+        status.interfaces.iter().map(|interface| interface.name.clone()).collect()
+    };
+    let snat = |lab: &Lab, client: Ipv4Addr| {
+        let flows = flows(lab, "echo-tcp");
+        let flow = flows.iter().find(|flow| flow.client.ip() == IpAddr::V4(client));
+        check(flow.with_context(|| format!("{flows:#?}"))).snat.ip()
+    };
+
+    let mut first = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], DIRECT, LIMIT));
+    check(first.echo(b"before", LIMIT));
+    let path = lab.state().path("config.toml");
+    let one = lab.configuration(&lab.options.rules);
+    let two = one.replacen("firewall = \"eth0\"", "firewall = \"eth1\"", 1);
+    check(fs::write(&path, &two).map_err(Into::into));
+    let changed = reload(lab, &[]);
+    let keys: Vec<_> = changed.keys.iter().map(|key| key.key.as_str()).collect();
+    assert_eq!((keys, changed.old_sessions), (vec!["interfaces.firewall"], 0));
+    assert!(changed.findings.iter().all(|finding| finding.severity != "error"), "{changed:#?}");
+    assert_eq!(names(lab), ["eth0", "eth1"]);
+    check(first.echo(b"two NICs", LIMIT));
+    check(lab.hosts.router.ip(&format!("route replace default via {FIREWALL_TWO_NICS}")));
+    let mut second = check(wait::until("a session by the second NIC", LIMIT, || {
+        let mut tcp = Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT)?;
+        tcp.echo(b"before", LIMIT)?;
+        let flows = flows(lab, "echo-tcp");
+        let is_by_it = |flow: &&Flow| flow.snat.ip() == IpAddr::V4(ROUTER_SECOND);
+        ensure!(flows.iter().any(|flow| is_by_it(&flow)), "{flows:#?}");
+        Ok(tcp)
+    }));
+    // It keeps its address, whose packets come by the NIC that has it.
+    check(first.echo(&[7; 20_000], LIMIT));
+    assert_eq!(snat(lab, PLS_NAT[0]), IpAddr::V4(ROUTER));
+
+    check(lab.hosts.router.ip(&format!("route replace default via {FIREWALL_ONE_NIC}")));
+    check(second.echo(b"by the other NIC", LIMIT));
+    check(fs::write(&path, &one).map_err(Into::into));
+    let changed = reload(lab, &[]);
+    let warns = |finding: &CheckFinding| finding.severity == "warning" && finding.text.contains("eth1");
+    assert!(changed.findings.iter().any(warns), "{changed:#?}");
+    assert_eq!(names(lab), ["eth0"]);
+    check(first.echo(&[7; 20_000], LIMIT));
+    // Answers to the address of the NIC that was left out reach no program.
+    second.echo(b"after", Duration::from_secs(1)).expect_err("a session by the NIC that was left out");
+    let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
+    check(new.echo(b"new", LIMIT));
+    check(lab.wait_in_service(LIMIT));
 }

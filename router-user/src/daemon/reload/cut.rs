@@ -35,6 +35,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 /// The most times that an end is told.
 const ROUNDS: u32 = 6;
+/// The number of sessions in one piece of work, which the end of the daemon waits for.
+const CHUNK: usize = 2048;
 
 /// Ends sessions. A clone is the same.
 #[derive(Clone)]
@@ -95,15 +97,19 @@ impl Cutter {
             if round > 0 {
                 sleep(PAUSE).await;
             }
-            let (cutter, work) = (self.clone(), self.work.begin().await);
-            let turn = move || {
-                let _work = work;
-                cutter.turn(left, round == ROUNDS)
-            };
-            let count;
-            (left, count) =
-                spawn_blocking(turn).await.context("the end of sessions has crashed").flatten()?;
-            ended += count;
+            let mut again = Vec::new();
+            for chunk in left.chunks(CHUNK) {
+                let (cutter, chunk, work) = (self.clone(), chunk.to_vec(), self.work.begin().await?);
+                let turn = move || {
+                    let _work = work;
+                    cutter.turn(chunk, round == ROUNDS)
+                };
+                let (left, count) =
+                    spawn_blocking(turn).await.context("the end of sessions has crashed").flatten()?;
+                again.extend(left);
+                ended += count;
+            }
+            left = again;
         }
         Ok(ended)
     }

@@ -22,12 +22,13 @@ use self::{
 };
 use crate::{
     changes,
-    config::{self, Config},
+    config::{self, Config, Interfaces},
     daemon::{
         control::{Control, replace::of_instance},
         kernel::own_traffic::follow as own_traffic,
         lifecycle::{replacement::Replacer, signals},
         names::resolved::Names,
+        self_test,
         sessions::timeouts::RemovedTimeouts,
         sync::Locked,
     },
@@ -44,8 +45,18 @@ pub(crate) struct Memory {
     /// time.
     changes: Arc<Mutex<Changes>>,
     pub(crate) removed_timeouts: Locked<RemovedTimeouts>,
-    /// The tables of the instance that runs.
-    tables: Locked<Option<Tables>>,
+    /// The instance that runs. Read after `changes` is locked: a reload that had to wait for
+    /// another one may have been asked of an instance that is gone by then.
+    running: Locked<Option<InForce>>,
+}
+
+/// The parts of an instance that a reload works on.
+#[derive(Clone)]
+struct InForce {
+    config: Locked<Arc<Config>>,
+    control: Control,
+    own_traffic: own_traffic::Access,
+    tables: Tables,
 }
 
 /// The sessions of an instance, and what they are called.
@@ -60,10 +71,7 @@ pub(crate) struct Tables {
 #[derive(Clone)]
 pub(crate) struct Reloader {
     config_path: Arc<Path>,
-    config: Locked<Arc<Config>>,
-    control: Control,
     replacer: Replacer,
-    own_traffic: own_traffic::Access,
     memory: Memory,
 }
 
@@ -89,8 +97,14 @@ impl Reloader {
         memory: Memory,
         tables: Tables,
     ) -> Self {
-        memory.tables.set(Some(tables));
-        Self { config_path, config: own_traffic.config.clone(), control, replacer, own_traffic, memory }
+        let config = own_traffic.config.clone();
+        memory.running.set(Some(InForce { config, control, own_traffic, tables }));
+        Self { config_path, replacer, memory }
+    }
+
+    /// Returns the instance that runs.
+    fn in_force(&self) -> Result<InForce> {
+        self.memory.running.get().context("nothing runs")
     }
 
     /// Reads the file again and puts it in force, or says why not. The log tells the same. Goes on
@@ -137,8 +151,10 @@ impl Reloader {
         changes: &mut Changes,
         reload: &mut Reload,
     ) -> Result<(), Refusal> {
+        let refusal = |error: anyhow::Error| Refusal::of(format!("{error:#}"));
         let wanted = self.read(reload).await?;
-        let now = self.config.get();
+        let running = self.in_force().map_err(refusal)?;
+        let now = running.config.get();
         let difference = difference(&now, &wanted);
         reload.changed = !difference.is_empty();
         (reload.rules, reload.keys) = (difference.rules, difference.keys);
@@ -150,22 +166,21 @@ impl Reloader {
             ));
         }
         self.check(&wanted, reload).await?;
+        reload.findings.extend(disturbances(&now.interfaces, &wanted.interfaces));
 
         let all = {
-            let tables = self.memory.tables.get();
-            let numbers = tables.map(|tables| tables.rules.names()).unwrap_or_default();
+            let numbers = running.tables.rules.names();
             let has_sessions = |name: &str| numbers.iter().flatten().any(|known| known == name);
             changes.and(&now, &wanted, has_sessions)
         };
         let wanted = Arc::new(wanted);
         if query.dry_run {
-            let old =
-                self.old_sessions(wanted, all).await.map_err(|error| Refusal::of(format!("{error:#}")))?;
+            let old = self.old_sessions(wanted, all).await.map_err(refusal)?;
             reload.old_sessions = old.len() as u64;
             return Ok(());
         }
         if reload.changed {
-            self.replace(&now, &wanted, reload).await?;
+            self.replace(&running, &wanted).await?;
         }
         *changes = all.clone();
         let old = match self.old_sessions(wanted, all).await {
@@ -193,42 +208,25 @@ impl Reloader {
     }
 
     /// Puts another configuration in force, at once and whole.
-    async fn replace(&self, now: &Config, wanted: &Config, reload: &mut Reload) -> Result<(), Refusal> {
+    async fn replace(&self, running: &InForce, wanted: &Config) -> Result<(), Refusal> {
+        let now = &running.config.get();
         if of_instance(now, wanted).is_empty() {
-            self.control.replace(wanted.clone()).await.map_err(|error| Refusal::of(error.to_string()))?;
+            running.control.replace(wanted.clone()).await.map_err(|error| Refusal::of(error.to_string()))?;
             // Now, and not at the next look: the kernel is not to give ports of new sessions out.
-            let own_traffic = self.own_traffic.clone();
+            let own_traffic = running.own_traffic.clone();
             let _ = spawn_blocking(move || own_traffic::look(&own_traffic)).await;
             return Ok(());
         }
         let replaced = self.replacer.replace(Box::new(wanted.clone())).await;
         replaced.map_err(|error| Refusal::of(format!("{error:#}")))?;
         self.memory.removed_timeouts.lock().follow(now, wanted);
-        self.warn_of_size(wanted.limits.flows, reload);
         info!("another configuration is in force");
         Ok(())
     }
 
-    /// Says so if the flow table has not got the size that is wanted.
-    fn warn_of_size(&self, wanted: u32, reload: &mut Reload) {
-        let capacity = self.memory.tables.get().map(|tables| tables.cutter.flows.capacity());
-        if let Some(capacity) = capacity.filter(|capacity| *capacity != wanted) {
-            reload.findings.push(CheckFinding {
-                severity: Severity::Warning.to_string(),
-                id: None,
-                text: format!("limits.flows is {wanted}, and the flow table has room for {capacity} sessions"),
-                place: None,
-                fix: "when sessions may be lost: systemctl stop pls-router, pls-router detach, systemctl start \
-                      pls-router"
-                    .to_owned(),
-            });
-        }
-    }
-
     /// Ends sessions of the instance that runs.
     async fn cut(&self, sessions: &[Session]) -> Result<u64> {
-        let tables = self.memory.tables.get().context("nothing runs")?;
-        tables.cutter.cut(sessions).await
+        self.in_force()?.tables.cutter.cut(sessions).await
     }
 
     /// Reads the file.
@@ -263,14 +261,50 @@ impl Reloader {
     /// Returns the sessions that a configuration would not open, after these changes, and that have
     /// not ended.
     async fn old_sessions(&self, config: Arc<Config>, changes: Changes) -> Result<Vec<Session>> {
-        let Tables { names, rules, cutter } = self.memory.tables.get().context("nothing runs")?;
-        let (names, numbers) = (names.get(), rules.names());
+        let Tables { names, rules, cutter } = self.in_force()?.tables;
+        let judge = Judge::new(&config, &names.get(), &changes, &rules.names());
         let is_old = move |session: &Session| {
-            let judge = Judge { config: &config, names: &names, changes: &changes, numbers: numbers.clone() };
-            session.state() != Some(SessionState::Closed) && judge.is_old(session)
+            session.state() != Some(SessionState::Closed)
+                && !self_test::is_test_session(&session.forward.key)
+                && judge.is_old(session)
         };
         cutter.find(is_old).await
     }
+}
+
+/// Returns what a change of interfaces does to sessions, apart from what it is for.
+fn disturbances(now: &Interfaces, wanted: &Interfaces) -> Vec<CheckFinding> {
+    let warning = |text: String, fix: &str| CheckFinding {
+        severity: Severity::Warning.to_string(),
+        id: None,
+        text,
+        place: None,
+        fix: fix.to_owned(),
+    };
+    let mut found = Vec::new();
+    if now.mode != wanted.mode {
+        let (from, to) = (now.mode.as_str(), wanted.mode.as_str());
+        found.push(warning(
+            format!(
+                "interfaces.mode changes from {from} to {to}: between taking the program off and attaching it again, \
+                 for milliseconds, packets reach this machine's own network stack, which may answer packets of \
+                 sessions with resets"
+            ),
+            "if no connection may be lost, before the reload: pls-router drain --wait 10m; after it: pls-router \
+             undrain",
+        ));
+    }
+    for left_out in now.names().filter(|name| wanted.names().all(|other| other != *name)) {
+        found.push(warning(
+            format!(
+                "{left_out} is left out: packets that come by it are not forwarded any more, so sessions whose \
+                 clients or answers come by it end"
+            ),
+            "if no connection may be lost, before the reload: pls-router drain --wait 10m; after it: pls-router \
+             undrain",
+        ));
+    }
+    found
 }
 
 /// Writes the outcome to the log.

@@ -1,97 +1,47 @@
 //! Decides which sessions are old: the rules in force would not open them.
 //!
-//! Of a rule that has changed, a session is old if the rule no longer listens where its client sent
-//! to, no longer has its client among its sources, or no longer has its target. Only what has
-//! changed is looked at, so a name that stands for other addresses by now makes no session old.
+//! A session is old if its rule is gone, does not listen where its client sent to, or has not got
+//! its client among its sources or its target among its targets. A name that stands for other
+//! addresses by now makes no session old, so names stand for any address, except in rules whose
+//! targets are known to have changed.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr},
-    sync::Arc,
+    ops::RangeInclusive,
 };
 
 use ipnet::{IpNet, Ipv4Net};
 use router_common::tuple::Protocol;
 
 use crate::{
-    config::{Config, Forward, Masquerade},
+    config::{Config, Forward, Host, Masquerade},
     daemon::{control::desired, names::resolved::Names},
     dataplane::Session,
 };
 
-/// What has changed of a rule while it had sessions.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Changed {
-    listen: bool,
-    sources: bool,
-    /// A forward's targets, or a masquerade's destinations.
-    targets: bool,
-}
-
-impl Changed {
-    const ALL: Self = Self { listen: true, sources: true, targets: true };
-
-    fn or(self, other: Self) -> Self {
-        Self {
-            listen: self.listen || other.listen,
-            sources: self.sources || other.sources,
-            targets: self.targets || other.targets,
-        }
-    }
-}
-
-/// The changes of rules whose sessions go on, by the rules' names.
+/// The forwards whose targets have changed while they had sessions, by name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Changes(HashMap<String, Changed>);
+pub(crate) struct Changes(HashSet<String>);
 
 impl Changes {
     /// Returns these changes and those from one configuration to another. `has_sessions` returns
     /// `true` for a name that a rule may have had earlier.
     pub(crate) fn and(&self, now: &Config, wanted: &Config, has_sessions: impl Fn(&str) -> bool) -> Self {
-        let mut all = self.0.clone();
-        let mut add = |name: &str, changed: Changed| {
-            if changed != Changed::default() {
-                let known = all.entry(name.to_owned()).or_default();
-                *known = known.or(changed);
-            }
+        let has_changed = |rule: &&Forward| {
+            self.0.contains(&rule.name)
+                || match now.forwards.iter().find(|before| before.name == rule.name) {
+                    // Where all targets of before stay, so do their sessions.
+                    Some(before) => before.targets.iter().any(|target| !rule.targets.contains(target)),
+                    None => has_sessions(&rule.name),
+                }
         };
-        for rule in &wanted.forwards {
-            match now.forwards.iter().find(|before| before.name == rule.name) {
-                Some(before) => add(&rule.name, of_forward(before, rule)),
-                None if has_sessions(&rule.name) => add(&rule.name, Changed::ALL),
-                None => {}
-            }
-        }
-        for rule in &wanted.masquerades {
-            match now.masquerades.iter().find(|before| before.name == rule.name) {
-                Some(before) => add(&rule.name, of_masquerade(before, rule)),
-                None if has_sessions(&rule.name) => add(&rule.name, Changed::ALL),
-                None => {}
-            }
-        }
-        Self(all)
+        Self(wanted.forwards.iter().filter(has_changed).map(|rule| rule.name.clone()).collect())
     }
 
     /// Forgets all of them: there are no old sessions any more.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
-    }
-}
-
-fn of_forward(before: &Forward, after: &Forward) -> Changed {
-    Changed {
-        listen: (before.protocol, &before.listen) != (after.protocol, &after.listen),
-        sources: before.sources != after.sources,
-        // Where all targets of before stay, so do their sessions.
-        targets: before.targets.iter().any(|target| !after.targets.contains(target)),
-    }
-}
-
-fn of_masquerade(before: &Masquerade, after: &Masquerade) -> Changed {
-    Changed {
-        listen: false,
-        sources: before.sources != after.sources,
-        targets: before.destinations != after.destinations,
     }
 }
 
@@ -104,16 +54,96 @@ struct Ends {
     target: (Ipv4Addr, u16),
 }
 
-/// Tells old sessions from others.
-pub(crate) struct Judge<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) names: &'a Names,
-    pub(crate) changes: &'a Changes,
-    /// The names of rules by number.
-    pub(crate) numbers: Arc<Vec<Option<String>>>,
+/// A rule, as far as it says which sessions it opens.
+#[derive(Clone, Debug)]
+enum Rule {
+    Forward {
+        protocol: Protocol,
+        /// `None` is any address.
+        address: Option<Ipv4Addr>,
+        ports: RangeInclusive<u16>,
+        sources: Vec<Ipv4Net>,
+        /// No address is any, no port is the client's.
+        targets: Vec<(Option<Ipv4Addr>, Option<u16>)>,
+    },
+    Masquerade {
+        sources: Vec<Ipv4Net>,
+        destinations: Vec<Ipv4Net>,
+    },
 }
 
-impl Judge<'_> {
+impl Rule {
+    fn of_forward(rule: &Forward, names: &Names, has_changed: bool) -> Self {
+        let target = |(host, (address, port)): (&Host, desired::Target)| {
+            let is_exact = has_changed || matches!(host, Host::Address(_));
+            (is_exact.then_some(address), port)
+        };
+        let mut targets: Vec<_> = desired::with_hosts(rule, names).map(target).collect();
+        if !has_changed {
+            // Also those that stand for no address now.
+            let is_name = |host: &Host| matches!(host, Host::Name(_));
+            let by_name = rule.targets.iter().filter(|target| is_name(&target.host));
+            targets.extend(by_name.map(|target| (None, target.port)));
+        }
+        targets.sort_unstable();
+        targets.dedup();
+        Self::Forward {
+            protocol: rule.protocol,
+            address: rule.listen.address,
+            ports: rule.listen.ports.clone(),
+            sources: rule.sources.clone(),
+            targets,
+        }
+    }
+
+    fn of_masquerade(rule: &Masquerade) -> Self {
+        Self::Masquerade { sources: rule.sources.clone(), destinations: rule.destinations.clone() }
+    }
+
+    /// Returns `true` if it would open a session with these ends.
+    fn opens(&self, ends: &Ends) -> bool {
+        match self {
+            Self::Forward { protocol, address, ports, sources, targets } => {
+                let ((listen, port), (target, target_port)) = (ends.listen, ends.target);
+                *protocol == ends.protocol
+                    && address.is_none_or(|address| address == listen)
+                    && ports.contains(&port)
+                    && contain(sources, ends.client)
+                    && targets.iter().any(|(address, own_port)| {
+                        address.is_none_or(|address| address == target)
+                            && own_port.unwrap_or(port) == target_port
+                    })
+            }
+            Self::Masquerade { sources, destinations } => {
+                // Otherwise it was opened by a forward of this name.
+                ends.listen == ends.target
+                    && contain(sources, ends.client)
+                    && contain(destinations, ends.target.0)
+            }
+        }
+    }
+}
+
+/// Tells old sessions from others.
+pub(crate) struct Judge {
+    /// The rules in force by number; `None` for those that are gone.
+    rules: Vec<Option<Rule>>,
+}
+
+impl Judge {
+    /// Makes one for a configuration and the changes of its rules, whose names by number these are.
+    pub(crate) fn new(config: &Config, names: &Names, changes: &Changes, numbers: &[Option<String>]) -> Self {
+        let rule = |name: &Option<String>| {
+            let name = name.as_ref()?;
+            let forward = config.forwards.iter().find(|rule| rule.name == *name);
+            let masquerade = config.masquerades.iter().find(|rule| rule.name == *name);
+            forward
+                .map(|rule| Rule::of_forward(rule, names, changes.0.contains(name)))
+                .or_else(|| masquerade.map(Rule::of_masquerade))
+        };
+        Self { rules: numbers.iter().map(rule).collect() }
+    }
+
     /// Returns `true` if a session is old.
     pub(crate) fn is_old(&self, session: &Session) -> bool {
         let Some(protocol) = session.protocol() else { return false };
@@ -124,33 +154,11 @@ impl Judge<'_> {
             listen: (key.destination.into(), key.destination_port.number()),
             target: (to.destination.into(), to.destination_port.number()),
         };
-        let name = self.numbers.get(usize::from(session.forward.rule())).and_then(Option::as_ref);
-        // A number without a name is of a rule that is gone.
-        name.is_none_or(|name| self.is_old_for(name, &ends))
+        self.is_old_for(session.forward.rule(), &ends)
     }
 
-    fn is_old_for(&self, name: &str, ends: &Ends) -> bool {
-        let changed = self.changes.0.get(name).copied().unwrap_or_default();
-        if let Some(rule) = self.config.forwards.iter().find(|rule| rule.name == name) {
-            let is_target =
-                |(address, port): &desired::Target| (*address, port.unwrap_or(ends.listen.1)) == ends.target;
-            let (address, port) = ends.listen;
-            let listens = rule.protocol == ends.protocol
-                && rule.listen.address.is_none_or(|listen| listen == address)
-                && rule.listen.ports.contains(&port);
-            return changed.listen && !listens
-                || changed.sources && !contain(&rule.sources, ends.client)
-                || changed.targets && !desired::targets(rule, self.names).iter().any(is_target);
-        }
-        match self.config.masquerades.iter().find(|rule| rule.name == name) {
-            Some(rule) => {
-                changed.sources && !contain(&rule.sources, ends.client)
-                    || changed.targets && !contain(&rule.destinations, ends.target.0)
-                    // It was a forward.
-                    || changed.listen && ends.listen.0 != ends.target.0
-            }
-            None => true,
-        }
+    fn is_old_for(&self, number: u16, ends: &Ends) -> bool {
+        self.rules.get(usize::from(number)).and_then(Option::as_ref).is_none_or(|rule| !rule.opens(ends))
     }
 }
 
@@ -187,7 +195,7 @@ mod tests {
             changes = changes.and(&pair[0], &pair[1], |name| name == rule);
         }
         let config = configs.last().expect("a configuration");
-        Judge { config, names, changes: &changes, numbers: Arc::default() }.is_old_for(rule, &SESSION)
+        Judge::new(config, names, &changes, &[Some(rule.to_owned())]).is_old_for(0, &SESSION)
     }
 
     #[test]
@@ -240,6 +248,28 @@ mod tests {
         assert!(!is_old(&[one.clone(), gone, one], &none, "web"));
     }
 
+    /// A daemon that starts has not seen what has changed before.
+    #[test]
+    fn changes_of_before_a_start_count_as_far_as_rules_tell() {
+        let names: Names = [("db.example.com".to_owned(), Resolved::of(vec![[10, 1, 0, 7].into()]))].into();
+        let old = |wanted: Config| is_old(&[wanted], &names, "web");
+        assert!(old(config("\"203.0.113.11\"", "")));
+        assert!(old(config("[\"203.0.113.10:8443\", \"203.0.113.11\"]", "")));
+        assert!(!old(config("\"203.0.113.10\"", "")));
+        assert!(!old(config("\"db.example.com\"", "")), "the name may have had its address");
+        assert!(!old(config("[\"203.0.113.11\", \"unresolved.example.com\"]", "")));
+        assert!(old(config("\"db.example.com:8443\"", "")), "at another port");
+        let mut other = config("\"203.0.113.10\"", "");
+        other.forwards[0].sources = vec!["10.0.2.70/32".parse().expect("a network")];
+        assert!(old(other.clone()));
+        other.forwards[0].name = "renamed".to_owned();
+        assert!(old(other));
+        // A forward becomes a masquerade.
+        let vnet = "[[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\n\
+                    destinations = [\"0.0.0.0/0\"]\n";
+        assert!(is_old(&[config("\"203.0.113.10\"", vnet)], &names, "vnet"));
+    }
+
     #[test]
     fn masquerades_keep_sessions_within_their_networks() {
         let vnet = |sources: &str, destinations: &str| {
@@ -250,8 +280,11 @@ mod tests {
                 ),
             )
         };
-        let now = vnet("10.0.2.0/24", "0.0.0.0/0");
-        let old = |wanted: Config| is_old(&[now.clone(), wanted], &Names::new(), "vnet");
+        let session = Ends { listen: SESSION.target, ..SESSION };
+        let old = |wanted: Config| {
+            Judge::new(&wanted, &Names::new(), &Changes::default(), &[Some("vnet".to_owned())])
+                .is_old_for(0, &session)
+        };
         assert!(!old(vnet("10.0.2.64/26", "203.0.113.0/24")));
         assert!(old(vnet("10.0.3.0/24", "0.0.0.0/0")));
         assert!(old(vnet("10.0.2.0/24", "198.51.100.0/24")));
