@@ -34,13 +34,15 @@ fn run(lab: &Lab, args: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Checks that the probe says since when the router drains. Returns what it says.
+/// Waits until the probe says since when the router drains: it may give an answer of a moment ago.
+/// Returns what it says.
 #[track_caller]
 fn drains(lab: &Lab) -> String {
-    let (code, body) = check(lab.health());
-    assert_eq!(code, 503, "{body}");
-    assert!(body.starts_with("draining since 20"), "{body}");
-    body
+    check(wait::until("the probe to say so", LIMIT, || {
+        let (code, body) = lab.health()?;
+        ensure!(code == 503 && body.starts_with("draining since 20"), "{code} {body}");
+        Ok(body)
+    }))
 }
 
 fn a_drain_stops_new_connections_and_nothing_else(lab: &mut Lab) {
