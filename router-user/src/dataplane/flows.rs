@@ -1,8 +1,6 @@
 //! The flow table, in the daemon's memory: see [`router_common::table`] for the protocol that it
 //! follows.
 
-mod moving;
-
 use std::{
     collections::{BTreeMap, HashSet},
     os::fd::AsFd as _,
@@ -27,8 +25,6 @@ use router_common::{
 };
 
 use super::{pools::PoolTable, shared_memory::SharedArray};
-
-pub(super) use self::moving::{MovedFlow, MovedSession, Slots};
 
 /// A target that uses at most one port in this many needs no pool. A target gets one when at least
 /// half of its ports are in use ([`router_common::ports::GUESSES_BEFORE_POOL`]), so the pool does
@@ -115,15 +111,16 @@ impl Session {
 
 /// The flow table, and what is counted and kept beside it. A clone is another handle to the same.
 #[derive(Clone)]
-pub struct FlowTable(Arc<Inner>);
+pub struct FlowTable(pub(super) Arc<Inner>);
 
-struct Inner {
-    slots: SharedArray<Slot>,
-    occupancy: SharedArray<Occupancy>,
-    half_open: SharedArray<HalfOpen>,
-    peers: SharedArray<Peer>,
-    pools: Mutex<PoolTable>,
-    seeds: HashSeeds,
+/// The shared memory, for this module and for the one that moves sessions.
+pub(super) struct Inner {
+    pub(super) slots: SharedArray<Slot>,
+    pub(super) occupancy: SharedArray<Occupancy>,
+    pub(super) half_open: SharedArray<HalfOpen>,
+    pub(super) peers: SharedArray<Peer>,
+    pub(super) pools: Mutex<PoolTable>,
+    pub(super) seeds: HashSeeds,
 }
 
 /// The maps that make up a [`FlowTable`].
@@ -194,7 +191,7 @@ impl FlowTable {
 
     /// Returns `true` if a reply flow's key, and so its port, is taken: by a flow, or because it is
     /// held.
-    fn is_taken(&self, reply: &FlowKey) -> bool {
+    pub(super) fn is_taken(&self, reply: &FlowKey) -> bool {
         let has_it = |index| {
             [SlotState::Live, SlotState::Held]
                 .into_iter()
@@ -274,18 +271,18 @@ impl FlowTable {
 
     /// Retires one flow, with its counters but without the mark of its port. Returns the key of
     /// that mark if this direction has one.
-    fn retire(&self, key: &FlowKey) -> Option<FlowKey> {
+    pub(super) fn retire(&self, key: &FlowKey) -> Option<FlowKey> {
         let slot = self.find(key).and_then(|index| self.0.slots.get(index))?;
         self.retire_slot(slot, key)
     }
 
-    fn half_open_counter(&self, source: Ipv4) -> Option<&HalfOpen> {
+    pub(super) fn half_open_counter(&self, source: Ipv4) -> Option<&HalfOpen> {
         self.0.half_open.get(half_open_slot(&self.0.seeds, source))
     }
 
     /// Tells the programs that a session leads to an address, see
     /// [`PEER_TIMEOUT`](router_common::maps::peers::PEER_TIMEOUT).
-    fn note_peer(&self, address: Ipv4, now: Ticks) {
+    pub(super) fn note_peer(&self, address: Ipv4, now: Ticks) {
         if let Some(place) = self.0.peers.get(peer_slot(&self.0.seeds, address)) {
             place.note(now);
         }
@@ -303,7 +300,7 @@ impl FlowTable {
         self.half_open_counter(source).map_or(0, HalfOpen::count)
     }
 
-    fn retire_slot(&self, slot: &Slot, key: &FlowKey) -> Option<FlowKey> {
+    pub(super) fn retire_slot(&self, slot: &Slot, key: &FlowKey) -> Option<FlowKey> {
         let tag = slot.retire(key, now())?;
         match tag.direction() {
             Direction::Forward => {
@@ -321,7 +318,7 @@ impl FlowTable {
         }
     }
 
-    fn pools(&self) -> std::sync::MutexGuard<'_, PoolTable> {
+    pub(super) fn pools(&self) -> std::sync::MutexGuard<'_, PoolTable> {
         self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,6 +13,7 @@ mod forwarding;
 mod held_pins;
 mod link;
 mod migration;
+mod moving;
 mod neighbours;
 mod object;
 mod own_traffic;
@@ -33,7 +34,6 @@ mod unattended;
 use std::{
     fs::File,
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -52,13 +52,13 @@ pub use self::{
     forwarding::{ROUTE_LOOKUPS, route_lookups_are_on, switch_route_lookups},
     held_pins::HeldPins,
     link::{Attachment, Loss, Place},
-    migration::Moved,
+    migration::{Moved, knows_layout},
     neighbours::{FailedNeighbours, NextHopsInUse},
     object::object,
     own_traffic::Hook,
     pins::Pins,
     predecessors::Predecessors,
-    prepared::Prepared,
+    prepared::{LoadOptions, Prepared},
     removal::{Removed, detach},
     replay::{Departure, Ran, Replayer, run_program},
     reserved_ports::{ReservedPorts, reserved_earlier},
@@ -73,68 +73,12 @@ pub use crate::sys::{
 };
 
 use self::{
-    object::{load_patiently, own_traffic_program, program, program_fd, take},
-    succession::Waiting,
+    object::{
+        PINNED_MAPS, PUNTS, ROOT_PROGRAM, ROUTE_PROGRAM, SLOW_STAGE, load_patiently, own_traffic_program,
+        program, program_fd, take,
+    },
+    prepared::{Limits, Pinned, Tables, Waiting},
 };
-
-/// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
-/// its own.
-const PINNED_MAPS: [&str; 24] = [
-    "ROOT",
-    "EGRESS",
-    "SETTINGS",
-    "STATS",
-    "FLOWS",
-    "OCCUPANCY",
-    "HALF_OPEN",
-    "POOLS",
-    "POOL_BITS",
-    "RULE_SETS",
-    "RULES",
-    "MASQUERADES",
-    "LISTENERS",
-    "SOURCES",
-    "LOCAL_ADDRESSES",
-    "LOCAL_ADDRESSES_IPV6",
-    "LOCAL_ALLOW",
-    "LOCAL_ALLOW_IPV6",
-    "DATAGRAMS",
-    "AWAITED",
-    "OWN",
-    "OWN_IPV6",
-    reserved_ports::MAP,
-    "INTERFACE_ADDRESSES",
-];
-const PUNTS: &str = "PUNTS";
-/// The name of the program that is attached to interfaces.
-const ROOT_PROGRAM: &str = "pls_router";
-/// The program that answers a [`Query`].
-const ROUTE_PROGRAM: &str = "ask_route";
-/// The program of [`Stage::Slow`], which takes every packet.
-const SLOW_STAGE: &str = "slow";
-
-/// Options of loading the data plane.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// The directory of pins. `None` pins nothing: the programs live as long as the [`Dataplane`]
-    /// (tests).
-    pub pins: Option<PathBuf>,
-    /// Sessions to make room for.
-    pub sessions: u32,
-    /// Sessions in the opening state that one source may have.
-    pub half_open_per_source: u32,
-    /// `true` for the programs of generic mode, which get packets as the kernel keeps them.
-    pub generic: bool,
-    /// The level of the programs' own log, see [`Dataplane::ebpf_mut`]. `None` compiles it away.
-    pub log: Option<log::Level>,
-}
-
-/// Limits of sessions.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    sessions: u32,
-    half_open_per_source: u32,
-}
 
 /// The result of taking another data plane's place.
 #[derive(Debug)]
@@ -184,6 +128,93 @@ pub struct Dataplane {
     pub failed_neighbours: FailedNeighbours,
     /// The next hops that sessions have.
     pub next_hops_in_use: NextHopsInUse,
+}
+
+impl Prepared {
+    /// Has packets reach the programs, if a root program is attached. The caller is the only one
+    /// that works with the pins ([`Pins::claim`]).
+    ///
+    /// If the programs take the place of others with another table, packets do not reach them
+    /// before [`Dataplane::take_the_place`].
+    ///
+    /// # Errors
+    /// Returns an error if a map cannot be read or written. Before the last step, what was in
+    /// force still is.
+    pub fn activate(self) -> Result<Dataplane> {
+        let Self { mut ebpf, stages, entry, own_traffic, adopted, limits, pinned, tables } = self;
+        // From the inside out: packets reach the programs only when all that they need is in place.
+        let tables = match tables {
+            Some(tables) => tables,
+            None => Tables::of(&mut ebpf)?,
+        };
+        let Tables { mut settings, flows, transfer } = tables;
+        let local_addresses = LocalAddresses::new(
+            take(&mut ebpf, "LOCAL_ADDRESSES")?,
+            take(&mut ebpf, "LOCAL_ADDRESSES_IPV6")?,
+        )?;
+        let mut reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
+        let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
+        let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
+        let next_hops_in_use = NextHopsInUse::new(take(&mut ebpf, "NEXT_HOPS")?)?;
+        let rules = RuleTable::new(&mut ebpf, settings.version())?;
+        flows.set_capacity(limits.sessions);
+        settings.set_limits(flows.regions(), flows.pools_to_spare(), limits.half_open_per_source)?;
+        let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
+        rules.set_numbered(flows.clone(), counters.clone());
+        let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
+        let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
+        let hold = |pinned: &Pinned| {
+            let maps = PINNED_MAPS.into_iter().chain([PUNTS]);
+            HeldPins::hold(pinned.pins().clone(), maps, &pinned.pins().new_stages())
+        };
+        let pins = pinned.as_ref().map(hold).transpose()?;
+        let waiting = match pinned {
+            Some(mut pinned) => match pinned.succession.take() {
+                Some(succession) => {
+                    succession.bequeath(transfer.as_ref(), &rules, &mut settings, &mut reserved_ports)?;
+                    let (layout, is_same_layout) = (succession.before.layout(), succession.is_same_layout);
+                    Some(Waiting { pinned, layout, is_same_layout, transfer })
+                }
+                None => {
+                    // What the programs before these have found is not noted in these programs'
+                    // map.
+                    settings.invalidate_next_hops()?;
+                    pinned.pins().put_stages_in_force(|| {
+                        root.set(0, &entry, 0).context("cannot put the program into the root slot")
+                    })?;
+                    pinned.keep();
+                    pinned.pins().discard_stages_of_the_dead();
+                    succession::finish(pinned.pins(), &flows);
+                    None
+                }
+            },
+            None => {
+                root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
+                settings.invalidate_next_hops()?;
+                None
+            }
+        };
+        Ok(Dataplane {
+            ebpf,
+            pins,
+            waiting,
+            arrays: [root, stages],
+            entry,
+            limits,
+            own_traffic,
+            egress,
+            adopted,
+            rules,
+            flows,
+            counters,
+            settings,
+            local_addresses,
+            reserved_ports,
+            interface_addresses,
+            failed_neighbours,
+            next_hops_in_use,
+        })
+    }
 }
 
 impl Dataplane {

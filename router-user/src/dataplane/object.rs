@@ -14,7 +14,44 @@ use aya::{
     programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 
-use super::own_traffic;
+use super::{own_traffic, reserved_ports};
+
+/// The maps that are pinned by their own name. `STAGES` is apart: each generation of programs has
+/// its own.
+pub(super) const PINNED_MAPS: [&str; 24] = [
+    "ROOT",
+    "EGRESS",
+    "SETTINGS",
+    "STATS",
+    "FLOWS",
+    "OCCUPANCY",
+    "HALF_OPEN",
+    "POOLS",
+    "POOL_BITS",
+    "RULE_SETS",
+    "RULES",
+    "MASQUERADES",
+    "LISTENERS",
+    "SOURCES",
+    "LOCAL_ADDRESSES",
+    "LOCAL_ADDRESSES_IPV6",
+    "LOCAL_ALLOW",
+    "LOCAL_ALLOW_IPV6",
+    "DATAGRAMS",
+    "AWAITED",
+    "OWN",
+    "OWN_IPV6",
+    reserved_ports::MAP,
+    "INTERFACE_ADDRESSES",
+];
+/// The ring of packets for the daemon.
+pub(super) const PUNTS: &str = "PUNTS";
+/// The name of the program that is attached to interfaces.
+pub(super) const ROOT_PROGRAM: &str = "pls_router";
+/// The program that answers a query for a route.
+pub(super) const ROUTE_PROGRAM: &str = "ask_route";
+/// The program of the stage `slow`, which takes every packet.
+pub(super) const SLOW_STAGE: &str = "slow";
 
 /// The BPF object: the programs of `router-ebpf`.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/router"));

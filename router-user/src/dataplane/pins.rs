@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use router_common::limits::LAYOUT;
 
-use super::migration;
 use crate::{
     private::{self, Holder},
     sys::{bpf, bpffs, files, xdp::Mode},
@@ -230,13 +229,8 @@ impl Pins {
         &self.root
     }
 
-    /// Returns `true` if sessions can be taken out of a table of this layout.
-    pub(crate) fn can_be_read(&self) -> bool {
-        migration::knows(self.layout)
-    }
-
     /// Returns the number of the layout of what is pinned here.
-    pub(super) fn layout(&self) -> u32 {
+    pub(crate) fn layout(&self) -> u32 {
         self.layout
     }
 

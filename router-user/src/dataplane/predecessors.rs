@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::private;
 
-use super::{pins::Pins, reserved_ports};
+use super::{migration, pins::Pins, reserved_ports};
 
 /// The data planes of other versions, locked for this process.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Predecessors {
     /// Returns the directories of the pins, and the layouts, of those whose sessions cannot be
     /// read.
     pub fn unknown(&self) -> impl Iterator<Item = (PathBuf, u32)> {
-        let is_unknown = |pins: &Pins| pins.is_ready() && !pins.can_be_read();
+        let is_unknown = |pins: &Pins| pins.is_ready() && !migration::knows_layout(pins.layout());
         let unknown = self.found.iter().filter(move |(pins, _)| is_unknown(pins));
         unknown.map(|(pins, _)| (pins.directory().to_owned(), pins.layout()))
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -21,41 +21,66 @@ use router_common::{
 };
 
 use super::{
-    CounterTable, Dataplane, FailedNeighbours, FlowTable, HeldPins, InterfaceAddressTable, Limits,
-    LoadOptions, LocalAddresses, NextHopsInUse, PINNED_MAPS, PUNTS, Pins, ROOT_PROGRAM, ROUTE_PROGRAM,
-    ReservedPorts, RuleTable, SettingsTable,
-    flows::FlowMaps,
+    flows::{FlowMaps, FlowTable},
     migration::Transfer,
-    object::{OBJECT, explain_load_error, load_own_traffic, load_program, program_fd, take},
-    pools, reserved_ports,
-    succession::{self, Succession},
+    object::{
+        OBJECT, PINNED_MAPS, PUNTS, ROOT_PROGRAM, ROUTE_PROGRAM, explain_load_error, load_own_traffic,
+        load_program, program_fd, take,
+    },
+    pins::Pins,
+    pools,
+    settings::SettingsTable,
+    succession::Succession,
 };
+
+/// Options of loading the data plane.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The directory of pins. `None` pins nothing: the programs live as long as the data plane
+    /// (tests).
+    pub pins: Option<PathBuf>,
+    /// Sessions to make room for.
+    pub sessions: u32,
+    /// Sessions in the opening state that one source may have.
+    pub half_open_per_source: u32,
+    /// `true` for the programs of generic mode, which get packets as the kernel keeps them.
+    pub generic: bool,
+    /// The level of the programs' own log. `None` compiles it away.
+    pub log: Option<log::Level>,
+}
+
+/// Limits of sessions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) sessions: u32,
+    pub(super) half_open_per_source: u32,
+}
 
 /// Programs and maps that the kernel has accepted, and that no packet reaches yet. Dropping it
 /// removes what it has pinned.
 pub struct Prepared {
-    ebpf: Ebpf,
-    stages: ProgramArray<MapData>,
+    pub(super) ebpf: Ebpf,
+    pub(super) stages: ProgramArray<MapData>,
     /// The program for the first slot of `ROOT`.
-    entry: ProgramFd,
-    own_traffic: Result<(), String>,
-    adopted: bool,
-    limits: Limits,
-    pinned: Option<Pinned>,
+    pub(super) entry: ProgramFd,
+    pub(super) own_traffic: Result<(), String>,
+    pub(super) adopted: bool,
+    pub(super) limits: Limits,
+    pub(super) pinned: Option<Pinned>,
     /// The table to which sessions of another one move.
-    tables: Option<Tables>,
+    pub(super) tables: Option<Tables>,
 }
 
 /// The settings and the flow table.
-struct Tables {
-    settings: SettingsTable,
-    flows: FlowTable,
+pub(super) struct Tables {
+    pub(super) settings: SettingsTable,
+    pub(super) flows: FlowTable,
     /// `Some` if sessions of another table move to this one.
-    transfer: Option<Transfer>,
+    pub(super) transfer: Option<Transfer>,
 }
 
 impl Tables {
-    fn of(ebpf: &mut Ebpf) -> Result<Self> {
+    pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self> {
         let settings = SettingsTable::new(take(ebpf, "SETTINGS")?)?;
         let maps = FlowMaps {
             slots: take(ebpf, "FLOWS")?,
@@ -78,7 +103,7 @@ pub(super) struct Pinned {
     is_new: bool,
     is_kept: bool,
     /// The data plane whose place this one takes.
-    succession: Option<Succession>,
+    pub(super) succession: Option<Succession>,
     takes_a_place: bool,
     /// The lock on a directory that this call has made.
     lock: Option<File>,
@@ -130,6 +155,11 @@ impl Pinned {
     /// Returns the place of the pins.
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// Says that the pins are those of the data plane in force now.
+    pub(super) fn keep(&mut self) {
+        self.is_kept = true;
     }
 
     /// Takes the lock on the directory in force, if this call has made that directory.
@@ -244,87 +274,16 @@ impl Prepared {
     pub fn is_adopted(&self) -> bool {
         self.adopted
     }
+}
 
-    /// Has packets reach the programs, if a root program is attached. The caller is the only one
-    /// that works with the pins ([`Pins::claim`]).
-    ///
-    /// If the programs take the place of others with another table, packets do not reach them
-    /// before [`Dataplane::take_the_place`].
-    ///
-    /// # Errors
-    /// Returns an error if a map cannot be read or written. Before the last step, what was in
-    /// force still is.
-    pub fn activate(self) -> Result<Dataplane> {
-        let Self { mut ebpf, stages, entry, own_traffic, adopted, limits, pinned, tables } = self;
-        // From the inside out: packets reach the programs only when all that they need is in place.
-        let tables = match tables {
-            Some(tables) => tables,
-            None => Tables::of(&mut ebpf)?,
-        };
-        let Tables { mut settings, flows, transfer } = tables;
-        let local_addresses = LocalAddresses::new(
-            take(&mut ebpf, "LOCAL_ADDRESSES")?,
-            take(&mut ebpf, "LOCAL_ADDRESSES_IPV6")?,
-        )?;
-        let mut reserved_ports = ReservedPorts::new(take(&mut ebpf, reserved_ports::MAP)?)?;
-        let interface_addresses = InterfaceAddressTable::new(take(&mut ebpf, "INTERFACE_ADDRESSES")?)?;
-        let failed_neighbours = FailedNeighbours::new(take(&mut ebpf, "FAILED_NEIGHBOURS")?)?;
-        let next_hops_in_use = NextHopsInUse::new(take(&mut ebpf, "NEXT_HOPS")?)?;
-        let rules = RuleTable::new(&mut ebpf, settings.version())?;
-        flows.set_capacity(limits.sessions);
-        settings.set_limits(flows.regions(), flows.pools_to_spare(), limits.half_open_per_source)?;
-        let counters = CounterTable::new(take(&mut ebpf, "STATS")?)?;
-        rules.set_numbered(flows.clone(), counters.clone());
-        let egress = take(&mut ebpf, "EGRESS")?.try_into()?;
-        let mut root: ProgramArray<_> = take(&mut ebpf, "ROOT")?.try_into()?;
-        let hold = |pinned: &Pinned| {
-            let maps = PINNED_MAPS.into_iter().chain([PUNTS]);
-            HeldPins::hold(pinned.pins.clone(), maps, &pinned.pins.new_stages())
-        };
-        let pins = pinned.as_ref().map(hold).transpose()?;
-        let waiting = match pinned {
-            Some(mut pinned) => match pinned.succession.take() {
-                Some(succession) => {
-                    Some(succession.bequeath(pinned, transfer, &rules, &mut settings, &mut reserved_ports)?)
-                }
-                None => {
-                    // What the programs before these have found is not noted in these programs'
-                    // map.
-                    settings.invalidate_next_hops()?;
-                    pinned.pins.put_stages_in_force(|| {
-                        root.set(0, &entry, 0).context("cannot put the program into the root slot")
-                    })?;
-                    pinned.is_kept = true;
-                    pinned.pins.discard_stages_of_the_dead();
-                    succession::finish(&pinned.pins, &flows);
-                    None
-                }
-            },
-            None => {
-                root.set(0, &entry, 0).context("cannot put the program into the root slot")?;
-                settings.invalidate_next_hops()?;
-                None
-            }
-        };
-        Ok(Dataplane {
-            ebpf,
-            pins,
-            waiting,
-            arrays: [root, stages],
-            entry,
-            limits,
-            own_traffic,
-            egress,
-            adopted,
-            rules,
-            flows,
-            counters,
-            settings,
-            local_addresses,
-            reserved_ports,
-            interface_addresses,
-            failed_neighbours,
-            next_hops_in_use,
-        })
-    }
+/// A data plane that takes the place of another one and has not done so yet.
+pub(super) struct Waiting {
+    /// Its pins.
+    pub(super) pinned: Pinned,
+    /// The layout of the other one.
+    pub(super) layout: u32,
+    /// `true` if that is this version's.
+    pub(super) is_same_layout: bool,
+    /// Moves the sessions; `None` if the layout is not known.
+    pub(super) transfer: Option<Transfer>,
 }

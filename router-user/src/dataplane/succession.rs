@@ -14,20 +14,22 @@ use router_common::table::{BUCKET, Regions};
 use tracing::{info, warn};
 
 use super::{
-    FlowTable, ReservedPorts, RuleTable, SettingsTable,
+    flows::FlowTable,
     forwarding::kernel_forwards,
     migration::{Source, Transfer},
+    object::PUNTS,
     own_traffic,
     pins::{Pins, entries, read_link_name},
-    prepared::Pinned,
-    reserved_ports,
+    reserved_ports::{self, ReservedPorts},
+    rules::RuleTable,
+    settings::SettingsTable,
 };
 use crate::sys::{bpf, xdp::Mode};
 
 /// The maps that a successor of the same layout uses on. All others are about its own sessions and
 /// rules.
 const SHARED: [&str; 8] =
-    ["ROOT", "STATS", "DATAGRAMS", "AWAITED", "OWN", "OWN_IPV6", reserved_ports::MAP, super::PUNTS];
+    ["ROOT", "STATS", "DATAGRAMS", "AWAITED", "OWN", "OWN_IPV6", reserved_ports::MAP, PUNTS];
 
 /// The map that every successor uses on: the attached program has no other way on.
 const ROOT: &str = "ROOT";
@@ -40,18 +42,6 @@ pub(super) struct Succession {
     pub(super) source: Option<Source>,
     /// `true` if it is of this version's layout.
     pub(super) is_same_layout: bool,
-}
-
-/// A data plane that takes the place of another one and has not done so yet.
-pub(super) struct Waiting {
-    /// Its pins.
-    pub(super) pinned: Pinned,
-    /// The layout of the other one.
-    pub(super) layout: u32,
-    /// `true` if that is this version's.
-    pub(super) is_same_layout: bool,
-    /// Moves the sessions; `None` if the layout is not known.
-    pub(super) transfer: Option<Transfer>,
 }
 
 impl Succession {
@@ -114,16 +104,15 @@ impl Succession {
 
 impl Succession {
     /// Hands on what the programs before leave beside sessions: the numbers of rules, and what is
-    /// to be undone on this machine when the router is taken off. Returns the successor's place.
+    /// to be undone on this machine when the router is taken off.
     pub(super) fn bequeath(
-        self,
-        pinned: Pinned,
-        transfer: Option<Transfer>,
+        &self,
+        transfer: Option<&Transfer>,
         rules: &RuleTable,
         settings: &mut SettingsTable,
         reserved_ports: &mut ReservedPorts,
-    ) -> Result<Waiting> {
-        let were_off = match &transfer {
+    ) -> Result<()> {
+        let were_off = match transfer {
             Some(transfer) => transfer.source().route_lookups_were_off(),
             // The setting's default tells.
             None => !kernel_forwards()?,
@@ -131,7 +120,7 @@ impl Succession {
         if were_off {
             settings.set_route_lookups_were_off()?;
         }
-        if let Some(transfer) = &transfer {
+        if let Some(transfer) = transfer {
             rules.inherit(transfer.source().rules());
         }
         if !self.is_same_layout {
@@ -140,7 +129,7 @@ impl Succession {
                 reserved_ports.inherit(&ports)?;
             }
         }
-        Ok(Waiting { pinned, layout: self.before.layout(), is_same_layout: self.is_same_layout, transfer })
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ mod layout_9;
 use anyhow::{Result, ensure};
 use router_common::{shared::Shared, tuple::FlowKey};
 
-use crate::dataplane::flows::MovedFlow;
+use crate::dataplane::moving::MovedFlow;
 
 /// Every description.
 static KNOWN: [Description; 1] = [layout_9::DESCRIPTION];

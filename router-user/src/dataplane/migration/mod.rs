@@ -21,7 +21,7 @@ mod source;
 mod transfer;
 
 /// Returns `true` if sessions can be taken out of a table of this layout.
-pub(super) fn knows(layout: u32) -> bool {
+pub fn knows_layout(layout: u32) -> bool {
     description::Description::of(layout).is_some()
 }
 

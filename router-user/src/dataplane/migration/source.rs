@@ -11,7 +11,7 @@ use router_common::{shared::Shared, tuple::Direction};
 
 use super::description::{Description, MovedSettings, RawSlot};
 use crate::{
-    dataplane::{flows::MovedFlow, pins::Pins, shared_memory::SharedArray},
+    dataplane::{moving::MovedFlow, pins::Pins, shared_memory::SharedArray},
     sys::bpf,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 type RawOccupancy = [Shared<u32>; 16];
 
 /// The data plane that sessions come from.
-pub(in crate::dataplane) struct Source {
+pub(crate) struct Source {
     description: &'static Description,
     slots: SharedArray<RawSlot>,
     occupancy: Arc<SharedArray<RawOccupancy>>,
@@ -33,7 +33,7 @@ impl Source {
     ///
     /// # Errors
     /// Returns an error if a map cannot be opened or read, or is not as its layout has it.
-    pub(in crate::dataplane) fn open(pins: &Pins) -> Result<Option<Self>> {
+    pub(crate) fn open(pins: &Pins) -> Result<Option<Self>> {
         let Some(description) = Description::of(pins.layout()) else { return Ok(None) };
         let open = |name| {
             let path = pins.map(name);
@@ -69,17 +69,17 @@ impl Source {
     }
 
     /// Returns the names of its rules by number, also of rules that are gone and may have sessions.
-    pub(in crate::dataplane) fn rules(&self) -> &[Option<String>] {
+    pub(crate) fn rules(&self) -> &[Option<String>] {
         &self.rules
     }
 
     /// Returns `true` if `detach` is to switch route lookups off.
-    pub(in crate::dataplane) fn route_lookups_were_off(&self) -> bool {
+    pub(crate) fn route_lookups_were_off(&self) -> bool {
         self.settings.route_lookups_were_off
     }
 
     /// Counts the sessions.
-    pub(in crate::dataplane) fn sessions(&self) -> u32 {
+    pub(crate) fn sessions(&self) -> u32 {
         let flows = (0..self.slots()).filter_map(|index| self.flow(index));
         let sessions = flows.filter(|flow| flow.direction == Direction::Forward && !flow.is_held);
         u32::try_from(sessions.count()).unwrap_or(u32::MAX)

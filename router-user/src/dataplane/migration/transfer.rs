@@ -14,7 +14,10 @@ use tracing::warn;
 
 use super::source::Source;
 use crate::{
-    dataplane::flows::{FlowTable, MovedFlow, MovedSession, Slots},
+    dataplane::{
+        flows::FlowTable,
+        moving::{MovedFlow, MovedSession, Slots},
+    },
     sys::bpf::wait_for_programs,
 };
 
@@ -58,7 +61,7 @@ struct Copy {
 }
 
 /// Moves sessions from one table to another.
-pub(in crate::dataplane) struct Transfer {
+pub(crate) struct Transfer {
     from: Source,
     to: FlowTable,
     /// By slot of the old table, the identity of the flow there that is done with; 0 is none.
@@ -77,18 +80,18 @@ enum Part {
 }
 
 impl Transfer {
-    pub(in crate::dataplane) fn new(from: Source, to: FlowTable) -> Self {
+    pub(crate) fn new(from: Source, to: FlowTable) -> Self {
         let known = vec![0; from.slots() as usize];
         Self { from, to, known, copies: Vec::new(), moved: Moved::default() }
     }
 
     /// Returns the data plane that sessions come from.
-    pub(in crate::dataplane) fn source(&self) -> &Source {
+    pub(crate) fn source(&self) -> &Source {
         &self.from
     }
 
     /// Copies sessions while the old programs forward, until little is new.
-    pub(in crate::dataplane) fn copy_in_passes(&mut self) {
+    pub(crate) fn copy_in_passes(&mut self) {
         let began = Instant::now();
         for _ in 0..MAX_PASSES {
             self.moved.passes += 1;
@@ -105,7 +108,7 @@ impl Transfer {
     /// # Errors
     /// Returns an error if the old data plane's counters cannot be read, and if `swap` fails: the
     /// old programs then go on with the old table as if nothing had been.
-    pub(in crate::dataplane) fn finish(mut self, swap: impl FnOnce() -> Result<()>) -> Result<Moved> {
+    pub(crate) fn finish(mut self, swap: impl FnOnce() -> Result<()>) -> Result<Moved> {
         let began = Instant::now();
         let refused = self.from.refused()?;
         let paused = Instant::now();
@@ -129,7 +132,7 @@ impl Transfer {
 
     /// Inserts what is only in the old table, whose programs are not in use any more. The sessions
     /// of the new table go before.
-    pub(in crate::dataplane) fn complete(mut self) -> Moved {
+    pub(crate) fn complete(mut self) -> Moved {
         self.copy(Part::AfterSwap);
         self.moved
     }

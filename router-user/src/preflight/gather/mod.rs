@@ -98,7 +98,7 @@ fn predecessors(pins: &Path) -> Vec<Predecessor> {
     let predecessor = |other: Pins| Predecessor {
         directory: other.directory().to_owned(),
         interfaces: other.interfaces().unwrap_or_default(),
-        sessions_move: other.can_be_read(),
+        sessions_move: dataplane::knows_layout(other.layout()),
     };
     others.map(predecessor).collect()
 }

@@ -10,7 +10,7 @@ use router_common::{
 };
 
 use super::{Description, MovedSettings, SLOT_WORDS, key, number};
-use crate::dataplane::flows::MovedFlow;
+use crate::dataplane::moving::MovedFlow;
 
 pub(super) const DESCRIPTION: Description = Description {
     layout: 9,

@@ -13,7 +13,7 @@ use router_common::{
     tuple::{Direction, FlowKey, Protocol},
 };
 
-use super::{FlowTable, now};
+use super::flows::{FlowTable, now};
 
 /// The sessions of a target that gets a pool: one port in 32 of all, about as many as after which
 /// the programs make one.
@@ -24,30 +24,30 @@ const ATTEMPTS: u32 = 8;
 
 /// A flow as it was in another table, or a held key.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::dataplane) struct MovedFlow {
-    pub(in crate::dataplane) key: FlowKey,
+pub(crate) struct MovedFlow {
+    pub(crate) key: FlowKey,
     /// `true` for a held key.
-    pub(in crate::dataplane) is_held: bool,
-    pub(in crate::dataplane) direction: Direction,
-    pub(in crate::dataplane) rule: u16,
+    pub(crate) is_held: bool,
+    pub(crate) direction: Direction,
+    pub(crate) rule: u16,
     /// `true` if the session counts as half-open.
-    pub(in crate::dataplane) is_opening: bool,
+    pub(crate) is_opening: bool,
     /// `true` if its packets come in by the clients' side only.
-    pub(in crate::dataplane) is_for_clients_side: bool,
+    pub(crate) is_for_clients_side: bool,
     /// The TCP flags that it has shown, without marks of the other direction's.
-    pub(in crate::dataplane) seen: Seen,
+    pub(crate) seen: Seen,
     /// Its record, without a next hop.
-    pub(in crate::dataplane) record: FlowRecord,
+    pub(crate) record: FlowRecord,
 }
 
 impl MovedFlow {
     /// Returns what tells the flow from every other one that is in the same slot before or after.
-    pub(in crate::dataplane) fn identity(&self) -> (FlowKey, Ticks, bool) {
+    pub(crate) fn identity(&self) -> (FlowKey, Ticks, bool) {
         (self.key, self.record.opened, self.is_held)
     }
 
     /// Returns the key of the session's other direction.
-    pub(in crate::dataplane) fn twin(&self) -> FlowKey {
+    pub(crate) fn twin(&self) -> FlowKey {
         self.key.twin(&self.record.rewrite)
     }
 
@@ -68,13 +68,13 @@ impl MovedFlow {
 
 /// A session as it was in another table.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::dataplane) struct MovedSession {
-    pub(in crate::dataplane) forward: MovedFlow,
-    pub(in crate::dataplane) reply: MovedFlow,
+pub(crate) struct MovedSession {
+    pub(crate) forward: MovedFlow,
+    pub(crate) reply: MovedFlow,
 }
 
 /// The slots of a session that was inserted: the forward flow's and the reply flow's.
-pub(in crate::dataplane) type Slots = [u32; 2];
+pub(crate) type Slots = [u32; 2];
 
 /// The counters of packets while a session is in two tables: one packet, so that the session is
 /// none whose first packet is still to come. What the other table has counted is added at the end.
@@ -88,11 +88,7 @@ impl FlowTable {
     ///
     /// # Errors
     /// Returns an error if one of its keys is taken, or there is no room.
-    pub(in crate::dataplane) fn insert_session(
-        &self,
-        session: &MovedSession,
-        is_copy: bool,
-    ) -> Result<Slots, InsertError> {
+    pub(crate) fn insert_session(&self, session: &MovedSession, is_copy: bool) -> Result<Slots, InsertError> {
         let MovedSession { forward, reply } = session;
         // In this order: the reply flow's key is the claim of the SNAT port.
         let reply_slot = self.insert_flow(reply, reply.seen_beside(forward), is_copy)?;
@@ -131,7 +127,7 @@ impl FlowTable {
     ///
     /// # Errors
     /// Returns an error if the key is taken, or there is no room.
-    pub(in crate::dataplane) fn insert_held(&self, held: &MovedFlow) -> Result<(), InsertError> {
+    pub(crate) fn insert_held(&self, held: &MovedFlow) -> Result<(), InsertError> {
         let index = self.insert_flow(held, held.seen, false)?;
         if let Some(slot) = self.0.slots.get(index)
             && slot.hold(&held.key)
@@ -200,7 +196,7 @@ impl FlowTable {
     /// Brings a session that was inserted as a copy up to date, when the other table is not in use
     /// any more: `last` is the session as that table has it in the end. What these programs have
     /// found out since goes before it. Returns `false` if the session has left these slots.
-    pub(in crate::dataplane) fn catch_up(&self, slots: Slots, last: &MovedSession) -> bool {
+    pub(crate) fn catch_up(&self, slots: Slots, last: &MovedSession) -> bool {
         let MovedSession { forward, reply } = last;
         let [Some(to_forward), Some(to_reply)] = slots.map(|index| self.0.slots.get(index)) else {
             return false;
@@ -244,7 +240,7 @@ impl FlowTable {
 
     /// Removes a session that was inserted as a copy and has left the other table since, unless its
     /// packets have come here meanwhile. Returns `true` if this call removed it.
-    pub(in crate::dataplane) fn remove_copy(&self, slots: Slots) -> bool {
+    pub(crate) fn remove_copy(&self, slots: Slots) -> bool {
         let [Some(forward), Some(reply)] = slots.map(|index| self.0.slots.get(index)) else { return false };
         if [forward, reply].iter().any(|slot| slot.tag().state() != SlotState::Live || !is_untouched(slot)) {
             return false;
@@ -266,7 +262,7 @@ impl FlowTable {
     ///
     /// # Errors
     /// Returns an error if the pools cannot be read or written.
-    pub(in crate::dataplane) fn make_pools(&self) -> Result<()> {
+    pub(crate) fn make_pools(&self) -> Result<()> {
         let mut by_target: HashMap<PoolKey, Vec<FlowKey>> = HashMap::new();
         for flow in self.flows().filter(|flow| flow.direction() == Direction::Reply) {
             by_target.entry(PoolKey::of(&flow.key)).or_default().push(flow.key);
@@ -279,7 +275,7 @@ impl FlowTable {
     }
 
     /// Removes what has a session's keys, so that the session itself can be inserted.
-    pub(in crate::dataplane) fn make_way(&self, session: &MovedSession) {
+    pub(crate) fn make_way(&self, session: &MovedSession) {
         for key in [session.forward.key, session.reply.key] {
             if let Some(flow) = self.get(&key) {
                 self.retire(&flow.twin());
