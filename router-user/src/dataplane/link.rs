@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -104,10 +104,8 @@ impl Attachment {
     pub(super) fn remove(&self) -> Result<()> {
         bpf::detach_link(self.link.as_fd())
             .with_context(|| format!("cannot detach the program from {}", self.interface))?;
-        if let Some(directory) = self.pin.parent().and_then(Path::parent) {
-            // Best effort: a program that is nowhere attached does no harm.
-            let _ = fs::remove_file(Pins::in_directory(directory).root_program(&self.interface));
-        }
+        // Best effort: a program that is nowhere attached does no harm.
+        let _ = fs::remove_file(self.root_pin());
         match fs::remove_file(&self.pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.pin.display()))
@@ -206,9 +204,15 @@ impl Attachment {
         }
     }
 
-    /// Returns `true` if a daemon that comes after this one will find it.
+    /// Returns `true` if a daemon that comes after this one will find it, and the program.
     pub fn is_pinned(&self) -> bool {
-        self.pin.symlink_metadata().is_ok()
+        let is_there = |pin: &Path| pin.symlink_metadata().is_ok();
+        is_there(&self.pin) && (self.root.is_none() || is_there(&self.root_pin()))
+    }
+
+    fn root_pin(&self) -> PathBuf {
+        let links = self.pin.parent().unwrap_or(&self.pin);
+        Pins::in_directory(links.parent().unwrap_or(links)).root_program(&self.interface)
     }
 
     /// Notes that the pin is among these now, whose directory has got another name.
@@ -216,13 +220,22 @@ impl Attachment {
         self.pin = pins.link(&self.interface, self.mode);
     }
 
-    /// Pins the link again.
+    /// Pins the link, and the program, again where the pin is missing.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses: the directory has to be there, on a BPF file system.
     pub fn pin_again(&self) -> Result<()> {
-        bpf::pin(self.link.as_fd(), &self.pin)
-            .with_context(|| format!("cannot pin the attachment to {}", self.pin.display()))
+        let pin = |object: BorrowedFd<'_>, pin: &Path, what| match pin.symlink_metadata() {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                bpf::pin(object, pin).with_context(|| format!("cannot pin the {what} to {}", pin.display()))
+            }
+        };
+        pin(self.link.as_fd(), &self.pin, "attachment")?;
+        match &self.root {
+            Some(root) => pin(root.as_fd(), &self.root_pin(), "program"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -17,8 +17,9 @@ use crate::{
 
 /// The directory of pins of this layout: `<admin.pins>/v<layout>`.
 ///
-/// Inside: a file a map, `stages` (the program array of the programs in force), and in `links/` a
-/// file an attachment, named `<mode>-<interface>`.
+/// Inside: a file a map, `stages` (the program array of the programs in force), `root-<interface>`
+/// (the program that is attached there), and in `links/` a file an attachment, named
+/// `<mode>-<interface>`.
 ///
 /// While sessions move to another table of the same layout, there are two directories: the one in
 /// force, and [`next`](Self::next) to it `v<layout>-next`. The new one is made there, and takes the

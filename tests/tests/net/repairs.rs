@@ -174,9 +174,14 @@ fn removed_pins_are_made_again() {
         names
     };
     let before = listed();
+    // The attached program's own pin alone is made again, too.
+    let root = directory.join("root-eth0");
+    check(fs::remove_file(&root).context("the program's pin"));
+    wait_for_repair(&lab, &directory.display().to_string(), 1);
+    assert!(root.exists(), "{:?}", listed());
     check(fs::remove_dir_all(lab.state().path("bpf/pls-router")).context("the pins"));
     check(known.echo(b"meanwhile", LIMIT));
-    wait_for_repair(&lab, &directory.display().to_string(), 1);
+    wait_for_repair(&lab, &directory.display().to_string(), 2);
     assert_eq!(listed(), before);
     assert_eq!(link_pins(&lab).len(), 1);
     assert_eq!(attached(&lab, "eth0"), program, "the program was taken off meanwhile");
