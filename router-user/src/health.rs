@@ -56,7 +56,7 @@ ids! {
     InterfaceRenamed "interface_renamed" "An interface's name differs from the name in the configuration. Subject: the interface.",
     SelfTestFailed "self_test_failed" "The programs on the interfaces do not forward the packets of a test session.",
     SelfTestImpossible "self_test_impossible" "The self-test cannot be run.",
-    PacketsUnseen "packets_unseen" "Packets come in on an interface, and its program sees none of them. Subject: the interface.",
+    PacketsUnseen "packets_unseen" "Packets come in on an interface, and its program sees none or few of them. Subject: the interface.",
     PinsLost "pins_lost" "The pins in the BPF file system were removed. Subject: the directory.",
     Contended "contended" "Something else on this machine repeatedly changes what the daemon sets. Subject: the thing that is changed.",
     PortsShared "ports_shared" "The kernel may give ports of the router to this machine's own sockets.",

@@ -134,6 +134,7 @@ impl Parts {
             let interfaces: Vec<&str> = config.interfaces.names().collect();
             plane.detach_others(&interfaces)?;
             self.state.rules_version.set(plane.settings.version());
+            self.state.rules_in_force.set(None);
             // The classifier may be the other one's.
             own_traffic.begin(&config, &attachments.attached, &mut plane)
         };

@@ -26,6 +26,7 @@ use crate::{
         sync::Locked,
         upkeep::record::Record,
     },
+    dataplane::RuleSetSpec,
     health::Id,
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct State {
     pub(crate) sessions: Locked<SessionCounts>,
     /// The version of the rule set in force; 0 is none.
     pub(crate) rules_version: Locked<u32>,
+    /// The rule set in force, as this daemon has written it. `None` before it has written one.
+    pub(crate) rules_in_force: Locked<Option<Arc<RuleSetSpec>>>,
     /// The reason why the wanted rules are not in force, if they are not.
     pub(crate) rules_error: Locked<Option<String>>,
     pub(crate) self_test: Locked<SelfTest>,
@@ -66,6 +69,7 @@ impl State {
             routing: Locked::new(Routing::new()),
             sessions: Locked::default(),
             rules_version: Locked::default(),
+            rules_in_force: Locked::default(),
             rules_error: Locked::default(),
             self_test: Locked::default(),
         }

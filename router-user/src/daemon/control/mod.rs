@@ -65,7 +65,7 @@ pub(crate) struct Control {
     /// Tells the name service that there are other names.
     names_changed: Arc<Notify>,
     /// The rule set in force; locked while another one is written.
-    in_force: Arc<Mutex<Option<RuleSetSpec>>>,
+    in_force: Arc<Mutex<Option<Arc<RuleSetSpec>>>>,
     /// Held while a configuration is replaced.
     replacing: Arc<tokio::sync::Mutex<()>>,
     work: Work,
@@ -204,8 +204,8 @@ impl Control {
     }
 
     /// Has a rule set written if another one is in force.
-    fn write(&self, in_force: &mut Option<RuleSetSpec>, spec: RuleSetSpec) -> Result<()> {
-        if in_force.as_ref() == Some(&spec) {
+    fn write(&self, in_force: &mut Option<Arc<RuleSetSpec>>, spec: RuleSetSpec) -> Result<()> {
+        if in_force.as_deref() == Some(&spec) {
             // Others may have been wanted meanwhile, and could not be written.
             self.state.rules_error.set(None);
             return Ok(());
@@ -219,6 +219,8 @@ impl Control {
         };
         self.state.rules_error.set(None);
         self.state.rules_version.set(version);
+        let spec = Arc::new(spec);
+        self.state.rules_in_force.set(Some(spec.clone()));
         if let Err(error) = self.writer.follow_up(&spec, version) {
             warn!(
                 "cannot synchronise the spare rule bank; the next change rewrites it completely: {error:#}"

@@ -44,6 +44,7 @@ impl RuleWriter for Recorder {
                 routing,
                 sessions,
                 rules_version,
+                rules_in_force,
                 rules_error,
                 self_test,
             } = state;
@@ -56,7 +57,7 @@ impl RuleWriter for Recorder {
             assert!(!removed_timeouts.is_locked());
             assert!(!names.is_locked() && !target_health.is_locked() && !routing.is_locked());
             assert!(!sessions.is_locked() && !rules_version.is_locked() && !rules_error.is_locked());
-            assert!(!self_test.is_locked());
+            assert!(!rules_in_force.is_locked() && !self_test.is_locked());
         }
         if self.fails.load(Ordering::Relaxed) {
             bail!("no memory");
@@ -149,9 +150,19 @@ async fn rules_that_were_not_written_are_written_at_the_next_look() {
     recorder.fails.store(true, Ordering::Relaxed);
     assert!(apply(&control).await.is_err());
     assert_eq!(control.state.rules_error.get().as_deref(), Some("no memory"), "for `status`");
+    assert_eq!(control.state.rules_in_force.get(), None);
     recorder.fails.store(false, Ordering::Relaxed);
     apply(&control).await.expect("rules");
     assert_eq!((recorder.specs.lock().len(), control.state.rules_error.get()), (1, None));
+    // The rules in force stay known while others are refused.
+    let in_force = || control.state.rules_in_force.get().map(|spec| spec.forwards[0].targets.clone());
+    recorder.fails.store(true, Ordering::Relaxed);
+    control.state.config.set(Arc::new(config("203.0.113.11", "")));
+    assert!(apply(&control).await.is_err());
+    assert_eq!(in_force(), Some(vec![([203, 0, 113, 10].into(), None)]));
+    recorder.fails.store(false, Ordering::Relaxed);
+    apply(&control).await.expect("rules");
+    assert_eq!(in_force(), Some(vec![([203, 0, 113, 11].into(), None)]));
 }
 
 #[tokio::test]

@@ -12,12 +12,15 @@
 //! session is removed as soon as it is over. It is no sign of its target's health, and counts in
 //! the counters like any other; [`results`] say how much that is.
 //!
+//! Three failures in a row are a fault, which stays one until a test succeeds ([`suspicion`]).
+//!
 //! Beside that, [`arrivals`] watches that programs see what comes in.
 
 mod arrivals;
 mod packet;
 mod plan;
 pub(crate) mod results;
+mod suspicion;
 mod trial;
 
 use std::{
@@ -42,16 +45,18 @@ use self::{
     arrivals::{Arrivals, Count},
     packet::CLIENT_PORT,
     plan::{Rule, Trial, View},
+    results::UnseenOn,
+    suspicion::{Subject, Suspicion, Untested},
     trial::{Failure, Programs},
 };
 use crate::{
-    config::Config,
     daemon::{
         kernel::{interfaces::Attached, netlink::Kernel},
         state::State,
         sync::Locked,
     },
-    dataplane::{CounterTable, Dataplane, Flow, FlowTable, Ran, interface_name, run_program},
+    dataplane::{CounterTable, Dataplane, Flow, FlowTable, Ran, RuleSetSpec, interface_name, run_program},
+    sys::xdp::Mode,
 };
 
 pub(crate) use self::packet::is_test;
@@ -61,9 +66,6 @@ pub(crate) use self::packet::is_test;
 const TICK: Duration = Duration::from_secs(1);
 /// The pause before a test that has failed is repeated.
 const AGAIN: Duration = Duration::from_millis(750);
-/// Failures in a row that are a fault. Rules, routes and neighbours may change in the middle of a
-/// test; new rules follow a new answer of a name server within a second.
-const FAILURES: u32 = 3;
 /// The most rules of one test. The others have their turn at the next ones.
 const RULES_AT_ONCE: usize = 4;
 
@@ -85,13 +87,13 @@ pub(crate) async fn run(access: Access, kernel: Kernel) -> Result<()> {
     let mut tester = Tester {
         access,
         turn: 0,
-        suspect: None,
+        suspicion: Suspicion::default(),
         injected: [0; MAX_INTERFACES],
         arrivals: Default::default(),
     };
     let mut next = Instant::now();
     loop {
-        sleep(if tester.suspect.is_some() { AGAIN } else { TICK }).await;
+        sleep(if tester.suspicion.is_there() { AGAIN } else { TICK }).await;
         if tester.access.state.attachments.lock().is_being_detached {
             continue;
         }
@@ -102,29 +104,19 @@ pub(crate) async fn run(access: Access, kernel: Kernel) -> Result<()> {
             continue;
         };
         let now = Instant::now();
-        if now < next && tester.suspect.is_none() {
+        if now < next && !tester.suspicion.is_there() {
             continue;
         }
         next = now + period - TICK / 2;
-        tester.test(&config, &kernel).await;
+        tester.test(&kernel).await;
     }
-}
-
-/// What is tested.
-#[derive(Clone, Debug)]
-enum Subject {
-    /// That answers of ARP reach this machine.
-    Arp,
-    /// A rule, by its name.
-    Rule(String),
 }
 
 struct Tester {
     access: Access,
     /// The place of the rule whose turn is next.
     turn: usize,
-    /// The test that has failed, and how often in a row.
-    suspect: Option<(Subject, u32)>,
+    suspicion: Suspicion,
     /// Packets that self-tests have put in, by interface slot.
     injected: [u64; MAX_INTERFACES],
     arrivals: [Arrivals; MAX_INTERFACES],
@@ -132,15 +124,18 @@ struct Tester {
 
 impl Tester {
     fn switch_off(&mut self) {
-        self.suspect = None;
+        self.suspicion.clear();
         let mut results = self.access.state.self_test.lock();
         (results.is_on, results.failure, results.impossible) = (false, None, None);
         results.untested.clear();
     }
 
     /// Tests ARP, and the rules whose turn it is; after a failure, what has failed.
-    async fn test(&mut self, config: &Config, kernel: &Kernel) {
+    async fn test(&mut self, kernel: &Kernel) {
         self.access.state.self_test.lock().is_on = true;
+        if self.suspicion.forget_old(Instant::now()) {
+            self.clear_results();
+        }
         let neighbours = match self.neighbours(kernel).await {
             Ok(neighbours) => neighbours,
             // The probe says so if that goes on.
@@ -149,44 +144,43 @@ impl Tester {
                 return;
             }
         };
-        let subjects = match &self.suspect {
-            Some((subject, _)) => vec![subject.clone()],
-            None => {
-                let rules = self.in_turn(&plan::rules(config)).into_iter().map(Subject::Rule);
-                std::iter::once(Subject::Arp).chain(rules).collect()
-            }
-        };
+        // Those that the programs have, even if others are wanted.
+        let rules = self.access.state.rules_in_force.get();
+        let mut turn = self.turn;
+        let subjects = self.suspicion.subjects(|| {
+            let names = rules.as_deref().map(plan::rules).unwrap_or_default();
+            let rules = in_turn(&mut turn, &names).into_iter().map(Subject::Rule);
+            std::iter::once(Subject::Arp).chain(rules).collect()
+        });
+        self.turn = turn;
         for subject in subjects {
-            let before = self.suspect.is_some().then(|| self.access.counters.read().ok()).flatten();
-            let result = match &subject {
-                Subject::Arp => self.test_arp(),
-                Subject::Rule(rule) => self.test_rule(config, &neighbours, rule),
+            let before = self.suspicion.is_there().then(|| self.access.counters.read().ok()).flatten();
+            let result = match (&subject, &rules) {
+                (Subject::Arp, _) => self.test_arp(),
+                (Subject::Rule(rule), Some(rules)) => self.test_rule(rules, &neighbours, rule),
+                (Subject::Rule(_), None) => Err(Untested::Now("the rules in force are not known yet")),
             };
             match result {
-                Ok(result) => {
-                    self.note(subject, result, before.as_deref());
-                    if self.suspect.is_some() {
-                        return;
+                Ok(Ok(())) => {
+                    if self.suspicion.passed(&subject) {
+                        self.clear_results();
                     }
                 }
-                Err(untested) => {
-                    // Whatever it lacks now is another condition.
-                    self.clear();
+                Ok(Err(failure)) => {
+                    self.note(subject, failure, before.as_deref());
+                    return;
+                }
+                Err(why) => {
+                    if self.suspicion.untested(&subject, why) {
+                        self.clear_results();
+                    }
                     self.access.state.self_test.lock().untested = match subject {
-                        Subject::Arp => untested.to_owned(),
-                        Subject::Rule(rule) => format!("rule {rule}: {untested}"),
+                        Subject::Arp => why.text().to_owned(),
+                        Subject::Rule(rule) => format!("rule {rule}: {}", why.text()),
                     };
                 }
             }
         }
-    }
-
-    /// Returns the next rules in turn.
-    fn in_turn(&mut self, rules: &[String]) -> Vec<String> {
-        let start = self.turn.checked_rem(rules.len()).unwrap_or(0);
-        self.turn = start + RULES_AT_ONCE.min(rules.len());
-        let count = RULES_AT_ONCE.min(rules.len());
-        rules.iter().cycle().skip(start).take(count).cloned().collect()
     }
 
     /// Returns the addresses on the link that clients come in by whose MAC addresses are known.
@@ -209,8 +203,8 @@ impl Tester {
     ///
     /// # Errors
     /// Returns why that cannot be tested now.
-    fn test_arp(&mut self) -> Result<Result<(), Failure>, &'static str> {
-        let attached = self.attached()?;
+    fn test_arp(&mut self) -> Result<Result<(), Failure>, Untested> {
+        let attached = self.attached().map_err(Untested::Now)?;
         let settings = *self.access.plane.lock().settings.current();
         let interfaces = settings.interfaces.iter().filter(|interface| interface.mac.is_set());
         let interfaces = interfaces.map(|interface| (interface.primary, interface.mac));
@@ -223,16 +217,13 @@ impl Tester {
     /// Returns why it cannot be tested now.
     fn test_rule(
         &mut self,
-        config: &Config,
+        rules: &RuleSetSpec,
         neighbours: &[Ipv4Addr],
         name: &str,
-    ) -> Result<Result<(), Failure>, &'static str> {
-        let attached = self.attached()?;
-        if self.access.state.rules_error.lock().is_some() {
-            return Err("the rules in force are not the wanted ones");
-        }
-        let rule = self.rule(config, name).ok_or("it is not there any more")?;
-        let (trial, flows) = self.plan(config, neighbours, &rule)?;
+    ) -> Result<Result<(), Failure>, Untested> {
+        let attached = self.attached().map_err(Untested::Now)?;
+        let rule = self.rule(rules, name).ok_or(Untested::Gone)?;
+        let (trial, flows) = self.plan(rules, neighbours, &rule).map_err(Untested::Now)?;
         let client = client_key(&trial);
         // One of an earlier daemon, which was killed in a test.
         remove(&flows, &client);
@@ -269,24 +260,22 @@ impl Tester {
         result
     }
 
-    fn rule(&self, config: &Config, name: &str) -> Option<Rule> {
-        let state = &self.access.state;
-        let next_hops = state.routing.lock().next_hops.clone();
+    fn rule(&self, rules: &RuleSetSpec, name: &str) -> Option<Rule> {
+        let next_hops = self.access.state.routing.lock().next_hops.clone();
         let known = next_hops.iter().filter_map(|next_hop| match next_hop.target {
             IpAddr::V4(target) => Some((target, &*next_hop.rules)),
             IpAddr::V6(_) => None,
         });
-        Rule::of(config, &state.names.lock(), &state.target_health.lock(), known, name)
+        Rule::of(rules, known, name)
     }
 
     fn plan(
         &self,
-        config: &Config,
+        rules: &RuleSetSpec,
         neighbours: &[Ipv4Addr],
         rule: &Rule,
     ) -> Result<(Trial, FlowTable), &'static str> {
         let Access { state, plane, .. } = &self.access;
-        let ports = state.own_traffic.lock().snat;
         let own = state.routing.lock().own_addresses.clone();
         let taken = state.sessions.lock().ports.by_pool.clone();
         let plane = &mut *plane.lock();
@@ -301,8 +290,8 @@ impl Tester {
             own: &own,
             settings: &settings,
             neighbours,
-            snat: &config.snat.addresses,
-            ports,
+            snat: &rules.snat,
+            ports: rules.ports,
             taken: &taken,
             half_open: &|source| flows.half_open(source),
         };
@@ -319,18 +308,16 @@ impl Tester {
         Ok(Attachments { programs: programs.collect::<Result<_>>()?, injected: [0; MAX_INTERFACES] })
     }
 
-    /// Takes in the result of a test.
-    fn note(&mut self, subject: Subject, result: Result<(), Failure>, before: Option<&CpuStats>) {
-        let (text, is_wrong) = match result {
-            Ok(()) => return self.clear(),
-            Err(Failure::Wrong(text)) => (text, true),
-            Err(Failure::Impossible(error)) => (format!("{error:#}"), false),
+    /// Takes in that a test has failed.
+    fn note(&mut self, subject: Subject, failure: Failure, before: Option<&CpuStats>) {
+        let (text, is_wrong) = match failure {
+            Failure::Wrong(text) => (text, true),
+            Failure::Impossible(error) => (format!("{error:#}"), false),
         };
-        let failures = self.suspect.as_ref().map_or(1, |(_, failures)| failures.saturating_add(1));
-        self.suspect = Some((subject, failures));
+        let is_fault = self.suspicion.failed(subject, Instant::now());
         let mut results = self.access.state.self_test.lock();
         results.failures += 1;
-        if failures < FAILURES {
+        if !is_fault {
             return;
         }
         if is_wrong {
@@ -347,8 +334,7 @@ impl Tester {
         }
     }
 
-    fn clear(&mut self) {
-        self.suspect = None;
+    fn clear_results(&self) {
         let mut results = self.access.state.self_test.lock();
         (results.failure, results.impossible) = (None, None);
     }
@@ -367,21 +353,26 @@ impl Tester {
             let Some(name) = interface_name(index).filter(|_| attachment.loss().is_none()) else { continue };
             let Some(arrived) = arrivals::received(&text, &name) else { continue };
             let count = Count { arrived, seen: stats.received.packets.wrapping_sub(injected) };
-            if let Some(packets) = arrivals.look(index, count, now) {
-                let detail = format!(
-                    "{packets} packets have come in on {name}, and its program has seen none of them: the driver does \
-                     not run it; fix: `ip link set dev {name} down` and `up` again, or `pls-router detach` and \
-                     systemctl restart pls-router"
-                );
-                unseen.push((attachment.interface.clone(), detail));
+            // A generic program sees several packets as one that the kernel has joined (GRO).
+            let is_comparable = attachment.mode == Mode::Native;
+            if let Some(packets) = arrivals.look(index, count, is_comparable, now) {
+                unseen.push(UnseenOn::new(&attachment.interface, &name, packets));
             }
         }
         let results = &mut *self.access.state.self_test.lock();
         // The number grows; the words that were said first stay.
-        let known = |name: &str| results.unseen.iter().find(|(known, _)| known == name).cloned();
-        results.unseen =
-            unseen.into_iter().map(|(name, text)| known(&name).unwrap_or((name, text))).collect();
+        let said =
+            |new: UnseenOn| results.unseen.iter().find(|old| old.is_like(&new)).cloned().unwrap_or(new);
+        results.unseen = unseen.into_iter().map(said).collect();
     }
+}
+
+/// Returns the rules whose turn it is, and moves on.
+fn in_turn(turn: &mut usize, rules: &[String]) -> Vec<String> {
+    let start = turn.checked_rem(rules.len()).unwrap_or(0);
+    let count = RULES_AT_ONCE.min(rules.len());
+    *turn = start + count;
+    rules.iter().cycle().skip(start).take(count).cloned().collect()
 }
 
 /// The programs on the interfaces.

@@ -4,13 +4,16 @@ use std::net::Ipv4Addr;
 
 use router_common::{address::Mac, checksum::Sum, tuple::Protocol};
 
-/// The IP identification of test packets. With the client's port, which no client has, it tells
-/// them from all others.
+/// The IP identification of test packets.
 const IDENTIFICATION: u16 = 0x5e1f;
 /// The data of test packets. With it, the shortest one is long enough for the fast path.
 pub(super) const DATA: &[u8] = b"pls-router self-test";
 /// The client's port: 0 is reserved, so no real session has it.
 pub(super) const CLIENT_PORT: u16 = 0;
+/// The first sequence numbers of TCP, the client's and the target's. With the identification they
+/// tell the target's packets from all others, since its addresses and ports are real ones.
+pub(super) const CLIENT_NUMBER: u32 = 1_000_000;
+pub(super) const TARGET_NUMBER: u32 = 2_000_000;
 /// The TTL that a test packet comes in with.
 pub(super) const TTL: u8 = 64;
 
@@ -94,14 +97,29 @@ pub(super) fn arp_answer(to: Mac) -> Vec<u8> {
     [&header[..], &[0, 1, 8, 0, 6, 4, 0, 2], &mac, &address, &to.bytes(), &[192, 0, 2, 2]].concat()
 }
 
-/// Returns `true` if an IP packet is a client's of a test session.
+/// Returns `true` if an IP packet, as it was received, is one of a test session: of the client,
+/// whose port no client has, or of the target.
 pub(crate) fn is_test(packet: &[u8]) -> bool {
     let word = |at: usize| packet.get(at..at + 2).map(|word| u16::from_be_bytes([word[0], word[1]]));
-    let is_of_ours = |protocol: &u8| [Protocol::Tcp as u8, Protocol::Udp as u8].contains(protocol);
-    packet.first() == Some(&0x45)
-        && packet.get(9).is_some_and(is_of_ours)
-        && word(4) == Some(IDENTIFICATION)
-        && word(IPV4) == Some(CLIENT_PORT)
+    let number = |at| Some(u32::from(word(at)?) << 16 | u32::from(word(at + 2)?));
+    if packet.first() != Some(&0x45) || word(4) != Some(IDENTIFICATION) {
+        return false;
+    }
+    let is_clients = word(IPV4) == Some(CLIENT_PORT);
+    let is_of = |first: u32, number: Option<u32>| {
+        number.is_some_and(|number| (first..=first + 1 + DATA.len() as u32).contains(&number))
+    };
+    match packet.get(9) {
+        Some(&protocol) if protocol == Protocol::Tcp as u8 => {
+            let is_targets =
+                || is_of(TARGET_NUMBER, number(IPV4 + 4)) && is_of(CLIENT_NUMBER, number(IPV4 + 8));
+            is_clients || is_targets()
+        }
+        Some(&protocol) if protocol == Protocol::Udp as u8 => {
+            is_clients || packet.get(IPV4 + UDP..) == Some(DATA)
+        }
+        _ => false,
+    }
 }
 
 /// Returns the source and destination of a TCP or UDP packet without IP options.
@@ -214,6 +232,28 @@ mod tests {
             assert!(is_test(&frame[ETHERNET..]));
             assert_eq!(ends(&frame), Some((packet(protocol).source, packet(protocol).destination)));
         }
+    }
+
+    /// They could be sent: their addresses and ports are real ones.
+    #[test]
+    fn the_targets_packets_are_of_a_test_as_well() {
+        let (target, snat) = ((Ipv4Addr::new(203, 0, 113, 10), 443), (Ipv4Addr::new(10, 0, 2, 68), 1500));
+        let of_target = |protocol| Packet { source: target, destination: snat, ..packet(protocol) };
+        let is_seen = |packet: Packet| is_test(&packet.frame(SOURCE, DESTINATION)[ETHERNET..]);
+        let end = 1 + DATA.len() as u32;
+        for (numbers, data) in [
+            ((TARGET_NUMBER, CLIENT_NUMBER + 1), &[][..]),
+            ((TARGET_NUMBER + 1, CLIENT_NUMBER + 1), DATA),
+            ((TARGET_NUMBER + end, CLIENT_NUMBER + end), &[]),
+        ] {
+            assert!(is_seen(Packet { numbers, data, ..of_target(Protocol::Tcp) }), "{numbers:?}");
+        }
+        assert!(is_seen(of_target(Protocol::Udp)));
+        // A target's that has the identification by chance.
+        for numbers in [(TARGET_NUMBER, CLIENT_NUMBER - 1), (TARGET_NUMBER + end + 1, CLIENT_NUMBER)] {
+            assert!(!is_seen(Packet { numbers, ..of_target(Protocol::Tcp) }), "{numbers:?}");
+        }
+        assert!(!is_seen(Packet { data: b"pls-router self-tesT", ..of_target(Protocol::Udp) }));
     }
 
     #[test]

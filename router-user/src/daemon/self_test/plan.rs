@@ -15,13 +15,7 @@ use router_common::{
 };
 
 use super::packet::{CLIENT_PORT, End};
-use crate::{
-    config::Config,
-    daemon::{
-        control::desired, kernel::netlink::OwnAddresses, names::resolved::Names,
-        observe::target_health::TargetHealth,
-    },
-};
+use crate::{daemon::kernel::netlink::OwnAddresses, dataplane::RuleSetSpec};
 
 /// The most clients that are tried for a rule: each costs a look-up of its route.
 const MAX_CLIENTS: usize = 8;
@@ -49,36 +43,35 @@ pub(super) struct Rule {
 }
 
 /// Returns the names of the rules that are tested: the forwards, or else the masquerades.
-pub(super) fn rules(config: &Config) -> Vec<String> {
-    let forwards = config.forwards.iter().map(|forward| forward.name.clone());
-    let masquerades = config.masquerades.iter().map(|masquerade| masquerade.name.clone());
-    if config.forwards.is_empty() { masquerades.collect() } else { forwards.collect() }
+pub(super) fn rules(spec: &RuleSetSpec) -> Vec<String> {
+    let forwards = spec.forwards.iter().map(|forward| forward.name.clone());
+    let masquerades = spec.masquerades.iter().map(|masquerade| masquerade.name.clone());
+    if spec.forwards.is_empty() { masquerades.collect() } else { forwards.collect() }
 }
 
 impl Rule {
-    /// Returns the rule with this name, and its targets now. `known` are targets that next hops are
-    /// known of, each with its rules: those of a masquerade.
+    /// Returns the rule with this name among those in force, which need not be those that names and
+    /// targets' health call for now. `known` are targets that next hops are known of, each with its
+    /// rules: those of a masquerade.
     pub(super) fn of<'a>(
-        config: &Config,
-        names: &Names,
-        health: &TargetHealth,
+        spec: &RuleSetSpec,
         mut known: impl Iterator<Item = (Ipv4Addr, &'a [String])>,
         name: &str,
     ) -> Option<Self> {
         let name = name.to_owned();
-        if let Some(forward) = config.forwards.iter().find(|forward| forward.name == name) {
-            let port = *forward.listen.ports.start();
-            let target = |(address, own): (Ipv4Addr, Option<u16>)| (address, own.unwrap_or(port));
+        if let Some(forward) = spec.forwards.iter().find(|forward| forward.name == name) {
+            let port = forward.ports.first;
+            let target = |(address, own): &(Ipv4Addr, Option<u16>)| (*address, own.unwrap_or(port));
             return Some(Self {
                 name,
                 protocol: forward.protocol,
                 sources: forward.sources.clone(),
-                listen: forward.listen.address,
+                listen: forward.address,
                 port,
-                targets: desired::in_use(forward, names, health).into_iter().map(target).collect(),
+                targets: forward.targets.iter().map(target).collect(),
             });
         }
-        let masquerade = config.masquerades.iter().find(|masquerade| masquerade.name == name)?;
+        let masquerade = spec.masquerades.iter().find(|masquerade| masquerade.name == name)?;
         let target = known.find(|(_, rules)| rules.contains(&name)).map(|(target, _)| (target, DISCARD));
         Some(Self {
             name,
@@ -98,7 +91,7 @@ pub(super) struct View<'a> {
     pub(super) settings: &'a Settings,
     /// The neighbours on the interface that clients come in by.
     pub(super) neighbours: &'a [Ipv4Addr],
-    /// `snat.addresses`.
+    /// The SNAT addresses of the rules in force; empty for those of routes.
     pub(super) snat: &'a [Ipv4Addr],
     pub(super) ports: PortRange,
     /// SNAT ports that are in use.
@@ -115,16 +108,24 @@ pub(super) struct Trial {
     pub(super) client: Ipv4Addr,
     /// The destination of the client's packets.
     pub(super) listen: End,
-    /// The targets that it may get, each with the way there.
-    pub(super) targets: Vec<(End, Way)>,
+    /// The targets that it may get.
+    pub(super) targets: Vec<Target>,
     /// The addresses that it may come from; empty for those that the ways name.
     pub(super) snat: Vec<Ipv4Addr>,
     /// The ports that it may come from.
     pub(super) ports: PortRange,
     /// The interface that the client's packets come in by: its index and MAC address.
     pub(super) entry: (u32, Mac),
-    /// The way to the client; `None` if its MAC address is not known. Then only packets of the
-    /// client are tested.
+}
+
+/// A target that a session may get.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Target {
+    pub(super) end: End,
+    /// The way there.
+    pub(super) way: Way,
+    /// The way from there to the client, which may be another one from each target; `None` if its
+    /// next hop's MAC address is not known. Then only packets of the client are tested.
     pub(super) back: Option<Way>,
 }
 
@@ -174,19 +175,22 @@ impl View<'_> {
             return Err("this machine does not have all SNAT addresses");
         }
         let clients: Vec<Ipv4Addr> = self.clients(rule, listen.0).take(MAX_CLIENTS).collect();
-        let back = clients.iter().find_map(|client| {
-            let way = self.way(rule.protocol, *first, (*client, CLIENT_PORT), ask)?;
-            Some((*client, way))
-        });
-        let Some(client) = back.map(|(client, _)| client).or(clients.first().copied()) else {
+        let mut back = |target, client| self.way(rule.protocol, target, (client, CLIENT_PORT), ask);
+        let known = clients.iter().find(|client| back(*first, **client).is_some());
+        let Some(&client) = known.or(clients.first()) else {
             return Err("no address of its sources can be used");
         };
-        let way =
-            |target: &End| Some((*target, self.way(rule.protocol, (client, CLIENT_PORT), *target, ask)?));
-        let Some(targets) = rule.targets.iter().map(way).collect::<Option<Vec<_>>>() else {
+        let target = |end: &End| {
+            Some(Target {
+                end: *end,
+                way: self.way(rule.protocol, (client, CLIENT_PORT), *end, ask)?,
+                back: self.way(rule.protocol, *end, (client, CLIENT_PORT), ask),
+            })
+        };
+        let Some(targets) = rule.targets.iter().map(target).collect::<Option<Vec<_>>>() else {
             return Err("a next hop is not there");
         };
-        let is_own = |(_, way): &(End, Way)| self.own.own.contains(&way.source);
+        let is_own = |target: &Target| self.own.own.contains(&target.way.source);
         if self.snat.is_empty() && !targets.iter().all(is_own) {
             return Err("a route has no source address");
         }
@@ -199,7 +203,6 @@ impl View<'_> {
             snat: self.snat.to_vec(),
             ports: self.ports,
             entry: (door.primary, door.mac),
-            back: back.map(|(_, way)| way),
         })
     }
 
@@ -261,12 +264,15 @@ mod tests {
     use router_common::maps::{punt::Neighbour, settings::Interface};
 
     use super::*;
+    use crate::dataplane::{ForwardSpec, LocalSpec, MasqueradeSpec};
 
     const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 70);
     const TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
     const MAC: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
     const NEXT: Mac = Mac::new([2, 0, 0, 0, 0, 9]);
+    const OTHER_TARGET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+    const OTHER_NEXT: Mac = Mac::new([2, 0, 0, 0, 0, 8]);
 
     fn rule() -> Rule {
         Rule {
@@ -316,14 +322,71 @@ mod tests {
         view.trial(&rule, &mut |query| {
             let address = Ipv4Addr::from(query.destination);
             let is_known = known.contains(&address);
+            // From the other target, the way to a client is by another gateway.
+            let next = if Ipv4Addr::from(query.source) == OTHER_TARGET { OTHER_NEXT } else { NEXT };
             Some(Answer {
                 code: if is_known { SUCCESS } else { 7 },
                 neighbour: Neighbour::new(2, address.into()),
                 source: ROUTER.into(),
                 kernel_gave_source: true,
-                mac: if is_known { NEXT } else { Mac::new([0; 6]) },
+                mac: if is_known { next } else { Mac::new([0; 6]) },
             })
         })
+    }
+
+    #[test]
+    fn a_rule_is_tested_as_it_is_in_force() {
+        let all = PortRange { first: 0, last: u16::MAX };
+        let forward = ForwardSpec {
+            name: "web".to_owned(),
+            protocol: Protocol::Udp,
+            address: Some(ROUTER),
+            ports: PortRange { first: 8000, last: 8010 },
+            targets: vec![(TARGET, None), (OTHER_TARGET, Some(53))],
+            sources: rule().sources,
+            mss: 0,
+        };
+        let masquerade = MasqueradeSpec {
+            name: "vnet".to_owned(),
+            sources: rule().sources,
+            destinations: vec![Ipv4Net::default()],
+            mss: 0,
+        };
+        let mut spec = RuleSetSpec {
+            forwards: vec![forward],
+            masquerades: vec![masquerade],
+            snat: vec![],
+            ports: all,
+            reject_exhausted: false,
+            reject_unreachable: false,
+            local: LocalSpec::default(),
+        };
+        assert_eq!(rules(&spec), ["web"]);
+        let wanted = Rule {
+            name: "web".to_owned(),
+            protocol: Protocol::Udp,
+            sources: rule().sources,
+            listen: Some(ROUTER),
+            port: 8000,
+            targets: vec![(TARGET, 8000), (OTHER_TARGET, 53)],
+        };
+        assert_eq!(Rule::of(&spec, std::iter::empty(), "web"), Some(wanted));
+        assert_eq!(Rule::of(&spec, std::iter::empty(), "gone"), None);
+        spec.forwards.clear();
+        assert_eq!(rules(&spec), ["vnet"]);
+        let of_rules = ["vnet".to_owned()];
+        let known = [(OTHER_TARGET, &[][..]), (TARGET, &of_rules[..])];
+        let vnet = Rule::of(&spec, known.into_iter(), "vnet").expect("a rule");
+        assert_eq!((vnet.port, vnet.targets), (0, vec![(TARGET, DISCARD)]));
+    }
+
+    #[test]
+    fn each_target_has_its_own_way_back() {
+        let two = |rule: &mut Rule, _: &mut Settings| rule.targets.push((OTHER_TARGET, 443));
+        let trial = plan(two, &[TARGET, OTHER_TARGET, CLIENT], 0).expect("a trial");
+        let next_hops = |target: &Target| (target.end.0, target.back.map(|way| way.next_hop));
+        let back: Vec<_> = trial.targets.iter().map(next_hops).collect();
+        assert_eq!(back, [(TARGET, Some(NEXT)), (OTHER_TARGET, Some(OTHER_NEXT))]);
     }
 
     #[test]
@@ -331,13 +394,13 @@ mod tests {
         let trial = plan(|_, _| {}, &[TARGET, CLIENT], 0).expect("a trial");
         assert_eq!((trial.client, trial.listen), (CLIENT, (ROUTER, 443)));
         let way = Way { slot: 0, interface: 2, mac: MAC, next_hop: NEXT, source: ROUTER };
-        assert_eq!((trial.targets, trial.back), (vec![((TARGET, 8443), way)], Some(way)));
+        assert_eq!(trial.targets, [Target { end: (TARGET, 8443), way, back: Some(way) }]);
     }
 
     #[test]
     fn without_a_known_client_its_own_packets_are_tested() {
         let trial = plan(|_, _| {}, &[TARGET], 0).expect("a trial");
-        assert_eq!((trial.client, trial.back), (CLIENT, None));
+        assert_eq!((trial.client, trial.targets[0].back), (CLIENT, None));
         let anyone = |rule: &mut Rule, _: &mut Settings| rule.sources = vec![Ipv4Net::default()];
         let trial = plan(anyone, &[TARGET, OF_NOBODY], 0).expect("a trial");
         assert_eq!(trial.client, OF_NOBODY, "its way back is known");

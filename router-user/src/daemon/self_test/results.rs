@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::arrivals::Unseen;
 use crate::{
     health::{Conditions, Id, Severity},
     model::SelfTestStatus,
@@ -22,8 +23,51 @@ pub(crate) struct SelfTest {
     /// What is wrong, as far as it is a fault.
     pub(super) failure: Option<String>,
     pub(super) impossible: Option<String>,
-    /// The interfaces whose packets the programs do not see, with the words for that.
-    pub(super) unseen: Vec<(String, String)>,
+    /// The interfaces whose packets the programs do not see.
+    pub(super) unseen: Vec<UnseenOn>,
+}
+
+/// An interface whose packets its program does not see, or most of them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct UnseenOn {
+    /// The interface, as the configuration names it.
+    interface: String,
+    severity: Severity,
+    /// The words for the operator.
+    detail: String,
+}
+
+impl UnseenOn {
+    /// `interface` is the name in the configuration, and `name` the one now.
+    pub(super) fn new(interface: &str, name: &str, packets: Unseen) -> Self {
+        let advice = format!(
+            "fix: `ip link set dev {name} down` and `up` again, or `pls-router detach` and systemctl restart pls-router"
+        );
+        let (severity, detail) = match packets {
+            Unseen::All(packets) => (
+                Severity::Down,
+                format!(
+                    "{packets} packets have come in on {name}, and its program has seen none of them: the driver does \
+                     not run it; {advice}"
+                ),
+            ),
+            // It may be a driver that counts packets which it drops.
+            Unseen::Most { unseen, arrived } => (
+                Severity::Degraded,
+                format!(
+                    "{unseen} of {arrived} packets that came in on {name} within seconds were not seen by its program: \
+                     the driver does not run it on all queues, or not on the virtual function below the interface; \
+                     {advice}"
+                ),
+            ),
+        };
+        Self { interface: interface.to_owned(), severity, detail }
+    }
+
+    /// Returns `true` if it says the same of the same interface, but for the numbers.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (&self.interface, self.severity) == (&other.interface, other.severity)
+    }
 }
 
 impl SelfTest {
@@ -43,8 +87,8 @@ impl SelfTest {
             );
             conditions.add(Severity::Degraded, Id::SelfTestImpossible, "", detail);
         }
-        for (interface, detail) in &self.unseen {
-            conditions.add(Severity::Down, Id::PacketsUnseen, interface, detail);
+        for UnseenOn { interface, severity, detail } in &self.unseen {
+            conditions.add(*severity, Id::PacketsUnseen, interface, detail);
         }
     }
 

@@ -7,8 +7,10 @@ use anyhow::Result;
 use router_common::{address::Mac, tcp};
 
 use super::{
-    packet::{CLIENT_PORT, DATA, End, Packet, TTL, arp_answer, difference, ends},
-    plan::{Trial, Way},
+    packet::{
+        CLIENT_NUMBER, CLIENT_PORT, DATA, End, Packet, TARGET_NUMBER, TTL, arp_answer, difference, ends,
+    },
+    plan::{Target, Trial, Way},
 };
 use crate::dataplane::Ran;
 
@@ -79,8 +81,7 @@ impl Trial {
     pub(super) fn run(&self, programs: &mut dyn Programs) -> Result<(), Failure> {
         let (to_target, to_client) = self.open(programs)?;
         let Some(to_client) = to_client else { return Ok(()) };
-        // Any will do, and a session that is left over from another test has others.
-        let (client, target) = (1_000_000_u32, 2_000_000_u32);
+        let (client, target) = (CLIENT_NUMBER, TARGET_NUMBER);
         let length = DATA.len() as u32;
         let ack = tcp::ACK;
         let mut step = |name, direction, numbers, flags, data| {
@@ -108,7 +109,7 @@ impl Trial {
             source: (self.client, CLIENT_PORT),
             destination: self.listen,
             ttl: TTL,
-            numbers: if is_tcp { (1_000_000, 0) } else { (0, 0) },
+            numbers: if is_tcp { (CLIENT_NUMBER, 0) } else { (0, 0) },
             flags: if is_tcp { tcp::SYN } else { 0 },
             data: if is_tcp { &[] } else { DATA },
         }
@@ -129,8 +130,8 @@ impl Trial {
         let Some((snat, target)) = ends(&ran.frame) else {
             return Err(wrong("came out without addresses and ports"));
         };
-        let Some((_, way)) = self.targets.iter().find(|(known, _)| *known == target) else {
-            let targets: Vec<String> = self.targets.iter().map(|(target, _)| shown(*target)).collect();
+        let Some(Target { way, back, .. }) = self.targets.iter().find(|known| known.end == target) else {
+            let targets: Vec<String> = self.targets.iter().map(|target| shown(target.end)).collect();
             let targets = targets.join(" or ");
             return Err(wrong(&format!("left for {} instead of {targets}", shown(target))));
         };
@@ -152,7 +153,7 @@ impl Trial {
             slot: 0,
         };
         self.check(name, &to_target, &first, &ran)?;
-        let to_client = self.back.map(|back| Direction {
+        let to_client = back.map(|back| Direction {
             entry: (way.interface, way.mac),
             before: (target, snat),
             after: (first.destination, first.source),
@@ -228,6 +229,7 @@ mod tests {
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 70);
     const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
     const TARGET: End = (Ipv4Addr::new(203, 0, 113, 10), 443);
+    const OTHER: End = (Ipv4Addr::new(203, 0, 113, 11), 443);
     const OWN: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
     const NEXT: Mac = Mac::new([2, 0, 0, 0, 0, 9]);
 
@@ -238,11 +240,13 @@ mod tests {
             protocol,
             client: CLIENT,
             listen: (ROUTER, 443),
-            targets: vec![(TARGET, way)],
+            targets: vec![
+                Target { end: OTHER, way, back: Some(Way { next_hop: OWN, ..way }) },
+                Target { end: TARGET, way, back: Some(way) },
+            ],
             snat: vec![],
             ports: PortRange { first: 1024, last: 2023 },
             entry: (2, OWN),
-            back: Some(way),
         }
     }
 
