@@ -349,6 +349,7 @@ fn freeze(pin: &Path) -> Result<()> {
 #[test]
 fn rules_that_the_kernel_refuses_leave_those_in_force() {
     let mut lab = crate::names::lab_with(&format!("\"{}:{ECHO_PORT}\"", crate::names::NAME));
+    lab.options.self_test = "1s".to_owned();
     let dns = check(crate::names::Dns::start(&lab, &[TOOLS]));
     check(lab.start_router());
     check(lab.wait_in_service(RECOVERY));
@@ -363,9 +364,18 @@ fn rules_that_the_kernel_refuses_leave_those_in_force() {
         Ok(())
     }));
     go_on(&mut tcp, &udp, b"refused");
+    // The self-test follows them: it neither fails nor stops.
+    let before = check(lab.pls_router_status()).self_test.sessions;
+    check(wait::until("self-tests", LIMIT * 4, || {
+        let status = lab.pls_router_status()?;
+        ensure!(status.self_test.sessions >= before + 8, "{:#?}", status.self_test);
+        ensure!(status.healthy && status.self_test.failures == 0, "{status:#?}");
+        Ok(())
+    }));
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"by the old rules", LIMIT));
     let log = check(lab.router()).output();
-    assert_eq!(log.matches("degraded: ").count(), 1, "{log}");
+    assert_eq!(log.matches("degraded: the rules in force are outdated").count(), 1, "{log}");
+    assert!(!log.contains("self_test_failed"), "{log}");
 
     // What is frozen stays so; a data plane from nothing has maps of its own.
     check(dns.change(&lab, &[TOOLS]));
