@@ -158,8 +158,9 @@ fn is_found_as(lab: &Lab, id: &str, fault: impl Fn() -> Result<()> + Send) -> St
         });
         let found = wait::until("the probe to fail", FOUND, || {
             let (code, body) = lab.health()?;
-            ensure!(code == 503, "{code}: {body}");
-            let conditions = lab.pls_router_status()?.conditions;
+            let status = lab.pls_router_status()?;
+            ensure!(code == 503, "{code}: {body}\n{:#?}", status.self_test);
+            let conditions = status.conditions;
             let found = conditions.into_iter().find(|condition| condition.id == id);
             found.with_context(|| format!("not found: {body}"))
         });
