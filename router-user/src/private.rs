@@ -200,8 +200,8 @@ pub(crate) fn close(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets a group pass through a directory of the daemon's own. One that more users may enter stays as
-/// it is.
+/// Lets a group pass through a directory of the daemon's own. One that more users may enter stays
+/// as it is.
 ///
 /// # Errors
 /// Returns an error as [`examine`], if the group cannot enter a directory that is another group's,

@@ -276,15 +276,15 @@ impl Lab {
         process.wait(router::STOP_LIMIT)
     }
 
-    /// Starts a second router that takes the place of the first one. The caller waits, and then makes
-    /// it the lab's ([`Self::succeed_router`]).
+    /// Starts a second router that takes the place of the first one. The caller waits, and then
+    /// makes it the lab's ([`Self::succeed_router`]).
     pub fn spawn_successor(&self) -> Result<Process> {
         let command = self.pls_router_command(&["run", "--take-over"], &self.state.path("config.toml"))?;
         Process::spawn(&self.state, "pls-router", command)
     }
 
-    /// Makes this process the lab's router, after the one before has ended. Returns the exit status of
-    /// that one.
+    /// Makes this process the lab's router, after the one before has ended. Returns the exit status
+    /// of that one.
     pub fn succeed_router(&mut self, successor: Process) -> Result<ExitStatus> {
         let mut before = self.router.replace(successor).context("no router was started")?;
         before.wait(router::STOP_LIMIT)

@@ -33,8 +33,8 @@ pub(crate) const NAMES: &str = "/run/netns";
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    /// A directory with `hosts`, `resolv.conf` and `group`, of which programs in here see those that
-    /// are there in place of the machine's.
+    /// A directory with `hosts`, `resolv.conf` and `group`, of which programs in here see those
+    /// that are there in place of the machine's.
     etc: Option<PathBuf>,
     remove: bool,
 }
@@ -65,8 +65,8 @@ impl Namespace {
         Ok(Self { name: name.to_owned(), etc: None, remove: false })
     }
 
-    /// Gives programs in here the `hosts`, `resolv.conf` and `group` of this directory, as far as they
-    /// are there.
+    /// Gives programs in here the `hosts`, `resolv.conf` and `group` of this directory, as far as
+    /// they are there.
     pub fn set_etc(&mut self, directory: &Path) {
         self.etc = Some(directory.to_owned());
     }

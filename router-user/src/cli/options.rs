@@ -136,8 +136,8 @@ pub(super) struct RunArguments {
     /// The format of the log: text for people, or one JSON object per line
     #[arg(long, value_name = "FORMAT", default_value = "human")]
     pub(super) log_format: LogFormat,
-    /// Take the place of the daemon that is running, which ends once this one forwards. No packet is
-    /// lost. (Under systemd, use `systemctl restart pls-router`: that loses none either)
+    /// Take the place of the daemon that is running, which ends once this one forwards. No packet
+    /// is lost. (Under systemd, use `systemctl restart pls-router`: that loses none either)
     #[arg(long)]
     pub(super) take_over: bool,
     /// Also log from inside the XDP programs, at this level and above. Slow: for debugging

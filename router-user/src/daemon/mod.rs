@@ -404,8 +404,8 @@ impl Running {
         http::finish().await;
     }
 
-    /// Hands over to a successor. Returns `true` if that has this daemon's place now, and `false` if
-    /// it has failed, and this daemon goes on.
+    /// Hands over to a successor. Returns `true` if that has this daemon's place now, and `false`
+    /// if it has failed, and this daemon goes on.
     ///
     /// # Errors
     /// Returns an error if this daemon cannot go on.

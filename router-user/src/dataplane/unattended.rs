@@ -20,8 +20,8 @@ pub struct Unattended {
     pub silence: Duration,
 }
 
-/// Returns the data plane of this version that is pinned below `root`, as a process finds it that is
-/// not its daemon; `None` if there is none.
+/// Returns the data plane of this version that is pinned below `root`, as a process finds it that
+/// is not its daemon; `None` if there is none.
 ///
 /// # Errors
 /// Returns an error if the pins cannot be read.

@@ -10,8 +10,8 @@ use lab::{
 };
 
 /// Upgrades, restarts and kills the daemon over and over, under iperf3, long-lived TCP connections
-/// with checked content, a stream of numbered datagrams and the load balancer's probe, and says what
-/// was lost. Runs in network namespaces, which are removed afterwards.
+/// with checked content, a stream of numbered datagrams and the load balancer's probe, and says
+/// what was lost. Runs in network namespaces, which are removed afterwards.
 #[derive(Debug, Parser)]
 #[command(
     name = "soak",

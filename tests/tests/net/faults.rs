@@ -78,8 +78,8 @@ fn wait_until_healthy(lab: &Lab) -> Status {
     }))
 }
 
-/// The daemon stands still, and the kernel's messages to it are more than its sockets hold. What has
-/// changed meanwhile is in force once it goes on.
+/// The daemon stands still, and the kernel's messages to it are more than its sockets hold. What
+/// has changed meanwhile is in force once it goes on.
 #[test]
 fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     /// Far more than the messages of a netlink socket's buffer.

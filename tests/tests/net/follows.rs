@@ -119,7 +119,8 @@ impl Recorder {
         self.tcpdump.signal(Signal::SIGINT)?;
         self.tcpdump.wait(LIMIT)?;
         let change = change.duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64();
-        // 1.5 02:..:01 > 02:..:02, ethertype IPv4 (0x0800), length 60: 10.0.2.68.5 > 203.0.113.20...
+        // 1.5 02:..:01 > 02:..:02, ethertype IPv4 (0x0800), length 60: 10.0.2.68.5 >
+        // 203.0.113.20...
         let frame = |line: &str| {
             let mut words = line.split_whitespace();
             let at: f64 = words.next()?.parse().ok()?;

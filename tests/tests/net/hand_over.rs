@@ -64,8 +64,8 @@ fn echo(udp: &Udp, is_over: &AtomicBool) -> Result<u32> {
     Ok(number)
 }
 
-/// Does `work` while the router is probed and forwards the datagrams of one session, and checks that
-/// each is answered.
+/// Does `work` while the router is probed and forwards the datagrams of one session, and checks
+/// that each is answered.
 fn without_a_loss<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> T {
     let udp = check(Udp::open(&lab.hosts.serverless, ECHO));
     check(udp.echo(b"first", LIMIT));

@@ -6,8 +6,8 @@
 //! successor fails instead, its connection ends, and the running daemon goes on as before. Clients
 //! of the sockets wait meanwhile.
 //!
-//! Both speak over a Unix socket beside that of the API, by lines of JSON; the descriptors come with
-//! the first byte of the answer (`SCM_RIGHTS`, unix(7)).
+//! Both speak over a Unix socket beside that of the API, by lines of JSON; the descriptors come
+//! with the first byte of the answer (`SCM_RIGHTS`, unix(7)).
 
 use std::{
     io::ErrorKind,
@@ -295,8 +295,8 @@ async fn read_line_with<T: DeserializeOwned>(
             let (mut bytes, mut descriptors) = ([0; MAX_LINE], [-1; MAX_SOCKETS]);
             match stream.recv_with_fd(&mut bytes, &mut descriptors) {
                 Ok((count, received)) => {
-                    // SAFETY: the kernel has just made these for this process, and nothing else owns
-                    // them.
+                    // SAFETY: the kernel has just made these for this process, and nothing else
+                    // owns them.
                     let own = |descriptor: &RawFd| unsafe { OwnedFd::from_raw_fd(*descriptor) };
                     sockets.extend(descriptors.get(..received).unwrap_or_default().iter().map(own));
                     ensure!(count > 0, "the other daemon has ended");

@@ -165,8 +165,8 @@ pub(super) fn bind_unix(socket: &Path) -> Result<StdUnixListener> {
 pub(crate) struct Inherited(Vec<(String, OwnedFd)>);
 
 impl Inherited {
-    /// Returns those that the service manager has kept (sd_listen_fds(3)); none from the second call
-    /// on.
+    /// Returns those that the service manager has kept (sd_listen_fds(3)); none from the second
+    /// call on.
     pub(crate) fn from_service_manager() -> Self {
         static ARE_TAKEN: AtomicBool = AtomicBool::new(false);
         if ARE_TAKEN.swap(true, Relaxed) {

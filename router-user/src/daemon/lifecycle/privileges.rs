@@ -2,9 +2,9 @@
 //!
 //! What is left is what the daemon does again while it runs. It sets again what others change:
 //! links, filters, neighbours and sysctls (CAP_NET_ADMIN). A changed configuration can take other
-//! programs and maps (CAP_BPF, and CAP_PERFMON, without which the verifier adds speculation barriers
-//! to them) and another packet socket (CAP_NET_RAW). Pins in directories that belong to root need no
-//! capability. What would need one more: a listener on another port below 1024
+//! programs and maps (CAP_BPF, and CAP_PERFMON, without which the verifier adds speculation
+//! barriers to them) and another packet socket (CAP_NET_RAW). Pins in directories that belong to
+//! root need no capability. What would need one more: a listener on another port below 1024
 //! (CAP_NET_BIND_SERVICE), and to mount a BPF file system that was unmounted (CAP_SYS_ADMIN).
 //!
 //! A thread gives up its own capabilities only (capabilities(7)), so each is sent a signal, whose

@@ -128,8 +128,8 @@ impl Memory {
         }
     }
 
-    /// Has the contents be returned again by the next call of [`unsaved`](Self::unsaved): they could
-    /// not be written.
+    /// Has the contents be returned again by the next call of [`unsaved`](Self::unsaved): they
+    /// could not be written.
     pub(super) fn is_still_unsaved(&mut self) {
         self.unsaved = true;
     }

@@ -88,8 +88,8 @@ impl NameService {
     }
 
     /// Resolves the names of a configuration that are not known yet, all at the same time, for the
-    /// machine with these addresses. Takes five seconds at most, and half a second for names that an
-    /// earlier daemon has left an answer for. What cannot be resolved has the
+    /// machine with these addresses. Takes five seconds at most, and half a second for names that
+    /// an earlier daemon has left an answer for. What cannot be resolved has the
     /// addresses of its last good answer, if an earlier daemon has left that.
     pub(super) async fn resolve_new(&self, config: &Config, known: &Names, own: &OwnAddresses) -> Names {
         let is_new = |name: &&String| !known.contains_key(*name);

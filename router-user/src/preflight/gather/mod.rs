@@ -70,8 +70,8 @@ fn own_ports(pins: &Path) -> port_plan::Kernel {
     }
 }
 
-/// Finds out which users may use a socket. One that is not there yet will be root's, and that of the
-/// group of onlookers if there is one.
+/// Finds out which users may use a socket. One that is not there yet will be root's, and that of
+/// the group of onlookers if there is one.
 fn socket_access(socket: &Path) -> SocketAccess {
     use std::os::unix::fs::MetadataExt as _;
     let look = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.mode(), found.gid()));
