@@ -66,8 +66,8 @@ impl Suspicion {
         self.0.is_some()
     }
 
-    /// Returns what to test, in this order until one fails: what has failed, and those whose turn it
-    /// is.
+    /// Returns what to test, in this order until one fails: what has failed, and those whose turn
+    /// it is.
     pub(super) fn subjects(&self, in_turn: impl FnOnce() -> Vec<Subject>) -> Vec<Subject> {
         match &self.0 {
             None => in_turn(),
