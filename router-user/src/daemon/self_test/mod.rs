@@ -65,7 +65,7 @@ pub(crate) use self::packet::is_test;
 /// followed.
 const TICK: Duration = Duration::from_secs(1);
 /// The pause before a test that has failed is repeated.
-const AGAIN: Duration = Duration::from_millis(750);
+const AGAIN: Duration = Duration::from_millis(400);
 /// The most rules of one test. The others have their turn at the next ones.
 const RULES_AT_ONCE: usize = 4;
 
