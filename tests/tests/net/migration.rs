@@ -98,7 +98,12 @@ fn speak(lab: &Lab, clients: std::ops::Range<u16>) {
     thread::scope(|scope| {
         let speakers = PLS_NAT.map(|source| scope.spawn(move || lab.hosts.pls.inside(|| speak(source))));
         for speaker in speakers {
-            check(check(speaker.join().expect("a speaker")));
+            let spoken = check(speaker.join().expect("a speaker"));
+            check(spoken.with_context(|| {
+                let counted = counters(lab).reasons.into_iter().filter(|row| row.packets > 0);
+                let counted: Vec<_> = counted.map(|row| format!("{} {}", row.reason, row.packets)).collect();
+                format!("a word without an answer; packets by reason: {}", counted.join(", "))
+            }));
         }
     });
 }
