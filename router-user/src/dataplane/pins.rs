@@ -22,7 +22,7 @@ use crate::{
 /// `<mode>-<interface>`.
 ///
 /// While sessions move to another table of the same layout, there are two directories: the one in
-/// force, and [`next`](Self::next) to it `v<layout>-next`. The new one is made there, and takes the
+/// force, and beside it `v<layout>-next`. The new one is made there, and takes the
 /// other's place by one rename that exchanges both. A directory without `stages` was never in
 /// force, so what a killed daemon leaves can be told apart ([`claim`](Self::claim)).
 #[derive(Clone, Debug)]
