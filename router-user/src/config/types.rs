@@ -120,7 +120,7 @@ pub struct Forward {
 /// The active check of a forward's targets: a connection to each of them, again and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What a target has to do.
+    /// The kind of check.
     pub kind: CheckKind,
     /// The port; `None` for the port of sessions. Never `None` for UDP, nor for a forward that
     /// listens on a range.
@@ -137,7 +137,7 @@ pub struct Check {
     pub require: Require,
 }
 
-/// What a target has to do to pass a check.
+/// The way in which a target passes a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
     /// Accept a TCP connection.

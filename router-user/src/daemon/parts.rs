@@ -32,7 +32,7 @@ use crate::{
     dataplane::{CounterTable, Dataplane, FlowTable, Replayer, RuleTable},
 };
 
-/// What all instances of a process have in common.
+/// The things that all instances of a process have in common.
 #[derive(Clone)]
 pub(crate) struct Common {
     pub(crate) options: Options,

@@ -18,7 +18,7 @@ use tokio::{
 use super::hello::{self, ENOUGH, Random, Reply, alert_name, client_hello};
 use crate::daemon::observe::check_health::Outcome;
 
-/// What to do.
+/// An attempt to reach a target.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Attempt {
     pub(super) target: SocketAddrV4,

@@ -16,7 +16,7 @@ use crate::{
 /// The most targets of a rule that are checked. The others count as not known.
 const MAX_CHECKED: usize = 256;
 
-/// What a check does.
+/// The exchange of a check.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Task {
     pub(super) target: SocketAddrV4,

@@ -180,7 +180,8 @@ impl Candidate {
     }
 }
 
-/// What services follow from: the kernel's changes from a moment on, and its state at that moment.
+/// The starting point of services: the kernel's changes from a moment on, and its state at that
+/// moment.
 pub(crate) struct Followed {
     changes: Watch,
     topology: Topology,

@@ -28,7 +28,7 @@ use crate::{
 /// The time in which a successor that has failed lets go of the pins.
 const RELEASE: Duration = Duration::from_secs(10);
 
-/// What a running daemon is asked for.
+/// A request to a running daemon.
 pub(crate) enum Event {
     /// To end.
     Stop,

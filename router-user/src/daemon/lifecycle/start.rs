@@ -77,7 +77,7 @@ pub(crate) async fn check_machine(config: &Config) -> Result<()> {
     bail!("this machine cannot run this configuration\n{}", errors.join("\n"))
 }
 
-/// What only one daemon has at a time.
+/// The things that only one daemon has at a time.
 pub(crate) struct Place {
     pins: Pins,
     lock: Option<File>,

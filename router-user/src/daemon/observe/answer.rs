@@ -26,7 +26,7 @@ pub(crate) struct Times {
     pub(crate) up_after: Duration,
 }
 
-/// What a look at the router has found.
+/// The outcome of a look at the router.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Found {
     /// It does not forward.

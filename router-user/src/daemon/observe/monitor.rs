@@ -43,7 +43,7 @@ pub(crate) struct Monitor {
 #[derive(Debug, Default)]
 struct Probe {
     answer: ProbeAnswer,
-    /// What keeps the router from forwarding, in words for the operator.
+    /// The reasons that keep the router from forwarding, in words for the operator.
     reasons: Vec<String>,
     /// The last of these that were not empty.
     last: Vec<String>,
@@ -60,8 +60,8 @@ pub(crate) struct ProbeView {
     /// The time since when it is given.
     pub(crate) since: Instant,
     pub(crate) pending: Option<Pending>,
-    /// What keeps the router from forwarding, in words for the operator. If the answer is that it
-    /// does not, and nothing keeps it now: what did so last.
+    /// The reasons that keep the router from forwarding, in words for the operator. If the answer
+    /// is that it does not, and nothing keeps it now: what did so last.
     pub(crate) reasons: Vec<String>,
     /// The words for a drain, while there is one.
     pub(crate) drains: Option<String>,

@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const MANY_OF_WINDOW: u64 = 500;
 const WINDOWS: u32 = 2;
 
-/// What is counted of an interface.
+/// Counts of an interface.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Count {
     /// Packets that have come in, as the driver counts them.
@@ -35,7 +35,7 @@ pub(super) enum Unseen {
     Most { unseen: u64, arrived: u64 },
 }
 
-/// What is known of an interface.
+/// The history of an interface.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     index: u32,

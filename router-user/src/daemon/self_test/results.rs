@@ -20,7 +20,7 @@ pub(crate) struct SelfTest {
     pub(super) last: Option<Instant>,
     /// Why the last rule in turn was not tested; empty if it was.
     pub(super) untested: String,
-    /// What is wrong, as far as it is a fault.
+    /// The failure, if it is a fault.
     pub(super) failure: Option<String>,
     pub(super) impossible: Option<String>,
     /// The interfaces whose packets the programs do not see.

@@ -14,7 +14,7 @@ const KEPT: Duration = Duration::from_secs(60);
 /// The same for failures that are no fault yet.
 const IN_DOUBT: Duration = Duration::from_secs(10);
 
-/// What is tested.
+/// The subject of a test.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Subject {
     /// That answers of ARP reach this machine.

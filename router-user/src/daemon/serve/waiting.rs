@@ -47,10 +47,10 @@ pub(crate) struct Waiting {
     known: Locked<Known>,
 }
 
-/// What is known at the moment.
+/// The state at the moment.
 #[derive(Debug, Default)]
 struct Known {
-    /// What it waits for, and since when.
+    /// The findings that it waits for, and since when.
     missing: Vec<(Finding, Instant)>,
     addresses: OwnAddresses,
     networks: Vec<Ipv4Net>,
