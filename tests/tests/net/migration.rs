@@ -22,7 +22,7 @@ use nix::sys::signal::Signal;
 use router_user::model::{Audit, CheckFinding, Reload};
 
 use crate::{
-    common::{ECHO, LIMIT, check, counters, helper, only_pls_router, router, rule},
+    common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule},
     lifecycle::{attached, pins, refuses},
 };
 
@@ -82,14 +82,20 @@ fn speak(lab: &Lab, clients: std::ops::Range<u16>) {
     speak_up_to(lab, clients, 1);
 }
 
-/// Does the same where the sessions are gone and a word opens another one. A word without an answer
-/// is said once more, as clients do: two CPUs that open sessions in one place of the table at the
-/// same moment can cost the packet of one.
+/// Does the same where the sessions are gone and a word opens another one. Two CPUs that open
+/// sessions in one place of the table at the same moment can cost the packet of one (`contended`),
+/// whose word is said once more. Nothing else may cost one.
 fn speak_anew(lab: &Lab, clients: std::ops::Range<u16>) {
-    speak_up_to(lab, clients, 2);
+    let contended = || reason(&counters(lab), "contended");
+    let before = contended();
+    let again = speak_up_to(lab, clients, 2);
+    let after = contended();
+    assert!(again <= after - before, "{again} words were said again, {} were contended", after - before);
 }
 
-fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) {
+/// Has every word said up to so many times. Returns the number of those that were said again.
+fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) -> u64 {
+    let again = AtomicU64::new(0);
     let speak = |source: Ipv4Addr| -> Result<()> {
         for port in clients.clone() {
             let socket = UdpSocket::bind(SocketAddrV4::new(source, port)).context("the client")?;
@@ -103,7 +109,10 @@ fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) {
                 };
                 let mut answer = ask();
                 for _ in 1..times {
-                    answer = answer.or_else(|_| ask());
+                    answer = answer.or_else(|_| {
+                        again.fetch_add(1, Relaxed);
+                        ask()
+                    });
                 }
                 let (length, from) = answer.with_context(|| format!("{source}:{port} to {service}"))?;
                 ensure!(heard.get(..length) == Some(&said), "another answer");
@@ -123,6 +132,7 @@ fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) {
             }));
         }
     });
+    again.into_inner()
 }
 
 /// The numbers of traffic that goes on while something happens.

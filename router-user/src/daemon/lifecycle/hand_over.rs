@@ -119,7 +119,7 @@ impl Offer {
         self.path == path(api)
     }
 
-    /// Removes the socket, if it is still this one's.
+    /// Removes the socket's file.
     pub(crate) fn remove(&self) {
         let _ = std::fs::remove_file(&self.path);
     }

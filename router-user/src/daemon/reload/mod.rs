@@ -38,10 +38,10 @@ use crate::{
     preflight::{self, Severity},
 };
 
-/// What reloads have in common, over all instances of a process. A clone is the same.
+/// The memory that reloads have in common, over all instances of a process. A clone is the same.
 #[derive(Clone, Default)]
 pub(crate) struct Memory {
-    /// What has changed of rules whose sessions go on. Held during a reload: there is one at a
+    /// The changes of rules whose sessions go on. Held during a reload: there is one at a
     /// time.
     changes: Arc<Mutex<Changes>>,
     pub(crate) removed_timeouts: Locked<RemovedTimeouts>,

@@ -33,7 +33,7 @@ pub(super) trait Programs {
 /// The end of a test that has not succeeded.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// What came out is wrong, in words.
+    /// Something else came out, in words.
     Wrong(String),
     /// The programs could not be run.
     Impossible(anyhow::Error),

@@ -52,7 +52,7 @@ pub(super) struct Description {
     pub(super) refused: usize,
 }
 
-/// What matters of another data plane's settings.
+/// The part of another data plane's settings that matters.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct MovedSettings {
     /// The rule set in force; 0 is none.
