@@ -76,7 +76,9 @@ fn feed(command: &mut Command, input: Option<&str>) -> Result<Output> {
 fn succeeded(command: &Command, output: Output) -> Result<String> {
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}` failed ({}): {}", line(command), output.status, stderr.trim());
+        // What a command has for programs is on its standard output, its refusal as well.
+        let said = if stderr.trim().is_empty() { String::from_utf8_lossy(&output.stdout) } else { stderr };
+        bail!("`{}` failed ({}): {}", line(command), output.status, said.trim());
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("`{}` wrote something else than text", line(command)))

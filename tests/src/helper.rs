@@ -195,10 +195,12 @@ fn say_ok(connection: &TcpStream) -> io::Result<()> {
     (&*connection).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
 }
 
-/// The load balancer's probe: its log has a line for every change.
+/// The load balancer's probe: its log has a line for every change, of the reason for a failure as
+/// well.
 fn probe(target: SocketAddrV4, interval: Duration) -> Result<()> {
     let mut in_service = false;
     let mut against = 0;
+    let mut failure = String::new();
     println!("{} out: not probed yet", timestamp());
     loop {
         let started = Instant::now();
@@ -209,9 +211,19 @@ fn probe(target: SocketAddrV4, interval: Duration) -> Result<()> {
             against += 1;
         }
         match &answer {
-            Ok(()) if !in_service => println!("{} probe answered 200", timestamp()),
-            Err(error) if in_service => println!("{} probe failed: {error:#}", timestamp()),
-            Ok(()) | Err(_) => {}
+            Ok(()) => {
+                if !in_service {
+                    println!("{} probe answered 200", timestamp());
+                }
+                failure.clear();
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                if in_service || reason != failure {
+                    println!("{} probe failed: {reason}", timestamp());
+                }
+                failure = reason;
+            }
         }
         if against == PROBE_THRESHOLD {
             in_service = !in_service;

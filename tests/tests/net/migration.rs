@@ -19,7 +19,7 @@ use lab::{
     wait,
 };
 use nix::sys::signal::Signal;
-use router_user::model::{Audit, CheckFinding, Reload};
+use router_user::model::{Audit, CheckFinding, Counters, ReasonCounter, Reload};
 
 use crate::{
     common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule},
@@ -86,16 +86,24 @@ fn speak(lab: &Lab, clients: std::ops::Range<u16>) {
 /// sessions in one place of the table at the same moment can cost the packet of one (`contended`),
 /// whose word is said once more. Nothing else may cost one.
 fn speak_anew(lab: &Lab, clients: std::ops::Range<u16>) {
-    let contended = || reason(&counters(lab), "contended");
-    let before = contended();
+    let before = counters(lab);
     let again = speak_up_to(lab, clients, 2);
-    let after = contended();
-    assert!(again <= after - before, "{again} words were said again, {} were contended", after - before);
+    let after = counters(lab);
+    let contended = reason(&after, "contended") - reason(&before, "contended");
+    assert!(again <= contended, "{again} words were said again; {}", counted_since(&before, &after));
+}
+
+/// Lists the reasons that packets were counted by in between.
+fn counted_since(before: &Counters, after: &Counters) -> String {
+    let packets = |row: &ReasonCounter| row.packets - reason(before, &row.reason);
+    let rows = after.reasons.iter().filter(|row| packets(row) > 0);
+    let rows: Vec<_> = rows.map(|row| format!("{} {}", row.reason, packets(row))).collect();
+    format!("packets by reason: {}", rows.join(", "))
 }
 
 /// Has every word said up to so many times. Returns the number of those that were said again.
 fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) -> u64 {
-    let again = AtomicU64::new(0);
+    let (again, before) = (AtomicU64::new(0), counters(lab));
     let speak = |source: Ipv4Addr| -> Result<()> {
         for port in clients.clone() {
             let socket = UdpSocket::bind(SocketAddrV4::new(source, port)).context("the client")?;
@@ -126,9 +134,8 @@ fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) -> u64 {
         for speaker in speakers {
             let spoken = check(speaker.join().expect("a speaker"));
             check(spoken.with_context(|| {
-                let counted = counters(lab).reasons.into_iter().filter(|row| row.packets > 0);
-                let counted: Vec<_> = counted.map(|row| format!("{} {}", row.reason, row.packets)).collect();
-                format!("a word without an answer; packets by reason: {}", counted.join(", "))
+                let counted = counted_since(&before, &counters(lab));
+                format!("a word without an answer; {counted}")
             }));
         }
     });
@@ -350,7 +357,7 @@ fn another_limit_of_flows_keeps_all_sessions() {
     let opened = rule(&counters(&lab), "crowd").sessions_opened;
     assert_eq!(opened, 10_000);
     let program = attached(&lab, "eth0").expect("its program");
-    for flows in [131_072, 16_384] {
+    for flows in [131_072, 32_768] {
         lab.options.limits = limits(flows);
         let (log, traffic) = under_traffic(&mut lab, take_over);
         report(&format!("flows = {flows}"), &log, &traffic);
@@ -375,7 +382,7 @@ fn another_limit_of_flows_keeps_all_sessions() {
     only_pinned(&lab, "v9");
     assert_eq!(attached(&lab, "eth0").as_ref(), Some(&program));
     speak(&lab, clients.clone());
-    lab.options.limits = limits(16_384);
+    lab.options.limits = limits(32_768);
     check(lab.start_router());
     assert_eq!(rule(&counters(&lab), "crowd").sessions_opened, opened, "none is new");
 }
@@ -389,7 +396,7 @@ fn a_reload_changes_the_limit_of_flows_and_keeps_all_sessions() {
     assert_eq!(opened, 10_000);
     let program = attached(&lab, "eth0").expect("its program");
     let write = |lab: &Lab| check(lab.state().write("config.toml", lab.configuration(&lab.options.rules)));
-    for flows in [131_072, 16_384] {
+    for flows in [131_072, 32_768] {
         lab.options.limits = limits(flows);
         write(&lab);
         let (reloaded, traffic) =
@@ -416,12 +423,13 @@ fn a_reload_changes_the_limit_of_flows_and_keeps_all_sessions() {
     assert!(!refused.ok && output.status.code() == Some(1), "{refused:#?}");
     let said = number_before(&refused.problem, " sessions that there are; nothing was changed");
     assert!(said >= 10_000, "{refused:#?}");
-    assert_eq!(check(lab.pls_router_status()).flows.capacity, 16_384);
+    assert_eq!(check(lab.pls_router_status()).flows.capacity, 32_768);
     only_pinned(&lab, "v9");
     speak(&lab, clients.clone());
 
-    // They are cut in several pieces of work.
-    lab.options.limits = limits(16_384);
+    // They are cut in several pieces of work. What they leave is in quarantine for two seconds, so
+    // the table has room for as many again at once.
+    lab.options.limits = limits(32_768);
     let rules = lab.options.rules.replacen("name = \"crowd\"", "name = \"other\"", 1);
     check(lab.state().write("config.toml", lab.configuration(&rules)));
     let cut: Reload = check(lab.pls_router_json(&["reload", "--cut"]));

@@ -2,10 +2,11 @@
 //! the daemon's other listeners.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -497,12 +498,28 @@ fn metrics_require_a_known_host_name() {
     assert_eq!(new.0, 400, "since then there is: {new:?}");
 }
 
-/// The lowest number that no descriptor of a process has.
-fn lowest_free_descriptor(pid: u32) -> Result<u64> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
-    let taken: HashSet<u64> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    (0..).find(|number| !taken.contains(number)).context("none is free")
+/// Opens connections until a process uses all descriptors up to those that its listeners keep back.
+/// Returns the lowest number that is free, and the connections.
+fn without_gaps(lab: &Lab, pid: u32) -> (u64, Vec<TcpStream>) {
+    let mut idle = Vec::new();
+    let number = check(wait::until("descriptors without a gap", LIMIT, || {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
+        let descriptors = entries.flatten().filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, fs::read_link(entry.path()).ok()?))
+        });
+        let taken: BTreeMap<u64, PathBuf> = descriptors.collect();
+        let lowest_free = (0..).find(|number| !taken.contains_key(number)).context("none is free")?;
+        let mut kept_back = taken.iter().skip(3).filter(|(_, file)| *file == Path::new("/dev/null"));
+        let is_whole = kept_back.all(|(number, _)| *number < lowest_free);
+        if !is_whole {
+            let connect = || connect_from(Ipv4Addr::LOCALHOST, METRICS, LIMIT);
+            idle.push(lab.hosts.router.inside(connect)??);
+        }
+        ensure!(is_whole, "{lowest_free} is free: {taken:#?}");
+        Ok(lowest_free)
+    }));
+    (number, idle)
 }
 
 /// Any process may have used the descriptors up.
@@ -512,7 +529,8 @@ fn a_daemon_recovers_from_a_lack_of_descriptors() {
     let pid = check(lab.router()).pid();
     // All are in use: there is the one that the listener keeps back, for one connection after the
     // other.
-    check(set_descriptor_limit(pid, check(lowest_free_descriptor(pid))).context("prlimit"));
+    let (used, _idle) = without_gaps(&lab, pid);
+    check(set_descriptor_limit(pid, used).context("prlimit"));
     for _ in 0..3 {
         check(wait::until("an answer", LIMIT, || ask(&lab.hosts.pls, PLATFORM)));
     }
