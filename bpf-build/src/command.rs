@@ -9,6 +9,7 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 
+use crate::paths::path_remapping;
 use crate::toolchain::{TARGET, Toolchain};
 
 /// The task of the second cargo.
@@ -22,9 +23,11 @@ pub enum Action {
 
 /// Returns the directory of BPF builds, which all packages share. It is not the outer cargo's,
 /// whose lock that cargo holds while it waits for this one; a build script's `OUT_DIR` tells where
-/// that is.
+/// that is. Within it, a directory for another target (`--target`) is marked as it is itself.
 pub fn target_dir(workspace: &Path, out_dir: Option<&Path>) -> PathBuf {
-    let outer = out_dir.and_then(|out| out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()));
+    let is_marked = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
+    let nearest = out_dir.and_then(|out| out.ancestors().find(is_marked));
+    let outer = nearest.map(|dir| dir.parent().filter(is_marked).unwrap_or(dir));
     let own = || workspace.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     outer.map_or_else(own, Path::to_path_buf).join("bpf")
 }
@@ -47,7 +50,7 @@ pub fn cargo(toolchain: &Toolchain, action: Action, target_dir: &Path) -> Result
         // The intrinsics of aya-ebpf and `-Z build-std` are not stable.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\u{1f}"));
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain).join("\u{1f}"));
     if let Some(llvm) = &toolchain.llvm {
         command.env("LD_LIBRARY_PATH", llvm_dir(llvm, target_dir)?);
     }
@@ -67,8 +70,8 @@ pub fn cargo(toolchain: &Toolchain, action: Action, target_dir: &Path) -> Result
 
 /// Returns the flags for the BPF target only: with `--target`, cargo keeps them from build scripts
 /// and macros.
-fn rustflags() -> [String; 4] {
-    [
+fn rustflags(toolchain: &Toolchain) -> Vec<String> {
+    let mut flags = vec![
         // BTF is made from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
@@ -76,7 +79,14 @@ fn rustflags() -> [String; 4] {
         "-Ctarget-cpu=v3".to_owned(),
         // Tells aya-ebpf which registers the probed machine has.
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
-    ]
+    ];
+    // Debug information becomes part of the object.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let sysroot = toolchain.rustc.parent().and_then(Path::parent);
+    if let (Some(workspace), Some(sysroot)) = (workspace, sysroot) {
+        flags.extend(path_remapping(workspace, sysroot, &toolchain.version));
+    }
+    flags
 }
 
 /// Makes a directory with nothing but a link to `llvm`, for the linker to find. There is one for
@@ -129,12 +139,27 @@ mod tests {
         fs::create_dir_all(&out).unwrap();
         fs::write(target.join("CACHEDIR.TAG"), "").unwrap();
         assert_eq!(target_dir(Path::new("/w"), Some(&out)), target.join("bpf"));
+        let triple = target.join("x86_64-unknown-linux-musl");
+        let out = triple.join("release/build/router-user-0123/out");
+        fs::create_dir_all(&out).unwrap();
+        fs::write(triple.join("CACHEDIR.TAG"), "").unwrap();
+        assert_eq!(target_dir(Path::new("/w"), Some(&out)), target.join("bpf"));
         fs::remove_dir_all(&target).unwrap();
     }
 
     #[test]
-    fn flags_name_the_architecture() {
-        assert!(rustflags()[3].ends_with(&format!("\"{}\"", env::consts::ARCH)));
+    fn flags_name_the_architecture_and_not_this_directory() {
+        let toolchain = Toolchain {
+            rustc: "/opt/rust/bin/rustc".into(),
+            version: "rustc 1.96.0".to_owned(),
+            builds_core: true,
+            linker: "bpf-linker".into(),
+            llvm: None,
+            cargo: None,
+        };
+        let flags = rustflags(&toolchain);
+        assert!(flags[3].ends_with(&format!("\"{}\"", env::consts::ARCH)));
+        assert!(flags.iter().any(|flag| flag.ends_with("=/pls-router")), "{flags:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod btf;
 mod command;
 mod find;
+mod paths;
 mod probe;
 mod toolchain;
 
@@ -21,6 +22,7 @@ use anyhow::{Context as _, bail};
 
 pub use command::{Action, cargo, target_dir};
 pub use find::{Missing, find, private_tools};
+pub use paths::path_remapping;
 pub use toolchain::{LINKER, LINKER_VARIABLE, LINKER_VERSION, RUSTC_VARIABLE, TARGET, Toolchain};
 
 /// Compiles the binary `bin` of the package in the directory `package` of the workspace, which has
