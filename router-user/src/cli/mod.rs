@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::client::Client;
 use crate::config::{self, Config, defaults};
@@ -32,6 +32,12 @@ enum Answer {
     Good,
     /// 1: unhealthy, invalid, would fail.
     Bad,
+}
+
+/// Returns the definition of the command line, for its manual pages and completions.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Options::command()
 }
 
 /// Runs the command line.

@@ -22,7 +22,9 @@ pub(crate) fn is_bpffs(path: &Path) -> Result<bool> {
             .with_context(|| format!("cannot examine {}", existing.display()));
     }
     // SAFETY: statfs(2) has succeeded, so it has filled the structure.
-    Ok(unsafe { found.assume_init() }.f_type == libc::BPF_FS_MAGIC)
+    let found = unsafe { found.assume_init() };
+    // glibc and musl do not agree on its sign.
+    Ok(found.f_type as u64 == libc::BPF_FS_MAGIC as u64)
 }
 
 /// Makes sure that `path` is on a BPF file system. Mounts one at the usual place if that is
