@@ -1,6 +1,5 @@
 //! `cargo xtask deploy`: the router on machines that ssh reaches, with a way back.
 
-mod binary;
 mod remote;
 
 use std::ffi::OsString;
@@ -11,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::verb::Verb;
-use crate::{system, toolchain, workspace};
+use crate::{program, system, toolchain, workspace};
 use remote::{Output, Remote, Root, Ssh};
 
 pub(crate) const VERB: Verb = Verb {
@@ -175,7 +174,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
         Some(binary) => binary.clone(),
         None => build()?,
     };
-    let machine = binary::machine(&binary)?;
+    let machine = program::machine(&binary)?;
     let release = Release { binary, machine, unit };
 
     for (index, host) in options.hosts.iter().enumerate() {

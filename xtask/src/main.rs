@@ -2,8 +2,10 @@
 
 mod bench;
 mod deploy;
+mod dist;
 mod lab;
 mod packages;
+mod program;
 mod setup;
 mod soak;
 mod system;
@@ -17,7 +19,8 @@ use std::process::ExitCode;
 
 use verb::Verb;
 
-const VERBS: &[Verb] = &[setup::VERB, lab::VERB, test::VERB, bench::VERB, soak::VERB, vm::VERB, deploy::VERB];
+const VERBS: &[Verb] =
+    &[setup::VERB, lab::VERB, test::VERB, bench::VERB, soak::VERB, vm::VERB, dist::VERB, deploy::VERB];
 
 const HELP: &str = "\
 Builds, runs, tests and measures pls-router.
@@ -33,6 +36,7 @@ network namespaces. Each verb installs the programs that it needs and are missin
   bpf-linker                by cargo install, into cargo's bin directory     90 s
   system packages           by apt-get, for lab, test, bench, soak 10 to 60 s
   Miri                      from rustup, with a nightly Rust, for test       30 s
+  Rust's library for musl   from rustup, for dist and deploy                 10 s
   kernels and qemu          by apt-get, unpacked below target, for vm        10 s
 
 A package that cannot be installed is named with the reason, and tests that need it are skipped. No

@@ -88,10 +88,21 @@ const GROUPS: &[(&str, Group)] = &[
 /// The packages that compile for the host, by what is done with them. Always one at a time: in a
 /// build of all, the features that one package asks of a dependency would hide that another forgot
 /// to ask.
-const LINTED: &[&str] =
-    &["bpf-build", "router-common", "router-user", "harness", "harness-macros", "lab", "xtask", "fuzz"];
-const DOCUMENTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "lab", "xtask"];
-const HOST_TESTED: &[&str] = &["bpf-build", "router-common", "router-user", "harness", "xtask"];
+const LINTED: &[&str] = &[
+    "bpf-build",
+    "router-common",
+    "router-user",
+    "cli-documents",
+    "harness",
+    "harness-macros",
+    "lab",
+    "xtask",
+    "fuzz",
+];
+const DOCUMENTED: &[&str] =
+    &["bpf-build", "router-common", "router-user", "cli-documents", "harness", "lab", "xtask"];
+const HOST_TESTED: &[&str] =
+    &["bpf-build", "router-common", "router-user", "cli-documents", "harness", "xtask"];
 
 #[derive(Debug, PartialEq)]
 struct Options {

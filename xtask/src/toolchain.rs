@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bpf_build::{LINKER, LINKER_VARIABLE, LINKER_VERSION, Missing, RUSTC_VARIABLE, Toolchain};
 
 use crate::packages::apt;
@@ -134,6 +134,32 @@ fn rustup_name(rustc: &Path) -> Option<String> {
     let toolchain = rustc.parent()?.parent()?;
     let is_rustups = toolchain.parent()?.file_name()? == "toolchains";
     is_rustups.then(|| toolchain.file_name()?.to_str().map(str::to_owned))?
+}
+
+/// Adds the standard library for another target to the toolchain that compiles this repository.
+pub(crate) fn add_target(target: &str) -> Result<()> {
+    if has_target(target) {
+        return Ok(());
+    }
+    let by_hand = format!("a Rust toolchain with the standard library for {target} is needed");
+    let rustup = system::find_program("rustup").with_context(|| {
+        format!("{by_hand}, and there is no rustup to add it\n  fix: install rustup, or add it by hand")
+    })?;
+    eprintln!("Adding the standard library for {target} by rustup, for static programs. About 30 MB.");
+    system::run(quick_rustup(&rustup).args(["target", "add", target])).context(by_hand)
+}
+
+fn has_target(target: &str) -> bool {
+    // The path is printed whether it is there or not.
+    rustc(&["--print", "target-libdir", "--target", target]).is_ok_and(|path| Path::new(path.trim()).is_dir())
+}
+
+/// Returns what the compiler of this repository says of itself.
+pub(crate) fn rustc(arguments: &[&str]) -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(arguments).output().context("cannot start rustc")?;
+    ensure!(output.status.success(), "`rustc {}` failed ({})", arguments.join(" "), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The command `cargo miri`, which looks at each access to memory; installed if it is not there.

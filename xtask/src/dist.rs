@@ -1,0 +1,163 @@
+//! `cargo xtask dist`: what is shipped, static programs and Debian packages with them.
+
+mod architecture;
+mod build;
+mod debian;
+mod source;
+mod tree;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::verb::Verb;
+use crate::{system, workspace};
+pub(crate) use architecture::Architecture;
+use source::Source;
+
+pub(crate) const VERB: Verb = Verb {
+    name: "dist",
+    about: "build static programs and Debian packages, to be shipped",
+    help: Some(HELP),
+    run,
+};
+
+const HELP: &str = "\
+Builds pls-router as one static program, which needs no library of the machine that it runs on, and a Debian package
+with it, into target/dist.
+
+usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION]
+
+  --arch ARCH          for these machines: x86_64 or aarch64 (default: both)
+  --binary FILE        package this pls-router instead of building one; what is shipped is not made so, but the
+                       tests are quick
+  --version VERSION    the package's version (default: the release's, or before a release
+                       RELEASE~TIME.COMMIT, of the time of the commit)
+
+The same source gives the same bytes: all files have the time of the commit (or SOURCE_DATE_EPOCH), and no name of
+a directory of this machine is in them.
+";
+
+/// What to package.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) architecture: Architecture,
+    /// This program, instead of building one.
+    pub(crate) binary: Option<PathBuf>,
+    /// This version, instead of that of the source.
+    pub(crate) version: Option<String>,
+}
+
+/// What has been packaged.
+#[derive(Clone, Debug)]
+pub(crate) struct Package {
+    pub(crate) architecture: Architecture,
+    /// As Debian has it.
+    pub(crate) version: String,
+    pub(crate) deb: PathBuf,
+    /// The program inside.
+    pub(crate) binary: PathBuf,
+}
+
+/// The directory of what is shipped.
+pub(crate) fn folder() -> PathBuf {
+    workspace::target_dir().join("dist")
+}
+
+/// Makes a package, and builds the program for it if there is none. What is up to date is not made
+/// again.
+pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
+    let architecture = wanted.architecture;
+    let source = Source::look(wanted.version.as_deref())?;
+    let (built, documents) = match &wanted.binary {
+        Some(binary) => (binary.clone(), build::quick_documents()?),
+        None => (build::router(architecture)?, build::documents()?),
+    };
+    let folder = folder();
+    let pages = folder.join("work/documents");
+    write_documents(&documents, &pages)?;
+    let binary = folder.join(format!("pls-router-{}-{}", source.version, architecture.machine()));
+    fs::copy(&built, &binary)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
+    let deb = debian::package(architecture, &source, &binary, &pages, &folder)?;
+    Ok(Package { architecture, version: source.version, deb, binary })
+}
+
+/// Writes manual pages and completions into `folder`, by the program that makes them.
+fn write_documents(program: &Path, folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    system::run(Command::new(program).arg(folder))
+}
+
+fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    for wanted in parse(arguments)? {
+        let Package { architecture, version, deb, binary } = package(&wanted)?;
+        println!("pls-router {version} for {}", architecture.machine());
+        for file in [deb, binary] {
+            let size = file.metadata().with_context(|| format!("cannot read {}", file.display()))?.len();
+            println!("  {:>5.1} MB  {}", size as f64 / 1e6, file.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
+    use lexopt::prelude::*;
+    let (mut architectures, mut binary, mut version) = (Vec::new(), None, None);
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("arch") => architectures.push(parser.value()?.parse_with(architecture)?),
+            Long("binary") => binary = Some(PathBuf::from(parser.value()?)),
+            Long("version") => version = Some(parser.value()?.string()?),
+            Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
+        }
+    }
+    if let Some(binary) = &binary {
+        let found = Architecture::of(binary)?;
+        if architectures.iter().any(|wanted| *wanted != found) {
+            return Err(lexopt::Error::from(format!("--binary is for {}", found.machine())).into());
+        }
+        architectures = vec![found];
+    }
+    if architectures.is_empty() {
+        architectures = Architecture::ALL.to_vec();
+    }
+    let wanted = |architecture| Wanted { architecture, binary: binary.clone(), version: version.clone() };
+    Ok(architectures.into_iter().map(wanted).collect())
+}
+
+fn architecture(name: &str) -> Result<Architecture, String> {
+    Architecture::named(name).ok_or_else(|| "--arch takes x86_64 or aarch64".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Vec<Wanted>> {
+        parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn both_kinds_of_machines_unless_said() {
+        assert_eq!(parsed(&[]).unwrap().len(), 2);
+        let one = parsed(&["--arch", "arm64"]).unwrap();
+        assert_eq!(one[0].architecture, Architecture::Aarch64);
+        parsed(&["--arch", "mips"]).unwrap_err();
+        parsed(&["--binary", "/nonexistent"]).unwrap_err();
+    }
+
+    #[test]
+    fn a_program_says_itself_what_it_is_for() {
+        let this = std::env::current_exe().unwrap();
+        let wanted = parsed(&["--binary", this.to_str().unwrap(), "--version", "1.2"]).unwrap();
+        assert_eq!(wanted[0].architecture, Architecture::native().unwrap());
+        assert_eq!(wanted[0].version.as_deref(), Some("1.2"));
+    }
+}
