@@ -112,6 +112,13 @@ pub(crate) enum Effect {
 }
 
 impl Id {
+    /// Returns `true` if it says that a program is not on its interface. Of all faults of a running
+    /// daemon, only these make the probe's path `/live` fail: who replaces machines by it must not
+    /// do so for a fault that the next machine would have as well.
+    pub(crate) const fn is_of_attachment(self) -> bool {
+        matches!(self, Self::ProgramLost | Self::Detached)
+    }
+
     /// Returns the way in which it changes the answer of the probe.
     pub(crate) const fn effect(self) -> Effect {
         if matches!(self, Self::Draining | Self::Detached) {

@@ -158,6 +158,10 @@ pub struct ProbeStatus {
     pub since_seconds: u64,
     /// The number of changes since the daemon started.
     pub changes: u64,
+    /// `true` if the path `/live` is answered by 200: the programs are attached, whatever else is
+    /// wrong.
+    #[serde(default)]
+    pub live: bool,
     /// Why it is 503, in words for the operator: what keeps the router from forwarding, or what
     /// did so last. Empty for 200.
     pub reasons: Vec<String>,

@@ -141,6 +141,7 @@ fn status() -> Status {
             since: "2026-11-30T14:00:05Z".to_owned(),
             since_seconds: 3700,
             changes: 2,
+            live: true,
             reasons: Vec::new(),
             pending: None,
         },

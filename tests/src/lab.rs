@@ -378,7 +378,12 @@ impl Lab {
 
     /// The status and body of the router's health endpoint.
     pub fn health(&self) -> Result<(u16, String)> {
-        router::health(&self.hosts.router)
+        router::health(&self.hosts.router, "/")
+    }
+
+    /// The status and body of the health endpoint's answer about liveness.
+    pub fn live(&self) -> Result<(u16, String)> {
+        router::health(&self.hosts.router, "/live")
     }
 
     /// Returns `true` if the load balancer sends new connections to the router now.

@@ -108,19 +108,20 @@ pub(crate) fn start(state: &State, namespace: &Namespace, binary: &Path) -> Resu
 /// Asks the health endpoint from the router itself; an answer other than 200 is an error with its
 /// text.
 pub(crate) fn healthy(namespace: &Namespace) -> Result<()> {
-    let (status, body) = health(namespace)?;
+    let (status, body) = health(namespace, "/")?;
     ensure!(status == 200, "the health endpoint answers {status}: {}", body.trim());
     Ok(())
 }
 
-/// The status and body that the health endpoint answers with.
-pub(crate) fn health(namespace: &Namespace) -> Result<(u16, String)> {
+/// The status and body that the health endpoint answers with for a path.
+pub(crate) fn health(namespace: &Namespace, path: &str) -> Result<(u16, String)> {
     let address = (ROUTER, HEALTH_PORT).into();
     let mut stream = namespace
         .inside(|| TcpStream::connect_timeout(&address, HEALTH_TIMEOUT))?
         .with_context(|| format!("cannot connect to the health endpoint {address}"))?;
     stream.set_read_timeout(Some(HEALTH_TIMEOUT)).context("cannot set a timeout")?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n").context("cannot ask")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).context("cannot ask")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context("no answer from the health endpoint")?;
     let answer = String::from_utf8_lossy(&answer);

@@ -222,6 +222,8 @@ fn a_foreign_program_in_our_place_makes_the_probe_fail_until_it_is_gone() {
     check(wait::until("the reason", RECOVERY, || {
         let (code, body) = lab.health()?;
         ensure!(code == 503 && body.contains("eth0"), "{code} {body}");
+        let (code, body) = lab.live()?;
+        ensure!(code == 503 && body.starts_with("not live: ") && body.contains("eth0"), "{code} {body}");
         Ok(())
     }));
     assert_eq!(attached(&lab, "eth0"), foreign, "somebody else's program is not ours to take off");
@@ -229,6 +231,7 @@ fn a_foreign_program_in_our_place_makes_the_probe_fail_until_it_is_gone() {
     check(lab.hosts.router.ip("link set dev eth0 xdpdrv off"));
     check(lab.wait_in_service(RECOVERY));
     assert!(attached(&lab, "eth0").is_some_and(|ours| Some(ours) != foreign));
+    assert_eq!(check(lab.live()).0, 200);
     go_on(&mut tcp, &udp, b"after");
     let log = check(lab.router()).output();
     assert_eq!(log.matches("the probe answers 503 reasons=\"eth0").count(), 1, "{log}");

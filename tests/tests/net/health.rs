@@ -194,6 +194,48 @@ fn what_an_operator_does_and_a_lost_interface_count_at_once() {
     assert!(body.contains("detach --force"), "{body}");
 }
 
+/// The answer to the question by which machines are replaced: every fault of the targets, every
+/// route and every drain leaves it alone, and a program that is taken off does not.
+#[test]
+fn liveness_is_about_the_programs_alone() {
+    #[track_caller]
+    fn lives(lab: &Lab) {
+        let (code, body) = check(lab.live());
+        assert!(code == 200 && body.starts_with("live: "), "{code}: {body}");
+        assert!(status(lab).probe.live);
+    }
+    let mut lab = lab_with(Nics::One, "down_after = \"0s\"\nup_after = \"0s\"", None);
+    // Also of a start, which has no other answer at first.
+    default_route(&lab, false);
+    let daemon = check(lab.spawn_router());
+    lab.set_router(daemon);
+    answers(&lab, 503, LIMIT * 4);
+    lives(&lab);
+    default_route(&lab, true);
+    answers(&lab, 200, LIMIT);
+    lives(&lab);
+
+    // The firewall is dead: nobody answers at the next hop's address.
+    check(lab.hosts.firewall.ip("link set vnet down"));
+    let (body, _) = answers(&lab, 503, LIMIT * 4);
+    assert!(body.contains("next hop"), "{body}");
+    lives(&lab);
+    check(lab.hosts.firewall.ip("link set vnet up"));
+    answers(&lab, 200, LIMIT * 2);
+
+    check(lab.pls_router(&["drain"]));
+    answers(&lab, 503, LIMIT);
+    lives(&lab);
+    check(lab.pls_router(&["undrain"]));
+    answers(&lab, 200, LIMIT);
+
+    check(lab.pls_router(&["detach", "--force"]));
+    answers(&lab, 503, LIMIT);
+    let (code, body) = check(lab.live());
+    assert!(code == 503 && body.starts_with("not live: ") && body.contains("detach --force"), "{body}");
+    assert!(!status(&lab).probe.live);
+}
+
 /// A load balancer does not wait for a router that starts.
 #[test]
 fn a_start_does_not_wait() {

@@ -41,6 +41,8 @@ fn waits_for(lab: &Lab, id: &str, subject: &str) -> Status {
     );
     let (code, body) = check(lab.health());
     assert!(code == 503 && body.contains("waiting: "), "{code}: {body}");
+    // Its programs are not attached.
+    assert_eq!(check(lab.live()).0, 503);
     let metrics = check(lab.hosts.router.run("curl", &["-s", "http://127.0.0.1:9090/metrics"]));
     let metric = format!("pls_router_conditions{{id=\"{id}\",severity=\"down\"}} 1");
     assert!(metrics.contains(&metric) && metrics.contains("pls_router_healthy 0"), "{metrics}");

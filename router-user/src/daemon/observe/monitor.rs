@@ -49,6 +49,8 @@ struct Probe {
     last: Vec<String>,
     /// The words for a drain, while there is one.
     drains: Option<String>,
+    /// What is wrong with the attachment of the programs, in words for the operator.
+    unattached: Vec<String>,
 }
 
 /// The answer of the probe at a moment.
@@ -67,6 +69,9 @@ pub(crate) struct ProbeView {
     pub(crate) drains: Option<String>,
     /// The number of changes since the daemon started.
     pub(crate) changes: u64,
+    /// What is wrong with the attachment of the programs, in words for the operator: why this
+    /// router is not live. Empty if it is. Nothing has to last, and no order counts.
+    pub(crate) unattached: Vec<String>,
 }
 
 impl ProbeView {
@@ -80,8 +85,10 @@ impl Probe {
     /// Takes in what was found at this moment.
     fn follow(&mut self, conditions: &Conditions, times: Times) {
         self.answer.observe(Found::of(conditions), times, conditions.now());
-        let down = conditions.iter().filter(|condition| condition.severity == Severity::Down);
-        let (drains, down): (Vec<_>, Vec<_>) = down.partition(|condition| condition.id == Id::Draining);
+        let down = || conditions.iter().filter(|condition| condition.severity == Severity::Down);
+        let unattached = down().filter(|condition| condition.id.is_of_attachment());
+        self.unattached = unattached.map(|condition| condition.detail.clone()).collect();
+        let (drains, down): (Vec<_>, Vec<_>) = down().partition(|condition| condition.id == Id::Draining);
         self.drains = drains.first().map(|condition| condition.detail.clone());
         self.reasons = down.into_iter().map(|condition| condition.detail.clone()).collect();
         if !self.reasons.is_empty() {
@@ -91,7 +98,7 @@ impl Probe {
 
     /// Returns the answer as it is at `now`.
     fn view(&self, now: Instant) -> ProbeView {
-        let Self { answer, reasons, last, drains } = self;
+        let Self { answer, reasons, last, drains, unattached } = self;
         let is_recovering = !answer.forwards() && reasons.is_empty() && drains.is_none();
         ProbeView {
             forwards: answer.forwards(),
@@ -101,6 +108,7 @@ impl Probe {
             reasons: if is_recovering { last.clone() } else { reasons.clone() },
             drains: drains.clone(),
             changes: answer.changes(),
+            unattached: unattached.clone(),
         }
     }
 }

@@ -5,6 +5,10 @@
 //! machine (`from` of `[health]`) have connections that no other client can use up, apart for each
 //! entry and with a share for each address of a network; and only these, and this machine itself,
 //! are told why it does not forward.
+//!
+//! Every path but one asks whether this router forwards. [`LIVE`] asks whether it is worth keeping:
+//! for what replaces machines, and must not do so because of a fault that the next machine would
+//! have as well.
 
 use std::{
     convert::Infallible,
@@ -40,6 +44,8 @@ use crate::{
 /// The methods that load balancers and monitors probe by: `GET` most of them, `HEAD` some, and
 /// `OPTIONS` HAProxy (`option httpchk`).
 pub(super) const METHODS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
+/// The path that asks for liveness: 200 while the daemon runs and its programs are attached.
+const LIVE: &str = "/live";
 /// Connections of an entry that is one address.
 const ADDRESS: Capacity = Capacity { places: 32, share: 32 };
 /// Connections of an entry that is a network, of this machine, and of everyone else.
@@ -123,8 +129,26 @@ pub(crate) struct Access {
     pub(crate) routing: Locked<Routing>,
 }
 
-/// Answers a request of any path, by [`METHODS`]: 200 when this router forwards, 503 when it does
-/// not, as [`answer`](crate::daemon::observe::answer) decides. Nothing else is served.
+/// The question that a path asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Question {
+    /// Whether this router forwards.
+    Forwards,
+    /// Whether the daemon runs and its programs are attached.
+    Live,
+}
+
+impl Question {
+    fn of(path: &str) -> Self {
+        // A slash too many must not turn a question about this machine into one about its targets:
+        // who asks for liveness deletes machines by the answer.
+        if path.trim_end_matches('/') == LIVE { Self::Live } else { Self::Forwards }
+    }
+}
+
+/// Answers a request by [`METHODS`]. Of any path: 200 when this router forwards, 503 when it does
+/// not, as [`answer`](crate::daemon::observe::answer) decides. Of [`LIVE`]: 200 when the programs
+/// are attached, whatever else is wrong. Nothing else is served.
 pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener) -> Result<()> {
     let (probers, users) = (Probers::of(config), Users::open());
     let limits = limits(config);
@@ -160,6 +184,12 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
                     "only GET, HEAD and OPTIONS are answered here",
                 );
             }
+            if Question::of(request.uri().path()) == Question::Live {
+                let known = known.get().await;
+                let is_live = known.unattached.is_empty();
+                let text = if is_told { live_text(&known) } else { String::new() };
+                return response(status_code(is_live), &text);
+            }
             let known = loop {
                 let known = known.get().await;
                 if known.is_known {
@@ -167,7 +197,7 @@ pub(crate) async fn serve(config: &Config, access: Access, listener: TcpListener
                 }
                 sleep(AGE).await;
             };
-            let status = if known.forwards { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status = status_code(known.forwards);
             let text = if is_told { text(&known, Instant::now(), SystemTime::now()) } else { String::new() };
             response(status, &text)
         }
@@ -213,6 +243,18 @@ async fn follow(answers: Arc<Answers>) -> Infallible {
     loop {
         period.tick().await;
         answers.get().await;
+    }
+}
+
+const fn status_code(is_good: bool) -> StatusCode {
+    if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// Returns what the answer about liveness says to those who may know. The reasons are one a line.
+fn live_text(view: &ProbeView) -> String {
+    match &*view.unattached {
+        [] => "live: the daemon runs and its programs are attached".to_owned(),
+        reasons => format!("not live: {}", reasons_text(reasons)),
     }
 }
 
@@ -309,6 +351,7 @@ mod tests {
             reasons: vec!["no route to 203.0.113.10".to_owned(), "no rules are loaded".to_owned()],
             drains: None,
             changes: 1,
+            unattached: Vec::new(),
         };
         let text = |view: &ProbeView| text(view, now, clock + Duration::from_secs(100));
         assert_eq!(text(&view(true, None)), "forwarding since 2026-11-30T14:00:05Z");
@@ -331,6 +374,16 @@ mod tests {
             text(&ProbeView { drains, ..view(false, None) }),
             "draining since 2026-11-30T14:00:05Z\nno route to 203.0.113.10\nno rules are loaded"
         );
+    }
+
+    #[test]
+    fn only_one_path_asks_for_liveness() {
+        for path in ["/live", "/live/", "/live//"] {
+            assert_eq!(Question::of(path), Question::Live, "{path}");
+        }
+        for path in ["/", "", "/status", "/lively", "/live/x", "/x/live", "/LIVE", "live", "//live"] {
+            assert_eq!(Question::of(path), Question::Forwards, "{path}");
+        }
     }
 
     #[test]

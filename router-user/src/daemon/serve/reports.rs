@@ -145,13 +145,14 @@ pub(crate) fn status(reports: &Reports) -> Status {
 
 fn probe_status(view: &ProbeView) -> ProbeStatus {
     const ANSWERS: [u16; 2] = [503, 200];
-    let ProbeView { forwards, since, pending, changes, .. } = view;
+    let ProbeView { forwards, since, pending, changes, unattached, .. } = view;
     let now = Instant::now();
     ProbeStatus {
         answer: ANSWERS[usize::from(*forwards)],
         since: probe::time(*since, now, SystemTime::now()),
         since_seconds: now.saturating_duration_since(*since).as_secs(),
         changes: *changes,
+        live: unattached.is_empty(),
         reasons: if *forwards { Vec::new() } else { view.all_reasons() },
         pending: pending.map(|Pending { since, after }| PendingAnswer {
             answer: ANSWERS[usize::from(!forwards)],
