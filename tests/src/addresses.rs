@@ -10,6 +10,8 @@
 //!                        168.63.129.16                 br1 10.0.3.0/26       192.0.2.2 ----- 192.0.2.1
 //!                                                     .1 firewall (two NICs)                  servers
 //! ```
+//!
+//! Further routers of a fleet are on the same wires, at the addresses of [`router`].
 
 use std::net::Ipv4Addr;
 
@@ -37,6 +39,20 @@ pub const PLATFORM: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 68);
 /// The router VM's second NIC, if it has one.
 pub const ROUTER_SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 4);
+
+/// The most routers that a lab can have.
+pub const MOST_ROUTERS: usize = 8;
+
+/// The address of a router of a fleet, and that of its second NIC. Number 0 is [`ROUTER`].
+pub fn router(number: usize) -> (Ipv4Addr, Ipv4Addr) {
+    // The addresses after the first router's are the Private Link Service's, and one that a test
+    // gives to the first router.
+    let further = |address: Ipv4Addr, gap: u32| {
+        let more = if number == 0 { 0 } else { gap + number as u32 };
+        Ipv4Addr::from_bits(address.to_bits() + more)
+    };
+    (further(ROUTER, 3), further(ROUTER_SECOND, 0))
+}
 
 /// A VM elsewhere in the network, outside of the rules' `sources`; its user-defined route leads to
 /// the router.

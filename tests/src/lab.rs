@@ -1,6 +1,8 @@
 //! A whole lab: the hosts, the wires between them and what runs on them.
 
 use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     thread,
@@ -12,12 +14,16 @@ use nix::sys::signal::Signal;
 
 use crate::{
     addresses::{
-        DNS, ENDPOINT, EVIL, FIREWALL_ONE_NIC, FIREWALL_PUBLIC, FIREWALL_TWO_NICS, HEALTH_PORT, INTERNET,
-        NAMES, PLATFORM, PLS_GATEWAY, PYPI, SERVERLESS, SERVERLESS_GATEWAY, SSH_PORT, TOOLS, VM, VM_GATEWAY,
-        WWW,
+        self, DNS, ENDPOINT, EVIL, FIREWALL_ONE_NIC, FIREWALL_PUBLIC, FIREWALL_TWO_NICS, HEALTH_PORT,
+        INTERNET, MOST_ROUTERS, NAMES, PLATFORM, PLS_GATEWAY, PYPI, SERVERLESS, SERVERLESS_GATEWAY, SSH_PORT,
+        TOOLS, VM, VM_GATEWAY, WWW,
     },
-    helper::{self, Helper},
-    hosts::{firewall, internet, pls, router},
+    balancer,
+    helper::Helper,
+    hosts::{
+        firewall, internet, pls,
+        router::{self, Seat},
+    },
     link::{self, XdpPass},
     namespace::Namespace,
     paths,
@@ -42,6 +48,8 @@ pub struct Options {
     pub id: String,
     /// The number of the router's NICs.
     pub nics: Nics,
+    /// The number of routers. A lab starts only the first one; see [`Fleet`](crate::fleet::Fleet).
+    pub routers: usize,
     /// The router.
     pub router: Router,
     /// The router's rules (`[[forward]]`, `[[masquerade]]`, `[snat]`, `[timeouts]`), as text of its
@@ -73,6 +81,7 @@ impl Options {
         Self {
             id: paths::unique_id(),
             nics,
+            routers: 1,
             router,
             rules: router::rules(),
             // A lab needs no room for a million sessions, and the machine may run several labs.
@@ -99,6 +108,8 @@ pub struct Hosts {
     pub vnet: Namespace,
     /// The router VM.
     pub router: Namespace,
+    /// Further router VMs.
+    pub more_routers: Vec<Namespace>,
     /// The firewall.
     pub firewall: Namespace,
     /// Everything beyond.
@@ -107,28 +118,39 @@ pub struct Hosts {
     pub vm: Namespace,
 }
 
-/// The names of the hosts.
+/// The names of the hosts, apart from further routers: *router2*, *router3*, ...
 pub const HOSTS: [&str; 7] = ["serverless", "pls", "vnet", "router", "firewall", "internet", "vm"];
 
 impl Hosts {
-    fn create(state: &State) -> Result<Self> {
-        let host = |name: &str| -> Result<Namespace> {
-            let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
-            // The state removes all of the lab's namespaces at once.
-            namespace.leave();
-            namespace.set_etc(&etc(state, name)?);
-            Ok(namespace)
-        };
+    fn create(state: &State, routers: usize) -> Result<Self> {
+        let host = |name: &str| create(state, name);
         Ok(Self {
             serverless: host("serverless")?,
             pls: host("pls")?,
             vnet: host("vnet")?,
             router: host("router")?,
+            more_routers: (1..routers)
+                .map(|number| host(&Seat::new(state, number).host))
+                .collect::<Result<_>>()?,
             firewall: host("firewall")?,
             internet: host("internet")?,
             vm: host("vm")?,
         })
     }
+
+    /// A router VM, by its number.
+    pub(crate) fn router(&self, number: usize) -> &Namespace {
+        if number == 0 { &self.router } else { &self.more_routers[number - 1] }
+    }
+}
+
+/// Makes a host.
+fn create(state: &State, name: &str) -> Result<Namespace> {
+    let mut namespace = Namespace::create(&paths::namespace_name(state.id(), name))?;
+    // The state removes all of the lab's namespaces at once.
+    namespace.leave();
+    namespace.set_etc(&etc(state, name)?);
+    Ok(namespace)
 }
 
 /// Writes the `hosts` and `resolv.conf` of a host. To the client every name is the private
@@ -167,8 +189,13 @@ pub struct Lab {
 impl Lab {
     /// Brings a lab up; the router is in service at the load balancer when this returns.
     pub fn up(options: Options) -> Result<Self> {
+        let routers = options.routers;
+        ensure!(
+            (1..=MOST_ROUTERS).contains(&routers),
+            "a lab has 1 to {MOST_ROUTERS} routers, not {routers}"
+        );
         let state = State::create(&options.id)?;
-        let hosts = Hosts::create(&state)?;
+        let hosts = Hosts::create(&state, routers)?;
         let mut lab = Self { hosts, options, router: None, probe: None, services: Vec::new(), state };
         lab.lay_wires().context("cannot lay the lab's wires")?;
         lab.start_services().context("cannot start the lab's services")?;
@@ -181,15 +208,11 @@ impl Lab {
     }
 
     fn lay_wires(&self) -> Result<()> {
-        let Hosts { serverless, pls, vnet, router, firewall, internet, vm } = &self.hosts;
+        let Hosts { serverless, pls, vnet, firewall, internet, vm, .. } = &self.hosts;
         let nics = self.options.nics;
         for forwards in [pls, firewall] {
             forwards.sysctl("net/ipv4/ip_forward", "1")?;
         }
-        // pls-router does not need the kernel to forward, so here it would only hide what the
-        // router leaves alone.
-        let kernel_forwards = matches!(self.options.router, Router::Nftables);
-        router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
         // Connections that were there before a table was loaded or a daemon started must not be
         // guessed at.
         pls.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
@@ -205,24 +228,16 @@ impl Lab {
         link::wire((serverless, "eth0"), (pls, "serverless"))?;
         link::wire((vm, "eth0"), (pls, "vm"))?;
         link::wire((pls, "vnet"), (vnet, "pls"))?;
-        link::wire((router, "eth0"), (vnet, "router"))?;
         link::wire((firewall, "vnet"), (vnet, "firewall"))?;
         link::wire((firewall, "internet"), (internet, "eth0"))?;
-        let pass = XdpPass::load(&self.state)?;
-        pass.attach(vnet, "router")?;
-        vnet.ip("link set pls master br0\nlink set router master br0")?;
-        let firewall_address = match nics {
-            Nics::One => {
-                vnet.ip("link set firewall master br0")?;
-                FIREWALL_ONE_NIC
-            }
-            Nics::Two => {
-                link::wire((router, "eth1"), (vnet, "router1"))?;
-                pass.attach(vnet, "router1")?;
-                vnet.ip("link set firewall master br1\nlink set router1 master br1")?;
-                FIREWALL_TWO_NICS
-            }
-        };
+        vnet.ip("link set pls master br0")?;
+        vnet.ip(match nics {
+            Nics::One => "link set firewall master br0",
+            Nics::Two => "link set firewall master br1",
+        })?;
+        for number in 0..self.options.routers {
+            self.connect_router(number)?;
+        }
 
         serverless
             .ip(&format!("addr add {SERVERLESS}/24 dev eth0\nroute add default via {SERVERLESS_GATEWAY}"))?;
@@ -231,11 +246,11 @@ impl Lab {
             "addr add {SERVERLESS_GATEWAY}/24 dev serverless\naddr add {VM_GATEWAY}/26 dev vm\n{}",
             pls::addresses()
         ))?;
-        router.ip(&router::addresses(nics, PLS_GATEWAY, PLATFORM, firewall_address))?;
         firewall.ip(&format!(
-            "addr add {firewall_address}/26 dev vnet\n\
+            "addr add {}/26 dev vnet\n\
              addr add {FIREWALL_PUBLIC}/24 dev internet\n\
-             route add default via {INTERNET}"
+             route add default via {INTERNET}",
+            firewall_address(nics)
         ))?;
         let mut servers = format!("addr add {INTERNET}/24 dev eth0\n");
         for address in [DNS, WWW, PYPI, EVIL, TOOLS] {
@@ -244,14 +259,68 @@ impl Lab {
         internet.ip(&servers).map(drop)
     }
 
+    /// Lays the wires of a router VM, and gives it its addresses and routes.
+    fn connect_router(&self, number: usize) -> Result<()> {
+        let (vnet, nics) = (&self.hosts.vnet, self.options.nics);
+        let (router, seat) = (self.hosts.router(number), self.seat(number));
+        // pls-router does not need the kernel to forward, so here it would only hide what the
+        // router leaves alone.
+        let kernel_forwards = matches!(self.options.router, Router::Nftables);
+        router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
+        let pass = XdpPass::load(&self.state)?;
+        for (near, far, switch) in
+            [("eth0", seat.host.clone(), "br0"), ("eth1", format!("{}1", seat.host), "br1")]
+        {
+            if near == "eth0" || nics == Nics::Two {
+                link::wire((router, near), (vnet, &far))?;
+                pass.attach(vnet, &far)?;
+                vnet.ip(&format!("link set {far} master {switch}"))?;
+            }
+        }
+        let firewall = firewall_address(nics);
+        router.ip(&router::addresses(&seat, nics, PLS_GATEWAY, PLATFORM, firewall)).map(drop)
+    }
+
+    /// Takes a router VM off the network.
+    pub(crate) fn disconnect_router(&self, number: usize) -> Result<()> {
+        let host = self.seat(number).host;
+        self.hosts.vnet.ip(&match self.options.nics {
+            Nics::One => format!("link del {host}"),
+            Nics::Two => format!("link del {host}\nlink del {host}1"),
+        })?;
+        Ok(())
+    }
+
+    /// Makes the host of a router VM anew, after it is gone.
+    pub(crate) fn recreate_router(&mut self, number: usize) -> Result<()> {
+        let host = create(&self.state, &self.seat(number).host)?;
+        if number == 0 {
+            self.hosts.router = host;
+        } else {
+            self.hosts.more_routers[number - 1] = host;
+        }
+        self.connect_router(number)
+    }
+
+    /// The addresses from which new connections have come to the firewall, since the lab is up.
+    pub fn seen_by_firewall(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        firewall::sources(&self.hosts.firewall)
+    }
+
+    /// The place of a router.
+    pub(crate) fn seat(&self, number: usize) -> Seat {
+        Seat::new(&self.state, number)
+    }
+
     fn start_services(&mut self) -> Result<()> {
         let Self { state, hosts, options, services, .. } = self;
         // Each of them waits until it listens, which takes longer than starting it.
+        let routers = addresses(options.routers);
         let (internet, firewall, pls, ssh) = thread::scope(|scope| {
             let internet =
                 scope.spawn(|| internet::start(state, &hosts.internet, &options.helper, options.large_file));
             let firewall = scope.spawn(|| firewall::start(state, &hosts.firewall));
-            let pls = scope.spawn(|| pls::start(state, &hosts.pls, options.pls_ports));
+            let pls = scope.spawn(|| pls::start(state, &hosts.pls, options.pls_ports, &routers));
             let ssh = options.helper.tcp_echo(state, &hosts.router, "ssh", ([0, 0, 0, 0], SSH_PORT).into());
             (join(internet), join(firewall), join(pls), ssh)
         });
@@ -265,7 +334,8 @@ impl Lab {
 
     fn start_probe(&mut self) -> Result<()> {
         let Self { state, hosts, options, .. } = self;
-        self.probe = Some(pls::probe(state, &hosts.pls, &options.helper, options.probe_interval)?);
+        let routers = addresses(options.routers);
+        self.probe = Some(pls::probe(state, &hosts.pls, &options.helper, &routers, options.probe_interval)?);
         Ok(())
     }
 
@@ -299,7 +369,8 @@ impl Lab {
     /// Starts the router and waits until its health endpoint answers 200.
     pub fn start_router(&mut self) -> Result<()> {
         let mut process = self.spawn_router()?;
-        process.wait_until(router::HEALTHY_LIMIT, || router::healthy(&self.hosts.router))?;
+        let seat = self.seat(0);
+        process.wait_until(router::HEALTHY_LIMIT, || router::healthy(&seat, &self.hosts.router))?;
         self.router = Some(process);
         Ok(())
     }
@@ -321,16 +392,22 @@ impl Lab {
                 options.helper.http_ok(state, &hosts.router, "health", listen)
             }
             Router::PlsRouter(binary) => {
-                state.write("config.toml", self.configuration(&options.rules))?;
-                router::start(state, &hosts.router, binary)
+                let seat = self.seat(0);
+                seat.configure(&self.configuration(&options.rules))?;
+                router::start(state, &seat, &hosts.router, binary)
             }
         }
     }
 
     /// The whole configuration of this lab's router with these rules.
     pub fn configuration(&self, rules: &str) -> String {
+        self.configuration_of(0, rules)
+    }
+
+    /// The whole configuration of one of the routers with these rules.
+    pub(crate) fn configuration_of(&self, number: usize, rules: &str) -> String {
         let Options { nics, limits, self_test, health, .. } = &self.options;
-        router::configuration(&self.state, *nics, rules, (limits, self_test, health))
+        router::configuration(&self.seat(number), *nics, rules, (limits, self_test, health))
     }
 
     /// Sets the rules for the router's next start.
@@ -378,18 +455,17 @@ impl Lab {
 
     /// The status and body of the router's health endpoint.
     pub fn health(&self) -> Result<(u16, String)> {
-        router::health(&self.hosts.router, "/")
+        router::health(&self.seat(0), &self.hosts.router, "/")
     }
 
     /// The status and body of the health endpoint's answer about liveness.
     pub fn live(&self) -> Result<(u16, String)> {
-        router::health(&self.hosts.router, "/live")
+        router::health(&self.seat(0), &self.hosts.router, "/live")
     }
 
     /// Returns `true` if the load balancer sends new connections to the router now.
     pub fn in_service(&self) -> Result<bool> {
-        let map = self.hosts.pls.run("nft", &["list", "map", "ip", helper::TABLE, helper::BACKENDS])?;
-        Ok(map.contains(&format!("{ENDPOINT} : ")))
+        Ok(balancer::in_service(&self.hosts.pls)?.contains(&self.seat(0).address))
     }
 
     /// Waits until the load balancer has the router in service, and says how long that took.
@@ -456,12 +532,27 @@ impl Lab {
             Router::PlsRouter(binary) => Some(binary.clone()),
             Router::Nftables => None,
         };
-        self.state.keep(&About { hosts: HOSTS.map(str::to_owned).to_vec(), binary })?;
+        let mut hosts = HOSTS.map(str::to_owned).to_vec();
+        hosts.extend((1..self.options.routers).map(|number| self.seat(number).host));
+        self.state.keep(&About { hosts, binary })?;
         for process in self.services.iter_mut().chain(&mut self.probe).chain(&mut self.router) {
             process.leave();
         }
         Ok(())
     }
+}
+
+/// The firewall's address, as the routers reach it.
+fn firewall_address(nics: Nics) -> Ipv4Addr {
+    match nics {
+        Nics::One => FIREWALL_ONE_NIC,
+        Nics::Two => FIREWALL_TWO_NICS,
+    }
+}
+
+/// The addresses of so many routers.
+fn addresses(routers: usize) -> Vec<Ipv4Addr> {
+    (0..routers).map(|number| addresses::router(number).0).collect()
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {

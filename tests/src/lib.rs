@@ -14,9 +14,13 @@ macro_rules! complain {
 
 pub mod addresses;
 pub mod arp;
+pub mod balancer;
 pub mod client;
+mod clock;
 pub mod command;
+pub mod conntrack;
 pub mod differential;
+pub mod fleet;
 pub mod flood;
 pub mod helper;
 mod hosts;

@@ -10,8 +10,8 @@ use router_user::model::{Counters, Flow};
 
 use crate::{
     addresses::{ALLOWED_NAME, DENIED_NAME, ECHO_PORT, ENDPOINT, IPERF_PORT, PLATFORM, TOOLS},
+    balancer::PROBE_THRESHOLD,
     client::{self, Direction, Tcp, Udp},
-    helper::PROBE_THRESHOLD,
     hosts::{internet, router::HEALTHY_LIMIT},
     interrupt,
     lab::Lab,

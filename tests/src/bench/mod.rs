@@ -8,7 +8,6 @@
 mod addresses;
 pub(crate) mod arguments;
 mod arms;
-mod conntrack;
 mod cpu;
 mod daemon;
 mod ends;

@@ -20,13 +20,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lab::{Namespace, link};
+use lab::{Namespace, conntrack, link};
 use router_user::model::{Counters, RuleCounters};
 
 use super::{
     addresses::{CLIENT, CLIENTS, FIREWALL, IPERF_PORT, ROUTER, ROUTER_OUT, SINK, TARGET},
     arms::{Arm, Direction, Offloads, Traffic, Wires},
-    conntrack,
     daemon::{Daemon, rule_name},
     ends::{Arrival, Attached, Ends, LAST_PORT, Network},
     frames::{Headers, PORT, Transport},

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result};
+use lab::conntrack;
 use serde::Serialize;
 
 use super::{
-    conntrack,
     latency::Latency,
     programs::Programs,
     resources::Resources,

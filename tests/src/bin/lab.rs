@@ -1,12 +1,19 @@
 //! `lab`: brings the lab up, plays its story and removes it; or keeps it, to be entered and removed
 //! later.
 
-use std::{os::unix::process::CommandExt as _, path::Path, process::ExitCode, time::Instant};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::{
     HOSTS, Lab, Namespace, Nics, Options, PROBE_INTERVAL, Router,
+    addresses::MOST_ROUTERS,
+    fleet::story::{Size, Stage},
     helper::{Server, this_binary},
     paths, state,
     story::{self, tell},
@@ -14,6 +21,9 @@ use lab::{
 
 /// The name of the lab if none is given.
 const DEFAULT: &str = "default";
+
+/// The story of several routers.
+const FLEET: Size = Size { connections: 20, sockets: 4, healthy_for: Duration::from_secs(5) };
 
 /// Azure's network around pls-router, in network namespaces: a serverless client, Private Link with
 /// a load balancer, the router VM, a firewall and the internet. Brings it up, sends real traffic,
@@ -24,6 +34,7 @@ const DEFAULT: &str = "default";
     bin_name = "cargo xtask lab",
     after_help = "Examples:\n  \
         cargo xtask lab                                             play the whole story, then remove the lab\n  \
+        cargo xtask lab --routers 3                                 the story of three routers\n  \
         cargo xtask lab --keep --nics 2                             keep the lab, with two NICs\n  \
         cargo xtask lab --exec router pls-router counters --watch   look into the lab that was kept\n  \
         cargo xtask lab --exec serverless curl https://www.example.com/\n  \
@@ -37,6 +48,10 @@ struct Arguments {
     /// NICs of the router VM: one for both sides, or one for each side.
     #[arg(long, value_enum, default_value = "1")]
     nics: NicsArgument,
+    /// Router VMs behind the load balancer. More than one have a story of their own: one is drained,
+    /// one dies, all are upgraded, and the firewall fails.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = routers)]
+    routers: usize,
     /// The router.
     #[arg(long, value_enum, default_value = "pls-router")]
     router: RouterArgument,
@@ -74,6 +89,11 @@ enum Internal {
     /// One of the lab's own servers.
     #[command(subcommand, hide = true)]
     Helper(Server),
+}
+
+fn routers(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=MOST_ROUTERS).contains(number));
+    number.ok_or_else(|| format!("a lab has 1 to {MOST_ROUTERS} routers"))
 }
 
 fn main() -> ExitCode {
@@ -118,6 +138,9 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
         bail!("there is no host \"{host}\"; the lab's hosts are {}", about.hosts.join(", "));
     }
     let directory = paths::directory(id);
+    // Further routers have their files in directories of their own.
+    let own_files = directory.join(host);
+    let files = if own_files.is_dir() { &own_files } else { &directory };
     let mut namespace = Namespace::existing(&paths::namespace_name(id, host))?;
     namespace.set_etc(&directory.join("etc").join(host));
 
@@ -132,7 +155,7 @@ fn enter(id: &str, words: &[String]) -> Result<std::convert::Infallible> {
     let authority = directory.join("conf/ca.pem");
 
     let mut command = namespace.interactive(program)?;
-    command.args(args).env("PATH", path).env("PLS_ROUTER_CONFIG", directory.join("config.toml"));
+    command.args(args).env("PATH", path).env("PLS_ROUTER_CONFIG", files.join("config.toml"));
     command.env("CURL_CA_BUNDLE", &authority).env("SSL_CERT_FILE", &authority);
     Err(command.exec()).with_context(|| format!("cannot run {program} on {host}"))
 }
@@ -148,31 +171,48 @@ fn run(arguments: &Arguments) -> Result<bool> {
         RouterArgument::PlsRouter => Router::find()?,
         RouterArgument::Nftables => Router::Nftables,
     };
-    let id = &arguments.id;
-    let title = title(id, nics, &router);
+    let (id, routers) = (&arguments.id, arguments.routers);
+    let title = title(id, nics, &router, routers);
     let options = Options {
         id: id.clone(),
+        routers,
         probe_interval: PROBE_INTERVAL,
         large_file: 64 << 20,
         // As it is by default.
         health: String::new(),
         ..Options::new(nics, router, this_binary()?)
     };
-    let mut lab = Lab::up(options)?;
-    tell(&format!("{title}, up after {:.1} s", started.elapsed().as_secs_f64()));
-    let story = story::play(&mut lab)?;
-    if arguments.keep {
-        let directory = lab.state().path("");
-        lab.keep()?;
-        tell(&how_to_enter(id, &directory));
+    let up = || tell(&format!("{title}, up after {:.1} s", started.elapsed().as_secs_f64()));
+    let story = if routers > 1 {
+        ensure!(
+            matches!(options.router, Router::PlsRouter(_)),
+            "--routers is for pls-router, not for nftables"
+        );
+        let mut stage = Stage::up(options, FLEET)?;
+        up();
+        stage.play();
+        let (story, fleet) = stage.end();
+        if arguments.keep {
+            fleet.keep()?;
+        }
+        story
     } else {
-        drop(lab);
+        let mut lab = Lab::up(options)?;
+        up();
+        let story = story::play(&mut lab)?;
+        if arguments.keep {
+            lab.keep()?;
+        }
+        story
+    };
+    if arguments.keep {
+        tell(&how_to_enter(id, routers));
     }
     tell(&format!("{}, {:.1} s in all", story.summary(), started.elapsed().as_secs_f64()));
     Ok(story.passed())
 }
 
-fn title(id: &str, nics: Nics, router: &Router) -> String {
+fn title(id: &str, nics: Nics, router: &Router, routers: usize) -> String {
     let nics = match nics {
         Nics::One => "one NIC",
         Nics::Two => "two NICs",
@@ -181,12 +221,16 @@ fn title(id: &str, nics: Nics, router: &Router) -> String {
         Router::PlsRouter(binary) => binary.display().to_string(),
         Router::Nftables => "nftables".to_owned(),
     };
+    let routers = if routers == 1 { "router".to_owned() } else { format!("{routers} routers") };
     format!(
-        "the lab \"{id}\": serverless -> pls (Private Link, load balancer) -> router ({nics}, {router}) -> firewall -> internet"
+        "the lab \"{id}\": serverless -> pls (Private Link, load balancer) -> {routers} ({nics}, {router}) -> firewall -> internet"
     )
 }
 
-fn how_to_enter(id: &str, directory: &Path) -> String {
+fn how_to_enter(id: &str, routers: usize) -> String {
+    let directory = paths::directory(id);
+    let mut hosts = HOSTS.map(str::to_owned).to_vec();
+    hosts.extend((2..=routers).map(|number| format!("router{number}")));
     let id = if id == DEFAULT { String::new() } else { format!(" --id {id}") };
     format!(
         "the lab is kept; its hosts are {}\n\
@@ -195,7 +239,7 @@ fn how_to_enter(id: &str, directory: &Path) -> String {
          \x20 cargo xtask lab{id} --exec firewall          (a shell)\n\
          \x20 cargo xtask lab{id} --down\n\
          logs and configuration are in {}",
-        HOSTS.join(", "),
+        hosts.join(", "),
         directory.display()
     )
 }

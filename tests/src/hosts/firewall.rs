@@ -5,6 +5,8 @@
 //! server by the SNI of TLS or the Host of HTTP. Its log has a line for every connection that an
 //! application rule decided on.
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
 use anyhow::Result;
 
 use crate::{
@@ -20,8 +22,20 @@ const TLS_PORT: u16 = 8443;
 /// The port for the HTTP connections.
 const HTTP_PORT: u16 = 8080;
 
+/// The nftables table, and the set of addresses that new connections have come from.
+const TABLE: &str = "firewall";
+/// See [`TABLE`].
+const SOURCES: &str = "sources";
+
 /// The log of the application rules, in the lab's directory.
 pub(crate) const LOG: &str = "logs/firewall.log";
+
+/// Returns the addresses from which the routers' side has opened connections.
+pub(crate) fn sources(namespace: &Namespace) -> Result<BTreeSet<Ipv4Addr>> {
+    let set = namespace.run("nft", &["list", "set", "ip", TABLE, SOURCES])?;
+    let elements = set.split_once("elements = {").map_or("", |(_, elements)| elements);
+    Ok(elements.split([' ', ',', '\n', '\t']).filter_map(|word| word.parse().ok()).collect())
+}
 
 /// Starts the firewall; it works when this returns.
 pub(crate) fn start(state: &State, namespace: &Namespace) -> Result<Process> {
@@ -63,7 +77,12 @@ pub(crate) fn start(state: &State, namespace: &Namespace) -> Result<Process> {
          }}\n"
     );
     namespace.nft(&format!(
-        "table ip firewall {{
+        "table ip {TABLE} {{
+            set {SOURCES} {{ type ipv4_addr; size 1024; flags dynamic; }}
+            chain count {{
+                type filter hook prerouting priority filter;
+                iifname vnet ct state new update @{SOURCES} {{ ip saddr }}
+            }}
             chain to_proxy {{
                 type nat hook prerouting priority dstnat;
                 iifname vnet tcp dport 443 redirect to :{TLS_PORT}

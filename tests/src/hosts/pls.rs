@@ -1,13 +1,17 @@
 //! Private Link and the internal Standard Load Balancer with HA ports, and the platform's own
 //! address.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::Result;
 
 use crate::{
     addresses::{ENDPOINT, HEALTH_PORT, PLATFORM, PLS_GATEWAY, PLS_NAT, ROUTER, SERVERLESS},
-    helper::{BACKENDS, Helper, TABLE},
+    balancer::{self, CHAIN, TABLE},
+    helper::Helper,
     hosts::internet::{self, START_LIMIT},
     namespace::Namespace,
     process::Process,
@@ -16,25 +20,38 @@ use crate::{
 };
 
 /// Loads the translation and starts the platform's DNS server. The load balancer sends nothing to
-/// the router before the probe is up.
-pub(crate) fn start(state: &State, namespace: &Namespace, ports: PlsPorts) -> Result<Process> {
+/// the routers before the probe is up.
+pub(crate) fn start(
+    state: &State,
+    namespace: &Namespace,
+    ports: PlsPorts,
+    routers: &[Ipv4Addr],
+) -> Result<Process> {
     let [first, last] = PLS_NAT;
     let ports = match ports {
         PlsPorts::Keep => "",
         PlsPorts::Random => ":1024-65535 fully-random",
     };
-    // When the backend is taken out, connections keep the backend that conntrack gave them, as in
-    // Azure. New ones get no answer.
+    // When a backend is taken out, connections keep the backend that conntrack gave them, as in
+    // Azure. New ones go to the others; if there is none, they get no answer, and neither does
+    // what is for a VM that is gone.
+    let marks = balancer::marks(routers);
     namespace.nft(&format!(
         "table ip {TABLE} {{
-            map {BACKENDS} {{ type ipv4_addr : ipv4_addr; }}
-            chain load_balancer {{
+            chain {CHAIN} {{
                 type nat hook prerouting priority dstnat;
-                ip daddr {ENDPOINT} dnat to ip daddr map @{BACKENDS}
+            }}
+            chain datagrams {{
+                type filter hook forward priority filter;
+                meta l4proto udp ct mark set ip daddr map {{ {marks} }}
             }}
             chain nobody_home {{
                 type filter hook input priority filter;
                 ip daddr {ENDPOINT} drop
+            }}
+            chain nobody_says_so {{
+                type filter hook output priority filter;
+                icmp type destination-unreachable icmp code host-unreachable drop
             }}
             chain private_link {{
                 type nat hook postrouting priority srcnat;
@@ -52,9 +69,11 @@ pub(crate) fn probe(
     state: &State,
     namespace: &Namespace,
     helper: &Helper,
+    routers: &[Ipv4Addr],
     interval: Duration,
 ) -> Result<Process> {
-    helper.probe(state, namespace, "probe", (ROUTER, HEALTH_PORT).into(), interval)
+    let targets: Vec<_> = routers.iter().map(|router| SocketAddrV4::new(*router, HEALTH_PORT)).collect();
+    helper.probe(state, namespace, "probe", &targets, interval)
 }
 
 /// The addresses and routes of *pls*, for `ip -batch`.

@@ -1,9 +1,10 @@
 //! The router VM.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    path::Path,
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -12,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     addresses::{
-        ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM, VNET,
+        self, ANYWHERE, ECHO_PORT, HEALTH_PORT, IPERF_PORT, PLS_SUBNET, ROUTER, ROUTER_SECOND, TOOLS, VM,
+        VNET,
     },
     namespace::Namespace,
     process::Process,
@@ -26,8 +28,72 @@ pub(crate) const HEALTHY_LIMIT: Duration = Duration::from_secs(20);
 /// The limit for the router to end.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// The name of a router's configuration.
+const CONFIGURATION: &str = "config.toml";
+
 /// The limit for one request to the health endpoint.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The place of a router in the lab: its host's name, its addresses, and the directories of its
+/// files. Routers share none of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    /// The name of its host.
+    pub(crate) host: String,
+    /// The address of the NIC that faces the Private Link Service.
+    pub(crate) address: Ipv4Addr,
+    /// The address of the second NIC, if it has one.
+    pub(crate) second: Ipv4Addr,
+    /// Its configuration is here, and what `/etc` and `/run` would have.
+    directory: PathBuf,
+    /// The directory of its pins.
+    pub(crate) pins: PathBuf,
+}
+
+impl Seat {
+    /// The seat of the router with this number, from 0.
+    pub(crate) fn new(state: &State, number: usize) -> Self {
+        let (address, second) = addresses::router(number);
+        if number == 0 {
+            let (directory, pins) = (state.path(""), state.path("bpf/pls-router"));
+            return Self { host: "router".to_owned(), address, second, directory, pins };
+        }
+        let host = format!("router{}", number + 1);
+        let (directory, pins) = (state.path(&host), state.path(&format!("bpf/{host}")));
+        Self { host, address, second, directory, pins }
+    }
+
+    /// Its configuration.
+    pub(crate) fn configuration(&self) -> PathBuf {
+        self.directory.join(CONFIGURATION)
+    }
+
+    /// Writes its configuration.
+    pub(crate) fn configure(&self, configuration: &str) -> Result<()> {
+        fs::create_dir_all(&self.directory)
+            .with_context(|| format!("cannot make {}", self.directory.display()))?;
+        let path = self.configuration();
+        fs::write(&path, configuration).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes the files of a router that is gone.
+    pub(crate) fn clear(&self) -> Result<()> {
+        for name in ["api.sock", CONFIGURATION, "draining.json", "names.json"] {
+            match fs::remove_file(self.directory.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {name} of {}", self.host));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of the daemon's log.
+    pub(crate) fn log_name(&self) -> String {
+        format!("pls-{}", self.host)
+    }
+}
 
 /// The rules that every lab's router has, as tables of the configuration.
 pub fn rules() -> String {
@@ -53,7 +119,7 @@ pub fn rules() -> String {
 /// The configuration of a lab's router with these rules, limits, period of self-tests and
 /// further settings of the probe.
 pub(crate) fn configuration(
-    state: &State,
+    seat: &Seat,
     nics: Nics,
     rules: &str,
     (limits, self_test, health): (&str, &str, &str),
@@ -81,8 +147,8 @@ pub(crate) fn configuration(
          \n\
          [limits]\n\
          {limits}\n",
-        state.path("api.sock").display(),
-        state.path("bpf/pls-router").display(),
+        seat.directory.join("api.sock").display(),
+        seat.pins.display(),
     )
 }
 
@@ -99,23 +165,22 @@ pub(crate) fn command(
 }
 
 /// Starts pls-router. It may not be healthy yet when this returns.
-pub(crate) fn start(state: &State, namespace: &Namespace, binary: &Path) -> Result<Process> {
-    let configuration = state.path("config.toml");
-    let command = command(namespace, binary, &configuration, &["run"])?;
-    Process::spawn(state, "pls-router", command)
+pub(crate) fn start(state: &State, seat: &Seat, namespace: &Namespace, binary: &Path) -> Result<Process> {
+    let command = command(namespace, binary, &seat.configuration(), &["run"])?;
+    Process::spawn(state, &seat.log_name(), command)
 }
 
 /// Asks the health endpoint from the router itself; an answer other than 200 is an error with its
 /// text.
-pub(crate) fn healthy(namespace: &Namespace) -> Result<()> {
-    let (status, body) = health(namespace, "/")?;
+pub(crate) fn healthy(seat: &Seat, namespace: &Namespace) -> Result<()> {
+    let (status, body) = health(seat, namespace, "/")?;
     ensure!(status == 200, "the health endpoint answers {status}: {}", body.trim());
     Ok(())
 }
 
-/// The status and body that the health endpoint answers with for a path.
-pub(crate) fn health(namespace: &Namespace, path: &str) -> Result<(u16, String)> {
-    let address = (ROUTER, HEALTH_PORT).into();
+/// The status and body that the health endpoint answers with for this path.
+pub(crate) fn health(seat: &Seat, namespace: &Namespace, path: &str) -> Result<(u16, String)> {
+    let address = (seat.address, HEALTH_PORT).into();
     let mut stream = namespace
         .inside(|| TcpStream::connect_timeout(&address, HEALTH_TIMEOUT))?
         .with_context(|| format!("cannot connect to the health endpoint {address}"))?;
@@ -155,20 +220,22 @@ pub(crate) fn nftables(namespace: &Namespace, nics: Nics) -> Result<()> {
 
 /// The addresses and routes of the router, for `ip -batch`.
 pub(crate) fn addresses(
+    seat: &Seat,
     nics: Nics,
-    gateway: std::net::Ipv4Addr,
-    platform: std::net::Ipv4Addr,
-    firewall: std::net::Ipv4Addr,
+    gateway: Ipv4Addr,
+    platform: Ipv4Addr,
+    firewall: Ipv4Addr,
 ) -> String {
     let second = match nics {
         Nics::One => String::new(),
-        Nics::Two => format!("addr add {ROUTER_SECOND}/26 dev eth1\n"),
+        Nics::Two => format!("addr add {}/26 dev eth1\n", seat.second),
     };
     format!(
-        "addr add {ROUTER}/26 dev eth0\n\
+        "addr add {}/26 dev eth0\n\
          {second}\
          route add {VNET} via {gateway}\n\
          route add {platform} via {gateway}\n\
-         route add default via {firewall}\n"
+         route add default via {firewall}\n",
+        seat.address
     )
 }

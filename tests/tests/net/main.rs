@@ -15,6 +15,7 @@ mod drain;
 mod example;
 mod expiry;
 mod faults;
+mod fleet;
 mod floods;
 mod follows;
 mod fragments;

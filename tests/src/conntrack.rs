@@ -1,6 +1,6 @@
 //! The kernel's connection tracking, in the network namespace of the thread that asks.
 
-use std::fs;
+use std::{fs, os::fd::AsRawFd as _};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -9,15 +9,14 @@ use nix::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
     },
 };
-use std::os::fd::AsRawFd as _;
 
 /// Returns the kernel's limit of tracked sessions.
-pub(crate) fn limit() -> Result<u32> {
+pub fn limit() -> Result<u32> {
     Ok(u32::try_from(number("/proc/sys/net/netfilter/nf_conntrack_max")?).unwrap_or(u32::MAX))
 }
 
 /// Returns the number of tracked sessions.
-pub(crate) fn count() -> Result<u64> {
+pub fn count() -> Result<u64> {
     number("/proc/sys/net/netfilter/nf_conntrack_count")
 }
 
@@ -27,12 +26,24 @@ fn number(path: &str) -> Result<u64> {
 }
 
 /// Forgets all of them.
-pub(crate) fn flush() -> Result<()> {
+pub fn flush() -> Result<()> {
+    forget(&[])
+}
+
+/// Forgets those with this mark (`ct mark` of nftables).
+pub fn flush_marked(mark: u32) -> Result<()> {
+    // CTA_MARK and CTA_MARK_MASK of enum ctattr_type
+    // (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+    forget(&[(8, mark), (21, u32::MAX)])
+}
+
+/// Forgets those that have all of these attributes.
+fn forget(attributes: &[(u16, u32)]) -> Result<()> {
     let socket =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
             .context("cannot open a netlink socket")?;
     let kernel = NetlinkAddr::new(0, 0);
-    sendto(socket.as_raw_fd(), &flush_request(), &kernel, MsgFlags::empty())
+    sendto(socket.as_raw_fd(), &request(attributes), &kernel, MsgFlags::empty())
         .context("cannot ask to flush the connection tracking")?;
     let mut answer = [0; 1024];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())
@@ -47,15 +58,23 @@ pub(crate) fn flush() -> Result<()> {
 }
 
 /// A `struct nlmsghdr` and a `struct nfgenmsg` (include/uapi/linux/netfilter/nfnetlink.h): delete,
-/// without saying which.
-fn flush_request() -> [u8; 20] {
+/// without saying which, but for attributes that they must have.
+fn request(attributes: &[(u16, u32)]) -> Vec<u8> {
     const NFNL_SUBSYS_CTNETLINK: u16 = 1;
     const IPCTNL_MSG_CT_DELETE: u16 = 2;
-    let mut request = [0; 20];
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-    request[0..4].copy_from_slice(&20_u32.to_ne_bytes());
-    request[4..6].copy_from_slice(&(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE).to_ne_bytes());
-    request[6..8].copy_from_slice(&flags.to_ne_bytes());
-    request[16] = libc::AF_INET as u8;
+    let length = (20 + 8 * attributes.len()) as u32;
+    let mut request = Vec::new();
+    request.extend(length.to_ne_bytes());
+    request.extend((NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE).to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    // No sequence number, and no port; then the family and the version.
+    request.extend([0; 8]);
+    request.extend([libc::AF_INET as u8, 0, 0, 0]);
+    for (number, value) in attributes {
+        request.extend(8_u16.to_ne_bytes());
+        request.extend(number.to_ne_bytes());
+        request.extend(value.to_be_bytes());
+    }
     request
 }
