@@ -1,5 +1,6 @@
 //! `cargo xtask test`: all checks, and one line that sums them up.
 
+mod azure;
 mod columns;
 mod fuzz;
 mod libtest;
@@ -46,6 +47,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       fmt       the formatting, and that comments and pages have at most 100 columns
       clippy    the lints; warnings are errors
       doc       the documentation; warnings are errors
+      azure     the Azure templates: Terraform against the providers' schemas, offline
       host      tests of pure code
       memory    shared memory: models of all interleavings, and the code under Miri
       bpf       the BPF programs on single packets (BPF_PROG_TEST_RUN); needs root
@@ -63,6 +65,7 @@ enum Group {
     Fmt,
     Clippy,
     Doc,
+    Azure,
     Host,
     Memory,
     Bpf,
@@ -76,6 +79,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("fmt", Group::Fmt),
     ("clippy", Group::Clippy),
     ("doc", Group::Doc),
+    ("azure", Group::Azure),
     ("host", Group::Host),
     ("memory", Group::Memory),
     ("bpf", Group::Bpf),
@@ -193,6 +197,11 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             }
             Group::Clippy => clippy(&mut report, &prepared),
             Group::Doc => doc(&mut report),
+            Group::Azure => {
+                // Only what a build cannot do without is a failure of this step.
+                let router = build_daemon(&mut report, "azure").then(daemon);
+                azure::run(&mut report, router.as_deref());
+            }
             Group::Host => host(&mut report, &options),
             Group::Memory => memory::run(&mut report, options.filter.as_deref()),
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
@@ -237,13 +246,25 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
     if wants(&[Group::Fuzz, Group::Clippy]) {
         uses.push(Use::Fuzz);
     }
+    if wants(&[Group::Azure]) && system::is_root() {
+        uses.push(Use::Azure);
+    }
     let start = Instant::now();
     let shortfalls = packages::install(&uses);
     if !shortfalls.is_empty() {
         report.add("packages", start.elapsed(), without(&shortfalls));
     }
     let mut toolchain = None;
-    if wants(&[Group::Clippy, Group::Doc, Group::Host, Group::Bpf, Group::Net, Group::Vm, Group::Soak]) {
+    if wants(&[
+        Group::Clippy,
+        Group::Doc,
+        Group::Azure,
+        Group::Host,
+        Group::Bpf,
+        Group::Net,
+        Group::Vm,
+        Group::Soak,
+    ]) {
         let start = Instant::now();
         match toolchain::bpf() {
             Ok(found) => toolchain = Some(found),

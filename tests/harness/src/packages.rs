@@ -20,6 +20,8 @@ pub enum Use {
     Clients,
     /// The fuzzer.
     Fuzz,
+    /// The checks of the Azure templates.
+    Azure,
     /// Virtual machines with other kernels.
     Vm,
 }
@@ -49,7 +51,7 @@ pub struct Package {
 }
 
 use Sign::{File, Programs, Versioned};
-use Use::{Bench, Clients, Deploy, Fuzz, Lab, Vm};
+use Use::{Azure, Bench, Clients, Deploy, Fuzz, Lab, Vm};
 
 const fn package(name: &'static str, sign: Sign, usage: Use, why: &'static str) -> Package {
     Package { name, sign, usage, why }
@@ -108,6 +110,13 @@ pub const ALL: &[Package] = &[
         "a STUN server and client that tell what the NAT is like",
     ),
     package("g++", Programs(&["c++"]), Fuzz, "compiles libFuzzer"),
+    package("python3", Programs(&["python3"]), Azure, "runs Terraform, which is a Python package here"),
+    package(
+        "python3-venv",
+        Versioned("/usr/lib", "ensurepip/__init__.py"),
+        Azure,
+        "keeps that and its packages apart from the system's",
+    ),
     package("qemu-system-x86", Programs(&["qemu-system-x86_64"]), Vm, "the virtual machine"),
     package("busybox-static", Programs(&["busybox"]), Vm, "its shell"),
     package("cpio", Programs(&["cpio"]), Vm, "packs what it has instead of a disk"),

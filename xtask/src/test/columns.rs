@@ -77,7 +77,9 @@ impl Kind {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("rs") => Some(Self::Rust),
             Some("md") => Some(Self::Markdown),
-            Some("toml" | "sh" | "service" | "yml" | "yaml") => Some(Self::Hash),
+            Some("toml" | "sh" | "service" | "yml" | "yaml" | "py" | "tf" | "hcl" | "rules" | "tftpl") => {
+                Some(Self::Hash)
+            }
             None if text.starts_with("#!") => Some(Self::Hash),
             _ => None,
         }
