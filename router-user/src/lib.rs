@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod dataplane;
 mod findings;
 mod health;
+pub mod import;
 pub mod model;
 pub mod policy_rules;
 pub mod port_plan;

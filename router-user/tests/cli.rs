@@ -837,6 +837,34 @@ fn check_warns_about_its_own_ssh_session() {
 }
 
 #[test]
+fn import_of_iptables_rules() {
+    let place = Place::empty();
+    let rules = "*nat\n-A PREROUTING -p tcp -m tcp --dport 443 -j DNAT --to-destination 203.0.113.10:443\n\
+                 -A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080\n\
+                 -A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+    place.file("rules.v4", rules);
+    golden("import", &place.run(&["import", "iptables-save", "rules.v4"]));
+    let options = ["import", "iptables-save", "-", "--sources", "10.0.2.65/26", "--firewall", "eth1"];
+    let mut child = place.command(&options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(rules.replace("REDIRECT --to-ports 8080", "LOG").as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("sources = [\"10.0.2.64/26\"]") && text.contains("pls = \"eth1\""), "{text}");
+    // MASQUERADE on another interface than the one that is wanted.
+    assert_eq!(output.status.code(), Some(1));
+    place.file("config.toml", &text);
+    assert_eq!(place.run(&["check", "--config-only"]).code, Some(0));
+    place.file("empty", "*filter\nCOMMIT\n");
+    golden("import-nothing", &place.run(&["import", "iptables-save", "empty"]));
+    golden("import-no-file", &place.run(&["import", "iptables-save", "missing"]));
+}
+
+#[test]
 fn run_refuses_a_bad_configuration() {
     let place = Place::empty();
     place.file("config.toml", "[interfaces]\n");
@@ -901,6 +929,8 @@ fn help() {
         ("help-drain", &["drain", "--help"]),
         ("help-undrain", &["undrain", "--help"]),
         ("help-detach", &["detach", "--help"]),
+        ("help-import", &["import", "--help"]),
+        ("help-import-iptables-save", &["import", "iptables-save", "--help"]),
     ] {
         golden(name, &Ran::of(&place.command(arguments).env("COLUMNS", "100").output().unwrap()));
     }

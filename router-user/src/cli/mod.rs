@@ -6,6 +6,7 @@ mod counters;
 mod detach;
 mod drain;
 mod flows;
+mod import;
 mod logging;
 mod options;
 mod output;
@@ -67,6 +68,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,
         Command::Flows(arguments) => flows::run(&client(global)?, arguments).await,
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
+        Command::Import(arguments) => import::run(arguments),
         Command::Drain(arguments) => drain::drain(&client(global)?, arguments).await,
         Command::Undrain(arguments) => drain::undrain(&client(global)?, arguments).await,
         Command::Reload(arguments) => reload::run(&client(global)?, arguments).await,

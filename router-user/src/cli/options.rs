@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
 
 /// Forwards a Private Link Service to the firewall, in XDP.
 ///
@@ -109,6 +110,9 @@ pub(super) enum Command {
     Drain(DrainArguments),
     /// Take `drain` back: the probe answers 200 again, if this router forwards
     Undrain(OutputArguments),
+    /// Print a configuration made from another router's rules
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Import(ImportArguments),
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
         long_about = "Stop forwarding: detach the programs from all interfaces and remove the pins.\n\n\
@@ -225,6 +229,50 @@ pub(super) struct DrainArguments {
     pub(super) wait: Option<Duration>,
     #[command(flatten)]
     pub(super) output: OutputArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ImportArguments {
+    #[command(subcommand)]
+    pub(super) from: ImportFrom,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImportFrom {
+    /// From the output of `iptables-save`
+    #[command(
+        long_about = "Print a configuration for the DNAT, SNAT and MASQUERADE rules in the output of \
+        `iptables-save`.\n\n\
+        The configuration goes to standard output. What it cannot say, and what to look at, goes to standard error \
+        and into comments at its end, each with its line. The output passes `pls-router check --config-only`. \
+        Nothing is changed, and no daemon is needed.\n\n\
+        The output of `ip6tables-save` may be in the file as well: its rules are listed as not translated, because a \
+        Private Link Service is IPv4.",
+        after_help = "Examples:\n  \
+        sudo iptables-save | pls-router import iptables-save > config.toml\n  \
+        pls-router import iptables-save rules.v4 --sources 10.0.2.64/26\n\n\
+        Exit code 1: a rule could not be translated."
+    )]
+    IptablesSave(IptablesSaveArguments),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct IptablesSaveArguments {
+    /// The output of iptables-save; without it, or with -, standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// The interface that faces the Private Link Service [default: the one that most DNAT rules
+    /// name, else eth0]
+    #[arg(long, value_name = "NAME")]
+    pub(super) pls: Option<String>,
+    /// The interface that leads to the firewall [default: the one that most MASQUERADE or SNAT
+    /// rules name, else that of --pls]
+    #[arg(long, value_name = "NAME")]
+    pub(super) firewall: Option<String>,
+    /// A network that may use rules that name no source; may be given several times [default:
+    /// everyone]
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) sources: Vec<Ipv4Net>,
 }
 
 #[derive(Args, Debug)]
