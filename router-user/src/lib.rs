@@ -5,6 +5,7 @@ compile_error!(
     "the feature other-layout is for tests of the change from one layout to another, and for no release"
 );
 
+pub mod capacity;
 mod changes;
 pub mod cli;
 pub mod client;

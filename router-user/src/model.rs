@@ -4,9 +4,13 @@
 //! removed. Times are seconds unless the name says otherwise, addresses and ports are plain text
 //! and numbers.
 
+mod capacity;
+
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+pub use capacity::{Capacity, CapacityLimit};
 
 /// `pls-router status` where no daemon runs, but has left a data plane that forwards.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -836,6 +836,33 @@ fn check_warns_about_its_own_ssh_session() {
     );
 }
 
+const SIZED: &str = "interfaces.pls = \"eth0\"\n[snat]\naddresses = [\"10.0.2.68\"]\nports = \"1024-32767\"\n\
+    [[forward]]\nname = \"https\"\nprotocol = \"tcp\"\nlisten = \"443\"\ntarget = \"203.0.113.10:443\"\n\
+    sources = [\"10.0.2.64/26\"]\n\
+    [[masquerade]]\nname = \"vnet\"\nsources = [\"10.0.2.0/24\"]\ndestinations = [\"0.0.0.0/0\"]\n";
+
+#[test]
+fn capacity_of_a_configuration_and_of_a_router() {
+    let options = ["capacity", "--cores", "2", "--pls-addresses", "2"];
+    let place = Place::empty();
+    place.file("config.toml", SIZED);
+    golden("capacity-configured", &place.run(&options));
+    let place = daemon();
+    place.file("config.toml", &SIZED.replace("32767", "65535"));
+    golden("capacity", &place.run(&options));
+    let ran = place.run(&[&options[..], &["--bandwidth", "12500", "-o", "json"]].concat());
+    let capacity: router_user::model::Capacity = serde_json::from_str(&ran.out).unwrap();
+    assert!(capacity.measured && capacity.ok && ran.code == Some(0), "{capacity:#?}");
+    let mut full = status();
+    full.flows.sessions = 1_000_000;
+    let answers =
+        [("/v1/status", json(&full)), ("/v1/counters", json(&counters())), ("/v1/rules", json(&rules()))];
+    let place = Place::with_daemon(answers.to_vec());
+    place.file("config.toml", SIZED);
+    let ran = place.run(&options);
+    assert!(ran.code == Some(1) && ran.out.contains("now: raise `flows` of [limits]"), "{ran:?}");
+}
+
 #[test]
 fn import_of_iptables_rules() {
     let place = Place::empty();
@@ -929,6 +956,7 @@ fn help() {
         ("help-drain", &["drain", "--help"]),
         ("help-undrain", &["undrain", "--help"]),
         ("help-detach", &["detach", "--help"]),
+        ("help-capacity", &["capacity", "--help"]),
         ("help-import", &["import", "--help"]),
         ("help-import-iptables-save", &["import", "iptables-save", "--help"]),
     ] {

@@ -1,6 +1,7 @@
 //! The command line: `pls-router COMMAND`.
 
 mod audit;
+mod capacity;
 mod check;
 mod counters;
 mod detach;
@@ -68,6 +69,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Counters(arguments) => counters::run(&client(global)?, arguments).await,
         Command::Flows(arguments) => flows::run(&client(global)?, arguments).await,
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
+        Command::Capacity(arguments) => capacity::run(global, &client(global)?, arguments).await,
         Command::Import(arguments) => import::run(arguments),
         Command::Drain(arguments) => drain::drain(&client(global)?, arguments).await,
         Command::Undrain(arguments) => drain::undrain(&client(global)?, arguments).await,

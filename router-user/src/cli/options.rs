@@ -110,6 +110,20 @@ pub(super) enum Command {
     Drain(DrainArguments),
     /// Take `drain` back: the probe answers 200 again, if this router forwards
     Undrain(OutputArguments),
+    /// Show what this router can carry, how much of it is in use, and when to add what
+    #[command(
+        long_about = "Show what this router can carry, how much of it is in use, and when to add a VM, an address or a \
+        larger size.\n\n\
+        Without a daemon it says what follows from the configuration alone. Rates are measured for a second. Limits of \
+        the processor were measured on another machine (docs/performance.md), and limits of Azure are from its \
+        documentation; docs/capacity.md has the arithmetic.",
+        after_help = "Examples:\n  \
+        pls-router capacity                                  what is in use now\n  \
+        pls-router capacity --config new.toml --pls-addresses 4   what a configuration is good for\n  \
+        pls-router capacity --bandwidth 12500                with the bandwidth of the VM size, in Mbit/s\n\n\
+        Exit code 1: something is at 80 % of its limit or above."
+    )]
+    Capacity(CapacityArguments),
     /// Print a configuration made from another router's rules
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Import(ImportArguments),
@@ -227,6 +241,21 @@ pub(super) struct DrainArguments {
     /// ICMP, that is when they have been idle for their timeout
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(super) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(super) output: OutputArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CapacityArguments {
+    /// The NAT addresses of the Private Link Service: 1 to 8
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=8))]
+    pub(super) pls_addresses: u64,
+    /// The network bandwidth of the VM size, as Azure lists it, in Mbit/s
+    #[arg(long, value_name = "MBITS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(super) bandwidth: Option<u64>,
+    /// The cores that forward [default: those of this machine]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(super) cores: Option<u64>,
     #[command(flatten)]
     pub(super) output: OutputArguments,
 }
