@@ -1,10 +1,19 @@
 //! Findings in a configuration file and on this machine, as the data that is reported.
 
+use std::path::Path;
+
 use crate::{
     config::{ConfigError, Diagnostic, Severity},
-    model::CheckFinding,
+    model::{Check, CheckFinding, ListenerAccess},
     preflight::Finding,
 };
+
+/// Returns what `check` reports of a file and its machine.
+pub(crate) fn check(file: &Path, mut findings: Vec<CheckFinding>, access: Vec<ListenerAccess>) -> Check {
+    findings.sort_by_key(|finding| finding.severity != "error");
+    let ok = findings.iter().all(|finding| finding.severity != "error");
+    Check { config: file.display().to_string(), ok, findings, access }
+}
 
 /// Returns a finding in the file.
 pub(crate) fn of_file(diagnostic: &Diagnostic) -> CheckFinding {

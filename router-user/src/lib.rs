@@ -20,5 +20,6 @@ pub mod policy_rules;
 pub mod port_plan;
 pub mod preflight;
 mod private;
+mod support;
 pub mod sys;
 pub mod toml_reader;

@@ -5,12 +5,14 @@
 //! and numbers.
 
 mod capacity;
+mod support;
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 pub use capacity::{Capacity, CapacityLimit};
+pub use support::{SupportBundle, SupportFile, SupportMissing};
 
 /// `pls-router status` where no daemon runs, but has left a data plane that forwards.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

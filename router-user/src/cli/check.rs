@@ -3,9 +3,9 @@
 use super::Answer;
 use super::options::{CheckArguments, Format, Global};
 use super::output::{self, BAD, DOUBTFUL, GOOD, STRONG, counted, styled};
-use crate::config::{Config, ConfigError, Diagnostic, Severity};
+use crate::config::{Config, ConfigError, Severity};
 use crate::findings;
-use crate::model::{Check, CheckFinding, ListenerAccess};
+use crate::model::ListenerAccess;
 use crate::preflight::{self, Access, Finding};
 
 pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::Result<Answer> {
@@ -35,10 +35,12 @@ pub(super) async fn run(global: &Global, arguments: &CheckArguments) -> anyhow::
     }
     let file = global.config.display();
     match arguments.output.output {
-        Format::Json => output::json(&Check {
-            access: access.into_iter().map(listener_access).collect(),
-            ..model(&file.to_string(), errors == 0, &diagnostics, &findings)
-        })?,
+        Format::Json => {
+            let of_file = diagnostics.iter().map(findings::of_file);
+            let of_machine = findings.iter().map(findings::of_machine);
+            let access = access.into_iter().map(listener_access).collect();
+            output::json(&findings::check(&global.config, of_file.chain(of_machine).collect(), access))?;
+        }
         Format::Text => {
             let good = if arguments.config_only {
                 format!("{file} is good")
@@ -85,12 +87,4 @@ fn shown(finding: &Finding) -> String {
         Severity::Note => STRONG,
     };
     format!("{}: {}\n  fix: {}", styled(style, finding.severity), finding.text, finding.fix)
-}
-
-fn model(file: &str, ok: bool, diagnostics: &[Diagnostic], findings: &[Finding]) -> Check {
-    let of_file = diagnostics.iter().map(findings::of_file);
-    let of_machine = findings.iter().map(findings::of_machine);
-    let mut findings: Vec<CheckFinding> = of_file.chain(of_machine).collect();
-    findings.sort_by_key(|finding| finding.severity != "error");
-    Check { config: file.to_owned(), ok, findings, access: Vec::new() }
 }

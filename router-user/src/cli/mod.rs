@@ -15,6 +15,7 @@ mod reload;
 mod rules;
 mod run;
 mod status;
+mod support_bundle;
 mod table;
 
 use std::io;
@@ -71,6 +72,7 @@ async fn command(options: &Options) -> anyhow::Result<Answer> {
         Command::Rules(arguments) => rules::run(&client(global)?, arguments).await,
         Command::Capacity(arguments) => capacity::run(global, &client(global)?, arguments).await,
         Command::Import(arguments) => import::run(arguments),
+        Command::SupportBundle(arguments) => support_bundle::run(global, &client(global)?, arguments).await,
         Command::Drain(arguments) => drain::drain(&client(global)?, arguments).await,
         Command::Undrain(arguments) => drain::undrain(&client(global)?, arguments).await,
         Command::Reload(arguments) => reload::run(&client(global)?, arguments).await,

@@ -127,6 +127,18 @@ pub(super) enum Command {
     /// Print a configuration made from another router's rules
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Import(ImportArguments),
+    /// Write all that is known of this router and its machine into one file, to ask for help
+    #[command(
+        long_about = "Write all that is known of this router and its machine into one file (.tar.gz), for somebody who \
+        helps from afar.\n\n\
+        In it: version, machine, network, configuration, status, counters, rules, findings of `check`, and log lines. \
+        Not in it: packets and sessions. What looks like a secret is taken out. It works without a daemon, and says \
+        what it could not get; root gets most. Nothing is sent anywhere, and nothing is changed.",
+        after_help = "Examples:\n  \
+        sudo pls-router support-bundle\n  \
+        sudo pls-router support-bundle --no-addresses --file /tmp/bundle.tar.gz"
+    )]
+    SupportBundle(SupportBundleArguments),
     /// Stop forwarding: detach the programs and forget all sessions
     #[command(
         long_about = "Stop forwarding: detach the programs from all interfaces and remove the pins.\n\n\
@@ -256,6 +268,19 @@ pub(super) struct CapacityArguments {
     /// The cores that forward [default: those of this machine]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(super) cores: Option<u64>,
+    #[command(flatten)]
+    pub(super) output: OutputArguments,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SupportBundleArguments {
+    /// The file to write, which must not exist [default: pls-router-support-TIME.tar.gz, here]
+    #[arg(long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Put other words in the place of addresses and of names of machines: the same word for the
+    /// same address everywhere
+    #[arg(long)]
+    pub(super) no_addresses: bool,
     #[command(flatten)]
     pub(super) output: OutputArguments,
 }
