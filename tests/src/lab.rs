@@ -268,14 +268,23 @@ impl Lab {
         let kernel_forwards = matches!(self.options.router, Router::Nftables);
         router.sysctl("net/ipv4/ip_forward", if kernel_forwards { "1" } else { "0" })?;
         let pass = XdpPass::load(&self.state)?;
+        let is_machine = self.options.router == Router::Machine;
         for (near, far, switch) in
             [("eth0", seat.host.clone(), "br0"), ("eth1", format!("{}1", seat.host), "br1")]
         {
             if near == "eth0" || nics == Nics::Two {
-                link::wire((router, near), (vnet, &far))?;
-                pass.attach(vnet, &far)?;
+                if is_machine {
+                    link::tap(vnet, &far)?;
+                } else {
+                    link::wire((router, near), (vnet, &far))?;
+                    pass.attach(vnet, &far)?;
+                }
                 vnet.ip(&format!("link set {far} master {switch}"))?;
             }
+        }
+        if is_machine {
+            // It brings its addresses and routes.
+            return Ok(());
         }
         let firewall = firewall_address(nics);
         router.ip(&router::addresses(&seat, nics, PLS_GATEWAY, PLATFORM, firewall)).map(drop)
@@ -396,6 +405,7 @@ impl Lab {
                 seat.configure(&self.configuration(&options.rules))?;
                 router::start(state, &seat, &hosts.router, binary)
             }
+            Router::Machine => bail!("this lab's router is a machine, which starts by itself"),
         }
     }
 
@@ -435,6 +445,7 @@ impl Lab {
         match &self.options.router {
             Router::PlsRouter(binary) => router::command(&self.hosts.router, binary, configuration, args),
             Router::Nftables => bail!("this lab's router is nftables, not pls-router"),
+            Router::Machine => bail!("this lab's router is a machine, which runs commands by ssh"),
         }
     }
 
@@ -530,7 +541,7 @@ impl Lab {
     pub fn keep(mut self) -> Result<()> {
         let binary = match &self.options.router {
             Router::PlsRouter(binary) => Some(binary.clone()),
-            Router::Nftables => None,
+            Router::Nftables | Router::Machine => None,
         };
         let mut hosts = HOSTS.map(str::to_owned).to_vec();
         hosts.extend((1..self.options.routers).map(|number| self.seat(number).host));

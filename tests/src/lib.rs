@@ -27,6 +27,7 @@ mod hosts;
 mod interrupt;
 mod lab;
 pub mod link;
+pub mod machine;
 mod namespace;
 mod packet;
 pub mod paths;

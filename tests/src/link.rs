@@ -49,6 +49,16 @@ pub fn wire_with_queues(
     Ok(())
 }
 
+/// Makes the end of a wire to a virtual machine, and takes it up. The machine's program opens the
+/// other end by this name.
+pub(crate) fn tap(namespace: &Namespace, device: &str) -> Result<()> {
+    // One queue for each pair of the machine's; with a header that says which checksums are
+    // unfinished, as between a cloud's host and its machines.
+    namespace
+        .ip(&format!("tuntap add {device} mode tap multi_queue vnet_hdr\nlink set {device} up"))
+        .map(drop)
+}
+
 /// Switches what a NIC would do for its host: transmit checksums and segmentation.
 pub fn offloads(namespace: &Namespace, device: &str, on: bool) -> Result<()> {
     let state = if on { "on" } else { "off" };

@@ -192,6 +192,7 @@ fn outage(story: &mut Story, lab: &mut Lab) -> Vec<Tcp> {
     let name = match &lab.options.router {
         Router::PlsRouter(_) => "pls-router",
         Router::Nftables => "the health responder",
+        Router::Machine => "the machine",
     };
     story.scene(&format!("the load balancer probes the router from {PLATFORM}"), "status 200", || {
         let (status, _) = lab.health()?;

@@ -20,6 +20,9 @@ pub enum Router {
     PlsRouter(PathBuf),
     /// nftables with the same rules, and a responder for the probe: what pls-router replaces.
     Nftables,
+    /// A virtual machine, which is plugged into the lab's switches after the lab is up:
+    /// [`Machine`](crate::machine::Machine).
+    Machine,
 }
 
 impl Router {

@@ -46,7 +46,7 @@ fn another_seed() -> u64 {
 fn router() -> PathBuf {
     match harness::check(Router::find()) {
         Router::PlsRouter(binary) => binary,
-        Router::Nftables => panic!("what is found is pls-router"),
+        Router::Nftables | Router::Machine => panic!("what is found is pls-router"),
     }
 }
 

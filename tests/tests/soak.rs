@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 fn upgrades_restarts_and_crashes_lose_nothing() {
     let binary = match harness::check(Router::find()) {
         Router::PlsRouter(binary) => binary,
-        Router::Nftables => panic!("what is found is pls-router"),
+        Router::Nftables | Router::Machine => panic!("what is found is pls-router"),
     };
     // This is a debug build, on a machine that may have other things to do.
     let options = Options {

@@ -507,6 +507,7 @@ fn test_command(package: &str) -> Command {
 fn group_of(package: &str, target: &str) -> Group {
     match (package, target) {
         ("router-user", "bpf_fuzz" | "datapath") => Group::Bpf,
+        ("lab", vm::machine::TARGET) => Group::Vm,
         ("lab", _) => Group::Net,
         _ => Group::Host,
     }

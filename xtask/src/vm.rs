@@ -1,11 +1,13 @@
 //! `cargo xtask vm`: the tests of the BPF programs under the kernels that Debian has, in a virtual
-//! machine.
+//! machine; and those of the whole router on a machine with Debian 12.
 //!
 //! A program that this machine's verifier takes may be refused by an older one, and nothing but
 //! that verifier can tell.
 
 mod image;
 pub(crate) mod kernel;
+pub(crate) mod machine;
+mod table;
 mod tools;
 
 use std::ffi::OsString;
@@ -22,7 +24,7 @@ pub(crate) use tools::Tools;
 
 pub(crate) const VERB: Verb = Verb {
     name: "vm",
-    about: "run the tests of the BPF programs on other kernels, in a virtual machine",
+    about: "run tests on other kernels and on a whole Debian 12, in a virtual machine",
     help: Some(HELP),
     run,
 };
@@ -32,12 +34,23 @@ Boots Debian's kernels in an emulated virtual machine, which needs no KVM, and r
 `cargo xtask test --only bpf` there: their verifiers accept the programs, and the results are the same.
 
 usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [FILTER]
+       cargo xtask vm --kernels
+       cargo xtask vm --machine [--full] [FILTER]
+       cargo xtask vm --image
 
   --kernel SERIES,..   the kernels: 6.1, 6.12 (both)
   --quick              only random packets: half a minute for each kernel instead of ten
   --packets N          the number of random packets (20000)
   --seed S             the seed of random packets; a failure prints it
   FILTER               only tests with this in their name
+
+  --kernels            print a table of what loads, attaches and passes under each kernel that Debian has: the
+                       packages are fetched from all of its releases
+
+  --machine            run the tests of the whole router on a machine with Debian 12, systemd, sshd and
+                       cloud-init in place of the router of the lab (root)
+  --full               the long ones of them too
+  --image              make the image of that machine (two minutes, once; root), and print where it is
 
 A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. So
 are the packages of qemu (45 MB) and a few other programs if they are missing. None of this needs root.
@@ -60,8 +73,23 @@ const TIMED_OUT: i32 = 124;
 /// The only architecture whose kernels this knows to start.
 const ARCHITECTURE: &str = "x86_64";
 
+/// What to run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Task {
+    /// The BPF programs under other kernels.
+    Programs,
+    /// The table of kernels.
+    Table,
+    /// The whole router on a machine.
+    Machine,
+    /// Nothing: the image of that machine is wanted.
+    Image,
+}
+
 #[derive(Debug, PartialEq)]
 struct Options {
+    task: Task,
+    full: bool,
     kernels: Vec<Kernel>,
     quick: bool,
     packets: u64,
@@ -71,8 +99,15 @@ struct Options {
 
 fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
     use lexopt::prelude::*;
-    let mut options =
-        Options { kernels: kernel::ALL.to_vec(), quick: false, packets: PACKETS, seed: None, filter: None };
+    let mut options = Options {
+        task: Task::Programs,
+        full: false,
+        kernels: kernel::ALL.to_vec(),
+        quick: false,
+        packets: PACKETS,
+        seed: None,
+        filter: None,
+    };
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -81,6 +116,10 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
                     .value()?
                     .parse_with(|list| list.split(',').map(Kernel::named).collect::<Result<_, _>>())?;
             }
+            Long("kernels") if options.task == Task::Programs => options.task = Task::Table,
+            Long("machine") if options.task == Task::Programs => options.task = Task::Machine,
+            Long("image") if options.task == Task::Programs => options.task = Task::Image,
+            Long("full") => options.full = true,
             Long("quick") => options.quick = true,
             Long("packets") => options.packets = parser.value()?.parse()?,
             Long("seed") => options.seed = Some(parser.value()?.parse()?),
@@ -96,6 +135,19 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
+    match options.task {
+        Task::Programs => programs(options),
+        Task::Table => table::print(&options),
+        Task::Machine => machine::test(options.full, options.filter.as_deref()),
+        Task::Image => {
+            println!("{}", machine::image()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs the tests of the BPF programs under each kernel.
+fn programs(options: Options) -> Result<ExitCode> {
     let tools = Tools::ready()?;
     toolchain::bpf()?;
     let tests = build(if options.quick { QUICK_TESTS } else { TESTS })?;
@@ -113,10 +165,10 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 }
 
 /// Runs the script in a machine with this kernel; whether it ended well.
-fn try_under(kernel: Kernel, tools: &Tools, tests: &[Test], script: &str) -> Result<bool> {
+fn try_under(kernel: Kernel, tools: &Tools, tests: &[Program], script: &str) -> Result<bool> {
     let files = kernel.files(tools)?;
     let image = image::build(&files, tools, tests, script)?;
-    boot(tools, &files.image, &image)
+    Ok(boot(tools, &files.image, &image)?.good)
 }
 
 /// Why no machine can be started here.
@@ -143,14 +195,14 @@ pub(crate) fn quick_run(kernel: Kernel, seed: Option<u64>) -> Result<Command> {
     Ok(command)
 }
 
-/// A test binary.
-struct Test {
+/// A program to run there: a test binary, or another.
+struct Program {
     name: &'static str,
     binary: PathBuf,
 }
 
 /// Compiles tests of the router's package.
-fn build(names: &[&'static str]) -> Result<Vec<Test>> {
+fn build(names: &[&'static str]) -> Result<Vec<Program>> {
     let mut command = workspace::cargo("test");
     command.args(["--package", "router-user", "--no-run", "--message-format=json-render-diagnostics"]);
     for name in names {
@@ -160,7 +212,7 @@ fn build(names: &[&'static str]) -> Result<Vec<Test>> {
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     ensure!(output.status.success(), "the tests do not compile");
     let messages = String::from_utf8_lossy(&output.stdout);
-    names.iter().map(|&name| Ok(Test { name, binary: executable(&messages, name)? })).collect()
+    names.iter().map(|&name| Ok(Program { name, binary: executable(&messages, name)? })).collect()
 }
 
 /// The path at which cargo says that it has put a test binary, which it names after the test.
@@ -174,7 +226,7 @@ fn executable(messages: &str, name: &str) -> Result<PathBuf> {
 }
 
 /// Returns the script that the machine runs.
-fn script(tests: &[Test], options: &Options) -> Result<String> {
+fn script(tests: &[Program], options: &Options) -> Result<String> {
     let filter = options.filter.as_deref().unwrap_or_default();
     let filter = quoted(filter.to_str().context("the filter is no text")?);
     let root = workspace::root();
@@ -196,8 +248,16 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Starts the machine and shows its output. Returns `true` if its tests passed.
-fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
+/// The end of a machine.
+struct Ran {
+    /// `true` if its script ended well.
+    good: bool,
+    /// What it has printed.
+    lines: Vec<String>,
+}
+
+/// Starts the machine and shows its output.
+fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<Ran> {
     // If `timeout` is killed, its children end as well.
     const DIE_WITH_PARENT: [&str; 2] = ["--pdeathsig", "KILL"];
     let mut command = tools.command("setpriv")?;
@@ -209,7 +269,9 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
     // The machine ends in every case: a panic would reboot it, which is not allowed. A kernel
     // warning is as bad.
-    command.args(["-append", "console=ttyS0 loglevel=1 oops=panic panic_on_warn=1 panic=-1"]);
+    command.args(["-append", "console=ttyS0 net.ifnames=0 loglevel=1 oops=panic panic_on_warn=1 panic=-1"]);
+    // A NIC that leads nowhere.
+    command.args(["-netdev", "hubport,id=nic,hubid=0", "-device", "virtio-net-pci,netdev=nic"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
     eprintln!("  $ {}", system::display(&command));
     let mut child = command
@@ -219,17 +281,19 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<bool> {
         .context("cannot start the virtual machine")?;
     let output = child.stdout.take().context("qemu has no standard output")?;
     let mut terminal = std::io::stdout();
-    let mut code = None;
+    let (mut code, mut lines) = (None, Vec::new());
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what the machine says")?;
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
         // A closed standard output must not change the exit code.
         _ = terminal.write_all(line).and_then(|()| terminal.write_all(b"\n"));
-        code = String::from_utf8_lossy(line).strip_prefix(LAST_LINE).map(str::to_owned).or(code);
+        let line = String::from_utf8_lossy(line);
+        code = line.strip_prefix(LAST_LINE).map(str::to_owned).or(code);
+        lines.push(line.into_owned());
     }
     let status = child.wait().context("lost qemu")?;
     match code {
-        Some(code) => Ok(code == "0"),
+        Some(code) => Ok(Ran { good: code == "0", lines }),
         None if status.code() == Some(TIMED_OUT) => {
             bail!("the machine was stopped after {TIMEOUT_SECONDS} s; fewer --packets take less time")
         }
@@ -271,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_filter_is_one_word() {
-        let tests = [Test { name: "datapath", binary: PathBuf::new() }];
+        let tests = [Program { name: "datapath", binary: PathBuf::new() }];
         let script = |filter| script(&tests, &parsed(&[filter]).unwrap()).unwrap();
         assert!(script("tcp::a_syn").contains("/tests/datapath 'tcp::a_syn' || bad=1\n"));
         assert!(script("a'; reboot").contains(r"/tests/datapath 'a'\''; reboot' ||"));

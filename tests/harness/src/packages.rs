@@ -24,6 +24,8 @@ pub enum Use {
     Azure,
     /// Virtual machines with other kernels.
     Vm,
+    /// A virtual machine with a whole Debian, beside what the others and the lab need.
+    Machine,
 }
 
 /// The sign that a package's content is there, installed as that package or otherwise.
@@ -51,7 +53,7 @@ pub struct Package {
 }
 
 use Sign::{File, Programs, Versioned};
-use Use::{Azure, Bench, Clients, Deploy, Fuzz, Lab, Vm};
+use Use::{Azure, Bench, Clients, Deploy, Fuzz, Lab, Machine, Vm};
 
 const fn package(name: &'static str, sign: Sign, usage: Use, why: &'static str) -> Package {
     Package { name, sign, usage, why }
@@ -123,6 +125,14 @@ pub const ALL: &[Package] = &[
     package("binutils", Programs(&["strip"]), Vm, "makes that smaller"),
     package("xz-utils", Programs(&["xz"]), Vm, "unpacks its kernel's modules"),
     package("util-linux", Programs(&["setpriv"]), Vm, "ends it when its caller is ended"),
+    package("mmdebstrap", Programs(&["mmdebstrap"]), Machine, "makes the machine's Debian"),
+    package(
+        "debian-archive-keyring",
+        File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        Machine,
+        "tells that its packages are Debian's",
+    ),
+    package("e2fsprogs", Programs(&["mke2fs"]), Machine, "makes its disk"),
 ];
 
 /// The packages for one use whose content is not there.

@@ -220,6 +220,7 @@ fn title(id: &str, nics: Nics, router: &Router, routers: usize) -> String {
     let router = match router {
         Router::PlsRouter(binary) => binary.display().to_string(),
         Router::Nftables => "nftables".to_owned(),
+        Router::Machine => "a machine".to_owned(),
     };
     let routers = if routers == 1 { "router".to_owned() } else { format!("{routers} routers") };
     format!(

@@ -181,10 +181,15 @@ pub(crate) fn healthy(seat: &Seat, namespace: &Namespace) -> Result<()> {
 /// The status and body that the health endpoint answers with for this path.
 pub(crate) fn health(seat: &Seat, namespace: &Namespace, path: &str) -> Result<(u16, String)> {
     let address = (seat.address, HEALTH_PORT).into();
-    let mut stream = namespace
+    let stream = namespace
         .inside(|| TcpStream::connect_timeout(&address, HEALTH_TIMEOUT))?
         .with_context(|| format!("cannot connect to the health endpoint {address}"))?;
-    stream.set_read_timeout(Some(HEALTH_TIMEOUT)).context("cannot set a timeout")?;
+    ask(stream, path, HEALTH_TIMEOUT)
+}
+
+/// Asks the health endpoint for a path. Returns the status and body of its answer.
+pub(crate) fn ask(mut stream: TcpStream, path: &str, limit: Duration) -> Result<(u16, String)> {
+    stream.set_read_timeout(Some(limit)).context("cannot set a timeout")?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).context("cannot ask")?;
     let mut answer = Vec::new();

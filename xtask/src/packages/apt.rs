@@ -1,5 +1,6 @@
 //! apt-get: what it installs, what it fetches without installing it, and why it did not.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -87,16 +88,16 @@ fn update() -> Result<()> {
 /// The names of packages that apt knows and that match a regular expression. Where there are none,
 /// the lists may be old, or not have been fetched yet: root fetches them and looks once more.
 pub(crate) fn named(pattern: &str) -> Result<Vec<String>> {
-    let names = search(pattern)?;
+    let names = search(&mut Command::new("apt-cache"), pattern)?;
     if !names.is_empty() || !system::is_root() {
         return Ok(names);
     }
     update()?;
-    search(pattern)
+    search(&mut Command::new("apt-cache"), pattern)
 }
 
-fn search(pattern: &str) -> Result<Vec<String>> {
-    let output = Command::new("apt-cache").args(["search", "--names-only", pattern]).output();
+fn search(command: &mut Command, pattern: &str) -> Result<Vec<String>> {
+    let output = command.args(["search", "--names-only", pattern]).output();
     let output = output.context("cannot start apt-cache")?;
     ensure!(output.status.success(), "apt-cache failed ({})", output.status);
     let lines = String::from_utf8_lossy(&output.stdout);
@@ -106,13 +107,13 @@ fn search(pattern: &str) -> Result<Vec<String>> {
 /// Fetches a package and unpacks it into `folder`, which is made; installs nothing. That needs no
 /// root.
 pub(crate) fn unpack(name: &str, folder: &Path) -> Result<()> {
-    with_fresh_lists(|| download_and_extract(&[name.to_owned()], folder))
+    with_fresh_lists(|| download_and_extract(&[name.to_owned()], folder, &Source::default()))
 }
 
 /// Same as [`unpack`], with all dependencies of the packages, as if nothing were installed here:
 /// the unpacked files fit together, for any versions on this machine.
 pub(crate) fn unpack_with_dependencies(names: &[&str], folder: &Path) -> Result<()> {
-    with_fresh_lists(|| download_and_extract(&closure(names)?, folder))
+    with_fresh_lists(|| download_and_extract(&closure(names)?, folder, &Source::default()))
 }
 
 /// Packages and all that they depend on, each as `name=version`.
@@ -140,7 +141,57 @@ fn to_install(line: &str) -> Option<String> {
     Some(format!("{name}={}", rest.split([' ', ')']).next()?))
 }
 
-fn download_and_extract(packages: &[String], folder: &Path) -> Result<()> {
+/// Where packages are fetched from: this machine's own lists, unless others are made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Source {
+    /// The options of apt.
+    options: Vec<OsString>,
+}
+
+impl Source {
+    /// Lists that are kept in `directory`, apart from this machine's, which stay as they are. Fetches
+    /// them. The lines are those of sources.list(5). Needs no root.
+    pub(crate) fn fetch(directory: &Path, lines: &str) -> Result<Self> {
+        let make = |name: &str| {
+            let path = directory.join(name);
+            std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
+        };
+        for name in ["lists/partial", "cache/archives/partial"] {
+            make(name)?;
+        }
+        let list = directory.join("sources.list");
+        std::fs::write(&list, lines).with_context(|| format!("cannot write {}", list.display()))?;
+        let option = |name: &str, value: &Path| {
+            let mut option = OsString::from(name);
+            option.push("=");
+            option.push(value);
+            [OsString::from("-o"), option]
+        };
+        let options = [
+            option("Dir::Etc::sourcelist", &list),
+            option("Dir::Etc::sourceparts", Path::new("-")),
+            option("Dir::State::lists", &directory.join("lists")),
+            option("Dir::Cache", &directory.join("cache")),
+            option("APT::Sandbox::User", Path::new("root")),
+        ];
+        let source = Self { options: options.concat() };
+        eprintln!("  $ apt-get update (of lists in {})", directory.display());
+        say_and_judge(apt_get().args(&source.options).args(["--quiet=2", "update"]))?;
+        Ok(source)
+    }
+
+    /// The names of packages in these lists that match a regular expression.
+    pub(crate) fn named(&self, pattern: &str) -> Result<Vec<String>> {
+        search(Command::new("apt-cache").args(&self.options), pattern)
+    }
+
+    /// Same as [`unpack`], for several packages of these lists.
+    pub(crate) fn unpack(&self, names: &[String], folder: &Path) -> Result<()> {
+        download_and_extract(names, folder, self)
+    }
+}
+
+fn download_and_extract(packages: &[String], folder: &Path, source: &Source) -> Result<()> {
     let mut partial = folder.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
@@ -157,7 +208,8 @@ fn download_and_extract(packages: &[String], folder: &Path) -> Result<()> {
     }
     let mut download = apt_get();
     // A user of apt's own, who fetches for root otherwise, may not write there.
-    download.args(["--quiet=2", "-o", "APT::Sandbox::User=root", "download"]).args(packages);
+    download.args(&source.options).args(["--quiet=2", "-o", "APT::Sandbox::User=root", "download"]);
+    download.args(packages);
     match packages {
         [package] => eprintln!("  $ apt-get download {package}"),
         _ => eprintln!("  $ apt-get download (these and what they depend on, {} packages)", packages.len()),

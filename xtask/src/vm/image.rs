@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::kernel::Files;
 use super::tools::Tools;
-use super::{LAST_LINE, Test};
+use super::{LAST_LINE, Program};
 use crate::{system, workspace};
 
 /// A shell with all that belongs to it.
@@ -30,7 +30,7 @@ pub(super) fn test_path(name: &str) -> String {
 }
 
 /// Builds the archive in the kernel's folder. `script` is what the machine does once it is up.
-pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str) -> Result<PathBuf> {
+pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Program], script: &str) -> Result<PathBuf> {
     let root = kernel.folder.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
@@ -42,9 +42,13 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str)
     let init = INIT.replace("@LAST_LINE@", LAST_LINE);
     write_program(&root.join("init"), &init)?;
     write_program(&root.join("script"), script)?;
+    let mut list = String::new();
     for module in &kernel.modules {
-        copy(module, &root.join("modules").join(module.file_name().unwrap_or_default()))?;
+        let name = module.file_name().unwrap_or_default();
+        copy(module, &root.join("modules").join(name))?;
+        list += &format!("{}\n", name.display());
     }
+    fs::write(root.join("modules/list"), list).context("cannot write the list of modules")?;
     let shell = tools.file(SHELL)?;
     copy(&shell, &root.join("bin").join(SHELL))?;
     copy_libraries(&shell, &root)?;
@@ -54,7 +58,7 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Test], script: &str)
         copy_libraries(&program, &root)?;
     }
     for test in tests {
-        let inside = root.join(test_path(test.name).trim_start_matches('/'));
+        let inside = inside(&root, Path::new(&test_path(test.name)));
         // Most of a binary is debug information, which would have to fit into the machine's memory.
         system::run(tools.command("strip")?.arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
         copy_libraries(&test.binary, &root)?;

@@ -11,9 +11,10 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t bpf bpf /sys/fs/bpf
 
-for module in /modules/*; do
-    insmod "$module"
-done
+# In the order of the list: one may need another.
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/list
 ip link set lo up
 
 uname -srv

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::tools::Tools;
-use crate::packages::apt;
+use crate::packages::apt::{self, Source};
 use crate::workspace;
 
 /// A series of releases, such as 6.1.
@@ -18,6 +18,42 @@ pub(crate) struct Kernel {
 
 /// Of Debian 12 and 13: the oldest that the router is made for, and one in between.
 pub(crate) const ALL: &[Kernel] = &[Kernel { series: "6.1" }, Kernel { series: "6.12" }];
+
+/// Those of the table: one that is too old, those of Debian's releases, and the newest of all.
+pub(super) const TABLE: &[Kernel] = &[
+    Kernel { series: "5.10" },
+    Kernel { series: "6.1" },
+    Kernel { series: "6.12" },
+    Kernel { series: "6.18" },
+    Kernel { series: "6.19" },
+    // The newest of these.
+    Kernel { series: "7" },
+];
+
+/// All releases of Debian that have one of them, from the oldest on.
+const RELEASES: &[(&str, &str)] = &[
+    ("debian-security", "bullseye-security"),
+    ("debian", "bookworm"),
+    ("debian-security", "bookworm-security"),
+    ("debian", "trixie"),
+    ("debian", "trixie-backports"),
+];
+
+/// The key that Debian's releases are signed with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Fetches the package lists of all of [`RELEASES`].
+pub(super) fn all_releases() -> Result<Source> {
+    ensure!(
+        Path::new(KEYRING).is_file(),
+        "there is no {KEYRING}: Debian's package debian-archive-keyring has it"
+    );
+    let line = |(archive, suite): &(&str, &str)| {
+        format!("deb [signed-by={KEYRING}] http://deb.debian.org/{archive} {suite} main\n")
+    };
+    let lines: String = RELEASES.iter().map(line).collect();
+    Source::fetch(&workspace::target_dir().join("vm/apt"), &lines)
+}
 
 /// The files of a package that are used.
 pub(super) struct Files {
@@ -35,6 +71,19 @@ const UNPACKED: &str = "unpacked";
 /// Modules that the tests need, and that the kernels do not have built in.
 const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
 
+/// Modules that the NIC of a virtual machine needs, in the order in which they are loaded. What a
+/// kernel does not have as a module is built in, or of another release.
+const NIC_MODULES: &[&str] = &[
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
+
 impl Kernel {
     pub(super) fn named(series: &str) -> Result<Self, String> {
         ALL.iter().find(|kernel| kernel.series == series).copied().ok_or_else(|| {
@@ -45,12 +94,34 @@ impl Kernel {
 
     /// The newest package of this series that apt knows: those for clouds are the smallest.
     pub(crate) fn package(self) -> Result<String> {
-        let pattern =
-            format!("^linux-image-{}\\.[0-9].*-cloud-amd64(-unsigned)?$", self.series.replace('.', "\\."));
-        let names = apt::named(&pattern)?;
+        self.newest(apt::named(&self.pattern())?)
+    }
+
+    fn pattern(self) -> String {
+        format!("^linux-image-{}\\.[0-9].*-cloud-amd64(-unsigned)?$", self.series.replace('.', "\\."))
+    }
+
+    fn newest(self, names: Vec<String>) -> Result<String> {
         names.into_iter().max_by_key(|name| numbers(name)).with_context(|| {
             format!("apt knows no package of Linux {self} (linux-image-{self}.*-cloud-amd64)")
         })
+    }
+
+    /// Same as [`Self::files`], of whatever release has the newest. Returns its package as well.
+    pub(super) fn files_of_any_release(self, tools: &Tools, source: &Source) -> Result<(String, Files)> {
+        let package = self.newest(source.named(&self.pattern())?)?;
+        let folder = workspace::target_dir().join("vm").join(&package);
+        if let Ok(files) = unpacked_files(&folder, tools) {
+            return Ok((package, files));
+        }
+        // From 6.19 on its content is in others.
+        let mut names = vec![package.clone()];
+        for part in ["binary", "modules"] {
+            let other = package.replace("linux-image-", &format!("linux-{part}-"));
+            names.extend(source.named(&format!("^{}$", other.replace('.', "\\.").replace('+', "\\+")))?);
+        }
+        source.unpack(&names, &folder.join(UNPACKED))?;
+        Ok((package, unpacked_files(&folder, tools)?))
     }
 
     /// Fetches the package and unpacks it, unless what is used of it is there.
@@ -74,9 +145,16 @@ impl fmt::Display for Kernel {
 /// Finds the files of a package that was unpacked in its folder.
 fn unpacked_files(folder: &Path, tools: &Tools) -> Result<Files> {
     let unpacked = folder.join(UNPACKED);
-    let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-    let modules =
-        MODULES.iter().map(|module| plain_module(&unpacked, module, folder, tools)).collect::<Result<_>>()?;
+    let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))
+        .or_else(|_| found(&unpacked, "vmlinuz")?.context("there is no vmlinuz"))?;
+    let mut modules = Vec::new();
+    for name in MODULES {
+        let module = plain_module(&unpacked, name, folder, tools)?;
+        modules.push(module.with_context(|| format!("there is no module {name} in {}", unpacked.display()))?);
+    }
+    for name in NIC_MODULES {
+        modules.extend(plain_module(&unpacked, name, folder, tools)?);
+    }
     Ok(Files { image, modules, folder: folder.to_owned() })
 }
 
@@ -94,27 +172,25 @@ fn file_named(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf> {
         .with_context(|| format!("what should be in {} is not there", folder.display()))
 }
 
-/// A module as a file that is not compressed.
-fn plain_module(unpacked: &Path, name: &str, folder: &Path, tools: &Tools) -> Result<PathBuf> {
-    let found = Command::new("find")
-        .arg(unpacked)
-        .args(["-name", &format!("{name}.ko*")])
-        .output()
-        .context("cannot start find")?;
-    let found = String::from_utf8_lossy(&found.stdout);
-    let path = found
-        .lines()
-        .next()
-        .with_context(|| format!("there is no module {name} in {}", unpacked.display()))?;
-    if !path.ends_with(".xz") {
-        return Ok(path.into());
+/// A module as a file that is not compressed, if there is such a module.
+fn plain_module(unpacked: &Path, name: &str, folder: &Path, tools: &Tools) -> Result<Option<PathBuf>> {
+    let Some(path) = found(unpacked, &format!("{name}.ko*"))? else { return Ok(None) };
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return Ok(Some(path));
     }
     let plain = folder.join(format!("{name}.ko"));
-    let output = tools.command("xz")?.args(["--decompress", "--stdout", path]).output();
+    let output = tools.command("xz")?.args(["--decompress", "--stdout"]).arg(&path).output();
     let output = output.context("cannot start xz")?;
-    ensure!(output.status.success(), "xz cannot read {path}");
+    ensure!(output.status.success(), "xz cannot read {}", path.display());
     std::fs::write(&plain, output.stdout).with_context(|| format!("cannot write {}", plain.display()))?;
-    Ok(plain)
+    Ok(Some(plain))
+}
+
+/// The first file below a folder whose name matches a pattern.
+fn found(folder: &Path, pattern: &str) -> Result<Option<PathBuf>> {
+    let found = Command::new("find").arg(folder).args(["-type", "f", "-name", pattern]).output();
+    let found = found.context("cannot start find")?;
+    Ok(String::from_utf8_lossy(&found.stdout).lines().next().map(PathBuf::from))
 }
 
 #[cfg(test)]
