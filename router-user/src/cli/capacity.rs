@@ -32,7 +32,7 @@ pub(super) async fn run(
             None
         }
     };
-    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let given = Given {
         config: &config,
         ports: ports(&config, answers.as_ref().map(|answers| &answers.status)),

@@ -307,7 +307,7 @@ fn groups<'a>(found: &[Found<'a>], report: &mut Report) -> Vec<Group<'a>> {
                 last.shares.push(share);
             }
             _ => {
-                groups.push(Group { rule, conditions, destinations: vec![destination], shares: vec![share] })
+                groups.push(Group { rule, conditions, destinations: vec![destination], shares: vec![share] });
             }
         }
     }
