@@ -42,13 +42,9 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Program], script: &s
     let init = INIT.replace("@LAST_LINE@", LAST_LINE);
     write_program(&root.join("init"), &init)?;
     write_program(&root.join("script"), script)?;
-    let mut list = String::new();
     for module in &kernel.modules {
-        let name = module.file_name().unwrap_or_default();
-        copy(module, &root.join("modules").join(name))?;
-        list += &format!("{}\n", name.display());
+        copy(module, &root.join("modules").join(module.file_name().unwrap_or_default()))?;
     }
-    fs::write(root.join("modules/list"), list).context("cannot write the list of modules")?;
     let shell = tools.file(SHELL)?;
     copy(&shell, &root.join("bin").join(SHELL))?;
     copy_libraries(&shell, &root)?;

@@ -11,10 +11,12 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t bpf bpf /sys/fs/bpf
 
-# In the order of the list: one may need another.
-while read -r module; do
-    insmod "/modules/$module"
-done </modules/list
+# One may need another, and which one differs from kernel to kernel.
+for pass in 1 2 3; do
+    for module in /modules/*; do
+        insmod "$module" 2>/dev/null
+    done
+done
 ip link set lo up
 
 uname -srv

@@ -71,8 +71,8 @@ const UNPACKED: &str = "unpacked";
 /// Modules that the tests need, and that the kernels do not have built in.
 const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
 
-/// Modules that the NIC of a virtual machine needs, in the order in which they are loaded. What a
-/// kernel does not have as a module is built in, or of another release.
+/// Modules that the NIC of a virtual machine needs. What a kernel does not have as a module is built
+/// in, or of another release.
 const NIC_MODULES: &[&str] = &[
     "virtio",
     "virtio_ring",

@@ -18,16 +18,17 @@ sources = ["10.9.0.0/24"]
 flows = 4096
 END
 }
+# Not the shell's own `ip`, which knows less.
 export PLS_ROUTER_CONFIG=/run/config.toml NO_COLOR=1
 
-ip link add veth0 type veth peer name veth1
+/bin/ip link add veth0 type veth peer name veth1
 number=9
 for nic in veth0 eth0; do
-    ip address add 10.$number.0.1/24 dev $nic
-    ip link set $nic up
+    /bin/ip address add 10.$number.0.1/24 dev $nic
+    /bin/ip link set $nic up
     number=$((number + 1))
 done
-ip link set veth1 up
+/bin/ip link set veth1 up
 
 config veth0
 if /tests/pls-router check >/run/said 2>&1; then
@@ -46,11 +47,11 @@ attaches() {
     /tests/pls-router run >/run/said 2>&1 &
     pid=$!
     for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
-        ip link show "$2" | grep -q ' xdp ' && break
+        /bin/ip link show "$2" | grep -q ' xdp ' && break
         kill -0 $pid 2>/dev/null || break
         sleep 1
     done
-    if ip link show "$2" | grep -q ' xdp '; then
+    if /bin/ip link show "$2" | grep -q ' xdp '; then
         answer "$1" loads, attaches
     else
         cat /run/said
