@@ -5,7 +5,6 @@ use std::{net::Ipv4Addr, ops::RangeInclusive};
 use ipnet::Ipv4Net;
 
 use super::{
-    Wanted,
     action::{Action, Destination},
     conditions::{Conditions, Share, written},
     names::{Interfaces, Names},
@@ -13,6 +12,7 @@ use super::{
     report::Report,
     ruleset::Rule,
     walk::Found,
+    wanted::Wanted,
 };
 use crate::config::{Listen, MAX_TARGETS, Protocol, no_target};
 

@@ -5,7 +5,6 @@ use std::{net::Ipv4Addr, ops::RangeInclusive};
 use ipnet::Ipv4Net;
 
 use super::{
-    Wanted,
     action::{Action, Source},
     conditions::{Conditions, written},
     forwards::Forwards,
@@ -14,6 +13,7 @@ use super::{
     report::Report,
     ruleset::Rule,
     walk::Found,
+    wanted::Wanted,
 };
 use crate::config::MAX_SNAT_ADDRESSES;
 

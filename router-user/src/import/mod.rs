@@ -1,9 +1,9 @@
 //! From another router's rules to a configuration: what the output of `iptables-save` says, as far
 //! as a configuration can say it, and what it cannot.
 //!
-//! [`ruleset`] reads lines, [`conditions`] what a rule matches, [`action`] what it does, [`walk`]
-//! puts chains together, [`forwards`] and [`masquerades`] translate, [`write`](self::write) writes.
-//! Pure: no I/O. What is written has passed the reader of configurations.
+//! `ruleset` reads lines, `conditions` what a rule matches, `action` what it does, `walk` puts
+//! chains together, `forwards` and `masquerades` translate, `write` writes. Pure: no I/O. What is
+//! written has passed the reader of configurations.
 
 mod action;
 mod conditions;
@@ -14,14 +14,13 @@ mod networks;
 mod report;
 mod ruleset;
 mod walk;
+mod wanted;
 mod write;
 
 use std::path::Path;
 
-use ipnet::Ipv4Net;
-
-pub use self::report::Remark;
 pub(crate) use self::report::listed;
+pub use self::{report::Remark, wanted::Wanted};
 
 use self::{
     forwards::Forwards,
@@ -31,17 +30,6 @@ use self::{
     walk::walk,
 };
 use crate::config::{Config, ConfigError, MAX_RULES, Severity};
-
-/// What the rules do not say and the configuration needs.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// The interface that faces the Private Link Service; `None` for what the rules name.
-    pub pls: Option<String>,
-    /// The interface whose routes lead to the firewall; `None` for what the rules name.
-    pub firewall: Option<String>,
-    /// The networks that may use rules that name no source; empty for everyone.
-    pub sources: Vec<Ipv4Net>,
-}
 
 /// The result of an import.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Wanted,
     ruleset::{Choice, Rule, Ruleset},
+    wanted::Wanted,
 };
 use crate::config::Protocol;
 

@@ -5,7 +5,7 @@ use super::{
     action::{self, Action},
     conditions::{Conditions, NEVER},
     report::Report,
-    ruleset::{Rule, Ruleset},
+    ruleset::{Family, Rule, Ruleset},
 };
 
 /// Chains within chains, at most: iptables itself refuses loops.
@@ -49,7 +49,7 @@ impl<'a> Walker<'a, '_> {
         let mut returned = Vec::new();
         let rules = ruleset
             .rules()
-            .filter(|rule| rule.family == super::Family::V4 && rule.table == table && rule.chain == chain);
+            .filter(|rule| rule.family == Family::V4 && rule.table == table && rule.chain == chain);
         for rule in rules {
             if self.found.len() >= MOST {
                 self.report.left_out(rule.line, &rule.text, "there are too many rules");

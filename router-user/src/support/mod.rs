@@ -1,9 +1,9 @@
 //! The support bundle: all that is known of this router and its machine, in one file, for somebody
 //! who helps from afar.
 //!
-//! [`gather`] asks daemon, kernel and programs, each for a few seconds at most, and notes what it
-//! could not get. [`redact`] takes out what looks like a secret, and [`pseudonyms`] puts names in
-//! the place of addresses. [`archive`] packs.
+//! `gather` asks daemon, kernel and programs, each for a few seconds at most, and notes what it
+//! could not get. `redact` takes out what looks like a secret, and `pseudonyms` puts names in
+//! the place of addresses. `archive` packs.
 
 mod archive;
 mod gather;
