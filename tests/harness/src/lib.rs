@@ -20,6 +20,7 @@
 //! separate process: its output is shown if it fails, and no test can affect the process of
 //! another.
 
+pub mod guides;
 pub mod packages;
 
 #[cfg(feature = "runner")]
