@@ -27,6 +27,9 @@ const MACHINE: &str = include_str!("target/machine.sh");
 const SYSTEMCTL: &str = include_str!("target/systemctl");
 const JOURNALCTL: &str = include_str!("target/journalctl");
 
+/// The directory in which a deploy keeps what it has replaced.
+pub const KEPT: &str = "/var/lib/pls-router-deploy";
+
 /// The user on the target who is not root.
 pub const OPERATOR: &str = "operator";
 
@@ -40,8 +43,8 @@ pub struct Target {
 
 impl Target {
     /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as
-    /// `target` (root), and as `operator`; `stranger`, `locked-out` and `nowhere` are ways not to
-    /// reach it.
+    /// `target` (root), and as `operator`; `stranger`, `impostor`, `locked-out`, `closed` and
+    /// `nowhere` are ways not to reach it.
     pub fn start(lab: &Lab) -> Result<Self> {
         let this = std::env::current_exe().context("cannot tell which binary this is")?;
         let xtask = beside(&this, "xtask");
@@ -57,10 +60,11 @@ impl Target {
         state.directory("target/stand-ins")?;
         let host_key = key(&directory.join("files/host_key"))?;
         let user_key = key(&directory.join("user_key"))?;
-        key(&directory.join("other_key"))?;
+        let other_key = key(&directory.join("other_key"))?;
         state.write("target/files/authorized_keys", &user_key)?;
         state.write("target/files/sshd_config", sshd_config())?;
         state.write("target/known_hosts", format!("[{ROUTER}]:{PORT} {host_key}"))?;
+        state.write("target/changed_hosts", format!("[{ROUTER}]:{PORT} {other_key}"))?;
         state.write("target/ssh_config", ssh_config(&directory))?;
         state.write("target/stand-ins/systemctl", SYSTEMCTL)?;
         state.write("target/stand-ins/journalctl", JOURNALCTL)?;
@@ -84,17 +88,59 @@ impl Target {
         self.directory.join("ssh_config")
     }
 
-    /// `xtask deploy` with these arguments, on the lab's *vm*.
+    /// A part of a configuration for ssh: the machine of `lab` by another name, as root, also from
+    /// other labs.
+    pub fn known_as(&self, lab: &Lab, name: &str) -> String {
+        let (directory, router) = (self.directory.display(), lab.hosts.router.name());
+        format!(
+            "Host {name}\n\
+             \tHostName {ROUTER}\n\
+             \tPort {PORT}\n\
+             \tUser root\n\
+             \tProxyCommand ip netns exec {router} socat - TCP:{ROUTER}:{PORT}\n\
+             \tIdentityFile {directory}/user_key\n\
+             \tIdentitiesOnly yes\n\
+             \tUserKnownHostsFile {directory}/known_hosts\n\
+             \tGlobalKnownHostsFile /dev/null\n\
+             \tStrictHostKeyChecking yes\n"
+        )
+    }
+
+    /// `xtask deploy` with these arguments, on the lab's *vm*. The first may be what to do.
     pub fn deploy_command(&self, lab: &Lab, args: &[&str]) -> Result<Command> {
         let mut command = lab.hosts.vm.command(&self.xtask)?;
         command.env("TMPDIR", lab.state().path("tmp"));
-        command.arg("deploy").arg("--ssh-config").arg(self.ssh_config()).args(args);
+        command.arg("deploy").args(args);
+        if !args.contains(&"--ssh-config") {
+            command.arg("--ssh-config").arg(self.ssh_config());
+        }
         Ok(command)
     }
 
     /// Runs `xtask deploy` to its end.
     pub fn deploy(&self, lab: &Lab, args: &[&str]) -> Result<Output> {
         command::output(&mut self.deploy_command(lab, args)?)
+    }
+
+    /// Runs `xtask dist` on a binary. Returns what it says of the package.
+    pub fn dist(&self, binary: &Path, version: &str) -> Result<String> {
+        let mut command = Command::new(&self.xtask);
+        command::run(command.args(["dist", "--version", version, "--binary"]).arg(binary))
+    }
+
+    /// Runs a script of sh on the machine, as root. Returns its output.
+    pub fn run(&self, lab: &Lab, script: &str) -> Result<String> {
+        let mut nsenter = lab.hosts.router.command("nsenter")?;
+        nsenter.arg("--mount").arg("--target").arg(self.sshd.pid().to_string());
+        command::run(nsenter.args(["--wd=/", "sh", "-c", script]))
+    }
+
+    /// Puts a program of the machine in the place of another one; it is found before the real one.
+    pub fn stand_in(&self, name: &str, script: &str) -> Result<()> {
+        let path = self.path("/usr/local/bin").join(name);
+        let made = fs::write(&path, format!("#!/bin/sh\n{script}\n"));
+        made.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The id of the daemon that the target's service runs, if one does.
@@ -121,7 +167,7 @@ impl Target {
     /// All that a deploy may change, and the daemon: what two looks have in common has not changed.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let mut files = Vec::new();
-        for folder in ["/usr/bin", "/etc/pls-router", "/etc/systemd/system", "/tmp"] {
+        for folder in ["/usr/bin", "/etc/pls-router", "/etc/systemd/system", "/tmp", KEPT] {
             let Ok(entries) = fs::read_dir(self.path(folder)) else { continue };
             for entry in entries {
                 let entry = entry.with_context(|| format!("cannot read {folder}"))?;
@@ -188,8 +234,12 @@ fn sshd_config() -> String {
 fn ssh_config(directory: &Path) -> String {
     let directory = directory.display();
     format!(
-        "Host target {OPERATOR} stranger locked-out\n\
+        "Host target {OPERATOR} stranger impostor locked-out closed\n\
          \tHostName {ROUTER}\n\
+         Host closed\n\
+         \tPort 2223\n\
+         Host impostor\n\
+         \tUserKnownHostsFile {directory}/changed_hosts\n\
          Host nowhere\n\
          \tHostName 10.0.2.126\n\
          Host {OPERATOR}\n\

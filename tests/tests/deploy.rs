@@ -7,6 +7,7 @@ extern crate harness;
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
     process::{Command, ExitCode, Output},
     time::Duration,
 };
@@ -51,6 +52,10 @@ impl Bench {
         let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
         let lab = check(Lab::up(Options { start_router: false, ..Options::new(Nics::One, router, helper) }));
         let target = check(Target::start(&lab));
+        // What is copied over and over: a tenth of the size.
+        let stripped = lab.state().path("tmp/pls-router").display().to_string();
+        check(command::run(Command::new("strip").args(["-o", &stripped, &binary])));
+        let binary = stripped;
         Self { target, binary, lab }
     }
 
@@ -77,17 +82,27 @@ impl Bench {
 
     /// Deploys this lab's binary.
     fn deploy(&self, args: &[&str]) -> Output {
-        let args: Vec<&str> = ["--binary", &self.binary].into_iter().chain(args.iter().copied()).collect();
+        self.xtask(&self.with_binary(args))
+    }
+
+    /// Runs `xtask deploy` with these arguments as they are.
+    fn xtask(&self, args: &[&str]) -> Output {
         let output = check(self.target.deploy(&self.lab, &args));
         // Shown if the test fails.
         println!("$ deploy {}\n{}", args.join(" "), said(&output));
         output
     }
 
+    /// These arguments, with this lab's binary to install. What is said last counts.
+    fn with_binary<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        let ours = ["--healthy-for", "0", "--binary", &self.binary];
+        let ours = if args.contains(&"--binary") { &ours[..2] } else { &ours[..] };
+        ours.iter().chain(args).copied().collect()
+    }
+
     /// Deploys this lab's binary in the background.
     fn spawn(&self, args: &[&str]) -> Process {
-        let args: Vec<&str> = ["--binary", &self.binary].into_iter().chain(args.iter().copied()).collect();
-        let command = check(self.target.deploy_command(&self.lab, &args));
+        let command = check(self.target.deploy_command(&self.lab, &self.with_binary(args)));
         check(Process::spawn(self.lab.state(), "deploy", command))
     }
 
@@ -95,21 +110,13 @@ impl Bench {
     #[track_caller]
     fn succeed(&self, args: &[&str]) -> String {
         let output = self.deploy(args);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(0), "{said}");
-        said
+        succeeded(&output)
     }
 
     /// Deploys and fails, saying all of `texts`.
     #[track_caller]
     fn fail(&self, args: &[&str], texts: &[&str]) -> String {
-        let output = self.deploy(args);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        for text in texts {
-            assert!(said.contains(text), "nothing about \"{text}\" in: {said}");
-        }
-        said
+        failed(&self.deploy(args), texts)
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -143,6 +150,29 @@ fn connect(bench: &Bench) -> Tcp {
     let mut tcp = check(Tcp::connect(&bench.lab.hosts.serverless, echo, ECHO_LIMIT));
     check(tcp.echo(b"before", ECHO_LIMIT));
     tcp
+}
+
+#[track_caller]
+fn succeeded(output: &Output) -> String {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    said
+}
+
+/// It failed, and said all of `texts`.
+#[track_caller]
+fn failed(output: &Output, texts: &[&str]) -> String {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    mentions(&said, texts);
+    said
+}
+
+#[track_caller]
+fn mentions(said: &str, texts: &[&str]) {
+    for text in texts {
+        assert!(said.contains(text), "nothing about \"{text}\" in: {said}");
+    }
 }
 
 fn said(output: &Output) -> String {
@@ -210,7 +240,7 @@ fn an_upgrade_keeps_the_previous_version() {
     let path = bench.target.path("/run/pls-router-deploy.lock");
     let lock = File::options().write(true).open(path).expect("the first deploy made it");
     lock.lock().expect("a free lock");
-    bench.fail(&["target", "--config", &second], &["somebody else is deploying", "nothing was changed"]);
+    bench.fail(&["target", "--config", &second], &["somebody else is deploying", "try again"]);
     assert_eq!(bench.snapshot(), before);
     drop(lock);
 
@@ -220,7 +250,10 @@ fn an_upgrade_keeps_the_previous_version() {
     bench.assert_in_service();
     assert_ne!(bench.target.daemon(), before.daemon);
     assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(second).expect("it was written"));
-    assert_eq!(bench.read("/etc/pls-router/config.toml.previous"), fs::read(first).expect("it was written"));
+    assert_eq!(
+        bench.read("/var/lib/pls-router-deploy/previous/tree/etc/pls-router/config.toml"),
+        fs::read(first).expect("it was written")
+    );
 }
 
 #[test]
@@ -233,18 +266,21 @@ fn a_configuration_that_check_rejects_changes_nothing() {
     bench.fail(&["target", "--config", &bad], &["eth7", &bad, "nothing was changed"]);
     assert_eq!(bench.snapshot(), before);
     // A binary that does not run there, and one for another machine.
-    let broken = check(
-        bench.lab.state().write("tmp/broken", [b"\x7fELF\x02\x01".as_slice(), &[0; 12], b"\x3e\0"].concat()),
-    );
-    let broken = broken.display().to_string();
-    let run = |binary: &str| said(&check(bench.target.deploy(&bench.lab, &["--binary", binary, "target"])));
-    let text = run(&broken);
-    assert!(text.contains("does not run there"), "{text}");
-    let foreign = check(
-        bench.lab.state().write("tmp/foreign", [b"\x7fELF\x02\x01".as_slice(), &[0; 12], b"\x08\0"].concat()),
-    );
-    let text = run(&foreign.display().to_string());
-    assert!(text.contains("ELF machine 8"), "{text}");
+    let binary = fs::read(&bench.binary).expect("the binary can be read");
+    let loader = b"/lib64/ld-linux";
+    let at = binary.windows(loader.len()).position(|text| text == loader).expect("it has a loader");
+    let mut broken = binary.clone();
+    broken[at + 1] = b'X';
+    let mut foreign = binary;
+    // The machine in the header of ELF: RISC-V.
+    foreign[18] = 243;
+    for (name, bytes, texts) in [
+        ("broken", broken, ["does not run there", "nothing was changed"]),
+        ("foreign", foreign, ["this machine is x86_64", "is for riscv64"]),
+    ] {
+        let path = check(bench.lab.state().write(&format!("tmp/{name}"), bytes)).display().to_string();
+        bench.fail(&["--binary", &path, "target"], &texts);
+    }
     assert_eq!(bench.snapshot(), before);
     bench.assert_in_service();
 }
@@ -260,10 +296,10 @@ fn a_version_that_never_gets_healthy_is_rolled_back() {
     let other = check(bench.lab.state().write("tmp/other version", other)).display().to_string();
     let deaf = bench.config("deaf", UNUSED);
     let said = bench.fail(
-        &["target", "--binary", &other, "--config", &deaf, "--timeout", "4"],
+        &["target", "--binary", &other, "--config", &deaf, "--timeout", "10"],
         &[
             "replace  /usr/bin/pls-router",
-            "not healthy within 4 s",
+            "not healthy within 10 s",
             UNUSED,
             "the previous version runs again",
             "taken back",
@@ -282,8 +318,8 @@ fn a_first_install_that_fails_leaves_nothing() {
     let before = bench.snapshot();
     let deaf = bench.config("deaf", UNUSED);
     bench.fail(
-        &["target", "--config", &deaf, "--timeout", "4"],
-        &["not healthy within 4 s", "was not running before", "all is as it was before"],
+        &["target", "--config", &deaf, "--timeout", "10"],
+        &["not healthy within 10 s", "was not running before", "all is as it was before"],
     );
     let after = bench.snapshot();
     assert_eq!(after, before);
@@ -333,8 +369,8 @@ fn a_drained_upgrade_loses_no_session_and_ends_the_drain() {
 
     let deaf = bench.config("deaf", UNUSED);
     bench.fail(
-        &["target", "--config", &deaf, "--timeout", "4", "--drain", "1s"],
-        &["not healthy within 4 s", "all is as it was before"],
+        &["target", "--config", &deaf, "--timeout", "10", "--drain", "1s"],
+        &["not healthy within 10 s", "all is as it was before"],
     );
     check(tcp.echo(b"after a failure", ECHO_LIMIT));
     bench.assert_in_service();
@@ -375,9 +411,11 @@ fn unusable_hosts_have_distinct_errors() {
     let bench = Bench::up();
     let config = bench.config("first", ANYWHERE);
     let before = bench.snapshot();
-    let cases: [(&str, &[&str]); 5] = [
+    let cases: [(&str, &[&str]); 7] = [
         ("nowhere", &["nowhere: it cannot be reached", "fix: check that it is up"]),
+        ("closed", &["closed: it cannot be reached", "Connection refused", "that it runs sshd"]),
         ("stranger", &["its host key is not known here", "compare the fingerprint"]),
+        ("impostor", &["its host key is not the one that is known", "ssh-keygen -R"]),
         ("locked-out", &["it does not let us in", "ssh-add"]),
         ("no-such-host.invalid", &["there is no such host", "check the name"]),
         (OPERATOR, &["is not root and may not become it", "fix: "]),
@@ -385,10 +423,15 @@ fn unusable_hosts_have_distinct_errors() {
     for (host, texts) in cases {
         bench.fail(&[host, "--config", &config], texts);
     }
-    // The first failure ends it, and all are accounted for.
+    // One that cannot take it keeps all from being changed, and all are accounted for.
     bench.fail(
-        &["target", "nowhere", OPERATOR, "--config", &config, "--dry-run"],
-        &["target: would be done", "nowhere: FAILED", "operator: not touched"],
+        &["target", "nowhere", OPERATOR, "--config", &config],
+        &[
+            "nothing was changed on any host",
+            "target:   would be done",
+            "nowhere:  FAILED, nothing was changed",
+            "operator: FAILED, nothing was changed",
+        ],
     );
     assert_eq!(bench.snapshot(), before);
     let output = bench.deploy(&[]);
@@ -410,9 +453,409 @@ fn sudo_is_used_where_it_has_to_be() {
     assert!(!installed.files.iter().any(|(path, ..)| path.starts_with("/tmp/")), "{installed:#?}");
     let deaf = bench.config("deaf", UNUSED);
     bench.fail(
-        &[OPERATOR, "--config", &deaf, "--timeout", "4"],
-        &["not healthy within 4 s", "all is as it was before"],
+        &[OPERATOR, "--config", &deaf, "--timeout", "10"],
+        &["not healthy within 10 s", "all is as it was before"],
     );
     assert_eq!(bench.snapshot().files, installed.files);
+    bench.assert_in_service();
+}
+
+/// A person has drained it, and nothing ends that but this person.
+#[test]
+fn a_drain_of_somebody_else_goes_on() {
+    let bench = Bench::up();
+    bench.install();
+    check(bench.target.run(&bench.lab, "/usr/bin/pls-router drain"));
+    let second = bench.config("second", ANYWHERE);
+    let said = bench.succeed(&["target", "--config", &second, "--drain", "10s"]);
+    mentions(&said, &["goes on draining", "drains as before"]);
+    assert!(!said.contains("draining for up to"), "{said}");
+    // Nothing to do, although the probe answers 503.
+    let again = bench.succeed(&["target", "--config", &second]);
+    assert!(again.contains("installed already"), "{again}");
+    let status = bench.xtask(&["status", "target"]);
+    failed(&status, &["draining"]);
+    check(bench.target.run(&bench.lab, "/usr/bin/pls-router undrain"));
+    bench.assert_in_service();
+}
+
+#[test]
+fn a_version_that_does_not_stay_healthy_is_rolled_back() {
+    let bench = Bench::up();
+    bench.install();
+    let before = bench.snapshot();
+    let mut tcp = connect(&bench);
+    let second = bench.config("second", ANYWHERE);
+    let mut deploy = bench.spawn(&["target", "--config", &second, "--healthy-for", "1m"]);
+    check(deploy.wait_for_log("it has to stay so for 60 s", LIMIT));
+    let daemon = bench.target.daemon().expect("the new version runs");
+    check(Command::new("kill").args(["-KILL", &daemon.to_string()]).status().map_err(Into::into));
+    let status = check(deploy.wait(LIMIT));
+    assert_eq!(status.code(), Some(1), "{}", deploy.output());
+    mentions(&deploy.output(), &["did not stay so for 60 s", "all is as it was before"]);
+    assert_eq!(bench.snapshot().files, before.files);
+    bench.assert_in_service();
+    check(tcp.echo(b"after", ECHO_LIMIT));
+}
+
+#[test]
+fn a_rollback_puts_the_previous_version_back() {
+    let bench = Bench::up();
+    failed(&bench.xtask(&["rollback", "target"]), &["no deploy has replaced anything", "fix: "]);
+    let first = bench.install();
+    failed(&bench.xtask(&["rollback", "target"]), &["no deploy has replaced anything"]);
+    let second = bench.config("second", ANYWHERE);
+    bench.succeed(&["target", "--config", &second]);
+    let mut tcp = connect(&bench);
+
+    let before = bench.snapshot();
+    succeeded(&bench.xtask(&["rollback", "target", "--dry-run"]));
+    assert_eq!(bench.snapshot(), before);
+    let said = succeeded(&bench.xtask(&["rollback", "target", "--healthy-for", "0"]));
+    mentions(&said, &["replace  /etc/pls-router/config.toml", "the probe answers 200"]);
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&first).expect("it was written"));
+    check(tcp.echo(b"after the rollback", ECHO_LIMIT));
+    // And forward again.
+    succeeded(&bench.xtask(&["rollback", "target", "--healthy-for", "0"]));
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&second).expect("it was written"));
+    check(tcp.echo(b"after another", ECHO_LIMIT));
+    bench.assert_in_service();
+}
+
+/// As by a reboot: the script on the machine ends, and nothing there goes on.
+#[test]
+fn an_interrupted_deploy_is_found_and_undone() {
+    let bench = Bench::up();
+    let first = bench.install();
+    let before = bench.snapshot();
+    let mut tcp = connect(&bench);
+    let second = bench.config("second", ANYWHERE);
+    check(bench.target.hold(true));
+    let mut deploy = bench.spawn(&["target", "--config", &second]);
+    check(deploy.wait_for_log("installed; what was there", LIMIT));
+    check(bench.target.run(&bench.lab, "kill -KILL $(cat /run/pls-router-deploy.lock)"));
+    check(bench.target.hold(false));
+    assert_eq!(check(deploy.wait(LIMIT)).code(), Some(1), "{}", deploy.output());
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&second).expect("it was written"));
+
+    bench.fail(&["target", "--config", &second], &["half of an earlier deploy", "deploy rollback target"]);
+    let status = said(&bench.xtask(&["status", "target"]));
+    mentions(&status, &["half of a deploy is there", "deploy rollback target"]);
+    let undone = succeeded(&bench.xtask(&["rollback", "target"]));
+    mentions(&undone, &["undo a deploy that was interrupted", "the previous version runs again"]);
+    assert_eq!(bench.snapshot().files, before.files);
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&first).expect("it was written"));
+    bench.assert_in_service();
+    check(tcp.echo(b"after", ECHO_LIMIT));
+    bench.succeed(&["target", "--config", &second]);
+}
+
+/// What a machine has or lacks, each with what to do, and nothing is changed.
+#[test]
+fn machines_that_cannot_take_it_are_left_alone() {
+    let bench = Bench::up();
+    let config = bench.config("first", ANYWHERE);
+    let before = bench.snapshot();
+    let target = &bench.target;
+    let undo = |script: &str| drop(check(target.run(&bench.lab, script)));
+    let deploy = |texts: &[&str]| bench.fail(&["target", "--config", &config], texts);
+
+    let real = "case $1 in -r) echo 5.15.0-1-azure ;; *) exec /usr/bin/uname \"$@\" ;; esac";
+    check(target.stand_in("uname", real));
+    deploy(&["its kernel 5.15.0-1-azure is too old", "fix: install Linux 6.1"]);
+    check(target.stand_in("uname", "case $1 in -m) echo riscv64 ;; *) exec /usr/bin/uname \"$@\" ;; esac"));
+    deploy(&["this machine is riscv64", "fix: add one that was built for riscv64"]);
+    undo("rm /usr/local/bin/uname");
+
+    check(target.stand_in("date", "echo $(($(/usr/bin/date +%s) - 7200))"));
+    deploy(&["its clock is", "behind this machine's", "fix: set the wrong one"]);
+    undo("rm /usr/local/bin/date");
+
+    // Really full ones.
+    let small = "for place in /tmp /var/tmp /root; do mount -t tmpfs -o size=1m small $place; done";
+    undo(small);
+    deploy(&["no directory there", "/tmp has 1 MiB free of the", "fix: make room"]);
+    undo("umount /tmp /var/tmp /root");
+    undo("mkdir /var/lib/pls-router-deploy && mount -t tmpfs -o size=1m small /var/lib/pls-router-deploy");
+    deploy(&["there is no room in /var/lib/pls-router-deploy: 1 MiB are free", "fix: make room"]);
+    undo("umount /var/lib/pls-router-deploy && rmdir /var/lib/pls-router-deploy");
+
+    let unit = "/etc/systemd/system/pls-router.service";
+    undo(&format!("printf '[Service]\\nExecStart=/opt/own-router\\n' >{unit}"));
+    deploy(&["another unit", unit, "starts /opt/own-router", "fix: "]);
+    undo(&format!("ln -sf /dev/null {unit}"));
+    deploy(&["pls-router.service is masked", "systemctl unmask"]);
+    undo(&format!("rm {unit}"));
+    assert_eq!(bench.snapshot(), before);
+    deploy_succeeds(&bench, &config);
+}
+
+fn deploy_succeeds(bench: &Bench, config: &str) {
+    bench.succeed(&["target", "--config", config]);
+    bench.assert_in_service();
+}
+
+#[test]
+fn status_tells_and_remove_takes_it_off() {
+    let bench = Bench::up();
+    let none = bench.xtask(&["status", "target", "closed"]);
+    failed(&none, &["not installed", "unreachable", "Connection refused"]);
+    bench.install();
+    let mut tcp = connect(&bench);
+    let said = succeeded(&bench.xtask(&["status", "target"]));
+    mentions(&said, &["HOST", "target", "files", "healthy"]);
+    let json = bench.xtask(&["status", "target", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!((&json[0]["healthy"], &json[0]["installed_as"]), (&true.into(), &"files".into()), "{json:#}");
+    assert_eq!(json[0]["sessions"], 1, "{json:#}");
+    assert_eq!(json[0]["version"], json[0]["running_version"], "{json:#}");
+
+    let before = bench.snapshot();
+    succeeded(&bench.xtask(&["remove", "target", "--dry-run"]));
+    assert_eq!(bench.snapshot(), before);
+    check(tcp.echo(b"still there", ECHO_LIMIT));
+    let said = succeeded(&bench.xtask(&["remove", "target", "--drain", "1s"]));
+    mentions(&said, &["draining for up to 1s", "pls-router is gone"]);
+    let after: Vec<_> = bench.snapshot().files.into_iter().map(|(path, ..)| path).collect();
+    assert_eq!(after, ["/etc/pls-router/config.toml"]);
+    let shown = check(bench.lab.hosts.router.run("ip", &["link", "show", "dev", "eth0"]));
+    assert!(!shown.contains("xdp"), "a program is still attached: {shown}");
+    let again = succeeded(&bench.xtask(&["remove", "target"]));
+    assert!(again.contains("not installed there"), "{again}");
+    succeeded(&bench.xtask(&["remove", "target", "--purge"]));
+    assert_eq!(bench.snapshot().files, []);
+    assert!(!bench.target.path("/etc/pls-router").exists());
+    assert!(!bench.target.path("/var/lib/pls-router").exists());
+}
+
+/// Three machines, each with its own network, by one inventory.
+struct Fleet {
+    benches: Vec<Bench>,
+    inventory: String,
+    ssh_config: String,
+}
+
+impl Fleet {
+    fn up() -> Self {
+        let benches: Vec<_> = (0..3).map(|_| Bench::up()).collect();
+        let state = benches[0].lab.state();
+        let known = benches
+            .iter()
+            .zip(1..)
+            .map(|(bench, number)| bench.target.known_as(&bench.lab, &format!("router-{number}")));
+        let ssh_config = check(state.write("tmp/fleet_ssh_config", known.collect::<String>()));
+        let inventory = "# zone 1\nrouter-1\n\nrouter-2 # zone 2\nrouter-3\n";
+        let inventory = check(state.write("tmp/inventory", inventory));
+        Self {
+            inventory: inventory.display().to_string(),
+            ssh_config: ssh_config.display().to_string(),
+            benches,
+        }
+    }
+
+    fn args<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        let ours = ["--ssh-config", &self.ssh_config, "--inventory", &self.inventory];
+        args.iter().copied().chain(ours).collect()
+    }
+
+    fn deploy(&self, args: &[&str]) -> Output {
+        self.benches[0].deploy(&self.args(args))
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.benches.iter().map(Bench::snapshot).collect()
+    }
+}
+
+#[test]
+fn a_fleet_is_upgraded_in_turn_and_stops_at_the_first_failure() {
+    let fleet = Fleet::up();
+    let [first, second, third] = &fleet.benches[..] else { unreachable!("there are three") };
+    let config = first.config("first", ANYWHERE);
+    // Nobody is touched while one of them cannot take it.
+    check(
+        second
+            .target
+            .stand_in("uname", "case $1 in -r) echo 5.15.0 ;; *) exec /usr/bin/uname \"$@\" ;; esac"),
+    );
+    let before = fleet.snapshots();
+    failed(
+        &fleet.deploy(&["--config", &config]),
+        &[
+            "router-2: its kernel 5.15.0 is too old",
+            "nothing was changed on any host",
+            "router-1: would be done",
+        ],
+    );
+    assert_eq!(fleet.snapshots(), before);
+    check(second.target.run(&second.lab, "rm /usr/local/bin/uname"));
+    let plan = succeeded(&fleet.deploy(&["--config", &config, "--dry-run"]));
+    mentions(&plan, &["dry run, nothing was changed", "router-3: would be done"]);
+    assert_eq!(fleet.snapshots(), before);
+
+    // All at once.
+    let said = succeeded(&fleet.deploy(&["--config", &config, "--max-unavailable", "3", "--drain", "0"]));
+    mentions(&said, &["router-1: done", "router-2: done", "router-3: done"]);
+    let status = succeeded(&first.xtask(&fleet.args(&["status"])));
+    assert_eq!(status.matches("healthy").count(), 3, "{status}");
+
+    // The second does not start the new version.
+    let mut tcps: Vec<_> = fleet.benches.iter().map(connect).collect();
+    let before = fleet.snapshots();
+    let changed = first.config("second", ANYWHERE);
+    let args = ["--config", &changed, "--drain", "1s", "--healthy-for", "1s"];
+    check(second.target.hold(true));
+    let mut deploy = first.spawn(&fleet.args(&[&args[..], &["--timeout", "15"]].concat()));
+    check(deploy.wait_for_log("putting back", LIMIT * 3));
+    check(second.target.hold(false));
+    assert_eq!(check(deploy.wait(LIMIT)).code(), Some(1), "{}", deploy.output());
+    mentions(
+        &deploy.output(),
+        &[
+            "draining for up to 1s",
+            "it has to stay so for 1 s",
+            "router-2: the new version was taken back",
+            "router-1: done",
+            "router-2: FAILED, the previous version is back",
+            "router-3: not touched",
+        ],
+    );
+    assert_eq!(second.snapshot().files, before[1].files);
+    assert_eq!(third.snapshot(), before[2]);
+    let done = first.snapshot();
+    assert_ne!(done.daemon, before[0].daemon);
+
+    // The same again goes on from there.
+    let said = succeeded(&fleet.deploy(&args));
+    mentions(&said, &["router-1: was done already, left alone", "router-2: done", "router-3: done"]);
+    assert_eq!(first.snapshot(), done);
+    assert_ne!(third.snapshot().daemon, before[2].daemon);
+    for (bench, tcp) in fleet.benches.iter().zip(&mut tcps) {
+        check(tcp.echo(b"after", ECHO_LIMIT));
+        bench.assert_in_service();
+    }
+}
+
+impl Bench {
+    /// A Debian package of this version, made as `cargo xtask dist` makes it. Each version is
+    /// another binary, by its bytes.
+    fn package(&self, version: &str) -> String {
+        if harness::packages::find_program("systemd-sysusers").is_none() {
+            harness::skip("the package depends on systemd, which is not installed here");
+        }
+        let mut binary = fs::read(&self.binary).expect("the binary can be read");
+        binary.extend_from_slice(version.as_bytes());
+        let binary = check(self.lab.state().write("tmp/to package", binary));
+        check(fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).map_err(Into::into));
+        let made = check(self.target.dist(&binary, version));
+        let name = format!("pls-router_{version}_");
+        let package = made.lines().filter_map(|line| line.split_whitespace().last());
+        let package = package.filter(|word| word.contains(&name) && word.ends_with(".deb"));
+        let package = package.last().unwrap_or_else(|| panic!("no package in: {made}"));
+        package.to_owned()
+    }
+
+    /// Deploys a package, with these arguments.
+    fn deploy_package(&self, package: &str, args: &[&str]) -> Output {
+        let ours = ["target", "--package", package, "--healthy-for", "0"];
+        self.xtask(&ours.into_iter().chain(args.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// The state and the version of the package on the target, in dpkg's words.
+    fn installed_package(&self) -> String {
+        let query = "dpkg-query -W -f '${db:Status-Status} ${Version}' pls-router 2>/dev/null || true";
+        check(self.target.run(&self.lab, query)).trim().to_owned()
+    }
+}
+
+#[test]
+fn a_package_is_installed_upgraded_and_put_back() {
+    let bench = Bench::up();
+    let (one, two) = (bench.package("1.0"), bench.package("2.0"));
+    let config = bench.config("first", ANYWHERE);
+    let said = succeeded(&bench.deploy_package(&one, &["--config", &config]));
+    mentions(&said, &["install  package pls-router 1.0", "install  /etc/pls-router/config.toml"]);
+    bench.assert_in_service();
+    assert_eq!(bench.installed_package(), "installed 1.0");
+    assert!(!bench.target.path("/etc/systemd/system/pls-router.service").exists());
+    let calls = String::from_utf8_lossy(&bench.read("/run/stand-in/calls")).into_owned();
+    assert_eq!(calls.matches(" start ").count() + calls.matches(" restart ").count(), 1, "{calls}");
+    let again = succeeded(&bench.deploy_package(&one, &["--config", &config]));
+    assert!(again.contains("installed already"), "{again}");
+    // A binary alone would be behind dpkg's back.
+    bench.fail(&["target"], &["is there as a package (1.0)", "--package FILE"]);
+
+    let mut tcp = connect(&bench);
+    let said = succeeded(&bench.deploy_package(&two, &[]));
+    mentions(&said, &["replace  package pls-router 1.0 -> 2.0", "keep     /etc/pls-router/config.toml"]);
+    check(tcp.echo(b"after the upgrade", ECHO_LIMIT));
+    bench.assert_in_service();
+    assert_eq!(bench.installed_package(), "installed 2.0");
+    let status = bench.xtask(&["status", "target", "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!(
+        (&status[0]["installed_as"], &status[0]["package_version"]),
+        (&"package".into(), &"2.0".into())
+    );
+
+    let said = succeeded(&bench.xtask(&["rollback", "target", "--healthy-for", "0"]));
+    mentions(&said, &["replace  package pls-router 2.0 -> 1.0"]);
+    check(tcp.echo(b"after the way back", ECHO_LIMIT));
+    assert_eq!(bench.installed_package(), "installed 1.0");
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&config).expect("it was written"));
+    bench.assert_in_service();
+    // dpkg still knows that a person wrote the configuration, and will never replace it.
+    check(bench.target.run(&bench.lab, &format!("dpkg --force-confdef --install {two} </dev/null")));
+    assert_eq!(bench.read("/etc/pls-router/config.toml"), fs::read(&config).expect("it was written"));
+    check(tcp.echo(b"after dpkg", ECHO_LIMIT));
+
+    succeeded(&bench.xtask(&["remove", "target"]));
+    assert_eq!(bench.installed_package(), "config-files 2.0");
+    succeeded(&bench.xtask(&["remove", "target", "--purge"]));
+    assert_eq!((bench.installed_package().as_str(), bench.snapshot().files), ("", vec![]));
+}
+
+#[test]
+fn a_package_that_never_gets_healthy_is_taken_back() {
+    let bench = Bench::up();
+    let (one, two) = (bench.package("1.0"), bench.package("2.0"));
+    let (good, deaf) = (bench.config("first", ANYWHERE), bench.config("deaf", UNUSED));
+    let bad = ["--config", deaf.as_str(), "--timeout", "10"];
+    let before = bench.snapshot();
+    failed(&bench.deploy_package(&one, &bad), &["not healthy within 10 s", "all is as it was before"]);
+    assert_eq!((bench.installed_package().as_str(), bench.snapshot()), ("", before));
+    let shown = check(bench.lab.hosts.router.run("ip", &["link", "show", "dev", "eth0"]));
+    assert!(!shown.contains("xdp"), "a program is still attached: {shown}");
+
+    succeeded(&bench.deploy_package(&one, &["--config", &good]));
+    let before = bench.snapshot();
+    let mut tcp = connect(&bench);
+    failed(&bench.deploy_package(&two, &bad), &["not healthy within 10 s", "all is as it was before"]);
+    assert_eq!((bench.installed_package().as_str(), bench.snapshot().files), ("installed 1.0", before.files));
+    bench.assert_in_service();
+    check(tcp.echo(b"after", ECHO_LIMIT));
+}
+
+#[test]
+fn a_machine_with_files_gets_the_package_and_keeps_its_sessions() {
+    let bench = Bench::up();
+    let package = bench.package("1.0");
+    bench.install();
+    let before = bench.snapshot();
+    let mut tcp = connect(&bench);
+    let deaf = bench.config("deaf", UNUSED);
+    failed(
+        &bench.deploy_package(&package, &["--config", &deaf, "--timeout", "10"]),
+        &["not healthy within 10 s", "all is as it was before"],
+    );
+    assert_eq!((bench.installed_package().as_str(), bench.snapshot().files), ("", before.files));
+    check(tcp.echo(b"after a failure", ECHO_LIMIT));
+    bench.assert_in_service();
+
+    let said = succeeded(&bench.deploy_package(&package, &[]));
+    mentions(&said, &["install  package pls-router 1.0", "remove   the units in /etc/systemd/system"]);
+    assert!(!bench.target.path("/etc/systemd/system/pls-router.service").exists());
+    assert_eq!(bench.installed_package(), "installed 1.0");
+    check(tcp.echo(b"after", ECHO_LIMIT));
     bench.assert_in_service();
 }

@@ -12,7 +12,7 @@ pub(crate) use harness::packages::find_program;
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The oldest kernel that the router is made for; the daemon's preflight says the same.
-const OLDEST_KERNEL: (u32, u32) = (6, 1);
+pub(crate) const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 pub(crate) fn is_root() -> bool {
     // The owner of a process's own directory is its effective user.
@@ -49,7 +49,7 @@ pub(crate) fn check_kernel() -> Result<String> {
     Ok(format!("{release}, with BTF"))
 }
 
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
+pub(crate) fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(['.', '-']);
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

@@ -12,7 +12,9 @@ for directory in etc usr var; do
     mount -t overlay -o "lowerdir=/$directory,upperdir=$memory/$directory,workdir=$memory/$directory.work" target "/$directory"
 done
 # A pls-router that this machine really has is none of the target's business.
-rm -rf /usr/bin/pls-router* /etc/pls-router /etc/systemd/system
+rm -rf /usr/bin/pls-router* /etc/pls-router /etc/systemd/system /var/lib/pls-router*
+# Images for containers have one that keeps services from starting.
+rm -f /usr/sbin/policy-rc.d
 mkdir -p /usr/local/bin /etc/systemd/system
 cp "$3/systemctl" "$3/journalctl" /usr/local/bin/
 chmod 755 /usr/local/bin/systemctl /usr/local/bin/journalctl

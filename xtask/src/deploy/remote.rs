@@ -1,33 +1,19 @@
 //! A machine at the other end of ssh: running scripts there, and copying files to it.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::system;
+use super::report::Story;
+use super::scripts;
+use super::ssh::{self, Root, Ssh, shell_command};
 
-/// ssh's exit status if ssh itself has failed, and not the remote command.
-const SSH_FAILED: i32 = 255;
-
-/// See there.
-const CONNECT: &str = include_str!("connect.sh");
-
-/// The prefix of [`CONNECT`]'s lines: shells may greet with other lines.
+/// The prefix of [`scripts::CONNECT`]'s lines: shells may greet with other lines.
 const MARK: &str = "pls-router-deploy ";
-
-/// The way in which commands become root.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Root {
-    /// The user who logs in is root.
-    Login,
-    /// By `sudo -n`.
-    Sudo,
-}
 
 /// The result of a script.
 #[derive(Debug)]
@@ -44,56 +30,18 @@ impl Output {
     }
 }
 
-/// ssh, and what it is told for every connection.
-#[derive(Clone, Debug)]
-pub(super) struct Ssh {
-    program: PathBuf,
-    config: Option<PathBuf>,
-}
-
-impl Ssh {
-    /// The ssh of this machine, with the user's configuration or this one instead.
-    pub(super) fn find(config: Option<&Path>) -> Result<Self> {
-        let program = system::find_program("ssh").context(
-            "there is no ssh on this machine\n  fix: install it (Debian and Ubuntu: apt-get install openssh-client)",
-        )?;
-        if let Some(config) = config {
-            File::open(config)
-                .with_context(|| format!("cannot read the ssh configuration {}", config.display()))?;
-        }
-        Ok(Self { program, config: config.map(Path::to_path_buf) })
-    }
-
-    /// An ssh that never prompts, never waits without a limit, and ignores the user's settings for
-    /// interactive sessions with this host.
-    fn command(&self, control: &Path) -> Command {
-        let mut command = Command::new(&self.program);
-        if let Some(config) = &self.config {
-            command.arg("-F").arg(config);
-        }
-        command.arg("-T").arg("-S").arg(control);
-        for option in [
-            "BatchMode=yes",
-            "ConnectTimeout=10",
-            "ServerAliveInterval=5",
-            "ServerAliveCountMax=3",
-            "ClearAllForwardings=yes",
-            "ForwardAgent=no",
-            "ForwardX11=no",
-            "PermitLocalCommand=no",
-            "RemoteCommand=none",
-            "LogLevel=ERROR",
-        ] {
-            command.args(["-o", option]);
-        }
-        command
-    }
-
-    /// Returns the command by which a person can try the connection.
-    fn by_hand(&self, host: &str) -> String {
-        let config = self.config.as_ref().map(|config| format!("-F {} ", config.display()));
-        format!("ssh {}{host} true", config.unwrap_or_default())
-    }
+/// What a machine says of itself when it is reached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Machine {
+    pub(super) user: String,
+    /// `uname -s`, `-m` and `-r`.
+    pub(super) system: String,
+    pub(super) architecture: String,
+    pub(super) kernel: String,
+    /// Its time, in seconds since 1970.
+    pub(super) time: Option<u64>,
+    /// `true` if it has dpkg.
+    pub(super) dpkg: bool,
 }
 
 /// A connection: one ssh that the others go through. It ends with the value, or with this process.
@@ -105,78 +53,73 @@ pub(super) struct Remote {
     /// The remote end of the master waits for the end of its input, and then cleans up.
     stdin: Option<ChildStdin>,
     private: PrivateDir,
-    /// The name of the user, the kernel and the machine there, and the directory for what is
-    /// copied.
-    pub(super) user: String,
-    pub(super) system: String,
-    pub(super) machine: String,
+    pub(super) machine: Machine,
+    /// The directory for what is copied.
     directory: String,
     root: Result<Root, String>,
 }
 
 impl Remote {
     /// Connects to what ssh takes as a host, and asks who and where we are. Nothing needs root yet.
-    pub(super) fn connect(ssh: &Ssh, host: &str) -> Result<Self> {
+    /// Makes a directory for that many bytes.
+    pub(super) fn connect(ssh: &Ssh, host: &str, bytes: u64) -> Result<Self> {
         let private = PrivateDir::create()?;
         let control = private.path.join("control");
         let errors = private.path.join("errors");
         let mut command = ssh.command(&control);
         command.args(["-o", "ControlMaster=yes", "-o", "ControlPersist=no", "--", host]);
-        command.arg(shell_command(None, CONNECT, &[]));
+        let needed = (bytes / 1024 + 1024).to_string();
+        command.arg(shell_command(None, scripts::CONNECT, &[&needed]));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(&errors).with_context(|| format!("cannot make {}", errors.display()))?);
         let mut master = command.spawn().context("cannot start ssh")?;
         let stdin = master.stdin.take();
-        let mut facts = Vec::new();
-        if let Some(stdout) = master.stdout.take() {
-            for line in BufReader::new(stdout).lines() {
-                let line = line.context("lost ssh")?;
-                let Some((key, value)) = line.strip_prefix(MARK).and_then(|fact| fact.split_once(' ')) else {
-                    continue;
-                };
-                if key == "ready" {
-                    break;
-                }
-                facts.push((key.to_owned(), value.to_owned()));
-            }
-        }
+        let facts = master.stdout.take().map(greeting).transpose()?.unwrap_or_default();
         let fact = |wanted: &str| {
             let found = facts.iter().find(|(key, _)| key == wanted);
             found.map(|(_, value)| value.clone()).unwrap_or_default()
         };
-        let [user, system, machine, directory, root] =
-            ["user", "system", "machine", "directory", "root"].map(fact);
-        let root = match root.as_str() {
+        let root = match fact("root").as_str() {
             "login" => Ok(Root::Login),
             "sudo" => Ok(Root::Sudo),
             other => Err(other.strip_prefix("no ").unwrap_or(other).to_owned()),
         };
-        let connected = !facts.is_empty();
+        let machine = Machine {
+            user: fact("user"),
+            system: fact("system"),
+            architecture: fact("machine"),
+            kernel: fact("kernel"),
+            time: fact("time").parse().ok(),
+            dpkg: fact("dpkg") == "yes",
+        };
+        let directory = fact("directory");
         let mut remote = Self {
             host: host.to_owned(),
             ssh: ssh.clone(),
             master,
             stdin,
             private,
-            user,
-            system,
             machine,
             directory,
             root,
         };
-        if !connected {
+        if facts.is_empty() {
             remote.stdin = None;
             // Its end tells which; a stuck one is not waited for, see `drop`.
             let _ended = remote.master.wait();
             let said = fs::read_to_string(&errors).unwrap_or_default();
-            return Err(failure(ssh, host, &said));
+            return Err(ssh::failure(ssh, host, &said));
         }
-        ensure!(
-            !remote.directory.is_empty(),
-            "{host}: no directory there lets {} keep and run a program: /tmp, /var/tmp and the home directory do \
-             not\n  fix: make room, or mount one of them without noexec",
-            remote.user
-        );
+        if remote.directory.is_empty() {
+            let refused = facts.iter().filter(|(key, _)| key == "refused");
+            let refused: Vec<_> = refused.map(|(_, why)| format!("\n  - {why}")).collect();
+            bail!(
+                "{host}: no directory there lets {} keep and run a program:{}\n  fix: make room in one of them, or \
+                 mount it without noexec",
+                remote.machine.user,
+                refused.concat()
+            );
+        }
         Ok(remote)
     }
 
@@ -188,7 +131,7 @@ impl Remote {
                  sudo without a password: echo '{user} ALL=(ALL) NOPASSWD: ALL' | sudo tee \
                  /etc/sudoers.d/pls-router-deploy",
                 host = self.host,
-                user = self.user,
+                user = self.machine.user,
             )
         })
     }
@@ -207,12 +150,39 @@ impl Remote {
     ///
     /// Through ssh itself: `scp` needs the server's SFTP subsystem, which hardened servers disable,
     /// and has another syntax for hosts.
-    pub(super) fn copy(&self, from: impl Into<Stdio>, name: &str) -> Result<()> {
+    pub(super) fn copy(&self, from: &Path, name: &str, story: Story<'_>) -> Result<()> {
+        let mut file = open(from)?;
+        let total = file.metadata().map_or(0, |metadata| metadata.len());
         let path = self.path(name);
-        let mut command = self.command(None, r#"umask 077; cat >"$1" && chmod 700 "$1""#, &[&path]);
-        let output = self.output(command.stdin(from))?;
-        ensure!(output.code == 0, "{}: cannot copy to {path}: {}", self.host, output.text());
+        let script = r#"umask 077; mkdir -p "${1%/*}" && cat >"$1" && chmod 700 "$1""#;
+        let mut command = self.command(None, script, &[&path]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot start ssh")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            let mut progress = story.progress("copying", total);
+            let mut buffer = vec![0; 256 * 1024];
+            loop {
+                let read =
+                    file.read(&mut buffer).with_context(|| format!("cannot read {}", from.display()))?;
+                // If the other end takes no more, its exit status and words tell why.
+                if read == 0 || stdin.write_all(&buffer[..read]).is_err() {
+                    break;
+                }
+                progress.advance(read as u64);
+            }
+        }
+        let output = self.judge(&child.wait_with_output().context("lost ssh")?)?;
+        if output.code != 0 {
+            let text = output.text();
+            let fix = if text.contains("No space left") { "\n  fix: make room there" } else { "" };
+            bail!("{}: cannot copy {} to {path}: {text}{fix}", self.host, from.display());
+        }
         Ok(())
+    }
+
+    /// Runs a script of sh as the user who logged in, to its end. Its failure is the caller's.
+    pub(super) fn run_as_user(&self, script: &str, args: &[&str]) -> Result<Output> {
+        self.output(self.command(None, script, args).stdin(Stdio::null()))
     }
 
     /// Runs a script of sh as root, to its end. That it fails is for the caller to judge; that the
@@ -239,7 +209,7 @@ impl Remote {
             for text in BufReader::new(stdout).lines() {
                 let Ok(text) = text else { break };
                 if let Some(answer) = line(&text)
-                    && let Some(mut stdin) = stdin.take()
+                    && let Some(stdin) = &mut stdin
                 {
                     // If the connection is gone, the exit status tells.
                     let _closed = writeln!(stdin, "{answer}");
@@ -247,7 +217,7 @@ impl Remote {
             }
         }
         let status = child.wait().context("lost ssh")?;
-        Ok(status.code().unwrap_or(SSH_FAILED))
+        Ok(status.code().unwrap_or(ssh::FAILED))
     }
 
     fn command(&self, root: Option<Root>, script: &str, args: &[&str]) -> Command {
@@ -259,11 +229,16 @@ impl Remote {
     fn output(&self, command: &mut Command) -> Result<Output> {
         let output =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().context("cannot start ssh")?;
+        self.judge(&output)
+    }
+
+    /// The result of a script, or the reason why ssh failed.
+    fn judge(&self, output: &std::process::Output) -> Result<Output> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().unwrap_or(SSH_FAILED);
+        let code = output.status.code().unwrap_or(ssh::FAILED);
         let output = Output { code, stdout: text(&output.stdout), stderr: text(&output.stderr) };
-        if code == SSH_FAILED {
-            bail!(failure(&self.ssh, &self.host, &output.stderr));
+        if code == ssh::FAILED {
+            bail!(ssh::failure(&self.ssh, &self.host, &output.stderr));
         }
         Ok(output)
     }
@@ -276,6 +251,27 @@ impl Drop for Remote {
         self.stdin = None;
         let _ended = self.master.wait();
     }
+}
+
+/// Reads what [`scripts::CONNECT`] says, up to its end.
+fn greeting(stdout: impl std::io::Read) -> Result<Vec<(String, String)>> {
+    let mut facts = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("lost ssh")?;
+        let Some((key, value)) = line.strip_prefix(MARK).and_then(|fact| fact.split_once(' ')) else {
+            continue;
+        };
+        if key == "ready" {
+            break;
+        }
+        facts.push((key.to_owned(), value.to_owned()));
+    }
+    Ok(facts)
+}
+
+/// Opens a file of this machine.
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// A directory of our own on this machine, for the socket of the connection.
@@ -306,124 +302,9 @@ impl Drop for PrivateDir {
     }
 }
 
-/// The command line for the remote login shell, whichever that is: a script for sh, and its
-/// arguments.
-fn shell_command(root: Option<Root>, script: &str, args: &[&str]) -> OsString {
-    let mut line = match root {
-        Some(Root::Sudo) => "sudo -n sh -c ".to_owned(),
-        Some(Root::Login) | None => "sh -c ".to_owned(),
-    };
-    line.push_str(&quote(script));
-    line.push_str(" sh");
-    for arg in args {
-        line.push(' ');
-        line.push_str(&quote(arg));
-    }
-    line.into()
-}
-
-/// A word that every shell takes as it is.
-fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// Why ssh failed, and what to do, from what it said.
-fn failure(ssh: &Ssh, host: &str, said: &str) -> anyhow::Error {
-    let by_hand = ssh.by_hand(host);
-    // ssh's own message comes last, after a server's banner.
-    let why = said.trim().lines().last().unwrap_or("ssh failed without a word").trim().to_owned();
-    let has = |text: &str| said.contains(text);
-    let (what, fix) = if has("REMOTE HOST IDENTIFICATION HAS CHANGED") {
-        (
-            "its host key is not the one that is known",
-            format!(
-                "find out why before anything else. If the machine was made anew: ssh-keygen -R {}, then `{by_hand}` \
-                 once, comparing the fingerprint",
-                host.rsplit('@').next().unwrap_or(host)
-            ),
-        )
-    } else if has("Host key verification failed") {
-        ("its host key is not known here", format!("run `{by_hand}` once, and compare the fingerprint"))
-    } else if has("Permission denied") || has("Too many authentication failures") {
-        (
-            "it does not let us in",
-            format!(
-                "`{by_hand}` has to work without a password: load the key (ssh-add), install it (ssh-copy-id {host}), or name the user (USER@HOST)"
-            ),
-        )
-    } else if has("Could not resolve hostname") {
-        ("there is no such host", "check the name, and `Host` in the ssh configuration".to_owned())
-    } else if ["timed out", "No route to host", "unreachable", "Connection refused"]
-        .iter()
-        .any(|text| has(text))
-    {
-        (
-            "it cannot be reached",
-            "check that it is up, that it runs sshd, and that routes, network security groups and firewalls let \
-             this machine in"
-                .to_owned(),
-        )
-    } else {
-        ("the connection failed", format!("make `{by_hand}` work first"))
-    };
-    anyhow!("{host}: {what}: {why}\n  fix: {fix}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn ssh() -> Ssh {
-        Ssh { program: "ssh".into(), config: Some("my config".into()) }
-    }
-
-    #[test]
-    fn words_reach_the_remote_script_as_they_are() {
-        let line = shell_command(None, "printf '%s|' \"$@\"", &["a b", "it's", "$HOME", "", "*\n\\"]);
-        let output = Command::new("sh").arg("-c").arg(line).output().expect("sh runs");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "a b|it's|$HOME||*\n\\|");
-        assert!(shell_command(Some(Root::Sudo), "x", &[]).to_string_lossy().starts_with("sudo -n sh -c 'x'"));
-    }
-
-    #[test]
-    fn failures_of_ssh_come_with_what_to_do() {
-        let cases = [
-            (
-                "ssh: Could not resolve hostname x: Name or service not known",
-                "no such host",
-                "check the name",
-            ),
-            (
-                "ssh: connect to host x port 22: Connection timed out",
-                "cannot be reached",
-                "network security groups",
-            ),
-            ("ssh: connect to host x port 22: Connection refused", "cannot be reached", "runs sshd"),
-            ("Host key verification failed.", "not known here", "compare the fingerprint"),
-            (
-                "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
-                "not the one",
-                "ssh-keygen -R x,",
-            ),
-            (
-                "Welcome\nme@x: Permission denied (publickey).",
-                "me@x: Permission denied (publickey)",
-                "ssh-add",
-            ),
-            (
-                "kex_exchange_identification: Connection closed by remote host",
-                "Connection closed",
-                "work first",
-            ),
-            ("", "without a word", "work first"),
-        ];
-        for (said, what, fix) in cases {
-            let error = failure(&ssh(), "me@x", said).to_string();
-            assert!(error.starts_with("me@x: ") && error.contains(what), "{error}");
-            let (_, advice) = error.split_once("\n  fix: ").expect("a line with what to do");
-            assert!(advice.contains(fix), "{error}");
-        }
-    }
 
     #[test]
     fn private_directories_are_private_and_go_away() {
