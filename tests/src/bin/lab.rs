@@ -48,8 +48,8 @@ struct Arguments {
     /// NICs of the router VM: one for both sides, or one for each side.
     #[arg(long, value_enum, default_value = "1")]
     nics: NicsArgument,
-    /// Router VMs behind the load balancer. More than one have a story of their own: one is drained,
-    /// one dies, all are upgraded, and the firewall fails.
+    /// Router VMs behind the load balancer. More than one have a story of their own: one is
+    /// drained, one dies, all are upgraded, and the firewall fails.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = routers)]
     routers: usize,
     /// The router.
