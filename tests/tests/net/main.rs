@@ -40,6 +40,7 @@ mod repairs;
 mod routes;
 mod self_test;
 mod starts;
+mod support;
 mod traffic;
 mod unreachable;
 mod upkeep;
