@@ -87,7 +87,7 @@ impl Bench {
 
     /// Runs `xtask deploy` with these arguments as they are.
     fn xtask(&self, args: &[&str]) -> Output {
-        let output = check(self.target.deploy(&self.lab, &args));
+        let output = check(self.target.deploy(&self.lab, args));
         // Shown if the test fails.
         println!("$ deploy {}\n{}", args.join(" "), said(&output));
         output
@@ -750,8 +750,8 @@ impl Bench {
         let made = check(self.target.dist(&binary, version));
         let name = format!("pls-router_{version}_");
         let package = made.lines().filter_map(|line| line.split_whitespace().last());
-        let package = package.filter(|word| word.contains(&name) && word.ends_with(".deb"));
-        let package = package.last().unwrap_or_else(|| panic!("no package in: {made}"));
+        let mut package = package.filter(|word| word.contains(&name) && word.ends_with(".deb"));
+        let package = package.next_back().unwrap_or_else(|| panic!("no package in: {made}"));
         package.to_owned()
     }
 

@@ -218,8 +218,8 @@ fn errors_of_the_configuration_take_rules_off() {
     let rules: Vec<String> = (1000..1600).map(port).chain([MASQUERADE.to_owned()]).collect();
     let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
     let import = import(&rules);
-    assert_eq!(config(&import).forwards.len(), crate::config::MAX_RULES);
-    assert_eq!(import.left_out.len(), 600 - crate::config::MAX_RULES);
+    assert_eq!(config(&import).forwards.len(), MAX_RULES);
+    assert_eq!(import.left_out.len(), 600 - MAX_RULES);
 }
 
 #[test]

@@ -88,7 +88,7 @@ pub fn pages(directory: &Path) -> Result<Vec<Page>, Vec<String>> {
         match read.and_then(|text| parse(&path, &text)) {
             Ok(page) => pages.push(page),
             Err(errors) => {
-                wrong.extend(errors.into_iter().map(|error| format!("{}:{error}", path.display())))
+                wrong.extend(errors.into_iter().map(|error| format!("{}:{error}", path.display())));
             }
         }
     }

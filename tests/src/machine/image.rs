@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use crate::variants::beside;
 
-/// An image: the disk, kernel and initial RAM disk of the machine, and the program that emulates it.
+/// An image: the disk, kernel and initial RAM disk of the machine, and the program that emulates
+/// it.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Has `disk`, `vmlinuz` and `initrd`.

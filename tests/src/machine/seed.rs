@@ -7,14 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{
-    MACS,
-    ssh::{Keys, OPERATOR},
-};
+use super::ssh::{Keys, OPERATOR};
 use crate::{
     Lab, Nics,
     addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, PLATFORM, PLS_GATEWAY, ROUTER, ROUTER_SECOND, VNET},
 };
+
+/// The MAC addresses of the NICs, by which the seed names them.
+pub(super) const MACS: [&str; 2] = ["52:54:00:00:02:44", "52:54:00:00:03:04"];
 
 /// The place in the machine at which [`Seed::mounted`] finds its files.
 const MOUNT: &str = "/run/seed";
@@ -22,15 +22,16 @@ const MOUNT: &str = "/run/seed";
 /// What a machine is made into at its first boot.
 #[derive(Clone, Debug, Default)]
 pub struct Seed {
-    /// The user data: a script, or `#cloud-config`. The accounts that tests log in by are not in it:
-    /// they are vendor data.
+    /// The user data: a script, or `#cloud-config`. The accounts that tests log in by are not in
+    /// it: they are vendor data.
     pub user_data: Option<String>,
     /// Files that lie on a disk with the label CIDATA, by the names that they have there.
     pub files: Vec<(String, PathBuf)>,
 }
 
 impl Seed {
-    /// Shell commands that make the files of the seed readable, and the directory in which they are.
+    /// Shell commands that make the files of the seed readable, and the directory in which they
+    /// are.
     pub fn mounted() -> (String, &'static str) {
         (format!("mkdir -p {MOUNT} && mount -o ro LABEL=CIDATA {MOUNT}"), MOUNT)
     }

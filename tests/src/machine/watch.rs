@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Machine, Prober};
+use super::{emulated::Machine, prober::Prober};
 
 /// From one probe to the next.
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -11,8 +11,8 @@ use lab::{
 
 use crate::common::{BOOT, Place, check};
 
-/// Both NICs are there with the queues that native XDP needs, the lab is reached through either, and
-/// nothing else is.
+/// Both NICs are there with the queues that native XDP needs, the lab is reached through either,
+/// and nothing else is.
 #[test]
 fn a_machine_boots_and_answers_ssh() {
     let mut place = Place::switch_on(Nics::Two, &Seed::default());

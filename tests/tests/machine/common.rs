@@ -9,8 +9,8 @@ use lab::{
     machine::{Image, Machine, Seed},
 };
 
-/// The time in which a machine boots, up to a login or to a probe that answers 200. Half a minute is
-/// usual, and many times as long on a machine that has other things to do.
+/// The time in which a machine boots, up to a login or to a probe that answers 200. Half a minute
+/// is usual, and many times as long on a machine that has other things to do.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
 
 /// A lab and the machine in it.

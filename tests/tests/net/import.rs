@@ -35,7 +35,7 @@ fn rules_of_a_real_iptables_are_translated() {
     let Router::PlsRouter(binary) = router() else { return };
     let namespace = check(Namespace::create(&format!("import{}", std::process::id())));
     if let Err(error) = iptables(&namespace, "-t nat -L") {
-        harness::skip(&format!("iptables does not work here (package iptables): {error:#}"));
+        harness::skip(format!("iptables does not work here (package iptables): {error:#}"));
     }
     let mut unknown = Vec::new();
     for rule in RULES {

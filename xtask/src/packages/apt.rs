@@ -149,8 +149,8 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Lists that are kept in `directory`, apart from this machine's, which stay as they are. Fetches
-    /// them. The lines are those of sources.list(5). Needs no root.
+    /// Lists that are kept in `directory`, apart from this machine's, which stay as they are.
+    /// Fetches them. The lines are those of sources.list(5). Needs no root.
     pub(crate) fn fetch(directory: &Path, lines: &str) -> Result<Self> {
         let make = |name: &str| {
             let path = directory.join(name);

@@ -25,8 +25,7 @@ pub(super) const TABLE: &[Kernel] = &[
     Kernel { series: "6.1" },
     Kernel { series: "6.12" },
     Kernel { series: "6.18" },
-    Kernel { series: "6.19" },
-    // The newest of these.
+    // The newest of these. Debian keeps no modules of 6.19 to 7.1.
     Kernel { series: "7" },
 ];
 
@@ -71,8 +70,8 @@ const UNPACKED: &str = "unpacked";
 /// Modules that the tests need, and that the kernels do not have built in.
 const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
 
-/// Modules that the NIC of a virtual machine needs. What a kernel does not have as a module is built
-/// in, or of another release.
+/// Modules that the NIC of a virtual machine needs. What a kernel does not have as a module is
+/// built in, or of another release.
 const NIC_MODULES: &[&str] = &[
     "virtio",
     "virtio_ring",
