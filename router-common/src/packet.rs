@@ -70,6 +70,28 @@ pub fn is_icmp_error(frame: &(impl Frame + ?Sized)) -> bool {
     frame.bytes::<1>(l4(icmp::TYPE)).is_some_and(|[kind]| icmp::is_end_to_end_error(*kind))
 }
 
+/// Returns the tuple of the TCP or UDP packet that an ICMP packet without IP options says could not
+/// be delivered, as its quote has it. Returns `None` if the quote has options, or no ports.
+#[inline(always)]
+pub fn undelivered(frame: &(impl Frame + ?Sized)) -> Option<FlowKey> {
+    const PORTS: usize = 4;
+    let quote: &[u8; IPV4_LENGTH + PORTS] = frame.bytes(l4(ICMP_LENGTH))?;
+    let [kind] = *frame.bytes::<1>(l4(icmp::TYPE))?;
+    let fragment = u16::from_be_bytes(field::<{ ipv4::FRAGMENT }, 2, _>(quote));
+    if kind != icmp::UNREACHABLE
+        || quote[ipv4::VERSION] != ipv4::NO_OPTIONS
+        || fragment & ipv4::FRAGMENT_OFFSET != 0
+    {
+        return None;
+    }
+    let protocol = match Protocol::from_number(quote[ipv4::PROTOCOL])? {
+        Protocol::Icmp => return None,
+        protocol @ (Protocol::Tcp | Protocol::Udp) => protocol,
+    };
+    let addresses = load64::<{ ipv4::SOURCE }, _>(quote);
+    Some(FlowKey::from_words(addresses, load32::<IPV4_LENGTH, _>(quote), protocol as u8))
+}
+
 /// A parsed packet that the router can translate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Packet {

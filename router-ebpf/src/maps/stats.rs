@@ -94,6 +94,12 @@ impl Stats {
         place!(self, decisions[rule as usize & (MAX_RULES - 1)]).denied += 1;
     }
 
+    /// Counts an answer of this machine's own stack that is withheld.
+    #[inline(always)]
+    pub(crate) fn answer_withheld(self, length: usize) {
+        place!(self, reasons[Reason::AnswerWithheld as usize]).count(length as u64);
+    }
+
     /// Counts a session that has given way to this machine's own traffic.
     #[inline(always)]
     pub(crate) fn session_ended(self) {

@@ -7,6 +7,10 @@
 //! is over or was never answered. If that is alive, the new connection is refused at once, since
 //! the answers to the two could not be told apart.
 //!
+//! It withholds what the kernel would answer to packets that are for the router, and get to the
+//! kernel while no program is attached, as when the mode is changed: a reset would end the
+//! connection, which can go on as if these packets had been lost.
+//!
 //! Packets that XDP sends do not pass here, nor those that the daemon sends for sessions
 
 use aya_ebpf::{
@@ -29,9 +33,10 @@ use router_common::{
 use crate::{
     kernel::own_traffic,
     maps::{
-        addresses,
+        addresses, flows,
         removal::{Removal, remove},
-        settings::in_generic_mode,
+        rules,
+        settings::{self, in_generic_mode},
         stats,
     },
 };
@@ -84,6 +89,15 @@ pub(crate) fn run(context: &TcContext) -> i32 {
             note_ipv6(&frame);
             return GO_ON;
         }
+        Err(Reason::IcmpOther) => {
+            return match packet::undelivered(&frame) {
+                Some(undelivered) => {
+                    let opens = matches!(undelivered.protocol(), Some(Protocol::Udp));
+                    withhold_if_for_the_router(&frame, &undelivered, opens)
+                }
+                None => GO_ON,
+            };
+        }
         Err(_) => return GO_ON,
     };
     let FlowKey { source, destination, .. } = packet.key;
@@ -99,6 +113,11 @@ pub(crate) fn run(context: &TcContext) -> i32 {
     let answer = packet.key.reversed();
     match packet.protocol {
         Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => connects(context, &answer),
+        Protocol::Tcp if packet.tcp_flags & tcp::RST != 0 => {
+            // A SYN acknowledges nothing, so the reset has no number (RFC 9293 3.10.7.1).
+            let answers_syn = packet.tcp_flags & tcp::ACK != 0 && packet.sequence == 0;
+            withhold_if_for_the_router(&frame, &answer, answers_syn)
+        }
         Protocol::Udp | Protocol::Icmp if packet.opens() => {
             if own_traffic::note(&answer) {
                 note_removal(remove(&answer));
@@ -107,6 +126,31 @@ pub(crate) fn run(context: &TcContext) -> i32 {
         }
         Protocol::Tcp | Protocol::Udp | Protocol::Icmp => GO_ON,
     }
+}
+
+/// Handles a reset or an error of this machine about a packet with this tuple, which `opens` a
+/// session if it has none. No socket of this machine has a session's tuple, nor do the programs
+/// leave to the kernel what would open one: if they are attached, such an answer is never sent.
+#[inline(always)]
+fn withhold_if_for_the_router(frame: &SkbFrame<'_>, about: &FlowKey, opens: bool) -> i32 {
+    if !flows::has_flow(about) && !(opens && has_listener(about)) {
+        return GO_ON;
+    }
+    if let Some(stats) = stats::block() {
+        stats.answer_withheld(frame.length());
+    }
+    TC_ACT_SHOT
+}
+
+/// Returns `true` if a forward listens where packets with this tuple go to.
+#[inline(always)]
+fn has_listener(key: &FlowKey) -> bool {
+    let (Some(settings), Some(protocol)) = (settings::get(), key.protocol()) else { return false };
+    let (version, port) = (settings.version(), key.destination_port);
+    rules::in_force(version).is_some()
+        && [Some(key.destination), None]
+            .into_iter()
+            .any(|address| rules::listener(version, protocol, address, port).is_some())
 }
 
 /// Notes the destination of an IPv6 packet.

@@ -149,7 +149,7 @@ pub(crate) fn profile(name: &str) -> Option<&'static Profile> {
 }
 
 /// Reasons that nothing on the wire may bring about.
-const NEVER: [Reason; 7] = [
+const NEVER: [Reason; 8] = [
     Reason::Internal,
     Reason::StageMissing,
     Reason::RedirectFailed,
@@ -157,6 +157,7 @@ const NEVER: [Reason; 7] = [
     Reason::RouteLookupsOff,
     Reason::EgressNotAttached,
     Reason::Contended,
+    Reason::AnswerWithheld,
 ];
 
 /// Packets between two looks at the counters; fewer than the daemon's ring has room for.

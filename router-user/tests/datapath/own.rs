@@ -8,8 +8,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{
     packets::{
-        OTHER, PLS, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, fix_ip_checksum, read, tcp,
-        tcp_packet, udp_packet,
+        IcmpError, OTHER, PLS, ROUTER, STRANGER, Spec, TARGET, echo_reply, echo_request, fix_ip_checksum,
+        read, tcp, tcp_packet, udp_packet,
     },
     world::{Setup, Verdict, World, ip, network},
 };
@@ -265,4 +265,78 @@ fn a_connection_that_is_over_or_was_never_answered_gives_way() {
     assert_eq!(world.sends(&own_syn().build()), None, "reset");
     assert_eq!((world.entries(), world.sessions()), (0, 0));
     assert_eq!(world.own().sessions_ended, 2);
+}
+
+/// The kernel's answer to a packet: a reset (RFC 9293 3.10.7.1), or that its port is not reachable.
+fn answer_to(packet: &Spec) -> Vec<u8> {
+    let seen = read(&packet.build());
+    let ((source, source_port), (destination, destination_port)) = (seen.source, seen.destination);
+    let back = ((destination, destination_port), (source, source_port));
+    match packet.build()[23] {
+        6 => {
+            let answers_syn = packet.build()[47] & tcp::ACK == 0;
+            let reset = if answers_syn {
+                tcp_packet(back.0, back.1, tcp::RST | tcp::ACK).numbers(0, 1001)
+            } else {
+                tcp_packet(back.0, back.1, tcp::RST).numbers(501, 0)
+            };
+            reset.build()
+        }
+        _ => IcmpError {
+            source: destination,
+            destination: source,
+            ttl: 64,
+            kind: (3, 3),
+            rest: [0; 4],
+            quote: packet.build()[14..].to_vec(),
+        }
+        .build(),
+    }
+}
+
+/// What a session's packets get that reach the kernel while no program is attached.
+#[test]
+fn answers_of_this_machines_stack_to_packets_of_sessions_are_withheld() {
+    let world = &mut seeing_world();
+    opens(world, &tcp_packet((PLS, 20_001), (ROUTER, 5000), tcp::SYN));
+    opens(world, &udp_packet((PLS, 20_002), (ROUTER, 5300), b"x"));
+    for packet in [
+        tcp_packet((PLS, 20_001), (ROUTER, 5000), tcp::ACK),
+        tcp_packet((TARGET, 5000), (ROUTER, 20_001), tcp::SYN | tcp::ACK),
+        tcp_packet((TARGET, 5000), (ROUTER, 20_001), tcp::ACK),
+        tcp_packet((TARGET, 5000), (ROUTER, 20_001), tcp::FIN | tcp::ACK),
+        udp_packet((PLS, 20_002), (ROUTER, 5300), b"more"),
+        udp_packet((TARGET, 5300), (ROUTER, 20_002), b"an answer"),
+    ] {
+        assert!(world.withholds(&answer_to(&packet)), "{:?}", read(&packet.build()));
+    }
+    assert_eq!(world.entries(), 4, "the sessions stay");
+    // Of the same ends, and no session's.
+    for packet in [
+        tcp_packet((PLS, 20_003), (ROUTER, 5000), tcp::ACK),
+        tcp_packet((TARGET, 5001), (ROUTER, 20_001), tcp::ACK),
+        tcp_packet((TARGET, 5000), (ROUTER, 20_002), tcp::SYN | tcp::ACK),
+        udp_packet((TARGET, 5301), (ROUTER, 4002), b"x"),
+    ] {
+        assert!(!world.withholds(&answer_to(&packet)), "{:?}", read(&packet.build()));
+    }
+    // Other traffic of the same tuple.
+    assert!(!world.withholds(&tcp_packet((ROUTER, 5000), (PLS, 20_001), tcp::ACK).build()));
+}
+
+/// A client that connects at that moment tries again.
+#[test]
+fn answers_of_this_machines_stack_to_new_clients_of_rules_are_withheld() {
+    let world = &mut seeing_world();
+    let syn = |port| tcp_packet((PLS, 20_001), (ROUTER, port), tcp::SYN);
+    let datagram = |port| udp_packet((PLS, 20_001), (ROUTER, port), b"x");
+    for (port, is_rules) in [(5000, true), (65_535, true), (4999, false), (22, false)] {
+        assert_eq!(world.withholds(&answer_to(&syn(port))), is_rules, "TCP {port}");
+        assert_eq!(world.withholds(&answer_to(&datagram(port))), is_rules, "UDP {port}");
+    }
+    // The programs leave these to the kernel, whose answer is the right one.
+    let stray = tcp_packet((PLS, 20_001), (ROUTER, 5000), tcp::ACK);
+    assert_eq!(world.run(&stray.build()).reason, Reason::NoSession);
+    assert!(!world.withholds(&answer_to(&stray)));
+    assert_eq!(world.entries(), 0);
 }

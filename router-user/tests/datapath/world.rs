@@ -248,21 +248,39 @@ impl World {
     /// Shows the router a packet that this machine itself sends: what becomes of it, if it does not
     /// go on as it is.
     pub(crate) fn sends(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        match self.verdict_on_sent(frame) {
+            (-1, out) => {
+                assert_eq!(out, frame, "untouched");
+                None
+            }
+            (7, out) => Some(out),
+            (other, _) => panic!("the verdict {other}"),
+        }
+    }
+
+    /// Shows the router an answer of this machine's own stack. Returns `true` if it is withheld.
+    pub(crate) fn withholds(&mut self, frame: &[u8]) -> bool {
+        self.moved();
+        let (verdict, _) = self.verdict_on_sent(frame);
+        let reasons = self.moved().reasons;
+        match verdict {
+            -1 => assert!(reasons.is_empty(), "{reasons:?}"),
+            2 => assert_eq!(reasons, [(Reason::AnswerWithheld, 1)]),
+            other => panic!("the verdict {other}"),
+        }
+        verdict == 2
+    }
+
+    /// Returns the verdict (include/uapi/linux/pkt_cls.h) on a packet that this machine itself
+    /// sends, and the packet.
+    fn verdict_on_sent(&mut self, frame: &[u8]) -> (i32, Vec<u8>) {
         let program = self.dataplane.own_traffic_program().expect("the program for own traffic");
         let mut out = vec![0; frame.len() + 128];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result = program.test_run(options).expect("BPF_PROG_TEST_RUN");
         out.truncate(result.data_size_out as usize);
-        // include/uapi/linux/pkt_cls.h.
-        match result.return_value as i32 {
-            -1 => {
-                assert_eq!(out, frame, "untouched");
-                None
-            }
-            7 => Some(out),
-            other => panic!("the verdict {other}"),
-        }
+        (result.return_value as i32, out)
     }
 
     /// The root program, to be run by other threads.

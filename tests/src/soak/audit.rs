@@ -23,7 +23,7 @@ const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const AUDIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Reasons that show a defect of the router or of this test's configuration.
-const NEVER: [Reason; 12] = [
+const NEVER: [Reason; 13] = [
     // These two belong to a lost session: no end here goes on after a session's end.
     Reason::NoSession,
     Reason::NotMatched,
@@ -36,6 +36,8 @@ const NEVER: [Reason; 12] = [
     Reason::StageMissing,
     Reason::RouteLookupsOff,
     Reason::Internal,
+    // The program stays attached.
+    Reason::AnswerWithheld,
     Reason::HalfOpenLimit,
 ];
 

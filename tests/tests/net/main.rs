@@ -42,6 +42,7 @@ mod self_test;
 mod starts;
 mod support;
 mod traffic;
+mod unattached;
 mod unreachable;
 mod upkeep;
 mod waiting;

@@ -61,7 +61,7 @@ fn write(lab: &Lab, rules: &str) {
 
 /// Reloads. It has to succeed.
 #[track_caller]
-fn reload(lab: &Lab, args: &[&str]) -> Reload {
+pub(crate) fn reload(lab: &Lab, args: &[&str]) -> Reload {
     let args: Vec<&str> = ["reload"].into_iter().chain(args.iter().copied()).collect();
     let reload: Reload = check(lab.pls_router_json(&args));
     assert!(reload.ok && reload.problem.is_empty(), "{reload:#?}");
@@ -98,6 +98,13 @@ fn without(lab: &Lab, name: &str) -> String {
 fn flows(lab: &Lab, rule: &str) -> Vec<Flow> {
     let all: Vec<Flow> = check(lab.pls_router_json(&["flows"]));
     all.into_iter().filter(|flow| flow.rule == rule && flow.state != "closed").collect()
+}
+
+/// Has the TCP echo's rule lead to the second target, where nothing listens yet.
+#[track_caller]
+pub(crate) fn lead_to_second_target(lab: &Lab) {
+    write(lab, &moved(lab));
+    reload(lab, &[]);
 }
 
 /// Starts an echo server at the second target.
@@ -246,7 +253,7 @@ fn a_signal_reloads(lab: &mut Lab) {
 }
 
 /// A server that keeps its end of a connection, to see what becomes of it.
-fn listen(lab: &Lab) -> TcpListener {
+pub(crate) fn listen(lab: &Lab) -> TcpListener {
     let listen = || TcpListener::bind((OTHER, ECHO_PORT));
     check(lab.hosts.internet.inside(listen).and_then(|listener| Ok(listener?)))
 }

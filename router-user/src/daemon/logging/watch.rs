@@ -23,7 +23,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const DROPS_EVERY: u64 = 10;
 
 /// Drops that are the router's trouble, or this machine's, and not the sender's.
-const TROUBLE: [Reason; 19] = [
+const TROUBLE: [Reason; 20] = [
     Reason::NoTarget,
     Reason::Refused,
     Reason::NoRoute,
@@ -43,6 +43,7 @@ const TROUBLE: [Reason; 19] = [
     Reason::StageMissing,
     Reason::RouteLookupsOff,
     Reason::TooBig,
+    Reason::AnswerWithheld,
 ];
 
 /// Logs changes of conditions, and drops.

@@ -287,10 +287,9 @@ fn disturbances(now: &Interfaces, wanted: &Interfaces) -> Vec<CheckFinding> {
         found.push(warning(
             format!(
                 "interfaces.mode changes from {from} to {to}: between taking the program off and attaching it again, \
-                 for milliseconds, packets reach this machine's own network stack, which may answer packets of \
-                 sessions with resets"
+                 for milliseconds, packets are lost; connections go on"
             ),
-            "if no connection may be lost, before the reload: pls-router drain --wait 10m; after it: pls-router \
+            "if no packet may be lost, before the reload: pls-router drain --wait 10m; after it: pls-router \
              undrain",
         ));
     }
