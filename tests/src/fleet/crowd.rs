@@ -28,18 +28,16 @@ use crate::{
 
 /// The first port of a client: below those that the kernel gives out.
 const FIRST_PORT: u16 = 10_000;
-/// The limit for a connection to be made. A router that is dead does not answer within any time,
-/// and what is lost is found out by the application's own limit.
-const CONNECT_LIMIT: Duration = Duration::from_millis(700);
-/// The limit for connections that nothing should disturb.
-const PATIENT_LIMIT: Duration = Duration::from_secs(5);
+/// The limit for a connection to be made, and for an answer on a new one. A router that is dead
+/// does not answer within any time, and the client's own limit finds that out.
+const NEW_LIMIT: Duration = Duration::from_secs(3);
 /// The pause of a connection between an answer and its next message.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The interval at which a thread that waits for an answer sees whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 /// The limit for an echo of a datagram. Datagrams may be lost.
 const DATAGRAM_LIMIT: Duration = Duration::from_millis(500);
-/// The interval at which new connections are made.
+/// The interval at which new connections begin.
 const NEWCOMERS: Duration = Duration::from_millis(50);
 /// The most bytes of a message.
 const MOST: usize = 1_000;
@@ -175,22 +173,25 @@ pub struct Newcomer {
 pub struct Newcomers {
     end: Arc<AtomicBool>,
     all: Arc<Mutex<Vec<Newcomer>>>,
+    /// Begins them, and returns once all have ended.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Newcomers {
-    /// The number of those that have been made, or not, by now.
+    /// The number of those that have ended, well or not, by now.
     pub fn count(&self) -> usize {
         lock(&self.all).len()
     }
 
-    /// Ends it, and returns all that it made.
+    /// Ends it, and returns all that it began, in that order.
     pub fn finish(mut self) -> Result<Vec<Newcomer>> {
         self.end.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             ensure!(thread.join().is_ok(), "the thread of new connections has panicked");
         }
-        Ok(std::mem::take(&mut *lock(&self.all)))
+        let mut all = std::mem::take(&mut *lock(&self.all));
+        all.sort_by_key(|newcomer| newcomer.began);
+        Ok(all)
     }
 }
 
@@ -234,7 +235,7 @@ impl Crowd {
     fn connect_one(&mut self) -> Result<u16> {
         let port = self.next_port.fetch_add(1, Ordering::Relaxed);
         let source = SocketAddrV4::new(SERVERLESS, port);
-        let stream = self.client.inside(|| connect_between(source, TARGET, PATIENT_LIMIT))??;
+        let stream = self.client.inside(|| connect_between(source, TARGET, NEW_LIMIT))??;
         stream.set_nodelay(true).context("cannot set TCP_NODELAY")?;
         let talk = Talk::new(port);
         let its = talk.clone();
@@ -266,19 +267,24 @@ impl Crowd {
         Ok(port)
     }
 
-    /// Makes a new connection every 50 ms, until the end of what this returns.
+    /// Begins a new connection every 50 ms, until the end of what this returns.
     pub fn newcomers(&self) -> Result<Newcomers> {
         let client = Namespace::existing(self.client.name())?;
         let (next_port, end) = (self.next_port.clone(), Arc::new(AtomicBool::default()));
         let all = Arc::new(Mutex::new(Vec::new()));
         let (its_end, its_all) = (end.clone(), all.clone());
         let work = move || {
-            while !its_end.load(Ordering::Relaxed) {
-                let (began, port) = (Instant::now(), next_port.fetch_add(1, Ordering::Relaxed));
-                let failed = come(&client, port).err().map(|error| format!("{error:#}"));
-                lock(&its_all).push(Newcomer { port, began, failed });
-                thread::sleep(NEWCOMERS.saturating_sub(began.elapsed()));
-            }
+            // One that gets no answer must not hold up the next.
+            thread::scope(|scope| {
+                while !its_end.load(Ordering::Relaxed) {
+                    scope.spawn(|| {
+                        let (began, port) = (Instant::now(), next_port.fetch_add(1, Ordering::Relaxed));
+                        let failed = come(&client, port).err().map(|error| format!("{error:#}"));
+                        lock(&its_all).push(Newcomer { port, began, failed });
+                    });
+                    thread::sleep(NEWCOMERS);
+                }
+            });
         };
         let thread = thread::Builder::new().spawn(work).context("cannot start a thread")?;
         Ok(Newcomers { end, all, thread: Some(thread) })
@@ -345,8 +351,8 @@ impl Drop for Crowd {
 /// A connection of one message, from its first packet to its last.
 fn come(client: &Namespace, port: u16) -> Result<()> {
     let source = SocketAddrV4::new(SERVERLESS, port);
-    let mut connection = Tcp::connect_between(client, source, TARGET, CONNECT_LIMIT)?;
+    let mut connection = Tcp::connect_between(client, source, TARGET, NEW_LIMIT)?;
     let message = Random::with_seed(u64::from(port)).bytes(MOST);
-    connection.echo(&message, CONNECT_LIMIT)?;
+    connection.echo(&message, NEW_LIMIT)?;
     connection.close()
 }
