@@ -37,6 +37,9 @@ use crate::{
 /// The limit for the processes of a VM that is killed to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The limit for a daemon to start and take over from another one, on a machine that is busy.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(60);
+
 /// A fleet that is up. Its routers go by their numbers, from 0.
 #[derive(Debug)]
 pub struct Fleet {
@@ -230,9 +233,14 @@ impl Fleet {
     /// how long that took.
     pub fn upgrade(&mut self, number: usize) -> Result<Duration> {
         let start = Instant::now();
-        let successor = self.spawn(number, &["run", "--take-over"])?;
-        let mut before = self.daemons[number].replace(successor).context("this router is dead")?;
+        let mut successor = self.spawn(number, &["run", "--take-over"])?;
+        let before = self.daemons[number].as_mut().context("this router is dead")?;
+        // It loads its programs first, and only then does the one before it end.
+        successor.wait_until(TAKE_OVER_LIMIT, || {
+            before.ended()?.map(drop).context("the daemon before it still runs")
+        })?;
         let status = before.wait(router::STOP_LIMIT)?;
+        self.daemons[number] = Some(successor);
         ensure!(status.success(), "the daemon before it ended with {status}");
         wait::until("the new daemon", router::HEALTHY_LIMIT, || {
             self.status(number)?;
