@@ -80,7 +80,7 @@ impl Machine {
     }
 
     /// Returns the configuration for `ssh -F` on the lab's *vm*: it reaches the machine as
-    /// `machine` (root), and as [`OPERATOR`], who may use sudo.
+    /// `machine` (root), and as [`OPERATOR`](super::OPERATOR), who may use sudo.
     pub fn ssh_config(&self) -> PathBuf {
         self.ssh.config()
     }
