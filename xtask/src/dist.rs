@@ -82,7 +82,7 @@ pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
     let binary = folder.join(format!("pls-router-{}-{}", source.version, architecture.machine()));
     fs::copy(&built, &binary)
         .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
-    let deb = debian::package(architecture, &source, &binary, &pages, &folder)?;
+    let deb = debian::package(architecture, &source, &binary, &pages, &folder, wanted.binary.is_some())?;
     Ok(Package { architecture, version: source.version, deb, binary })
 }
 

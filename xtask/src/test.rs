@@ -641,6 +641,7 @@ mod tests {
                 ("lab", "clients", Group::Net),
                 ("lab", "deploy", Group::Net),
                 ("lab", "differential", Group::Net),
+                ("lab", "machine", Group::Vm),
                 ("lab", "net", Group::Net),
                 ("lab", "soak", Group::Net),
                 ("router-common", "rewrite", Group::Host),
@@ -648,6 +649,7 @@ mod tests {
                 ("router-user", "cli", Group::Host),
                 ("router-user", "config", Group::Host),
                 ("router-user", "datapath", Group::Bpf),
+                ("router-user", "guides", Group::Host),
                 ("xtask", "docs", Group::Host),
                 ("xtask", "setup", Group::Host),
             ]

@@ -45,13 +45,15 @@ const FILES: [(&str, &str, u32); 8] = [
 const CONFIG: &str = "etc/pls-router/config.toml";
 
 /// Makes the package of a program; `documents` is the directory of manual pages and completions.
-/// Returns its path in `folder`. Does not pack again what is the same.
+/// Returns its path in `folder`. Does not pack again what is the same. `is_quick` packs in a second
+/// and not in a minute, into a larger file.
 pub(super) fn package(
     architecture: Architecture,
     source: &Source,
     router: &Path,
     documents: &Path,
     folder: &Path,
+    is_quick: bool,
 ) -> Result<PathBuf> {
     let name = format!("pls-router_{}_{}", source.version, architecture.debian());
     let deb = folder.join(format!("{name}.deb"));
@@ -63,7 +65,8 @@ pub(super) fn package(
         return Ok(deb);
     }
     let mut pack = Command::new("dpkg-deb");
-    pack.args(["--build", "--root-owner-group", "-Zxz"]).arg(tree.root()).arg(&deb);
+    let compression: &[&str] = if is_quick { &["-Zgzip", "-z1"] } else { &["-Zxz"] };
+    pack.args(["--build", "--root-owner-group"]).args(compression).arg(tree.root()).arg(&deb);
     // Files that are newer get this time.
     pack.env("SOURCE_DATE_EPOCH", source.time.to_string());
     ensure!(
