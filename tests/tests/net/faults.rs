@@ -394,7 +394,7 @@ fn rules_that_the_kernel_refuses_leave_those_in_force() {
 /// for the whole machine.
 #[test]
 fn the_time_of_day_decides_nothing_but_the_age_of_a_name() {
-    const MAY: [(&str, &str); 7] = [
+    const MAY: [(&str, &str); 10] = [
         ("daemon/names/mod.rs", "the age of answers that an earlier boot has left"),
         ("daemon/names/memory.rs", "the same; one from the future is new"),
         ("daemon/drain/note.rs", "only shown: the age is by the time since boot"),
@@ -402,6 +402,9 @@ fn the_time_of_day_decides_nothing_but_the_age_of_a_name() {
         ("daemon/serve/probe.rs", "only shown"),
         ("daemon/serve/reports.rs", "only shown"),
         ("cli/status.rs", "only shown"),
+        ("cli/support_bundle.rs", "the file's name"),
+        ("support/archive.rs", "times of files"),
+        ("support/gather.rs", "only shown"),
     ];
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut found = Vec::new();
