@@ -171,10 +171,13 @@ fn answered_datagrams_free_their_ports_when_ports_run_out() {
         check(talks.echo(b"a talk", LIMIT));
     }
     let questions = PORTS.len() * 9 / 10;
-    for _ in 0..questions {
+    let ask = |_| {
         let question = check(Udp::open(&lab.hosts.serverless, ECHO));
         check(question.echo(b"a question", LIMIT));
-    }
+        question
+    };
+    // They stay open, so that no two have the same port.
+    let _open: Vec<Udp> = (0..questions).map(ask).collect();
     assert_eq!(udp("established"), questions + 1);
     check(wait::until("the questions to be forgotten", Duration::from_secs(90), || {
         let left = udp("established");
