@@ -90,12 +90,12 @@ fn speak_anew(lab: &Lab, clients: std::ops::Range<u16>) {
     let again = speak_up_to(lab, clients, 2);
     let after = counters(lab);
     let contended = reason(&after, "contended") - reason(&before, "contended");
-    assert!(again <= contended, "{again} words were said again; {}", counted_since(&before, &after));
+    assert!(again <= contended, "{again} words were said again; {}", counted_since(Some(&before), &after));
 }
 
-/// Lists the reasons that packets were counted by in between.
-fn counted_since(before: &Counters, after: &Counters) -> String {
-    let packets = |row: &ReasonCounter| row.packets - reason(before, &row.reason);
+/// Lists the reasons that packets were counted by in between, or ever.
+fn counted_since(before: Option<&Counters>, after: &Counters) -> String {
+    let packets = |row: &ReasonCounter| row.packets - before.map_or(0, |old| reason(old, &row.reason));
     let rows = after.reasons.iter().filter(|row| packets(row) > 0);
     let rows: Vec<_> = rows.map(|row| format!("{} {}", row.reason, packets(row))).collect();
     format!("packets by reason: {}", rows.join(", "))
@@ -103,7 +103,7 @@ fn counted_since(before: &Counters, after: &Counters) -> String {
 
 /// Has every word said up to so many times. Returns the number of those that were said again.
 fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) -> u64 {
-    let (again, before) = (AtomicU64::new(0), counters(lab));
+    let again = AtomicU64::new(0);
     let speak = |source: Ipv4Addr| -> Result<()> {
         for port in clients.clone() {
             let socket = UdpSocket::bind(SocketAddrV4::new(source, port)).context("the client")?;
@@ -134,7 +134,7 @@ fn speak_up_to(lab: &Lab, clients: std::ops::Range<u16>, times: u32) -> u64 {
         for speaker in speakers {
             let spoken = check(speaker.join().expect("a speaker"));
             check(spoken.with_context(|| {
-                let counted = counted_since(&before, &counters(lab));
+                let counted = counted_since(None, &counters(lab));
                 format!("a word without an answer; {counted}")
             }));
         }
