@@ -1,4 +1,4 @@
-//! What a router can carry: the arithmetic of `docs/capacity.md`. Pure.
+//! The limits of what a router can carry: the arithmetic of `docs/capacity.md`. Pure.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -31,7 +31,7 @@ const PACKETS: [(u64, u64); 3] = [(64, 5_830_000), (40_000, 5_490_000), (1_000_0
 const ADD_SNAT: &str =
     "add an address: an IP configuration of the NIC, and `addresses` of [snat]; or widen its `ports`";
 
-/// What the arithmetic starts from.
+/// The numbers and settings that the arithmetic starts from.
 #[derive(Clone, Debug)]
 pub struct Given<'a> {
     /// The configuration.
@@ -44,11 +44,11 @@ pub struct Given<'a> {
     pub cores: u64,
     /// The bandwidth of the VM size, in bit/s.
     pub bandwidth: Option<u64>,
-    /// What a daemon has said.
+    /// The reports of a daemon; `None` without one.
     pub measured: Option<Measured<'a>>,
 }
 
-/// What a daemon has said.
+/// Reports of a running daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured<'a> {
     /// Its status.
@@ -257,7 +257,7 @@ fn fullest(measured: &Measured<'_>) -> u64 {
     measured.status.snat_ports.iter().map(|row| u64::from(row.used)).max().unwrap_or_default()
 }
 
-/// What happens in a second.
+/// Rates, for each second.
 #[derive(Clone, Copy, Debug)]
 struct Rates {
     opened: u64,

@@ -41,7 +41,7 @@ The same source gives the same bytes: all files have the time of the commit (or 
 a directory of this machine is in them.
 ";
 
-/// What to package.
+/// A package that is wanted.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) architecture: Architecture,
@@ -51,7 +51,7 @@ pub(crate) struct Wanted {
     pub(crate) version: Option<String>,
 }
 
-/// What has been packaged.
+/// A package that has been made.
 #[derive(Clone, Debug)]
 pub(crate) struct Package {
     pub(crate) architecture: Architecture,

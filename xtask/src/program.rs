@@ -1,4 +1,4 @@
-//! What a program's file says about the program.
+//! Facts about a program that its file tells.
 
 use std::fs;
 use std::path::Path;

@@ -73,7 +73,7 @@ const TIMED_OUT: i32 = 124;
 /// The only architecture whose kernels this knows to start.
 const ARCHITECTURE: &str = "x86_64";
 
-/// What to run.
+/// The task of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Task {
     /// The BPF programs under other kernels.
@@ -252,7 +252,7 @@ fn quoted(word: &str) -> String {
 struct Ran {
     /// `true` if its script ended well.
     good: bool,
-    /// What it has printed.
+    /// Its output.
     lines: Vec<String>,
 }
 

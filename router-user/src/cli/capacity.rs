@@ -62,7 +62,7 @@ pub(super) async fn run(
     Ok(if ok { Answer::Good } else { Answer::Bad })
 }
 
-/// What a daemon says.
+/// Reports of the daemon, as the API gives them.
 struct Answers {
     status: Status,
     rules: Vec<Rule>,

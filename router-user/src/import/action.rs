@@ -1,4 +1,4 @@
-//! What a rule does with its packets.
+//! The action of a rule of iptables.
 
 use std::{net::Ipv4Addr, ops::RangeInclusive};
 
@@ -28,7 +28,7 @@ pub(super) struct Source {
     pub(super) ports: Option<RangeInclusive<u16>>,
 }
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Action {
     To(Destination),

@@ -1,4 +1,4 @@
-//! What a rule matches.
+//! The conditions of a rule of iptables: the packets that it matches.
 
 use std::ops::RangeInclusive;
 

@@ -38,9 +38,9 @@ pub struct Import {
     pub config: Option<String>,
     /// The number of its rules.
     pub rules: usize,
-    /// What the configuration does not say, in the order of the lines.
+    /// Rules that the configuration does not say, in the order of the lines.
     pub left_out: Vec<Remark>,
-    /// What it says otherwise, and what to look at, in the order of the lines.
+    /// Rules that it says otherwise, and things to look at, in the order of the lines.
     pub remarks: Vec<Remark>,
 }
 

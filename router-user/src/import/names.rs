@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::Protocol;
 
-/// What the interface of a machine in Azure is called.
+/// The name of the interface of a machine in Azure.
 const USUAL: &str = "eth0";
 /// The longest name of a rule.
 const LONGEST: usize = router_common::maps::rules::NAME_LENGTH;
@@ -93,7 +93,7 @@ impl Names {
     }
 }
 
-/// What is left of a comment that may stand in a rule's name.
+/// Returns the part of a comment that may stand in a rule's name.
 fn tidy(comment: &str) -> String {
     let mut name = String::new();
     for character in comment.to_ascii_lowercase().chars() {

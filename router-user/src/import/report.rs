@@ -1,4 +1,4 @@
-//! What could not be translated, and what to look at.
+//! The report: rules that could not be translated, and things to look at.
 
 use super::{
     action::{self, Action},

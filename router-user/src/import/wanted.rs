@@ -1,8 +1,8 @@
-//! What the rules do not say.
+//! Settings that a configuration needs and the rules do not say.
 
 use ipnet::Ipv4Net;
 
-/// What the rules do not say and the configuration needs.
+/// Settings that the configuration needs and the rules do not say.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// The interface that faces the Private Link Service; `None` for what the rules name.

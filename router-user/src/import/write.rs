@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{Protocol, defaults};
 
-/// What is to be written.
+/// The parts of the configuration that is to be written.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     /// Where the rules come from, for people.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What this router can carry, and how much of it is in use.
+/// The limits of this router, and how much of them is in use.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Capacity {
     /// The configuration file.
@@ -29,7 +29,7 @@ pub struct CapacityLimit {
     pub subject: String,
     /// The limit; `null` if it is not known.
     pub limit: Option<u64>,
-    /// What is counted: `sessions`, `sessions/s`, `packets/s` or `bit/s`.
+    /// The unit of the numbers: `sessions`, `sessions/s`, `packets/s` or `bit/s`.
     pub unit: String,
     /// The present use; `null` if it is not measured.
     pub now: Option<u64>,
@@ -40,6 +40,6 @@ pub struct CapacityLimit {
     pub basis: String,
     /// How the limit comes about, in words.
     pub why: String,
-    /// What to do when it is near, in words.
+    /// The remedy when the limit is near, in words.
     pub fix: String,
 }

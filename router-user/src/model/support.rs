@@ -11,9 +11,9 @@ pub struct SupportBundle {
     pub bytes: u64,
     /// `false` if addresses and names of machines were replaced.
     pub addresses: bool,
-    /// What is in it.
+    /// The files in it.
     pub contents: Vec<SupportFile>,
-    /// What could not be had.
+    /// The parts that could not be had.
     pub missing: Vec<SupportMissing>,
 }
 
@@ -24,7 +24,7 @@ pub struct SupportFile {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// What it is, in words.
+    /// Its content, in words.
     pub what: String,
 }
 

@@ -12,7 +12,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::{Gathered, Missing, Part};
 
-/// What says first what is in it.
+/// The file that comes first and lists the others.
 const CONTENTS: &str = "CONTENTS.txt";
 
 /// Packs everything below a directory of this name.

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest text of a part. Of a longer one, the end is kept: that is the latest of a log.
 const LARGEST: usize = 4 << 20;
 
-/// Where to look.
+/// The places to look at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) config: &'a Path,
@@ -71,7 +71,7 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ("audit.json", "/v1/audit", "`pls-router check --live -o json`"),
 ];
 
-/// What other programs say of the machine.
+/// Programs that tell about the machine: the file, its content, and the command.
 const COMMANDS: &[(&str, &str, &[&str])] = &[
     ("machine/uname.txt", "the kernel", &["uname", "-a"]),
     ("machine/links.txt", "interfaces, their MTU and programs", &["ip", "-d", "-s", "link"]),
@@ -95,7 +95,7 @@ const COMMANDS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// What an interface says of itself.
+/// Reports of `ethtool` on an interface: the file, the option, and the content.
 const OF_INTERFACE: &[(&str, &str, &str)] = &[
     ("driver", "-i", "driver"),
     ("offloads", "-k", "offloads"),
@@ -106,7 +106,7 @@ const OF_INTERFACE: &[(&str, &str, &str)] = &[
 
 const JOURNAL: &[&str] =
     &["journalctl", "-u", "pls-router", "-n", "5000", "-o", "short-iso", "--no-hostname", "--no-pager"];
-/// What log lines about the probe's answer have.
+/// The words of log lines about the probe's answer.
 const ANSWERED: &str = "the probe answers";
 
 /// Gathers everything. Takes as long as the slowest answers, and changes nothing.

@@ -20,7 +20,7 @@ use pseudonyms::Pseudonyms;
 pub(crate) struct Part {
     /// Its name in the archive.
     pub(crate) name: String,
-    /// What it is, for people.
+    /// Its content, in words for people.
     pub(crate) what: &'static str,
     pub(crate) text: String,
 }

@@ -13,7 +13,8 @@
 //! use lab::{Lab, Nics, Options, Router, helper::Helper, machine::{Image, Machine, Seed}};
 //!
 //! let helper = Helper::new("target/debug/lab");
-//! let options = Options { start_router: false, ..Options::new(Nics::Two, Router::Machine, helper) };
+//! let options = Options::new(Nics::Two, Router::Machine, helper);
+//! let options = Options { start_router: false, ..options };
 //! let lab = Lab::up(options)?;
 //! let image = Image::find()?;
 //! let mut machine = Machine::boot(&lab, &image, &Seed::default())?;

@@ -1,4 +1,4 @@
-//! What is known of a machine before anything is changed there, and what keeps a deploy from it.
+//! Facts of a machine before anything is changed there, and the obstacles to a deploy among them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,7 @@ pub(super) fn suits(host: &str, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// How a file on a machine compares with the one to install.
+/// The difference between a file on a machine and the one to install.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Change {
     /// None is there.
@@ -111,7 +111,7 @@ pub(super) struct Facts {
     busy: bool,
     unfinished: Option<String>,
     rooms: Vec<Room>,
-    /// What the installed binary says of its version.
+    /// The version of the installed binary, as it says itself.
     pub(super) installed: Option<String>,
     pub(super) healthy: bool,
     pub(super) draining: bool,

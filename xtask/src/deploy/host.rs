@@ -22,7 +22,7 @@ const BINARY_PATH: &str = "/usr/bin/pls-router";
 /// version back.
 const PUT_BACK: Duration = Duration::from_secs(120);
 
-/// How much is told of a look at a machine.
+/// The amount of words about a look at a machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Detail {
     /// All that the check says, and what changes in the configuration.
@@ -33,7 +33,7 @@ pub(super) enum Detail {
     Nothing,
 }
 
-/// What holds for all machines of a deploy.
+/// The parts of a deploy that are the same for all machines.
 #[derive(Debug)]
 pub(super) struct Order<'a> {
     pub(super) ssh: &'a Ssh,
@@ -74,7 +74,7 @@ impl Prepared {
         self.facts.is_done() && !order.restart
     }
 
-    /// What the binary to install says of its version.
+    /// The version of the binary to install, as it says itself.
     pub(super) fn version(&self) -> &str {
         &self.version
     }

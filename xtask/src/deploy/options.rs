@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::inventory;
 
-/// What is to be done with the hosts.
+/// The task: one for all hosts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Action {
     /// Install or upgrade.
@@ -45,7 +45,7 @@ pub(super) struct Options {
     pub(super) hosts: Vec<String>,
     pub(super) inventory: Option<PathBuf>,
     pub(super) config: Option<PathBuf>,
-    /// What to install instead of building it: binaries and packages.
+    /// Binaries and packages to install instead of building them.
     pub(super) artifacts: Vec<PathBuf>,
     pub(super) ssh_config: Option<PathBuf>,
     /// The time in which the probe has to answer 200.

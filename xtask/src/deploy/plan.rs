@@ -1,4 +1,4 @@
-//! What a deploy would change on a machine, in words.
+//! The changes that a deploy would make on a machine, in words.
 
 use std::time::Duration;
 

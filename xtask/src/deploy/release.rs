@@ -1,4 +1,5 @@
-//! What a deploy installs: a package or a binary for each kind of machine, and the units.
+//! The release that a deploy installs: a package or a binary for each kind of machine, and the
+//! units.
 
 use std::path::{Path, PathBuf};
 
@@ -102,7 +103,7 @@ impl Release {
         self.artifacts.iter().map(Artifact::room).max().unwrap_or_default()
     }
 
-    /// What a machine gets: a package where there is dpkg, so that apt knows of it.
+    /// Returns the file for a machine: a package where there is dpkg, so that apt knows of it.
     pub(super) fn choose(&self, host: &str, machine: &Machine) -> Result<&Artifact> {
         let fits = |kind| {
             let fits =

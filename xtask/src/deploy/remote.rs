@@ -30,7 +30,7 @@ impl Output {
     }
 }
 
-/// What a machine says of itself when it is reached.
+/// The first answer of a machine, about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Machine {
     pub(super) user: String,

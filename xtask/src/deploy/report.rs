@@ -1,4 +1,4 @@
-//! What a deploy tells while it runs. Plain lines, as several hosts may talk at the same time.
+//! Progress of a deploy. Plain lines, as several hosts may talk at the same time.
 
 use std::time::{Duration, Instant};
 

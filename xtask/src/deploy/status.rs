@@ -7,7 +7,7 @@ use super::remote::Remote;
 use super::scripts;
 use super::ssh::Ssh;
 
-/// What is known of a host.
+/// The state of a host, as far as it is known.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct HostStatus {
     host: String,
@@ -25,7 +25,7 @@ pub(super) struct HostStatus {
     unfinished: Option<String>,
     active: String,
     enabled: String,
-    /// What `pls-router status -o json` says.
+    /// The output of `pls-router status -o json`.
     status: Option<Value>,
 }
 
@@ -107,7 +107,7 @@ impl HostStatus {
         }
     }
 
-    /// What a person has to know beyond the table.
+    /// Returns the remarks that a person needs beside the table.
     fn remarks(&self) -> Vec<String> {
         let mut remarks: Vec<String> = self.error.iter().cloned().collect();
         if let Some(unfinished) = &self.unfinished {

@@ -14,7 +14,7 @@ use super::source::{self, Source};
 use super::tree::{FILE, PROGRAM, Tree, read};
 use crate::{system, workspace};
 
-/// Who to write to.
+/// The address for mail about the package.
 const MAINTAINER: &str = "The pls-router contributors <pls-router@example.org>";
 
 /// The directory for documents in a package.

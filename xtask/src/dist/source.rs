@@ -1,4 +1,4 @@
-//! What is packaged: which commit, of when, and what its version is.
+//! The source that is packaged: its commit, time and version.
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
@@ -75,7 +75,7 @@ fn require_valid(version: &str) -> Result<()> {
     Ok(())
 }
 
-/// What git says in the repository, if it is there and succeeds.
+/// Returns the output of git in the repository, if it is there and succeeds.
 fn git<S: AsRef<OsStr>>(arguments: &[S]) -> Option<String> {
     let mut command = Command::new("git");
     command.args(arguments).current_dir(workspace::root()).stderr(Stdio::null());

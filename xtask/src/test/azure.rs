@@ -19,7 +19,7 @@ use crate::{system, workspace};
 /// The Python packages, each with the checksums of its files.
 const REQUIREMENTS: &str = "deploy/azure/tests/offline/requirements.txt";
 
-/// What pip prints if a file is another one than the one that was pinned.
+/// The words of pip if a file is another one than the one that was pinned.
 const OTHER_FILE: &str = "DO NOT MATCH THE HASHES";
 
 /// Why the checks cannot be made.

@@ -19,10 +19,10 @@ const COLUMNS: &[(&str, &str)] = &[
     ("packets", "Random packets"),
 ];
 
-/// What the machine does.
+/// The script that the machine runs.
 const SCRIPT: &str = include_str!("table.sh");
 
-/// What begins a line that has an answer.
+/// The beginning of a line that has an answer.
 const ANSWER: &str = "vm: answer ";
 
 /// Boots each kernel, and prints the table.

@@ -49,7 +49,7 @@ struct Probe {
     last: Vec<String>,
     /// The words for a drain, while there is one.
     drains: Option<String>,
-    /// What is wrong with the attachment of the programs, in words for the operator.
+    /// Faults of the attachment of the programs, in words for the operator.
     unattached: Vec<String>,
 }
 
@@ -69,8 +69,8 @@ pub(crate) struct ProbeView {
     pub(crate) drains: Option<String>,
     /// The number of changes since the daemon started.
     pub(crate) changes: u64,
-    /// What is wrong with the attachment of the programs, in words for the operator: why this
-    /// router is not live. Empty if it is. Nothing has to last, and no order counts.
+    /// Faults of the attachment of the programs, in words for the operator: why this router is not
+    /// live. Empty if it is. Nothing has to last, and no order counts.
     pub(crate) unattached: Vec<String>,
 }
 

@@ -132,9 +132,9 @@ pub(crate) struct Access {
 /// The question that a path asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Question {
-    /// Whether this router forwards.
+    /// Does this router forward?
     Forwards,
-    /// Whether the daemon runs and its programs are attached.
+    /// Does the daemon run, and are its programs attached?
     Live,
 }
 
