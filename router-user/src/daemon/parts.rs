@@ -1,6 +1,6 @@
 //! Puts the daemon's parts together: gives each what it needs, and nothing else.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{fs::File, path::Path, sync::Arc, time::Instant};
 
 use anyhow::Result;
 use tokio::sync::Notify;
@@ -140,6 +140,13 @@ impl Parts {
         };
         changes.report();
         Ok(())
+    }
+
+    /// Moves the pins to another directory. Returns the lock on that.
+    pub(super) fn move_pins(&self, root: &Path) -> Result<File> {
+        let mut attachments = self.state.attachments.lock();
+        let attached = attachments.attached.iter_mut().map(|attached| &mut attached.attachment);
+        self.plane.lock().move_pins(root, attached)
     }
 
     pub(super) fn next_hops(&self) -> next_hops::Access {

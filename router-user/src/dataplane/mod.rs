@@ -21,6 +21,7 @@ mod pins;
 mod pools;
 mod predecessors;
 mod prepared;
+mod relocation;
 mod removal;
 mod replay;
 mod reserved_ports;

@@ -153,6 +153,12 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes the directory of all layouts if it is empty. Other layouts' pins, or the mount point
+    /// itself, may keep it.
+    pub(super) fn discard_root(&self) {
+        let _ = fs::remove_dir(&self.root);
+    }
+
     pub(super) fn discard_contents(&self) -> Result<()> {
         for directory in [self.links(), self.directory.clone()] {
             for path in entries(&directory)?.into_iter().filter(|path| !path.is_dir()) {
@@ -226,7 +232,7 @@ impl Pins {
     }
 
     /// Returns the directory of all layouts.
-    pub(super) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
@@ -313,6 +319,12 @@ impl Pins {
     pub(super) fn keep_stages(&self, new: &Path) -> Result<()> {
         let stages = self.stages();
         fs::rename(new, &stages).with_context(|| format!("cannot rename a pin to {}", stages.display()))
+    }
+
+    /// Pins an object that is pinned at `from` at `to` as well.
+    pub(super) fn pin_again(from: &Path, to: &Path) -> Result<()> {
+        let object = bpf::open_pin(from).with_context(|| format!("cannot open {}", from.display()))?;
+        bpf::pin(object.as_fd(), to).with_context(|| format!("cannot pin {}", to.display()))
     }
 
     /// Returns the interfaces that links are pinned for.

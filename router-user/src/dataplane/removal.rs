@@ -100,8 +100,7 @@ impl Pins {
         if self.directory().exists() {
             fs::remove_dir(self.directory()).with_context(|| failed(self.directory()))?;
         }
-        // Other layouts' pins, or the mount point itself, may keep it.
-        let _ = fs::remove_dir(self.root());
+        self.discard_root();
         Ok(interfaces)
     }
 }

@@ -6,7 +6,7 @@
 //! everything else is its own. It takes the place by one write to `ROOT`; before that, nothing has
 //! changed for the programs in force, and there is nothing to give back if the start fails.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::MapData;
@@ -24,7 +24,7 @@ use super::{
     rules::RuleTable,
     settings::SettingsTable,
 };
-use crate::sys::{bpf, xdp::Mode};
+use crate::sys::xdp::Mode;
 
 /// The maps that a successor of the same layout uses on. All others are about its own sessions and
 /// rules.
@@ -83,7 +83,7 @@ impl Succession {
     pub(super) fn share_with(&self, ours: &Pins) -> Result<()> {
         let names: &[&str] = if self.is_same_layout { &SHARED } else { &[ROOT] };
         for name in names {
-            again(&self.before.map(name), &ours.map(name))?;
+            Pins::pin_again(&self.before.map(name), &ours.map(name))?;
         }
         for path in entries(&self.before.links())? {
             let Some(name) = path.file_name() else { continue };
@@ -91,11 +91,11 @@ impl Succession {
             let is_root = Mode::ALL.iter().any(|mode| mode.as_str() == kind);
             // This machine's own traffic is seen by both, until one of them goes.
             if is_root || own_traffic::is_filter(&kind) {
-                again(&path, &ours.links().join(name))?;
+                Pins::pin_again(&path, &ours.links().join(name))?;
             }
             let program = self.before.root_program(&interface);
             if is_root && program.exists() {
-                again(&program, &ours.root_program(&interface))?;
+                Pins::pin_again(&program, &ours.root_program(&interface))?;
             }
         }
         Ok(())
@@ -161,12 +161,6 @@ pub(super) fn finish(own: &Pins, flows: &FlowTable) {
     {
         warn!("cannot remove {}: {error:#}", next.directory().display());
     }
-}
-
-/// Pins an object that is pinned at `from` at `to` as well.
-fn again(from: &Path, to: &Path) -> Result<()> {
-    let object = bpf::open_pin(from).with_context(|| format!("cannot open {}", from.display()))?;
-    bpf::pin(object.as_fd(), to).with_context(|| format!("cannot pin {}", to.display()))
 }
 
 /// Returns `true` if the table pinned here is the one for this number of sessions.

@@ -13,7 +13,7 @@ pub use facts::{
     Privileges, Process, Refused, Service, SocketAccess, Ssh, SshSession, Way,
 };
 pub use finding::{Finding, Id};
-pub use gather::inspect;
+pub use gather::{inspect, inspect_beside};
 pub use judge::{Access, access, findings};
 
 pub use crate::config::Severity;

@@ -26,7 +26,10 @@ use lab::{
 use nix::sys::signal::Signal;
 use router_user::model::{Audit, ChangeKind, CheckFinding, Drain, Flow, Reload, Rule};
 
-use crate::common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule};
+use crate::{
+    common::{ECHO, LIMIT, check, counters, helper, only_pls_router, reason, router, rule},
+    lifecycle::attached,
+};
 
 lab_tests! {
     any: [],
@@ -42,7 +45,7 @@ lab_tests! {
         listeners_move_under_their_clients,
         programs_and_sizes_change,
         a_drain_goes_on,
-        other_pins_are_refused,
+        the_pins_move,
         reloads_that_overlap_follow_on_each_other,
         sessions_are_old_after_a_restart_too,
     ],
@@ -584,20 +587,75 @@ fn a_drain_goes_on(lab: &mut Lab) {
     check(lab.wait_in_service(LIMIT));
 }
 
-/// Programs and sessions are where the pins are.
-fn other_pins_are_refused(lab: &mut Lab) {
+/// The next daemon finds sessions and programs where the pins are, and nothing is left elsewhere.
+fn the_pins_move(lab: &mut Lab) {
+    let _second = second_target(lab);
     let mut tcp = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], DIRECT, LIMIT));
     check(tcp.echo(b"before", LIMIT));
     let path = lab.state().path("config.toml");
-    let text = lab.configuration(&moved(lab));
-    check(fs::write(&path, text.replacen("bpf/pls-router", "bpf/other", 1)).map_err(Into::into));
-    let bad = refused(lab);
-    assert!(bad.problem.contains("admin.pins") && bad.problem.contains("fix: "), "{bad:#?}");
-    assert_eq!((bad.rules.len(), bad.keys.len()), (1, 1), "{bad:#?}");
+    let [here, there] = ["bpf/pls-router", "bpf/other"].map(|root| lab.state().path(root));
+    let text = lab.configuration(&moved(lab)).replacen("bpf/pls-router", "bpf/other", 1);
+    let write = |text: &str| check(fs::write(&path, text).map_err(Into::into));
+    let before = pinned(&here);
+    let program = attached(lab, "eth0");
+
+    // With what cannot be had: all is as before.
+    let taken =
+        check(lab.hosts.router.inside(|| TcpListener::bind("127.0.0.1:9191")).and_then(|socket| Ok(socket?)));
+    write(&text.replacen("127.0.0.1:9090", "127.0.0.1:9191", 1));
+    refused(lab);
+    drop(taken);
+    assert_eq!((pinned(&here), there.exists()), (before.clone(), false));
+
+    write(&text);
+    let changed = reload(lab, &[]);
+    assert_eq!((changed.rules.len(), changed.keys.len()), (1, 1), "{changed:#?}");
+    assert_eq!((changed.keys[0].key.as_str(), changed.old_sessions), ("admin.pins", 1));
+    assert_eq!((pinned(&there), here.exists()), (before.clone(), false));
+    assert_eq!(attached(lab, "eth0"), program, "the program was taken off meanwhile");
     check(tcp.echo(b"after", LIMIT));
     let mut new = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[1], DIRECT, LIMIT));
     check(new.echo(b"new", LIMIT));
-    assert!(flows(lab, "echo-tcp").iter().all(|flow| flow.target.ip() == IpAddr::V4(TOOLS)));
+    assert!(check(lab.pls_router_status()).healthy);
+
+    // The next daemon, and the next place together with programs and tables of another kind.
+    check(lab.stop_router(Signal::SIGKILL));
+    check(tcp.echo(b"without a daemon", LIMIT));
+    let command = check(lab.pls_router_command(&["run"], &path));
+    lab.set_router(check(Process::spawn(lab.state(), "pls-router", command)));
+    // A start loads programs, and the machine may be busy.
+    check(lab.wait_in_service(LIMIT * 6));
+    check(tcp.echo(b"found", LIMIT));
+    let other = text
+        .replacen("bpf/other", "bpf/third", 1)
+        .replacen("flows = 65536", "flows = 32768", 1)
+        .replacen("\"native\"", "\"generic\"", 1);
+    write(&other);
+    assert_eq!(reload(lab, &[]).keys.len(), 3);
+    check(tcp.echo(b"at last", LIMIT));
+    check(new.echo(b"at last", LIMIT));
+    assert!(!there.exists(), "{:?}", pinned(&there));
+    let detached = check(lab.pls_router(&["detach", "--force"]));
+    assert!(detached.status.success() && attached(lab, "eth0").is_none(), "{detached:?}");
+    assert!(!lab.state().path("bpf/third").exists());
+}
+
+/// Returns everything that is pinned below a directory, by name.
+fn pinned(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                found.extend(path.strip_prefix(root).map(|path| path.display().to_string()));
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// The second one is asked for while the first one makes another instance, and takes it back.

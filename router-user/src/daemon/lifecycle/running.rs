@@ -146,11 +146,27 @@ impl Running {
         Ok(false)
     }
 
-    /// Prepares an instance with another configuration beside the one that runs.
+    /// Prepares an instance with another configuration beside the one that runs, whose pins move to
+    /// where that configuration has them.
     ///
     /// # Errors
     /// Returns an error if it cannot be prepared. Nothing has changed then.
     pub(crate) async fn prepare(
+        &mut self,
+        common: &Common,
+        config: Config,
+        loading: &Loading,
+    ) -> Result<(Candidate, Listeners)> {
+        self.move_pins(&config.admin.pins)?;
+        let prepared = self.prepare_here(common, config, loading).await;
+        if prepared.is_err() {
+            self.move_pins_back();
+        }
+        prepared
+    }
+
+    /// Prepares an instance whose pins are where those of the one that runs are.
+    async fn prepare_here(
         &self,
         common: &Common,
         config: Config,
@@ -191,8 +207,28 @@ impl Running {
                 drain::forget(listeners.api(), self.listeners.api());
                 let followed = self.instance.resume(pause).await?;
                 self.services = self.instance.serve(followed, &self.listeners)?;
+                self.move_pins_back();
                 Ok(Err(error))
             }
+        }
+    }
+
+    /// Moves the pins, unless they are there already.
+    fn move_pins(&mut self, root: &Path) -> Result<()> {
+        if self.pins.root() == root {
+            return Ok(());
+        }
+        let lock = self.instance.parts.move_pins(root).context("cannot change admin.pins")?;
+        info!(from = %self.pins.root().display(), to = %root.display(), "moved the pins");
+        (self.pins, self.lock) = (Pins::at(root), Some(lock));
+        Ok(())
+    }
+
+    /// Moves the pins back to where the configuration in force has them.
+    fn move_pins_back(&mut self) {
+        let config = self.instance.parts.state.config.get();
+        if let Err(error) = self.move_pins(&config.admin.pins) {
+            warn!("the pins stay at {}: {error:#}", self.pins.root().display());
         }
     }
 

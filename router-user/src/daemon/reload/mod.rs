@@ -158,14 +158,7 @@ impl Reloader {
         let difference = difference(&now, &wanted);
         reload.changed = !difference.is_empty();
         (reload.rules, reload.keys) = (difference.rules, difference.keys);
-        if now.admin.pins != wanted.admin.pins {
-            return Err(Refusal::of(
-                "admin.pins cannot change while the router runs, because its programs and sessions are there\n  fix: \
-                 leave it; or, when sessions may be lost: systemctl stop pls-router, pls-router detach, change it, \
-                 systemctl start pls-router",
-            ));
-        }
-        self.check(&wanted, reload).await?;
+        self.check(&wanted, &now, reload).await?;
         reload.findings.extend(disturbances(&now.interfaces, &wanted.interfaces));
 
         let all = {
@@ -246,9 +239,9 @@ impl Reloader {
         }
     }
 
-    /// Looks at the machine.
-    async fn check(&self, config: &Config, reload: &mut Reload) -> Result<(), Refusal> {
-        let facts = preflight::inspect(config).await;
+    /// Looks at the machine, where another configuration is in force.
+    async fn check(&self, config: &Config, now: &Config, reload: &mut Reload) -> Result<(), Refusal> {
+        let facts = preflight::inspect_beside(config, &now.admin.pins).await;
         let found = preflight::findings(config, &facts);
         let has_errors = found.iter().any(|finding| finding.severity == Severity::Error);
         reload.findings.extend(found.iter().map(findings::of_machine));

@@ -27,7 +27,12 @@ const SSH_SERVERS: &[&str] = &["sshd", "dropbear"];
 
 /// Looks at the machine, with an eye on what `config` wants of it. Changes nothing.
 pub async fn inspect(config: &Config) -> Facts {
-    let interfaces = netlink::interfaces(config).await.map_err(|error| error.to_string());
+    inspect_beside(config, &config.admin.pins).await
+}
+
+/// Looks at the machine as [`inspect`] does, while the router's pins are below `pins`.
+pub async fn inspect_beside(config: &Config, pins: &Path) -> Facts {
+    let interfaces = netlink::interfaces(config, pins).await.map_err(|error| error.to_string());
     let ports = [config.health.listen.port(), config.admin.listen.port()];
     Facts {
         privileges: privileges(),
@@ -37,7 +42,7 @@ pub async fn inspect(config: &Config) -> Facts {
         ssh: Ssh { ports: sockets::ports_of(SSH_SERVERS), session: session::session() },
         ipv6: Ipv6 { interfaces: proc_net::ipv6_interfaces(), services: sockets::ipv6_services() },
         traffic_control: traffic_control(),
-        own_ports: Some(own_ports(&config.admin.pins)),
+        own_ports: Some(own_ports(pins)),
         ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
         policy_rules: routes::policy_rules().await.ok(),
         ways: routes::ways(config).await.unwrap_or_default(),

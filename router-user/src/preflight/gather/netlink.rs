@@ -6,6 +6,7 @@
 )]
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::AddressMessage;
@@ -20,8 +21,9 @@ use crate::sys::addresses::Addresses;
 use crate::sys::netlink::{link_mac, link_master, link_name};
 use crate::sys::xdp::Mode;
 
-/// All interfaces of this network namespace; with details for those that `config` names.
-pub(super) async fn interfaces(config: &Config) -> anyhow::Result<Vec<Interface>> {
+/// All interfaces of this network namespace; with details for those that `config` names. The
+/// router's pins are below `pins`.
+pub(super) async fn interfaces(config: &Config, pins: &Path) -> anyhow::Result<Vec<Interface>> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
@@ -65,7 +67,7 @@ pub(super) async fn interfaces(config: &Config) -> anyhow::Result<Vec<Interface>
         interfaces.push(interface);
     }
     let ids: Vec<u32> = attached.iter().map(|(_, id, _)| *id).collect();
-    let mut details = programs::details(&ids, &config.admin.pins);
+    let mut details = programs::details(&ids, pins);
     for (place, id, mode) in attached {
         if let (Some(interface), Some(program)) = (interfaces.get_mut(place), details.remove(&id)) {
             interface.programs.push(program.attached(id, mode));
