@@ -15,7 +15,11 @@ use anyhow::{Context as _, Result};
 use tokio::{task::JoinSet, time::sleep};
 use tracing::{debug, info, warn};
 
-use super::{listeners::Listeners, loading::Loading, succession};
+use super::{
+    listeners::{Listeners, Served},
+    loading::Loading,
+    succession,
+};
 use crate::{
     config::Config,
     daemon::{
@@ -40,7 +44,7 @@ use crate::{
         serve::{api, metrics, probe},
         sessions::sweep,
         sync::Stopped,
-        upkeep::Upkeep,
+        upkeep::{Notices, Upkeep},
     },
     dataplane::{self, LoadOptions, Mode, Pins, Prepared},
     port_plan,
@@ -200,6 +204,23 @@ pub(crate) struct Instance {
     _logs: JoinSet<Result<()>>,
 }
 
+/// What services need and this process may not get. It is there before an instance comes into
+/// force, so that nothing is left that could fail then.
+pub(crate) struct Equipment {
+    sockets: Served,
+    notices: Notices,
+}
+
+impl Equipment {
+    /// Gets it.
+    ///
+    /// # Errors
+    /// Returns an error if the process lacks descriptors or memory.
+    pub(crate) fn get(listeners: &Listeners) -> Result<Self> {
+        Ok(Self { sockets: listeners.serve()?, notices: Notices::open()? })
+    }
+}
+
 /// The tasks that keep an instance true and answer for it.
 pub(crate) type Services = JoinSet<Result<()>>;
 
@@ -217,16 +238,13 @@ impl Pause {
 
 impl Instance {
     /// Starts the services.
-    ///
-    /// # Errors
-    /// Returns an error if the process lacks descriptors.
-    pub(crate) fn serve(&self, followed: Followed, listeners: &Listeners) -> Result<Services> {
+    pub(crate) fn serve(&self, followed: Followed, equipment: Equipment) -> Services {
         let Self { parts, name_service, kernel, punts, router, .. } = self;
         let Parts { state, plane, punts: tally, .. } = parts;
         let config = state.config.get();
         let Followed { changes, topology, is_adopted } = followed;
-        let upkeep = Upkeep::of(&config, &plane.lock())?;
-        let sockets = listeners.serve()?;
+        let Equipment { sockets, notices } = equipment;
+        let upkeep = Upkeep::new(&config, &plane.lock(), notices);
         let (router, tally, kernel) = (router.clone(), tally.clone(), kernel.clone());
 
         let mut tasks = JoinSet::new();
@@ -249,7 +267,7 @@ impl Instance {
         tasks.spawn(async move { probe::serve(&config, probe, sockets.probe).await });
         tasks.spawn(metrics::serve(parts.reports(), sockets.admin));
         tasks.spawn(api::serve(parts.api(reloader), sockets.api));
-        Ok(tasks)
+        tasks
     }
 
     /// Ends the services, and returns when none of them writes to the data plane any more. The data
@@ -261,22 +279,24 @@ impl Instance {
     }
 
     /// Has packets reach this instance's programs again, after another one was to take its place
-    /// and has failed.
+    /// and has failed, and starts the services.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses.
-    pub(crate) async fn resume(&self, pause: Pause) -> Result<Followed> {
+    pub(crate) async fn resume(&self, pause: Pause, listeners: &Listeners) -> Result<Services> {
         // First, since the other one's programs may go with it.
         until_it_works("take the data plane back", async || self.parts.take_back()).await?;
         drop(pause);
-        until_it_works("follow the kernel again", async || {
+        let followed = until_it_works("follow the kernel again", async || {
             let changes = netlink::watch()?;
             let mut topology = Topology::read(&self.kernel).await?;
             next_hops::refresh(&self.parts.next_hops(), &self.kernel, &mut topology).await?;
             self.router.show_presence()?;
             Ok(Followed { changes, topology, is_adopted: true })
         })
-        .await
+        .await?;
+        let equipment = until_it_works("serve again", async || Equipment::get(listeners)).await?;
+        Ok(self.serve(followed, equipment))
     }
 }
 

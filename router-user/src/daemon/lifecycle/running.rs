@@ -141,8 +141,7 @@ impl Running {
         warn!(process, "the other daemon has failed, so this one goes on: {error:#}");
         drop(request);
         self.lock = Some(self.lock_again().await?);
-        let followed = self.instance.resume(pause).await?;
-        self.services = self.instance.serve(followed, &self.listeners)?;
+        self.services = self.instance.resume(pause, &self.listeners).await?;
         Ok(false)
     }
 
@@ -205,8 +204,7 @@ impl Running {
             Err(error) => {
                 listeners.remove_new();
                 drain::forget(listeners.api(), self.listeners.api());
-                let followed = self.instance.resume(pause).await?;
-                self.services = self.instance.serve(followed, &self.listeners)?;
+                self.services = self.instance.resume(pause, &self.listeners).await?;
                 self.move_pins_back();
                 Ok(Err(error))
             }

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{
     hand_over::{Paused, Predecessor},
-    instance::{Candidate, Instance, Services},
+    instance::{Candidate, Equipment, Instance, Services},
     listeners::{Inherited, Listeners, is_answered},
     loading::Loading,
 };
@@ -190,10 +190,11 @@ pub(crate) async fn activate(
     listeners: &Listeners,
     before: Option<&Instance>,
 ) -> Result<(Instance, Services)> {
+    let equipment = Equipment::get(listeners)?;
     let (instance, followed) = candidate.activate(lock).await?;
     if let Some(before) = before {
         instance.parts.inherit(&before.parts);
     }
-    let services = instance.serve(followed, listeners)?;
+    let services = instance.serve(followed, equipment);
     Ok((instance, services))
 }

@@ -21,10 +21,10 @@ use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
+pub(super) use self::notices::Notices;
 use self::{
     attachment::KeptAttachment,
     kept::{Kept, Look},
-    notices::Notices,
     pace::Pace,
     pins::KeptPins,
     record::Record,
@@ -48,8 +48,8 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Begins to listen for changes.
-    pub(super) fn of(config: &Config, plane: &Dataplane) -> Result<Self> {
+    /// Keeps what this configuration's data plane depends on.
+    pub(super) fn new(config: &Config, plane: &Dataplane, notices: Notices) -> Self {
         let mut kept: Vec<Box<dyn Kept>> = vec![Box::new(RouteLookups)];
         for (slot, name) in (0..).zip(config.interfaces.names()) {
             kept.push(Box::new(KeptAttachment::new(slot, name)));
@@ -58,7 +58,7 @@ impl Upkeep {
             kept.push(Box::new(KeptPins::new(pins)));
         }
         let kept = kept.into_iter().map(|kept| (kept, Pace::default())).collect();
-        Ok(Self { notices: Notices::open()?, kept })
+        Self { notices, kept }
     }
 
     /// Checks and repairs, periodically and on notices.
