@@ -20,7 +20,8 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -78,18 +79,24 @@ fn wait_until_healthy(lab: &Lab) -> Status {
     }))
 }
 
-/// The daemon stands still, and the kernel's messages to it are more than its sockets hold. What
-/// has changed meanwhile is in force once it goes on.
+/// The daemon stands still for a minute, and the kernel's messages to it are more than its sockets
+/// hold. What has changed meanwhile is in force once it goes on.
 #[test]
 fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     /// Far more than the messages of a netlink socket's buffer.
     const ROUTES: u32 = 4_000;
+    const STOPPED: Duration = Duration::from_secs(60);
     let mut lab = lab();
     let (mut tcp, udp) = sessions(&lab);
     let pid = check(lab.router()).pid();
     check(check(lab.router()).suspend());
+    let stopped = Instant::now();
     check(lab.wait_out_of_service(LIMIT * 2));
-    go_on(&mut tcp, &udp, b"stopped");
+    while stopped.elapsed() < STOPPED {
+        go_on(&mut tcp, &udp, b"stopped");
+        check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"opened", LIMIT));
+        thread::sleep(Duration::from_secs(1));
+    }
     // In and out again, so that what is missed is only that something was.
     for verb in ["add", "del"] {
         let routes: String = (0..ROUTES)
@@ -107,6 +114,7 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     assert_eq!(check(lab.router()).pid(), pid);
     let log = check(lab.router()).output();
     assert!(!log.contains("ERROR"), "{log}");
+    assert!(log.matches("not forwarding").count() <= 1, "{log}");
 }
 
 /// Exactly one of them runs, and the other says why it does not.
@@ -298,6 +306,104 @@ fn without_memory_the_data_plane_forwards() {
     check(lab.wait_in_service(RECOVERY));
     wait_until_healthy(&lab);
     go_on(&mut tcp, &udp, b"after");
+}
+
+/// A control group with a limit of memory, of either version of the kernel's interface. Dropping it
+/// removes it, which takes that its processes have ended or left.
+struct MemoryGroup {
+    directory: PathBuf,
+    usage: &'static str,
+    limit: &'static str,
+}
+
+impl MemoryGroup {
+    /// Makes one; skips the test where that is not possible.
+    fn make() -> Self {
+        const NAME: &str = "pls-router-memory";
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let places = mounts.lines().filter_map(|mount| {
+            let mut words = mount.split(' ').skip(1);
+            let (path, kind, options) = (words.next()?, words.next()?, words.next()?);
+            let root = Path::new(path);
+            let (usage, limit) = match kind {
+                "cgroup2" => {
+                    let controllers = fs::read_to_string(root.join("cgroup.controllers")).ok()?;
+                    controllers.split_whitespace().find(|name| *name == "memory")?;
+                    fs::write(root.join("cgroup.subtree_control"), "+memory").ok()?;
+                    ("memory.current", "memory.max")
+                }
+                "cgroup" => {
+                    options.split(',').find(|name| *name == "memory")?;
+                    ("memory.usage_in_bytes", "memory.limit_in_bytes")
+                }
+                _ => return None,
+            };
+            let directory = root.join(format!("{NAME}-{}", std::process::id()));
+            fs::create_dir(&directory).ok()?;
+            Some(Self { directory, usage, limit })
+        });
+        let mut usable = places.filter(|group| group.directory.join(group.limit).exists());
+        usable.next().unwrap_or_else(|| {
+            harness::skip("no control group with the controller `memory` can be made on this machine")
+        })
+    }
+
+    /// Moves a process here: what it takes from now on counts.
+    fn enter(&self, pid: u32) -> Result<()> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// Allows so many bytes more than it has.
+    fn allow_more(&self, bytes: u64) -> Result<()> {
+        let usage = fs::read_to_string(self.directory.join(self.usage)).context(self.usage)?;
+        self.write(self.limit, &(usage.trim().parse::<u64>()? + bytes).to_string())
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.directory.join(file);
+        fs::write(&path, text).with_context(|| format!("{}: {text}", path.display()))
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _gone = fs::remove_dir(&self.directory);
+    }
+}
+
+/// The control group of the daemon, as a service's, has no memory for what the daemon is told to
+/// take: that is refused, or the daemon is killed. What forwards goes on either way.
+#[test]
+fn what_a_control_group_has_no_memory_for_is_refused() {
+    /// Less than the new table takes, and more than the rest of a reload.
+    const ROOM: u64 = 128 << 20;
+    let mut lab = lab();
+    let group = MemoryGroup::make();
+    let (mut tcp, udp) = sessions(&lab);
+    check(group.enter(check(lab.router()).pid()));
+    check(group.allow_more(ROOM));
+    let path = lab.state().path("config.toml");
+    let text = lab.configuration(&lab.options.rules);
+    let large = text.replacen("flows = 65536", "flows = 2097152", 1);
+    assert_ne!(large, text);
+    check(fs::write(&path, &large).map_err(Into::into));
+    let output = check(lab.pls_router(&["reload"]));
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    go_on(&mut tcp, &udp, b"no memory");
+    check(fs::write(&path, &text).map_err(Into::into));
+    match check(check(lab.router()).ended()) {
+        None => assert!(said.contains("limits.flows") && said.contains("memory"), "{said}"),
+        Some(status) => {
+            assert!(!status.success(), "{status}");
+            check(lab.start_router());
+        }
+    }
+    check(lab.wait_in_service(RECOVERY));
+    assert_eq!(wait_until_healthy(&lab).flows.capacity, 65_536);
+    go_on(&mut tcp, &udp, b"after");
+    check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"new", LIMIT));
+    check(lab.stop_router(Signal::SIGTERM));
 }
 
 /// The power is gone in the middle of something: no program, no pin and no socket is left in the
