@@ -175,7 +175,7 @@ fn release(options: &Options, order: &Order<'_>, hosts: &[String]) -> Result<Rel
     }
     let mut files = Vec::new();
     for architecture in wanted {
-        let package = dist::package(&Wanted { architecture, binary: None, version: None })?;
+        let package = dist::package(&Wanted::release(architecture))?;
         files.extend([package.deb, package.binary]);
     }
     Release::of(&files)

@@ -3,6 +3,9 @@
 mod architecture;
 mod build;
 mod debian;
+mod dependencies;
+mod licences;
+mod records;
 mod source;
 mod tree;
 
@@ -27,15 +30,16 @@ pub(crate) const VERB: Verb = Verb {
 
 const HELP: &str = "\
 Builds pls-router as one static program, which needs no library of the machine that it runs on, and a Debian package
-with it, into target/dist.
+with it, into target/dist; and a list of its parts (SBOM, CycloneDX), a manifest and checksums.
 
-usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION]
+usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION] [--output FOLDER]
 
   --arch ARCH          for these machines: x86_64 or aarch64 (default: both)
   --binary FILE        package this pls-router instead of building one; what is shipped is not made so, but the
                        tests are quick
   --version VERSION    the package's version (default: the release's, or before a release
                        RELEASE~TIME.COMMIT, of the time of the commit)
+  --output FOLDER      write to this folder instead of target/dist
 
 The same source gives the same bytes: all files have the time of the commit (or SOURCE_DATE_EPOCH), and no name of
 a directory of this machine is in them.
@@ -49,6 +53,15 @@ pub(crate) struct Wanted {
     pub(crate) binary: Option<PathBuf>,
     /// This version, instead of that of the source.
     pub(crate) version: Option<String>,
+    /// Where to write it; usually [`folder`].
+    pub(crate) folder: PathBuf,
+}
+
+impl Wanted {
+    /// What is shipped to a kind of machine.
+    pub(crate) fn release(architecture: Architecture) -> Self {
+        Self { architecture, binary: None, version: None, folder: folder() }
+    }
 }
 
 /// A package that has been made.
@@ -60,6 +73,14 @@ pub(crate) struct Package {
     pub(crate) deb: PathBuf,
     /// The program inside.
     pub(crate) binary: PathBuf,
+    /// The list of its parts, in CycloneDX's format.
+    pub(crate) parts: PathBuf,
+}
+
+impl Package {
+    fn files(&self) -> [&PathBuf; 3] {
+        [&self.deb, &self.binary, &self.parts]
+    }
 }
 
 /// The directory of what is shipped.
@@ -76,14 +97,26 @@ pub(crate) fn package(wanted: &Wanted) -> Result<Package> {
         Some(binary) => (binary.clone(), build::quick_documents()?),
         None => (build::router(architecture)?, build::documents()?),
     };
-    let folder = folder();
+    let folder = &wanted.folder;
     let pages = folder.join("work/documents");
     write_documents(&documents, &pages)?;
-    let binary = folder.join(format!("pls-router-{}-{}", source.version, architecture.machine()));
+    let name = format!("pls-router-{}-{}", source.version, architecture.machine());
+    let binary = folder.join(&name);
     fs::copy(&built, &binary)
         .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
-    let deb = debian::package(architecture, &source, &binary, &pages, &folder, wanted.binary.is_some())?;
-    Ok(Package { architecture, version: source.version, deb, binary })
+    let dependencies = dependencies::of_router(architecture)?;
+    let parts = folder.join(name + ".cdx.json");
+    fs::write(&parts, records::bill_of_materials(&source, &dependencies)?)
+        .with_context(|| format!("cannot write {}", parts.display()))?;
+    let licences = licences::page(&dependencies)?;
+    let content = debian::Content {
+        router: &binary,
+        documents: &pages,
+        licences: &licences,
+        is_quick: wanted.binary.is_some(),
+    };
+    let deb = debian::package(architecture, &source, &content, folder)?;
+    Ok(Package { architecture, version: source.version, deb, binary, parts })
 }
 
 /// Writes manual pages and completions into `folder`, by the program that makes them.
@@ -95,26 +128,35 @@ fn write_documents(program: &Path, folder: &Path) -> Result<()> {
 }
 
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    for wanted in parse(arguments)? {
-        let Package { architecture, version, deb, binary } = package(&wanted)?;
-        println!("pls-router {version} for {}", architecture.machine());
-        for file in [deb, binary] {
+    let wanted = parse(arguments)?;
+    let packages = wanted.iter().map(package).collect::<Result<Vec<_>>>()?;
+    if let Some(Wanted { version, folder, .. }) = wanted.first() {
+        records::write(folder, &Source::look(version.as_deref())?, &packages)?;
+        println!("in {}:", folder.display());
+    }
+    for package in &packages {
+        println!("  {}, for {}:", package.version, package.architecture.machine());
+        for file in package.files() {
             let size = file.metadata().with_context(|| format!("cannot read {}", file.display()))?.len();
-            println!("  {:>5.1} MB  {}", size as f64 / 1e6, file.display());
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            println!("    {:>5.1} MB  {name}", size as f64 / 1e6);
         }
     }
+    println!("  manifest.json, SHA256SUMS");
     Ok(ExitCode::SUCCESS)
 }
 
 fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
     use lexopt::prelude::*;
     let (mut architectures, mut binary, mut version) = (Vec::new(), None, None);
+    let mut folder = folder();
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("arch") => architectures.push(parser.value()?.parse_with(architecture)?),
             Long("binary") => binary = Some(PathBuf::from(parser.value()?)),
             Long("version") => version = Some(parser.value()?.string()?),
+            Long("output") => folder = parser.value()?.into(),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
         }
     }
@@ -128,7 +170,12 @@ fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
     if architectures.is_empty() {
         architectures = Architecture::ALL.to_vec();
     }
-    let wanted = |architecture| Wanted { architecture, binary: binary.clone(), version: version.clone() };
+    let wanted = |architecture| Wanted {
+        architecture,
+        binary: binary.clone(),
+        version: version.clone(),
+        folder: folder.clone(),
+    };
     Ok(architectures.into_iter().map(wanted).collect())
 }
 

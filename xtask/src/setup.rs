@@ -81,7 +81,8 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
 /// Installs all system packages, and says which could not be had. Returns `true` if those for the
 /// lab are there: without the others a few tests are skipped, without these nearly all.
 fn install_packages() -> bool {
-    let shortfalls = packages::install(&[Use::Lab, Use::Deploy, Use::Bench, Use::Clients, Use::Fuzz]);
+    let shortfalls =
+        packages::install(&[Use::Lab, Use::Deploy, Use::Dist, Use::Bench, Use::Clients, Use::Fuzz]);
     if shortfalls.is_empty() {
         println!("system packages: all installed");
     } else {

@@ -51,6 +51,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       host      tests of pure code
       memory    shared memory: models of all interleavings, and the code under Miri
       bpf       the BPF programs on single packets (BPF_PROG_TEST_RUN); needs root
+      dist      the Debian package: what is in it, installing, upgrading and removing it
       net       the router in network namespaces, with real traffic; needs root
       fuzz      the fuzz targets
       vm        the BPF programs on random packets under older kernels, in a virtual machine
@@ -69,6 +70,7 @@ enum Group {
     Host,
     Memory,
     Bpf,
+    Dist,
     Net,
     Fuzz,
     Vm,
@@ -83,6 +85,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("host", Group::Host),
     ("memory", Group::Memory),
     ("bpf", Group::Bpf),
+    ("dist", Group::Dist),
     ("net", Group::Net),
     ("fuzz", Group::Fuzz),
     ("vm", Group::Vm),
@@ -205,6 +208,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             Group::Host => host(&mut report, &options),
             Group::Memory => memory::run(&mut report, options.filter.as_deref()),
             Group::Bpf => in_kernel(&mut report, &options, Group::Bpf, "bpf"),
+            Group::Dist => dist(&mut report, &options),
             Group::Net => in_kernel(&mut report, &options, Group::Net, "net"),
             Group::Fuzz => match prepared.obstacle(Use::Fuzz) {
                 Some(obstacle) => report.skip("fuzz", &obstacle),
@@ -243,6 +247,9 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
     if wants(&[Group::Net]) && system::is_root() {
         uses.extend([Use::Deploy, Use::Clients]);
     }
+    if wants(&[Group::Dist]) && system::is_root() {
+        uses.extend([Use::Dist, Use::Machine]);
+    }
     if wants(&[Group::Fuzz, Group::Clippy]) {
         uses.push(Use::Fuzz);
     }
@@ -261,6 +268,7 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
         Group::Azure,
         Group::Host,
         Group::Bpf,
+        Group::Dist,
         Group::Net,
         Group::Vm,
         Group::Soak,
@@ -365,6 +373,12 @@ fn host(report: &mut Report, options: &Options) {
         let mut command = test_command(package);
         libtest::run(report, &format!("{name}, examples"), command.arg("--doc"), options.filter.as_deref());
     }
+}
+
+/// The package. Its tests need more of a machine than a compiler, as those below do, but no kernel.
+fn dist(report: &mut Report, options: &Options) {
+    let mut command = test_command("xtask");
+    libtest::run(report, "dist", command.args(["--test", "dist"]), options.filter.as_deref());
 }
 
 /// The tests that need root and this kernel, by the package they are in.
@@ -508,6 +522,7 @@ fn group_of(package: &str, target: &str) -> Group {
     match (package, target) {
         ("router-user", "bpf_fuzz" | "datapath") => Group::Bpf,
         ("lab", vm::machine::TARGET) => Group::Vm,
+        ("xtask", "dist") => Group::Dist,
         ("lab", _) => Group::Net,
         _ => Group::Host,
     }
@@ -650,6 +665,7 @@ mod tests {
                 ("router-user", "config", Group::Host),
                 ("router-user", "datapath", Group::Bpf),
                 ("router-user", "guides", Group::Host),
+                ("xtask", "dist", Group::Dist),
                 ("xtask", "docs", Group::Host),
                 ("xtask", "setup", Group::Host),
             ]

@@ -14,6 +14,8 @@ pub enum Use {
     Lab,
     /// The tests of `cargo xtask deploy`.
     Deploy,
+    /// The tests of the packages that `cargo xtask dist` makes.
+    Dist,
     /// The bench, beside what the lab needs.
     Bench,
     /// The tests with programs that people run through a router: clients, and servers for them.
@@ -24,7 +26,8 @@ pub enum Use {
     Azure,
     /// Virtual machines with other kernels.
     Vm,
-    /// A virtual machine with a whole Debian, beside what the others and the lab need.
+    /// A whole Debian: in a virtual machine, beside what the others and the lab need, and in a
+    /// directory, to install packages in.
     Machine,
 }
 
@@ -53,7 +56,7 @@ pub struct Package {
 }
 
 use Sign::{File, Programs, Versioned};
-use Use::{Azure, Bench, Clients, Deploy, Fuzz, Lab, Machine, Vm};
+use Use::{Azure, Bench, Clients, Deploy, Dist, Fuzz, Lab, Machine, Vm};
 
 const fn package(name: &'static str, sign: Sign, usage: Use, why: &'static str) -> Package {
     Package { name, sign, usage, why }
@@ -91,6 +94,7 @@ pub const ALL: &[Package] = &[
     package("openssh-server", Programs(&["sshd"]), Deploy, "its other end, started in a namespace only"),
     package("sudo", Programs(&["sudo"]), Deploy, "`deploy` as a user who is not root"),
     package("socat", Programs(&["socat"]), Deploy, "hears that the service is ready"),
+    package("lintian", Programs(&["lintian"]), Dist, "Debian's own checks of a package"),
     package("iptables", Programs(&["iptables"]), Bench, "another NAT to compare with"),
     package("git", Programs(&["git"]), Clients, "git over HTTPS through the router, both ends"),
     package("lighttpd", Programs(&["lighttpd"]), Clients, "runs git's server behind nginx"),
@@ -125,7 +129,7 @@ pub const ALL: &[Package] = &[
     package("binutils", Programs(&["strip"]), Vm, "makes that smaller"),
     package("xz-utils", Programs(&["xz"]), Vm, "unpacks its kernel's modules"),
     package("util-linux", Programs(&["setpriv"]), Vm, "ends it when its caller is ended"),
-    package("mmdebstrap", Programs(&["mmdebstrap"]), Machine, "makes the machine's Debian"),
+    package("mmdebstrap", Programs(&["mmdebstrap"]), Machine, "makes that Debian"),
     package(
         "debian-archive-keyring",
         File("/usr/share/keyrings/debian-archive-keyring.gpg"),

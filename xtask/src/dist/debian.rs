@@ -32,32 +32,42 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// Files of the repository that go into the package as they are.
-const FILES: [(&str, &str, u32); 8] = [
+const FILES: [(&str, &str, u32); 9] = [
     ("deploy/debian/postinst", "DEBIAN/postinst", PROGRAM),
     ("deploy/debian/prerm", "DEBIAN/prerm", PROGRAM),
     ("deploy/debian/postrm", "DEBIAN/postrm", PROGRAM),
     ("deploy/debian/config.toml", CONFIG, FILE),
     ("deploy/pls-router.service", "usr/lib/systemd/system/pls-router.service", FILE),
     ("deploy/debian/pls-router.conf", "usr/lib/sysusers.d/pls-router.conf", FILE),
+    ("deploy/debian/lintian-overrides", "usr/share/lintian/overrides/pls-router", FILE),
     ("deploy/debian/copyright", "usr/share/doc/pls-router/copyright", FILE),
     ("deploy/config.toml", "usr/share/doc/pls-router/examples/config.toml", FILE),
 ];
 const CONFIG: &str = "etc/pls-router/config.toml";
 
-/// Makes the package of a program; `documents` is the directory of manual pages and completions.
-/// Returns its path in `folder`. Does not pack again what is the same. `is_quick` packs in a second
-/// and not in a minute, into a larger file.
+/// What a package contains that is not in the repository.
+pub(super) struct Content<'a> {
+    /// The program.
+    pub(super) router: &'a Path,
+    /// The directory of manual pages and completions.
+    pub(super) documents: &'a Path,
+    /// The page about the licences of libraries in the program.
+    pub(super) licences: &'a str,
+    /// Pack it in a second, for a program that is not made to be shipped, and not as small as can be
+    /// in a minute.
+    pub(super) is_quick: bool,
+}
+
+/// Makes a package in `folder`, and returns its path. Does not pack again what is the same.
 pub(super) fn package(
     architecture: Architecture,
     source: &Source,
-    router: &Path,
-    documents: &Path,
+    content: &Content<'_>,
     folder: &Path,
-    is_quick: bool,
 ) -> Result<PathBuf> {
     let name = format!("pls-router_{}_{}", source.version, architecture.debian());
     let deb = folder.join(format!("{name}.deb"));
-    let tree = lay_out(architecture, source, router, documents, folder.join("work").join(&name))?;
+    let tree = lay_out(architecture, source, content, folder.join("work").join(&name))?;
     // All that decides what the package is.
     let contents = format!("{}\n{}", source.time, fingerprint(&tree)?);
     let record = tree.root().with_extension("contents");
@@ -65,7 +75,7 @@ pub(super) fn package(
         return Ok(deb);
     }
     let mut pack = Command::new("dpkg-deb");
-    let compression: &[&str] = if is_quick { &["-Zgzip", "-z1"] } else { &["-Zxz"] };
+    let compression: &[&str] = if content.is_quick { &["-Zgzip", "-z1"] } else { &["-Zxz"] };
     pack.args(["--build", "--root-owner-group"]).args(compression).arg(tree.root()).arg(&deb);
     // Files that are newer get this time.
     pack.env("SOURCE_DATE_EPOCH", source.time.to_string());
@@ -81,10 +91,10 @@ pub(super) fn package(
 fn lay_out(
     architecture: Architecture,
     source: &Source,
-    router: &Path,
-    documents: &Path,
+    content: &Content<'_>,
     root: PathBuf,
 ) -> Result<Tree> {
+    let Content { router, documents, licences, is_quick: _ } = content;
     let mut tree = Tree::new(root)?;
     tree.copy(router, "usr/bin/pls-router", PROGRAM)?;
     for (from, path, mode) in FILES {
@@ -100,6 +110,7 @@ fn lay_out(
             tree.compressed(&format!("{MANUAL}/{name}"), read(&path)?)?;
         }
     }
+    tree.compressed(&format!("{DOC}/third-party-licences.txt"), licences)?;
     let changes = read(&workspace::root().join("CHANGELOG.md"))?;
     tree.compressed(&format!("{DOC}/NEWS.md"), changes)?;
     tree.compressed(&format!("{DOC}/changelog"), changelog(source)?)?;
@@ -125,8 +136,8 @@ Priority: optional
 Description: forwards a Private Link Service to the firewall, in XDP
  The router VM between an Azure Private Link Service and a firewall. An XDP
  program translates (DNAT and SNAT) and forwards packets before they reach the
- kernel's network stack. A daemon loads the program, keeps its tables up to date,
- and answers the load balancer's health probe with the truth.
+ kernel's network stack. A daemon loads the program, keeps its tables up to
+ date, and answers the load balancer's health probe with the truth.
  .
  Needs Linux 6.1 or later, and a network driver with native XDP.
 "

@@ -76,6 +76,7 @@ pub(crate) fn package(daemon: &Path) -> Result<PathBuf> {
         architecture: dist::Architecture::native()?,
         binary: Some(daemon.to_owned()),
         version: Some("0.0.0~test".to_owned()),
+        folder: dist::folder(),
     };
     Ok(dist::package(&wanted)?.deb)
 }

@@ -1,0 +1,46 @@
+//! The licences of the libraries that are in the program, which ask to be shipped with it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::dependencies::Dependency;
+
+/// What the names of files with licences begin with.
+const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
+
+/// Returns a page with each licence's text once, below the names of the libraries that have it.
+pub(super) fn page(dependencies: &[Dependency]) -> Result<String> {
+    let mut page = "The libraries in pls-router, and their licences.\n\n".to_owned();
+    let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for Dependency { name, version, licence, source, repository } in dependencies {
+        let place = repository.as_deref().unwrap_or_default();
+        writeln!(page, "{name} {version}: {licence} {place}")?;
+        for text in texts_in(source)? {
+            texts.entry(text).or_default().push(format!("{name} {version}"));
+        }
+    }
+    for (text, names) in texts {
+        writeln!(page, "\n{}\n{}:\n\n{}", "=".repeat(80), names.join(", "), text.trim_end())?;
+    }
+    Ok(page)
+}
+
+fn texts_in(source: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))?;
+    let mut texts = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read {}", source.display()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
+        if path.is_file() && NAMES.iter().any(|known| name.starts_with(known)) {
+            let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            texts.push(String::from_utf8_lossy(&text).replace("\r\n", "\n"));
+        }
+    }
+    // In whatever order the directory has them.
+    texts.sort();
+    Ok(texts)
+}

@@ -1,0 +1,158 @@
+//! What happens to a machine when the package is installed, upgraded and removed.
+
+use std::{fs, process::Command};
+
+use anyhow::Result;
+use harness::check;
+
+use crate::{root::Root, run, said};
+
+/// A configuration, as far as the scripts look at one.
+const CONFIGURED: &str = "[interfaces]\npls = \"eth0\"\n";
+
+/// A Debian on which systemd seems to run: what it is asked is noted in `/asked`. The service is in
+/// the state that `/state` names, and does not start if there is `/start-fails`.
+fn running() -> Root {
+    let root = root();
+    check(fs::create_dir_all(root.path("run/systemd/system")).map_err(Into::into));
+    let systemctl = r#"
+        echo "systemctl $*" >>/asked
+        case $* in *is-active*) cat /state ;; esac"#;
+    let invoke = r#"
+        echo "invoke $*" >>/asked
+        ! [ -e /start-fails ]"#;
+    check(root.replace("usr/bin/systemctl", systemctl));
+    check(root.replace("usr/bin/deb-systemd-invoke", invoke));
+    check(root.replace("usr/bin/journalctl", "echo the last words"));
+    check(fs::write(root.path("state"), "inactive\n").map_err(Into::into));
+    root
+}
+
+fn root() -> Root {
+    if harness::no_root("").is_some() {
+        harness::skip("to install in a directory needs root");
+    }
+    check(Root::new())
+}
+
+/// What systemd was asked to do with the service since the last call.
+fn asked(root: &Root) -> Vec<String> {
+    let asked = fs::read_to_string(root.path("asked")).unwrap_or_default();
+    let _ = fs::remove_file(root.path("asked"));
+    asked.lines().filter_map(|line| line.strip_prefix("invoke ")).map(str::to_owned).collect()
+}
+
+/// Installs, and returns what was said.
+fn install(root: &Root, version: &str) -> String {
+    let output = check(root.install(version));
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_purge_leaves_nothing() -> Result<()> {
+    let root = root();
+    install(&root, "1.0");
+    let enabled = root.path("etc/systemd/system/multi-user.target.wants/pls-router.service");
+    assert!(enabled.symlink_metadata().is_ok(), "it does not start at boot");
+    assert!(said(&root.inside(&["getent", "group", "pls-router"])?).starts_with("pls-router:"));
+    fs::write(root.path("etc/pls-router/config.toml"), CONFIGURED)?;
+    fs::write(root.path("etc/pls-router/config.toml.previous"), "")?;
+    fs::create_dir_all(root.path("var/lib/pls-router"))?;
+
+    let removed = root.inside(&["dpkg", "--remove", "pls-router"])?;
+    assert!(removed.status.success(), "{}", said(&removed));
+    assert_eq!(fs::read_to_string(root.path("etc/pls-router/config.toml"))?, CONFIGURED);
+    assert!(!root.path("usr/bin/pls-router").exists());
+
+    let purged = root.inside(&["dpkg", "--purge", "pls-router"])?;
+    assert!(purged.status.success(), "{}", said(&purged));
+    let mut find = Command::new("find");
+    find.arg(root.path("")).args(["-name", "*pls-router*", "-not", "-path", "*/proc/*"]);
+    assert_eq!(run(&mut find)?, "");
+    assert!(!root.inside(&["getent", "group", "pls-router"])?.status.success(), "the group is left");
+    Ok(())
+}
+
+#[test]
+fn nothing_starts_before_it_is_configured() {
+    let root = running();
+    let said = install(&root, "1.0");
+    assert!(said.contains("not configured yet") && said.contains("pls-router check"), "{said}");
+    assert_eq!(asked(&root), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_configured_before_starts() -> Result<()> {
+    let root = running();
+    fs::create_dir(root.path("etc/pls-router"))?;
+    fs::write(root.path("etc/pls-router/config.toml"), CONFIGURED)?;
+    // As cloud-init does: dpkg must not ask about a file that is there already.
+    fs::write(root.path("etc/dpkg/dpkg.cfg.d/keep"), "force-confold\n")?;
+    install(&root, "1.0");
+    assert_eq!(asked(&root), ["start pls-router.service"]);
+    assert_eq!(fs::read_to_string(root.path("etc/pls-router/config.toml"))?, CONFIGURED);
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_restarts_and_keeps_the_configuration() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::write(root.path("etc/pls-router/config.toml"), CONFIGURED)?;
+    fs::write(root.path("state"), "active\n")?;
+    install(&root, "1.1");
+    assert_eq!(asked(&root), ["restart pls-router.service"]);
+    assert_eq!(fs::read_to_string(root.path("etc/pls-router/config.toml"))?, CONFIGURED);
+    // What somebody has stopped is left so.
+    fs::write(root.path("state"), "inactive\n")?;
+    install(&root, "1.2");
+    assert_eq!(asked(&root), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_version_that_cannot_run_is_not_started() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::write(root.path("state"), "active\n")?;
+    fs::write(root.path("stand-in-fails"), "")?;
+    let said = install(&root, "1.1");
+    assert!(said.contains("no interface eth0") && said.contains("version 1.0 goes on running"), "{said}");
+    assert_eq!(asked(&root), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_failed_start_is_said_and_fails_no_upgrade() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    fs::write(root.path("state"), "active\n")?;
+    fs::write(root.path("start-fails"), "")?;
+    let said = install(&root, "1.1");
+    let expected = ["the last words", "DOES NOT START", "version 1.0 go on forwarding"];
+    assert!(expected.iter().all(|words| said.contains(words)), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_removal_stops_and_detaches_and_an_upgrade_does_not() -> Result<()> {
+    let root = running();
+    install(&root, "1.0");
+    // In the place of the program, from the next step on.
+    root.replace("usr/bin/pls-router", r#"echo "router $*" >>/asked"#)?;
+    fs::write(root.path("state"), "active\n")?;
+    install(&root, "1.1");
+    let during = fs::read_to_string(root.path("asked"))?;
+    assert!(!during.contains("detach") && !during.contains("stop"), "{during}");
+    fs::remove_file(root.path("asked"))?;
+
+    root.replace("usr/bin/pls-router", r#"echo "router $*" >>/asked"#)?;
+    let removed = root.inside(&["dpkg", "--remove", "pls-router"])?;
+    assert!(removed.status.success(), "{}", said(&removed));
+    let after = fs::read_to_string(root.path("asked"))?;
+    let stop = after.find("invoke stop pls-router.service");
+    assert!(stop.is_some() && stop < after.find("router detach"), "{after}");
+    Ok(())
+}
