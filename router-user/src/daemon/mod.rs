@@ -16,9 +16,11 @@
 //! - `upkeep`: undoes what others change.
 //! - `reload`: puts a changed configuration file in force.
 //! - `serve`: the load balancer's probe, the metrics, and the API of the command line.
+//! - `clock`: tells that the machine's clock was set.
 //! - `logging`, `rate`, `sync`: log lines, limits on work, locks.
 
 mod checks;
+mod clock;
 mod control;
 mod drain;
 mod kernel;
@@ -54,7 +56,7 @@ use self::{
         running::{Event, Running},
         signals::Signals,
         start::{check_machine, find_predecessor, prepare, start},
-        waiting,
+        waiting, watchdog,
     },
     parts::Common,
 };
@@ -79,6 +81,9 @@ pub async fn run(options: Options) -> Result<()> {
     let inherited = Inherited::from_service_manager();
     let predecessor = find_predecessor(&options, &config, &inherited).await?;
     let mut signals = Signals::new()?;
+    // For the life of the process, whatever is paused or replaced meanwhile.
+    tokio::spawn(watchdog::feed());
+    tokio::spawn(clock::watch());
     let inherited = match &predecessor {
         Some(_) => Some(inherited),
         None => waiting::for_interfaces(&options.config_path, &config, inherited, &mut signals).await?,

@@ -21,3 +21,4 @@ pub(crate) mod signals;
 pub(crate) mod start;
 pub(crate) mod succession;
 pub(crate) mod waiting;
+pub(crate) mod watchdog;
