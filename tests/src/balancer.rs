@@ -26,7 +26,8 @@ use crate::{
     namespace::Namespace,
 };
 
-/// The timeout of a probe.
+/// The least timeout of a probe. One with a longer interval has that time: Azure's waits for as long
+/// as its interval.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The number of probes in a row that change the decision.
@@ -117,7 +118,7 @@ fn probe_router(pool: &Pool, target: SocketAddrV4, interval: Duration) -> Result
     println!("{} {router} out: not probed yet", timestamp());
     loop {
         let started = Instant::now();
-        let answer = probe_once(target);
+        let answer = probe_once(target, interval.max(PROBE_TIMEOUT));
         if answer.is_ok() == in_service {
             against = 0;
         } else {
@@ -150,8 +151,8 @@ fn probe_router(pool: &Pool, target: SocketAddrV4, interval: Duration) -> Result
 }
 
 /// A request from the platform's address; anything but a 200 in time is an error.
-fn probe_once(target: SocketAddrV4) -> Result<()> {
-    let mut stream = connect_from(PLATFORM, target, PROBE_TIMEOUT)?;
+fn probe_once(target: SocketAddrV4, limit: Duration) -> Result<()> {
+    let mut stream = connect_from(PLATFORM, target, limit)?;
     stream.write_all(
         format!(
             "GET / HTTP/1.1\r\nHost: {target}\r\nUser-Agent: Load Balancer Agent\r\nConnection: close\r\n\r\n"

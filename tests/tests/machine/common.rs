@@ -1,10 +1,16 @@
 //! Shared by the tests on a machine.
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
+use anyhow::{Context as _, Result, ensure};
 pub(crate) use harness::check;
 use lab::{
-    Lab, Nics, Options, Router,
+    Lab, Nics, Options, Router, command,
     helper::Helper,
     machine::{Image, Machine, Seed},
 };
@@ -12,6 +18,15 @@ use lab::{
 /// The time in which a machine boots, up to a login or to a probe that answers 200. Half a minute
 /// is usual, and many times as long on a machine that has other things to do.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
+
+/// Names the package to install.
+const PACKAGE_VARIABLE: &str = "LAB_PACKAGE";
+
+/// The name of the package on the seed's disk.
+pub(crate) const PACKAGE: &str = "pls-router.deb";
+
+/// The load balancer's interval, as in Azure: it waits as long for an answer, and two are needed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A lab and the machine in it.
 pub(crate) struct Place {
@@ -28,14 +43,73 @@ pub(crate) fn image() -> Image {
     }
 }
 
+/// The package of the router; the test is skipped if none was made or asked for.
+pub(crate) fn package() -> PathBuf {
+    match env::var_os(PACKAGE_VARIABLE) {
+        Some(package) => package.into(),
+        None => {
+            harness::skip(format!("{PACKAGE_VARIABLE} names no package, as `cargo xtask vm --machine` does"))
+        }
+    }
+}
+
 impl Place {
     /// A lab whose router, with this number of NICs and this seed, is being switched on.
     pub(crate) fn switch_on(nics: Nics, seed: &Seed) -> Self {
         let image = image();
         let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
-        let options = Options { start_router: false, ..Options::new(nics, Router::Machine, helper) };
+        let options = Options {
+            start_router: false,
+            probe_interval: PROBE_INTERVAL,
+            ..Options::new(nics, Router::Machine, helper)
+        };
         let lab = check(Lab::up(options));
         let machine = check(Machine::boot(&lab, &image, seed));
         Self { machine, lab }
     }
+}
+
+/// The configuration of a router with two NICs and the lab's rules.
+pub(crate) fn configuration() -> String {
+    format!(
+        "[interfaces]\npls = \"eth0\"\nfirewall = \"eth1\"\n\n{}\n[limits]\nflows = 65536\n",
+        lab::rules()
+    )
+}
+
+/// A seed by which cloud-init installs a package with this configuration.
+pub(crate) fn seed(package: &Path) -> Seed {
+    let (mount, directory) = Seed::mounted();
+    let indented: String = configuration().lines().map(|line| format!("      {line}\n")).collect();
+    let user_data = format!(
+        "#cloud-config\n\
+         write_files:\n\
+         \x20 - path: /etc/pls-router/config.toml\n\
+         \x20   permissions: \"0640\"\n\
+         \x20   content: |\n\
+         {indented}\
+         runcmd:\n\
+         \x20 - {mount}\n\
+         \x20 - dpkg --force-confold -i {directory}/{PACKAGE}\n"
+    );
+    Seed { user_data: Some(user_data), files: vec![(PACKAGE.to_owned(), package.to_owned())] }
+}
+
+/// Makes another version of a package, with the same content.
+pub(crate) fn next_version(package: &Path, to: &Path) -> Result<PathBuf> {
+    let unpacked = to.join("unpacked");
+    let made = to.join("next.deb");
+    command::run(Command::new("dpkg-deb").arg("-R").arg(package).arg(&unpacked))?;
+    let control = unpacked.join("DEBIAN/control");
+    let text = std::fs::read_to_string(&control).context("the package has no control file")?;
+    let next = text.lines().map(|line| match line.strip_prefix("Version: ") {
+        Some(version) => format!("Version: {version}+next\n"),
+        None => format!("{line}\n"),
+    });
+    let next: String = next.collect();
+    ensure!(next != text, "the package has no version: {text}");
+    std::fs::write(&control, next).context("cannot write a control file")?;
+    let mut build = Command::new("dpkg-deb");
+    command::run(build.args(["-Zgzip", "--root-owner-group", "-b"]).arg(&unpacked).arg(&made))?;
+    Ok(made)
 }

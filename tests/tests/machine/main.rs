@@ -7,6 +7,9 @@ extern crate harness;
 
 mod boot;
 mod common;
+mod full;
+mod quick;
+mod scenes;
 
 use std::process::ExitCode;
 
