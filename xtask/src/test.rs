@@ -32,7 +32,7 @@ const HELP: &str = "\
 Runs all tests and checks, continues after a failure, and ends with the line `N passed, N failed, N skipped`.
 
 usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--packets N] [--seed S]
-                        [--soak MINUTES] [FILTER]
+                        [--full] [--soak MINUTES] [FILTER]
 
   FILTER               only tests with this in their name (in host, memory, bpf, net and vm)
   --fuzz-seconds N     the time for each fuzz target (20)
@@ -43,6 +43,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                        (and --sequences 1) that repeats it
   --soak MINUTES       a soak after the other groups (alone with --only soak): 200,000 sessions and more,
                        lost and reordered packets, a daemon that is killed again and again
+  --full               long tests too: all that happens to a Debian 12 with the router, in a virtual machine
   --only GROUP,..      only these groups, of
       fmt       the formatting, and that comments and pages have at most 100 columns
       clippy    the lints; warnings are errors
@@ -55,7 +56,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       net       the router in network namespaces, with real traffic; needs root
       fuzz      the fuzz targets
       vm        the BPF programs on random packets under older kernels, in a virtual machine
-                (`cargo xtask vm` runs all tests of bpf there)
+                (`cargo xtask vm` runs all tests of bpf there), and the package on a Debian 12 with systemd
       soak      the soak of --soak; needs root
 
 The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
@@ -120,6 +121,8 @@ struct Options {
     /// The number of packets; the test's default if `None`.
     packets: Option<u64>,
     seed: Option<u64>,
+    /// `true` if long tests are run too.
+    full: bool,
     /// The duration of the soak test in minutes; without it there is none.
     soak: Option<f64>,
     filter: Option<OsString>,
@@ -133,6 +136,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
         sequences: None,
         packets: None,
         seed: None,
+        full: false,
         soak: None,
         filter: None,
     };
@@ -148,6 +152,7 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
             Long("sequences") => options.sequences = Some(parser.value()?.parse()?),
             Long("packets") => options.packets = Some(parser.value()?.parse()?),
             Long("seed") => options.seed = Some(parser.value()?.parse()?),
+            Long("full") => options.full = true,
             Long("soak") => options.soak = Some(parser.value()?.parse_with(minutes)?),
             Value(filter) if options.filter.is_none() => options.filter = Some(filter),
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected()),
@@ -214,7 +219,10 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
                 Some(obstacle) => report.skip("fuzz", &obstacle),
                 None => fuzz::run(&mut report, options.fuzz_time),
             },
-            Group::Vm => other_kernels(&mut report, &options),
+            Group::Vm => {
+                other_kernels(&mut report, &options);
+                machine(&mut report, &options);
+            }
             Group::Soak => soak(&mut report, &options),
         }
     }
@@ -241,11 +249,13 @@ impl Prepared {
 fn prepare(options: &Options, report: &mut Report) -> Prepared {
     let wants = |groups: &[Group]| groups.iter().any(|group| options.groups.contains(group));
     let mut uses = Vec::new();
-    if wants(&[Group::Bpf, Group::Net, Group::Soak]) && system::is_root() {
+    if wants(&[Group::Bpf, Group::Net, Group::Vm, Group::Soak]) && system::is_root() {
         uses.push(Use::Lab);
     }
     if wants(&[Group::Net]) && system::is_root() {
         uses.extend([Use::Deploy, Use::Clients]);
+    } else if wants(&[Group::Vm]) && system::is_root() {
+        uses.push(Use::Deploy);
     }
     if wants(&[Group::Dist]) && system::is_root() {
         uses.extend([Use::Dist, Use::Machine]);
@@ -449,6 +459,24 @@ fn other_kernels(report: &mut Report, options: &Options) {
             Err(error) => report.add(&name, Duration::ZERO, Outcome::failed(format!("{error:#}"))),
         }
     }
+}
+
+/// The whole router on a machine.
+fn machine(report: &mut Report, options: &Options) {
+    const NAME: &str = "vm Debian 12";
+    if let Some(obstacle) = obstacle() {
+        return report.skip(NAME, &obstacle);
+    }
+    if !build_daemon(report, NAME) {
+        return;
+    }
+    let vm::machine::Tests { mut command, place } = match vm::machine::Tests::of(&daemon()) {
+        Ok(tests) => tests,
+        Err(error) => return report.skip(NAME, &format!("{error:#}")),
+    };
+    let arguments = vm::machine::arguments(options.full).into_iter().chain(options.filter.as_deref());
+    libtest::run(report, NAME, &mut command, arguments);
+    print!("{}", vm::machine::scenes(&place));
 }
 
 /// Why nothing can be tested in namespaces here.

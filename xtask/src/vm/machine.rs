@@ -14,10 +14,10 @@ use crate::packages::{self, Use};
 use crate::{dist, system, toolchain, workspace};
 
 /// Names the directory of the image to the tests; see `lab::machine`.
-pub(crate) const VARIABLE: &str = "LAB_MACHINE";
+const VARIABLE: &str = "LAB_MACHINE";
 
 /// Names the package to install to the tests.
-pub(crate) const PACKAGE_VARIABLE: &str = "LAB_PACKAGE";
+const PACKAGE_VARIABLE: &str = "LAB_PACKAGE";
 
 /// The file of the image's directory in which tests tell what they have done.
 const SCENES: &str = "scenes";
@@ -35,7 +35,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const MADE_BY: &str = "recipe";
 
 /// Makes the image unless it is there already, made by the same recipe. Returns its directory.
-pub(crate) fn image() -> Result<PathBuf> {
+pub(super) fn image() -> Result<PathBuf> {
     if let Some(obstacle) = super::obstacle() {
         bail!("{obstacle}");
     }
@@ -55,23 +55,40 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
     system::require_root("vm", "the machine stands in network namespaces")?;
     toolchain::bpf()?;
     packages::install(&[Use::Lab, Use::Deploy]);
-    let place = image()?;
     let mut build = workspace::cargo("build");
     system::run(build.args(["--package", "router-user", "--bin", "pls-router"]))?;
-    let package = package(&workspace::target_dir().join("debug/pls-router"))?;
-    let mut command = workspace::cargo("test");
-    command.args(["--package", "lab", "--test", TARGET]);
-    command.env(VARIABLE, &place).env(PACKAGE_VARIABLE, package);
+    let daemon = workspace::target_dir().join("debug/pls-router");
+    let Tests { mut command, place } = Tests::of(&daemon)?;
     command.arg("--").args(arguments(full)).args(filter);
-    forget_scenes(&place);
     eprintln!("  $ {}", system::display(&command));
     let status = command.status().context("cannot start cargo")?;
     print!("{}", scenes(&place));
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The tests on a machine, ready to run.
+pub(crate) struct Tests {
+    /// Runs them. The arguments of the test binary are missing.
+    pub(crate) command: Command,
+    /// The directory of the image.
+    pub(crate) place: PathBuf,
+}
+
+impl Tests {
+    /// Makes the image, and a package of this daemon, which the tests install.
+    pub(crate) fn of(daemon: &Path) -> Result<Self> {
+        let place = image()?;
+        let mut command = workspace::cargo("test");
+        command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
+        command.env(VARIABLE, &place).env(PACKAGE_VARIABLE, package(daemon)?);
+        // Of earlier runs; there may be none.
+        _ = fs::remove_file(place.join(SCENES));
+        Ok(Self { command, place })
+    }
+}
+
 /// Makes a package of this daemon.
-pub(crate) fn package(daemon: &Path) -> Result<PathBuf> {
+fn package(daemon: &Path) -> Result<PathBuf> {
     let wanted = dist::Wanted {
         architecture: dist::Architecture::native()?,
         binary: Some(daemon.to_owned()),
@@ -81,15 +98,9 @@ pub(crate) fn package(daemon: &Path) -> Result<PathBuf> {
     Ok(dist::package(&wanted)?.deb)
 }
 
-/// The scenes that the tests have played since [`forget_scenes`], with the time that each took.
+/// The scenes that the tests have played, with the time that each took.
 pub(crate) fn scenes(place: &Path) -> String {
     fs::read_to_string(place.join(SCENES)).unwrap_or_default()
-}
-
-/// Forgets the scenes of earlier runs.
-pub(crate) fn forget_scenes(place: &Path) {
-    // There may be none.
-    _ = fs::remove_file(place.join(SCENES));
 }
 
 /// The arguments of the test binary.
