@@ -308,7 +308,16 @@ impl Lab {
         } else {
             self.hosts.more_routers[number - 1] = host;
         }
-        self.connect_router(number)
+        self.connect_router(number)?;
+        // Azure's network knows the MAC address of a new VM at once. Here its neighbours would send
+        // to the old one for up to half a minute.
+        let Seat { address, second, .. } = self.seat(number);
+        for neighbor in [&self.hosts.pls, &self.hosts.firewall] {
+            for address in [address, second] {
+                neighbor.ip(&format!("neighbor flush to {address}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// The addresses from which new connections have come to the firewall, since the lab is up.

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use harness::check;
 use lab::{
     Lab, Nics, Options, Process, Router,
@@ -605,10 +606,14 @@ fn status_tells_and_remove_takes_it_off() {
     let mut tcp = connect(&bench);
     let said = succeeded(&bench.xtask(&["status", "target"]));
     mentions(&said, &["HOST", "target", "files", "healthy"]);
-    let json = bench.xtask(&["status", "target", "-o", "json"]);
-    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    // The number of sessions is as of the last sweep.
+    let json = check(wait::until("the session to be counted", LIMIT, || {
+        let json = bench.xtask(&["status", "target", "-o", "json"]);
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout)?;
+        ensure!(json[0]["sessions"] == 1, "{json:#}");
+        Ok(json)
+    }));
     assert_eq!((&json[0]["healthy"], &json[0]["installed_as"]), (&true.into(), &"files".into()), "{json:#}");
-    assert_eq!(json[0]["sessions"], 1, "{json:#}");
     assert_eq!(json[0]["version"], json[0]["running_version"], "{json:#}");
 
     let before = bench.snapshot();

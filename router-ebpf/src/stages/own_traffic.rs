@@ -114,7 +114,8 @@ pub(crate) fn run(context: &TcContext) -> i32 {
     match packet.protocol {
         Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => connects(context, &answer),
         Protocol::Tcp if packet.tcp_flags & tcp::RST != 0 => {
-            // A SYN acknowledges nothing, so the reset has no number (RFC 9293 3.10.7.1).
+            // A SYN acknowledges nothing, so the reset has no number (RFC 9293 3.10.7.1). Nor has one
+            // about a FIN without ACK, which only a scan sends: it gets no answer either.
             let answers_syn = packet.tcp_flags & tcp::ACK != 0 && packet.sequence == 0;
             withhold_if_for_the_router(&frame, &answer, answers_syn)
         }
@@ -130,7 +131,8 @@ pub(crate) fn run(context: &TcContext) -> i32 {
 
 /// Handles a reset or an error of this machine about a packet with this tuple, which `opens` a
 /// session if it has none. No socket of this machine has a session's tuple, nor do the programs
-/// leave to the kernel what would open one: if they are attached, such an answer is never sent.
+/// leave to the kernel what would open one: if they are attached, no such answer is sent but that
+/// to a segment without ACK that opens nothing.
 #[inline(always)]
 fn withhold_if_for_the_router(frame: &SkbFrame<'_>, about: &FlowKey, opens: bool) -> i32 {
     if !flows::has_flow(about) && !(opens && has_listener(about)) {

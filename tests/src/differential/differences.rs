@@ -47,6 +47,24 @@ pub(super) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        name: "segments without ACK",
+        category: Category::OutOfState,
+        reason: "a segment that neither acknowledges nor opens anything, and is of no session, gets no answer at the port of a forward, as a scan by \
+                 FIN or null segments sends it: this machine's reset looks like that about a SYN that no program has seen, which is withheld; \
+                 the kernel lets its reset out",
+        applies: |case| {
+            let is_bare = |step: &&Step| {
+                matches!(step.body, Body::Tcp { flags, .. } if flags & (SYN | ACK | RST) == 0)
+                    && step.from == Side::Client
+            };
+            let is_reset = |seen: &Seen| seen.own && seen.is_reset() && Some(seen.side) == case.sender();
+            case.steps.iter().all(is_bare)
+                && case.oracle.iter().all(is_reset)
+                && !case.oracle.is_empty()
+                && case.ours.is_empty()
+        },
+    },
+    Difference {
         name: "unknown connections",
         category: Category::OutOfState,
         reason: "a segment of a masquerade's that belongs to no session and opens none is answered by a reset, as if from where it was to go \
