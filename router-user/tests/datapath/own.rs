@@ -338,5 +338,9 @@ fn answers_of_this_machines_stack_to_new_clients_of_rules_are_withheld() {
     let stray = tcp_packet((PLS, 20_001), (ROUTER, 5000), tcp::ACK);
     assert_eq!(world.run(&stray.build()).reason, Reason::NoSession);
     assert!(!world.withholds(&answer_to(&stray)));
+    // But a reset about a segment without ACK cannot be told from one about a SYN.
+    let scan = tcp_packet((PLS, 20_001), (ROUTER, 5000), tcp::FIN);
+    assert_eq!(world.run(&scan.build()).reason, Reason::NoSession);
+    assert!(world.withholds(&answer_to(&scan)));
     assert_eq!(world.entries(), 0);
 }

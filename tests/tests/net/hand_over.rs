@@ -94,7 +94,7 @@ fn a_successor_takes_over_without_a_lost_packet(lab: &mut Lab) {
     for _ in 0..3 {
         let successor = without_a_loss(lab, || {
             let mut successor = lab.spawn_successor()?;
-            successor.wait_for_log("running", LIMIT * 4)?;
+            successor.wait_for_log("running config=", LIMIT * 4)?;
             Ok(successor)
         });
         let ended = check(lab.succeed_router(successor));
@@ -155,7 +155,7 @@ fn a_daemon_whose_successor_fails_goes_on(lab: &mut Lab) {
     check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"again", LIMIT));
     // And then one that is good.
     let mut successor = check(lab.spawn_successor());
-    check(successor.wait_for_log("running", LIMIT * 4));
+    check(successor.wait_for_log("running config=", LIMIT * 4));
     assert!(check(lab.succeed_router(successor)).success());
     check(lab.wait_in_service(LIMIT));
 }

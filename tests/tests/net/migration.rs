@@ -252,7 +252,7 @@ fn take_over(lab: &mut Lab) -> String {
     check(fs::write(lab.state().path("config.toml"), configuration).context("the configuration"));
     let mut successor = check(lab.spawn_successor());
     // The programs are loaded, and sessions copied, while the one before answers.
-    check(successor.wait_for_log("running", HAND_OVER_LIMIT));
+    check(successor.wait_for_log("running config=", HAND_OVER_LIMIT));
     let status = check(lab.succeed_router(successor));
     assert!(status.success(), "{status}");
     check(lab.wait_in_service(LIMIT));

@@ -127,7 +127,7 @@ fn a_refused_mode_leaves_the_present_one() {
 
     // And the daemon that fits comes back to it, with its sessions.
     let mut daemon = check(start_with(&lab, "generic-again.toml", generic));
-    check(daemon.wait_for_log("running", LIMIT * 2));
+    check(daemon.wait_for_log("running config=", LIMIT * 2));
     check(udp.echo(b"again", LIMIT));
     let status = check(daemon.terminate(Duration::from_secs(10)));
     assert!(status.success(), "{status}");
