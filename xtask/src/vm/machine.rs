@@ -35,7 +35,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const MADE_BY: &str = "recipe";
 
 /// Makes the image unless it is there already, made by the same recipe. Returns its directory.
-pub(super) fn image() -> Result<PathBuf> {
+pub(crate) fn image() -> Result<PathBuf> {
     if let Some(obstacle) = super::obstacle() {
         bail!("{obstacle}");
     }
@@ -58,7 +58,8 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
     let mut build = workspace::cargo("build");
     system::run(build.args(["--package", "router-user", "--bin", "pls-router"]))?;
     let daemon = workspace::target_dir().join("debug/pls-router");
-    let Tests { mut command, place } = Tests::of(&daemon)?;
+    let place = image()?;
+    let mut command = tests(&place, &daemon)?;
     command.arg("--").args(arguments(full)).args(filter);
     eprintln!("  $ {}", system::display(&command));
     let status = command.status().context("cannot start cargo")?;
@@ -66,25 +67,15 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tests on a machine, ready to run.
-pub(crate) struct Tests {
-    /// Runs them. The arguments of the test binary are missing.
-    pub(crate) command: Command,
-    /// The directory of the image.
-    pub(crate) place: PathBuf,
-}
-
-impl Tests {
-    /// Makes the image, and a package of this daemon, which the tests install.
-    pub(crate) fn of(daemon: &Path) -> Result<Self> {
-        let place = image()?;
-        let mut command = workspace::cargo("test");
-        command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
-        command.env(VARIABLE, &place).env(PACKAGE_VARIABLE, package(daemon)?);
-        // Of earlier runs; there may be none.
-        _ = fs::remove_file(place.join(SCENES));
-        Ok(Self { command, place })
-    }
+/// Returns the command that runs the tests on the machine of an image, without the arguments of the
+/// test binary. They install a package of this daemon, which is made here.
+pub(crate) fn tests(image: &Path, daemon: &Path) -> Result<Command> {
+    let mut command = workspace::cargo("test");
+    command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
+    command.env(VARIABLE, image).env(PACKAGE_VARIABLE, package(daemon)?);
+    // Of earlier runs; there may be none.
+    _ = fs::remove_file(image.join(SCENES));
+    Ok(command)
 }
 
 /// Makes a package of this daemon.
