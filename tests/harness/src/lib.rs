@@ -25,6 +25,8 @@ pub mod packages;
 
 #[cfg(feature = "runner")]
 mod runner;
+#[cfg(feature = "runner")]
+mod times;
 
 #[cfg(feature = "runner")]
 pub use self::runner::{check, exit_code, main, no_root, skip};

@@ -4,16 +4,18 @@ use std::{
     env,
     ffi::OsStr,
     fs,
-    io::{Read as _, Seek as _},
+    io::{self, Read as _, Seek as _, Write as _},
     panic,
     process::{Command, ExitCode, ExitStatus, Stdio, Termination},
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::packages::Absent;
+use crate::times::Times;
 
 /// Names the one test that a process is to run.
 const TEST_VARIABLE: &str = "HARNESS_TEST";
@@ -96,11 +98,18 @@ pub fn main(obstacle: Option<&str>) -> ExitCode {
     arguments.test_threads = arguments.test_threads.or_else(threads);
     let mut tests: Vec<_> = inventory::iter::<Test>().collect();
     tests.sort_by_key(|test| test.name());
-    let trials = tests.into_iter().map(|test| trial(test, obstacle.map(str::to_owned), &arguments)).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let times = Times::default();
+    let trials = tests
+        .into_iter()
+        .map(|test| trial(test, obstacle.map(str::to_owned), &arguments, times.clone()))
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // A closed standard output must not change the exit code.
+    _ = write!(io::stdout(), "{times}");
+    conclusion.exit_code()
 }
 
-fn trial(test: &'static Test, obstacle: Option<String>, arguments: &Arguments) -> Trial {
+fn trial(test: &'static Test, obstacle: Option<String>, arguments: &Arguments, times: Times) -> Trial {
     let wants_ignored = arguments.ignored || arguments.include_ignored;
     let reason = if wants_ignored {
         obstacle
@@ -110,7 +119,12 @@ fn trial(test: &'static Test, obstacle: Option<String>, arguments: &Arguments) -
     let shown = arguments.nocapture;
     let trial = Trial::ignorable_test(test.name(), move || match reason {
         Some(reason) => Ok(Completion::ignored_with(reason)),
-        None => apart(test, shown),
+        None => {
+            let start = Instant::now();
+            let outcome = apart(test, shown);
+            times.add(test.name(), start.elapsed());
+            outcome
+        }
     });
     // Otherwise the library would ignore it by itself, and without the reason.
     trial.with_ignored_flag(wants_ignored && !test.ignored.is_empty())
