@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -42,21 +43,30 @@ pub(super) fn run(report: &mut Report, time: Duration) {
         Ok(binaries) => binaries,
         Err(error) => return report.add("fuzz", start.elapsed(), Outcome::failed(format!("{error:#}"))),
     };
-    for binary in binaries {
-        let name = binary.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let step = format!("fuzz {name}");
-        report::title(&step);
-        let start = Instant::now();
-        let outcome = match fuzz(&name, &binary, time) {
-            Ok(()) => Outcome::passed(),
-            Err(error) => {
-                let reason = format!("{error:#}");
-                eprintln!("  {reason}");
-                Outcome::failed(reason)
-            }
-        };
-        report.add(&step, start.elapsed(), outcome);
+    report::title("fuzz: all targets at the same time");
+    // Each is one thread.
+    let steps: Vec<_> = thread::scope(|scope| {
+        let started: Vec<_> = binaries.iter().map(|binary| scope.spawn(|| step(binary, time))).collect();
+        started.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    for (name, time, outcome) in steps {
+        report.add(&name, time, outcome);
     }
+}
+
+/// Runs one target. Returns the step's name, time and outcome.
+fn step(binary: &Path, time: Duration) -> (String, Duration, Outcome) {
+    let name = binary.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let start = Instant::now();
+    let outcome = match fuzz(&name, binary, time) {
+        Ok(()) => Outcome::passed(),
+        Err(error) => {
+            let reason = format!("{error:#}");
+            eprintln!("  {name}: {reason}");
+            Outcome::failed(reason)
+        }
+    };
+    (format!("fuzz {name}"), start.elapsed(), outcome)
 }
 
 fn build() -> Result<Vec<PathBuf>> {
@@ -91,7 +101,7 @@ fn fuzz(name: &str, binary: &Path, time: Duration) -> Result<()> {
     let path = binary.with_extension("log");
     let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     eprintln!(
-        "  {} s of inputs, starting from {}; log in {}",
+        "  {name}: {} s of inputs, starting from {}; log in {}",
         time.as_secs(),
         corpus.display(),
         path.display()
@@ -119,7 +129,7 @@ fn fuzz(name: &str, binary: &Path, time: Duration) -> Result<()> {
     ensure!(counters(&log) > 0, "the code is not instrumented for coverage; see {}", path.display());
     let runs = statistic(&log, "number_of_executed_units").unwrap_or("?");
     let added = statistic(&log, "new_units_added").unwrap_or("?");
-    eprintln!("  {runs} inputs, {added} of them new to the corpus, nothing found");
+    eprintln!("  {name}: {runs} inputs, {added} of them new to the corpus, nothing found");
     Ok(())
 }
 
