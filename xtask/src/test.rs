@@ -5,6 +5,7 @@ mod columns;
 mod fuzz;
 mod libtest;
 mod memory;
+mod parts;
 mod report;
 
 use std::ffi::{OsStr, OsString};
@@ -447,6 +448,7 @@ fn other_kernels(report: &mut Report, options: &Options) {
     if let Err(error) = vm::Tools::ready() {
         return report.skip("vm", &format!("{error:#}"));
     }
+    let mut steps = Vec::new();
     for kernel in vm::kernel::ALL {
         let name = format!("vm Linux {kernel}");
         // Which kernels a release of Debian has is its own affair.
@@ -455,10 +457,12 @@ fn other_kernels(report: &mut Report, options: &Options) {
             continue;
         }
         match vm::quick_run(*kernel, options.seed) {
-            Ok(mut command) => libtest::run(report, &name, &mut command, options.filter.as_deref()),
+            Ok(command) => steps.push((name, command)),
             Err(error) => report.add(&name, Duration::ZERO, Outcome::failed(format!("{error:#}"))),
         }
     }
+    // At the same time: one packet after the other keeps one CPU busy.
+    libtest::run_together(report, steps, options.filter.as_deref());
 }
 
 /// The whole router on a machine.

@@ -1,7 +1,7 @@
 //! The toolchains that this repository needs beside the one that compiles it: a Rust compiler and
 //! linker for BPF, and Miri. Each is found, or installed and said so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -162,9 +162,9 @@ pub(crate) fn rustc(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The command `cargo miri`, which looks at each access to memory; installed if it is not there.
-/// Without it one step of the tests is skipped.
-pub(crate) fn miri() -> Result<Command> {
+/// Returns rustup, which has Miri now: installed if it was not there. Without Miri one step of the
+/// tests is skipped.
+pub(crate) fn miri() -> Result<PathBuf> {
     let rustup = system::find_program("rustup").context("there is no rustup")?;
     if !has_miri(&rustup) {
         eprintln!(
@@ -174,13 +174,18 @@ pub(crate) fn miri() -> Result<Command> {
         command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--no-self-update"]);
         system::run(command.args(MIRI.iter().flat_map(|component| ["--component", component])))?;
     }
-    let mut command = Command::new(&rustup);
+    Ok(rustup)
+}
+
+/// The command `cargo miri`, which looks at each access to memory.
+pub(crate) fn cargo_miri(rustup: &Path) -> Command {
+    let mut command = Command::new(rustup);
     command.args(["run", NIGHTLY, "cargo", "miri"]);
     // These variables of the cargo that started us name another toolchain.
     for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(variable);
     }
-    Ok(command)
+    command
 }
 
 fn has_miri(rustup: &Path) -> bool {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -25,32 +26,68 @@ pub(super) fn run<'a>(
         command.arg("--").args(arguments);
     }
     let start = Instant::now();
-    let outcome = attempt(command).unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
+    let outcome = ended(attempt(command, &mut print));
     report.add(name, start.elapsed(), outcome);
 }
 
-fn attempt(command: &mut Command) -> Result<Outcome> {
+/// Runs several commands at the same time, each as one step. What one prints is shown when it has
+/// ended: by line, they would be mixed.
+pub(super) fn run_together(report: &mut Report, steps: Vec<(String, Command)>, filter: Option<&OsStr>) {
+    let run = |name: &str, mut command: Command| {
+        if let Some(filter) = filter {
+            command.arg("--").arg(filter);
+        }
+        let (start, mut printed) = (Instant::now(), Vec::new());
+        let outcome = ended(attempt(&mut command, &mut |output| printed.extend_from_slice(output)));
+        report::title(name);
+        print(&printed);
+        (start.elapsed(), outcome)
+    };
+    let results: Vec<_> = thread::scope(|scope| {
+        let run = &run;
+        let started: Vec<_> = steps
+            .into_iter()
+            .map(|(name, command)| (name.clone(), scope.spawn(move || run(&name, command))))
+            .collect();
+        started.into_iter().map(|(name, thread)| (name, thread.join().expect("no panic"))).collect()
+    });
+    for (name, (time, outcome)) in results {
+        report.add(&name, time, outcome);
+    }
+}
+
+fn ended(outcome: Result<Outcome>) -> Outcome {
+    outcome.unwrap_or_else(|error| Outcome::failed(format!("{error:#}")))
+}
+
+/// Prints what tests have printed.
+pub(super) fn print(output: &[u8]) {
+    // A closed standard output must not change the exit code.
+    _ = std::io::stdout().write_all(output);
+}
+
+fn attempt(command: &mut Command, show: &mut dyn FnMut(&[u8])) -> Result<Outcome> {
     let shown = system::display(command);
     eprintln!("  $ {shown}");
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let output = child.stdout.take().context("a command has no standard output")?;
     let mut results = Results::default();
-    let mut terminal = std::io::stdout();
     // By bytes: a test may print anything.
     for line in BufReader::new(output).split(b'\n') {
-        let line = line.with_context(|| format!("cannot read what `{shown}` prints"))?;
-        // A closed standard output must not change the exit code.
-        _ = terminal.write_all(&line).and_then(|()| terminal.write_all(b"\n"));
+        let mut line = line.with_context(|| format!("cannot read what `{shown}` prints"))?;
         results.read(&String::from_utf8_lossy(&line));
+        line.push(b'\n');
+        show(&line);
     }
     let status = child.wait().with_context(|| format!("lost `{shown}`"))?;
-    Ok(results.outcome(status.success(), &format!("`{shown}` failed ({status})")))
+    results.end(status.success(), &format!("`{shown}` failed ({status})"));
+    Ok(results.outcome())
 }
 
 /// The results in the lines of libtest so far.
 #[derive(Debug, Default)]
-struct Results {
+pub(super) struct Results {
     counts: Counts,
     notes: Vec<String>,
     /// The tests that were skipped, by reason.
@@ -60,7 +97,7 @@ struct Results {
 }
 
 impl Results {
-    fn read(&mut self, line: &str) {
+    pub(super) fn read(&mut self, line: &str) {
         // Programs on a terminal, as in a virtual machine, write in colours.
         let line = &plain(line);
         if let Some(counts) = result_line(line) {
@@ -83,7 +120,8 @@ impl Results {
         }
     }
 
-    fn outcome(mut self, success: bool, what: &str) -> Outcome {
+    /// Takes in that the command has ended, and how. `what` says that it has failed.
+    pub(super) fn end(&mut self, success: bool, what: &str) {
         if !success {
             // A binary that does not compile, or dies, prints no count of its failures.
             if self.unfinished > 0 {
@@ -94,6 +132,21 @@ impl Results {
                 self.counts.failed += 1;
             }
         }
+        self.unfinished = 0;
+    }
+
+    /// Adds those of another command, which has ended.
+    pub(super) fn add(&mut self, other: Self) {
+        self.counts.passed += other.counts.passed;
+        self.counts.failed += other.counts.failed;
+        self.counts.skipped += other.counts.skipped;
+        self.notes.extend(other.notes);
+        for (reason, tests) in other.skipped {
+            self.skipped.entry(reason).or_default().extend(tests);
+        }
+    }
+
+    pub(super) fn outcome(mut self) -> Outcome {
         let skipped =
             self.skipped.iter().map(|(reason, tests)| format!("skipped: {reason}: {}", tests.join(", ")));
         self.notes.extend(skipped);
@@ -146,7 +199,8 @@ mod tests {
         for line in text.lines() {
             results.read(line);
         }
-        results.outcome(success, "`cargo test` failed")
+        results.end(success, "`cargo test` failed");
+        results.outcome()
     }
 
     #[test]
@@ -212,6 +266,56 @@ mod tests {
         );
         assert_eq!(outcome.counts, Counts { passed: 1, failed: 1, skipped: 0 });
         assert!(outcome.notes[0].contains("ended before it reported"), "{:?}", outcome.notes);
+    }
+
+    #[test]
+    fn commands_add_up() {
+        let mut all = Results::default();
+        for (text, success) in [
+            (
+                "running 2 tests\ntest a ... ignored, why\ntest b ... FAILED\ntest result: FAILED. 0 passed; 1 failed; 1 ignored\n",
+                false,
+            ),
+            ("running 2 tests\ntest c ... ok\n", false),
+            (
+                "running 2 tests\ntest d ... ok\ntest e ... ignored, why\ntest result: ok. 1 passed; 0 failed; 1 ignored\n",
+                true,
+            ),
+        ] {
+            let mut results = Results::default();
+            text.lines().for_each(|line| results.read(line));
+            results.end(success, "it failed");
+            all.add(results);
+        }
+        let Outcome { counts, notes } = all.outcome();
+        assert_eq!(counts, Counts { passed: 1, failed: 2, skipped: 2 });
+        assert_eq!(
+            notes,
+            ["failed: b", "it failed: a test binary ended before it reported", "skipped: why: a, e"]
+        );
+    }
+
+    #[test]
+    fn commands_that_run_together_are_steps_of_their_own() {
+        let shell = |name: &str, script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            (name.to_owned(), command)
+        };
+        // Each waits for the other.
+        let place = tempfile::tempdir().unwrap();
+        let (one, other) = (place.path().join("one"), place.path().join("other"));
+        for fifo in [&one, &other] {
+            assert!(Command::new("mkfifo").arg(fifo).status().unwrap().success());
+        }
+        let mut report = Report::default();
+        let steps = vec![
+            shell("one", &format!("echo > {}; read line < {}", one.display(), other.display())),
+            shell("other", &format!("read line < {}; echo > {}; exit 3", one.display(), other.display())),
+        ];
+        run_together(&mut report, steps, None);
+        let shown = report.to_string();
+        assert!(shown.contains("  empty   one ") && shown.contains("  FAILED  other "), "{shown}");
     }
 
     #[test]

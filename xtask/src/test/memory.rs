@@ -2,10 +2,11 @@
 //! models of what is done with it.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 
 use super::report::Report;
-use super::{libtest, test_command};
+use super::{libtest, parts, test_command};
 use crate::{toolchain, workspace};
 
 /// The package that has all of it.
@@ -21,7 +22,7 @@ pub(super) fn run(report: &mut Report, filter: Option<&OsStr>) {
     );
     let name = format!("miri {PACKAGE}");
     match toolchain::miri() {
-        Ok(mut command) => libtest::run(report, &name, with_miri(&mut command), filter),
+        Ok(rustup) => parts::run(report, &name, &|| with_miri(&rustup), filter),
         Err(error) => report.skip(&name, &format!("{error:#}")),
     }
 }
@@ -38,12 +39,14 @@ fn models() -> Command {
 }
 
 /// The tests in an interpreter that refuses what the language does not allow.
-fn with_miri(command: &mut Command) -> &mut Command {
+fn with_miri(rustup: &Path) -> Command {
+    let mut command = toolchain::cargo_miri(rustup);
     command
         .args(["test", "--package", PACKAGE, "--lib"])
         // Some tests keep what they have found, and all read the time.
         .env("MIRIFLAGS", "-Zmiri-disable-isolation")
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .current_dir(workspace::root())
+        .current_dir(workspace::root());
+    command
 }
