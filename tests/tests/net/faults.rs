@@ -14,6 +14,7 @@
 
 use std::{
     fs,
+    net::SocketAddrV4,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::process::CommandExt as _,
@@ -27,7 +28,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, Nics, Options, Process,
-    addresses::{ECHO_PORT, TOOLS, WWW},
+    addresses::{ECHO_PORT, PLS_NAT, ROUTER, TOOLS, WWW},
     client::{Tcp, Udp},
     link::{self, XdpPass},
     wait,
@@ -88,13 +89,21 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     const STOPPED: Duration = Duration::from_secs(60);
     let mut lab = lab();
     let (mut tcp, udp) = sessions(&lab);
+    // The load balancer sends no new flows to a router that does not answer, but the router opens
+    // sessions for who comes. It has to know the neighbour.
+    let newcomer = |lab: &Lab| {
+        let direct = SocketAddrV4::new(ROUTER, ECHO_PORT);
+        let mut opened = check(Tcp::connect_from(&lab.hosts.pls, PLS_NAT[0], direct, LIMIT));
+        check(opened.echo(b"opened", LIMIT));
+    };
+    newcomer(&lab);
     let pid = check(lab.router()).pid();
     check(check(lab.router()).suspend());
     let stopped = Instant::now();
     check(lab.wait_out_of_service(LIMIT * 2));
     while stopped.elapsed() < STOPPED {
         go_on(&mut tcp, &udp, b"stopped");
-        check(check(Tcp::connect(&lab.hosts.serverless, ECHO, LIMIT)).echo(b"opened", LIMIT));
+        newcomer(&lab);
         thread::sleep(Duration::from_secs(1));
     }
     // In and out again, so that what is missed is only that something was.
@@ -106,6 +115,7 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     }
     check(lab.hosts.router.ip("link set eth0 mtu 1400"));
     check(lab.hosts.router.ip("route replace blackhole 203.0.113.99/32"));
+    let said = check(lab.router()).output().len();
     check(check(lab.router()).signal(Signal::SIGCONT));
     check(lab.wait_in_service(RECOVERY));
     wait_until_healthy(&lab);
@@ -114,7 +124,7 @@ fn a_stopped_daemon_forwards_and_catches_up_with_what_it_missed() {
     assert_eq!(check(lab.router()).pid(), pid);
     let log = check(lab.router()).output();
     assert!(!log.contains("ERROR"), "{log}");
-    assert!(log.matches("not forwarding").count() <= 1, "{log}");
+    assert!(log[said..].matches("not forwarding").count() <= 1, "{log}");
 }
 
 /// Exactly one of them runs, and the other says why it does not.
@@ -500,10 +510,11 @@ fn rules_that_the_kernel_refuses_leave_those_in_force() {
 /// for the whole machine.
 #[test]
 fn the_time_of_day_decides_nothing_but_the_age_of_a_name() {
-    const MAY: [(&str, &str); 10] = [
+    const MAY: [(&str, &str); 11] = [
         ("daemon/names/mod.rs", "the age of answers that an earlier boot has left"),
         ("daemon/names/memory.rs", "the same; one from the future is new"),
         ("daemon/drain/note.rs", "only shown: the age is by the time since boot"),
+        ("daemon/clock.rs", "tells that it was set"),
         ("preflight/gather/programs.rs", "only shown"),
         ("daemon/serve/probe.rs", "only shown"),
         ("daemon/serve/reports.rs", "only shown"),

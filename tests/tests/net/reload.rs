@@ -622,9 +622,11 @@ fn the_pins_move(lab: &mut Lab) {
     check(lab.stop_router(Signal::SIGKILL));
     check(tcp.echo(b"without a daemon", LIMIT));
     let command = check(lab.pls_router_command(&["run"], &path));
-    lab.set_router(check(Process::spawn(lab.state(), "pls-router", command)));
+    let mut next = check(Process::spawn(lab.state(), "pls-router", command));
     // A start loads programs, and the machine may be busy.
-    check(lab.wait_in_service(LIMIT * 6));
+    check(next.wait_for_log("running config=", LIMIT * 6));
+    lab.set_router(next);
+    check(lab.wait_in_service(LIMIT));
     check(tcp.echo(b"found", LIMIT));
     let other = text
         .replacen("bpf/other", "bpf/third", 1)
