@@ -28,7 +28,10 @@ use router_common::{
     maps::{punt::Neighbour, settings::Interface},
 };
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard},
+    time::{sleep, timeout},
+};
 use tracing::{debug, warn};
 
 use crate::{
@@ -135,6 +138,9 @@ async fn until_it_works<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
 pub(crate) struct Kernel {
     /// Of the connection as it is now.
     handle: Arc<Mutex<Handle>>,
+    /// Held while the kernel lists something: it lists one thing at a time on a connection, and
+    /// refuses the next one meanwhile (EBUSY of `__netlink_dump_start`).
+    listing: Arc<AsyncMutex<()>>,
 }
 
 /// Opens a connection for questions to the kernel.
@@ -153,7 +159,7 @@ pub(crate) fn connect() -> Result<Kernel> {
             *lock(&current) = handle;
         }
     });
-    Ok(Kernel { handle })
+    Ok(Kernel { handle, listing: Arc::default() })
 }
 
 /// Opens the stream of the kernel's changes from now on.
@@ -226,8 +232,14 @@ impl Kernel {
         lock(&self.handle).clone()
     }
 
+    /// Waits until the kernel lists nothing, which lasts until the value is dropped.
+    async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.listing.lock().await
+    }
+
     /// This machine's IPv4 addresses.
     pub(crate) async fn addresses(&self) -> Result<Addresses> {
+        let _turn = self.turn().await;
         let messages = self.handle().address().get().execute();
         let messages: Vec<_> =
             in_time(messages.try_collect()).await?.context("cannot read this machine's addresses")?;
@@ -263,12 +275,14 @@ impl Kernel {
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>> {
+        let _turn = self.turn().await;
         let links = self.handle().link().get().execute();
         in_time(links.try_collect()).await?.context("cannot read this machine's interfaces")
     }
 
     /// The IPv4 routes of all tables, as far as they lead to gateways or name a source.
     pub(crate) async fn routes(&self) -> Result<Routes> {
+        let _turn = self.turn().await;
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut messages = self.handle().route().get(all).execute().boxed();
         let mut routes = Routes::default();
@@ -280,6 +294,7 @@ impl Kernel {
 
     /// The policy rules by which routes are looked up.
     pub(crate) async fn policy_rules(&self) -> Result<Vec<PolicyRule>> {
+        let _turn = self.turn().await;
         let messages: Vec<_> = in_time(self.handle().rule().get(IpVersion::V4).execute().try_collect())
             .await?
             .context("cannot read the policy rules")?;
@@ -288,6 +303,7 @@ impl Kernel {
 
     /// Every neighbour that the kernel knows. A route to an IPv4 network may lead to an IPv6 one.
     pub(crate) async fn neighbours(&self) -> Result<HashMap<Neighbour, NeighbourEntry>> {
+        let _turn = self.turn().await;
         let messages = self.handle().neighbours().get().execute();
         let messages: Vec<NeighbourMessage> =
             in_time(messages.try_collect()).await?.context("cannot read the neighbours")?;
@@ -438,4 +454,24 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(Neighbour, NeighbourEnt
     let mac = mac.filter(|mac| usable && *mac != [0; 6]);
     let entry = NeighbourEntry { mac, fixed, failed };
     Some((Neighbour { interface: message.header.ifindex, address: address? }, entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::try_join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_may_ask_for_lists_at_a_time() {
+        let kernel = connect().unwrap();
+        let asked = (0..20).map(|_| async {
+            kernel.addresses().await?;
+            kernel.interface_names().await?;
+            kernel.routes().await?;
+            kernel.policy_rules().await?;
+            kernel.neighbours().await.map(drop)
+        });
+        try_join_all(asked).await.unwrap();
+    }
 }
