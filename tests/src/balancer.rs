@@ -26,8 +26,8 @@ use crate::{
     namespace::Namespace,
 };
 
-/// The least timeout of a probe. One with a longer interval has that time: Azure's waits for as long
-/// as its interval.
+/// The least timeout of a probe. One with a longer interval has that time: Azure's waits for as
+/// long as its interval.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The number of probes in a row that change the decision.

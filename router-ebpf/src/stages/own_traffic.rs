@@ -114,8 +114,8 @@ pub(crate) fn run(context: &TcContext) -> i32 {
     match packet.protocol {
         Protocol::Tcp if packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN => connects(context, &answer),
         Protocol::Tcp if packet.tcp_flags & tcp::RST != 0 => {
-            // A SYN acknowledges nothing, so the reset has no number (RFC 9293 3.10.7.1). Nor has one
-            // about a FIN without ACK, which only a scan sends: it gets no answer either.
+            // A SYN acknowledges nothing, so the reset has no number (RFC 9293 3.10.7.1). Nor has
+            // one about a FIN without ACK, which only a scan sends: it gets no answer either.
             let answers_syn = packet.tcp_flags & tcp::ACK != 0 && packet.sequence == 0;
             withhold_if_for_the_router(&frame, &answer, answers_syn)
         }

@@ -53,8 +53,8 @@ pub(super) struct Content<'a> {
     pub(super) documents: &'a Path,
     /// The page about the licences of libraries in the program.
     pub(super) licences: &'a str,
-    /// Pack it in a second, for a program that is not made to be shipped, and not as small as can be
-    /// in a minute.
+    /// Pack it in a second, for a program that is not made to be shipped, and not as small as can
+    /// be in a minute.
     pub(super) is_quick: bool,
 }
 
