@@ -213,6 +213,8 @@ fn install_linker(missing: &Missing) -> Result<()> {
     for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"] {
         command.env_remove(variable);
     }
+    // It asks for all debug information, which takes a while and serves those who work on it.
+    command.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     eprintln!(
         "Installing {LINKER} {LINKER_VERSION} into {place}: it turns rustc's output into a BPF object. About 90 s."
     );
