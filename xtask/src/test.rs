@@ -60,7 +60,8 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                 (`cargo xtask vm` runs all tests of bpf there), and the package on a Debian 12 with systemd
       soak      the soak of --soak; needs root
 
-The first run compiles everything and takes about ten minutes on two cores, the next ones a few.
+The first run installs and compiles everything, and takes most of an hour on two cores. Tests in namespaces,
+of single packets and under Miri take most of that; without them (--only) it is a few minutes.
 ";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
