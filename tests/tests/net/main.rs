@@ -39,6 +39,7 @@ mod removal;
 mod repairs;
 mod routes;
 mod self_test;
+mod sockets;
 mod starts;
 mod support;
 mod traffic;

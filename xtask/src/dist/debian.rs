@@ -32,12 +32,13 @@ const COMPLETIONS: [(&str, &str); 3] = [
 ];
 
 /// Files of the repository that go into the package as they are.
-const FILES: [(&str, &str, u32); 9] = [
+const FILES: [(&str, &str, u32); 10] = [
     ("deploy/debian/postinst", "DEBIAN/postinst", PROGRAM),
     ("deploy/debian/prerm", "DEBIAN/prerm", PROGRAM),
     ("deploy/debian/postrm", "DEBIAN/postrm", PROGRAM),
     ("deploy/debian/config.toml", CONFIG, FILE),
     ("deploy/pls-router.service", "usr/lib/systemd/system/pls-router.service", FILE),
+    ("deploy/pls-router.socket", "usr/lib/systemd/system/pls-router.socket", FILE),
     ("deploy/debian/pls-router.conf", "usr/lib/sysusers.d/pls-router.conf", FILE),
     ("deploy/debian/lintian-overrides", "usr/share/lintian/overrides/pls-router", FILE),
     ("deploy/debian/copyright", "usr/share/doc/pls-router/copyright", FILE),

@@ -56,6 +56,10 @@ fn a_purge_leaves_nothing() -> Result<()> {
     install(&root, "1.0");
     let enabled = root.path("etc/systemd/system/multi-user.target.wants/pls-router.service");
     assert!(enabled.symlink_metadata().is_ok(), "it does not start at boot");
+    let by_socket = root.path("etc/systemd/system/pls-router.service.wants/pls-router.socket");
+    assert!(by_socket.symlink_metadata().is_err(), "nobody has asked for the socket");
+    let made = root.inside(&["systemctl", "enable", "pls-router.socket"])?;
+    assert!(by_socket.symlink_metadata().is_ok(), "{}", said(&made));
     assert!(said(&root.inside(&["getent", "group", "pls-router"])?).starts_with("pls-router:"));
     fs::write(root.path("etc/pls-router/config.toml"), CONFIGURED)?;
     fs::write(root.path("etc/pls-router/config.toml.previous"), "")?;
@@ -152,7 +156,7 @@ fn a_removal_stops_and_detaches_and_an_upgrade_does_not() -> Result<()> {
     let removed = root.inside(&["dpkg", "--remove", "pls-router"])?;
     assert!(removed.status.success(), "{}", said(&removed));
     let after = fs::read_to_string(root.path("asked"))?;
-    let stop = after.find("invoke stop pls-router.service");
+    let stop = after.find("invoke stop pls-router.socket pls-router.service");
     assert!(stop.is_some() && stop < after.find("router detach"), "{after}");
     Ok(())
 }

@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "-rwxr-xr-x root/root ./usr/bin/pls-router",
     "-rw-r--r-- root/root ./etc/pls-router/config.toml",
     "-rw-r--r-- root/root ./usr/lib/systemd/system/pls-router.service",
+    "-rw-r--r-- root/root ./usr/lib/systemd/system/pls-router.socket",
     "-rw-r--r-- root/root ./usr/lib/sysusers.d/pls-router.conf",
     "-rw-r--r-- root/root ./usr/share/bash-completion/completions/pls-router",
     "-rw-r--r-- root/root ./usr/share/fish/vendor_completions.d/pls-router.fish",

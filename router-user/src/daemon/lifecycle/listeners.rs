@@ -47,22 +47,36 @@ const PROBE: &str = "probe";
 const ADMIN: &str = "admin";
 const API: &str = "api";
 
+/// The end of the names of sockets that a socket unit has opened, which are those of the unit
+/// unless it has a `FileDescriptorName=` (systemd.socket(5)).
+const OF_UNIT: &str = ".socket";
+
 impl Listeners {
     /// Listens where the configuration says, on inherited sockets where those fit.
     pub(crate) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self> {
-        let mut tcp = |name, address: SocketAddr, key: &str| match inherited.take_tcp(name, address) {
+        let mut tcp = |name, address: SocketAddr, key: &str| {
+            match inherited.take_tcp(name, address) {
             Some(listener) => Ok(listener),
             None => http::listen(address).map_err(|error| {
                 let fix = if error.kind() == ErrorKind::AddrNotAvailable {
                     "name an address of this machine, or 0.0.0.0 for all of them"
                 } else {
-                    "name another port; who has this one says `ss -tlnp`"
+                    "name another port; who has this one says `ss -tlnp` (systemd, if a socket unit of the router's names \
+                     an address that overlaps with it)"
                 };
                 anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
             }),
+        }
         };
         let probe = tcp(PROBE, config.health.listen, "health.listen")?;
         let admin = tcp(ADMIN, config.admin.listen, "admin.listen")?;
+        for (unit, address) in inherited.left_over(&[&probe, &admin]) {
+            warn!(
+                "{unit} listens on {address}, which is neither health.listen nor admin.listen: whoever connects \
+                 there waits in vain; fix: systemctl edit {unit} (ListenStream=), systemctl stop pls-router, \
+                 systemctl start pls-router"
+            );
+        }
         let socket = &config.admin.socket;
         let inherited = inherited.take_unix(API, socket);
         let is_new = inherited.is_none();
@@ -189,13 +203,13 @@ impl Inherited {
         self.0.iter().any(|(name, _)| name == API)
     }
 
-    /// Takes a socket that fits.
+    /// Takes a socket that fits, and that has this name or is a socket unit's.
     fn take<T>(&mut self, name: &str, fits: impl Fn(&Socket) -> io::Result<bool>) -> Option<T>
     where
         T: From<Socket>,
     {
         let is_it = |(known, socket): &(String, OwnedFd)| {
-            known == name
+            (known == name || known.ends_with(OF_UNIT))
                 && socket.try_clone().map(Socket::from).is_ok_and(|socket| {
                     socket.is_listener().unwrap_or(false) && fits(&socket).unwrap_or(false)
                 })
@@ -216,6 +230,19 @@ impl Inherited {
             forget(name);
         }
         taken
+    }
+
+    /// Returns the sockets of socket units that are not among those in use, each with its unit and
+    /// its address.
+    fn left_over(&self, used: &[&StdTcpListener]) -> Vec<(&str, SocketAddr)> {
+        let used: Vec<_> = used.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let of_units = self.0.iter().filter(|(name, _)| name.ends_with(OF_UNIT));
+        let addressed = of_units.filter_map(|(name, socket)| {
+            let address = Socket::from(socket.try_clone().ok()?).local_addr().ok()?.as_socket()?;
+            Some((name.as_str(), address))
+        });
+        // One that was stored as well is there twice.
+        addressed.filter(|(_, address)| !used.contains(address)).collect()
     }
 
     /// Takes a Unix socket. One whose file was removed cannot be reached any more.
@@ -248,5 +275,52 @@ pub(crate) async fn is_answered(socket: &Path) -> bool {
     match UnixStream::connect(socket).await {
         Ok(stream) => stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())),
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener() -> (StdTcpListener, SocketAddr) {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// Another handle, as the service manager hands it on.
+    fn named(name: &str, listener: &StdTcpListener) -> (String, OwnedFd) {
+        (name.to_owned(), listener.try_clone().unwrap().into())
+    }
+
+    #[test]
+    fn a_socket_of_a_unit_is_taken_by_its_address() {
+        let ((probe, address), (other, _)) = (listener(), listener());
+        let sockets = vec![named("pls-router.socket", &other), named("pls-router.socket", &probe)];
+        let mut inherited = Inherited::of(sockets);
+        let taken = inherited.take_tcp(PROBE, address).unwrap();
+        assert_eq!(taken.local_addr().unwrap(), address);
+        assert!(inherited.take_tcp(ADMIN, address).is_none());
+    }
+
+    #[test]
+    fn what_has_another_name_is_not_taken() {
+        let (probe, address) = listener();
+        let mut inherited = Inherited::of(vec![named("unknown", &probe)]);
+        assert!(inherited.take_tcp(PROBE, address).is_none());
+    }
+
+    #[test]
+    fn a_socket_of_a_unit_that_nobody_uses_is_said() {
+        let ((probe, address), (other, elsewhere)) = (listener(), listener());
+        // The first one twice: by its unit, and from the store.
+        let sockets = vec![
+            named(PROBE, &probe),
+            named("pls-router.socket", &probe),
+            named("pls-router.socket", &other),
+        ];
+        let mut inherited = Inherited::of(sockets);
+        let taken = inherited.take_tcp(PROBE, address).unwrap();
+        assert_eq!(inherited.left_over(&[&taken]), [("pls-router.socket", elsewhere)]);
     }
 }
