@@ -4,6 +4,7 @@
 //! A program that this machine's verifier takes may be refused by an older one, and nothing but
 //! that verifier can tell.
 
+mod arm64;
 mod image;
 pub(crate) mod kernel;
 pub(crate) mod machine;
@@ -37,6 +38,7 @@ usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [F
        cargo xtask vm --kernels
        cargo xtask vm --machine [--full] [FILTER]
        cargo xtask vm --image
+       cargo xtask vm --arm64 PROGRAM
 
   --kernel SERIES,..   the kernels: 6.1, 6.12 (both)
   --quick              only random packets: half a minute for each kernel instead of ten
@@ -51,6 +53,9 @@ usage: cargo xtask vm [--kernel SERIES,..] [--quick] [--packets N] [--seed S] [F
                        cloud-init in place of the router of the lab (root)
   --full               the long ones of them too
   --image              make the image of that machine (two minutes, once; root), and print where it is
+
+  --arm64 PROGRAM      have this pls-router, a static one for aarch64, load and attach its programs in an emulated
+                       arm64 machine
 
 A kernel's package (30 MB) is fetched by apt-get into target/vm and unpacked there, not installed. So
 are the packages of qemu (45 MB) and a few other programs if they are missing. None of this needs root.
@@ -74,7 +79,7 @@ const TIMED_OUT: i32 = 124;
 const ARCHITECTURE: &str = "x86_64";
 
 /// The task of one run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Task {
     /// The BPF programs under other kernels.
     Programs,
@@ -84,6 +89,8 @@ enum Task {
     Machine,
     /// Nothing: the image of that machine is wanted.
     Image,
+    /// This program for arm64.
+    Arm64(PathBuf),
 }
 
 #[derive(Debug, PartialEq)]
@@ -119,6 +126,9 @@ fn parse(arguments: &[OsString]) -> Result<Options, lexopt::Error> {
             Long("kernels") if options.task == Task::Programs => options.task = Task::Table,
             Long("machine") if options.task == Task::Programs => options.task = Task::Machine,
             Long("image") if options.task == Task::Programs => options.task = Task::Image,
+            Long("arm64") if options.task == Task::Programs => {
+                options.task = Task::Arm64(parser.value()?.into());
+            }
             Long("full") => options.full = true,
             Long("quick") => options.quick = true,
             Long("packets") => options.packets = parser.value()?.parse()?,
@@ -135,9 +145,10 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     if let Some(obstacle) = obstacle() {
         bail!("{obstacle}");
     }
-    match options.task {
+    match options.task.clone() {
         Task::Programs => programs(options),
         Task::Table => table::print(&options),
+        Task::Arm64(program) => arm64::try_program(&program),
         Task::Machine => machine::test(options.full, options.filter.as_deref()),
         Task::Image => {
             println!("{}", machine::image()?.display());
@@ -263,15 +274,15 @@ fn boot(tools: &Tools, kernel: &Path, image: &Path) -> Result<Ran> {
     let mut command = tools.command("setpriv")?;
     command.args(DIE_WITH_PARENT).args(["timeout", "--foreground", &TIMEOUT_SECONDS.to_string()]);
     command.args(tools.words("setpriv")?).args(DIE_WITH_PARENT).args(tools.qemu()?);
-    // Not KVM: in a virtual machine there often is one that starts and then stops in the middle,
-    // and this is fast enough.
-    command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"]);
+    let emulation = tools.emulation;
+    command.args(emulation.arguments);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]);
     // The machine ends in every case: a panic would reboot it, which is not allowed. A kernel
     // warning is as bad.
-    command.args(["-append", "console=ttyS0 net.ifnames=0 loglevel=1 oops=panic panic_on_warn=1 panic=-1"]);
-    // A NIC that leads nowhere.
-    command.args(["-netdev", "hubport,id=nic,hubid=0", "-device", "virtio-net-pci,netdev=nic"]);
+    let rest = "net.ifnames=0 loglevel=1 oops=panic panic_on_warn=1 panic=-1";
+    command.arg("-append").arg(format!("console={} {rest}", emulation.console));
+    // A NIC that leads nowhere, and nothing to boot from it.
+    command.args(["-netdev", "hubport,id=nic,hubid=0", "-device", "virtio-net-pci,netdev=nic,romfile="]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(image);
     eprintln!("  $ {}", system::display(&command));
     let mut child = command

@@ -26,6 +26,8 @@ pub enum Use {
     Azure,
     /// Virtual machines with other kernels.
     Vm,
+    /// A virtual machine of the other kind, beside what the others need.
+    Arm,
     /// A whole Debian: in a virtual machine, beside what the others and the lab need, and in a
     /// directory, to install packages in.
     Machine,
@@ -56,7 +58,7 @@ pub struct Package {
 }
 
 use Sign::{File, Programs, Versioned};
-use Use::{Azure, Bench, Clients, Deploy, Dist, Fuzz, Lab, Machine, Vm};
+use Use::{Arm, Azure, Bench, Clients, Deploy, Dist, Fuzz, Lab, Machine, Vm};
 
 const fn package(name: &'static str, sign: Sign, usage: Use, why: &'static str) -> Package {
     Package { name, sign, usage, why }
@@ -129,6 +131,12 @@ pub const ALL: &[Package] = &[
     package("binutils", Programs(&["strip"]), Vm, "makes that smaller"),
     package("xz-utils", Programs(&["xz"]), Vm, "unpacks its kernel's modules"),
     package("util-linux", Programs(&["setpriv"]), Vm, "ends it when its caller is ended"),
+    package(
+        "qemu-system-arm",
+        Programs(&["qemu-system-aarch64"]),
+        Arm,
+        "the virtual machine that what is built for arm64 is tried in",
+    ),
     package("mmdebstrap", Programs(&["mmdebstrap"]), Machine, "makes that Debian"),
     package(
         "debian-archive-keyring",

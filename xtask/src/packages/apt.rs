@@ -141,6 +141,18 @@ fn to_install(line: &str) -> Option<String> {
     Some(format!("{name}={}", rest.split([' ', ')']).next()?))
 }
 
+/// The key that Debian's releases are signed with.
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Returns an error if nothing can tell whether packages are Debian's.
+pub(crate) fn require_keyring() -> Result<()> {
+    ensure!(
+        Path::new(KEYRING).is_file(),
+        "there is no {KEYRING}: Debian's package debian-archive-keyring has it"
+    );
+    Ok(())
+}
+
 /// Where packages are fetched from: this machine's own lists, unless others are made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
@@ -152,6 +164,17 @@ impl Source {
     /// Lists that are kept in `directory`, apart from this machine's, which stay as they are.
     /// Fetches them. The lines are those of sources.list(5). Needs no root.
     pub(crate) fn fetch(directory: &Path, lines: &str) -> Result<Self> {
+        Self::fetch_with(directory, lines, &[])
+    }
+
+    /// Same as [`Self::fetch`], for packages of another architecture.
+    pub(crate) fn fetch_foreign(directory: &Path, lines: &str, architecture: &str) -> Result<Self> {
+        let options =
+            ["APT::Architecture", "APT::Architectures"].map(|name| format!("{name}={architecture}"));
+        Self::fetch_with(directory, lines, &options)
+    }
+
+    fn fetch_with(directory: &Path, lines: &str, further: &[String]) -> Result<Self> {
         let make = |name: &str| {
             let path = directory.join(name);
             std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))
@@ -174,7 +197,9 @@ impl Source {
             option("Dir::Cache", &directory.join("cache")),
             option("APT::Sandbox::User", Path::new("root")),
         ];
-        let source = Self { options: options.concat() };
+        let mut options = options.concat();
+        options.extend(further.iter().flat_map(|option| ["-o".into(), option.into()]));
+        let source = Self { options };
         eprintln!("  $ apt-get update (of lists in {})", directory.display());
         say_and_judge(apt_get().args(&source.options).args(["--quiet=2", "update"]))?;
         Ok(source)

@@ -13,7 +13,7 @@ use super::{LAST_LINE, Program};
 use crate::{system, workspace};
 
 /// A shell with all that belongs to it.
-const SHELL: &str = "busybox";
+pub(super) const SHELL: &str = "busybox";
 
 /// Programs of this machine that tests start.
 const PROGRAMS: &[&str] = &["ip", "tc"];
@@ -31,6 +31,16 @@ pub(super) fn test_path(name: &str) -> String {
 
 /// Builds the archive in the kernel's folder. `script` is what the machine does once it is up.
 pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Program], script: &str) -> Result<PathBuf> {
+    build_with(kernel, tools, script, |root| add_tests(root, tools, tests))
+}
+
+/// Same as [`build`], with what `add` puts into the directory of its files: a shell, in any case.
+pub(super) fn build_with(
+    kernel: &Files,
+    tools: &Tools,
+    script: &str,
+    add: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let root = kernel.folder.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))?;
@@ -45,25 +55,30 @@ pub(super) fn build(kernel: &Files, tools: &Tools, tests: &[Program], script: &s
     for module in &kernel.modules {
         copy(module, &root.join("modules").join(module.file_name().unwrap_or_default()))?;
     }
+    add(&root)?;
+    archive(tools, &root, &kernel.folder.join("image"))
+}
+
+fn add_tests(root: &Path, tools: &Tools, tests: &[Program]) -> Result<()> {
     let shell = tools.file(SHELL)?;
     copy(&shell, &root.join("bin").join(SHELL))?;
-    copy_libraries(&shell, &root)?;
+    copy_libraries(&shell, root)?;
     for name in PROGRAMS {
         let program = system::find_program(name).with_context(|| format!("there is no {name} here"))?;
         copy(&program, &root.join("bin").join(name))?;
-        copy_libraries(&program, &root)?;
+        copy_libraries(&program, root)?;
     }
     for test in tests {
-        let inside = inside(&root, Path::new(&test_path(test.name)));
+        let inside = inside(root, Path::new(&test_path(test.name)));
         // Most of a binary is debug information, which would have to fit into the machine's memory.
         system::run(tools.command("strip")?.arg("--strip-debug").arg("-o").arg(&inside).arg(&test.binary))?;
-        copy_libraries(&test.binary, &root)?;
+        copy_libraries(&test.binary, root)?;
     }
     for data in DATA {
         let outside = workspace::root().join(data);
-        copy_folder(&outside, &inside(&root, &outside))?;
+        copy_folder(&outside, &inside(root, &outside))?;
     }
-    archive(tools, &root, &kernel.folder.join("image"))
+    Ok(())
 }
 
 /// The place in the image of a file that has the same path there as here.
@@ -78,7 +93,7 @@ fn write_program(path: &Path, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }

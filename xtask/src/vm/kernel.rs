@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::tools::Tools;
-use crate::packages::apt::{self, Source};
+use crate::packages::apt::{self, KEYRING, Source};
 use crate::workspace;
 
 /// A series of releases, such as 6.1.
@@ -38,15 +38,9 @@ const RELEASES: &[(&str, &str)] = &[
     ("debian", "trixie-backports"),
 ];
 
-/// The key that Debian's releases are signed with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Fetches the package lists of all of [`RELEASES`].
 pub(super) fn all_releases() -> Result<Source> {
-    ensure!(
-        Path::new(KEYRING).is_file(),
-        "there is no {KEYRING}: Debian's package debian-archive-keyring has it"
-    );
+    apt::require_keyring()?;
     let line = |(archive, suite): &(&str, &str)| {
         format!("deb [signed-by={KEYRING}] http://deb.debian.org/{archive} {suite} main\n")
     };
@@ -65,7 +59,7 @@ pub(super) struct Files {
 }
 
 /// The folder of a package's files, within the package's folder.
-const UNPACKED: &str = "unpacked";
+pub(super) const UNPACKED: &str = "unpacked";
 
 /// Modules that the tests need, and that the kernels do not have built in.
 const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
@@ -97,13 +91,20 @@ impl Kernel {
     }
 
     fn pattern(self) -> String {
-        format!("^linux-image-{}\\.[0-9].*-cloud-amd64(-unsigned)?$", self.series.replace('.', "\\."))
+        self.pattern_for("amd64")
     }
 
-    fn newest(self, names: Vec<String>) -> Result<String> {
-        names.into_iter().max_by_key(|name| numbers(name)).with_context(|| {
-            format!("apt knows no package of Linux {self} (linux-image-{self}.*-cloud-amd64)")
-        })
+    /// Returns what its packages are called, where Debian calls the machines `architecture`.
+    pub(super) fn pattern_for(self, architecture: &str) -> String {
+        let series = self.series.replace('.', "\\.");
+        format!("^linux-image-{series}\\.[0-9].*-cloud-{architecture}(-unsigned)?$")
+    }
+
+    pub(super) fn newest(self, names: Vec<String>) -> Result<String> {
+        names
+            .into_iter()
+            .max_by_key(|name| numbers(name))
+            .with_context(|| format!("apt knows no package of Linux {self} (linux-image-{self}.*-cloud-*)"))
     }
 
     /// Same as [`Self::files`], of whatever release has the newest. Returns its package as well.
@@ -142,7 +143,7 @@ impl fmt::Display for Kernel {
 }
 
 /// Finds the files of a package that was unpacked in its folder.
-fn unpacked_files(folder: &Path, tools: &Tools) -> Result<Files> {
+pub(super) fn unpacked_files(folder: &Path, tools: &Tools) -> Result<Files> {
     let unpacked = folder.join(UNPACKED);
     let image = file_named(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))
         .or_else(|_| found(&unpacked, "vmlinuz")?.context("there is no vmlinuz"))?;

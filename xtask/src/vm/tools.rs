@@ -14,7 +14,38 @@ use harness::packages::{Package, Sign};
 use crate::packages::{Use, apt};
 use crate::{system, workspace};
 
-const QEMU: &str = "qemu-system-x86_64";
+/// A kind of machine that is emulated.
+#[derive(Debug)]
+pub(super) struct Emulation {
+    /// The program.
+    qemu: &'static str,
+    /// The name of the directory in which packages are unpacked.
+    folder: &'static str,
+    /// The machine, its processors and its memory. Not by KVM: in a virtual machine there often is
+    /// one that starts and then stops in the middle, and this is fast enough.
+    pub(super) arguments: &'static [&'static str],
+    /// The kernel's name of the serial line.
+    pub(super) console: &'static str,
+}
+
+/// This machine's kind.
+pub(super) const PC: Emulation = Emulation {
+    qemu: "qemu-system-x86_64",
+    folder: "tools",
+    arguments: &["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "3G"],
+    console: "ttyS0",
+};
+
+/// The other kind that there are packages for.
+pub(super) const ARM64: Emulation = Emulation {
+    qemu: "qemu-system-aarch64",
+    folder: "tools-arm64",
+    arguments: &["-M", "virt", "-accel", "tcg", "-cpu", "cortex-a72", "-smp", "2", "-m", "1G"],
+    console: "ttyAMA0",
+};
+
+/// What the names of all emulators begin with.
+const QEMU: &str = "qemu-system-";
 
 /// The directories of the firmware that qemu loads, in its packages.
 const FIRMWARE: &[&str] = &["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
@@ -34,13 +65,27 @@ const LOADER: &str = "ld-linux-x86-64.so.2";
 pub(crate) struct Tools {
     /// The directory in which packages have been unpacked.
     root: PathBuf,
+    /// The machine that they are for.
+    pub(super) emulation: &'static Emulation,
 }
 
 impl Tools {
     /// Sees to it that all programs are there.
     pub(crate) fn ready() -> Result<Self> {
-        let tools = Self { root: workspace::target_dir().join("vm/tools") };
-        let missing: Vec<_> = harness::packages::missing(Use::Vm).collect();
+        Self::ready_for(&PC)
+    }
+
+    /// Same as [`Self::ready`], for a machine of any kind.
+    pub(super) fn ready_for(emulation: &'static Emulation) -> Result<Self> {
+        let tools = Self { root: workspace::target_dir().join("vm").join(emulation.folder), emulation };
+        let is_needed = |package: &&Package| match package.sign {
+            Sign::Programs(names) => {
+                names.iter().all(|name| !name.starts_with(QEMU) || *name == emulation.qemu)
+            }
+            Sign::File(_) | Sign::Versioned(..) => true,
+        };
+        let missing = [Use::Vm, Use::Arm].into_iter().flat_map(harness::packages::missing);
+        let missing: Vec<_> = missing.filter(is_needed).collect();
         let is_unpacked = |package: &&Package| match package.sign {
             Sign::Programs(names) => names.iter().all(|name| tools.unpacked(name).is_some()),
             Sign::File(_) | Sign::Versioned(..) => false,
@@ -91,8 +136,9 @@ impl Tools {
 
     /// The words that a command begins with that runs qemu.
     pub(super) fn qemu(&self) -> Result<Vec<OsString>> {
-        let words = self.words(QEMU)?;
-        if !self.file(QEMU)?.starts_with(&self.root) {
+        let qemu = self.emulation.qemu;
+        let words = self.words(qemu)?;
+        if !self.file(qemu)?.starts_with(&self.root) {
             return Ok(words);
         }
         let mut modules = OsString::from("QEMU_MODULE_DIR=");
@@ -118,7 +164,7 @@ impl Tools {
 
 impl fmt::Display for Tools {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.file(QEMU) {
+        match self.file(self.emulation.qemu) {
             Ok(file) => write!(f, "{}", file.display()),
             Err(error) => write!(f, "{error:#}"),
         }
@@ -144,7 +190,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        Tools { root }
+        Tools { root, emulation: &PC }
     }
 
     fn text(words: &[OsString]) -> String {

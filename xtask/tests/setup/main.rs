@@ -198,8 +198,9 @@ fn without_a_mirror_everything_is_named_with_the_reason() {
     fs::write(machine.path("broken"), "").expect("a file");
     let ran = machine.setup();
     // The groups of tests that need the others get them.
-    let is_for_setup =
-        |package: &&packages::Package| !matches!(package.usage, Use::Azure | Use::Machine | Use::Vm);
+    let is_for_setup = |package: &&packages::Package| {
+        !matches!(package.usage, Use::Arm | Use::Azure | Use::Machine | Use::Vm)
+    };
     for package in packages::ALL.iter().filter(is_for_setup) {
         let line = format!("{} ({}): Failed to fetch a package", package.name, package.why);
         assert!(ran.said.contains(&line), "nothing about {}", package.name);
