@@ -5,6 +5,7 @@ mod build;
 mod debian;
 mod dependencies;
 mod licences;
+mod proof;
 mod records;
 mod source;
 mod tree;
@@ -32,7 +33,7 @@ const HELP: &str = "\
 Builds pls-router as one static program, which needs no library of the machine that it runs on, and a Debian package
 with it, into target/dist; and a list of its parts (SBOM, CycloneDX), a manifest and checksums.
 
-usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION] [--output FOLDER]
+usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION] [--output FOLDER] [--unproven]
 
   --arch ARCH          for these machines: x86_64 or aarch64 (default: both)
   --binary FILE        package this pls-router instead of building one; what is shipped is not made so, but the
@@ -40,6 +41,10 @@ usage: cargo xtask dist [--arch ARCH]... [--binary FILE] [--version VERSION] [--
   --version VERSION    the package's version (default: the release's, or before a release
                        RELEASE~TIME.COMMIT, of the time of the commit)
   --output FOLDER      write to this folder instead of target/dist
+  --unproven           do not run what was built
+
+What was built is run: this machine's in the root of an old Debian (root), and that for aarch64 in an emulated
+machine, where it loads and attaches its BPF programs. Debian's packages for both are fetched once, 120 MB.
 
 The same source gives the same bytes: all files have the time of the commit (or SOURCE_DATE_EPOCH), and no name of
 a directory of this machine is in them.
@@ -128,26 +133,39 @@ fn write_documents(program: &Path, folder: &Path) -> Result<()> {
 }
 
 fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    let wanted = parse(arguments)?;
+    let Options { wanted, is_proven } = parse(arguments)?;
     let packages = wanted.iter().map(package).collect::<Result<Vec<_>>>()?;
+    let prove = |package| if is_proven { proof::of(package) } else { Ok(Vec::new()) };
+    let proofs = packages.iter().map(prove).collect::<Result<Vec<_>>>()?;
     if let Some(Wanted { version, folder, .. }) = wanted.first() {
         records::write(folder, &Source::look(version.as_deref())?, &packages)?;
         println!("in {}:", folder.display());
     }
-    for package in &packages {
+    for (package, proven) in packages.iter().zip(proofs) {
         println!("  {}, for {}:", package.version, package.architecture.machine());
         for file in package.files() {
             let size = file.metadata().with_context(|| format!("cannot read {}", file.display()))?.len();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             println!("    {:>5.1} MB  {name}", size as f64 / 1e6);
         }
+        for proof in proven {
+            println!("    {proof}");
+        }
     }
     println!("  manifest.json, SHA256SUMS");
     Ok(ExitCode::SUCCESS)
 }
 
-fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
+/// What was asked for.
+struct Options {
+    wanted: Vec<Wanted>,
+    /// `true` if what was built is run.
+    is_proven: bool,
+}
+
+fn parse(arguments: &[OsString]) -> Result<Options> {
     use lexopt::prelude::*;
+    let mut is_proven = true;
     let (mut architectures, mut binary, mut version) = (Vec::new(), None, None);
     let mut folder = folder();
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -157,6 +175,7 @@ fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
             Long("binary") => binary = Some(PathBuf::from(parser.value()?)),
             Long("version") => version = Some(parser.value()?.string()?),
             Long("output") => folder = parser.value()?.into(),
+            Long("unproven") => is_proven = false,
             Short(_) | Long(_) | Value(_) => return Err(argument.unexpected().into()),
         }
     }
@@ -166,6 +185,7 @@ fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
             return Err(lexopt::Error::from(format!("--binary is for {}", found.machine())).into());
         }
         architectures = vec![found];
+        is_proven = false;
     }
     if architectures.is_empty() {
         architectures = Architecture::ALL.to_vec();
@@ -176,7 +196,7 @@ fn parse(arguments: &[OsString]) -> Result<Vec<Wanted>> {
         version: version.clone(),
         folder: folder.clone(),
     };
-    Ok(architectures.into_iter().map(wanted).collect())
+    Ok(Options { wanted: architectures.into_iter().map(wanted).collect(), is_proven })
 }
 
 fn architecture(name: &str) -> Result<Architecture, String> {
@@ -188,7 +208,7 @@ mod tests {
     use super::*;
 
     fn parsed(arguments: &[&str]) -> Result<Vec<Wanted>> {
-        parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+        Ok(parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())?.wanted)
     }
 
     #[test]
