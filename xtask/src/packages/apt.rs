@@ -196,6 +196,8 @@ impl Source {
             option("Dir::State::lists", &directory.join("lists")),
             option("Dir::Cache", &directory.join("cache")),
             option("APT::Sandbox::User", Path::new("root")),
+            // Or the versions that are installed here would be wanted.
+            option("Dir::State::status", Path::new("/dev/null")),
         ];
         let mut options = options.concat();
         options.extend(further.iter().flat_map(|option| ["-o".into(), option.into()]));
