@@ -98,7 +98,8 @@ pub(crate) fn seed(package: &Path) -> Seed {
 /// Makes another version of a package, with the same content.
 pub(crate) fn next_version(package: &Path, to: &Path) -> Result<PathBuf> {
     let unpacked = to.join("unpacked");
-    let made = to.join("next.deb");
+    // `deploy` reads the architecture in the name.
+    let made = to.join("pls-router_next_amd64.deb");
     command::run(Command::new("dpkg-deb").arg("-R").arg(package).arg(&unpacked))?;
     let control = unpacked.join("DEBIAN/control");
     let text = std::fs::read_to_string(&control).context("the package has no control file")?;

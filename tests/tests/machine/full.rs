@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// The time that one exchange may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The time in which the probe's answer changes.
-const PROBE: Duration = Duration::from_secs(60);
+pub(crate) const PROBE: Duration = Duration::from_secs(180);
 
 #[test]
 #[ignore = "takes several minutes: --full"]
@@ -233,10 +233,15 @@ fn back(machine: &Machine, lab: &Lab, watch: Watch) -> Result<String> {
 /// Nothing of it is left.
 fn purge(machine: &Machine) -> Result<String> {
     machine.ssh("DEBIAN_FRONTEND=noninteractive dpkg --purge pls-router </dev/null")?;
+    nothing_is_left(machine)
+}
+
+/// What a package that is purged must not leave: files, units, a group, pins and programs.
+pub(crate) fn nothing_is_left(machine: &Machine) -> Result<String> {
     let left = machine.ssh(
         "find / -xdev -name '*pls-router*' -not -path '/proc/*' -not -path '/var/log/*' -not -path '/root/*' \
          -not -path '/var/lib/cloud/*' -not -path '/var/cache/*'; \
-         find /run /sys/fs/bpf -name '*pls-router*' 2>/dev/null; \
+         find /run /tmp /var/tmp /sys/fs/bpf -name '*pls-router*' 2>/dev/null; \
          ip link show | grep -o 'xdp id .*'; \
          systemctl list-unit-files --no-legend 'pls-router*'; getent group pls-router; true",
     )?;

@@ -7,6 +7,7 @@ extern crate harness;
 
 mod boot;
 mod common;
+mod deploy;
 mod full;
 mod quick;
 mod scenes;

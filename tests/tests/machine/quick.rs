@@ -17,11 +17,12 @@ use crate::{
     scenes::Scenes,
 };
 
-/// The time in which the service manager brings a daemon back, in an emulated machine.
-pub(crate) const RESTART: Duration = Duration::from_secs(60);
+/// The time in which the service manager brings a daemon back. An emulated machine takes seconds,
+/// or minutes if this one has other things to do.
+pub(crate) const RESTART: Duration = Duration::from_secs(300);
 
 /// The time that one exchange may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The place of a package on the machine.
 pub(crate) const UPLOADED: &str = "/root/next.deb";
