@@ -21,7 +21,7 @@ use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-pub(super) use self::notices::Notices;
+pub(crate) use self::notices::Notices;
 use self::{
     attachment::KeptAttachment,
     kept::{Kept, Look},

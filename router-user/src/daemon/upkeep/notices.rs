@@ -12,11 +12,11 @@ const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 
 /// A route netlink socket (rtnetlink(7)) for changes of links and of `net.ipv4.conf`.
-pub(in crate::daemon) struct Notices(AsyncFd<Socket>);
+pub(crate) struct Notices(AsyncFd<Socket>);
 
 impl Notices {
     /// Listens from now on.
-    pub(in crate::daemon) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         Self::listen().context("cannot listen for changes of this machine's settings (netlink)")
     }
 
