@@ -202,6 +202,7 @@ fn a_first_install_forwards() {
     let expected = [
         ("/etc/pls-router/config.toml", "640"),
         ("/etc/systemd/system/pls-router.service", "644"),
+        ("/etc/systemd/system/pls-router.socket", "644"),
         ("/usr/bin/pls-router", "755"),
     ];
     assert_eq!(modes, expected);
@@ -758,12 +759,12 @@ impl Bench {
         let lock = check(File::create(lock).map_err(Into::into));
         check(lock.lock().map_err(Into::into));
         let made = check(self.target.dist(&binary, version));
-        let name = format!("pls-router_{version}_");
-        let package = made.lines().filter_map(|line| line.split_whitespace().last());
-        let mut package = package.filter(|word| word.contains(&name) && word.ends_with(".deb"));
-        let package = package.next_back().unwrap_or_else(|| panic!("no package in: {made}"));
-        let name = Path::new(package).file_name().expect("it is a file").display().to_string();
-        let ours = check(fs::read(package).map_err(Into::into));
+        let folder = made.lines().find_map(|line| line.strip_prefix("in ")?.strip_suffix(':'));
+        let start = format!("pls-router_{version}_");
+        let mut words = made.lines().filter_map(|line| line.split_whitespace().last());
+        let name = words.find(|word| word.starts_with(&start) && word.ends_with(".deb"));
+        let (Some(folder), Some(name)) = (folder, name) else { panic!("no package in: {made}") };
+        let ours = check(fs::read(Path::new(folder).join(name)).map_err(Into::into));
         check(self.lab.state().write(&format!("tmp/{name}"), ours)).display().to_string()
     }
 

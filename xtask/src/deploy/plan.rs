@@ -51,7 +51,7 @@ fn files(facts: &Facts, kind: Kind, version: &str) -> Vec<String> {
         }
         _ => {
             lines.push(format!("{}: {versions}", file(facts.binary, "/usr/bin/pls-router")));
-            lines.push(file(facts.units, "/etc/systemd/system/pls-router.service"));
+            lines.push(file(facts.units, "/etc/systemd/system/pls-router.{service,socket}"));
         }
     }
     lines.push(file(Some(facts.config), CONFIG));
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(
             first,
             "install  /usr/bin/pls-router: pls-router 0.2\n\
-             install  /etc/systemd/system/pls-router.service\n\
+             install  /etc/systemd/system/pls-router.{service,socket}\n\
              install  /etc/pls-router/config.toml\n\
              enable and start pls-router.service"
         );
