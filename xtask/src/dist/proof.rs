@@ -53,7 +53,7 @@ fn old_root(program: &Path) -> Result<String> {
 
 /// Returns the directory of the old system, which is fetched once.
 fn unpacked() -> Result<PathBuf> {
-    let place = workspace::target_dir().join("dist/work/old");
+    let place = workspace::target_dir().join("dist/old-root");
     let root = place.join("root");
     if root.join("etc/debian_version").exists() {
         return Ok(root);
