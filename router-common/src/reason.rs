@@ -137,7 +137,7 @@ reasons! {
     52 OpenedInPlace "opened_in_place" Forward "First packet of a new session, translated and sent; its source was at limits.half_open_per_source, so its oldest half-open session was replaced.";
     53 EthernetDenied "ethernet_denied" Drop "In a VLAN and from a source that is closed out of this machine, or of a protocol that is neither IP nor the link's own and could carry IP around local.allow (SNAP, PPPoE, MPLS, ...).";
     54 Ipv6Denied "ipv6_denied" Drop "IPv6 to this machine itself, on the interface that clients come in by (others = \"closed\": on any), and neither an answer, nor neighbour discovery, nor allowed by an entry of local.allow with an IPv6 network.";
-    55 AnswerWithheld "answer_withheld" Drop "A reset or an ICMP error of this machine's own network stack about a packet of a session, or one that opens one, that got there while no program was attached: withheld, so that connections go on.";
+    55 AnswerWithheld "answer_withheld" Drop "A reset or an ICMP error of this machine's own network stack about a packet of a session, or one that opens one, that got there while no program was attached: withheld, so that connections go on. At a forward's port also the reset about a segment without ACK, as a FIN or null scan sends it: it looks the same.";
 }
 
 /// Counters kept for reasons: room for more than there are, so that a new reason does not change

@@ -58,12 +58,12 @@ pub(crate) struct Wanted {
     pub(crate) binary: Option<PathBuf>,
     /// This version, instead of that of the source.
     pub(crate) version: Option<String>,
-    /// Where to write it; usually [`folder`].
+    /// The directory to write it to; usually [`folder`].
     pub(crate) folder: PathBuf,
 }
 
 impl Wanted {
-    /// What is shipped to a kind of machine.
+    /// The release for a kind of machine.
     pub(crate) fn release(architecture: Architecture) -> Self {
         Self { architecture, binary: None, version: None, folder: folder() }
     }
@@ -156,7 +156,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was asked for.
+/// The options of the command.
 struct Options {
     wanted: Vec<Wanted>,
     /// `true` if what was built is run.

@@ -100,7 +100,7 @@ impl Deploy<'_> {
         Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// What never gets healthy is taken back, and connections do not notice.
+    /// Takes back a version that never gets healthy, and no connection notices.
     fn roll_back(&self) -> Result<String> {
         let bad = self.lab.state().write("tmp/unhealthy.toml", unhealthy())?;
         let before = self.version()?;

@@ -68,7 +68,7 @@ fn a_router_lives_through_all_that_happens_to_a_machine() {
     scenes.end();
 }
 
-/// What the lab's own tests send, once each.
+/// Sends the kinds of traffic of the lab's own tests, once each.
 fn all_traffic(lab: &Lab) -> Result<String> {
     let said = traffic(lab)?;
     let denied = client::curl(lab, &format!("http://{DENIED_NAME}/"), &[])?;
@@ -236,7 +236,7 @@ fn purge(machine: &Machine) -> Result<String> {
     nothing_is_left(machine)
 }
 
-/// What a package that is purged must not leave: files, units, a group, pins and programs.
+/// Checks that a purged package has left no files, units, group, pins or programs.
 pub(crate) fn nothing_is_left(machine: &Machine) -> Result<String> {
     let left = machine.ssh(
         "find / -xdev -name '*pls-router*' -not -path '/proc/*' -not -path '/var/log/*' -not -path '/root/*' \

@@ -1,4 +1,4 @@
-//! What happens on a machine, scene by scene, with the time that each took.
+//! Scenes: the events on a machine, with the result and the time of each.
 
 use std::{
     fs::{self, OpenOptions},

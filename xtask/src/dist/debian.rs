@@ -46,7 +46,7 @@ const FILES: [(&str, &str, u32); 10] = [
 ];
 const CONFIG: &str = "etc/pls-router/config.toml";
 
-/// What a package contains that is not in the repository.
+/// The content of a package that is not in the repository.
 pub(super) struct Content<'a> {
     /// The program.
     pub(super) router: &'a Path,

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::dependencies::Dependency;
 
-/// What the names of files with licences begin with.
+/// The beginnings of the names of files with licences.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
 /// Returns a page with each licence's text once, below the names of the libraries that have it.

@@ -18,7 +18,7 @@ const OLD_RELEASE: &str = "http://deb.debian.org/debian bullseye main";
 const OLD_PACKAGES: [&str; 2] = ["base-files", "libc6"];
 
 /// The script that runs the program there.
-const SCRIPT: &str = include_str!("proof/old_root.sh");
+const SCRIPT: &str = concat!(include_str!("../vm/configuration.sh"), include_str!("proof/old_root.sh"));
 
 /// Runs the program of a package, and returns what that has proven. An error if it does not run.
 pub(super) fn of(package: &Package) -> Result<Vec<String>> {

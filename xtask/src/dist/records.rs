@@ -1,4 +1,4 @@
-//! What goes with what is shipped: the list of its parts (SBOM), a manifest and checksums.
+//! The records of a release: the list of its parts (SBOM), a manifest and checksums.
 
 use std::fs;
 use std::path::{Path, PathBuf};

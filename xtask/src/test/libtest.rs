@@ -33,25 +33,23 @@ pub(super) fn run<'a>(
 /// Runs several commands at the same time, each as one step. What one prints is shown when it has
 /// ended: by line, they would be mixed.
 pub(super) fn run_together(report: &mut Report, steps: Vec<(String, Command)>, filter: Option<&OsStr>) {
-    let run = |name: &str, mut command: Command| {
+    let run = |mut command: Command| {
         if let Some(filter) = filter {
             command.arg("--").arg(filter);
         }
         let (start, mut printed) = (Instant::now(), Vec::new());
         let outcome = ended(attempt(&mut command, &mut |output| printed.extend_from_slice(output)));
-        report::title(name);
-        print(&printed);
-        (start.elapsed(), outcome)
+        (start.elapsed(), outcome, printed)
     };
     let results: Vec<_> = thread::scope(|scope| {
         let run = &run;
-        let started: Vec<_> = steps
-            .into_iter()
-            .map(|(name, command)| (name.clone(), scope.spawn(move || run(&name, command))))
-            .collect();
+        let started: Vec<_> =
+            steps.into_iter().map(|(name, command)| (name, scope.spawn(move || run(command)))).collect();
         started.into_iter().map(|(name, thread)| (name, thread.join().expect("no panic"))).collect()
     });
-    for (name, (time, outcome)) in results {
+    for (name, (time, outcome, printed)) in results {
+        report::title(&name);
+        print(&printed);
         report.add(&name, time, outcome);
     }
 }

@@ -26,7 +26,7 @@ const RELEASE: &str = "http://deb.debian.org/debian bookworm main";
 const SHELL_PACKAGE: &str = "busybox-static";
 
 /// The script that the machine runs.
-const SCRIPT: &str = include_str!("arm64.sh");
+const SCRIPT: &str = concat!(include_str!("configuration.sh"), include_str!("arm64.sh"));
 
 /// Boots a machine, and has the program attach there.
 pub(super) fn try_program(path: &Path) -> Result<ExitCode> {

@@ -1,20 +1,7 @@
 # What a machine does to try a program: its NIC is virtio_net, whose driver has native XDP.
 set -e
 mkdir -p /run /etc
-cat >/run/config.toml <<END
-[interfaces]
-pls = "eth0"
-
-[[forward]]
-name = "https"
-protocol = "tcp"
-listen = "443"
-target = "10.9.0.2:443"
-sources = ["10.9.0.0/24"]
-
-[limits]
-flows = 4096
-END
+configuration eth0 >/run/config.toml
 export PLS_ROUTER_CONFIG=/run/config.toml NO_COLOR=1
 
 pls-router --version

@@ -20,7 +20,7 @@ const COLUMNS: &[(&str, &str)] = &[
 ];
 
 /// The script that the machine runs.
-const SCRIPT: &str = include_str!("table.sh");
+const SCRIPT: &str = concat!(include_str!("configuration.sh"), include_str!("table.sh"));
 
 /// The beginning of a line that has an answer.
 const ANSWER: &str = "vm: answer ";

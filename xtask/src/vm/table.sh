@@ -2,22 +2,6 @@
 answer() { echo "vm: answer $*"; }
 
 mkdir -p /run /etc
-config() {
-    cat >/run/config.toml <<END
-[interfaces]
-pls = "$1"
-
-[[forward]]
-name = "https"
-protocol = "tcp"
-listen = "443"
-target = "10.9.0.2:443"
-sources = ["10.9.0.0/24"]
-
-[limits]
-flows = 4096
-END
-}
 # Not the shell's own `ip`, which knows less.
 export PLS_ROUTER_CONFIG=/run/config.toml NO_COLOR=1
 
@@ -30,7 +14,7 @@ for nic in veth0 eth0; do
 done
 /bin/ip link set veth1 up
 
-config veth0
+configuration veth0 >/run/config.toml
 if /tests/pls-router check >/run/said 2>&1; then
     answer check accepted
 elif grep -q "too old" /run/said; then
@@ -43,7 +27,7 @@ else
 fi
 
 attaches() {
-    config "$2"
+    configuration "$2" >/run/config.toml
     /tests/pls-router run >/run/said 2>&1 &
     pid=$!
     for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do

@@ -44,7 +44,7 @@ pub(super) const ARM64: Emulation = Emulation {
     console: "ttyAMA0",
 };
 
-/// What the names of all emulators begin with.
+/// The beginning of the names of all emulators.
 const QEMU: &str = "qemu-system-";
 
 /// The directories of the firmware that qemu loads, in its packages.

@@ -1,4 +1,4 @@
-//! What happens to a machine when the package is installed, upgraded and removed.
+//! Installing, upgrading and removing the package.
 
 use std::{fs, process::Command};
 
@@ -35,7 +35,7 @@ fn root() -> Root {
     check(Root::new())
 }
 
-/// What systemd was asked to do with the service since the last call.
+/// Returns the requests to systemd about the service since the last call.
 fn asked(root: &Root) -> Vec<String> {
     let asked = fs::read_to_string(root.path("asked")).unwrap_or_default();
     let _ = fs::remove_file(root.path("asked"));

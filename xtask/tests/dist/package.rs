@@ -1,4 +1,4 @@
-//! What is in the package.
+//! The content of the package.
 
 use std::{fs, process::Command};
 
@@ -74,7 +74,7 @@ fn units_are_understood_by_systemd() -> Result<()> {
     Ok(())
 }
 
-/// What Debian's own checker finds, other than what the package says it has reasons for.
+/// Debian's own checker finds nothing but what the package says it has reasons for.
 #[test]
 fn lintian_finds_nothing() -> Result<()> {
     let lintian = check(program("lintian"));

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{Packages, package::program, run};
 
-/// What the package depends on, and what its scripts use.
+/// The dependencies of the package, and the programs that its scripts use.
 const INCLUDED: &str = "systemd,passwd";
 
 /// A Debian of a test's own.

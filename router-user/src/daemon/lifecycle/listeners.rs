@@ -54,20 +54,8 @@ const OF_UNIT: &str = ".socket";
 impl Listeners {
     /// Listens where the configuration says, on inherited sockets where those fit.
     pub(crate) fn bind(config: &Config, mut inherited: Inherited) -> Result<Self> {
-        let mut tcp = |name, address: SocketAddr, key: &str| {
-            match inherited.take_tcp(name, address) {
-            Some(listener) => Ok(listener),
-            None => http::listen(address).map_err(|error| {
-                let fix = if error.kind() == ErrorKind::AddrNotAvailable {
-                    "name an address of this machine, or 0.0.0.0 for all of them"
-                } else {
-                    "name another port; who has this one says `ss -tlnp` (systemd, if a socket unit of the router's names \
-                     an address that overlaps with it)"
-                };
-                anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
-            }),
-        }
-        };
+        let mut tcp =
+            |name, address, key| inherited.take_tcp(name, address).map_or_else(|| listen(address, key), Ok);
         let probe = tcp(PROBE, config.health.listen, "health.listen")?;
         let admin = tcp(ADMIN, config.admin.listen, "admin.listen")?;
         for (unit, address) in inherited.left_over(&[&probe, &admin]) {
@@ -276,6 +264,19 @@ pub(crate) async fn is_answered(socket: &Path) -> bool {
         Ok(stream) => stream.peer_cred().is_ok_and(|peer| private::is_owner(peer.uid())),
         Err(_) => false,
     }
+}
+
+/// Listens on an address that this key of the configuration names.
+fn listen(address: SocketAddr, key: &str) -> Result<StdTcpListener> {
+    http::listen(address).map_err(|error| {
+        let fix = if error.kind() == ErrorKind::AddrNotAvailable {
+            "name an address of this machine, or 0.0.0.0 for all of them"
+        } else {
+            "name another port; who has this one says `ss -tlnp` (systemd, if a socket unit of the \
+             router's names an address that overlaps with it)"
+        };
+        anyhow!("cannot listen on {address} ({key}): {error}\n  fix: {fix}")
+    })
 }
 
 #[cfg(test)]

@@ -8,17 +8,7 @@ ip link add eth0 type veth peer name peer
 ip address add 10.9.0.1/24 dev eth0
 ip link set eth0 up
 ip link set peer up
-cat >$root/etc/pls-router/config.toml <<END
-[interfaces]
-pls = "eth0"
-
-[[forward]]
-name = "https"
-protocol = "tcp"
-listen = "443"
-target = "10.9.0.2:443"
-sources = ["10.9.0.0/24"]
-END
+configuration eth0 >$root/etc/pls-router/config.toml
 cat $root/etc/debian_version
 chroot $root /usr/bin/pls-router --version
 NO_COLOR=1 chroot $root /usr/bin/pls-router check
