@@ -82,8 +82,8 @@ fn from_metadata(metadata: &Value) -> Option<Vec<Dependency>> {
 mod tests {
     use super::*;
 
-    /// The licences that a program under "MIT or Apache-2.0" may contain. All of them ask for no more than to be
-    /// named, with their text, in what is shipped: see `licences`.
+    /// The licences that a program under "MIT or Apache-2.0" may contain. All of them ask for no
+    /// more than to be named, with their text, in what is shipped: see `licences`.
     const ALLOWED: &[&str] = &[
         "Apache-2.0",
         "BSD-2-Clause",

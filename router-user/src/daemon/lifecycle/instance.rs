@@ -204,8 +204,8 @@ pub(crate) struct Instance {
     _logs: JoinSet<Result<()>>,
 }
 
-/// The sockets of the services. They are opened before an instance comes into force, since a process
-/// may lack descriptors or memory for them, and nothing may fail then.
+/// The sockets of the services. They are opened before an instance comes into force, since a
+/// process may lack descriptors or memory for them, and nothing may fail then.
 pub(crate) struct Equipment {
     sockets: Served,
     notices: Notices,
