@@ -370,23 +370,31 @@ fn doc(report: &mut Report) {
 fn host(report: &mut Report, options: &Options) {
     for package in HOST_TESTED {
         let name = format!("host {package}");
-        let mut command = test_command(package);
-        let (host, elsewhere): (Vec<_>, Vec<_>) =
-            test_targets(package).into_iter().partition(|target| group_of(package, target) == Group::Host);
-        if elsewhere.is_empty() {
-            libtest::run(report, &name, &mut command, options.filter.as_deref());
-            continue;
+        for (targets, note) in host_targets(package).iter().zip(["", ", examples"]) {
+            let mut command = test_command(package);
+            let step = format!("{name}{note}");
+            libtest::run(report, &step, command.args(targets), options.filter.as_deref());
         }
-        // Cargo has no way to leave a test binary out, so that the others are named; and examples
-        // in documentation are then a command of their own.
-        command.args(["--lib", "--bins"]);
-        for target in host {
-            command.arg("--test").arg(target);
-        }
-        libtest::run(report, &name, &mut command, options.filter.as_deref());
-        let mut command = test_command(package);
-        libtest::run(report, &format!("{name}, examples"), command.arg("--doc"), options.filter.as_deref());
     }
+}
+
+/// The targets of a package's host tests, as arguments of cargo, for one command after the other:
+/// cargo has no way to leave a test binary out, so that the others are named where there is one of
+/// another group; and examples in documentation are then a command of their own.
+fn host_targets(package: &str) -> Vec<Vec<String>> {
+    let (host, elsewhere): (Vec<_>, Vec<_>) =
+        test_targets(package).into_iter().partition(|target| group_of(package, target) == Group::Host);
+    if elsewhere.is_empty() {
+        return vec![Vec::new()];
+    }
+    let mut binaries = vec!["--bins".to_owned()];
+    binaries.extend(host.into_iter().flat_map(|target| ["--test".to_owned(), target]));
+    // Cargo refuses to be asked for a library where there is none.
+    if !workspace::folder(package).join("src/lib.rs").is_file() {
+        return vec![binaries];
+    }
+    binaries.push("--lib".to_owned());
+    vec![binaries, vec!["--doc".to_owned()]]
 }
 
 /// The package. Its tests need more of a machine than a compiler, as those below do, but no kernel.
@@ -575,12 +583,7 @@ fn group_of(package: &str, target: &str) -> Group {
 /// The names of the test binaries that cargo finds by itself: files, and directories with a
 /// `main.rs`.
 fn test_targets(package: &str) -> Vec<String> {
-    let folder = match package {
-        "lab" => "tests",
-        "harness" => "tests/harness",
-        _ => package,
-    };
-    let Ok(entries) = workspace::root().join(folder).join("tests").read_dir() else { return Vec::new() };
+    let Ok(entries) = workspace::folder(package).join("tests").read_dir() else { return Vec::new() };
     let mut names: Vec<_> = entries
         .flatten()
         .map(|entry| entry.path())
@@ -714,6 +717,15 @@ mod tests {
                 ("xtask", "setup", Group::Host),
             ]
         );
+    }
+
+    #[test]
+    fn no_library_is_asked_for_where_there_is_none() {
+        assert_eq!(host_targets("router-common"), [[""; 0]]);
+        assert_eq!(host_targets("xtask"), [["--bins", "--test", "docs", "--test", "setup"]]);
+        let [binaries, examples] = &host_targets("router-user")[..] else { panic!("two commands") };
+        assert!(binaries.contains(&"--lib".to_owned()), "{binaries:?}");
+        assert_eq!(examples[..], ["--doc"]);
     }
 
     #[test]

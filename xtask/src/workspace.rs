@@ -12,6 +12,16 @@ pub(crate) fn root() -> PathBuf {
     package.parent().map_or(package.clone(), Path::to_path_buf)
 }
 
+/// The folder of a package of the workspace.
+pub(crate) fn folder(package: &str) -> PathBuf {
+    root().join(match package {
+        "lab" => "tests",
+        "harness" => "tests/harness",
+        "harness-macros" => "tests/harness/macros",
+        _ => package,
+    })
+}
+
 /// The directory in which cargo puts what it builds.
 pub(crate) fn target_dir() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
