@@ -327,6 +327,13 @@ fn a_carrier_that_goes_and_comes_is_followed() {
         let vnet = &lab.hosts.vnet;
         check(vnet.ip("link set router1 down"));
         check(lab.wait_out_of_service(LIMIT * 2));
+        // The worst moment: the kernel has asked for the last time (ucast_solicit and mcast_solicit
+        // count together), and gives up within a second.
+        check(wait::until("the last request", LIMIT, || {
+            let shown = lab.hosts.router.run("ip", &["-statistics", "neighbour", "show", "dev", "eth1"])?;
+            ensure!(shown.contains("probes 6 INCOMPLETE"), "{shown}");
+            Ok(())
+        }));
         check(vnet.ip("link set router1 up"));
         let start = Instant::now();
         check(wait::until("a session", LIMIT, || {

@@ -5,7 +5,7 @@
 )]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -19,7 +19,7 @@ use futures_util::{
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::LinkMessage,
+    link::{LinkFlags, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia},
 };
@@ -251,6 +251,13 @@ impl Kernel {
         Ok(self.links().await?.iter().map(|link| (link.header.index, link_name(link).to_owned())).collect())
     }
 
+    /// Returns the indexes of the interfaces that are down or have no carrier.
+    pub(crate) async fn interfaces_down(&self) -> Result<HashSet<u32>> {
+        let links = self.links().await?;
+        let down = links.iter().filter(|link| !link.header.flags.contains(LinkFlags::LowerUp));
+        Ok(down.map(|link| link.header.index).collect())
+    }
+
     /// Returns the interfaces with these indexes, each with its virtual function: the device whose
     /// master it is. A missing interface keeps its index, so that the other one of two keeps its
     /// side. Addresses are not filled in.
@@ -328,6 +335,15 @@ impl Kernel {
         in_time(request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace().execute())
             .await?
             .with_context(|| format!("cannot ask the kernel to resolve neighbour {address}"))
+    }
+
+    /// Has the kernel find out a neighbour's MAC address, from the start if it is at it: it asks
+    /// three times, a second apart, and what it asked without a carrier nobody has heard.
+    pub(crate) async fn probe_anew(&self, neighbour: &Neighbour) -> Result<()> {
+        let request = self.handle().neighbours().add(neighbour.interface, neighbour.ip());
+        // One that has gone meanwhile is made by the next request.
+        _ = in_time(request.state(NeighbourState::None).replace().execute()).await?;
+        self.probe(neighbour).await
     }
 
     /// Has the kernel find out a neighbour's MAC address, and tells what it knows of it by then.

@@ -258,6 +258,8 @@ impl Follower {
 pub(crate) struct Topology {
     routes: Routes,
     rules: Vec<PolicyRule>,
+    /// The interfaces that are down or have no carrier.
+    down: HashSet<u32>,
     /// `true` if it may have changed since it was read.
     is_old: bool,
     /// The target that was looked at last, if not all are looked at each time.
@@ -272,6 +274,7 @@ impl Topology {
         Ok(Self {
             routes: kernel.routes().await?,
             rules: kernel.policy_rules().await?,
+            down: kernel.interfaces_down().await?,
             is_old: false,
             turn: None,
             overdue: HashMap::new(),
@@ -298,10 +301,12 @@ pub(crate) struct Looked {
 /// Looks at this machine's addresses, at the next hop of every target, and at the next hops in use
 /// again.
 pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Topology) -> Result<Looked> {
+    let mut came_up = HashSet::new();
     if topology.is_old {
-        let Topology { turn, ref mut overdue, .. } = *topology;
-        let overdue = std::mem::take(overdue);
-        *topology = Topology { turn, overdue, ..Topology::read(kernel).await? };
+        let now = Topology::read(kernel).await?;
+        let before = std::mem::replace(topology, now);
+        came_up = before.down.difference(&topology.down).copied().collect();
+        (topology.turn, topology.overdue) = (before.turn, before.overdue);
     }
     let addresses = kernel.addresses().await?;
     // Interfaces may be removed and made again, and a virtual function comes and goes while its
@@ -325,6 +330,7 @@ pub(crate) async fn refresh(access: &Access, kernel: &Kernel, topology: &mut Top
         before: access.routing.lock().next_hops.iter().map(|known| (known.target, known.clone())).collect(),
         overdue: std::mem::take(&mut topology.overdue),
     };
+    view.ask_again(kernel, &came_up).await;
     let config = access.config.get();
     let targets = targets(&config, &access.names.lock());
     let turn = in_turn(&targets, topology.turn, QUERIES_AT_ONCE);
@@ -451,6 +457,21 @@ const fn refusal(answer: &Answer) -> Option<Problem> {
 }
 
 impl View {
+    /// Has the kernel ask the neighbours again that have not answered, on the interfaces that have
+    /// come up. It would do so by itself within three seconds.
+    async fn ask_again(&mut self, kernel: &Kernel, came_up: &HashSet<u32>) {
+        let unanswered = self
+            .neighbours
+            .iter()
+            .filter(|(neighbour, entry)| entry.mac.is_none() && came_up.contains(&neighbour.interface));
+        for (neighbour, _) in unanswered.take(PROBES_AT_ONCE) {
+            self.looked_for.insert(*neighbour);
+            if let Err(error) = kernel.probe_anew(neighbour).await {
+                debug!("{error:#}");
+            }
+        }
+    }
+
     /// The next hop of a target, for every kind of session that needs it.
     async fn next_hop(
         &mut self,
