@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsStr,
     fs,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     io::{self, Read as _, Seek as _, Write as _},
     panic,
     process::{Command, ExitCode, ExitStatus, Stdio, Termination},
@@ -96,8 +97,9 @@ pub fn main(obstacle: Option<&str>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let threads = || env::var("RUST_TEST_THREADS").ok()?.parse().ok();
     arguments.test_threads = arguments.test_threads.or_else(threads);
+    arguments.test_threads = arguments.test_threads.or_else(more_than_cpus);
     let mut tests: Vec<_> = inventory::iter::<Test>().collect();
-    tests.sort_by_key(|test| test.name());
+    tests.sort_by_key(|test| spread(&test.name()));
     let times = Times::default();
     let trials = tests
         .into_iter()
@@ -107,6 +109,17 @@ pub fn main(obstacle: Option<&str>) -> ExitCode {
     // A closed standard output must not change the exit code.
     _ = write!(io::stdout(), "{times}");
     conclusion.exit_code()
+}
+
+/// Returns one more than there are CPUs: tests wait for half of their time.
+fn more_than_cpus() -> Option<usize> {
+    thread::available_parallelism().ok().map(|cpus| cpus.get() + 1)
+}
+
+/// Returns a test's place in the order, which is the same in every run and scatters the tests of a
+/// module: those that need much of the same thing would run at the same time.
+fn spread(name: &str) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(name)
 }
 
 fn trial(test: &'static Test, obstacle: Option<String>, arguments: &Arguments, times: Times) -> Trial {
