@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all checks, and one line that sums them up.
 
-mod azure;
+pub(crate) mod azure;
 mod columns;
 mod fuzz;
 mod libtest;
@@ -491,7 +491,7 @@ fn machine(report: &mut Report, options: &Options) {
         Ok(place) => place,
         Err(error) => return report.skip(NAME, &format!("{error:#}")),
     };
-    let mut command = match vm::machine::tests(&place, &daemon()) {
+    let mut command = match vm::machine::tests(&place, &daemon(), options.full) {
         Ok(command) => command,
         Err(error) => {
             let outcome = Outcome::failed(format!("there is no package to install: {error:#}"));

@@ -11,6 +11,7 @@ use super::ssh::{Keys, OPERATOR};
 use crate::{
     Lab, Nics,
     addresses::{FIREWALL_ONE_NIC, FIREWALL_TWO_NICS, PLATFORM, PLS_GATEWAY, ROUTER, ROUTER_SECOND, VNET},
+    hosts::internet::authority,
 };
 
 /// The MAC addresses of the NICs, by which the seed names them.
@@ -27,6 +28,8 @@ pub struct Seed {
     pub user_data: Option<String>,
     /// Files that lie on a disk with the label CIDATA, by the names that they have there.
     pub files: Vec<(String, PathBuf)>,
+    /// `true` if programs on the machine trust the lab's certificates.
+    pub trusts_authority: bool,
 }
 
 impl Seed {
@@ -45,7 +48,8 @@ impl Seed {
         };
         write("meta-data", &format!("instance-id: {}\nlocal-hostname: router\n", lab.state().id()))?;
         write("network-config", &network(lab.options.nics))?;
-        write("vendor-data", &accounts(keys))?;
+        let authority = if self.trusts_authority { trust(&authority(lab.state()))? } else { String::new() };
+        write("vendor-data", &(accounts(keys) + &authority))?;
         write("user-data", self.user_data.as_deref().unwrap_or("#cloud-config\n{}\n"))?;
         for (name, file) in &self.files {
             copy(file, &directory.join(name))?;
@@ -88,10 +92,23 @@ fn nic(name: &str, mac: &str) -> String {
     format!("  {name}:\n    match: {{macaddress: \"{mac}\"}}\n    set-name: {name}\n")
 }
 
+/// Has programs on the machine trust a certificate. cloud-init's own way to (`ca_certs`) hashes all
+/// certificates again, which takes minutes there.
+fn trust(certificate: &Path) -> Result<String> {
+    let text =
+        fs::read_to_string(certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
+    let append = format!("cat >>/etc/ssl/certs/ca-certificates.crt <<END\n{}\nEND\n", text.trim());
+    Ok(format!("bootcmd:\n  - |\n{}", indented(&append, 4)))
+}
+
+fn indented(text: &str, by: usize) -> String {
+    text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
+}
+
 /// The accounts that tests log in by, and a host key that they know.
 fn accounts(keys: &Keys) -> String {
     let Keys { user, host_private, host_public } = keys;
-    let indented: String = host_private.lines().map(|line| format!("    {line}\n")).collect();
+    let host_private = indented(host_private, 4);
     format!(
         "#cloud-config\n\
          # The image has no other.\n\
@@ -100,7 +117,7 @@ fn accounts(keys: &Keys) -> String {
          ssh_deletekeys: true\n\
          ssh_keys:\n\
          \x20 ed25519_private: |\n\
-         {indented}\
+         {host_private}\
          \x20 ed25519_public: {host_public}\n\
          users:\n\
          \x20 - name: root\n\

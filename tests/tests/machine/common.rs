@@ -56,6 +56,11 @@ pub(crate) fn package() -> PathBuf {
 impl Place {
     /// A lab whose router, with this number of NICs and this seed, is being switched on.
     pub(crate) fn switch_on(nics: Nics, seed: &Seed) -> Self {
+        Self::switch_on_with(nics, |_| Ok(seed.clone()))
+    }
+
+    /// As [`Self::switch_on`], with a seed that is made for the lab.
+    pub(crate) fn switch_on_with(nics: Nics, seed: impl FnOnce(&Lab) -> Result<Seed>) -> Self {
         let image = image();
         let helper = Helper::new(env!("CARGO_BIN_EXE_lab"));
         let options = Options {
@@ -64,7 +69,8 @@ impl Place {
             ..Options::new(nics, Router::Machine, helper)
         };
         let lab = check(Lab::up(options));
-        let machine = check(Machine::boot(&lab, &image, seed));
+        let seed = check(seed(&lab));
+        let machine = check(Machine::boot(&lab, &image, &seed));
         Self { machine, lab }
     }
 }
@@ -92,7 +98,8 @@ pub(crate) fn seed(package: &Path) -> Seed {
          \x20 - {mount}\n\
          \x20 - dpkg --force-confold -i {directory}/{PACKAGE}\n"
     );
-    Seed { user_data: Some(user_data), files: vec![(PACKAGE.to_owned(), package.to_owned())] }
+    let files = vec![(PACKAGE.to_owned(), package.to_owned())];
+    Seed { user_data: Some(user_data), files, ..Seed::default() }
 }
 
 /// Makes another version of a package, with the same content.

@@ -11,6 +11,7 @@ mod deploy;
 mod full;
 mod quick;
 mod scenes;
+mod terraform;
 
 use std::process::ExitCode;
 

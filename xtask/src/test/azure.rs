@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::libtest;
 use super::report::{self, Outcome, Report};
@@ -18,6 +18,9 @@ use crate::{system, workspace};
 
 /// The Python packages, each with the checksums of its files.
 const REQUIREMENTS: &str = "deploy/azure/tests/offline/requirements.txt";
+
+/// Terraform's command line, in that Python.
+const TERRAFORM: &str = "deploy/azure/tests/offline/terraform.py";
 
 /// The words of pip if a file is another one than the one that was pinned.
 const OTHER_FILE: &str = "DO NOT MATCH THE HASHES";
@@ -30,12 +33,24 @@ enum Obstacle {
     Wrong(String),
 }
 
+/// Returns the words that a command begins with that runs Terraform, or why there is none.
+pub(crate) fn terraform() -> Result<[PathBuf; 2]> {
+    match python(&folder()) {
+        Ok(python) => Ok([python, workspace::root().join(TERRAFORM)]),
+        Err(Obstacle::Lacking(reason) | Obstacle::Wrong(reason)) => Err(anyhow!(reason)),
+    }
+}
+
+fn folder() -> PathBuf {
+    workspace::target_dir().join("azure")
+}
+
 /// Runs all checks as one step. `router` is the program that checks configurations.
 pub(super) fn run(report: &mut Report, router: Option<&Path>) {
     const NAME: &str = "azure";
     report::title("azure: Python with Terraform");
     let start = Instant::now();
-    let folder = workspace::target_dir().join("azure");
+    let folder = folder();
     let python = match python(&folder) {
         Ok(python) => python,
         Err(Obstacle::Lacking(reason)) => return report.skip(NAME, &reason),

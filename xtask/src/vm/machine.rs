@@ -1,6 +1,6 @@
 //! The image of a virtual machine with a whole Debian 12, made once, and the tests in it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Tools;
 use crate::packages::{self, Use};
+use crate::test::azure;
 use crate::{dist, system, toolchain, workspace};
 
 /// Names the directory of the image to the tests; see `lab::machine`.
@@ -18,6 +19,9 @@ const VARIABLE: &str = "LAB_MACHINE";
 
 /// Names the package to install to the tests.
 const PACKAGE_VARIABLE: &str = "LAB_PACKAGE";
+
+/// Names a program to the tests that takes Terraform's arguments.
+const TERRAFORM_VARIABLE: &str = "LAB_TERRAFORM";
 
 /// The file of the image's directory in which tests tell what they have done.
 const SCENES: &str = "scenes";
@@ -46,7 +50,7 @@ pub(crate) fn image() -> Result<PathBuf> {
         make(&directory)?;
     }
     // Always: where qemu is found may have changed.
-    write_emulator(&tools, &directory.join("qemu"))?;
+    write_script(&directory.join("qemu"), &tools.qemu()?)?;
     Ok(directory)
 }
 
@@ -59,7 +63,7 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
     system::run(build.args(["--package", "router-user", "--bin", "pls-router"]))?;
     let daemon = workspace::target_dir().join("debug/pls-router");
     let place = image()?;
-    let mut command = tests(&place, &daemon)?;
+    let mut command = tests(&place, &daemon, full)?;
     command.arg("--").args(arguments(full)).args(filter);
     eprintln!("  $ {}", system::display(&command));
     let status = command.status().context("cannot start cargo")?;
@@ -69,10 +73,21 @@ pub(super) fn test(full: bool, filter: Option<&OsStr>) -> Result<ExitCode> {
 
 /// Returns the command that runs the tests on the machine of an image, without the arguments of the
 /// test binary. They install a package of this daemon, which is made here.
-pub(crate) fn tests(image: &Path, daemon: &Path) -> Result<Command> {
+pub(crate) fn tests(image: &Path, daemon: &Path, full: bool) -> Result<Command> {
     let mut command = workspace::cargo("test");
     command.args(["--no-fail-fast", "--package", "lab", "--test", TARGET]);
     command.env(VARIABLE, image).env(PACKAGE_VARIABLE, package(daemon)?);
+    if full {
+        match azure::terraform() {
+            Ok(words) => {
+                let script = image.join("terraform");
+                write_script(&script, &words.map(PathBuf::into_os_string))?;
+                command.env(TERRAFORM_VARIABLE, script);
+            }
+            // The test of the templates is skipped.
+            Err(error) => eprintln!("there is no Terraform: {error:#}"),
+        }
+    }
     // Of earlier runs; there may be none.
     _ = fs::remove_file(image.join(SCENES));
     Ok(command)
@@ -130,9 +145,10 @@ fn make(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a script that runs qemu with its arguments: tests know nothing of unpacked packages.
-fn write_emulator(tools: &Tools, path: &Path) -> Result<()> {
-    let words: Vec<_> = tools.qemu()?.iter().map(|word| super::quoted(&word.to_string_lossy())).collect();
+/// Writes a script that runs a command with further arguments: tests know nothing of unpacked
+/// packages.
+fn write_script(path: &Path, words: &[OsString]) -> Result<()> {
+    let words: Vec<_> = words.iter().map(|word| super::quoted(&word.to_string_lossy())).collect();
     fs::write(path, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")))
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
         .with_context(|| format!("cannot write {}", path.display()))
