@@ -30,8 +30,8 @@ const JOURNALCTL: &str = include_str!("target/journalctl");
 /// The directory in which a deploy keeps what it has replaced.
 pub const KEPT: &str = "/var/lib/pls-router-deploy";
 
-/// The user on the target who is not root.
-pub const OPERATOR: &str = "operator";
+/// The user on the target who is not root: by the name that Azure gives to a first user.
+pub const OPERATOR: &str = "azureuser";
 
 /// The sshd and what is around it. The machine goes away with the lab.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Target {
 
 impl Target {
     /// Makes the machine. `ssh -F` with [`Target::ssh_config`] reaches it from the lab's *vm* as
-    /// `target` (root), and as `operator`; `stranger`, `impostor`, `locked-out`, `closed` and
+    /// `target` (root), and as `azureuser`; `stranger`, `impostor`, `locked-out`, `closed` and
     /// `nowhere` are ways not to reach it.
     pub fn start(lab: &Lab) -> Result<Self> {
         let this = std::env::current_exe().context("cannot tell which binary this is")?;
@@ -88,8 +88,8 @@ impl Target {
         self.directory.join("ssh_config")
     }
 
-    /// A part of a configuration for ssh: the machine of `lab` by another name, as root, also from
-    /// other labs.
+    /// A part of a configuration for ssh: the machine of `lab` by another name, as root unless
+    /// another user is asked for, also from other labs.
     pub fn known_as(&self, lab: &Lab, name: &str) -> String {
         let (directory, router) = (self.directory.display(), lab.hosts.router.name());
         format!(
@@ -104,6 +104,11 @@ impl Target {
              \tGlobalKnownHostsFile /dev/null\n\
              \tStrictHostKeyChecking yes\n"
         )
+    }
+
+    /// The program of `cargo xtask`.
+    pub fn xtask(&self) -> &Path {
+        &self.xtask
     }
 
     /// `xtask deploy` with these arguments, on the lab's *vm*. The first may be what to do.
@@ -152,7 +157,7 @@ impl Target {
 
     /// Lets the [`OPERATOR`] use sudo without a password, if there is a sudo.
     pub fn allow_sudo(&self) -> Result<()> {
-        let path = self.path("/etc/sudoers.d/operator");
+        let path = self.path("/etc/sudoers.d/azureuser");
         fs::write(&path, format!("{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n"))
             .with_context(|| format!("cannot write {}", path.display()))
     }

@@ -8,13 +8,16 @@ extern crate harness;
 use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Output},
     time::Duration,
 };
 
 use anyhow::ensure;
-use harness::check;
+use harness::{
+    check,
+    guides::{self, Block, Page, Runner, Step},
+};
 use lab::{
     Lab, Nics, Options, Process, Router,
     addresses::{ANYWHERE, ECHO_PORT, ENDPOINT, PLS_SUBNET, TOOLS},
@@ -431,9 +434,9 @@ fn unusable_hosts_have_distinct_errors() {
         &["target", "nowhere", OPERATOR, "--config", &config],
         &[
             "nothing was changed on any host",
-            "target:   would be done",
-            "nowhere:  FAILED, nothing was changed",
-            "operator: FAILED, nothing was changed",
+            "target:    would be done",
+            "nowhere:   FAILED, nothing was changed",
+            "azureuser: FAILED, nothing was changed",
         ],
     );
     assert_eq!(bench.snapshot(), before);
@@ -450,7 +453,7 @@ fn sudo_is_used_where_it_has_to_be() {
     check(bench.target.allow_sudo());
     let config = bench.config("first", ANYWHERE);
     let said = bench.succeed(&[OPERATOR, "--config", &config]);
-    assert!(said.contains("as operator, with sudo"), "{said}");
+    assert!(said.contains("as azureuser, with sudo"), "{said}");
     bench.assert_in_service();
     let installed = bench.snapshot();
     assert!(!installed.files.iter().any(|(path, ..)| path.starts_with("/tmp/")), "{installed:#?}");
@@ -644,14 +647,16 @@ struct Fleet {
 
 impl Fleet {
     fn up() -> Self {
-        let benches: Vec<_> = (0..3).map(|_| Bench::up()).collect();
+        Self::named(["router-1", "router-2", "router-3"])
+    }
+
+    fn named(names: [&str; 3]) -> Self {
+        let benches: Vec<_> = names.iter().map(|_| Bench::up()).collect();
         let state = benches[0].lab.state();
-        let known = benches
-            .iter()
-            .zip(1..)
-            .map(|(bench, number)| bench.target.known_as(&bench.lab, &format!("router-{number}")));
+        let known = benches.iter().zip(names).map(|(bench, name)| bench.target.known_as(&bench.lab, name));
         let ssh_config = check(state.write("tmp/fleet_ssh_config", known.collect::<String>()));
-        let inventory = "# zone 1\nrouter-1\n\nrouter-2 # zone 2\nrouter-3\n";
+        let [one, two, three] = names;
+        let inventory = format!("# zone 1\n{one}\n\n{two} # zone 2\n{three}\n");
         let inventory = check(state.write("tmp/inventory", inventory));
         Self {
             inventory: inventory.display().to_string(),
@@ -740,6 +745,92 @@ fn a_fleet_is_upgraded_in_turn_and_stops_at_the_first_failure() {
     for (bench, tcp) in fleet.benches.iter().zip(&mut tcps) {
         check(tcp.echo(b"after", ECHO_LIMIT));
         bench.assert_in_service();
+    }
+}
+
+/// The commands of the guides that deploy, in the words of the reader: each page's blocks run one
+/// after the other, on three routers that are there already.
+#[test]
+fn commands_of_the_guides_do_what_they_say() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let pages = guides::pages(&docs).unwrap_or_else(|wrong| panic!("{}", wrong.join("\n")));
+    let deploys = |block: &Block| matches!(block, Block::Commands { runner: Runner::Deploy, .. });
+    let mut ran = 0;
+    for page in pages.iter().filter(|page| page.blocks.iter().any(deploys)) {
+        let desk = Desk::new();
+        for block in &page.blocks {
+            match block {
+                Block::File { name, text } => check(fs::write(desk.directory.join(name), text).map_err(Into::into)),
+                Block::Commands { runner: Runner::Deploy, commands } => {
+                    for step in commands {
+                        desk.follow(page, step);
+                        ran += 1;
+                    }
+                }
+                Block::Commands { .. } => {}
+            }
+        }
+    }
+    assert!(ran > 5, "only {ran} commands");
+}
+
+/// The machine of somebody who deploys: `cargo xtask deploy` is there, and ships a new version.
+struct Desk {
+    fleet: Fleet,
+    directory: PathBuf,
+}
+
+impl Desk {
+    /// With routers at the addresses that the guides have.
+    fn new() -> Self {
+        let addresses = ["10.0.2.68", "10.0.2.69", "10.0.2.70"];
+        let fleet = Fleet::named(addresses);
+        let first = &fleet.benches[0];
+        let config = first.config("first", ANYWHERE);
+        let installs = ["--config", &config, "--max-unavailable", "3", "--drain", "0"];
+        succeeded(&fleet.deploy(&installs));
+        check(command::require("sudo"));
+        for bench in &fleet.benches {
+            check(bench.target.allow_sudo());
+        }
+        let state = first.lab.state();
+        let directory = check(state.directory("desk"));
+        let changed = check(fs::read(first.config("second", ANYWHERE)).map_err(Into::into));
+        check(fs::write(directory.join("router.toml"), changed).map_err(Into::into));
+        let mut binary = check(fs::read(&first.binary).map_err(Into::into));
+        binary.push(0);
+        let binary = check(state.write("tmp/new version", binary));
+        let cargo = format!(
+            "#!/bin/sh\n\
+             [ \"$1 $2\" = 'xtask deploy' ] || exit 127\n\
+             shift 2\n\
+             case $1 in\n\
+             status | remove) set -- \"$@\" ;;\n\
+             rollback) set -- \"$@\" --healthy-for 1 ;;\n\
+             *) set -- \"$@\" --healthy-for 1 --binary '{}' ;;\n\
+             esac\n\
+             exec '{}' deploy \"$@\" --ssh-config '{}'\n",
+            binary.display(),
+            first.target.xtask().display(),
+            fleet.ssh_config
+        );
+        let program = check(state.write("desk/cargo", cargo));
+        check(fs::set_permissions(program, fs::Permissions::from_mode(0o755)).map_err(Into::into));
+        Self { fleet, directory }
+    }
+
+    fn follow(&self, page: &Page, step: &Step) {
+        let at = format!("{}:{}: {}", page.path.display(), step.line, step.command);
+        let lab = &self.fleet.benches[0].lab;
+        let mut shell = check(lab.hosts.vm.command("sh"));
+        shell.args(["-c", &format!("exec 2>&1\n{}", step.command)]).current_dir(&self.directory);
+        shell.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.directory.display()));
+        shell.env("TMPDIR", lab.state().path("tmp"));
+        let output = check(command::output(&mut shell));
+        let said = said(&output);
+        println!("{at}\n{said}");
+        assert_eq!(output.status.code(), Some(step.code), "{at}\n{said}");
+        assert_eq!(step.missing(&said), None, "{at}\n{said}");
     }
 }
 

@@ -5,6 +5,8 @@
 //! - `console run`: needs no root and no network, and is run in an empty directory
 //!   (`router-user/tests/guides.rs`).
 //! - `console lab`: is run on the router of a lab (`tests/tests/net/guides.rs`).
+//! - `console deploy`: is run on a machine with three routers to deploy to, by
+//!   `tests/tests/deploy.rs`, in the directory with the page's files.
 //! - `console azure`: nothing runs it. The text before the block says "Azure only".
 //! - `text file=NAME`, `toml file=NAME`: a file that the following blocks of the page find.
 //!
@@ -25,6 +27,8 @@ pub enum Runner {
     Run,
     /// A lab's router.
     Lab,
+    /// A machine that deploys to routers.
+    Deploy,
     /// Nobody here.
     Azure,
 }
@@ -138,11 +142,13 @@ fn block(words: &[&str], content: &[(usize, &str)], says_azure: bool) -> Result<
         ["console" | "sh" | "bash" | "shell", rest @ ..] => match rest {
             ["run"] => Runner::Run,
             ["lab"] => Runner::Lab,
+            ["deploy"] => Runner::Deploy,
             ["azure"] if says_azure => Runner::Azure,
             ["azure"] => return Err("the text before a block for Azure has to say \"Azure only\""),
             _ => {
                 return Err(
-                    "a block of commands has to say who runs it: `console run`, `console lab` or `console azure`",
+                    "a block of commands has to say who runs it: `console run`, `console lab`, \
+                     `console deploy` or `console azure`",
                 );
             }
         },

@@ -25,8 +25,8 @@ cp "$2"/* "$memory/run/target/"
 mount --bind "$memory/run" /run
 chmod 600 /run/target/host_key
 # sudo and logins want a name; one that only this machine knows.
-if ! grep -q '^operator:' /etc/passwd; then
-    echo 'operator:x:4242:4242::/tmp:/bin/sh' >>/etc/passwd
-    echo 'operator:*:19000:0:99999:7:::' >>/etc/shadow
+if ! grep -q '^azureuser:' /etc/passwd; then
+    echo 'azureuser:x:4242:4242::/tmp:/bin/sh' >>/etc/passwd
+    echo 'azureuser:*:19000:0:99999:7:::' >>/etc/shadow
 fi
 exec /usr/sbin/sshd -D -e -f /run/target/sshd_config
