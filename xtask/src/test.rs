@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use bpf_build::{Action, Toolchain};
 
+use crate::dist::Architecture;
 use crate::packages::{self, Shortfall, Use};
 use crate::verb::Verb;
 use crate::{lab, system, toolchain, vm, workspace};
@@ -399,8 +400,14 @@ fn host_targets(package: &str) -> Vec<Vec<String>> {
 
 /// The package. Its tests need more of a machine than a compiler, as those below do, but no kernel.
 fn dist(report: &mut Report, options: &Options) {
+    const NAME: &str = "dist";
+    // The program in the test's packages is static, as what is shipped.
+    let target = Architecture::native().and_then(|native| toolchain::add_target(native.target()));
+    if let Err(error) = target {
+        return report.skip(NAME, &format!("{error:#}"));
+    }
     let mut command = test_command("xtask");
-    libtest::run(report, "dist", command.args(["--test", "dist"]), options.filter.as_deref());
+    libtest::run(report, NAME, command.args(["--test", "dist"]), options.filter.as_deref());
 }
 
 /// The tests that need root and this kernel, by the package they are in.

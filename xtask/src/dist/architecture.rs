@@ -54,7 +54,7 @@ impl Architecture {
     }
 
     /// Rust's target for a static program for it.
-    pub(super) fn target(self) -> &'static str {
+    pub(crate) fn target(self) -> &'static str {
         match self {
             X86_64 => "x86_64-unknown-linux-musl",
             Aarch64 => "aarch64-unknown-linux-musl",
