@@ -760,7 +760,9 @@ fn commands_of_the_guides_do_what_they_say() {
         let desk = Desk::new();
         for block in &page.blocks {
             match block {
-                Block::File { name, text } => check(fs::write(desk.directory.join(name), text).map_err(Into::into)),
+                Block::File { name, text } => {
+                    check(fs::write(desk.directory.join(name), text).map_err(Into::into))
+                }
                 Block::Commands { runner: Runner::Deploy, commands } => {
                     for step in commands {
                         desk.follow(page, step);

@@ -258,7 +258,8 @@ fn prepare(options: &Options, report: &mut Report) -> Prepared {
         uses.push(Use::Lab);
     }
     if wants(&[Group::Net]) && system::is_root() {
-        uses.extend([Use::Deploy, Use::Clients]);
+        // Of the bench: iptables, whose rules `import` translates.
+        uses.extend([Use::Deploy, Use::Clients, Use::Bench]);
     } else if wants(&[Group::Vm]) && system::is_root() {
         uses.push(Use::Deploy);
     }

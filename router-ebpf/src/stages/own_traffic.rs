@@ -135,13 +135,13 @@ pub(crate) fn run(context: &TcContext) -> i32 {
 /// to a segment without ACK that opens nothing.
 #[inline(always)]
 fn withhold_if_for_the_router(frame: &SkbFrame<'_>, about: &FlowKey, opens: bool) -> i32 {
-    if !flows::has_flow(about) && !(opens && has_listener(about)) {
-        return GO_ON;
+    if flows::has_flow(about) || (opens && has_listener(about)) {
+        if let Some(stats) = stats::block() {
+            stats.answer_withheld(frame.length());
+        }
+        return TC_ACT_SHOT;
     }
-    if let Some(stats) = stats::block() {
-        stats.answer_withheld(frame.length());
-    }
-    TC_ACT_SHOT
+    GO_ON
 }
 
 /// Returns `true` if a forward listens where packets with this tuple go to.

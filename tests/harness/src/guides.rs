@@ -146,10 +146,8 @@ fn block(words: &[&str], content: &[(usize, &str)], says_azure: bool) -> Result<
             ["azure"] if says_azure => Runner::Azure,
             ["azure"] => return Err("the text before a block for Azure has to say \"Azure only\""),
             _ => {
-                return Err(
-                    "a block of commands has to say who runs it: `console run`, `console lab`, \
-                     `console deploy` or `console azure`",
-                );
+                return Err("a block of commands has to say who runs it: `console run`, `console lab`, \
+                     `console deploy` or `console azure`");
             }
         },
         _ => return Ok(None),
