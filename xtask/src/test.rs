@@ -45,7 +45,7 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
                        (and --sequences 1) that repeats it
   --soak MINUTES       a soak after the other groups (alone with --only soak): 200,000 sessions and more,
                        lost and reordered packets, a daemon that is killed again and again
-  --full               long tests too: what happens to a Debian 12 with the router, in a virtual machine
+  --full               long tests too: all that can happen to a Debian 12 with the router
   --only GROUP,..      only these groups, of
       fmt       the formatting, and that comments and pages have at most 100 columns
       clippy    the lints; warnings are errors
@@ -57,12 +57,12 @@ usage: cargo xtask test [--only GROUP,..] [--fuzz-seconds N] [--sequences N] [--
       dist      the Debian package: what is in it, installing, upgrading and removing it
       net       the router in network namespaces, with real traffic; needs root
       fuzz      the fuzz targets
-      vm        the BPF programs on random packets under older kernels, in a virtual machine
-                (`cargo xtask vm` runs all tests of bpf there); with --full also the Debian 12
+      vm        in virtual machines: the BPF programs on random packets under older kernels
+                (`cargo xtask vm` runs all tests of bpf there), and the package on a Debian 12
       soak      the soak of --soak; needs root
 
-The first run installs and compiles everything, and takes most of an hour on two cores. Tests in namespaces,
-of single packets and under Miri take most of that; without them (--only) it is a few minutes.
+The first run installs and compiles everything, and takes half an hour to an hour on two cores. Tests in
+namespaces, in virtual machines and under Miri take most of that; without them (--only) it is a few minutes.
 ";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -224,9 +224,7 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
             },
             Group::Vm => {
                 other_kernels(&mut report, &options);
-                if options.full {
-                    machine(&mut report, &options);
-                }
+                machine(&mut report, &options);
             }
             Group::Soak => soak(&mut report, &options),
         }

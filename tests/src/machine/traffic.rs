@@ -43,6 +43,7 @@ struct Count {
 struct Shared {
     end: AtomicBool,
     connections: Count,
+    unopened: AtomicU64,
     messages: AtomicU64,
     datagrams: Count,
     troubles: Mutex<Vec<String>>,
@@ -53,8 +54,10 @@ struct Shared {
 pub struct Outcome {
     /// Connections: those that stayed, and those that came and went.
     pub connections: u64,
-    /// Connections that were refused, reset, or got no answer or a wrong one.
+    /// Connections that were reset, or got no answer or a wrong one.
     pub connections_lost: u64,
+    /// Connections that did not open.
+    pub unopened: u64,
     /// Messages of connections that were answered.
     pub messages: u64,
     /// Datagrams that were sent.
@@ -66,13 +69,25 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Fails with what was lost, if anything was.
+    /// Fails with what was lost, if anything was, or did not open.
     pub fn nothing_lost(&self) -> Result<String> {
-        let Self { connections, connections_lost, messages, datagrams, datagrams_lost, troubles } = self;
-        let text = format!(
+        let text = self.no_session_lost()?;
+        ensure!(self.unopened == 0, "{text}: {}", self.troubles.join("; "));
+        Ok(text)
+    }
+
+    /// Fails with what was lost of what was open. Behind a load balancer that has the only router
+    /// out of service, new connections do not open, and open ones go on.
+    pub fn no_session_lost(&self) -> Result<String> {
+        let Self { connections, connections_lost, unopened, messages, datagrams, datagrams_lost, troubles } =
+            self;
+        let mut text = format!(
             "{connections_lost} of {connections} connections lost ({messages} messages), \
              {datagrams_lost} of {datagrams} datagrams"
         );
+        if *unopened > 0 {
+            text += &format!("; {unopened} more did not open");
+        }
         ensure!(connections_lost + datagrams_lost == 0, "{text}: {}", troubles.join("; "));
         Ok(text)
     }
@@ -124,10 +139,11 @@ impl Traffic {
     /// Ends it.
     pub fn finish(mut self) -> Outcome {
         self.stop();
-        let Shared { connections, messages, datagrams, .. } = &*self.shared;
+        let Shared { connections, unopened, messages, datagrams, .. } = &*self.shared;
         Outcome {
             connections: connections.sent.load(Ordering::Relaxed),
             connections_lost: connections.lost.load(Ordering::Relaxed),
+            unopened: unopened.load(Ordering::Relaxed),
             messages: messages.load(Ordering::Relaxed),
             datagrams: datagrams.sent.load(Ordering::Relaxed),
             datagrams_lost: datagrams.lost.load(Ordering::Relaxed),
@@ -161,8 +177,8 @@ impl Shared {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn lost(&self, count: &Count, what: String) {
-        count.lost.fetch_add(1, Ordering::Relaxed);
+    fn lost(&self, count: &AtomicU64, what: String) {
+        count.fetch_add(1, Ordering::Relaxed);
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
@@ -176,7 +192,7 @@ impl Shared {
         while self.goes_on() {
             if let Err(error) = tcp.echo(&message(connection, number), LIMIT) {
                 return self.lost(
-                    &self.connections,
+                    &self.connections.lost,
                     format!("connection {connection}, message {number}: {error:#}"),
                 );
             }
@@ -192,12 +208,14 @@ impl Shared {
                 return;
             }
             self.connections.sent.fetch_add(1, Ordering::Relaxed);
-            let came = Tcp::connect(from, target, LIMIT).and_then(|mut tcp| {
-                tcp.echo(&message(connection, 0), LIMIT)?;
-                tcp.close()
-            });
-            if let Err(error) = came {
-                self.lost(&self.connections, format!("a new connection: {error:#}"));
+            match Tcp::connect(from, target, LIMIT) {
+                Ok(mut tcp) => {
+                    let said = tcp.echo(&message(connection, 0), LIMIT).and_then(|_| tcp.close());
+                    if let Err(error) = said {
+                        self.lost(&self.connections.lost, format!("a new connection: {error:#}"));
+                    }
+                }
+                Err(error) => self.lost(&self.unopened, format!("a new connection: {error:#}")),
             }
             thread::sleep(INTERVAL);
         }
@@ -209,7 +227,7 @@ impl Shared {
             let began = Instant::now();
             self.datagrams.sent.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = udp.echo(&message(LONG_LIVED, number), DATAGRAM_LIMIT) {
-                self.lost(&self.datagrams, format!("datagram {number}: {error:#}"));
+                self.lost(&self.datagrams.lost, format!("datagram {number}: {error:#}"));
             }
             number += 1;
             thread::sleep((INTERVAL / 4).saturating_sub(began.elapsed()));

@@ -100,7 +100,8 @@ impl Deploy<'_> {
         Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// Takes back a version that never gets healthy, and no connection notices.
+    /// Takes back a version that never gets healthy, and no open connection notices. Its probe
+    /// answers 503 meanwhile, so the load balancer takes the router out of service.
     fn roll_back(&self) -> Result<String> {
         let bad = self.lab.state().write("tmp/unhealthy.toml", unhealthy())?;
         let before = self.version()?;
@@ -108,7 +109,7 @@ impl Deploy<'_> {
         let args = ["--config", &bad.display().to_string(), "--timeout", "20"];
         let package = self.packages[1].display().to_string();
         let attempt = self.attempt(&[&[OPERATOR, "--package", &package], &args[..]].concat());
-        let lost = traffic.finish().nothing_lost();
+        let lost = traffic.finish().no_session_lost();
         let (good, said) = attempt?;
         ensure!(!good, "it was deployed: {said}");
         ensure!(said.contains("all is as it was before"), "{said}");

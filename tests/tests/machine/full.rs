@@ -103,7 +103,7 @@ fn sandbox(machine: &Machine) -> Result<String> {
 }
 
 /// A daemon that neither runs nor ends: systemd kills it and starts another. The programs forward
-/// meanwhile, and the probe does not say that all is well for longer than it takes to find out.
+/// meanwhile. The probe does not answer, so the load balancer takes the router out of service.
 fn watchdog(machine: &Machine, lab: &Lab) -> Result<String> {
     let before = main_pid(machine)?;
     let traffic = Traffic::start(lab)?;
@@ -113,7 +113,7 @@ fn watchdog(machine: &Machine, lab: &Lab) -> Result<String> {
     // Of the unit: 30 s, and then it starts.
     let came_back = wait_for_another(machine, &before);
     let carried = traffic.carry(MORE);
-    let lost = traffic.finish().nothing_lost();
+    let lost = traffic.finish().no_session_lost();
     came_back?;
     carried?;
     let said = machine.ssh("journalctl -u pls-router --no-pager -n 50")?;
